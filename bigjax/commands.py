@@ -1,0 +1,254 @@
+"""The commands behind `bigjax`, one function each. Slow imports are inside them."""
+
+import json
+import sys
+from typing import Callable
+
+from absl import flags, logging
+
+import bigjax
+from bigjax import config as config_lib
+from bigjax.errors import UserError
+
+DEFAULT_WORKDIR = "runs/gpt-docstrings"
+
+
+class Arguments:
+    """The flags of a command line: --config=, --config.KEY=VALUE, --workdir=, and its own."""
+
+    def __init__(self, argv: list[str], define: Callable[[flags.FlagValues], None] | None = None):
+        self.overrides = [a for a in argv if a.startswith("--config.")]
+        rest = [a for a in argv if not a.startswith("--config.")]
+        self.flags = flags.FlagValues()
+        flags.DEFINE_string("config", None, "A config file, FILE.py or FILE.py:VARIANT.",
+                            flag_values=self.flags)
+        flags.DEFINE_multi_string("workdir", [], "A run's folder.", flag_values=self.flags)
+        if define:
+            define(self.flags)
+        try:
+            extra = self.flags(["bigjax", *rest])[1:]
+        except flags.Error as e:
+            raise UserError(f"{e} Flags: --config.KEY=VALUE, "
+                            + ", ".join(f"--{name}" for name in self.flags)) from e
+        if extra:
+            raise UserError(f"What is {extra[0]!r}? Arguments are written --NAME=VALUE.")
+
+    @property
+    def workdir(self) -> str:
+        """The one work folder."""
+        if len(self.flags.workdir) != 1:
+            raise UserError("This command needs one --workdir=FOLDER.")
+        return self.flags.workdir[0]
+
+    def config(self, base=None):
+        """(config, {overridden key: its former value}); base: a config that replaces --config."""
+        from bigjax import models, tasks
+        if base is None:
+            base = config_lib.load_file(self.flags.config or config_lib.DEFAULT_CONFIG)
+        config = base.copy_and_resolve_references().lock()
+        fields = {"model": models.all_fields(config.model), "task": tasks.all_fields(config.task)}
+        before = {f"{s}.{k}": v for s in fields for k, v in fields[s].items()}
+        before.update(config_lib.sorted_leaves(config))
+        keys = config_lib.override(config, self.overrides, fields)
+        for section, module in (("model", models), ("task", tasks)):
+            with config.unlocked():
+                config[section].update(module.all_fields(config[section]))
+        return config, {k: before[k] for k in keys}
+
+
+def run(argv: list[str]) -> int:
+    """Dispatches one command line (without the program's name)."""
+    if not argv or argv[0] in ("help", "--help", "-h"):
+        print(_usage())
+        return 0
+    if argv[0] == "--version":
+        print(f"bigjax {bigjax.__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise UserError(f"There is no command {argv[0]!r}. "
+                        f"{config_lib.nearest(argv[0], COMMANDS)}")
+    if "--help" in argv:
+        print(COMMANDS[argv[0]].__doc__)
+        return 0
+    logging.set_verbosity(logging.ERROR)  # Orbax warns about what is as it should be
+    COMMANDS[argv[0]](argv[1:])
+    return 0
+
+
+def _usage() -> str:
+    lines = ["usage: bigjax COMMAND [--config=FILE[:VARIANT]] [--config.KEY=VALUE ...] "
+             "[--workdir=FOLDER] ...", ""]
+    for name, function in COMMANDS.items():
+        lines.append(f"  {name:<11} {function.__doc__.splitlines()[0]}")
+    return "\n".join([*lines, "", "`bigjax COMMAND --help` says more."])
+
+
+def train(argv: list[str]) -> None:
+    """Trains a model, or goes on training it.
+
+    --config=FILE[:VARIANT]  default configs/gpt/docstrings.py
+    --config.KEY=VALUE       any key that `bigjax config` prints
+    --workdir=FOLDER         where everything is written; given again, training goes on there
+    """
+    arguments = Arguments(argv)
+    if not arguments.flags.workdir:
+        if arguments.flags.config:
+            raise UserError("--workdir=FOLDER is missing: where to write the run.")
+        arguments.flags.workdir = [DEFAULT_WORKDIR]
+    config, _ = arguments.config()
+    from bigjax.train import run as run_lib
+    run_lib.train(config, arguments.workdir)
+
+
+def evaluate(argv: list[str]) -> None:
+    """Evaluates a saved step of a run on all its evaluation sets.
+
+    --workdir=FOLDER
+    --step=N            default: the newest
+    --config.KEY=VALUE  other data, batches, mesh: any key of the run's config
+    --json              also prints the numbers as one line of JSON, last
+    """
+    def define(f):
+        flags.DEFINE_integer("step", None, "", flag_values=f)
+        flags.DEFINE_bool("json", False, "", flag_values=f)
+    arguments = Arguments(argv, define)
+    from bigjax import data, evals
+    from bigjax.evals.context import Context
+    from bigjax.train import load as load_lib, workdir as workdir_lib
+    config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
+    loaded = load_lib.load(arguments.workdir, config, arguments.flags.step)
+    tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
+    corpus = data.load_text(config.data, tokenizer=tokenizer)
+    context = Context(config, loaded.task, corpus, loaded.mesh, print)
+    numbers = {}
+    for name, entry in config.evals.items():
+        found = evals.build(name, entry, context)(loaded.params, loaded.extras, loaded.step)
+        numbers.update({f"eval/{name}/{k}": v for k, v in found.items()})
+    for key, value in numbers.items():
+        print(f"{key:<32} {value:.6f}")
+    if arguments.flags.json:
+        print(json.dumps({"step": loaded.step, **numbers}))
+
+
+def generate(argv: list[str]) -> None:
+    """Writes text with a trained model.
+
+    --workdir=FOLDER
+    --prompt=TEXT       may be given several times
+    --number=1          samples of each prompt
+    --max_tokens=128
+    --temperature=0.8   0 takes the likeliest token
+    --top_k=0           only the k likeliest tokens; 0 = all
+    --top_p=0.95        only the likeliest tokens that together have this probability
+    --stop=TEXT         ends a sample; may be given several times
+    --seed=0
+    --step=N            default: the newest
+    """
+    def define(f):
+        flags.DEFINE_multi_string("prompt", [], "", flag_values=f)
+        flags.DEFINE_multi_string("stop", [], "", flag_values=f)
+        for name, default in (("number", 1), ("max_tokens", 128), ("top_k", 0), ("seed", 0),
+                              ("step", None)):
+            flags.DEFINE_integer(name, default, "", flag_values=f)
+        for name, default in (("temperature", 0.8), ("top_p", 0.95)):
+            flags.DEFINE_float(name, default, "", flag_values=f)
+    arguments = Arguments(argv, define)
+    f = arguments.flags
+    from bigjax import data, models
+    from bigjax.infer.generate import Generator, Options
+    from bigjax.train import load as load_lib, workdir as workdir_lib
+    if f.number < 1:
+        raise UserError(f"--number is {f.number}; it must be at least 1.")
+    config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
+    tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
+    options = Options(f.max_tokens, f.temperature, f.top_k, f.top_p, tokenizer.eos_id)
+    loaded = load_lib.load(arguments.workdir, config, f.step)
+    generator = Generator(models.module(config.model.name), loaded.task.model_config,
+                          loaded.params)
+    prompts = [p for p in (f.prompt or [""]) for _ in range(f.number)]
+    ids = [[tokenizer.bos_id, *t.tolist()] for t in tokenizer.encode_batch(prompts)]
+    for i, (prompt, new) in enumerate(zip(prompts, generator(ids, options, f.seed))):
+        text = tokenizer.decode(new)
+        for stop in f.stop:
+            text = text.split(stop)[0]
+        if len(prompts) > 1:
+            print(f"--- {i + 1} of {len(prompts)}")
+        print(prompt + text)
+
+
+def list_configs(argv: list[str]) -> None:
+    """Lists every config with the first line of its docstring."""
+    Arguments(argv)
+    for path in config_lib.config_files():
+        print(f"{path.relative_to(config_lib.REPO)!s:<32} "
+              f"{config_lib.first_docstring_line(path)}")
+
+
+def show_config(argv: list[str]) -> None:
+    """Prints a config with every key; overridden ones stand out.
+
+    --config=FILE[:VARIANT] --config.KEY=VALUE, or --workdir=FOLDER for a run's own.
+    """
+    arguments = Arguments(argv)
+    base = None
+    if arguments.flags.workdir:
+        from bigjax.train import workdir as workdir_lib
+        base = workdir_lib.read_config(arguments.workdir)
+    config, overridden = arguments.config(base)
+    config_lib.check_values(config)
+    print(config_lib.describe(config, overridden, color=sys.stdout.isatty()))
+
+
+def checkpoint(argv: list[str]) -> None:
+    """Shows what a run has saved: steps, sizes, and the parameter tree. Needs no accelerator.
+
+    --workdir=FOLDER
+    --step=N          whose parameters to list; default: the newest
+    """
+    def define(f):
+        flags.DEFINE_integer("step", None, "", flag_values=f)
+    arguments = Arguments(argv, define)
+    import jax
+    jax.config.update("jax_platforms", "cpu")
+    from bigjax.train import inspect
+    print(inspect.describe(arguments.workdir, arguments.flags.step))
+
+
+def report(argv: list[str]) -> None:
+    """Draws the curves of one or several runs.
+
+    --workdir=A --workdir=B ...
+    --out=FILE.png   default: report.png in the first work folder
+    """
+    def define(f):
+        flags.DEFINE_string("out", None, "", flag_values=f)
+    arguments = Arguments(argv, define)
+    from bigjax import report as report_lib
+    print(report_lib.draw(arguments.flags.workdir, arguments.flags.out))
+
+
+def tokenizer(argv: list[str]) -> None:
+    """Trains the tokenizer of a config on its sources, or shows the one it names.
+
+    --config=FILE[:VARIANT] --config.KEY=VALUE
+    --out=FOLDER     where to write it; a config takes it by data.tokenizer.path
+    """
+    def define(f):
+        flags.DEFINE_string("out", None, "", flag_values=f)
+    arguments = Arguments(argv, define)
+    config, _ = arguments.config()
+    from bigjax import data
+    built = data.build_tokenizer(config.data)
+    print(f"{config.data.tokenizer.kind} tokenizer of {built.vocab_size:,} tokens")
+    for text in ("Hello world", "def attention(query, key, value):"):
+        ids = built.encode_batch([text])[0].tolist()
+        print(f"{text!r} -> {ids} -> {[built.decode([i]) for i in ids]}")
+    if arguments.flags.out:
+        built.save(arguments.flags.out)
+        print(f"Wrote {arguments.flags.out}")
+
+
+COMMANDS = {
+    "train": train, "eval": evaluate, "generate": generate, "configs": list_configs,
+    "config": show_config, "checkpoint": checkpoint, "report": report, "tokenizer": tokenizer,
+}

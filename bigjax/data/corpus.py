@@ -1,0 +1,125 @@
+"""From the config section `data` to a tokenizer and a token store for each source."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from bigjax.data import sources, tokenizer as tokenizers
+from bigjax.data.loader import TextData
+from bigjax.data.sources import Source
+from bigjax.data.store import SPLITS, Store, build_store, check_fractions, split_of
+from bigjax.errors import UserError
+
+_SCAN_CHARS = 64_000_000  # how far into a source the tokenizer's training text is looked for
+_TRAIN_CHARS = 4_000_000  # how much of that it is trained on: more changes little, and takes longer
+_CHUNK_CHARS = 20_000
+
+
+class Corpus:
+    """Tokenized text: `tokenizer`, `stores` by source name, `weights`, `fingerprint`.
+
+    `fingerprint` changes with the text, the tokenizer and the split fractions: compare losses
+    only between runs where it is equal.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, stores: dict[str, Store],
+                 weights: dict[str, float], seq_len: int, packing: bool) -> None:
+        self.tokenizer, self.stores, self.weights = tokenizer, stores, weights
+        self.seq_len, self.packing = seq_len, packing
+        self.fingerprint = _hash([store.key for store in stores.values()])
+
+    def split(self, name: str, batch_size: int, seed: int = 0,
+              shuffle: bool | None = None) -> TextData:
+        """The batches of 'train', 'valid' or 'test'.
+
+        `shuffle` defaults to True for 'train', which is then endless, and False for the others,
+        which then give every example once (see TextData). UserError if there is too little text.
+        """
+        streams = {source: store.split(name) for source, store in self.stores.items()}
+        return TextData(streams, self.tokenizer, self.seq_len, batch_size, seed, self.packing,
+                        name == 'train' if shuffle is None else shuffle, self.weights)
+
+    def summary(self) -> str:
+        """Documents, tokens and bytes of each source and split, one line each."""
+        lines = []
+        for name, store in self.stores.items():
+            for split in SPLITS:
+                stream = store.split(split)
+                lines.append(f'data: {name} {split:5s} {stream.n_documents:10,} documents '
+                             f'{stream.n_tokens:13,} tokens {stream.n_bytes / 1e6:10.2f} MB')
+            if store.stats['bad_utf8']:
+                lines.append(f'data: {name}: {store.stats["bad_utf8"]:,} byte sequences were not '
+                             'UTF-8 and became U+FFFD (data.on_bad_utf8="refuse" names the first)')
+        return '\n'.join(lines)
+
+
+def load_text(data: Any, log: Callable[[str], None] = print,
+              tokenizer: tokenizers.Tokenizer | None = None) -> Corpus:
+    """Reads, splits and tokenizes `data.sources` once, and opens the result from the cache after.
+
+    Args:
+      data: the config section `data`.
+      log: takes a few lines for people.
+      tokenizer: used instead of the one of the config (a trained model has its own).
+
+    Raises UserError for anything wrong with the config, the sources, or the cache folder.
+    """
+    begun = time.monotonic()
+    entries, content = _entries(data)
+    tokenizer = tokenizer or build_tokenizer(data, log)
+    stores = {}
+    for name, entry in entries.items():
+        def documents(counts: dict[str, int], source: Source = entry) -> Iterator[str]:
+            return sources.documents(source, data.on_bad_utf8, data.cache_dir, counts)
+        stores[name] = build_store(documents, content[name], tokenizer, data.valid_fraction,
+                                   data.test_fraction, data.cache_dir, name, log)
+    corpus = Corpus(tokenizer, stores, {name: entry.weight for name, entry in entries.items()},
+                    data.seq_len, data.packing)
+    log(corpus.summary())
+    log(f'data: tokenizer {tokenizer.kind} of {tokenizer.vocab_size:,} ids; fingerprint '
+        f'{corpus.fingerprint}; cached in {data.cache_dir}; '
+        f'{time.monotonic() - begun:.1f} s')
+    return corpus
+
+
+def build_tokenizer(data: Any, log: Callable[[str], None] = print) -> tokenizers.Tokenizer:
+    """The tokenizer of the config section `data`: loaded, or trained on its sources and cached."""
+    entries, content = _entries(data)
+    trained_on = _hash([list(content.values()), data.valid_fraction, data.test_fraction,
+                        _SCAN_CHARS, _TRAIN_CHARS])
+    return tokenizers.build(data.tokenizer, data.cache_dir, lambda: _sample(data, entries),
+                            trained_on, log)
+
+
+def _entries(data: Any) -> tuple[dict[str, Source], dict[str, str]]:
+    """The sources by name, and what changes with the content of each."""
+    # Sorted: a config that went through JSON gives the same mixture.
+    entries = {name: sources.from_config(name, data.sources[name]) for name in sorted(data.sources)}
+    if not entries:
+        raise UserError('data.sources is empty. Name at least one source, for example '
+                        'data.sources.docs = {"kind": "docstrings"}.')
+    check_fractions(data.valid_fraction, data.test_fraction)
+    return entries, {name: f'{sources.fingerprint(entry)} {data.on_bad_utf8}'
+                     for name, entry in entries.items()}
+
+
+def _sample(data: Any, entries: dict[str, Source]) -> Iterator[str]:
+    """Text of the train split to train a tokenizer on: about the same amount of each source."""
+    for source in entries.values():
+        chunks: list[str] = []
+        n_chars = 0
+        for text in sources.documents(source, data.on_bad_utf8, data.cache_dir):
+            if split_of(text, data.valid_fraction, data.test_fraction) == 'train':
+                chunks += (text[i:i + _CHUNK_CHARS] for i in range(0, len(text), _CHUNK_CHARS))
+                n_chars += len(text)
+            if n_chars >= _SCAN_CHARS:
+                break
+        # Evenly spaced rather than the beginning: sources are often sorted by subject.
+        every = max(1, round(n_chars * len(entries) / _TRAIN_CHARS))
+        yield from chunks[::every]
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

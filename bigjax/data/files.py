@@ -1,0 +1,80 @@
+"""Small file helpers of this room: the cache folder, atomic writes, content fingerprints."""
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from bigjax.errors import UserError
+
+_HASH_WHOLE_BYTES = 256 << 20
+_SAMPLE_BYTES = 64 << 10
+
+
+def cache_folder(cache_dir: str, *parts: str) -> Path:
+    """`cache_dir/parts...` as a local folder that exists. Raises UserError if it cannot."""
+    if '://' in cache_dir:
+        raise UserError(
+            f'data.cache_dir is {cache_dir!r}, but the token store is memory-mapped and has to '
+            'be on a local disk. Set data.cache_dir to a local folder; sources may be on gs://.')
+    folder = Path(cache_dir).expanduser().joinpath(*parts)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(
+            f'cannot create the folder {folder} of data.cache_dir={cache_dir!r}: '
+            f'{e.strerror or e}. Set data.cache_dir to a folder you can write to.') from None
+    return folder
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Other processes see the old file or the whole new one, never a part.
+
+    Raises UserError if the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f'{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp')
+    try:
+        with open(temporary, 'wb') as f:
+            f.write(content)
+        os.replace(temporary, path)
+    except OSError as e:
+        raise UserError(
+            f'cannot write {path}: {e.strerror or e}. Make room there, or set data.cache_dir '
+            'to a folder on another disk.') from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fingerprint_files(paths: list[Any]) -> str:
+    """16 hex digits of the files' contents, in order; `paths` are epath or pathlib paths.
+
+    Up to 256 MiB in all the bytes themselves are hashed, so that copies on two machines agree.
+    Above that it is sizes, modification times, and the first, middle and last 64 KiB of each:
+    a change that keeps all of these is not seen.
+    """
+    stats = [path.stat() for path in paths]
+    sizes = [_size(stat) for stat in stats]
+    whole = sum(sizes) <= _HASH_WHOLE_BYTES
+    digest = hashlib.sha256()
+    for path, stat, size in zip(paths, stats, sizes):
+        digest.update(f'{size}\n'.encode())
+        if not whole:
+            digest.update(f'{_modified(stat)}\n'.encode())
+        with path.open('rb') as f:
+            if whole:
+                digest.update(f.read())
+                continue
+            for start in sorted({0, size // 2, max(0, size - _SAMPLE_BYTES)}):
+                f.seek(start)
+                digest.update(f.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def _modified(stat: Any) -> Any:
+    return stat.mtime if hasattr(stat, 'mtime') else stat.st_mtime
+
+
+def _size(stat: Any) -> int:
+    """epath's own stat result has `length`, that of os.stat has `st_size`."""
+    return int(stat.length if hasattr(stat, 'length') else stat.st_size)

@@ -1,0 +1,37 @@
+"""Which example comes when: a function of (seed, place), with Grain's random-access datasets."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+class Order:
+    """An endless, shuffled, weighted order over the examples of one or more sources.
+
+    Each source is shuffled anew in each of its epochs (an index permutation in O(1): nothing of
+    the size of the data is held). With several sources, places are dealt out by `weights` and
+    each source goes through its own epochs at its own pace.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
+        import grain
+        self._offsets = np.cumsum([0, *sizes])
+        shuffled = []
+        for i, size in enumerate(sizes):
+            # Sources get unrelated seeds: the same one would shuffle equal sizes equally.
+            mixed = np.random.SeedSequence([seed % 2**64, i]).generate_state(1)[0]
+            records = grain.MapDataset.range(int(self._offsets[i]), int(self._offsets[i]) + size)
+            shuffled.append(records.shuffle(seed=int(mixed)).repeat())
+        total = sum(weights)
+        self._places = shuffled[0] if len(shuffled) == 1 else grain.MapDataset.mix(
+            shuffled, weights=[weight / total for weight in weights])
+
+    def __call__(self, places: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [n] source and int64 [n] example within it, at each of `places`; O(1) each."""
+        return split_index(np.array([self._places[i] for i in places], np.int64), self._offsets)
+
+
+def split_index(index: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(source, example within it) of an index over all sources; offsets [n_sources + 1]."""
+    source = np.searchsorted(offsets, index, 'right') - 1
+    return source, index - offsets[source]

@@ -1,0 +1,48 @@
+"""Progress of work whose end is not known: a live line on a terminal, few plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable
+
+_LOG_EVERY_SECONDS = 30.
+
+
+class Progress:
+    """A context manager; `add(n_bytes)` after each piece of work.
+
+    On a terminal a spinner with the megabytes done and their speed, gone when the work is. Into
+    a file or a pipe one line every 30 s, so nothing at all for short work.
+    """
+
+    def __init__(self, title: str, log: Callable[[str], None] = print) -> None:
+        self._title, self._log = title, log
+        self._done = 0
+        self._bar = self._task = None
+
+    def __enter__(self) -> 'Progress':
+        self._begun = self._logged = time.monotonic()
+        if sys.stdout.isatty():
+            from rich import progress
+            self._bar = progress.Progress(
+                progress.SpinnerColumn(), progress.TextColumn('{task.description}'),
+                progress.DownloadColumn(), progress.TransferSpeedColumn(),
+                progress.TimeElapsedColumn(), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=None)
+        return self
+
+    def add(self, n_bytes: int) -> None:
+        """Counts `n_bytes` of text as done, and shows it."""
+        self._done += n_bytes
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done)
+            return
+        now = time.monotonic()
+        if now - self._logged >= _LOG_EVERY_SECONDS:
+            self._logged = now
+            rate = self._done / 1e6 / (now - self._begun)
+            self._log(f'{self._title}: {self._done / 1e6:,.0f} MB of text, {rate:.1f} MB/s')
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

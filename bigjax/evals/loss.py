@@ -1,0 +1,33 @@
+"""The task's loss and metrics over a split: every example once, weighted exactly."""
+
+import jax
+
+from bigjax.evals.context import Context, derive
+from bigjax.parallel import sharding
+
+
+def build(name: str, entry, context: Context):
+    """evals.NAME = evaluation('loss', split=, batches=): batches=0 takes the whole split."""
+    batch_size = context.config.train.batch_size
+    data = context.corpus.split(entry.split, batch_size=batch_size)
+    n = min(entry.batches or data.n_batches, data.n_batches)
+    rows = sharding.local_rows(context.mesh, batch_size)
+    frozen = context.task.frozen()
+
+    @jax.jit
+    def sums(params, extras, frozen, batch):
+        loss, (metrics, _) = context.task.loss(params, extras, frozen, batch, jax.random.key(0),
+                                               False)
+        return {"loss": loss, **metrics}
+
+    def evaluate(params, extras, step: int) -> dict[str, float]:
+        del step
+        total = {}
+        for i in range(n):  # the last short batch is padded with rows of weight 0
+            batch = sharding.put_batch(context.mesh, data.batch_at(i, rows), rows, batch_size)
+            for k, pair in jax.device_get(sums(params, extras, frozen, batch)).items():
+                s, w = total.get(k, (0.0, 0.0))
+                total[k] = s + float(pair[0]), w + float(pair[1])
+        return derive({k: s / max(w, 1e-9) for k, (s, w) in total.items()})
+
+    return evaluate

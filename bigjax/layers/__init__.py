@@ -1,0 +1,1 @@
+"""Building blocks. Modules name the logical axes of their parameters; see parallel/sharding.py."""

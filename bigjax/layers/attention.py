@@ -1,0 +1,124 @@
+"""Attention: the mask, the kernels per backend, rotary positions, and the module.
+
+The mask is made in one place: `attention_mask`. The kernel is chosen in one place: `attend`.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigjax.layers.basic import Dense
+from bigjax.parallel.sharding import constrain
+
+
+class Cache(NamedTuple):
+    """What one attention layer has seen: S slots, of which the first `next` are written.
+
+    key, value: [B, S, K, D] (K key heads); segments: int [B, S], 0 = padding or not written.
+    """
+    key: jax.Array
+    value: jax.Array
+    segments: jax.Array
+    next: jax.Array
+
+    @classmethod
+    def empty(cls, batch: int, slots: int, n_kv_heads: int, head_dim: int, dtype) -> "Cache":
+        kv = jnp.zeros((batch, slots, n_kv_heads, head_dim), dtype)
+        return cls(kv, kv, jnp.zeros((batch, slots), jnp.int32), jnp.int32(0))
+
+    def write(self, key, value, segments) -> "Cache":
+        """Appends T tokens: key, value [B, T, K, D], segments [B, T]."""
+        def put(old, new):
+            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.next, 1)
+        return Cache(put(self.key, key), put(self.value, value), put(self.segments, segments),
+                     self.next + key.shape[1])
+
+
+class Span(NamedTuple):
+    """Where tokens stand: what a mask and positions are made from.
+
+    positions: int [B, T], of each token in its document.
+    segments: int [B, T] or None; tokens attend within their segment (0 = padding).
+    """
+    positions: jax.Array
+    segments: jax.Array | None = None
+
+
+def attention_mask(T: int, S: int, causal: bool, start=0, q_segments_BT=None,
+                   k_segments_BS=None) -> jax.Array | None:
+    """Which of S keys each of T queries sees, bool [B or 1, T, S], or None for all.
+
+    The one place to change who attends to whom: within a segment, and if causal not to later
+    keys. start: the slot of the first query among the keys.
+    """
+    mask = None
+    if causal:
+        mask = (jnp.arange(S) <= start + jnp.arange(T)[:, None])[None]
+    if q_segments_BT is not None:
+        same = q_segments_BT[:, :, None] == k_segments_BS[:, None, :]
+        mask = same if mask is None else mask & same
+    return mask
+
+
+def attend(q_BTHD, k_BSKD, v_BSKD, mask_BTS) -> jax.Array:
+    """Softmax attention, [B, T, H, D]; scores and softmax in float32. H is a multiple of K."""
+    B, T, H, D = q_BTHD.shape
+    K = k_BSKD.shape[2]
+    q = q_BTHD.reshape(B, T, K, H // K, D) * D ** -0.5
+    scores = jnp.einsum("btkgd,bskd->bkgts", q, k_BSKD, preferred_element_type=jnp.float32)
+    if mask_BTS is not None:
+        scores = jnp.where(mask_BTS[:, None, None], scores, -1e30)
+    p = jax.nn.softmax(scores, axis=-1).astype(v_BSKD.dtype)
+    return jnp.einsum("bkgts,bskd->btkgd", p, v_BSKD).reshape(B, T, H, D)
+
+
+def rotary(x_BTHD: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
+    """Rotary position embedding (https://arxiv.org/abs/2104.09864), halves as in Llama."""
+    half = x_BTHD.shape[-1] // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions_BT[..., None, None].astype(jnp.float32) * frequency
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    a, b = jnp.split(x_BTHD.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BTHD.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention; grouped- or single-query where n_kv_heads < n_heads."""
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    causal: bool
+    use_bias: bool = True
+    rope_theta: float = 0.0  # 0 = no rotary positions
+    out_std: float = 0.02
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, span: Span, cache: Cache | None = None,
+                 ) -> tuple[jax.Array, Cache | None]:
+        """Self-attention, [B, T, D]. With a cache the keys and values of x are written into it
+        at its next slot, and the queries see what stands there."""
+        types = dict(use_bias=self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype)
+
+        def heads(name, n, axis):
+            y = Dense((n, self.head_dim), ("embed",), (axis, "head_dim"), **types, name=name)(x_BTD)
+            return constrain(y, "batch", "length", f"act_{axis}", None)
+
+        q = heads("query", self.n_heads, "heads")
+        k = heads("key", self.n_kv_heads, "kv_heads")
+        v = heads("value", self.n_kv_heads, "kv_heads")
+        if self.rope_theta:
+            q = rotary(q, span.positions, self.rope_theta)
+            k = rotary(k, span.positions, self.rope_theta)
+        start, k_segments = 0, span.segments
+        if cache is not None:
+            start, cache = cache.next, cache.write(k, v, span.segments)
+            k, v, k_segments = cache.key, cache.value, cache.segments
+        mask = attention_mask(q.shape[1], k.shape[1], self.causal, start, span.segments,
+                              k_segments)
+        y = Dense((x_BTD.shape[-1],), ("heads", "head_dim"), ("embed",), init_std=self.out_std,
+                  **types, name="out")(attend(q, k, v, mask))
+        return y, cache

@@ -1,0 +1,121 @@
+"""Dense, norms, embeddings, MLP, dropout."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigjax.layers.params import param
+from bigjax.parallel.sharding import constrain
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=True),  # GPT-2's
+    "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),  # BERT's
+    "relu": jax.nn.relu,
+    "swiglu": jax.nn.silu,  # of the gate, https://arxiv.org/abs/2002.05202
+}
+
+
+class Dense(nn.Module):
+    """x @ kernel + bias, contracting the last len(in_axes) dimensions of x.
+
+    kernel: [*in, *features]; in_axes and out_axes name the dimensions.
+    """
+    features: tuple[int, ...]
+    in_axes: tuple[str, ...]
+    out_axes: tuple[str, ...]
+    use_bias: bool = True
+    init_std: float = 0.02
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n = len(self.in_axes)
+        lead, inputs = x.shape[:-n], x.shape[-n:]
+        kernel = param(self, "kernel", nn.initializers.normal(self.init_std),
+                       (*inputs, *self.features), self.in_axes + self.out_axes, self.param_dtype)
+        # Two-dimensional kernels: one plain matrix product on every backend.
+        rows = 1
+        for size in inputs:
+            rows *= size
+        y = x.reshape(*lead, rows).astype(self.dtype) @ kernel.reshape(rows, -1).astype(self.dtype)
+        if self.use_bias:
+            bias = param(self, "bias", nn.initializers.zeros, self.features, self.out_axes,
+                         self.param_dtype)
+            y = y + bias.reshape(-1).astype(self.dtype)
+        return y.reshape(*lead, *self.features)
+
+
+class Norm(nn.Module):
+    """LayerNorm (https://arxiv.org/abs/1607.06450) or RMSNorm (https://arxiv.org/abs/1910.07467).
+
+    Computed in float32 over the last axis; the result has the compute dtype.
+    """
+    kind: str = "layernorm"  # layernorm, rmsnorm
+    use_bias: bool = True  # LayerNorm's; RMSNorm has none
+    eps: float = 1e-5
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        d = x.shape[-1]
+        y = x.astype(jnp.float32)
+        if self.kind == "layernorm":
+            y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        y = y * param(self, "scale", nn.initializers.ones, (d,), ("norm",), self.param_dtype)
+        if self.kind == "layernorm" and self.use_bias:
+            y = y + param(self, "bias", nn.initializers.zeros, (d,), ("norm",), self.param_dtype)
+        return y.astype(self.dtype)
+
+
+class Embed(nn.Module):
+    """A table [n, d]; __call__ looks rows up, attend gives the products with all rows."""
+    n: int
+    d: int
+    axis: str = "vocab"
+    init_std: float = 0.02
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def setup(self):
+        self.embedding = param(self, "embedding", nn.initializers.normal(self.init_std),
+                               (self.n, self.d), (self.axis, "embed"), self.param_dtype)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """[..., d] -> [..., n], accumulated in float32."""
+        return jnp.einsum("...d,nd->...n", x.astype(self.dtype), self.embedding.astype(self.dtype),
+                          preferred_element_type=jnp.float32)
+
+
+class MLP(nn.Module):
+    """Two dense layers; three for SwiGLU, whose gate multiplies the first."""
+    d_ff: int
+    activation: str = "gelu"
+    use_bias: bool = True
+    out_std: float = 0.02
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        types = dict(use_bias=self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype)
+        wide = dict(features=(self.d_ff,), in_axes=("embed",), out_axes=("mlp",), **types)
+        act = ACTIVATIONS[self.activation]
+        h = Dense(**wide, name="up")(x_BTD)
+        h = act(Dense(**wide, name="gate")(x_BTD)) * h if self.activation == "swiglu" else act(h)
+        h = constrain(h, "batch", "length", "act_mlp")
+        return Dense((x_BTD.shape[-1],), ("mlp",), ("embed",), init_std=self.out_std, **types,
+                     name="down")(h)
+
+
+def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
+    """Inverted dropout; off without an rng, so that evaluation passes none."""
+    if rng is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(rng, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)

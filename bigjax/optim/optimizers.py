@@ -1,0 +1,92 @@
+"""Optimizers from config.optim, as Optax transformations of a gradient."""
+
+import re
+
+import jax
+import optax
+
+from bigjax.errors import UserError
+from bigjax.optim.schedules import make_schedule
+from bigjax.trees import named_leaves, path_name
+
+NAMES = ("adamw", "lamb", "adafactor", "sgd")
+
+
+def make(optim, steps: int, params) -> optax.GradientTransformation:
+    """The optimizer of a config. params: the tree (arrays or shapes) it will update.
+
+    In order: clipping by the global norm, the optimizer's own direction, decoupled weight decay
+    of the parameters whose path matches optim.decay, the learning rate; nothing for those that
+    match optim.freeze (they do not count in the norm either).
+    """
+    if optim.name not in NAMES:
+        raise UserError(f"optim.name is {optim.name!r}; allowed: {', '.join(NAMES)}.")
+    schedule = make_schedule(optim, steps)
+    decay = matches(optim.decay, params, "optim.decay")
+    parts = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
+    decayed = optax.add_decayed_weights(optim.weight_decay, decay)
+    if optim.name == "adamw":
+        parts += [optax.scale_by_adam(optim.b1, optim.b2, optim.eps), decayed]
+    elif optim.name == "lamb":  # https://arxiv.org/abs/1904.00962
+        parts += [optax.scale_by_adam(optim.b1, optim.b2, optim.eps), decayed,
+                  per_layer(optax.scale_by_trust_ratio())]
+    elif optim.name == "adafactor":  # https://arxiv.org/abs/1804.04235
+        parts += [per_layer(optax.chain(optax.scale_by_factored_rms(),
+                                        optax.clip_by_block_rms(1.0),
+                                        optax.scale_by_param_block_rms())), decayed]
+    else:
+        parts += [optax.trace(decay=optim.b1) if optim.b1 else optax.identity(), decayed]
+    tx = optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+    if optim.freeze:
+        frozen = matches(optim.freeze, params, "optim.freeze")
+        labels = jax.tree_util.tree_map(lambda f: "frozen" if f else "trained", frozen)
+        tx = optax.partition({"frozen": optax.set_to_zero(), "trained": tx}, labels)
+    return tx
+
+
+def matches(pattern: str, params, key: str):
+    """A tree of bools: whose path ('stack/layers/mlp/up/kernel') the regex is found in.
+
+    Raises UserError if the regex is not one, or finds nothing.
+    """
+    try:
+        regex = re.compile(pattern)
+    except re.error as e:
+        raise UserError(f"{key}={pattern!r} is not a regular expression: {e}.") from e
+    found = jax.tree_util.tree_map_with_path(
+        lambda path, _: regex.search(path_name(path)) is not None, params)
+    if not any(jax.tree_util.tree_leaves(found)):
+        paths = list(named_leaves(params))
+        raise UserError(f"{key}={pattern!r} matches no parameter. There are: "
+                        f"{', '.join(paths[:8])}{', ...' if len(paths) > 8 else ''}")
+    return found
+
+
+def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Applies tx to each layer of a scanned stack by itself.
+
+    Trust ratios, factored moments and root mean squares are of one parameter tensor. A scanned
+    stack holds one tensor for all layers (under a key `layers`, on a leading axis); without this
+    they would be mixed.
+    """
+    def split(tree):
+        leaves = named_leaves(tree)
+        pick = lambda scanned: {name: x for name, x in leaves.items()
+                                if ("layers" in name.split("/")) == scanned}
+        return pick(True), pick(False)
+
+    def init(params):
+        scanned, rest = split(params)
+        return {"scanned": jax.vmap(tx.init)(scanned) if scanned else {}, "rest": tx.init(rest)}
+
+    def update(updates, state, params=None):
+        (u_scanned, u_rest), (p_scanned, p_rest) = split(updates), split(params)
+        new_scanned, new_state = {}, {}
+        if u_scanned:
+            new_scanned, new_state = jax.vmap(tx.update)(u_scanned, state["scanned"], p_scanned)
+        new_rest, rest_state = tx.update(u_rest, state["rest"], p_rest)
+        both = {**new_scanned, **new_rest}
+        out = jax.tree_util.tree_map_with_path(lambda p, _: both[path_name(p)], updates)
+        return out, {"scanned": new_state, "rest": rest_state}
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,47 @@
+"""Learning rates over steps."""
+
+from typing import Callable
+
+import jax.numpy as jnp
+
+from bigjax.errors import UserError
+
+SHAPES = ("cosine", "linear", "rsqrt", "constant")
+
+
+def make_schedule(optim, steps: int) -> Callable:
+    """step (0-based) -> learning rate, float32; over `steps` steps.
+
+    Linear warm-up from 0 to the peak over warmup_steps, then by `schedule`: cosine or linear
+    down to final_fraction of the peak at the last step; rsqrt: peak * sqrt(w / step), w the
+    warm-up (at least 1; https://arxiv.org/abs/1910.10683); constant. rsqrt and constant may end
+    with a linear cool-down to final_fraction over cooldown_steps.
+    """
+    peak, warmup, cooldown = optim.learning_rate, optim.warmup_steps, optim.cooldown_steps
+    shape, final = optim.schedule, optim.final_fraction
+    if shape not in SHAPES:
+        raise UserError(f"optim.schedule is {shape!r}; allowed: {', '.join(SHAPES)}.")
+    if warmup + cooldown > steps:
+        raise UserError(f"optim.warmup_steps={warmup} + optim.cooldown_steps={cooldown} is more "
+                        f"than train.steps={steps}.")
+    if cooldown and shape in ("cosine", "linear"):
+        raise UserError(f"optim.schedule={shape!r} comes down by itself: "
+                        "optim.cooldown_steps is for rsqrt and constant.")
+
+    def schedule(step):
+        step = jnp.asarray(step, jnp.float32)
+        part = jnp.clip((step - warmup) / max(steps - 1 - warmup, 1), 0.0, 1.0)
+        if shape == "cosine":
+            factor = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * part))
+        elif shape == "linear":
+            factor = final + (1 - final) * (1 - part)
+        else:
+            w = max(warmup, 1)
+            factor = jnp.sqrt(w / jnp.maximum(step + 1, w)) if shape == "rsqrt" else 1.0
+            if cooldown:
+                left = jnp.clip((steps - 1 - step) / cooldown, 0.0, 1.0)
+                factor = factor * (final + (1 - final) * left)
+        rise = jnp.minimum((step + 1) / warmup, 1.0) if warmup else 1.0
+        return peak * rise * factor
+
+    return schedule

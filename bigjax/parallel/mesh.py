@@ -1,0 +1,91 @@
+"""The device mesh: from the config's axis sizes to jax.sharding.Mesh."""
+
+import os
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from bigjax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")  # from the slowest links to the fastest
+BATCH_AXES = ("data", "fsdp")  # the batch is cut along these
+
+
+def start(mesh_config, batch_size: int, accumulate: int = 1) -> Mesh:
+    """Starts jax with the devices of a config, checks them, and makes its mesh the current one.
+
+    Raises UserError if the mesh does not fit the devices, or the batch not the mesh.
+    """
+    _use_cpu_devices(cpu_devices(mesh_config, batch_size // accumulate))
+    mesh = make_mesh(mesh_config)
+    check_batch(mesh, batch_size, accumulate)
+    jax.set_mesh(mesh)
+    return mesh
+
+
+def cpu_devices(mesh_config, batch_size: int) -> int:
+    """How many virtual CPU devices a run should have.
+
+    One a core, since XLA threads elementwise work badly and data parallelism does not; fewer if
+    the batch does not divide by that; exactly the mesh's size where the config gives it in full.
+    """
+    sizes = [mesh_config[a] for a in AXES]
+    known = _product(s for s in sizes if s > 0)
+    if -1 not in sizes:
+        return known
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    fit = [n for n in range(1, max(cores, known) + 1)
+           if n % known == 0 and (batch_size % n == 0 or n == known)]
+    return max(fit)
+
+
+def _use_cpu_devices(n: int) -> None:
+    """Splits the CPU into n devices, if jax has not started and nobody else has said how many."""
+    if "--xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", n)
+    except RuntimeError:
+        pass  # jax is running: make_mesh will say if the devices do not fit
+
+
+def make_mesh(mesh_config, devices=None) -> Mesh:
+    """The mesh of a config over devices (default: all).
+
+    Raises UserError, with the arithmetic, if the sizes do not multiply to the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {a: mesh_config[a] for a in AXES}
+    text = " x ".join(f"{a}={s}" for a, s in sizes.items())
+    free = [a for a, s in sizes.items() if s == -1]
+    if len(free) > 1 or any(s < 1 and s != -1 for s in sizes.values()):
+        raise UserError(f"mesh {text}: each size must be at least 1; at most one may be -1.")
+    known = _product(s for s in sizes.values() if s > 0)
+    n = len(devices)
+    if free and n % known == 0:
+        sizes[free[0]] = n // known
+    if _product(sizes.values()) != n:
+        other = f"the other axes take {known}, which does not divide" if free else f"= {known}, not"
+        raise UserError(
+            f"mesh {text}: {other} the {n} {devices[0].platform} device(s) here. Set mesh.* so "
+            "that the sizes multiply to the devices, or one of them to -1.")
+    return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices,
+                         axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
+    """Raises UserError if a micro-batch does not divide over the mesh's batch axes."""
+    shards = _product(mesh.shape[a] for a in BATCH_AXES)
+    if batch_size % (shards * accumulate):
+        axes = " x ".join(f"{a}={mesh.shape[a]}" for a in BATCH_AXES)
+        raise UserError(
+            f"train.batch_size={batch_size} does not divide over {axes} = {shards} device(s)"
+            + (f" x {accumulate} micro-batches" if accumulate > 1 else "")
+            + f": use a multiple of {shards * accumulate}.")
+
+
+def _product(numbers) -> int:
+    out = 1
+    for n in numbers:
+        out *= n
+    return out

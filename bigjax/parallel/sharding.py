@@ -1,0 +1,138 @@
+"""The table from logical axes to mesh axes, and the shardings that follow from it.
+
+Layers name the axes of every parameter ('embed', 'heads', ...) and of their activations
+('batch', 'act_heads', ...). RULES says where each lives. To change a layout, change the table.
+"""
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from bigjax.errors import UserError
+from bigjax.parallel.mesh import BATCH_AXES
+from bigjax.trees import named_leaves, path_name
+
+RULES = {
+    # parameters
+    "layers": None,
+    "vocab": "tensor",
+    "position": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "mlp": "tensor",
+    "norm": None,
+    # activations
+    "batch": BATCH_AXES,
+    "length": None,
+    "act_embed": None,
+    "act_heads": "tensor",
+    "act_kv_heads": "tensor",
+    "act_mlp": "tensor",
+    "act_vocab": "tensor",
+}
+# Copied where they do not divide: multi-query attention has one key head for all devices, and
+# an unbatched sample has one row.
+MAY_REPLICATE = ("kv_heads", "act_kv_heads", "batch")
+
+
+def spec(mesh: Mesh, shape: tuple[int, ...], names: tuple[str | None, ...], what: str
+         ) -> PartitionSpec:
+    """The PartitionSpec of an array with these logical axis names.
+
+    Raises UserError, with the arithmetic, if a dimension does not divide over its mesh axis.
+    """
+    out = []
+    for size, name in zip(shape, names, strict=True):
+        axis = RULES[name] if name else None
+        ways = 1
+        for a in (axis if isinstance(axis, tuple) else (axis,)):
+            ways *= mesh.shape[a] if a else 1
+        if ways > 1 and size % ways:
+            if name not in MAY_REPLICATE:
+                raise UserError(
+                    f"{what} has shape {shape}; its axis {name!r} of {size} is cut over mesh axis "
+                    f"{axis}={ways}, and {size} = {size // ways} x {ways} + {size % ways}. Change "
+                    f"mesh.{axis} or that size (a vocabulary may be larger than the tokenizer's).")
+            axis = None
+        out.append(axis if ways > 1 else None)
+    while out and out[-1] is None:
+        out.pop()
+    return PartitionSpec(*out)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Tells the compiler where an activation lives; does nothing outside jax.set_mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(mesh, x.shape, names, "an activation"))
+
+
+def of_params(mesh: Mesh, shapes, axes):
+    """Shardings of a parameter tree. shapes: tree of ShapeDtypeStruct; axes: tree of name tuples."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x, names: NamedSharding(
+            mesh, spec(mesh, x.shape, names, f"parameter {path_name(path)}")),
+        shapes, axes, is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct))
+
+
+def of_opt_state(mesh: Mesh, opt_shapes, param_shapes, param_shardings):
+    """Shardings of an optimizer state, by path and shape.
+
+    A leaf whose path ends with a parameter's path follows that parameter: as it is where the
+    shapes agree; with the dimensions it kept where it lost some (Adafactor's factored moments);
+    copied otherwise (counters).
+    """
+    shardings = named_leaves(param_shardings)
+    params = {name: (x.shape, shardings[name].spec)
+              for name, x in named_leaves(param_shapes).items()}
+
+    def one(path, x):
+        parts = path_name(path).split("/")
+        for start in range(len(parts)):
+            found = params.get("/".join(parts[start:]))
+            if found:
+                return NamedSharding(mesh, _follow(x.shape, *found))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(one, opt_shapes)
+
+
+def _follow(shape, param_shape, param_spec) -> PartitionSpec:
+    axes = list(param_spec) + [None] * (len(param_shape) - len(param_spec))
+    out, d = [], 0
+    for size in shape:  # greedy: each kept dimension is the next parameter dimension of its size
+        while d < len(param_shape) and param_shape[d] != size:
+            d += 1
+        if d == len(param_shape):
+            return PartitionSpec()
+        out.append(axes[d])
+        d += 1
+    return PartitionSpec(*out)
+
+
+def of_batch(mesh: Mesh) -> NamedSharding:
+    """Batches: the first axis over the data axes."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put_batch(mesh: Mesh, batch: dict, rows: slice, batch_size: int) -> dict:
+    """Host arrays (rows of the global batch) to global device arrays."""
+    sharding = of_batch(mesh)
+    if rows == slice(0, batch_size) and jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return {k: jax.make_array_from_process_local_data(
+        sharding, v, (batch_size, *v.shape[1:])) for k, v in batch.items()}
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> slice:
+    """The contiguous rows of a global batch that this process's devices hold."""
+    indices = of_batch(mesh).addressable_devices_indices_map((batch_size,))
+    starts = [i[0].start or 0 for i in indices.values()]
+    stops = [batch_size if i[0].stop is None else i[0].stop for i in indices.values()]
+    return slice(min(starts), max(stops))

@@ -1,0 +1,87 @@
+"""`bigjax report`: the curves of one or several runs in one picture."""
+
+import json
+import pathlib
+
+from etils import epath
+
+from bigjax.errors import UserError
+
+# (title, the metrics it shows, logarithmic)
+PANELS = (
+    ("loss", ("loss",), False),
+    ("validation", ("eval/*/loss",), False),
+    ("learning rate", ("learning_rate",), False),
+    ("gradient norm", ("grad_norm",), True),
+    ("tokens a second", ("tokens_per_sec",), False),
+    ("accuracy", ("accuracy", "eval/*/accuracy"), False),
+)
+
+
+def read(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
+    """{metric: (steps, values)} of a run's metrics.jsonl.
+
+    Raises UserError if there is none, or a line of it is not JSON.
+    """
+    path = epath.Path(workdir) / "metrics.jsonl"
+    if not path.exists():
+        raise UserError(f"{workdir!r} has no metrics.jsonl: it is no work folder of a run.")
+    curves = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            step = entry.pop("step")
+        except (json.JSONDecodeError, KeyError) as e:
+            raise UserError(f"{path}, line {number} is not a line of metrics ({e}).") from e
+        for key, value in entry.items():
+            steps, values = curves.setdefault(key, ([], []))
+            steps.append(step)
+            values.append(float(value))
+    return curves
+
+
+def draw(workdirs: list[str], out: str | None) -> str:
+    """Writes the picture and returns its path and a table of last values.
+
+    Raises UserError if no work folder is given or one has no metrics.
+    """
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    if not workdirs:
+        raise UserError("Name the runs: --workdir=A --workdir=B ...")
+    runs = {w: read(w) for w in workdirs}
+    figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
+    for axis, (title, keys, log) in zip(axes.flat, PANELS):
+        for i, (workdir, curves) in enumerate(runs.items()):
+            for key in [k for k in curves if any(pathlib.PurePath(k).match(p) for p in keys)]:
+                label = workdir if key == keys[0] else f"{workdir} {key}"
+                held_out = key.startswith("eval/")
+                axis.plot(*curves[key], label=label, color=f"C{i}",
+                          marker="o" if held_out else None, markersize=3,
+                          linestyle="--" if held_out and len(keys) > 1 else "-")
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+        if log:
+            axis.set_yscale("log")
+        if axis.lines:
+            axis.legend(fontsize=7)
+    path = out or str(epath.Path(workdirs[0]) / "report.png")
+    epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with epath.Path(path).open("wb") as f:
+        figure.savefig(f, dpi=110)
+    plt.close(figure)
+    return f"{_table(runs)}\nWrote {path}"
+
+
+def _table(runs: dict) -> str:
+    """The last value of each loss, run by run."""
+    lines = []
+    for workdir, curves in runs.items():
+        last = {k: v[1][-1] for k, v in curves.items()
+                if k in ("loss", "tokens_per_sec") or k.startswith("eval/")}
+        step = max(s[-1] for s, _ in curves.values()) if curves else 0
+        lines.append(f"{workdir}, step {step}: "
+                     + "  ".join(f"{k} {v:.4g}" for k, v in last.items()))
+    return "\n".join(lines)

@@ -1,0 +1,65 @@
+"""Predict the next token."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from bigjax import losses, models
+from bigjax.errors import UserError
+from bigjax.layers import params as params_lib
+from bigjax.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0  # weight of the squared log-partition, such as 1e-4
+
+
+def build(config, options: Config) -> Task:
+    """Batches: inputs, targets int [B, T]; weights [B, T]; with packing segment_ids, positions
+    int [B, T]; target_bytes int [B]."""
+    family = models.module(config.model.name)
+    c = models.build_config(config.model)
+    seq_len = config.data.seq_len
+    if seq_len > c.max_len:
+        raise UserError(f"data.seq_len={seq_len} is longer than model.max_len={c.max_len}.")
+    # Parameters are drawn in the scanned form, so that `scan` does not change them.
+    scanned = family.Model(dataclasses.replace(c, scan=True))
+    model = family.Model(c)
+    example = jnp.zeros((1, 1), jnp.int32)
+
+    def init(rng):
+        params = params_lib.unbox(scanned.init(rng, example)["params"])
+        if not c.scan:
+            params = {**params, "stack": params_lib.unstack_layers(params["stack"])}
+        return {"params": params, "extras": {}}
+
+    def loss(params, extras, frozen, batch, rng, train):
+        del frozen
+        logits, _ = model.apply({"params": params}, batch["inputs"], batch.get("positions"),
+                                batch.get("segment_ids"), rng=rng if train else None)
+        targets, weights = batch["targets"], batch["weights"]
+        nll = losses.cross_entropy(logits, targets, weights)
+        total, weight = nll
+        if train and options.label_smoothing:
+            total, _ = losses.cross_entropy(logits, targets, weights,
+                                            label_smoothing=options.label_smoothing)
+        if train and options.z_loss:
+            total = total + options.z_loss * losses.z_loss(logits, weights)[0]
+        metrics = {
+            "nll": nll,
+            "accuracy": losses.accuracy(logits, targets, weights),
+            "nats_per_byte": (nll[0], batch["target_bytes"].sum().astype(jnp.float32)),
+        }
+        return (total, weight), (metrics, extras)
+
+    def check_vocabulary(n: int) -> None:
+        if n > c.vocab_size:
+            raise UserError(f"The tokenizer has {n} tokens, the model only model.vocab_size="
+                            f"{c.vocab_size}: set that to {n} or more.")
+
+    abstract = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
+    return Task(init, loss, lambda: None, params_lib.logical_axes(abstract), model, c,
+                seq_len * family.flops_per_token(c, seq_len), check_vocabulary)

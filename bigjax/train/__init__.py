@@ -1,0 +1,1 @@
+"""Training: state, step, loop, hooks, checkpoints, metrics; `run.train` puts them together."""

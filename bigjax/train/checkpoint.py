@@ -1,0 +1,164 @@
+"""Checkpoints: WORKDIR/checkpoints/STEP/{params,opt_state,extras,ema,meta}, by Orbax.
+
+Each item can be restored by itself, onto any mesh. `meta` holds a checksum of every array, so
+that a damaged checkpoint is recognised and the one before it is used.
+"""
+
+import shutil
+from typing import Any
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as managers
+
+from bigjax.errors import RunError, UserError
+from bigjax.train.state import State
+from bigjax.trees import named_leaves
+
+ARRAY_ITEMS = ("params", "opt_state", "extras", "ema")
+
+
+class SaveError(RunError):
+    """A checkpoint could not be written; the older ones are intact."""
+
+
+@jax.jit
+def _checksums(leaves: dict) -> dict:
+    """A uint32 a leaf that changes with any byte of it and does not depend on the sharding."""
+    def one(x):
+        if not jnp.issubdtype(x.dtype, jnp.unsignedinteger):
+            x = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+        # The place of each element, dimension by dimension: reshaping would gather the shards.
+        place, stride = jnp.uint32(0), 1
+        for d in reversed(range(x.ndim)):
+            place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, d) * jnp.uint32(
+                stride % 2 ** 32)
+            stride *= x.shape[d]
+        # Odd factors: no change of one element can vanish modulo 2 ** 32.
+        return (x.astype(jnp.uint32) * (2 * place + 1)).sum(dtype=jnp.uint32)
+    return {k: one(x) for k, x in leaves.items()}
+
+
+def checksums(tree) -> dict[str, int]:
+    return {k: int(v) for k, v in jax.device_get(_checksums(named_leaves(tree))).items()}
+
+
+class Checkpoints:
+    """The checkpoints of one work folder."""
+
+    def __init__(self, workdir, *, keep: int = 1, best: str = "", best_mode: str = "min",
+                 read_only: bool = False):
+        self.folder = epath.Path(workdir).resolve() / "checkpoints"
+        policies = [managers.LatestN(keep)]
+        if best:  # Orbax keeps the last n of the sorted ones
+            policies.append(managers.BestN(lambda m: m[best], reverse=best_mode == "min", n=1,
+                                           keep_checkpoints_without_metrics=False))
+        self._best = best
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=ocp.CheckpointManagerOptions(
+                preservation_policy=managers.AnyPreservationPolicy(policies),
+                cleanup_tmp_directories=not read_only, read_only=read_only,
+                create=not read_only))
+
+    def steps(self) -> list[int]:
+        """Saved steps, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: State, meta: dict, metrics: dict[str, float]) -> None:
+        """Writes in the background. meta: JSON. Raises SaveError if this or the last one fails."""
+        items = _items(state)
+        meta = {**meta, "step": step, "checksums": {k: checksums(v) for k, v in items.items()}}
+        args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
+        best = {self._best: metrics[self._best]} if self._best in metrics else None
+        try:
+            self._manager.save(step, args=ocp.args.Composite(
+                **args, meta=ocp.args.JsonSave(meta)), metrics=best)
+        except Exception as e:  # file systems and Orbax raise many kinds
+            raise self._failed(e) from e
+
+    def wait(self) -> None:
+        """Until the last save is complete. Raises SaveError if it fails."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as e:
+            raise self._failed(e) from e
+
+    def _failed(self, error: Exception) -> SaveError:
+        for path in self.folder.glob("*.orbax-checkpoint-tmp*"):  # make room again
+            shutil.rmtree(path, ignore_errors=True)
+        steps = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit()]
+        return SaveError(
+            f"A checkpoint could not be written to {self.folder}: {_short(error)}. "
+            f"Saved and intact: {sorted(steps) or 'none'}. Make room or fix the folder, then run "
+            "the same command: it goes on from the newest of them.")
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def meta(self, step: int) -> dict:
+        return self._manager.restore(step, args=ocp.args.Composite(
+            meta=ocp.args.JsonRestore()))["meta"]
+
+    def pick(self, step: int | None) -> int:
+        """step, or the newest; UserError if it is not there."""
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"There is no checkpoint in {self.folder}: train first.")
+        if step is not None and step not in steps:
+            raise UserError(f"There is no checkpoint of step {step}; there are {steps}.")
+        return steps[-1] if step is None else step
+
+    def arrays(self, step: int) -> dict[str, dict[str, Any]]:
+        """{item: {path: metadata with shape, dtype, sharding}}, without reading the arrays."""
+        with ocp.StandardCheckpointer() as reader:
+            return {name: named_leaves(reader.metadata(self.folder / str(step) / name
+                                                       ).item_metadata.tree)
+                    for name in ARRAY_ITEMS if (self.folder / str(step) / name).exists()}
+
+    def restore(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict]:
+        """The items named in abstract (trees of ShapeDtypeStruct with shardings), and meta.
+
+        Raises ValueError if an array is not what was saved.
+        """
+        meta = self.meta(step)
+        args = {k: ocp.args.StandardRestore(v) for k, v in abstract.items()}
+        items = dict(self._manager.restore(step, args=ocp.args.Composite(**args)))
+        for name, tree in items.items():
+            found = checksums(tree)
+            wrong = [k for k, v in meta["checksums"][name].items() if found.get(k) != v]
+            if wrong:
+                raise ValueError(f"{name}: {wrong[0]} and {len(wrong) - 1} other array(s) differ "
+                                 "from their checksums")
+        return items, meta
+
+    def restore_newest(self, abstract: State, log) -> tuple[State, dict] | None:
+        """The newest checkpoint that is whole; damaged ones are moved to WORKDIR/damaged/."""
+        for step in reversed(self.steps()):
+            try:
+                items, meta = self.restore(step, _items(abstract))
+                return State(jnp.int32(step), items["params"], items["opt_state"],
+                             items.get("extras", abstract.extras), items.get("ema")), meta
+            except Exception as e:  # whatever damage makes Orbax raise
+                aside = self.folder.parent / "damaged" / str(step)
+                log(f"Checkpoint {step} is damaged ({_short(e)}); moved to {aside}, trying the "
+                    "one before it.")
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                if aside.exists():
+                    aside.rmtree()
+                (self.folder / str(step)).rename(aside)
+                self._manager.reload()
+        return None
+
+
+def _items(state: State) -> dict[str, Any]:
+    """The array items of a state; empty ones are left out (Orbax refuses them)."""
+    return {k: getattr(state, k) for k in ARRAY_ITEMS
+            if jax.tree_util.tree_leaves(getattr(state, k))}
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}"

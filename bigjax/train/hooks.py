@@ -1,0 +1,91 @@
+"""What happens beside training, each on its own cadence."""
+
+import signal
+import time
+from typing import Callable
+
+from bigjax.train.state import State
+
+
+class Evaluate:
+    """Runs an evaluator every `every` steps and at the last one; its numbers go to `write`."""
+
+    def __init__(self, name: str, evaluator: Callable, every: int, last: int,
+                 write: Callable[[int, dict], None], pause: Callable[[float], None]):
+        self._name, self._evaluator, self._every, self._last = name, evaluator, every, last
+        self._write, self._pause = write, pause
+
+    def due(self, step: int) -> bool:
+        return step % self._every == 0 or step == self._last
+
+    def __call__(self, step: int, state: State) -> None:
+        start = time.perf_counter()
+        params = state.params if state.ema is None else state.ema
+        metrics = self._evaluator(params, state.extras, step)
+        self._pause(time.perf_counter() - start)
+        self._write(step, {f"eval/{self._name}/{k}": v for k, v in metrics.items()})
+
+
+class EarlyStop:
+    """Ends training when a metric has not improved for `patience` evaluations.
+
+    `state` goes into the checkpoint, so that a resumed run stops where the whole one would.
+    """
+
+    def __init__(self, config, latest: dict, log: Callable[[str], None]):
+        self._config, self._latest, self._log = config, latest, log
+        self.state = {"best": None, "best_step": 0, "seen_step": 0, "bad": 0}
+
+    @property
+    def stopped(self) -> bool:
+        return self.state["bad"] >= self._config.patience
+
+    def due(self, step: int) -> bool:
+        return self._config.metric in self._latest.get(step, {})
+
+    def __call__(self, step: int, state: State) -> bool:
+        value, s, c = self._latest[step][self._config.metric], self.state, self._config
+        sign = 1 if c.mode == "min" else -1
+        if s["best"] is None or sign * value < sign * s["best"] - c.min_delta:
+            s.update(best=value, best_step=step, bad=0)
+        else:
+            s["bad"] += 1
+        if self.stopped:
+            self._log(f"Stopping early at step {step}: {c.metric} has not improved on "
+                      f"{s['best']:.4f} (step {s['best_step']}) for {s['bad']} evaluations.")
+        return self.stopped
+
+
+class Save:
+    """Saves every `every` steps."""
+
+    def __init__(self, save: Callable[[int, State], None], every: int):
+        self._save, self._every = save, every
+
+    def due(self, step: int) -> bool:
+        return step % self._every == 0
+
+    def __call__(self, step: int, state: State) -> None:
+        self._save(step, state)
+
+
+class StopOnSignal:
+    """Ends training after the current step on SIGTERM or the first Ctrl-C."""
+
+    def __init__(self):
+        self.received = None
+        self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def _handle(self, number, frame) -> None:
+        self.received = signal.Signals(number).name
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
+
+    def due(self, step: int) -> bool:
+        return self.received is not None
+
+    def __call__(self, step: int, state: State) -> bool:
+        return True
+
+    def close(self) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,47 @@
+"""Opening a run's work folder to evaluate it or generate from it."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from bigjax import tasks
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.parallel import sharding
+from bigjax.train import workdir as workdir_lib
+from bigjax.train.checkpoint import Checkpoints
+
+
+class Loaded(NamedTuple):
+    """A trained model. params are the moving average where the run keeps one."""
+    config: Any
+    task: Any
+    mesh: Any
+    params: Any
+    extras: Any
+    step: int
+
+
+def load(workdir: str, config, step: int | None = None) -> Loaded:
+    """The model of a saved step (default: the newest) on the mesh of config.
+
+    Raises UserError if there is no such step.
+    """
+    checkpoints = Checkpoints(workdir_lib.existing(workdir), read_only=True)
+    step = checkpoints.pick(step)
+    mesh = mesh_lib.start(config.mesh, config.train.batch_size)
+    task = tasks.build(config)
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    place = sharding.of_params(mesh, shapes["params"], task.axes)
+    want = {"ema" if config.train.ema else "params": _with(shapes["params"], place)}
+    if shapes["extras"]:
+        want["extras"] = _with(shapes["extras"], sharding.replicated(mesh))
+    items, _ = checkpoints.restore(step, want)
+    extras = items.pop("extras", shapes["extras"])
+    return Loaded(config, task, mesh, *items.values(), extras, step)
+
+
+def _with(shapes, shardings):
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree_util.tree_map(lambda _: shardings, shapes)
+    return jax.tree_util.tree_map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

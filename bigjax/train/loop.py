@@ -1,0 +1,56 @@
+"""The loop: state, step function, batches, hooks. It knows no model, no data, no files."""
+
+import time
+from typing import Any, Callable, Iterator, Protocol
+
+import jax
+
+
+class Hook(Protocol):
+    """Something done beside training, after some steps."""
+
+    def due(self, step: int) -> bool:
+        """Whether to call the hook after this many steps."""
+
+    def __call__(self, step: int, state: Any) -> bool | None:
+        """Called with metrics of all steps so far reported. True asks the loop to end."""
+
+
+def run(state: Any, step_fn: Callable, batches: Iterator, *, start: int, steps: int,
+        report: Callable[[int, dict, float], bool], hooks: list[Hook],
+        ) -> tuple[Any, int]:
+    """Trains from `start` to `steps` updates; returns the state and the updates done.
+
+    step_fn(state, batch) -> (state, metrics). report(step, metrics, waited) gets each step's
+    metrics as Python floats, one step late so that the device never waits for the host, and the
+    seconds that step waited for data; where it returns True the loop ends without more hooks.
+    """
+    pending = None
+
+    def flush() -> bool:
+        nonlocal pending
+        if not pending:
+            return False
+        (step, metrics, waited), pending = pending, None
+        return report(step, {k: float(v) for k, v in jax.device_get(metrics).items()}, waited)
+
+    done = start
+    while done < steps:
+        before = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - before
+        state, metrics = step_fn(state, batch)
+        done += 1
+        if flush():
+            return state, done
+        pending = (done, metrics, waited)
+        end = False
+        for hook in hooks:
+            if hook.due(done):
+                if flush():
+                    return state, done
+                end |= bool(hook(done, state))
+        if end:
+            break
+    flush()
+    return state, done

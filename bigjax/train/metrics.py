@@ -1,0 +1,148 @@
+"""Where numbers go: WORKDIR/metrics.jsonl, TensorBoard files, and a line for people."""
+
+import json
+import math
+import sys
+import time
+
+from etils import epath
+import jax
+import psutil
+
+# Peak dense bfloat16 FLOP/s of a device, from the vendors' data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12,
+    "TPU v5": 459e12, "TPU v6 lite": 918e12, "TPU v6e": 918e12, "TPU7x": 2307e12,
+    "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12,
+}
+
+
+class Writer:
+    """Appends metrics of a step to the files; knows nothing of what they mean."""
+
+    def __init__(self, workdir, resumed_at: int, tensorboard: bool):
+        self._path = epath.Path(workdir) / "metrics.jsonl"
+        self._active = jax.process_index() == 0
+        self._board = None
+        if not self._active:
+            return
+        self._forget_after(resumed_at)
+        if tensorboard:
+            import tensorboardX  # slow to import
+            self._board = tensorboardX.SummaryWriter(str(epath.Path(workdir) / "tensorboard"),
+                                                     purge_step=resumed_at + 1)
+
+    def _forget_after(self, step: int) -> None:
+        """Drops lines after the step that training goes on from: they will be written again."""
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (json.JSONDecodeError, KeyError):
+                pass  # a line cut short when the process was killed
+        new = self._path.with_suffix(".tmp")
+        new.write_text("".join(kept))
+        new.replace(self._path)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        if not self._active:
+            return
+        line = json.dumps({"step": step, **{k: _json_number(v) for k, v in metrics.items()}})
+        with self._path.open("a") as f:
+            f.write(line + "\n")
+        if self._board:
+            for k, v in metrics.items():
+                self._board.add_scalar(k, v, step)
+
+    def close(self) -> None:
+        if self._board:
+            self._board.close()
+
+
+def _json_number(value):
+    """JSON has no NaN or infinity: a string says which."""
+    return value if math.isfinite(value) else str(value)
+
+
+class Speed:
+    """Examples, tokens and FLOPs a second between two calls; what evaluation took is left out."""
+
+    def __init__(self, batch_size: int, seq_len: int, flops_per_example: float):
+        self._batch, self._tokens, self._flops = batch_size, seq_len, flops_per_example
+        self._peak = PEAK_FLOPS.get(jax.devices()[0].device_kind, 0) * jax.device_count()
+        self._step, self._time, self.waited = None, 0.0, 0.0
+
+    def restart(self, step: int) -> None:
+        """Counts from here. Not called before the first step, which compiles."""
+        self._step, self._time, self.waited = step, time.perf_counter(), 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Leaves time out that was not training."""
+        self._time += seconds
+
+    def read(self, step: int) -> dict[str, float]:
+        now = time.perf_counter()
+        out = {"host_memory_gib": psutil.Process().memory_info().rss / 2 ** 30}
+        if self._step is not None:
+            seconds = max(now - self._time, 1e-9)
+            rate = (step - self._step) * self._batch / seconds
+            out.update(examples_per_sec=rate, steps_per_sec=rate / self._batch,
+                       tokens_per_sec=rate * self._tokens,
+                       data_wait_fraction=self.waited / seconds)
+            if self._peak:
+                out["mfu"] = rate * self._flops / self._peak
+        self.restart(step)
+        return out
+
+
+class Progress:
+    """A line for people: live at the foot of a terminal, plain lines elsewhere."""
+
+    def __init__(self, steps: int):
+        self._steps, self._start, self._live, self._task = steps, None, None, None
+        if sys.stdout.isatty():
+            from rich import progress
+            self._live = progress.Progress(
+                progress.TextColumn("step {task.completed}/{task.total}"), progress.BarColumn(),
+                progress.TextColumn("{task.fields[numbers]}"), progress.TimeRemainingColumn())
+
+    def log(self, text: str) -> None:
+        """A line of its own. Only one process speaks (asked late: asking starts jax)."""
+        if jax.process_index():
+            return
+        if self._live and self._task is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, flush=True)
+
+    def update(self, step: int, metrics: dict[str, float]) -> None:
+        if jax.process_index():
+            return
+        now = time.perf_counter()
+        numbers = f"loss {metrics['loss']:.4f}"
+        if "tokens_per_sec" in metrics:
+            numbers += f"  {metrics['tokens_per_sec']:,.0f} tokens/s"
+        if "mfu" in metrics:
+            numbers += f"  MFU {metrics['mfu']:.1%}"
+        if self._live:
+            if self._task is None:
+                self._live.start()
+                self._task = self._live.add_task("", total=self._steps, completed=step,
+                                                 numbers=numbers)
+            self._live.update(self._task, completed=step, numbers=numbers)
+            return
+        eta = ""
+        if self._start is None:
+            self._start = (step, now)  # after the step that compiled
+        elif step > self._start[0]:
+            left = (self._steps - step) * (now - self._start[1]) / (step - self._start[0])
+            eta = f"  ETA {int(left // 60)}:{int(left % 60):02d}"
+        print(f"step {step}/{self._steps}  {numbers}{eta}", flush=True)
+
+    def close(self) -> None:
+        if self._live:
+            self._live.stop()

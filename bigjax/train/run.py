@@ -1,0 +1,257 @@
+"""`bigjax train`: from a config to a trained model in a work folder."""
+
+import errno
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigjax import config as config_lib
+from bigjax import data, evals, optim, tasks
+from bigjax.errors import RunError, UserError
+from bigjax.evals.context import Context, derive
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.parallel import sharding
+from bigjax.train import hooks as hooks_lib
+from bigjax.train import loop, metrics, state as state_lib, workdir as workdir_lib
+from bigjax.train.checkpoint import Checkpoints
+from bigjax.train.state import State
+from bigjax.train.step import make_step
+from bigjax.trees import count, named_leaves
+
+
+class NonFinite(RunError):
+    """The loss is NaN or infinite."""
+
+
+def train(config, workdir: str) -> None:
+    """Trains, or goes on training, in a work folder. See DESIGN.md for what is written there.
+
+    Raises UserError for bad input, before anything expensive; NonFinite; SaveError.
+    """
+    progress = metrics.Progress(config.train.steps)
+    try:
+        _Run(config, workdir, progress).train()
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise RunError(f"There is no room to write to ({e}). Training stopped; the checkpoints "
+                       f"that {workdir} has are intact. Make room and run the same command.") from e
+    finally:
+        progress.close()
+
+
+class _Run:
+    """The parts of one run. Made in the order in which bad input is cheapest to find."""
+
+    def __init__(self, config, workdir: str, progress: metrics.Progress):
+        self.config, self.progress, self.log = config, progress, progress.log
+        config_lib.check_values(config)
+        self.steps, self.batch_size = config.train.steps, config.train.batch_size
+        self.schedule = optim.make_schedule(config.optim, self.steps)
+        self.mesh = mesh_lib.start(config.mesh, self.batch_size, config.train.accumulate)
+        self.task = tasks.build(config)
+        self._shapes()
+        self.workdir = workdir_lib.open_workdir(workdir, config, self.log)
+        self.corpus = data.load_text(config.data, log=self.log)
+        self.task.check_vocabulary(self.corpus.tokenizer.vocab_size)
+        self.data = self.corpus.split("train", batch_size=self.batch_size, seed=config.seed)
+        self.rows = sharding.local_rows(self.mesh, self.batch_size)
+        context = Context(config, self.task, self.corpus, self.mesh, self.log)
+        self.evaluators = {name: evals.build(name, entry, context)
+                           for name, entry in config.evals.items()}
+        self.checkpoints = Checkpoints(
+            self.workdir, keep=config.checkpoint.keep, best=config.checkpoint.best,
+            best_mode=config.checkpoint.best_mode)
+        self.latest = {}  # {step: evaluation metrics}, for early stopping and the best checkpoint
+        self.early_stop = hooks_lib.EarlyStop(config.train.early_stop, self.latest, self.log)
+        self.saved_step = None
+
+    def _shapes(self) -> None:
+        """Abstract state and its shardings: refuses a layout that does not divide."""
+        c = self.config
+        params = jax.eval_shape(self.task.init, jax.random.key(0))["params"]
+        self.tx = optim.make(c.optim, self.steps, params)
+        self.init = state_lib.make_init(self.task, self.tx, c.seed, c.train.ema > 0)
+        shapes = jax.eval_shape(self.init)
+        self.shardings = state_lib.shardings(self.mesh, self.task, shapes)
+        self.abstract = state_lib.abstract(shapes, self.shardings)
+
+    def train(self) -> None:
+        state, start = self._first_state()
+        if start >= self.steps or self.early_stop.stopped:
+            why = "early stopping ended it" if self.early_stop.stopped else "its train.steps"
+            self.log(f"This run is done: step {start}, {why}. Raise train.steps to go on, or "
+                     "use another --workdir.")
+            return
+        self._describe(start)
+        workdir_lib.write_config(self.workdir, self.config)
+        self.corpus.tokenizer.save(self.workdir / "tokenizer")
+        self.writer = metrics.Writer(self.workdir, start, self.config.log.tensorboard)
+        self.speed = metrics.Speed(self.batch_size, self.config.data.seq_len,
+                                   self.task.flops_per_example)
+        stop = hooks_lib.StopOnSignal()
+        evaluations = [
+            hooks_lib.Evaluate(name, self.evaluators[name], entry.every, self.steps,
+                               self._write_eval, self.speed.pause)
+            for name, entry in self.config.evals.items()]
+        hooks = [*evaluations, self.early_stop,
+                 hooks_lib.Save(self._save, self.config.checkpoint.every), stop]
+        step_fn = self._compiled_step()
+        frozen = self.task.frozen()
+        batches = data.iterate(self.data.batch_at, start, self.steps, self.rows)
+        put = (sharding.put_batch(self.mesh, b, self.rows, self.batch_size) for b in batches)
+        try:
+            if start == 0:
+                for hook in evaluations:
+                    hook(0, state)
+            self.first_step = start + 1
+            state, done = loop.run(
+                state, lambda s, b: step_fn(s, frozen, b), put, start=start, steps=self.steps,
+                report=self._report, hooks=hooks)
+            if self.bad_step:
+                self._explain(state, frozen)
+            if self.saved_step != done:
+                self._save(done, state)
+            self.checkpoints.wait()
+        finally:
+            batches.close()
+            stop.close()
+            self.writer.close()
+            self.checkpoints.close()
+        if stop.received:
+            self.log(f"Stopped by {stop.received} at step {done}, and saved. The same command goes "
+                     "on from there.")
+        self.log(f"Wrote {self.workdir}: checkpoints/{done}, metrics.jsonl, config.json, tokenizer/"
+                 + (", tensorboard/" if self.config.log.tensorboard else ""))
+
+    # --- The first state: own checkpoint, resume_from, init_from, scratch ---------------------
+
+    def _first_state(self) -> tuple[State, int]:
+        c = self.config
+        found = self.checkpoints.restore_newest(self.abstract, self.log)
+        source = "this work folder"
+        if found is None and c.resume_from:
+            other = Checkpoints(workdir_lib.existing(c.resume_from), read_only=True)
+            found = other.restore_newest(self.abstract, self.log)
+            source = c.resume_from
+            if found is None:
+                raise UserError(f"config.resume_from={c.resume_from!r} has no checkpoint.")
+        if found is not None:
+            state, meta = found
+            if meta["data"] != self.corpus.fingerprint:
+                raise UserError(
+                    "The text or the tokenizer is not what this run was trained on (files or "
+                    "installed packages have changed), so it cannot be resumed exactly. Start "
+                    f"another --workdir with --config.init_from={self.workdir}.")
+            self.early_stop.state = meta["early_stop"]
+            start = meta["step"]
+            self.log(f"Going on from step {start} of {source}.")
+            self.saved_step = start if source == "this work folder" else None
+            return state, start
+        state = jax.jit(self.init, out_shardings=self.shardings)()
+        if c.init_from:
+            state = self._init_from(state)
+            self.log(f"Starting at step 0 with the parameters of {c.init_from}.")
+        else:
+            self.log("Starting from scratch.")
+        return state, 0
+
+    def _init_from(self, state: State) -> State:
+        other = Checkpoints(workdir_lib.existing(self.config.init_from), read_only=True)
+        step = other.pick(None)
+        want = {k: x.shape for k, x in named_leaves(self.abstract.params).items()}
+        have = {k: tuple(x.shape) for k, x in other.arrays(step)["params"].items()}
+        wrong = [f"{k} is {have.get(k, 'absent')} there, {want.get(k, 'absent')} here"
+                 for k in sorted({*want, *have}) if want.get(k) != have.get(k)]
+        if wrong:
+            raise UserError(f"config.init_from={self.config.init_from!r} does not fit this model: "
+                            f"{'; '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}.")
+        params = other.restore(step, {"params": self.abstract.params})[0]["params"]
+        copy = jax.jit(lambda p: jax.tree_util.tree_map(lambda x: x + 0, p))
+        return state._replace(params=params,
+                              ema=None if state.ema is None else copy(params))
+
+    def _describe(self, start: int) -> None:
+        mesh = " x ".join(f"{a}={n}" for a, n in self.mesh.shape.items() if n > 1) or "one device"
+        kind = self.mesh.devices.flat[0].device_kind
+        self.log(f"{count(self.abstract.params):,} parameters on {self.mesh.size} {kind} device(s), "
+                 f"{mesh}; {self.steps - start} steps of {self.batch_size} x "
+                 f"{self.config.data.seq_len} tokens, an epoch is {self.data.epoch_steps:.0f} "
+                 "steps. Compiling...")
+
+    def _compiled_step(self):
+        c = self.config
+        step = make_step(self.task, self.tx, self.schedule, seed=c.seed,
+                         accumulate=c.train.accumulate, ema=c.train.ema)
+        return jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
+
+    # --- Reports ------------------------------------------------------------------------------
+
+    bad_step = None
+
+    def _report(self, step: int, values: dict, waited: float) -> bool:
+        """Writes a step's numbers when they are due; True if the loss is not finite."""
+        self.speed.waited += waited
+        if not (np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"])):
+            self.bad_step = step
+            return True
+        if step in (self.first_step, self.steps) or step % self.config.log.every == 0:
+            values = {**derive(values), **self.speed.read(step),
+                      "epoch": step / self.data.epoch_steps}
+            self.writer.write(step, values)
+            self.progress.update(step, values)
+        return False
+
+    def _write_eval(self, step: int, values: dict) -> None:
+        if not values:
+            return
+        self.latest.clear()
+        self.latest[step] = values
+        self.writer.write(step, values)
+        self.log(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+
+    def _save(self, step: int, state: State) -> None:
+        start = time.perf_counter()
+        meta = {"data": self.corpus.fingerprint, "early_stop": dict(self.early_stop.state)}
+        self.checkpoints.save(step, state, meta, self.latest.get(step, {}))
+        self.saved_step = step
+        self.speed.pause(time.perf_counter() - start)
+
+    def _explain(self, state: State, frozen) -> None:
+        """Writes per-layer norms of the step whose loss was not finite, and raises NonFinite."""
+        step = self.bad_step
+        batch = sharding.put_batch(self.mesh, self.data.batch_at(step - 1, self.rows), self.rows,
+                                   self.batch_size)
+        rng = jax.random.fold_in(jax.random.key(self.config.seed), step - 1)
+
+        def norms(params):
+            def loss(p):
+                (total, weight), _ = self.task.loss(p, state.extras, frozen, batch, rng, True)
+                return total / weight
+            return {kind: {k: _layer_norms(k, x) for k, x in named_leaves(tree).items()}
+                    for kind, tree in (("params", params), ("gradients", jax.grad(loss)(params)))}
+
+        found = jax.tree_util.tree_map(lambda x: np.asarray(x).tolist(),
+                                       jax.device_get(jax.jit(norms)(state.params)))
+        path = self.workdir / f"nonfinite-{step}.json"
+        examples = self.data.examples_at(step - 1)
+        path.write_text(json.dumps({"step": step, "examples": examples, "norms": found}, indent=1))
+        saved = self.checkpoints.steps()
+        raise NonFinite(
+            f"The loss of step {step} (batch {step - 1}, examples {_brief(examples)}) is not "
+            f"finite. Norms of parameters and gradients by layer are in {path}. The checkpoints "
+            f"{saved or 'none'} are as they were. Lower optim.learning_rate, clip gradients, or "
+            "look at those examples.")
+
+
+def _layer_norms(name: str, x: jax.Array) -> jax.Array:
+    """The norm of a parameter; of each layer where a scanned stack holds them together."""
+    axes = tuple(range(1, x.ndim)) if "layers" in name.split("/") else None
+    return jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(axis=axes))
+
+
+def _brief(items: list, n: int = 8) -> str:
+    return ", ".join(map(str, items[:n])) + (", ..." if len(items) > n else "")

@@ -1,0 +1,46 @@
+"""What training changes, and how it is laid out over a mesh."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bigjax.parallel import sharding
+
+
+class State(NamedTuple):
+    """step: int32, updates done. ema: moving average of params, or None.
+
+    extras: what a model keeps beside its parameters (batch statistics), mostly {}.
+    """
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    extras: Any
+    ema: Any = None
+
+
+def make_init(task, tx, seed: int, ema: bool):
+    """() -> State at step 0, pure: jit it with out_shardings."""
+    def init() -> State:
+        variables = task.init(jax.random.key(seed))
+        params = variables["params"]
+        return State(jnp.int32(0), params, tx.init(params), variables["extras"],
+                     params if ema else None)
+    return init
+
+
+def shardings(mesh, task, shapes: State) -> State:
+    """The sharding of every leaf of a state."""
+    params = sharding.of_params(mesh, shapes.params, task.axes)
+    return State(
+        step=sharding.replicated(mesh), params=params,
+        opt_state=sharding.of_opt_state(mesh, shapes.opt_state, shapes.params, params),
+        extras=jax.tree_util.tree_map(lambda _: sharding.replicated(mesh), shapes.extras),
+        ema=None if shapes.ema is None else params)
+
+
+def abstract(shapes, shardings_):
+    """ShapeDtypeStructs with shardings: what a checkpoint is restored as."""
+    return jax.tree_util.tree_map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings_)

@@ -1,0 +1,90 @@
+"""One training step: gradient, accumulation, clipping, update."""
+
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bigjax.train.state import State
+
+
+def make_step(task, tx, schedule, *, seed: int, accumulate: int = 1, ema: float = 0.0
+              ) -> Callable:
+    """step(state, frozen, batch) -> (state, metrics); metrics: float32 scalars by name.
+
+    Sums and weights are added over micro-batches and divided once, so that accumulation equals
+    the large batch. A loss or gradient that is not finite leaves the parameters as they are, so
+    that the loop can stop with the last good ones.
+    """
+
+    def loss(params, extras, frozen, batch, rng):
+        (total, weight), (metrics, extras) = task.loss(params, extras, frozen, batch, rng, True)
+        return total, (weight, metrics, extras)
+
+    grad = jax.value_and_grad(loss, has_aux=True)
+
+    def sums(state, frozen, batch):
+        """Gradient of the summed loss, and (loss, weight, metrics) sums."""
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        if accumulate == 1:
+            (total, (weight, metrics, extras)), g = grad(state.params, state.extras, frozen,
+                                                         batch, rng)
+            return g, (total, weight, metrics), extras
+        # Row r goes to micro-batch r % accumulate: each stays spread over all devices.
+        micro = jax.tree_util.tree_map(
+            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def add(carry, item):
+            extras, done = carry
+            i, part = item
+            (total, (weight, metrics, extras)), g = grad(
+                state.params, extras, frozen, part, jax.random.fold_in(rng, i))
+            new = g, (total, weight, metrics)
+            return (extras, jax.tree_util.tree_map(jnp.add, done, new)), None
+
+        first = jax.tree_util.tree_map(lambda x: x[0], micro)
+        shapes = jax.eval_shape(lambda: _sum_parts(grad(state.params, state.extras, frozen,
+                                                        first, rng)))
+        zeros = jax.tree_util.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        (extras, (g, parts)), _ = jax.lax.scan(add, (state.extras, zeros),
+                                               (jnp.arange(accumulate), micro))
+        return g, parts, extras
+
+    def step(state: State, frozen, batch) -> tuple[State, dict]:
+        g, (total, weight, metrics), extras = sums(state, frozen, batch)
+        weight = jnp.maximum(weight, 1e-9)
+        g = jax.tree_util.tree_map(lambda x: x / weight, g)
+        grad_norm = optax.global_norm(g)
+        updates, opt_state = tx.update(g, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = state.ema
+        if ema:
+            average = jax.tree_util.tree_map(lambda a, p: a + (1 - ema) * (p - a), average, params)
+        ok = jnp.isfinite(total) & jnp.isfinite(grad_norm)
+        new = State(state.step + 1, params, opt_state, extras, average)
+        old = state._replace(step=new.step)
+        new = jax.tree_util.tree_map(lambda a, b: jnp.where(ok, a, b), new, old)
+        return new, {
+            "loss": total / weight,
+            **{k: s / jnp.maximum(w, 1e-9) for k, (s, w) in metrics.items()},
+            "learning_rate": jnp.float32(schedule(state.step)),
+            "grad_norm": grad_norm,
+            "param_norm": optax.global_norm(params),
+            "update_norm": optax.global_norm(updates),
+        }
+
+    return step
+
+
+def _sum_parts(value_and_grad):
+    (total, (weight, metrics, _)), g = value_and_grad
+    return g, (total, weight, metrics)
+
+
+def make_eval(task) -> Callable:
+    """evaluate(params, extras, frozen, batch) -> {name: (sum, weight)}, loss included."""
+    def evaluate(params, extras, frozen, batch):
+        loss, (metrics, _) = task.loss(params, extras, frozen, batch, jax.random.key(0), False)
+        return {"loss": loss, **metrics}
+    return evaluate

@@ -1,0 +1,67 @@
+"""The work folder: its config, and whether a run may go on in it."""
+
+import re
+
+from etils import epath
+import jax
+
+from bigjax import config as config_lib
+from bigjax.errors import UserError
+
+# A run in progress keeps these; anything else may change between a stop and a resume.
+FIXED = re.compile(r"^(seed|task\.name|optim\.(name|freeze)|train\.batch_size"
+                   r"|model\.(?!(remat|dropout|dtype)$).*"
+                   r"|data\.(?!cache_dir$).*)$")
+
+
+def open_workdir(workdir: str, config, log) -> epath.Path:
+    """Makes the folder, checks the config in it against this one, and returns its path.
+
+    Raises UserError if a run of another config has saved checkpoints there, naming the keys.
+    """
+    folder = epath.Path(workdir)
+    saved = folder / "config.json"
+    checkpoints = folder / "checkpoints"
+    if saved.exists() and checkpoints.exists() and any(
+            p.name.isdigit() for p in checkpoints.iterdir()):
+        old = dict(config_lib.sorted_leaves(config_lib.from_json(saved.read_text(), str(saved))))
+        new = dict(config_lib.sorted_leaves(config))
+        changed = [k for k in sorted({*old, *new}) if _plain(old.get(k)) != _plain(new.get(k))]
+        wrong = [k for k in changed if FIXED.match(k) or bool(old.get("train.ema")) != bool(
+            new.get("train.ema")) and k == "train.ema"]
+        if wrong:
+            text = "; ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in wrong)
+            raise UserError(
+                f"{workdir} holds a run of another config, which cannot go on with this one: "
+                f"{text}. Use another --workdir (with --config.init_from={workdir} to start from "
+                "its parameters), or set the key back.")
+        for k in changed:
+            log(f"Changed since this run was last started: {k} from {old.get(k)!r} to "
+                f"{new.get(k)!r}.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as e:
+        raise UserError(f"The work folder {workdir} cannot be made: {e}") from e
+    return folder
+
+
+def write_config(folder: epath.Path, config) -> None:
+    if jax.process_index() == 0:
+        (folder / "config.json").write_text(config_lib.to_json(config) + "\n")
+
+
+def existing(workdir: str) -> epath.Path:
+    """The folder of a run, or UserError if it is not one."""
+    if not workdir or not (epath.Path(workdir) / "config.json").exists():
+        raise UserError(f"{workdir!r} is no work folder of a run: it has no config.json.")
+    return epath.Path(workdir)
+
+
+def read_config(workdir: str):
+    """The config of a work folder."""
+    path = existing(workdir) / "config.json"
+    return config_lib.from_json(path.read_text(), str(path))
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value  # JSON has no tuples

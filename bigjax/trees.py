@@ -1,0 +1,21 @@
+"""Names and sizes of pytrees of arrays. A leaf: every room may import it."""
+
+import math
+
+import jax
+
+
+def path_name(path) -> str:
+    """'stack/layers/mlp/up/kernel' from a jax key path."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))))
+                    for k in path)
+
+
+def named_leaves(tree) -> dict:
+    """{path name: leaf}, in tree order."""
+    return {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def count(tree) -> int:
+    """Number of scalars in a tree of arrays or shapes."""
+    return sum(math.prod(x.shape) for x in jax.tree_util.tree_leaves(tree))

@@ -1,0 +1,50 @@
+"""A small GPT on the docstrings that every install carries: a first run, minutes on a laptop."""
+
+from bigjax import config
+
+
+def get_config(variant=""):
+    c = config.new_config()
+
+    c.model = dict(
+        name="gpt",
+        vocab_size=2048,
+        max_len=256,
+        d_model=256,
+        n_layers=4,
+        n_heads=4,
+    )
+
+    c.data.sources = dict(docstrings=config.text_source("docstrings"))
+    c.data.tokenizer.kind = "sentencepiece"
+    c.data.tokenizer.vocab_size = 2048
+    c.data.seq_len = 256
+
+    c.optim.name = "adamw"
+    c.optim.learning_rate = 3e-3
+    c.optim.schedule = "cosine"
+    c.optim.warmup_steps = 20
+    c.optim.final_fraction = 0.1
+    c.optim.b2 = 0.95
+    c.optim.weight_decay = 0.1
+
+    c.train.steps = 300
+    c.train.batch_size = 16
+
+    c.checkpoint.every = 100
+    c.log.every = 10
+    c.evals = dict(
+        valid=config.evaluation("loss", every=100, batches=10),
+        sample=config.evaluation("sample", every=300, prompt="Return the", tokens=60),
+    )
+
+    tiny = config.variants(variant, tiny=True)
+    if tiny:  # under a minute, most of it reading the text
+        c.model.update(d_model=64, n_layers=2, n_heads=2)
+        c.data.seq_len = 64
+        c.train.steps = 20
+        c.optim.warmup_steps = 5
+        c.checkpoint.every = 10
+        c.evals.valid.batches = 2
+        c.evals.sample.tokens = 16
+    return c

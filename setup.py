@@ -1,0 +1,51 @@
+"""Install with `pip install -e .`; `constraints.txt` holds the exact versions that CI uses."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "bigjax/__init__.py").read_text())[1]
+
+PLAN = ["libtpu>=0.0.40,<0.1"]
+TEST = ["pytest>=8.0,<10"]
+
+setup(
+    name="bigjax",
+    version=VERSION,
+    description="Large models in JAX and Flax, TPU first.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["bigjax", "bigjax.*"]),
+    entry_points={"console_scripts": ["bigjax = bigjax.main:cli"]},
+    install_requires=[
+        "absl-py>=2.1,<3",
+        "array_record>=0.6,<0.9",
+        "etils[epath,epy]>=1.10,<2",
+        "flax>=0.12,<0.13",
+        "grain>=0.2.12,<0.3",
+        "jax>=0.9,<0.11",
+        "matplotlib>=3.9,<4",
+        "ml-collections>=1.0,<2",
+        "numpy>=2.0,<3",
+        "optax>=0.2.5,<0.3",
+        "orbax-checkpoint>=0.11.30,<0.13",
+        "psutil>=5.9,<8",
+        "rich>=13.7,<16",
+        "sentencepiece>=0.2,<0.3",
+        "tensorboardX>=2.6,<3",
+        "tensorflow-datasets>=4.9.8,<5",
+        "tokenizers>=0.20,<0.24",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.9,<0.11"],
+        "cuda": ["jax[cuda12]>=0.9,<0.11"],
+        "plan": PLAN,
+        "gcs": ["gcsfs>=2024.6"],
+        "test": TEST,
+        "bench": ["torch>=2.6,<3", "transformers>=4.50,<6"],
+        "reference": ["torch>=2.6,<3", "transformers>=4.50,<6"],
+    },
+)
