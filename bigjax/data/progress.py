@@ -25,7 +25,7 @@ class Progress:
             from rich import progress
             self._bar = progress.Progress(
                 progress.SpinnerColumn(), progress.TextColumn('{task.description}'),
-                progress.DownloadColumn(), progress.TransferSpeedColumn(),
+                progress.FileSizeColumn(), progress.TransferSpeedColumn(),
                 progress.TimeElapsedColumn(), transient=True)
             self._bar.start()
             self._task = self._bar.add_task(self._title, total=None)

@@ -19,7 +19,7 @@ KINDS = ('docstrings', 'text', 'jsonl', 'tfds')
 DOCUMENT_CHARS = 2000  # paragraphs of one large text file are grouped to at least this
 _MAX_CHARS = 100_000  # a text without blank lines is cut at the end of a line after this many
 _FORMAT = 1  # raise it when the same files would give other documents
-_READ_BYTES = 1 << 20
+_READ_BYTES = 4 << 20
 _TFDS_BATCH = 256
 
 
@@ -189,8 +189,8 @@ def _lines(path: Any, bad: _BadUtf8) -> Iterator[str]:
     """Lines with their ends, decoded some at a time: no byte sequence crosses a line's end."""
     offset = 0
     with _try_read(path, lambda: path.open('rb')) as f:
-        while raw := f.readlines(_READ_BYTES):
-            block = b''.join(raw)
+        while block := f.read(_READ_BYTES):
+            block += f.readline()
             text = bad.decode(block, path, offset)
             yield from (text if offset else text.removeprefix('\ufeff')).splitlines(keepends=True)
             offset += len(block)

@@ -197,7 +197,7 @@ class ByteLevelBpe(Tokenizer):
         if missing:
             raise UserError(f'{name} is not a byte-level vocabulary: it lacks {len(missing)} of '
                             f'the 256 bytes (the first is 0x{missing[0]:02X}), so some text would '
-                            'be lost. Use the vocab.json and merges.txt of a GPT-2 style tokenizer.')
+                            'be lost. Use the two files of a tokenizer in the style of GPT-2.')
         try:
             self._bpe = RustTokenizer(models.BPE(vocab=table, merges=pairs))
         except Exception as e:  # the Rust library raises plain Exception
@@ -295,6 +295,8 @@ def build(spec: Any, cache_dir: str, sample: Callable[[], Iterator[str]], conten
     name = _hash(f'sentencepiece {_TRAIN_FORMAT} {spec.vocab_size} {content}') + '.model'
     path = cache_folder(cache_dir, 'tokenizers') / name
     if not path.exists():
+        log(f'data: first use of this text: training a SentencePiece vocabulary of '
+            f'{spec.vocab_size:,} (kept in {path})')
         tokenizer = train_sentencepiece(sample(), spec.vocab_size)
         write_atomically(path, tokenizer._files()['tokenizer.model'])
     return SentencePiece(path.read_bytes(), str(path))
