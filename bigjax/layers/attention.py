@@ -1,7 +1,4 @@
-"""Attention: the mask, the kernels per backend, rotary positions, and the module.
-
-The mask is made in one place: `attention_mask`. The kernel is chosen in one place: `attend`.
-"""
+"""Self-attention with rotary positions and a cache. The mask: kernels.attention_mask."""
 
 from typing import NamedTuple
 
@@ -10,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.layers.basic import Dense
+from bigjax.layers.kernels import attend
 from bigjax.parallel.sharding import constrain
 
 
@@ -46,34 +44,6 @@ class Span(NamedTuple):
     segments: jax.Array | None = None
 
 
-def attention_mask(T: int, S: int, causal: bool, start=0, q_segments_BT=None,
-                   k_segments_BS=None) -> jax.Array | None:
-    """Which of S keys each of T queries sees, bool [B or 1, T, S], or None for all.
-
-    The one place to change who attends to whom: within a segment, and if causal not to later
-    keys. start: the slot of the first query among the keys.
-    """
-    mask = None
-    if causal:
-        mask = (jnp.arange(S) <= start + jnp.arange(T)[:, None])[None]
-    if q_segments_BT is not None:
-        same = q_segments_BT[:, :, None] == k_segments_BS[:, None, :]
-        mask = same if mask is None else mask & same
-    return mask
-
-
-def attend(q_BTHD, k_BSKD, v_BSKD, mask_BTS) -> jax.Array:
-    """Softmax attention, [B, T, H, D]; scores and softmax in float32. H is a multiple of K."""
-    B, T, H, D = q_BTHD.shape
-    K = k_BSKD.shape[2]
-    q = q_BTHD.reshape(B, T, K, H // K, D) * D ** -0.5
-    scores = jnp.einsum("btkgd,bskd->bkgts", q, k_BSKD, preferred_element_type=jnp.float32)
-    if mask_BTS is not None:
-        scores = jnp.where(mask_BTS[:, None, None], scores, -1e30)
-    p = jax.nn.softmax(scores, axis=-1).astype(v_BSKD.dtype)
-    return jnp.einsum("bkgts,bskd->btkgd", p, v_BSKD).reshape(B, T, H, D)
-
-
 def rotary(x_BTHD: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
     """Rotary position embedding (https://arxiv.org/abs/2104.09864), halves as in Llama."""
     half = x_BTHD.shape[-1] // 2
@@ -92,6 +62,7 @@ class Attention(nn.Module):
     causal: bool
     use_bias: bool = True
     rope_theta: float = 0.0  # 0 = no rotary positions
+    kernel: str = "auto"
     out_std: float = 0.02
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -117,8 +88,8 @@ class Attention(nn.Module):
         if cache is not None:
             start, cache = cache.next, cache.write(k, v, span.segments)
             k, v, k_segments = cache.key, cache.value, cache.segments
-        mask = attention_mask(q.shape[1], k.shape[1], self.causal, start, span.segments,
-                              k_segments)
+        o = attend(q, k, v, causal=self.causal, start=start, q_segments=span.segments,
+                   k_segments=k_segments, kernel=self.kernel)
         y = Dense((x_BTD.shape[-1],), ("heads", "head_dim"), ("embed",), init_std=self.out_std,
-                  **types, name="out")(attend(q, k, v, mask))
+                  **types, name="out")(o)
         return y, cache

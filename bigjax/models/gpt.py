@@ -34,6 +34,7 @@ class Config:
     dropout: float = 0.0  # of embeddings and residual branches
     dtype: str = "float32"  # of the computation: float32, bfloat16
     param_dtype: str = "float32"
+    attention: str = "auto"  # auto (by backend), einsum, blocked: see layers/kernels.py
     scan: bool = True  # layers scanned, or unrolled
     remat: str = "none"  # none, dots, full: what the backward pass computes again
 
@@ -52,6 +53,7 @@ class Config:
             raise UserError(f"rotary positions need an even head_dim, not {self.head_dim}.")
         for field, allowed in (("position", ("learned", "rotary")), ("remat", REMAT),
                                ("norm", ("layernorm", "rmsnorm")), ("activation", ACTIVATIONS),
+                               ("attention", ("auto", "einsum", "blocked")),
                                ("dtype", ("float32", "bfloat16")),
                                ("param_dtype", ("float32", "bfloat16"))):
             if getattr(self, field) not in allowed:
@@ -76,7 +78,7 @@ class Block(nn.Module):
         norm = lambda name: Norm(c.norm, eps=c.norm_eps, **types, name=name)
         attention = Attention(c.n_heads, c.n_kv_heads, c.head_dim, causal=True,
                               rope_theta=c.rope_theta if c.position == "rotary" else 0.0,
-                              out_std=out_std, **types, name="attention")
+                              kernel=c.attention, out_std=out_std, **types, name="attention")
         mlp = MLP(c.d_ff, c.activation, out_std=out_std, **types, name="mlp")
         keys = [None, None]
         if rng is not None and c.dropout:

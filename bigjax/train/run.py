@@ -198,11 +198,13 @@ class _Run:
         if not (np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"])):
             self.bad_step = step
             return True
-        if step in (self.first_step, self.steps) or step % self.config.log.every == 0:
+        due = step in (1, self.steps) or step % self.config.log.every == 0
+        if due or step == self.first_step:
             values = {**derive(values), **self.speed.read(step),
                       "epoch": step / self.data.epoch_steps}
-            self.writer.write(step, values)
             self.progress.update(step, values)
+        if due:  # and no other step: a resumed run writes the lines of an uninterrupted one
+            self.writer.write(step, values)
         return False
 
     def _write_eval(self, step: int, values: dict) -> None:

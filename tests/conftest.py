@@ -1,0 +1,55 @@
+"""Eight virtual CPU devices for all tests, and quick compilation, set before jax is imported."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+# Compilation dominates: compile without optimization, and once for all processes of a session.
+os.environ["XLA_FLAGS"] = ("--xla_force_host_platform_device_count=8 "
+                           "--xla_backend_optimization_level=0")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled = tempfile.mkdtemp(prefix="bigjax-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+
+import random  # noqa: E402
+
+import pytest  # noqa: E402
+
+WORDS = ("the a shape array of tokens model step loss value returns and is in to with from each "
+         "batch axis data mesh device key layer head").split()
+
+
+def write_text(path, n_documents: int, seed: int = 0) -> None:
+    """Documents of words with some order in them, separated by blank lines."""
+    rng = random.Random(seed)
+    with open(path, "w", encoding="utf-8") as f:
+        for _ in range(n_documents):
+            start = rng.randrange(len(WORDS))
+            words = [WORDS[(start + 3 * i + rng.randrange(2)) % len(WORDS)] for i in range(400)]
+            f.write(" ".join(words) + ".\n\n")
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory):
+    """A text file of 60 documents, about 120 kB."""
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    write_text(path, 60)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def tiny(corpus_file, cache_dir):
+    """The config of tests/tiny.py on the session's text: bytes, 2 layers, seconds to train."""
+    from bigjax import config
+    c = config.load_file(os.path.join(os.path.dirname(__file__), "tiny.py"))
+    with c.unlocked():
+        c.data.sources.text.path = corpus_file
+        c.data.cache_dir = cache_dir
+    return c

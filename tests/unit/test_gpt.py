@@ -1,0 +1,147 @@
+"""The GPT family: sizes, causality, isolation, scan, remat, cache."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigjax import trees
+from bigjax.layers import params as params_lib
+from bigjax.models import gpt
+
+# Published numbers of parameters, exact where the weights are public.
+EXACT = {
+    "gpt2-124m": 124_439_808, "gpt2-355m": 354_823_168, "gpt2-774m": 774_030_080,
+    "gpt2-1.5b": 1_557_611_200, "llama2-7b": 6_738_415_616, "llama2-70b": 68_976_648_192,
+}
+# GPT-3: table D.1 (millions); PaLM: table 1 (billions).
+ROUNDED = {
+    "gpt3-125m": (125, 1e6), "gpt3-350m": (356, 1e6), "gpt3-760m": (760, 1e6),
+    "gpt3-1.3b": (1320, 1e6), "gpt3-2.7b": (2650, 1e6), "gpt3-6.7b": (6660, 1e6),
+    "gpt3-13b": (12850, 1e6), "gpt3-175b": (174600, 1e6),
+    "palm-8b": (8.63, 1e9), "palm-62b": (62.50, 1e9), "palm-540b": (540.35, 1e9),
+}
+
+
+def n_parameters(preset):
+    model = gpt.Model(gpt.Config(**gpt.PRESETS[preset]))
+    return trees.count(jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), int)))
+
+
+def test_every_preset_has_a_published_size():
+    assert set(EXACT) | set(ROUNDED) == set(gpt.PRESETS)
+
+
+@pytest.mark.parametrize("preset", gpt.PRESETS)
+def test_parameter_counts(preset):
+    n = n_parameters(preset)
+    if preset in EXACT:
+        assert n == EXACT[preset]
+    else:
+        value, unit = ROUNDED[preset]
+        assert abs(n / unit / value - 1) < 0.005
+
+
+STYLES = {
+    "gpt2": {},
+    "llama": dict(position="rotary", norm="rmsnorm", activation="swiglu", bias=False,
+                  tie_embeddings=False, n_kv_heads=2),
+    "palm": dict(position="rotary", activation="swiglu", bias=False, n_kv_heads=1, head_dim=6,
+                 parallel_block=True),
+}
+
+
+@pytest.fixture(scope="module", params=STYLES)
+def model(request):
+    """(config, params) of a small model of each style, with weights large enough to matter."""
+    c = gpt.Config(vocab_size=31, max_len=32, d_model=16, n_layers=2, n_heads=4, scan=False,
+                   **STYLES[request.param])
+    scanned = gpt.Model(dataclasses.replace(c, scan=True))
+
+    @jax.jit
+    def init(key):
+        params = params_lib.unbox(scanned.init(key, jnp.zeros((1, 1), int))["params"])
+        return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), params)
+
+    return c, init(jax.random.key(0))
+
+
+def unrolled(params):
+    return {**params, "stack": params_lib.unstack_layers(params["stack"])}
+
+
+def test_scanned_unrolled_and_rematerialised_forms_are_equal(model):
+    c, params = model
+    c = dataclasses.replace(c, dropout=0.2)
+    tokens = jax.random.randint(jax.random.key(2), (2, 12), 0, c.vocab_size)
+
+    def loss(params, c):
+        logits, _ = gpt.Model(c).apply({"params": params}, tokens, rng=jax.random.key(3))
+        return jax.nn.log_softmax(logits)[..., 0].mean()
+
+    run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    want, want_grad = run(unrolled(params), c)
+    for remat in ("none", "dots", "full"):
+        got, grad = run(params, dataclasses.replace(c, scan=True, remat=remat))
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+        for a, b in zip(jax.tree.leaves(unrolled(grad)), jax.tree.leaves(want_grad)):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+    stacked = params_lib.stack_layers(unrolled(params)["stack"])
+    jax.tree.map(np.testing.assert_array_equal, stacked, params["stack"])
+
+
+def input_gradient(c, params, position, segments=None):
+    """|d logits[position] / d embedding of each token|, [T]."""
+    tokens = jnp.arange(10)[None] % c.vocab_size
+
+    def logit(embedding):
+        p = {**params, "embed": {"embedding": embedding}}
+        logits, _ = gpt.Model(dataclasses.replace(c, tie_embeddings=False)).apply(
+            {"params": p | ({} if "head" in p else {"head": {"kernel": jnp.ones(
+                (c.d_model, c.vocab_size)) * jnp.arange(c.vocab_size)}})}, tokens,
+            segments_BT=segments)
+        return (logits[0, position] * jnp.arange(c.vocab_size)).sum()
+
+    return jnp.abs(jax.jit(jax.grad(logit))(params["embed"]["embedding"])).sum(-1)[:10]
+
+
+def test_no_token_sees_a_later_one(model):
+    c, params = model
+    g = input_gradient(c, unrolled(params), position=5)
+    assert (g[:6] > 0).all() and (g[6:] == 0).all()
+
+
+def test_segments_isolate_packed_documents(model):
+    c, params = model
+    segments = jnp.array([[1, 1, 1, 2, 2, 2, 2, 3, 3, 3]])
+    g = input_gradient(c, unrolled(params), position=5, segments=segments)
+    assert (g[3:6] > 0).all() and (g[:3] == 0).all() and (g[6:] == 0).all()
+
+
+def test_cached_logits_equal_uncached_ones(model):
+    c, params = model
+    params = unrolled(params)
+    tokens = jax.random.randint(jax.random.key(2), (2, 12), 0, c.vocab_size)
+    real = jnp.ones_like(tokens).at[1, :4].set(0)  # the second row is padded on the left
+    positions = jnp.maximum(jnp.cumsum(real, 1) - 1, 0)
+    apply = jax.jit(lambda *a, **k: gpt.Model(c).apply({"params": params}, *a, **k))
+    want, _ = apply(tokens, positions, real)
+    cache = gpt.empty_cache(c, 2, 15)
+    got, cache = apply(tokens[:, :7], positions[:, :7], real[:, :7], cache=cache)
+    parts = [got]
+    for t in range(7, 12):
+        one = slice(t, t + 1)
+        got, cache = apply(tokens[:, one], positions[:, one], real[:, one], cache=cache)
+        parts.append(got)
+    got = jnp.concatenate(parts, axis=1)
+    np.testing.assert_allclose(got[0], want[0], atol=2e-5)
+    np.testing.assert_allclose(got[1, 4:], want[1, 4:], atol=2e-5)
+
+
+def test_flops_per_token_are_six_a_weight_and_attention():
+    c = gpt.Config(**gpt.PRESETS["gpt2-124m"])
+    kernels = n_parameters("gpt2-124m") - 1024 * 768  # all but the positions, nearly
+    attention = 12 * 12 * 768 * 1024
+    assert gpt.flops_per_token(c, 1024) == pytest.approx(6 * kernels + attention, rel=2e-3)

@@ -1,0 +1,65 @@
+"""Imports point one way."""
+
+import ast
+import pathlib
+
+import bigjax
+
+ROOT = pathlib.Path(bigjax.__file__).parent
+# A room may import the rooms before it in this list, and itself.
+ORDER = ["errors", "trees", "cpu", "config", "losses", "data", "optim", "report", "parallel",
+         "layers", "models", "tasks", "infer", "evals", "train", "commands", "main"]
+LEAVES = {"config", "data", "losses", "optim", "report"}  # import no room but errors and trees
+FLAX = {"layers", "models"}
+
+
+def room(path: pathlib.Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: pathlib.Path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            if node.module == "bigjax":
+                yield from (f"bigjax.{a.name}" for a in node.names)
+
+
+def arrows():
+    for path in ROOT.rglob("*.py"):
+        if path == ROOT / "__init__.py":
+            continue
+        for name in imports(path):
+            parts = name.split(".")
+            if parts[0] == "bigjax" and len(parts) > 1:
+                yield path, room(path), parts[1]
+
+
+def test_every_room_has_a_place():
+    assert {room(p) for p in ROOT.rglob("*.py")} - {"__init__"} == set(ORDER)
+
+
+def test_no_arrow_points_back():
+    wrong = [f"{path} imports {b}" for path, a, b in arrows()
+             if ORDER.index(b) > ORDER.index(a)]
+    assert not wrong
+
+
+def test_leaves_import_no_model_and_no_trainer():
+    wrong = [f"{path} imports {b}" for path, a, b in arrows()
+             if a in LEAVES and b not in (a, "errors", "trees")]
+    assert not wrong
+
+
+def test_only_layers_and_models_import_flax():
+    wrong = [str(p) for p in ROOT.rglob("*.py") if room(p) not in FLAX
+             and any(name.split(".")[0] == "flax" for name in imports(p))]
+    assert not wrong
+
+
+def test_data_does_not_import_jax():
+    wrong = [str(p) for p in (ROOT / "data").rglob("*.py")
+             if any(name.split(".")[0] == "jax" for name in imports(p))]
+    assert not wrong
