@@ -30,7 +30,7 @@ setup(
         "matplotlib>=3.9,<4",
         "ml-collections>=1.0,<2",
         "numpy>=2.0,<3",
-        "optax>=0.2.5,<0.3",
+        "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
         "psutil>=5.9,<8",
         "rich>=13.7,<16",

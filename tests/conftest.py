@@ -1,17 +1,13 @@
 """Eight virtual CPU devices for all tests, and quick compilation, set before jax is imported."""
 
-import atexit
 import os
-import shutil
-import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compilation dominates: compile without optimization, and once for all processes of a session.
+# Compilation dominates, so it is without optimization. No persistent cache: programs with
+# collectives that were loaded from it can wait for each other for ever on a CPU.
 os.environ["XLA_FLAGS"] = ("--xla_force_host_platform_device_count=8 "
-                           "--xla_backend_optimization_level=0")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled = tempfile.mkdtemp(prefix="bigjax-tests-")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+                           "--xla_backend_optimization_level=0 "
+                           "--xla_cpu_use_fusion_emitters=false")
 
 import random  # noqa: E402
 

@@ -83,12 +83,16 @@ class Embed(nn.Module):
         self.embedding = param(self, "embedding", nn.initializers.normal(self.init_std),
                                (self.n, self.d), (self.axis, "embed"), self.param_dtype)
 
+    def _table(self) -> jax.Array:
+        """In the compute dtype, whole rows on each device: cut rows make bad gathers."""
+        return constrain(self.embedding.astype(self.dtype), self.axis, None)
+
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        return jnp.take(self._table(), ids, axis=0)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """[..., d] -> [..., n], accumulated in float32."""
-        return jnp.einsum("...d,nd->...n", x.astype(self.dtype), self.embedding.astype(self.dtype),
+        return jnp.einsum("...d,nd->...n", x.astype(self.dtype), self._table(),
                           preferred_element_type=jnp.float32)
 
 

@@ -56,9 +56,14 @@ def spec(mesh: Mesh, shape: tuple[int, ...], names: tuple[str | None, ...], what
                     f"mesh.{axis} or that size (a vocabulary may be larger than the tokenizer's).")
             axis = None
         out.append(axis if ways > 1 else None)
-    while out and out[-1] is None:
-        out.pop()
-    return PartitionSpec(*out)
+    return _trimmed(out)
+
+
+def _trimmed(axes: list) -> PartitionSpec:
+    """Without None at the end, so that equal shardings compare equal."""
+    while axes and axes[-1] is None:
+        axes.pop()
+    return PartitionSpec(*axes)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -109,7 +114,7 @@ def _follow(shape, param_shape, param_spec) -> PartitionSpec:
             return PartitionSpec()
         out.append(axes[d])
         d += 1
-    return PartitionSpec(*out)
+    return _trimmed(out)
 
 
 def of_batch(mesh: Mesh) -> NamedSharding:

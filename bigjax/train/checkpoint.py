@@ -28,7 +28,9 @@ class SaveError(RunError):
 def _checksums(leaves: dict) -> dict:
     """A uint32 a leaf that changes with any byte of it and does not depend on the sharding."""
     def one(x):
-        if not jnp.issubdtype(x.dtype, jnp.unsignedinteger):
+        if x.dtype == bool:
+            x = x.astype(jnp.uint8)
+        elif not jnp.issubdtype(x.dtype, jnp.unsignedinteger):
             x = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
         # The place of each element, dimension by dimension: reshaping would gather the shards.
         place, stride = jnp.uint32(0), 1
@@ -36,8 +38,12 @@ def _checksums(leaves: dict) -> dict:
             place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, d) * jnp.uint32(
                 stride % 2 ** 32)
             stride *= x.shape[d]
-        # Odd factors: no change of one element can vanish modulo 2 ** 32.
-        return (x.astype(jnp.uint32) * (2 * place + 1)).sum(dtype=jnp.uint32)
+        # One to one in x at each place, so no change of one element can stay unseen; mixed as in
+        # MurmurHash3's finalizer, so that changes of several do not cancel.
+        h = x.astype(jnp.uint32) ^ (place * jnp.uint32(0x9E3779B1))
+        h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+        h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+        return (h ^ (h >> 16)).sum(dtype=jnp.uint32)
     return {k: one(x) for k, x in leaves.items()}
 
 
@@ -53,8 +59,9 @@ class Checkpoints:
         self.folder = epath.Path(workdir).resolve() / "checkpoints"
         policies = [managers.LatestN(keep)]
         if best:  # Orbax keeps the last n of the sorted ones
-            policies.append(managers.BestN(lambda m: m[best], reverse=best_mode == "min", n=1,
-                                           keep_checkpoints_without_metrics=False))
+            policies.append(managers.BestN(
+                get_metric_fn=lambda m: m[best], n=1, reverse=best_mode == "min",
+                keep_checkpoints_without_metrics=False))
         self._best = best
         self._manager = ocp.CheckpointManager(
             self.folder, options=ocp.CheckpointManagerOptions(

@@ -34,13 +34,14 @@ class Writer:
                                                      purge_step=resumed_at + 1)
 
     def _forget_after(self, step: int) -> None:
-        """Drops lines after the step that training goes on from: they will be written again."""
+        """Drops the lines that will be written again: those after the step that training goes on
+        from; all when it begins, since step 0 is evaluated again."""
         if not self._path.exists():
             return
         kept = []
         for line in self._path.read_text().splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                if 0 < step >= json.loads(line)["step"]:
                     kept.append(line + "\n")
             except (json.JSONDecodeError, KeyError):
                 pass  # a line cut short when the process was killed

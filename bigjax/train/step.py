@@ -55,7 +55,7 @@ def make_step(task, tx, schedule, *, seed: int, accumulate: int = 1, ema: float 
         g, (total, weight, metrics), extras = sums(state, frozen, batch)
         weight = jnp.maximum(weight, 1e-9)
         g = jax.tree_util.tree_map(lambda x: x / weight, g)
-        grad_norm = optax.global_norm(g)
+        grad_norm = optax.tree.norm(g)
         updates, opt_state = tx.update(g, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.ema
@@ -70,8 +70,8 @@ def make_step(task, tx, schedule, *, seed: int, accumulate: int = 1, ema: float 
             **{k: s / jnp.maximum(w, 1e-9) for k, (s, w) in metrics.items()},
             "learning_rate": jnp.float32(schedule(state.step)),
             "grad_norm": grad_norm,
-            "param_norm": optax.global_norm(params),
-            "update_norm": optax.global_norm(updates),
+            "param_norm": optax.tree.norm(params),
+            "update_norm": optax.tree.norm(updates),
         }
 
     return step

@@ -1,0 +1,136 @@
+"""Killed at any moment, a run goes on to the same numbers, bit by bit."""
+
+import pathlib
+import re
+import signal
+import time
+
+import pytest
+
+from tests import helpers
+
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def flags(corpus_file, cache_dir):
+    return [f"--config={helpers.TINY}", f"--config.data.sources.text.path={corpus_file}",
+            f"--config.data.cache_dir={cache_dir}", "--config.train.ema=0.9"]
+
+
+@pytest.fixture(scope="module")
+def whole(flags, tmp_path_factory):
+    """The work folder of a run that nobody stopped."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    code, out, err = helpers.run("train", *flags, f"--workdir={workdir}")
+    assert code == 0, err
+    return workdir
+
+
+def lines(workdir):
+    path = workdir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+MOMENTS = {
+    "before the first checkpoint": lambda w: lines(w) > 1,
+    "while saving": lambda w: list(w.glob("checkpoints/20.*tmp*")),
+    "after a checkpoint": lambda w: (w / "checkpoints" / "30").exists() and lines(w) > 11,
+}
+
+
+def stop_at(moment, workdir, flags, how) -> tuple[int, str]:
+    """Starts a run, stops it by a signal when moment(workdir) is true: exit code, output."""
+    process = helpers.command("train", *flags, f"--workdir={workdir}")
+    while not moment(workdir):
+        assert process.poll() is None, f"the run ended before the moment came: {process.stderr.read()}"
+        time.sleep(0.0005)
+    process.send_signal(how)
+    out, _ = process.communicate(timeout=120)
+    return process.returncode, out
+
+
+def assert_equal_runs(a, b):
+    assert helpers.read_metrics(a) == helpers.read_metrics(b)
+    want = helpers.saved_checksums(b, STEPS)
+    assert helpers.saved_checksums(a, STEPS) == want and {"params", "opt_state", "ema"} == set(want)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_kill_and_run_again(flags, whole, tmp_path, moment):
+    workdir = tmp_path / "run"
+    code, _ = stop_at(MOMENTS[moment], workdir, flags, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert not (workdir / "checkpoints" / str(STEPS)).exists()
+    code, out, err = helpers.run("train", *flags, f"--workdir={workdir}")
+    assert code == 0, err
+    if moment != "before the first checkpoint":
+        assert re.search(r"Going on from step [123]0 of this work folder", out)
+    assert_equal_runs(workdir, whole)
+
+
+def test_sigterm_saves_and_says_how_to_go_on(flags, whole, tmp_path):
+    workdir = tmp_path / "run"
+    code, out = stop_at(lambda w: lines(w) > 4, workdir, flags, signal.SIGTERM)
+    step = int(re.search(r"Stopped by SIGTERM at step (\d+), and saved. The same command goes on",
+                         out)[1])
+    assert code == 0 and (workdir / "checkpoints" / str(step)).exists()
+    code, out, err = helpers.run("train", *flags, f"--workdir={workdir}")
+    assert code == 0 and f"Going on from step {step}" in out, err
+    assert_equal_runs(workdir, whole)
+
+
+def test_a_finished_run_stays_as_it_is(flags, whole):
+    before = (whole / "metrics.jsonl").read_bytes()
+    code, out, _ = helpers.run("train", *flags, f"--workdir={whole}")
+    assert code == 0 and "This run is done" in out
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("devices, mesh", [(8, ("data=2", "fsdp=2", "tensor=2")), (1, ())])
+def test_another_mesh_or_device_count_continues_the_same_batches(flags, whole, tmp_path, devices,
+                                                                mesh):
+    workdir = tmp_path / "run"
+    moment = lambda w: (w / "checkpoints" / "20").exists()
+    stop_at(moment, workdir, flags, signal.SIGKILL)
+    more = [f"--config.mesh.{axis}" for axis in mesh]
+    code, out, err = helpers.run("train", *flags, *more, f"--workdir={workdir}", devices=devices)
+    assert code == 0, err
+    assert f"on {devices} cpu device" in out
+    got, want = helpers.read_metrics(workdir), helpers.read_metrics(whole)
+    assert [m["step"] for m in got] == [m["step"] for m in want]
+    for a, b in zip(got, want):
+        for key in a:
+            assert a[key] == pytest.approx(b[key], rel=2e-3), (a["step"], key)
+
+
+def test_early_stopping_survives_a_kill(flags, tmp_path):
+    more = [*flags, "--config.train.early_stop.metric=eval/valid/loss",
+            "--config.train.early_stop.min_delta=10", "--config.train.early_stop.patience=2",
+            "--config.train.steps=200"]
+    ends = []
+    for name in ("whole", "killed"):
+        workdir = tmp_path / name
+        if name == "killed":
+            stop_at(lambda w: (w / "checkpoints" / "10").exists(), workdir, more, signal.SIGKILL)
+        code, out, err = helpers.run("train", *more, f"--workdir={workdir}")
+        assert code == 0, err
+        ends.append(re.search(r"Stopping early at step (\d+)", out)[1])
+        code, out, _ = helpers.run("train", *more, f"--workdir={workdir}")
+        assert "early stopping ended it" in out
+    assert ends == ["30", "30"]  # the best at 10, none better at 20 and 30
+
+
+def test_resume_from_and_init_from(flags, whole, tmp_path):
+    branch = tmp_path / "branch"
+    code, out, err = helpers.run("train", *flags, f"--workdir={branch}",
+                                 f"--config.resume_from={whole}", "--config.train.steps=45")
+    assert code == 0 and f"Going on from step {STEPS} of {whole}" in out, err
+    assert [m["step"] for m in helpers.read_metrics(branch)] == [45, 45]
+    fresh = tmp_path / "fresh"
+    code, out, err = helpers.run("train", *flags, f"--workdir={fresh}",
+                                 f"--config.init_from={whole}", "--config.train.steps=5")
+    assert code == 0 and "Starting at step 0 with the parameters" in out, err
+    first, last = helpers.read_metrics(fresh)[0], helpers.read_metrics(whole)[-1]
+    assert first["step"] == 0 and first["eval/valid/loss"] < last["eval/valid/loss"] + 0.2
+    assert not pathlib.Path(branch / "damaged").exists()

@@ -1,0 +1,40 @@
+"""What several tests share."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+TINY = str(pathlib.Path(__file__).parent / "tiny.py")
+# What differs between two equal runs
+TIMES = {"tokens_per_sec", "steps_per_sec", "examples_per_sec", "data_wait_fraction",
+         "host_memory_gib", "mfu"}
+
+
+def read_metrics(workdir, times: bool = False) -> list[dict]:
+    """The lines of metrics.jsonl; without the numbers that depend on the clock."""
+    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if times or k not in TIMES}
+            for line in lines]
+
+
+def saved_checksums(workdir, step: int) -> dict:
+    """Checksums of every array of a saved step."""
+    meta = pathlib.Path(workdir) / "checkpoints" / str(step) / "meta" / "metadata"
+    return json.loads(meta.read_text())["checksums"]
+
+
+def command(*arguments: str, devices: int = 2) -> subprocess.Popen:
+    """Starts `bigjax ...` in a process of its own, with this many devices."""
+    flags = os.environ["XLA_FLAGS"].replace("count=8", f"count={devices}")
+    return subprocess.Popen([sys.executable, "-m", "bigjax.main", *arguments],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "XLA_FLAGS": flags})
+
+
+def run(*arguments: str, devices: int = 2) -> tuple[int, str, str]:
+    """Runs `bigjax ...` to its end: exit code, standard output, standard error."""
+    process = command(*arguments, devices=devices)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err

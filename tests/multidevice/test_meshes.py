@@ -1,0 +1,149 @@
+"""Every mesh gives the numbers of one device."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from bigjax import data, optim, tasks
+from bigjax.errors import UserError
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.parallel import sharding
+from bigjax.train import state as state_lib
+from bigjax.train.step import make_step
+from bigjax.trees import named_leaves
+
+MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 4, 1), (2, 1, 4), (1, 2, 4), (2, 2, 2)]
+
+
+def sizes(data_, fsdp, tensor):
+    return dict(data=data_, fsdp=fsdp, tensor=tensor)
+
+
+def train(c, mesh_sizes, corpus, steps=10):
+    """(losses, parameters by name, state) after a few steps on a mesh."""
+    n = int(np.prod(mesh_sizes))
+    mesh = mesh_lib.make_mesh(sizes(*mesh_sizes), jax.devices()[:n])
+    with jax.set_mesh(mesh):
+        task = tasks.build(c)
+        params = jax.eval_shape(task.init, jax.random.key(0))["params"]
+        tx = optim.make(c.optim, steps, params)
+        init = state_lib.make_init(task, tx, c.seed, c.train.ema > 0)
+        shardings = state_lib.shardings(mesh, task, jax.eval_shape(init))
+        state = jax.jit(init, out_shardings=shardings)()
+        step = jax.jit(make_step(task, tx, optim.make_schedule(c.optim, steps), seed=c.seed,
+                                 accumulate=c.train.accumulate, ema=c.train.ema),
+                       out_shardings=(shardings, None))
+        batches = corpus.split("train", batch_size=c.train.batch_size, seed=c.seed)
+        losses = []
+        for i in range(steps):
+            batch = sharding.put_batch(mesh, batches.batch_at(i), slice(0, c.train.batch_size),
+                                       c.train.batch_size)
+            state, metrics = step(state, None, batch)
+            losses.append(float(metrics["loss"]))
+    return losses, named_leaves(jax.device_get(state.params)), state
+
+
+@pytest.fixture(scope="module")
+def corpus(corpus_file, cache_dir, request):
+    from bigjax import config
+    from tests.helpers import TINY
+    c = config.load_file(TINY)
+    with c.unlocked():
+        c.data.sources.text.path = corpus_file
+        c.data.cache_dir = cache_dir
+    return data.load_text(c.data, log=lambda text: None)
+
+
+@pytest.fixture(scope="module")
+def one_device(corpus, corpus_file):
+    from bigjax import config
+    from tests.helpers import TINY
+    results = {}
+
+    def of(name):
+        if name not in results:
+            c = config.load_file(TINY)
+            with c.unlocked():
+                c.optim.name = name
+            results[name] = train(c, (1, 1, 1), corpus)
+        return results[name]
+    return of
+
+
+def assert_same(got, want):
+    np.testing.assert_allclose(got[0], want[0], rtol=2e-5)
+    for name, x in want[1].items():
+        np.testing.assert_allclose(got[1][name], x, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("mesh_sizes", MESHES[1:], ids=str)
+def test_loss_and_parameters_after_ten_steps(tiny, corpus, one_device, mesh_sizes):
+    got = train(tiny, mesh_sizes, corpus)
+    assert_same(got, one_device("adamw"))
+    assert got[0][-1] < got[0][0] - 0.5  # and something was learned
+
+
+@pytest.mark.parametrize("name", ["lamb", "adafactor"])
+def test_optimizers_on_a_mesh(tiny, corpus, one_device, name):
+    with tiny.unlocked():
+        tiny.optim.name = name
+    assert_same(train(tiny, (2, 2, 2), corpus), one_device(name))
+
+
+def test_parameters_and_moments_are_cut_as_the_table_says(tiny, corpus):
+    _, _, state = train(tiny, (2, 2, 2), corpus, steps=2)
+    query = state.params["stack"]["layers"]["attention"]["query"]["kernel"]
+    assert query.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    assert query.addressable_shards[0].data.size * 4 == query.size
+    moments = [x for name, x in named_leaves(state.opt_state).items()
+               if name.endswith("attention/query/kernel")]
+    assert len(moments) == 2 and all(m.sharding == query.sharding for m in moments)
+
+
+def test_factored_moments_keep_the_cut_of_the_dimensions_they_kept():
+    mesh = mesh_lib.make_mesh(sizes(2, 2, 2))
+    shape = jax.ShapeDtypeStruct((4, 8, 6), "float32")
+    place = jax.sharding.NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor"))
+    state = {"v_row": {"w": jax.ShapeDtypeStruct((4, 8), "float32")},
+             "v_col": {"w": jax.ShapeDtypeStruct((4, 6), "float32")},
+             "count": jax.ShapeDtypeStruct((), "int32")}
+    got = sharding.of_opt_state(mesh, state, {"w": shape}, {"w": place})
+    assert got["v_row"]["w"].spec == PartitionSpec(None, "fsdp")
+    assert got["v_col"]["w"].spec == PartitionSpec(None, "tensor")
+    assert got["count"].spec == PartitionSpec()
+
+
+def test_accumulation_equals_the_large_batch(tiny, corpus):
+    with tiny.unlocked():
+        tiny.model.dropout = 0.0
+        tiny.train.ema = 0.9
+    want = train(tiny, (2, 2, 2), corpus)
+    with tiny.unlocked():
+        tiny.train.accumulate = 2
+    got = train(tiny, (2, 2, 2), corpus)
+    assert_same(got, want)
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: mesh_lib.make_mesh(sizes(3, 1, 1)), ["data=3", "= 3", "8 cpu"]),
+    (lambda: mesh_lib.make_mesh(sizes(-1, 3, 1)), ["3", "does not divide", "8 cpu"]),
+    (lambda: mesh_lib.make_mesh(sizes(-1, -1, 1)), ["at most one"]),
+    (lambda: mesh_lib.check_batch(mesh_lib.make_mesh(sizes(4, 2, 1)), 12), ["12", "8", "data=4"]),
+    (lambda: mesh_lib.check_batch(mesh_lib.make_mesh(sizes(4, 2, 1)), 24, 2), ["24", "16"]),
+    (lambda: sharding.spec(mesh_lib.make_mesh(sizes(1, 1, 8)), (100, 16), ("vocab", "embed"), "x"),
+     ["vocab", "100 = 12 x 8 + 4", "mesh.tensor"]),
+])
+def test_a_layout_that_does_not_fit_is_refused_with_the_arithmetic(call, words):
+    with pytest.raises(UserError) as e:
+        call()
+    assert all(w in str(e.value) for w in words), e.value
+
+
+def test_cpu_devices_follow_the_cores_and_the_batch(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(6))
+    assert mesh_lib.cpu_devices(sizes(-1, 1, 1), 12) == 6
+    assert mesh_lib.cpu_devices(sizes(-1, 1, 1), 8) == 4
+    assert mesh_lib.cpu_devices(sizes(-1, 2, 1), 8) == 4
+    assert mesh_lib.cpu_devices(sizes(2, 2, 2), 8) == 8
+    assert mesh_lib.cpu_devices(sizes(-1, 1, 1), 7) == 1

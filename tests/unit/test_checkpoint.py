@@ -1,0 +1,107 @@
+"""Checkpoints: what is kept, and what happens to damaged ones."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigjax.errors import UserError
+from bigjax.train.checkpoint import Checkpoints, SaveError, checksums
+from bigjax.train.state import State
+
+
+def state(step: int) -> State:
+    w = jnp.arange(6000, dtype=jnp.float32).reshape(20, 300) + step
+    return State(jnp.int32(step), {"w": w}, {"mu": {"w": w * 2}, "count": jnp.int32(step)}, {})
+
+
+ABSTRACT = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state(0))
+
+
+def saved(folder, steps, metrics=None, **options):
+    checkpoints = Checkpoints(folder, **options)
+    for step in steps:
+        checkpoints.save(step, state(step), {"note": step}, (metrics or {}).get(step, {}))
+    checkpoints.wait()
+    return checkpoints
+
+
+def test_round_trip(tmp_path):
+    checkpoints = saved(tmp_path, [3, 5], keep=2)
+    got, meta = checkpoints.restore_newest(ABSTRACT, print)
+    assert meta["note"] == 5 and int(got.step) == 5
+    jax.tree.map(np.testing.assert_array_equal, got, state(5))
+
+
+def test_the_last_n_and_the_best_are_kept(tmp_path):
+    losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0}
+    metrics = {s: {"eval/valid/loss": v} for s, v in losses.items()}
+    checkpoints = saved(tmp_path / "min", range(1, 6), metrics, keep=2, best="eval/valid/loss")
+    assert checkpoints.steps() == [2, 4, 5]
+    checkpoints = saved(tmp_path / "max", range(1, 6), metrics, keep=1, best="eval/valid/loss",
+                        best_mode="max")
+    assert checkpoints.steps() == [4, 5]
+
+
+def array_files(folder, step):
+    return sorted((p for p in (pathlib.Path(folder) / "checkpoints" / str(step)).rglob("*")
+                   if p.is_file() and p.stat().st_size > 1000), key=lambda p: p.stat().st_size)
+
+
+def flip(path, place: float):
+    data = bytearray(path.read_bytes())
+    data[int(place * (len(data) - 1))] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path, place: float):
+    path.write_bytes(path.read_bytes()[:int(place * path.stat().st_size)])
+
+
+@pytest.mark.parametrize("item", ["params", "opt_state"])
+@pytest.mark.parametrize("damage, place", [(flip, 0.1), (flip, 0.5), (flip, 0.9), (cut, 0.5)])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path, item, damage,
+                                                                     place):
+    saved(tmp_path, [3, 5], keep=2).close()
+    damage([p for p in array_files(tmp_path, 5) if item in p.parts][-1], place)
+    said = []
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    got, meta = checkpoints.restore_newest(ABSTRACT, said.append)
+    assert meta["step"] == 3
+    jax.tree.map(np.testing.assert_array_equal, got, state(3))
+    assert "Checkpoint 5 is damaged" in said[0] and (tmp_path / "damaged" / "5").exists()
+    checkpoints.save(5, state(5), {}, {})  # and training can save that step again
+    checkpoints.wait()
+    assert checkpoints.steps() == [3, 5]
+
+
+def test_checksums_see_every_element_and_no_sharding():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = jnp.linspace(-1, 1, 64).reshape(8, 8)
+    cut_up = jax.device_put(x, jax.NamedSharding(mesh, jax.P("x")))
+    assert checksums({"x": x}) == checksums({"x": cut_up})
+    for changed in (x.at[0, 0].add(1e-7), x.at[7, 7].add(1e-7), x.T):
+        assert checksums({"x": x}) != checksums({"x": changed})
+    for dtype in ("bfloat16", "int32", "uint32", "bool"):
+        y = (jnp.round(100 * x) % 3).astype(dtype)
+        assert checksums({"x": y}) != checksums({"x": y.T})
+
+
+def test_a_save_that_fails_leaves_the_older_ones(tmp_path, monkeypatch):
+    checkpoints = saved(tmp_path, [3], keep=2)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(SaveError, match=r"No space left.*Saved and intact: \[3\]"):
+        checkpoints.save(4, state(4), {}, {})
+    assert Checkpoints(tmp_path).restore_newest(ABSTRACT, print)[1]["step"] == 3
+
+
+def test_a_step_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint of step 4; there are"):
+        saved(tmp_path, [3]).pick(4)
+    with pytest.raises(UserError, match="train first"):
+        Checkpoints(tmp_path / "none").pick(None)
