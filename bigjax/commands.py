@@ -70,7 +70,7 @@ def run(argv: list[str]) -> int:
     if "--help" in argv:
         print(COMMANDS[argv[0]].__doc__)
         return 0
-    logging.set_verbosity(logging.ERROR)  # Orbax warns about what is as it should be
+    logging.set_verbosity(logging.FATAL)  # Orbax logs what it also raises
     COMMANDS[argv[0]](argv[1:])
     return 0
 

@@ -46,11 +46,11 @@ def split_of(document: str, valid_fraction: float, test_fraction: float) -> str:
 
 
 def check_fractions(valid_fraction: float, test_fraction: float) -> None:
-    """Raises UserError unless both are at least 0 and leave something to train on."""
-    if not (valid_fraction >= 0 and test_fraction >= 0 and valid_fraction + test_fraction < 1):
+    """Raises UserError unless both are at least 0 and together at most 1 (all is held out)."""
+    if not (valid_fraction >= 0 and test_fraction >= 0 and valid_fraction + test_fraction <= 1):
         raise UserError(
             f'data.valid_fraction={valid_fraction} and data.test_fraction={test_fraction}: each '
-            'has to be at least 0, and their sum below 1, since the rest is trained on.')
+            'has to be at least 0, and their sum at most 1; the rest is trained on.')
 
 
 class Stream:

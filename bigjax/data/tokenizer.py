@@ -287,7 +287,10 @@ def build(spec: Any, cache_dir: str, sample: Callable[[], Iterator[str]], conten
         raise UserError(f'data.tokenizer.kind is {kind!r}; it has to be "sentencepiece", "bpe" '
                         'or "bytes".')
     if spec.path:
-        tokenizer = SentencePiece(_read(spec.path, 'a SentencePiece .model file'), str(spec.path))
+        from etils import epath
+        saved = epath.Path(spec.path) / 'tokenizer.model'  # what Tokenizer.save wrote
+        path = saved if saved.exists() else spec.path
+        tokenizer = SentencePiece(_read(path, 'a SentencePiece .model file'), str(path))
         if not tokenizer.lossless:
             log(f'note: {spec.path} does not keep every text (it normalises, or has no byte '
                 'fallback); byte counts are those of its pieces')

@@ -4,8 +4,11 @@ Each item can be restored by itself, onto any mesh. `meta` holds a checksum of e
 that a damaged checkpoint is recognised and the one before it is used.
 """
 
+import logging
 import shutil
+import sys
 from typing import Any
+import warnings
 
 from etils import epath
 import jax
@@ -63,6 +66,7 @@ class Checkpoints:
                 get_metric_fn=lambda m: m[best], n=1, reverse=best_mode == "min",
                 keep_checkpoints_without_metrics=False))
         self._best = best
+        _silence_abandoned_writes()
         self._manager = ocp.CheckpointManager(
             self.folder, options=ocp.CheckpointManagerOptions(
                 preservation_policy=managers.AnyPreservationPolicy(policies),
@@ -158,6 +162,17 @@ class Checkpoints:
                 (self.folder / str(step)).rename(aside)
                 self._manager.reload()
         return None
+
+
+def _silence_abandoned_writes() -> None:
+    """When a save fails we say so, once; Orbax's other writes would each say it with a traceback."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
+
+    def hook(kind, value, trace):
+        if str(value) != "Event loop is closed":
+            sys.__excepthook__(kind, value, trace)
+    sys.excepthook = hook
 
 
 def _items(state: State) -> dict[str, Any]:

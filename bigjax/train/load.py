@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 from bigjax import tasks
+from bigjax.errors import UserError
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
 from bigjax.train import workdir as workdir_lib
@@ -35,7 +36,11 @@ def load(workdir: str, config, step: int | None = None) -> Loaded:
     want = {"ema" if config.train.ema else "params": _with(shapes["params"], place)}
     if shapes["extras"]:
         want["extras"] = _with(shapes["extras"], sharding.replicated(mesh))
-    items, _ = checkpoints.restore(step, want)
+    try:
+        items, _ = checkpoints.restore(step, want)
+    except Exception as e:  # whatever damage makes Orbax raise
+        raise UserError(f"Checkpoint {step} of {workdir} is damaged or of another model ({e}). "
+                        f"There are {checkpoints.steps()}: choose another --step.") from e
     extras = items.pop("extras", shapes["extras"])
     return Loaded(config, task, mesh, *items.values(), extras, step)
 

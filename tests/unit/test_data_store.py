@@ -112,9 +112,9 @@ def test_what_it_depends_on_is_in_the_key(tmp_path, change):
     assert build(tmp_path).key != build(tmp_path, **change).key
 
 
-@pytest.mark.parametrize('valid, test', [(-.1, .1), (.5, .5), (float('nan'), 0), (0, 1.5)])
+@pytest.mark.parametrize('valid, test', [(-.1, .1), (.6, .5), (float('nan'), 0), (0, 1.5)])
 def test_fractions_are_checked(tmp_path, valid, test):
-    with pytest.raises(UserError, match='data.valid_fraction=.* below 1'):
+    with pytest.raises(UserError, match='data.valid_fraction=.* at most 1'):
         build(tmp_path, valid=valid, test=test)
 
 

@@ -1,0 +1,205 @@
+"""The commands, as a user types them, and what they say to bad input."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from bigjax import main
+from tests import helpers
+
+
+@pytest.fixture(scope="module")
+def flags(corpus_file, cache_dir):
+    return [f"--config={helpers.TINY}", f"--config.data.sources.text.path={corpus_file}",
+            f"--config.data.cache_dir={cache_dir}"]
+
+
+@pytest.fixture(scope="module")
+def trained(flags, tmp_path_factory):
+    """A finished run, with TensorBoard files, the best checkpoint kept, and a sample."""
+    workdir = str(tmp_path_factory.mktemp("runs") / "trained")
+    code, out, err = helpers.run(
+        "train", *flags, f"--workdir={workdir}", "--config.log.tensorboard=true",
+        "--config.checkpoint.keep=1", "--config.checkpoint.best=eval/valid/loss",
+        "--config.train.ema=0.5")
+    assert code == 0, err
+    return workdir, out
+
+
+def bigjax(capsys, *arguments) -> tuple[int, str, str]:
+    code = main.main(list(arguments))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_train_learns_and_says_what_it_does(trained):
+    workdir, out = trained
+    numbers = helpers.read_metrics(workdir, times=True)
+    assert [m["step"] for m in numbers if "loss" in m] == [1, *range(5, 41, 5)]
+    assert numbers[-2]["loss"] < numbers[1]["loss"] - 1
+    assert {"loss", "perplexity", "bits_per_byte", "accuracy", "learning_rate", "grad_norm",
+            "param_norm", "update_norm", "tokens_per_sec", "data_wait_fraction",
+            "host_memory_gib", "epoch"} <= set(numbers[3])
+    assert re.search(r"step 40/40  loss \d\.\d+  [\d,]+ tokens/s  ETA 0:00", out)
+    assert f"Wrote {workdir}: checkpoints/40, metrics.jsonl, config.json, tokenizer/" in out
+    assert helpers.pathlib.Path(workdir, "tensorboard").exists()
+
+
+def test_eval_gives_the_number_of_training_at_every_saved_step(capsys, trained):
+    workdir, _ = trained
+    code, out, _ = bigjax(capsys, "eval", f"--workdir={workdir}", "--json",
+                          "--config.mesh.tensor=2")
+    assert code == 0
+    got, want = json.loads(out.splitlines()[-1]), helpers.read_metrics(workdir)[-1]
+    assert got["step"] == 40
+    for key in ("loss", "perplexity", "bits_per_byte", "accuracy"):
+        assert got[f"eval/valid/{key}"] == pytest.approx(want[f"eval/valid/{key}"], rel=1e-3)
+
+
+def test_eval_of_other_data(capsys, trained, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("zebra quilt xylophone " * 300)
+    code, out, _ = bigjax(capsys, "eval", f"--workdir={trained[0]}", "--json",
+                          f"--config.data.sources.text.path={other}",
+                          "--config.data.valid_fraction=1", "--config.data.test_fraction=0")
+    last = json.loads(out.splitlines()[-1])
+    assert code == 0 and last["eval/valid/loss"] > helpers.read_metrics(
+        trained[0])[-1]["eval/valid/loss"] + 0.5
+
+
+def test_generate(capsys, trained):
+    arguments = ["generate", f"--workdir={trained[0]}", "--prompt=the shape", "--prompt=a",
+                 "--number=2", "--max_tokens=12", "--top_k=5", "--seed=3"]
+    code, out, _ = bigjax(capsys, *arguments)
+    assert code == 0 and "--- 4 of 4" in out and out.count("\nthe shape") == 2
+    assert bigjax(capsys, *arguments)[1] == out
+    stopped = bigjax(capsys, *arguments, "--stop= ")[1]
+    assert all(" " not in part.removeprefix("the shape")
+               for part in re.split(r"--- \d of 4\n", stopped)[1:])
+
+
+def test_checkpoint_shows_steps_and_parameters(capsys, trained):
+    code, out, _ = bigjax(capsys, "checkpoint", f"--workdir={trained[0]}")
+    assert code == 0
+    assert re.search(r"^ +40 +[\d.]+ kB  params", out, re.M)
+    assert re.search(r"stack/layers/mlp/up/kernel +\(2, 32, 128\) +float32 .* 8,192", out)
+    total = int(re.search(r"total +([\d,]+)", out)[1].replace(",", ""))
+    assert total == 264 * 32 + 64 * 32 + 2 * (12 * 32 * 32 + 13 * 32) + 2 * 32
+
+
+def test_report_draws_several_runs(capsys, trained, tmp_path):
+    out_file = tmp_path / "report.png"
+    code, out, _ = bigjax(capsys, "report", f"--workdir={trained[0]}", f"--workdir={trained[0]}",
+                          f"--out={out_file}")
+    assert code == 0 and out_file.read_bytes()[:4] == b"\x89PNG" and "eval/valid/loss" in out
+
+
+def test_tokenizer(capsys, flags, tmp_path):
+    code, out, _ = bigjax(capsys, "tokenizer", *flags, "--config.data.tokenizer.kind=sentencepiece",
+                          "--config.data.tokenizer.vocab_size=300", f"--out={tmp_path}/t")
+    assert code == 0 and "sentencepiece tokenizer of 300 tokens" in out
+    assert bigjax(capsys, "train", *flags, f"--workdir={tmp_path}/run",
+                  "--config.data.tokenizer.kind=sentencepiece", "--config.model.vocab_size=304",
+                  f"--config.data.tokenizer.path={tmp_path}/t", "--config.train.steps=2")[0] == 0
+
+
+def test_listing_configs(capsys):
+    assert "A small GPT on the docstrings" in bigjax(capsys, "configs")[1]
+    out = bigjax(capsys, "config", "--config.seed=3")[1]
+    assert "seed = 3   # overridden, was 0" in out
+    for command in ("help", "--version"):
+        assert bigjax(capsys, command)[0] == 0
+
+
+def test_a_best_checkpoint_is_kept(trained):
+    found = {m["step"]: m["eval/valid/loss"] for m in helpers.read_metrics(trained[0])
+             if "eval/valid/loss" in m}
+    best = min((s for s in found if s), key=found.get)
+    steps = {int(p.name) for p in helpers.pathlib.Path(trained[0], "checkpoints").iterdir()
+             if p.name.isdigit()}
+    assert steps == {best, 40}
+
+
+def test_a_loss_that_is_not_finite_stops_and_explains(capsys, flags, tmp_path):
+    code, _, err = bigjax(capsys, "train", *flags, f"--workdir={tmp_path}/run",
+                          "--config.optim.learning_rate=1e37", "--config.optim.clip_norm=0",
+                          "--config.optim.warmup_steps=12", "--config.checkpoint.every=1",
+                          "--config.checkpoint.keep=50")
+    assert code == 1
+    step = int(re.search(r"loss of step (\d+) \(batch \d+, examples text:\d+, text:\d+", err)[1])
+    record = json.loads((tmp_path / "run" / f"nonfinite-{step}.json").read_text())
+    assert len(record["examples"]) == 8
+    assert len(record["norms"]["params"]["stack/layers/mlp/up/kernel"]) == 2  # by layer
+    saved = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()
+                   if p.name.isdigit())
+    assert saved == list(range(1, step))
+
+
+def test_a_full_disk_stops_cleanly_and_the_older_checkpoint_is_whole(flags, tmp_path):
+    workdir = f"--workdir={tmp_path}/run"
+    assert helpers.run("train", *flags, workdir, "--config.train.steps=10")[0] == 0
+    # No file may grow beyond 20 kB: a checkpoint does not fit, a line of metrics does.
+    limited = subprocess.run(
+        ["bash", "-c", 'ulimit -f 20; exec "$@"', "-", sys.executable, "-m", "bigjax.main",
+         "train", *flags, workdir], text=True, capture_output=True)
+    assert limited.returncode == 1, limited.stderr
+    assert "could not be written" in limited.stderr and "intact: [10]" in limited.stderr
+    assert "Traceback" not in limited.stderr
+    code, out, err = helpers.run("train", *flags, workdir)
+    assert code == 0 and "Going on from step 10" in out, err
+
+
+BAD = {
+    "an unknown command": (["trian"], ["trian", "'train'"]),
+    "no work folder": (["train", "--config=configs/gpt/docstrings.py"], ["--workdir"]),
+    "an unknown key": (["train", "--config.train.step=3"], ["train.step", "'steps'"]),
+    "a wrong type": (["train", "--config.train.steps=x"], ["train.steps", "int"]),
+    "a missing file": (["train", "--config=configs/gpt/dcstrings.py", "--workdir=w"],
+                       ["configs/gpt/docstrings.py"]),
+    "a batch over the mesh": (["TINY", "--config.train.batch_size=6"], ["6", "data=8", "multiple of 8"]),
+    "a mesh over the devices": (["TINY", "--config.mesh.data=3"], ["data=3", "= 3", "8 cpu"]),
+    "heads over tensor": (["TINY", "--config.mesh.tensor=8"], ["heads", "4", "tensor=8"]),
+    "an unknown optimizer": (["TINY", "--config.optim.name=adam"], ["adam", "adamw"]),
+    "a regex that finds nothing": (["TINY", "--config.optim.decay=zzz"], ["zzz", "embed/embedding"]),
+    "a sequence beyond the model": (["TINY", "--config.data.seq_len=128"], ["128", "max_len=64"]),
+    "a small vocabulary": (["TINY", "--config.model.vocab_size=100"], ["259", "vocab_size=100"]),
+    "a source that is not there": (["TINY", "--config.data.sources.text.path=/nowhere/x.txt"],
+                                   ["/nowhere/x.txt"]),
+    "an unknown kind of source": (["TINY", "--config.data.sources.text.kind=parquet"],
+                                  ["parquet", "jsonl"]),
+    "too little text": (["TINY", "--config.train.batch_size=80000"], ["80,000", "train.batch_size"]),
+    "nothing to train on": (["TINY", "--config.data.valid_fraction=1", "--config.data.test_fraction=0"],
+                           ["train split", "data.valid_fraction"]),
+    "an unknown evaluation": (["TINY", "--config.evals.valid.kind=los"], ["los", "'loss'"]),
+    "no such run": (["eval", "--workdir=/nowhere"], ["/nowhere", "config.json"]),
+    "init_from nothing": (["TINY", "--config.init_from=/nowhere"], ["/nowhere"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named_and_nothing_is_written(capsys, flags, tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    arguments, words = BAD[case]
+    if arguments[0] == "TINY":
+        arguments = ["train", *flags, f"--workdir={tmp_path}/run", *arguments[1:]]
+    code, _, err = bigjax(capsys, *arguments)
+    assert code == 2 and err.startswith("bigjax: ") and err.count("\n") <= 3
+    assert all(w.replace(",", "") in err.replace(",", "") for w in words), err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_work_folder_of_another_config(capsys, flags, trained):
+    code, _, err = bigjax(capsys, "train", *flags, f"--workdir={trained[0]}",
+                          "--config.train.ema=0.5", "--config.model.d_model=64",
+                          "--config.data.seq_len=16")
+    assert code == 2 and "model.d_model was 32, now 64" in err and "data.seq_len" in err
+    assert "optim.learning_rate" not in err
+
+
+def test_init_from_a_model_of_another_size(capsys, flags, trained, tmp_path):
+    code, _, err = bigjax(capsys, "train", *flags, f"--workdir={tmp_path}/run",
+                          "--config.model.d_model=64", f"--config.init_from={trained[0]}")
+    assert code == 2 and "embed/embedding is (264, 32) there, (264, 64) here" in err
