@@ -169,10 +169,10 @@ def _silence_abandoned_writes() -> None:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
 
-    def hook(kind, value, trace):
-        if str(value) != "Event loop is closed":
-            sys.__excepthook__(kind, value, trace)
-    sys.excepthook = hook
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
+    sys.unraisablehook = hook
 
 
 def _items(state: State) -> dict[str, Any]:
