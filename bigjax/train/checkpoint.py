@@ -5,7 +5,6 @@ that a damaged checkpoint is recognised and the one before it is used.
 """
 
 import logging
-import shutil
 import sys
 from typing import Any
 import warnings
@@ -65,7 +64,7 @@ class Checkpoints:
             policies.append(managers.BestN(
                 get_metric_fn=lambda m: m[best], n=1, reverse=best_mode == "min",
                 keep_checkpoints_without_metrics=False))
-        self._best = best
+        self._best, self._read_only = best, read_only
         _silence_abandoned_writes()
         self._manager = ocp.CheckpointManager(
             self.folder, options=ocp.CheckpointManagerOptions(
@@ -99,7 +98,7 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> SaveError:
         for path in self.folder.glob("*.orbax-checkpoint-tmp*"):  # make room again
-            shutil.rmtree(path, ignore_errors=True)
+            path.rmtree(missing_ok=True)
         steps = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit()]
         return SaveError(
             f"A checkpoint could not be written to {self.folder}: {_short(error)}. "
@@ -146,22 +145,41 @@ class Checkpoints:
         return items, meta
 
     def restore_newest(self, abstract: State, log) -> tuple[State, dict] | None:
-        """The newest checkpoint that is whole; damaged ones are moved to WORKDIR/damaged/."""
+        """The newest checkpoint that is whole, and meta; None if nothing was saved.
+
+        Damaged ones that are newer are moved to WORKDIR/damaged/. Raises UserError, and moves
+        nothing, if none can be read.
+        """
+        damaged = {}
         for step in reversed(self.steps()):
             try:
                 items, meta = self.restore(step, _items(abstract))
-                return State(jnp.int32(step), items["params"], items["opt_state"],
-                             items.get("extras", abstract.extras), items.get("ema")), meta
             except Exception as e:  # whatever damage makes Orbax raise
-                aside = self.folder.parent / "damaged" / str(step)
-                log(f"Checkpoint {step} is damaged ({_short(e)}); moved to {aside}, trying the "
-                    "one before it.")
-                aside.parent.mkdir(parents=True, exist_ok=True)
-                if aside.exists():
-                    aside.rmtree()
-                (self.folder / str(step)).rename(aside)
-                self._manager.reload()
+                damaged[step] = _short(e)
+                continue
+            for bad, why in damaged.items():
+                log(f"Checkpoint {bad} is damaged ({why}); going back to {step}."
+                    + self._set_aside(bad))
+            return State(jnp.int32(step), items["params"], items["opt_state"],
+                         items.get("extras", abstract.extras), items.get("ema")), meta
+        if damaged:
+            raise UserError(
+                f"No checkpoint in {self.folder} can be read: "
+                + "; ".join(f"{step}: {why}" for step, why in damaged.items())
+                + ". They are left as they are. Train in another --workdir.")
         return None
+
+    def _set_aside(self, step: int) -> str:
+        """Moves a damaged checkpoint, so that its step can be saved again."""
+        if self._read_only:
+            return ""
+        target = self.folder.parent / "damaged" / str(step)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            target.rmtree()
+        (self.folder / str(step)).rename(target)
+        self._manager.reload()
+        return f" Moved to {target}."
 
 
 def _silence_abandoned_writes() -> None:

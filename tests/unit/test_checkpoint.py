@@ -77,6 +77,15 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path, 
     assert checkpoints.steps() == [3, 5]
 
 
+def test_if_all_are_damaged_nothing_is_touched(tmp_path):
+    saved(tmp_path, [3, 5], keep=2).close()
+    for step in (3, 5):
+        cut([p for p in array_files(tmp_path, step) if "params" in p.parts][-1], 0.5)
+    with pytest.raises(UserError, match="No checkpoint in .* can be read: 5: .*; 3: "):
+        Checkpoints(tmp_path).restore_newest(ABSTRACT, print)
+    assert Checkpoints(tmp_path).steps() == [3, 5] and not (tmp_path / "damaged").exists()
+
+
 def test_checksums_see_every_element_and_no_sharding():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     x = jnp.linspace(-1, 1, 64).reshape(8, 8)
