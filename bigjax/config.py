@@ -114,6 +114,22 @@ def evaluation(kind: str = "loss", *, every: int, split: str = "valid", batches:
                 tokens=tokens)
 
 
+def laptop_size(c: ConfigDict) -> None:
+    """The ':tiny' form of a decoder's config: the same choices, small, on text that is there."""
+    with c.unlocked():
+        c.model.update(vocab_size=264, max_len=64, d_model=64, n_layers=2, n_heads=4, d_ff=128,
+                       n_kv_heads=min(c.model.get("n_kv_heads", 4), 4), remat="none",
+                       dtype="float32")
+    c.data.sources = dict(docstrings=text_source("docstrings"))
+    c.data.tokenizer.kind, c.data.tokenizer.path = "bytes", ""
+    c.data.seq_len = 64
+    c.train.steps, c.train.batch_size, c.train.accumulate = 20, 8, 1
+    c.optim.warmup_steps = 5
+    c.mesh.data, c.mesh.fsdp, c.mesh.tensor = -1, 1, 1
+    c.checkpoint.every, c.log.every = 10, 5
+    c.evals = dict(valid=evaluation("loss", every=10, batches=4))
+
+
 # --- Loading ---------------------------------------------------------------------------------
 
 def find_config(path: str) -> pathlib.Path:

@@ -1,0 +1,54 @@
+"""GPT-2 in its four sizes (:124m, :355m, :774m, :1.5b) on JSONL files, for a pod or a GPU node."""
+
+# Architecture, vocabulary, context and batch size as published (Radford et al. 2019); the paper
+# does not give the learning rate and the schedule: these are GPT-3's for the nearest size.
+
+from bigjax import config
+
+SIZES = {  # preset, learning rate
+    "124m": ("gpt2-124m", 6e-4),
+    "355m": ("gpt2-355m", 3e-4),
+    "774m": ("gpt2-774m", 2.5e-4),
+    "1.5b": ("gpt2-1.5b", 2e-4),
+}
+
+
+def get_config(variant=""):
+    c = config.new_config()
+    preset, learning_rate = config.variants(variant or "124m", **SIZES, tiny=SIZES["124m"])
+
+    c.model = dict(
+        name="gpt",
+        preset=preset,
+        dropout=0.1,
+        dtype="bfloat16",
+        remat="dots",
+    )
+
+    c.data.sources = dict(text=config.text_source("jsonl", "set data.sources.text.path"))
+    c.data.tokenizer.kind = "bpe"
+    c.data.tokenizer.path = "set data.tokenizer.path"  # a folder with vocab.json and merges.txt
+    c.data.seq_len = 1024
+    c.data.packing = False  # GPT-2 attends across documents
+
+    c.optim.name = "adamw"
+    c.optim.learning_rate = learning_rate
+    c.optim.schedule = "cosine"
+    c.optim.warmup_steps = 2000
+    c.optim.final_fraction = 0.1
+    c.optim.b2 = 0.95
+    c.optim.weight_decay = 0.1
+
+    c.train.steps = 100_000
+    c.train.batch_size = 512
+
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+
+    c.checkpoint.every = 1000
+    c.log.every = 50
+    c.evals = dict(valid=config.evaluation("loss", every=1000, batches=20))
+
+    if variant == "tiny":
+        config.laptop_size(c)
+    return c

@@ -1,0 +1,65 @@
+"""GPT-3 in the eight sizes of its table (:125m ... :175b), with the published recipe."""
+
+# https://arxiv.org/abs/2005.14165, table 2.1 and appendix B. Every layer attends densely here; the
+# paper alternates with banded layers. The paper's batch grows at first; here it is the final one.
+
+from bigjax import config
+
+CONTEXT = 2048
+TOKENS = 300e9
+SIZES = {  # learning rate, tokens a batch, devices that share a layer's matrices
+    "125m": (6.0e-4, 0.5e6, 1),
+    "350m": (3.0e-4, 0.5e6, 1),
+    "760m": (2.5e-4, 0.5e6, 1),
+    "1.3b": (2.0e-4, 1e6, 1),
+    "2.7b": (1.6e-4, 1e6, 1),
+    "6.7b": (1.2e-4, 2e6, 1),
+    "13b": (1.0e-4, 2e6, 1),
+    "175b": (0.6e-4, 3.2e6, 8),
+}
+
+
+def get_config(variant=""):
+    c = config.new_config()
+    size = "125m" if variant in ("", "tiny") else variant
+    learning_rate, batch_tokens, tensor = config.variants(size, **SIZES, tiny=None)
+
+    c.model = dict(
+        name="gpt",
+        preset=f"gpt3-{size}",
+        vocab_size=50304,  # the 50,257 of GPT-2, filled up so that it divides over devices
+        dtype="bfloat16",
+        remat="full" if tensor > 1 else "dots",
+    )
+
+    c.data.sources = dict(text=config.text_source("jsonl", "set data.sources.text.path"))
+    c.data.tokenizer.kind = "bpe"
+    c.data.tokenizer.path = "set data.tokenizer.path"  # a folder with vocab.json and merges.txt
+    c.data.seq_len = CONTEXT
+    c.data.packing = False  # as published: documents follow each other without a mask
+
+    c.train.batch_size = round(batch_tokens / CONTEXT / 256) * 256
+    tokens = c.train.batch_size * CONTEXT
+    c.train.steps = round(TOKENS / tokens)
+
+    c.optim.name = "adamw"
+    c.optim.learning_rate = learning_rate
+    c.optim.schedule = "cosine"  # the paper reaches 10% after 260 of 300 billion tokens
+    c.optim.warmup_steps = round(375e6 / tokens)
+    c.optim.final_fraction = 0.1
+    c.optim.b2 = 0.95
+    c.optim.eps = 1e-8
+    c.optim.weight_decay = 0.1
+    c.optim.clip_norm = 1.0
+
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+    c.mesh.tensor = tensor
+
+    c.checkpoint.every = 1000
+    c.log.every = 50
+    c.evals = dict(valid=config.evaluation("loss", every=1000, batches=20))
+
+    if variant == "tiny":
+        config.laptop_size(c)
+    return c

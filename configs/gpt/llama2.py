@@ -1,0 +1,55 @@
+"""Llama 2 in two sizes (:7b, :70b), with the published recipe."""
+
+# https://arxiv.org/abs/2307.09288, section 2.2: 2 trillion tokens in batches of 4 million.
+
+from bigjax import config
+
+SIZES = {  # learning rate, devices that share a layer's matrices
+    "7b": (3e-4, 1),
+    "70b": (1.5e-4, 8),
+}
+
+
+def get_config(variant=""):
+    c = config.new_config()
+    size = "7b" if variant in ("", "tiny") else variant
+    learning_rate, tensor = config.variants(size, **SIZES, tiny=None)
+
+    c.model = dict(
+        name="gpt",
+        preset=f"llama2-{size}",
+        dtype="bfloat16",
+        remat="full",
+    )
+
+    c.data.sources = dict(text=config.text_source("jsonl", "set data.sources.text.path"))
+    c.data.tokenizer.kind = "sentencepiece"
+    c.data.tokenizer.path = "set data.tokenizer.path"  # a .model file of 32,000 pieces
+    c.data.tokenizer.vocab_size = 32000
+    c.data.seq_len = 4096
+    c.data.packing = False
+
+    c.optim.name = "adamw"
+    c.optim.learning_rate = learning_rate
+    c.optim.schedule = "cosine"
+    c.optim.warmup_steps = 2000
+    c.optim.final_fraction = 0.1
+    c.optim.b2 = 0.95
+    c.optim.eps = 1e-5
+    c.optim.weight_decay = 0.1
+    c.optim.clip_norm = 1.0
+
+    c.train.batch_size = 1024
+    c.train.steps = 480_000
+
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+    c.mesh.tensor = tensor
+
+    c.checkpoint.every = 1000
+    c.log.every = 50
+    c.evals = dict(valid=config.evaluation("loss", every=1000, batches=20))
+
+    if variant == "tiny":
+        config.laptop_size(c)
+    return c

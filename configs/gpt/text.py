@@ -1,0 +1,49 @@
+"""A character-level GPT on your own text: --config.data.sources.text.path=FILE_OR_GLOB."""
+
+from bigjax import config
+
+
+def get_config(variant=""):
+    c = config.new_config()
+
+    c.model = dict(
+        name="gpt",
+        vocab_size=264,  # bytes, and the ends of a document
+        max_len=256,
+        d_model=384,
+        n_layers=6,
+        n_heads=6,
+        dropout=0.1,
+    )
+
+    c.data.sources = dict(text=config.text_source("text", "set data.sources.text.path"))
+    c.data.tokenizer.kind = "bytes"
+    c.data.seq_len = 256
+    c.data.valid_fraction = 0.05
+    c.data.test_fraction = 0.05
+
+    c.optim.name = "adamw"
+    c.optim.learning_rate = 1e-3
+    c.optim.schedule = "cosine"
+    c.optim.warmup_steps = 100
+    c.optim.final_fraction = 0.1
+    c.optim.b2 = 0.99
+    c.optim.weight_decay = 0.1
+
+    c.train.steps = 2000
+    c.train.batch_size = 32
+    c.train.early_stop.metric = "eval/valid/loss"
+    c.train.early_stop.patience = 5
+
+    c.checkpoint.every = 200
+    c.checkpoint.best = "eval/valid/loss"
+    c.log.every = 10
+    c.evals = dict(
+        valid=config.evaluation("loss", every=200),
+        sample=config.evaluation("sample", every=1000, tokens=200),
+    )
+
+    if config.variants(variant, tiny=True):
+        config.laptop_size(c)
+        c.train.early_stop.metric = c.checkpoint.best = "eval/valid/loss"
+    return c
