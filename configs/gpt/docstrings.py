@@ -9,8 +9,8 @@ def get_config(variant=""):
     c.model = dict(
         name="gpt",
         vocab_size=2048,
-        max_len=256,
-        d_model=256,
+        max_len=128,
+        d_model=128,
         n_layers=4,
         n_heads=4,
     )
@@ -18,24 +18,24 @@ def get_config(variant=""):
     c.data.sources = dict(docstrings=config.text_source("docstrings"))
     c.data.tokenizer.kind = "sentencepiece"
     c.data.tokenizer.vocab_size = 2048
-    c.data.seq_len = 256
+    c.data.seq_len = 128
 
     c.optim.name = "adamw"
     c.optim.learning_rate = 3e-3
     c.optim.schedule = "cosine"
-    c.optim.warmup_steps = 20
+    c.optim.warmup_steps = 25
     c.optim.final_fraction = 0.1
     c.optim.b2 = 0.95
     c.optim.weight_decay = 0.1
 
-    c.train.steps = 300
-    c.train.batch_size = 16
+    c.train.steps = 250
+    c.train.batch_size = 32
 
-    c.checkpoint.every = 100
+    c.checkpoint.every = 50
     c.log.every = 10
     c.evals = dict(
-        valid=config.evaluation("loss", every=100, batches=10),
-        sample=config.evaluation("sample", every=300, prompt="Return the", tokens=60),
+        valid=config.evaluation("loss", every=50, batches=10),
+        sample=config.evaluation("sample", every=250, prompt="Return the", tokens=60),
     )
 
     tiny = config.variants(variant, tiny=True)

@@ -37,7 +37,7 @@ def test_a_preset_fills_the_model_and_own_keys_win(tmp_path):
 def test_what_was_overridden_stands_out():
     c, overridden = resolved("--config.train.steps=7")
     lines = config.describe(c, overridden).splitlines()
-    assert "train.steps = 7   # overridden, was 300" in lines
+    assert "train.steps = 7   # overridden, was 250" in lines
     assert sum("overridden" in line for line in lines) == 1
 
 
@@ -57,7 +57,7 @@ def test_json_gives_the_same_config_back():
     ("--config.model.name=gtp", ["gtp", "gpt"]),
     ("--config.task.name=casual_lm", ["casual_lm", "causal_lm"]),
     ("--config.model.norm=batchnorm", ["model.norm", "layernorm", "rmsnorm"]),
-    ("--config.model.n_heads=3", ["256", "3"]),
+    ("--config.model.n_heads=3", ["128", "3"]),
     ("--stepz=1", ["stepz"]),
 ])
 def test_a_wrong_argument_is_named(argument, words):
@@ -68,7 +68,7 @@ def test_a_wrong_argument_is_named(argument, words):
 
 @pytest.mark.parametrize("key, value, words", [
     ("train.steps", 0, ["train.steps", "at least 1"]),
-    ("train.accumulate", 5, ["16", "5", "micro-batches"]),
+    ("train.accumulate", 5, ["32", "5", "micro-batches"]),
     ("train.ema", 1.0, ["train.ema", "[0, 1)"]),
     ("checkpoint.best", "eval/test/loss", ["eval/test/loss", "eval/valid/"]),
     ("train.early_stop.mode", "least", ["least", "min, max"]),
