@@ -1,7 +1,7 @@
 """`bigjax report`: the curves of one or several runs in one picture."""
 
+import fnmatch
 import json
-import pathlib
 
 from etils import epath
 
@@ -55,8 +55,8 @@ def draw(workdirs: list[str], out: str | None) -> str:
     figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
     for axis, (title, keys, log) in zip(axes.flat, PANELS):
         for i, (workdir, curves) in enumerate(runs.items()):
-            for key in [k for k in curves if any(pathlib.PurePath(k).match(p) for p in keys)]:
-                label = workdir if key == keys[0] else f"{workdir} {key}"
+            for key in [k for k in curves if any(fnmatch.fnmatch(k, p) for p in keys)]:
+                label = workdir if key == keys[0] else f"{workdir} {key.removeprefix('eval/')}"
                 held_out = key.startswith("eval/")
                 axis.plot(*curves[key], label=label, color=f"C{i}",
                           marker="o" if held_out else None, markersize=3,

@@ -213,7 +213,8 @@ class _Run:
         self.latest.clear()
         self.latest[step] = values
         self.writer.write(step, values)
-        self.log(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()))
+        short = {k.removeprefix("eval/"): v for k, v in values.items()}
+        self.log(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in short.items()))
 
     def _save(self, step: int, state: State) -> None:
         start = time.perf_counter()
