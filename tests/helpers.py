@@ -27,14 +27,14 @@ def saved_checksums(workdir, step: int) -> dict:
 
 def command(*arguments: str, devices: int = 2) -> subprocess.Popen:
     """Starts `bigjax ...` in a process of its own, with this many devices."""
-    flags = os.environ["XLA_FLAGS"].replace("count=8", f"count={devices}")
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     return subprocess.Popen([sys.executable, "-m", "bigjax.main", *arguments],
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env={**os.environ, "XLA_FLAGS": flags})
 
 
-def run(*arguments: str, devices: int = 2) -> tuple[int, str, str]:
+def run(*arguments: str, devices: int = 2, timeout: float = 240) -> tuple[int, str, str]:
     """Runs `bigjax ...` to its end: exit code, standard output, standard error."""
     process = command(*arguments, devices=devices)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err

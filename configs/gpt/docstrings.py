@@ -13,6 +13,11 @@ def get_config(variant=""):
         d_model=128,
         n_layers=4,
         n_heads=4,
+        d_ff=352,
+        position="rotary",
+        norm="rmsnorm",
+        activation="swiglu",
+        bias=False,
     )
 
     c.data.sources = dict(docstrings=config.text_source("docstrings"))
@@ -21,26 +26,26 @@ def get_config(variant=""):
     c.data.seq_len = 128
 
     c.optim.name = "adamw"
-    c.optim.learning_rate = 3e-3
+    c.optim.learning_rate = 4e-3
     c.optim.schedule = "cosine"
     c.optim.warmup_steps = 25
     c.optim.final_fraction = 0.1
     c.optim.b2 = 0.95
     c.optim.weight_decay = 0.1
 
-    c.train.steps = 250
-    c.train.batch_size = 32
+    c.train.steps = 400
+    c.train.batch_size = 16
 
-    c.checkpoint.every = 50
+    c.checkpoint.every = 100
     c.log.every = 10
     c.evals = dict(
-        valid=config.evaluation("loss", every=50, batches=10),
-        sample=config.evaluation("sample", every=250, prompt="Return the", tokens=60),
+        valid=config.evaluation("loss", every=100, batches=20),
+        sample=config.evaluation("sample", every=400, prompt="Return the", tokens=60),
     )
 
     tiny = config.variants(variant, tiny=True)
     if tiny:  # under a minute, most of it reading the text
-        c.model.update(d_model=64, n_layers=2, n_heads=2)
+        c.model.update(d_model=64, n_layers=2, n_heads=2, d_ff=128)
         c.data.seq_len = 64
         c.train.steps = 20
         c.optim.warmup_steps = 5

@@ -20,7 +20,7 @@ def test_overrides_keep_types_and_reach_fields_that_the_file_leaves_out():
     assert c.optim.learning_rate == 1.0 and isinstance(c.optim.learning_rate, float)
     assert c.model.n_kv_heads == 2 and c.data.packing is False
     assert c.data.sources.docstrings.weight == 2.0
-    assert overridden["model.n_kv_heads"] == 4 and overridden["optim.learning_rate"] == 3e-3
+    assert overridden["model.n_kv_heads"] == 4 and overridden["optim.learning_rate"] == 4e-3
 
 
 def test_a_preset_fills_the_model_and_own_keys_win(tmp_path):
@@ -37,7 +37,7 @@ def test_a_preset_fills_the_model_and_own_keys_win(tmp_path):
 def test_what_was_overridden_stands_out():
     c, overridden = resolved("--config.train.steps=7")
     lines = config.describe(c, overridden).splitlines()
-    assert "train.steps = 7   # overridden, was 250" in lines
+    assert "train.steps = 7   # overridden, was 400" in lines
     assert sum("overridden" in line for line in lines) == 1
 
 
@@ -68,7 +68,7 @@ def test_a_wrong_argument_is_named(argument, words):
 
 @pytest.mark.parametrize("key, value, words", [
     ("train.steps", 0, ["train.steps", "at least 1"]),
-    ("train.accumulate", 5, ["32", "5", "micro-batches"]),
+    ("train.accumulate", 5, ["16", "5", "micro-batches"]),
     ("train.ema", 1.0, ["train.ema", "[0, 1)"]),
     ("checkpoint.best", "eval/test/loss", ["eval/test/loss", "eval/valid/"]),
     ("train.early_stop.mode", "least", ["least", "min, max"]),
