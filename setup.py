@@ -26,6 +26,7 @@ setup(
         "etils[epath,epy]>=1.10,<2",
         "flax>=0.12,<0.13",
         "grain>=0.2.12,<0.3",
+        "importlib_resources>=6,<8",  # tensorflow-datasets needs it and does not say so
         "jax>=0.9,<0.11",
         "matplotlib>=3.9,<4",
         "ml-collections>=1.0,<2",
@@ -46,6 +47,5 @@ setup(
         "gcs": ["gcsfs>=2024.6"],
         "test": TEST,
         "bench": ["torch>=2.6,<3", "transformers>=4.50,<6"],
-        "reference": ["torch>=2.6,<3", "transformers>=4.50,<6"],
     },
 )

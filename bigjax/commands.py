@@ -116,7 +116,8 @@ def evaluate(argv: list[str]) -> None:
     from bigjax.evals.context import Context
     from bigjax.train import load as load_lib, workdir as workdir_lib
     config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
-    loaded = load_lib.load(arguments.workdir, config, arguments.flags.step)
+    loaded = load_lib.load(arguments.workdir, config, arguments.flags.step,
+                           config.train.batch_size)
     tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
     corpus = data.load_text(config.data, tokenizer=tokenizer)
     context = Context(config, loaded.task, corpus, loaded.mesh, print)
@@ -155,20 +156,22 @@ def generate(argv: list[str]) -> None:
     arguments = Arguments(argv, define)
     f = arguments.flags
     from bigjax import data, models
-    from bigjax.infer.generate import Generator, Options
+    from bigjax.infer.generate import Generator, Options, continuation
     from bigjax.train import load as load_lib, workdir as workdir_lib
     if f.number < 1:
         raise UserError(f"--number is {f.number}; it must be at least 1.")
+    if "" in f.stop:
+        raise UserError("--stop is empty; give the text that ends a sample.")
     config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
     tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
     options = Options(f.max_tokens, f.temperature, f.top_k, f.top_p, tokenizer.eos_id)
-    loaded = load_lib.load(arguments.workdir, config, f.step)
+    loaded = load_lib.load(arguments.workdir, config, f.step, batch_size=None)
     generator = Generator(models.module(config.model.name), loaded.task.model_config,
                           loaded.params)
     prompts = [p for p in (f.prompt or [""]) for _ in range(f.number)]
     ids = [[tokenizer.bos_id, *t.tolist()] for t in tokenizer.encode_batch(prompts)]
     for i, (prompt, new) in enumerate(zip(prompts, generator(ids, options, f.seed))):
-        text = tokenizer.decode(new)
+        text = continuation(tokenizer, ids[i], new)
         for stop in f.stop:
             text = text.split(stop)[0]
         if len(prompts) > 1:

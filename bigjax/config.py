@@ -53,7 +53,7 @@ def new_config() -> ConfigDict:
     c.optim.schedule = "cosine"  # cosine, linear, rsqrt, constant
     c.optim.warmup_steps = 0  # linear from 0
     c.optim.cooldown_steps = 0  # linear down to final_fraction at the end (rsqrt, constant)
-    c.optim.final_fraction = 0.0  # of the peak, at the last step
+    c.optim.final_fraction = 0.0  # cosine, linear: of the peak at the end; else of the cool-down
     c.optim.b1 = 0.9  # Adam's and LAMB's first moment, SGD's momentum
     c.optim.b2 = 0.999
     c.optim.eps = 1e-8
@@ -237,29 +237,39 @@ def check_values(config: ConfigDict) -> None:
                      ("checkpoint.every", 1), ("checkpoint.keep", 1), ("log.every", 1),
                      ("data.seq_len", 1), ("optim.warmup_steps", 0), ("optim.cooldown_steps", 0),
                      ("optim.clip_norm", 0), ("train.early_stop.patience", 1), ("seed", 0)):
-        if _get(config, key) < low:
-            raise UserError(f"config.{key} is {_get(config, key)}; it must be at least {low}.")
+        if get(config, key) < low:
+            raise UserError(f"config.{key} is {get(config, key)}; it must be at least {low}.")
     if config.train.batch_size % config.train.accumulate:
         raise UserError(
             f"train.batch_size={config.train.batch_size} does not divide into "
             f"train.accumulate={config.train.accumulate} micro-batches.")
     if not 0 <= config.train.ema < 1:
         raise UserError(f"train.ema is {config.train.ema}; it must be in [0, 1).")
+    if not config.optim.learning_rate > 0:
+        raise UserError(f"optim.learning_rate is {config.optim.learning_rate}; it must be positive.")
     for name, entry in config.evals.items():
-        if entry.every < 1:
-            raise UserError(f"evals.{name}.every is {entry.every}; it must be at least 1.")
+        for key, low in (("every", 1), ("batches", 0), ("tokens", 1)):
+            if entry[key] < low:
+                raise UserError(f"evals.{name}.{key} is {entry[key]}; it must be at least {low}.")
+        if config.checkpoint.best.startswith(f"eval/{name}/") and (
+                entry.every % config.checkpoint.every):
+            raise UserError(
+                f"checkpoint.best={config.checkpoint.best!r} can only keep what is saved: "
+                f"evals.{name}.every={entry.every} must be a multiple of "
+                f"checkpoint.every={config.checkpoint.every}.")
     for key in ("train.early_stop.metric", "checkpoint.best"):
-        metric = _get(config, key)
+        metric = get(config, key)
         known = [f"eval/{n}/" for n, e in config.evals.items() if e.kind != "sample"]
         if metric and not metric.startswith(tuple(known)):
             raise UserError(f"config.{key}={metric!r} is no metric of an evaluation: it must "
                             f"begin with one of {known}.")
     for key in ("train.early_stop.mode", "checkpoint.best_mode"):
-        if _get(config, key) not in ("min", "max"):
-            raise UserError(f"config.{key} is {_get(config, key)!r}; allowed: min, max.")
+        if get(config, key) not in ("min", "max"):
+            raise UserError(f"config.{key} is {get(config, key)!r}; allowed: min, max.")
 
 
-def _get(config: ConfigDict, key: str):
+def get(config: ConfigDict, key: str):
+    """The value at a dotted key."""
     for part in key.split("."):
         config = config[part]
     return config
@@ -317,7 +327,7 @@ def override(config: ConfigDict, arguments: list[str], extra_fields: dict[str, d
             values(["bigjax", argument])
         except (flags.Error, ValueError, TypeError, SyntaxError) as e:
             raise UserError(f"{argument}: config.{key} takes a value of type "
-                            f"{type(_get(config, key)).__name__}. {e}") from e
+                            f"{type(get(config, key)).__name__}. {e}") from e
     return keys
 
 

@@ -27,7 +27,9 @@ def read(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
     if not path.exists():
         raise UserError(f"{workdir!r} has no metrics.jsonl: it is no work folder of a run.")
     curves = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    text = path.read_text()
+    # A run that was killed, or writes just now, may leave a last line without its end.
+    for number, line in enumerate(text[:text.rfind("\n") + 1].splitlines(), start=1):
         try:
             entry = json.loads(line)
             step = entry.pop("step")

@@ -20,5 +20,6 @@ def get_config(variant=""):
     c.checkpoint.every = 10
     c.log.every = 5
     c.log.tensorboard = False
-    c.evals = dict(valid=config.evaluation("loss", every=10, batches=2))
+    c.evals = dict(valid=config.evaluation("loss", every=10, batches=2),
+                   zest=config.evaluation("loss", split="test", every=10, batches=1))
     return c

@@ -2,7 +2,7 @@
 
 from bigjax import models
 from bigjax.evals.context import Context
-from bigjax.infer.generate import Generator, Options
+from bigjax.infer.generate import Generator, Options, continuation
 
 
 def build(name: str, entry, context: Context):
@@ -16,7 +16,7 @@ def build(name: str, entry, context: Context):
         del extras
         generator = Generator(family, context.task.model_config, params)
         new = generator([prompt], options, seed=context.config.seed)[0]
-        text = (entry.prompt + tokenizer.decode(new)).replace("\n", "\n    ")
+        text = (entry.prompt + continuation(tokenizer, prompt, new)).replace("\n", "\n    ")
         context.log(f"{name} after step {step}:\n    {text}")
         return {}
 

@@ -67,6 +67,16 @@ class Generator:
         return [_until(row.tolist(), options.eos_id) for row in out]
 
 
+def continuation(tokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
+    """The text of the new tokens, as it reads after the prompt.
+
+    Some tokenizers drop a space at the start of what they decode, so both are decoded together.
+    """
+    before = tokenizer.decode(prompt)
+    whole = tokenizer.decode([*prompt, *new])
+    return whole[len(before):] if whole.startswith(before) else tokenizer.decode(new)
+
+
 def _until(tokens: list[int], eos_id: int) -> list[int]:
     return tokens[:tokens.index(eos_id)] if eos_id in tokens else tokens
 

@@ -23,7 +23,8 @@ def make(optim, steps: int, params) -> optax.GradientTransformation:
         raise UserError(f"optim.name is {optim.name!r}; allowed: {', '.join(NAMES)}.")
     schedule = make_schedule(optim, steps)
     decay = matches(optim.decay, params, "optim.decay")
-    parts = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
+    # The state's tree does not depend on whether gradients are clipped: that may change on resume.
+    parts = [optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()]
     decayed = optax.add_decayed_weights(optim.weight_decay, decay)
     if optim.name == "adamw":
         parts += [optax.scale_by_adam(optim.b1, optim.b2, optim.eps), decayed]

@@ -11,14 +11,16 @@ AXES = ("data", "fsdp", "tensor")  # from the slowest links to the fastest
 BATCH_AXES = ("data", "fsdp")  # the batch is cut along these
 
 
-def start(mesh_config, batch_size: int, accumulate: int = 1) -> Mesh:
+def start(mesh_config, batch_size: int | None, accumulate: int = 1) -> Mesh:
     """Starts jax with the devices of a config, checks them, and makes its mesh the current one.
 
+    batch_size None: no batch will be cut, so a CPU stays whole where the mesh leaves that open.
     Raises UserError if the mesh does not fit the devices, or the batch not the mesh.
     """
-    _use_cpu_devices(cpu_devices(mesh_config, batch_size // accumulate))
+    _use_cpu_devices(cpu_devices(mesh_config, (batch_size or 1) // accumulate))
     mesh = make_mesh(mesh_config)
-    check_batch(mesh, batch_size, accumulate)
+    if batch_size:
+        check_batch(mesh, batch_size, accumulate)
     jax.set_mesh(mesh)
     return mesh
 

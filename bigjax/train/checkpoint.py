@@ -4,10 +4,12 @@ Each item can be restored by itself, onto any mesh. `meta` holds a checksum of e
 that a damaged checkpoint is recognised and the one before it is used.
 """
 
+import json
 import logging
 import sys
 from typing import Any
 import warnings
+import zlib
 
 from etils import epath
 import jax
@@ -80,6 +82,7 @@ class Checkpoints:
         """Writes in the background. meta: JSON. Raises SaveError if this or the last one fails."""
         items = _items(state)
         meta = {**meta, "step": step, "checksums": {k: checksums(v) for k, v in items.items()}}
+        meta["crc32"] = _crc(meta)
         args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
         best = {self._best: metrics[self._best]} if self._best in metrics else None
         try:
@@ -109,8 +112,12 @@ class Checkpoints:
         self._manager.close()
 
     def meta(self, step: int) -> dict:
-        return self._manager.restore(step, args=ocp.args.Composite(
+        """What was saved beside the arrays. Raises ValueError if it is not what was saved."""
+        meta = self._manager.restore(step, args=ocp.args.Composite(
             meta=ocp.args.JsonRestore()))["meta"]
+        if meta.get("crc32") != _crc(meta) or meta["step"] != step:
+            raise ValueError("meta differs from its checksum")
+        return meta
 
     def pick(self, step: int | None) -> int:
         """step, or the newest; UserError if it is not there."""
@@ -161,7 +168,8 @@ class Checkpoints:
                 log(f"Checkpoint {bad} is damaged ({why}); going back to {step}."
                     + self._set_aside(bad))
             return State(jnp.int32(step), items["params"], items["opt_state"],
-                         items.get("extras", abstract.extras), items.get("ema")), meta
+                         items.get("extras", abstract.extras), items.get("ema"),
+                         jnp.bool_(False)), meta
         if damaged:
             raise UserError(
                 f"No checkpoint in {self.folder} can be read: "
@@ -180,6 +188,11 @@ class Checkpoints:
         (self.folder / str(step)).rename(target)
         self._manager.reload()
         return f" Moved to {target}."
+
+
+def _crc(meta: dict) -> int:
+    rest = {k: v for k, v in meta.items() if k != "crc32"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
 def _silence_abandoned_writes() -> None:

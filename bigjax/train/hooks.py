@@ -11,7 +11,7 @@ class Evaluate:
     """Runs an evaluator every `every` steps and at the last one; its numbers go to `write`."""
 
     def __init__(self, name: str, evaluator: Callable, every: int, last: int,
-                 write: Callable[[int, dict], None], pause: Callable[[float], None]):
+                 write: Callable[[int, str, dict], None], pause: Callable[[float], None]):
         self._name, self._evaluator, self._every, self._last = name, evaluator, every, last
         self._write, self._pause = write, pause
 
@@ -23,7 +23,7 @@ class Evaluate:
         params = state.params if state.ema is None else state.ema
         metrics = self._evaluator(params, state.extras, step)
         self._pause(time.perf_counter() - start)
-        self._write(step, {f"eval/{self._name}/{k}": v for k, v in metrics.items()})
+        self._write(step, self._name, {f"eval/{self._name}/{k}": v for k, v in metrics.items()})
 
 
 class EarlyStop:
@@ -34,11 +34,17 @@ class EarlyStop:
 
     def __init__(self, config, latest: dict, log: Callable[[str], None]):
         self._config, self._latest, self._log = config, latest, log
-        self.state = {"best": None, "best_step": 0, "seen_step": 0, "bad": 0}
+        self.state = {"metric": config.metric, "mode": config.mode, "best": None,
+                      "best_step": 0, "bad": 0}
+
+    def restore(self, state: dict) -> None:
+        """Goes on from a checkpoint's state, unless another metric is watched now."""
+        if all(state[k] == self.state[k] for k in ("metric", "mode")):
+            self.state = state
 
     @property
     def stopped(self) -> bool:
-        return self.state["bad"] >= self._config.patience
+        return bool(self._config.metric) and self.state["bad"] >= self._config.patience
 
     def due(self, step: int) -> bool:
         return self._config.metric in self._latest.get(step, {})

@@ -22,14 +22,15 @@ class Loaded(NamedTuple):
     step: int
 
 
-def load(workdir: str, config, step: int | None = None) -> Loaded:
-    """The model of a saved step (default: the newest) on the mesh of config.
+def load(workdir: str, config, step: int | None, batch_size: int | None) -> Loaded:
+    """The model of a saved step (None: the newest) on the mesh of config.
 
-    Raises UserError if there is no such step.
+    batch_size: of batches that will be cut over the mesh, if any.
+    Raises UserError if there is no such step, or it is damaged.
     """
     checkpoints = Checkpoints(workdir_lib.existing(workdir), read_only=True)
     step = checkpoints.pick(step)
-    mesh = mesh_lib.start(config.mesh, config.train.batch_size)
+    mesh = mesh_lib.start(config.mesh, batch_size)
     task = tasks.build(config)
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     place = sharding.of_params(mesh, shapes["params"], task.axes)

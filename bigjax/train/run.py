@@ -19,7 +19,9 @@ from bigjax.train import loop, metrics, state as state_lib, workdir as workdir_l
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State
 from bigjax.train.step import make_step
-from bigjax.trees import count, named_leaves
+from bigjax.trees import count, named_leaves, path_name
+
+FINITE = ("loss", "grad_norm", "param_norm", "update_norm")  # else the run stops
 
 
 class NonFinite(RunError):
@@ -81,14 +83,18 @@ class _Run:
 
     def train(self) -> None:
         state, start = self._first_state()
-        if start >= self.steps or self.early_stop.stopped:
-            why = "early stopping ended it" if self.early_stop.stopped else "its train.steps"
-            self.log(f"This run is done: step {start}, {why}. Raise train.steps to go on, or "
+        if self.early_stop.stopped:
+            self.log(f"This run is done: early stopping ended it at step {start}. To go on, raise "
+                     "train.early_stop.patience or choose another metric.")
+            return
+        if start >= self.steps:
+            self.log(f"This run is done: it has train.steps={self.steps}. Raise that to go on, or "
                      "use another --workdir.")
             return
         self._describe(start)
         workdir_lib.write_config(self.workdir, self.config)
-        self.corpus.tokenizer.save(self.workdir / "tokenizer")
+        if start == 0 and jax.process_index() == 0:
+            self.corpus.tokenizer.save(self.workdir / "tokenizer")
         self.writer = metrics.Writer(self.workdir, start, self.config.log.tensorboard)
         self.speed = metrics.Speed(self.batch_size, self.config.data.seq_len,
                                    self.task.flops_per_example)
@@ -134,6 +140,7 @@ class _Run:
         found = self.checkpoints.restore_newest(self.abstract, self.log)
         source = "this work folder"
         if found is None and c.resume_from:
+            workdir_lib.check_same_run(c.resume_from, c, self.log)
             other = Checkpoints(workdir_lib.existing(c.resume_from), read_only=True)
             found = other.restore_newest(self.abstract, self.log)
             source = c.resume_from
@@ -146,7 +153,7 @@ class _Run:
                     "The text or the tokenizer is not what this run was trained on (files or "
                     "installed packages have changed), so it cannot be resumed exactly. Start "
                     f"another --workdir with --config.init_from={self.workdir}.")
-            self.early_stop.state = meta["early_stop"]
+            self.early_stop.restore(meta["early_stop"])
             start = meta["step"]
             self.log(f"Going on from step {start} of {source}.")
             self.saved_step = start if source == "this work folder" else None
@@ -162,17 +169,26 @@ class _Run:
     def _init_from(self, state: State) -> State:
         other = Checkpoints(workdir_lib.existing(self.config.init_from), read_only=True)
         step = other.pick(None)
+        saved = other.arrays(step)["params"]
         want = {k: x.shape for k, x in named_leaves(self.abstract.params).items()}
-        have = {k: tuple(x.shape) for k, x in other.arrays(step)["params"].items()}
+        have = {k: tuple(x.shape) for k, x in saved.items()}
         wrong = [f"{k} is {have.get(k, 'absent')} there, {want.get(k, 'absent')} here"
                  for k in sorted({*want, *have}) if want.get(k) != have.get(k)]
         if wrong:
             raise UserError(f"config.init_from={self.config.init_from!r} does not fit this model: "
                             f"{'; '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}.")
-        params = other.restore(step, {"params": self.abstract.params})[0]["params"]
-        copy = jax.jit(lambda p: jax.tree_util.tree_map(lambda x: x + 0, p))
-        return state._replace(params=params,
-                              ema=None if state.ema is None else copy(params))
+        as_saved = jax.tree_util.tree_map_with_path(
+            lambda path, x: jax.ShapeDtypeStruct(x.shape, saved[path_name(path)].dtype,
+                                                 sharding=x.sharding), self.abstract.params)
+        try:
+            params = other.restore(step, {"params": as_saved})[0]["params"]
+        except Exception as e:  # whatever damage makes Orbax raise
+            raise UserError(f"config.init_from={self.config.init_from!r}: its checkpoint {step} "
+                            f"is damaged ({e}).") from e
+        # A cast makes new arrays, so that parameters and their average do not share one.
+        cast = jax.jit(lambda p: jax.tree_util.tree_map(
+            lambda x, like: jnp.array(x, like.dtype, copy=True), p, self.abstract.params))
+        return state._replace(params=cast(params), ema=None if state.ema is None else cast(params))
 
     def _describe(self, start: int) -> None:
         mesh = " x ".join(f"{a}={n}" for a, n in self.mesh.shape.items() if n > 1) or "one device"
@@ -195,7 +211,7 @@ class _Run:
     def _report(self, step: int, values: dict, waited: float) -> bool:
         """Writes a step's numbers when they are due; True if the loss is not finite."""
         self.speed.waited += waited
-        if not (np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"])):
+        if not all(np.isfinite(values[k]) for k in FINITE):
             self.bad_step = step
             return True
         due = step in (1, self.steps) or step % self.config.log.every == 0
@@ -207,11 +223,17 @@ class _Run:
             self.writer.write(step, values)
         return False
 
-    def _write_eval(self, step: int, values: dict) -> None:
+    def _write_eval(self, step: int, name: str, values: dict) -> None:
+        for key in ("train.early_stop.metric", "checkpoint.best"):
+            metric = config_lib.get(self.config, key)
+            if metric.startswith(f"eval/{name}/") and metric not in values:
+                raise UserError(f"config.{key}={metric!r}: this evaluation gives only "
+                                f"{', '.join(values) or 'no metrics'}.")
         if not values:
             return
-        self.latest.clear()
-        self.latest[step] = values
+        if step not in self.latest:
+            self.latest.clear()
+        self.latest.setdefault(step, {}).update(values)
         self.writer.write(step, values)
         short = {k.removeprefix("eval/"): v for k, v in values.items()}
         self.log(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in short.items()))
@@ -230,18 +252,20 @@ class _Run:
                                    self.batch_size)
         rng = jax.random.fold_in(jax.random.key(self.config.seed), step - 1)
 
-        def norms(params):
+        def norms(params, extras, frozen, batch):
             def loss(p):
-                (total, weight), _ = self.task.loss(p, state.extras, frozen, batch, rng, True)
+                (total, weight), _ = self.task.loss(p, extras, frozen, batch, rng, True)
                 return total / weight
             return {kind: {k: _layer_norms(k, x) for k, x in named_leaves(tree).items()}
                     for kind, tree in (("params", params), ("gradients", jax.grad(loss)(params)))}
 
-        found = jax.tree_util.tree_map(lambda x: np.asarray(x).tolist(),
-                                       jax.device_get(jax.jit(norms)(state.params)))
+        found = jax.jit(norms)(state.params, state.extras, frozen, batch)
+        found = jax.tree_util.tree_map(lambda x: np.asarray(x).tolist(), jax.device_get(found))
         path = self.workdir / f"nonfinite-{step}.json"
         examples = self.data.examples_at(step - 1)
-        path.write_text(json.dumps({"step": step, "examples": examples, "norms": found}, indent=1))
+        if jax.process_index() == 0:
+            path.write_text(json.dumps({"step": step, "examples": examples, "norms": found},
+                                       indent=1))
         saved = self.checkpoints.steps()
         raise NonFinite(
             f"The loss of step {step} (batch {step - 1}, examples {_brief(examples)}) is not "

@@ -12,12 +12,15 @@ class State(NamedTuple):
     """step: int32, updates done. ema: moving average of params, or None.
 
     extras: what a model keeps beside its parameters (batch statistics), mostly {}.
+    halted: bool, True once a step was not finite: nothing changes any more but the step, so that
+    the loop, which hears of it one step late, finds the state of that step.
     """
     step: jax.Array
     params: Any
     opt_state: Any
     extras: Any
-    ema: Any = None
+    ema: Any
+    halted: jax.Array
 
 
 def make_init(task, tx, seed: int, ema: bool):
@@ -26,7 +29,7 @@ def make_init(task, tx, seed: int, ema: bool):
         variables = task.init(jax.random.key(seed))
         params = variables["params"]
         return State(jnp.int32(0), params, tx.init(params), variables["extras"],
-                     params if ema else None)
+                     params if ema else None, jnp.bool_(False))
     return init
 
 
@@ -37,7 +40,7 @@ def shardings(mesh, task, shapes: State) -> State:
         step=sharding.replicated(mesh), params=params,
         opt_state=sharding.of_opt_state(mesh, shapes.opt_state, shapes.params, params),
         extras=jax.tree_util.tree_map(lambda _: sharding.replicated(mesh), shapes.extras),
-        ema=None if shapes.ema is None else params)
+        ema=None if shapes.ema is None else params, halted=sharding.replicated(mesh))
 
 
 def abstract(shapes, shardings_):

@@ -61,17 +61,19 @@ def make_step(task, tx, schedule, *, seed: int, accumulate: int = 1, ema: float 
         average = state.ema
         if ema:
             average = jax.tree_util.tree_map(lambda a, p: a + (1 - ema) * (p - a), average, params)
-        ok = jnp.isfinite(total) & jnp.isfinite(grad_norm)
-        new = State(state.step + 1, params, opt_state, extras, average)
-        old = state._replace(step=new.step)
+        param_norm, update_norm = optax.tree.norm(params), optax.tree.norm(updates)
+        ok = (jnp.isfinite(total) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
+              & jnp.isfinite(update_norm) & ~state.halted)
+        new = State(state.step + 1, params, opt_state, extras, average, jnp.bool_(False))
+        old = state._replace(step=new.step, halted=jnp.bool_(True))
         new = jax.tree_util.tree_map(lambda a, b: jnp.where(ok, a, b), new, old)
         return new, {
             "loss": total / weight,
             **{k: s / jnp.maximum(w, 1e-9) for k, (s, w) in metrics.items()},
             "learning_rate": jnp.float32(schedule(state.step)),
             "grad_norm": grad_norm,
-            "param_norm": optax.tree.norm(params),
-            "update_norm": optax.tree.norm(updates),
+            "param_norm": param_norm,
+            "update_norm": update_norm,
         }
 
     return step
@@ -81,10 +83,3 @@ def _sum_parts(value_and_grad):
     (total, (weight, metrics, _)), g = value_and_grad
     return g, (total, weight, metrics)
 
-
-def make_eval(task) -> Callable:
-    """evaluate(params, extras, frozen, batch) -> {name: (sum, weight)}, loss included."""
-    def evaluate(params, extras, frozen, batch):
-        loss, (metrics, _) = task.loss(params, extras, frozen, batch, jax.random.key(0), False)
-        return {"loss": loss, **metrics}
-    return evaluate

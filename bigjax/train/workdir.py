@@ -10,8 +10,10 @@ from bigjax.errors import UserError
 
 # A run in progress keeps these; anything else may change between a stop and a resume.
 FIXED = re.compile(r"^(seed|task\.name|optim\.(name|freeze)|train\.batch_size"
-                   r"|model\.(?!(remat|dropout|dtype)$).*"
-                   r"|data\.(?!cache_dir$).*)$")
+                   r"|model\.(?!(remat|dropout|dtype|attention)$).*"
+                   r"|data\.(?!cache_dir$).*(?<!\.path))$")  # the text itself has a fingerprint
+# These may change their value, but not between zero and something: the state would differ.
+FIXED_ZERO = ("train.ema", "optim.b1")
 
 
 def open_workdir(workdir: str, config, log) -> epath.Path:
@@ -20,24 +22,9 @@ def open_workdir(workdir: str, config, log) -> epath.Path:
     Raises UserError if a run of another config has saved checkpoints there, naming the keys.
     """
     folder = epath.Path(workdir)
-    saved = folder / "config.json"
     checkpoints = folder / "checkpoints"
-    if saved.exists() and checkpoints.exists() and any(
-            p.name.isdigit() for p in checkpoints.iterdir()):
-        old = dict(config_lib.sorted_leaves(config_lib.from_json(saved.read_text(), str(saved))))
-        new = dict(config_lib.sorted_leaves(config))
-        changed = [k for k in sorted({*old, *new}) if _plain(old.get(k)) != _plain(new.get(k))]
-        wrong = [k for k in changed if FIXED.match(k) or bool(old.get("train.ema")) != bool(
-            new.get("train.ema")) and k == "train.ema"]
-        if wrong:
-            text = "; ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in wrong)
-            raise UserError(
-                f"{workdir} holds a run of another config, which cannot go on with this one: "
-                f"{text}. Use another --workdir (with --config.init_from={workdir} to start from "
-                "its parameters), or set the key back.")
-        for k in changed:
-            log(f"Changed since this run was last started: {k} from {old.get(k)!r} to "
-                f"{new.get(k)!r}.")
+    if checkpoints.exists() and any(p.name.isdigit() for p in checkpoints.iterdir()):
+        check_same_run(workdir, config, log)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as e:
@@ -45,9 +32,29 @@ def open_workdir(workdir: str, config, log) -> epath.Path:
     return folder
 
 
+def check_same_run(workdir: str, config, log) -> None:
+    """Raises UserError, naming the keys, if config cannot go on with the run in workdir."""
+    old = dict(config_lib.sorted_leaves(read_config(workdir)))
+    new = dict(config_lib.sorted_leaves(config))
+    changed = [k for k in sorted({*old, *new}) if _plain(old.get(k)) != _plain(new.get(k))]
+    wrong = [k for k in changed if FIXED.match(k)
+             or k in FIXED_ZERO and bool(old.get(k)) != bool(new.get(k))]
+    if wrong:
+        text = "; ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in wrong)
+        raise UserError(
+            f"{workdir} holds a run of another config, which cannot go on with this one: {text}. "
+            f"Use another --workdir (with --config.init_from={workdir} to start from its "
+            "parameters), or set the key back.")
+    for k in changed:
+        log(f"Changed since this run was last started: {k} from {old.get(k)!r} to {new.get(k)!r}.")
+
+
 def write_config(folder: epath.Path, config) -> None:
+    """Writes config.json whole or not at all."""
     if jax.process_index() == 0:
-        (folder / "config.json").write_text(config_lib.to_json(config) + "\n")
+        new = folder / "config.json.tmp"
+        new.write_text(config_lib.to_json(config) + "\n")
+        new.replace(folder / "config.json")
 
 
 def existing(workdir: str) -> epath.Path:

@@ -45,5 +45,4 @@ def get_config(variant=""):
 
     if config.variants(variant, tiny=True):
         config.laptop_size(c)
-        c.train.early_stop.metric = c.checkpoint.best = "eval/valid/loss"
     return c

@@ -14,7 +14,8 @@ from bigjax.train.state import State
 
 def state(step: int) -> State:
     w = jnp.arange(6000, dtype=jnp.float32).reshape(20, 300) + step
-    return State(jnp.int32(step), {"w": w}, {"mu": {"w": w * 2}, "count": jnp.int32(step)}, {})
+    return State(jnp.int32(step), {"w": w}, {"mu": {"w": w * 2}, "count": jnp.int32(step)}, {},
+                 None, jnp.bool_(False))
 
 
 ABSTRACT = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state(0))
@@ -58,6 +59,13 @@ def flip(path, place: float):
 
 def cut(path, place: float):
     path.write_bytes(path.read_bytes()[:int(place * path.stat().st_size)])
+
+
+def test_a_changed_meta_is_damage(tmp_path):
+    saved(tmp_path, [3, 5], keep=2).close()
+    meta = tmp_path / "checkpoints" / "5" / "meta" / "metadata"
+    meta.write_text(meta.read_text().replace('"note": 5', '"note": 6'))
+    assert Checkpoints(tmp_path).restore_newest(ABSTRACT, print)[1]["step"] == 3
 
 
 @pytest.mark.parametrize("item", ["params", "opt_state"])

@@ -41,6 +41,12 @@ def test_what_was_overridden_stands_out():
     assert sum("overridden" in line for line in lines) == 1
 
 
+def test_the_best_can_only_be_kept_among_what_is_saved():
+    c, _ = resolved("--config.checkpoint.best=eval/valid/loss", "--config.checkpoint.every=30")
+    with pytest.raises(UserError, match="evals.valid.every=100 must be a multiple.*every=30"):
+        config.check_values(c)
+
+
 def test_json_gives_the_same_config_back():
     c, _ = resolved()
     again = config.from_json(config.to_json(c), "here")
@@ -71,6 +77,8 @@ def test_a_wrong_argument_is_named(argument, words):
     ("train.accumulate", 5, ["16", "5", "micro-batches"]),
     ("train.ema", 1.0, ["train.ema", "[0, 1)"]),
     ("checkpoint.best", "eval/test/loss", ["eval/test/loss", "eval/valid/"]),
+    ("optim.learning_rate", -1, ["optim.learning_rate", "positive"]),
+    ("evals.valid.batches", -1, ["evals.valid.batches", "at least 0"]),
     ("train.early_stop.mode", "least", ["least", "min, max"]),
 ])
 def test_values_that_no_run_can_use(key, value, words):

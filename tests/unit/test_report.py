@@ -32,7 +32,7 @@ def test_each_panel_has_its_own_metrics(tmp_path):
 def test_what_is_no_run(tmp_path):
     with pytest.raises(UserError, match="no metrics.jsonl"):
         report.read(str(tmp_path))
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"st')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"st\n{"step": 2}\n{"ste')
     with pytest.raises(UserError, match="line 2"):
         report.read(str(tmp_path))
     with pytest.raises(UserError, match="--workdir"):

@@ -65,6 +65,24 @@ def test_a_loss_that_is_not_finite_changes_nothing_but_the_step():
     np.testing.assert_array_equal(new.params["w"], state.params["w"])
 
 
+def test_after_a_step_that_is_not_finite_nothing_changes_until_the_loop_has_seen_it():
+    state, step = steps()
+    bad = batch()
+    bad["y"][:], bad["weight"][:] = np.nan, 1
+    state, _ = step(state, None, bad)
+    new, metrics = step(state, None, batch())
+    assert np.isfinite(metrics["loss"])
+    np.testing.assert_array_equal(new.params["w"], state.params["w"])
+
+
+def test_an_update_that_overflows_is_not_made():
+    task, tx = toy_task(), optax.sgd(1e38)
+    state = make_init(task, tx, 0, False)()
+    new, metrics = make_step(task, tx, lambda s: 1e38, seed=0)(state, None, batch())
+    assert np.isfinite(metrics["loss"]) and not np.isfinite(metrics["update_norm"])
+    np.testing.assert_array_equal(new.params["w"], state.params["w"])
+
+
 def test_metrics_come_once_each_in_order_and_before_hooks():
     seen = []
 
