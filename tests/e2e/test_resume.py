@@ -69,10 +69,11 @@ def test_kill_and_run_again(flags, whole, tmp_path, moment):
     assert_equal_runs(workdir, whole)
 
 
-def test_sigterm_saves_and_says_how_to_go_on(flags, whole, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
+def test_a_signal_saves_and_says_how_to_go_on(flags, whole, tmp_path, how):
     workdir = tmp_path / "run"
-    code, out = stop_at(lambda w: lines(w) > 4, workdir, flags, signal.SIGTERM)
-    step = int(re.search(r"Stopped by SIGTERM at step (\d+), and saved. The same command goes on",
+    code, out = stop_at(lambda w: lines(w) > 4, workdir, flags, how)
+    step = int(re.search(rf"Stopped by {how.name} at step (\d+), and saved. The same command goes on",
                          out)[1])
     assert code == 0 and (workdir / "checkpoints" / str(step)).exists()
     code, out, err = helpers.run("train", *flags, f"--workdir={workdir}")
