@@ -27,7 +27,7 @@ def read_files(jobs: list[list[str]]) -> list[list[str]]:
     records: list[list[str]] = []
     for library, module, path in jobs:
         try:
-            with open(path, 'rb') as f:
+            with open(path, "rb") as f:
                 tree = ast.parse(f.read())
         except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
             continue
@@ -46,7 +46,7 @@ def _walk(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
         return  # what is inside a function has no dotted name
     for child in body:
         if isinstance(child, _DEFINITIONS):
-            yield from _walk(child, f'{name}.{child.name}')
+            yield from _walk(child, f"{name}.{child.name}")
         elif isinstance(child, _BLOCKS):
             yield from _walk(child, name)
 
@@ -54,10 +54,10 @@ def _walk(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
 def main() -> None:
     """Standard input to standard output, as the module's docstring says."""
     gc.disable()  # syntax trees are millions of live objects: collecting costs a third of the time
-    warnings.simplefilter('ignore')  # invalid escapes in other people's files
+    warnings.simplefilter("ignore")  # invalid escapes in other people's files
     jobs = json.load(sys.stdin)
     json.dump(read_files(jobs), sys.stdout)
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     main()

@@ -39,7 +39,7 @@ class Corpus:
         """
         streams = {source: store.split(name) for source, store in self.stores.items()}
         return TextData(streams, self.tokenizer, self.seq_len, batch_size, seed, self.packing,
-                        name == 'train' if shuffle is None else shuffle, self.weights)
+                        name == "train" if shuffle is None else shuffle, self.weights)
 
     def summary(self) -> str:
         """Documents, tokens and bytes of each source and split, one line each."""
@@ -47,9 +47,9 @@ class Corpus:
         for name, store in self.stores.items():
             for split in SPLITS:
                 stream = store.split(split)
-                lines.append(f'data: {name} {split:5s} {stream.n_documents:10,} documents '
-                             f'{stream.n_tokens:13,} tokens {stream.n_bytes / 1e6:10.2f} MB')
-            if store.stats['bad_utf8']:
+                lines.append(f"data: {name} {split:5s} {stream.n_documents:10,} documents "
+                             f"{stream.n_tokens:13,} tokens {stream.n_bytes / 1e6:10.2f} MB")
+            if store.stats["bad_utf8"]:
                 lines.append(f'data: {name}: {store.stats["bad_utf8"]:,} byte sequences were not '
                              'UTF-8 and became U+FFFD (data.on_bad_utf8="refuse" names the first)')
         return '\n'.join(lines)
@@ -78,9 +78,9 @@ def load_text(data: Any, log: Callable[[str], None] = print,
     corpus = Corpus(tokenizer, stores, {name: entry.weight for name, entry in entries.items()},
                     data.seq_len, data.packing)
     log(corpus.summary())
-    log(f'data: tokenizer {tokenizer.kind} of {tokenizer.vocab_size:,} ids; fingerprint '
-        f'{corpus.fingerprint}; cached in {data.cache_dir}; '
-        f'{time.monotonic() - begun:.1f} s')
+    log(f"data: tokenizer {tokenizer.kind} of {tokenizer.vocab_size:,} ids; fingerprint "
+        f"{corpus.fingerprint}; cached in {data.cache_dir}; "
+        f"{time.monotonic() - begun:.1f} s")
     return corpus
 
 
@@ -98,10 +98,10 @@ def _entries(data: Any) -> tuple[dict[str, Source], dict[str, str]]:
     # Sorted: a config that went through JSON gives the same mixture.
     entries = {name: sources.from_config(name, data.sources[name]) for name in sorted(data.sources)}
     if not entries:
-        raise UserError('data.sources is empty. Name at least one source, for example '
+        raise UserError("data.sources is empty. Name at least one source, for example "
                         'data.sources.docs = {"kind": "docstrings"}.')
     check_fractions(data.valid_fraction, data.test_fraction)
-    return entries, {name: f'{sources.fingerprint(entry)} {data.on_bad_utf8}'
+    return entries, {name: f"{sources.fingerprint(entry)} {data.on_bad_utf8}"
                      for name, entry in entries.items()}
 
 
@@ -111,7 +111,7 @@ def _sample(data: Any, entries: dict[str, Source]) -> Iterator[str]:
         chunks: list[str] = []
         n_chars = 0
         for text in sources.documents(source, data.on_bad_utf8, data.cache_dir):
-            if split_of(text, data.valid_fraction, data.test_fraction) == 'train':
+            if split_of(text, data.valid_fraction, data.test_fraction) == "train":
                 chunks += (text[i:i + _CHUNK_CHARS] for i in range(0, len(text), _CHUNK_CHARS))
                 n_chars += len(text)
             if n_chars >= _SCAN_CHARS:

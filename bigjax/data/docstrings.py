@@ -21,12 +21,12 @@ from bigjax.data import _docstring_worker
 from bigjax.data.files import cache_folder, write_atomically
 from bigjax.errors import UserError
 
-PACKAGES = ('jax', 'numpy', 'scipy', 'flax', 'optax', 'orbax', 'grain', 'etils')
+PACKAGES = ("jax", "numpy", "scipy", "flax", "optax", "orbax", "grain", "etils")
 # Dependencies under another name than the one they are installed by.
-_DISTRIBUTIONS = {'orbax': 'orbax-checkpoint'}
+_DISTRIBUTIONS = {"orbax": "orbax-checkpoint"}
 _CLUTTER = frozenset({
-    'test', 'tests', 'testing', 'idlelib', 'lib2to3', 'turtledemo', 'ensurepip', 'pydoc_data',
-    'site-packages', 'dist-packages', '_vendor', '_vendored', 'vendored', 'third_party'})
+    "test", "tests", "testing", "idlelib", "lib2to3", "turtledemo", "ensurepip", "pydoc_data",
+    "site-packages", "dist-packages", "_vendor", "_vendored", "vendored", "third_party"})
 _MIN_CHARS = 20  # 'Inherited.' and the like teach nothing
 _FORMAT = 2  # raise it when the same packages would give other records
 
@@ -46,21 +46,21 @@ class Record(NamedTuple):
 
 def fingerprint() -> str:
     """16 hex digits that change with the Python version, a package's version, or the format."""
-    versions = [f'format {_FORMAT}', f'python {platform.python_version()}']
+    versions = [f"format {_FORMAT}", f"python {platform.python_version()}"]
     for package in PACKAGES:
         if _package_folder(package):
-            versions.append(f'{package} {_version(package)}')
+            versions.append(f"{package} {_version(package)}")
     return hashlib.sha256('\n'.join(versions).encode()).hexdigest()[:16]
 
 
-def records(cache_dir: str = '~/.cache/bigjax', processes: int | None = None) -> list[Record]:
+def records(cache_dir: str = "~/.cache/bigjax", processes: int | None = None) -> list[Record]:
     """Every docstring, exact repeats left out, in an order that only the versions decide.
 
     The first call takes about 6 s on two cores; the result is kept in
     `cache_dir/docstrings-FINGERPRINT.json`. `processes` defaults to the number of cores, at
     most 8. Raises UserError if `cache_dir` is not a writable local folder.
     """
-    path = cache_folder(cache_dir) / f'docstrings-{fingerprint()}.json'
+    path = cache_folder(cache_dir) / f"docstrings-{fingerprint()}.json"
     cached = _read_cache(path)
     if cached is not None:
         return cached
@@ -94,12 +94,12 @@ def _topics() -> list[Record]:
         from pydoc_data.topics import topics
     except ImportError:  # some distributions package it separately
         return []
-    return [Record('python', f'help.{name}', topics[name].strip()) for name in sorted(topics)]
+    return [Record("python", f"help.{name}", topics[name].strip()) for name in sorted(topics)]
 
 
 def _python_files() -> list[list[str]]:
     """[library, module, path] of each file to read, sorted."""
-    roots = [('python', '', Path(sysconfig.get_paths()['stdlib']))]
+    roots = [("python", "", Path(sysconfig.get_paths()["stdlib"]))]
     for package in PACKAGES:
         folder = _package_folder(package)
         if folder:
@@ -115,15 +115,15 @@ def _modules(root: Path, prefix: str) -> list[tuple[str, Path]]:
         parts = [part for part in (prefix, *Path(folder).relative_to(root).parts) if part]
         for file in files:
             name, extension = os.path.splitext(file)
-            if extension == '.py' and _wanted(name) and not name.startswith('_sysconfigdata'):
-                module = '.'.join(parts if name == '__init__' else [*parts, name])
+            if extension == ".py" and _wanted(name) and not name.startswith("_sysconfigdata"):
+                module = ".".join(parts if name == "__init__" else [*parts, name])
                 found.append((module, Path(folder, file)))
     return sorted(found)
 
 
 def _wanted(name: str) -> bool:
-    is_test = name.endswith(('_test', '_tests')) or name.startswith('test_')
-    return name not in _CLUTTER and not is_test and '-' not in name
+    is_test = name.endswith(("_test", "_tests")) or name.startswith("test_")
+    return name not in _CLUTTER and not is_test and "-" not in name
 
 
 def _package_folder(package: str) -> Path | None:
@@ -140,7 +140,7 @@ def _version(package: str) -> str:
     try:
         return metadata.version(_DISTRIBUTIONS.get(package, package))
     except metadata.PackageNotFoundError:
-        return 'unknown'
+        return "unknown"
 
 
 def _parse(jobs: list[list[str]], processes: int) -> list[Record]:
@@ -169,7 +169,7 @@ def _shares(jobs: list[list[str]], processes: int) -> list[list[list[str]]]:
 
 def _start_and_collect(shares: list[list[list[str]]]) -> list[list[list[str]]]:
     # -I: neither the script's folder nor the environment changes what the child imports.
-    command = [sys.executable, '-I', '-S', _docstring_worker.__file__]
+    command = [sys.executable, "-I", "-S", _docstring_worker.__file__]
     running = []
     try:
         for share in shares:

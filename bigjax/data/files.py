@@ -14,17 +14,17 @@ _SAMPLE_BYTES = 64 << 10
 
 def cache_folder(cache_dir: str, *parts: str) -> Path:
     """`cache_dir/parts...` as a local folder that exists. Raises UserError if it cannot."""
-    if '://' in cache_dir:
+    if "://" in cache_dir:
         raise UserError(
-            f'data.cache_dir is {cache_dir!r}, but the token store is memory-mapped and has to '
-            'be on a local disk. Set data.cache_dir to a local folder; sources may be on gs://.')
+            f"data.cache_dir is {cache_dir!r}, but the token store is memory-mapped and has to "
+            "be on a local disk. Set data.cache_dir to a local folder; sources may be on gs://.")
     folder = Path(cache_dir).expanduser().joinpath(*parts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(
-            f'cannot create the folder {folder} of data.cache_dir={cache_dir!r}: '
-            f'{e.strerror or e}. Set data.cache_dir to a folder you can write to.') from None
+            f"cannot create the folder {folder} of data.cache_dir={cache_dir!r}: "
+            f"{e.strerror or e}. Set data.cache_dir to a folder you can write to.") from None
     return folder
 
 
@@ -33,15 +33,15 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     Raises UserError if the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f'{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp')
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, 'wb') as f:
+        with open(temporary, "wb") as f:
             f.write(content)
         os.replace(temporary, path)
     except OSError as e:
         raise UserError(
-            f'cannot write {path}: {e.strerror or e}. Make room there, or set data.cache_dir '
-            'to a folder on another disk.') from None
+            f"cannot write {path}: {e.strerror or e}. Make room there, or set data.cache_dir "
+            "to a folder on another disk.") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -61,7 +61,7 @@ def fingerprint_files(paths: list[Any]) -> str:
         digest.update(f'{size}\n'.encode())
         if not whole:
             digest.update(f'{_modified(stat)}\n'.encode())
-        with path.open('rb') as f:
+        with path.open("rb") as f:
             if whole:
                 digest.update(f.read())
                 continue
@@ -72,9 +72,9 @@ def fingerprint_files(paths: list[Any]) -> str:
 
 
 def _modified(stat: Any) -> Any:
-    return stat.mtime if hasattr(stat, 'mtime') else stat.st_mtime
+    return stat.mtime if hasattr(stat, "mtime") else stat.st_mtime
 
 
 def _size(stat: Any) -> int:
     """epath's own stat result has `length`, that of os.stat has `st_size`."""
-    return int(stat.length if hasattr(stat, 'length') else stat.st_size)
+    return int(stat.length if hasattr(stat, "length") else stat.st_size)

@@ -16,7 +16,7 @@ from bigjax.data.store import Stream
 from bigjax.data.tokenizer import Tokenizer
 from bigjax.errors import UserError
 
-_CONFIG_OF = {'valid': 'data.valid_fraction', 'test': 'data.test_fraction'}
+_CONFIG_OF = {"valid": "data.valid_fraction", "test": "data.test_fraction"}
 
 
 class TextData:
@@ -66,8 +66,8 @@ class TextData:
         """
         first, last = self._rows(rows)
         if step < 0 or (not self.shuffle and step >= self.n_batches):
-            limit = 'any from 0 on' if self.shuffle else f'0 to {self.n_batches - 1}'
-            raise UserError(f'batch_at: there is no batch {step}; allowed: {limit}.')
+            limit = "any from 0 on" if self.shuffle else f"0 to {self.n_batches - 1}"
+            raise UserError(f"batch_at: there is no batch {step}; allowed: {limit}.")
         places = range(step * self.batch_size + first, step * self.batch_size + last)
         if self.shuffle:
             source, example = self._order(places)
@@ -80,7 +80,7 @@ class TextData:
     def examples_at(self, step: int) -> list[str]:
         """Which examples batch `step` of training holds, as SOURCE:INDEX, in order."""
         source, example = self._order(range(step * self.batch_size, (step + 1) * self.batch_size))
-        return [f'{self._names[s]}:{e}' for s, e in zip(source, example)]
+        return [f"{self._names[s]}:{e}" for s, e in zip(source, example)]
 
     def _rows(self, rows: slice | None) -> tuple[int, int]:
         if rows is None:
@@ -88,9 +88,9 @@ class TextData:
         first, last = rows.start or 0, self.batch_size if rows.stop is None else rows.stop
         if rows.step not in (None, 1) or not 0 <= first < last <= self.batch_size:
             raise UserError(
-                f'batch_at: rows {first}:{last} (step {rows.step}) are not a contiguous part of a '
-                f'global batch of {self.batch_size}; allowed: 0 <= start < stop <= '
-                f'{self.batch_size}. Does the number of hosts divide train.batch_size?')
+                f"batch_at: rows {first}:{last} (step {rows.step}) are not a contiguous part of a "
+                f"global batch of {self.batch_size}; allowed: 0 <= start < stop <= "
+                f"{self.batch_size}. Does the number of hosts divide train.batch_size?")
         return first, last
 
     def _gather(self, source: np.ndarray, example: np.ndarray, n_rows: int
@@ -122,7 +122,7 @@ def iterate(batch_at: Callable[..., Any], start: int = 0, stop: int | None = Non
     the iterator, or dropping it, ends the thread.
     """
     steps = itertools.count(start) if stop is None else iter(range(start, stop))
-    pool = concurrent.futures.ThreadPoolExecutor(1, 'bigjax-data')
+    pool = concurrent.futures.ThreadPoolExecutor(1, "bigjax-data")
 
     def submit(n: int) -> list[concurrent.futures.Future]:
         return [pool.submit(batch_at, step, rows) for step in itertools.islice(steps, n)]
@@ -153,30 +153,30 @@ def _check(streams: Mapping[str, Stream], seq_len: int, batch_size: int,
            weights: Mapping[str, float]) -> None:
     """Raises UserError for sizes below 1, weights that are not positive, and empty splits."""
     if seq_len < 1:
-        raise UserError(f'data.seq_len is {seq_len}; it has to be at least 1.')
+        raise UserError(f"data.seq_len is {seq_len}; it has to be at least 1.")
     if batch_size < 1:
-        raise UserError(f'the batch size is {batch_size}; it has to be at least 1.')
+        raise UserError(f"the batch size is {batch_size}; it has to be at least 1.")
     for name in streams:
         check_weight(name, weights.get(name))
     if sum(stream.n_tokens for stream in streams.values()) < 2:
-        split = next((stream.split for stream in streams.values()), 'train')
-        remedy = (f'Raise {_CONFIG_OF[split]}' if split in _CONFIG_OF
-                  else 'Lower data.valid_fraction and data.test_fraction')
+        split = next((stream.split for stream in streams.values()), "train")
+        remedy = (f"Raise {_CONFIG_OF[split]}" if split in _CONFIG_OF
+                  else "Lower data.valid_fraction and data.test_fraction")
         raise UserError(f'the {split} split of {", ".join(streams) or "no source"} is empty: no '
-                        f'document fell into it. {remedy}, or give more documents.')
+                        f"document fell into it. {remedy}, or give more documents.")
 
 
 def _check_enough(streams: Mapping[str, Stream], sizes: list[int], seq_len: int,
                   batch_size: int) -> None:
-    found = ', '.join(f'{name} has {stream.n_tokens:,}' for name, stream in streams.items())
+    found = ", ".join(f"{name} has {stream.n_tokens:,}" for name, stream in streams.items())
     for (name, stream), size in zip(streams.items(), sizes):
         if not size:
             raise UserError(
-                f'the {stream.split} split of source {name!r} has {stream.n_tokens:,} tokens, and '
-                f'one example takes data.seq_len + 1 = {seq_len + 1:,}. Lower data.seq_len, give '
-                'the source more text, or take it out of data.sources.')
+                f"the {stream.split} split of source {name!r} has {stream.n_tokens:,} tokens, and "
+                f"one example takes data.seq_len + 1 = {seq_len + 1:,}. Lower data.seq_len, give "
+                "the source more text, or take it out of data.sources.")
     if sum(sizes) < batch_size:
         raise UserError(
-            f'too little text for one batch: {batch_size} examples of {seq_len} tokens take '
-            f'{batch_size * seq_len + 1:,} tokens; found: {found}. Lower train.batch_size or '
-            'data.seq_len, or give more text in data.sources.')
+            f"too little text for one batch: {batch_size} examples of {seq_len} tokens take "
+            f"{batch_size * seq_len + 1:,} tokens; found: {found}. Lower train.batch_size or "
+            "data.seq_len, or give more text in data.sources.")

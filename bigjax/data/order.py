@@ -33,5 +33,5 @@ class Order:
 
 def split_index(index: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(source, example within it) of an index over all sources; offsets [n_sources + 1]."""
-    source = np.searchsorted(offsets, index, 'right') - 1
+    source = np.searchsorted(offsets, index, "right") - 1
     return source, index - offsets[source]

@@ -26,13 +26,13 @@ def make_batch(tokens: np.ndarray, is_first: np.ndarray, lengths: np.ndarray,
     if packing:
         counted &= ~is_first[:, 1:]
     n_bytes = np.where(counted, token_bytes[targets], 0).sum(1, dtype=np.int32)
-    batch = {'inputs': np.ascontiguousarray(inputs), 'targets': np.ascontiguousarray(targets),
-             'weights': counted.astype(np.float32), 'target_bytes': n_bytes}
+    batch = {"inputs": np.ascontiguousarray(inputs), "targets": np.ascontiguousarray(targets),
+             "weights": counted.astype(np.float32), "target_bytes": n_bytes}
     if packing:
         real = column < lengths[:, None]
         first = is_first[:, :-1].copy()
         first[:, 0] = True  # what the row's first tokens belong to began before it, and is cut
         begins = np.maximum.accumulate(np.where(first, column, 0), axis=1)
-        batch['segment_ids'] = np.cumsum(first, axis=1, dtype=np.int32) * real
-        batch['positions'] = (column - begins) * real
+        batch["segment_ids"] = np.cumsum(first, axis=1, dtype=np.int32) * real
+        batch["positions"] = (column - begins) * real
     return batch

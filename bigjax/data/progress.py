@@ -19,12 +19,12 @@ class Progress:
         self._done = 0
         self._bar = self._task = None
 
-    def __enter__(self) -> 'Progress':
+    def __enter__(self) -> "Progress":
         self._begun = self._logged = time.monotonic()
         if sys.stdout.isatty():
             from rich import progress
             self._bar = progress.Progress(
-                progress.SpinnerColumn(), progress.TextColumn('{task.description}'),
+                progress.SpinnerColumn(), progress.TextColumn("{task.description}"),
                 progress.FileSizeColumn(), progress.TransferSpeedColumn(),
                 progress.TimeElapsedColumn(), transient=True)
             self._bar.start()
@@ -41,7 +41,7 @@ class Progress:
         if now - self._logged >= _LOG_EVERY_SECONDS:
             self._logged = now
             rate = self._done / 1e6 / (now - self._begun)
-            self._log(f'{self._title}: {self._done / 1e6:,.0f} MB of text, {rate:.1f} MB/s')
+            self._log(f"{self._title}: {self._done / 1e6:,.0f} MB of text, {rate:.1f} MB/s")
 
     def __exit__(self, *exc: object) -> None:
         if self._bar is not None:

@@ -15,7 +15,7 @@ from bigjax.data import docstrings
 from bigjax.data.files import fingerprint_files
 from bigjax.errors import UserError
 
-KINDS = ('docstrings', 'text', 'jsonl', 'tfds')
+KINDS = ("docstrings", "text", "jsonl", "tfds")
 DOCUMENT_CHARS = 2000  # paragraphs of one large text file are grouped to at least this
 _MAX_CHARS = 100_000  # a text without blank lines is cut at the end of a line after this many
 _FORMAT = 1  # raise it when the same files would give other documents
@@ -28,10 +28,10 @@ class Source:
     """One entry of `data.sources`; see `documents` for what the fields mean for each kind."""
 
     kind: str
-    path: str = ''
-    name: str = ''
-    field: str = 'text'
-    split: str = 'train'
+    path: str = ""
+    name: str = ""
+    field: str = "text"
+    split: str = "train"
     weight: float = 1.
 
 
@@ -41,10 +41,10 @@ def from_config(name: str, entry: Mapping[str, Any]) -> Source:
     for key in entry:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
-            hint = f' Did you mean {near[0]!r}?' if near else ''
-            raise UserError(f'data.sources.{name} has an unknown key {key!r}.{hint} Allowed: '
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UserError(f"data.sources.{name} has an unknown key {key!r}.{hint} Allowed: "
                             f'{", ".join(known)}.')
-    source = Source(**{'kind': '', **entry})
+    source = Source(**{"kind": "", **entry})
     _kind(source)
     check_weight(name, source.weight)
     return source
@@ -53,11 +53,11 @@ def from_config(name: str, entry: Mapping[str, Any]) -> Source:
 def check_weight(name: str, weight: Any) -> None:
     """Raises UserError unless the weight of source `name` is a positive number."""
     if not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
-        raise UserError(f'data.sources.{name}.weight is {weight!r}; it has to be a positive '
-                        'number. To leave a source out, take it out of data.sources.')
+        raise UserError(f"data.sources.{name}.weight is {weight!r}; it has to be a positive "
+                        "number. To leave a source out, take it out of data.sources.")
 
 
-def documents(source: Source, on_bad_utf8: str = 'replace', cache_dir: str = '~/.cache/bigjax',
+def documents(source: Source, on_bad_utf8: str = "replace", cache_dir: str = "~/.cache/bigjax",
               counts: dict[str, int] | None = None) -> Iterator[str]:
     """The documents of `source`, none of them empty; twice the same if the content is.
 
@@ -73,13 +73,13 @@ def documents(source: Source, on_bad_utf8: str = 'replace', cache_dir: str = '~/
     on_bad_utf8='refuse', raise UserError with file and byte offset. UserError also for a
     source that is missing, unreadable or without text.
     """
-    if on_bad_utf8 not in ('replace', 'refuse'):
+    if on_bad_utf8 not in ("replace", "refuse"):
         raise UserError(f'data.on_bad_utf8 is {on_bad_utf8!r}; it has to be "replace" or "refuse".')
     counts = counts if counts is not None else {}
-    bad = _BadUtf8(on_bad_utf8 == 'refuse', counts)
-    streams = {'docstrings': lambda: (r.text for r in docstrings.records(cache_dir)),
-               'text': lambda: _text(source, bad), 'jsonl': lambda: _jsonl(source, bad),
-               'tfds': lambda: _tfds(source, bad)}
+    bad = _BadUtf8(on_bad_utf8 == "refuse", counts)
+    streams = {"docstrings": lambda: (r.text for r in docstrings.records(cache_dir)),
+               "text": lambda: _text(source, bad), "jsonl": lambda: _jsonl(source, bad),
+               "tfds": lambda: _tfds(source, bad)}
     stream = streams[_kind(source)]()
     return _not_empty(stream, source)
 
@@ -91,17 +91,17 @@ def fingerprint(source: Source) -> str:
     source that is missing or unreadable.
     """
     kind = _kind(source)
-    if kind == 'docstrings':
-        return f'docstrings-{docstrings.fingerprint()}'
-    if kind == 'tfds':
+    if kind == "docstrings":
+        return f"docstrings-{docstrings.fingerprint()}"
+    if kind == "tfds":
         builder = _tfds_builder(source)
         paths = [path for split in _tfds_split_names(builder, source)
                  for path in builder.info.splits[split].filepaths]
-        return _try_read(source, lambda: f'tfds-{builder.info.full_name}-{source.split}-'
-                                         f'{source.field}-{fingerprint_files(paths)}')
+        return _try_read(source, lambda: f"tfds-{builder.info.full_name}-{source.split}-"
+                                         f"{source.field}-{fingerprint_files(paths)}")
     paths = _files(source)
-    field = f'-{source.field}' if kind == 'jsonl' else ''
-    return _try_read(source, lambda: f'{kind}{field}-{_FORMAT}-{fingerprint_files(paths)}')
+    field = f"-{source.field}" if kind == "jsonl" else ""
+    return _try_read(source, lambda: f"{kind}{field}-{_FORMAT}-{fingerprint_files(paths)}")
 
 
 class _BadUtf8:
@@ -116,9 +116,9 @@ class _BadUtf8:
         except UnicodeDecodeError as e:
             if self.refuse:
                 raise UserError(
-                    f'{where}: byte {offset + e.start} (0x{raw[e.start]:02X}) is not UTF-8. '
+                    f"{where}: byte {offset + e.start} (0x{raw[e.start]:02X}) is not UTF-8. "
                     'Convert the file to UTF-8, or set data.on_bad_utf8="replace".') from None
-        text = raw.decode(errors='replace')
+        text = raw.decode(errors="replace")
         self._count(text.count('\ufffd') - raw.count('\ufffd'.encode()))
         return text
 
@@ -130,18 +130,18 @@ class _BadUtf8:
         except UnicodeEncodeError as e:
             if self.refuse:
                 raise UserError(
-                    f'{where}: character {e.start} of the text is a lone surrogate, which has no '
+                    f"{where}: character {e.start} of the text is a lone surrogate, which has no "
                     'UTF-8 form. Correct it, or set data.on_bad_utf8="replace".') from None
         self._count(sum('\ud800' <= char <= '\udfff' for char in text))
-        return ''.join('\ufffd' if '\ud800' <= char <= '\udfff' else char for char in text)
+        return "".join('\ufffd' if '\ud800' <= char <= '\udfff' else char for char in text)
 
     def _count(self, n: int) -> None:
-        self.counts['bad_utf8'] = self.counts.get('bad_utf8', 0) + n
+        self.counts["bad_utf8"] = self.counts.get("bad_utf8", 0) + n
 
 
 def _kind(source: Source) -> str:
     if source.kind not in KINDS:
-        raise UserError(f'the kind of a source in data.sources is {source.kind!r}; it has to be '
+        raise UserError(f"the kind of a source in data.sources is {source.kind!r}; it has to be "
                         f'one of {", ".join(KINDS)}.')
     return source.kind
 
@@ -153,8 +153,8 @@ def _not_empty(stream: Iterator[str], source: Source) -> Iterator[str]:
             found = True
             yield document
     if not found:
-        raise UserError(f'{_describe(source)} holds no text: every document of it is empty. Point '
-                        'path (and field or split) at text, or take the source out.')
+        raise UserError(f"{_describe(source)} holds no text: every document of it is empty. Point "
+                        "path (and field or split) at text, or take the source out.")
 
 
 def _text(source: Source, bad: _BadUtf8) -> Iterator[str]:
@@ -175,12 +175,12 @@ def _grouped(lines: Iterator[str]) -> Iterator[str]:
     for line in lines:
         blank = not line.strip()
         if (blank and n_chars >= DOCUMENT_CHARS) or n_chars >= _MAX_CHARS:
-            yield ''.join(group).rstrip('\r\n')
+            yield "".join(group).rstrip('\r\n')
             group, n_chars = ([], 0) if blank else ([line], len(line))
         elif group or not blank:
             group.append(line)
             n_chars += len(line)
-    last = ''.join(group)
+    last = "".join(group)
     if last.strip():
         yield last.rstrip('\r\n')
 
@@ -188,7 +188,7 @@ def _grouped(lines: Iterator[str]) -> Iterator[str]:
 def _lines(path: Any, bad: _BadUtf8) -> Iterator[str]:
     """Lines with their ends, decoded some at a time: no byte sequence crosses a line's end."""
     offset = 0
-    with _try_read(path, lambda: path.open('rb')) as f:
+    with _try_read(path, lambda: path.open("rb")) as f:
         while block := f.read(_READ_BYTES):
             block += f.readline()
             text = bad.decode(block, path, offset)
@@ -198,29 +198,29 @@ def _lines(path: Any, bad: _BadUtf8) -> Iterator[str]:
 
 def _jsonl(source: Source, bad: _BadUtf8) -> Iterator[str]:
     for path in _files(source):
-        with _try_read(path, lambda: path.open('rb')) as f:
+        with _try_read(path, lambda: path.open("rb")) as f:
             offset = 0
             for number, raw in enumerate(f, 1):
                 line = bad.decode(raw, path, offset).removeprefix('\ufeff')
                 offset += len(raw)
                 if line.strip():
-                    yield _json_text(line, source.field, f'{path}:{number}', bad)
+                    yield _json_text(line, source.field, f"{path}:{number}", bad)
 
 
 def _json_text(line: str, field: str, where: str, bad: _BadUtf8) -> str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as e:
-        raise UserError(f'{where}: not JSON ({e}); the line begins {line[:60].strip()!r}. Each '
+        raise UserError(f"{where}: not JSON ({e}); the line begins {line[:60].strip()!r}. Each "
                         f'line has to be one object such as {{"{field}": "..."}}.') from None
     if not isinstance(row, dict):
-        raise UserError(f'{where}: found a JSON {type(row).__name__}; each line has to be an '
+        raise UserError(f"{where}: found a JSON {type(row).__name__}; each line has to be an "
                         f'object such as {{"{field}": "..."}}.')
     if field not in row:
         raise UserError(f'{where}: no field {field!r}; the line has {", ".join(row) or "none"}. '
                         "Set the source's field to the one that holds the text.")
     if not isinstance(row[field], str):
-        raise UserError(f'{where}: field {field!r} holds {type(row[field]).__name__}, not a '
+        raise UserError(f"{where}: field {field!r} holds {type(row[field]).__name__}, not a "
                         "string. Set the source's field to the one that holds the text.")
     return bad.clean(row[field], where)
 
@@ -230,9 +230,9 @@ def _files(source: Source) -> list[Any]:
     from etils import epath
     pattern = os.path.expanduser(source.path)
     if not pattern:
-        raise UserError(f'a source of kind {source.kind!r} in data.sources has an empty path. Set '
+        raise UserError(f"a source of kind {source.kind!r} in data.sources has an empty path. Set "
                         'it to a file or a glob such as "books/*.txt".')
-    if '://' in pattern:
+    if "://" in pattern:
         paths = _remote_files(pattern)
     elif os.path.exists(pattern):  # a name may hold brackets of its own
         paths = [epath.Path(pattern)]
@@ -240,25 +240,25 @@ def _files(source: Source) -> list[Any]:
         paths = map(epath.Path, glob.glob(pattern, recursive=True))
     paths = sorted((path for path in paths if not path.is_dir()), key=str)
     if not paths:
-        what = 'a folder' if os.path.isdir(pattern) else 'no file'
-        raise UserError(f'data.sources: path {pattern!r} of kind {source.kind!r} is {what} (looked '
-                        f'from {os.getcwd()!r}). Set it to a file, or to a glob such as '
+        what = "a folder" if os.path.isdir(pattern) else "no file"
+        raise UserError(f"data.sources: path {pattern!r} of kind {source.kind!r} is {what} (looked "
+                        f"from {os.getcwd()!r}). Set it to a file, or to a glob such as "
                         '"folder/*.txt".')
     return paths
 
 
 def _remote_files(pattern: str) -> list[Any]:
     from etils import epath
-    parts = pattern.split('/')
+    parts = pattern.split("/")
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     try:
-        return list(epath.Path('/'.join(parts[:fixed])).glob('/'.join(parts[fixed:])))
+        return list(epath.Path("/".join(parts[:fixed])).glob("/".join(parts[fixed:])))
     except Exception as e:  # each storage has errors of its own
-        reason = 'unknown kind of address' if isinstance(e, KeyError) else e
+        reason = "unknown kind of address" if isinstance(e, KeyError) else e
         raise UserError(
-            f'data.sources: cannot look up {pattern!r}: {reason}. Addresses begin with gs:// or '
-            's3://; check the bucket and your permission to read it, and that the package for '
-            'this storage is installed (gcsfs, s3fs).') from None
+            f"data.sources: cannot look up {pattern!r}: {reason}. Addresses begin with gs:// or "
+            "s3://; check the bucket and your permission to read it, and that the package for "
+            "this storage is installed (gcsfs, s3fs).") from None
 
 
 def _tfds(source: Source, bad: _BadUtf8) -> Iterator[str]:
@@ -268,26 +268,26 @@ def _tfds(source: Source, bad: _BadUtf8) -> Iterator[str]:
         rows = builder.as_data_source(split=source.split)
     except Exception as e:  # a wrong file format, a split of another kind, missing shards
         raise UserError(
-            f'{_describe(source)}: cannot read split {source.split!r}: {e}. The set has to be '
+            f"{_describe(source)}: cannot read split {source.split!r}: {e}. The set has to be "
             'prepared with file_format="array_record".') from None
     for start in range(0, len(rows), _TFDS_BATCH):
         indices = range(start, min(start + _TFDS_BATCH, len(rows)))
         for i, row in zip(indices, rows.__getitems__(list(indices))):
-            yield _tfds_text(row, source, f'{_describe(source)} example {i}', bad)
+            yield _tfds_text(row, source, f"{_describe(source)} example {i}", bad)
 
 
 def _tfds_text(row: Any, source: Source, where: str, bad: _BadUtf8) -> str:
-    for part in source.field.split('/'):  # 'dialogue/answer': a feature inside a feature
+    for part in source.field.split("/"):  # 'dialogue/answer': a feature inside a feature
         if not isinstance(row, dict) or part not in row:
-            found = ', '.join(row) if isinstance(row, dict) else type(row).__name__
-            raise UserError(f'{where}: no field {source.field!r}; found {found}. Set the '
+            found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            raise UserError(f"{where}: no field {source.field!r}; found {found}. Set the "
                             "source's field to the one that holds the text.")
         row = row[part]
     if isinstance(row, bytes):
         return bad.decode(row, where)
     if isinstance(row, str):
         return bad.clean(row, where)
-    raise UserError(f'{where}: field {source.field!r} holds {type(row).__name__}, not text. Set '
+    raise UserError(f"{where}: field {source.field!r} holds {type(row).__name__}, not text. Set "
                     "the source's field to a Text feature.")
 
 
@@ -296,8 +296,8 @@ def _tfds_builder(source: Source) -> Any:
         import tensorflow_datasets as tfds
     except ImportError:
         raise UserError('a source of kind "tfds" needs the package tensorflow-datasets '
-                        '(TensorFlow itself is not needed): pip install tensorflow-datasets '
-                        'array_record') from None
+                        "(TensorFlow itself is not needed): pip install tensorflow-datasets "
+                        "array_record") from None
     path = os.path.expanduser(source.path)
     try:
         if source.name:
@@ -306,9 +306,9 @@ def _tfds_builder(source: Source) -> Any:
     except Exception as e:  # of many kinds; the first line says what, the rest lists all sets
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise UserError(
-            f'{_describe(source)}: {reason} Set name to NAME:VERSION and path to the data_dir it '
+            f"{_describe(source)}: {reason} Set name to NAME:VERSION and path to the data_dir it "
             "was prepared in, or leave name empty and set path to the set's own folder (the one "
-            'with dataset_info.json).') from None
+            "with dataset_info.json).") from None
 
 
 def _tfds_split_names(builder: Any, source: Source) -> list[str]:
@@ -318,22 +318,22 @@ def _tfds_split_names(builder: Any, source: Source) -> list[str]:
         splits[source.split]
     except Exception as e:
         raise UserError(
-            f'{_describe(source)}: cannot read split {source.split!r}: {e} The set has '
+            f"{_describe(source)}: cannot read split {source.split!r}: {e} The set has "
             f'{", ".join(splits) or "no prepared split"}; slices such as "train[:10%]" work too.'
         ) from None
     return names
 
 
 def _describe(source: Source) -> str:
-    name = f' {source.name!r}' if source.kind == 'tfds' and source.name else ''
-    at = f' at {source.path!r}' if source.kind != 'docstrings' else ''
-    return f'the {source.kind} source{name}{at}'
+    name = f" {source.name!r}" if source.kind == "tfds" and source.name else ""
+    at = f" at {source.path!r}" if source.kind != "docstrings" else ""
+    return f"the {source.kind} source{name}{at}"
 
 
 def _try_read(where: Any, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except OSError as e:
-        name = e.filename or (_describe(where) if hasattr(where, 'kind') else where)
-        raise UserError(f'cannot read {name}: {e.strerror or e}. Check the path and your '
-                        'permission to read it.') from None
+        name = e.filename or (_describe(where) if hasattr(where, "kind") else where)
+        raise UserError(f"cannot read {name}: {e.strerror or e}. Check the path and your "
+                        "permission to read it.") from None

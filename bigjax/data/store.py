@@ -29,7 +29,7 @@ from bigjax.data.progress import Progress
 from bigjax.data.tokenizer import Tokenizer
 from bigjax.errors import UserError
 
-SPLITS = ('train', 'valid', 'test')
+SPLITS = ("train", "valid", "test")
 DOCUMENTS_PER_SHARD = 32768
 _CHARS_PER_SHARD = 1 << 26  # bounds the memory a build takes
 _BATCH_CHARS = 4_000_000  # text handed to the tokenizer at once: keeps its threads busy
@@ -39,18 +39,18 @@ _FORMAT = 1
 def split_of(document: str, valid_fraction: float, test_fraction: float) -> str:
     """'train', 'valid' or 'test' by a hash of the text: equal documents fall together."""
     digest = hashlib.blake2b(document.encode(), digest_size=8).digest()
-    u = int.from_bytes(digest, 'little') / 2**64
+    u = int.from_bytes(digest, "little") / 2**64
     if u < valid_fraction:
-        return 'valid'
-    return 'test' if u < valid_fraction + test_fraction else 'train'
+        return "valid"
+    return "test" if u < valid_fraction + test_fraction else "train"
 
 
 def check_fractions(valid_fraction: float, test_fraction: float) -> None:
     """Raises UserError unless both are at least 0 and together at most 1 (all is held out)."""
     if not (valid_fraction >= 0 and test_fraction >= 0 and valid_fraction + test_fraction <= 1):
         raise UserError(
-            f'data.valid_fraction={valid_fraction} and data.test_fraction={test_fraction}: each '
-            'has to be at least 0, and their sum at most 1; the rest is trained on.')
+            f"data.valid_fraction={valid_fraction} and data.test_fraction={test_fraction}: each "
+            "has to be at least 0, and their sum at most 1; the rest is trained on.")
 
 
 class Stream:
@@ -61,16 +61,16 @@ class Stream:
 
     def __init__(self, folder: Path, shards: list[dict], split: str, dtype: str) -> None:
         self.split = split
-        self.n_tokens = sum(shard['splits'][split]['tokens'] for shard in shards)
-        self.n_documents = sum(shard['splits'][split]['documents'] for shard in shards)
-        self.n_bytes = sum(shard['splits'][split]['bytes'] for shard in shards)
-        used = [(i, shard['splits'][split]) for i, shard in enumerate(shards)
-                if shard['splits'][split]['tokens']]
-        self._offsets = np.cumsum([0] + [sizes['tokens'] for _, sizes in used])
+        self.n_tokens = sum(shard["splits"][split]["tokens"] for shard in shards)
+        self.n_documents = sum(shard["splits"][split]["documents"] for shard in shards)
+        self.n_bytes = sum(shard["splits"][split]["bytes"] for shard in shards)
+        used = [(i, shard["splits"][split]) for i, shard in enumerate(shards)
+                if shard["splits"][split]["tokens"]]
+        self._offsets = np.cumsum([0] + [sizes["tokens"] for _, sizes in used])
         # Plain arrays over the maps: slicing np.memmap itself costs several times more.
-        self._tokens = [np.asarray(_map(folder / f'{i:05d}-{split}.tokens', dtype))
+        self._tokens = [np.asarray(_map(folder / f"{i:05d}-{split}.tokens", dtype))
                         for i, _ in used]
-        self._starts = [np.asarray(_map(folder / f'{i:05d}-{split}.starts', 'uint64'))
+        self._starts = [np.asarray(_map(folder / f"{i:05d}-{split}.starts", "uint64"))
                         for i, _ in used]
 
     def window(self, start: int, length: int) -> np.ndarray:
@@ -82,13 +82,13 @@ class Stream:
         first token. IndexError for a window that leaves the stream."""
         starts = np.asarray(starts, np.int64)
         if len(starts) and not (0 <= starts.min() and starts.max() + length <= self.n_tokens):
-            raise IndexError(f'windows of {length} from {starts.min()} to {starts.max()} leave the '
-                             f'stream of {self.n_tokens} tokens')
+            raise IndexError(f"windows of {length} from {starts.min()} to {starts.max()} leave the "
+                             f"stream of {self.n_tokens} tokens")
         tokens = np.empty((len(starts), length), np.int32)
         is_first = np.zeros((len(starts), length), bool)
         if not length:
             return tokens, is_first
-        shards = np.searchsorted(self._offsets, starts, 'right') - 1
+        shards = np.searchsorted(self._offsets, starts, "right") - 1
         for row, (start, shard) in enumerate(zip(starts.tolist(), shards.tolist())):
             filled = 0
             while filled < length:
@@ -107,10 +107,10 @@ class Store:
     """A finished store; `stats` has documents, bytes, tokens and bad_utf8 of the whole source."""
 
     def __init__(self, folder: Path) -> None:
-        meta = _read_json(folder / 'store.json')
-        self.folder, self.key = folder, meta['key']
-        self.stats: dict[str, int] = meta['stats']
-        self._shards, self._dtype = meta['shards'], meta['dtype']
+        meta = _read_json(folder / "store.json")
+        self.folder, self.key = folder, meta["key"]
+        self.stats: dict[str, int] = meta["stats"]
+        self._shards, self._dtype = meta["shards"], meta["dtype"]
         self._splits: dict[str, Stream] = {}
         _check_files(folder, self._shards, self._dtype)
 
@@ -125,7 +125,7 @@ class Store:
 
 def build_store(documents: Callable[[dict], Iterator[str]], content: str, tokenizer: Tokenizer,
                 valid_fraction: float, test_fraction: float, cache_dir: str,
-                name: str = 'text', log: Callable[[str], None] = print) -> Store:
+                name: str = "text", log: Callable[[str], None] = print) -> Store:
     """Opens the store of this content and tokenizer, and builds what is missing of it first.
 
     Args:
@@ -138,35 +138,35 @@ def build_store(documents: Callable[[dict], Iterator[str]], content: str, tokeni
     parts = (_FORMAT, DOCUMENTS_PER_SHARD, content, tokenizer.fingerprint, valid_fraction,
              test_fraction)
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    folder = cache_folder(cache_dir, 'stores', key)
-    if not (folder / 'store.json').exists():
+    folder = cache_folder(cache_dir, "stores", key)
+    if not (folder / "store.json").exists():
         with _only_builder(folder, log) as alone:
             if alone:
-                for leftover in folder.glob('*.tmp'):  # of a build that was killed
+                for leftover in folder.glob("*.tmp"):  # of a build that was killed
                     leftover.unlink(missing_ok=True)
-            if not (folder / 'store.json').exists():  # another process may have just made it
+            if not (folder / "store.json").exists():  # another process may have just made it
                 _build(documents, tokenizer, valid_fraction, test_fraction, folder, key, name, log)
     return Store(folder)
 
 
 def _build(documents: Callable, tokenizer: Tokenizer, valid_fraction: float,
            test_fraction: float, folder: Path, key: str, name: str, log: Callable) -> None:
-    dtype = 'uint16' if tokenizer.vocab_size <= 1 << 16 else 'uint32'
+    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     counts: dict[str, int] = {}
     shards = []
-    with Progress(f'tokenizing {name}', log) as progress:
+    with Progress(f"tokenizing {name}", log) as progress:
         for index, texts in enumerate(_shards_of(documents(counts))):
             shard = _finished_shard(folder, index, dtype)
             if shard is None:
                 splits = [split_of(text, valid_fraction, test_fraction) for text in texts]
                 shard = _write_shard(folder, index, texts, splits, tokenizer, dtype)
             shards.append(shard)
-            progress.add(sum(sizes['bytes'] for sizes in shard['splits'].values()))
-    totals = {unit: sum(sizes[unit] for shard in shards for sizes in shard['splits'].values())
-              for unit in ('documents', 'tokens', 'bytes')}
-    meta = {'key': key, 'dtype': dtype, 'shards': shards,
-            'stats': {**totals, 'bad_utf8': counts.get('bad_utf8', 0)}}
-    write_atomically(folder / 'store.json', json.dumps(meta).encode())
+            progress.add(sum(sizes["bytes"] for sizes in shard["splits"].values()))
+    totals = {unit: sum(sizes[unit] for shard in shards for sizes in shard["splits"].values())
+              for unit in ("documents", "tokens", "bytes")}
+    meta = {"key": key, "dtype": dtype, "shards": shards,
+            "stats": {**totals, "bad_utf8": counts.get("bad_utf8", 0)}}
+    write_atomically(folder / "store.json", json.dumps(meta).encode())
 
 
 def _shards_of(documents: Iterator[str]) -> Iterator[list[str]]:
@@ -185,7 +185,7 @@ def _shards_of(documents: Iterator[str]) -> Iterator[list[str]]:
 def _write_shard(folder: Path, index: int, texts: list[str], splits: list[str],
                  tokenizer: Tokenizer, dtype: str) -> dict:
     encoded = [ids for batch in _batches(texts) for ids in tokenizer.encode_batch(batch)]
-    shard: dict = {'splits': {}}
+    shard: dict = {"splits": {}}
     for split in SPLITS:
         mine = [i for i, where in enumerate(splits) if where == split]
         lengths = np.array([len(encoded[i]) + 2 for i in mine], np.uint64)
@@ -193,11 +193,11 @@ def _write_shard(folder: Path, index: int, texts: list[str], splits: list[str],
         ends = [np.array([tokenizer.bos_id]), np.array([tokenizer.eos_id])]
         pieces = [part for i in mine for part in (ends[0], encoded[i], ends[1])]
         tokens = np.concatenate(pieces).astype(dtype) if pieces else np.zeros(0, dtype)
-        shard['splits'][split] = {'documents': len(mine), 'tokens': len(tokens),
-                                  'bytes': sum(len(texts[i].encode()) for i in mine)}
-        write_atomically(folder / f'{index:05d}-{split}.tokens', tokens.tobytes())
-        write_atomically(folder / f'{index:05d}-{split}.starts', starts.tobytes())
-    write_atomically(folder / f'{index:05d}.json', json.dumps(shard).encode())
+        shard["splits"][split] = {"documents": len(mine), "tokens": len(tokens),
+                                  "bytes": sum(len(texts[i].encode()) for i in mine)}
+        write_atomically(folder / f"{index:05d}-{split}.tokens", tokens.tobytes())
+        write_atomically(folder / f"{index:05d}-{split}.starts", starts.tobytes())
+    write_atomically(folder / f"{index:05d}.json", json.dumps(shard).encode())
     return shard
 
 
@@ -216,7 +216,7 @@ def _batches(texts: list[str]) -> Iterator[list[str]]:
 
 def _finished_shard(folder: Path, index: int, dtype: str) -> dict | None:
     """The numbers of a shard that an earlier build finished; None if it has to be written."""
-    path = folder / f'{index:05d}.json'
+    path = folder / f"{index:05d}.json"
     try:
         shard = json.loads(path.read_bytes())
         sizes = {name: size for name, size in _file_sizes(shard, index, dtype)}
@@ -227,9 +227,9 @@ def _finished_shard(folder: Path, index: int, dtype: str) -> dict | None:
 
 
 def _file_sizes(shard: dict, index: int, dtype: str) -> Iterator[tuple[str, int]]:
-    for split, sizes in shard['splits'].items():
-        yield f'{index:05d}-{split}.tokens', sizes['tokens'] * np.dtype(dtype).itemsize
-        yield f'{index:05d}-{split}.starts', sizes['documents'] * 8
+    for split, sizes in shard["splits"].items():
+        yield f"{index:05d}-{split}.tokens", sizes["tokens"] * np.dtype(dtype).itemsize
+        yield f"{index:05d}-{split}.starts", sizes["documents"] * 8
 
 
 def _check_files(folder: Path, shards: list[dict], dtype: str) -> None:
@@ -238,26 +238,26 @@ def _check_files(folder: Path, shards: list[dict], dtype: str) -> None:
             path = folder / name
             found = path.stat().st_size if path.exists() else None
             if found != size:
-                has = 'is missing' if found is None else f'has {found:,} bytes'
-                raise _damaged(folder, f'{name} {has}, and should have {size:,}')
+                has = "is missing" if found is None else f"has {found:,} bytes"
+                raise _damaged(folder, f"{name} {has}, and should have {size:,}")
 
 
 def _damaged(folder: Path, what: str) -> UserError:
-    return UserError(f'the token store {folder} is damaged: {what}. Delete that folder; it is '
-                     'built again from its source at the next start.')
+    return UserError(f"the token store {folder} is damaged: {what}. Delete that folder; it is "
+                     "built again from its source at the next start.")
 
 
 def _read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as e:
-        raise _damaged(path.parent, f'{path.name} cannot be read ({e})') from None
+        raise _damaged(path.parent, f"{path.name} cannot be read ({e})") from None
 
 
 def _map(path: Path, dtype: str) -> np.ndarray:
     if not path.stat().st_size:  # an empty file cannot be mapped
         return np.zeros(0, dtype)
-    return np.memmap(path, dtype, 'r')
+    return np.memmap(path, dtype, "r")
 
 
 @contextlib.contextmanager
@@ -272,7 +272,7 @@ def _only_builder(folder: Path, log: Callable[[str], None]) -> Iterator[bool]:
     except ImportError:
         yield False
         return
-    with open(folder / 'lock', 'a') as f:
+    with open(folder / "lock", "a") as f:
         yield _lock(f, folder, log)
 
 
@@ -282,7 +282,7 @@ def _lock(f: Any, folder: Path, log: Callable[[str], None]) -> bool:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log(f'another process builds the token store {folder}: waiting for it')
+            log(f"another process builds the token store {folder}: waiting for it")
             fcntl.flock(f, fcntl.LOCK_EX)
         return True
     except OSError:

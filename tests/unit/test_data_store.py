@@ -18,7 +18,7 @@ from bigjax.data.tokenizer import Bytes
 from bigjax.errors import UserError
 
 ROOT = str(pathlib.Path(bigjax.__file__).parents[1])
-TEXTS = [f'document {i} ' + 'é' * (i % 7) for i in range(500)]
+TEXTS = [f"document {i} " + "é" * (i % 7) for i in range(500)]
 
 
 class Wide(Bytes):
@@ -26,13 +26,13 @@ class Wide(Bytes):
 
     def __init__(self):
         super().__init__()
-        self.pieces = self.pieces + [b''] * 70_000
-        self.fingerprint = 'wide'
+        self.pieces = self.pieces + [b""] * 70_000
+        self.fingerprint = "wide"
 
 
-def build(cache, texts=TEXTS, tokenizer=None, valid=.1, test=.1, content='content', log=print):
+def build(cache, texts=TEXTS, tokenizer=None, valid=.1, test=.1, content="content", log=print):
     return S.build_store(lambda counts: iter(texts), content, tokenizer or Bytes(), valid, test,
-                         str(cache), 'mine', log)
+                         str(cache), "mine", log)
 
 
 def documents_of(store, split):
@@ -48,7 +48,7 @@ def documents_of(store, split):
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(S, 'DOCUMENTS_PER_SHARD', 64)
+    monkeypatch.setattr(S, "DOCUMENTS_PER_SHARD", 64)
 
 
 def test_splits_are_disjoint_complete_and_counted(tmp_path):
@@ -61,9 +61,9 @@ def test_splits_are_disjoint_complete_and_counted(tmp_path):
         assert stream.n_documents == len(documents) > 20
         assert stream.n_bytes == sum(len(text.encode()) for text in documents)
         assert stream.n_tokens == stream.n_bytes + 2 * len(documents)
-    assert store.stats['documents'] == 500 and store.stats['bad_utf8'] == 0
+    assert store.stats["documents"] == 500 and store.stats["bad_utf8"] == 0
     with pytest.raises(UserError, match="no split 'dev'; a store has train, valid, test"):
-        store.split('dev')
+        store.split("dev")
 
 
 def test_duplicates_share_a_split_and_fractions_hold(tmp_path):
@@ -72,12 +72,12 @@ def test_duplicates_share_a_split_and_fractions_hold(tmp_path):
         documents = documents_of(store, split)
         assert len(documents) == 3 * len(set(documents))
     many = [S.split_of(str(i), .01, .05) for i in range(20_000)]
-    assert abs(many.count('valid') / 20_000 - .01) < .003
-    assert abs(many.count('test') / 20_000 - .05) < .006
+    assert abs(many.count("valid") / 20_000 - .01) < .003
+    assert abs(many.count("test") / 20_000 - .05) < .006
 
 
 def test_windows_across_shards_and_first_tokens(tmp_path):
-    stream = build(tmp_path).split('train')
+    stream = build(tmp_path).split("train")
     assert len(stream._tokens) == 8
     whole = stream.window(0, stream.n_tokens)
     starts = np.random.default_rng(0).integers(0, stream.n_tokens - 3000, 50)
@@ -87,14 +87,14 @@ def test_windows_across_shards_and_first_tokens(tmp_path):
     np.testing.assert_array_equal(is_first, tokens == 256)
     assert tokens.dtype == np.int32 and stream.windows(starts, 0)[0].shape == (50, 0)
     for start, length in ((-1, 5), (stream.n_tokens - 4, 5), (stream.n_tokens, 1)):
-        with pytest.raises(IndexError, match='leave the stream'):
+        with pytest.raises(IndexError, match="leave the stream"):
             stream.window(start, length)
 
 
 def test_uint16_and_uint32(tmp_path):
     narrow, wide = build(tmp_path), build(tmp_path, tokenizer=Wide())
     assert narrow.folder != wide.folder
-    sizes = [(store.folder / '00000-train.tokens').stat().st_size for store in (narrow, wide)]
+    sizes = [(store.folder / "00000-train.tokens").stat().st_size for store in (narrow, wide)]
     assert sizes[1] == 2 * sizes[0]
     for split in S.SPLITS:
         assert documents_of(narrow, split) == documents_of(wide, split)
@@ -102,46 +102,46 @@ def test_uint16_and_uint32(tmp_path):
 
 def test_second_time_reads_nothing(tmp_path):
     first = build(tmp_path)
-    again = S.build_store(lambda counts: pytest.fail('read the source again'), 'content', Bytes(),
+    again = S.build_store(lambda counts: pytest.fail("read the source again"), "content", Bytes(),
                           .1, .1, str(tmp_path))
     assert again.folder == first.folder and again.stats == first.stats
 
 
-@pytest.mark.parametrize('change', [{'valid': .2}, {'content': 'other'}, {'tokenizer': Wide()}])
+@pytest.mark.parametrize("change", [{"valid": .2}, {"content": "other"}, {"tokenizer": Wide()}])
 def test_what_it_depends_on_is_in_the_key(tmp_path, change):
     assert build(tmp_path).key != build(tmp_path, **change).key
 
 
-@pytest.mark.parametrize('valid, test', [(-.1, .1), (.6, .5), (float('nan'), 0), (0, 1.5)])
+@pytest.mark.parametrize("valid, test", [(-.1, .1), (.6, .5), (float("nan"), 0), (0, 1.5)])
 def test_fractions_are_checked(tmp_path, valid, test):
-    with pytest.raises(UserError, match='data.valid_fraction=.* at most 1'):
+    with pytest.raises(UserError, match="data.valid_fraction=.* at most 1"):
         build(tmp_path, valid=valid, test=test)
 
 
 def test_damage_names_the_folder_to_delete(tmp_path):
     store = build(tmp_path)
-    path = store.folder / '00002-train.tokens'
+    path = store.folder / "00002-train.tokens"
     content = path.read_bytes()
     path.write_bytes(content[:-2])
-    message = f'token store {store.folder} is damaged: 00002-train.tokens has .* Delete that folder'
+    message = f"token store {store.folder} is damaged: 00002-train.tokens has .* Delete that folder"
     with pytest.raises(UserError, match=message):
         build(tmp_path)
     path.unlink()
-    with pytest.raises(UserError, match='00002-train.tokens is missing'):
+    with pytest.raises(UserError, match="00002-train.tokens is missing"):
         build(tmp_path)
     path.write_bytes(content)
     build(tmp_path)
-    (store.folder / 'store.json').write_text('{')
-    with pytest.raises(UserError, match='store.json cannot be read'):
+    (store.folder / "store.json").write_text("{")
+    with pytest.raises(UserError, match="store.json cannot be read"):
         build(tmp_path)
 
 
 def test_cache_dir_that_cannot_be(tmp_path):
-    (tmp_path / 'file').write_text('')
-    with pytest.raises(UserError, match='cannot create the folder .*Set data.cache_dir'):
-        build(tmp_path / 'file')
-    with pytest.raises(UserError, match='memory-mapped.*local'):
-        build('gs://bucket/cache')
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot create the folder .*Set data.cache_dir"):
+        build(tmp_path / "file")
+    with pytest.raises(UserError, match="memory-mapped.*local"):
+        build("gs://bucket/cache")
 
 
 BUILDER = '''
@@ -161,15 +161,15 @@ print('done', flush=True)
 
 
 def start_builder(tmp_path, seconds):
-    (tmp_path / 'texts.json').write_text(json.dumps(TEXTS))
-    command = [sys.executable, '-c', BUILDER, str(tmp_path), str(tmp_path / 'texts.json'),
+    (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
+    command = [sys.executable, "-c", BUILDER, str(tmp_path), str(tmp_path / "texts.json"),
                str(seconds)]
-    return subprocess.Popen(command, env={**os.environ, 'PYTHONPATH': ROOT}, text=True,
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": ROOT}, text=True,
                             stdout=subprocess.PIPE)
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != 'lock'}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
 
 
 def test_killed_build_goes_on_where_it_was(tmp_path):
@@ -178,10 +178,10 @@ def test_killed_build_goes_on_where_it_was(tmp_path):
         assert child.stdout.readline() == 'shard\n'
     child.send_signal(signal.SIGKILL)
     child.wait()
-    (folder,) = (tmp_path / 'stores').iterdir()
-    assert (folder / '00002.json').exists() and not (folder / 'store.json').exists()
-    (folder / '00001-train.tokens').write_bytes(b'short')  # one finished shard lost its bytes
-    (folder / 'x.1-2.tmp').write_text('left over')
+    (folder,) = (tmp_path / "stores").iterdir()
+    assert (folder / "00002.json").exists() and not (folder / "store.json").exists()
+    (folder / "00001-train.tokens").write_bytes(b"short")  # one finished shard lost its bytes
+    (folder / "x.1-2.tmp").write_text("left over")
     tokenized = []
 
     class Counting(Bytes):
@@ -192,7 +192,7 @@ def test_killed_build_goes_on_where_it_was(tmp_path):
     store = build(tmp_path, tokenizer=Counting())
     assert store.folder == folder
     assert tokenized == [TEXTS[64], *(TEXTS[i] for i in range(3 * 64, 500, 64))]
-    assert contents(folder) == contents(build(tmp_path / 'fresh').folder)
+    assert contents(folder) == contents(build(tmp_path / "fresh").folder)
 
 
 def test_two_builds_at_once(tmp_path):
@@ -201,38 +201,38 @@ def test_two_builds_at_once(tmp_path):
     lines = []
     begun = time.monotonic()
     store = build(tmp_path, log=lines.append)  # waits for the child
-    assert time.monotonic() - begun > .1 and 'waiting' in lines[0]
+    assert time.monotonic() - begun > .1 and "waiting" in lines[0]
     assert child.communicate()[0].endswith('done\n') and child.returncode == 0
-    assert contents(store.folder) == contents(build(tmp_path / 'fresh').folder)
+    assert contents(store.folder) == contents(build(tmp_path / "fresh").folder)
 
 
 def test_two_builds_at_once_without_locks(tmp_path, monkeypatch):
-    monkeypatch.setattr(S, '_lock', lambda *args: False)
+    monkeypatch.setattr(S, "_lock", lambda *args: False)
     child = start_builder(tmp_path, .02)
     assert child.stdout.readline() == 'shard\n'
     store = build(tmp_path)
     assert child.communicate()[0].endswith('done\n') and child.returncode == 0
-    assert contents(store.folder) == contents(build(tmp_path / 'fresh').folder)
+    assert contents(store.folder) == contents(build(tmp_path / "fresh").folder)
     assert sorted(sum((documents_of(store, split) for split in S.SPLITS), [])) == sorted(TEXTS)
 
 
 def test_bad_utf8_count_is_kept(tmp_path):
     def documents(counts):
-        yield 'x'
-        counts['bad_utf8'] = 7
-    store = S.build_store(documents, 'c', Bytes(), .1, .1, str(tmp_path))
-    assert store.stats['bad_utf8'] == 7 == S.Store(store.folder).stats['bad_utf8']
+        yield "x"
+        counts["bad_utf8"] = 7
+    store = S.build_store(documents, "c", Bytes(), .1, .1, str(tmp_path))
+    assert store.stats["bad_utf8"] == 7 == S.Store(store.folder).stats["bad_utf8"]
 
 
 def test_progress_prints_few_lines(monkeypatch):
     from bigjax.data import progress
     lines, clock = [], iter([0., 10., 31., 32., 70.])
-    monkeypatch.setattr(progress.time, 'monotonic', lambda: next(clock))
-    with progress.Progress('tokenizing x', lines.append) as bar:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.Progress("tokenizing x", lines.append) as bar:
         for _ in range(4):
             bar.add(31_000_000)
-    assert lines == ['tokenizing x: 62 MB of text, 2.0 MB/s',
-                     'tokenizing x: 124 MB of text, 1.8 MB/s']
+    assert lines == ["tokenizing x: 62 MB of text, 2.0 MB/s",
+                     "tokenizing x: 124 MB of text, 1.8 MB/s"]
 
 
 class Terminal(io.StringIO):
@@ -242,8 +242,8 @@ class Terminal(io.StringIO):
 
 def test_progress_on_a_terminal_is_one_live_line_that_goes(monkeypatch):
     screen = Terminal()
-    monkeypatch.setattr(sys, 'stdout', screen)
-    monkeypatch.setenv('TERM', 'xterm')
-    with S.Progress('tokenizing x', pytest.fail) as bar:
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    with S.Progress("tokenizing x", pytest.fail) as bar:
         bar.add(31_000_000)
-    assert 'tokenizing x' in screen.getvalue() and '31.0 MB' in screen.getvalue()
+    assert "tokenizing x" in screen.getvalue() and "31.0 MB" in screen.getvalue()

@@ -11,41 +11,41 @@ import pytest
 from bigjax.data import tokenizer as T
 from bigjax.errors import UserError
 
-WEIRD = ['', ' ', 'a\n\n  b\t\r\n c\n', '\0x\x01\x7f', '\u2581 \u2581\u2581a\u2581',
-         '  lead, trail  ', '\ue000 e\u0301 \u00e9 \ufb01 \u2167 \u2585\u2585',
+WEIRD = ["", " ", 'a\n\n  b\t\r\n c\n', '\0x\x01\x7f', '\u2581 \u2581\u2581a\u2581',
+         "  lead, trail  ", '\ue000 e\u0301 \u00e9 \ufb01 \u2167 \u2585\u2585',
          '\U0001f600\u200d\U0001f467 \u4e2d\u6587 \u0639',
-         '<s></s><0x41><unk><pad><|endoftext|>', '\ufeffx\u2028y\u0085z\u00a0\u3000', '\r\r\n',
-         '\x80\xff\u200b\U0010ffff\ufffe\ufffd', 'unchained ' * 50]
+         "<s></s><0x41><unk><pad><|endoftext|>", '\ufeffx\u2028y\u0085z\u00a0\u3000', '\r\r\n',
+         '\x80\xff\u200b\U0010ffff\ufffe\ufffd', "unchained " * 50]
 TEXTS = [f'the {a} {b} chained the other {b} to a {c}\n    and so on, {i}\n' for i, (a, b, c) in
-         enumerate((a, b, c) for a in ('quick', 'slow', 'brown', 'lazy', 'odd')
-                   for b in ('fox', 'dog', 'cat', 'horse', 'goose')
-                   for c in ('hen', 'mast', 'tree', 'wall', 'cart', 'stone'))]
+         enumerate((a, b, c) for a in ("quick", "slow", "brown", "lazy", "odd")
+                   for b in ("fox", "dog", "cat", "horse", "goose")
+                   for c in ("hen", "mast", "tree", "wall", "cart", "stone"))]
 
 
-def write_bpe(folder, names=('vocab.json', 'merges.txt'), drop=None):
+def write_bpe(folder, names=("vocab.json", "merges.txt"), drop=None):
     """A byte-level BPE with four merges."""
-    merges = ['h e', 'l l', 'he ll', 'Ġ w']
-    pieces = [*T.byte_characters().values(), *(merge.replace(' ', '') for merge in merges),
-              '<|endoftext|>']
+    merges = ["h e", "l l", "he ll", "Ġ w"]
+    pieces = [*T.byte_characters().values(), *(merge.replace(" ", "") for merge in merges),
+              "<|endoftext|>"]
     folder.mkdir(exist_ok=True)
     vocab = {piece: i for i, piece in enumerate(pieces) if piece != drop}
     (folder / names[0]).write_text(json.dumps(vocab))
-    (folder / names[1]).write_text('\n'.join(['#version: 0.2', *merges, '']))
+    (folder / names[1]).write_text('\n'.join(["#version: 0.2", *merges, ""]))
     return str(folder)
 
 
-def spec(kind, path='', vocab_size=400):
-    return ml_collections.ConfigDict({'kind': kind, 'path': path, 'vocab_size': vocab_size})
+def spec(kind, path="", vocab_size=400):
+    return ml_collections.ConfigDict({"kind": kind, "path": path, "vocab_size": vocab_size})
 
 
-def build(kind, path='', vocab_size=400, cache='unused', texts=TEXTS):
-    return T.build(spec(kind, path, vocab_size), str(cache), lambda: iter(texts), 'content', str)
+def build(kind, path="", vocab_size=400, cache="unused", texts=TEXTS):
+    return T.build(spec(kind, path, vocab_size), str(cache), lambda: iter(texts), "content", str)
 
 
-@pytest.fixture(scope='module', params=['sentencepiece', 'bpe', 'bytes'])
+@pytest.fixture(scope="module", params=["sentencepiece", "bpe", "bytes"])
 def tokenizer(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp('tokenizer')
-    path = write_bpe(folder / 'bpe') if request.param == 'bpe' else ''
+    folder = tmp_path_factory.mktemp("tokenizer")
+    path = write_bpe(folder / "bpe") if request.param == "bpe" else ""
     return build(request.param, path, cache=folder)
 
 
@@ -62,8 +62,8 @@ def test_round_trip_bytes_and_specials(tokenizer):
 
 def test_special_and_foreign_ids_are_skipped(tokenizer):
     specials = [tokenizer.eos_id, tokenizer.pad_id]
-    ids = [tokenizer.bos_id, *tokenizer.encode('a b'), *specials, 10**6, -1]
-    assert tokenizer.decode(ids) == tokenizer.decode(np.array(ids)) == 'a b'
+    ids = [tokenizer.bos_id, *tokenizer.encode("a b"), *specials, 10**6, -1]
+    assert tokenizer.decode(ids) == tokenizer.decode(np.array(ids)) == "a b"
     table = tokenizer.token_bytes
     assert table.shape == (tokenizer.vocab_size,) and table.dtype == np.int32
     assert table[[tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id]].tolist() == [0, 0, 0]
@@ -75,12 +75,12 @@ def test_lone_surrogate_is_refused(tokenizer):
 
 
 def test_save_and_load(tokenizer, tmp_path):
-    tokenizer.save(tmp_path / 'new' / 'folder')
-    again = T.load(tmp_path / 'new' / 'folder')
+    tokenizer.save(tmp_path / "new" / "folder")
+    again = T.load(tmp_path / "new" / "folder")
     assert (again.kind, again.fingerprint) == (tokenizer.kind, tokenizer.fingerprint)
     assert again.pieces == tokenizer.pieces
     np.testing.assert_array_equal(again.encode(TEXTS[0]), tokenizer.encode(TEXTS[0]))
-    with pytest.raises(UserError, match='cannot read .*a tokenizer saved by bigjax'):
+    with pytest.raises(UserError, match="cannot read .*a tokenizer saved by bigjax"):
         T.load(tmp_path)
 
 
@@ -88,85 +88,85 @@ def test_sentencepiece_training_is_deterministic_cached_and_compresses(tmp_path,
     first, second = (T.train_sentencepiece(TEXTS, 400) for _ in range(2))
     assert first.fingerprint == second.fingerprint and first.vocab_size == 400
     assert sum(map(len, first.encode_batch(TEXTS))) < .4 * sum(map(len, TEXTS))
-    cached = build('sentencepiece', cache=tmp_path)
-    again = T.build(spec('sentencepiece'), str(tmp_path), lambda: pytest.fail('trained'), 'content')
+    cached = build("sentencepiece", cache=tmp_path)
+    again = T.build(spec("sentencepiece"), str(tmp_path), lambda: pytest.fail("trained"), "content")
     assert cached.fingerprint == again.fingerprint == first.fingerprint
-    assert capfd.readouterr() == ('', '')
+    assert capfd.readouterr() == ("", "")
 
 
 def test_sentencepiece_with_more_letters_than_pieces():
-    han = [''.join(map(chr, range(0x4e00, 0x5e00))) + '\u4e00\u4e01' * 99]
+    han = ["".join(map(chr, range(0x4e00, 0x5e00))) + '\u4e00\u4e01' * 99]
     tokenizer = T.train_sentencepiece(han, 400)
     assert tokenizer.decode(tokenizer.encode(han[0])) == han[0]
     assert len(tokenizer.encode('\u4e00\u4e01')) < 6  # common letters got pieces of their own
 
 
-@pytest.mark.parametrize('texts, size, message', [
-    ([], 4096, 'vocab_size=4096 on 0 documents with 0 characters: there is no text'),
-    (['abc'], 4096, r'on 1 documents with 3 characters: that much text makes at most 26\d pieces'),
-    (TEXTS, 100, 'vocab_size=100 .*leave too few pieces'),
+@pytest.mark.parametrize("texts, size, message", [
+    ([], 4096, "vocab_size=4096 on 0 documents with 0 characters: there is no text"),
+    (["abc"], 4096, r'on 1 documents with 3 characters: that much text makes at most 26\d pieces'),
+    (TEXTS, 100, "vocab_size=100 .*leave too few pieces"),
 ])
 def test_vocabulary_that_cannot_be_trained(texts, size, message):
-    with pytest.raises(UserError, match=message + '.*(?s:.)*bytes'):
+    with pytest.raises(UserError, match=message + ".*(?s:.)*bytes"):
         T.train_sentencepiece(texts, size)
 
 
 def test_model_of_others_keeps_its_own_rules(tmp_path):
     """As T5's and Llama's: a space before the text, normalisation, no byte fallback."""
     import sentencepiece
-    prefix = str(tmp_path / 'm')
+    prefix = str(tmp_path / "m")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXTS), model_prefix=prefix, vocab_size=60, bos_id=-1, eos_id=1,
-        unk_id=2, pad_id=0, model_type='unigram', minloglevel=5)
+        unk_id=2, pad_id=0, model_type="unigram", minloglevel=5)
     lines = []
-    tokenizer = T.build(spec('sentencepiece', prefix + '.model'), '', None, '', lines.append)
-    assert not tokenizer.lossless and 'does not keep every text' in lines[0]
+    tokenizer = T.build(spec("sentencepiece", prefix + ".model"), "", None, "", lines.append)
+    assert not tokenizer.lossless and "does not keep every text" in lines[0]
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 1, 0)
-    ids = [1, *tokenizer.encode('the quick fox'), 1, 0]
-    assert tokenizer.decode(ids) == 'the quick fox'
+    ids = [1, *tokenizer.encode("the quick fox"), 1, 0]
+    assert tokenizer.decode(ids) == "the quick fox"
 
 
 def test_bpe_merges_and_both_file_names(tmp_path):
-    one = build('bpe', write_bpe(tmp_path / 'a'))
-    two = build('bpe', write_bpe(tmp_path / 'b', ('encoder.json', 'vocab.bpe')))
+    one = build("bpe", write_bpe(tmp_path / "a"))
+    two = build("bpe", write_bpe(tmp_path / "b", ("encoder.json", "vocab.bpe")))
     assert one.fingerprint == two.fingerprint
-    assert [one.pieces[i] for i in one.encode('hello wo')] == [b'hell', b'o', b' w', b'o']
+    assert [one.pieces[i] for i in one.encode("hello wo")] == [b"hell", b"o", b" w", b"o"]
     assert one.bos_id == one.eos_id == one.pad_id == 260 and one.vocab_size == 261
-    assert build('bytes').fingerprint != one.fingerprint
+    assert build("bytes").fingerprint != one.fingerprint
 
 
 def test_errors_name_what_to_do(tmp_path):
     with pytest.raises(UserError, match='"sentencepiece", "bpe" or "bytes"'):
-        build('wordpiece')
-    with pytest.raises(UserError, match='data.tokenizer.path is empty'):
-        build('bpe')
-    with pytest.raises(UserError, match='neither vocab.json nor encoder.json'):
-        build('bpe', str(tmp_path))
-    with pytest.raises(UserError, match='lacks 1 of the 256 bytes .*0x41'):
-        build('bpe', write_bpe(tmp_path / 'a', drop='A'))
-    with pytest.raises(UserError, match='none of <|endoftext|>'):
-        build('bpe', write_bpe(tmp_path / 'b', drop='<|endoftext|>'))
-    with pytest.raises(UserError, match='merges do not fit'):
-        build('bpe', write_bpe(tmp_path / 'c', drop='hell'))
-    pathlib.Path(write_bpe(tmp_path / 'd'), 'merges.txt').write_text('a b c\n')
+        build("wordpiece")
+    with pytest.raises(UserError, match="data.tokenizer.path is empty"):
+        build("bpe")
+    with pytest.raises(UserError, match="neither vocab.json nor encoder.json"):
+        build("bpe", str(tmp_path))
+    with pytest.raises(UserError, match="lacks 1 of the 256 bytes .*0x41"):
+        build("bpe", write_bpe(tmp_path / "a", drop="A"))
+    with pytest.raises(UserError, match="none of <|endoftext|>"):
+        build("bpe", write_bpe(tmp_path / "b", drop="<|endoftext|>"))
+    with pytest.raises(UserError, match="merges do not fit"):
+        build("bpe", write_bpe(tmp_path / "c", drop="hell"))
+    pathlib.Path(write_bpe(tmp_path / "d"), "merges.txt").write_text('a b c\n')
     with pytest.raises(UserError, match="two pieces .*'a b c'"):
-        build('bpe', str(tmp_path / 'd'))
-    (tmp_path / 'd' / 'vocab.json').write_text('{')
-    with pytest.raises(UserError, match='cannot read the vocabulary'):
-        build('bpe', str(tmp_path / 'd'))
-    with pytest.raises(UserError, match='cannot read .*none.model'):
-        build('sentencepiece', str(tmp_path / 'none.model'))
-    with pytest.raises(UserError, match='vocab.json is not a SentencePiece model'):
-        build('sentencepiece', str(tmp_path / 'd' / 'vocab.json'))
+        build("bpe", str(tmp_path / "d"))
+    (tmp_path / "d" / "vocab.json").write_text("{")
+    with pytest.raises(UserError, match="cannot read the vocabulary"):
+        build("bpe", str(tmp_path / "d"))
+    with pytest.raises(UserError, match="cannot read .*none.model"):
+        build("sentencepiece", str(tmp_path / "none.model"))
+    with pytest.raises(UserError, match="vocab.json is not a SentencePiece model"):
+        build("sentencepiece", str(tmp_path / "d" / "vocab.json"))
 
 
 def test_gpt2_files():
     """BIGJAX_TEST_DATA: a folder with GPT-2's encoder.json and vocab.bpe."""
-    folder = os.environ.get('BIGJAX_TEST_DATA')
+    folder = os.environ.get("BIGJAX_TEST_DATA")
     if not folder:
         pytest.skip('BIGJAX_TEST_DATA names no folder with GPT-2\'s encoder.json and vocab.bpe')
-    tokenizer = build('bpe', folder)
-    assert tokenizer.encode('Hello world').tolist() == [15496, 995]
+    tokenizer = build("bpe", folder)
+    assert tokenizer.encode("Hello world").tolist() == [15496, 995]
     assert (tokenizer.vocab_size, tokenizer.eos_id) == (50257, 50256)
     for text in WEIRD:
         assert tokenizer.decode(tokenizer.encode(text)) == text
