@@ -38,7 +38,7 @@ def new_config() -> ConfigDict:
     c.data.sources = dict(docstrings=text_source("docstrings"))
     c.data.tokenizer = ConfigDict()
     c.data.tokenizer.kind = "sentencepiece"  # sentencepiece, bpe (GPT-2's byte level), bytes
-    c.data.tokenizer.path = ""  # .model file, or folder of vocab and merges; '' trains (sentencepiece)
+    c.data.tokenizer.path = ""  # .model file or folder; '' trains one (sentencepiece)
     c.data.tokenizer.vocab_size = 4096  # of a SentencePiece model that is trained
     c.data.seq_len = 256  # tokens of an example
     c.data.packing = True  # attention does not cross from one document to the next
@@ -246,7 +246,8 @@ def check_values(config: ConfigDict) -> None:
     if not 0 <= config.train.ema < 1:
         raise UserError(f"train.ema is {config.train.ema}; it must be in [0, 1).")
     if not config.optim.learning_rate > 0:
-        raise UserError(f"optim.learning_rate is {config.optim.learning_rate}; it must be positive.")
+        raise UserError(f"optim.learning_rate is {config.optim.learning_rate}; it must be "
+                        "positive.")
     for name, entry in config.evals.items():
         for key, low in (("every", 1), ("batches", 0), ("tokens", 1)):
             if entry[key] < low:

@@ -39,7 +39,10 @@ class Config:
     remat: str = "none"  # none, dots, full: what the backward pass computes again
 
     def __post_init__(self):
-        fill = lambda name, value: getattr(self, name) or object.__setattr__(self, name, value)
+        def fill(name, value):  # the fields where 0 stands for a value that follows from others
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
+
         if self.n_heads < 1 or (not self.head_dim and self.d_model % self.n_heads):
             raise UserError(f"model.d_model={self.d_model} does not divide into model.n_heads="
                             f"{self.n_heads} heads; set model.head_dim to choose their width.")
@@ -162,7 +165,8 @@ _LLAMA = dict(vocab_size=32000, position="rotary", norm="rmsnorm", activation="s
 _PALM = dict(vocab_size=256000, position="rotary", activation="swiglu", bias=False,
              head_dim=256, n_kv_heads=1, parallel_block=True)
 
-# https://d4mucfpksywv.cloudfront.net/better-language-models/language_models_are_unsupervised_multitask_learners.pdf
+# GPT-2: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; sizes and
+# counts as of the published weights. GPT-3, Llama 2, PaLM:
 # https://arxiv.org/abs/2005.14165: the counts of its table D.1 fix two sizes that its table 2.1
 # prints otherwise: 16 heads (not 24) in 1.3B, width 5120 (not 5140) in 13B.
 # https://arxiv.org/abs/2307.09288, https://arxiv.org/abs/2204.02311

@@ -75,7 +75,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def of_params(mesh: Mesh, shapes, axes):
-    """Shardings of a parameter tree. shapes: tree of ShapeDtypeStruct; axes: tree of name tuples."""
+    """Shardings of parameters. shapes: tree of ShapeDtypeStruct; axes: tree of name tuples."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x, names: NamedSharding(
             mesh, spec(mesh, x.shape, names, f"parameter {path_name(path)}")),

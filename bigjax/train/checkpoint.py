@@ -196,7 +196,7 @@ def _crc(meta: dict) -> int:
 
 
 def _silence_abandoned_writes() -> None:
-    """When a save fails we say so, once; Orbax's other writes would each say it with a traceback."""
+    """When a save fails we say so, once; Orbax's other writes would each give a traceback."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
 

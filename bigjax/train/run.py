@@ -193,8 +193,8 @@ class _Run:
     def _describe(self, start: int) -> None:
         mesh = " x ".join(f"{a}={n}" for a, n in self.mesh.shape.items() if n > 1) or "one device"
         kind = self.mesh.devices.flat[0].device_kind
-        self.log(f"{count(self.abstract.params):,} parameters on {self.mesh.size} {kind} device(s), "
-                 f"{mesh}; {self.steps - start} steps of {self.batch_size} x "
+        self.log(f"{count(self.abstract.params):,} parameters on {self.mesh.size} {kind} "
+                 f"device(s), {mesh}; {self.steps - start} steps of {self.batch_size} x "
                  f"{self.config.data.seq_len} tokens, an epoch is {self.data.epoch_steps:.0f} "
                  "steps. Compiling...")
 
