@@ -22,8 +22,8 @@ def run(state: Any, step_fn: Callable, batches: Iterator, *, start: int, steps: 
     """Trains from `start` to `steps` updates; returns the state and the updates done.
 
     step_fn(state, batch) -> (state, metrics). report(step, metrics, waited) gets each step's
-    metrics as Python floats, one step late so that the device never waits for the host, and the
-    seconds that step waited for data; where it returns True the loop ends without more hooks.
+    metrics on the host, one step late so that the device never waits for the host, and the seconds
+    that step waited for data; where it returns True the loop ends without more hooks.
     """
     pending = None
 
@@ -32,7 +32,7 @@ def run(state: Any, step_fn: Callable, batches: Iterator, *, start: int, steps: 
         if not pending:
             return False
         (step, metrics, waited), pending = pending, None
-        return report(step, {k: float(v) for k, v in jax.device_get(metrics).items()}, waited)
+        return report(step, jax.device_get(metrics), waited)
 
     done = start
     while done < steps:

@@ -55,9 +55,10 @@ class Writer:
         line = json.dumps({"step": step, **{k: _json_number(v) for k, v in metrics.items()}})
         with self._path.open("a") as f:
             f.write(line + "\n")
-        if self._board:
-            for k, v in metrics.items():
-                self._board.add_scalar(k, v, step)
+        if self._board:  # one event for all: add_scalar one by one takes ten times as long
+            from tensorboardX.proto.summary_pb2 import Summary
+            self._board.file_writer.add_summary(Summary(value=[
+                Summary.Value(tag=k, simple_value=v) for k, v in metrics.items()]), step)
 
     def close(self) -> None:
         if self._board:

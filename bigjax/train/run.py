@@ -18,7 +18,7 @@ from bigjax.train import hooks as hooks_lib
 from bigjax.train import loop, metrics, state as state_lib, workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State
-from bigjax.train.step import make_step
+from bigjax.train.step import make_step, packed, unpack
 from bigjax.trees import count, named_leaves, path_name
 
 FINITE = ("loss", "grad_norm", "param_norm", "update_norm")  # else the run stops
@@ -107,15 +107,14 @@ class _Run:
                  hooks_lib.Save(self._save, self.config.checkpoint.every), stop]
         step_fn = self._compiled_step()
         frozen = self.task.frozen()
-        batches = data.iterate(self.data.batch_at, start, self.steps, self.rows)
-        put = (sharding.put_batch(self.mesh, b, self.rows, self.batch_size) for b in batches)
+        batches = data.iterate(self._batch_at, start, self.steps)
         try:
             if start == 0:
                 for hook in evaluations:
                     hook(0, state)
             self.first_step = start + 1
             state, done = loop.run(
-                state, lambda s, b: step_fn(s, frozen, b), put, start=start, steps=self.steps,
+                state, lambda s, b: step_fn(s, frozen, b), batches, start=start, steps=self.steps,
                 report=self._report, hooks=hooks)
             if self.bad_step:
                 self._explain(state, frozen)
@@ -190,6 +189,12 @@ class _Run:
             lambda x, like: jnp.array(x, like.dtype, copy=True), p, self.abstract.params))
         return state._replace(params=cast(params), ema=None if state.ema is None else cast(params))
 
+    def _batch_at(self, step: int, rows=None) -> dict:
+        """A batch on the devices; the loader's thread does this while a step runs."""
+        del rows  # this process's, always
+        return sharding.put_batch(self.mesh, self.data.batch_at(step, self.rows), self.rows,
+                                  self.batch_size)
+
     def _describe(self, start: int) -> None:
         mesh = " x ".join(f"{a}={n}" for a, n in self.mesh.shape.items() if n > 1) or "one device"
         kind = self.mesh.devices.flat[0].device_kind
@@ -202,15 +207,16 @@ class _Run:
         c = self.config
         step = make_step(self.task, self.tx, self.schedule, seed=c.seed,
                          accumulate=c.train.accumulate, ema=c.train.ema)
-        return jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, None))
+        return jax.jit(packed(step), donate_argnums=0, out_shardings=(self.shardings, None))
 
     # --- Reports ------------------------------------------------------------------------------
 
     bad_step = None
 
-    def _report(self, step: int, values: dict, waited: float) -> bool:
+    def _report(self, step: int, metrics: dict, waited: float) -> bool:
         """Writes a step's numbers when they are due; True if the loss is not finite."""
         self.speed.waited += waited
+        values = unpack(metrics)
         if not all(np.isfinite(values[k]) for k in FINITE):
             self.bad_step = step
             return True
@@ -248,8 +254,7 @@ class _Run:
     def _explain(self, state: State, frozen) -> None:
         """Writes per-layer norms of the step whose loss was not finite, and raises NonFinite."""
         step = self.bad_step
-        batch = sharding.put_batch(self.mesh, self.data.batch_at(step - 1, self.rows), self.rows,
-                                   self.batch_size)
+        batch = self._batch_at(step - 1)
         rng = jax.random.fold_in(jax.random.key(self.config.seed), step - 1)
 
         def norms(params, extras, frozen, batch):
