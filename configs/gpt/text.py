@@ -14,6 +14,7 @@ def get_config(variant=""):
         n_layers=6,
         n_heads=6,
         dropout=0.1,
+        scan=False,  # few layers: unrolled is quicker on a CPU
     )
 
     c.data.sources = dict(text=config.text_source("text", "set data.sources.text.path"))

@@ -1,0 +1,82 @@
+"""The sides of a benchmark, each in a process of its own, taking turns.
+
+Two libraries in one process would share thread pools and an allocator. Here each side is the same
+script started again with `--side=NAME`; it waits on its stdin, repeats its work once for each line,
+and answers with the seconds that took. Only one side runs at a time.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+
+class Side:
+    """A running side. `about`: what it said of itself when it was ready.
+
+    Calling it repeats its work on `task` (any line of text) and returns its answer: seconds, and
+    whatever else it measures.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._process = subprocess.Popen(
+            [sys.executable, *sys.argv, f"--side={name}"], text=True, bufsize=1,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.about = self._answer()
+
+    def __call__(self, task: str = "") -> dict:
+        self._process.stdin.write(task + '\n')
+        return self._answer()
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.name} ended with code {self._process.wait()}: see its error above.")
+        return json.loads(line)
+
+    def __enter__(self) -> "Side":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._process.stdin.close()  # it reads the end of its input, and ends
+        self._process.wait()
+
+
+def serve(about: dict, repeat: Callable[[str], dict | None]) -> None:
+    """What a side does: says `about`, then runs and times `repeat(task)` once for each line read.
+
+    What `repeat` returns is added to the answer.
+    """
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # libraries that print must not answer
+    print(json.dumps(about), file=answers)
+    for line in sys.stdin:
+        begun = time.perf_counter()
+        more = repeat(line.strip())
+        seconds = time.perf_counter() - begun
+        print(json.dumps({"seconds": seconds, **(more or {})}), file=answers)
+
+
+def take_turns(sides: Sequence[Side], rounds: int, task: str = "") -> dict[str, list[float]]:
+    """Seconds of every round by side; the order turns round each time, so that drift evens out."""
+    seconds: dict[str, list[float]] = {side.name: [] for side in sides}
+    for i in range(rounds):
+        for side in sides[::-1] if i % 2 else sides:
+            seconds[side.name].append(side(task)["seconds"])
+    return seconds
+
+
+def speeds(amount: float, seconds: Sequence[float]) -> tuple[float, str]:
+    """The median of amount / seconds, and with it the slowest and the fastest for people."""
+    median = amount / statistics.median(seconds)
+    return median, (f"{median:10,.1f} (of {len(seconds)}: {amount / max(seconds):,.1f} to "
+                    f"{amount / min(seconds):,.1f})")
+
+
+def load() -> str:
+    """A line on who else computes: other work on the machine slows the sides unequally."""
+    return f"{os.cpu_count()} processors, load average {os.getloadavg()[0]:.2f} before the start"

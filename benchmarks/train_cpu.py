@@ -1,0 +1,208 @@
+"""How fast a GPT trains on this machine's CPU: bigjax against PyTorch.
+
+    python benchmarks/train_cpu.py [--json] [--rounds 7] [--devices N] [--packed]
+        [--attention auto|einsum|blocked] [--unrolled] [--theirs-keeps-memory]
+
+6 layers, 6 heads, width 384, context 256, batch 32, 65 tokens, float32: learned positions,
+LayerNorm, tanh GELU, biases, tied embeddings, no dropout; AdamW, gradients clipped to norm 1. Both
+have the same number of parameters, which is checked. Speeds are tokens a second of whole training
+steps (forward, backward, clipping, update) on a batch that is already in memory.
+
+Ours is what `bigjax train` runs: its task, optimizer, step and mesh, and its setting of the
+allocator. Theirs is eager PyTorch as one would write it: scaled_dot_product_attention with
+is_causal, torch.optim.AdamW, clip_grad_norm_, PyTorch's own number of threads. bigjax tells the
+allocator to keep freed memory (bigjax/cpu.py), PyTorch does not; --theirs-keeps-memory gives it the
+same setting. With --packed our side gets segment ids (several documents in an example) and theirs
+goes on without. Needs `pip install -e '.[bench]'`.
+"""
+
+import argparse
+import json
+import math
+
+import sides
+
+LAYERS, HEADS, WIDTH, CONTEXT, BATCH, VOCABULARY = 6, 6, 384, 256, 32, 65
+LEARNING_RATE, B1, B2, WEIGHT_DECAY, CLIP_NORM = 1e-3, .9, .95, .1, 1.
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--rounds", type=int, default=7, help="steps of each side")
+    parser.add_argument("--devices", type=int, default=0,
+                        help="virtual CPU devices of ours (default: as `bigjax train` chooses)")
+    parser.add_argument("--packed", action="store_true", help="segment ids on our side")
+    parser.add_argument("--attention", default="auto", help="config.model.attention of ours")
+    parser.add_argument("--unrolled", action="store_true", help="config.model.scan=False on ours")
+    parser.add_argument("--theirs-keeps-memory", action="store_true",
+                        help="gives PyTorch the allocator setting of bigjax")
+    parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        return {"ours": ours, "theirs": theirs}[args.side](args)
+    print(sides.load())
+    with sides.Side("theirs") as their_side, sides.Side("ours") as our_side:
+        both = [their_side, our_side]
+        _check([side.about for side in both])
+        for side in both:
+            print(f'{side.name:6s} {side.about["what"]}')
+        sides.take_turns(both, 1)  # allocators take a few steps to have their memory
+        seconds = sides.take_turns(both, args.rounds)
+    result = {"name": "train_cpu", "unit": "tokens/s"}
+    for name in ("ours", "theirs"):
+        result[name], text = sides.speeds(BATCH * CONTEXT, seconds[name])
+        print(f"{name:6s} {text} tokens/s")
+    result["ratio"] = result["ours"] / result["theirs"]
+    print(f'ratio  {result["ratio"]:.3f}')
+    if args.json:
+        print(json.dumps({key: result[key] for key in ("name", "ours", "theirs", "ratio", "unit")}))
+
+
+def _check(abouts: list[dict]) -> None:
+    """Both sides must do the same work."""
+    if len({about["parameters"] for about in abouts}) > 1:
+        raise SystemExit(f"The models differ: {abouts}")
+    for about in abouts:  # a new model knows nothing: its loss is that of guessing
+        if abs(about["loss"] - math.log(VOCABULARY)) > .5:
+            raise SystemExit(f"The first loss is not near {math.log(VOCABULARY):.2f}: {about}")
+
+
+def _tokens():
+    """Random tokens and what follows each, int [BATCH, CONTEXT]: the speed does not depend on
+    them."""
+    import numpy as np
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, CONTEXT + 1))
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def ours(args: argparse.Namespace) -> None:
+    from bigjax import cpu
+    cpu.keep_freed_memory()  # as bigjax/main.py does, before jax is imported
+    import jax
+
+    from bigjax import optim, tasks
+    from bigjax.parallel import mesh as mesh_lib, sharding
+    from bigjax.train import state as state_lib
+    from bigjax.train.step import make_step
+    from bigjax.trees import count
+
+    c = _config(args)
+    mesh = mesh_lib.start(c.mesh, BATCH)
+    task = tasks.build(c)
+    tx = optim.make(c.optim, c.train.steps, jax.eval_shape(task.init, jax.random.key(0))["params"])
+    init = state_lib.make_init(task, tx, c.seed, ema=False)
+    shardings = state_lib.shardings(mesh, task, jax.eval_shape(init))
+    state = jax.jit(init, out_shardings=shardings)()
+    parameters = count(state.params)
+    schedule = optim.make_schedule(c.optim, c.train.steps)
+    step = jax.jit(make_step(task, tx, schedule, seed=c.seed), donate_argnums=0,
+                   out_shardings=(shardings, None))
+    batch = sharding.put_batch(mesh, _batch(args.packed), slice(0, BATCH), BATCH)
+
+    def repeat(_: str) -> dict:
+        nonlocal state
+        state, metrics = step(state, None, batch)
+        jax.block_until_ready((state, metrics))
+        return {"loss": float(metrics["loss"])}
+
+    first = repeat("")["loss"]  # compiles
+    repeat("")
+    sides.serve({"parameters": parameters, "loss": first,
+                 "what": f"bigjax, jax {jax.__version__}, {mesh.size} device(s), attention "
+                         f'{args.attention}, {"unrolled" if args.unrolled else "scanned"} layers'
+                         f'{", packed" if args.packed else ""}'}, repeat)
+
+
+def _config(args: argparse.Namespace):
+    """The config that `bigjax train` would get."""
+    from bigjax import config
+    c = config.new_config()
+    c.model = dict(name="gpt", vocab_size=VOCABULARY, max_len=CONTEXT, d_model=WIDTH,
+                   n_layers=LAYERS, n_heads=HEADS, attention=args.attention,
+                   scan=not args.unrolled)
+    c.data.seq_len = CONTEXT
+    c.optim.update(name="adamw", learning_rate=LEARNING_RATE, schedule="constant", b1=B1, b2=B2,
+                   weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM)
+    c.train.batch_size = BATCH
+    if args.devices:
+        c.mesh.data = args.devices
+    return c
+
+
+def _batch(packed: bool) -> dict:
+    """A batch as bigjax.data makes it; packed: documents of a hundred tokens."""
+    import numpy as np
+    inputs, targets = _tokens()
+    batch = {"inputs": inputs.astype(np.int32), "targets": targets.astype(np.int32),
+             "weights": np.ones((BATCH, CONTEXT), np.float32),
+             "target_bytes": np.full(BATCH, CONTEXT, np.int32)}
+    if packed:
+        place = np.broadcast_to(np.arange(CONTEXT, dtype=np.int32), (BATCH, CONTEXT))
+        batch |= {"segment_ids": place // 100 + 1, "positions": place % 100}
+    return batch
+
+
+def theirs(args: argparse.Namespace) -> None:
+    if args.theirs_keeps_memory:
+        from bigjax import cpu  # imports no jax
+        cpu.keep_freed_memory()
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm_1, self.norm_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+            self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+            self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+
+        def forward(self, x):
+            B, T, D = x.shape
+            q, k, v = (y.view(B, T, HEADS, D // HEADS).transpose(1, 2)
+                       for y in self.qkv(self.norm_1(x)).split(D, dim=2))
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.out(y.transpose(1, 2).reshape(B, T, D))
+            return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))
+
+    class GPT(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(VOCABULARY, WIDTH)
+            self.position = nn.Embedding(CONTEXT, WIDTH)
+            self.blocks = nn.Sequential(*[Block() for _ in range(LAYERS)])
+            self.norm = nn.LayerNorm(WIDTH)
+            for module in self.modules():
+                if isinstance(module, (nn.Linear, nn.Embedding)):
+                    nn.init.normal_(module.weight, std=.02)
+
+        def forward(self, tokens, targets):
+            x = self.embed(tokens) + self.position.weight
+            logits = F.linear(self.norm(self.blocks(x)), self.embed.weight)
+            return F.cross_entropy(logits.view(-1, VOCABULARY), targets.view(-1))
+
+    torch.manual_seed(0)
+    model = GPT()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(B1, B2),
+                                  weight_decay=WEIGHT_DECAY)
+    inputs, targets = (torch.from_numpy(x.copy()) for x in _tokens())
+
+    def repeat(_: str) -> dict:
+        optimizer.zero_grad(set_to_none=True)
+        loss = model(inputs, targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        optimizer.step()
+        return {"loss": loss.item()}
+
+    first = repeat("")["loss"]
+    repeat("")
+    kept = "keeping freed memory" if args.theirs_keeps_memory else "the default allocator"
+    sides.serve({"parameters": sum(p.numel() for p in model.parameters()), "loss": first,
+                 "what": f"torch {torch.__version__}, {torch.get_num_threads()} threads, {kept}"},
+                repeat)
+
+
+if __name__ == "__main__":
+    main()
