@@ -29,19 +29,19 @@ def get_config(variant=""):
     c.optim.name = "adamw"
     c.optim.learning_rate = 4e-3
     c.optim.schedule = "cosine"
-    c.optim.warmup_steps = 25
+    c.optim.warmup_steps = 30
     c.optim.final_fraction = 0.1
     c.optim.b2 = 0.95
     c.optim.weight_decay = 0.1
 
-    c.train.steps = 400
+    c.train.steps = 600
     c.train.batch_size = 16
 
     c.checkpoint.every = 100
     c.log.every = 10
     c.evals = dict(
         valid=config.evaluation("loss", every=100, batches=20),
-        sample=config.evaluation("sample", every=400, prompt="Return the", tokens=60),
+        sample=config.evaluation("sample", every=600, prompt="Return the", tokens=60),
     )
 
     tiny = config.variants(variant, tiny=True)

@@ -16,5 +16,5 @@ def test_bare_train_learns_the_docstrings(tmp_path, monkeypatch):
     assert out.count("Return the") == 2  # a sample before, a sample after
     numbers = helpers.read_metrics(tmp_path / "runs" / "gpt-docstrings")
     losses = [m["eval/valid/loss"] for m in numbers if "eval/valid/loss" in m]
-    assert losses[0] > 7.5 and losses[-1] < 5.0
-    assert re.search(r"Wrote runs/gpt-docstrings: checkpoints/400, metrics.jsonl", out)
+    assert losses[0] > 7.5 and losses[-1] < 4.8
+    assert re.search(r"Wrote runs/gpt-docstrings: checkpoints/600, metrics.jsonl", out)

@@ -37,7 +37,7 @@ def test_a_preset_fills_the_model_and_own_keys_win(tmp_path):
 def test_what_was_overridden_stands_out():
     c, overridden = resolved("--config.train.steps=7")
     lines = config.describe(c, overridden).splitlines()
-    assert "train.steps = 7   # overridden, was 400" in lines
+    assert "train.steps = 7   # overridden, was 600" in lines
     assert sum("overridden" in line for line in lines) == 1
 
 
