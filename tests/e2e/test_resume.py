@@ -136,6 +136,8 @@ def test_resume_from_and_init_from(flags, whole, tmp_path):
     code, out, err = helpers.run("train", *flags, f"--workdir={fresh}",
                                  f"--config.init_from={whole}", "--config.train.steps=5")
     assert code == 0 and "Starting at step 0 with the parameters" in out, err
-    first, last = helpers.read_metrics(fresh)[0], helpers.read_metrics(whole)[-1]
-    assert first["step"] == 0 and first["eval/valid/loss"] < last["eval/valid/loss"] + 0.2
+    losses = lambda workdir: {m["step"]: m["eval/valid/loss"] for m in helpers.read_metrics(workdir)
+                              if "eval/valid/loss" in m}
+    # Not equal: the run evaluates its moving average, and gives its parameters.
+    assert losses(fresh)[0] == pytest.approx(losses(whole)[STEPS], abs=0.02)
     assert not pathlib.Path(branch / "damaged").exists()
