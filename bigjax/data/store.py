@@ -17,7 +17,6 @@ on at the shard it was in, and two builds of one store can only write the same t
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@ slot of the first query among the keys, and segments [B, T], [B, S] or None; all
 and the same numbers. Scores and softmax are in float32. `attend` chooses.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 

@@ -10,6 +10,7 @@ from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
+from bigjax.train.state import abstract
 
 
 class Loaded(NamedTuple):
@@ -34,9 +35,10 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
     task = tasks.build(config)
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     place = sharding.of_params(mesh, shapes["params"], task.axes)
-    want = {"ema" if config.train.ema else "params": _with(shapes["params"], place)}
+    want = {"ema" if config.train.ema else "params": abstract(shapes["params"], place)}
     if shapes["extras"]:
-        want["extras"] = _with(shapes["extras"], sharding.replicated(mesh))
+        copied = jax.tree_util.tree_map(lambda _: sharding.replicated(mesh), shapes["extras"])
+        want["extras"] = abstract(shapes["extras"], copied)
     try:
         items, _ = checkpoints.restore(step, want)
     except Exception as e:  # whatever damage makes Orbax raise
@@ -44,10 +46,3 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
                         f"There are {checkpoints.steps()}: choose another --step.") from e
     extras = items.pop("extras", shapes["extras"])
     return Loaded(config, task, mesh, *items.values(), extras, step)
-
-
-def _with(shapes, shardings):
-    if isinstance(shardings, jax.sharding.Sharding):
-        shardings = jax.tree_util.tree_map(lambda _: shardings, shapes)
-    return jax.tree_util.tree_map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

@@ -93,7 +93,7 @@ class _Run:
             return
         self._describe(start)
         workdir_lib.write_config(self.workdir, self.config)
-        if start == 0 and jax.process_index() == 0:
+        if self.saved_step is None and jax.process_index() == 0:  # a new folder, or a branch
             self.corpus.tokenizer.save(self.workdir / "tokenizer")
         self.writer = metrics.Writer(self.workdir, start, self.config.log.tensorboard)
         self.speed = metrics.Speed(self.batch_size, self.config.data.seq_len,
@@ -137,12 +137,12 @@ class _Run:
     def _first_state(self) -> tuple[State, int]:
         c = self.config
         found = self.checkpoints.restore_newest(self.abstract, self.log)
-        source = "this work folder"
+        source, origin = "this work folder", self.workdir
         if found is None and c.resume_from:
             workdir_lib.check_same_run(c.resume_from, c, self.log)
             other = Checkpoints(workdir_lib.existing(c.resume_from), read_only=True)
             found = other.restore_newest(self.abstract, self.log)
-            source = c.resume_from
+            source = origin = c.resume_from
             if found is None:
                 raise UserError(f"config.resume_from={c.resume_from!r} has no checkpoint.")
         if found is not None:
@@ -151,7 +151,7 @@ class _Run:
                 raise UserError(
                     "The text or the tokenizer is not what this run was trained on (files or "
                     "installed packages have changed), so it cannot be resumed exactly. Start "
-                    f"another --workdir with --config.init_from={self.workdir}.")
+                    f"another --workdir with --config.init_from={origin}.")
             self.early_stop.restore(meta["early_stop"])
             start = meta["step"]
             self.log(f"Going on from step {start} of {source}.")

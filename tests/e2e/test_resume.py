@@ -132,6 +132,8 @@ def test_resume_from_and_init_from(flags, whole, tmp_path):
                                  f"--config.resume_from={whole}", "--config.train.steps=45")
     assert code == 0 and f"Going on from step {STEPS} of {whole}" in out, err
     assert {m["step"] for m in helpers.read_metrics(branch)} == {45}
+    code, out, err = helpers.run("generate", f"--workdir={branch}", "--max_tokens=4")
+    assert code == 0, err  # the branch has all it needs, the tokenizer too
     fresh = tmp_path / "fresh"
     code, out, err = helpers.run("train", *flags, f"--workdir={fresh}",
                                  f"--config.init_from={whole}", "--config.train.steps=5")
