@@ -16,6 +16,16 @@ def named_leaves(tree) -> dict:
     return {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def layer_names(name: str, x) -> list[str]:
+    """The paths of a leaf's layers: 'stack/layer_0/...', 'stack/layer_1/...' for 'stack/layers/...'
+    of a scanned stack, whose first axis is the layers; [name] for any other leaf."""
+    parts = name.split("/")
+    if "layers" not in parts:
+        return [name]
+    at = parts.index("layers")
+    return ["/".join([*parts[:at], f"layer_{i}", *parts[at + 1:]]) for i in range(x.shape[0])]
+
+
 def count(tree) -> int:
     """Number of scalars in a tree of arrays or shapes."""
     return sum(math.prod(x.shape) for x in jax.tree_util.tree_leaves(tree))

@@ -1,11 +1,11 @@
 """Optimizers from config.optim, as Optax transformations of a gradient."""
 
-import re
-
 import jax
+import numpy as np
 import optax
 
 from bigjax.errors import UserError
+from bigjax.optim.layerwise import decay_factors, matches, scale
 from bigjax.optim.schedules import make_schedule
 from bigjax.trees import named_leaves, path_name
 
@@ -17,12 +17,16 @@ def make(optim, steps: int, params) -> optax.GradientTransformation:
 
     In order: clipping by the global norm, the optimizer's own direction, decoupled weight decay
     of the parameters whose path matches optim.decay, the learning rate; nothing for those that
-    match optim.freeze (they do not count in the norm either).
+    match optim.freeze (they do not count in the norm either). Both match layers one by one, see
+    `layerwise.matches`.
     """
     if optim.name not in NAMES:
         raise UserError(f"optim.name is {optim.name!r}; allowed: {', '.join(NAMES)}.")
     schedule = make_schedule(optim, steps)
     decay = matches(optim.decay, params, "optim.decay")
+    if not all(isinstance(d, bool) for d in jax.tree_util.tree_leaves(decay)):
+        raise UserError(f"optim.decay={optim.decay!r} tells the layers of a scanned stack apart; it "
+                        "has to name whole parameters.")
     # The state's tree does not depend on whether gradients are clipped: that may change on resume.
     parts = [optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()]
     decayed = optax.add_decayed_weights(optim.weight_decay, decay)
@@ -37,30 +41,24 @@ def make(optim, steps: int, params) -> optax.GradientTransformation:
                                         optax.scale_by_param_block_rms())), decayed]
     else:
         parts += [optax.trace(decay=optim.b1) if optim.b1 else optax.identity(), decayed]
-    tx = optax.chain(*parts, optax.scale_by_learning_rate(schedule))
-    if optim.freeze:
-        frozen = matches(optim.freeze, params, "optim.freeze")
-        labels = jax.tree_util.tree_map(lambda f: "frozen" if f else "trained", frozen)
-        tx = optax.partition({"frozen": optax.set_to_zero(), "trained": tx}, labels)
-    return tx
+    parts.append(optax.scale_by_learning_rate(schedule))
+    if optim.layer_decay != 1:
+        parts.append(scale(decay_factors(params, optim.layer_decay)))
+    return _freeze(optax.chain(*parts), optim.freeze, params)
 
 
-def matches(pattern: str, params, key: str):
-    """A tree of bools: whose path ('stack/layers/mlp/up/kernel') the regex is found in.
-
-    Raises UserError if the regex is not one, or finds nothing.
-    """
-    try:
-        regex = re.compile(pattern)
-    except re.error as e:
-        raise UserError(f"{key}={pattern!r} is not a regular expression: {e}.") from e
-    found = jax.tree_util.tree_map_with_path(
-        lambda path, _: regex.search(path_name(path)) is not None, params)
-    if not any(jax.tree_util.tree_leaves(found)):
-        paths = list(named_leaves(params))
-        raise UserError(f"{key}={pattern!r} matches no parameter. There are: "
-                        f"{', '.join(paths[:8])}{', ...' if len(paths) > 8 else ''}")
-    return found
+def _freeze(tx: optax.GradientTransformation, pattern: str, params) -> optax.GradientTransformation:
+    """tx without the parameters that match; of a scanned stack also only some layers."""
+    if not pattern:
+        return tx
+    frozen = matches(pattern, params, "optim.freeze")
+    if all(np.all(f) for f in jax.tree_util.tree_leaves(frozen)):
+        raise UserError(f"optim.freeze={pattern!r} matches every parameter: nothing would be "
+                        "trained.")
+    trained = scale(jax.tree_util.tree_map(lambda f: 1.0 - np.float32(f), frozen))
+    labels = jax.tree_util.tree_map(lambda f: "frozen" if np.all(f) else "trained", frozen)
+    tx = optax.chain(trained, tx, trained)
+    return optax.partition({"frozen": optax.set_to_zero(), "trained": tx}, labels)
 
 
 def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:

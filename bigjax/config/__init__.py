@@ -1,0 +1,18 @@
+"""Configs: every key with its default, loading a file, overrides, checks, and the saved copy.
+
+A config file is Python with `get_config(variant='')`. It starts from `new_config()`, which holds
+every key there is, and assigns what it chooses. The sections `model` and `task` name a module
+(`bigjax.models.NAME`, `bigjax.tasks.NAME`) whose `Config` dataclass owns their other keys.
+"""
+
+from bigjax.config.checks import build, check_keys, check_values, get, nearest
+from bigjax.config.files import (DEFAULT_CONFIG, REPO, config_files, find_config,
+                                 first_docstring_line, load_file, variants)
+from bigjax.config.keys import OPEN_SECTIONS, evaluation, laptop_size, new_config, text_source
+from bigjax.config.text import describe, from_json, override, sorted_leaves, to_json
+
+__all__ = [
+    "DEFAULT_CONFIG", "OPEN_SECTIONS", "REPO", "build", "check_keys", "check_values",
+    "config_files", "describe", "evaluation", "find_config", "first_docstring_line", "from_json",
+    "get", "laptop_size", "load_file", "nearest", "new_config", "override", "sorted_leaves",
+    "text_source", "to_json", "variants"]

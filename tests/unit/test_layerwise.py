@@ -1,0 +1,106 @@
+"""Choosing parameters by path and layer: the same for a scanned and an unrolled stack."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bigjax import config, optim
+from bigjax.errors import UserError
+from bigjax.layers.params import stack_layers, unstack_layers
+from bigjax.optim.layerwise import decay_factors, matches
+from bigjax.trees import layer_names, named_leaves
+
+
+def params():
+    """Three layers; every parameter differs."""
+    rng = np.random.default_rng(0)
+    layer = lambda: {"mlp": {"kernel": jnp.array(rng.normal(size=(2, 3)))},
+                     "norm_1": {"scale": jnp.array(rng.normal(size=2))}}
+    unrolled = {"embed": {"embedding": jnp.array(rng.normal(size=(4, 2)))},
+                "stack": {f"layer_{i}": layer() for i in range(3)},
+                "classifier": {"kernel": jnp.array(rng.normal(size=(2, 2)))}}
+    return unrolled, {**unrolled, "stack": stack_layers(unrolled["stack"])}
+
+
+def by_layer(tree):
+    """{unrolled name: value} of a tree of one value, or one a layer, for each parameter."""
+    shapes, out = named_leaves(params()[1]), {}
+    for name, x in named_leaves(tree).items():
+        names = layer_names(name, shapes.get(name, np.zeros(1)))
+        out.update(zip(names, np.broadcast_to(x, len(names)).tolist()))
+    return out
+
+
+@pytest.mark.parametrize("pattern, n", [
+    ("layer_1/", 2), ("embed|layer_[01]/", 5), ("norm_1", 3), ("stack", 6), ("kernel$", 4),
+    ("layer_2/mlp", 1)])
+def test_a_pattern_finds_the_same_layers_in_both_forms(pattern, n):
+    found = [by_layer(matches(pattern, p, "key")) for p in params()]
+    assert found[0] == found[1] and sum(found[0].values()) == n
+
+
+def test_a_pattern_of_the_scanned_form_finds_all_layers():
+    assert matches("stack/layers/mlp", params()[1], "key")["stack"]["layers"]["mlp"]["kernel"] is True
+
+
+def test_decay_falls_from_the_heads_to_the_embedding():
+    unrolled, scanned = [by_layer(decay_factors(p, 0.5)) for p in params()]
+    assert unrolled == scanned
+    assert unrolled["classifier/kernel"] == 1 and unrolled["embed/embedding"] == 0.5 ** 4
+    assert [unrolled[f"stack/layer_{i}/mlp/kernel"] for i in range(3)] == [0.125, 0.25, 0.5]
+
+
+def update(tree, steps=3, **options):
+    """The parameters after some steps of AdamW with fixed gradients."""
+    c = config.new_config()
+    c.optim.update({**dict(learning_rate=0.1, weight_decay=0.1, clip_norm=0.5), **options})
+    tx = optim.make(c.optim, 10, tree)
+    state = tx.init(tree)
+    gradients = jax.tree.map(lambda x: jnp.sin(9 * x), tree)
+    for _ in range(steps):
+        updates, state = tx.update(gradients, state, tree)
+        tree = optax.apply_updates(tree, updates)
+    return tree
+
+
+@pytest.mark.parametrize("options", [
+    dict(freeze="embed|layer_0/"), dict(freeze="stack"), dict(layer_decay=0.5),
+    dict(layer_decay=0.7, freeze="layer_1/mlp"), dict(name="lamb", freeze="layer_[02]/")])
+def test_both_forms_train_alike(options):
+    unrolled, scanned = params()
+    got = update(scanned, **options)
+    got = {**got, "stack": unstack_layers(got["stack"])}
+    want = update(unrolled, **options)
+    for name, x in named_leaves(want).items():
+        np.testing.assert_allclose(named_leaves(got)[name], x, rtol=1e-5, err_msg=name)
+
+
+def test_frozen_layers_stay_and_do_not_count_in_the_norm():
+    _, scanned = params()
+    kernel = lambda tree: np.asarray(tree["stack"]["layers"]["mlp"]["kernel"])
+    new = update(scanned, freeze="embed|norm|classifier|layer_[01]/")
+    np.testing.assert_array_equal(kernel(new)[:2], kernel(scanned)[:2])
+    assert (kernel(new)[2] != kernel(scanned)[2]).all()
+    alone = update({"stack": {"layer_2": {"mlp": {"kernel": scanned["stack"]["layers"]["mlp"][
+        "kernel"][2]}}}})  # clipping sees nothing else
+    np.testing.assert_allclose(kernel(new)[2], alone["stack"]["layer_2"]["mlp"]["kernel"],
+                               rtol=1e-6)
+
+
+def test_layer_decay_scales_the_step():
+    _, scanned = params()
+    moved = [update(scanned, steps=1, layer_decay=d, weight_decay=0.0)["embed"]["embedding"]
+             - scanned["embed"]["embedding"] for d in (1.0, 0.5)]
+    np.testing.assert_allclose(moved[1], moved[0] / 16, rtol=1e-4)
+
+
+def test_bad_patterns():
+    _, scanned = params()
+    with pytest.raises(UserError, match="nothing would be trained"):
+        update(scanned, freeze=".")
+    with pytest.raises(UserError, match="matches no parameter"):
+        update(scanned, freeze="layer_7/")
+    with pytest.raises(UserError, match="whole parameters"):
+        update(scanned, decay="layer_1/mlp")
