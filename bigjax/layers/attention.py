@@ -64,14 +64,15 @@ class Attention(nn.Module):
     rope_theta: float = 0.0  # 0 = no rotary positions
     kernel: str = "auto"
     out_std: float = 0.02
+    dropout: float = 0.0  # of the attention's weights
     dtype: str = "float32"
     param_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, span: Span, cache: Cache | None = None,
-                 ) -> tuple[jax.Array, Cache | None]:
+                 rng: jax.Array | None = None) -> tuple[jax.Array, Cache | None]:
         """Self-attention, [B, T, D]. With a cache the keys and values of x are written into it
-        at its next slot, and the queries see what stands there."""
+        at its next slot, and the queries see what stands there. rng: for dropout, or None."""
         types = dict(use_bias=self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype)
 
         def heads(name, n, axis):
@@ -89,7 +90,7 @@ class Attention(nn.Module):
             start, cache = cache.next, cache.write(k, v, span.segments)
             k, v, k_segments = cache.key, cache.value, cache.segments
         o = attend(q, k, v, causal=self.causal, start=start, q_segments=span.segments,
-                   k_segments=k_segments, kernel=self.kernel)
+                   k_segments=k_segments, kernel=self.kernel, dropout=self.dropout, rng=rng)
         y = Dense((x_BTD.shape[-1],), ("heads", "head_dim"), ("embed",), init_std=self.out_std,
                   **types, name="out")(o)
         return y, cache

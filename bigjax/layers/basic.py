@@ -9,7 +9,8 @@ from bigjax.parallel.sharding import constrain
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),  # GPT-2's
-    "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),  # BERT's
+    # BERT's. By erf: jax.nn.gelu's erfc took a quarter of a small model's step on a CPU.
+    "gelu_exact": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5 ** 0.5)),
     "relu": jax.nn.relu,
     "swiglu": jax.nn.silu,  # of the gate, https://arxiv.org/abs/2002.05202
 }

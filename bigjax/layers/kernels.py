@@ -3,6 +3,8 @@ slot of the first query among the keys, and segments [B, T], [B, S] or None; all
 and the same numbers. Scores and softmax are in float32. `attend` chooses.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -26,18 +28,22 @@ def attention_mask(T: int, S: int, causal: bool, start=0, q_segments_BT=None,
 
 
 def attend(q, k, v, *, causal: bool, start=0, q_segments=None, k_segments=None,
-           kernel: str = "auto") -> jax.Array:
-    """Softmax attention by the kernel that suits: 'blocked' on a CPU for whole sequences."""
+           kernel: str = "auto", dropout: float = 0.0, rng=None) -> jax.Array:
+    """Softmax attention by the kernel that suits: 'blocked' on a CPU for whole sequences.
+
+    dropout: of the attention's weights, by the plain form; off without an rng.
+    """
     whole = q.shape[1] == k.shape[1] and isinstance(start, int) and start == 0
+    dropping = rng is not None and dropout > 0
     if kernel == "auto":
-        kernel = "blocked" if jax.default_backend() == "cpu" and whole and causal else "einsum"
-    if kernel == "blocked" and whole and causal:
-        return blocked(q, k, v, q_segments)
-    return einsum(q, k, v, attention_mask(q.shape[1], k.shape[1], causal, start, q_segments,
-                                          k_segments))
+        kernel = "blocked" if jax.default_backend() == "cpu" else "einsum"
+    if kernel == "blocked" and whole and not dropping:
+        return blocked(q, k, v, q_segments, causal)
+    mask = attention_mask(q.shape[1], k.shape[1], causal, start, q_segments, k_segments)
+    return einsum(q, k, v, mask, dropout if dropping else 0.0, rng)
 
 
-def einsum(q_BTHD, k_BSKD, v_BSKD, mask_BTS) -> jax.Array:
+def einsum(q_BTHD, k_BSKD, v_BSKD, mask_BTS, dropout: float = 0.0, rng=None) -> jax.Array:
     """The plain form."""
     B, T, H, D = q_BTHD.shape
     K = k_BSKD.shape[2]
@@ -46,27 +52,32 @@ def einsum(q_BTHD, k_BSKD, v_BSKD, mask_BTS) -> jax.Array:
     if mask_BTS is not None:
         scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
     p = jax.nn.softmax(scores, axis=-1).astype(v_BSKD.dtype)
+    if dropout:
+        p = jnp.where(jax.random.bernoulli(rng, 1 - dropout, p.shape), p / (1 - dropout), 0)
     return jnp.einsum("bkgts,bskd->btkgd", p, v_BSKD).reshape(B, T, H, D)
 
 
-def blocked(q_BTHD, k_BSKD, v_BSKD, segments_BT) -> jax.Array:
-    """Causal attention in blocks of queries, each with the keys up to its end only.
+def blocked(q_BTHD, k_BSKD, v_BSKD, segments_BT, causal: bool = True) -> jax.Array:
+    """Attention in blocks of queries; causal ones only see the keys up to their end.
 
-    Saves nearly half of the work, and its own gradient keeps the exponentials of the scores
+    That saves nearly half of the work, and its own gradient keeps the exponentials of the scores
     instead of the many arrays that automatic differentiation keeps.
     """
     H, D = q_BTHD.shape[2:]
     heads_first = lambda x: x.swapaxes(1, 2)
     repeat = lambda x: jnp.repeat(x, H // x.shape[2], axis=2)
     o = _blocked(heads_first(q_BTHD * D ** -0.5), heads_first(repeat(k_BSKD)),
-                 heads_first(repeat(v_BSKD)), segments_BT)
+                 heads_first(repeat(v_BSKD)), segments_BT, causal)
     return heads_first(o)
 
 
-def _blocks(T: int) -> list[slice]:
-    """Blocks of queries: at least 128 in each, at most 8."""
-    n = max(n for n in range(1, 9) if T % n == 0 and (n == 1 or T // n >= 128))
-    return [slice(i * (T // n), (i + 1) * (T // n)) for i in range(n)]
+def _blocks(T: int, causal: bool) -> list[tuple[slice, slice]]:
+    """(queries, the keys they may see); causal: at least 128 queries in each, at most 8 blocks."""
+    n = 1
+    if causal:
+        n = max(n for n in range(1, 9) if T % n == 0 and (n == 1 or T // n >= 128))
+    ends = [(i + 1) * (T // n) for i in range(n)]
+    return [(slice(end - T // n, end), slice(0, end)) for end in ends]
 
 
 def _dot(a, b, a_axis: int, b_axis: int):
@@ -75,19 +86,20 @@ def _dot(a, b, a_axis: int, b_axis: int):
                                preferred_element_type=jnp.float32)
 
 
-@jax.custom_vjp
-def _blocked(q_BHTD, k_BHTD, v_BHTD, segments_BT):
-    return _forward(q_BHTD, k_BHTD, v_BHTD, segments_BT)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _blocked(q_BHTD, k_BHTD, v_BHTD, segments_BT, causal):
+    return _forward(q_BHTD, k_BHTD, v_BHTD, segments_BT, causal)[0]
 
 
-def _forward(q, k, v, segments):
+def _forward(q, k, v, segments, causal):
     out, kept = [], []
-    for rows in _blocks(q.shape[2]):
-        seen = slice(0, rows.stop)
+    for rows, seen in _blocks(q.shape[2], causal):
         segment = lambda part: None if segments is None else segments[:, part]
-        mask = attention_mask(rows.stop - rows.start, rows.stop, True, rows.start, segment(rows),
+        mask = attention_mask(rows.stop - rows.start, seen.stop, causal, rows.start, segment(rows),
                               segment(seen))
-        scores = jnp.where(mask[:, None], _dot(q[:, :, rows], k[:, :, seen], 3, 3), MASKED)
+        scores = _dot(q[:, :, rows], k[:, :, seen], 3, 3)
+        if mask is not None:
+            scores = jnp.where(mask[:, None], scores, MASKED)
         e = jnp.exp(scores - scores.max(-1, keepdims=True))
         inverse = 1 / e.sum(-1, keepdims=True)
         e = e.astype(v.dtype)
@@ -97,18 +109,17 @@ def _forward(q, k, v, segments):
     return o, (q, k, v, o, kept)
 
 
-def _backward(saved, do):
+def _backward(causal, saved, do):
     q, k, v, o, kept = saved
     sums = (do.astype(jnp.float32) * o).sum(-1, keepdims=True)
     dq, dk, dv = [], 0, 0
-    for rows, (e, inverse) in zip(_blocks(q.shape[2]), kept):
-        seen = slice(0, rows.stop)
+    for (rows, seen), (e, inverse) in zip(_blocks(q.shape[2], causal), kept):
         p = e * inverse
         do_rows = do[:, :, rows]
         dp = _dot(do_rows, v[:, :, seen], 3, 3)
         ds = (p * (dp - sums[:, :, rows])).astype(q.dtype)
         dq.append(_dot(ds, k[:, :, seen], 3, 2).astype(q.dtype))
-        later = ((0, 0), (0, 0), (0, q.shape[2] - rows.stop), (0, 0))
+        later = ((0, 0), (0, 0), (0, q.shape[2] - seen.stop), (0, 0))
         dv += jnp.pad(_dot(p.astype(do.dtype), do_rows, 2, 2), later)
         dk += jnp.pad(_dot(ds, q[:, :, rows], 2, 2), later)
     return jnp.concatenate(dq, axis=2), dk.astype(k.dtype), dv.astype(v.dtype), None

@@ -18,9 +18,14 @@ def module(name: str):
 
 
 def preset(section) -> dict:
-    """The published values that config.model.preset names; {} without one."""
+    """The published values that config.model.preset names; {} without one.
+
+    'init_from' gives {} too: train/init_from.py puts in what it found.
+    """
     presets = module(section.name).PRESETS
     name = section.get("preset", "")
+    if name == "init_from":
+        return {}
     if name and name not in presets:
         near = difflib.get_close_matches(name, presets, n=1)
         raise UserError(f"{section.name} has no preset {name!r}."

@@ -1,0 +1,217 @@
+"""How fast BERT pre-trains on this machine's CPU: bigjax against transformers on PyTorch.
+
+    python benchmarks/bert_cpu.py [--json] [--rounds 7] [--devices N] [--unrolled | --scan]
+        [--attention auto|einsum|blocked] [--theirs-keeps-memory]
+
+The shapes of BERT-small: 4 layers, 8 heads, width 512, 30,522 tokens; sequences of 128, batch 32,
+float32, no dropout; AdamW, gradients clipped to norm 1. The loss is that of masked tokens, 20 in
+each row (15%), and of the next sentence. Both have the same number of parameters, which is
+checked. Speeds are tokens a second of whole training steps (forward, backward, clipping, update)
+on a batch that is already in memory.
+
+Three sides: `theirs` is transformers' BertForPreTraining on eager PyTorch with torch.optim.AdamW,
+clip_grad_norm_ and PyTorch's own number of threads; it computes the logits of every position,
+which is its only way. `ours` is what `bigjax train` runs: the task mlm_nsp, which computes the
+logits of masked positions only. `ours_all` is the same with the logits of every position. `ratio`
+is that of `ours`, `ratio_all_positions` that of `ours_all`.
+
+All get a mask of padding (there is none). bigjax tells the allocator to keep freed memory
+(bigjax/cpu.py), PyTorch does not; --theirs-keeps-memory gives it the same setting. Needs
+`pip install -e '.[bench]'`.
+"""
+
+import argparse
+import json
+import math
+
+import sides
+
+LAYERS, HEADS, WIDTH, LENGTH, BATCH, VOCABULARY, POSITIONS = 4, 8, 512, 128, 32, 30_522, 512
+MASKED = 20  # a row
+LEARNING_RATE, B1, B2, WEIGHT_DECAY, CLIP_NORM = 1e-4, .9, .999, .01, 1.
+BARS = {"ratio": 1.4, "ratio_all_positions": .95}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--rounds", type=int, default=7, help="steps of each side")
+    parser.add_argument("--devices", type=int, default=0,
+                        help="virtual CPU devices of ours (default: as `bigjax train` chooses)")
+    parser.add_argument("--attention", default="auto", help="config.model.attention of ours")
+    layers = parser.add_mutually_exclusive_group()
+    layers.add_argument("--unrolled", action="store_true", help="config.model.scan=False on ours")
+    layers.add_argument("--scan", dest="unrolled", action="store_false",
+                        help="config.model.scan=True on ours (the default)")
+    parser.add_argument("--theirs-keeps-memory", action="store_true",
+                        help="gives PyTorch the allocator setting of bigjax")
+    parser.add_argument("--side", choices=("ours", "ours_all", "theirs"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        return theirs(args) if args.side == "theirs" else ours(args)
+    print(sides.load())
+    with (sides.Side("theirs") as their_side, sides.Side("ours_all") as all_side,
+          sides.Side("ours") as our_side):
+        running = [their_side, all_side, our_side]
+        _check([side.about for side in running])
+        for side in running:
+            print(f'{side.name:8s} {side.about["what"]}')
+        sides.take_turns(running, 1)  # allocators take a few steps to have their memory
+        seconds = sides.take_turns(running, args.rounds)
+    _report(seconds, args.json)
+
+
+def _report(seconds: dict[str, list[float]], as_json: bool) -> None:
+    speed = {}
+    for name in seconds:
+        speed[name], text = sides.speeds(BATCH * LENGTH, seconds[name])
+        print(f"{name:8s} {text} tokens/s")
+    result = {"name": "bert_cpu", "ours": speed["ours"], "theirs": speed["theirs"],
+              "ratio": speed["ours"] / speed["theirs"], "unit": "tokens/s",
+              "ratio_all_positions": speed["ours_all"] / speed["theirs"]}
+    for name, bar in BARS.items():
+        print(f"{name} {result[name]:.3f} (bar {bar})")
+    if as_json:
+        print(json.dumps(result))
+
+
+def _check(abouts: list[dict]) -> None:
+    """All sides must do the same work."""
+    if len({about["parameters"] for about in abouts}) > 1:
+        raise SystemExit(f"The models differ: {abouts}")
+    guess = math.log(VOCABULARY) + math.log(2)
+    for about in abouts:  # a new model knows nothing: its loss is that of guessing
+        if abs(about["loss"] - guess) > .5:
+            raise SystemExit(f"The first loss is not near {guess:.2f}: {about}")
+
+
+def _examples():
+    """Random tokens and what was masked, tokens and types [BATCH, LENGTH], columns and targets
+    [BATCH, MASKED], next_label [BATCH]: the speed does not depend on them."""
+    import numpy as np
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, VOCABULARY, (BATCH, LENGTH))
+    types = np.broadcast_to(np.arange(LENGTH) >= LENGTH // 2, tokens.shape).astype(np.int64)
+    columns = np.sort(rng.permuted(np.tile(np.arange(1, LENGTH), (BATCH, 1)), axis=1)[:, :MASKED])
+    return (tokens, types, columns, rng.integers(0, VOCABULARY, (BATCH, MASKED)),
+            rng.integers(0, 2, BATCH))
+
+
+def ours(args: argparse.Namespace) -> None:
+    from bigjax import cpu
+    cpu.keep_freed_memory()  # as bigjax/main.py does, before jax is imported
+    import jax
+
+    from bigjax import optim, tasks
+    from bigjax.parallel import mesh as mesh_lib, sharding
+    from bigjax.train import state as state_lib
+    from bigjax.train.step import make_step
+    from bigjax.trees import count
+
+    c = _config(args)
+    mesh = mesh_lib.start(c.mesh, BATCH)
+    task = tasks.build(c)
+    tx = optim.make(c.optim, c.train.steps, jax.eval_shape(task.init, jax.random.key(0))["params"])
+    init = state_lib.make_init(task, tx, c.seed, ema=False)
+    shardings = state_lib.shardings(mesh, task, jax.eval_shape(init))
+    state = jax.jit(init, out_shardings=shardings)()
+    parameters = count(state.params)
+    schedule = optim.make_schedule(c.optim, c.train.steps)
+    step = jax.jit(make_step(task, tx, schedule, seed=c.seed), donate_argnums=0,
+                   out_shardings=(shardings, None))
+    everywhere = args.side == "ours_all"
+    batch = sharding.put_batch(mesh, _batch(everywhere), slice(0, BATCH), BATCH)
+
+    def repeat(_: str) -> dict:
+        nonlocal state
+        state, metrics = step(state, None, batch)
+        jax.block_until_ready((state, metrics))
+        return {"loss": float(metrics["loss"])}
+
+    first = repeat("")["loss"]  # compiles
+    repeat("")
+    sides.serve({"parameters": parameters, "loss": first,
+                 "what": f"bigjax, jax {jax.__version__}, {mesh.size} device(s), attention "
+                         f'{args.attention}, {"unrolled" if args.unrolled else "scanned"} layers, '
+                         f'logits {"everywhere" if everywhere else "of masked tokens"}'}, repeat)
+
+
+def _config(args: argparse.Namespace):
+    """The config that `bigjax train` would get."""
+    from bigjax import config
+    c = config.new_config()
+    c.model = dict(name="bert", vocab_size=VOCABULARY, max_len=POSITIONS, d_model=WIDTH,
+                   n_layers=LAYERS, n_heads=HEADS, dropout=0.0, attention_dropout=0.0,
+                   attention=args.attention, scan=not args.unrolled)
+    c.task = dict(name="mlm_nsp", max_predictions=MASKED)
+    c.data.seq_len = LENGTH
+    c.optim.update(name="adamw", learning_rate=LEARNING_RATE, schedule="constant", b1=B1, b2=B2,
+                   weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM)
+    c.train.batch_size = BATCH
+    if args.devices:
+        c.mesh.data = args.devices
+    return c
+
+
+def _batch(everywhere: bool) -> dict:
+    """A batch as bigjax.data makes it; everywhere: with no choice of positions."""
+    import numpy as np
+    tokens, types, columns, targets, next_label = _examples()
+    weights = np.ones((BATCH, MASKED), np.float32)
+    batch = {"picked": columns.astype(np.int32)}
+    if everywhere:
+        targets, weights = _spread(columns, targets, 0), _spread(columns, weights, 0)
+        batch = {"picked": None}
+    return batch | {
+        "tokens": tokens.astype(np.int32), "types": types.astype(np.int32),
+        "segment_ids": np.ones((BATCH, LENGTH), np.int32), "targets": targets.astype(np.int32),
+        "weights": weights, "next_label": next_label.astype(np.int32)[:, None],
+        "next_weight": np.ones((BATCH, 1), np.float32)}
+
+
+def _spread(columns, values, rest):
+    """values [BATCH, MASKED] at their columns of [BATCH, LENGTH], `rest` elsewhere."""
+    import numpy as np
+    out = np.full((BATCH, LENGTH), rest, values.dtype)
+    np.put_along_axis(out, columns, values, axis=1)
+    return out
+
+
+def theirs(args: argparse.Namespace) -> None:
+    if args.theirs_keeps_memory:
+        from bigjax import cpu  # imports no jax
+        cpu.keep_freed_memory()
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    model = transformers.BertForPreTraining(transformers.BertConfig(
+        vocab_size=VOCABULARY, max_position_embeddings=POSITIONS, hidden_size=WIDTH,
+        num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=4 * WIDTH,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(B1, B2),
+                                  weight_decay=WEIGHT_DECAY)
+    tokens, types, columns, targets, next_label = _examples()
+    inputs = {"input_ids": tokens, "token_type_ids": types, "attention_mask": tokens * 0 + 1,
+              "labels": _spread(columns, targets, -100), "next_sentence_label": next_label}
+    inputs = {name: torch.from_numpy(x) for name, x in inputs.items()}
+
+    def repeat(_: str) -> dict:
+        optimizer.zero_grad(set_to_none=True)
+        loss = model(**inputs).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        optimizer.step()
+        return {"loss": loss.item()}
+
+    first = repeat("")["loss"]
+    repeat("")
+    kept = "keeping freed memory" if args.theirs_keeps_memory else "the default allocator"
+    sides.serve({"parameters": sum(p.numel() for p in model.parameters()), "loss": first,
+                 "what": f"transformers {transformers.__version__}, torch {torch.__version__}, "
+                         f'{model.config._attn_implementation} attention, '
+                         f"{torch.get_num_threads()} threads, {kept}"}, repeat)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""BERT-style encoders, with the heads that pre-training and fine-tuning put on them."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigjax.errors import UserError
+from bigjax.layers.attention import Attention, Span
+from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Embed, Norm, dropout
+from bigjax.layers.params import param
+from bigjax.layers.stack import REMAT, Stack
+from bigjax.parallel.sharding import constrain
+
+HEADS = ("mlm", "nsp", "classifier", "tagger", "span")
+POOLED = ("nsp", "classifier")  # heads on the first token, through the pooler
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    vocab_size: int = 30522
+    max_len: int = 512  # positions there are, and the longest sequence
+    n_types: int = 2  # token types: first and second text
+    d_model: int = 768
+    n_layers: int = 12
+    n_heads: int = 12
+    d_ff: int = 0  # 0 = 4 d_model
+    activation: str = "gelu_exact"  # gelu_exact, gelu (tanh form), relu
+    norm_eps: float = 1e-12
+    dropout: float = 0.1  # of embeddings, residual branches and what heads read
+    attention_dropout: float = 0.1
+    dtype: str = "float32"  # of the computation: float32, bfloat16
+    param_dtype: str = "float32"
+    attention: str = "auto"  # auto (by backend), einsum, blocked: see layers/kernels.py
+    scan: bool = True  # layers scanned, or unrolled
+    remat: str = "none"  # none, dots, full: what the backward pass computes again
+
+    def __post_init__(self):
+        for field in ("vocab_size", "max_len", "n_types", "d_model", "n_layers", "n_heads"):
+            if getattr(self, field) < 1:
+                raise UserError(f"model.{field} is {getattr(self, field)}; it must be positive.")
+        if self.d_model % self.n_heads:
+            raise UserError(f"model.d_model={self.d_model} does not divide into model.n_heads="
+                            f"{self.n_heads} heads.")
+        if not self.d_ff:
+            object.__setattr__(self, "d_ff", 4 * self.d_model)
+        for field, allowed in (("remat", REMAT), ("attention", ("auto", "einsum", "blocked")),
+                               ("activation", [a for a in ACTIVATIONS if a != "swiglu"]),
+                               ("dtype", ("float32", "bfloat16")),
+                               ("param_dtype", ("float32", "bfloat16"))):
+            if getattr(self, field) not in allowed:
+                raise UserError(f"model.{field} is {getattr(self, field)!r}; allowed: "
+                                f"{', '.join(allowed)}.")
+        for field in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"model.{field} is {getattr(self, field)}; it must be in [0, 1).")
+
+
+class Block(nn.Module):
+    """Attention, residual, norm; MLP, residual, norm (the norms come last)."""
+    config: Config
+
+    @nn.compact
+    def __call__(self, x_BTD, i, span: Span, cache: None, rng):
+        c = self.config
+        types = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        keys = [None] * 3
+        if rng is not None:
+            keys = jax.random.split(jax.random.fold_in(rng, i), 3)
+        a, _ = Attention(c.n_heads, c.n_heads, c.d_model // c.n_heads, causal=False,
+                         kernel=c.attention, dropout=c.attention_dropout, **types,
+                         name="attention")(x_BTD, span, rng=keys[0])
+        norm = lambda name: Norm(eps=c.norm_eps, **types, name=name)
+        x_BTD = norm("norm_1")(x_BTD + dropout(a, c.dropout, keys[1]))
+        m = MLP(c.d_ff, c.activation, **types, name="mlp")(x_BTD)
+        x_BTD = norm("norm_2")(x_BTD + dropout(m, c.dropout, keys[2]))
+        return constrain(x_BTD, "batch", "length", "act_embed"), cache
+
+
+class MlmHead(nn.Module):
+    """Dense, activation, norm, then the products with all rows of the token embedding."""
+    config: Config
+
+    @nn.compact
+    def __call__(self, x_BMD: jax.Array, embed: Embed) -> jax.Array:
+        c = self.config
+        types = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        # As activations the outputs are whole; only the stack's kernels are worth cutting here.
+        h = Dense((c.d_model,), ("embed",), ("norm",), **types, name="dense")(x_BMD)
+        h = Norm(eps=c.norm_eps, **types, name="norm")(ACTIVATIONS[c.activation](h))
+        bias = param(self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",),
+                     c.param_dtype)
+        logits = embed.attend(h) + bias.astype(jnp.float32)
+        return constrain(logits, "batch", "length", "act_vocab")
+
+
+class Model(nn.Module):
+    """Tokens to what each of `heads` gives (https://arxiv.org/abs/1810.04805).
+
+    n_labels: outputs of the classifier and the tagger.
+    """
+    config: Config
+    heads: tuple[str, ...] = ("mlm", "nsp")
+    n_labels: int = 2
+
+    @nn.compact
+    def __call__(self, tokens_BT: jax.Array, types_BT: jax.Array | None = None,
+                 segments_BT: jax.Array | None = None, positions_BT: jax.Array | None = None, *,
+                 picked_BM: jax.Array | None = None, first_BK: jax.Array | None = None,
+                 rng: jax.Array | None = None) -> dict[str, jax.Array]:
+        """Float32 logits by head: mlm [B, M, V], nsp [B, K, 2], classifier [B, K, n_labels],
+        tagger [B, T, n_labels], span [B, T, 2] (start, end).
+
+        types: 0 in the first text, 1 in the second. segments: tokens attend within their segment
+        (0 = padding). positions: of each token in its segment (default 0..T-1). picked: columns
+        that mlm predicts (default all). first: columns of the [CLS] tokens (default column 0).
+        rng: for dropout; None turns it off.
+        """
+        c = self.config
+        types = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        zeros = jnp.zeros_like(tokens_BT)
+        if positions_BT is None:
+            positions_BT = zeros + jnp.arange(tokens_BT.shape[1])
+        table = lambda n, name: Embed(n, c.d_model, axis="position", **types, name=name)
+        embed = Embed(c.vocab_size, c.d_model, **types, name="embed")
+        x = (embed(tokens_BT) + table(c.max_len, "position")(positions_BT)
+             + table(c.n_types, "token_type")(zeros if types_BT is None else types_BT))
+        x = Norm(eps=c.norm_eps, **types, name="embed_norm")(x)
+        key = lambda i: None if rng is None else jax.random.fold_in(rng, c.n_layers + i)
+        x = constrain(dropout(x, c.dropout, key(0)), "batch", "length", "act_embed")
+        x, _ = Stack(Block, c, c.n_layers, c.scan, c.remat, name="stack")(
+            x, Span(positions_BT, segments_BT), None, rng)
+
+        dense = lambda n, name: Dense((n,), ("embed",), (None,), **types, name=name)
+        out = {}
+        if "mlm" in self.heads:
+            picked = x if picked_BM is None else _rows(x, picked_BM)
+            out["mlm"] = MlmHead(c, name="mlm")(picked, embed)
+        if set(POOLED) & set(self.heads):
+            first = x[:, :1] if first_BK is None else _rows(x, first_BK)
+            pooled = jnp.tanh(Dense((c.d_model,), ("embed",), ("norm",), **types,
+                                    name="pooler")(first))
+        if "nsp" in self.heads:
+            out["nsp"] = dense(2, "nsp")(pooled)
+        if "classifier" in self.heads:
+            out["classifier"] = dense(self.n_labels, "classifier")(
+                dropout(pooled, c.dropout, key(1)))
+        if "tagger" in self.heads:
+            out["tagger"] = dense(self.n_labels, "tagger")(dropout(x, c.dropout, key(1)))
+        if "span" in self.heads:
+            out["span"] = dense(2, "span")(x)
+        return {name: y.astype(jnp.float32) for name, y in out.items()}
+
+
+def _rows(x_BTD: jax.Array, columns_BN: jax.Array) -> jax.Array:
+    """[B, N, D]: x at these columns."""
+    return jnp.take_along_axis(x_BTD, columns_BN[..., None], axis=1)
+
+
+def flops_per_token(c: Config, seq_len: int) -> float:
+    """Floating-point operations of training the encoder on one token, forward and backward.
+
+    6 a weight that multiplies, plus 12 * layers * width * length for attention scores. Heads are
+    not counted; `head_flops` has the one that is large.
+    """
+    weights = c.n_layers * (4 * c.d_model ** 2 + 2 * c.d_model * c.d_ff)
+    return 6.0 * weights + 12.0 * c.n_layers * c.d_model * seq_len
+
+
+def head_flops(c: Config) -> float:
+    """Of training on one masked token, after the encoder."""
+    return 6.0 * (c.d_model ** 2 + c.vocab_size * c.d_model)
+
+
+def _bert(n_layers, d_model):
+    return dict(n_layers=n_layers, d_model=d_model, n_heads=d_model // 64)
+
+
+# base and large: https://arxiv.org/abs/1810.04805; the others: https://arxiv.org/abs/1908.08962.
+# All use the uncased vocabulary of 30,522.
+PRESETS = {
+    "tiny": _bert(2, 128),
+    "mini": _bert(4, 256),
+    "small": _bert(4, 512),
+    "medium": _bert(8, 512),
+    "base": _bert(12, 768),
+    "large": _bert(24, 1024),
+}
