@@ -1,5 +1,6 @@
 """From the config section `data` to a tokenizer and a token store for each source."""
 
+import functools
 import hashlib
 import json
 import time
@@ -25,21 +26,22 @@ class Corpus:
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, stores: dict[str, Store],
-                 weights: dict[str, float], seq_len: int, packing: bool) -> None:
+                 weights: dict[str, float], seq_len: int, examples: Callable[..., Any]) -> None:
         self.tokenizer, self.stores, self.weights = tokenizer, stores, weights
-        self.seq_len, self.packing = seq_len, packing
+        self._seq_len, self._examples = seq_len, examples
         self.fingerprint = _hash([store.key for store in stores.values()])
 
     def split(self, name: str, batch_size: int, seed: int = 0,
-              shuffle: bool | None = None) -> TextData:
+              shuffle: bool | None = None) -> Any:
         """The batches of 'train', 'valid' or 'test'.
 
         `shuffle` defaults to True for 'train', which is then endless, and False for the others,
         which then give every example once (see TextData). UserError if there is too little text.
         """
         streams = {source: store.split(name) for source, store in self.stores.items()}
-        return TextData(streams, self.tokenizer, self.seq_len, batch_size, seed, self.packing,
-                        name == "train" if shuffle is None else shuffle, self.weights)
+        return self._examples(streams, self.tokenizer, self._seq_len, batch_size, seed=seed,
+                              shuffle=name == "train" if shuffle is None else shuffle,
+                              weights=self.weights)
 
     def summary(self) -> str:
         """Documents, tokens and bytes of each source and split, one line each."""
@@ -56,13 +58,15 @@ class Corpus:
 
 
 def load_text(data: Any, log: Callable[[str], None] = print,
-              tokenizer: tokenizers.Tokenizer | None = None) -> Corpus:
+              tokenizer: tokenizers.Tokenizer | None = None,
+              examples: Callable[..., Any] | None = None) -> Corpus:
     """Reads, splits and tokenizes `data.sources` once, and opens the result from the cache after.
 
     Args:
       data: the config section `data`.
       log: takes a few lines for people.
       tokenizer: used instead of the one of the config (a trained model has its own).
+      examples: makes a split's batches from its streams, as TextData does, which is the default.
 
     Raises UserError for anything wrong with the config, the sources, or the cache folder.
     """
@@ -76,7 +80,8 @@ def load_text(data: Any, log: Callable[[str], None] = print,
         stores[name] = build_store(documents, content[name], tokenizer, data.valid_fraction,
                                    data.test_fraction, data.cache_dir, name, log)
     corpus = Corpus(tokenizer, stores, {name: entry.weight for name, entry in entries.items()},
-                    data.seq_len, data.packing)
+                    data.seq_len,
+                    examples or functools.partial(TextData, packing=data.packing))
     log(corpus.summary())
     log(f"data: tokenizer {tokenizer.kind} of {tokenizer.vocab_size:,} ids; fingerprint "
         f"{corpus.fingerprint}; cached in {data.cache_dir}; "

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.data.order import Order, split_index
+from bigjax.data.order import Order, rows_of_host, split_index
 from bigjax.data.packing import make_batch
 from bigjax.data.sources import check_weight
 from bigjax.data.store import Stream
@@ -64,7 +64,7 @@ class TextData:
         the data, and safe to call from several threads. Raises UserError for rows outside the
         batch, a negative step, or in evaluation a step from `n_batches` on.
         """
-        first, last = self._rows(rows)
+        first, last = rows_of_host(rows, self.batch_size)
         if step < 0 or (not self.shuffle and step >= self.n_batches):
             limit = "any from 0 on" if self.shuffle else f"0 to {self.n_batches - 1}"
             raise UserError(f"batch_at: there is no batch {step}; allowed: {limit}.")
@@ -81,17 +81,6 @@ class TextData:
         """Which examples batch `step` of training holds, as SOURCE:INDEX, in order."""
         source, example = self._order(range(step * self.batch_size, (step + 1) * self.batch_size))
         return [f"{self._names[s]}:{e}" for s, e in zip(source, example)]
-
-    def _rows(self, rows: slice | None) -> tuple[int, int]:
-        if rows is None:
-            return 0, self.batch_size
-        first, last = rows.start or 0, self.batch_size if rows.stop is None else rows.stop
-        if rows.step not in (None, 1) or not 0 <= first < last <= self.batch_size:
-            raise UserError(
-                f"batch_at: rows {first}:{last} (step {rows.step}) are not a contiguous part of a "
-                f"global batch of {self.batch_size}; allowed: 0 <= start < stop <= "
-                f"{self.batch_size}. Does the number of hosts divide train.batch_size?")
-        return first, last
 
     def _gather(self, source: np.ndarray, example: np.ndarray, n_rows: int
                 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from bigjax.errors import UserError
+
 
 class Order:
     """An endless, shuffled, weighted order over the examples of one or more sources.
@@ -35,3 +37,19 @@ def split_index(index: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.
     """(source, example within it) of an index over all sources; offsets [n_sources + 1]."""
     source = np.searchsorted(offsets, index, "right") - 1
     return source, index - offsets[source]
+
+
+def rows_of_host(rows: slice | None, batch_size: int) -> tuple[int, int]:
+    """(first, last) of the rows of a global batch that one host makes; None for all.
+
+    Raises UserError unless they are a contiguous part of it.
+    """
+    if rows is None:
+        return 0, batch_size
+    first, last = rows.start or 0, batch_size if rows.stop is None else rows.stop
+    if rows.step not in (None, 1) or not 0 <= first < last <= batch_size:
+        raise UserError(
+            f"batch_at: rows {first}:{last} (step {rows.step}) are not a contiguous part of a "
+            f"global batch of {batch_size}; allowed: 0 <= start < stop <= {batch_size}. Does the "
+            "number of hosts divide train.batch_size?")
+    return first, last

@@ -72,6 +72,12 @@ class Stream:
         self._starts = [np.asarray(_map(folder / f"{i:05d}-{split}.starts", "uint64"))
                         for i, _ in used]
 
+    def bounds(self) -> np.ndarray:
+        """int64 [n_documents + 1]: where each document begins, and the end of the last."""
+        starts = [part.astype(np.int64) + offset
+                  for part, offset in zip(self._starts, self._offsets)]
+        return np.concatenate([*starts, [self.n_tokens]])
+
     def window(self, start: int, length: int) -> np.ndarray:
         """int32 [length]: the ids from `start` on. IndexError outside the stream."""
         return self.windows(np.array([start]), length)[0][0]

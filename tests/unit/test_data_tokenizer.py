@@ -137,7 +137,7 @@ def test_bpe_merges_and_both_file_names(tmp_path):
 
 def test_errors_name_what_to_do(tmp_path):
     with pytest.raises(UserError, match='"sentencepiece", "bpe" or "bytes"'):
-        build("wordpiece")
+        build("unigram")
     with pytest.raises(UserError, match="data.tokenizer.path is empty"):
         build("bpe")
     with pytest.raises(UserError, match="neither vocab.json nor encoder.json"):

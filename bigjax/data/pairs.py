@@ -1,0 +1,213 @@
+"""Examples for masked language modelling: pieces of documents in pairs, with masks.
+
+Document d of a stream gives ceil(n / room) windows of `room` tokens that cover it evenly; shorter
+ones give one. A window is cut in two near a sentence's end. For next-sentence prediction half of
+the windows get the second part of another document's window instead of their own, one of about the
+same length and cut at the same fraction, so that neither lengths nor ends tell the two apart.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from bigjax.data import masking
+from bigjax.data.masking import uniform
+from bigjax.data.order import Order, rows_of_host, split_index
+from bigjax.data.store import Stream
+from bigjax.data.tokenizer import Tokenizer
+from bigjax.errors import UserError
+
+PAIRS = ("nsp", "sop", "none")
+_SENTENCE_ENDS = {b".", b"!", b"?", b";", b"\xe3\x80\x82", b"\xef\xbc\x81", b"\xef\xbc\x9f"}
+_PAIR, _MASK = 0, 1  # what random numbers are for
+_CANDIDATES = 8  # windows that the second part of another document is chosen from
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Fields as in tasks/mlm_nsp.py."""
+    pairs: str
+    mask_rate: float
+    mask_unit: str
+    max_predictions: int
+    dynamic: bool
+    short_fraction: float
+
+
+class PairData:
+    """One split as batches of masked examples; the interface of TextData.
+
+    batch_at(step) gives tokens, types, segment_ids (1, and 0 on padding) int32 [B, T]; picked,
+    targets int32 and weights float32 [B, M] as in masking.Masked; and unless pairs is 'none'
+    next_label int32 [B, 1] (0: the second part follows; 1: it does not, or for 'sop' the two are
+    swapped) and next_weight float32 [B, 1].
+    """
+
+    def __init__(self, streams: Mapping[str, Stream], tokenizer: Tokenizer, seq_len: int,
+                 batch_size: int, seed: int, shuffle: bool, weights: Mapping[str, float],
+                 options: Options) -> None:
+        self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
+        self.shuffle, self._options, self._tokenizer = shuffle, options, tokenizer
+        _check(tokenizer, seq_len, options)
+        self._room = seq_len - (2 if options.pairs == "none" else 3)
+        self._names, self._sources = list(streams), []
+        for stream in streams.values():
+            self._sources.append(_Windows(stream, self._room, 1 if options.pairs == "none" else 2))
+        sizes = [source.n for source in self._sources]
+        self._check_enough(sizes)
+        self._offsets = np.cumsum([0, *sizes])
+        self.n_examples = sum(sizes)
+        self._ends_sentence = np.array([p in _SENTENCE_ENDS for p in tokenizer.pieces])
+        if shuffle:
+            self.epoch_steps: float = self.n_examples / batch_size
+            self.n_batches = self.n_examples // batch_size
+            self._order = Order(sizes, [weights[name] for name in streams], seed)
+        else:
+            self.epoch_steps = self.n_batches = math.ceil(self.n_examples / batch_size)
+
+    def batch_at(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
+        """Batch `step`, or its `rows`; a pure function of (seed, step)."""
+        first, last = rows_of_host(rows, self.batch_size)
+        if step < 0 or (not self.shuffle and step >= self.n_batches):
+            raise UserError(f"batch_at: there is no batch {step}; there are {self.n_batches}.")
+        source, example = self._examples(range(step * self.batch_size + first,
+                                               step * self.batch_size + last))
+        row, n = np.arange(first, last), last - first
+        T, present = self.seq_len, len(source)
+        tokens = np.full((n, T), self._tokenizer.pad_id, np.int32)
+        types, segments = np.zeros((n, T), np.int32), np.zeros((n, T), np.int32)
+        label, lengths = np.zeros((n, 1), np.int32), np.zeros(n, int)
+        draws = uniform((self.seed, _PAIR, step), row, 3 + _CANDIDATES)
+        for i in range(present):
+            parts, label[i] = self._parts(source[i], example[i], draws[i])
+            line = [self._tokenizer.bos_id]
+            for k, part in enumerate(parts):
+                types[i, len(line):len(line) + len(part) + 1] = k
+                line += [*part.tolist(), self._tokenizer.eos_id]
+            lengths[i] = len(line)
+            tokens[i, :len(line)] = line
+            segments[i, :len(line)] = 1
+        masked = self._mask(tokens, segments, lengths, step, row, source, example)
+        batch = {"tokens": masked.tokens, "types": types, "segment_ids": segments,
+                 "picked": masked.picked, "targets": masked.targets, "weights": masked.weights}
+        if self._options.pairs != "none":
+            batch["next_label"] = label
+            batch["next_weight"] = (lengths > 0).astype(np.float32)[:, None]
+        return batch
+
+    def examples_at(self, step: int) -> list[str]:
+        """Which examples batch `step` holds, as SOURCE:INDEX, in order."""
+        source, example = self._examples(range(step * self.batch_size,
+                                               (step + 1) * self.batch_size))
+        return [f"{self._names[s]}:{e}" for s, e in zip(source, example)]
+
+    def _examples(self, places: range) -> tuple[np.ndarray, np.ndarray]:
+        if self.shuffle:
+            return self._order(places)
+        return split_index(np.arange(places.start, min(places.stop, self.n_examples)),
+                           self._offsets)
+
+    def _parts(self, source: int, example: int, u: np.ndarray) -> tuple[list[np.ndarray], int]:
+        """The one or two parts of a row, and its label; u: its random numbers."""
+        windows, o = self._sources[source], self._options
+        limit = self._room
+        if u[0] < o.short_fraction:  # some as short as what fine-tuning will see
+            limit = 2 + int(u[0] / o.short_fraction * (limit - 1))
+        own = windows.tokens(example, limit)
+        if o.pairs == "none":
+            return [own], 0
+        a, b = self._cut(own, 0.2 + 0.6 * u[1])
+        changed = u[2] < 0.5
+        if changed and o.pairs == "sop":
+            a, b = b, a
+        elif changed:
+            other = windows.another(example, u[3:])
+            b = self._cut(windows.tokens(other, limit), 0.2 + 0.6 * u[1])[1]
+            b = b[:max(1, limit - len(a))]
+        return [a, b], int(changed)
+
+    def _cut(self, tokens: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+        """In two: at the sentence's end that is nearest to a fraction, if one is near."""
+        n = len(tokens)
+        at = min(max(round(fraction * n), 1), n - 1)
+        ends = np.flatnonzero(self._ends_sentence[tokens[:-1]]) + 1
+        if len(ends):
+            nearest = ends[np.abs(ends - at).argmin()]
+            at = nearest if abs(nearest - at) <= max(8, n // 8) else at
+        return tokens[:at], tokens[at:]
+
+    def _mask(self, tokens, segments, lengths, step, row, source, example) -> masking.Masked:
+        o, t = self._options, self._tokenizer
+        special = (tokens == t.bos_id) | (tokens == t.eos_id)
+        key, place = (self.seed, _MASK, step), row
+        if not o.dynamic:  # the same masks in every epoch
+            key, place = (self.seed, _MASK), np.zeros(len(row), np.uint64)
+            place[:len(example)] = self._offsets[source] + example
+        return masking.mask(
+            tokens, (segments > 0) & ~special, ~t.is_continuation[tokens], lengths, key, place,
+            rate=o.mask_rate, max_predictions=o.max_predictions, unit=o.mask_unit,
+            mask_id=t.mask_id, vocab_size=t.vocab_size)
+
+    def _check_enough(self, sizes: list[int]) -> None:
+        for name, source in zip(self._names, self._sources):
+            if self.shuffle and not source.n:
+                raise UserError(f"source {name!r} has no document of two tokens or more. Give it "
+                                "more text, or take it out of data.sources.")
+            if self._options.pairs == "nsp" and source.n and source.n_documents < 2:
+                raise UserError(
+                    f"next-sentence prediction takes parts of other documents, but source {name!r} "
+                    "has only one in this split. Give it more documents, or set task.pairs='sop'.")
+        if sum(sizes) < (self.batch_size if self.shuffle else 1):
+            raise UserError(f"too little text for one batch: found {sum(sizes)} examples of up to "
+                            f"{self.seq_len} tokens. Lower train.batch_size, raise the fraction of "
+                            "this split, or give more text in data.sources.")
+
+
+class _Windows:
+    """The windows of a stream's documents that have at least `shortest` tokens."""
+
+    def __init__(self, stream: Stream, room: int, shortest: int) -> None:
+        bounds = stream.bounds()
+        length = np.diff(bounds) - 2  # without bos and eos
+        keep = length >= shortest
+        self._stream, self._room = stream, room
+        self._begin, self._length = bounds[:-1][keep] + 1, length[keep]
+        self._first = np.cumsum([0, *-(-self._length // room)])  # example a document begins with
+        self.n, self.n_documents = int(self._first[-1]), len(self._length)
+
+    def tokens(self, example: int, limit: int) -> np.ndarray:
+        """int32 [at most limit]: the window's tokens."""
+        d = int(np.searchsorted(self._first, example, "right")) - 1
+        n, count = int(self._length[d]), int(self._first[d + 1] - self._first[d])
+        size = min(n, self._room)
+        place = 0 if count == 1 else (n - size) * (example - int(self._first[d])) // (count - 1)
+        return self._stream.window(int(self._begin[d]) + place, min(size, limit))
+
+    def another(self, example: int, u: np.ndarray) -> int:
+        """An example of another document: of those that the numbers u [n] in [0, 1) choose, the one
+        whose window is most nearly as long, so that lengths do not tell."""
+        d = int(np.searchsorted(self._first, example, "right")) - 1
+        low, high = int(self._first[d]), int(self._first[d + 1])
+        others = (u * (self.n - (high - low))).astype(int)
+        others += np.where(others < low, 0, high - low)
+        documents = np.searchsorted(self._first, others, "right") - 1
+        sizes = np.minimum(self._length[documents], self._room)
+        return int(others[np.abs(sizes - min(self._length[d], self._room)).argmin()])
+
+
+def _check(tokenizer: Tokenizer, seq_len: int, options: Options) -> None:
+    if not hasattr(tokenizer, "mask_id"):
+        raise UserError(f"masked language modelling needs a tokenizer with [MASK]; "
+                        f"data.tokenizer.kind is {tokenizer.kind!r}. Set it to 'wordpiece'.")
+    for key, value, allowed in (("pairs", options.pairs, PAIRS),
+                                ("mask_unit", options.mask_unit, masking.UNITS)):
+        if value not in allowed:
+            raise UserError(f"task.{key} is {value!r}; allowed: {', '.join(allowed)}.")
+    if not 0 < options.mask_rate < 1 or not 0 <= options.short_fraction <= 1:
+        raise UserError(f"task.mask_rate={options.mask_rate} must be between 0 and 1, and "
+                        f"task.short_fraction={options.short_fraction} from 0 to 1.")
+    if not 1 <= options.max_predictions <= seq_len or seq_len < 8:
+        raise UserError(f"task.max_predictions={options.max_predictions} must be from 1 to "
+                        f"data.seq_len={seq_len}, and that at least 8.")

@@ -1,0 +1,270 @@
+"""Labelled rows of `data.train`, `data.valid` and `data.test`: of files, TFDS, or docstrings."""
+
+import collections
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from bigjax.data import docstrings
+from bigjax.data.store import SPLITS, check_fractions, split_of
+from bigjax.data.tables import convert, read_table
+from bigjax.errors import UserError
+
+KINDS = ("classify", "regress", "tag", "answer")
+_TFDS_SPLIT = {"train": "train", "valid": "validation", "test": "test"}
+_TFDS_BATCH = 1024
+_MIN_BODY_CHARS = 40  # what is shorter says too little to tell whose it is
+_EXAMPLES = ('a file such as "train.tsv", "tfds:glue/sst2", "docstrings:library" or '
+             '"docstrings:title"')
+
+
+def read_rows(spec: str, data: Any, kind: str, part: str = "train",
+              with_labels: bool = True) -> list[dict[str, Any]]:
+    """The rows of one of `data.train`, `data.valid`, `data.test`, or of a file to predict for.
+
+    Rows have "where" (file:line, for messages) and, whatever the columns are called in the file
+    (`data.columns`): classify and regress text, label and, if there is one, pair; tag tokens and
+    tags; answer question, context and answers, a list of (text, start), start -1 if not known.
+
+    Args:
+      spec: a file (see `read_table`); "tfds:NAME" with the split of this `part`, or
+        "tfds:NAME[SPLIT]" (NAME may be a set's own folder); "docstrings:library", the text of
+        each docstring and the library it is of; "docstrings:title", its first line and its body
+        or another docstring's, "together" or "apart". Docstrings give the split that
+        pre-training on them has under this name.
+      part: "train", "valid" or "test".
+      with_labels: False leaves label, tags and answers out, and does not look for them.
+    """
+    names = _columns(data, kind, with_labels)
+    if spec.startswith("docstrings:"):
+        return _docstring_rows(spec, data, kind, part, with_labels)
+    if spec.startswith("tfds:"):
+        return _tfds_rows(spec, names, part)
+    kinds = {names[name]: _KIND_OF[name] for name in names}
+    table = read_table(spec, list(names.values()), kinds)
+    rows = [{name: row[column] for name, column in names.items()} | {"where": row["where"]}
+            for row in table]
+    if "tags" in names:
+        for row in rows:
+            if len(row["tokens"]) != len(row["tags"]):
+                raise UserError(f'{row["where"]}: {len(row["tokens"])} tokens and '
+                                f'{len(row["tags"])} tags; each token has to have one.')
+    return rows
+
+
+def read_parts(data: Any, kind: str, names: Sequence[str] = SPLITS
+               ) -> dict[str, list[dict[str, Any]]]:
+    """The rows of `names` out of 'train', 'valid' and 'test'; [] where nothing falls into it.
+
+    An empty `data.valid` is the TFDS set's own validation split, if it has one, and else the
+    `data.valid_fraction` of the training rows, chosen by a hash of their text (`split_of`), so
+    that equal ones fall together; `data.test` likewise (a test split whose labels are all -1, as
+    GLUE's, counts as none).
+    """
+    check_fractions(data.valid_fraction, data.test_fraction)
+    if not data.train:
+        raise UserError(f"data.train is empty. Set it to {_EXAMPLES}.")
+    specs = _specs(data, kind)
+    if data.train.startswith("docstrings:"):
+        specs = dict.fromkeys(SPLITS, data.train) | specs  # split as for pre-training
+    parts = {part: read_rows(specs[part], data, kind, part) for part in names if part in specs}
+    if len(parts) < len(names):
+        fractions = [0. if part in specs else data[f"{part}_fraction"]
+                     for part in ("valid", "test")]
+        cut: dict[str, list] = {part: [] for part in SPLITS}
+        for row in read_rows(data.train, data, kind, "train"):
+            cut[split_of(_split_text(row), *fractions)].append(row)
+        parts |= {part: cut[part] for part in names if part not in parts}
+    return parts
+
+
+def _specs(data: Any, kind: str) -> dict[str, str]:
+    """What 'valid' and 'test' are read from, if they are not cut from the training rows."""
+    specs = {part: data[part] for part in ("valid", "test") if data[part]}
+    if data.train.startswith("tfds:") and not data.train.endswith("]"):
+        splits = _builder(data.train).info.splits
+        if not data.valid and _TFDS_SPLIT["valid"] in splits:
+            specs["valid"] = data.train
+        if not data.test and _TFDS_SPLIT["test"] in splits:
+            rows = read_rows(data.train, data, kind, "test")
+            if not all(row.get("label") in ("-1", "-1.0") for row in rows):
+                specs["test"] = data.train
+    return specs
+
+
+def label_counts(data: Any, kind: str) -> dict[str, int]:
+    """Each label (or tag) of the training part and how often it is there; sorted by the label, as
+    numbers if all are. {} for regress and answer. Raises UserError as `read_rows` does.
+    """
+    _check_kind(kind)
+    if kind in ("regress", "answer"):
+        return {}
+    counts = collections.Counter(label for row in read_parts(data, kind, ["train"])["train"]
+                                 for label in (row["tags"] if kind == "tag" else [row["label"]]))
+    whole = all(re.fullmatch(r"-?\d+", label) for label in counts)
+    key = (lambda label: (int(label), label)) if whole else None
+    return {label: counts[label] for label in sorted(counts, key=key)}
+
+
+def label_names(data: Any, kind: str) -> list[str]:
+    """The labels of `label_counts`, in its order."""
+    return list(label_counts(data, kind))
+
+
+_KIND_OF = {"text": "text", "pair": "text", "label": "label", "tokens": "words", "tags": "words",
+            "question": "text", "context": "text", "answers": "answers"}
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise UserError(f'the kind of labelled data is {kind!r}; it has to be one of '
+                        f'{", ".join(KINDS)}.')
+
+
+def _columns(data: Any, kind: str, with_labels: bool) -> dict[str, str]:
+    """What the rows call it -> what the file does."""
+    _check_kind(kind)
+    wanted = {"tag": ["tokens"], "answer": ["question", "context"]}.get(kind, ["text", "pair"])
+    if with_labels:
+        wanted.append({"tag": "tags", "answer": "answers"}.get(kind, "label"))
+    names = {name: data.columns[name] for name in wanted if data.columns[name] or name != "pair"}
+    for name, column in names.items():
+        if not column:
+            raise UserError(f"data.columns.{name} is empty; {kind} needs it. Set it to the name "
+                            "(or, without a header, the number from 0) of that column.")
+    return names
+
+
+def _split_text(row: dict[str, Any]) -> str:
+    """One context's questions fall together, and so do a text's pairs."""
+    return row.get("context") or row.get("text") or " ".join(row["tokens"])
+
+
+def _docstring_rows(spec: str, data: Any, kind: str, part: str,
+                    with_labels: bool) -> list[dict[str, Any]]:
+    makers = {"docstrings:library": _libraries, "docstrings:title": _titles}
+    if spec not in makers:
+        raise UserError(f'there is no labelled set {spec!r}; the docstrings give '
+                        f'{" and ".join(makers)}.')
+    if kind != "classify":
+        raise UserError(f"{spec} has classes and cannot be used to {kind}. Set data.train to "
+                        "another set.")
+    fractions = data.valid_fraction, data.test_fraction
+    records = [record for record in docstrings.records(data.cache_dir)
+               if split_of(record.text, *fractions) == part]
+    rows = list(makers[spec](records))
+    return rows if with_labels else [
+        {name: row[name] for name in row if name != "label"} for row in rows]
+
+
+def _libraries(records: list[docstrings.Record]) -> Iterator[dict[str, Any]]:
+    for record in records:
+        if record.doc.strip():
+            yield {"text": record.doc, "label": record.library,
+                   "where": f"docstring of {record.name}"}
+
+
+def _titles(records: list[docstrings.Record]) -> Iterator[dict[str, Any]]:
+    """Half of them "apart": their title with the body of another, by a hash of the record."""
+    halves: list[tuple[docstrings.Record, str, str]] = []
+    of_library: dict[str, list[str]] = {}
+    for record in records:
+        title, _, body = record.doc.strip().partition('\n')
+        if len(body.strip()) >= _MIN_BODY_CHARS:
+            halves.append((record, title.strip(), body.strip()))
+            of_library.setdefault(record.library, []).append(body.strip())
+    every = [body for _, _, body in halves]
+    for record, title, body in halves:
+        digest = hashlib.blake2b(record.text.encode(), digest_size=16, person=b"title").digest()
+        u, v = (int.from_bytes(half, "little") for half in (digest[:8], digest[8:]))
+        other = body
+        if u % 2:
+            mine = of_library[record.library]
+            other = _another(mine, body, v) or _another(every, body, v) or body
+        yield {"text": title, "pair": other, "label": "together" if other is body else "apart",
+               "where": f"docstring of {record.name}"}
+
+
+def _another(bodies: list[str], body: str, place: int) -> str | None:
+    """The first from `place` on that is not `body`."""
+    for i in range(len(bodies)):
+        other = bodies[(place + i) % len(bodies)]
+        if other != body:
+            return other
+    return None
+
+
+def _tfds_rows(spec: str, names: dict[str, str], part: str) -> list[dict[str, Any]]:
+    builder = _builder(spec)
+    name, split = _parse_tfds(spec)
+    split = split or _TFDS_SPLIT[part]
+    try:
+        builder.info.splits[split]
+        source = builder.as_data_source(split=split)
+    except Exception as e:  # no such split, a wrong file format, missing shards
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise UserError(
+            f"tfds:{name}: cannot read split {split!r}: {reason} The set has "
+            f'{", ".join(builder.info.splits) or "no prepared split"}; another is asked for as '
+            f'"tfds:{name}[SPLIT]". It has to be prepared with file_format="array_record".'
+        ) from None
+    features = builder.info.features
+    for column in names.values():
+        if column not in features:
+            raise UserError(f"tfds:{name}: no feature {column!r}; it has "
+                            f'{", ".join(features)}. Set data.columns to them.')
+    labels = {column: getattr(features[column], "names", None) for column in names.values()}
+    rows = []
+    for start in range(0, len(source), _TFDS_BATCH):
+        indices = range(start, min(start + _TFDS_BATCH, len(source)))
+        for i, example in zip(indices, source.__getitems__(list(indices))):
+            where = f"tfds:{name}[{split}] example {i}"
+            rows.append({key: convert(_plain(example[column], labels[column]), _KIND_OF[key],
+                                      column, where) for key, column in names.items()}
+                        | {"where": where})
+    return rows
+
+
+def _plain(value: Any, names: list[str] | None) -> Any:
+    """Python's own types, and a ClassLabel's name in place of its number."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, dict):
+        return {key: _plain(item, None) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
+        return [_plain(item, names) for item in value]
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.item()
+        return _plain(value, names)
+    if names is not None and isinstance(value, int):
+        return names[value] if 0 <= value < len(names) else str(value)
+    return value
+
+
+def _parse_tfds(spec: str) -> tuple[str, str]:
+    """('glue/sst2', '') of 'tfds:glue/sst2', ('x', 'train[:5]') of 'tfds:x[train[:5]]'."""
+    name, bracket, split = spec.removeprefix("tfds:").partition("[")
+    return name, split.removesuffix("]") if bracket else ""
+
+
+def _builder(spec: str) -> Any:
+    name, _ = _parse_tfds(spec)
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise UserError(f"{spec} needs the package tensorflow-datasets (TensorFlow itself is not "
+                        "needed): pip install tensorflow-datasets array_record") from None
+    try:
+        if name.startswith(("/", "~", ".")) or "://" in name:
+            return tfds.builder_from_directory(os.path.expanduser(name))
+        return tfds.builder(name)
+    except Exception as e:  # of many kinds; the first line says what, the rest lists all sets
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise UserError(
+            f"tfds:{name}: {reason} Name a set that is prepared in TFDS_DATA_DIR (such as "
+            '"tfds:glue/sst2"), or the set\'s own folder (the one with dataset_info.json).'
+        ) from None

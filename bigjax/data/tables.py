@@ -1,0 +1,270 @@
+"""Labelled files: tab- and comma-separated, JSON lines, SQuAD's JSON, and CoNLL's columns."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from bigjax.errors import UserError
+
+_SQUAD = ("question", "context", "answers", "id")
+_CONLL = ("tokens", "tags")
+_OWN_KINDS = {".json": {"answers": "answers", "is_impossible": "flag"},
+              ".conll": {"tokens": "words", "tags": "words"}}
+
+
+def read_table(path: str | os.PathLike, columns: Sequence[str],
+               kinds: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """The rows of a file (local or gs://) as dicts: the `columns`, and "where" for messages.
+
+    By its extension:
+    - .tsv, .txt: tabs between columns, no quoting; .csv: commas, with quoting. The first line
+      has the names, unless `columns` are numbers: "0" is the first column of a file without.
+      Everything is text. Blank lines at the end are passed over.
+    - .jsonl: an object a line.
+    - .json: SQuAD 1.1 or 2.0; rows have question, context, answers, id and is_impossible.
+    - .conll: a token and, in the last column, its tag on each line, a blank line between
+      sentences, -DOCSTART- passed over; rows have tokens and tags.
+
+    Args:
+      kinds: what a column holds, "text" where it does not say: "label" may be a JSON number or
+        truth value too, and becomes text; "words" is a list of texts (or labels); "answers" is
+        a list of texts, or of SQuAD's {"text", "answer_start"} (or its two lists), or one text,
+        empty for no answer, and becomes a list of (text, start), start -1 where not given.
+
+    Raises UserError, with file and line, for a file that is missing, of another kind, not UTF-8
+    or without rows, for missing columns, ragged rows, bad JSON, empty text, and numbers for text.
+    """
+    path = os.path.expanduser(os.fspath(path))
+    readers = {".tsv": _separated, ".txt": _separated, ".csv": _separated, ".jsonl": _jsonl,
+               ".json": _squad, ".conll": _conll}
+    extension = os.path.splitext(path)[1].lower()
+    if extension not in readers:
+        raise UserError(f"{path}: cannot tell what kind of file it is. Its name has to end in "
+                        f'{", ".join(readers)}.')
+    if "where" in columns:
+        raise UserError(f'{path}: a column cannot be called "where"; rename it in the file.')
+    kinds = {**(kinds or {}), **_OWN_KINDS.get(extension, {})}
+    rows = [{column: convert(row[column], kinds.get(column, "text"), column, row["where"])
+             for column in row if column != "where"} | {"where": row["where"]}
+            for row in readers[extension](path, list(columns))]
+    if not rows:
+        raise UserError(f"{path} holds no rows. Give a file with at least one.")
+    return rows
+
+
+def convert(value: Any, kind: str, column: str, where: str) -> Any:
+    """`value` as the `kind` that `read_table` describes; UserError, with `where`, if it is not."""
+    if kind == "flag":
+        return bool(value)
+    if kind == "answers":
+        return _answers(value, where)
+    if kind == "words":
+        if not isinstance(value, (list, tuple)) or not value:
+            raise UserError(f"{where}: column {column!r} holds {_name(value)}; it has to be a "
+                            "list of words or tags that is not empty.")
+        return [convert(item, "label", column, where) for item in value]
+    if kind == "label" and isinstance(value, (bool, int, float)):
+        return json.dumps(value)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: column {column!r} holds {_name(value)}, not text. Write it in "
+                        "quotes, or name another column in data.columns.")
+    if not value.strip():
+        raise UserError(f"{where}: column {column!r} is empty. Fill it, or take the row out.")
+    return _utf8(value.strip() if kind == "label" else value, column, where)
+
+
+def _utf8(text: str, column: str, where: str) -> str:
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError as e:
+        raise UserError(f"{where}: character {e.start} of column {column!r} is a lone surrogate, "
+                        "which has no UTF-8 form. Correct it.") from None
+
+
+def _name(value: Any) -> str:
+    if isinstance(value, (bool, int, float)):
+        return f"the number {value}" if not isinstance(value, bool) else f"{value}"
+    return {"list": "a list", "dict": "an object", "NoneType": "null",
+            "str": f"the text {value!r:.40}"}.get(type(value).__name__, type(value).__name__)
+
+
+def _answers(value: Any, where: str) -> list[tuple[str, int]]:
+    if isinstance(value, str):
+        value = [value] if value.strip() else []
+    elif isinstance(value, dict) and isinstance(value.get("text"), list):
+        starts = value.get("answer_start") or [-1] * len(value["text"])
+        value = [{"text": text, "answer_start": start}
+                 for text, start in zip(value["text"], starts)]
+    if not isinstance(value, list):
+        raise UserError(f"{where}: the answers are {_name(value)}; they have to be a list of "
+                        'texts or of {"text": ..., "answer_start": ...}, empty for no answer.')
+    found = []
+    for answer in value:
+        text, start = answer, -1
+        if isinstance(answer, dict):
+            text, start = answer.get("text"), answer.get("answer_start", -1)
+        if not isinstance(start, int) or isinstance(start, bool):
+            raise UserError(f"{where}: answer_start is {_name(start)}; it has to be a number of "
+                            "characters from the start of the context.")
+        found.append((convert(text, "text", "answers", where), start))
+    return found
+
+
+def _read_text(path: str) -> str:
+    from etils import epath
+    try:
+        raw = epath.Path(path).read_bytes()
+    except Exception as e:  # each storage has errors of its own
+        reason = getattr(e, "strerror", None) or e
+        raise UserError(f"cannot read {path}: {reason} (looked from {os.getcwd()!r}). Check the "
+                        "path and your permission to read it.") from None
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}:{raw[:e.start].count(10) + 1}: byte {e.start} "
+                        f"(0x{raw[e.start]:02X}) is not UTF-8. Convert the file to UTF-8, for "
+                        "example with iconv.") from None
+
+
+def _lines(path: str) -> list[str]:
+    """Without their ends and the blank ones after the last; U+2028 and the like end no line."""
+    lines = [line.removesuffix('\r') for line in _read_text(path).split('\n')]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
+
+
+def _separated(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    if path.lower().endswith(".csv"):
+        records = _csv_records(path)
+    else:
+        records = enumerate((line.split('\t') for line in _lines(path)), 1)
+    numbered = [column.isdecimal() for column in columns]
+    if any(numbered) and not all(numbered):
+        raise UserError(f'{path}: columns {", ".join(map(repr, columns))} are partly names and '
+                        "partly numbers. Use names for a file whose first line has them, and "
+                        "numbers from 0 for one without.")
+    header = None if all(numbered) else next(records, (1, []))[1]
+    places = [int(column) if header is None else _place(column, header, path)
+              for column in columns]
+    width = None if header is None else len(header)
+    for number, fields in records:
+        width = len(fields) if width is None else width
+        if len(fields) != width:
+            as_what = "the first line" if header is None else "the header"
+            raise UserError(f"{path}:{number}: found {len(fields)} columns, and {as_what} has "
+                            f"{width}. Correct the line" + (
+                                "; a text with a comma needs quotes." if ".csv" in path.lower()
+                                else "; a text cannot hold a tab or a line end."))
+        if max(places, default=0) >= width:
+            raise UserError(f"{path}:{number}: there is no column {max(places)}; the line has "
+                            f"{width}, numbered from 0 to {width - 1}. Set data.columns to them.")
+        yield {column: fields[place] for column, place in zip(columns, places)} | {
+            "where": f"{path}:{number}"}
+
+
+def _place(column: str, header: list[str], path: str) -> int:
+    n = header.count(column)
+    if n != 1:
+        raise UserError(f'{path}:1: {"no" if not n else n} columns are called {column!r}; the '
+                        f'header has {", ".join(map(repr, header)) or "none"}. Set data.columns '
+                        'to names that it has, or to numbers ("0", "1") for a file without one.')
+    return header.index(column)
+
+
+def _csv_records(path: str) -> Iterator[tuple[int, list[str]]]:
+    """(number of its first line, fields); a quoted field may hold line ends."""
+    text = _read_text(path).rstrip()
+    limit = csv.field_size_limit(1 << 30)  # the module's own 128 kB refuses long contexts
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        records, number = [], 1
+        for fields in reader:
+            records.append((number, fields))
+            number = reader.line_num + 1
+    except csv.Error as e:
+        raise UserError(f"{path}:{number}: not CSV ({e}). A field with a comma, a quote or a line "
+                        "end has to be in double quotes, quotes in it doubled.") from None
+    finally:
+        csv.field_size_limit(limit)
+    return iter(records)
+
+
+def _jsonl(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(_lines(path), 1):
+        where = f"{path}:{number}"
+        row = _json(line, path, number)
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: found {_name(row)}; each line has to be a JSON object.")
+        yield {column: _member(row, column, where) for column in columns} | {"where": where}
+
+
+def _json(text: str, path: str, first_line: int = 1) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON number")
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as e:
+        number = first_line + getattr(e, "lineno", 1) - 1
+        raise UserError(f"{path}:{number}: not JSON ({e}); the text begins "
+                        f"{text[:60].strip()!r}. Correct the line.") from None
+
+
+def _member(row: dict, column: str, where: str) -> Any:
+    if column not in row:
+        raise UserError(f'{where}: no column {column!r}; found '
+                        f'{", ".join(map(repr, row)) or "none"}. Set data.columns to names '
+                        "that the file has.")
+    return row[column]
+
+
+def _squad(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for column in columns:
+        _member(dict.fromkeys(_SQUAD), column, path)
+    content = _json(_read_text(path), path)
+    for i, article in enumerate(_list(content, "data", path)):
+        for j, paragraph in enumerate(_list(article, "paragraphs", f"{path}: data[{i}]")):
+            place = f"{path}: data[{i}].paragraphs[{j}]"
+            for k, question in enumerate(_list(paragraph, "qas", place)):
+                where = f"{place}.qas[{k}]"
+                if not isinstance(question, dict):
+                    raise UserError(f"{where}: found {_name(question)}, not a question.")
+                given = {"context": paragraph.get("context"), "id": str(question.get("id", where)),
+                         "question": question.get("question")}
+                if "answers" in columns:
+                    given["is_impossible"] = question.get("is_impossible", False)
+                    given["answers"] = ([] if given["is_impossible"] else
+                                        _list(question, "answers", where))
+                yield {**given, "where": where}
+
+
+def _list(value: Any, key: str, where: str) -> list:
+    if not isinstance(value, dict) or not isinstance(value.get(key), list):
+        raise UserError(f"{where}: no list {key!r}. A .json file has to be laid out as SQuAD's: "
+                        "data, paragraphs, qas, answers; other rows go into a .jsonl file.")
+    return value[key]
+
+
+def _conll(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for column in columns:
+        _member(dict.fromkeys(_CONLL), column, path)
+    sentence: dict[str, Any] = {}
+    for number, line in enumerate([*_lines(path), ""], 1):
+        fields = line.split('\t') if '\t' in line else line.split()
+        if not line.strip():
+            if sentence:
+                yield sentence
+            sentence = {}
+        elif not fields[0].startswith("-DOCSTART-"):
+            if not sentence:
+                sentence = {column: [] for column in columns} | {"where": f"{path}:{number}"}
+            if "tags" in columns and len(fields) < 2:
+                raise UserError(f"{path}:{number}: found {line!r} without a tag. Each line has to "
+                                "be a token, a tab or space, and its tag in the last column.")
+            for column, field in (("tokens", fields[0]), ("tags", fields[-1])):
+                if column in columns:
+                    sentence[column].append(convert(field, "label", column, f"{path}:{number}"))

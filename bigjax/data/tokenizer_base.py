@@ -1,0 +1,105 @@
+"""What all tokenizers share, and the helpers their files need."""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from bigjax.errors import UserError
+
+META_FILE = "bigjax_tokenizer.json"
+
+
+class Tokenizer:
+    """What the three kinds share; `pieces[i]` holds the UTF-8 bytes of id i, b'' if special."""
+
+    kind: str
+    pieces: list[bytes]
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    fingerprint: str  # 16 hex digits: equal means the same ids for every text
+    lossless = True
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids, special ones included."""
+        return len(self.pieces)
+
+    @functools.cached_property
+    def token_bytes(self) -> np.ndarray:
+        """int32 [vocab_size]: the UTF-8 length of each id, 0 for special ids."""
+        return np.array([len(piece) for piece in self.pieces], np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """One int32 array of ids a text, without bos and eos; runs on all cores.
+
+        Raises UserError for text that has no UTF-8 form (lone surrogates).
+        """
+        return [np.asarray(ids, np.int32) for ids in self._encode_batch(check_utf8(texts))]
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of one text, int32 [n]."""
+        return self.encode_batch([text])[0]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; special ids and ids outside the vocabulary are skipped.
+
+        Ids that cut a character in the middle give U+FFFD in its place.
+        """
+        n = self.vocab_size
+        joined = b"".join(self.pieces[i] for i in map(int, ids) if 0 <= i < n)
+        return joined.decode("utf-8", "replace")
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes what `load` needs to `folder`, which is made if absent (may be on gs://)."""
+        from etils import epath
+        target = epath.Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        for name, content in self._files().items():
+            (target / name).write_bytes(content)
+        meta = {"kind": self.kind, "vocab_size": self.vocab_size, "fingerprint": self.fingerprint,
+                "bos_id": self.bos_id, "eos_id": self.eos_id, "pad_id": self.pad_id}
+        (target / META_FILE).write_text(json.dumps(meta, indent=1) + '\n')
+
+    def _encode_batch(self, texts: list[str]) -> list[Sequence[int]]:
+        raise NotImplementedError
+
+    def _files(self) -> dict[str, bytes]:
+        return {}
+
+
+def check_utf8(texts: Sequence[str]) -> list[str]:
+    """`texts` as a list. Raises UserError for text that has no UTF-8 form (lone surrogates)."""
+    texts = list(texts)
+    try:
+        for text in texts:  # the libraries' own errors for this name nothing
+            if not text.isascii():
+                text.encode()
+    except UnicodeEncodeError as e:
+        raise UserError(
+            f"cannot tokenize text with {e.object[e.start:e.end]!r}: a lone surrogate has no "
+            "UTF-8 form. Clean it with text.encode('utf-8', 'replace').decode().") from None
+    return texts
+
+
+def read_bytes(path: Any, what: str) -> bytes:
+    """The file at `path`; UserError, saying that it has to be `what`, if it cannot be read."""
+    from etils import epath
+    try:
+        return epath.Path(path).read_bytes()
+    except (OSError, ValueError) as e:
+        raise UserError(f"cannot read {path}: {e}. It has to be {what}.") from None
+
+
+def hash_of(*parts: str | bytes) -> str:
+    """16 hex digits that change with any of `parts`, or with where one ends."""
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part
+        digest.update(f"{len(content)} ".encode() + content)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,274 @@
+"""Masked language modelling's examples: what is hidden, and which texts are pairs."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from bigjax.data import masking, pairs
+from bigjax.data.store import build_store
+from bigjax.data.wordpiece import train_wordpiece
+from bigjax.errors import UserError
+from tests.conftest import WORDS
+
+T, MASK_ID, VOCAB = 64, 4, 1000
+ROWS = np.arange(200)
+
+
+def rows_of_tokens():
+    """tokens [200, T] without special ids, every third a continuation, the last 10 padding."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(10, VOCAB, (len(ROWS), T)).astype(np.int32)
+    starts = np.broadcast_to(np.arange(T) % 3 != 2, tokens.shape)
+    allowed = np.broadcast_to((np.arange(T) > 0) & (np.arange(T) < T - 10), tokens.shape)
+    return tokens, allowed, starts, np.full(len(ROWS), T - 10)
+
+
+def hide(unit, seed=0, rate=0.15, limit=20):
+    tokens, allowed, starts, lengths = rows_of_tokens()
+    return tokens, masking.mask(tokens, allowed, starts, lengths, (seed,), ROWS, rate=rate,
+                                max_predictions=limit, unit=unit, mask_id=MASK_ID,
+                                vocab_size=VOCAB)
+
+
+def chosen_columns(masked):
+    out = np.zeros((len(ROWS), T), bool)
+    for row in ROWS:
+        out[row, masked.picked[row, masked.weights[row] > 0]] = True
+    return out
+
+
+@pytest.mark.parametrize("unit", masking.UNITS)
+def test_targets_are_what_stood_there_and_nothing_else_changed(unit):
+    tokens, masked = hide(unit)
+    chosen = chosen_columns(masked)
+    assert (masked.tokens == tokens)[~chosen].all()
+    for row in ROWS:
+        real = masked.weights[row] > 0
+        columns = masked.picked[row, real]
+        assert (np.diff(columns) > 0).all() and (masked.targets[row, real] ==
+                                                 tokens[row, columns]).all()
+        assert (masked.targets[row, ~real] == 0).all()
+    assert not chosen[:, 0].any() and not chosen[:, -10:].any()
+
+
+def test_15_percent_are_hidden_80_10_10():
+    tokens, masked = hide("token")
+    assert (masked.weights.sum(1) == round(0.15 * (T - 10))).all()
+    chosen = chosen_columns(masked)
+    new, old = masked.tokens[chosen], tokens[chosen]
+    assert abs((new == MASK_ID).mean() - 0.8) < 0.03
+    assert abs((new == old).mean() - 0.1) < 0.03
+    random = new[(new != MASK_ID) & (new != old)]
+    assert abs(len(random) / len(new) - 0.1) < 0.03 and random.max() > 0.9 * VOCAB
+
+
+def test_at_most_max_predictions_and_at_least_one():
+    assert (hide("token", rate=0.9, limit=7)[1].weights.sum(1) == 7).all()
+    assert (hide("token", rate=0.001)[1].weights.sum(1) == 1).all()
+
+
+def test_every_place_is_equally_likely():
+    counts = sum(chosen_columns(hide("token", seed)[1]).sum(0) for seed in range(30))
+    inside = counts[1:T - 10] / (30 * len(ROWS))
+    np.testing.assert_allclose(inside, 8 / (T - 11), atol=0.03)
+
+
+def test_whole_words_are_hidden_or_not():
+    _, masked = hide("word")
+    chosen = chosen_columns(masked)
+    words = chosen[:, :T - 10].reshape(len(ROWS), -1, 3)  # (start, start, continuation)
+    assert (words[:, :, 1] == words[:, :, 2]).all()
+    assert (words[:, :, 0] != words[:, :, 1]).any()
+
+
+def test_spans_are_runs_of_words_that_change_in_one_way():
+    tokens, masked = hide("span", limit=40, rate=0.3)
+    chosen = chosen_columns(masked)
+
+    def runs(c):
+        return c.sum() / (c[:, 1:] & ~c[:, :-1]).sum()
+    assert runs(chosen) > 2.5 * runs(chosen_columns(hide("token", rate=0.3, limit=40)[1]))
+    both = chosen[:, 1:] & chosen[:, :-1]
+    is_mask = masked.tokens == MASK_ID
+    assert (is_mask[:, 1:] == is_mask[:, :-1])[both].mean() > 0.95  # spans may touch
+
+
+def test_numbers_depend_on_key_row_and_column_only():
+    whole = masking.uniform((1, 2), np.arange(10), 50)
+    np.testing.assert_array_equal(whole[3:7], masking.uniform((1, 2), np.arange(3, 7), 50))
+    np.testing.assert_array_equal(whole[:, :20], masking.uniform((1, 2), np.arange(10), 20))
+    assert np.abs(whole - masking.uniform((1, 3), np.arange(10), 50)).mean() > 0.2
+    many = masking.uniform((0,), np.arange(1000), 100)
+    assert abs(many.mean() - 0.5) < 0.01 and abs(many.std() - 12 ** -0.5) < 0.01
+    assert abs(np.corrcoef(many[:, 0], many[:, 1])[0, 1]) < 0.1
+    assert abs(np.corrcoef(many[:-1, 0], many[1:, 0])[0, 1]) < 0.1
+
+
+# --- Pairs -----------------------------------------------------------------------------------
+
+OPTIONS = pairs.Options(pairs="nsp", mask_rate=0.15, mask_unit="token", max_predictions=8,
+                        dynamic=True, short_fraction=0.1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_wordpiece([" . ".join(WORDS)] * 3, 120)
+
+
+@pytest.fixture(scope="module")
+def stream(tokenizer, tmp_path_factory):
+    """80 documents; the words of document d are all the d-th, so each token tells its document
+    (modulo the number of words), and positions count sentences."""
+    texts = [" . ".join([" ".join([WORDS[d % len(WORDS)]] * (3 + i % 4)) for i in range(2 + 2 * d)])
+             for d in range(len(WORDS))]
+    return build_store(lambda counts: iter(texts), "x", tokenizer, 0.0, 0.0,
+                       str(tmp_path_factory.mktemp("store"))).split("train")
+
+
+def make(stream, tokenizer, shuffle=True, batch_size=16, seed=0, **changes):
+    return pairs.PairData({"s": stream}, tokenizer, 64, batch_size, seed, shuffle, {"s": 1.0},
+                          dataclasses.replace(OPTIONS, **changes))
+
+
+def parts(batch, row, tokenizer):
+    """The words of the two parts, unmasked."""
+    tokens = batch["tokens"][row].copy()
+    real = batch["weights"][row] > 0
+    tokens[batch["picked"][row, real]] = batch["targets"][row, real]
+    out = []
+    for t in (0, 1):
+        mine = (batch["types"][row] == t) & (batch["segment_ids"][row] > 0)
+        out.append([i for i in tokens[mine] if not tokenizer.is_special[i]])
+    return out, tokens
+
+
+def test_layout_of_a_row(stream, tokenizer):
+    batch = make(stream, tokenizer).batch_at(0)
+    assert {k: v.shape for k, v in batch.items()} == {
+        "tokens": (16, 64), "types": (16, 64), "segment_ids": (16, 64), "picked": (16, 8),
+        "targets": (16, 8), "weights": (16, 8), "next_label": (16, 1), "next_weight": (16, 1)}
+    for row in range(16):
+        (a, b), tokens = parts(batch, row, tokenizer)
+        n = int(batch["segment_ids"][row].sum())
+        want = [tokenizer.bos_id, *a, tokenizer.eos_id, *b, tokenizer.eos_id]
+        assert a and b and list(tokens[:n]) == want
+        assert (tokens[n:] == tokenizer.pad_id).all() and n <= 64
+
+
+def test_the_label_says_whether_both_parts_are_of_one_document(stream, tokenizer):
+    data, full_stop = make(stream, tokenizer, batch_size=32), tokenizer.encode(".")[0]
+    labels = []
+    for step in range(8):
+        batch = data.batch_at(step)
+        for row in range(32):
+            (a, b), _ = parts(batch, row, tokenizer)
+            words = [set(p) - {full_stop} for p in (a, b)]
+            if all(words):
+                assert (words[0] != words[1]) == batch["next_label"][row, 0]
+        labels += batch["next_label"][:, 0].tolist()
+    assert 0.4 < np.mean(labels) < 0.6
+
+
+def test_sentence_order_swaps(stream, tokenizer):
+    plain, swapped = make(stream, tokenizer, pairs="sop"), []
+    batch = plain.batch_at(0)
+    nsp = make(stream, tokenizer).batch_at(0)
+    for row in range(16):
+        (a, b), _ = parts(batch, row, tokenizer)
+        if batch["next_label"][row, 0]:
+            swapped.append(row)
+        else:  # the same draws as next-sentence prediction, which leaves this row as it is
+            assert (a, b) == tuple(parts(nsp, row, tokenizer)[0])
+    assert 2 < len(swapped) < 14
+
+
+def test_without_pairs_there_is_one_part_and_no_label(stream, tokenizer):
+    batch = make(stream, tokenizer, pairs="none").batch_at(0)
+    assert "next_label" not in batch and not batch["types"].any()
+    assert batch["segment_ids"].sum(1).max() == 64
+
+
+def test_a_batch_is_a_function_of_seed_and_step(stream, tokenizer):
+    one, two = make(stream, tokenizer), make(stream, tokenizer)
+    two.batch_at(7)
+    for k, v in one.batch_at(3).items():
+        np.testing.assert_array_equal(v, two.batch_at(3)[k])
+        np.testing.assert_array_equal(v[4:8], two.batch_at(3, slice(4, 8))[k])
+    assert (one.batch_at(3)["tokens"] != one.batch_at(4)["tokens"]).any()
+    assert (one.batch_at(3)["tokens"] != make(stream, tokenizer, seed=1).batch_at(3)["tokens"]
+            ).any()
+
+
+def masks_of_examples(data, steps):
+    found = {}
+    for step in steps:
+        batch = data.batch_at(step)
+        for row, name in enumerate(data.examples_at(step)):
+            found.setdefault(name, []).append(tuple(batch["picked"][row]))
+    return found
+
+
+def test_static_masks_are_those_of_the_first_epoch(stream, tokenizer):
+    same = lambda dynamic: [
+        len(set(masks)) == 1 for masks in masks_of_examples(
+            make(stream, tokenizer, dynamic=dynamic, short_fraction=0.0, pairs="none"),
+            range(20)).values() if len(masks) > 1]
+    assert len(same(False)) > 10 and all(same(False))
+    assert np.mean(same(True)) < 0.2
+
+
+def test_some_rows_are_short(stream, tokenizer):
+    length = lambda fraction: np.concatenate([
+        make(stream, tokenizer, pairs="none", short_fraction=fraction, batch_size=32)
+        .batch_at(i)["segment_ids"].sum(1) for i in range(8)])
+    long, some = length(0.0), length(0.5)
+    assert (some < long).mean() > 0.3 and (some <= long).all()
+
+
+def test_evaluation_takes_each_example_once(stream, tokenizer):
+    data = make(stream, tokenizer, shuffle=False)
+    seen = [name for i in range(data.n_batches) for name in data.examples_at(i)]
+    assert seen == [f"s:{i}" for i in range(data.n_examples)]
+    last = data.batch_at(data.n_batches - 1)
+    real = data.n_examples - 16 * (data.n_batches - 1)
+    assert last["next_weight"][:, 0].tolist() == [1.0] * real + [0.0] * (16 - real)
+    assert not last["weights"][real:].any() and last["weights"][:real].any(1).all()
+    with pytest.raises(UserError, match="no batch"):
+        data.batch_at(data.n_batches)
+
+
+def test_windows_cover_long_documents_evenly(stream):
+    windows = pairs._Windows(stream, 20, 2)
+    lengths = np.diff(stream.bounds()) - 2
+    assert windows.n == sum(-(-n // 20) for n in lengths)
+    d = int(lengths.argmax())
+    first = int(windows._first[d])
+    begin = int(stream.bounds()[d]) + 1
+    np.testing.assert_array_equal(windows.tokens(first, 20), stream.window(begin, 20))
+    last = int(windows._first[d + 1]) - 1
+    np.testing.assert_array_equal(windows.tokens(last, 20),
+                                  stream.window(begin + int(lengths[d]) - 20, 20))
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(pairs="next"), "task.pairs"), (dict(mask_unit="letter"), "task.mask_unit"),
+    (dict(mask_rate=0.0), "mask_rate"), (dict(max_predictions=100), "max_predictions")])
+def test_wrong_options_are_refused(stream, tokenizer, changes, message):
+    with pytest.raises(UserError, match=message):
+        make(stream, tokenizer, **changes)
+
+
+def test_too_little_text_is_refused(tokenizer, stream, tmp_path):
+    one = build_store(lambda counts: iter(["the shape . the array"]), "y", tokenizer, 0.0, 0.0,
+                      str(tmp_path)).split("train")
+    with pytest.raises(UserError, match="only one"):
+        make(one, tokenizer, batch_size=1)
+    with pytest.raises(UserError, match="too little text"):
+        make(stream, tokenizer, batch_size=100_000)
+
+
+def test_a_tokenizer_without_a_mask_is_refused(stream):
+    from bigjax.data.tokenizer import Bytes
+    with pytest.raises(UserError, match="wordpiece"):
+        make(stream, Bytes())
