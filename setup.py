@@ -9,7 +9,7 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "bigjax/__init__.py").read_text())[1]
 
 PLAN = ["libtpu>=0.0.40,<0.1"]
-TEST = ["pytest>=8.0,<10", "scikit-learn>=1.4,<2"]
+TEST = ["pytest>=8.0,<10"]
 
 setup(
     name="bigjax",
@@ -30,11 +30,15 @@ setup(
         "jax>=0.9,<0.11",
         "matplotlib>=3.9,<4",
         "ml-collections>=1.0,<2",
+        "ml_dtypes>=0.5,<1",
         "numpy>=2.0,<3",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
         "psutil>=5.9,<8",
         "rich>=13.7,<16",
+        "safetensors>=0.4.5,<1",
+        "scikit-learn>=1.4,<2",
+        "scipy>=1.13,<2",
         "sentencepiece>=0.2,<0.3",
         "tensorboardX>=2.6,<3",
         "tensorflow-datasets>=4.9.8,<5",

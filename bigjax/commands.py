@@ -51,8 +51,9 @@ class Arguments:
         before.update(config_lib.sorted_leaves(config))
         keys = config_lib.override(config, self.overrides, fields)
         for section, module in (("model", models), ("task", tasks)):
-            with config.unlocked():
-                config[section].update(module.all_fields(config[section]))
+            if config[section].get("preset") != "init_from":  # else they are found at the start
+                with config.unlocked():
+                    config[section].update(module.all_fields(config[section]))
         return config, {k: before[k] for k in keys}
 
 
@@ -119,8 +120,9 @@ def evaluate(argv: list[str]) -> None:
     loaded = load_lib.load(arguments.workdir, config, arguments.flags.step,
                            config.train.batch_size)
     tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
-    corpus = data.load_text(config.data, tokenizer=tokenizer)
-    context = Context(config, loaded.task, corpus, loaded.mesh, print)
+    corpus = loaded.task.load_data(print, tokenizer)
+    context = Context(config, loaded.task, corpus, loaded.mesh, print,
+                      workdir_lib.existing(arguments.workdir), report=print)
     numbers = {}
     for name, entry in config.evals.items():
         found = evals.build(name, entry, context)(loaded.params, loaded.extras, loaded.step)
@@ -177,6 +179,46 @@ def generate(argv: list[str]) -> None:
         if len(prompts) > 1:
             print(f"--- {i + 1} of {len(prompts)}")
         print(prompt + text)
+
+
+def predict(argv: list[str]) -> None:
+    """Writes what a fine-tuned model says of each row of a file.
+
+    --workdir=FOLDER
+    --input=FILE     .tsv, .csv, .jsonl (.conll to tag, .json of SQuAD to answer); its columns
+                     have the names they had in training, or --config.data.columns.text=NAME ...
+    --output=FILE    .tsv, .csv or .jsonl: the rows with their predictions
+    --step=N         default: the newest
+    """
+    def define(f):
+        flags.DEFINE_string("input", "", "", flag_values=f)
+        flags.DEFINE_string("output", "", "", flag_values=f)
+        flags.DEFINE_integer("step", None, "", flag_values=f)
+    arguments = Arguments(argv, define)
+    f = arguments.flags
+    if not f.input or not f.output:
+        raise UserError("predict needs --input=FILE and --output=FILE.")
+    from bigjax import data
+    from bigjax.infer import predict as predict_lib
+    from bigjax.train import load as load_lib, workdir as workdir_lib
+    predict_lib.check_format(f.output)
+    config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
+    kind = config.task.get("kind", config.task.name)
+    if kind not in ("classify", "regress", "tag", "answer"):
+        raise UserError(f"{arguments.workdir!r} was trained with task.name={config.task.name!r}; "
+                        "predictions are of the tasks classify, tag and answer.")
+    rows = data.read_rows(f.input, config.data, kind, with_labels=False)
+    tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
+    examples = data.encode_rows(rows, config.data, kind, config.task.get("labels", ()), tokenizer,
+                                with_labels=False)
+    split = data.LabelledData(examples, tokenizer.pad_id, config.data.seq_len,
+                              config.train.batch_size, packing=config.data.packing, shuffle=False,
+                              name="input")
+    loaded = load_lib.load(arguments.workdir, config, f.step, config.train.batch_size)
+    outputs, _ = predict_lib.outputs_of(loaded.task, loaded.mesh, loaded.params, loaded.extras,
+                                        split, labelled=False)
+    predict_lib.write(f.output, rows, predict_lib.predictions(config, rows, examples, outputs))
+    print(f"Wrote {f.output}: {len(rows):,} rows, step {loaded.step} of {arguments.workdir}")
 
 
 def list_configs(argv: list[str]) -> None:
@@ -251,7 +293,51 @@ def tokenizer(argv: list[str]) -> None:
         print(f"Wrote {arguments.flags.out}")
 
 
+def import_(argv: list[str]) -> None:
+    """Makes a work folder from a model of Hugging Face transformers. Needs no accelerator.
+
+    --from=FOLDER      with config.json and safetensors files
+    --workdir=FOLDER   new: to evaluate, to generate from, or for another run's init_from
+    """
+    def define(f):
+        flags.DEFINE_string("from", None, "", flag_values=f)
+    arguments = Arguments(argv, define)
+    source = arguments.flags["from"].value  # a Python keyword
+    if not source:
+        raise UserError("--from=FOLDER is missing: the model to import.")
+    workdir = arguments.workdir
+    import jax
+    jax.config.update("jax_platforms", "cpu")
+    from bigjax.train import exchange
+    exchange.import_run(source, workdir, print)
+
+
+def export(argv: list[str]) -> None:
+    """Writes a saved step as a model of Hugging Face transformers. Needs no accelerator.
+
+    --workdir=FOLDER
+    --to=FOLDER       new
+    --step=N          default: the newest
+    --dtype=NAME      float32, bfloat16 or float16; default: as imported, else as trained
+    """
+    def define(f):
+        flags.DEFINE_string("to", None, "", flag_values=f)
+        flags.DEFINE_string("dtype", "", "", flag_values=f)
+        flags.DEFINE_integer("step", None, "", flag_values=f)
+    arguments = Arguments(argv, define)
+    f = arguments.flags
+    if not f.to:
+        raise UserError("--to=FOLDER is missing: where to write the model.")
+    workdir = arguments.workdir
+    import jax
+    jax.config.update("jax_platforms", "cpu")
+    from bigjax.train import exchange
+    exchange.export_run(workdir, f.to, f.step, print, f.dtype)
+
+
 COMMANDS = {
-    "train": train, "eval": evaluate, "generate": generate, "configs": list_configs,
+    "train": train, "eval": evaluate, "predict": predict, "generate": generate,
+    "configs": list_configs,
     "config": show_config, "checkpoint": checkpoint, "report": report, "tokenizer": tokenizer,
+    "import": import_, "export": export,
 }

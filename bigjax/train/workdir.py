@@ -8,8 +8,9 @@ import jax
 from bigjax import config as config_lib
 from bigjax.errors import UserError
 
+IMPORTED = "huggingface.json"  # in the work folder of an imported model, see exchange.py
 # A run in progress keeps these; anything else may change between a stop and a resume.
-FIXED = re.compile(r"^(seed|task\.name|optim\.(name|freeze)|train\.batch_size"
+FIXED = re.compile(r"^(seed|task\.(name|kind|labels|pairs)|optim\.(name|freeze)|train\.batch_size"
                    r"|model\.(?!(remat|dropout|dtype|attention)$).*"
                    r"|data\.(?!cache_dir$).*(?<!\.path))$")  # the text itself has a fingerprint
 # These may change their value, but not between zero and something: the state would differ.
@@ -34,6 +35,9 @@ def open_workdir(workdir: str, config, log) -> epath.Path:
 
 def check_same_run(workdir: str, config, log) -> None:
     """Raises UserError, naming the keys, if config cannot go on with the run in workdir."""
+    if (epath.Path(workdir) / IMPORTED).exists():
+        raise UserError(f"{workdir} holds an imported model, which has no optimizer to go on with. "
+                        f"Train in another --workdir with --config.init_from={workdir}.")
     old = dict(config_lib.sorted_leaves(read_config(workdir)))
     new = dict(config_lib.sorted_leaves(config))
     changed = [k for k in sorted({*old, *new}) if _plain(old.get(k)) != _plain(new.get(k))]

@@ -7,9 +7,10 @@ import bigjax
 
 ROOT = pathlib.Path(bigjax.__file__).parent
 # A room may import the rooms before it in this list, and itself.
-ORDER = ["errors", "trees", "cpu", "config", "losses", "data", "optim", "report", "parallel",
-         "layers", "models", "tasks", "infer", "evals", "train", "commands", "main"]
-LEAVES = {"config", "data", "losses", "optim", "report"}  # import no room but errors and trees
+ORDER = ["errors", "trees", "cpu", "config", "losses", "data", "optim", "interop", "report",
+         "parallel", "layers", "models", "tasks", "infer", "evals", "train", "commands", "main"]
+# These import no room but errors and trees.
+LEAVES = {"config", "data", "interop", "losses", "optim", "report"}
 FLAX = {"layers", "models"}
 
 

@@ -1,0 +1,288 @@
+"""`bigjax import` and `bigjax export`: between work folders and Hugging Face folders.
+
+An imported work folder is that of a run at step 0, with `huggingface.json` beside it: what the
+original folder said of itself, and `tokenizer/huggingface/`, its files, so that an export gives
+them back. Parameters that the task of the work folder has no place for are kept in
+`huggingface.safetensors`.
+"""
+
+import dataclasses
+import json
+from typing import Any, Callable, Iterator, Mapping
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigjax import config as config_lib
+from bigjax import data, interop, models, tasks
+from bigjax.errors import RunError, UserError
+from bigjax.interop import files as hf_files
+from bigjax.interop import tokenizers as hf_tokenizers
+from bigjax.train import hooks, workdir as workdir_lib
+from bigjax.train import load as load_lib
+from bigjax.train.checkpoint import Checkpoints, SaveError
+from bigjax.train.state import State
+from bigjax.trees import count, layer_names, named_leaves, path_name
+
+ORIGIN, KEPT, FILES = "huggingface.json", "huggingface.safetensors", "huggingface"
+SEQ_LEN, BATCH_SIZE = 512, 8  # of an imported config, which no one chose
+
+
+# --- Import ----------------------------------------------------------------------------------
+
+def import_run(source: str, workdir: str, log: Callable[[str], None] = print) -> None:
+    """Makes the work folder of a run at step 0 from a Hugging Face folder.
+
+    Raises UserError, and leaves no folder, for a model that is not supported, for damaged files,
+    and if workdir has something in it.
+    """
+    found = interop.read(source)
+    config = _config(found)
+    with interop.new_folder(workdir) as folder:
+        _import_tokenizer(found, config, folder / "tokenizer", workdir, log)
+        task = tasks.build(config)
+        params, kept = _params(found, task, config, log)
+        if kept:
+            hf_files.save(folder / KEPT, {n: found.load(n) for n in kept}, {})
+        origin = {"family": found.family, "architecture": found.architecture,
+                  "config": found.config, "dtype": found.dtype, "dtypes": found.dtypes,
+                  "metadata": found.metadata, "files": sorted(found.tokenizer_files),
+                  "kept": kept}
+        (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
+        workdir_lib.write_config(epath.Path(folder), config)
+        _save(folder, params, config)
+    log(f"Wrote {workdir}: {count(params):,} parameters as step 0, config.json, tokenizer/, "
+        f"{ORIGIN}")
+
+
+def _config(found: interop.Imported):
+    """A config with the model's and the task's keys; the rest is as in new_config."""
+    c = config_lib.new_config()
+    types = {"param_dtype": "bfloat16"} if found.dtype == "bfloat16" else {}
+    with c.unlocked():
+        c.model = {"preset": "", **found.model, **types}
+        c.task = found.task
+        c.model.update(models.all_fields(c.model))
+        c.task.update(tasks.all_fields(c.task))
+        c.data.seq_len = min(found.model["max_len"], SEQ_LEN)
+        c.train.batch_size = BATCH_SIZE
+        c.evals = dict(valid=config_lib.evaluation("loss", every=c.train.steps))
+    return c
+
+
+def _import_tokenizer(found: interop.Imported, config, folder, workdir: str, log) -> None:
+    """Writes the original files, and the tokenizer of ours that reads them; sets the config's."""
+    originals = folder / FILES
+    originals.mkdir(parents=True)
+    for name, content in found.tokenizer_files.items():
+        (originals / name).write_bytes(content)
+    for name, content in found.derived_files.items():
+        (folder / name).write_bytes(content)
+    if not found.tokenizer_kind:
+        log("No tokenizer that bigjax reads came with it; its files, if any, are kept. To train "
+            "or evaluate, set data.tokenizer.kind and .path.")
+        return
+    spec = config.data.tokenizer
+    with config.unlocked():
+        spec.kind = found.tokenizer_kind
+        spec.path = str(folder if found.derived_files else originals)
+        tokenizer = data.build_tokenizer(config.data, log)
+        spec.path = str(epath.Path(workdir).expanduser().resolve() / "tokenizer")
+        spec.lowercase = getattr(tokenizer, "lowercase", spec.lowercase)
+    if tokenizer.vocab_size > found.model["vocab_size"]:
+        raise UserError(f"The tokenizer of {found.folder} has {tokenizer.vocab_size} tokens, its "
+                        f"model only {found.model['vocab_size']}: they are not of one model.")
+    tokenizer.save(folder)
+
+
+def _params(found: interop.Imported, task, config, log) -> tuple[Any, list[str]]:
+    """The task's parameters as arrays on the host, and the names that it has no place for."""
+    shapes = jax.eval_shape(task.init, jax.random.key(0))["params"]
+    wanted = {n: k for k, x in named_leaves(shapes).items() for n in layer_names(k, x)}
+    loaded = [n for n in found.names if n in wanted]
+    new = [n for n in wanted if n not in found.shapes]
+    kept = [n for n in found.names if n not in wanted]
+    _describe(found, config, loaded, new, kept, log)
+    fresh = {}
+    if new:
+        fresh = named_leaves(jax.jit(task.init)(jax.random.key(config.seed))["params"])
+
+    def one(path, like):
+        name = path_name(path)
+        out = (np.array(fresh[name]) if name in fresh and any(wanted[n] == name for n in new)
+               else np.empty(like.shape, like.dtype))
+        layers = layer_names(name, like)
+        for i, n in enumerate(layers):
+            if n in found.shapes:
+                place = out if layers == [name] else out[i]
+                if found.shapes[n] != place.shape:
+                    raise UserError(f"{n} is {found.shapes[n]} in {found.folder}, but "
+                                    f"{place.shape} in task {config.task.name!r}.")
+                place[...] = found.load(n)
+        return out
+    return jax.tree_util.tree_map_with_path(one, shapes), kept
+
+
+def _describe(found, config, loaded, new, kept, log) -> None:
+    log(f"{found.folder}: {found.architecture} in {found.dtype}"
+        + (" (of several types)" if found.dtypes else "")
+        + f", as model {config.model.name!r} with task {config.task.name!r}")
+    for text, names in (
+            ("loaded", loaded),
+            ("new, drawn from the seed: the folder lacks what its architecture has",
+             [n for n in new if n in found.missing]),
+            ("new, drawn from the seed: the task has it, the architecture not",
+             [n for n in new if n not in found.missing]),
+            (f"without a place in task {config.task.name!r}, kept for an export", kept),
+            ("unknown tensors, left out", found.unknown)):
+        if names:
+            log(f"  {len(names):>5} {text}: {', '.join(_brief(names))}")
+    for note in found.notes:
+        log(f"  note: {note}")
+
+
+def _brief(names: list[str]) -> list[str]:
+    """Modules and layers if there are many names, else the names."""
+    if len(names) <= 16:
+        return names
+    return list(dict.fromkeys("/".join(n.split("/")[:2 if n.startswith("stack/") else 1])
+                              for n in names))
+
+
+def _save(folder, params, config) -> None:
+    state = State(jnp.int32(0), params, (), {}, None, jnp.bool_(False))
+    early_stop = hooks.EarlyStop(config.train.early_stop, {}, lambda text: None).state
+    checkpoints = Checkpoints(folder)
+    try:
+        checkpoints.save(0, state, {"data": "", "early_stop": early_stop, "imported": True}, {})
+        checkpoints.wait()
+    except SaveError as e:
+        raise RunError(f"The parameters could not be written ({e.__cause__}). Nothing is left of "
+                       "this import; make room and run it again.") from e
+    finally:
+        checkpoints.close()
+
+
+# --- Export ----------------------------------------------------------------------------------
+
+def export_run(workdir: str, to: str, step: int | None = None,
+               log: Callable[[str], None] = print, dtype: str = "",
+               max_shard_bytes: int = interop.MAX_SHARD_BYTES) -> None:
+    """Writes a saved step (None: the newest) as a folder that transformers opens.
+
+    The moving average where the run keeps one. dtype: of the tensors; '' is what was imported,
+    else model.param_dtype. Raises UserError, and leaves no folder, for a model that transformers
+    has no class for, and if `to` has something in it.
+    """
+    config = workdir_lib.read_config(workdir)
+    model = {"name": config.model.name, **dataclasses.asdict(models.build_config(config.model))}
+    family = interop.family_of(model)
+    if dtype:
+        interop.check_dtype(dtype)
+    origin = _origin(workdir, family)
+    with config.unlocked():  # any device will do
+        config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
+    loaded = load_lib.load(workdir, config, step, batch_size=None)
+    params = _Params(loaded.params, _kept(workdir, origin, loaded.step))
+    labels, kind = _labels(config, params)
+    names = list(params)
+    architecture = interop.architecture_of(family, params.own)
+    if origin and set(interop.requires(family, origin["architecture"], model,
+                                       len(labels) or 2)) <= set(names):
+        architecture = origin["architecture"]
+    required = set(interop.requires(family, architecture, model, len(labels) or 2))
+    left = [n for n in names if n not in required]
+    files, extra = _tokenizer(workdir, origin, family, model, log)
+    written = interop.write(
+        to, family=family, architecture=architecture, model=model, params=params, labels=labels,
+        kind=kind, extra_files=files, extra_config=extra, max_shard_bytes=max_shard_bytes,
+        **_types(config, origin, dtype))
+    log(f"Wrote {to}: step {loaded.step} of {workdir} as {architecture}, "
+        f"{'moving average, ' if config.train.ema else ''}{', '.join(written)}")
+    if architecture == "BertForPreTraining" and config.task.get("pairs") == "sop":
+        log("  note: the class of a pair is about the order of its texts (pairs='sop'), not about "
+            "which text follows, as transformers says of it")
+    if left:
+        log(f"  {len(left)} parameters that {architecture} has no place for, or that the import "
+            f"drew: {', '.join(_brief(left))}")
+
+
+class _Params(Mapping):
+    """{unrolled name: array on the host}, a copy only while it is used. own: those of the run."""
+
+    def __init__(self, tree, kept: dict[str, np.ndarray]):
+        self._leaves, self._kept = named_leaves(tree), kept
+        self._place = {n: (name, i) for name, x in self._leaves.items()
+                       for i, n in enumerate(layer_names(name, x))}
+        self.own = list(self._place)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._place:
+            return self._kept[name]
+        leaf, i = self._place[name]
+        x = self._leaves[leaf]
+        return np.asarray(x if leaf == name else x[i])
+
+    def __iter__(self) -> Iterator[str]:
+        yield from {**self._place, **self._kept}
+
+    def __len__(self) -> int:
+        return len({**self._place, **self._kept})
+
+
+def _origin(workdir: str, family: str) -> dict | None:
+    path = workdir_lib.existing(workdir) / ORIGIN
+    if not path.exists():
+        return None
+    origin = json.loads(path.read_text())
+    return origin if origin["family"] == family else None
+
+
+def _kept(workdir: str, origin: dict | None, step: int) -> dict[str, np.ndarray]:
+    """Parameters that the import set aside; once the others are trained they do not fit them."""
+    if not origin or not origin["kept"] or step > 0:
+        return {}
+    return hf_files.read_file(epath.Path(workdir) / KEPT)
+
+
+def _types(config, origin: dict | None, dtype: str) -> dict[str, Any]:
+    """The arguments of interop.write that say which types and which original config."""
+    if origin is None:
+        return {"dtype": dtype or config.model.param_dtype}
+    if dtype in ("", origin["dtype"]) and not (dtype and origin["dtypes"]):
+        return {key: origin[key] for key in ("dtype", "dtypes", "config", "metadata")}
+    return {"dtype": dtype, "config": interop.with_dtype(origin["config"], dtype),
+            "metadata": origin["metadata"]}
+
+
+def _labels(config, params: _Params) -> tuple[tuple[str, ...], str]:
+    """Names of the outputs of a classifier or tagger, and 'classify' or 'regress' of the first."""
+    head = next((h for h in ("classifier", "tagger") if f"{h}/bias" in params), None)
+    if head is None:
+        return (), ""
+    n, labels = len(params[f"{head}/bias"]), tuple(config.task.get("labels", ()))
+    if len(labels) != n:
+        labels = tuple(f"LABEL_{i}" for i in range(n))
+    return labels, config.task.get("kind", "") if head == "classifier" else ""
+
+
+def _tokenizer(workdir: str, origin: dict | None, family: str, model: dict, log
+               ) -> tuple[dict[str, bytes], dict[str, int]]:
+    """Files for the export, and token ids for a new config.json."""
+    folder = workdir_lib.existing(workdir) / "tokenizer"
+    if origin:
+        return {n: (folder / FILES / n).read_bytes() for n in origin["files"]}, {}
+    meta_path = folder / "bigjax_tokenizer.json"
+    if not meta_path.exists():
+        log(f"  note: {folder} holds no tokenizer; none is written")
+        return {}, {}
+    meta = json.loads(meta_path.read_text())
+    ids = {role: meta[f"{role}_id"] for role in ("bos", "eos", "pad")}
+    files = hf_tokenizers.written(meta["kind"], hf_tokenizers.read(folder), ids, model["max_len"])
+    if not files:
+        log(f"  note: transformers has no tokenizer of kind {meta['kind']!r}; none is written. "
+            "Its ids are the bytes of UTF-8, then bos 256, eos 257, pad 258")
+    roles = ("pad",) if family == "bert" else ("bos", "eos", "pad")
+    return files, {f"{role}_token_id": ids[role] for role in roles}

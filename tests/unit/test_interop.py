@@ -1,0 +1,307 @@
+"""Hugging Face folders: tensors and configs both ways, old names, other types, shards.
+
+Tensors come from the frozen references of tests/parity, whose names are transformers' own and whose
+way to our names is written out there a second time.
+"""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from bigjax import interop
+from bigjax.errors import UserError
+from bigjax.interop import tokenizers
+from tests.parity import test_bert, test_gpt
+
+BERT = dict(model_type="bert", hidden_act="gelu", hidden_dropout_prob=0.1,
+            attention_probs_dropout_prob=0.2, pad_token_id=0)
+LABELS = {"0": "good", "1": "bad", "2": "ugly"}
+ENCODER = ("bert.embeddings.", "bert.encoder.")
+# class of transformers: (frozen reference, more of config.json, beginnings of its tensors' names)
+CASES = {
+    "BertForPreTraining": ("bert_pretraining", BERT, (*ENCODER, "bert.pooler.", "cls.")),
+    "BertForMaskedLM": ("bert_pretraining", BERT, (*ENCODER, "cls.predictions.")),
+    "BertModel": ("bert_pretraining", BERT, (*ENCODER, "bert.pooler.")),
+    "BertForSequenceClassification": ("bert_classifier", {**BERT, "id2label": LABELS}, ("",)),
+    "BertForTokenClassification": ("bert_tagger", {**BERT, "id2label": LABELS}, ("",)),
+    "BertForQuestionAnswering": ("bert_span", BERT, ("",)),
+    "GPT2LMHeadModel": ("gpt2", dict(model_type="gpt2", resid_pdrop=0.0), ("",)),
+    "GPT2Model": ("gpt2", dict(model_type="gpt2"), ("",)),
+    "LlamaForCausalLM": ("llama", dict(model_type="llama", rope_scaling=None), ("",)),
+    "LlamaForCausalLM, tied": ("llama3", dict(model_type="llama"), ("",)),
+}
+
+
+def stored(case: str) -> tuple[dict, dict, dict]:
+    """config.json, {their name: array}, {our name: array} of a case."""
+    reference, more, prefixes = CASES[case]
+    with np.load(test_gpt.HERE / f"{reference}.npz") as f:
+        config = {**json.loads(str(f["config"])), **more, "architectures": [case.split(",")[0]]}
+        theirs = {k.removeprefix("params/"): f[k] for k in f if k.startswith("params/")}
+    # The way to our names, over all tensors of the reference; then those of this class.
+    family, _, head = reference.partition("_")
+    if family == "bert":
+        convert = lambda x: test_bert.converted(head, config, x)
+    else:
+        convert = lambda x: test_gpt.MAPS[family](config, x)[1]
+    ours = convert(theirs)
+    theirs = {k: x for k, x in theirs.items() if k.startswith(prefixes)}
+    kept = {float(x.reshape(-1)[0]) for x in theirs.values()}
+    if family == "bert":  # no tensor of theirs holds several: its first number names it
+        ours = {k: x for k, x in ours.items() if float(x.reshape(-1)[0]) in kept}
+    if case in ("BertModel", "GPT2Model"):
+        theirs = {k.split(".", 1)[1]: x for k, x in theirs.items()}
+    return config, theirs, ours
+
+
+def write_folder(folder, config: dict, tensors: dict, name: str = "model.safetensors"):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({k: np.ascontiguousarray(x) for k, x in tensors.items()}, folder / name,
+              metadata={"format": "pt"})
+    return folder
+
+
+def write_again(found: interop.Imported, folder, **more):
+    arguments = dict(
+        family=found.family, architecture=found.architecture, model=found.model,
+        params={n: found.load(n) for n in found.names}, kind=found.task.get("kind", ""),
+        labels=found.task.get("labels", ()), dtype=found.dtype, dtypes=found.dtypes,
+        config=found.config)
+    interop.write(folder, **{**arguments, **more})
+    return folder
+
+
+def loaded(found: interop.Imported) -> dict:
+    return {name: found.load(name) for name in found.names}
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tensors_and_config_go_there_and_back(tmp_path, case):
+    config, theirs, ours = stored(case)
+    found = interop.read(write_folder(tmp_path / "in", config, theirs))
+    assert found.architecture == case.split(",")[0] and not found.missing and not found.unknown
+    assert_same(loaded(found), ours)
+    assert found.shapes == {name: x.shape for name, x in ours.items()}
+    write_again(found, tmp_path / "out")
+    assert_same(load_file(tmp_path / "out" / "model.safetensors"), theirs)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        tmp_path / "in" / "model.safetensors").read_bytes()
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
+    # Without the original config a new one says the same.
+    again = interop.read(write_again(found, tmp_path / "new", config=None))
+    assert again.model == found.model and again.task == found.task
+    assert_same(loaded(again), ours)
+
+
+def test_the_models_of_the_configs(tmp_path):
+    read = lambda case: interop.read(write_folder(tmp_path / case, *stored(case)[:2]))
+    found = read("BertForSequenceClassification")
+    assert found.model == dict(
+        name="bert", vocab_size=61, max_len=32, n_types=2, d_model=24, n_layers=2, n_heads=3,
+        d_ff=40, activation="gelu_exact", norm_eps=1e-3, dropout=0.1, attention_dropout=0.2)
+    assert found.task == dict(name="classify", kind="classify", labels=("good", "bad", "ugly"))
+    assert read("BertForTokenClassification").task == dict(name="tag",
+                                                           labels=("good", "bad", "ugly"))
+    assert read("BertForPreTraining").task == dict(name="mlm_nsp", pairs="nsp")
+    assert read("BertModel").task == dict(name="mlm_nsp", pairs="none")
+    assert read("BertForQuestionAnswering").task == dict(name="answer")
+    fields, model = test_gpt.reference("llama3").fields, read("LlamaForCausalLM, tied").model
+    assert {k: model[k] for k in fields} == fields and model["name"] == "gpt"
+    fields, model = test_gpt.reference("gpt2").fields, read("GPT2LMHeadModel").model
+    assert {k: model[k] for k in fields} == fields
+    assert model["d_ff"] == 96 and model["dropout"] == 0.0 and model["tie_embeddings"]
+
+
+def test_one_output_is_a_regression(tmp_path):
+    config, theirs, _ = stored("BertForSequenceClassification")
+    theirs |= {f"classifier.{k}": theirs[f"classifier.{k}"][:1] for k in ("weight", "bias")}
+    config["id2label"] = {"0": "LABEL_0"}
+    found = interop.read(write_folder(tmp_path / "in", config, theirs))
+    assert found.task == dict(name="classify", kind="regress", labels=("LABEL_0",))
+    again = interop.read(write_again(found, tmp_path / "out", config=None))
+    assert again.task == found.task
+
+
+def test_rope_parameters_of_transformers_5(tmp_path):
+    config, theirs, _ = stored("LlamaForCausalLM")
+    del config["rope_theta"], config["rope_scaling"]
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e5}
+    found = interop.read(write_folder(tmp_path / "in", config, theirs))
+    assert found.model["rope_theta"] == 5e5
+    write_again(found, tmp_path / "out", model={**found.model, "rope_theta": 7e5})
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {
+        **config, "rope_parameters": {"rope_type": "default", "rope_theta": 7e5}}
+
+
+@pytest.mark.parametrize("case", ["GPT2LMHeadModel", "LlamaForCausalLM"])
+def test_an_output_layer_of_its_own_or_tied(tmp_path, case):
+    config, theirs, ours = stored(case)
+    embed = "transformer.wte.weight" if case.startswith("GPT2") else "model.embed_tokens.weight"
+    own = np.random.default_rng(0).normal(size=theirs[embed].shape).astype(np.float32)
+    untied = {**config, "tie_word_embeddings": False}
+    untied = interop.read(write_folder(tmp_path / "untied", untied,
+                                       {**theirs, "lm_head.weight": own}))
+    np.testing.assert_array_equal(untied.load("head/kernel"), own.T)
+    tied = {**config, "tie_word_embeddings": True}
+    rest = {k: x for k, x in theirs.items() if k != "lm_head.weight"}
+    found = interop.read(write_folder(tmp_path / "copy", tied,
+                                      {**rest, "lm_head.weight": theirs[embed]}))
+    assert "head/kernel" not in found.names and not found.unknown and not found.missing
+    only = {k: x for k, x in rest.items() if k != embed} | {"lm_head.weight": theirs[embed]}
+    found = interop.read(write_folder(tmp_path / "only", tied, only))
+    np.testing.assert_array_equal(found.load("embed/embedding"), theirs[embed])
+    with pytest.raises(UserError, match="lm_head.weight differs from .*tie_word_embeddings"):
+        interop.read(write_folder(tmp_path / "bad", tied, {**rest, "lm_head.weight": own}))
+
+
+def test_old_names_and_buffers(tmp_path):
+    config, theirs, ours = stored("BertForPreTraining")
+    old = {k.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+        "LayerNorm.bias", "LayerNorm.beta"): x for k, x in theirs.items()}
+    assert sum("gamma" in k for k in old) == 6
+    old |= {"bert.embeddings.position_ids": np.arange(32)[None],
+            "cls.predictions.decoder.weight": theirs["bert.embeddings.word_embeddings.weight"],
+            "cls.predictions.decoder.bias": theirs["cls.predictions.bias"]}
+    found = interop.read(write_folder(tmp_path / "bert", config, old))
+    assert not found.unknown
+    assert_same(loaded(found), ours)
+    config, theirs, ours = stored("GPT2LMHeadModel")
+    old = {k.removeprefix("transformer."): x for k, x in theirs.items()}
+    old |= {"h.0.attn.bias": np.ones((1, 1, 32, 32), np.uint8),
+            "h.0.attn.masked_bias": np.float32(-1e4)[None]}
+    found = interop.read(write_folder(tmp_path / "gpt2", config, old))
+    assert not found.unknown
+    assert_same(loaded(found), ours)
+    config, theirs, _ = stored("LlamaForCausalLM")
+    theirs["model.layers.1.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+    assert not interop.read(write_folder(tmp_path / "llama", config, theirs)).unknown
+
+
+def test_unknown_and_missing_tensors_and_other_heads(tmp_path):
+    config, theirs, _ = stored("BertForPreTraining")
+    config["architectures"] = ["BertForMaskedLM"]
+    del theirs["bert.encoder.layer.1.output.dense.bias"]
+    theirs["adapter.weight"] = np.ones(3, np.float32)
+    found = interop.read(write_folder(tmp_path / "in", config, theirs))
+    assert found.missing == ["stack/layer_1/mlp/down/bias"] and found.unknown == ["adapter.weight"]
+    assert {"pooler/kernel", "nsp/bias"} <= set(found.names)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_half_precision(tmp_path, dtype):
+    config, theirs, ours = stored("GPT2LMHeadModel")
+    half = {k: x.astype(dtype) for k, x in theirs.items()}
+    found = interop.read(write_folder(tmp_path / "in", config, half))
+    assert found.dtype == np.dtype(dtype).name and not found.dtypes
+    assert_same(loaded(found), {k: x.astype(dtype) for k, x in ours.items()})
+    wide = {k: x.astype(np.float32) for k, x in loaded(found).items()}
+    write_again(found, tmp_path / "out", params=wide)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        tmp_path / "in" / "model.safetensors").read_bytes()
+
+
+def test_mixed_types(tmp_path):
+    config, theirs, _ = stored("LlamaForCausalLM")
+    mixed = {k: x if "norm" in k else x.astype(ml_dtypes.bfloat16) for k, x in theirs.items()}
+    found = interop.read(write_folder(tmp_path / "in", config, mixed))
+    assert found.dtype == "float32" and found.dtypes["final_norm/scale"] == "float32"
+    assert found.dtypes["stack/layer_0/mlp/up/kernel"] == "bfloat16"
+    assert_same(load_file(write_again(found, tmp_path / "out") / "model.safetensors"), mixed)
+
+
+def test_shards(tmp_path):
+    config, theirs, ours = stored("LlamaForCausalLM")
+    found = interop.read(write_folder(tmp_path / "in", config, theirs))
+    write_again(found, tmp_path / "out", max_shard_bytes=20_000)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"total_parameters": sum(x.size for x in theirs.values()),
+                                 "total_size": sum(x.nbytes for x in theirs.values())}
+    names = sorted(set(index["weight_map"].values()))
+    assert len(names) == 6 and names[0] == "model-00001-of-00006.safetensors"
+    shards = [load_file(tmp_path / "out" / name) for name in names]
+    assert all(sum(x.nbytes for x in shard.values()) <= 20_000 for shard in shards)
+    assert_same({k: x for shard in shards for k, x in shard.items()}, theirs)
+    assert_same(loaded(interop.read(tmp_path / "out")), ours)
+
+
+def test_a_changed_model_changes_only_its_keys(tmp_path):
+    config, theirs, _ = stored("GPT2LMHeadModel")
+    found = interop.read(write_folder(tmp_path / "in", {**config, "embd_pdrop": 0.3}, theirs))
+    assert "embd_pdrop" in found.notes[1]
+    write_again(found, tmp_path / "out", model={**found.model, "dropout": 0.2})
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {
+        **config, "resid_pdrop": 0.2, "embd_pdrop": 0.2}
+
+
+GPT = dict(name="gpt", position="learned", norm="layernorm", bias=True, parallel_block=False,
+           activation="gelu", d_model=8, n_heads=2, n_kv_heads=2, head_dim=4)
+LLAMA = {**GPT, "position": "rotary", "norm": "rmsnorm", "bias": False, "activation": "swiglu"}
+
+
+def test_the_family_of_a_model():
+    assert interop.family_of(GPT) == "gpt2" and interop.family_of(LLAMA) == "llama"
+    assert interop.family_of({"name": "bert"}) == "bert"
+    for change, words in (({"norm": "layernorm"}, "model.norm='layernorm'"),
+                          ({"parallel_block": True}, "model.parallel_block=True"),
+                          ({"bias": True}, "model.bias=True")):
+        with pytest.raises(UserError, match=words):
+            interop.family_of({**LLAMA, **change})
+    for change, words in (({"n_kv_heads": 1}, "model.n_kv_heads=1"),
+                          ({"activation": "swiglu"}, "model.activation='swiglu'"),
+                          ({"head_dim": 8}, "model.head_dim=8")):
+        with pytest.raises(UserError, match=words):
+            interop.family_of({**GPT, **change})
+    with pytest.raises(UserError, match="vit"):
+        interop.family_of({"name": "vit"})
+
+
+def test_the_class_of_a_trained_model():
+    of = lambda *names: interop.architecture_of("bert", ["embed/embedding", *names])
+    assert of("mlm/bias", "nsp/bias") == "BertForPreTraining"
+    assert of("mlm/bias") == "BertForMaskedLM"
+    assert of("classifier/bias", "pooler/bias") == "BertForSequenceClassification"
+    assert of("tagger/bias") == "BertForTokenClassification" and of() == "BertModel"
+    assert of("span/bias") == "BertForQuestionAnswering"
+
+
+# --- Tokenizers ------------------------------------------------------------------------------
+
+GPT2_JSON = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]},
+             "normalizer": None, "added_tokens": [{"id": 3, "content": "<|endoftext|>"}],
+             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}}
+
+
+def as_files(content: dict) -> dict[str, bytes]:
+    return {"tokenizer.json": json.dumps(content).encode()}
+
+
+def test_kinds_of_tokenizers():
+    assert tokenizers.kind({"vocab.txt": b""}) == "wordpiece"
+    assert tokenizers.kind(as_files({"model": {"type": "WordPiece"}})) == "wordpiece"
+    assert tokenizers.kind({"vocab.json": b"", "merges.txt": b""}) == "bpe"
+    assert tokenizers.kind(as_files(GPT2_JSON)) == "bpe"
+    assert tokenizers.kind({"tokenizer.model": b"", **as_files(GPT2_JSON)}) == "sentencepiece"
+    assert tokenizers.kind({}) == "" and tokenizers.kind({"tokenizer_config.json": b"{}"}) == ""
+    # Llama 3's: byte-level too, but cut into words by a regex of its own.
+    other = {**GPT2_JSON, "pre_tokenizer": {"type": "Sequence", "pretokenizers": []}}
+    assert tokenizers.kind(as_files(other)) == ""
+
+
+def test_the_two_files_of_a_bpe_come_from_tokenizer_json():
+    made = tokenizers.derived(as_files(GPT2_JSON))
+    assert json.loads(made["vocab.json"]) == {"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}
+    assert made["merges.txt"] == b"#version: 0.2\na b\n"
+    old = {**GPT2_JSON, "model": {**GPT2_JSON["model"], "merges": ["a b"]}}
+    assert tokenizers.derived(as_files(old)) == made
+    assert tokenizers.derived({"vocab.txt": b""}) == {}
