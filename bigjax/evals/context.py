@@ -10,6 +10,8 @@ class Context(NamedTuple):
     corpus: Any  # bigjax.data's: tokenizer and splits
     mesh: Any
     log: Callable[[str], None]
+    folder: Any  # the run's; evaluators write to folder/evals/NAME
+    report: Callable[[str], None] = lambda text: None  # takes long texts: printed by `eval` alone
 
 
 def derive(metrics: dict[str, float]) -> dict[str, float]:

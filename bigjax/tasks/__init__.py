@@ -19,7 +19,11 @@ class Task(NamedTuple):
     axes: tree of logical axis names, as params.
     model, model_config: the Flax module and its Config, for generation.
     flops_per_example: of a training step, for utilisation.
-    check_vocabulary(n): refuses a tokenizer of n tokens that the model has no room for.
+    load_data(log, tokenizer=None) -> what the task reads: `tokenizer`, `fingerprint`, and
+        split(name, batch_size, seed), whose batch_at(step) is a batch of `loss`. Raises UserError
+        if the model has no room for the vocabulary.
+    whole_batch(batch) -> batch: adds what a micro-batch must know of all of them.
+    outputs(params, extras, batch) -> what a labelled task predicts from, see infer.predict.
     """
     init: Callable[..., Any]
     loss: Callable[..., Any]
@@ -28,7 +32,9 @@ class Task(NamedTuple):
     model: Any
     model_config: Any
     flops_per_example: float
-    check_vocabulary: Callable[[int], None]
+    load_data: Callable[..., Any]
+    whole_batch: Callable[[dict], dict] = lambda batch: batch
+    outputs: Callable[..., Any] | None = None
 
 
 def module(name: str):
@@ -44,6 +50,14 @@ def build(config) -> Task:
     return module(config.task.name).build(config, _options(config.task))
 
 
+def resolve(config) -> None:
+    """Writes into config.task what the data decide, such as the labels there are."""
+    of_task = module(config.task.name)
+    if hasattr(of_task, "resolve"):
+        with config.unlocked():
+            config.task.update(of_task.resolve(config, _options(config.task)))
+
+
 def _options(section):
     return config_lib.build(module(section.name).Config, section, "task")
 
@@ -51,3 +65,10 @@ def _options(section):
 def all_fields(section) -> dict:
     """Every key of config.task with its value."""
     return {"name": section.name, **dataclasses.asdict(_options(section))}
+
+
+def check_vocabulary(n: int, vocab_size: int) -> None:
+    """Refuses a tokenizer of n tokens that the model has no room for."""
+    if n > vocab_size:
+        raise UserError(f"The tokenizer has {n} tokens, the model only model.vocab_size="
+                        f"{vocab_size}: set that to {n} or more.")

@@ -5,10 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from bigjax import losses, models
+from bigjax import data, losses, models
 from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
-from bigjax.tasks import Task
+from bigjax.tasks import Task, check_vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +55,11 @@ def build(config, options: Config) -> Task:
         }
         return (total, weight), (metrics, extras)
 
-    def check_vocabulary(n: int) -> None:
-        if n > c.vocab_size:
-            raise UserError(f"The tokenizer has {n} tokens, the model only model.vocab_size="
-                            f"{c.vocab_size}: set that to {n} or more.")
+    def load_data(log=print, tokenizer=None):
+        corpus = data.load_text(config.data, log, tokenizer)
+        check_vocabulary(corpus.tokenizer.vocab_size, c.vocab_size)
+        return corpus
 
     abstract = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
     return Task(init, loss, lambda: None, params_lib.logical_axes(abstract), model, c,
-                seq_len * family.flops_per_token(c, seq_len), check_vocabulary)
+                seq_len * family.flops_per_token(c, seq_len), load_data)

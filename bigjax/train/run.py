@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax import config as config_lib
-from bigjax import data, evals, optim, tasks
+from bigjax import data, evals, models, optim, tasks
 from bigjax.errors import RunError, UserError
 from bigjax.evals.context import Context, derive
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
 from bigjax.train import hooks as hooks_lib
-from bigjax.train import loop, metrics, state as state_lib, workdir as workdir_lib
+from bigjax.train import init_from, loop, metrics, state as state_lib, workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State
 from bigjax.train.step import make_step, packed, unpack
@@ -49,19 +49,19 @@ class _Run:
     """The parts of one run. Made in the order in which bad input is cheapest to find."""
 
     def __init__(self, config, workdir: str, progress: metrics.Progress):
-        self.config, self.progress, self.log = config, progress, progress.log
+        self.progress, self.log = progress, progress.log
         config_lib.check_values(config)
+        self.config = config = _resolved(config)
         self.steps, self.batch_size = config.train.steps, config.train.batch_size
         self.schedule = optim.make_schedule(config.optim, self.steps)
         self.mesh = mesh_lib.start(config.mesh, self.batch_size, config.train.accumulate)
         self.task = tasks.build(config)
         self._shapes()
         self.workdir = workdir_lib.open_workdir(workdir, config, self.log)
-        self.corpus = data.load_text(config.data, log=self.log)
-        self.task.check_vocabulary(self.corpus.tokenizer.vocab_size)
+        self.corpus = self.task.load_data(self.log)
         self.data = self.corpus.split("train", batch_size=self.batch_size, seed=config.seed)
         self.rows = sharding.local_rows(self.mesh, self.batch_size)
-        context = Context(config, self.task, self.corpus, self.mesh, self.log)
+        context = Context(config, self.task, self.corpus, self.mesh, self.log, self.workdir)
         self.evaluators = {name: evals.build(name, entry, context)
                            for name, entry in config.evals.items()}
         self.checkpoints = Checkpoints(
@@ -157,37 +157,17 @@ class _Run:
             self.log(f"Going on from step {start} of {source}.")
             self.saved_step = start if source == "this work folder" else None
             return state, start
+        source = init_from.open_source(c.init_from, c.data.cache_dir) if c.init_from else None
+        if source:
+            init_from.check_tokenizer(source, c.init_reset, self.corpus.tokenizer, self.log)
         state = jax.jit(self.init, out_shardings=self.shardings)()
-        if c.init_from:
-            state = self._init_from(state)
-            self.log(f"Starting at step 0 with the parameters of {c.init_from}.")
-        else:
+        if not source:
             self.log("Starting from scratch.")
-        return state, 0
-
-    def _init_from(self, state: State) -> State:
-        other = Checkpoints(workdir_lib.existing(self.config.init_from), read_only=True)
-        step = other.pick(None)
-        saved = other.arrays(step)["params"]
-        want = {k: x.shape for k, x in named_leaves(self.abstract.params).items()}
-        have = {k: tuple(x.shape) for k, x in saved.items()}
-        wrong = [f"{k} is {have.get(k, 'absent')} there, {want.get(k, 'absent')} here"
-                 for k in sorted({*want, *have}) if want.get(k) != have.get(k)]
-        if wrong:
-            raise UserError(f"config.init_from={self.config.init_from!r} does not fit this model: "
-                            f"{'; '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}.")
-        as_saved = jax.tree_util.tree_map_with_path(
-            lambda path, x: jax.ShapeDtypeStruct(x.shape, saved[path_name(path)].dtype,
-                                                 sharding=x.sharding), self.abstract.params)
-        try:
-            params = other.restore(step, {"params": as_saved})[0]["params"]
-        except Exception as e:  # whatever damage makes Orbax raise
-            raise UserError(f"config.init_from={self.config.init_from!r}: its checkpoint {step} "
-                            f"is damaged ({e}).") from e
-        # A cast makes new arrays, so that parameters and their average do not share one.
-        cast = jax.jit(lambda p: jax.tree_util.tree_map(
-            lambda x, like: jnp.array(x, like.dtype, copy=True), p, self.abstract.params))
-        return state._replace(params=cast(params), ema=None if state.ema is None else cast(params))
+            return state, 0
+        self.log(f"Starting at step 0 with the parameters of {c.init_from}.")
+        params = init_from.initialise(state.params, source, c.init_reset, self.log)
+        ema = None if state.ema is None else jax.tree_util.tree_map(jnp.copy, params)
+        return state._replace(params=params, ema=ema), 0
 
     def _batch_at(self, step: int, rows=None) -> dict:
         """A batch on the devices; the loader's thread does this while a step runs."""
@@ -201,7 +181,9 @@ class _Run:
         self.log(f"{count(self.abstract.params):,} parameters on {self.mesh.size} {kind} "
                  f"device(s), {mesh}; {self.steps - start} steps of {self.batch_size} x "
                  f"{self.config.data.seq_len} tokens, an epoch is {self.data.epoch_steps:.0f} "
-                 "steps. Compiling...")
+                 "steps"
+                 + (f", {self.data.padding:.1%} of the tokens are padding"
+                    if hasattr(self.data, "padding") else "") + ". Compiling...")
 
     def _compiled_step(self):
         c = self.config
@@ -277,6 +259,16 @@ class _Run:
             f"finite. Norms of parameters and gradients by layer are in {path}. The checkpoints "
             f"{saved or 'none'} are as they were. Lower optim.learning_rate, clip gradients, or "
             "look at those examples.")
+
+
+def _resolved(config):
+    """The config with what init_from and the data decide written into it."""
+    config = config.copy_and_resolve_references()
+    init_from.fill(config)
+    with config.unlocked():
+        config.model.update(models.all_fields(config.model))
+    tasks.resolve(config)
+    return config.lock()
 
 
 def _layer_norms(name: str, x: jax.Array) -> jax.Array:

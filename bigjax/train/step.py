@@ -33,7 +33,8 @@ def make_step(task, tx, schedule, *, seed: int, accumulate: int = 1, ema: float 
             return g, (total, weight, metrics), extras
         # Row r goes to micro-batch r % accumulate: each stays spread over all devices.
         micro = jax.tree_util.tree_map(
-            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1),
+            task.whole_batch(batch))
 
         def add(carry, item):
             extras, done = carry

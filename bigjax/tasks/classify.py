@@ -1,0 +1,85 @@
+"""One label or number for a text or a pair of texts."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from bigjax import losses
+from bigjax.data import labelled
+from bigjax.errors import UserError
+from bigjax.tasks import Task
+from bigjax.tasks._encoder import build_encoder, load_labelled
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    kind: str = "classify"  # classify (labels), regress (numbers)
+    labels: tuple[str, ...] = ()  # () = those of the training data
+    balanced: bool = False  # each label weighs the same in all, whatever its number of examples
+    label_weights: tuple[float, ...] = ()  # in the order of labels; () = 1, or by `balanced`
+    label_smoothing: float = 0.0
+
+
+def resolve(config, options: Config) -> dict:
+    """What the training data decide: labels, and their weights."""
+    if options.kind != "classify":
+        return {}
+    counts = labelled.label_counts(config.data, "classify")
+    labels, weights = options.labels or tuple(counts), options.label_weights
+    if options.balanced and not weights:
+        missing = [label for label in labels if not counts.get(label)]
+        if missing:
+            raise UserError(f"task.balanced: the training data have no example of {missing}.")
+        weights = tuple(sum(counts.values()) / (len(labels) * counts[label]) for label in labels)
+    return {"labels": labels, "label_weights": weights}
+
+
+def build(config, options: Config) -> Task:
+    """Batches: see data.labelled.LabelledData, kinds 'classify' and 'regress'."""
+    if options.kind not in ("classify", "regress"):
+        raise UserError(f"task.kind is {options.kind!r}; allowed: classify, regress.")
+    n = _check_labels(options)
+    encoder = build_encoder(config, ("classifier",), n)
+
+    def outputs(params, extras, batch, rng=None):
+        del extras
+        return encoder.model.apply(
+            {"params": params}, batch["tokens"], batch["types"], batch["segment_ids"],
+            batch["positions"], first_BK=batch["first"], rng=rng)["classifier"]
+
+    def loss(params, extras, frozen, batch, rng, train):
+        del frozen
+        logits = outputs(params, extras, batch, rng if train else None)
+        labels, weights = batch["label"], batch["weights"]
+        if options.kind == "regress":
+            error = jnp.square(logits[..., 0] - labels) * weights
+            return (error.sum(), weights.sum()), ({}, extras)
+        metrics = {"accuracy": losses.accuracy(logits, labels, weights)}
+        if options.label_weights:
+            weights = weights * jnp.array(options.label_weights, jnp.float32)[labels]
+        smoothing = options.label_smoothing if train else 0.0
+        return losses.cross_entropy(logits, labels, weights, label_smoothing=smoothing), (
+            metrics, extras)
+
+    return Task(encoder.init, loss, lambda: None, encoder.axes, encoder.model, encoder.config,
+                encoder.flops_per_row, load_labelled(config, options.kind, options.labels, encoder),
+                outputs=outputs)
+
+
+def _check_labels(options: Config) -> int:
+    """The number of outputs."""
+    n = len(options.labels)
+    if options.kind == "regress":
+        if n > 1 or options.label_weights or options.balanced:
+            raise UserError("task.kind='regress' has no labels: leave task.labels, .label_weights "
+                            "and .balanced alone.")
+        return 1
+    if n < 2:
+        raise UserError(f"task.labels is {list(options.labels)}: classification needs at least "
+                        "two. Has the training data only one?")
+    if len(set(options.labels)) < n:
+        raise UserError(f"task.labels has a label twice: {list(options.labels)}.")
+    if options.label_weights and len(options.label_weights) != n:
+        raise UserError(f"task.label_weights has {len(options.label_weights)} numbers for {n} "
+                        "labels.")
+    return n

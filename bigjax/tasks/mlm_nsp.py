@@ -1,0 +1,72 @@
+"""BERT's pre-training: masked language modelling, and which text follows which."""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+
+from bigjax import data, losses
+from bigjax.data import pairs as pairs_lib
+from bigjax.errors import UserError
+from bigjax.tasks import Task
+from bigjax.tasks._encoder import build_encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    pairs: str = "nsp"  # nsp (next sentence), sop (sentence order), none (one text a row)
+    mask_rate: float = 0.15  # of the tokens, the special ones counted
+    mask_unit: str = "token"  # token, word, span
+    max_predictions: int = 20  # masked tokens a row, gathered before the vocabulary projection
+    dynamic: bool = True  # new masks in each epoch
+    short_fraction: float = 0.1  # of the rows, cut to a random length
+
+
+def build(config, options: Config) -> Task:
+    """Batches: see data.pairs.PairData.
+
+    The loss is the mean over masked tokens plus the mean over pairs. Its sum is kept in units of
+    masked tokens; `next_scale` [B], masked tokens a pair, makes it exact over micro-batches.
+    """
+    heads = ("mlm",) if options.pairs == "none" else ("mlm", "nsp")
+    encoder = build_encoder(config, heads)
+
+    def loss(params, extras, frozen, batch, rng, train):
+        del frozen
+        if "next_label" in batch and "next_scale" not in batch:
+            batch = whole_batch(batch)
+        out = encoder.model.apply(
+            {"params": params}, batch["tokens"], batch["types"], batch["segment_ids"],
+            picked_BM=batch["picked"], rng=rng if train else None)
+        masked = batch["targets"], batch["weights"]
+        total, weight = losses.cross_entropy(out["mlm"], *masked)
+        metrics = {"mlm_loss": (total, weight),
+                   "mlm_accuracy": losses.accuracy(out["mlm"], *masked)}
+        if "nsp" in heads:
+            pairs = batch["next_label"], batch["next_weight"]
+            scaled = batch["next_label"], batch["next_weight"] * batch["next_scale"][:, None]
+            total = total + losses.cross_entropy(out["nsp"], *scaled)[0]
+            metrics["nsp_loss"] = losses.cross_entropy(out["nsp"], *pairs)
+            metrics["nsp_accuracy"] = losses.accuracy(out["nsp"], *pairs)
+        return (total, weight), (metrics, extras)
+
+    def whole_batch(batch):
+        if "next_label" not in batch:
+            return batch
+        scale = batch["weights"].sum() / jnp.maximum(batch["next_weight"].sum(), 1)
+        return {**batch, "next_scale": jnp.broadcast_to(scale, batch["tokens"].shape[:1])}
+
+    fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(pairs_lib.Options)}
+
+    def load_data(log=print, tokenizer=None):
+        make = functools.partial(pairs_lib.PairData, options=pairs_lib.Options(**fields))
+        corpus = data.load_text(config.data, log, tokenizer, make)
+        encoder.check_vocabulary(corpus.tokenizer)
+        return corpus
+
+    if options.max_predictions < 1:
+        raise UserError(f"task.max_predictions is {options.max_predictions}; it must be at least "
+                        "1.")
+    flops = encoder.flops_per_row + options.max_predictions * encoder.flops_per_masked
+    return Task(encoder.init, loss, lambda: None, encoder.axes, encoder.model, encoder.config,
+                flops, load_data, whole_batch)

@@ -1,0 +1,235 @@
+"""Starting from another model's parameters, by path: a run's, or a Hugging Face folder's."""
+
+import hashlib
+import re
+import types
+from collections import defaultdict
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigjax import interop
+from bigjax.data import tokenizer as tokenizers
+from bigjax.data.files import cache_folder, write_atomically
+from bigjax.errors import UserError
+from bigjax.optim import matches
+from bigjax.parallel import sharding
+from bigjax.train import workdir as workdir_lib
+from bigjax.train.checkpoint import Checkpoints
+from bigjax.trees import layer_names, named_leaves, path_name
+
+
+class Source(NamedTuple):
+    """A model to start from.
+
+    shapes: {parameter path with 'layer_3' for the fourth layer: shape}. load(abstract) -> (name ->
+    array): reads what abstract, the tree that is wanted, has use for. model: its config.model.
+    tokenizer_kind, tokenizer_path: as in config.data.tokenizer; kind '' if there is none.
+    """
+    where: str
+    shapes: dict[str, tuple[int, ...]]
+    load: Callable[[Any], Callable[[str], Any]]
+    model: dict[str, Any]
+    tokenizer_kind: str
+    tokenizer_path: str
+
+
+def open_source(where: str, cache_dir: str) -> Source:
+    """A run (its newest step, the moving average where it keeps one) or a Hugging Face folder.
+
+    cache_dir: gets the folder's tokenizer. Raises UserError if there is neither.
+    """
+    if not interop.is_huggingface(where):
+        return _open_run(where)
+    found = interop.read(where)
+    files = {**found.derived_files, **found.tokenizer_files}
+    name = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16]
+    folder = cache_folder(cache_dir, "tokenizers", f"huggingface-{name}")
+    for file, content in files.items():
+        write_atomically(folder / file, content)
+    return Source(where, {n: found.shapes[n] for n in found.names}, lambda abstract: found.load,
+                  found.model, found.tokenizer_kind, str(folder))
+
+
+def _open_run(where: str) -> Source:
+    config = workdir_lib.read_config(where)
+    workdir = workdir_lib.existing(where)
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = checkpoints.pick(None)
+    saved = checkpoints.arrays(step)
+    item = "ema" if "ema" in saved else "params"
+    shapes = {n: tuple(x.shape) if n == name else tuple(x.shape[1:])
+              for name, x in saved[item].items() for n in layer_names(name, x)}
+
+    def load(abstract):
+        named = named_leaves(_restore(checkpoints, step, item, saved[item], abstract, where))
+
+        def get(name: str):
+            if name in named:
+                return named[name]
+            at = re.search(r"layer_(\d+)", name)
+            return named[name.replace(at[0], "layers")][int(at[1])]
+        return get
+    return Source(f"{where}, step {step}", shapes, load, config.model.to_dict(),
+                  config.data.tokenizer.kind, str(workdir / "tokenizer"))
+
+
+def fill(config) -> None:
+    """Puts the model and the tokenizer of init_from into a config that says 'init_from' for them.
+
+    Keys of config.model that are set win over those found. Raises UserError if init_from is
+    neither a run's work folder nor a Hugging Face folder.
+    """
+    c = config
+    wanted = [key for key, value in (("model.preset", c.model.get("preset", "")),
+                                     ("data.tokenizer.kind", c.data.tokenizer.kind))
+              if value == "init_from"]
+    if not wanted:
+        return
+    if not c.init_from:
+        raise UserError(f"config.{wanted[0]}='init_from' takes it from config.init_from, which is "
+                        "empty. Set that to a run's work folder or a Hugging Face folder, or name "
+                        "a preset.")
+    source = open_source(c.init_from, c.data.cache_dir)
+    with c.unlocked():
+        if "model.preset" in wanted:
+            if source.model["name"] != c.model.name:
+                raise UserError(f"config.init_from={c.init_from!r} holds a model "
+                                f"{source.model['name']!r}, and config.model.name is "
+                                f"{c.model.name!r}.")
+            own = {k: v for k, v in c.model.items() if k != "preset"}
+            c.model = {"preset": "", **source.model, **own}
+        if "data.tokenizer.kind" in wanted:
+            if not source.tokenizer_kind:
+                raise UserError(f"config.init_from={c.init_from!r} has no tokenizer that bigjax "
+                                "reads: set data.tokenizer.kind and .path.")
+            c.data.tokenizer.kind = source.tokenizer_kind
+            c.data.tokenizer.path = source.tokenizer_path
+
+
+def _restore(checkpoints, step, item, saved, abstract, where):
+    """The saved tree: where a leaf is as wanted with the wanted sharding, else a copy each."""
+    want = named_leaves(abstract)
+    mesh = jax.tree_util.tree_leaves(abstract)[0].sharding.mesh
+    tree: dict = {}
+    for name, x in saved.items():
+        like = want.get(name)
+        place = (like.sharding if like is not None and like.shape == tuple(x.shape)
+                 else sharding.replicated(mesh))
+        node = tree
+        *parents, last = name.split("/")
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = jax.ShapeDtypeStruct(tuple(x.shape), x.dtype, sharding=place)
+    try:
+        return checkpoints.restore(step, {item: tree})[0][item]
+    except Exception as e:  # whatever damage makes Orbax raise
+        raise UserError(f"config.init_from={where!r}: its checkpoint {step} is damaged ({e}).") from e
+
+
+def initialise(fresh, source: Source, reset: str, log: Callable[[str], None]):
+    """fresh (a tree of arrays) with the parameters of source where it has them.
+
+    reset: a regex over paths; what it matches stays fresh ('' nothing). Logs a table of what was
+    loaded, what is new, and what was left in the source. Raises UserError for shapes that differ,
+    and if nothing fits.
+    """
+    named = named_leaves(fresh)
+    kept = (named_leaves(matches(reset, fresh, "init_reset")) if reset
+            else {name: False for name in named})
+    plan, wrong = {}, []
+    for name, x in named.items():
+        layers = layer_names(name, x)
+        skip = np.broadcast_to(kept[name], len(layers))
+        plan[name] = [n if n in source.shapes and not s else None for n, s in zip(layers, skip)]
+        shape = x.shape if layers == [name] else x.shape[1:]
+        wrong += [f"{n} is {source.shapes[n]} there, {tuple(shape)} here"
+                  for n in plan[name] if n and source.shapes[n] != tuple(shape)]
+    loaded = {n for names in plan.values() for n in names if n}
+    if wrong or not loaded:
+        what = "; ".join(wrong[:5]) + (" ..." if len(wrong) > 5 else "") or (
+            "it has no parameter of this model; it has "
+            + ", ".join(list(source.shapes)[:5]) + ", ...")
+        raise UserError(f"config.init_from={source.where!r} does not fit this model: {what}. Use "
+                        "model.preset='init_from' for its sizes, or set init_reset to a regex of "
+                        "what should start anew.")
+    new = [n for name, x in named.items() for n in layer_names(name, x) if n not in loaded]
+    log(_table(source, named, loaded, new))
+    return _assemble(fresh, plan, source.load(_abstract(fresh)))
+
+
+def _abstract(tree):
+    return jax.tree_util.tree_map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def _assemble(fresh, plan: dict, get: Callable[[str], Any]):
+    def one(path, x):
+        name = path_name(path)
+        names = plan[name]
+        if not any(names):
+            return x
+        if names == [name]:
+            value = get(name)
+        else:
+            value = jnp.stack([jnp.asarray(get(n), x.dtype) if n else x[i]
+                               for i, n in enumerate(names)])
+        # A copy, so that parameters and their average do not share one.
+        return jax.device_put(jnp.array(value, x.dtype, copy=True), x.sharding)
+    return jax.tree_util.tree_map_with_path(one, fresh)
+
+
+def _table(source: Source, named: dict, loaded: set, new: list) -> str:
+    """What was loaded, what is new, what was left: one line a module, equal layers together."""
+    sizes = {n: int(np.prod(s)) for n, s in source.shapes.items()}
+    for name, x in named.items():
+        names = layer_names(name, x)
+        sizes.update({n: x.size // len(names) for n in names})
+    rows = []
+    for status, names in (("loaded", loaded), ("new", new),
+                          ("left", [n for n in source.shapes if n not in loaded])):
+        modules: dict = defaultdict(list)
+        for n in names:
+            found = re.match(r"stack/layer_(\d+)/", n)
+            modules["stack" if found else n.split("/")[0]].append(n)
+        for module, members in sorted(modules.items()):
+            layers = sorted({int(m[1]) for n in members
+                             if (m := re.match(r"stack/layer_(\d+)/", n))})
+            label = f"{module}, layers {_ranges(layers)}" if layers else module
+            rows.append((status, label, len(members), sum(sizes[n] for n in members)))
+    lines = [f"{'':8}{'from ' + source.where:<44}{'arrays':>7}{'parameters':>15}"]
+    lines += [f"{status:<8}{label:<44}{n:>7}{size:>15,}" for status, label, n, size in rows]
+    return "\n".join(lines)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """'0-3, 7'."""
+    parts: list[list[int]] = []
+    for n in numbers:
+        if parts and n == parts[-1][-1] + 1:
+            parts[-1].append(n)
+        else:
+            parts.append([n])
+    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
+
+
+def check_tokenizer(source: Source, reset: str, tokenizer, log: Callable[[str], None]) -> None:
+    """Refuses a tokenizer that is not the one that source's token embedding was trained with."""
+    name = "embed/embedding"
+    if name not in source.shapes or (reset and re.search(reset, name)):
+        return
+    if not source.tokenizer_kind:
+        log(f"note: {source.where} has no tokenizer that bigjax reads, so it is not checked that "
+            "the vocabulary is the same")
+        return
+    spec = types.SimpleNamespace(kind=source.tokenizer_kind, path=source.tokenizer_path,
+                                 lowercase=True)
+    theirs = tokenizers.build(spec, "", lambda: iter(()), "", lambda text: None)
+    if theirs.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"The parameters of config.init_from={source.where!r} were trained with another "
+            f"vocabulary ({theirs.kind}, {theirs.vocab_size:,} tokens) than this run's "
+            f"({tokenizer.kind}, {tokenizer.vocab_size:,}). Set data.tokenizer.kind='init_from' to "
+            "use theirs, or init_reset='^(embed|mlm|head)' to start those parameters anew.")

@@ -1,0 +1,51 @@
+"""A small BERT pre-trained on the docstrings that every install carries: minutes on a laptop."""
+
+from bigjax import config
+
+
+def get_config(variant=""):
+    c = config.new_config()
+
+    c.model = dict(
+        name="bert",
+        vocab_size=4096,
+        max_len=128,
+        d_model=128,
+        n_layers=2,
+        n_heads=4,
+        d_ff=512,
+        dropout=0.0,  # one or two epochs: nothing to forget
+        attention_dropout=0.0,
+        scan=False,  # few layers: unrolled is quicker on a CPU
+    )
+    c.task = dict(name="mlm_nsp", pairs="nsp", max_predictions=14)
+
+    c.data.sources = dict(docstrings=config.text_source("docstrings"))
+    c.data.tokenizer.kind = "wordpiece"
+    c.data.tokenizer.vocab_size = 4096
+    c.data.seq_len = 96
+    c.data.valid_fraction = 0.03
+
+    c.optim.name = "adamw"
+    c.optim.learning_rate = 2e-3
+    c.optim.schedule = "linear"
+    c.optim.warmup_steps = 150
+    c.optim.b2 = 0.99
+    c.optim.weight_decay = 0.01
+
+    c.train.steps = 2500
+    c.train.batch_size = 16
+
+    c.checkpoint.every = 500
+    c.log.every = 50
+    c.evals = dict(valid=config.evaluation("loss", every=500, batches=40))
+
+    tiny = config.variants(variant, tiny=True)
+    if tiny:  # under a minute, most of it reading the text
+        c.model.update(d_model=64, n_heads=2, d_ff=128)
+        c.data.seq_len = 64
+        c.train.steps = 20
+        c.optim.warmup_steps = 5
+        c.checkpoint.every = c.log.every = 10
+        c.evals.valid.update(every=10, batches=2)
+    return c

@@ -1,0 +1,59 @@
+"""Fine-tune an encoder on labelled text; by default: which library is a docstring from?
+
+Set init_from to a run or to a Hugging Face folder, and data.train to a file of your own:
+
+    bigjax train --config=configs/bert/finetune.py --workdir=runs/mine \\
+        --config.init_from=runs/bert-docstrings --config.data.train=reviews.tsv \\
+        --config.data.columns.text=sentence --config.data.columns.label=label
+"""
+
+from bigjax import config
+
+
+def get_config(variant=""):
+    c = config.new_config()
+
+    c.init_from = "runs/bert-docstrings"
+    c.model = dict(name="bert", preset="init_from", dropout=0.1, attention_dropout=0.0)
+    c.data.tokenizer.kind = "init_from"
+    c.task = dict(name="classify")
+
+    c.data.train = "docstrings:library"
+    c.data.seq_len = 96
+    c.data.truncate = True
+    c.data.packing = True  # a row holds several examples, so little of it is padding
+    c.data.valid_fraction = 0.03
+    c.data.test_fraction = 0.03
+
+    c.optim.name = "adamw"
+    c.optim.learning_rate = 5e-4  # 2e-5 to 5e-5 for the sizes base and large
+    c.optim.schedule = "linear"
+    c.optim.warmup_steps = 30
+    c.optim.weight_decay = 0.01
+    c.optim.layer_decay = 1.0  # below 1 the lower layers learn more slowly
+    c.optim.freeze = ""  # such as 'embed|stack/layer_0/'
+
+    c.train.steps = 400
+    c.train.batch_size = 16  # rows of seq_len tokens
+
+    c.checkpoint.every = 100
+    c.checkpoint.best = "eval/valid/accuracy"
+    c.checkpoint.best_mode = "max"
+    c.log.every = 20
+    c.evals = dict(valid=config.evaluation("metrics", every=100),
+                   test=config.evaluation("metrics", every=400, split="test"))
+
+    choice = config.variants(variant, tiny="tiny", pairs="pairs")
+    if choice == "pairs":  # do a title and a body belong together?
+        c.data.train = "docstrings:title"
+    if choice == "tiny":  # under a minute and from scratch, most of it reading the text
+        c.init_from = ""
+        c.model = dict(name="bert", vocab_size=2048, max_len=64, d_model=64, n_layers=2, n_heads=2)
+        c.data.tokenizer.kind = "wordpiece"
+        c.data.tokenizer.vocab_size = 2048
+        c.data.seq_len = 64
+        c.train.steps = 20
+        c.optim.warmup_steps = 5
+        c.checkpoint.every = c.log.every = 10
+        c.evals.valid.every, c.evals.test.every = 10, 20
+    return c

@@ -1,0 +1,166 @@
+"""Tasks on an encoder: losses by hand from the model's logits."""
+
+import jax
+import numpy as np
+import pytest
+
+from bigjax import config, tasks
+from bigjax.errors import UserError
+from bigjax.train.state import make_init
+from bigjax.train.step import make_step
+
+B, T, K, V = 4, 16, 2, 40
+
+
+def build(name, **options):
+    c = config.new_config()
+    c.model = dict(name="bert", vocab_size=V, max_len=T, d_model=16, n_layers=1, n_heads=2,
+                   dropout=0.0, attention_dropout=0.0)
+    c.task = dict(name=name, **options)
+    c.data.seq_len = T
+    return tasks.build(c)
+
+
+def params(task, seed=0):
+    init = jax.jit(lambda k: task.init(k)["params"])(jax.random.key(seed))
+    return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape),
+                        init)
+
+
+def rows(seed=0):
+    """Two examples a row of 7 and 6 tokens; the last row has only one."""
+    rng = np.random.default_rng(seed)
+    segments = np.tile([1] * 7 + [2] * 6 + [0] * 3, (B, 1))
+    segments[-1, 7:] = 0
+    positions = np.tile([*range(7), *range(6), 0, 0, 0], (B, 1))
+    weights = np.ones((B, K), np.float32)
+    weights[-1, 1] = 0
+    return dict(tokens=rng.integers(5, V, (B, T)), types=np.zeros((B, T), int),
+                segment_ids=segments, positions=positions, weights=weights,
+                first=np.tile([0, 7], (B, 1)) * (weights > 0), example=np.arange(B * K))
+
+
+def log_softmax(x):
+    return np.asarray(jax.nn.log_softmax(np.asarray(x, np.float64)))
+
+
+def test_pre_training_is_the_mean_over_masks_plus_the_mean_over_pairs():
+    task = build("mlm_nsp", max_predictions=3)
+    batch, p = pre_training_batch(), params(task)
+    (total, weight), (metrics, _) = task.loss(p, {}, None, batch, None, False)
+    out = task.model.apply({"params": p}, batch["tokens"], batch["types"], batch["segment_ids"],
+                           picked_BM=batch["picked"])
+    mlm, nsp = log_softmax(out["mlm"]), log_softmax(out["nsp"])
+    mlm = -np.take_along_axis(mlm, batch["targets"][..., None], -1)[..., 0] * batch["weights"]
+    nsp = -np.take_along_axis(nsp, batch["next_label"][..., None], -1)[..., 0]
+    want = mlm.sum() / batch["weights"].sum() + nsp[:3].mean()
+    np.testing.assert_allclose(total / weight, want, rtol=1e-5)
+    np.testing.assert_allclose(metrics["mlm_loss"][0] / metrics["mlm_loss"][1],
+                               mlm.sum() / batch["weights"].sum(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["nsp_loss"][0] / 3, nsp[:3].mean(), rtol=1e-5)
+
+
+def pre_training_batch():
+    """Uneven weights; the last row is empty."""
+    rng = np.random.default_rng(1)
+    weights = np.array([[1, 1, 1], [1, 0, 0], [1, 1, 0], [0, 0, 0]], np.float32)
+    r = rows()
+    return dict(tokens=r["tokens"], types=np.zeros((B, T), int),
+                segment_ids=np.ones((B, T), int), picked=rng.integers(1, T, (B, 3)),
+                targets=rng.integers(5, V, (B, 3)), weights=weights,
+                next_label=np.array([[0], [1], [1], [0]]),
+                next_weight=np.array([[1], [1], [1], [0]], np.float32))
+
+
+def test_pre_training_over_micro_batches_equals_the_whole():
+    import optax
+    results = []
+    for accumulate in (1, 2):
+        task, tx = build("mlm_nsp", max_predictions=3), optax.sgd(0.1)
+        state = make_init(task, tx, 0, False)()
+        step = jax.jit(make_step(task, tx, lambda s: 0.1, seed=0, accumulate=accumulate))
+        state, metrics = step(state, None, pre_training_batch())
+        results.append((state.params, metrics))
+    np.testing.assert_allclose(results[1][1]["loss"], results[0][1]["loss"], rtol=1e-6)
+    for a, b in zip(*[jax.tree.leaves(r[0]) for r in results]):
+        np.testing.assert_allclose(b, a, atol=1e-6)
+
+
+def test_classification_weighs_labels_and_not_its_accuracy():
+    labels = dict(labels=("a", "b", "c"))
+    task = build("classify", **labels)
+    weighted = build("classify", **labels, label_weights=(1.0, 5.0, 0.5))
+    p = params(task)
+    batch = rows() | dict(label=np.array([[0, 1], [2, 2], [1, 0], [1, 0]]))
+    logits = task.outputs(p, {}, batch)
+    nll = -np.take_along_axis(log_softmax(logits), batch["label"][..., None], -1)[..., 0]
+    (total, weight), (metrics, _) = task.loss(p, {}, None, batch, None, False)
+    np.testing.assert_allclose((total, weight), ((nll * batch["weights"]).sum(), 7), rtol=1e-5)
+    w = np.array([1, 5, 0.5])[batch["label"]] * batch["weights"]
+    (total, weight), (same, _) = weighted.loss(p, {}, None, batch, None, False)
+    np.testing.assert_allclose((total, weight), ((nll * w).sum(), w.sum()), rtol=1e-5)
+    assert same["accuracy"] == metrics["accuracy"]
+
+
+def test_regression_is_squared_error():
+    task = build("classify", kind="regress")
+    p = params(task)
+    batch = rows() | dict(label=np.random.default_rng(2).normal(size=(B, K)).astype(np.float32))
+    said = np.asarray(task.outputs(p, {}, batch))
+    assert said.shape == (B, K, 1)
+    (total, weight), _ = task.loss(p, {}, None, batch, None, False)
+    np.testing.assert_allclose((total, weight), (
+        ((said[..., 0] - batch["label"]) ** 2 * batch["weights"]).sum(), 7), rtol=1e-5)
+
+
+def test_tagging_counts_words_with_a_label():
+    task = build("tag", labels=("O", "X"))
+    p, rng = params(task), np.random.default_rng(3)
+    batch = rows() | dict(token_labels=rng.integers(-1, 2, (B, T)))
+    logits = log_softmax(task.outputs(p, {}, batch))
+    real = batch["token_labels"] >= 0
+    want = -logits[real, batch["token_labels"][real]].sum()
+    (total, weight), _ = task.loss(p, {}, None, batch, None, False)
+    np.testing.assert_allclose((total, weight), (want, real.sum()), rtol=1e-5)
+
+
+def test_answers_are_sought_among_the_tokens_of_their_own_example():
+    task = build("answer")
+    p = params(task)
+    batch = rows() | dict(start=np.array([[2, 8], [0, 7], [5, 9], [1, 0]]),
+                          end=np.array([[3, 12], [0, 7], [6, 9], [6, 0]]))
+    logits, want, right = np.asarray(task.outputs(p, {}, batch), np.float64), 0.0, 0
+    for b in range(B):
+        for k, own in enumerate((slice(0, 7), slice(7, 13))):
+            if batch["weights"][b, k]:
+                hits = []
+                for i, name in enumerate(("start", "end")):
+                    part, target = logits[b, own, i], batch[name][b, k] - own.start
+                    want -= log_softmax(part)[target] / 2
+                    hits.append(part.argmax() == target)
+                right += all(hits)
+    (total, weight), (metrics, _) = task.loss(p, {}, None, batch, None, False)
+    np.testing.assert_allclose((total, weight), (want, 7), rtol=1e-5)
+    assert metrics["accuracy"] == (right, 7)
+
+
+@pytest.mark.parametrize("name, options, words", [
+    ("classify", {}, "task.labels"), ("classify", dict(labels=("a",)), "at least two"),
+    ("classify", dict(labels=("a", "a")), "twice"),
+    ("classify", dict(labels=("a", "b"), label_weights=(1.0,)), "1 numbers for 2"),
+    ("classify", dict(kind="rank"), "classify, regress"),
+    ("classify", dict(kind="regress", balanced=True), "no labels"),
+    ("tag", {}, "at least two"), ("mlm_nsp", dict(max_predictions=0), "max_predictions")])
+def test_wrong_options_are_refused(name, options, words):
+    with pytest.raises(UserError, match=words):
+        build(name, **options)
+
+
+def test_a_decoder_is_no_encoder():
+    c = config.new_config()
+    c.task = dict(name="classify", labels=("a", "b"))
+    with pytest.raises(UserError, match="needs an encoder"):
+        tasks.build(c)
+    c.model = dict(name="bert", max_len=8, d_model=8, n_layers=1, n_heads=1)
+    with pytest.raises(UserError, match="longer than model.max_len"):
+        tasks.build(c)
