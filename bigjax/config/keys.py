@@ -115,13 +115,18 @@ def evaluation(kind: str = "loss", *, every: int, split: str = "valid", batches:
 
 
 def laptop_size(c: ConfigDict) -> None:
-    """The ':tiny' form of a decoder's config: the same choices, small, on text that is there."""
+    """The ':tiny' form of a language model's config: the same choices, small, on text that is
+    there; decoders read bytes, encoders WordPiece."""
     with c.unlocked():
-        c.model.update(vocab_size=264, max_len=64, d_model=64, n_layers=2, n_heads=4, d_ff=128,
-                       n_kv_heads=min(c.model.get("n_kv_heads", 4), 4), remat="none",
+        c.model.update(max_len=64, d_model=64, n_layers=2, n_heads=4, d_ff=128, remat="none",
                        dtype="float32")
+        if c.model.name == "gpt":
+            c.model.update(vocab_size=264, n_kv_heads=min(c.model.get("n_kv_heads", 4), 4))
+            c.data.tokenizer.kind, c.data.tokenizer.path = "bytes", ""
+        else:
+            c.model.vocab_size = c.data.tokenizer.vocab_size = 2048
+            c.data.tokenizer.path = c.init_from = ""
     c.data.sources = dict(docstrings=text_source("docstrings"))
-    c.data.tokenizer.kind, c.data.tokenizer.path = "bytes", ""
     c.data.seq_len = 64
     c.train.steps, c.train.batch_size, c.train.accumulate = 20, 8, 1
     c.optim.warmup_steps = 5

@@ -1,0 +1,60 @@
+"""BERT base, as published: phase 1 of 128 tokens, then :phase2 of 512, for a pod."""
+
+# Batch, steps, schedule and masking as published (https://arxiv.org/abs/1810.04805, appendix
+# A.2, and its code): a million steps with one linear decay, 900,000 of 128 tokens and then 100,000
+# of 512. Here the second phase is a run of its own, so Adam's moments start anew.
+
+from bigjax import config
+
+PHASES = {  # tokens, masked tokens a row, peak, part of it at the end, warm-up, steps
+    "phase1": (128, 20, 1e-4, 0.1, 10_000, 900_000),
+    "phase2": (512, 80, 1e-5, 0.0, 0, 100_000),
+}
+
+
+def get_config(variant=""):
+    c = config.new_config()
+    choice = config.variants(variant or "phase1", tiny="phase1", phase1="phase1", phase2="phase2")
+    seq_len, max_predictions, learning_rate, final_fraction, warmup_steps, steps = PHASES[choice]
+
+    if choice == "phase2":
+        c.init_from = "runs/bert-base-phase1"  # with new moments; a tokenizer like its own
+    c.model = dict(
+        name="bert",
+        preset="base",
+        dropout=0.1,
+        attention_dropout=0.1,
+        dtype="bfloat16",
+        remat="none",
+    )
+    c.task = dict(name="mlm_nsp", pairs="nsp", max_predictions=max_predictions)
+
+    c.data.sources = dict(text=config.text_source("jsonl", "set data.sources.text.path"))
+    c.data.tokenizer.kind = "wordpiece"
+    c.data.tokenizer.path = "set data.tokenizer.path"  # BERT's uncased vocab.txt
+    c.data.seq_len = seq_len
+
+    c.optim.name = "adamw"
+    c.optim.learning_rate = learning_rate
+    c.optim.schedule = "linear"
+    c.optim.warmup_steps = warmup_steps
+    c.optim.final_fraction = final_fraction
+    c.optim.eps = 1e-6
+    c.optim.weight_decay = 0.01
+    c.optim.clip_norm = 1.0
+
+    c.train.steps = steps
+    c.train.batch_size = 256
+
+    c.mesh.data = -1
+    c.mesh.fsdp = 1
+
+    c.checkpoint.every = 5000
+    c.log.every = 100
+    c.evals = dict(valid=config.evaluation("loss", every=5000, batches=20))
+
+    if variant == "tiny":
+        config.laptop_size(c)
+        c.task.max_predictions = 8
+        c.optim.learning_rate = 3e-3  # of a small model
+    return c

@@ -1,0 +1,60 @@
+"""BERT large with LAMB and batches of 65,536: 8,600 steps in all, for a large pod."""
+
+# Two batch sizes and the number of steps of "training BERT in 76 minutes"
+# (https://arxiv.org/abs/1904.00962): 65,536 rows of 128 tokens, then :phase2 with 32,768 of 512 and
+# a warm-up of its own. Learning rates and warm-ups are those of NVIDIA's published reproduction
+# (DeepLearningExamples, BERT), whose decay is a square root where this one is linear.
+
+from bigjax import config
+
+PHASES = {  # tokens, masked tokens a row, peak, warm-up, steps, batch
+    "phase1": (128, 20, 6e-3, 2_000, 7_038, 65_536),
+    "phase2": (512, 80, 4e-3, 200, 1_563, 32_768),
+}
+
+
+def get_config(variant=""):
+    c = config.new_config()
+    choice = config.variants(variant or "phase1", tiny="phase1", phase1="phase1", phase2="phase2")
+    seq_len, max_predictions, learning_rate, warmup_steps, steps, batch_size = PHASES[choice]
+
+    if choice == "phase2":
+        c.init_from = "runs/bert-large-lamb-phase1"  # with new moments; a tokenizer like its own
+    c.model = dict(
+        name="bert",
+        preset="large",
+        dropout=0.1,
+        attention_dropout=0.1,
+        dtype="bfloat16",
+        remat="dots",
+    )
+    c.task = dict(name="mlm_nsp", pairs="nsp", max_predictions=max_predictions)
+
+    c.data.sources = dict(text=config.text_source("jsonl", "set data.sources.text.path"))
+    c.data.tokenizer.kind = "wordpiece"
+    c.data.tokenizer.path = "set data.tokenizer.path"  # BERT's uncased vocab.txt
+    c.data.seq_len = seq_len
+
+    c.optim.name = "lamb"
+    c.optim.learning_rate = learning_rate
+    c.optim.schedule = "linear"
+    c.optim.warmup_steps = warmup_steps
+    c.optim.eps = 1e-6
+    c.optim.weight_decay = 0.01
+    c.optim.clip_norm = 1.0
+
+    c.train.steps = steps
+    c.train.batch_size = batch_size
+
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+
+    c.checkpoint.every = 500
+    c.log.every = 10
+    c.evals = dict(valid=config.evaluation("loss", every=500, batches=20))
+
+    if variant == "tiny":
+        config.laptop_size(c)
+        c.task.max_predictions = 8
+        c.optim.learning_rate = 3e-2  # of a small model
+    return c

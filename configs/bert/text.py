@@ -1,0 +1,45 @@
+"""A BERT-tiny pre-trained on your own text, single sentences of up to 64 tokens: half an hour.
+
+Set data.sources.text.path to files or a glob, or give another source.
+"""
+
+from bigjax import config
+
+
+def get_config(variant=""):
+    c = config.new_config()
+
+    c.model = dict(
+        name="bert",
+        preset="tiny",
+        vocab_size=8192,
+        max_len=128,
+        dropout=0.0,  # a few epochs of a small model: nothing to forget
+        attention_dropout=0.0,
+        scan=False,  # few layers: unrolled is quicker on a CPU
+    )
+    c.task = dict(name="mlm_nsp", pairs="none", max_predictions=10)
+
+    c.data.sources = dict(text=config.text_source("text", "set me: FILE or 'FOLDER/*.txt'"))
+    c.data.tokenizer.kind = "wordpiece"
+    c.data.tokenizer.vocab_size = 8192
+    c.data.seq_len = 64
+
+    c.optim.name = "adamw"
+    c.optim.learning_rate = 2e-3
+    c.optim.schedule = "linear"
+    c.optim.warmup_steps = 500
+    c.optim.b2 = 0.99
+    c.optim.weight_decay = 0.01
+
+    c.train.steps = 20000
+    c.train.batch_size = 32
+
+    c.checkpoint.every = 1000
+    c.log.every = 100
+    c.evals = dict(valid=config.evaluation("loss", every=2000, batches=20))
+
+    if config.variants(variant, tiny=True):  # under a minute, on text that is there
+        config.laptop_size(c)
+        c.task.max_predictions = 8
+    return c
