@@ -1,5 +1,6 @@
 """The `bigjax` command: reads flags and dispatches."""
 
+import os
 import sys
 
 from bigjax import cpu
@@ -23,7 +24,13 @@ def main(argv: list[str]) -> int:
 
 
 def cli() -> None:
-    sys.exit(main(sys.argv[1:]))
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `bigjax config | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
 
 
 if __name__ == "__main__":

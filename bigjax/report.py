@@ -14,7 +14,7 @@ PANELS = (
     ("learning rate", ("learning_rate",), False),
     ("gradient norm", ("grad_norm",), True),
     ("tokens a second", ("tokens_per_sec",), False),
-    ("accuracy", ("accuracy", "eval/*/accuracy"), False),
+    ("accuracy", ("accuracy", "*accuracy"), False),
 )
 
 

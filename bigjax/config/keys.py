@@ -26,7 +26,7 @@ def new_config() -> ConfigDict:
     c.data.tokenizer.vocab_size = 4096  # of one that is trained
     c.data.tokenizer.lowercase = True  # wordpiece: text is lower-cased, accents taken off
     c.data.seq_len = 256  # tokens of an example
-    c.data.packing = True  # attention does not cross from one document to the next
+    c.data.packing = True  # text: attention stays within a document; labelled: examples share rows
     c.data.valid_fraction = 0.01  # of the documents, chosen by a hash of their content
     c.data.test_fraction = 0.01
     c.data.on_bad_utf8 = "replace"  # replace (and count) or refuse
@@ -64,7 +64,7 @@ def new_config() -> ConfigDict:
 
     c.train = ConfigDict()
     c.train.steps = 1000
-    c.train.batch_size = 32  # examples a step, over all devices and micro-batches
+    c.train.batch_size = 32  # rows of seq_len a step, over all devices and micro-batches
     c.train.accumulate = 1  # micro-batches a step
     c.train.ema = 0.0  # decay of the parameters' moving average, which evaluation uses; 0 = off
 

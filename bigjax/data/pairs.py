@@ -165,6 +165,16 @@ class PairData:
                             "this split, or give more text in data.sources.")
 
 
+def commonest(stream: Stream, tokenizer: Tokenizer, n: int = 1 << 21) -> tuple[str, float]:
+    """The most common token of a stream's first n, and its share of them: the accuracy of a model
+    that knows nothing else."""
+    counts = np.bincount(stream.window(0, min(n, stream.n_tokens)),
+                         minlength=tokenizer.vocab_size)
+    counts[[tokenizer.bos_id, tokenizer.eos_id]] = 0
+    best = int(counts.argmax())
+    return tokenizer.decode([best]), float(counts[best] / max(counts.sum(), 1))
+
+
 class _Windows:
     """The windows of a stream's documents that have at least `shortest` tokens."""
 

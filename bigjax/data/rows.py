@@ -66,12 +66,14 @@ def read_parts(data: Any, kind: str, names: Sequence[str] = SPLITS
     GLUE's, counts as none).
     """
     check_fractions(data.valid_fraction, data.test_fraction)
-    if not data.train:
+    if not data.train and not (set(names) > {"train"} and (data.valid or data.test)):
         raise UserError(f"data.train is empty. Set it to {_EXAMPLES}.")
     specs = _specs(data, kind)
     if data.train.startswith("docstrings:"):
         specs = dict.fromkeys(SPLITS, data.train) | specs  # split as for pre-training
     parts = {part: read_rows(specs[part], data, kind, part) for part in names if part in specs}
+    if not data.train:  # an imported model that is only evaluated
+        return {part: parts.get(part, []) for part in names}
     if len(parts) < len(names):
         fractions = [0. if part in specs else data[f"{part}_fraction"]
                      for part in ("valid", "test")]

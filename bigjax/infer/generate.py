@@ -38,6 +38,8 @@ class Generator:
 
     def __init__(self, family, config, params: Any):
         """family: a module of bigjax.models with Model and empty_cache; config: its Config."""
+        if not hasattr(family, "empty_cache"):
+            raise UserError("Only decoders write text (model.name='gpt'); this is an encoder.")
         self.config = dataclasses.replace(config, scan=False, remat="none")
         self._family = family
         if "layers" in params["stack"]:  # one array a layer: a scan would copy each every token

@@ -5,8 +5,12 @@ import importlib
 import pathlib
 from typing import Any, Callable, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from bigjax import config as config_lib
 from bigjax.errors import UserError
+from bigjax.layers import params as params_lib
 
 
 class Task(NamedTuple):
@@ -65,6 +69,23 @@ def _options(section):
 def all_fields(section) -> dict:
     """Every key of config.task with its value."""
     return {"name": section.name, **dataclasses.asdict(_options(section))}
+
+
+def init_and_axes(make: Callable[[Any], Any], c) -> tuple[Callable, Any]:
+    """Task.init and Task.axes of the Flax module make(c), c a model's Config with `scan`.
+
+    Parameters are drawn in the scanned form, so that `scan` does not change them.
+    """
+    scanned, example = make(dataclasses.replace(c, scan=True)), jnp.zeros((1, 1), jnp.int32)
+
+    def init(rng):
+        params = params_lib.unbox(scanned.init(rng, example)["params"])
+        if not c.scan:
+            params = {**params, "stack": params_lib.unstack_layers(params["stack"])}
+        return {"params": params, "extras": {}}
+
+    abstract = jax.eval_shape(make(c).init, jax.random.key(0), example)["params"]
+    return init, params_lib.logical_axes(abstract)
 
 
 def check_vocabulary(n: int, vocab_size: int) -> None:

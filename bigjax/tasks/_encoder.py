@@ -1,16 +1,12 @@
 """What the tasks on an encoder share: the model with its heads, and its parameters."""
 
-import dataclasses
+import functools
 from typing import Any, Callable, NamedTuple
-
-import jax
-import jax.numpy as jnp
 
 from bigjax import models
 from bigjax.data import labelled
 from bigjax.errors import UserError
-from bigjax.layers import params as params_lib
-from bigjax.tasks import check_vocabulary
+from bigjax.tasks import check_vocabulary, init_and_axes
 
 
 class Encoder(NamedTuple):
@@ -43,20 +39,10 @@ def build_encoder(config, heads: tuple[str, ...], n_labels: int = 2) -> Encoder:
     seq_len = config.data.seq_len
     if seq_len > c.max_len:
         raise UserError(f"data.seq_len={seq_len} is longer than model.max_len={c.max_len}.")
-    model = family.Model(c, heads, n_labels)
-    # Parameters are drawn in the scanned form, so that `scan` does not change them.
-    scanned = family.Model(dataclasses.replace(c, scan=True), heads, n_labels)
-    example = jnp.zeros((1, 1), jnp.int32)
-
-    def init(rng):
-        params = params_lib.unbox(scanned.init(rng, example)["params"])
-        if not c.scan:
-            params = {**params, "stack": params_lib.unstack_layers(params["stack"])}
-        return {"params": params, "extras": {}}
-
-    abstract = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
-    return Encoder(model, c, init, params_lib.logical_axes(abstract),
-                   seq_len * family.flops_per_token(c, seq_len), family.head_flops(c))
+    make = functools.partial(family.Model, heads=heads, n_labels=n_labels)
+    init, axes = init_and_axes(make, c)
+    return Encoder(make(c), c, init, axes, seq_len * family.flops_per_token(c, seq_len),
+                   family.head_flops(c))
 
 
 def load_labelled(config, kind: str, labels: tuple[str, ...], encoder: Encoder) -> Callable:

@@ -2,13 +2,11 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from bigjax import data, losses, models
 from bigjax.errors import UserError
-from bigjax.layers import params as params_lib
-from bigjax.tasks import Task, check_vocabulary
+from bigjax.tasks import Task, check_vocabulary, init_and_axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,20 +19,15 @@ def build(config, options: Config) -> Task:
     """Batches: inputs, targets int [B, T]; weights [B, T]; with packing segment_ids, positions
     int [B, T]; target_bytes int [B]."""
     family = models.module(config.model.name)
+    if not hasattr(family, "empty_cache"):
+        raise UserError(f"config.task.name='causal_lm' needs a decoder, such as model.name='gpt'; "
+                        f"model.name is {config.model.name!r}.")
     c = models.build_config(config.model)
     seq_len = config.data.seq_len
     if seq_len > c.max_len:
         raise UserError(f"data.seq_len={seq_len} is longer than model.max_len={c.max_len}.")
-    # Parameters are drawn in the scanned form, so that `scan` does not change them.
-    scanned = family.Model(dataclasses.replace(c, scan=True))
     model = family.Model(c)
-    example = jnp.zeros((1, 1), jnp.int32)
-
-    def init(rng):
-        params = params_lib.unbox(scanned.init(rng, example)["params"])
-        if not c.scan:
-            params = {**params, "stack": params_lib.unstack_layers(params["stack"])}
-        return {"params": params, "extras": {}}
+    init, axes = init_and_axes(family.Model, c)
 
     def loss(params, extras, frozen, batch, rng, train):
         del frozen
@@ -60,6 +53,5 @@ def build(config, options: Config) -> Task:
         check_vocabulary(corpus.tokenizer.vocab_size, c.vocab_size)
         return corpus
 
-    abstract = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
-    return Task(init, loss, lambda: None, params_lib.logical_axes(abstract), model, c,
-                seq_len * family.flops_per_token(c, seq_len), load_data)
+    return Task(init, loss, lambda: None, axes, model, c, seq_len * family.flops_per_token(c, seq_len),
+                load_data)

@@ -62,6 +62,10 @@ def build(config, options: Config) -> Task:
         make = functools.partial(pairs_lib.PairData, options=pairs_lib.Options(**fields))
         corpus = data.load_text(config.data, log, tokenizer, make)
         encoder.check_vocabulary(corpus.tokenizer)
+        for name, store in corpus.stores.items():
+            piece, share = pairs_lib.commonest(store.split("train"), corpus.tokenizer)
+            log(f"data: {name}: always guessing its most common token, {piece!r}, would give an "
+                f"mlm_accuracy of {share:.3f}")
         return corpus
 
     if options.max_predictions < 1:

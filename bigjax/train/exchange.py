@@ -68,7 +68,8 @@ def _config(found: interop.Imported):
         c.task.update(tasks.all_fields(c.task))
         c.data.seq_len = min(found.model["max_len"], SEQ_LEN)
         c.train.batch_size = BATCH_SIZE
-        c.evals = dict(valid=config_lib.evaluation("loss", every=c.train.steps))
+        kind = "loss" if found.task["name"] in ("causal_lm", "mlm_nsp") else "metrics"
+        c.evals = dict(valid=config_lib.evaluation(kind, every=c.train.steps))
     return c
 
 

@@ -11,8 +11,8 @@ from bigjax.errors import UserError
 IMPORTED = "huggingface.json"  # in the work folder of an imported model, see exchange.py
 # A run in progress keeps these; anything else may change between a stop and a resume.
 FIXED = re.compile(r"^(seed|task\.(name|kind|labels|pairs)|optim\.(name|freeze)|train\.batch_size"
-                   r"|model\.(?!(remat|dropout|dtype|attention)$).*"
-                   r"|data\.(?!cache_dir$).*(?<!\.path))$")  # the text itself has a fingerprint
+                   r"|model\.(?!(remat|dropout|attention_dropout|dtype|attention)$).*"
+                   r"|data\.(?!(cache_dir|train|valid|test)$).*(?<!\.path))$")  # the text itself has a fingerprint
 # These may change their value, but not between zero and something: the state would differ.
 FIXED_ZERO = ("train.ema", "optim.b1")
 

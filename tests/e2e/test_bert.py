@@ -259,3 +259,35 @@ def test_bad_predictions(tuned, pretrained, table, tmp_path, capsys):
         code, _, err = bigjax(capsys, "predict", *arguments)
         assert code == 2 and all(w in err for w in words), err
     assert not list(tmp_path.glob("o.*"))
+
+
+def test_through_hugging_face_and_back(tuned, flags, tmp_path, capsys):
+    """Exported, imported and evaluated on a file of its own; and as what a run starts from."""
+    folder, table = tmp_path / "hf", write_table(tmp_path / "dev.tsv", 50, seed=9)
+    code, out, err = bigjax(capsys, "export", f"--workdir={tuned}", f"--to={folder}")
+    assert code == 0 and "BertForSequenceClassification" in out, err
+    code, out, err = bigjax(capsys, "import", f"--from={folder}", f"--workdir={tmp_path}/imported")
+    assert code == 0, err
+    scores = {}
+    for workdir in (tuned, f"{tmp_path}/imported"):
+        code, out, err = bigjax(capsys, "eval", f"--workdir={workdir}", "--json",
+                                f"--config.data.valid={table}", "--config.data.seq_len=32")
+        assert code == 0, err
+        scores[workdir] = json.loads(out.splitlines()[-1])
+    assert scores[tuned]["eval/valid/loss"] == pytest.approx(
+        scores[f"{tmp_path}/imported"]["eval/valid/loss"], rel=1e-4)
+    assert scores[tuned]["eval/valid/accuracy"] > 0.9
+    code, out, err = bigjax(
+        capsys, "train", *[f for f in flags if "init_from=/" not in f],
+        f"--config.init_from={folder}", f"--workdir={tmp_path}/run", "--config.train.steps=1",
+        "--config.optim.warmup_steps=0", f"--config.data.valid={table}")
+    assert code == 0 and f"from {folder}" in out and "\nnew" not in out, err
+    first = helpers.read_metrics(tmp_path / "run")[0]
+    assert first["eval/valid/accuracy"] == scores[tuned]["eval/valid/accuracy"]
+    code, _, err = bigjax(capsys, "train", *flags, f"--workdir={tmp_path}/imported")
+    assert code == 2 and "imported model" in err and "init_from" in err
+
+
+def test_an_encoder_writes_no_text(pretrained, capsys):
+    code, _, err = bigjax(capsys, "generate", f"--workdir={pretrained}", "--prompt=the")
+    assert code == 2 and "decoder" in err

@@ -272,3 +272,11 @@ def test_a_tokenizer_without_a_mask_is_refused(stream):
     from bigjax.data.tokenizer import Bytes
     with pytest.raises(UserError, match="wordpiece"):
         make(stream, Bytes())
+
+
+def test_the_commonest_token(stream, tokenizer):
+    tokens = stream.window(0, stream.n_tokens)
+    tokens = tokens[(tokens != tokenizer.bos_id) & (tokens != tokenizer.eos_id)]
+    piece, share = pairs.commonest(stream, tokenizer)
+    assert share == pytest.approx(np.bincount(tokens).max() / len(tokens))
+    assert tokenizer.encode(piece)[0] == np.bincount(tokens).argmax()

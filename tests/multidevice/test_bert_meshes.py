@@ -1,0 +1,70 @@
+"""An encoder on a mesh gives the numbers of one device: pre-training, packed fine-tuning."""
+
+import jax
+import numpy as np
+import pytest
+
+from bigjax import config, tasks
+from bigjax.infer import predict
+from bigjax.parallel import mesh as mesh_lib
+from tests.e2e.test_bert import TINY_BERT, write_table
+from tests.multidevice.test_meshes import assert_same, sizes, train
+
+MESHES = [(2, 1, 4), (2, 2, 2)]
+
+
+@pytest.fixture(scope="module")
+def make(corpus_file, cache_dir, tmp_path_factory):
+    """variant -> (config, its data)."""
+    table = write_table(tmp_path_factory.mktemp("table") / "train.tsv", 200)
+
+    def of(variant):
+        c = config.load_file(TINY_BERT + variant)
+        with c.unlocked():
+            c.data.cache_dir, c.data.sources.text.path, c.data.train = cache_dir, corpus_file, table
+            c.model.dropout = c.model.attention_dropout = 0.0
+        tasks.resolve(c)
+        return c, tasks.build(c).load_data(lambda text: None)
+    return of
+
+
+@pytest.fixture(scope="module")
+def one_device(make):
+    return {variant: train(*_swap(make(variant), (1, 1, 1))) for variant in ("", ":labelled")}
+
+
+def _swap(made, mesh_sizes):
+    return made[0], mesh_sizes, made[1]
+
+
+@pytest.mark.parametrize("variant", ["", ":labelled"])
+@pytest.mark.parametrize("mesh_sizes", MESHES, ids=str)
+def test_loss_and_parameters_after_ten_steps(make, one_device, mesh_sizes, variant):
+    got = train(*_swap(make(variant), mesh_sizes))
+    assert_same(got, one_device[variant])
+    kernel = got[2].params["stack"]["layers"]["attention"]["query"]["kernel"]
+    assert kernel.sharding.spec[-1] == "tensor" or kernel.sharding.spec[2] == "tensor"
+    assert kernel.addressable_shards[0].data.size < kernel.size
+
+
+def test_accumulation_equals_the_large_batch(make, one_device):
+    c, corpus = make("")
+    with c.unlocked():
+        c.train.accumulate = 2
+    assert_same(train(c, (2, 2, 2), corpus), one_device[""])
+
+
+def test_predictions_on_a_mesh(make, one_device):
+    c, corpus = make(":labelled")
+    task, data = tasks.build(c), corpus.split("valid", batch_size=8)
+    outputs = []
+    for mesh_sizes in ((1, 1, 1), (2, 1, 4)):
+        n = int(np.prod(mesh_sizes))
+        mesh = mesh_lib.make_mesh(sizes(*mesh_sizes), jax.devices()[:n])
+        with jax.set_mesh(mesh):
+            params = jax.tree.map(np.asarray, one_device[":labelled"][2].params)
+            outputs.append(predict.outputs_of(task, mesh, params, {}, data, labelled=True))
+    (one, loss), (many, same) = outputs
+    np.testing.assert_allclose(np.stack(many), np.stack(one), atol=1e-5)
+    np.testing.assert_allclose(same["loss"], loss["loss"], rtol=1e-5)
+    assert loss["loss"][1] == data.n_examples

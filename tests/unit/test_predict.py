@@ -1,0 +1,168 @@
+"""From a model's outputs to predictions, files and metrics."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from bigjax.data.labelled import LabelledData, encode_rows
+from bigjax.data.wordpiece import train_wordpiece
+from bigjax.evals import metrics
+from bigjax.infer import predict
+from tests.conftest import WORDS
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_wordpiece([" . ".join(WORDS)] * 3, 120)
+
+
+DATA = types.SimpleNamespace(seq_len=24, truncate=True, doc_stride=4)
+
+
+def config(**task):
+    return ConfigDict({"task": task})
+
+
+def test_classes_and_numbers():
+    rows = [{"text": "a"}, {"text": "b"}]
+    examples = types.SimpleNamespace(row=np.array([0, 1]))
+    outputs = [np.array([0.0, 2.0, 1.0]), np.array([3.0, 0.0, 0.0])]
+    c = config(name="classify", kind="classify", labels=("x", "y", "z"))
+    found = predict.predictions(c, rows, examples, outputs)
+    assert [f["prediction"] for f in found] == ["y", "x"]
+    e = np.exp([0, 2, 1])
+    assert list(found[0]["probabilities"].values()) == pytest.approx((e / e.sum()).tolist())
+    assert found[0]["probability"] == pytest.approx(e[1] / e.sum())
+    c = config(name="classify", kind="regress", labels=())
+    assert predict.predictions(c, rows, examples, [np.array([1.5]), np.array([-2.0])]) == [
+        {"prediction": 1.5}, {"prediction": -2.0}]
+
+
+def test_tags_stand_at_first_pieces_and_cut_words_have_none(tokenizer):
+    rows = [{"tokens": ["the", "zzz", "shape"], "where": ""},
+            {"tokens": ["model"] * 40, "where": ""}]
+    examples = encode_rows(rows, DATA, "tag", ("O", "X"), tokenizer, with_labels=False)
+    outputs = [np.tile([1.0, 0.0], (n, 1)) for n in examples.lengths]
+    outputs[0][examples.words_of(0)[2]] = [0.0, 1.0]
+    found = predict.predictions(config(name="tag", labels=("O", "X")), rows, examples, outputs)
+    assert found[0]["prediction"] == ["O", "O", "X"]
+    kept = len(examples.words_of(1))
+    assert kept < 40 and found[1]["prediction"] == ["O"] * kept + [None] * (40 - kept)
+
+
+def answer_outputs(examples, best):
+    """Logits with a peak: {(example, column, 0 start or 1 end): value}."""
+    out = [np.zeros((n, 2)) for n in examples.lengths]
+    for (i, column, which), value in best.items():
+        out[i][column, which] = value
+    return out
+
+
+def test_answers_are_the_best_span_of_all_windows(tokenizer):
+    context = " ".join(WORDS[:20])
+    rows = [{"question": "which", "context": context, "where": ""}]
+    examples = encode_rows(rows, DATA, "answer", (), tokenizer, with_labels=False)
+    assert len(examples) > 1
+    last = len(examples) - 1
+    columns = np.flatnonzero(examples.spans_of(last)[:, 0] >= 0)
+    a, b = columns[0], columns[2]
+    task = dict(name="answer", max_answer=5, none_allowed=False)
+    find = lambda best, **t: predict.predictions(
+        config(**{**task, **t}), rows, examples, answer_outputs(examples, best))[0]
+    spans = examples.spans_of(last)
+    want = context[spans[a, 0]:spans[b, 1]]
+    found = find({(last, a, 0): 4.0, (last, b, 1): 4.0, (0, columns[0], 0): 3.0})
+    assert found == {"prediction": want, "score": 8.0}
+    # The end before the start, a span that is too long, the question: none of them is an answer
+    assert find({(last, b, 0): 4.0, (last, a, 1): 4.0})["score"] == 4.0
+    assert find({(last, a, 0): 4.0, (last, b, 1): 4.0}, max_answer=2)["score"] == 4.0
+    assert find({(0, 1, 0): 9.0, (0, 1, 1): 9.0})["score"] == 0.0
+    # No answer: only where it is allowed, and where every window says so
+    none = {(i, 0, k): 5.0 for i in range(len(examples)) for k in (0, 1)}
+    assert find(none)["prediction"] != ""
+    assert find(none, none_allowed=True) == {"prediction": "", "score": 10.0}
+    assert find({**none, (1, 0, 0): -9.0}, none_allowed=True)["prediction"] != ""
+
+
+def test_outputs_find_their_examples_in_packed_rows(tokenizer):
+    """A model whose output is its input: each example gets its own tokens back."""
+    import jax
+    from bigjax.parallel import mesh as mesh_lib
+    rows = [{"text": " ".join(WORDS[i % 9:i % 9 + 1 + i % 4]), "where": ""} for i in range(30)]
+    examples = encode_rows(rows, DATA, "classify", (), tokenizer, with_labels=False)
+    data = LabelledData(examples, tokenizer.pad_id, 24, 4, shuffle=False)
+    mesh = mesh_lib.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    columns = lambda p, e, batch: batch["tokens"][..., None]
+    first = lambda p, e, batch: jax.numpy.take_along_axis(
+        batch["tokens"], batch["first"] + 1, axis=1)[..., None]
+    for function in (columns, first):
+        task = types.SimpleNamespace(outputs=function)
+        found, sums = predict.outputs_of(task, mesh, {}, {}, data, labelled=False)
+        assert sums == {} and len(found) == 30
+        for i, got in enumerate(found):
+            own = examples.tokens[examples.offsets[i]:examples.offsets[i + 1]]
+            np.testing.assert_array_equal(got[:, 0] if function is columns else got,
+                                          own if function is columns else own[1:2])
+
+
+def test_files(tmp_path):
+    rows = [{"text": 'a\t"b"', "where": "x:1"}, {"text": "c", "where": "x:2"}]
+    found = [{"prediction": ["O", None]}, {"prediction": "y", "probabilities": {"y": 1.0}}]
+    for ending in ("tsv", "csv", "jsonl"):
+        predict.write(tmp_path / f"o.{ending}", rows, found)
+    assert [json.loads(line) for line in open(tmp_path / "o.jsonl")] == [
+        {"text": 'a\t"b"', "prediction": ["O", None]},
+        {"text": "c", "prediction": "y", "probabilities": {"y": 1.0}}]
+    assert (tmp_path / "o.csv").read_text().splitlines()[0] == "text,prediction"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o.csv", "o.jsonl", "o.tsv"]
+
+
+# --- Metrics ---------------------------------------------------------------------------------
+
+def test_classification_metrics_by_hand():
+    rows = [{"label": label} for label in "aaabbc"]
+    found = [{"prediction": label} for label in "aabbbb"]
+    task = ConfigDict(dict(name="classify", kind="classify", labels=("a", "b", "c")))
+    numbers, text, by_label = metrics.measure(task, rows, found)
+    f1 = [2 * 1.0 * 2 / 3 / (1 + 2 / 3), 2 * 0.5 * 1 / 1.5, 0.0]
+    assert numbers["accuracy"] == pytest.approx(4 / 6)
+    assert numbers["f1_macro"] == pytest.approx(np.mean(f1))
+    assert numbers["f1_weighted"] == pytest.approx(np.average(f1, weights=[3, 2, 1]))
+    # Matthews: (c s - sum t p) / sqrt((s2 - sum p2)(s2 - sum t2))
+    assert numbers["matthews"] == pytest.approx(
+        (4 * 6 - (3 * 2 + 2 * 4)) / ((36 - 20) * (36 - 14)) ** 0.5)
+    assert by_label["b"]["precision"] == 0.5 and by_label["b"]["support"] == 2
+    assert "precision" in text
+
+
+def test_tag_metrics_leave_o_out_and_count_cut_words_as_wrong():
+    rows = [{"tags": ["O", "X", "X"]}, {"tags": ["O", "O"]}]
+    found = [{"prediction": ["O", "X", None]}, {"prediction": ["O", "X"]}]
+    task = ConfigDict(dict(name="tag", labels=("O", "X")))
+    numbers, _, _ = metrics.measure(task, rows, found)
+    assert numbers["accuracy"] == pytest.approx(3 / 5)
+    assert numbers["f1_micro"] == pytest.approx(0.5)  # of X: precision 1/2, recall 1/2
+
+
+def test_regression_metrics():
+    rows = [{"label": str(x)} for x in (1.0, 2.0, 3.0, 10.0)]
+    found = [{"prediction": x} for x in (1.0, 2.5, 3.0, 4.0)]
+    task = ConfigDict(dict(name="classify", kind="regress", labels=()))
+    numbers, _, _ = metrics.measure(task, rows, found)
+    assert numbers["spearman"] == pytest.approx(1.0) and 0.7 < numbers["pearson"] < 0.95
+    assert numbers["mse"] == pytest.approx(36.25 / 4) and numbers["mae"] == pytest.approx(6.5 / 4)
+    constant = [{"prediction": 1.0}] * 4
+    assert metrics.measure(task, rows, constant)[0]["pearson"] == 0.0
+
+
+def test_answer_scores_as_squad_counts_them():
+    score = lambda golds, said: metrics.answer_scores([[(g, -1) for g in golds]], [said])
+    assert score(["The Eiffel Tower"], "eiffel tower!") == {"exact_match": 1.0, "f1": 1.0}
+    assert score(["red car", "blue"], "a blue") == {"exact_match": 1.0, "f1": 1.0}
+    assert score(["red car"], "red bike")["f1"] == pytest.approx(0.5)
+    assert score(["a b c d"], "b c")["f1"] == pytest.approx(2 * 1 * (2 / 3) / (5 / 3))
+    assert score([], "") == {"exact_match": 1.0, "f1": 1.0}
+    assert score([], "something") == {"exact_match": 0.0, "f1": 0.0}
