@@ -1,6 +1,6 @@
 """What pre-training is worth: test accuracy of fine-tuning from a run and from scratch.
 
-    python benchmarks/bert_finetune.py --pretrained=RUN [--json] [--seeds 3] [--config.KEY=VALUE ...]
+    python benchmarks/bert_finetune.py --pretrained=RUN [--json] [--seeds 3] [--config.KEY=VALUE]
 
 Both sides train configs/bert/finetune.py with the same model, tokenizer, data, steps and seeds;
 "ours" starts from the parameters of RUN (a work folder or a Hugging Face folder), "theirs" from

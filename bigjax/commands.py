@@ -40,15 +40,29 @@ class Arguments:
             raise UserError("This command needs one --workdir=FOLDER.")
         return self.flags.workdir[0]
 
+    @property
+    def step(self) -> int | None:
+        """--step: a number, 'best' by the run's checkpoint.best, or None for the newest."""
+        text = self.flags.step
+        if text is None or text.isdigit():
+            return None if text is None else int(text)
+        if text != "best":
+            raise UserError(f"--step is {text!r}; give a number, or best.")
+        from bigjax.train import load
+        return load.best_step(self.workdir)
+
     def config(self, base=None):
         """(config, {overridden key: its former value}); base: a config that replaces --config."""
         from bigjax import models, tasks
         if base is None:
             base = config_lib.load_file(self.flags.config or config_lib.DEFAULT_CONFIG)
         config = base.copy_and_resolve_references().lock()
+        names = tuple(f"--config.{s}.name=" for s in ("model", "task"))
+        config_lib.override(config, [a for a in self.overrides if a.startswith(names)], {})
         fields = {"model": models.all_fields(config.model), "task": tasks.all_fields(config.task)}
         before = {f"{s}.{k}": v for s in fields for k, v in fields[s].items()}
         before.update(config_lib.sorted_leaves(config))
+        before.update({f"{s}.name": base[s].name for s in fields})
         keys = config_lib.override(config, self.overrides, fields)
         for section, module in (("model", models), ("task", tasks)):
             if config[section].get("preset") != "init_from":  # else they are found at the start
@@ -105,19 +119,19 @@ def evaluate(argv: list[str]) -> None:
     """Evaluates a saved step of a run on all its evaluation sets.
 
     --workdir=FOLDER
-    --step=N            default: the newest
+    --step=N            or best (by checkpoint.best); default: the newest
     --config.KEY=VALUE  other data, batches, mesh: any key of the run's config
     --json              also prints the numbers as one line of JSON, last
     """
     def define(f):
-        flags.DEFINE_integer("step", None, "", flag_values=f)
+        flags.DEFINE_string("step", None, "", flag_values=f)
         flags.DEFINE_bool("json", False, "", flag_values=f)
     arguments = Arguments(argv, define)
     from bigjax import data, evals
     from bigjax.evals.context import Context
     from bigjax.train import load as load_lib, workdir as workdir_lib
     config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
-    loaded = load_lib.load(arguments.workdir, config, arguments.flags.step,
+    loaded = load_lib.load(arguments.workdir, config, arguments.step,
                            config.train.batch_size)
     tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
     corpus = loaded.task.load_data(print, tokenizer)
@@ -145,14 +159,14 @@ def generate(argv: list[str]) -> None:
     --top_p=0.95        only the likeliest tokens that together have this probability
     --stop=TEXT         ends a sample; may be given several times
     --seed=0
-    --step=N            default: the newest
+    --step=N            or best (by checkpoint.best); default: the newest
     """
     def define(f):
         flags.DEFINE_multi_string("prompt", [], "", flag_values=f)
         flags.DEFINE_multi_string("stop", [], "", flag_values=f)
-        for name, default in (("number", 1), ("max_tokens", 128), ("top_k", 0), ("seed", 0),
-                              ("step", None)):
+        for name, default in (("number", 1), ("max_tokens", 128), ("top_k", 0), ("seed", 0)):
             flags.DEFINE_integer(name, default, "", flag_values=f)
+        flags.DEFINE_string("step", None, "", flag_values=f)
         for name, default in (("temperature", 0.8), ("top_p", 0.95)):
             flags.DEFINE_float(name, default, "", flag_values=f)
     arguments = Arguments(argv, define)
@@ -167,7 +181,7 @@ def generate(argv: list[str]) -> None:
     config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
     tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
     options = Options(f.max_tokens, f.temperature, f.top_k, f.top_p, tokenizer.eos_id)
-    loaded = load_lib.load(arguments.workdir, config, f.step, batch_size=None)
+    loaded = load_lib.load(arguments.workdir, config, arguments.step, batch_size=None)
     generator = Generator(models.module(config.model.name), loaded.task.model_config,
                           loaded.params)
     prompts = [p for p in (f.prompt or [""]) for _ in range(f.number)]
@@ -188,12 +202,12 @@ def predict(argv: list[str]) -> None:
     --input=FILE     .tsv, .csv, .jsonl (.conll to tag, .json of SQuAD to answer); its columns
                      have the names they had in training, or --config.data.columns.text=NAME ...
     --output=FILE    .tsv, .csv or .jsonl: the rows with their predictions
-    --step=N         default: the newest
+    --step=N         or best (by checkpoint.best); default: the newest
     """
     def define(f):
         flags.DEFINE_string("input", "", "", flag_values=f)
         flags.DEFINE_string("output", "", "", flag_values=f)
-        flags.DEFINE_integer("step", None, "", flag_values=f)
+        flags.DEFINE_string("step", None, "", flag_values=f)
     arguments = Arguments(argv, define)
     f = arguments.flags
     if not f.input or not f.output:
@@ -214,7 +228,7 @@ def predict(argv: list[str]) -> None:
     split = data.LabelledData(examples, tokenizer.pad_id, config.data.seq_len,
                               config.train.batch_size, packing=config.data.packing, shuffle=False,
                               name="input")
-    loaded = load_lib.load(arguments.workdir, config, f.step, config.train.batch_size)
+    loaded = load_lib.load(arguments.workdir, config, arguments.step, config.train.batch_size)
     outputs, _ = predict_lib.outputs_of(loaded.task, loaded.mesh, loaded.params, loaded.extras,
                                         split, labelled=False)
     predict_lib.write(f.output, rows, predict_lib.predictions(config, rows, examples, outputs))
@@ -251,12 +265,12 @@ def checkpoint(argv: list[str]) -> None:
     --step=N          whose parameters to list; default: the newest
     """
     def define(f):
-        flags.DEFINE_integer("step", None, "", flag_values=f)
+        flags.DEFINE_string("step", None, "", flag_values=f)
     arguments = Arguments(argv, define)
     import jax
     jax.config.update("jax_platforms", "cpu")
     from bigjax.train import inspect
-    print(inspect.describe(arguments.workdir, arguments.flags.step))
+    print(inspect.describe(arguments.workdir, arguments.step))
 
 
 def report(argv: list[str]) -> None:
@@ -283,6 +297,8 @@ def tokenizer(argv: list[str]) -> None:
     arguments = Arguments(argv, define)
     config, _ = arguments.config()
     from bigjax import data
+    from bigjax.train import init_from
+    init_from.fill(config)
     built = data.build_tokenizer(config.data)
     print(f"{config.data.tokenizer.kind} tokenizer of {built.vocab_size:,} tokens")
     for text in ("Hello world", "def attention(query, key, value):"):
@@ -317,13 +333,13 @@ def export(argv: list[str]) -> None:
 
     --workdir=FOLDER
     --to=FOLDER       new
-    --step=N          default: the newest
+    --step=N          or best (by checkpoint.best); default: the newest
     --dtype=NAME      float32, bfloat16 or float16; default: as imported, else as trained
     """
     def define(f):
         flags.DEFINE_string("to", None, "", flag_values=f)
         flags.DEFINE_string("dtype", "", "", flag_values=f)
-        flags.DEFINE_integer("step", None, "", flag_values=f)
+        flags.DEFINE_string("step", None, "", flag_values=f)
     arguments = Arguments(argv, define)
     f = arguments.flags
     if not f.to:
@@ -332,7 +348,7 @@ def export(argv: list[str]) -> None:
     import jax
     jax.config.update("jax_platforms", "cpu")
     from bigjax.train import exchange
-    exchange.export_run(workdir, f.to, f.step, print, f.dtype)
+    exchange.export_run(workdir, f.to, arguments.step, print, f.dtype)
 
 
 COMMANDS = {

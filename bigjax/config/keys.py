@@ -107,8 +107,8 @@ def evaluation(kind: str = "loss", *, every: int, split: str = "valid", batches:
                prompt: str = "", tokens: int = 64) -> dict:
     """An entry of `evals`: kind names a module of bigjax.evals.
 
-    every: steps between two runs (it always runs at the end). split, batches (0 = all): for
-    'loss'. prompt, tokens: for 'sample'.
+    every: steps between two runs (it always runs at the end). split: of 'loss' and 'metrics' (all
+    that labelled tasks have); batches: of 'loss', 0 = all. prompt, tokens: of 'sample'.
     """
     return dict(kind=kind, every=every, split=split, batches=batches, prompt=prompt,
                 tokens=tokens)

@@ -2,8 +2,9 @@
 
 Document d of a stream gives ceil(n / room) windows of `room` tokens that cover it evenly; shorter
 ones give one. A window is cut in two near a sentence's end. For next-sentence prediction half of
-the windows get the second part of another document's window instead of their own, one of about the
-same length and cut at the same fraction, so that neither lengths nor ends tell the two apart.
+the windows get the second part of another document's window instead of their own. Each row draws
+such another window, and the part that is taken is cut to the shorter of the two: so lengths say
+nothing about which one it is.
 """
 
 import dataclasses
@@ -38,6 +39,8 @@ class Options:
 
 class PairData:
     """One split as batches of masked examples; the interface of TextData.
+
+    Without options.dynamic an example has the same pair and masks in every epoch.
 
     batch_at(step) gives tokens, types, segment_ids (1, and 0 on padding) int32 [B, T]; picked,
     targets int32 and weights float32 [B, M] as in masking.Masked; and unless pairs is 'none'
@@ -79,7 +82,7 @@ class PairData:
         tokens = np.full((n, T), self._tokenizer.pad_id, np.int32)
         types, segments = np.zeros((n, T), np.int32), np.zeros((n, T), np.int32)
         label, lengths = np.zeros((n, 1), np.int32), np.zeros(n, int)
-        draws = uniform((self.seed, _PAIR, step), row, 3 + _CANDIDATES)
+        draws = uniform(*self._place(_PAIR, step, row, source, example), 3 + _CANDIDATES)
         for i in range(present):
             parts, label[i] = self._parts(source[i], example[i], draws[i])
             line = [self._tokenizer.bos_id]
@@ -120,13 +123,12 @@ class PairData:
             return [own], 0
         a, b = self._cut(own, 0.2 + 0.6 * u[1])
         changed = u[2] < 0.5
-        if changed and o.pairs == "sop":
-            a, b = b, a
-        elif changed:
-            other = windows.another(example, u[3:])
-            b = self._cut(windows.tokens(other, limit), 0.2 + 0.6 * u[1])[1]
-            b = b[:max(1, limit - len(a))]
-        return [a, b], int(changed)
+        if o.pairs == "sop":
+            return [b, a] if changed else [a, b], int(changed)
+        other = windows.tokens(windows.another(example, u[3:]), limit)
+        other = self._cut(other, 0.2 + 0.6 * u[1])[1]
+        n = min(len(b), len(other), limit - len(a))  # whichever is taken, so that n does not tell
+        return [a, (other if changed else b)[:n]], int(changed)
 
     def _cut(self, tokens: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """In two: at the sentence's end that is nearest to a fraction, if one is near."""
@@ -141,14 +143,19 @@ class PairData:
     def _mask(self, tokens, segments, lengths, step, row, source, example) -> masking.Masked:
         o, t = self._options, self._tokenizer
         special = (tokens == t.bos_id) | (tokens == t.eos_id)
-        key, place = (self.seed, _MASK, step), row
-        if not o.dynamic:  # the same masks in every epoch
-            key, place = (self.seed, _MASK), np.zeros(len(row), np.uint64)
-            place[:len(example)] = self._offsets[source] + example
+        key, place = self._place(_MASK, step, row, source, example)
         return masking.mask(
             tokens, (segments > 0) & ~special, ~t.is_continuation[tokens], lengths, key, place,
             rate=o.mask_rate, max_predictions=o.max_predictions, unit=o.mask_unit,
             mask_id=t.mask_id, vocab_size=t.vocab_size)
+
+    def _place(self, purpose: int, step: int, row, source, example):
+        """The key and rows of random numbers: by step and row, or by example if not dynamic."""
+        if self._options.dynamic:
+            return (self.seed, purpose, step), row
+        place = np.zeros(len(row), np.uint64)
+        place[:len(example)] = self._offsets[source] + example
+        return (self.seed, purpose), place
 
     def _check_enough(self, sizes: list[int]) -> None:
         for name, source in zip(self._names, self._sources):

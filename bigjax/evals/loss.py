@@ -1,4 +1,4 @@
-"""The task's loss and metrics over a split: every example once, weighted exactly."""
+"""The task's loss and metrics over a split: sums over all examples, each taken once."""
 
 import jax
 

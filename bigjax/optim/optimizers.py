@@ -25,16 +25,18 @@ def make(optim, steps: int, params) -> optax.GradientTransformation:
     schedule = make_schedule(optim, steps)
     decay = matches(optim.decay, params, "optim.decay")
     if not all(isinstance(d, bool) for d in jax.tree_util.tree_leaves(decay)):
-        raise UserError(f"optim.decay={optim.decay!r} tells the layers of a scanned stack apart; it "
-                        "has to name whole parameters.")
+        raise UserError(f"optim.decay={optim.decay!r} tells the layers of a scanned stack apart; "
+                        "it has to name whole parameters.")
     # The state's tree does not depend on whether gradients are clipped: that may change on resume.
     parts = [optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()]
     decayed = optax.add_decayed_weights(optim.weight_decay, decay)
     if optim.name == "adamw":
         parts += [optax.scale_by_adam(optim.b1, optim.b2, optim.eps), decayed]
     elif optim.name == "lamb":  # https://arxiv.org/abs/1904.00962
+        # As in its authors' code what does not decay has no trust ratio: the small norm of a bias
+        # would hold it where it began.
         parts += [optax.scale_by_adam(optim.b1, optim.b2, optim.eps), decayed,
-                  per_layer(optax.scale_by_trust_ratio())]
+                  optax.masked(per_layer(optax.scale_by_trust_ratio()), decay)]
     elif optim.name == "adafactor":  # https://arxiv.org/abs/1804.04235
         parts += [per_layer(optax.chain(optax.scale_by_factored_rms(),
                                         optax.clip_by_block_rms(1.0),
@@ -42,8 +44,8 @@ def make(optim, steps: int, params) -> optax.GradientTransformation:
     else:
         parts += [optax.trace(decay=optim.b1) if optim.b1 else optax.identity(), decayed]
     parts.append(optax.scale_by_learning_rate(schedule))
-    if optim.layer_decay != 1:
-        parts.append(scale(decay_factors(params, optim.layer_decay)))
+    parts.append(scale(decay_factors(params, optim.layer_decay)) if optim.layer_decay != 1
+                 else optax.identity())  # so that it may change on resume, too
     return _freeze(optax.chain(*parts), optim.freeze, params)
 
 

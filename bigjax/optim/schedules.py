@@ -13,9 +13,9 @@ def make_schedule(optim, steps: int) -> Callable:
     """step (0-based) -> learning rate, float32; over `steps` steps.
 
     Linear warm-up over warmup_steps, from peak / warmup_steps to the peak, then by `schedule`:
-    cosine or linear down to final_fraction of the peak at the last step; rsqrt: peak * sqrt(w / step), w the
-    warm-up (at least 1; https://arxiv.org/abs/1910.10683); constant. rsqrt and constant may end
-    with a linear cool-down to final_fraction over cooldown_steps.
+    cosine or linear down to final_fraction of the peak at the last step; rsqrt: peak *
+    sqrt(w / step), w the warm-up (at least 1; https://arxiv.org/abs/1910.10683); constant. rsqrt
+    and constant may end with a linear cool-down to final_fraction over cooldown_steps.
     """
     peak, warmup, cooldown = optim.learning_rate, optim.warmup_steps, optim.cooldown_steps
     shape, final = optim.schedule, optim.final_fraction

@@ -53,5 +53,5 @@ def build(config, options: Config) -> Task:
         check_vocabulary(corpus.tokenizer.vocab_size, c.vocab_size)
         return corpus
 
-    return Task(init, loss, lambda: None, axes, model, c, seq_len * family.flops_per_token(c, seq_len),
-                load_data)
+    return Task(init, loss, lambda: None, axes, model, c,
+                seq_len * family.flops_per_token(c, seq_len), load_data)

@@ -6,6 +6,7 @@ import types
 from collections import defaultdict
 from typing import Any, Callable, NamedTuple
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,12 +22,16 @@ from bigjax.train.checkpoint import Checkpoints
 from bigjax.trees import layer_names, named_leaves, path_name
 
 
+OF_A_RUN = ("dtype", "param_dtype", "scan", "remat", "attention")  # not of a model
+
+
 class Source(NamedTuple):
     """A model to start from.
 
     shapes: {parameter path with 'layer_3' for the fourth layer: shape}. load(abstract) -> (name ->
-    array): reads what abstract, the tree that is wanted, has use for. model: its config.model.
-    tokenizer_kind, tokenizer_path: as in config.data.tokenizer; kind '' if there is none.
+    array): with the shardings of abstract, the tree that is wanted, where they fit. model: its
+    config.model. tokenizer_kind, tokenizer_path: as in config.data.tokenizer; kind '' if there is
+    none. labels: of its task, () if it has none.
     """
     where: str
     shapes: dict[str, tuple[int, ...]]
@@ -34,6 +39,7 @@ class Source(NamedTuple):
     model: dict[str, Any]
     tokenizer_kind: str
     tokenizer_path: str
+    labels: tuple[str, ...]
 
 
 def open_source(where: str, cache_dir: str) -> Source:
@@ -50,10 +56,15 @@ def open_source(where: str, cache_dir: str) -> Source:
     for file, content in files.items():
         write_atomically(folder / file, content)
     return Source(where, {n: found.shapes[n] for n in found.names}, lambda abstract: found.load,
-                  found.model, found.tokenizer_kind, str(folder))
+                  found.model, found.tokenizer_kind, str(folder),
+                  tuple(found.task.get("labels", ())))
 
 
 def _open_run(where: str) -> Source:
+    if not (epath.Path(where) / "config.json").exists():
+        raise UserError(f"config.init_from={where!r} is neither a run's work folder nor a Hugging "
+                        "Face folder: it has no config.json. Train that run first, or name another "
+                        "folder.")
     config = workdir_lib.read_config(where)
     workdir = workdir_lib.existing(where)
     checkpoints = Checkpoints(workdir, read_only=True)
@@ -72,15 +83,17 @@ def _open_run(where: str) -> Source:
             at = re.search(r"layer_(\d+)", name)
             return named[name.replace(at[0], "layers")][int(at[1])]
         return get
-    return Source(f"{where}, step {step}", shapes, load, config.model.to_dict(),
-                  config.data.tokenizer.kind, str(workdir / "tokenizer"))
+    model = {k: v for k, v in config.model.items() if k not in OF_A_RUN}
+    return Source(f"{where}, step {step}", shapes, load, model, config.data.tokenizer.kind,
+                  str(workdir / "tokenizer"), tuple(config.task.get("labels", ())))
 
 
-def fill(config) -> None:
+def fill(config, workdir: str = "") -> None:
     """Puts the model and the tokenizer of init_from into a config that says 'init_from' for them.
 
-    Keys of config.model that are set win over those found. Raises UserError if init_from is
-    neither a run's work folder nor a Hugging Face folder.
+    Keys of config.model that are set win over those found. A run that goes on in workdir has them
+    in its own config, so that the folder it came from may be gone. Raises UserError if init_from
+    is neither a run's work folder nor a Hugging Face folder.
     """
     c = config
     wanted = [key for key, value in (("model.preset", c.model.get("preset", "")),
@@ -92,6 +105,16 @@ def fill(config) -> None:
         raise UserError(f"config.{wanted[0]}='init_from' takes it from config.init_from, which is "
                         "empty. Set that to a run's work folder or a Hugging Face folder, or name "
                         "a preset.")
+    if workdir_lib.has_checkpoints(workdir):
+        saved = workdir_lib.read_config(workdir)
+        with c.unlocked():
+            if "model.preset" in wanted:
+                c.model = {**saved.model.to_dict(),
+                           **{k: v for k, v in c.model.items() if k != "preset"}}
+            if "data.tokenizer.kind" in wanted:
+                c.data.tokenizer.update(saved.data.tokenizer)
+                c.data.tokenizer.path = str(workdir_lib.existing(workdir) / "tokenizer")
+        return
     source = open_source(c.init_from, c.data.cache_dir)
     with c.unlocked():
         if "model.preset" in wanted:
@@ -126,7 +149,8 @@ def _restore(checkpoints, step, item, saved, abstract, where):
     try:
         return checkpoints.restore(step, {item: tree})[0][item]
     except Exception as e:  # whatever damage makes Orbax raise
-        raise UserError(f"config.init_from={where!r}: its checkpoint {step} is damaged ({e}).") from e
+        raise UserError(f"config.init_from={where!r}: its checkpoint {step} is damaged "
+                        f"({e}).") from e
 
 
 def initialise(fresh, source: Source, reset: str, log: Callable[[str], None]):
@@ -160,25 +184,57 @@ def initialise(fresh, source: Source, reset: str, log: Callable[[str], None]):
     return _assemble(fresh, plan, source.load(_abstract(fresh)))
 
 
+def check_labels(source: Source, shapes, reset: str, labels, log: Callable[[str], None]) -> None:
+    """Refuses a classifier or tagger whose outputs mean other labels than this run's."""
+    for name in ("classifier/kernel", "tagger/kernel"):
+        there = name in source.shapes and name in named_leaves(shapes)
+        if not there or tuple(labels) == source.labels or (reset and re.search(reset, name)):
+            continue
+        if all(re.fullmatch(r"LABEL_\d+", label) for label in source.labels):
+            log(f"note: the outputs of {name} have no names in {source.where}; they are taken in "
+                f"order for {', '.join(labels)}")
+            continue
+        head = name.split("/")[0]
+        raise UserError(f"config.init_from={source.where!r} has a {head} for the labels "
+                        f"{list(source.labels)}, this run has {list(labels)}. Set init_reset="
+                        f"'^{head}' to start it anew, or task.labels to the same ones.")
+
+
 def _abstract(tree):
     return jax.tree_util.tree_map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def _assemble(fresh, plan: dict, get: Callable[[str], Any]):
+    """Each array is made on its own devices: no leaf is ever whole on one of several."""
     def one(path, x):
         name = path_name(path)
         names = plan[name]
         if not any(names):
             return x
-        if names == [name]:
-            value = get(name)
-        else:
-            value = jnp.stack([jnp.asarray(get(n), x.dtype) if n else x[i]
-                               for i, n in enumerate(names)])
-        # A copy, so that parameters and their average do not share one.
-        return jax.device_put(jnp.array(value, x.dtype, copy=True), x.sharding)
+        parts = [get(n) if n else None for n in names]
+        if all(isinstance(part, np.ndarray) for part in parts):
+            whole = parts[0] if names == [name] else _Layers(parts)
+            return jax.make_array_from_callback(
+                x.shape, x.sharding, lambda at: np.asarray(whole[at], x.dtype))
+
+        def make(x, parts):  # copies, so that parameters and their average share none
+            if names == [name]:
+                return jnp.array(parts[0], x.dtype, copy=True)
+            return jnp.stack([x[i] if part is None else part.astype(x.dtype)
+                              for i, part in enumerate(parts)])
+        return jax.jit(make, out_shardings=x.sharding)(x, parts)
     return jax.tree_util.tree_map_with_path(one, fresh)
+
+
+class _Layers:
+    """Arrays on the host as one with a leading axis, of which only a part is put together."""
+
+    def __init__(self, parts: list[np.ndarray]):
+        self._parts = parts
+
+    def __getitem__(self, at: tuple) -> np.ndarray:
+        return np.stack([part[at[1:]] for part in self._parts[at[0]]])
 
 
 def _table(source: Source, named: dict, loaded: set, new: list) -> str:

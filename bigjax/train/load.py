@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bigjax import tasks
+from bigjax import report, tasks
 from bigjax.errors import UserError
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
@@ -21,6 +21,23 @@ class Loaded(NamedTuple):
     params: Any
     extras: Any
     step: int
+
+
+def best_step(workdir: str) -> int:
+    """The saved step with the best metric by the run's checkpoint.best.
+
+    Raises UserError if the run keeps no best step.
+    """
+    best = workdir_lib.read_config(workdir).checkpoint
+    if not best.best:
+        raise UserError(f"{workdir!r} keeps no best step: it was trained without checkpoint.best, "
+                        "such as 'eval/valid/loss'.")
+    saved = set(Checkpoints(workdir_lib.existing(workdir), read_only=True).steps())
+    found = [(value, step) for step, value in zip(*report.read(workdir).get(best.best, ((), ())))
+             if step in saved]
+    if not found:
+        raise UserError(f"{workdir!r} has no saved step with {best.best!r} yet.")
+    return (min if best.best_mode == "min" else max)(found)[1]
 
 
 def load(workdir: str, config, step: int | None, batch_size: int | None) -> Loaded:

@@ -15,7 +15,7 @@ from bigjax.evals.context import Context, derive
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
 from bigjax.train import hooks as hooks_lib
-from bigjax.train import init_from, loop, metrics, state as state_lib, workdir as workdir_lib
+from bigjax.train import init_from, load, loop, metrics, state as state_lib, workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State
 from bigjax.train.step import make_step, packed, unpack
@@ -29,7 +29,7 @@ class NonFinite(RunError):
 
 
 def train(config, workdir: str) -> None:
-    """Trains, or goes on training, in a work folder. See DESIGN.md for what is written there.
+    """Trains, or goes on training, in a work folder; README.md says what is written there.
 
     Raises UserError for bad input, before anything expensive; NonFinite; SaveError.
     """
@@ -51,16 +51,18 @@ class _Run:
     def __init__(self, config, workdir: str, progress: metrics.Progress):
         self.progress, self.log = progress, progress.log
         config_lib.check_values(config)
-        self.config = config = _resolved(config)
+        self.config = config = _resolved(config, workdir)
         self.steps, self.batch_size = config.train.steps, config.train.batch_size
         self.schedule = optim.make_schedule(config.optim, self.steps)
         self.mesh = mesh_lib.start(config.mesh, self.batch_size, config.train.accumulate)
         self.task = tasks.build(config)
         self._shapes()
-        self.workdir = workdir_lib.open_workdir(workdir, config, self.log)
+        if workdir_lib.has_checkpoints(workdir):
+            workdir_lib.check_same_run(workdir, config, self.log)
         self.corpus = self.task.load_data(self.log)
         self.data = self.corpus.split("train", batch_size=self.batch_size, seed=config.seed)
         self.rows = sharding.local_rows(self.mesh, self.batch_size)
+        self.workdir = workdir_lib.make_workdir(workdir)
         context = Context(config, self.task, self.corpus, self.mesh, self.log, self.workdir)
         self.evaluators = {name: evals.build(name, entry, context)
                            for name, entry in config.evals.items()}
@@ -129,6 +131,9 @@ class _Run:
         if stop.received:
             self.log(f"Stopped by {stop.received} at step {done}, and saved. The same command goes "
                      "on from there.")
+        if self.config.checkpoint.best and jax.process_index() == 0:
+            self.log(f"The best saved step by {self.config.checkpoint.best} is "
+                     f"{load.best_step(str(self.workdir))} (--step=best).")
         self.log(f"Wrote {self.workdir}: checkpoints/{done}, metrics.jsonl, config.json, tokenizer/"
                  + (", tensorboard/" if self.config.log.tensorboard else ""))
 
@@ -160,6 +165,8 @@ class _Run:
         source = init_from.open_source(c.init_from, c.data.cache_dir) if c.init_from else None
         if source:
             init_from.check_tokenizer(source, c.init_reset, self.corpus.tokenizer, self.log)
+            init_from.check_labels(source, self.abstract.params, c.init_reset,
+                                   c.task.get("labels", ()), self.log)
         state = jax.jit(self.init, out_shardings=self.shardings)()
         if not source:
             self.log("Starting from scratch.")
@@ -261,10 +268,10 @@ class _Run:
             "look at those examples.")
 
 
-def _resolved(config):
+def _resolved(config, workdir: str):
     """The config with what init_from and the data decide written into it."""
     config = config.copy_and_resolve_references()
-    init_from.fill(config)
+    init_from.fill(config, workdir)
     with config.unlocked():
         config.model.update(models.all_fields(config.model))
     tasks.resolve(config)

@@ -9,23 +9,24 @@ from bigjax import config as config_lib
 from bigjax.errors import UserError
 
 IMPORTED = "huggingface.json"  # in the work folder of an imported model, see exchange.py
-# A run in progress keeps these; anything else may change between a stop and a resume.
+# A run in progress keeps these; anything else may change between a stop and a resume. What the
+# text is has a fingerprint, so where it lies may change.
 FIXED = re.compile(r"^(seed|task\.(name|kind|labels|pairs)|optim\.(name|freeze)|train\.batch_size"
                    r"|model\.(?!(remat|dropout|attention_dropout|dtype|attention)$).*"
-                   r"|data\.(?!(cache_dir|train|valid|test)$).*(?<!\.path))$")  # the text itself has a fingerprint
+                   r"|data\.(?!(cache_dir|train|valid|test)$).*(?<!\.path))$")
 # These may change their value, but not between zero and something: the state would differ.
 FIXED_ZERO = ("train.ema", "optim.b1")
 
 
-def open_workdir(workdir: str, config, log) -> epath.Path:
-    """Makes the folder, checks the config in it against this one, and returns its path.
+def has_checkpoints(workdir: str) -> bool:
+    checkpoints = epath.Path(workdir) / "checkpoints"
+    return bool(workdir) and checkpoints.exists() and any(
+        p.name.isdigit() for p in checkpoints.iterdir())
 
-    Raises UserError if a run of another config has saved checkpoints there, naming the keys.
-    """
+
+def make_workdir(workdir: str) -> epath.Path:
+    """Makes the folder. Raises UserError if it cannot be made."""
     folder = epath.Path(workdir)
-    checkpoints = folder / "checkpoints"
-    if checkpoints.exists() and any(p.name.isdigit() for p in checkpoints.iterdir()):
-        check_same_run(workdir, config, log)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as e:

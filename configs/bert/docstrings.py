@@ -24,7 +24,8 @@ def get_config(variant=""):
     c.data.tokenizer.kind = "wordpiece"
     c.data.tokenizer.vocab_size = 4096
     c.data.seq_len = 96
-    c.data.valid_fraction = 0.03
+    c.data.valid_fraction = 0.03  # as in finetune.py, so that its test texts are not seen here
+    c.data.test_fraction = 0.03
 
     c.optim.name = "adamw"
     c.optim.learning_rate = 2e-3

@@ -37,8 +37,7 @@ def get_config(variant=""):
     c.train.batch_size = 16  # rows of seq_len tokens
 
     c.checkpoint.every = 100
-    c.checkpoint.best = "eval/valid/accuracy"
-    c.checkpoint.best_mode = "max"
+    c.checkpoint.best = "eval/valid/loss"  # which every task has; --step=best takes it
     c.log.every = 20
     c.evals = dict(valid=config.evaluation("metrics", every=100),
                    test=config.evaluation("metrics", every=400, split="test"))
@@ -46,6 +45,7 @@ def get_config(variant=""):
     choice = config.variants(variant, tiny="tiny", pairs="pairs")
     if choice == "pairs":  # do a title and a body belong together?
         c.data.train = "docstrings:title"
+        c.data.columns.pair = "pair"
     if choice == "tiny":  # under a minute and from scratch, most of it reading the text
         c.init_from = ""
         c.model = dict(name="bert", vocab_size=2048, max_len=64, d_model=64, n_layers=2, n_heads=2)

@@ -110,8 +110,8 @@ def test_what_was_loaded_what_is_new_and_what_was_left_is_printed(flags, tmp_pat
 
 
 def test_fine_tuning_learns_and_writes_its_reports(tuned):
-    (first,), last = [m for m in helpers.read_metrics(tuned) if m["step"] == 0], helpers.read_metrics(
-        tuned)[-1]
+    lines = helpers.read_metrics(tuned)
+    first, last = next(m for m in lines if m["step"] == 0), lines[-1]
     assert last["eval/valid/accuracy"] > 0.9 > first["eval/valid/accuracy"]
     folder = pathlib.Path(tuned, "evals", "valid")
     assert "left" in (folder / "report.txt").read_text()
@@ -291,3 +291,47 @@ def test_through_hugging_face_and_back(tuned, flags, tmp_path, capsys):
 def test_an_encoder_writes_no_text(pretrained, capsys):
     code, _, err = bigjax(capsys, "generate", f"--workdir={pretrained}", "--prompt=the")
     assert code == 2 and "decoder" in err
+
+
+def test_the_best_step(tuned, table, tmp_path, capsys):
+    scores = {m["step"]: m["eval/valid/f1_macro"] for m in helpers.read_metrics(tuned)
+              if "eval/valid/f1_macro" in m and m["step"]}
+    best = max((score, step) for step, score in scores.items())[1]
+    code, out, err = bigjax(capsys, "predict", f"--workdir={tuned}", f"--input={table}",
+                            f"--output={tmp_path}/o.tsv", "--step=best")
+    assert code == 0 and f"step {best} of" in out, err
+    code, _, err = bigjax(capsys, "eval", f"--workdir={tuned}", "--step=latest")
+    assert code == 2 and "latest" in err
+
+
+def test_a_head_for_other_labels_is_not_taken(tuned, flags, tmp_path, capsys):
+    other = write_table(tmp_path / "other.tsv", 200, labels=("up", "down"))
+    arguments = ["train", *[f for f in flags if "init_from=/" not in f and "data.train" not in f],
+                 f"--config.init_from={tuned}", f"--config.data.train={other}",
+                 "--config.train.steps=1", "--config.optim.warmup_steps=0"]
+    code, _, err = bigjax(capsys, *arguments, f"--workdir={tmp_path}/a")
+    assert code == 2 and "['left', 'right']" in err and "init_reset" in err
+    code, out, err = bigjax(capsys, *arguments, f"--workdir={tmp_path}/b",
+                            "--config.init_reset=^classifier")
+    assert code == 0 and re.search("new +classifier", out), err
+
+
+def test_a_run_goes_on_without_the_folder_it_came_from(flags, pretrained, tmp_path, capsys):
+    import shutil
+    source = tmp_path / "source"
+    shutil.copytree(pretrained, source)
+    arguments = ["train", *[f for f in flags if "init_from=/" not in f],
+                 f"--config.init_from={source}", f"--workdir={tmp_path}/run"]
+    assert bigjax(capsys, *arguments, "--config.train.steps=10")[0] == 0
+    shutil.rmtree(source)
+    code, out, err = bigjax(capsys, *arguments, "--config.train.steps=12",
+                            "--config.optim.layer_decay=0.9")
+    assert code == 0 and "Going on from step 10" in out, err
+    code, _, err = bigjax(capsys, *arguments[:-1], f"--workdir={tmp_path}/new")
+    assert code == 2 and "config.init_from" in err and not (tmp_path / "new").exists()
+
+
+def test_options_of_a_task_that_the_command_line_chose(capsys):
+    code, out, err = bigjax(capsys, "config", "--config=configs/bert/finetune.py",
+                            "--config.task.none_allowed=true", "--config.task.name=answer")
+    assert code == 0 and "task.none_allowed = True" in out, err

@@ -43,7 +43,7 @@ def stop_at(moment, workdir, flags, how) -> tuple[int, str]:
     """Starts a run, stops it by a signal when moment(workdir) is true: exit code, output."""
     process = helpers.command("train", *flags, f"--workdir={workdir}")
     while not moment(workdir):
-        assert process.poll() is None, f"the run ended before the moment came: {process.stderr.read()}"
+        assert process.poll() is None, f"it ended before the moment came: {process.stderr.read()}"
         time.sleep(0.0005)
     process.send_signal(how)
     out, _ = process.communicate(timeout=120)
@@ -73,7 +73,7 @@ def test_kill_and_run_again(flags, whole, tmp_path, moment):
 def test_a_signal_saves_and_says_how_to_go_on(flags, whole, tmp_path, how):
     workdir = tmp_path / "run"
     code, out = stop_at(lambda w: lines(w) > 4, workdir, flags, how)
-    step = int(re.search(rf"Stopped by {how.name} at step (\d+), and saved. The same command goes on",
+    step = int(re.search(rf"Stopped by {how.name} at step (\d+), and saved. The same command",
                          out)[1])
     assert code == 0 and (workdir / "checkpoints" / str(step)).exists()
     code, out, err = helpers.run("train", *flags, f"--workdir={workdir}")

@@ -85,12 +85,13 @@ class AdamW(Adam):
 
 
 class Lamb(Adam):
-    """https://arxiv.org/abs/1904.00962, algorithm 2, phi(z) = z; ratio 1 where a norm is 0."""
+    """https://arxiv.org/abs/1904.00962, algorithm 2, phi(z) = z; ratio 1 where a norm is 0, and as
+    in its authors' code for what does not decay."""
 
     def step(self, p, g, rate, decay):
         u = self(g) + decay * p
         size, length = np.sqrt((p * p).sum()), np.sqrt((u * u).sum())
-        return p - rate * (size / length if size and length else 1.0) * u
+        return p - rate * (size / length if decay and size and length else 1.0) * u
 
 
 class Momentum:

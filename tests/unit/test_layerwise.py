@@ -42,7 +42,8 @@ def test_a_pattern_finds_the_same_layers_in_both_forms(pattern, n):
 
 
 def test_a_pattern_of_the_scanned_form_finds_all_layers():
-    assert matches("stack/layers/mlp", params()[1], "key")["stack"]["layers"]["mlp"]["kernel"] is True
+    found = matches("stack/layers/mlp", params()[1], "key")
+    assert found["stack"]["layers"]["mlp"]["kernel"] is True
 
 
 def test_decay_falls_from_the_heads_to_the_embedding():

@@ -170,17 +170,29 @@ def test_the_label_says_whether_both_parts_are_of_one_document(stream, tokenizer
     assert 0.4 < np.mean(labels) < 0.6
 
 
+def test_lengths_say_nothing_about_the_label(stream, tokenizer):
+    """With the label flipped, each row has the same lengths: they are of both candidates."""
+    data = make(stream, tokenizer, batch_size=32)
+    lengths = {}
+    for flip in (False, True):
+        draws = masking.uniform((0,), np.arange(100), 3 + pairs._CANDIDATES)
+        if flip:
+            draws[:, 2] = 1 - draws[:, 2]
+        made = [data._parts(0, e % data.n_examples, draws[e]) for e in range(100)]
+        lengths[flip] = [[len(part) for part in parts] for parts, _ in made]
+        assert 30 < sum(label for _, label in made) < 70
+    assert lengths[False] == lengths[True]
+
+
 def test_sentence_order_swaps(stream, tokenizer):
-    plain, swapped = make(stream, tokenizer, pairs="sop"), []
-    batch = plain.batch_at(0)
+    batch = make(stream, tokenizer, pairs="sop").batch_at(0)
     nsp = make(stream, tokenizer).batch_at(0)
-    for row in range(16):
-        (a, b), _ = parts(batch, row, tokenizer)
-        if batch["next_label"][row, 0]:
-            swapped.append(row)
-        else:  # the same draws as next-sentence prediction, which leaves this row as it is
-            assert (a, b) == tuple(parts(nsp, row, tokenizer)[0])
-    assert 2 < len(swapped) < 14
+    swapped = 0
+    for row in range(16):  # the same draws as next-sentence prediction, whose first part stays
+        (a, b), (first, _) = parts(batch, row, tokenizer)[0], parts(nsp, row, tokenizer)[0]
+        assert first == (b if batch["next_label"][row, 0] else a)
+        swapped += batch["next_label"][row, 0]
+    assert 2 < swapped < 14
 
 
 def test_without_pairs_there_is_one_part_and_no_label(stream, tokenizer):
@@ -212,8 +224,7 @@ def masks_of_examples(data, steps):
 def test_static_masks_are_those_of_the_first_epoch(stream, tokenizer):
     same = lambda dynamic: [
         len(set(masks)) == 1 for masks in masks_of_examples(
-            make(stream, tokenizer, dynamic=dynamic, short_fraction=0.0, pairs="none"),
-            range(20)).values() if len(masks) > 1]
+            make(stream, tokenizer, dynamic=dynamic), range(20)).values() if len(masks) > 1]
     assert len(same(False)) > 10 and all(same(False))
     assert np.mean(same(True)) < 0.2
 
