@@ -10,17 +10,19 @@ import json
 import os
 import pathlib
 import re
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 import numpy as np
 
 from bigjax.errors import UserError
-from bigjax.interop import bert, files, gpt2, llama, tokenizers
+from bigjax.interop import bert, files, gpt2, llama, origin, tokenizers
 from bigjax.interop.files import MAX_SHARD_BYTES, local, new_folder
 from bigjax.interop.mapping import Entry, Family
+from bigjax.interop.origin import Layout, kept_parameters
 
-__all__ = ["FAMILIES", "MAX_SHARD_BYTES", "Imported", "architecture_of", "check_dtype",
-           "family_of", "is_huggingface", "new_folder", "read", "requires", "with_dtype", "write"]
+__all__ = ["FAMILIES", "MAX_SHARD_BYTES", "Imported", "Layout", "architecture_of", "check_dtype",
+           "family_of", "is_huggingface", "kept_parameters", "new_folder", "read", "requires",
+           "with_dtype", "write"]
 
 FAMILIES = {f.FAMILY.name: f.FAMILY for f in (bert, gpt2, llama)}
 _ARCHITECTURES = {name: f for f in FAMILIES.values() for name in f.architectures}
@@ -44,8 +46,9 @@ class Imported:
     'sentencepiece', or '' if there is none that we read. tokenizer_files: {name: content}, and
     derived_files what we need and the folder lacks. dtype: of all tensors, or 'float32' if they
     differ; dtypes: {our name: its own} then. names: the parameters that are there; shapes: theirs;
-    missing: those that the architecture has and the folder lacks. unknown: tensors that have no
-    place. notes: settings that have none. metadata: of the (first) file of tensors.
+    missing: those that the architecture has and the folder lacks. other_files: what the folder has
+    besides. notes: settings that have no place. metadata: of the (first) file of tensors. layout:
+    all tensors by their names in the files, unknown ones too.
     """
     folder: pathlib.Path
     family: str
@@ -61,9 +64,10 @@ class Imported:
     names: list[str]
     shapes: dict[str, tuple[int, ...]]
     missing: list[str]
-    unknown: list[str]
+    other_files: list[str]
     notes: list[str]
     metadata: dict[str, str]
+    layout: Layout
     _tensors: files.Tensors
     _entry: dict[str, tuple[Entry, str]]  # by our name, with the name in the file
     _last: tuple[str, dict] = ("", {})
@@ -74,6 +78,15 @@ class Imported:
         if self._last[0] != theirs:  # one tensor of theirs may hold several
             self._last = theirs, entry.to_ours(self._tensors.read(theirs))
         return self._last[1][name]
+
+    def raw(self, name: str) -> np.ndarray:
+        """The bytes of a tensor of any type, by its name in the files."""
+        return self._tensors.raw(name)
+
+    @property
+    def unknown(self) -> list[str]:
+        """Tensors that have no place."""
+        return self.layout.unknown
 
 
 def read(folder: str | os.PathLike) -> Imported:
@@ -91,7 +104,8 @@ def read(folder: str | os.PathLike) -> Imported:
     tensors = files.Tensors(folder)
     own = family.entries(architecture, model, len(labels))
     entries = {e.name: e for e in own + family.others(architecture, model, len(labels))}
-    found, unknown = _place(family, tensors, entries, family.tied(model))
+    layout = _place(family, tensors, entries, family.tied(model), _texts(folder, tensors))
+    found = {row: name for name, row in layout.entries.items()}
     _check_shapes(entries, found, tensors)
     dtypes = {name: tensors.dtypes[found[e.name]] for e in entries.values() if e.name in found
               for name, _ in e.parts}
@@ -102,8 +116,9 @@ def read(folder: str | os.PathLike) -> Imported:
         tokenizers.kind(contents), contents, tokenizers.derived(contents),
         kinds.pop() if len(kinds) == 1 else "float32", dtypes if len(kinds) > 1 else {},
         list(dtypes), {n: s for e in entries.values() if e.name in found for n, s in e.parts},
-        [n for e in own if e.name not in found for n, _ in e.parts], unknown,
-        family.notes(config), tensors.metadata, tensors,
+        [n for e in own if e.name not in found for n, _ in e.parts],
+        sorted({p.name for p in folder.iterdir()} - {*layout.texts, *layout.headers, *contents}),
+        family.notes(config), tensors.metadata, layout, tensors,
         {n: (e, found[e.name]) for e in entries.values() if e.name in found for n, _ in e.parts})
 
 
@@ -155,33 +170,51 @@ def _kind(config: dict) -> str:
     return "regress" if alone or problem == "regression" else "classify"
 
 
+def _texts(folder: pathlib.Path, tensors: files.Tensors) -> dict[str, str]:
+    index = {files.INDEX: tensors.index} if tensors.index else {}
+    return {files.CONFIG: (folder / files.CONFIG).read_bytes().decode("utf-8"), **index}
+
+
 def _place(family: Family, tensors: files.Tensors, entries: dict[str, Entry],
-           tied: dict[str, str]) -> tuple[dict[str, str], list[str]]:
-    """{name in the table: name in the file}, and the tensors that have no place."""
-    found, copies, unknown = {}, {}, []
+           tied: dict[str, str], texts: dict[str, str]) -> Layout:
+    """What each tensor is."""
+    found, copies, buffers, unknown = {}, {}, [], []
     for name in tensors.shapes:
         canonical = family.canonical(name)
         if canonical in tied:
             copies[canonical] = name
         elif canonical not in entries:
-            if not re.match(family.redundant, canonical):
-                unknown.append(name)
+            (buffers if re.match(family.redundant, canonical) else unknown).append(name)
         elif canonical in found:
             raise UserError(f"{found[canonical]} and {name} are the same tensor under an old and a "
                             "new name. Remove one.")
         else:
             found[canonical] = name
+    same = {}
     for copy, name in copies.items():
         original = tied[copy]
         if original not in entries:  # of a head that is not here either
             unknown.append(name)
         elif original not in found:
             found[original] = name
-        elif not np.array_equal(tensors.read(name), tensors.read(found[original])):
-            raise UserError(f"{name} differs from {found[original]}, but config.json ties them: in "
-                            "bigjax's model they are one array. Set tie_word_embeddings to false "
-                            "in config.json if the family has it, or save the model again.")
-    return found, unknown
+        elif _same_bytes(tensors, name, found[original]):
+            same[name] = found[original]
+        else:
+            buffers.append(name)
+    return Layout(texts, tensors.headers, {name: row for row, name in found.items()}, same,
+                  buffers, unknown)
+
+
+def _same_bytes(tensors: files.Tensors, name: str, original: str) -> bool:
+    """Whether a tied copy has the original's bytes, not only its numbers (of another type, say)."""
+    kind = lambda n: (tensors.dtypes[n], tensors.shapes[n])
+    if kind(name) == kind(original) and np.array_equal(tensors.raw(name), tensors.raw(original)):
+        return True
+    if not np.array_equal(tensors.read(name), tensors.read(original)):
+        raise UserError(f"{name} differs from {original}, but config.json ties them: in bigjax's "
+                        "model they are one array. Set tie_word_embeddings to false in config.json "
+                        "if the family has it, or save the model again.")
+    return False
 
 
 def _check_shapes(entries: dict[str, Entry], found: dict[str, str],
@@ -226,10 +259,20 @@ def architecture_of(family: str, names) -> str:
     return {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[family]
 
 
-def requires(family: str, architecture: str, model: Mapping[str, Any], n_labels: int) -> list[str]:
-    """Our names of the parameters that an architecture has."""
-    entries = FAMILIES[family].entries(architecture, dict(model), n_labels)
+def requires(family: str, architecture: str, model: Mapping[str, Any], n_labels: int,
+             layout: Layout | None = None) -> list[str]:
+    """Our names of the parameters that an architecture has, or that a layout has."""
+    entries = _entries(FAMILIES[family], architecture, model, n_labels, layout)
     return [name for e in entries for name, _ in e.parts]
+
+
+def _entries(family: Family, architecture: str, model: Mapping[str, Any], n_labels: int,
+             layout: Layout | None) -> list[Entry]:
+    own = family.entries(architecture, dict(model), n_labels)
+    if layout is None:
+        return own
+    held = set(layout.entries.values())
+    return [e for e in own + family.others(architecture, dict(model), n_labels) if e.name in held]
 
 
 def check_dtype(dtype: str) -> str:
@@ -242,8 +285,9 @@ def write(folder: str | os.PathLike, *, family: str, architecture: str, model: M
           params: Mapping[str, np.ndarray], labels: tuple[str, ...] = (), kind: str = "",
           dtype: str = "float32", dtypes: Mapping[str, str] | None = None,
           extra_files: Mapping[str, bytes] | None = None, config: dict | None = None,
-          extra_config: Mapping[str, Any] | None = None, max_shard_bytes: int = MAX_SHARD_BYTES,
-          metadata: dict[str, str] | None = None) -> list[str]:
+          extra_config: Mapping[str, Any] | None = None, max_shard_bytes: int | None = None,
+          metadata: dict[str, str] | None = None, layout: Layout | None = None,
+          raw: Callable[[str], np.ndarray] | None = None) -> list[str]:
     """Writes a folder that transformers opens, whole or not at all; returns its files.
 
     params: by our unrolled names, of which those of the architecture are taken; may be lazy.
@@ -251,43 +295,53 @@ def write(folder: str | os.PathLike, *, family: str, architecture: str, model: M
     dtype: of the tensors; dtypes: {our name: another}. extra_files: written as they are.
     config: an original config.json, whose keys are kept where the model did not change (dtype too:
     see with_dtype); without one, extra_config holds keys for the new one, such as token ids.
+    layout, raw: of an original whose parameters these are, and its other tensors' bytes: the same
+    files are written, in the types that they had. With max_shard_bytes they are new ones, under
+    today's names, of all that the original has but copies and buffers.
     Raises UserError if a parameter is missing or of another shape than model says, if a number
     is too large for float16, or if folder has something in it.
     """
     table, dtypes = FAMILIES[family], dtypes or {}
     check_dtype(dtype)
-    entries = table.entries(architecture, dict(model), len(labels) or 2)
+    entries = _entries(table, architecture, model, len(labels) or 2, layout)
     missing = [name for e in entries for name, _ in e.parts if name not in params]
     if missing:
         raise UserError(f"{architecture} needs {len(missing)} parameter(s) that this model does "
                         f"not have: {', '.join(missing[:5])}.")
-    planned = [files.Planned(table.written_name(architecture, e.name), e.shape,
-                             dtypes.get(e.parts[0][0], dtype), _loader(e, params))
-               for e in entries]
     out = _config(table, architecture, model, labels, kind, dtype, config, extra_config or {})
     with new_folder(folder) as temporary:
-        names = files.write_tensors(temporary, planned, max_shard_bytes,
-                                    {"format": "pt"} if metadata is None else metadata)
-        files.write_json(temporary / files.CONFIG, out)
+        if layout and max_shard_bytes is None:
+            names = origin.replay(temporary, layout, entries, params, raw)
+        else:
+            planned = [_planned(table, architecture, e, params, dtypes, dtype) for e in entries]
+            if layout:
+                planned += origin.as_they_are(layout, layout.unknown, raw)
+            names = files.write_tensors(
+                temporary, planned, MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes,
+                {"format": "pt"} if metadata is None else metadata)
+        _write_config(temporary / files.CONFIG, out, layout)
         for name, content in (extra_files or {}).items():
             (temporary / name).write_bytes(content)
     return [*names, files.CONFIG, *(extra_files or {})]
 
 
+def _planned(table: Family, architecture: str, entry: Entry, params: Mapping[str, np.ndarray],
+             dtypes: Mapping[str, str], dtype: str) -> files.Planned:
+    return files.planned(table.written_name(architecture, entry.name), entry.shape,
+                         dtypes.get(entry.parts[0][0], dtype), lambda: entry.gather(params))
+
+
+def _write_config(path: pathlib.Path, config: dict, layout: Layout | None) -> None:
+    """The original's text where it says the same."""
+    if layout and json.loads(layout.texts[files.CONFIG]) == config:
+        path.write_bytes(layout.texts[files.CONFIG].encode("utf-8"))
+    else:
+        files.write_json(path, config)
+
+
 def with_dtype(config: dict, dtype: str) -> dict:
     """A config.json that says this type (transformers 4 wrote it as torch_dtype)."""
     return {**config, "torch_dtype" if "torch_dtype" in config else "dtype": dtype}
-
-
-def _loader(entry: Entry, params: Mapping[str, np.ndarray]):
-    def load() -> np.ndarray:
-        arrays = {name: np.asarray(params[name]) for name, _ in entry.parts}
-        for name, shape in entry.parts:
-            if arrays[name].shape != shape:
-                raise UserError(f"{name} has the shape {arrays[name].shape}; the config makes it "
-                                f"{shape}.")
-        return entry.to_theirs(arrays)
-    return load
 
 
 def _config(family: Family, architecture: str, model: Mapping[str, Any], labels: tuple[str, ...],

@@ -11,20 +11,20 @@ import os
 import pathlib
 import secrets
 import shutil
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import Callable, Iterator, NamedTuple
 
 import ml_dtypes
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
 
 from bigjax.errors import UserError
+from bigjax.interop import storage
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10 ** 9
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16),
           "float16": np.dtype(np.float16)}
-_CODES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+CODES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _PYTORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5",
             "flax_model.msgpack")
 
@@ -66,53 +66,73 @@ class Tensors:
     """The tensors of a folder; nothing but headers is read before `read`.
 
     shapes: {name: shape}; dtypes: {name: 'float32', 'bfloat16', 'float16', or the file's own code
-    for others}; metadata: of the first file.
+    for others}; headers: {file: its header}; index: the text of the index, '' without one.
     Raises UserError, naming the file, if one is missing, cut short, or no safetensors file.
     """
 
     def __init__(self, folder: pathlib.Path):
-        self._files: dict[pathlib.Path, Any] = {}
-        self._where = _places(folder, self._open)
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
-        for name, path in self._where.items():
-            part = self._open(path).get_slice(name)
-            self.shapes[name] = tuple(part.get_shape())
-            self.dtypes[name] = _CODES.get(part.get_dtype(), part.get_dtype())
-        first = next(iter(self._files.values()), None)
-        self.metadata = (first.metadata() or {}) if first else {}
+        self._folder = folder
+        places, self.index = _places(folder)
+        files = [WEIGHTS] if places is None else sorted(set(places.values()))
+        self.headers = {file: _checked_header(folder / file) for file in files}
+        self._parts: dict[str, tuple[str, storage.Part]] = {}
+        for file, header in self.headers.items():
+            for name, part in storage.parts(header).items():
+                if name in self._parts:
+                    raise UserError(f"{folder}: tensor {name} is in {self._parts[name][0]} and in "
+                                    f"{file}. The shards are of several copies: copy all again.")
+                self._parts[name] = file, part
+        for name, file in (places or {}).items():
+            if self._parts.get(name, ("",))[0] != file:
+                raise UserError(f"{folder / INDEX} says that {name} is in {file}, which does not "
+                                "have it. The shards are of another model or of another copy: "
+                                "copy all again.")
+        self.shapes = {name: part.shape for name, (_, part) in self._parts.items()}
+        self.dtypes = {name: CODES.get(part.code, part.code)
+                       for name, (_, part) in self._parts.items()}
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Of the first file."""
+        return storage.metadata(next(iter(self.headers.values())))
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, a copy in memory. UserError if it is not of a float type that we know."""
-        path, dtype = self._where[name], self.dtypes[name]
+        dtype = self.dtypes[name]
         if dtype not in DTYPES:
-            raise UserError(f"{path}: tensor {name} is of type {dtype}; allowed: "
-                            f"{', '.join(DTYPES)}. Save the model in one of them (quantised "
-                            "weights have to be dequantised first).")
+            raise UserError(f"{self._folder / self._parts[name][0]}: tensor {name} is of type "
+                            f"{dtype}; allowed: {', '.join(DTYPES)}. Save the model in one of them "
+                            "(quantised weights have to be dequantised first).")
+        return self.raw(name).view(DTYPES[dtype]).reshape(self.shapes[name])
+
+    def raw(self, name: str) -> np.ndarray:
+        """The bytes of a tensor of any type."""
+        file, part = self._parts[name]
         try:
-            return self._open(path).get_tensor(name)
-        except Exception as e:  # the library raises several kinds
-            raise _damaged(path, e) from None
-
-    def _open(self, path: pathlib.Path):
-        if path not in self._files:
-            try:
-                self._files[path] = safetensors.safe_open(str(path), framework="numpy")
-            except Exception as e:  # the library raises several kinds
-                raise _damaged(path, e) from None
-        return self._files[path]
+            return storage.read(self._folder / file, self.headers[file], part)
+        except (OSError, ValueError) as e:
+            raise damaged(self._folder / file, e) from None
 
 
-def _damaged(path: pathlib.Path, error: Exception) -> UserError:
+def _checked_header(path: pathlib.Path) -> str:
+    """The header of a file that is whole: the library checks every offset."""
+    try:
+        with safetensors.safe_open(str(path), framework="numpy"):
+            return storage.read_header(path)
+    except Exception as e:  # the library raises several kinds
+        raise damaged(path, e) from None
+
+
+def damaged(path, error: Exception) -> UserError:
     size = f" of {path.stat().st_size:,} bytes" if path.exists() else ""
     return UserError(f"{path}{size} is no whole safetensors file ({error}): it was cut short or "
                      "damaged. Copy or download it again.")
 
 
-def _places(folder: pathlib.Path, opened: Callable) -> dict[str, pathlib.Path]:
-    """{tensor: its file}, from the one file or from the index."""
+def _places(folder: pathlib.Path) -> tuple[dict[str, str] | None, str]:
+    """{tensor: its file} of the index, None where there is one file; and the index's text."""
     if (folder / WEIGHTS).is_file():
-        return {name: folder / WEIGHTS for name in opened(folder / WEIGHTS).keys()}
+        return None, ""
     if not (folder / INDEX).is_file():
         other = [name for name in _PYTORCH if (folder / name).exists()]
         raise UserError(
@@ -122,19 +142,15 @@ def _places(folder: pathlib.Path, opened: Callable) -> dict[str, pathlib.Path]:
                 "writes safetensors." if other else ": there are no weights in it."))
     index = folder / INDEX
     names = read_json(index, "an index of tensors").get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(f, str) for f in names.values()):
+    if not isinstance(names, dict) or not names or not all(
+            isinstance(f, str) for f in names.values()):
         raise UserError(f"{index} has no weight_map of tensor: file. Copy it again.")
     found = sorted(set(names.values()))
     absent = [f for f in found if pathlib.PurePath(f).name != f or not (folder / f).is_file()]
     if absent:
         raise UserError(f"{index} names {len(absent)} file(s) that are not in {folder}: "
                         f"{', '.join(absent[:5])}. Copy all {len(found)} shards there.")
-    have = {f: set(opened(folder / f).keys()) for f in found}
-    for name, f in names.items():
-        if name not in have[f]:
-            raise UserError(f"{index} says that {name} is in {f}, which does not have it. The "
-                            "shards are of another model or of another copy: copy all again.")
-    return {name: folder / f for name, f in names.items()}
+    return names, index.read_bytes().decode("utf-8")
 
 
 # --- Writing ---------------------------------------------------------------------------------
@@ -163,33 +179,37 @@ def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 class Planned(NamedTuple):
-    """A tensor to be written; load() gives it when its file is written."""
+    """A tensor to be written: the code of its type, and load(), which gives its bytes then."""
     name: str
     shape: tuple[int, ...]
-    dtype: str
+    code: str
+    nbytes: int
     load: Callable[[], np.ndarray]
 
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+def planned(name: str, shape: tuple[int, ...], dtype: str,
+            load: Callable[[], np.ndarray]) -> Planned:
+    """A tensor that load() gives as an array, to be written in dtype, a name of DTYPES."""
+    code = next(c for c, known in CODES.items() if known == dtype)
+    return Planned(name, shape, code, math.prod(shape) * DTYPES[dtype].itemsize,
+                   lambda: storage.as_bytes(cast(name, load(), dtype)))
 
 
 def write_tensors(folder: pathlib.Path, tensors: list[Planned], max_shard_bytes: int,
                   metadata: dict[str, str]) -> list[str]:
     """model.safetensors, or shards of at most max_shard_bytes and their index; the files' names.
 
-    Tensors are put into shards in their order, as transformers does. One shard at a time is in
-    memory.
+    Tensors are put into shards in their order, as transformers does. One at a time is in memory.
     """
     if max_shard_bytes < 1:
         raise UserError(f"max_shard_bytes is {max_shard_bytes}; it must be positive.")
     shards = _shards(tensors, max_shard_bytes)
     if len(shards) == 1:
-        save(folder / WEIGHTS, {t.name: cast(t) for t in shards[0]}, metadata)
+        save(folder / WEIGHTS, shards[0], metadata)
         return [WEIGHTS]
     files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for file, shard in zip(files, shards):
-        save(folder / file, {t.name: cast(t) for t in shard}, metadata)
+        save(folder / file, shard, metadata)
     index = {"metadata": {"total_parameters": sum(math.prod(t.shape) for t in tensors),
                           "total_size": sum(t.nbytes for t in tensors)},
              "weight_map": {t.name: file for file, shard in zip(files, shards) for t in shard}}
@@ -202,33 +222,22 @@ def write_json(path: pathlib.Path, value: dict) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def save(path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """One safetensors file. Raises OSError if it cannot be written."""
-    try:
-        save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, str(path),
-                  metadata=metadata or None)
-    except safetensors.SafetensorError as e:
-        raise OSError(str(e)) from e
+def save(path: pathlib.Path, tensors: list[Planned], metadata: dict[str, str]) -> None:
+    """One safetensors file."""
+    by_name = {t.name: t for t in tensors}
+    header = storage.new_header([(t.name, t.code, t.shape, t.nbytes) for t in tensors], metadata)
+    storage.write(path, header, lambda name: by_name[name].load())
 
 
-def read_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """All arrays of one file that `save` wrote. Raises UserError if it is damaged."""
-    try:
-        with safetensors.safe_open(os.fspath(path), framework="numpy") as f:
-            return {name: f.get_tensor(name) for name in f.keys()}
-    except Exception as e:  # the library raises several kinds
-        raise _damaged(pathlib.Path(path), e) from None
-
-
-def cast(tensor: Planned) -> np.ndarray:
-    """The tensor in its type. UserError if a number does not fit into float16."""
-    array = np.asarray(tensor.load())
+def cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    """The array in a type of DTYPES. UserError if a number does not fit into float16."""
+    array = np.asarray(array)
     with np.errstate(over="ignore"):
-        out = array.astype(DTYPES[tensor.dtype])
-    if tensor.dtype == "float16" and np.isfinite(array).all() and not np.isfinite(out).all():
+        out = array.astype(DTYPES[dtype], copy=False)
+    if dtype == "float16" and np.isfinite(array).all() and not np.isfinite(out).all():
         largest = np.abs(array.astype(np.float32)).max()
-        raise UserError(f"{tensor.name} has numbers up to {largest:.3g}, beyond the 65504 of "
-                        "float16. Write bfloat16 or float32.")
+        raise UserError(f"{name} has numbers up to {largest:.3g}, beyond the 65504 of float16. "
+                        "Write bfloat16 or float32.")
     return out
 
 

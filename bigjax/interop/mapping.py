@@ -75,6 +75,16 @@ class Entry(NamedTuple):
         pieces = np.split(x, len(self.parts), axis=-1)
         return {ours: piece.reshape(shape) for piece, (ours, shape) in zip(pieces, self.parts)}
 
+    def gather(self, params) -> np.ndarray:
+        """The tensor of parameters by name. UserError if one has another shape than the config's.
+        """
+        arrays = {name: np.asarray(params[name]) for name, _ in self.parts}
+        for name, shape in self.parts:
+            if arrays[name].shape != shape:
+                raise UserError(f"{name} has the shape {arrays[name].shape}; the config makes it "
+                                f"{shape}.")
+        return self.to_theirs(arrays)
+
     def to_theirs(self, params) -> np.ndarray:
         matrix = self.shape[::-1] if self.transposed else self.shape
         part = (*matrix[:-1], matrix[-1] // len(self.parts))

@@ -1,13 +1,13 @@
 """`bigjax import` and `bigjax export`: between work folders and Hugging Face folders.
 
-An imported work folder is that of a run at step 0, with `huggingface.json` beside it: what the
-original folder said of itself, and `tokenizer/huggingface/`, its files, so that an export gives
-them back. Parameters that the task of the work folder has no place for are kept in
-`huggingface.safetensors`.
+An imported work folder is that of a run at step 0, with what interop.origin remembers beside it
+and the files of the original tokenizer in `tokenizer/huggingface/`: an export of that step gives
+the original folder back, byte for byte.
 """
 
 import dataclasses
 import json
+import re
 from typing import Any, Callable, Iterator, Mapping
 
 from etils import epath
@@ -18,15 +18,16 @@ import numpy as np
 from bigjax import config as config_lib
 from bigjax import data, interop, models, tasks
 from bigjax.errors import RunError, UserError
-from bigjax.interop import files as hf_files
+from bigjax.interop import origin as origin_lib
 from bigjax.interop import tokenizers as hf_tokenizers
+from bigjax.interop.origin import ORIGIN, Origin
 from bigjax.train import hooks, workdir as workdir_lib
 from bigjax.train import load as load_lib
 from bigjax.train.checkpoint import Checkpoints, SaveError
 from bigjax.train.state import State
 from bigjax.trees import count, layer_names, named_leaves, path_name
 
-ORIGIN, KEPT, FILES = "huggingface.json", "huggingface.safetensors", "huggingface"
+FILES = "huggingface"  # in the folder of the tokenizer
 SEQ_LEN, BATCH_SIZE = 512, 8  # of an imported config, which no one chose
 
 
@@ -44,13 +45,7 @@ def import_run(source: str, workdir: str, log: Callable[[str], None] = print) ->
         _import_tokenizer(found, config, folder / "tokenizer", workdir, log)
         task = tasks.build(config)
         params, kept = _params(found, task, config, log)
-        if kept:
-            hf_files.save(folder / KEPT, {n: found.load(n) for n in kept}, {})
-        origin = {"family": found.family, "architecture": found.architecture,
-                  "config": found.config, "dtype": found.dtype, "dtypes": found.dtypes,
-                  "metadata": found.metadata, "files": sorted(found.tokenizer_files),
-                  "kept": kept}
-        (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
+        origin_lib.save(folder, found, kept)
         workdir_lib.write_config(epath.Path(folder), config)
         _save(folder, params, config)
     log(f"Wrote {workdir}: {count(params):,} parameters as step 0, config.json, tokenizer/, "
@@ -106,14 +101,14 @@ def _params(found: interop.Imported, task, config, log) -> tuple[Any, list[str]]
     new = [n for n in wanted if n not in found.shapes]
     kept = [n for n in found.names if n not in wanted]
     _describe(found, config, loaded, new, kept, log)
-    fresh = {}
+    fresh, drawn = {}, {wanted[n] for n in new}
     if new:
         fresh = named_leaves(jax.jit(task.init)(jax.random.key(config.seed))["params"])
+        fresh = {name: np.array(x) for name, x in fresh.items() if name in drawn}
 
     def one(path, like):
         name = path_name(path)
-        out = (np.array(fresh[name]) if name in fresh and any(wanted[n] == name for n in new)
-               else np.empty(like.shape, like.dtype))
+        out = fresh[name] if name in drawn else np.empty(like.shape, like.dtype)
         layers = layer_names(name, like)
         for i, n in enumerate(layers):
             if n in found.shapes:
@@ -136,20 +131,29 @@ def _describe(found, config, loaded, new, kept, log) -> None:
              [n for n in new if n in found.missing]),
             ("new, drawn from the seed: the task has it, the architecture not",
              [n for n in new if n not in found.missing]),
+            ("missing: the folder lacks what its architecture has, and the task needs none",
+             [n for n in found.missing if n not in new]),
             (f"without a place in task {config.task.name!r}, kept for an export", kept),
-            ("unknown tensors, left out", found.unknown)):
-        if names:
-            log(f"  {len(names):>5} {text}: {', '.join(_brief(names))}")
+            ("unknown tensors, kept for an export", found.unknown),
+            ("copies or buffers that hold no weights", found.layout.redundant),
+            ("other files of the folder, left out", found.other_files)):
+        _list(log, text, names)
     for note in found.notes:
         log(f"  note: {note}")
 
 
+def _list(log, text: str, names: list[str]) -> None:
+    if names:
+        log(f"  {len(names):>5} {text}: {', '.join(_brief(names))}")
+
+
 def _brief(names: list[str]) -> list[str]:
-    """Modules and layers if there are many names, else the names."""
+    """If there are many names, modules and layers of ours, and theirs without numbers."""
     if len(names) <= 16:
         return names
-    return list(dict.fromkeys("/".join(n.split("/")[:2 if n.startswith("stack/") else 1])
-                              for n in names))
+    short = lambda n: ("/".join(n.split("/")[:2 if n.startswith("stack/") else 1])
+                       if "/" in n else re.sub(r"\.\d+(?=\.)", ".*", re.sub(r"^\d+\.", "*.", n)))
+    return list(dict.fromkeys(map(short, names)))
 
 
 def _save(folder, params, config) -> None:
@@ -170,44 +174,71 @@ def _save(folder, params, config) -> None:
 
 def export_run(workdir: str, to: str, step: int | None = None,
                log: Callable[[str], None] = print, dtype: str = "",
-               max_shard_bytes: int = interop.MAX_SHARD_BYTES) -> None:
+               max_shard_bytes: int | None = None) -> None:
     """Writes a saved step (None: the newest) as a folder that transformers opens.
 
-    The moving average where the run keeps one. dtype: of the tensors; '' is what was imported,
-    else model.param_dtype. Raises UserError, and leaves no folder, for a model that transformers
-    has no class for, and if `to` has something in it.
+    The moving average where the run keeps one. An untouched import (step 0) gives the original
+    files, unless dtype or max_shard_bytes (default: interop.MAX_SHARD_BYTES) asks for others.
+    dtype: of the tensors; '' is what was imported, else model.param_dtype. Raises UserError, and
+    leaves no folder, for a model that transformers has no class for, and if `to` has something in
+    it.
     """
     config = workdir_lib.read_config(workdir)
     model = {"name": config.model.name, **dataclasses.asdict(models.build_config(config.model))}
     family = interop.family_of(model)
     if dtype:
         interop.check_dtype(dtype)
-    origin = _origin(workdir, family)
+    origin = origin_lib.load(workdir)
+    if origin and origin.family != family:
+        origin = None
     with config.unlocked():  # any device will do
         config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
     loaded = load_lib.load(workdir, config, step, batch_size=None)
-    params = _Params(loaded.params, _kept(workdir, origin, loaded.step))
+    layout = origin.layout if origin and loaded.step == 0 else None
+    params = _Params(loaded.params,
+                     interop.kept_parameters(workdir, loaded.step) if origin else {})
     labels, kind = _labels(config, params)
-    names = list(params)
-    architecture = interop.architecture_of(family, params.own)
-    if origin and set(interop.requires(family, origin["architecture"], model,
-                                       len(labels) or 2)) <= set(names):
-        architecture = origin["architecture"]
-    required = set(interop.requires(family, architecture, model, len(labels) or 2))
-    left = [n for n in names if n not in required]
+    architecture = _architecture(origin, layout, family, model, params, len(labels) or 2)
+    same_types = _same_types(origin, dtype)
+    if max_shard_bytes is None and not same_types:
+        max_shard_bytes = interop.MAX_SHARD_BYTES
     files, extra = _tokenizer(workdir, origin, family, model, log)
     written = interop.write(
         to, family=family, architecture=architecture, model=model, params=params, labels=labels,
         kind=kind, extra_files=files, extra_config=extra, max_shard_bytes=max_shard_bytes,
-        **_types(config, origin, dtype))
+        layout=layout, raw=origin.raw if origin else None,
+        **_types(config, origin, dtype, same_types))
     log(f"Wrote {to}: step {loaded.step} of {workdir} as {architecture}, "
         f"{'moving average, ' if config.train.ema else ''}{', '.join(written)}")
     if architecture == "BertForPreTraining" and config.task.get("pairs") == "sop":
         log("  note: the class of a pair is about the order of its texts (pairs='sop'), not about "
             "which text follows, as transformers says of it")
-    if left:
-        log(f"  {len(left)} parameters that {architecture} has no place for, or that the import "
-            f"drew: {', '.join(_brief(left))}")
+    required = set(interop.requires(family, architecture, model, len(labels) or 2, layout))
+    _list(log, f"parameters that {architecture} has no place for, or that the import drew, "
+          "left out", [n for n in params if n not in required])
+    _list_originals(log, origin, layout, exact=max_shard_bytes is None)
+
+
+def _architecture(origin: Origin | None, layout, family: str, model: dict, params,
+                  n_labels: int) -> str:
+    """The class of transformers: the original's if the parameters are all there."""
+    if layout or origin and set(interop.requires(family, origin.architecture, model,
+                                                 n_labels)) <= set(params):
+        return origin.architecture
+    return interop.architecture_of(family, params.own)
+
+
+def _list_originals(log, origin: Origin | None, layout, exact: bool) -> None:
+    """What becomes of the tensors that the import found and the run does not have."""
+    if not origin or not origin.layout:
+        return
+    if layout:
+        _list(log, "unknown tensors, written as they were", layout.unknown)
+    else:
+        _list(log, "imported tensors that were not trained with the others, left out",
+              [*origin.kept, *origin.layout.unknown])
+    if not layout or not exact:
+        _list(log, "copies or buffers that hold no weights, left out", origin.layout.redundant)
 
 
 class _Params(Mapping):
@@ -233,29 +264,20 @@ class _Params(Mapping):
         return len({**self._place, **self._kept})
 
 
-def _origin(workdir: str, family: str) -> dict | None:
-    path = workdir_lib.existing(workdir) / ORIGIN
-    if not path.exists():
-        return None
-    origin = json.loads(path.read_text())
-    return origin if origin["family"] == family else None
+def _same_types(origin: Origin | None, dtype: str) -> bool:
+    """Whether every tensor has the type that it was imported in."""
+    return origin is not None and (not dtype or dtype == origin.dtype and not origin.dtypes)
 
 
-def _kept(workdir: str, origin: dict | None, step: int) -> dict[str, np.ndarray]:
-    """Parameters that the import set aside; once the others are trained they do not fit them."""
-    if not origin or not origin["kept"] or step > 0:
-        return {}
-    return hf_files.read_file(epath.Path(workdir) / KEPT)
-
-
-def _types(config, origin: dict | None, dtype: str) -> dict[str, Any]:
+def _types(config, origin: Origin | None, dtype: str, same: bool) -> dict[str, Any]:
     """The arguments of interop.write that say which types and which original config."""
     if origin is None:
         return {"dtype": dtype or config.model.param_dtype}
-    if dtype in ("", origin["dtype"]) and not (dtype and origin["dtypes"]):
-        return {key: origin[key] for key in ("dtype", "dtypes", "config", "metadata")}
-    return {"dtype": dtype, "config": interop.with_dtype(origin["config"], dtype),
-            "metadata": origin["metadata"]}
+    if same:
+        return {"dtype": origin.dtype, "dtypes": origin.dtypes, "config": origin.config,
+                "metadata": origin.metadata}
+    return {"dtype": dtype, "config": interop.with_dtype(origin.config, dtype),
+            "metadata": origin.metadata}
 
 
 def _labels(config, params: _Params) -> tuple[tuple[str, ...], str]:
@@ -269,12 +291,12 @@ def _labels(config, params: _Params) -> tuple[tuple[str, ...], str]:
     return labels, config.task.get("kind", "") if head == "classifier" else ""
 
 
-def _tokenizer(workdir: str, origin: dict | None, family: str, model: dict, log
+def _tokenizer(workdir: str, origin: Origin | None, family: str, model: dict, log
                ) -> tuple[dict[str, bytes], dict[str, int]]:
     """Files for the export, and token ids for a new config.json."""
     folder = workdir_lib.existing(workdir) / "tokenizer"
     if origin:
-        return {n: (folder / FILES / n).read_bytes() for n in origin["files"]}, {}
+        return {n: (folder / FILES / n).read_bytes() for n in origin.files}, {}
     meta_path = folder / "bigjax_tokenizer.json"
     if not meta_path.exists():
         log(f"  note: {folder} holds no tokenizer; none is written")

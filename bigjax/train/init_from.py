@@ -71,11 +71,14 @@ def _open_run(where: str) -> Source:
     step = checkpoints.pick(None)
     saved = checkpoints.arrays(step)
     item = "ema" if "ema" in saved else "params"
+    kept = interop.kept_parameters(str(workdir), step)
     shapes = {n: tuple(x.shape) if n == name else tuple(x.shape[1:])
               for name, x in saved[item].items() for n in layer_names(name, x)}
+    shapes.update({name: x.shape for name, x in kept.items()})
 
     def load(abstract):
         named = named_leaves(_restore(checkpoints, step, item, saved[item], abstract, where))
+        named.update(kept)
 
         def get(name: str):
             if name in named:

@@ -7,8 +7,8 @@ import jax
 
 from bigjax import config as config_lib
 from bigjax.errors import UserError
+from bigjax.interop.origin import ORIGIN
 
-IMPORTED = "huggingface.json"  # in the work folder of an imported model, see exchange.py
 # A run in progress keeps these; anything else may change between a stop and a resume. What the
 # text is has a fingerprint, so where it lies may change.
 FIXED = re.compile(r"^(seed|task\.(name|kind|labels|pairs)|optim\.(name|freeze)|train\.batch_size"
@@ -36,7 +36,7 @@ def make_workdir(workdir: str) -> epath.Path:
 
 def check_same_run(workdir: str, config, log) -> None:
     """Raises UserError, naming the keys, if config cannot go on with the run in workdir."""
-    if (epath.Path(workdir) / IMPORTED).exists():
+    if (epath.Path(workdir) / ORIGIN).exists():
         raise UserError(f"{workdir} holds an imported model, which has no optimizer to go on with. "
                         f"Train in another --workdir with --config.init_from={workdir}.")
     old = dict(config_lib.sorted_leaves(read_config(workdir)))

@@ -1,0 +1,145 @@
+"""What a work folder remembers of the Hugging Face folder that it was imported from.
+
+`huggingface.json` beside the run's config has what the original said of itself and how its files
+were laid out; `huggingface.safetensors` the tensors that the run's parameters do not hold. With
+both, an export of the untouched import writes the same files again.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any, Callable, Iterable, Mapping
+
+from etils import epath
+import numpy as np
+
+from bigjax.errors import UserError
+from bigjax.interop import files, storage
+from bigjax.interop.mapping import Entry
+
+ORIGIN, KEPT = "huggingface.json", "huggingface.safetensors"
+_THEIRS = "original/"  # before names of theirs in KEPT; none of ours begins so
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a folder's files were laid out; tensors by their names in the files.
+
+    texts: {file: content} of config.json and of the index, if there is one. headers: {file: header}
+    of those of tensors. entries: {tensor: the row of the family's table that it is}. copies:
+    {tensor: the one whose bytes it has}, of tied ones. buffers: those that hold no weights.
+    unknown: those that have no place in the table.
+    """
+    texts: dict[str, str]
+    headers: dict[str, str]
+    entries: dict[str, str]
+    copies: dict[str, str]
+    buffers: list[str]
+    unknown: list[str]
+
+    @property
+    def redundant(self) -> list[str]:
+        return [*self.copies, *self.buffers]
+
+    def parts(self) -> dict[str, storage.Part]:
+        return {name: part for header in self.headers.values()
+                for name, part in storage.parts(header).items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """A folder that was imported: as in Imported. files: those of the tokenizer. kept: our names
+    of the parameters that the run has not. layout: None in work folders of older versions."""
+    folder: epath.Path
+    family: str
+    architecture: str
+    config: dict
+    dtype: str
+    dtypes: dict[str, str]
+    metadata: dict[str, str]
+    files: list[str]
+    kept: list[str]
+    layout: Layout | None = None
+
+    def raw(self, name: str) -> np.ndarray:
+        """The bytes of a buffer or an unknown tensor."""
+        return _read(self.folder / KEPT, {_THEIRS + name})[_THEIRS + name][1]
+
+
+def save(folder: pathlib.Path, found: Any, kept: list[str]) -> None:
+    """Writes both files. found: an Imported. kept: its parameters that the run has no place for."""
+    layout = found.layout
+    tensors = [files.planned(n, found.shapes[n], found.dtypes.get(n, found.dtype),
+                             lambda n=n: found.load(n)) for n in kept]
+    tensors += as_they_are(layout, [*layout.buffers, *layout.unknown], found.raw, _THEIRS)
+    if tensors:
+        files.save(folder / KEPT, tensors, {})
+    out = {"family": found.family, "architecture": found.architecture, "config": found.config,
+           "dtype": found.dtype, "dtypes": found.dtypes, "metadata": found.metadata,
+           "files": sorted(found.tokenizer_files), "kept": kept,
+           "layout": dataclasses.asdict(layout)}
+    (folder / ORIGIN).write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
+
+
+def load(workdir: str | os.PathLike) -> Origin | None:
+    """What a work folder remembers; None if it is not an imported one."""
+    folder = epath.Path(workdir)
+    if not (folder / ORIGIN).exists():
+        return None
+    stored = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+    layout = stored.pop("layout", None)
+    return Origin(folder, **stored, layout=Layout(**layout) if layout else None)
+
+
+def kept_parameters(workdir: str | os.PathLike, step: int) -> dict[str, np.ndarray]:
+    """{our name: array} of the imported model's parameters that the run has no place for.
+
+    {} at any step but 0: once the others are trained they do not fit them. Raises UserError if
+    their file is damaged.
+    """
+    origin = load(workdir) if step == 0 else None
+    if not origin or not origin.kept:
+        return {}
+    found = _read(origin.folder / KEPT, set(origin.kept))
+    return {name: data.view(files.DTYPES[files.CODES[part.code]]).reshape(part.shape)
+            for name, (part, data) in found.items()}
+
+
+def _read(path: epath.Path, names: set[str]) -> dict[str, tuple[storage.Part, np.ndarray]]:
+    try:
+        header = storage.read_header(path)
+        parts = storage.parts(header)
+        return {name: (parts[name], storage.read(path, header, parts[name])) for name in names}
+    except (OSError, ValueError, KeyError) as e:
+        raise UserError(f"{path} is not what the import wrote ({e!r}): it was cut short, damaged "
+                        "or removed. Import the model again.") from None
+
+
+def as_they_are(layout: Layout, names: Iterable[str], raw: Callable[[str], np.ndarray],
+                prefix: str = "") -> list[files.Planned]:
+    """Tensors of any type whose bytes raw(name) gives."""
+    parts = layout.parts()
+    return [files.Planned(prefix + n, parts[n].shape, parts[n].code, parts[n].end - parts[n].start,
+                          lambda n=n: raw(n)) for n in names]
+
+
+def replay(folder: pathlib.Path, layout: Layout, entries: list[Entry],
+           params: Mapping[str, np.ndarray], raw: Callable[[str], np.ndarray]) -> list[str]:
+    """The original's files of tensors and its index, of these parameters; the files' names."""
+    rows = {e.name: e for e in entries}
+
+    def content(name: str, code: str) -> np.ndarray:
+        name = layout.copies.get(name, name)
+        if name not in layout.entries:
+            return raw(name)
+        row = rows[layout.entries[name]]
+        return files.planned(name, row.shape, files.CODES[code],
+                             lambda: row.gather(params)).load()
+    for file, header in layout.headers.items():
+        parts = storage.parts(header)
+        storage.write(folder / file, header, lambda name: content(name, parts[name].code))
+    more = [file for file in layout.texts if file != files.CONFIG]
+    for file in more:
+        (folder / file).write_bytes(layout.texts[file].encode("utf-8"))
+    return [*layout.headers, *more]
