@@ -134,7 +134,8 @@ def evaluate(argv: list[str]) -> None:
     loaded = load_lib.load(arguments.workdir, config, arguments.step,
                            config.train.batch_size)
     tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
-    corpus = loaded.task.load_data(print, tokenizer)
+    splits = {entry.split for entry in config.evals.values()}
+    corpus = loaded.task.load_data(print, tokenizer, splits)
     context = Context(config, loaded.task, corpus, loaded.mesh, print,
                       workdir_lib.existing(arguments.workdir), report=print)
     numbers = {}
@@ -215,7 +216,7 @@ def predict(argv: list[str]) -> None:
     from bigjax import data
     from bigjax.infer import predict as predict_lib
     from bigjax.train import load as load_lib, workdir as workdir_lib
-    predict_lib.check_format(f.output)
+    predict_lib.check_output(f.output, f.input)
     config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
     kind = config.task.get("kind", config.task.name)
     if kind not in ("classify", "regress", "tag", "answer"):
@@ -225,6 +226,8 @@ def predict(argv: list[str]) -> None:
     tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
     examples = data.encode_rows(rows, config.data, kind, config.task.get("labels", ()), tokenizer,
                                 with_labels=False)
+    if examples.cut:
+        print(f"data: input: {examples.cut}")
     split = data.LabelledData(examples, tokenizer.pad_id, config.data.seq_len,
                               config.train.batch_size, packing=config.data.packing, shuffle=False,
                               name="input")

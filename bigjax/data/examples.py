@@ -33,6 +33,8 @@ class Examples:
     context_spans: list[np.ndarray] | None = None  # answer: see spans_of
     context: np.ndarray | None = None
     context_from: np.ndarray | None = None
+    n_cut: int = 0  # rows whose text (answer: question) was cut, as data.truncate allows
+    cut: str = ""  # that as a line for people; '' if there is none
 
     def __len__(self) -> int:
         return len(self.row)
@@ -58,8 +60,7 @@ class Examples:
 
 
 def encode_rows(rows: Sequence[dict[str, Any]], data: Any, kind: str, labels: Sequence[str],
-                tokenizer: Tokenizer, *, with_labels: bool,
-                truncate: bool | None = None) -> Examples:
+                tokenizer: Tokenizer, *, with_labels: bool) -> Examples:
     """The examples of `rows`, as `rows.read_rows` gives them.
 
     Args:
@@ -67,21 +68,19 @@ def encode_rows(rows: Sequence[dict[str, Any]], data: Any, kind: str, labels: Se
       kind: "classify", "regress", "tag" or "answer".
       labels: the names of the classes or tags; an example has its label's index.
       with_labels: False for rows without: then label, token_labels, start and end are None.
-      truncate: instead of data.truncate, if given.
 
     Raises UserError, with the row's file and line, for a text longer than data.seq_len unless
-    truncate (then the longer part is cut from its end), an unknown label, no number where
-    "regress" needs one, and an answer that is not in its context.
+    data.truncate (then the longer part is cut from its end, and Examples.cut says how often), an
+    unknown label, no number where "regress" needs one, and an answer that is not in its context.
     """
     if data.seq_len < _MIN_SEQ_LEN:
         raise UserError(f"data.seq_len is {data.seq_len}; labelled examples need at least "
                         f"{_MIN_SEQ_LEN} tokens.")
-    truncate = bool(data.truncate if truncate is None else truncate)
     if kind == "answer":
-        return _encode_answers(rows, data, tokenizer, with_labels, truncate)
+        return _encode_answers(rows, data, tokenizer, with_labels)
     if kind == "tag":
-        return _encode_tags(rows, data.seq_len, labels, tokenizer, with_labels, truncate)
-    examples = _encode_texts(rows, data.seq_len, tokenizer, truncate)
+        return _encode_tags(rows, data, labels, tokenizer, with_labels)
+    examples = _encode_texts(rows, data, tokenizer)
     if with_labels:
         examples.label = (_numbers(rows) if kind == "regress" else
                           _indices([row["label"] for row in rows], labels,
@@ -89,8 +88,8 @@ def encode_rows(rows: Sequence[dict[str, Any]], data: Any, kind: str, labels: Se
     return examples
 
 
-def _encode_texts(rows: Sequence[dict], seq_len: int, tokenizer: Tokenizer,
-                  truncate: bool) -> Examples:
+def _encode_texts(rows: Sequence[dict], data: Any, tokenizer: Tokenizer) -> Examples:
+    seq_len = data.seq_len
     first = tokenizer.encode_batch([row["text"] for row in rows])
     second: list = [None] * len(rows)
     paired = [i for i, row in enumerate(rows) if "pair" in row]
@@ -99,7 +98,7 @@ def _encode_texts(rows: Sequence[dict], seq_len: int, tokenizer: Tokenizer,
     a = np.array([len(ids) for ids in first], np.int64)
     b = np.array([0 if ids is None else len(ids) for ids in second], np.int64)
     room = np.array([seq_len - (2 if ids is None else 3) for ids in second], np.int64)
-    _check_lengths(a + b - room + seq_len, rows, seq_len, truncate)
+    cut = _check_lengths(a + b - room + seq_len, rows, seq_len, data.truncate)
     a, b = _cut(a, b, room)
     cls, sep = np.array([tokenizer.bos_id]), np.array([tokenizer.eos_id])
     parts = []
@@ -107,7 +106,7 @@ def _encode_texts(rows: Sequence[dict], seq_len: int, tokenizer: Tokenizer,
         parts += (cls, x[:n], sep) if y is None else (cls, x[:n], sep, y[:m], sep)
     lengths = a + b + seq_len - room
     return Examples(_joined(parts), _offsets(lengths), (a + 2).astype(np.int32),
-                    np.arange(len(rows), dtype=np.int32))
+                    np.arange(len(rows), dtype=np.int32), **cut)
 
 
 def _cut(a: np.ndarray, b: np.ndarray, room: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -120,8 +119,9 @@ def _cut(a: np.ndarray, b: np.ndarray, room: np.ndarray) -> tuple[np.ndarray, np
     return np.where(fits, a, cut_a), np.where(fits, b, cut_b)
 
 
-def _encode_tags(rows: Sequence[dict], seq_len: int, labels: Sequence[str], tokenizer: Tokenizer,
-                 with_labels: bool, truncate: bool) -> Examples:
+def _encode_tags(rows: Sequence[dict], data: Any, labels: Sequence[str], tokenizer: Tokenizer,
+                 with_labels: bool) -> Examples:
+    seq_len = data.seq_len
     vocabulary = list(dict.fromkeys(word for row in rows for word in row["tokens"]))
     # A word of characters that the tokenizer drops has a position all the same.
     nothing = np.array([getattr(tokenizer, "unk_id", tokenizer.pad_id)], np.int32)
@@ -129,7 +129,7 @@ def _encode_tags(rows: Sequence[dict], seq_len: int, labels: Sequence[str], toke
               for word, ids in zip(vocabulary, tokenizer.encode_batch(vocabulary))}
     words = [[pieces[word] for word in row["tokens"]] for row in rows]
     lengths = np.array([2 + sum(map(len, row)) for row in words], np.int64)
-    _check_lengths(lengths, rows, seq_len, truncate)
+    cut = _check_lengths(lengths, rows, seq_len, data.truncate)
     cls, sep = np.array([tokenizer.bos_id]), np.array([tokenizer.eos_id])
     parts, columns = [], []
     for row in words:
@@ -139,7 +139,7 @@ def _encode_tags(rows: Sequence[dict], seq_len: int, labels: Sequence[str], toke
     lengths = np.minimum(lengths, seq_len)
     examples = Examples(_joined(parts), _offsets(lengths), lengths.astype(np.int32),
                         np.arange(len(rows), dtype=np.int32), words=_joined(columns),
-                        word_offsets=_offsets([len(row) for row in columns]))
+                        word_offsets=_offsets([len(row) for row in columns]), **cut)
     if with_labels:
         place = np.repeat(examples.offsets[:-1], np.diff(examples.word_offsets)) + examples.words
         kept = np.diff(examples.word_offsets).tolist()
@@ -150,15 +150,15 @@ def _encode_tags(rows: Sequence[dict], seq_len: int, labels: Sequence[str], toke
     return examples
 
 
-def _encode_answers(rows: Sequence[dict], data: Any, tokenizer: Tokenizer, with_labels: bool,
-                    truncate: bool) -> Examples:
+def _encode_answers(rows: Sequence[dict], data: Any, tokenizer: Tokenizer,
+                    with_labels: bool) -> Examples:
     if not hasattr(tokenizer, "encode_with_offsets"):
         raise UserError(f"answers need a tokenizer that knows where its pieces stand in the text: "
                         f'data.tokenizer.kind="wordpiece", not "{tokenizer.kind}".')
     most = data.seq_len // 2 - 3  # at least half is the context's
     questions = tokenizer.encode_batch([row["question"] for row in rows])
-    _check_lengths(np.array([len(ids) + 3 for ids in questions], np.int64), rows, most + 3,
-                   truncate, "the question, which may take half of data.seq_len,")
+    cut = _check_lengths(np.array([len(ids) + 3 for ids in questions], np.int64), rows, most + 3,
+                         data.truncate, "question", ", which may take half of data.seq_len,")
     unique = {context: i for i, context in enumerate(dict.fromkeys(r["context"] for r in rows))}
     contexts = tokenizer.encode_with_offsets(list(unique))
     cls, sep = np.array([tokenizer.bos_id]), np.array([tokenizer.eos_id])
@@ -179,7 +179,7 @@ def _encode_answers(rows: Sequence[dict], data: Any, tokenizer: Tokenizer, with_
                     start=columns[3] if with_labels else None,
                     end=columns[4] if with_labels else None,
                     context_spans=[spans for _, spans in contexts], context=columns[5],
-                    context_from=columns[6])
+                    context_from=columns[6], **cut)
 
 
 def _windows(n: int, room: int, stride: int) -> list[int]:
@@ -206,15 +206,18 @@ def _answer_tokens(row: dict, spans: np.ndarray) -> tuple[int, int] | None:
 
 
 def _check_lengths(lengths: np.ndarray, rows: Sequence[dict], limit: int, truncate: bool,
-                   what: str = "the text") -> None:
+                   what: str = "text", remark: str = "") -> dict[str, Any]:
+    """n_cut and cut of Examples. UserError if one is too long and truncate is False."""
     over = np.flatnonzero(lengths > limit)
     if len(over) and not truncate:
         i = int(over[0])
         raise UserError(
-            f'{rows[i]["where"]}: {what} is {lengths[i]:,} tokens long and {limit:,} are allowed, '
-            f"special ones included; {len(over):,} of {len(rows):,} are too long. Set "
+            f'{rows[i]["where"]}: the {what}{remark} is {lengths[i]:,} tokens long and {limit:,} '
+            f"are allowed, special ones included; {len(over):,} of {len(rows):,} are too long. Set "
             "data.truncate=True to cut them at their end, or raise data.seq_len (the longest has "
             f"{lengths.max():,}).")
+    return {"n_cut": len(over), "cut": "" if not len(over) else (
+        f"{len(over):,} of {len(rows):,} {what}s are cut to {limit:,} tokens (data.truncate)")}
 
 
 def _indices(names: Sequence[str], labels: Sequence[str],

@@ -20,6 +20,7 @@ __all__ = ["Labelled", "LabelledData", "encode_rows", "label_counts", "label_nam
            "load_labelled", "read_rows"]
 
 _OPEN_ROWS = 512  # rows that may still get an example while a plan is made
+_FULL = .95  # rows filled so far are not worth another plan
 _TRAIN_CHARS = 4_000_000  # how much text a tokenizer is trained on: more changes little
 _FORMAT = 1  # raise it when the same rows would give other examples
 
@@ -27,8 +28,8 @@ _FORMAT = 1  # raise it when the same rows would give other examples
 class LabelledData:
     """The examples of one split as batches of `batch_size` rows of `seq_len` tokens.
 
-    With packing a row holds up to K = max(1, seq_len // 8) whole examples, told apart by their
-    segment_ids; which ones is planned once. Without, it holds one (K = 1).
+    With packing a row holds up to K whole examples, told apart by their segment_ids; which ones
+    is planned once. K follows from their lengths (`plan_packed`). Without, it holds one.
 
     - shuffle=True (training): endless; every epoch has each example once, the plan is made on
       shuffled examples, and its rows come in another order each epoch.
@@ -37,7 +38,7 @@ class LabelledData:
 
     Attributes: `examples` and `n_examples`; `n_rows` of the plan; `epoch_steps`, the batches in
     an epoch (a float when training); `n_batches`, its whole batches, in evaluation all;
-    `padding`, the fraction of an epoch's token slots that hold none.
+    `max_examples`, K; `padding`, the fraction of the plan's token slots that hold none.
     """
 
     def __init__(self, examples: Examples, pad_id: int, seq_len: int, batch_size: int,
@@ -47,14 +48,16 @@ class LabelledData:
         self.examples, self.n_examples, self.name = examples, len(examples), name
         self.seq_len, self.batch_size = int(seq_len), int(batch_size)
         self.packing, self.shuffle = packing, shuffle
-        self.max_examples = max(1, self.seq_len // 8) if packing else 1
         self._pad_id, self._lengths = pad_id, examples.lengths
         self._check()
         order = _shuffled(self.n_examples, seed) if shuffle else np.arange(self.n_examples)
-        self._plan, self._row_offsets = plan_rows(
-            self._lengths, order, self.seq_len, self.max_examples)
+        if packing:
+            self._plan, self._row_offsets, self.max_examples = plan_packed(
+                self._lengths, order, self.seq_len)
+        else:
+            self.max_examples = 1
+            self._plan, self._row_offsets = plan_rows(self._lengths, order, self.seq_len, 1)
         self.n_rows = len(self._row_offsets) - 1
-        n_slots = self.n_rows
         if shuffle:
             self._check_enough()
             self.epoch_steps: float = self.n_rows / self.batch_size
@@ -62,8 +65,7 @@ class LabelledData:
             self._order = Order([self.n_rows], [1.], seed)
         else:
             self.epoch_steps = self.n_batches = math.ceil(self.n_rows / self.batch_size)
-            n_slots = self.n_batches * self.batch_size
-        self.padding = 1. - float(self._lengths.sum()) / (n_slots * self.seq_len)
+        self.padding = 1. - float(self._lengths.sum()) / (self.n_rows * self.seq_len)
 
     def batch_at(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
         """Batch `step`, or its `rows`: a contiguous slice of the global batch for one host.
@@ -154,8 +156,8 @@ class LabelledData:
 class Labelled:
     """Labelled data read by `load_labelled`: `tokenizer`, `kind`, `labels`, `fingerprint`.
 
-    `fingerprint` changes with the rows of any split, the tokenizer, the labels and data.seq_len:
-    compare results only between runs where it is equal.
+    `fingerprint` changes with the rows of any split that was read, which ones those are, the
+    tokenizer, the labels and data.seq_len: compare results only between runs where it is equal.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, kind: str, labels: Sequence[str],
@@ -186,6 +188,9 @@ class Labelled:
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of a split, as `rows.read_rows` gives them; Examples.row counts in them."""
+        if name in SPLITS and name not in self._rows:
+            raise UserError(f"the {name} data was not read, only {', '.join(self._rows)}. Give "
+                            "its name to load_labelled.")
         if name not in self._rows:
             raise UserError(f'there is no split {name!r}; labelled data has {", ".join(SPLITS)}.')
         return self._rows[name]
@@ -210,8 +215,8 @@ class Labelled:
 
 def load_labelled(data: Any, kind: str, labels: Sequence[str], *,
                   tokenizer: tokenizers.Tokenizer | None = None,
-                  log: Callable[[str], None] = print, truncate: bool = False) -> Labelled:
-    """Reads and encodes `data.train`, `data.valid` and `data.test`.
+                  log: Callable[[str], None] = print, names: Sequence[str] = SPLITS) -> Labelled:
+    """Reads and encodes `data.train`, `data.valid` and `data.test`, or those of them in `names`.
 
     Args:
       data: the config section `data`.
@@ -220,26 +225,53 @@ def load_labelled(data: Any, kind: str, labels: Sequence[str], *,
       tokenizer: used instead of the config's (a trained model has its own); that one is trained
         on the training rows, and cached, where its path is empty.
       log: takes a few lines for people.
-      truncate: as data.truncate, either of them is enough.
+      names: the splits that will be asked for. Of others nothing is read but what it takes to
+        know these: a split without data of its own is cut from the training rows, which are read
+        without a tokenizer too, to train one.
 
     Raises UserError for anything wrong with the config, the rows (see `encode_rows`), or the
     tokenizer.
     """
     begun = time.monotonic()
-    rows = read_parts(data, kind)
+    if unknown := set(names) - set(SPLITS):
+        raise UserError(f'there is no split {min(unknown)!r}; labelled data has '
+                        f'{", ".join(SPLITS)}.')
+    names = [name for name in SPLITS if name in names]
+    needed = [name for name in SPLITS if name in names or name == "train" and tokenizer is None]
+    rows = read_parts(data, kind, needed)
     if tokenizer is None:
         sample = _sample(rows["train"])
         content = hashlib.sha256('\0'.join(sample).encode()).hexdigest()[:16]
         tokenizer = tokenizers.build(data.tokenizer, data.cache_dir, lambda: iter(sample),
                                      f"labelled {content}", log)
-    examples = {name: encode_rows(rows[name], data, kind, labels, tokenizer, with_labels=True,
-                                  truncate=truncate or data.truncate) for name in SPLITS}
-    labelled = Labelled(tokenizer, kind, labels, {name: rows[name] for name in SPLITS}, examples,
+    examples = {name: encode_rows(rows[name], data, kind, labels, tokenizer, with_labels=True)
+                for name in names}
+    labelled = Labelled(tokenizer, kind, labels, {name: rows[name] for name in names}, examples,
                         data.seq_len, data.packing)
     log(labelled.summary())
+    for name in names:
+        if examples[name].n_cut:
+            log(f"data: {name}: {examples[name].cut}")
     log(f"data: tokenizer {tokenizer.kind} of {tokenizer.vocab_size:,} ids; fingerprint "
         f"{labelled.fingerprint}; {time.monotonic() - begun:.1f} s")
     return labelled
+
+
+def plan_packed(lengths: np.ndarray, order: np.ndarray,
+                seq_len: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """`plan_rows` with as many examples a row as these lengths (at least one) need, and that
+    number: half as much again as fill a row on average, more if that leaves rows unfilled.
+    """
+    bound = max(1, min(seq_len // 3, seq_len // int(lengths.min())))
+    most = min(bound, math.ceil(1.5 * seq_len / float(lengths.mean())))
+    plan, row_offsets = plan_rows(lengths, order, seq_len, most)
+    while most < bound and float(lengths.sum()) < _FULL * (len(row_offsets) - 1) * seq_len:
+        more = min(bound, 2 * most)
+        other = plan_rows(lengths, order, seq_len, more)
+        if len(other[1]) > .99 * len(row_offsets):
+            break
+        (plan, row_offsets), most = other, more
+    return plan, row_offsets, most
 
 
 def plan_rows(lengths: np.ndarray, order: np.ndarray, seq_len: int,

@@ -1,8 +1,11 @@
 """Labelled rows of `data.train`, `data.valid` and `data.test`: of files, TFDS, or docstrings."""
 
 import collections
+import contextlib
 import hashlib
+import importlib
 import os
+import pkgutil
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,6 +20,7 @@ from bigjax.errors import UserError
 KINDS = ("classify", "regress", "tag", "answer")
 _TFDS_SPLIT = {"train": "train", "valid": "validation", "test": "test"}
 _TFDS_BATCH = 1024
+_NO_SETS = ("core", "dataset_collections", "datasets", "proto", "scripts", "testing")
 _MIN_BODY_CHARS = 40  # what is shorter says too little to tell whose it is
 _EXAMPLES = ('a file such as "train.tsv", "tfds:glue/sst2", "docstrings:library" or '
              '"docstrings:title"')
@@ -29,6 +33,7 @@ def read_rows(spec: str, data: Any, kind: str, part: str = "train",
     Rows have "where" (file:line, for messages) and, whatever the columns are called in the file
     (`data.columns`): classify and regress text, label and, if there is one, pair; tag tokens and
     tags; answer question, context and answers, a list of (text, start), start -1 if not known.
+    Those of files and TFDS have "row" too: the whole record under its own names (`read_table`).
 
     Args:
       spec: a file (see `read_table`); "tfds:NAME" with the split of this `part`, or
@@ -46,8 +51,8 @@ def read_rows(spec: str, data: Any, kind: str, part: str = "train",
         return _tfds_rows(spec, names, part)
     kinds = {names[name]: _KIND_OF[name] for name in names}
     table = read_table(spec, list(names.values()), kinds)
-    rows = [{name: row[column] for name, column in names.items()} | {"where": row["where"]}
-            for row in table]
+    rows = [{name: row[column] for name, column in names.items()} | {
+                "where": row["where"], "row": row["row"]} for row in table]
     if "tags" in names:
         for row in rows:
             if len(row["tokens"]) != len(row["tags"]):
@@ -63,12 +68,12 @@ def read_parts(data: Any, kind: str, names: Sequence[str] = SPLITS
     An empty `data.valid` is the TFDS set's own validation split, if it has one, and else the
     `data.valid_fraction` of the training rows, chosen by a hash of their text (`split_of`), so
     that equal ones fall together; `data.test` likewise (a test split whose labels are all -1, as
-    GLUE's, counts as none).
+    GLUE's, counts as none). `data.train` is read only if one of `names` needs it.
     """
     check_fractions(data.valid_fraction, data.test_fraction)
-    if not data.train and not (set(names) > {"train"} and (data.valid or data.test)):
+    if not data.train and not any(data[part] for part in names if part != "train"):
         raise UserError(f"data.train is empty. Set it to {_EXAMPLES}.")
-    specs = _specs(data, kind)
+    specs = _specs(data, kind, names)
     if data.train.startswith("docstrings:"):
         specs = dict.fromkeys(SPLITS, data.train) | specs  # split as for pre-training
     parts = {part: read_rows(specs[part], data, kind, part) for part in names if part in specs}
@@ -84,14 +89,17 @@ def read_parts(data: Any, kind: str, names: Sequence[str] = SPLITS
     return parts
 
 
-def _specs(data: Any, kind: str) -> dict[str, str]:
-    """What 'valid' and 'test' are read from, if they are not cut from the training rows."""
+def _specs(data: Any, kind: str, names: Sequence[str]) -> dict[str, str]:
+    """What 'valid' and 'test' are read from, if they are not cut from the training rows; no more
+    than it takes to know it of `names`."""
     specs = {part: data[part] for part in ("valid", "test") if data[part]}
+    if set(names) <= set(specs):
+        return specs
     if data.train.startswith("tfds:") and not data.train.endswith("]"):
         splits = _builder(data.train).info.splits
         if not data.valid and _TFDS_SPLIT["valid"] in splits:
             specs["valid"] = data.train
-        if not data.test and _TFDS_SPLIT["test"] in splits:
+        if not (data.test or set(names) <= set(specs)) and _TFDS_SPLIT["test"] in splits:
             rows = read_rows(data.train, data, kind, "test")
             if not all(row.get("label") in ("-1", "-1.0") for row in rows):
                 specs["test"] = data.train
@@ -208,9 +216,8 @@ def _tfds_rows(spec: str, names: dict[str, str], part: str) -> list[dict[str, An
         builder.info.splits[split]
         source = builder.as_data_source(split=split)
     except Exception as e:  # no such split, a wrong file format, missing shards
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise UserError(
-            f"tfds:{name}: cannot read split {split!r}: {reason} The set has "
+            f"tfds:{name}: cannot read split {split!r}: {_reason(e)} The set has "
             f'{", ".join(builder.info.splits) or "no prepared split"}; another is asked for as '
             f'"tfds:{name}[SPLIT]". It has to be prepared with file_format="array_record".'
         ) from None
@@ -219,15 +226,15 @@ def _tfds_rows(spec: str, names: dict[str, str], part: str) -> list[dict[str, An
         if column not in features:
             raise UserError(f"tfds:{name}: no feature {column!r}; it has "
                             f'{", ".join(features)}. Set data.columns to them.')
-    labels = {column: getattr(features[column], "names", None) for column in names.values()}
+    labels = {column: getattr(features[column], "names", None) for column in features}
     rows = []
     for start in range(0, len(source), _TFDS_BATCH):
         indices = range(start, min(start + _TFDS_BATCH, len(source)))
         for i, example in zip(indices, source.__getitems__(list(indices))):
             where = f"tfds:{name}[{split}] example {i}"
-            rows.append({key: convert(_plain(example[column], labels[column]), _KIND_OF[key],
-                                      column, where) for key, column in names.items()}
-                        | {"where": where})
+            whole = {column: _plain(value, labels[column]) for column, value in example.items()}
+            rows.append({key: convert(whole[column], _KIND_OF[key], column, where)
+                         for key, column in names.items()} | {"where": where, "row": whole})
     return rows
 
 
@@ -263,10 +270,43 @@ def _builder(spec: str) -> Any:
     try:
         if name.startswith(("/", "~", ".")) or "://" in name:
             return tfds.builder_from_directory(os.path.expanduser(name))
-        return tfds.builder(name)
+        builder = _registered(tfds, name)
     except Exception as e:  # of many kinds; the first line says what, the rest lists all sets
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise UserError(
-            f"tfds:{name}: {reason} Name a set that is prepared in TFDS_DATA_DIR (such as "
+            f"tfds:{name}: {_reason(e)} Name a set that is prepared in TFDS_DATA_DIR (such as "
             '"tfds:glue/sst2"), or the set\'s own folder (the one with dataset_info.json).'
         ) from None
+    if not builder.info.splits:
+        _prepare(builder, name)
+    return builder
+
+
+def _registered(tfds: Any, name: str) -> Any:
+    """The set's builder. TFDS itself stops looking for sets at the first of its packages that
+    cannot be imported, and some need TensorFlow or what else is not there."""
+    try:
+        return tfds.builder(name)
+    except tfds.core.registered.DatasetNotFoundError:
+        for package in pkgutil.iter_modules(tfds.__path__):
+            if package.ispkg and package.name not in _NO_SETS:
+                with contextlib.suppress(Exception):
+                    importlib.import_module(f"tensorflow_datasets.{package.name}")
+        return tfds.builder(name)
+
+
+def _prepare(builder: Any, name: str) -> None:
+    """Downloads a set that is not in TFDS_DATA_DIR, and writes it there."""
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except Exception as e:  # no network, a file that is gone, no room, a package that is missing
+        raise UserError(
+            f"tfds:{name} is not prepared in {builder.data_dir}, and could not be downloaded: "
+            f"{_reason(e)} Where there is a network, run bigjax on it once, or prepare it with "
+            'TFDS and file_format="array_record"; copy what that wrote, and name the folder with '
+            'its dataset_info.json as "tfds:FOLDER", or set TFDS_DATA_DIR to the one above all '
+            "sets.") from None
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].removesuffix(".") + "."

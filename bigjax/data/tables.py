@@ -4,29 +4,36 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from bigjax.errors import UserError
 
 _SQUAD = ("question", "context", "answers", "id")
 _CONLL = ("tokens", "tags")
+_OWN_NAMES = ("where", "row")
 _OWN_KINDS = {".json": {"answers": "answers", "is_impossible": "flag"},
               ".conll": {"tokens": "words", "tags": "words"}}
 
 
 def read_table(path: str | os.PathLike, columns: Sequence[str],
                kinds: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """The rows of a file (local or gs://) as dicts: the `columns`, and "where" for messages.
+    """The rows of a file (local or gs://) as dicts: the `columns`, "where" for messages, "row".
+
+    row["row"] is the whole record as the file has it, nothing left out, renamed or checked: a
+    dict of its columns, in order (numbers from "0" where there is no header; the second column
+    called x is "x_2").
 
     By its extension:
     - .tsv, .txt: tabs between columns, no quoting; .csv: commas, with quoting. The first line
       has the names, unless `columns` are numbers: "0" is the first column of a file without.
       Everything is text. Blank lines at the end are passed over.
     - .jsonl: an object a line.
-    - .json: SQuAD 1.1 or 2.0; rows have question, context, answers, id and is_impossible.
+    - .json: SQuAD 1.1 or 2.0; rows have question, context, answers, id and is_impossible, the
+      record id, title, question, context and what else the question has.
     - .conll: a token and, in the last column, its tag on each line, a blank line between
-      sentences, -DOCSTART- passed over; rows have tokens and tags.
+      sentences, -DOCSTART- passed over; rows have tokens and tags, the record the columns
+      between them as "1", "2", ... too.
 
     Args:
       kinds: what a column holds, "text" where it does not say: "label" may be a JSON number or
@@ -44,11 +51,12 @@ def read_table(path: str | os.PathLike, columns: Sequence[str],
     if extension not in readers:
         raise UserError(f"{path}: cannot tell what kind of file it is. Its name has to end in "
                         f'{", ".join(readers)}.')
-    if "where" in columns:
-        raise UserError(f'{path}: a column cannot be called "where"; rename it in the file.')
+    for name in sorted({*_OWN_NAMES} & {*columns}):
+        raise UserError(f'{path}: a column cannot be called "{name}"; rename it in the file.')
     kinds = {**(kinds or {}), **_OWN_KINDS.get(extension, {})}
     rows = [{column: convert(row[column], kinds.get(column, "text"), column, row["where"])
-             for column in row if column != "where"} | {"where": row["where"]}
+             for column in row if column not in _OWN_NAMES}
+            | {name: row[name] for name in _OWN_NAMES}
             for row in readers[extension](path, list(columns))]
     if not rows:
         raise UserError(f"{path} holds no rows. Give a file with at least one.")
@@ -74,6 +82,15 @@ def convert(value: Any, kind: str, column: str, where: str) -> Any:
     if not value.strip():
         raise UserError(f"{where}: column {column!r} is empty. Fill it, or take the row out.")
     return _utf8(value.strip() if kind == "label" else value, column, where)
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """`name`, or if it is `taken` the first of name_2, name_3, ... that is not."""
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    return free
 
 
 def _utf8(text: str, column: str, where: str) -> str:
@@ -152,8 +169,10 @@ def _separated(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     places = [int(column) if header is None else _place(column, header, path)
               for column in columns]
     width = None if header is None else len(header)
+    names = _names(header or [])
     for number, fields in records:
-        width = len(fields) if width is None else width
+        if width is None:
+            width, names = len(fields), [str(i) for i in range(len(fields))]
         if len(fields) != width:
             as_what = "the first line" if header is None else "the header"
             raise UserError(f"{path}:{number}: found {len(fields)} columns, and {as_what} has "
@@ -164,7 +183,14 @@ def _separated(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
             raise UserError(f"{path}:{number}: there is no column {max(places)}; the line has "
                             f"{width}, numbered from 0 to {width - 1}. Set data.columns to them.")
         yield {column: fields[place] for column, place in zip(columns, places)} | {
-            "where": f"{path}:{number}"}
+            "where": f"{path}:{number}", "row": dict(zip(names, fields))}
+
+
+def _names(header: list[str]) -> list[str]:
+    names: list[str] = []
+    for name in header:
+        names.append(free_name(name, names))
+    return names
 
 
 def _place(column: str, header: list[str], path: str) -> int:
@@ -200,7 +226,8 @@ def _jsonl(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
         row = _json(line, path, number)
         if not isinstance(row, dict):
             raise UserError(f"{where}: found {_name(row)}; each line has to be a JSON object.")
-        yield {column: _member(row, column, where) for column in columns} | {"where": where}
+        yield {column: _member(row, column, where) for column in columns} | {
+            "where": where, "row": row}
 
 
 def _json(text: str, path: str, first_line: int = 1) -> Any:
@@ -239,7 +266,9 @@ def _squad(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
                     given["is_impossible"] = question.get("is_impossible", False)
                     given["answers"] = ([] if given["is_impossible"] else
                                         _list(question, "answers", where))
-                yield {**given, "where": where}
+                whole = {"id": given["id"], "title": article.get("title", ""),
+                         "question": given["question"], "context": given["context"], **question}
+                yield {**given, "where": where, "row": whole}
 
 
 def _list(value: Any, key: str, where: str) -> list:
@@ -252,19 +281,31 @@ def _list(value: Any, key: str, where: str) -> list:
 def _conll(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     for column in columns:
         _member(dict.fromkeys(_CONLL), column, path)
-    sentence: dict[str, Any] = {}
+    sentence: list[list[str]] = []
+    where = path
     for number, line in enumerate([*_lines(path), ""], 1):
         fields = line.split('\t') if '\t' in line else line.split()
         if not line.strip():
             if sentence:
-                yield sentence
-            sentence = {}
+                whole = _sentence(sentence)
+                yield {column: [fields[0 if column == "tokens" else -1] for fields in sentence]
+                       for column in columns} | {"where": where, "row": whole}
+            sentence = []
         elif not fields[0].startswith("-DOCSTART-"):
-            if not sentence:
-                sentence = {column: [] for column in columns} | {"where": f"{path}:{number}"}
+            where = where if sentence else f"{path}:{number}"
             if "tags" in columns and len(fields) < 2:
                 raise UserError(f"{path}:{number}: found {line!r} without a tag. Each line has to "
                                 "be a token, a tab or space, and its tag in the last column.")
             for column, field in (("tokens", fields[0]), ("tags", fields[-1])):
                 if column in columns:
-                    sentence[column].append(convert(field, "label", column, f"{path}:{number}"))
+                    convert(field, "label", column, f"{path}:{number}")
+            sentence.append(fields)
+
+
+def _sentence(lines: list[list[str]]) -> dict[str, list[str]]:
+    """Its columns by name; of lines of different width only the first and the last."""
+    width, widest = min(map(len, lines)), max(map(len, lines))
+    if 1 < width < widest:
+        lines, width = [[fields[0], fields[-1]] for fields in lines], 2
+    names = ["tokens", *map(str, range(1, width - 1)), *["tags"][:width - 1]]
+    return {name: list(column) for name, column in zip(names, zip(*lines))}

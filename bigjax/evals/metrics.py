@@ -16,12 +16,17 @@ from bigjax.errors import UserError
 from bigjax.evals.context import Context
 from bigjax.infer import predict
 
+_AVERAGED = ("f1_macro", "f1_micro", "f1_weighted", "precision_macro", "precision_weighted",
+             "recall_macro", "recall_weighted")
+_CUT = "(cut)"  # what is said of a word that was cut off
+
 
 def build(name: str, entry, context: Context):
     """evals.NAME = evaluation('metrics', split=): all of the split.
 
     Writes to WORKDIR/evals/NAME: predictions.jsonl, report.txt, report.json and for labels
-    confusion.png, of the last time it ran.
+    confusion.png, of the last time it ran. Its attribute `metrics` has the names of what it
+    returns.
     """
     config, task = context.config, context.task
     if task.outputs is None:
@@ -50,7 +55,17 @@ def build(name: str, entry, context: Context):
         context.report(f"{name}, step {step}:\n{report}\nFiles: {context.folder}/evals/{name}")
         return numbers
 
+    evaluate.metrics = ("loss", *metric_names(config.task))
     return evaluate
+
+
+def metric_names(task) -> tuple[str, ...]:
+    """The names of the metrics that `measure` gives. task: config.task."""
+    if task.name == "answer":
+        return "exact_match", "f1"
+    if task.get("kind", "") == "regress":
+        return "pearson", "spearman", "mse", "mae"
+    return "accuracy", *_AVERAGED, "matthews"
 
 
 def measure(task, rows: list[dict], found: list[dict]) -> tuple[dict[str, float], str, dict]:
@@ -68,13 +83,18 @@ def measure(task, rows: list[dict], found: list[dict]) -> tuple[dict[str, float]
 
 
 def _label_pairs(task, rows, found) -> tuple[list[str], list[str]]:
-    """(true, predicted) labels, of rows or of words. A word that was cut off counts as wrong."""
+    """(true, predicted) labels, of rows or of words; of a word that was cut off _CUT, so that it
+    counts as missed, and not as another label that was found."""
     if task.name != "tag":
         return [r["label"] for r in rows], [f["prediction"] for f in found]
     true = [tag for r in rows for tag in r["tags"]]
     said = [tag for f in found for tag in f["prediction"]]
-    other = lambda tag: next(label for label in task.labels if label != tag)
-    return true, [other(t) if s is None else s for t, s in zip(true, said, strict=True)]
+    return true, [_CUT if s is None else s for s in said]
+
+
+def _shown(labels, said) -> list[str]:
+    """The labels of report and matrix."""
+    return [*labels, *[_CUT] * (_CUT in said and _CUT not in labels)]
 
 
 def _classification(true, said, labels, task_name) -> tuple[dict[str, float], str, dict]:
@@ -83,12 +103,13 @@ def _classification(true, said, labels, task_name) -> tuple[dict[str, float], st
     if task_name == "tag" and "O" in labels:  # what is no entity would hide the rest
         counted = [label for label in labels if label != "O"]
     numbers = {"accuracy": metrics.accuracy_score(true, said)}
-    for average in ("macro", "micro", "weighted"):
-        numbers[f"f1_{average}"] = metrics.f1_score(
+    for name in _AVERAGED:
+        score, average = name.split("_")
+        numbers[name] = getattr(metrics, f"{score}_score")(
             true, said, labels=counted, average=average, zero_division=0.0)
     numbers["matthews"] = metrics.matthews_corrcoef(true, said)
     numbers = {k: float(v) for k, v in numbers.items()}
-    table = dict(labels=labels, digits=4, zero_division=0.0)
+    table = dict(labels=_shown(labels, said), digits=4, zero_division=0.0)
     text = metrics.classification_report(true, said, **table)
     return (numbers, f"{text}\nMatthews correlation {numbers['matthews']:.4f}",
             metrics.classification_report(true, said, output_dict=True, **table))
@@ -138,8 +159,8 @@ def _draw(path, true, said, labels) -> None:
     size = min(20.0, 3 + 0.5 * len(labels))
     figure, axis = plt.subplots(figsize=(size + 1, size), layout="constrained")
     metrics.ConfusionMatrixDisplay.from_predictions(
-        true, said, labels=labels, ax=axis, xticks_rotation="vertical", colorbar=False,
-        include_values=len(labels) <= 20)
+        true, said, labels=_shown(labels, said), ax=axis, xticks_rotation="vertical",
+        colorbar=False, include_values=len(labels) <= 20)
     with path.open("wb") as f:
         figure.savefig(f, dpi=110)
     plt.close(figure)

@@ -1,14 +1,14 @@
 """Predictions of labelled tasks: from a model's outputs to labels, numbers, tags, answers."""
 
-import csv
-import io
 import json
+import os
 from typing import Any, Sequence
 
 from etils import epath
 import jax
 import numpy as np
 
+from bigjax.data.tables import free_name
 from bigjax.errors import UserError
 from bigjax.parallel import sharding
 
@@ -107,35 +107,100 @@ def _answers(options, rows, examples, outputs) -> list[dict]:
 def check_format(path: str) -> None:
     """Refuses a file name whose ending no format has."""
     if not str(path).endswith(FORMATS):
-        raise UserError(f"The predictions file {path!r} must end in one of {', '.join(FORMATS)}.")
+        raise UserError(f"The predictions file {str(path)!r} must end in one of "
+                        f"{', '.join(FORMATS)}.")
+
+
+def check_output(path: str, input_path: str = "") -> None:
+    """Refuses a predictions file that could not be written, or would take the input's place.
+
+    Its folder has to exist and be writable; gs:// and the like are only looked at by `write`.
+    """
+    check_format(path)
+    if "://" in str(path):
+        if str(path) == str(input_path):
+            raise UserError(f"The predictions file {path!r} is the input. Give another name.")
+        return
+    file = os.path.expanduser(path)
+    folder, source = os.path.dirname(file) or ".", os.path.expanduser(input_path)
+    if not os.path.isdir(folder):
+        raise UserError(f"The predictions file {path!r} has no folder to go to: {folder!r} is not "
+                        f"one (looked from {os.getcwd()!r}). Make it, or name another file.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"The predictions file {path!r} cannot be written: there is no permission "
+                        f"to write in {folder!r}. Name a file in another folder.")
+    if os.path.isdir(file):
+        raise UserError(f"The predictions file {path!r} is a folder. Name a file.")
+    if source and os.path.realpath(source) == os.path.realpath(file) or (
+            os.path.exists(source) and os.path.exists(file) and os.path.samefile(source, file)):
+        raise UserError(f"The predictions file {path!r} is the input. Give another name: the "
+                        "input is not overwritten.")
 
 
 def write(path, rows: Sequence[dict], found: Sequence[dict]) -> None:
     """Rows with their predictions, in the format of the path's ending; whole or not at all.
 
-    Lists are JSON in .tsv and .csv. Probabilities of all labels are only in .jsonl.
+    A row's columns are those of row["row"], as its file has them (without it, the row's own but
+    "where"); those of `found` come after them. One whose name a row has already is called
+    prediction_2 and so on. Lists are JSON in .tsv and .csv; .tsv has no quoting, as `read_table`
+    reads it. Probabilities of all labels are only in .jsonl. Of several hosts the first writes.
+
+    Raises UserError for a text with a tab or line end in .tsv, and if it cannot be written.
     """
-    path = epath.Path(path)
-    table = [{**{k: v for k, v in row.items() if k != "where"}, **f}
-             for row, f in zip(rows, found, strict=True)]
+    path = epath.Path(path).expanduser()
+    records = [row.get("row") or {k: v for k, v in row.items() if k not in ("where", "row")}
+               for row in rows]
+    columns = dict.fromkeys(k for record in records for k in record)
+    new = {}
+    for key in dict.fromkeys(k for f in found for k in f):
+        new[key] = free_name(key, {*columns, *new.values()})
     if path.suffix == ".jsonl":
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in table)
+        text = "".join(
+            json.dumps({**record, **{new[k]: v for k, v in f.items()}}, ensure_ascii=False,
+                       default=str) + "\n" for record, f in zip(records, found, strict=True))
     else:
-        keys = [k for k in dict.fromkeys(k for line in table for k in line)
-                if k != "probabilities"]
-        out = io.StringIO()
-        writer = csv.writer(out, delimiter="\t" if path.suffix == ".tsv" else ",",
-                            lineterminator="\n")
-        writer.writerow(keys)
-        writer.writerows([_cell(line.get(k, "")) for k in keys] for line in table)
-        text = out.getvalue()
+        new.pop("probabilities", None)
+        table = [[*columns, *new.values()]] + [
+            [*(_cell(record.get(k, "")) for k in columns), *(_rounded(f.get(k, "")) for k in new)]
+            for record, f in zip(records, found, strict=True)]
+        text = _unquoted(path, table) if path.suffix == ".tsv" else _quoted(table)
+    if jax.process_index() == 0:
+        _replace(path, text)
+
+
+def _replace(path: epath.Path, text: str) -> None:
     new = path.with_name(path.name + ".tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new.write_text(text)
-    new.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # In JSON this is the escape of a lone surrogate, the one character UTF-8 has no form for.
+        new.write_bytes(text.encode("utf-8", "backslashreplace"))
+        new.replace(path)
+    except OSError as e:
+        raise UserError(f"The predictions file {str(path)!r} cannot be written: "
+                        f"{e.strerror or e}. Name a file in a folder that has room and that you "
+                        "may write to.") from None
+
+
+def _quoted(table: Sequence[Sequence[str]]) -> str:
+    # The csv module leaves a lone carriage return unquoted, and then cannot read it.
+    quote = lambda cell: '"' + cell.replace('"', '""') + '"' if set(cell) & {*',"\r\n'} else cell
+    return "".join(",".join(map(quote, line)) + "\n" for line in table)
+
+
+def _unquoted(path: epath.Path, table: Sequence[Sequence[str]]) -> str:
+    for number, line in enumerate(table):
+        for name, cell in zip(table[0], line):
+            if any(end in cell for end in "\t\n\r"):
+                raise UserError(
+                    f"{path}: column {name!r} of {f'row {number:,}' if number else 'the header'} "
+                    f"has a tab or a line end ({cell[:40]!r}), which .tsv cannot hold. Use .csv "
+                    "or .jsonl.")
+    return "".join("\t".join(line) + "\n" for line in table)
+
+
+def _rounded(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else _cell(value)
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

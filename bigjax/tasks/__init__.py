@@ -23,9 +23,10 @@ class Task(NamedTuple):
     axes: tree of logical axis names, as params.
     model, model_config: the Flax module and its Config, for generation.
     flops_per_example: of a training step, for utilisation.
-    load_data(log, tokenizer=None) -> what the task reads: `tokenizer`, `fingerprint`, and
-        split(name, batch_size, seed), whose batch_at(step) is a batch of `loss`. Raises UserError
-        if the model has no room for the vocabulary.
+    load_data(log, tokenizer=None, splits=...) -> what the task reads: `tokenizer`, `fingerprint`,
+        and split(name, batch_size, seed), whose batch_at(step) is a batch of `loss`; of those
+        splits at least, all by default. Raises UserError if the model has no room for the
+        vocabulary.
     whole_batch(batch) -> batch: adds what a micro-batch must know of all of them.
     outputs(params, extras, batch) -> what a labelled task predicts from, see infer.predict.
     """

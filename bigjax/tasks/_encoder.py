@@ -5,6 +5,7 @@ from typing import Any, Callable, NamedTuple
 
 from bigjax import models
 from bigjax.data import labelled
+from bigjax.data.store import SPLITS
 from bigjax.errors import UserError
 from bigjax.tasks import check_vocabulary, init_and_axes
 
@@ -47,8 +48,9 @@ def build_encoder(config, heads: tuple[str, ...], n_labels: int = 2) -> Encoder:
 
 def load_labelled(config, kind: str, labels: tuple[str, ...], encoder: Encoder) -> Callable:
     """Task.load_data of a task with labelled examples."""
-    def load_data(log=print, tokenizer=None):
-        found = labelled.load_labelled(config.data, kind, labels, tokenizer=tokenizer, log=log)
+    def load_data(log=print, tokenizer=None, splits=SPLITS):
+        found = labelled.load_labelled(config.data, kind, labels, tokenizer=tokenizer, log=log,
+                                       names=splits)
         encoder.check_vocabulary(found.tokenizer)
         return found
     return load_data

@@ -48,7 +48,8 @@ def build(config, options: Config) -> Task:
         }
         return (total, weight), (metrics, extras)
 
-    def load_data(log=print, tokenizer=None):
+    def load_data(log=print, tokenizer=None, splits=None):
+        del splits  # a store holds them all
         corpus = data.load_text(config.data, log, tokenizer)
         check_vocabulary(corpus.tokenizer.vocab_size, c.vocab_size)
         return corpus

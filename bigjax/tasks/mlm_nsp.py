@@ -58,7 +58,8 @@ def build(config, options: Config) -> Task:
 
     fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(pairs_lib.Options)}
 
-    def load_data(log=print, tokenizer=None):
+    def load_data(log=print, tokenizer=None, splits=None):
+        del splits  # a store holds them all
         make = functools.partial(pairs_lib.PairData, options=pairs_lib.Options(**fields))
         corpus = data.load_text(config.data, log, tokenizer, make)
         encoder.check_vocabulary(corpus.tokenizer)

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import re
 import time
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,16 +64,28 @@ class _Run:
         self.corpus = self.task.load_data(self.log)
         self.data = self.corpus.split("train", batch_size=self.batch_size, seed=config.seed)
         self.rows = sharding.local_rows(self.mesh, self.batch_size)
-        self.workdir = workdir_lib.make_workdir(workdir)
+        self.workdir = epath.Path(workdir)
         context = Context(config, self.task, self.corpus, self.mesh, self.log, self.workdir)
         self.evaluators = {name: evals.build(name, entry, context)
                            for name, entry in config.evals.items()}
+        self._check_metrics()
+        workdir_lib.make_workdir(workdir)
         self.checkpoints = Checkpoints(
             self.workdir, keep=config.checkpoint.keep, best=config.checkpoint.best,
             best_mode=config.checkpoint.best_mode)
         self.latest = {}  # {step: evaluation metrics}, for early stopping and the best checkpoint
         self.early_stop = hooks_lib.EarlyStop(config.train.early_stop, self.latest, self.log)
         self.saved_step = None
+
+    def _check_metrics(self) -> None:
+        """Refuses a metric to watch that its evaluation is known not to give."""
+        for key in ("train.early_stop.metric", "checkpoint.best"):
+            _, _, rest = config_lib.get(self.config, key).partition("eval/")
+            name, _, metric = rest.partition("/")
+            known = getattr(self.evaluators.get(name), "metrics", None)
+            if known and metric not in known:
+                raise UserError(f"config.{key}='eval/{rest}': evaluation {name!r} gives "
+                                f"{', '.join(known)}.")
 
     def _shapes(self) -> None:
         """Abstract state and its shardings: refuses a layout that does not divide."""
@@ -230,7 +244,8 @@ class _Run:
             self.latest.clear()
         self.latest.setdefault(step, {}).update(values)
         self.writer.write(step, values)
-        short = {k.removeprefix("eval/"): v for k, v in values.items()}
+        short = {k.removeprefix("eval/"): v for k, v in values.items()
+                 if not re.search("/(precision|recall)_", k)}  # the file and the report have them
         self.log(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in short.items()))
 
     def _save(self, step: int, state: State) -> None:

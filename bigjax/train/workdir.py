@@ -24,14 +24,13 @@ def has_checkpoints(workdir: str) -> bool:
         p.name.isdigit() for p in checkpoints.iterdir())
 
 
-def make_workdir(workdir: str) -> epath.Path:
+def make_workdir(workdir: str) -> None:
     """Makes the folder. Raises UserError if it cannot be made."""
     folder = epath.Path(workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as e:
         raise UserError(f"The work folder {workdir} cannot be made: {e}") from e
-    return folder
 
 
 def check_same_run(workdir: str, config, log) -> None:

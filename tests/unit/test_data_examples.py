@@ -90,6 +90,19 @@ def test_truncation_is_berts():
     assert tokens_of(alone) == "[CLS] a b c d e f [SEP]"
 
 
+def test_what_was_cut_is_counted():
+    def cut(rows, kind="classify", **keys):
+        examples = encode(rows, kind, (), with_labels=False, seq_len=16, truncate=True, **keys)
+        return examples.n_cut, examples.cut
+    assert cut([{"text": "a " * n} for n in (13, 14, 15, 99)]) == (
+        2, "2 of 4 texts are cut to 16 tokens (data.truncate)")
+    assert cut([{"tokens": ["a"] * n} for n in (14, 15)], "tag") == (
+        1, "1 of 2 texts are cut to 16 tokens (data.truncate)")
+    assert cut([question("a " * 99, text="q " * n) for n in (5, 6)], "answer", doc_stride=2) == (
+        1, "1 of 2 questions are cut to 8 tokens (data.truncate)")
+    assert cut([{"text": "a"}]) == (0, "")
+
+
 def test_long_text_is_refused_with_its_line():
     rows = [{"text": "a", "label": "0"}, {"text": "a " * 31, "label": "0"},
             {"text": "a " * 20, "pair": "b " * 15, "label": "0"}]

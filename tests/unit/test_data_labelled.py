@@ -49,6 +49,33 @@ def test_packing_leaves_little_padding(draw):
     assert loose.padding == pytest.approx(1 - lengths.mean() / 128) and loose.padding > .2
 
 
+@pytest.mark.parametrize("seq_len", [32, 96, 128])
+@pytest.mark.parametrize("least, most", [(5, 9), (6, 8), (3, 40), (11, 11), (3, 3), (2, 6)])
+def test_packing_of_short_texts(seq_len, least, most):
+    rng = np.random.RandomState(0)
+    lengths = rng.randint(least, min(most, seq_len) + 1, 4000)
+    if (seq_len, least) == (32, 11):  # two fill 22 of 32, whatever the plan is
+        assert data_of(lengths, seq_len=32).padding == pytest.approx(1 - 22 / 32)
+        return
+    for shuffle in (True, False):
+        data = data_of(lengths, seq_len=seq_len, shuffle=shuffle)
+        assert data.padding < .1 and data.max_examples <= seq_len // 3
+        assert data.batch_at(0)["first"].shape == (8, data.max_examples)
+
+
+@pytest.mark.parametrize("short, share, long", [(3, .5, 128), (4, .9, 120), (4, .97, 60)])
+def test_packing_of_short_texts_among_long_ones(short, share, long):
+    rng = np.random.RandomState(0)
+    assert data_of(np.where(rng.rand(5000) < share, short, long), seq_len=128).padding < .05
+
+
+def test_a_row_has_no_more_places_than_its_lengths_need():
+    assert data_of([100] * 40, seq_len=128).max_examples == 1
+    assert data_of([60, 61] * 40, seq_len=128).max_examples == 2
+    assert data_of([2] * 200, seq_len=8).max_examples == 2
+    assert data_of([30] * 400, packing=False).max_examples == 1
+
+
 def test_planning_is_fast():
     lengths = np.random.default_rng(0).integers(5, 129, 400_000)
     begun = time.perf_counter()
@@ -78,16 +105,16 @@ def test_batch_by_hand():
                        {"text": "e f g h i j k l", "label": "1"}], seq_len=16)
     data = LabelledData(examples, PAD, 16, 2, shuffle=False)
     batch = data.batch_at(0)
-    assert data.n_batches == 1 and data.max_examples == 2 and data.n_rows == 2
+    assert data.n_batches == 1 and data.max_examples == 4 and data.n_rows == 2
     a, b, c, d = (ID[x] for x in "abcd")
     assert batch["tokens"][0].tolist() == [CLS, a, b, SEP, c, SEP, CLS, d, SEP] + [PAD] * 7
     assert batch["types"][0].tolist() == [0, 0, 0, 0, 1, 1] + [0] * 10
     assert batch["segment_ids"][0].tolist() == [1] * 6 + [2] * 3 + [0] * 7
     assert batch["positions"][0].tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2] + [0] * 7
-    assert batch["first"].tolist() == [[0, 6], [0, 0]]
-    assert batch["example"].tolist() == [[0, 1], [2, -1]]
-    assert batch["weights"].tolist() == [[1, 1], [1, 0]]
-    assert batch["label"].tolist() == [[1, 0], [1, 0]]
+    assert batch["first"].tolist() == [[0, 6, 0, 0], [0, 0, 0, 0]]
+    assert batch["example"].tolist() == [[0, 1, -1, -1], [2, -1, -1, -1]]
+    assert batch["weights"].tolist() == [[1, 1, 0, 0], [1, 0, 0, 0]]
+    assert batch["label"].tolist() == [[1, 0, 0, 0], [1, 0, 0, 0]]
     dtypes = {key: value.dtype for key, value in batch.items()}
     assert dtypes.pop("weights") == np.float32 and set(dtypes.values()) == {np.dtype(np.int32)}
     assert data.padding == pytest.approx(1 - 19 / 32)
@@ -100,10 +127,10 @@ def test_batch_by_hand():
 def test_labels_of_each_kind_move_with_their_example():
     tags = encode([{"tokens": ["ab", "c"], "tags": ["O", "X"]}] * 3, "tag", ("O", "X"))
     batch = LabelledData(tags, PAD, 16, 1, shuffle=False).batch_at(0)
-    assert batch["token_labels"][0].tolist() == [-1, 0, -1, 1, -1] * 2 + [-1] * 6
+    assert batch["token_labels"][0].tolist() == [-1, 0, -1, 1, -1] * 3 + [-1]
     numbers = encode([{"text": "a", "label": "2.5"}], "regress", ())
     batch = LabelledData(numbers, PAD, 16, 1, shuffle=False).batch_at(0)
-    assert batch["label"].dtype == np.float32 and batch["label"].tolist() == [[2.5, 0]]
+    assert batch["label"].dtype == np.float32 and batch["label"].tolist() == [[2.5, 0, 0, 0, 0]]
     answers = encode([question("a b", [("b", 2)]), question("a b c", [("b c", 2)])], "answer", ())
     batch = LabelledData(answers, PAD, 16, 1, shuffle=False).batch_at(0)
     assert batch["first"].tolist() == [[0, 7]]
@@ -149,7 +176,7 @@ def test_evaluation_has_each_example_once(packing):
         assert not batches[-1]["segment_ids"][-n_empty:].any()
         assert (batches[-1]["example"][-n_empty:] == -1).all()
     real = sum((batch["segment_ids"] > 0).sum() for batch in batches)
-    assert data.padding == pytest.approx(1 - real / (data.n_batches * 7 * 64))
+    assert data.padding == pytest.approx(1 - real / (data.n_rows * 64))
     names = [name for step in range(data.n_batches) for name in data.examples_at(step)]
     assert sorted(names) == sorted(f"train:{i}" for i in range(500))
     if not packing:
@@ -264,6 +291,31 @@ def test_fingerprint_sees_content_tokenizer_labels_and_settings(tmp_path):
     assert len(others) == 4 and first not in others
 
 
+def test_only_the_splits_that_are_named(tmp_path):
+    mine = table(tmp_path / "x.tsv", ["a\tbad", "b\tgood"])
+    def load(tokenizer=TOKENIZER, names=("test",), **changes):
+        return load_labelled(sentiment(tmp_path, **changes), "classify", ["bad", "good"],
+                             tokenizer=tokenizer, log=str, names=names)
+    every, alone = load(names=("train", "valid", "test"), test=mine), load(test=mine)
+    assert alone.rows("test") == every.rows("test") and len(alone.rows("test")) == 2
+    assert load(names=("valid", "train")).rows("valid") == load(names=["valid"]).rows("valid")
+    with pytest.raises(UserError, match="the train data was not read, only test"):
+        alone.split("train", 4)
+    with pytest.raises(UserError, match="no split 'dev'.*train, valid, test"):
+        load(names=("dev",))
+    trained = load(tokenizer=None, test=mine)  # on the training rows, which it does not keep
+    assert trained.tokenizer.vocab_size == 60 and "train" not in trained.summary()
+    fingerprint = alone.fingerprint
+    assert load(names=("test", "test"), test=mine).fingerprint == fingerprint
+    assert fingerprint != every.fingerprint
+    assert fingerprint != load(names=("test", "valid"), test=mine).fingerprint
+    write(tmp_path / "train.tsv", "")
+    data = section(train=str(tmp_path / "train.tsv"), test=mine)
+    again = load_labelled(data, "classify", ["bad", "good"], tokenizer=TOKENIZER, log=str,
+                          names=("test",))
+    assert again.fingerprint == fingerprint
+
+
 def test_load_labelled_errors(tmp_path):
     data = sentiment(tmp_path, valid=table(tmp_path / "v.tsv", ["fine\tgood", "so so\tmiddling"]))
     with pytest.raises(UserError, match=r"v\.tsv:3: the label 'middling' .*'bad', 'good'"):
@@ -273,9 +325,15 @@ def test_load_labelled_errors(tmp_path):
     data = sentiment(tmp_path, seq_len=8)
     with pytest.raises(UserError, match=r"train\.tsv:\d+: the text is .*data.truncate=True"):
         load_labelled(data, "classify", ["bad", "good"], tokenizer=TOKENIZER, log=str)
-    cut = load_labelled(data, "classify", ["bad", "good"], tokenizer=TOKENIZER, log=str,
-                        truncate=True)
+    data.truncate, lines = True, []
+    cut = load_labelled(data, "classify", ["bad", "good"], tokenizer=TOKENIZER, log=lines.append)
     assert cut.split("train", 4).examples.lengths.max() == 8
+    n = len(cut.rows("train"))
+    assert f"data: train: {n} of {n} texts are cut to 8 tokens (data.truncate)" in lines
+    assert sum("are cut to" in line for line in lines) == 3
+    data.seq_len = 32
+    load_labelled(data, "classify", ["bad", "good"], tokenizer=TOKENIZER, log=lines.append)
+    assert sum("are cut to" in line for line in lines) == 3
     data = section(train=table(tmp_path / "few.tsv", ["a\t0", "b\t1"]))
     few = load_labelled(data, "classify", ["0", "1"], tokenizer=TOKENIZER, log=str)
     with pytest.raises(UserError, match="the valid data is empty.*Raise data.valid_fraction"):

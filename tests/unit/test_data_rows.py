@@ -17,10 +17,11 @@ def test_rows_have_one_name_whatever_the_columns_are_called(tmp_path):
     data.columns.text, data.columns.pair, data.columns.label = "#2 S", "label", "#1 S"
     path = table(tmp_path / "a.tsv", ["x\ty\tz"], "#1 S\t#2 S\tlabel")
     assert R.read_rows(path, data, "classify") == [
-        {"text": "y", "pair": "z", "label": "x", "where": f"{path}:2"}]
+        {"text": "y", "pair": "z", "label": "x", "where": f"{path}:2",
+         "row": {"#1 S": "x", "#2 S": "y", "label": "z"}}]
     bare = table(tmp_path / "b.tsv", ["y\tz"], "#2 S\tlabel")
     assert R.read_rows(bare, data, "classify", with_labels=False) == [
-        {"text": "y", "pair": "z", "where": f"{bare}:2"}]
+        {"text": "y", "pair": "z", "where": f"{bare}:2", "row": {"#2 S": "y", "label": "z"}}]
     with pytest.raises(UserError, match=r"b\.tsv:1: no columns are called '#1 S'"):
         R.read_rows(bare, data, "classify")
     data.columns.text = ""
@@ -51,6 +52,20 @@ def test_parts_are_cut_by_a_hash_of_the_text(tmp_path):
         if split_of(row["text"], 0, .1) == "test"}
     with pytest.raises(UserError, match="data.train is empty. Set it to a file"):
         R.read_parts(section(), "classify")
+
+
+def test_training_rows_are_read_only_where_they_are_needed(tmp_path):
+    mine, none = table(tmp_path / "b.tsv", ["other\t5"]), str(tmp_path / "none.tsv")
+    for train in (none, "tfds:/none", "docstrings:none", ""):
+        data = section(train=train, test=mine, valid_fraction=.1, test_fraction=.1)
+        parts = R.read_parts(data, "classify", ["test"])
+        assert [(name, row["text"]) for name in parts for row in parts[name]] == [
+            ("test", "other")]
+    for names in (["valid"], ["valid", "test"], ["train"]):
+        with pytest.raises(UserError, match="none.tsv"):
+            R.read_parts(section(train=none, test=mine), "classify", names)
+    with pytest.raises(UserError, match="data.train is empty"):
+        R.read_parts(section(test=mine), "classify", ["valid"])
 
 
 def test_label_names_come_from_the_training_part(tmp_path):
@@ -177,6 +192,59 @@ def test_tfds(tfds_set):
     found = R.read_rows(tfds_set, data, "regress", "valid")
     assert sorted(float(row["label"]) for row in found) == [0, .5, 1, 1.5, 2]
     assert R.read_parts(data, "regress")["test"][0]["label"] != "-1"
+
+
+def test_tfds_validation_is_read_without_the_test_split(tfds_set, monkeypatch):
+    data = section(train=tfds_set)
+    data.columns.text = "sentence"
+    read, parts_read = R.read_rows, []
+    monkeypatch.setattr(R, "read_rows", lambda spec, data, kind, part="train", *rest: (
+        parts_read.append(part), read(spec, data, kind, part, *rest))[1])
+    (row, *_) = R.read_parts(data, "classify", ["valid"])["valid"]
+    assert parts_read == ["valid"]
+    assert row["row"]["sentence"] == row["text"] and row["row"]["label"] == row["label"]
+    assert set(row["row"]) == {"sentence", "label", "score", "tokens", "tags", "answers"}
+
+
+@pytest.fixture
+def glue(tmp_path, monkeypatch):
+    """The config of tfds:glue/sst2, and its download, which the test replaces."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("array_record")
+    from tensorflow_datasets.core import constants
+    monkeypatch.setattr(constants, "DATA_DIR", str(tmp_path / "data"))
+    data = section(train="tfds:glue/sst2", test_fraction=.2)
+    data.columns.text = "sentence"
+    return data, lambda get: monkeypatch.setattr(
+        tfds.download.DownloadManager, "download_and_extract", get)
+
+
+def test_a_set_of_tfds_that_is_not_prepared_is_downloaded(glue, tmp_path):
+    data, download = glue
+    folder = tmp_path / "raw" / "SST-2"
+    folder.mkdir(parents=True)
+    for name in ("train", "dev"):
+        table(folder / f"{name}.tsv", [f"{name} {i}\t{i % 2}" for i in range(20)],
+              "sentence\tlabel")
+    table(folder / "test.tsv", ["0\tx", "1\ty"], "index\tsentence")
+    download(lambda self, url: folder.parent)
+    parts = R.read_parts(data, "classify")
+    assert sorted(row["text"] for row in parts["valid"]) == sorted(f"dev {i}" for i in range(20))
+    assert len(parts["train"]) + len(parts["test"]) == 20  # its own test has no labels
+    assert {row["label"] for row in parts["valid"]} == {"negative", "positive"}
+    assert list((tmp_path / "data").glob("glue/sst2/*/*array_record*"))
+
+
+def test_a_set_of_tfds_that_cannot_be_downloaded(glue, tmp_path):
+    def offline(self, url):
+        raise ConnectionError("HTTPSConnectionPool(host='dl.example.com'): no network\nand more")
+    data, download = glue
+    download(offline)
+    with pytest.raises(UserError, match=(
+            r"tfds:glue/sst2 is not prepared in .*data/glue/sst2/.*, and could not be downloaded: "
+            r"HTTPS.*no network\. Where there is a network, .*array_record.*TFDS_DATA_DIR")):
+        R.read_rows("tfds:glue/sst2", data, "classify")
+    assert not list((tmp_path / "data").glob("glue/sst2/*"))
 
 
 def test_tfds_errors(tfds_set):

@@ -21,33 +21,38 @@ def squad(*qas, context="The tower is 330 metres high."):
 QA = {"id": "q1", "question": "How high?", "answers": [{"text": "330 metres", "answer_start": 13}]}
 
 
+def checked(*arguments):
+    """The rows of read_table without "row", the whole record."""
+    return [{name: row[name] for name in row if name != "row"} for row in read_table(*arguments)]
+
+
 def test_tab_separated(tmp_path):
     path = write(tmp_path / "a.tsv", '\ufefflabel\ttext\tx\r\n1\tsay "hi\t\r\n0\tb\u2028c\td\n\n\n')
-    assert read_table(path, ["text", "label"]) == [
+    assert checked(path, ["text", "label"]) == [
         {"text": 'say "hi', "label": "1", "where": f"{path}:2"},
         {"text": "b\u2028c", "label": "0", "where": f"{path}:3"}]
     bare = write(tmp_path / "a.txt", 'one\t1\ntwo\t0')
-    assert read_table(bare, ["1", "0"]) == [{"1": "1", "0": "one", "where": f"{bare}:1"},
+    assert checked(bare, ["1", "0"]) == [{"1": "1", "0": "one", "where": f"{bare}:1"},
                                             {"1": "0", "0": "two", "where": f"{bare}:2"}]
     with_spaces = write(tmp_path / "b.tsv", ' a b \t yes \n')
-    assert read_table(with_spaces, ["0", "1"], {"1": "label"})[0] == {
+    assert checked(with_spaces, ["0", "1"], {"1": "label"})[0] == {
         "0": " a b ", "1": "yes", "where": f"{with_spaces}:1"}
 
 
 def test_comma_separated(tmp_path):
     path = write(tmp_path / "a.csv", 'text,label\r\n"a, ""b""\nc",1\r\nd,0\r\n')
-    assert read_table(path, ["text", "label"]) == [
+    assert checked(path, ["text", "label"]) == [
         {"text": 'a, "b"\nc', "label": "1", "where": f"{path}:2"},
         {"text": "d", "label": "0", "where": f"{path}:4"}]
     long = "x" * 200_000  # the csv module's own limit is 131,072
-    assert read_table(write(tmp_path / "b.csv", f'{long},1\n'), ["0"])[0]["0"] == long
+    assert checked(write(tmp_path / "b.csv", f'{long},1\n'), ["0"])[0]["0"] == long
 
 
 def test_json_lines(tmp_path):
     rows = [{"t": "één", "y": 3, "w": ["a", 1]}, {"t": "x", "y": -2.5, "w": ["b"]},
             {"t": "z", "y": True, "w": ["c"]}]
     path = write(tmp_path / "a.jsonl", '\ufeff' + '\n'.join(map(json.dumps, rows)) + '\n')
-    found = read_table(path, ["t", "y", "w"], {"y": "label", "w": "words"})
+    found = checked(path, ["t", "y", "w"], {"y": "label", "w": "words"})
     assert [row["y"] for row in found] == ["3", "-2.5", "true"]
     assert found[0] == {"t": "één", "y": "3", "w": ["a", "1"], "where": f"{path}:1"}
 
@@ -56,7 +61,7 @@ def test_answers_in_each_form(tmp_path):
     forms = [["a", "b"], {"text": ["a", "b"], "answer_start": [3, 5]}, {"text": []}, [], "a", "",
              [{"text": "a", "answer_start": 4}, {"text": "b"}]]
     path = write(tmp_path / "a.jsonl", '\n'.join(json.dumps({"x": form}) for form in forms))
-    found = [row["x"] for row in read_table(path, ["x"], {"x": "answers"})]
+    found = [row["x"] for row in checked(path, ["x"], {"x": "answers"})]
     assert found == [[("a", -1), ("b", -1)], [("a", 3), ("b", 5)], [], [], [("a", -1)], [],
                      [("a", 4), ("b", -1)]]
 
@@ -65,26 +70,46 @@ def test_squad(tmp_path):
     impossible = {"id": 7, "question": "How old?", "is_impossible": True,
                   "answers": [{"text": "metres", "answer_start": 17}]}
     path = write(tmp_path / "a.json", json.dumps(squad(QA, impossible)))
-    one, two = read_table(path, ["question", "context", "answers"])
+    one, two = checked(path, ["question", "context", "answers"])
     assert one == {"question": "How high?", "context": "The tower is 330 metres high.",
                    "answers": [("330 metres", 13)], "id": "q1", "is_impossible": False,
                    "where": f"{path}: data[0].paragraphs[0].qas[0]"}
     assert (two["answers"], two["id"], two["is_impossible"]) == ([], "7", True)
     without = {key: QA[key] for key in ("id", "question")}
     path = write(tmp_path / "b.json", json.dumps(squad(without)))
-    assert "answers" not in read_table(path, ["question", "context"])[0]
+    assert "answers" not in checked(path, ["question", "context"])[0]
 
 
 def test_conll(tmp_path):
     path = write(tmp_path / "a.conll", '-DOCSTART- -X- O O\n\nEU NNP B-ORG\nrejects VBZ O\n\n\n'
                                        'New York\tB-LOC\n!\tO\n')
-    assert read_table(path, ["tokens", "tags"]) == [
+    assert checked(path, ["tokens", "tags"]) == [
         {"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"], "where": f"{path}:3"},
         {"tokens": ["New York", "!"], "tags": ["B-LOC", "O"], "where": f"{path}:7"}]
     bare = write(tmp_path / "b.conll", 'EU\nrejects\n')
-    assert read_table(bare, ["tokens"]) == [{"tokens": ["EU", "rejects"], "where": f"{bare}:1"}]
+    assert checked(bare, ["tokens"]) == [{"tokens": ["EU", "rejects"], "where": f"{bare}:1"}]
     with pytest.raises(UserError, match=r"b\.conll:1: found 'EU' without a tag"):
-        read_table(bare, ["tokens", "tags"])
+        checked(bare, ["tokens", "tags"])
+
+
+def test_the_whole_record_is_kept(tmp_path):
+    def records(name, content, *columns):
+        return [row["row"] for row in read_table(write(tmp_path / name, content), columns)]
+    assert records("a.tsv", 'x\ttext\tx\t\n1\ta\t\t"q\n', "text") == [
+        {"x": "1", "text": "a", "x_2": "", "": '"q'}]
+    assert records("b.txt", 'one\t1\tz\n', "1") == [{"0": "one", "1": "1", "2": "z"}]
+    assert list(records("a.csv", 'id,text\n7,a\n', "text")[0].items()) == [
+        ("id", "7"), ("text", "a")]
+    line = {"id": 7, "t": "a", "where": None, "row": [1.5], "text": ""}
+    assert records("a.jsonl", json.dumps(line), "t") == [line]
+    title = squad({**QA, "extra": 1})
+    (record,) = records("a.json", json.dumps(title), "question", "context")
+    assert list(record.items()) == [
+        ("id", "q1"), ("title", "t"), ("question", "How high?"),
+        ("context", "The tower is 330 metres high."), ("answers", QA["answers"]), ("extra", 1)]
+    assert records("a.conll", 'EU NNP B\nis V O\n\na\nb\n\nc O\nd N O\n', "tokens") == [
+        {"tokens": ["EU", "is"], "1": ["NNP", "V"], "tags": ["B", "O"]}, {"tokens": ["a", "b"]},
+        {"tokens": ["c", "d"], "tags": ["O", "O"]}]
 
 
 @pytest.mark.parametrize("name, content, columns, message", [
@@ -111,6 +136,7 @@ def test_conll(tmp_path):
     ("a.jsonl", '{"t": "a\\ud800"}\n', ["t"], r"a\.jsonl:1: character 1 .* lone surrogate"),
     ("a.jsonl", '{"t": ""}\n', ["t"], r"a\.jsonl:1: column 't' is empty"),
     ("a.jsonl", '{"t": "a"}\n', ["where"], 'cannot be called "where"'),
+    ("a.jsonl", '{"t": "a"}\n', ["row"], 'cannot be called "row"'),
     ("a.json", '{\n"data": [}\n', ["question"], r"a\.json:2: not JSON"),
     ("a.json", '[1]', ["question"], r"a\.json: no list 'data'.*SQuAD"),
     ("a.json", '{"data": [{}]}', ["question"], r"a\.json: data\[0\]: no list 'paragraphs'"),
@@ -145,4 +171,4 @@ def test_missing_file_and_remote(tmp_path, monkeypatch):
         read_table(tmp_path / "none.tsv", ["0"])
     from etils import epath
     monkeypatch.setattr(type(epath.Path("gs://b")), "read_bytes", lambda self: b"a\t1\n")
-    assert read_table("gs://b/c.tsv", ["0"]) == [{"0": "a", "where": "gs://b/c.tsv:1"}]
+    assert checked("gs://b/c.tsv", ["0"]) == [{"0": "a", "where": "gs://b/c.tsv:1"}]

@@ -1,6 +1,7 @@
 """From a model's outputs to predictions, files and metrics."""
 
 import json
+import os
 import types
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from bigjax.data.labelled import LabelledData, encode_rows
+from bigjax.data.tables import read_table
 from bigjax.data.wordpiece import train_wordpiece
+from bigjax.errors import UserError
 from bigjax.evals import metrics
 from bigjax.infer import predict
 from tests.conftest import WORDS
@@ -100,7 +103,8 @@ def test_outputs_find_their_examples_in_packed_rows(tokenizer):
         batch["tokens"], batch["first"] + 1, axis=1)[..., None]
     for function in (columns, first):
         task = types.SimpleNamespace(outputs=function)
-        found, sums = predict.outputs_of(task, mesh, {}, {}, data, labelled=False)
+        with jax.set_mesh(mesh):
+            found, sums = predict.outputs_of(task, mesh, {}, {}, data, labelled=False)
         assert sums == {} and len(found) == 30
         for i, got in enumerate(found):
             own = examples.tokens[examples.offsets[i]:examples.offsets[i + 1]]
@@ -108,16 +112,91 @@ def test_outputs_find_their_examples_in_packed_rows(tokenizer):
                                           own if function is columns else own[1:2])
 
 
+def read(path):
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    header = path.read_text(encoding="utf-8").split("\n")[0]
+    columns = [name.strip('"') for name in header.split("\t" if path.suffix == ".tsv" else ",")]
+    return [row["row"] for row in read_table(path, columns[-1:])]
+
+
 def test_files(tmp_path):
-    rows = [{"text": 'a\t"b"', "where": "x:1"}, {"text": "c", "where": "x:2"}]
+    rows = [{"text": 'a\t"b"\r, c\nd', "where": "x:1"}, {"text": "c", "where": "x:2"}]
     found = [{"prediction": ["O", None]}, {"prediction": "y", "probabilities": {"y": 1.0}}]
+    for ending in ("csv", "jsonl"):
+        predict.write(tmp_path / f"o.{ending}", rows, found)
+    assert read(tmp_path / "o.jsonl") == [
+        {"text": 'a\t"b"\r, c\nd', "prediction": ["O", None]},
+        {"text": "c", "prediction": "y", "probabilities": {"y": 1.0}}]
+    assert read(tmp_path / "o.csv") == [
+        {"text": 'a\t"b"\r, c\nd', "prediction": '["O", null]'}, {"text": "c", "prediction": "y"}]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o.csv", "o.jsonl"]
+
+
+def test_tabs_have_no_quoting(tmp_path):
+    path, found = tmp_path / "o.tsv", [{"prediction": 'say "y"'}]
+    predict.write(path, [{"text": 'a "b", \u2028c'}], found)
+    assert path.read_bytes().decode() == 'text\tprediction\na "b", \u2028c\tsay "y"\n'
+    assert read(path) == [{"text": 'a "b", \u2028c', "prediction": 'say "y"'}]
+    path.unlink()
+    for end in "\t\n\r":
+        with pytest.raises(UserError, match=r"o\.tsv: column 'text' of row 2 .*\.csv or \.jsonl"):
+            predict.write(path, [{"text": "a"}, {"text": f"a{end}b"}], found * 2)
+        with pytest.raises(UserError, match=r"'prediction' of row 1 "):
+            predict.write(path, [{"text": "a"}], [{"prediction": f"a{end}b"}])
+    with pytest.raises(UserError, match="of the header"):
+        predict.write(path, [{"row": {"a\tb": "a"}}], found)
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_columns_are_carried_through(tmp_path):
+    whole = {"id": 7, "sentence": "a", "x": 0.123456789012, "prediction": [None], "z": "\ud800"}
+    rows = [{"text": "a", "where": "f:1", "row": whole},
+            {"text": "b", "where": "f:2", "row": {"sentence": "b", "prediction_2": True}}]
+    found = [{"prediction": 0.123456789012, "probability": 0.5, "probabilities": {"y": 1.0}}] * 2
     for ending in ("tsv", "csv", "jsonl"):
         predict.write(tmp_path / f"o.{ending}", rows, found)
-    assert [json.loads(line) for line in open(tmp_path / "o.jsonl")] == [
-        {"text": 'a\t"b"', "prediction": ["O", None]},
-        {"text": "c", "prediction": "y", "probabilities": {"y": 1.0}}]
-    assert (tmp_path / "o.csv").read_text().splitlines()[0] == "text,prediction"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["o.csv", "o.jsonl", "o.tsv"]
+    assert read(tmp_path / "o.jsonl")[0] == {
+        **whole, "prediction_3": 0.123456789012, "probability": 0.5, "probabilities": {"y": 1.0}}
+    for ending in ("tsv", "csv"):
+        got = read(tmp_path / f"o.{ending}")
+        assert list(got[0].items()) == [
+            ("id", "7"), ("sentence", "a"), ("x", "0.123456789012"), ("prediction", "[null]"),
+            ("z", "\\ud800"), ("prediction_2", ""), ("prediction_3", "0.123457"),
+            ("probability", "0.5")]
+        assert (got[1]["id"], got[1]["prediction_2"]) == ("", "true")
+
+
+def test_one_host_writes(tmp_path, monkeypatch):
+    import jax
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    predict.write(tmp_path / "o.csv", [{"text": "a"}], [{"prediction": "b"}])
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "o.tsv").mkdir()
+    with pytest.raises(UserError, match=r"o\.tsv' cannot be written: .*directory.* Name a file"):
+        predict.write(tmp_path / "o.tsv", [{"text": "a"}], [{"prediction": "b"}])
+    source = tmp_path / "in.tsv"
+    source.write_text("text\na\n")
+    (tmp_path / "link.tsv").symlink_to(source)
+    os.link(source, tmp_path / "hard.tsv")
+    check = lambda name: predict.check_output(str(tmp_path / name), str(source))
+    for name, message in (("o.xls", r"\.tsv, \.csv, \.jsonl"), ("o.tsv", "is a folder"),
+                          ("none/o.csv", "none' is not one"), ("in.tsv", "is the input"),
+                          ("link.tsv", "is the input"), ("hard.tsv", "is the input")):
+        with pytest.raises(UserError, match=message):
+            check(name)
+    check("new.csv")
+    predict.check_output("gs://b/o.csv", str(source))
+    monkeypatch.chdir(tmp_path)
+    predict.check_output("o.csv", "tfds:glue/sst2")
+    with pytest.raises(UserError, match="is the input"):
+        predict.check_output("in.tsv", str(source))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="no permission"):
+        check("new.csv")
 
 
 # --- Metrics ---------------------------------------------------------------------------------
@@ -131,6 +210,11 @@ def test_classification_metrics_by_hand():
     assert numbers["accuracy"] == pytest.approx(4 / 6)
     assert numbers["f1_macro"] == pytest.approx(np.mean(f1))
     assert numbers["f1_weighted"] == pytest.approx(np.average(f1, weights=[3, 2, 1]))
+    assert numbers["precision_macro"] == pytest.approx(np.mean([1, 1 / 2, 0]))
+    assert numbers["recall_macro"] == pytest.approx(np.mean([2 / 3, 1, 0]))
+    assert numbers["precision_weighted"] == pytest.approx(np.average([1, 1 / 2, 0],
+                                                                     weights=[3, 2, 1]))
+    assert numbers["recall_weighted"] == pytest.approx(4 / 6)
     # Matthews: (c s - sum t p) / sqrt((s2 - sum p2)(s2 - sum t2))
     assert numbers["matthews"] == pytest.approx(
         (4 * 6 - (3 * 2 + 2 * 4)) / ((36 - 20) * (36 - 14)) ** 0.5)
@@ -138,13 +222,47 @@ def test_classification_metrics_by_hand():
     assert "precision" in text
 
 
-def test_tag_metrics_leave_o_out_and_count_cut_words_as_wrong():
+def test_tag_metrics_leave_o_out():
     rows = [{"tags": ["O", "X", "X"]}, {"tags": ["O", "O"]}]
-    found = [{"prediction": ["O", "X", None]}, {"prediction": ["O", "X"]}]
+    found = [{"prediction": ["O", "X", "O"]}, {"prediction": ["O", "X"]}]
     task = ConfigDict(dict(name="tag", labels=("O", "X")))
-    numbers, _, _ = metrics.measure(task, rows, found)
+    numbers, text, by_label = metrics.measure(task, rows, found)
     assert numbers["accuracy"] == pytest.approx(3 / 5)
     assert numbers["f1_micro"] == pytest.approx(0.5)  # of X: precision 1/2, recall 1/2
+    assert "(cut)" not in text and "(cut)" not in by_label
+
+
+def test_a_word_that_was_cut_off_is_missed_and_is_no_other_label(tmp_path):
+    rows = [{"tags": ["X", "O", "Y", "X"]}, {"tags": ["O", "X"]}]
+    found = [{"prediction": ["X", "O", "Y", None]}, {"prediction": ["O", None]}]
+    task = ConfigDict(dict(name="tag", labels=("Y", "O", "X")))
+    numbers, text, by_label = metrics.measure(task, rows, found)
+    assert numbers["accuracy"] == pytest.approx(4 / 6)
+    assert by_label["Y"]["precision"] == by_label["X"]["precision"] == 1.0
+    assert by_label["X"]["recall"] == pytest.approx(1 / 3)
+    assert numbers["precision_macro"] == 1.0 and numbers["recall_macro"] == pytest.approx(2 / 3)
+    assert "(cut)" in text and by_label["(cut)"]["support"] == 0
+    metrics._draw(tmp_path / "c.png", *metrics._label_pairs(task, rows, found), list(task.labels))
+    assert (tmp_path / "c.png").stat().st_size > 1000
+    assert metrics._shown(["Y"], ["Y", "(cut)"]) == ["Y", "(cut)"]
+    assert metrics._shown(["Y", "(cut)"], ["(cut)"]) == ["Y", "(cut)"] != metrics._shown(["Y"], [])
+
+
+@pytest.mark.parametrize("task, row, prediction", [
+    (dict(name="classify", kind="classify", labels=("a", "b")), {"label": "a"}, "b"),
+    (dict(name="classify", kind="regress", labels=()), {"label": "1"}, 2.0),
+    (dict(name="tag", labels=("a", "b")), {"tags": ["a"]}, ["b"]),
+    (dict(name="answer"), {"answers": []}, "")])
+def test_names_of_metrics_are_known_before(task, row, prediction):
+    numbers, _, _ = metrics.measure(ConfigDict(task), [row] * 2, [{"prediction": prediction}] * 2)
+    assert metrics.metric_names(ConfigDict(task)) == tuple(numbers)
+    data = types.SimpleNamespace(n_examples=1, n_batches=1, padding=0.)
+    corpus = types.SimpleNamespace(split=lambda *_, **__: data, rows=lambda _: [])
+    context = types.SimpleNamespace(
+        config=ConfigDict({"task": task, "train": {"batch_size": 1}}), corpus=corpus, log=str,
+        task=types.SimpleNamespace(outputs=True))
+    evaluate = metrics.build("valid", types.SimpleNamespace(split="valid"), context)
+    assert evaluate.metrics == ("loss", *numbers)
 
 
 def test_regression_metrics():
