@@ -53,10 +53,11 @@ class _Run:
     def __init__(self, config, workdir: str, progress: metrics.Progress):
         self.progress, self.log = progress, progress.log
         config_lib.check_values(config)
-        self.config = config = _resolved(config, workdir)
         self.steps, self.batch_size = config.train.steps, config.train.batch_size
         self.schedule = optim.make_schedule(config.optim, self.steps)
+        # Before anything that starts jax, as reading another run's checkpoint does.
         self.mesh = mesh_lib.start(config.mesh, self.batch_size, config.train.accumulate)
+        self.config = config = _resolved(config, workdir)
         self.task = tasks.build(config)
         self._shapes()
         if workdir_lib.has_checkpoints(workdir):
