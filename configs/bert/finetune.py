@@ -26,21 +26,21 @@ def get_config(variant=""):
     c.data.test_fraction = 0.03
 
     c.optim.name = "adamw"
-    c.optim.learning_rate = 5e-4  # 2e-5 to 5e-5 for the sizes base and large
+    c.optim.learning_rate = 1.5e-3  # of a small model; 2e-5 to 5e-5 for the sizes base and large
     c.optim.schedule = "linear"
-    c.optim.warmup_steps = 30
+    c.optim.warmup_steps = 60
     c.optim.weight_decay = 0.01
     c.optim.layer_decay = 1.0  # below 1 the lower layers learn more slowly
     c.optim.freeze = ""  # such as 'embed|stack/layer_0/'
 
-    c.train.steps = 400
+    c.train.steps = 1200
     c.train.batch_size = 16  # rows of seq_len tokens
 
-    c.checkpoint.every = 100
+    c.checkpoint.every = 300
     c.checkpoint.best = "eval/valid/loss"  # which every task has; --step=best takes it
     c.log.every = 20
-    c.evals = dict(valid=config.evaluation("metrics", every=100),
-                   test=config.evaluation("metrics", every=400, split="test"))
+    c.evals = dict(valid=config.evaluation("metrics", every=300),
+                   test=config.evaluation("metrics", every=1200, split="test"))
 
     choice = config.variants(variant, tiny="tiny", pairs="pairs")
     if choice == "pairs":  # do a title and a body belong together?
