@@ -49,7 +49,11 @@ class Arguments:
         if text != "best":
             raise UserError(f"--step is {text!r}; give a number, or best.")
         from bigjax.train import load
-        return load.best_step(self.workdir)
+        step = load.best_step(self.workdir)
+        if step is None:
+            raise UserError(f"{self.workdir!r} has no saved step that was evaluated by its "
+                            "checkpoint.best yet.")
+        return step
 
     def config(self, base=None):
         """(config, {overridden key: its former value}); base: a config that replaces --config."""

@@ -23,10 +23,9 @@ class Loaded(NamedTuple):
     step: int
 
 
-def best_step(workdir: str) -> int:
-    """The saved step with the best metric by the run's checkpoint.best.
-
-    Raises UserError if the run keeps no best step.
+def best_step(workdir: str) -> int | None:
+    """The saved step with the best metric by the run's checkpoint.best; None if none of the saved
+    ones was evaluated. Raises UserError if the run keeps no best step.
     """
     best = workdir_lib.read_config(workdir).checkpoint
     if not best.best:
@@ -35,9 +34,7 @@ def best_step(workdir: str) -> int:
     saved = set(Checkpoints(workdir_lib.existing(workdir), read_only=True).steps())
     found = [(value, step) for step, value in zip(*report.read(workdir).get(best.best, ((), ())))
              if step in saved]
-    if not found:
-        raise UserError(f"{workdir!r} has no saved step with {best.best!r} yet.")
-    return (min if best.best_mode == "min" else max)(found)[1]
+    return (min if best.best_mode == "min" else max)(found)[1] if found else None
 
 
 def load(workdir: str, config, step: int | None, batch_size: int | None) -> Loaded:

@@ -146,9 +146,10 @@ class _Run:
         if stop.received:
             self.log(f"Stopped by {stop.received} at step {done}, and saved. The same command goes "
                      "on from there.")
-        if self.config.checkpoint.best and jax.process_index() == 0:
-            self.log(f"The best saved step by {self.config.checkpoint.best} is "
-                     f"{load.best_step(str(self.workdir))} (--step=best).")
+        best = self.config.checkpoint.best and load.best_step(str(self.workdir))
+        if best:  # not if the run was stopped before the first evaluation of a saved step
+            self.log(f"The best saved step by {self.config.checkpoint.best} is {best} "
+                     "(--step=best).")
         self.log(f"Wrote {self.workdir}: checkpoints/{done}, metrics.jsonl, config.json, tokenizer/"
                  + (", tensorboard/" if self.config.log.tensorboard else ""))
 
