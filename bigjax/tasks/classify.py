@@ -22,11 +22,12 @@ class Config:
 
 def resolve(config, options: Config) -> dict:
     """What the training data decide: labels, and their weights."""
-    if options.kind != "classify":
-        return {}
+    weigh = options.balanced and not options.label_weights
+    if options.kind != "classify" or options.labels and not weigh:
+        return {}  # and the training data are not read for it
     counts = labelled.label_counts(config.data, "classify")
     labels, weights = options.labels or tuple(counts), options.label_weights
-    if options.balanced and not weights:
+    if weigh:
         missing = [label for label in labels if not counts.get(label)]
         if missing:
             raise UserError(f"task.balanced: the training data have no example of {missing}.")

@@ -21,7 +21,6 @@ from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.trees import layer_names, named_leaves, path_name
 
-
 OF_A_RUN = ("dtype", "param_dtype", "scan", "remat", "attention")  # not of a model
 
 
@@ -91,19 +90,19 @@ def _open_run(where: str) -> Source:
                   str(workdir / "tokenizer"), tuple(config.task.get("labels", ())))
 
 
-def fill(config, workdir: str = "") -> None:
+def fill(config, workdir: str = "") -> Source | None:
     """Puts the model and the tokenizer of init_from into a config that says 'init_from' for them.
 
     Keys of config.model that are set win over those found. A run that goes on in workdir has them
-    in its own config, so that the folder it came from may be gone. Raises UserError if init_from
-    is neither a run's work folder nor a Hugging Face folder.
+    in its own config, so that the folder it came from may be gone. Returns the source if it was
+    opened. Raises UserError if init_from is neither a run's work folder nor a Hugging Face folder.
     """
     c = config
     wanted = [key for key, value in (("model.preset", c.model.get("preset", "")),
                                      ("data.tokenizer.kind", c.data.tokenizer.kind))
               if value == "init_from"]
     if not wanted:
-        return
+        return None
     if not c.init_from:
         raise UserError(f"config.{wanted[0]}='init_from' takes it from config.init_from, which is "
                         "empty. Set that to a run's work folder or a Hugging Face folder, or name "
@@ -117,7 +116,7 @@ def fill(config, workdir: str = "") -> None:
             if "data.tokenizer.kind" in wanted:
                 c.data.tokenizer.update(saved.data.tokenizer)
                 c.data.tokenizer.path = str(workdir_lib.existing(workdir) / "tokenizer")
-        return
+        return None
     source = open_source(c.init_from, c.data.cache_dir)
     with c.unlocked():
         if "model.preset" in wanted:
@@ -133,6 +132,7 @@ def fill(config, workdir: str = "") -> None:
                                 "reads: set data.tokenizer.kind and .path.")
             c.data.tokenizer.kind = source.tokenizer_kind
             c.data.tokenizer.path = source.tokenizer_path
+    return source
 
 
 def _restore(checkpoints, step, item, saved, abstract, where):

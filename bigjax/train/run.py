@@ -57,7 +57,8 @@ class _Run:
         self.schedule = optim.make_schedule(config.optim, self.steps)
         # Before anything that starts jax, as reading another run's checkpoint does.
         self.mesh = mesh_lib.start(config.mesh, self.batch_size, config.train.accumulate)
-        self.config = config = _resolved(config, workdir)
+        self.config, self.source = _resolved(config, workdir)
+        config = self.config
         self.task = tasks.build(config)
         self._shapes()
         if workdir_lib.has_checkpoints(workdir):
@@ -178,7 +179,9 @@ class _Run:
             self.log(f"Going on from step {start} of {source}.")
             self.saved_step = start if source == "this work folder" else None
             return state, start
-        source = init_from.open_source(c.init_from, c.data.cache_dir) if c.init_from else None
+        source = self.source
+        if c.init_from and not source:
+            source = init_from.open_source(c.init_from, c.data.cache_dir)
         if source:
             init_from.check_tokenizer(source, c.init_reset, self.corpus.tokenizer, self.log)
             init_from.check_labels(source, self.abstract.params, c.init_reset,
@@ -286,13 +289,14 @@ class _Run:
 
 
 def _resolved(config, workdir: str):
-    """The config with what init_from and the data decide written into it."""
+    """The config with what init_from and the data decide written into it, and what init_from names
+    if that was opened for it."""
     config = config.copy_and_resolve_references()
-    init_from.fill(config, workdir)
+    source = init_from.fill(config, workdir)
     with config.unlocked():
         config.model.update(models.all_fields(config.model))
     tasks.resolve(config)
-    return config.lock()
+    return config.lock(), source
 
 
 def _layer_norms(name: str, x: jax.Array) -> jax.Array:
