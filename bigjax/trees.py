@@ -26,6 +26,13 @@ def layer_names(name: str, x) -> list[str]:
     return ["/".join([*parts[:at], f"layer_{i}", *parts[at + 1:]]) for i in range(x.shape[0])]
 
 
+def layer_places(named: dict) -> dict[str, tuple[str, int | None]]:
+    """{path of a layer: (path of its leaf, its index in it, None if it is the whole leaf)} of all
+    leaves by name: where `layer_names` are to be found."""
+    return {n: (name, None if n == name else i) for name, x in named.items()
+            for i, n in enumerate(layer_names(name, x))}
+
+
 def count(tree) -> int:
     """Number of scalars in a tree of arrays or shapes."""
     return sum(math.prod(x.shape) for x in jax.tree_util.tree_leaves(tree))

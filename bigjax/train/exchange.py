@@ -25,7 +25,7 @@ from bigjax.train import hooks, workdir as workdir_lib
 from bigjax.train import load as load_lib
 from bigjax.train.checkpoint import Checkpoints, SaveError
 from bigjax.train.state import State
-from bigjax.trees import count, layer_names, named_leaves, path_name
+from bigjax.trees import count, layer_names, layer_places, named_leaves, path_name
 
 FILES = "huggingface"  # in the folder of the tokenizer
 SEQ_LEN, BATCH_SIZE = 512, 8  # of an imported config, which no one chose
@@ -246,8 +246,7 @@ class _Params(Mapping):
 
     def __init__(self, tree, kept: dict[str, np.ndarray]):
         self._leaves, self._kept = named_leaves(tree), kept
-        self._place = {n: (name, i) for name, x in self._leaves.items()
-                       for i, n in enumerate(layer_names(name, x))}
+        self._place = layer_places(self._leaves)
         self.own = list(self._place)
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -255,7 +254,7 @@ class _Params(Mapping):
             return self._kept[name]
         leaf, i = self._place[name]
         x = self._leaves[leaf]
-        return np.asarray(x if leaf == name else x[i])
+        return np.asarray(x if i is None else x[i])
 
     def __iter__(self) -> Iterator[str]:
         yield from {**self._place, **self._kept}

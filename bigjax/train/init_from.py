@@ -19,7 +19,7 @@ from bigjax.optim import matches
 from bigjax.parallel import sharding
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
-from bigjax.trees import layer_names, named_leaves, path_name
+from bigjax.trees import layer_names, layer_places, named_leaves, path_name
 
 OF_A_RUN = ("dtype", "param_dtype", "scan", "remat", "attention")  # not of a model
 
@@ -71,19 +71,17 @@ def _open_run(where: str) -> Source:
     saved = checkpoints.arrays(step)
     item = "ema" if "ema" in saved else "params"
     kept = interop.kept_parameters(str(workdir), step)
-    shapes = {n: tuple(x.shape) if n == name else tuple(x.shape[1:])
-              for name, x in saved[item].items() for n in layer_names(name, x)}
-    shapes.update({name: x.shape for name, x in kept.items()})
+    arrays = {**saved[item], **kept}
+    places = layer_places(arrays)
+    shapes = {n: tuple(arrays[leaf].shape[i is not None:]) for n, (leaf, i) in places.items()}
 
     def load(abstract):
         named = named_leaves(_restore(checkpoints, step, item, saved[item], abstract, where))
         named.update(kept)
 
         def get(name: str):
-            if name in named:
-                return named[name]
-            at = re.search(r"layer_(\d+)", name)
-            return named[name.replace(at[0], "layers")][int(at[1])]
+            leaf, i = places[name]
+            return named[leaf] if i is None else named[leaf][i]
         return get
     model = {k: v for k, v in config.model.items() if k not in OF_A_RUN}
     return Source(f"{where}, step {step}", shapes, load, model, config.data.tokenizer.kind,
@@ -249,14 +247,13 @@ def _table(source: Source, named: dict, loaded: set, new: list) -> str:
     rows = []
     for status, names in (("loaded", loaded), ("new", new),
                           ("left", [n for n in source.shapes if n not in loaded])):
-        modules: dict = defaultdict(list)
+        modules, layers = defaultdict(list), set()
         for n in names:
             found = re.match(r"stack/layer_(\d+)/", n)
             modules["stack" if found else n.split("/")[0]].append(n)
+            layers |= {int(found[1])} if found else set()
         for module, members in sorted(modules.items()):
-            layers = sorted({int(m[1]) for n in members
-                             if (m := re.match(r"stack/layer_(\d+)/", n))})
-            label = f"{module}, layers {_ranges(layers)}" if layers else module
+            label = f"stack, layers {_ranges(sorted(layers))}" if module == "stack" else module
             rows.append((status, label, len(members), sum(sizes[n] for n in members)))
     lines = [f"{'':8}{'from ' + source.where:<44}{'arrays':>7}{'parameters':>15}"]
     lines += [f"{status:<8}{label:<44}{n:>7}{size:>15,}" for status, label, n, size in rows]
