@@ -11,7 +11,7 @@ import numpy as np
 
 from bigjax.data import tokenizer as tokenizers
 from bigjax.data.examples import Examples, encode_rows
-from bigjax.data.order import Order, rows_of_host
+from bigjax.data.order import InTurn, Order, places
 from bigjax.data.rows import label_counts, label_names, read_parts, read_rows
 from bigjax.data.store import SPLITS
 from bigjax.errors import UserError
@@ -65,6 +65,7 @@ class LabelledData:
             self._order = Order([self.n_rows], [1.], seed)
         else:
             self.epoch_steps = self.n_batches = math.ceil(self.n_rows / self.batch_size)
+            self._order = InTurn([self.n_rows])
         self.padding = 1. - float(self._lengths.sum()) / (self.n_rows * self.seq_len)
 
     def batch_at(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
@@ -82,24 +83,14 @@ class LabelledData:
         A function of (seed, step) and O(1) in both and in the size of the data. Raises UserError
         for rows outside the batch, a negative step, or in evaluation one from `n_batches` on.
         """
-        first, last = rows_of_host(rows, self.batch_size)
-        if step < 0 or (not self.shuffle and step >= self.n_batches):
-            limit = "any from 0 on" if self.shuffle else f"0 to {self.n_batches - 1}"
-            raise UserError(f"batch_at: there is no batch {step}; allowed: {limit}.")
-        places = range(step * self.batch_size + first, step * self.batch_size + last)
-        return self._assemble(self._rows_at(places), len(places))
+        at = places(step, rows, self.batch_size, None if self.shuffle else self.n_batches)
+        return self._assemble(self._order(at)[1], len(at))
 
     def examples_at(self, step: int) -> list[str]:
         """Which examples batch `step` holds, as SPLIT:INDEX, in order."""
-        rows = self._rows_at(range(step * self.batch_size, (step + 1) * self.batch_size))
+        rows = self._order(range(step * self.batch_size, (step + 1) * self.batch_size))[1]
         return [f"{self.name}:{i}" for row in rows
                 for i in self._plan[self._row_offsets[row]:self._row_offsets[row + 1]]]
-
-    def _rows_at(self, places: range) -> np.ndarray:
-        """The plan's rows at `places`; in evaluation only those there are."""
-        if self.shuffle:
-            return self._order(places)[1]
-        return np.arange(places.start, min(places.stop, self.n_rows))
 
     def _assemble(self, rows: np.ndarray, n_rows: int) -> dict[str, np.ndarray]:
         begins = self._row_offsets[rows]

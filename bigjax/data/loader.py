@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.data.order import Order, rows_of_host, split_index
+from bigjax.data.order import InTurn, Order, places
 from bigjax.data.packing import make_batch
 from bigjax.data.sources import check_weight
 from bigjax.data.store import Stream
@@ -47,7 +47,6 @@ class TextData:
         self._streams, self._names = list(streams.values()), list(streams)
         sizes = [_n_examples(stream, self.seq_len, shuffle) for stream in self._streams]
         self.n_examples = sum(sizes)
-        self._offsets = np.cumsum([0, *sizes])
         self._token_bytes, self._pad_id = tokenizer.token_bytes, tokenizer.pad_id
         if shuffle:
             _check_enough(streams, sizes, self.seq_len, self.batch_size)
@@ -56,6 +55,7 @@ class TextData:
             self._order = Order(sizes, [weights[name] for name in streams], seed)
         else:
             self.epoch_steps = self.n_batches = math.ceil(self.n_examples / self.batch_size)
+            self._order = InTurn(sizes)
 
     def batch_at(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
         """Batch `step`, or its `rows`: a contiguous slice of the global batch for one host.
@@ -64,21 +64,13 @@ class TextData:
         the data, and safe to call from several threads. Raises UserError for rows outside the
         batch, a negative step, or in evaluation a step from `n_batches` on.
         """
-        first, last = rows_of_host(rows, self.batch_size)
-        if step < 0 or (not self.shuffle and step >= self.n_batches):
-            limit = "any from 0 on" if self.shuffle else f"0 to {self.n_batches - 1}"
-            raise UserError(f"batch_at: there is no batch {step}; allowed: {limit}.")
-        places = range(step * self.batch_size + first, step * self.batch_size + last)
-        if self.shuffle:
-            source, example = self._order(places)
-        else:
-            present = np.arange(places.start, min(places.stop, self.n_examples))
-            source, example = split_index(present, self._offsets)
-        tokens, is_first, lengths = self._gather(source, example, len(places))
+        at = places(step, rows, self.batch_size, None if self.shuffle else self.n_batches)
+        source, example = self._order(at)
+        tokens, is_first, lengths = self._gather(source, example, len(at))
         return make_batch(tokens, is_first, lengths, self._token_bytes, self.packing)
 
     def examples_at(self, step: int) -> list[str]:
-        """Which examples batch `step` of training holds, as SOURCE:INDEX, in order."""
+        """Which examples batch `step` holds, as SOURCE:INDEX, in order."""
         source, example = self._order(range(step * self.batch_size, (step + 1) * self.batch_size))
         return [f"{self._names[s]}:{e}" for s, e in zip(source, example)]
 

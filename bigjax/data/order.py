@@ -1,6 +1,6 @@
 """Which example comes when: a function of (seed, place), with Grain's random-access datasets."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -15,7 +15,7 @@ class Order:
     each source goes through its own epochs at its own pace.
     """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
+    def __init__(self, sizes: list[int], weights: list[float], seed: int) -> None:
         import grain
         self._offsets = np.cumsum([0, *sizes])
         shuffled = []
@@ -33,23 +33,39 @@ class Order:
         return split_index(np.array([self._places[i] for i in places], np.int64), self._offsets)
 
 
+class InTurn:
+    """The examples of one or more sources in their order, each once; called as Order is, with a
+    range of places, of which those past the end give nothing."""
+
+    def __init__(self, sizes: Iterable[int]) -> None:
+        self._offsets = np.cumsum([0, *sizes])
+
+    def __call__(self, places: range) -> tuple[np.ndarray, np.ndarray]:
+        present = np.arange(places.start, min(places.stop, int(self._offsets[-1])))
+        return split_index(present, self._offsets)
+
+
 def split_index(index: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(source, example within it) of an index over all sources; offsets [n_sources + 1]."""
     source = np.searchsorted(offsets, index, "right") - 1
     return source, index - offsets[source]
 
 
-def rows_of_host(rows: slice | None, batch_size: int) -> tuple[int, int]:
-    """(first, last) of the rows of a global batch that one host makes; None for all.
+def places(step: int, rows: slice | None, batch_size: int, n_batches: int | None) -> range:
+    """The places of batch `step` in the order, or of its `rows`: those that one host makes.
 
-    Raises UserError unless they are a contiguous part of it.
+    n_batches: None where batches are endless. Raises UserError for a step that is negative or from
+    n_batches on, and for rows that are not a contiguous part of the batch.
     """
-    if rows is None:
-        return 0, batch_size
-    first, last = rows.start or 0, batch_size if rows.stop is None else rows.stop
-    if rows.step not in (None, 1) or not 0 <= first < last <= batch_size:
-        raise UserError(
-            f"batch_at: rows {first}:{last} (step {rows.step}) are not a contiguous part of a "
-            f"global batch of {batch_size}; allowed: 0 <= start < stop <= {batch_size}. Does the "
-            "number of hosts divide train.batch_size?")
-    return first, last
+    if step < 0 or (n_batches is not None and step >= n_batches):
+        limit = "any from 0 on" if n_batches is None else f"0 to {n_batches - 1}"
+        raise UserError(f"batch_at: there is no batch {step}; allowed: {limit}.")
+    first, last = 0, batch_size
+    if rows is not None:
+        first, last = rows.start or 0, batch_size if rows.stop is None else rows.stop
+        if rows.step not in (None, 1) or not 0 <= first < last <= batch_size:
+            raise UserError(
+                f"batch_at: rows {first}:{last} (step {rows.step}) are not a contiguous part of a "
+                f"global batch of {batch_size}; allowed: 0 <= start < stop <= {batch_size}. Does "
+                "the number of hosts divide train.batch_size?")
+    return range(step * batch_size + first, step * batch_size + last)

@@ -15,7 +15,7 @@ import numpy as np
 
 from bigjax.data import masking
 from bigjax.data.masking import uniform
-from bigjax.data.order import Order, rows_of_host, split_index
+from bigjax.data.order import InTurn, Order, places
 from bigjax.data.store import Stream
 from bigjax.data.tokenizer import Tokenizer
 from bigjax.errors import UserError
@@ -69,15 +69,13 @@ class PairData:
             self._order = Order(sizes, [weights[name] for name in streams], seed)
         else:
             self.epoch_steps = self.n_batches = math.ceil(self.n_examples / batch_size)
+            self._order = InTurn(sizes)
 
     def batch_at(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
         """Batch `step`, or its `rows`; a pure function of (seed, step)."""
-        first, last = rows_of_host(rows, self.batch_size)
-        if step < 0 or (not self.shuffle and step >= self.n_batches):
-            raise UserError(f"batch_at: there is no batch {step}; there are {self.n_batches}.")
-        source, example = self._examples(range(step * self.batch_size + first,
-                                               step * self.batch_size + last))
-        row, n = np.arange(first, last), last - first
+        at = places(step, rows, self.batch_size, None if self.shuffle else self.n_batches)
+        source, example = self._order(at)
+        row, n = np.array(at) - step * self.batch_size, len(at)
         T, present = self.seq_len, len(source)
         tokens = np.full((n, T), self._tokenizer.pad_id, np.int32)
         types, segments = np.zeros((n, T), np.int32), np.zeros((n, T), np.int32)
@@ -102,15 +100,8 @@ class PairData:
 
     def examples_at(self, step: int) -> list[str]:
         """Which examples batch `step` holds, as SOURCE:INDEX, in order."""
-        source, example = self._examples(range(step * self.batch_size,
-                                               (step + 1) * self.batch_size))
+        source, example = self._order(range(step * self.batch_size, (step + 1) * self.batch_size))
         return [f"{self._names[s]}:{e}" for s, e in zip(source, example)]
-
-    def _examples(self, places: range) -> tuple[np.ndarray, np.ndarray]:
-        if self.shuffle:
-            return self._order(places)
-        return split_index(np.arange(places.start, min(places.stop, self.n_examples)),
-                           self._offsets)
 
     def _parts(self, source: int, example: int, u: np.ndarray) -> tuple[list[np.ndarray], int]:
         """The one or two parts of a row, and its label; u: its random numbers."""

@@ -21,7 +21,7 @@ from bigjax.train import init_from, load, loop, metrics, state as state_lib, wor
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State
 from bigjax.train.step import make_step, packed, unpack
-from bigjax.trees import count, named_leaves, path_name
+from bigjax.trees import count, named_leaves
 
 FINITE = ("loss", "grad_norm", "param_norm", "update_norm")  # else the run stops
 
