@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax import config as config_lib
+from bigjax import models
 from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
 
@@ -70,6 +71,22 @@ def _options(section):
 def all_fields(section) -> dict:
     """Every key of config.task with its value."""
     return {"name": section.name, **dataclasses.asdict(_options(section))}
+
+
+def family_for(config, what: str, suits: Callable[[Any], bool]) -> tuple[Any, Any]:
+    """The module of config.model and its Config, for a task that needs `what`.
+
+    Raises UserError if the module does not suit, or data.seq_len exceeds the model's positions.
+    """
+    family = models.module(config.model.name)
+    if not suits(family):
+        raise UserError(f"config.task.name={config.task.name!r} needs {what}; model.name is "
+                        f"{config.model.name!r}.")
+    c = models.build_config(config.model)
+    if config.data.seq_len > c.max_len:
+        raise UserError(f"data.seq_len={config.data.seq_len} is longer than model.max_len="
+                        f"{c.max_len}.")
+    return family, c
 
 
 def init_and_axes(make: Callable[[Any], Any], c) -> tuple[Callable, Any]:

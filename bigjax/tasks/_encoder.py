@@ -3,11 +3,9 @@
 import functools
 from typing import Any, Callable, NamedTuple
 
-from bigjax import models
 from bigjax.data import labelled
 from bigjax.data.store import SPLITS
-from bigjax.errors import UserError
-from bigjax.tasks import check_vocabulary, init_and_axes
+from bigjax.tasks import Task, check_vocabulary, family_for, init_and_axes
 
 
 class Encoder(NamedTuple):
@@ -32,25 +30,39 @@ def build_encoder(config, heads: tuple[str, ...], n_labels: int = 2) -> Encoder:
 
     Raises UserError if the model has no such heads, or data.seq_len exceeds its positions.
     """
-    family = models.module(config.model.name)
-    if not set(heads) <= set(getattr(family, "HEADS", ())):
-        raise UserError(f"config.task.name={config.task.name!r} needs an encoder, such as "
-                        f"model.name='bert'; model.name is {config.model.name!r}.")
-    c = models.build_config(config.model)
-    seq_len = config.data.seq_len
-    if seq_len > c.max_len:
-        raise UserError(f"data.seq_len={seq_len} is longer than model.max_len={c.max_len}.")
+    family, c = family_for(config, "an encoder, such as model.name='bert'",
+                           lambda family: set(heads) <= set(getattr(family, "HEADS", ())))
     make = functools.partial(family.Model, heads=heads, n_labels=n_labels)
     init, axes = init_and_axes(make, c)
+    seq_len = config.data.seq_len
     return Encoder(make(c), c, init, axes, seq_len * family.flops_per_token(c, seq_len),
                    family.head_flops(c))
 
 
-def load_labelled(config, kind: str, labels: tuple[str, ...], encoder: Encoder) -> Callable:
-    """Task.load_data of a task with labelled examples."""
+def labelled_task(config, kind: str, head: str, loss: Callable, labels: tuple[str, ...] = (),
+                  n_outputs: int = 2) -> Task:
+    """A task with labelled examples, see data.labelled.LabelledData of this kind.
+
+    loss(logits, batch, train) -> ((sum, weight), metrics), from what `head` with n_outputs gives.
+    """
+    encoder = build_encoder(config, (head,), n_outputs)
+
+    def outputs(params, extras, batch, rng=None):
+        del extras
+        return encoder.model.apply(
+            {"params": params}, batch["tokens"], batch["types"], batch["segment_ids"],
+            batch["positions"], first_BK=batch["first"], rng=rng)[head]
+
+    def loss_of_batch(params, extras, frozen, batch, rng, train):
+        del frozen
+        pair, metrics = loss(outputs(params, extras, batch, rng if train else None), batch, train)
+        return pair, (metrics, extras)
+
     def load_data(log=print, tokenizer=None, splits=SPLITS):
         found = labelled.load_labelled(config.data, kind, labels, tokenizer=tokenizer, log=log,
                                        names=splits)
         encoder.check_vocabulary(found.tokenizer)
         return found
-    return load_data
+
+    return Task(encoder.init, loss_of_batch, lambda: None, encoder.axes, encoder.model,
+                encoder.config, encoder.flops_per_row, load_data, outputs=outputs)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from bigjax import losses
 from bigjax.layers.kernels import MASKED
 from bigjax.tasks import Task
-from bigjax.tasks._encoder import build_encoder, load_labelled
+from bigjax.tasks._encoder import labelled_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,17 +20,9 @@ def build(config, options: Config) -> Task:
     """Batches: see data.labelled.LabelledData, kind 'answer' (a window without the answer has it at
     its [CLS], as in https://arxiv.org/abs/1810.04805, section 4.3)."""
     del options  # for predictions, see infer/predict.py
-    encoder = build_encoder(config, ("span",))
 
-    def outputs(params, extras, batch, rng=None):
-        del extras
-        return encoder.model.apply(
-            {"params": params}, batch["tokens"], batch["types"], batch["segment_ids"],
-            batch["positions"], rng=rng)["span"]
-
-    def loss(params, extras, frozen, batch, rng, train):
-        del frozen
-        logits_BT2 = outputs(params, extras, batch, rng if train else None)
+    def loss(logits_BT2, batch, train):
+        del train
         weights, both, right = batch["weights"], [], 1.0
         segment_BK = jnp.take_along_axis(batch["segment_ids"], batch["first"], axis=1)
         own_BKT = batch["segment_ids"][:, None] == segment_BK[..., None]
@@ -38,9 +30,7 @@ def build(config, options: Config) -> Task:
             logits_BKT = jnp.where(own_BKT, logits_BT2[:, None, :, i], MASKED)
             both.append(losses.cross_entropy(logits_BKT, batch[name], weights)[0])
             right = right * (logits_BKT.argmax(-1) == batch[name])
-        return (sum(both) / 2, weights.sum()), (
-            {"accuracy": ((right * weights).sum(), weights.sum())}, extras)
+        return (sum(both) / 2, weights.sum()), {
+            "accuracy": ((right * weights).sum(), weights.sum())}
 
-    return Task(encoder.init, loss, lambda: None, encoder.axes, encoder.model, encoder.config,
-                encoder.flops_per_row, load_labelled(config, "answer", (), encoder),
-                outputs=outputs)
+    return labelled_task(config, "answer", "span", loss)

@@ -4,9 +4,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from bigjax import data, losses, models
-from bigjax.errors import UserError
-from bigjax.tasks import Task, check_vocabulary, init_and_axes
+from bigjax import data, losses
+from bigjax.tasks import Task, check_vocabulary, family_for, init_and_axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,14 +17,9 @@ class Config:
 def build(config, options: Config) -> Task:
     """Batches: inputs, targets int [B, T]; weights [B, T]; with packing segment_ids, positions
     int [B, T]; target_bytes int [B]."""
-    family = models.module(config.model.name)
-    if not hasattr(family, "empty_cache"):
-        raise UserError(f"config.task.name='causal_lm' needs a decoder, such as model.name='gpt'; "
-                        f"model.name is {config.model.name!r}.")
-    c = models.build_config(config.model)
+    family, c = family_for(config, "a decoder, such as model.name='gpt'",
+                           lambda family: hasattr(family, "empty_cache"))
     seq_len = config.data.seq_len
-    if seq_len > c.max_len:
-        raise UserError(f"data.seq_len={seq_len} is longer than model.max_len={c.max_len}.")
     model = family.Model(c)
     init, axes = init_and_axes(family.Model, c)
 

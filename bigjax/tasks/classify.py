@@ -8,7 +8,7 @@ from bigjax import losses
 from bigjax.data import labelled
 from bigjax.errors import UserError
 from bigjax.tasks import Task
-from bigjax.tasks._encoder import build_encoder, load_labelled
+from bigjax.tasks._encoder import labelled_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,31 +40,19 @@ def build(config, options: Config) -> Task:
     if options.kind not in ("classify", "regress"):
         raise UserError(f"task.kind is {options.kind!r}; allowed: classify, regress.")
     n = _check_labels(options)
-    encoder = build_encoder(config, ("classifier",), n)
 
-    def outputs(params, extras, batch, rng=None):
-        del extras
-        return encoder.model.apply(
-            {"params": params}, batch["tokens"], batch["types"], batch["segment_ids"],
-            batch["positions"], first_BK=batch["first"], rng=rng)["classifier"]
-
-    def loss(params, extras, frozen, batch, rng, train):
-        del frozen
-        logits = outputs(params, extras, batch, rng if train else None)
+    def loss(logits, batch, train):
         labels, weights = batch["label"], batch["weights"]
         if options.kind == "regress":
             error = jnp.square(logits[..., 0] - labels) * weights
-            return (error.sum(), weights.sum()), ({}, extras)
+            return (error.sum(), weights.sum()), {}
         metrics = {"accuracy": losses.accuracy(logits, labels, weights)}
         if options.label_weights:
             weights = weights * jnp.array(options.label_weights, jnp.float32)[labels]
         smoothing = options.label_smoothing if train else 0.0
-        return losses.cross_entropy(logits, labels, weights, label_smoothing=smoothing), (
-            metrics, extras)
+        return losses.cross_entropy(logits, labels, weights, label_smoothing=smoothing), metrics
 
-    return Task(encoder.init, loss, lambda: None, encoder.axes, encoder.model, encoder.config,
-                encoder.flops_per_row, load_labelled(config, options.kind, options.labels, encoder),
-                outputs=outputs)
+    return labelled_task(config, options.kind, "classifier", loss, options.labels, n)
 
 
 def _check_labels(options: Config) -> int:

@@ -8,7 +8,7 @@ from bigjax import losses
 from bigjax.data import labelled
 from bigjax.errors import UserError
 from bigjax.tasks import Task
-from bigjax.tasks._encoder import build_encoder, load_labelled
+from bigjax.tasks._encoder import labelled_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,22 +26,12 @@ def build(config, options: Config) -> Task:
     piece, as in https://arxiv.org/abs/1810.04805, section 5.3."""
     if len(options.labels) < 2:
         raise UserError(f"task.labels is {list(options.labels)}: tagging needs at least two.")
-    encoder = build_encoder(config, ("tagger",), len(options.labels))
 
-    def outputs(params, extras, batch, rng=None):
-        del extras
-        return encoder.model.apply(
-            {"params": params}, batch["tokens"], batch["types"], batch["segment_ids"],
-            batch["positions"], rng=rng)["tagger"]
-
-    def loss(params, extras, frozen, batch, rng, train):
-        del frozen
-        logits = outputs(params, extras, batch, rng if train else None)
+    def loss(logits, batch, train):
+        del train
         weights = (batch["token_labels"] >= 0).astype(jnp.float32)
         labels = jnp.maximum(batch["token_labels"], 0)
-        return losses.cross_entropy(logits, labels, weights), (
-            {"accuracy": losses.accuracy(logits, labels, weights)}, extras)
+        return losses.cross_entropy(logits, labels, weights), {
+            "accuracy": losses.accuracy(logits, labels, weights)}
 
-    return Task(encoder.init, loss, lambda: None, encoder.axes, encoder.model, encoder.config,
-                encoder.flops_per_row, load_labelled(config, "tag", options.labels, encoder),
-                outputs=outputs)
+    return labelled_task(config, "tag", "tagger", loss, options.labels, len(options.labels))
