@@ -7,6 +7,7 @@ from typing import Any, Sequence
 from etils import epath
 import jax
 import numpy as np
+from scipy import special
 
 from bigjax.data.tables import free_name
 from bigjax.errors import UserError
@@ -68,15 +69,10 @@ def predictions(config, rows: Sequence[dict], examples, outputs: list[np.ndarray
         elif options.kind == "regress":
             out[row] = {"prediction": float(x[0])}
         else:
-            p = _softmax(x)
+            p = special.softmax(x)
             out[row] = {"prediction": labels[int(p.argmax())], "probability": float(p.max()),
                         "probabilities": dict(zip(labels, p.tolist()))}
     return out
-
-
-def _softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max())
-    return e / e.sum()
 
 
 def _answers(options, rows, examples, outputs) -> list[dict]:
@@ -104,19 +100,14 @@ def _answers(options, rows, examples, outputs) -> list[dict]:
     return best
 
 
-def check_format(path: str) -> None:
-    """Refuses a file name whose ending no format has."""
-    if not str(path).endswith(FORMATS):
-        raise UserError(f"The predictions file {str(path)!r} must end in one of "
-                        f"{', '.join(FORMATS)}.")
-
-
 def check_output(path: str, input_path: str = "") -> None:
     """Refuses a predictions file that could not be written, or would take the input's place.
 
     Its folder has to exist and be writable; gs:// and the like are only looked at by `write`.
     """
-    check_format(path)
+    if not str(path).endswith(FORMATS):
+        raise UserError(f"The predictions file {str(path)!r} must end in one of "
+                        f"{', '.join(FORMATS)}.")
     if "://" in str(path):
         if str(path) == str(input_path):
             raise UserError(f"The predictions file {path!r} is the input. Give another name.")
