@@ -4,9 +4,14 @@ import dataclasses
 import difflib
 import importlib
 import pathlib
+from collections.abc import Collection
 
 from bigjax import config as config_lib
 from bigjax.errors import UserError
+from bigjax.layers.stack import REMAT
+
+_CHOICES = {"remat": REMAT, "attention": ("auto", "einsum", "blocked"),
+            "dtype": ("float32", "bfloat16"), "param_dtype": ("float32", "bfloat16")}
 
 
 def module(name: str):
@@ -38,6 +43,22 @@ def build_config(section):
     """The model's Config from config.model: its preset, then its own keys on top."""
     cls = module(section.name).Config
     return config_lib.build(cls, section, "model", preset=preset(section))
+
+
+def check_fields(c, positive: tuple[str, ...], fractions: tuple[str, ...],
+                 choices: dict[str, Collection[str]]) -> None:
+    """Refuses values that no Config can have. positive: whole numbers from 1; fractions: in [0, 1);
+    choices: {field: values}, besides those of the fields that every family has."""
+    for field, allowed in {**_CHOICES, **choices}.items():
+        if getattr(c, field) not in allowed:
+            raise UserError(f"model.{field} is {getattr(c, field)!r}; allowed: "
+                            f"{', '.join(allowed)}.")
+    for field in positive:
+        if getattr(c, field) < 1:
+            raise UserError(f"model.{field} is {getattr(c, field)}; it must be positive.")
+    for field in fractions:
+        if not 0 <= getattr(c, field) < 1:
+            raise UserError(f"model.{field} is {getattr(c, field)}; it must be in [0, 1).")
 
 
 def all_fields(section) -> dict:

@@ -10,7 +10,8 @@ from bigjax.errors import UserError
 from bigjax.layers.attention import Attention, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Embed, Norm, dropout
 from bigjax.layers.params import param
-from bigjax.layers.stack import REMAT, Stack
+from bigjax.layers.stack import Stack
+from bigjax.models import check_fields
 from bigjax.parallel.sharding import constrain
 
 HEADS = ("mlm", "nsp", "classifier", "tagger", "span")
@@ -37,24 +38,14 @@ class Config:
     remat: str = "none"  # none, dots, full: what the backward pass computes again
 
     def __post_init__(self):
-        for field in ("vocab_size", "max_len", "n_types", "d_model", "n_layers", "n_heads"):
-            if getattr(self, field) < 1:
-                raise UserError(f"model.{field} is {getattr(self, field)}; it must be positive.")
+        if not self.d_ff:
+            object.__setattr__(self, "d_ff", 4 * self.d_model)
+        check_fields(self, ("vocab_size", "max_len", "n_types", "d_model", "n_layers", "n_heads",
+                            "d_ff"), ("dropout", "attention_dropout"),
+                     {"activation": [a for a in ACTIVATIONS if a != "swiglu"]})
         if self.d_model % self.n_heads:
             raise UserError(f"model.d_model={self.d_model} does not divide into model.n_heads="
                             f"{self.n_heads} heads.")
-        if not self.d_ff:
-            object.__setattr__(self, "d_ff", 4 * self.d_model)
-        for field, allowed in (("remat", REMAT), ("attention", ("auto", "einsum", "blocked")),
-                               ("activation", [a for a in ACTIVATIONS if a != "swiglu"]),
-                               ("dtype", ("float32", "bfloat16")),
-                               ("param_dtype", ("float32", "bfloat16"))):
-            if getattr(self, field) not in allowed:
-                raise UserError(f"model.{field} is {getattr(self, field)!r}; allowed: "
-                                f"{', '.join(allowed)}.")
-        for field in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"model.{field} is {getattr(self, field)}; it must be in [0, 1).")
 
 
 class Block(nn.Module):

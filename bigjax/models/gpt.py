@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from bigjax.errors import UserError
 from bigjax.layers.attention import Attention, Cache, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Embed, Norm, dropout
-from bigjax.layers.stack import REMAT, Stack
+from bigjax.layers.stack import Stack
+from bigjax.models import check_fields
 from bigjax.parallel.sharding import constrain
 
 
@@ -54,19 +55,9 @@ class Config:
                             f"{self.n_kv_heads}.")
         if self.position == "rotary" and self.head_dim % 2:
             raise UserError(f"rotary positions need an even head_dim, not {self.head_dim}.")
-        for field, allowed in (("position", ("learned", "rotary")), ("remat", REMAT),
-                               ("norm", ("layernorm", "rmsnorm")), ("activation", ACTIVATIONS),
-                               ("attention", ("auto", "einsum", "blocked")),
-                               ("dtype", ("float32", "bfloat16")),
-                               ("param_dtype", ("float32", "bfloat16"))):
-            if getattr(self, field) not in allowed:
-                raise UserError(f"model.{field} is {getattr(self, field)!r}; allowed: "
-                                f"{', '.join(allowed)}.")
-        for field in ("vocab_size", "max_len", "d_model", "n_layers", "d_ff"):
-            if getattr(self, field) < 1:
-                raise UserError(f"model.{field} is {getattr(self, field)}; it must be positive.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"model.dropout is {self.dropout}; it must be in [0, 1).")
+        check_fields(self, ("vocab_size", "max_len", "d_model", "n_layers", "d_ff"), ("dropout",),
+                     {"position": ("learned", "rotary"), "norm": ("layernorm", "rmsnorm"),
+                      "activation": ACTIVATIONS})
 
 
 class Block(nn.Module):
