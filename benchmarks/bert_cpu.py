@@ -98,42 +98,9 @@ def _examples():
 
 
 def ours(args: argparse.Namespace) -> None:
-    from bigjax import cpu
-    cpu.keep_freed_memory()  # as bigjax/main.py does, before jax is imported
-    import jax
-
-    from bigjax import optim, tasks
-    from bigjax.parallel import mesh as mesh_lib, sharding
-    from bigjax.train import state as state_lib
-    from bigjax.train.step import make_step
-    from bigjax.trees import count
-
-    c = _config(args)
-    mesh = mesh_lib.start(c.mesh, BATCH)
-    task = tasks.build(c)
-    tx = optim.make(c.optim, c.train.steps, jax.eval_shape(task.init, jax.random.key(0))["params"])
-    init = state_lib.make_init(task, tx, c.seed, ema=False)
-    shardings = state_lib.shardings(mesh, task, jax.eval_shape(init))
-    state = jax.jit(init, out_shardings=shardings)()
-    parameters = count(state.params)
-    schedule = optim.make_schedule(c.optim, c.train.steps)
-    step = jax.jit(make_step(task, tx, schedule, seed=c.seed), donate_argnums=0,
-                   out_shardings=(shardings, None))
     everywhere = args.side == "ours_all"
-    batch = sharding.put_batch(mesh, _batch(everywhere), slice(0, BATCH), BATCH)
-
-    def repeat(_: str) -> dict:
-        nonlocal state
-        state, metrics = step(state, None, batch)
-        jax.block_until_ready((state, metrics))
-        return {"loss": float(metrics["loss"])}
-
-    first = repeat("")["loss"]  # compiles
-    repeat("")
-    sides.serve({"parameters": parameters, "loss": first,
-                 "what": f"bigjax, jax {jax.__version__}, {mesh.size} device(s), attention "
-                         f'{args.attention}, {"unrolled" if args.unrolled else "scanned"} layers, '
-                         f'logits {"everywhere" if everywhere else "of masked tokens"}'}, repeat)
+    sides.serve_training(_config(args), lambda: _batch(everywhere),
+                         f', logits {"everywhere" if everywhere else "of masked tokens"}')
 
 
 def _config(args: argparse.Namespace):

@@ -61,6 +61,48 @@ def serve(about: dict, repeat: Callable[[str], dict | None]) -> None:
         print(json.dumps({"seconds": seconds, **(more or {})}), file=answers)
 
 
+def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
+    """Our side of a training benchmark: the steps of config c, on one batch on its devices.
+
+    To be called before jax is imported. what: said of it besides versions and devices.
+    """
+    from bigjax import cpu
+    cpu.keep_freed_memory()  # as bigjax/main.py does
+    import jax
+
+    from bigjax import optim, tasks
+    from bigjax.parallel import mesh as mesh_lib, sharding
+    from bigjax.train import state as state_lib
+    from bigjax.train.step import make_step
+    from bigjax.trees import count
+
+    n = c.train.batch_size
+    mesh = mesh_lib.start(c.mesh, n)
+    task = tasks.build(c)
+    tx = optim.make(c.optim, c.train.steps, jax.eval_shape(task.init, jax.random.key(0))["params"])
+    init = state_lib.make_init(task, tx, c.seed, ema=False)
+    shardings = state_lib.shardings(mesh, task, jax.eval_shape(init))
+    state = jax.jit(init, out_shardings=shardings)()
+    parameters = count(state.params)
+    schedule = optim.make_schedule(c.optim, c.train.steps)
+    step = jax.jit(make_step(task, tx, schedule, seed=c.seed), donate_argnums=0,
+                   out_shardings=(shardings, None))
+    batch = sharding.put_batch(mesh, make_batch(), slice(0, n), n)
+
+    def repeat(_: str) -> dict:
+        nonlocal state
+        state, metrics = step(state, None, batch)
+        jax.block_until_ready((state, metrics))
+        return {"loss": float(metrics["loss"])}
+
+    first = repeat("")["loss"]  # compiles
+    repeat("")
+    layers = "scanned" if c.model.scan else "unrolled"
+    serve({"parameters": parameters, "loss": first,
+           "what": f"bigjax, jax {jax.__version__}, {mesh.size} device(s), attention "
+                   f"{c.model.attention}, {layers} layers{what}"}, repeat)
+
+
 def take_turns(sides: Sequence[Side], rounds: int, task: str = "") -> dict[str, list[float]]:
     """Seconds of every round by side; the order turns round each time, so that drift evens out."""
     seconds: dict[str, list[float]] = {side.name: [] for side in sides}
