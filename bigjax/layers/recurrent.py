@@ -1,0 +1,226 @@
+"""Recurrent layers: LSTM, GRU and plain tanh RNN, over whole sequences or one token at a time."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigjax.config import nearest
+from bigjax.errors import UserError
+from bigjax.layers.params import param
+from bigjax.parallel.sharding import constrain
+
+CELLS = ("lstm", "gru", "rnn")
+
+
+class Weights(NamedTuple):
+    """Of one layer in one direction; G gates of width H lie side by side."""
+    input_kernel: jax.Array  # [D, G*H]
+    recurrent_kernel: jax.Array  # [H, G*H]
+    bias: jax.Array  # [G*H]
+    candidate_bias: jax.Array | None  # [H], GRU's
+
+
+# --- Cells: from x_BG = x W + b [B, G*H] and the state to (h [B, H], new state) --------------
+
+def lstm_cell(x_BG: jax.Array, state: tuple, w: Weights) -> tuple[jax.Array, tuple]:
+    """Gates: input, forget, output, candidate; state (h, c). https://arxiv.org/abs/1409.2329"""
+    h, c = state
+    i, f, o, g = jnp.split(x_BG + h @ w.recurrent_kernel, 4, axis=-1)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    h = jax.nn.sigmoid(o) * jnp.tanh(c)
+    return h, (h, c)
+
+
+def gru_cell(x_BG: jax.Array, h: jax.Array, w: Weights) -> tuple[jax.Array, jax.Array]:
+    """Gates: reset, update, candidate; state h. https://arxiv.org/abs/1406.1078
+
+    The reset gate multiplies after the matrix product, as in torch and cuDNN, so that one product
+    serves all gates; the candidate then has a second bias, inside what is reset.
+    """
+    x_r, x_z, x_n = jnp.split(x_BG, 3, axis=-1)
+    h_r, h_z, h_n = jnp.split(h @ w.recurrent_kernel, 3, axis=-1)
+    r = jax.nn.sigmoid(x_r + h_r)
+    z = jax.nn.sigmoid(x_z + h_z)
+    n = jnp.tanh(x_n + r * (h_n + w.candidate_bias))
+    h = (1 - z) * n + z * h
+    return h, h
+
+
+def rnn_cell(x_BG: jax.Array, h: jax.Array, w: Weights) -> tuple[jax.Array, jax.Array]:
+    """No gates; state h. https://doi.org/10.1207/s15516709cog1402_1"""
+    h = jnp.tanh(x_BG + h @ w.recurrent_kernel)
+    return h, h
+
+
+CELL_FUNCTIONS = {"lstm": lstm_cell, "gru": gru_cell, "rnn": rnn_cell}
+N_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+
+
+def empty_state(cell: str, n_layers: int, batch: int, d_model: int, dtype: Any = "float32",
+                bidirectional: bool = False) -> tuple:
+    """Zeros to begin with: a tuple over layers, of h [batch, d_model] (LSTM: of pairs (h, c)).
+
+    bidirectional: each layer's forward direction, then its backward one, are two entries. The
+    batch is the first axis everywhere, so tree_map can repeat or choose rows. Raises UserError
+    for an unknown cell.
+    """
+    _check_cell(cell)
+    zeros = lambda: jnp.zeros((batch, d_model), dtype)
+    return tuple((zeros(), zeros()) if cell == "lstm" else zeros()
+                 for _ in range(n_layers * (1 + bidirectional)))
+
+
+def _check_cell(cell: str) -> None:
+    if cell not in CELLS:
+        raise UserError(f"There is no recurrent cell {cell!r}. {nearest(cell, CELLS)}")
+
+
+# --- Layers ----------------------------------------------------------------------------------
+
+class Layer(nn.Module):
+    """One layer in one direction."""
+    cell: str
+    d_model: int
+    reverse: bool
+    scan: bool
+    init_std: float
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def weights(self, d_input: int) -> Weights:
+        """The parameters, in the compute dtype.
+
+        "embed" cuts the rows, as of any kernel. The gates stay whole: cut by tensor parallelism,
+        h would have to be gathered from all devices after every token, for a small product.
+        """
+        H, GH = self.d_model, N_GATES[self.cell] * self.d_model
+        normal, zeros = nn.initializers.normal(self.init_std), nn.initializers.zeros
+
+        def get(name, init, shape, axes):
+            x = param(self, name, init, shape, axes, self.param_dtype).astype(self.dtype)
+            # Whole before the loop over time: cut rows would be gathered again at every token.
+            return constrain(x, *[None] * x.ndim)
+
+        return Weights(get("input_kernel", normal, (d_input, GH), ("embed", None)),
+                       get("recurrent_kernel", normal, (H, GH), ("embed", None)),
+                       get("bias", zeros, (GH,), (None,)),
+                       get("candidate_bias", zeros, (H,), (None,)) if self.cell == "gru" else None)
+
+    def __call__(self, x_TBD: jax.Array, mask_TB1: jax.Array | None, state) -> tuple:
+        """(y_TBH, state). Time is the first axis, as a loop over it wants."""
+        w = self.weights(x_TBD.shape[-1])
+        # One large product for all times; what must wait for h is left to the loop.
+        x_TBG = constrain(x_TBD @ w.input_kernel + w.bias, "length", "batch", None)
+
+        def advance(old, now):
+            x_BG, real_B1 = now
+            h, new = CELL_FUNCTIONS[self.cell](x_BG, old, w)
+            if real_B1 is None:
+                return new, h
+            keep = lambda a, b: jnp.where(real_B1, a, b)
+            return jax.tree_util.tree_map(keep, new, old), keep(h, 0)
+
+        loop = jax.lax.scan if self.scan else _unrolled
+        state, y_TBH = loop(advance, state, (x_TBG, mask_TB1), reverse=self.reverse)
+        return y_TBH, state
+
+    def step(self, x_BD: jax.Array, state) -> tuple:
+        """(y_BH, state) after one token."""
+        w = self.weights(x_BD.shape[-1])
+        return CELL_FUNCTIONS[self.cell](x_BD @ w.input_kernel + w.bias, state, w)
+
+
+def _unrolled(f, carry, xs, reverse: bool) -> tuple:
+    """jax.lax.scan as a Python loop."""
+    T = jax.tree_util.tree_leaves(xs)[0].shape[0]
+    ys = [None] * T
+    for t in reversed(range(T)) if reverse else range(T):
+        carry, ys[t] = f(carry, jax.tree_util.tree_map(lambda x: x[t], xs))
+    return carry, jnp.stack(ys)
+
+
+class Recurrent(nn.Module):
+    """n_layers of LSTM, GRU or tanh RNN; layer i reads what layer i - 1 gave.
+
+    Parameters, under forward_0, forward_1, ... (and backward_0, ...): input_kernel [D, G*H],
+    recurrent_kernel [H, G*H], bias [G*H]; GRU also candidate_bias [H]. G gates in the order of
+    the cell's function. Kernels begin as normal(init_std), all biases as zeros (the LSTM's forget
+    gate too). Raises UserError for an unknown cell, a size below 1, and a mask or state that does
+    not fit.
+    """
+    cell: str = "lstm"  # lstm, gru, rnn
+    d_model: int = 32  # H, the width of h
+    n_layers: int = 1
+    bidirectional: bool = False  # https://doi.org/10.1109/78.650093
+    scan: bool = True  # time scanned, or unrolled
+    init_std: float = 0.1
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def setup(self):
+        _check_cell(self.cell)
+        for name in ("d_model", "n_layers"):
+            if getattr(self, name) < 1:
+                raise UserError(f"Recurrent: {name} is {getattr(self, name)}; it must be positive.")
+        layers = lambda reverse: [
+            Layer(self.cell, self.d_model, reverse, self.scan, self.init_std, self.dtype,
+                  self.param_dtype) for _ in range(self.n_layers)]
+        self.forward = layers(reverse=False)
+        self.backward = layers(reverse=True) if self.bidirectional else ()
+
+    def __call__(self, x_BTD: jax.Array, mask_BT: jax.Array | None = None, state=None) -> tuple:
+        """(y [B, T, H], state); bidirectional: y [B, T, 2H], the forward half first.
+
+        mask: False = padding, which leaves the state as it is, and where y is 0. After padding at
+        the end of a row the backward direction thus begins at the row's last real token, as in
+        torch's packed sequences. state: of empty_state or an earlier call; None = zeros. The
+        state that returns is that after the last token (backward: after the first).
+        """
+        B, T, _ = x_BTD.shape
+        if mask_BT is not None and mask_BT.shape != (B, T):
+            raise UserError(f"Recurrent: the mask has shape {mask_BT.shape}, the input "
+                            f"{x_BTD.shape}. Give a mask of one value a token: {(B, T)}.")
+        state = self._begin(state, B)
+        x_TBD = jnp.swapaxes(x_BTD, 0, 1).astype(self.dtype)
+        mask_TB1 = None if mask_BT is None else mask_BT.T[..., None].astype(bool)
+        new = []
+        for i in range(self.n_layers):
+            halves = []
+            for layers in (self.forward, self.backward)[:1 + self.bidirectional]:
+                y_TBH, s = layers[i](x_TBD, mask_TB1, state[len(new)])
+                halves.append(y_TBH)
+                new.append(s)
+            x_TBD = jnp.concatenate(halves, axis=-1)
+        return constrain(jnp.swapaxes(x_TBD, 0, 1), "batch", "length", "act_embed"), tuple(new)
+
+    def step(self, x_BD: jax.Array, state) -> tuple:
+        """One token: (y_BH, state). The numbers of __call__ on a sequence of one.
+
+        Raises UserError if bidirectional: the backward direction begins at the last token.
+        """
+        if self.bidirectional:
+            raise UserError("Recurrent.step: bidirectional=True cannot go token by token, since "
+                            "its backward direction begins at the last one. Call the whole "
+                            "sequence, or set bidirectional=False.")
+        x_BD, new = x_BD.astype(self.dtype), []
+        for layer, s in zip(self.forward, self._begin(state, x_BD.shape[0])):
+            x_BD, s = layer.step(x_BD, s)
+            new.append(s)
+        return x_BD, tuple(new)
+
+    def _begin(self, state, batch: int) -> tuple:
+        """The state to begin with, in the compute dtype."""
+        empty = empty_state(self.cell, self.n_layers, batch, self.d_model, self.dtype,
+                            self.bidirectional)
+        if state is None:
+            return empty
+        shapes = lambda tree: jax.tree_util.tree_map(jnp.shape, tree)
+        if shapes(state) != shapes(empty):
+            raise UserError(
+                f"Recurrent: the state has shapes {shapes(state)}; a {self.cell} of n_layers="
+                f"{self.n_layers}, d_model={self.d_model}, bidirectional={self.bidirectional} "
+                f"needs {shapes(empty)} for {batch} rows. Make it with empty_state.")
+        return jax.tree_util.tree_map(lambda x: x.astype(self.dtype), state)
