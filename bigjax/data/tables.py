@@ -1,9 +1,10 @@
-"""Labelled files: tab- and comma-separated, JSON lines, SQuAD's JSON, and CoNLL's columns."""
+"""Labelled files: tab- and comma-separated, JSON lines, Parquet, SQuAD's JSON, CoNLL's columns."""
 
 import csv
 import io
 import json
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,18 +18,19 @@ _OWN_KINDS = {".json": {"answers": "answers", "is_impossible": "flag"},
 
 
 def read_table(path: str | os.PathLike, columns: Sequence[str],
-               kinds: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+               kinds: Mapping[str, str] | None = None,
+               optional: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The rows of a file (local or gs://) as dicts: the `columns`, "where" for messages, "row".
 
     row["row"] is the whole record as the file has it, nothing left out, renamed or checked: a
-    dict of its columns, in order (numbers from "0" where there is no header; the second column
-    called x is "x_2").
+    dict of its columns, in order (numbers from "0" without a header; the second x is "x_2").
 
     By its extension:
     - .tsv, .txt: tabs between columns, no quoting; .csv: commas, with quoting. The first line
       has the names, unless `columns` are numbers: "0" is the first column of a file without.
       Everything is text. Blank lines at the end are passed over.
     - .jsonl: an object a line.
+    - .parquet: times are text ("2024-05-01 12:00:00"); rows count from 1.
     - .json: SQuAD 1.1 or 2.0; rows have question, context, answers, id and is_impossible, the
       record id, title, question, context and what else the question has.
     - .conll: a token and, in the last column, its tag on each line, a blank line between
@@ -39,23 +41,28 @@ def read_table(path: str | os.PathLike, columns: Sequence[str],
       kinds: what a column holds, "text" where it does not say: "label" may be a JSON number or
         truth value too, and becomes text; "words" is a list of texts (or labels); "answers" is
         a list of texts, or of SQuAD's {"text", "answer_start"} (or its two lists), or one text,
-        empty for no answer, and becomes a list of (text, start), start -1 where not given.
+        empty for no answer, and becomes a list of (text, start), start -1 where not given;
+        "optional" is text or a number, and becomes text, or None where it is empty or null;
+        "names" is a list of texts, or one text with commas or semicolons between, or nothing.
+      optional: more columns, "optional" where `kinds` does not say, which records may lack.
 
     Raises UserError, with file and line, for a file that is missing, of another kind, not UTF-8
     or without rows, for missing columns, ragged rows, bad JSON, empty text, and numbers for text.
     """
     path = os.path.expanduser(os.fspath(path))
-    readers = {".tsv": _separated, ".txt": _separated, ".csv": _separated, ".jsonl": _jsonl,
-               ".json": _squad, ".conll": _conll}
     extension = os.path.splitext(path)[1].lower()
+    readers = {".tsv": _separated, ".txt": _separated, ".csv": _separated, ".jsonl": _jsonl,
+               ".parquet": _parquet, ".json": _squad, ".conll": _conll}
     if extension not in readers:
         raise UserError(f"{path}: cannot tell what kind of file it is. Its name has to end in "
                         f'{", ".join(readers)}.')
-    for name in sorted({*_OWN_NAMES} & {*columns}):
+    for name in sorted({*_OWN_NAMES} & {*columns, *optional}):
         raise UserError(f'{path}: a column cannot be called "{name}"; rename it in the file.')
     kinds = {**(kinds or {}), **_OWN_KINDS.get(extension, {})}
     rows = [{column: convert(row[column], kinds.get(column, "text"), column, row["where"])
              for column in row if column not in _OWN_NAMES}
+            | {column: convert(row["row"].get(column), kinds.get(column, "optional"), column,
+                               row["where"]) for column in optional}
             | {name: row[name] for name in _OWN_NAMES}
             for row in readers[extension](path, list(columns))]
     if not rows:
@@ -74,6 +81,15 @@ def convert(value: Any, kind: str, column: str, where: str) -> Any:
             raise UserError(f"{where}: column {column!r} holds {_name(value)}; it has to be a "
                             "list of words or tags that is not empty.")
         return [convert(item, "label", column, where) for item in value]
+    if kind == "names":
+        names = re.split("[,;]", value) if isinstance(value, str) else value
+        parts = [convert(part, "optional", column, where)
+                 for part in (names if isinstance(names, (list, tuple)) else [names])]
+        return [part for part in parts if part is not None]
+    if kind == "optional":
+        # NaN, which is not itself, is how pandas writes a missing number.
+        missing = value is None or value != value or isinstance(value, str) and not value.strip()
+        return None if missing else convert(value, "label", column, where)
     if kind == "label" and isinstance(value, (bool, int, float)):
         return json.dumps(value)
     if not isinstance(value, str):
@@ -131,14 +147,18 @@ def _answers(value: Any, where: str) -> list[tuple[str, int]]:
     return found
 
 
-def _read_text(path: str) -> str:
+def _read_bytes(path: str) -> bytes:
     from etils import epath
     try:
-        raw = epath.Path(path).read_bytes()
+        return epath.Path(path).read_bytes()
     except Exception as e:  # each storage has errors of its own
         reason = getattr(e, "strerror", None) or e
         raise UserError(f"cannot read {path}: {reason} (looked from {os.getcwd()!r}). Check the "
                         "path and your permission to read it.") from None
+
+
+def _read_text(path: str) -> str:
+    raw = _read_bytes(path)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as e:
@@ -222,12 +242,14 @@ def _csv_records(path: str) -> Iterator[tuple[int, list[str]]]:
 
 def _jsonl(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_lines(path), 1):
-        where = f"{path}:{number}"
-        row = _json(line, path, number)
+        row, where = _json(line, path, number), f"{path}:{number}"
         if not isinstance(row, dict):
             raise UserError(f"{where}: found {_name(row)}; each line has to be a JSON object.")
-        yield {column: _member(row, column, where) for column in columns} | {
-            "where": where, "row": row}
+        yield _record(row, columns, where)
+
+
+def _record(row: dict, columns: list[str], where: str) -> dict[str, Any]:
+    return {**{name: _member(row, name, where) for name in columns}, "where": where, "row": row}
 
 
 def _json(text: str, path: str, first_line: int = 1) -> Any:
@@ -247,6 +269,20 @@ def _member(row: dict, column: str, where: str) -> Any:
                         f'{", ".join(map(repr, row)) or "none"}. Set data.columns to names '
                         "that the file has.")
     return row[column]
+
+
+def _parquet(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa  # slow to import
+    from pyarrow import parquet
+    try:
+        table = parquet.read_table(pa.BufferReader(_read_bytes(path)))
+    except pa.ArrowException as e:
+        raise UserError(f"{path}: not Parquet ({e}). Restore the file.") from None
+    for i, field in enumerate(table.schema):
+        if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type):
+            table = table.set_column(i, field.name, table[i].cast(pa.string()))
+    for number, row in enumerate(table.to_pylist(), 1):
+        yield _record(row, columns, f"{path}:{number}")
 
 
 def _squad(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:

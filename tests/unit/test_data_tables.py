@@ -66,6 +66,39 @@ def test_answers_in_each_form(tmp_path):
                      [("a", 4), ("b", -1)]]
 
 
+def test_parquet(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+    table = pa.table({"text": ["a", "é"], "n": [1.5, float("nan")], "k": [3, None],
+                      "when": pa.array([0, 86_400_000_000], pa.timestamp("us"))})
+    path = str(tmp_path / "a.parquet")
+    parquet.write_table(table, path)
+    found = read_table(path, ["text"], {}, ["n", "k", "when", "none"])
+    assert [row["text"] for row in found] == ["a", "é"] and found[1]["where"] == f"{path}:2"
+    assert [row["n"] for row in found] == ["1.5", None]
+    assert [row["k"] for row in found] == ["3", None] and found[0]["none"] is None
+    assert found[1]["when"] == "1970-01-02 00:00:00.000000" == found[1]["row"]["when"]
+    with pytest.raises(UserError, match=r"a\.parquet:1: no column 'x'; found 'text', 'n'"):
+        read_table(path, ["x"])
+    with pytest.raises(UserError, match=r"b\.parquet: not Parquet .*Restore the file"):
+        read_table(write(tmp_path / "b.parquet", "text\n"), ["text"])
+
+
+def test_optional_columns(tmp_path):
+    lines = [{"t": "a", "n": 3, "w": ["x", 1]}, {"t": "b", "n": "", "w": "y, z;"},
+             {"t": "c", "n": None, "w": None}, {"t": "d", "n": " 0.5 "}]
+    path = write(tmp_path / "a.jsonl", '\n'.join(map(json.dumps, lines)))
+    found = checked(path, ["t"], {"w": "names"}, ["n", "w"])
+    assert [row["n"] for row in found] == ["3", None, None, "0.5"]
+    assert [row["w"] for row in found] == [["x", "1"], ["y", "z"], [], []]
+    bare = write(tmp_path / "a.tsv", 'a\t1\nb\t\n')
+    assert [row["1"] for row in checked(bare, ["0"], {}, ["1", "2"])] == ["1", None]
+    with pytest.raises(UserError, match=r"a\.jsonl:1: column 'w' holds a list, not text"):
+        read_table(path, ["t"], {}, ["w"])
+    with pytest.raises(UserError, match='cannot be called "row"'):
+        read_table(path, ["t"], {}, ["row"])
+
+
 def test_squad(tmp_path):
     impossible = {"id": 7, "question": "How old?", "is_impossible": True,
                   "answers": [{"text": "metres", "answer_start": 17}]}

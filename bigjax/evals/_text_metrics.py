@@ -1,0 +1,168 @@
+"""Metrics of generated headlines, and the two baselines they have to beat.
+
+ROUGE is the rouge-score package's and BLEU sacrebleu's; the rest are ratios of counts.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+
+from bigjax.errors import UserError
+
+METRICS = ("rouge1", "rouge2", "rougeL", "bleu", "self_bleu", "distinct_1", "distinct_2",
+           "hot_word_coverage", "copy_rate", "novel_2", "novel_4", "length")
+_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+_WORD = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+")
+# A full stop after one capital letter or one of these is taken to be part of a name.
+_TITLES = ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "Gen", "Gov", "Sen", "Rep", "No", "vs")
+_SENTENCE_END = re.compile(
+    r"[。！？][。！？”’」』）]*"
+    r"|(?<!\b[A-Z])" + "".join(rf"(?<!\b{title})" for title in _TITLES)
+    + r"[.!?]+[\"'”’)\]]*(?=\s+[^a-z\s])|\n\s*\n")
+_SELF_BLEU_SAMPLE = 200  # the work grows with its square
+
+
+class _Tokenizer:
+    """`words` as rouge-score wants it."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
+
+
+def measure(candidates: list[str], references: list[str], articles: list[str],
+            hot_words: Collection[str], chinese: bool | None = None) -> dict[str, float]:
+    """METRICS of n candidates, each with its reference and article. Words are those of `words`.
+
+    - rouge1, rouge2, rougeL: mean F1, 0 to 1, without stemming
+      (https://aclanthology.org/W04-1013).
+    - bleu: of the corpus, 0 to 100 (https://aclanthology.org/W18-6319).
+    - self_bleu: mean BLEU, 0 to 100, of each candidate against all others; high where they are
+      alike (https://arxiv.org/abs/1802.01886). Of 200 candidates, always the same, where there
+      are more; those without words are left out.
+    - distinct_1, distinct_2: different n-grams over n-grams of all candidates
+      (https://arxiv.org/abs/1510.03055).
+    - hot_word_coverage: of the candidates whose article has a hot word, the fraction that repeat
+      a hot word of that article; 0 if no article has one. Whole words, in either case.
+    - copy_rate: fraction of the candidates' words that their article has; novel_2, novel_4:
+      fraction of n-grams that it does not have (https://arxiv.org/abs/1704.04368, figure 6).
+    - length: mean number of words.
+
+    An empty candidate scores 0. A ratio of nothing to nothing is 0.
+
+    Args:
+      hot_words: words or phrases.
+      chinese: whether BLEU splits text with sacrebleu's `zh` instead of `13a`; None: if more than
+        half of the references' words are Chinese characters.
+
+    Raises UserError without candidates, or for lists of unequal lengths.
+    """
+    _check(candidates, references, articles)
+    from rouge_score import rouge_scorer
+    from sacrebleu.metrics import BLEU
+    said, told = [words(text) for text in candidates], [words(text) for text in articles]
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_Tokenizer())
+    scores = [scorer.score(*pair) for pair in zip(references, candidates)]
+    split = "zh" if (is_chinese(references) if chinese is None else chinese) else "13a"
+    bleu = BLEU(tokenize=split, force=True)  # force: no warning of text that looks tokenized
+    return {
+        **{name: float(np.mean([score[name].fmeasure for score in scores])) for name in scores[0]},
+        "bleu": float(bleu.corpus_score(candidates, [references]).score),
+        "self_bleu": _self_bleu([c for c, s in zip(candidates, said) if s], split),
+        "distinct_1": _distinct(said, 1),
+        "distinct_2": _distinct(said, 2),
+        "hot_word_coverage": _coverage(said, told, _phrases(hot_words)),
+        "copy_rate": _copied(said, told, 1)[0],
+        "novel_2": _copied(said, told, 2)[1],
+        "novel_4": _copied(said, told, 4)[1],
+        "length": float(np.mean([len(s) for s in said])),
+    }
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words: each Chinese character, and each run of other letters and digits. For
+    English as rouge-score splits it."""
+    return _WORD.findall(text.lower())
+
+
+def is_chinese(texts: Iterable[str]) -> bool:
+    """Whether more than half of the words are Chinese characters."""
+    han = re.compile(f"[{_HAN}]")
+    flags = [bool(han.match(word)) for text in texts for word in words(text)]
+    return 2 * sum(flags) > len(flags)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of English or Chinese text, each on one line; those without words left out.
+
+    A blank line ends one too. Where a full stop may be an abbreviation's, the sentence goes on.
+    """
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    pieces = [text[a:b] for a, b in zip([0, *ends], [*ends, None])]
+    return [" ".join(piece.split()) for piece in pieces if words(piece)]
+
+
+def lead_sentence(article: str) -> str:
+    """The first sentence, the baseline that is hard to beat in news; "" of an empty article."""
+    return next(iter(sentences(article)), "")
+
+
+def hot_word_headline(article: str, hot_words: Collection[str]) -> str:
+    """The sentence with most different hot words, of equals the first: the lead if none has any."""
+    phrases = _phrases(hot_words)
+    return max(sentences(article), key=lambda s: len(_hot(words(s), phrases)), default="")
+
+
+def _check(candidates, references, articles) -> None:
+    if not len(candidates) == len(references) == len(articles):
+        raise UserError(
+            f"there are {len(candidates)} candidates, {len(references)} references and "
+            f"{len(articles)} articles. Give each candidate one reference and one article.")
+    if not candidates:
+        raise UserError("there are no candidates to measure. Give at least one.")
+
+
+def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(tokens[i:] for i in range(n))))
+
+
+def _self_bleu(candidates: list[str], split: str) -> float:
+    from sacrebleu.metrics import BLEU
+    if len(candidates) < 2:
+        return 0.0
+    if len(candidates) > _SELF_BLEU_SAMPLE:
+        rng = np.random.default_rng(0)
+        sample = rng.choice(len(candidates), _SELF_BLEU_SAMPLE, replace=False)
+        candidates = [candidates[i] for i in sample]
+    bleu = BLEU(tokenize=split, force=True, effective_order=True)  # headlines of under 4 words
+    return float(np.mean([bleu.sentence_score(c, candidates[:i] + candidates[i + 1:]).score
+                          for i, c in enumerate(candidates)]))
+
+
+def _distinct(said: list[list[str]], n: int) -> float:
+    grams = [gram for tokens in said for gram in _ngrams(tokens, n)]
+    return len(set(grams)) / max(len(grams), 1)
+
+
+def _copied(said: list[list[str]], told: list[list[str]], n: int) -> tuple[float, float]:
+    """Fractions of the candidates' n-grams that are, and that are not, in their article."""
+    known = [gram in there for s, t in zip(said, told)
+             for there in [set(_ngrams(t, n))] for gram in _ngrams(s, n)]
+    total = max(len(known), 1)
+    return sum(known) / total, (len(known) - sum(known)) / total
+
+
+def _phrases(hot_words: Collection[str]) -> set[tuple[str, ...]]:
+    return {tuple(words(word)) for word in hot_words}
+
+
+def _hot(tokens: list[str], phrases: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
+    """Those of the phrases that the text has."""
+    lengths = {len(phrase) for phrase in phrases}
+    return {gram for n in lengths for gram in _ngrams(tokens, n)} & phrases
+
+
+def _coverage(said, told, phrases) -> float:
+    pairs = [(_hot(s, phrases), _hot(t, phrases)) for s, t in zip(said, told)]
+    repeated = [bool(in_said & in_told) for in_said, in_told in pairs if in_told]
+    return sum(repeated) / max(len(repeated), 1)

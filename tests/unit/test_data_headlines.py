@@ -1,0 +1,489 @@
+"""bigjax.data.headlines: rows, click statistics, history, hot words, and batches."""
+
+import dataclasses
+import json
+import math
+
+import ml_collections
+import numpy as np
+import pytest
+
+from bigjax.data import docstrings, headline_rows as R, hot_words as W
+from bigjax.data.headlines import (
+    ClickRates, HeadlineData, HeadlineOptions, History, encode_articles, encode_headlines,
+    load_headlines)
+from bigjax.data.store import split_of
+from bigjax.data.tokenizer import Bytes
+from bigjax.data.wordpiece import SPECIALS, WordPiece
+from bigjax.errors import UserError
+from tests.unit.test_data_examples import write
+
+PAD, UNK, CLS, SEP, MASK = range(5)
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+TOKENIZER = WordPiece([*SPECIALS, *LETTERS, *(f"##{x}" for x in LETTERS), *"体验巅峰"])
+ID = {piece: i for i, piece in enumerate(TOKENIZER._vocab)}
+NAMES = ("headline", "article", "clicks", "impressions", "published", "tags")
+OPTIONS = HeadlineOptions(article_len=12, headline_len=4, click_buckets=2, hot_words=0,
+                          hot_per_example=3)
+
+
+def section(columns=None, **changes):
+    c = ml_collections.ConfigDict({
+        "train": "", "valid": "", "test": "", "truncate": False, "valid_fraction": .0,
+        "test_fraction": .0, "cache_dir": "unused", "columns": {name: name for name in NAMES},
+        "tokenizer": {"kind": "wordpiece", "path": "", "vocab_size": 60, "lowercase": True}})
+    c.columns.update(columns or {})
+    c.update(changes)
+    return c
+
+
+def line(i=0, **changes):
+    return {"headline": f"h{i}", "article": f"a{i}", "clicks": i, "impressions": 100,
+            "published": i, "tags": [], **changes}
+
+
+def file(path, *lines):
+    return write(path, '\n'.join(map(json.dumps, lines)))
+
+
+def row(headline="x", article="a", clicks=None, impressions=None, time=0., tags=(), **more):
+    return {"headline": headline, "article": article, "clicks": clicks, "where": "f:1",
+            "impressions": impressions, "time": time, "tags": list(tags), "published": None, **more}
+
+
+def encode(rows, hot=(), truncate=False, train=(), **options):
+    options = dataclasses.replace(OPTIONS, **options)
+    rates = ClickRates(rows, options.click_buckets, options.click_smoothing)
+    return encode_headlines(rows, options, TOKENIZER, History(train), rates, hot, truncate)
+
+
+def text(ids):
+    return " ".join(TOKENIZER._vocab[i] for i in ids)
+
+
+def source(examples, i=0):
+    return text(examples.source[examples.offsets[i]:examples.offsets[i + 1]])
+
+
+# Rows.
+
+def test_rows_have_one_name_whatever_the_columns_are_called(tmp_path):
+    data = section({"headline": "Title", "article": "Body", "published": "when", "tags": "kinds"})
+    given = {"Title": "T", "Body": "B", "clicks": 3, "impressions": "", "when": "2024-05-01",
+             "kinds": "x, y"}
+    path = file(tmp_path / "a.jsonl", given)
+    assert R.read_headlines(path, data) == [
+        {"headline": "T", "article": "B", "clicks": 3., "impressions": None, "tags": ["x", "y"],
+         "published": 1714521600., "where": f"{path}:1", "row": given}]
+    bare = write(tmp_path / "a.tsv", "T\t5\n")
+    columns = {**dict.fromkeys(NAMES, ""), "headline": "0", "tags": "1"}
+    (found,) = R.read_headlines(bare, section(columns))
+    assert (found["headline"], found["article"], found["tags"]) == ("T", "", ["5"])
+    assert found["clicks"] is found["impressions"] is found["published"] is None
+
+
+def test_dates_and_numbers_order_rows(tmp_path):
+    times = ["2024-05-01", "2024-05-01 00:00:01", "2024-05-01T02:00:00+01:00"]
+    path = file(tmp_path / "a.jsonl", *[line(published=time) for time in times])
+    found = [row["published"] for row in R.read_headlines(path, section())]
+    assert np.diff(found).tolist() == [1, 3599]
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"headline": " "}, "column 'headline' is empty"), ({"article": ""}, "'article' is empty"),
+    ({"headline": None}, "'headline' holds null"), ({"published": ""}, "'published' is empty"),
+    ({"clicks": -1}, "clicks is '-1'; it has to be a number of at least 0"),
+    ({"clicks": "many"}, "clicks is 'many'.*data.columns.clicks=''"),
+    ({"impressions": "inf"}, "impressions is 'inf'"), ({"clicks": True}, "clicks is 'true'"),
+    ({"published": "May 1st"}, "published is 'May 1st'.*ISO 8601"),
+    ({"published": "nan"}, "published is 'nan'"),
+])
+def test_bad_rows(tmp_path, changes, message):
+    path = file(tmp_path / "a.jsonl", line(1), line(2, **changes))
+    with pytest.raises(UserError, match=r"a\.jsonl:2: .*" + message):
+        R.read_headlines(path, section())
+
+
+@pytest.mark.parametrize("name", ["clicks", "impressions", "tags"])
+def test_missing_columns(tmp_path, name):
+    given = line()
+    del given[name]
+    path = file(tmp_path / "a.jsonl", given)
+    with pytest.raises(UserError, match=f"no column '{name}' for {name}; found 'headline'.*"
+                                        f"data.columns.{name}=''"):
+        R.read_headlines(path, section())
+    assert R.read_headlines(path, section({name: ""}))[0]["headline"] == "h0"
+    if name != "tags":
+        assert R.read_headlines(path, section(), with_clicks=False)[0][name] is None
+
+
+def test_articles_alone(tmp_path):
+    path = file(tmp_path / "a.jsonl", {"article": "b c"})
+    (found,) = R.read_headlines(path, section(), with_headlines=False)
+    assert (found["article"], found["headline"], found["published"]) == ("b c", "", None)
+    with pytest.raises(UserError, match="data.columns.article is empty"):
+        R.read_headlines(path, section({"article": ""}), with_headlines=False)
+    with pytest.raises(UserError, match="data.columns.headline is empty"):
+        R.read_headlines(path, section({"headline": ""}))
+
+
+def test_rows_of_one_article_fall_together(tmp_path):
+    lines = [line(i, article=f"article {i % 40}") for i in range(120)]
+    data = section(train=file(tmp_path / "a.jsonl", *lines), valid_fraction=.3, test_fraction=.2)
+    parts = R.read_parts(data)
+    assert [*parts] == ["train", "valid", "test"] and sum(map(len, parts.values())) == 120
+    for name, rows in parts.items():
+        assert rows and all(split_of(row["article"], .3, .2) == name for row in rows)
+    titles = R.read_parts(section({"article": ""}, **{
+        name: data[name] for name in ("train", "valid_fraction", "test_fraction")}))
+    assert all(split_of(row["headline"], .3, .2) == name
+               for name, rows in titles.items() for row in rows)
+    data.valid = data.train  # the same as none
+    assert R.read_parts(data) == parts
+
+
+def test_pairs_that_are_held_out_are_not_trained_on(tmp_path):
+    train = file(tmp_path / "a.jsonl", line(1), line(2), line(3), line(4, article="a1"))
+    data = section(train=train, valid=file(tmp_path / "b.jsonl", line(2), line(3)),
+                   test=file(tmp_path / "c.jsonl", line(3), line(9)))
+    said = []
+    parts = R.read_parts(data, log=said.append)
+    found = {name: [row["headline"] for row in rows] for name, rows in parts.items()}
+    assert found == {"train": ["h1", "h4"], "valid": ["h2"], "test": ["h3", "h9"]}
+    assert len(said) == 2 and "train: 2 of 4 rows are held out" in said[1]
+    with pytest.raises(UserError, match='data.train is empty.*"docstrings:headline"'):
+        R.read_parts(section(valid=train))
+
+
+def test_time_is_the_order_of_the_file_without_published(tmp_path):
+    lines = [line(i, article=f"article {i}") for i in range(30)]
+    path, other = file(tmp_path / "a.jsonl", *lines), file(tmp_path / "b.jsonl", line(50))
+    parts = R.read_parts(section({"published": ""}, train=path, valid_fraction=.5, test=other))
+    assert parts["valid"] and all(
+        row["time"] == int(row["headline"][1:]) for row in parts["train"] + parts["valid"])
+    assert parts["test"][0]["time"] == math.inf
+    dated = R.read_parts(section(train=path, test=other))
+    assert dated["test"][0]["time"] == 50 and dated["train"][3]["time"] == 3
+
+
+# Docstrings.
+
+def test_uses_are_counted_in_files_that_import_the_package(tmp_path):
+    a = write(tmp_path / "a.py", "import pkg.sub as p\np.f(1)\nf\nf = 2\np.f = 3\nimport g\n")
+    b = write(tmp_path / "b.py", "from pkg import f\ndef g():\n    return f\n")
+    c = write(tmp_path / "c.py", "import other\nf(f)\n")
+    d = write(tmp_path / "d.py", "from . import x\nf\n")
+    bad = write(tmp_path / "e.py", "import pkg\nf(")
+    files = [("a", a), ("b", b), ("c", c), ("pkg.d", d), ("e", bad), ("f", str(tmp_path / "no"))]
+    assert R.count_uses(files, ["pkg.f", "pkg.sub.g", "other.f", "none.f"]) == {
+        "pkg.f": (4, 3), "pkg.sub.g": (0, 3), "other.f": (2, 1), "none.f": (0, 0)}
+
+
+def test_docstrings_as_headlines(tmp_path, monkeypatch):
+    body = "It does so in a way that takes more than forty characters."
+    records = [docstrings.Record("pkg", "pkg.f", f"Does it.\n\n{body}"),
+               docstrings.Record("pkg", "pkg.g", "Does something else.\n\nShort.")]
+    path = write(tmp_path / "a.py", "import pkg\npkg.f(pkg.f)\n")
+    monkeypatch.setattr(docstrings, "records", lambda cache_dir: records)
+    monkeypatch.setattr(docstrings, "_python_files", lambda: [["pkg", "a", path]])
+    data = section(cache_dir=str(tmp_path / "cache"))
+    (found,) = R.read_headlines("docstrings:headline", data)
+    assert found["headline"] == "Does it." and found["article"] == body
+    assert (found["clicks"], found["impressions"], found["tags"]) == (2., 1., ["pkg"])
+    monkeypatch.setattr(R, "count_uses", None)  # the second time they come from the cache
+    assert R.read_headlines("docstrings:headline", data) == [found]
+    with pytest.raises(UserError, match='no headline set .*the docstrings give "docstrings:h'):
+        R.read_headlines("docstrings:title", data)
+
+
+# Clicks.
+
+def test_rates_by_hand():
+    train = [row(clicks=c, impressions=n) for c, n in ((0, 10), (10, 100), (30, 90), (8, 200))]
+    rates = ClickRates(train, 2, 20)
+    assert rates.mean == pytest.approx(.12)
+    bucket, rate, known = rates([*train, row(), row(clicks=3), row(clicks=0, impressions=0)])
+    expected = [2.4 / 30, 12.4 / 120, 32.4 / 110, 10.4 / 220]
+    np.testing.assert_allclose(rate, [*expected, 0, 0, 0], rtol=1e-6)
+    assert rates.boundaries.tolist() == [pytest.approx((expected[0] + expected[1]) / 2)]
+    assert bucket.tolist() == [1, 2, 2, 1, 0, 0, 0] and known.tolist() == [1] * 4 + [0] * 3
+    assert (bucket.dtype, rate.dtype, known.dtype) == (np.int32, np.float32, np.float32)
+
+
+def test_clicks_without_impressions_are_relative():
+    rates = ClickRates([row(clicks=c) for c in (1, 3, 8)], 3, 100)
+    bucket, rate, _ = rates([row(clicks=c) for c in (0, 4, 400)])
+    assert rate.tolist() == [0, 1, 100] and bucket.tolist() == [1, 2, 3]
+
+
+def test_buckets_are_of_equal_size_where_rates_differ():
+    rng = np.random.default_rng(0)
+    rows = [row(clicks=c, impressions=1000) for c in rng.permutation(800)]
+    assert np.bincount(ClickRates(rows, 8, 50)(rows)[0]).tolist() == [0] + [100] * 8
+    same = [row(clicks=5, impressions=10)] * 9
+    assert set(ClickRates(same, 8, 50)(same)[0].tolist()) == {2}  # one boundary, at their rate
+
+
+@pytest.mark.parametrize("train, n_buckets", [([row()], 8), ([row(clicks=1)], 0), ([], 8)])
+def test_no_clicks_are_unknown(train, n_buckets):
+    bucket, rate, known = ClickRates(train, n_buckets, 100)([row(clicks=4)])
+    assert (bucket.tolist(), rate.tolist(), known.tolist()) == ([0], [0], [0])
+
+
+# History.
+
+def test_history_is_strictly_before():
+    history = History([row(f"h{i}", time=i) for i in (3, 1, 2, 2, 0)])
+    assert history.before(row(time=2), 5) == ["h1", "h0"]
+    assert history.before(row(time=math.inf), 2) == ["h3", "h2"]
+    assert history.before(row("h3", time=9), 2) == ["h2", "h1"]  # not its own, none twice
+    assert history.before(row(time=0), 2) == [] and history.before(row(time=9), 0) == []
+
+
+def test_history_shares_the_most_tags():
+    history = History([row(f"h{i}", time=i, tags=tags)
+                       for i, tags in enumerate(["ab", "a", "b", "c", "ab", "abc"])])
+    assert history.before(row(time=5, tags="ab"), 3) == ["h4", "h0", "h2"]
+    assert history.before(row(time=9, tags="c"), 9) == ["h5", "h3"]
+    assert history.before(row(time=9, tags="z"), 2) == []
+    assert history.before(row(time=9), 2) == ["h5", "h4"]
+
+
+# Hot words.
+
+def test_words():
+    assert W.words_of(["Don't stop_it, Café!", "A体验2D巅 中", ""]) == [
+        ["don", "t", "stop", "it", "cafe"], ["a", "体验", "2d", "巅", "中"], []]
+    assert W.words_of(["体验巅峰 Café"], lowercase=False) == [["体验", "验巅", "巅峰", "Café"]]
+
+
+def test_log_odds_by_hand():
+    recent, rest = {"a": 30, "b": 70}, {"a": 10, "b": 90}
+    prior = 1000 * 40 / 200
+    a, b = 30 + prior, 10 + prior
+    z = (math.log(a / (1100 - a)) - math.log(b / (1100 - b))) / math.sqrt(1 / a + 1 / b)
+    found = W.log_odds(recent, rest)
+    assert found["a"] == pytest.approx(z) and found["b"] < 0 < z
+    assert W.log_odds({"a": 1}, {"b": 1})["a"] < W.log_odds({"a": 9}, {"b": 9})["a"]
+
+
+def hot_of(rows, size=9, **options):
+    rates = ClickRates(rows, 2, 0)(rows)[1]
+    options = dataclasses.replace(OPTIONS, hot_words=size, **options)
+    return W.hot_words_of(rows, rates, options, True)
+
+
+def test_hot_words_are_recent():
+    old = [row("the cat sat rain", f"old {i}", time=i) for i in range(15)]
+    new = [row("the dog ran 7 2024", f"new dog {i}", time=50 + i) for i in range(5)]
+    for one in new[:3]:
+        one["headline"] += " rain"  # less often than before
+    assert [*hot_of(old + new)] == [*hot_of(new + old)] == ["dog", "new", "ran"]
+    assert [*hot_of(old + new, 1)] == ["dog"] and hot_of(old + new, 0) == hot_of([]) == {}
+    same = [{**one, "article": "one"} for one in new]  # of one article: that is one text
+    assert hot_of(old + same) == {}
+
+
+def test_hot_words_are_clicked():
+    rows = [row(["dull news", "cat"][i % 4 == 0], f"{LETTERS[i]} say", clicks=1 + 9 * (i % 4 == 0),
+                impressions=10, time=i) for i in range(20)]
+    assert [*hot_of(rows)] == ["cat"]  # nothing was published: the clicks say what is hot
+    dated = [{**one, "published": one["time"]} for one in rows]
+    for one in dated[-5:]:
+        one["headline"] = "late cat" if one["clicks"] > 1 else "late dog"
+    found = hot_of(dated)
+    assert found.keys() >= {"late", "dog"} and "dull" not in found
+    likes_dogs = hot_of([{**one, "clicks": 9. if "dog" in one["headline"] else .1}
+                         for one in dated])
+    assert likes_dogs["dog"] > found["dog"]
+
+
+def test_hot_word_file(tmp_path):
+    path = write(tmp_path / "hot.txt", '\ufeffwarm\nhot dog\t7.5\r\n\n体验\t2\ncool\n')
+    found = W.read_hot_words(path)
+    assert list(found.items()) == [("hot dog", 7.5), ("体验", 2.), ("warm", 1.), ("cool", 1.)]
+    W.write_hot_words(tmp_path / "again.txt", found)
+    assert list(W.read_hot_words(tmp_path / "again.txt").items()) == list(found.items())
+    assert [*hot_of([row()], 2, hot_words_file=path)] == ["hot dog", "体验"]
+
+
+@pytest.mark.parametrize("content, message", [
+    ('a\tb\n', r":1: found 'a\\tb'; a line has to be a word, or a word, a tab and its weight"),
+    ('a\nb\t-1\n', ":2: found"), ('a\t1\t2\n', ":1: found"), ('\t1\n', ":1: found"),
+    ('a\nb\na\t2\n', ":3: 'a' is there for the second time"), ('\n\n', "holds no words"),
+    ('a\tnan\n', ":1: found"),
+])
+def test_bad_hot_word_files(tmp_path, content, message):
+    with pytest.raises(UserError, match=r"hot\.txt.*" + message):
+        W.read_hot_words(write(tmp_path / "hot.txt", content))
+
+
+def test_hot_ids_of_an_article_come_first():
+    hot = ["a", "bc", "体验", "!?", "d e"]
+    ids, mask = W.hot_ids(hot, ["x BC y", "", "巅体验", "d e a", "bcd"], TOKENIZER, 4)
+    assert [text(one) for one in ids] == [
+        "b ##c a 体", "a b ##c 体", "体 验 a b", "a d e b", "a b ##c 体"]
+    assert mask.sum() == 20 and ids.dtype == np.int32 and mask.dtype == np.float32
+    ids, mask = W.hot_ids(["a", "!"], ["a"], TOKENIZER, 3)
+    assert ids.tolist() == [[ID["a"], PAD, PAD]] and mask.tolist() == [[1, 0, 0]]
+    assert W.hot_ids([], ["a", "b"], TOKENIZER, 2)[1].sum() == 0
+
+
+# Examples and batches.
+
+def test_examples_by_hand():
+    train = [row("b c", time=1), row("d", time=2)]
+    examples = encode([row("ab", "x y", 3, 10, time=5), row("e", "", time=1.5)], ["y"],
+                      train=train)
+    assert source(examples) == "x y [SEP] d [SEP] b c [SEP]"
+    assert source(examples, 1) == "[SEP] b c [SEP]" and examples.history.tolist() == [3, 1]
+    assert [text(one) for one in examples.tokens] == [
+        "a ##b [SEP] [PAD]", "e [SEP] [PAD] [PAD]"]
+    assert examples.n_tokens.tolist() == [3, 2] and examples.clicks.tolist() == [2, 0]
+    assert examples.click_weight.tolist() == [1, 0] and text(examples.hot[0]) == "y [PAD] [PAD]"
+    assert examples.cut == []
+
+
+def test_what_is_too_long_is_refused_or_cut():
+    train = [row("b c d e f", time=1), row("g h", time=2), row("i", time=0)]
+    rows = [row("a b c d", " ".join(LETTERS), time=5), row("a b c", "a b", time=5)]
+    with pytest.raises(UserError, match="f:1: the article, with the previous headlines, is 30 "
+                                        "tokens long and 12 are allowed.*1 of 2.*article_len"):
+        encode(rows, train=train)
+    with pytest.raises(UserError, match="f:1: the headline is 5 tokens long and 4 are allowed"):
+        encode([row("a b c d")])
+    examples = encode(rows, truncate=True, train=train, n_history=3)
+    assert source(examples) == "a b c d e f [SEP] g h [SEP] i [SEP]"
+    assert source(examples, 1) == "a b [SEP] g h [SEP] b c d [SEP] i [SEP]"  # there is room
+    assert text(examples.tokens[0]) == "a b c [SEP]" and examples.n_tokens.tolist() == [4, 4]
+    assert [cut.split(" are")[0] for cut in examples.cut] == [
+        "1 of 2 articles", "1 of 2 headlines"]
+
+
+def test_batch_by_hand():
+    examples = encode([row("a", "x", 1, 2, time=5), row("b", "y z", time=0), row("c", "w")],
+                      ["z"], train=[row("d", time=1)])
+    data = HeadlineData(examples, PAD, 12, 2, shuffle=False, name="valid")
+    assert data.n_batches == 2 == data.epoch_steps and data.examples_at(1) == ["valid:2"]
+    batch = data.batch_at(0)
+    assert batch["source"][0].tolist() == [ID["x"], SEP, ID["d"], SEP] + [PAD] * 8
+    assert batch["source_types"][0].tolist() == [0, 0, 1, 1] + [0] * 8
+    assert batch["source_mask"].tolist() == [[1] * 4 + [0] * 8, [1] * 3 + [0] * 9]
+    assert batch["tokens"].tolist() == [[ID["a"], SEP, PAD, PAD], [ID["b"], SEP, PAD, PAD]]
+    assert batch["weights"].tolist() == [[1, 1, 0, 0]] * 2
+    assert batch["click_weight"].tolist() == [1, 0] and batch["example"].tolist() == [0, 1]
+    last = data.batch_at(1)
+    assert last["example"].tolist() == [2, -1]
+    assert all(last[key][1].sum() == 0 for key in ("weights", "source_mask", "hot_mask",
+                                                   "click_weight", "clicks", "click_rate"))
+    assert {key: value.dtype for key, value in last.items()} == {
+        **dict.fromkeys(("source", "source_types", "tokens", "clicks", "hot", "example"),
+                        np.int32),
+        **dict.fromkeys(("source_mask", "weights", "click_rate", "click_weight", "hot_mask"),
+                        np.float32)}
+    part = data.batch_at(1, slice(1, 2))
+    for key in last:
+        np.testing.assert_array_equal(part[key], last[key][1:], err_msg=key)
+    with pytest.raises(UserError, match="there is no batch 2"):
+        data.batch_at(2)
+
+
+def test_training_is_endless_and_a_function_of_seed_and_step():
+    examples = encode([row(f"{x}", "a") for x in LETTERS[:10]])
+    data = HeadlineData(examples, PAD, 12, 4, seed=3)
+    assert data.epoch_steps == 2.5 and data.n_batches == 2
+    seen = [data.batch_at(i)["example"] for i in range(5)]
+    assert np.bincount(np.concatenate(seen)).tolist() == [2] * 10
+    again = HeadlineData(examples, PAD, 12, 4, seed=3)
+    np.testing.assert_array_equal(again.batch_at(4)["tokens"], data.batch_at(4)["tokens"])
+    other = [HeadlineData(examples, PAD, 12, 4, seed=4).batch_at(i)["example"] for i in range(5)]
+    assert np.concatenate(seen).tolist() != np.concatenate(other).tolist()
+    for n, message in ((11, "10 examples, and a batch takes 11"), (0, "batch size is 0")):
+        with pytest.raises(UserError, match=message):
+            HeadlineData(examples, PAD, 12, n)
+    with pytest.raises(UserError, match="the train data has no examples"):
+        HeadlineData(encode([]), PAD, 12, 4)
+
+
+def test_inference_reads_what_training_does():
+    rows = [row("a", "x y", time=5, history=["d"]), row("b", " ".join(LETTERS), history=[])]
+    given = encode_articles([{"article": one["article"], "history": one["history"]}
+                             for one in rows], OPTIONS, TOKENIZER, ["y"])
+    examples = encode(rows, ["y"], truncate=True, train=[row("d", time=1)])
+    batch = HeadlineData(examples, PAD, 12, 2, shuffle=False).batch_at(0)
+    for key in given:
+        np.testing.assert_array_equal(given[key], batch[key], err_msg=key)
+    assert {*batch} - {*given} == {"tokens", "weights", "clicks", "click_rate", "click_weight",
+                                   "example"}
+    with pytest.raises(UserError, match="row 0: the article, .* is 27 tokens long"):
+        encode_articles([{"article": " ".join(LETTERS)}], OPTIONS, TOKENIZER, truncate=False)
+
+
+def titles(tmp_path, n=60, **changes):
+    words = "lighthouse harbour weather elephant mountain festival".split()
+    lines = [line(i, headline=f"{words[i % 6]} {words[i // 6 % 6]}", article=f"{words[i % 5]} {i}")
+             for i in range(n)]
+    return section(train=file(tmp_path / "a.jsonl", *lines), valid_fraction=.2, **changes)
+
+
+def test_load(tmp_path):
+    said = []
+    data = titles(tmp_path, cache_dir=str(tmp_path / "cache"))
+    options = dataclasses.replace(OPTIONS, hot_words=5)
+    found = load_headlines(data, options, said.append)
+    assert found.tokenizer.vocab_size == 60 and len(found.rows("valid")) > 2
+    train, valid = found.split("train", 4), found.split("valid", 4)
+    assert train.shuffle and not valid.shuffle
+    assert train.n_examples + valid.n_examples == 60 and "60 ids" in said[-1]
+    batch = valid.batch_at(0)
+    assert found.tokenizer.decode(batch["tokens"][0]) == found.rows("valid")[0]["headline"]
+    own = {row["headline"] for row in found.rows("train")}
+    assert found.history.before(row(time=math.inf), 99) and own >= set(
+        found.history.before(row(time=math.inf), 99))
+    again = load_headlines(data, options, said.append, found.tokenizer)
+    assert again.fingerprint == found.fingerprint
+    for changes in ({"n_history": 1}, {"hot_per_example": 2}, {"article_len": 13}):
+        other = load_headlines(data, dataclasses.replace(options, **changes), said.append)
+        assert other.fingerprint != found.fingerprint
+    with pytest.raises(UserError, match="the test data is empty.*data.test_fraction"):
+        found.split("test", 4)
+
+
+def test_boundaries_come_from_training_alone(tmp_path):
+    data = titles(tmp_path, test=file(tmp_path / "t.jsonl", line(1, clicks=90)))
+    found = load_headlines(data, OPTIONS, lambda line: None, TOKENIZER, ["test"])
+    data.test = file(tmp_path / "t2.jsonl", line(1, clicks=1))
+    other = load_headlines(data, OPTIONS, lambda line: None, TOKENIZER, ["test"])
+    assert found.click_rates.boundaries.tolist() == other.click_rates.boundaries.tolist()
+    assert found.split("test", 1).batch_at(0)["clicks"] == 2
+    assert other.split("test", 1).batch_at(0)["clicks"] == 1
+    with pytest.raises(UserError, match="no split 'train'; read were test"):
+        found.rows("train")
+
+
+def test_a_loader_refuses_what_it_cannot_do(tmp_path):
+    data = titles(tmp_path)
+    with pytest.raises(UserError, match="no split 'dev'; headlines have train, valid, test"):
+        load_headlines(data, OPTIONS, splits=["dev"])
+    with pytest.raises(UserError, match='kind="wordpiece", not "bytes"'):
+        load_headlines(data, OPTIONS, tokenizer=Bytes())
+    for name, value in (("article_len", 7), ("headline_len", 1), ("click_smoothing", -1.),
+                        ("click_smoothing", math.nan)):
+        with pytest.raises(UserError, match=f"{name} is {value}; it has to be at least"):
+            HeadlineOptions(**{name: value})
+
+
+def test_chinese_titles(tmp_path):
+    titles = ["体验2D巅峰 倚天屠龙记十大创新概览", "60年铁树开花形状似玉米芯(组图)",
+              "同步A股首秀：港股缩量回调", "中青宝sg现场抓拍 兔子舞热辣表演"]
+    path = file(tmp_path / "a.jsonl", *[{"headline": title} for title in titles * 3])
+    columns = {**dict.fromkeys(NAMES, ""), "headline": "headline"}
+    data = section(columns, train=path, cache_dir=str(tmp_path / "cache"))
+    data.tokenizer.vocab_size = 73
+    options = dataclasses.replace(OPTIONS, article_len=32, headline_len=24)
+    found = load_headlines(data, options, lambda line: None)
+    batch = HeadlineData(found._examples["train"], found.tokenizer.pad_id, 32, 4,
+                         shuffle=False).batch_at(0)
+    decoded = [found.tokenizer.decode(ids).replace(" ", "") for ids in batch["tokens"]]
+    assert decoded == [title.lower().replace(" ", "") for title in titles]
+    assert batch["source_mask"].sum(1).tolist() == [1, 1 + 17, 1 + 17, 1 + 14 + 17]

@@ -1,0 +1,122 @@
+"""Metrics of headlines: known values, Chinese, and what is empty."""
+
+import math
+
+import pytest
+
+from bigjax.errors import UserError
+from bigjax.evals import _text_metrics as tm
+
+ARTICLE = ("Mr. Smith of the U.S. Senate flew to Paris on Monday. He met the new president! "
+           "The talks, he said, were short.")
+NEWS = "北京今天下雪。市民出门赏雪，iPhone手机卖光了！明天天晴。"
+
+
+def measure(candidates, references=None, articles=None, hot_words=(), **options):
+    blank = [""] * len(candidates)
+    return tm.measure(candidates, references or blank, articles or blank, hot_words, **options)
+
+
+def test_rouge_is_that_of_the_package():
+    from rouge_score import rouge_scorer
+    reference, candidate = "The cat's hat: 20 dogs sat there", "dogs sat; the cat's 20 hats"
+    scores = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"]).score(reference, candidate)
+    found = measure([candidate, ""], [reference, "x"])
+    for name, score in scores.items():
+        assert 0 < score.fmeasure < 1
+        assert found[name] == pytest.approx(score.fmeasure / 2)  # the empty one scores 0
+
+
+def test_rouge_of_chinese_counts_characters():
+    found = measure(["北京下雨"], ["北京今天下雪"])
+    assert found["rouge1"] == pytest.approx(2 * 3 / (4 + 6))
+    assert found["rouge2"] == pytest.approx(2 * 1 / (3 + 5))
+    assert found["length"] == 4
+
+
+def test_bleu_is_that_of_the_package_in_both_languages():
+    import sacrebleu
+    for tokenize, said, gold in (("13a", "the cat sat on a mat today", "the cat sat on the mat"),
+                                 ("zh", "北京今天下大雪了", "北京今天下雪")):
+        expected = sacrebleu.corpus_bleu([said], [[gold]], tokenize=tokenize).score
+        assert 10 < expected < 90
+        assert measure([said], [gold])["bleu"] == pytest.approx(expected)
+    assert measure([said], [gold], chinese=False)["bleu"] != pytest.approx(expected)
+
+
+def test_self_bleu_is_high_where_candidates_are_alike():
+    same, other = "a quick brown fox jumps", "stocks fall as banks fail again"
+    assert measure([same] * 3)["self_bleu"] == pytest.approx(100)
+    assert measure([same, other])["self_bleu"] == 0
+    assert measure([same, same, other, ""])["self_bleu"] == pytest.approx(200 / 3)
+    assert measure([same, ""])["self_bleu"] == 0
+
+
+def test_self_bleu_of_many_is_of_a_fixed_sample(monkeypatch):
+    monkeypatch.setattr(tm, "_SELF_BLEU_SAMPLE", 4)
+    candidates = [f"word{i % 3} of {i} and {i // 2}" for i in range(12)]
+    sampled = measure(candidates)["self_bleu"]
+    assert sampled == measure(candidates)["self_bleu"]
+    monkeypatch.setattr(tm, "_SELF_BLEU_SAMPLE", 12)
+    assert sampled != measure(candidates)["self_bleu"]
+
+
+def test_distinct_counts_over_all_candidates():
+    found = measure(["a b a b", "a c"])
+    assert found["distinct_1"] == pytest.approx(3 / 6)
+    assert found["distinct_2"] == pytest.approx(3 / 4)
+
+
+def test_coverage_is_of_hot_words_the_article_has():
+    candidates = ["Smith in PARIS", "Trump in London", "Parisian hats", "Paris", "new  president",
+                  "Paris"]
+    articles = [ARTICLE, "Trump left London", ARTICLE, "nothing hot", ARTICLE, "a new president"]
+    found = measure(candidates, articles=articles, hot_words=["Paris", "New President", "!"])
+    assert found["hot_word_coverage"] == pytest.approx(2 / 4)
+    assert measure(["下雪了", "天晴"], articles=[NEWS, NEWS], hot_words=["下雪", "iphone"])[
+        "hot_word_coverage"] == 1 / 2
+    assert measure(["Paris"], articles=["Paris"])["hot_word_coverage"] == 0
+
+
+def test_copied_and_novel_ngrams():
+    found = measure(["Smith flew to Paris on Tuesday"], articles=[ARTICLE])
+    assert found["copy_rate"] == pytest.approx(5 / 6)
+    assert found["novel_2"] == pytest.approx(2 / 5)
+    assert found["novel_4"] == pytest.approx(2 / 3)
+    copied = measure([tm.lead_sentence(NEWS)], articles=[NEWS])
+    assert (copied["copy_rate"], copied["novel_2"], copied["novel_4"]) == (1, 0, 0)
+
+
+def test_empty_candidates_score_nothing():
+    found = measure([""], ["gold"], [ARTICLE], ["Paris"])
+    assert list(found) == list(tm.METRICS)
+    assert all(value == 0 and math.isfinite(value) for value in found.values())
+
+
+def test_what_is_refused():
+    with pytest.raises(UserError, match="no candidates"):
+        measure([])
+    with pytest.raises(UserError, match="1 candidates, 2 references and 1 articles"):
+        tm.measure(["a"], ["a", "b"], ["c"], ())
+
+
+def test_chinese_is_detected():
+    assert tm.is_chinese(["苹果公司发布iPhone"]) and not tm.is_chinese(["the word 北 means north"])
+
+
+def test_sentences_end_where_they_should():
+    assert tm.sentences(ARTICLE) == [
+        "Mr. Smith of the U.S. Senate flew to Paris on Monday.", "He met the new president!",
+        "The talks, he said, were short."]
+    assert tm.sentences(NEWS) == ["北京今天下雪。", "市民出门赏雪，iPhone手机卖光了！", "明天天晴。"]
+    assert tm.sentences('He said: "Go." Acme Inc. rose 3.5 percent.\nNext\nline\n\nEnd') == [
+        'He said: "Go."', "Acme Inc. rose 3.5 percent.", "Next line", "End"]
+
+
+def test_baselines():
+    assert tm.lead_sentence(" 他说：“走吧！”然后走了。好。") == "他说：“走吧！”"
+    assert tm.lead_sentence("Title only") == "Title only" and tm.lead_sentence(" \n") == ""
+    assert tm.hot_word_headline(ARTICLE, ["president", "new"]) == "He met the new president!"
+    assert tm.hot_word_headline(ARTICLE, ["nothing"]) == tm.lead_sentence(ARTICLE)
+    assert tm.hot_word_headline(NEWS, ["手机", "赏雪"]).startswith("市民")
+    assert tm.hot_word_headline("", ["a"]) == ""

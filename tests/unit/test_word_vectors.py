@@ -1,0 +1,72 @@
+"""Files of word vectors, tables made of them, and neighbours."""
+
+import numpy as np
+import pytest
+
+from bigjax.data import word_vectors as wv
+from bigjax.errors import UserError
+
+VECTORS = wv.WordVectors(["king", "queen", "北京", "mat", "zero"], np.array(
+    [[1, 0.1, 0], [10, 2, 0], [0, 1 / 3, -1e-30], [-1, 0, 0.2], [0, 0, 0]], np.float32))
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_what_is_written_is_read_back(tmp_path, header):
+    path = tmp_path / "v.txt"
+    wv.write(path, VECTORS, header)
+    assert path.read_text("utf-8").startswith("5 3\nking 1 " if header else "king 1 ")
+    found = wv.read(path)
+    assert found.words == VECTORS.words and found.table.dtype == np.float32
+    assert (found.table == VECTORS.table).all()
+
+
+def test_words_with_spaces_and_trailing_spaces(tmp_path):
+    path = tmp_path / "v.txt"
+    path.write_bytes("a 1 2 \n. . 3 4\nat x@y.z -5 6e-1\r\n\u2028 7 8\n".encode())
+    found = wv.read(path)
+    assert found.words == ["a", ". .", "at x@y.z", "\u2028"]
+    assert found.table[2].tolist() == [-5, np.float32(0.6)]
+
+
+@pytest.mark.parametrize("content, message", [
+    ("a 1 2\nb 3\n", r"v.txt:2: found 'b 3', 2 fields .* 2 numbers"),
+    ("a 1 2\nb 3 4 5\n", "v.txt:2: found"), ("a 1 2\n\nb 3 4\n", "v.txt:2: found"),
+    ("alone\n", "v.txt:1: found"), ("a 1 2\nb 3 x\n", "v.txt:2: 'x' is not a finite number"),
+    ("a nan 2\n", "v.txt:1: 'nan'"), ("3 2\na 1 2\nb 3 4\n", "v.txt:1: the header says 3 words, "
+                                      "and there are 2"),
+    ("1 3\na 1 2\n", "v.txt:2: found 'a 1 2', 3 fields"),
+    ("a 1 2\na 3 4\n", "v.txt:2: the word 'a' has a vector in .*v.txt:1"),
+    ("", "holds no vectors"), ("a 1 2\n\udcff 3 4\n", "v.txt:2: byte 0")])
+def test_bad_files(tmp_path, content, message):
+    path = tmp_path / "v.txt"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=message):
+        wv.read(path)
+
+
+def test_files_that_cannot_be_read_or_written(tmp_path):
+    with pytest.raises(UserError, match="cannot read"):
+        wv.read(tmp_path / "absent.txt")
+    with pytest.raises(UserError, match="cannot write .*absent"):
+        wv.write(tmp_path / "absent" / "v.txt", VECTORS)
+    with pytest.raises(UserError, match="'two words'"):
+        wv.write(tmp_path / "v.txt", wv.WordVectors(["two words"], np.ones((1, 2), np.float32)))
+
+
+def test_table_for_a_vocabulary():
+    words = [f"w{i}" for i in range(500)] + ["queen", "mat"]
+    table, count = wv.table_for(words, VECTORS, seed=1, std=0.02)
+    assert count == 2 and table.shape == (502, 3) and table.dtype == np.float32
+    assert (table[500:] == VECTORS.table[[1, 3]]).all()
+    assert abs(table[:500].std() - 0.02) < 0.002
+    fewer, none = wv.table_for(words[:500] + ["x", "y"], VECTORS, seed=1, std=0.02)
+    assert none == 0 and (fewer[:500] == table[:500]).all()
+    assert (wv.table_for(words, VECTORS, seed=2, std=0.02)[0][:500] != table[:500]).any()
+
+
+def test_neighbours_by_cosine():
+    found = wv.neighbours(VECTORS, "king", 2)
+    assert [word for word, _ in found] == ["queen", "北京"]
+    a, b = VECTORS.table[:2]
+    assert found[0][1] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-6)
+    assert len(wv.neighbours(VECTORS, "zero", 9)) == 4 and wv.neighbours(VECTORS, "?", 2) == []
