@@ -1,5 +1,7 @@
 """Every key of a config, with its default. Config files start from `new_config()`."""
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
 OPEN_SECTIONS = ("model", "task", "evals", "data.sources")  # their keys are not fixed here
@@ -42,9 +44,20 @@ def new_config() -> ConfigDict:
     c.data.columns.context = "context"
     c.data.columns.answers = "answers"
     c.data.columns.tokens = "tokens"  # of task 'tag'
-    c.data.columns.tags = "tags"
+    c.data.columns.tags = "tags"  # of task 'headline' its subjects, and the next five
+    c.data.columns.headline = "headline"
+    c.data.columns.article = "article"  # '' = there is none, as of the next three
+    c.data.columns.clicks = ""
+    c.data.columns.impressions = ""  # how often a headline was shown
+    c.data.columns.published = ""  # a number or a date that orders rows; '' = as they are
     c.data.truncate = False  # cut labelled texts that are longer than seq_len, else refuse them
     c.data.doc_stride = 128  # tokens between windows over a long context
+
+    c.oracle = ConfigDict()  # of task 'seqgan': the LSTM that writes the data
+    c.oracle.params = ""  # an .npz file with param_0 to param_14; '' = drawn from N(0, 1)
+    c.oracle.seed = 0  # of what is drawn, and of the sequences; the run's seed is another
+    c.oracle.d_model = 32  # of one that is drawn
+    c.oracle.sequences = 10_000  # in each of train, valid and test
 
     c.optim = ConfigDict()
     c.optim.name = "adamw"  # adamw, lamb, adafactor, sgd
@@ -104,14 +117,15 @@ def text_source(kind: str, path: str = "", *, name: str = "", field: str = "text
 
 
 def evaluation(kind: str = "loss", *, every: int, split: str = "valid", batches: int = 0,
-               prompt: str = "", tokens: int = 64) -> dict:
+               prompt: str = "", tokens: int = 64, temperatures: Sequence[float] = ()) -> dict:
     """An entry of `evals`: kind names a module of bigjax.evals.
 
     every: steps between two runs (it always runs at the end). split: of 'loss' and 'metrics' (all
-    that labelled tasks have); batches: of 'loss', 0 = all. prompt, tokens: of 'sample'.
+    that labelled tasks have); batches: of 'loss' and 'headlines', 0 = all. prompt,
+    tokens: of 'sample'. temperatures: of 'oracle', besides 1.
     """
     return dict(kind=kind, every=every, split=split, batches=batches, prompt=prompt,
-                tokens=tokens)
+                tokens=tokens, temperatures=[*temperatures])
 
 
 def laptop_size(c: ConfigDict) -> None:

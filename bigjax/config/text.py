@@ -6,7 +6,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from bigjax.config.checks import check_keys, get, nearest
-from bigjax.config.keys import OPEN_SECTIONS, new_config
+from bigjax.config.keys import OPEN_SECTIONS, evaluation, new_config
 from bigjax.errors import UserError
 
 
@@ -84,6 +84,8 @@ def from_json(text: str, where: str) -> ConfigDict:
         raise UserError(f"{where} is not readable JSON ({e}). It is written when a run starts; "
                         "restore it, or start the run in a new work folder.") from e
     _add_missing(config, new_config())
+    for entry in config.get("evals", {}).values():
+        _add_missing(entry, ConfigDict(evaluation(every=1)))
     check_keys(config)
     return config.lock()
 

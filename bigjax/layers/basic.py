@@ -1,5 +1,7 @@
 """Dense, norms, embeddings, MLP, dropout."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,21 +32,24 @@ class Dense(nn.Module):
     param_dtype: str = "float32"
 
     @nn.compact
+    def weights(self, inputs: tuple[int, ...]) -> tuple[jax.Array, jax.Array | None]:
+        """The kernel as a matrix [inputs, features] and the bias [features], in compute dtype."""
+        kernel = param(self, "kernel", nn.initializers.normal(self.init_std),
+                       (*inputs, *self.features), self.in_axes + self.out_axes, self.param_dtype)
+        kernel = kernel.reshape(math.prod(inputs), -1).astype(self.dtype)
+        if not self.use_bias:
+            return kernel, None
+        bias = param(self, "bias", nn.initializers.zeros, self.features, self.out_axes,
+                     self.param_dtype)
+        return kernel, bias.reshape(-1).astype(self.dtype)
+
     def __call__(self, x: jax.Array) -> jax.Array:
         n = len(self.in_axes)
         lead, inputs = x.shape[:-n], x.shape[-n:]
-        kernel = param(self, "kernel", nn.initializers.normal(self.init_std),
-                       (*inputs, *self.features), self.in_axes + self.out_axes, self.param_dtype)
+        kernel, bias = self.weights(inputs)
         # Two-dimensional kernels: one plain matrix product on every backend.
-        rows = 1
-        for size in inputs:
-            rows *= size
-        y = x.reshape(*lead, rows).astype(self.dtype) @ kernel.reshape(rows, -1).astype(self.dtype)
-        if self.use_bias:
-            bias = param(self, "bias", nn.initializers.zeros, self.features, self.out_axes,
-                         self.param_dtype)
-            y = y + bias.reshape(-1).astype(self.dtype)
-        return y.reshape(*lead, *self.features)
+        y = x.reshape(*lead, -1).astype(self.dtype) @ kernel
+        return (y if bias is None else y + bias).reshape(*lead, *self.features)
 
 
 class Norm(nn.Module):

@@ -131,8 +131,8 @@ def put_batch(mesh: Mesh, batch: dict, rows: slice, batch_size: int) -> dict:
     sharding = of_batch(mesh)
     if rows == slice(0, batch_size) and jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return {k: jax.make_array_from_process_local_data(
-        sharding, v, (batch_size, *v.shape[1:])) for k, v in batch.items()}
+    return jax.tree_util.tree_map(lambda x: jax.make_array_from_process_local_data(
+        sharding, x, (batch_size, *x.shape[1:])), batch)
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> slice:

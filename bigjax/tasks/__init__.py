@@ -30,6 +30,8 @@ class Task(NamedTuple):
         vocabulary.
     whole_batch(batch) -> batch: adds what a micro-batch must know of all of them.
     outputs(params, extras, batch) -> what a labelled task predicts from, see infer.predict.
+    players: of adversarial training (train/adversarial.py), see tasks/_adversarial.py.
+    prepare(params, corpus) -> params: what a run from scratch begins with, where the data say.
     """
     init: Callable[..., Any]
     loss: Callable[..., Any]
@@ -41,6 +43,8 @@ class Task(NamedTuple):
     load_data: Callable[..., Any]
     whole_batch: Callable[[dict], dict] = lambda batch: batch
     outputs: Callable[..., Any] | None = None
+    players: Any = None
+    prepare: Callable[[Any, Any], Any] = lambda params, corpus: params
 
 
 def module(name: str):

@@ -70,8 +70,16 @@ def _json_number(value):
     return value if math.isfinite(value) else str(value)
 
 
+def is_loss(name: str) -> bool:
+    """Whether a training metric is a loss; adversarial training has one of each network."""
+    return name.split("/")[-1] == "loss"
+
+
 class Speed:
-    """Examples, tokens and FLOPs a second between two calls; what evaluation took is left out."""
+    """Examples, tokens and FLOPs a second between two calls; what evaluation took is left out.
+
+    batch_size 0: steps are unlike each other, so only they are counted.
+    """
 
     def __init__(self, batch_size: int, seq_len: int, flops_per_example: float):
         self._batch, self._tokens, self._flops = batch_size, seq_len, flops_per_example
@@ -91,11 +99,12 @@ class Speed:
         out = {"host_memory_gib": psutil.Process().memory_info().rss / 2 ** 30}
         if self._step is not None:
             seconds = max(now - self._time, 1e-9)
-            rate = (step - self._step) * self._batch / seconds
-            out.update(examples_per_sec=rate, steps_per_sec=rate / self._batch,
-                       tokens_per_sec=rate * self._tokens,
-                       data_wait_fraction=self.waited / seconds)
-            if self._peak:
+            steps = (step - self._step) / seconds
+            rate = steps * self._batch
+            out.update(steps_per_sec=steps, data_wait_fraction=self.waited / seconds)
+            if self._batch:
+                out.update(examples_per_sec=rate, tokens_per_sec=rate * self._tokens)
+            if self._peak and self._flops:
                 out["mfu"] = rate * self._flops / self._peak
         self.restart(step)
         return out
@@ -125,7 +134,7 @@ class Progress:
         if jax.process_index():
             return
         now = time.perf_counter()
-        numbers = f"loss {metrics['loss']:.4f}"
+        numbers = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items() if is_loss(k))
         if "tokens_per_sec" in metrics:
             numbers += f"  {metrics['tokens_per_sec']:,.0f} tokens/s"
         if "mfu" in metrics:

@@ -16,14 +16,15 @@ from bigjax.errors import RunError, UserError
 from bigjax.evals.context import Context, derive
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
-from bigjax.train import hooks as hooks_lib
+from bigjax.train import adversarial, hooks as hooks_lib
 from bigjax.train import init_from, load, loop, metrics, state as state_lib, workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State
 from bigjax.train.step import make_step, packed, unpack
 from bigjax.trees import count, named_leaves
 
-FINITE = ("loss", "grad_norm", "param_norm", "update_norm")  # else the run stops
+# Else the run stops. Adversarial training has them by network, as generator/loss.
+FINITE = ("loss", "grad_norm", "param_norm", "update_norm")
 
 
 class NonFinite(RunError):
@@ -54,7 +55,6 @@ class _Run:
         self.progress, self.log = progress, progress.log
         config_lib.check_values(config)
         self.steps, self.batch_size = config.train.steps, config.train.batch_size
-        self.schedule = optim.make_schedule(config.optim, self.steps)
         # Before anything that starts jax, as reading another run's checkpoint does.
         self.mesh = mesh_lib.start(config.mesh, self.batch_size, config.train.accumulate)
         self.config, self.source = _resolved(config, workdir)
@@ -93,8 +93,16 @@ class _Run:
         """Abstract state and its shardings: refuses a layout that does not divide."""
         c = self.config
         params = jax.eval_shape(self.task.init, jax.random.key(0))["params"]
-        self.tx = optim.make(c.optim, self.steps, params)
-        self.init = state_lib.make_init(self.task, self.tx, c.seed, c.train.ema > 0)
+        if self.task.players:
+            txs = adversarial.optimizers(c, self.task.players.options, params)
+            tx, self.step = (adversarial.init_only(txs),
+                             adversarial.make_round(self.task, txs, c.seed))
+        else:
+            tx = optim.make(c.optim, self.steps, params)
+            schedule = optim.make_schedule(c.optim, self.steps)
+            self.step = make_step(self.task, tx, schedule, seed=c.seed,
+                                  accumulate=c.train.accumulate, ema=c.train.ema)
+        self.init = state_lib.make_init(self.task, tx, c.seed, c.train.ema > 0)
         shapes = jax.eval_shape(self.init)
         self.shardings = state_lib.shardings(self.mesh, self.task, shapes)
         self.abstract = state_lib.abstract(shapes, self.shardings)
@@ -111,11 +119,14 @@ class _Run:
             return
         self._describe(start)
         workdir_lib.write_config(self.workdir, self.config)
-        if self.saved_step is None and jax.process_index() == 0:  # a new folder, or a branch
+        new = self.saved_step is None  # a new folder, or a branch
+        if new and self.corpus.tokenizer and jax.process_index() == 0:
             self.corpus.tokenizer.save(self.workdir / "tokenizer")
+        if new and hasattr(self.corpus, "save") and jax.process_index() == 0:
+            self.corpus.save(self.workdir)  # what else the model needs to be used
         self.writer = metrics.Writer(self.workdir, start, self.config.log.tensorboard)
-        self.speed = metrics.Speed(self.batch_size, self.config.data.seq_len,
-                                   self.task.flops_per_example)
+        self.speed = metrics.Speed(0 if self.task.players else self.batch_size,
+                                   self.config.data.seq_len, self.task.flops_per_example)
         stop = hooks_lib.StopOnSignal()
         evaluations = [
             hooks_lib.Evaluate(name, self.evaluators[name], entry.every, self.steps,
@@ -123,7 +134,8 @@ class _Run:
             for name, entry in self.config.evals.items()]
         hooks = [*evaluations, self.early_stop,
                  hooks_lib.Save(self._save, self.config.checkpoint.every), stop]
-        step_fn = self._compiled_step()
+        step_fn = jax.jit(packed(self.step), donate_argnums=0,
+                          out_shardings=(self.shardings, None))
         frozen = self.task.frozen()
         batches = data.iterate(self._batch_at, start, self.steps)
         try:
@@ -151,7 +163,8 @@ class _Run:
         if best:  # not if the run was stopped before the first evaluation of a saved step
             self.log(f"The best saved step by {self.config.checkpoint.best} is {best} "
                      "(--step=best).")
-        self.log(f"Wrote {self.workdir}: checkpoints/{done}, metrics.jsonl, config.json, tokenizer/"
+        self.log(f"Wrote {self.workdir}: checkpoints/{done}, metrics.jsonl, config.json"
+                 + (", tokenizer/" if self.corpus.tokenizer else "")
                  + (", tensorboard/" if self.config.log.tensorboard else ""))
 
     # --- The first state: own checkpoint, resume_from, init_from, scratch ---------------------
@@ -187,13 +200,22 @@ class _Run:
             init_from.check_labels(source, self.abstract.params, c.init_reset,
                                    c.task.get("labels", ()), self.log)
         state = jax.jit(self.init, out_shardings=self.shardings)()
-        if not source:
+        if source:
+            self.log(f"Starting at step 0 with the parameters of {c.init_from}.")
+            params = init_from.initialise(state.params, source, c.init_reset, self.log)
+        else:
             self.log("Starting from scratch.")
+            params = self.task.prepare(state.params, self.corpus)
+        if params is state.params:
             return state, 0
-        self.log(f"Starting at step 0 with the parameters of {c.init_from}.")
-        params = init_from.initialise(state.params, source, c.init_reset, self.log)
-        ema = None if state.ema is None else jax.tree_util.tree_map(jnp.copy, params)
-        return state._replace(params=params, ema=ema), 0
+        # Copies: the first step gives its arguments' memory away, each array's once.
+        copy = lambda tree: jax.tree_util.tree_map(jnp.copy, tree)
+        extras = state.extras
+        if self.task.players:  # the old generators that adversarial training keeps
+            extras = jax.device_put({k: copy(params["generator"]) for k in extras},
+                                    self.shardings.extras)
+        ema = None if state.ema is None else copy(params)
+        return state._replace(params=params, extras=extras, ema=ema), 0
 
     def _batch_at(self, step: int, rows=None) -> dict:
         """A batch on the devices; the loader's thread does this while a step runs."""
@@ -204,18 +226,17 @@ class _Run:
     def _describe(self, start: int) -> None:
         mesh = " x ".join(f"{a}={n}" for a, n in self.mesh.shape.items() if n > 1) or "one device"
         kind = self.mesh.devices.flat[0].device_kind
+        rows = f"{self.batch_size} x {self.config.data.seq_len} tokens"
+        if self.task.players:
+            work = (f"rounds {start + 1} to {self.steps} ("
+                    f"{self.task.players.options.describe(self.steps)}), updates of {rows}")
+        else:
+            work = (f"{self.steps - start} steps of {rows}, an epoch is "
+                    f"{self.data.epoch_steps:.0f} steps")
+        if hasattr(self.data, "padding"):
+            work += f", {self.data.padding:.1%} of the tokens are padding"
         self.log(f"{count(self.abstract.params):,} parameters on {self.mesh.size} {kind} "
-                 f"device(s), {mesh}; {self.steps - start} steps of {self.batch_size} x "
-                 f"{self.config.data.seq_len} tokens, an epoch is {self.data.epoch_steps:.0f} "
-                 "steps"
-                 + (f", {self.data.padding:.1%} of the tokens are padding"
-                    if hasattr(self.data, "padding") else "") + ". Compiling...")
-
-    def _compiled_step(self):
-        c = self.config
-        step = make_step(self.task, self.tx, self.schedule, seed=c.seed,
-                         accumulate=c.train.accumulate, ema=c.train.ema)
-        return jax.jit(packed(step), donate_argnums=0, out_shardings=(self.shardings, None))
+                 f"device(s), {mesh}; {work}. Compiling...")
 
     # --- Reports ------------------------------------------------------------------------------
 
@@ -225,13 +246,16 @@ class _Run:
         """Writes a step's numbers when they are due; True if the loss is not finite."""
         self.speed.waited += waited
         values = unpack(metrics)
-        if not all(np.isfinite(values[k]) for k in FINITE):
+        self.not_finite = [k for k, v in values.items()
+                           if k.split("/")[-1] in FINITE and not np.isfinite(v)]
+        if self.not_finite:
             self.bad_step = step
             return True
         due = step in (1, self.steps) or step % self.config.log.every == 0
         if due or step == self.first_step:
-            values = {**derive(values), **self.speed.read(step),
-                      "epoch": step / self.data.epoch_steps}
+            values = {**derive(values), **self.speed.read(step)}
+            if not self.task.players:  # else rounds of unlike length
+                values["epoch"] = step / self.data.epoch_steps
             self.progress.update(step, values)
         if due:  # and no other step: a resumed run writes the lines of an uninterrupted one
             self.writer.write(step, values)
@@ -270,8 +294,11 @@ class _Run:
             def loss(p):
                 (total, weight), _ = self.task.loss(p, extras, frozen, batch, rng, True)
                 return total / weight
+            trees = {"params": params}
+            if not self.task.players:  # a round has no one gradient
+                trees["gradients"] = jax.grad(loss)(params)
             return {kind: {k: _layer_norms(k, x) for k, x in named_leaves(tree).items()}
-                    for kind, tree in (("params", params), ("gradients", jax.grad(loss)(params)))}
+                    for kind, tree in trees.items()}
 
         found = jax.jit(norms)(state.params, state.extras, frozen, batch)
         found = jax.tree_util.tree_map(lambda x: np.asarray(x).tolist(), jax.device_get(found))
@@ -282,8 +309,8 @@ class _Run:
                                        indent=1))
         saved = self.checkpoints.steps()
         raise NonFinite(
-            f"The loss of step {step} (batch {step - 1}, examples {_brief(examples)}) is not "
-            f"finite. Norms of parameters and gradients by layer are in {path}. The checkpoints "
+            f"{', '.join(self.not_finite)} of step {step} (batch {step - 1}, examples "
+            f"{_brief(examples)}) is not finite. Norms by layer are in {path}. The checkpoints "
             f"{saved or 'none'} are as they were. Lower optim.learning_rate, clip gradients, or "
             "look at those examples.")
 

@@ -1,5 +1,6 @@
 """Config files, overrides, and what is said of wrong ones."""
 
+import json
 import subprocess
 import sys
 
@@ -50,6 +51,14 @@ def test_the_best_can_only_be_kept_among_what_is_saved():
 def test_json_gives_the_same_config_back():
     c, _ = resolved()
     again = config.from_json(config.to_json(c), "here")
+    assert config.sorted_leaves(again) == config.sorted_leaves(c)
+
+
+def test_a_config_of_an_older_version_gets_what_is_new():
+    c, _ = resolved()
+    old = json.loads(config.to_json(c))
+    del old["oracle"], old["data"]["columns"]["clicks"], old["evals"]["valid"]["temperatures"]
+    again = config.from_json(json.dumps(old), "here")
     assert config.sorted_leaves(again) == config.sorted_leaves(c)
 
 

@@ -1,0 +1,196 @@
+"""How fast SeqGAN trains on this machine's CPU: bigjax against plain PyTorch.
+
+    python benchmarks/seqgan.py [--json] [--rounds 3] [--tasks sampling,mle,...]
+
+The sizes of SeqGAN's experiment with an oracle (https://arxiv.org/abs/1609.05473), which are those
+of configs/seqgan/oracle.py:paper: 5,000 words, sequences of 20, an LSTM of 32, the paper's CNN,
+batches of 64. Both networks have the same number of parameters on both sides, which is checked
+(PyTorch's LSTM has its biases twice: they count once). The tasks:
+
+- sampling: 10,000 sequences from the generator.
+- mle: an epoch of maximum likelihood over 10,000 sequences, 157 updates.
+- discriminator: an epoch over 10,000 real and 10,000 written sequences, 313 updates of 32 + 32.
+  Ours also writes those of the generator in that time; theirs finds them ready, random.
+- generator: one adversarial update of 64 sequences, with 16 rollouts after each token.
+
+Theirs is benchmarks/seqgan_torch.py. Ours is what `bigjax train` runs, on the mesh of that config:
+the tasks are rounds of bigjax/train/adversarial.py, and sequences are drawn as
+bigjax/evals/oracle.py draws them. Ours rounds up to whole batches: it draws 10,240 and learns from
+10,048; where theirs clips no gradients, ours does. `ours` and `theirs` are generator updates a
+second; every ratio is that of times. Needs `pip install -e '.[bench]'`.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import statistics
+
+import sides
+
+CONFIG = f"{pathlib.Path(__file__).parent.parent}/configs/seqgan/oracle.py:paper"
+SEQUENCES, EPOCH_UPDATES, JUDGE_UPDATES = 10_000, 157, 313
+WARM_UPS = 3  # the first calls are slower
+BARS = {"sampling": 30, "mle": 8, "discriminator": 1.5, "generator": 2}  # by task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--rounds", type=int, default=3, help="of each side and task")
+    parser.add_argument("--tasks", default=",".join(BARS), help="some of them (default: all)")
+    parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    tasks = args.tasks.split(",")
+    if not set(tasks) <= set(BARS):
+        parser.error(f"--tasks is {args.tasks!r}; allowed: {', '.join(BARS)}.")
+    if args.json and set(tasks) != set(BARS):
+        parser.error("--json needs all tasks: leave --tasks out.")
+    if args.side:
+        return theirs() if args.side == "theirs" else ours(tasks)
+    print(sides.load())
+    with sides.Side("theirs") as their_side, sides.Side("ours") as our_side:
+        running = [their_side, our_side]
+        for side in running:
+            print(f'{side.name:8s} {side.about["what"]}')
+        _check([side.about for side in running])
+        seconds = {task: _measure(running, task, args.rounds) for task in tasks}
+    if args.json:
+        _print_json(seconds)
+
+
+def _measure(running: list[sides.Side], task: str, rounds: int) -> dict[str, float]:
+    """Median seconds of a task by side."""
+    for side in running:  # once more untimed, and theirs for the first time
+        _check_losses(side.name, task, side(task))
+    seconds = sides.take_turns(running, rounds, task)
+    median = {name: statistics.median(found) for name, found in seconds.items()}
+    for name, found in seconds.items():
+        print(f"{task:13s} {name:8s} {median[name]:8.3f} s (of {rounds}: {min(found):.3f} to "
+              f"{max(found):.3f})")
+    print(f"{task:13s} ratio {_ratio(median):.2f} (bar {BARS[task]})", flush=True)
+    return median
+
+
+def _ratio(median: dict[str, float]) -> float:
+    return median["theirs"] / median["ours"]
+
+
+def _print_json(seconds: dict[str, dict[str, float]]) -> None:
+    ours, theirs = (1 / seconds["generator"][name] for name in ("ours", "theirs"))
+    print(json.dumps({
+        "name": "seqgan", "ours": ours, "theirs": theirs, "ratio": ours / theirs,
+        "unit": "generator updates/s",
+        **{f"ratio_{task}": _ratio(seconds[task])
+           for task in ("sampling", "mle", "discriminator")}}))
+
+
+def _check(abouts: list[dict]) -> None:
+    """Both sides must do the same work."""
+    for name in ("generator_parameters", "discriminator_parameters"):
+        if len({about[name] for about in abouts}) > 1:
+            raise SystemExit(f"The models differ: {abouts}")
+
+
+def _check_losses(side: str, task: str, answer: dict) -> None:
+    """The sequences are random words: nothing can be learnt but to know some by heart."""
+    guess = math.log(5000)
+    if task == "mle" and abs(answer["loss"] - guess) > .5:
+        raise SystemExit(f"The loss of {side} in {task} is not near {guess:.2f}: {answer}")
+    if task == "generator" and not 0 < answer["reward"] < 1:
+        raise SystemExit(f"The reward of {side} is no probability: {answer}")
+
+
+def ours(tasks: list[str]) -> None:
+    from bigjax import cpu
+    cpu.keep_freed_memory()  # as bigjax/main.py does, before jax is imported
+    import jax
+
+    from bigjax import tasks as tasks_lib
+    from bigjax.parallel import mesh as mesh_lib
+    from bigjax.trees import count
+
+    c = _config()
+    mesh = mesh_lib.start(c.mesh, c.train.batch_size)
+    task = tasks_lib.build(c)
+    repeat = _repeat(c, mesh, task)
+    for name in tasks:
+        for _ in range(WARM_UPS):  # the first of them compiles
+            repeat(name)
+    params = jax.eval_shape(task.init, jax.random.key(0))["params"]
+    sides.serve({"generator_parameters": count(params["generator"]),
+                 "discriminator_parameters": count(params["discriminator"]),
+                 "what": f"bigjax, jax {jax.__version__}, {mesh.size} device(s)"}, repeat)
+
+
+def _config():
+    """The paper's sizes on a laptop, with the rounds of the benchmark."""
+    from bigjax.commands import Arguments
+    config, _ = Arguments([
+        f"--config={CONFIG}",
+        f"--config.task.mle_updates={EPOCH_UPDATES}",
+        f"--config.task.pretrain_updates={JUDGE_UPDATES}",
+        # 156 batches are written in 6 goes; 157 is a prime number, so they would be in 157.
+        f"--config.task.negatives={JUDGE_UPDATES // 2}",
+        "--config.task.discriminator_updates=0"]).config()  # in adversarial rounds
+    return config
+
+
+def _repeat(c, mesh, task):
+    """repeat(name of a task) -> its losses. The state goes on from one to the next."""
+    import jax
+    import numpy as np
+
+    from bigjax.evals.oracle import AT_ONCE
+    from bigjax.parallel import sharding
+    from bigjax.tasks._adversarial import write
+    from bigjax.train import adversarial, state as state_lib
+    from bigjax.train.step import packed, unpack
+
+    n, T, options = c.train.batch_size, c.data.seq_len, task.players.options
+    txs = adversarial.optimizers(c, options, jax.eval_shape(task.init, jax.random.key(0))["params"])
+    init = state_lib.make_init(task, adversarial.init_only(txs), c.seed, ema=False)
+    shardings = state_lib.shardings(mesh, task, jax.eval_shape(init))
+    state = jax.jit(init, out_shardings=shardings)()
+    one_round = jax.jit(packed(adversarial.make_round(task, txs, c.seed)), donate_argnums=0,
+                        out_shardings=(shardings, None))
+    at_once = -(-AT_ONCE // n) * n
+    draw = jax.jit(lambda params, key: sharding.constrain(
+        write(task.players, params, (), key, at_once), "batch", "length"))
+
+    def batch_of(step: int) -> dict:
+        """A round's batch of random words: the speed does not depend on them."""
+        phase, batches, _ = options.round(step)
+        tokens = np.random.default_rng(0).integers(0, c.model.vocab_size, (n, batches, T), np.int32)
+        arrays = {"tokens": tokens, "weights": np.ones(tokens.shape, np.float32)}
+        return sharding.put_batch(mesh, {phase: arrays}, slice(0, n), n)
+
+    before_adversarial = options.mle_rounds + options.discriminator_rounds
+    batches = {"mle": batch_of(0), "discriminator": batch_of(options.mle_rounds),
+               "generator": batch_of(before_adversarial)}
+
+    def repeat(name: str) -> dict:
+        nonlocal state
+        if name == "sampling":
+            keys = jax.random.split(jax.random.key(0), -(-SEQUENCES // at_once))
+            texts = [draw(state.params["generator"], key) for key in keys]
+            return {"sequences": sum(map(len, jax.device_get(texts)))}
+        state, metrics = one_round(state, None, batches[name])
+        values = unpack(jax.device_get(jax.block_until_ready((state, metrics))[1]))
+        assert not state.halted, values
+        network = "discriminator" if name == "discriminator" else "generator"
+        return {k: values[f"{network}/{k}"] for k in ("loss", "reward")
+                if f"{network}/{k}" in values}
+
+    return repeat
+
+
+def theirs() -> None:
+    import seqgan_torch
+    about, repeat = seqgan_torch.theirs()
+    about["generator_parameters"] -= 4 * seqgan_torch.WIDTH  # LSTMCell adds two biases
+    sides.serve(about, repeat)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""What the tasks of adversarial training share: their options, their rounds, their players."""
+
+import dataclasses
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bigjax.errors import UserError
+from bigjax.layers.sampling import categorical
+from bigjax.parallel.sharding import constrain
+
+PHASES = ("mle", "discriminator", "adversarial")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """A step of the loop is a round of many updates: first `mle_rounds` that teach the generator
+    by maximum likelihood, then `discriminator_rounds`, then adversarial ones up to train.steps.
+    """
+    mle_rounds: int = 20
+    mle_updates: int = 157  # in each of them
+    discriminator_rounds: int = 1
+    pretrain_updates: int = 157  # in each of them
+    generator_updates: int = 1  # in each adversarial round, before the discriminator's
+    discriminator_updates: int = 16
+    negatives: int = 0  # batches the generator writes for a round's discriminator; 0 = all new
+
+    adversarial_learning_rate: float = 1e-2  # of the generator, constant
+    discriminator_learning_rate: float = 1e-4  # constant
+    discriminator_l2: float = 0.2  # of its last layer, half the sum of squares
+    scheduled_sampling: float = 0.0  # in MLE the last round reads so many of its own tokens
+
+    reward: str = "probability"  # that it is real; log_odds of that; constant (no discriminator)
+    rollouts: int = 16  # continuations of each prefix; 0: the whole text's reward for each token
+    rollout_rate: float = 0.8  # of the old rollout policy that remains after a round
+    baseline: str = "none"  # none, batch (the mean reward at each place)
+    standardize: bool = False  # rewards of a batch to deviation 1
+    entropy: float = 0.0  # weight of the entropy bonus
+    teacher_forcing: float = 0.0  # weight of maximum likelihood in adversarial updates
+    # With the generator q that MLE gave, the reward of a text x has two more terms. Together with
+    # log_odds, kl=1 and no baseline but the batch's, the best generator is proportional to
+    # q(x)^(1 + likelihood) * odds(x): whole texts sharpened, where temperature sharpens each word.
+    likelihood: float = 0.0  # weight of log q(x)
+    kl: float = 0.0  # weight of log q(x) - log p(x), p the generator itself
+
+    def __post_init__(self):
+        for name in ("mle_updates", "pretrain_updates", "generator_updates"):
+            if getattr(self, name) < 1:
+                raise UserError(f"task.{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("mle_rounds", "discriminator_rounds", "discriminator_updates", "negatives",
+                     "rollouts", "discriminator_l2", "entropy", "teacher_forcing", "likelihood",
+                     "kl"):
+            if getattr(self, name) < 0:
+                raise UserError(f"task.{name} is {getattr(self, name)}; it must not be negative.")
+        for name in ("scheduled_sampling", "rollout_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"task.{name} is {getattr(self, name)}; it must be in [0, 1].")
+        for name, allowed in (("reward", ("probability", "log_odds", "constant")),
+                              ("baseline", ("none", "batch"))):
+            if getattr(self, name) not in allowed:
+                raise UserError(f"task.{name} is {getattr(self, name)!r}; allowed: "
+                                f"{', '.join(allowed)}.")
+
+    @property
+    def constant(self) -> bool:
+        """Whether there is no discriminator: the control that every reward is 1/2."""
+        return self.reward == "constant"
+
+    def describe(self, steps: int) -> str:
+        """How many rounds of each kind there are."""
+        return ", ".join(f"{n} {phase}" for phase in PHASES
+                         if (n := sum(self.round(s)[0] == phase for s in range(steps))))
+
+    def round(self, step: int) -> tuple[str, int, int]:
+        """(phase, batches of real text in this round, those in all rounds before it).
+
+        A discriminator's update takes half a batch of real text.
+        """
+        d = 0 if self.constant else 1
+        of_phase = ((self.mle_rounds, self.mle_updates),
+                    (self.discriminator_rounds * d, -(-self.pretrain_updates // 2)),
+                    (None, self.generator_updates + d * -(-self.discriminator_updates // 2)))
+        before = 0
+        for phase, (rounds, batches) in zip(PHASES, of_phase):
+            if rounds is None or step < rounds:
+                return phase, batches, before + step * batches
+            step, before = step - rounds, before + rounds * batches
+
+
+def check_training(config) -> None:
+    """Refuses what rounds cannot do."""
+    if config.train.batch_size % 2:
+        raise UserError(f"train.batch_size={config.train.batch_size} must be even: half of what a "
+                        "discriminator's update sees is real text.")
+    for key, off in (("accumulate", 1), ("ema", 0)):
+        if config.train[key] != off:
+            raise UserError(f"train.{key}={config.train[key]}: adversarial training has only "
+                            f"train.{key}={off}.")
+
+
+class Players(NamedTuple):
+    """The generator and the discriminator as pure functions, for train/adversarial.py.
+
+    Rows of text are int [B, T]. `given` is what they are conditioned on, arrays with B rows ({} =
+    nothing); a context is what the generator made of it.
+    """
+    options: Options
+    length: int  # T
+    start_id: int  # what is read before the first token
+    end_id: int  # the last token of a text; -1: all have T tokens
+    pad_id: int  # what follows the end
+    context: Callable[..., Any]  # (params, given, rng) -> context, rows first
+    begin: Callable[..., Any]  # (B) -> state, rows first
+    step: Callable[..., Any]  # (params, context, state, tokens_B) -> (logits_BV, state)
+    logits: Callable[..., Any]  # (params, context, inputs_BT, rng) -> logits_BTV
+    loss: Callable[..., Any]  # (params, context, inputs, targets, weights_BT, rng) -> (sum, weight)
+    # (params, given, tokens_BT, mask_BT, rng) -> logits_B2, or with them the logit_B of clicks
+    score: Callable[..., Any]
+    penalty: Callable[..., Any]  # (params of the discriminator) -> what L2 weighs
+    clicks: Callable[..., Any] | None = None  # (given) -> (quantile_B of the clicks, known_B)
+    click_reward: float = 0.0  # weight of the predicted quantile beside the reward of being real
+
+
+def judge(players: Players, params, given, tokens_BT: jax.Array, rng: jax.Array | None = None
+          ) -> tuple[jax.Array, jax.Array | None]:
+    """What the discriminator (its params) says of texts: logits_B2 of generated and of real, and
+    the logit_B of the quantile of clicks, None if it predicts none."""
+    found = players.score(params, given, tokens_BT, mask_of(players, tokens_BT), rng)
+    return found if isinstance(found, tuple) else (found, None)
+
+
+def shifted(players: Players, tokens_BT: jax.Array) -> jax.Array:
+    """What the generator reads to predict these tokens: int [B, T]."""
+    return jnp.pad(tokens_BT[:, :-1], ((0, 0), (1, 0)), constant_values=players.start_id)
+
+
+def mask_of(players: Players, tokens_BT: jax.Array) -> jax.Array:
+    """True up to the end token and on it, bool [B, T]."""
+    if players.end_id < 0:
+        return jnp.ones_like(tokens_BT, bool)
+    ended = jnp.cumsum(tokens_BT == players.end_id, axis=1)
+    return (ended == 0) | ((ended == 1) & (tokens_BT == players.end_id))
+
+
+def write(players: Players, params, context, rng: jax.Array, batch: int,
+          temperature: float = 1.0) -> jax.Array:
+    """Texts from the generator (its params), int32 [batch, T]."""
+    start = jnp.full(batch, players.start_id, jnp.int32)
+    return go_on(players, params, context, players.begin(batch), start, rng, players.length,
+                 temperature)
+
+
+def go_on(players: Players, params, context, state, tokens_B: jax.Array, rng: jax.Array, n: int,
+          temperature: float = 1.0) -> jax.Array:
+    """n more tokens of each row, int32 [B, n]. state: before it reads tokens_B, the last ones."""
+    params = whole(params)
+
+    def one(carry, key):
+        token, state = carry
+        logits, state = players.step(params, context, state, token)
+        new = categorical(logits / temperature, key)
+        if players.end_id >= 0:
+            ended = (token == players.end_id) | (token == players.pad_id)
+            new = jnp.where(ended, players.pad_id, new)
+        return (new, state), new
+
+    _, new = jax.lax.scan(one, (tokens_B, state), jax.random.split(rng, n))
+    return new.T
+
+
+def whole(params):
+    """Parameters gathered before a loop over tokens: cut ones would be gathered at every token."""
+    return jax.tree_util.tree_map(lambda x: constrain(x, *[None] * x.ndim), params)
+
+
+def states_of(players: Players, params, context, tokens_BT: jax.Array):
+    """The generator's states before it reads each token but the first start: leaf [T, B, ...].
+
+    The state at t has read all that comes before token t, so it is where `go_on` starts from it.
+    """
+    params = whole(params)
+
+    def one(state, token):
+        _, state = players.step(params, context, state, token)
+        return state, state
+
+    inputs = shifted(players, tokens_BT)
+    return jax.lax.scan(one, players.begin(len(tokens_BT)), inputs.T)[1]

@@ -1,0 +1,92 @@
+"""SeqGAN's oracle experiment on a laptop; variants are its controls.
+
+    (none)        a discriminator's odds and whole-text sharpening, after 5 rounds of MLE
+    sharpen       the same without the discriminator
+    paper         SeqGAN as published, in fewer updates, after 20 rounds of MLE
+    control       the same, with 1/2 for every reward and no discriminator
+    mle           maximum likelihood alone
+    scheduled     scheduled sampling
+    temperature   maximum likelihood, sampled at several temperatures
+    tiny          all phases in seconds
+
+`bigjax seqgan-report` compares their runs; --config.seed=N repeats one.
+"""
+
+from bigjax import config
+
+
+def get_config(variant=""):
+    c = config.new_config()
+
+    c.oracle.params = ""  # such as the oracle published with the paper's code, as .npz
+    c.oracle.seed = 0
+    c.oracle.sequences = 10_000  # to train on, and as many to test
+
+    c.model = dict(name="seqgan", vocab_size=5000, max_len=20, generator="lstm", d_model=32,
+                   discriminator="lstm", discriminator_dropout=0.5)
+    c.data.seq_len = 20
+
+    c.task = dict(
+        name="seqgan",
+        mle_rounds=5,
+        mle_updates=156,  # an epoch
+        discriminator_rounds=4,
+        pretrain_updates=156,
+        generator_updates=20,
+        discriminator_updates=20,
+        discriminator_learning_rate=5e-4,
+        discriminator_l2=0.0,
+        adversarial_learning_rate=2e-3,
+        reward="log_odds",
+        rollouts=0,
+        baseline="batch",
+        likelihood=0.45,
+        kl=1.0,
+    )
+    c.train.steps = 19
+
+    c.optim.name = "adamw"
+    c.optim.learning_rate = 1e-2
+    c.optim.schedule = "constant"
+    c.optim.clip_norm = 5.0
+    c.train.batch_size = 64
+    c.mesh.data = 1  # small matrices, many parameters: two devices would only exchange gradients
+
+    c.checkpoint.every = 5
+    c.log.every = 1
+    c.evals = dict(oracle=config.evaluation("oracle", split="test", every=1))
+
+    choice = config.variants(variant, sharpen="sharpen", paper="paper", control="control",
+                             mle="mle", scheduled="scheduled", temperature="temperature",
+                             tiny="tiny")
+    if choice == "sharpen":
+        c.task.update(reward="constant", likelihood=0.25)
+        c.train.steps = 15
+    if choice in ("paper", "control"):
+        c.model.update(discriminator="cnn", discriminator_dropout=0.25)
+        c.task.update(mle_rounds=20, discriminator_rounds=8, generator_updates=1,
+                      discriminator_updates=16, discriminator_learning_rate=1e-4,
+                      discriminator_l2=0.2, adversarial_learning_rate=1e-2, reward="probability",
+                      rollouts=16, baseline="none", likelihood=0.0, kl=0.0)
+        c.train.steps = 70
+        c.evals.oracle.every = 2
+    if choice == "control":
+        c.task.update(reward="constant")
+        c.train.steps = 90
+    if choice in ("mle", "scheduled"):
+        c.task.update(mle_rounds=20)
+        c.train.steps = 20
+    if choice == "scheduled":
+        c.task.update(scheduled_sampling=0.5)
+    if choice == "temperature":
+        c.task.update(mle_rounds=8)
+        c.train.steps = 8
+        c.evals.oracle.temperatures = [0.9, 0.8, 0.7, 0.6]
+    if choice == "tiny":
+        c.model.update(vocab_size=100, discriminator_d_model=16)
+        c.oracle.sequences = 1000
+        c.task.update(mle_rounds=2, mle_updates=10, discriminator_rounds=1, pretrain_updates=10,
+                      generator_updates=2, discriminator_updates=4)
+        c.train.steps, c.checkpoint.every = 6, 2
+        c.evals.oracle.batches = 1
+    return c

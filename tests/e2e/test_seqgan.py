@@ -1,0 +1,114 @@
+"""SeqGAN by the command line: stopped in any phase it goes on to the same numbers, bit by bit."""
+
+import json
+import pathlib
+import re
+import signal
+import time
+
+import pytest
+
+from bigjax.main import main
+from tests import helpers
+
+TINY = str(pathlib.Path(__file__).parents[1] / "tiny_seqgan.py")
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def cache(cache_dir):
+    return f"--config.data.cache_dir={cache_dir}"
+
+
+@pytest.fixture(scope="module")
+def flags(cache):
+    """Of a run without evaluations."""
+    return [f"--config={TINY}:rounds", cache]
+
+
+@pytest.fixture(scope="module")
+def whole(cache, tmp_path_factory):
+    """The work folder of a run that nobody stopped, and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    code, out, err = helpers.run("train", f"--config={TINY}", cache, f"--workdir={workdir}",
+                                 devices=1)
+    assert code == 0, err
+    return workdir, out
+
+
+def rounds(lines: list[dict]) -> list[dict]:
+    """Those of training."""
+    return [m for m in lines if not any(k.startswith("eval/") for k in m)]
+
+
+def stop_after(step, workdir, flags, how) -> str:
+    """Runs until a round is saved, then sends a signal: what it printed."""
+    process = helpers.command("train", *flags, f"--workdir={workdir}", devices=1)
+    while not (workdir / "checkpoints" / str(step)).exists():
+        assert process.poll() is None, f"it ended before the moment came: {process.stderr.read()}"
+        time.sleep(0.0005)
+    process.send_signal(how)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == (0 if how == signal.SIGTERM else -how), err
+    return out
+
+
+# In each phase once by each of the two; the second order is another minute.
+@pytest.mark.parametrize("signals", [
+    (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL),
+    pytest.param((signal.SIGTERM, signal.SIGKILL, signal.SIGTERM), marks=pytest.mark.slow)],
+    ids=lambda signals: "-".join(s.name for s in signals))
+def test_stopped_in_each_phase_and_run_again(flags, whole, tmp_path, signals):
+    workdir, saved = tmp_path / "run", 0
+    for step, how in zip((1, 3, 5), signals):  # the first round of each phase
+        out = stop_after(step, workdir, flags, how)
+        if saved:
+            assert f"Going on from step {saved} of this work folder" in out
+        saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+        assert step <= saved <= step + 1 and saved < STEPS
+    code, out, err = helpers.run("train", *flags, f"--workdir={workdir}",
+                                 devices=1)
+    assert code == 0 and f"Going on from step {saved}" in out, err
+    assert helpers.read_metrics(workdir) == rounds(helpers.read_metrics(whole[0]))
+    want = helpers.saved_checksums(whole[0], STEPS)
+    assert helpers.saved_checksums(workdir, STEPS) == want
+    assert {"params", "opt_state", "extras"} == set(want)
+
+
+def test_what_a_run_says(whole):
+    workdir, out = whole
+    assert "2 mle, 2 discriminator, 2 adversarial" in out and "updates of 16 x 4 tokens" in out
+    lines = helpers.read_metrics(workdir)
+    losses = {m["step"]: {k for k in m if k.endswith("/loss")} for m in rounds(lines)}
+    assert losses == {**dict.fromkeys((1, 2), {"generator/loss"}),
+                      **dict.fromkeys((3, 4), {"discriminator/loss"}),
+                      **dict.fromkeys((5, 6), {"generator/loss", "discriminator/loss"})}
+    nll = {m["step"]: m["eval/oracle/nll_test"] for m in lines if "eval/oracle/nll_test" in m}
+    assert set(nll) == {0, 2, 4, 6} and nll[2] < nll[0] - 0.05 and nll[4] == nll[2] != nll[6]
+
+
+def test_eval_gives_the_numbers_of_the_run(whole, capsys):
+    workdir, _ = whole
+    assert main(["eval", f"--workdir={workdir}"]) == 0
+    out = capsys.readouterr().out
+    last = [m for m in helpers.read_metrics(workdir) if "eval/oracle/nll_test" in m][-1]
+    found = re.search(r"nll_test\D*([\d.]+)", out)
+    assert float(found[1]) == pytest.approx(last["eval/oracle/nll_test"], abs=2e-3), out
+
+
+@pytest.mark.parametrize("network, more", [
+    ("generator", ["optim.learning_rate=1e30", "task.mle_rounds=4", "optim.clip_norm=0.0"]),
+    ("discriminator", ["task.discriminator_learning_rate=1e30", "optim.clip_norm=0.0",
+                       "task.mle_rounds=1"])])
+def test_a_run_that_diverges_names_the_network(flags, tmp_path, capsys, network, more):
+    workdir = tmp_path / "run"
+    more = [f"--config.{m}" for m in (*more, "checkpoint.keep=9")]
+    code = main(["train", *flags, *more, f"--workdir={workdir}"])
+    err = capsys.readouterr().err
+    assert code == 1 and re.search(rf"{network}/\w+.* of step (\d+).* is not finite", err), err
+    other = {"generator", "discriminator"} - {network}
+    assert f"{other.pop()}/" not in err
+    bad = int(re.search(r"of step (\d+)", err)[1])
+    saved = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    assert saved == list(range(1, bad))
+    assert json.loads((workdir / f"nonfinite-{bad}.json").read_text())["step"] == bad

@@ -1,0 +1,123 @@
+"""A language so small that every text can be written out, for tests of adversarial training.
+
+The generator is a table of logits by place and last token, the discriminator a table of a logit
+for each text.
+"""
+
+import functools
+import itertools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bigjax import losses
+from bigjax.tasks._adversarial import Options, Players, mask_of, shifted
+from bigjax.train import adversarial
+from bigjax.train.state import make_init
+
+T = 3
+END, PAD = 2, 3  # of the one with an end; its words are 0 and 1
+LANGUAGES = {"fixed length": (3, -1), "with an end": (4, END)}  # V, end_id
+
+
+def place(tokens, V):
+    """Which text it is: int [B]."""
+    return (tokens * V ** jnp.arange(T)).sum(1)
+
+
+def make_players(V=3, end_id=-1, **options) -> Players:
+    """`given` may have a topic, int [B]: then the generator writes that word and no other."""
+    forbidden = -1e9 * (jnp.arange(V) == PAD)  # nobody writes padding by himself
+
+    def context(params, given, rng):
+        topic = given["topic"] if "topic" in given else jnp.full(len(given["tokens"]), -1)
+        return 1e3 * jax.nn.one_hot(topic, V)
+
+    def logits(params, context, inputs, rng):
+        return params["table"][jnp.arange(T), inputs] + forbidden + context[:, None]
+
+    def step(params, context, at, tokens):
+        return params["table"][at, tokens] + forbidden + context, at + 1
+
+    def score(params, given, tokens, mask, rng):
+        odds = params["worth"][place(jnp.where(mask, tokens, 0), V)]
+        return jnp.stack([jnp.zeros_like(odds), odds], 1)
+
+    return Players(
+        Options(**options), T, start_id=0, end_id=end_id, pad_id=PAD, context=context,
+        begin=lambda batch: jnp.zeros(batch, jnp.int32), step=step, logits=logits,
+        loss=lambda params, context, inputs, targets, weights, rng: losses.cross_entropy(
+            logits(params, context, inputs, rng), targets, weights),
+        score=score, penalty=lambda params: 0.5 * jnp.square(params["worth"]).sum())
+
+
+def make_task(players: Players, V=3):
+    """As of bigjax.tasks, with tables of normal numbers."""
+    def init(rng):
+        keys = jax.random.split(rng, 3)
+        table, old = jax.random.normal(keys[0], (2, T, V, V))
+        worth = 2 * jax.random.normal(keys[1], (V ** T,))
+        return {"params": {"generator": {"table": table}, "discriminator": {"worth": worth}},
+                "extras": {"rollout": {"table": table}, "reference": {"table": old}}}
+
+    def loss(params, extras, frozen, batch, rng, train):
+        g, tokens = params["generator"], batch["tokens"]
+        inputs = batch.get("inputs", shifted(players, tokens))
+        return players.loss(g, players.context(g, batch, rng), inputs, tokens,
+                            mask_of(players, tokens).astype(jnp.float32), rng), ({}, extras)
+
+    return SimpleNamespace(players=players, init=init, loss=loss)
+
+
+@functools.cache
+def _compiled(V, end_id, rates, seed, options):
+    """(state to begin with, round). rates: of SGD, or () for Adam."""
+    txs = ({k: optax.sgd(rates[k == "discriminator"]) if rates else optax.adam(0.05)
+            for k in ("mle", "adversarial", "discriminator")})
+    task = make_task(make_players(V, end_id, **dict(options)), V)
+    state = make_init(task, adversarial.init_only(txs), 3, False)()
+    return state, jax.jit(adversarial.make_round(task, txs, seed))
+
+
+def play(phase, batch, rates=(1.0, 1.0), V=3, end_id=-1, state=None, seed=0, **options):
+    """(state before, state after, metrics) of one round. batch: leaves [B, batches, ...]; rates:
+    of SGD for the generator and the discriminator, () = Adam."""
+    first, one_round = _compiled(V, end_id, rates, seed, tuple(sorted(options.items())))
+    state = first if state is None else state
+    return state, *one_round(state, None, {phase: batch})
+
+
+def texts(B, batches, V=3, seed=0):
+    """{"tokens": [B, batches, T]}, any."""
+    tokens = np.random.default_rng(seed).integers(0, V, (B, batches, T))
+    return {"tokens": jnp.asarray(tokens, jnp.int32)}
+
+
+def all_texts(V, end_id) -> np.ndarray:
+    """Every text that a generator can write, [N, T]."""
+    every = np.array(list(itertools.product(range(V), repeat=T)))
+    if end_id < 0:
+        return every
+    ended = np.cumsum(every == END, 1) - (every == END) > 0
+    return every[((every == PAD) == ended).all(1)]
+
+
+def log_probability(p, params, every, start=0):
+    """Of each text from token `start` on, given those before: [N]."""
+    log_p = jax.nn.log_softmax(p.logits(params, p.context(params, {"tokens": every}, None),
+                                        shifted(p, every), None))
+    picked = jnp.take_along_axis(log_p, every[..., None], -1)[..., 0]
+    return (picked * mask_of(p, every))[:, start:].sum(1)
+
+
+def reward_of(p, discriminator, every):
+    logits = p.score(discriminator, {}, every, mask_of(p, every), None)
+    odds = logits[:, 1] - logits[:, 0]
+    return odds if p.options.reward == "log_odds" else jax.nn.sigmoid(odds)
+
+
+def nll(p, params, tokens):
+    return float(-log_probability(p, params, tokens.reshape(-1, T)).mean())

@@ -1,0 +1,74 @@
+"""A round of each phase on a mesh gives the numbers of one device."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from bigjax import config, tasks
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.parallel import sharding
+from bigjax.train import adversarial
+from bigjax.train import state as state_lib
+from bigjax.trees import named_leaves
+
+TINY = str(pathlib.Path(__file__).parents[1] / "tiny_seqgan.py")
+
+
+@pytest.fixture(scope="module")
+def tiny(cache_dir):
+    """One round of each phase, more of it than in the file."""
+    c = config.load_file(TINY)
+    with c.unlocked():
+        c.data.cache_dir = cache_dir
+        c.task.update(mle_rounds=1, discriminator_rounds=1, rollouts=2, baseline="batch",
+                      discriminator_learning_rate=1e-2, kl=0.1, teacher_forcing=0.1,
+                      negatives=1, discriminator_updates=3)
+        c.optim.clip_norm = 1.0
+    return c
+
+
+def train(c, data, fsdp, tensor):
+    """(metrics of each round, parameters by name, state) after three rounds on a mesh."""
+    mesh = mesh_lib.make_mesh(dict(data=data, fsdp=fsdp, tensor=tensor),
+                              jax.devices()[:data * fsdp * tensor])
+    task = tasks.build(c)
+    rows = task.load_data(log=lambda text: None).split("train", batch_size=16, seed=c.seed)
+    with jax.set_mesh(mesh):
+        params = jax.eval_shape(task.init, jax.random.key(0))["params"]
+        txs = adversarial.optimizers(c, task.players.options, params)
+        init = state_lib.make_init(task, adversarial.init_only(txs), c.seed, False)
+        shardings = state_lib.shardings(mesh, task, jax.eval_shape(init))
+        state = jax.jit(init, out_shardings=shardings)()
+        one_round = jax.jit(adversarial.make_round(task, txs, c.seed),
+                            out_shardings=(shardings, None))
+        found = []
+        for i in range(3):
+            batch = sharding.put_batch(mesh, rows.batch_at(i), slice(0, 16), 16)
+            state, metrics = one_round(state, None, batch)
+            found.append(jax.device_get(metrics))
+    return found, named_leaves(jax.device_get((state.params, state.extras))), state
+
+
+@pytest.fixture(scope="module")
+def one_device(tiny):
+    return train(tiny, 1, 1, 1)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
+def test_metrics_and_parameters_after_a_round_of_each_phase(tiny, one_device, sizes):
+    found, params, state = train(tiny, *sizes)
+    for got, want in zip(found, one_device[0]):
+        assert got.keys() == want.keys()
+        for name in want:
+            np.testing.assert_allclose(got[name], want[name], rtol=2e-4, err_msg=name)
+    assert ["generator/loss" in m for m in found] == [True, False, True]
+    for name, x in one_device[1].items():
+        np.testing.assert_allclose(params[name], x, atol=2e-4, err_msg=name)
+    kernel = state.params["generator"]["head"]["kernel"]
+    assert kernel.addressable_shards[0].data.size * sizes[1] * sizes[2] == kernel.size
+    for kind in ("mle", "adversarial"):
+        moments = [x for name, x in named_leaves(state.opt_state[kind]).items()
+                   if name.endswith("generator/head/kernel")]
+        assert len(moments) == 2 and all(m.sharding == kernel.sharding for m in moments)
