@@ -14,15 +14,19 @@ DEFAULT_WORKDIR = "runs/gpt-docstrings"
 
 
 class Arguments:
-    """The flags of a command line: --config=, --config.KEY=VALUE, --workdir=, and its own."""
+    """The flags of a command line: --config=, --config.KEY=VALUE, --workdir=, and its own: those
+    that define(flags) adds, and `texts`, by default None."""
 
-    def __init__(self, argv: list[str], define: Callable[[flags.FlagValues], None] | None = None):
+    def __init__(self, argv: list[str], define: Callable[[flags.FlagValues], None] | None = None,
+                 texts: tuple[str, ...] = ()):
         self.overrides = [a for a in argv if a.startswith("--config.")]
         rest = [a for a in argv if not a.startswith("--config.")]
         self.flags = flags.FlagValues()
         flags.DEFINE_string("config", None, "A config file, FILE.py or FILE.py:VARIANT.",
                             flag_values=self.flags)
         flags.DEFINE_multi_string("workdir", [], "A run's folder.", flag_values=self.flags)
+        for name in texts:
+            flags.DEFINE_string(name, None, "", flag_values=self.flags)
         if define:
             define(self.flags)
         try:
@@ -72,7 +76,7 @@ class Arguments:
             if config[section].get("preset") != "init_from":  # else they are found at the start
                 with config.unlocked():
                     config[section].update(module.all_fields(config[section]))
-        return config, {k: before[k] for k in keys}
+        return config, {k: before.get(k) for k in keys}
 
 
 def run(argv: list[str]) -> int:
@@ -98,7 +102,7 @@ def _usage() -> str:
     lines = ["usage: bigjax COMMAND [--config=FILE[:VARIANT]] [--config.KEY=VALUE ...] "
              "[--workdir=FOLDER] ...", ""]
     for name, function in COMMANDS.items():
-        lines.append(f"  {name:<11} {function.__doc__.splitlines()[0]}")
+        lines.append(f"  {name:<13} {function.__doc__.splitlines()[0]}")
     return "\n".join([*lines, "", "`bigjax COMMAND --help` says more."])
 
 
@@ -127,17 +131,16 @@ def evaluate(argv: list[str]) -> None:
     --config.KEY=VALUE  other data, batches, mesh: any key of the run's config
     --json              also prints the numbers as one line of JSON, last
     """
-    def define(f):
-        flags.DEFINE_string("step", None, "", flag_values=f)
-        flags.DEFINE_bool("json", False, "", flag_values=f)
-    arguments = Arguments(argv, define)
+    arguments = Arguments(argv, lambda f: flags.DEFINE_bool("json", False, "", flag_values=f),
+                          texts=("step",))
     from bigjax import data, evals
     from bigjax.evals.context import Context
     from bigjax.train import load as load_lib, workdir as workdir_lib
     config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
     loaded = load_lib.load(arguments.workdir, config, arguments.step,
                            config.train.batch_size)
-    tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
+    folder = workdir_lib.existing(arguments.workdir) / "tokenizer"
+    tokenizer = data.load_tokenizer(folder) if folder.exists() else None  # an oracle has none
     splits = {entry.split for entry in config.evals.values()}
     corpus = loaded.task.load_data(print, tokenizer, splits)
     context = Context(config, loaded.task, corpus, loaded.mesh, print,
@@ -171,10 +174,9 @@ def generate(argv: list[str]) -> None:
         flags.DEFINE_multi_string("stop", [], "", flag_values=f)
         for name, default in (("number", 1), ("max_tokens", 128), ("top_k", 0), ("seed", 0)):
             flags.DEFINE_integer(name, default, "", flag_values=f)
-        flags.DEFINE_string("step", None, "", flag_values=f)
         for name, default in (("temperature", 0.8), ("top_p", 0.95)):
             flags.DEFINE_float(name, default, "", flag_values=f)
-    arguments = Arguments(argv, define)
+    arguments = Arguments(argv, define, texts=("step",))
     f = arguments.flags
     from bigjax import data, models
     from bigjax.infer.generate import Generator, Options, continuation
@@ -209,11 +211,7 @@ def predict(argv: list[str]) -> None:
     --output=FILE    .tsv, .csv or .jsonl: the rows with their predictions
     --step=N         or best (by checkpoint.best); default: the newest
     """
-    def define(f):
-        flags.DEFINE_string("input", "", "", flag_values=f)
-        flags.DEFINE_string("output", "", "", flag_values=f)
-        flags.DEFINE_string("step", None, "", flag_values=f)
-    arguments = Arguments(argv, define)
+    arguments = Arguments(argv, texts=("input", "output", "step"))
     f = arguments.flags
     if not f.input or not f.output:
         raise UserError("predict needs --input=FILE and --output=FILE.")
@@ -240,6 +238,23 @@ def predict(argv: list[str]) -> None:
                                         split, labelled=False)
     predict_lib.write(f.output, rows, predict_lib.predictions(config, rows, examples, outputs))
     print(f"Wrote {f.output}: {len(rows):,} rows, step {loaded.step} of {arguments.workdir}")
+
+
+def headline(argv: list[str]) -> None:
+    """Writes headlines for an article, or one for each row of a table.
+
+    --workdir=FOLDER --article=FILE   .txt: one article; .jsonl, .csv, .tsv, .parquet: rows
+    --output=FILE  of rows   --previous=TEXT  published before (several)   --step=N or best
+    --number=5  --beam=8, or --temperature=T --top_p=0.95 --seed=0: samples instead of a search
+    --clicks=high|low  --hot_words=FILE   ranking: --real_weight=1 --click_weight=0
+    """
+    from bigjax.infer import headline as headline_lib
+    from bigjax.train import load as load_lib, workdir as workdir_lib
+    arguments = Arguments(argv, headline_lib.define_flags)
+    config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
+    found = headline_lib.check(arguments.flags, config)
+    headline_lib.command(arguments.flags, *found, load_lib.load(
+        arguments.workdir, config, arguments.step, None), workdir_lib.existing(arguments.workdir))
 
 
 def list_configs(argv: list[str]) -> None:
@@ -271,9 +286,7 @@ def checkpoint(argv: list[str]) -> None:
     --workdir=FOLDER
     --step=N          whose parameters to list; default: the newest
     """
-    def define(f):
-        flags.DEFINE_string("step", None, "", flag_values=f)
-    arguments = Arguments(argv, define)
+    arguments = Arguments(argv, texts=("step",))
     import jax
     jax.config.update("jax_platforms", "cpu")
     from bigjax.train import inspect
@@ -286,11 +299,20 @@ def report(argv: list[str]) -> None:
     --workdir=A --workdir=B ...
     --out=FILE.png   default: report.png in the first work folder
     """
-    def define(f):
-        flags.DEFINE_string("out", None, "", flag_values=f)
-    arguments = Arguments(argv, define)
+    arguments = Arguments(argv, texts=("out",))
     from bigjax import report as report_lib
     print(report_lib.draw(arguments.flags.workdir, arguments.flags.out))
+
+
+def seqgan_report(argv: list[str]) -> None:
+    """Compares runs of SeqGAN's oracle experiment, in a table and a picture.
+
+    --workdir=A --workdir=B ...
+    --out=FILE.png   default: seqgan-report.png in the first work folder
+    """
+    arguments = Arguments(argv, texts=("out",))
+    from bigjax.report import oracle
+    print(oracle.draw(arguments.flags.workdir, arguments.flags.out))
 
 
 def tokenizer(argv: list[str]) -> None:
@@ -299,9 +321,7 @@ def tokenizer(argv: list[str]) -> None:
     --config=FILE[:VARIANT] --config.KEY=VALUE
     --out=FOLDER     where to write it; a config takes it by data.tokenizer.path
     """
-    def define(f):
-        flags.DEFINE_string("out", None, "", flag_values=f)
-    arguments = Arguments(argv, define)
+    arguments = Arguments(argv, texts=("out",))
     config, _ = arguments.config()
     from bigjax import data
     from bigjax.train import init_from
@@ -316,15 +336,27 @@ def tokenizer(argv: list[str]) -> None:
         print(f"Wrote {arguments.flags.out}")
 
 
+def embeddings(argv: list[str]) -> None:
+    """Trains word vectors (skip-gram) on the data of a config, for its task.embeddings.
+
+    --config=FILE[:VARIANT] --config.KEY=VALUE   the training headlines and articles, or sources
+    --out=FILE   in word2vec's text format; vectors of model.d_model numbers
+    --passes=3   over the text
+    """
+    arguments = Arguments(argv, lambda f: flags.DEFINE_integer("passes", 3, "", flag_values=f),
+                          texts=("out",))
+    config, _ = arguments.config()
+    from bigjax.train import embeddings as embeddings_lib
+    embeddings_lib.write(config, arguments.flags.out, arguments.flags.passes, print)
+
+
 def import_(argv: list[str]) -> None:
     """Makes a work folder from a model of Hugging Face transformers. Needs no accelerator.
 
     --from=FOLDER      with config.json and safetensors files
     --workdir=FOLDER   new: to evaluate, to generate from, or for another run's init_from
     """
-    def define(f):
-        flags.DEFINE_string("from", None, "", flag_values=f)
-    arguments = Arguments(argv, define)
+    arguments = Arguments(argv, texts=("from",))
     source = arguments.flags["from"].value  # a Python keyword
     if not source:
         raise UserError("--from=FOLDER is missing: the model to import.")
@@ -343,11 +375,7 @@ def export(argv: list[str]) -> None:
     --step=N          or best (by checkpoint.best); default: the newest
     --dtype=NAME      float32, bfloat16 or float16; default: as imported, else as trained
     """
-    def define(f):
-        flags.DEFINE_string("to", None, "", flag_values=f)
-        flags.DEFINE_string("dtype", "", "", flag_values=f)
-        flags.DEFINE_string("step", None, "", flag_values=f)
-    arguments = Arguments(argv, define)
+    arguments = Arguments(argv, texts=("to", "dtype", "step"))
     f = arguments.flags
     if not f.to:
         raise UserError("--to=FOLDER is missing: where to write the model.")
@@ -355,12 +383,14 @@ def export(argv: list[str]) -> None:
     import jax
     jax.config.update("jax_platforms", "cpu")
     from bigjax.train import exchange
-    exchange.export_run(workdir, f.to, arguments.step, print, f.dtype)
+    exchange.export_run(workdir, f.to, arguments.step, print, f.dtype or "")
 
 
 COMMANDS = {
     "train": train, "eval": evaluate, "predict": predict, "generate": generate,
     "configs": list_configs,
-    "config": show_config, "checkpoint": checkpoint, "report": report, "tokenizer": tokenizer,
+    "config": show_config, "checkpoint": checkpoint, "report": report,
+    "seqgan-report": seqgan_report, "tokenizer": tokenizer,
+    "headline": headline, "embeddings": embeddings,
     "import": import_, "export": export,
 }

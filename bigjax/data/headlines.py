@@ -246,7 +246,7 @@ def encode_headlines(rows: Sequence[Mapping[str, Any]], options: HeadlineOptions
                                                             truncate)
     ids = tokenizer.encode_batch([row["headline"] for row in rows])
     lengths = np.array([len(x) + 1 for x in ids], np.int64)
-    cut = _check_lengths(lengths, rows, options.headline_len, truncate, "headline", "headline_len")
+    cut = _check_lengths(lengths, rows, options.headline_len, truncate, "headline", "data.seq_len")
     tokens = np.full((len(rows), options.headline_len), tokenizer.pad_id, np.int32)
     n_tokens = np.minimum(lengths, options.headline_len).astype(np.int32)
     for row, x, n in zip(tokens, ids, n_tokens.tolist()):
@@ -302,7 +302,7 @@ def _encode_sources(rows: Sequence[Mapping[str, Any]], previous: Sequence[Sequen
         lengths.append(article_n + 1 + n)
         wanted.append(len(article) + 1 + n)
     cut = _check_lengths(np.array(wanted, np.int64), rows, size, truncate,
-                         "article", "article_len", ", with the previous headlines,")
+                         "article", "model.article_len", ", with the previous headlines,")
     return (np.concatenate(parts), np.cumsum([0, *lengths], dtype=np.int64),
             np.array(starts, np.int32), cut)
 

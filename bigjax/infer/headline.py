@@ -1,0 +1,273 @@
+"""Headlines for articles: beam search or samples, ranked by the discriminator and its clicks."""
+
+import dataclasses
+import os
+import re
+from typing import Any, NamedTuple, Sequence
+
+from absl import flags
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigjax import data, models
+from bigjax.data.headline_rows import read_headlines
+from bigjax.data.hot_words import read_hot_words
+from bigjax.errors import UserError
+from bigjax.infer import predict
+from bigjax.infer.sampling import sample
+from bigjax.models.headline import NEVER
+from bigjax.tasks import _headline_data, headline as headline_task
+from bigjax.tasks._adversarial import Players, judge, whole
+
+TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
+AT_ONCE = 32  # articles
+SAMPLES = 4  # drawn for each headline that is wanted: some are equal, and the best are chosen
+_WIDE = "[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]"  # written without spaces
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to write headlines and which to choose. UserError for a number out of range."""
+    number: int = 5  # headlines an article
+    beam: int = 8  # how many the search keeps at each token
+    temperature: float = 0.0  # above 0: samples instead of the search
+    top_p: float = 0.95  # of samples: from the likeliest tokens that have this probability
+    clicks: str = ""  # what readers shall do: high, low; '' = not told
+    real_weight: float = 1.0  # of the probability of being real, in the ranking
+    click_weight: float = 0.0  # of the predicted quantile of clicks
+    seed: int = 0
+
+    def __post_init__(self):
+        search = self.temperature == 0
+        for name, ok, want in (
+                ("number", self.number >= 1, "at least 1"),
+                ("beam", not search or self.beam >= self.number,
+                 f"at least --number={self.number}, or --temperature above 0"),
+                ("temperature", self.temperature >= 0, "0 (beam search) or more"),
+                ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+                ("clicks", self.clicks in ("", "high", "low"), "high, low, or left out"),
+                ("real_weight", self.real_weight >= 0, "0 or more"),
+                ("click_weight", self.click_weight >= 0, "0 or more")):
+            if not ok:
+                raise UserError(f"--{name} is {getattr(self, name)!r}; it must be {want}.")
+
+
+class Headline(NamedTuple):
+    """real: the probability of it that the discriminator gives. clicks: the quantile of clicks
+    that it expects, None where it expects nothing."""
+    text: str
+    real: float
+    clicks: float | None
+
+
+# --- Decoding ---------------------------------------------------------------------------------
+
+
+def beam_search(players: Players, params, context, batch: int, width: int
+                ) -> tuple[jax.Array, jax.Array]:
+    """The `width` likeliest texts of each row that a search finds which keeps so many beginnings.
+
+    Likely is by the mean log-probability of a token, the end token counted: a sum favours the
+    short (https://arxiv.org/abs/1609.08144, section 7, by length^1). params: the generator's.
+    Returns tokens int32 [batch, width, T], best first, and the means float32 [batch, width].
+    """
+    B, W, T = batch, width, players.length
+    params = whole(params)
+    context = jax.tree_util.tree_map(lambda x: jnp.repeat(x, W, axis=0), context)
+
+    def one(carry, t):
+        tokens, state, total, length, texts = carry
+        logits, state = players.step(params, context, state, tokens.ravel())
+        V = logits.shape[-1]
+        log_p = jax.nn.log_softmax(logits).reshape(B, W, V)
+        ended = (tokens == players.end_id) | (tokens == players.pad_id)
+        log_p = jnp.where(ended[..., None],
+                          jnp.where(jnp.arange(V) == players.pad_id, 0.0, NEVER), log_p)
+        totals, length = total[..., None] + log_p, length + ~ended
+        _, best = jax.lax.top_k((totals / length[..., None]).reshape(B, W * V), W)
+        parent, tokens = best // V, (best % V).astype(jnp.int32)
+        pick = lambda x: jnp.take_along_axis(x, parent.reshape(B, W, *[1] * (x.ndim - 2)), axis=1)
+        rows = (jnp.arange(B)[:, None] * W + parent).ravel()
+        state = jax.tree_util.tree_map(lambda x: x[rows], state)
+        total = jnp.take_along_axis(totals.reshape(B, W * V), best, axis=1)
+        return (tokens, state, total, pick(length), pick(texts).at[:, :, t].set(tokens)), None
+
+    # All begin alike: only the first of each row counts.
+    total = jnp.where(jnp.arange(W) == 0, 0.0, NEVER) + jnp.zeros((B, 1))
+    carry = (jnp.full((B, W), players.start_id, jnp.int32), players.begin(B * W), total,
+             jnp.zeros((B, W), jnp.int32), jnp.full((B, W, T), players.pad_id, jnp.int32))
+    (_, _, total, length, texts), _ = jax.lax.scan(one, carry, jnp.arange(T))
+    return texts, total / length
+
+
+def draw(players: Players, params, context, rng: jax.Array, batch: int, number: int,
+         temperature: float, top_p: float) -> jax.Array:
+    """`number` samples of each row, int32 [batch, number, T]; see sampling.sample."""
+    params = whole(params)
+    context = jax.tree_util.tree_map(lambda x: jnp.repeat(x, number, axis=0), context)
+
+    def one(carry, key):
+        token, state = carry
+        logits, state = players.step(params, context, state, token)
+        new = sample(logits, key, temperature, top_p=top_p)
+        ended = (token == players.end_id) | (token == players.pad_id)
+        new = jnp.where(ended, players.pad_id, new)
+        return (new, state), new
+
+    start = jnp.full(batch * number, players.start_id, jnp.int32)
+    _, tokens = jax.lax.scan(one, (start, players.begin(batch * number)),
+                             jax.random.split(rng, players.length))
+    return tokens.T.reshape(batch, number, -1)
+
+
+class Writer:
+    """Writes headlines with one model and one set of parameters."""
+
+    def __init__(self, players: Players, params: Any, tokenizer, options: Options) -> None:
+        """params: of generator and discriminator."""
+        self.players, self.params, self.options = players, params, options
+        self.tokenizer = tokenizer
+        self._found = jax.jit(self._candidates)
+
+    def __call__(self, given: dict[str, np.ndarray]) -> list[list[Headline]]:
+        """Different headlines of each row of `given` (data.encode_articles, and clicks), the best
+        first; at most options.number, none of them empty."""
+        n, found = len(given["source"]), []
+        size = min(n, AT_ONCE)  # one shape: the last rows are filled up
+        for i in range(0, n, size):
+            part = {k: np.resize(x[i:i + size], (size, *x.shape[1:])) for k, x in given.items()}
+            key = jax.random.fold_in(jax.random.key(self.options.seed), i)
+            rows = zip(*jax.device_get(self._found(self.params, part, key)))
+            found += [self._ranked(*row) for row, _ in zip(rows, range(n - i))]
+        return found
+
+    def _candidates(self, params, given, rng):
+        """Tokens [B, N, T], and [B, N] the probabilities of being real and quantiles of clicks."""
+        p, o, B = self.players, self.options, len(given["source"])
+        context = p.context(params["generator"], given, None)
+        if o.temperature:
+            tokens = draw(p, params["generator"], context, rng, B, SAMPLES * o.number,
+                          o.temperature, o.top_p)
+        else:
+            tokens, _ = beam_search(p, params["generator"], context, B, o.beam)
+        N = tokens.shape[1]
+        given = {k: jnp.repeat(x, N, axis=0) for k, x in given.items()}
+        logits, clicks = judge(p, params["discriminator"], given, tokens.reshape(B * N, -1))
+        real = jax.nn.sigmoid(logits[:, 1] - logits[:, 0]).reshape(B, N)
+        clicks = jnp.full((B, N), jnp.nan) if clicks is None else (
+            jax.nn.sigmoid(clicks).reshape(B, N))
+        return tokens, real, clicks
+
+    def _ranked(self, tokens_NT, real_N, clicks_N) -> list[Headline]:
+        found = {}  # in the order of the search: of equals the likelier stays first
+        for tokens, real, clicks in zip(tokens_NT, real_N.tolist(), clicks_N.tolist()):
+            text = readable(self.tokenizer.decode(until(tokens, self.players.end_id)))
+            if text and text not in found:
+                found[text] = Headline(text, real, None if np.isnan(clicks) else clicks)
+        o = self.options
+        worth = lambda h: o.real_weight * h.real + o.click_weight * (h.clicks or 0.0)
+        return sorted(found.values(), key=worth, reverse=True)[:o.number]
+
+
+def until(tokens: Sequence[int], end_id: int) -> list[int]:
+    """What stands before the end token."""
+    tokens = list(map(int, tokens))
+    return tokens[:tokens.index(end_id)] if end_id in tokens else tokens
+
+
+def readable(text: str) -> str:
+    """A text of WordPiece without the spaces that people leave out: in Chinese, before and after
+    punctuation, and inside words with hyphens and the like."""
+    text = re.sub(rf"(?<={_WIDE}) (?={_WIDE})", "", text)
+    text = re.sub(r"(?<=\w) (['’_/-]) (?=\w)", r"\1", text)
+    return re.sub(r" (?=[.,:;!?)\]}%])|(?<=[(\[{]) ", "", text)
+
+
+# --- The command ------------------------------------------------------------------------------
+
+
+def define_flags(f: flags.FlagValues) -> None:
+    """The flags of `bigjax headline`: those of Options and files."""
+    for name in ("article", "output", "hot_words"):
+        flags.DEFINE_string(name, "", "", flag_values=f)
+    flags.DEFINE_string("step", None, "", flag_values=f)
+    flags.DEFINE_multi_string("previous", [], "", flag_values=f)
+    define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+    for field in dataclasses.fields(Options):
+        define[field.type](field.name, field.default, "", flag_values=f)
+
+
+def check(f: flags.FlagValues, config) -> tuple[Options, list[dict]]:
+    """The options and the articles that the flags name. config: the run's.
+
+    Raises UserError for a run of another task, and for articles that are missing or empty.
+    """
+    if config.task.name != "headline":
+        raise UserError(f"{f.workdir[0]!r} was trained with task.name={config.task.name!r}; "
+                        "headlines are of the task headline.")
+    options = Options(**{field.name: f[field.name].value for field in dataclasses.fields(Options)})
+    if f.clicks and not models.build_config(config.model).click_buckets:
+        raise UserError(f"--clicks={f.clicks}: this run was not told of clicks "
+                        "(model.click_buckets=0). Leave the flag out.")
+    is_table = f.article.lower().endswith(TABLES)
+    if is_table and not f.output:
+        raise UserError("--output=FILE is missing: where to write the rows with their headlines.")
+    if f.output and not is_table:
+        raise UserError("--output is for articles in a table: --article has to end in "
+                        f"{', '.join(TABLES)}. What is written for one article is printed.")
+    if f.output:
+        predict.check_output(f.output, f.article)
+    rows = read_headlines(f.article, config.data, with_headlines=False) if is_table else [
+        {"article": _text(f.article, bool(config.data.columns.article)), "where": f.article}]
+    return options, [{**row, "history": f.previous} for row in rows]
+
+
+def _text(path: str, needed: bool) -> str:
+    """The article of a text file; '' for a model that was trained without articles."""
+    if not path and not needed:
+        return ""
+    if not path.lower().endswith(".txt"):
+        raise UserError(f"--article is {path!r}; it must be a file: .txt for one article, or rows "
+                        f"in {', '.join(TABLES)}.")
+    try:
+        text = epath.Path(os.path.expanduser(path)).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise UserError(f"--article={path}: byte {e.start} is not UTF-8. Convert it.") from None
+    except OSError as e:
+        raise UserError(f"--article={path} cannot be read: {e.strerror or e} (looked from "
+                        f"{os.getcwd()!r}).") from None
+    if not text.strip():
+        raise UserError(f"--article={path} is empty. Put the text of an article into it.")
+    return text
+
+
+def command(f: flags.FlagValues, options: Options, rows: list[dict], loaded, folder) -> None:
+    """Prints headlines of one article, or writes the best one of each row to --output.
+
+    loaded: train.load.Loaded; folder: the run's.
+    """
+    config, c = loaded.config, loaded.task.model_config
+    tokenizer = data.load_tokenizer(folder / "tokenizer")
+    headline_task.check_tokenizer(tokenizer, c)
+    kept = folder / _headline_data.HOT_WORDS
+    hot_file = f.hot_words or (kept if kept.exists() else "")
+    task_options = loaded.task.players.options
+    given = data.encode_articles(rows, headline_task.headline_options(config, c, task_options),
+                                 tokenizer, read_hot_words(hot_file) if hot_file else ())
+    bucket = {"": 0, "low": 1, "high": c.click_buckets}[options.clicks]
+    given["clicks"] = np.full(len(rows), bucket, np.int32)
+    found = Writer(loaded.task.players, loaded.params, tokenizer, options)(given)
+    if f.output:
+        best = [row[0] if row else Headline("", 0.0, None) for row in found]
+        records = [{"headline": h.text, "real": h.real,
+                    **({} if h.clicks is None else {"expected_clicks": h.clicks})} for h in best]
+        predict.write(f.output, rows, records)
+        print(f"Wrote {f.output}: {len(rows):,} rows, step {loaded.step} of {f.workdir[0]}")
+        return
+    for h in found[0]:
+        print(f"real {h.real:.2f}" + ("" if h.clicks is None else f"  clicks {h.clicks:.2f}")
+              + f"  {h.text}")
+    if len(found[0]) < options.number:
+        print(f"There were only {len(found[0])} different ones. Raise --beam, or --temperature.")

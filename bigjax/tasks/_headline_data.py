@@ -1,0 +1,162 @@
+"""Headlines as adversarial training reads them: in rounds, and with a few words changed."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from bigjax.data import word_vectors
+from bigjax.data.augment import Augment, read_thesaurus
+from bigjax.data.headlines import HeadlineData, Headlines
+from bigjax.data.hot_words import write_hot_words
+from bigjax.data.wordpiece import WordPiece
+
+HOT_WORDS = "hot_words.txt"  # in a run's folder
+NEIGHBOURS, MIN_COSINE = 5, 0.5  # of word vectors that stand in for a thesaurus
+
+
+class Corpus:
+    """data.headlines.Headlines whose training batches come in rounds.
+
+    Attributes and methods are those of Headlines that the trainer and evaluators use.
+    """
+
+    def __init__(self, headlines: Headlines, options) -> None:
+        self.tokenizer, self.fingerprint = headlines.tokenizer, headlines.fingerprint
+        self.hot_words, self.rows = headlines.hot_words, headlines.rows
+        self._headlines, self._options = headlines, options
+        self._changed = changes(options, headlines.tokenizer)
+
+    def split(self, name: str, *, batch_size: int, seed: int | None = None):
+        """HeadlineData; of 'train' with a seed InRounds."""
+        found = self._headlines.split(name, batch_size, seed)
+        return found if seed is None else InRounds(found, self._options, self._changed, seed)
+
+    def save(self, folder) -> None:
+        """Writes the hot words, which a trained model is told again."""
+        if self.hot_words:
+            write_hot_words(folder / HOT_WORDS, self.hot_words)
+
+
+class InRounds:
+    """Batches of `data`, as many at once as a round takes; like data.sequences.RoundData."""
+
+    def __init__(self, data: HeadlineData, options, changed: Callable, seed: int) -> None:
+        self._data, self._options, self._changed, self._seed = data, options, changed, seed
+        self.n_examples, self.n_batches = data.n_examples, data.n_batches
+
+    def batch_at(self, step: int, rows: slice | None = None) -> dict:
+        """{phase: {name: [B, batches, ...]}} of round `step`, rows first; see HeadlineData."""
+        phase, n, before = self._options.round(step)
+        first_judged = {"mle": n, "discriminator": 0}.get(phase, self._options.generator_updates)
+        batches = []
+        for i in range(n):
+            batch = self._data.batch_at(before + i, rows)
+            first_row = rows.start or 0 if rows else 0
+            batches.append(self._changed(batch, [self._seed, before + i], first_row,
+                                         judged=i >= first_judged))
+        return {phase: {k: np.stack([batch[k] for batch in batches], axis=1) for k in batches[0]}}
+
+    def examples_at(self, step: int) -> list[str]:
+        """Which examples round `step` holds, as train:INDEX."""
+        _, n, before = self._options.round(step)
+        return [found for i in range(n) for found in self._data.examples_at(before + i)]
+
+
+def changes(options, tokenizer: WordPiece) -> Callable[..., dict]:
+    """(batch, seed, first_row, judged) -> batch with easy data augmentation as options say.
+
+    Changed are whole words of articles; of headlines only where they are judged (a discriminator
+    shall not know them by heart), not where the generator learns to write them. A function of
+    seed and of the row's number in the whole batch, from first_row on.
+    """
+    of_articles, of_headlines = (_augment(rate, options, tokenizer) for rate in (
+        options.augment, options.augment_headlines))
+
+    def changed(batch: dict, seed: list[int], first_row: int, judged: bool) -> dict:
+        batch = {k: x.copy() for k, x in batch.items()}
+        for i in range(len(batch["tokens"])):
+            rng = np.random.default_rng([*seed, first_row + i])
+            row = {k: x[i] for k, x in batch.items()}  # views: written in place
+            if of_articles:
+                _change_article(row, of_articles, tokenizer, rng)
+            if of_headlines and judged:
+                _change_headline(row, of_headlines, tokenizer, rng)
+        return batch
+
+    return changed if of_articles or of_headlines else lambda batch, *_, **__: batch
+
+
+def _augment(rate: float, options, tokenizer: WordPiece) -> Augment | None:
+    """Of words as tuples of ids; with synonyms only where options name a source of them."""
+    if not rate:
+        return None
+    synonyms = _synonyms(options, tokenizer)
+    more = rate if synonyms else 0.0
+    return Augment(synonyms, replace=more, insert=more, swap=rate, delete=rate)
+
+
+def _synonyms(options, tokenizer: WordPiece) -> Callable | None:
+    """Words as tuples of ids that may stand for such a word: from a thesaurus, else the nearest of
+    the word vectors; None without either."""
+    if options.thesaurus:
+        thesaurus = read_thesaurus(options.thesaurus)
+        find = lambda word: thesaurus.get(word, ())
+    elif options.embeddings:
+        vectors = word_vectors.read(options.embeddings)
+        find = lambda word: [other for other, cosine in
+                             word_vectors.neighbours(vectors, word, NEIGHBOURS)
+                             if cosine >= MIN_COSINE and not other.startswith("##")]
+    else:
+        return None
+
+    @functools.cache
+    def synonyms(ids: tuple[int, ...]) -> list[tuple[int, ...]]:
+        others = tokenizer.encode_batch(list(find(tokenizer.decode(ids))))
+        return [tuple(x.tolist()) for x in others if len(x) and tokenizer.unk_id not in x]
+
+    return synonyms
+
+
+def _change_article(row: dict, augment: Augment, tokenizer: WordPiece, rng) -> None:
+    n, size = int(row["source_mask"].sum()), len(row["source"])
+    end = n - int(row["source_types"][:n].sum()) - 1  # of the article, where its [SEP] is
+    if end < 1:
+        return
+    rest = row["source"][end:n].copy()
+    new = _changed(row["source"][:end], augment, tokenizer, rng)[:size - len(rest)]
+    n = len(new) + len(rest)
+    row["source"][:] = [*new, *rest, *[tokenizer.pad_id] * (size - n)]
+    row["source_mask"][:] = np.arange(size) < n
+    row["source_types"][:] = (np.arange(size) > len(new)) & (np.arange(size) < n)
+
+
+def _change_headline(row: dict, augment: Augment, tokenizer: WordPiece, rng) -> None:
+    n, size = int(row["weights"].sum()), len(row["tokens"])
+    new = _changed(row["tokens"][:n - 1], augment, tokenizer, rng)[:size - 1]
+    n = len(new) + 1
+    row["tokens"][:] = [*new, tokenizer.eos_id, *[tokenizer.pad_id] * (size - n)]
+    row["weights"][:] = np.arange(size) < n
+
+
+def _changed(ids: np.ndarray, augment: Augment, tokenizer: WordPiece, rng) -> list[int]:
+    words: list[tuple[int, ...]] = []
+    for i in ids.tolist():
+        if words and tokenizer.is_continuation[i]:
+            words[-1] += (i,)
+        else:
+            words.append((i,))
+    return [i for word in augment(words, rng) for i in word]
+
+
+def piece_names(tokenizer: WordPiece) -> list[str]:
+    """Each id's piece, with the ## of those that continue a word; special ones are ''."""
+    marks = np.where(tokenizer.is_continuation, "##", "")
+    return [f"{mark}{piece.decode()}" if piece else "" for mark, piece in
+            zip(marks, tokenizer.pieces)]
+
+
+def pieces_of(texts: Sequence[str], tokenizer: WordPiece) -> list[list[str]]:
+    """The texts as lists of piece names, for word vectors; without [UNK]."""
+    names = piece_names(tokenizer)
+    return [[names[i] for i in ids.tolist() if names[i]] for ids in tokenizer.encode_batch(texts)]

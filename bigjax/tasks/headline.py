@@ -1,0 +1,166 @@
+"""SeqGAN for headlines: from an article, earlier headlines, clicks and hot words to a headline.
+
+SeqGAN (https://arxiv.org/abs/1609.05473) writes without being told what about; here the generator
+has an encoder and attends to the source, and the discriminator sees the source too. It also learns
+how often headlines are clicked, which may be part of the reward.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from bigjax import data
+from bigjax.data import word_vectors
+from bigjax.data.store import SPLITS
+from bigjax.data.wordpiece import SPECIALS
+from bigjax.errors import UserError
+from bigjax.layers import params as params_lib
+from bigjax.tasks import Task, check_vocabulary, family_for
+from bigjax.tasks._adversarial import Options, Players, check_training, shifted
+from bigjax.tasks._headline_data import Corpus, piece_names
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Options):
+    n_history: int = 2  # earlier headlines that an article comes with, at most
+    click_smoothing: float = 100.0  # impressions at the mean rate that each row has besides its own
+    hot_words: int = 200  # in the dictionary; 0 = none
+    hot_words_file: str = ""  # a word a line, perhaps a tab and its weight; '' = found in the data
+    click_reward: float = 0.0  # weight of the predicted quantile of clicks in the reward
+    augment: float = 0.0  # share of an article's words that are changed; 0 = off
+    augment_headlines: float = 0.0  # the same of real headlines that the discriminator sees
+    thesaurus: str = ""  # for augmentation: a group of synonyms a line; '' = `embeddings`, if any
+    embeddings: str = ""  # a file of word vectors that the generator's embedding begins with
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.click_reward < 0:
+            raise UserError(f"task.click_reward is {self.click_reward}; it must be at least 0.")
+        for name in ("augment", "augment_headlines"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"task.{name} is {getattr(self, name)}; it must be in [0, 1).")
+        if self.thesaurus and not (self.augment or self.augment_headlines):
+            raise UserError("task.thesaurus is only for augmentation, which is off: set "
+                            "task.augment above 0, or task.thesaurus=''.")
+        if self.click_reward and self.constant:
+            raise UserError("task.click_reward needs a discriminator, and task.reward='constant' "
+                            "has none: set task.click_reward=0, or another reward.")
+
+
+def build(config, options: Config) -> Task:
+    """Batches: see data.headlines.HeadlineData; in training several at once, see _headline_data."""
+    check_training(config)
+    family, c = family_for(config, "an encoder with a generator (model.name='headline')",
+                           lambda family: hasattr(getattr(family, "Generator", None), "context"))
+    if options.click_reward and not c.click_buckets:
+        raise UserError("task.click_reward needs clicks, and model.click_buckets is 0.")
+    headline_options(config, c, options)
+    players = make_players(family, c, options, config.data.seq_len)
+    generator, discriminator = family.Generator(c), family.Discriminator(c)
+    examples = _examples(c, players.length)
+
+    def init(rng):
+        keys = jax.random.split(rng)
+        params = params_lib.unbox({
+            "generator": generator.init(keys[0], *examples["generator"])["params"],
+            "discriminator": discriminator.init(keys[1], *examples["discriminator"])["params"]})
+        return {"params": params, "extras": {"rollout": params["generator"],
+                                             "reference": params["generator"]}}
+
+    def loss(params, extras, frozen, batch, rng, train):
+        del frozen
+        tokens, rng, g = batch["tokens"], rng if train else None, params["generator"]
+        inputs = batch.get("inputs", shifted(players, tokens))
+        nll = players.loss(g, players.context(g, batch, rng), inputs, tokens, batch["weights"], rng)
+        return nll, ({"nll": nll}, extras)
+
+    def load_data(log=print, tokenizer=None, splits=None):
+        found = data.load_headlines(config.data, headline_options(config, c, options), log,
+                                    tokenizer, splits or SPLITS)
+        check_tokenizer(found.tokenizer, c)
+        return Corpus(found, options)
+
+    axes = {name: params_lib.logical_axes(jax.eval_shape(make.init, jax.random.key(0),
+                                                         *examples[name])["params"])
+            for name, make in (("generator", generator), ("discriminator", discriminator))}
+    return Task(init, loss, lambda: None, axes, generator, c, 0.0, load_data, players=players,
+                prepare=lambda params, corpus: _with_vectors(params, options, corpus.tokenizer))
+
+
+def headline_options(config, c, options: Config) -> data.HeadlineOptions:
+    """What the data are read with: sizes are the model's; a headline has data.seq_len tokens."""
+    return data.HeadlineOptions(
+        c.article_len, config.data.seq_len, options.n_history, c.click_buckets,
+        options.click_smoothing, options.hot_words, options.hot_words_file, c.hot_per_example)
+
+
+def make_players(family, c, options: Config, length: int) -> Players:
+    """The networks of a config, for headlines of `length` tokens. given: a batch's rows."""
+    generator, discriminator = family.Generator(c), family.Discriminator(c)
+    of = lambda name: lambda params, *args: generator.apply({"params": params}, *args, method=name)
+    context, step, logits, loss = map(of, ("context", "step", "logits", "loss"))
+    pad, _, start, end, _ = c.special_ids
+
+    def penalty(params):
+        text = params["text"]
+        last = [params["head"], text["head"] if "head" in text else text["bert"]["classifier"]]
+        return sum(0.5 * jnp.square(x).sum() for x in jax.tree_util.tree_leaves(last))
+
+    def clicks(given):
+        bucket = given["clicks"]
+        return jnp.maximum(bucket - 0.5, 0) / c.click_buckets, (bucket > 0).astype(jnp.float32)
+
+    return Players(
+        options, length, start_id=start, end_id=end, pad_id=pad,
+        context=context, begin=lambda batch: family.begin(c, batch),
+        step=lambda params, context, state, tokens: step(params, tokens, state, context),
+        logits=lambda params, context, inputs, rng: logits(params, inputs, context, rng),
+        loss=lambda params, context, inputs, targets, weights, rng: loss(
+            params, inputs, targets, weights, context, rng),
+        score=lambda params, given, tokens, mask, rng: discriminator.apply(
+            {"params": params}, tokens, mask, given, rng),
+        penalty=penalty, clicks=clicks, click_reward=options.click_reward)
+
+
+def check_tokenizer(tokenizer, c) -> None:
+    """Refuses a tokenizer that the model (its Config) has no room for, or that has other ids."""
+    check_vocabulary(tokenizer.vocab_size, c.vocab_size)
+    ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id,
+           tokenizer.mask_id)
+    if ids != tuple(c.special_ids):
+        raise UserError(f"The tokenizer has the ids {ids} for {', '.join(SPECIALS)}, but "
+                        f"model.special_ids is {c.special_ids}: set it to {ids}.")
+
+
+def _examples(c, length: int) -> dict[str, tuple]:
+    """What the networks are called with: one row."""
+    row = lambda n, dtype=jnp.int32: jnp.zeros((1, n), dtype)
+    given = {"source": row(c.article_len), "source_types": row(c.article_len),
+             "source_mask": row(c.article_len, jnp.float32), "clicks": jnp.zeros(1, jnp.int32),
+             "hot": row(c.hot_per_example), "hot_mask": row(c.hot_per_example, jnp.float32)}
+    return {"generator": (row(length), given),
+            "discriminator": (row(length), row(length, bool), given)}
+
+
+def _with_vectors(params, options: Config, tokenizer):
+    """The parameters with the vectors of task.embeddings in the generator's embedding: of the
+    pieces that have one, at the scale of what was drawn."""
+    if not options.embeddings:
+        return params
+    vectors = word_vectors.read(options.embeddings)
+    table = params["generator"]["embed"]["embedding"]
+    if vectors.table.shape[1] != table.shape[1]:
+        raise UserError(f"task.embeddings={options.embeddings!r} has vectors of "
+                        f"{vectors.table.shape[1]} numbers, and model.d_model is {table.shape[1]}: "
+                        "set that to the same, or make others with `bigjax embeddings`.")
+    found = {i: vectors.row[name] for i, name in enumerate(piece_names(tokenizer))
+             if name in vectors.row}
+    if not found:
+        raise UserError(f"task.embeddings={options.embeddings!r} has a vector of no piece of the "
+                        "tokenizer. Is it of another language, or with other words?")
+    new = vectors.table[list(found.values())]
+    new = jnp.asarray(new * (table.std() / new.std()), table.dtype)
+    table = jax.device_put(table.at[jnp.array(list(found))].set(new), table.sharding)
+    generator = {**params["generator"], "embed": {"embedding": table}}
+    return {**params, "generator": generator}

@@ -1,0 +1,104 @@
+"""Headlines for articles, by SeqGAN with an encoder: minutes on a laptop, :titles without articles.
+
+By default an article is a docstring without its first line, and that line its headline. With a file
+of your own (.jsonl, .csv, .tsv or .parquet, a row a headline; `bigjax config` shows all columns):
+
+    bigjax train --config=configs/seqgan/headlines.py --workdir=runs/mine \\
+        --config.data.train=news.jsonl --config.data.columns.headline=title \\
+        --config.data.columns.article=body --config.data.columns.clicks=clicks \\
+        --config.data.columns.impressions=shown --config.data.columns.published=date \\
+        --config.data.columns.tags=section
+
+A column that the file does not have is ''. Then:
+
+    bigjax headline --workdir=runs/mine --article=article.txt --clicks=high
+"""
+
+from bigjax import config
+
+
+def get_config(variant=""):
+    c = config.new_config()
+    choice = config.variants(variant, tiny="tiny", titles="titles")
+
+    c.model = dict(
+        name="headline",
+        vocab_size=4096,
+        max_len=20,
+        article_len=64,
+        encoder="lstm",  # lstm, bert
+        generator="lstm",  # lstm, gru
+        d_model=128,
+        dropout=0.2,
+        click_buckets=8,
+        hot_per_example=8,
+        discriminator="cnn",  # cnn, lstm, bert
+        filter_widths=(1, 2, 3, 4, 5),
+        filters=(50, 100, 100, 50, 50),
+    )
+    # A step is a round of so many updates: first of maximum likelihood, then of the discriminator,
+    # then adversarial ones up to train.steps.
+    c.task = dict(
+        name="headline",
+        mle_rounds=16,
+        mle_updates=100,
+        discriminator_rounds=2,
+        pretrain_updates=100,
+        generator_updates=4,
+        discriminator_updates=8,
+        adversarial_learning_rate=2e-4,
+        discriminator_learning_rate=1e-3,
+        discriminator_l2=0.01,
+        rollouts=2,
+        baseline="batch",
+        teacher_forcing=0.5,  # else a few rounds unlearn what the articles say
+        click_reward=0.0,  # above 0: headlines that readers are expected to click
+        augment=0.0,  # 0.05 to 0.1 with a few thousand articles
+        embeddings="",  # a file of `bigjax embeddings`
+    )
+
+    c.data.train = "docstrings:headline"
+    c.data.seq_len = 20  # of a headline
+    c.data.truncate = True
+    c.data.tokenizer.kind = "wordpiece"
+    c.data.tokenizer.vocab_size = 4096
+    c.data.valid_fraction = 0.03
+    c.data.test_fraction = 0.03
+
+    c.optim.name = "adamw"
+    c.optim.learning_rate = 3e-3
+    c.optim.schedule = "cosine"
+    c.optim.warmup_steps = 100
+    c.optim.final_fraction = 0.1
+    c.optim.weight_decay = 0.01
+
+    c.train.steps = 24
+    c.train.batch_size = 32
+
+    c.checkpoint.every = 2
+    c.log.every = 1
+    c.evals = dict(valid=config.evaluation("loss", every=2, batches=10),
+                   headlines=config.evaluation("headlines", every=8, batches=6))
+
+    if choice == "titles":  # Chinese titles alone: set data.train to a file of them
+        c.model.update(article_len=32, max_len=32, click_buckets=0, filter_widths=(1, 2, 3, 4))
+        c.model.filters = (100, 100, 100, 100)
+        c.data.train = "set data.train"
+        c.data.seq_len = 32
+        c.data.columns.headline = "title"
+        c.data.columns.article = ""  # the source is then earlier titles (of the same tags)
+        c.data.columns.tags = ""
+    if choice == "tiny":  # under a minute, most of it compiling
+        c.model.update(d_model=32, article_len=32, max_len=12, vocab_size=2048,
+                       discriminator_d_model=32, filter_widths=(1, 2, 3), filters=(20, 20, 20))
+        c.task.update(mle_rounds=2, mle_updates=20, discriminator_rounds=1, pretrain_updates=4,
+                      generator_updates=1, discriminator_updates=2, rollouts=0)
+        c.data.tokenizer.vocab_size = 2048
+        c.data.seq_len = 12
+        c.optim.warmup_steps = 5
+        c.train.steps = 4
+        c.train.batch_size = 8
+        c.checkpoint.every = 4
+        c.evals.valid.update(every=2, batches=2)
+        c.evals.headlines.update(every=4, batches=2)
+    return c

@@ -1,0 +1,302 @@
+"""Headline generators: the model, and how its headlines are searched and ranked."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigjax.data.wordpiece import SPECIALS, WordPiece
+from bigjax.errors import UserError
+from bigjax.infer import headline as infer
+from bigjax.layers import params as params_lib
+from bigjax.models import headline as H
+from bigjax.tasks import headline as task
+from bigjax.tasks._adversarial import judge, mask_of, write
+from bigjax.train import adversarial
+from bigjax.trees import named_leaves
+
+PAD, UNK, CLS, SEP, MASK = range(5)
+V, S, T, K = 12, 8, 4, 3
+C = H.Config(vocab_size=V, max_len=T, article_len=S, d_model=8, n_heads=2, dropout=0.0,
+             click_buckets=3, hot_per_example=K, discriminator_d_model=8, discriminator_heads=2,
+             filter_widths=(1, 2), filters=(4, 4))
+KINDS = {"lstm": {}, "two layers": dict(n_layers=2, encoder_layers=2),
+         "gru": dict(generator="gru", discriminator="lstm"),
+         "bert": dict(encoder="bert", discriminator="bert"),
+         "bare": dict(click_buckets=0, hot_per_example=0)}
+
+
+@pytest.fixture(params=KINDS)
+def c(request):
+    return dataclasses.replace(C, **KINDS[request.param])
+
+
+def given_rows(c):
+    """Four rows; the last has no source, the third no hot words."""
+    rng = np.random.default_rng(0)
+    hot = np.array([[7, 7, 9], [7, 8, 9], [PAD, PAD, PAD], [5, 6, 6]])[:, :c.hot_per_example]
+    hot_mask = np.array([[1, 1, 1], [1, 1, 0], [0, 0, 0], [0, 0, 1]], np.float32)
+    return {"source": rng.integers(5, V, (4, S)), "source_types": rng.integers(0, 2, (4, S)),
+            "source_mask": (np.arange(S) < np.array([S, 5, 1, 0])[:, None]).astype(np.float32),
+            "clicks": np.array([1, 2, 0, 3]), "hot": hot,
+            "hot_mask": hot_mask[:, :c.hot_per_example]}
+
+
+TOKENS = np.random.default_rng(1).integers(5, V, (4, T))
+
+
+@functools.cache
+def networks(c):
+    """The players, compiled, and parameters that are not zero anywhere."""
+    options = task.Config(rollouts=2, discriminator_l2=0.1)
+    players = task.make_players(H, c, options, T)
+    names = ("context", "step", "logits", "loss", "score")
+    players = players._replace(**{name: jax.jit(getattr(players, name)) for name in names})
+    given = given_rows(c)
+    params = params_lib.unbox({
+        "generator": jax.jit(H.Generator(c).init)(jax.random.key(0), TOKENS, given)["params"],
+        "discriminator": jax.jit(H.Discriminator(c).init)(
+            jax.random.key(1), TOKENS, TOKENS > 0, given)["params"]})
+    noise = lambda i, x: x + 0.3 * jax.random.normal(jax.random.key(i), x.shape)
+    leaves, tree = jax.tree_util.tree_flatten(params)
+    return players, jax.tree_util.tree_unflatten(tree, map(noise, range(len(leaves)), leaves))
+
+
+def of_one(given, row):
+    return {k: x[row:row + 1] for k, x in given.items()}
+
+
+# The model.
+
+def test_step_gives_what_the_whole_pass_does(c):
+    players, params = networks(c)
+    g, given = params["generator"], given_rows(c)
+    context = players.context(g, given, None)
+    want = players.logits(g, context, TOKENS, None)
+    state, got = players.begin(4), []
+    for t in range(T):
+        logits, state = players.step(g, context, state, TOKENS[:, t])
+        got.append(logits)
+    assert np.isfinite(want).all()
+    np.testing.assert_allclose(np.stack(got, 1)[..., 5:], want[..., 5:], atol=1e-5)
+
+
+def test_every_parameter_learns(c):
+    players, params = networks(c)
+    given = given_rows(c)
+
+    def of_generator(g):
+        context = players.context(g, given, None)
+        return players.loss(g, context, TOKENS, TOKENS[::-1], jnp.ones((4, T)), None)[0]
+
+    def of_discriminator(d):
+        logits, clicks = judge(players, d, given, TOKENS)
+        return jax.nn.log_softmax(logits)[:, 0].sum() + (0 if clicks is None else clicks.sum())
+
+    for network, loss in (("generator", of_generator), ("discriminator", of_discriminator)):
+        found = named_leaves(jax.jit(jax.grad(loss))(params[network]))
+        assert all(np.isfinite(x).all() for x in found.values())
+        # A bias of all keys moves no attention: its gradient is rounding.
+        assert [k for k, x in found.items() if not np.abs(x).max() > 1e-8
+                and not k.endswith("key/bias")] == []
+
+
+@pytest.mark.parametrize("encoder", ["lstm", "bert"])
+def test_it_reads_what_it_is_given_and_no_padding(encoder):
+    players, params = networks(dataclasses.replace(C, encoder=encoder))
+    g, given = params["generator"], given_rows(C)
+    logits = lambda given: np.array(players.logits(g, players.context(g, given, None), TOKENS,
+                                                   None))
+    want = logits(given)
+    for name, row, at, changes in (("source", 0, 3, True), ("source", 1, 4, True),
+                                   ("source", 1, 5, False), ("source_types", 0, 0, True),
+                                   ("hot", 0, 2, True), ("hot", 1, 2, False)):
+        other = {k: x.copy() for k, x in given.items()}
+        other[name][row, at] = 1 - other[name][row, at] if name == "source_types" else 10
+        different = np.abs(logits(other) - want).max((1, 2)) > 1e-6
+        assert different.tolist() == [changes and i == row for i in range(4)], (name, row, at)
+    assert np.abs(logits({**given, "clicks": np.array([2, 2, 0, 3])}) - want).max((1, 2))[0] > 1e-4
+
+
+def test_a_hot_word_is_biased_once():
+    players, params = networks(C)
+    g, given = params["generator"], given_rows(C)
+    logits = lambda given: np.array(players.logits(g, players.context(g, given, None), TOKENS,
+                                                   None))
+    more = logits(given) - logits({**given, "hot_mask": 0 * given["hot_mask"]})
+    assert np.abs(more[0, :, [7, 9]]).min() > 1e-4
+    np.testing.assert_allclose(more[0, :, 7], more[0, :, 9], atol=1e-5)
+    assert [np.flatnonzero(np.abs(row).max(0) > 1e-5).tolist() for row in more] == [
+        [7, 9], [7, 8], [], [6]]
+
+
+def test_special_pieces_are_neither_written_nor_learnt():
+    players, params = networks(C)
+    g, given = params["generator"], given_rows(C)
+    context = players.context(g, given, None)
+    draw = jax.jit(lambda key: write(players, g, context, key, 4, 5.0))
+    texts = np.concatenate([draw(jax.random.key(i)) for i in range(20)])
+    written = set(texts[np.array(mask_of(players, texts))].tolist())
+    assert written == {SEP, *range(5, V)}
+    targets = TOKENS.copy()
+    targets[:, 1] = UNK
+    ones = jnp.ones((4, T))
+    total, weight = players.loss(g, context, TOKENS, targets, ones, None)
+    want, _ = players.loss(g, context, TOKENS, targets, ones.at[:, 1].set(0), None)
+    assert weight == 4 * (T - 1) and total == pytest.approx(float(want)) and total < 1e3
+
+
+def test_clicks_are_sometimes_not_told():
+    told = H.Generator(dataclasses.replace(C, click_dropout=0.5))
+    _, params = networks(C)
+    given = {k: np.repeat(x[:1], 400, axis=0) for k, x in given_rows(C).items()}
+    context = jax.jit(lambda clicks, rng: told.apply(
+        {"params": params["generator"]}, {**given, "clicks": clicks}, rng, method="context"))
+    state = lambda clicks, rng: np.array(context(np.full(400, clicks), rng)["state"][0][0])
+    dropped = np.abs(state(1, jax.random.key(0)) - state(0, None)).max(1) < 1e-6
+    assert 0.4 < dropped.mean() < 0.6
+    assert np.abs(state(1, None) - state(0, None)).max(1).min() > 1e-3
+
+
+def test_the_discriminator_compares_headline_and_source():
+    players, params = networks(C)
+    given, d = given_rows(C), params["discriminator"]
+    want = judge(players, d, given, TOKENS)
+    other = {**given, "source": given["source"][:, ::-1].copy()}
+    other["source"][:, :5] = 10
+    got = judge(players, d, other, TOKENS)
+    for a, b in zip(want, got):
+        different = np.abs(np.array(a - b).reshape(4, -1)).max(1) > 1e-6
+        assert different[:2].all() and not different[3]
+
+
+def test_players_know_quantiles_of_clicks():
+    players, _ = networks(C)
+    quantile, known = players.clicks({"clicks": jnp.array([0, 1, 2, 3])})
+    np.testing.assert_allclose(quantile[1:], [1 / 6, 3 / 6, 5 / 6], rtol=1e-6)
+    assert known.tolist() == [0, 1, 1, 1]
+    logits = jnp.array([9.0, 0.5, -1.0, 2.0])
+    got = adversarial._click_loss(quantile, known, logits, jnp.array([1, 1, 0, 1]))
+    p = 1 / (1 + np.exp(-np.array([0.5, 2.0])))
+    q = np.array([1 / 6, 5 / 6])
+    assert got == pytest.approx(-(q * np.log(p) + (1 - q) * np.log(1 - p)).mean(), rel=1e-5)
+
+
+def test_clicks_are_part_of_the_reward():
+    players, params = networks(C)
+    given = {k: jnp.array(x) for k, x in given_rows(C).items()}
+    last = lambda p: np.array(adversarial._rewards(
+        p, params["generator"], params["discriminator"], given, TOKENS, jax.random.key(0)))[:, -1]
+    _, clicks = judge(players, params["discriminator"], given, TOKENS)
+    more = last(players._replace(click_reward=0.5)) - last(players)
+    np.testing.assert_allclose(more, 0.5 * jax.nn.sigmoid(clicks), rtol=1e-4)
+
+
+# Search.
+
+@pytest.fixture(scope="module")
+def small():
+    """Five pieces can be written: [SEP] and four words."""
+    c = dataclasses.replace(C, vocab_size=9, max_len=3)
+    given = {**given_rows(c), "source": given_rows(c)["source"] % 4 + 5,
+             "hot": given_rows(c)["hot"] % 4 + 5}
+    players = task.make_players(H, c, task.Config(), 3)
+    params = params_lib.unbox(H.Generator(c).init(jax.random.key(0), TOKENS[:, :3] % 4 + 5, given)[
+        "params"])
+    params = jax.tree_util.tree_map(lambda x: 4 * x, params)
+    return players, params, players.context(params, given, None)
+
+
+def all_texts(players, params, context):
+    """[(mean log-probability, text)] of every text there is, best first, for each row."""
+    texts = [t for t in itertools.product([SEP, *range(5, 9)], repeat=3)]
+    texts = sorted({t[:t.index(SEP) + 1] + (PAD,) * (2 - t.index(SEP)) if SEP in t else t
+                    for t in texts})
+    found = []
+    for row in range(4):
+        one = jax.tree_util.tree_map(
+            lambda x: jnp.repeat(x[row:row + 1], len(texts), axis=0), context)
+        tokens = jnp.array(texts)
+        inputs = jnp.concatenate([jnp.full((len(texts), 1), CLS), tokens[:, :-1]], axis=1)
+        log_p = jax.nn.log_softmax(players.logits(params, one, inputs, None))
+        mask = np.array(mask_of(players, tokens))
+        log_p = np.array(jnp.take_along_axis(log_p, tokens[..., None], axis=-1))[..., 0]
+        mean = (log_p * mask).sum(1) / mask.sum(1)
+        found.append(sorted(zip(mean.tolist(), texts), reverse=True))
+    return found
+
+
+def test_a_wide_beam_finds_what_brute_force_does(small):
+    players, params, context = small
+    texts, scores = infer.beam_search(players, params, context, 4, 5 ** 3)
+    for row, want in enumerate(all_texts(players, params, context)):
+        n = len(want)
+        assert [tuple(t) for t in texts[row, :n].tolist()] == [t for _, t in want]
+        np.testing.assert_allclose(scores[row, :n], [s for s, _ in want], atol=1e-4)
+        assert scores[row, n] < -1e6  # nothing else is a text
+
+
+def test_a_beam_of_one_takes_the_likeliest_token(small):
+    players, params, context = small
+    texts, _ = infer.beam_search(players, params, context, 4, 1)
+    greedy = infer.draw(players, params, context, jax.random.key(0), 4, 1, 0.0, 1.0)
+    assert texts.tolist() == greedy.tolist()
+
+
+def test_samples_follow_the_temperature(small):
+    players, params, context = small
+    draw = lambda t, p=1.0: np.array(infer.draw(players, params, context, jax.random.key(0), 4, 64,
+                                                t, p))
+    different = lambda texts: len({tuple(t) for t in texts[0].tolist()})
+    assert different(draw(0.3)) < different(draw(3.0))
+    assert different(draw(3.0, 0.3)) < different(draw(3.0))
+    ended = np.cumsum(draw(1.0) == SEP, axis=2) - (draw(1.0) == SEP) > 0
+    assert ended.any() and (draw(1.0)[ended] == PAD).all()
+
+
+def test_headlines_are_different_and_ranked():
+    players, params = networks(C)
+    tokenizer = WordPiece([*SPECIALS, *"abcdefg"])
+    write = lambda **o: infer.Writer(players, params, tokenizer, infer.Options(**o))(given_rows(C))
+    found = write(number=3, beam=8)
+    assert [len(row) for row in found] == [3] * 4
+    for row in found:
+        assert len({h.text for h in row}) == 3 and all(h.text for h in row)
+        assert [h.real for h in row] == sorted((h.real for h in row), reverse=True)
+    clicked = write(number=3, beam=8, real_weight=0.0, click_weight=1.0)
+    for row in clicked:
+        assert [h.clicks for h in row] == sorted((h.clicks for h in row), reverse=True)
+    assert write(temperature=1.0, seed=1) == write(temperature=1.0, seed=1)
+    assert write(temperature=1.0, seed=1) != write(temperature=1.0, seed=2)
+
+
+@pytest.mark.parametrize("text, want", [
+    ("体 验 巅 峰 ， 好 abc d", "体验巅峰，好 abc d"),
+    ("don ' t stop , it ' s ( so ) .", "don't stop, it's (so)."),
+    ("a n - dimensional x _ y", "a n-dimensional x_y"), ("", "")])
+def test_readable(text, want):
+    assert infer.readable(text) == want
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(generator="gpt"), "generator"), (dict(encoder="cnn"), "encoder"),
+    (dict(d_model=7), "2 directions"), (dict(encoder="bert", n_heads=3), "3 heads"),
+    (dict(click_buckets=-1), "click_buckets"), (dict(click_dropout=1.0), "click_dropout"),
+    (dict(special_ids=(0, 1, 2, 3)), "special_ids"), (dict(special_ids=(0, 1, 2, 3, V)), "below"),
+    (dict(article_len=0), "article_len")])
+def test_bad_models(changes, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(C, **changes)
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(number=0), "--number"), (dict(number=9), "--beam"), (dict(temperature=-1.0), "0 "),
+    (dict(top_p=0.0), "top_p"), (dict(clicks="many"), "high, low"),
+    (dict(click_weight=-1.0), "click_weight")])
+def test_bad_options(changes, message):
+    with pytest.raises(UserError, match=message):
+        infer.Options(**changes)
