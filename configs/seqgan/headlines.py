@@ -88,17 +88,17 @@ def get_config(variant=""):
         c.data.columns.headline = "title"
         c.data.columns.article = ""  # the source is then earlier titles (of the same tags)
         c.data.columns.tags = ""
-    if choice == "tiny":  # under a minute, most of it compiling
+    if choice == "tiny":  # about a minute, most of it compiling and reading
         c.model.update(d_model=32, article_len=32, max_len=12, vocab_size=2048,
                        discriminator_d_model=32, filter_widths=(1, 2, 3), filters=(20, 20, 20))
-        c.task.update(mle_rounds=2, mle_updates=20, discriminator_rounds=1, pretrain_updates=4,
-                      generator_updates=1, discriminator_updates=2, rollouts=0)
+        c.task.update(mle_rounds=2, mle_updates=20, discriminator_rounds=0, generator_updates=1,
+                      discriminator_updates=2, rollouts=0, teacher_forcing=0.0)
         c.data.tokenizer.vocab_size = 2048
         c.data.seq_len = 12
         c.optim.warmup_steps = 5
-        c.train.steps = 4
+        c.train.steps = 3
         c.train.batch_size = 8
-        c.checkpoint.every = 4
+        c.checkpoint.every = 3
         c.evals.valid.update(every=2, batches=2)
-        c.evals.headlines.update(every=4, batches=2)
+        c.evals.headlines.update(every=3, batches=1)
     return c

@@ -84,6 +84,7 @@ def get_config(variant=""):
         c.evals.oracle.temperatures = [0.9, 0.8, 0.7, 0.6]
     if choice == "tiny":
         c.model.update(vocab_size=100, discriminator_d_model=16)
+        c.mesh.data = -1
         c.oracle.sequences = 1000
         c.task.update(mle_rounds=2, mle_updates=10, discriminator_rounds=1, pretrain_updates=10,
                       generator_updates=2, discriminator_updates=4)

@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_finite_stops_and_explains(capsys, flags, tmp_path):
                           "--config.optim.warmup_steps=12", "--config.checkpoint.every=1",
                           "--config.checkpoint.keep=50")
     assert code == 1  # parameters grow until their norm overflows
-    step = int(re.search(r"loss of step (\d+) \(batch \d+, examples text:\d+, text:\d+", err)[1])
+    step = int(re.search(r"norm of step (\d+) \(batch \d+, examples text:\d+, text:\d+", err)[1])
     record = json.loads((tmp_path / "run" / f"nonfinite-{step}.json").read_text())
     assert len(record["examples"]) == 8
     assert len(record["norms"]["params"]["stack/layers/mlp/up/kernel"]) == 2  # by layer
