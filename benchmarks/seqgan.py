@@ -31,7 +31,7 @@ import sides
 CONFIG = f"{pathlib.Path(__file__).parent.parent}/configs/seqgan/oracle.py:paper"
 SEQUENCES, EPOCH_UPDATES, JUDGE_UPDATES = 10_000, 157, 313
 WARM_UPS = 3  # the first calls are slower
-BARS = {"sampling": 30, "mle": 8, "discriminator": 1.5, "generator": 2}  # by task
+BARS = {"sampling": 30, "mle": 2, "discriminator": 1.5, "generator": 8}  # by task
 
 
 def main() -> None:
