@@ -90,6 +90,7 @@ def test_headlines_are_written_and_measured(trained):
     assert "eval/written/lead_rouge1" not in last and 0 < last["eval/written/discriminator"] < 1
 
 
+@pytest.mark.slow  # SeqGAN's own test resumes in every phase
 def test_a_resumed_run_gives_the_same_numbers(flags, trained, tmp_path, capsys, vectors):
     workdir = f"{tmp_path}/run"
     base = ["train", *flags, f"--workdir={workdir}", "--config.task.augment=0.1",
