@@ -9,7 +9,8 @@ import numpy as np
 from bigjax.errors import UserError
 from bigjax.evals import _text_metrics
 from bigjax.evals.context import Context
-from bigjax.infer.headline import beam_search, readable, until
+from bigjax.infer.generate import until
+from bigjax.infer.headline import beam_search, readable
 from bigjax.parallel import sharding
 from bigjax.tasks._adversarial import judge
 
@@ -55,7 +56,7 @@ def build(name: str, entry, context: Context):
                 context.mesh, {k: x[rows] for k, x in batch.items()}, rows, batch_size)))
             for b in np.flatnonzero(batch["example"] >= 0):
                 given.append(corpus.rows(entry.split)[batch["example"][b]])
-                headlines.append(corpus.tokenizer.decode(until(tokens[b], p.end_id)))
+                headlines.append(corpus.tokenizer.decode(until(tokens[b].tolist(), p.end_id)))
                 real.append(float(probability[b]))
         numbers = {**_measure(headlines, given, corpus), "discriminator": float(np.mean(real))}
         if jax.process_index() == 0:

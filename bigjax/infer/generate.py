@@ -66,7 +66,7 @@ class Generator:
             real[row, T - len(prompt):] = 1
         out = np.asarray(_decode(self._family, self.config, options, self.params, tokens, real,
                                  jax.random.key(seed)))
-        return [_until(row.tolist(), options.eos_id) for row in out]
+        return [until(row.tolist(), options.eos_id) for row in out]
 
 
 def continuation(tokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
@@ -79,7 +79,8 @@ def continuation(tokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
     return whole[len(before):] if whole.startswith(before) else tokenizer.decode(new)
 
 
-def _until(tokens: list[int], eos_id: int) -> list[int]:
+def until(tokens: list[int], eos_id: int) -> list[int]:
+    """What stands before the end token."""
     return tokens[:tokens.index(eos_id)] if eos_id in tokens else tokens
 
 

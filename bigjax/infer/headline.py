@@ -1,9 +1,10 @@
 """Headlines for articles: beam search or samples, ranked by the discriminator and its clicks."""
 
 import dataclasses
+import functools
 import os
 import re
-from typing import Any, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 from absl import flags
 from etils import epath
@@ -16,10 +17,11 @@ from bigjax.data.headline_rows import read_headlines
 from bigjax.data.hot_words import read_hot_words
 from bigjax.errors import UserError
 from bigjax.infer import predict
+from bigjax.infer.generate import until
 from bigjax.infer.sampling import sample
 from bigjax.models.headline import NEVER
 from bigjax.tasks import _headline_data, headline as headline_task
-from bigjax.tasks._adversarial import Players, judge, whole
+from bigjax.tasks._adversarial import Players, judge, whole, write
 
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
 AT_ONCE = 32  # articles
@@ -105,21 +107,9 @@ def beam_search(players: Players, params, context, batch: int, width: int
 def draw(players: Players, params, context, rng: jax.Array, batch: int, number: int,
          temperature: float, top_p: float) -> jax.Array:
     """`number` samples of each row, int32 [batch, number, T]; see sampling.sample."""
-    params = whole(params)
     context = jax.tree_util.tree_map(lambda x: jnp.repeat(x, number, axis=0), context)
-
-    def one(carry, key):
-        token, state = carry
-        logits, state = players.step(params, context, state, token)
-        new = sample(logits, key, temperature, top_p=top_p)
-        ended = (token == players.end_id) | (token == players.pad_id)
-        new = jnp.where(ended, players.pad_id, new)
-        return (new, state), new
-
-    start = jnp.full(batch * number, players.start_id, jnp.int32)
-    _, tokens = jax.lax.scan(one, (start, players.begin(batch * number)),
-                             jax.random.split(rng, players.length))
-    return tokens.T.reshape(batch, number, -1)
+    choose = functools.partial(sample, temperature=temperature, top_p=top_p)
+    return write(players, params, context, rng, batch * number, choose).reshape(batch, number, -1)
 
 
 class Writer:
@@ -163,18 +153,12 @@ class Writer:
     def _ranked(self, tokens_NT, real_N, clicks_N) -> list[Headline]:
         found = {}  # in the order of the search: of equals the likelier stays first
         for tokens, real, clicks in zip(tokens_NT, real_N.tolist(), clicks_N.tolist()):
-            text = readable(self.tokenizer.decode(until(tokens, self.players.end_id)))
+            text = readable(self.tokenizer.decode(until(tokens.tolist(), self.players.end_id)))
             if text and text not in found:
                 found[text] = Headline(text, real, None if np.isnan(clicks) else clicks)
         o = self.options
         worth = lambda h: o.real_weight * h.real + o.click_weight * (h.clicks or 0.0)
         return sorted(found.values(), key=worth, reverse=True)[:o.number]
-
-
-def until(tokens: Sequence[int], end_id: int) -> list[int]:
-    """What stands before the end token."""
-    tokens = list(map(int, tokens))
-    return tokens[:tokens.index(end_id)] if end_id in tokens else tokens
 
 
 def readable(text: str) -> str:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 
-def categorical(logits_BV: jax.Array, rng: jax.Array) -> jax.Array:
-    """One token a row from softmax(logits), int32 [B].
+def categorical(logits_BV: jax.Array, rng: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """One token a row from softmax(logits / temperature), int32 [B].
 
     One uniform number a row picks a block of about sqrt(V) tokens by the blocks' sums, then a
     token within it. jax.random.categorical needs V random numbers and logarithms a row, which is
@@ -15,7 +15,7 @@ def categorical(logits_BV: jax.Array, rng: jax.Array) -> jax.Array:
     """
     B, V = logits_BV.shape
     width = _block_width(V)
-    logits = jnp.pad(logits_BV.astype(jnp.float32), ((0, 0), (0, -V % width)),
+    logits = jnp.pad(logits_BV.astype(jnp.float32) / temperature, ((0, 0), (0, -V % width)),
                      constant_values=-jnp.inf).reshape(B, -1, width)
     largest = logits.max((1, 2))[:, None]
     # Only sums are kept of the exponentials; those of the one block are made again.

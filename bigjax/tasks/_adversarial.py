@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.errors import UserError
+from bigjax.layers import params as params_lib
 from bigjax.layers.sampling import categorical
 from bigjax.parallel.sharding import constrain
+from bigjax.tasks import Task
 
 PHASES = ("mle", "discriminator", "adversarial")
 
@@ -122,6 +124,39 @@ class Players(NamedTuple):
     click_reward: float = 0.0  # weight of the predicted quantile beside the reward of being real
 
 
+def adversarial_task(c, players: Players, networks: dict, examples: dict, load_data: Callable,
+                     **more) -> Task:
+    """The Task of players.
+
+    c: the model's Config. networks: the Flax modules 'generator' and 'discriminator'; examples:
+    what each is called with, one row. more: other fields of Task.
+    """
+    def init(rng):
+        params = params_lib.unbox({
+            name: networks[name].init(key, *examples[name])["params"]
+            for name, key in zip(("generator", "discriminator"), jax.random.split(rng))})
+        return {"params": params, "extras": {"rollout": params["generator"],
+                                             "reference": params["generator"]}}
+
+    def loss(params, extras, frozen, batch, rng, train):
+        del frozen
+        tokens, rng, g = batch["tokens"], rng if train else None, params["generator"]
+        inputs = batch.get("inputs", shifted(players, tokens))
+        nll = players.loss(g, players.context(g, batch, rng), inputs, tokens, batch["weights"], rng)
+        return nll, ({"nll": nll}, extras)
+
+    axes = {name: params_lib.logical_axes(jax.eval_shape(
+        network.init, jax.random.key(0), *examples[name])["params"])
+        for name, network in networks.items()}
+    return Task(init, loss, lambda: None, axes, networks["generator"], c, 0.0, load_data,
+                players=players, **more)
+
+
+def half_squares(params) -> jax.Array:
+    """Half the sum of squares, as L2 weighs parameters."""
+    return sum(0.5 * jnp.square(x).sum() for x in jax.tree_util.tree_leaves(params))
+
+
 def judge(players: Players, params, given, tokens_BT: jax.Array, rng: jax.Array | None = None
           ) -> tuple[jax.Array, jax.Array | None]:
     """What the discriminator (its params) says of texts: logits_B2 of generated and of real, and
@@ -144,22 +179,25 @@ def mask_of(players: Players, tokens_BT: jax.Array) -> jax.Array:
 
 
 def write(players: Players, params, context, rng: jax.Array, batch: int,
-          temperature: float = 1.0) -> jax.Array:
-    """Texts from the generator (its params), int32 [batch, T]."""
+          choose: Callable = categorical) -> jax.Array:
+    """Texts from the generator (its params), int32 [batch, T]. choose: see go_on."""
     start = jnp.full(batch, players.start_id, jnp.int32)
     return go_on(players, params, context, players.begin(batch), start, rng, players.length,
-                 temperature)
+                 choose)
 
 
 def go_on(players: Players, params, context, state, tokens_B: jax.Array, rng: jax.Array, n: int,
-          temperature: float = 1.0) -> jax.Array:
-    """n more tokens of each row, int32 [B, n]. state: before it reads tokens_B, the last ones."""
+          choose: Callable = categorical) -> jax.Array:
+    """n more tokens of each row, int32 [B, n].
+
+    state: before it reads tokens_B, the last ones. choose(logits_BV, rng) -> tokens_B.
+    """
     params = whole(params)
 
     def one(carry, key):
         token, state = carry
         logits, state = players.step(params, context, state, token)
-        new = categorical(logits / temperature, key)
+        new = choose(logits, key)
         if players.end_id >= 0:
             ended = (token == players.end_id) | (token == players.pad_id)
             new = jnp.where(ended, players.pad_id, new)

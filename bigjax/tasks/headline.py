@@ -15,9 +15,10 @@ from bigjax.data import word_vectors
 from bigjax.data.store import SPLITS
 from bigjax.data.wordpiece import SPECIALS
 from bigjax.errors import UserError
-from bigjax.layers import params as params_lib
+from bigjax.models import seqgan
 from bigjax.tasks import Task, check_vocabulary, family_for
-from bigjax.tasks._adversarial import Options, Players, check_training, shifted
+from bigjax.tasks._adversarial import (Options, Players, adversarial_task, check_training,
+                                       half_squares)
 from bigjax.tasks._headline_data import Corpus, piece_names
 
 
@@ -56,24 +57,6 @@ def build(config, options: Config) -> Task:
     if options.click_reward and not c.click_buckets:
         raise UserError("task.click_reward needs clicks, and model.click_buckets is 0.")
     headline_options(config, c, options)
-    players = make_players(family, c, options, config.data.seq_len)
-    generator, discriminator = family.Generator(c), family.Discriminator(c)
-    examples = _examples(c, players.length)
-
-    def init(rng):
-        keys = jax.random.split(rng)
-        params = params_lib.unbox({
-            "generator": generator.init(keys[0], *examples["generator"])["params"],
-            "discriminator": discriminator.init(keys[1], *examples["discriminator"])["params"]})
-        return {"params": params, "extras": {"rollout": params["generator"],
-                                             "reference": params["generator"]}}
-
-    def loss(params, extras, frozen, batch, rng, train):
-        del frozen
-        tokens, rng, g = batch["tokens"], rng if train else None, params["generator"]
-        inputs = batch.get("inputs", shifted(players, tokens))
-        nll = players.loss(g, players.context(g, batch, rng), inputs, tokens, batch["weights"], rng)
-        return nll, ({"nll": nll}, extras)
 
     def load_data(log=print, tokenizer=None, splits=None):
         found = data.load_headlines(config.data, headline_options(config, c, options), log,
@@ -81,11 +64,11 @@ def build(config, options: Config) -> Task:
         check_tokenizer(found.tokenizer, c)
         return Corpus(found, options)
 
-    axes = {name: params_lib.logical_axes(jax.eval_shape(make.init, jax.random.key(0),
-                                                         *examples[name])["params"])
-            for name, make in (("generator", generator), ("discriminator", discriminator))}
-    return Task(init, loss, lambda: None, axes, generator, c, 0.0, load_data, players=players,
-                prepare=lambda params, corpus: _with_vectors(params, options, corpus.tokenizer))
+    return adversarial_task(
+        c, make_players(family, c, options, config.data.seq_len),
+        {"generator": family.Generator(c), "discriminator": family.Discriminator(c)},
+        _examples(c, config.data.seq_len), load_data,
+        prepare=lambda params, corpus: _with_vectors(params, options, corpus.tokenizer))
 
 
 def headline_options(config, c, options: Config) -> data.HeadlineOptions:
@@ -102,11 +85,6 @@ def make_players(family, c, options: Config, length: int) -> Players:
     context, step, logits, loss = map(of, ("context", "step", "logits", "loss"))
     pad, _, start, end, _ = c.special_ids
 
-    def penalty(params):
-        text = params["text"]
-        last = [params["head"], text["head"] if "head" in text else text["bert"]["classifier"]]
-        return sum(0.5 * jnp.square(x).sum() for x in jax.tree_util.tree_leaves(last))
-
     def clicks(given):
         bucket = given["clicks"]
         return jnp.maximum(bucket - 0.5, 0) / c.click_buckets, (bucket > 0).astype(jnp.float32)
@@ -120,7 +98,8 @@ def make_players(family, c, options: Config, length: int) -> Players:
             params, inputs, targets, weights, context, rng),
         score=lambda params, given, tokens, mask, rng: discriminator.apply(
             {"params": params}, tokens, mask, given, rng),
-        penalty=penalty, clicks=clicks, click_reward=options.click_reward)
+        penalty=lambda params: half_squares([params["head"], seqgan.last_layer(params["text"])]),
+        clicks=clicks, click_reward=options.click_reward)
 
 
 def check_tokenizer(tokenizer, c) -> None:

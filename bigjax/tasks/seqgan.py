@@ -7,6 +7,7 @@ https://arxiv.org/abs/1609.05473, section 4.
 
 import dataclasses
 import hashlib
+import io
 import os
 import zipfile
 
@@ -15,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax import models
+from bigjax.data.files import cache_folder, write_atomically
 from bigjax.data.sequences import RoundData
 from bigjax.errors import UserError
-from bigjax.layers import params as params_lib
 from bigjax.tasks import Task, family_for
-from bigjax.tasks._adversarial import Options, Players, check_training, shifted, write
+from bigjax.tasks._adversarial import (Options, Players, adversarial_task, check_training,
+                                       half_squares, write)
 
 SPLITS = ("train", "valid", "test")
 AT_ONCE = 1000  # sequences
@@ -36,33 +38,13 @@ def build(config, options: Config) -> Task:
     family, c = family_for(config, "a generator and a discriminator (model.name='seqgan')",
                            lambda family: hasattr(family, "Discriminator"))
     T = config.data.seq_len
-    players = make_players(family, c, options, T)
-    generator, discriminator = family.Generator(c), family.Discriminator(c)
     tokens, mask = jnp.zeros((1, T), jnp.int32), jnp.ones((1, T), bool)
 
-    def init(rng):
-        keys = jax.random.split(rng)
-        params = params_lib.unbox({
-            "generator": generator.init(keys[0], tokens)["params"],
-            "discriminator": discriminator.init(keys[1], tokens, mask)["params"]})
-        return {"params": params, "extras": {"rollout": params["generator"],
-                                             "reference": params["generator"]}}
-
-    def loss(params, extras, frozen, batch, rng, train):
-        del frozen
-        tokens, weights = batch["tokens"], batch["weights"]
-        inputs = batch.get("inputs", shifted(players, tokens))
-        nll = players.loss(params["generator"], (), inputs, tokens, weights,
-                           rng if train else None)
-        return nll, ({"nll": nll}, extras)
-
-    axes = {name: params_lib.logical_axes(jax.eval_shape(make.init, jax.random.key(0), *example)
-                                          ["params"])
-            for name, make, example in (("generator", generator, (tokens,)),
-                                        ("discriminator", discriminator, (tokens, mask)))}
-    return Task(init, loss, lambda: None, axes, generator, c, 0.0,
-                lambda log=print, tokenizer=None, splits=None: OracleText(config, options, log),
-                players=players)
+    return adversarial_task(
+        c, make_players(family, c, options, T),
+        {"generator": family.Generator(c), "discriminator": family.Discriminator(c)},
+        {"generator": (tokens,), "discriminator": (tokens, mask)},
+        lambda log=print, tokenizer=None, splits=None: OracleText(config, options, log))
 
 
 def make_players(family, c, options: Options, length: int) -> Players:
@@ -80,9 +62,7 @@ def make_players(family, c, options: Options, length: int) -> Players:
             {"params": params}, inputs, targets, weights, rng, method="loss"),
         score=lambda params, given, tokens, mask, rng: discriminator.apply(
             {"params": params}, tokens, mask, rng),
-        penalty=lambda params: sum(
-            0.5 * jnp.square(x).sum()
-            for x in jax.tree_util.tree_leaves(family.last_layer(params))))
+        penalty=lambda params: half_squares(family.last_layer(params)))
 
 
 class OracleText:
@@ -119,8 +99,8 @@ class OracleText:
         o, T = config.oracle, config.data.seq_len
         name = _hash([*map(np.asarray, arrays),
                       np.array([o.sequences, T, o.seed])])[:16]
-        path = os.path.join(os.path.expanduser(config.data.cache_dir), f"oracle-{name}.npz")
-        if os.path.exists(path):
+        path = cache_folder(config.data.cache_dir) / f"oracle-{name}.npz"
+        if path.exists():
             return _read(path, f"The oracle's sequences (delete {path} to have them written anew)")
         log(f"data: the oracle writes {o.sequences:,} sequences of {T} tokens for each of "
             f"{', '.join(SPLITS)}, once; kept in {path}")
@@ -130,10 +110,9 @@ class OracleText:
             keys = jax.random.split(jax.random.fold_in(jax.random.key(o.seed), i + 1),
                                     -(-o.sequences // AT_ONCE))
             found[split] = np.concatenate([np.asarray(draw(key)) for key in keys])[:o.sequences]
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(f"{path}.{os.getpid()}", "wb") as file:
-            np.savez_compressed(file, **found)
-        os.replace(f"{path}.{os.getpid()}", path)
+        content = io.BytesIO()
+        np.savez_compressed(content, **found)
+        write_atomically(path, content.getvalue())
         return found
 
 
@@ -145,9 +124,8 @@ def oracle_arrays(config) -> list[np.ndarray]:
     V, D = config.model.vocab_size, config.oracle.d_model
     path = config.oracle.params
     if not path:
-        shapes = [(V, D), *[(D, D), (D, D), (D,)] * 4, (D, V), (V,)]
         rng = np.random.default_rng([config.oracle.seed, 14])
-        return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+        return [rng.standard_normal(shape).astype(np.float32) for shape in _shapes(V, D)]
     arrays = _read(os.path.expanduser(path), f"oracle.params={path!r}")
     arrays = {k: np.asarray(x, np.float32) for k, x in arrays.items()}
     names = [f"param_{i}" for i in range(15)]
@@ -159,11 +137,16 @@ def oracle_arrays(config) -> list[np.ndarray]:
         raise UserError(f"oracle.params={path!r}: param_0, the embedding, has shape {first}; it "
                         "must be [words, width].")
     V, D = first
-    for name, shape in zip(names, [(V, D), *[(D, D), (D, D), (D,)] * 4, (D, V), (V,)]):
+    for name, shape in zip(names, _shapes(V, D)):
         if arrays[name].shape != shape:
             raise UserError(f"oracle.params={path!r}: {name} has shape {arrays[name].shape}; with "
                             f"an embedding of {first} it must be {shape}.")
     return [arrays[name] for name in names]
+
+
+def _shapes(V: int, D: int) -> list[tuple[int, ...]]:
+    """Of param_0 to param_14: embedding; W, U and b of three gates and the candidate; output."""
+    return [(V, D), *[(D, D), (D, D), (D,)] * 4, (D, V), (V,)]
 
 
 def _read(path: str, what: str) -> dict[str, np.ndarray]:

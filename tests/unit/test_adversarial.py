@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigjax.layers.sampling import categorical
 from bigjax.tasks._adversarial import Options, mask_of, shifted, states_of, write
 from bigjax.train import adversarial
 from tests.language import (
@@ -27,7 +28,8 @@ def test_written_texts_are_as_frequent_as_they_are_likely(language):
         at = {"table": params["table"] / temperature}
         want = np.exp(log_probability(p, at, every))
         np.testing.assert_allclose(want.sum(), 1, rtol=1e-5)
-        found = write(p, params, p.context(params, none, None), jax.random.key(0), n, temperature)
+        found = write(p, params, p.context(params, none, None), jax.random.key(0), n,
+                      functools.partial(categorical, temperature=temperature))
         counts = np.bincount(place(found, V), minlength=V ** T)[place(every, V)]
         assert counts.sum() == n  # nothing else, such as words after the end
         assert (np.abs(counts - n * want) < 5 * np.sqrt(n * want) + 1).all()

@@ -13,6 +13,7 @@ from bigjax.data.wordpiece import SPECIALS, WordPiece
 from bigjax.errors import UserError
 from bigjax.infer import headline as infer
 from bigjax.layers import params as params_lib
+from bigjax.layers.sampling import categorical
 from bigjax.models import headline as H
 from bigjax.tasks import headline as task
 from bigjax.tasks._adversarial import judge, mask_of, write
@@ -138,7 +139,8 @@ def test_special_pieces_are_neither_written_nor_learnt():
     players, params = networks(C)
     g, given = params["generator"], given_rows(C)
     context = players.context(g, given, None)
-    draw = jax.jit(lambda key: write(players, g, context, key, 4, 5.0))
+    draw = jax.jit(lambda key: write(
+        players, g, context, key, 4, functools.partial(categorical, temperature=5.0)))
     texts = np.concatenate([draw(jax.random.key(i)) for i in range(20)])
     written = set(texts[np.array(mask_of(players, texts))].tolist())
     assert written == {SEP, *range(5, V)}
