@@ -9,6 +9,7 @@ from bigjax.data import word_vectors
 from bigjax.data.augment import Augment, read_thesaurus
 from bigjax.data.headlines import HeadlineData, Headlines
 from bigjax.data.hot_words import write_hot_words
+from bigjax.data.sequences import InRounds
 from bigjax.data.wordpiece import WordPiece
 
 HOT_WORDS = "hot_words.txt"  # in a run's folder
@@ -28,9 +29,10 @@ class Corpus:
         self._changed = changes(options, headlines.tokenizer)
 
     def split(self, name: str, *, batch_size: int, seed: int | None = None):
-        """HeadlineData; of 'train' with a seed InRounds."""
+        """HeadlineData; of 'train' with a seed in rounds."""
         found = self._headlines.split(name, batch_size, seed)
-        return found if seed is None else InRounds(found, self._options, self._changed, seed)
+        return found if seed is None else ChangedInRounds(
+            found, self._options, self._changed, seed)
 
     def save(self, folder) -> None:
         """Writes the hot words, which a trained model is told again."""
@@ -38,29 +40,20 @@ class Corpus:
             write_hot_words(folder / HOT_WORDS, self.hot_words)
 
 
-class InRounds:
-    """Batches of `data`, as many at once as a round takes; like data.sequences.RoundData."""
+class ChangedInRounds(InRounds):
+    """Batches of HeadlineData in rounds, changed by changed(batch, seed, first_row, judged)."""
 
     def __init__(self, data: HeadlineData, options, changed: Callable, seed: int) -> None:
-        self._data, self._options, self._changed, self._seed = data, options, changed, seed
-        self.n_examples, self.n_batches = data.n_examples, data.n_batches
+        super().__init__(data, options.round)
+        self._generator_updates, self._changed, self._seed = (options.generator_updates, changed,
+                                                              seed)
 
-    def batch_at(self, step: int, rows: slice | None = None) -> dict:
-        """{phase: {name: [B, batches, ...]}} of round `step`, rows first; see HeadlineData."""
-        phase, n, before = self._options.round(step)
-        first_judged = {"mle": n, "discriminator": 0}.get(phase, self._options.generator_updates)
-        batches = []
-        for i in range(n):
-            batch = self._data.batch_at(before + i, rows)
-            first_row = rows.start or 0 if rows else 0
-            batches.append(self._changed(batch, [self._seed, before + i], first_row,
-                                         judged=i >= first_judged))
-        return {phase: {k: np.stack([batch[k] for batch in batches], axis=1) for k in batches[0]}}
-
-    def examples_at(self, step: int) -> list[str]:
-        """Which examples round `step` holds, as train:INDEX."""
-        _, n, before = self._options.round(step)
-        return [found for i in range(n) for found in self._data.examples_at(before + i)]
+    def _batch(self, phase: str, i: int, number: int, rows: slice | None) -> dict:
+        judged = phase == "discriminator" or (
+            phase == "adversarial" and i >= self._generator_updates)
+        first_row = rows.start or 0 if rows else 0
+        return self._changed(super()._batch(phase, i, number, rows), [self._seed, number],
+                             first_row, judged=judged)
 
 
 def changes(options, tokenizer: WordPiece) -> Callable[..., dict]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from bigjax import models
 from bigjax.data.files import cache_folder, write_atomically
-from bigjax.data.sequences import RoundData
+from bigjax.data.sequences import InRounds, Rows
 from bigjax.errors import UserError
 from bigjax.tasks import Task, family_for
 from bigjax.tasks._adversarial import (Options, Players, adversarial_task, check_training,
@@ -33,7 +33,7 @@ class Config(Options):
 
 
 def build(config, options: Config) -> Task:
-    """Batches: tokens int [B, T], weights [B, T]; in training several at once, see RoundData."""
+    """Batches: tokens int, weights [B, T]; in training several at once, see data.sequences."""
     check_training(config)
     family, c = family_for(config, "a generator and a discriminator (model.name='seqgan')",
                            lambda family: hasattr(family, "Discriminator"))
@@ -90,10 +90,12 @@ class OracleText:
                 raise UserError(f"The {split} sequences have word {tokens.max()}, outside the "
                                 f"vocabulary of {c.vocab_size}: delete them from data.cache_dir.")
 
-    def split(self, name: str, *, batch_size: int, seed: int | None = None) -> RoundData:
+    def split(self, name: str, *, batch_size: int, seed: int | None = None):
+        """Rows; with a seed InRounds."""
         tokens = self._splits[name]
-        return RoundData({"tokens": tokens, "weights": np.ones(tokens.shape, np.float32)},
-                         batch_size, seed, self._options.round)
+        rows = Rows({"tokens": tokens, "weights": np.ones(tokens.shape, np.float32)}, batch_size,
+                    seed)
+        return rows if seed is None else InRounds(rows, self._options.round)
 
     def _load(self, config, arrays, log) -> dict[str, np.ndarray]:
         o, T = config.oracle, config.data.seq_len

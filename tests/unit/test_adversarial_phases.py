@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax.data.sequences import RoundData
+from bigjax.data.sequences import InRounds, Rows
 from bigjax.errors import UserError
 from bigjax.tasks._adversarial import PHASES, Options, shifted
 from bigjax.train import adversarial
@@ -179,7 +179,8 @@ def test_options_that_are_refused(name, value):
 def round_data(seed, n=10, batch_size=4):
     arrays = {"tokens": np.arange(n * 2).reshape(n, 2), "weights": np.ones((n, 2), np.float32)}
     options = Options(mle_rounds=2, mle_updates=3, discriminator_rounds=1, pretrain_updates=2)
-    return RoundData(arrays, batch_size, seed, options.round)
+    rows = Rows(arrays, batch_size, seed)
+    return rows if seed is None else InRounds(rows, options.round)
 
 
 def test_a_round_is_a_function_of_seed_and_step():

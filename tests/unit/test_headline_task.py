@@ -105,7 +105,7 @@ def test_only_what_the_discriminator_sees_is_changed_in_a_round():
         seen.append((*seed, first_row, judged))
         return batch
 
-    found = rounds.InRounds(Data(), o, changed, 7)
+    found = rounds.ChangedInRounds(Data(), o, changed, 7)
     got = [found.batch_at(step, slice(2, 4)) for step in range(3)]
     assert [list(x) for x in got] == [["mle"], ["discriminator"], ["adversarial"]]
     assert [x.tolist() for d in got for b in d.values() for x in b.values()] == [
