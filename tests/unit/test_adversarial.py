@@ -108,7 +108,9 @@ def test_rollouts_follow_what_their_own_row_is_given():
     ("fixed length", dict(rollouts=0, reward="log_odds")),
     ("fixed length", dict(rollouts=4, baseline="batch")),
     ("fixed length", dict(rollouts=2, baseline="batch", standardize=True)),
+    ("fixed length", dict(rollouts=0, reward="log_odds", likelihood=0.5, kl=1.0)),
     ("with an end", dict(rollouts=4, baseline="batch")),
+    ("with an end", dict(rollouts=0, baseline="batch", likelihood=1.0, kl=0.5)),
     ("with an end", dict(rollouts=0))])
 def test_an_update_climbs_the_expected_reward(language, options):
     V, end_id = LANGUAGES[language]
@@ -121,7 +123,9 @@ def test_an_update_climbs_the_expected_reward(language, options):
     def expected(params, values):
         return (jnp.exp(log_probability(p, params, every)) * values).sum()
 
-    want = jax.grad(expected)(g, reward_of(p, d, every))["table"]
+    log_p, log_q = (log_probability(p, x, every) for x in (g, before.extras["reference"]))
+    worth = reward_of(p, d, every) + p.options.likelihood * log_q - p.options.kl * (log_p - log_q)
+    want = jax.grad(expected)(g, worth)["table"]
     got = after.params["generator"]["table"] - g["table"]
     cosine = (want * got).sum() / jnp.linalg.norm(want.ravel()) / jnp.linalg.norm(got.ravel())
     assert cosine > 0.97
