@@ -130,8 +130,6 @@ def _config():
         f"--config={CONFIG}",
         f"--config.task.mle_updates={EPOCH_UPDATES}",
         f"--config.task.pretrain_updates={JUDGE_UPDATES}",
-        # 156 batches are written in 6 goes; 157 is a prime number, so they would be in 157.
-        f"--config.task.negatives={JUDGE_UPDATES // 2}",
         "--config.task.discriminator_updates=0"]).config()  # in adversarial rounds
     return config
 

@@ -17,7 +17,8 @@ from bigjax.layers.sampling import categorical
 from bigjax.parallel import sharding
 from bigjax.tasks._adversarial import shifted, write
 
-AT_ONCE = 1000  # texts
+TEXTS = 10_000
+AT_ONCE = 512  # texts: so few that their logits stay in the cache
 
 
 def build(name: str, entry, context: Context):
@@ -35,7 +36,7 @@ def build(name: str, entry, context: Context):
     at_once = -(-AT_ONCE // batch_size) * batch_size  # so that rows divide over the devices
     data = corpus.split(entry.split, batch_size=at_once)
     rows = sharding.local_rows(context.mesh, at_once)
-    n = entry.batches or 10
+    n = entry.batches or -(-TEXTS // at_once)
 
     @functools.partial(jax.jit, static_argnames="temperature")
     def written(params, key, temperature):

@@ -109,7 +109,8 @@ class Generator(nn.Module):
                                      jnp.ones_like(tokens_B)[:, None], cache=cache)
             return logits[:, 0], (at + 1, cache)
         x, state = self.recurrent.step(self.embed(tokens_B), state)
-        return self.head(x).astype(jnp.float32), state
+        x, kernel = losses.bias_as_row(x, *self.head.weights(x.shape[-1:]))
+        return (x @ kernel).astype(jnp.float32), state
 
 
 def begin(c: Config, batch: int) -> Any:

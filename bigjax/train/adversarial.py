@@ -16,7 +16,7 @@ from bigjax.layers.sampling import categorical
 from bigjax.tasks._adversarial import go_on, judge, mask_of, shifted, states_of, write
 from bigjax.train.state import State
 
-WRITTEN_AT_ONCE = 2048  # rows: more are written in turn, to bound the memory that logits take
+WRITTEN_AT_ONCE = 512  # rows: more are written in turn, so few that their logits stay in the cache
 
 
 def optimizers(config, options, params) -> dict[str, optax.GradientTransformation]:
