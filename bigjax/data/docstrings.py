@@ -64,7 +64,7 @@ def records(cache_dir: str = "~/.cache/bigjax", processes: int | None = None) ->
     cached = _read_cache(path)
     if cached is not None:
         return cached
-    found = _topics() + _parse(_python_files(), processes or min(8, os.cpu_count() or 1))
+    found = _topics() + _parse(python_files(), processes or min(8, os.cpu_count() or 1))
     seen: set[str] = set()
     kept = []
     for record in found:
@@ -97,7 +97,7 @@ def _topics() -> list[Record]:
     return [Record("python", f"help.{name}", topics[name].strip()) for name in sorted(topics)]
 
 
-def _python_files() -> list[list[str]]:
+def python_files() -> list[list[str]]:
     """[library, module, path] of each file to read, sorted."""
     roots = [("python", "", Path(sysconfig.get_paths()["stdlib"]))]
     for package in PACKAGES:

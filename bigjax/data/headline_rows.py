@@ -44,7 +44,7 @@ def read_headlines(spec: str, data: Any, *, with_headlines: bool = True,
     its package or belong to it; impressions are the number of those files. So clicks over
     impressions is how often a file that could use the thing does. Where the same short name is
     something else in such a file, it counts too. The first call takes about 20 s, and the counts
-    are kept in data.cache_dir.
+    are kept in data.cache_dir; without `with_clicks` nothing is counted.
 
     Args:
       with_headlines: False for articles alone: headline is "" where there is none.
@@ -54,7 +54,7 @@ def read_headlines(spec: str, data: Any, *, with_headlines: bool = True,
     or published, clicks or impressions that are not numbers of at least 0, and as `read_table`.
     """
     if spec.startswith("docstrings:"):
-        return _docstring_rows(spec, data)
+        return _docstring_rows(spec, data, with_clicks)
     columns = data.columns
     needed = {"headline": with_headlines, "article": not with_headlines}
     for name in (name for name in needed if needed[name] and not columns[name]):
@@ -152,9 +152,10 @@ class ClickRates:
     rate near the mean. Where no training row has impressions there is nothing to smooth with, and
     the rate is clicks over the mean clicks of a row: 1 is as many as usual.
 
-    Attributes: `mean`; `boundaries` float64 [<= n_buckets - 1], quantiles of the training rates:
-    bucket 1 is below the first, bucket 0 a row whose rate is not known. Where many rates are
-    equal there are fewer.
+    Attributes: `mean`; `boundaries` float64 [<= n_buckets - 1], quantiles of the training rates.
+    Bucket 0 is a row whose rate is not known, 1 one below the first boundary, `n_buckets` one from
+    the last on. Where many rates are equal there are fewer boundaries, and some numbers between
+    those two are left out; where all are, there is none, and all are in bucket 1.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], n_buckets: int, smoothing: float) -> None:
@@ -166,7 +167,10 @@ class ClickRates:
         self._has_any = bool(known)
         rates = [self._rate(row) for row in known]
         cuts = np.arange(1, n_buckets) / max(n_buckets, 1)
-        self.boundaries = np.unique(np.quantile(rates, cuts)) if known else np.zeros(0)
+        found = np.unique(np.quantile(rates, cuts)) if known else np.zeros(0)
+        self.boundaries = found[found > min(rates, default=0)]
+        n = len(self.boundaries)
+        self._buckets = 1 + np.rint(np.arange(n + 1) * (n_buckets - 1) / max(n, 1)).astype(np.int32)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]
                  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -174,8 +178,8 @@ class ClickRates:
         known = np.array([self._has_any and self._known(row) for row in rows], bool)
         rates = np.array([self._rate(row) if is_known else 0. for row, is_known in
                           zip(rows, known)], np.float64)
-        buckets = np.where(known, 1 + np.searchsorted(self.boundaries, rates, "right"), 0)
-        return buckets.astype(np.int32), rates.astype(np.float32), known.astype(np.float32)
+        buckets = self._buckets[np.searchsorted(self.boundaries, rates, "right")]
+        return np.where(known, buckets, 0).astype(np.int32), rates.astype(np.float32), known.astype(np.float32)
 
     def _known(self, row: Mapping[str, Any]) -> bool:
         return row["clicks"] is not None and (not self._per_impression or bool(row["impressions"]))
@@ -248,18 +252,18 @@ def _time(text: str | None, where: str) -> float | None:
     return (found if found.tzinfo else found.replace(tzinfo=datetime.timezone.utc)).timestamp()
 
 
-def _docstring_rows(spec: str, data: Any) -> list[dict[str, Any]]:
+def _docstring_rows(spec: str, data: Any, with_clicks: bool) -> list[dict[str, Any]]:
     if spec != DOCSTRINGS:
         raise UserError(f'there is no headline set {spec!r}; the docstrings give "{DOCSTRINGS}".')
     records = docstrings.records(data.cache_dir)
-    uses = _cached_uses(records, data.cache_dir)
+    uses = _cached_uses(records, data.cache_dir) if with_clicks else {}
     rows = []
     for record in records:
         title, _, body = record.doc.strip().partition('\n')
         if len(body.strip()) >= _MIN_BODY_CHARS:
-            clicks, impressions = uses[record.name]
+            clicks, impressions = map(float, uses[record.name]) if uses else (None, None)
             rows.append({"headline": title.strip(), "article": body.strip(),
-                         "clicks": float(clicks), "impressions": float(impressions),
+                         "clicks": clicks, "impressions": impressions,
                          "published": None, "tags": [record.library],
                          "where": f"docstring of {record.name}", "row": record._asdict()})
     return rows
@@ -276,7 +280,7 @@ def _cached_uses(records: Sequence[docstrings.Record],
             return cached
     except (OSError, ValueError, TypeError):  # absent or damaged: counting again costs seconds
         pass
-    uses = count_uses(((module, path) for _, module, path in docstrings._python_files()), names)
+    uses = count_uses(((module, path) for _, module, path in docstrings.python_files()), names)
     write_atomically(path, json.dumps(uses).encode())
     return uses
 

@@ -26,13 +26,12 @@ class Corpus:
         self.tokenizer, self.fingerprint = headlines.tokenizer, headlines.fingerprint
         self.hot_words, self.rows = headlines.hot_words, headlines.rows
         self._headlines, self._options = headlines, options
-        self._changed = changes(options, headlines.tokenizer)
 
     def split(self, name: str, *, batch_size: int, seed: int | None = None):
         """HeadlineData; of 'train' with a seed in rounds."""
         found = self._headlines.split(name, batch_size, seed)
         return found if seed is None else ChangedInRounds(
-            found, self._options, self._changed, seed)
+            found, self._options, changes(self._options, self.tokenizer), seed)
 
     def save(self, folder) -> None:
         """Writes the hot words, which a trained model is told again."""

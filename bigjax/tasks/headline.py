@@ -59,6 +59,8 @@ def build(config, options: Config) -> Task:
     headline_options(config, c, options)
 
     def load_data(log=print, tokenizer=None, splits=None):
+        if tokenizer is None:  # a training run
+            _vectors(options, c)  # refused before the data are read
         found = data.load_headlines(config.data, headline_options(config, c, options), log,
                                     tokenizer, splits or SPLITS)
         check_tokenizer(found.tokenizer, c)
@@ -68,7 +70,7 @@ def build(config, options: Config) -> Task:
         c, make_players(family, c, options, config.data.seq_len),
         {"generator": family.Generator(c), "discriminator": family.Discriminator(c)},
         _examples(c, config.data.seq_len), load_data,
-        prepare=lambda params, corpus: _with_vectors(params, options, corpus.tokenizer))
+        prepare=lambda params, corpus: _with_vectors(params, options, c, corpus.tokenizer))
 
 
 def headline_options(config, c, options: Config) -> data.HeadlineOptions:
@@ -122,17 +124,25 @@ def _examples(c, length: int) -> dict[str, tuple]:
             "discriminator": (row(length), row(length, bool), given)}
 
 
-def _with_vectors(params, options: Config, tokenizer):
+def _vectors(options: Config, c) -> word_vectors.WordVectors | None:
+    """Those of task.embeddings, if any."""
+    if not options.embeddings:
+        return None
+    vectors = word_vectors.read(options.embeddings)
+    if vectors.table.shape[1] != c.d_model:
+        raise UserError(f"task.embeddings={options.embeddings!r} has vectors of "
+                        f"{vectors.table.shape[1]} numbers, and model.d_model is {c.d_model}: "
+                        "set that to the same, or make others with `bigjax embeddings`.")
+    return vectors
+
+
+def _with_vectors(params, options: Config, c, tokenizer):
     """The parameters with the vectors of task.embeddings in the generator's embedding: of the
     pieces that have one, at the scale of what was drawn."""
-    if not options.embeddings:
+    vectors = _vectors(options, c)
+    if vectors is None:
         return params
-    vectors = word_vectors.read(options.embeddings)
     table = params["generator"]["embed"]["embedding"]
-    if vectors.table.shape[1] != table.shape[1]:
-        raise UserError(f"task.embeddings={options.embeddings!r} has vectors of "
-                        f"{vectors.table.shape[1]} numbers, and model.d_model is {table.shape[1]}: "
-                        "set that to the same, or make others with `bigjax embeddings`.")
     found = {i: vectors.row[name] for i, name in enumerate(piece_names(tokenizer))
              if name in vectors.row}
     if not found:

@@ -185,7 +185,7 @@ def test_docstrings_as_headlines(tmp_path, monkeypatch):
                docstrings.Record("pkg", "pkg.g", "Does something else.\n\nShort.")]
     path = write(tmp_path / "a.py", "import pkg\npkg.f(pkg.f)\n")
     monkeypatch.setattr(docstrings, "records", lambda cache_dir: records)
-    monkeypatch.setattr(docstrings, "_python_files", lambda: [["pkg", "a", path]])
+    monkeypatch.setattr(docstrings, "python_files", lambda: [["pkg", "a", path]])
     data = section(cache_dir=str(tmp_path / "cache"))
     (found,) = R.read_headlines("docstrings:headline", data)
     assert found["headline"] == "Does it." and found["article"] == body
@@ -221,7 +221,16 @@ def test_buckets_are_of_equal_size_where_rates_differ():
     rows = [row(clicks=c, impressions=1000) for c in rng.permutation(800)]
     assert np.bincount(ClickRates(rows, 8, 50)(rows)[0]).tolist() == [0] + [100] * 8
     same = [row(clicks=5, impressions=10)] * 9
-    assert set(ClickRates(same, 8, 50)(same)[0].tolist()) == {2}  # one boundary, at their rate
+    assert set(ClickRates(same, 8, 50)(same)[0].tolist()) == {1}
+
+
+@pytest.mark.parametrize("clicks, buckets", [
+    ([0, 0, 0, 0, 0, 0, 1, 2], [1, 1, 1, 1, 1, 1, 5, 8]),
+    ([0, 1, 2, 2, 2, 2, 2, 2], [1, 3, 8, 8, 8, 8, 8, 8]),
+    ([1, 1, 1, 3], [1, 1, 1, 8])])
+def test_equal_rates_leave_the_first_and_the_last_bucket_filled(clicks, buckets):
+    rows = [row(clicks=c, impressions=1000) for c in clicks]
+    assert ClickRates(rows, 8, 0)(rows)[0].tolist() == buckets
 
 
 @pytest.mark.parametrize("train, n_buckets", [([row()], 8), ([row(clicks=1)], 0), ([], 8)])
@@ -259,7 +268,7 @@ def test_examples_by_hand():
     assert source(examples, 1) == "[SEP] b c [SEP]" and examples.history.tolist() == [3, 1]
     assert [text(one) for one in examples.tokens] == [
         "a ##b [SEP] [PAD]", "e [SEP] [PAD] [PAD]"]
-    assert examples.n_tokens.tolist() == [3, 2] and examples.clicks.tolist() == [2, 0]
+    assert examples.n_tokens.tolist() == [3, 2] and examples.clicks.tolist() == [1, 0]
     assert examples.click_weight.tolist() == [1, 0] and text(examples.hot[0]) == "y [PAD] [PAD]"
     assert examples.cut == []
 

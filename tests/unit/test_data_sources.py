@@ -255,7 +255,7 @@ def small_library(tmp_path, monkeypatch):
     write(tmp_path / "broken.py", "def (")
     write(tmp_path / "two.py", '"""The second module\n\n    of it."""\n')
     jobs = [["lib", name, str(tmp_path / f"{name}.py")] for name in ("one", "broken", "two")]
-    monkeypatch.setattr(docstrings, "_python_files", lambda: jobs)
+    monkeypatch.setattr(docstrings, "python_files", lambda: jobs)
     monkeypatch.setattr(docstrings, "_topics", lambda: [])
     return tmp_path
 
@@ -295,7 +295,7 @@ def test_docstring_fingerprint_sees_versions(monkeypatch):
 
 
 def test_installed_files_are_found_without_tests():
-    modules = {module for _, module, _ in docstrings._python_files()}
+    modules = {module for _, module, _ in docstrings.python_files()}
     assert {"json.decoder", "numpy.linalg", "jax.numpy", "optax"} <= modules
     assert not any({"test", "tests"} & set(module.split(".")) for module in modules)
 
@@ -304,7 +304,7 @@ def test_docstring_reading_does_not_run_the_main_program_again(small_library):
     """A script without an `if __name__` guard, where spawned workers would start it over."""
     script = write(small_library / "main_script.py", f'''
 from bigjax.data import docstrings
-docstrings._python_files = lambda: [["lib", "one", {str(small_library / "one.py")!r}]] * 2
+docstrings.python_files = lambda: [["lib", "one", {str(small_library / "one.py")!r}]] * 2
 docstrings._topics = lambda: []
 print("main ran", len(docstrings.records({str(small_library / "c")!r}, 2)))
 ''')
