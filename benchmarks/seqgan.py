@@ -142,16 +142,12 @@ def _repeat(c, mesh, task):
     from bigjax.evals.oracle import AT_ONCE
     from bigjax.parallel import sharding
     from bigjax.tasks._adversarial import write
-    from bigjax.train import adversarial, state as state_lib
-    from bigjax.train.step import packed, unpack
+    from bigjax.train import program as program_lib
+    from bigjax.train.step import unpack
 
     n, T, options = c.train.batch_size, c.data.seq_len, task.players.options
-    txs = adversarial.optimizers(c, options, jax.eval_shape(task.init, jax.random.key(0))["params"])
-    init = state_lib.make_init(task, adversarial.init_only(txs), c.seed, ema=False)
-    shardings = state_lib.shardings(mesh, task, jax.eval_shape(init))
-    state = jax.jit(init, out_shardings=shardings)()
-    one_round = jax.jit(packed(adversarial.make_round(task, txs, c.seed)), donate_argnums=0,
-                        out_shardings=(shardings, None))
+    program = program_lib.make(c, task, mesh)
+    state = jax.jit(program.init, out_shardings=program.shardings)()
     at_once = -(-AT_ONCE // n) * n
     draw = jax.jit(lambda params, key: sharding.constrain(
         write(task.players, params, (), key, at_once), "batch", "length"))
@@ -173,7 +169,7 @@ def _repeat(c, mesh, task):
             keys = jax.random.split(jax.random.key(0), -(-SEQUENCES // at_once))
             texts = [draw(state.params["generator"], key) for key in keys]
             return {"sequences": sum(map(len, jax.device_get(texts)))}
-        state, metrics = one_round(state, None, batches[name])
+        state, metrics = program.step(state, None, batches[name])
         values = unpack(jax.device_get(jax.block_until_ready((state, metrics))[1]))
         assert not state.halted, values
         network = "discriminator" if name == "discriminator" else "generator"

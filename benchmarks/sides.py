@@ -70,30 +70,24 @@ def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
     cpu.keep_freed_memory()  # as bigjax/main.py does
     import jax
 
-    from bigjax import optim, tasks
+    from bigjax import tasks
     from bigjax.parallel import mesh as mesh_lib, sharding
-    from bigjax.train import state as state_lib
-    from bigjax.train.step import make_step
+    from bigjax.train import program as program_lib
+    from bigjax.train.step import unpack
     from bigjax.trees import count
 
     n = c.train.batch_size
     mesh = mesh_lib.start(c.mesh, n)
-    task = tasks.build(c)
-    tx = optim.make(c.optim, c.train.steps, jax.eval_shape(task.init, jax.random.key(0))["params"])
-    init = state_lib.make_init(task, tx, c.seed, ema=False)
-    shardings = state_lib.shardings(mesh, task, jax.eval_shape(init))
-    state = jax.jit(init, out_shardings=shardings)()
+    program = program_lib.make(c, tasks.build(c), mesh)
+    state = jax.jit(program.init, out_shardings=program.shardings)()
     parameters = count(state.params)
-    schedule = optim.make_schedule(c.optim, c.train.steps)
-    step = jax.jit(make_step(task, tx, schedule, seed=c.seed), donate_argnums=0,
-                   out_shardings=(shardings, None))
     batch = sharding.put_batch(mesh, make_batch(), slice(0, n), n)
 
     def repeat(_: str) -> dict:
         nonlocal state
-        state, metrics = step(state, None, batch)
+        state, metrics = program.step(state, None, batch)
         jax.block_until_ready((state, metrics))
-        return {"loss": float(metrics["loss"])}
+        return {"loss": unpack(jax.device_get(metrics))["loss"]}
 
     first = repeat("")["loss"]  # compiles
     repeat("")

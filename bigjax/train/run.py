@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax import config as config_lib
-from bigjax import data, evals, models, optim, tasks
+from bigjax import data, evals, models, tasks
 from bigjax.errors import RunError, UserError
 from bigjax.evals.context import Context, derive
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
-from bigjax.train import adversarial, hooks as hooks_lib
-from bigjax.train import init_from, load, loop, metrics, state as state_lib, workdir as workdir_lib
+from bigjax.train import hooks as hooks_lib, init_from, load, loop, metrics
+from bigjax.train import program as program_lib, workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State
-from bigjax.train.step import make_step, packed, unpack
+from bigjax.train.step import unpack
 from bigjax.trees import count, named_leaves
 
 # Else the run stops. Adversarial training has them by network, as generator/loss.
@@ -60,7 +60,7 @@ class _Run:
         self.config, self.source = _resolved(config, workdir)
         config = self.config
         self.task = tasks.build(config)
-        self._shapes()
+        self.program = program_lib.make(config, self.task, self.mesh)
         if workdir_lib.has_checkpoints(workdir):
             workdir_lib.check_same_run(workdir, config, self.log)
         self.corpus = self.task.load_data(self.log)
@@ -89,24 +89,6 @@ class _Run:
                 raise UserError(f"config.{key}='eval/{rest}': evaluation {name!r} gives "
                                 f"{', '.join(known)}.")
 
-    def _shapes(self) -> None:
-        """Abstract state and its shardings: refuses a layout that does not divide."""
-        c = self.config
-        params = jax.eval_shape(self.task.init, jax.random.key(0))["params"]
-        if self.task.players:
-            txs = adversarial.optimizers(c, self.task.players.options, params)
-            tx, self.step = (adversarial.init_only(txs),
-                             adversarial.make_round(self.task, txs, c.seed))
-        else:
-            tx = optim.make(c.optim, self.steps, params)
-            schedule = optim.make_schedule(c.optim, self.steps)
-            self.step = make_step(self.task, tx, schedule, seed=c.seed,
-                                  accumulate=c.train.accumulate, ema=c.train.ema)
-        self.init = state_lib.make_init(self.task, tx, c.seed, c.train.ema > 0)
-        shapes = jax.eval_shape(self.init)
-        self.shardings = state_lib.shardings(self.mesh, self.task, shapes)
-        self.abstract = state_lib.abstract(shapes, self.shardings)
-
     def train(self) -> None:
         state, start = self._first_state()
         if self.early_stop.stopped:
@@ -134,8 +116,6 @@ class _Run:
             for name, entry in self.config.evals.items()]
         hooks = [*evaluations, self.early_stop,
                  hooks_lib.Save(self._save, self.config.checkpoint.every), stop]
-        step_fn = jax.jit(packed(self.step), donate_argnums=0,
-                          out_shardings=(self.shardings, None))
         frozen = self.task.frozen()
         batches = data.iterate(self._batch_at, start, self.steps)
         try:
@@ -144,7 +124,7 @@ class _Run:
                     hook(0, state)
             self.first_step = start + 1
             state, done = loop.run(
-                state, lambda s, b: step_fn(s, frozen, b), batches, start=start, steps=self.steps,
+                state, lambda s, b: self.program.step(s, frozen, b), batches, start=start, steps=self.steps,
                 report=self._report, hooks=hooks)
             if self.bad_step:
                 self._explain(state, frozen)
@@ -171,12 +151,12 @@ class _Run:
 
     def _first_state(self) -> tuple[State, int]:
         c = self.config
-        found = self.checkpoints.restore_newest(self.abstract, self.log)
+        found = self.checkpoints.restore_newest(self.program.abstract, self.log)
         source, origin = "this work folder", self.workdir
         if found is None and c.resume_from:
             workdir_lib.check_same_run(c.resume_from, c, self.log)
             other = Checkpoints(workdir_lib.existing(c.resume_from), read_only=True)
-            found = other.restore_newest(self.abstract, self.log)
+            found = other.restore_newest(self.program.abstract, self.log)
             source = origin = c.resume_from
             if found is None:
                 raise UserError(f"config.resume_from={c.resume_from!r} has no checkpoint.")
@@ -197,9 +177,9 @@ class _Run:
             source = init_from.open_source(c.init_from, c.data.cache_dir)
         if source:
             init_from.check_tokenizer(source, c.init_reset, self.corpus.tokenizer, self.log)
-            init_from.check_labels(source, self.abstract.params, c.init_reset,
+            init_from.check_labels(source, self.program.abstract.params, c.init_reset,
                                    c.task.get("labels", ()), self.log)
-        state = jax.jit(self.init, out_shardings=self.shardings)()
+        state = jax.jit(self.program.init, out_shardings=self.program.shardings)()
         if source:
             self.log(f"Starting at step 0 with the parameters of {c.init_from}.")
             params = init_from.initialise(state.params, source, c.init_reset, self.log)
@@ -213,7 +193,7 @@ class _Run:
         extras = state.extras
         if self.task.players:  # the old generators that adversarial training keeps
             extras = jax.device_put({k: copy(params["generator"]) for k in extras},
-                                    self.shardings.extras)
+                                    self.program.shardings.extras)
         ema = None if state.ema is None else copy(params)
         return state._replace(params=params, extras=extras, ema=ema), 0
 
@@ -235,7 +215,7 @@ class _Run:
                     f"{self.data.epoch_steps:.0f} steps")
         if hasattr(self.data, "padding"):
             work += f", {self.data.padding:.1%} of the tokens are padding"
-        self.log(f"{count(self.abstract.params):,} parameters on {self.mesh.size} {kind} "
+        self.log(f"{count(self.program.abstract.params):,} parameters on {self.mesh.size} {kind} "
                  f"device(s), {mesh}; {work}. Compiling...")
 
     # --- Reports ------------------------------------------------------------------------------

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from bigjax import data, optim, tasks
+from bigjax import data, tasks
 from bigjax.errors import UserError
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
-from bigjax.train import state as state_lib
-from bigjax.train.step import make_step
+from bigjax.train import program as program_lib
+from bigjax.train.step import unpack
 from bigjax.trees import named_leaves
 
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 4, 1), (2, 1, 4), (1, 2, 4), (2, 2, 2)]
@@ -32,21 +32,15 @@ def train(c, mesh_sizes, corpus, steps=10):
     mesh = mesh_lib.make_mesh(sizes(*mesh_sizes), jax.devices()[:n])
     with jax.set_mesh(mesh):
         task = tasks.build(c)
-        params = jax.eval_shape(task.init, jax.random.key(0))["params"]
-        tx = optim.make(c.optim, steps, params)
-        init = state_lib.make_init(task, tx, c.seed, c.train.ema > 0)
-        shardings = state_lib.shardings(mesh, task, jax.eval_shape(init))
-        state = jax.jit(init, out_shardings=shardings)()
-        step = jax.jit(make_step(task, tx, optim.make_schedule(c.optim, steps), seed=c.seed,
-                                 accumulate=c.train.accumulate, ema=c.train.ema),
-                       out_shardings=(shardings, None))
+        program = program_lib.make(c, task, mesh)
+        state = jax.jit(program.init, out_shardings=program.shardings)()
         batches = corpus.split("train", batch_size=c.train.batch_size, seed=c.seed)
         losses = []
         for i in range(steps):
             batch = sharding.put_batch(mesh, batches.batch_at(i), slice(0, c.train.batch_size),
                                        c.train.batch_size)
-            state, metrics = step(state, None, batch)
-            losses.append(float(metrics["loss"]))
+            state, metrics = program.step(state, None, batch)
+            losses.append(unpack(jax.device_get(metrics))["loss"])
     return losses, named_leaves(jax.device_get(state.params)), state
 
 

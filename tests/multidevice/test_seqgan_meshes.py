@@ -9,8 +9,8 @@ import pytest
 from bigjax import config, tasks
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
-from bigjax.train import adversarial
-from bigjax.train import state as state_lib
+from bigjax.train import program as program_lib
+from bigjax.train.step import unpack
 from bigjax.trees import named_leaves
 
 TINY = str(pathlib.Path(__file__).parents[1] / "tiny_seqgan.py")
@@ -36,18 +36,13 @@ def train(c, data, fsdp, tensor):
     task = tasks.build(c)
     rows = task.load_data(log=lambda text: None).split("train", batch_size=16, seed=c.seed)
     with jax.set_mesh(mesh):
-        params = jax.eval_shape(task.init, jax.random.key(0))["params"]
-        txs = adversarial.optimizers(c, task.players.options, params)
-        init = state_lib.make_init(task, adversarial.init_only(txs), c.seed, False)
-        shardings = state_lib.shardings(mesh, task, jax.eval_shape(init))
-        state = jax.jit(init, out_shardings=shardings)()
-        one_round = jax.jit(adversarial.make_round(task, txs, c.seed),
-                            out_shardings=(shardings, None))
+        program = program_lib.make(c, task, mesh)
+        state = jax.jit(program.init, out_shardings=program.shardings)()
         found = []
         for i in range(3):
             batch = sharding.put_batch(mesh, rows.batch_at(i), slice(0, 16), 16)
-            state, metrics = one_round(state, None, batch)
-            found.append(jax.device_get(metrics))
+            state, metrics = program.step(state, None, batch)
+            found.append(unpack(jax.device_get(metrics)))
     return found, named_leaves(jax.device_get((state.params, state.extras))), state
 
 

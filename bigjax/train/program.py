@@ -1,0 +1,40 @@
+"""What a run compiles: its state's shapes and layout, and its step."""
+
+from typing import Callable, NamedTuple
+
+import jax
+
+from bigjax import optim
+from bigjax.train import adversarial, state as state_lib
+from bigjax.train.state import State
+from bigjax.train.step import make_step, packed
+
+
+class Program(NamedTuple):
+    """init() -> State at step 0. step: a compiled-when-called (state, frozen, batch) -> (state,
+    metrics), which gives its state's memory away; metrics as `step.packed` makes them.
+
+    abstract, shardings: the State as ShapeDtypeStructs, and where it lies.
+    """
+    init: Callable
+    step: Callable
+    abstract: State
+    shardings: State
+
+
+def make(config, task, mesh) -> Program:
+    """The program of a config on a mesh. UserError for a layout that does not divide."""
+    params = jax.eval_shape(task.init, jax.random.key(0))["params"]
+    if task.players:
+        txs = adversarial.optimizers(config, task.players.options, params)
+        tx, step = adversarial.init_only(txs), adversarial.make_round(task, txs, config.seed)
+    else:
+        tx = optim.make(config.optim, config.train.steps, params)
+        schedule = optim.make_schedule(config.optim, config.train.steps)
+        step = make_step(task, tx, schedule, seed=config.seed, accumulate=config.train.accumulate,
+                         ema=config.train.ema)
+    init = state_lib.make_init(task, tx, config.seed, config.train.ema > 0)
+    shapes = jax.eval_shape(init)
+    shardings = state_lib.shardings(mesh, task, shapes)
+    step = jax.jit(packed(step), donate_argnums=0, out_shardings=(shardings, None))
+    return Program(init, step, state_lib.abstract(shapes, shardings), shardings)
