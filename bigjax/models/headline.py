@@ -1,8 +1,9 @@
 """A headline from its article: an encoder, a generator that attends, and their discriminator.
 
 The generator is recurrent and attends after the recurrence, without input feeding, so that training
-sees all positions at once (https://arxiv.org/abs/1508.04025). It is told what was published before,
-how much readers shall click, and hot words.
+sees all positions at once (https://arxiv.org/abs/1508.04025). What it attends to it may also copy
+(https://arxiv.org/abs/1704.04368). It is told what was published before, how much readers shall
+click, and hot words.
 """
 
 import dataclasses
@@ -64,7 +65,7 @@ class Generator(nn.Module):
     """The next token of each headline; read whole (`logits`) or token by token (`step`).
 
     `given` is a batch of data.headlines. What `context` makes of it has rows first: memory
-    [B, S, D] and its mask, the state to begin with, hot ids [B, K] and their mask.
+    [B, S, D], its tokens and its mask, the state to begin with, hot ids [B, K] and their mask.
     """
     config: Config
 
@@ -91,6 +92,7 @@ class Generator(nn.Module):
         self.recurrent = Recurrent(c.generator, c.d_model, c.n_layers, **types)
         self.query = dense(c.d_model, use_bias=False)
         self.mix = dense(c.d_model)
+        self.copy = dense(1)
         self.bias = param(self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",),
                           c.param_dtype)
 
@@ -116,8 +118,8 @@ class Generator(nn.Module):
         parts = jnp.split(jnp.tanh(self.initial(summary)),
                           c.n_layers * (1 + (c.generator == "lstm")), axis=-1)
         state = tuple(zip(parts[::2], parts[1::2]) if c.generator == "lstm" else parts)
-        return {"memory": memory, "mask": mask, "state": state, "hot": given["hot"],
-                "hot_mask": _once(given["hot"], given["hot_mask"])}
+        return {"memory": memory, "source": given["source"], "mask": mask, "state": state,
+                "hot": given["hot"], "hot_mask": _once(given["hot"], given["hot_mask"])}
 
     def _encode(self, source_BS, types_BS, mask_BS, rng) -> jax.Array:
         """[B, S, D]."""
@@ -156,7 +158,7 @@ class Generator(nn.Module):
 
     def _attend(self, h_BTD, context: dict, rng) -> jax.Array:
         """Logits from states: of tanh(W [what they attend to; h]), and a bias of hot words that
-        the gate sizes."""
+        the gate sizes; mixed with the words attended to, by how much these are copied."""
         memory, mask_B1S = context["memory"], context["mask"][:, None]
         score = jnp.einsum("BTD,BSD->BTS", self.query(h_BTD), memory).astype(jnp.float32)
         share = jax.nn.softmax(jnp.where(mask_B1S, score, NEVER)) * mask_B1S
@@ -164,12 +166,15 @@ class Generator(nn.Module):
         y = jnp.tanh(self.mix(jnp.concatenate([read, h_BTD], axis=-1)))
         y = dropout(y, self.config.dropout, rng)
         logits = self.embed.attend(y) + self.bias.astype(jnp.float32)
+        rows = jnp.arange(len(y))[:, None]
         if self.config.hot_per_example:
             more_B1T = self.gate(y).astype(jnp.float32).swapaxes(1, 2)
-            rows = jnp.arange(len(y))[:, None]
             logits = logits.at[rows, :, context["hot"]].add(
                 context["hot_mask"][..., None] * more_B1T)
-        return logits + self._never()
+        copied_BT1 = jax.nn.sigmoid(self.copy(y).astype(jnp.float32))
+        p = (1 - copied_BT1) * jax.nn.softmax(logits + self._never())
+        p = p.at[rows, :, context["source"]].add((copied_BT1 * share).swapaxes(1, 2))
+        return jnp.log(jnp.maximum(p, 1e-20)) + self._never()
 
     def _never(self) -> jax.Array:
         """float32 [V]: what keeps [PAD], [UNK], [CLS] and [MASK] from being written."""

@@ -123,15 +123,42 @@ def test_it_reads_what_it_is_given_and_no_padding(encoder):
     assert np.abs(logits({**given, "clicks": np.array([2, 2, 0, 3])}) - want).max((1, 2))[0] > 1e-4
 
 
+def copying(g, bias):
+    """The generator's parameters with another bias of how much is copied."""
+    return {**g, "copy": {**g["copy"], "bias": jnp.full(1, float(bias))}}
+
+
+def test_what_is_attended_to_may_be_copied():
+    players, params = networks(C)
+    given = given_rows(C)
+
+    def p(bias):
+        g = copying(params["generator"], bias)
+        logits = players.logits(g, players.context(g, given, None), TOKENS, None)
+        return np.array(jax.nn.softmax(logits))
+
+    own, both, copied = p(-30), p(0), p(30)
+    for row, n in enumerate((S, 5, 1)):  # the last has no source
+        words = sorted(set(given["source"][row, :n]))
+        assert [np.flatnonzero(x > 1e-9).tolist() for x in copied[row]] == [words] * T
+    np.testing.assert_allclose(own.sum(-1), 1, atol=1e-6)
+    for x, y in zip((both - own)[:3].reshape(-1, V), (copied - own)[:3].reshape(-1, V)):
+        seen = np.abs(y) > 1e-3
+        share = x[seen] / y[seen]  # how much is copied: the same for all words
+        np.testing.assert_allclose(share, share[0], rtol=1e-3)
+        assert 0.05 < share[0] < 0.95
+
+
 def test_a_hot_word_is_biased_once():
     players, params = networks(C)
-    g, given = params["generator"], given_rows(C)
+    g, given = copying(params["generator"], -30), given_rows(C)
     logits = lambda given: np.array(players.logits(g, players.context(g, given, None), TOKENS,
                                                    None))
     more = logits(given) - logits({**given, "hot_mask": 0 * given["hot_mask"]})
-    assert np.abs(more[0, :, [7, 9]]).min() > 1e-4
-    np.testing.assert_allclose(more[0, :, 7], more[0, :, 9], atol=1e-5)
-    assert [np.flatnonzero(np.abs(row).max(0) > 1e-5).tolist() for row in more] == [
+    more = more[..., 5:] - more[..., 11:]  # against a word that is not hot
+    assert np.abs(more[0, :, [2, 4]]).min() > 1e-4
+    np.testing.assert_allclose(more[0, :, 2], more[0, :, 4], atol=1e-5)
+    assert [(5 + np.flatnonzero(np.abs(row).max(0) > 1e-5)).tolist() for row in more] == [
         [7, 9], [7, 8], [], [6]]
 
 
