@@ -152,7 +152,7 @@ class ClickRates:
     rate near the mean. Where no training row has impressions there is nothing to smooth with, and
     the rate is clicks over the mean clicks of a row: 1 is as many as usual.
 
-    Attributes: `mean`; `boundaries` float64 [<= n_buckets - 1], quantiles of the training rates.
+    Attributes: `known`, whether that of any training row is; `mean`; `boundaries` float64 [<= n_buckets - 1], quantiles of the training rates.
     Bucket 0 is a row whose rate is not known, 1 one below the first boundary, `n_buckets` one from
     the last on. Where many rates are equal there are fewer boundaries, and some numbers between
     those two are left out; where all are, there is none, and all are in bucket 1.
@@ -164,7 +164,7 @@ class ClickRates:
         known = [row for row in rows if n_buckets and self._known(row)]
         shown = sum(row["impressions"] if self._per_impression else 1. for row in known)
         self.mean = sum(row["clicks"] for row in known) / max(shown, 1.)
-        self._has_any = bool(known)
+        self.known = bool(known)
         rates = [self._rate(row) for row in known]
         cuts = np.arange(1, n_buckets) / max(n_buckets, 1)
         found = np.unique(np.quantile(rates, cuts)) if known else np.zeros(0)
@@ -175,7 +175,7 @@ class ClickRates:
     def __call__(self, rows: Sequence[Mapping[str, Any]]
                  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Bucket int32 [n] (0 unknown), rate float32 [n] (0 unknown), known float32 [n]."""
-        known = np.array([self._has_any and self._known(row) for row in rows], bool)
+        known = np.array([self.known and self._known(row) for row in rows], bool)
         rates = np.array([self._rate(row) if is_known else 0. for row, is_known in
                           zip(rows, known)], np.float64)
         buckets = self._buckets[np.searchsorted(self.boundaries, rates, "right")]

@@ -217,6 +217,10 @@ def load_headlines(data: Any, options: HeadlineOptions, log: Callable[[str], Non
         raise UserError(f'headlines need data.tokenizer.kind="wordpiece", not "{tokenizer.kind}": '
                         "hot words are its words.")
     rates = ClickRates(train, options.click_buckets, options.click_smoothing)
+    if options.click_buckets and not rates.known:
+        raise UserError("clicks are asked for (model.click_buckets), and no training row has any. "
+                        "Set data.columns.clicks, and .impressions if they are known, or "
+                        "model.click_buckets=0.")
     hot = hot_words_of(train, rates(train)[1], options, tokenizer.lowercase)
     history, names = History(train), [name for name in SPLITS if name in splits]
     examples = {name: encode_headlines(parts[name], options, tokenizer, history, rates, hot,
@@ -258,7 +262,7 @@ def encode_headlines(rows: Sequence[Mapping[str, Any]], options: HeadlineOptions
 
 def encode_articles(rows: Sequence[Mapping[str, Any]], options: HeadlineOptions,
                     tokenizer: WordPiece, hot: Collection[str] = (), *,
-                    truncate: bool = True) -> dict[str, np.ndarray]:
+                    truncate: bool = True) -> tuple[dict[str, np.ndarray], list[str]]:
     """What a generator reads to write a headline for each row: no headline, no clicks needed.
 
     Args:
@@ -268,14 +272,14 @@ def encode_articles(rows: Sequence[Mapping[str, Any]], options: HeadlineOptions,
       truncate: False refuses an article that is too long.
 
     Returns: source, source_types int32 [n, S], source_mask float32 [n, S], hot int32 [n, K] and
-    hot_mask float32 [n, K], as in `HeadlineData.batch_at`.
+    hot_mask float32 [n, K], as in `HeadlineData.batch_at`; and HeadlineExamples.cut.
     """
     previous = [row.get("history", [])[:options.n_history] for row in rows]
-    source, offsets, starts, _ = _encode_sources(rows, previous, options, tokenizer, truncate)
+    source, offsets, starts, cut = _encode_sources(rows, previous, options, tokenizer, truncate)
     ids, mask = hot_ids(hot, [row["article"] for row in rows], tokenizer, options.hot_per_example)
     return {"hot": ids, "hot_mask": mask} | _padded_sources(
         source, offsets, starts, np.arange(len(rows)), len(rows), options.article_len,
-        tokenizer.pad_id)
+        tokenizer.pad_id), cut
 
 
 def _encode_sources(rows: Sequence[Mapping[str, Any]], previous: Sequence[Sequence[str]],

@@ -64,6 +64,8 @@ def log_odds(recent: Mapping[str, float], rest: Mapping[str, float]) -> dict[str
     Args:
       recent, rest: how often each word is there; fractions if rows are weighted.
     """
+    if len({*recent, *rest}) == 1:  # nothing to compare it with
+        return dict.fromkeys(recent, 0.)
     n_recent, n_rest = sum(recent.values()), sum(rest.values())
     scores = {}
     for word, count in recent.items():

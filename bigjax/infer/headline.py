@@ -192,9 +192,20 @@ def check(f: flags.FlagValues, config) -> tuple[Options, list[dict]]:
         raise UserError(f"{f.workdir[0]!r} was trained with task.name={config.task.name!r}; "
                         "headlines are of the task headline.")
     options = Options(**{field.name: f[field.name].value for field in dataclasses.fields(Options)})
-    if f.clicks and not models.build_config(config.model).click_buckets:
-        raise UserError(f"--clicks={f.clicks}: this run was not told of clicks "
-                        "(model.click_buckets=0). Leave the flag out.")
+    c = models.build_config(config.model)
+    for name, useless, why in (
+            ("clicks", not c.click_buckets, "this run knows no clicks (model.click_buckets=0)"),
+            ("click_weight", not c.click_buckets,
+             "this run knows no clicks (model.click_buckets=0)"),
+            ("hot_words", not c.hot_per_example,
+             "this run knows no hot words (model.hot_per_example=0)"),
+            ("previous", not config.task.n_history,
+             "this run knows no previous headlines (task.n_history=0)"),
+            ("top_p", not f.temperature, "it is of samples, with --temperature above 0"),
+            ("seed", not f.temperature, "it is of samples, with --temperature above 0"),
+            ("beam", f.temperature, "samples (--temperature) are not searched for")):
+        if useless and f[name].present:
+            raise UserError(f"--{name} would change nothing: {why}. Leave it out.")
     is_table = f.article.lower().endswith(TABLES)
     if is_table and not f.output:
         raise UserError("--output=FILE is missing: where to write the rows with their headlines.")
@@ -238,8 +249,11 @@ def command(f: flags.FlagValues, options: Options, rows: list[dict], loaded, fol
     kept = folder / _headline_data.HOT_WORDS
     hot_file = f.hot_words or (kept if kept.exists() else "")
     task_options = loaded.task.players.options
-    given = data.encode_articles(rows, headline_task.headline_options(config, c, task_options),
-                                 tokenizer, read_hot_words(hot_file) if hot_file else ())
+    given, cut = data.encode_articles(
+        rows, headline_task.headline_options(config, c, task_options), tokenizer,
+        read_hot_words(hot_file) if hot_file else (), truncate=config.data.truncate)
+    for line in cut:
+        print(line)
     bucket = {"": 0, "low": 1, "high": c.click_buckets}[options.clicks]
     given["clicks"] = np.full(len(rows), bucket, np.int32)
     found = Writer(loaded.task.players, loaded.params, tokenizer, options)(given)

@@ -21,9 +21,10 @@ from bigjax.report import read
 
 HOW_TO_READ = (
     "vs control: NLL_test minus that of the control of the same seed (of several the best) where "
-    "its\nNLL_oracle was the same; vs temperature: minus the least that maximum likelihood of the "
-    "same seed has\nthere at any round and temperature. Below zero is better; NLL_oracle alone "
-    "says little. '-': there is\nno other such run, or it never gets to that NLL_oracle.")
+    "its\nNLL_oracle was the same; vs sharpened: minus that of a run whose reward has likelihood "
+    "too, but no\ndiscriminator; vs temperature: minus the least that maximum likelihood of the "
+    "same seed has there at\nany round and temperature. Below zero is better; NLL_oracle alone "
+    "says little. '-': there is no other\nsuch run, or it never gets to that NLL_oracle.")
 SAME = ("oracle.params", "oracle.seed", "oracle.d_model", "oracle.sequences", "data.seq_len",
         "model.vocab_size")  # of runs that can be compared
 
@@ -69,6 +70,8 @@ def draw(workdirs: list[str], out: str | None) -> str:
     _check_same_oracle(runs)
     groups = _groups(runs)
     path = out or str(epath.Path(workdirs[0]) / "seqgan-report.png")
+    if epath.Path(path).suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--out={path} must end in .png, .pdf or .svg.")
     _picture(groups, runs, path)
     return f"{_table(groups, runs)}\n\n{HOW_TO_READ}\nWrote {path}"
 
@@ -79,11 +82,11 @@ def read_run(workdir: str) -> Run:
     path = epath.Path(workdir) / "config.json"
     try:
         config = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as e:
-        raise UserError(f"{path} cannot be read ({e}). It is written when a run starts; restore "
-                        "it, or leave this run out.") from e
-    splits = {name: entry["split"] for name, entry in config["evals"].items()
-              if f"eval/{name}/nll_oracle" in curves}
+        splits = {name: entry["split"] for name, entry in config["evals"].items()
+                  if f"eval/{name}/nll_oracle" in curves}
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path} is no config of a run ({e!r}). It is written when a run starts; "
+                        "restore it, or leave this run out.") from e
     if not splits:
         raise UserError(f"{workdir!r} has no metrics eval/NAME/nll_oracle: only runs with "
                         "task.name='seqgan' and evals.NAME = evaluation('oracle', every=N) can be "
@@ -172,11 +175,11 @@ def _envelope(runs: list[Run], seed: int) -> list[tuple[float, float]]:
     return hull([p for r in mle for p in (*r.points.values(), *r.tempered)])
 
 
-def vs_control(run: Run, runs: list[Run]) -> float:
-    """A run's last NLL_test minus the control's, another run, at equal NLL_oracle."""
+def versus(kind: str, run: Run, runs: list[Run]) -> float:
+    """A run's last NLL_test minus that of another run of this kind at equal NLL_oracle."""
     x, y = run.last
     found = [on_path([*r.points.values()], x) for r in runs
-             if r.kind == "control" and r.seed == run.seed and r is not run]
+             if r.kind == kind and r.seed == run.seed and r is not run]
     return y - min((v for v in found if not math.isnan(v)), default=math.nan)
 
 
@@ -193,14 +196,15 @@ def vs_temperature(run: Run, runs: list[Run]) -> float:
 
 def _table(groups: dict[str, list[Run]], runs: list[Run]) -> str:
     rows = [("", "kind", "seeds", "round", "NLL_oracle", "NLL_test", "vs control",
-             "vs temperature")]
+             "vs sharpened", "vs temperature")]
     for label, group in groups.items():
         rounds = sorted({max(run.points) for run in group})
         rows.append((
             label, group[0].kind, " ".join(str(run.seed) for run in group),
             "-".join(map(str, dict.fromkeys((rounds[0], rounds[-1])))),
             spread([run.last[0] for run in group]), spread([run.last[1] for run in group]),
-            spread([vs_control(run, runs) for run in group], "+"),
+            *(spread([versus(kind, run, runs) for run in group], "+")
+              for kind in ("control", "sharpened")),
             spread([vs_temperature(run, runs) for run in group], "+")))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(f"{cell:<{n}}" for cell, n in zip(row, widths)).rstrip()
@@ -249,7 +253,11 @@ def _picture(groups: dict[str, list[Run]], runs: list[Run], path: str) -> None:
     for axis in (*over_rounds, plane):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with epath.Path(path).open("wb") as f:
-        figure.savefig(f, dpi=110)
-    plt.close(figure)
+    try:
+        epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with epath.Path(path).open("wb") as f:
+            figure.savefig(f, dpi=110, format=epath.Path(path).suffix[1:])
+    except OSError as e:
+        raise UserError(f"--out={path} cannot be written: {e}.") from e
+    finally:
+        plt.close(figure)

@@ -64,6 +64,12 @@ class Options:
                 raise UserError(f"task.{name} is {getattr(self, name)!r}; allowed: "
                                 f"{', '.join(allowed)}.")
 
+        others = (self.likelihood, self.kl, self.entropy, self.teacher_forcing)
+        if self.constant and self.baseline == "batch" and not any(others):
+            raise UserError("task.reward='constant' less task.baseline='batch' is 0 everywhere: "
+                            "set task.baseline='none', or one of likelihood, kl, entropy and "
+                            "teacher_forcing.")
+
     @property
     def constant(self) -> bool:
         """Whether there is no discriminator: the control that every reward is 1/2."""

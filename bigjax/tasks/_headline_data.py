@@ -11,6 +11,7 @@ from bigjax.data.headlines import HeadlineData, Headlines
 from bigjax.data.hot_words import write_hot_words
 from bigjax.data.sequences import InRounds
 from bigjax.data.wordpiece import WordPiece
+from bigjax.errors import UserError
 
 HOT_WORDS = "hot_words.txt"  # in a run's folder
 NEIGHBOURS, MIN_COSINE = 5, 0.5  # of word vectors that stand in for a thesaurus
@@ -88,26 +89,61 @@ def _augment(rate: float, options, tokenizer: WordPiece) -> Augment | None:
     return Augment(synonyms, replace=more, insert=more, swap=rate, delete=rate)
 
 
-def _synonyms(options, tokenizer: WordPiece) -> Callable | None:
-    """Words as tuples of ids that may stand for such a word: from a thesaurus, else the nearest of
-    the word vectors; None without either."""
+class Synonyms:
+    """synonyms(word) -> what may stand for it, words as tuples of ids.
+
+    Words are those of a file, as the tokenizer writes them: case does not matter where that has
+    none, and one may be several of the tokenizer's words, as most of Chinese are.
+    """
+
+    def __init__(self, words: Sequence[str], find: Callable[[str], Sequence[str]],
+                 tokenizer: WordPiece, path: str) -> None:
+        """find(word) -> others of the file. UserError if the tokenizer knows no word of it."""
+        self._tokenizer = tokenizer
+        self._words = dict(zip(self._ids(words), words))
+        self._words.pop((), None)
+        if not self._words:
+            raise UserError(f"{path} has no word that the tokenizer knows. Is it of another "
+                            "language?")
+        self._longest = max(sum(not tokenizer.is_continuation[i] for i in ids)
+                            for ids in self._words)
+        self._found = functools.cache(lambda ids: [
+            x for x in self._ids(find(self._words[ids])) if x])
+
+    def __call__(self, ids: tuple[int, ...]) -> list[tuple[int, ...]]:
+        return self._found(ids) if ids in self._words else []
+
+    def joined(self, words: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """The words, with those joined, the longest first, that are one of the file's."""
+        found, i = [], 0
+        while i < len(words):
+            n = next((n for n in range(self._longest, 1, -1)
+                      if sum(words[i:i + n], ()) in self._words), 1)
+            found.append(sum(words[i:i + n], ()))
+            i += n
+        return found
+
+    def _ids(self, words: Sequence[str]) -> list[tuple[int, ...]]:
+        """() for a word that the tokenizer does not know whole."""
+        found = self._tokenizer.encode_batch(list(words))
+        return [() if self._tokenizer.unk_id in x else tuple(x.tolist()) for x in found]
+
+
+def _synonyms(options, tokenizer: WordPiece) -> Synonyms | None:
+    """From a thesaurus, else the nearest of the word vectors; None without either."""
     if options.thesaurus:
         thesaurus = read_thesaurus(options.thesaurus)
-        find = lambda word: thesaurus.get(word, ())
-    elif options.embeddings:
-        vectors = word_vectors.read(options.embeddings)
-        find = lambda word: [other for other, cosine in
-                             word_vectors.neighbours(vectors, word, NEIGHBOURS)
-                             if cosine >= MIN_COSINE and not other.startswith("##")]
-    else:
+        return Synonyms([*thesaurus], thesaurus.__getitem__, tokenizer, options.thesaurus)
+    if not options.embeddings:
         return None
+    vectors = word_vectors.read(options.embeddings)
 
-    @functools.cache
-    def synonyms(ids: tuple[int, ...]) -> list[tuple[int, ...]]:
-        others = tokenizer.encode_batch(list(find(tokenizer.decode(ids))))
-        return [tuple(x.tolist()) for x in others if len(x) and tokenizer.unk_id not in x]
+    def nearest(word: str) -> list[str]:
+        return [other for other, cosine in word_vectors.neighbours(vectors, word, NEIGHBOURS)
+                if cosine >= MIN_COSINE and not other.startswith("##")]
 
-    return synonyms
+    return Synonyms([word for word in vectors.words if not word.startswith("##")], nearest,
+                    tokenizer, options.embeddings)
 
 
 def _change_article(row: dict, augment: Augment, tokenizer: WordPiece, rng) -> None:
@@ -138,6 +174,8 @@ def _changed(ids: np.ndarray, augment: Augment, tokenizer: WordPiece, rng) -> li
             words[-1] += (i,)
         else:
             words.append((i,))
+    if augment.synonyms:
+        words = augment.synonyms.joined(words)
     return [i for word in augment(words, rng) for i in word]
 
 

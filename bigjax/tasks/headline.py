@@ -47,6 +47,9 @@ class Config(Options):
         if self.click_reward and self.constant:
             raise UserError("task.click_reward needs a discriminator, and task.reward='constant' "
                             "has none: set task.click_reward=0, or another reward.")
+        if self.hot_words_file and not self.hot_words:
+            raise UserError("task.hot_words_file is not read with task.hot_words=0: set that to "
+                            "how many of them to take.")
 
 
 def build(config, options: Config) -> Task:
@@ -133,6 +136,8 @@ def _vectors(options: Config, c) -> word_vectors.WordVectors | None:
         raise UserError(f"task.embeddings={options.embeddings!r} has vectors of "
                         f"{vectors.table.shape[1]} numbers, and model.d_model is {c.d_model}: "
                         "set that to the same, or make others with `bigjax embeddings`.")
+    if not vectors.table.std() > 0:
+        raise UserError(f"task.embeddings={options.embeddings!r}: all its numbers are the same.")
     return vectors
 
 

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import zipfile
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +38,9 @@ def build(config, options: Config) -> Task:
     check_training(config)
     family, c = family_for(config, "a generator and a discriminator (model.name='seqgan')",
                            lambda family: hasattr(family, "Discriminator"))
+    for key, least in (("seed", 0), ("d_model", 1), ("sequences", 1)):
+        if config.oracle[key] < least:
+            raise UserError(f"oracle.{key} is {config.oracle[key]}; it must be at least {least}.")
     T = config.data.seq_len
     tokens, mask = jnp.zeros((1, T), jnp.int32), jnp.ones((1, T), bool)
 
@@ -129,7 +133,11 @@ def oracle_arrays(config) -> list[np.ndarray]:
         rng = np.random.default_rng([config.oracle.seed, 14])
         return [rng.standard_normal(shape).astype(np.float32) for shape in _shapes(V, D)]
     arrays = _read(os.path.expanduser(path), f"oracle.params={path!r}")
-    arrays = {k: np.asarray(x, np.float32) for k, x in arrays.items()}
+    for name, x in arrays.items():
+        if x.dtype.kind not in "fiu" or not np.isfinite(x).all():
+            raise UserError(f"oracle.params={path!r}: {name} ({x.dtype}) has what is no finite "
+                            "real number.")
+    arrays = {k: x.astype(np.float32) for k, x in arrays.items()}
     names = [f"param_{i}" for i in range(15)]
     if sorted(arrays) != sorted(names):
         raise UserError(f"oracle.params={path!r} has the arrays {', '.join(sorted(arrays))}; it "
@@ -156,7 +164,7 @@ def _read(path: str, what: str) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file, np.lib.npyio.NpzFile(file) as arrays:
             return {k: arrays[k] for k in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise UserError(f"{what} cannot be read as an .npz file: {e}") from e
 
 

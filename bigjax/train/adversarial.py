@@ -20,13 +20,14 @@ WRITTEN_AT_ONCE = 512  # rows: more are written in turn, so few that their logit
 
 
 def optimizers(config, options, params) -> dict[str, optax.GradientTransformation]:
-    """One for each kind of update: config.optim for maximum likelihood, the other two the same
-    with the learning rates of the task."""
+    """One for each kind of update: config.optim for maximum likelihood; for the other two the same
+    kind with the task's constant learning rates and without decay. What optim.freeze names of the
+    generator stays as it is in all of them; the discriminator is trained whole, and not clipped."""
     def at(rate, **more):
         c = config.optim.copy_and_resolve_references()
         with c.unlocked():
             c.update(**more, learning_rate=rate, schedule="constant", warmup_steps=0,
-                     cooldown_steps=0, weight_decay=0.0, layer_decay=1.0, freeze="")
+                     cooldown_steps=0, weight_decay=0.0, layer_decay=1.0)
         return c
 
     generator, discriminator = ({k: params[k]} for k in ("generator", "discriminator"))
@@ -34,7 +35,7 @@ def optimizers(config, options, params) -> dict[str, optax.GradientTransformatio
         "mle": optim.make(config.optim, max(1, options.mle_rounds * options.mle_updates),
                           generator),
         "adversarial": optim.make(at(options.adversarial_learning_rate), 1, generator),
-        "discriminator": optim.make(at(options.discriminator_learning_rate, clip_norm=0.0), 1,
+        "discriminator": optim.make(at(options.discriminator_learning_rate, clip_norm=0.0, freeze=""), 1,
                                     discriminator)}
 
 
@@ -283,7 +284,7 @@ def _discriminator(task, txs, state: State, rows, rng, n: int) -> tuple[State, d
         (params, opt_state), (i, real, fake) = carry, item
         # Real and written texts in turn, so that a device keeps its rows.
         both = jax.tree_util.tree_map(
-            lambda a, b: jnp.stack([a, b], 1).reshape(-1, *a.shape[1:]), real, fake)
+            lambda a, b: jnp.stack([a, b], 1).reshape(2 * len(a), *a.shape[1:]), real, fake)
         label = jnp.tile(jnp.array([1, 0]), len(real["tokens"]))
 
         def loss(d):
@@ -323,7 +324,7 @@ def _negatives(p, generator, rows, rng) -> jax.Array:
     def some(item):
         key, rows = item
         flat = jax.tree_util.tree_map(
-            lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), rows)
+            lambda x: x.swapaxes(0, 1).reshape(at_once * B, *x.shape[2:]), rows)
         tokens = write(p, generator, p.context(generator, flat, None), key, at_once * B)
         return tokens.reshape(B, at_once, T).swapaxes(0, 1)
 

@@ -28,6 +28,8 @@ def write(config, path: str | None, passes: int, log: Callable[[str], None]) -> 
     if not epath.Path(path).expanduser().parent.is_dir():  # before minutes of work
         raise UserError(f"--out={path} has no folder to go to: {epath.Path(path).parent} is not "
                         "one. Make it, or name another file.")
+    if epath.Path(path).expanduser().is_dir():
+        raise UserError(f"--out={path} is a folder; name a file.")
     if config.data.tokenizer.kind != "wordpiece":
         raise UserError("word vectors are of WordPiece's pieces: data.tokenizer.kind is "
                         f"{config.data.tokenizer.kind!r}, set it to 'wordpiece'.")

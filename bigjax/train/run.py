@@ -291,8 +291,16 @@ class _Run:
         raise NonFinite(
             f"{', '.join(self.not_finite)} of step {step} (batch {step - 1}, examples "
             f"{_brief(examples)}) is not finite. Norms by layer are in {path}. The checkpoints "
-            f"{saved or 'none'} are as they were. Lower optim.learning_rate, clip gradients, or "
+            f"{saved or 'none'} are as they were. Lower {self._learning_rate()}, clip gradients, or "
             "look at those examples.")
+
+    def _learning_rate(self) -> str:
+        """The key of the learning rate of what is not finite."""
+        if self.task.players and self.not_finite[0].startswith("discriminator"):
+            return "task.discriminator_learning_rate"
+        if self.task.players and self.task.players.options.round(self.bad_step - 1)[0] != "mle":
+            return "task.adversarial_learning_rate"
+        return "optim.learning_rate"
 
 
 def _resolved(config, workdir: str):

@@ -11,7 +11,9 @@ from bigjax.interop.origin import ORIGIN
 
 # A run in progress keeps these; anything else may change between a stop and a resume. What the
 # text is has a fingerprint, so where it lies may change.
-FIXED = re.compile(r"^(seed|task\.(name|kind|labels|pairs)|optim\.(name|freeze)|train\.batch_size"
+FIXED = re.compile(r"^(seed|task\.(name|kind|labels|pairs|reward"
+                   r"|(mle|discriminator)_rounds|(mle|pretrain|generator|discriminator)_updates)"
+                   r"|optim\.(name|freeze)|train\.batch_size"
                    r"|model\.(?!(remat|dropout|attention_dropout|dtype|attention)$).*"
                    r"|data\.(?!(cache_dir|train|valid|test)$).*(?<!\.path))$")
 # These may change their value, but not between zero and something: the state would differ.

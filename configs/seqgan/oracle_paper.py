@@ -1,4 +1,9 @@
-"""SeqGAN's oracle experiment with the schedule of the paper's code, for an accelerator."""
+"""SeqGAN's oracle experiment with the schedule of the paper's code, for an accelerator.
+
+Two things differ. A pre-training round of the discriminator has new negatives throughout, where
+that code shows 10,000 in three epochs. And losses are means over tokens, not sums, so that
+optim.clip_norm seldom acts; to Adam the scale is the same.
+"""
 
 from bigjax import config
 

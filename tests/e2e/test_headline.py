@@ -73,7 +73,9 @@ def test_vectors_of_the_articles(vectors):
 def test_every_phase_reports(trained):
     lines = {m["step"]: m for m in helpers.read_metrics(trained) if "generator/loss" in m
              or "discriminator/loss" in m}
-    assert lines[2]["generator/loss"] < lines[1]["generator/loss"]
+    valid = {m["step"]: m["eval/valid/loss"] for m in helpers.read_metrics(trained)
+             if "eval/valid/loss" in m}
+    assert valid[2] < valid[0] - 0.05
     assert "discriminator/click_loss" in lines[3] and "generator/loss" not in lines[3]
     assert {"generator/reward", "discriminator/accuracy"} <= set(lines[4])
     assert 0 < lines[4]["generator/reward"] < 1.2
@@ -131,6 +133,10 @@ def test_headlines_of_an_article(trained, tmp_path, capsys, monkeypatch):
     assert [given["clicks"].tolist() for given in told] == [[0], [4], [1], [0], [0]]
     assert [int(given["hot_mask"].sum()) for given in told][2:4] == [4, 1]
     assert [int(given["source_types"].sum()) for given in told] == [0, 0, 0, 0, 4]
+    article.write_text("shape. the tokens of a model " * 9)
+    assert "1 of 1 articles are cut so that 24 tokens are left" in bigjax(capsys, *base)[1]
+    code, _, err = bigjax(capsys, *base, "--config.data.truncate=False")
+    assert code == 2 and "Set data.truncate=True" in err
 
 
 def test_headlines_of_a_table(trained, table, tmp_path, capsys):
@@ -155,6 +161,8 @@ BAD = {
     "an empty table": (["--article=NO_ROWS", "--output=OUT"], ["no rows"]),
     "clicks": (["--article=EMPTY", "--clicks=many"], ["high, low"]),
     "a narrow beam": (["--article=EMPTY", "--number=9"], ["--beam"]),
+    "a seed of nothing": (["--article=EMPTY", "--seed=1"], ["--seed would change nothing"]),
+    "a beam of samples": (["--article=EMPTY", "--temperature=1", "--beam=9"], ["--beam would"]),
 }
 
 
@@ -179,12 +187,18 @@ TRAINING = {
     "a headline that is too long": (["--config.data.seq_len=11"], ["max_len"]),
     "another tokenizer": (["--config.model.special_ids=(1,0,2,3,4)"], ["special_ids"]),
     "another evaluation's task": (["--config.evals.written.kind=oracle"], ["oracle"]),
+    "clicks that no row has": (
+        ["--config.data.columns.clicks=", "--config.data.columns.impressions="],
+        ["no training row has any"]),
+    "a vector for each piece that is 1": (["--config.task.embeddings=ONES"], ["are the same"]),
 }
 
 
 @pytest.mark.parametrize("case", TRAINING)
 def test_bad_configs(flags, tmp_path, capsys, case):
     arguments, words = TRAINING[case]
+    (tmp_path / "ones.txt").write_text("a" + " 1" * 16 + "\nb" + " 1" * 16 + "\n")
+    arguments = [a.replace("ONES", f"{tmp_path}/ones.txt") for a in arguments]
     code, _, err = bigjax(capsys, "train", *flags, f"--workdir={tmp_path}/run", *arguments)
     assert code == 2 and all(w in err for w in words), err
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -198,6 +212,7 @@ def test_a_run_of_another_task_and_bad_vectors(tiny, tmp_path, capsys, flags):
     code, _, err = bigjax(capsys, "headline", f"--workdir={tmp_path}/run", "--article=a.txt")
     assert code == 2 and "causal_lm" in err
     for more, word in (([], "--out"), ([f"--out={tmp_path}/no/v.txt"], "folder"),
+                       ([f"--out={tmp_path}"], "is a folder"),
                        ([f"--out={tmp_path}/v.txt", "--passes=0"], "passes"),
                        ([f"--out={tmp_path}/v.txt", "--config.data.tokenizer.kind=bytes"],
                         "wordpiece")):

@@ -106,6 +106,8 @@ def test_a_run_that_diverges_names_the_network(flags, tmp_path, capsys, network,
     code = main(["train", *flags, *more, f"--workdir={workdir}"])
     err = capsys.readouterr().err
     assert code == 1 and re.search(rf"{network}/\w+.* of step (\d+).* is not finite", err), err
+    key = "optim" if network == "generator" else "task.discriminator"
+    assert f"Lower {key}" in err and "learning_rate, clip" in err
     other = {"generator", "discriminator"} - {network}
     assert f"{other.pop()}/" not in err
     bad = int(re.search(r"of step (\d+)", err)[1])

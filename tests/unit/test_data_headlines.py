@@ -336,12 +336,13 @@ def test_training_is_endless_and_a_function_of_seed_and_step():
 
 def test_inference_reads_what_training_does():
     rows = [row("a", "x y", time=5, history=["d"]), row("b", " ".join(LETTERS), history=[])]
-    given = encode_articles([{"article": one["article"], "history": one["history"]}
-                             for one in rows], OPTIONS, TOKENIZER, ["y"])
+    given, cut = encode_articles([{"article": one["article"], "history": one["history"]}
+                                  for one in rows], OPTIONS, TOKENIZER, ["y"])
     examples = encode(rows, ["y"], truncate=True, train=[row("d", time=1)])
     batch = HeadlineData(examples, PAD, 12, 2, shuffle=False).batch_at(0)
     for key in given:
         np.testing.assert_array_equal(given[key], batch[key], err_msg=key)
+    assert cut == examples.cut[:1] and "1 of 2 articles are cut" in cut[0]
     assert {*batch} - {*given} == {"tokens", "weights", "clicks", "click_rate", "click_weight",
                                    "example"}
     with pytest.raises(UserError, match="row 0: the article, .* is 27 tokens long"):
@@ -409,8 +410,10 @@ def test_chinese_titles(tmp_path):
     columns = {**dict.fromkeys(NAMES, ""), "headline": "headline"}
     data = section(columns, train=path, cache_dir=str(tmp_path / "cache"))
     data.tokenizer.vocab_size = 73
-    options = dataclasses.replace(OPTIONS, article_len=32, headline_len=24)
+    options = dataclasses.replace(OPTIONS, article_len=32, headline_len=24, click_buckets=0)
     found = load_headlines(data, options, lambda line: None)
+    with pytest.raises(UserError, match="no training row has any. Set data.columns.clicks"):
+        load_headlines(data, dataclasses.replace(options, click_buckets=2), lambda line: None)
     batch = HeadlineData(found._examples["train"], found.tokenizer.pad_id, 32, 4,
                          shuffle=False).batch_at(0)
     decoded = [found.tokenizer.decode(ids).replace(" ", "") for ids in batch["tokens"]]

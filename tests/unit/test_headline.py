@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from bigjax.data.wordpiece import SPECIALS, WordPiece
@@ -18,6 +20,7 @@ from bigjax.models import headline as H
 from bigjax.tasks import headline as task
 from bigjax.tasks._adversarial import judge, mask_of, write
 from bigjax.train import adversarial
+from bigjax.train.state import State
 from bigjax.trees import named_leaves
 
 PAD, UNK, CLS, SEP, MASK = range(5)
@@ -31,9 +34,13 @@ KINDS = {"lstm": {}, "two layers": dict(n_layers=2, encoder_layers=2),
          "bare": dict(click_buckets=0, hot_per_example=0)}
 
 
+def players_config(kind):
+    return dataclasses.replace(C, **KINDS[kind])
+
+
 @pytest.fixture(params=KINDS)
 def c(request):
-    return dataclasses.replace(C, **KINDS[request.param])
+    return players_config(request.param)
 
 
 def given_rows(c):
@@ -223,6 +230,19 @@ def test_clicks_are_part_of_the_reward():
     _, clicks = judge(players, params["discriminator"], given, TOKENS)
     more = last(players._replace(click_reward=0.5)) - last(players)
     np.testing.assert_allclose(more, 0.5 * jax.nn.sigmoid(clicks), rtol=1e-4)
+
+
+def test_a_discriminator_learns_without_hot_words_and_clicks():
+    players, params = networks(players_config("bare"))
+    tx = optax.sgd(0.1)
+    opt_state = {"discriminator": tx.init({"discriminator": params["discriminator"]})}
+    state = State(jnp.int32(0), params, opt_state, {}, None, jnp.bool_(False))
+    rows = {k: jnp.stack([x, x]) for k, x in {**given_rows(players_config("bare")),
+                                              "tokens": TOKENS}.items()}
+    task_ = types.SimpleNamespace(players=players)
+    new, metrics = jax.eval_shape(lambda: adversarial._discriminator(
+        task_, {"discriminator": tx}, state, rows, jax.random.key(0), 3))
+    assert metrics["discriminator/accuracy"].shape == (3,)
 
 
 # Search.

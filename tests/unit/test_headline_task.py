@@ -54,6 +54,29 @@ def test_augmentation_changes_words_and_nothing_else(tmp_path):
     assert batch["source"].tolist() == batch_of(["ab e"] * 50, ["ab e"] * 50, 9)["source"].tolist()
 
 
+def test_words_of_a_thesaurus_are_the_tokenizers(tmp_path):
+    """Without case; one may be several of the tokenizer's, as in Chinese."""
+    tokenizer = WordPiece([*SPECIALS, *LETTERS, *"高兴快乐天"])
+    (tmp_path / "t.txt").write_text("高兴,快乐\nA,B\nzebra,c\n")
+    found = rounds._synonyms(options(thesaurus=str(tmp_path / "t.txt")), tokenizer)
+    ids = lambda text: tuple(tokenizer.encode(text).tolist())
+    assert found(ids("高兴")) == [ids("快乐")] and found(ids("高")) == []
+    assert found(ids("a")) == [ids("b")] and found(ids("c")) == []
+    assert found.joined([ids(x) for x in "天高兴高天"]) == [
+        ids("天"), ids("高兴"), ids("高"), ids("天")]
+    change = rounds.changes(options(thesaurus=str(tmp_path / "t.txt"), augment_headlines=0.0),
+                            tokenizer)
+    batch = batch_of(["a"], ["a"])
+    batch["source"][0, :4] = *ids("天高兴"), SEP
+    batch["source_types"][0], batch["source_mask"][0] = 0, np.arange(8) < 4
+    texts = {tokenizer.decode(change(batch, [0, i], 0, judged=False)["source"][0, :3])
+             for i in range(50)}
+    assert tokenizer.decode(ids("天快乐")) in texts
+    (tmp_path / "t.txt").write_text("zebra,okapi\n")
+    with pytest.raises(UserError, match="no word that the tokenizer knows"):
+        rounds._synonyms(options(thesaurus=str(tmp_path / "t.txt")), tokenizer)
+
+
 def test_augmentation_stays_within_its_length(tmp_path):
     (tmp_path / "t.txt").write_text("ab,cdefghij\n")
     change = rounds.changes(options(thesaurus=str(tmp_path / "t.txt")), TOKENIZER)

@@ -61,9 +61,9 @@ def test_against_control_and_temperature(tmp_path):
         write_run(tmp_path / "mle", [(11, 9), (10, 8)], tempered=[(8, 10), (6, 12)], steps=3)]
     text = oracle.draw(runs, None)
     assert cells(text, "gan") == ["adversarial", "0 1", "1", "7.000 ± 0.000", "10.500 ± 0.424",
-                                  "-0.500 ± 0.283", "-0.200 (1 of 2)"]
-    assert cells(text, "self")[0] == "control" and cells(text, "self")[-2] == "-"
-    assert cells(text, "mle") == ["MLE", "0", "1", "10.000", "8.000", "+0.000", "+0.000"]
+                                  "-0.500 ± 0.283", "-", "-0.200 (1 of 2)"]
+    assert cells(text, "self")[0] == "control" and cells(text, "self")[-3] == "-"
+    assert cells(text, "mle") == ["MLE", "0", "1", "10.000", "8.000", "+0.000", "-", "+0.000"]
     assert "Below zero is better" in text and (tmp_path / "gan-0/seqgan-report.png").exists()
 
 
@@ -73,9 +73,9 @@ def test_what_no_baseline_reaches(tmp_path):
     left = write_run(tmp_path / "left", [(7, 10)], kl=1)
     right = write_run(tmp_path / "right", [(12, 8.5)], kl=2)
     text = oracle.draw([mle, control, left, right], None)
-    assert cells(text, "control")[-2:] == ["-", "+0.000"]  # itself does not count
-    assert cells(text, "left")[-2:] == ["-", "-"]
-    assert cells(text, "right")[-2:] == ["-", "+0.500"]  # (10, 8) is better in both
+    assert cells(text, "control")[-3:] == ["-", "-", "+0.000"]  # itself does not count
+    assert cells(text, "left")[-3:] == ["-", "-", "-"]
+    assert cells(text, "right")[-3:] == ["-", "-", "+0.500"]  # (10, 8) is better in both
 
 
 def test_of_several_controls_the_best_counts(tmp_path):
@@ -83,8 +83,28 @@ def test_of_several_controls_the_best_counts(tmp_path):
             write_run(tmp_path / "a", [(10, 8), (6, 12)], reward="constant"),
             write_run(tmp_path / "b", [(10, 7), (7, 10.5)], reward="constant", kl=1)]
     text = oracle.draw(runs, None)
-    assert cells(text, "gan")[-2] == "-0.500"  # to 11 and 10.5
-    assert cells(text, "b")[-2] == "-0.500" and cells(text, "a")[-2] == "-"
+    assert cells(text, "gan")[-3] == "-0.500"  # to 11 and 10.5
+    assert cells(text, "b")[-3] == "-0.500" and cells(text, "a")[-3] == "-"
+
+
+def test_against_the_same_reward_without_a_discriminator(tmp_path):
+    runs = [write_run(tmp_path / "gan", [(7, 10)], likelihood=0.5),
+            write_run(tmp_path / "sharp", [(10, 8), (6, 10)], reward="constant", likelihood=0.5)]
+    text = oracle.draw(runs, None)
+    assert cells(text, "gan")[-3:] == ["-", "+0.500", "-"]
+    assert cells(text, "sharp")[0] == "sharpened"
+
+
+@pytest.mark.parametrize("out, message", [
+    ("curves.jpeg", "must end in .png, .pdf or .svg"), ("file/curves.png", "cannot be written")])
+def test_where_the_picture_cannot_go(tmp_path, out, message):
+    (tmp_path / "file").write_text("")
+    run = write_run(tmp_path / "gan", [(7, 10)])
+    with pytest.raises(UserError, match=message):
+        oracle.draw([run], str(tmp_path / out))
+    (tmp_path / "gan/config.json").write_text("{}")
+    with pytest.raises(UserError, match="is no config of a run"):
+        oracle.draw([run], None)
 
 
 def test_temperature_needs_temperatures_of_maximum_likelihood(tmp_path):
@@ -143,7 +163,7 @@ def test_what_is_no_run_of_the_experiment(tmp_path):
     with pytest.raises(UserError, match="plain' has no metrics eval/NAME/nll_oracle"):
         oracle.draw([run], None)
     (tmp_path / "plain/config.json").unlink()
-    with pytest.raises(UserError, match="config.json cannot be read"):
+    with pytest.raises(UserError, match="config.json is no config"):
         oracle.draw([run], None)
     with pytest.raises(UserError, match="--workdir"):
         oracle.draw([], None)

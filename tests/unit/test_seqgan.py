@@ -3,18 +3,15 @@
 import functools
 import os
 import pathlib
-import types
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
 from bigjax import config as config_lib
 from bigjax import losses, tasks
 from bigjax.errors import UserError
-from bigjax.evals import oracle as oracle_eval
 from bigjax.models import seqgan
 from bigjax.tasks import seqgan as task_lib
 from bigjax.tasks._adversarial import go_on
@@ -161,6 +158,21 @@ def test_all_networks_play_every_phase(changes):
         assert types(after) == types(jax.eval_shape(state))
         assert all(x.shape == () and x.dtype == jnp.float32 for x in metrics.values())
 
+
+
+def test_what_is_frozen_of_the_generator_stays_in_every_phase():
+    c, task, params = players_of()
+    with c.unlocked():
+        c.optim.freeze = "generator/embed"
+    for kind, tx in adversarial.optimizers(c, task.players.options, params).items():
+        network = {"discriminator": "discriminator"}.get(kind, "generator")
+        mine = {network: params[network]}
+        ones = jax.tree_util.tree_map(jnp.ones_like, mine)
+        updates, _ = tx.update(ones, tx.init(mine), mine)
+        moved = np.abs(updates[network]["embed"]["embedding"]).max() > 0
+        assert moved == (network == "discriminator"), kind
+
+
 # --- The oracle's task ------------------------------------------------------------------------
 
 
@@ -251,11 +263,13 @@ def bad_files(folder, arrays) -> dict:
         "gate": (saved(path("d.npz"), changed(4, arrays[4][:, :3])), ["param_4", "(8, 3)",
                                                                      "(8, 8)"]),
         "bias": (saved(path("e.npz"), changed(14, arrays[14][:-1])), ["param_14", "(29,)",
-                                                                    "(30,)"])}
+                                                                    "(30,)"]),
+        "not finite": (saved(path("f.npz"), changed(3, arrays[3] * np.nan)), ["param_3"]),
+        "texts": (saved(path("g.npz"), changed(3, np.array(["x"]))), ["param_3", "real number"])}
 
 
 @pytest.mark.parametrize("which", ["missing", "folder", "text", "empty", "one array", "cut",
-                                   "fewer", "names", "flat", "gate", "bias"])
+                                   "fewer", "names", "flat", "gate", "bias", "not finite", "texts"])
 def test_oracle_files_that_are_refused(drawn, tmp_path, which):
     path, words = bad_files(tmp_path, drawn[0])[which]
     with pytest.raises(UserError) as e:
@@ -282,6 +296,19 @@ def test_longer_sequences_than_the_model_reads_are_refused(tmp_path):
         load(tmp_path, data=dict(seq_len=9))
 
 
+@pytest.mark.parametrize("key, value", [("seed", -1), ("sequences", 0), ("d_model", 0)])
+def test_an_oracle_that_cannot_be_is_refused(key, value):
+    with pytest.raises(UserError, match=f"oracle.{key} is {value}"):
+        tasks.build(tiny(oracle={key: value}))
+
+
+def test_a_reward_that_is_nothing_is_refused():
+    changes = dict(reward="constant", baseline="batch")
+    with pytest.raises(UserError, match="is 0 everywhere"):
+        tasks.build(tiny(task=changes))
+    tasks.build(tiny(task={**changes, "likelihood": 0.1}))
+
+
 def test_another_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="generator and a discriminator .*'gpt'"):
         load(tmp_path, model=dict(name="gpt"))
@@ -294,9 +321,3 @@ def test_what_rounds_cannot_do_is_refused(key, value, said):
     with pytest.raises(UserError, match=said):
         tasks.build(tiny(train={key: value}))
 
-
-def test_temperatures_are_positive():
-    entry = config_lib.evaluation("oracle", every=1, temperatures=(0.5, 0.0))
-    corpus = types.SimpleNamespace(oracle=None)
-    with pytest.raises(UserError, match="evals.x.temperatures"):
-        oracle_eval.build("x", ConfigDict(entry), types.SimpleNamespace(corpus=corpus))

@@ -1,0 +1,59 @@
+"""The numbers of the oracle's evaluation, against sums over all sequences there are."""
+
+import itertools
+import types
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+import pytest
+
+from bigjax import config as config_lib
+from bigjax import tasks
+from bigjax.errors import UserError
+from bigjax.evals import oracle as oracle_eval
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.tasks._adversarial import shifted
+from tests.unit.test_seqgan import tiny
+
+V, T = 7, 2
+EVERY = np.array(list(itertools.product(range(V), repeat=T)))
+
+
+def log_p(players, params, temperature=1.0):
+    """Of every sequence, per token: [V^T, T]."""
+    logits = players.logits(params, (), shifted(players, EVERY), None) / temperature
+    return np.take_along_axis(np.array(jax.nn.log_softmax(logits)), EVERY[..., None], -1)[..., 0]
+
+
+def test_both_likelihoods_at_each_temperature(cache_dir):
+    c = tiny(model=dict(vocab_size=V, max_len=T, filter_widths=(1,), filters=(2,), init_std=2.0),
+             data=dict(seq_len=T, cache_dir=cache_dir))
+    task = tasks.build(c)
+    corpus = task.load_data(log=lambda text: None)
+    mesh = mesh_lib.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    entry = ConfigDict(config_lib.evaluation("oracle", every=1, split="test", temperatures=[0.5]))
+    evaluate = oracle_eval.build("x", entry, types.SimpleNamespace(
+        config=c, task=task, corpus=corpus, mesh=mesh))
+    params = task.init(jax.random.key(3))["params"]
+    found = evaluate(params, {}, 1)
+    assert set(found) == set(evaluate.metrics)
+    test = corpus.split("test", batch_size=200).batch_at(0)["tokens"]
+    place = {tuple(x): i for i, x in enumerate(EVERY.tolist())}
+    oracle = log_p(corpus.oracle, corpus.oracle_params).mean(1)
+    wanted = {}
+    for end, temperature in (("", 1.0), ("_0.5", 0.5)):
+        own = log_p(task.players, params["generator"], temperature)
+        wanted[f"nll_oracle{end}"] = -(np.exp(own.sum(1)) * oracle).sum()
+        wanted[f"nll_test{end}"] = -np.mean([own[place[tuple(x)]] for x in test.tolist()])
+    for k, value in wanted.items():  # of 10,000 texts, or exact
+        assert found[k] == pytest.approx(value, abs=0.05 if "oracle" in k else 1e-4), k
+    values = sorted(wanted.values())
+    assert min(np.diff(values)) > 0.15, wanted  # none can pass for another
+
+
+def test_temperatures_are_positive():
+    entry = config_lib.evaluation("oracle", every=1, temperatures=(0.5, 0.0))
+    corpus = types.SimpleNamespace(oracle=None)
+    with pytest.raises(UserError, match="evals.x.temperatures"):
+        oracle_eval.build("x", ConfigDict(entry), types.SimpleNamespace(corpus=corpus))
