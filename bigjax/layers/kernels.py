@@ -8,6 +8,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from bigjax.parallel.mesh import platform
+
 MASKED = -1e30  # not infinity: a row without keys gives a mean and not NaN
 
 
@@ -36,7 +38,7 @@ def attend(q, k, v, *, causal: bool, start=0, q_segments=None, k_segments=None,
     whole = q.shape[1] == k.shape[1] and isinstance(start, int) and start == 0
     dropping = rng is not None and dropout > 0
     if kernel == "auto":
-        kernel = "blocked" if jax.default_backend() == "cpu" else "einsum"
+        kernel = "blocked" if platform() == "cpu" else "einsum"
     if kernel == "blocked" and whole and not dropping:
         return blocked(q, k, v, q_segments, causal)
     mask = attention_mask(q.shape[1], k.shape[1], causal, start, q_segments, k_segments)

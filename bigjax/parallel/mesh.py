@@ -75,6 +75,13 @@ def make_mesh(mesh_config, devices=None) -> Mesh:
                          axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def platform() -> str:
+    """What the program being traced will run on, such as cpu or tpu: the devices of the current
+    mesh, which may be of a pod that is not here; without a mesh jax's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
     """Raises UserError if a micro-batch does not divide over the mesh's batch axes."""
     shards = _product(mesh.shape[a] for a in BATCH_AXES)

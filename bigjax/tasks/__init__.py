@@ -28,6 +28,8 @@ class Task(NamedTuple):
         and split(name, batch_size, seed), whose batch_at(step) is a batch of `loss`; of those
         splits at least, all by default. Raises UserError if the model has no room for the
         vocabulary.
+    batch_shapes(batch_size, step) -> the batch of that step as ShapeDtypeStructs, without reading
+        data.
     whole_batch(batch) -> batch: adds what a micro-batch must know of all of them.
     outputs(params, extras, batch) -> what a labelled task predicts from, see infer.predict.
     players: of adversarial training (train/adversarial.py), see tasks/_adversarial.py.
@@ -41,6 +43,7 @@ class Task(NamedTuple):
     model_config: Any
     flops_per_example: float
     load_data: Callable[..., Any]
+    batch_shapes: Callable[[int, int], dict]
     whole_batch: Callable[[dict], dict] = lambda batch: batch
     outputs: Callable[..., Any] | None = None
     players: Any = None
@@ -108,6 +111,13 @@ def init_and_axes(make: Callable[[Any], Any], c) -> tuple[Callable, Any]:
 
     abstract = jax.eval_shape(make(c).init, jax.random.key(0), example)["params"]
     return init, params_lib.logical_axes(abstract)
+
+
+def array_shapes(integers: dict[str, tuple[int, ...]], floats: dict[str, tuple[int, ...]]) -> dict:
+    """ShapeDtypeStructs by name, int32 and float32: for Task.batch_shapes."""
+    return {name: jax.ShapeDtypeStruct(shape, dtype)
+            for part, dtype in ((integers, jnp.int32), (floats, jnp.float32))
+            for name, shape in part.items()}
 
 
 def check_vocabulary(n: int, vocab_size: int) -> None:

@@ -130,12 +130,13 @@ class Players(NamedTuple):
     click_reward: float = 0.0  # weight of the predicted quantile beside the reward of being real
 
 
-def adversarial_task(c, players: Players, networks: dict, examples: dict, load_data: Callable,
-                     **more) -> Task:
+def adversarial_task(c, players: Players, networks: dict, examples: dict, given: dict,
+                     load_data: Callable, **more) -> Task:
     """The Task of players.
 
     c: the model's Config. networks: the Flax modules 'generator' and 'discriminator'; examples:
-    what each is called with, one row. more: other fields of Task.
+    what each is called with, one row. given: of a batch what texts are conditioned on, one row.
+    more: other fields of Task.
     """
     def init(rng):
         params = params_lib.unbox({
@@ -151,11 +152,19 @@ def adversarial_task(c, players: Players, networks: dict, examples: dict, load_d
         nll = players.loss(g, players.context(g, batch, rng), inputs, tokens, batch["weights"], rng)
         return nll, ({"nll": nll}, extras)
 
+    def batch_shapes(batch_size, step):
+        phase, n, _ = players.options.round(step)
+        rows = {"tokens": (players.length,), **{k: x.shape[1:] for k, x in given.items()}}
+        kinds = {"weights": jnp.float32, **{k: x.dtype for k, x in given.items()}}
+        rows["weights"] = (players.length,)
+        return {phase: {k: jax.ShapeDtypeStruct((batch_size, n, *shape), kinds.get(k, jnp.int32))
+                        for k, shape in rows.items()}}
+
     axes = {name: params_lib.logical_axes(jax.eval_shape(
         network.init, jax.random.key(0), *examples[name])["params"])
         for name, network in networks.items()}
     return Task(init, loss, lambda: None, axes, networks["generator"], c, 0.0, load_data,
-                players=players, **more)
+                batch_shapes, players=players, **more)
 
 
 def half_squares(params) -> jax.Array:

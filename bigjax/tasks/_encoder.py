@@ -5,7 +5,9 @@ from typing import Any, Callable, NamedTuple
 
 from bigjax.data import labelled
 from bigjax.data.store import SPLITS
-from bigjax.tasks import Task, check_vocabulary, family_for, init_and_axes
+from bigjax.tasks import Task, array_shapes, check_vocabulary, family_for, init_and_axes
+
+PACKED_TOKENS = 16  # of a short example in a row with several, where the data are not read
 
 
 class Encoder(NamedTuple):
@@ -64,5 +66,18 @@ def labelled_task(config, kind: str, head: str, loss: Callable, labels: tuple[st
         encoder.check_vocabulary(found.tokenizer)
         return found
 
+    def batch_shapes(batch_size, step):
+        del step
+        row, K = (batch_size, config.data.seq_len), 1
+        if config.data.packing:  # how many fit only the data say
+            K = max(1, config.data.seq_len // PACKED_TOKENS)
+        each = (batch_size, K)
+        names = {"classify": {"label": each}, "tag": {"token_labels": row},
+                 "answer": {"start": each, "end": each}}.get(kind, {})
+        return array_shapes(
+            {"tokens": row, "types": row, "segment_ids": row, "positions": row, "first": each,
+             "example": each, **names},
+            {"weights": each, **({"label": each} if kind == "regress" else {})})
+
     return Task(encoder.init, loss_of_batch, lambda: None, encoder.axes, encoder.model,
-                encoder.config, encoder.flops_per_row, load_data, outputs=outputs)
+                encoder.config, encoder.flops_per_row, load_data, batch_shapes, outputs=outputs)

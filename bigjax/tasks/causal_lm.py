@@ -5,7 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from bigjax import data, losses
-from bigjax.tasks import Task, check_vocabulary, family_for, init_and_axes
+from bigjax.tasks import Task, array_shapes, check_vocabulary, family_for, init_and_axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,13 @@ def build(config, options: Config) -> Task:
         }
         return (total, weight), (metrics, extras)
 
+    def batch_shapes(batch_size, step):
+        del step
+        row = (batch_size, seq_len)
+        packed = {"segment_ids": row, "positions": row} if config.data.packing else {}
+        return array_shapes({"inputs": row, "targets": row, "target_bytes": row[:1], **packed},
+                            {"weights": row})
+
     def load_data(log=print, tokenizer=None, splits=None):
         del splits  # a store holds them all
         corpus = data.load_text(config.data, log, tokenizer)
@@ -49,4 +56,4 @@ def build(config, options: Config) -> Task:
         return corpus
 
     return Task(init, loss, lambda: None, axes, model, c,
-                seq_len * family.flops_per_token(c, seq_len), load_data)
+                seq_len * family.flops_per_token(c, seq_len), load_data, batch_shapes)

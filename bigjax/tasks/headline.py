@@ -72,7 +72,7 @@ def build(config, options: Config) -> Task:
     return adversarial_task(
         c, make_players(family, c, options, config.data.seq_len),
         {"generator": family.Generator(c), "discriminator": family.Discriminator(c)},
-        _examples(c, config.data.seq_len), load_data,
+        _examples(c, config.data.seq_len), _batch_row(c), load_data,
         prepare=lambda params, corpus: _with_vectors(params, options, c, corpus.tokenizer))
 
 
@@ -119,12 +119,18 @@ def check_tokenizer(tokenizer, c) -> None:
 
 def _examples(c, length: int) -> dict[str, tuple]:
     """What the networks are called with: one row."""
-    row = lambda n, dtype=jnp.int32: jnp.zeros((1, n), dtype)
-    given = {"source": row(c.article_len), "source_types": row(c.article_len),
-             "source_mask": row(c.article_len, jnp.float32), "clicks": jnp.zeros(1, jnp.int32),
-             "hot": row(c.hot_per_example), "hot_mask": row(c.hot_per_example, jnp.float32)}
-    return {"generator": (row(length), given),
-            "discriminator": (row(length), row(length, bool), given)}
+    text, given = jnp.zeros((1, length), jnp.int32), _batch_row(c)
+    return {"generator": (text, given), "discriminator": (text, text > 0, given)}
+
+
+def _batch_row(c) -> dict[str, jax.Array]:
+    """What a batch has besides the headlines: one row."""
+    row = lambda *shape, dtype=jnp.int32: jnp.zeros((1, *shape), dtype)
+    real = lambda *shape: row(*shape, dtype=jnp.float32)
+    S, K = c.article_len, c.hot_per_example
+    return {"source": row(S), "source_types": row(S), "source_mask": real(S), "clicks": row(),
+            "click_rate": real(), "click_weight": real(), "hot": row(K), "hot_mask": real(K),
+            "example": row()}
 
 
 def _vectors(options: Config, c) -> word_vectors.WordVectors | None:

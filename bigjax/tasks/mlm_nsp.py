@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from bigjax import data, losses
 from bigjax.data import pairs as pairs_lib
 from bigjax.errors import UserError
-from bigjax.tasks import Task
+from bigjax.tasks import Task, array_shapes
 from bigjax.tasks._encoder import build_encoder
 
 
@@ -56,6 +56,15 @@ def build(config, options: Config) -> Task:
         scale = batch["weights"].sum() / jnp.maximum(batch["next_weight"].sum(), 1)
         return {**batch, "next_scale": jnp.broadcast_to(scale, batch["tokens"].shape[:1])}
 
+    def batch_shapes(batch_size, step):
+        del step
+        row = (batch_size, config.data.seq_len)
+        masked = (batch_size, min(options.max_predictions, config.data.seq_len))
+        pair = (batch_size, 1)
+        pairs = [{"next_label": pair}, {"next_weight": pair}] if "nsp" in heads else [{}, {}]
+        return array_shapes({"tokens": row, "types": row, "segment_ids": row, "picked": masked,
+                             "targets": masked, **pairs[0]}, {"weights": masked, **pairs[1]})
+
     fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(pairs_lib.Options)}
 
     def load_data(log=print, tokenizer=None, splits=None):
@@ -74,4 +83,4 @@ def build(config, options: Config) -> Task:
                         "1.")
     flops = encoder.flops_per_row + options.max_predictions * encoder.flops_per_masked
     return Task(encoder.init, loss, lambda: None, encoder.axes, encoder.model, encoder.config,
-                flops, load_data, whole_batch)
+                flops, load_data, batch_shapes, whole_batch)

@@ -47,7 +47,7 @@ def build(config, options: Config) -> Task:
     return adversarial_task(
         c, make_players(family, c, options, T),
         {"generator": family.Generator(c), "discriminator": family.Discriminator(c)},
-        {"generator": (tokens,), "discriminator": (tokens, mask)},
+        {"generator": (tokens,), "discriminator": (tokens, mask)}, {},
         lambda log=print, tokenizer=None, splits=None: OracleText(config, options, log))
 
 

@@ -83,6 +83,7 @@ def get_config(variant=""):
     if choice == "titles":  # Chinese titles alone: set data.train to a file of them
         c.model.update(article_len=32, max_len=32, click_buckets=0, filter_widths=(1, 2, 3, 4))
         c.model.filters = (100, 100, 100, 100)
+        c.model.vocab_size = c.data.tokenizer.vocab_size = 5120  # Chinese has many characters
         c.data.train = "set data.train"
         c.data.seq_len = 32
         c.data.columns.headline = "title"

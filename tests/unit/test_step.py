@@ -21,7 +21,7 @@ def toy_task():
         weight = batch["weight"].sum()
         return (error.sum(), weight), ({"seen": (weight, jnp.float32(1))}, extras)
     init = lambda rng: {"params": {"w": jnp.ones(3)}, "extras": {}}
-    return Task(init, loss, lambda: None, {"w": ("norm",)}, None, None, 0.0, lambda n: None)
+    return Task(init, loss, lambda: None, {"w": ("norm",)}, None, None, 0.0, None, None)
 
 
 def batch(seed=0):
