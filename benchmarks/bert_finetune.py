@@ -27,7 +27,7 @@ from sklearn.feature_extraction.text import CountVectorizer  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
 
-from bigjax.commands import Arguments  # noqa: E402
+from bigjax.arguments import Arguments  # noqa: E402
 from bigjax.data.rows import read_parts  # noqa: E402
 from bigjax.train import init_from, run as run_lib  # noqa: E402
 

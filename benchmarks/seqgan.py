@@ -125,7 +125,7 @@ def ours(tasks: list[str]) -> None:
 
 def _config():
     """The paper's sizes on a laptop, with the rounds of the benchmark."""
-    from bigjax.commands import Arguments
+    from bigjax.arguments import Arguments
     config, _ = Arguments([
         f"--config={CONFIG}",
         f"--config.task.mle_updates={EPOCH_UPDATES}",

@@ -6,12 +6,13 @@ import sys
 
 import pytest
 
-from bigjax import commands, config
+from bigjax import config
+from bigjax.arguments import Arguments
 from bigjax.errors import UserError
 
 
 def resolved(*arguments, file="configs/gpt/docstrings.py"):
-    return commands.Arguments([f"--config={file}", *arguments]).config()
+    return Arguments([f"--config={file}", *arguments]).config()
 
 
 def test_overrides_keep_types_and_reach_fields_that_the_file_leaves_out():

@@ -1,0 +1,149 @@
+"""Plans for pods: what is read out of compiled steps (frozen by tests/golden/make_hlo.py)."""
+
+import functools
+import gzip
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from bigjax.errors import UserError
+from bigjax.plan import chips, hlo, predict
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+L, D, T, V, B, CHIPS = 3, 128, 128, 512, 16, 4  # of make_hlo.py
+WEIGHTS = L * 12 * D * D
+
+
+@functools.cache
+def text(form):
+    return gzip.open(GOLDEN / f"hlo_{form}.txt.gz", "rt").read()
+
+
+@functools.cache
+def costs(form):
+    mesh = {"data": 1, "fsdp": 1, "tensor": 1, "tensor" if form == "tensor" else "fsdp": CHIPS}
+    return predict.costs(text(form), chips.CHIPS["v5e"], mesh)
+
+
+@pytest.mark.parametrize("form", ["scanned", "unrolled", "tensor"])
+def test_flops_are_the_analytic_ones(form):
+    """6 a weight and token, 12 L T d for attention scores: within 3%."""
+    want = B * T * (6 * (WEIGHTS + V * D) + 12 * L * T * D) / CHIPS
+    assert costs(form).flops == pytest.approx(want, rel=0.03)
+
+
+def test_scanned_and_unrolled_agree():
+    a, b = costs("scanned"), costs("unrolled")
+    assert a.flops == pytest.approx(b.flops, rel=0.02)
+    assert a.seconds == pytest.approx(b.seconds, rel=0.5)  # the compiler fuses them otherwise
+    of = lambda c: {(x.kind, x.axes): x.bytes for x in c.collectives}
+    for kind in ("all-gather", "reduce-scatter"):
+        assert of(a)[kind, "fsdp"] == pytest.approx(of(b)[kind, "fsdp"], rel=0.1)
+
+
+def test_what_fsdp_and_tensor_parallelism_send():
+    """Of n devices each sends (n - 1) / n of an array that is gathered or scattered."""
+    share = (CHIPS - 1) / CHIPS
+    sent = {x.kind: x.bytes for x in costs("scanned").collectives}
+    assert {x.axes for x in costs("scanned").collectives} == {"fsdp"}
+    # Weights in bfloat16, forward and backward, and the embedding once; gradients of weights in
+    # bfloat16, of the embedding, which is the last layer too, in both types.
+    assert sent["all-gather"] == pytest.approx(share * 2 * (2 * WEIGHTS + V * D), rel=0.05)
+    assert sent["reduce-scatter"] == pytest.approx(share * (2 * WEIGHTS + 6 * V * D), rel=0.01)
+    tensor = {x.kind: x for x in costs("tensor").collectives}
+    assert {x.axes for x in tensor.values()} == {"tensor"}
+    # Of activations [B, T, d] in bfloat16: two a layer forward, two backward.
+    assert tensor["all-reduce"].bytes == pytest.approx(
+        2 * share * 2 * B * T * D * 4 * L, rel=0.3)
+    link = chips.CHIPS["v5e"].link * 1e9
+    assert tensor["all-reduce"].seconds == pytest.approx(tensor["all-reduce"].bytes / (2 * link))
+
+
+def test_loops_are_counted():
+    module = hlo.Module(text("scanned"))
+    loops = [op for c in module.computations.values() for op in c.ops.values()
+             if op.opcode == "while"]
+    assert [module.trips(op) for op in loops] == [L, L]
+
+
+@pytest.mark.parametrize("notation, ids", [
+    ("replica_groups={{0,4},{1,5}}", [0, 4]),
+    ("replica_groups=[2,4]<=[8]", [0, 1, 2, 3]),
+    ("replica_groups=[4,2]<=[2,4]T(1,0)", [0, 4]),
+    ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, dim", [0, 4]),
+    ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", [0, 1, 2, 3]),
+    ("source_target_pairs={{3,5},{4,6}}", [3, 5])])
+def test_groups_of_devices(notation, ids):
+    assert predict.group(notation) == ids
+
+
+def test_a_batched_product_as_a_convolution():
+    """As a TPU writes it: 4 x 16 products of [2048, 128] and [128, 2048]."""
+    module = hlo.Module("""HloModule m
+
+ENTRY %main (a: bf16[4,2048,16,128], b: bf16[4,2048,16,128]) -> bf16[4,16,2048,2048] {
+  %a = bf16[4,2048,16,128]{3,2,1,0} parameter(0)
+  %b = bf16[4,2048,16,128]{3,2,1,0} parameter(1)
+  ROOT %c = bf16[4,16,2048,2048]{3,2,1,0} convolution(%a, %b), \
+window={size=4x16 stride=3x15 lhs_dilate=4x16}, dim_labels=0b1f_0o1i->01bf
+}
+""")
+    assert module.flops("main") == 2 * 4 * 16 * 2048 * 2048 * 128
+
+
+def test_the_slower_of_work_and_communication_and_their_sum():
+    found = predict.Costs(0, 0, 2.0, 1.0, [predict.Collective("all-reduce", "data", 8, 4.0)])
+    assert found.step == (4.0, 7.0)
+
+
+@pytest.mark.parametrize("topology, message", [
+    ("v5e-16", "CHIP:AxB"), ("v9:4x4", "a chip of v4, v5e"), ("v5e:4x4x4", "2 dimensions"),
+    ("v5p:4x4", "3 dimensions")])
+def test_unknown_topologies(topology, message):
+    with pytest.raises(UserError, match=message):
+        chips.parse(topology)
+
+
+def plan(tmp_path, *arguments):
+    """In a process of its own: there libtpu starts, or jax without it."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    done = subprocess.run(
+        [sys.executable, "-m", "bigjax.main", "plan", "--config=configs/gpt/gpt3.py:tiny",
+         f"--config.data.cache_dir={tmp_path}", *arguments],
+        capture_output=True, text=True, cwd=GOLDEN.parents[1], env=environment)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
+                    reason="needs libtpu: pip install -e '.[plan]'")
+def test_a_config_is_planned_and_kept(tmp_path):
+    code, out, err = plan(tmp_path, "--topology=v5e:2x2", "--mesh=data=1,fsdp=4", "--json")
+    assert code == 0 and "fits" in out and "along fsdp" in out, err
+    found = json.loads(out.splitlines()[-1])
+    assert found["fits"] and 0 < found["hbm_gib"] < 1 < found["hbm_limit_gib"]
+    assert found["step_seconds"][0] <= found["step_seconds"][1] and 0 < found["mfu"][0] < 1
+    kept, = tmp_path.glob("plans/*.json")
+    assert json.loads(plan(tmp_path, "--topology=v5e:2x2", "--mesh=data=1,fsdp=4", "--json")[1]
+                      .splitlines()[-1]) == found
+    code, _, err = plan(tmp_path, "--topology=v5e:2x2", "--mesh=data=3")
+    assert code == 2 and "data=3" in err
+    code, _, err = plan(tmp_path, "--topology=v5e:3x3")
+    assert code == 2 and "v5e:3x3 cannot be had" in err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
+def test_without_libtpu_it_is_asked_for(tmp_path):
+    code, _, err = plan(tmp_path, "--topology=v5e:2x2")
+    assert code == 2 and "pip install -e '.[plan]'" in err
+
+
+def test_what_is_wrong_with_a_plan(tmp_path):
+    for more, message in (([], "--topology=CHIP:AxB is missing"),
+                          (["--topology=v5e:4x4", "--mesh=rows=2"], "'rows=2' is not AXIS=NUMBER")):
+        code, _, err = plan(tmp_path, *more)
+        assert code == 2 and message in err, err
