@@ -11,7 +11,7 @@ import math
 import re
 import sys
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,12 +45,13 @@ _STOP_WORDS = frozenset(
     "那些 那个 都是 除了 需要 非常".split())
 
 
-def words_of(texts: Iterable[str], lowercase: bool = True) -> list[list[str]]:
+def words_of(texts: Collection[str], lowercase: bool = True) -> list[list[str]]:
     """The words of each text, in order and with repeats; no punctuation. `lowercase` also takes
     accents off, as WordPiece does."""
     normalizer, word = _normalizer(lowercase), _word_pattern()
-    return [[part for found in word.findall(normalizer.normalize_str(text))
-             for part in _cut_han(found)] for text in texts]
+    found = (word.findall(normalizer.normalize_str(text)) for text in texts)
+    return [words if text.isascii() else [part for one in words for part in _cut_han(one)]
+            for text, words in zip(texts, found)]
 
 
 def log_odds(recent: Mapping[str, float], rest: Mapping[str, float]) -> dict[str, float]:

@@ -89,11 +89,11 @@ def get_config(variant=""):
         c.data.columns.headline = "title"
         c.data.columns.article = ""  # the source is then earlier titles (of the same tags)
         c.data.columns.tags = ""
-    if choice == "tiny":  # most of it compiling; without clicks, whose first counting takes long
+    if choice == "tiny":  # without what takes long to find in the data: clicks and hot words
         c.model.update(click_buckets=0, d_model=32, article_len=32, max_len=12, vocab_size=2048,
                        discriminator_d_model=32, filter_widths=(1, 2, 3), filters=(20, 20, 20))
         c.task.update(mle_rounds=2, mle_updates=20, discriminator_rounds=0, generator_updates=1,
-                      discriminator_updates=2, rollouts=0, teacher_forcing=0.0)
+                      discriminator_updates=2, rollouts=0, teacher_forcing=0.0, hot_words=0)
         c.data.tokenizer.vocab_size = 2048
         c.data.seq_len = 12
         c.optim.warmup_steps = 5
