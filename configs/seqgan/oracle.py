@@ -61,7 +61,7 @@ def get_config(variant=""):
                              tiny="tiny")
     if choice == "sharpen":
         c.task.update(reward="constant", likelihood=0.25)
-        c.train.steps = 15
+        c.train.steps = 40
     if choice in ("paper", "control"):
         c.model.update(discriminator="cnn", discriminator_dropout=0.25)
         c.task.update(mle_rounds=20, discriminator_rounds=8, generator_updates=1,
