@@ -36,7 +36,8 @@ def test_both_likelihoods_at_each_temperature(cache_dir):
     evaluate = oracle_eval.build("x", entry, types.SimpleNamespace(
         config=c, task=task, corpus=corpus, mesh=mesh))
     params = task.init(jax.random.key(3))["params"]
-    found = evaluate(params, {}, 1)
+    with jax.set_mesh(mesh):
+        found = evaluate(params, {}, 1)
     assert set(found) == set(evaluate.metrics)
     test = corpus.split("test", batch_size=200).batch_at(0)["tokens"]
     place = {tuple(x): i for i, x in enumerate(EVERY.tolist())}
