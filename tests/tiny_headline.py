@@ -9,7 +9,7 @@ def get_config(variant=""):
                    n_heads=2, click_buckets=4, hot_per_example=4, discriminator_d_model=16,
                    filter_widths=(1, 2), filters=(8, 8))
     c.task = dict(name="headline", mle_rounds=2, mle_updates=4, pretrain_updates=4,
-                  discriminator_updates=2, rollouts=2, hot_words=10)
+                  discriminator_updates=2, rollouts=0, hot_words=10)
     c.data.train = "set me"
     c.data.columns.clicks, c.data.columns.impressions = "clicks", "shown"
     c.data.tokenizer.kind = "wordpiece"

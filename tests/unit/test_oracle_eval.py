@@ -26,18 +26,24 @@ def log_p(players, params, temperature=1.0):
     return np.take_along_axis(np.array(jax.nn.log_softmax(logits)), EVERY[..., None], -1)[..., 0]
 
 
-def test_both_likelihoods_at_each_temperature(cache_dir):
+@pytest.fixture
+def one_device():
+    """Whatever mesh another test's run has left."""
+    mesh = mesh_lib.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+def test_both_likelihoods_at_each_temperature(cache_dir, one_device):
     c = tiny(model=dict(vocab_size=V, max_len=T, filter_widths=(1,), filters=(2,), init_std=2.0),
              data=dict(seq_len=T, cache_dir=cache_dir))
     task = tasks.build(c)
     corpus = task.load_data(log=lambda text: None)
-    mesh = mesh_lib.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     entry = ConfigDict(config_lib.evaluation("oracle", every=1, split="test", temperatures=[0.5]))
     evaluate = oracle_eval.build("x", entry, types.SimpleNamespace(
-        config=c, task=task, corpus=corpus, mesh=mesh))
+        config=c, task=task, corpus=corpus, mesh=one_device))
     params = task.init(jax.random.key(3))["params"]
-    with jax.set_mesh(mesh):
-        found = evaluate(params, {}, 1)
+    found = evaluate(params, {}, 1)
     assert set(found) == set(evaluate.metrics)
     test = corpus.split("test", batch_size=200).batch_at(0)["tokens"]
     place = {tuple(x): i for i, x in enumerate(EVERY.tolist())}
