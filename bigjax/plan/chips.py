@@ -61,8 +61,8 @@ def parse(topology: str) -> tuple[str, tuple[int, ...]]:
     return found[1], sizes
 
 
-def devices(topology: str, slices: int = 1) -> list:
-    """The devices of `slices` slices, which programs can be compiled for.
+def devices(topology: str) -> list:
+    """The devices of a slice, which programs can be compiled for.
 
     Raises UserError for a topology that libtpu does not know, and without libtpu.
     """
@@ -71,7 +71,7 @@ def devices(topology: str, slices: int = 1) -> list:
         raise UserError("A plan needs libtpu, which holds the TPU compiler: "
                         "pip install -e '.[plan]'.")
     from jax.experimental import topologies
-    more = {"num_slices": slices} if slices > 1 else {}
+    more = {}
     if chip == "v4":
         more["chip_config_name"] = "megacore"  # one device a chip
     if sizes == (16, 16):

@@ -5,8 +5,8 @@ import json
 from absl import flags
 
 from bigjax.errors import UserError
+from bigjax.plan.chips import CHIPS, GIB, parse
 
-GIB = 2 ** 30
 TRUST = (
     "How far to trust this: memory is the compiler's own figure. FLOPs are counted, loops "
     "multiplied out.\nThe time was 10% and 16% below published ones of a known trainer: take it "
@@ -19,12 +19,12 @@ def define_flags(f: flags.FlagValues) -> None:
     flags.DEFINE_bool("json", False, "", flag_values=f)
 
 
-def run(f: flags.FlagValues, config, log=print) -> None:
+def run(f: flags.FlagValues, config) -> None:
     """Prints the plan of a config; with --json its last line is an object for machines."""
     if not f.topology:
         raise UserError("--topology=CHIP:AxB is missing: the pod, such as v5e:16x16.")
-    from bigjax.plan import chips, compile as compile_lib
-    chip, _ = chips.parse(f.topology)
+    from bigjax.plan import compile as compile_lib
+    chip = CHIPS[parse(f.topology)[0]]
     with config.unlocked():
         for part in filter(None, f.mesh.split(",")):
             axis, _, size = part.partition("=")
@@ -33,19 +33,17 @@ def run(f: flags.FlagValues, config, log=print) -> None:
                                 f"{', '.join(config.mesh)}.")
             config.mesh[axis] = int(size)
     found = compile_lib.plans(config, f.topology)
-    from bigjax import tasks
-    flops = tasks.build(config).flops_per_example * config.train.batch_size
     tokens = config.train.batch_size * config.data.seq_len
     for plan in found:
-        log(_page(plan, f.topology, tokens, _mfu(plan, flops, chips.CHIPS[chip])))
-    log(TRUST)
+        print(_page(plan, f.topology, tokens, _mfu(plan, chip)))
+    print(TRUST)
     if f.json:
         last = found[-1]
-        log(json.dumps({
+        print(json.dumps({
             "fits": all(plan.fits for plan in found), "hbm_gib": _gib(last.peak_bytes),
             "hbm_limit_gib": last.limit_bytes / GIB, "flops": last.flops,
             "collective_bytes": sum(c.bytes for c in last.collectives),
-            "step_seconds": last.step_seconds, "mfu": _mfu(last, flops, chips.CHIPS[chip]),
+            "step_seconds": last.step_seconds, "mfu": _mfu(last, chip),
             "tokens_per_sec": last.step_seconds and tokens / last.step_seconds[1],
             "compile_seconds": last.compile_seconds}))
 
@@ -54,18 +52,19 @@ def _gib(n: float | None) -> float | None:
     return n if n is None else n / GIB
 
 
-def _mfu(plan, flops: float, chip) -> tuple[float, float] | None:
+def _mfu(plan, chip) -> tuple[float, float] | None:
     """Of the FLOPs that the model needs, at the slowest and the fastest; None if unknown."""
-    if not plan.fits or not flops:
+    if not plan.fits or not plan.model_flops:
         return None
     low, high = plan.step_seconds
-    share = flops / (plan.devices * chip.peak * 1e12)
+    share = plan.model_flops / (plan.devices * chip.peak * 1e12)
     return share / high, share / low
 
 
 def _page(plan, topology: str, tokens: int, mfu) -> str:
     need = "more than that" if plan.peak_bytes is None else f"{plan.peak_bytes / GIB:.2f} GiB"
-    lines = [f"{topology}, {plan.devices} devices" + (f", phase {plan.phase}" if plan.phase else ""),
+    phase = f", phase {plan.phase}" if plan.phase else ""
+    lines = [f"{topology}, {plan.devices} devices{phase}",
              f"  HBM a device   {need} of {plan.limit_bytes / GIB:.2f}: "
              + ("fits" if plan.fits else "DOES NOT FIT"),
              f"    parameters   {plan.parameter_bytes / GIB:.3f} GiB",

@@ -26,12 +26,14 @@ _TOO_MUCH = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
 class Plan:
     """Of one kind of step on a device of the pod; bytes and seconds.
 
-    phase: of adversarial training, else ''. peak_bytes: of HBM, None where the compiler gave up
+    phase: of adversarial training, else ''. model_flops: that the model needs, of all devices; 0 if
+    its task does not say. peak_bytes: of HBM, None where the compiler gave up
     because it did not fit and did not say how much it needs. step_seconds: if communication hides
     behind work whole, and if not at all; None if it does not fit, as all that follows.
     """
     phase: str
     devices: int
+    model_flops: float
     limit_bytes: float
     parameter_bytes: float
     optimizer_bytes: float
@@ -73,14 +75,10 @@ def _steps(config, task) -> list[tuple[str, int]]:
 
 
 def _plan(config, task, program, mesh, topology, chip, phase, step) -> Plan:
-    place = sharding.of_batch(mesh)
-    batch = jax.tree_util.tree_map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        task.batch_shapes(config.train.batch_size, step))
-    with jax.set_mesh(mesh):
-        lowered = program.step.lower(program.abstract, task.frozen(), batch)
-    known = Plan(phase, mesh.size, chip.limit * chips.GIB, _bytes(program.abstract.params),
-                 _bytes(program.abstract.opt_state), None, 0.0)
+    batch_size = config.train.batch_size
+    lowered = lower(task, program, mesh, batch_size, step)
+    known = Plan(phase, mesh.size, task.flops_per_example * batch_size, chip.limit * chips.GIB,
+                 _bytes(program.abstract.params), _bytes(program.abstract.opt_state), None, 0.0)
     key = hashlib.sha256("\0".join([
         lowered.as_text(), topology, bigjax.__version__, jax.__version__,
         importlib.metadata.version("libtpu"),
@@ -108,6 +106,16 @@ def _plan(config, task, program, mesh, topology, chip, phase, step) -> Plan:
             collectives=tuple(costs.collectives), step_seconds=costs.step)
     write_atomically(path, json.dumps(dataclasses.asdict(plan)).encode())
     return plan
+
+
+def lower(task, program, mesh, batch_size: int, step: int):
+    """A step, which its number tells the kind of, lowered for the devices of a mesh."""
+    place = sharding.of_batch(mesh)
+    batch = jax.tree_util.tree_map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        task.batch_shapes(batch_size, step))
+    with jax.set_mesh(mesh):
+        return program.step.lower(program.abstract, task.frozen(), batch)
 
 
 def _from_json(text: str) -> Plan:

@@ -90,52 +90,39 @@ class Module:
 
     def trips(self, loop: Op) -> int:
         """How often a while loop runs: it counts from a constant to a constant. 1 if unknown."""
-        return self._trips(loop.attribute("condition"), loop.attribute("body"), loop)
-
-    def _trips(self, condition: str, body: str, loop: Op) -> int:
-        found = self._compared(self.computations[condition])
+        found = self._compared(self.computations[loop.attribute("condition")])
         if not found:
             return 1
         index, limit, direction = found
-        step = self._step(self.computations[body], index)
+        step = self._step(self.computations[loop.attribute("body")], index)
         start = self._start(loop, index)
         if not step or start is None:
             return 1
         n = (limit - start) / step
         return max(1, math.floor(n) + 1 if direction == "LE" else math.ceil(n))
 
-    def _compared(self, condition: Computation) -> tuple[int, int, str] | None:
-        """(index in the loop's tuple, limit, direction) of the compare that ends it."""
-        def resolve(c: Computation, op: Op, outer: list | None) -> int | str | None:
-            """A constant as int, an element of the tuple as 'INDEX'."""
-            if op.opcode == "constant":
-                return _constant(op)
-            if op.opcode == "get-tuple-element":
-                return op.attribute("index")
-            if op.opcode == "parameter" and outer:
-                return outer[int(re.match(r"(\d+)", op.operands[0])[1])] if op.operands else None
-            if op.opcode in ("copy", "bitcast", "convert"):
-                return resolve(c, c.inputs(op)[0], outer)
-            return None
+    def _compared(self, c: Computation) -> tuple[int, int, str] | None:
+        """(index in the loop's tuple, limit, direction) of the compare that ends a condition."""
+        def known(op: Op) -> int | str | None:
+            """A constant as int, an element of the tuple as 'INDEX', else None."""
+            while op.opcode in ("copy", "bitcast", "convert"):
+                op = c.inputs(op)[0]
+            if op.opcode == "parameter":
+                return given[_parameter(op)]
+            return op.attribute("index") if op.opcode == "get-tuple-element" else _constant(op)
 
-        op, c, outer = condition.root, condition, None
+        op, given = c.root, [None]  # what the computation's parameters are
         while op.opcode == "fusion":
-            outer = [resolve(c, x, outer) for x in c.inputs(op)]
+            given = [known(x) for x in c.inputs(op)]
             c = self.computations[op.attribute("calls")]
             op = c.root
         if op.opcode != "compare":
             return None
-        a, b = (self._leaf(c, x, outer, resolve) for x in c.inputs(op))
+        a, b = map(known, c.inputs(op))
         direction = op.attribute("direction")
         if isinstance(a, str) and isinstance(b, int) and direction in ("LT", "LE", "NE"):
             return int(a), b, direction
         return None
-
-    @staticmethod
-    def _leaf(c, op, outer, resolve):
-        if op.opcode == "parameter" and outer is not None:
-            return outer[_parameter(op)]
-        return resolve(c, op, None)
 
     def _step(self, body: Computation, index: int) -> int | None:
         """How much one trip adds to an element of the tuple."""

@@ -1,9 +1,9 @@
 """What a compiled step costs on a chip: time by kind of work, and what is communicated.
 
 The time of an operation is the largest of its FLOPs at the chip's peak, its bytes at the speed of
-HBM and, of matrix products alone, the compiler's own estimate of cycles: that of elementwise work is
-two to four times too high. Against published speeds of a known trainer the sum was 10% and 16% too
-low; it is good for comparing two programs on one chip, not for comparing kernels or chips.
+HBM and, of matrix products alone, the compiler's own estimate of cycles: that of elementwise work
+is two to four times too high. Against published speeds of a known trainer the sum was 10% and 16%
+too low; it is good for comparing two programs on one chip, not for comparing kernels or chips.
 """
 
 import math
@@ -109,14 +109,14 @@ class _Walk:
         if kind == "collective-permute":  # its result has the source too
             size, share, links = op.arrays[0].bytes, 1.0, 1
         else:
-            arrays = [a for x in c.inputs(op) for a in x.arrays]
-            into, out = sum(a.bytes for a in arrays), sum(a.bytes for a in op.arrays)
+            into = sum(a.bytes for x in c.inputs(op) for a in x.arrays)
+            out = sum(a.bytes for a in op.arrays)
             size, links = max(into, out), 2  # a ring in both directions
             share = (2 if kind == "all-reduce" else 1) * (n - 1) / max(n, 1)
-        sent = times * size * share
-        old = self.collectives.get((kind, self._axes(ids)), (0.0, 0.0))
-        self.collectives[kind, self._axes(ids)] = (
-            old[0] + sent, old[1] + sent / (links * self.chip.link * 1e9))
+        sent, key = times * size * share, (kind, self._axes(ids))
+        all_sent, seconds = self.collectives.get(key, (0.0, 0.0))
+        self.collectives[key] = (all_sent + sent,
+                                 seconds + sent / (links * self.chip.link * 1e9))
 
     def _axes(self, ids: list[int]) -> str:
         """The axes of the mesh along which a group of devices lies."""
