@@ -96,6 +96,15 @@ def test_eval_gives_the_numbers_of_the_run(whole, capsys):
     assert float(found[1]) == pytest.approx(last["eval/oracle/nll_test"], abs=2e-3), out
 
 
+@pytest.mark.parametrize("key, value", [
+    ("reward", "constant"), ("mle_rounds", 99), ("discriminator_rounds", 0), ("mle_updates", 5),
+    ("pretrain_updates", 5), ("generator_updates", 5), ("discriminator_updates", 5)])
+def test_a_resumed_run_keeps_its_phases(whole, cache, capsys, key, value):
+    code = main(["train", f"--config={TINY}", cache, f"--workdir={whole[0]}",
+                 f"--config.task.{key}={value}", "--config.train.steps=9"])
+    assert code == 2 and f"task.{key} was" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("network, more", [
     ("generator", ["optim.learning_rate=1e30", "task.mle_rounds=4", "optim.clip_norm=0.0"]),
     ("discriminator", ["task.discriminator_learning_rate=1e30", "optim.clip_norm=0.0",
