@@ -33,7 +33,8 @@ class Task(NamedTuple):
     whole_batch(batch) -> batch: adds what a micro-batch must know of all of them.
     outputs(params, extras, batch) -> what a labelled task predicts from, see infer.predict.
     players: of adversarial training (train/adversarial.py), see tasks/_adversarial.py.
-    prepare(params, corpus) -> params: what a run from scratch begins with, where the data say.
+    prepare() -> (params, corpus) -> params: what a run from scratch begins with. Called before the
+        data are read, so that it can refuse what it needs.
     """
     init: Callable[..., Any]
     loss: Callable[..., Any]
@@ -47,7 +48,7 @@ class Task(NamedTuple):
     whole_batch: Callable[[dict], dict] = lambda batch: batch
     outputs: Callable[..., Any] | None = None
     players: Any = None
-    prepare: Callable[[Any, Any], Any] = lambda params, corpus: params
+    prepare: Callable[[], Callable[[Any, Any], Any]] = lambda: lambda params, corpus: params
 
 
 def module(name: str):

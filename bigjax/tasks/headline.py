@@ -62,8 +62,6 @@ def build(config, options: Config) -> Task:
     headline_options(config, c, options)
 
     def load_data(log=print, tokenizer=None, splits=None):
-        if tokenizer is None:  # a training run
-            _vectors(options, c)  # refused before the data are read
         found = data.load_headlines(config.data, headline_options(config, c, options), log,
                                     tokenizer, splits or SPLITS)
         check_tokenizer(found.tokenizer, c)
@@ -73,7 +71,7 @@ def build(config, options: Config) -> Task:
         c, make_players(family, c, options, config.data.seq_len),
         {"generator": family.Generator(c), "discriminator": family.Discriminator(c)},
         _examples(c, config.data.seq_len), _batch_row(c), load_data,
-        prepare=lambda params, corpus: _with_vectors(params, options, c, corpus.tokenizer))
+        prepare=lambda: _prepare(options, c))
 
 
 def headline_options(config, c, options: Config) -> data.HeadlineOptions:
@@ -133,10 +131,10 @@ def _batch_row(c) -> dict[str, jax.Array]:
             "example": row()}
 
 
-def _vectors(options: Config, c) -> word_vectors.WordVectors | None:
-    """Those of task.embeddings, if any."""
+def _prepare(options: Config, c):
+    """Task.prepare: puts the vectors of task.embeddings, if any, into the generator's embedding."""
     if not options.embeddings:
-        return None
+        return lambda params, corpus: params
     vectors = word_vectors.read(options.embeddings)
     if vectors.table.shape[1] != c.d_model:
         raise UserError(f"task.embeddings={options.embeddings!r} has vectors of "
@@ -144,15 +142,12 @@ def _vectors(options: Config, c) -> word_vectors.WordVectors | None:
                         "set that to the same, or make others with `bigjax embeddings`.")
     if not vectors.table.std() > 0:
         raise UserError(f"task.embeddings={options.embeddings!r}: all its numbers are the same.")
-    return vectors
+    return lambda params, corpus: _with_vectors(params, vectors, options, corpus.tokenizer)
 
 
-def _with_vectors(params, options: Config, c, tokenizer):
-    """The parameters with the vectors of task.embeddings in the generator's embedding: of the
-    pieces that have one, at the scale of what was drawn."""
-    vectors = _vectors(options, c)
-    if vectors is None:
-        return params
+def _with_vectors(params, vectors: word_vectors.WordVectors, options: Config, tokenizer):
+    """The parameters with the vectors of the pieces that have one, at the scale of what was drawn.
+    """
     table = params["generator"]["embed"]["embedding"]
     found = {i: vectors.row[name] for i, name in enumerate(piece_names(tokenizer))
              if name in vectors.row}

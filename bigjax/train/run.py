@@ -61,8 +61,11 @@ class _Run:
         config = self.config
         self.task = tasks.build(config)
         self.program = program_lib.make(config, self.task, self.mesh)
+        self.prepare = None  # of a run from scratch
         if workdir_lib.has_checkpoints(workdir):
             workdir_lib.check_same_run(workdir, config, self.log)
+        elif not (config.resume_from or config.init_from):
+            self.prepare = self.task.prepare()
         self.corpus = self.task.load_data(self.log)
         self.data = self.corpus.split("train", batch_size=self.batch_size, seed=config.seed)
         self.rows = sharding.local_rows(self.mesh, self.batch_size)
@@ -124,8 +127,8 @@ class _Run:
                     hook(0, state)
             self.first_step = start + 1
             state, done = loop.run(
-                state, lambda s, b: self.program.step(s, frozen, b), batches, start=start, steps=self.steps,
-                report=self._report, hooks=hooks)
+                state, lambda s, b: self.program.step(s, frozen, b), batches, start=start,
+                steps=self.steps, report=self._report, hooks=hooks)
             if self.bad_step:
                 self._explain(state, frozen)
             if self.saved_step != done:
@@ -185,7 +188,8 @@ class _Run:
             params = init_from.initialise(state.params, source, c.init_reset, self.log)
         else:
             self.log("Starting from scratch.")
-            params = self.task.prepare(state.params, self.corpus)
+            prepare, self.prepare = self.prepare or self.task.prepare(), None
+            params = prepare(state.params, self.corpus)
         if params is state.params:
             return state, 0
         # Copies: the first step gives its arguments' memory away, each array's once.
@@ -291,8 +295,8 @@ class _Run:
         raise NonFinite(
             f"{', '.join(self.not_finite)} of step {step} (batch {step - 1}, examples "
             f"{_brief(examples)}) is not finite. Norms by layer are in {path}. The checkpoints "
-            f"{saved or 'none'} are as they were. Lower {self._learning_rate()}, clip gradients, or "
-            "look at those examples.")
+            f"{saved or 'none'} are as they were. Lower {self._learning_rate()}, clip gradients, "
+            "or look at those examples.")
 
     def _learning_rate(self) -> str:
         """The key of the learning rate of what is not finite."""

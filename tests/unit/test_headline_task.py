@@ -1,6 +1,7 @@
 """The headline task: augmentation, rounds, word vectors, and what is refused."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -142,15 +143,16 @@ def test_vectors_of_pieces_are_put_into_the_embedding(tmp_path):
     path.write_text("a 1 2 3 4 5 6 7 8\n##b 8 7 6 5 4 3 2 1\nzebra 1 1 1 1 1 1 1 1\n")
     table = jax.random.normal(jax.random.key(0), (c.vocab_size, 8))
     params = {"generator": {"embed": {"embedding": table}, "bias": 1}, "discriminator": 2}
-    with_vectors = lambda path: task._with_vectors(
-        params, options(embeddings=str(path)), c, TOKENIZER)
+    corpus = types.SimpleNamespace(tokenizer=TOKENIZER)
+    with_vectors = lambda path: task._prepare(
+        options(embeddings=str(path)), c)(params, corpus)
     new = np.array(with_vectors(path)["generator"]["embed"]["embedding"])
     changed = np.flatnonzero((new != table).any(1)).tolist()
     names = rounds.piece_names(TOKENIZER)
     assert [names[i] for i in changed] == ["a", "##b"]
     np.testing.assert_allclose(new[changed[0]] / new[changed[0], 0], range(1, 9), rtol=1e-5)
     assert new[changed].std() == pytest.approx(float(table.std()), rel=1e-4)
-    assert task._with_vectors(params, options(), c, TOKENIZER) is params
+    assert task._prepare(options(), c)(params, corpus) is params
     for text, message in (("a 1 2\n", "d_model is 8"), ("zebra 1 2 3 4 5 6 7 8\n", "no piece")):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
