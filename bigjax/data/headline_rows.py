@@ -152,10 +152,11 @@ class ClickRates:
     rate near the mean. Where no training row has impressions there is nothing to smooth with, and
     the rate is clicks over the mean clicks of a row: 1 is as many as usual.
 
-    Attributes: `known`, whether that of any training row is; `mean`; `boundaries` float64 [<= n_buckets - 1], quantiles of the training rates.
-    Bucket 0 is a row whose rate is not known, 1 one below the first boundary, `n_buckets` one from
-    the last on. Where many rates are equal there are fewer boundaries, and some numbers between
-    those two are left out; where all are, there is none, and all are in bucket 1.
+    Attributes: `known`, whether that of any training row is; `mean`; `boundaries` float64
+    [<= n_buckets - 1], quantiles of the training rates. Bucket 0 is a row whose rate is not known,
+    1 one below the first boundary, `n_buckets` one from the last on. Where many rates are equal
+    there are fewer boundaries, and some numbers between those two are left out; where all are,
+    there is none, and all are in bucket 1.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], n_buckets: int, smoothing: float) -> None:
@@ -179,7 +180,8 @@ class ClickRates:
         rates = np.array([self._rate(row) if is_known else 0. for row, is_known in
                           zip(rows, known)], np.float64)
         buckets = self._buckets[np.searchsorted(self.boundaries, rates, "right")]
-        return np.where(known, buckets, 0).astype(np.int32), rates.astype(np.float32), known.astype(np.float32)
+        buckets = np.where(known, buckets, 0).astype(np.int32)
+        return buckets, rates.astype(np.float32), known.astype(np.float32)
 
     def _known(self, row: Mapping[str, Any]) -> bool:
         return row["clicks"] is not None and (not self._per_impression or bool(row["impressions"]))

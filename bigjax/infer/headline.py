@@ -193,19 +193,18 @@ def check(f: flags.FlagValues, config) -> tuple[Options, list[dict]]:
                         "headlines are of the task headline.")
     options = Options(**{field.name: f[field.name].value for field in dataclasses.fields(Options)})
     c = models.build_config(config.model)
-    for name, useless, why in (
-            ("clicks", not c.click_buckets, "this run knows no clicks (model.click_buckets=0)"),
-            ("click_weight", not c.click_buckets,
+    for names, useless, why in (
+            (("clicks", "click_weight"), not c.click_buckets,
              "this run knows no clicks (model.click_buckets=0)"),
-            ("hot_words", not c.hot_per_example,
+            (("hot_words",), not c.hot_per_example,
              "this run knows no hot words (model.hot_per_example=0)"),
-            ("previous", not config.task.n_history,
+            (("previous",), not config.task.n_history,
              "this run knows no previous headlines (task.n_history=0)"),
-            ("top_p", not f.temperature, "it is of samples, with --temperature above 0"),
-            ("seed", not f.temperature, "it is of samples, with --temperature above 0"),
-            ("beam", f.temperature, "samples (--temperature) are not searched for")):
-        if useless and f[name].present:
-            raise UserError(f"--{name} would change nothing: {why}. Leave it out.")
+            (("top_p", "seed"), not f.temperature, "it is of samples, with --temperature above 0"),
+            (("beam",), f.temperature, "samples (--temperature) are not searched for")):
+        for name in names:
+            if useless and f[name].present:
+                raise UserError(f"--{name} would change nothing: {why}. Leave it out.")
     is_table = f.article.lower().endswith(TABLES)
     if is_table and not f.output:
         raise UserError("--output=FILE is missing: where to write the rows with their headlines.")

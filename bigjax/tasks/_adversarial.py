@@ -10,7 +10,7 @@ from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
 from bigjax.layers.sampling import categorical
 from bigjax.parallel.sharding import constrain
-from bigjax.tasks import Task
+from bigjax.tasks import Task, array_shapes
 
 PHASES = ("mle", "discriminator", "adversarial")
 
@@ -154,11 +154,9 @@ def adversarial_task(c, players: Players, networks: dict, examples: dict, given:
 
     def batch_shapes(batch_size, step):
         phase, n, _ = players.options.round(step)
-        rows = {"tokens": (players.length,), **{k: x.shape[1:] for k, x in given.items()}}
-        kinds = {"weights": jnp.float32, **{k: x.dtype for k, x in given.items()}}
-        rows["weights"] = (players.length,)
-        return {phase: {k: jax.ShapeDtypeStruct((batch_size, n, *shape), kinds.get(k, jnp.int32))
-                        for k, shape in rows.items()}}
+        text = {"tokens": (1, players.length)}, {"weights": (1, players.length)}
+        return {phase: {k: jax.ShapeDtypeStruct((batch_size, n, *x.shape[1:]), x.dtype)
+                        for k, x in {**array_shapes(*text), **given}.items()}}
 
     axes = {name: params_lib.logical_axes(jax.eval_shape(
         network.init, jax.random.key(0), *examples[name])["params"])

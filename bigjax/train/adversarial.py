@@ -35,8 +35,8 @@ def optimizers(config, options, params) -> dict[str, optax.GradientTransformatio
         "mle": optim.make(config.optim, max(1, options.mle_rounds * options.mle_updates),
                           generator),
         "adversarial": optim.make(at(options.adversarial_learning_rate), 1, generator),
-        "discriminator": optim.make(at(options.discriminator_learning_rate, clip_norm=0.0, freeze=""), 1,
-                                    discriminator)}
+        "discriminator": optim.make(
+            at(options.discriminator_learning_rate, clip_norm=0.0, freeze=""), 1, discriminator)}
 
 
 def init_only(txs: dict) -> optax.GradientTransformation:

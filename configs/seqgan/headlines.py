@@ -9,7 +9,7 @@ of your own (.jsonl, .csv, .tsv or .parquet, a row a headline; `bigjax config` s
         --config.data.columns.impressions=shown --config.data.columns.published=date \\
         --config.data.columns.tags=section
 
-A column that the file does not have is ''. Then:
+A column that the file does not have is ''; without clicks model.click_buckets is 0 too. Then:
 
     bigjax headline --workdir=runs/mine --article=article.txt --clicks=high
 """
