@@ -90,7 +90,8 @@ def new_config() -> ConfigDict:
     c.mesh = ConfigDict()  # devices along each axis; one of them may be -1: all that are left
     c.mesh.data = -1  # parameters copied, batch cut
     c.mesh.fsdp = 1  # parameters and batch cut
-    c.mesh.tensor = 1  # heads, MLP and vocabulary cut
+    c.mesh.sequence = 1  # tokens of a row cut: for long contexts
+    c.mesh.tensor = 1  # heads, MLP and vocabulary cut; tokens between the blocks
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 1000  # steps; the last step is always saved
@@ -144,6 +145,6 @@ def laptop_size(c: ConfigDict) -> None:
     c.data.seq_len = 64
     c.train.steps, c.train.batch_size, c.train.accumulate = 20, 8, 1
     c.optim.warmup_steps = 5
-    c.mesh.data, c.mesh.fsdp, c.mesh.tensor = -1, 1, 1
+    c.mesh.update(data=-1, fsdp=1, sequence=1, tensor=1)
     c.checkpoint.every, c.log.every = 10, 5
     c.evals = dict(valid=evaluation("loss", every=10, batches=4))

@@ -1,4 +1,5 @@
-"""Self-attention with rotary positions and a cache. The mask: kernels.attention_mask."""
+"""Self-attention with rotary positions and a cache. The mask: kernels.attention_mask, and for TPUs
+splash.mask_of."""
 
 from typing import NamedTuple
 
@@ -74,6 +75,7 @@ class Attention(nn.Module):
         """Self-attention, [B, T, D]. With a cache the keys and values of x are written into it
         at its next slot, and the queries see what stands there. rng: for dropout, or None."""
         types = dict(use_bias=self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype)
+        x_BTD = constrain(x_BTD, "batch", "length", "act_embed")
 
         def heads(name, n, axis):
             y = Dense((n, self.head_dim), ("embed",), (axis, "head_dim"), **types, name=name)(x_BTD)
@@ -93,4 +95,4 @@ class Attention(nn.Module):
                    k_segments=k_segments, kernel=self.kernel, dropout=self.dropout, rng=rng)
         y = Dense((x_BTD.shape[-1],), ("heads", "head_dim"), ("embed",), init_std=self.out_std,
                   **types, name="out")(o)
-        return y, cache
+        return constrain(y, "batch", "residual_length", "act_embed"), cache

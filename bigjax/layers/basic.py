@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.layers.params import param
-from bigjax.parallel.sharding import constrain
+from bigjax.parallel.sharding import constrain, gathered
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),  # GPT-2's
@@ -34,9 +34,10 @@ class Dense(nn.Module):
     @nn.compact
     def weights(self, inputs: tuple[int, ...]) -> tuple[jax.Array, jax.Array | None]:
         """The kernel as a matrix [inputs, features] and the bias [features], in compute dtype."""
+        axes = self.in_axes + self.out_axes
         kernel = param(self, "kernel", nn.initializers.normal(self.init_std),
-                       (*inputs, *self.features), self.in_axes + self.out_axes, self.param_dtype)
-        kernel = kernel.reshape(math.prod(inputs), -1).astype(self.dtype)
+                       (*inputs, *self.features), axes, self.param_dtype)
+        kernel = gathered(kernel, axes, self.dtype).reshape(math.prod(inputs), -1)
         if not self.use_bias:
             return kernel, None
         bias = param(self, "bias", nn.initializers.zeros, self.features, self.out_axes,
@@ -90,8 +91,8 @@ class Embed(nn.Module):
                                (self.n, self.d), (self.axis, "embed"), self.param_dtype)
 
     def _table(self) -> jax.Array:
-        """In the compute dtype, whole rows on each device: cut rows make bad gathers."""
-        return constrain(self.embedding.astype(self.dtype), self.axis, None)
+        """Whole rows on each device: cut rows make bad gathers."""
+        return gathered(self.embedding, (self.axis, "embed"), self.dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         return jnp.take(self._table(), ids, axis=0)
@@ -116,11 +117,13 @@ class MLP(nn.Module):
         types = dict(use_bias=self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype)
         wide = dict(features=(self.d_ff,), in_axes=("embed",), out_axes=("mlp",), **types)
         act = ACTIVATIONS[self.activation]
+        x_BTD = constrain(x_BTD, "batch", "length", "act_embed")
         h = Dense(**wide, name="up")(x_BTD)
         h = act(Dense(**wide, name="gate")(x_BTD)) * h if self.activation == "swiglu" else act(h)
         h = constrain(h, "batch", "length", "act_mlp")
-        return Dense((x_BTD.shape[-1],), ("mlp",), ("embed",), init_std=self.out_std, **types,
-                     name="down")(h)
+        y = Dense((x_BTD.shape[-1],), ("mlp",), ("embed",), init_std=self.out_std, **types,
+                  name="down")(h)
+        return constrain(y, "batch", "residual_length", "act_embed")
 
 
 def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:

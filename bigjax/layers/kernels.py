@@ -10,6 +10,9 @@ import jax.numpy as jnp
 
 from bigjax.parallel.mesh import platform
 
+KERNELS = ("einsum", "blocked", "splash", "cudnn")
+BY_PLATFORM = {"cpu": "blocked", "tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
+KERNEL_RESIDUALS = "attention_residuals"  # the name of what a kernel's backward pass needs
 MASKED = -1e30  # not infinity: a row without keys gives a mean and not NaN
 
 
@@ -31,18 +34,35 @@ def attention_mask(T: int, S: int, causal: bool, start=0, q_segments_BT=None,
 
 def attend(q, k, v, *, causal: bool, start=0, q_segments=None, k_segments=None,
            kernel: str = "auto", dropout: float = 0.0, rng=None) -> jax.Array:
-    """Softmax attention by the kernel that suits: 'blocked' on a CPU for whole sequences.
+    """Softmax attention by the kernel that suits the backend, where that can: whole sequences
+    without dropout; else by the plain form.
 
-    dropout: of the attention's weights, by the plain form; off without an rng.
+    dropout: of the attention's weights; off without an rng. kernel: 'auto', or a name of KERNELS.
     """
-    whole = q.shape[1] == k.shape[1] and isinstance(start, int) and start == 0
+    T = q.shape[1]
+    whole = T == k.shape[1] and isinstance(start, int) and start == 0
     dropping = rng is not None and dropout > 0
     if kernel == "auto":
-        kernel = "blocked" if platform() == "cpu" else "einsum"
-    if kernel == "blocked" and whole and not dropping:
-        return blocked(q, k, v, q_segments, causal)
+        kernel = BY_PLATFORM.get(platform(), "einsum")
+    if whole and not dropping:
+        if kernel == "blocked":
+            return blocked(q, k, v, q_segments, causal)
+        if kernel == "splash":
+            from bigjax.layers import splash  # slow to import
+            if splash.suits(T):
+                return splash.splash(q, k, v, q_segments, causal, platform() != "tpu")
+        if kernel == "cudnn" and q.dtype != jnp.float32 and q.shape[-1] % 8 == 0:
+            return cudnn(q, k, v, q_segments, causal)
     mask = attention_mask(q.shape[1], k.shape[1], causal, start, q_segments, k_segments)
     return einsum(q, k, v, mask, dropout if dropping else 0.0, rng)
+
+
+def cudnn(q_BTHD, k_BSKD, v_BSKD, segments_BT, causal: bool) -> jax.Array:
+    """cuDNN's fused attention, for 16-bit numbers on NVIDIA's GPUs."""
+    mask = attention_mask(q_BTHD.shape[1], k_BSKD.shape[1], False, 0, segments_BT, segments_BT)
+    return jax.nn.dot_product_attention(
+        q_BTHD, k_BSKD, v_BSKD, mask=None if mask is None else mask[:, None], is_causal=causal,
+        implementation="cudnn")
 
 
 def einsum(q_BTHD, k_BSKD, v_BSKD, mask_BTS, dropout: float = 0.0, rng=None) -> jax.Array:

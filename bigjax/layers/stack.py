@@ -6,10 +6,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# What the forward pass keeps for the backward pass; the rest is computed again.
+from bigjax.layers.kernels import KERNEL_RESIDUALS
+
+# What the forward pass keeps for the backward pass; the rest is computed again. 'none': all is
+# kept, gathered weights too. 'dots': products with weights, and what an attention kernel gives.
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(KERNEL_RESIDUALS)),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -8,9 +8,10 @@ from collections.abc import Collection
 
 from bigjax import config as config_lib
 from bigjax.errors import UserError
+from bigjax.layers.kernels import KERNELS
 from bigjax.layers.stack import REMAT
 
-_CHOICES = {"remat": REMAT, "attention": ("auto", "einsum", "blocked"),
+_CHOICES = {"remat": REMAT, "attention": ("auto", *KERNELS),
             "dtype": ("float32", "bfloat16"), "param_dtype": ("float32", "bfloat16")}
 
 

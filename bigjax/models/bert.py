@@ -33,7 +33,7 @@ class Config:
     attention_dropout: float = 0.1
     dtype: str = "float32"  # of the computation: float32, bfloat16
     param_dtype: str = "float32"
-    attention: str = "auto"  # auto (by backend), einsum, blocked: see layers/kernels.py
+    attention: str = "auto"  # auto (by backend), or a name of layers/kernels.KERNELS
     scan: bool = True  # layers scanned, or unrolled
     remat: str = "none"  # none, dots, full: what the backward pass computes again
 
@@ -66,7 +66,7 @@ class Block(nn.Module):
         x_BTD = norm("norm_1")(x_BTD + dropout(a, c.dropout, keys[1]))
         m = MLP(c.d_ff, c.activation, **types, name="mlp")(x_BTD)
         x_BTD = norm("norm_2")(x_BTD + dropout(m, c.dropout, keys[2]))
-        return constrain(x_BTD, "batch", "length", "act_embed"), cache
+        return constrain(x_BTD, "batch", "residual_length", "act_embed"), cache
 
 
 class MlmHead(nn.Module):
@@ -119,7 +119,7 @@ class Model(nn.Module):
              + table(c.n_types, "token_type")(zeros if types_BT is None else types_BT))
         x = Norm(eps=c.norm_eps, **types, name="embed_norm")(x)
         key = lambda i: None if rng is None else jax.random.fold_in(rng, c.n_layers + i)
-        x = constrain(dropout(x, c.dropout, key(0)), "batch", "length", "act_embed")
+        x = constrain(dropout(x, c.dropout, key(0)), "batch", "residual_length", "act_embed")
         x, _ = Stack(Block, c, c.n_layers, c.scan, c.remat, name="stack")(
             x, Span(positions_BT, segments_BT), None, rng)
 

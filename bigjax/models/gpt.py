@@ -35,7 +35,7 @@ class Config:
     dropout: float = 0.0  # of embeddings and residual branches
     dtype: str = "float32"  # of the computation: float32, bfloat16
     param_dtype: str = "float32"
-    attention: str = "auto"  # auto (by backend), einsum, blocked: see layers/kernels.py
+    attention: str = "auto"  # auto (by backend), or a name of layers/kernels.KERNELS
     scan: bool = True  # layers scanned, or unrolled
     remat: str = "none"  # none, dots, full: what the backward pass computes again
 
@@ -86,7 +86,7 @@ class Block(nn.Module):
         else:
             x_BTD = x_BTD + a
             x_BTD = x_BTD + dropout(mlp(norm("norm_2")(x_BTD)), c.dropout, keys[1])
-        return constrain(x_BTD, "batch", "length", "act_embed"), cache
+        return constrain(x_BTD, "batch", "residual_length", "act_embed"), cache
 
 
 class Model(nn.Module):
@@ -113,12 +113,13 @@ class Model(nn.Module):
                           name="position")(positions_BT)
         if rng is not None:
             x = dropout(x, c.dropout, jax.random.fold_in(rng, c.n_layers))
-        x = constrain(x, "batch", "length", "act_embed")
+        x = constrain(x, "batch", "residual_length", "act_embed")
         x, cache = Stack(Block, c, c.n_layers, c.scan, c.remat, name="stack")(
             x, Span(positions_BT, segments_BT), cache, rng)
         if last_only:
             x = x[:, -1:]
         x = Norm(c.norm, c.bias, c.norm_eps, **types, name="final_norm")(x)
+        x = constrain(x, "batch", "length", "act_embed")
         if c.tie_embeddings:
             logits = embed.attend(x)
         else:

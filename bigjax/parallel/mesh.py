@@ -3,11 +3,12 @@
 import os
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from bigjax.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")  # from the slowest links to the fastest
+AXES = ("data", "fsdp", "sequence", "tensor")  # from the slowest links to the fastest
 BATCH_AXES = ("data", "fsdp")  # the batch is cut along these
 
 
@@ -71,8 +72,17 @@ def make_mesh(mesh_config, devices=None) -> Mesh:
         raise UserError(
             f"mesh {text}: {other} the {n} {devices[0].platform} device(s) here. Set mesh.* so "
             "that the sizes multiply to the devices, or one of them to -1.")
-    return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices,
-                         axis_types=(AxisType.Auto,) * len(AXES))
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=types)
+    if sizes["data"] % slices:
+        raise UserError(f"mesh {text}: there are {slices} slices, and between slices only the "
+                        f"batch may be cut. Set mesh.data to a multiple of {slices}.")
+    within = (sizes["data"] // slices, *(sizes[a] for a in AXES[1:]))
+    across = (slices, *(1 for _ in AXES[1:]))
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), AXES,
+                axis_types=types)
 
 
 def platform() -> str:

@@ -4,6 +4,8 @@ Layers name the axes of every parameter ('embed', 'heads', ...) and of their act
 ('batch', 'act_heads', ...). RULES says where each lives. To change a layout, change the table.
 """
 
+import math
+
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -24,16 +26,18 @@ RULES = {
     "norm": None,
     # activations
     "batch": BATCH_AXES,
-    "length": None,
+    "length": "sequence",
+    "residual_length": ("sequence", "tensor"),  # between the blocks, where norms are computed
     "act_embed": None,
     "act_heads": "tensor",
     "act_kv_heads": "tensor",
     "act_mlp": "tensor",
     "act_vocab": "tensor",
 }
-# Copied where they do not divide: multi-query attention has one key head for all devices, and
-# an unbatched sample has one row.
-MAY_REPLICATE = ("kv_heads", "act_kv_heads", "batch")
+# Cut over fewer axes where they do not divide: multi-query attention has one key head for all
+# devices, an unbatched sample one row, and generation one token.
+MAY_REPLICATE = ("kv_heads", "act_kv_heads", "batch", "length", "residual_length")
+GATHERED = ("fsdp",)  # mesh axes that parameters are cut along at rest, and whole while in use
 
 
 def spec(mesh: Mesh, shape: tuple[int, ...], names: tuple[str | None, ...], what: str
@@ -44,19 +48,28 @@ def spec(mesh: Mesh, shape: tuple[int, ...], names: tuple[str | None, ...], what
     """
     out = []
     for size, name in zip(shape, names, strict=True):
-        axis = RULES[name] if name else None
-        ways = 1
-        for a in (axis if isinstance(axis, tuple) else (axis,)):
-            ways *= mesh.shape[a] if a else 1
-        if ways > 1 and size % ways:
-            if name not in MAY_REPLICATE:
-                raise UserError(
-                    f"{what} has shape {shape}; its axis {name!r} of {size} is cut over mesh axis "
-                    f"{axis}={ways}, and {size} = {size // ways} x {ways} + {size % ways}. Change "
-                    f"mesh.{axis} or that size (a vocabulary may be larger than the tokenizer's).")
-            axis = None
-        out.append(axis if ways > 1 else None)
+        axes = mesh_axes(RULES[name] if name else None)
+        ways = size_of(mesh, axes)
+        if size % ways and name not in MAY_REPLICATE:
+            axis = axes[0]
+            raise UserError(
+                f"{what} has shape {shape}; its axis {name!r} of {size} is cut over mesh axis "
+                f"{axis}={ways}, and {size} = {size // ways} x {ways} + {size % ways}. Change "
+                f"mesh.{axis} or that size (a vocabulary may be larger than the tokenizer's).")
+        while size % size_of(mesh, axes):
+            axes = axes[:-1]
+        out.append((axes if len(axes) > 1 else axes[0]) if size_of(mesh, axes) > 1 else None)
     return _trimmed(out)
+
+
+def mesh_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """What stands in the table, or at one place of a PartitionSpec, as a tuple."""
+    return entry if isinstance(entry, tuple) else (entry,) if entry else ()
+
+
+def size_of(mesh: Mesh, axes: tuple[str, ...]) -> int:
+    """Over how many devices these axes cut."""
+    return math.prod(mesh.shape[a] for a in axes)
 
 
 def _trimmed(axes: list) -> PartitionSpec:
@@ -72,6 +85,29 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec(mesh, x.shape, names, "an activation"))
+
+
+def gathered(w: jax.Array, names: tuple[str | None, ...], dtype) -> jax.Array:
+    """A parameter as a layer uses it: in the compute dtype, and whole along GATHERED.
+
+    It is cast before it is gathered, so that half the bytes travel in bfloat16; its gradient goes
+    back by a reduce-scatter, where the compiler left alone would sum it whole on every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return w.astype(dtype)
+    at_rest = spec(mesh, w.shape, names, "a parameter")
+    in_use = _trimmed([None if set(mesh_axes(axis)) & set(GATHERED) else axis
+                       for axis in at_rest])
+    place = jax.lax.with_sharding_constraint
+
+    @jax.custom_vjp
+    def gather(w):
+        return place(place(w.astype(dtype), at_rest), in_use)
+
+    gather.defvjp(lambda w: (gather(w), None),
+                  lambda _, g: (place(g, at_rest).astype(w.dtype),))
+    return gather(w)
 
 
 def of_params(mesh: Mesh, shapes, axes):

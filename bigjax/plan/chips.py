@@ -17,24 +17,25 @@ class Chip(NamedTuple):
     """Of one device as jax counts them.
 
     clock: GHz, which the compiler's cycles are of. peak: bfloat16 TFLOP/s. hbm: GB/s. link: GB/s
-    one way, of one of its links to neighbours. limit: GiB of HBM that the compiler allows.
-    dims: of its torus. Clocks are derived from the peak and the width of the matrix units; that of
-    tpu7x is inferred.
+    one way, of one of its links to neighbours. dcn: GB/s to other slices, a device's share of its
+    host's network. limit: GiB of HBM that the compiler allows. dims: of its torus. Clocks are
+    derived from the peak and the width of the matrix units; tpu7x's clock and network are inferred.
     """
     clock: float
     peak: float
     hbm: float
     link: float
+    dcn: float
     limit: float
     dims: int
 
 
 CHIPS = {
-    "v4": Chip(1.05, 275, 1228, 45, 30.75, 3),
-    "v5e": Chip(1.5, 197, 819, 45, 15.75, 2),
-    "v5p": Chip(1.75, 459, 2765, 90, 95.74, 3),
-    "v6e": Chip(1.75, 918, 1640, 90, 31.25, 2),
-    "tpu7x": Chip(2.2, 1153.5, 3690, 90, 94.75, 3),
+    "v4": Chip(1.05, 275, 1228, 45, 6.25, 30.75, 3),
+    "v5e": Chip(1.5, 197, 819, 45, 3.125, 15.75, 2),
+    "v5p": Chip(1.75, 459, 2765, 90, 6.25, 95.74, 3),
+    "v6e": Chip(1.75, 918, 1640, 90, 12.5, 31.25, 2),
+    "tpu7x": Chip(2.2, 1153.5, 3690, 90, 12.5, 94.75, 3),
 }
 EXAMPLES = ("v4:4x4x4", "v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v6e:16x16", "tpu7x:4x4x4")
 
@@ -61,8 +62,8 @@ def parse(topology: str) -> tuple[str, tuple[int, ...]]:
     return found[1], sizes
 
 
-def devices(topology: str) -> list:
-    """The devices of a slice, which programs can be compiled for.
+def devices(topology: str, slices: int = 1) -> list:
+    """The devices of slices, which programs can be compiled for.
 
     Raises UserError for a topology that libtpu does not know, and without libtpu.
     """
@@ -78,6 +79,8 @@ def devices(topology: str) -> list:
         more["wrap"] = (True, True, False)
     elif len(sizes) == 3 and min(sizes) >= 4:
         more["wrap"] = (True, True, True)
+    if slices > 1:
+        more["num_slices"] = slices
     try:
         return list(topologies.get_topology_desc(
             platform="tpu", topology_name=topology, **more).devices)

@@ -205,6 +205,9 @@ class Module:
         """What an operation reads from and writes to HBM."""
         if op.opcode in _FREE:
             return 0
+        if op.opcode in ("copy-start", "slice-start"):  # (source, target) in either order
+            moved = min(a.bytes for a in op.arrays[:2])
+            return moved * sum(not a.on_chip for a in op.arrays[:2])
         inner = self.computations.get(op.attribute("calls") or "")
         if inner is None:
             if op.opcode == "dynamic-slice":
@@ -216,37 +219,59 @@ class Module:
 
     def _fused_bytes(self, c: Computation, op: Op, inner: Computation) -> float:
         """A slice of a large operand counts as the slice, an update in place as the update."""
-        parameters = {_parameter(x): x for x in inner.ops.values() if x.opcode == "parameter"}
         total = 0.
-        updated: list[Op] = []
+        updated: dict[int, float] = {}  # bytes of the updates, by the size of what they change
         for i, x in enumerate(c.inputs(op)):
-            if not _hbm(x.arrays) or i not in parameters:
+            if not _hbm(x.arrays):
                 continue
-            name = parameters[i].name
-            users = [u for u in inner.ops.values() if name in u.operands]
-            if users and all(u.opcode in ("dynamic-slice", "slice") for u in users):
-                total += sum(u.arrays[0].bytes for u in users)
-            elif users and all(u.opcode == "dynamic-update-slice" and u.operands[0] == name
-                               for u in users):
-                updated += users
-            else:
-                total += _hbm(x.arrays)
-        whole = {u.arrays[0].size for u in updated}
+            read = self._read(inner, i)
+            if read.updates:
+                whole = x.arrays[0].size
+                updated[whole] = updated.get(whole, 0) + 2 * read.updates
+            total += _hbm(x.arrays) if read.whole else read.slices
         for array in op.arrays:
-            if array.on_chip:
-                continue
-            if array.size in whole:
-                total += sum(2 * inner.inputs(u)[1].arrays[0].bytes for u in updated
-                             if u.arrays[0].size == array.size)
-            else:
-                total += array.bytes
+            if not array.on_chip:
+                total += updated.pop(array.size) if array.size in updated else array.bytes
         return total
+
+    def _read(self, c: Computation, index: int) -> "_Read":
+        """What of its parameter a computation uses; looks into fusions within it."""
+        name = next((x.name for x in c.ops.values()
+                     if x.opcode == "parameter" and _parameter(x) == index), None)
+        names, read = [name], _Read()
+        while names:
+            name = names.pop()
+            for user in (u for u in c.ops.values() if name in u.operands):
+                if user.opcode in ("dynamic-slice", "slice"):
+                    read.slices += user.arrays[0].bytes
+                elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+                    read.updates += c.inputs(user)[1].arrays[0].bytes
+                elif user.opcode == "bitcast":
+                    names.append(user.name)
+                elif user.opcode == "fusion":
+                    within = self.computations[user.attribute("calls")]
+                    more = [self._read(within, i) for i, x in enumerate(user.operands)
+                            if x == name]
+                    read.slices += sum(x.slices for x in more)
+                    read.updates += sum(x.updates for x in more)
+                    read.whole |= any(x.whole for x in more)
+                else:
+                    read.whole = True
+        return read
+
+
+@dataclasses.dataclass
+class _Read:
+    """Of one operand: bytes of the slices that are read, of the updates in place, or all of it."""
+    slices: float = 0.
+    updates: float = 0.
+    whole: bool = False
 
 
 # Operations that move nothing. A copy-start is what moves; its copy-done waits for it.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call",
          "conditional", "copy-done", "after-all", "partition-id", "iota", "opt-barrier",
-         "async-done", "async-update", "collective-permute-done", "all-gather-done",
+         "async-done", "async-update", "slice-done", "collective-permute-done", "all-gather-done",
          "all-reduce-done", "custom-call-done"}
 
 

@@ -10,6 +10,7 @@ import math
 import re
 from typing import NamedTuple
 
+from bigjax.layers.splash import PRODUCTS, SCOPE
 from bigjax.plan import hlo
 from bigjax.plan.chips import Chip
 
@@ -19,7 +20,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 class Collective(NamedTuple):
     """axes: of the mesh, as 'fsdp'. bytes: that one device sends a step. seconds: on a ring of one
-    pair of links."""
+    pair of links; over the network where it is between slices."""
     kind: str
     axes: str
     bytes: float
@@ -45,9 +46,10 @@ class Costs(NamedTuple):
         return max(work, self.communication), work + self.communication
 
 
-def costs(text: str, chip: Chip, mesh: dict[str, int]) -> Costs:
-    """text: of the compiled step. mesh: the size of each axis, in order."""
-    walk = _Walk(hlo.Module(text), chip, mesh)
+def costs(text: str, chip: Chip, mesh: dict[str, int], slices: int = 1) -> Costs:
+    """text: of the compiled step. mesh: the size of each axis, in order, of which the first is cut
+    over the slices."""
+    walk = _Walk(hlo.Module(text), chip, mesh, slices)
     walk.computation(walk.module.entry, 1)
     found = [Collective(kind, axes, *amounts) for (kind, axes), amounts in
              sorted(walk.collectives.items())]
@@ -58,8 +60,9 @@ def costs(text: str, chip: Chip, mesh: dict[str, int]) -> Costs:
 class _Walk:
     """Adds up what a computation costs, loops multiplied out."""
 
-    def __init__(self, module: hlo.Module, chip: Chip, mesh: dict[str, int]) -> None:
+    def __init__(self, module: hlo.Module, chip: Chip, mesh: dict[str, int], slices: int) -> None:
         self.module, self.chip, self.mesh = module, chip, mesh
+        self.slice_size = math.prod(mesh.values()) // slices
         self.flops = self.kernel_flops = self.seconds = 0.0
         self.collectives: dict[tuple[str, str], tuple[float, float]] = {}
 
@@ -77,8 +80,7 @@ class _Walk:
     def _op(self, c: hlo.Computation, op: hlo.Op, times: float, channels: set) -> None:
         self._collectives(c, op, times, channels)
         if op.opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in op.text:
-            found = re.search(r'"flops":"?(\d+)', op.text)
-            self.kernel_flops += times * (int(found[1]) if found else 0)
+            self.kernel_flops += times * _kernel_flops(op)
             return
         if _kind(op):
             return
@@ -115,14 +117,25 @@ class _Walk:
             share = (2 if kind == "all-reduce" else 1) * (n - 1) / max(n, 1)
         sent, key = times * size * share, (kind, self._axes(ids))
         all_sent, seconds = self.collectives.get(key, (0.0, 0.0))
-        self.collectives[key] = (all_sent + sent,
-                                 seconds + sent / (links * self.chip.link * 1e9))
+        near = len({i // self.slice_size for i in ids}) == 1
+        speed = links * self.chip.link if near else self.chip.dcn
+        self.collectives[key] = all_sent + sent, seconds + sent / (speed * 1e9)
 
     def _axes(self, ids: list[int]) -> str:
         """The axes of the mesh along which a group of devices lies."""
         sizes = [*self.mesh.values()]
         places = [_unravel(i, sizes) for i in ids]
         return " x ".join(axis for axis, of in zip(self.mesh, zip(*places)) if len(set(of)) > 1)
+
+
+def _kernel_flops(op: hlo.Op) -> float:
+    """Of a Pallas kernel: what it says of itself; of splash attention what its program says."""
+    product = re.search(SCOPE + r"(\d+)", op.text)
+    kind = next((x for x in PRODUCTS if op.name.startswith(x)), None)
+    if kind and product:
+        return 2. * PRODUCTS[kind] * int(product[1])
+    said = re.search(r'"flops":"?(\d+)', op.text)
+    return float(said[1]) if said else 0.
 
 
 def _kind(op: hlo.Op) -> str | None:
@@ -143,15 +156,19 @@ def group(text: str) -> list[int]:
         shape = [int(i) for i in iota[3].split(",")]
         order = [int(i) for i in iota[4].split(",")] if iota[4] else range(len(shape))
         return _transposed(shape, [*order])[:int(iota[2])]
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^)]*\))? \{([^}]*)\}",
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S*)\))? \{([^}]*)\}",
                       text)
     if named:
         sizes = {k: int(n) for k, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        within = re.findall(r"'(\w+)'(?!:)", named[2])
+        within = re.findall(r"'(\w+)'(?!:)", named[3])
         names = [*sizes]
         last = [names.index(x) for x in names if x not in within] + [names.index(x) for x in within]
-        n = math.prod(sizes[x] for x in within)
-        return _transposed([*sizes.values()], last)[:n]
+        places = _transposed([*sizes.values()], last)[:math.prod(sizes[x] for x in within)]
+        order = re.fullmatch(r"\[([\d,]+)\]T\(([\d,]+)\)", named[2] or "")
+        if not order:
+            return places
+        ids = _transposed(*([int(i) for i in part.split(",")] for part in order.groups()))
+        return [ids[i] for i in places]
     return [0]
 
 

@@ -192,7 +192,7 @@ def export_run(workdir: str, to: str, step: int | None = None,
     if origin and origin.family != family:
         origin = None
     with config.unlocked():  # any device will do
-        config.mesh.data, config.mesh.fsdp, config.mesh.tensor = -1, 1, 1
+        config.mesh.update(data=-1, fsdp=1, sequence=1, tensor=1)
     loaded = load_lib.load(workdir, config, step, batch_size=None)
     layout = origin.layout if origin and loaded.step == 0 else None
     params = _Params(loaded.params,

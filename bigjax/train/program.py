@@ -5,6 +5,7 @@ from typing import Callable, NamedTuple
 import jax
 
 from bigjax import optim
+from bigjax.errors import UserError
 from bigjax.train import adversarial, state as state_lib
 from bigjax.train.state import State
 from bigjax.train.step import make_step, packed
@@ -24,6 +25,7 @@ class Program(NamedTuple):
 
 def make(config, task, mesh) -> Program:
     """The program of a config on a mesh. UserError for a layout that does not divide."""
+    _check_length(config, mesh.shape["sequence"])
     params = jax.eval_shape(task.init, jax.random.key(0))["params"]
     if task.players:
         txs = adversarial.optimizers(config, task.players.options, params)
@@ -38,3 +40,14 @@ def make(config, task, mesh) -> Program:
     shardings = state_lib.shardings(mesh, task, shapes)
     step = jax.jit(packed(step), donate_argnums=0, out_shardings=(shardings, None))
     return Program(init, step, state_lib.abstract(shapes, shardings), shardings)
+
+
+def _check_length(config, sequence: int) -> None:
+    T = config.data.seq_len
+    if T % sequence:
+        raise UserError(f"data.seq_len={T} does not divide over mesh.sequence={sequence}: "
+                        f"{T} = {T // sequence} x {sequence} + {T % sequence}.")
+    if config.model.get("attention") == "splash" and T % (128 * sequence):
+        raise UserError(f"model.attention='splash' takes 128 tokens at a time on each of "
+                        f"mesh.sequence={sequence} device(s), and data.seq_len is {T}: use a "
+                        f"multiple of {128 * sequence}, or model.attention='auto'.")

@@ -2,8 +2,8 @@
 
     python tests/golden/make_hlo.py
 
-A small GPT on four chips, parameters cut over all; with its layers scanned, unrolled, and cut by
-tensor parallelism.
+A small GPT on four chips, parameters cut over all: with its layers scanned, unrolled, cut by tensor
+parallelism, and with splash attention.
 """
 
 import gzip
@@ -16,12 +16,13 @@ from bigjax.plan import chips
 chips.before_jax()
 
 from bigjax import config as config_lib, tasks  # noqa: E402
+from bigjax.layers.splash import SCOPE  # noqa: E402
 from bigjax.parallel import mesh as mesh_lib  # noqa: E402
 from bigjax.plan import compile as compile_lib  # noqa: E402
 from bigjax.train import program as program_lib  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
-FORMS = ("scanned", "unrolled", "tensor")
+FORMS = ("scanned", "unrolled", "tensor", "splash")
 
 
 def small(form: str):
@@ -29,10 +30,15 @@ def small(form: str):
     with c.unlocked():
         c.model = dict(name="gpt", vocab_size=512, max_len=128, d_model=128, n_layers=3,
                        n_heads=4 if form == "tensor" else 2, scan=form != "unrolled",
-                       dtype="bfloat16")
+                       dtype="bfloat16", attention="splash" if form == "splash" else "einsum")
         c.data.seq_len, c.data.packing, c.train.batch_size = 128, False, 16
-        c.mesh.data, c.mesh.fsdp, c.mesh.tensor = (1, 1, 4) if form == "tensor" else (1, 4, 1)
+        c.mesh.update({"data": 1, "tensor" if form == "tensor" else "fsdp": 4})
     return c
+
+
+def _scope(metadata: re.Match) -> str:
+    found = re.search(SCOPE + r"\d+", metadata[0])
+    return f", metadata={{{found[0]}}}" if found else ""
 
 
 def main() -> None:
@@ -44,7 +50,7 @@ def main() -> None:
                                     c.train.batch_size, 0)
         text = lowered.compile().as_text()
         # Where in the source an operation comes from: half of the text, with this machine's paths.
-        text = re.sub(r", metadata=\{[^}]*\}", "", text)
+        text = re.sub(r", metadata=\{[^}]*\}", _scope, text)
         text = re.sub(r"\nFileNames\n.*?\n(?=%)", "\n", text, flags=re.DOTALL)
         (HERE / f"hlo_{form}.txt.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
         print(form, len(text))

@@ -1,6 +1,7 @@
 """Every mesh gives the numbers of one device."""
 
 import jax
+import jax.extend
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
@@ -13,11 +14,11 @@ from bigjax.train import program as program_lib
 from bigjax.train.step import unpack
 from bigjax.trees import named_leaves
 
-MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 4, 1), (2, 1, 4), (1, 2, 4), (2, 2, 2)]
+MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 4, 1), (1, 2, 2, 2), (1, 2, 4), (2, 2, 2)]
 
 
-def sizes(data_, fsdp, tensor):
-    return dict(data=data_, fsdp=fsdp, tensor=tensor)
+def sizes(data_, fsdp, tensor, sequence=1):
+    return dict(data=data_, fsdp=fsdp, sequence=sequence, tensor=tensor)
 
 
 def set_optimizer(c, name):
@@ -117,6 +118,24 @@ def test_factored_moments_keep_the_cut_of_the_dimensions_they_kept():
     assert got["v_row"]["w"].spec == PartitionSpec(None, "fsdp")
     assert got["v_col"]["w"].spec == PartitionSpec(None, "tensor")
     assert got["count"].spec == PartitionSpec()
+
+
+def test_parameters_are_cast_before_they_are_gathered_and_their_gradients_scattered():
+    mesh, names = mesh_lib.make_mesh(sizes(1, 4, 2)), ("embed", "mlp")
+    with jax.set_mesh(mesh):
+        step = jax.make_jaxpr(jax.grad(lambda w: sharding.gathered(w, names, "bfloat16").sum()
+                                       .astype("float32")))(np.zeros((8, 4), np.float32))
+    found = [(str(e.outvars[0].aval.dtype), e.params["sharding"].spec)
+             for e in _equations(step.jaxpr) if e.primitive.name == "sharding_constraint"]
+    cut, whole = PartitionSpec("fsdp", "tensor"), PartitionSpec(None, "tensor")
+    assert found == [("bfloat16", cut), ("bfloat16", whole), ("bfloat16", cut)]
+
+
+def _equations(jaxpr):
+    for e in jaxpr.eqns:
+        yield e
+        for inner in jax.extend.core.jaxprs_in_params(e.params):
+            yield from _equations(inner)
 
 
 def test_accumulation_equals_the_large_batch(tiny, corpus):

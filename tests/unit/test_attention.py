@@ -1,15 +1,33 @@
 """The kernels give the same numbers."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bigjax.layers import kernels
+from bigjax.parallel import mesh as mesh_lib
 
 
-@pytest.mark.parametrize("T, n_kv_heads, packed", [(256, 4, True), (384, 2, False), (40, 1, True)])
-def test_blocked_equals_einsum_in_values_and_gradients(T, n_kv_heads, packed):
+# kernel, tokens, key heads, packed, causal, mesh (data, fsdp, sequence, tensor)
+CASES = [("blocked", 256, 4, True, True, None), ("blocked", 384, 2, False, True, None),
+         ("blocked", 40, 1, True, True, None), ("splash", 256, 2, True, True, None),
+         ("splash", 128, 4, False, False, None), ("splash", 256, 1, True, True, (2, 1, 2, 2)),
+         ("splash", 256, 2, False, True, (1, 2, 1, 4))]
+
+
+@pytest.mark.parametrize("kernel, T, n_kv_heads, packed, causal, mesh", CASES, ids=str)
+def test_kernels_equal_einsum_in_values_and_gradients(kernel, T, n_kv_heads, packed, causal, mesh):
+    """Splash attention runs in Pallas's interpret mode here."""
+    if mesh:
+        mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, mesh)))
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        _compare(kernel, T, n_kv_heads, packed, causal)
+
+
+def _compare(kernel, T, n_kv_heads, packed, causal):
     B, H, D = 2, 4, 8
     keys = jax.random.split(jax.random.key(0), 4)
     q = jax.random.normal(keys[0], (B, T, H, D)) * 2
@@ -21,13 +39,14 @@ def test_blocked_equals_einsum_in_values_and_gradients(T, n_kv_heads, packed):
         segments = 1 + (jnp.arange(T)[None, :, None] >= cuts[:, None]).sum(-1)
 
     def value(kernel, q, k, v):
-        o = kernels.attend(q, k, v, causal=True, q_segments=segments, k_segments=segments,
+        o = kernels.attend(q, k, v, causal=causal, q_segments=segments, k_segments=segments,
                            kernel=kernel)
         return (o * weight).sum(), o
 
     run = jax.jit(jax.value_and_grad(value, argnums=(1, 2, 3), has_aux=True), static_argnums=0)
     (_, want), want_grad = run("einsum", q, k, v)
-    (_, got), got_grad = run("blocked", q, k, v)
+    (_, got), got_grad = run(kernel, q, k, v)
+    assert not np.array_equal(got, want)  # it is another kernel
     for a, b in zip((got, *got_grad), (want, *want_grad)):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
 
