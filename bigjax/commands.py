@@ -288,9 +288,12 @@ def plan(argv: list[str]) -> None:
     """Compiles a config for a TPU pod, without one: does it fit, how fast, what is communicated.
 
     --config=FILE[:VARIANT] --config.KEY=VALUE   needs `pip install -e '.[plan]'`
-    --topology=CHIP:AxB    such as v5e:16x16 or v5p:8x8x8
-    --mesh=AXIS=N,...      of config.mesh, such as data=1,fsdp=64,tensor=8
-    --json                 also prints the numbers as one line of JSON, last
+    --topology=CHIP:AxB     such as v5e:16x16 or v5p:8x8x8; --slices=2 of them
+    --mesh=AXIS=N,...       of config.mesh, such as data=1,fsdp=64,tensor=8
+    --search                tries layouts, for --budget-minutes=20; given again, it goes on
+    --calibrate=FILE        corrects seconds by measured runs: lines of --json with
+                            "measured_seconds" added
+    --json                  also prints the numbers as one line of JSON, last
     """
     from bigjax.plan import chips, command
     chips.before_jax()

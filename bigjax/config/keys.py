@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-OPEN_SECTIONS = ("model", "task", "evals", "data.sources")  # their keys are not fixed here
+OPEN_SECTIONS = ("model", "task", "evals", "data.sources", "train.compiler_options")  # their keys are not fixed here
 
 
 def new_config() -> ConfigDict:
@@ -79,6 +79,7 @@ def new_config() -> ConfigDict:
     c.train.steps = 1000
     c.train.batch_size = 32  # rows of seq_len a step, over all devices and micro-batches
     c.train.accumulate = 1  # micro-batches a step
+    c.train.compiler_options = {}  # XLA's for the step, NAME: value; `bigjax plan --search` finds
     c.train.ema = 0.0  # decay of the parameters' moving average, which evaluation uses; 0 = off
 
     c.train.early_stop = ConfigDict()

@@ -4,8 +4,8 @@ A pod is described by libtpu, which has the whole compiler: no TPU is needed.
 """
 
 import importlib.util
+import math
 import os
-import re
 from typing import NamedTuple
 
 from bigjax.errors import UserError
@@ -18,8 +18,9 @@ class Chip(NamedTuple):
 
     clock: GHz, which the compiler's cycles are of. peak: bfloat16 TFLOP/s. hbm: GB/s. link: GB/s
     one way, of one of its links to neighbours. dcn: GB/s to other slices, a device's share of its
-    host's network. limit: GiB of HBM that the compiler allows. dims: of its torus. Clocks are
-    derived from the peak and the width of the matrix units; tpu7x's clock and network are inferred.
+    host's network. limit: GiB of HBM that the compiler allows. dims: of its torus. largest: chips
+    of one slice. Clocks are derived from the peak and the width of the matrix units; tpu7x's clock
+    and network are inferred.
     """
     clock: float
     peak: float
@@ -28,16 +29,18 @@ class Chip(NamedTuple):
     dcn: float
     limit: float
     dims: int
+    largest: int
 
 
 CHIPS = {
-    "v4": Chip(1.05, 275, 1228, 45, 6.25, 30.75, 3),
-    "v5e": Chip(1.5, 197, 819, 45, 3.125, 15.75, 2),
-    "v5p": Chip(1.75, 459, 2765, 90, 6.25, 95.74, 3),
-    "v6e": Chip(1.75, 918, 1640, 90, 12.5, 31.25, 2),
-    "tpu7x": Chip(2.2, 1153.5, 3690, 90, 12.5, 94.75, 3),
+    "v4": Chip(1.05, 275, 1228, 45, 6.25, 30.75, 3, 4096),
+    "v5e": Chip(1.5, 197, 819, 45, 3.125, 15.75, 2, 256),
+    "v5p": Chip(1.75, 459, 2765, 90, 6.25, 95.74, 3, 6144),
+    "v6e": Chip(1.75, 918, 1640, 90, 12.5, 31.25, 2, 256),
+    "tpu7x": Chip(2.2, 1153.5, 3690, 90, 12.5, 94.75, 3, 9216),
 }
-EXAMPLES = ("v4:4x4x4", "v5e:4x4", "v5e:16x16", "v5p:4x4x4", "v6e:16x16", "tpu7x:4x4x4")
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+SMALL_CUBES = ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4")
 
 
 def before_jax() -> None:
@@ -48,18 +51,26 @@ def before_jax() -> None:
 
 
 def parse(topology: str) -> tuple[str, tuple[int, ...]]:
-    """'v5e:4x4' as ('v5e', (4, 4)). UserError for another form, chip or number of dimensions."""
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", topology)
-    if not found or found[1] not in CHIPS:
-        raise UserError(f"--topology={topology!r} is none that is known: it must be CHIP:AxB or "
-                        f"CHIP:AxBxC, with a chip of {', '.join(CHIPS)}. Such as "
-                        f"{', '.join(EXAMPLES)}.")
-    sizes = tuple(map(int, found[2].split("x")))
-    if len(sizes) != CHIPS[found[1]].dims:
-        raise UserError(f"--topology={topology!r}: a slice of {found[1]} has "
-                        f"{CHIPS[found[1]].dims} dimensions, such as "
-                        f"{next(e for e in EXAMPLES if e.startswith(found[1]))}.")
-    return found[1], sizes
+    """'v5e:4x4' as ('v5e', (4, 4)). UserError, with what is known, for what is no slice."""
+    name, _, text = topology.partition(":")
+    if name not in CHIPS:
+        raise UserError(f"--topology={topology!r}: {name!r} is no chip that is known. Known: "
+                        + "; ".join(_known(chip) for chip in CHIPS) + ".")
+    chip = CHIPS[name]
+    sizes = tuple(int(n) for n in text.split("x") if n.isdigit())
+    good = text in FLAT if chip.dims == 2 else text in SMALL_CUBES or (
+        len(sizes) == 3 and all(n and n % 4 == 0 for n in sizes)
+        and sizes == tuple(sorted(sizes)) and math.prod(sizes) <= chip.largest)
+    if not good or "x".join(map(str, sizes)) != text:
+        raise UserError(f"--topology={topology!r} is no slice there is. Known: {_known(name)}.")
+    return name, sizes
+
+
+def _known(name: str) -> str:
+    if CHIPS[name].dims == 2:
+        return f"{name}:{', '.join(FLAT)}"
+    return (f"{name}:{', '.join(SMALL_CUBES)}, and AxBxC of ascending multiples of 4 up to "
+            f"{CHIPS[name].largest:,} chips")
 
 
 def devices(topology: str, slices: int = 1) -> list:
@@ -75,6 +86,8 @@ def devices(topology: str, slices: int = 1) -> list:
     more = {}
     if chip == "v4":
         more["chip_config_name"] = "megacore"  # one device a chip
+    if math.prod(sizes) == 1:
+        more["chips_per_host_bounds"] = [1, 1, 1]
     if sizes == (16, 16):
         more["wrap"] = (True, True, False)
     elif len(sizes) == 3 and min(sizes) >= 4:
@@ -85,5 +98,5 @@ def devices(topology: str, slices: int = 1) -> list:
         return list(topologies.get_topology_desc(
             platform="tpu", topology_name=topology, **more).devices)
     except Exception as e:  # jaxlib raises what libtpu says as errors of several kinds
-        raise UserError(f"--topology={topology} cannot be had: {str(e).splitlines()[0]} Known "
-                        f"are for example {', '.join(EXAMPLES)}.") from e
+        raise UserError(f"--topology={topology} cannot be had: {str(e).splitlines()[0]} Known: "
+                        f"{_known(chip)}.") from e

@@ -1,93 +1,165 @@
 """`bigjax plan`: what a config would do on a TPU pod, compiled here, without one."""
 
 import json
+import math
 
 from absl import flags
 
 from bigjax.errors import UserError
 from bigjax.plan.chips import CHIPS, GIB, parse
 
-TRUST = (
-    "How far to trust this: memory is the compiler's own figure. FLOPs are counted, loops "
-    "multiplied out.\nThe time was 10% and 16% below published ones of a known trainer: take it "
-    "for 20%, and for comparing\nlayouts of one model on one chip.")
+TRUST = """\
+How far to trust this. HBM: the compiler's own figure, and what it refuses does not fit. FLOPs and
+bytes sent: counted in the compiled program, loops multiplied out. Seconds: of a known trainer they
+were 10% and 16% below what was published; take them for 20%, and for comparing layouts of one model
+on one chip, not chips with each other. How much of the communication hides behind work is not
+known: hence a range. Kernels are taken to reach half of the peak."""
 
 
 def define_flags(f: flags.FlagValues) -> None:
-    flags.DEFINE_string("topology", None, "", flag_values=f)
-    flags.DEFINE_string("mesh", "", "", flag_values=f)
-    flags.DEFINE_bool("json", False, "", flag_values=f)
+    for name in ("topology", "mesh", "calibrate"):
+        flags.DEFINE_string(name, "", "", flag_values=f)
+    flags.DEFINE_integer("slices", 1, "", flag_values=f)
+    flags.DEFINE_float("budget-minutes", 20.0, "", flag_values=f)
+    for name in ("json", "search"):
+        flags.DEFINE_bool(name, False, "", flag_values=f)
 
 
 def run(f: flags.FlagValues, config) -> None:
     """Prints the plan of a config; with --json its last line is an object for machines."""
     if not f.topology:
         raise UserError("--topology=CHIP:AxB is missing: the pod, such as v5e:16x16.")
-    from bigjax.plan import compile as compile_lib
-    chip = CHIPS[parse(f.topology)[0]]
+    if f.slices < 1:
+        raise UserError(f"--slices is {f.slices}; it must be at least 1.")
+    chip = parse(f.topology)[0]
+    _set_mesh(config, f.mesh)
+    from bigjax.plan import calibrate, compile as compile_lib
+    correct = calibrate.read(f.calibrate, chip) if f.calibrate else None
+    if f.search:
+        found = [_search(f, config)]
+    else:
+        found = compile_lib.plans(config, f.topology, f.slices)
+    pages = [_Page(plan, config, f.topology, f.slices, correct) for plan in found]
+    for page in pages:
+        print(page.text())
+    print(TRUST)
+    if correct:
+        print(f"Corrected by {correct.runs} measured run(s): work x {correct.work:.2f}, "
+              f"communication x {correct.communication:.2f}.")
+    if f.json:
+        print(json.dumps({**pages[-1].numbers(), "fits": all(plan.fits for plan in found)}))
+
+
+def _set_mesh(config, text: str) -> None:
     with config.unlocked():
-        for part in filter(None, f.mesh.split(",")):
+        for part in filter(None, text.split(",")):
             axis, _, size = part.partition("=")
             if axis not in config.mesh or not size.lstrip("-").isdigit():
-                raise UserError(f"--mesh={f.mesh!r}: {part!r} is not AXIS=NUMBER, with an axis of "
+                raise UserError(f"--mesh={text!r}: {part!r} is not AXIS=NUMBER, with an axis of "
                                 f"{', '.join(config.mesh)}.")
             config.mesh[axis] = int(size)
-    found = compile_lib.plans(config, f.topology)
-    tokens = config.train.batch_size * config.data.seq_len
-    for plan in found:
-        print(_page(plan, f.topology, tokens, _mfu(plan, chip)))
-    print(TRUST)
-    if f.json:
-        last = found[-1]
-        print(json.dumps({
-            "fits": all(plan.fits for plan in found), "hbm_gib": _gib(last.peak_bytes),
-            "hbm_limit_gib": last.limit_bytes / GIB, "flops": last.flops,
-            "collective_bytes": sum(c.bytes for c in last.collectives),
-            "step_seconds": last.step_seconds, "mfu": _mfu(last, chip),
-            "tokens_per_sec": last.step_seconds and tokens / last.step_seconds[1],
-            "compile_seconds": last.compile_seconds}))
+
+
+def _search(f, config):
+    """Prints the ranking; the plan of the best, whose choices config gets."""
+    from bigjax.plan import search
+    found, _ = search.search(config, f.topology, f.slices, f["budget-minutes"].value,
+                             lambda text: print(text, flush=True))
+    print(f"\n{'seconds a step':<16}{'HBM':<12}layout")
+    for one in found[:10]:
+        low, high = one.plan.step_seconds
+        print(f"{f'{low:.3f} to {high:.3f}':<16}{one.plan.peak_bytes / GIB:>5.2f} GiB   "
+              f"{one.candidate}")
+    best = found[0].candidate
+    print("\nIn the config:\n    " + "\n    ".join(best.lines()) + "\n")
+    chosen = search.apply(config, best)
+    with config.unlocked():
+        config.update(chosen)
+    return found[0].plan
+
+
+class _Page:
+    """What is said of a plan."""
+
+    def __init__(self, plan, config, topology: str, slices: int, correct) -> None:
+        self.plan, self.config, self.topology, self.slices = plan, config, topology, slices
+        self.chip = CHIPS[parse(topology)[0]]
+        self.tokens = config.train.batch_size * config.data.seq_len
+        self.seconds = plan.step_seconds if not (correct and plan.fits) else correct(plan)
+
+    @property
+    def mfu(self) -> tuple[float, float] | None:
+        """Of the FLOPs that the model needs, at the slowest and the fastest; None if unknown."""
+        if not self.plan.fits or not self.plan.model_flops:
+            return None
+        share = self.plan.model_flops / (self.plan.devices * self.chip.peak * 1e12)
+        return share / self.seconds[1], share / self.seconds[0]
+
+    def numbers(self) -> dict:
+        plan = self.plan
+        return {
+            "topology": self.topology, "slices": self.slices, "mesh": dict(self.config.mesh),
+            "fits": plan.fits, "hbm_gib": _gib(plan.peak_bytes),
+            "hbm_limit_gib": _gib(plan.limit_bytes), "parameters_gib": _gib(plan.parameter_bytes),
+            "optimizer_gib": _gib(plan.optimizer_bytes), "flops": plan.flops,
+            "kernel_flops": plan.kernel_flops,
+            "collective_bytes": sum(c.bytes for c in plan.collectives),
+            "collectives": [c._asdict() for c in plan.collectives],
+            "work_seconds": plan.work_seconds, "kernel_seconds": plan.kernel_seconds,
+            "communication_seconds": plan.communication, "step_seconds": self.seconds,
+            "mfu": self.mfu, "tokens_per_sec": self.seconds and self.tokens / self.seconds[1],
+            "compile_seconds": plan.compile_seconds}
+
+    def text(self) -> str:
+        plan = self.plan
+        need = ("more than that" if plan.peak_bytes is None
+                else f"{plan.peak_bytes / GIB:.2f} GiB")
+        phase = f", phase {plan.phase}" if plan.phase else ""
+        pod = f"{self.slices} x {self.topology}" if self.slices > 1 else self.topology
+        over = ("" if plan.fits else "DOES NOT FIT" if plan.peak_bytes is None else
+                f"DOES NOT FIT, by {(plan.peak_bytes - plan.limit_bytes) / GIB:.2f} GiB")
+        lines = [f"{pod}, {plan.devices} devices{phase}",
+                 f"  HBM a device   {need} of {plan.limit_bytes / GIB:.2f}: {over or 'fits'}",
+                 f"    parameters   {plan.parameter_bytes / GIB:.3f} GiB",
+                 f"    optimizer    {plan.optimizer_bytes / GIB:.3f} GiB"]
+        if plan.peak_bytes:
+            rest = plan.peak_bytes - plan.parameter_bytes - plan.optimizer_bytes
+            lines.append(f"    the rest     {rest / GIB:.3f} GiB: activations, gradients, gathered "
+                         "weights")
+        if not plan.fits:
+            return "\n".join([*lines, "  " + self._advice()])
+        kernels = f", {plan.kernel_flops / 1e12:,.1f} T in Pallas kernels"
+        lines.append(f"  FLOPs          {plan.flops / 1e12:,.1f} T a device and step"
+                     + (kernels if plan.kernel_flops else ""))
+        for c in plan.collectives:
+            lines.append(f"  {c.kind:<18} along {c.axes or 'one device'}: {c.bytes / 1e9:,.3f} GB "
+                         f"sent, {c.seconds * 1e3:,.1f} ms")
+        low, high = self.seconds
+        lines.append(f"  step           {low:.3f} to {high:.3f} s (work {plan.work_seconds:.3f} s, "
+                     f"communication {plan.communication:.3f} s)")
+        lines.append(f"  tokens/s       {self.tokens / high:,.0f} to {self.tokens / low:,.0f}")
+        if self.mfu:
+            lines.append(f"  MFU            {self.mfu[0]:.1%} to {self.mfu[1]:.1%}")
+        lines.append(f"  compiled in    {plan.compile_seconds:.0f} s")
+        return "\n".join(lines)
+
+    def _advice(self) -> str:
+        """Which knob would help, of a plan that does not fit."""
+        plan, c = self.plan, self.config
+        at_rest = 2 * plan.parameter_bytes + plan.optimizer_bytes  # gradients are as large
+        if at_rest > 0.8 * plan.limit_bytes:
+            devices = math.ceil(plan.devices * at_rest / (0.8 * plan.limit_bytes))
+            return (f"Parameters, gradients and optimizer alone take {at_rest / GIB:.2f} GiB: cut "
+                    f"them over more devices by mesh.fsdp (now {c.mesh.fsdp}) or mesh.tensor (now "
+                    f"{c.mesh.tensor}); cut over all, {devices} devices would hold them.")
+        knobs = []
+        if c.model.get("remat", "full") != "full":
+            knobs.append(f"model.remat='full' (now {c.model.remat!r})")
+        knobs.append(f"train.accumulate={2 * c.train.accumulate} (now {c.train.accumulate})")
+        knobs.append("a larger mesh.fsdp, mesh.tensor or mesh.sequence")
+        return ("Activations take most of it. To make it fit: " + "; or ".join(knobs)
+                + "; or let --search find a layout.")
 
 
 def _gib(n: float | None) -> float | None:
     return n if n is None else n / GIB
-
-
-def _mfu(plan, chip) -> tuple[float, float] | None:
-    """Of the FLOPs that the model needs, at the slowest and the fastest; None if unknown."""
-    if not plan.fits or not plan.model_flops:
-        return None
-    low, high = plan.step_seconds
-    share = plan.model_flops / (plan.devices * chip.peak * 1e12)
-    return share / high, share / low
-
-
-def _page(plan, topology: str, tokens: int, mfu) -> str:
-    need = "more than that" if plan.peak_bytes is None else f"{plan.peak_bytes / GIB:.2f} GiB"
-    phase = f", phase {plan.phase}" if plan.phase else ""
-    lines = [f"{topology}, {plan.devices} devices{phase}",
-             f"  HBM a device   {need} of {plan.limit_bytes / GIB:.2f}: "
-             + ("fits" if plan.fits else "DOES NOT FIT"),
-             f"    parameters   {plan.parameter_bytes / GIB:.3f} GiB",
-             f"    optimizer    {plan.optimizer_bytes / GIB:.3f} GiB"]
-    if plan.peak_bytes:
-        rest = plan.peak_bytes - plan.parameter_bytes - plan.optimizer_bytes
-        lines.append(f"    the rest     {rest / GIB:.3f} GiB: activations, gradients, gathered "
-                     "weights")
-    if not plan.fits:
-        lines.append("  To make it fit: model.remat='full', a larger mesh.fsdp or mesh.tensor, "
-                     "train.accumulate (more micro-batches), or a smaller train.batch_size.")
-        return "\n".join(lines)
-    lines.append(f"  FLOPs          {plan.flops / 1e12:,.1f} T a device and step"
-                 + (f", {plan.kernel_flops / 1e12:,.1f} T in Pallas kernels"
-                    if plan.kernel_flops else ""))
-    for c in plan.collectives:
-        lines.append(f"  {c.kind:<18} along {c.axes or 'one device'}: {c.bytes / 1e9:,.3f} GB "
-                     f"sent, {c.seconds * 1e3:,.1f} ms on a ring")
-    low, high = plan.step_seconds
-    lines.append(f"  step           {low:.3f} to {high:.3f} s (work {plan.work_seconds:.3f} s; "
-                 "communication hidden whole, or not at all)")
-    lines.append(f"  tokens/s       {tokens / high:,.0f} to {tokens / low:,.0f}")
-    if mfu:
-        lines.append(f"  MFU            {mfu[0]:.1%} to {mfu[1]:.1%}")
-    lines.append(f"  compiled in    {plan.compile_seconds:.0f} s")
-    return "\n".join(lines)

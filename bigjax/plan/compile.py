@@ -1,18 +1,19 @@
 """A config's step compiled for a pod that is not here, and what that tells. Results are cached."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
 import math
 import os
+import pathlib
 import re
 import time
 
 import jax
 import numpy as np
 
-import bigjax
 from bigjax import tasks
 from bigjax.data.files import cache_folder, write_atomically
 from bigjax.parallel import mesh as mesh_lib, sharding
@@ -28,8 +29,9 @@ class Plan:
 
     phase: of adversarial training, else ''. model_flops: that the model needs, of all devices; 0 if
     its task does not say. peak_bytes: of HBM, None where the compiler gave up
-    because it did not fit and did not say how much it needs. step_seconds: if communication hides
-    behind work whole, and if not at all; None if it does not fit, as all that follows.
+    because it did not fit and did not say how much it needs. kernel_seconds: of work_seconds, in Pallas
+    kernels. step_seconds: if communication hides behind work whole, and if not at all; None if it
+    does not fit, as all that follows.
     """
     phase: str
     devices: int
@@ -42,6 +44,7 @@ class Plan:
     flops: float | None = None
     kernel_flops: float | None = None
     work_seconds: float | None = None
+    kernel_seconds: float | None = None
     collectives: tuple[predict.Collective, ...] = ()
     step_seconds: tuple[float, float] | None = None
 
@@ -49,18 +52,23 @@ class Plan:
     def fits(self) -> bool:
         return self.step_seconds is not None
 
+    @property
+    def communication(self) -> float:
+        """Seconds of all collectives one after another."""
+        return sum(c.seconds for c in self.collectives)
 
-def plans(config, topology: str) -> list[Plan]:
+
+def plans(config, topology: str, slices: int = 1) -> list[Plan]:
     """The plan of a config's step, of adversarial training one of each phase.
 
     Raises UserError for a topology or mesh that cannot be, and without libtpu.
     """
     chip, _ = chips.parse(topology)
-    mesh = mesh_lib.make_mesh(config.mesh, chips.devices(topology))
+    mesh = mesh_lib.make_mesh(config.mesh, chips.devices(topology, slices))
     mesh_lib.check_batch(mesh, config.train.batch_size, config.train.accumulate)
     task = tasks.build(config)
     program = program_lib.make(config, task, mesh)
-    return [_plan(config, task, program, mesh, topology, chips.CHIPS[chip], phase, step)
+    return [_plan(config, task, program, mesh, (topology, slices), chips.CHIPS[chip], phase, step)
             for phase, step in _steps(config, task)]
 
 
@@ -74,15 +82,15 @@ def _steps(config, task) -> list[tuple[str, int]]:
     return [*first.items()]
 
 
-def _plan(config, task, program, mesh, topology, chip, phase, step) -> Plan:
+def _plan(config, task, program, mesh, pod, chip, phase, step) -> Plan:
     batch_size = config.train.batch_size
     lowered = lower(task, program, mesh, batch_size, step)
     known = Plan(phase, mesh.size, task.flops_per_example * batch_size, chip.limit * chips.GIB,
                  _bytes(program.abstract.params), _bytes(program.abstract.opt_state), None, 0.0)
     key = hashlib.sha256("\0".join([
-        lowered.as_text(), topology, bigjax.__version__, jax.__version__,
-        importlib.metadata.version("libtpu"),
-        os.environ.get("LIBTPU_INIT_ARGS", "")]).encode()).hexdigest()[:24]
+        lowered.as_text(), repr(pod), repr(sorted(config.train.compiler_options.items())),
+        jax.__version__, importlib.metadata.version("libtpu"),
+        os.environ.get("LIBTPU_INIT_ARGS", ""), _sources()]).encode()).hexdigest()[:24]
     path = cache_folder(config.data.cache_dir, "plans") / f"{key}.json"
     try:
         return _from_json(path.read_text())
@@ -98,14 +106,21 @@ def _plan(config, task, program, mesh, topology, chip, phase, step) -> Plan:
         plan = dataclasses.replace(known, peak_bytes=used and _size(*used.group(1, 2)),
                                    compile_seconds=time.perf_counter() - begun)
     else:
-        costs = predict.costs(compiled.as_text(), chip, dict(mesh.shape))
+        costs = predict.costs(compiled.as_text(), chip, dict(mesh.shape), pod[1])
         plan = dataclasses.replace(
             known, peak_bytes=float(compiled.memory_analysis().peak_memory_in_bytes),
             compile_seconds=time.perf_counter() - begun, flops=costs.flops + costs.kernel_flops,
             kernel_flops=costs.kernel_flops, work_seconds=costs.seconds + costs.kernel_seconds,
+            kernel_seconds=costs.kernel_seconds,
             collectives=tuple(costs.collectives), step_seconds=costs.step)
     write_atomically(path, json.dumps(dataclasses.asdict(plan)).encode())
     return plan
+
+
+@functools.cache
+def _sources() -> str:
+    """Of this room: a plan that another version of it made is made again."""
+    return "".join(path.read_text() for path in sorted(pathlib.Path(__file__).parent.glob("*.py")))
 
 
 def lower(task, program, mesh, batch_size: int, step: int):

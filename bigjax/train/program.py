@@ -6,6 +6,7 @@ import jax
 
 from bigjax import optim
 from bigjax.errors import UserError
+from bigjax.parallel import sharding
 from bigjax.train import adversarial, state as state_lib
 from bigjax.train.state import State
 from bigjax.train.step import make_step, packed
@@ -38,7 +39,9 @@ def make(config, task, mesh) -> Program:
     init = state_lib.make_init(task, tx, config.seed, config.train.ema > 0)
     shapes = jax.eval_shape(init)
     shardings = state_lib.shardings(mesh, task, shapes)
-    step = jax.jit(packed(step), donate_argnums=0, out_shardings=(shardings, None))
+    options = _compiler_options(config.train.compiler_options, mesh)
+    step = jax.jit(packed(step), donate_argnums=0, out_shardings=(shardings, None),
+                   compiler_options=options)
     return Program(init, step, state_lib.abstract(shapes, shardings), shardings)
 
 
@@ -51,3 +54,15 @@ def _check_length(config, sequence: int) -> None:
         raise UserError(f"model.attention='splash' takes 128 tokens at a time on each of "
                         f"mesh.sequence={sequence} device(s), and data.seq_len is {T}: use a "
                         f"multiple of {128 * sequence}, or model.attention='auto'.")
+
+
+def _compiler_options(section, mesh) -> dict[str, str]:
+    """Raises UserError for one that the compiler of the mesh's devices does not know."""
+    options = {name: str(value) for name, value in section.items()}
+    try:
+        if options:
+            jax.jit(lambda: jax.numpy.zeros(()), out_shardings=sharding.replicated(mesh),
+                    compiler_options=options).lower().compile()
+    except Exception as e:  # jaxlib's errors have no common class
+        raise UserError(f"train.compiler_options={options}: {str(e).splitlines()[0]}") from e
+    return options

@@ -118,12 +118,37 @@ def test_the_slower_of_work_and_communication_and_their_sum():
     assert found.step == (4.0, 7.0)
 
 
+def test_what_is_between_slices_takes_the_network():
+    """Of two slices of four: groups of neighbours, and of one device in each slice."""
+    form = """HloModule m
+
+ENTRY %main (a: f32[1024]) -> f32[1024] {{
+  %a = f32[1024]{{0}} parameter(0)
+  ROOT %r = f32[1024]{{0}} all-reduce(%a), channel_id=1, replica_groups={groups}, to_apply=%add
+}}
+"""
+    mesh, chip = {"data": 2, "fsdp": 4}, chips.CHIPS["v5e"]
+    near, = predict.costs(form.format(groups="[2,4]<=[8]"), chip, mesh, 2).collectives
+    far, = predict.costs(form.format(groups="[4,2]<=[2,4]T(1,0)"), chip, mesh, 2).collectives
+    assert (near.axes, far.axes) == ("fsdp", "data")
+    assert near.seconds == pytest.approx(near.bytes / (2 * chip.link * 1e9))
+    assert far.seconds == pytest.approx(far.bytes / (chip.dcn * 1e9))
+
+
 @pytest.mark.parametrize("topology, message", [
-    ("v5e-16", "CHIP:AxB"), ("v9:4x4", "a chip of v4, v5e"), ("v5e:4x4x4", "2 dimensions"),
-    ("v5p:4x4", "3 dimensions")])
+    ("v5e-16", "no chip.*v5e:1x1, 2x2"), ("v9:4x4", "no chip.*tpu7x:"),
+    ("v5e:4x4x4", "no slice.*4x4, 4x8"), ("v5e:3x3", "no slice"), ("v5e:32x32", "no slice"),
+    ("v5p:4x4", "no slice.*multiples of 4"), ("v5p:8x4x4", "no slice"),
+    ("v5p:16x16x28", "6,144 chips")])
 def test_unknown_topologies(topology, message):
     with pytest.raises(UserError, match=message):
         chips.parse(topology)
+
+
+def test_known_topologies():
+    assert chips.parse("v5e:16x16") == ("v5e", (16, 16))
+    assert chips.parse("v5p:16x16x24") == ("v5p", (16, 16, 24))
+    assert chips.parse("tpu7x:2x2x1") == ("tpu7x", (2, 2, 1))
 
 
 def plan(tmp_path, *arguments):
@@ -150,7 +175,7 @@ def test_a_config_is_planned_and_kept(tmp_path):
     code, _, err = plan(tmp_path, "--topology=v5e:2x2", "--mesh=data=3")
     assert code == 2 and "data=3" in err
     code, _, err = plan(tmp_path, "--topology=v5e:3x3")
-    assert code == 2 and "v5e:3x3 cannot be had" in err
+    assert code == 2 and "'v5e:3x3' is no slice" in err
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
@@ -161,6 +186,7 @@ def test_without_libtpu_it_is_asked_for(tmp_path):
 
 def test_what_is_wrong_with_a_plan(tmp_path):
     for more, message in (([], "--topology=CHIP:AxB is missing"),
+                          (["--topology=v5e:4x4", "--slices=0"], "--slices is 0"),
                           (["--topology=v5e:4x4", "--mesh=rows=2"], "'rows=2' is not AXIS=NUMBER")):
         code, _, err = plan(tmp_path, *more)
         assert code == 2 and message in err, err

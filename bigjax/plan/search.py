@@ -1,0 +1,223 @@
+"""`bigjax plan --search`: layouts of a config on a pod, ranked by what their compiled steps cost.
+
+Arithmetic first: what cannot fit, and what cannot be faster than the best so far, is not compiled.
+The rest is compiled in the order of a rough estimate, until the time is up. Plans are cached by
+content, so that the same command goes on where it stopped.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import AbstractMesh, AxisType
+
+from bigjax import optim, tasks
+from bigjax.errors import UserError
+from bigjax.parallel import sharding
+from bigjax.parallel.mesh import AXES
+from bigjax.plan import chips, compile as compile_lib
+
+# Whether matrix products are cut so that gathers and scatters hide behind them; which is better
+# differs. The others that were tried made no difference.
+WINDOWED = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
+FLAGS = ({}, {WINDOWED: "1000000"})
+MICRO_BATCHES = (1, 2, 4, 8, 16)
+SHARE_OF_PEAK = 0.85  # that matrix products reach
+
+
+class Candidate(NamedTuple):
+    """estimate: seconds; bound: seconds that it cannot be faster than."""
+    mesh: dict[str, int]
+    remat: str
+    accumulate: int
+    options: dict[str, str]
+    estimate: float
+    bound: float
+
+    def lines(self) -> list[str]:
+        """Of a config."""
+        return [*(f"c.mesh.{axis} = {n}" for axis, n in self.mesh.items()),
+                *([f"c.model.remat = {self.remat!r}"] if self.remat else []),
+                f"c.train.accumulate = {self.accumulate}",
+                *(f"c.train.compiler_options.{k} = {v!r}" for k, v in self.options.items())]
+
+    def __str__(self) -> str:
+        mesh = " ".join(f"{axis}={n}" for axis, n in self.mesh.items() if n > 1) or "one device"
+        return (f"{mesh}, {'remat ' + self.remat + ', ' if self.remat else ''}"
+                f"{self.accumulate} micro-batch{'es' if self.accumulate > 1 else ''}"
+                + (", no windowed einsum" if WINDOWED in self.options else ""))
+
+
+class Found(NamedTuple):
+    candidate: Candidate
+    plan: compile_lib.Plan
+    seconds: float  # in the middle of the predicted range
+
+
+def search(config, topology: str, slices: int, minutes: float, log: Callable[[str], None]
+           ) -> tuple[list[Found], int]:
+    """(what was compiled and fits, best first; how many were not tried for want of time).
+
+    Raises UserError if nothing can fit, or for adversarial training.
+    """
+    begun = time.monotonic()
+    candidates, ruled_out = _candidates(config, topology, slices)
+    log(f"{len(candidates)} layouts may fit; arithmetic rules out {ruled_out}.")
+    found: list[Found] = []
+    for i, candidate in enumerate(candidates):
+        if found and candidate.bound >= min(f.seconds for f in found):
+            continue
+        if i and time.monotonic() - begun > 60 * minutes:
+            left = len(candidates) - i
+            log(f"The {minutes:g} minutes are up; {left} layouts were not tried. The same command "
+                "goes on.")
+            return sorted(found, key=lambda f: f.seconds), left
+        plan, = compile_lib.plans(apply(config, candidate), topology, slices)
+        if plan.fits:
+            seconds = sum(plan.step_seconds) / 2
+            found.append(Found(candidate, plan, seconds))
+        log(f"  {candidate}: " + (f"{seconds:.3f} s, {plan.peak_bytes / chips.GIB:.2f} GiB"
+                                  if plan.fits else "does not fit"))
+    if not found:
+        raise UserError(f"No layout of this config fits {slices} x {topology}: use a larger slice, "
+                        "or a smaller train.batch_size.")
+    return sorted(found, key=lambda f: f.seconds), 0
+
+
+def apply(config, candidate: Candidate):
+    """A copy of the config with a candidate's choices."""
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.mesh.update(candidate.mesh)
+        changed.train.accumulate = candidate.accumulate
+        changed.train.compiler_options = candidate.options
+        if candidate.remat:
+            changed.model.remat = candidate.remat
+    return changed
+
+
+def _candidates(config, topology: str, slices: int) -> tuple[list[Candidate], int]:
+    """(those that may fit, the likeliest first; how many cannot)."""
+    chip, sizes = chips.parse(topology)
+    n = math.prod(sizes) * slices * (2 if chip == "tpu7x" else 1)
+    task = tasks.build(config)
+    if task.players:
+        raise UserError("--search is for one kind of step; adversarial training has several. Give "
+                        "--mesh=... instead.")
+    count = _Arithmetic(config, task, chips.CHIPS[chip], sizes, n)
+    remats = ("none", "dots", "full") if hasattr(task.model_config, "remat") else ("",)
+    kept, ruled_out = [], 0
+    for mesh in _meshes(n, slices):
+        at_rest = count.at_rest(mesh)
+        for remat, micro in itertools.product(remats, MICRO_BATCHES):
+            shards = mesh["data"] * mesh["fsdp"] * micro
+            if at_rest is None or config.train.batch_size % shards or (
+                    at_rest + count.activations(mesh, remat, micro)
+                    > chips.CHIPS[chip].limit * chips.GIB):
+                ruled_out += 1
+                continue
+            bound, estimate = count.seconds(mesh, remat, micro)
+            kept += [Candidate(mesh, remat, micro, flags, estimate, bound) for flags in FLAGS]
+    if not kept:
+        raise UserError(f"No layout of this config fits {slices} x {topology}, by arithmetic: use "
+                        "a larger slice, or a smaller train.batch_size.")
+    return _varied(kept), ruled_out
+
+
+def _varied(candidates: list[Candidate]) -> list[Candidate]:
+    """The likeliest first, but of those that differ little not all one after another."""
+    seen: dict[tuple, int] = {}
+    keys = []
+    for c in sorted(candidates, key=lambda c: c.estimate):
+        kind = c.mesh["sequence"], c.mesh["tensor"], c.remat, c.accumulate
+        seen[kind] = seen.get(kind, -1) + 1
+        keys.append((c.estimate * (1 + 0.1 * seen[kind]), len(keys), c))
+    return [c for *_, c in sorted(keys)]
+
+
+def _meshes(n: int, slices: int) -> Iterator[dict[str, int]]:
+    """Ways to write n as a product of the axes; slices share 'data'."""
+    divisors = [d for d in range(1, n + 1) if n % d == 0]
+    for sizes in itertools.product(divisors, repeat=len(AXES) - 1):
+        if n % math.prod(sizes) == 0 and (n // math.prod(sizes)) % slices == 0:
+            yield dict(zip(AXES, (n // math.prod(sizes), *sizes)))
+
+
+class _Arithmetic:
+    """What can be said of a layout without compiling it; seconds and bytes of one device."""
+
+    def __init__(self, config, task, chip: chips.Chip, torus: tuple[int, ...], n: int) -> None:
+        self.config, self.task, self.chip, self.torus, self.n = config, task, chip, torus, n
+        self.params = jax.eval_shape(task.init, jax.random.key(0))["params"]
+        self.opt_state = jax.eval_shape(
+            optim.make(config.optim, config.train.steps, self.params).init, self.params)
+        self.weights = sum(x.size for x in jax.tree_util.tree_leaves(self.params))
+        c = task.model_config
+        self.layers, self.width = getattr(c, "n_layers", 1), getattr(c, "d_model", 0)
+        self.inner = getattr(c, "d_ff", 0) * (2 if getattr(c, "activation", "") == "swiglu" else 1)
+        heads, kv = getattr(c, "n_heads", 0), getattr(c, "n_kv_heads", 0)
+        head_dim = getattr(c, "head_dim", 0) or self.width // max(heads, 1)
+        self.keys = 2 * (kv or heads) * head_dim
+        self.queries = heads * head_dim
+        self.vocab = getattr(c, "vocab_size", 0)
+
+    def at_rest(self, sizes: dict[str, int]) -> float | None:
+        """Parameters, their gradients and the optimizer's state; None if they cannot be cut so."""
+        mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes),
+                            axis_types=(AxisType.Auto,) * len(sizes))
+        T = self.config.data.seq_len
+        if T % (128 * sizes["sequence"]) and sizes["sequence"] > 1:
+            return None
+        try:
+            placed = sharding.of_params(mesh, self.params, self.task.axes)
+        except UserError:
+            return None
+        state = sharding.of_opt_state(mesh, self.opt_state, self.params, placed)
+        return 2 * _bytes(self.params, placed) + _bytes(self.opt_state, state)
+
+    def activations(self, sizes: dict[str, int], remat: str, micro: int) -> float:
+        """No less than this is kept from the forward to the backward pass."""
+        tokens = self._tokens(sizes) / micro
+        kept, weights = self.width, 0.
+        if remat == "dots":
+            kept += self.queries + self.keys + self.inner
+        elif remat == "none":  # norms, residuals, both sides of the activation, whole weights
+            kept = 6 * self.width + self.queries + self.keys + 2 * self.inner
+            weights = 2 * self.weights / sizes["tensor"]
+        logits = 4 * self.vocab if hasattr(self.task.model_config, "tie_embeddings") else 0
+        return weights + tokens * (2 * self.layers * kept + logits) / sizes["tensor"]
+
+    def seconds(self, sizes: dict[str, int], remat: str, micro: int) -> tuple[float, float]:
+        """(no step can take less, an estimate)."""
+        again = {"full": 4 / 3}.get(remat, 1.0)
+        bound = self.task.flops_per_example * self.config.train.batch_size * again * 0.9 / (
+            self.n * self.chip.peak * 1e12)
+        share = lambda axis: (sizes[axis] - 1) / sizes[axis]
+        mine = 2 * self.weights / sizes["tensor"]  # bfloat16
+        passes = {"none": 1, "dots": 2, "full": 2}.get(remat, 1)
+        tokens = self._tokens(sizes)
+        # A reduce-scatter goes along one ring; over several dimensions it is a whole all-reduce.
+        back = 1 if any(n % sizes["fsdp"] == 0 for n in self.torus) else 2
+        sent = mine * share("fsdp") * (passes + back) * micro
+        sent += 2 * mine / sizes["fsdp"] * share("data") * micro
+        again_sent = 2 if remat == "full" else 0
+        sent += (8 + again_sent) * 2 * tokens * self.width * self.layers * share("tensor")
+        sent += (passes + 1) * 2 * tokens * self.keys * self.layers * (
+            sizes["sequence"] - 1) / sizes["tensor"]
+        communication = sent / (2 * self.chip.link * 1e9)
+        work = bound / SHARE_OF_PEAK
+        return bound, (max(work, communication) + work + communication) / 2
+
+    def _tokens(self, sizes: dict[str, int]) -> float:
+        """Of a step on one device that holds whole rows' activations."""
+        return (self.config.train.batch_size * self.config.data.seq_len
+                / (sizes["data"] * sizes["fsdp"] * sizes["sequence"]))
+
+
+def _bytes(shapes: Any, placed: Any) -> float:
+    leaves, places = (jax.tree_util.tree_leaves(tree) for tree in (shapes, placed))
+    return float(sum(math.prod(p.shard_shape(x.shape)) * x.dtype.itemsize
+                     for x, p in zip(leaves, places, strict=True)))

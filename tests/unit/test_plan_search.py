@@ -1,0 +1,138 @@
+"""Searching layouts, correcting by measurements, and what a plan's page says."""
+
+import json
+
+import pytest
+
+from bigjax import config as config_lib
+from bigjax.errors import UserError
+from bigjax.plan import calibrate, chips, command, compile as compile_lib, predict, search
+
+
+def config(size="1.3b", batch_size=64):
+    c = config_lib.load_file(f"configs/gpt/gpt3.py:{size}")
+    with c.unlocked():
+        c.train.batch_size = batch_size
+    return c
+
+
+def made(seconds=1.0, peak=4.0, **more):
+    """A plan; communication takes half as long as work."""
+    collective = predict.Collective("all-gather", "fsdp", 1e9, seconds / 2)
+    step = (seconds, 1.5 * seconds) if seconds else None
+    return compile_lib.Plan(**{**dict(
+        phase="", devices=16, model_flops=1e15, limit_bytes=15.75 * chips.GIB,
+        parameter_bytes=1e9, optimizer_bytes=2e9, peak_bytes=peak * chips.GIB, compile_seconds=3.0,
+        flops=1e12, kernel_flops=0.0, work_seconds=seconds, kernel_seconds=0.0, step_seconds=step,
+        collectives=(collective,) if seconds else ()), **more})
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """What was compiled, by a compiler for which tensor parallelism is slow and remat dear."""
+    done = []
+
+    def plans(c, topology, slices):
+        done.append(c)
+        return [made(1 + c.mesh.tensor + 0.1 * c.train.accumulate
+                     + {"none": 0, "dots": 0.2, "full": 0.4}[c.model.remat])]
+    monkeypatch.setattr(compile_lib, "plans", plans)
+    return done
+
+
+def test_candidates_are_layouts_that_may_fit():
+    kept, ruled_out = search._candidates(config(), "v5e:4x4", 1)
+    assert kept and ruled_out
+    for c in kept:
+        sizes = c.mesh
+        assert sizes["data"] * sizes["fsdp"] * sizes["sequence"] * sizes["tensor"] == 16
+        assert 64 % (sizes["data"] * sizes["fsdp"] * c.accumulate) == 0
+        assert 2048 % (128 * sizes["sequence"]) == 0
+        assert c.bound <= c.estimate
+    whole_fsdp = dict(data=1, fsdp=16, sequence=1, tensor=1)
+    remats = {c.remat for c in kept if c.mesh == whole_fsdp and c.accumulate == 1}
+    assert remats == {"dots", "full"}  # 'none' keeps 19 GiB at least
+    # 1.3 billion parameters with their moments and gradients, 16 bytes each, are 19.6 GiB.
+    assert not any(c.mesh["fsdp"] * c.mesh["tensor"] == 1 for c in kept)
+
+
+def test_slices_share_the_data_axis():
+    kept, _ = search._candidates(config(batch_size=128), "v5e:4x4", 2)
+    assert kept and all(c.mesh["data"] % 2 == 0 for c in kept)
+
+
+def test_what_cannot_fit_is_said_before_anything_is_compiled(compiled):
+    with pytest.raises(UserError, match="by arithmetic"):
+        search.search(config("175b", 512), "v5e:4x4", 1, 60, print)
+    assert not compiled
+
+
+def test_the_ranking_and_what_is_not_compiled(compiled):
+    said = []
+    found, left = search.search(config(), "v5e:4x4", 1, 60, said.append)
+    seconds = [f.seconds for f in found]
+    assert left == 0 and seconds == sorted(seconds)
+    assert found[0].candidate.mesh["tensor"] == 1
+    assert len(found) == len(compiled) and str(found[0].candidate) in "\n".join(said)
+    best = search.apply(config(), found[0].candidate)
+    assert best.model.remat == found[0].candidate.remat
+    assert any(f"c.mesh.fsdp = {best.mesh.fsdp}" == x for x in found[0].candidate.lines())
+
+
+def test_a_bound_that_is_slower_than_the_best_is_not_compiled(compiled, monkeypatch):
+    everything, _ = search._candidates(config(), "v5e:4x4", 1)
+    slow = [c._replace(bound=99.0) if i > 2 else c for i, c in enumerate(everything)]
+    monkeypatch.setattr(search, "_candidates", lambda *_: (slow, 0))
+    assert len(search.search(config(), "v5e:4x4", 1, 60, print)[0]) == 3
+
+
+def test_the_budget_ends_a_search_after_one(compiled):
+    said = []
+    found, left = search.search(config(), "v5e:4x4", 1, 0, said.append)
+    assert len(found) == 1 and left > 10 and "same command goes on" in said[-1]
+
+
+def test_measured_runs_correct_a_prediction(tmp_path):
+    """Real work takes 1.2 of what is predicted, and a third of the communication is not hidden."""
+    path = tmp_path / "runs.jsonl"
+    runs = [("v5e:4x4", 1.0, 0.3), ("v5e:4x4", 2.0, 2.4), ("v5e:8x8", 0.5, 0.9), ("v4:2x2x1", 1, 0)]
+    path.write_text("".join(json.dumps({
+        "topology": t, "work_seconds": w, "communication_seconds": c,
+        "measured_seconds": 1.2 * w + c / 3}) + "\n" for t, w, c in runs))
+    found = calibrate.read(str(path), "v5e")
+    assert (found.work, found.communication) == pytest.approx((1.2, 1 / 3)) and found.runs == 3
+    low, high = found(made(2.0))
+    assert (low + high) / 2 == pytest.approx(1.2 * 2 + 1 / 3) and low < high
+
+
+@pytest.mark.parametrize("text, message", [
+    ("", "no run on v5e"), ('{"topology": "v4:2x2x1"}\n', "no run on v5e"), ("{", "line 1"),
+    ('{"topology": "v5e:4x4", "work_seconds": 1, "communication_seconds": 1}', "measured_seconds"),
+    ('{"topology": "v5e:4x4", "work_seconds": 1, "communication_seconds": 1, '
+     '"measured_seconds": 0}', "measured_seconds is 0")])
+def test_a_file_of_measurements_that_is_none(tmp_path, text, message):
+    (tmp_path / "runs.jsonl").write_text(text)
+    with pytest.raises(UserError, match=message):
+        calibrate.read(str(tmp_path / "runs.jsonl"), "v5e")
+    with pytest.raises(UserError, match="cannot be read"):
+        calibrate.read(str(tmp_path / "none.jsonl"), "v5e")
+
+
+def page(plan, c=None):
+    return command._Page(plan, c or config(), "v5e:4x4", 1, None)
+
+
+def test_the_page_of_a_plan():
+    text, numbers = page(made(2.0)).text(), page(made(2.0)).numbers()
+    assert "4.00 GiB of 15.75: fits" in text and "2.000 to 3.000 s" in text
+    assert numbers["fits"] and numbers["step_seconds"] == (2.0, 3.0)
+    assert numbers["mfu"] == pytest.approx([1e15 / 16 / 197e12 / s for s in (3.0, 2.0)])
+    assert numbers["tokens_per_sec"] == pytest.approx(64 * 2048 / 3.0)
+
+
+def test_what_would_help_a_plan_that_does_not_fit():
+    much = page(made(0, 18.0)).text()
+    assert "DOES NOT FIT, by 2.25 GiB" in much and "model.remat='full' (now 'dots')" in much
+    assert "train.accumulate=2 (now 1)" in much
+    weights = page(made(0, 40.0, parameter_bytes=8.0 * chips.GIB)).text()
+    assert "mesh.fsdp (now -1)" in weights and "23 devices would hold them" in weights
