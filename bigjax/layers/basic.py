@@ -90,16 +90,16 @@ class Embed(nn.Module):
         self.embedding = param(self, "embedding", nn.initializers.normal(self.init_std),
                                (self.n, self.d), (self.axis, "embed"), self.param_dtype)
 
-    def _table(self) -> jax.Array:
-        """Whole rows on each device: cut rows make bad gathers."""
+    def table(self) -> jax.Array:
+        """[n, d] in the compute dtype, whole rows on each device: cut rows make bad gathers."""
         return gathered(self.embedding, (self.axis, "embed"), self.dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self._table(), ids, axis=0)
+        return jnp.take(self.table(), ids, axis=0)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """[..., d] -> [..., n], accumulated in float32."""
-        return jnp.einsum("...d,nd->...n", x.astype(self.dtype), self._table(),
+        return jnp.einsum("...d,nd->...n", x.astype(self.dtype), self.table(),
                           preferred_element_type=jnp.float32)
 
 

@@ -96,8 +96,9 @@ class Model(nn.Module):
     @nn.compact
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None,
                  segments_BT: jax.Array | None = None, cache: list[Cache] | None = None,
-                 rng: jax.Array | None = None, last_only: bool = False):
-        """Logits float32 [B, T, V] ([B, 1, V] if last_only), and the cache.
+                 rng: jax.Array | None = None, last_only: bool = False, project: bool = True):
+        """Logits float32 [B, T, V] ([B, 1, V] if last_only), and the cache. project=False: instead
+        of logits their factors [B, T, D] and [D, V], for layers.output.linear_losses.
 
         positions: of each token in its document (default 0..T-1). segments: tokens attend within
         their segment. rng: for dropout; None turns it off. cache: one a layer, see `empty_cache`.
@@ -120,11 +121,11 @@ class Model(nn.Module):
             x = x[:, -1:]
         x = Norm(c.norm, c.bias, c.norm_eps, **types, name="final_norm")(x)
         x = constrain(x, "batch", "length", "act_embed")
-        if c.tie_embeddings:
-            logits = embed.attend(x)
-        else:
-            logits = Dense((c.vocab_size,), ("embed",), ("vocab",), use_bias=False, **types,
-                           name="head")(x)
+        head = None if c.tie_embeddings else Dense(
+            (c.vocab_size,), ("embed",), ("vocab",), use_bias=False, **types, name="head")
+        if not project:
+            return (x, head.weights(x.shape[-1:])[0] if head else embed.table().T), cache
+        logits = head(x) if head else embed.attend(x)
         return constrain(logits.astype(jnp.float32), "batch", "length", "act_vocab"), cache
 
 

@@ -32,7 +32,7 @@ def cpu_devices(mesh_config, batch_size: int) -> int:
     One a core, since XLA threads elementwise work badly and data parallelism does not; fewer if
     the batch does not divide by that; exactly the mesh's size where the config gives it in full.
     """
-    sizes = [mesh_config[a] for a in AXES]
+    sizes = [mesh_config.get(a, 1) for a in AXES]
     known = _product(s for s in sizes if s > 0)
     if -1 not in sizes:
         return known
@@ -58,7 +58,7 @@ def make_mesh(mesh_config, devices=None) -> Mesh:
     Raises UserError, with the arithmetic, if the sizes do not multiply to the devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {a: mesh_config[a] for a in AXES}
+    sizes = {a: mesh_config.get(a, 1) for a in AXES}
     text = " x ".join(f"{a}={s}" for a, s in sizes.items())
     free = [a for a, s in sizes.items() if s == -1]
     if len(free) > 1 or any(s < 1 and s != -1 for s in sizes.values()):

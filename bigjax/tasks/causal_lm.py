@@ -4,7 +4,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from bigjax import data, losses
+from bigjax import data
+from bigjax.layers.output import linear_losses
 from bigjax.tasks import Task, array_shapes, check_vocabulary, family_for, init_and_axes
 
 
@@ -25,22 +26,18 @@ def build(config, options: Config) -> Task:
 
     def loss(params, extras, frozen, batch, rng, train):
         del frozen
-        logits, _ = model.apply({"params": params}, batch["inputs"], batch.get("positions"),
-                                batch.get("segment_ids"), rng=rng if train else None)
-        targets, weights = batch["targets"], batch["weights"]
-        nll = losses.cross_entropy(logits, targets, weights)
-        total, weight = nll
-        if train and options.label_smoothing:
-            total, _ = losses.cross_entropy(logits, targets, weights,
-                                            label_smoothing=options.label_smoothing)
-        if train and options.z_loss:
-            total = total + options.z_loss * losses.z_loss(logits, weights)[0]
+        (x, kernel), _ = model.apply(
+            {"params": params}, batch["inputs"], batch.get("positions"), batch.get("segment_ids"),
+            rng=rng if train else None, project=False)
+        smoothing, z = (options.label_smoothing, options.z_loss) if train else (0.0, 0.0)
+        sums = linear_losses(x, kernel, batch["targets"], batch["weights"], smoothing, z)
+        weight = batch["weights"].sum()
         metrics = {
-            "nll": nll,
-            "accuracy": losses.accuracy(logits, targets, weights),
-            "nats_per_byte": (nll[0], batch["target_bytes"].sum().astype(jnp.float32)),
+            "nll": (sums["nll"], weight),
+            "accuracy": (sums["hits"], weight),
+            "nats_per_byte": (sums["nll"], batch["target_bytes"].sum().astype(jnp.float32)),
         }
-        return (total, weight), (metrics, extras)
+        return (sums["total"], weight), (metrics, extras)
 
     def batch_shapes(batch_size, step):
         del step

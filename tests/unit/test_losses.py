@@ -1,12 +1,16 @@
 """Losses against scikit-learn and by hand."""
 
+import contextlib
+
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
 from bigjax import losses
+from bigjax.layers import output
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
 
@@ -113,3 +117,46 @@ def test_linear_cross_entropy_in_half_precision():
     for ours, theirs in zip(gradients, want[1]):
         assert ours.dtype == jnp.bfloat16
         assert np.abs(ours - theirs).max() < 0.03 * np.abs(theirs).max()
+
+
+def sums_and_gradients(way, x, kernel):
+    return jax.value_and_grad(lambda *a: ((s := way(*a))["total"] * 3, s), (0, 1), has_aux=True)(
+        x, kernel)
+
+
+def smoothed(x, kernel, targets, weights):
+    """From all the logits."""
+    logits = x @ kernel
+    return {"nll": losses.cross_entropy(logits, targets, weights)[0],
+            "hits": losses.accuracy(logits, targets, weights)[0],
+            "total": losses.cross_entropy(logits, targets, weights, label_smoothing=0.1)[0]
+            + 1e-2 * losses.z_loss(logits, weights)[0]}
+
+
+@pytest.mark.parametrize("sizes", [None, (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)])
+def test_linear_losses_with_smoothing_and_z_loss_over_a_mesh(sizes, monkeypatch):
+    monkeypatch.setattr(output, "CPU_ROWS", 2)  # several parts on each device
+    x, kernel, _, targets, weights = linear_inputs(8, 6, D=6, V=12)
+    want = sums_and_gradients(lambda *a: smoothed(*a, targets, weights), x, kernel)
+    mesh = sizes and mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        got = jax.jit(lambda *a: sums_and_gradients(
+            lambda *a: output.linear_losses(*a, targets, weights, 0.1, 1e-2), *a))(x, kernel)
+    assert_both_same((got, want))
+
+
+def test_linear_losses_never_hold_all_logits():
+    x, kernel, _, targets, weights = linear_inputs(4, 60, V=32)
+
+    def largest(rows):
+        jaxpr = jax.make_jaxpr(lambda *a: sums_and_gradients(
+            lambda *a: losses.linear_losses(*a, targets, weights, rows), *a))(x, kernel)
+        return max(v.aval.size for e in _equations(jaxpr.jaxpr) for v in e.outvars)
+    assert largest(40) == 40 * 32 and largest(240) == 240 * 32
+
+
+def _equations(jaxpr):
+    for e in jaxpr.eqns:
+        yield e
+        for inner in jax.extend.core.jaxprs_in_params(e.params):
+            yield from _equations(inner)

@@ -1,0 +1,55 @@
+"""Losses of an output layer over a large vocabulary, on the shards of a mesh."""
+
+import functools
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+from bigjax import losses
+from bigjax.parallel import sharding
+from bigjax.parallel.mesh import platform
+
+LOGITS_AT_ONCE = 2 ** 26  # on a device: a quarter of a GiB in float32
+CPU_ROWS = 128  # whose logits stay in the cache
+
+
+def linear_losses(x_BTD, kernel_DV, targets_BT, weights_BT, label_smoothing: float = 0.0,
+                  z: float = 0.0) -> dict[str, jax.Array]:
+    """losses.linear_losses of the whole batch: each device takes its own rows and tokens, and the
+    kernel's gradient is summed once, after the last of them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    spec = P() if mesh.empty else sharding.spec(mesh, targets_BT.shape, ("batch", "length"),
+                                                "the targets")
+    cut = {a for part in spec for a in sharding.mesh_axes(part)}
+    columns = kernel_DV.shape[-1] // mesh.shape.get("tensor", 1)
+    rows = CPU_ROWS if platform() == "cpu" else max(CPU_ROWS, LOGITS_AT_ONCE // columns)
+    options = rows, label_smoothing, z
+    if not cut:
+        return losses.linear_losses(x_BTD, kernel_DV, targets_BT, weights_BT, *options)
+    scattered = "fsdp" in cut and kernel_DV.shape[0] % mesh.shape["fsdp"] == 0
+
+    def shard(gradients, x, kernel, targets, weights):
+        sums, d = losses.linear_parts(x, kernel, targets, weights, *options, gradients)
+        sums = jax.lax.psum(sums, tuple(cut))
+        if not gradients:
+            return sums
+        d_x, d_kernel = d
+        if scattered:
+            d_kernel = jax.lax.psum_scatter(d_kernel, "fsdp", tiled=True)
+        return sums, d_x, jax.lax.psum(d_kernel, tuple(cut - ({"fsdp"} if scattered else set())))
+
+    def mapped(gradients, *arrays):
+        out = (P(), spec, P("fsdp") if scattered else P()) if gradients else P()
+        return jax.shard_map(functools.partial(shard, gradients), in_specs=(spec, P(), spec, spec),
+                             out_specs=out, axis_names=cut, check_vma=False)(*arrays)
+
+    @jax.custom_vjp
+    def run(*arrays):
+        return mapped(False, *arrays)
+
+    def forward(*arrays):
+        sums, *d = mapped(True, *arrays)
+        return sums, d
+
+    run.defvjp(forward, lambda d, g: (*((g["total"] * y).astype(y.dtype) for y in d), None, None))
+    return run(x_BTD, kernel_DV, targets_BT, weights_BT)
