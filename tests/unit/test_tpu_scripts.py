@@ -1,0 +1,245 @@
+"""The scripts of tpu_scripts/ against a fake gcloud: what they call, and what happens there."""
+
+import re
+import shlex
+import subprocess
+import time
+
+import pytest
+
+from tests import fake_cloud
+from tests.fake_cloud import ODD, QUEUED, TPU, TRAIN, ok, refused
+
+SCRIPTS = sorted((fake_cloud.REPO / "tpu_scripts").glob("*.sh"))
+
+
+def until(condition):
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("this has not happened in 30 seconds")
+
+
+# --- create ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings, expected", [
+    (dict(QUEUED="false", CAPACITY="on-demand"),
+     f"{TPU} create pod --version=v2-alpha-tpuv5-lite WHERE --accelerator-type=v5litepod-16"),
+    (dict(QUEUED="false"),
+     f"{TPU} create pod --version=v2-alpha-tpuv5-lite WHERE --accelerator-type=v5litepod-16 "
+     "--spot"),
+    (dict(CREATE_FLAGS="(--internal-ips --network=net)"),
+     f"{QUEUED} create pod --runtime-version=v2-alpha-tpuv5-lite WHERE "
+     "--accelerator-type=v5litepod-16 --node-id=pod --spot --internal-ips --network=net"),
+    (dict(CAPACITY="reserved", SLICES="3", ACCELERATOR_TYPE="v4-32",
+          RUNTIME_VERSION="tpu-ubuntu2204-base"),
+     f"{QUEUED} create pod --runtime-version=tpu-ubuntu2204-base WHERE --accelerator-type=v4-32 "
+     "--node-count=3 --node-prefix=pod --reserved"),
+])
+def test_create(cloud, settings, expected):
+    cloud.settings(**settings)
+    cloud.states("WAITING_FOR_RESOURCES", "!connection reset", "ACTIVE")
+    out = ok(cloud.run("create.sh"))
+    queued = settings.get("QUEUED") != "false"
+    assert ("WAITING_FOR_RESOURCES" in out) == queued and "READY" in out
+    calls = cloud.calls()
+    assert calls[0] == expected
+    looks = [f"{QUEUED} describe pod WHERE --format=value(state.state)"] * 3 if queued else []
+    names = ["pod-0", "pod-1", "pod-2"] if settings.get("SLICES") else ["pod"]
+    assert calls[1:] == looks + [f"{TPU} describe {n} WHERE --format=value(state)" for n in names]
+
+
+def test_create_ends_when_there_is_no_room(cloud):
+    cloud.states("PROVISIONING", "FAILED")
+    assert "FAILED" in refused(cloud.run("create.sh"), 1)
+
+
+# --- setup, run, logs, stop -----------------------------------------------------------------------
+
+
+def test_a_run_is_set_up_started_once_and_stopped(cloud):
+    cloud.settings(SLICES="2", SSH_FLAGS="(--internal-ip)")
+    out = ok(cloud.run("setup.sh"))
+    assert out.count("bigjax-" + cloud.commit[:12] + " is installed.") == 4
+    flags = "WHERE --internal-ip --quiet --worker=all"
+    calls = cloud.calls()
+    assert sorted(calls[:2]) == [
+        f"{TPU} scp REPO/build/bigjax-COMMIT.tar.gz pod-{i}:bigjax-COMMIT.tar.gz {flags}"
+        for i in range(2)]
+    assert sorted(calls[2:]) == [
+        f"{TPU} ssh pod-{i} {flags} --command=mkdir -p bigjax-COMMIT && tar -xzf "
+        "bigjax-COMMIT.tar.gz -C bigjax-COMMIT && bash "
+        "bigjax-COMMIT/tpu_scripts/on_worker.sh setup" for i in range(2)]
+    said = (cloud.folder / "uv.txt").read_text()
+    assert said.count("uv venv ") == said.count("[tpu,gcs]") == said.count("constraints.txt") == 4
+    ok(cloud.run("setup.sh"))
+    assert (cloud.folder / "uv.txt").read_text() == said, "installed again"
+    cloud.calls()
+
+    out = ok(cloud.run("run.sh", "--", *ODD))
+    assert out.count("started.") == 4
+    assert {c.split(" --command=")[0] for c in cloud.calls()} == {
+        f"{TPU} ssh pod-{i} {flags}" for i in range(2)}
+    until(lambda: len(cloud.trained()) == 4)
+    assert cloud.trained() == dict.fromkeys(["pod-0-0", "pod-0-1", "pod-1-0", "pod-1-1"],
+                                            TRAIN + ODD)
+    again = cloud.run("run.sh")
+    assert again.returncode == 1 and again.stdout.count("a run is going on here") == 4
+    assert cloud.trained()["pod-0-0"] == TRAIN + ODD
+
+    log = cloud.folder / "homes/pod-1/0/bigjax-run/log.txt"
+    until(lambda: "training" in log.read_text())
+    assert ok(cloud.run("stop.sh")).count("stopped.") == 4
+    assert "Stopped by SIGTERM" in log.read_text()
+    assert ok(cloud.run("stop.sh")).count("no run is going on.") == 4
+    ok(cloud.run("run.sh"))
+    until(lambda: cloud.trained()["pod-0-0"] == TRAIN)
+
+
+def test_a_run_needs_a_setup(cloud):
+    out = cloud.run("run.sh")
+    assert out.returncode == 1 and "stop.sh stops it on the others" in out.stderr
+
+
+def test_logs(cloud):
+    cloud.settings(SLICES="2")
+    dry = ok(cloud.run("logs.sh", "--dry-run", "--worker=3", "--slice=1"))
+    assert shlex.split(dry)[1:] == [
+        *TPU.split(), "ssh", "pod-1", "--project=my-project", "--zone=us-west4-a", "--quiet",
+        "--worker=3", "--command=tail -n 200 -F bigjax-run/log.txt"]
+    assert "workers 0 to 3" in refused(cloud.run("logs.sh", "--worker=4"))
+    assert "slices 0 to 1" in refused(cloud.run("logs.sh", "--slice=2"))
+
+
+def test_run_follows(cloud):
+    out = ok(cloud.run("run.sh", "--dry-run", "--follow")).splitlines()
+    assert len(out) == 2 and "start" in out[0] and "tail -n 200 -F" in out[1]
+
+
+# --- fetch, delete --------------------------------------------------------------------------------
+
+
+def test_fetch(cloud):
+    ok(cloud.run("fetch.sh"))
+    small = "storage rsync --recursive --exclude=^checkpoints/ gs://bucket/runs/pod"
+    assert cloud.calls() == [f"{small} REPO/runs/pod"]
+    (cloud.folder / "listing").write_text("".join(
+        f"gs://bucket/runs/pod/checkpoints/{s}/\n" for s in ("900", "1000", "2000.tmp")))
+    ok(cloud.run("fetch.sh", "--to=here", "--checkpoint=newest"))
+    step = "checkpoints/1000"
+    assert cloud.calls() == [
+        f"{small} here", "storage ls gs://bucket/runs/pod/checkpoints/",
+        f"storage rsync --recursive gs://bucket/runs/pod/{step} here/{step}"]
+    assert (cloud.folder / "here" / step).is_dir()
+    (cloud.folder / "listing").write_text("gs://bucket/runs/pod/checkpoints/\n")
+    assert "no checkpoint yet" in refused(cloud.run("fetch.sh", "--checkpoint=newest"), 1)
+
+
+def test_delete_asks(cloud):
+    for answer in ("", "y\n", "pod-0\n"):
+        assert "Nothing was deleted" in refused(cloud.run("delete.sh", stdin=answer), 1)
+    assert not cloud.calls()
+    assert "type its name" in ok(cloud.run("delete.sh", stdin="pod\n"))
+    assert cloud.calls() == [f"{QUEUED} delete pod WHERE --force --quiet"]
+    cloud.settings(QUEUED="false")
+    ok(cloud.run("delete.sh", "--yes"))
+    assert cloud.calls() == [f"{TPU} delete pod WHERE --quiet"]
+
+
+# --- --dry-run ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slices", ["1", "2"])
+def test_a_dry_run_shows_what_is_called_and_calls_nothing(cloud, slices):
+    cloud.settings(SLICES=slices, CREATE_FLAGS="('--description=two words')")
+    commands = [["create.sh"], ["setup.sh"], ["run.sh", "--", *ODD], ["stop.sh"],
+                ["fetch.sh", "--checkpoint=7"], ["delete.sh", "--yes"]]
+    for command in commands:
+        out = ok(cloud.run(command[0], "--dry-run", *command[1:]))
+        assert not cloud.argv(), command
+        shown = [line for line in map(shlex.split, out.splitlines()) if line[0] == "gcloud"]
+        ok(cloud.run(*command))
+        assert sorted(shown) == sorted(cloud.argv()) and shown, command
+        cloud.calls()
+
+
+# --- Refused --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings, complaint", [
+    (dict(CAPACITY="spot,reserved"), "Spot and reserved exclude each other"),
+    (dict(SLICES="0"), "SLICES is '0'"),
+    (dict(SLICES="2", QUEUED="false"), "several slices can only be had by a queued resource"),
+    (dict(QUEUED="yes"), "QUEUED is 'yes'"),
+    (dict(ACCELERATOR_TYPE="v5e-16"), "ACCELERATOR_TYPE is 'v5e-16'"),
+    (dict(ACCELERATOR_TYPE="v4-9"), "must be even"),
+    (dict(ACCELERATOR_TYPE="v6e-18"), "multiple of 4"),
+    (dict(ACCELERATOR_TYPE="tpu7x-128"), "jobset.sh"),
+    (dict(PROJECT=""), "PROJECT is empty"),
+    (dict(ZONE=""), "ZONE is empty"),
+    (dict(NAME=""), "NAME is empty"),
+    (dict(NAME="My_run"), "NAME is 'My_run'"),
+    (dict(WORKDIR="runs/pod"), "4 hosts, which share no disk"),
+    (dict(WORKDIR="gs://bucket"), "gs://BUCKET/FOLDER"),
+    (dict(INTERVAL="0.5"), "INTERVAL is '0.5'"),
+    (dict(MAX_RESTARTS=""), "MAX_RESTARTS is ''"),
+    (dict(SLICE="2"), "sets SLICE, which no script reads"),
+])
+def test_bad_settings_are_refused_before_anything_is_called(cloud, settings, complaint):
+    cloud.settings(**settings)
+    assert complaint in refused(cloud.run("create.sh"))
+    assert not cloud.argv()
+
+
+def test_bad_arguments_are_refused(cloud):
+    for script, argument in [("create.sh", "--spot"), ("create.sh", "now"), ("stop.sh", "--"),
+                             ("run.sh", "--follow=yes"), ("logs.sh", "--worker"),
+                             ("fetch.sh", "--to="), ("fetch.sh", "--checkpoint=last"),
+                             ("setup.sh", "--commit=no-such-commit")]:
+        assert refused(cloud.run(script, argument)).startswith(script), argument
+    assert "settings.example.sh" in refused(cloud.run("stop.sh", "--settings=none.sh"))
+    cloud.settings(CONFIG="configs/other.py")
+    assert "has no such file" in refused(cloud.run("setup.sh"))
+    cloud.settings(ACCELERATOR_TYPE="v5litepod-8", WORKDIR="runs/pod")  # one host may
+    assert "on the pod's disk" in refused(cloud.run("fetch.sh"))
+    assert not cloud.argv()
+
+
+def test_without_gcloud(cloud):
+    for name in ("git", "bash", "sed", "sort", "comm", "grep", "tr", "dirname", "env"):
+        (cloud.folder / "bin" / name).symlink_to(
+            subprocess.run(["which", name], capture_output=True, text=True).stdout.strip())
+    (cloud.folder / "bin" / "gcloud").unlink()
+    path = str(cloud.folder / "bin")
+    assert "gcloud is not installed" in refused(cloud.run("stop.sh", path=path), 1)
+    assert "gcloud" in ok(cloud.run("stop.sh", "--dry-run", path=path))
+
+
+# --- The scripts themselves -----------------------------------------------------------------------
+
+
+def test_help(cloud):
+    for script in SCRIPTS:
+        text = script.read_text()
+        if "common.sh\"" not in text:  # not for people
+            continue
+        said = ok(cloud.run(script.name, "--help"))
+        assert f"  {script.name} " in said and "#" not in said
+        known = re.search(r'^begin "(.*?)"', text, re.M)[1].split()
+        assert all(f"--{k}" in said for k in known if k != "--"), script
+    assert not cloud.argv()
+
+
+def test_shellcheck():
+    subprocess.run(["shellcheck", "-x", *map(str, SCRIPTS)], check=True, timeout=120)
+
+
+def test_every_setting_is_explained_and_known():
+    example, common = ((fake_cloud.REPO / "tpu_scripts" / n).read_text()
+                       for n in ("settings.example.sh", "common.sh"))
+    explained = set(re.findall(r"^([A-Z_]+)=[^#\n]*#", example, re.M))
+    start = common.index("read_settings()")
+    known = set(re.findall(r"([A-Z_]+)=(?:''|\(\))", common[start:common.index("compgen", start)]))
+    assert explained == known
