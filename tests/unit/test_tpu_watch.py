@@ -1,0 +1,189 @@
+"""watch.sh against a fake gcloud: it brings a run through preemptions, and knows when to end."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests import fake_cloud
+from tests.fake_cloud import ODD, QUEUED, TPU, TRAIN, ok, refused
+
+SPEAKS = fake_cloud.REPO / "bigjax" / "train" / "run.py"
+
+
+def words(calls):
+    """What was done, one word each; looks apart."""
+    done = []
+    for call in calls:
+        verb = call.split()[3]
+        if verb == "ssh":
+            verb = call.split("on_worker.sh ")[-1].split()[0].rstrip(";")
+        done.append(verb)
+    return [d for d in done if d not in ("describe", "state")]
+
+
+def test_a_preempted_run_is_brought_back_until_it_is_finished(cloud):
+    cloud.states("WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "!500 backend error", "!timed out",
+                 "ACTIVE", "SUSPENDING", "SUSPENDED", "!NOT_FOUND: no such resource",
+                 "PROVISIONING", "ACTIVE", "ACTIVE", "ACTIVE end=0", "ACTIVE")
+    out = ok(cloud.run("watch.sh", "--", *ODD))
+    calls = cloud.calls()
+    assert words(calls) == ["scp", "setup", "start", "delete", "create", "scp", "setup", "start"]
+    assert f"{QUEUED} delete pod WHERE --force --quiet" in calls
+    assert sum(c.startswith(f"{QUEUED} create pod") for c in calls) == 1
+    assert cloud.trained() == {"pod-0": TRAIN + ODD, "pod-1": TRAIN + ODD}
+    said = [line.split("pod: ")[1] for line in out.splitlines() if "pod: " in line]
+    assert [s for s in said if "restart" in s] == [
+        "creating the pod again (1 of at most 5 restarts)."]
+    assert said[-1].startswith("the run is finished")
+    assert out.count("started.") == 4
+
+
+def test_one_of_several_slices_is_preempted(cloud):
+    """While the queued resource is still active, and another slice not ready, but not dead."""
+    cloud.settings(SLICES="2")
+    # Two slices: both well; the second preempted; both new; both well; the first preempted, which
+    # is enough to know; one new; both well.
+    cloud.states("READY", "READY", "REPAIRING", "PREEMPTED", "CREATING", "READY", "READY", "READY",
+                 "PREEMPTED", "CREATING", "READY", "READY", "READY end=0", "READY", kind="tpu-vm")
+    cloud.states("ACTIVE", "ACTIVE", "!NOT_FOUND", "ACTIVE", "ACTIVE", "ACTIVE", "!NOT_FOUND",
+                 "ACTIVE")
+    ok(cloud.run("watch.sh"))
+    begin = ["scp", "scp", "setup", "setup", "start", "start"]
+    assert words(cloud.calls()) == (begin + ["delete", "create"]) * 2 + begin
+
+
+@pytest.mark.parametrize("dead", ["PREEMPTED", "TERMINATED"])
+def test_a_tpu_vm_that_was_not_queued(cloud, dead):
+    cloud.settings(QUEUED="false", MAX_RESTARTS="1")
+    cloud.states("READY", dead, "!NOT_FOUND", "READY", dead, "!NOT_FOUND", kind="tpu-vm")
+    assert "MAX_RESTARTS=1 is used up" in refused(cloud.run("watch.sh"), 1)
+    calls = cloud.calls()
+    assert words(calls) == ["scp", "setup", "start", "delete", "create", "scp", "setup", "start",
+                            "delete"]
+    assert f"{TPU} delete pod WHERE --quiet" in calls
+
+
+def test_a_stopped_run_is_left_alone_and_one_that_a_signal_stopped_is_not(cloud):
+    ok(cloud.run("setup.sh"))
+    ok(cloud.run("run.sh"))
+    ok(cloud.run("stop.sh"))
+    assert "stop.sh has stopped the run" in ok(cloud.run("watch.sh"))
+    for worker in "01":  # as if the machine had sent the signal
+        (cloud.folder / f"homes/pod/{worker}/bigjax-run/stop").unlink()
+    cloud.states("ACTIVE", "ACTIVE", "ACTIVE", "ACTIVE", "ACTIVE end=0", "ACTIVE")
+    cloud.calls()
+    out = ok(cloud.run("watch.sh"))
+    assert "starting the run again, which a signal had stopped (1 of" not in out  # the first start
+    assert "starting the run again, which a signal had stopped" in out
+    assert words(cloud.calls()) == ["scp", "setup", "start"]
+
+
+@pytest.mark.parametrize("end, code, complaint", [
+    ("2", 2, "its input is bad"), ("1", 1, "failed 1 (its exit code) though the pod is well")])
+def test_a_run_that_fails_on_a_pod_that_is_well_is_not_started_again(cloud, end, code, complaint):
+    (cloud.folder / "end").write_text(end)
+    assert complaint in refused(cloud.run("watch.sh"), code)
+    assert words(cloud.calls()) == ["scp", "setup", "start"]
+
+
+def test_a_run_that_fails_before_gcloud_tells_of_the_preemption_is_brought_back(cloud):
+    cloud.states("ACTIVE end=1", "ACTIVE", "SUSPENDED", "!NOT_FOUND", "ACTIVE end=0", "ACTIVE")
+    ok(cloud.run("watch.sh"))
+    assert words(cloud.calls()).count("create") == 1
+
+
+def test_a_pod_that_somebody_deleted_is_not_created(cloud):
+    cloud.states("!NOT_FOUND")
+    assert "create.sh creates it" in refused(cloud.run("watch.sh"), 1)
+    assert words(cloud.calls()) == []
+
+
+def test_a_start_that_does_not_reach_all_workers_is_done_again(cloud):
+    ok(cloud.run("setup.sh"))
+    broken = cloud.folder / "homes/pod/1/.local/bin/uv"
+    (cloud.folder / f"homes/pod/1/bigjax-{cloud.commit[:12]}" / ".installed").unlink()
+    broken.write_text(f"#!/bin/bash\n{{ cp {cloud.folder}/bin/uv {broken}; exit 1; }}\n")
+    cloud.states("ACTIVE", "ACTIVE", "ACTIVE end=0", "ACTIVE")
+    cloud.calls()
+    out = ok(cloud.run("watch.sh"))
+    assert "starting the run on all workers (1 of at most 5 restarts)." in out
+    assert words(cloud.calls()) == ["scp", "setup", "stop", "scp", "setup", "start"]
+
+
+def test_ssh_that_fails_for_a_moment_changes_nothing(cloud):
+    ok(cloud.run("setup.sh"))
+    ok(cloud.run("run.sh"))
+    (cloud.folder / "no-ssh").touch()
+    cloud.states("ACTIVE", "ACTIVE", "ACTIVE end=0", "ACTIVE")
+    cloud.calls()
+    assert "UNKNOWN" in ok(cloud.run("watch.sh"))
+    assert words(cloud.calls()) == []
+
+
+def test_a_watch_needs_a_bucket(cloud):
+    cloud.settings(ACCELERATOR_TYPE="v5litepod-8", WORKDIR="runs/pod")
+    assert "lost with the pod" in refused(cloud.run("watch.sh"))
+
+
+def test_a_dry_run_shows_the_commands_of_one_preemption(cloud):
+    shown = ok(cloud.run("watch.sh", "--dry-run", "--", *ODD)).splitlines()
+    assert not cloud.argv()
+    cloud.states("ACTIVE", "SUSPENDED", "!NOT_FOUND", "ACTIVE", "ACTIVE end=0", "ACTIVE")
+    ok(cloud.run("watch.sh", "--", *ODD))
+    called = cloud.argv()
+    shown = [s for s in map(shlex.split, shown) if s[0] == "gcloud"]
+    assert len(shown) == 8 and all(s in called for s in shown)
+    assert all(c in shown for c in called)
+
+
+def test_a_stop_is_told_from_an_end_by_what_bigjax_says():
+    """on_worker.sh looks for this in the log, since both exit with 0."""
+    assert "Stopped by SIG" in (fake_cloud.REPO / "tpu_scripts" / "on_worker.sh").read_text()
+    assert 'f"Stopped by {stop.received} at step' in SPEAKS.read_text()
+
+
+@pytest.mark.slow
+def test_the_real_bigjax_on_a_worker(tmp_path):
+    """Started as on a worker's VM, stopped as by the machine, and brought to its end."""
+    folder = tmp_path / "bigjax-1"
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    shutil.copytree(fake_cloud.REPO / "tpu_scripts", folder / "tpu_scripts")
+    program = folder / ".venv" / "bin" / "bigjax"
+    program.write_text(f'#!/bin/sh\ncd {fake_cloud.REPO} && exec {sys.executable} -m bigjax.main '
+                       '"$@"\n')
+    program.chmod(0o755)
+    run = tmp_path / "bigjax-run"
+
+    def worker(*arguments):
+        return ok(subprocess.run(
+            ["bash", str(folder / "tpu_scripts" / "on_worker.sh"), *arguments], text=True,
+            capture_output=True, timeout=300, env={**os.environ, "HOME": str(tmp_path)}))
+
+    def train():
+        worker("start", "--config=configs/gpt/docstrings.py:tiny", f"--workdir={tmp_path / 'w'}")
+
+    def wait(condition):
+        for _ in range(2400):
+            if condition():
+                return
+            time.sleep(0.1)
+        raise AssertionError((run / "log.txt").read_text())
+
+    assert worker("state") == "none\n"
+    train()
+    assert worker("state") == "running\n"
+    wait(lambda: (tmp_path / "w" / "metrics.jsonl").exists())
+    os.kill(int((run / "pid").read_text()), signal.SIGTERM)
+    wait(lambda: worker("state") != "running\n")
+    assert worker("state") == "stopped\n", (run / "log.txt").read_text()
+    train()
+    wait(lambda: "Going on from step" in (run / "log.txt").read_text())
+    assert "Stopped by SIGTERM" in (run / "log-before.txt").read_text()
+    wait(lambda: worker("state") != "running\n")
+    assert worker("state") == "finished\n"

@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# Sees a run through to its end: waits for the pod, sets it up, starts the run, and when the pod is
+# preempted deletes what is left, creates it again and goes on from the newest checkpoint.
+#
+#   watch.sh [--settings=FILE] [--dry-run] [-- ARGUMENT...]
+#
+#   ARGUMENT    of `bigjax train`: the same as were given to run.sh
+#   --dry-run   shows the commands of one preemption
+#
+# To be called after create.sh, from a machine that stays on (in tmux, say). It may be ended and
+# called again at any time. It ends with 0 when the run is finished or stop.sh has stopped it, with
+# 2 if the run says that its input is bad, and with 1 if the run failed on a pod that is well, if
+# somebody has deleted the pod, or after MAX_RESTARTS. The pod costs until delete.sh.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+source "$(dirname "$0")/common.sh"
+begin "--" "$@"
+need_gcloud
+need_cloud_storage "what is on a pod's disk is lost with the pod"
+commit=$(exact_commit "$COMMIT")  # now: COMMIT=HEAD may be another in three days
+flags=("--settings=$SETTINGS")
+if $DRY_RUN; then flags+=(--dry-run); fi
+
+say() { echo "$(date '+%F %T') $NAME: $*"; }
+
+start() {
+  "$TPU_SCRIPTS/setup.sh" "${flags[@]}" "--commit=$commit" &&
+    "$TPU_SCRIPTS/run.sh" "${flags[@]}" -- "${REST[@]}"
+}
+
+run_state() {  # -> as on_worker.sh has it; UNKNOWN where ssh does not get through
+  local state
+  mapfile -t names < <(nodes)
+  state=$(on_worker "${names[0]}" 0 \
+    "if [ -e bigjax ]; then bash bigjax/tpu_scripts/on_worker.sh state; else echo none; fi") ||
+    state=UNKNOWN
+  echo "${state:-UNKNOWN}"
+}
+
+if $DRY_RUN; then
+  pod_state > /dev/null
+  run_state > /dev/null
+  delete_pod
+  create_pod
+  start
+  exit
+fi
+
+restarts=0
+count() {  # WHAT
+  ((++restarts <= MAX_RESTARTS)) || fail "$1, but MAX_RESTARTS=$MAX_RESTARTS is used up. What" \
+    "$WORKDIR has is as it was."
+  say "$1 ($restarts of at most $MAX_RESTARTS restarts)."
+}
+
+fresh=true       # no run was started on this pod, so starting one is no restart
+lost=false       # the pod is to be created again once there is none
+half=false       # the run was started, but not on all workers
+
+begin_run() {  # WHY
+  if $fresh; then say "$1"; else count "$1"; fi
+  fresh=false half=true
+  if start; then half=false; fi
+}
+
+# Every turn looks what there is and does the next thing; whatever fails is tried again in the next.
+shown=""
+while true; do
+  before=$shown
+  shown=$(pod_state)
+  if [[ $shown == READY ]]; then
+    lost=false
+    if $half; then shown="partly started"; else shown=$(run_state); fi
+  fi
+  if [[ $shown != "$before" ]]; then say "$shown"; fi
+  case $shown in
+    finished) say "the run is finished. fetch.sh fetches it, delete.sh deletes the pod."; exit ;;
+    asked) say "stop.sh has stopped the run, so it is left alone."; exit ;;
+    none) begin_run "starting the run" ;;
+    "partly started") on_all "bash bigjax/tpu_scripts/on_worker.sh stop" || true
+                      begin_run "starting the run on all workers" ;;
+    "failed 2") bad "the run says that its input is bad; see logs.sh." ;;
+    # A preemption ends runs before gcloud tells of it: believed at the second look.
+    stopped) if [[ $before == stopped ]]; then
+               begin_run "starting the run again, which a signal had stopped"
+             fi ;;
+    failed*) [[ $before != "$shown" ]] || fail "the run $shown (its exit code) though the pod is" \
+               "well; see logs.sh. run.sh goes on from the newest checkpoint." ;;
+    *) if is_dead "$shown"; then
+         lost=true fresh=true half=false
+         if delete_pod; then continue; fi
+         count "could not delete it"
+       elif [[ $shown == NOT_FOUND ]]; then
+         $lost || fail "there is no such pod: it was not created yet, or somebody has deleted it." \
+           "create.sh creates it."
+         count "creating the pod again"
+         create_pod || say "could not create it"
+       fi ;;
+  esac
+  sleep "$INTERVAL"
+done
