@@ -66,6 +66,7 @@ elif verb == "ssh":
     if os.path.exists(f"{root}/no-ssh"):
         os.remove(f"{root}/no-ssh")
         sys.exit("ssh: connect to host port 22: Connection refused")
+    print("Attempting to connect to a worker...", flush=True)
     workers = [subprocess.Popen(["bash", "-c", flags["command"]], cwd=home,
                                 env={**os.environ, "HOME": home})
                for home in homes(argv[4], flags["worker"])]

@@ -34,6 +34,7 @@ run_state() {  # -> as on_worker.sh has it; UNKNOWN where ssh does not get throu
   state=$(on_worker "${names[0]}" 0 \
     "if [ -e bigjax ]; then bash bigjax/tpu_scripts/on_worker.sh state; else echo none; fi") ||
     state=UNKNOWN
+  state=${state##*$'\n'}
   echo "${state:-UNKNOWN}"
 }
 
@@ -75,7 +76,7 @@ while true; do
   if [[ $shown != "$before" ]]; then say "$shown"; fi
   case $shown in
     finished) say "the run is finished. fetch.sh fetches it, delete.sh deletes the pod."; exit ;;
-    asked) say "stop.sh has stopped the run, so it is left alone."; exit ;;
+    asked) say "stop.sh has stopped the run. run.sh goes on with it."; exit ;;
     none) begin_run "starting the run" ;;
     "partly started") on_all "bash bigjax/tpu_scripts/on_worker.sh stop" || true
                       begin_run "starting the run on all workers" ;;

@@ -1,8 +1,11 @@
 """The scripts of tpu_scripts/ against a fake gcloud: what they call, and what happens there."""
 
+import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 import time
 
 import pytest
@@ -233,7 +236,20 @@ def test_help(cloud):
 
 
 def test_shellcheck():
-    subprocess.run(["shellcheck", "-x", *map(str, SCRIPTS)], check=True, timeout=120)
+    here = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # not every shell activates
+    found = shutil.which("shellcheck", path=here)
+    subprocess.run([found, "-x", *map(str, SCRIPTS)], check=True, timeout=120)
+
+
+def test_the_guide_s_commands_are_understood(cloud):
+    cloud.settings(SLICES="2")
+    text = (fake_cloud.REPO / "docs" / "pods.md").read_text().replace("\\\n", "")
+    commands = re.findall(r"^tpu_scripts/(\S+\.sh)([^|\n]*)", text, re.M)
+    assert {script for script, _ in commands} == {
+        p.name for p in SCRIPTS if "common.sh\"" in p.read_text()}
+    for script, arguments in commands:
+        ok(cloud.run(script, "--dry-run", *shlex.split(arguments, comments=True)))
+    assert not cloud.argv()
 
 
 def test_every_setting_is_explained_and_known():

@@ -47,12 +47,13 @@ def test_a_preempted_run_is_brought_back_until_it_is_finished(cloud):
 def test_one_of_several_slices_is_preempted(cloud):
     """While the queued resource is still active, and another slice not ready, but not dead."""
     cloud.settings(SLICES="2")
-    # Two slices: both well; the second preempted; both new; both well; the first preempted, which
-    # is enough to know; one new; both well.
-    cloud.states("READY", "READY", "REPAIRING", "PREEMPTED", "CREATING", "READY", "READY", "READY",
-                 "PREEMPTED", "CREATING", "READY", "READY", "READY end=0", "READY", kind="tpu-vm")
-    cloud.states("ACTIVE", "ACTIVE", "!NOT_FOUND", "ACTIVE", "ACTIVE", "ACTIVE", "!NOT_FOUND",
-                 "ACTIVE")
+    # Two slices: one not told of; both well; the second preempted; one new; both well; the first
+    # preempted, which is enough to know; one new; both well.
+    cloud.states("READY", "!NOT_FOUND", "READY", "READY", "REPAIRING", "PREEMPTED",
+                 "CREATING", "READY", "READY", "READY", "PREEMPTED", "CREATING", "READY",
+                 "READY", "READY end=0", "READY", kind="tpu-vm")
+    cloud.states("ACTIVE", "ACTIVE", "ACTIVE", "!NOT_FOUND",
+                 "ACTIVE", "ACTIVE", "ACTIVE", "!NOT_FOUND", "ACTIVE")
     ok(cloud.run("watch.sh"))
     begin = ["scp", "scp", "setup", "setup", "start", "start"]
     assert words(cloud.calls()) == (begin + ["delete", "create"]) * 2 + begin
