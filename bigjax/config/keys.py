@@ -74,6 +74,7 @@ def new_config() -> ConfigDict:
     c.optim.freeze = ""  # regex over parameter paths: which ones are not trained
     c.optim.layer_decay = 1.0  # factor of the learning rate from each layer to the one below
     c.optim.clip_norm = 1.0  # of the global gradient; 0 = off
+    c.optim.offload = False  # its state waits in the hosts' memory between updates
 
     c.train = ConfigDict()
     c.train.steps = 1000

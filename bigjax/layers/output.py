@@ -9,7 +9,7 @@ from bigjax import losses
 from bigjax.parallel import sharding
 from bigjax.parallel.mesh import platform
 
-LOGITS_AT_ONCE = 2 ** 26  # on a device: a quarter of a GiB in float32
+LOGITS_AT_ONCE = 2 ** 27  # on a device: half a GiB in float32
 CPU_ROWS = 128  # whose logits stay in the cache
 
 

@@ -153,6 +153,19 @@ def _follow(shape, param_shape, param_spec) -> PartitionSpec:
     return _trimmed(out)
 
 
+def on_host(shapes, shardings):
+    """The same places in the memory of the hosts; numbers, such as counters, stay on the device."""
+    return jax.tree_util.tree_map(
+        lambda x, s: s.with_memory_kind("pinned_host") if x.ndim else s, shapes, shardings)
+
+
+def fetch(tree, shardings, after):
+    """A tree from the hosts' memory, on the devices as shardings says; not before `after` (any
+    arrays) is there, so that both need not have room at the same time."""
+    tree, _ = jax.lax.optimization_barrier((tree, after))
+    return jax.device_put(tree, shardings)
+
+
 def of_batch(mesh: Mesh) -> NamedSharding:
     """Batches: the first axis over the data axes."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

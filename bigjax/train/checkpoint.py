@@ -32,6 +32,7 @@ class SaveError(RunError):
 def _checksums(leaves: dict) -> dict:
     """A uint32 a leaf that changes with any byte of it and does not depend on the sharding."""
     def one(x):
+        x = jax.device_put(x, jax.memory.Space.Device)  # optim.offload leaves it with the host
         if x.dtype == bool:
             x = x.astype(jnp.uint8)
         elif not jnp.issubdtype(x.dtype, jnp.unsignedinteger):

@@ -1,5 +1,6 @@
 """What a run compiles: its state's shapes and layout, and its step."""
 
+import functools
 from typing import Callable, NamedTuple
 
 import jax
@@ -29,16 +30,26 @@ def make(config, task, mesh) -> Program:
     _check_length(config, mesh.shape["sequence"])
     params = jax.eval_shape(task.init, jax.random.key(0))["params"]
     if task.players:
+        if config.optim.offload:
+            raise UserError("optim.offload=True is not for adversarial training, whose networks "
+                            "are small: set it to False.")
         txs = adversarial.optimizers(config, task.players.options, params)
-        tx, step = adversarial.init_only(txs), adversarial.make_round(task, txs, config.seed)
+        tx = adversarial.init_only(txs)
     else:
         tx = optim.make(config.optim, config.train.steps, params)
-        schedule = optim.make_schedule(config.optim, config.train.steps)
-        step = make_step(task, tx, schedule, seed=config.seed, accumulate=config.train.accumulate,
-                         ema=config.train.ema)
     init = state_lib.make_init(task, tx, config.seed, config.train.ema > 0)
     shapes = jax.eval_shape(init)
-    shardings = state_lib.shardings(mesh, task, shapes)
+    shardings, fetch = state_lib.shardings(mesh, task, shapes), None
+    if config.optim.offload:
+        fetch = functools.partial(sharding.fetch, shardings=shardings.opt_state)
+        shardings = shardings._replace(
+            opt_state=sharding.on_host(shapes.opt_state, shardings.opt_state))
+    if task.players:
+        step = adversarial.make_round(task, txs, config.seed)
+    else:
+        schedule = optim.make_schedule(config.optim, config.train.steps)
+        step = make_step(task, tx, schedule, seed=config.seed, accumulate=config.train.accumulate,
+                         ema=config.train.ema, fetch=fetch)
     options = _compiler_options(config.train.compiler_options, mesh)
     step = jax.jit(packed(step), donate_argnums=0, out_shardings=(shardings, None),
                    compiler_options=options)

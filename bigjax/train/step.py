@@ -9,9 +9,11 @@ import optax
 from bigjax.train.state import State
 
 
-def make_step(task, tx, schedule, *, seed: int, accumulate: int = 1, ema: float = 0.0
-              ) -> Callable:
+def make_step(task, tx, schedule, *, seed: int, accumulate: int = 1, ema: float = 0.0,
+              fetch: Callable | None = None) -> Callable:
     """step(state, frozen, batch) -> (state, metrics); metrics: float32 scalars by name.
+
+    fetch(opt_state, after=gradients): brings the optimizer's state to the devices.
 
     Sums and weights are added over micro-batches and divided once, so that accumulation equals
     the large batch. A loss or gradient that is not finite leaves the parameters as they are, so
@@ -54,6 +56,8 @@ def make_step(task, tx, schedule, *, seed: int, accumulate: int = 1, ema: float 
 
     def step(state: State, frozen, batch) -> tuple[State, dict]:
         g, (total, weight, metrics), extras = sums(state, frozen, batch)
+        if fetch:
+            state = state._replace(opt_state=fetch(state.opt_state, after=g))
         weight = jnp.maximum(weight, 1e-9)
         g = jax.tree_util.tree_map(lambda x: x / weight, g)
         grad_norm = optax.tree.norm(g)

@@ -149,6 +149,15 @@ def test_accumulation_equals_the_large_batch(tiny, corpus):
     assert_same(got, want)
 
 
+def test_an_optimizer_state_that_waits_in_the_hosts_memory(tiny, corpus, one_device):
+    with tiny.unlocked():
+        tiny.optim.offload = True
+    got = train(tiny, (1, 4, 2), corpus)
+    assert_same(got, one_device("adamw"))
+    kinds = lambda tree: {x.sharding.memory_kind for x in jax.tree_util.tree_leaves(tree) if x.ndim}
+    assert kinds(got[2].opt_state) == {"pinned_host"} and kinds(got[2].params) == {"device"}
+
+
 @pytest.mark.parametrize("call, words", [
     (lambda: mesh_lib.make_mesh(sizes(3, 1, 1)), ["data=3", "= 3", "8 cpu"]),
     (lambda: mesh_lib.make_mesh(sizes(-1, 3, 1)), ["3", "does not divide", "8 cpu"]),
