@@ -86,6 +86,12 @@ def test_a_bound_that_is_slower_than_the_best_is_not_compiled(compiled, monkeypa
     assert len(search.search(config(), "v5e:4x4", 1, 60, print)[0]) == 3
 
 
+def test_a_layout_that_leaves_no_room_does_not_fit(monkeypatch):
+    monkeypatch.setattr(compile_lib, "plans", lambda *_: [made(1.0, peak=0.96 * 15.75)])
+    with pytest.raises(UserError, match="No layout of this config fits 1 x v5e:4x4"):
+        search.search(config(), "v5e:4x4", 1, 60, print)
+
+
 def test_the_budget_ends_a_search_after_one(compiled):
     said = []
     found, left = search.search(config(), "v5e:4x4", 1, 0, said.append)
