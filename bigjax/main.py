@@ -16,11 +16,23 @@ def main(argv: list[str]) -> int:
     try:
         return commands.run(argv)
     except UserError as e:
+        _tell_hosts(str(e), 2)
         print(f"bigjax: {e}", file=sys.stderr)
         return 2
     except RunError as e:
+        _tell_hosts(str(e), 1)
         print(f"bigjax: {e}", file=sys.stderr)
         return 1
+    except (Exception, KeyboardInterrupt) as e:
+        _tell_hosts(f"{type(e).__name__}: {e}", 1, unexpected=True)
+        raise
+
+
+def _tell_hosts(text: str, code: int, unexpected: bool = False) -> None:
+    """Ends the run on all hosts, if it has more than this one."""
+    hosts = sys.modules.get("bigjax.parallel.hosts")  # jax is slow to import, just to say this
+    if hosts:
+        hosts.fail(text, code, unexpected)
 
 
 def cli() -> None:

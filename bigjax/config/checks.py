@@ -49,7 +49,8 @@ def check_values(config: ConfigDict) -> None:
     for key, low in (("train.steps", 1), ("train.batch_size", 1), ("train.accumulate", 1),
                      ("checkpoint.every", 1), ("checkpoint.keep", 1), ("log.every", 1),
                      ("data.seq_len", 1), ("optim.warmup_steps", 0), ("optim.cooldown_steps", 0),
-                     ("optim.clip_norm", 0), ("train.early_stop.patience", 1), ("seed", 0)):
+                     ("optim.clip_norm", 0), ("train.early_stop.patience", 1), ("seed", 0),
+                     ("hosts.start_timeout", 1), ("hosts.lost_after", 5)):
         if get(config, key) < low:
             raise UserError(f"config.{key} is {get(config, key)}; it must be at least {low}.")
     if config.train.batch_size % config.train.accumulate:

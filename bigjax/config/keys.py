@@ -95,6 +95,10 @@ def new_config() -> ConfigDict:
     c.mesh.sequence = 1  # tokens of a row cut: for long contexts
     c.mesh.tensor = 1  # heads, MLP and vocabulary cut; tokens between the blocks
 
+    c.hosts = ConfigDict()  # of a run on several: see README.md
+    c.hosts.start_timeout = 300  # seconds in which all of them have to come
+    c.hosts.lost_after = 60  # seconds without a sign of life, then the others end
+
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 1000  # steps; the last step is always saved
     c.checkpoint.keep = 3  # newest ones

@@ -7,6 +7,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from bigjax.errors import UserError
+from bigjax.parallel import hosts
 
 AXES = ("data", "fsdp", "sequence", "tensor")  # from the slowest links to the fastest
 BATCH_AXES = ("data", "fsdp")  # the batch is cut along these
@@ -18,7 +19,8 @@ def start(mesh_config, batch_size: int | None, accumulate: int = 1) -> Mesh:
     batch_size None: no batch will be cut, so a CPU stays whole where the mesh leaves that open.
     Raises UserError if the mesh does not fit the devices, or the batch not the mesh.
     """
-    _use_cpu_devices(cpu_devices(mesh_config, (batch_size or 1) // accumulate))
+    _use_cpu_devices(cpu_devices(mesh_config, (batch_size or 1) // accumulate,
+                                 hosts.count()))
     mesh = make_mesh(mesh_config)
     if batch_size:
         check_batch(mesh, batch_size, accumulate)
@@ -26,8 +28,8 @@ def start(mesh_config, batch_size: int | None, accumulate: int = 1) -> Mesh:
     return mesh
 
 
-def cpu_devices(mesh_config, batch_size: int) -> int:
-    """How many virtual CPU devices a run should have.
+def cpu_devices(mesh_config, batch_size: int, processes: int = 1) -> int:
+    """How many virtual CPU devices each process of a run should have.
 
     One a core, since XLA threads elementwise work badly and data parallelism does not; fewer if
     the batch does not divide by that; exactly the mesh's size where the config gives it in full.
@@ -35,11 +37,12 @@ def cpu_devices(mesh_config, batch_size: int) -> int:
     sizes = [mesh_config.get(a, 1) for a in AXES]
     known = _product(s for s in sizes if s > 0)
     if -1 not in sizes:
-        return known
+        return max(1, known // processes)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     fit = [n for n in range(1, max(cores, known) + 1)
-           if n % known == 0 and (batch_size % n == 0 or n == known)]
-    return max(fit)
+           if n * processes % known == 0
+           and (batch_size % (n * processes) == 0 or n * processes == known)]
+    return max(fit, default=1)  # where none fits, make_mesh and check_batch say why
 
 
 def _use_cpu_devices(n: int) -> None:

@@ -176,16 +176,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(mesh: Mesh, batch: dict, rows: slice, batch_size: int) -> dict:
-    """Host arrays (rows of the global batch) to global device arrays."""
+    """Host arrays (rows of the global batch, at least this process's) to global device arrays."""
     sharding = of_batch(mesh)
     if rows == slice(0, batch_size) and jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return jax.tree_util.tree_map(lambda x: jax.make_array_from_process_local_data(
-        sharding, x, (batch_size, *x.shape[1:])), batch)
+
+    def put(x):
+        def part(at):  # what one device holds, by its place in the global batch
+            start, stop, _ = at[0].indices(batch_size)
+            return x[start - rows.start:stop - rows.start]
+        return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, part)
+
+    return jax.tree_util.tree_map(put, batch)
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> slice:
-    """The contiguous rows of a global batch that this process's devices hold."""
+    """Contiguous rows of a global batch, all that this process's devices hold; more where those
+    have a gap, as a pod's devices need not follow each other in the mesh."""
     indices = of_batch(mesh).addressable_devices_indices_map((batch_size,))
     starts = [i[0].start or 0 for i in indices.values()]
     stops = [batch_size if i[0].stop is None else i[0].stop for i in indices.values()]

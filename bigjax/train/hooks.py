@@ -4,6 +4,7 @@ import signal
 import time
 from typing import Callable
 
+from bigjax.parallel import hosts
 from bigjax.train.state import State
 
 
@@ -76,17 +77,28 @@ class Save:
 
 
 class StopOnSignal:
-    """Ends training after the current step on SIGTERM or the first Ctrl-C."""
+    """Ends training after the current step on SIGTERM or the first Ctrl-C.
 
-    def __init__(self):
-        self.received = None
+    On many hosts, when any of them gets one, after a step that they agree on: `due` has to be
+    asked after every step from `start` on.
+    """
+
+    def __init__(self, start: int):
+        self.received, self._start, self._many = None, start, hosts.count() > 1
         self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+        if self._many:
+            hosts.watch_for_stop()  # takes SIGTERM
 
     def _handle(self, number, frame) -> None:
-        self.received = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
+        if self._many:
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            self.received = signal.Signals(number).name
 
     def due(self, step: int) -> bool:
+        if self._many and hosts.stop_agreed(step - self._start):
+            self.received = "SIGTERM on one of the hosts"
         return self.received is not None
 
     def __call__(self, step: int, state: State) -> bool:

@@ -6,8 +6,8 @@ import jax
 
 from bigjax import report, tasks
 from bigjax.errors import UserError
+from bigjax.parallel import hosts, sharding
 from bigjax.parallel import mesh as mesh_lib
-from bigjax.parallel import sharding
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import abstract
@@ -43,6 +43,7 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
     batch_size: of batches that will be cut over the mesh, if any.
     Raises UserError if there is no such step, or it is damaged.
     """
+    hosts.start(config, workdir)
     checkpoints = Checkpoints(workdir_lib.existing(workdir), read_only=True)
     step = checkpoints.pick(step)
     mesh = mesh_lib.start(config.mesh, batch_size)

@@ -14,8 +14,8 @@ from bigjax import config as config_lib
 from bigjax import data, evals, models, tasks
 from bigjax.errors import RunError, UserError
 from bigjax.evals.context import Context, derive
+from bigjax.parallel import hosts, sharding
 from bigjax.parallel import mesh as mesh_lib
-from bigjax.parallel import sharding
 from bigjax.train import hooks as hooks_lib, init_from, load, loop, metrics
 from bigjax.train import program as program_lib, workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
@@ -56,6 +56,7 @@ class _Run:
         config_lib.check_values(config)
         self.steps, self.batch_size = config.train.steps, config.train.batch_size
         # Before anything that starts jax, as reading another run's checkpoint does.
+        hosts.start(config, workdir)
         self.mesh = mesh_lib.start(config.mesh, self.batch_size, config.train.accumulate)
         self.config, self.source = _resolved(config, workdir)
         config = self.config
@@ -67,6 +68,8 @@ class _Run:
         elif not (config.resume_from or config.init_from):
             self.prepare = self.task.prepare()
         self.corpus = self.task.load_data(self.log)
+        hosts.check_equal("data", {"the data's fingerprint": self.corpus.fingerprint},
+                          "Give all hosts the same files, and the same installed packages.")
         self.data = self.corpus.split("train", batch_size=self.batch_size, seed=config.seed)
         self.rows = sharding.local_rows(self.mesh, self.batch_size)
         self.workdir = epath.Path(workdir)
@@ -75,6 +78,7 @@ class _Run:
                            for name, entry in config.evals.items()}
         self._check_metrics()
         workdir_lib.make_workdir(workdir)
+        hosts.check_shared(workdir)
         self.checkpoints = Checkpoints(
             self.workdir, keep=config.checkpoint.keep, best=config.checkpoint.best,
             best_mode=config.checkpoint.best_mode)
@@ -112,7 +116,7 @@ class _Run:
         self.writer = metrics.Writer(self.workdir, start, self.config.log.tensorboard)
         self.speed = metrics.Speed(0 if self.task.players else self.batch_size,
                                    self.config.data.seq_len, self.task.flops_per_example)
-        stop = hooks_lib.StopOnSignal()
+        stop = hooks_lib.StopOnSignal(start)
         evaluations = [
             hooks_lib.Evaluate(name, self.evaluators[name], entry.every, self.steps,
                                self._write_eval, self.speed.pause)

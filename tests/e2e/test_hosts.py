@@ -1,0 +1,168 @@
+"""A run on many hosts: several local processes with virtual devices, over loopback."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests import helpers
+
+STEPS = 20
+LOST_AFTER = 6  # seconds
+DEVICES = 4  # of all processes together
+
+
+@pytest.fixture(scope="module")
+def flags(corpus_file, cache_dir):
+    return [f"--config={helpers.TINY}", f"--config.data.sources.text.path={corpus_file}",
+            f"--config.data.cache_dir={cache_dir}", f"--config.train.steps={STEPS}",
+            "--config.mesh.fsdp=4", "--config.model.n_layers=1", "--config.log.every=1",
+            "--config.checkpoint.every=5", f"--config.hosts.lost_after={LOST_AFTER}"]
+
+
+@pytest.fixture(scope="module")
+def whole(flags, tmp_path_factory):
+    """The work folder of a run of one process that nobody stopped."""
+    workdir = tmp_path_factory.mktemp("hosts") / "whole"
+    code, out, err = helpers.run("train", *flags, f"--workdir={workdir}", devices=DEVICES)
+    assert code == 0, err
+    return workdir
+
+
+def free_port() -> int:
+    with socket.create_server(("", 0)) as s:
+        return s.getsockname()[1]
+
+
+def start(n: int, *arguments: str, script="", each=((),) * 4, absent=()) -> list:
+    """`bigjax ...`, or a script, as n processes of one run.
+
+    each: more arguments of each process; absent: those that are not started.
+    """
+    program = ["-c", script] if script else ["-m", "bigjax.main"]
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={DEVICES // n}")
+    address = f"127.0.0.1:{free_port()}"
+    return [subprocess.Popen(
+        [sys.executable, *program, *arguments, *each[i]], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_COORDINATOR_ADDRESS": address,
+             "JAX_NUM_PROCESSES": str(n), "JAX_PROCESS_ID": str(i)})
+        for i in range(n) if i not in absent]
+
+
+def ends(processes: list, timeout: float = 240) -> list[tuple[int, str, str]]:
+    """(exit code, standard output, standard error) of each; none is left behind."""
+    try:
+        found = [(p, *p.communicate(timeout=timeout)) for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    return [(p.returncode, out, err) for p, out, err in found]
+
+
+def wait_for(moment, processes, timeout: float = 240) -> None:
+    end = time.monotonic() + timeout
+    while not moment():
+        assert all(p.poll() is None for p in processes), ends(processes)
+        assert time.monotonic() < end, "the moment never came"
+        time.sleep(0.01)
+
+
+def lines(workdir) -> int:
+    path = workdir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def assert_same_numbers(workdir, whole):
+    """Sums over processes are added up in another order, so the last bits differ."""
+    got, want = helpers.read_metrics(workdir), helpers.read_metrics(whole)
+    assert [m["step"] for m in got] == [m["step"] for m in want]
+    for a, b in zip(got, want):
+        assert a == pytest.approx(b, rel=1e-4), a["step"]
+
+
+def test_stopped_on_two_and_resumed_on_one(flags, whole, tmp_path):
+    workdir = tmp_path / "run"
+    command = ["train", *flags, f"--workdir={workdir}"]
+    two = start(2, *command)
+    wait_for(lambda: lines(workdir) > 5, two)
+    two[1].send_signal(signal.SIGTERM)
+    (code, out, err), (other_code, other_out, other_err) = ends(two)
+    assert (code, other_code) == (0, 0), err + other_err
+    step = int(re.search(r"Stopped by SIGTERM on one of the hosts at step (\d+), and saved", out)[1])
+    assert step < STEPS and (workdir / "checkpoints" / str(step)).exists()
+    assert "step" not in other_out  # one speaks for all
+    assert "bigjax:" not in err + other_err and "terminate" not in err + other_err
+    code, out, err = helpers.run(*command, "--config.mesh.fsdp=1", devices=DEVICES)
+    assert code == 0 and f"Going on from step {step}" in out, err
+    assert_same_numbers(workdir, whole)
+
+
+@pytest.mark.slow
+def test_killed_on_two_and_resumed_on_four(flags, whole, tmp_path):
+    workdir = tmp_path / "run"
+    command = ["train", *flags, f"--workdir={workdir}"]
+    two = start(2, *command)
+    wait_for(lambda: (workdir / "checkpoints" / "5").exists(), two)
+    two[1].kill()
+    begun = time.monotonic()
+    (code, out, err), _ = ends(two)
+    assert code == 1 and time.monotonic() - begun < LOST_AFTER + 20, err
+    assert LOST in err
+    four = ends(start(4, *command))
+    assert [code for code, _, _ in four] == [0] * 4, four
+    assert re.search(r"Going on from step (5|10|15) of this work folder", four[0][1])
+    assert_same_numbers(workdir, whole)
+
+
+# --- Starting and ending together, without training -------------------------------------------
+
+# Joins, and then process 0 waits for the others, which wait for a line.
+JOIN = f"""
+import bigjax, sys
+from bigjax import config
+from bigjax.errors import UserError
+from bigjax.parallel import hosts
+bigjax.__version__ = sys.argv[1]
+c = config.load_file({helpers.TINY!r})
+c.seed, c.hosts.lost_after = int(sys.argv[2]), {LOST_AFTER}
+try:
+    hosts.start(c, "nowhere")
+    print("joined", file=sys.__stdout__, flush=True)
+    print(hosts.gather("done", hosts.index() and sys.stdin.readline()))
+except UserError as e:
+    hosts.fail(str(e), 2, False)
+"""
+LOST = "another process of this run has died or cannot be reached"
+
+
+def test_other_versions_and_configs_are_named_on_every_process():
+    two = start(2, script=JOIN, each=(("1.0", "0"), ("1.1", "3")))
+    for code, out, err in ends(two):
+        assert code == 2 and "joined" not in out
+        assert ("differ from process 0: on process 1 bigjax is '1.1' and not '1.0', config.seed is "
+                "3 and not 0. Run the same command") in err
+
+
+def test_a_process_that_dies_ends_the_others():
+    two = start(2, script=JOIN, each=(("1", "0"),) * 2)
+    assert [p.stdout.readline() for p in two] == ["joined\n"] * 2
+    two[1].kill()
+    begun = time.monotonic()
+    (code, _, err), _ = ends(two)
+    assert code == 1 and LOST in err and "training goes on from the newest checkpoint" in err
+    assert time.monotonic() - begun < LOST_AFTER + 20
+
+
+def test_a_coordinator_that_is_not_there(flags, tmp_path):
+    command = ["train", *flags, f"--workdir={tmp_path}", "--config.hosts.start_timeout=1"]
+    (code, out, err), = ends(start(2, *command, absent=(0,)))
+    assert code == 2, err
+    assert all(text in err for text in (
+        "process 0 does not answer at 127.0.0.1:", "must run on all 2 hosts",
+        "this one is process 1 (of 0 to 1)", "start_timeout=1 seconds")), err
