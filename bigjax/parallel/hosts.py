@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import ctypes
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -43,6 +44,7 @@ _FOR_EVER = 10 ** 9  # ms. Waiting needs no limit of its own: a process that die
 _LOST = ("another process of this run has died or cannot be reached; its own output may say why. "
          "Run the same command on all hosts again: training goes on from the newest checkpoint.")
 _LINGER = 10.0  # s that process 0, which keeps the messages, waits for the others to read the last
+_gathered = itertools.count()  # of calls: equal on all processes
 _starting, _joined, _failing = threading.Event(), threading.Event(), threading.Event()
 
 
@@ -124,8 +126,15 @@ def _cluster() -> int | None:
                 continue  # one pod, not an indexed job: it has no number to be told apart by
             with contextlib.suppress(Exception):  # metadata that do not answer: no cluster
                 if kind.is_env_present():
-                    return kind.get_process_count()
-    return None
+                    break
+        else:
+            return None
+    try:
+        return kind.get_process_count()
+    except Exception as e:
+        raise UserError(f"This is a cluster ({kind.name or kind.__name__}), but how many hosts "
+                        f"it has could not be found out ({type(e).__name__}: {e}). Set "
+                        f"{', '.join(VARIABLES)} (on one host HOST:PORT, 1, 0).") from e
 
 
 def _connect(given: dict[str, Any], options) -> None:
@@ -181,11 +190,11 @@ def _why_not(address: str | None, process: int) -> str:
 
 # --- One run: agreeing ------------------------------------------------------------------------
 
-def gather(name: str, value: Any) -> list:
-    """The `value` (JSON) of every process, in order; all must call it with the same new name."""
+def gather(value: Any) -> list:
+    """The `value` (JSON) of every process, in order. All must call it, at the same places."""
     if count() == 1:
         return [value]
-    client = distributed.global_state.client
+    client, name = distributed.global_state.client, f"gather/{next(_gathered)}"
     client.key_value_set(f"bigjax/{name}/{index()}", json.dumps(value))
     if index() == 0:
         values = [json.loads(client.blocking_key_value_get(f"bigjax/{name}/{i}", _FOR_EVER))
@@ -205,16 +214,16 @@ def _check_alike(config, workdir: str) -> None:
     mine.update({f"config.{k}": v for k, v in config_lib.sorted_leaves(config)
                  if k not in MAY_DIFFER})
     mine = json.loads(json.dumps(mine, default=str))
-    check_equal("start", mine, "Run the same command, with the same installation, on all hosts.")
+    check_equal(mine, "Run the same command, with the same installation, on all hosts.")
 
 
-def check_equal(name: str, mine: dict[str, Any], remedy: str) -> None:
+def check_equal(mine: dict[str, Any], remedy: str) -> None:
     """Raises UserError, on all processes, naming those where `mine` (JSON) differs, and in what."""
     digest = hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()
-    if len(set(gather(f"{name}/hash", digest))) == 1:
+    if len(set(gather(digest))) == 1:
         return
-    first = gather(f"{name}/first", mine if index() == 0 else None)[0]
-    found = gather(f"{name}/differences", [
+    first = gather(mine if index() == 0 else None)[0]
+    found = gather([
         f"{k} is {mine.get(k)!r} and not {first.get(k)!r}"
         for k in sorted({*mine, *first}) if mine.get(k) != first.get(k)])
     text = "; ".join(f"on process {i} {', '.join(lines)}"
@@ -226,12 +235,12 @@ def check_shared(workdir: str) -> None:
     """Raises UserError, on all processes, unless they see the same folder."""
     if count() == 1:
         return
-    mark = gather("shared/mark", f".seen-by-all-{secrets.token_hex(8)}")[0]
+    mark = gather(f".seen-by-all-{secrets.token_hex(8)}")[0]
     path = epath.Path(workdir) / mark
     if index() == 0:
         path.touch()
-    gather("shared/there", True)
-    seen = gather("shared/seen", path.exists())
+    gather("it is there")
+    seen = gather(path.exists())
     if index() == 0:
         path.unlink()
     if not all(seen):

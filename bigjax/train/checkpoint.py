@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from bigjax.errors import RunError, UserError
+from bigjax.parallel import hosts
 from bigjax.train.state import State
 from bigjax.trees import named_leaves
 
@@ -141,9 +142,16 @@ class Checkpoints:
 
         Raises ValueError if an array is not what was saved.
         """
-        meta = self.meta(step)
         args = {k: ocp.args.StandardRestore(v) for k, v in abstract.items()}
-        items = dict(self._manager.restore(step, args=ocp.args.Composite(**args)))
+        try:
+            meta, problem = self.meta(step), ""
+            items = dict(self._manager.restore(step, args=ocp.args.Composite(**args)))
+        except Exception as e:  # whatever damage makes Orbax raise
+            problem = _short(e)
+        # What one process cannot read none can use. The checksums are computed by all together.
+        problem = next(filter(None, hosts.gather(problem)), "")
+        if problem:
+            raise ValueError(problem)
         for name, tree in items.items():
             found = checksums(tree)
             wrong = [k for k, v in meta["checksums"][name].items() if found.get(k) != v]
@@ -162,8 +170,8 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 items, meta = self.restore(step, _items(abstract))
-            except Exception as e:  # whatever damage makes Orbax raise
-                damaged[step] = _short(e)
+            except ValueError as e:
+                damaged[step] = str(e)
                 continue
             for bad, why in damaged.items():
                 log(f"Checkpoint {bad} is damaged ({why}); going back to {step}."
@@ -183,10 +191,12 @@ class Checkpoints:
         if self._read_only:
             return ""
         target = self.folder.parent / "damaged" / str(step)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            target.rmtree()
-        (self.folder / str(step)).rename(target)
+        if hosts.index() == 0:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                target.rmtree()
+            (self.folder / str(step)).rename(target)
+        hosts.gather("it is moved")
         self._manager.reload()
         return f" Moved to {target}."
 

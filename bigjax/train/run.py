@@ -68,7 +68,7 @@ class _Run:
         elif not (config.resume_from or config.init_from):
             self.prepare = self.task.prepare()
         self.corpus = self.task.load_data(self.log)
-        hosts.check_equal("data", {"the data's fingerprint": self.corpus.fingerprint},
+        hosts.check_equal({"the data's fingerprint": self.corpus.fingerprint},
                           "Give all hosts the same files, and the same installed packages.")
         self.data = self.corpus.split("train", batch_size=self.batch_size, seed=config.seed)
         self.rows = sharding.local_rows(self.mesh, self.batch_size)

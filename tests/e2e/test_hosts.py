@@ -15,6 +15,7 @@ from tests import helpers
 STEPS = 20
 LOST_AFTER = 6  # seconds
 DEVICES = 4  # of all processes together
+LOST = "another process of this run has died or cannot be reached"
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,8 @@ def test_stopped_on_two_and_resumed_on_one(flags, whole, tmp_path):
     two[1].send_signal(signal.SIGTERM)
     (code, out, err), (other_code, other_out, other_err) = ends(two)
     assert (code, other_code) == (0, 0), err + other_err
-    step = int(re.search(r"Stopped by SIGTERM on one of the hosts at step (\d+), and saved", out)[1])
+    step = int(re.search(r"Stopped by SIGTERM on one of the hosts at step (\d+), and saved",
+                         out)[1])
     assert step < STEPS and (workdir / "checkpoints" / str(step)).exists()
     assert "step" not in other_out  # one speaks for all
     assert "bigjax:" not in err + other_err and "terminate" not in err + other_err
@@ -108,16 +110,36 @@ def test_killed_on_two_and_resumed_on_four(flags, whole, tmp_path):
     workdir = tmp_path / "run"
     command = ["train", *flags, f"--workdir={workdir}"]
     two = start(2, *command)
-    wait_for(lambda: (workdir / "checkpoints" / "5").exists(), two)
+    wait_for(lambda: (workdir / "checkpoints" / "10").exists(), two)
     two[1].kill()
     begun = time.monotonic()
     (code, out, err), _ = ends(two)
     assert code == 1 and time.monotonic() - begun < LOST_AFTER + 20, err
     assert LOST in err
+    newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    (workdir / "checkpoints" / str(newest) / "meta" / "metadata").write_text("damaged")
     four = ends(start(4, *command))
     assert [code for code, _, _ in four] == [0] * 4, four
-    assert re.search(r"Going on from step (5|10|15) of this work folder", four[0][1])
+    assert f"Checkpoint {newest} is damaged" in four[0][1]
+    assert f"Going on from step {newest - 5} of this work folder" in four[0][1]
+    assert (workdir / "damaged" / str(newest)).exists()
     assert_same_numbers(workdir, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["tiny_seqgan.py", "tiny_bert.py:labelled"])
+def test_other_tasks_and_their_evaluations(cache_dir, tmp_path, config):
+    table = tmp_path / "train.tsv"
+    words = ("left", "right")
+    table.write_text("text\tlabel\n" + "".join(
+        f"word {words[i % 2]} {i} of some\t{words[i % 2]}\n" for i in range(200)))
+    command = ["train", f"--config={helpers.TINY.replace('tiny.py', config)}",
+               f"--config.data.cache_dir={cache_dir}", f"--config.data.train={table}"]
+    assert [code for code, _, _ in ends(start(2, *command, f"--workdir={tmp_path / 'two'}"))] == [
+        0, 0]
+    code, out, err = helpers.run(*command, f"--workdir={tmp_path / 'one'}", devices=DEVICES)
+    assert code == 0, err
+    assert_same_numbers(tmp_path / "two", tmp_path / "one")
 
 
 # --- Starting and ending together, without training -------------------------------------------
@@ -134,11 +156,10 @@ c.seed, c.hosts.lost_after = int(sys.argv[2]), {LOST_AFTER}
 try:
     hosts.start(c, "nowhere")
     print("joined", file=sys.__stdout__, flush=True)
-    print(hosts.gather("done", hosts.index() and sys.stdin.readline()))
+    print(hosts.gather(hosts.index() and sys.stdin.readline()))
 except UserError as e:
     hosts.fail(str(e), 2, False)
 """
-LOST = "another process of this run has died or cannot be reached"
 
 
 def test_other_versions_and_configs_are_named_on_every_process():

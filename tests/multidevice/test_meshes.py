@@ -180,3 +180,17 @@ def test_cpu_devices_follow_the_cores_and_the_batch(monkeypatch):
     assert mesh_lib.cpu_devices(sizes(-1, 2, 1), 8) == 4
     assert mesh_lib.cpu_devices(sizes(2, 2, 2), 8) == 8
     assert mesh_lib.cpu_devices(sizes(-1, 1, 1), 7) == 1
+
+
+@pytest.mark.parametrize("mesh_sizes", [(4, 2, 1), (1, 2, 4), (1, 1, 8)], ids=str)
+def test_each_device_takes_its_own_rows(monkeypatch, mesh_sizes):
+    """In whatever order the devices lie in the mesh, as on a pod."""
+    devices = np.array(jax.devices())[[0, 5, 2, 7, 4, 1, 6, 3]].reshape(mesh_sizes)
+    mesh = jax.sharding.Mesh(devices, mesh_lib.AXES)
+    batch = np.arange(16 * 3).reshape(16, 3).astype(np.int32)
+    rows = sharding.local_rows(mesh, 16)
+    assert rows == slice(0, 16)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)  # takes the way of many hosts
+    got = sharding.put_batch(mesh, {"x": batch[rows]}, rows, 16)["x"]
+    assert got.sharding == sharding.of_batch(mesh)
+    np.testing.assert_array_equal(got, batch)

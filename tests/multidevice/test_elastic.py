@@ -1,0 +1,81 @@
+"""What was saved on one mesh goes on on any other."""
+
+import jax
+import numpy as np
+import pytest
+
+from bigjax import data, tasks
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.parallel import sharding
+from bigjax.train import program as program_lib
+from bigjax.train.checkpoint import Checkpoints
+from bigjax.train.step import unpack
+from bigjax.trees import named_leaves
+
+SAVED_ON = (1, 4, 2)  # data, fsdp, tensor
+
+
+def on(c, mesh_sizes, corpus, state_of, steps):
+    """(losses of `steps`, parameters before them, state after them) on a mesh of these sizes.
+
+    state_of(program): the state to begin with.
+    """
+    mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, mesh_sizes)),
+                              jax.devices()[:int(np.prod(mesh_sizes))])
+    with jax.set_mesh(mesh):
+        program = program_lib.make(c, tasks.build(c), mesh)
+        state = state_of(program)
+        before = named_leaves(jax.device_get(state.params))  # a step gives its state away
+        batches = corpus.split("train", batch_size=c.train.batch_size, seed=c.seed)
+        losses = []
+        for i in steps:
+            batch = sharding.put_batch(mesh, batches.batch_at(i), slice(0, c.train.batch_size),
+                                       c.train.batch_size)
+            state, metrics = program.step(state, None, batch)
+            losses.append(unpack(jax.device_get(metrics))["loss"])
+    return losses, before, state
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, corpus_file, cache_dir):
+    """(config, corpus, folder, parameters saved after 3 steps, losses of the next 3)."""
+    from bigjax import config
+    from tests.helpers import TINY
+    c = config.load_file(TINY)
+    with c.unlocked():
+        c.data.sources.text.path, c.data.cache_dir = corpus_file, cache_dir
+        c.train.ema = 0.9
+        c.model.n_layers = 1
+    corpus = data.load_text(c.data, log=lambda text: None)
+    folder = tmp_path_factory.mktemp("elastic")
+
+    def first(program):
+        return jax.jit(program.init, out_shardings=program.shardings)()
+
+    _, _, state = on(c, SAVED_ON, corpus, first, range(3))
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(3, state, {}, {})
+    checkpoints.wait()
+    losses, before, _ = on(c, SAVED_ON, corpus, lambda program: state, range(3, 6))
+    return c, corpus, folder, before, losses
+
+
+SLOW = [pytest.param(sizes, marks=pytest.mark.slow) for sizes in ((2, 2, 2), (2, 1, 1))]
+
+
+@pytest.mark.parametrize("mesh_sizes", [(2, 1, 2), (1, 1, 1), *SLOW], ids=str)
+def test_restored_on_another_mesh(saved, mesh_sizes):
+    c, corpus, folder, want, losses = saved
+
+    def restored(program):
+        state, meta = Checkpoints(folder, read_only=True).restore_newest(program.abstract, print)
+        assert meta["step"] == 3
+        places = [(x.sharding, s) for x, s in zip(jax.tree.leaves(state.params),
+                                                  jax.tree.leaves(program.shardings.params))]
+        assert all(a == b for a, b in places)
+        return state
+
+    got, params, _ = on(c, mesh_sizes, corpus, restored, range(3, 6))
+    for name, x in want.items():
+        np.testing.assert_array_equal(params[name], x, err_msg=name)  # to the bit
+    np.testing.assert_allclose(got, losses, rtol=2e-5)

@@ -1,0 +1,90 @@
+"""Whether this is one of many hosts: asked of the environment, before anything is started."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from bigjax import config
+from bigjax.errors import UserError
+from bigjax.parallel import hosts, mesh
+
+SLURM = {"SLURM_JOB_ID": "5", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "1",
+         "SLURM_LOCALID": "0"}
+GKE = {"TPU_WORKER_HOSTNAMES": "a,b,c", "TPU_WORKER_ID": "0", "TPU_SKIP_MDS_QUERY": "1",
+       "MEGASCALE_NUM_SLICES": "1"}
+
+
+def address(address="10.0.0.1:1234", n="2", i="1"):
+    return dict(zip(hosts.VARIABLES, (address, n, i)))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """asked(environment, tpu=False) -> what jax would be started with, None for one host."""
+    def of(environment, tpu=False):
+        found = []
+        for name in hosts.VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        if tpu:
+            from jax._src.clusters import cloud_tpu_cluster
+            monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+            monkeypatch.setattr(hosts, "jax", SimpleNamespace(
+                config=SimpleNamespace(jax_platforms="tpu,cpu")))
+
+        class Stop(Exception):
+            pass
+
+        def connect(given, options):
+            found.append(given)
+            raise Stop
+        monkeypatch.setattr(hosts, "_connect", connect)
+        try:
+            hosts.start(config.new_config(), "w")
+        except Stop:
+            return found[0]
+    return of
+
+
+def test_what_jax_is_started_with(asked):
+    assert asked({}) is None
+    assert asked(address()) == {"coordinator_address": "10.0.0.1:1234", "num_processes": 2,
+                                "process_id": 1}
+    assert asked(address(n="1", i="0")) is None
+    assert asked({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None  # one pod by itself
+
+
+def test_clusters_that_jax_recognises(asked):
+    assert asked({**SLURM, "SLURM_NTASKS": "1"}) is None
+    assert asked({**SLURM, "SLURM_NTASKS": "2"}) == {"num_processes": 2}
+
+
+def test_pods_of_tpus(asked):
+    assert asked(GKE) is None  # no TPU here
+    assert asked({**GKE, "TPU_WORKER_HOSTNAMES": "localhost"}, tpu=True) is None
+    assert asked(GKE, tpu=True) == {"num_processes": 3}
+    with pytest.raises(UserError, match="how many hosts it has could not be found out"):
+        asked({**GKE, "MEGASCALE_NUM_SLICES": "two"}, tpu=True)
+
+
+@pytest.mark.parametrize("environment, words", [
+    ({"JAX_NUM_PROCESSES": "2"}, ["not JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID"]),
+    (address(n="two"), ["JAX_NUM_PROCESSES", "'two'", "number"]),
+    (address(i="2"), ["JAX_PROCESS_ID is 2", "JAX_NUM_PROCESSES=2", "from 0"]),
+    (address("10.0.0.1"), ["JAX_COORDINATOR_ADDRESS", "'10.0.0.1'", "host:port"]),
+])
+def test_an_environment_that_cannot_work_is_refused(asked, environment, words):
+    with pytest.raises(UserError) as e:
+        asked(environment)
+    assert all(word in str(e.value) for word in words), e.value
+
+
+def test_virtual_devices_are_shared_out(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(6))
+    sizes = lambda data, fsdp: dict(data=data, fsdp=fsdp, tensor=1)
+    assert mesh.cpu_devices(sizes(-1, 1), 24, processes=2) == 6
+    assert mesh.cpu_devices(sizes(-1, 1), 8, processes=2) == 4
+    assert mesh.cpu_devices(sizes(-1, 4), 8, processes=2) == 4
+    assert mesh.cpu_devices(sizes(2, 4), 8, processes=4) == 2
+    assert mesh.cpu_devices(sizes(-1, 1), 7, processes=2) == 1  # and check_batch says why not
