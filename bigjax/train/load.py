@@ -31,7 +31,7 @@ def best_step(workdir: str) -> int | None:
     if not best.best:
         raise UserError(f"{workdir!r} keeps no best step: it was trained without checkpoint.best, "
                         "such as 'eval/valid/loss'.")
-    saved = set(Checkpoints(workdir_lib.existing(workdir), read_only=True).steps())
+    saved = workdir_lib.saved_steps(workdir)  # without Orbax, which starts jax before `load` does
     found = [(value, step) for step, value in zip(*report.read(workdir).get(best.best, ((), ())))
              if step in saved]
     return (min if best.best_mode == "min" else max)(found)[1] if found else None

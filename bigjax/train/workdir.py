@@ -20,10 +20,14 @@ FIXED = re.compile(r"^(seed|task\.(name|kind|labels|pairs|reward"
 FIXED_ZERO = ("train.ema", "optim.b1")
 
 
+def saved_steps(workdir: str) -> set[int]:
+    folder = epath.Path(workdir) / "checkpoints"
+    return {int(p.name) for p in folder.iterdir() if p.name.isdigit()} if (
+        workdir and folder.exists()) else set()
+
+
 def has_checkpoints(workdir: str) -> bool:
-    checkpoints = epath.Path(workdir) / "checkpoints"
-    return bool(workdir) and checkpoints.exists() and any(
-        p.name.isdigit() for p in checkpoints.iterdir())
+    return bool(saved_steps(workdir))
 
 
 def make_workdir(workdir: str) -> None:

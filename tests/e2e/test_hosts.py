@@ -155,6 +155,7 @@ c = config.load_file({helpers.TINY!r})
 c.seed, c.hosts.lost_after = int(sys.argv[2]), {LOST_AFTER}
 try:
     hosts.start(c, "nowhere")
+    hosts.check_shared(sys.argv[3])
     print("joined", file=sys.__stdout__, flush=True)
     print(hosts.gather(hosts.index() and sys.stdin.readline()))
 except UserError as e:
@@ -162,16 +163,26 @@ except UserError as e:
 """
 
 
-def test_other_versions_and_configs_are_named_on_every_process():
-    two = start(2, script=JOIN, each=(("1.0", "0"), ("1.1", "3")))
+def test_other_versions_and_configs_are_named_on_every_process(tmp_path):
+    two = start(2, script=JOIN, each=(("1.0", "0", str(tmp_path)), ("1.1", "3", str(tmp_path))))
     for code, out, err in ends(two):
         assert code == 2 and "joined" not in out
         assert ("differ from process 0: on process 1 bigjax is '1.1' and not '1.0', config.seed is "
                 "3 and not 0. Run the same command") in err
 
 
-def test_a_process_that_dies_ends_the_others():
-    two = start(2, script=JOIN, each=(("1", "0"),) * 2)
+def test_a_work_folder_that_is_not_shared_is_refused_on_every_process(tmp_path):
+    (tmp_path / "other").mkdir()
+    two = start(2, script=JOIN, each=(("1", "0", str(tmp_path)),
+                                      ("1", "0", str(tmp_path / "other"))))
+    for code, out, err in ends(two):
+        assert code == 2 and "joined" not in out
+        assert "is not the same folder on all hosts: process 1 does not see" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["other"]  # nothing is left behind
+
+
+def test_a_process_that_dies_ends_the_others(tmp_path):
+    two = start(2, script=JOIN, each=(("1", "0", str(tmp_path)),) * 2)
     assert [p.stdout.readline() for p in two] == ["joined\n"] * 2
     two[1].kill()
     begun = time.monotonic()
