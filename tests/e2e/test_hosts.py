@@ -165,7 +165,7 @@ except UserError as e:
 
 def test_other_versions_and_configs_are_named_on_every_process(tmp_path):
     two = start(2, script=JOIN, each=(("1.0", "0", str(tmp_path)), ("1.1", "3", str(tmp_path))))
-    for code, out, err in ends(two):
+    for code, out, err in ends(two, timeout=60):
         assert code == 2 and "joined" not in out
         assert ("differ from process 0: on process 1 bigjax is '1.1' and not '1.0', config.seed is "
                 "3 and not 0. Run the same command") in err
@@ -175,7 +175,7 @@ def test_a_work_folder_that_is_not_shared_is_refused_on_every_process(tmp_path):
     (tmp_path / "other").mkdir()
     two = start(2, script=JOIN, each=(("1", "0", str(tmp_path)),
                                       ("1", "0", str(tmp_path / "other"))))
-    for code, out, err in ends(two):
+    for code, out, err in ends(two, timeout=60):
         assert code == 2 and "joined" not in out
         assert "is not the same folder on all hosts: process 1 does not see" in err
     assert [p.name for p in tmp_path.iterdir()] == ["other"]  # nothing is left behind
