@@ -269,8 +269,8 @@ def stop_agreed(calls: int) -> bool:
 def fail(text: str, code: int, unexpected: bool) -> None:
     """Says why this process cannot go on, to people and to the others, and ends all of them.
 
-    Returns only on one host. unexpected: not an error of ours; perhaps it comes from another process
-    that has ended, so that one may speak first.
+    Returns only on one host. unexpected: not an error of ours; perhaps it comes from another
+    process that has ended, so that one may speak first.
     """
     if not _starting.is_set():
         return
