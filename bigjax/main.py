@@ -7,7 +7,7 @@ from bigjax import cpu
 
 cpu.keep_freed_memory()  # before jax is imported
 
-from bigjax import commands  # noqa: E402
+from bigjax import cloud, commands  # noqa: E402
 from bigjax.errors import RunError, UserError  # noqa: E402
 
 
@@ -24,6 +24,10 @@ def main(argv: list[str]) -> int:
         print(f"bigjax: {e}", file=sys.stderr)
         return 1
     except (Exception, KeyboardInterrupt) as e:
+        if isinstance(e, Exception) and (failed := cloud.failure(e)):
+            print(f"bigjax: {failed}", file=sys.stderr)
+            _tell_hosts(str(failed), 1)
+            return 1
         _tell_hosts(f"{type(e).__name__}: {e}", 1, unexpected=True)
         raise
 

@@ -10,14 +10,17 @@ from bigjax.errors import UserError
 
 _HASH_WHOLE_BYTES = 256 << 20
 _SAMPLE_BYTES = 64 << 10
+LOCAL_CACHE = "~/.cache/bigjax"  # of a data.cache_dir that is not local
 
 
 def cache_folder(cache_dir: str, *parts: str) -> Path:
-    """`cache_dir/parts...` as a local folder that exists. Raises UserError if it cannot."""
+    """`cache_dir/parts...` as a local folder that exists. Raises UserError if it cannot.
+
+    What is cached is mapped into memory, or quickly made again, so for a cache_dir on gs:// it is
+    kept in LOCAL_CACHE; token stores are shared over gs:// besides, see shared.py.
+    """
     if "://" in cache_dir:
-        raise UserError(
-            f"data.cache_dir is {cache_dir!r}, but the token store is memory-mapped and has to "
-            "be on a local disk. Set data.cache_dir to a local folder; sources may be on gs://.")
+        cache_dir = LOCAL_CACHE
     folder = Path(cache_dir).expanduser().joinpath(*parts)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from bigjax.data import shared
 from bigjax.data.files import cache_folder, write_atomically
 from bigjax.data.progress import Progress
 from bigjax.data.tokenizer import Tokenizer
@@ -149,9 +150,12 @@ def build_store(documents: Callable[[dict], Iterator[str]], content: str, tokeni
             if alone:
                 for leftover in folder.glob("*.tmp"):  # of a build that was killed
                     leftover.unlink(missing_ok=True)
-            if not (folder / "store.json").exists():  # another process may have just made it
+            # Another process may have just made it, or another machine.
+            if not (folder / "store.json").exists() and not shared.fetch(folder, cache_dir, log):
                 _build(documents, tokenizer, valid_fraction, test_fraction, folder, key, name, log)
-    return Store(folder)
+    store = Store(folder)
+    shared.publish(folder, cache_dir, log)
+    return store
 
 
 def _build(documents: Callable, tokenizer: Tokenizer, valid_fraction: float,

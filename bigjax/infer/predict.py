@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from scipy import special
 
+from bigjax import cloud
 from bigjax.data.tables import free_name
 from bigjax.errors import UserError
 from bigjax.parallel import sharding
@@ -160,12 +161,10 @@ def write(path, rows: Sequence[dict], found: Sequence[dict]) -> None:
 
 
 def _replace(path: epath.Path, text: str) -> None:
-    new = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # In JSON this is the escape of a lone surrogate, the one character UTF-8 has no form for.
-        new.write_bytes(text.encode("utf-8", "backslashreplace"))
-        new.replace(path)
+        cloud.write_whole(path, text.encode("utf-8", "backslashreplace"))
     except OSError as e:
         raise UserError(f"The predictions file {str(path)!r} cannot be written: "
                         f"{e.strerror or e}. Name a file in a folder that has room and that you "

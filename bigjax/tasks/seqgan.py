@@ -12,6 +12,7 @@ import os
 import zipfile
 import zlib
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,7 +163,7 @@ def _shapes(V: int, D: int) -> list[tuple[int, ...]]:
 def _read(path: str, what: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, or a UserError."""
     try:
-        with open(path, "rb") as file, np.lib.npyio.NpzFile(file) as arrays:
+        with epath.Path(path).open("rb") as file, np.lib.npyio.NpzFile(file) as arrays:
             return {k: arrays[k] for k in arrays.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise UserError(f"{what} cannot be read as an .npz file: {e}") from e

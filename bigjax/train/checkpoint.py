@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
+from bigjax import cloud
 from bigjax.errors import RunError, UserError
 from bigjax.parallel import hosts
 from bigjax.train.state import State
@@ -62,7 +63,9 @@ class Checkpoints:
 
     def __init__(self, workdir, *, keep: int = 1, best: str = "", best_mode: str = "min",
                  read_only: bool = False):
-        self.folder = epath.Path(workdir).resolve() / "checkpoints"
+        workdir = epath.Path(workdir)
+        # Orbax wants it absolute; `resolve` would take a gs:// path for a local one.
+        self.folder = (workdir if "://" in str(workdir) else workdir.resolve()) / "checkpoints"
         policies = [managers.LatestN(keep)]
         if best:  # Orbax keeps the last n of the sorted ones
             policies.append(managers.BestN(
@@ -70,8 +73,11 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False))
         self._best, self._read_only = best, read_only
         _silence_abandoned_writes()
+        one_file = read_only or cloud.check_writable(str(workdir))
+        handlers = {name: ocp.StandardCheckpointHandler(use_ocdbt=one_file) for name in ARRAY_ITEMS}
         self._manager = ocp.CheckpointManager(
-            self.folder, options=ocp.CheckpointManagerOptions(
+            self.folder, item_handlers={**handlers, "meta": ocp.JsonCheckpointHandler()},
+            options=ocp.CheckpointManagerOptions(
                 preservation_policy=managers.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=not read_only, read_only=read_only,
                 create=not read_only))
@@ -104,7 +110,7 @@ class Checkpoints:
     def _failed(self, error: Exception) -> SaveError:
         for path in self.folder.glob("*.orbax-checkpoint-tmp*"):  # make room again
             path.rmtree(missing_ok=True)
-        steps = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit()]
+        steps = ocp.utils.checkpoint_steps(self.folder)
         return SaveError(
             f"A checkpoint could not be written to {self.folder}: {_short(error)}. "
             f"Saved and intact: {sorted(steps) or 'none'}. Make room or fix the folder, then run "
@@ -195,7 +201,7 @@ class Checkpoints:
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():
                 target.rmtree()
-            (self.folder / str(step)).rename(target)
+            cloud.move_folder(self.folder / str(step), target)
         hosts.gather("it is moved")
         self._manager.reload()
         return f" Moved to {target}."

@@ -25,7 +25,8 @@ def write(config, path: str | None, passes: int, log: Callable[[str], None]) -> 
         raise UserError("--out=FILE is missing: where to write the vectors.")
     if passes < 1:
         raise UserError(f"--passes is {passes}; it must be at least 1.")
-    if not epath.Path(path).expanduser().parent.is_dir():  # before minutes of work
+    # Before minutes of work. A bucket has no folders but in the names of its objects.
+    if "://" not in path and not epath.Path(path).expanduser().parent.is_dir():
         raise UserError(f"--out={path} has no folder to go to: {epath.Path(path).parent} is not "
                         "one. Make it, or name another file.")
     if epath.Path(path).expanduser().is_dir():

@@ -2,12 +2,16 @@
 
 import json
 import math
+import pathlib
 import sys
+import tempfile
 import time
 
 from etils import epath
 import jax
 import psutil
+
+from bigjax import cloud
 
 # Peak dense bfloat16 FLOP/s of a device, from the vendors' data sheets.
 PEAK_FLOPS = {
@@ -17,37 +21,47 @@ PEAK_FLOPS = {
     "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12,
 }
 
+UPLOAD_SECONDS = 30  # a bucket takes about one write a second of an object, and each is of all
+
 
 class Writer:
-    """Appends metrics of a step to the files; knows nothing of what they mean."""
+    """Appends metrics of a step to the files; knows nothing of what they mean.
+
+    Objects of a bucket cannot be appended to: there the files are written to a local folder, and
+    copied whole at most every UPLOAD_SECONDS and by `flush`.
+    """
 
     def __init__(self, workdir, resumed_at: int, tensorboard: bool):
-        self._path = epath.Path(workdir) / "metrics.jsonl"
+        self._workdir = self._folder = epath.Path(workdir)
         self._active = jax.process_index() == 0
         self._board = None
         if not self._active:
             return
+        self._remote = "://" in str(workdir)
+        if self._remote:
+            self._folder = epath.Path(tempfile.mkdtemp(prefix="bigjax-"))
+            self._uploaded, self._sizes = time.monotonic(), {}
+        self._path = self._folder / "metrics.jsonl"
         self._forget_after(resumed_at)
         if tensorboard:
             import tensorboardX  # slow to import
-            self._board = tensorboardX.SummaryWriter(str(epath.Path(workdir) / "tensorboard"),
+            self._board = tensorboardX.SummaryWriter(str(self._folder / "tensorboard"),
                                                      purge_step=resumed_at + 1)
 
     def _forget_after(self, step: int) -> None:
         """Drops the lines that will be written again: those after the step that training goes on
         from; all when it begins, since step 0 is evaluated again."""
-        if not self._path.exists():
+        old = self._workdir / "metrics.jsonl"
+        if not old.exists():
             return
         kept = []
-        for line in self._path.read_text().splitlines():
+        for line in old.read_text().splitlines():
             try:
                 if 0 < step >= json.loads(line)["step"]:
                     kept.append(line + "\n")
             except (json.JSONDecodeError, KeyError):
                 pass  # a line cut short when the process was killed
-        new = self._path.with_suffix(".tmp")
-        new.write_text("".join(kept))
-        new.replace(self._path)
+        cloud.write_whole(self._path, "".join(kept).encode())
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         if not self._active:
@@ -59,10 +73,31 @@ class Writer:
             from tensorboardX.proto.summary_pb2 import Summary
             self._board.file_writer.add_summary(Summary(value=[
                 Summary.Value(tag=k, simple_value=v) for k, v in metrics.items()]), step)
+        if self._remote and time.monotonic() - self._uploaded > UPLOAD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Makes all that was written so far survive this process."""
+        if self._board:
+            self._board.flush()
+        if not self._active or not self._remote:
+            return
+        for path in [p for p in pathlib.Path(self._folder).rglob("*") if p.is_file()]:
+            name, content = str(path.relative_to(self._folder)), path.read_bytes()
+            if self._sizes.get(name) != len(content):  # they only grow
+                cloud.write_whole(self._workdir / name, content)
+                self._sizes[name] = len(content)
+        self._uploaded = time.monotonic()
 
     def close(self) -> None:
         if self._board:
             self._board.close()
+            self._board = None
+        try:
+            self.flush()
+        finally:
+            if self._active and self._remote:
+                self._folder.rmtree()
 
 
 def _json_number(value):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigjax import cloud
 from bigjax import config as config_lib
 from bigjax import data, evals, models, tasks
 from bigjax.errors import RunError, UserError
@@ -54,6 +55,7 @@ class _Run:
     def __init__(self, config, workdir: str, progress: metrics.Progress):
         self.progress, self.log = progress, progress.log
         config_lib.check_values(config)
+        cloud.check_writable(workdir)
         self.steps, self.batch_size = config.train.steps, config.train.batch_size
         # Before anything that starts jax, as reading another run's checkpoint does.
         hosts.start(config, workdir)
@@ -267,6 +269,7 @@ class _Run:
 
     def _save(self, step: int, state: State) -> None:
         start = time.perf_counter()
+        self.writer.flush()  # a run that is killed goes on after this, and writes no line twice
         meta = {"data": self.corpus.fingerprint, "early_stop": dict(self.early_stop.state)}
         self.checkpoints.save(step, state, meta, self.latest.get(step, {}))
         self.saved_step = step

@@ -5,6 +5,7 @@ import re
 from etils import epath
 import jax
 
+from bigjax import cloud
 from bigjax import config as config_lib
 from bigjax.errors import UserError
 from bigjax.interop.origin import ORIGIN
@@ -62,9 +63,7 @@ def check_same_run(workdir: str, config, log) -> None:
 def write_config(folder: epath.Path, config) -> None:
     """Writes config.json whole or not at all."""
     if jax.process_index() == 0:
-        new = folder / "config.json.tmp"
-        new.write_text(config_lib.to_json(config) + "\n")
-        new.replace(folder / "config.json")
+        cloud.write_whole(folder / "config.json", (config_lib.to_json(config) + "\n").encode())
 
 
 def existing(workdir: str) -> epath.Path:

@@ -7,9 +7,9 @@ import bigjax
 
 ROOT = pathlib.Path(bigjax.__file__).parent
 # A room may import the rooms before it in this list, and itself.
-ORDER = ["errors", "trees", "cpu", "config", "losses", "data", "optim", "interop", "report",
-         "parallel", "layers", "models", "tasks", "infer", "evals", "train", "plan", "arguments",
-         "commands", "main"]
+ORDER = ["errors", "trees", "cpu", "cloud", "config", "losses", "data", "optim", "interop",
+         "report", "parallel", "layers", "models", "tasks", "infer", "evals", "train", "plan",
+         "arguments", "commands", "main"]
 # These import no room but errors and trees.
 LEAVES = {"config", "data", "interop", "losses", "optim", "report"}
 FLAX = {"layers", "models"}

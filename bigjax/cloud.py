@@ -1,0 +1,152 @@
+"""Google Cloud Storage: what has to be so before the first gs:// path is used, in one place.
+
+Files are read and written through etils' epath by gcsfs, arrays by TensorStore. Both repeat a
+request that was refused or cut off, with growing pauses. But both wait for ever where a server
+says nothing more, and gcsfs remembers listings that TensorStore's writes make wrong.
+"""
+
+import functools
+import importlib.util
+import io
+import logging
+import os
+from collections.abc import Callable, Iterable
+
+from etils import epath
+
+from bigjax.errors import RunError, UserError
+
+STALL_SECONDS = "60"  # of silence after which a request is given up and sent again
+_CURL = "TENSORSTORE_CURL"
+INSTALL = "Install it: pip install -e '.[gcs]'"
+
+
+def check(paths: Iterable[str]) -> None:
+    """Refuses gs:// paths that cannot be read; makes requests to them give up on silence.
+
+    Paths of other kinds are passed over. Raises UserError if gcsfs is not installed, and for a
+    bucket that is not there or may not be listed.
+    """
+    names = {path.removeprefix("gs://").split("/")[0] for path in paths
+             if path.startswith("gs://")}
+    if not names:
+        return
+    if "" in names:
+        raise UserError("A gs:// path names no bucket. Write gs://BUCKET/FOLDER.")
+    if not importlib.util.find_spec("gcsfs"):
+        raise UserError(f"gs://{min(names)} needs the package gcsfs. {INSTALL}")
+    for name in sorted(names):
+        _ask(name, "b/{}/o", maxResults=1)
+
+
+@functools.cache
+def check_writable(folder: str) -> bool:
+    """Writes, reads and deletes a small object in a gs:// folder; asks once.
+
+    Returns whether an object's versions are numbered, as Google's are and emulators' are not:
+    Orbax's one-file format (OCDBT) needs that, since it writes only over the version it has read.
+    True for local folders. Raises UserError if it may not write.
+    """
+    if not folder.startswith("gs://"):
+        return True
+    check([folder])
+    path = f"{folder.removeprefix('gs://').rstrip('/')}/.bigjax-may-write"
+    bucket, _, name = path.partition("/")
+    fs = _file_system()
+    try:
+        fs.call("GET", "b/{}", bucket)  # Orbax asks it what kind of bucket this is
+        fs.pipe_file(path, b"x")
+        headers, _ = fs.call("GET", "b/{}/o/{}", bucket, name, alt="media")
+        fs.rm_file(path)
+    except Exception as e:
+        raise UserError(f"{folder} cannot be written: {_text(e)}. It takes the permissions of "
+                        "roles/storage.objectUser and roles/storage.legacyBucketReader; or name a "
+                        "folder in another bucket.") from None
+    return "x-goog-generation" in headers
+
+
+def write_whole(path: epath.Path, content: bytes) -> None:
+    """Writes a file, here or on gs://, so that no one ever sees a part of it."""
+    if "://" in str(path):  # an object is there when it is complete
+        path.write_bytes(content)
+        return
+    new = path.with_name(path.name + ".tmp")
+    new.write_bytes(content)
+    new.replace(path)
+
+
+def move_folder(path: epath.Path, target: epath.Path) -> None:
+    """Moves a folder to a place where there is none, here or on gs://, without reading it."""
+    if "://" in str(path):  # epath's rename asks for target's parent, which no bucket has
+        _file_system().mv(str(path), str(target), recursive=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(target)
+
+
+def failure(error: Exception) -> RunError | None:
+    """What to say of an error that storage gives after all attempts; None if it is another."""
+    modules = {t.__module__.split(".")[0] for t in type(error).__mro__}
+    if not modules & {"gcsfs", "aiohttp", "google"}:
+        return None
+    return RunError(f"Cloud storage failed, also when asked again: {_text(error)}. What was saved "
+                    "before is intact: when it answers, the same command goes on from there.")
+
+
+def _ask(bucket: str, request: str, **parameters) -> dict:
+    """A GET request about a bucket. Raises UserError, saying why, if it is refused."""
+    try:
+        return _file_system().call("GET", request, bucket, json_out=True, **parameters)
+    except FileNotFoundError:
+        why = "there is no such bucket. Check its name, or make it"
+    except Exception as e:  # refusals, and failures to find credentials or the server
+        why = (f"{_text(e)}. Check your permission to read it and that you are logged in (on your "
+               "own machine: gcloud auth application-default login)")
+    raise UserError(f"gs://{bucket}: {why}.")
+
+
+@functools.cache
+def _file_system():
+    """gcsfs as epath uses it too, changed where it would hang, or fail when an answer is lost."""
+    import aiohttp
+    import fsspec
+    import gcsfs
+    # TensorStore's own variables, which it reads at its first request; less than a byte a second
+    # is silence. gcsfs takes the same time.
+    seconds = int(os.environ.setdefault(f"{_CURL}_LOW_SPEED_TIME_SECONDS", STALL_SECONDS))
+    os.environ.setdefault(f"{_CURL}_LOW_SPEED_LIMIT_BYTES", "1")
+    os.environ.setdefault(f"{_CURL}_CONNECT_TIMEOUT_SECONDS", str(seconds))
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=seconds, sock_read=seconds)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it also raises
+
+    class FileSystem(gcsfs.GCSFileSystem):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options, requests_timeout=timeout, use_listings_cache=False)
+
+        def _open(self, path, mode="rb", *args, **options):
+            if mode == "wb":
+                return _Written(lambda content: self.pipe_file(path, content))
+            return super()._open(path, mode, *args, **options)
+
+    for name in FileSystem.protocol:
+        fsspec.register_implementation(name, FileSystem, clobber=True)
+    return fsspec.filesystem("gcs", finalize_on_close=True)
+
+
+class _Written(io.BytesIO):
+    """A file that is sent when it is closed, in one request where it is small: that can be asked
+    for again when its answer was lost, which gcsfs's sessions of several cannot."""
+
+    def __init__(self, send: Callable[[bytes], None]):
+        super().__init__()
+        self._send = send
+
+    def close(self) -> None:
+        if not self.closed:
+            content = self.getvalue()
+            super().close()
+            self._send(content)
+
+
+def _text(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

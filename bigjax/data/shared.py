@@ -1,0 +1,73 @@
+"""Token stores on gs://, for many machines: built once, copied to the local disk of each.
+
+A store lies in `data.cache_dir/stores/KEY`, with the files it has locally and `sums.json`, the
+CRC-32 of each. That is written last: a store without it does not exist. The key is a hash of what
+the store is made from, so two machines that build it at once write the same thing twice.
+"""
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bigjax.data.files import write_atomically
+from bigjax.errors import UserError
+
+_SUMS = "sums.json"
+_LAST = "store.json"  # whose presence makes the local store one
+
+
+def fetch(folder: Path, cache_dir: str, log: Callable[[str], None]) -> bool:
+    """Copies the store that is in cache_dir to `folder`; False if none is there.
+
+    Files that are in `folder` already, of a copy that was killed, are not read again. Raises
+    UserError if a file is not what was written.
+    """
+    place = _place(folder, cache_dir)
+    if place is None or not _try(cache_dir, (place / _SUMS).exists):
+        return False
+    log(f"data: copying the token store {place} to {folder}")
+    sums = json.loads(_try(cache_dir, (place / _SUMS).read_bytes))
+    for name, crc in sorted(sums.items(), key=lambda item: item[0] == _LAST):
+        if (folder / name).exists() and zlib.crc32((folder / name).read_bytes()) == crc:
+            continue
+        content = _try(cache_dir, (place / name).read_bytes)
+        if zlib.crc32(content) != crc:
+            raise UserError(f"the token store {place} is damaged: {name} differs from its "
+                            "checksum. Delete that folder; it is built again from its source at "
+                            "the next start.")
+        write_atomically(folder / name, content)
+    return True
+
+
+def publish(folder: Path, cache_dir: str, log: Callable[[str], None]) -> None:
+    """Copies the finished store in `folder` to cache_dir, unless it is there or cache_dir is
+    local."""
+    place = _place(folder, cache_dir)
+    if place is None or _try(cache_dir, (place / _SUMS).exists):
+        return
+    log(f"data: copying the token store {folder} to {place}")
+    sums = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != "lock" and path.suffix != ".tmp":
+            content = path.read_bytes()
+            sums[path.name] = zlib.crc32(content)
+            _try(cache_dir, lambda: (place / path.name).write_bytes(content))
+    _try(cache_dir, lambda: (place / _SUMS).write_bytes(json.dumps(sums).encode()))
+
+
+def _place(folder: Path, cache_dir: str) -> Any:
+    """Where in cache_dir this store is shared; None for a local cache_dir."""
+    if "://" not in cache_dir:
+        return None
+    from etils import epath
+    return epath.Path(cache_dir) / "stores" / folder.name
+
+
+def _try(cache_dir: str, act: Callable[[], Any]) -> Any:
+    try:
+        return act()
+    except OSError as e:
+        raise UserError(f"data.cache_dir={cache_dir!r} cannot be used: {e}. Check your permission "
+                        "to read and write there, or set it to a local folder.") from None
