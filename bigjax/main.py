@@ -25,8 +25,8 @@ def main(argv: list[str]) -> int:
         return 1
     except (Exception, KeyboardInterrupt) as e:
         if isinstance(e, Exception) and (failed := cloud.failure(e)):
-            print(f"bigjax: {failed}", file=sys.stderr)
             _tell_hosts(str(failed), 1)
+            print(f"bigjax: {failed}", file=sys.stderr)
             return 1
         _tell_hosts(f"{type(e).__name__}: {e}", 1, unexpected=True)
         raise

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import typing
 
 from ml_collections import ConfigDict
@@ -59,6 +60,12 @@ def check_values(config: ConfigDict) -> None:
             f"train.accumulate={config.train.accumulate} micro-batches.")
     if not 0 <= config.train.ema < 1:
         raise UserError(f"train.ema is {config.train.ema}; it must be in [0, 1).")
+    span = config.train.profile
+    if span:
+        found = re.fullmatch(r"(\d+):(\d+)", span)
+        if not found or not 1 <= int(found[1]) <= int(found[2]) <= config.train.steps:
+            raise UserError(f"train.profile is {span!r}; it must be FIRST:LAST, two steps from 1 to "
+                            f"train.steps={config.train.steps}, such as '10:12', or '' for none.")
     if not config.optim.learning_rate > 0:
         raise UserError(f"optim.learning_rate is {config.optim.learning_rate}; it must be "
                         "positive.")

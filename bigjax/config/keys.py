@@ -83,6 +83,10 @@ def new_config() -> ConfigDict:
     c.train.compiler_options = {}  # XLA's for the step, NAME: value; `bigjax plan --search` finds
     c.train.ema = 0.0  # decay of the parameters' moving average, which evaluation uses; 0 = off
 
+    c.train.profile = ""  # 'FIRST:LAST': an xprof trace of these steps, in WORKDIR/profile
+    c.train.debug_nans = False  # names the operation that made a loss NaN (runs the step again)
+    c.train.compilation_cache = ""  # a folder, local or gs://, for compiled steps; '' = off
+
     c.train.early_stop = ConfigDict()
     c.train.early_stop.metric = ""  # such as 'eval/valid/loss'; '' = off
     c.train.early_stop.mode = "min"  # min or max

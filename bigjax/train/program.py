@@ -3,6 +3,7 @@
 import functools
 from typing import Callable, NamedTuple
 
+from etils import epath
 import jax
 
 from bigjax import optim
@@ -23,6 +24,24 @@ class Program(NamedTuple):
     step: Callable
     abstract: State
     shardings: State
+
+
+def use_compilation_cache(folder: str, mesh) -> None:
+    """Keeps what is compiled in a folder, local or gs://, for the next start; '' does nothing.
+
+    Raises UserError for several devices of a CPU: their collectives, when loaded, can wait for each
+    other for ever.
+    """
+    if not folder:
+        return
+    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+        raise UserError(
+            f"train.compilation_cache={folder!r}: what is compiled for {mesh.size} devices of a "
+            "CPU cannot be loaded again safely. Set it to '', or use one device "
+            "(--config.mesh.data=1).")
+    if "://" not in folder:
+        folder = str(epath.Path(folder).expanduser().resolve())
+    jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def make(config, task, mesh) -> Program:

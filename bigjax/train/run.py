@@ -17,7 +17,7 @@ from bigjax.errors import RunError, UserError
 from bigjax.evals.context import Context, derive
 from bigjax.parallel import hosts, sharding
 from bigjax.parallel import mesh as mesh_lib
-from bigjax.train import hooks as hooks_lib, init_from, load, loop, metrics
+from bigjax.train import debug, hooks as hooks_lib, init_from, load, loop, metrics
 from bigjax.train import program as program_lib, workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State
@@ -60,9 +60,14 @@ class _Run:
         # Before anything that starts jax, as reading another run's checkpoint does.
         hosts.start(config, workdir)
         self.mesh = mesh_lib.start(config.mesh, self.batch_size, config.train.accumulate)
+        program_lib.use_compilation_cache(config.train.compilation_cache, self.mesh)
         self.config, self.source = _resolved(config, workdir)
         config = self.config
         self.task = tasks.build(config)
+        if config.train.debug_nans and self.task.players:
+            raise UserError(f"train.debug_nans runs a step again, operation by operation; one of "
+                            f"task {config.task.name!r} is a round of many updates, which would "
+                            "take hours. Set it to False.")
         self.program = program_lib.make(config, self.task, self.mesh)
         self.prepare = None  # of a run from scratch
         if workdir_lib.has_checkpoints(workdir):
@@ -119,12 +124,14 @@ class _Run:
         self.speed = metrics.Speed(0 if self.task.players else self.batch_size,
                                    self.config.data.seq_len, self.task.flops_per_example)
         stop = hooks_lib.StopOnSignal(start)
+        profile = debug.Profile(self.config.train.profile, self.workdir, start, self.log)
         evaluations = [
-            hooks_lib.Evaluate(name, self.evaluators[name], entry.every, self.steps,
-                               self._write_eval, self.speed.pause)
+            hooks_lib.Evaluate(name, profile.named(f"eval {name}", self.evaluators[name]),
+                               entry.every, self.steps, self._write_eval, self.speed.pause)
             for name, entry in self.config.evals.items()]
         hooks = [*evaluations, self.early_stop,
-                 hooks_lib.Save(self._save, self.config.checkpoint.every), stop]
+                 hooks_lib.Save(profile.named("save", self._save), self.config.checkpoint.every),
+                 stop]
         frozen = self.task.frozen()
         batches = data.iterate(self._batch_at, start, self.steps)
         try:
@@ -133,8 +140,9 @@ class _Run:
                     hook(0, state)
             self.first_step = start + 1
             state, done = loop.run(
-                state, lambda s, b: self.program.step(s, frozen, b), batches, start=start,
-                steps=self.steps, report=self._report, hooks=hooks)
+                state, profile.step(lambda s, b: self.program.step(s, frozen, b)),
+                profile.batches(batches), start=start, steps=self.steps, report=self._report,
+                hooks=hooks)
             if self.bad_step:
                 self._explain(state, frozen)
             if self.saved_step != done:
@@ -143,6 +151,7 @@ class _Run:
         finally:
             batches.close()
             stop.close()
+            profile.close()
             self.writer.close()
             self.checkpoints.close()
         if stop.received:
@@ -302,8 +311,17 @@ class _Run:
         raise NonFinite(
             f"{', '.join(self.not_finite)} of step {step} (batch {step - 1}, examples "
             f"{_brief(examples)}) is not finite. Norms by layer are in {path}. The checkpoints "
-            f"{saved or 'none'} are as they were. Lower {self._learning_rate()}, clip gradients, "
-            "or look at those examples.")
+            f"{saved or 'none'} are as they were.{self._first_nan(state, frozen, batch)} Lower "
+            f"{self._learning_rate()}, clip gradients, or look at those examples.")
+
+    def _first_nan(self, state: State, frozen, batch) -> str:
+        """A sentence about the operation that made the NaN, if train.debug_nans asks for it."""
+        if not self.config.train.debug_nans:
+            return ""
+        before = state._replace(step=jnp.int32(self.bad_step - 1), halted=jnp.bool_(False))
+        found = debug.first_nan(self.program.step.__wrapped__, before, frozen, batch)
+        return (f" The first NaN: {found}." if found else
+                " No operation gave NaN when that step was run again: it is an overflow.")
 
     def _learning_rate(self) -> str:
         """The key of the learning rate of what is not finite."""
