@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
-import itertools
 import json
 import socket
 import struct
@@ -12,6 +11,7 @@ import urllib.parse
 import urllib.request
 
 BUCKET = "bucket"
+STALL_SECONDS = 30  # of a server that says nothing; a client is expected to give up before
 
 
 def environment(url: str) -> dict[str, str]:
@@ -42,14 +42,14 @@ class Proxy:
     an object's versions, and conditions on them.
 
     The n-th request goes as fault(n) says: 'refuse' answers 503, 'cut' resets the connection before
-    the request is done, 'lose' after it, 'stall' says nothing until the client gives up; None is no
-    fault. The emulator answers one request a connection.
+    the request is done, 'lose' after it, 'stall' says nothing for STALL_SECONDS or until the client
+    gives up; None is no fault. The emulator answers one request a connection.
     """
 
     def __init__(self, url: str, fault: Callable[[int], str | None] = lambda n: None):
         host, port = url.removeprefix("http://").split(":")
         self._to, self._fault = (host, int(port)), fault
-        self._count, self._one_at_a_time = itertools.count(1), threading.Lock()
+        self.requests, self._one_at_a_time = 0, threading.Lock()
         self.faults: list[str] = []  # as they happened
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
@@ -79,11 +79,15 @@ class Proxy:
             request = _read_request(client)
             if not request:  # a connection that was opened in advance
                 return
-            if fault := self._fault(next(self._count)):
+            with self._one_at_a_time:
+                self.requests += 1
+                fault = self._fault(self.requests)
+            if fault:
                 self.faults.append(fault)
             if fault == "refuse":
                 client.sendall(_answer("503 Service Unavailable"))
             elif fault == "stall":
+                client.settimeout(STALL_SECONDS)
                 client.recv(1)  # returns when the client closes
             elif fault == "cut":
                 _reset(client)

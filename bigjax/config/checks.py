@@ -64,8 +64,8 @@ def check_values(config: ConfigDict) -> None:
     if span:
         found = re.fullmatch(r"(\d+):(\d+)", span)
         if not found or not 1 <= int(found[1]) <= int(found[2]) <= config.train.steps:
-            raise UserError(f"train.profile is {span!r}; it must be FIRST:LAST, two steps from 1 to "
-                            f"train.steps={config.train.steps}, such as '10:12', or '' for none.")
+            raise UserError(f"train.profile is {span!r}; it must be FIRST:LAST, two steps from 1 "
+                            f"to train.steps={config.train.steps}, such as '10:12', or ''.")
     if not config.optim.learning_rate > 0:
         raise UserError(f"optim.learning_rate is {config.optim.learning_rate}; it must be "
                         "positive.")

@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
+import time
 
 from etils import epath
 import numpy as np
 import pytest
 
-from bigjax import cloud
+from bigjax import cloud, main
 from bigjax.data import shared, store
 from bigjax.data.tokenizer import Bytes
 from bigjax.errors import UserError
@@ -61,6 +62,17 @@ def test_buckets_that_cannot_be_used(proxy, monkeypatch):
         cloud.check(["gs://bucket/runs/x"])
 
 
+def test_a_failure_of_storage_is_told_without_a_traceback(monkeypatch, capsys):
+    from gcsfs.retry import HttpError
+
+    def fail(argv):
+        raise HttpError({"code": 503, "message": "Service Unavailable"})
+    monkeypatch.setattr(main.commands, "run", fail)
+    assert main.main(["train"]) == 1
+    assert "Cloud storage failed, also when asked again: Service Unav" in capsys.readouterr().err
+    assert cloud.failure(ValueError("another")) is None
+
+
 def test_whether_versions_are_numbered(proxy, monkeypatch):
     assert cloud.check_writable("gs://bucket/runs/x")
     monkeypatch.setattr(proxy, "_answer_to", proxy._pass_on)
@@ -69,7 +81,7 @@ def test_whether_versions_are_numbered(proxy, monkeypatch):
 
 @pytest.mark.parametrize("fault", ["refuse", "cut", "lose", "stall"])
 def test_a_file_is_written_and_read_in_spite_of_a_fault(proxy, emulator, fault):
-    content = np.random.default_rng(0).bytes(70_000)
+    content, begun = np.random.default_rng(0).bytes(70_000), time.monotonic()
     path = epath.Path(f"gs://bucket/files/{fault}")
     proxy.fault_next(fault)
     path.write_bytes(content)
@@ -77,6 +89,17 @@ def test_a_file_is_written_and_read_in_spite_of_a_fault(proxy, emulator, fault):
     proxy.fault_next(fault)
     assert path.read_bytes() == content
     assert proxy.faults == [fault, fault]
+    assert time.monotonic() - begun < bucket.STALL_SECONDS  # we gave up, not the server
+
+
+def test_a_file_is_sent_in_one_request_and_seen_at_once(proxy, emulator):
+    """One request can be repeated. A listing that was kept would not have what others wrote."""
+    folder = epath.Path("gs://bucket/listed")
+    (folder / "ours").write_text("text")
+    assert proxy.requests == 2  # and the one of `check`
+    assert [path.name for path in folder.iterdir()] == ["ours"]
+    bucket.put(emulator, "listed/theirs", b"text")
+    assert sorted(path.name for path in folder.iterdir()) == ["ours", "theirs"]
 
 
 def test_metrics_are_on_the_bucket_before_the_process_ends(proxy, emulator):
