@@ -9,7 +9,6 @@ import pytest
 from tests import bucket, helpers
 
 STEPS = 20
-WORKDIR = "gs://bucket/runs/one"
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +84,7 @@ def test_killed_on_a_bucket_resumed_through_faults_and_evaluated(
     assert_equal_to(whole, emulator, "one")
     with bucket.Proxy(emulator) as proxy:
         use(monkeypatch, proxy.url, tmp_path / "another machine")
-        code, out, err = helpers.run("eval", f"--workdir={WORKDIR}", "--json")
+        code, out, err = helpers.run("eval", "--workdir=gs://bucket/runs/one", "--json")
     assert code == 0, err
     found, last = json.loads(out.splitlines()[-1]), helpers.read_metrics(whole)[-2]
     assert last["step"] == STEPS and "eval/valid/loss" in last
@@ -115,7 +114,7 @@ def test_commands_on_a_bucket(flags, emulator, tmp_path, monkeypatch):
     arguments = remote(flags, "commands")
     with bucket.Proxy(emulator) as proxy:
         use(monkeypatch, proxy.url, tmp_path)
-        workdir = arguments[-1]
+        workdir = "gs://bucket/runs/commands"
         for command in (["train", *arguments, "--config.log.tensorboard=True"],
                         ["generate", f"--workdir={workdir}", "--max_tokens=4"],
                         ["checkpoint", f"--workdir={workdir}"],
