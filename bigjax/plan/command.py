@@ -34,6 +34,8 @@ def run(f: flags.FlagValues, config) -> None:
     chip = parse(f.topology)[0]
     _set_mesh(config, f.mesh)
     from bigjax.plan import calibrate, compile as compile_lib
+    from bigjax.train.run import resolved
+    config, _ = resolved(config)
     correct = calibrate.read(f.calibrate, chip) if f.calibrate else None
     if f.search:
         found = [_search(f, config)]
@@ -128,15 +130,15 @@ class _Page:
                          "weights")
         if not plan.fits:
             return "\n".join([*lines, "  " + self._advice()])
-        kernels = f", {plan.kernel_flops / 1e12:,.1f} T in Pallas kernels"
-        lines.append(f"  FLOPs          {plan.flops / 1e12:,.1f} T a device and step"
+        kernels = f", {plan.kernel_flops / 1e12:,.4g} T in Pallas kernels"
+        lines.append(f"  FLOPs          {plan.flops / 1e12:,.4g} T a device and step"
                      + (kernels if plan.kernel_flops else ""))
         for c in plan.collectives:
-            lines.append(f"  {c.kind:<18} along {c.axes or 'one device'}: {c.bytes / 1e9:,.3f} GB "
-                         f"sent, {c.seconds * 1e3:,.1f} ms")
+            lines.append(f"  {c.kind:<18} along {c.axes or 'one device'}: {c.bytes / 1e9:,.4g} GB "
+                         f"sent, {_time(c.seconds)}")
         low, high = self.seconds
-        lines.append(f"  step           {low:.3f} to {high:.3f} s (work {plan.work_seconds:.3f} s, "
-                     f"communication {plan.communication:.3f} s)")
+        lines.append(f"  step           {_time(low)} to {_time(high)} (work "
+                     f"{_time(plan.work_seconds)}, communication {_time(plan.communication)})")
         lines.append(f"  tokens/s       {self.tokens / high:,.0f} to {self.tokens / low:,.0f}")
         if self.mfu:
             lines.append(f"  MFU            {self.mfu[0]:.1%} to {self.mfu[1]:.1%}")
@@ -159,6 +161,10 @@ class _Page:
         knobs.append("a larger mesh.fsdp, mesh.tensor or mesh.sequence")
         return ("Activations take most of it. To make it fit: " + "; or ".join(knobs)
                 + "; or let --search find a layout.")
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3f} s" if seconds >= 0.1 else f"{seconds * 1e3:.3g} ms"
 
 
 def _gib(n: float | None) -> float | None:

@@ -61,7 +61,7 @@ class _Run:
         hosts.start(config, workdir)
         self.mesh = mesh_lib.start(config.mesh, self.batch_size, config.train.accumulate)
         program_lib.use_compilation_cache(config.train.compilation_cache, self.mesh)
-        self.config, self.source = _resolved(config, workdir)
+        self.config, self.source = resolved(config, workdir)
         config = self.config
         self.task = tasks.build(config)
         if config.train.debug_nans and self.task.players:
@@ -332,7 +332,7 @@ class _Run:
         return "optim.learning_rate"
 
 
-def _resolved(config, workdir: str):
+def resolved(config, workdir: str = ""):
     """The config with what init_from and the data decide written into it, and what init_from names
     if that was opened for it."""
     config = config.copy_and_resolve_references()

@@ -130,7 +130,7 @@ def page(plan, c=None):
 
 def test_the_page_of_a_plan():
     text, numbers = page(made(2.0)).text(), page(made(2.0)).numbers()
-    assert "4.00 GiB of 15.75: fits" in text and "2.000 to 3.000 s" in text
+    assert "4.00 GiB of 15.75: fits" in text and "2.000 s to 3.000 s (work 2.000 s" in text
     assert numbers["fits"] and numbers["step_seconds"] == (2.0, 3.0)
     assert numbers["mfu"] == pytest.approx([1e15 / 16 / 197e12 / s for s in (3.0, 2.0)])
     assert numbers["tokens_per_sec"] == pytest.approx(64 * 2048 / 3.0)
