@@ -16,6 +16,8 @@ DTYPE_BYTES = {"pred": 1, "s4": .5, "u4": .5, "s8": 1, "u8": 1, "s16": 2, "u16":
 ON_CHIP = re.compile(r"S\([1-9]\d*\)")  # a layout in other memory than HBM
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+# A kernel's text has lines that begin with }}. tpu7x names the core that a computation runs on.
+_END = re.compile(r'^\}(, execution_thread="\w+")?$')
 _NAME = re.compile(r"^  (ROOT )?%([\w.\-]+) = ")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 
@@ -80,7 +82,7 @@ class Module:
             if name is None and head:
                 name, lines = head[2], []
                 self.entry = name if head[1] else self.entry
-            elif name is not None and line == "}":  # a kernel's text has lines that begin with }}
+            elif name is not None and _END.match(line):
                 self.computations[name] = Computation(name, _ops(lines))
                 name = None
             elif name is not None:

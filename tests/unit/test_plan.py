@@ -113,6 +113,25 @@ window={size=4x16 stride=3x15 lhs_dilate=4x16}, dim_labels=0b1f_0o1i->01bf
     assert module.flops("main") == 2 * 4 * 16 * 2048 * 2048 * 128
 
 
+def test_a_collective_on_a_core_of_its_own():
+    """As tpu7x runs it, beside the work."""
+    found = predict.costs("""HloModule m
+
+%aside (p: f32[1024]) -> f32[1024] {
+  %p = f32[1024]{0} parameter(0)
+  ROOT %r = f32[1024]{0} all-reduce(%p), channel_id=1, replica_groups=[1,2]<=[2], to_apply=%add
+}, execution_thread="sparsecore"
+
+ENTRY %main (a: f32[1024]) -> f32[1024] {
+  %a = f32[1024]{0} parameter(0)
+  %s = ((f32[1024]{0}), f32[1024]{0}, s32[]) async-start(%a), async_execution_thread="sparsecore", \
+calls=%aside
+  ROOT %d = f32[1024]{0} async-done(%s)
+}
+""", chips.CHIPS["tpu7x"], {"data": 2})
+    assert [(x.kind, x.axes, x.bytes) for x in found.collectives] == [("all-reduce", "data", 4096)]
+
+
 def test_the_slower_of_work_and_communication_and_their_sum():
     found = predict.Costs(0, 0, 2.0, 1.0, [predict.Collective("all-reduce", "data", 8, 4.0)])
     assert found.step == (4.0, 7.0)
