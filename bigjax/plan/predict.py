@@ -19,7 +19,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 
 class Collective(NamedTuple):
-    """axes: of the mesh, as 'fsdp'. bytes: that one device sends a step. seconds: on a ring of one
+    """axes: of the mesh, as 'fsdp', or 'slices'. bytes: that one device sends a step. seconds: on a ring of one
     pair of links; over the network where it is between slices."""
     kind: str
     axes: str
@@ -48,8 +48,9 @@ class Costs(NamedTuple):
 
 def costs(text: str, chip: Chip, mesh: dict[str, int], slices: int = 1) -> Costs:
     """text: of the compiled step. mesh: the size of each axis, in order, of which the first is cut
-    over the slices."""
-    walk = _Walk(hlo.Module(text), chip, mesh, slices)
+    over the slices: a step is compiled for one slice, and numbers the devices within it."""
+    first, *rest = mesh.items()
+    walk = _Walk(hlo.Module(text), chip, {first[0]: first[1] // slices, **dict(rest)}, slices)
     walk.computation(walk.module.entry, 1)
     found = [Collective(kind, axes, *amounts) for (kind, axes), amounts in
              sorted(walk.collectives.items())]
@@ -61,8 +62,7 @@ class _Walk:
     """Adds up what a computation costs, loops multiplied out."""
 
     def __init__(self, module: hlo.Module, chip: Chip, mesh: dict[str, int], slices: int) -> None:
-        self.module, self.chip, self.mesh = module, chip, mesh
-        self.slice_size = math.prod(mesh.values()) // slices
+        self.module, self.chip, self.mesh, self.slices = module, chip, mesh, slices
         self.flops = self.kernel_flops = self.seconds = 0.0
         self.collectives: dict[tuple[str, str], tuple[float, float]] = {}
 
@@ -82,7 +82,9 @@ class _Walk:
         if op.opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in op.text:
             self.kernel_flops += times * _kernel_flops(op)
             return
-        if _kind(op):
+        if op.opcode == "send":
+            self._between_slices(op, times)
+        if _kind(op) or op.opcode in ("send", "recv", "send-done", "recv-done"):
             return
         flops, chip = self.module.op_flops(c, op), self.chip
         self.flops += times * flops
@@ -117,9 +119,20 @@ class _Walk:
             share = (2 if kind == "all-reduce" else 1) * (n - 1) / max(n, 1)
         sent, key = times * size * share, (kind, self._axes(ids))
         all_sent, seconds = self.collectives.get(key, (0.0, 0.0))
-        near = len({i // self.slice_size for i in ids}) == 1
-        speed = links * self.chip.link if near else self.chip.dcn
-        self.collectives[key] = all_sent + sent, seconds + sent / (speed * 1e9)
+        self.collectives[key] = all_sent + sent, seconds + sent / (links * self.chip.link * 1e9)
+
+    def _between_slices(self, op: hlo.Op, times: float) -> None:
+        """What a device hands to its host, for the network."""
+        kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', op.text)
+        if not kind:
+            return
+        kind, n = kind[1].lower().replace("_", "-"), self.slices
+        if kind == "one-to-one":
+            kind, n = "collective-permute", 2
+        sent = times * op.arrays[0].bytes * (2 * (n - 1) / n if kind == "all-reduce" else n - 1)
+        all_sent, seconds = self.collectives.get((kind, "slices"), (0.0, 0.0))
+        self.collectives[kind, "slices"] = (all_sent + sent,
+                                            seconds + sent / (self.chip.dcn * 1e9))
 
     def _axes(self, ids: list[int]) -> str:
         """The axes of the mesh along which a group of devices lies."""
@@ -145,9 +158,10 @@ def _kind(op: hlo.Op) -> str | None:
 
 def group(text: str) -> list[int]:
     """The devices of the first group of a collective, in any of HLO's notations."""
-    pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text)
+    pairs = re.search(r"source_target_pairs=\{(\S*?)\}\}", text)
     if pairs:
-        return [int(pairs[1]), int(pairs[2])]
+        return next(([int(a), int(b)] for a, b in re.findall(r"(\d+),(\d+)", pairs[1]) if a != b),
+                    [0])
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", text)
     if listed:
         return [int(i) for i in listed[1].split(",")]

@@ -94,7 +94,7 @@ def test_loops_are_counted():
     ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", [0, 1, 2, 3]),
     ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}, x", [0, 1, 2, 3]),
     ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}, x", [0, 4]),
-    ("source_target_pairs={{3,5},{4,6}}", [3, 5])])
+    ("source_target_pairs={{3,5},{4,6}}", [3, 5]), ("source_target_pairs={{0,0},{2,1}}", [2, 1])])
 def test_groups_of_devices(notation, ids):
     assert predict.group(notation) == ids
 
@@ -138,20 +138,21 @@ def test_the_slower_of_work_and_communication_and_their_sum():
 
 
 def test_what_is_between_slices_takes_the_network():
-    """Of two slices of four: groups of neighbours, and of one device in each slice."""
-    form = """HloModule m
+    """Two slices of four: the groups are within one, and a host transfer goes to the other."""
+    found = predict.costs("""HloModule m
 
-ENTRY %main (a: f32[1024]) -> f32[1024] {{
-  %a = f32[1024]{{0}} parameter(0)
-  ROOT %r = f32[1024]{{0}} all-reduce(%a), channel_id=1, replica_groups={groups}, to_apply=%add
-}}
-"""
-    mesh, chip = {"data": 2, "fsdp": 4}, chips.CHIPS["v5e"]
-    near, = predict.costs(form.format(groups="[2,4]<=[8]"), chip, mesh, 2).collectives
-    far, = predict.costs(form.format(groups="[4,2]<=[2,4]T(1,0)"), chip, mesh, 2).collectives
-    assert (near.axes, far.axes) == ("fsdp", "data")
-    assert near.seconds == pytest.approx(near.bytes / (2 * chip.link * 1e9))
-    assert far.seconds == pytest.approx(far.bytes / (chip.dcn * 1e9))
+ENTRY %main (a: f32[1024]) -> f32[1024] {
+  %a = f32[1024]{0} parameter(0)
+  %r = f32[1024]{0} all-reduce(%a), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
+  %t = token[] after-all()
+  ROOT %s = (f32[1024]{0}, u32[], token[]) send(%r, %t), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+}
+""", chips.CHIPS["v5e"], {"data": 2, "fsdp": 2, "tensor": 2}, 2)
+    near, far = sorted(found.collectives, key=lambda c: c.seconds)
+    assert (near.axes, near.bytes, far.axes, far.bytes) == ("tensor", 4096, "slices", 4096)
+    assert near.seconds == pytest.approx(4096 / 90e9) and far.seconds == 4096 / 3.125e9
+    assert found.seconds == 0
 
 
 @pytest.mark.parametrize("topology, message", [
