@@ -4,10 +4,13 @@ and the same numbers. Scores and softmax are in float32. `attend` chooses.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from bigjax.parallel import sharding
 from bigjax.parallel.mesh import platform
 
 KERNELS = ("einsum", "blocked", "splash", "cudnn")
@@ -51,18 +54,59 @@ def attend(q, k, v, *, causal: bool, start=0, q_segments=None, k_segments=None,
             from bigjax.layers import splash  # slow to import
             if splash.suits(T):
                 return splash.splash(q, k, v, q_segments, causal, platform() != "tpu")
-        if kernel == "cudnn" and q.dtype != jnp.float32 and q.shape[-1] % 8 == 0:
+        if kernel == "cudnn" and _suits_cudnn(q):
             return cudnn(q, k, v, q_segments, causal)
     mask = attention_mask(q.shape[1], k.shape[1], causal, start, q_segments, k_segments)
     return einsum(q, k, v, mask, dropout if dropping else 0.0, rng)
 
 
 def cudnn(q_BTHD, k_BSKD, v_BSKD, segments_BT, causal: bool) -> jax.Array:
-    """cuDNN's fused attention, for 16-bit numbers on NVIDIA's GPUs."""
-    mask = attention_mask(q_BTHD.shape[1], k_BSKD.shape[1], False, 0, segments_BT, segments_BT)
+    """cuDNN's fused attention, for 16-bit numbers on NVIDIA's GPUs.
+
+    Each device has its rows and heads. Causality costs nothing; what else is masked is an array
+    [B, T, S] that the kernel reads, and to which it writes a gradient: segments are, and causality
+    where the sequence is cut, since cuDNN knows of no first query but the first. Each device then
+    has its queries and gathers the keys of all.
+    """
+    T = q_BTHD.shape[1]
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        mask = attention_mask(T, T, False, 0, segments_BT, segments_BT)
+        return _cudnn(q_BTHD, k_BSKD, v_BSKD, mask, causal)
+    part = sharding.spec(mesh, q_BTHD.shape, ("batch", "length", "act_heads", None), "the queries")
+    batch, length, heads = (*part, None, None, None)[:3]
+    ways = lambda axes: sharding.size_of(mesh, sharding.mesh_axes(axes))
+    queries = T // ways(length)
+
+    def on_device(q, k, v, *segments):
+        cut = queries < T
+        start = jax.lax.axis_index(length) * queries if cut else 0
+        mask = attention_mask(queries, T, causal and cut, start, *(segments or (None, None)))
+        return _cudnn(q, k, v, mask, causal and not cut)
+
+    # Key heads that do not divide over the devices are repeated until they do.
+    K = math.lcm(k_BSKD.shape[2], ways(heads))
+    k, v = (jnp.repeat(x, K // x.shape[2], axis=2) for x in (k_BSKD, v_BSKD))
+    P = PartitionSpec
+    segments = () if segments_BT is None else (segments_BT, segments_BT)
+    return jax.shard_map(
+        on_device, out_specs=part, check_vma=False,
+        in_specs=(part, P(batch, None, heads), P(batch, None, heads),
+                  *(P(batch, length), P(batch))[:len(segments)]))(q_BTHD, k, v, *segments)
+
+
+def _cudnn(q, k, v, mask_BTS, causal: bool) -> jax.Array:
     return jax.nn.dot_product_attention(
-        q_BTHD, k_BSKD, v_BSKD, mask=None if mask is None else mask[:, None], is_causal=causal,
+        q, k, v, mask=None if mask_BTS is None else mask_BTS[:, None], is_causal=causal,
         implementation="cudnn")
+
+
+def _suits_cudnn(q_BTHD) -> bool:
+    """Heads of at most 128, which all GPUs with cuDNN's attention can do, and, which it demands of
+    a mask that it is given, an even number of queries on each device."""
+    T, D = q_BTHD.shape[1], q_BTHD.shape[3]
+    ways = jax.sharding.get_abstract_mesh().shape.get("sequence", 1)
+    return q_BTHD.dtype != jnp.float32 and D % 8 == 0 and D <= 128 and T % (2 * ways) == 0
 
 
 def einsum(q_BTHD, k_BSKD, v_BSKD, mask_BTS, dropout: float = 0.0, rng=None) -> jax.Array:

@@ -27,6 +27,34 @@ def test_kernels_equal_einsum_in_values_and_gradients(kernel, T, n_kv_heads, pac
         _compare(kernel, T, n_kv_heads, packed, causal)
 
 
+@pytest.mark.parametrize("n_kv_heads, packed, causal, mesh", [
+    (1, True, True, (2, 1, 2, 2)), (2, False, True, (1, 1, 8, 1)), (2, False, False, (2, 1, 1, 4))],
+    ids=str)
+def test_cudnn_is_given_the_right_part_on_each_device(
+        n_kv_heads, packed, causal, mesh, monkeypatch):
+    """With jax's plain form of what cuDNN does on GPUs."""
+    given = []
+
+    def plain(q, k, v, *, mask, is_causal, implementation):
+        given.append((implementation, mask is not None, is_causal))
+        return of_jax(q, k, v, mask=mask, is_causal=is_causal, implementation="xla")
+
+    of_jax = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
+    monkeypatch.setattr(kernels, "_suits_cudnn", lambda q: True)  # these are float32
+    with jax.set_mesh(mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, mesh)))):
+        _compare("cudnn", 64, n_kv_heads, packed, causal)
+    cut = mesh[2] > 1
+    assert set(given) == {("cudnn", packed or (causal and cut), causal and not cut)}
+
+
+@pytest.mark.parametrize("T, D, dtype, suits", [
+    (64, 128, "bfloat16", True), (64, 64, "float16", True), (64, 64, "float32", False),
+    (64, 256, "bfloat16", False), (64, 60, "bfloat16", False), (63, 64, "bfloat16", False)])
+def test_what_cudnn_can_do(T, D, dtype, suits):
+    assert kernels._suits_cudnn(jax.ShapeDtypeStruct((2, T, 4, D), dtype)) == suits
+
+
 def _compare(kernel, T, n_kv_heads, packed, causal):
     B, H, D = 2, 4, 8
     keys = jax.random.split(jax.random.key(0), 4)
