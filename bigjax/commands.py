@@ -286,9 +286,11 @@ def embeddings(argv: list[str]) -> None:
 
 def plan(argv: list[str]) -> None:
     """Compiles a config for a TPU pod, without one: does it fit, how fast, what is communicated.
+    For GPUs, with `pip install -e '.[cuda]'`, without seconds.
 
     --config=FILE[:VARIANT] --config.KEY=VALUE   needs `pip install -e '.[plan]'`
-    --topology=CHIP:AxB     such as v5e:16x16 or v5p:8x8x8; --slices=2 of them
+    --topology=CHIP:AxB     such as v5e:16x16 or v5p:8x8x8; --slices=2 of them; GPUs: h100:8, or
+                            h100:4x8, four hosts of eight
     --mesh=AXIS=N,...       of config.mesh, such as data=1,fsdp=64,tensor=8
     --search                tries layouts, for --budget-minutes=20; given again, it goes on
     --calibrate=FILE        corrects seconds by measured runs: lines of --json with

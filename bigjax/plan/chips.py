@@ -1,6 +1,6 @@
-"""TPU chips: their figures, and pods of them that programs can be compiled for.
+"""Chips: their figures, and pods of them that programs can be compiled for.
 
-A pod is described by libtpu, which has the whole compiler: no TPU is needed.
+A TPU pod is described by libtpu, which has the whole compiler: no TPU is needed. GPUs: gpu.py.
 """
 
 import importlib.util
@@ -9,6 +9,7 @@ import os
 from typing import NamedTuple
 
 from bigjax.errors import UserError
+from bigjax.plan import gpu
 
 GIB = 2 ** 30
 
@@ -18,18 +19,23 @@ class Chip(NamedTuple):
 
     clock: GHz, which the compiler's cycles are of. peak: bfloat16 TFLOP/s. hbm: GB/s. link: GB/s
     one way, of one of its links to neighbours. dcn: GB/s to other slices, a device's share of its
-    host's network. limit: GiB of HBM that the compiler allows. dims: of its torus. largest: chips
-    of one slice. Clocks are derived from the peak and the width of the matrix units; tpu7x's clock
-    and network are inferred.
+    host's network. limit: GiB of HBM that the compiler allows. dims: of its torus, 0 without one.
+    largest: chips of one slice. Clocks are derived from the peak and the width of the matrix units;
+    tpu7x's clock and network are inferred. None: of GPUs, of which no time is predicted.
     """
-    clock: float
-    peak: float
-    hbm: float
-    link: float
-    dcn: float
+    clock: float | None
+    peak: float | None
+    hbm: float | None
+    link: float | None
+    dcn: float | None
     limit: float
     dims: int
     largest: int
+
+    @property
+    def timed(self) -> bool:
+        """Whether times can be predicted."""
+        return self.peak is not None
 
 
 CHIPS = {
@@ -38,35 +44,55 @@ CHIPS = {
     "v5p": Chip(1.75, 459, 2765, 90, 6.25, 95.74, 3, 6144),
     "v6e": Chip(1.75, 918, 1640, 90, 12.5, 31.25, 2, 256),
     "tpu7x": Chip(2.2, 1153.5, 3690, 90, 12.5, 94.75, 3, 9216),
+    "h100": Chip(None, None, None, None, None, gpu.MEMORY / GIB, 0, 4096),
 }
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 SMALL_CUBES = ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4")
+ONE_HOST = ("1", "2", "4", "8")  # GPUs
 
 
 def before_jax() -> None:
-    """Lets libtpu describe pods on a machine without a TPU. To be called before jax starts."""
+    """Lets compilers describe pods on a machine without them. To be called before jax starts."""
+    # Of what does not fit and of its own doings the GPU compiler complains; what fails is raised.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.update(
         JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost",
         TPU_ACCELERATOR_TYPE="v5litepod-1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 
 
 def parse(topology: str) -> tuple[str, tuple[int, ...]]:
-    """'v5e:4x4' as ('v5e', (4, 4)). UserError, with what is known, for what is no slice."""
+    """'v5e:4x4' as ('v5e', (4, 4)), 'h100:2x8', two hosts of eight, as ('h100', (2, 8)).
+
+    UserError, with what is known, for what is no slice.
+    """
     name, _, text = topology.partition(":")
     if name not in CHIPS:
         raise UserError(f"--topology={topology!r}: {name!r} is no chip that is known. Known: "
                         + "; ".join(_known(chip) for chip in CHIPS) + ".")
     chip = CHIPS[name]
     sizes = tuple(int(n) for n in text.split("x") if n.isdigit())
-    good = text in FLAT if chip.dims == 2 else text in SMALL_CUBES or (
-        len(sizes) == 3 and all(n and n % 4 == 0 for n in sizes)
-        and sizes == tuple(sorted(sizes)) and math.prod(sizes) <= chip.largest)
+    if chip.dims == 0:
+        good = text in ONE_HOST or (len(sizes) == 2 and sizes[0] > 1 and sizes[1] == gpu.PER_HOST
+                                    and math.prod(sizes) <= chip.largest)
+    else:
+        good = text in FLAT if chip.dims == 2 else text in SMALL_CUBES or (
+            len(sizes) == 3 and all(n and n % 4 == 0 for n in sizes)
+            and sizes == tuple(sorted(sizes)) and math.prod(sizes) <= chip.largest)
     if not good or "x".join(map(str, sizes)) != text:
         raise UserError(f"--topology={topology!r} is no slice there is. Known: {_known(name)}.")
     return name, sizes
 
 
+def figures(name: str) -> Chip:
+    """Of a chip; the limit of a GPU is the part of its memory that jax takes."""
+    chip = CHIPS[name]
+    return chip if chip.timed else chip._replace(limit=chip.limit * gpu.share())
+
+
 def _known(name: str) -> str:
+    if CHIPS[name].dims == 0:
+        return (f"{name}:{', '.join(ONE_HOST)}, and HOSTSx{gpu.PER_HOST} from 2x{gpu.PER_HOST} up "
+                f"to {CHIPS[name].largest // gpu.PER_HOST}x{gpu.PER_HOST}")
     if CHIPS[name].dims == 2:
         return f"{name}:{', '.join(FLAT)}"
     return (f"{name}:{', '.join(SMALL_CUBES)}, and AxBxC of ascending multiples of 4 up to "
@@ -76,9 +102,14 @@ def _known(name: str) -> str:
 def devices(topology: str, slices: int = 1) -> list:
     """The devices of slices, which programs can be compiled for.
 
-    Raises UserError for a topology that libtpu does not know, and without libtpu.
+    Raises UserError for a topology that the compiler does not know, and without the compiler.
     """
     chip, sizes = parse(topology)
+    if not CHIPS[chip].timed:
+        if slices > 1:
+            raise UserError(f"--slices={slices}: only TPUs come in slices. Several hosts of GPUs "
+                            f"are --topology={chip}:{slices}x{gpu.PER_HOST}.")
+        return gpu.devices(sizes)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("A plan needs libtpu, which holds the TPU compiler: "
                         "pip install -e '.[plan]'.")

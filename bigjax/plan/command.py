@@ -1,4 +1,4 @@
-"""`bigjax plan`: what a config would do on a TPU pod, compiled here, without one."""
+"""`bigjax plan`: what a config would do on a TPU pod or GPUs, compiled here, without them."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import math
 from absl import flags
 
 from bigjax.errors import UserError
+from bigjax.plan import gpu
 from bigjax.plan.chips import CHIPS, GIB, parse
 
 TRUST = """\
@@ -14,6 +15,12 @@ bytes sent: counted in the compiled program, loops multiplied out. Seconds: of a
 were 10% and 16% below what was published; take them for 20%, and for comparing layouts of one model
 on one chip, not chips with each other. How much of the communication hides behind work is not
 known: hence a range. Kernels are taken to reach half of the peak."""
+TRUST_GPU = """\
+How far to trust this. HBM: the compiler's own figure, with kernels as it takes them by default; on
+a GPU it tries several, which changes it a little. The limit is the part of the memory that jax
+takes ({share:.0%}; XLA_CLIENT_MEM_FRACTION sets it, here as there). FLOPs and bytes sent: counted
+in the compiled program, loops multiplied out; cuDNN's attention with the scores that are masked.
+No seconds and no MFU: the compiler predicts none, and kernels are chosen by measuring."""
 
 
 def define_flags(f: flags.FlagValues) -> None:
@@ -32,6 +39,10 @@ def run(f: flags.FlagValues, config) -> None:
     if f.slices < 1:
         raise UserError(f"--slices is {f.slices}; it must be at least 1.")
     chip = parse(f.topology)[0]
+    for name in ("search", "calibrate") if not CHIPS[chip].timed else ():
+        if f[name].value:
+            raise UserError(f"--{name} needs predicted seconds, and of {chip} there are none, only "
+                            "memory and communication: leave it out, and try layouts by --mesh.")
     _set_mesh(config, f.mesh)
     from bigjax.plan import calibrate, compile as compile_lib
     from bigjax.train.run import resolved
@@ -44,7 +55,7 @@ def run(f: flags.FlagValues, config) -> None:
     pages = [_Page(plan, config, f.topology, f.slices, correct) for plan in found]
     for page in pages:
         print(page.text())
-    print(TRUST)
+    print(TRUST if CHIPS[chip].timed else TRUST_GPU.format(share=gpu.share()))
     if correct:
         print(f"Corrected by {correct.runs} measured run(s): work x {correct.work:.2f}, "
               f"communication x {correct.communication:.2f}.")
@@ -92,7 +103,7 @@ class _Page:
     @property
     def mfu(self) -> tuple[float, float] | None:
         """Of the FLOPs that the model needs, at the slowest and the fastest; None if unknown."""
-        if not self.plan.fits or not self.plan.model_flops:
+        if not self.seconds or not self.plan.model_flops:
             return None
         share = self.plan.model_flops / (self.plan.devices * self.chip.peak * 1e12)
         return share / self.seconds[1], share / self.seconds[0]
@@ -130,20 +141,26 @@ class _Page:
                          "weights")
         if not plan.fits:
             return "\n".join([*lines, "  " + self._advice()])
-        kernels = f", {plan.kernel_flops / 1e12:,.4g} T in Pallas kernels"
+        kernels = f", {plan.kernel_flops / 1e12:,.4g} T in attention kernels"
         lines.append(f"  FLOPs          {plan.flops / 1e12:,.4g} T a device and step"
                      + (kernels if plan.kernel_flops else ""))
         for c in plan.collectives:
+            took = "" if c.seconds is None else f", {_time(c.seconds)}"
             lines.append(f"  {c.kind:<18} along {c.axes or 'one device'}: {c.bytes / 1e9:,.4g} GB "
-                         f"sent, {_time(c.seconds)}")
-        low, high = self.seconds
-        lines.append(f"  step           {_time(low)} to {_time(high)} (work "
-                     f"{_time(plan.work_seconds)}, communication {_time(plan.communication)})")
-        lines.append(f"  tokens/s       {self.tokens / high:,.0f} to {self.tokens / low:,.0f}")
-        if self.mfu:
-            lines.append(f"  MFU            {self.mfu[0]:.1%} to {self.mfu[1]:.1%}")
+                         f"sent{took}")
+        lines += self._speed() if self.seconds else [
+            f"  step           no time is predicted of {parse(self.topology)[0]}"]
         lines.append(f"  compiled in    {plan.compile_seconds:.0f} s")
         return "\n".join(lines)
+
+    def _speed(self) -> list[str]:
+        plan, (low, high) = self.plan, self.seconds
+        lines = [f"  step           {_time(low)} to {_time(high)} (work "
+                 f"{_time(plan.work_seconds)}, communication {_time(plan.communication)})",
+                 f"  tokens/s       {self.tokens / high:,.0f} to {self.tokens / low:,.0f}"]
+        if self.mfu:
+            lines.append(f"  MFU            {self.mfu[0]:.1%} to {self.mfu[1]:.1%}")
+        return lines
 
     def _advice(self) -> str:
         """Which knob would help, of a plan that does not fit."""
@@ -160,7 +177,7 @@ class _Page:
         knobs.append(f"train.accumulate={2 * c.train.accumulate} (now {c.train.accumulate})")
         knobs.append("a larger mesh.fsdp, mesh.tensor or mesh.sequence")
         return ("Activations take most of it. To make it fit: " + "; or ".join(knobs)
-                + "; or let --search find a layout.")
+                + ("; or let --search find a layout." if self.chip.timed else "."))
 
 
 def _time(seconds: float) -> str:

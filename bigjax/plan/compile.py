@@ -29,9 +29,9 @@ class Plan:
 
     phase: of adversarial training, else ''. model_flops: that the model needs, of all devices; 0 if
     its task does not say. peak_bytes: of HBM, None where the compiler gave up
-    because it did not fit and did not say how much it needs. kernel_seconds: of work_seconds, in Pallas
-    kernels. step_seconds: if communication hides behind work whole, and if not at all; None if it
-    does not fit, as all that follows.
+    because it did not fit and did not say how much it needs. flops and what follows: None or empty
+    if it does not fit; seconds None of GPUs too. kernel_seconds: of work_seconds, in attention
+    kernels. step_seconds: if communication hides behind work whole, and if not at all.
     """
     phase: str
     devices: int
@@ -50,25 +50,26 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.step_seconds is not None
+        return self.flops is not None
 
     @property
-    def communication(self) -> float:
+    def communication(self) -> float | None:
         """Seconds of all collectives one after another."""
-        return sum(c.seconds for c in self.collectives)
+        return None if self.step_seconds is None else sum(c.seconds for c in self.collectives)
 
 
 def plans(config, topology: str, slices: int = 1) -> list[Plan]:
     """The plan of a config's step, of adversarial training one of each phase.
 
-    Raises UserError for a topology or mesh that cannot be, and without libtpu.
+    Raises UserError for a topology or mesh that cannot be, and without its compiler.
     """
-    chip, _ = chips.parse(topology)
+    name, _ = chips.parse(topology)
+    chip = chips.figures(name)
     mesh = mesh_lib.make_mesh(config.mesh, chips.devices(topology, slices))
     mesh_lib.check_batch(mesh, config.train.batch_size, config.train.accumulate)
     task = tasks.build(config)
     program = program_lib.make(config, task, mesh)
-    return [_plan(config, task, program, mesh, (topology, slices), chips.CHIPS[chip], phase, step)
+    return [_plan(config, task, program, mesh, (topology, slices), chip, phase, step)
             for phase, step in _steps(config, task)]
 
 
@@ -88,9 +89,10 @@ def _plan(config, task, program, mesh, pod, chip, phase, step) -> Plan:
     known = Plan(phase, mesh.size, task.flops_per_example * batch_size, chip.limit * chips.GIB,
                  _bytes(program.abstract.params), _bytes(program.abstract.opt_state), None, 0.0)
     key = hashlib.sha256("\0".join([
-        lowered.as_text(), repr(pod), repr(sorted(config.train.compiler_options.items())),
-        jax.__version__, importlib.metadata.version("libtpu"),
-        os.environ.get("LIBTPU_INIT_ARGS", ""), _sources()]).encode()).hexdigest()[:24]
+        lowered.as_text(), repr((pod, chip)), repr(sorted(config.train.compiler_options.items())),
+        jax.__version__, importlib.metadata.version("libtpu" if chip.timed else "jax-cuda12-pjrt"),
+        os.environ.get("LIBTPU_INIT_ARGS", ""), os.environ.get("XLA_FLAGS", ""), _sources(),
+    ]).encode()).hexdigest()[:24]
     path = cache_folder(config.data.cache_dir, "plans") / f"{key}.json"
     try:
         return _from_json(path.read_text())
@@ -106,13 +108,16 @@ def _plan(config, task, program, mesh, pod, chip, phase, step) -> Plan:
         plan = dataclasses.replace(known, peak_bytes=used and _size(*used.group(1, 2)),
                                    compile_seconds=time.perf_counter() - begun)
     else:
-        costs = predict.costs(compiled.as_text(), chip, dict(mesh.shape), pod[1])
         plan = dataclasses.replace(
             known, peak_bytes=float(compiled.memory_analysis().peak_memory_in_bytes),
-            compile_seconds=time.perf_counter() - begun, flops=costs.flops + costs.kernel_flops,
-            kernel_flops=costs.kernel_flops, work_seconds=costs.seconds + costs.kernel_seconds,
-            kernel_seconds=costs.kernel_seconds,
-            collectives=tuple(costs.collectives), step_seconds=costs.step)
+            compile_seconds=time.perf_counter() - begun)
+        # A TPU's compiler refuses what does not fit; a GPU's knows no limit.
+        if chip.timed or plan.peak_bytes <= plan.limit_bytes:
+            costs = predict.costs(compiled.as_text(), chip, dict(mesh.shape), pod[1])
+            plan = dataclasses.replace(
+                plan, flops=costs.flops + costs.kernel_flops, kernel_flops=costs.kernel_flops,
+                work_seconds=costs.work, kernel_seconds=costs.kernel_seconds,
+                collectives=tuple(costs.collectives), step_seconds=costs.step)
     write_atomically(path, json.dumps(dataclasses.asdict(plan)).encode())
     return plan
 

@@ -91,7 +91,11 @@ class Module:
             raise ValueError("This is no HLO module: it has no ENTRY computation.")
 
     def trips(self, loop: Op) -> int:
-        """How often a while loop runs: it counts from a constant to a constant. 1 if unknown."""
+        """How often a while loop runs: as GPUs' programs say, else it counts from a constant to a
+        constant. 1 if unknown."""
+        told = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text)
+        if told:
+            return int(told[1])
         found = self._compared(self.computations[loop.attribute("condition")])
         if not found:
             return 1
@@ -197,7 +201,7 @@ class Module:
         """Of one operation: 2 a multiplication that is added up. A loop's body counts each trip."""
         if op.opcode == "convolution":
             return _convolution_flops(op, *c.inputs(op))
-        if op.opcode == "dot":
+        if op.opcode == "dot" or 'custom_call_target="__cublas$' in op.text:
             return _dot_flops(op, c.inputs(op)[0])
         if op.opcode == "while":
             return self.trips(op) * self.flops(op.attribute("body"))
@@ -342,8 +346,9 @@ def _parameter(op: Op) -> int:
 
 
 def _dot_flops(op: Op, left: Op) -> float:
-    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.text)
-    dims = [int(i) for i in contracted[1].split(",")] if contracted and contracted[1] else []
+    """Also of a product by cuBLAS, which says the same in other words."""
+    found = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)', op.text)
+    dims = [int(i) for i in re.findall(r"\d+", found[1])] if found else []
     return 2. * op.arrays[0].size * math.prod(left.arrays[0].dims[i] for i in dims)
 
 

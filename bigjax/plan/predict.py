@@ -17,33 +17,41 @@ from bigjax.plan.chips import Chip
 KERNEL_SHARE = 0.5  # of the peak, that attention kernels are taken to reach
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
+KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha\w+)"')
+CUDNN_SCORES = re.compile(r'"intermediate_tensor_shape":.*?"dimensions": ?\[([^\]]*)\]')
+
 
 class Collective(NamedTuple):
-    """axes: of the mesh, as 'fsdp', or 'slices'. bytes: that one device sends a step. seconds: on a ring of one
-    pair of links; over the network where it is between slices."""
+    """axes: of the mesh, as 'fsdp', or 'slices'. bytes: that one device sends a step. seconds: on a
+    ring of one pair of links; over the network where it is between slices; None of GPUs."""
     kind: str
     axes: str
     bytes: float
-    seconds: float
+    seconds: float | None
 
 
 class Costs(NamedTuple):
-    """Of a step on one device; seconds without communication, kernels apart."""
+    """Of a step on one device; seconds without communication, kernels apart, None of GPUs."""
     flops: float  # of matrix products
     kernel_flops: float
-    seconds: float
-    kernel_seconds: float
+    seconds: float | None
+    kernel_seconds: float | None
     collectives: list[Collective]
 
     @property
-    def communication(self) -> float:
-        return sum(c.seconds for c in self.collectives)
+    def communication(self) -> float | None:
+        return None if self.seconds is None else sum(c.seconds for c in self.collectives)
 
     @property
-    def step(self) -> tuple[float, float]:
+    def work(self) -> float | None:
+        return None if self.seconds is None else self.seconds + self.kernel_seconds
+
+    @property
+    def step(self) -> tuple[float, float] | None:
         """Seconds of a step if communication hides behind work whole, and if not at all."""
-        work = self.seconds + self.kernel_seconds
-        return max(work, self.communication), work + self.communication
+        if self.seconds is None:
+            return None
+        return max(self.work, self.communication), self.work + self.communication
 
 
 def costs(text: str, chip: Chip, mesh: dict[str, int], slices: int = 1) -> Costs:
@@ -52,8 +60,10 @@ def costs(text: str, chip: Chip, mesh: dict[str, int], slices: int = 1) -> Costs
     first, *rest = mesh.items()
     walk = _Walk(hlo.Module(text), chip, {first[0]: first[1] // slices, **dict(rest)}, slices)
     walk.computation(walk.module.entry, 1)
-    found = [Collective(kind, axes, *amounts) for (kind, axes), amounts in
-             sorted(walk.collectives.items())]
+    found = [Collective(kind, axes, sent, seconds if chip.timed else None)
+             for (kind, axes), (sent, seconds) in sorted(walk.collectives.items())]
+    if not chip.timed:
+        return Costs(walk.flops, walk.kernel_flops, None, None, found)
     kernel_seconds = walk.kernel_flops / (KERNEL_SHARE * chip.peak * 1e12)
     return Costs(walk.flops, walk.kernel_flops, walk.seconds, kernel_seconds, found)
 
@@ -79,7 +89,7 @@ class _Walk:
 
     def _op(self, c: hlo.Computation, op: hlo.Op, times: float, channels: set) -> None:
         self._collectives(c, op, times, channels)
-        if op.opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in op.text:
+        if op.opcode == "custom-call" and KERNEL.search(op.text):
             self.kernel_flops += times * _kernel_flops(op)
             return
         if op.opcode == "send":
@@ -88,6 +98,8 @@ class _Walk:
             return
         flops, chip = self.module.op_flops(c, op), self.chip
         self.flops += times * flops
+        if not chip.timed:
+            return
         self.seconds += times * max(
             flops / (chip.peak * 1e12), self.module.hbm_bytes(c, op) / (chip.hbm * 1e9),
             op.cycles / (chip.clock * 1e9) if flops else 0.0)
@@ -115,11 +127,15 @@ class _Walk:
         else:
             into = sum(a.bytes for x in c.inputs(op) for a in x.arrays)
             out = sum(a.bytes for a in op.arrays)
+            if op.opcode != kind and kind != "all-reduce":  # begun: its result has the inputs too
+                out -= into
             size, links = max(into, out), 2  # a ring in both directions
             share = (2 if kind == "all-reduce" else 1) * (n - 1) / max(n, 1)
         sent, key = times * size * share, (kind, self._axes(ids))
         all_sent, seconds = self.collectives.get(key, (0.0, 0.0))
-        self.collectives[key] = all_sent + sent, seconds + sent / (links * self.chip.link * 1e9)
+        if self.chip.timed:
+            seconds += sent / (links * self.chip.link * 1e9)
+        self.collectives[key] = all_sent + sent, seconds
 
     def _between_slices(self, op: hlo.Op, times: float) -> None:
         """What a device hands to its host, for the network."""
@@ -142,7 +158,14 @@ class _Walk:
 
 
 def _kernel_flops(op: hlo.Op) -> float:
-    """Of a Pallas kernel: what it says of itself; of splash attention what its program says."""
+    """Of a Pallas kernel: what it says of itself; of splash attention what its program says; of
+    cuDNN's attention two products of [T, D] and [D, S] forward and five backward, which computes
+    the scores again. Those that causality masks count, though cuDNN leaves most of them out."""
+    scores = CUDNN_SCORES.search(op.text)
+    if scores:
+        sizes = [int(n) for n in re.findall(r"\d+", scores[1])]
+        products = 5 if "Backward" in KERNEL.search(op.text)[1] else 2
+        return 2. * products * math.prod(sizes) * op.arrays[0].dims[-1]
     product = re.search(SCOPE + r"(\d+)", op.text)
     kind = next((x for x in PRODUCTS if op.name.startswith(x)), None)
     if kind and product:

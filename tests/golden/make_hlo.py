@@ -1,12 +1,14 @@
-"""Writes the compiled steps that tests/unit/test_plan.py reads. Needs `pip install -e '.[plan]'`.
+"""Writes the compiled steps that tests/unit/test_plan.py reads. Needs `pip install -e '.[plan]'`,
+for the last one `pip install -e '.[cuda]'`: where one is absent, its files are left as they are.
 
     python tests/golden/make_hlo.py
 
 A small GPT on four chips, parameters cut over all: with its layers scanned, unrolled, cut by tensor
-parallelism, and with splash attention.
+parallelism, with splash attention, and on GPUs, cut over two of four, with cuDNN's.
 """
 
 import gzip
+import importlib.util
 import pathlib
 import re
 import sys
@@ -22,7 +24,9 @@ from bigjax.plan import compile as compile_lib  # noqa: E402
 from bigjax.train import program as program_lib  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
-FORMS = ("scanned", "unrolled", "tensor", "splash")
+FORMS = {"libtpu": ("scanned", "unrolled", "tensor", "splash"), "jax_cuda12_plugin": ("h100",)}
+MESHES = {"tensor": {"data": 1, "tensor": 4}, "h100": {"data": 2, "fsdp": 2}}
+KERNELS = {"splash": "splash", "h100": "cudnn"}
 
 
 def small(form: str):
@@ -30,9 +34,9 @@ def small(form: str):
     with c.unlocked():
         c.model = dict(name="gpt", vocab_size=512, max_len=128, d_model=128, n_layers=3,
                        n_heads=4 if form == "tensor" else 2, scan=form != "unrolled",
-                       dtype="bfloat16", attention="splash" if form == "splash" else "einsum")
+                       dtype="bfloat16", attention=KERNELS.get(form, "einsum"))
         c.data.seq_len, c.data.packing, c.train.batch_size = 128, False, 16
-        c.mesh.update({"data": 1, "tensor" if form == "tensor" else "fsdp": 4})
+        c.mesh.update(MESHES.get(form, {"data": 1, "fsdp": 4}))
     return c
 
 
@@ -42,9 +46,11 @@ def _scope(metadata: re.Match) -> str:
 
 
 def main() -> None:
-    for form in FORMS:
+    for form in (f for compiler, forms in FORMS.items() if importlib.util.find_spec(compiler)
+                 for f in forms):
         c = small(form)
-        mesh = mesh_lib.make_mesh(c.mesh, chips.devices("v5e:2x2"))
+        mesh = mesh_lib.make_mesh(
+            c.mesh, chips.devices("h100:4" if form == "h100" else "v5e:2x2"))
         task = tasks.build(c)
         lowered = compile_lib.lower(task, program_lib.make(c, task, mesh), mesh,
                                     c.train.batch_size, 0)

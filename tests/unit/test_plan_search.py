@@ -23,7 +23,8 @@ def made(seconds=1.0, peak=4.0, **more):
     return compile_lib.Plan(**{**dict(
         phase="", devices=16, model_flops=1e15, limit_bytes=15.75 * chips.GIB,
         parameter_bytes=1e9, optimizer_bytes=2e9, peak_bytes=peak * chips.GIB, compile_seconds=3.0,
-        flops=1e12, kernel_flops=0.0, work_seconds=seconds, kernel_seconds=0.0, step_seconds=step,
+        flops=1e12 if seconds else None, kernel_flops=0.0, work_seconds=seconds,
+        kernel_seconds=0.0, step_seconds=step,
         collectives=(collective,) if seconds else ()), **more})
 
 
