@@ -7,16 +7,16 @@
 
 from bigjax import config
 
-PHASES = {  # tokens, masked tokens a row, peak, warm-up, steps, batch
-    "phase1": (128, 20, 6e-3, 2_000, 7_038, 65_536),
-    "phase2": (512, 80, 4e-3, 200, 1_563, 32_768),
-}
+PHASES = {  # tokens, masked tokens a row, peak, warm-up, steps, batch, micro-batches
+    "phase1": (128, 20, 6e-3, 2_000, 7_038, 65_536, 2),
+    "phase2": (512, 80, 4e-3, 200, 1_563, 32_768, 4),
+}  # `bigjax plan`: so they fit 256 chips of v5e
 
 
 def get_config(variant=""):
     c = config.new_config()
     choice = config.variants(variant or "phase1", tiny="phase1", phase1="phase1", phase2="phase2")
-    seq_len, max_predictions, learning_rate, warmup_steps, steps, batch_size = PHASES[choice]
+    seq_len, max_predictions, learning_rate, warmup_steps, steps, *batch = PHASES[choice]
 
     if choice == "phase2":
         c.init_from = "runs/bert-large-lamb-phase1"  # with new moments; a tokenizer like its own
@@ -44,7 +44,7 @@ def get_config(variant=""):
     c.optim.clip_norm = 1.0
 
     c.train.steps = steps
-    c.train.batch_size = batch_size
+    c.train.batch_size, c.train.accumulate = batch
 
     c.mesh.data = 1
     c.mesh.fsdp = -1
