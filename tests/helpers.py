@@ -25,15 +25,16 @@ def saved_checksums(workdir, step: int) -> dict:
     return json.loads(meta.read_text())["checksums"]
 
 
-def command(*arguments: str, devices: int = 2) -> subprocess.Popen:
-    """Starts `bigjax ...` in a process of its own, with this many devices."""
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+def command(*arguments: str, devices: int | None = 2) -> subprocess.Popen:
+    """Starts `bigjax ...` in a process of its own, with this many devices; None: it decides."""
+    flag = "--xla_force_host_platform_device_count="
+    flags = os.environ["XLA_FLAGS"].replace(f"{flag}8", f"{flag}{devices}" if devices else "")
     return subprocess.Popen([sys.executable, "-m", "bigjax.main", *arguments],
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             env={**os.environ, "XLA_FLAGS": flags})
 
 
-def run(*arguments: str, devices: int = 2, timeout: float = 240) -> tuple[int, str, str]:
+def run(*arguments: str, devices: int | None = 2, timeout: float = 240) -> tuple[int, str, str]:
     """Runs `bigjax ...` to its end: exit code, standard output, standard error."""
     process = command(*arguments, devices=devices)
     out, err = process.communicate(timeout=timeout)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-OPEN_SECTIONS = ("model", "task", "evals", "data.sources", "train.compiler_options")  # their keys are not fixed here
+# Their keys are not fixed here.
+OPEN_SECTIONS = ("model", "task", "evals", "data.sources", "train.compiler_options")
 
 
 def new_config() -> ConfigDict:
@@ -74,7 +75,7 @@ def new_config() -> ConfigDict:
     c.optim.freeze = ""  # regex over parameter paths: which ones are not trained
     c.optim.layer_decay = 1.0  # factor of the learning rate from each layer to the one below
     c.optim.clip_norm = 1.0  # of the global gradient; 0 = off
-    c.optim.offload = False  # its state waits in the hosts' memory between updates
+    c.optim.offload = False  # its state waits in the hosts' memory while gradients are made
 
     c.train = ConfigDict()
     c.train.steps = 1000

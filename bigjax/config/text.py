@@ -26,6 +26,10 @@ def override(config: ConfigDict, arguments: list[str], extra_fields: dict[str, d
         if field in extra_fields.get(section, {}) and field not in config[section]:
             with config.unlocked():
                 config[section][field] = extra_fields[section][field]
+        if key.startswith("train.compiler_options."):  # any: the compiler knows which there are
+            options, name = config.train.compiler_options, key.rpartition(".")[2]
+            with config.unlocked():
+                options[name] = options.get(name, "")
         _require(config, key, extra_fields)
     for key, argument in zip(keys, arguments):  # one at a time: the message names the wrong one
         values = flags.FlagValues()

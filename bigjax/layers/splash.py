@@ -86,5 +86,6 @@ def _kernel(H: int, T: int, causal: bool, head_shards: int, length_shards: int, 
         block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block,
         block_kv_dq=block)
     return library.make_splash_mha(
-        masks.MultiHeadMask([mask_of(T, causal, length_shards)] * H), block_sizes=blocks, head_shards=head_shards,
-        q_seq_shards=length_shards, residual_checkpoint_name=KERNEL_RESIDUALS, interpret=interpret)
+        masks.MultiHeadMask([mask_of(T, causal, length_shards)] * H), block_sizes=blocks,
+        head_shards=head_shards, q_seq_shards=length_shards,
+        residual_checkpoint_name=KERNEL_RESIDUALS, interpret=interpret)

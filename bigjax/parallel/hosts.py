@@ -43,7 +43,7 @@ MAY_DIFFER = ("data.cache_dir",)  # between the configs of the processes
 _FOR_EVER = 10 ** 9  # ms. Waiting needs no limit of its own: a process that dies ends all.
 _LOST = ("another process of this run has died or cannot be reached; its own output may say why. "
          "Run the same command on all hosts again: training goes on from the newest checkpoint.")
-_LINGER = 10.0  # s that process 0, which keeps the messages, waits for the others to read the last
+_LINGER = 20.0  # s that process 0, which keeps the messages, waits for the others to read the last
 _gathered = itertools.count()  # of calls: equal on all processes
 _starting, _joined, _failing = threading.Event(), threading.Event(), threading.Event()
 

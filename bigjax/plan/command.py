@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 from absl import flags
 
@@ -43,13 +44,15 @@ def run(f: flags.FlagValues, config) -> None:
         if f[name].value:
             raise UserError(f"--{name} needs predicted seconds, and of {chip} there are none, only "
                             "memory and communication: leave it out, and try layouts by --mesh.")
+    if f.search and f.mesh:
+        raise UserError("--search tries every mesh: leave --mesh out, or --search.")
     _set_mesh(config, f.mesh)
     from bigjax.plan import calibrate, compile as compile_lib
     from bigjax.train.run import resolved
     config, _ = resolved(config)
     correct = calibrate.read(f.calibrate, chip) if f.calibrate else None
     if f.search:
-        found = [_search(f, config)]
+        found = [_search(f, config, correct)]
     else:
         found = compile_lib.plans(config, f.topology, f.slices)
     pages = [_Page(plan, config, f.topology, f.slices, correct) for plan in found]
@@ -57,8 +60,7 @@ def run(f: flags.FlagValues, config) -> None:
         print(page.text())
     print(TRUST if CHIPS[chip].timed else TRUST_GPU.format(share=gpu.share()))
     if correct:
-        print(f"Corrected by {correct.runs} measured run(s): work x {correct.work:.2f}, "
-              f"communication x {correct.communication:.2f}.")
+        print(f"Corrected by {correct.runs} measured run(s): {correct}.")
     if f.json:
         print(json.dumps({**pages[-1].numbers(), "fits": all(plan.fits for plan in found)}))
 
@@ -67,22 +69,22 @@ def _set_mesh(config, text: str) -> None:
     with config.unlocked():
         for part in filter(None, text.split(",")):
             axis, _, size = part.partition("=")
-            if axis not in config.mesh or not size.lstrip("-").isdigit():
+            if axis not in config.mesh or not re.fullmatch(r"-?\d+", size):
                 raise UserError(f"--mesh={text!r}: {part!r} is not AXIS=NUMBER, with an axis of "
                                 f"{', '.join(config.mesh)}.")
             config.mesh[axis] = int(size)
 
 
-def _search(f, config):
+def _search(f, config, correct):
     """Prints the ranking; the plan of the best, whose choices config gets."""
     from bigjax.plan import search
-    found, _ = search.search(config, f.topology, f.slices, f["budget-minutes"].value,
-                             lambda text: print(text, flush=True))
-    print(f"\n{'seconds a step':<16}{'HBM':<12}layout")
+    seconds_of = correct or (lambda plan: plan.step_seconds)
+    found = search.search(config, f.topology, f.slices, f["budget-minutes"].value,
+                          lambda text: print(text, flush=True), seconds_of)
+    print(f"\n{'a step':<22}{'HBM':<12}layout")
     for one in found[:10]:
-        low, high = one.plan.step_seconds
-        print(f"{f'{low:.3f} to {high:.3f}':<16}{one.plan.peak_bytes / GIB:>5.2f} GiB   "
-              f"{one.candidate}")
+        low, high = map(_time, seconds_of(one.plan))
+        print(f"{f'{low} to {high}':<22}{one.plan.peak_bytes / GIB:>5.2f} GiB   {one.candidate}")
     best = found[0].candidate
     print("\nIn the config:\n    " + "\n    ".join(best.lines()) + "\n")
     chosen = search.apply(config, best)
@@ -111,10 +113,11 @@ class _Page:
     def numbers(self) -> dict:
         plan = self.plan
         return {
-            "topology": self.topology, "slices": self.slices, "mesh": dict(self.config.mesh),
+            "topology": self.topology, "slices": self.slices, "mesh": plan.mesh,
             "fits": plan.fits, "hbm_gib": _gib(plan.peak_bytes),
             "hbm_limit_gib": _gib(plan.limit_bytes), "parameters_gib": _gib(plan.parameter_bytes),
-            "optimizer_gib": _gib(plan.optimizer_bytes), "flops": plan.flops,
+            "optimizer_gib": _gib(plan.optimizer_bytes),
+            "host_gib": _gib(plan.host_bytes), "flops": plan.flops,
             "kernel_flops": plan.kernel_flops,
             "collective_bytes": sum(c.bytes for c in plan.collectives),
             "collectives": [c._asdict() for c in plan.collectives],
@@ -134,9 +137,11 @@ class _Page:
         lines = [f"{pod}, {plan.devices} devices{phase}",
                  f"  HBM a device   {need} of {plan.limit_bytes / GIB:.2f}: {over or 'fits'}",
                  f"    parameters   {plan.parameter_bytes / GIB:.3f} GiB",
-                 f"    optimizer    {plan.optimizer_bytes / GIB:.3f} GiB"]
+                 f"    optimizer    {plan.optimizer_bytes / GIB:.3f} GiB"
+                 + (", in the host's memory; its way there and back has no seconds here"
+                    if plan.host_bytes else "")]
         if plan.peak_bytes:
-            rest = plan.peak_bytes - plan.parameter_bytes - plan.optimizer_bytes
+            rest = plan.peak_bytes - plan.parameter_bytes - plan.optimizer_bytes + plan.host_bytes
             lines.append(f"    the rest     {rest / GIB:.3f} GiB: activations, gradients, gathered "
                          "weights")
         if not plan.fits:
@@ -165,7 +170,7 @@ class _Page:
     def _advice(self) -> str:
         """Which knob would help, of a plan that does not fit."""
         plan, c = self.plan, self.config
-        at_rest = 2 * plan.parameter_bytes + plan.optimizer_bytes  # gradients are as large
+        at_rest = 2 * plan.parameter_bytes + plan.optimizer_bytes - plan.host_bytes  # + gradients
         if at_rest > 0.8 * plan.limit_bytes:
             devices = math.ceil(plan.devices * at_rest / (0.8 * plan.limit_bytes))
             return (f"Parameters, gradients and optimizer alone take {at_rest / GIB:.2f} GiB: cut "

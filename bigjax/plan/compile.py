@@ -14,13 +14,18 @@ import time
 import jax
 import numpy as np
 
-from bigjax import tasks
+import bigjax
+from bigjax import config as config_lib, tasks
 from bigjax.data.files import cache_folder, write_atomically
 from bigjax.parallel import mesh as mesh_lib, sharding
 from bigjax.plan import chips, predict
 from bigjax.train import program as program_lib
 
-_TOO_MUCH = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
+# Keys of a config that no compiled step depends on.
+_NO_MATTER = ("checkpoint.", "log.", "evals.", "hosts.", "data.cache_dir", "init_from",
+              "resume_from", "train.profile", "train.debug_nans", "train.compilation_cache")
+_TOO_MUCH = re.compile(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm")
+_TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMG])\) exceeds available HBM")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,25 +33,31 @@ class Plan:
     """Of one kind of step on a device of the pod; bytes and seconds.
 
     phase: of adversarial training, else ''. model_flops: that the model needs, of all devices; 0 if
-    its task does not say. peak_bytes: of HBM, None where the compiler gave up
-    because it did not fit and did not say how much it needs. flops and what follows: None or empty
+    its task does not say. peak_bytes: of HBM; None where the compiler gave up because it did not
+    fit, and did not say how much it needs; where it named a part, that. host_bytes: that wait in
+    the host's memory (optim.offload) and travel twice a step. flops and what follows: None or empty
     if it does not fit; seconds None of GPUs too. kernel_seconds: of work_seconds, in attention
     kernels. step_seconds: if communication hides behind work whole, and if not at all.
     """
     phase: str
-    devices: int
+    mesh: dict[str, int]
     model_flops: float
     limit_bytes: float
     parameter_bytes: float
     optimizer_bytes: float
     peak_bytes: float | None
     compile_seconds: float
+    host_bytes: float = 0.0
     flops: float | None = None
     kernel_flops: float | None = None
     work_seconds: float | None = None
     kernel_seconds: float | None = None
     collectives: tuple[predict.Collective, ...] = ()
     step_seconds: tuple[float, float] | None = None
+
+    @property
+    def devices(self) -> int:
+        return math.prod(self.mesh.values())
 
     @property
     def fits(self) -> bool:
@@ -67,10 +78,30 @@ def plans(config, topology: str, slices: int = 1) -> list[Plan]:
     chip = chips.figures(name)
     mesh = mesh_lib.make_mesh(config.mesh, chips.devices(topology, slices))
     mesh_lib.check_batch(mesh, config.train.batch_size, config.train.accumulate)
+    path = cache_folder(config.data.cache_dir, "plans") / (
+        _key(config, dict(mesh.shape), topology, slices, chip) + ".json")
+    try:
+        return [_from_json(plan) for plan in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError, KeyError):  # absent or damaged: compile again
+        pass
     task = tasks.build(config)
     program = program_lib.make(config, task, mesh)
-    return [_plan(config, task, program, mesh, (topology, slices), chip, phase, step)
-            for phase, step in _steps(config, task)]
+    found = [_plan(config, task, program, mesh, slices, chip, phase, step)
+             for phase, step in _steps(config, task)]
+    write_atomically(path, json.dumps([dataclasses.asdict(plan) for plan in found]).encode())
+    return found
+
+
+def _key(config, mesh: dict[str, int], *pod) -> str:
+    """Of all that a plan follows from, by content."""
+    chip = pod[-1]
+    leaves = [(key, value) for key, value in config_lib.sorted_leaves(config)
+              if not key.startswith(_NO_MATTER)]
+    versions = [jax.__version__,
+                importlib.metadata.version("libtpu" if chip.timed else "jax-cuda12-pjrt")]
+    flags = [os.environ.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
+    text = repr((leaves, mesh, pod, versions, flags)) + _sources()
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def _steps(config, task) -> list[tuple[str, int]]:
@@ -83,49 +114,45 @@ def _steps(config, task) -> list[tuple[str, int]]:
     return [*first.items()]
 
 
-def _plan(config, task, program, mesh, pod, chip, phase, step) -> Plan:
+def _plan(config, task, program, mesh, slices, chip, phase, step) -> Plan:
     batch_size = config.train.batch_size
     lowered = lower(task, program, mesh, batch_size, step)
-    known = Plan(phase, mesh.size, task.flops_per_example * batch_size, chip.limit * chips.GIB,
+    known = Plan(phase, dict(mesh.shape), task.flops_per_example * batch_size,
+                 chip.limit * chips.GIB,
                  _bytes(program.abstract.params), _bytes(program.abstract.opt_state), None, 0.0)
-    key = hashlib.sha256("\0".join([
-        lowered.as_text(), repr((pod, chip)), repr(sorted(config.train.compiler_options.items())),
-        jax.__version__, importlib.metadata.version("libtpu" if chip.timed else "jax-cuda12-pjrt"),
-        os.environ.get("LIBTPU_INIT_ARGS", ""), os.environ.get("XLA_FLAGS", ""), _sources(),
-    ]).encode()).hexdigest()[:24]
-    path = cache_folder(config.data.cache_dir, "plans") / f"{key}.json"
-    try:
-        return _from_json(path.read_text())
-    except (OSError, ValueError, TypeError, KeyError):  # absent or damaged: compile again
-        pass
     begun = time.perf_counter()
     try:
         compiled = lowered.compile()
     except Exception as e:  # jaxlib's errors have no common class
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
-        used = _TOO_MUCH.search(str(e))
-        plan = dataclasses.replace(known, peak_bytes=used and _size(*used.group(1, 2)),
+        used, part = _TOO_MUCH.search(str(e)), _TEMPORARIES.search(str(e))
+        peak = used and _size(*used.groups())
+        if part:
+            peak = _size(*part.groups()) + known.parameter_bytes + known.optimizer_bytes
+        plan = dataclasses.replace(known, peak_bytes=peak,
                                    compile_seconds=time.perf_counter() - begun)
     else:
+        memory = compiled.memory_analysis()
+        on_host = memory.host_argument_size_in_bytes  # the compiler's peak has it in it
         plan = dataclasses.replace(
-            known, peak_bytes=float(compiled.memory_analysis().peak_memory_in_bytes),
-            compile_seconds=time.perf_counter() - begun)
+            known, peak_bytes=float(memory.peak_memory_in_bytes - on_host),
+            host_bytes=float(on_host), compile_seconds=time.perf_counter() - begun)
         # A TPU's compiler refuses what does not fit; a GPU's knows no limit.
         if chip.timed or plan.peak_bytes <= plan.limit_bytes:
-            costs = predict.costs(compiled.as_text(), chip, dict(mesh.shape), pod[1])
+            costs = predict.costs(compiled.as_text(), chip, dict(mesh.shape), slices)
             plan = dataclasses.replace(
                 plan, flops=costs.flops + costs.kernel_flops, kernel_flops=costs.kernel_flops,
                 work_seconds=costs.work, kernel_seconds=costs.kernel_seconds,
                 collectives=tuple(costs.collectives), step_seconds=costs.step)
-    write_atomically(path, json.dumps(dataclasses.asdict(plan)).encode())
     return plan
 
 
 @functools.cache
 def _sources() -> str:
-    """Of this room: a plan that another version of it made is made again."""
-    return "".join(path.read_text() for path in sorted(pathlib.Path(__file__).parent.glob("*.py")))
+    """All of bigjax: what another version of it has planned is planned again."""
+    folder = pathlib.Path(bigjax.__file__).parent
+    return "".join(path.read_text() for path in sorted(folder.rglob("*.py")))
 
 
 def lower(task, program, mesh, batch_size: int, step: int):
@@ -138,8 +165,7 @@ def lower(task, program, mesh, batch_size: int, step: int):
         return program.step.lower(program.abstract, task.frozen(), batch)
 
 
-def _from_json(text: str) -> Plan:
-    found = json.loads(text)
+def _from_json(found: dict) -> Plan:
     found["collectives"] = tuple(predict.Collective(*c) for c in found["collectives"])
     found["step_seconds"] = found["step_seconds"] and tuple(found["step_seconds"])
     return Plan(**found)

@@ -104,18 +104,20 @@ class _Walk:
             flops / (chip.peak * 1e12), self.module.hbm_bytes(c, op) / (chip.hbm * 1e9),
             op.cycles / (chip.clock * 1e9) if flops else 0.0)
 
-    def _collectives(self, c: hlo.Computation, op: hlo.Op, times: float, channels: set) -> None:
+    def _collectives(self, c: hlo.Computation, op: hlo.Op, times: float, channels: set,
+                     fused: bool = False) -> None:
         """Those of an operation. Of a collective cut over several fusions, so that others run
-        meanwhile, each fusion shows the whole: it counts once by its channel."""
+        meanwhile, each fusion shows the whole: it counts once by its channel. Outside of fusions
+        a channel stands as often as the compiler has unrolled its loop."""
         kind = _kind(op)
         if not kind:
             for name in hlo.called(op):
                 inner = self.module.computations[name]
                 for one in inner.ops.values():
-                    self._collectives(inner, one, times, channels)
+                    self._collectives(inner, one, times, channels, True)
             return
         channel = op.attribute("channel_id"), kind, tuple((a.dtype, a.dims) for a in op.arrays)
-        if channel[0] and channel in channels:
+        if fused and channel[0] and channel in channels:
             return
         channels.add(channel)
         if kind == "all-reduce" and c.name.startswith("all-reduce-scatter"):

@@ -43,7 +43,7 @@ class Candidate(NamedTuple):
         return [*(f"c.mesh.{axis} = {n}" for axis, n in self.mesh.items()),
                 *([f"c.model.remat = {self.remat!r}"] if self.remat else []),
                 f"c.train.accumulate = {self.accumulate}",
-                *(f"c.train.compiler_options.{k} = {v!r}" for k, v in self.options.items())]
+                *([f"c.train.compiler_options = {self.options}"] if self.options else [])]
 
     def __str__(self) -> str:
         mesh = " ".join(f"{axis}={n}" for axis, n in self.mesh.items() if n > 1) or "one device"
@@ -58,35 +58,39 @@ class Found(NamedTuple):
     seconds: float  # in the middle of the predicted range
 
 
-def search(config, topology: str, slices: int, minutes: float, log: Callable[[str], None]
-           ) -> tuple[list[Found], int]:
-    """(what was compiled and fits, best first; how many were not tried for want of time).
+def search(config, topology: str, slices: int, minutes: float, log: Callable[[str], None],
+           seconds_of: Callable[[compile_lib.Plan], tuple[float, float]]) -> list[Found]:
+    """What was compiled and fits, best first.
 
-    Raises UserError if nothing can fit, or for adversarial training.
+    seconds_of(plan): (low, high) of a step.
+    Raises UserError if nothing fits that was tried, or for adversarial training.
     """
     begun = time.monotonic()
     candidates, ruled_out = _candidates(config, topology, slices)
-    log(f"{len(candidates)} layouts may fit; arithmetic rules out {ruled_out}.")
+    log(f"{len(candidates)} layouts and flags may fit; arithmetic rules out {ruled_out}.")
     found: list[Found] = []
     for i, candidate in enumerate(candidates):
         if found and candidate.bound >= min(f.seconds for f in found):
             continue
         if i and time.monotonic() - begun > 60 * minutes:
             left = len(candidates) - i
-            log(f"The {minutes:g} minutes are up; {left} layouts were not tried. The same command "
-                "goes on.")
-            return sorted(found, key=lambda f: f.seconds), left
+            log(f"The {minutes:g} minutes are up; {left} were not tried. The same command goes on.")
+            if not found:
+                raise UserError(f"None of the {i} layouts that were tried fits {slices} x "
+                                f"{topology}: give --search more --budget-minutes, or use a larger "
+                                "slice or a smaller train.batch_size.")
+            break
         plan, = compile_lib.plans(apply(config, candidate), topology, slices)
         if plan.fits and plan.peak_bytes <= (1 - SPARE) * plan.limit_bytes:
-            found.append(Found(candidate, plan, sum(plan.step_seconds) / 2))
-            log(f"  {candidate}: {found[-1].seconds:.3f} s, "
+            found.append(Found(candidate, plan, sum(seconds_of(plan)) / 2))
+            log(f"  {candidate}: {found[-1].seconds:.3g} s, "
                 f"{plan.peak_bytes / chips.GIB:.2f} GiB")
         else:
             log(f"  {candidate}: does not fit")
     if not found:
         raise UserError(f"No layout of this config fits {slices} x {topology}: use a larger slice, "
                         "or a smaller train.batch_size.")
-    return sorted(found, key=lambda f: f.seconds), 0
+    return sorted(found, key=lambda f: f.seconds)
 
 
 def apply(config, candidate: Candidate):
@@ -111,6 +115,7 @@ def _candidates(config, topology: str, slices: int) -> tuple[list[Candidate], in
                         "--mesh=... instead.")
     count = _Arithmetic(config, task, chips.CHIPS[chip], sizes, n)
     remats = ("none", "dots", "full") if hasattr(task.model_config, "remat") else ("",)
+    own = config.train.compiler_options.to_dict()
     kept, ruled_out = [], 0
     for mesh in _meshes(n, slices):
         at_rest = count.at_rest(mesh)
@@ -122,7 +127,8 @@ def _candidates(config, topology: str, slices: int) -> tuple[list[Candidate], in
                 ruled_out += 1
                 continue
             bound, estimate = count.seconds(mesh, remat, micro)
-            kept += [Candidate(mesh, remat, micro, flags, estimate, bound) for flags in FLAGS]
+            kept += [Candidate(mesh, remat, micro, {**own, **flags}, estimate, bound)
+                     for flags in FLAGS]
     if not kept:
         raise UserError(f"No layout of this config fits {slices} x {topology}, by arithmetic: use "
                         "a larger slice, or a smaller train.batch_size.")
@@ -167,7 +173,8 @@ class _Arithmetic:
         self.vocab = getattr(c, "vocab_size", 0)
 
     def at_rest(self, sizes: dict[str, int]) -> float | None:
-        """Parameters, their gradients and the optimizer's state; None if they cannot be cut so."""
+        """Parameters, their gradients, and the optimizer's state unless it is with the host; None
+        if they cannot be cut so."""
         mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes),
                             axis_types=(AxisType.Auto,) * len(sizes))
         T = self.config.data.seq_len
@@ -177,8 +184,11 @@ class _Arithmetic:
             placed = sharding.of_params(mesh, self.params, self.task.axes)
         except UserError:
             return None
-        state = sharding.of_opt_state(mesh, self.opt_state, self.params, placed)
-        return 2 * _bytes(self.params, placed) + _bytes(self.opt_state, state)
+        total = 2 * _bytes(self.params, placed)
+        if not self.config.optim.offload:
+            total += _bytes(self.opt_state,
+                            sharding.of_opt_state(mesh, self.opt_state, self.params, placed))
+        return total
 
     def activations(self, sizes: dict[str, int], remat: str, micro: int) -> float:
         """No less than this is kept from the forward to the backward pass."""
@@ -194,9 +204,11 @@ class _Arithmetic:
 
     def seconds(self, sizes: dict[str, int], remat: str, micro: int) -> tuple[float, float]:
         """(no step can take less, an estimate)."""
-        again = {"full": 4 / 3}.get(remat, 1.0)
-        bound = self.task.flops_per_example * self.config.train.batch_size * again * 0.9 / (
-            self.n * self.chip.peak * 1e12)
+        T, batch_size = self.config.data.seq_len, self.config.train.batch_size
+        # The count of a task takes all scores of attention; half of them are masked.
+        flops = self.task.flops_per_example - 6 * self.layers * self.queries * T * T
+        bound = flops * batch_size / (self.n * self.chip.peak * 1e12)
+        again = 4 / 3 if remat == "full" else 1.0
         share = lambda axis: (sizes[axis] - 1) / sizes[axis]
         mine = 2 * self.weights / sizes["tensor"]  # bfloat16
         passes = {"none": 1, "dots": 2, "full": 2}.get(remat, 1)
@@ -210,7 +222,7 @@ class _Arithmetic:
         sent += (passes + 1) * 2 * tokens * self.keys * self.layers * (
             sizes["sequence"] - 1) / sizes["tensor"]
         communication = sent / (2 * self.chip.link * 1e9)
-        work = bound / SHARE_OF_PEAK
+        work = bound * again / SHARE_OF_PEAK
         return bound, (max(work, communication) + work + communication) / 2
 
     def _tokens(self, sizes: dict[str, int]) -> float:

@@ -44,9 +44,10 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
     Raises UserError if there is no such step, or it is damaged.
     """
     hosts.start(config, workdir)
-    checkpoints = Checkpoints(workdir_lib.existing(workdir), read_only=True)
+    folder = workdir_lib.existing(workdir)
+    mesh = mesh_lib.start(config.mesh, batch_size)  # before Orbax, which starts jax
+    checkpoints = Checkpoints(folder, read_only=True)
     step = checkpoints.pick(step)
-    mesh = mesh_lib.start(config.mesh, batch_size)
     task = tasks.build(config)
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     place = sharding.of_params(mesh, shapes["params"], task.axes)

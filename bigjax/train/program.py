@@ -46,7 +46,7 @@ def use_compilation_cache(folder: str, mesh) -> None:
 
 def make(config, task, mesh) -> Program:
     """The program of a config on a mesh. UserError for a layout that does not divide."""
-    _check_length(config, mesh.shape["sequence"])
+    _check_attention(config, mesh)
     params = jax.eval_shape(task.init, jax.random.key(0))["params"]
     if task.players:
         if config.optim.offload:
@@ -75,11 +75,15 @@ def make(config, task, mesh) -> Program:
     return Program(init, step, state_lib.abstract(shapes, shardings), shardings)
 
 
-def _check_length(config, sequence: int) -> None:
-    T = config.data.seq_len
+def _check_attention(config, mesh) -> None:
+    T, sequence = config.data.seq_len, mesh.shape["sequence"]
     if T % sequence:
         raise UserError(f"data.seq_len={T} does not divide over mesh.sequence={sequence}: "
                         f"{T} = {T // sequence} x {sequence} + {T % sequence}.")
+    platform = mesh.devices.flat[0].platform
+    if config.model.get("attention") == "cudnn" and platform not in ("gpu", "cuda"):
+        raise UserError(f"model.attention='cudnn' is for GPUs, and these devices are {platform}: "
+                        "use 'auto'.")
     if config.model.get("attention") == "splash" and T % (128 * sequence):
         raise UserError(f"model.attention='splash' takes 128 tokens at a time on each of "
                         f"mesh.sequence={sequence} device(s), and data.seq_len is {T}: use a "

@@ -151,6 +151,7 @@ def test_predict(tuned, tmp_path, capsys, ending):
     assert sum(r["prediction"] == t[2] for r, t in zip(rows, truth)) > 54
 
 
+@pytest.mark.slow
 def test_from_unrolled_to_scanned_and_on(tuned, flags, tmp_path, capsys):
     """Layers are found by path in either form."""
     code, out, err = bigjax(
@@ -162,6 +163,7 @@ def test_from_unrolled_to_scanned_and_on(tuned, flags, tmp_path, capsys):
     assert first["eval/valid/loss"] == pytest.approx(want["eval/valid/loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_class_weights_follow_the_counts(flags, folder, tmp_path, capsys):
     path = tmp_path / "skewed.tsv"
     lines = pathlib.Path(write_table(folder / "all.tsv", 300)).read_text().splitlines()
@@ -316,6 +318,7 @@ def test_a_head_for_other_labels_is_not_taken(tuned, flags, tmp_path, capsys):
     assert code == 0 and re.search("new +classifier", out), err
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_folder_it_came_from(flags, pretrained, tmp_path, capsys):
     import shutil
     source = tmp_path / "source"

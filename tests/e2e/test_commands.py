@@ -161,6 +161,13 @@ def test_a_full_disk_stops_cleanly_and_the_older_checkpoint_is_whole(flags, tmp_
     assert code == 0 and "Going on from step 10" in out, err
 
 
+def test_a_saved_run_gets_the_devices_that_its_mesh_asks_for(trained):
+    """In a process of its own: Orbax, which opens the checkpoint, must not start jax first."""
+    code, out, err = helpers.run("generate", f"--workdir={trained[0]}", "--max_tokens=2",
+                                 "--config.mesh.data=1", "--config.mesh.tensor=2", devices=None)
+    assert code == 0, err
+
+
 BAD = {
     "an unknown command": (["trian"], ["trian", "'train'"]),
     "no work folder": (["train", "--config=configs/gpt/docstrings.py"], ["--workdir"]),
@@ -222,6 +229,7 @@ def test_resume_from_a_run_of_another_config(capsys, flags, trained, tmp_path):
     assert code == 2 and "seed was 0, now 7" in err
 
 
+@pytest.mark.slow
 def test_init_from_casts_to_the_types_of_this_model(capsys, flags, trained, tmp_path):
     code, out, err = bigjax(capsys, "train", *flags, f"--workdir={tmp_path}/run",
                             "--config.model.param_dtype=bfloat16", "--config.train.steps=2",

@@ -100,6 +100,7 @@ def test_a_round_of_many_updates_is_not_run_again(capsys, tmp_path):
     assert "a round of many updates" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_compiled_steps_are_kept(flags, tmp_path):
     """In a process of its own: once jax has a cache it keeps it."""
     cache = tmp_path / "compiled"

@@ -69,7 +69,8 @@ def test_kill_and_run_again(flags, whole, tmp_path, moment):
     assert_equal_runs(workdir, whole)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
+@pytest.mark.parametrize("how", [
+    signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=lambda s: s.name)
 def test_a_signal_saves_and_says_how_to_go_on(flags, whole, tmp_path, how):
     workdir = tmp_path / "run"
     code, out = stop_at(lambda w: lines(w) > 4, workdir, flags, how)

@@ -85,7 +85,8 @@ def test_loss_and_parameters_after_ten_steps(tiny, corpus, one_device, mesh_size
     assert got[0][-1] < got[0][0] - 0.5  # and something was learned
 
 
-@pytest.mark.parametrize("name", ["lamb", "adafactor", "sgd"])
+@pytest.mark.parametrize("name", ["lamb", "adafactor",
+                                  pytest.param("sgd", marks=pytest.mark.slow)])
 def test_optimizers_on_a_mesh(tiny, corpus, one_device, name):
     with tiny.unlocked():
         set_optimizer(tiny, name)
@@ -185,7 +186,8 @@ def test_cpu_devices_follow_the_cores_and_the_batch(monkeypatch):
 @pytest.mark.parametrize("mesh_sizes", [(4, 2, 1), (1, 2, 4), (1, 1, 8)], ids=str)
 def test_each_device_takes_its_own_rows(monkeypatch, mesh_sizes):
     """In whatever order the devices lie in the mesh, as on a pod."""
-    devices = np.array(jax.devices())[[0, 5, 2, 7, 4, 1, 6, 3]].reshape(mesh_sizes)
+    shape = [sizes(*mesh_sizes)[axis] for axis in mesh_lib.AXES]
+    devices = np.array(jax.devices())[[0, 5, 2, 7, 4, 1, 6, 3]].reshape(shape)
     mesh = jax.sharding.Mesh(devices, mesh_lib.AXES)
     batch = np.arange(16 * 3).reshape(16, 3).astype(np.int32)
     rows = sharding.local_rows(mesh, 16)

@@ -141,8 +141,8 @@ def test_the_limit_is_what_jax_takes(monkeypatch):
 def made(gib: float):
     fits = gib < 59
     return compile_lib.Plan(
-        phase="", devices=8, model_flops=1e15, limit_bytes=59.0 * chips.GIB, parameter_bytes=1e9,
-        optimizer_bytes=2e9, peak_bytes=gib * chips.GIB, compile_seconds=3.0,
+        phase="", mesh={"data": 1, "fsdp": 8}, model_flops=1e15,
+        limit_bytes=59.0 * chips.GIB, parameter_bytes=1e9, optimizer_bytes=2e9, peak_bytes=gib * chips.GIB, compile_seconds=3.0,
         **(dict(flops=2e12, kernel_flops=1e12, collectives=(
             predict.Collective("all-gather", "fsdp", 3e9, None),)) if fits else {}))
 
