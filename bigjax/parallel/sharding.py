@@ -159,13 +159,6 @@ def on_host(shapes, shardings):
         lambda x, s: s.with_memory_kind("pinned_host") if x.ndim else s, shapes, shardings)
 
 
-def fetch(tree, shardings, after):
-    """A tree from the hosts' memory, on the devices as shardings says; not before `after` (any
-    arrays) is there, so that both need not have room at the same time."""
-    tree, _ = jax.lax.optimization_barrier((tree, after))
-    return jax.device_put(tree, shardings)
-
-
 def of_batch(mesh: Mesh) -> NamedSharding:
     """Batches: the first axis over the data axes."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

@@ -1,6 +1,5 @@
 """What a run compiles: its state's shapes and layout, and its step."""
 
-import functools
 from typing import Callable, NamedTuple
 
 from etils import epath
@@ -58,17 +57,17 @@ def make(config, task, mesh) -> Program:
         tx = optim.make(config.optim, config.train.steps, params)
     init = state_lib.make_init(task, tx, config.seed, config.train.ema > 0)
     shapes = jax.eval_shape(init)
-    shardings, fetch = state_lib.shardings(mesh, task, shapes), None
+    shardings, offload = state_lib.shardings(mesh, task, shapes), None
     if config.optim.offload:
-        fetch = functools.partial(sharding.fetch, shardings=shardings.opt_state)
-        shardings = shardings._replace(
-            opt_state=sharding.on_host(shapes.opt_state, shardings.opt_state))
+        there = sharding.on_host(shapes.opt_state, shardings.opt_state)
+        offload = shardings.opt_state, there
+        shardings = shardings._replace(opt_state=there)
     if task.players:
         step = adversarial.make_round(task, txs, config.seed)
     else:
         schedule = optim.make_schedule(config.optim, config.train.steps)
         step = make_step(task, tx, schedule, seed=config.seed, accumulate=config.train.accumulate,
-                         ema=config.train.ema, fetch=fetch)
+                         ema=config.train.ema, offload=offload)
     options = _compiler_options(config.train.compiler_options, mesh)
     step = jax.jit(packed(step), donate_argnums=0, out_shardings=(shardings, None),
                    compiler_options=options)

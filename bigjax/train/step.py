@@ -10,10 +10,10 @@ from bigjax.train.state import State
 
 
 def make_step(task, tx, schedule, *, seed: int, accumulate: int = 1, ema: float = 0.0,
-              fetch: Callable | None = None) -> Callable:
+              offload: tuple | None = None) -> Callable:
     """step(state, frozen, batch) -> (state, metrics); metrics: float32 scalars by name.
 
-    fetch(opt_state, after=gradients): brings the optimizer's state to the devices.
+    offload: where the optimizer's state lies during its update, and otherwise (shardings).
 
     Sums and weights are added over micro-batches and divided once, so that accumulation equals
     the large batch. A loss or gradient that is not finite leaves the parameters as they are, so
@@ -54,14 +54,33 @@ def make_step(task, tx, schedule, *, seed: int, accumulate: int = 1, ema: float 
                                                (jnp.arange(accumulate), micro))
         return g, parts, extras
 
+    def fetched_update(state: State, g, good):
+        """tx.update of a state that waits with the host, in a branch: it is entered when its
+        condition is known, so the state comes after the gradients. A compiler that is only told
+        the order (by a barrier) fetches it early, when memory is scarcest."""
+        here, there = offload
+
+        def update(waiting):
+            before = jax.device_put(waiting, here)
+            updates, after = tx.update(g, before, state.params)
+            finite = jnp.isfinite(optax.tree.norm(updates))
+            after = jax.tree_util.tree_map(lambda a, b: jnp.where(finite, a, b), after, before)
+            return updates, jax.device_put(after, there)
+
+        return jax.lax.cond(
+            good, update,
+            lambda waiting: (jax.tree_util.tree_map(jnp.zeros_like, g), waiting), state.opt_state)
+
     def step(state: State, frozen, batch) -> tuple[State, dict]:
         g, (total, weight, metrics), extras = sums(state, frozen, batch)
-        if fetch:
-            state = state._replace(opt_state=fetch(state.opt_state, after=g))
         weight = jnp.maximum(weight, 1e-9)
         g = jax.tree_util.tree_map(lambda x: x / weight, g)
         grad_norm = optax.tree.norm(g)
-        updates, opt_state = tx.update(g, state.opt_state, state.params)
+        if offload:
+            updates, opt_state = fetched_update(
+                state, g, jnp.isfinite(total) & jnp.isfinite(grad_norm) & ~state.halted)
+        else:
+            updates, opt_state = tx.update(g, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.ema
         if ema:
@@ -71,7 +90,9 @@ def make_step(task, tx, schedule, *, seed: int, accumulate: int = 1, ema: float 
               & jnp.isfinite(update_norm) & ~state.halted)
         new = State(state.step + 1, params, opt_state, extras, average, jnp.bool_(False))
         old = state._replace(step=new.step, halted=jnp.bool_(True))
-        new = jax.tree_util.tree_map(lambda a, b: jnp.where(ok, a, b), new, old)
+        if offload:  # it is right already, and nothing is computed where it lies
+            old = old._replace(opt_state=opt_state)
+        new = jax.tree_util.tree_map(lambda a, b: a if a is b else jnp.where(ok, a, b), new, old)
         return new, {
             "loss": total / weight,
             **{k: s / jnp.maximum(w, 1e-9) for k, (s, w) in metrics.items()},
