@@ -75,17 +75,24 @@ def make_mesh(mesh_config, devices=None) -> Mesh:
         raise UserError(
             f"mesh {text}: {other} the {n} {devices[0].platform} device(s) here. Set mesh.* so "
             "that the sizes multiply to the devices, or one of them to -1.")
-    types = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(d, "slice_index", 0) for d in devices})
-    if slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices, axis_types=types)
     if sizes["data"] % slices:
         raise UserError(f"mesh {text}: there are {slices} slices, and between slices only the "
                         f"batch may be cut. Set mesh.data to a multiple of {slices}.")
-    within = (sizes["data"] // slices, *(sizes[a] for a in AXES[1:]))
+    shape = (sizes["data"] // slices, *(sizes[a] for a in AXES[1:]))
+    try:
+        grid = _grid(shape, slices, devices)
+    except NotImplementedError:  # an axis that is no whole dimension of the torus: it shares one
+        grid = _grid(shape, slices, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _grid(shape: tuple[int, ...], slices: int, devices, **options):
+    """Devices in the order of the axes, neighbours of a torus along each where that can be."""
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, **options)
     across = (slices, *(1 for _ in AXES[1:]))
-    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), AXES,
-                axis_types=types)
+    return mesh_utils.create_hybrid_device_mesh(shape, across, devices, **options)
 
 
 def platform() -> str:

@@ -159,6 +159,19 @@ def test_an_optimizer_state_that_waits_in_the_hosts_memory(tiny, corpus, one_dev
     assert kinds(got[2].opt_state) == {"pinned_host"} and kinds(got[2].params) == {"device"}
 
 
+def test_an_axis_may_share_a_dimension_of_the_torus(monkeypatch):
+    """Of 8x8x8 chips 4 x 8 x 2 x 8: jax refuses that unless it is told that dimensions may split."""
+    real, asked = mesh_lib.mesh_utils.create_device_mesh, []
+
+    def create(shape, devices, allow_split_physical_axes=False):
+        asked.append(allow_split_physical_axes)
+        if not allow_split_physical_axes:
+            raise NotImplementedError
+        return real(shape, devices)
+    monkeypatch.setattr(mesh_lib.mesh_utils, "create_device_mesh", create)
+    assert mesh_lib.make_mesh(sizes(2, 2, 2)).shape["fsdp"] == 2 and asked == [False, True]
+
+
 @pytest.mark.parametrize("call, words", [
     (lambda: mesh_lib.make_mesh(sizes(3, 1, 1)), ["data=3", "= 3", "8 cpu"]),
     (lambda: mesh_lib.make_mesh(sizes(-1, 3, 1)), ["3", "does not divide", "8 cpu"]),
