@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from bigjax import optim, tasks
 from bigjax.errors import UserError
+from bigjax.layers.output import LOGITS_AT_ONCE
 from bigjax.parallel import sharding
 from bigjax.parallel.mesh import AXES
 from bigjax.plan import chips, compile as compile_lib
@@ -26,6 +27,7 @@ WINDOWED = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
 FLAGS = ({}, {WINDOWED: "1000000"})
 MICRO_BATCHES = (1, 2, 4, 8, 16)
 SHARE_OF_PEAK = 0.85  # that matrix products reach
+USUAL = 1.4  # of what is certainly kept for the backward pass, is needed
 SPARE = 0.05  # of the HBM stays free: a run holds its next batch too
 
 
@@ -116,17 +118,19 @@ def _candidates(config, topology: str, slices: int) -> tuple[list[Candidate], in
     count = _Arithmetic(config, task, chips.CHIPS[chip], sizes, n)
     remats = ("none", "dots", "full") if hasattr(task.model_config, "remat") else ("",)
     own = config.train.compiler_options.to_dict()
+    room = (1 - SPARE) * chips.CHIPS[chip].limit * chips.GIB
     kept, ruled_out = [], 0
     for mesh in _meshes(n, slices):
         at_rest = count.at_rest(mesh)
         for remat, micro in itertools.product(remats, MICRO_BATCHES):
             shards = mesh["data"] * mesh["fsdp"] * micro
-            if at_rest is None or config.train.batch_size % shards or (
-                    at_rest + count.activations(mesh, remat, micro)
-                    > (1 - SPARE) * chips.CHIPS[chip].limit * chips.GIB):
+            kept_bytes = count.activations(mesh, remat, micro)
+            if at_rest is None or config.train.batch_size % shards or at_rest + kept_bytes > room:
                 ruled_out += 1
                 continue
             bound, estimate = count.seconds(mesh, remat, micro)
+            if at_rest + USUAL * kept_bytes > room:  # most of these do not fit: they come later
+                estimate *= 2
             kept += [Candidate(mesh, remat, micro, {**own, **flags}, estimate, bound)
                      for flags in FLAGS]
     if not kept:
@@ -199,8 +203,8 @@ class _Arithmetic:
         elif remat == "none":  # norms, residuals, both sides of the activation, whole weights
             kept = 6 * self.width + self.queries + self.keys + 2 * self.inner
             weights = 2 * self.weights / sizes["tensor"]
-        logits = 4 * self.vocab if hasattr(self.task.model_config, "tie_embeddings") else 0
-        return weights + tokens * (2 * self.layers * kept + logits) / sizes["tensor"]
+        logits = 4 * min(tokens * self.vocab / sizes["tensor"], LOGITS_AT_ONCE)
+        return weights + tokens * 2 * self.layers * kept / sizes["tensor"] + logits
 
     def seconds(self, sizes: dict[str, int], remat: str, micro: int) -> tuple[float, float]:
         """(no step can take less, an estimate)."""
