@@ -73,10 +73,8 @@ def cudnn(q_BTHD, k_BSKD, v_BSKD, segments_BT, causal: bool) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         mask = attention_mask(T, T, False, 0, segments_BT, segments_BT)
         return _cudnn(q_BTHD, k_BSKD, v_BSKD, mask, causal)
-    part = sharding.spec(mesh, q_BTHD.shape, ("batch", "length", "act_heads", None), "the queries")
-    batch, length, heads = (*part, None, None, None)[:3]
-    ways = lambda axes: sharding.size_of(mesh, sharding.mesh_axes(axes))
-    queries = T // ways(length)
+    (batch, length, heads), ways, k, v = over_devices(q_BTHD, k_BSKD, v_BSKD)
+    queries = T // ways[1]
 
     def on_device(q, k, v, *segments):
         cut = queries < T
@@ -84,15 +82,27 @@ def cudnn(q_BTHD, k_BSKD, v_BSKD, segments_BT, causal: bool) -> jax.Array:
         mask = attention_mask(queries, T, causal and cut, start, *(segments or (None, None)))
         return _cudnn(q, k, v, mask, causal and not cut)
 
-    # Key heads that do not divide over the devices are repeated until they do.
-    K = math.lcm(k_BSKD.shape[2], ways(heads))
-    k, v = (jnp.repeat(x, K // x.shape[2], axis=2) for x in (k_BSKD, v_BSKD))
     P = PartitionSpec
+    queries_at, keys_at = P(batch, length, heads), P(batch, None, heads)
     segments = () if segments_BT is None else (segments_BT, segments_BT)
     return jax.shard_map(
-        on_device, out_specs=part, check_vma=False,
-        in_specs=(part, P(batch, None, heads), P(batch, None, heads),
+        on_device, out_specs=queries_at, check_vma=False,
+        in_specs=(queries_at, keys_at, keys_at,
                   *(P(batch, length), P(batch))[:len(segments)]))(q_BTHD, k, v, *segments)
+
+
+def over_devices(q_BTHD, k_BSKD, v_BSKD):
+    """How a kernel that runs on each device by itself finds its part: the mesh axes that cut rows,
+    queries and heads, into how many parts each, and keys and values whose heads are repeated until
+    they divide as the queries' do."""
+    mesh = jax.sharding.get_abstract_mesh()
+    part = PartitionSpec() if mesh.empty else sharding.spec(
+        mesh, q_BTHD.shape, ("batch", "length", "act_heads", None), "the queries")
+    axes = (*part, None, None, None)[:3]
+    ways = [sharding.size_of(mesh, sharding.mesh_axes(axis)) for axis in axes]
+    K = math.lcm(k_BSKD.shape[2], ways[2])
+    k, v = (jnp.repeat(x, K // x.shape[2], axis=2) for x in (k_BSKD, v_BSKD))
+    return axes, ways, k, v
 
 
 def _cudnn(q, k, v, mask_BTS, causal: bool) -> jax.Array:

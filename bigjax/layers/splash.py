@@ -1,15 +1,12 @@
 """Splash attention, a Pallas kernel for TPUs that comes with jax, on the shards of a mesh."""
 
-import math
-
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as library
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bigjax.layers.kernels import KERNEL_RESIDUALS
-from bigjax.parallel import sharding
+from bigjax.layers.kernels import KERNEL_RESIDUALS, over_devices
 
 # Products of a query and a key, or of their size, in each kernel; and the name of a scope by which
 # a program says how many multiplications one such takes in all. A kernel's FLOPs cannot be seen
@@ -26,23 +23,16 @@ def splash(q_BTHD, k_BTKD, v_BTKD, segments_BT, causal: bool, interpret: bool = 
     """
     B, T, H, D = q_BTHD.shape
     mesh = jax.sharding.get_abstract_mesh()
-    cut = not mesh.empty and mesh.size > 1
-    part = sharding.spec(mesh, q_BTHD.shape, ("batch", "length", "act_heads", None),
-                         "the queries") if cut else PartitionSpec()
-    batch, length, heads = (*part, None, None, None)[:3]
-    ways = lambda axis: sharding.size_of(mesh, sharding.mesh_axes(axis)) if cut else 1
-    # Key heads that do not divide over the devices are repeated until they do.
-    K = math.lcm(k_BTKD.shape[2], ways(heads))
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (
-        q_BTHD * D ** -0.5, *(jnp.repeat(x, K // x.shape[2], axis=2) for x in (k_BTKD, v_BTKD))))
-    kernel = _kernel(H, T, causal, ways(heads), ways(length), interpret)
+    (batch, length, heads), (rows, parts, shards), k, v = over_devices(q_BTHD, k_BTKD, v_BTKD)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTHD * D ** -0.5, k, v))
+    kernel = _kernel(H, T, causal, shards, parts, interpret)
     if segments_BT is None:
         call = lambda kernel, q, k, v: jax.vmap(kernel)(q, k, v)
         segments = ()
     else:
         call = lambda kernel, q, k, v, *ids: jax.vmap(kernel)(q, k, v, library.SegmentIds(*ids))
         segments = (segments_BT, segments_BT)
-    if cut:
+    if not mesh.empty and mesh.size > 1:
         P = PartitionSpec
         of_kernel = kernel.manual_sharding_spec(NamedSharding(mesh, P(heads, length)))
         keys = P(batch, heads)
@@ -50,7 +40,7 @@ def splash(q_BTHD, k_BTKD, v_BTKD, segments_BT, causal: bool, interpret: bool = 
             call, out_specs=P(batch, heads, length), check_vma=False,
             in_specs=(of_kernel, P(batch, heads, length), keys, keys,
                       *(P(batch, length), P(batch))[:len(segments)]))
-    product = _pairs(T, ways(length), causal) * B // ways(batch) * H // ways(heads) * D
+    product = _pairs(T, parts, causal) * B // rows * H // shards * D
     with jax.named_scope(f"{SCOPE}{product}"):
         return jnp.swapaxes(call(kernel, q, k, v, *segments), 1, 2)
 

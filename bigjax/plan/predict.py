@@ -133,11 +133,13 @@ class _Walk:
                 out -= into
             size, links = max(into, out), 2  # a ring in both directions
             share = (2 if kind == "all-reduce" else 1) * (n - 1) / max(n, 1)
-        sent, key = times * size * share, (kind, self._axes(ids))
-        all_sent, seconds = self.collectives.get(key, (0.0, 0.0))
-        if self.chip.timed:
-            seconds += sent / (links * self.chip.link * 1e9)
-        self.collectives[key] = all_sent + sent, seconds
+        self._sent(kind, self._axes(ids), times * size * share,
+                   links * self.chip.link if self.chip.timed else math.inf)
+
+    def _sent(self, kind: str, axes: str, sent: float, speed: float) -> None:
+        """Adds what one device sends, at so many GB/s."""
+        all_sent, seconds = self.collectives.get((kind, axes), (0.0, 0.0))
+        self.collectives[kind, axes] = all_sent + sent, seconds + sent / (speed * 1e9)
 
     def _between_slices(self, op: hlo.Op, times: float) -> None:
         """What a device hands to its host, for the network."""
@@ -148,9 +150,7 @@ class _Walk:
         if kind == "one-to-one":
             kind, n = "collective-permute", 2
         sent = times * op.arrays[0].bytes * (2 * (n - 1) / n if kind == "all-reduce" else n - 1)
-        all_sent, seconds = self.collectives.get((kind, "slices"), (0.0, 0.0))
-        self.collectives[kind, "slices"] = (all_sent + sent,
-                                            seconds + sent / (self.chip.dcn * 1e9))
+        self._sent(kind, "slices", sent, self.chip.dcn)
 
     def _axes(self, ids: list[int]) -> str:
         """The axes of the mesh along which a group of devices lies."""

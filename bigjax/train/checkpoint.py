@@ -198,7 +198,6 @@ class Checkpoints:
             return ""
         target = self.folder.parent / "damaged" / str(step)
         if hosts.index() == 0:
-            target.parent.mkdir(parents=True, exist_ok=True)
             if target.exists():
                 target.rmtree()
             cloud.move_folder(self.folder / str(step), target)
