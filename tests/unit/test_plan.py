@@ -138,7 +138,7 @@ def test_the_slower_of_work_and_communication_and_their_sum():
 
 
 def test_what_is_between_slices_takes_the_network():
-    """Two slices of four: the groups are within one, and a host transfer goes to the other."""
+    """Four slices of four: the groups are within one, and a host transfer goes to the others."""
     found = predict.costs("""HloModule m
 
 ENTRY %main (a: f32[1024]) -> f32[1024] {
@@ -148,10 +148,11 @@ ENTRY %main (a: f32[1024]) -> f32[1024] {
   ROOT %s = (f32[1024]{0}, u32[], token[]) send(%r, %t), channel_id=2, is_host_transfer=true, \
 frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
 }
-""", chips.CHIPS["v5e"], {"data": 2, "fsdp": 2, "tensor": 2}, 2)
+""", chips.CHIPS["v5e"], {"data": 4, "fsdp": 2, "tensor": 2}, 4)
     near, far = sorted(found.collectives, key=lambda c: c.seconds)
-    assert (near.axes, near.bytes, far.axes, far.bytes) == ("tensor", 4096, "slices", 4096)
-    assert near.seconds == pytest.approx(4096 / 90e9) and far.seconds == 4096 / 3.125e9
+    assert (near.axes, near.bytes, far.axes, far.bytes) == ("tensor", 4096, "slices", 1.5 * 4096)
+    assert near.kind == far.kind == "all-reduce"
+    assert near.seconds == pytest.approx(4096 / 90e9) and far.seconds == 1.5 * 4096 / 3.125e9
     assert found.seconds == 0
 
 
