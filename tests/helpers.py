@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+import jax.extend
+
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 # What differs between two equal runs
 TIMES = {"tokens_per_sec", "steps_per_sec", "examples_per_sec", "data_wait_fraction",
@@ -39,3 +41,11 @@ def run(*arguments: str, devices: int | None = 2, timeout: float = 240) -> tuple
     process = command(*arguments, devices=devices)
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
+
+
+def equations(jaxpr):
+    """Those of a jaxpr and of all within it."""
+    for e in jaxpr.eqns:
+        yield e
+        for inner in jax.extend.core.jaxprs_in_params(e.params):
+            yield from equations(inner)

@@ -1,7 +1,6 @@
 """Every mesh gives the numbers of one device."""
 
 import jax
-import jax.extend
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
@@ -13,6 +12,7 @@ from bigjax.parallel import sharding
 from bigjax.train import program as program_lib
 from bigjax.train.step import unpack
 from bigjax.trees import named_leaves
+from tests import helpers
 
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 4, 1), (1, 2, 2, 2), (1, 2, 4), (2, 2, 2)]
 
@@ -127,16 +127,9 @@ def test_parameters_are_cast_before_they_are_gathered_and_their_gradients_scatte
         step = jax.make_jaxpr(jax.grad(lambda w: sharding.gathered(w, names, "bfloat16").sum()
                                        .astype("float32")))(np.zeros((8, 4), np.float32))
     found = [(str(e.outvars[0].aval.dtype), e.params["sharding"].spec)
-             for e in _equations(step.jaxpr) if e.primitive.name == "sharding_constraint"]
+             for e in helpers.equations(step.jaxpr) if e.primitive.name == "sharding_constraint"]
     cut, whole = PartitionSpec("fsdp", "tensor"), PartitionSpec(None, "tensor")
     assert found == [("bfloat16", cut), ("bfloat16", whole), ("bfloat16", cut)]
-
-
-def _equations(jaxpr):
-    for e in jaxpr.eqns:
-        yield e
-        for inner in jax.extend.core.jaxprs_in_params(e.params):
-            yield from _equations(inner)
 
 
 def test_accumulation_equals_the_large_batch(tiny, corpus):

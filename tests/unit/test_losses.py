@@ -3,7 +3,6 @@
 import contextlib
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from bigjax import losses
 from bigjax.layers import output
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
+from tests import helpers
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(3, 4, 7)).astype(np.float32) * 3
@@ -151,12 +151,5 @@ def test_linear_losses_never_hold_all_logits():
     def largest(rows):
         jaxpr = jax.make_jaxpr(lambda *a: sums_and_gradients(
             lambda *a: losses.linear_losses(*a, targets, weights, rows), *a))(x, kernel)
-        return max(v.aval.size for e in _equations(jaxpr.jaxpr) for v in e.outvars)
+        return max(v.aval.size for e in helpers.equations(jaxpr.jaxpr) for v in e.outvars)
     assert largest(40) == 40 * 32 and largest(240) == 240 * 32
-
-
-def _equations(jaxpr):
-    for e in jaxpr.eqns:
-        yield e
-        for inner in jax.extend.core.jaxprs_in_params(e.params):
-            yield from _equations(inner)
