@@ -1,8 +1,9 @@
 """`bigjax plan --search`: layouts of a config on a pod, ranked by what their compiled steps cost.
 
-Arithmetic first: what cannot fit, and what cannot be faster than the best so far, is not compiled.
-The rest is compiled in the order of a rough estimate, until the time is up. Plans are cached by
-content, so that the same command goes on where it stopped.
+Arithmetic first: what cannot fit is not compiled, nor what a rough estimate, held against those of
+the layouts compiled so far, puts behind the best of them. The rest is compiled, the likeliest
+first, until the time is up. Plans are cached by content, so that the same command goes on where it
+stopped.
 """
 
 import itertools
@@ -26,19 +27,19 @@ from bigjax.plan import chips, compile as compile_lib
 WINDOWED = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
 FLAGS = ({}, {WINDOWED: "1000000"})
 MICRO_BATCHES = (1, 2, 4, 8, 16)
-SHARE_OF_PEAK = 0.85  # that matrix products reach
+SHARE_OF_PEAK = 0.7  # that a step's work reaches
+MARGIN = 0.1  # of the seconds, by which estimates may err unlike any seen so far
 USUAL = 1.4  # of what is certainly kept for the backward pass, is needed
 SPARE = 0.05  # of the HBM stays free: a run holds its next batch too
 
 
 class Candidate(NamedTuple):
-    """estimate: seconds; bound: seconds that it cannot be faster than."""
+    """estimate: seconds of a step."""
     mesh: dict[str, int]
     remat: str
     accumulate: int
     options: dict[str, str]
     estimate: float
-    bound: float
 
     def lines(self) -> list[str]:
         """Of a config."""
@@ -71,17 +72,27 @@ def search(config, topology: str, slices: int, minutes: float, log: Callable[[st
     candidates, ruled_out = _candidates(config, topology, slices)
     log(f"{len(candidates)} layouts and flags may fit; arithmetic rules out {ruled_out}.")
     found: list[Found] = []
+    tried = 0
+
+    def worth(candidate: Candidate) -> bool:
+        """Whether it may be faster than the best."""
+        error = min((f.seconds / f.candidate.estimate for f in found), default=0)
+        best = min((f.seconds for f in found), default=math.inf)
+        return candidate.estimate * error * (1 - MARGIN) < best
+
     for i, candidate in enumerate(candidates):
-        if found and candidate.bound >= min(f.seconds for f in found):
+        if not worth(candidate):
             continue
-        if i and time.monotonic() - begun > 60 * minutes:
-            left = len(candidates) - i
-            log(f"The {minutes:g} minutes are up; {left} were not tried. The same command goes on.")
+        if tried and time.monotonic() - begun > 60 * minutes:
+            left = sum(map(worth, candidates[i:]))
+            log(f"The {minutes:g} minutes are up; {left} that may be faster were not tried. The "
+                "same command goes on.")
             if not found:
-                raise UserError(f"None of the {i} layouts that were tried fits {slices} x "
+                raise UserError(f"None of the {tried} layouts that were tried fits {slices} x "
                                 f"{topology}: give --search more --budget-minutes, or use a larger "
                                 "slice or a smaller train.batch_size.")
             break
+        tried += 1
         plan, = compile_lib.plans(apply(config, candidate), topology, slices)
         if plan.fits and plan.peak_bytes <= (1 - SPARE) * plan.limit_bytes:
             found.append(Found(candidate, plan, sum(seconds_of(plan)) / 2))
@@ -89,6 +100,8 @@ def search(config, topology: str, slices: int, minutes: float, log: Callable[[st
                 f"{plan.peak_bytes / chips.GIB:.2f} GiB")
         else:
             log(f"  {candidate}: does not fit")
+    else:
+        log(f"Compiled {tried}; by their estimates the other {len(candidates) - tried} are slower.")
     if not found:
         raise UserError(f"No layout of this config fits {slices} x {topology}: use a larger slice, "
                         "or a smaller train.batch_size.")
@@ -115,7 +128,7 @@ def _candidates(config, topology: str, slices: int) -> tuple[list[Candidate], in
     if task.players:
         raise UserError("--search is for one kind of step; adversarial training has several. Give "
                         "--mesh=... instead.")
-    count = _Arithmetic(config, task, chips.CHIPS[chip], sizes, n)
+    count = _Arithmetic(config, task, chips.CHIPS[chip], sizes, n, slices)
     remats = ("none", "dots", "full") if hasattr(task.model_config, "remat") else ("",)
     own = config.train.compiler_options.to_dict()
     room = (1 - SPARE) * chips.CHIPS[chip].limit * chips.GIB
@@ -123,16 +136,17 @@ def _candidates(config, topology: str, slices: int) -> tuple[list[Candidate], in
     for mesh in _meshes(n, slices):
         at_rest = count.at_rest(mesh)
         for remat, micro in itertools.product(remats, MICRO_BATCHES):
-            shards = mesh["data"] * mesh["fsdp"] * micro
+            rows, rest = divmod(config.train.batch_size, mesh["data"] * mesh["fsdp"] * micro)
             kept_bytes = count.activations(mesh, remat, micro)
-            if at_rest is None or config.train.batch_size % shards or at_rest + kept_bytes > room:
+            # While there are rows to cut, 'data' does what 'sequence' does, and gathers no keys.
+            needless = mesh["sequence"] > 1 and rows % mesh["sequence"] == 0
+            if at_rest is None or rest or needless or at_rest + kept_bytes > room:
                 ruled_out += 1
                 continue
-            bound, estimate = count.seconds(mesh, remat, micro)
+            estimate = count.seconds(mesh, remat, micro)
             if at_rest + USUAL * kept_bytes > room:  # most of these do not fit: they come later
                 estimate *= 2
-            kept += [Candidate(mesh, remat, micro, {**own, **flags}, estimate, bound)
-                     for flags in FLAGS]
+            kept += [Candidate(mesh, remat, micro, {**own, **flags}, estimate) for flags in FLAGS]
     if not kept:
         raise UserError(f"No layout of this config fits {slices} x {topology}, by arithmetic: use "
                         "a larger slice, or a smaller train.batch_size.")
@@ -161,8 +175,10 @@ def _meshes(n: int, slices: int) -> Iterator[dict[str, int]]:
 class _Arithmetic:
     """What can be said of a layout without compiling it; seconds and bytes of one device."""
 
-    def __init__(self, config, task, chip: chips.Chip, torus: tuple[int, ...], n: int) -> None:
-        self.config, self.task, self.chip, self.torus, self.n = config, task, chip, torus, n
+    def __init__(self, config, task, chip: chips.Chip, torus: tuple[int, ...], n: int,
+                 slices: int) -> None:
+        self.config, self.task, self.chip, self.torus = config, task, chip, torus
+        self.n, self.slices = n, slices
         self.params = jax.eval_shape(task.init, jax.random.key(0))["params"]
         self.opt_state = jax.eval_shape(
             optim.make(config.optim, config.train.steps, self.params).init, self.params)
@@ -206,13 +222,13 @@ class _Arithmetic:
         logits = 4 * min(tokens * self.vocab / sizes["tensor"], LOGITS_AT_ONCE)
         return weights + tokens * 2 * self.layers * kept / sizes["tensor"] + logits
 
-    def seconds(self, sizes: dict[str, int], remat: str, micro: int) -> tuple[float, float]:
-        """(no step can take less, an estimate)."""
+    def seconds(self, sizes: dict[str, int], remat: str, micro: int) -> float:
+        """An estimate, in the middle of nothing hidden and all communication hidden."""
         T, batch_size = self.config.data.seq_len, self.config.train.batch_size
         # The count of a task takes all scores of attention; half of them are masked.
         flops = self.task.flops_per_example - 6 * self.layers * self.queries * T * T
-        bound = flops * batch_size / (self.n * self.chip.peak * 1e12)
         again = 4 / 3 if remat == "full" else 1.0
+        work = flops * batch_size * again / (self.n * SHARE_OF_PEAK * self.chip.peak * 1e12)
         share = lambda axis: (sizes[axis] - 1) / sizes[axis]
         mine = 2 * self.weights / sizes["tensor"]  # bfloat16
         passes = {"none": 1, "dots": 2, "full": 2}.get(remat, 1)
@@ -221,13 +237,15 @@ class _Arithmetic:
         back = 1 if any(n % sizes["fsdp"] == 0 for n in self.torus) else 2
         sent = mine * share("fsdp") * (passes + back) * micro
         sent += 2 * mine / sizes["fsdp"] * share("data") * micro
+        # Of each block: gathered and scattered at attention and MLP, forward and backward, and
+        # gathered again for the gradients of the weights.
         again_sent = 2 if remat == "full" else 0
-        sent += (8 + again_sent) * 2 * tokens * self.width * self.layers * share("tensor")
+        sent += (10 + again_sent) * 2 * tokens * self.width * self.layers * share("tensor")
         sent += (passes + 1) * 2 * tokens * self.keys * self.layers * (
             sizes["sequence"] - 1) / sizes["tensor"]
-        communication = sent / (2 * self.chip.link * 1e9)
-        work = bound * again / SHARE_OF_PEAK
-        return bound, (max(work, communication) + work + communication) / 2
+        between = 2 * mine / sizes["fsdp"] * (self.slices - 1) / self.slices * micro
+        communication = sent / (2 * self.chip.link * 1e9) + between / (self.chip.dcn * 1e9)
+        return (max(work, communication) + work + communication) / 2
 
     def _tokens(self, sizes: dict[str, int]) -> float:
         """Of a step on one device that holds whole rows' activations."""
