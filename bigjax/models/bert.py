@@ -11,6 +11,7 @@ from bigjax.layers.attention import Attention, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Embed, Norm, dropout
 from bigjax.layers.params import param
 from bigjax.layers.stack import Stack
+from bigjax.losses import bias_as_row
 from bigjax.models import check_fields
 from bigjax.parallel.sharding import constrain
 
@@ -74,7 +75,8 @@ class MlmHead(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, x_BMD: jax.Array, embed: Embed) -> jax.Array:
+    def __call__(self, x_BMD: jax.Array, embed: Embed, project: bool):
+        """Logits [B, M, V], or two factors of them."""
         c = self.config
         types = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         # As activations the outputs are whole; only the stack's kernels are worth cutting here.
@@ -82,6 +84,8 @@ class MlmHead(nn.Module):
         h = Norm(eps=c.norm_eps, **types, name="norm")(ACTIVATIONS[c.activation](h))
         bias = param(self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",),
                      c.param_dtype)
+        if not project:
+            return bias_as_row(h, embed.table().T, bias.astype(c.dtype))
         logits = embed.attend(h) + bias.astype(jnp.float32)
         return constrain(logits, "batch", "length", "act_vocab")
 
@@ -99,9 +103,10 @@ class Model(nn.Module):
     def __call__(self, tokens_BT: jax.Array, types_BT: jax.Array | None = None,
                  segments_BT: jax.Array | None = None, positions_BT: jax.Array | None = None, *,
                  picked_BM: jax.Array | None = None, first_BK: jax.Array | None = None,
-                 rng: jax.Array | None = None) -> dict[str, jax.Array]:
+                 rng: jax.Array | None = None, project: bool = True) -> dict:
         """Float32 logits by head: mlm [B, M, V], nsp [B, K, 2], classifier [B, K, n_labels],
-        tagger [B, T, n_labels], span [B, T, 2] (start, end).
+        tagger [B, T, n_labels], span [B, T, 2] (start, end). project=False: of mlm instead the
+        factors of its logits, [B, M, D + 1] and [D + 1, V], for layers.output.linear_losses.
 
         types: 0 in the first text, 1 in the second. segments: tokens attend within their segment
         (0 = padding). positions: of each token in its segment (default 0..T-1). picked: columns
@@ -123,11 +128,12 @@ class Model(nn.Module):
         x, _ = Stack(Block, c, c.n_layers, c.scan, c.remat, name="stack")(
             x, Span(positions_BT, segments_BT), None, rng)
 
-        dense = lambda n, name: Dense((n,), ("embed",), (None,), **types, name=name)
+        dense = lambda n, name: lambda y: Dense((n,), ("embed",), (None,), **types, name=name)(
+            y).astype(jnp.float32)
         out = {}
         if "mlm" in self.heads:
             picked = x if picked_BM is None else _rows(x, picked_BM)
-            out["mlm"] = MlmHead(c, name="mlm")(picked, embed)
+            out["mlm"] = MlmHead(c, name="mlm")(picked, embed, project)
         if set(POOLED) & set(self.heads):
             first = x[:, :1] if first_BK is None else _rows(x, first_BK)
             pooled = jnp.tanh(Dense((c.d_model,), ("embed",), ("norm",), **types,
@@ -141,7 +147,7 @@ class Model(nn.Module):
             out["tagger"] = dense(self.n_labels, "tagger")(dropout(x, c.dropout, key(1)))
         if "span" in self.heads:
             out["span"] = dense(2, "span")(x)
-        return {name: y.astype(jnp.float32) for name, y in out.items()}
+        return out
 
 
 def _rows(x_BTD: jax.Array, columns_BN: jax.Array) -> jax.Array:

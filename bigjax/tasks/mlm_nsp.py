@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from bigjax import data, losses
 from bigjax.data import pairs as pairs_lib
 from bigjax.errors import UserError
+from bigjax.layers.output import linear_losses
 from bigjax.tasks import Task, array_shapes
 from bigjax.tasks._encoder import build_encoder
 
@@ -37,11 +38,10 @@ def build(config, options: Config) -> Task:
             batch = whole_batch(batch)
         out = encoder.model.apply(
             {"params": params}, batch["tokens"], batch["types"], batch["segment_ids"],
-            picked_BM=batch["picked"], rng=rng if train else None)
-        masked = batch["targets"], batch["weights"]
-        total, weight = losses.cross_entropy(out["mlm"], *masked)
-        metrics = {"mlm_loss": (total, weight),
-                   "mlm_accuracy": losses.accuracy(out["mlm"], *masked)}
+            picked_BM=batch["picked"], rng=rng if train else None, project=False)
+        sums = linear_losses(*out["mlm"], batch["targets"], batch["weights"])
+        total, weight = sums["total"], batch["weights"].sum()
+        metrics = {"mlm_loss": (sums["nll"], weight), "mlm_accuracy": (sums["hits"], weight)}
         if "nsp" in heads:
             pairs = batch["next_label"], batch["next_weight"]
             scaled = batch["next_label"], batch["next_weight"] * batch["next_scale"][:, None]

@@ -18,6 +18,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from bigjax.layers import params as params_lib
+from bigjax.layers.output import linear_losses
 from bigjax.losses import cross_entropy
 from bigjax.models import bert
 from bigjax.trees import count, named_leaves
@@ -138,8 +139,12 @@ def mean_loss(logits, labels, weights=None):
 
 def loss_of(case, out, batch, gathered):
     if case == "pretraining":
-        mlm = (mean_loss(out["mlm"], batch["picked_labels"], batch["picked_weights"]) if gathered
-               else mean_loss(out["mlm"], batch["mlm_labels"]))
+        if gathered:
+            weights = batch["picked_weights"]
+            mlm = linear_losses(*out["mlm"], batch["picked_labels"], weights)["total"]
+            mlm = mlm / weights.sum()
+        else:
+            mlm = mean_loss(out["mlm"], batch["mlm_labels"])
         return mlm + mean_loss(out["nsp"], batch["nsp_labels"])
     if case == "span":
         start, end = jnp.moveaxis(jnp.where(batch["segments"][..., None] > 0, out["span"], -1e30),
@@ -163,16 +168,17 @@ def tree(flat: dict, scan: bool) -> dict:
 def compiled(case: str, gathered: bool = False, **more):
     """run(params, batch) -> logits, loss, gradients; params and gradients by unrolled path.
 
-    gathered: mlm logits of masked positions only, [B, M, V].
+    gathered: as in training, masked positions only and never all of their logits.
     """
     model = new_model(case, **more)
 
     def loss(params, batch):
         out = model.apply({"params": tree(params, model.config.scan)}, batch["tokens"],
                           batch["types"], batch["segments"],
-                          picked_BM=batch["picked"] if gathered else None)
+                          picked_BM=batch["picked"] if gathered else None, project=not gathered)
         out = {name: x[:, 0] if name in bert.POOLED else x for name, x in out.items()}
-        return loss_of(case, out, batch, gathered), out
+        value = loss_of(case, out, batch, gathered)
+        return value, {**out, "mlm": jnp.matmul(*out["mlm"])} if gathered else out
 
     def run(params, batch):
         (value, out), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
