@@ -9,9 +9,13 @@ os.environ["XLA_FLAGS"] = ("--xla_force_host_platform_device_count=8 "
                            "--xla_backend_optimization_level=0 "
                            "--xla_cpu_use_fusion_emitters=false")
 
+import gc  # noqa: E402
 import random  # noqa: E402
 
 import pytest  # noqa: E402
+
+# Tracing makes many objects that live: looking through them all takes a twentieth of the time.
+gc.set_threshold(100_000, 50, 100)
 
 WORDS = ("the a shape array of tokens model step loss value returns and is in to with from each "
          "batch axis data mesh device key layer head").split()

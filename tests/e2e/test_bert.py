@@ -179,19 +179,24 @@ def test_class_weights_follow_the_counts(flags, folder, tmp_path, capsys):
     assert task["label_weights"][1] > 2 * task["label_weights"][0]
 
 
-def test_tagging_and_answering(flags, tmp_path, capsys):
-    conll, squad = tmp_path / "train.conll", tmp_path / "train.jsonl"
+def sentences(n=150):
     rng = random.Random(0)
-    with open(conll, "w") as f, open(squad, "w") as g:
-        for _ in range(150):
-            words = rng.choices(WORDS, k=8)
-            f.write("".join(f"{w} {'K' if w in WORDS[:10] else 'O'}\n" for w in words) + "\n")
-            context = " ".join(words)
-            g.write(json.dumps({"question": f"which is {words[2]}", "context": context, "answers": [
-                {"text": words[2], "answer_start": context.index(words[2])}]}) + "\n")
-    common = [f for f in flags if "data.train" not in f] + [
+    return [rng.choices(WORDS, k=8) for _ in range(n)]
+
+
+def of_40_steps(flags):
+    """Without the table of labelled texts."""
+    return [f for f in flags if "data.train" not in f] + [
         "--config.train.steps=40", "--config.optim.warmup_steps=2"]
-    code, out, err = bigjax(capsys, "train", *common, f"--config={TINY_BERT}:tag",
+
+
+@pytest.mark.slow
+def test_tagging(flags, tmp_path, capsys):
+    conll = tmp_path / "train.conll"
+    conll.write_text("".join(
+        "".join(f"{w} {'K' if w in WORDS[:10] else 'O'}\n" for w in words) + "\n"
+        for words in sentences()))
+    code, out, err = bigjax(capsys, "train", *of_40_steps(flags), f"--config={TINY_BERT}:tag",
                             f"--config.data.train={conll}", f"--workdir={tmp_path}/tag")
     assert code == 0, err
     last = helpers.read_metrics(tmp_path / "tag")[-1]
@@ -201,7 +206,16 @@ def test_tagging_and_answering(flags, tmp_path, capsys):
     assert code == 0, err
     row = json.loads((tmp_path / "tags.jsonl").read_text().splitlines()[0])
     assert len(row["prediction"]) == len(row["tokens"]) == 8
-    code, out, err = bigjax(capsys, "train", *common, f"--config={TINY_BERT}:answer",
+
+
+def test_answering(flags, tmp_path, capsys):
+    squad = tmp_path / "train.jsonl"
+    with open(squad, "w") as f:
+        for words in sentences():
+            context = " ".join(words)
+            f.write(json.dumps({"question": f"which is {words[2]}", "context": context, "answers": [
+                {"text": words[2], "answer_start": context.index(words[2])}]}) + "\n")
+    code, out, err = bigjax(capsys, "train", *of_40_steps(flags), f"--config={TINY_BERT}:answer",
                             f"--config.data.train={squad}", f"--workdir={tmp_path}/answer")
     assert code == 0, err
     last = helpers.read_metrics(tmp_path / "answer")[-1]

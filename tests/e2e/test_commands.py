@@ -147,9 +147,9 @@ def test_a_loss_that_is_not_finite_stops_and_explains(capsys, flags, tmp_path):
     assert bigjax(capsys, "eval", f"--workdir={tmp_path}/run", "--json")[0] == 0  # and it is usable
 
 
-def test_a_full_disk_stops_cleanly_and_the_older_checkpoint_is_whole(flags, tmp_path):
+def test_a_full_disk_stops_cleanly_and_the_older_checkpoint_is_whole(flags, tmp_path, capsys):
     workdir = f"--workdir={tmp_path}/run"
-    assert helpers.run("train", *flags, workdir, "--config.train.steps=10")[0] == 0
+    assert bigjax(capsys, "train", *flags, workdir, "--config.train.steps=10")[0] == 0
     # No file may grow beyond 20 kB: a checkpoint does not fit, a line of metrics does.
     limited = subprocess.run(
         ["bash", "-c", 'ulimit -f 20; exec "$@"', "-", sys.executable, "-m", "bigjax.main",
@@ -157,7 +157,7 @@ def test_a_full_disk_stops_cleanly_and_the_older_checkpoint_is_whole(flags, tmp_
     assert limited.returncode == 1, limited.stderr
     assert "could not be written" in limited.stderr and "intact: [10]" in limited.stderr
     assert "Traceback" not in limited.stderr
-    code, out, err = helpers.run("train", *flags, workdir)
+    code, out, err = bigjax(capsys, "train", *flags, workdir)
     assert code == 0 and "Going on from step 10" in out, err
 
 

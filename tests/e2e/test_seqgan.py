@@ -27,11 +27,17 @@ def flags(cache):
 
 
 @pytest.fixture(scope="module")
-def whole(cache, tmp_path_factory):
+def compiled(tmp_path_factory):
+    """Starts of one run find what the first has compiled; on one device they may."""
+    return f"--config.train.compilation_cache={tmp_path_factory.mktemp('compiled')}"
+
+
+@pytest.fixture(scope="module")
+def whole(cache, compiled, tmp_path_factory):
     """The work folder of a run that nobody stopped, and what it printed."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    code, out, err = helpers.run("train", f"--config={TINY}", cache, f"--workdir={workdir}",
-                                 devices=1)
+    code, out, err = helpers.run("train", f"--config={TINY}", cache, compiled,
+                                 f"--workdir={workdir}", devices=1)
     assert code == 0, err
     return workdir, out
 
@@ -58,16 +64,15 @@ def stop_after(step, workdir, flags, how) -> str:
     (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL),
     pytest.param((signal.SIGTERM, signal.SIGKILL, signal.SIGTERM), marks=pytest.mark.slow)],
     ids=lambda signals: "-".join(s.name for s in signals))
-def test_stopped_in_each_phase_and_run_again(flags, whole, tmp_path, signals):
-    workdir, saved = tmp_path / "run", 0
+def test_stopped_in_each_phase_and_run_again(flags, compiled, whole, tmp_path, signals):
+    workdir, saved, flags = tmp_path / "run", 0, [*flags, compiled]
     for step, how in zip((1, 3, 5), signals):  # the first round of each phase
         out = stop_after(step, workdir, flags, how)
         if saved:
             assert f"Going on from step {saved} of this work folder" in out
         saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
         assert step <= saved <= step + 1 and saved < STEPS
-    code, out, err = helpers.run("train", *flags, f"--workdir={workdir}",
-                                 devices=1)
+    code, out, err = helpers.run("train", *flags, f"--workdir={workdir}", devices=1)
     assert code == 0 and f"Going on from step {saved}" in out, err
     assert helpers.read_metrics(workdir) == rounds(helpers.read_metrics(whole[0]))
     want = helpers.saved_checksums(whole[0], STEPS)
