@@ -252,6 +252,17 @@ def test_the_guide_s_commands_are_understood(cloud):
     assert not cloud.argv()
 
 
+def test_the_guide_gives_the_roles_without_which_a_run_refuses_to_start():
+    roles = set(re.findall(r"roles/storage\.\w+",
+                           (fake_cloud.REPO / "bigjax" / "cloud.py").read_text()))
+    text = (fake_cloud.REPO / "docs" / "pods.md").read_text()
+    commands, troubles = text.split("## 2. Plan")[0], text.split("## When it does not work")[1]
+    assert len(roles) == 2
+    for where in (commands, troubles):
+        assert set(re.findall(r"roles/storage\.\w+", where)) == roles
+    assert {r for r in roles if f"--role={r}" in commands.replace("\\\n", "")} == roles
+
+
 def test_every_setting_is_explained_and_known():
     example, common = ((fake_cloud.REPO / "tpu_scripts" / n).read_text()
                        for n in ("settings.example.sh", "common.sh"))
