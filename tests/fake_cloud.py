@@ -33,6 +33,11 @@ def homes(node, worker):
 
 flags = dict(a[2:].partition("=")[::2] for a in argv if a.startswith("--"))
 kind, verb = argv[1:3] if argv[0] == "storage" else argv[2:4]
+if os.path.exists(f"{root}/on-{verb}"):
+    import subprocess
+    code = subprocess.run(["bash", f"{root}/on-{verb}"]).returncode
+    if code:
+        sys.exit(code)
 if argv[:2] == ["storage", "ls"]:
     print(open(f"{root}/listing").read(), end="")
 elif verb == "describe":
@@ -63,9 +68,6 @@ elif verb == "scp":
         shutil.copy(argv[4], f"{home}/{name}")
 elif verb == "ssh":
     import subprocess
-    if os.path.exists(f"{root}/no-ssh"):
-        os.remove(f"{root}/no-ssh")
-        sys.exit("ssh: connect to host port 22: Connection refused")
     print("Attempting to connect to a worker...", flush=True)
     workers = [subprocess.Popen(["bash", "-c", flags["command"]], cwd=home,
                                 env={**os.environ, "HOME": home})
@@ -84,14 +86,16 @@ case $1 in
   pip) cp "$FAKE/bin/bigjax" "${last%\[*}/.venv/bin/bigjax" ;;
 esac
 '''
-# Runs until the file `end` says how it ends, or until SIGTERM.
+# Runs until the file `end`, or `end-NODE-WORKER`, says how it ends, or until SIGTERM.
 BIGJAX = r'''#!/usr/bin/env bash
 worker=$(basename "$(dirname "$HOME")")-$(basename "$HOME")
 printf '%s\n' "$@" > "$FAKE/bigjax-$worker.txt"
 trap 'echo "Stopped by SIGTERM at step 3, and saved."; exit 0' TERM
 echo "training"
 for ((i = 0; i < 1200; i++)); do
-  if [[ -e $FAKE/end ]]; then exit "$(cat "$FAKE/end")"; fi
+  for end in "$FAKE/end" "$FAKE/end-$worker"; do
+    if [[ -e $end ]]; then exit "$(cat "$end")"; fi
+  done
   /bin/sleep 0.05
 done
 '''
@@ -143,6 +147,10 @@ class Cloud:
     def states(self, *states: str, kind: str = "queued-resources") -> None:
         """What describe says, one after another, the last for ever. !TEXT: it fails with TEXT."""
         (self.folder / f"states-{kind}").write_text("\n".join(states))
+
+    def on(self, verb: str, script: str) -> None:
+        """What gcloud's verb does first, in bash; if that fails, gcloud has failed."""
+        (self.folder / f"on-{verb}").write_text(script)
 
     def run(self, script: str, *arguments: str, stdin: str = "", path: str | None = None
             ) -> subprocess.CompletedProcess:

@@ -42,7 +42,9 @@ text() {  # TEXT as a YAML string
 }
 
 arguments=""
-for argument in "--config=$CONFIG" "--workdir=$WORKDIR" "${REST[@]}"; do
+# The machines of several node pools come one after another, so hosts wait longer for each other.
+for argument in "--config=$CONFIG" "--workdir=$WORKDIR" "--config.hosts.start_timeout=1800" \
+  "${REST[@]}"; do
   arguments+="${arguments:+, }$(text "$argument")"
 done
 queue="" spot=""

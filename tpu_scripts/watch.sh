@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sees a run through to its end: waits for the pod, sets it up, starts the run, and when the pod is
-# preempted deletes what is left, creates it again and goes on from the newest checkpoint.
+# preempted deletes what is left, creates it again and goes on from the newest checkpoint. A run that
+# ends with exit code 75 (what passes by itself: a lost host, storage that fails) is started again.
 #
 #   watch.sh [--settings=FILE] [--dry-run] [-- ARGUMENT...]
 #
@@ -9,8 +10,8 @@
 #
 # To be called after create.sh, from a machine that stays on (in tmux, say). It may be ended and
 # called again at any time. It ends with 0 when the run is finished or stop.sh has stopped it, with
-# 2 if the run says that its input is bad, and with 1 if the run failed on a pod that is well, if
-# somebody has deleted the pod, or after MAX_RESTARTS. The pod costs until delete.sh.
+# 2 if the run says that its input is bad, and with 1 if the run failed otherwise on a pod that is
+# well, if somebody has deleted the pod, or after MAX_RESTARTS. The pod costs until delete.sh.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
@@ -59,9 +60,14 @@ lost=false       # the pod is to be created again once there is none
 half=false       # the run was started, but not on all workers
 
 begin_run() {  # WHY
-  if $fresh; then say "$1"; else count "$1"; fi
+  if $fresh; then say "$1"; else
+    count "$1"
+    # On workers where something is left of the run before: it has lost the others, and must end.
+    on_all "bash bigjax/tpu_scripts/on_worker.sh stop" || true
+  fi
   fresh=false half=true
   if start; then half=false; fi
+  shown=started  # what is seen next is new
 }
 
 # Every turn looks what there is and does the next thing; whatever fails is tried again in the next.
@@ -78,15 +84,16 @@ while true; do
     finished) say "the run is finished. fetch.sh fetches it, delete.sh deletes the pod."; exit ;;
     asked) say "stop.sh has stopped the run. run.sh goes on with it."; exit ;;
     none) begin_run "starting the run" ;;
-    "partly started") on_all "bash bigjax/tpu_scripts/on_worker.sh stop" || true
-                      begin_run "starting the run on all workers" ;;
-    "failed 2") bad "the run says that its input is bad; see logs.sh." ;;
+    "partly started") begin_run "starting the run on all workers" ;;
     # A preemption ends runs before gcloud tells of it: believed at the second look.
-    stopped) if [[ $before == stopped ]]; then
-               begin_run "starting the run again, which a signal had stopped"
-             fi ;;
-    failed*) [[ $before != "$shown" ]] || fail "the run $shown (its exit code) though the pod is" \
-               "well; see logs.sh. run.sh goes on from the newest checkpoint." ;;
+    stopped | failed*)
+      case $before,$shown in
+        stopped,stopped) begin_run "starting the run again, which a signal had stopped" ;;
+        "failed 75,failed 75") begin_run "starting the run again, which exit code 75 had ended" ;;
+        "failed 2,failed 2") bad "the run says that its input is bad; see logs.sh." ;;
+        "$shown,$shown") fail "the run $shown (its exit code) though the pod is well; see" \
+          "logs.sh. run.sh goes on from the newest checkpoint." ;;
+      esac ;;
     *) if is_dead "$shown"; then
          lost=true fresh=true half=false
          if delete_pod; then continue; fi

@@ -45,7 +45,9 @@ def test_one_job_a_slice_and_one_pod_a_host(cloud):
         "cloud.google.com/gke-tpu-topology": "4x4", "cloud.google.com/gke-spot": "true"}
     assert pod["serviceAccountName"] == "trainer" and container["image"] == "images/bigjax:1"
     assert container["command"] == ["bash", "tpu_scripts/in_pod.sh"]
-    assert container["args"] == TRAIN[1:] + ODD + ["--config.e=a\nb\t\\c"]
+    # Hosts wait for each other as long as it takes to get machines; what is given comes later.
+    assert container["args"] == [*TRAIN[1:], "--config.hosts.start_timeout=1800", *ODD,
+                                 "--config.e=a\nb\t\\c"]
     assert container["resources"] == {"limits": {"google.com/tpu": 4},
                                       "requests": {"google.com/tpu": 4}}
 

@@ -93,10 +93,33 @@ def test_a_run_that_fails_on_a_pod_that_is_well_is_not_started_again(cloud, end,
     assert words(cloud.calls()) == ["scp", "setup", "start"]
 
 
-def test_a_run_that_fails_before_gcloud_tells_of_the_preemption_is_brought_back(cloud):
-    cloud.states("ACTIVE end=1", "ACTIVE", "SUSPENDED", "!NOT_FOUND", "ACTIVE end=0", "ACTIVE")
+@pytest.mark.parametrize("end", ["1", "2"])
+def test_a_run_that_fails_before_gcloud_tells_of_the_preemption_is_brought_back(cloud, end):
+    cloud.states(f"ACTIVE end={end}", "ACTIVE", "SUSPENDED", "!NOT_FOUND", "ACTIVE end=0", "ACTIVE")
     ok(cloud.run("watch.sh"))
     assert words(cloud.calls()).count("create") == 1
+
+
+def test_what_passes_by_itself_ends_a_run_but_not_the_watch(cloud):
+    """Exit code 75, of worker 0; worker 1 still hangs, and is stopped before all start again."""
+    ok(cloud.run("setup.sh"))
+    (cloud.folder / "end-pod-0").write_text("75")
+    # Not before all have started: by then it is to run.
+    cloud.on("scp", 'if [[ -e $FAKE/bigjax-pod-0.txt ]]; then rm -f "$FAKE/end-pod-0"; fi')
+    cloud.states(*["ACTIVE"] * 6, "ACTIVE end=0", "ACTIVE")
+    cloud.calls()
+    out = ok(cloud.run("watch.sh"))
+    begin = ["scp", "setup", "start"]
+    assert words(cloud.calls()) == [*begin, "stop", *begin]
+    assert "(1 of at most 5 restarts)" in out
+    assert "Stopped by" in (cloud.folder / "homes/pod/1/bigjax-run/log-before.txt").read_text()
+
+
+def test_a_run_that_is_ended_again_and_again_is_given_up(cloud):
+    cloud.settings(MAX_RESTARTS="1")
+    (cloud.folder / "end").write_text("75")
+    assert "MAX_RESTARTS=1 is used up" in refused(cloud.run("watch.sh"), 1)
+    assert words(cloud.calls()).count("start") == 2
 
 
 def test_a_pod_that_somebody_deleted_is_not_created(cloud):
@@ -120,7 +143,7 @@ def test_a_start_that_does_not_reach_all_workers_is_done_again(cloud):
 def test_ssh_that_fails_for_a_moment_changes_nothing(cloud):
     ok(cloud.run("setup.sh"))
     ok(cloud.run("run.sh"))
-    (cloud.folder / "no-ssh").touch()
+    cloud.on("ssh", 'rm "$FAKE/on-ssh"; echo "ssh: Connection refused" >&2; exit 1')
     cloud.states("ACTIVE", "ACTIVE", "ACTIVE end=0", "ACTIVE")
     cloud.calls()
     assert "UNKNOWN" in ok(cloud.run("watch.sh"))
