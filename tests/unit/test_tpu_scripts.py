@@ -54,6 +54,12 @@ def test_create(cloud, settings, expected):
     assert calls[1:] == looks + [f"{TPU} describe {n} WHERE --format=value(state)" for n in names]
 
 
+def test_create_ends_when_its_request_is_gone(cloud):
+    cloud.states("PROVISIONING", "!NOT_FOUND", "PROVISIONING", "!NOT_FOUND", "!NOT_FOUND", "ACTIVE")
+    assert "somebody has deleted" in refused(cloud.run("create.sh"), 1)
+    assert len(cloud.calls()) == 6
+
+
 def test_create_ends_when_there_is_no_room(cloud):
     cloud.states("PROVISIONING", "FAILED")
     assert "FAILED" in refused(cloud.run("create.sh"), 1)
