@@ -99,7 +99,13 @@ for ((i = 0; i < 1200; i++)); do
   /bin/sleep 0.05
 done
 '''
-SLEEP = "#!/usr/bin/env bash\nexec /bin/sleep 0.02\n"  # of watch.sh: not a minute
+# Of watch.sh: not a minute.
+SLEEP = '#!/usr/bin/env bash\necho "$1" >> "$FAKE/sleeps.txt"; exec /bin/sleep 0.02\n'
+# The real one, but where there is a file `soon`, after a second.
+TIMEOUT = r'''#!/usr/bin/env bash
+echo "$*" >> "$FAKE/timeouts.txt"
+if [[ -e $FAKE/soon ]]; then set -- "$1" 1 "${@:3}"; fi
+exec ''' + f'{shutil.which("timeout")} "$@"\n'
 
 
 def make_repository(folder: pathlib.Path) -> pathlib.Path:
@@ -125,7 +131,8 @@ class Cloud:
         (folder / "bin").mkdir()
         # -I -S: starts in 10 ms.
         self._program("gcloud", f"#!/usr/bin/env -S {sys.executable} -I -S\n{GCLOUD}")
-        for name, text in (("curl", CURL), ("uv", UV), ("bigjax", BIGJAX), ("sleep", SLEEP)):
+        for name, text in (("curl", CURL), ("uv", UV), ("bigjax", BIGJAX), ("sleep", SLEEP),
+                           ("timeout", TIMEOUT)):
             self._program(name, text)
         self.settings()
 
@@ -185,7 +192,9 @@ class Cloud:
                 for p in sorted(self.folder.glob("bigjax-*.txt"))}
 
     def end(self) -> None:
-        """Kills what still runs."""
+        """Kills what still runs, and forgets what the scripts remember."""
+        for file in self.repository.glob("build/lost-*"):
+            file.unlink()
         for pid in self.folder.glob("homes/*/*/bigjax-run/pid"):
             try:
                 os.kill(int(pid.read_text()), signal.SIGKILL)

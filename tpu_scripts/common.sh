@@ -3,7 +3,8 @@
 #
 # A script calls `begin "NAMES OF ITS FLAGS" "$@"` first. That reads the settings, checks all of
 # them before anything is asked of gcloud, and leaves in OPTION what was given as --NAME=VALUE
-# (--NAME as "true"), in REST what came after "--", in WHERE the flags --project and --zone.
+# (--NAME as "true"), in REST what came after "--", in WHERE the flags --project and --zone, and in
+# LOST the name of a file that is there while the pod is not, because watch.sh has deleted it.
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "${0##*/}: bash 4.4 or newer is needed, not $BASH_VERSION (macOS: brew install bash)." >&2
@@ -54,6 +55,7 @@ begin() {  # ALLOWED ARGUMENTS...
   read_settings
   check_settings
   WHERE=("--project=$PROJECT" "--zone=$ZONE")
+  LOST=$ROOT/build/lost-$PROJECT-$ZONE-$NAME
 }
 
 usage() {  # the comment at the top of the script
@@ -144,9 +146,20 @@ call() {  # a command that does something: a dry run shows it instead
   if $DRY_RUN; then show "$@"; else "$@"; fi
 }
 
+# Of ssh and scp. A VM that vanishes closes no connection: after a minute of silence they do. And
+# nothing must ask in the middle of the night: here for a passphrase, by --quiet for a first key.
+SSH_OPTIONS=(ServerAliveInterval=15 ServerAliveCountMax=4 BatchMode=yes)
+LIMIT=30m  # for a command on workers, of which installing takes the longest
+
+limited() {  # a command on workers, which ends within LIMIT, also where one of them hangs
+  if $DRY_RUN; then show "$@"; else timeout --kill-after=10 "$LIMIT" "$@" < /dev/null; fi
+}
+
 need_gcloud() {
   $DRY_RUN || command -v gcloud > /dev/null || fail "gcloud is not installed, or not on the" \
     "PATH: https://cloud.google.com/sdk/docs/install. (--dry-run works without it.)"
+  $DRY_RUN || command -v timeout > /dev/null || fail "timeout is not installed, or not on the" \
+    "PATH (macOS: brew install coreutils)."
 }
 
 exact_commit() {  # REVISION -> the commit's hash; it must have the config
@@ -165,9 +178,8 @@ nodes() {  # the names of the slices' TPU VMs
 }
 
 on_worker() {  # NODE WORKER COMMAND; WORKER may be "all"
-  # --quiet: the first ssh makes a key; it must not ask in the middle of the night.
-  call gcloud compute tpus tpu-vm ssh "$1" "${WHERE[@]}" "${SSH_FLAGS[@]}" --quiet \
-    --worker="$2" --command="$3"
+  limited gcloud compute tpus tpu-vm ssh "$1" "${WHERE[@]}" "${SSH_FLAGS[@]}" \
+    "${SSH_OPTIONS[@]/#/--ssh-flag=-o}" --quiet --worker="$2" --command="$3"
 }
 
 on_slices() {  # FUNCTION ARGUMENTS...: calls FUNCTION NODE ARGUMENTS... for all slices at once

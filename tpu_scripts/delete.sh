@@ -15,4 +15,5 @@ if [[ -z ${OPTION[yes]:-} ]] && ! $DRY_RUN; then
   read -r answer || true
   [[ ${answer:-} == "$NAME" ]] || fail "that is not $NAME. Nothing was deleted."
 fi
+call rm -f "$LOST"  # watch.sh is not to create it again
 delete_pod

@@ -15,4 +15,5 @@ if [[ ! $slice =~ ^(0|[1-9][0-9]{0,4})$ ]] || ((slice >= SLICES)); then
   bad "--slice is '$slice'; there are slices 0 to $((SLICES - 1))."
 fi
 mapfile -t names < <(nodes)
+limited() { call "$@"; }  # it may take days
 on_worker "${names[slice]}" "$worker" "tail -n 200 -F bigjax-run/log.txt"

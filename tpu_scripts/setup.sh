@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the project on all workers, at the commit of the settings.
 #
-#   setup.sh [--commit=COMMIT] [--settings=FILE] [--dry-run]
+#   setup.sh [--settings=FILE] [--dry-run]
 #
 # Copies what is committed (no network access to the repository is needed) and makes a virtual
 # environment with the exact versions of constraints.txt. It may be called again: workers that have
@@ -9,9 +9,9 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
-begin "commit=" "$@"
+begin "" "$@"
 need_gcloud
-commit=$(exact_commit "${OPTION[commit]:-$COMMIT}")
+commit=$(exact_commit "$COMMIT")
 if [[ -n $(git -C "$ROOT" status --porcelain --untracked-files=no) ]]; then
   echo "${0##*/}: some files are changed and not committed; the pod gets $commit without that." >&2
 fi
@@ -22,8 +22,8 @@ call mkdir -p "$ROOT/build"
 call git -C "$ROOT" archive --format=tar.gz "--output=$archive" "$commit"
 
 copy() {  # NODE
-  call gcloud compute tpus tpu-vm scp "$archive" "$1:$folder.tar.gz" "${WHERE[@]}" \
-    "${SSH_FLAGS[@]}" --quiet --worker=all
+  limited gcloud compute tpus tpu-vm scp "$archive" "$1:$folder.tar.gz" "${WHERE[@]}" \
+    "${SSH_FLAGS[@]}" "${SSH_OPTIONS[@]/#/--scp-flag=-o}" --quiet --worker=all
 }
 on_slices copy
 on_all "mkdir -p $folder && tar -xzf $folder.tar.gz -C $folder &&\

@@ -11,28 +11,34 @@
 # To be called after create.sh, from a machine that stays on (in tmux, say). It may be ended and
 # called again at any time. It ends with 0 when the run is finished or stop.sh has stopped it, with
 # 2 if the run says that its input is bad, and with 1 if the run failed otherwise on a pod that is
-# well, if somebody has deleted the pod, or after MAX_RESTARTS. The pod costs until delete.sh.
+# well, if somebody has deleted the pod, if gcloud or the pod gave no answer 60 times in a row, or
+# after MAX_RESTARTS. The pod costs until delete.sh.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
 begin "--" "$@"
 need_gcloud
 need_cloud_storage "what is on a pod's disk is lost with the pod"
-commit=$(exact_commit "$COMMIT")  # now: COMMIT=HEAD may be another in three days
-flags=("--settings=$SETTINGS")
+commit=$(exact_commit "$COMMIT")
+# What it calls in three days gets the settings of now: by then the file may be that of another run,
+# and COMMIT=HEAD another commit.
+copy=$(mktemp)
+trap 'rm -f "$copy"' EXIT
+{ cat "$SETTINGS" && echo && echo "COMMIT=$commit"; } > "$copy"
+flags=("--settings=$copy")
 if $DRY_RUN; then flags+=(--dry-run); fi
 
 say() { echo "$(date '+%F %T') $NAME: $*"; }
 
 start() {
-  "$TPU_SCRIPTS/setup.sh" "${flags[@]}" "--commit=$commit" &&
+  "$TPU_SCRIPTS/setup.sh" "${flags[@]}" &&
     "$TPU_SCRIPTS/run.sh" "${flags[@]}" -- "${REST[@]}"
 }
 
 run_state() {  # -> as on_worker.sh has it; UNKNOWN where ssh does not get through
   local state
   mapfile -t names < <(nodes)
-  state=$(on_worker "${names[0]}" 0 \
+  state=$(LIMIT=2m on_worker "${names[0]}" 0 \
     "if [ -e bigjax ]; then bash bigjax/tpu_scripts/on_worker.sh state; else echo none; fi") ||
     state=UNKNOWN
   state=${state##*$'\n'}
@@ -56,8 +62,9 @@ count() {  # WHAT
 }
 
 fresh=true       # no run was started on this pod, so starting one is no restart
-lost=false       # the pod is to be created again once there is none
 half=false       # the run was started, but not on all workers
+silent=0         # looks in a row that got no answer
+failed=0         # creations in a row that failed
 
 begin_run() {  # WHY
   if $fresh; then say "$1"; else
@@ -70,16 +77,31 @@ begin_run() {  # WHY
   shown=started  # what is seen next is new
 }
 
+create_again() {
+  count "creating the pod again"
+  if create_pod; then
+    failed=0
+    rm -f "$LOST"
+  else  # there is no room: that is no restart, and is asked less and less often
+    restarts=$((restarts - 1)) failed=$((failed < 4 ? failed + 1 : 4))
+    say "could not create it. Trying again in $((INTERVAL << failed)) seconds."
+  fi
+}
+
 # Every turn looks what there is and does the next thing; whatever fails is tried again in the next.
 shown=""
 while true; do
   before=$shown
   shown=$(pod_state)
   if [[ $shown == READY ]]; then
-    lost=false
+    failed=0
+    rm -f "$LOST"
     if $half; then shown="partly started"; else shown=$(run_state); fi
   fi
   if [[ $shown != "$before" ]]; then say "$shown"; fi
+  if [[ $shown == UNKNOWN ]]; then silent=$((silent + 1)); else silent=0; fi
+  ((silent < 60)) || fail "there was no answer 60 times in a row; what gcloud said is above. The" \
+    "pod and the run are as they were."
   case $shown in
     finished) say "the run is finished. fetch.sh fetches it, delete.sh deletes the pod."; exit ;;
     asked) say "stop.sh has stopped the run. run.sh goes on with it."; exit ;;
@@ -95,15 +117,17 @@ while true; do
           "logs.sh. run.sh goes on from the newest checkpoint." ;;
       esac ;;
     *) if is_dead "$shown"; then
-         lost=true fresh=true half=false
+         fresh=true half=false
+         mkdir -p "$ROOT/build"
+         touch "$LOST"
          if delete_pod; then continue; fi
          count "could not delete it"
-       elif [[ $shown == NOT_FOUND ]]; then
-         $lost || fail "there is no such pod: it was not created yet, or somebody has deleted it." \
+       elif [[ $shown == NOT_FOUND && -e $LOST ]]; then
+         create_again
+       elif [[ $before,$shown == NOT_FOUND,NOT_FOUND ]]; then
+         fail "there is no such pod: it was not created yet, or somebody has deleted it." \
            "create.sh creates it."
-         count "creating the pod again"
-         create_pod || say "could not create it"
        fi ;;
   esac
-  sleep "$INTERVAL"
+  sleep $((INTERVAL << failed))
 done

@@ -13,6 +13,8 @@ import pytest
 from tests import fake_cloud
 from tests.fake_cloud import ODD, QUEUED, TPU, TRAIN, ok, refused
 
+SSH = ("--ssh-flag=-oServerAliveInterval=15 --ssh-flag=-oServerAliveCountMax=4 "
+       "--ssh-flag=-oBatchMode=yes --quiet")
 SCRIPTS = sorted((fake_cloud.REPO / "tpu_scripts").glob("*.sh"))
 
 
@@ -72,10 +74,11 @@ def test_a_run_is_set_up_started_once_and_stopped(cloud):
     cloud.settings(SLICES="2", SSH_FLAGS="(--internal-ip)")
     out = ok(cloud.run("setup.sh"))
     assert out.count("bigjax-" + cloud.commit[:12] + " is installed.") == 4
-    flags = "WHERE --internal-ip --quiet --worker=all"
+    flags = f"WHERE --internal-ip {SSH} --worker=all"
+    scp = flags.replace("--ssh-flag", "--scp-flag")
     calls = cloud.calls()
     assert sorted(calls[:2]) == [
-        f"{TPU} scp REPO/build/bigjax-COMMIT.tar.gz pod-{i}:bigjax-COMMIT.tar.gz {flags}"
+        f"{TPU} scp REPO/build/bigjax-COMMIT.tar.gz pod-{i}:bigjax-COMMIT.tar.gz {scp}"
         for i in range(2)]
     assert sorted(calls[2:]) == [
         f"{TPU} ssh pod-{i} {flags} --command=mkdir -p bigjax-COMMIT && tar -xzf "
@@ -116,7 +119,7 @@ def test_logs(cloud):
     cloud.settings(SLICES="2")
     dry = ok(cloud.run("logs.sh", "--dry-run", "--worker=3", "--slice=1"))
     assert shlex.split(dry)[1:] == [
-        *TPU.split(), "ssh", "pod-1", "--project=my-project", "--zone=us-west4-a", "--quiet",
+        *TPU.split(), "ssh", "pod-1", "--project=my-project", "--zone=us-west4-a", *SSH.split(),
         "--worker=3", "--command=tail -n 200 -F bigjax-run/log.txt"]
     assert "workers 0 to 3" in refused(cloud.run("logs.sh", "--worker=4"))
     assert "slices 0 to 1" in refused(cloud.run("logs.sh", "--slice=2"))
@@ -205,10 +208,11 @@ def test_bad_settings_are_refused_before_anything_is_called(cloud, settings, com
 def test_bad_arguments_are_refused(cloud):
     for script, argument in [("create.sh", "--spot"), ("create.sh", "now"), ("stop.sh", "--"),
                              ("run.sh", "--follow=yes"), ("logs.sh", "--worker"),
-                             ("fetch.sh", "--to="), ("fetch.sh", "--checkpoint=last"),
-                             ("setup.sh", "--commit=no-such-commit")]:
+                             ("fetch.sh", "--to="), ("fetch.sh", "--checkpoint=last")]:
         assert refused(cloud.run(script, argument)).startswith(script), argument
     assert "settings.example.sh" in refused(cloud.run("stop.sh", "--settings=none.sh"))
+    cloud.settings(COMMIT="no-such-commit")
+    assert "'no-such-commit' is no commit" in refused(cloud.run("setup.sh"))
     cloud.settings(CONFIG="configs/other.py")
     assert "has no such file" in refused(cloud.run("setup.sh"))
     cloud.settings(ACCELERATOR_TYPE="v5litepod-8", WORKDIR="runs/pod")  # one host may

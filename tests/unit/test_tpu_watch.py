@@ -125,7 +125,72 @@ def test_a_run_that_is_ended_again_and_again_is_given_up(cloud):
 def test_a_pod_that_somebody_deleted_is_not_created(cloud):
     cloud.states("!NOT_FOUND")
     assert "create.sh creates it" in refused(cloud.run("watch.sh"), 1)
-    assert words(cloud.calls()) == []
+    assert len(cloud.calls()) == 2  # it is believed at the second look
+
+
+def test_where_there_is_no_room_it_asks_again_and_again(cloud):
+    """Ever less often; only a creation that succeeds is a restart."""
+    cloud.settings(QUEUED="false", MAX_RESTARTS="1", INTERVAL="10")
+    cloud.states("PREEMPTED", "!NOT_FOUND", kind="tpu-vm")
+    cloud.on("create", """echo >> "$FAKE/asked"
+        if (($(wc -l < "$FAKE/asked") <= 6)); then echo "no more capacity" >&2; exit 1; fi
+        printf "CREATING\\nREADY\\nREADY\\nREADY end=0\\nREADY" > "$FAKE/states-tpu-vm" """)
+    out = ok(cloud.run("watch.sh"))
+    assert words(cloud.calls()) == ["delete", *["create"] * 7, "scp", "setup", "start"]
+    assert out.count("(1 of at most 1 restarts)") == 7
+    assert (cloud.folder / "sleeps.txt").read_text().split()[:8] == [
+        "20", "40", "80", "160", "160", "160", "10", "10"]
+
+
+def test_a_watch_that_is_called_again_knows_that_it_has_deleted_the_pod_itself(cloud):
+    cloud.settings(MAX_RESTARTS="0")
+    cloud.states("SUSPENDED", "!NOT_FOUND")
+    assert "MAX_RESTARTS=0 is used up" in refused(cloud.run("watch.sh"), 1)
+    cloud.settings(MAX_RESTARTS="1")
+    cloud.states("!NOT_FOUND", "ACTIVE", "ACTIVE", "ACTIVE end=0", "ACTIVE")
+    ok(cloud.run("watch.sh"))
+    assert words(cloud.calls()) == ["delete", "create", "scp", "setup", "start"]
+    cloud.states("!NOT_FOUND")  # now it was somebody else
+    assert "create.sh creates it" in refused(cloud.run("watch.sh"), 1)
+
+    cloud.settings(MAX_RESTARTS="0")
+    cloud.states("SUSPENDED", "!NOT_FOUND")
+    refused(cloud.run("watch.sh"), 1)
+    ok(cloud.run("delete.sh", "--yes"))
+    cloud.settings(MAX_RESTARTS="1")
+    assert "create.sh creates it" in refused(cloud.run("watch.sh"), 1)
+
+
+def test_a_pod_that_somebody_deletes_while_it_is_waited_for_is_not_created(cloud):
+    cloud.states("SUSPENDED", "!NOT_FOUND", "PROVISIONING", "!NOT_FOUND")
+    assert "create.sh creates it" in refused(cloud.run("watch.sh"), 1)
+    assert words(cloud.calls()) == ["delete", "create"]
+
+
+def test_settings_that_are_edited_meanwhile_are_for_another_run(cloud):
+    cloud.states("SUSPENDED", "!NOT_FOUND", "ACTIVE", "ACTIVE", "ACTIVE end=0", "ACTIVE")
+    cloud.on("delete", 'echo "NAME=other SLICES=2 WORKDIR=gs://b/o COMMIT=x" >> settings.sh')
+    ok(cloud.run("watch.sh"))
+    assert words(cloud.calls()) == ["delete", "create", "scp", "setup", "start"]
+    assert cloud.trained() == dict.fromkeys(["pod-0", "pod-1"], TRAIN)
+
+
+def test_a_worker_that_says_nothing_does_not_hold_the_watch(cloud):
+    ok(cloud.run("setup.sh"))
+    ok(cloud.run("run.sh"))
+    (cloud.folder / "soon").touch()
+    cloud.on("ssh", 'rm "$FAKE/soon" "$FAKE/on-ssh"; /bin/sleep 300')
+    cloud.states("ACTIVE", "ACTIVE", "ACTIVE end=0", "ACTIVE")
+    assert "UNKNOWN" in ok(cloud.run("watch.sh"))
+
+
+def test_no_answer_for_long_ends_the_watch(cloud):
+    """60 times, whether gcloud or the worker is asked."""
+    no = "!timed out"
+    cloud.states(no, "PROVISIONING", *[no] * 58, "ACTIVE", no, "PROVISIONING", no)
+    cloud.on("ssh", "exit 1")
+    assert "60 times" in refused(cloud.run("watch.sh"), 1)
+    assert len(cloud.calls()) == 1 + 1 + 58 + 3 + 1
 
 
 def test_a_start_that_does_not_reach_all_workers_is_done_again(cloud):
