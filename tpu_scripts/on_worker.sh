@@ -67,19 +67,23 @@ stop() {
   flock --wait 600 9 || complain "the run was told to stop 10 minutes ago and has not. See logs.sh."
   local code
   code=$(cat "$run/exit_code" 2> /dev/null || echo unknown)
-  [[ $code == 0 ]] || complain "the run has ended with exit code $code. See logs.sh."
+  # 143: SIGTERM came while it was loading and did not listen yet. There was nothing to save.
+  [[ $code == 0 || $code == 143 ]] ||
+    complain "the run has ended with exit code $code. See logs.sh."
   echo "$(hostname): stopped."
 }
 
-state() {  # none, running, stopped (by a signal), asked (stopped by stop.sh), failed N, or finished
+state() {  # none, running, asked (to stop, by stop.sh), stopped (by a signal), failed N, or finished
   exec 9>> "$run/lock"
   if ! flock --nonblock 9; then echo running; return; fi
   if [[ ! -e $run/exit_code ]]; then echo none; return; fi  # not started, or the VM came up again
   local code
   code=$(cat "$run/exit_code")
-  # A run that was told to stop, and has saved, exits with 0 as one that is done does.
-  if [[ $code != 0 ]]; then echo "failed $code"
-  elif [[ -e $run/stop ]]; then echo asked
+  # A run that was told to stop, and has saved, exits with 0 as one that is done does. Before it
+  # listens to signals they end it with 128 + their number.
+  if [[ -e $run/stop ]]; then echo asked
+  elif [[ $code =~ ^(130|143)$ ]]; then echo stopped
+  elif [[ $code != 0 ]]; then echo "failed $code"
   elif grep -q "Stopped by SIG" "$run/log.txt"; then echo stopped
   else echo finished
   fi

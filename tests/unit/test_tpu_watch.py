@@ -85,6 +85,30 @@ def test_a_stopped_run_is_left_alone_and_one_that_a_signal_stopped_is_not(cloud)
     assert words(cloud.calls()) == ["scp", "setup", "start"]
 
 
+def test_a_run_that_is_still_loading_can_be_stopped(cloud):
+    """It does not listen to signals yet, so one ends it with 143: it has nothing to save."""
+    program = cloud.folder / "bin" / "bigjax"
+    listens = program.read_text()
+    program.write_text("#!/bin/sh\nexec /bin/sleep 60\n")
+    ok(cloud.run("setup.sh"))
+    ok(cloud.run("run.sh"))
+    assert ok(cloud.run("stop.sh")).count("stopped.") == 2
+    assert "stop.sh has stopped the run" in ok(cloud.run("watch.sh"))
+    (cloud.folder / "homes/pod/0/bigjax-run/stop").unlink()  # it was the machine
+    for worker in "01":
+        (cloud.folder / f"homes/pod/{worker}/bigjax/.venv/bin/bigjax").write_text(listens)
+    cloud.states("ACTIVE", "ACTIVE", "ACTIVE", "ACTIVE end=0", "ACTIVE")
+    assert "which a signal had stopped" in ok(cloud.run("watch.sh"))
+
+
+def test_a_run_that_ended_badly_when_it_was_told_to_stop_is_not_started_again(cloud):
+    ok(cloud.run("setup.sh"))
+    ok(cloud.run("run.sh"))
+    (cloud.folder / "end-pod-0").write_text("75")  # as it says when its peers are gone
+    (cloud.folder / "homes/pod/0/bigjax-run/stop").touch()  # as stop.sh does, at that moment
+    assert "stop.sh has stopped the run" in ok(cloud.run("watch.sh"))
+
+
 @pytest.mark.parametrize("end, code, complaint", [
     ("2", 2, "its input is bad"), ("1", 1, "failed 1 (its exit code) though the pod is well")])
 def test_a_run_that_fails_on_a_pod_that_is_well_is_not_started_again(cloud, end, code, complaint):
