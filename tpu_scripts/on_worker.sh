@@ -36,7 +36,6 @@ start() {  # ARGUMENTS of bigjax train
   exec 9>> "$run/lock"
   # A second, since stop and state hold it for a moment.
   flock --wait 1 9 || complain "a run is going on here. stop.sh stops it, logs.sh shows it."
-  [[ -x $here/.venv/bin/bigjax ]] || complain "bigjax is not installed here. setup.sh does it."
   rm -f "$run/pid" "$run/stop" "$run/exit_code"
   if [[ -e $run/log.txt ]]; then mv "$run/log.txt" "$run/log-before.txt"; fi
   # A session of its own with nothing of ssh's open: it lives when ssh ends. It inherits the lock.

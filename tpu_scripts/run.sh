@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Starts `bigjax train` on all workers of all slices, or goes on with a run that was stopped.
+# Starts `bigjax train` on all workers of all slices, or goes on with a run that was stopped; at the
+# commit of the settings, which setup.sh must have installed.
 #
 #   run.sh [--follow] [--settings=FILE] [--dry-run] [-- ARGUMENT...]
 #
@@ -14,8 +15,12 @@ source "$(dirname "$0")/common.sh"
 begin "follow --" "$@"
 need_gcloud
 
+commit=$(exact_commit "$COMMIT")
+folder=bigjax-${commit:0:12}
 train=$(quoted "--config=$CONFIG" "--workdir=$WORKDIR" "${REST[@]}")
-on_all "bash bigjax/tpu_scripts/on_worker.sh start $train" || fail "not all workers of $NAME have" \
+on_all "if [ -e $folder/.installed ]; then bash $folder/tpu_scripts/on_worker.sh start $train;\
+ else echo \"\$(hostname): commit ${commit:0:12} is not installed here. setup.sh does it; or set\
+ COMMIT to the one that is.\" >&2; exit 1; fi" || fail "not all workers of $NAME have" \
   "started it. What they said is above; stop.sh stops it on the others."
 if [[ -n ${OPTION[follow]:-} ]]; then
   flags=("--settings=$SETTINGS")

@@ -110,9 +110,25 @@ def test_a_run_is_set_up_started_once_and_stopped(cloud):
     until(lambda: cloud.trained()["pod-0-0"] == TRAIN)
 
 
-def test_a_run_needs_a_setup(cloud):
-    out = cloud.run("run.sh")
-    assert out.returncode == 1 and "stop.sh stops it on the others" in out.stderr
+def test_a_run_needs_a_setup_of_its_commit(cloud):
+    for _ in range(2):  # before a setup, and after that of another commit
+        out = cloud.run("run.sh")
+        assert out.returncode == 1 and "stop.sh stops it on the others" in out.stderr
+        assert out.stdout.count(f"{cloud.commit[:12]} is not installed here. setup.sh does") == 2
+        for worker in "01":
+            home = cloud.folder / f"homes/pod/{worker}"
+            shutil.copytree(cloud.repository / "tpu_scripts", home / "bigjax-0" / "tpu_scripts",
+                            dirs_exist_ok=True)
+            (home / "bigjax-0" / ".installed").touch()
+            (home / "bigjax").unlink(missing_ok=True)
+            (home / "bigjax").symlink_to("bigjax-0")
+    ok(cloud.run("setup.sh"))
+    ok(cloud.run("run.sh"))
+    for worker in "01":  # another was set up for the next run: this one stays what it is
+        (cloud.folder / f"homes/pod/{worker}/bigjax").unlink()
+        (cloud.folder / f"homes/pod/{worker}/bigjax").symlink_to("bigjax-0")
+    ok(cloud.run("stop.sh"))
+    ok(cloud.run("run.sh"))
 
 
 def test_logs(cloud):
