@@ -32,13 +32,13 @@ def homes(node, worker):
         yield f"{root}/homes/{node}/{w}"
 
 flags = dict(a[2:].partition("=")[::2] for a in argv if a.startswith("--"))
-kind, verb = argv[1:3] if argv[0] == "storage" else argv[2:4]
+kind, verb = argv[:2] if argv[0] == "storage" else argv[2:4]
 if os.path.exists(f"{root}/on-{verb}"):
     import subprocess
     code = subprocess.run(["bash", f"{root}/on-{verb}"]).returncode
     if code:
         sys.exit(code)
-if argv[:2] == ["storage", "ls"]:
+if verb == "ls":
     print(open(f"{root}/listing").read(), end="")
 elif verb == "describe":
     file = f"{root}/states-{kind}"

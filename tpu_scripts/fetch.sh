@@ -17,18 +17,20 @@ step=${OPTION[checkpoint]:-}
 to=${OPTION[to]:-$ROOT/runs/$NAME}
 
 call mkdir -p "$to"
-call gcloud storage rsync --recursive "--exclude=^checkpoints/" "$WORKDIR" "$to"
-if [[ $step == newest ]]; then
-  list=(gcloud storage ls "$WORKDIR/checkpoints/")
-  if $DRY_RUN; then
-    show "${list[@]}"
-    step=STEP
-  else
-    step=$("${list[@]}" | sed -nE 's|.*/([0-9]+)/$|\1|p' | sort -n | tail -n 1)
-    [[ -n $step ]] || fail "$WORKDIR has no checkpoint yet."
-  fi
+call gcloud storage rsync --recursive "--exclude=^(checkpoints|damaged)/" "$WORKDIR" "$to"
+if [[ -z $step ]]; then exit; fi
+# A bucket has no step before its last file is there; Orbax writes that one when all others are.
+list=(gcloud storage ls "$WORKDIR/checkpoints/*/commit_success.txt")
+if $DRY_RUN; then
+  show "${list[@]}"
+  step=${step/newest/STEP}
+else
+  whole=$("${list[@]}" | sed -nE 's|.*/([0-9]+)/[^/]*$|\1|p' | sort -n | tr '\n' ' ') ||
+    true  # that is how it ends where there is none
+  whole=${whole% }
+  if [[ $step == newest ]]; then step=${whole##* }; fi
+  [[ -n $step && " $whole " == *" $step "* ]] || fail "$WORKDIR has no whole" \
+    "checkpoint${step:+ of step $step}. Those that are whole: ${whole:-none}."
 fi
-if [[ -n $step ]]; then
-  call mkdir -p "$to/checkpoints/$step"
-  call gcloud storage rsync --recursive "$WORKDIR/checkpoints/$step" "$to/checkpoints/$step"
-fi
+call mkdir -p "$to/checkpoints/$step"
+call gcloud storage rsync --recursive "$WORKDIR/checkpoints/$step" "$to/checkpoints/$step"

@@ -151,18 +151,23 @@ def test_run_follows(cloud):
 
 def test_fetch(cloud):
     ok(cloud.run("fetch.sh"))
-    small = "storage rsync --recursive --exclude=^checkpoints/ gs://bucket/runs/pod"
+    small = "storage rsync --recursive --exclude=^(checkpoints|damaged)/ gs://bucket/runs/pod"
     assert cloud.calls() == [f"{small} REPO/runs/pod"]
-    (cloud.folder / "listing").write_text("".join(
-        f"gs://bucket/runs/pod/checkpoints/{s}/\n" for s in ("900", "1000", "2000.tmp")))
-    ok(cloud.run("fetch.sh", "--to=here", "--checkpoint=newest"))
-    step = "checkpoints/1000"
-    assert cloud.calls() == [
-        f"{small} here", "storage ls gs://bucket/runs/pod/checkpoints/",
-        f"storage rsync --recursive gs://bucket/runs/pod/{step} here/{step}"]
-    assert (cloud.folder / "here" / step).is_dir()
-    (cloud.folder / "listing").write_text("gs://bucket/runs/pod/checkpoints/\n")
-    assert "no checkpoint yet" in refused(cloud.run("fetch.sh", "--checkpoint=newest"), 1)
+    listing = "storage ls gs://bucket/runs/pod/checkpoints/*/commit_success.txt"
+    (cloud.folder / "listing").write_text("".join(  # those that are whole
+        f"gs://bucket/runs/pod/checkpoints/{s}/commit_success.txt\n" for s in ("900", "1000", "x")))
+    for asked, step in (("newest", "checkpoints/1000"), ("900", "checkpoints/900")):
+        ok(cloud.run("fetch.sh", "--to=here", f"--checkpoint={asked}"))
+        assert cloud.calls() == [
+            f"{small} here", listing,
+            f"storage rsync --recursive gs://bucket/runs/pod/{step} here/{step}"]
+        assert (cloud.folder / "here" / step).is_dir()
+    said = refused(cloud.run("fetch.sh", "--checkpoint=1100"), 1)
+    assert "no whole checkpoint of step 1100. Those that are whole: 900 1000." in said
+    cloud.on("ls", "echo 'ERROR: One or more URLs matched no objects.' >&2; exit 1")
+    cloud.calls()
+    assert "no whole checkpoint" in refused(cloud.run("fetch.sh", "--checkpoint=newest"), 1)
+    assert cloud.calls() == [f"{small} REPO/runs/pod", listing]
 
 
 def test_delete_asks(cloud):
@@ -182,6 +187,7 @@ def test_delete_asks(cloud):
 @pytest.mark.parametrize("slices", ["1", "2"])
 def test_a_dry_run_shows_what_is_called_and_calls_nothing(cloud, slices):
     cloud.settings(SLICES=slices, CREATE_FLAGS="('--description=two words')")
+    (cloud.folder / "listing").write_text("gs://bucket/runs/pod/checkpoints/7/commit_success.txt")
     commands = [["create.sh"], ["setup.sh"], ["run.sh", "--", *ODD], ["stop.sh"],
                 ["fetch.sh", "--checkpoint=7"], ["delete.sh", "--yes"]]
     for command in commands:
