@@ -284,6 +284,28 @@ def test_the_guide_s_commands_are_understood(cloud):
     assert not cloud.argv()
 
 
+def test_the_image_holds_what_it_needs_and_nothing_else():
+    """Later lines of .dockerignore win; ** stands for any number of folders, * for a part of one."""
+    lines = (fake_cloud.REPO / ".dockerignore").read_text().split()
+
+    def held(path):
+        ignored = False
+        for line in lines:
+            pattern = re.escape(line.lstrip("!")).replace(r"\*\*/", "(.*/)?").replace(
+                r"\*", "[^/]*")
+            if re.match(f"{pattern}(/|$)", path):
+                ignored = not line.startswith("!")
+        return not ignored
+
+    for path in ("setup.py", "constraints.txt", "README.md", "bigjax/main.py", "bigjax/data/a.txt",
+                 "configs/gpt/gpt3.py", "tpu_scripts/in_pod.sh"):
+        assert held(path), path
+    for path in (".git/config", ".venv/bin/python", "build/bigjax-1.tar.gz", "notes.txt", "tests/a",
+                 "runs/a/checkpoints/1/d", "tpu_scripts/settings.sh", "tpu_scripts/settings-b.sh",
+                 "bigjax/data/__pycache__/a.pyc", "bigjax.egg-info/PKG-INFO"):
+        assert not held(path), path
+
+
 def test_the_guide_gives_the_roles_without_which_a_run_refuses_to_start():
     roles = set(re.findall(r"roles/storage\.\w+",
                            (fake_cloud.REPO / "bigjax" / "cloud.py").read_text()))
