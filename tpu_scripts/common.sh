@@ -149,9 +149,9 @@ call() {  # a command that does something: a dry run shows it instead
 # Of ssh and scp. A VM that vanishes closes no connection: after a minute of silence they do. And
 # nothing must ask in the middle of the night: here for a passphrase, by --quiet for a first key.
 SSH_OPTIONS=(ServerAliveInterval=15 ServerAliveCountMax=4 BatchMode=yes)
-LIMIT=30m  # for a command on workers, of which installing takes the longest
+LIMIT=30m  # of a command on workers; installing takes the longest
 
-limited() {  # a command on workers, which ends within LIMIT, also where one of them hangs
+limited() {  # a command that ends within LIMIT, also where the network or a worker hangs
   if $DRY_RUN; then show "$@"; else timeout --kill-after=10 "$LIMIT" "$@" < /dev/null; fi
 }
 
@@ -247,7 +247,7 @@ describe() {  # KIND NAME FIELD -> the state, NOT_FOUND, or UNKNOWN if gcloud co
     return
   fi
   errors=$(mktemp)
-  if said=$("${command[@]}" 2> "$errors"); then
+  if said=$(LIMIT=2m limited "${command[@]}" 2> "$errors"); then
     echo "${said:-UNKNOWN}"
   elif grep -q NOT_FOUND "$errors"; then
     echo NOT_FOUND

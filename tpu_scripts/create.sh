@@ -18,8 +18,8 @@ before=""
 while true; do
   state=$(pod_state)
   if $DRY_RUN; then exit; fi
-  [[ $before,$state != NOT_FOUND,NOT_FOUND ]] || fail "there is no such pod any more: somebody has" \
-    "deleted it, or its request was refused."
+  [[ $before,$state != NOT_FOUND,NOT_FOUND ]] || fail "there is no such pod any more:" \
+    "somebody has deleted it, or its request was refused."
   if [[ $state != "$before" ]]; then echo "$(date +%T) $NAME: $state"; fi
   before=$state
   if [[ $state == READY ]]; then break; fi

@@ -72,7 +72,7 @@ stop() {
   echo "$(hostname): stopped."
 }
 
-state() {  # none, running, asked (to stop, by stop.sh), stopped (by a signal), failed N, or finished
+state() {  # none, running, asked (stopped by stop.sh), stopped (by a signal), failed N, finished
   exec 9>> "$run/lock"
   if ! flock --nonblock 9; then echo running; return; fi
   if [[ ! -e $run/exit_code ]]; then echo none; return; fi  # not started, or the VM came up again

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sees a run through to its end: waits for the pod, sets it up, starts the run, and when the pod is
-# preempted deletes what is left, creates it again and goes on from the newest checkpoint. A run that
-# ends with exit code 75 (what passes by itself: a lost host, storage that fails) is started again.
+# preempted deletes what is left, creates it again and goes on from the newest checkpoint. A run
+# that exit code 75 has ended (a lost host, storage that fails: what passes) is started again.
 #
 #   watch.sh [--settings=FILE] [--dry-run] [-- ARGUMENT...]
 #
@@ -64,7 +64,7 @@ count() {  # WHAT
 fresh=true       # no run was started on this pod, so starting one is no restart
 half=false       # the run was started, but not on all workers
 silent=0         # looks in a row that got no answer
-failed=0         # creations in a row that failed
+refused=0        # creations and deletions in a row that failed; up to 4
 
 begin_run() {  # WHY
   if $fresh; then say "$1"; else
@@ -77,15 +77,27 @@ begin_run() {  # WHY
   shown=started  # what is seen next is new
 }
 
+delete_rest() {
+  fresh=true half=false
+  mkdir -p "$ROOT/build"
+  touch "$LOST"
+  if delete_pod; then refused=0; else refuse "delete what is left of it"; fi
+}
+
 create_again() {
   count "creating the pod again"
   if create_pod; then
-    failed=0
+    refused=0
     rm -f "$LOST"
-  else  # there is no room: that is no restart, and is asked less and less often
-    restarts=$((restarts - 1)) failed=$((failed < 4 ? failed + 1 : 4))
-    say "could not create it. Trying again in $((INTERVAL << failed)) seconds."
+  else  # there is no room
+    restarts=$((restarts - 1))
+    refuse "create it"
   fi
+}
+
+refuse() {  # WHAT could not be done; that is no restart, and is tried less and less often
+  refused=$((refused < 4 ? refused + 1 : 4))
+  say "could not $1. Trying again in $((INTERVAL << refused)) seconds."
 }
 
 # Every turn looks what there is and does the next thing; whatever fails is tried again in the next.
@@ -94,7 +106,7 @@ while true; do
   before=$shown
   shown=$(pod_state)
   if [[ $shown == READY ]]; then
-    failed=0
+    refused=0
     rm -f "$LOST"
     if $half; then shown="partly started"; else shown=$(run_state); fi
   fi
@@ -117,11 +129,7 @@ while true; do
           "logs.sh. run.sh goes on from the newest checkpoint." ;;
       esac ;;
     *) if is_dead "$shown"; then
-         fresh=true half=false
-         mkdir -p "$ROOT/build"
-         touch "$LOST"
-         if delete_pod; then continue; fi
-         count "could not delete it"
+         delete_rest
        elif [[ $shown == NOT_FOUND && -e $LOST ]]; then
          create_again
        elif [[ $before,$shown == NOT_FOUND,NOT_FOUND ]]; then
@@ -129,5 +137,5 @@ while true; do
            "create.sh creates it."
        fi ;;
   esac
-  sleep $((INTERVAL << failed))
+  sleep $((INTERVAL << refused))
 done

@@ -285,7 +285,7 @@ def test_the_guide_s_commands_are_understood(cloud):
 
 
 def test_the_image_holds_what_it_needs_and_nothing_else():
-    """Later lines of .dockerignore win; ** stands for any number of folders, * for a part of one."""
+    """Later lines of .dockerignore win; ** is any number of folders, * a part of one name."""
     lines = (fake_cloud.REPO / ".dockerignore").read_text().split()
 
     def held(path):

@@ -162,8 +162,19 @@ def test_where_there_is_no_room_it_asks_again_and_again(cloud):
     out = ok(cloud.run("watch.sh"))
     assert words(cloud.calls()) == ["delete", *["create"] * 7, "scp", "setup", "start"]
     assert out.count("(1 of at most 1 restarts)") == 7
-    assert (cloud.folder / "sleeps.txt").read_text().split()[:8] == [
-        "20", "40", "80", "160", "160", "160", "10", "10"]
+    assert (cloud.folder / "sleeps.txt").read_text().split()[:9] == [
+        "10", "20", "40", "80", "160", "160", "160", "10", "10"]
+
+
+def test_a_deletion_that_fails_is_tried_again(cloud):
+    cloud.settings(MAX_RESTARTS="1", INTERVAL="10")
+    cloud.states("SUSPENDED", "SUSPENDED", "SUSPENDED", "!NOT_FOUND", "ACTIVE", "ACTIVE",
+                 "ACTIVE end=0", "ACTIVE")
+    cloud.on("delete", """echo >> "$FAKE/asked"
+        (($(wc -l < "$FAKE/asked") > 2)) || { echo "backend error" >&2; exit 1; }""")
+    ok(cloud.run("watch.sh"))
+    assert words(cloud.calls()) == ["delete"] * 3 + ["create", "scp", "setup", "start"]
+    assert (cloud.folder / "sleeps.txt").read_text().split()[:3] == ["20", "40", "10"]
 
 
 def test_a_watch_that_is_called_again_knows_that_it_has_deleted_the_pod_itself(cloud):
@@ -199,13 +210,17 @@ def test_settings_that_are_edited_meanwhile_are_for_another_run(cloud):
     assert cloud.trained() == dict.fromkeys(["pod-0", "pod-1"], TRAIN)
 
 
-def test_a_worker_that_says_nothing_does_not_hold_the_watch(cloud):
+@pytest.mark.parametrize("verb", ["ssh", "describe"])
+def test_what_is_never_answered_does_not_hold_the_watch(cloud, verb):
     ok(cloud.run("setup.sh"))
     ok(cloud.run("run.sh"))
     (cloud.folder / "soon").touch()
-    cloud.on("ssh", 'rm "$FAKE/soon" "$FAKE/on-ssh"; /bin/sleep 300')
+    cloud.on(verb, f'rm "$FAKE/soon" "$FAKE/on-{verb}"; /bin/sleep 300')
     cloud.states("ACTIVE", "ACTIVE", "ACTIVE end=0", "ACTIVE")
+    (cloud.folder / "timeouts.txt").unlink()
     assert "UNKNOWN" in ok(cloud.run("watch.sh"))
+    said = (cloud.folder / "timeouts.txt").read_text().splitlines()
+    assert {line.split()[1] for line in said} == {"2m"}
 
 
 def test_no_answer_for_long_ends_the_watch(cloud):
