@@ -72,27 +72,19 @@ def search(config, topology: str, slices: int, minutes: float, log: Callable[[st
     candidates, ruled_out = _candidates(config, topology, slices)
     log(f"{len(candidates)} layouts and flags may fit; arithmetic rules out {ruled_out}.")
     found: list[Found] = []
-    tried = 0
-
-    def worth(candidate: Candidate) -> bool:
-        """Whether it may be faster than the best."""
-        error = min((f.seconds / f.candidate.estimate for f in found), default=0)
-        best = min((f.seconds for f in found), default=math.inf)
-        return candidate.estimate * error * (1 - MARGIN) < best
-
-    for i, candidate in enumerate(candidates):
-        if not worth(candidate):
-            continue
+    left = list(candidates)
+    while worthy := _worthy(left, found):
+        tried = len(candidates) - len(left)
         if tried and time.monotonic() - begun > 60 * minutes:
-            left = sum(map(worth, candidates[i:]))
-            log(f"The {minutes:g} minutes are up; {left} that may be faster were not tried. The "
-                "same command goes on.")
+            log(f"The {minutes:g} minutes are up; {len(worthy)} that may be faster were not tried. "
+                "The same command goes on.")
             if not found:
                 raise UserError(f"None of the {tried} layouts that were tried fits {slices} x "
                                 f"{topology}: give --search more --budget-minutes, or use a larger "
                                 "slice or a smaller train.batch_size.")
             break
-        tried += 1
+        candidate = worthy[0]
+        left.remove(candidate)
         plan, = compile_lib.plans(apply(config, candidate), topology, slices)
         if plan.fits and plan.peak_bytes <= (1 - SPARE) * plan.limit_bytes:
             found.append(Found(candidate, plan, sum(seconds_of(plan)) / 2))
@@ -101,11 +93,21 @@ def search(config, topology: str, slices: int, minutes: float, log: Callable[[st
         else:
             log(f"  {candidate}: does not fit")
     else:
-        log(f"Compiled {tried}; by their estimates the other {len(candidates) - tried} are slower.")
+        log(f"Compiled {len(candidates) - len(left)}; by their estimates the other {len(left)} are "
+            "slower.")
     if not found:
         raise UserError(f"No layout of this config fits {slices} x {topology}: use a larger slice, "
                         "or a smaller train.batch_size.")
     return sorted(found, key=lambda f: f.seconds)
+
+
+def _worthy(candidates: list[Candidate], found: list[Found]) -> list[Candidate]:
+    """Those that may be faster than the best, by how far estimates were from plans so far."""
+    if not found:
+        return candidates
+    best = min(f.seconds for f in found)
+    error = (1 - MARGIN) * min(f.seconds / f.candidate.estimate for f in found)
+    return [c for c in candidates if c.estimate * error < best]
 
 
 def apply(config, candidate: Candidate):

@@ -105,18 +105,22 @@ def test_the_lines_for_the_config_are_the_choice():
     assert again.train.compiler_options.xla_other == "2"
 
 
-def test_what_is_estimated_to_be_slower_is_not_compiled(compiled, monkeypatch):
-    """Estimates are all half of what a plan says; what is within a tenth of the best is tried."""
-    some = search._candidates(config(), "v5e:4x4", 1)[0][:6]
-    seconds = [1.0, 2.0, 0.95, 1.2, 0.89, 1.05]
-    some = [c._replace(estimate=s / 2) for c, s in zip(some, seconds)]
+@pytest.mark.parametrize("estimates, seconds, ranked", [
+    # All twice their estimates: what is within a tenth of the best is tried.
+    ([.5, 1., .475, .6, .445, .525], [1., 2., .95, 1.2, .89, 1.05], [.89, .95, 1.]),
+    # The second is behind the first, until the third shows that estimates err by more.
+    ([1., 1.2, 1.09, 1.5], [2., 1.7, 1.99, 1.0], [1.7, 1.99, 2.])])
+def test_what_is_estimated_to_be_slower_is_not_compiled(monkeypatch, estimates, seconds, ranked):
+    some = search._candidates(config(), "v5e:4x4", 1)[0][:len(seconds)]
+    some = [c._replace(estimate=e) for c, e in zip(some, estimates)]
     monkeypatch.setattr(search, "_candidates", lambda *_: (some, 0))
-    said = []
     monkeypatch.setattr(compile_lib, "plans", lambda c, *_: [made(
         next(s for x, s in zip(some, seconds) if search.apply(config(), x) == c))])
+    said = []
     found = searched(log=said.append, seconds_of=lambda plan: (plan.work_seconds,) * 2)
-    assert [f.seconds for f in found] == [0.89, 0.95, 1.0]
-    assert said[-1] == "Compiled 3; by their estimates the other 3 are slower."
+    assert [f.seconds for f in found] == ranked
+    others = len(some) - len(ranked)
+    assert said[-1] == f"Compiled 3; by their estimates the other {others} are slower."
 
 
 def test_a_layout_that_leaves_no_room_does_not_fit(monkeypatch):
