@@ -5,27 +5,38 @@ request that was refused or cut off, with growing pauses. But both wait for ever
 says nothing more, and gcsfs remembers listings that TensorStore's writes make wrong.
 """
 
+import contextlib
 import functools
 import importlib.util
 import io
 import logging
 import os
-from collections.abc import Callable, Iterable
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator
 
 from etils import epath
 
-from bigjax.errors import RunError, UserError
+from bigjax.errors import PassingError, RunError, UserError
 
 STALL_SECONDS = "60"  # of silence after which a request is given up and sent again
 _CURL = "TENSORSTORE_CURL"
 INSTALL = "Install it: pip install -e '.[gcs]'"
+_LIBRARIES = {"gcsfs", "fsspec", "aiohttp", "google", "requests"}
+_REFUSALS = {"400", "401", "403", "404"}  # of HTTP: asking again would not help
+_ROLES = "roles/storage.objectUser and roles/storage.legacyBucketReader"
+_LOG_IN = "that you are logged in (on your own machine: gcloud auth application-default login)"
+# How TensorStore's errors begin, which are ValueErrors.
+_PASSING = re.compile(
+    "(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|INTERNAL|UNKNOWN): ")
+_REFUSED = re.compile("(PERMISSION_DENIED|UNAUTHENTICATED): ")
 
 
 def check(paths: Iterable[str]) -> None:
     """Refuses gs:// paths that cannot be read; makes requests to them give up on silence.
 
     Paths of other kinds are passed over. Raises UserError if gcsfs is not installed, and for a
-    bucket that is not there or may not be listed.
+    bucket that is not there or may not be listed; PassingError if storage does not answer.
     """
     names = {path.removeprefix("gs://").split("/")[0] for path in paths
              if path.startswith("gs://")}
@@ -45,23 +56,28 @@ def check_writable(folder: str) -> bool:
 
     Returns whether an object's versions are numbered, as Google's are and emulators' are not:
     Orbax's one-file format (OCDBT) needs that, since it writes only over the version it has read.
-    True for local folders. Raises UserError if it may not write.
+    True for local folders. Raises UserError if it may not write, PassingError if storage does not
+    answer.
     """
     if not folder.startswith("gs://"):
         return True
     check([folder])
-    path = f"{folder.removeprefix('gs://').rstrip('/')}/.bigjax-may-write"
+    # All hosts of a run ask at once, so each takes a name of its own.
+    path = (f"{folder.removeprefix('gs://').rstrip('/')}/"
+            f".bigjax-may-write-{secrets.token_hex(8)}")
     bucket, _, name = path.partition("/")
     fs = _file_system()
     try:
         fs.call("GET", "b/{}", bucket)  # Orbax asks it what kind of bucket this is
         fs.pipe_file(path, b"x")
         headers, _ = fs.call("GET", "b/{}/o/{}", bucket, name, alt="media")
-        fs.rm_file(path)
+        with contextlib.suppress(FileNotFoundError):  # the answer was lost, and it asked again
+            fs.rm_file(path)
     except Exception as e:
+        if isinstance(failed := failure(e), PassingError):
+            raise failed from None
         raise UserError(f"{folder} cannot be written: {_text(e)}. It takes the permissions of "
-                        "roles/storage.objectUser and roles/storage.legacyBucketReader; or name a "
-                        "folder in another bucket.") from None
+                        f"{_ROLES}; or name a folder in another bucket.") from None
     return "x-goog-generation" in headers
 
 
@@ -84,13 +100,49 @@ def move_folder(path: epath.Path, target: epath.Path) -> None:
     path.rename(target)
 
 
-def failure(error: Exception) -> RunError | None:
-    """What to say of an error that storage gives after all attempts; None if it is another."""
-    modules = {t.__module__.split(".")[0] for t in type(error).__mro__}
-    if not modules & {"gcsfs", "aiohttp", "google"}:
-        return None
-    return RunError(f"Cloud storage failed, also when asked again: {_text(error)}. What was saved "
-                    "before is intact: when it answers, the same command goes on from there.")
+def failure(error: Exception, place: str = "") -> UserError | RunError | None:
+    """What to say of an error that storage gives after all attempts; None if it is another.
+
+    place: what TensorStore read or wrote, which raises the same for local files.
+    Returns UserError where storage refuses, and PassingError for all else.
+    """
+    for e in causes(error):
+        if isinstance(e, (UserError, RunError)):
+            return e
+        if _is_refusal(e, place):
+            return UserError(f"Cloud storage refuses: {_text(e)}. Check your permission ({_ROLES}) "
+                             f"and {_LOG_IN}.")
+        of_a_library = any(t.__module__.split(".")[0] in _LIBRARIES for t in type(e).__mro__)
+        if of_a_library or _from_tensorstore(_PASSING, e, place):
+            return PassingError(
+                f"Cloud storage failed, also when asked again: {_text(e)}. What was saved before "
+                "is intact: when it answers, the same command goes on from there.")
+    return None
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _is_refusal(error: BaseException, place: str) -> bool:
+    """Whether storage would say the same again. A 404 is a FileNotFoundError like a local one."""
+    text, kinds = str(error), {t.__name__ for t in type(error).__mro__}
+    if kinds & {"HttpError", "ClientResponseError"}:
+        return str(getattr(error, "code", None) or getattr(error, "status", "")) in _REFUSALS
+    if "RefreshError" in kinds:  # else the server that gives credentials was not reached
+        return not (error.retryable or error.__cause__)
+    return ("DefaultCredentialsError" in kinds
+            or type(error) is OSError and text.startswith("Forbidden: ")
+            or type(error) is ValueError and text.startswith("Bad Request: ")
+            or _from_tensorstore(_REFUSED, error, place))
+
+
+def _from_tensorstore(status: re.Pattern, error: BaseException, place: str) -> bool:
+    return (place.startswith("gs://") and isinstance(error, ValueError)
+            and bool(status.match(str(error))))
 
 
 def _ask(bucket: str, request: str, **parameters) -> dict:
@@ -100,8 +152,9 @@ def _ask(bucket: str, request: str, **parameters) -> dict:
     except FileNotFoundError:
         why = "there is no such bucket. Check its name, or make it"
     except Exception as e:  # refusals, and failures to find credentials or the server
-        why = (f"{_text(e)}. Check your permission to read it and that you are logged in (on your "
-               "own machine: gcloud auth application-default login)")
+        if isinstance(failed := failure(e), PassingError):
+            raise failed from None
+        why = f"{_text(e)}. Check your permission to read it and {_LOG_IN}"
     raise UserError(f"gs://{bucket}: {why}.")
 
 
@@ -117,11 +170,32 @@ def _file_system():
     os.environ.setdefault(f"{_CURL}_LOW_SPEED_LIMIT_BYTES", "1")
     os.environ.setdefault(f"{_CURL}_CONNECT_TIMEOUT_SECONDS", str(seconds))
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=seconds, sock_read=seconds)
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it also raises
+    for name in ("gcsfs", "fsspec"):  # they log what they also raise
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
     class FileSystem(gcsfs.GCSFileSystem):
         def __init__(self, *args, **options):
             super().__init__(*args, **options, requests_timeout=timeout, use_listings_cache=False)
+
+        async def _request(self, *args, **options):
+            # No error of a kind that callers, and gcsfs itself, take for one about the file.
+            try:
+                return await super()._request(*args, **options)  # several attempts
+            except Exception as e:
+                if isinstance(failed := failure(e), PassingError):
+                    raise failed from e
+                raise
+
+        async def _isdir(self, path):  # gcsfs says no where the answer is a refusal, too
+            try:
+                return (await self._info(path))["type"] == "directory"
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+
+        def open(self, path, mode="rb", **options):
+            if mode in ("w", "wt"):
+                return _WrittenText(self.open(path, "wb"), **options)
+            return super().open(path, mode, **options)
 
         def _open(self, path, mode="rb", *args, **options):
             if mode == "wb":
@@ -135,17 +209,38 @@ def _file_system():
 
 class _Written(io.BytesIO):
     """A file that is sent when it is closed, in one request where it is small: that can be asked
-    for again when its answer was lost, which gcsfs's sessions of several cannot."""
+    for again when its answer was lost, which gcsfs's sessions of several cannot.
+
+    Where the writing was interrupted nothing is sent: an object is whole, or as it was before.
+    """
 
     def __init__(self, send: Callable[[bytes], None]):
         super().__init__()
-        self._send = send
+        self.send: Callable[[bytes], None] | None = send
 
     def close(self) -> None:
         if not self.closed:
             content = self.getvalue()
             super().close()
-            self._send(content)
+            if self.send:
+                self.send(content)
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind:
+            self.send = None
+        self.close()
+
+    def __del__(self) -> None:  # that of a file would close it
+        self.send = None
+
+
+class _WrittenText(io.TextIOWrapper):
+    """The same as text."""
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind:
+            self.buffer.send = None
+        self.close()
 
 
 def _text(error: Exception) -> str:

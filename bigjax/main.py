@@ -12,24 +12,20 @@ from bigjax.errors import RunError, UserError  # noqa: E402
 
 
 def main(argv: list[str]) -> int:
-    """Runs one command. 0: done; 2: bad input; 1: anything else."""
+    """Runs one command. 0: done; 2: bad input; 75: failed, but the same command may go on when it
+    is given again; 1: anything else."""
     try:
         return commands.run(argv)
-    except UserError as e:
-        _tell_hosts(str(e), 2)
-        print(f"bigjax: {e}", file=sys.stderr)
-        return 2
-    except RunError as e:
-        _tell_hosts(str(e), 1)
-        print(f"bigjax: {e}", file=sys.stderr)
-        return 1
+    except (UserError, RunError) as e:
+        error = e
     except (Exception, KeyboardInterrupt) as e:
-        if isinstance(e, Exception) and (failed := cloud.failure(e)):
-            _tell_hosts(str(failed), 1)
-            print(f"bigjax: {failed}", file=sys.stderr)
-            return 1
-        _tell_hosts(f"{type(e).__name__}: {e}", 1, unexpected=True)
-        raise
+        error = cloud.failure(e) if isinstance(e, Exception) else None
+        if error is None:
+            _tell_hosts(f"{type(e).__name__}: {e}", 1, unexpected=True)
+            raise
+    _tell_hosts(str(error), error.exit_code)
+    print(f"bigjax: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 def _tell_hosts(text: str, code: int, unexpected: bool = False) -> None:

@@ -61,10 +61,10 @@ class Proxy:
     def __exit__(self, *_) -> None:
         self._socket.close()
 
-    def fault_next(self, kind: str) -> None:
-        """The next request has this fault, those after it none."""
-        once = iter([kind])
-        self._fault = lambda n: next(once, None)
+    def fault_next(self, kind: str, after: int = 1) -> None:
+        """The `after`th request from here on has this fault, the others none."""
+        which = self.requests + after
+        self._fault = lambda n: kind if n == which else None
 
     def _accept(self) -> None:
         while True:
@@ -168,6 +168,11 @@ def put(url: str, name: str, content: bytes) -> None:
     query = urllib.parse.urlencode({"uploadType": "media", "name": name})
     address = f"{url}/upload/storage/v1/b/{BUCKET}/o?{query}"
     urllib.request.urlopen(urllib.request.Request(address, content, method="POST")).read()
+
+
+def delete(url: str, name: str) -> None:
+    path = f"/storage/v1/b/{BUCKET}/o/{urllib.parse.quote(name, safe='')}"
+    urllib.request.urlopen(urllib.request.Request(url + path, method="DELETE")).read()
 
 
 def get(url: str, name: str) -> bytes | None:

@@ -2,10 +2,12 @@
 
 A store lies in `data.cache_dir/stores/KEY`, with the files it has locally and `sums.json`, the
 CRC-32 of each. That is written last: a store without it does not exist. The key is a hash of what
-the store is made from, so two machines that build it at once write the same thing twice.
+the store is made from, so machines that build it at once would write the same: each writes what no
+other one has.
 """
 
 import json
+import random
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -48,13 +50,24 @@ def publish(folder: Path, cache_dir: str, log: Callable[[str], None]) -> None:
     if place is None or _try(cache_dir, (place / _SUMS).exists):
         return
     log(f"data: copying the token store {folder} to {place}")
-    sums = {}
-    for path in sorted(folder.iterdir()):
-        if path.name != "lock" and path.suffix != ".tmp":
-            content = path.read_bytes()
-            sums[path.name] = zlib.crc32(content)
-            _try(cache_dir, lambda: (place / path.name).write_bytes(content))
-    _try(cache_dir, lambda: (place / _SUMS).write_bytes(json.dumps(sums).encode()))
+    contents = [path for path in sorted(folder.iterdir())
+                if path.name != "lock" and path.suffix != ".tmp"]
+    sums = {path.name: zlib.crc32(path.read_bytes()) for path in contents}
+    # An object takes about one write a second, so the hosts of a run begin at unlike ones.
+    for path in random.sample(contents, len(contents)):
+        _write_new(cache_dir, place / path.name, path.read_bytes())
+    _write_new(cache_dir, place / _SUMS, json.dumps(sums).encode())
+
+
+def _write_new(cache_dir: str, target: Any, content: bytes) -> None:
+    """Writes what is the same whoever writes it, unless it is there, also by another meanwhile."""
+    if _try(cache_dir, target.exists):
+        return
+    try:
+        target.write_bytes(content)
+    except Exception:  # of many kinds; refused, since too many write it
+        if not _try(cache_dir, target.exists):
+            _try(cache_dir, lambda: target.write_bytes(content))
 
 
 def _place(folder: Path, cache_dir: str) -> Any:
@@ -69,5 +82,7 @@ def _try(cache_dir: str, act: Callable[[], Any]) -> Any:
     try:
         return act()
     except OSError as e:
+        if type(e) not in (OSError, FileNotFoundError, PermissionError):
+            raise  # a time-out or the like, which is not about this folder
         raise UserError(f"data.cache_dir={cache_dir!r} cannot be used: {e}. Check your permission "
                         "to read and write there, or set it to a local folder.") from None

@@ -13,7 +13,7 @@ from typing import Any
 
 from bigjax.data import docstrings
 from bigjax.data.files import fingerprint_files
-from bigjax.errors import UserError
+from bigjax.errors import RunError, UserError
 
 KINDS = ("docstrings", "text", "jsonl", "tfds")
 DOCUMENT_CHARS = 2000  # paragraphs of one large text file are grouped to at least this
@@ -253,6 +253,8 @@ def _remote_files(pattern: str) -> list[Any]:
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     try:
         return list(epath.Path("/".join(parts[:fixed])).glob("/".join(parts[fixed:])))
+    except RunError:  # storage does not answer
+        raise
     except Exception as e:  # each storage has errors of its own
         reason = "unknown kind of address" if isinstance(e, KeyError) else e
         raise UserError(

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from bigjax.errors import UserError
+from bigjax.errors import RunError, UserError
 
 _SQUAD = ("question", "context", "answers", "id")
 _CONLL = ("tokens", "tags")
@@ -151,6 +151,8 @@ def _read_bytes(path: str) -> bytes:
     from etils import epath
     try:
         return epath.Path(path).read_bytes()
+    except RunError:  # storage does not answer
+        raise
     except Exception as e:  # each storage has errors of its own
         reason = getattr(e, "strerror", None) or e
         raise UserError(f"cannot read {path}: {reason} (looked from {os.getcwd()!r}). Check the "

@@ -1,17 +1,21 @@
 """gs:// paths: what is refused, and what survives a server that fails now and then."""
 
+import gc
 import importlib.util
 import json
 import time
+from types import SimpleNamespace
 
 from etils import epath
+import fsspec.exceptions
+from gcsfs.retry import HttpError
 import numpy as np
 import pytest
 
-from bigjax import cloud, main
-from bigjax.data import shared, store
+from bigjax import cloud, config, main
+from bigjax.data import shared, sources, store, tables
 from bigjax.data.tokenizer import Bytes
-from bigjax.errors import UserError
+from bigjax.errors import PassingError, UserError
 from bigjax.train import metrics
 from tests import bucket
 
@@ -35,6 +39,23 @@ def proxy(emulator, monkeypatch):
         yield proxy
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    """gcsfs asks six times, but waits for nothing in between."""
+    import gcsfs.retry
+
+    async def sleep(seconds):
+        pass
+    monkeypatch.setattr(gcsfs.retry, "asyncio", SimpleNamespace(sleep=sleep))
+
+
+def answers(proxy, monkeypatch, status, to=b""):
+    """From here on requests whose first line has `to` are answered by this status."""
+    whole = type(proxy)._answer_to.__get__(proxy)
+    monkeypatch.setattr(proxy, "_answer_to", lambda request: bucket._answer(
+        status) if to in request.split(b"\r\n")[0] else whole(request))
+
+
 def test_other_paths_need_nothing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     cloud.check(["runs/x", "", "s3://bucket/x", "https://example.com"])
@@ -52,25 +73,98 @@ def test_buckets_that_cannot_be_used(proxy, monkeypatch):
         cloud.check(["gs://nobodys/runs"])
     with pytest.raises(UserError, match="names no bucket"):
         cloud.check(["gs:///runs"])
-    whole = proxy._answer_to
-    monkeypatch.setattr(proxy, "_answer_to", lambda request: bucket._answer(
-        "403 Forbidden") if request.startswith(b"POST") else whole(request))
+    answers(proxy, monkeypatch, "403 Forbidden", to=b"POST")
     with pytest.raises(UserError, match="gs://bucket/runs/x cannot be written: Forbidden.*roles"):
         cloud.check_writable("gs://bucket/runs/x")
-    monkeypatch.setattr(proxy, "_answer_to", lambda request: bucket._answer("403 Forbidden"))
+    with pytest.raises(OSError, match="Forbidden") as e:
+        epath.Path("gs://bucket/x").write_text("text")
+    assert isinstance(cloud.failure(e.value), UserError)
+    answers(proxy, monkeypatch, "403 Forbidden")
     with pytest.raises(UserError, match="gs://bucket: Forbidden.*permission"):
         cloud.check(["gs://bucket/runs/x"])
+    with pytest.raises(OSError, match="Forbidden"):  # it is not said to be no folder
+        epath.Path("gs://bucket/x").is_dir()
 
 
-def test_a_failure_of_storage_is_told_without_a_traceback(monkeypatch, capsys):
-    from gcsfs.retry import HttpError
+def test_storage_that_does_not_answer_is_not_told_as_bad_input(proxy, monkeypatch, impatient,
+                                                               tmp_path):
+    answers(proxy, monkeypatch, "503 Service Unavailable")
+    path = epath.Path("gs://bucket/cache/stores/key")
+    for ask in (lambda: cloud.check(["gs://bucket/x"]), path.is_dir, path.exists, path.read_bytes,
+                lambda: cloud.check_writable.__wrapped__("gs://bucket/x"),
+                lambda: shared.fetch(tmp_path / "key", "gs://bucket/cache", print),
+                lambda: list(tables.read_table("gs://bucket/table.tsv", ["text"])),
+                lambda: sources.fingerprint(sources.from_config("a", config.text_source(
+                    "text", "gs://bucket/*.txt")))):
+        with pytest.raises(PassingError, match="Cloud storage failed, also when asked again"):
+            ask()
 
+
+@pytest.mark.parametrize("error, code", [
+    (lambda: HttpError({"code": 503, "message": "Service Unavailable"}), 75),
+    (lambda: HttpError({"code": 401, "message": "Service Unavailable"}), 2),
+    (lambda: fsspec.exceptions.FSTimeoutError("Service Unavailable"), 75),
+    (lambda: OSError("Forbidden: Service Unavailable"), 2),
+    (lambda: PassingError("Service Unavailable"), 75),
+], ids=["503", "401", "time-out", "403", "ours"])
+def test_a_failure_of_storage_is_told_without_a_traceback(monkeypatch, capsys, error, code):
     def fail(argv):
-        raise HttpError({"code": 503, "message": "Service Unavailable"})
+        raise error()
     monkeypatch.setattr(main.commands, "run", fail)
-    assert main.main(["train"]) == 1
-    assert "Cloud storage failed, also when asked again: Service Unav" in capsys.readouterr().err
-    assert cloud.failure(ValueError("another")) is None
+    assert main.main(["train"]) == code
+    assert "Service Unavailable" in capsys.readouterr().err
+
+
+def test_what_tensorstore_says():
+    from_it = ValueError('UNAVAILABLE: Error reading "gs://bucket/x"')
+    outer = Exception("Encountered error while reading")
+    outer.__cause__ = from_it
+    assert isinstance(cloud.failure(outer, "gs://bucket/x"), PassingError)
+    assert isinstance(cloud.failure(ValueError("PERMISSION_DENIED: x"), "gs://b"), UserError)
+    for other in (ValueError("DATA_LOSS: x"), ValueError("another"), OSError(28, "No space left")):
+        assert cloud.failure(other, "gs://bucket/x") is None
+    assert cloud.failure(from_it, "runs/x") is None
+
+
+def test_hosts_that_ask_at_once_do_not_disturb_each_other(proxy, emulator, monkeypatch):
+    """Another one writes, reads and deletes between this one's write and its reading."""
+    ask, fs, others = cloud.check_writable.__wrapped__, cloud._file_system(), []
+    write = fs.pipe_file
+
+    def write_and_let_another_ask(path, content):
+        write(path, content)
+        if not others:
+            others.append(path)
+            assert ask("gs://bucket/runs/x")
+    monkeypatch.setattr(fs, "pipe_file", write_and_let_another_ask)
+    assert ask("gs://bucket/runs/x")
+    assert bucket.get(emulator, others[0].removeprefix("bucket/")) is None  # nothing is left
+
+
+def test_what_is_asked_about_writing_survives_lost_answers(proxy):
+    for n in range(1, 7):
+        proxy.fault_next("lose", after=n)
+        assert cloud.check_writable.__wrapped__("gs://bucket/runs/x")
+    assert proxy.faults == ["lose"] * 5  # of the five requests
+
+
+def test_a_file_whose_writing_is_interrupted_stays_as_it_was(proxy, emulator):
+    bucket.put(emulator, "kept", b"old")
+    path = epath.Path("gs://bucket/kept")
+    for mode in ("wb", "w"):
+        with pytest.raises(KeyboardInterrupt):
+            with path.open(mode) as f:
+                f.write(b"half" if mode == "wb" else "half")
+                raise KeyboardInterrupt
+    with pytest.raises(UnicodeEncodeError):
+        path.write_text("half \udc00")
+    f = path.open("wb")
+    f.write(b"half")
+    del f
+    gc.collect()
+    assert bucket.get(emulator, "kept") == b"old"
+    path.write_text("new")
+    assert bucket.get(emulator, "kept") == b"new"
 
 
 def test_whether_versions_are_numbered(proxy, monkeypatch):
@@ -135,6 +229,7 @@ def test_a_token_store_is_built_by_one_machine_and_copied_by_others(proxy, emula
     for split in store.SPLITS:
         a, b = first.split(split), second.split(split)
         np.testing.assert_array_equal(a.window(0, a.n_tokens), b.window(0, b.n_tokens))
+    publish_while_others_do(first, proxy, emulator, monkeypatch)
     name = f"cache/stores/{first.key}/00000-train.tokens"
     content = bytearray(bucket.get(emulator, name))
     content[7] ^= 1
@@ -142,3 +237,31 @@ def test_a_token_store_is_built_by_one_machine_and_copied_by_others(proxy, emula
     with pytest.raises(UserError, match="00000-train.tokens differs from its checksum"):
         build("third")
     assert not shared.fetch(first.folder, str(tmp_path), print)  # nothing is shared in a local one
+
+
+def publish_while_others_do(built, proxy, emulator, monkeypatch):
+    """What is there already is not written again, and what another one writes meanwhile is not
+    missed, as a bucket takes one write a second of an object, and refuses others."""
+    def object_name(request):
+        return next((name for name in ("sums.json", "store.json", "00000.json")
+                     if b"/" + name.encode() + b'"' in request), None)
+
+    folder, written = f"cache/stores/{built.key}", []
+    store_json = bucket.get(emulator, f"{folder}/store.json")
+    for name in ("sums.json", "store.json"):
+        bucket.delete(emulator, f"{folder}/{name}")
+    whole = proxy._answer_to
+
+    def answer(request):
+        if not request.startswith(b"POST"):
+            return whole(request)
+        written.append(object_name(request))
+        if written[-1] != "store.json":
+            return whole(request)
+        bucket.put(emulator, f"{folder}/store.json", store_json)
+        return bucket._answer("412 Precondition Failed")
+    with monkeypatch.context() as patch:
+        patch.setattr(proxy, "_answer_to", answer)
+        shared.publish(built.folder, "gs://bucket/cache", lambda text: None)
+    assert written == ["store.json", "sums.json"]
+    assert json.loads(bucket.get(emulator, f"{folder}/sums.json")).keys() >= {"store.json"}
