@@ -21,14 +21,14 @@ def main(argv: list[str]) -> int:
     except (Exception, KeyboardInterrupt) as e:
         error = cloud.failure(e) if isinstance(e, Exception) else None
         if error is None:
-            _tell_hosts(f"{type(e).__name__}: {e}", 1, unexpected=True)
+            _tell_hosts(f"{type(e).__name__}: {e}", 1, e)
             raise
     _tell_hosts(str(error), error.exit_code)
     print(f"bigjax: {error}", file=sys.stderr)
     return error.exit_code
 
 
-def _tell_hosts(text: str, code: int, unexpected: bool = False) -> None:
+def _tell_hosts(text: str, code: int, unexpected: BaseException | None = None) -> None:
     """Ends the run on all hosts, if it has more than this one."""
     hosts = sys.modules.get("bigjax.parallel.hosts")  # jax is slow to import, just to say this
     if hosts:

@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import secrets
 import signal
 import socket
@@ -36,13 +37,16 @@ import jaxlib
 
 import bigjax
 from bigjax import config as config_lib
-from bigjax.errors import UserError
+from bigjax.errors import PassingError, UserError
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 MAY_DIFFER = ("data.cache_dir",)  # between the configs of the processes
 _FOR_EVER = 10 ** 9  # ms. Waiting needs no limit of its own: a process that dies ends all.
-_LOST = ("another process of this run has died or cannot be reached; its own output may say why. "
-         "Run the same command on all hosts again: training goes on from the newest checkpoint.")
+LOST = ("another process of this run has died or cannot be reached; its own output may say why. "
+        "Run the same command on all hosts again: training goes on from the newest checkpoint.")
+# What an error of jax's has in it where another process does not answer any more.
+_BROKEN = re.compile("connection|socket|peer|heartbeat|barrier|coordination|gloo|nccl|UNAVAILABLE|"
+                     "DEADLINE_EXCEEDED", re.IGNORECASE)
 _LINGER = 20.0  # s that process 0, which keeps the messages, waits for the others to read the last
 _gathered = itertools.count()  # of calls: equal on all processes
 _starting, _joined, _failing = threading.Event(), threading.Event(), threading.Event()
@@ -62,8 +66,8 @@ def start(config, workdir: str) -> None:
     """Joins the other processes, if there are any, and checks that they were started alike.
 
     To be called before anything starts jax. config: a run's.
-    Raises UserError if the environment is incomplete, if not all processes come within
-    config.hosts.start_timeout seconds, or if their versions, configs or work folders differ.
+    Raises UserError if the environment is incomplete or if their versions, configs or work folders
+    differ, PassingError if not all of them come within config.hosts.start_timeout seconds.
     """
     if count() > 1:
         return
@@ -169,7 +173,7 @@ def _connect(given: dict[str, Any], options) -> None:
     address = distributed.global_state.coordinator_address or given.get("coordinator_address")
     what = (f"{type(error[0]).__name__}: {error[0]}" if error else
             _why_not(address, given.get("process_id", index())))
-    raise UserError(
+    raise (UserError if error else PassingError)(
         f"This process cannot join its run on {n} hosts within config.hosts.start_timeout="
         f"{options.start_timeout} seconds: {what}. The same command must run on all {n} hosts at "
         f"the same time, each with JAX_COORDINATOR_ADDRESS={address}, JAX_NUM_PROCESSES={n} and "
@@ -260,23 +264,35 @@ def watch_for_stop() -> None:
 
 def stop_agreed(calls: int) -> bool:
     """Whether all processes stop after this step, as one has got SIGTERM: the first step that none
-    has passed. To be asked after every step; calls: from 1, how often it was. Takes 10 us."""
+    has passed. To be asked after every step; calls: from 1, how often it was. Takes 10 us.
+
+    After SIGTERM jax answers yes to one number alone, that after the highest of any process so far.
+    So no one else may ask, under other numbers: see checkpoint._Manager.
+    """
     return multihost_utils.reached_preemption_sync_point(calls)
 
 
 # --- Ending together --------------------------------------------------------------------------
 
-def fail(text: str, code: int, unexpected: bool) -> None:
+def is_lost(error: BaseException | None) -> bool:
+    """Whether an error comes from another process that has ended or cannot be reached."""
+    if isinstance(error, jax.errors.JaxRuntimeError) and _BROKEN.search(str(error)):
+        return count() > 1
+    return error is not None and is_lost(error.__cause__)
+
+
+def fail(text: str, code: int, unexpected: BaseException | None = None) -> None:
     """Says why this process cannot go on, to people and to the others, and ends all of them.
 
-    Returns only on one host. unexpected: not an error of ours; perhaps it comes from another
+    Returns only on one host. unexpected: an error that is not ours; perhaps it comes from another
     process that has ended, so that one may speak first.
     """
     if not _starting.is_set():
         return
     if unexpected and _joined.is_set():
         time.sleep(3)  # the watching thread ends this process if another one says why
-        text += f"\nIf that is a connection that broke: {_LOST}"
+        text += f"\nIf that is a connection that broke: {LOST}"
+        code = PassingError.exit_code if is_lost(unexpected) else code
     _failing.set()
     _say(text)
     if _joined.is_set():
@@ -328,8 +344,8 @@ def _end(watcher: threading.Thread) -> None:
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _ABORTED(number: int) -> None:
     _say("ended by jax, which says above why. If a task stopped sending heartbeats, or the "
-         f"connection to the distributed service broke: {_LOST}")
-    os._exit(1)
+         f"connection to the distributed service broke: {LOST}")
+    os._exit(PassingError.exit_code)
 
 
 def _say(text: str) -> None:

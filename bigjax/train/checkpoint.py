@@ -58,6 +58,13 @@ def checksums(tree) -> dict[str, int]:
     return {k: int(v) for k, v in jax.device_get(_checksums(named_leaves(tree))).items()}
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: it is asked under a number of its own, in saves and, after them, in a thread, and
+        would put off the step at which all hosts stop, which hooks.StopOnSignal asks for."""
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one work folder."""
 
@@ -75,7 +82,7 @@ class Checkpoints:
         _silence_abandoned_writes()
         one_file = read_only or cloud.check_writable(str(workdir))
         handlers = {name: ocp.StandardCheckpointHandler(use_ocdbt=one_file) for name in ARRAY_ITEMS}
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.folder, item_handlers={**handlers, "meta": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=managers.AnyPreservationPolicy(policies),

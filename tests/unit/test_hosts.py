@@ -1,7 +1,9 @@
 """Whether this is one of many hosts: asked of the environment, before anything is started."""
 
+import threading
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from bigjax import config
@@ -78,6 +80,33 @@ def test_an_environment_that_cannot_work_is_refused(asked, environment, words):
     with pytest.raises(UserError) as e:
         asked(environment)
     assert all(word in str(e.value) for word in words), e.value
+
+
+def test_errors_that_come_from_a_lost_process(monkeypatch):
+    error = jax.errors.JaxRuntimeError
+    broken = error("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+    outer = RuntimeError("outer")
+    outer.__cause__ = broken
+    assert not hosts.is_lost(broken)  # on one host
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    assert hosts.is_lost(broken) and hosts.is_lost(outer)
+    for other in (error("RESOURCE_EXHAUSTED: Out of memory"), ValueError("connection"), None):
+        assert not hosts.is_lost(other)
+
+
+@pytest.mark.parametrize("text, code", [("Gloo: Connection closed by peer", 75), ("a bug", 1)])
+def test_a_process_that_another_one_has_left_may_be_started_again(monkeypatch, capfd, text, code):
+    """Gloo may say it before jax misses the heartbeats."""
+    ended = []
+    monkeypatch.setattr("os._exit", ended.append)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    for event in ("_starting", "_joined", "_failing"):
+        monkeypatch.setattr(hosts, event, threading.Event())
+    hosts._starting.set(), hosts._joined.set()
+    monkeypatch.setattr(hosts, "_seen", lambda: None)
+    hosts.fail(text, 1, jax.errors.JaxRuntimeError(text))
+    assert ended == [code] and hosts.LOST in capfd.readouterr().err
 
 
 def test_virtual_devices_are_shared_out(monkeypatch):
