@@ -6,6 +6,7 @@ that a damaged checkpoint is recognised and the one before it is used.
 
 import json
 import logging
+import re
 import sys
 from typing import Any
 import warnings
@@ -18,7 +19,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from bigjax import cloud
-from bigjax.errors import RunError, UserError
+from bigjax.errors import PassingError, RunError, UserError
 from bigjax.parallel import hosts
 from bigjax.train.state import State
 from bigjax.trees import named_leaves
@@ -26,8 +27,20 @@ from bigjax.trees import named_leaves
 ARRAY_ITEMS = ("params", "opt_state", "extras", "ema")
 
 
+# What is raised where a file is missing or holds what cannot be decoded, by all its decoders.
+_DECODING = (ValueError, LookupError, AttributeError, TypeError, NotImplementedError, EOFError,
+             FileNotFoundError)
+# TensorStore's errors are ValueErrors; of those that begin with a status these are of that kind.
+_STATUS = re.compile("[A-Z_]{4,}: ")
+_DECODING_STATUS = re.compile("(DATA_LOSS|OUT_OF_RANGE|NOT_FOUND|FAILED_PRECONDITION): ")
+
+
 class SaveError(RunError):
     """A checkpoint could not be written; the older ones are intact."""
+
+
+class Damaged(Exception):
+    """A checkpoint is not what was saved, or of another model."""
 
 
 @jax.jit
@@ -88,13 +101,21 @@ class Checkpoints:
                 preservation_policy=managers.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=not read_only, read_only=read_only,
                 create=not read_only))
+        # Each process reads by itself: where one cannot, the manager's would wait for it for ever.
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+        self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(
+            meta=ocp.JsonCheckpointHandler(), **{
+                name: ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+                for name in ARRAY_ITEMS}), multiprocessing_options=alone)
 
     def steps(self) -> list[int]:
         """Saved steps, oldest first."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: State, meta: dict, metrics: dict[str, float]) -> None:
-        """Writes in the background. meta: JSON. Raises SaveError if this or the last one fails."""
+        """Writes in the background. meta: JSON. Raises SaveError if this or the last one fails, and
+        what cloud.failure says of storage's errors."""
         items = _items(state)
         meta = {**meta, "step": step, "checksums": {k: checksums(v) for k, v in items.items()}}
         meta["crc32"] = _crc(meta)
@@ -114,24 +135,29 @@ class Checkpoints:
         except Exception as e:
             raise self._failed(e) from e
 
-    def _failed(self, error: Exception) -> SaveError:
+    def _failed(self, error: Exception) -> UserError | RunError:
+        what = f"A checkpoint could not be written to {self.folder}: "
+        if failed := cloud.failure(error, str(self.folder)):
+            return type(failed)(what + str(failed))
+        if hosts.is_lost(error):
+            return PassingError(f"{what}{hosts.LOST}")
         for path in self.folder.glob("*.orbax-checkpoint-tmp*"):  # make room again
             path.rmtree(missing_ok=True)
         steps = ocp.utils.checkpoint_steps(self.folder)
         return SaveError(
-            f"A checkpoint could not be written to {self.folder}: {_short(error)}. "
-            f"Saved and intact: {sorted(steps) or 'none'}. Make room or fix the folder, then run "
+            f"{what}{_short(error)}. Saved and intact: {sorted(steps) or 'none'}. Make room or fix the folder, then run "
             "the same command: it goes on from the newest of them.")
 
     def close(self) -> None:
         self._manager.close()
+        self._reader.close()
 
     def meta(self, step: int) -> dict:
-        """What was saved beside the arrays. Raises ValueError if it is not what was saved."""
-        meta = self._manager.restore(step, args=ocp.args.Composite(
+        """What was saved beside the arrays. Raises Damaged if it is not what was saved."""
+        meta = self._reader.restore(self.folder / str(step), args=ocp.args.Composite(
             meta=ocp.args.JsonRestore()))["meta"]
         if meta.get("crc32") != _crc(meta) or meta["step"] != step:
-            raise ValueError("meta differs from its checksum")
+            raise Damaged("meta differs from its checksum")
         return meta
 
     def pick(self, step: int | None) -> int:
@@ -153,37 +179,54 @@ class Checkpoints:
     def restore(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict]:
         """The items named in abstract (trees of ShapeDtypeStruct with shardings), and meta.
 
-        Raises ValueError if an array is not what was saved.
+        Raises Damaged, on all processes, if an array is not what was saved; PassingError, UserError
+        or RunError if that could not be found out, as the files cannot be read now.
         """
         args = {k: ocp.args.StandardRestore(v) for k, v in abstract.items()}
+        problem = None
         try:
-            meta, problem = self.meta(step), ""
-            items = dict(self._manager.restore(step, args=ocp.args.Composite(**args)))
+            meta = self.meta(step)
+            items = dict(self._reader.restore(self.folder / str(step),
+                                              args=ocp.args.Composite(**args)))
         except Exception as e:  # whatever damage makes Orbax raise
-            problem = _short(e)
+            error = self._not_restored(step, e)
+            problem = type(error).__name__, str(error)
         # What one process cannot read none can use. The checksums are computed by all together.
-        problem = next(filter(None, hosts.gather(problem)), "")
-        if problem:
-            raise ValueError(problem)
+        problems = [found for found in hosts.gather(problem) if found]
+        if problems:  # damage is believed if all that could not be read is damaged
+            kind, text = min(problems, key=lambda found: found[0] == Damaged.__name__)
+            raise {c.__name__: c for c in (Damaged, UserError, RunError, PassingError)}[kind](text)
         for name, tree in items.items():
             found = checksums(tree)
             wrong = [k for k, v in meta["checksums"][name].items() if found.get(k) != v]
             if wrong:
-                raise ValueError(f"{name}: {wrong[0]} and {len(wrong) - 1} other array(s) differ "
-                                 "from their checksums")
+                raise Damaged(f"{name}: {wrong[0]} and {len(wrong) - 1} other array(s) differ from "
+                              "their checksums")
         return items, meta
+
+    def _not_restored(self, step: int, error: Exception) -> Exception:
+        """What an error of reading means: Damaged only if it shows that."""
+        if isinstance(error, Damaged):
+            return error
+        if failed := cloud.failure(error, str(self.folder)):
+            return failed
+        if _shows_damage(error):
+            return Damaged(_short(error))
+        return RunError(f"Checkpoint {step} in {self.folder} could not be read: {_short(error)}. "
+                        "That does not mean that it is damaged, so it is left as it is. Mend what "
+                        "hinders, then run the same command.")
 
     def restore_newest(self, abstract: State, log) -> tuple[State, dict] | None:
         """The newest checkpoint that is whole, and meta; None if nothing was saved.
 
         Damaged ones that are newer are moved to WORKDIR/damaged/. Raises UserError, and moves
-        nothing, if none can be read.
+        nothing, if all are damaged; and what `restore` does if one cannot be read now.
         """
         damaged = {}
         for step in reversed(self.steps()):
             try:
                 items, meta = self.restore(step, _items(abstract))
-            except ValueError as e:
+            except Damaged as e:
                 damaged[step] = str(e)
                 continue
             for bad, why in damaged.items():
@@ -216,6 +259,17 @@ class Checkpoints:
 def _crc(meta: dict) -> int:
     rest = {k: v for k, v in meta.items() if k != "crc32"}
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
+def _shows_damage(error: Exception) -> bool:
+    """Whether an error says that a file is missing or not what was saved, and not that it could not
+    be read: by a time-out, for want of permission or memory, or by a failing disk."""
+    *_, root = cloud.causes(error)
+    text = str(root)
+    if not isinstance(root, ValueError) or not _STATUS.match(text):
+        return isinstance(root, _DECODING)
+    status = _DECODING_STATUS.match(text)
+    return bool(status) and (status[1] == "NOT_FOUND" or "[OS error" not in text)
 
 
 def _silence_abandoned_writes() -> None:

@@ -18,7 +18,7 @@ from bigjax.errors import UserError
 from bigjax.optim import matches
 from bigjax.parallel import sharding
 from bigjax.train import workdir as workdir_lib
-from bigjax.train.checkpoint import Checkpoints
+from bigjax.train.checkpoint import Checkpoints, Damaged
 from bigjax.trees import layer_names, layer_places, named_leaves, path_name
 
 OF_A_RUN = ("dtype", "param_dtype", "scan", "remat", "attention")  # not of a model
@@ -149,7 +149,7 @@ def _restore(checkpoints, step, item, saved, abstract, where):
         node[last] = jax.ShapeDtypeStruct(tuple(x.shape), x.dtype, sharding=place)
     try:
         return checkpoints.restore(step, {item: tree})[0][item]
-    except Exception as e:  # whatever damage makes Orbax raise
+    except Damaged as e:
         raise UserError(f"config.init_from={where!r}: its checkpoint {step} is damaged "
                         f"({e}).") from e
 

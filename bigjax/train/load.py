@@ -9,7 +9,7 @@ from bigjax.errors import UserError
 from bigjax.parallel import hosts, sharding
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.train import workdir as workdir_lib
-from bigjax.train.checkpoint import Checkpoints
+from bigjax.train.checkpoint import Checkpoints, Damaged
 from bigjax.train.state import abstract
 
 
@@ -57,7 +57,7 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
         want["extras"] = abstract(shapes["extras"], copied)
     try:
         items, _ = checkpoints.restore(step, want)
-    except Exception as e:  # whatever damage makes Orbax raise
+    except Damaged as e:
         raise UserError(f"Checkpoint {step} of {workdir} is damaged or of another model ({e}). "
                         f"There are {checkpoints.steps()}: choose another --step.") from e
     extras = items.pop("extras", shapes["extras"])

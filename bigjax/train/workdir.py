@@ -22,9 +22,13 @@ FIXED_ZERO = ("train.ema", "optim.b1")
 
 
 def saved_steps(workdir: str) -> set[int]:
+    """The steps whose checkpoints are complete."""
     folder = epath.Path(workdir) / "checkpoints"
-    return {int(p.name) for p in folder.iterdir() if p.name.isdigit()} if (
-        workdir and folder.exists()) else set()
+    if not workdir or not folder.exists():
+        return set()
+    # A bucket cannot rename a folder when it is complete, so there Orbax writes a file last.
+    return {int(p.name) for p in folder.iterdir() if p.name.isdigit()
+            and ("://" not in workdir or (p / "commit_success.txt").exists())}
 
 
 def has_checkpoints(workdir: str) -> bool:

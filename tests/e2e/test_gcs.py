@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests import bucket, helpers
+from tests.e2e.test_hosts import ends, start
 
 STEPS = 20
 
@@ -89,6 +90,53 @@ def test_killed_on_a_bucket_resumed_through_faults_and_evaluated(
     found, last = json.loads(out.splitlines()[-1]), helpers.read_metrics(whole)[-2]
     assert last["step"] == STEPS and "eval/valid/loss" in last
     assert {k: found[k] for k in last} == pytest.approx(last, rel=1e-6)
+
+
+# Two hosts save and restore; then one of them cannot read now, and then finds damage, in step 5.
+TWO_HOSTS = f"""
+import sys
+import jax, orbax.checkpoint as ocp
+from bigjax import cloud, config
+from bigjax.errors import RunError
+from bigjax.parallel import hosts
+from bigjax.train.checkpoint import Checkpoints, State
+import jax.numpy as jnp
+workdir = "gs://bucket/runs/two"
+cloud.check_writable(workdir)
+hosts.start(config.load_file({helpers.TINY!r}), workdir)
+hosts.check_shared(workdir)
+place = jax.NamedSharding(jax.make_mesh((4,), ("x",)), jax.P("x"))
+state = State(jnp.int32(5), dict(w=jax.device_put(jnp.arange(4000.0), place)),
+              dict(mu=jax.device_put(jnp.ones(8), place)), dict(), None, jnp.bool_(False))
+abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+                        state)
+checkpoints = Checkpoints(workdir, keep=2)
+for step in (3, 5):
+    checkpoints.save(step, state, dict(), dict())
+checkpoints.wait()
+real, error = ocp.StandardCheckpointHandler.restore, []
+def restore(self, directory, *args, **options):
+    if error and hosts.index() == 1 and "/5/" in str(directory):
+        raise error[0]
+    return real(self, directory, *args, **options)
+ocp.StandardCheckpointHandler.restore = restore
+found = []
+for error[:] in [], [OSError(5, "Input/output error")], [ValueError("DATA_LOSS: of w")]:
+    try:
+        found.append(checkpoints.restore_newest(abstract, lambda text: None)[1]["step"])
+    except RunError as e:
+        found.append(str(e).split(": ")[1])
+print(found, checkpoints.steps(), file=sys.__stdout__, flush=True)
+checkpoints.close()
+"""
+
+
+def test_two_hosts_on_a_bucket(emulator, tmp_path, monkeypatch):
+    with bucket.Proxy(emulator) as proxy:
+        use(monkeypatch, proxy.url, tmp_path)
+        for code, out, err in ends(start(2, script=TWO_HOSTS), timeout=120):
+            assert code == 0 and out.endswith("[5, 'OSError', 3] [3]\n"), out + err
+    assert bucket.get(emulator, "runs/two/damaged/5/commit_success.txt") is not None
 
 
 @pytest.mark.slow

@@ -2,13 +2,15 @@
 
 import pathlib
 
+import fsspec.exceptions
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax.errors import UserError
-from bigjax.train.checkpoint import Checkpoints, SaveError, checksums
+from bigjax.errors import PassingError, RunError, UserError
+from bigjax.parallel import hosts
+from bigjax.train.checkpoint import Checkpoints, Damaged, SaveError, checksums
 from bigjax.train.state import State
 
 
@@ -94,6 +96,35 @@ def test_if_all_are_damaged_nothing_is_touched(tmp_path):
     assert Checkpoints(tmp_path).steps() == [3, 5] and not (tmp_path / "damaged").exists()
 
 
+@pytest.mark.parametrize("error, kind", [
+    (OSError(5, "Input/output error"), RunError), (PermissionError(13, "Permission"), RunError),
+    (MemoryError(), RunError), (ValueError("PERMISSION_DENIED: Error opening local file"), RunError),
+    (ValueError("FAILED_PRECONDITION: local file [OS error 116: ESTALE]"), RunError),
+    (fsspec.exceptions.FSTimeoutError(), PassingError)], ids=lambda x: repr(x)[:20])
+def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, error, kind):
+    checkpoints = saved(tmp_path, [3, 5], keep=2)
+
+    def fail(*args, **kwargs):
+        raise Exception("Encountered error while reading") from error
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._reader, "restore", fail)
+        with pytest.raises(kind) as e:
+            checkpoints.restore_newest(ABSTRACT, print)
+    assert type(e.value) is kind and not (tmp_path / "damaged").exists()
+    assert checkpoints.restore_newest(ABSTRACT, print)[1]["step"] == 5
+
+
+def test_what_one_host_finds_damaged_and_another_cannot_read_now_is_left(tmp_path, monkeypatch):
+    checkpoints = saved(tmp_path, [3, 5], keep=2)
+    found = [["Damaged", "a checksum"], None, ["PassingError", "storage failed"]]
+    monkeypatch.setattr(hosts, "gather", lambda problem: found)
+    with pytest.raises(PassingError, match="storage failed"):
+        checkpoints.restore_newest(ABSTRACT, print)
+    found.pop()
+    with pytest.raises(Damaged, match="a checksum"):
+        checkpoints.restore(5, {})
+
+
 def test_checksums_see_every_element_and_no_sharding():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     x = jnp.linspace(-1, 1, 64).reshape(8, 8)
@@ -115,6 +146,13 @@ def test_a_save_that_fails_leaves_the_older_ones(tmp_path, monkeypatch):
     with pytest.raises(SaveError, match=r"No space left.*Saved and intact: \[3\]"):
         checkpoints.save(4, state(4), {}, {})
     assert Checkpoints(tmp_path).restore_newest(ABSTRACT, print)[1]["step"] == 3
+
+    def lost(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
+    monkeypatch.setattr(checkpoints._manager, "save", lost)
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    with pytest.raises(PassingError, match="another process of this run has died"):
+        checkpoints.save(4, state(4), {}, {})
 
 
 def test_a_step_that_is_not_there(tmp_path):

@@ -16,8 +16,10 @@ from bigjax import cloud, config, main
 from bigjax.data import shared, sources, store, tables
 from bigjax.data.tokenizer import Bytes
 from bigjax.errors import PassingError, UserError
-from bigjax.train import metrics
+from bigjax.train import metrics, workdir
+from bigjax.train.checkpoint import Checkpoints
 from tests import bucket
+from tests.unit import test_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +212,27 @@ def test_metrics_are_on_the_bucket_before_the_process_ends(proxy, emulator):
     assert steps() == [5, 6, 7]
     board, = epath.Path("gs://bucket/run/tensorboard").iterdir()
     assert b"loss" in board.read_bytes()
+
+
+def test_checkpoints_that_cannot_be_read_now_are_left_as_they_are(proxy, emulator, monkeypatch,
+                                                                  impatient):
+    checkpoints = test_checkpoint.saved("gs://bucket/runs/y", [3, 5], keep=2)
+    for status, to, kind in (("503 Service Unavailable", b"checkpoints%2F5%2Fmeta", PassingError),
+                             ("403 Forbidden", b"checkpoints%2F5%2Fparams%2F_METADATA", UserError),
+                             ("403 Forbidden", b"%2F5%2Fparams%2Fd%2F", UserError)):  # TensorStore
+        answers(proxy, monkeypatch, status, to)
+        with pytest.raises(kind, match="Cloud storage"):
+            Checkpoints("gs://bucket/runs/y", read_only=True).restore_newest(
+                test_checkpoint.ABSTRACT, print)
+    answers(proxy, monkeypatch, "503 Service Unavailable", b"checkpoints%2F7")
+    with pytest.raises(PassingError, match="could not be written.*Cloud storage failed"):
+        checkpoints.save(7, test_checkpoint.state(7), {}, {})
+        checkpoints.wait()
+    answers(proxy, monkeypatch, "none", to=b"no request")
+    bucket.put(emulator, "runs/y/checkpoints/9/params/d/half", b"of it")  # it was killed
+    assert workdir.saved_steps("gs://bucket/runs/y") == {3, 5}
+    found = Checkpoints("gs://bucket/runs/y").restore_newest(test_checkpoint.ABSTRACT, print)
+    assert found[1]["step"] == 5
 
 
 def test_a_token_store_is_built_by_one_machine_and_copied_by_others(proxy, emulator, tmp_path,
