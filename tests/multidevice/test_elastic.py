@@ -12,16 +12,17 @@ from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.step import unpack
 from bigjax.trees import named_leaves
 
-SAVED_ON = (1, 4, 2)  # data, fsdp, tensor
+SAVED_ON = dict(fsdp=4, tensor=2)
 
 
 def on(c, mesh_sizes, corpus, state_of, steps):
-    """(losses of `steps`, parameters before them, state after them) on a mesh of these sizes.
+    """(losses of `steps`, parameters before them, state after them) on a mesh of these sizes, {axis:
+    number}; axes that are not named have 1.
 
     state_of(program): the state to begin with.
     """
-    mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, mesh_sizes)),
-                              jax.devices()[:int(np.prod(mesh_sizes))])
+    mesh = mesh_lib.make_mesh({axis: mesh_sizes.get(axis, 1) for axis in mesh_lib.AXES},
+                              jax.devices()[:int(np.prod([*mesh_sizes.values()]))])
     with jax.set_mesh(mesh):
         program = program_lib.make(c, tasks.build(c), mesh)
         state = state_of(program)
@@ -53,6 +54,9 @@ def saved(tmp_path_factory, corpus_file, cache_dir):
         return jax.jit(program.init, out_shardings=program.shardings)()
 
     _, _, state = on(c, SAVED_ON, corpus, first, range(3))
+    for axis in SAVED_ON:  # else nothing that this file says of it is tested
+        assert any(axis in str(x.sharding.spec) and not x.is_fully_replicated
+                   for x in jax.tree.leaves(state.params)), axis
     checkpoints = Checkpoints(folder)
     checkpoints.save(3, state, {}, {})
     checkpoints.wait()
@@ -60,10 +64,12 @@ def saved(tmp_path_factory, corpus_file, cache_dir):
     return c, corpus, folder, before, losses
 
 
-SLOW = [pytest.param(sizes, marks=pytest.mark.slow) for sizes in ((2, 2, 2), (2, 1, 1))]
+ONTO = [dict(data=2, tensor=2), dict(data=1),
+        *(pytest.param(sizes, marks=pytest.mark.slow)
+          for sizes in (dict(data=2, fsdp=2, tensor=2), dict(data=2)))]
 
 
-@pytest.mark.parametrize("mesh_sizes", [(2, 1, 2), (1, 1, 1), *SLOW], ids=str)
+@pytest.mark.parametrize("mesh_sizes", ONTO, ids=str)
 def test_restored_on_another_mesh(saved, mesh_sizes):
     c, corpus, folder, want, losses = saved
 
