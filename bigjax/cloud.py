@@ -22,7 +22,8 @@ from bigjax.errors import PassingError, RunError, UserError
 STALL_SECONDS = "60"  # of silence after which a request is given up and sent again
 _CURL = "TENSORSTORE_CURL"
 INSTALL = "Install it: pip install -e '.[gcs]'"
-_LIBRARIES = {"gcsfs", "fsspec", "aiohttp", "google", "requests"}
+# Of gcsfs and what it uses, whose errors are of storage.
+_LIBRARIES = ("gcsfs.", "fsspec.", "aiohttp.", "google.auth.", "google.api_core.", "requests.")
 _REFUSALS = {"400", "401", "403", "404"}  # of HTTP: asking again would not help
 _ROLES = "roles/storage.objectUser and roles/storage.legacyBucketReader"
 _LOG_IN = "that you are logged in (on your own machine: gcloud auth application-default login)"
@@ -112,12 +113,16 @@ def failure(error: Exception, place: str = "") -> UserError | RunError | None:
         if _is_refusal(e, place):
             return UserError(f"Cloud storage refuses: {_text(e)}. Check your permission ({_ROLES}) "
                              f"and {_LOG_IN}.")
-        of_a_library = any(t.__module__.split(".")[0] in _LIBRARIES for t in type(e).__mro__)
+        of_a_library = any(t.__module__.startswith(_LIBRARIES) for t in type(e).__mro__)
         if of_a_library or _from_tensorstore(_PASSING, e, place):
-            return PassingError(
-                f"Cloud storage failed, also when asked again: {_text(e)}. What was saved before "
-                "is intact: when it answers, the same command goes on from there.")
+            return _passing(e)
     return None
+
+
+def _passing(error: BaseException) -> PassingError:
+    return PassingError(
+        f"Cloud storage failed, also when asked again: {_text(error)}. What was saved before is "
+        "intact: when it answers, the same command goes on from there.")
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -181,6 +186,8 @@ def _file_system():
             # No error of a kind that callers, and gcsfs itself, take for one about the file.
             try:
                 return await super()._request(*args, **options)  # several attempts
+            except (ConnectionError, TimeoutError) as e:
+                raise _passing(e) from e
             except Exception as e:
                 if isinstance(failed := failure(e), PassingError):
                     raise failed from e

@@ -117,6 +117,17 @@ def test_a_failure_of_storage_is_told_without_a_traceback(monkeypatch, capsys, e
     assert "Service Unavailable" in capsys.readouterr().err
 
 
+def test_a_connection_that_breaks_is_no_error_about_a_file(proxy, monkeypatch):
+    import gcsfs
+
+    async def broken(*args, **options):
+        raise ConnectionResetError("reset")
+    monkeypatch.setattr(gcsfs.GCSFileSystem, "_request", broken)
+    with pytest.raises(PassingError, match="reset"):
+        epath.Path("gs://bucket/x").is_dir()
+    assert cloud.failure(BrokenPipeError()) is None  # `bigjax config | head`
+
+
 def test_what_tensorstore_says():
     from_it = ValueError('UNAVAILABLE: Error reading "gs://bucket/x"')
     outer = Exception("Encountered error while reading")
