@@ -145,8 +145,8 @@ class Checkpoints:
             path.rmtree(missing_ok=True)
         steps = ocp.utils.checkpoint_steps(self.folder)
         return SaveError(
-            f"{what}{_short(error)}. Saved and intact: {sorted(steps) or 'none'}. Make room or fix the folder, then run "
-            "the same command: it goes on from the newest of them.")
+            f"{what}{_short(error)}. Saved and intact: {sorted(steps) or 'none'}. Make room or fix "
+            "the folder, then run the same command: it goes on from the newest of them.")
 
     def close(self) -> None:
         self._manager.close()

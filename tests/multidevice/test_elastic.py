@@ -16,8 +16,8 @@ SAVED_ON = dict(fsdp=4, tensor=2)
 
 
 def on(c, mesh_sizes, corpus, state_of, steps):
-    """(losses of `steps`, parameters before them, state after them) on a mesh of these sizes, {axis:
-    number}; axes that are not named have 1.
+    """(losses of `steps`, parameters before them, state after them) on a mesh of these sizes, by
+    axis; axes that are not named have 1.
 
     state_of(program): the state to begin with.
     """

@@ -98,7 +98,7 @@ def test_if_all_are_damaged_nothing_is_touched(tmp_path):
 
 @pytest.mark.parametrize("error, kind", [
     (OSError(5, "Input/output error"), RunError), (PermissionError(13, "Permission"), RunError),
-    (MemoryError(), RunError), (ValueError("PERMISSION_DENIED: Error opening local file"), RunError),
+    (MemoryError(), RunError), (ValueError("PERMISSION_DENIED: Error opening file"), RunError),
     (ValueError("FAILED_PRECONDITION: local file [OS error 116: ESTALE]"), RunError),
     (fsspec.exceptions.FSTimeoutError(), PassingError)], ids=lambda x: repr(x)[:20])
 def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, error, kind):
