@@ -251,4 +251,5 @@ class _WrittenText(io.TextIOWrapper):
 
 
 def _text(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+    # gcsfs writes ", 503" where the answer has no text.
+    return " ".join(str(error).split())[:300].strip("., ") or type(error).__name__
