@@ -22,24 +22,25 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array, *,
     return (loss * weights).sum(), weights.sum()
 
 
-def linear_losses(x: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array,
-                  rows: int = 128, label_smoothing: float = 0.0, z: float = 0.0
-                  ) -> dict[str, jax.Array]:
-    """Sums over tokens of the losses of logits x @ kernel, which are never all held.
+def linear_losses(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, targets: jax.Array,
+                  weights: jax.Array, rows: int = 128, label_smoothing: float = 0.0,
+                  z: float = 0.0) -> dict[str, jax.Array]:
+    """Sums over tokens of the losses of logits x @ kernel + bias, which are never all held.
 
-    x [B, T, D], kernel [D, V], targets and weights [B, T]; weights have no gradient. 'nll': as
-    cross_entropy; 'hits': as accuracy; 'total': with label_smoothing, and with z times z_loss.
+    x [B, T, D], kernel [D, V], bias [V], targets and weights [B, T]; weights have no gradient.
+    'nll': as cross_entropy; 'hits': as accuracy, but for equal logits, which all hit; 'total': with
+    label_smoothing, and with z times z_loss.
     Only 'total' has a gradient. It is made together with the loss, for about `rows` tokens at a
     time, so that their logits are used while they are at hand: on a CPU in the cache, where the
     time is two thirds; on a TPU the memory of all is saved.
     """
-    return _linear(x, kernel, targets, weights, rows, label_smoothing, z)
+    return _linear(x, kernel, bias, targets, weights, rows, label_smoothing, z)
 
 
 def linear_cross_entropy(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array,
                          weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """cross_entropy(x @ kernel + bias, targets, weights) without holding all the logits."""
-    sums = linear_losses(*bias_as_row(x, kernel, bias), targets, weights)
+    sums = linear_losses(*bias_as_row(x, kernel, bias), None, targets, weights)
     return sums["total"], weights.sum()
 
 
@@ -52,30 +53,37 @@ def bias_as_row(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.A
     return jnp.concatenate([x, ones], axis=-1), jnp.concatenate([kernel, bias[None]])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _linear(x, kernel, targets, weights, rows, label_smoothing, z):
-    return linear_parts(x, kernel, targets, weights, rows, label_smoothing, z, False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _linear(x, kernel, bias, targets, weights, rows, label_smoothing, z):
+    return linear_parts(x, kernel, bias, targets, weights, rows, label_smoothing, z, False)[0]
 
 
-def _linear_forward(x, kernel, targets, weights, rows, label_smoothing, z):
-    return linear_parts(x, kernel, targets, weights, rows, label_smoothing, z, True)
+def _linear_forward(x, kernel, bias, targets, weights, rows, label_smoothing, z):
+    return linear_parts(x, kernel, bias, targets, weights, rows, label_smoothing, z, True)
 
 
 def _linear_backward(rows, label_smoothing, z, gradients, g):
-    return (*((g["total"] * d).astype(d.dtype) for d in gradients), None, None)
+    return *scaled(gradients, g["total"]), None, None
+
+
+def scaled(gradients: tuple, by: jax.Array) -> tuple:
+    """Gradients times a scalar, in their types."""
+    return jax.tree_util.tree_map(lambda d: (by * d).astype(d.dtype), gradients)
 
 
 _linear.defvjp(_linear_forward, _linear_backward)
 
 
-def linear_parts(x, kernel, targets, weights, rows: int, label_smoothing: float, z: float,
+def linear_parts(x, kernel, bias, targets, weights, rows: int, label_smoothing: float, z: float,
                  gradients: bool) -> tuple[dict, tuple | None]:
-    """(linear_losses, gradients of 'total' for x and kernel, or None)."""
+    """(linear_losses, gradients of 'total' for x, kernel and bias, or None)."""
     V = kernel.shape[-1]
 
     def part(sums, item):
         x, targets, weights = item
         logits = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+        if bias is not None:
+            logits = logits + bias
         largest = logits.max(-1, keepdims=True)
         e = jnp.exp(logits - largest)
         sum_e = e.sum(-1, keepdims=True)
@@ -95,7 +103,10 @@ def linear_parts(x, kernel, targets, weights, rows: int, label_smoothing: float,
         hit = jnp.arange(V) == targets[:, None]
         d = d - (jnp.where(hit, 1 - label_smoothing, 0) + label_smoothing / V
                  if label_smoothing else hit)
-        d = (w * d).astype(x.dtype)
+        d = w * d
+        if bias is not None:
+            mine["d_bias"] = d.sum(0)
+        d = d.astype(x.dtype)
         mine["d_kernel"] = jnp.matmul(x.T, d, preferred_element_type=jnp.float32)
         return jax.tree_util.tree_map(jnp.add, sums, mine), d @ kernel.T
 
@@ -109,11 +120,14 @@ def linear_parts(x, kernel, targets, weights, rows: int, label_smoothing: float,
     sums = {k: jnp.float32(0) for k in ("nll", "hits", "total")}
     if gradients:
         sums["d_kernel"] = jnp.zeros(kernel.shape)
+        if bias is not None:
+            sums["d_bias"] = jnp.zeros(bias.shape)
     sums, d_x = jax.lax.scan(part, sums, tuple(map(parts, (x, targets, weights))))
     if not gradients:
         return sums, None
     d_x = d_x.reshape(T // n, B, n, -1).swapaxes(0, 1).reshape(x.shape)
-    return sums, (d_x, sums.pop("d_kernel").astype(kernel.dtype))
+    d_bias = None if bias is None else sums.pop("d_bias").astype(bias.dtype)
+    return sums, (d_x, sums.pop("d_kernel").astype(kernel.dtype), d_bias)
 
 
 def z_loss(logits: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -13,10 +13,10 @@ LOGITS_AT_ONCE = 2 ** 27  # on a device: half a GiB in float32
 CPU_ROWS = 128  # whose logits stay in the cache
 
 
-def linear_losses(x_BTD, kernel_DV, targets_BT, weights_BT, label_smoothing: float = 0.0,
+def linear_losses(x_BTD, kernel_DV, bias_V, targets_BT, weights_BT, label_smoothing: float = 0.0,
                   z: float = 0.0) -> dict[str, jax.Array]:
     """losses.linear_losses of the whole batch: each device takes its own rows and tokens, and the
-    kernel's gradient is summed once, after the last of them."""
+    gradients of kernel and bias are summed once, after the last of them."""
     mesh = jax.sharding.get_abstract_mesh()
     spec = P() if mesh.empty else sharding.spec(mesh, targets_BT.shape, ("batch", "length"),
                                                 "the targets")
@@ -25,31 +25,30 @@ def linear_losses(x_BTD, kernel_DV, targets_BT, weights_BT, label_smoothing: flo
     rows = CPU_ROWS if platform() == "cpu" else max(CPU_ROWS, LOGITS_AT_ONCE // columns)
     options = rows, label_smoothing, z
     if not cut:
-        return losses.linear_losses(x_BTD, kernel_DV, targets_BT, weights_BT, *options)
+        return losses.linear_losses(x_BTD, kernel_DV, bias_V, targets_BT, weights_BT, *options)
     scattered = "fsdp" in cut and kernel_DV.shape[0] % mesh.shape["fsdp"] == 0
 
-    def shard(gradients, x, kernel, targets, weights):
-        sums, d = losses.linear_parts(x, kernel, targets, weights, *options, gradients)
+    def shard(gradients, x, kernel, bias, targets, weights):
+        sums, d = losses.linear_parts(x, kernel, bias, targets, weights, *options, gradients)
         sums = jax.lax.psum(sums, tuple(cut))
         if not gradients:
             return sums
-        d_x, d_kernel = d
+        d_x, d_kernel, d_bias = d
         if scattered:
             d_kernel = jax.lax.psum_scatter(d_kernel, "fsdp", tiled=True)
-        return sums, d_x, jax.lax.psum(d_kernel, tuple(cut - ({"fsdp"} if scattered else set())))
+        d_kernel = jax.lax.psum(d_kernel, tuple(cut - ({"fsdp"} if scattered else set())))
+        return sums, (d_x, d_kernel, jax.lax.psum(d_bias, tuple(cut)))
 
     def mapped(gradients, *arrays):
-        out = (P(), spec, P("fsdp") if scattered else P()) if gradients else P()
-        return jax.shard_map(functools.partial(shard, gradients), in_specs=(spec, P(), spec, spec),
-                             out_specs=out, axis_names=cut, check_vma=False)(*arrays)
+        out = (P(), (spec, P("fsdp") if scattered else P(), P())) if gradients else P()
+        return jax.shard_map(functools.partial(shard, gradients),
+                             in_specs=(spec, P(), P(), spec, spec), out_specs=out,
+                             axis_names=cut, check_vma=False)(*arrays)
 
     @jax.custom_vjp
     def run(*arrays):
         return mapped(False, *arrays)
 
-    def forward(*arrays):
-        sums, *d = mapped(True, *arrays)
-        return sums, d
-
-    run.defvjp(forward, lambda d, g: (*((g["total"] * y).astype(y.dtype) for y in d), None, None))
-    return run(x_BTD, kernel_DV, targets_BT, weights_BT)
+    run.defvjp(functools.partial(mapped, True),
+               lambda d, g: (*losses.scaled(d, g["total"]), None, None))
+    return run(x_BTD, kernel_DV, bias_V, targets_BT, weights_BT)

@@ -11,7 +11,6 @@ from bigjax.layers.attention import Attention, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Embed, Norm, dropout
 from bigjax.layers.params import param
 from bigjax.layers.stack import Stack
-from bigjax.losses import bias_as_row
 from bigjax.models import check_fields
 from bigjax.parallel.sharding import constrain
 
@@ -76,7 +75,7 @@ class MlmHead(nn.Module):
 
     @nn.compact
     def __call__(self, x_BMD: jax.Array, embed: Embed, project: bool):
-        """Logits [B, M, V], or two factors of them."""
+        """Logits [B, M, V], or (x, kernel, bias) of which they are x @ kernel + bias."""
         c = self.config
         types = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         # As activations the outputs are whole; only the stack's kernels are worth cutting here.
@@ -85,7 +84,7 @@ class MlmHead(nn.Module):
         bias = param(self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",),
                      c.param_dtype)
         if not project:
-            return bias_as_row(h, embed.table().T, bias.astype(c.dtype))
+            return h, embed.table().T, bias.astype(jnp.float32)
         logits = embed.attend(h) + bias.astype(jnp.float32)
         return constrain(logits, "batch", "length", "act_vocab")
 
@@ -105,8 +104,8 @@ class Model(nn.Module):
                  picked_BM: jax.Array | None = None, first_BK: jax.Array | None = None,
                  rng: jax.Array | None = None, project: bool = True) -> dict:
         """Float32 logits by head: mlm [B, M, V], nsp [B, K, 2], classifier [B, K, n_labels],
-        tagger [B, T, n_labels], span [B, T, 2] (start, end). project=False: of mlm instead the
-        factors of its logits, [B, M, D + 1] and [D + 1, V], for layers.output.linear_losses.
+        tagger [B, T, n_labels], span [B, T, 2] (start, end). project=False: instead of mlm's logits
+        x [B, M, D], kernel [D, V] and bias [V] of them, for layers.output.linear_losses.
 
         types: 0 in the first text, 1 in the second. segments: tokens attend within their segment
         (0 = padding). positions: of each token in its segment (default 0..T-1). picked: columns

@@ -30,7 +30,7 @@ def build(config, options: Config) -> Task:
             {"params": params}, batch["inputs"], batch.get("positions"), batch.get("segment_ids"),
             rng=rng if train else None, project=False)
         smoothing, z = (options.label_smoothing, options.z_loss) if train else (0.0, 0.0)
-        sums = linear_losses(x, kernel, batch["targets"], batch["weights"], smoothing, z)
+        sums = linear_losses(x, kernel, None, batch["targets"], batch["weights"], smoothing, z)
         weight = batch["weights"].sum()
         metrics = {
             "nll": (sums["nll"], weight),

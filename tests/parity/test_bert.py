@@ -178,7 +178,10 @@ def compiled(case: str, gathered: bool = False, **more):
                           picked_BM=batch["picked"] if gathered else None, project=not gathered)
         out = {name: x[:, 0] if name in bert.POOLED else x for name, x in out.items()}
         value = loss_of(case, out, batch, gathered)
-        return value, {**out, "mlm": jnp.matmul(*out["mlm"])} if gathered else out
+        if gathered:
+            x, kernel, bias = out["mlm"]
+            out["mlm"] = x @ kernel + bias
+        return value, out
 
     def run(params, batch):
         (value, out), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)

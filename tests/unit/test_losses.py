@@ -119,37 +119,51 @@ def test_linear_cross_entropy_in_half_precision():
         assert np.abs(ours - theirs).max() < 0.03 * np.abs(theirs).max()
 
 
-def sums_and_gradients(way, x, kernel):
-    return jax.value_and_grad(lambda *a: ((s := way(*a))["total"] * 3, s), (0, 1), has_aux=True)(
-        x, kernel)
+def sums_and_gradients(way, x, kernel, bias):
+    return jax.value_and_grad(lambda *a: ((s := way(*a))["total"] * 3, s), (0, 1, 2), has_aux=True)(
+        x, kernel, bias)
 
 
-def smoothed(x, kernel, targets, weights):
+def smoothed(x, kernel, bias, targets, weights):
     """From all the logits."""
-    logits = x @ kernel
+    logits = x @ kernel + (0 if bias is None else bias)
     return {"nll": losses.cross_entropy(logits, targets, weights)[0],
             "hits": losses.accuracy(logits, targets, weights)[0],
             "total": losses.cross_entropy(logits, targets, weights, label_smoothing=0.1)[0]
             + 1e-2 * losses.z_loss(logits, weights)[0]}
 
 
+@pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("sizes", [None, (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)])
-def test_linear_losses_with_smoothing_and_z_loss_over_a_mesh(sizes, monkeypatch):
+def test_linear_losses_with_smoothing_and_z_loss_over_a_mesh(sizes, biased, monkeypatch):
     monkeypatch.setattr(output, "CPU_ROWS", 2)  # several parts on each device
-    x, kernel, _, targets, weights = linear_inputs(8, 6, D=6, V=12)
-    want = sums_and_gradients(lambda *a: smoothed(*a, targets, weights), x, kernel)
+    x, kernel, bias, targets, weights = linear_inputs(8, 6, D=6, V=12)
+    arrays = x, kernel, bias if biased else None
+    want = sums_and_gradients(lambda *a: smoothed(*a, targets, weights), *arrays)
     mesh = sizes and mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
         got = jax.jit(lambda *a: sums_and_gradients(
-            lambda *a: output.linear_losses(*a, targets, weights, 0.1, 1e-2), *a))(x, kernel)
+            lambda *a: output.linear_losses(*a, targets, weights, 0.1, 1e-2), *a))(*arrays)
     assert_both_same((got, want))
 
 
+def test_a_bias_stays_in_float32():
+    """In bfloat16 two tokens of about one frequency would be one: their biases are large."""
+    x, kernel, bias, targets, weights = linear_inputs(4, 6)
+    x, kernel = (y.astype(jnp.bfloat16) for y in (x, kernel * 1e-3))
+    bias = jnp.float32(-10) + 1e-2 * bias
+    want, got = (sums_and_gradients(lambda *a: way(*a, targets, jnp.abs(weights)), x, kernel, bias)
+                 for way in (smoothed, lambda *a: losses.linear_losses(*a, 128, 0.1, 1e-2)))
+    assert got[0][1]["hits"] == want[0][1]["hits"] < jnp.abs(weights).sum()
+    np.testing.assert_allclose(got[0][1]["nll"], want[0][1]["nll"], rtol=1e-5)
+    np.testing.assert_allclose(got[1][2], want[1][2], rtol=1e-4, atol=1e-5)
+
+
 def test_linear_losses_never_hold_all_logits():
-    x, kernel, _, targets, weights = linear_inputs(4, 60, V=32)
+    x, kernel, bias, targets, weights = linear_inputs(4, 60, V=32)
 
     def largest(rows):
         jaxpr = jax.make_jaxpr(lambda *a: sums_and_gradients(
-            lambda *a: losses.linear_losses(*a, targets, weights, rows), *a))(x, kernel)
+            lambda *a: losses.linear_losses(*a, targets, weights, rows), *a))(x, kernel, bias)
         return max(v.aval.size for e in helpers.equations(jaxpr.jaxpr) for v in e.outvars)
     assert largest(40) == 40 * 32 and largest(240) == 240 * 32
