@@ -1,9 +1,9 @@
 """`bigjax plan --search`: layouts of a config on a pod, ranked by what their compiled steps cost.
 
-Arithmetic first: what cannot fit is not compiled, nor what a rough estimate, held against those of
-the layouts compiled so far, puts behind the best of them. The rest is compiled, the likeliest
-first, until the time is up. Plans are cached by content, so that the same command goes on where it
-stopped.
+Arithmetic first: what cannot fit is not compiled. Nor is what rough estimates, held against the
+layouts compiled so far, put behind the best of them, or what needs no less memory than one that did
+not fit. The rest is compiled, the likeliest first, until the time is up. Plans are cached by
+content, so that the same command goes on where it stopped.
 """
 
 import itertools
@@ -34,12 +34,14 @@ SPARE = 0.05  # of the HBM stays free: a run holds its next batch too
 
 
 class Candidate(NamedTuple):
-    """estimate: seconds of a step."""
+    """estimate: seconds of a step. needs: bytes of a device, roughly; for comparing layouts of one
+    remat."""
     mesh: dict[str, int]
     remat: str
     accumulate: int
     options: dict[str, str]
     estimate: float
+    needs: float
 
     def lines(self) -> list[str]:
         """Of a config."""
@@ -72,8 +74,9 @@ def search(config, topology: str, slices: int, minutes: float, log: Callable[[st
     candidates, ruled_out = _candidates(config, topology, slices)
     log(f"{len(candidates)} layouts and flags may fit; arithmetic rules out {ruled_out}.")
     found: list[Found] = []
+    too_large: list[Candidate] = []
     left = list(candidates)
-    while worthy := _worthy(left, found):
+    while worthy := _worthy(left, found, too_large):
         tried = len(candidates) - len(left)
         if tried and time.monotonic() - begun > 60 * minutes:
             log(f"The {minutes:g} minutes are up; {len(worthy)} that may be faster were not tried. "
@@ -91,18 +94,22 @@ def search(config, topology: str, slices: int, minutes: float, log: Callable[[st
             log(f"  {candidate}: {found[-1].seconds:.3g} s, "
                 f"{plan.peak_bytes / chips.GIB:.2f} GiB")
         else:
+            too_large.append(candidate)
             log(f"  {candidate}: does not fit")
     else:
         log(f"Compiled {len(candidates) - len(left)}; by their estimates the other {len(left)} are "
-            "slower.")
+            "slower or too large.")
     if not found:
         raise UserError(f"No layout of this config fits {slices} x {topology}: use a larger slice, "
                         "or a smaller train.batch_size.")
     return sorted(found, key=lambda f: f.seconds)
 
 
-def _worthy(candidates: list[Candidate], found: list[Found]) -> list[Candidate]:
-    """Those that may be faster than the best, by how far estimates were from plans so far."""
+def _worthy(candidates: list[Candidate], found: list[Found], too_large: list[Candidate]
+            ) -> list[Candidate]:
+    """Those that may fit, and be faster than the best by how far estimates were from plans."""
+    candidates = [c for c in candidates
+                  if not any(c.remat == x.remat and c.needs >= x.needs for x in too_large)]
     if not found:
         return candidates
     best = min(f.seconds for f in found)
@@ -145,24 +152,25 @@ def _candidates(config, topology: str, slices: int) -> tuple[list[Candidate], in
             if at_rest is None or rest or needless or at_rest + kept_bytes > room:
                 ruled_out += 1
                 continue
-            estimate = count.seconds(mesh, remat, micro)
-            if at_rest + USUAL * kept_bytes > room:  # most of these do not fit: they come later
-                estimate *= 2
-            kept += [Candidate(mesh, remat, micro, {**own, **flags}, estimate) for flags in FLAGS]
+            kept += [Candidate(mesh, remat, micro, {**own, **flags},
+                               count.seconds(mesh, remat, micro), at_rest + USUAL * kept_bytes)
+                     for flags in FLAGS]
     if not kept:
         raise UserError(f"No layout of this config fits {slices} x {topology}, by arithmetic: use "
                         "a larger slice, or a smaller train.batch_size.")
-    return _varied(kept), ruled_out
+    return _varied(kept, room), ruled_out
 
 
-def _varied(candidates: list[Candidate]) -> list[Candidate]:
-    """The likeliest first, but of those that differ little not all one after another."""
+def _varied(candidates: list[Candidate], room: float) -> list[Candidate]:
+    """The likeliest first, but of those that differ little not all one after another, and those
+    that need more than there is room later: most of them do not fit."""
     seen: dict[tuple, int] = {}
     keys = []
-    for c in sorted(candidates, key=lambda c: c.estimate):
+    rank = lambda c: c.estimate * (2 if c.needs > room else 1)
+    for c in sorted(candidates, key=rank):
         kind = c.mesh["sequence"], c.mesh["tensor"], c.remat, c.accumulate
         seen[kind] = seen.get(kind, -1) + 1
-        keys.append((c.estimate * (1 + 0.1 * seen[kind]), len(keys), c))
+        keys.append((rank(c) * (1 + 0.1 * seen[kind]), len(keys), c))
     return [c for *_, c in sorted(keys)]
 
 

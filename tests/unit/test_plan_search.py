@@ -120,7 +120,37 @@ def test_what_is_estimated_to_be_slower_is_not_compiled(monkeypatch, estimates, 
     found = searched(log=said.append, seconds_of=lambda plan: (plan.work_seconds,) * 2)
     assert [f.seconds for f in found] == ranked
     others = len(some) - len(ranked)
-    assert said[-1] == f"Compiled 3; by their estimates the other {others} are slower."
+    assert said[-1] == f"Compiled 3; by their estimates the other {others} are slower or too large."
+
+
+def planned(monkeypatch, plan):
+    """plan(candidate) of each layout of 6.7B on a small slice; those that were planned."""
+    every, _ = search._candidates(config("6.7b", 128), "v5e:4x4", 1)
+    done = []
+
+    def plans(c, *_):
+        done.append(next(x for x in every if search.apply(config("6.7b", 128), x) == c))
+        return [plan(done[-1])]
+    monkeypatch.setattr(compile_lib, "plans", plans)
+    return every, done
+
+
+def test_a_layout_that_hardly_fits_is_tried_if_it_may_be_the_best(monkeypatch):
+    every, _ = planned(monkeypatch, lambda c: made(c.estimate))
+    room = (1 - search.SPARE) * 15.75 * chips.GIB
+    best = min(every, key=lambda c: c.estimate)
+    assert best.needs > room > every[0].needs  # others come first
+    found = searched(config("6.7b", 128), seconds_of=lambda plan: (plan.work_seconds,) * 2)
+    assert found[0].seconds == best.estimate
+
+
+def test_what_needs_more_than_one_that_did_not_fit_is_not_compiled(monkeypatch):
+    every, done = planned(monkeypatch, lambda c: made(c.estimate, 99. if c.needs > limit else 4.))
+    limit = sorted(c.needs for c in every)[len(every) // 2]
+    searched(config("6.7b", 128), seconds_of=lambda plan: (plan.work_seconds,) * 2)
+    for remat in ("dots", "full"):
+        failed = [c.needs for c in done if c.remat == remat and c.needs > limit]
+        assert failed == sorted(failed, reverse=True) and len(set(failed)) == len(failed)
 
 
 def test_a_layout_that_leaves_no_room_does_not_fit(monkeypatch):
