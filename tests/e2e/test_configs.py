@@ -9,7 +9,8 @@ from tests import helpers
 
 @pytest.fixture(autouse=True)
 def less_text(monkeypatch):
-    """Every eighth file: reading all of them takes longer than training. test_default_run does."""
+    """Every eighth file: reading all takes longer than training. test_default_run, which is slow,
+    does."""
     files = docstrings.python_files()[::8]
     monkeypatch.setattr(docstrings, "python_files", lambda: files)
     monkeypatch.setattr(docstrings, "fingerprint", lambda: "every eighth")
