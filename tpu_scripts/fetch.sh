@@ -25,8 +25,10 @@ if $DRY_RUN; then
   show "${list[@]}"
   step=${step/newest/STEP}
 else
-  whole=$("${list[@]}" | sed -nE 's|.*/([0-9]+)/[^/]*$|\1|p' | sort -n | tr '\n' ' ') ||
-    true  # that is how it ends where there is none
+  # It fails also where there is none.
+  found=$("${list[@]}" 2>&1) || [[ $found == *"matched no objects"* ]] || fail "could not look" \
+    "which checkpoints are whole: $found"
+  whole=$(sed -nE 's|.*/([0-9]+)/[^/]*$|\1|p' <<< "$found" | sort -n | tr '\n' ' ')
   whole=${whole% }
   if [[ $step == newest ]]; then step=${whole##* }; fi
   [[ -n $step && " $whole " == *" $step "* ]] || fail "$WORKDIR has no whole" \

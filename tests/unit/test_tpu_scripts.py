@@ -168,6 +168,9 @@ def test_fetch(cloud):
     cloud.calls()
     assert "no whole checkpoint" in refused(cloud.run("fetch.sh", "--checkpoint=newest"), 1)
     assert cloud.calls() == [f"{small} REPO/runs/pod", listing]
+    cloud.on("ls", "echo 'HTTPError 403: no storage.objects.list access' >&2; exit 1")
+    said = refused(cloud.run("fetch.sh", "--checkpoint=newest"), 1)
+    assert "HTTPError 403" in said and "no whole checkpoint" not in said
 
 
 def test_delete_asks(cloud):
