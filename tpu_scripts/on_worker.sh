@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What the other scripts call on each worker of a pod, by ssh. Not for people.
 #
-#   on_worker.sh setup | start ARGUMENT... | stop | state
+#   on_worker.sh setup | start ARGUMENT... | stop [--restart] | state
 #
 # ~/bigjax-run holds what is known of the run on this worker:
 #   lock         held by the run as long as any of it lives, so it needs no process ids to be true
@@ -54,13 +54,13 @@ supervise() {
   mv "$run/exit_code.new" "$run/exit_code"  # whole or not at all
 }
 
-stop() {
+stop() {  # [--restart]: watch.sh starts it again, so that nobody has asked that it be stopped
   exec 9>> "$run/lock"
   if flock --nonblock 9; then
     echo "$(hostname): no run is going on."
     return
   fi
-  touch "$run/stop"
+  if [[ ${1:-} != --restart ]]; then touch "$run/stop"; fi
   while [[ ! -s $run/pid ]]; do sleep 0.1; done  # it has only just been started
   kill -TERM "$(cat "$run/pid")" 2> /dev/null || true  # it may have ended by itself
   flock --wait 600 9 || complain "the run was told to stop 10 minutes ago and has not. See logs.sh."
@@ -79,8 +79,9 @@ state() {  # none, running, asked (stopped by stop.sh), stopped (by a signal), f
   local code
   code=$(cat "$run/exit_code")
   # A run that was told to stop, and has saved, exits with 0 as one that is done does. Before it
-  # listens to signals they end it with 128 + their number.
-  if [[ -e $run/stop ]]; then echo asked
+  # listens to signals they end it with 128 + their number; and where one host stops before the
+  # others, these may lose it, which is 75. Other codes would come again, whoever stopped it.
+  if [[ -e $run/stop && $code =~ ^(0|75|143)$ ]]; then echo asked
   elif [[ $code =~ ^(130|143)$ ]]; then echo stopped
   elif [[ $code != 0 ]]; then echo "failed $code"
   elif grep -q "Stopped by SIG" "$run/log.txt"; then echo stopped

@@ -70,7 +70,7 @@ begin_run() {  # WHY
   if $fresh; then say "$1"; else
     count "$1"
     # On workers where something is left of the run before: it has lost the others, and must end.
-    on_all "bash bigjax/tpu_scripts/on_worker.sh stop" || true
+    on_all "bash bigjax/tpu_scripts/on_worker.sh stop --restart" || true
   fi
   fresh=false half=true
   if start; then half=false; fi

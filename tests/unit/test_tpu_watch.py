@@ -101,12 +101,34 @@ def test_a_run_that_is_still_loading_can_be_stopped(cloud):
     assert "which a signal had stopped" in ok(cloud.run("watch.sh"))
 
 
-def test_a_run_that_ended_badly_when_it_was_told_to_stop_is_not_started_again(cloud):
+@pytest.mark.parametrize("end, code, said", [
+    ("75", 0, "stop.sh has stopped the run"), ("143", 0, "stop.sh has stopped the run"),
+    ("2", 2, "its input is bad"), ("1", 1, "failed 1 (its exit code) though the pod is well")])
+def test_a_run_that_is_told_to_stop_may_have_failed(cloud, end, code, said):
+    """75, as it says when its peers are gone, is part of a stop; what it cannot help is not."""
     ok(cloud.run("setup.sh"))
     ok(cloud.run("run.sh"))
-    (cloud.folder / "end-pod-0").write_text("75")  # as it says when its peers are gone
     (cloud.folder / "homes/pod/0/bigjax-run/stop").touch()  # as stop.sh does, at that moment
-    assert "stop.sh has stopped the run" in ok(cloud.run("watch.sh"))
+    (cloud.folder / "end-pod-0").write_text(end)
+    result = cloud.run("watch.sh")
+    assert result.returncode == code and said in result.stdout + result.stderr
+
+
+def test_a_watch_that_ended_after_a_stop_of_its_own_goes_on_when_it_is_called_again(cloud):
+    """It stops what is left of a run to start all anew. That is not the stop of stop.sh."""
+    cloud.settings(MAX_RESTARTS="1")
+    ok(cloud.run("setup.sh"))
+    ok(cloud.run("run.sh"))
+    (cloud.folder / "end-pod-0").write_text("75")  # worker 1 hangs, so only worker 0 starts again
+    cloud.on("scp", """echo >> "$FAKE/copied"
+        rm -f "$FAKE/end-pod-0"
+        (($(wc -l < "$FAKE/copied") != 2))  # after the stop""")
+    cloud.calls()
+    assert "MAX_RESTARTS=1 is used up" in refused(cloud.run("watch.sh"), 1)
+    assert words(cloud.calls()) == ["scp", "setup", "start", "stop", "scp"]
+    cloud.states("ACTIVE", "ACTIVE", "ACTIVE", "ACTIVE", "ACTIVE end=0", "ACTIVE")
+    assert "starting the run again, which a signal had stopped" in ok(cloud.run("watch.sh"))
+    assert words(cloud.calls()) == ["scp", "setup", "start"]
 
 
 @pytest.mark.parametrize("end, code, complaint", [
