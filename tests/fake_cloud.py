@@ -129,6 +129,7 @@ class Cloud:
         self.commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=repository, text=True,
                                      capture_output=True, check=True).stdout.strip()
         (folder / "bin").mkdir()
+        (folder / "tmp").mkdir()
         # -I -S: starts in 10 ms.
         self._program("gcloud", f"#!/usr/bin/env -S {sys.executable} -I -S\n{GCLOUD}")
         for name, text in (("curl", CURL), ("uv", UV), ("bigjax", BIGJAX), ("sleep", SLEEP),
@@ -167,7 +168,8 @@ class Cloud:
             [str(self.repository / "tpu_scripts" / script),
              f"--settings={self.folder / 'settings.sh'}", *arguments],
             input=stdin, capture_output=True, text=True, timeout=120, cwd=self.folder,
-            env={"PATH": path, "FAKE": str(self.folder), "HOME": str(self.folder)})
+            env={"PATH": path, "FAKE": str(self.folder), "HOME": str(self.folder),
+                 "TMPDIR": str(self.folder / "tmp")})
 
     def calls(self) -> list[str]:
         """The gcloud commands since the last time, as one line each; places and hashes by name."""

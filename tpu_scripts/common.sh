@@ -65,6 +65,10 @@ usage() {  # the comment at the top of the script
 # --- Settings -------------------------------------------------------------------------------------
 
 read_settings() {
+  if [[ -n ${BIGJAX_POD_SETTINGS:-} ]]; then  # of the watch.sh that calls this script
+    eval "$BIGJAX_POD_SETTINGS"
+    return
+  fi
   [[ -f $SETTINGS ]] || bad "there is no settings file $SETTINGS. Copy" \
     "$TPU_SCRIPTS/settings.example.sh to it and fill it in, or give --settings=FILE."
   local before after new
@@ -80,6 +84,13 @@ read_settings() {
     grep -v '^BASH_\|^PIPESTATUS' | tr '\n' ' ') || true
   [[ -z $new ]] || bad "$SETTINGS sets ${new% }, which no script reads. The settings are those of" \
     "settings.example.sh; write variables of your own in lower case."
+}
+
+settings_as_read() {  # -> assignments of all of them, for eval
+  local name names
+  mapfile -t names < <(sed -n 's/^\([A-Z_]*\)=.*/\1/p' "$TPU_SCRIPTS/settings.example.sh")
+  # Without "declare", which would make them local to the function that evaluates this.
+  for name in "${names[@]}"; do declare -p "$name" | sed '1s/^declare [^ ]* //'; done
 }
 
 check_settings() {

@@ -19,13 +19,12 @@ source "$(dirname "$0")/common.sh"
 begin "--" "$@"
 need_gcloud
 need_cloud_storage "what is on a pod's disk is lost with the pod"
-commit=$(exact_commit "$COMMIT")
+COMMIT=$(exact_commit "$COMMIT")
 # What it calls in three days gets the settings of now: by then the file may be that of another run,
 # and COMMIT=HEAD another commit.
-copy=$(mktemp)
-trap 'rm -f "$copy"' EXIT
-{ cat "$SETTINGS" && echo && echo "COMMIT=$commit"; } > "$copy"
-flags=("--settings=$copy")
+BIGJAX_POD_SETTINGS=$(settings_as_read)
+export BIGJAX_POD_SETTINGS
+flags=("--settings=$SETTINGS")  # which complaints name
 if $DRY_RUN; then flags+=(--dry-run); fi
 
 say() { echo "$(date '+%F %T') $NAME: $*"; }

@@ -225,11 +225,28 @@ def test_a_pod_that_somebody_deletes_while_it_is_waited_for_is_not_created(cloud
 
 
 def test_settings_that_are_edited_meanwhile_are_for_another_run(cloud):
+    """Or deleted; and a file of theirs lies beside them. Nothing is kept where others clean up."""
+    with open(cloud.folder / "settings.sh", "a") as f:
+        f.write('source "$(dirname "${BASH_SOURCE[0]}")/flags.sh"\n')
+    (cloud.folder / "flags.sh").write_text("SSH_FLAGS=(--internal-ip '--tunnel=a  \"b\"\nc')")
     cloud.states("SUSPENDED", "!NOT_FOUND", "ACTIVE", "ACTIVE", "ACTIVE end=0", "ACTIVE")
-    cloud.on("delete", 'echo "NAME=other SLICES=2 WORKDIR=gs://b/o COMMIT=x" >> settings.sh')
+    cloud.on("delete", """echo "NAME=other SLICES=2 WORKDIR=gs://b/o COMMIT=x" > settings.sh
+        rm -rf flags.sh "$TMPDIR"/*""")
     ok(cloud.run("watch.sh"))
+    flags = {tuple(c[8:10]) for c in cloud.argv() if c[4] in ("scp", "ssh")}
+    assert ("--internal-ip", '--tunnel=a  "b"\nc') in flags
     assert words(cloud.calls()) == ["delete", "create", "scp", "setup", "start"]
     assert cloud.trained() == dict.fromkeys(["pod-0", "pod-1"], TRAIN)
+
+
+def test_what_goes_wrong_later_is_told_by_the_name_of_the_settings(cloud):
+    cloud.states("ACTIVE")
+    cloud.on("ssh", 'mv "$FAKE/git" "$FAKE/bin/git"; rm "$FAKE/on-ssh"')
+    (cloud.folder / "git").write_text("#!/bin/sh\nexit 1\n")
+    (cloud.folder / "git").chmod(0o755)
+    cloud.settings(MAX_RESTARTS="0")
+    said = refused(cloud.run("watch.sh"), 1)
+    assert f"Set COMMIT in {cloud.folder / 'settings.sh'}." in said
 
 
 @pytest.mark.parametrize("verb", ["ssh", "describe"])
