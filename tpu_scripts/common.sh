@@ -160,10 +160,18 @@ call() {  # a command that does something: a dry run shows it instead
 # Of ssh and scp. A VM that vanishes closes no connection: after a minute of silence they do. And
 # nothing must ask in the middle of the night: here for a passphrase, by --quiet for a first key.
 SSH_OPTIONS=(ServerAliveInterval=15 ServerAliveCountMax=4 BatchMode=yes)
-LIMIT=30m  # of a command on workers; installing takes the longest
+LIMIT=30m  # of a command; what takes the longest is installing, and creating a large pod
 
 limited() {  # a command that ends within LIMIT, also where the network or a worker hangs
-  if $DRY_RUN; then show "$@"; else timeout --kill-after=10 "$LIMIT" "$@" < /dev/null; fi
+  if $DRY_RUN; then show "$@"; return; fi
+  local code=0
+  # Ctrl-C does not reach what timeout runs: so it is waited for, and Ctrl-C ends the waiting.
+  timeout --kill-after=10 "$LIMIT" "$@" < /dev/null &
+  wait "$!" || code=$?
+  if ((code == 124 || code == 137)); then
+    echo "${0##*/}: there was no answer in $LIMIT: $(quoted "$@")" >&2
+  fi
+  return "$code"
 }
 
 need_gcloud() {
@@ -218,15 +226,15 @@ create_pod() {
     if ((SLICES > 1)); then flags=("--node-count=$SLICES" "--node-prefix=$NAME"); fi
   fi
   if [[ $CAPACITY != on-demand ]]; then flags+=("--$CAPACITY"); fi
-  call gcloud compute tpus "${kind[@]}" "${WHERE[@]}" "--accelerator-type=$ACCELERATOR_TYPE" \
+  limited gcloud compute tpus "${kind[@]}" "${WHERE[@]}" "--accelerator-type=$ACCELERATOR_TYPE" \
     "${flags[@]}" "${CREATE_FLAGS[@]}"
 }
 
 delete_pod() {
   if $QUEUED; then  # --force: with its TPU VMs
-    call gcloud compute tpus queued-resources delete "$NAME" "${WHERE[@]}" --force --quiet
+    limited gcloud compute tpus queued-resources delete "$NAME" "${WHERE[@]}" --force --quiet
   else
-    call gcloud compute tpus tpu-vm delete "$NAME" "${WHERE[@]}" --quiet
+    limited gcloud compute tpus tpu-vm delete "$NAME" "${WHERE[@]}" --quiet
   fi
 }
 

@@ -13,7 +13,7 @@ need_gcloud
 [[ $GENERATION != tpu7x ]] || bad "ACCELERATOR_TYPE is '$ACCELERATOR_TYPE'; tpu7x is only to be" \
   "had by Kubernetes. See jobset.sh."
 
-create_pod
+create_pod || fail "gcloud has not created $NAME; what it said is above."
 before=""
 while true; do
   state=$(pod_state)

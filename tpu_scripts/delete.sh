@@ -16,4 +16,4 @@ if [[ -z ${OPTION[yes]:-} ]] && ! $DRY_RUN; then
   [[ ${answer:-} == "$NAME" ]] || fail "that is not $NAME. Nothing was deleted."
 fi
 call rm -f "$LOST"  # watch.sh is not to create it again
-delete_pod
+delete_pod || fail "gcloud has not deleted $NAME; what it said is above. It may still cost."

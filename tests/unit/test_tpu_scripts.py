@@ -56,6 +56,14 @@ def test_create(cloud, settings, expected):
     assert calls[1:] == looks + [f"{TPU} describe {n} WHERE --format=value(state)" for n in names]
 
 
+@pytest.mark.parametrize("script, verb", [("create.sh", "create"), ("delete.sh", "delete")])
+def test_a_creation_or_deletion_that_hangs_is_ended(cloud, script, verb):
+    (cloud.folder / "soon").touch()
+    cloud.on(verb, "exec /bin/sleep 60")
+    said = refused(cloud.run(script, *["--yes"][:verb == "delete"]), 1)
+    assert "no answer in 30m: gcloud" in said and f"has not {verb}d pod" in said
+
+
 def test_create_ends_when_its_request_is_gone(cloud):
     cloud.states("PROVISIONING", "!NOT_FOUND", "PROVISIONING", "!NOT_FOUND", "!NOT_FOUND", "ACTIVE")
     assert "somebody has deleted" in refused(cloud.run("create.sh"), 1)

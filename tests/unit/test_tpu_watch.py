@@ -249,6 +249,19 @@ def test_what_goes_wrong_later_is_told_by_the_name_of_the_settings(cloud):
     assert f"Set COMMIT in {cloud.folder / 'settings.sh'}." in said
 
 
+@pytest.mark.parametrize("verb", ["create", "delete"])
+def test_a_creation_or_deletion_that_hangs_is_ended_and_tried_again(cloud, verb):
+    (cloud.folder / "soon").touch()
+    cloud.states("SUSPENDED", *["!NOT_FOUND"] * 2, *["ACTIVE"] * 2, "ACTIVE end=0", "ACTIVE")
+    if verb == "delete":
+        cloud.states(*["SUSPENDED"] * 2, "!NOT_FOUND", *["ACTIVE"] * 2, "ACTIVE end=0", "ACTIVE")
+    cloud.on(verb, f'rm "$FAKE/soon" "$FAKE/on-{verb}"; exec /bin/sleep 60')
+    result = cloud.run("watch.sh")
+    ok(result)
+    assert words(cloud.calls()).count(verb) == 2
+    assert f"no answer in 30m: gcloud compute tpus queued-resources {verb} pod" in result.stderr
+
+
 @pytest.mark.parametrize("verb", ["ssh", "describe"])
 def test_what_is_never_answered_does_not_hold_the_watch(cloud, verb):
     ok(cloud.run("setup.sh"))
