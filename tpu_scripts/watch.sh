@@ -11,7 +11,8 @@
 # To be called after create.sh, from a machine that stays on (in tmux, say). It may be ended and
 # called again at any time. It ends with 0 when the run is finished or stop.sh has stopped it, with
 # 2 if the run says that its input is bad, and with 1 if the run failed otherwise on a pod that is
-# well, if somebody has deleted the pod, if gcloud or the pod gave no answer 60 times in a row, or
+# well, if somebody has deleted the pod, if gcloud may not create or delete it or fails 20 times in
+# a row to (apart from a lack of room), if gcloud or the pod gave no answer 60 times in a row, or
 # after MAX_RESTARTS. The pod costs until delete.sh.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -54,19 +55,25 @@ if $DRY_RUN; then
 fi
 
 restarts=0
-count() {  # WHAT
-  ((++restarts <= MAX_RESTARTS)) || fail "$1, but MAX_RESTARTS=$MAX_RESTARTS is used up. What" \
+need_restart() {  # FOR WHAT
+  ((restarts < MAX_RESTARTS)) || fail "$1, but MAX_RESTARTS=$MAX_RESTARTS is used up. What" \
     "$WORKDIR has is as it was."
+}
+
+count() {  # WHAT
+  restarts=$((restarts + 1))
   say "$1 ($restarts of at most $MAX_RESTARTS restarts)."
 }
 
 fresh=true       # no run was started on this pod, so starting one is no restart
 half=false       # the run was started, but not on all workers
 silent=0         # looks in a row that got no answer
-refused=0        # creations and deletions in a row that failed; up to 4
+refused=0        # creations and deletions in a row that failed
+no_room=0        # those of them that there was no room for
 
 begin_run() {  # WHY
   if $fresh; then say "$1"; else
+    need_restart "$1"
     count "$1"
     # On workers where something is left of the run before: it has lost the others, and must end.
     on_all "bash bigjax/tpu_scripts/on_worker.sh stop --restart" || true
@@ -80,23 +87,41 @@ delete_rest() {
   fresh=true half=false
   mkdir -p "$ROOT/build"
   touch "$LOST"
-  if delete_pod; then refused=0; else refuse "delete what is left of it"; fi
+  ask "delete what is left of it" delete_pod || true
 }
 
 create_again() {
-  count "creating the pod again"
-  if create_pod; then
-    refused=0
+  need_restart "creating the pod again"
+  if ask "create it" create_pod; then
     rm -f "$LOST"
-  else  # there is no room
-    restarts=$((restarts - 1))
-    refuse "create it"
+    count "the pod is asked for again"
   fi
 }
 
-refuse() {  # WHAT could not be done; that is no restart, and is tried less and less often
-  refused=$((refused < 4 ? refused + 1 : 4))
-  say "could not $1. Trying again in $((INTERVAL << refused)) seconds."
+ask() {  # WHAT FUNCTION; what fails is no restart, and is tried less and less often or never again
+  local said code=0 final='PERMISSION_DENIED|INVALID_ARGUMENT|"code": [37],|[Qq]uota|QUOTA'
+  local passing='no more capacity|per minute|quota project'
+  local room='[Cc]apacity|EXHAUSTED|"code": 8,'
+  say "trying to $1."
+  said=$("$2" 2>&1) || code=$?
+  if [[ -n $said ]]; then echo "$said" >&2; fi
+  if ((code == 0)); then
+    refused=0 no_room=0
+    return
+  fi
+  if [[ $said =~ $final && ! $said =~ $passing ]]; then
+    fail "could not $1, for a reason that does not pass by itself: what gcloud said is above." \
+      "Mend it and call watch.sh again."
+  fi
+  refused=$((refused + 1))
+  if [[ $said =~ $room ]]; then no_room=$((no_room + 1)); fi
+  ((refused - no_room < 20)) || fail "could not $1, 20 times in a row; what gcloud said is above."
+  say "could not $1. Trying again in $(pause) seconds."
+  return 1
+}
+
+pause() {  # -> seconds until the next look
+  echo "$((INTERVAL << (refused < 4 ? refused : 4)))"
 }
 
 # Every turn looks what there is and does the next thing; whatever fails is tried again in the next.
@@ -105,7 +130,7 @@ while true; do
   before=$shown
   shown=$(pod_state)
   if [[ $shown == READY ]]; then
-    refused=0
+    refused=0 no_room=0
     rm -f "$LOST"
     if $half; then shown="partly started"; else shown=$(run_state); fi
   fi
@@ -136,5 +161,5 @@ while true; do
            "create.sh creates it."
        fi ;;
   esac
-  sleep $((INTERVAL << refused))
+  sleep "$(pause)"
 done

@@ -39,7 +39,7 @@ def test_a_preempted_run_is_brought_back_until_it_is_finished(cloud):
     assert cloud.trained() == {"pod-0": TRAIN + ODD, "pod-1": TRAIN + ODD}
     said = [line.split("pod: ")[1] for line in out.splitlines() if "pod: " in line]
     assert [s for s in said if "restart" in s] == [
-        "creating the pod again (1 of at most 5 restarts)."]
+        "the pod is asked for again (1 of at most 5 restarts)."]
     assert said[-1].startswith("the run is finished")
     assert out.count("started.") == 4
 
@@ -179,13 +179,16 @@ def test_where_there_is_no_room_it_asks_again_and_again(cloud):
     cloud.settings(QUEUED="false", MAX_RESTARTS="1", INTERVAL="10")
     cloud.states("PREEMPTED", "!NOT_FOUND", kind="tpu-vm")
     cloud.on("create", """echo >> "$FAKE/asked"
-        if (($(wc -l < "$FAKE/asked") <= 6)); then echo "no more capacity" >&2; exit 1; fi
+        if (($(wc -l < "$FAKE/asked") <= 25)); then
+          echo 'RESOURCE_EXHAUSTED: There is no more capacity in the zone (see .../quota)' >&2
+          exit 1
+        fi
         printf "CREATING\\nREADY\\nREADY\\nREADY end=0\\nREADY" > "$FAKE/states-tpu-vm" """)
     out = ok(cloud.run("watch.sh"))
-    assert words(cloud.calls()) == ["delete", *["create"] * 7, "scp", "setup", "start"]
-    assert out.count("(1 of at most 1 restarts)") == 7
-    assert (cloud.folder / "sleeps.txt").read_text().split()[:9] == [
-        "10", "20", "40", "80", "160", "160", "160", "10", "10"]
+    assert words(cloud.calls()) == ["delete", *["create"] * 26, "scp", "setup", "start"]
+    assert out.count("(1 of at most 1 restarts)") == 1
+    assert (cloud.folder / "sleeps.txt").read_text().split()[:28] == [
+        "10", "20", "40", "80", *["160"] * 22, "10", "10"]
 
 
 def test_a_deletion_that_fails_is_tried_again(cloud):
@@ -193,10 +196,37 @@ def test_a_deletion_that_fails_is_tried_again(cloud):
     cloud.states("SUSPENDED", "SUSPENDED", "SUSPENDED", "!NOT_FOUND", "ACTIVE", "ACTIVE",
                  "ACTIVE end=0", "ACTIVE")
     cloud.on("delete", """echo >> "$FAKE/asked"
-        (($(wc -l < "$FAKE/asked") > 2)) || { echo "backend error" >&2; exit 1; }""")
+        (($(wc -l < "$FAKE/asked") > 2)) ||
+          { echo "Quota exceeded: Requests per minute" >&2; exit 1; }""")  # not that of chips
     ok(cloud.run("watch.sh"))
     assert words(cloud.calls()) == ["delete"] * 3 + ["create", "scp", "setup", "start"]
     assert (cloud.folder / "sleeps.txt").read_text().split()[:3] == ["20", "40", "10"]
+
+
+@pytest.mark.parametrize("verb", ["create", "delete"])
+def test_what_fails_for_another_reason_is_given_up_after_20_times(cloud, verb):
+    cloud.states("SUSPENDED", "!NOT_FOUND")
+    if verb == "delete":
+        cloud.states("SUSPENDED")
+    cloud.on(verb, "echo 'backend error' >&2; exit 1")
+    result = cloud.run("watch.sh")
+    assert "20 times in a row" in refused(result, 1) and "restarts)" not in result.stdout
+    assert words(cloud.calls()).count(verb) == 20
+    assert result.stderr.count("backend error") == 20
+
+
+@pytest.mark.parametrize("verb, said", [
+    ("create", "PERMISSION_DENIED: Permission 'tpu.nodes.create' denied"),
+    ("create", "INVALID_ARGUMENT: Reserved capacity takes no --spot"),
+    ("create", 'ERROR: { "code": 3, "message": "a bad request" }'),
+    ("create", "RESOURCE_EXHAUSTED: Quota limit 'TPUV5s' has been exceeded. Limit: 0 in zone"),
+    ("delete", "PERMISSION_DENIED: Permission 'tpu.nodes.delete' denied")])
+def test_what_does_not_pass_by_itself_is_asked_once(cloud, verb, said):
+    cloud.states("SUSPENDED", "!NOT_FOUND")
+    cloud.on(verb, f"cat >&2 << 'END'\n{said}\nEND\nexit 1")
+    error = refused(cloud.run("watch.sh"), 1)
+    assert said in error and f"could not {verb}" in error and "by itself" in error
+    assert words(cloud.calls()) == ["delete", "create"][:1 + (verb == "create")]
 
 
 def test_a_watch_that_is_called_again_knows_that_it_has_deleted_the_pod_itself(cloud):
