@@ -221,8 +221,8 @@ def _check_alike(config, workdir: str) -> None:
     check_equal(mine, "Run the same command, with the same installation, on all hosts.")
 
 
-def check_equal(mine: dict[str, Any], remedy: str) -> None:
-    """Raises UserError, on all processes, naming those where `mine` (JSON) differs, and in what."""
+def check_equal(mine: dict[str, Any], remedy: str, error: type[Exception] = UserError) -> None:
+    """Raises error, on all processes, naming those where `mine` (JSON) differs, and in what."""
     digest = hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()
     if len(set(gather(digest))) == 1:
         return
@@ -232,7 +232,7 @@ def check_equal(mine: dict[str, Any], remedy: str) -> None:
         for k in sorted({*mine, *first}) if mine.get(k) != first.get(k)])
     text = "; ".join(f"on process {i} {', '.join(lines)}"
                      for i, lines in enumerate(found) if lines)
-    raise UserError(f"The {count()} processes of this run differ from process 0: {text}. {remedy}")
+    raise error(f"The {count()} processes of this run differ from process 0: {text}. {remedy}")
 
 
 def check_shared(workdir: str) -> None:

@@ -27,12 +27,13 @@ from bigjax.trees import named_leaves
 ARRAY_ITEMS = ("params", "opt_state", "extras", "ema")
 
 
-# What is raised where a file is missing or holds what cannot be decoded, by all its decoders.
-_DECODING = (ValueError, LookupError, AttributeError, TypeError, NotImplementedError, EOFError,
-             FileNotFoundError)
+# What is raised where a file holds what cannot be decoded, by all its decoders.
+_DECODING = (ValueError, LookupError, AttributeError, TypeError, NotImplementedError, EOFError)
 # TensorStore's errors are ValueErrors; of those that begin with a status these are of that kind.
 _STATUS = re.compile("[A-Z_]{4,}: ")
-_DECODING_STATUS = re.compile("(DATA_LOSS|OUT_OF_RANGE|NOT_FOUND|FAILED_PRECONDITION): ")
+_DECODING_STATUS = re.compile("(DATA_LOSS|OUT_OF_RANGE|FAILED_PRECONDITION): ")
+LATE = ("Storage may show late what one host has written: run the same command again. If it says "
+         "the same then, delete the newest checkpoint, or mend the folder so that all see it whole.")
 
 
 class SaveError(RunError):
@@ -41,6 +42,15 @@ class SaveError(RunError):
 
 class Damaged(Exception):
     """A checkpoint is not what was saved, or of another model."""
+
+
+class Missing(Damaged):
+    """A file of a checkpoint is not there."""
+
+
+# What the processes tell each other of reading, by number: the first that it is an instance of. Of
+# what several say the first here is believed, as the last ones move a checkpoint aside.
+_KINDS = (PassingError, RunError, UserError, Missing, Damaged)
 
 
 @jax.jit
@@ -113,6 +123,12 @@ class Checkpoints:
         """Saved steps, oldest first."""
         return sorted(self._manager.all_steps())
 
+    def _agreed(self) -> list[int]:
+        """`steps`. Raises PassingError, on all processes, where they do not list the same."""
+        steps = self.steps()
+        hosts.check_equal({"the list of checkpoints": steps}, LATE, PassingError)
+        return steps
+
     def save(self, step: int, state: State, meta: dict, metrics: dict[str, float]) -> None:
         """Writes in the background. meta: JSON. Raises SaveError if this or the last one fails, and
         what cloud.failure says of storage's errors."""
@@ -161,8 +177,8 @@ class Checkpoints:
         return meta
 
     def pick(self, step: int | None) -> int:
-        """step, or the newest; UserError if it is not there."""
-        steps = self.steps()
+        """step, or the newest, the same on all processes; UserError if it is not there."""
+        steps = self._agreed()
         if not steps:
             raise UserError(f"There is no checkpoint in {self.folder}: train first.")
         if step is not None and step not in steps:
@@ -179,8 +195,9 @@ class Checkpoints:
     def restore(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict]:
         """The items named in abstract (trees of ShapeDtypeStruct with shardings), and meta.
 
-        Raises Damaged, on all processes, if an array is not what was saved; PassingError, UserError
-        or RunError if that could not be found out, as the files cannot be read now.
+        All on all processes: Damaged if an array is not what was saved; PassingError, UserError or
+        RunError if that could not be found out, as the files cannot be read now, or are not the
+        same to all.
         """
         args = {k: ocp.args.StandardRestore(v) for k, v in abstract.items()}
         problem = None
@@ -190,12 +207,17 @@ class Checkpoints:
                                               args=ocp.args.Composite(**args)))
         except Exception as e:  # whatever damage makes Orbax raise
             error = self._not_restored(step, e)
-            problem = type(error).__name__, str(error)
+            problem = next(i for i, c in enumerate(_KINDS) if isinstance(error, c)), str(error)
         # What one process cannot read none can use. The checksums are computed by all together.
-        problems = [found for found in hosts.gather(problem) if found]
-        if problems:  # damage is believed if all that could not be read is damaged
-            kind, text = min(problems, key=lambda found: found[0] == Damaged.__name__)
-            raise {c.__name__: c for c in (Damaged, UserError, RunError, PassingError)}[kind](text)
+        found = hosts.gather(problem)
+        if problems := [p for p in found if p]:
+            kind, text = min(problems)
+            if _KINDS[kind] is Missing and None in found:  # another has just read all it needs
+                raise PassingError(f"Some processes of this run do not see all files of checkpoint "
+                                   f"{step} in {self.folder}: {text}. {LATE}")
+            raise _KINDS[kind](text)
+        hosts.check_equal({f"the checksum of checkpoint {step}": meta["crc32"]}, LATE,
+                          PassingError)
         for name, tree in items.items():
             found = checksums(tree)
             wrong = [k for k, v in meta["checksums"][name].items() if found.get(k) != v]
@@ -205,13 +227,13 @@ class Checkpoints:
         return items, meta
 
     def _not_restored(self, step: int, error: Exception) -> Exception:
-        """What an error of reading means: Damaged only if it shows that."""
+        """What an error of reading means: Damaged (also Missing) only if it shows that."""
         if isinstance(error, Damaged):
             return error
         if failed := cloud.failure(error, str(self.folder)):
             return failed
-        if _shows_damage(error):
-            return Damaged(_short(error))
+        if kind := _shown(error):
+            return kind(_short(error))
         return RunError(f"Checkpoint {step} in {self.folder} could not be read: {_short(error)}. "
                         "That does not mean that it is damaged, so it is left as it is. Mend what "
                         "hinders, then run the same command.")
@@ -223,7 +245,7 @@ class Checkpoints:
         nothing, if all are damaged; and what `restore` does if one cannot be read now.
         """
         damaged = {}
-        for step in reversed(self.steps()):
+        for step in reversed(self._agreed()):
             try:
                 items, meta = self.restore(step, _items(abstract))
             except Damaged as e:
@@ -261,15 +283,17 @@ def _crc(meta: dict) -> int:
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
-def _shows_damage(error: Exception) -> bool:
-    """Whether an error says that a file is missing or not what was saved, and not that it could not
-    be read: by a time-out, for want of permission or memory, or by a failing disk."""
+def _shown(error: Exception) -> type[Damaged] | None:
+    """Missing or Damaged if an error says that a file is not there or not what was saved; None if
+    it could not be read: by a time-out, for want of permission or memory, or by a failing disk."""
     *_, root = cloud.causes(error)
     text = str(root)
+    if isinstance(root, (FileNotFoundError, KeyError)) or (  # KeyError: of an item
+            isinstance(root, ValueError) and text.startswith("NOT_FOUND: ")):
+        return Missing
     if not isinstance(root, ValueError) or not _STATUS.match(text):
-        return isinstance(root, _DECODING)
-    status = _DECODING_STATUS.match(text)
-    return bool(status) and (status[1] == "NOT_FOUND" or "[OS error" not in text)
+        return Damaged if isinstance(root, _DECODING) else None
+    return Damaged if _DECODING_STATUS.match(text) and "[OS error" not in text else None
 
 
 def _silence_abandoned_writes() -> None:

@@ -13,13 +13,13 @@ import numpy as np
 from bigjax import cloud
 from bigjax import config as config_lib
 from bigjax import data, evals, models, tasks
-from bigjax.errors import RunError, UserError
+from bigjax.errors import PassingError, RunError, UserError
 from bigjax.evals.context import Context, derive
 from bigjax.parallel import hosts, sharding
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.train import debug, hooks as hooks_lib, init_from, load, loop, metrics
 from bigjax.train import program as program_lib, workdir as workdir_lib
-from bigjax.train.checkpoint import Checkpoints
+from bigjax.train.checkpoint import LATE, Checkpoints
 from bigjax.train.state import State
 from bigjax.train.step import unpack
 from bigjax.trees import count, named_leaves
@@ -35,7 +35,8 @@ class NonFinite(RunError):
 def train(config, workdir: str) -> None:
     """Trains, or goes on training, in a work folder; README.md says what is written there.
 
-    Raises UserError for bad input, before anything expensive; NonFinite; SaveError.
+    Raises UserError for bad input, before anything expensive; NonFinite; SaveError; PassingError
+    where the same call may go on later: storage fails, or another host is late or lost.
     """
     progress = metrics.Progress(config.train.steps)
     try:
@@ -61,6 +62,8 @@ class _Run:
         hosts.start(config, workdir)
         self.mesh = mesh_lib.start(config.mesh, self.batch_size, config.train.accumulate)
         program_lib.use_compilation_cache(config.train.compilation_cache, self.mesh)
+        hosts.check_equal({"the list of checkpoints": sorted(workdir_lib.saved_steps(workdir))},
+                          LATE, PassingError)  # what follows depends on whether there are any
         self.config, self.source = resolved(config, workdir)
         config = self.config
         self.task = tasks.build(config)

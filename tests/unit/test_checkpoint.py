@@ -1,6 +1,8 @@
 """Checkpoints: what is kept, and what happens to damaged ones."""
 
+import concurrent.futures
 import pathlib
+import threading
 
 import fsspec.exceptions
 import jax
@@ -8,10 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigjax import config
 from bigjax.errors import PassingError, RunError, UserError
 from bigjax.parallel import hosts
-from bigjax.train.checkpoint import Checkpoints, Damaged, SaveError, checksums
+from bigjax.train import run
+from bigjax.train.checkpoint import Checkpoints, Damaged, Missing, SaveError, checksums
 from bigjax.train.state import State
+from tests import helpers
 
 
 def state(step: int) -> State:
@@ -23,10 +28,10 @@ def state(step: int) -> State:
 ABSTRACT = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state(0))
 
 
-def saved(folder, steps, metrics=None, **options):
+def saved(folder, steps, metrics=None, note="", **options):
     checkpoints = Checkpoints(folder, **options)
     for step in steps:
-        checkpoints.save(step, state(step), {"note": step}, (metrics or {}).get(step, {}))
+        checkpoints.save(step, state(step), {"note": note or step}, (metrics or {}).get(step, {}))
     checkpoints.wait()
     return checkpoints
 
@@ -114,15 +119,69 @@ def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, error, ki
     assert checkpoints.restore_newest(ABSTRACT, print)[1]["step"] == 5
 
 
-def test_what_one_host_finds_damaged_and_another_cannot_read_now_is_left(tmp_path, monkeypatch):
-    checkpoints = saved(tmp_path, [3, 5], keep=2)
-    found = [["Damaged", "a checksum"], None, ["PassingError", "storage failed"]]
-    monkeypatch.setattr(hosts, "gather", lambda problem: found)
-    with pytest.raises(PassingError, match="storage failed"):
-        checkpoints.restore_newest(ABSTRACT, print)
-    found.pop()
-    with pytest.raises(Damaged, match="a checksum"):
-        checkpoints.restore(5, {})
+def on_two_hosts(monkeypatch, act):
+    """What act(0) and act(1) return or raise, run as two processes that gather with each other."""
+    me, both, said = threading.local(), threading.Barrier(2, timeout=60), {}
+
+    def gather(value):
+        said[me.index] = value
+        both.wait()
+        values = [said[0], said[1]]
+        both.wait()
+        return values
+
+    def one(i):
+        me.index = i
+        try:
+            return act(i)
+        except Exception as e:
+            return e
+    with monkeypatch.context() as patch, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for name, value in ("gather", gather), ("count", lambda: 2), ("index", lambda: me.index):
+            patch.setattr(hosts, name, value)
+        return list(pool.map(one, range(2)))
+
+
+@pytest.mark.parametrize("errors, kind", [
+    ([ValueError("DATA_LOSS: a checksum"), None], Damaged),  # of a shard that one alone reads
+    ([ValueError("DATA_LOSS: a checksum"), OSError(5, "Input/output error")], RunError),
+    ([FileNotFoundError("w"), ValueError("NOT_FOUND: w")], Missing),
+    ([None, FileNotFoundError("w")], PassingError), ([KeyError("params"), None], PassingError),
+    ([None, ValueError("NOT_FOUND: w")], PassingError), ([SaveError("x"), None], RunError),
+    ([None, None], tuple)], ids=repr)
+def test_what_two_hosts_find_in_a_checkpoint(tmp_path, monkeypatch, errors, kind):
+    """Both the same; that a file is missing proves nothing where the other one has it."""
+    saved(tmp_path, [3, 5], keep=2).close()
+    checkpoints = [Checkpoints(tmp_path, read_only=True) for _ in errors]
+    for one, error in zip(checkpoints, errors):
+        if error:
+            def fail(*args, error=error, **kwargs):
+                raise error
+            monkeypatch.setattr(one._reader, "restore", fail)
+    found = on_two_hosts(monkeypatch, lambda i: checkpoints[i].restore(
+        5, {"params": ABSTRACT.params}))
+    assert [type(x) for x in found] == [kind, kind]
+
+
+@pytest.mark.parametrize("steps", [[3], [3, 5]], ids=["other steps", "another step 5"])
+def test_hosts_that_do_not_see_the_same_checkpoints_begin_none(tmp_path, monkeypatch, steps):
+    saved(tmp_path / "0", [3, 5], keep=2).close()
+    checkpoints = [Checkpoints(tmp_path / "0"), saved(
+        tmp_path / "1", steps, note="of another run", keep=2)]
+    for act in (lambda c: c.restore_newest(ABSTRACT, print), lambda c: c.restore(
+            c.pick(None), {"params": ABSTRACT.params})):
+        for error in on_two_hosts(monkeypatch, lambda i: act(checkpoints[i])):
+            assert type(error) is PassingError and "differ from process 0" in str(error)
+    assert not list(tmp_path.glob("*/damaged"))
+
+
+def test_hosts_of_which_one_does_not_see_the_checkpoints_do_not_begin_anew(tmp_path, monkeypatch):
+    saved(tmp_path / "0", [3]).close()
+    monkeypatch.setattr(hosts, "start", lambda config, workdir: None)
+    monkeypatch.setattr(run, "resolved", lambda config, workdir: pytest.fail("it went on"))
+    for error in on_two_hosts(monkeypatch, lambda i: run.train(
+            config.load_file(helpers.TINY), str(tmp_path / str(i)))):
+        assert type(error) is PassingError and "is [] and not [3]" in str(error)
 
 
 def test_checksums_see_every_element_and_no_sharding():
