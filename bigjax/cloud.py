@@ -25,6 +25,10 @@ INSTALL = "Install it: pip install -e '.[gcs]'"
 # Of gcsfs and what it uses, whose errors are of storage.
 _LIBRARIES = ("gcsfs.", "fsspec.", "aiohttp.", "google.auth.", "google.api_core.", "requests.")
 _REFUSALS = {"400", "401", "403", "404"}  # of HTTP: asking again would not help
+_BUSY = re.compile("408|429|5..")
+# How the libraries call what a connection gives that broke, never was, or gave other bytes.
+_BROKEN = {"ConnectionError", "ClientConnectionError", "ClientPayloadError", "ChunkedEncodingError",
+           "Timeout", "TimeoutError", "TransportError", "RefreshError", "ChecksumError"}
 _ROLES = "roles/storage.objectUser and roles/storage.legacyBucketReader"
 _LOG_IN = "that you are logged in (on your own machine: gcloud auth application-default login)"
 # How TensorStore's errors begin, which are ValueErrors.
@@ -105,7 +109,7 @@ def failure(error: Exception, place: str = "") -> UserError | RunError | None:
     """What to say of an error that storage gives after all attempts; None if it is another.
 
     place: what TensorStore read or wrote, which raises the same for local files.
-    Returns UserError where storage refuses, and PassingError for all else.
+    Returns UserError where storage refuses, and PassingError where it may answer later.
     """
     for e in causes(error):
         if isinstance(e, (UserError, RunError)):
@@ -113,10 +117,20 @@ def failure(error: Exception, place: str = "") -> UserError | RunError | None:
         if _is_refusal(e, place):
             return UserError(f"Cloud storage refuses: {_text(e)}. Check your permission ({_ROLES}) "
                              f"and {_LOG_IN}.")
-        of_a_library = any(t.__module__.startswith(_LIBRARIES) for t in type(e).__mro__)
-        if of_a_library or _from_tensorstore(_PASSING, e, place):
+        if passes(e) or _from_tensorstore(_PASSING, e, place):
             return _passing(e)
     return None
+
+
+def passes(error: BaseException) -> bool:
+    """Whether one of the libraries raised this for a connection that broke, for a time-out, or
+    since the server has no time now."""
+    kinds = type(error).__mro__
+    if not any(kind.__module__.startswith(_LIBRARIES) for kind in kinds):
+        return False
+    if number := _number(error):
+        return bool(_BUSY.fullmatch(number))
+    return not _BROKEN.isdisjoint(kind.__name__ for kind in kinds)
 
 
 def _passing(error: BaseException) -> PassingError:
@@ -136,13 +150,18 @@ def _is_refusal(error: BaseException, place: str) -> bool:
     """Whether storage would say the same again. A 404 is a FileNotFoundError like a local one."""
     text, kinds = str(error), {t.__name__ for t in type(error).__mro__}
     if kinds & {"HttpError", "ClientResponseError"}:
-        return str(getattr(error, "code", None) or getattr(error, "status", "")) in _REFUSALS
+        return _number(error) in _REFUSALS
     if "RefreshError" in kinds:  # else the server that gives credentials was not reached
         return not (error.retryable or error.__cause__)
     return ("DefaultCredentialsError" in kinds
             or type(error) is OSError and text.startswith("Forbidden: ")
             or type(error) is ValueError and text.startswith("Bad Request: ")
             or _from_tensorstore(_REFUSED, error, place))
+
+
+def _number(error: BaseException) -> str:
+    """The status of HTTP in an error of a library's; '' if there is none."""
+    return str(getattr(error, "code", None) or getattr(error, "status", None) or "")
 
 
 def _from_tensorstore(status: re.Pattern, error: BaseException, place: str) -> bool:
@@ -200,9 +219,8 @@ def _file_system():
                 return False
 
         def open(self, path, mode="rb", **options):
-            if mode in ("w", "wt"):
-                return _WrittenText(self.open(path, "wb"), **options)
-            return super().open(path, mode, **options)
+            # _Written takes text too: a wrapper around it would send the half when collected.
+            return super().open(path, "wb" if mode in ("w", "wt") else mode, **options)
 
         def _open(self, path, mode="rb", *args, **options):
             if mode == "wb":
@@ -225,6 +243,9 @@ class _Written(io.BytesIO):
         super().__init__()
         self.send: Callable[[bytes], None] | None = send
 
+    def write(self, content: bytes | str) -> int:
+        return super().write(content.encode() if isinstance(content, str) else content)
+
     def close(self) -> None:
         if not self.closed:
             content = self.getvalue()
@@ -239,15 +260,6 @@ class _Written(io.BytesIO):
 
     def __del__(self) -> None:  # that of a file would close it
         self.send = None
-
-
-class _WrittenText(io.TextIOWrapper):
-    """The same as text."""
-
-    def __exit__(self, kind, error, trace) -> None:
-        if kind:
-            self.buffer.send = None
-        self.close()
 
 
 def _text(error: Exception) -> str:

@@ -64,10 +64,10 @@ def _write_new(cache_dir: str, target: Any, content: bytes) -> None:
     if _try(cache_dir, target.exists):
         return
     try:
-        target.write_bytes(content)
+        _try(cache_dir, lambda: target.write_bytes(content))
     except Exception:  # of many kinds; refused, since too many write it
         if not _try(cache_dir, target.exists):
-            _try(cache_dir, lambda: target.write_bytes(content))
+            raise
 
 
 def _place(folder: Path, cache_dir: str) -> Any:

@@ -6,11 +6,14 @@ import json
 import time
 from types import SimpleNamespace
 
+import aiohttp
 from etils import epath
 import fsspec.exceptions
 from gcsfs.retry import HttpError
+import google.auth.exceptions
 import numpy as np
 import pytest
+import requests
 
 from bigjax import cloud, config, main
 from bigjax.data import shared, sources, store, tables
@@ -108,13 +111,24 @@ def test_storage_that_does_not_answer_is_not_told_as_bad_input(proxy, monkeypatc
     (lambda: fsspec.exceptions.FSTimeoutError("Service Unavailable"), 75),
     (lambda: OSError("Forbidden: Service Unavailable"), 2),
     (lambda: PassingError("Service Unavailable"), 75),
-], ids=["503", "401", "time-out", "403", "ours"])
+    (lambda: HttpError({"code": "429", "message": "Service Unavailable"}), 75),
+    (lambda: requests.exceptions.ConnectionError("Service Unavailable"), 75),
+    (lambda: aiohttp.ServerDisconnectedError("Service Unavailable"), 75),
+    (lambda: aiohttp.ClientPayloadError("Service Unavailable"), 75),
+    (lambda: google.auth.exceptions.TransportError("Service Unavailable"), 75),
+], ids=["503", "401", "time-out", "403", "ours", "429", "requests", "aiohttp", "cut", "auth"])
 def test_a_failure_of_storage_is_told_without_a_traceback(monkeypatch, capsys, error, code):
     def fail(argv):
         raise error()
     monkeypatch.setattr(main.commands, "run", fail)
     assert main.main(["train"]) == code
     assert "Service Unavailable" in capsys.readouterr().err
+
+
+def test_what_would_fail_again_is_not_told_as_what_passes():
+    for error in (aiohttp.InvalidURL("localhost:1"), requests.exceptions.MissingSchema("localhost"),
+                  HttpError({"code": 412, "message": "Precondition Failed"})):
+        assert cloud.failure(error) is None
 
 
 def test_a_connection_that_breaks_is_no_error_about_a_file(proxy, monkeypatch):
@@ -171,13 +185,15 @@ def test_a_file_whose_writing_is_interrupted_stays_as_it_was(proxy, emulator):
                 raise KeyboardInterrupt
     with pytest.raises(UnicodeEncodeError):
         path.write_text("half \udc00")
-    f = path.open("wb")
-    f.write(b"half")
-    del f
-    gc.collect()
+    for mode, half in ("wb", b"half"), ("w", "half"):
+        f = path.open(mode)
+        f.write(half)
+        f.flush()
+        del f
+        gc.collect()
     assert bucket.get(emulator, "kept") == b"old"
-    path.write_text("new")
-    assert bucket.get(emulator, "kept") == b"new"
+    path.write_text("new \u00fc")
+    assert bucket.get(emulator, "kept") == "new \u00fc".encode()
 
 
 def test_whether_versions_are_numbered(proxy, monkeypatch):
