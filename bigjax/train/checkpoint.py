@@ -32,8 +32,9 @@ _DECODING = (ValueError, LookupError, AttributeError, TypeError, NotImplementedE
 # TensorStore's errors are ValueErrors; of those that begin with a status these are of that kind.
 _STATUS = re.compile("[A-Z_]{4,}: ")
 _DECODING_STATUS = re.compile("(DATA_LOSS|OUT_OF_RANGE|FAILED_PRECONDITION): ")
+# What to do where hosts do not see the same files.
 LATE = ("Storage may show late what one host has written: run the same command again. If it says "
-         "the same then, delete the newest checkpoint, or mend the folder so that all see it whole.")
+        "the same then, delete the newest checkpoint or mend the folder so that all see it whole.")
 
 
 class SaveError(RunError):
@@ -186,11 +187,21 @@ class Checkpoints:
         return steps[-1] if step is None else step
 
     def arrays(self, step: int) -> dict[str, dict[str, Any]]:
-        """{item: {path: metadata with shape, dtype, sharding}}, without reading the arrays."""
-        with ocp.StandardCheckpointer() as reader:
-            return {name: named_leaves(reader.metadata(self.folder / str(step) / name
-                                                       ).item_metadata.tree)
-                    for name in ARRAY_ITEMS if (self.folder / str(step) / name).exists()}
+        """{item: {path: metadata with shape, dtype, sharding}}, without reading the arrays.
+
+        Raises UserError if it is damaged, and what `restore` does if it cannot be read now.
+        """
+        folder = self.folder / str(step)
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                return {name: named_leaves(reader.metadata(folder / name).item_metadata.tree)
+                        for name in ARRAY_ITEMS if (folder / name).exists()}
+        except Exception as e:
+            error = self._not_restored(step, e)
+            if isinstance(error, Damaged):
+                error = UserError(f"Checkpoint {step} in {self.folder} is damaged ({error}). "
+                                  "Delete its folder to use the others.")
+            raise error from e
 
     def restore(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict]:
         """The items named in abstract (trees of ShapeDtypeStruct with shardings), and meta.

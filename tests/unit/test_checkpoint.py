@@ -4,10 +4,12 @@ import concurrent.futures
 import pathlib
 import threading
 
+from etils import epath
 import fsspec.exceptions
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from bigjax import config
@@ -212,6 +214,23 @@ def test_a_save_that_fails_leaves_the_older_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(hosts, "count", lambda: 2)
     with pytest.raises(PassingError, match="another process of this run has died"):
         checkpoints.save(4, state(4), {}, {})
+
+
+def test_metadata_that_cannot_be_read(tmp_path, monkeypatch):
+    checkpoints = saved(tmp_path, [3])
+    (tmp_path / "checkpoints" / "3" / "params" / "_METADATA").write_text("{")
+    with pytest.raises(UserError, match="Checkpoint 3 in .* is damaged .AttributeError"):
+        checkpoints.arrays(3)
+
+    def fail(*args):
+        raise ValueError("UNAVAILABLE: HTTP 503")
+    monkeypatch.setattr(ocp.StandardCheckpointer, "metadata", fail)
+    with pytest.raises(RunError, match="Checkpoint 3 in .* could not be read: ValueError"):
+        checkpoints.arrays(3)
+    monkeypatch.setattr(checkpoints, "folder", epath.Path("gs://bucket/checkpoints"))
+    monkeypatch.setattr(type(checkpoints.folder), "exists", lambda path: True)
+    with pytest.raises(PassingError, match="Cloud storage failed"):
+        checkpoints.arrays(3)
 
 
 def test_a_step_that_is_not_there(tmp_path):
