@@ -36,6 +36,7 @@ from jax.experimental import multihost_utils
 import jaxlib
 
 import bigjax
+from bigjax import cloud
 from bigjax import config as config_lib
 from bigjax.errors import PassingError, UserError
 
@@ -44,11 +45,14 @@ MAY_DIFFER = ("data.cache_dir",)  # between the configs of the processes
 _FOR_EVER = 10 ** 9  # ms. Waiting needs no limit of its own: a process that dies ends all.
 LOST = ("another process of this run has died or cannot be reached; its own output may say why. "
         "Run the same command on all hosts again: training goes on from the newest checkpoint.")
-# What an error of jax's has in it where another process does not answer any more.
-_BROKEN = re.compile("connection|socket|peer|heartbeat|barrier|coordination|gloo|nccl|UNAVAILABLE|"
-                     "DEADLINE_EXCEEDED", re.IGNORECASE)
+# How an error of jax's reads where another process does not answer any more; the last is what Gloo
+# and NCCL say of their sockets.
+_BROKEN = re.compile("(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED): |(UNKNOWN|INTERNAL): .*("
+                     "Connection (closed|reset|refused)|Broken pipe|[Tt]imed out|"
+                     "remote process exited)", re.DOTALL)
 _LINGER = 20.0  # s that process 0, which keeps the messages, waits for the others to read the last
 _gathered = itertools.count()  # of calls: equal on all processes
+_of_the_service: set[str] = set()  # ids of the threads in which jax hears of the others
 _starting, _joined, _failing = threading.Event(), threading.Event(), threading.Event()
 
 
@@ -67,7 +71,8 @@ def start(config, workdir: str) -> None:
 
     To be called before anything starts jax. config: a run's.
     Raises UserError if the environment is incomplete or if their versions, configs or work folders
-    differ, PassingError if not all of them come within config.hosts.start_timeout seconds.
+    differ, PassingError if not all of them come within config.hosts.start_timeout seconds or the
+    cluster does not answer.
     """
     if count() > 1:
         return
@@ -136,9 +141,16 @@ def _cluster() -> int | None:
     try:
         return kind.get_process_count()
     except Exception as e:
-        raise UserError(f"This is a cluster ({kind.name or kind.__name__}), but how many hosts "
-                        f"it has could not be found out ({type(e).__name__}: {e}). Set "
-                        f"{', '.join(VARIABLES)} (on one host HOST:PORT, 1, 0).") from e
+        raise _of_start(e)(
+            f"This is a cluster ({kind.name or kind.__name__}), but how many hosts it has could "
+            f"not be found out ({type(e).__name__}: {e}). Set {', '.join(VARIABLES)} (on one host "
+            "HOST:PORT, 1, 0).") from e
+
+
+def _of_start(error: Exception) -> type[Exception]:
+    """What an error of finding the others is: a server that does not answer now, or bad input."""
+    passes = isinstance(error, (ConnectionError, TimeoutError)) or cloud.passes(error)
+    return PassingError if passes else UserError
 
 
 def _connect(given: dict[str, Any], options) -> None:
@@ -156,11 +168,13 @@ def _connect(given: dict[str, Any], options) -> None:
     error = []
 
     def initialize():
+        before = _threads()
         try:
             jax.distributed.initialize(
                 given.get("coordinator_address"), given.get("num_processes"),
                 given.get("process_id"), heartbeat_timeout_seconds=options.lost_after,
                 initialization_timeout=options.start_timeout + 60)
+            _of_the_service.update(_threads() - before)
         except Exception as e:  # an address in use, a name that is unknown
             error.append(e)
 
@@ -173,12 +187,16 @@ def _connect(given: dict[str, Any], options) -> None:
     address = distributed.global_state.coordinator_address or given.get("coordinator_address")
     what = (f"{type(error[0]).__name__}: {error[0]}" if error else
             _why_not(address, given.get("process_id", index())))
-    raise (UserError if error else PassingError)(
+    raise (_of_start(error[0]) if error else PassingError)(
         f"This process cannot join its run on {n} hosts within config.hosts.start_timeout="
         f"{options.start_timeout} seconds: {what}. The same command must run on all {n} hosts at "
         f"the same time, each with JAX_COORDINATOR_ADDRESS={address}, JAX_NUM_PROCESSES={n} and "
         "its own JAX_PROCESS_ID where the cluster does not tell; this one is process "
         f"{given.get('process_id', index())} (of 0 to {n - 1}).")
+
+
+def _threads() -> set[str]:
+    return {path.name for path in pathlib.Path("/proc/self/task").glob("*")}
 
 
 def _why_not(address: str | None, process: int) -> str:
@@ -276,7 +294,7 @@ def stop_agreed(calls: int) -> bool:
 
 def is_lost(error: BaseException | None) -> bool:
     """Whether an error comes from another process that has ended or cannot be reached."""
-    if isinstance(error, jax.errors.JaxRuntimeError) and _BROKEN.search(str(error)):
+    if isinstance(error, jax.errors.JaxRuntimeError) and _BROKEN.match(str(error)):
         return count() > 1
     return error is not None and is_lost(error.__cause__)
 
@@ -343,9 +361,13 @@ def _end(watcher: threading.Thread) -> None:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _ABORTED(number: int) -> None:
-    _say("ended by jax, which says above why. If a task stopped sending heartbeats, or the "
-         f"connection to the distributed service broke: {LOST}")
-    os._exit(PassingError.exit_code)
+    # A check that failed in another thread, or memory that is broken, may well come again.
+    if lost := str(threading.get_native_id()) in _of_the_service:
+        _say(f"ended by jax, which says above why: {LOST}")
+    else:
+        _say("aborted, for the reason above: a defect, which may well come again. The other "
+             "processes only hear that this one is gone.")
+    os._exit(PassingError.exit_code if lost else 1)
 
 
 def _say(text: str) -> None:

@@ -202,12 +202,19 @@ def test_a_work_folder_that_is_not_shared_is_refused_on_every_process(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["other"]  # nothing is left behind
 
 
-def test_a_process_that_dies_ends_the_others(tmp_path):
-    two = start(2, script=JOIN, each=(("1", "0", str(tmp_path)),) * 2)
+# Joins, and then process 1 aborts, as where a check of XLA's fails or memory is broken.
+ABORT = JOIN.replace("print(hosts.gather", """import ctypes, threading
+    hosts.index() and threading.Thread(target=ctypes.CDLL(None).abort).start()
+    print(hosts.gather""")
+
+
+def test_a_process_that_dies_of_a_defect_ends_the_others_which_may_be_started_again(tmp_path):
+    two = start(2, script=ABORT, each=(("1", "0", str(tmp_path)),) * 2)
     assert [p.stdout.readline() for p in two] == ["joined\n"] * 2
-    two[1].kill()
     begun = time.monotonic()
-    (code, _, err), _ = ends(two)
+    (code, _, err), (its_code, _, its_err) = ends(two)
+    assert its_code == 1 and LOST not in its_err, its_err
+    assert "process 1 of 0 to 1] aborted, for the reason above: a defect" in its_err
     assert code == 75 and LOST in err and "training goes on from the newest checkpoint" in err
     assert time.monotonic() - begun < LOST_AFTER + 20
 

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+import requests
 
 from bigjax import config
-from bigjax.errors import UserError
+from bigjax.errors import PassingError, UserError
 from bigjax.parallel import hosts, mesh
 
 SLURM = {"SLURM_JOB_ID": "5", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "1",
@@ -70,6 +71,33 @@ def test_pods_of_tpus(asked):
         asked({**GKE, "MEGASCALE_NUM_SLICES": "two"}, tpu=True)
 
 
+def test_a_cluster_that_does_not_answer_may_answer_later(asked, monkeypatch):
+    from jax._src.clusters import cloud_tpu_cluster
+
+    def count():
+        raise error
+    monkeypatch.setattr(cloud_tpu_cluster.GkeTpuCluster, "get_process_count", count)
+    for error in requests.exceptions.ConnectTimeout("metadata"), ConnectionResetError():
+        with pytest.raises(PassingError, match="could not be found out"):
+            asked(GKE, tpu=True)
+    error = ValueError("unsupported format")
+    with pytest.raises(UserError, match="could not be found out"):
+        asked(GKE, tpu=True)
+
+
+@pytest.mark.parametrize("error, kind", [
+    (requests.exceptions.ReadTimeout("metadata timed out"), PassingError),
+    (ConnectionRefusedError(), PassingError), (ValueError("an unknown name"), UserError)])
+def test_a_start_that_fails(monkeypatch, error, kind):
+    def fail(*args, **options):
+        raise error
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    monkeypatch.setattr(hosts, "_starting", threading.Event())
+    with pytest.raises((UserError, PassingError), match="cannot join its run on 2 hosts") as e:
+        hosts._connect({"num_processes": 2}, config.new_config().hosts)
+    assert type(e.value) is kind
+
+
 @pytest.mark.parametrize("environment, words", [
     ({"JAX_NUM_PROCESSES": "2"}, ["not JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID"]),
     (address(n="two"), ["JAX_NUM_PROCESSES", "'two'", "number"]),
@@ -84,17 +112,25 @@ def test_an_environment_that_cannot_work_is_refused(asked, environment, words):
 
 def test_errors_that_come_from_a_lost_process(monkeypatch):
     error = jax.errors.JaxRuntimeError
-    broken = error("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+    broken = error("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [::]:1")
     outer = RuntimeError("outer")
     outer.__cause__ = broken
     assert not hosts.is_lost(broken)  # on one host
     monkeypatch.setattr(hosts, "count", lambda: 2)
     assert hosts.is_lost(broken) and hosts.is_lost(outer)
-    for other in (error("RESOURCE_EXHAUSTED: Out of memory"), ValueError("connection"), None):
-        assert not hosts.is_lost(other)
+    for text in ("UNKNOWN: Gloo AllGather failed: Read error [::]:1: Connection reset by peer",
+                 "UNAVAILABLE: Failed to send RPC", "DEADLINE_EXCEEDED: Barrier timed out",
+                 "ABORTED: task 1 has left"):
+        assert hosts.is_lost(error(text))
+    for other in (error("RESOURCE_EXHAUSTED: Out of memory. Operator: optimization_barrier"),
+                  error("INTERNAL: Mosaic failed to compile: unsupported barrier semaphore"),
+                  error("INVALID_ARGUMENT: nccl: unsupported dtype, Connection reset by peer"),
+                  error("INTERNAL: Gloo: unsupported type"), ValueError("connection"), None):
+        assert not hosts.is_lost(other), other
 
 
-@pytest.mark.parametrize("text, code", [("Gloo: Connection closed by peer", 75), ("a bug", 1)])
+@pytest.mark.parametrize("text, code", [
+    ("UNKNOWN: Gloo: Connection closed by peer", 75), ("INTERNAL: a bug", 1)])
 def test_a_process_that_another_one_has_left_may_be_started_again(monkeypatch, capfd, text, code):
     """Gloo may say it before jax misses the heartbeats."""
     ended = []
