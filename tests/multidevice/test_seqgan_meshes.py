@@ -51,7 +51,8 @@ def one_device(tiny):
     return train(tiny, 1, 1, 1)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("sizes", [
+    pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str)
 def test_metrics_and_parameters_after_a_round_of_each_phase(tiny, one_device, sizes):
     found, params, state = train(tiny, *sizes)
     for got, want in zip(found, one_device[0]):

@@ -72,6 +72,7 @@ def pre_training_batch():
                 next_weight=np.array([[1], [1], [1], [0]], np.float32))
 
 
+@pytest.mark.slow  # test_bert_meshes adds up micro-batches by default
 def test_pre_training_over_micro_batches_equals_the_whole():
     import optax
     results = []
