@@ -139,7 +139,7 @@ def _passing(error: BaseException) -> PassingError:
         "intact: when it answers, the same command goes on from there.")
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error, what it was raised from, and so on."""
     while error is not None:
         yield error

@@ -50,13 +50,14 @@ def publish(folder: Path, cache_dir: str, log: Callable[[str], None]) -> None:
     if place is None or _try(cache_dir, (place / _SUMS).exists):
         return
     log(f"data: copying the token store {folder} to {place}")
-    contents = [path for path in sorted(folder.iterdir())
-                if path.name != "lock" and path.suffix != ".tmp"]
-    sums = {path.name: zlib.crc32(path.read_bytes()) for path in contents}
+    contents = [path for path in folder.iterdir() if path.name != "lock" and path.suffix != ".tmp"]
+    sums = {}
     # An object takes about one write a second, so the hosts of a run begin at unlike ones.
     for path in random.sample(contents, len(contents)):
-        _write_new(cache_dir, place / path.name, path.read_bytes())
-    _write_new(cache_dir, place / _SUMS, json.dumps(sums).encode())
+        content = path.read_bytes()
+        sums[path.name] = zlib.crc32(content)
+        _write_new(cache_dir, place / path.name, content)
+    _write_new(cache_dir, place / _SUMS, json.dumps(sums, sort_keys=True).encode())
 
 
 def _write_new(cache_dir: str, target: Any, content: bytes) -> None:

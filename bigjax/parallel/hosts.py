@@ -294,9 +294,8 @@ def stop_agreed(calls: int) -> bool:
 
 def is_lost(error: BaseException | None) -> bool:
     """Whether an error comes from another process that has ended or cannot be reached."""
-    if isinstance(error, jax.errors.JaxRuntimeError) and _BROKEN.match(str(error)):
-        return count() > 1
-    return error is not None and is_lost(error.__cause__)
+    return count() > 1 and any(isinstance(e, jax.errors.JaxRuntimeError) and _BROKEN.match(str(e))
+                               for e in cloud.causes(error))
 
 
 def fail(text: str, code: int, unexpected: BaseException | None = None) -> None:
