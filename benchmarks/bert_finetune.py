@@ -29,7 +29,8 @@ from sklearn.pipeline import make_pipeline  # noqa: E402
 
 from bigjax.arguments import Arguments  # noqa: E402
 from bigjax.data.rows import read_parts  # noqa: E402
-from bigjax.train import init_from, run as run_lib  # noqa: E402
+from bigjax.train import init_from  # noqa: E402
+from bigjax.train import run as run_lib  # noqa: E402
 
 CONFIG = "configs/bert/finetune.py"
 
@@ -41,8 +42,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     args, overrides = parser.parse_known_args()
     logging.set_verbosity(logging.FATAL)
-    config, _ = Arguments([f"--config={CONFIG}", f"--config.init_from={args.pretrained}",
-                           *overrides]).config()
+    config, _ = Arguments(
+        [f"--config={CONFIG}", f"--config.init_from={args.pretrained}", *overrides]
+    ).config()
     with config.unlocked():
         init_from.fill(config)
         config.log.tensorboard = False
@@ -52,14 +54,27 @@ def main() -> None:
     for seed in range(args.seeds):
         for side, source in (("ours", args.pretrained), ("theirs", "")):
             accuracies[side].append(accuracy(config, seed, source))
-            print(f"seed {seed}  {'pre-trained' if source else 'from scratch':<13}"
-                  f"{accuracies[side][-1]:.4f}", flush=True)
+            print(
+                f"seed {seed}  {'pre-trained' if source else 'from scratch':<13}"
+                f"{accuracies[side][-1]:.4f}",
+                flush=True,
+            )
     ours, theirs = (statistics.mean(accuracies[side]) for side in ("ours", "theirs"))
     print(f"pre-trained {ours:.4f}, from scratch {theirs:.4f}, bag of words {words:.4f}")
     if args.json:
-        print(json.dumps({"name": "bert_finetune", "ours": ours, "theirs": theirs,
-                          "ratio": ours / theirs, "unit": "test accuracy",
-                          "bag_of_words": words, "seeds": accuracies}))
+        print(
+            json.dumps(
+                {
+                    "name": "bert_finetune",
+                    "ours": ours,
+                    "theirs": theirs,
+                    "ratio": ours / theirs,
+                    "unit": "test accuracy",
+                    "bag_of_words": words,
+                    "seeds": accuracies,
+                }
+            )
+        )
 
 
 def accuracy(config, seed: int, source: str) -> float:

@@ -9,10 +9,10 @@ run on this machine's CPU consumes: batches have to be made far faster than they
 
 import argparse
 import json
+from pathlib import Path
 import statistics
 import tempfile
 import time
-from pathlib import Path
 
 import ml_collections
 
@@ -28,8 +28,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--bpe", default="", help="a folder with vocab.json and merges.txt")
-    parser.add_argument("--train-tokens-per-sec", type=float, default=2500.,
-                        help="what training consumes on this machine")
+    parser.add_argument(
+        "--train-tokens-per-sec",
+        type=float,
+        default=2500.0,
+        help="what training consumes on this machine",
+    )
     parser.add_argument("--cache-dir", default="~/.cache/bigjax")
     args = parser.parse_args()
     texts = [record.text for record in docstrings.records(args.cache_dir)]
@@ -43,28 +47,45 @@ def main() -> None:
         print(f"{one.kind:13s} of {one.vocab_size:6,} ids: {rate:8.2f} MB/s a core")
     ours = {packing: _batch_tokens_per_second(corpus, packing) for packing in (False, True)}
     for packing, rate in ours.items():
-        print(f"batch_at, packing={packing!s:5s}: {rate / 1e6:8.2f} M tokens/s "
-              f"({BATCH_SIZE} x {SEQ_LEN})")
+        print(
+            f"batch_at, packing={packing!s:5s}: {rate / 1e6:8.2f} M tokens/s "
+            f"({BATCH_SIZE} x {SEQ_LEN})"
+        )
     theirs = HEADROOM * args.train_tokens_per_sec
-    result = {"name": "data", "ours": ours[True], "theirs": theirs, "ratio": ours[True] / theirs,
-              "unit": "tokens/s"}
-    print(f'{result["ratio"]:.1f} times the {theirs:,.0f} tokens/s that leave training '
-          f"{HEADROOM} times as slow as its data")
+    result = {
+        "name": "data",
+        "ours": ours[True],
+        "theirs": theirs,
+        "ratio": ours[True] / theirs,
+        "unit": "tokens/s",
+    }
+    print(
+        f"{result['ratio']:.1f} times the {theirs:,.0f} tokens/s that leave training "
+        f"{HEADROOM} times as slow as its data"
+    )
     if args.json:
         print(json.dumps(result))
 
 
 def _config(cache_dir: str) -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict({
-        "sources": {"docs": {"kind": "docstrings"}},
-        "tokenizer": {"kind": "sentencepiece", "path": "", "vocab_size": 4096},
-        "seq_len": SEQ_LEN, "packing": True, "valid_fraction": .01, "test_fraction": .01,
-        "on_bad_utf8": "replace", "cache_dir": cache_dir})
+    return ml_collections.ConfigDict(
+        {
+            "sources": {"docs": {"kind": "docstrings"}},
+            "tokenizer": {"kind": "sentencepiece", "path": "", "vocab_size": 4096},
+            "seq_len": SEQ_LEN,
+            "packing": True,
+            "valid_fraction": 0.01,
+            "test_fraction": 0.01,
+            "on_bad_utf8": "replace",
+            "cache_dir": cache_dir,
+        }
+    )
 
 
 def _train_bpe(texts: list[str], folder: str) -> str:
     """A byte-level BPE of GPT-2's form: its own files are not among the dependencies."""
     from tokenizers import ByteLevelBPETokenizer
+
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, 16384, show_progress=False, special_tokens=["<|endoftext|>"])
     Path(folder).mkdir(exist_ok=True)

@@ -24,20 +24,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--rounds", type=int, default=5, help="texts of each side and batch size")
-    parser.add_argument("--devices", type=int, default=0,
-                        help="virtual CPU devices of ours (default: as `bigjax generate` chooses)")
+    parser.add_argument(
+        "--devices",
+        type=int,
+        default=0,
+        help="virtual CPU devices of ours (default: as `bigjax generate` chooses)",
+    )
     parser.add_argument("--side", choices=("ours", "bfloat16", "theirs"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
         return theirs() if args.side == "theirs" else ours(args.side, args.devices)
     print(sides.load())
-    with sides.Side("theirs") as their_side, sides.Side("ours") as our_side, \
-            sides.Side("bfloat16") as our_bfloat16:
+    with (
+        sides.Side("theirs") as their_side,
+        sides.Side("ours") as our_side,
+        sides.Side("bfloat16") as our_bfloat16,
+    ):
         all_sides = [their_side, our_side, our_bfloat16]
         if len({side.about["parameters"] for side in all_sides}) > 1:
             raise SystemExit(f"The models differ: {[side.about for side in all_sides]}")
         for side in all_sides:
-            print(f'{side.name:8s} {side.about["what"]}')
+            print(f"{side.name:8s} {side.about['what']}")
         results = [_compare(all_sides, batch, args.rounds) for batch in BATCHES]
     if args.json:
         print(json.dumps(min(results, key=lambda result: result["ratio"])))
@@ -49,27 +56,35 @@ def _compare(all_sides: list[sides.Side], batch: int, rounds: int) -> dict:
     speed = {}
     for name in ("ours", "theirs", "bfloat16"):
         speed[name], text = sides.speeds(batch * NEW, seconds[name])
-        ratio = f'ratio {speed[name] / speed["theirs"]:.3f}' if name == "bfloat16" else ""
+        ratio = f"ratio {speed[name] / speed['theirs']:.3f}" if name == "bfloat16" else ""
         print(f"batch {batch}, {name:8s} {text} tokens/s  {ratio}")
-    result = {"name": "decode_cpu", "ours": speed["ours"], "theirs": speed["theirs"],
-              "ratio": speed["ours"] / speed["theirs"], "unit": f"tokens/s at batch {batch}"}
-    print(f'batch {batch}, ratio in float32 {result["ratio"]:.3f}')
+    result = {
+        "name": "decode_cpu",
+        "ours": speed["ours"],
+        "theirs": speed["theirs"],
+        "ratio": speed["ours"] / speed["theirs"],
+        "unit": f"tokens/s at batch {batch}",
+    }
+    print(f"batch {batch}, ratio in float32 {result['ratio']:.3f}")
     return result
 
 
 def _prompts(batch: int) -> list[list[int]]:
     import numpy as np
+
     return np.random.default_rng(0).integers(0, VOCABULARY, (batch, PROMPT)).tolist()
 
 
 def ours(name: str, devices: int) -> None:
     from bigjax import cpu
+
     cpu.keep_freed_memory()  # as bigjax/main.py does, before jax is imported
     import jax
 
     from bigjax import config, models, tasks
     from bigjax.infer.generate import Generator, Options
-    from bigjax.parallel import mesh as mesh_lib, sharding
+    from bigjax.parallel import mesh as mesh_lib
+    from bigjax.parallel import sharding
     from bigjax.trees import count
 
     dtype = "bfloat16" if name == "bfloat16" else "float32"
@@ -81,35 +96,53 @@ def ours(name: str, devices: int) -> None:
     task = tasks.build(c)
     init = lambda: task.init(jax.random.key(0))["params"]
     place = sharding.of_params(mesh, jax.eval_shape(init), task.axes)
-    generator = Generator(models.module("gpt"), task.model_config,
-                          jax.jit(init, out_shardings=place)())
+    generator = Generator(
+        models.module("gpt"), task.model_config, jax.jit(init, out_shardings=place)()
+    )
     options = Options(max_new=NEW, temperature=0)
 
     def repeat(task_line: str) -> None:
         new = generator(_prompts(int(task_line)), options)
         assert [len(row) for row in new] == [NEW] * int(task_line)
 
-    sides.serve({"parameters": count(generator.params),
-                 "what": f"bigjax, jax {jax.__version__}, {mesh.size} device(s), {dtype}"}, repeat)
+    sides.serve(
+        {
+            "parameters": count(generator.params),
+            "what": f"bigjax, jax {jax.__version__}, {mesh.size} device(s), {dtype}",
+        },
+        repeat,
+    )
 
 
 def theirs() -> None:
     import torch
     import transformers
+
     torch.manual_seed(0)
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config()).eval()
 
     def repeat(task_line: str) -> None:
         prompt = torch.tensor(_prompts(int(task_line)))
         with torch.no_grad():
-            out = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
-                                 use_cache=True, max_new_tokens=NEW, min_new_tokens=NEW,
-                                 pad_token_id=0)
+            out = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                do_sample=False,
+                use_cache=True,
+                max_new_tokens=NEW,
+                min_new_tokens=NEW,
+                pad_token_id=0,
+            )
         assert out.shape == (int(task_line), PROMPT + NEW)
 
-    sides.serve({"parameters": sum(p.numel() for p in model.parameters()),
-                 "what": f"transformers {transformers.__version__}, torch {torch.__version__}, "
-                         f"{torch.get_num_threads()} threads, {model.dtype}"}, repeat)
+    sides.serve(
+        {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "what": f"transformers {transformers.__version__}, torch {torch.__version__}, "
+            f"{torch.get_num_threads()} threads, {model.dtype}",
+        },
+        repeat,
+    )
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ import argparse
 import contextlib
 import itertools
 import json
+from pathlib import Path
 import statistics
 import tempfile
 import time
-from pathlib import Path
 from unittest import mock
 
 from bigjax import cpu
@@ -35,11 +35,11 @@ cpu.keep_freed_memory()  # as bigjax/main.py does, before jax is imported
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import sides  # noqa: E402
 
 from bigjax import config as config_lib  # noqa: E402
-from bigjax.train import loop, run as run_lib  # noqa: E402
-
-import sides  # noqa: E402
+from bigjax.train import loop  # noqa: E402
+from bigjax.train import run as run_lib  # noqa: E402
 
 CONTEXT, WIDTH, HEADS = 128, 128, 4
 
@@ -51,8 +51,12 @@ def main() -> None:
     parser.add_argument("--segment", type=int, default=20, help="steps of a segment")
     parser.add_argument("--layers", type=int, default=4, help="of the model")
     parser.add_argument("--batch", type=int, default=16, help="examples a step")
-    parser.add_argument("--devices", type=int, default=0,
-                        help="virtual CPU devices (default: as `bigjax train` chooses)")
+    parser.add_argument(
+        "--devices",
+        type=int,
+        default=0,
+        help="virtual CPU devices (default: as `bigjax train` chooses)",
+    )
     args = parser.parse_args()
     print(sides.load())
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +70,7 @@ def main() -> None:
         print(f"{name:6s} {text} steps/s, {milliseconds:.2f} ms a step")
     result["ratio"] = result["ours"] / result["theirs"]
     pairs = statistics.median(bare / whole for whole, bare in zip(loops, bares))
-    print(f'ratio  {result["ratio"]:.3f} (median over neighbouring segments {pairs:.3f})')
+    print(f"ratio  {result['ratio']:.3f} (median over neighbouring segments {pairs:.3f})")
     if args.json:
         print(json.dumps({key: result[key] for key in ("name", "ours", "theirs", "ratio", "unit")}))
 
@@ -103,23 +107,34 @@ def _train(folder: Path, args: argparse.Namespace) -> Gate:
         placed = jax.tree_util.tree_map(lambda x: x.sharding, state)
         copy = jax.jit(lambda s: jax.tree_util.tree_map(jnp.copy, s), out_shardings=placed)
         gates.append(Gate(args.segment, step_fn, copy(state), first))
-        return plain_run(state, step_fn, itertools.chain([first], batches),
-                         hooks=[*hooks, gates[0]], **rest)
+        return plain_run(
+            state, step_fn, itertools.chain([first], batches), hooks=[*hooks, gates[0]], **rest
+        )
 
     output = folder / "output.txt"
-    with mock.patch.object(loop, "run", run_with_gate), output.open("w") as out, \
-            contextlib.redirect_stdout(out):
+    with (
+        mock.patch.object(loop, "run", run_with_gate),
+        output.open("w") as out,
+        contextlib.redirect_stdout(out),
+    ):
         run_lib.train(_config(folder, args), str(folder / "run"))
     return gates[0]
 
 
 def _config(folder: Path, args: argparse.Namespace):
     text = folder / "text.txt"
-    text.write_text('\n\n'.join(f'def f{i}(x):\n    return x * {i} + {i * i % 977}'
-                                for i in range(50_000)))
+    text.write_text(
+        "\n\n".join(f"def f{i}(x):\n    return x * {i} + {i * i % 977}" for i in range(50_000))
+    )
     c = config_lib.new_config()
-    c.model = dict(name="gpt", vocab_size=259, max_len=CONTEXT, d_model=WIDTH, n_layers=args.layers,
-                   n_heads=HEADS)
+    c.model = dict(
+        name="gpt",
+        vocab_size=259,
+        max_len=CONTEXT,
+        d_model=WIDTH,
+        n_layers=args.layers,
+        n_heads=HEADS,
+    )
     c.data.sources = dict(text=config_lib.text_source("text", str(text)))
     c.data.tokenizer.kind = "bytes"
     c.data.seq_len = CONTEXT

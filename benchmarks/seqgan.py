@@ -52,7 +52,7 @@ def main() -> None:
     with sides.Side("theirs") as their_side, sides.Side("ours") as our_side:
         running = [their_side, our_side]
         for side in running:
-            print(f'{side.name:8s} {side.about["what"]}')
+            print(f"{side.name:8s} {side.about['what']}")
         _check([side.about for side in running])
         seconds = {task: _measure(running, task, args.rounds) for task in tasks}
     if args.json:
@@ -66,8 +66,10 @@ def _measure(running: list[sides.Side], task: str, rounds: int) -> dict[str, flo
     seconds = sides.take_turns(running, rounds, task)
     median = {name: statistics.median(found) for name, found in seconds.items()}
     for name, found in seconds.items():
-        print(f"{task:13s} {name:8s} {median[name]:8.3f} s (of {rounds}: {min(found):.3f} to "
-              f"{max(found):.3f})")
+        print(
+            f"{task:13s} {name:8s} {median[name]:8.3f} s (of {rounds}: {min(found):.3f} to "
+            f"{max(found):.3f})"
+        )
     print(f"{task:13s} ratio {_ratio(median):.2f} (bar {BARS[task]})", flush=True)
     return median
 
@@ -78,11 +80,21 @@ def _ratio(median: dict[str, float]) -> float:
 
 def _print_json(seconds: dict[str, dict[str, float]]) -> None:
     ours, theirs = (1 / seconds["generator"][name] for name in ("ours", "theirs"))
-    print(json.dumps({
-        "name": "seqgan", "ours": ours, "theirs": theirs, "ratio": ours / theirs,
-        "unit": "generator updates/s",
-        **{f"ratio_{task}": _ratio(seconds[task])
-           for task in ("sampling", "mle", "discriminator")}}))
+    print(
+        json.dumps(
+            {
+                "name": "seqgan",
+                "ours": ours,
+                "theirs": theirs,
+                "ratio": ours / theirs,
+                "unit": "generator updates/s",
+                **{
+                    f"ratio_{task}": _ratio(seconds[task])
+                    for task in ("sampling", "mle", "discriminator")
+                },
+            }
+        )
+    )
 
 
 def _check(abouts: list[dict]) -> None:
@@ -95,7 +107,7 @@ def _check(abouts: list[dict]) -> None:
 def _check_losses(side: str, task: str, answer: dict) -> None:
     """The sequences are random words: nothing can be learnt but to know some by heart."""
     guess = math.log(5000)
-    if task == "mle" and abs(answer["loss"] - guess) > .5:
+    if task == "mle" and abs(answer["loss"] - guess) > 0.5:
         raise SystemExit(f"The loss of {side} in {task} is not near {guess:.2f}: {answer}")
     if task == "generator" and not 0 < answer["reward"] < 1:
         raise SystemExit(f"The reward of {side} is no probability: {answer}")
@@ -103,6 +115,7 @@ def _check_losses(side: str, task: str, answer: dict) -> None:
 
 def ours(tasks: list[str]) -> None:
     from bigjax import cpu
+
     cpu.keep_freed_memory()  # as bigjax/main.py does, before jax is imported
     import jax
 
@@ -118,19 +131,28 @@ def ours(tasks: list[str]) -> None:
         for _ in range(WARM_UPS):  # the first of them compiles
             repeat(name)
     params = jax.eval_shape(task.init, jax.random.key(0))["params"]
-    sides.serve({"generator_parameters": count(params["generator"]),
-                 "discriminator_parameters": count(params["discriminator"]),
-                 "what": f"bigjax, jax {jax.__version__}, {mesh.size} device(s)"}, repeat)
+    sides.serve(
+        {
+            "generator_parameters": count(params["generator"]),
+            "discriminator_parameters": count(params["discriminator"]),
+            "what": f"bigjax, jax {jax.__version__}, {mesh.size} device(s)",
+        },
+        repeat,
+    )
 
 
 def _config():
     """The paper's sizes on a laptop, with the rounds of the benchmark."""
     from bigjax.arguments import Arguments
-    config, _ = Arguments([
-        f"--config={CONFIG}",
-        f"--config.task.mle_updates={EPOCH_UPDATES}",
-        f"--config.task.pretrain_updates={JUDGE_UPDATES}",
-        "--config.task.discriminator_updates=0"]).config()  # in adversarial rounds
+
+    config, _ = Arguments(
+        [
+            f"--config={CONFIG}",
+            f"--config.task.mle_updates={EPOCH_UPDATES}",
+            f"--config.task.pretrain_updates={JUDGE_UPDATES}",
+            "--config.task.discriminator_updates=0",
+        ]
+    ).config()  # in adversarial rounds
     return config
 
 
@@ -149,8 +171,11 @@ def _repeat(c, mesh, task):
     program = program_lib.make(c, task, mesh)
     state = jax.jit(program.init, out_shardings=program.shardings)()
     at_once = -(-AT_ONCE // n) * n
-    draw = jax.jit(lambda params, key: sharding.constrain(
-        write(task.players, params, (), key, at_once), "batch", "length"))
+    draw = jax.jit(
+        lambda params, key: sharding.constrain(
+            write(task.players, params, (), key, at_once), "batch", "length"
+        )
+    )
 
     def batch_of(step: int) -> dict:
         """A round's batch of random words: the speed does not depend on them."""
@@ -160,8 +185,11 @@ def _repeat(c, mesh, task):
         return sharding.put_batch(mesh, {phase: arrays}, slice(0, n), n)
 
     before_adversarial = options.mle_rounds + options.discriminator_rounds
-    batches = {"mle": batch_of(0), "discriminator": batch_of(options.mle_rounds),
-               "generator": batch_of(before_adversarial)}
+    batches = {
+        "mle": batch_of(0),
+        "discriminator": batch_of(options.mle_rounds),
+        "generator": batch_of(before_adversarial),
+    }
 
     def repeat(name: str) -> dict:
         nonlocal state
@@ -173,14 +201,16 @@ def _repeat(c, mesh, task):
         values = unpack(jax.device_get(jax.block_until_ready((state, metrics))[1]))
         assert not state.halted, values
         network = "discriminator" if name == "discriminator" else "generator"
-        return {k: values[f"{network}/{k}"] for k in ("loss", "reward")
-                if f"{network}/{k}" in values}
+        return {
+            k: values[f"{network}/{k}"] for k in ("loss", "reward") if f"{network}/{k}" in values
+        }
 
     return repeat
 
 
 def theirs() -> None:
     import seqgan_torch
+
     about, repeat = seqgan_torch.theirs()
     about["generator_parameters"] -= 4 * seqgan_torch.WIDTH  # LSTMCell adds two biases
     sides.serve(about, repeat)

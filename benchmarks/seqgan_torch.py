@@ -22,9 +22,21 @@ from torch.nn import functional as F
 
 VOCABULARY, LENGTH, START, BATCH = 5000, 20, 0, 64
 WIDTH = 32  # of the generator's embedding and of its LSTM
-CNN_WIDTH, DROPOUT, L2 = 64, .25, .2
-FILTERS = {1: 100, 2: 200, 3: 200, 4: 200, 5: 200, 6: 100, 7: 100, 8: 100, 9: 100, 10: 100,
-           15: 160, 20: 160}  # by width
+CNN_WIDTH, DROPOUT, L2 = 64, 0.25, 0.2
+FILTERS = {
+    1: 100,
+    2: 200,
+    3: 200,
+    4: 200,
+    5: 200,
+    6: 100,
+    7: 100,
+    8: 100,
+    9: 100,
+    10: 100,
+    15: 160,
+    20: 160,
+}  # by width
 SEQUENCES = 10_000  # sampled; as many are real
 ROLLOUTS = 16
 GENERATOR_RATE, DISCRIMINATOR_RATE = 1e-2, 1e-4
@@ -91,8 +103,9 @@ class Discriminator(nn.Module):
         return F.cross_entropy(self(tokens), labels) + L2 * penalty
 
 
-def rewards(generator: Generator, discriminator: Discriminator,
-            tokens: torch.Tensor) -> torch.Tensor:
+def rewards(
+    generator: Generator, discriminator: Discriminator, tokens: torch.Tensor
+) -> torch.Tensor:
     """How real each token of tokens [B, LENGTH] leads one to be: [B, LENGTH], from 0 to 1.
 
     That is the discriminator's probability, averaged over rollouts from the prefix that ends with
@@ -122,8 +135,9 @@ def theirs() -> tuple[dict, Callable[[str], dict]]:
     """
     torch.manual_seed(0)
     generator, discriminator = Generator(), Discriminator()
-    pretrain, adversarial = (torch.optim.Adam(generator.parameters(), lr=GENERATOR_RATE)
-                             for _ in range(2))  # moments of their own, as in the authors' code
+    pretrain, adversarial = (
+        torch.optim.Adam(generator.parameters(), lr=GENERATOR_RATE) for _ in range(2)
+    )  # moments of their own, as in the authors' code
     judge = torch.optim.Adam(discriminator.parameters(), lr=DISCRIMINATOR_RATE)
     sequences = torch.randint(VOCABULARY, (2 * SEQUENCES, LENGTH))
     real = sequences[:SEQUENCES]
@@ -140,8 +154,9 @@ def theirs() -> tuple[dict, Callable[[str], dict]]:
 
     def judging() -> dict:
         discriminator.train()
-        return _epoch(judge, len(sequences),
-                      lambda rows: discriminator.loss(sequences[rows], labels[rows]))
+        return _epoch(
+            judge, len(sequences), lambda rows: discriminator.loss(sequences[rows], labels[rows])
+        )
 
     def reinforce() -> dict:
         tokens = generator.sample(_empty(BATCH))
@@ -150,9 +165,11 @@ def theirs() -> tuple[dict, Callable[[str], dict]]:
         return {"loss": _update(adversarial, loss), "reward": reward.mean().item()}
 
     tasks = {"sampling": sampling, "mle": mle, "discriminator": judging, "generator": reinforce}
-    about = {"generator_parameters": _count(generator),
-             "discriminator_parameters": _count(discriminator),
-             "what": f"torch {torch.__version__}, {torch.get_num_threads()} threads"}
+    about = {
+        "generator_parameters": _count(generator),
+        "discriminator_parameters": _count(discriminator),
+        "what": f"torch {torch.__version__}, {torch.get_num_threads()} threads",
+    }
     return about, lambda task: tasks[task]()
 
 

@@ -5,13 +5,13 @@ script started again with `--side=NAME`; it waits on its stdin, repeats its work
 and answers with the seconds that took. Only one side runs at a time.
 """
 
+from collections.abc import Callable, Sequence
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 
 
 class Side:
@@ -24,12 +24,16 @@ class Side:
     def __init__(self, name: str) -> None:
         self.name = name
         self._process = subprocess.Popen(
-            [sys.executable, *sys.argv, f"--side={name}"], text=True, bufsize=1,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            [sys.executable, *sys.argv, f"--side={name}"],
+            text=True,
+            bufsize=1,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         self.about = self._answer()
 
     def __call__(self, task: str = "") -> dict:
-        self._process.stdin.write(task + '\n')
+        self._process.stdin.write(task + "\n")
         return self._answer()
 
     def _answer(self) -> dict:
@@ -67,11 +71,13 @@ def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
     To be called before jax is imported. what: said of it besides versions and devices.
     """
     from bigjax import cpu
+
     cpu.keep_freed_memory()  # as bigjax/main.py does
     import jax
 
     from bigjax import tasks
-    from bigjax.parallel import mesh as mesh_lib, sharding
+    from bigjax.parallel import mesh as mesh_lib
+    from bigjax.parallel import sharding
     from bigjax.train import program as program_lib
     from bigjax.train.step import unpack
     from bigjax.trees import count
@@ -92,9 +98,15 @@ def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
     first = repeat("")["loss"]  # compiles
     repeat("")
     layers = "scanned" if c.model.scan else "unrolled"
-    serve({"parameters": parameters, "loss": first,
-           "what": f"bigjax, jax {jax.__version__}, {mesh.size} device(s), attention "
-                   f"{c.model.attention}, {layers} layers{what}"}, repeat)
+    serve(
+        {
+            "parameters": parameters,
+            "loss": first,
+            "what": f"bigjax, jax {jax.__version__}, {mesh.size} device(s), attention "
+            f"{c.model.attention}, {layers} layers{what}",
+        },
+        repeat,
+    )
 
 
 def take_turns(sides: Sequence[Side], rounds: int, task: str = "") -> dict[str, list[float]]:
@@ -109,8 +121,10 @@ def take_turns(sides: Sequence[Side], rounds: int, task: str = "") -> dict[str, 
 def speeds(amount: float, seconds: Sequence[float]) -> tuple[float, str]:
     """The median of amount / seconds, and with it the slowest and the fastest for people."""
     median = amount / statistics.median(seconds)
-    return median, (f"{median:10,.1f} (of {len(seconds)}: {amount / max(seconds):,.1f} to "
-                    f"{amount / min(seconds):,.1f})")
+    return median, (
+        f"{median:10,.1f} (of {len(seconds)}: {amount / max(seconds):,.1f} to "
+        f"{amount / min(seconds):,.1f})"
+    )
 
 
 def load() -> str:

@@ -34,6 +34,7 @@ GPT, LLAMA = "configs/gpt/gpt3.py:", "configs/gpt/llama2.py:"
 
 class Row(NamedTuple):
     """theirs: seconds. found: the other layout."""
+
     config: str
     batch: int
     topology: str
@@ -46,15 +47,31 @@ class Row(NamedTuple):
 DOTS = {"model.remat": "dots"}
 LARGEST = {**DOTS, "mesh.data": 2, "mesh.fsdp": 64, "mesh.tensor": 4}
 ROWS = {
-    "7b": Row(LLAMA + "7b", 256, "v5e:16x16", dict(fsdp=256), {}, 0.816,
-              {**DOTS, "mesh.data": 8, "mesh.fsdp": 16, "mesh.tensor": 2}),
-    "1.3b": Row(GPT + "1.3b", 64, "v5e:4x4", dict(fsdp=16), {}, 0.970,
-                {**DOTS, "mesh.data": 2, "mesh.fsdp": 8}),
+    "7b": Row(
+        LLAMA + "7b",
+        256,
+        "v5e:16x16",
+        dict(fsdp=256),
+        {},
+        0.816,
+        {**DOTS, "mesh.data": 8, "mesh.fsdp": 16, "mesh.tensor": 2},
+    ),
+    "1.3b": Row(
+        GPT + "1.3b",
+        64,
+        "v5e:4x4",
+        dict(fsdp=16),
+        {},
+        0.970,
+        {**DOTS, "mesh.data": 2, "mesh.fsdp": 8},
+    ),
     "1.3b, no windowed einsum": Row(
-        GPT + "1.3b", 64, "v5e:4x4", dict(fsdp=16), WINDOWED, 0.522, DOTS),
+        GPT + "1.3b", 64, "v5e:4x4", dict(fsdp=16), WINDOWED, 0.522, DOTS
+    ),
     "175b": Row(GPT + "175b", 512, "v5p:8x8x8", dict(fsdp=64, tensor=8), {}, 8.07, LARGEST),
     "175b, no windowed einsum": Row(
-        GPT + "175b", 512, "v5p:8x8x8", dict(fsdp=64, tensor=8), WINDOWED, 6.73, LARGEST),
+        GPT + "175b", 512, "v5p:8x8x8", dict(fsdp=64, tensor=8), WINDOWED, 6.73, LARGEST
+    ),
 }
 SIZES = ("125m", "350m", "760m", "1.3b", "2.7b", "6.7b", "13b", "175b")
 SLICES = [f"v5p:{shape}" for shape in (*chips.SMALL_CUBES, "4x4x4", "4x4x8", "4x8x8", "8x8x8")]
@@ -70,25 +87,34 @@ def planned(spec: str, topology: str, batch: int | None, changes: dict):
         for key, value in changes.items():
             section, _, name = key.rpartition(".")
             config_lib.get(config, section)[name] = value
-    plan, = compile_lib.plans(config, topology)
+    (plan,) = compile_lib.plans(config, topology)
     return plan
 
 
 def compared(row: Row) -> list[tuple[str, object]]:
     """(what, plan) with MaxText's layout and with the searched one."""
-    same = {"model.remat": "full", "data.seq_len": 2048, "mesh.data": 1, "mesh.tensor": 1,
-            **{f"mesh.{k}": v for k, v in row.mesh.items()},
-            "train.compiler_options": row.options}
+    same = {
+        "model.remat": "full",
+        "data.seq_len": 2048,
+        "mesh.data": 1,
+        "mesh.tensor": 1,
+        **{f"mesh.{k}": v for k, v in row.mesh.items()},
+        "train.compiler_options": row.options,
+    }
     if row.config.endswith(":1.3b"):
         same["model.vocab_size"] = 51200
-    return [("same", planned(row.config, row.topology, row.batch, same)),
-            ("searched", planned(row.config, row.topology, row.batch, {**same, **row.found}))]
+    return [
+        ("same", planned(row.config, row.topology, row.batch, same)),
+        ("searched", planned(row.config, row.topology, row.batch, {**same, **row.found})),
+    ]
 
 
 def compare(names: list[str]) -> float:
     """Prints the table; the worst ratio of speeds with MaxText's layout."""
-    print(f"{'model':<26}{'layout':<10}{'ours s':>8}{'theirs s':>9}{'ours/theirs':>12}"
-          f"{'HBM GiB':>9}{'of':>7}{'compiled s':>11}")
+    print(
+        f"{'model':<26}{'layout':<10}{'ours s':>8}{'theirs s':>9}{'ours/theirs':>12}"
+        f"{'HBM GiB':>9}{'of':>7}{'compiled s':>11}"
+    )
     worst = math.inf
     for name in names:
         row = ROWS[name]
@@ -96,8 +122,11 @@ def compare(names: list[str]) -> float:
             limit = plan.limit_bytes / chips.GIB
             work = plan.work_seconds - plan.kernel_seconds
             peak = plan.peak_bytes / chips.GIB
-            print(f"{name:<26}{what:<10}{work:>8.3f}{row.theirs:>9.3f}{work / row.theirs:>12.3f}"
-                  f"{peak:>9.2f}{limit:>7.2f}{plan.compile_seconds:>11.0f}", flush=True)
+            print(
+                f"{name:<26}{what:<10}{work:>8.3f}{row.theirs:>9.3f}{work / row.theirs:>12.3f}"
+                f"{peak:>9.2f}{limit:>7.2f}{plan.compile_seconds:>11.0f}",
+                flush=True,
+            )
             if what == "same":
                 worst = min(worst, row.theirs / work)
     return worst
@@ -112,8 +141,11 @@ def fits() -> None:
             plan = small(GPT + size, topology)
             if plan and plan.fits:
                 break
-    report("configs/bert/large_lamb.py:phase2", "v5e:16x16",
-           planned("configs/bert/large_lamb.py:phase2", "v5e:16x16", None, {}))
+    report(
+        "configs/bert/large_lamb.py:phase2",
+        "v5e:16x16",
+        planned("configs/bert/large_lamb.py:phase2", "v5e:16x16", None, {}),
+    )
 
 
 def small(spec: str, topology: str):
@@ -125,9 +157,18 @@ def small(spec: str, topology: str):
     billions = float(spec.rpartition(":")[2][:-1]) / (1000 if spec.endswith("m") else 1)
     if 16e9 * billions / math.prod(sizes) > chips.CHIPS[name].limit * chips.GIB:
         return None
-    plan = planned(spec, topology, None, {
-        "mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1, "model.remat": "full",
-        "train.accumulate": max(1, rows // ROWS_AT_ONCE)})
+    plan = planned(
+        spec,
+        topology,
+        None,
+        {
+            "mesh.data": 1,
+            "mesh.fsdp": -1,
+            "mesh.tensor": 1,
+            "model.remat": "full",
+            "train.accumulate": max(1, rows // ROWS_AT_ONCE),
+        },
+    )
     report(spec, topology, plan)
     return plan
 
@@ -138,25 +179,40 @@ def report(spec: str, topology: str, plan) -> None:
         return
     share = plan.model_flops / (plan.devices * chips.CHIPS[chips.parse(topology)[0]].peak * 1e12)
     low, high = plan.step_seconds
-    print(f"{spec:<36}{topology:<11}{plan.peak_bytes / chips.GIB:>9.2f}"
-          f"{plan.limit_bytes / chips.GIB:>7.2f}{f'{low:.2f} to {high:.2f}':>18}"
-          f"{f'{share / high:.1%} to {share / low:.1%}':>16}", flush=True)
+    print(
+        f"{spec:<36}{topology:<11}{plan.peak_bytes / chips.GIB:>9.2f}"
+        f"{plan.limit_bytes / chips.GIB:>7.2f}{f'{low:.2f} to {high:.2f}':>18}"
+        f"{f'{share / high:.1%} to {share / low:.1%}':>16}",
+        flush=True,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--fits", action="store_true")
-    parser.add_argument("--rows", default=",".join(name for name in ROWS if "," not in name),
-                        help="a name stands for its rows with other compiler flags too")
+    parser.add_argument(
+        "--rows",
+        default=",".join(name for name in ROWS if "," not in name),
+        help="a name stands for its rows with other compiler flags too",
+    )
     options = parser.parse_args()
     if options.fits:
         return fits()
     chosen = options.rows.split(",")
     worst = compare([name for name in ROWS if name.split(",")[0] in chosen])
     if options.json:
-        print(json.dumps({"name": "tpu_plan", "ours": worst, "theirs": 1.0, "ratio": worst,
-                          "unit": "speed of work, of MaxText's, the worst row"}))
+        print(
+            json.dumps(
+                {
+                    "name": "tpu_plan",
+                    "ours": worst,
+                    "theirs": 1.0,
+                    "ratio": worst,
+                    "unit": "speed of work, of MaxText's, the worst row",
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

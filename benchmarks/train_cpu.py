@@ -23,20 +23,27 @@ import math
 import sides
 
 LAYERS, HEADS, WIDTH, CONTEXT, BATCH, VOCABULARY = 6, 6, 384, 256, 32, 65
-LEARNING_RATE, B1, B2, WEIGHT_DECAY, CLIP_NORM = 1e-3, .9, .95, .1, 1.
+LEARNING_RATE, B1, B2, WEIGHT_DECAY, CLIP_NORM = 1e-3, 0.9, 0.95, 0.1, 1.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--rounds", type=int, default=7, help="steps of each side")
-    parser.add_argument("--devices", type=int, default=0,
-                        help="virtual CPU devices of ours (default: as `bigjax train` chooses)")
+    parser.add_argument(
+        "--devices",
+        type=int,
+        default=0,
+        help="virtual CPU devices of ours (default: as `bigjax train` chooses)",
+    )
     parser.add_argument("--packed", action="store_true", help="segment ids on our side")
     parser.add_argument("--attention", default="auto", help="config.model.attention of ours")
     parser.add_argument("--unrolled", action="store_true", help="config.model.scan=False on ours")
-    parser.add_argument("--theirs-keeps-memory", action="store_true",
-                        help="gives PyTorch the allocator setting of bigjax")
+    parser.add_argument(
+        "--theirs-keeps-memory",
+        action="store_true",
+        help="gives PyTorch the allocator setting of bigjax",
+    )
     parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
@@ -46,7 +53,7 @@ def main() -> None:
         both = [their_side, our_side]
         _check([side.about for side in both])
         for side in both:
-            print(f'{side.name:6s} {side.about["what"]}')
+            print(f"{side.name:6s} {side.about['what']}")
         sides.take_turns(both, 1)  # allocators take a few steps to have their memory
         seconds = sides.take_turns(both, args.rounds)
     result = {"name": "train_cpu", "unit": "tokens/s"}
@@ -54,7 +61,7 @@ def main() -> None:
         result[name], text = sides.speeds(BATCH * CONTEXT, seconds[name])
         print(f"{name:6s} {text} tokens/s")
     result["ratio"] = result["ours"] / result["theirs"]
-    print(f'ratio  {result["ratio"]:.3f}')
+    print(f"ratio  {result['ratio']:.3f}")
     if args.json:
         print(json.dumps({key: result[key] for key in ("name", "ours", "theirs", "ratio", "unit")}))
 
@@ -64,7 +71,7 @@ def _check(abouts: list[dict]) -> None:
     if len({about["parameters"] for about in abouts}) > 1:
         raise SystemExit(f"The models differ: {abouts}")
     for about in abouts:  # a new model knows nothing: its loss is that of guessing
-        if abs(about["loss"] - math.log(VOCABULARY)) > .5:
+        if abs(about["loss"] - math.log(VOCABULARY)) > 0.5:
             raise SystemExit(f"The first loss is not near {math.log(VOCABULARY):.2f}: {about}")
 
 
@@ -72,25 +79,42 @@ def _tokens():
     """Random tokens and what follows each, int [BATCH, CONTEXT]: the speed does not depend on
     them."""
     import numpy as np
+
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, CONTEXT + 1))
     return tokens[:, :-1], tokens[:, 1:]
 
 
 def ours(args: argparse.Namespace) -> None:
-    sides.serve_training(_config(args), lambda: _batch(args.packed),
-                         ", packed" if args.packed else "")
+    sides.serve_training(
+        _config(args), lambda: _batch(args.packed), ", packed" if args.packed else ""
+    )
 
 
 def _config(args: argparse.Namespace):
     """The config that `bigjax train` would get."""
     from bigjax import config
+
     c = config.new_config()
-    c.model = dict(name="gpt", vocab_size=VOCABULARY, max_len=CONTEXT, d_model=WIDTH,
-                   n_layers=LAYERS, n_heads=HEADS, attention=args.attention,
-                   scan=not args.unrolled)
+    c.model = dict(
+        name="gpt",
+        vocab_size=VOCABULARY,
+        max_len=CONTEXT,
+        d_model=WIDTH,
+        n_layers=LAYERS,
+        n_heads=HEADS,
+        attention=args.attention,
+        scan=not args.unrolled,
+    )
     c.data.seq_len = CONTEXT
-    c.optim.update(name="adamw", learning_rate=LEARNING_RATE, schedule="constant", b1=B1, b2=B2,
-                   weight_decay=WEIGHT_DECAY, clip_norm=CLIP_NORM)
+    c.optim.update(
+        name="adamw",
+        learning_rate=LEARNING_RATE,
+        schedule="constant",
+        b1=B1,
+        b2=B2,
+        weight_decay=WEIGHT_DECAY,
+        clip_norm=CLIP_NORM,
+    )
     c.train.batch_size = BATCH
     if args.devices:
         c.mesh.data = args.devices
@@ -100,10 +124,14 @@ def _config(args: argparse.Namespace):
 def _batch(packed: bool) -> dict:
     """A batch as bigjax.data makes it; packed: documents of a hundred tokens."""
     import numpy as np
+
     inputs, targets = _tokens()
-    batch = {"inputs": inputs.astype(np.int32), "targets": targets.astype(np.int32),
-             "weights": np.ones((BATCH, CONTEXT), np.float32),
-             "target_bytes": np.full(BATCH, CONTEXT, np.int32)}
+    batch = {
+        "inputs": inputs.astype(np.int32),
+        "targets": targets.astype(np.int32),
+        "weights": np.ones((BATCH, CONTEXT), np.float32),
+        "target_bytes": np.full(BATCH, CONTEXT, np.int32),
+    }
     if packed:
         place = np.broadcast_to(np.arange(CONTEXT, dtype=np.int32), (BATCH, CONTEXT))
         batch |= {"segment_ids": place // 100 + 1, "positions": place % 100}
@@ -113,6 +141,7 @@ def _batch(packed: bool) -> dict:
 def theirs(args: argparse.Namespace) -> None:
     if args.theirs_keeps_memory:
         from bigjax import cpu  # imports no jax
+
         cpu.keep_freed_memory()
     import torch
     from torch import nn
@@ -127,8 +156,10 @@ def theirs(args: argparse.Namespace) -> None:
 
         def forward(self, x):
             B, T, D = x.shape
-            q, k, v = (y.view(B, T, HEADS, D // HEADS).transpose(1, 2)
-                       for y in self.qkv(self.norm_1(x)).split(D, dim=2))
+            q, k, v = (
+                y.view(B, T, HEADS, D // HEADS).transpose(1, 2)
+                for y in self.qkv(self.norm_1(x)).split(D, dim=2)
+            )
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             x = x + self.out(y.transpose(1, 2).reshape(B, T, D))
             return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))
@@ -142,7 +173,7 @@ def theirs(args: argparse.Namespace) -> None:
             self.norm = nn.LayerNorm(WIDTH)
             for module in self.modules():
                 if isinstance(module, (nn.Linear, nn.Embedding)):
-                    nn.init.normal_(module.weight, std=.02)
+                    nn.init.normal_(module.weight, std=0.02)
 
         def forward(self, tokens, targets):
             x = self.embed(tokens) + self.position.weight
@@ -151,8 +182,9 @@ def theirs(args: argparse.Namespace) -> None:
 
     torch.manual_seed(0)
     model = GPT()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(B1, B2),
-                                  weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(B1, B2), weight_decay=WEIGHT_DECAY
+    )
     inputs, targets = (torch.from_numpy(x.copy()) for x in _tokens())
 
     def repeat(_: str) -> dict:
@@ -166,9 +198,14 @@ def theirs(args: argparse.Namespace) -> None:
     first = repeat("")["loss"]
     repeat("")
     kept = "keeping freed memory" if args.theirs_keeps_memory else "the default allocator"
-    sides.serve({"parameters": sum(p.numel() for p in model.parameters()), "loss": first,
-                 "what": f"torch {torch.__version__}, {torch.get_num_threads()} threads, {kept}"},
-                repeat)
+    sides.serve(
+        {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "loss": first,
+            "what": f"torch {torch.__version__}, {torch.get_num_threads()} threads, {kept}",
+        },
+        repeat,
+    )
 
 
 if __name__ == "__main__":

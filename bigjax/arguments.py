@@ -1,6 +1,6 @@
 """The flags of a command line."""
 
-from typing import Callable
+from collections.abc import Callable
 
 from absl import flags
 
@@ -13,13 +13,18 @@ class Arguments:
     """The flags of a command line: --config=, --config.KEY=VALUE, --workdir=, and its own: those
     that define(flags) adds, and `texts`, by default None."""
 
-    def __init__(self, argv: list[str], define: Callable[[flags.FlagValues], None] | None = None,
-                 texts: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        argv: list[str],
+        define: Callable[[flags.FlagValues], None] | None = None,
+        texts: tuple[str, ...] = (),
+    ):
         self.overrides = [a for a in argv if a.startswith("--config.")]
         rest = [a for a in argv if not a.startswith("--config.")]
         self.flags = flags.FlagValues()
-        flags.DEFINE_string("config", None, "A config file, FILE.py or FILE.py:VARIANT.",
-                            flag_values=self.flags)
+        flags.DEFINE_string(
+            "config", None, "A config file, FILE.py or FILE.py:VARIANT.", flag_values=self.flags
+        )
         flags.DEFINE_multi_string("workdir", [], "A run's folder.", flag_values=self.flags)
         for name in texts:
             flags.DEFINE_string(name, None, "", flag_values=self.flags)
@@ -28,8 +33,9 @@ class Arguments:
         try:
             extra = self.flags(["bigjax", *rest])[1:]
         except flags.Error as e:
-            raise UserError(f"{e} Flags: --config.KEY=VALUE, "
-                            + ", ".join(f"--{name}" for name in self.flags)) from e
+            raise UserError(
+                f"{e} Flags: --config.KEY=VALUE, " + ", ".join(f"--{name}" for name in self.flags)
+            ) from e
         if extra:
             raise UserError(f"What is {extra[0]!r}? Arguments are written --NAME=VALUE.")
         values = self.flags.flag_values_dict().values()
@@ -51,15 +57,18 @@ class Arguments:
         if text != "best":
             raise UserError(f"--step is {text!r}; give a number, or best.")
         from bigjax.train import load
+
         step = load.best_step(self.workdir)
         if step is None:
-            raise UserError(f"{self.workdir!r} has no saved step that was evaluated by its "
-                            "checkpoint.best yet.")
+            raise UserError(
+                f"{self.workdir!r} has no saved step that was evaluated by its checkpoint.best yet."
+            )
         return step
 
     def config(self, base=None):
         """(config, {overridden key: its former value}); base: a config that replaces --config."""
         from bigjax import models, tasks
+
         if base is None:
             base = config_lib.load_file(self.flags.config or config_lib.DEFAULT_CONFIG)
         config = base.copy_and_resolve_references().lock()

@@ -5,6 +5,7 @@ request that was refused or cut off, with growing pauses. But both wait for ever
 says nothing more, and gcsfs remembers listings that TensorStore's writes make wrong.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import functools
 import importlib.util
@@ -13,7 +14,6 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator
 
 from etils import epath
 
@@ -27,13 +27,23 @@ _LIBRARIES = ("gcsfs.", "fsspec.", "aiohttp.", "google.auth.", "google.api_core.
 _REFUSALS = {"400", "401", "403", "404"}  # of HTTP: asking again would not help
 _BUSY = re.compile("408|429|5..")
 # How the libraries call what a connection gives that broke, never was, or gave other bytes.
-_BROKEN = {"ConnectionError", "ClientConnectionError", "ClientPayloadError", "ChunkedEncodingError",
-           "Timeout", "TimeoutError", "TransportError", "RefreshError", "ChecksumError"}
+_BROKEN = {
+    "ConnectionError",
+    "ClientConnectionError",
+    "ClientPayloadError",
+    "ChunkedEncodingError",
+    "Timeout",
+    "TimeoutError",
+    "TransportError",
+    "RefreshError",
+    "ChecksumError",
+}
 _ROLES = "roles/storage.objectUser and roles/storage.legacyBucketReader"
 _LOG_IN = "that you are logged in (on your own machine: gcloud auth application-default login)"
 # How TensorStore's errors begin, which are ValueErrors.
 _PASSING = re.compile(
-    "(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|INTERNAL|UNKNOWN): ")
+    "(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|INTERNAL|UNKNOWN): "
+)
 _REFUSED = re.compile("(PERMISSION_DENIED|UNAUTHENTICATED): ")
 
 
@@ -43,8 +53,7 @@ def check(paths: Iterable[str]) -> None:
     Paths of other kinds are passed over. Raises UserError if gcsfs is not installed, and for a
     bucket that is not there or may not be listed; PassingError if storage does not answer.
     """
-    names = {path.removeprefix("gs://").split("/")[0] for path in paths
-             if path.startswith("gs://")}
+    names = {path.removeprefix("gs://").split("/")[0] for path in paths if path.startswith("gs://")}
     if not names:
         return
     if "" in names:
@@ -68,8 +77,7 @@ def check_writable(folder: str) -> bool:
         return True
     check([folder])
     # All hosts of a run ask at once, so each takes a name of its own.
-    path = (f"{folder.removeprefix('gs://').rstrip('/')}/"
-            f".bigjax-may-write-{secrets.token_hex(8)}")
+    path = f"{folder.removeprefix('gs://').rstrip('/')}/.bigjax-may-write-{secrets.token_hex(8)}"
     bucket, _, name = path.partition("/")
     fs = _file_system()
     try:
@@ -81,8 +89,10 @@ def check_writable(folder: str) -> bool:
     except Exception as e:
         if isinstance(failed := failure(e), PassingError):
             raise failed from None
-        raise UserError(f"{folder} cannot be written: {_text(e)}. It takes the permissions of "
-                        f"{_ROLES}; or name a folder in another bucket.") from None
+        raise UserError(
+            f"{folder} cannot be written: {_text(e)}. It takes the permissions of "
+            f"{_ROLES}; or name a folder in another bucket."
+        ) from None
     return "x-goog-generation" in headers
 
 
@@ -115,8 +125,10 @@ def failure(error: Exception, place: str = "") -> UserError | RunError | None:
         if isinstance(e, (UserError, RunError)):
             return e
         if _is_refusal(e, place):
-            return UserError(f"Cloud storage refuses: {_text(e)}. Check your permission ({_ROLES}) "
-                             f"and {_LOG_IN}.")
+            return UserError(
+                f"Cloud storage refuses: {_text(e)}. Check your permission ({_ROLES}) "
+                f"and {_LOG_IN}."
+            )
         if passes(e) or _from_tensorstore(_PASSING, e, place):
             return _passing(e)
     return None
@@ -136,7 +148,8 @@ def passes(error: BaseException) -> bool:
 def _passing(error: BaseException) -> PassingError:
     return PassingError(
         f"Cloud storage failed, also when asked again: {_text(error)}. What was saved before is "
-        "intact: when it answers, the same command goes on from there.")
+        "intact: when it answers, the same command goes on from there."
+    )
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -153,10 +166,14 @@ def _is_refusal(error: BaseException, place: str) -> bool:
         return _number(error) in _REFUSALS
     if "RefreshError" in kinds:  # else the server that gives credentials was not reached
         return not (error.retryable or error.__cause__)
-    return ("DefaultCredentialsError" in kinds
-            or type(error) is OSError and text.startswith("Forbidden: ")
-            or type(error) is ValueError and text.startswith("Bad Request: ")
-            or _from_tensorstore(_REFUSED, error, place))
+    return (
+        "DefaultCredentialsError" in kinds
+        or type(error) is OSError
+        and text.startswith("Forbidden: ")
+        or type(error) is ValueError
+        and text.startswith("Bad Request: ")
+        or _from_tensorstore(_REFUSED, error, place)
+    )
 
 
 def _number(error: BaseException) -> str:
@@ -165,8 +182,11 @@ def _number(error: BaseException) -> str:
 
 
 def _from_tensorstore(status: re.Pattern, error: BaseException, place: str) -> bool:
-    return (place.startswith("gs://") and isinstance(error, ValueError)
-            and bool(status.match(str(error))))
+    return (
+        place.startswith("gs://")
+        and isinstance(error, ValueError)
+        and bool(status.match(str(error)))
+    )
 
 
 def _ask(bucket: str, request: str, **parameters) -> dict:
@@ -188,6 +208,7 @@ def _file_system():
     import aiohttp
     import fsspec
     import gcsfs
+
     # TensorStore's own variables, which it reads at its first request; less than a byte a second
     # is silence. gcsfs takes the same time.
     seconds = int(os.environ.setdefault(f"{_CURL}_LOW_SPEED_TIME_SECONDS", STALL_SECONDS))

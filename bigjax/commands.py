@@ -22,8 +22,7 @@ def run(argv: list[str]) -> int:
         print(f"bigjax {bigjax.__version__}")
         return 0
     if argv[0] not in COMMANDS:
-        raise UserError(f"There is no command {argv[0]!r}. "
-                        f"{config_lib.nearest(argv[0], COMMANDS)}")
+        raise UserError(f"There is no command {argv[0]!r}. {config_lib.nearest(argv[0], COMMANDS)}")
     if "--help" in argv:
         print(COMMANDS[argv[0]].__doc__)
         return 0
@@ -33,8 +32,11 @@ def run(argv: list[str]) -> int:
 
 
 def _usage() -> str:
-    lines = ["usage: bigjax COMMAND [--config=FILE[:VARIANT]] [--config.KEY=VALUE ...] "
-             "[--workdir=FOLDER] ...", ""]
+    lines = [
+        "usage: bigjax COMMAND [--config=FILE[:VARIANT]] [--config.KEY=VALUE ...] "
+        "[--workdir=FOLDER] ...",
+        "",
+    ]
     for name, function in COMMANDS.items():
         lines.append(f"  {name:<13} {function.__doc__.splitlines()[0]}")
     return "\n".join([*lines, "", "`bigjax COMMAND --help` says more."])
@@ -54,6 +56,7 @@ def train(argv: list[str]) -> None:
         arguments.flags.workdir = [DEFAULT_WORKDIR]
     config, _ = arguments.config()
     from bigjax.train import run as run_lib
+
     run_lib.train(config, arguments.workdir)
 
 
@@ -65,20 +68,29 @@ def evaluate(argv: list[str]) -> None:
     --config.KEY=VALUE  other data, batches, mesh: any key of the run's config
     --json              also prints the numbers as one line of JSON, last
     """
-    arguments = Arguments(argv, lambda f: flags.DEFINE_bool("json", False, "", flag_values=f),
-                          texts=("step",))
+    arguments = Arguments(
+        argv, lambda f: flags.DEFINE_bool("json", False, "", flag_values=f), texts=("step",)
+    )
     from bigjax import data, evals
     from bigjax.evals.context import Context
-    from bigjax.train import load as load_lib, workdir as workdir_lib
+    from bigjax.train import load as load_lib
+    from bigjax.train import workdir as workdir_lib
+
     config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
-    loaded = load_lib.load(arguments.workdir, config, arguments.step,
-                           config.train.batch_size)
+    loaded = load_lib.load(arguments.workdir, config, arguments.step, config.train.batch_size)
     folder = workdir_lib.existing(arguments.workdir) / "tokenizer"
     tokenizer = data.load_tokenizer(folder) if folder.exists() else None  # an oracle has none
     splits = {entry.split for entry in config.evals.values()}
     corpus = loaded.task.load_data(print, tokenizer, splits)
-    context = Context(config, loaded.task, corpus, loaded.mesh, print,
-                      workdir_lib.existing(arguments.workdir), report=print)
+    context = Context(
+        config,
+        loaded.task,
+        corpus,
+        loaded.mesh,
+        print,
+        workdir_lib.existing(arguments.workdir),
+        report=print,
+    )
     numbers = {}
     for name, entry in config.evals.items():
         found = evals.build(name, entry, context)(loaded.params, loaded.extras, loaded.step)
@@ -103,6 +115,7 @@ def generate(argv: list[str]) -> None:
     --seed=0
     --step=N            or best (by checkpoint.best); default: the newest
     """
+
     def define(f):
         flags.DEFINE_multi_string("prompt", [], "", flag_values=f)
         flags.DEFINE_multi_string("stop", [], "", flag_values=f)
@@ -110,11 +123,14 @@ def generate(argv: list[str]) -> None:
             flags.DEFINE_integer(name, default, "", flag_values=f)
         for name, default in (("temperature", 0.8), ("top_p", 0.95)):
             flags.DEFINE_float(name, default, "", flag_values=f)
+
     arguments = Arguments(argv, define, texts=("step",))
     f = arguments.flags
     from bigjax import data, models
     from bigjax.infer.generate import Generator, Options, continuation
-    from bigjax.train import load as load_lib, workdir as workdir_lib
+    from bigjax.train import load as load_lib
+    from bigjax.train import workdir as workdir_lib
+
     if f.number < 1:
         raise UserError(f"--number is {f.number}; it must be at least 1.")
     if "" in f.stop:
@@ -123,8 +139,7 @@ def generate(argv: list[str]) -> None:
     tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
     options = Options(f.max_tokens, f.temperature, f.top_k, f.top_p, tokenizer.eos_id)
     loaded = load_lib.load(arguments.workdir, config, arguments.step, batch_size=None)
-    generator = Generator(models.module(config.model.name), loaded.task.model_config,
-                          loaded.params)
+    generator = Generator(models.module(config.model.name), loaded.task.model_config, loaded.params)
     prompts = [p for p in (f.prompt or [""]) for _ in range(f.number)]
     ids = [[tokenizer.bos_id, *t.tolist()] for t in tokenizer.encode_batch(prompts)]
     for i, (prompt, new) in enumerate(zip(prompts, generator(ids, options, f.seed))):
@@ -151,25 +166,37 @@ def predict(argv: list[str]) -> None:
         raise UserError("predict needs --input=FILE and --output=FILE.")
     from bigjax import data
     from bigjax.infer import predict as predict_lib
-    from bigjax.train import load as load_lib, workdir as workdir_lib
+    from bigjax.train import load as load_lib
+    from bigjax.train import workdir as workdir_lib
+
     predict_lib.check_output(f.output, f.input)
     config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
     kind = config.task.get("kind", config.task.name)
     if kind not in ("classify", "regress", "tag", "answer"):
-        raise UserError(f"{arguments.workdir!r} was trained with task.name={config.task.name!r}; "
-                        "predictions are of the tasks classify, tag and answer.")
+        raise UserError(
+            f"{arguments.workdir!r} was trained with task.name={config.task.name!r}; "
+            "predictions are of the tasks classify, tag and answer."
+        )
     rows = data.read_rows(f.input, config.data, kind, with_labels=False)
     tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
-    examples = data.encode_rows(rows, config.data, kind, config.task.get("labels", ()), tokenizer,
-                                with_labels=False)
+    examples = data.encode_rows(
+        rows, config.data, kind, config.task.get("labels", ()), tokenizer, with_labels=False
+    )
     if examples.cut:
         print(f"data: input: {examples.cut}")
-    split = data.LabelledData(examples, tokenizer.pad_id, config.data.seq_len,
-                              config.train.batch_size, packing=config.data.packing, shuffle=False,
-                              name="input")
+    split = data.LabelledData(
+        examples,
+        tokenizer.pad_id,
+        config.data.seq_len,
+        config.train.batch_size,
+        packing=config.data.packing,
+        shuffle=False,
+        name="input",
+    )
     loaded = load_lib.load(arguments.workdir, config, arguments.step, config.train.batch_size)
-    outputs, _ = predict_lib.outputs_of(loaded.task, loaded.mesh, loaded.params, loaded.extras,
-                                        split, labelled=False)
+    outputs, _ = predict_lib.outputs_of(
+        loaded.task, loaded.mesh, loaded.params, loaded.extras, split, labelled=False
+    )
     predict_lib.write(f.output, rows, predict_lib.predictions(config, rows, examples, outputs))
     print(f"Wrote {f.output}: {len(rows):,} rows, step {loaded.step} of {arguments.workdir}")
 
@@ -183,20 +210,25 @@ def headline(argv: list[str]) -> None:
     --clicks=high|low  --hot_words=FILE   ranking: --real_weight=1 --click_weight=0
     """
     from bigjax.infer import headline as headline_lib
-    from bigjax.train import load as load_lib, workdir as workdir_lib
+    from bigjax.train import load as load_lib
+    from bigjax.train import workdir as workdir_lib
+
     arguments = Arguments(argv, headline_lib.define_flags)
     config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
     found = headline_lib.check(arguments.flags, config)
-    headline_lib.command(arguments.flags, *found, load_lib.load(
-        arguments.workdir, config, arguments.step, None), workdir_lib.existing(arguments.workdir))
+    headline_lib.command(
+        arguments.flags,
+        *found,
+        load_lib.load(arguments.workdir, config, arguments.step, None),
+        workdir_lib.existing(arguments.workdir),
+    )
 
 
 def list_configs(argv: list[str]) -> None:
     """Lists every config with the first line of its docstring."""
     Arguments(argv)
     for path in config_lib.config_files():
-        print(f"{path.relative_to(config_lib.REPO)!s:<32} "
-              f"{config_lib.first_docstring_line(path)}")
+        print(f"{path.relative_to(config_lib.REPO)!s:<32} {config_lib.first_docstring_line(path)}")
 
 
 def show_config(argv: list[str]) -> None:
@@ -208,6 +240,7 @@ def show_config(argv: list[str]) -> None:
     base = None
     if arguments.flags.workdir:
         from bigjax.train import workdir as workdir_lib
+
         base = workdir_lib.read_config(arguments.workdir)
     config, overridden = arguments.config(base)
     config_lib.check_values(config)
@@ -222,8 +255,10 @@ def checkpoint(argv: list[str]) -> None:
     """
     arguments = Arguments(argv, texts=("step",))
     import jax
+
     jax.config.update("jax_platforms", "cpu")
     from bigjax.train import inspect
+
     print(inspect.describe(arguments.workdir, arguments.step))
 
 
@@ -235,6 +270,7 @@ def report(argv: list[str]) -> None:
     """
     arguments = Arguments(argv, texts=("out",))
     from bigjax import report as report_lib
+
     print(report_lib.draw(arguments.flags.workdir, arguments.flags.out))
 
 
@@ -246,6 +282,7 @@ def seqgan_report(argv: list[str]) -> None:
     """
     arguments = Arguments(argv, texts=("out",))
     from bigjax.report import oracle
+
     print(oracle.draw(arguments.flags.workdir, arguments.flags.out))
 
 
@@ -259,6 +296,7 @@ def tokenizer(argv: list[str]) -> None:
     config, _ = arguments.config()
     from bigjax import data
     from bigjax.train import init_from
+
     init_from.fill(config)
     built = data.build_tokenizer(config.data)
     print(f"{config.data.tokenizer.kind} tokenizer of {built.vocab_size:,} tokens")
@@ -277,10 +315,12 @@ def embeddings(argv: list[str]) -> None:
     --out=FILE   in word2vec's text format; vectors of model.d_model numbers
     --passes=3   over the text
     """
-    arguments = Arguments(argv, lambda f: flags.DEFINE_integer("passes", 3, "", flag_values=f),
-                          texts=("out",))
+    arguments = Arguments(
+        argv, lambda f: flags.DEFINE_integer("passes", 3, "", flag_values=f), texts=("out",)
+    )
     config, _ = arguments.config()
     from bigjax.train import embeddings as embeddings_lib
+
     embeddings_lib.write(config, arguments.flags.out, arguments.flags.passes, print)
 
 
@@ -298,6 +338,7 @@ def plan(argv: list[str]) -> None:
     --json                  also prints the numbers as one line of JSON, last
     """
     from bigjax.plan import chips, command
+
     chips.before_jax()
     arguments = Arguments(argv, command.define_flags)
     command.run(arguments.flags, arguments.config()[0])
@@ -315,8 +356,10 @@ def import_(argv: list[str]) -> None:
         raise UserError("--from=FOLDER is missing: the model to import.")
     workdir = arguments.workdir
     import jax
+
     jax.config.update("jax_platforms", "cpu")
     from bigjax.train import exchange
+
     exchange.import_run(source, workdir, print)
 
 
@@ -334,16 +377,27 @@ def export(argv: list[str]) -> None:
         raise UserError("--to=FOLDER is missing: where to write the model.")
     workdir = arguments.workdir
     import jax
+
     jax.config.update("jax_platforms", "cpu")
     from bigjax.train import exchange
+
     exchange.export_run(workdir, f.to, arguments.step, print, f.dtype or "")
 
 
 COMMANDS = {
-    "train": train, "eval": evaluate, "predict": predict, "generate": generate,
-    "plan": plan, "configs": list_configs,
-    "config": show_config, "checkpoint": checkpoint, "report": report,
-    "seqgan-report": seqgan_report, "tokenizer": tokenizer,
-    "headline": headline, "embeddings": embeddings,
-    "import": import_, "export": export,
+    "train": train,
+    "eval": evaluate,
+    "predict": predict,
+    "generate": generate,
+    "plan": plan,
+    "configs": list_configs,
+    "config": show_config,
+    "checkpoint": checkpoint,
+    "report": report,
+    "seqgan-report": seqgan_report,
+    "tokenizer": tokenizer,
+    "headline": headline,
+    "embeddings": embeddings,
+    "import": import_,
+    "export": export,
 }

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array, *,
-                  label_smoothing: float = 0.0) -> tuple[jax.Array, jax.Array]:
+def cross_entropy(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, *, label_smoothing: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
     """Weighted cross-entropy in nats.
 
     logits [..., V], targets int [...], weights [...]. label_smoothing moves that much of the
@@ -22,9 +23,16 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array, *,
     return (loss * weights).sum(), weights.sum()
 
 
-def linear_losses(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, targets: jax.Array,
-                  weights: jax.Array, rows: int = 128, label_smoothing: float = 0.0,
-                  z: float = 0.0) -> dict[str, jax.Array]:
+def linear_losses(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    targets: jax.Array,
+    weights: jax.Array,
+    rows: int = 128,
+    label_smoothing: float = 0.0,
+    z: float = 0.0,
+) -> dict[str, jax.Array]:
     """Sums over tokens of the losses of logits x @ kernel + bias, which are never all held.
 
     x [B, T, D], kernel [D, V], bias [V], targets and weights [B, T]; weights have no gradient.
@@ -37,8 +45,9 @@ def linear_losses(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, targe
     return _linear(x, kernel, bias, targets, weights, rows, label_smoothing, z)
 
 
-def linear_cross_entropy(x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array,
-                         weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+def linear_cross_entropy(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """cross_entropy(x @ kernel + bias, targets, weights) without holding all the logits."""
     sums = linear_losses(*bias_as_row(x, kernel, bias), None, targets, weights)
     return sums["total"], weights.sum()
@@ -74,8 +83,9 @@ def scaled(gradients: tuple, by: jax.Array) -> tuple:
 _linear.defvjp(_linear_forward, _linear_backward)
 
 
-def linear_parts(x, kernel, bias, targets, weights, rows: int, label_smoothing: float, z: float,
-                 gradients: bool) -> tuple[dict, tuple | None]:
+def linear_parts(
+    x, kernel, bias, targets, weights, rows: int, label_smoothing: float, z: float, gradients: bool
+) -> tuple[dict, tuple | None]:
     """(linear_losses, gradients of 'total' for x, kernel and bias, or None)."""
     V = kernel.shape[-1]
 
@@ -92,8 +102,9 @@ def linear_parts(x, kernel, bias, targets, weights, rows: int, label_smoothing: 
         w = weights[:, None]
         nll = total = (w * (log_z - picked)).sum()
         if label_smoothing:
-            total = ((1 - label_smoothing) * nll
-                     + label_smoothing * (w * (log_z - logits.mean(-1, keepdims=True))).sum())
+            total = (1 - label_smoothing) * nll + label_smoothing * (
+                w * (log_z - logits.mean(-1, keepdims=True))
+            ).sum()
         if z:
             total = total + z * (w * jnp.square(log_z)).sum()
         mine = {"nll": nll, "hits": (w * (picked >= largest)).sum(), "total": total}
@@ -101,8 +112,9 @@ def linear_parts(x, kernel, bias, targets, weights, rows: int, label_smoothing: 
             return jax.tree_util.tree_map(jnp.add, sums, mine), None
         d = e / sum_e * (1 + 2 * z * log_z) if z else e / sum_e
         hit = jnp.arange(V) == targets[:, None]
-        d = d - (jnp.where(hit, 1 - label_smoothing, 0) + label_smoothing / V
-                 if label_smoothing else hit)
+        d = d - (
+            jnp.where(hit, 1 - label_smoothing, 0) + label_smoothing / V if label_smoothing else hit
+        )
         d = w * d
         if bias is not None:
             mine["d_bias"] = d.sum(0)
@@ -136,8 +148,9 @@ def z_loss(logits: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]
     return (jnp.square(log_z) * weights).sum(), weights.sum()
 
 
-def accuracy(logits: jax.Array, targets: jax.Array, weights: jax.Array
-             ) -> tuple[jax.Array, jax.Array]:
+def accuracy(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """How many targets have the largest logit."""
     hit = (logits.argmax(-1) == targets).astype(jnp.float32)
     return (hit * weights).sum(), weights.sum()

@@ -7,8 +7,7 @@ import jax
 
 def path_name(path) -> str:
     """'stack/layers/mlp/up/kernel' from a jax key path."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))))
-                    for k in path)
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
 def named_leaves(tree) -> dict:
@@ -23,14 +22,17 @@ def layer_names(name: str, x) -> list[str]:
     if "layers" not in parts:
         return [name]
     at = parts.index("layers")
-    return ["/".join([*parts[:at], f"layer_{i}", *parts[at + 1:]]) for i in range(x.shape[0])]
+    return ["/".join([*parts[:at], f"layer_{i}", *parts[at + 1 :]]) for i in range(x.shape[0])]
 
 
 def layer_places(named: dict) -> dict[str, tuple[str, int | None]]:
     """{path of a layer: (path of its leaf, its index in it, None if it is the whole leaf)} of all
     leaves by name: where `layer_names` are to be found."""
-    return {n: (name, None if n == name else i) for name, x in named.items()
-            for i, n in enumerate(layer_names(name, x))}
+    return {
+        n: (name, None if n == name else i)
+        for name, x in named.items()
+        for i, n in enumerate(layer_names(name, x))
+    }
 
 
 def count(tree) -> int:

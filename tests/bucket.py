@@ -16,16 +16,20 @@ STALL_SECONDS = 30  # of a server that says nothing; a client is expected to giv
 
 def environment(url: str) -> dict[str, str]:
     """The variables of a process that finds gs:// at url."""
-    return {"STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url,
-            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "x",
-            # The emulator speaks no gRPC, by which gcsfs would ask what kind of bucket this is.
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+    return {
+        "STORAGE_EMULATOR_HOST": url,
+        "TENSORSTORE_GCS_HTTP_URL": url,
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "x",
+        # The emulator speaks no gRPC, by which gcsfs would ask what kind of bucket this is.
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    }
 
 
 @contextlib.contextmanager
 def emulator() -> Iterator[str]:
     """The address of an emulator with one empty bucket in memory."""
     from gcp_storage_emulator.server import create_server
+
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -120,7 +124,8 @@ class Proxy:
         """The number of an object's version; 0 if there is none."""
         path = f"/storage/v1/b/{bucket}/o/{urllib.parse.quote(name, safe='')}"
         head, _, body = self._pass_on(f"GET {path} HTTP/1.0\r\n\r\n".encode()).partition(
-            b"\r\n\r\n")
+            b"\r\n\r\n"
+        )
         return int(json.loads(body)["generation"]) if b" 200 " in head.split(b"\r\n")[0] else 0
 
     def _pass_on(self, request: bytes) -> bytes:

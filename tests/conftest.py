@@ -5,9 +5,11 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compilation dominates, so it is without optimization. No persistent cache: programs with
 # collectives that were loaded from it can wait for each other for ever on a CPU.
-os.environ["XLA_FLAGS"] = ("--xla_force_host_platform_device_count=8 "
-                           "--xla_backend_optimization_level=0 "
-                           "--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 "
+    "--xla_backend_optimization_level=0 "
+    "--xla_cpu_use_fusion_emitters=false"
+)
 
 import gc  # noqa: E402
 import random  # noqa: E402
@@ -17,8 +19,10 @@ import pytest  # noqa: E402
 # Tracing makes many objects that live: looking through them all takes a twentieth of the time.
 gc.set_threshold(100_000, 50, 100)
 
-WORDS = ("the a shape array of tokens model step loss value returns and is in to with from each "
-         "batch axis data mesh device key layer head").split()
+WORDS = (
+    "the a shape array of tokens model step loss value returns and is in to with from each "
+    "batch axis data mesh device key layer head"
+).split()
 
 
 def write_text(path, n_documents: int, seed: int = 0) -> None:
@@ -48,6 +52,7 @@ def cache_dir(tmp_path_factory):
 def tiny(corpus_file, cache_dir):
     """The config of tests/tiny.py on the session's text: bytes, 2 layers, seconds to train."""
     from bigjax import config
+
     c = config.load_file(os.path.join(os.path.dirname(__file__), "tiny.py"))
     with c.unlocked():
         c.data.sources.text.path = corpus_file
@@ -58,6 +63,7 @@ def tiny(corpus_file, cache_dir):
 @pytest.fixture(scope="session")
 def scripts_repository(tmp_path_factory):
     from tests import fake_cloud
+
     return fake_cloud.make_repository(tmp_path_factory.mktemp("a repository"))
 
 
@@ -65,6 +71,7 @@ def scripts_repository(tmp_path_factory):
 def cloud(scripts_repository, tmp_path):
     """For the tests of tpu_scripts/: settings, and a gcloud that calls nobody."""
     from tests import fake_cloud
+
     c = fake_cloud.Cloud(scripts_repository, tmp_path)
     yield c
     c.end()

@@ -14,13 +14,13 @@ import subprocess
 import sys
 
 REPO = pathlib.Path(__file__).parent.parent
-ODD = ["--config.a=two words", "--config.b=it's \"$HOME\" \\ *", "--config.c=", "--config.d=1,2"]
+ODD = ["--config.a=two words", '--config.b=it\'s "$HOME" \\ *', "--config.c=", "--config.d=1,2"]
 TRAIN = ["train", "--config=configs/my config.py:tiny", "--workdir=gs://bucket/runs/pod"]
 TPU = "compute tpus tpu-vm"
 QUEUED = "compute tpus queued-resources"
 
 # Describe is called most, so only what it needs is imported at the top.
-GCLOUD = r'''
+GCLOUD = r"""
 import os, sys
 root, argv = os.environ["FAKE"], sys.argv[1:]
 with open(f"{root}/calls.txt", "a") as f:
@@ -73,21 +73,21 @@ elif verb == "ssh":
                                 env={**os.environ, "HOME": home})
                for home in homes(argv[4], flags["worker"])]
     sys.exit(max([w.wait() for w in workers]))
-'''
+"""
 # Prints a script that installs uv, as the real one from the network does.
-CURL = r'''#!/usr/bin/env bash
+CURL = r"""#!/usr/bin/env bash
 echo "mkdir -p \$UV_INSTALL_DIR && cp $FAKE/bin/uv \$UV_INSTALL_DIR/uv"
-'''
-UV = r'''#!/usr/bin/env bash
+"""
+UV = r"""#!/usr/bin/env bash
 echo "uv $*" >> "$FAKE/uv.txt"
 last=${!#}
 case $1 in
   venv) mkdir -p "$last/bin" ;;
   pip) cp "$FAKE/bin/bigjax" "${last%\[*}/.venv/bin/bigjax" ;;
 esac
-'''
+"""
 # Runs until the file `end`, or `end-NODE-WORKER`, says how it ends, or until SIGTERM.
-BIGJAX = r'''#!/usr/bin/env bash
+BIGJAX = r"""#!/usr/bin/env bash
 worker=$(basename "$(dirname "$HOME")")-$(basename "$HOME")
 printf '%s\n' "$@" > "$FAKE/bigjax-$worker.txt"
 trap 'echo "Stopped by SIGTERM at step 3, and saved."; exit 0' TERM
@@ -98,25 +98,42 @@ for ((i = 0; i < 1200; i++)); do
   done
   /bin/sleep 0.05
 done
-'''
+"""
 # Of watch.sh: not a minute.
 SLEEP = '#!/usr/bin/env bash\necho "$1" >> "$FAKE/sleeps.txt"; exec /bin/sleep 0.02\n'
 # The real one, but where there is a file `soon`, after a second.
-TIMEOUT = r'''#!/usr/bin/env bash
+TIMEOUT = (
+    r"""#!/usr/bin/env bash
 echo "$*" >> "$FAKE/timeouts.txt"
 if [[ -e $FAKE/soon ]]; then set -- "$1" 1 "${@:3}"; fi
-exec ''' + f'{shutil.which("timeout")} "$@"\n'
+exec """
+    + f'{shutil.which("timeout")} "$@"\n'
+)
 
 
 def make_repository(folder: pathlib.Path) -> pathlib.Path:
     """A git repository of the scripts and a config, with one commit; what setup.sh copies."""
-    shutil.copytree(REPO / "tpu_scripts", folder / "tpu_scripts",
-                    ignore=shutil.ignore_patterns("settings.sh"))
+    shutil.copytree(
+        REPO / "tpu_scripts", folder / "tpu_scripts", ignore=shutil.ignore_patterns("settings.sh")
+    )
     (folder / "configs").mkdir()
     (folder / "configs" / "my config.py").write_text("")
-    for command in (["init", "-q"], ["add", "."],
-                    ["-c", "user.name=t", "-c", "user.email=t@example.com", "-c",
-                     "commit.gpgsign=false", "commit", "-q", "-m", "All"]):
+    for command in (
+        ["init", "-q"],
+        ["add", "."],
+        [
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@example.com",
+            "-c",
+            "commit.gpgsign=false",
+            "commit",
+            "-q",
+            "-m",
+            "All",
+        ],
+    ):
         subprocess.run(["git", *command], cwd=folder, check=True)
     return folder
 
@@ -126,14 +143,20 @@ class Cloud:
 
     def __init__(self, repository: pathlib.Path, folder: pathlib.Path):
         self.repository, self.folder = repository, folder
-        self.commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=repository, text=True,
-                                     capture_output=True, check=True).stdout.strip()
+        self.commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=repository, text=True, capture_output=True, check=True
+        ).stdout.strip()
         (folder / "bin").mkdir()
         (folder / "tmp").mkdir()
         # -I -S: starts in 10 ms.
         self._program("gcloud", f"#!/usr/bin/env -S {sys.executable} -I -S\n{GCLOUD}")
-        for name, text in (("curl", CURL), ("uv", UV), ("bigjax", BIGJAX), ("sleep", SLEEP),
-                           ("timeout", TIMEOUT)):
+        for name, text in (
+            ("curl", CURL),
+            ("uv", UV),
+            ("bigjax", BIGJAX),
+            ("sleep", SLEEP),
+            ("timeout", TIMEOUT),
+        ):
             self._program(name, text)
         self.settings()
 
@@ -144,10 +167,18 @@ class Cloud:
 
     def settings(self, **changes: str) -> None:
         """Writes settings.sh: the example's with these, which are bash, in their place."""
-        values = dict(NAME="pod", PROJECT="my-project", ZONE="us-west4-a", INTERVAL="1",
-                      ACCELERATOR_TYPE="v5litepod-16", TOPOLOGY="4x4", MAX_RESTARTS="5",
-                      IMAGE="images/bigjax:1", CONFIG="'configs/my config.py:tiny'",
-                      WORKDIR="gs://bucket/runs/pod")
+        values = dict(
+            NAME="pod",
+            PROJECT="my-project",
+            ZONE="us-west4-a",
+            INTERVAL="1",
+            ACCELERATOR_TYPE="v5litepod-16",
+            TOPOLOGY="4x4",
+            MAX_RESTARTS="5",
+            IMAGE="images/bigjax:1",
+            CONFIG="'configs/my config.py:tiny'",
+            WORKDIR="gs://bucket/runs/pod",
+        )
         text = (REPO / "tpu_scripts" / "settings.example.sh").read_text()
         text += "\n".join(f"{k}={v}" for k, v in {**values, **changes}.items())
         (self.folder / "settings.sh").write_text(text + "\n")
@@ -160,16 +191,29 @@ class Cloud:
         """What gcloud's verb does first, in bash; if that fails, gcloud has failed."""
         (self.folder / f"on-{verb}").write_text(script)
 
-    def run(self, script: str, *arguments: str, stdin: str = "", path: str | None = None
-            ) -> subprocess.CompletedProcess:
+    def run(
+        self, script: str, *arguments: str, stdin: str = "", path: str | None = None
+    ) -> subprocess.CompletedProcess:
         """Runs a script of tpu_scripts/ to its end."""
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}" if path is None else path
         return subprocess.run(
-            [str(self.repository / "tpu_scripts" / script),
-             f"--settings={self.folder / 'settings.sh'}", *arguments],
-            input=stdin, capture_output=True, text=True, timeout=120, cwd=self.folder,
-            env={"PATH": path, "FAKE": str(self.folder), "HOME": str(self.folder),
-                 "TMPDIR": str(self.folder / "tmp")})
+            [
+                str(self.repository / "tpu_scripts" / script),
+                f"--settings={self.folder / 'settings.sh'}",
+                *arguments,
+            ],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=self.folder,
+            env={
+                "PATH": path,
+                "FAKE": str(self.folder),
+                "HOME": str(self.folder),
+                "TMPDIR": str(self.folder / "tmp"),
+            },
+        )
 
     def calls(self) -> list[str]:
         """The gcloud commands since the last time, as one line each; places and hashes by name."""
@@ -185,13 +229,18 @@ class Cloud:
         return [["gcloud", *ast.literal_eval(line)] for line in lines]
 
     def plain(self, text: str) -> str:
-        return (text.replace(" --project=my-project --zone=us-west4-a", " WHERE")
-                .replace(self.commit[:12], "COMMIT").replace(str(self.repository), "REPO"))
+        return (
+            text.replace(" --project=my-project --zone=us-west4-a", " WHERE")
+            .replace(self.commit[:12], "COMMIT")
+            .replace(str(self.repository), "REPO")
+        )
 
     def trained(self) -> dict[str, list[str]]:
         """By worker, the arguments that bigjax was last called with."""
-        return {p.stem.removeprefix("bigjax-"): p.read_text().splitlines()
-                for p in sorted(self.folder.glob("bigjax-*.txt"))}
+        return {
+            p.stem.removeprefix("bigjax-"): p.read_text().splitlines()
+            for p in sorted(self.folder.glob("bigjax-*.txt"))
+        }
 
     def end(self) -> None:
         """Kills what still runs, and forgets what the scripts remember."""

@@ -10,15 +10,22 @@ import jax.extend
 
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 # What differs between two equal runs
-TIMES = {"tokens_per_sec", "steps_per_sec", "examples_per_sec", "data_wait_fraction",
-         "host_memory_gib", "mfu"}
+TIMES = {
+    "tokens_per_sec",
+    "steps_per_sec",
+    "examples_per_sec",
+    "data_wait_fraction",
+    "host_memory_gib",
+    "mfu",
+}
 
 
 def read_metrics(workdir, times: bool = False) -> list[dict]:
     """The lines of metrics.jsonl; without the numbers that depend on the clock."""
     lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if times or k not in TIMES}
-            for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if times or k not in TIMES} for line in lines
+    ]
 
 
 def saved_checksums(workdir, step: int) -> dict:
@@ -31,9 +38,13 @@ def command(*arguments: str, devices: int | None = 2) -> subprocess.Popen:
     """Starts `bigjax ...` in a process of its own, with this many devices; None: it decides."""
     flag = "--xla_force_host_platform_device_count="
     flags = os.environ["XLA_FLAGS"].replace(f"{flag}8", f"{flag}{devices}" if devices else "")
-    return subprocess.Popen([sys.executable, "-m", "bigjax.main", *arguments],
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "XLA_FLAGS": flags})
+    return subprocess.Popen(
+        [sys.executable, "-m", "bigjax.main", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": flags},
+    )
 
 
 def run(*arguments: str, devices: int | None = 2, timeout: float = 240) -> tuple[int, str, str]:

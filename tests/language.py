@@ -47,27 +47,46 @@ def make_players(V=3, end_id=-1, **options) -> Players:
         return jnp.stack([jnp.zeros_like(odds), odds], 1)
 
     return Players(
-        Options(**options), T, start_id=0, end_id=end_id, pad_id=PAD, context=context,
-        begin=lambda batch: jnp.zeros(batch, jnp.int32), step=step, logits=logits,
+        Options(**options),
+        T,
+        start_id=0,
+        end_id=end_id,
+        pad_id=PAD,
+        context=context,
+        begin=lambda batch: jnp.zeros(batch, jnp.int32),
+        step=step,
+        logits=logits,
         loss=lambda params, context, inputs, targets, weights, rng: losses.cross_entropy(
-            logits(params, context, inputs, rng), targets, weights),
-        score=score, penalty=lambda params: 0.5 * jnp.square(params["worth"]).sum())
+            logits(params, context, inputs, rng), targets, weights
+        ),
+        score=score,
+        penalty=lambda params: 0.5 * jnp.square(params["worth"]).sum(),
+    )
 
 
 def make_task(players: Players, V=3):
     """As of bigjax.tasks, with tables of normal numbers."""
+
     def init(rng):
         keys = jax.random.split(rng, 3)
         table, old = jax.random.normal(keys[0], (2, T, V, V))
-        worth = 2 * jax.random.normal(keys[1], (V ** T,))
-        return {"params": {"generator": {"table": table}, "discriminator": {"worth": worth}},
-                "extras": {"rollout": {"table": table}, "reference": {"table": old}}}
+        worth = 2 * jax.random.normal(keys[1], (V**T,))
+        return {
+            "params": {"generator": {"table": table}, "discriminator": {"worth": worth}},
+            "extras": {"rollout": {"table": table}, "reference": {"table": old}},
+        }
 
     def loss(params, extras, frozen, batch, rng, train):
         g, tokens = params["generator"], batch["tokens"]
         inputs = batch.get("inputs", shifted(players, tokens))
-        return players.loss(g, players.context(g, batch, rng), inputs, tokens,
-                            mask_of(players, tokens).astype(jnp.float32), rng), ({}, extras)
+        return players.loss(
+            g,
+            players.context(g, batch, rng),
+            inputs,
+            tokens,
+            mask_of(players, tokens).astype(jnp.float32),
+            rng,
+        ), ({}, extras)
 
     return SimpleNamespace(players=players, init=init, loss=loss)
 
@@ -75,8 +94,10 @@ def make_task(players: Players, V=3):
 @functools.cache
 def _compiled(V, end_id, rates, seed, options):
     """(state to begin with, round). rates: of SGD, or () for Adam."""
-    txs = ({k: optax.sgd(rates[k == "discriminator"]) if rates else optax.adam(0.05)
-            for k in ("mle", "adversarial", "discriminator")})
+    txs = {
+        k: optax.sgd(rates[k == "discriminator"]) if rates else optax.adam(0.05)
+        for k in ("mle", "adversarial", "discriminator")
+    }
     task = make_task(make_players(V, end_id, **dict(options)), V)
     state = make_init(task, adversarial.init_only(txs), 3, False)()
     return state, jax.jit(adversarial.make_round(task, txs, seed))
@@ -107,8 +128,9 @@ def all_texts(V, end_id) -> np.ndarray:
 
 def log_probability(p, params, every, start=0):
     """Of each text from token `start` on, given those before: [N]."""
-    log_p = jax.nn.log_softmax(p.logits(params, p.context(params, {"tokens": every}, None),
-                                        shifted(p, every), None))
+    log_p = jax.nn.log_softmax(
+        p.logits(params, p.context(params, {"tokens": every}, None), shifted(p, every), None)
+    )
     picked = jnp.take_along_axis(log_p, every[..., None], -1)[..., 0]
     return (picked * mask_of(p, every))[:, start:].sum(1)
 

@@ -5,8 +5,9 @@ from bigjax import config
 
 def get_config(variant=""):
     c = config.new_config()
-    c.model = dict(name="gpt", vocab_size=264, max_len=64, d_model=32, n_layers=2, n_heads=4,
-                   dropout=0.1)
+    c.model = dict(
+        name="gpt", vocab_size=264, max_len=64, d_model=32, n_layers=2, n_heads=4, dropout=0.1
+    )
     c.data.sources = dict(text=config.text_source("text", "set me"))
     c.data.tokenizer.kind = "bytes"
     c.data.seq_len = 32
@@ -20,6 +21,8 @@ def get_config(variant=""):
     c.checkpoint.every = 10
     c.log.every = 5
     c.log.tensorboard = False
-    c.evals = dict(valid=config.evaluation("loss", every=10, batches=2),
-                   zest=config.evaluation("loss", split="test", every=10, batches=1))
+    c.evals = dict(
+        valid=config.evaluation("loss", every=10, batches=2),
+        zest=config.evaluation("loss", split="test", every=10, batches=1),
+    )
     return c

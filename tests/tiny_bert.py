@@ -5,8 +5,9 @@ from bigjax import config
 
 def get_config(variant=""):
     c = config.new_config()
-    c.model = dict(name="bert", vocab_size=160, max_len=64, d_model=32, n_layers=2, n_heads=4,
-                   dropout=0.1)
+    c.model = dict(
+        name="bert", vocab_size=160, max_len=64, d_model=32, n_layers=2, n_heads=4, dropout=0.1
+    )
     c.task = dict(name="mlm_nsp", max_predictions=6)
     c.data.sources = dict(text=config.text_source("text", "set me"))
     c.data.tokenizer.kind = "wordpiece"

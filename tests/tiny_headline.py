@@ -5,11 +5,28 @@ from bigjax import config
 
 def get_config(variant=""):
     c = config.new_config()
-    c.model = dict(name="headline", vocab_size=160, max_len=10, article_len=24, d_model=16,
-                   n_heads=2, click_buckets=4, hot_per_example=4, discriminator_d_model=16,
-                   filter_widths=(1, 2), filters=(8, 8))
-    c.task = dict(name="headline", mle_rounds=2, mle_updates=4, pretrain_updates=4,
-                  discriminator_updates=2, rollouts=0, hot_words=10)
+    c.model = dict(
+        name="headline",
+        vocab_size=160,
+        max_len=10,
+        article_len=24,
+        d_model=16,
+        n_heads=2,
+        click_buckets=4,
+        hot_per_example=4,
+        discriminator_d_model=16,
+        filter_widths=(1, 2),
+        filters=(8, 8),
+    )
+    c.task = dict(
+        name="headline",
+        mle_rounds=2,
+        mle_updates=4,
+        pretrain_updates=4,
+        discriminator_updates=2,
+        rollouts=0,
+        hot_words=10,
+    )
     c.data.train = "set me"
     c.data.columns.clicks, c.data.columns.impressions = "clicks", "shown"
     c.data.tokenizer.kind = "wordpiece"
@@ -25,8 +42,10 @@ def get_config(variant=""):
     c.checkpoint.keep = 10
     c.log.every = 1
     c.log.tensorboard = False
-    c.evals = dict(valid=config.evaluation("loss", every=2),
-                   written=config.evaluation("headlines", every=4, batches=2))
+    c.evals = dict(
+        valid=config.evaluation("loss", every=2),
+        written=config.evaluation("headlines", every=4, batches=2),
+    )
     if config.variants(variant, bert=True):
         c.model.update(encoder="bert", generator="gru", discriminator="lstm", n_layers=2)
     return c

@@ -5,10 +5,25 @@ from bigjax import config
 
 def get_config(variant=""):
     c = config.new_config()
-    c.model = dict(name="seqgan", vocab_size=30, max_len=4, d_model=8, discriminator_d_model=8,
-                   filter_widths=(1, 2, 3), filters=(4, 4, 4))
-    c.task = dict(name="seqgan", mle_rounds=2, mle_updates=4, discriminator_rounds=2,
-                  pretrain_updates=3, generator_updates=2, discriminator_updates=4, rollouts=4)
+    c.model = dict(
+        name="seqgan",
+        vocab_size=30,
+        max_len=4,
+        d_model=8,
+        discriminator_d_model=8,
+        filter_widths=(1, 2, 3),
+        filters=(4, 4, 4),
+    )
+    c.task = dict(
+        name="seqgan",
+        mle_rounds=2,
+        mle_updates=4,
+        discriminator_rounds=2,
+        pretrain_updates=3,
+        generator_updates=2,
+        discriminator_updates=4,
+        rollouts=4,
+    )
     c.oracle.d_model = 8
     c.oracle.sequences = 200
     c.data.seq_len = 4

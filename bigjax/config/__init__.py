@@ -6,13 +6,39 @@ every key there is, and assigns what it chooses. The sections `model` and `task`
 """
 
 from bigjax.config.checks import build, check_keys, check_values, get, nearest
-from bigjax.config.files import (DEFAULT_CONFIG, REPO, config_files, find_config,
-                                 first_docstring_line, load_file, variants)
+from bigjax.config.files import (
+    DEFAULT_CONFIG,
+    REPO,
+    config_files,
+    find_config,
+    first_docstring_line,
+    load_file,
+    variants,
+)
 from bigjax.config.keys import OPEN_SECTIONS, evaluation, laptop_size, new_config, text_source
 from bigjax.config.text import describe, from_json, override, sorted_leaves, to_json
 
 __all__ = [
-    "DEFAULT_CONFIG", "OPEN_SECTIONS", "REPO", "build", "check_keys", "check_values",
-    "config_files", "describe", "evaluation", "find_config", "first_docstring_line", "from_json",
-    "get", "laptop_size", "load_file", "nearest", "new_config", "override", "sorted_leaves",
-    "text_source", "to_json", "variants"]
+    "DEFAULT_CONFIG",
+    "OPEN_SECTIONS",
+    "REPO",
+    "build",
+    "check_keys",
+    "check_values",
+    "config_files",
+    "describe",
+    "evaluation",
+    "find_config",
+    "first_docstring_line",
+    "from_json",
+    "get",
+    "laptop_size",
+    "load_file",
+    "nearest",
+    "new_config",
+    "override",
+    "sorted_leaves",
+    "text_source",
+    "to_json",
+    "variants",
+]

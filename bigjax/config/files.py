@@ -48,8 +48,9 @@ def load_file(spec: str) -> ConfigDict:
     except UserError:
         raise
     except Exception as e:
-        raise UserError(f"{path}: get_config({variant!r}) fails, {_where(e, file)}: {_text(e)}"
-                        ) from e
+        raise UserError(
+            f"{path}: get_config({variant!r}) fails, {_where(e, file)}: {_text(e)}"
+        ) from e
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config returned {type(config).__name__}, not a ConfigDict.")
     check_keys(config)
@@ -57,8 +58,7 @@ def load_file(spec: str) -> ConfigDict:
 
 
 def _where(error: BaseException, file: pathlib.Path) -> str:
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__)
-             if f.filename == str(file)]
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
     if isinstance(error, SyntaxError):
         lines = [error.lineno]
     return f"line {lines[-1]}" if lines else "before its first line"
@@ -73,8 +73,9 @@ def _text(error: BaseException) -> str:
 def variants(variant: str, **choices):
     """choices[variant], or a UserError that names what there is. '' needs no choice."""
     if variant and variant not in choices:
-        raise UserError(f"This config has no variant {variant!r}; it has: "
-                        f"{', '.join(choices) or 'none'}.")
+        raise UserError(
+            f"This config has no variant {variant!r}; it has: {', '.join(choices) or 'none'}."
+        )
     return choices.get(variant)
 
 

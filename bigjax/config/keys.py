@@ -118,8 +118,15 @@ def new_config() -> ConfigDict:
     return c.lock()
 
 
-def text_source(kind: str, path: str = "", *, name: str = "", field: str = "text",
-                split: str = "train", weight: float = 1.0) -> dict:
+def text_source(
+    kind: str,
+    path: str = "",
+    *,
+    name: str = "",
+    field: str = "text",
+    split: str = "train",
+    weight: float = 1.0,
+) -> dict:
     """A source of documents for `data.sources`.
 
     kind: docstrings (what every install carries), text (path: file or glob), jsonl (path, field)
@@ -128,24 +135,40 @@ def text_source(kind: str, path: str = "", *, name: str = "", field: str = "text
     return dict(kind=kind, path=path, name=name, field=field, split=split, weight=weight)
 
 
-def evaluation(kind: str = "loss", *, every: int, split: str = "valid", batches: int = 0,
-               prompt: str = "", tokens: int = 64, temperatures: Sequence[float] = ()) -> dict:
+def evaluation(
+    kind: str = "loss",
+    *,
+    every: int,
+    split: str = "valid",
+    batches: int = 0,
+    prompt: str = "",
+    tokens: int = 64,
+    temperatures: Sequence[float] = (),
+) -> dict:
     """An entry of `evals`: kind names a module of bigjax.evals.
 
     every: steps between two runs (it always runs at the end). split: of 'loss' and 'metrics' (all
     that labelled tasks have); batches: of 'loss' and 'headlines', 0 = all. prompt,
     tokens: of 'sample'. temperatures: of 'oracle', besides 1.
     """
-    return dict(kind=kind, every=every, split=split, batches=batches, prompt=prompt,
-                tokens=tokens, temperatures=[*temperatures])
+    return dict(
+        kind=kind,
+        every=every,
+        split=split,
+        batches=batches,
+        prompt=prompt,
+        tokens=tokens,
+        temperatures=[*temperatures],
+    )
 
 
 def laptop_size(c: ConfigDict) -> None:
     """The ':tiny' form of a language model's config: the same choices, small, on text that is
     there; decoders read bytes, encoders WordPiece."""
     with c.unlocked():
-        c.model.update(max_len=64, d_model=64, n_layers=2, n_heads=4, d_ff=128, remat="none",
-                       dtype="float32")
+        c.model.update(
+            max_len=64, d_model=64, n_layers=2, n_heads=4, d_ff=128, remat="none", dtype="float32"
+        )
         if c.model.name == "gpt":
             c.model.update(vocab_size=264, n_kv_heads=min(c.model.get("n_kv_heads", 4), 4))
             c.data.tokenizer.kind, c.data.tokenizer.path = "bytes", ""

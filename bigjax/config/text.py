@@ -34,12 +34,15 @@ def override(config: ConfigDict, arguments: list[str], extra_fields: dict[str, d
     for key, argument in zip(keys, arguments):  # one at a time: the message names the wrong one
         values = flags.FlagValues()
         try:
-            config_flags.DEFINE_config_dict("config", config, flag_values=values,
-                                            sys_argv=["bigjax", argument])
+            config_flags.DEFINE_config_dict(
+                "config", config, flag_values=values, sys_argv=["bigjax", argument]
+            )
             values(["bigjax", argument])
         except (flags.Error, ValueError, TypeError, SyntaxError) as e:
-            raise UserError(f"{argument}: config.{key} takes a value of type "
-                            f"{type(get(config, key)).__name__}. {e}") from e
+            raise UserError(
+                f"{argument}: config.{key} takes a value of type "
+                f"{type(get(config, key)).__name__}. {e}"
+            ) from e
     return keys
 
 
@@ -85,8 +88,10 @@ def from_json(text: str, where: str) -> ConfigDict:
     try:
         config = ConfigDict(json.loads(text))
     except json.JSONDecodeError as e:
-        raise UserError(f"{where} is not readable JSON ({e}). It is written when a run starts; "
-                        "restore it, or start the run in a new work folder.") from e
+        raise UserError(
+            f"{where} is not readable JSON ({e}). It is written when a run starts; "
+            "restore it, or start the run in a new work folder."
+        ) from e
     _add_missing(config, new_config())
     for entry in config.get("evals", {}).values():
         _add_missing(entry, ConfigDict(evaluation(every=1)))

@@ -7,12 +7,12 @@ is ever run twice, whatever its main file looks like. Standard input holds one J
 """
 
 import ast
+from collections.abc import Iterator
 import gc
 import inspect
 import json
 import sys
 import warnings
-from collections.abc import Iterator
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _BLOCKS = (ast.If, ast.Try, ast.With, ast.For, ast.While)

@@ -4,9 +4,9 @@ A text is a list of words or of token ids. Each operation is a pure function of 
 numpy Generator, gives a new list, and never an empty one for a text that is not.
 """
 
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -45,14 +45,20 @@ class Augment:
         rates = {name: getattr(self, name) for name in _RATES}
         for name, rate in rates.items():
             if not 0 <= rate < 1:
-                raise UserError(f"augmentation's rate {name} is {rate}; it has to be at least 0 "
-                                "and below 1. The paper takes 0.05 to 0.1.")
+                raise UserError(
+                    f"augmentation's rate {name} is {rate}; it has to be at least 0 "
+                    "and below 1. The paper takes 0.05 to 0.1."
+                )
         if not any(rates.values()):
-            raise UserError("augmentation's rates replace, insert, swap and delete are all 0. Set "
-                            "one above 0, or leave augmentation out.")
+            raise UserError(
+                "augmentation's rates replace, insert, swap and delete are all 0. Set "
+                "one above 0, or leave augmentation out."
+            )
         if self.synonyms is None and (self.replace or self.insert):
-            raise UserError("augmentation has no synonyms to replace or insert. Give a thesaurus "
-                            "or word vectors, or set the rates replace and insert to 0.")
+            raise UserError(
+                "augmentation has no synonyms to replace or insert. Give a thesaurus "
+                "or word vectors, or set the rates replace and insert to 0."
+            )
 
     def __call__(self, items: Sequence[T], rng: np.random.Generator) -> list[T]:
         name = rng.choice([name for name in _RATES if getattr(self, name)])
@@ -65,8 +71,13 @@ class Augment:
         return swap_items(items, rng, n) if name == "swap" else delete_items(items, rng, rate)
 
 
-def replace_synonyms(items: Sequence[T], rng: np.random.Generator, n: int, synonyms: Synonyms,
-                     stop: Collection[T] = frozenset()) -> list[T]:
+def replace_synonyms(
+    items: Sequence[T],
+    rng: np.random.Generator,
+    n: int,
+    synonyms: Synonyms,
+    stop: Collection[T] = frozenset(),
+) -> list[T]:
     """Puts a random synonym in the place of n items, or of all that have one if those are fewer."""
     found, left = list(items), n
     for i in rng.permutation(len(items)):
@@ -76,8 +87,13 @@ def replace_synonyms(items: Sequence[T], rng: np.random.Generator, n: int, synon
     return found
 
 
-def insert_synonyms(items: Sequence[T], rng: np.random.Generator, n: int, synonyms: Synonyms,
-                    stop: Collection[T] = frozenset()) -> list[T]:
+def insert_synonyms(
+    items: Sequence[T],
+    rng: np.random.Generator,
+    n: int,
+    synonyms: Synonyms,
+    stop: Collection[T] = frozenset(),
+) -> list[T]:
     """n times puts a synonym of a random item in a random place."""
     choices = [others for item in items if (others := _synonyms(item, synonyms, stop))]
     found = list(items)
@@ -116,9 +132,11 @@ def read_thesaurus(path: str | os.PathLike) -> dict[str, list[str]]:
             continue
         group = [word.strip() for word in line.split("\t" if "\t" in line else ",")]
         if len(set(group)) < 2 or not all(group):
-            raise UserError(f"{where}: found {line[:60]!r}. A line has to be two or more different "
-                            "words, none empty, with tabs or commas between. Correct it, or take "
-                            "it out.")
+            raise UserError(
+                f"{where}: found {line[:60]!r}. A line has to be two or more different "
+                "words, none empty, with tabs or commas between. Correct it, or take "
+                "it out."
+            )
         for word in group:
             thesaurus.setdefault(word, {}).update((other, None) for other in group if other != word)
     if not thesaurus:

@@ -20,6 +20,7 @@ class ByteLevelBpe(Tokenizer):
     def __init__(self, vocab: bytes, merges: bytes, name: str = "the BPE folder") -> None:
         from tokenizers import Tokenizer as RustTokenizer
         from tokenizers import models, pre_tokenizers
+
         self._vocab, self._merges = vocab, merges
         table, pairs = _read_bpe(vocab, merges, name)
         self.bos_id = _first_of(table, ("<|endoftext|>", "<s>"), name)
@@ -33,14 +34,18 @@ class ByteLevelBpe(Tokenizer):
                 self.pieces[i] = bytes(map(byte_of.get, piece, [0] * len(piece)))
         missing = [byte for byte, char in byte_characters().items() if char not in table]
         if missing:
-            raise UserError(f"{name} is not a byte-level vocabulary: it lacks {len(missing)} of "
-                            f"the 256 bytes (the first is 0x{missing[0]:02X}), so some text would "
-                            "be lost. Use the two files of a tokenizer in the style of GPT-2.")
+            raise UserError(
+                f"{name} is not a byte-level vocabulary: it lacks {len(missing)} of "
+                f"the 256 bytes (the first is 0x{missing[0]:02X}), so some text would "
+                "be lost. Use the two files of a tokenizer in the style of GPT-2."
+            )
         try:
             self._bpe = RustTokenizer(models.BPE(vocab=table, merges=pairs))
         except Exception as e:  # the Rust library raises plain Exception
-            raise UserError(f"{name}: the merges do not fit the vocabulary ({e}). Check that both "
-                            "files come from the same tokenizer.") from None
+            raise UserError(
+                f"{name}: the merges do not fit the vocabulary ({e}). Check that both "
+                "files come from the same tokenizer."
+            ) from None
         self._bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         self.fingerprint = hash_of("bpe", vocab, merges)
 
@@ -56,8 +61,9 @@ def byte_characters() -> dict[int, str]:
     """Byte -> the printable character GPT-2's files write it as."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in set(printable)]
-    return ({byte: chr(byte) for byte in printable}
-            | {byte: chr(256 + i) for i, byte in enumerate(others)})
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(256 + i) for i, byte in enumerate(others)
+    }
 
 
 def read_bpe_folder(folder: Any) -> ByteLevelBpe:
@@ -66,17 +72,22 @@ def read_bpe_folder(folder: Any) -> ByteLevelBpe:
     Raises UserError if one is missing, unreadable, or not byte-level.
     """
     from etils import epath
+
     if not str(folder):
-        raise UserError('data.tokenizer.kind is "bpe" but data.tokenizer.path is empty. Set it to '
-                        "a folder with vocab.json (or encoder.json) and merges.txt (or vocab.bpe).")
+        raise UserError(
+            'data.tokenizer.kind is "bpe" but data.tokenizer.path is empty. Set it to '
+            "a folder with vocab.json (or encoder.json) and merges.txt (or vocab.bpe)."
+        )
     root = epath.Path(folder)
     paths = []
     for names in (("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")):
         present = [root / name for name in names if (root / name).exists()]
         if not present:
-            raise UserError(f"data.tokenizer.path={folder}: found neither {names[0]} nor "
-                            f"{names[1]} there. A GPT-2 style tokenizer folder has one of each: "
-                            "vocab.json or encoder.json, and merges.txt or vocab.bpe.")
+            raise UserError(
+                f"data.tokenizer.path={folder}: found neither {names[0]} nor "
+                f"{names[1]} there. A GPT-2 style tokenizer folder has one of each: "
+                "vocab.json or encoder.json, and merges.txt or vocab.bpe."
+            )
         paths.append(present[0])
     return ByteLevelBpe(paths[0].read_bytes(), paths[1].read_bytes(), str(folder))
 
@@ -84,18 +95,24 @@ def read_bpe_folder(folder: Any) -> ByteLevelBpe:
 def _read_bpe(vocab: bytes, merges: bytes, name: str) -> tuple[dict, list]:
     try:
         table = json.loads(vocab)
-        lines = merges.decode().split('\n')
-        pairs = [tuple(line.split(" ")) for line in lines
-                 if line.strip() and not line.startswith("#version")]
+        lines = merges.decode().split("\n")
+        pairs = [
+            tuple(line.split(" "))
+            for line in lines
+            if line.strip() and not line.startswith("#version")
+        ]
     except ValueError as e:
-        raise UserError(f"{name}: cannot read the vocabulary or the merges ({e}). The first has to "
-                        "be a JSON object of piece: id, the second UTF-8 text.") from None
+        raise UserError(
+            f"{name}: cannot read the vocabulary or the merges ({e}). The first has to "
+            "be a JSON object of piece: id, the second UTF-8 text."
+        ) from None
     if not isinstance(table, dict) or not all(isinstance(i, int) for i in table.values()):
         raise UserError(f"{name}: the vocabulary has to be a JSON object of piece: id.")
     if any(len(pair) != 2 for pair in pairs):
         bad = next(pair for pair in pairs if len(pair) != 2)
-        raise UserError(f"{name}: a merge has to be two pieces with a space between; found "
-                        f'{" ".join(bad)!r}.')
+        raise UserError(
+            f"{name}: a merge has to be two pieces with a space between; found {' '.join(bad)!r}."
+        )
     return table, pairs
 
 
@@ -103,5 +120,7 @@ def _first_of(table: dict[str, int], names: tuple[str, ...], name: str) -> int:
     for piece in names:
         if piece in table:
             return table[piece]
-    raise UserError(f'{name}: the vocabulary has none of {", ".join(names)}, so documents could '
-                    "not be told apart. Add one to the vocabulary file with the next free id.")
+    raise UserError(
+        f"{name}: the vocabulary has none of {', '.join(names)}, so documents could "
+        "not be told apart. Add one to the vocabulary file with the next free id."
+    )

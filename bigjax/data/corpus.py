@@ -1,13 +1,14 @@
 """From the config section `data` to a tokenizer and a token store for each source."""
 
+from collections.abc import Callable, Iterator
 import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
-from bigjax.data import sources, tokenizer as tokenizers
+from bigjax.data import sources
+from bigjax.data import tokenizer as tokenizers
 from bigjax.data.loader import TextData
 from bigjax.data.sources import Source
 from bigjax.data.store import SPLITS, Store, build_store, check_fractions, split_of
@@ -25,23 +26,34 @@ class Corpus:
     only between runs where it is equal.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, stores: dict[str, Store],
-                 weights: dict[str, float], seq_len: int, examples: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        stores: dict[str, Store],
+        weights: dict[str, float],
+        seq_len: int,
+        examples: Callable[..., Any],
+    ) -> None:
         self.tokenizer, self.stores, self.weights = tokenizer, stores, weights
         self._seq_len, self._examples = seq_len, examples
         self.fingerprint = _hash([store.key for store in stores.values()])
 
-    def split(self, name: str, batch_size: int, seed: int = 0,
-              shuffle: bool | None = None) -> Any:
+    def split(self, name: str, batch_size: int, seed: int = 0, shuffle: bool | None = None) -> Any:
         """The batches of 'train', 'valid' or 'test'.
 
         `shuffle` defaults to True for 'train', which is then endless, and False for the others,
         which then give every example once (see TextData). UserError if there is too little text.
         """
         streams = {source: store.split(name) for source, store in self.stores.items()}
-        return self._examples(streams, self.tokenizer, self._seq_len, batch_size, seed=seed,
-                              shuffle=name == "train" if shuffle is None else shuffle,
-                              weights=self.weights)
+        return self._examples(
+            streams,
+            self.tokenizer,
+            self._seq_len,
+            batch_size,
+            seed=seed,
+            shuffle=name == "train" if shuffle is None else shuffle,
+            weights=self.weights,
+        )
 
     def summary(self) -> str:
         """Documents, tokens and bytes of each source and split, one line each."""
@@ -49,17 +61,24 @@ class Corpus:
         for name, store in self.stores.items():
             for split in SPLITS:
                 stream = store.split(split)
-                lines.append(f"data: {name} {split:5s} {stream.n_documents:10,} documents "
-                             f"{stream.n_tokens:13,} tokens {stream.n_bytes / 1e6:10.2f} MB")
+                lines.append(
+                    f"data: {name} {split:5s} {stream.n_documents:10,} documents "
+                    f"{stream.n_tokens:13,} tokens {stream.n_bytes / 1e6:10.2f} MB"
+                )
             if store.stats["bad_utf8"]:
-                lines.append(f'data: {name}: {store.stats["bad_utf8"]:,} byte sequences were not '
-                             'UTF-8 and became U+FFFD (data.on_bad_utf8="refuse" names the first)')
-        return '\n'.join(lines)
+                lines.append(
+                    f"data: {name}: {store.stats['bad_utf8']:,} byte sequences were not "
+                    'UTF-8 and became U+FFFD (data.on_bad_utf8="refuse" names the first)'
+                )
+        return "\n".join(lines)
 
 
-def load_text(data: Any, log: Callable[[str], None] = print,
-              tokenizer: tokenizers.Tokenizer | None = None,
-              examples: Callable[..., Any] | None = None) -> Corpus:
+def load_text(
+    data: Any,
+    log: Callable[[str], None] = print,
+    tokenizer: tokenizers.Tokenizer | None = None,
+    examples: Callable[..., Any] | None = None,
+) -> Corpus:
     """Reads, splits and tokenizes `data.sources` once, and opens the result from the cache after.
 
     Args:
@@ -75,27 +94,45 @@ def load_text(data: Any, log: Callable[[str], None] = print,
     tokenizer = tokenizer or build_tokenizer(data, log)
     stores = {}
     for name, entry in entries.items():
+
         def documents(counts: dict[str, int], source: Source = entry) -> Iterator[str]:
             return sources.documents(source, data.on_bad_utf8, data.cache_dir, counts)
-        stores[name] = build_store(documents, content[name], tokenizer, data.valid_fraction,
-                                   data.test_fraction, data.cache_dir, name, log)
-    corpus = Corpus(tokenizer, stores, {name: entry.weight for name, entry in entries.items()},
-                    data.seq_len,
-                    examples or functools.partial(TextData, packing=data.packing))
+
+        stores[name] = build_store(
+            documents,
+            content[name],
+            tokenizer,
+            data.valid_fraction,
+            data.test_fraction,
+            data.cache_dir,
+            name,
+            log,
+        )
+    corpus = Corpus(
+        tokenizer,
+        stores,
+        {name: entry.weight for name, entry in entries.items()},
+        data.seq_len,
+        examples or functools.partial(TextData, packing=data.packing),
+    )
     log(corpus.summary())
-    log(f"data: tokenizer {tokenizer.kind} of {tokenizer.vocab_size:,} ids; fingerprint "
+    log(
+        f"data: tokenizer {tokenizer.kind} of {tokenizer.vocab_size:,} ids; fingerprint "
         f"{corpus.fingerprint}; cached in {data.cache_dir}; "
-        f"{time.monotonic() - begun:.1f} s")
+        f"{time.monotonic() - begun:.1f} s"
+    )
     return corpus
 
 
 def build_tokenizer(data: Any, log: Callable[[str], None] = print) -> tokenizers.Tokenizer:
     """The tokenizer of the config section `data`: loaded, or trained on its sources and cached."""
     entries, content = _entries(data)
-    trained_on = _hash([list(content.values()), data.valid_fraction, data.test_fraction,
-                        _SCAN_CHARS, _TRAIN_CHARS])
-    return tokenizers.build(data.tokenizer, data.cache_dir, lambda: _sample(data, entries),
-                            trained_on, log)
+    trained_on = _hash(
+        [list(content.values()), data.valid_fraction, data.test_fraction, _SCAN_CHARS, _TRAIN_CHARS]
+    )
+    return tokenizers.build(
+        data.tokenizer, data.cache_dir, lambda: _sample(data, entries), trained_on, log
+    )
 
 
 def _entries(data: Any) -> tuple[dict[str, Source], dict[str, str]]:
@@ -103,11 +140,14 @@ def _entries(data: Any) -> tuple[dict[str, Source], dict[str, str]]:
     # Sorted: a config that went through JSON gives the same mixture.
     entries = {name: sources.from_config(name, data.sources[name]) for name in sorted(data.sources)}
     if not entries:
-        raise UserError("data.sources is empty. Name at least one source, for example "
-                        'data.sources.docs = {"kind": "docstrings"}.')
+        raise UserError(
+            "data.sources is empty. Name at least one source, for example "
+            'data.sources.docs = {"kind": "docstrings"}.'
+        )
     check_fractions(data.valid_fraction, data.test_fraction)
-    return entries, {name: f"{sources.fingerprint(entry)} {data.on_bad_utf8}"
-                     for name, entry in entries.items()}
+    return entries, {
+        name: f"{sources.fingerprint(entry)} {data.on_bad_utf8}" for name, entry in entries.items()
+    }
 
 
 def _sample(data: Any, entries: dict[str, Source]) -> Iterator[str]:
@@ -117,7 +157,7 @@ def _sample(data: Any, entries: dict[str, Source]) -> Iterator[str]:
         n_chars = 0
         for text in sources.documents(source, data.on_bad_utf8, data.cache_dir):
             if split_of(text, data.valid_fraction, data.test_fraction) == "train":
-                chunks += (text[i:i + _CHUNK_CHARS] for i in range(0, len(text), _CHUNK_CHARS))
+                chunks += (text[i : i + _CHUNK_CHARS] for i in range(0, len(text), _CHUNK_CHARS))
                 n_chars += len(text)
             if n_chars >= _SCAN_CHARS:
                 break

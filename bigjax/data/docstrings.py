@@ -5,16 +5,16 @@ installed, so it has a `fingerprint`; do not compare losses between two of them.
 """
 
 import hashlib
+from importlib import metadata
 import importlib.util
 import json
 import os
+from pathlib import Path
 import platform
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from importlib import metadata
-from pathlib import Path
 from typing import NamedTuple
 
 from bigjax.data import _docstring_worker
@@ -24,9 +24,24 @@ from bigjax.errors import UserError
 PACKAGES = ("jax", "numpy", "scipy", "flax", "optax", "orbax", "grain", "etils")
 # Dependencies under another name than the one they are installed by.
 _DISTRIBUTIONS = {"orbax": "orbax-checkpoint"}
-_CLUTTER = frozenset({
-    "test", "tests", "testing", "idlelib", "lib2to3", "turtledemo", "ensurepip", "pydoc_data",
-    "site-packages", "dist-packages", "_vendor", "_vendored", "vendored", "third_party"})
+_CLUTTER = frozenset(
+    {
+        "test",
+        "tests",
+        "testing",
+        "idlelib",
+        "lib2to3",
+        "turtledemo",
+        "ensurepip",
+        "pydoc_data",
+        "site-packages",
+        "dist-packages",
+        "_vendor",
+        "_vendored",
+        "vendored",
+        "third_party",
+    }
+)
 _MIN_CHARS = 20  # 'Inherited.' and the like teach nothing
 _FORMAT = 2  # raise it when the same packages would give other records
 
@@ -41,7 +56,7 @@ class Record(NamedTuple):
     @property
     def text(self) -> str:
         """The document: the dotted name, an empty line, the docstring."""
-        return f'{self.name}\n\n{self.doc}'
+        return f"{self.name}\n\n{self.doc}"
 
 
 def fingerprint() -> str:
@@ -50,7 +65,7 @@ def fingerprint() -> str:
     for package in PACKAGES:
         if _package_folder(package):
             versions.append(f"{package} {_version(package)}")
-    return hashlib.sha256('\n'.join(versions).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(versions).encode()).hexdigest()[:16]
 
 
 def records(cache_dir: str = "~/.cache/bigjax", processes: int | None = None) -> list[Record]:
@@ -74,8 +89,9 @@ def records(cache_dir: str = "~/.cache/bigjax", processes: int | None = None) ->
     if not kept:
         raise UserError(
             'source kind "docstrings": found no docstring in the standard library nor in '
-            f'{", ".join(PACKAGES)} (was Python installed without its .py files?). '
-            'Set data.sources to text of your own: kind "text" and a path.')
+            f"{', '.join(PACKAGES)} (was Python installed without its .py files?). "
+            'Set data.sources to text of your own: kind "text" and a path.'
+        )
     write_atomically(path, json.dumps(kept).encode())
     return kept
 
@@ -104,8 +120,11 @@ def python_files() -> list[list[str]]:
         folder = _package_folder(package)
         if folder:
             roots.append((package, package, folder))
-    return [[library, module, str(path)]
-            for library, prefix, root in roots for module, path in _modules(root, prefix)]
+    return [
+        [library, module, str(path)]
+        for library, prefix, root in roots
+        for module, path in _modules(root, prefix)
+    ]
 
 
 def _modules(root: Path, prefix: str) -> list[tuple[str, Path]]:
@@ -151,7 +170,7 @@ def _parse(jobs: list[list[str]], processes: int) -> list[Record]:
         parts = [_docstring_worker.read_files(jobs)]
     found = [Record(*fields) for part in parts for fields in part]
     rank = {}  # children took turns through the list: put their records in its order again
-    for library, module, _ in jobs:
+    for library, _, _ in jobs:
         rank.setdefault(library, len(rank))
     return sorted(found, key=lambda record: (rank[record.library], record.name, record.doc))
 
@@ -176,8 +195,7 @@ def _start_and_collect(shares: list[list[list[str]]]) -> list[list[list[str]]]:
             stdin, stdout = tempfile.TemporaryFile(), tempfile.TemporaryFile()
             stdin.write(json.dumps(share).encode())
             stdin.seek(0)
-            child = subprocess.Popen(command, stdin=stdin, stdout=stdout,
-                                     stderr=subprocess.DEVNULL)
+            child = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL)
             running.append((share, child, stdout))
         return [_collect(*one) for one in running]
     finally:

@@ -1,8 +1,8 @@
 """From labelled rows to ids: `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`, and their labels."""
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ class Examples:
 
     def words_of(self, i: int) -> np.ndarray:
         """tag: the column of each word's first piece, int32 [words]; fewer if it was cut."""
-        return self.words[self.word_offsets[i]:self.word_offsets[i + 1]]
+        return self.words[self.word_offsets[i] : self.word_offsets[i + 1]]
 
     def spans_of(self, i: int) -> np.ndarray:
         """answer: the characters [from, to) of the row's context at each column, int32
@@ -55,12 +55,19 @@ class Examples:
         first = int(self.second[i])
         n = len(spans) - 1 - first
         begin = int(self.context_from[i])
-        spans[first:first + n] = self.context_spans[self.context[i]][begin:begin + n]
+        spans[first : first + n] = self.context_spans[self.context[i]][begin : begin + n]
         return spans
 
 
-def encode_rows(rows: Sequence[dict[str, Any]], data: Any, kind: str, labels: Sequence[str],
-                tokenizer: Tokenizer, *, with_labels: bool) -> Examples:
+def encode_rows(
+    rows: Sequence[dict[str, Any]],
+    data: Any,
+    kind: str,
+    labels: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    with_labels: bool,
+) -> Examples:
     """The examples of `rows`, as `rows.read_rows` gives them.
 
     Args:
@@ -74,17 +81,21 @@ def encode_rows(rows: Sequence[dict[str, Any]], data: Any, kind: str, labels: Se
     unknown label, no number where "regress" needs one, and an answer that is not in its context.
     """
     if data.seq_len < _MIN_SEQ_LEN:
-        raise UserError(f"data.seq_len is {data.seq_len}; labelled examples need at least "
-                        f"{_MIN_SEQ_LEN} tokens.")
+        raise UserError(
+            f"data.seq_len is {data.seq_len}; labelled examples need at least "
+            f"{_MIN_SEQ_LEN} tokens."
+        )
     if kind == "answer":
         return _encode_answers(rows, data, tokenizer, with_labels)
     if kind == "tag":
         return _encode_tags(rows, data, labels, tokenizer, with_labels)
     examples = _encode_texts(rows, data, tokenizer)
     if with_labels:
-        examples.label = (_numbers(rows) if kind == "regress" else
-                          _indices([row["label"] for row in rows], labels,
-                                   lambda i: rows[i]["where"]))
+        examples.label = (
+            _numbers(rows)
+            if kind == "regress"
+            else _indices([row["label"] for row in rows], labels, lambda i: rows[i]["where"])
+        )
     return examples
 
 
@@ -105,8 +116,13 @@ def _encode_texts(rows: Sequence[dict], data: Any, tokenizer: Tokenizer) -> Exam
     for x, y, n, m in zip(first, second, a.tolist(), b.tolist()):
         parts += (cls, x[:n], sep) if y is None else (cls, x[:n], sep, y[:m], sep)
     lengths = a + b + seq_len - room
-    return Examples(_joined(parts), _offsets(lengths), (a + 2).astype(np.int32),
-                    np.arange(len(rows), dtype=np.int32), **cut)
+    return Examples(
+        _joined(parts),
+        _offsets(lengths),
+        (a + 2).astype(np.int32),
+        np.arange(len(rows), dtype=np.int32),
+        **cut,
+    )
 
 
 def _cut(a: np.ndarray, b: np.ndarray, room: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -119,14 +135,17 @@ def _cut(a: np.ndarray, b: np.ndarray, room: np.ndarray) -> tuple[np.ndarray, np
     return np.where(fits, a, cut_a), np.where(fits, b, cut_b)
 
 
-def _encode_tags(rows: Sequence[dict], data: Any, labels: Sequence[str], tokenizer: Tokenizer,
-                 with_labels: bool) -> Examples:
+def _encode_tags(
+    rows: Sequence[dict], data: Any, labels: Sequence[str], tokenizer: Tokenizer, with_labels: bool
+) -> Examples:
     seq_len = data.seq_len
     vocabulary = list(dict.fromkeys(word for row in rows for word in row["tokens"]))
     # A word of characters that the tokenizer drops has a position all the same.
     nothing = np.array([getattr(tokenizer, "unk_id", tokenizer.pad_id)], np.int32)
-    pieces = {word: ids if len(ids) else nothing
-              for word, ids in zip(vocabulary, tokenizer.encode_batch(vocabulary))}
+    pieces = {
+        word: ids if len(ids) else nothing
+        for word, ids in zip(vocabulary, tokenizer.encode_batch(vocabulary))
+    }
     words = [[pieces[word] for word in row["tokens"]] for row in rows]
     lengths = np.array([2 + sum(map(len, row)) for row in words], np.int64)
     cut = _check_lengths(lengths, rows, seq_len, data.truncate)
@@ -135,30 +154,48 @@ def _encode_tags(rows: Sequence[dict], data: Any, labels: Sequence[str], tokeniz
     for row in words:
         begins = np.cumsum([1, *map(len, row)])[:-1]
         columns.append(begins[begins < seq_len - 1].astype(np.int32))
-        parts += (cls, np.concatenate(row)[:seq_len - 2], sep)
+        parts += (cls, np.concatenate(row)[: seq_len - 2], sep)
     lengths = np.minimum(lengths, seq_len)
-    examples = Examples(_joined(parts), _offsets(lengths), lengths.astype(np.int32),
-                        np.arange(len(rows), dtype=np.int32), words=_joined(columns),
-                        word_offsets=_offsets([len(row) for row in columns]), **cut)
+    examples = Examples(
+        _joined(parts),
+        _offsets(lengths),
+        lengths.astype(np.int32),
+        np.arange(len(rows), dtype=np.int32),
+        words=_joined(columns),
+        word_offsets=_offsets([len(row) for row in columns]),
+        **cut,
+    )
     if with_labels:
         place = np.repeat(examples.offsets[:-1], np.diff(examples.word_offsets)) + examples.words
         kept = np.diff(examples.word_offsets).tolist()
         tags = [tag for row, n in zip(rows, kept) for tag in row["tags"][:n]]
         examples.token_labels = np.full(len(examples.tokens), -1, np.int32)
-        examples.token_labels[place] = _indices(tags, labels, lambda i: rows[
-            int(np.searchsorted(examples.word_offsets, i, "right")) - 1]["where"])
+        examples.token_labels[place] = _indices(
+            tags,
+            labels,
+            lambda i: rows[int(np.searchsorted(examples.word_offsets, i, "right")) - 1]["where"],
+        )
     return examples
 
 
-def _encode_answers(rows: Sequence[dict], data: Any, tokenizer: Tokenizer,
-                    with_labels: bool) -> Examples:
+def _encode_answers(
+    rows: Sequence[dict], data: Any, tokenizer: Tokenizer, with_labels: bool
+) -> Examples:
     if not hasattr(tokenizer, "encode_with_offsets"):
-        raise UserError(f"answers need a tokenizer that knows where its pieces stand in the text: "
-                        f'data.tokenizer.kind="wordpiece", not "{tokenizer.kind}".')
+        raise UserError(
+            f"answers need a tokenizer that knows where its pieces stand in the text: "
+            f'data.tokenizer.kind="wordpiece", not "{tokenizer.kind}".'
+        )
     most = data.seq_len // 2 - 3  # at least half is the context's
     questions = tokenizer.encode_batch([row["question"] for row in rows])
-    cut = _check_lengths(np.array([len(ids) + 3 for ids in questions], np.int64), rows, most + 3,
-                         data.truncate, "question", ", which may take half of data.seq_len,")
+    cut = _check_lengths(
+        np.array([len(ids) + 3 for ids in questions], np.int64),
+        rows,
+        most + 3,
+        data.truncate,
+        "question",
+        ", which may take half of data.seq_len,",
+    )
     unique = {context: i for i, context in enumerate(dict.fromkeys(r["context"] for r in rows))}
     contexts = tokenizer.encode_with_offsets(list(unique))
     cls, sep = np.array([tokenizer.bos_id]), np.array([tokenizer.eos_id])
@@ -170,16 +207,23 @@ def _encode_answers(rows: Sequence[dict], data: Any, tokenizer: Tokenizer,
         room, first = data.seq_len - len(question) - 3, len(question) + 2
         for begin in _windows(len(ids), room, data.doc_stride):
             n = min(room, len(ids) - begin)
-            parts += (cls, question, sep, ids[begin:begin + n], sep)
+            parts += (cls, question, sep, ids[begin : begin + n], sep)
             inside = answer is not None and begin <= answer[0] and answer[1] < begin + n
             start, end = (place - begin + first for place in answer) if inside else (0, 0)
             table.append((first + n + 1, first, i, start, end, which, begin))
     columns = np.array(table, np.int32).reshape(-1, 7).T
-    return Examples(_joined(parts), _offsets(columns[0]), columns[1], columns[2],
-                    start=columns[3] if with_labels else None,
-                    end=columns[4] if with_labels else None,
-                    context_spans=[spans for _, spans in contexts], context=columns[5],
-                    context_from=columns[6], **cut)
+    return Examples(
+        _joined(parts),
+        _offsets(columns[0]),
+        columns[1],
+        columns[2],
+        start=columns[3] if with_labels else None,
+        end=columns[4] if with_labels else None,
+        context_spans=[spans for _, spans in contexts],
+        context=columns[5],
+        context_from=columns[6],
+        **cut,
+    )
 
 
 def _windows(n: int, room: int, stride: int) -> list[int]:
@@ -201,27 +245,43 @@ def _answer_tokens(row: dict, spans: np.ndarray) -> tuple[int, int] | None:
         touched = np.flatnonzero((spans[:, 1] > begin) & (spans[:, 0] < begin + len(text)))
         if len(touched):
             return int(touched[0]), int(touched[-1])
-    raise UserError(f'{row["where"]}: the answer {text[:60]!r} is not in its context. It has to '
-                    "be there word for word; no answer is an empty list.")
+    raise UserError(
+        f"{row['where']}: the answer {text[:60]!r} is not in its context. It has to "
+        "be there word for word; no answer is an empty list."
+    )
 
 
-def _check_lengths(lengths: np.ndarray, rows: Sequence[dict], limit: int, truncate: bool,
-                   what: str = "text", remark: str = "") -> dict[str, Any]:
+def _check_lengths(
+    lengths: np.ndarray,
+    rows: Sequence[dict],
+    limit: int,
+    truncate: bool,
+    what: str = "text",
+    remark: str = "",
+) -> dict[str, Any]:
     """n_cut and cut of Examples. UserError if one is too long and truncate is False."""
     over = np.flatnonzero(lengths > limit)
     if len(over) and not truncate:
         i = int(over[0])
         raise UserError(
-            f'{rows[i]["where"]}: the {what}{remark} is {lengths[i]:,} tokens long and {limit:,} '
+            f"{rows[i]['where']}: the {what}{remark} is {lengths[i]:,} tokens long and {limit:,} "
             f"are allowed, special ones included; {len(over):,} of {len(rows):,} are too long. Set "
             "data.truncate=True to cut them at their end, or raise data.seq_len (the longest has "
-            f"{lengths.max():,}).")
-    return {"n_cut": len(over), "cut": "" if not len(over) else (
-        f"{len(over):,} of {len(rows):,} {what}s are cut to {limit:,} tokens (data.truncate)")}
+            f"{lengths.max():,})."
+        )
+    return {
+        "n_cut": len(over),
+        "cut": ""
+        if not len(over)
+        else (
+            f"{len(over):,} of {len(rows):,} {what}s are cut to {limit:,} tokens (data.truncate)"
+        ),
+    }
 
 
-def _indices(names: Sequence[str], labels: Sequence[str],
-             where: Callable[[int], str]) -> np.ndarray:
+def _indices(
+    names: Sequence[str], labels: Sequence[str], where: Callable[[int], str]
+) -> np.ndarray:
     """int32: the index of each name in `labels`; where(i) says whose it is."""
     table = {label: i for i, label in enumerate(labels)}
     found = np.array([table.get(name, -1) for name in names], np.int32)
@@ -229,9 +289,11 @@ def _indices(names: Sequence[str], labels: Sequence[str],
     if len(unknown):
         i = int(unknown[0])
         shown = ", ".join(map(repr, labels[:20])) + (", ..." if len(labels) > 20 else "")
-        raise UserError(f"{where(i)}: the label {names[i]!r} is not one of the {len(labels)} "
-                        f"known ones: {shown or 'none'}. Correct it, or give the training data an "
-                        "example of it.")
+        raise UserError(
+            f"{where(i)}: the label {names[i]!r} is not one of the {len(labels)} "
+            f"known ones: {shown or 'none'}. Correct it, or give the training data an "
+            "example of it."
+        )
     return found
 
 
@@ -243,8 +305,10 @@ def _numbers(rows: Sequence[dict]) -> np.ndarray:
         except ValueError:
             number = float("nan")
         if not abs(number) < 3e38:  # of float32; false for nan too
-            raise UserError(f'{row["where"]}: the label {row["label"]!r} is not a number, and '
-                            "regress needs one. Correct it, or use the task for classes.")
+            raise UserError(
+                f"{row['where']}: the label {row['label']!r} is not a number, and "
+                "regress needs one. Correct it, or use the task for classes."
+            )
         found[i] = number
     return found
 

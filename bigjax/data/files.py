@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-import secrets
 from pathlib import Path
+import secrets
 from typing import Any
 
 from bigjax.errors import UserError
@@ -27,7 +27,8 @@ def cache_folder(cache_dir: str, *parts: str) -> Path:
     except OSError as e:
         raise UserError(
             f"cannot create the folder {folder} of data.cache_dir={cache_dir!r}: "
-            f"{e.strerror or e}. Set data.cache_dir to a folder you can write to.") from None
+            f"{e.strerror or e}. Set data.cache_dir to a folder you can write to."
+        ) from None
     return folder
 
 
@@ -44,7 +45,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as e:
         raise UserError(
             f"cannot write {path}: {e.strerror or e}. Make room there, or set data.cache_dir "
-            "to a folder on another disk.") from None
+            "to a folder on another disk."
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -61,9 +63,9 @@ def fingerprint_files(paths: list[Any]) -> str:
     whole = sum(sizes) <= _HASH_WHOLE_BYTES
     digest = hashlib.sha256()
     for path, stat, size in zip(paths, stats, sizes):
-        digest.update(f'{size}\n'.encode())
+        digest.update(f"{size}\n".encode())
         if not whole:
-            digest.update(f'{_modified(stat)}\n'.encode())
+            digest.update(f"{_modified(stat)}\n".encode())
         with path.open("rb") as f:
             if whole:
                 digest.update(f.read())

@@ -3,13 +3,13 @@
 import ast
 import bisect
 import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import datetime
 import itertools
 import json
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+import warnings
 
 import numpy as np
 
@@ -26,8 +26,9 @@ _LOOK_BACK = 64  # how many of a tag's latest headlines are candidates for the h
 _USES_FORMAT = 1  # raise it when the same packages would give other counts
 
 
-def read_headlines(spec: str, data: Any, *, with_headlines: bool = True,
-                   with_clicks: bool = True) -> list[dict[str, Any]]:
+def read_headlines(
+    spec: str, data: Any, *, with_headlines: bool = True, with_clicks: bool = True
+) -> list[dict[str, Any]]:
     """The rows of one of `data.train`, `data.valid`, `data.test`, or of articles to write for.
 
     A row has, whatever `data.columns` calls them in the file: headline and article, texts ("" for
@@ -58,24 +59,37 @@ def read_headlines(spec: str, data: Any, *, with_headlines: bool = True,
     columns = data.columns
     needed = {"headline": with_headlines, "article": not with_headlines}
     for name in (name for name in needed if needed[name] and not columns[name]):
-        raise UserError(f"data.columns.{name} is empty, and rows need it. Set it to the name (or, "
-                        "without a header, the number from 0) of that column.")
-    names = {name: columns[name] for name in (
-        "headline", "article", "clicks", "impressions", "published", "tags") if columns[name]}
+        raise UserError(
+            f"data.columns.{name} is empty, and rows need it. Set it to the name (or, "
+            "without a header, the number from 0) of that column."
+        )
+    names = {
+        name: columns[name]
+        for name in ("headline", "article", "clicks", "impressions", "published", "tags")
+        if columns[name]
+    }
     texts = [name for name in ("headline", "article", "published") if name in names]
     required = [name for name in texts if with_headlines or name == "article"]
-    kinds = {columns.published: "label", columns.tags: "names"} if with_headlines else {
-        columns.tags: "names"}
-    table = read_table(spec, [names[name] for name in required], kinds,
-                       [names[name] for name in names if name not in required])
+    kinds = (
+        {columns.published: "label", columns.tags: "names"}
+        if with_headlines
+        else {columns.tags: "names"}
+    )
+    table = read_table(
+        spec,
+        [names[name] for name in required],
+        kinds,
+        [names[name] for name in names if name not in required],
+    )
     if with_headlines:
         optional = ("clicks", "impressions", "tags") if with_clicks else ("tags",)
         _check_columns({name: names[name] for name in optional if name in names}, table, spec)
     return [_row({name: row[column] for name, column in names.items()}, row) for row in table]
 
 
-def read_parts(data: Any, with_clicks: bool = True,
-               log: Callable[[str], None] = print) -> dict[str, list[dict[str, Any]]]:
+def read_parts(
+    data: Any, with_clicks: bool = True, log: Callable[[str], None] = print
+) -> dict[str, list[dict[str, Any]]]:
     """The rows of 'train', 'valid' and 'test', as `read_headlines` gives them, and each its "time".
 
     An empty `data.valid` is the `data.valid_fraction` of the training rows, chosen by a hash of
@@ -89,21 +103,27 @@ def read_parts(data: Any, with_clicks: bool = True,
     """
     check_fractions(data.valid_fraction, data.test_fraction)
     if not data.train:
-        raise UserError("data.train is empty. Set it to a file with headlines and articles, such "
-                        f'as "train.jsonl", or to "{DOCSTRINGS}".')
+        raise UserError(
+            "data.train is empty. Set it to a file with headlines and articles, such "
+            f'as "train.jsonl", or to "{DOCSTRINGS}".'
+        )
     own = {part: data[part] for part in ("valid", "test") if data[part] not in ("", data.train)}
-    parts = {part: _timed(read_headlines(spec, data, with_clicks=with_clicks), math.inf)
-             for part, spec in own.items()}
+    parts = {
+        part: _timed(read_headlines(spec, data, with_clicks=with_clicks), math.inf)
+        for part, spec in own.items()
+    }
     parts |= {part: [] for part in SPLITS if part not in own}
-    fractions = [0. if part in own else data[f"{part}_fraction"] for part in ("valid", "test")]
+    fractions = [0.0 if part in own else data[f"{part}_fraction"] for part in ("valid", "test")]
     for row in _timed(read_headlines(data.train, data, with_clicks=with_clicks)):
         parts[split_of(row["article"] or row["headline"], *fractions)].append(row)
     seen: set[tuple[str, str]] = set()
     for part in ("test", "valid", "train"):
         kept = [row for row in parts[part] if _pair(row) not in seen]
         if len(kept) < len(parts[part]):
-            log(f"data: {part}: {len(parts[part]) - len(kept):,} of {len(parts[part]):,} rows are "
-                "held out in another split too, and are left out here")
+            log(
+                f"data: {part}: {len(parts[part]) - len(kept):,} of {len(parts[part]):,} rows are "
+                "held out in another split too, and are left out here"
+            )
         parts[part] = kept
         seen |= {_pair(row) for row in kept}
     return {part: parts[part] for part in SPLITS}
@@ -133,7 +153,7 @@ class History:
         for tag in set(row["tags"]):
             places = self._of_tag.get(tag, [])
             stop = bisect.bisect_left(places, end)
-            shared.update(places[max(0, stop - _LOOK_BACK):stop])
+            shared.update(places[max(0, stop - _LOOK_BACK) : stop])
         ranked: Iterable[int] = sorted(shared, key=lambda i: (-shared[i], -i))
         if not row["tags"]:
             ranked = range(end - 1, -1, -1)
@@ -163,8 +183,8 @@ class ClickRates:
         self._smoothing = smoothing
         self._per_impression = any(row["impressions"] is not None for row in rows)
         known = [row for row in rows if n_buckets and self._known(row)]
-        shown = sum(row["impressions"] if self._per_impression else 1. for row in known)
-        self.mean = sum(row["clicks"] for row in known) / max(shown, 1.)
+        shown = sum(row["impressions"] if self._per_impression else 1.0 for row in known)
+        self.mean = sum(row["clicks"] for row in known) / max(shown, 1.0)
         self.known = bool(known)
         rates = [self._rate(row) for row in known]
         cuts = np.arange(1, n_buckets) / max(n_buckets, 1)
@@ -173,12 +193,14 @@ class ClickRates:
         n = len(self.boundaries)
         self._buckets = 1 + np.rint(np.arange(n + 1) * (n_buckets - 1) / max(n, 1)).astype(np.int32)
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]
-                 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __call__(
+        self, rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Bucket int32 [n] (0 unknown), rate float32 [n] (0 unknown), known float32 [n]."""
         known = np.array([self.known and self._known(row) for row in rows], bool)
-        rates = np.array([self._rate(row) if is_known else 0. for row, is_known in
-                          zip(rows, known)], np.float64)
+        rates = np.array(
+            [self._rate(row) if is_known else 0.0 for row, is_known in zip(rows, known)], np.float64
+        )
         buckets = self._buckets[np.searchsorted(self.boundaries, rates, "right")]
         buckets = np.where(known, buckets, 0).astype(np.int32)
         return buckets, rates.astype(np.float32), known.astype(np.float32)
@@ -188,7 +210,7 @@ class ClickRates:
 
     def _rate(self, row: Mapping[str, Any]) -> float:
         if not self._per_impression:
-            return row["clicks"] / (self.mean or 1.)
+            return row["clicks"] / (self.mean or 1.0)
         a = self._smoothing
         return (row["clicks"] + a * self.mean) / (row["impressions"] + a)
 
@@ -208,9 +230,11 @@ def _check_columns(names: dict[str, str], table: Sequence[dict], path: str) -> N
     for name, column in names.items():
         if not any(column in row["row"] for row in table):
             found = ", ".join(map(repr, table[0]["row"]))
-            raise UserError(f"{path}: no column {column!r} for {name}; found {found}. Set "
-                            f"data.columns.{name} to one of them, or data.columns.{name}='' if "
-                            "there is none.")
+            raise UserError(
+                f"{path}: no column {column!r} for {name}; found {found}. Set "
+                f"data.columns.{name} to one of them, or data.columns.{name}='' if "
+                "there is none."
+            )
 
 
 def _row(found: dict[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,8 +255,10 @@ def _count(text: str | None, name: str, where: str) -> float | None:
     except ValueError:
         number = math.nan
     if not 0 <= number < math.inf:  # false for nan too
-        raise UserError(f"{where}: {name} is {text!r}; it has to be a number of at least 0, or "
-                        f"empty where it is not known. Correct it, or set data.columns.{name}=''.")
+        raise UserError(
+            f"{where}: {name} is {text!r}; it has to be a number of at least 0, or "
+            f"empty where it is not known. Correct it, or set data.columns.{name}=''."
+        )
     return number
 
 
@@ -248,10 +274,12 @@ def _time(text: str | None, where: str) -> float | None:
     try:
         found = datetime.datetime.fromisoformat(text)
     except ValueError:
-        raise UserError(f"{where}: published is {text!r}; it has to be a number or an ISO 8601 "
-                        'date, such as "2024-05-01" or "2024-05-01 12:30". Correct it, or set '
-                        "data.columns.published='' to go by the order of the file.") from None
-    return (found if found.tzinfo else found.replace(tzinfo=datetime.timezone.utc)).timestamp()
+        raise UserError(
+            f"{where}: published is {text!r}; it has to be a number or an ISO 8601 "
+            'date, such as "2024-05-01" or "2024-05-01 12:30". Correct it, or set '
+            "data.columns.published='' to go by the order of the file."
+        ) from None
+    return (found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp()
 
 
 def _docstring_rows(spec: str, data: Any, with_clicks: bool) -> list[dict[str, Any]]:
@@ -261,18 +289,27 @@ def _docstring_rows(spec: str, data: Any, with_clicks: bool) -> list[dict[str, A
     uses = _cached_uses(records, data.cache_dir) if with_clicks else {}
     rows = []
     for record in records:
-        title, _, body = record.doc.strip().partition('\n')
+        title, _, body = record.doc.strip().partition("\n")
         if len(body.strip()) >= _MIN_BODY_CHARS:
             clicks, impressions = map(float, uses[record.name]) if uses else (None, None)
-            rows.append({"headline": title.strip(), "article": body.strip(),
-                         "clicks": clicks, "impressions": impressions,
-                         "published": None, "tags": [record.library],
-                         "where": f"docstring of {record.name}", "row": record._asdict()})
+            rows.append(
+                {
+                    "headline": title.strip(),
+                    "article": body.strip(),
+                    "clicks": clicks,
+                    "impressions": impressions,
+                    "published": None,
+                    "tags": [record.library],
+                    "where": f"docstring of {record.name}",
+                    "row": record._asdict(),
+                }
+            )
     return rows
 
 
-def _cached_uses(records: Sequence[docstrings.Record],
-                 cache_dir: str) -> Mapping[str, Sequence[int]]:
+def _cached_uses(
+    records: Sequence[docstrings.Record], cache_dir: str
+) -> Mapping[str, Sequence[int]]:
     names = sorted({record.name for record in records})
     key = hash_of(f"uses {_USES_FORMAT}", *names, docstrings.fingerprint())
     path = cache_folder(cache_dir) / f"docstring-uses-{key}.json"
@@ -287,8 +324,9 @@ def _cached_uses(records: Sequence[docstrings.Record],
     return uses
 
 
-def count_uses(files: Iterable[tuple[str, str]],
-               names: Iterable[str]) -> dict[str, tuple[int, int]]:
+def count_uses(
+    files: Iterable[tuple[str, str]], names: Iterable[str]
+) -> dict[str, tuple[int, int]]:
     """{name: (uses, files)} of dotted names, in the files that import its package or are in it.
 
     Args:
@@ -308,8 +346,9 @@ def count_uses(files: Iterable[tuple[str, str]],
             n_files[package] += 1
             for name in found.keys() & wanted[package]:
                 uses[package][name] += found[name]
-    return {name: (uses[package][last], n_files[package])
-            for name, (package, last) in short.items()}
+    return {
+        name: (uses[package][last], n_files[package]) for name, (package, last) in short.items()
+    }
 
 
 def _reads(path: str) -> tuple[collections.Counter, set[str]]:

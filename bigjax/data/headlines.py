@@ -6,12 +6,12 @@ encoder. Everything that is learnt here (click statistics, hot words, the histor
 vocabulary) comes from the training split alone.
 """
 
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,14 +37,23 @@ class HeadlineOptions:
     headline_len: int = 24  # T: tokens of the headline and its end
     n_history: int = 2  # previous headlines, at most; half of the source, or what else is free
     click_buckets: int = 8  # equal parts of the training rows by click rate; 0: no clicks
-    click_smoothing: float = 100.  # impressions at the mean rate that every row has besides its own
+    click_smoothing: float = (
+        100.0  # impressions at the mean rate that every row has besides its own
+    )
     hot_words: int = 200  # words in the dictionary; 0: none
     hot_words_file: str = ""  # a file of them (see read_hot_words); "": found in the training rows
     hot_per_example: int = 8  # K: tokens of hot words that an example has
 
     def __post_init__(self) -> None:
-        least = {"article_len": 8, "headline_len": 2, "n_history": 0, "click_buckets": 0,
-                 "click_smoothing": 0, "hot_words": 0, "hot_per_example": 0}
+        least = {
+            "article_len": 8,
+            "headline_len": 2,
+            "n_history": 0,
+            "click_buckets": 0,
+            "click_smoothing": 0,
+            "hot_words": 0,
+            "hot_per_example": 0,
+        }
         for name, value in least.items():
             if not value <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}; it has to be at least {value}.")
@@ -77,8 +86,16 @@ class HeadlineData:
     training); `n_batches`, its whole batches, in evaluation all.
     """
 
-    def __init__(self, examples: HeadlineExamples, pad_id: int, article_len: int, batch_size: int,
-                 seed: int = 0, shuffle: bool = True, name: str = "train") -> None:
+    def __init__(
+        self,
+        examples: HeadlineExamples,
+        pad_id: int,
+        article_len: int,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        name: str = "train",
+    ) -> None:
         """`name` is for messages and `examples_at`. UserError for less than a batch of data."""
         self.examples, self.n_examples, self.name = examples, len(examples), name
         self.batch_size, self.shuffle = int(batch_size), shuffle
@@ -91,11 +108,12 @@ class HeadlineData:
             raise UserError(
                 f"too little data for one batch: the {name} data has {self.n_examples:,} examples, "
                 f"and a batch takes {self.batch_size:,}. Lower train.batch_size to that, or give "
-                "more data.")
+                "more data."
+            )
         whole = self.n_examples / self.batch_size
         self.epoch_steps: float = whole if shuffle else math.ceil(whole)
         self.n_batches = math.floor(whole) if shuffle else math.ceil(whole)
-        self._order = Order([len(examples)], [1.], seed) if shuffle else InTurn([len(examples)])
+        self._order = Order([len(examples)], [1.0], seed) if shuffle else InTurn([len(examples)])
 
     def batch_at(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
         """Batch `step`, or its `rows`: a contiguous slice of the global batch for one host.
@@ -116,14 +134,17 @@ class HeadlineData:
         which, n = self._order(at)[1], len(at)
         given = self.examples
         ends = np.arange(given.tokens.shape[1])
-        batch = {"tokens": _padded(given.tokens[which], n, self._pad_id),
-                 "weights": _padded(ends < given.n_tokens[which][:, None], n, 0, np.float32),
-                 "hot": _padded(given.hot[which], n, self._pad_id),
-                 "example": _padded(which, n, -1, np.int32)}
+        batch = {
+            "tokens": _padded(given.tokens[which], n, self._pad_id),
+            "weights": _padded(ends < given.n_tokens[which][:, None], n, 0, np.float32),
+            "hot": _padded(given.hot[which], n, self._pad_id),
+            "example": _padded(which, n, -1, np.int32),
+        }
         for name in ("clicks", "click_rate", "click_weight", "hot_mask"):
             batch[name] = _padded(getattr(given, name)[which], n, 0)
-        return batch | _padded_sources(given.source, given.offsets, given.history, which, n,
-                                       self._article_len, self._pad_id)
+        return batch | _padded_sources(
+            given.source, given.offsets, given.history, which, n, self._article_len, self._pad_id
+        )
 
     def examples_at(self, step: int) -> list[str]:
         """Which examples batch `step` holds, as SPLIT:INDEX, in order."""
@@ -140,18 +161,32 @@ class Headlines:
     only between runs where it is equal.
     """
 
-    def __init__(self, tokenizer: WordPiece, options: HeadlineOptions, hot_words: dict[str, float],
-                 history: History, click_rates: ClickRates, rows: dict[str, list],
-                 examples: dict[str, HeadlineExamples]) -> None:
+    def __init__(
+        self,
+        tokenizer: WordPiece,
+        options: HeadlineOptions,
+        hot_words: dict[str, float],
+        history: History,
+        click_rates: ClickRates,
+        rows: dict[str, list],
+        examples: dict[str, HeadlineExamples],
+    ) -> None:
         self.tokenizer, self.options, self.hot_words = tokenizer, options, hot_words
         self.history, self.click_rates = history, click_rates
         self._rows, self._examples = rows, examples
-        digest = hashlib.sha256(json.dumps([
-            _FORMAT, dataclasses.astuple(options), tokenizer.fingerprint]).encode())
+        digest = hashlib.sha256(
+            json.dumps([_FORMAT, dataclasses.astuple(options), tokenizer.fingerprint]).encode()
+        )
         for name, part in examples.items():
             digest.update(f"{name} {len(part)}".encode())
-            for array in (part.source, part.offsets, part.tokens, part.click_rate, part.clicks,
-                          part.hot):
+            for array in (
+                part.source,
+                part.offsets,
+                part.tokens,
+                part.click_rate,
+                part.clicks,
+                part.hot,
+            ):
                 digest.update(np.ascontiguousarray(array).tobytes())
         self.fingerprint = digest.hexdigest()[:16]
 
@@ -160,39 +195,60 @@ class Headlines:
         example once, in order), `batch_size` rows each. UserError if there is too little data.
         """
         if not self.rows(name):
-            remedy = ("Lower data.valid_fraction and data.test_fraction" if name == "train" else
-                      f"Raise data.{name}_fraction, set data.{name} to data of its own")
-            raise UserError(f"the {name} data is empty: no row fell into it. {remedy}, or give "
-                            "more rows.")
-        return HeadlineData(self._examples[name], self.tokenizer.pad_id, self.options.article_len,
-                            batch_size, seed or 0, name == "train", name)
+            remedy = (
+                "Lower data.valid_fraction and data.test_fraction"
+                if name == "train"
+                else f"Raise data.{name}_fraction, set data.{name} to data of its own"
+            )
+            raise UserError(
+                f"the {name} data is empty: no row fell into it. {remedy}, or give more rows."
+            )
+        return HeadlineData(
+            self._examples[name],
+            self.tokenizer.pad_id,
+            self.options.article_len,
+            batch_size,
+            seed or 0,
+            name == "train",
+            name,
+        )
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of a split, as `read_parts` gives them: headline, article, clicks,
         impressions, ...; a batch's `example` counts in them."""
         if name not in self._rows:
-            raise UserError(f'there is no split {name!r}; read were {", ".join(self._rows)}, of '
-                            f'{", ".join(SPLITS)}. Give its name to load_headlines.')
+            raise UserError(
+                f"there is no split {name!r}; read were {', '.join(self._rows)}, of "
+                f"{', '.join(SPLITS)}. Give its name to load_headlines."
+            )
         return self._rows[name]
 
     def summary(self) -> str:
         """Rows, tokens and clicks of each split, one line each."""
         lines = []
         for name, part in self._examples.items():
-            line = (f"data: {name:5s} {len(part):9,} headlines {int(part.n_tokens.sum()):11,} "
-                    f"tokens; sources {len(part.source):12,} tokens")
+            line = (
+                f"data: {name:5s} {len(part):9,} headlines {int(part.n_tokens.sum()):11,} "
+                f"tokens; sources {len(part.source):12,} tokens"
+            )
             if len(part):
                 with_history = np.diff(part.offsets) > part.history
-                line += (f"  mean {len(part.source) / len(part):.1f}; "
-                         f"{with_history.mean():.0%} with previous headlines, "
-                         f"{part.click_weight.mean():.0%} with clicks")
+                line += (
+                    f"  mean {len(part.source) / len(part):.1f}; "
+                    f"{with_history.mean():.0%} with previous headlines, "
+                    f"{part.click_weight.mean():.0%} with clicks"
+                )
             lines.append(line)
-        return '\n'.join(lines)
+        return "\n".join(lines)
 
 
-def load_headlines(data: Any, options: HeadlineOptions, log: Callable[[str], None] = print,
-                   tokenizer: WordPiece | None = None,
-                   splits: Collection[str] = SPLITS) -> Headlines:
+def load_headlines(
+    data: Any,
+    options: HeadlineOptions,
+    log: Callable[[str], None] = print,
+    tokenizer: WordPiece | None = None,
+    splits: Collection[str] = SPLITS,
+) -> Headlines:
     """Reads `data.train`, `data.valid` and `data.test` (`read_parts`) and encodes `splits`.
 
     Args:
@@ -205,64 +261,88 @@ def load_headlines(data: Any, options: HeadlineOptions, log: Callable[[str], Non
     """
     begun = time.monotonic()
     if unknown := set(splits) - set(SPLITS):
-        raise UserError(f'there is no split {min(unknown)!r}; headlines have {", ".join(SPLITS)}.')
+        raise UserError(f"there is no split {min(unknown)!r}; headlines have {', '.join(SPLITS)}.")
     parts = read_parts(data, options.click_buckets > 0, log)
     train = parts["train"]
     if tokenizer is None:
         sample = _sample(train)
-        content = hashlib.sha256('\0'.join(sample).encode()).hexdigest()[:16]
-        tokenizer = tokenizers.build(data.tokenizer, data.cache_dir, lambda: iter(sample),
-                                     f"headlines {content}", log)
+        content = hashlib.sha256("\0".join(sample).encode()).hexdigest()[:16]
+        tokenizer = tokenizers.build(
+            data.tokenizer, data.cache_dir, lambda: iter(sample), f"headlines {content}", log
+        )
     if not isinstance(tokenizer, WordPiece):
-        raise UserError(f'headlines need data.tokenizer.kind="wordpiece", not "{tokenizer.kind}": '
-                        "hot words are its words.")
+        raise UserError(
+            f'headlines need data.tokenizer.kind="wordpiece", not "{tokenizer.kind}": '
+            "hot words are its words."
+        )
     rates = ClickRates(train, options.click_buckets, options.click_smoothing)
     if options.click_buckets and not rates.known:
-        raise UserError("clicks are asked for (model.click_buckets), and no training row has any. "
-                        "Set data.columns.clicks, and .impressions if they are known, or "
-                        "model.click_buckets=0.")
+        raise UserError(
+            "clicks are asked for (model.click_buckets), and no training row has any. "
+            "Set data.columns.clicks, and .impressions if they are known, or "
+            "model.click_buckets=0."
+        )
     hot = hot_words_of(train, rates(train)[1], options, tokenizer.lowercase)
     history, names = History(train), [name for name in SPLITS if name in splits]
-    examples = {name: encode_headlines(parts[name], options, tokenizer, history, rates, hot,
-                                       data.truncate) for name in names}
-    headlines = Headlines(tokenizer, options, hot, history, rates,
-                          {name: parts[name] for name in names}, examples)
+    examples = {
+        name: encode_headlines(parts[name], options, tokenizer, history, rates, hot, data.truncate)
+        for name in names
+    }
+    headlines = Headlines(
+        tokenizer, options, hot, history, rates, {name: parts[name] for name in names}, examples
+    )
     log(headlines.summary())
     for name in names:
         for line in examples[name].cut:
             log(f"data: {name}: {line}")
-    log(f"data: {len(hot)} hot words" + (f" ({', '.join([*hot][:8])}, ...)" if hot else "")
+    log(
+        f"data: {len(hot)} hot words"
+        + (f" ({', '.join([*hot][:8])}, ...)" if hot else "")
         + f"; tokenizer {tokenizer.kind} of {tokenizer.vocab_size:,} ids; fingerprint "
-        f"{headlines.fingerprint}; {time.monotonic() - begun:.1f} s")
+        f"{headlines.fingerprint}; {time.monotonic() - begun:.1f} s"
+    )
     return headlines
 
 
-def encode_headlines(rows: Sequence[Mapping[str, Any]], options: HeadlineOptions,
-                     tokenizer: WordPiece, history: History, rates: ClickRates,
-                     hot: Collection[str], truncate: bool) -> HeadlineExamples:
+def encode_headlines(
+    rows: Sequence[Mapping[str, Any]],
+    options: HeadlineOptions,
+    tokenizer: WordPiece,
+    history: History,
+    rates: ClickRates,
+    hot: Collection[str],
+    truncate: bool,
+) -> HeadlineExamples:
     """The examples of `rows`, as `read_parts` gives them, with `hot` words hottest first.
 
     Raises UserError, with the row's file and line, for an article or headline that is too long,
     unless `truncate`: then it is cut at its end, and HeadlineExamples.cut says how often.
     """
     previous = [history.before(row, options.n_history) for row in rows]
-    source, offsets, starts, cut_articles = _encode_sources(rows, previous, options, tokenizer,
-                                                            truncate)
+    source, offsets, starts, cut_articles = _encode_sources(
+        rows, previous, options, tokenizer, truncate
+    )
     ids = tokenizer.encode_batch([row["headline"] for row in rows])
     lengths = np.array([len(x) + 1 for x in ids], np.int64)
     cut = _check_lengths(lengths, rows, options.headline_len, truncate, "headline", "data.seq_len")
     tokens = np.full((len(rows), options.headline_len), tokenizer.pad_id, np.int32)
     n_tokens = np.minimum(lengths, options.headline_len).astype(np.int32)
     for row, x, n in zip(tokens, ids, n_tokens.tolist()):
-        row[:n - 1], row[n - 1] = x[:n - 1], tokenizer.eos_id
+        row[: n - 1], row[n - 1] = x[: n - 1], tokenizer.eos_id
     hot_tokens = hot_ids(hot, [row["article"] for row in rows], tokenizer, options.hot_per_example)
-    return HeadlineExamples(source, offsets, starts, tokens, n_tokens, *rates(rows), *hot_tokens,
-                            [*cut_articles, *cut])
+    return HeadlineExamples(
+        source, offsets, starts, tokens, n_tokens, *rates(rows), *hot_tokens, [*cut_articles, *cut]
+    )
 
 
-def encode_articles(rows: Sequence[Mapping[str, Any]], options: HeadlineOptions,
-                    tokenizer: WordPiece, hot: Collection[str] = (), *,
-                    truncate: bool = True) -> tuple[dict[str, np.ndarray], list[str]]:
+def encode_articles(
+    rows: Sequence[Mapping[str, Any]],
+    options: HeadlineOptions,
+    tokenizer: WordPiece,
+    hot: Collection[str] = (),
+    *,
+    truncate: bool = True,
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """What a generator reads to write a headline for each row: no headline, no clicks needed.
 
     Args:
@@ -274,24 +354,39 @@ def encode_articles(rows: Sequence[Mapping[str, Any]], options: HeadlineOptions,
     Returns: source, source_types int32 [n, S], source_mask float32 [n, S], hot int32 [n, K] and
     hot_mask float32 [n, K], as in `HeadlineData.batch_at`; and HeadlineExamples.cut.
     """
-    previous = [row.get("history", [])[:options.n_history] for row in rows]
+    previous = [row.get("history", [])[: options.n_history] for row in rows]
     source, offsets, starts, cut = _encode_sources(rows, previous, options, tokenizer, truncate)
     ids, mask = hot_ids(hot, [row["article"] for row in rows], tokenizer, options.hot_per_example)
     return {"hot": ids, "hot_mask": mask} | _padded_sources(
-        source, offsets, starts, np.arange(len(rows)), len(rows), options.article_len,
-        tokenizer.pad_id), cut
+        source,
+        offsets,
+        starts,
+        np.arange(len(rows)),
+        len(rows),
+        options.article_len,
+        tokenizer.pad_id,
+    ), cut
 
 
-def _encode_sources(rows: Sequence[Mapping[str, Any]], previous: Sequence[Sequence[str]],
-                    options: HeadlineOptions, tokenizer: WordPiece, truncate: bool
-                    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+def _encode_sources(
+    rows: Sequence[Mapping[str, Any]],
+    previous: Sequence[Sequence[str]],
+    options: HeadlineOptions,
+    tokenizer: WordPiece,
+    truncate: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
     """source, offsets, history and cut of HeadlineExamples."""
     size, sep = options.article_len, np.array([tokenizer.eos_id], np.int32)
     texts = list(dict.fromkeys(headline for found in previous for headline in found))
-    headlines = {text: np.concatenate([ids[:options.headline_len - 1], sep])
-                 for text, ids in zip(texts, tokenizer.encode_batch(texts))}
-    articles = (ids for i in range(0, len(rows), _BATCH) for ids in tokenizer.encode_batch(
-        [row["article"] for row in rows[i:i + _BATCH]]))
+    headlines = {
+        text: np.concatenate([ids[: options.headline_len - 1], sep])
+        for text, ids in zip(texts, tokenizer.encode_batch(texts))
+    }
+    articles = (
+        ids
+        for i in range(0, len(rows), _BATCH)
+        for ids in tokenizer.encode_batch([row["article"] for row in rows[i : i + _BATCH]])
+    )
     parts, starts, lengths, wanted = [np.zeros(0, np.int32)], [], [], []
     for article, found in zip(articles, previous):
         after: list[np.ndarray] = []
@@ -305,47 +400,82 @@ def _encode_sources(rows: Sequence[Mapping[str, Any]], previous: Sequence[Sequen
         starts.append(article_n + 1)
         lengths.append(article_n + 1 + n)
         wanted.append(len(article) + 1 + n)
-    cut = _check_lengths(np.array(wanted, np.int64), rows, size, truncate,
-                         "article", "model.article_len", ", with the previous headlines,")
-    return (np.concatenate(parts), np.cumsum([0, *lengths], dtype=np.int64),
-            np.array(starts, np.int32), cut)
+    cut = _check_lengths(
+        np.array(wanted, np.int64),
+        rows,
+        size,
+        truncate,
+        "article",
+        "model.article_len",
+        ", with the previous headlines,",
+    )
+    return (
+        np.concatenate(parts),
+        np.cumsum([0, *lengths], dtype=np.int64),
+        np.array(starts, np.int32),
+        cut,
+    )
 
 
-def _padded_sources(source: np.ndarray, offsets: np.ndarray, history: np.ndarray,
-                    which: np.ndarray, n: int, size: int, pad_id: int) -> dict[str, np.ndarray]:
+def _padded_sources(
+    source: np.ndarray,
+    offsets: np.ndarray,
+    history: np.ndarray,
+    which: np.ndarray,
+    n: int,
+    size: int,
+    pad_id: int,
+) -> dict[str, np.ndarray]:
     columns = np.arange(size)
     present = columns < np.diff(offsets)[which][:, None]
     tokens = np.full(present.shape, pad_id, np.int32)
     tokens[present] = source[(offsets[which][:, None] + columns)[present]]
-    return {"source": _padded(tokens, n, pad_id),
-            "source_types": _padded(present & (columns >= history[which][:, None]), n, 0, np.int32),
-            "source_mask": _padded(present, n, 0, np.float32)}
+    return {
+        "source": _padded(tokens, n, pad_id),
+        "source_types": _padded(present & (columns >= history[which][:, None]), n, 0, np.int32),
+        "source_mask": _padded(present, n, 0, np.float32),
+    }
 
 
 def _padded(array: np.ndarray, n: int, fill: int, dtype: Any = None) -> np.ndarray:
     """`array` with rows of `fill` behind it, n rows in all."""
     whole = np.full((n, *array.shape[1:]), fill, dtype or array.dtype)
-    whole[:len(array)] = array
+    whole[: len(array)] = array
     return whole
 
 
-def _check_lengths(lengths: np.ndarray, rows: Sequence[Mapping[str, Any]], limit: int,
-                   truncate: bool, what: str, key: str, remark: str = "") -> list[str]:
+def _check_lengths(
+    lengths: np.ndarray,
+    rows: Sequence[Mapping[str, Any]],
+    limit: int,
+    truncate: bool,
+    what: str,
+    key: str,
+    remark: str = "",
+) -> list[str]:
     """The line of `cut`, if any. UserError if one is too long and truncate is False."""
     over = np.flatnonzero(lengths > limit)
     if len(over) and not truncate:
         i = int(over[0])
         raise UserError(
-            f'{rows[i].get("where", f"row {i}")}: the {what}{remark} is {lengths[i]:,} tokens long '
+            f"{rows[i].get('where', f'row {i}')}: the {what}{remark} is {lengths[i]:,} tokens long "
             f"and {limit:,} are allowed, [SEP] included; {len(over):,} of {len(rows):,} are too "
             f"long. Set data.truncate=True to cut them at their end, or raise {key} (the longest "
-            f"has {lengths.max():,}).")
-    return [f"{len(over):,} of {len(rows):,} {what}s are cut so that {limit:,} tokens are left "
-            f"(data.truncate, {key})"] if len(over) else []
+            f"has {lengths.max():,})."
+        )
+    return (
+        [
+            f"{len(over):,} of {len(rows):,} {what}s are cut so that {limit:,} tokens are left "
+            f"(data.truncate, {key})"
+        ]
+        if len(over)
+        else []
+    )
 
 
 def _sample(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Texts to train a tokenizer on, evenly spaced."""
-    texts = list(dict.fromkeys(row[name] for row in rows for name in ("headline", "article")
-                               if row[name]))
-    return texts[::max(1, round(sum(map(len, texts)) / _TRAIN_CHARS))]
+    texts = list(
+        dict.fromkeys(row[name] for row in rows for name in ("headline", "article") if row[name])
+    )
+    return texts[:: max(1, round(sum(map(len, texts)) / _TRAIN_CHARS))]

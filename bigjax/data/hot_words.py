@@ -6,13 +6,13 @@ each pair of neighbouring characters, the length of most Chinese words.
 """
 
 import collections
+from collections.abc import Collection, Mapping, Sequence
 import functools
 import math
 import re
 import sys
-import unicodedata
-from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+import unicodedata
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from bigjax.data.tokenizer_base import read_bytes
 from bigjax.data.wordpiece import WordPiece
 from bigjax.errors import UserError
 
-_PRIOR = 1000.  # alpha_0: how many words of the whole text are mixed into each side
+_PRIOR = 1000.0  # alpha_0: how many words of the whole text are mixed into each side
 _MIN_ROWS = 3  # a word of fewer recent rows says more about them than about the time
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"  # as BERT has them
 _PARTS = re.compile(f"[{_HAN}]+|[^{_HAN}]+")
@@ -38,11 +38,13 @@ _STOP_WORDS = frozenset(
     "this those though through thus to together too toward two under until up upon us use used "
     "uses using ve very want was way we well went were what when where whether which while who "
     "whom whose why will with within without would yes yet you your yours yourself yourselves "
-    "一个 一些 一样 一种 一直 不会 不能 不是 不过 与其 之后 之前 也是 什么 他们 以及 以后 以来 但是 你们 "
-    "其中 其他 其实 再次 几个 则是 到了 只是 可以 可能 各种 同时 因为 因此 如何 如果 它们 对于 就是 已经 "
-    "并且 很多 怎么 您的 我们 或者 所以 所有 才是 无法 时候 是否 最后 有些 有的 正在 每个 没有 然后 现在 "
-    "甚至 由于 的是 的话 目前 知道 第一 至少 自己 虽然 许多 认为 该如 起来 这些 这个 这样 这种 进行 通过 "
-    "那些 那个 都是 除了 需要 非常".split())
+    "一个 一些 一样 一种 一直 不会 不能 不是 不过 与其 之后 之前 也是 什么 他们 以及 以后 "
+    "以来 但是 你们 其中 其他 其实 再次 几个 则是 到了 只是 可以 可能 各种 同时 因为 因此 "
+    "如何 如果 它们 对于 就是 已经 并且 很多 怎么 您的 我们 或者 所以 所有 才是 无法 时候 "
+    "是否 最后 有些 有的 正在 每个 没有 然后 现在 甚至 由于 的是 的话 目前 知道 第一 至少 "
+    "自己 虽然 许多 认为 该如 起来 这些 这个 这样 这种 进行 通过 那些 那个 都是 除了 需要 "
+    "非常".split()
+)
 
 
 def words_of(texts: Collection[str], lowercase: bool = True) -> list[list[str]]:
@@ -50,8 +52,10 @@ def words_of(texts: Collection[str], lowercase: bool = True) -> list[list[str]]:
     accents off, as WordPiece does."""
     normalizer, word = _normalizer(lowercase), _word_pattern()
     found = (word.findall(normalizer.normalize_str(text)) for text in texts)
-    return [words if text.isascii() else [part for one in words for part in _cut_han(one)]
-            for text, words in zip(texts, found)]
+    return [
+        words if text.isascii() else [part for one in words for part in _cut_han(one)]
+        for text, words in zip(texts, found)
+    ]
 
 
 def log_odds(recent: Mapping[str, float], rest: Mapping[str, float]) -> dict[str, float]:
@@ -66,20 +70,21 @@ def log_odds(recent: Mapping[str, float], rest: Mapping[str, float]) -> dict[str
       recent, rest: how often each word is there; fractions if rows are weighted.
     """
     if len({*recent, *rest}) == 1:  # nothing to compare it with
-        return dict.fromkeys(recent, 0.)
+        return dict.fromkeys(recent, 0.0)
     n_recent, n_rest = sum(recent.values()), sum(rest.values())
     scores = {}
     for word, count in recent.items():
-        other = rest.get(word, 0.)
+        other = rest.get(word, 0.0)
         prior = _PRIOR * (count + other) / (n_recent + n_rest)
         a, b = count + prior, other + prior
-        delta = (math.log(a / (n_recent + _PRIOR - a)) - math.log(b / (n_rest + _PRIOR - b)))
+        delta = math.log(a / (n_recent + _PRIOR - a)) - math.log(b / (n_rest + _PRIOR - b))
         scores[word] = delta / math.sqrt(1 / a + 1 / b)
     return scores
 
 
-def find_hot_words(texts: Sequence[str], recent: np.ndarray, weights: np.ndarray, size: int,
-                   lowercase: bool = True) -> dict[str, float]:
+def find_hot_words(
+    texts: Sequence[str], recent: np.ndarray, weights: np.ndarray, size: int, lowercase: bool = True
+) -> dict[str, float]:
     """{word: z-score}, hottest first: at most `size` words that recent texts have more often.
 
     A text counts each of its words once, however often it repeats it. Stop words, words with a
@@ -92,21 +97,26 @@ def find_hot_words(texts: Sequence[str], recent: np.ndarray, weights: np.ndarray
     """
     counts: tuple = collections.Counter(), collections.Counter()
     n_rows: collections.Counter = collections.Counter()
-    for words, is_recent, weight in zip(words_of(texts, lowercase), recent.tolist(),
-                                        weights.tolist()):
+    for words, is_recent, weight in zip(
+        words_of(texts, lowercase), recent.tolist(), weights.tolist()
+    ):
         side = counts[not is_recent]
         for word in set(words):
             side[word] += weight
         if is_recent:
             n_rows.update(set(words))
     scores = log_odds(*counts)
-    found = [word for word, score in scores.items()
-             if score > 0 and n_rows[word] >= _MIN_ROWS and _may_be_hot(word)]
+    found = [
+        word
+        for word, score in scores.items()
+        if score > 0 and n_rows[word] >= _MIN_ROWS and _may_be_hot(word)
+    ]
     return {word: scores[word] for word in sorted(found, key=lambda w: (-scores[w], w))[:size]}
 
 
-def hot_words_of(rows: Sequence[Mapping[str, Any]], rates: np.ndarray, options: Any,
-                 lowercase: bool) -> dict[str, float]:
+def hot_words_of(
+    rows: Sequence[Mapping[str, Any]], rates: np.ndarray, options: Any, lowercase: bool
+) -> dict[str, float]:
     """The dictionary for training `rows`: that of options.hot_words_file, or their own words.
 
     Recent is the last quarter of the rows: by published; if nothing was published, the quarter
@@ -121,22 +131,24 @@ def hot_words_of(rows: Sequence[Mapping[str, Any]], rates: np.ndarray, options: 
         return {}
     if options.hot_words_file:
         found = read_hot_words(options.hot_words_file)
-        return {word: found[word] for word in list(found)[:options.hot_words]}
+        return {word: found[word] for word in list(found)[: options.hot_words]}
     moments = np.array([row["time"] for row in rows], np.float64)
     if rates.any() and all(row["published"] is None for row in rows):
         moments = rates
     recent = np.zeros(len(rows), bool)
-    recent[np.argsort(moments, kind="stable")[-max(1, len(rows) // 4):]] = True
+    recent[np.argsort(moments, kind="stable")[-max(1, len(rows) // 4) :]] = True
     of_article: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         of_article.setdefault(row["article"] or row["headline"], []).append(i)
-    texts = ['\n'.join([article, *{rows[i]["headline"]: None for i in places}])
-             for article, places in of_article.items()]
+    texts = [
+        "\n".join([article, *{rows[i]["headline"]: None for i in places}])
+        for article, places in of_article.items()
+    ]
     is_recent = np.array([recent[places].any() for places in of_article.values()])
     weights = np.array([rates[places].mean() for places in of_article.values()])
     known = is_recent & (weights > 0)
-    scale = weights[known].mean() if known.any() else 1.
-    weights = np.where(known, weights / scale, 1.)
+    scale = weights[known].mean() if known.any() else 1.0
+    weights = np.where(known, weights / scale, 1.0)
     return find_hot_words(texts, is_recent, weights, options.hot_words, lowercase)
 
 
@@ -152,37 +164,46 @@ def read_hot_words(path: Any) -> dict[str, float]:
         lines = read_bytes(path, "a file with a hot word on each line").decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise UserError(f"{path}: byte {e.start} is not UTF-8. Convert it to UTF-8.") from None
-    for number, line in enumerate(lines.split('\n'), 1):
-        fields = [field.strip() for field in line.split('\t')]
+    for number, line in enumerate(lines.split("\n"), 1):
+        fields = [field.strip() for field in line.split("\t")]
         if fields == [""]:
             continue
         word = fields[0]
         try:
-            weight = float(fields[1]) if len(fields) > 1 else 1.
+            weight = float(fields[1]) if len(fields) > 1 else 1.0
         except ValueError:
             weight = math.nan
         if len(fields) > 2 or not word or not 0 < weight < math.inf:
-            raise UserError(f"{path}:{number}: found {line.strip()[:60]!r}; a line has to be a "
-                            "word, or a word, a tab and its weight, a number above 0.")
+            raise UserError(
+                f"{path}:{number}: found {line.strip()[:60]!r}; a line has to be a "
+                "word, or a word, a tab and its weight, a number above 0."
+            )
         if word in words:
-            raise UserError(f"{path}:{number}: {word!r} is there for the second time. Take one of "
-                            "the lines out.")
+            raise UserError(
+                f"{path}:{number}: {word!r} is there for the second time. Take one of "
+                "the lines out."
+            )
         words[word] = weight
     if not words:
-        raise UserError(f"{path} holds no words. Give at least one, or set hot_words_file='' to "
-                        "have them computed.")
+        raise UserError(
+            f"{path} holds no words. Give at least one, or set hot_words_file='' to "
+            "have them computed."
+        )
     return {word: words[word] for word in sorted(words, key=lambda word: -words[word])}
 
 
 def write_hot_words(path: Any, words: Mapping[str, float]) -> None:
     """Writes the file that `read_hot_words` reads (may be on gs://)."""
     from etils import epath
+
     epath.Path(path).expanduser().write_text(
-        "".join(f'{word}\t{weight:.6g}\n' for word, weight in words.items()))
+        "".join(f"{word}\t{weight:.6g}\n" for word, weight in words.items())
+    )
 
 
-def hot_ids(hot: Collection[str], articles: Sequence[str], tokenizer: WordPiece,
-            size: int) -> tuple[np.ndarray, np.ndarray]:
+def hot_ids(
+    hot: Collection[str], articles: Sequence[str], tokenizer: WordPiece, size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Ids int32 [n, size] of hot words for each article, and the mask float32 [n, size].
 
     The article's own hot words come first, then the others; both hottest first, as `hot` has
@@ -192,16 +213,19 @@ def hot_ids(hot: Collection[str], articles: Sequence[str], tokenizer: WordPiece,
     """
     ids = np.full((len(articles), size), tokenizer.pad_id, np.int32)
     mask = np.zeros((len(articles), size), np.float32)
-    pieces = {word: found.tolist() for word, found in zip(hot, tokenizer.encode_batch(list(hot)))
-              if len(found) and tokenizer.unk_id not in found}
+    pieces = {
+        word: found.tolist()
+        for word, found in zip(hot, tokenizer.encode_batch(list(hot)))
+        if len(found) and tokenizer.unk_id not in found
+    }
     for i, first in enumerate(_found_in(articles, list(pieces), tokenizer.lowercase)):
         row: list[int] = []
         for word in [*first, *(word for word in pieces if word not in first)]:
             if len(row) >= size:
                 break
             row += pieces[word]
-        ids[i, :len(row)] = row[:size]
-        mask[i, :len(row)] = 1
+        ids[i, : len(row)] = row[:size]
+        mask[i, : len(row)] = 1
     return ids, mask
 
 
@@ -215,8 +239,11 @@ def _found_in(articles: Sequence[str], hot: list[str], lowercase: bool) -> list[
     for article, words in zip(found, words_of(found, lowercase)):
         present = set(words)
         whole = article if all(is_word) else _normalizer(lowercase).normalize_str(article)
-        found[article] = [word for word, form, single in zip(hot, forms, is_word)
-                          if (form in present if single else form in whole)]
+        found[article] = [
+            word
+            for word, form, single in zip(hot, forms, is_word)
+            if (form in present if single else form in whole)
+        ]
     return [found[article] for article in articles]
 
 
@@ -230,7 +257,7 @@ def _cut_han(word: str) -> list[str]:
     parts = []
     for part in _PARTS.findall(word):
         if re.match(f"[{_HAN}]", part) and len(part) > 1:
-            parts += [part[i:i + 2] for i in range(len(part) - 1)]
+            parts += [part[i : i + 2] for i in range(len(part) - 1)]
         else:
             parts.append(part)
     return parts
@@ -239,8 +266,10 @@ def _cut_han(word: str) -> list[str]:
 @functools.cache
 def _normalizer(lowercase: bool) -> Any:
     from tokenizers import normalizers
-    return normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=False,
-                                      strip_accents=lowercase, lowercase=lowercase)
+
+    return normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=False, strip_accents=lowercase, lowercase=lowercase
+    )
 
 
 @functools.cache
@@ -249,6 +278,9 @@ def _word_pattern() -> re.Pattern:
 
     The library's own pre-tokenizer does the same; five times slower, as it makes spans for each.
     """
-    marks = [char for char in map(chr, range(sys.maxunicode + 1))
-             if unicodedata.category(char).startswith("P")]
+    marks = [
+        char
+        for char in map(chr, range(sys.maxunicode + 1))
+        if unicodedata.category(char).startswith("P")
+    ]
     return re.compile(f"[^\\s{re.escape(''.join(marks) + '$+<=>^`|~')}]+")

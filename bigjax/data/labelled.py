@@ -1,10 +1,10 @@
 """Labelled data: from the config section `data` to batches of rows that hold whole examples."""
 
+from collections.abc import Callable, Sequence
 import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,18 @@ from bigjax.data.rows import label_counts, label_names, read_parts, read_rows
 from bigjax.data.store import SPLITS
 from bigjax.errors import UserError
 
-__all__ = ["Labelled", "LabelledData", "encode_rows", "label_counts", "label_names",
-           "load_labelled", "read_rows"]
+__all__ = [
+    "Labelled",
+    "LabelledData",
+    "encode_rows",
+    "label_counts",
+    "label_names",
+    "load_labelled",
+    "read_rows",
+]
 
 _OPEN_ROWS = 512  # rows that may still get an example while a plan is made
-_FULL = .95  # rows filled so far are not worth another plan
+_FULL = 0.95  # rows filled so far are not worth another plan
 _TRAIN_CHARS = 4_000_000  # how much text a tokenizer is trained on: more changes little
 _FORMAT = 1  # raise it when the same rows would give other examples
 
@@ -41,9 +48,17 @@ class LabelledData:
     `max_examples`, K; `padding`, the fraction of the plan's token slots that hold none.
     """
 
-    def __init__(self, examples: Examples, pad_id: int, seq_len: int, batch_size: int,
-                 seed: int = 0, packing: bool = True, shuffle: bool = True,
-                 name: str = "train") -> None:
+    def __init__(
+        self,
+        examples: Examples,
+        pad_id: int,
+        seq_len: int,
+        batch_size: int,
+        seed: int = 0,
+        packing: bool = True,
+        shuffle: bool = True,
+        name: str = "train",
+    ) -> None:
         """`name` is for messages and `examples_at`. UserError for less than a batch of data."""
         self.examples, self.n_examples, self.name = examples, len(examples), name
         self.seq_len, self.batch_size = int(seq_len), int(batch_size)
@@ -53,7 +68,8 @@ class LabelledData:
         order = _shuffled(self.n_examples, seed) if shuffle else np.arange(self.n_examples)
         if packing:
             self._plan, self._row_offsets, self.max_examples = plan_packed(
-                self._lengths, order, self.seq_len)
+                self._lengths, order, self.seq_len
+            )
         else:
             self.max_examples = 1
             self._plan, self._row_offsets = plan_rows(self._lengths, order, self.seq_len, 1)
@@ -62,11 +78,11 @@ class LabelledData:
             self._check_enough()
             self.epoch_steps: float = self.n_rows / self.batch_size
             self.n_batches = self.n_rows // self.batch_size
-            self._order = Order([self.n_rows], [1.], seed)
+            self._order = Order([self.n_rows], [1.0], seed)
         else:
             self.epoch_steps = self.n_batches = math.ceil(self.n_rows / self.batch_size)
             self._order = InTurn([self.n_rows])
-        self.padding = 1. - float(self._lengths.sum()) / (self.n_rows * self.seq_len)
+        self.padding = 1.0 - float(self._lengths.sum()) / (self.n_rows * self.seq_len)
 
     def batch_at(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
         """Batch `step`, or its `rows`: a contiguous slice of the global batch for one host.
@@ -89,8 +105,11 @@ class LabelledData:
     def examples_at(self, step: int) -> list[str]:
         """Which examples batch `step` holds, as SPLIT:INDEX, in order."""
         rows = self._order(range(step * self.batch_size, (step + 1) * self.batch_size))[1]
-        return [f"{self.name}:{i}" for row in rows
-                for i in self._plan[self._row_offsets[row]:self._row_offsets[row + 1]]]
+        return [
+            f"{self.name}:{i}"
+            for row in rows
+            for i in self._plan[self._row_offsets[row] : self._row_offsets[row + 1]]
+        ]
 
     def _assemble(self, rows: np.ndarray, n_rows: int) -> dict[str, np.ndarray]:
         begins = self._row_offsets[rows]
@@ -107,13 +126,15 @@ class LabelledData:
         source = np.repeat(self.examples.offsets[which], lengths) + inside
         is_second = inside >= np.repeat(self.examples.second[which], lengths)
         wide, narrow = (n_rows, self.seq_len), (n_rows, self.max_examples)
-        batch = {"tokens": _filled(wide, self._pad_id, at, self.examples.tokens[source]),
-                 "types": _filled(wide, 0, at, is_second),
-                 "segment_ids": _filled(wide, 0, at, np.repeat(slot + 1, lengths)),
-                 "positions": _filled(wide, 0, at, inside),
-                 "first": _filled(narrow, 0, (row, slot), column),
-                 "example": _filled(narrow, -1, (row, slot), which),
-                 "weights": _filled(narrow, 0, (row, slot), 1, np.float32)}
+        batch = {
+            "tokens": _filled(wide, self._pad_id, at, self.examples.tokens[source]),
+            "types": _filled(wide, 0, at, is_second),
+            "segment_ids": _filled(wide, 0, at, np.repeat(slot + 1, lengths)),
+            "positions": _filled(wide, 0, at, inside),
+            "first": _filled(narrow, 0, (row, slot), column),
+            "example": _filled(narrow, -1, (row, slot), which),
+            "weights": _filled(narrow, 0, (row, slot), 1, np.float32),
+        }
         if self.examples.label is not None:
             label = self.examples.label
             batch["label"] = _filled(narrow, 0, (row, slot), label[which], label.dtype)
@@ -131,8 +152,10 @@ class LabelledData:
         if not self.n_examples:
             raise UserError(f"the {self.name} data has no examples. Give it at least one row.")
         if self._lengths.max() > self.seq_len:
-            raise UserError(f"the {self.name} data has an example of {self._lengths.max()} tokens; "
-                            f"data.seq_len is {self.seq_len}. Encode it with the same seq_len.")
+            raise UserError(
+                f"the {self.name} data has an example of {self._lengths.max()} tokens; "
+                f"data.seq_len is {self.seq_len}. Encode it with the same seq_len."
+            )
 
     def _check_enough(self) -> None:
         if self.n_rows < self.batch_size:
@@ -140,8 +163,10 @@ class LabelledData:
             raise UserError(
                 f"too little data for one batch: the {self.name} data makes {self.n_rows:,} rows "
                 f"of {self.seq_len} tokens{packed}, and a batch takes {self.batch_size:,}. Lower "
-                "train.batch_size to that" + (", lower data.seq_len or set data.packing=False"
-                                              if self.packing else "") + ", or give more data.")
+                "train.batch_size to that"
+                + (", lower data.seq_len or set data.packing=False" if self.packing else "")
+                + ", or give more data."
+            )
 
 
 class Labelled:
@@ -151,17 +176,26 @@ class Labelled:
     tokenizer, the labels and data.seq_len: compare results only between runs where it is equal.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, kind: str, labels: Sequence[str],
-                 rows: dict[str, list], examples: dict[str, Examples], seq_len: int,
-                 packing: bool) -> None:
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        kind: str,
+        labels: Sequence[str],
+        rows: dict[str, list],
+        examples: dict[str, Examples],
+        seq_len: int,
+        packing: bool,
+    ) -> None:
         self.tokenizer, self.kind, self.labels = tokenizer, kind, list(labels)
         self.seq_len, self.packing = seq_len, packing
         self._rows, self._examples = rows, examples
-        self.fingerprint = _fingerprint([_FORMAT, kind, self.labels, tokenizer.fingerprint,
-                                         seq_len], examples)
+        self.fingerprint = _fingerprint(
+            [_FORMAT, kind, self.labels, tokenizer.fingerprint, seq_len], examples
+        )
 
-    def split(self, name: str, batch_size: int, seed: int = 0,
-              shuffle: bool | None = None) -> LabelledData:
+    def split(
+        self, name: str, batch_size: int, seed: int = 0, shuffle: bool | None = None
+    ) -> LabelledData:
         """The batches of 'train', 'valid' or 'test', `batch_size` rows each (see LabelledData).
 
         `shuffle` defaults to True for 'train', which is then endless, and False for the others,
@@ -169,21 +203,34 @@ class Labelled:
         """
         rows = self.rows(name)
         if not rows:
-            remedy = ("Lower data.valid_fraction and data.test_fraction" if name == "train" else
-                      f"Raise data.{name}_fraction, set data.{name} to data of its own")
-            raise UserError(f"the {name} data is empty: no row fell into it. {remedy}, or give "
-                            "more rows.")
-        return LabelledData(self._examples[name], self.tokenizer.pad_id, self.seq_len, batch_size,
-                            seed, self.packing, name == "train" if shuffle is None else shuffle,
-                            name)
+            remedy = (
+                "Lower data.valid_fraction and data.test_fraction"
+                if name == "train"
+                else f"Raise data.{name}_fraction, set data.{name} to data of its own"
+            )
+            raise UserError(
+                f"the {name} data is empty: no row fell into it. {remedy}, or give more rows."
+            )
+        return LabelledData(
+            self._examples[name],
+            self.tokenizer.pad_id,
+            self.seq_len,
+            batch_size,
+            seed,
+            self.packing,
+            name == "train" if shuffle is None else shuffle,
+            name,
+        )
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of a split, as `rows.read_rows` gives them; Examples.row counts in them."""
         if name in SPLITS and name not in self._rows:
-            raise UserError(f"the {name} data was not read, only {', '.join(self._rows)}. Give "
-                            "its name to load_labelled.")
+            raise UserError(
+                f"the {name} data was not read, only {', '.join(self._rows)}. Give "
+                "its name to load_labelled."
+            )
         if name not in self._rows:
-            raise UserError(f'there is no split {name!r}; labelled data has {", ".join(SPLITS)}.')
+            raise UserError(f"there is no split {name!r}; labelled data has {', '.join(SPLITS)}.")
         return self._rows[name]
 
     def summary(self) -> str:
@@ -191,22 +238,32 @@ class Labelled:
         lines = []
         for name, examples in self._examples.items():
             lengths = examples.lengths
-            line = (f"data: {name:5s} {len(self._rows[name]):9,} rows {len(examples):9,} examples "
-                    f"{len(examples.tokens):12,} tokens")
+            line = (
+                f"data: {name:5s} {len(self._rows[name]):9,} rows {len(examples):9,} examples "
+                f"{len(examples.tokens):12,} tokens"
+            )
             if len(examples):
                 line += f"  mean {lengths.mean():.1f}, longest {lengths.max()}"
             if self.kind == "classify" and len(examples):
                 counts = np.bincount(examples.label, minlength=len(self.labels))
                 most = int(counts.argmax())
-                line += (f"; {len(self.labels)} labels, most often {self.labels[most]} "
-                         f"({counts[most] / len(examples):.1%})")
+                line += (
+                    f"; {len(self.labels)} labels, most often {self.labels[most]} "
+                    f"({counts[most] / len(examples):.1%})"
+                )
             lines.append(line)
-        return '\n'.join(lines)
+        return "\n".join(lines)
 
 
-def load_labelled(data: Any, kind: str, labels: Sequence[str], *,
-                  tokenizer: tokenizers.Tokenizer | None = None,
-                  log: Callable[[str], None] = print, names: Sequence[str] = SPLITS) -> Labelled:
+def load_labelled(
+    data: Any,
+    kind: str,
+    labels: Sequence[str],
+    *,
+    tokenizer: tokenizers.Tokenizer | None = None,
+    log: Callable[[str], None] = print,
+    names: Sequence[str] = SPLITS,
+) -> Labelled:
     """Reads and encodes `data.train`, `data.valid` and `data.test`, or those of them in `names`.
 
     Args:
@@ -225,31 +282,45 @@ def load_labelled(data: Any, kind: str, labels: Sequence[str], *,
     """
     begun = time.monotonic()
     if unknown := set(names) - set(SPLITS):
-        raise UserError(f'there is no split {min(unknown)!r}; labelled data has '
-                        f'{", ".join(SPLITS)}.')
+        raise UserError(
+            f"there is no split {min(unknown)!r}; labelled data has {', '.join(SPLITS)}."
+        )
     names = [name for name in SPLITS if name in names]
     needed = [name for name in SPLITS if name in names or name == "train" and tokenizer is None]
     rows = read_parts(data, kind, needed)
     if tokenizer is None:
         sample = _sample(rows["train"])
-        content = hashlib.sha256('\0'.join(sample).encode()).hexdigest()[:16]
-        tokenizer = tokenizers.build(data.tokenizer, data.cache_dir, lambda: iter(sample),
-                                     f"labelled {content}", log)
-    examples = {name: encode_rows(rows[name], data, kind, labels, tokenizer, with_labels=True)
-                for name in names}
-    labelled = Labelled(tokenizer, kind, labels, {name: rows[name] for name in names}, examples,
-                        data.seq_len, data.packing)
+        content = hashlib.sha256("\0".join(sample).encode()).hexdigest()[:16]
+        tokenizer = tokenizers.build(
+            data.tokenizer, data.cache_dir, lambda: iter(sample), f"labelled {content}", log
+        )
+    examples = {
+        name: encode_rows(rows[name], data, kind, labels, tokenizer, with_labels=True)
+        for name in names
+    }
+    labelled = Labelled(
+        tokenizer,
+        kind,
+        labels,
+        {name: rows[name] for name in names},
+        examples,
+        data.seq_len,
+        data.packing,
+    )
     log(labelled.summary())
     for name in names:
         if examples[name].n_cut:
             log(f"data: {name}: {examples[name].cut}")
-    log(f"data: tokenizer {tokenizer.kind} of {tokenizer.vocab_size:,} ids; fingerprint "
-        f"{labelled.fingerprint}; {time.monotonic() - begun:.1f} s")
+    log(
+        f"data: tokenizer {tokenizer.kind} of {tokenizer.vocab_size:,} ids; fingerprint "
+        f"{labelled.fingerprint}; {time.monotonic() - begun:.1f} s"
+    )
     return labelled
 
 
-def plan_packed(lengths: np.ndarray, order: np.ndarray,
-                seq_len: int) -> tuple[np.ndarray, np.ndarray, int]:
+def plan_packed(
+    lengths: np.ndarray, order: np.ndarray, seq_len: int
+) -> tuple[np.ndarray, np.ndarray, int]:
     """`plan_rows` with as many examples a row as these lengths (at least one) need, and that
     number: half as much again as fill a row on average, more if that leaves rows unfilled.
     """
@@ -259,14 +330,15 @@ def plan_packed(lengths: np.ndarray, order: np.ndarray,
     while most < bound and float(lengths.sum()) < _FULL * (len(row_offsets) - 1) * seq_len:
         more = min(bound, 2 * most)
         other = plan_rows(lengths, order, seq_len, more)
-        if len(other[1]) > .99 * len(row_offsets):
+        if len(other[1]) > 0.99 * len(row_offsets):
             break
         (plan, row_offsets), most = other, more
     return plan, row_offsets, most
 
 
-def plan_rows(lengths: np.ndarray, order: np.ndarray, seq_len: int,
-              max_examples: int) -> tuple[np.ndarray, np.ndarray]:
+def plan_rows(
+    lengths: np.ndarray, order: np.ndarray, seq_len: int, max_examples: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Which examples share a row: best fit, in `order`, over a bounded number of open rows.
 
     Args:
@@ -302,8 +374,10 @@ def plan_rows(lengths: np.ndarray, order: np.ndarray, seq_len: int,
             with_room[room].pop()
             rooms ^= 0 if with_room[room] else 1 << room
             n_open -= 1
-    return (np.array([i for row in rows for i in row], np.int64),
-            np.cumsum([0, *map(len, rows)], dtype=np.int64))
+    return (
+        np.array([i for row in rows for i in row], np.int64),
+        np.cumsum([0, *map(len, rows)], dtype=np.int64),
+    )
 
 
 def _shuffled(n: int, seed: int) -> np.ndarray:
@@ -317,8 +391,9 @@ def _counted(counts: np.ndarray) -> np.ndarray:
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def _filled(shape: tuple[int, int], empty: int, at: tuple, values: Any,
-            dtype: Any = np.int32) -> np.ndarray:
+def _filled(
+    shape: tuple[int, int], empty: int, at: tuple, values: Any, dtype: Any = np.int32
+) -> np.ndarray:
     array = np.full(shape, empty, dtype)
     array[at] = values
     return array
@@ -326,18 +401,31 @@ def _filled(shape: tuple[int, int], empty: int, at: tuple, values: Any,
 
 def _sample(rows: list[dict[str, Any]]) -> list[str]:
     """Texts to train a tokenizer on, evenly spaced."""
-    texts = list(dict.fromkeys(
-        text for row in rows for text in (
-            [" ".join(row["tokens"])] if "tokens" in row else
-            [row[name] for name in ("text", "pair", "question", "context") if name in row])))
-    return texts[::max(1, round(sum(map(len, texts)) / _TRAIN_CHARS))]
+    texts = list(
+        dict.fromkeys(
+            text
+            for row in rows
+            for text in (
+                [" ".join(row["tokens"])]
+                if "tokens" in row
+                else [row[name] for name in ("text", "pair", "question", "context") if name in row]
+            )
+        )
+    )
+    return texts[:: max(1, round(sum(map(len, texts)) / _TRAIN_CHARS))]
 
 
 def _fingerprint(settings: Any, examples: dict[str, Examples]) -> str:
     digest = hashlib.sha256(json.dumps(settings).encode())
     for name, part in examples.items():
         digest.update(f"{name} {len(part)}".encode())
-        for array in (part.tokens, part.offsets, part.label, part.token_labels, part.start,
-                      part.end):
+        for array in (
+            part.tokens,
+            part.offsets,
+            part.label,
+            part.token_labels,
+            part.start,
+            part.end,
+        ):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]

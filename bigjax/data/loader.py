@@ -1,10 +1,10 @@
 """Batches as a pure function of (seed, step), and a prefetching iterator over them."""
 
 import collections
+from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,13 +34,21 @@ class TextData:
     training); `n_batches`, the whole batches of an epoch, in evaluation all of them.
     """
 
-    def __init__(self, streams: Mapping[str, Stream], tokenizer: Tokenizer, seq_len: int,
-                 batch_size: int, seed: int = 0, packing: bool = True, shuffle: bool = True,
-                 weights: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        streams: Mapping[str, Stream],
+        tokenizer: Tokenizer,
+        seq_len: int,
+        batch_size: int,
+        seed: int = 0,
+        packing: bool = True,
+        shuffle: bool = True,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
         """`weights` by source name, relative; equal if None. UserError: see `_check`."""
         self.seq_len, self.batch_size = int(seq_len), int(batch_size)
         self.packing, self.shuffle = packing, shuffle
-        weights = {name: 1. for name in streams} if weights is None else dict(weights)
+        weights = dict.fromkeys(streams, 1.0) if weights is None else dict(weights)
         _check(streams, self.seq_len, self.batch_size, weights)
         if not shuffle:
             streams = {name: stream for name, stream in streams.items() if stream.n_tokens > 1}
@@ -74,8 +82,9 @@ class TextData:
         source, example = self._order(range(step * self.batch_size, (step + 1) * self.batch_size))
         return [f"{self._names[s]}:{e}" for s, e in zip(source, example)]
 
-    def _gather(self, source: np.ndarray, example: np.ndarray, n_rows: int
-                ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _gather(
+        self, source: np.ndarray, example: np.ndarray, n_rows: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """tokens and is_first [n_rows, L + 1] and lengths [n_rows]; rows past the end are empty."""
         width = self.seq_len + 1
         tokens = np.full((n_rows, width), self._pad_id, np.int32)
@@ -91,12 +100,18 @@ class TextData:
             for row, start in zip(mine[~whole], starts[~whole]):
                 n = int(lengths[row])
                 tokens[row, :n], is_first[row, :n] = (
-                    part[0] for part in stream.windows(np.array([start]), n))
+                    part[0] for part in stream.windows(np.array([start]), n)
+                )
         return tokens, is_first, lengths
 
 
-def iterate(batch_at: Callable[..., Any], start: int = 0, stop: int | None = None,
-            rows: slice | None = None, buffer_size: int = 2) -> Iterator[Any]:
+def iterate(
+    batch_at: Callable[..., Any],
+    start: int = 0,
+    stop: int | None = None,
+    rows: slice | None = None,
+    buffer_size: int = 2,
+) -> Iterator[Any]:
     """batch_at(step, rows) for each step, made ahead by one thread, `buffer_size` batches deep.
 
     `stop` None goes on for ever. An exception of `batch_at` comes out at its own step. Closing
@@ -112,8 +127,9 @@ def iterate(batch_at: Callable[..., Any], start: int = 0, stop: int | None = Non
     return _drain(pool, collections.deque(submit(max(1, buffer_size))), submit)
 
 
-def _drain(pool: concurrent.futures.Executor, ahead: collections.deque,
-           submit: Callable[[int], list]) -> Iterator[Any]:
+def _drain(
+    pool: concurrent.futures.Executor, ahead: collections.deque, submit: Callable[[int], list]
+) -> Iterator[Any]:
     with pool:
         try:
             while ahead:
@@ -130,8 +146,9 @@ def _n_examples(stream: Stream, seq_len: int, shuffle: bool) -> int:
     return n_targets // seq_len if shuffle else math.ceil(n_targets / seq_len)
 
 
-def _check(streams: Mapping[str, Stream], seq_len: int, batch_size: int,
-           weights: Mapping[str, float]) -> None:
+def _check(
+    streams: Mapping[str, Stream], seq_len: int, batch_size: int, weights: Mapping[str, float]
+) -> None:
     """Raises UserError for sizes below 1, weights that are not positive, and empty splits."""
     if seq_len < 1:
         raise UserError(f"data.seq_len is {seq_len}; it has to be at least 1.")
@@ -141,23 +158,31 @@ def _check(streams: Mapping[str, Stream], seq_len: int, batch_size: int,
         check_weight(name, weights.get(name))
     if sum(stream.n_tokens for stream in streams.values()) < 2:
         split = next((stream.split for stream in streams.values()), "train")
-        remedy = (f"Raise {_CONFIG_OF[split]}" if split in _CONFIG_OF
-                  else "Lower data.valid_fraction and data.test_fraction")
-        raise UserError(f'the {split} split of {", ".join(streams) or "no source"} is empty: no '
-                        f"document fell into it. {remedy}, or give more documents.")
+        remedy = (
+            f"Raise {_CONFIG_OF[split]}"
+            if split in _CONFIG_OF
+            else "Lower data.valid_fraction and data.test_fraction"
+        )
+        raise UserError(
+            f"the {split} split of {', '.join(streams) or 'no source'} is empty: no "
+            f"document fell into it. {remedy}, or give more documents."
+        )
 
 
-def _check_enough(streams: Mapping[str, Stream], sizes: list[int], seq_len: int,
-                  batch_size: int) -> None:
+def _check_enough(
+    streams: Mapping[str, Stream], sizes: list[int], seq_len: int, batch_size: int
+) -> None:
     found = ", ".join(f"{name} has {stream.n_tokens:,}" for name, stream in streams.items())
     for (name, stream), size in zip(streams.items(), sizes):
         if not size:
             raise UserError(
                 f"the {stream.split} split of source {name!r} has {stream.n_tokens:,} tokens, and "
                 f"one example takes data.seq_len + 1 = {seq_len + 1:,}. Lower data.seq_len, give "
-                "the source more text, or take it out of data.sources.")
+                "the source more text, or take it out of data.sources."
+            )
     if sum(sizes) < batch_size:
         raise UserError(
             f"too little text for one batch: {batch_size} examples of {seq_len} tokens take "
             f"{batch_size * seq_len + 1:,} tokens; found: {found}. Lower train.batch_size or "
-            "data.seq_len, or give more text in data.sources.")
+            "data.seq_len, or give more text in data.sources."
+        )

@@ -15,6 +15,7 @@ _SPAN_P, _SPAN_MAX = 0.2, 10  # words in a span: geometric, as in SpanBERT
 class Masked(NamedTuple):
     """tokens int32 [b, T] with masks in; picked int32 [b, M]: the columns to predict, 0 where there
     are fewer; targets int32 [b, M]: what stood there; weights float32 [b, M]: 1 where real."""
+
     tokens: np.ndarray
     picked: np.ndarray
     targets: np.ndarray
@@ -25,10 +26,10 @@ def uniform(key: tuple[int, ...], rows: np.ndarray, n: int) -> np.ndarray:
     """float64 [len(rows), n] in [0, 1): a pure function of key, row and column (SplitMix64)."""
     state = np.zeros(1, np.uint64)
     for part in key:
-        state = _mix(state ^ np.uint64(part % 2 ** 64))
+        state = _mix(state ^ np.uint64(part % 2**64))
     state = _mix(state ^ rows.astype(np.uint64))[:, None]
     columns = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return (_mix(state + columns) >> np.uint64(11)) * 2.0 ** -53
+    return (_mix(state + columns) >> np.uint64(11)) * 2.0**-53
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -38,9 +39,20 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def mask(tokens: np.ndarray, allowed: np.ndarray, starts_word: np.ndarray, lengths: np.ndarray,
-         key: tuple[int, ...], rows: np.ndarray, *, rate: float, max_predictions: int, unit: str,
-         mask_id: int, vocab_size: int) -> Masked:
+def mask(
+    tokens: np.ndarray,
+    allowed: np.ndarray,
+    starts_word: np.ndarray,
+    lengths: np.ndarray,
+    key: tuple[int, ...],
+    rows: np.ndarray,
+    *,
+    rate: float,
+    max_predictions: int,
+    unit: str,
+    mask_id: int,
+    vocab_size: int,
+) -> Masked:
     """Hides `rate` of a row's tokens, at least one, at most max_predictions.
 
     tokens int32 [b, T]; allowed bool [b, T]: may be hidden (no special token, no padding);
@@ -70,9 +82,12 @@ def mask(tokens: np.ndarray, allowed: np.ndarray, starts_word: np.ndarray, lengt
     picked = np.argsort(~chosen, axis=1, kind="stable")[:, :max_predictions]
     weights = np.take_along_axis(chosen, picked, axis=1)
     picked = np.where(weights, picked, 0)
-    return Masked(np.where(chosen, new, tokens).astype(np.int32), picked.astype(np.int32),
-                  np.where(weights, np.take_along_axis(tokens, picked, axis=1), 0).astype(np.int32),
-                  weights.astype(np.float32))
+    return Masked(
+        np.where(chosen, new, tokens).astype(np.int32),
+        picked.astype(np.int32),
+        np.where(weights, np.take_along_axis(tokens, picked, axis=1), 0).astype(np.int32),
+        weights.astype(np.float32),
+    )
 
 
 def _choose(unit_of, member, order, budget) -> np.ndarray:

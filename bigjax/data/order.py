@@ -17,6 +17,7 @@ class Order:
 
     def __init__(self, sizes: list[int], weights: list[float], seed: int) -> None:
         import grain
+
         self._offsets = np.cumsum([0, *sizes])
         shuffled = []
         for i, size in enumerate(sizes):
@@ -25,8 +26,11 @@ class Order:
             records = grain.MapDataset.range(int(self._offsets[i]), int(self._offsets[i]) + size)
             shuffled.append(records.shuffle(seed=int(mixed)).repeat())
         total = sum(weights)
-        self._places = shuffled[0] if len(shuffled) == 1 else grain.MapDataset.mix(
-            shuffled, weights=[weight / total for weight in weights])
+        self._places = (
+            shuffled[0]
+            if len(shuffled) == 1
+            else grain.MapDataset.mix(shuffled, weights=[weight / total for weight in weights])
+        )
 
     def __call__(self, places: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
         """int64 [n] source and int64 [n] example within it, at each of `places`; O(1) each."""
@@ -67,5 +71,6 @@ def places(step: int, rows: slice | None, batch_size: int, n_batches: int | None
             raise UserError(
                 f"batch_at: rows {first}:{last} (step {rows.step}) are not a contiguous part of a "
                 f"global batch of {batch_size}; allowed: 0 <= start < stop <= {batch_size}. Does "
-                "the number of hosts divide train.batch_size?")
+                "the number of hosts divide train.batch_size?"
+            )
     return range(step * batch_size + first, step * batch_size + last)

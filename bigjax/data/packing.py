@@ -3,8 +3,13 @@
 import numpy as np
 
 
-def make_batch(tokens: np.ndarray, is_first: np.ndarray, lengths: np.ndarray,
-               token_bytes: np.ndarray, packing: bool) -> dict[str, np.ndarray]:
+def make_batch(
+    tokens: np.ndarray,
+    is_first: np.ndarray,
+    lengths: np.ndarray,
+    token_bytes: np.ndarray,
+    packing: bool,
+) -> dict[str, np.ndarray]:
     """Next-token inputs and targets of b rows of L = seq_len positions.
 
     Args:
@@ -26,8 +31,12 @@ def make_batch(tokens: np.ndarray, is_first: np.ndarray, lengths: np.ndarray,
     if packing:
         counted &= ~is_first[:, 1:]
     n_bytes = np.where(counted, token_bytes[targets], 0).sum(1, dtype=np.int32)
-    batch = {"inputs": np.ascontiguousarray(inputs), "targets": np.ascontiguousarray(targets),
-             "weights": counted.astype(np.float32), "target_bytes": n_bytes}
+    batch = {
+        "inputs": np.ascontiguousarray(inputs),
+        "targets": np.ascontiguousarray(targets),
+        "weights": counted.astype(np.float32),
+        "target_bytes": n_bytes,
+    }
     if packing:
         real = column < lengths[:, None]
         first = is_first[:, :-1].copy()

@@ -7,9 +7,9 @@ such another window, and the part that is taken is cut to the shorter of the two
 nothing about which one it is.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import math
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -29,6 +29,7 @@ _CANDIDATES = 8  # windows that the second part of another document is chosen fr
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Fields as in tasks/mlm_nsp.py."""
+
     pairs: str
     mask_rate: float
     mask_unit: str
@@ -48,9 +49,17 @@ class PairData:
     swapped) and next_weight float32 [B, 1].
     """
 
-    def __init__(self, streams: Mapping[str, Stream], tokenizer: Tokenizer, seq_len: int,
-                 batch_size: int, seed: int, shuffle: bool, weights: Mapping[str, float],
-                 options: Options) -> None:
+    def __init__(
+        self,
+        streams: Mapping[str, Stream],
+        tokenizer: Tokenizer,
+        seq_len: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        weights: Mapping[str, float],
+        options: Options,
+    ) -> None:
         self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
         self.shuffle, self._options, self._tokenizer = shuffle, options, tokenizer
         _check(tokenizer, seq_len, options)
@@ -85,14 +94,20 @@ class PairData:
             parts, label[i] = self._parts(source[i], example[i], draws[i])
             line = [self._tokenizer.bos_id]
             for k, part in enumerate(parts):
-                types[i, len(line):len(line) + len(part) + 1] = k
+                types[i, len(line) : len(line) + len(part) + 1] = k
                 line += [*part.tolist(), self._tokenizer.eos_id]
             lengths[i] = len(line)
-            tokens[i, :len(line)] = line
-            segments[i, :len(line)] = 1
+            tokens[i, : len(line)] = line
+            segments[i, : len(line)] = 1
         masked = self._mask(tokens, segments, lengths, step, row, source, example)
-        batch = {"tokens": masked.tokens, "types": types, "segment_ids": segments,
-                 "picked": masked.picked, "targets": masked.targets, "weights": masked.weights}
+        batch = {
+            "tokens": masked.tokens,
+            "types": types,
+            "segment_ids": segments,
+            "picked": masked.picked,
+            "targets": masked.targets,
+            "weights": masked.weights,
+        }
         if self._options.pairs != "none":
             batch["next_label"] = label
             batch["next_weight"] = (lengths > 0).astype(np.float32)[:, None]
@@ -136,38 +151,51 @@ class PairData:
         special = (tokens == t.bos_id) | (tokens == t.eos_id)
         key, place = self._place(_MASK, step, row, source, example)
         return masking.mask(
-            tokens, (segments > 0) & ~special, ~t.is_continuation[tokens], lengths, key, place,
-            rate=o.mask_rate, max_predictions=o.max_predictions, unit=o.mask_unit,
-            mask_id=t.mask_id, vocab_size=t.vocab_size)
+            tokens,
+            (segments > 0) & ~special,
+            ~t.is_continuation[tokens],
+            lengths,
+            key,
+            place,
+            rate=o.mask_rate,
+            max_predictions=o.max_predictions,
+            unit=o.mask_unit,
+            mask_id=t.mask_id,
+            vocab_size=t.vocab_size,
+        )
 
     def _place(self, purpose: int, step: int, row, source, example):
         """The key and rows of random numbers: by step and row, or by example if not dynamic."""
         if self._options.dynamic:
             return (self.seed, purpose, step), row
         place = np.zeros(len(row), np.uint64)
-        place[:len(example)] = self._offsets[source] + example
+        place[: len(example)] = self._offsets[source] + example
         return (self.seed, purpose), place
 
     def _check_enough(self, sizes: list[int]) -> None:
         for name, source in zip(self._names, self._sources):
             if self.shuffle and not source.n:
-                raise UserError(f"source {name!r} has no document of two tokens or more. Give it "
-                                "more text, or take it out of data.sources.")
+                raise UserError(
+                    f"source {name!r} has no document of two tokens or more. Give it "
+                    "more text, or take it out of data.sources."
+                )
             if self._options.pairs == "nsp" and source.n and source.n_documents < 2:
                 raise UserError(
                     f"next-sentence prediction takes parts of other documents, but source {name!r} "
-                    "has only one in this split. Give it more documents, or set task.pairs='sop'.")
+                    "has only one in this split. Give it more documents, or set task.pairs='sop'."
+                )
         if sum(sizes) < (self.batch_size if self.shuffle else 1):
-            raise UserError(f"too little text for one batch: found {sum(sizes)} examples of up to "
-                            f"{self.seq_len} tokens. Lower train.batch_size, raise the fraction of "
-                            "this split, or give more text in data.sources.")
+            raise UserError(
+                f"too little text for one batch: found {sum(sizes)} examples of up to "
+                f"{self.seq_len} tokens. Lower train.batch_size, raise the fraction of "
+                "this split, or give more text in data.sources."
+            )
 
 
 def commonest(stream: Stream, tokenizer: Tokenizer, n: int = 1 << 21) -> tuple[str, float]:
     """The most common token of a stream's first n, and its share of them: the accuracy of a model
     that knows nothing else."""
-    counts = np.bincount(stream.window(0, min(n, stream.n_tokens)),
-                         minlength=tokenizer.vocab_size)
+    counts = np.bincount(stream.window(0, min(n, stream.n_tokens)), minlength=tokenizer.vocab_size)
     counts[[tokenizer.bos_id, tokenizer.eos_id]] = 0
     best = int(counts.argmax())
     return tokenizer.decode([best]), float(counts[best] / max(counts.sum(), 1))
@@ -207,15 +235,23 @@ class _Windows:
 
 def _check(tokenizer: Tokenizer, seq_len: int, options: Options) -> None:
     if not hasattr(tokenizer, "mask_id"):
-        raise UserError(f"masked language modelling needs a tokenizer with [MASK]; "
-                        f"data.tokenizer.kind is {tokenizer.kind!r}. Set it to 'wordpiece'.")
-    for key, value, allowed in (("pairs", options.pairs, PAIRS),
-                                ("mask_unit", options.mask_unit, masking.UNITS)):
+        raise UserError(
+            f"masked language modelling needs a tokenizer with [MASK]; "
+            f"data.tokenizer.kind is {tokenizer.kind!r}. Set it to 'wordpiece'."
+        )
+    for key, value, allowed in (
+        ("pairs", options.pairs, PAIRS),
+        ("mask_unit", options.mask_unit, masking.UNITS),
+    ):
         if value not in allowed:
             raise UserError(f"task.{key} is {value!r}; allowed: {', '.join(allowed)}.")
     if not 0 < options.mask_rate < 1 or not 0 <= options.short_fraction <= 1:
-        raise UserError(f"task.mask_rate={options.mask_rate} must be between 0 and 1, and "
-                        f"task.short_fraction={options.short_fraction} from 0 to 1.")
+        raise UserError(
+            f"task.mask_rate={options.mask_rate} must be between 0 and 1, and "
+            f"task.short_fraction={options.short_fraction} from 0 to 1."
+        )
     if not 1 <= options.max_predictions <= seq_len or seq_len < 8:
-        raise UserError(f"task.max_predictions={options.max_predictions} must be from 1 to "
-                        f"data.seq_len={seq_len}, and that at least 8.")
+        raise UserError(
+            f"task.max_predictions={options.max_predictions} must be from 1 to "
+            f"data.seq_len={seq_len}, and that at least 8."
+        )

@@ -1,10 +1,10 @@
 """Progress of work whose end is not known: a live line on a terminal, few plain lines elsewhere."""
 
+from collections.abc import Callable
 import sys
 import time
-from collections.abc import Callable
 
-_LOG_EVERY_SECONDS = 30.
+_LOG_EVERY_SECONDS = 30.0
 
 
 class Progress:
@@ -23,10 +23,15 @@ class Progress:
         self._begun = self._logged = time.monotonic()
         if sys.stdout.isatty():
             from rich import progress
+
             self._bar = progress.Progress(
-                progress.SpinnerColumn(), progress.TextColumn("{task.description}"),
-                progress.FileSizeColumn(), progress.TransferSpeedColumn(),
-                progress.TimeElapsedColumn(), transient=True)
+                progress.SpinnerColumn(),
+                progress.TextColumn("{task.description}"),
+                progress.FileSizeColumn(),
+                progress.TransferSpeedColumn(),
+                progress.TimeElapsedColumn(),
+                transient=True,
+            )
             self._bar.start()
             self._task = self._bar.add_task(self._title, total=None)
         return self

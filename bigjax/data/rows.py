@@ -1,13 +1,13 @@
 """Labelled rows of `data.train`, `data.valid` and `data.test`: of files, TFDS, or docstrings."""
 
 import collections
+from collections.abc import Iterator, Sequence
 import contextlib
 import hashlib
 import importlib
 import os
 import pkgutil
 import re
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,14 @@ _TFDS_SPLIT = {"train": "train", "valid": "validation", "test": "test"}
 _TFDS_BATCH = 1024
 _NO_SETS = ("core", "dataset_collections", "datasets", "proto", "scripts", "testing")
 _MIN_BODY_CHARS = 40  # what is shorter says too little to tell whose it is
-_EXAMPLES = ('a file such as "train.tsv", "tfds:glue/sst2", "docstrings:library" or '
-             '"docstrings:title"')
+_EXAMPLES = (
+    'a file such as "train.tsv", "tfds:glue/sst2", "docstrings:library" or "docstrings:title"'
+)
 
 
-def read_rows(spec: str, data: Any, kind: str, part: str = "train",
-              with_labels: bool = True) -> list[dict[str, Any]]:
+def read_rows(
+    spec: str, data: Any, kind: str, part: str = "train", with_labels: bool = True
+) -> list[dict[str, Any]]:
     """The rows of one of `data.train`, `data.valid`, `data.test`, or of a file to predict for.
 
     Rows have "where" (file:line, for messages) and, whatever the columns are called in the file
@@ -51,18 +53,24 @@ def read_rows(spec: str, data: Any, kind: str, part: str = "train",
         return _tfds_rows(spec, names, part)
     kinds = {names[name]: _KIND_OF[name] for name in names}
     table = read_table(spec, list(names.values()), kinds)
-    rows = [{name: row[column] for name, column in names.items()} | {
-                "where": row["where"], "row": row["row"]} for row in table]
+    rows = [
+        {name: row[column] for name, column in names.items()}
+        | {"where": row["where"], "row": row["row"]}
+        for row in table
+    ]
     if "tags" in names:
         for row in rows:
             if len(row["tokens"]) != len(row["tags"]):
-                raise UserError(f'{row["where"]}: {len(row["tokens"])} tokens and '
-                                f'{len(row["tags"])} tags; each token has to have one.')
+                raise UserError(
+                    f"{row['where']}: {len(row['tokens'])} tokens and "
+                    f"{len(row['tags'])} tags; each token has to have one."
+                )
     return rows
 
 
-def read_parts(data: Any, kind: str, names: Sequence[str] = SPLITS
-               ) -> dict[str, list[dict[str, Any]]]:
+def read_parts(
+    data: Any, kind: str, names: Sequence[str] = SPLITS
+) -> dict[str, list[dict[str, Any]]]:
     """The rows of `names` out of 'train', 'valid' and 'test'; [] where nothing falls into it.
 
     An empty `data.valid` is the TFDS set's own validation split, if it has one, and else the
@@ -80,8 +88,9 @@ def read_parts(data: Any, kind: str, names: Sequence[str] = SPLITS
     if not data.train:  # an imported model that is only evaluated
         return {part: parts.get(part, []) for part in names}
     if len(parts) < len(names):
-        fractions = [0. if part in specs else data[f"{part}_fraction"]
-                     for part in ("valid", "test")]
+        fractions = [
+            0.0 if part in specs else data[f"{part}_fraction"] for part in ("valid", "test")
+        ]
         cut: dict[str, list] = {part: [] for part in SPLITS}
         for row in read_rows(data.train, data, kind, "train"):
             cut[split_of(_split_text(row), *fractions)].append(row)
@@ -113,8 +122,11 @@ def label_counts(data: Any, kind: str) -> dict[str, int]:
     _check_kind(kind)
     if kind in ("regress", "answer"):
         return {}
-    counts = collections.Counter(label for row in read_parts(data, kind, ["train"])["train"]
-                                 for label in (row["tags"] if kind == "tag" else [row["label"]]))
+    counts = collections.Counter(
+        label
+        for row in read_parts(data, kind, ["train"])["train"]
+        for label in (row["tags"] if kind == "tag" else [row["label"]])
+    )
     whole = all(re.fullmatch(r"-?\d+", label) for label in counts)
     key = (lambda label: (int(label), label)) if whole else None
     return {label: counts[label] for label in sorted(counts, key=key)}
@@ -125,14 +137,23 @@ def label_names(data: Any, kind: str) -> list[str]:
     return list(label_counts(data, kind))
 
 
-_KIND_OF = {"text": "text", "pair": "text", "label": "label", "tokens": "words", "tags": "words",
-            "question": "text", "context": "text", "answers": "answers"}
+_KIND_OF = {
+    "text": "text",
+    "pair": "text",
+    "label": "label",
+    "tokens": "words",
+    "tags": "words",
+    "question": "text",
+    "context": "text",
+    "answers": "answers",
+}
 
 
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
-        raise UserError(f'the kind of labelled data is {kind!r}; it has to be one of '
-                        f'{", ".join(KINDS)}.')
+        raise UserError(
+            f"the kind of labelled data is {kind!r}; it has to be one of {', '.join(KINDS)}."
+        )
 
 
 def _columns(data: Any, kind: str, with_labels: bool) -> dict[str, str]:
@@ -144,8 +165,10 @@ def _columns(data: Any, kind: str, with_labels: bool) -> dict[str, str]:
     names = {name: data.columns[name] for name in wanted if data.columns[name] or name != "pair"}
     for name, column in names.items():
         if not column:
-            raise UserError(f"data.columns.{name} is empty; {kind} needs it. Set it to the name "
-                            "(or, without a header, the number from 0) of that column.")
+            raise UserError(
+                f"data.columns.{name} is empty; {kind} needs it. Set it to the name "
+                "(or, without a header, the number from 0) of that column."
+            )
     return names
 
 
@@ -154,28 +177,40 @@ def _split_text(row: dict[str, Any]) -> str:
     return row.get("context") or row.get("text") or " ".join(row["tokens"])
 
 
-def _docstring_rows(spec: str, data: Any, kind: str, part: str,
-                    with_labels: bool) -> list[dict[str, Any]]:
+def _docstring_rows(
+    spec: str, data: Any, kind: str, part: str, with_labels: bool
+) -> list[dict[str, Any]]:
     makers = {"docstrings:library": _libraries, "docstrings:title": _titles}
     if spec not in makers:
-        raise UserError(f'there is no labelled set {spec!r}; the docstrings give '
-                        f'{" and ".join(makers)}.')
+        raise UserError(
+            f"there is no labelled set {spec!r}; the docstrings give {' and '.join(makers)}."
+        )
     if kind != "classify":
-        raise UserError(f"{spec} has classes and cannot be used to {kind}. Set data.train to "
-                        "another set.")
+        raise UserError(
+            f"{spec} has classes and cannot be used to {kind}. Set data.train to another set."
+        )
     fractions = data.valid_fraction, data.test_fraction
-    records = [record for record in docstrings.records(data.cache_dir)
-               if split_of(record.text, *fractions) == part]
+    records = [
+        record
+        for record in docstrings.records(data.cache_dir)
+        if split_of(record.text, *fractions) == part
+    ]
     rows = list(makers[spec](records))
-    return rows if with_labels else [
-        {name: row[name] for name in row if name != "label"} for row in rows]
+    return (
+        rows
+        if with_labels
+        else [{name: row[name] for name in row if name != "label"} for row in rows]
+    )
 
 
 def _libraries(records: list[docstrings.Record]) -> Iterator[dict[str, Any]]:
     for record in records:
         if record.doc.strip():
-            yield {"text": record.doc, "label": record.library,
-                   "where": f"docstring of {record.name}"}
+            yield {
+                "text": record.doc,
+                "label": record.library,
+                "where": f"docstring of {record.name}",
+            }
 
 
 def _titles(records: list[docstrings.Record]) -> Iterator[dict[str, Any]]:
@@ -183,7 +218,7 @@ def _titles(records: list[docstrings.Record]) -> Iterator[dict[str, Any]]:
     halves: list[tuple[docstrings.Record, str, str]] = []
     of_library: dict[str, list[str]] = {}
     for record in records:
-        title, _, body = record.doc.strip().partition('\n')
+        title, _, body = record.doc.strip().partition("\n")
         if len(body.strip()) >= _MIN_BODY_CHARS:
             halves.append((record, title.strip(), body.strip()))
             of_library.setdefault(record.library, []).append(body.strip())
@@ -195,8 +230,12 @@ def _titles(records: list[docstrings.Record]) -> Iterator[dict[str, Any]]:
         if u % 2:
             mine = of_library[record.library]
             other = _another(mine, body, v) or _another(every, body, v) or body
-        yield {"text": title, "pair": other, "label": "together" if other is body else "apart",
-               "where": f"docstring of {record.name}"}
+        yield {
+            "text": title,
+            "pair": other,
+            "label": "together" if other is body else "apart",
+            "where": f"docstring of {record.name}",
+        }
 
 
 def _another(bodies: list[str], body: str, place: int) -> str | None:
@@ -218,14 +257,16 @@ def _tfds_rows(spec: str, names: dict[str, str], part: str) -> list[dict[str, An
     except Exception as e:  # no such split, a wrong file format, missing shards
         raise UserError(
             f"tfds:{name}: cannot read split {split!r}: {_reason(e)} The set has "
-            f'{", ".join(builder.info.splits) or "no prepared split"}; another is asked for as '
+            f"{', '.join(builder.info.splits) or 'no prepared split'}; another is asked for as "
             f'"tfds:{name}[SPLIT]". It has to be prepared with file_format="array_record".'
         ) from None
     features = builder.info.features
     for column in names.values():
         if column not in features:
-            raise UserError(f"tfds:{name}: no feature {column!r}; it has "
-                            f'{", ".join(features)}. Set data.columns to them.')
+            raise UserError(
+                f"tfds:{name}: no feature {column!r}; it has "
+                f"{', '.join(features)}. Set data.columns to them."
+            )
     labels = {column: getattr(features[column], "names", None) for column in features}
     rows = []
     for start in range(0, len(source), _TFDS_BATCH):
@@ -233,8 +274,13 @@ def _tfds_rows(spec: str, names: dict[str, str], part: str) -> list[dict[str, An
         for i, example in zip(indices, source.__getitems__(list(indices))):
             where = f"tfds:{name}[{split}] example {i}"
             whole = {column: _plain(value, labels[column]) for column, value in example.items()}
-            rows.append({key: convert(whole[column], _KIND_OF[key], column, where)
-                         for key, column in names.items()} | {"where": where, "row": whole})
+            rows.append(
+                {
+                    key: convert(whole[column], _KIND_OF[key], column, where)
+                    for key, column in names.items()
+                }
+                | {"where": where, "row": whole}
+            )
     return rows
 
 
@@ -265,8 +311,10 @@ def _builder(spec: str) -> Any:
     try:
         import tensorflow_datasets as tfds
     except ImportError:
-        raise UserError(f"{spec} needs the package tensorflow-datasets (TensorFlow itself is not "
-                        "needed): pip install tensorflow-datasets array_record") from None
+        raise UserError(
+            f"{spec} needs the package tensorflow-datasets (TensorFlow itself is not "
+            "needed): pip install tensorflow-datasets array_record"
+        ) from None
     try:
         if name.startswith(("/", "~", ".")) or "://" in name:
             return tfds.builder_from_directory(os.path.expanduser(name))
@@ -304,7 +352,8 @@ def _prepare(builder: Any, name: str) -> None:
             f"{_reason(e)} Where there is a network, run bigjax on it once, or prepare it with "
             'TFDS and file_format="array_record"; copy what that wrote, and name the folder with '
             'its dataset_info.json as "tfds:FOLDER", or set TFDS_DATA_DIR to the one above all '
-            "sets.") from None
+            "sets."
+        ) from None
 
 
 def _reason(error: Exception) -> str:

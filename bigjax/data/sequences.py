@@ -1,7 +1,7 @@
 """Rows of arrays as batches, and batches in rounds: what adversarial training reads."""
 
-import math
 from collections.abc import Callable, Mapping
+import math
 
 import numpy as np
 
@@ -23,15 +23,17 @@ class Rows:
         self._arrays, self._batch_size, self._endless = dict(arrays), batch_size, seed is not None
         self.n_examples = len(arrays["weights"])
         if self._endless and self.n_examples < batch_size:
-            raise UserError(f"There are {self.n_examples} examples to train on, less than one "
-                            f"batch of train.batch_size={batch_size}.")
+            raise UserError(
+                f"There are {self.n_examples} examples to train on, less than one "
+                f"batch of train.batch_size={batch_size}."
+            )
         self.n_batches = math.ceil(self.n_examples / batch_size)
-        self._order = (Order([self.n_examples], [1.0], seed) if self._endless
-                       else InTurn([self.n_examples]))
+        self._order = (
+            Order([self.n_examples], [1.0], seed) if self._endless else InTurn([self.n_examples])
+        )
 
     def batch_at(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
-        """{name: [B, ...]} of batch `step`, or its `rows`: a contiguous part of it. O(1) in step.
-        """
+        """{name: [B, ...]} of batch `step`, or its `rows`: a contiguous part. O(1) in step."""
         at = places(step, rows, self._batch_size, None if self._endless else self.n_batches)
         found = self._order(at)[1]
         return {k: _filled(x[found], len(at)) for k, x in self._arrays.items()}

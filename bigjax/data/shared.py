@@ -6,12 +6,12 @@ the store is made from, so machines that build it at once would write the same: 
 other one has.
 """
 
-import json
-import random
-import zlib
 from collections.abc import Callable
+import json
 from pathlib import Path
+import random
 from typing import Any
+import zlib
 
 from bigjax.data.files import write_atomically
 from bigjax.errors import UserError
@@ -36,9 +36,11 @@ def fetch(folder: Path, cache_dir: str, log: Callable[[str], None]) -> bool:
             continue
         content = _try(cache_dir, (place / name).read_bytes)
         if zlib.crc32(content) != crc:
-            raise UserError(f"the token store {place} is damaged: {name} differs from its "
-                            "checksum. Delete that folder; it is built again from its source at "
-                            "the next start.")
+            raise UserError(
+                f"the token store {place} is damaged: {name} differs from its "
+                "checksum. Delete that folder; it is built again from its source at "
+                "the next start."
+            )
         write_atomically(folder / name, content)
     return True
 
@@ -76,6 +78,7 @@ def _place(folder: Path, cache_dir: str) -> Any:
     if "://" not in cache_dir:
         return None
     from etils import epath
+
     return epath.Path(cache_dir) / "stores" / folder.name
 
 
@@ -85,5 +88,7 @@ def _try(cache_dir: str, act: Callable[[], Any]) -> Any:
     except OSError as e:
         if type(e) not in (OSError, FileNotFoundError, PermissionError):
             raise  # a time-out or the like, which is not about this folder
-        raise UserError(f"data.cache_dir={cache_dir!r} cannot be used: {e}. Check your permission "
-                        "to read and write there, or set it to a local folder.") from None
+        raise UserError(
+            f"data.cache_dir={cache_dir!r} cannot be used: {e}. Check your permission "
+            "to read and write there, or set it to a local folder."
+        ) from None

@@ -24,15 +24,24 @@ class SkipGramData:
     the batches of a pass: about as many pairs as word2vec takes from the text in one.
     """
 
-    def __init__(self, texts: Iterable[Sequence[str]], batch_size: int = 1024, seed: int = 0,
-                 min_count: int = 5, window: int = 5, negatives: int = 5,
-                 subsample: float = 1e-3) -> None:
+    def __init__(
+        self,
+        texts: Iterable[Sequence[str]],
+        batch_size: int = 1024,
+        seed: int = 0,
+        min_count: int = 5,
+        window: int = 5,
+        negatives: int = 5,
+        subsample: float = 1e-3,
+    ) -> None:
         """min_count: words less frequent are left out; subsample: t. UserError for numbers out of
         range and for texts without a pair."""
         _check(batch_size=batch_size, min_count=min_count, window=window, negatives=negatives)
         if not 0 < subsample <= 1:
-            raise UserError(f"skip-gram's subsample is {subsample}; it has to be above 0 and at "
-                            "most 1, which keeps all words. Usual are 1e-3 to 1e-5.")
+            raise UserError(
+                f"skip-gram's subsample is {subsample}; it has to be above 0 and at "
+                "most 1, which keeps all words. Usual are 1e-3 to 1e-5."
+            )
         self.batch_size, self.seed = batch_size, seed
         self.window, self.negatives = window, negatives
         texts = [list(text) for text in texts]
@@ -44,11 +53,13 @@ class SkipGramData:
         if not _has_pair(self._text):
             raise UserError(
                 f"skip-gram found no pair of words: of {len(texts):,} texts none has two words "
-                f"that come {min_count} times in all. Give more text, or lower min_count.")
+                f"that come {min_count} times in all. Give more text, or lower min_count."
+            )
         self._keep = np.minimum(1, np.sqrt(subsample * len(self._ids) / self.counts))
-        share = np.cumsum(self.counts ** _POWER)
+        share = np.cumsum(self.counts**_POWER)
         self._negative = np.searchsorted(
-            share / share[-1], (np.arange(_TABLE_SIZE) + 0.5) / _TABLE_SIZE).astype(np.int32)
+            share / share[-1], (np.arange(_TABLE_SIZE) + 0.5) / _TABLE_SIZE
+        ).astype(np.int32)
         n_pairs = (window + 1) * float((self.counts * self._keep).sum())
         self.pass_steps = max(1, round(n_pairs / batch_size))
         self._kept: tuple[int, tuple[np.ndarray, np.ndarray]] = -1, (self._ids, self._text)
@@ -71,7 +82,7 @@ class SkipGramData:
             ok = (there >= 0) & (there < len(ids))
             ok &= text[at] == text[np.where(ok, there, 0)]
             pairs = np.concatenate([pairs, [ids[at[ok]], ids[there[ok]]]], axis=1)
-        centre, context = pairs[:, :self.batch_size]
+        centre, context = pairs[:, : self.batch_size]
         drawn = rng.integers(_TABLE_SIZE, size=(self.batch_size, self.negatives))
         return {"centre": centre, "context": context, "negatives": self._negative[drawn]}
 
@@ -89,8 +100,10 @@ class SkipGramData:
             keep = rng.random(len(self._ids)) < self._keep[self._ids]
             kept = self._ids[keep], self._text[keep]
             if not _has_pair(kept[1]):
-                raise UserError("skip-gram's subsample drops so many words that no pair is left. "
-                                "Raise it (1 keeps all words), or give more text.")
+                raise UserError(
+                    "skip-gram's subsample drops so many words that no pair is left. "
+                    "Raise it (1 keeps all words), or give more text."
+                )
             self._kept = number, kept
         return kept
 

@@ -1,14 +1,12 @@
-"""Where text comes from: every source is a stream of documents in a fixed order.
+"""Where text comes from: every source is a stream of documents in a fixed order."""
 
-"""
-
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import difflib
 import glob
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from bigjax.data import docstrings
@@ -32,7 +30,7 @@ class Source:
     name: str = ""
     field: str = "text"
     split: str = "train"
-    weight: float = 1.
+    weight: float = 1.0
 
 
 def from_config(name: str, entry: Mapping[str, Any]) -> Source:
@@ -42,8 +40,10 @@ def from_config(name: str, entry: Mapping[str, Any]) -> Source:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise UserError(f"data.sources.{name} has an unknown key {key!r}.{hint} Allowed: "
-                            f'{", ".join(known)}.')
+            raise UserError(
+                f"data.sources.{name} has an unknown key {key!r}.{hint} Allowed: "
+                f"{', '.join(known)}."
+            )
     source = Source(**{"kind": "", **entry})
     _kind(source)
     check_weight(name, source.weight)
@@ -53,12 +53,18 @@ def from_config(name: str, entry: Mapping[str, Any]) -> Source:
 def check_weight(name: str, weight: Any) -> None:
     """Raises UserError unless the weight of source `name` is a positive number."""
     if not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
-        raise UserError(f"data.sources.{name}.weight is {weight!r}; it has to be a positive "
-                        "number. To leave a source out, take it out of data.sources.")
+        raise UserError(
+            f"data.sources.{name}.weight is {weight!r}; it has to be a positive "
+            "number. To leave a source out, take it out of data.sources."
+        )
 
 
-def documents(source: Source, on_bad_utf8: str = "replace", cache_dir: str = "~/.cache/bigjax",
-              counts: dict[str, int] | None = None) -> Iterator[str]:
+def documents(
+    source: Source,
+    on_bad_utf8: str = "replace",
+    cache_dir: str = "~/.cache/bigjax",
+    counts: dict[str, int] | None = None,
+) -> Iterator[str]:
     """The documents of `source`, none of them empty; twice the same if the content is.
 
     - text: `path` is a file or a glob. Where it matches several files, each is a document, in
@@ -77,9 +83,12 @@ def documents(source: Source, on_bad_utf8: str = "replace", cache_dir: str = "~/
         raise UserError(f'data.on_bad_utf8 is {on_bad_utf8!r}; it has to be "replace" or "refuse".')
     counts = counts if counts is not None else {}
     bad = _BadUtf8(on_bad_utf8 == "refuse", counts)
-    streams = {"docstrings": lambda: (r.text for r in docstrings.records(cache_dir)),
-               "text": lambda: _text(source, bad), "jsonl": lambda: _jsonl(source, bad),
-               "tfds": lambda: _tfds(source, bad)}
+    streams = {
+        "docstrings": lambda: (r.text for r in docstrings.records(cache_dir)),
+        "text": lambda: _text(source, bad),
+        "jsonl": lambda: _jsonl(source, bad),
+        "tfds": lambda: _tfds(source, bad),
+    }
     stream = streams[_kind(source)]()
     return _not_empty(stream, source)
 
@@ -95,10 +104,18 @@ def fingerprint(source: Source) -> str:
         return f"docstrings-{docstrings.fingerprint()}"
     if kind == "tfds":
         builder = _tfds_builder(source)
-        paths = [path for split in _tfds_split_names(builder, source)
-                 for path in builder.info.splits[split].filepaths]
-        return _try_read(source, lambda: f"tfds-{builder.info.full_name}-{source.split}-"
-                                         f"{source.field}-{fingerprint_files(paths)}")
+        paths = [
+            path
+            for split in _tfds_split_names(builder, source)
+            for path in builder.info.splits[split].filepaths
+        ]
+        return _try_read(
+            source,
+            lambda: (
+                f"tfds-{builder.info.full_name}-{source.split}-"
+                f"{source.field}-{fingerprint_files(paths)}"
+            ),
+        )
     paths = _files(source)
     field = f"-{source.field}" if kind == "jsonl" else ""
     return _try_read(source, lambda: f"{kind}{field}-{_FORMAT}-{fingerprint_files(paths)}")
@@ -117,9 +134,10 @@ class _BadUtf8:
             if self.refuse:
                 raise UserError(
                     f"{where}: byte {offset + e.start} (0x{raw[e.start]:02X}) is not UTF-8. "
-                    'Convert the file to UTF-8, or set data.on_bad_utf8="replace".') from None
+                    'Convert the file to UTF-8, or set data.on_bad_utf8="replace".'
+                ) from None
         text = raw.decode(errors="replace")
-        self._count(text.count('\ufffd') - raw.count('\ufffd'.encode()))
+        self._count(text.count("\ufffd") - raw.count("\ufffd".encode()))
         return text
 
     def clean(self, text: str, where: Any) -> str:
@@ -131,9 +149,10 @@ class _BadUtf8:
             if self.refuse:
                 raise UserError(
                     f"{where}: character {e.start} of the text is a lone surrogate, which has no "
-                    'UTF-8 form. Correct it, or set data.on_bad_utf8="replace".') from None
-        self._count(sum('\ud800' <= char <= '\udfff' for char in text))
-        return "".join('\ufffd' if '\ud800' <= char <= '\udfff' else char for char in text)
+                    'UTF-8 form. Correct it, or set data.on_bad_utf8="replace".'
+                ) from None
+        self._count(sum("\ud800" <= char <= "\udfff" for char in text))
+        return "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in text)
 
     def _count(self, n: int) -> None:
         self.counts["bad_utf8"] = self.counts.get("bad_utf8", 0) + n
@@ -141,8 +160,10 @@ class _BadUtf8:
 
 def _kind(source: Source) -> str:
     if source.kind not in KINDS:
-        raise UserError(f"the kind of a source in data.sources is {source.kind!r}; it has to be "
-                        f'one of {", ".join(KINDS)}.')
+        raise UserError(
+            f"the kind of a source in data.sources is {source.kind!r}; it has to be "
+            f"one of {', '.join(KINDS)}."
+        )
     return source.kind
 
 
@@ -153,8 +174,10 @@ def _not_empty(stream: Iterator[str], source: Source) -> Iterator[str]:
             found = True
             yield document
     if not found:
-        raise UserError(f"{_describe(source)} holds no text: every document of it is empty. Point "
-                        "path (and field or split) at text, or take the source out.")
+        raise UserError(
+            f"{_describe(source)} holds no text: every document of it is empty. Point "
+            "path (and field or split) at text, or take the source out."
+        )
 
 
 def _text(source: Source, bad: _BadUtf8) -> Iterator[str]:
@@ -165,7 +188,7 @@ def _text(source: Source, bad: _BadUtf8) -> Iterator[str]:
     for path in paths:
         text = bad.decode(_try_read(source, path.read_bytes), path)
         if text.strip():
-            yield text.removeprefix('\ufeff')
+            yield text.removeprefix("\ufeff")
 
 
 def _grouped(lines: Iterator[str]) -> Iterator[str]:
@@ -175,14 +198,14 @@ def _grouped(lines: Iterator[str]) -> Iterator[str]:
     for line in lines:
         blank = not line.strip()
         if (blank and n_chars >= DOCUMENT_CHARS) or n_chars >= _MAX_CHARS:
-            yield "".join(group).rstrip('\r\n')
+            yield "".join(group).rstrip("\r\n")
             group, n_chars = ([], 0) if blank else ([line], len(line))
         elif group or not blank:
             group.append(line)
             n_chars += len(line)
     last = "".join(group)
     if last.strip():
-        yield last.rstrip('\r\n')
+        yield last.rstrip("\r\n")
 
 
 def _lines(path: Any, bad: _BadUtf8) -> Iterator[str]:
@@ -192,7 +215,7 @@ def _lines(path: Any, bad: _BadUtf8) -> Iterator[str]:
         while block := f.read(_READ_BYTES):
             block += f.readline()
             text = bad.decode(block, path, offset)
-            yield from (text if offset else text.removeprefix('\ufeff')).splitlines(keepends=True)
+            yield from (text if offset else text.removeprefix("\ufeff")).splitlines(keepends=True)
             offset += len(block)
 
 
@@ -201,7 +224,7 @@ def _jsonl(source: Source, bad: _BadUtf8) -> Iterator[str]:
         with _try_read(path, lambda: path.open("rb")) as f:
             offset = 0
             for number, raw in enumerate(f, 1):
-                line = bad.decode(raw, path, offset).removeprefix('\ufeff')
+                line = bad.decode(raw, path, offset).removeprefix("\ufeff")
                 offset += len(raw)
                 if line.strip():
                     yield _json_text(line, source.field, f"{path}:{number}", bad)
@@ -211,27 +234,38 @@ def _json_text(line: str, field: str, where: str, bad: _BadUtf8) -> str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{where}: not JSON ({e}); the line begins {line[:60].strip()!r}. Each "
-                        f'line has to be one object such as {{"{field}": "..."}}.') from None
+        raise UserError(
+            f"{where}: not JSON ({e}); the line begins {line[:60].strip()!r}. Each "
+            f'line has to be one object such as {{"{field}": "..."}}.'
+        ) from None
     if not isinstance(row, dict):
-        raise UserError(f"{where}: found a JSON {type(row).__name__}; each line has to be an "
-                        f'object such as {{"{field}": "..."}}.')
+        raise UserError(
+            f"{where}: found a JSON {type(row).__name__}; each line has to be an "
+            f'object such as {{"{field}": "..."}}.'
+        )
     if field not in row:
-        raise UserError(f'{where}: no field {field!r}; the line has {", ".join(row) or "none"}. '
-                        "Set the source's field to the one that holds the text.")
+        raise UserError(
+            f"{where}: no field {field!r}; the line has {', '.join(row) or 'none'}. "
+            "Set the source's field to the one that holds the text."
+        )
     if not isinstance(row[field], str):
-        raise UserError(f"{where}: field {field!r} holds {type(row[field]).__name__}, not a "
-                        "string. Set the source's field to the one that holds the text.")
+        raise UserError(
+            f"{where}: field {field!r} holds {type(row[field]).__name__}, not a "
+            "string. Set the source's field to the one that holds the text."
+        )
     return bad.clean(row[field], where)
 
 
 def _files(source: Source) -> list[Any]:
     """The files `path` matches, sorted by name; not empty."""
     from etils import epath
+
     pattern = os.path.expanduser(source.path)
     if not pattern:
-        raise UserError(f"a source of kind {source.kind!r} in data.sources has an empty path. Set "
-                        'it to a file or a glob such as "books/*.txt".')
+        raise UserError(
+            f"a source of kind {source.kind!r} in data.sources has an empty path. Set "
+            'it to a file or a glob such as "books/*.txt".'
+        )
     if "://" in pattern:
         paths = _remote_files(pattern)
     elif os.path.exists(pattern):  # a name may hold brackets of its own
@@ -241,14 +275,17 @@ def _files(source: Source) -> list[Any]:
     paths = sorted((path for path in paths if not path.is_dir()), key=str)
     if not paths:
         what = "a folder" if os.path.isdir(pattern) else "no file"
-        raise UserError(f"data.sources: path {pattern!r} of kind {source.kind!r} is {what} (looked "
-                        f"from {os.getcwd()!r}). Set it to a file, or to a glob such as "
-                        '"folder/*.txt".')
+        raise UserError(
+            f"data.sources: path {pattern!r} of kind {source.kind!r} is {what} (looked "
+            f"from {os.getcwd()!r}). Set it to a file, or to a glob such as "
+            '"folder/*.txt".'
+        )
     return paths
 
 
 def _remote_files(pattern: str) -> list[Any]:
     from etils import epath
+
     parts = pattern.split("/")
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     try:
@@ -260,7 +297,8 @@ def _remote_files(pattern: str) -> list[Any]:
         raise UserError(
             f"data.sources: cannot look up {pattern!r}: {reason}. Addresses begin with gs:// or "
             "s3://; check the bucket and your permission to read it, and that the package for "
-            "this storage is installed (gcsfs, s3fs).") from None
+            "this storage is installed (gcsfs, s3fs)."
+        ) from None
 
 
 def _tfds(source: Source, bad: _BadUtf8) -> Iterator[str]:
@@ -271,7 +309,8 @@ def _tfds(source: Source, bad: _BadUtf8) -> Iterator[str]:
     except Exception as e:  # a wrong file format, a split of another kind, missing shards
         raise UserError(
             f"{_describe(source)}: cannot read split {source.split!r}: {e}. The set has to be "
-            'prepared with file_format="array_record".') from None
+            'prepared with file_format="array_record".'
+        ) from None
     for start in range(0, len(rows), _TFDS_BATCH):
         indices = range(start, min(start + _TFDS_BATCH, len(rows)))
         for i, row in zip(indices, rows.__getitems__(list(indices))):
@@ -282,24 +321,30 @@ def _tfds_text(row: Any, source: Source, where: str, bad: _BadUtf8) -> str:
     for part in source.field.split("/"):  # 'dialogue/answer': a feature inside a feature
         if not isinstance(row, dict) or part not in row:
             found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise UserError(f"{where}: no field {source.field!r}; found {found}. Set the "
-                            "source's field to the one that holds the text.")
+            raise UserError(
+                f"{where}: no field {source.field!r}; found {found}. Set the "
+                "source's field to the one that holds the text."
+            )
         row = row[part]
     if isinstance(row, bytes):
         return bad.decode(row, where)
     if isinstance(row, str):
         return bad.clean(row, where)
-    raise UserError(f"{where}: field {source.field!r} holds {type(row).__name__}, not text. Set "
-                    "the source's field to a Text feature.")
+    raise UserError(
+        f"{where}: field {source.field!r} holds {type(row).__name__}, not text. Set "
+        "the source's field to a Text feature."
+    )
 
 
 def _tfds_builder(source: Source) -> Any:
     try:
         import tensorflow_datasets as tfds
     except ImportError:
-        raise UserError('a source of kind "tfds" needs the package tensorflow-datasets '
-                        "(TensorFlow itself is not needed): pip install tensorflow-datasets "
-                        "array_record") from None
+        raise UserError(
+            'a source of kind "tfds" needs the package tensorflow-datasets '
+            "(TensorFlow itself is not needed): pip install tensorflow-datasets "
+            "array_record"
+        ) from None
     path = os.path.expanduser(source.path)
     try:
         if source.name:
@@ -310,7 +355,8 @@ def _tfds_builder(source: Source) -> Any:
         raise UserError(
             f"{_describe(source)}: {reason} Set name to NAME:VERSION and path to the data_dir it "
             "was prepared in, or leave name empty and set path to the set's own folder (the one "
-            "with dataset_info.json).") from None
+            "with dataset_info.json)."
+        ) from None
 
 
 def _tfds_split_names(builder: Any, source: Source) -> list[str]:
@@ -337,5 +383,6 @@ def _try_read(where: Any, read: Callable[[], Any]) -> Any:
         return read()
     except OSError as e:
         name = e.filename or (_describe(where) if hasattr(where, "kind") else where)
-        raise UserError(f"cannot read {name}: {e.strerror or e}. Check the path and your "
-                        "permission to read it.") from None
+        raise UserError(
+            f"cannot read {name}: {e.strerror or e}. Check the path and your permission to read it."
+        ) from None

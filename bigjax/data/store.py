@@ -14,10 +14,10 @@ under another name and renamed, and the same source gives the same bytes, so a k
 on at the shard it was in, and two builds of one store can only write the same thing twice.
 """
 
+from collections.abc import Callable, Iterator
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ def check_fractions(valid_fraction: float, test_fraction: float) -> None:
     if not (valid_fraction >= 0 and test_fraction >= 0 and valid_fraction + test_fraction <= 1):
         raise UserError(
             f"data.valid_fraction={valid_fraction} and data.test_fraction={test_fraction}: each "
-            "has to be at least 0, and their sum at most 1; the rest is trained on.")
+            "has to be at least 0, and their sum at most 1; the rest is trained on."
+        )
 
 
 class Stream:
@@ -64,19 +65,25 @@ class Stream:
         self.n_tokens = sum(shard["splits"][split]["tokens"] for shard in shards)
         self.n_documents = sum(shard["splits"][split]["documents"] for shard in shards)
         self.n_bytes = sum(shard["splits"][split]["bytes"] for shard in shards)
-        used = [(i, shard["splits"][split]) for i, shard in enumerate(shards)
-                if shard["splits"][split]["tokens"]]
+        used = [
+            (i, shard["splits"][split])
+            for i, shard in enumerate(shards)
+            if shard["splits"][split]["tokens"]
+        ]
         self._offsets = np.cumsum([0] + [sizes["tokens"] for _, sizes in used])
         # Plain arrays over the maps: slicing np.memmap itself costs several times more.
-        self._tokens = [np.asarray(_map(folder / f"{i:05d}-{split}.tokens", dtype))
-                        for i, _ in used]
-        self._starts = [np.asarray(_map(folder / f"{i:05d}-{split}.starts", "uint64"))
-                        for i, _ in used]
+        self._tokens = [
+            np.asarray(_map(folder / f"{i:05d}-{split}.tokens", dtype)) for i, _ in used
+        ]
+        self._starts = [
+            np.asarray(_map(folder / f"{i:05d}-{split}.starts", "uint64")) for i, _ in used
+        ]
 
     def bounds(self) -> np.ndarray:
         """int64 [n_documents + 1]: where each document begins, and the end of the last."""
-        starts = [part.astype(np.int64) + offset
-                  for part, offset in zip(self._starts, self._offsets)]
+        starts = [
+            part.astype(np.int64) + offset for part, offset in zip(self._starts, self._offsets)
+        ]
         return np.concatenate([*starts, [self.n_tokens]])
 
     def window(self, start: int, length: int) -> np.ndarray:
@@ -88,8 +95,10 @@ class Stream:
         first token. IndexError for a window that leaves the stream."""
         starts = np.asarray(starts, np.int64)
         if len(starts) and not (0 <= starts.min() and starts.max() + length <= self.n_tokens):
-            raise IndexError(f"windows of {length} from {starts.min()} to {starts.max()} leave the "
-                             f"stream of {self.n_tokens} tokens")
+            raise IndexError(
+                f"windows of {length} from {starts.min()} to {starts.max()} leave the "
+                f"stream of {self.n_tokens} tokens"
+            )
         tokens = np.empty((len(starts), length), np.int32)
         is_first = np.zeros((len(starts), length), bool)
         if not length:
@@ -99,8 +108,8 @@ class Stream:
             filled = 0
             while filled < length:
                 low = start + filled - int(self._offsets[shard])
-                part = self._tokens[shard][low:low + length - filled]
-                tokens[row, filled:filled + len(part)] = part
+                part = self._tokens[shard][low : low + length - filled]
+                tokens[row, filled : filled + len(part)] = part
                 documents = self._starts[shard]
                 i, j = documents.searchsorted(np.array([low, low + len(part)], np.uint64))
                 is_first[row, documents[i:j].astype(np.int64) - (low - filled)] = True
@@ -123,15 +132,22 @@ class Store:
     def split(self, name: str) -> Stream:
         """The stream of 'train', 'valid' or 'test'; UserError for another name."""
         if name not in SPLITS:
-            raise UserError(f'there is no split {name!r}; a store has {", ".join(SPLITS)}.')
+            raise UserError(f"there is no split {name!r}; a store has {', '.join(SPLITS)}.")
         if name not in self._splits:  # on request: a process may map only so many files
             self._splits[name] = Stream(self.folder, self._shards, name, self._dtype)
         return self._splits[name]
 
 
-def build_store(documents: Callable[[dict], Iterator[str]], content: str, tokenizer: Tokenizer,
-                valid_fraction: float, test_fraction: float, cache_dir: str,
-                name: str = "text", log: Callable[[str], None] = print) -> Store:
+def build_store(
+    documents: Callable[[dict], Iterator[str]],
+    content: str,
+    tokenizer: Tokenizer,
+    valid_fraction: float,
+    test_fraction: float,
+    cache_dir: str,
+    name: str = "text",
+    log: Callable[[str], None] = print,
+) -> Store:
     """Opens the store of this content and tokenizer, and builds what is missing of it first.
 
     Args:
@@ -141,8 +157,14 @@ def build_store(documents: Callable[[dict], Iterator[str]], content: str, tokeni
       name: the source's name, for messages.
     """
     check_fractions(valid_fraction, test_fraction)
-    parts = (_FORMAT, DOCUMENTS_PER_SHARD, content, tokenizer.fingerprint, valid_fraction,
-             test_fraction)
+    parts = (
+        _FORMAT,
+        DOCUMENTS_PER_SHARD,
+        content,
+        tokenizer.fingerprint,
+        valid_fraction,
+        test_fraction,
+    )
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     folder = cache_folder(cache_dir, "stores", key)
     if not (folder / "store.json").exists():
@@ -158,8 +180,16 @@ def build_store(documents: Callable[[dict], Iterator[str]], content: str, tokeni
     return store
 
 
-def _build(documents: Callable, tokenizer: Tokenizer, valid_fraction: float,
-           test_fraction: float, folder: Path, key: str, name: str, log: Callable) -> None:
+def _build(
+    documents: Callable,
+    tokenizer: Tokenizer,
+    valid_fraction: float,
+    test_fraction: float,
+    folder: Path,
+    key: str,
+    name: str,
+    log: Callable,
+) -> None:
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     counts: dict[str, int] = {}
     shards = []
@@ -171,10 +201,16 @@ def _build(documents: Callable, tokenizer: Tokenizer, valid_fraction: float,
                 shard = _write_shard(folder, index, texts, splits, tokenizer, dtype)
             shards.append(shard)
             progress.add(sum(sizes["bytes"] for sizes in shard["splits"].values()))
-    totals = {unit: sum(sizes[unit] for shard in shards for sizes in shard["splits"].values())
-              for unit in ("documents", "tokens", "bytes")}
-    meta = {"key": key, "dtype": dtype, "shards": shards,
-            "stats": {**totals, "bad_utf8": counts.get("bad_utf8", 0)}}
+    totals = {
+        unit: sum(sizes[unit] for shard in shards for sizes in shard["splits"].values())
+        for unit in ("documents", "tokens", "bytes")
+    }
+    meta = {
+        "key": key,
+        "dtype": dtype,
+        "shards": shards,
+        "stats": {**totals, "bad_utf8": counts.get("bad_utf8", 0)},
+    }
     write_atomically(folder / "store.json", json.dumps(meta).encode())
 
 
@@ -191,8 +227,9 @@ def _shards_of(documents: Iterator[str]) -> Iterator[list[str]]:
         yield texts
 
 
-def _write_shard(folder: Path, index: int, texts: list[str], splits: list[str],
-                 tokenizer: Tokenizer, dtype: str) -> dict:
+def _write_shard(
+    folder: Path, index: int, texts: list[str], splits: list[str], tokenizer: Tokenizer, dtype: str
+) -> dict:
     encoded = [ids for batch in _batches(texts) for ids in tokenizer.encode_batch(batch)]
     shard: dict = {"splits": {}}
     for split in SPLITS:
@@ -202,8 +239,11 @@ def _write_shard(folder: Path, index: int, texts: list[str], splits: list[str],
         ends = [np.array([tokenizer.bos_id]), np.array([tokenizer.eos_id])]
         pieces = [part for i in mine for part in (ends[0], encoded[i], ends[1])]
         tokens = np.concatenate(pieces).astype(dtype) if pieces else np.zeros(0, dtype)
-        shard["splits"][split] = {"documents": len(mine), "tokens": len(tokens),
-                                  "bytes": sum(len(texts[i].encode()) for i in mine)}
+        shard["splits"][split] = {
+            "documents": len(mine),
+            "tokens": len(tokens),
+            "bytes": sum(len(texts[i].encode()) for i in mine),
+        }
         write_atomically(folder / f"{index:05d}-{split}.tokens", tokens.tobytes())
         write_atomically(folder / f"{index:05d}-{split}.starts", starts.tobytes())
     write_atomically(folder / f"{index:05d}.json", json.dumps(shard).encode())
@@ -228,7 +268,7 @@ def _finished_shard(folder: Path, index: int, dtype: str) -> dict | None:
     path = folder / f"{index:05d}.json"
     try:
         shard = json.loads(path.read_bytes())
-        sizes = {name: size for name, size in _file_sizes(shard, index, dtype)}
+        sizes = dict(_file_sizes(shard, index, dtype))
         whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -252,8 +292,10 @@ def _check_files(folder: Path, shards: list[dict], dtype: str) -> None:
 
 
 def _damaged(folder: Path, what: str) -> UserError:
-    return UserError(f"the token store {folder} is damaged: {what}. Delete that folder; it is "
-                     "built again from its source at the next start.")
+    return UserError(
+        f"the token store {folder} is damaged: {what}. Delete that folder; it is "
+        "built again from its source at the next start."
+    )
 
 
 def _read_json(path: Path) -> dict:
@@ -277,7 +319,7 @@ def _only_builder(folder: Path, log: Callable[[str], None]) -> Iterator[bool]:
     has no locks both build: that is safe, and only takes longer.
     """
     try:
-        import fcntl
+        import fcntl  # noqa: F401
     except ImportError:
         yield False
         return
@@ -287,6 +329,7 @@ def _only_builder(folder: Path, log: Callable[[str], None]) -> Iterator[bool]:
 
 def _lock(f: Any, folder: Path, log: Callable[[str], None]) -> bool:
     import fcntl
+
     try:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,11 +1,11 @@
 """Labelled files: tab- and comma-separated, JSON lines, Parquet, SQuAD's JSON, CoNLL's columns."""
 
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import csv
 import io
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from bigjax.errors import RunError, UserError
@@ -13,13 +13,18 @@ from bigjax.errors import RunError, UserError
 _SQUAD = ("question", "context", "answers", "id")
 _CONLL = ("tokens", "tags")
 _OWN_NAMES = ("where", "row")
-_OWN_KINDS = {".json": {"answers": "answers", "is_impossible": "flag"},
-              ".conll": {"tokens": "words", "tags": "words"}}
+_OWN_KINDS = {
+    ".json": {"answers": "answers", "is_impossible": "flag"},
+    ".conll": {"tokens": "words", "tags": "words"},
+}
 
 
-def read_table(path: str | os.PathLike, columns: Sequence[str],
-               kinds: Mapping[str, str] | None = None,
-               optional: Sequence[str] = ()) -> list[dict[str, Any]]:
+def read_table(
+    path: str | os.PathLike,
+    columns: Sequence[str],
+    kinds: Mapping[str, str] | None = None,
+    optional: Sequence[str] = (),
+) -> list[dict[str, Any]]:
     """The rows of a file (local or gs://) as dicts: the `columns`, "where" for messages, "row".
 
     row["row"] is the whole record as the file has it, nothing left out, renamed or checked: a
@@ -51,20 +56,38 @@ def read_table(path: str | os.PathLike, columns: Sequence[str],
     """
     path = os.path.expanduser(os.fspath(path))
     extension = os.path.splitext(path)[1].lower()
-    readers = {".tsv": _separated, ".txt": _separated, ".csv": _separated, ".jsonl": _jsonl,
-               ".parquet": _parquet, ".json": _squad, ".conll": _conll}
+    readers = {
+        ".tsv": _separated,
+        ".txt": _separated,
+        ".csv": _separated,
+        ".jsonl": _jsonl,
+        ".parquet": _parquet,
+        ".json": _squad,
+        ".conll": _conll,
+    }
     if extension not in readers:
-        raise UserError(f"{path}: cannot tell what kind of file it is. Its name has to end in "
-                        f'{", ".join(readers)}.')
+        raise UserError(
+            f"{path}: cannot tell what kind of file it is. Its name has to end in "
+            f"{', '.join(readers)}."
+        )
     for name in sorted({*_OWN_NAMES} & {*columns, *optional}):
         raise UserError(f'{path}: a column cannot be called "{name}"; rename it in the file.')
     kinds = {**(kinds or {}), **_OWN_KINDS.get(extension, {})}
-    rows = [{column: convert(row[column], kinds.get(column, "text"), column, row["where"])
-             for column in row if column not in _OWN_NAMES}
-            | {column: convert(row["row"].get(column), kinds.get(column, "optional"), column,
-                               row["where"]) for column in optional}
-            | {name: row[name] for name in _OWN_NAMES}
-            for row in readers[extension](path, list(columns))]
+    rows = [
+        {
+            column: convert(row[column], kinds.get(column, "text"), column, row["where"])
+            for column in row
+            if column not in _OWN_NAMES
+        }
+        | {
+            column: convert(
+                row["row"].get(column), kinds.get(column, "optional"), column, row["where"]
+            )
+            for column in optional
+        }
+        | {name: row[name] for name in _OWN_NAMES}
+        for row in readers[extension](path, list(columns))
+    ]
     if not rows:
         raise UserError(f"{path} holds no rows. Give a file with at least one.")
     return rows
@@ -78,13 +101,17 @@ def convert(value: Any, kind: str, column: str, where: str) -> Any:
         return _answers(value, where)
     if kind == "words":
         if not isinstance(value, (list, tuple)) or not value:
-            raise UserError(f"{where}: column {column!r} holds {_name(value)}; it has to be a "
-                            "list of words or tags that is not empty.")
+            raise UserError(
+                f"{where}: column {column!r} holds {_name(value)}; it has to be a "
+                "list of words or tags that is not empty."
+            )
         return [convert(item, "label", column, where) for item in value]
     if kind == "names":
         names = re.split("[,;]", value) if isinstance(value, str) else value
-        parts = [convert(part, "optional", column, where)
-                 for part in (names if isinstance(names, (list, tuple)) else [names])]
+        parts = [
+            convert(part, "optional", column, where)
+            for part in (names if isinstance(names, (list, tuple)) else [names])
+        ]
         return [part for part in parts if part is not None]
     if kind == "optional":
         # NaN, which is not itself, is how pandas writes a missing number.
@@ -93,8 +120,10 @@ def convert(value: Any, kind: str, column: str, where: str) -> Any:
     if kind == "label" and isinstance(value, (bool, int, float)):
         return json.dumps(value)
     if not isinstance(value, str):
-        raise UserError(f"{where}: column {column!r} holds {_name(value)}, not text. Write it in "
-                        "quotes, or name another column in data.columns.")
+        raise UserError(
+            f"{where}: column {column!r} holds {_name(value)}, not text. Write it in "
+            "quotes, or name another column in data.columns."
+        )
     if not value.strip():
         raise UserError(f"{where}: column {column!r} is empty. Fill it, or take the row out.")
     return _utf8(value.strip() if kind == "label" else value, column, where)
@@ -114,15 +143,21 @@ def _utf8(text: str, column: str, where: str) -> str:
         text.encode()
         return text
     except UnicodeEncodeError as e:
-        raise UserError(f"{where}: character {e.start} of column {column!r} is a lone surrogate, "
-                        "which has no UTF-8 form. Correct it.") from None
+        raise UserError(
+            f"{where}: character {e.start} of column {column!r} is a lone surrogate, "
+            "which has no UTF-8 form. Correct it."
+        ) from None
 
 
 def _name(value: Any) -> str:
     if isinstance(value, (bool, int, float)):
         return f"the number {value}" if not isinstance(value, bool) else f"{value}"
-    return {"list": "a list", "dict": "an object", "NoneType": "null",
-            "str": f"the text {value!r:.40}"}.get(type(value).__name__, type(value).__name__)
+    return {
+        "list": "a list",
+        "dict": "an object",
+        "NoneType": "null",
+        "str": f"the text {value!r:.40}",
+    }.get(type(value).__name__, type(value).__name__)
 
 
 def _answers(value: Any, where: str) -> list[tuple[str, int]]:
@@ -130,33 +165,41 @@ def _answers(value: Any, where: str) -> list[tuple[str, int]]:
         value = [value] if value.strip() else []
     elif isinstance(value, dict) and isinstance(value.get("text"), list):
         starts = value.get("answer_start") or [-1] * len(value["text"])
-        value = [{"text": text, "answer_start": start}
-                 for text, start in zip(value["text"], starts)]
+        value = [
+            {"text": text, "answer_start": start} for text, start in zip(value["text"], starts)
+        ]
     if not isinstance(value, list):
-        raise UserError(f"{where}: the answers are {_name(value)}; they have to be a list of "
-                        'texts or of {"text": ..., "answer_start": ...}, empty for no answer.')
+        raise UserError(
+            f"{where}: the answers are {_name(value)}; they have to be a list of "
+            'texts or of {"text": ..., "answer_start": ...}, empty for no answer.'
+        )
     found = []
     for answer in value:
         text, start = answer, -1
         if isinstance(answer, dict):
             text, start = answer.get("text"), answer.get("answer_start", -1)
         if not isinstance(start, int) or isinstance(start, bool):
-            raise UserError(f"{where}: answer_start is {_name(start)}; it has to be a number of "
-                            "characters from the start of the context.")
+            raise UserError(
+                f"{where}: answer_start is {_name(start)}; it has to be a number of "
+                "characters from the start of the context."
+            )
         found.append((convert(text, "text", "answers", where), start))
     return found
 
 
 def _read_bytes(path: str) -> bytes:
     from etils import epath
+
     try:
         return epath.Path(path).read_bytes()
     except RunError:  # storage does not answer
         raise
     except Exception as e:  # each storage has errors of its own
         reason = getattr(e, "strerror", None) or e
-        raise UserError(f"cannot read {path}: {reason} (looked from {os.getcwd()!r}). Check the "
-                        "path and your permission to read it.") from None
+        raise UserError(
+            f"cannot read {path}: {reason} (looked from {os.getcwd()!r}). Check the "
+            "path and your permission to read it."
+        ) from None
 
 
 def _read_text(path: str) -> str:
@@ -164,14 +207,16 @@ def _read_text(path: str) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        raise UserError(f"{path}:{raw[:e.start].count(10) + 1}: byte {e.start} "
-                        f"(0x{raw[e.start]:02X}) is not UTF-8. Convert the file to UTF-8, for "
-                        "example with iconv.") from None
+        raise UserError(
+            f"{path}:{raw[: e.start].count(10) + 1}: byte {e.start} "
+            f"(0x{raw[e.start]:02X}) is not UTF-8. Convert the file to UTF-8, for "
+            "example with iconv."
+        ) from None
 
 
 def _lines(path: str) -> list[str]:
     """Without their ends and the blank ones after the last; U+2028 and the like end no line."""
-    lines = [line.removesuffix('\r') for line in _read_text(path).split('\n')]
+    lines = [line.removesuffix("\r") for line in _read_text(path).split("\n")]
     while lines and not lines[-1].strip():
         lines.pop()
     return lines
@@ -181,15 +226,16 @@ def _separated(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     if path.lower().endswith(".csv"):
         records = _csv_records(path)
     else:
-        records = enumerate((line.split('\t') for line in _lines(path)), 1)
+        records = enumerate((line.split("\t") for line in _lines(path)), 1)
     numbered = [column.isdecimal() for column in columns]
     if any(numbered) and not all(numbered):
-        raise UserError(f'{path}: columns {", ".join(map(repr, columns))} are partly names and '
-                        "partly numbers. Use names for a file whose first line has them, and "
-                        "numbers from 0 for one without.")
+        raise UserError(
+            f"{path}: columns {', '.join(map(repr, columns))} are partly names and "
+            "partly numbers. Use names for a file whose first line has them, and "
+            "numbers from 0 for one without."
+        )
     header = None if all(numbered) else next(records, (1, []))[1]
-    places = [int(column) if header is None else _place(column, header, path)
-              for column in columns]
+    places = [int(column) if header is None else _place(column, header, path) for column in columns]
     width = None if header is None else len(header)
     names = _names(header or [])
     for number, fields in records:
@@ -197,15 +243,24 @@ def _separated(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
             width, names = len(fields), [str(i) for i in range(len(fields))]
         if len(fields) != width:
             as_what = "the first line" if header is None else "the header"
-            raise UserError(f"{path}:{number}: found {len(fields)} columns, and {as_what} has "
-                            f"{width}. Correct the line" + (
-                                "; a text with a comma needs quotes." if ".csv" in path.lower()
-                                else "; a text cannot hold a tab or a line end."))
+            raise UserError(
+                f"{path}:{number}: found {len(fields)} columns, and {as_what} has "
+                f"{width}. Correct the line"
+                + (
+                    "; a text with a comma needs quotes."
+                    if ".csv" in path.lower()
+                    else "; a text cannot hold a tab or a line end."
+                )
+            )
         if max(places, default=0) >= width:
-            raise UserError(f"{path}:{number}: there is no column {max(places)}; the line has "
-                            f"{width}, numbered from 0 to {width - 1}. Set data.columns to them.")
+            raise UserError(
+                f"{path}:{number}: there is no column {max(places)}; the line has "
+                f"{width}, numbered from 0 to {width - 1}. Set data.columns to them."
+            )
         yield {column: fields[place] for column, place in zip(columns, places)} | {
-            "where": f"{path}:{number}", "row": dict(zip(names, fields))}
+            "where": f"{path}:{number}",
+            "row": dict(zip(names, fields)),
+        }
 
 
 def _names(header: list[str]) -> list[str]:
@@ -218,9 +273,11 @@ def _names(header: list[str]) -> list[str]:
 def _place(column: str, header: list[str], path: str) -> int:
     n = header.count(column)
     if n != 1:
-        raise UserError(f'{path}:1: {"no" if not n else n} columns are called {column!r}; the '
-                        f'header has {", ".join(map(repr, header)) or "none"}. Set data.columns '
-                        'to names that it has, or to numbers ("0", "1") for a file without one.')
+        raise UserError(
+            f"{path}:1: {'no' if not n else n} columns are called {column!r}; the "
+            f"header has {', '.join(map(repr, header)) or 'none'}. Set data.columns "
+            'to names that it has, or to numbers ("0", "1") for a file without one.'
+        )
     return header.index(column)
 
 
@@ -235,8 +292,10 @@ def _csv_records(path: str) -> Iterator[tuple[int, list[str]]]:
             records.append((number, fields))
             number = reader.line_num + 1
     except csv.Error as e:
-        raise UserError(f"{path}:{number}: not CSV ({e}). A field with a comma, a quote or a line "
-                        "end has to be in double quotes, quotes in it doubled.") from None
+        raise UserError(
+            f"{path}:{number}: not CSV ({e}). A field with a comma, a quote or a line "
+            "end has to be in double quotes, quotes in it doubled."
+        ) from None
     finally:
         csv.field_size_limit(limit)
     return iter(records)
@@ -257,25 +316,31 @@ def _record(row: dict, columns: list[str], where: str) -> dict[str, Any]:
 def _json(text: str, path: str, first_line: int = 1) -> Any:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON number")
+
     try:
         return json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as e:
         number = first_line + getattr(e, "lineno", 1) - 1
-        raise UserError(f"{path}:{number}: not JSON ({e}); the text begins "
-                        f"{text[:60].strip()!r}. Correct the line.") from None
+        raise UserError(
+            f"{path}:{number}: not JSON ({e}); the text begins "
+            f"{text[:60].strip()!r}. Correct the line."
+        ) from None
 
 
 def _member(row: dict, column: str, where: str) -> Any:
     if column not in row:
-        raise UserError(f'{where}: no column {column!r}; found '
-                        f'{", ".join(map(repr, row)) or "none"}. Set data.columns to names '
-                        "that the file has.")
+        raise UserError(
+            f"{where}: no column {column!r}; found "
+            f"{', '.join(map(repr, row)) or 'none'}. Set data.columns to names "
+            "that the file has."
+        )
     return row[column]
 
 
 def _parquet(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     import pyarrow as pa  # slow to import
     from pyarrow import parquet
+
     try:
         table = parquet.read_table(pa.BufferReader(_read_bytes(path)))
     except pa.ArrowException as e:
@@ -298,21 +363,32 @@ def _squad(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
                 where = f"{place}.qas[{k}]"
                 if not isinstance(question, dict):
                     raise UserError(f"{where}: found {_name(question)}, not a question.")
-                given = {"context": paragraph.get("context"), "id": str(question.get("id", where)),
-                         "question": question.get("question")}
+                given = {
+                    "context": paragraph.get("context"),
+                    "id": str(question.get("id", where)),
+                    "question": question.get("question"),
+                }
                 if "answers" in columns:
                     given["is_impossible"] = question.get("is_impossible", False)
-                    given["answers"] = ([] if given["is_impossible"] else
-                                        _list(question, "answers", where))
-                whole = {"id": given["id"], "title": article.get("title", ""),
-                         "question": given["question"], "context": given["context"], **question}
+                    given["answers"] = (
+                        [] if given["is_impossible"] else _list(question, "answers", where)
+                    )
+                whole = {
+                    "id": given["id"],
+                    "title": article.get("title", ""),
+                    "question": given["question"],
+                    "context": given["context"],
+                    **question,
+                }
                 yield {**given, "where": where, "row": whole}
 
 
 def _list(value: Any, key: str, where: str) -> list:
     if not isinstance(value, dict) or not isinstance(value.get(key), list):
-        raise UserError(f"{where}: no list {key!r}. A .json file has to be laid out as SQuAD's: "
-                        "data, paragraphs, qas, answers; other rows go into a .jsonl file.")
+        raise UserError(
+            f"{where}: no list {key!r}. A .json file has to be laid out as SQuAD's: "
+            "data, paragraphs, qas, answers; other rows go into a .jsonl file."
+        )
     return value[key]
 
 
@@ -322,18 +398,22 @@ def _conll(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     sentence: list[list[str]] = []
     where = path
     for number, line in enumerate([*_lines(path), ""], 1):
-        fields = line.split('\t') if '\t' in line else line.split()
+        fields = line.split("\t") if "\t" in line else line.split()
         if not line.strip():
             if sentence:
                 whole = _sentence(sentence)
-                yield {column: [fields[0 if column == "tokens" else -1] for fields in sentence]
-                       for column in columns} | {"where": where, "row": whole}
+                yield {
+                    column: [fields[0 if column == "tokens" else -1] for fields in sentence]
+                    for column in columns
+                } | {"where": where, "row": whole}
             sentence = []
         elif not fields[0].startswith("-DOCSTART-"):
             where = where if sentence else f"{path}:{number}"
             if "tags" in columns and len(fields) < 2:
-                raise UserError(f"{path}:{number}: found {line!r} without a tag. Each line has to "
-                                "be a token, a tab or space, and its tag in the last column.")
+                raise UserError(
+                    f"{path}:{number}: found {line!r} without a tag. Each line has to "
+                    "be a token, a tab or space, and its tag in the last column."
+                )
             for column, field in (("tokens", fields[0]), ("tags", fields[-1])):
                 if column in columns:
                     convert(field, "label", column, f"{path}:{number}")
@@ -345,5 +425,5 @@ def _sentence(lines: list[list[str]]) -> dict[str, list[str]]:
     width, widest = min(map(len, lines)), max(map(len, lines))
     if 1 < width < widest:
         lines, width = [[fields[0], fields[-1]] for fields in lines], 2
-    names = ["tokens", *map(str, range(1, width - 1)), *["tags"][:width - 1]]
+    names = ["tokens", *map(str, range(1, width - 1)), *["tags"][: width - 1]]
     return {name: list(column) for name, column in zip(names, zip(*lines))}

@@ -6,11 +6,11 @@ come out of `encode_batch`, whatever the text contains: '<|endoftext|>' in a doc
 """
 
 import collections
+from collections.abc import Callable, Iterable, Iterator
 import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,23 @@ from bigjax.data.tokenizer_base import META_FILE, Tokenizer, hash_of, read_bytes
 from bigjax.data.wordpiece import WordPiece, read_wordpiece, train_wordpiece
 from bigjax.errors import UserError
 
-__all__ = ["ByteLevelBpe", "Bytes", "SentencePiece", "Tokenizer", "WordPiece", "build",
-           "byte_characters", "load", "train_sentencepiece", "train_wordpiece"]
+__all__ = [
+    "ByteLevelBpe",
+    "Bytes",
+    "SentencePiece",
+    "Tokenizer",
+    "WordPiece",
+    "build",
+    "byte_characters",
+    "load",
+    "train_sentencepiece",
+    "train_wordpiece",
+]
 
-_SPACE = '\u2581'  # SentencePiece writes a space as this character
+_SPACE = "\u2581"  # SentencePiece writes a space as this character
 _TRAIN_FORMAT = 1  # raise it when the same text would train another SentencePiece model
 _WORDPIECE_FORMAT = 1  # the same for WordPiece
-_PROBE = '  Ünï\u0301 ﬁ\n\n\tx \u2028 中 \U0001f600\x00 '
+_PROBE = "  Ünï\u0301 ﬁ\n\n\tx \u2028 中 \U0001f600\x00 "
 
 
 class Bytes(Tokenizer):
@@ -55,22 +65,28 @@ class SentencePiece(Tokenizer):
 
     def __init__(self, model: bytes, name: str = "the model") -> None:
         import sentencepiece
+
         try:
             self._sp = sp = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as e:
             raise UserError(
                 f"{name} is not a SentencePiece model ({e}). data.tokenizer.path has to name a "
-                '.model file of kind "sentencepiece"; leave it empty to train one.') from None
+                '.model file of kind "sentencepiece"; leave it empty to train one.'
+            ) from None
         self._model = model
         special = (sp.is_control, sp.is_unknown, sp.is_unused)
-        self.pieces = [b"" if any(test(i) for test in special) else self._piece(i)
-                       for i in range(sp.get_piece_size())]
+        self.pieces = [
+            b"" if any(test(i) for test in special) else self._piece(i)
+            for i in range(sp.get_piece_size())
+        ]
         self.eos_id = sp.eos_id() if sp.eos_id() >= 0 else sp.bos_id()
         self.bos_id = sp.bos_id() if sp.bos_id() >= 0 else self.eos_id
         self.pad_id = sp.pad_id() if sp.pad_id() >= 0 else self.eos_id
         if self.eos_id < 0:
-            raise UserError(f"{name} has neither a bos nor an eos piece, so documents could not be "
-                            "told apart. Use a model trained with eos_id >= 0.")
+            raise UserError(
+                f"{name} has neither a bos nor an eos piece, so documents could not be "
+                "told apart. Use a model trained with eos_id >= 0."
+            )
         self.fingerprint = hash_of("sentencepiece", model)
         byte_ids = [sp.piece_to_id(f"<0x{b:02X}>") for b in _SPACE.encode()]
         self._space_ids = byte_ids if all(sp.is_byte(i) for i in byte_ids) else []
@@ -99,8 +115,9 @@ class SentencePiece(Tokenizer):
         """As Tokenizer.decode; a model that is not lossless decodes by its own rules."""
         if self.lossless:
             return super().decode(ids)
-        return self._sp.decode([i for i in map(int, ids)
-                                if 0 <= i < self.vocab_size and self.pieces[i]])
+        return self._sp.decode(
+            [i for i in map(int, ids) if 0 <= i < self.vocab_size and self.pieces[i]]
+        )
 
     def _files(self) -> dict[str, bytes]:
         return {"tokenizer.model": self._model}
@@ -115,26 +132,41 @@ def train_sentencepiece(documents: Iterable[str], vocab_size: int) -> SentencePi
     """
     texts = list(documents)
     try:
-        return SentencePiece(_train(texts, vocab_size, .9999))
+        return SentencePiece(_train(texts, vocab_size, 0.9999))
     except RuntimeError as e:
         if "required_chars" not in str(e):
             raise _training_error(str(e), texts, vocab_size) from None
     try:
-        return SentencePiece(_train(_common_text(texts, (vocab_size - 260) // 2), vocab_size, 1.))
+        return SentencePiece(_train(_common_text(texts, (vocab_size - 260) // 2), vocab_size, 1.0))
     except RuntimeError as e:
         raise _training_error(str(e), texts, vocab_size) from None
 
 
 def _train(texts: list[str], vocab_size: int, coverage: float) -> bytes:
     import sentencepiece
+
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, model_type="bpe",
-        vocab_size=vocab_size, character_coverage=coverage, byte_fallback=True,
-        normalization_rule_name="identity", add_dummy_prefix=False,
-        remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
-        max_sentence_length=1 << 30, input_sentence_size=0, shuffle_input_sentence=False,
-        num_threads=1, minloglevel=5, unk_id=0, bos_id=1, eos_id=2, pad_id=3)
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        character_coverage=coverage,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        max_sentence_length=1 << 30,
+        input_sentence_size=0,
+        shuffle_input_sentence=False,
+        num_threads=1,
+        minloglevel=5,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=3,
+    )
     return model.getvalue()
 
 
@@ -146,15 +178,20 @@ def _common_text(texts: list[str], n_letters: int) -> list[str]:
     counts = collections.Counter()
     for text in texts:
         counts.update(text)
-    common = sorted(counts, key=lambda char: (-counts[char], char))[:max(0, n_letters)]
+    common = sorted(counts, key=lambda char: (-counts[char], char))[: max(0, n_letters)]
     if not common:
         return []
     keep = re.compile("[" + re.escape("".join(common)) + "]+")
     return [part for text in texts for part in keep.findall(text)]
 
 
-def build(spec: Any, cache_dir: str, sample: Callable[[], Iterator[str]], content: str,
-          log: Callable[[str], None] = print) -> Tokenizer:
+def build(
+    spec: Any,
+    cache_dir: str,
+    sample: Callable[[], Iterator[str]],
+    content: str,
+    log: Callable[[str], None] = print,
+) -> Tokenizer:
     """The tokenizer of `data.tokenizer`: read from `spec.path`, or trained once and cached.
 
     Args:
@@ -170,41 +207,57 @@ def build(spec: Any, cache_dir: str, sample: Callable[[], Iterator[str]], conten
     if kind == "wordpiece":
         return _build_wordpiece(spec, cache_dir, sample, content, log)
     if kind != "sentencepiece":
-        raise UserError(f'data.tokenizer.kind is {kind!r}; it has to be "wordpiece", '
-                        '"sentencepiece", "bpe" or "bytes".')
+        raise UserError(
+            f'data.tokenizer.kind is {kind!r}; it has to be "wordpiece", '
+            '"sentencepiece", "bpe" or "bytes".'
+        )
     if spec.path:
         from etils import epath
+
         saved = epath.Path(spec.path) / "tokenizer.model"  # what Tokenizer.save wrote
         path = saved if saved.exists() else spec.path
         tokenizer = SentencePiece(read_bytes(path, "a SentencePiece .model file"), str(path))
         if not tokenizer.lossless:
-            log(f"note: {spec.path} does not keep every text (it normalises, or has no byte "
-                "fallback); byte counts are those of its pieces")
+            log(
+                f"note: {spec.path} does not keep every text (it normalises, or has no byte "
+                "fallback); byte counts are those of its pieces"
+            )
         return tokenizer
     name = hash_of(f"sentencepiece {_TRAIN_FORMAT} {spec.vocab_size} {content}") + ".model"
     path = cache_folder(cache_dir, "tokenizers") / name
     if not path.exists():
-        log(f"data: first use of this text: training a SentencePiece vocabulary of "
-            f"{spec.vocab_size:,} (kept in {path})")
+        log(
+            f"data: first use of this text: training a SentencePiece vocabulary of "
+            f"{spec.vocab_size:,} (kept in {path})"
+        )
         tokenizer = train_sentencepiece(sample(), spec.vocab_size)
         write_atomically(path, tokenizer._files()["tokenizer.model"])
     return SentencePiece(path.read_bytes(), str(path))
 
 
-def _build_wordpiece(spec: Any, cache_dir: str, sample: Callable[[], Iterator[str]],
-                     content: str, log: Callable[[str], None]) -> WordPiece:
+def _build_wordpiece(
+    spec: Any,
+    cache_dir: str,
+    sample: Callable[[], Iterator[str]],
+    content: str,
+    log: Callable[[str], None],
+) -> WordPiece:
     lowercase = bool(spec.lowercase)
     if spec.path:
         tokenizer = read_wordpiece(spec.path, lowercase)
         if tokenizer.lowercase and any(piece != piece.lower() for piece in tokenizer.pieces):
-            log(f"note: {spec.path} has pieces with capitals that lower-cased text never reaches; "
-                "is it a cased vocabulary? Then set data.tokenizer.lowercase=False")
+            log(
+                f"note: {spec.path} has pieces with capitals that lower-cased text never reaches; "
+                "is it a cased vocabulary? Then set data.tokenizer.lowercase=False"
+            )
         return tokenizer
     name = hash_of(f"wordpiece {_WORDPIECE_FORMAT} {spec.vocab_size} {lowercase} {content}")
     path = cache_folder(cache_dir, "tokenizers") / f"{name}.vocab.txt"
     if not path.exists():
-        log(f"data: first use of this text: training a WordPiece vocabulary of "
-            f"{spec.vocab_size:,} (kept in {path})")
+        log(
+            f"data: first use of this text: training a WordPiece vocabulary of "
+            f"{spec.vocab_size:,} (kept in {path})"
+        )
         tokenizer = train_wordpiece(sample(), spec.vocab_size, lowercase)
         write_atomically(path, tokenizer._files()["vocab.txt"])
     return read_wordpiece(path, lowercase)
@@ -213,6 +266,7 @@ def _build_wordpiece(spec: Any, cache_dir: str, sample: Callable[[], Iterator[st
 def load(folder: str | os.PathLike) -> Tokenizer:
     """What `Tokenizer.save` wrote. Raises UserError if the folder holds none."""
     from etils import epath
+
     source = epath.Path(folder)
     meta = json.loads(read_bytes(source / META_FILE, "a tokenizer saved by bigjax"))
     if meta["kind"] == "bytes":
@@ -226,7 +280,7 @@ def load(folder: str | os.PathLike) -> Tokenizer:
 
 def _training_error(cause: str, texts: list[str], vocab_size: int) -> UserError:
     n_chars = sum(map(len, texts))
-    limit = re.search(r'<= (\d+)', cause)
+    limit = re.search(r"<= (\d+)", cause)
     if limit:
         reason = f"that much text makes at most {limit.group(1)} pieces"
     elif vocab_size < 512:
@@ -236,4 +290,5 @@ def _training_error(cause: str, texts: list[str], vocab_size: int) -> UserError:
     return UserError(
         f"cannot train a SentencePiece vocabulary of data.tokenizer.vocab_size={vocab_size} on "
         f"{len(texts):,} documents with {n_chars:,} characters: {reason}. Change vocab_size, give "
-        'more text in data.sources, or set data.tokenizer.kind="bytes".')
+        'more text in data.sources, or set data.tokenizer.kind="bytes".'
+    )

@@ -1,10 +1,10 @@
 """What all tokenizers share, and the helpers their files need."""
 
+from collections.abc import Iterable, Sequence
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,13 +58,20 @@ class Tokenizer:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes what `load` needs to `folder`, which is made if absent (may be on gs://)."""
         from etils import epath
+
         target = epath.Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         for name, content in self._files().items():
             (target / name).write_bytes(content)
-        meta = {"kind": self.kind, "vocab_size": self.vocab_size, "fingerprint": self.fingerprint,
-                "bos_id": self.bos_id, "eos_id": self.eos_id, "pad_id": self.pad_id}
-        (target / META_FILE).write_text(json.dumps(meta, indent=1) + '\n')
+        meta = {
+            "kind": self.kind,
+            "vocab_size": self.vocab_size,
+            "fingerprint": self.fingerprint,
+            "bos_id": self.bos_id,
+            "eos_id": self.eos_id,
+            "pad_id": self.pad_id,
+        }
+        (target / META_FILE).write_text(json.dumps(meta, indent=1) + "\n")
 
     def _encode_batch(self, texts: list[str]) -> list[Sequence[int]]:
         raise NotImplementedError
@@ -82,14 +89,16 @@ def check_utf8(texts: Sequence[str]) -> list[str]:
                 text.encode()
     except UnicodeEncodeError as e:
         raise UserError(
-            f"cannot tokenize text with {e.object[e.start:e.end]!r}: a lone surrogate has no "
-            "UTF-8 form. Clean it with text.encode('utf-8', 'replace').decode().") from None
+            f"cannot tokenize text with {e.object[e.start : e.end]!r}: a lone surrogate has no "
+            "UTF-8 form. Clean it with text.encode('utf-8', 'replace').decode()."
+        ) from None
     return texts
 
 
 def read_bytes(path: Any, what: str) -> bytes:
     """The file at `path`; UserError, saying that it has to be `what`, if it cannot be read."""
     from etils import epath
+
     try:
         return epath.Path(path).read_bytes()
     except (OSError, ValueError) as e:

@@ -5,11 +5,11 @@ a line "n d" (https://arxiv.org/abs/1301.3781); GloVe's does not
 (https://aclanthology.org/D14-1162).
 """
 
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import math
 import os
-from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -43,6 +43,7 @@ def numbered_lines(path: str | os.PathLike, what: str) -> Iterator[tuple[str, st
     Raises UserError, saying that it has to be `what`, if it cannot be read or is not UTF-8.
     """
     from etils import epath
+
     try:
         with epath.Path(path).expanduser().open("rb") as f:
             for i, raw in enumerate(f, 1):  # of bytes: U+2028 and the like end no line
@@ -50,8 +51,10 @@ def numbered_lines(path: str | os.PathLike, what: str) -> Iterator[tuple[str, st
                 try:
                     yield where, raw.decode("utf-8-sig" if i == 1 else "utf-8").rstrip("\r\n")
                 except UnicodeDecodeError as e:
-                    raise UserError(f"{where}: byte {e.start} (0x{raw[e.start]:02X}) is not "
-                                    f"UTF-8. It has to be {what}, in UTF-8.") from None
+                    raise UserError(
+                        f"{where}: byte {e.start} (0x{raw[e.start]:02X}) is not "
+                        f"UTF-8. It has to be {what}, in UTF-8."
+                    ) from None
     except (OSError, ValueError) as e:
         raise UserError(f"cannot read {path}: {e}. It has to be {what}.") from None
 
@@ -74,16 +77,22 @@ def read(path: str | os.PathLike) -> WordVectors:
         d = d or len(fields) - 1
         word, row = _parse(fields, d, where)
         if word in words:
-            raise UserError(f"{where}: the word {word!r} has a vector in {words[word]} already. "
-                            "Take one of them out.")
+            raise UserError(
+                f"{where}: the word {word!r} has a vector in {words[word]} already. "
+                "Take one of them out."
+            )
         words[word] = where
         rows.append(row)
     if header and header[1] != len(rows):
-        raise UserError(f"{header[0]}: the header says {header[1]:,} words, and there are "
-                        f"{len(rows):,}. Is the file cut off? Else correct the header.")
+        raise UserError(
+            f"{header[0]}: the header says {header[1]:,} words, and there are "
+            f"{len(rows):,}. Is the file cut off? Else correct the header."
+        )
     if not rows:
-        raise UserError(f"{path} holds no vectors. Give a file with at least one line of a word "
-                        "and its numbers.")
+        raise UserError(
+            f"{path} holds no vectors. Give a file with at least one line of a word "
+            "and its numbers."
+        )
     return WordVectors(list(words), np.stack(rows))
 
 
@@ -92,10 +101,13 @@ def write(path: str | os.PathLike, vectors: WordVectors, header: bool = True) ->
     GloVe's kind. Raises UserError for a word that is empty or has white space, and for a path
     that cannot be written."""
     from etils import epath
+
     for word in vectors.words:
         if word.split() != [word]:
-            raise UserError(f"cannot write a vector for {word!r}: a word in such a file is not "
-                            "empty and has no white space. Leave it out, or put _ in its place.")
+            raise UserError(
+                f"cannot write a vector for {word!r}: a word in such a file is not "
+                "empty and has no white space. Leave it out, or put _ in its place."
+            )
     n, d = vectors.table.shape
     try:
         with epath.Path(path).expanduser().open("wb") as f:
@@ -106,12 +118,15 @@ def write(path: str | os.PathLike, vectors: WordVectors, header: bool = True) ->
                 line = " ".join([word, *(f"{number:.9g}" for number in row)])
                 f.write(f"{line}\n".encode())
     except OSError as e:
-        raise UserError(f"cannot write {path}: {e}. Give a path in a folder that exists and that "
-                        "you may write to.") from None
+        raise UserError(
+            f"cannot write {path}: {e}. Give a path in a folder that exists and that "
+            "you may write to."
+        ) from None
 
 
-def table_for(words: Sequence[str], vectors: WordVectors, seed: int,
-              std: float) -> tuple[np.ndarray, int]:
+def table_for(
+    words: Sequence[str], vectors: WordVectors, seed: int, std: float
+) -> tuple[np.ndarray, int]:
     """float32 [len(words), d], an embedding table for a tokenizer's words, and the count found.
 
     Of a word without a vector the row is drawn from N(0, std^2), and does not depend on which
@@ -137,20 +152,23 @@ def neighbours(vectors: WordVectors, word: str, k: int) -> list[tuple[str, float
 def _parse(fields: list[str], d: int, where: str) -> tuple[str, np.ndarray]:
     """The word and float32 [d] of a line."""
     extra = len(fields) - 1 - d
-    if d < 1 or extra < 0 or any(map(_is_number, fields[1:1 + extra])) or not fields[0]:
-        raise UserError(f"{where}: found {' '.join(fields[:4])!r}, {len(fields)} fields with a "
-                        f"space between; there have to be a word and {max(d, 1)} numbers, as in "
-                        "the lines before. Correct the line, or take it out.")
-    numbers = fields[1 + extra:]
+    if d < 1 or extra < 0 or any(map(_is_number, fields[1 : 1 + extra])) or not fields[0]:
+        raise UserError(
+            f"{where}: found {' '.join(fields[:4])!r}, {len(fields)} fields with a "
+            f"space between; there have to be a word and {max(d, 1)} numbers, as in "
+            "the lines before. Correct the line, or take it out."
+        )
+    numbers = fields[1 + extra :]
     try:
         row = np.array(numbers, np.float32)
     except ValueError:
         row = np.array([np.nan])
     if not np.isfinite(row).all():
         wrong = next((number for number in numbers if not _is_number(number)), "a number over 3e38")
-        raise UserError(f"{where}: {wrong!r} is not a finite number. Correct the line, or take "
-                        "it out.")
-    return " ".join(fields[:1 + extra]), row
+        raise UserError(
+            f"{where}: {wrong!r} is not a finite number. Correct the line, or take it out."
+        )
+    return " ".join(fields[: 1 + extra]), row
 
 
 def _is_number(field: str) -> bool:

@@ -1,9 +1,9 @@
 """WordPiece as in BERT (Devlin et al. 2018): words, cut into pieces where they are rare."""
 
 import collections
+from collections.abc import Iterable, Sequence
 import functools
 import json
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,14 @@ class WordPiece(Tokenizer):
     kind = "wordpiece"
     lossless = False
 
-    def __init__(self, vocab: Sequence[str], lowercase: bool = True,
-                 strip_accents: bool | None = None, chinese_chars: bool = True,
-                 name: str = "the vocabulary") -> None:
+    def __init__(
+        self,
+        vocab: Sequence[str],
+        lowercase: bool = True,
+        strip_accents: bool | None = None,
+        chinese_chars: bool = True,
+        name: str = "the vocabulary",
+    ) -> None:
         """`vocab[i]` is the piece of id i.
 
         `strip_accents` None is what `lowercase` is; `chinese_chars` makes each a word of its own.
@@ -39,20 +44,26 @@ class WordPiece(Tokenizer):
         self._vocab = list(vocab)
         table = _table(self._vocab, name)
         self.pad_id, self.unk_id, self.bos_id, self.eos_id, self.mask_id = (
-            table[piece] for piece in SPECIALS)
+            table[piece] for piece in SPECIALS
+        )
         self.lowercase = bool(lowercase)
         self._settings = {
             "do_lower_case": self.lowercase,
             "strip_accents": self.lowercase if strip_accents is None else bool(strip_accents),
-            "tokenize_chinese_chars": bool(chinese_chars)}
+            "tokenize_chinese_chars": bool(chinese_chars),
+        }
         self.is_special = np.isin(np.arange(len(table)), [table[piece] for piece in SPECIALS])
         self.is_continuation = np.array([_continues(piece) for piece in self._vocab])
-        self.pieces = [b"" if special else piece.removeprefix(_CONTINUES).encode()
-                       if _continues(piece) else piece.encode()
-                       for piece, special in zip(self._vocab, self.is_special)]
+        self.pieces = [
+            b""
+            if special
+            else piece.removeprefix(_CONTINUES).encode()
+            if _continues(piece)
+            else piece.encode()
+            for piece, special in zip(self._vocab, self.is_special)
+        ]
         self._rust = _rust_tokenizer(table, self._settings)
-        self.fingerprint = hash_of("wordpiece", '\n'.join(self._vocab),
-                                   json.dumps(self._settings))
+        self.fingerprint = hash_of("wordpiece", "\n".join(self._vocab), json.dumps(self._settings))
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each text its ids int32 [n], and int32 [n, 2]: the characters each id stands for.
@@ -63,9 +74,15 @@ class WordPiece(Tokenizer):
         texts = check_utf8(texts)
         found = []
         for i in range(0, len(texts), _BATCH):
-            for encoding in self._rust.encode_batch(texts[i:i + _BATCH], add_special_tokens=False):
-                found.append((np.array(encoding.ids, np.int32),
-                              np.array(encoding.offsets, np.int32).reshape(-1, 2)))
+            for encoding in self._rust.encode_batch(
+                texts[i : i + _BATCH], add_special_tokens=False
+            ):
+                found.append(
+                    (
+                        np.array(encoding.ids, np.int32),
+                        np.array(encoding.offsets, np.int32).reshape(-1, 2),
+                    )
+                )
         return found
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -85,12 +102,16 @@ class WordPiece(Tokenizer):
         return " ".join(words)
 
     def _encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in
-                self._rust.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            encoding.ids
+            for encoding in self._rust.encode_batch_fast(texts, add_special_tokens=False)
+        ]
 
     def _files(self) -> dict[str, bytes]:
-        return {"vocab.txt": "".join(f'{piece}\n' for piece in self._vocab).encode(),
-                "tokenizer_config.json": json.dumps(self._settings, indent=1).encode()}
+        return {
+            "vocab.txt": "".join(f"{piece}\n" for piece in self._vocab).encode(),
+            "tokenizer_config.json": json.dumps(self._settings, indent=1).encode(),
+        }
 
 
 def read_wordpiece(path: Any, lowercase: bool = True) -> WordPiece:
@@ -104,6 +125,7 @@ def read_wordpiece(path: Any, lowercase: bool = True) -> WordPiece:
     Raises UserError for anything else, for text that is not UTF-8, and as WordPiece does.
     """
     from etils import epath
+
     root = epath.Path(path).expanduser()
     if not root.is_dir():
         return WordPiece(_vocab_lines(root), lowercase, name=str(root))
@@ -111,17 +133,22 @@ def read_wordpiece(path: Any, lowercase: bool = True) -> WordPiece:
         settings = {}
         if (root / "tokenizer_config.json").exists():
             settings = _json_object(root / "tokenizer_config.json")
-        return WordPiece(_vocab_lines(root / "vocab.txt"), settings.get("do_lower_case", lowercase),
-                         settings.get("strip_accents"),
-                         settings.get("tokenize_chinese_chars", True), str(root / "vocab.txt"))
+        return WordPiece(
+            _vocab_lines(root / "vocab.txt"),
+            settings.get("do_lower_case", lowercase),
+            settings.get("strip_accents"),
+            settings.get("tokenize_chinese_chars", True),
+            str(root / "vocab.txt"),
+        )
     if (root / "tokenizer.json").exists():
         return _from_tokenizer_json(root / "tokenizer.json")
-    raise UserError(f"data.tokenizer.path={path}: found neither vocab.txt nor tokenizer.json in "
-                    'that folder. A tokenizer of kind "wordpiece" has one of them.')
+    raise UserError(
+        f"data.tokenizer.path={path}: found neither vocab.txt nor tokenizer.json in "
+        'that folder. A tokenizer of kind "wordpiece" has one of them.'
+    )
 
 
-def train_wordpiece(documents: Iterable[str], vocab_size: int,
-                    lowercase: bool = True) -> WordPiece:
+def train_wordpiece(documents: Iterable[str], vocab_size: int, lowercase: bool = True) -> WordPiece:
     """Trains a vocabulary of `vocab_size` pieces; the same documents give the same one.
 
     Ids: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4, then letters and pieces. Rare characters
@@ -129,8 +156,10 @@ def train_wordpiece(documents: Iterable[str], vocab_size: int,
     Raises UserError if the text is too small for `vocab_size`.
     """
     texts = check_utf8(list(documents))
-    rust = _rust_tokenizer({"[UNK]": 0}, {"do_lower_case": lowercase, "strip_accents": lowercase,
-                                          "tokenize_chinese_chars": True})
+    rust = _rust_tokenizer(
+        {"[UNK]": 0},
+        {"do_lower_case": lowercase, "strip_accents": lowercase, "tokenize_chinese_chars": True},
+    )
     counts = collections.Counter()
     for text in texts:
         counts.update(rust.normalizer.normalize_str(text))
@@ -141,12 +170,16 @@ def train_wordpiece(documents: Iterable[str], vocab_size: int,
         n_letters = room // 2 + vocab_size - len(vocab)
         vocab = _train(rust, texts, vocab_size, _common(letters, counts, n_letters))
     if len(vocab) != vocab_size or room < 2:
-        reason = (f"that much text makes at most {len(vocab):,} pieces" if room >= 2
-                  else f"{len(SPECIALS)} special pieces leave no room for letters")
+        reason = (
+            f"that much text makes at most {len(vocab):,} pieces"
+            if room >= 2
+            else f"{len(SPECIALS)} special pieces leave no room for letters"
+        )
         raise UserError(
             f"cannot train a WordPiece vocabulary of data.tokenizer.vocab_size={vocab_size} on "
             f"{len(texts):,} documents with {sum(map(len, texts)):,} characters: {reason}. Change "
-            "vocab_size, give more text, or set data.tokenizer.path to a BERT's vocab.txt.")
+            "vocab_size, give more text, or set data.tokenizer.path to a BERT's vocab.txt."
+        )
     return WordPiece(vocab, lowercase)
 
 
@@ -158,16 +191,27 @@ def _train(rust: Any, texts: list[str], vocab_size: int, letters: list[str]) -> 
     return _trained(rust, texts, vocab_size, [*SPECIALS, *inner], first, len(first))
 
 
-def _trained(rust: Any, texts: list[str], vocab_size: int, special: list[str],
-             letters: list[str], max_letters: int) -> list[str]:
+def _trained(
+    rust: Any,
+    texts: list[str],
+    vocab_size: int,
+    special: list[str],
+    letters: list[str],
+    max_letters: int,
+) -> list[str]:
     """The pieces that the library's trainer finds, in the order of their ids."""
     from tokenizers import Tokenizer as RustTokenizer
     from tokenizers import trainers
+
     if not texts:
         return special
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, show_progress=False, special_tokens=special,
-        initial_alphabet=letters, limit_alphabet=max_letters)
+        vocab_size=vocab_size,
+        show_progress=False,
+        special_tokens=special,
+        initial_alphabet=letters,
+        limit_alphabet=max_letters,
+    )
     learner = RustTokenizer.from_str(rust.to_str())
     learner.train_from_iterator(iter(texts), trainer)
     vocab = learner.get_vocab()
@@ -193,26 +237,35 @@ def _table(vocab: list[str], name: str) -> dict[str, int]:
     table: dict[str, int] = {}
     for i, piece in enumerate(vocab):
         if piece in table:
-            raise UserError(f"{name}: {piece!r} is there twice, in lines {table[piece] + 1} and "
-                            f"{i + 1}. Each line has to be a piece of its own, its number the id: "
-                            "restore the original file.")
+            raise UserError(
+                f"{name}: {piece!r} is there twice, in lines {table[piece] + 1} and "
+                f"{i + 1}. Each line has to be a piece of its own, its number the id: "
+                "restore the original file."
+            )
         table[piece] = i
     missing = [piece for piece in SPECIALS if piece not in table]
     if missing:
-        raise UserError(f'{name} has no {", ".join(missing)} among its {len(table):,} lines. A '
-                        f'WordPiece vocabulary has {", ".join(SPECIALS)} and a piece on each '
-                        "line: set data.tokenizer.path to the vocab.txt of a BERT.")
+        raise UserError(
+            f"{name} has no {', '.join(missing)} among its {len(table):,} lines. A "
+            f"WordPiece vocabulary has {', '.join(SPECIALS)} and a piece on each "
+            "line: set data.tokenizer.path to the vocab.txt of a BERT."
+        )
     return table
 
 
 def _rust_tokenizer(table: dict[str, int], settings: dict[str, bool]) -> Any:
     from tokenizers import Tokenizer as RustTokenizer
     from tokenizers import models, normalizers, pre_tokenizers
-    rust = RustTokenizer(models.WordPiece(
-        vocab=table, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD_CHARS))
+
+    rust = RustTokenizer(
+        models.WordPiece(vocab=table, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD_CHARS)
+    )
     rust.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=settings["tokenize_chinese_chars"],
-        strip_accents=settings["strip_accents"], lowercase=settings["do_lower_case"])
+        clean_text=True,
+        handle_chinese_chars=settings["tokenize_chinese_chars"],
+        strip_accents=settings["strip_accents"],
+        lowercase=settings["do_lower_case"],
+    )
     # It cuts at brackets, so that '[SEP]' in a text is three pieces and never the special one.
     rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return rust
@@ -221,14 +274,16 @@ def _rust_tokenizer(table: dict[str, int], settings: dict[str, bool]) -> Any:
 def _vocab_lines(path: Any) -> list[str]:
     raw = read_bytes(path, "a vocab.txt, or a folder with one")
     try:
-        lines = raw.decode("utf-8-sig").split('\n')  # a piece may be another kind of line end
+        lines = raw.decode("utf-8-sig").split("\n")  # a piece may be another kind of line end
     except UnicodeDecodeError as e:
-        raise UserError(f"{path}:{raw[:e.start].count(10) + 1}: byte {e.start} "
-                        f"(0x{raw[e.start]:02X}) is not UTF-8. A WordPiece vocabulary is UTF-8 "
-                        "text with a piece on each line.") from None
+        raise UserError(
+            f"{path}:{raw[: e.start].count(10) + 1}: byte {e.start} "
+            f"(0x{raw[e.start]:02X}) is not UTF-8. A WordPiece vocabulary is UTF-8 "
+            "text with a piece on each line."
+        ) from None
     if not lines[-1]:
         lines.pop()
-    return [line.removesuffix('\r') for line in lines]
+    return [line.removesuffix("\r") for line in lines]
 
 
 def _json_object(path: Any) -> dict:
@@ -245,29 +300,41 @@ def _from_tokenizer_json(path: Any) -> WordPiece:
     content = _json_object(path)
     part = functools.partial(_part, content, path)
     model, normalizer = part("model"), part("normalizer")
-    for found, what in ((model.get("type", "WordPiece"), "WordPiece"),
-                        (normalizer.get("type"), "BertNormalizer"),
-                        (part("pre_tokenizer").get("type"), "BertPreTokenizer"),
-                        (model.get("continuing_subword_prefix", _CONTINUES), _CONTINUES),
-                        (model.get("max_input_chars_per_word", 100), _MAX_WORD_CHARS),
-                        (normalizer.get("clean_text", True), True)):
+    for found, what in (
+        (model.get("type", "WordPiece"), "WordPiece"),
+        (normalizer.get("type"), "BertNormalizer"),
+        (part("pre_tokenizer").get("type"), "BertPreTokenizer"),
+        (model.get("continuing_subword_prefix", _CONTINUES), _CONTINUES),
+        (model.get("max_input_chars_per_word", 100), _MAX_WORD_CHARS),
+        (normalizer.get("clean_text", True), True),
+    ):
         if found != what:
-            raise UserError(f"{path}: not a BERT tokenizer: found {found!r} where {what!r} is "
-                            'expected. data.tokenizer.kind="wordpiece" reads BERT\'s only.')
+            raise UserError(
+                f"{path}: not a BERT tokenizer: found {found!r} where {what!r} is "
+                'expected. data.tokenizer.kind="wordpiece" reads BERT\'s only.'
+            )
     table = model.get("vocab")
     if not isinstance(table, dict):
         raise UserError(f"{path}: not a BERT tokenizer: its model has no vocab of piece: id.")
     table = table | {added["content"]: added["id"] for added in content.get("added_tokens") or []}
     if sorted(table.values()) != list(range(len(table))):
-        raise UserError(f"{path}: the ids of its {len(table):,} pieces are not 0 to "
-                        f"{len(table) - 1}. Restore the file of the tokenizer.")
-    return WordPiece(sorted(table, key=table.get), normalizer.get("lowercase", True),
-                     normalizer.get("strip_accents"),
-                     normalizer.get("handle_chinese_chars", True), str(path))
+        raise UserError(
+            f"{path}: the ids of its {len(table):,} pieces are not 0 to "
+            f"{len(table) - 1}. Restore the file of the tokenizer."
+        )
+    return WordPiece(
+        sorted(table, key=table.get),
+        normalizer.get("lowercase", True),
+        normalizer.get("strip_accents"),
+        normalizer.get("handle_chinese_chars", True),
+        str(path),
+    )
 
 
 def _part(content: dict, path: Any, key: str) -> dict:
     if not isinstance(content.get(key), dict):
-        raise UserError(f"{path}: not a BERT tokenizer: it has no {key}. "
-                        'data.tokenizer.kind="wordpiece" reads tokenizer.json of WordPiece models.')
+        raise UserError(
+            f"{path}: not a BERT tokenizer: it has no {key}. "
+            'data.tokenizer.kind="wordpiece" reads tokenizer.json of WordPiece models.'
+        )
     return content[key]

@@ -12,9 +12,13 @@ from bigjax.errors import UserError
 
 def build(name: str, entry, context):
     """The evaluator of an entry of config.evals. context: see Context."""
-    have = sorted(p.stem for p in pathlib.Path(__file__).parent.glob("*.py")
-                  if p.stem[0] != "_" and p.stem != "context")
+    have = sorted(
+        p.stem
+        for p in pathlib.Path(__file__).parent.glob("*.py")
+        if p.stem[0] != "_" and p.stem != "context"
+    )
     if entry.kind not in have:
-        raise UserError(f"evals.{name}.kind is {entry.kind!r}. "
-                        f"{config_lib.nearest(entry.kind, have)}")
+        raise UserError(
+            f"evals.{name}.kind is {entry.kind!r}. {config_lib.nearest(entry.kind, have)}"
+        )
     return importlib.import_module(f"bigjax.evals.{entry.kind}").build(name, entry, context)

@@ -3,23 +3,37 @@
 ROUGE is the rouge-score package's and BLEU sacrebleu's; the rest are ratios of counts.
 """
 
-import re
 from collections.abc import Collection, Iterable, Sequence
+import re
 
 import numpy as np
 
 from bigjax.errors import UserError
 
-METRICS = ("rouge1", "rouge2", "rougeL", "bleu", "self_bleu", "distinct_1", "distinct_2",
-           "hot_word_coverage", "copy_rate", "novel_2", "novel_4", "length")
+METRICS = (
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "bleu",
+    "self_bleu",
+    "distinct_1",
+    "distinct_2",
+    "hot_word_coverage",
+    "copy_rate",
+    "novel_2",
+    "novel_4",
+    "length",
+)
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 _WORD = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+")
 # A full stop after one capital letter or one of these is taken to be part of a name.
 _TITLES = ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "Gen", "Gov", "Sen", "Rep", "No", "vs")
 _SENTENCE_END = re.compile(
     r"[。！？][。！？”’」』）]*"
-    r"|(?<!\b[A-Z])" + "".join(rf"(?<!\b{title})" for title in _TITLES)
-    + r"[.!?]+[\"'”’)\]]*(?=\s+[^a-z\s])|\n\s*\n")
+    r"|(?<!\b[A-Z])"
+    + "".join(rf"(?<!\b{title})" for title in _TITLES)
+    + r"[.!?]+[\"'”’)\]]*(?=\s+[^a-z\s])|\n\s*\n"
+)
 _SELF_BLEU_SAMPLE = 200  # the work grows with its square
 
 
@@ -30,8 +44,13 @@ class _Tokenizer:
         return words(text)
 
 
-def measure(candidates: list[str], references: list[str], articles: list[str],
-            hot_words: Collection[str], chinese: bool | None = None) -> dict[str, float]:
+def measure(
+    candidates: list[str],
+    references: list[str],
+    articles: list[str],
+    hot_words: Collection[str],
+    chinese: bool | None = None,
+) -> dict[str, float]:
     """METRICS of n candidates, each with its reference and article. Words are those of `words`.
 
     - rouge1, rouge2, rougeL: mean F1, 0 to 1, without stemming
@@ -60,6 +79,7 @@ def measure(candidates: list[str], references: list[str], articles: list[str],
     _check(candidates, references, articles)
     from rouge_score import rouge_scorer
     from sacrebleu.metrics import BLEU
+
     said, told = [words(text) for text in candidates], [words(text) for text in articles]
     scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_Tokenizer())
     scores = [scorer.score(*pair) for pair in zip(references, candidates)]
@@ -117,7 +137,8 @@ def _check(candidates, references, articles) -> None:
     if not len(candidates) == len(references) == len(articles):
         raise UserError(
             f"there are {len(candidates)} candidates, {len(references)} references and "
-            f"{len(articles)} articles. Give each candidate one reference and one article.")
+            f"{len(articles)} articles. Give each candidate one reference and one article."
+        )
     if not candidates:
         raise UserError("there are no candidates to measure. Give at least one.")
 
@@ -128,6 +149,7 @@ def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 def _self_bleu(candidates: list[str], split: str) -> float:
     from sacrebleu.metrics import BLEU
+
     if len(candidates) < 2:
         return 0.0
     if len(candidates) > _SELF_BLEU_SAMPLE:
@@ -135,8 +157,14 @@ def _self_bleu(candidates: list[str], split: str) -> float:
         sample = rng.choice(len(candidates), _SELF_BLEU_SAMPLE, replace=False)
         candidates = [candidates[i] for i in sample]
     bleu = BLEU(tokenize=split, force=True, effective_order=True)  # headlines of under 4 words
-    return float(np.mean([bleu.sentence_score(c, candidates[:i] + candidates[i + 1:]).score
-                          for i, c in enumerate(candidates)]))
+    return float(
+        np.mean(
+            [
+                bleu.sentence_score(c, candidates[:i] + candidates[i + 1 :]).score
+                for i, c in enumerate(candidates)
+            ]
+        )
+    )
 
 
 def _distinct(said: list[list[str]], n: int) -> float:
@@ -146,8 +174,12 @@ def _distinct(said: list[list[str]], n: int) -> float:
 
 def _copied(said: list[list[str]], told: list[list[str]], n: int) -> tuple[float, float]:
     """Fractions of the candidates' n-grams that are, and that are not, in their article."""
-    known = [gram in there for s, t in zip(said, told)
-             for there in [set(_ngrams(t, n))] for gram in _ngrams(s, n)]
+    known = [
+        gram in there
+        for s, t in zip(said, told)
+        for there in [set(_ngrams(t, n))]
+        for gram in _ngrams(s, n)
+    ]
     total = max(len(known), 1)
     return sum(known) / total, (len(known) - sum(known)) / total
 

@@ -1,7 +1,8 @@
 """What an evaluator is built from."""
 
+from collections.abc import Callable
 import math
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 
 class Context(NamedTuple):

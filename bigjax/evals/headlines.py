@@ -27,8 +27,10 @@ def build(name: str, entry, context: Context):
     """
     config, p = context.config, context.task.players
     if config.task.name != "headline":
-        raise UserError(f"evals.{name}.kind='headlines' is for task.name='headline'; task.name is "
-                        f"{config.task.name!r}.")
+        raise UserError(
+            f"evals.{name}.kind='headlines' is for task.name='headline'; task.name is "
+            f"{config.task.name!r}."
+        )
     corpus, batch_size = context.corpus, config.train.batch_size
     data = corpus.split(entry.split, batch_size=batch_size)
     n = min(entry.batches or data.n_batches, data.n_batches)
@@ -43,8 +45,12 @@ def build(name: str, entry, context: Context):
 
     @functools.cache
     def baselines() -> dict[str, float]:
-        given = [corpus.rows(entry.split)[i] for step in range(n)
-                 for i in data.batch_at(step)["example"] if i >= 0]
+        given = [
+            corpus.rows(entry.split)[i]
+            for step in range(n)
+            for i in data.batch_at(step)["example"]
+            if i >= 0
+        ]
         return _baselines(given, corpus)
 
     def evaluate(params, extras, step: int) -> dict[str, float]:
@@ -54,8 +60,14 @@ def build(name: str, entry, context: Context):
             batch = data.batch_at(i)
             # Nobody knows a headline's clicks before it is published.
             batch["clicks"] = np.zeros_like(batch["clicks"])
-            tokens, probability = jax.device_get(written(params, sharding.put_batch(
-                context.mesh, {k: x[rows] for k, x in batch.items()}, rows, batch_size)))
+            tokens, probability = jax.device_get(
+                written(
+                    params,
+                    sharding.put_batch(
+                        context.mesh, {k: x[rows] for k, x in batch.items()}, rows, batch_size
+                    ),
+                )
+            )
             for b in np.flatnonzero(batch["example"] >= 0):
                 given.append(corpus.rows(entry.split)[batch["example"][b]])
                 headlines.append(corpus.tokenizer.decode(until(tokens[b].tolist(), p.end_id)))
@@ -64,17 +76,33 @@ def build(name: str, entry, context: Context):
         if jax.process_index() == 0:
             folder = context.folder / "evals" / name
             folder.mkdir(parents=True, exist_ok=True)
-            lines = [{"article": row["article"][:_START], "reference": row["headline"],
-                      "headline": readable(text)} for row, text in zip(given, headlines)]
+            lines = [
+                {
+                    "article": row["article"][:_START],
+                    "reference": row["headline"],
+                    "headline": readable(text),
+                }
+                for row, text in zip(given, headlines)
+            ]
             (folder / "headlines.jsonl").write_text(
-                "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-            (folder / "report.json").write_text(json.dumps(
-                {"step": step, **numbers, **baselines()}, indent=1) + "\n")
-            context.report("\n".join(
-                [f"{name}, step {step}:", *(f"  {k:<18} {v:.4f}" for k, v in
-                                            {**numbers, **baselines()}.items()),
-                 *(f"  {line['headline']!r} for {line['reference']!r}" for line in lines[:5]),
-                 f"Files: {folder}"]))
+                "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            )
+            (folder / "report.json").write_text(
+                json.dumps({"step": step, **numbers, **baselines()}, indent=1) + "\n"
+            )
+            context.report(
+                "\n".join(
+                    [
+                        f"{name}, step {step}:",
+                        *(f"  {k:<18} {v:.4f}" for k, v in {**numbers, **baselines()}.items()),
+                        *(
+                            f"  {line['headline']!r} for {line['reference']!r}"
+                            for line in lines[:5]
+                        ),
+                        f"Files: {folder}",
+                    ]
+                )
+            )
         return numbers
 
     evaluate.metrics = (*_text_metrics.METRICS, "discriminator")
@@ -85,15 +113,17 @@ def _measure(headlines: list[str], rows: list[dict], corpus) -> dict[str, float]
     """Texts against the real headlines as the tokenizer writes those: a model cannot do better
     than without case, and with a space between words and punctuation."""
     references = [_as_written(row["headline"], corpus) for row in rows]
-    return _text_metrics.measure(headlines, references, [row["article"] for row in rows],
-                                 corpus.hot_words)
+    return _text_metrics.measure(
+        headlines, references, [row["article"] for row in rows], corpus.hot_words
+    )
 
 
 def _baselines(rows: list[dict], corpus) -> dict[str, float]:
     found = {}
-    for name, choose in (("lead", _text_metrics.lead_sentence),
-                         ("hot", lambda text: _text_metrics.hot_word_headline(
-                             text, corpus.hot_words))):
+    for name, choose in (
+        ("lead", _text_metrics.lead_sentence),
+        ("hot", lambda text: _text_metrics.hot_word_headline(text, corpus.hot_words)),
+    ):
         texts = [_as_written(choose(row["article"]), corpus) for row in rows]
         found.update({f"{name}_{k}": v for k, v in _measure(texts, rows, corpus).items()})
     return found

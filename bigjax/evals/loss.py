@@ -16,8 +16,9 @@ def build(name: str, entry, context: Context):
 
     @jax.jit
     def sums(params, extras, frozen, batch):
-        loss, (metrics, _) = context.task.loss(params, extras, frozen, batch, jax.random.key(0),
-                                               False)
+        loss, (metrics, _) = context.task.loss(
+            params, extras, frozen, batch, jax.random.key(0), False
+        )
         return {"loss": loss, **metrics}
 
     def evaluate(params, extras, step: int) -> dict[str, float]:

@@ -16,8 +16,15 @@ from bigjax.errors import UserError
 from bigjax.evals.context import Context
 from bigjax.infer import predict
 
-_AVERAGED = ("f1_macro", "f1_micro", "f1_weighted", "precision_macro", "precision_weighted",
-             "recall_macro", "recall_weighted")
+_AVERAGED = (
+    "f1_macro",
+    "f1_micro",
+    "f1_weighted",
+    "precision_macro",
+    "precision_weighted",
+    "recall_macro",
+    "recall_weighted",
+)
 _CUT = "(cut)"  # what is said of a word that was cut off
 
 
@@ -30,12 +37,16 @@ def build(name: str, entry, context: Context):
     """
     config, task = context.config, context.task
     if task.outputs is None:
-        raise UserError(f"evals.{name}.kind='metrics' is for labelled tasks (classify, tag, "
-                        f"answer); task.name is {config.task.name!r}, which has kind 'loss'.")
+        raise UserError(
+            f"evals.{name}.kind='metrics' is for labelled tasks (classify, tag, "
+            f"answer); task.name is {config.task.name!r}, which has kind 'loss'."
+        )
     data = context.corpus.split(entry.split, batch_size=config.train.batch_size)
     rows = context.corpus.rows(entry.split)
-    context.log(f"{name}: {data.n_examples:,} examples in {data.n_batches} batches, "
-                f"{data.padding:.1%} of the tokens are padding")
+    context.log(
+        f"{name}: {data.n_examples:,} examples in {data.n_batches} batches, "
+        f"{data.padding:.1%} of the tokens are padding"
+    )
 
     def evaluate(params, extras, step: int) -> dict[str, float]:
         outputs, sums = predict.outputs_of(task, context.mesh, params, extras, data, True)
@@ -47,11 +58,15 @@ def build(name: str, entry, context: Context):
             folder.mkdir(parents=True, exist_ok=True)
             predict.write(folder / "predictions.jsonl", rows, found)
             (folder / "report.txt").write_text(f"step {step}\n{report}\n")
-            (folder / "report.json").write_text(json.dumps(
-                {"step": step, **numbers, "by_label": by_label}, indent=1) + "\n")
+            (folder / "report.json").write_text(
+                json.dumps({"step": step, **numbers, "by_label": by_label}, indent=1) + "\n"
+            )
             if config.task.name != "answer" and config.task.get("kind", "") != "regress":
-                _draw(folder / "confusion.png", *_label_pairs(config.task, rows, found),
-                      list(config.task.labels))
+                _draw(
+                    folder / "confusion.png",
+                    *_label_pairs(config.task, rows, found),
+                    list(config.task.labels),
+                )
         context.report(f"{name}, step {step}:\n{report}\nFiles: {context.folder}/evals/{name}")
         return numbers
 
@@ -99,6 +114,7 @@ def _shown(labels, said) -> list[str]:
 
 def _classification(true, said, labels, task_name) -> tuple[dict[str, float], str, dict]:
     from sklearn import metrics
+
     counted = labels
     if task_name == "tag" and "O" in labels:  # what is no entity would hide the rest
         counted = [label for label in labels if label != "O"]
@@ -106,25 +122,35 @@ def _classification(true, said, labels, task_name) -> tuple[dict[str, float], st
     for name in _AVERAGED:
         score, average = name.split("_")
         numbers[name] = getattr(metrics, f"{score}_score")(
-            true, said, labels=counted, average=average, zero_division=0.0)
+            true, said, labels=counted, average=average, zero_division=0.0
+        )
     numbers["matthews"] = metrics.matthews_corrcoef(true, said)
     numbers = {k: float(v) for k, v in numbers.items()}
     table = dict(labels=_shown(labels, said), digits=4, zero_division=0.0)
     text = metrics.classification_report(true, said, **table)
-    return (numbers, f"{text}\nMatthews correlation {numbers['matthews']:.4f}",
-            metrics.classification_report(true, said, output_dict=True, **table))
+    return (
+        numbers,
+        f"{text}\nMatthews correlation {numbers['matthews']:.4f}",
+        metrics.classification_report(true, said, output_dict=True, **table),
+    )
 
 
 def _regression(true: list[float], said: list[float]) -> dict[str, float]:
     from scipy import stats
     from sklearn import metrics
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a constant prediction: then the correlation is 0
-        found = {"pearson": stats.pearsonr(true, said)[0] if len(true) > 1 else 0.0,
-                 "spearman": stats.spearmanr(true, said)[0] if len(true) > 1 else 0.0}
+        found = {
+            "pearson": stats.pearsonr(true, said)[0] if len(true) > 1 else 0.0,
+            "spearman": stats.spearmanr(true, said)[0] if len(true) > 1 else 0.0,
+        }
     found = {k: 0.0 if np.isnan(v) else float(v) for k, v in found.items()}
-    return {**found, "mse": float(metrics.mean_squared_error(true, said)),
-            "mae": float(metrics.mean_absolute_error(true, said))}
+    return {
+        **found,
+        "mse": float(metrics.mean_squared_error(true, said)),
+        "mae": float(metrics.mean_absolute_error(true, said)),
+    }
 
 
 def answer_scores(answers: list[list[tuple[str, int]]], said: list[str]) -> dict[str, float]:
@@ -153,14 +179,22 @@ def _f1(gold: list[str], said: list[str]) -> float:
 def _draw(path, true, said, labels) -> None:
     """The confusion matrix, counts by true (row) and predicted label."""
     import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
     from sklearn import metrics
+
     size = min(20.0, 3 + 0.5 * len(labels))
     figure, axis = plt.subplots(figsize=(size + 1, size), layout="constrained")
     metrics.ConfusionMatrixDisplay.from_predictions(
-        true, said, labels=_shown(labels, said), ax=axis, xticks_rotation="vertical",
-        colorbar=False, include_values=len(labels) <= 20)
+        true,
+        said,
+        labels=_shown(labels, said),
+        ax=axis,
+        xticks_rotation="vertical",
+        colorbar=False,
+        include_values=len(labels) <= 20,
+    )
     with path.open("wb") as f:
         figure.savefig(f, dpi=110)
     plt.close(figure)

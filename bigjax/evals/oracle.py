@@ -40,8 +40,9 @@ def build(name: str, entry, context: Context):
 
     @functools.partial(jax.jit, static_argnames="temperature")
     def written(params, key, temperature):
-        tokens = write(p, params, (), key, at_once,
-                       functools.partial(categorical, temperature=temperature))
+        tokens = write(
+            p, params, (), key, at_once, functools.partial(categorical, temperature=temperature)
+        )
         tokens = sharding.constrain(tokens, "batch", "length")
         logits = corpus.oracle.logits(corpus.oracle_params, (), shifted(p, tokens), None)
         return losses.cross_entropy(logits, tokens, jnp.ones(tokens.shape))
@@ -55,11 +56,15 @@ def build(name: str, entry, context: Context):
         del extras
         params, out = params["generator"], {}
         key = jax.random.fold_in(jax.random.key(context.config.seed), step)
-        batches = [sharding.put_batch(context.mesh, data.batch_at(i, rows), rows, at_once)
-                   for i in range(data.n_batches)]
+        batches = [
+            sharding.put_batch(context.mesh, data.batch_at(i, rows), rows, at_once)
+            for i in range(data.n_batches)
+        ]
         for t in (1.0, *entry.temperatures):
-            of = {"nll_oracle": [written(params, jax.random.fold_in(key, i), t) for i in range(n)],
-                  "nll_test": [held_out(params, batch, t) for batch in batches]}
+            of = {
+                "nll_oracle": [written(params, jax.random.fold_in(key, i), t) for i in range(n)],
+                "nll_test": [held_out(params, batch, t) for batch in batches],
+            }
             for k, parts in of.items():
                 total, weight = (sum(map(float, x)) for x in zip(*parts))
                 out[k if t == 1 else f"{k}_{t:g}"] = total / weight

@@ -20,7 +20,8 @@ from bigjax.infer import predict
 from bigjax.infer.generate import until
 from bigjax.infer.sampling import sample
 from bigjax.models.headline import NEVER
-from bigjax.tasks import _headline_data, headline as headline_task
+from bigjax.tasks import _headline_data
+from bigjax.tasks import headline as headline_task
 from bigjax.tasks._adversarial import Players, judge, whole, write
 
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -32,6 +33,7 @@ _WIDE = "[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]"  # written without spaces
 @dataclasses.dataclass(frozen=True)
 class Options:
     """How to write headlines and which to choose. UserError for a number out of range."""
+
     number: int = 5  # headlines an article
     beam: int = 8  # how many the search keeps at each token
     temperature: float = 0.0  # above 0: samples instead of the search
@@ -44,14 +46,18 @@ class Options:
     def __post_init__(self):
         search = self.temperature == 0
         for name, ok, want in (
-                ("number", self.number >= 1, "at least 1"),
-                ("beam", not search or self.beam >= self.number,
-                 f"at least --number={self.number}, or --temperature above 0"),
-                ("temperature", self.temperature >= 0, "0 (beam search) or more"),
-                ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
-                ("clicks", self.clicks in ("", "high", "low"), "high, low, or left out"),
-                ("real_weight", self.real_weight >= 0, "0 or more"),
-                ("click_weight", self.click_weight >= 0, "0 or more")):
+            ("number", self.number >= 1, "at least 1"),
+            (
+                "beam",
+                not search or self.beam >= self.number,
+                f"at least --number={self.number}, or --temperature above 0",
+            ),
+            ("temperature", self.temperature >= 0, "0 (beam search) or more"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("clicks", self.clicks in ("", "high", "low"), "high, low, or left out"),
+            ("real_weight", self.real_weight >= 0, "0 or more"),
+            ("click_weight", self.click_weight >= 0, "0 or more"),
+        ):
             if not ok:
                 raise UserError(f"--{name} is {getattr(self, name)!r}; it must be {want}.")
 
@@ -59,6 +65,7 @@ class Options:
 class Headline(NamedTuple):
     """real: the probability of it that the discriminator gives. clicks: the quantile of clicks
     that it expects, None where it expects nothing."""
+
     text: str
     real: float
     clicks: float | None
@@ -67,8 +74,9 @@ class Headline(NamedTuple):
 # --- Decoding ---------------------------------------------------------------------------------
 
 
-def beam_search(players: Players, params, context, batch: int, width: int
-                ) -> tuple[jax.Array, jax.Array]:
+def beam_search(
+    players: Players, params, context, batch: int, width: int
+) -> tuple[jax.Array, jax.Array]:
     """The `width` likeliest texts of each row that a search finds which keeps so many beginnings.
 
     Likely is by the mean log-probability of a token, the end token counted: a sum favours the
@@ -85,8 +93,9 @@ def beam_search(players: Players, params, context, batch: int, width: int
         V = logits.shape[-1]
         log_p = jax.nn.log_softmax(logits).reshape(B, W, V)
         ended = (tokens == players.end_id) | (tokens == players.pad_id)
-        log_p = jnp.where(ended[..., None],
-                          jnp.where(jnp.arange(V) == players.pad_id, 0.0, NEVER), log_p)
+        log_p = jnp.where(
+            ended[..., None], jnp.where(jnp.arange(V) == players.pad_id, 0.0, NEVER), log_p
+        )
         totals, length = total[..., None] + log_p, length + ~ended
         _, best = jax.lax.top_k((totals / length[..., None]).reshape(B, W * V), W)
         parent, tokens = best // V, (best % V).astype(jnp.int32)
@@ -98,14 +107,27 @@ def beam_search(players: Players, params, context, batch: int, width: int
 
     # All begin alike: only the first of each row counts.
     total = jnp.where(jnp.arange(W) == 0, 0.0, NEVER) + jnp.zeros((B, 1))
-    carry = (jnp.full((B, W), players.start_id, jnp.int32), players.begin(B * W), total,
-             jnp.zeros((B, W), jnp.int32), jnp.full((B, W, T), players.pad_id, jnp.int32))
+    carry = (
+        jnp.full((B, W), players.start_id, jnp.int32),
+        players.begin(B * W),
+        total,
+        jnp.zeros((B, W), jnp.int32),
+        jnp.full((B, W, T), players.pad_id, jnp.int32),
+    )
     (_, _, total, length, texts), _ = jax.lax.scan(one, carry, jnp.arange(T))
     return texts, total / length
 
 
-def draw(players: Players, params, context, rng: jax.Array, batch: int, number: int,
-         temperature: float, top_p: float) -> jax.Array:
+def draw(
+    players: Players,
+    params,
+    context,
+    rng: jax.Array,
+    batch: int,
+    number: int,
+    temperature: float,
+    top_p: float,
+) -> jax.Array:
     """`number` samples of each row, int32 [batch, number, T]; see sampling.sample."""
     context = jax.tree_util.tree_map(lambda x: jnp.repeat(x, number, axis=0), context)
     choose = functools.partial(sample, temperature=temperature, top_p=top_p)
@@ -127,7 +149,7 @@ class Writer:
         n, found = len(given["source"]), []
         size = min(n, AT_ONCE)  # one shape: the last rows are filled up
         for i in range(0, n, size):
-            part = {k: np.resize(x[i:i + size], (size, *x.shape[1:])) for k, x in given.items()}
+            part = {k: np.resize(x[i : i + size], (size, *x.shape[1:])) for k, x in given.items()}
             key = jax.random.fold_in(jax.random.key(self.options.seed), i)
             rows = zip(*jax.device_get(self._found(self.params, part, key)))
             found += [self._ranked(*row) for row, _ in zip(rows, range(n - i))]
@@ -138,16 +160,18 @@ class Writer:
         p, o, B = self.players, self.options, len(given["source"])
         context = p.context(params["generator"], given, None)
         if o.temperature:
-            tokens = draw(p, params["generator"], context, rng, B, SAMPLES * o.number,
-                          o.temperature, o.top_p)
+            tokens = draw(
+                p, params["generator"], context, rng, B, SAMPLES * o.number, o.temperature, o.top_p
+            )
         else:
             tokens, _ = beam_search(p, params["generator"], context, B, o.beam)
         N = tokens.shape[1]
         given = {k: jnp.repeat(x, N, axis=0) for k, x in given.items()}
         logits, clicks = judge(p, params["discriminator"], given, tokens.reshape(B * N, -1))
         real = jax.nn.sigmoid(logits[:, 1] - logits[:, 0]).reshape(B, N)
-        clicks = jnp.full((B, N), jnp.nan) if clicks is None else (
-            jax.nn.sigmoid(clicks).reshape(B, N))
+        clicks = (
+            jnp.full((B, N), jnp.nan) if clicks is None else (jax.nn.sigmoid(clicks).reshape(B, N))
+        )
         return tokens, real, clicks
 
     def _ranked(self, tokens_NT, real_N, clicks_N) -> list[Headline]:
@@ -158,7 +182,7 @@ class Writer:
                 found[text] = Headline(text, real, None if np.isnan(clicks) else clicks)
         o = self.options
         worth = lambda h: o.real_weight * h.real + o.click_weight * (h.clicks or 0.0)
-        return sorted(found.values(), key=worth, reverse=True)[:o.number]
+        return sorted(found.values(), key=worth, reverse=True)[: o.number]
 
 
 def readable(text: str) -> str:
@@ -189,19 +213,31 @@ def check(f: flags.FlagValues, config) -> tuple[Options, list[dict]]:
     Raises UserError for a run of another task, and for articles that are missing or empty.
     """
     if config.task.name != "headline":
-        raise UserError(f"{f.workdir[0]!r} was trained with task.name={config.task.name!r}; "
-                        "headlines are of the task headline.")
+        raise UserError(
+            f"{f.workdir[0]!r} was trained with task.name={config.task.name!r}; "
+            "headlines are of the task headline."
+        )
     options = Options(**{field.name: f[field.name].value for field in dataclasses.fields(Options)})
     c = models.build_config(config.model)
     for names, useless, why in (
-            (("clicks", "click_weight"), not c.click_buckets,
-             "this run knows no clicks (model.click_buckets=0)"),
-            (("hot_words",), not c.hot_per_example,
-             "this run knows no hot words (model.hot_per_example=0)"),
-            (("previous",), not config.task.n_history,
-             "this run knows no previous headlines (task.n_history=0)"),
-            (("top_p", "seed"), not f.temperature, "it is of samples, with --temperature above 0"),
-            (("beam",), f.temperature, "samples (--temperature) are not searched for")):
+        (
+            ("clicks", "click_weight"),
+            not c.click_buckets,
+            "this run knows no clicks (model.click_buckets=0)",
+        ),
+        (
+            ("hot_words",),
+            not c.hot_per_example,
+            "this run knows no hot words (model.hot_per_example=0)",
+        ),
+        (
+            ("previous",),
+            not config.task.n_history,
+            "this run knows no previous headlines (task.n_history=0)",
+        ),
+        (("top_p", "seed"), not f.temperature, "it is of samples, with --temperature above 0"),
+        (("beam",), f.temperature, "samples (--temperature) are not searched for"),
+    ):
         for name in names:
             if useless and f[name].present:
                 raise UserError(f"--{name} would change nothing: {why}. Leave it out.")
@@ -209,12 +245,17 @@ def check(f: flags.FlagValues, config) -> tuple[Options, list[dict]]:
     if is_table and not f.output:
         raise UserError("--output=FILE is missing: where to write the rows with their headlines.")
     if f.output and not is_table:
-        raise UserError("--output is for articles in a table: --article has to end in "
-                        f"{', '.join(TABLES)}. What is written for one article is printed.")
+        raise UserError(
+            "--output is for articles in a table: --article has to end in "
+            f"{', '.join(TABLES)}. What is written for one article is printed."
+        )
     if f.output:
         predict.check_output(f.output, f.article)
-    rows = read_headlines(f.article, config.data, with_headlines=False) if is_table else [
-        {"article": _text(f.article, bool(config.data.columns.article)), "where": f.article}]
+    rows = (
+        read_headlines(f.article, config.data, with_headlines=False)
+        if is_table
+        else [{"article": _text(f.article, bool(config.data.columns.article)), "where": f.article}]
+    )
     return options, [{**row, "history": f.previous} for row in rows]
 
 
@@ -223,15 +264,18 @@ def _text(path: str, needed: bool) -> str:
     if not path and not needed:
         return ""
     if not path.lower().endswith(".txt"):
-        raise UserError(f"--article is {path!r}; it must be a file: .txt for one article, or rows "
-                        f"in {', '.join(TABLES)}.")
+        raise UserError(
+            f"--article is {path!r}; it must be a file: .txt for one article, or rows "
+            f"in {', '.join(TABLES)}."
+        )
     try:
         text = epath.Path(os.path.expanduser(path)).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise UserError(f"--article={path}: byte {e.start} is not UTF-8. Convert it.") from None
     except OSError as e:
-        raise UserError(f"--article={path} cannot be read: {e.strerror or e} (looked from "
-                        f"{os.getcwd()!r}).") from None
+        raise UserError(
+            f"--article={path} cannot be read: {e.strerror or e} (looked from {os.getcwd()!r})."
+        ) from None
     if not text.strip():
         raise UserError(f"--article={path} is empty. Put the text of an article into it.")
     return text
@@ -249,8 +293,12 @@ def command(f: flags.FlagValues, options: Options, rows: list[dict], loaded, fol
     hot_file = f.hot_words or (kept if kept.exists() else "")
     task_options = loaded.task.players.options
     given, cut = data.encode_articles(
-        rows, headline_task.headline_options(config, c, task_options), tokenizer,
-        read_hot_words(hot_file) if hot_file else (), truncate=config.data.truncate)
+        rows,
+        headline_task.headline_options(config, c, task_options),
+        tokenizer,
+        read_hot_words(hot_file) if hot_file else (),
+        truncate=config.data.truncate,
+    )
     for line in cut:
         print(line)
     bucket = {"": 0, "low": 1, "high": c.click_buckets}[options.clicks]
@@ -258,13 +306,22 @@ def command(f: flags.FlagValues, options: Options, rows: list[dict], loaded, fol
     found = Writer(loaded.task.players, loaded.params, tokenizer, options)(given)
     if f.output:
         best = [row[0] if row else Headline("", 0.0, None) for row in found]
-        records = [{"headline": h.text, "real": h.real,
-                    **({} if h.clicks is None else {"expected_clicks": h.clicks})} for h in best]
+        records = [
+            {
+                "headline": h.text,
+                "real": h.real,
+                **({} if h.clicks is None else {"expected_clicks": h.clicks}),
+            }
+            for h in best
+        ]
         predict.write(f.output, rows, records)
         print(f"Wrote {f.output}: {len(rows):,} rows, step {loaded.step} of {f.workdir[0]}")
         return
     for h in found[0]:
-        print(f"real {h.real:.2f}" + ("" if h.clicks is None else f"  clicks {h.clicks:.2f}")
-              + f"  {h.text}")
+        print(
+            f"real {h.real:.2f}"
+            + ("" if h.clicks is None else f"  clicks {h.clicks:.2f}")
+            + f"  {h.text}"
+        )
     if len(found[0]) < options.number:
         print(f"There were only {len(found[0])} different ones. Raise --beam, or --temperature.")

@@ -1,8 +1,9 @@
 """Predictions of labelled tasks: from a model's outputs to labels, numbers, tags, answers."""
 
+from collections.abc import Sequence
 import json
 import os
-from typing import Any, Sequence
+from typing import Any
 
 from etils import epath
 import jax
@@ -17,8 +18,9 @@ from bigjax.parallel import sharding
 FORMATS = (".tsv", ".csv", ".jsonl")
 
 
-def outputs_of(task, mesh, params, extras, data, labelled: bool
-               ) -> tuple[list[np.ndarray], dict[str, tuple[float, float]]]:
+def outputs_of(
+    task, mesh, params, extras, data, labelled: bool
+) -> tuple[list[np.ndarray], dict[str, tuple[float, float]]]:
     """What the model gives for each example of data (LabelledData, not shuffled), and loss sums.
 
     An array an example: [n_labels] (classify; regress: [1]), [tokens, n_labels] (tag), [tokens, 2]
@@ -37,8 +39,15 @@ def outputs_of(task, mesh, params, extras, data, labelled: bool
     total: dict = {}
     for i in range(data.n_batches):
         batch = data.batch_at(i)
-        out, loss = jax.device_get(run(params, extras, sharding.put_batch(
-            mesh, {k: v[rows] for k, v in batch.items()}, rows, data.batch_size)))
+        out, loss = jax.device_get(
+            run(
+                params,
+                extras,
+                sharding.put_batch(
+                    mesh, {k: v[rows] for k, v in batch.items()}, rows, data.batch_size
+                ),
+            )
+        )
         for k, pair in loss.items():
             s, w = total.get(k, (0.0, 0.0))
             total[k] = s + float(pair[0]), w + float(pair[1])
@@ -46,7 +55,7 @@ def outputs_of(task, mesh, params, extras, data, labelled: bool
         for b, k in np.argwhere(batch["example"] >= 0):
             example, first = batch["example"][b, k], batch["first"][b, k]
             n = int(data.examples.lengths[example])
-            found[example] = out[b, first:first + n] if by_token else out[b, k]
+            found[example] = out[b, first : first + n] if by_token else out[b, k]
     return found, total
 
 
@@ -71,8 +80,11 @@ def predictions(config, rows: Sequence[dict], examples, outputs: list[np.ndarray
             out[row] = {"prediction": float(x[0])}
         else:
             p = special.softmax(x)
-            out[row] = {"prediction": labels[int(p.argmax())], "probability": float(p.max()),
-                        "probabilities": dict(zip(labels, p.tolist()))}
+            out[row] = {
+                "prediction": labels[int(p.argmax())],
+                "probability": float(p.max()),
+                "probabilities": dict(zip(labels, p.tolist())),
+            }
     return out
 
 
@@ -92,7 +104,7 @@ def _answers(options, rows, examples, outputs) -> list[dict]:
         total = np.where((width >= 0) & (width < options.max_answer), total, -np.inf)
         start, end = np.unravel_index(total.argmax(), total.shape)
         if total[start, end] > best[row]["score"]:
-            text = rows[row]["context"][spans[inside[start], 0]:spans[inside[end], 1]]
+            text = rows[row]["context"][spans[inside[start], 0] : spans[inside[end], 1]]
             best[row] = {"prediction": text, "score": float(total[start, end])}
     if options.none_allowed:
         for row, found in enumerate(best):
@@ -107,8 +119,9 @@ def check_output(path: str, input_path: str = "") -> None:
     Its folder has to exist and be writable; gs:// and the like are only looked at by `write`.
     """
     if not str(path).endswith(FORMATS):
-        raise UserError(f"The predictions file {str(path)!r} must end in one of "
-                        f"{', '.join(FORMATS)}.")
+        raise UserError(
+            f"The predictions file {str(path)!r} must end in one of {', '.join(FORMATS)}."
+        )
     if "://" in str(path):
         if str(path) == str(input_path):
             raise UserError(f"The predictions file {path!r} is the input. Give another name.")
@@ -116,17 +129,26 @@ def check_output(path: str, input_path: str = "") -> None:
     file = os.path.expanduser(path)
     folder, source = os.path.dirname(file) or ".", os.path.expanduser(input_path)
     if not os.path.isdir(folder):
-        raise UserError(f"The predictions file {path!r} has no folder to go to: {folder!r} is not "
-                        f"one (looked from {os.getcwd()!r}). Make it, or name another file.")
+        raise UserError(
+            f"The predictions file {path!r} has no folder to go to: {folder!r} is not "
+            f"one (looked from {os.getcwd()!r}). Make it, or name another file."
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"The predictions file {path!r} cannot be written: there is no permission "
-                        f"to write in {folder!r}. Name a file in another folder.")
+        raise UserError(
+            f"The predictions file {path!r} cannot be written: there is no permission "
+            f"to write in {folder!r}. Name a file in another folder."
+        )
     if os.path.isdir(file):
         raise UserError(f"The predictions file {path!r} is a folder. Name a file.")
-    if source and os.path.realpath(source) == os.path.realpath(file) or (
-            os.path.exists(source) and os.path.exists(file) and os.path.samefile(source, file)):
-        raise UserError(f"The predictions file {path!r} is the input. Give another name: the "
-                        "input is not overwritten.")
+    if (
+        source
+        and os.path.realpath(source) == os.path.realpath(file)
+        or (os.path.exists(source) and os.path.exists(file) and os.path.samefile(source, file))
+    ):
+        raise UserError(
+            f"The predictions file {path!r} is the input. Give another name: the "
+            "input is not overwritten."
+        )
 
 
 def write(path, rows: Sequence[dict], found: Sequence[dict]) -> None:
@@ -140,21 +162,28 @@ def write(path, rows: Sequence[dict], found: Sequence[dict]) -> None:
     Raises UserError for a text with a tab or line end in .tsv, and if it cannot be written.
     """
     path = epath.Path(path).expanduser()
-    records = [row.get("row") or {k: v for k, v in row.items() if k not in ("where", "row")}
-               for row in rows]
+    records = [
+        row.get("row") or {k: v for k, v in row.items() if k not in ("where", "row")}
+        for row in rows
+    ]
     columns = dict.fromkeys(k for record in records for k in record)
     new = {}
     for key in dict.fromkeys(k for f in found for k in f):
         new[key] = free_name(key, {*columns, *new.values()})
     if path.suffix == ".jsonl":
         text = "".join(
-            json.dumps({**record, **{new[k]: v for k, v in f.items()}}, ensure_ascii=False,
-                       default=str) + "\n" for record, f in zip(records, found, strict=True))
+            json.dumps(
+                {**record, **{new[k]: v for k, v in f.items()}}, ensure_ascii=False, default=str
+            )
+            + "\n"
+            for record, f in zip(records, found, strict=True)
+        )
     else:
         new.pop("probabilities", None)
         table = [[*columns, *new.values()]] + [
             [*(_cell(record.get(k, "")) for k in columns), *(_rounded(f.get(k, "")) for k in new)]
-            for record, f in zip(records, found, strict=True)]
+            for record, f in zip(records, found, strict=True)
+        ]
         text = _unquoted(path, table) if path.suffix == ".tsv" else _quoted(table)
     if jax.process_index() == 0:
         _replace(path, text)
@@ -166,9 +195,11 @@ def _replace(path: epath.Path, text: str) -> None:
         # In JSON this is the escape of a lone surrogate, the one character UTF-8 has no form for.
         cloud.write_whole(path, text.encode("utf-8", "backslashreplace"))
     except OSError as e:
-        raise UserError(f"The predictions file {str(path)!r} cannot be written: "
-                        f"{e.strerror or e}. Name a file in a folder that has room and that you "
-                        "may write to.") from None
+        raise UserError(
+            f"The predictions file {str(path)!r} cannot be written: "
+            f"{e.strerror or e}. Name a file in a folder that has room and that you "
+            "may write to."
+        ) from None
 
 
 def _quoted(table: Sequence[Sequence[str]]) -> str:
@@ -184,7 +215,8 @@ def _unquoted(path: epath.Path, table: Sequence[Sequence[str]]) -> str:
                 raise UserError(
                     f"{path}: column {name!r} of {f'row {number:,}' if number else 'the header'} "
                     f"has a tab or a line end ({cell[:40]!r}), which .tsv cannot hold. Use .csv "
-                    "or .jsonl.")
+                    "or .jsonl."
+                )
     return "".join("\t".join(line) + "\n" for line in table)
 
 

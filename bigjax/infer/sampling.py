@@ -4,8 +4,13 @@ import jax
 import jax.numpy as jnp
 
 
-def sample(logits_BV: jax.Array, rng: jax.Array, temperature: float = 1.0, top_k: int = 0,
-           top_p: float = 1.0) -> jax.Array:
+def sample(
+    logits_BV: jax.Array,
+    rng: jax.Array,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> jax.Array:
     """One token a row, int32 [B].
 
     temperature 0: the likeliest. top_k: only the k likeliest (0 = all;

@@ -5,12 +5,13 @@ Parameters have the names and shapes of bigjax's unrolled form, such as
 'stack/layer_0/attention/query/kernel'.
 """
 
+from collections.abc import Callable, Mapping
 import dataclasses
 import json
 import os
 import pathlib
 import re
-from typing import Any, Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +21,22 @@ from bigjax.interop.files import MAX_SHARD_BYTES, local, new_folder
 from bigjax.interop.mapping import Entry, Family
 from bigjax.interop.origin import Layout, kept_parameters
 
-__all__ = ["FAMILIES", "MAX_SHARD_BYTES", "Imported", "Layout", "architecture_of", "check_dtype",
-           "family_of", "is_huggingface", "kept_parameters", "new_folder", "read", "requires",
-           "with_dtype", "write"]
+__all__ = [
+    "FAMILIES",
+    "MAX_SHARD_BYTES",
+    "Imported",
+    "Layout",
+    "architecture_of",
+    "check_dtype",
+    "family_of",
+    "is_huggingface",
+    "kept_parameters",
+    "new_folder",
+    "read",
+    "requires",
+    "with_dtype",
+    "write",
+]
 
 FAMILIES = {f.FAMILY.name: f.FAMILY for f in (bert, gpt2, llama)}
 _ARCHITECTURES = {name: f for f in FAMILIES.values() for name in f.architectures}
@@ -50,6 +64,7 @@ class Imported:
     besides. notes: settings that have no place. metadata: of the (first) file of tensors. layout:
     all tensors by their names in the files, unknown ones too.
     """
+
     folder: pathlib.Path
     family: str
     architecture: str
@@ -107,19 +122,36 @@ def read(folder: str | os.PathLike) -> Imported:
     layout = _place(family, tensors, entries, family.tied(model), _texts(folder, tensors))
     found = {row: name for name, row in layout.entries.items()}
     _check_shapes(entries, found, tensors)
-    dtypes = {name: tensors.dtypes[found[e.name]] for e in entries.values() if e.name in found
-              for name, _ in e.parts}
+    dtypes = {
+        name: tensors.dtypes[found[e.name]]
+        for e in entries.values()
+        if e.name in found
+        for name, _ in e.parts
+    }
     kinds = set(dtypes.values())
     contents = tokenizers.read(folder)
     return Imported(
-        folder, family.name, architecture, config, model, _task(family, architecture, config),
-        tokenizers.kind(contents), contents, tokenizers.derived(contents),
-        kinds.pop() if len(kinds) == 1 else "float32", dtypes if len(kinds) > 1 else {},
-        list(dtypes), {n: s for e in entries.values() if e.name in found for n, s in e.parts},
+        folder,
+        family.name,
+        architecture,
+        config,
+        model,
+        _task(family, architecture, config),
+        tokenizers.kind(contents),
+        contents,
+        tokenizers.derived(contents),
+        kinds.pop() if len(kinds) == 1 else "float32",
+        dtypes if len(kinds) > 1 else {},
+        list(dtypes),
+        {n: s for e in entries.values() if e.name in found for n, s in e.parts},
         [n for e in own if e.name not in found for n, _ in e.parts],
         sorted({p.name for p in folder.iterdir()} - {*layout.texts, *layout.headers, *contents}),
-        family.notes(config), tensors.metadata, layout, tensors,
-        {n: (e, found[e.name]) for e in entries.values() if e.name in found for n, _ in e.parts})
+        family.notes(config),
+        tensors.metadata,
+        layout,
+        tensors,
+        {n: (e, found[e.name]) for e in entries.values() if e.name in found for n, _ in e.parts},
+    )
 
 
 def _which(config: dict) -> tuple[Family, str]:
@@ -129,8 +161,10 @@ def _which(config: dict) -> tuple[Family, str]:
         raise UserError(f"config.json: model_type is {kind!r}; supported are {supported}.")
     if len(names) != 1 or names[0] not in FAMILIES[kind].architectures:
         found = ", ".join(map(str, names)) or "empty"
-        raise UserError(f"config.json: architectures is {found}; supported are {supported}. It "
-                        "says which heads the tensors have: set it to the class that saved them.")
+        raise UserError(
+            f"config.json: architectures is {found}; supported are {supported}. It "
+            "says which heads the tensors have: set it to the class that saved them."
+        )
     return FAMILIES[kind], names[0]
 
 
@@ -140,15 +174,18 @@ def _labels(config: dict) -> tuple[str, ...]:
     if names is None:
         n = config.get("num_labels", config.get("_num_labels", 2))
         if type(n) is not int or n < 1:
-            raise UserError(f"config.json: num_labels is {n!r}; it has to be a positive whole "
-                            "number.")
+            raise UserError(
+                f"config.json: num_labels is {n!r}; it has to be a positive whole number."
+            )
         return tuple(f"LABEL_{i}" for i in range(n))
     try:
         names = {int(i): str(label) for i, label in names.items()}
         return tuple(names[i] for i in range(len(names)))
     except (AttributeError, ValueError, KeyError):
-        raise UserError(f"config.json: id2label is {names!r}; it has to be an object of numbers "
-                        "from 0, without gaps, and names.") from None
+        raise UserError(
+            f"config.json: id2label is {names!r}; it has to be an object of numbers "
+            "from 0, without gaps, and names."
+        ) from None
 
 
 def _task(family: Family, architecture: str, config: dict) -> dict[str, Any]:
@@ -164,8 +201,10 @@ def _kind(config: dict) -> str:
     """'classify' or 'regress'."""
     problem = config.get("problem_type")
     if problem == "multi_label_classification":
-        raise UserError("config.json: problem_type is 'multi_label_classification'; the task "
-                        "classify has one label an example, or a number.")
+        raise UserError(
+            "config.json: problem_type is 'multi_label_classification'; the task "
+            "classify has one label an example, or a number."
+        )
     alone = problem is None and len(_labels(config)) == 1
     return "regress" if alone or problem == "regression" else "classify"
 
@@ -175,8 +214,13 @@ def _texts(folder: pathlib.Path, tensors: files.Tensors) -> dict[str, str]:
     return {files.CONFIG: (folder / files.CONFIG).read_bytes().decode("utf-8"), **index}
 
 
-def _place(family: Family, tensors: files.Tensors, entries: dict[str, Entry],
-           tied: dict[str, str], texts: dict[str, str]) -> Layout:
+def _place(
+    family: Family,
+    tensors: files.Tensors,
+    entries: dict[str, Entry],
+    tied: dict[str, str],
+    texts: dict[str, str],
+) -> Layout:
     """What each tensor is."""
     found, copies, buffers, unknown = {}, {}, [], []
     for name in tensors.shapes:
@@ -186,8 +230,10 @@ def _place(family: Family, tensors: files.Tensors, entries: dict[str, Entry],
         elif canonical not in entries:
             (buffers if re.match(family.redundant, canonical) else unknown).append(name)
         elif canonical in found:
-            raise UserError(f"{found[canonical]} and {name} are the same tensor under an old and a "
-                            "new name. Remove one.")
+            raise UserError(
+                f"{found[canonical]} and {name} are the same tensor under an old and a "
+                "new name. Remove one."
+            )
         else:
             found[canonical] = name
     same = {}
@@ -201,8 +247,9 @@ def _place(family: Family, tensors: files.Tensors, entries: dict[str, Entry],
             same[name] = found[original]
         else:
             buffers.append(name)
-    return Layout(texts, tensors.headers, {name: row for row, name in found.items()}, same,
-                  buffers, unknown)
+    return Layout(
+        texts, tensors.headers, {name: row for row, name in found.items()}, same, buffers, unknown
+    )
 
 
 def _same_bytes(tensors: files.Tensors, name: str, original: str) -> bool:
@@ -211,24 +258,28 @@ def _same_bytes(tensors: files.Tensors, name: str, original: str) -> bool:
     if kind(name) == kind(original) and np.array_equal(tensors.raw(name), tensors.raw(original)):
         return True
     if not np.array_equal(tensors.read(name), tensors.read(original)):
-        raise UserError(f"{name} differs from {original}, but config.json ties them: in bigjax's "
-                        "model they are one array. Set tie_word_embeddings to false in config.json "
-                        "if the family has it, or save the model again.")
+        raise UserError(
+            f"{name} differs from {original}, but config.json ties them: in bigjax's "
+            "model they are one array. Set tie_word_embeddings to false in config.json "
+            "if the family has it, or save the model again."
+        )
     return False
 
 
-def _check_shapes(entries: dict[str, Entry], found: dict[str, str],
-                  tensors: files.Tensors) -> None:
+def _check_shapes(entries: dict[str, Entry], found: dict[str, str], tensors: files.Tensors) -> None:
     for canonical, name in found.items():
         want, have = entries[canonical].shape, tensors.shapes[name]
         if have != want:
-            raise UserError(f"tensor {name} has the shape {have}; config.json makes it {want}. "
-                            "They are of different models: copy both from the same place.")
+            raise UserError(
+                f"tensor {name} has the shape {have}; config.json makes it {want}. "
+                "They are of different models: copy both from the same place."
+            )
         if tensors.dtypes[name] not in files.DTYPES:
             tensors.read(name)  # says why not
 
 
 # --- Writing ---------------------------------------------------------------------------------
+
 
 def family_of(model: Mapping[str, Any]) -> str:
     """The family that a config.model (name and all fields) belongs to.
@@ -241,33 +292,51 @@ def family_of(model: Mapping[str, Any]) -> str:
         if not wrong:
             return name
     if not mine:
-        raise UserError(f"model.name={model['name']!r} has no counterpart in transformers; "
-                        f"{', '.join(sorted({f.model for f in FAMILIES.values()}))} have.")
-    raise UserError("transformers has no class for this model: "
-                    + "; ".join(f"for {name}, {', '.join(wrong)}"
-                                for name, wrong in misfits.items()) + ".")
+        raise UserError(
+            f"model.name={model['name']!r} has no counterpart in transformers; "
+            f"{', '.join(sorted({f.model for f in FAMILIES.values()}))} have."
+        )
+    raise UserError(
+        "transformers has no class for this model: "
+        + "; ".join(f"for {name}, {', '.join(wrong)}" for name, wrong in misfits.items())
+        + "."
+    )
 
 
 def architecture_of(family: str, names) -> str:
     """The class of transformers that has these parameters, the heads deciding."""
     heads = {name.split("/")[0] for name in names}
-    by_head = {"classifier": "BertForSequenceClassification", "span": "BertForQuestionAnswering",
-               "tagger": "BertForTokenClassification", "nsp": "BertForPreTraining",
-               "mlm": "BertForMaskedLM"}
+    by_head = {
+        "classifier": "BertForSequenceClassification",
+        "span": "BertForQuestionAnswering",
+        "tagger": "BertForTokenClassification",
+        "nsp": "BertForPreTraining",
+        "mlm": "BertForMaskedLM",
+    }
     if family == "bert":
         return next((a for head, a in by_head.items() if head in heads), "BertModel")
     return {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[family]
 
 
-def requires(family: str, architecture: str, model: Mapping[str, Any], n_labels: int,
-             layout: Layout | None = None) -> list[str]:
+def requires(
+    family: str,
+    architecture: str,
+    model: Mapping[str, Any],
+    n_labels: int,
+    layout: Layout | None = None,
+) -> list[str]:
     """Our names of the parameters that an architecture has, or that a layout has."""
     entries = _entries(FAMILIES[family], architecture, model, n_labels, layout)
     return [name for e in entries for name, _ in e.parts]
 
 
-def _entries(family: Family, architecture: str, model: Mapping[str, Any], n_labels: int,
-             layout: Layout | None) -> list[Entry]:
+def _entries(
+    family: Family,
+    architecture: str,
+    model: Mapping[str, Any],
+    n_labels: int,
+    layout: Layout | None,
+) -> list[Entry]:
     own = family.entries(architecture, dict(model), n_labels)
     if layout is None:
         return own
@@ -281,13 +350,25 @@ def check_dtype(dtype: str) -> str:
     return dtype
 
 
-def write(folder: str | os.PathLike, *, family: str, architecture: str, model: Mapping[str, Any],
-          params: Mapping[str, np.ndarray], labels: tuple[str, ...] = (), kind: str = "",
-          dtype: str = "float32", dtypes: Mapping[str, str] | None = None,
-          extra_files: Mapping[str, bytes] | None = None, config: dict | None = None,
-          extra_config: Mapping[str, Any] | None = None, max_shard_bytes: int | None = None,
-          metadata: dict[str, str] | None = None, layout: Layout | None = None,
-          raw: Callable[[str], np.ndarray] | None = None) -> list[str]:
+def write(
+    folder: str | os.PathLike,
+    *,
+    family: str,
+    architecture: str,
+    model: Mapping[str, Any],
+    params: Mapping[str, np.ndarray],
+    labels: tuple[str, ...] = (),
+    kind: str = "",
+    dtype: str = "float32",
+    dtypes: Mapping[str, str] | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
+    config: dict | None = None,
+    extra_config: Mapping[str, Any] | None = None,
+    max_shard_bytes: int | None = None,
+    metadata: dict[str, str] | None = None,
+    layout: Layout | None = None,
+    raw: Callable[[str], np.ndarray] | None = None,
+) -> list[str]:
     """Writes a folder that transformers opens, whole or not at all; returns its files.
 
     params: by our unrolled names, of which those of the architecture are taken; may be lazy.
@@ -306,8 +387,10 @@ def write(folder: str | os.PathLike, *, family: str, architecture: str, model: M
     entries = _entries(table, architecture, model, len(labels) or 2, layout)
     missing = [name for e in entries for name, _ in e.parts if name not in params]
     if missing:
-        raise UserError(f"{architecture} needs {len(missing)} parameter(s) that this model does "
-                        f"not have: {', '.join(missing[:5])}.")
+        raise UserError(
+            f"{architecture} needs {len(missing)} parameter(s) that this model does "
+            f"not have: {', '.join(missing[:5])}."
+        )
     out = _config(table, architecture, model, labels, kind, dtype, config, extra_config or {})
     with new_folder(folder) as temporary:
         if layout and max_shard_bytes is None:
@@ -317,18 +400,31 @@ def write(folder: str | os.PathLike, *, family: str, architecture: str, model: M
             if layout:
                 planned += origin.as_they_are(layout, layout.unknown, raw)
             names = files.write_tensors(
-                temporary, planned, MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes,
-                {"format": "pt"} if metadata is None else metadata)
+                temporary,
+                planned,
+                MAX_SHARD_BYTES if max_shard_bytes is None else max_shard_bytes,
+                {"format": "pt"} if metadata is None else metadata,
+            )
         _write_config(temporary / files.CONFIG, out, layout)
         for name, content in (extra_files or {}).items():
             (temporary / name).write_bytes(content)
     return [*names, files.CONFIG, *(extra_files or {})]
 
 
-def _planned(table: Family, architecture: str, entry: Entry, params: Mapping[str, np.ndarray],
-             dtypes: Mapping[str, str], dtype: str) -> files.Planned:
-    return files.planned(table.written_name(architecture, entry.name), entry.shape,
-                         dtypes.get(entry.parts[0][0], dtype), lambda: entry.gather(params))
+def _planned(
+    table: Family,
+    architecture: str,
+    entry: Entry,
+    params: Mapping[str, np.ndarray],
+    dtypes: Mapping[str, str],
+    dtype: str,
+) -> files.Planned:
+    return files.planned(
+        table.written_name(architecture, entry.name),
+        entry.shape,
+        dtypes.get(entry.parts[0][0], dtype),
+        lambda: entry.gather(params),
+    )
 
 
 def _write_config(path: pathlib.Path, config: dict, layout: Layout | None) -> None:
@@ -344,15 +440,25 @@ def with_dtype(config: dict, dtype: str) -> dict:
     return {**config, "torch_dtype" if "torch_dtype" in config else "dtype": dtype}
 
 
-def _config(family: Family, architecture: str, model: Mapping[str, Any], labels: tuple[str, ...],
-            kind: str, dtype: str, original: dict | None, extra: Mapping[str, Any]) -> dict:
+def _config(
+    family: Family,
+    architecture: str,
+    model: Mapping[str, Any],
+    labels: tuple[str, ...],
+    kind: str,
+    dtype: str,
+    original: dict | None,
+    extra: Mapping[str, Any],
+) -> dict:
     """config.json: every key of the original that still says what is so."""
     out = {**family.put_fields(dict(model), original), **({} if original else extra)}
     if out.get("architectures") != [architecture]:
         out["architectures"] = [architecture]
     if labels and labels != _labels(out):
-        out.update(id2label={str(i): label for i, label in enumerate(labels)},
-                   label2id={label: i for i, label in enumerate(labels)})
+        out.update(
+            id2label={str(i): label for i, label in enumerate(labels)},
+            label2id={label: i for i, label in enumerate(labels)},
+        )
         out.pop("num_labels", None)
     if kind and kind != _kind(out):
         out["problem_type"] = "regression" if kind == "regress" else "single_label_classification"

@@ -1,7 +1,16 @@
 """BERT: tensors of transformers' BertModel and its heads, and those of bigjax.models.bert."""
 
-from bigjax.interop.mapping import (Architecture, Family, choice, dense, needs_division, norm,
-                                    number, plain, refuse)
+from bigjax.interop.mapping import (
+    Architecture,
+    Family,
+    choice,
+    dense,
+    needs_division,
+    norm,
+    number,
+    plain,
+    refuse,
+)
 
 _FIELDS = (
     number("vocab_size", "vocab_size", 30522),
@@ -11,9 +20,12 @@ _FIELDS = (
     number("n_layers", "num_hidden_layers", 12),
     number("n_heads", "num_attention_heads", 12),
     number("d_ff", "intermediate_size", 3072),
-    choice("activation", "hidden_act", "gelu",
-           {"gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu",
-            "relu": "relu"}),
+    choice(
+        "activation",
+        "hidden_act",
+        "gelu",
+        {"gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu"},
+    ),
     number("norm_eps", "layer_norm_eps", 1e-12),
     number("dropout", "hidden_dropout_prob", 0.1),
     number("attention_dropout", "attention_probs_dropout_prob", 0.1),
@@ -24,19 +36,23 @@ def _body(m: dict) -> list:
     needs_division(m, "hidden_size", "num_attention_heads")
     d, heads = m["d_model"], (m["n_heads"], m["d_model"] // m["n_heads"])
     at = "bert.embeddings"
-    out = [*plain("embed/embedding", f"{at}.word_embeddings.weight", m["vocab_size"], d),
-           *plain("position/embedding", f"{at}.position_embeddings.weight", m["max_len"], d),
-           *plain("token_type/embedding", f"{at}.token_type_embeddings.weight", m["n_types"], d),
-           *norm("embed_norm", f"{at}.LayerNorm", d)]
+    out = [
+        *plain("embed/embedding", f"{at}.word_embeddings.weight", m["vocab_size"], d),
+        *plain("position/embedding", f"{at}.position_embeddings.weight", m["max_len"], d),
+        *plain("token_type/embedding", f"{at}.token_type_embeddings.weight", m["n_types"], d),
+        *norm("embed_norm", f"{at}.LayerNorm", d),
+    ]
     for i in range(m["n_layers"]):
         ours, theirs = f"stack/layer_{i}", f"bert.encoder.layer.{i}"
         for x in ("query", "key", "value"):
             out += dense(f"{ours}/attention/{x}", f"{theirs}.attention.self.{x}", d, heads)
-        out += [*dense(f"{ours}/attention/out", f"{theirs}.attention.output.dense", heads, d),
-                *norm(f"{ours}/norm_1", f"{theirs}.attention.output.LayerNorm", d),
-                *dense(f"{ours}/mlp/up", f"{theirs}.intermediate.dense", d, m["d_ff"]),
-                *dense(f"{ours}/mlp/down", f"{theirs}.output.dense", m["d_ff"], d),
-                *norm(f"{ours}/norm_2", f"{theirs}.output.LayerNorm", d)]
+        out += [
+            *dense(f"{ours}/attention/out", f"{theirs}.attention.output.dense", heads, d),
+            *norm(f"{ours}/norm_1", f"{theirs}.attention.output.LayerNorm", d),
+            *dense(f"{ours}/mlp/up", f"{theirs}.intermediate.dense", d, m["d_ff"]),
+            *dense(f"{ours}/mlp/down", f"{theirs}.output.dense", m["d_ff"], d),
+            *norm(f"{ours}/norm_2", f"{theirs}.output.LayerNorm", d),
+        ]
     return out
 
 
@@ -44,9 +60,11 @@ def _heads(m: dict, n_labels: int) -> dict:
     d = m["d_model"]
     return {
         "pooler": dense("pooler", "bert.pooler.dense", d, d),
-        "mlm": [*plain("mlm/bias", "cls.predictions.bias", m["vocab_size"]),
-                *dense("mlm/dense", "cls.predictions.transform.dense", d, d),
-                *norm("mlm/norm", "cls.predictions.transform.LayerNorm", d)],
+        "mlm": [
+            *plain("mlm/bias", "cls.predictions.bias", m["vocab_size"]),
+            *dense("mlm/dense", "cls.predictions.transform.dense", d, d),
+            *norm("mlm/norm", "cls.predictions.transform.LayerNorm", d),
+        ],
         "nsp": dense("nsp", "cls.seq_relationship", d, 2),
         "classifier": dense("classifier", "classifier", d, n_labels),
         "tagger": dense("tagger", "classifier", d, n_labels),
@@ -55,10 +73,19 @@ def _heads(m: dict, n_labels: int) -> dict:
 
 
 def _check(config: dict) -> None:
-    refuse(config, {"position_embedding_type": ("absolute",), "is_decoder": (False,),
-                    "add_cross_attention": (False,)})
-    refuse(config, {"tie_word_embeddings": (True,)},
-           "The output layer of bigjax's BERT is its token embedding.")
+    refuse(
+        config,
+        {
+            "position_embedding_type": ("absolute",),
+            "is_decoder": (False,),
+            "add_cross_attention": (False,),
+        },
+    )
+    refuse(
+        config,
+        {"tie_word_embeddings": (True,)},
+        "The output layer of bigjax's BERT is its token embedding.",
+    )
 
 
 def _notes(config: dict) -> list[str]:
@@ -70,21 +97,32 @@ def _notes(config: dict) -> list[str]:
 
 _TASK = {"name": "mlm_nsp"}
 FAMILY = Family(
-    name="bert", model="bert", fixed={}, fields=_FIELDS, prefix="bert.",
+    name="bert",
+    model="bert",
+    fixed={},
+    fields=_FIELDS,
+    prefix="bert.",
     architectures={
         "BertForPreTraining": Architecture(("pooler", "mlm", "nsp"), {**_TASK, "pairs": "nsp"}),
         "BertForMaskedLM": Architecture(("mlm",), {**_TASK, "pairs": "none"}),
         "BertModel": Architecture(("pooler",), {**_TASK, "pairs": "none"}, bare=True),
-        "BertForSequenceClassification": Architecture(("pooler", "classifier"),
-                                                      {"name": "classify"}),
+        "BertForSequenceClassification": Architecture(
+            ("pooler", "classifier"), {"name": "classify"}
+        ),
         "BertForTokenClassification": Architecture(("tagger",), {"name": "tag"}),
         "BertForQuestionAnswering": Architecture(("span",), {"name": "answer"}),
     },
-    body=_body, heads=_heads,
-    tied=lambda m: {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-                    "cls.predictions.decoder.bias": "cls.predictions.bias"},
+    body=_body,
+    heads=_heads,
+    tied=lambda m: {
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
     redundant=r"bert\.embeddings\.(position_ids|token_type_ids)$",
     head_names=r"(cls|classifier|qa_outputs)\.",
-    check=_check, notes=_notes, new_config=lambda m: {"tie_word_embeddings": True},
+    check=_check,
+    notes=_notes,
+    new_config=lambda m: {"tie_word_embeddings": True},
     extra=("pooler", "mlm", "nsp"),
-    renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")))
+    renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
+)

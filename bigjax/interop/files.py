@@ -4,6 +4,7 @@ The format: https://github.com/huggingface/safetensors. Names and layout of file
 transformers' save_pretrained.
 """
 
+from collections.abc import Callable, Iterator
 import contextlib
 import json
 import math
@@ -11,7 +12,7 @@ import os
 import pathlib
 import secrets
 import shutil
-from typing import Callable, Iterator, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -21,19 +22,28 @@ from bigjax.errors import UserError
 from bigjax.interop import storage
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-MAX_SHARD_BYTES = 5 * 10 ** 9
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16),
-          "float16": np.dtype(np.float16)}
+MAX_SHARD_BYTES = 5 * 10**9
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
 CODES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_PYTORCH = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5",
-            "flax_model.msgpack")
+_PYTORCH = (
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "tf_model.h5",
+    "flax_model.msgpack",
+)
 
 
 def local(folder: str | os.PathLike) -> pathlib.Path:
     """The folder as a path; UserError for gs:// and its like, which cannot be memory-mapped."""
     if "://" in str(folder):
-        raise UserError(f"{folder} is not on this machine; models are read from and written to "
-                        "local folders. Copy it here first.")
+        raise UserError(
+            f"{folder} is not on this machine; models are read from and written to "
+            "local folders. Copy it here first."
+        )
     return pathlib.Path(folder).expanduser()
 
 
@@ -42,8 +52,10 @@ def read_json(path: pathlib.Path, what: str) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise UserError(f"{path} cannot be read ({e}). It has to be {what}: copy it again from "
-                        "where the model came from.") from None
+        raise UserError(
+            f"{path} cannot be read ({e}). It has to be {what}: copy it again from "
+            "where the model came from."
+        ) from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}; it has to be {what}.")
     return value
@@ -52,15 +64,20 @@ def read_json(path: pathlib.Path, what: str) -> dict:
 def read_config(folder: pathlib.Path) -> dict:
     """config.json of a model's folder. Raises UserError if there is none."""
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}. Give one that transformers' "
-                        "save_pretrained wrote, or a downloaded model.")
+        raise UserError(
+            f"There is no folder {folder}. Give one that transformers' "
+            "save_pretrained wrote, or a downloaded model."
+        )
     if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder} has no {CONFIG}, so it is no model's folder. It has: "
-                        f"{', '.join(sorted(p.name for p in folder.iterdir())[:10]) or 'nothing'}.")
+        raise UserError(
+            f"{folder} has no {CONFIG}, so it is no model's folder. It has: "
+            f"{', '.join(sorted(p.name for p in folder.iterdir())[:10]) or 'nothing'}."
+        )
     return read_json(folder / CONFIG, "a model's config, a JSON object")
 
 
 # --- Reading ---------------------------------------------------------------------------------
+
 
 class Tensors:
     """The tensors of a folder; nothing but headers is read before `read`.
@@ -79,17 +96,22 @@ class Tensors:
         for file, header in self.headers.items():
             for name, part in storage.parts(header).items():
                 if name in self._parts:
-                    raise UserError(f"{folder}: tensor {name} is in {self._parts[name][0]} and in "
-                                    f"{file}. The shards are of several copies: copy all again.")
+                    raise UserError(
+                        f"{folder}: tensor {name} is in {self._parts[name][0]} and in "
+                        f"{file}. The shards are of several copies: copy all again."
+                    )
                 self._parts[name] = file, part
         for name, file in (places or {}).items():
             if self._parts.get(name, ("",))[0] != file:
-                raise UserError(f"{folder / INDEX} says that {name} is in {file}, which does not "
-                                "have it. The shards are of another model or of another copy: "
-                                "copy all again.")
+                raise UserError(
+                    f"{folder / INDEX} says that {name} is in {file}, which does not "
+                    "have it. The shards are of another model or of another copy: "
+                    "copy all again."
+                )
         self.shapes = {name: part.shape for name, (_, part) in self._parts.items()}
-        self.dtypes = {name: CODES.get(part.code, part.code)
-                       for name, (_, part) in self._parts.items()}
+        self.dtypes = {
+            name: CODES.get(part.code, part.code) for name, (_, part) in self._parts.items()
+        }
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -100,9 +122,11 @@ class Tensors:
         """One tensor, a copy in memory. UserError if it is not of a float type that we know."""
         dtype = self.dtypes[name]
         if dtype not in DTYPES:
-            raise UserError(f"{self._folder / self._parts[name][0]}: tensor {name} is of type "
-                            f"{dtype}; allowed: {', '.join(DTYPES)}. Save the model in one of them "
-                            "(quantised weights have to be dequantised first).")
+            raise UserError(
+                f"{self._folder / self._parts[name][0]}: tensor {name} is of type "
+                f"{dtype}; allowed: {', '.join(DTYPES)}. Save the model in one of them "
+                "(quantised weights have to be dequantised first)."
+            )
         return self.raw(name).view(DTYPES[dtype]).reshape(self.shapes[name])
 
     def raw(self, name: str) -> np.ndarray:
@@ -125,8 +149,10 @@ def _checked_header(path: pathlib.Path) -> str:
 
 def damaged(path, error: Exception) -> UserError:
     size = f" of {path.stat().st_size:,} bytes" if path.exists() else ""
-    return UserError(f"{path}{size} is no whole safetensors file ({error}): it was cut short or "
-                     "damaged. Copy or download it again.")
+    return UserError(
+        f"{path}{size} is no whole safetensors file ({error}): it was cut short or "
+        "damaged. Copy or download it again."
+    )
 
 
 def _places(folder: pathlib.Path) -> tuple[dict[str, str] | None, str]:
@@ -136,24 +162,35 @@ def _places(folder: pathlib.Path) -> tuple[dict[str, str] | None, str]:
     if not (folder / INDEX).is_file():
         other = [name for name in _PYTORCH if (folder / name).exists()]
         raise UserError(
-            f"{folder} has neither {WEIGHTS} nor {INDEX}" + (
+            f"{folder} has neither {WEIGHTS} nor {INDEX}"
+            + (
                 f", only {other[0]}, which can run code when it is opened and is not read. Convert "
                 "it where you trust it: transformers' from_pretrained(FOLDER).save_pretrained(NEW) "
-                "writes safetensors." if other else ": there are no weights in it."))
+                "writes safetensors."
+                if other
+                else ": there are no weights in it."
+            )
+        )
     index = folder / INDEX
     names = read_json(index, "an index of tensors").get("weight_map")
-    if not isinstance(names, dict) or not names or not all(
-            isinstance(f, str) for f in names.values()):
+    if (
+        not isinstance(names, dict)
+        or not names
+        or not all(isinstance(f, str) for f in names.values())
+    ):
         raise UserError(f"{index} has no weight_map of tensor: file. Copy it again.")
     found = sorted(set(names.values()))
     absent = [f for f in found if pathlib.PurePath(f).name != f or not (folder / f).is_file()]
     if absent:
-        raise UserError(f"{index} names {len(absent)} file(s) that are not in {folder}: "
-                        f"{', '.join(absent[:5])}. Copy all {len(found)} shards there.")
+        raise UserError(
+            f"{index} names {len(absent)} file(s) that are not in {folder}: "
+            f"{', '.join(absent[:5])}. Copy all {len(found)} shards there."
+        )
     return names, index.read_bytes().decode("utf-8")
 
 
 # --- Writing ---------------------------------------------------------------------------------
+
 
 @contextlib.contextmanager
 def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
@@ -163,8 +200,10 @@ def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     target = local(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists and is not an empty folder; nothing is overwritten. "
-                        "Give another, or remove it.")
+        raise UserError(
+            f"{target} exists and is not an empty folder; nothing is overwritten. "
+            "Give another, or remove it."
+        )
     absolute = target.absolute()
     temporary = absolute.with_name(f".{absolute.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -172,14 +211,17 @@ def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
         yield temporary
         temporary.replace(absolute)
     except OSError as e:
-        raise UserError(f"{target} cannot be written: {e.strerror or e}. Make room there, or give "
-                        "another folder.") from e
+        raise UserError(
+            f"{target} cannot be written: {e.strerror or e}. Make room there, or give "
+            "another folder."
+        ) from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 class Planned(NamedTuple):
     """A tensor to be written: the code of its type, and load(), which gives its bytes then."""
+
     name: str
     shape: tuple[int, ...]
     code: str
@@ -187,16 +229,23 @@ class Planned(NamedTuple):
     load: Callable[[], np.ndarray]
 
 
-def planned(name: str, shape: tuple[int, ...], dtype: str,
-            load: Callable[[], np.ndarray]) -> Planned:
+def planned(
+    name: str, shape: tuple[int, ...], dtype: str, load: Callable[[], np.ndarray]
+) -> Planned:
     """A tensor that load() gives as an array, to be written in dtype, a name of DTYPES."""
     code = next(c for c, known in CODES.items() if known == dtype)
-    return Planned(name, shape, code, math.prod(shape) * DTYPES[dtype].itemsize,
-                   lambda: storage.as_bytes(cast(name, load(), dtype)))
+    return Planned(
+        name,
+        shape,
+        code,
+        math.prod(shape) * DTYPES[dtype].itemsize,
+        lambda: storage.as_bytes(cast(name, load(), dtype)),
+    )
 
 
-def write_tensors(folder: pathlib.Path, tensors: list[Planned], max_shard_bytes: int,
-                  metadata: dict[str, str]) -> list[str]:
+def write_tensors(
+    folder: pathlib.Path, tensors: list[Planned], max_shard_bytes: int, metadata: dict[str, str]
+) -> list[str]:
     """model.safetensors, or shards of at most max_shard_bytes and their index; the files' names.
 
     Tensors are put into shards in their order, as transformers does. One at a time is in memory.
@@ -210,9 +259,13 @@ def write_tensors(folder: pathlib.Path, tensors: list[Planned], max_shard_bytes:
     files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for file, shard in zip(files, shards):
         save(folder / file, shard, metadata)
-    index = {"metadata": {"total_parameters": sum(math.prod(t.shape) for t in tensors),
-                          "total_size": sum(t.nbytes for t in tensors)},
-             "weight_map": {t.name: file for file, shard in zip(files, shards) for t in shard}}
+    index = {
+        "metadata": {
+            "total_parameters": sum(math.prod(t.shape) for t in tensors),
+            "total_size": sum(t.nbytes for t in tensors),
+        },
+        "weight_map": {t.name: file for file, shard in zip(files, shards) for t in shard},
+    }
     write_json(folder / INDEX, index)
     return [*files, INDEX]
 
@@ -236,8 +289,10 @@ def cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
         out = array.astype(DTYPES[dtype], copy=False)
     if dtype == "float16" and np.isfinite(array).all() and not np.isfinite(out).all():
         largest = np.abs(array.astype(np.float32)).max()
-        raise UserError(f"{name} has numbers up to {largest:.3g}, beyond the 65504 of float16. "
-                        "Write bfloat16 or float32.")
+        raise UserError(
+            f"{name} has numbers up to {largest:.3g}, beyond the 65504 of float16. "
+            "Write bfloat16 or float32."
+        )
     return out
 
 

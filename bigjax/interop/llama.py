@@ -4,8 +4,17 @@ Both turn the two halves of a head, so query and key need no permutation.
 """
 
 from bigjax.errors import UserError
-from bigjax.interop.mapping import (Architecture, Family, Field, dense, flag, norm, number, plain,
-                                    refuse)
+from bigjax.interop.mapping import (
+    Architecture,
+    Family,
+    Field,
+    dense,
+    flag,
+    norm,
+    number,
+    plain,
+    refuse,
+)
 
 _THETA = number("rope_theta", "rope_theta", 10000.0)
 
@@ -50,44 +59,65 @@ def _body(m: dict) -> list:
     out = plain("embed/embedding", "model.embed_tokens.weight", m["vocab_size"], d)
     for i in range(m["n_layers"]):
         ours, theirs = f"stack/layer_{i}", f"model.layers.{i}"
-        linear = lambda name, at, ins, outs: dense(f"{ours}/{name}", f"{theirs}.{at}_proj", ins,
-                                                   outs, bias=False)
+        linear = lambda name, at, ins, outs: dense(
+            f"{ours}/{name}", f"{theirs}.{at}_proj", ins, outs, bias=False
+        )
         heads, kv_heads = (m["n_heads"], width), (m["n_kv_heads"], width)
-        out += [*linear("attention/query", "self_attn.q", d, heads),
-                *linear("attention/key", "self_attn.k", d, kv_heads),
-                *linear("attention/value", "self_attn.v", d, kv_heads),
-                *linear("attention/out", "self_attn.o", heads, d),
-                *linear("mlp/gate", "mlp.gate", d, m["d_ff"]),
-                *linear("mlp/up", "mlp.up", d, m["d_ff"]),
-                *linear("mlp/down", "mlp.down", m["d_ff"], d),
-                *norm(f"{ours}/norm_1", f"{theirs}.input_layernorm", d, bias=False),
-                *norm(f"{ours}/norm_2", f"{theirs}.post_attention_layernorm", d, bias=False)]
+        out += [
+            *linear("attention/query", "self_attn.q", d, heads),
+            *linear("attention/key", "self_attn.k", d, kv_heads),
+            *linear("attention/value", "self_attn.v", d, kv_heads),
+            *linear("attention/out", "self_attn.o", heads, d),
+            *linear("mlp/gate", "mlp.gate", d, m["d_ff"]),
+            *linear("mlp/up", "mlp.up", d, m["d_ff"]),
+            *linear("mlp/down", "mlp.down", m["d_ff"], d),
+            *norm(f"{ours}/norm_1", f"{theirs}.input_layernorm", d, bias=False),
+            *norm(f"{ours}/norm_2", f"{theirs}.post_attention_layernorm", d, bias=False),
+        ]
     return out + norm("final_norm", "model.norm", d, bias=False)
 
 
 def _heads(m: dict, n_labels: int) -> dict:
     del n_labels
-    return {"head": [] if m["tie_embeddings"] else dense("head", "lm_head", m["d_model"],
-                                                         m["vocab_size"], bias=False)}
+    return {
+        "head": []
+        if m["tie_embeddings"]
+        else dense("head", "lm_head", m["d_model"], m["vocab_size"], bias=False)
+    }
 
 
 def _check(config: dict) -> None:
-    refuse(config, {"hidden_act": ("silu", "swish"), "attention_bias": (False,),
-                    "mlp_bias": (False,), "partial_rotary_factor": (1.0,)})
+    refuse(
+        config,
+        {
+            "hidden_act": ("silu", "swish"),
+            "attention_bias": (False,),
+            "mlp_bias": (False,),
+            "partial_rotary_factor": (1.0,),
+        },
+    )
     for key in ("rope_scaling", "rope_parameters"):
         rope = config.get(key) or {}
-        plain_one = isinstance(rope, dict) and rope.get("partial_rotary_factor", 1.0) == 1.0 \
+        plain_one = (
+            isinstance(rope, dict)
+            and rope.get("partial_rotary_factor", 1.0) == 1.0
             and rope.get("rope_type", rope.get("type", "default")) == "default"
+        )
         if not plain_one:
-            raise UserError(f"config.json: {key} is {rope!r}; the models here only have rotary "
-                            "positions of type 'default', over whole heads. A model with scaled "
-                            "ones would compute something else, so it is not imported.")
+            raise UserError(
+                f"config.json: {key} is {rope!r}; the models here only have rotary "
+                "positions of type 'default', over whole heads. A model with scaled "
+                "ones would compute something else, so it is not imported."
+            )
 
 
 def _notes(config: dict) -> list[str]:
     rate = config.get("attention_dropout", 0.0)
-    return [f"attention_dropout={rate} has no key here: attention weights are trained without "
-            "dropout"] if rate else []
+    return (
+        [f"attention_dropout={rate} has no key here: attention weights are trained without dropout"]
+        if rate
+        else []
+    )
 
 
 def _tied(m: dict) -> dict[str, str]:
@@ -95,15 +125,31 @@ def _tied(m: dict) -> dict[str, str]:
 
 
 FAMILY = Family(
-    name="llama", model="gpt",
-    fixed={"position": "rotary", "norm": "rmsnorm", "bias": False, "parallel_block": False,
-           "activation": "swiglu"},
-    fields=_FIELDS, prefix="model.",
+    name="llama",
+    model="gpt",
+    fixed={
+        "position": "rotary",
+        "norm": "rmsnorm",
+        "bias": False,
+        "parallel_block": False,
+        "activation": "swiglu",
+    },
+    fields=_FIELDS,
+    prefix="model.",
     architectures={"LlamaForCausalLM": Architecture(("head",), {"name": "causal_lm"})},
-    body=_body, heads=_heads, tied=_tied,
-    redundant=r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq$", head_names=r"lm_head\.",
-    check=_check, notes=_notes,
+    body=_body,
+    heads=_heads,
+    tied=_tied,
+    redundant=r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq$",
+    head_names=r"lm_head\.",
+    check=_check,
+    notes=_notes,
     # rope_theta for transformers 4, rope_parameters for 5.
-    new_config=lambda m: {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
-                          "rope_theta": m["rope_theta"],
-                          "rope_parameters": {"rope_type": "default"}})
+    new_config=lambda m: {
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rope_theta": m["rope_theta"],
+        "rope_parameters": {"rope_type": "default"},
+    },
+)

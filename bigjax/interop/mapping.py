@@ -1,9 +1,10 @@
 """What a family's table is made of: fields of config.json, and tensors, both ways from one row."""
 
+from collections.abc import Callable
 import dataclasses
 import math
 import re
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from bigjax.errors import UserError
 
 class Field(NamedTuple):
     """One number or choice: our name, get(their config) -> ours, put(their config, value)."""
+
     ours: str
     get: Callable[[dict], Any]
     put: Callable[[dict, Any], None]
@@ -30,34 +32,50 @@ def number(ours: str, theirs: str, default: int | float, *also: str) -> Field:
         value = config.get(theirs, default)
         value = float(value) if kind is float and type(value) is int else value
         if type(value) is not kind or kind is int and value < 1:
-            raise UserError(f"config.json: {theirs} is {value!r}; it has to be a "
-                            f"{'positive whole number' if kind is int else 'number'}.")
+            raise UserError(
+                f"config.json: {theirs} is {value!r}; it has to be a "
+                f"{'positive whole number' if kind is int else 'number'}."
+            )
         return value
 
     def put(config, value):
-        config.update({key: value for key in (theirs, *also)})
+        config.update(dict.fromkeys((theirs, *also), value))
+
     return Field(ours, get, put)
 
 
 def flag(ours: str, theirs: str, default: bool) -> Field:
     """True or False."""
-    return Field(ours, lambda config: bool(config.get(theirs, default)),
-                 lambda config, value: config.update({theirs: value}))
+    return Field(
+        ours,
+        lambda config: bool(config.get(theirs, default)),
+        lambda config, value: config.update({theirs: value}),
+    )
 
 
 def choice(ours: str, theirs: str, default: str, names: dict[str, str]) -> Field:
     """One of names, {theirs: ours}; the first of those that mean ours is written."""
+
     def get(config):
         value = config.get(theirs, default)
         if value not in names:
-            raise UserError(f"config.json: {theirs} is {value!r}, which no model here has; "
-                            f"allowed: {', '.join(names)}.")
+            raise UserError(
+                f"config.json: {theirs} is {value!r}, which no model here has; "
+                f"allowed: {', '.join(names)}."
+            )
         return names[value]
-    return Field(ours, get, lambda config, value: config.update(
-        {theirs: next(t for t, o in names.items() if o == value)}))
+
+    return Field(
+        ours,
+        get,
+        lambda config, value: config.update(
+            {theirs: next(t for t, o in names.items() if o == value)}
+        ),
+    )
 
 
 # --- Tensors ---------------------------------------------------------------------------------
+
 
 class Entry(NamedTuple):
     """One tensor of theirs and the parameters it holds, side by side along its last axis.
@@ -65,6 +83,7 @@ class Entry(NamedTuple):
     name, shape: theirs. parts: ((our name, our shape), ...). transposed: theirs is [out, in], as
     torch's Linear; ours is always [in..., out...], and may split in and out into heads.
     """
+
     name: str
     shape: tuple[int, ...]
     parts: tuple[tuple[str, tuple[int, ...]], ...]
@@ -76,13 +95,13 @@ class Entry(NamedTuple):
         return {ours: piece.reshape(shape) for piece, (ours, shape) in zip(pieces, self.parts)}
 
     def gather(self, params) -> np.ndarray:
-        """The tensor of parameters by name. UserError if one has another shape than the config's.
-        """
+        """The tensor of parameters by name. UserError if a shape is not the config's."""
         arrays = {name: np.asarray(params[name]) for name, _ in self.parts}
         for name, shape in self.parts:
             if arrays[name].shape != shape:
-                raise UserError(f"{name} has the shape {arrays[name].shape}; the config makes it "
-                                f"{shape}.")
+                raise UserError(
+                    f"{name} has the shape {arrays[name].shape}; the config makes it {shape}."
+                )
         return self.to_theirs(arrays)
 
     def to_theirs(self, params) -> np.ndarray:
@@ -98,36 +117,46 @@ def plain(ours: str, theirs: str, *shape: int) -> list[Entry]:
     return [Entry(theirs, shape, ((ours, shape),))]
 
 
-def dense(ours: str, theirs: str, ins, outs, *, bias: bool = True,
-          transposed: bool = True) -> list[Entry]:
+def dense(
+    ours: str, theirs: str, ins, outs, *, bias: bool = True, transposed: bool = True
+) -> list[Entry]:
     """A dense layer with its bias; ins, outs: sizes, or tuples of them where heads are apart."""
     return fused((ours,), theirs, ins, outs, bias=bias, transposed=transposed)
 
 
-def fused(ours: tuple[str, ...], theirs: str, ins, outs, *, bias: bool = True,
-          transposed: bool = False) -> list[Entry]:
+def fused(
+    ours: tuple[str, ...], theirs: str, ins, outs, *, bias: bool = True, transposed: bool = False
+) -> list[Entry]:
     """Dense layers of equal shapes that are one layer of theirs."""
     ins, outs = (x if isinstance(x, tuple) else (x,) for x in (ins, outs))
     shape = math.prod(ins), len(ours) * math.prod(outs)
-    entries = [Entry(f"{theirs}.weight", shape[::-1] if transposed else shape,
-                     tuple((f"{o}/kernel", ins + outs) for o in ours), transposed)]
+    entries = [
+        Entry(
+            f"{theirs}.weight",
+            shape[::-1] if transposed else shape,
+            tuple((f"{o}/kernel", ins + outs) for o in ours),
+            transposed,
+        )
+    ]
     if bias:
-        entries.append(Entry(f"{theirs}.bias", shape[1:],
-                             tuple((f"{o}/bias", outs) for o in ours)))
+        entries.append(Entry(f"{theirs}.bias", shape[1:], tuple((f"{o}/bias", outs) for o in ours)))
     return entries
 
 
 def norm(ours: str, theirs: str, d: int, bias: bool = True) -> list[Entry]:
     """A scale and, in LayerNorm, a bias."""
-    return (plain(f"{ours}/scale", f"{theirs}.weight", d)
-            + (plain(f"{ours}/bias", f"{theirs}.bias", d) if bias else []))
+    return plain(f"{ours}/scale", f"{theirs}.weight", d) + (
+        plain(f"{ours}/bias", f"{theirs}.bias", d) if bias else []
+    )
 
 
 # --- Families --------------------------------------------------------------------------------
 
+
 class Architecture(NamedTuple):
     """A class of transformers. heads: tables it has on top of the body; bare: the class of the
     body alone, whose tensors have no prefix; task: of config.task."""
+
     heads: tuple[str, ...]
     task: dict[str, Any]
     bare: bool = False
@@ -147,6 +176,7 @@ class Family:
     config.json that fields do not write. limits: model dict -> {key: values it may have}, beyond
     fixed. extra: heads that a folder of another architecture may have besides its own.
     """
+
     name: str
     model: str
     fixed: dict[str, Any]
@@ -168,8 +198,11 @@ class Family:
     def misfits(self, model: dict) -> list[str]:
         """What keeps a model of ours from being one of this family: 'model.KEY=VALUE (...)'."""
         allowed = {k: (v,) for k, v in self.fixed.items()} | self.limits(model)
-        return [f"model.{k}={model[k]!r} (has to be {' or '.join(map(repr, values))})"
-                for k, values in allowed.items() if model[k] not in values]
+        return [
+            f"model.{k}={model[k]!r} (has to be {' or '.join(map(repr, values))})"
+            for k, values in allowed.items()
+            if model[k] not in values
+        ]
 
     def model_fields(self, config: dict) -> dict[str, Any]:
         """config.model from config.json. Raises UserError, naming the key, if we have no such
@@ -199,14 +232,21 @@ class Family:
         """The tensors that this architecture has, with the body's prefix."""
         heads = self.heads(model, n_labels)
         return self.body(model) + [
-            e for name in heads if name in self.architectures[architecture].heads
-            for e in heads[name]]
+            e
+            for name in heads
+            if name in self.architectures[architecture].heads
+            for e in heads[name]
+        ]
 
     def others(self, architecture: str, model: dict, n_labels: int) -> list[Entry]:
         """The tensors of heads that it may have besides."""
         heads = self.heads(model, n_labels)
-        return [e for name in self.extra if name not in self.architectures[architecture].heads
-                for e in heads[name]]
+        return [
+            e
+            for name in self.extra
+            if name not in self.architectures[architecture].heads
+            for e in heads[name]
+        ]
 
     def written_name(self, architecture: str, name: str) -> str:
         bare = self.architectures[architecture].bare
@@ -220,10 +260,13 @@ def refuse(config: dict, allowed: dict[str, tuple], why: str = "") -> None:
         if config.get(key, values[0]) not in values:
             raise UserError(
                 f"config.json: {key} is {config[key]!r}; the models here only have "
-                f"{' or '.join(map(repr, values))}. {why or 'A model with it cannot be imported.'}")
+                f"{' or '.join(map(repr, values))}. {why or 'A model with it cannot be imported.'}"
+            )
 
 
 def needs_division(model: dict, width: str, heads: str) -> None:
     if model["d_model"] % model["n_heads"]:
-        raise UserError(f"config.json: {width}={model['d_model']} does not divide into {heads}="
-                        f"{model['n_heads']}.")
+        raise UserError(
+            f"config.json: {width}={model['d_model']} does not divide into {heads}="
+            f"{model['n_heads']}."
+        )

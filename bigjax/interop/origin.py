@@ -5,11 +5,12 @@ were laid out; `huggingface.safetensors` the tensors that the run's parameters d
 both, an export of the untouched import writes the same files again.
 """
 
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import json
 import os
 import pathlib
-from typing import Any, Callable, Iterable, Mapping
+from typing import Any
 
 from etils import epath
 import numpy as np
@@ -31,6 +32,7 @@ class Layout:
     {tensor: the one whose bytes it has}, of tied ones. buffers: those that hold no weights.
     unknown: those that have no place in the table.
     """
+
     texts: dict[str, str]
     headers: dict[str, str]
     entries: dict[str, str]
@@ -43,14 +45,18 @@ class Layout:
         return [*self.copies, *self.buffers]
 
     def parts(self) -> dict[str, storage.Part]:
-        return {name: part for header in self.headers.values()
-                for name, part in storage.parts(header).items()}
+        return {
+            name: part
+            for header in self.headers.values()
+            for name, part in storage.parts(header).items()
+        }
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
     """A folder that was imported: as in Imported. files: those of the tokenizer. kept: our names
     of the parameters that the run has not. layout: None in work folders of older versions."""
+
     folder: epath.Path
     family: str
     architecture: str
@@ -70,15 +76,26 @@ class Origin:
 def save(folder: pathlib.Path, found: Any, kept: list[str]) -> None:
     """Writes both files. found: an Imported. kept: its parameters that the run has no place for."""
     layout = found.layout
-    tensors = [files.planned(n, found.shapes[n], found.dtypes.get(n, found.dtype),
-                             lambda n=n: found.load(n)) for n in kept]
+    tensors = [
+        files.planned(
+            n, found.shapes[n], found.dtypes.get(n, found.dtype), lambda n=n: found.load(n)
+        )
+        for n in kept
+    ]
     tensors += as_they_are(layout, [*layout.buffers, *layout.unknown], found.raw, _THEIRS)
     if tensors:
         files.save(folder / KEPT, tensors, {})
-    out = {"family": found.family, "architecture": found.architecture, "config": found.config,
-           "dtype": found.dtype, "dtypes": found.dtypes, "metadata": found.metadata,
-           "files": sorted(found.tokenizer_files), "kept": kept,
-           "layout": dataclasses.asdict(layout)}
+    out = {
+        "family": found.family,
+        "architecture": found.architecture,
+        "config": found.config,
+        "dtype": found.dtype,
+        "dtypes": found.dtypes,
+        "metadata": found.metadata,
+        "files": sorted(found.tokenizer_files),
+        "kept": kept,
+        "layout": dataclasses.asdict(layout),
+    }
     (folder / ORIGIN).write_text(json.dumps(out, indent=1) + "\n", encoding="utf-8")
 
 
@@ -102,8 +119,10 @@ def kept_parameters(workdir: str | os.PathLike, step: int) -> dict[str, np.ndarr
     if not origin or not origin.kept:
         return {}
     found = _read(origin.folder / KEPT, set(origin.kept))
-    return {name: data.view(files.DTYPES[files.CODES[part.code]]).reshape(part.shape)
-            for name, (part, data) in found.items()}
+    return {
+        name: data.view(files.DTYPES[files.CODES[part.code]]).reshape(part.shape)
+        for name, (part, data) in found.items()
+    }
 
 
 def _read(path: epath.Path, names: set[str]) -> dict[str, tuple[storage.Part, np.ndarray]]:
@@ -112,20 +131,36 @@ def _read(path: epath.Path, names: set[str]) -> dict[str, tuple[storage.Part, np
         parts = storage.parts(header)
         return {name: (parts[name], storage.read(path, header, parts[name])) for name in names}
     except (OSError, ValueError, KeyError) as e:
-        raise UserError(f"{path} is not what the import wrote ({e!r}): it was cut short, damaged "
-                        "or removed. Import the model again.") from None
+        raise UserError(
+            f"{path} is not what the import wrote ({e!r}): it was cut short, damaged "
+            "or removed. Import the model again."
+        ) from None
 
 
-def as_they_are(layout: Layout, names: Iterable[str], raw: Callable[[str], np.ndarray],
-                prefix: str = "") -> list[files.Planned]:
+def as_they_are(
+    layout: Layout, names: Iterable[str], raw: Callable[[str], np.ndarray], prefix: str = ""
+) -> list[files.Planned]:
     """Tensors of any type whose bytes raw(name) gives."""
     parts = layout.parts()
-    return [files.Planned(prefix + n, parts[n].shape, parts[n].code, parts[n].end - parts[n].start,
-                          lambda n=n: raw(n)) for n in names]
+    return [
+        files.Planned(
+            prefix + n,
+            parts[n].shape,
+            parts[n].code,
+            parts[n].end - parts[n].start,
+            lambda n=n: raw(n),
+        )
+        for n in names
+    ]
 
 
-def replay(folder: pathlib.Path, layout: Layout, entries: list[Entry],
-           params: Mapping[str, np.ndarray], raw: Callable[[str], np.ndarray]) -> list[str]:
+def replay(
+    folder: pathlib.Path,
+    layout: Layout,
+    entries: list[Entry],
+    params: Mapping[str, np.ndarray],
+    raw: Callable[[str], np.ndarray],
+) -> list[str]:
     """The original's files of tensors and its index, of these parameters; the files' names."""
     rows = {e.name: e for e in entries}
 
@@ -134,8 +169,8 @@ def replay(folder: pathlib.Path, layout: Layout, entries: list[Entry],
         if name not in layout.entries:
             return raw(name)
         row = rows[layout.entries[name]]
-        return files.planned(name, row.shape, files.CODES[code],
-                             lambda: row.gather(params)).load()
+        return files.planned(name, row.shape, files.CODES[code], lambda: row.gather(params)).load()
+
     for file, header in layout.headers.items():
         parts = storage.parts(header)
         storage.write(folder / file, header, lambda name: content(name, parts[name].code))

@@ -5,18 +5,40 @@ https://github.com/huggingface/safetensors. The header says how its writer laid 
 header over the same tensors is the same file, whoever wrote it.
 """
 
+from collections.abc import Callable, Iterable
 import json
-from typing import Callable, Iterable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 # The library's own order of types in a file, the last first; names decide within a type.
-_ORDER = ("BOOL", "F4", "F6_E2M3", "F6_E3M2", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "I16",
-          "U16", "F16", "BF16", "I32", "U32", "F32", "C64", "F64", "I64", "U64")
+_ORDER = (
+    "BOOL",
+    "F4",
+    "F6_E2M3",
+    "F6_E3M2",
+    "U8",
+    "I8",
+    "F8_E5M2",
+    "F8_E4M3",
+    "F8_E8M0",
+    "I16",
+    "U16",
+    "F16",
+    "BF16",
+    "I32",
+    "U32",
+    "F32",
+    "C64",
+    "F64",
+    "I64",
+    "U64",
+)
 
 
 class Part(NamedTuple):
     """A tensor in a file: the code of its type, its shape, and its bytes within the data."""
+
     code: str
     shape: tuple[int, ...]
     start: int
@@ -36,8 +58,11 @@ def read_header(path) -> str:
 def parts(header: str) -> dict[str, Part]:
     """{tensor: where it is}. Raises ValueError if this is no header."""
     try:
-        return {name: Part(x["dtype"], tuple(x["shape"]), *x["data_offsets"])
-                for name, x in json.loads(header).items() if name != "__metadata__"}
+        return {
+            name: Part(x["dtype"], tuple(x["shape"]), *x["data_offsets"])
+            for name, x in json.loads(header).items()
+            if name != "__metadata__"
+        }
     except (AttributeError, KeyError, TypeError) as e:
         raise ValueError(f"its header is not one of tensors: {e!r}") from None
 
@@ -56,8 +81,9 @@ def read(path, header: str, part: Part) -> np.ndarray:
     return out
 
 
-def new_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]],
-               metadata: dict[str, str]) -> str:
+def new_header(
+    tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: dict[str, str]
+) -> str:
     """A header as the library writes it. tensors: (name, code of the type, shape, bytes)."""
     out, start = {"__metadata__": metadata} if metadata else {}, 0
     rank = {code: i for i, code in enumerate(_ORDER)}
@@ -76,8 +102,9 @@ def write(path, header: str, load: Callable[[str], np.ndarray]) -> None:
         for name, part in sorted(parts(header).items(), key=lambda x: x[1].start):
             data = load(name)
             if data.size != part.end - part.start:
-                raise ValueError(f"{name} has {data.size} bytes, its header says "
-                                 f"{part.end - part.start}")
+                raise ValueError(
+                    f"{name} has {data.size} bytes, its header says {part.end - part.start}"
+                )
             f.write(memoryview(data))
 
 

@@ -7,9 +7,18 @@ from bigjax.errors import UserError
 
 # Kept as they are, in an import and the export after it. generation_config.json is none of a
 # tokenizer, but belongs to the same files that nothing here changes.
-FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-         "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json",
-         "chat_template.jinja", "generation_config.json")
+FILES = (
+    "vocab.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 _BPE_SPECIALS = ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>")
 
 
@@ -44,36 +53,51 @@ def derived(files: dict[str, bytes]) -> dict[str, bytes]:
         if added["content"] in _BPE_SPECIALS:
             vocab[added["content"]] = added["id"]
     pairs = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    return {"vocab.json": json.dumps(vocab, ensure_ascii=False).encode(),
-            "merges.txt": "".join(f"{line}\n" for line in ["#version: 0.2", *pairs]).encode()}
+    return {
+        "vocab.json": json.dumps(vocab, ensure_ascii=False).encode(),
+        "merges.txt": "".join(f"{line}\n" for line in ["#version: 0.2", *pairs]).encode(),
+    }
 
 
-def written(kind: str, own: dict[str, bytes], ids: dict[str, int],
-            max_len: int) -> dict[str, bytes]:
+def written(
+    kind: str, own: dict[str, bytes], ids: dict[str, int], max_len: int
+) -> dict[str, bytes]:
     """What transformers needs of a tokenizer of ours; {} for bytes, of which it has none.
 
     own: the files that it saves. ids: of 'bos', 'eos' and 'pad'.
     """
-    names = {"wordpiece": ("vocab.txt",), "bpe": ("vocab.json", "merges.txt"),
-             "sentencepiece": ("tokenizer.model",)}
+    names = {
+        "wordpiece": ("vocab.txt",),
+        "bpe": ("vocab.json", "merges.txt"),
+        "sentencepiece": ("tokenizer.model",),
+    }
     if kind not in names:
         return {}
     config = {"model_max_length": max_len}
     if kind == "wordpiece":
-        config |= {"tokenizer_class": "BertTokenizer",
-                   **json.loads(own.get("tokenizer_config.json", b"{}"))}
+        config |= {
+            "tokenizer_class": "BertTokenizer",
+            **json.loads(own.get("tokenizer_config.json", b"{}")),
+        }
     elif kind == "bpe":
         text_of = {i: piece for piece, i in json.loads(own["vocab.json"]).items()}
-        config |= {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False,
-                   "unk_token": text_of[ids["eos"]],
-                   **{f"{role}_token": text_of[i] for role, i in ids.items()}}
+        config |= {
+            "tokenizer_class": "GPT2Tokenizer",
+            "add_prefix_space": False,
+            "unk_token": text_of[ids["eos"]],
+            **{f"{role}_token": text_of[i] for role, i in ids.items()},
+        }
     else:
         import sentencepiece
+
         model = sentencepiece.SentencePieceProcessor(model_proto=own["tokenizer.model"])
         prefix = model.encode("a", out_type=str)[0].startswith("\u2581")
-        config |= {"tokenizer_class": "LlamaTokenizer", "add_prefix_space": prefix,
-                   "unk_token": model.id_to_piece(model.unk_id()),
-                   **{f"{role}_token": model.id_to_piece(i) for role, i in ids.items()}}
+        config |= {
+            "tokenizer_class": "LlamaTokenizer",
+            "add_prefix_space": prefix,
+            "unk_token": model.id_to_piece(model.unk_id()),
+            **{f"{role}_token": model.id_to_piece(i) for role, i in ids.items()},
+        }
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     return {**{name: own[name] for name in names[kind]}, "tokenizer_config.json": text.encode()}
 
@@ -81,9 +105,13 @@ def written(kind: str, own: dict[str, bytes], ids: dict[str, int],
 def _is_gpt2(content: dict) -> bool:
     """Whether text is cut into words as GPT-2 does, and nothing happens to it before."""
     before = _part(content, "pre_tokenizer")
-    return (not content.get("normalizer") and before.get("type") == "ByteLevel"
-            and not before.get("add_prefix_space") and before.get("use_regex", True)
-            and not _part(content, "model").get("ignore_merges"))
+    return (
+        not content.get("normalizer")
+        and before.get("type") == "ByteLevel"
+        and not before.get("add_prefix_space")
+        and before.get("use_regex", True)
+        and not _part(content, "model").get("ignore_merges")
+    )
 
 
 def _content(files: dict[str, bytes]) -> dict:

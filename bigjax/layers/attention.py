@@ -17,6 +17,7 @@ class Cache(NamedTuple):
 
     key, value: [B, S, K, D] (K key heads); segments: int [B, S], 0 = padding or not written.
     """
+
     key: jax.Array
     value: jax.Array
     segments: jax.Array
@@ -29,10 +30,16 @@ class Cache(NamedTuple):
 
     def write(self, key, value, segments) -> "Cache":
         """Appends T tokens: key, value [B, T, K, D], segments [B, T]."""
+
         def put(old, new):
             return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.next, 1)
-        return Cache(put(self.key, key), put(self.value, value), put(self.segments, segments),
-                     self.next + key.shape[1])
+
+        return Cache(
+            put(self.key, key),
+            put(self.value, value),
+            put(self.segments, segments),
+            self.next + key.shape[1],
+        )
 
 
 class Span(NamedTuple):
@@ -41,6 +48,7 @@ class Span(NamedTuple):
     positions: int [B, T], of each token in its document.
     segments: int [B, T] or None; tokens attend within their segment (0 = padding).
     """
+
     positions: jax.Array
     segments: jax.Array | None = None
 
@@ -57,6 +65,7 @@ def rotary(x_BTHD: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Arra
 
 class Attention(nn.Module):
     """Multi-head attention; grouped- or single-query where n_kv_heads < n_heads."""
+
     n_heads: int
     n_kv_heads: int
     head_dim: int
@@ -70,8 +79,9 @@ class Attention(nn.Module):
     param_dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, span: Span, cache: Cache | None = None,
-                 rng: jax.Array | None = None) -> tuple[jax.Array, Cache | None]:
+    def __call__(
+        self, x_BTD: jax.Array, span: Span, cache: Cache | None = None, rng: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache | None]:
         """Self-attention, [B, T, D]. With a cache the keys and values of x are written into it
         at its next slot, and the queries see what stands there. rng: for dropout, or None."""
         types = dict(use_bias=self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype)
@@ -91,8 +101,24 @@ class Attention(nn.Module):
         if cache is not None:
             start, cache = cache.next, cache.write(k, v, span.segments)
             k, v, k_segments = cache.key, cache.value, cache.segments
-        o = attend(q, k, v, causal=self.causal, start=start, q_segments=span.segments,
-                   k_segments=k_segments, kernel=self.kernel, dropout=self.dropout, rng=rng)
-        y = Dense((x_BTD.shape[-1],), ("heads", "head_dim"), ("embed",), init_std=self.out_std,
-                  **types, name="out")(o)
+        o = attend(
+            q,
+            k,
+            v,
+            causal=self.causal,
+            start=start,
+            q_segments=span.segments,
+            k_segments=k_segments,
+            kernel=self.kernel,
+            dropout=self.dropout,
+            rng=rng,
+        )
+        y = Dense(
+            (x_BTD.shape[-1],),
+            ("heads", "head_dim"),
+            ("embed",),
+            init_std=self.out_std,
+            **types,
+            name="out",
+        )(o)
         return constrain(y, "batch", "residual_length", "act_embed"), cache

@@ -12,7 +12,7 @@ from bigjax.parallel.sharding import constrain, gathered
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),  # GPT-2's
     # BERT's. By erf: jax.nn.gelu's erfc took a quarter of a small model's step on a CPU.
-    "gelu_exact": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5 ** 0.5)),
+    "gelu_exact": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)),
     "relu": jax.nn.relu,
     "swiglu": jax.nn.silu,  # of the gate, https://arxiv.org/abs/2002.05202
 }
@@ -23,6 +23,7 @@ class Dense(nn.Module):
 
     kernel: [*in, *features]; in_axes and out_axes name the dimensions.
     """
+
     features: tuple[int, ...]
     in_axes: tuple[str, ...]
     out_axes: tuple[str, ...]
@@ -35,13 +36,20 @@ class Dense(nn.Module):
     def weights(self, inputs: tuple[int, ...]) -> tuple[jax.Array, jax.Array | None]:
         """The kernel as a matrix [inputs, features] and the bias [features], in compute dtype."""
         axes = self.in_axes + self.out_axes
-        kernel = param(self, "kernel", nn.initializers.normal(self.init_std),
-                       (*inputs, *self.features), axes, self.param_dtype)
+        kernel = param(
+            self,
+            "kernel",
+            nn.initializers.normal(self.init_std),
+            (*inputs, *self.features),
+            axes,
+            self.param_dtype,
+        )
         kernel = gathered(kernel, axes, self.dtype).reshape(math.prod(inputs), -1)
         if not self.use_bias:
             return kernel, None
-        bias = param(self, "bias", nn.initializers.zeros, self.features, self.out_axes,
-                     self.param_dtype)
+        bias = param(
+            self, "bias", nn.initializers.zeros, self.features, self.out_axes, self.param_dtype
+        )
         return kernel, bias.reshape(-1).astype(self.dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -58,6 +66,7 @@ class Norm(nn.Module):
 
     Computed in float32 over the last axis; the result has the compute dtype.
     """
+
     kind: str = "layernorm"  # layernorm, rmsnorm
     use_bias: bool = True  # LayerNorm's; RMSNorm has none
     eps: float = 1e-5
@@ -79,6 +88,7 @@ class Norm(nn.Module):
 
 class Embed(nn.Module):
     """A table [n, d]; __call__ looks rows up, attend gives the products with all rows."""
+
     n: int
     d: int
     axis: str = "vocab"
@@ -87,8 +97,14 @@ class Embed(nn.Module):
     param_dtype: str = "float32"
 
     def setup(self):
-        self.embedding = param(self, "embedding", nn.initializers.normal(self.init_std),
-                               (self.n, self.d), (self.axis, "embed"), self.param_dtype)
+        self.embedding = param(
+            self,
+            "embedding",
+            nn.initializers.normal(self.init_std),
+            (self.n, self.d),
+            (self.axis, "embed"),
+            self.param_dtype,
+        )
 
     def table(self) -> jax.Array:
         """[n, d] in the compute dtype, whole rows on each device: cut rows make bad gathers."""
@@ -99,12 +115,14 @@ class Embed(nn.Module):
 
     def attend(self, x: jax.Array) -> jax.Array:
         """[..., d] -> [..., n], accumulated in float32."""
-        return jnp.einsum("...d,nd->...n", x.astype(self.dtype), self.table(),
-                          preferred_element_type=jnp.float32)
+        return jnp.einsum(
+            "...d,nd->...n", x.astype(self.dtype), self.table(), preferred_element_type=jnp.float32
+        )
 
 
 class MLP(nn.Module):
     """Two dense layers; three for SwiGLU, whose gate multiplies the first."""
+
     d_ff: int
     activation: str = "gelu"
     use_bias: bool = True
@@ -121,8 +139,9 @@ class MLP(nn.Module):
         h = Dense(**wide, name="up")(x_BTD)
         h = act(Dense(**wide, name="gate")(x_BTD)) * h if self.activation == "swiglu" else act(h)
         h = constrain(h, "batch", "length", "act_mlp")
-        y = Dense((x_BTD.shape[-1],), ("mlp",), ("embed",), init_std=self.out_std, **types,
-                  name="down")(h)
+        y = Dense(
+            (x_BTD.shape[-1],), ("mlp",), ("embed",), init_std=self.out_std, **types, name="down"
+        )(h)
         return constrain(y, "batch", "residual_length", "act_embed")
 
 

@@ -19,8 +19,9 @@ KERNEL_RESIDUALS = "attention_residuals"  # the name of what a kernel's backward
 MASKED = -1e30  # not infinity: a row without keys gives a mean and not NaN
 
 
-def attention_mask(T: int, S: int, causal: bool, start=0, q_segments_BT=None,
-                   k_segments_BS=None) -> jax.Array | None:
+def attention_mask(
+    T: int, S: int, causal: bool, start=0, q_segments_BT=None, k_segments_BS=None
+) -> jax.Array | None:
     """Which of S keys each of T queries sees, bool [B or 1, T, S], or None for all.
 
     The one place to change who attends to whom: within a segment, and if causal not to later
@@ -35,8 +36,19 @@ def attention_mask(T: int, S: int, causal: bool, start=0, q_segments_BT=None,
     return mask
 
 
-def attend(q, k, v, *, causal: bool, start=0, q_segments=None, k_segments=None,
-           kernel: str = "auto", dropout: float = 0.0, rng=None) -> jax.Array:
+def attend(
+    q,
+    k,
+    v,
+    *,
+    causal: bool,
+    start=0,
+    q_segments=None,
+    k_segments=None,
+    kernel: str = "auto",
+    dropout: float = 0.0,
+    rng=None,
+) -> jax.Array:
     """Softmax attention by the kernel that suits the backend, where that can: whole sequences
     without dropout; else by the plain form.
 
@@ -52,6 +64,7 @@ def attend(q, k, v, *, causal: bool, start=0, q_segments=None, k_segments=None,
             return blocked(q, k, v, q_segments, causal)
         if kernel == "splash":
             from bigjax.layers import splash  # slow to import
+
             if splash.suits(T):
                 return splash.splash(q, k, v, q_segments, causal, platform() != "tpu")
         if kernel == "cudnn" and _suits_cudnn(q):
@@ -86,9 +99,11 @@ def cudnn(q_BTHD, k_BSKD, v_BSKD, segments_BT, causal: bool) -> jax.Array:
     queries_at, keys_at = P(batch, length, heads), P(batch, None, heads)
     segments = () if segments_BT is None else (segments_BT, segments_BT)
     return jax.shard_map(
-        on_device, out_specs=queries_at, check_vma=False,
-        in_specs=(queries_at, keys_at, keys_at,
-                  *(P(batch, length), P(batch))[:len(segments)]))(q_BTHD, k, v, *segments)
+        on_device,
+        out_specs=queries_at,
+        check_vma=False,
+        in_specs=(queries_at, keys_at, keys_at, *(P(batch, length), P(batch))[: len(segments)]),
+    )(q_BTHD, k, v, *segments)
 
 
 def over_devices(q_BTHD, k_BSKD, v_BSKD):
@@ -96,8 +111,13 @@ def over_devices(q_BTHD, k_BSKD, v_BSKD):
     queries and heads, into how many parts each, and keys and values whose heads are repeated until
     they divide as the queries' do."""
     mesh = jax.sharding.get_abstract_mesh()
-    part = PartitionSpec() if mesh.empty else sharding.spec(
-        mesh, q_BTHD.shape, ("batch", "length", "act_heads", None), "the queries")
+    part = (
+        PartitionSpec()
+        if mesh.empty
+        else sharding.spec(
+            mesh, q_BTHD.shape, ("batch", "length", "act_heads", None), "the queries"
+        )
+    )
     axes = (*part, None, None, None)[:3]
     ways = [sharding.size_of(mesh, sharding.mesh_axes(axis)) for axis in axes]
     K = math.lcm(k_BSKD.shape[2], ways[2])
@@ -107,8 +127,13 @@ def over_devices(q_BTHD, k_BSKD, v_BSKD):
 
 def _cudnn(q, k, v, mask_BTS, causal: bool) -> jax.Array:
     return jax.nn.dot_product_attention(
-        q, k, v, mask=None if mask_BTS is None else mask_BTS[:, None], is_causal=causal,
-        implementation="cudnn")
+        q,
+        k,
+        v,
+        mask=None if mask_BTS is None else mask_BTS[:, None],
+        is_causal=causal,
+        implementation="cudnn",
+    )
 
 
 def _suits_cudnn(q_BTHD) -> bool:
@@ -123,7 +148,7 @@ def einsum(q_BTHD, k_BSKD, v_BSKD, mask_BTS, dropout: float = 0.0, rng=None) -> 
     """The plain form."""
     B, T, H, D = q_BTHD.shape
     K = k_BSKD.shape[2]
-    q = q_BTHD.reshape(B, T, K, H // K, D) * D ** -0.5
+    q = q_BTHD.reshape(B, T, K, H // K, D) * D**-0.5
     scores = jnp.einsum("btkgd,bskd->bkgts", q, k_BSKD, preferred_element_type=jnp.float32)
     if mask_BTS is not None:
         scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
@@ -142,8 +167,13 @@ def blocked(q_BTHD, k_BSKD, v_BSKD, segments_BT, causal: bool = True) -> jax.Arr
     H, D = q_BTHD.shape[2:]
     heads_first = lambda x: x.swapaxes(1, 2)
     repeat = lambda x: jnp.repeat(x, H // x.shape[2], axis=2)
-    o = _blocked(heads_first(q_BTHD * D ** -0.5), heads_first(repeat(k_BSKD)),
-                 heads_first(repeat(v_BSKD)), segments_BT, causal)
+    o = _blocked(
+        heads_first(q_BTHD * D**-0.5),
+        heads_first(repeat(k_BSKD)),
+        heads_first(repeat(v_BSKD)),
+        segments_BT,
+        causal,
+    )
     return heads_first(o)
 
 
@@ -158,8 +188,9 @@ def _blocks(T: int, causal: bool) -> list[tuple[slice, slice]]:
 
 def _dot(a, b, a_axis: int, b_axis: int):
     """Batched over the first two axes, accumulated in float32."""
-    return jax.lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((0, 1), (0, 1))),
-                               preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(
+        a, b, (((a_axis,), (b_axis,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -171,8 +202,9 @@ def _forward(q, k, v, segments, causal):
     out, kept = [], []
     for rows, seen in _blocks(q.shape[2], causal):
         segment = lambda part: None if segments is None else segments[:, part]
-        mask = attention_mask(rows.stop - rows.start, seen.stop, causal, rows.start, segment(rows),
-                              segment(seen))
+        mask = attention_mask(
+            rows.stop - rows.start, seen.stop, causal, rows.start, segment(rows), segment(seen)
+        )
         scores = _dot(q[:, :, rows], k[:, :, seen], 3, 3)
         if mask is not None:
             scores = jnp.where(mask[:, None], scores, MASKED)

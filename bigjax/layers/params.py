@@ -4,8 +4,9 @@ import flax.linen as nn
 import jax
 
 
-def param(module: nn.Module, name: str, init, shape: tuple[int, ...], axes: tuple[str, ...],
-          dtype) -> jax.Array:
+def param(
+    module: nn.Module, name: str, init, shape: tuple[int, ...], axes: tuple[str, ...], dtype
+) -> jax.Array:
     """Declares a parameter with logical axis names (parallel/sharding.py maps them)."""
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, dtype)
 
@@ -18,7 +19,8 @@ def unbox(variables):
 def logical_axes(boxed):
     """A tree of axis-name tuples, one a parameter, from (the abstract form of) what `init` gave."""
     return jax.tree_util.tree_map(
-        lambda x: tuple(x.names), boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata))
+        lambda x: tuple(x.names), boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)
+    )
 
 
 def stack_layers(params):
@@ -33,5 +35,9 @@ def unstack_layers(params):
     """The other way round: one entry a layer, each its own array."""
     rest = {k: v for k, v in params.items() if k != "layers"}
     n = jax.tree_util.tree_leaves(params["layers"])[0].shape[0]
-    return {**rest, **{f"layer_{i}": jax.tree_util.tree_map(lambda x: x[i], params["layers"])
-                       for i in range(n)}}
+    return {
+        **rest,
+        **{
+            f"layer_{i}": jax.tree_util.tree_map(lambda x: x[i], params["layers"]) for i in range(n)
+        },
+    }

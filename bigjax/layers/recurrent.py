@@ -16,6 +16,7 @@ CELLS = ("lstm", "gru", "rnn")
 
 class Weights(NamedTuple):
     """Of one layer in one direction; G gates of width H lie side by side."""
+
     input_kernel: jax.Array  # [D, G*H]
     recurrent_kernel: jax.Array  # [H, G*H]
     bias: jax.Array  # [G*H]
@@ -23,6 +24,7 @@ class Weights(NamedTuple):
 
 
 # --- Cells: from x_BG = x W + b [B, G*H] and the state to (h [B, H], new state) --------------
+
 
 def lstm_cell(x_BG: jax.Array, state: tuple, w: Weights) -> tuple[jax.Array, tuple]:
     """Gates: input, forget, output, candidate; state (h, c). https://arxiv.org/abs/1409.2329"""
@@ -58,8 +60,14 @@ CELL_FUNCTIONS = {"lstm": lstm_cell, "gru": gru_cell, "rnn": rnn_cell}
 N_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
 
-def empty_state(cell: str, n_layers: int, batch: int, d_model: int, dtype: Any = "float32",
-                bidirectional: bool = False) -> tuple:
+def empty_state(
+    cell: str,
+    n_layers: int,
+    batch: int,
+    d_model: int,
+    dtype: Any = "float32",
+    bidirectional: bool = False,
+) -> tuple:
     """Zeros to begin with: a tuple over layers, of h [batch, d_model] (LSTM: of pairs (h, c)).
 
     bidirectional: each layer's forward direction, then its backward one, are two entries. The
@@ -68,8 +76,10 @@ def empty_state(cell: str, n_layers: int, batch: int, d_model: int, dtype: Any =
     """
     _check_cell(cell)
     zeros = lambda: jnp.zeros((batch, d_model), dtype)
-    return tuple((zeros(), zeros()) if cell == "lstm" else zeros()
-                 for _ in range(n_layers * (1 + bidirectional)))
+    return tuple(
+        (zeros(), zeros()) if cell == "lstm" else zeros()
+        for _ in range(n_layers * (1 + bidirectional))
+    )
 
 
 def _check_cell(cell: str) -> None:
@@ -79,8 +89,10 @@ def _check_cell(cell: str) -> None:
 
 # --- Layers ----------------------------------------------------------------------------------
 
+
 class Layer(nn.Module):
     """One layer in one direction."""
+
     cell: str
     d_model: int
     reverse: bool
@@ -104,10 +116,12 @@ class Layer(nn.Module):
             # Whole before the loop over time: cut rows would be gathered again at every token.
             return constrain(x, *[None] * x.ndim)
 
-        return Weights(get("input_kernel", normal, (d_input, GH), ("embed", None)),
-                       get("recurrent_kernel", normal, (H, GH), ("embed", None)),
-                       get("bias", zeros, (GH,), (None,)),
-                       get("candidate_bias", zeros, (H,), (None,)) if self.cell == "gru" else None)
+        return Weights(
+            get("input_kernel", normal, (d_input, GH), ("embed", None)),
+            get("recurrent_kernel", normal, (H, GH), ("embed", None)),
+            get("bias", zeros, (GH,), (None,)),
+            get("candidate_bias", zeros, (H,), (None,)) if self.cell == "gru" else None,
+        )
 
     def __call__(self, x_TBD: jax.Array, mask_TB1: jax.Array | None, state) -> tuple:
         """(y_TBH, state). Time is the first axis, as a loop over it wants."""
@@ -151,6 +165,7 @@ class Recurrent(nn.Module):
     gate too). Raises UserError for an unknown cell, a size below 1, and a mask or state that does
     not fit.
     """
+
     cell: str = "lstm"  # lstm, gru, rnn
     d_model: int = 32  # H, the width of h
     n_layers: int = 1
@@ -166,8 +181,17 @@ class Recurrent(nn.Module):
             if getattr(self, name) < 1:
                 raise UserError(f"Recurrent: {name} is {getattr(self, name)}; it must be positive.")
         layers = lambda reverse: [
-            Layer(self.cell, self.d_model, reverse, self.scan, self.init_std, self.dtype,
-                  self.param_dtype) for _ in range(self.n_layers)]
+            Layer(
+                self.cell,
+                self.d_model,
+                reverse,
+                self.scan,
+                self.init_std,
+                self.dtype,
+                self.param_dtype,
+            )
+            for _ in range(self.n_layers)
+        ]
         self.forward = layers(reverse=False)
         self.backward = layers(reverse=True) if self.bidirectional else ()
 
@@ -181,15 +205,17 @@ class Recurrent(nn.Module):
         """
         B, T, _ = x_BTD.shape
         if mask_BT is not None and mask_BT.shape != (B, T):
-            raise UserError(f"Recurrent: the mask has shape {mask_BT.shape}, the input "
-                            f"{x_BTD.shape}. Give a mask of one value a token: {(B, T)}.")
+            raise UserError(
+                f"Recurrent: the mask has shape {mask_BT.shape}, the input "
+                f"{x_BTD.shape}. Give a mask of one value a token: {(B, T)}."
+            )
         state = self._begin(state, B)
         x_TBD = jnp.swapaxes(x_BTD, 0, 1).astype(self.dtype)
         mask_TB1 = None if mask_BT is None else mask_BT.T[..., None].astype(bool)
         new = []
         for i in range(self.n_layers):
             halves = []
-            for layers in (self.forward, self.backward)[:1 + self.bidirectional]:
+            for layers in (self.forward, self.backward)[: 1 + self.bidirectional]:
                 y_TBH, s = layers[i](x_TBD, mask_TB1, state[len(new)])
                 halves.append(y_TBH)
                 new.append(s)
@@ -202,9 +228,11 @@ class Recurrent(nn.Module):
         Raises UserError if bidirectional: the backward direction begins at the last token.
         """
         if self.bidirectional:
-            raise UserError("Recurrent.step: bidirectional=True cannot go token by token, since "
-                            "its backward direction begins at the last one. Call the whole "
-                            "sequence, or set bidirectional=False.")
+            raise UserError(
+                "Recurrent.step: bidirectional=True cannot go token by token, since "
+                "its backward direction begins at the last one. Call the whole "
+                "sequence, or set bidirectional=False."
+            )
         x_BD, new = x_BD.astype(self.dtype), []
         for layer, s in zip(self.forward, self._begin(state, x_BD.shape[0])):
             x_BD, s = layer.step(x_BD, s)
@@ -213,8 +241,9 @@ class Recurrent(nn.Module):
 
     def _begin(self, state, batch: int) -> tuple:
         """The state to begin with, in the compute dtype."""
-        empty = empty_state(self.cell, self.n_layers, batch, self.d_model, self.dtype,
-                            self.bidirectional)
+        empty = empty_state(
+            self.cell, self.n_layers, batch, self.d_model, self.dtype, self.bidirectional
+        )
         if state is None:
             return empty
         shapes = lambda tree: jax.tree_util.tree_map(jnp.shape, tree)
@@ -222,5 +251,6 @@ class Recurrent(nn.Module):
             raise UserError(
                 f"Recurrent: the state has shapes {shapes(state)}; a {self.cell} of n_layers="
                 f"{self.n_layers}, d_model={self.d_model}, bidirectional={self.bidirectional} "
-                f"needs {shapes(empty)} for {batch} rows. Make it with empty_state.")
+                f"needs {shapes(empty)} for {batch} rows. Make it with empty_state."
+            )
         return jax.tree_util.tree_map(lambda x: x.astype(self.dtype), state)

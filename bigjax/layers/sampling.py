@@ -15,8 +15,11 @@ def categorical(logits_BV: jax.Array, rng: jax.Array, temperature: float = 1.0) 
     """
     B, V = logits_BV.shape
     width = _block_width(V)
-    logits = jnp.pad(logits_BV.astype(jnp.float32) / temperature, ((0, 0), (0, -V % width)),
-                     constant_values=-jnp.inf).reshape(B, -1, width)
+    logits = jnp.pad(
+        logits_BV.astype(jnp.float32) / temperature,
+        ((0, 0), (0, -V % width)),
+        constant_values=-jnp.inf,
+    ).reshape(B, -1, width)
     largest = logits.max((1, 2))[:, None]
     # Only sums are kept of the exponentials; those of the one block are made again.
     sums = jnp.exp(logits - largest[..., None]).sum(-1)

@@ -24,7 +24,7 @@ def splash(q_BTHD, k_BTKD, v_BTKD, segments_BT, causal: bool, interpret: bool = 
     B, T, H, D = q_BTHD.shape
     mesh = jax.sharding.get_abstract_mesh()
     (batch, length, heads), (rows, parts, shards), k, v = over_devices(q_BTHD, k_BTKD, v_BTKD)
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTHD * D ** -0.5, k, v))
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTHD * D**-0.5, k, v))
     kernel = _kernel(H, T, causal, shards, parts, interpret)
     if segments_BT is None:
         call = lambda kernel, q, k, v: jax.vmap(kernel)(q, k, v)
@@ -37,9 +37,17 @@ def splash(q_BTHD, k_BTKD, v_BTKD, segments_BT, causal: bool, interpret: bool = 
         of_kernel = kernel.manual_sharding_spec(NamedSharding(mesh, P(heads, length)))
         keys = P(batch, heads)
         call = jax.shard_map(
-            call, out_specs=P(batch, heads, length), check_vma=False,
-            in_specs=(of_kernel, P(batch, heads, length), keys, keys,
-                      *(P(batch, length), P(batch))[:len(segments)]))
+            call,
+            out_specs=P(batch, heads, length),
+            check_vma=False,
+            in_specs=(
+                of_kernel,
+                P(batch, heads, length),
+                keys,
+                keys,
+                *(P(batch, length), P(batch))[: len(segments)],
+            ),
+        )
     product = _pairs(T, parts, causal) * B // rows * H // shards * D
     with jax.named_scope(f"{SCOPE}{product}"):
         return jnp.swapaxes(call(kernel, q, k, v, *segments), 1, 2)
@@ -73,9 +81,18 @@ def _kernel(H: int, T: int, causal: bool, head_shards: int, length_shards: int, 
     """The library's kernel for H heads of T tokens in all."""
     block = _block(T // length_shards)
     blocks = library.BlockSizes(
-        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block,
-        block_kv_dq=block)
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
     return library.make_splash_mha(
-        masks.MultiHeadMask([mask_of(T, causal, length_shards)] * H), block_sizes=blocks,
-        head_shards=head_shards, q_seq_shards=length_shards,
-        residual_checkpoint_name=KERNEL_RESIDUALS, interpret=interpret)
+        masks.MultiHeadMask([mask_of(T, causal, length_shards)] * H),
+        block_sizes=blocks,
+        head_shards=head_shards,
+        q_seq_shards=length_shards,
+        residual_checkpoint_name=KERNEL_RESIDUALS,
+        interpret=interpret,
+    )

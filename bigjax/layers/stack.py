@@ -14,7 +14,8 @@ REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(KERNEL_RESIDUALS)),
+        jax.checkpoint_policies.save_only_these_names(KERNEL_RESIDUALS),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -26,6 +27,7 @@ class Stack(nn.Module):
     layer_0, layer_1, ... (`params.stack_layers` converts). Both give the same numbers, dropout
     included: layer i is told its i and folds it into rng.
     """
+
     block: type[nn.Module]
     config: Any
     n: int
@@ -43,13 +45,18 @@ class Stack(nn.Module):
             block = nn.remat(block, policy=REMAT[self.remat], prevent_cse=not self.scan)
         if self.scan:
             layers = nn.scan(
-                block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.n,
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=self.n,
                 in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-                metadata_params={nn.meta.PARTITION_NAME: "layers"})
+                metadata_params={nn.meta.PARTITION_NAME: "layers"},
+            )
             return layers(self.config, name="layers")(x, jnp.arange(self.n), span, None, rng)
         out = []
         for i in range(self.n):
             x, c = block(self.config, name=f"layer_{i}")(
-                x, jnp.int32(i), span, cache[i] if cache else None, rng)
+                x, jnp.int32(i), span, cache[i] if cache else None, rng
+            )
             out.append(c)
         return x, out if cache else None

@@ -1,18 +1,22 @@
 """Model families, one file each: `Config`, `Model`, `PRESETS`. A config names the module."""
 
+from collections.abc import Collection
 import dataclasses
 import difflib
 import importlib
 import pathlib
-from collections.abc import Collection
 
 from bigjax import config as config_lib
 from bigjax.errors import UserError
 from bigjax.layers.kernels import KERNELS
 from bigjax.layers.stack import REMAT
 
-_CHOICES = {"remat": REMAT, "attention": ("auto", *KERNELS),
-            "dtype": ("float32", "bfloat16"), "param_dtype": ("float32", "bfloat16")}
+_CHOICES = {
+    "remat": REMAT,
+    "attention": ("auto", *KERNELS),
+    "dtype": ("float32", "bfloat16"),
+    "param_dtype": ("float32", "bfloat16"),
+}
 
 
 def module(name: str):
@@ -34,9 +38,11 @@ def preset(section) -> dict:
         return {}
     if name and name not in presets:
         near = difflib.get_close_matches(name, presets, n=1)
-        raise UserError(f"{section.name} has no preset {name!r}."
-                        + (f" Did you mean {near[0]!r}?" if near else "")
-                        + f" It has: {', '.join(presets)}.")
+        raise UserError(
+            f"{section.name} has no preset {name!r}."
+            + (f" Did you mean {near[0]!r}?" if near else "")
+            + f" It has: {', '.join(presets)}."
+        )
     return presets[name] if name else {}
 
 
@@ -46,14 +52,16 @@ def build_config(section):
     return config_lib.build(cls, section, "model", preset=preset(section))
 
 
-def check_fields(c, positive: tuple[str, ...], fractions: tuple[str, ...],
-                 choices: dict[str, Collection[str]]) -> None:
+def check_fields(
+    c, positive: tuple[str, ...], fractions: tuple[str, ...], choices: dict[str, Collection[str]]
+) -> None:
     """Refuses values that no Config can have. positive: whole numbers from 1; fractions: in [0, 1);
     choices: {field: values}, besides those of the fields that every family has."""
     for field, allowed in {**_CHOICES, **choices}.items():
         if getattr(c, field) not in allowed:
-            raise UserError(f"model.{field} is {getattr(c, field)!r}; allowed: "
-                            f"{', '.join(allowed)}.")
+            raise UserError(
+                f"model.{field} is {getattr(c, field)!r}; allowed: {', '.join(allowed)}."
+            )
     for field in positive:
         if getattr(c, field) < 1:
             raise UserError(f"model.{field} is {getattr(c, field)}; it must be positive.")

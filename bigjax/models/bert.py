@@ -40,16 +40,22 @@ class Config:
     def __post_init__(self):
         if not self.d_ff:
             object.__setattr__(self, "d_ff", 4 * self.d_model)
-        check_fields(self, ("vocab_size", "max_len", "n_types", "d_model", "n_layers", "n_heads",
-                            "d_ff"), ("dropout", "attention_dropout"),
-                     {"activation": [a for a in ACTIVATIONS if a != "swiglu"]})
+        check_fields(
+            self,
+            ("vocab_size", "max_len", "n_types", "d_model", "n_layers", "n_heads", "d_ff"),
+            ("dropout", "attention_dropout"),
+            {"activation": [a for a in ACTIVATIONS if a != "swiglu"]},
+        )
         if self.d_model % self.n_heads:
-            raise UserError(f"model.d_model={self.d_model} does not divide into model.n_heads="
-                            f"{self.n_heads} heads.")
+            raise UserError(
+                f"model.d_model={self.d_model} does not divide into model.n_heads="
+                f"{self.n_heads} heads."
+            )
 
 
 class Block(nn.Module):
     """Attention, residual, norm; MLP, residual, norm (the norms come last)."""
+
     config: Config
 
     @nn.compact
@@ -59,9 +65,16 @@ class Block(nn.Module):
         keys = [None] * 3
         if rng is not None:
             keys = jax.random.split(jax.random.fold_in(rng, i), 3)
-        a, _ = Attention(c.n_heads, c.n_heads, c.d_model // c.n_heads, causal=False,
-                         kernel=c.attention, dropout=c.attention_dropout, **types,
-                         name="attention")(x_BTD, span, rng=keys[0])
+        a, _ = Attention(
+            c.n_heads,
+            c.n_heads,
+            c.d_model // c.n_heads,
+            causal=False,
+            kernel=c.attention,
+            dropout=c.attention_dropout,
+            **types,
+            name="attention",
+        )(x_BTD, span, rng=keys[0])
         norm = lambda name: Norm(eps=c.norm_eps, **types, name=name)
         x_BTD = norm("norm_1")(x_BTD + dropout(a, c.dropout, keys[1]))
         m = MLP(c.d_ff, c.activation, **types, name="mlp")(x_BTD)
@@ -71,6 +84,7 @@ class Block(nn.Module):
 
 class MlmHead(nn.Module):
     """Dense, activation, norm, then the products with all rows of the token embedding."""
+
     config: Config
 
     @nn.compact
@@ -81,8 +95,9 @@ class MlmHead(nn.Module):
         # As activations the outputs are whole; only the stack's kernels are worth cutting here.
         h = Dense((c.d_model,), ("embed",), ("norm",), **types, name="dense")(x_BMD)
         h = Norm(eps=c.norm_eps, **types, name="norm")(ACTIVATIONS[c.activation](h))
-        bias = param(self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",),
-                     c.param_dtype)
+        bias = param(
+            self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",), c.param_dtype
+        )
         if not project:
             return h, embed.table().T, bias.astype(jnp.float32)
         logits = embed.attend(h) + bias.astype(jnp.float32)
@@ -94,15 +109,24 @@ class Model(nn.Module):
 
     n_labels: outputs of the classifier and the tagger.
     """
+
     config: Config
     heads: tuple[str, ...] = ("mlm", "nsp")
     n_labels: int = 2
 
     @nn.compact
-    def __call__(self, tokens_BT: jax.Array, types_BT: jax.Array | None = None,
-                 segments_BT: jax.Array | None = None, positions_BT: jax.Array | None = None, *,
-                 picked_BM: jax.Array | None = None, first_BK: jax.Array | None = None,
-                 rng: jax.Array | None = None, project: bool = True) -> dict:
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        types_BT: jax.Array | None = None,
+        segments_BT: jax.Array | None = None,
+        positions_BT: jax.Array | None = None,
+        *,
+        picked_BM: jax.Array | None = None,
+        first_BK: jax.Array | None = None,
+        rng: jax.Array | None = None,
+        project: bool = True,
+    ) -> dict:
         """Float32 logits by head: mlm [B, M, V], nsp [B, K, 2], classifier [B, K, n_labels],
         tagger [B, T, n_labels], span [B, T, 2] (start, end). project=False: instead of mlm's logits
         x [B, M, D], kernel [D, V] and bias [V] of them, for layers.output.linear_losses.
@@ -119,29 +143,36 @@ class Model(nn.Module):
             positions_BT = zeros + jnp.arange(tokens_BT.shape[1])
         table = lambda n, name: Embed(n, c.d_model, axis="position", **types, name=name)
         embed = Embed(c.vocab_size, c.d_model, **types, name="embed")
-        x = (embed(tokens_BT) + table(c.max_len, "position")(positions_BT)
-             + table(c.n_types, "token_type")(zeros if types_BT is None else types_BT))
+        x = (
+            embed(tokens_BT)
+            + table(c.max_len, "position")(positions_BT)
+            + table(c.n_types, "token_type")(zeros if types_BT is None else types_BT)
+        )
         x = Norm(eps=c.norm_eps, **types, name="embed_norm")(x)
         key = lambda i: None if rng is None else jax.random.fold_in(rng, c.n_layers + i)
         x = constrain(dropout(x, c.dropout, key(0)), "batch", "residual_length", "act_embed")
         x, _ = Stack(Block, c, c.n_layers, c.scan, c.remat, name="stack")(
-            x, Span(positions_BT, segments_BT), None, rng)
+            x, Span(positions_BT, segments_BT), None, rng
+        )
 
-        dense = lambda n, name: lambda y: Dense((n,), ("embed",), (None,), **types, name=name)(
-            y).astype(jnp.float32)
+        dense = lambda n, name: (
+            lambda y: Dense((n,), ("embed",), (None,), **types, name=name)(y).astype(jnp.float32)
+        )
         out = {}
         if "mlm" in self.heads:
             picked = x if picked_BM is None else _rows(x, picked_BM)
             out["mlm"] = MlmHead(c, name="mlm")(picked, embed, project)
         if set(POOLED) & set(self.heads):
             first = x[:, :1] if first_BK is None else _rows(x, first_BK)
-            pooled = jnp.tanh(Dense((c.d_model,), ("embed",), ("norm",), **types,
-                                    name="pooler")(first))
+            pooled = jnp.tanh(
+                Dense((c.d_model,), ("embed",), ("norm",), **types, name="pooler")(first)
+            )
         if "nsp" in self.heads:
             out["nsp"] = dense(2, "nsp")(pooled)
         if "classifier" in self.heads:
             out["classifier"] = dense(self.n_labels, "classifier")(
-                dropout(pooled, c.dropout, key(1)))
+                dropout(pooled, c.dropout, key(1))
+            )
         if "tagger" in self.heads:
             out["tagger"] = dense(self.n_labels, "tagger")(dropout(x, c.dropout, key(1)))
         if "span" in self.heads:
@@ -160,13 +191,13 @@ def flops_per_token(c: Config, seq_len: int) -> float:
     6 a weight that multiplies, plus 12 * layers * width * length for attention scores. Heads are
     not counted; `head_flops` has the one that is large.
     """
-    weights = c.n_layers * (4 * c.d_model ** 2 + 2 * c.d_model * c.d_ff)
+    weights = c.n_layers * (4 * c.d_model**2 + 2 * c.d_model * c.d_ff)
     return 6.0 * weights + 12.0 * c.n_layers * c.d_model * seq_len
 
 
 def head_flops(c: Config) -> float:
     """Of training on one masked token, after the encoder."""
-    return 6.0 * (c.d_model ** 2 + c.vocab_size * c.d_model)
+    return 6.0 * (c.d_model**2 + c.vocab_size * c.d_model)
 
 
 def _bert(n_layers, d_model):

@@ -45,23 +45,35 @@ class Config:
                 object.__setattr__(self, name, value)
 
         if self.n_heads < 1 or (not self.head_dim and self.d_model % self.n_heads):
-            raise UserError(f"model.d_model={self.d_model} does not divide into model.n_heads="
-                            f"{self.n_heads} heads; set model.head_dim to choose their width.")
+            raise UserError(
+                f"model.d_model={self.d_model} does not divide into model.n_heads="
+                f"{self.n_heads} heads; set model.head_dim to choose their width."
+            )
         fill("n_kv_heads", self.n_heads)
         fill("head_dim", self.d_model // self.n_heads)
         fill("d_ff", 4 * self.d_model)
         if self.n_heads % self.n_kv_heads:
-            raise UserError(f"model.n_heads={self.n_heads} is not a multiple of model.n_kv_heads="
-                            f"{self.n_kv_heads}.")
+            raise UserError(
+                f"model.n_heads={self.n_heads} is not a multiple of model.n_kv_heads="
+                f"{self.n_kv_heads}."
+            )
         if self.position == "rotary" and self.head_dim % 2:
             raise UserError(f"rotary positions need an even head_dim, not {self.head_dim}.")
-        check_fields(self, ("vocab_size", "max_len", "d_model", "n_layers", "d_ff"), ("dropout",),
-                     {"position": ("learned", "rotary"), "norm": ("layernorm", "rmsnorm"),
-                      "activation": ACTIVATIONS})
+        check_fields(
+            self,
+            ("vocab_size", "max_len", "d_model", "n_layers", "d_ff"),
+            ("dropout",),
+            {
+                "position": ("learned", "rotary"),
+                "norm": ("layernorm", "rmsnorm"),
+                "activation": ACTIVATIONS,
+            },
+        )
 
 
 class Block(nn.Module):
     """Norm, attention, residual; norm, MLP, residual. Parallel: both from one norm."""
+
     config: Config
 
     @nn.compact
@@ -70,9 +82,17 @@ class Block(nn.Module):
         types = dict(use_bias=c.bias, dtype=c.dtype, param_dtype=c.param_dtype)
         out_std = 0.02 / (2 * c.n_layers) ** 0.5  # residual branches add up (GPT-2)
         norm = lambda name: Norm(c.norm, eps=c.norm_eps, **types, name=name)
-        attention = Attention(c.n_heads, c.n_kv_heads, c.head_dim, causal=True,
-                              rope_theta=c.rope_theta if c.position == "rotary" else 0.0,
-                              kernel=c.attention, out_std=out_std, **types, name="attention")
+        attention = Attention(
+            c.n_heads,
+            c.n_kv_heads,
+            c.head_dim,
+            causal=True,
+            rope_theta=c.rope_theta if c.position == "rotary" else 0.0,
+            kernel=c.attention,
+            out_std=out_std,
+            **types,
+            name="attention",
+        )
         mlp = MLP(c.d_ff, c.activation, out_std=out_std, **types, name="mlp")
         keys = [None, None]
         if rng is not None and c.dropout:
@@ -91,12 +111,20 @@ class Block(nn.Module):
 
 class Model(nn.Module):
     """Tokens to logits."""
+
     config: Config
 
     @nn.compact
-    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None,
-                 segments_BT: jax.Array | None = None, cache: list[Cache] | None = None,
-                 rng: jax.Array | None = None, last_only: bool = False, project: bool = True):
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array | None = None,
+        segments_BT: jax.Array | None = None,
+        cache: list[Cache] | None = None,
+        rng: jax.Array | None = None,
+        last_only: bool = False,
+        project: bool = True,
+    ):
         """Logits float32 [B, T, V] ([B, 1, V] if last_only), and the cache. project=False: instead
         of logits their factors [B, T, D] and [D, V], for layers.output.linear_losses.
 
@@ -110,19 +138,26 @@ class Model(nn.Module):
         embed = Embed(c.vocab_size, c.d_model, **types, name="embed")
         x = embed(tokens_BT)
         if c.position == "learned":
-            x = x + Embed(c.max_len, c.d_model, axis="position", **types,
-                          name="position")(positions_BT)
+            x = x + Embed(c.max_len, c.d_model, axis="position", **types, name="position")(
+                positions_BT
+            )
         if rng is not None:
             x = dropout(x, c.dropout, jax.random.fold_in(rng, c.n_layers))
         x = constrain(x, "batch", "residual_length", "act_embed")
         x, cache = Stack(Block, c, c.n_layers, c.scan, c.remat, name="stack")(
-            x, Span(positions_BT, segments_BT), cache, rng)
+            x, Span(positions_BT, segments_BT), cache, rng
+        )
         if last_only:
             x = x[:, -1:]
         x = Norm(c.norm, c.bias, c.norm_eps, **types, name="final_norm")(x)
         x = constrain(x, "batch", "length", "act_embed")
-        head = None if c.tie_embeddings else Dense(
-            (c.vocab_size,), ("embed",), ("vocab",), use_bias=False, **types, name="head")
+        head = (
+            None
+            if c.tie_embeddings
+            else Dense(
+                (c.vocab_size,), ("embed",), ("vocab",), use_bias=False, **types, name="head"
+            )
+        )
         if not project:
             return (x, head.weights(x.shape[-1:])[0] if head else embed.table().T), cache
         logits = head(x) if head else embed.attend(x)
@@ -131,8 +166,7 @@ class Model(nn.Module):
 
 def empty_cache(c: Config, batch: int, slots: int) -> list[Cache]:
     """A cache for `slots` tokens a row; the model must be unrolled (scan=False)."""
-    return [Cache.empty(batch, slots, c.n_kv_heads, c.head_dim, c.dtype)
-            for _ in range(c.n_layers)]
+    return [Cache.empty(batch, slots, c.n_kv_heads, c.head_dim, c.dtype) for _ in range(c.n_layers)]
 
 
 def flops_per_token(c: Config, seq_len: int) -> float:
@@ -153,10 +187,23 @@ def _gpt(n_layers, d_model, n_heads, max_len=2048, **more):
     return dict(n_layers=n_layers, d_model=d_model, n_heads=n_heads, max_len=max_len, **more)
 
 
-_LLAMA = dict(vocab_size=32000, position="rotary", norm="rmsnorm", activation="swiglu",
-              bias=False, tie_embeddings=False)
-_PALM = dict(vocab_size=256000, position="rotary", activation="swiglu", bias=False,
-             head_dim=256, n_kv_heads=1, parallel_block=True)
+_LLAMA = dict(
+    vocab_size=32000,
+    position="rotary",
+    norm="rmsnorm",
+    activation="swiglu",
+    bias=False,
+    tie_embeddings=False,
+)
+_PALM = dict(
+    vocab_size=256000,
+    position="rotary",
+    activation="swiglu",
+    bias=False,
+    head_dim=256,
+    n_kv_heads=1,
+    parallel_block=True,
+)
 
 # GPT-2: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; sizes and
 # counts as of the published weights. GPT-3, Llama 2, PaLM:

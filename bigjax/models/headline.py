@@ -44,21 +44,33 @@ class Config(seqgan.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        check_fields(self, ("article_len", "encoder_layers"), ("click_dropout",),
-                     {"encoder": ("lstm", "bert"), "generator": ("lstm", "gru")})
+        check_fields(
+            self,
+            ("article_len", "encoder_layers"),
+            ("click_dropout",),
+            {"encoder": ("lstm", "bert"), "generator": ("lstm", "gru")},
+        )
         for name in ("click_buckets", "hot_per_example"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name} is {getattr(self, name)}; it must be at least 0.")
         ways = 2 if self.encoder == "lstm" else self.n_heads
         if self.d_model % ways:
-            raise UserError(f"model.d_model={self.d_model} does not divide into {ways} "
-                            + ("directions of an lstm encoder." if self.encoder == "lstm"
-                               else "heads of a bert encoder (model.n_heads)."))
+            raise UserError(
+                f"model.d_model={self.d_model} does not divide into {ways} "
+                + (
+                    "directions of an lstm encoder."
+                    if self.encoder == "lstm"
+                    else "heads of a bert encoder (model.n_heads)."
+                )
+            )
         if len(self.special_ids) != 5 or not (
-                0 <= min(self.special_ids) and max(self.special_ids) < self.vocab_size):
-            raise UserError(f"model.special_ids is {self.special_ids}; it must be five ids below "
-                            f"model.vocab_size={self.vocab_size}: of [PAD], [UNK], [CLS], [SEP], "
-                            "[MASK].")
+            0 <= min(self.special_ids) and max(self.special_ids) < self.vocab_size
+        ):
+            raise UserError(
+                f"model.special_ids is {self.special_ids}; it must be five ids below "
+                f"model.vocab_size={self.vocab_size}: of [PAD], [UNK], [CLS], [SEP], "
+                "[MASK]."
+            )
 
 
 class Generator(nn.Module):
@@ -67,6 +79,7 @@ class Generator(nn.Module):
     `given` is a batch of data.headlines. What `context` makes of it has rows first: memory
     [B, S, D], its tokens and its mask, the state to begin with, hot ids [B, K] and their mask.
     """
+
     config: Config
 
     def setup(self):
@@ -75,15 +88,29 @@ class Generator(nn.Module):
         dense = lambda n, **more: Dense((n,), ("embed",), (None,), **types, **more)
         self.embed = Embed(c.vocab_size, c.d_model, **types)
         if c.encoder == "bert":
-            self.bert = bert.Model(bert.Config(
-                vocab_size=c.vocab_size, max_len=c.article_len, d_model=c.d_model,
-                n_layers=c.encoder_layers, n_heads=c.n_heads, dropout=c.dropout,
-                attention_dropout=0.0, scan=False, attention=c.attention, remat=c.remat,
-                dtype=c.dtype, param_dtype=c.param_dtype), ("tagger",), c.d_model)
+            self.bert = bert.Model(
+                bert.Config(
+                    vocab_size=c.vocab_size,
+                    max_len=c.article_len,
+                    d_model=c.d_model,
+                    n_layers=c.encoder_layers,
+                    n_heads=c.n_heads,
+                    dropout=c.dropout,
+                    attention_dropout=0.0,
+                    scan=False,
+                    attention=c.attention,
+                    remat=c.remat,
+                    dtype=c.dtype,
+                    param_dtype=c.param_dtype,
+                ),
+                ("tagger",),
+                c.d_model,
+            )
         else:
             self.source_type = Embed(2, c.d_model, axis="position", **types)
-            self.encoder = Recurrent("lstm", c.d_model // 2, c.encoder_layers, bidirectional=True,
-                                     **types)
+            self.encoder = Recurrent(
+                "lstm", c.d_model // 2, c.encoder_layers, bidirectional=True, **types
+            )
         if c.click_buckets:
             self.clicks = Embed(c.click_buckets + 1, c.d_model, axis="position", **types)
         if c.hot_per_example:
@@ -93,11 +120,13 @@ class Generator(nn.Module):
         self.query = dense(c.d_model, use_bias=False)
         self.mix = dense(c.d_model)
         self.copy = dense(1)
-        self.bias = param(self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",),
-                          c.param_dtype)
+        self.bias = param(
+            self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",), c.param_dtype
+        )
 
-    def __call__(self, inputs_BT: jax.Array, given: dict, rng: jax.Array | None = None
-                 ) -> jax.Array:
+    def __call__(
+        self, inputs_BT: jax.Array, given: dict, rng: jax.Array | None = None
+    ) -> jax.Array:
         """`logits` in the context of `given`."""
         return self.logits(inputs_BT, self.context(given, rng), rng)
 
@@ -115,43 +144,59 @@ class Generator(nn.Module):
                 told = jax.random.bernoulli(keys[1], 1 - c.click_dropout, clicks.shape)
                 clicks = jnp.where(told, clicks, 0)
             summary = summary + self.clicks(clicks)
-        parts = jnp.split(jnp.tanh(self.initial(summary)),
-                          c.n_layers * (1 + (c.generator == "lstm")), axis=-1)
+        parts = jnp.split(
+            jnp.tanh(self.initial(summary)), c.n_layers * (1 + (c.generator == "lstm")), axis=-1
+        )
         state = tuple(zip(parts[::2], parts[1::2]) if c.generator == "lstm" else parts)
-        return {"memory": memory, "source": given["source"], "mask": mask, "state": state,
-                "hot": given["hot"], "hot_mask": _once(given["hot"], given["hot_mask"])}
+        return {
+            "memory": memory,
+            "source": given["source"],
+            "mask": mask,
+            "state": state,
+            "hot": given["hot"],
+            "hot_mask": _once(given["hot"], given["hot_mask"]),
+        }
 
     def _encode(self, source_BS, types_BS, mask_BS, rng) -> jax.Array:
         """[B, S, D]."""
         c = self.config
         if c.encoder == "bert":  # what tags tokens gives a vector of each
             return self.bert(source_BS, types_BS, mask_BS.astype(jnp.int32), rng=rng)[
-                "tagger"].astype(c.dtype)
+                "tagger"
+            ].astype(c.dtype)
         keys = (None, None) if rng is None else jax.random.split(rng)
         x = self.embed(source_BS) + self.source_type(types_BS)
         return dropout(self.encoder(dropout(x, c.dropout, keys[0]), mask_BS)[0], c.dropout, keys[1])
 
-    def logits(self, inputs_BT: jax.Array, context: dict, rng: jax.Array | None = None
-               ) -> jax.Array:
+    def logits(
+        self, inputs_BT: jax.Array, context: dict, rng: jax.Array | None = None
+    ) -> jax.Array:
         """Logits float32 [B, T, V] of the token after each input. rng: for dropout."""
         rate = self.config.dropout
         keys = (None, None) if rng is None else jax.random.split(jax.random.fold_in(rng, 1))
-        h, _ = self.recurrent(dropout(self.embed(inputs_BT), rate, keys[0]),
-                              state=context["state"])
+        h, _ = self.recurrent(dropout(self.embed(inputs_BT), rate, keys[0]), state=context["state"])
         return self._attend(h, context, keys[1])
 
-    def loss(self, inputs_BT: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array,
-             context: dict, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    def loss(
+        self,
+        inputs_BT: jax.Array,
+        targets_BT: jax.Array,
+        weights_BT: jax.Array,
+        context: dict,
+        rng: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
         """losses.cross_entropy of the targets; of those that it never writes, [UNK], none."""
         allowed = (self._never()[targets_BT] == 0).astype(weights_BT.dtype)
-        return losses.cross_entropy(self.logits(inputs_BT, context, rng), targets_BT,
-                                    weights_BT * allowed)
+        return losses.cross_entropy(
+            self.logits(inputs_BT, context, rng), targets_BT, weights_BT * allowed
+        )
 
     def step(self, tokens_B: jax.Array, state: dict, context: dict) -> tuple[jax.Array, dict]:
         """Logits float32 [B, V] after one more token, and the state then."""
         first = state["first"][:, None]
-        cells = jax.tree_util.tree_map(lambda a, b: jnp.where(first, a, b), context["state"],
-                                       state["cells"])
+        cells = jax.tree_util.tree_map(
+            lambda a, b: jnp.where(first, a, b), context["state"], state["cells"]
+        )
         h, cells = self.recurrent.step(self.embed(tokens_B), cells)
         logits = self._attend(h[:, None], context, None)[:, 0]
         return logits, {"first": jnp.zeros_like(state["first"]), "cells": cells}
@@ -170,7 +215,8 @@ class Generator(nn.Module):
         if self.config.hot_per_example:
             more_B1T = self.gate(y).astype(jnp.float32).swapaxes(1, 2)
             logits = logits.at[rows, :, context["hot"]].add(
-                context["hot_mask"][..., None] * more_B1T)
+                context["hot_mask"][..., None] * more_B1T
+            )
         copied_BT1 = jax.nn.sigmoid(self.copy(y).astype(jnp.float32))
         p = (1 - copied_BT1) * jax.nn.softmax(logits + self._never())
         p = p.at[rows, :, context["source"]].add((copied_BT1 * share).swapaxes(1, 2))
@@ -187,8 +233,10 @@ class Generator(nn.Module):
 def begin(c: Config, batch: int) -> Any:
     """The generator's state before the first token. What that is only the context knows, so rows
     are marked as first; `step` then takes the context's."""
-    return {"first": jnp.ones(batch, bool),
-            "cells": empty_state(c.generator, c.n_layers, batch, c.d_model, c.dtype)}
+    return {
+        "first": jnp.ones(batch, bool),
+        "cells": empty_state(c.generator, c.n_layers, batch, c.d_model, c.dtype),
+    }
 
 
 class Discriminator(nn.Module):
@@ -198,11 +246,13 @@ class Discriminator(nn.Module):
     headline and source: the means of their embeddings and the product of these
     (https://arxiv.org/abs/1512.08422). It also gives the clicks.
     """
+
     config: Config
 
     @nn.compact
-    def __call__(self, tokens_BT: jax.Array, mask_BT: jax.Array, given: dict,
-                 rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array | None]:
+    def __call__(
+        self, tokens_BT: jax.Array, mask_BT: jax.Array, given: dict, rng: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Logits float32 [B, 2] of generated and of real, and the logit [B] of the quantile of
         clicks (None without click_buckets). given: source, source_mask [B, S]."""
         c, d = self.config, self.config.discriminator_d_model
@@ -215,10 +265,17 @@ class Discriminator(nn.Module):
         source = _mean(embed(given["source"]), given["source_mask"] > 0)
         told = Norm(**types, name="told_norm")(source)
         y = jnp.concatenate([said, told, said * told], axis=-1)
-        y = jax.nn.relu(Dense((d,), ("embed",), (None,), init_std=c.init_std, **types,
-                              name="match")(y))
-        y = Dense((2 + (c.click_buckets > 0),), ("embed",), (None,), init_std=c.init_std, **types,
-                  name="head")(dropout(y, c.discriminator_dropout, keys[1])).astype(jnp.float32)
+        y = jax.nn.relu(
+            Dense((d,), ("embed",), (None,), init_std=c.init_std, **types, name="match")(y)
+        )
+        y = Dense(
+            (2 + (c.click_buckets > 0),),
+            ("embed",),
+            (None,),
+            init_std=c.init_std,
+            **types,
+            name="head",
+        )(dropout(y, c.discriminator_dropout, keys[1])).astype(jnp.float32)
         return logits + y[:, :2], y[:, 2] if c.click_buckets else None
 
 

@@ -43,40 +43,65 @@ class Config:
     remat: str = "none"  # of gpt and bert
 
     def __post_init__(self):
-        check_fields(self, ("vocab_size", "max_len", "d_model", "n_layers", "n_heads",
-                            "discriminator_d_model", "discriminator_layers",
-                            "discriminator_heads"),
-                     ("dropout", "discriminator_dropout"),
-                     {"generator": (*CELLS, "gpt"), "discriminator": ("cnn", "lstm", "bert")})
+        check_fields(
+            self,
+            (
+                "vocab_size",
+                "max_len",
+                "d_model",
+                "n_layers",
+                "n_heads",
+                "discriminator_d_model",
+                "discriminator_layers",
+                "discriminator_heads",
+            ),
+            ("dropout", "discriminator_dropout"),
+            {"generator": (*CELLS, "gpt"), "discriminator": ("cnn", "lstm", "bert")},
+        )
         if len(self.filter_widths) != len(self.filters) or not self.filters:
-            raise UserError(f"model.filter_widths has {len(self.filter_widths)} entries, "
-                            f"model.filters {len(self.filters)}: give one count a width.")
+            raise UserError(
+                f"model.filter_widths has {len(self.filter_widths)} entries, "
+                f"model.filters {len(self.filters)}: give one count a width."
+            )
         if self.discriminator == "cnn" and max(self.filter_widths) > self.max_len:
             raise UserError(
                 f"model.filter_widths has {max(self.filter_widths)}, but sequences have only "
                 f"model.max_len={self.max_len} tokens: leave out the wider ones, and their "
-                "model.filters.")
+                "model.filters."
+            )
         if min(*self.filter_widths, *self.filters) < 1:
-            raise UserError(f"model.filter_widths {self.filter_widths} and model.filters "
-                            f"{self.filters} must be positive.")
+            raise UserError(
+                f"model.filter_widths {self.filter_widths} and model.filters "
+                f"{self.filters} must be positive."
+            )
 
 
 class Generator(nn.Module):
     """The next token of each sequence; read whole (`__call__`) or token by token (`step`)."""
+
     config: Config
 
     def setup(self):
         c = self.config
         types = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         if c.generator == "gpt":
-            self.gpt = gpt.Model(gpt.Config(
-                vocab_size=c.vocab_size, max_len=c.max_len, d_model=c.d_model,
-                n_layers=c.n_layers, n_heads=c.n_heads, dropout=c.dropout, scan=False,
-                attention=c.attention, remat=c.remat, **types))
+            self.gpt = gpt.Model(
+                gpt.Config(
+                    vocab_size=c.vocab_size,
+                    max_len=c.max_len,
+                    d_model=c.d_model,
+                    n_layers=c.n_layers,
+                    n_heads=c.n_heads,
+                    dropout=c.dropout,
+                    scan=False,
+                    attention=c.attention,
+                    remat=c.remat,
+                    **types,
+                )
+            )
             return
         self.embed = Embed(c.vocab_size, c.d_model, init_std=c.init_std, **types)
-        self.recurrent = Recurrent(c.generator, c.d_model, c.n_layers, init_std=c.init_std,
-                                   **types)
+        self.recurrent = Recurrent(c.generator, c.d_model, c.n_layers, init_std=c.init_std, **types)
         self.head = Dense((c.vocab_size,), ("embed",), ("vocab",), init_std=c.init_std, **types)
 
     def __call__(self, inputs_BT: jax.Array, rng: jax.Array | None = None) -> jax.Array:
@@ -92,8 +117,13 @@ class Generator(nn.Module):
         x, _ = self.recurrent(dropout(self.embed(inputs_BT), rate, keys[0]))
         return dropout(x, rate, keys[1])
 
-    def loss(self, inputs_BT: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array,
-             rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    def loss(
+        self,
+        inputs_BT: jax.Array,
+        targets_BT: jax.Array,
+        weights_BT: jax.Array,
+        rng: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
         """losses.cross_entropy of the targets, without holding all logits where it can."""
         if self.config.generator == "gpt":
             return losses.cross_entropy(self.gpt(inputs_BT, rng=rng)[0], targets_BT, weights_BT)
@@ -105,8 +135,9 @@ class Generator(nn.Module):
         """Logits float32 [B, V] after one more token, and the state then."""
         if self.config.generator == "gpt":
             at, cache = state
-            logits, cache = self.gpt(tokens_B[:, None], at[:, None],
-                                     jnp.ones_like(tokens_B)[:, None], cache=cache)
+            logits, cache = self.gpt(
+                tokens_B[:, None], at[:, None], jnp.ones_like(tokens_B)[:, None], cache=cache
+            )
             return logits[:, 0], (at + 1, cache)
         x, state = self.recurrent.step(self.embed(tokens_B), state)
         x, kernel = losses.bias_as_row(x, *self.head.weights(x.shape[-1:]))
@@ -123,34 +154,54 @@ def begin(c: Config, batch: int) -> Any:
 
 class Discriminator(nn.Module):
     """Is a sequence real? Logits float32 [B, 2]: of generated, of real."""
+
     config: Config
 
     @nn.compact
-    def __call__(self, tokens_BT: jax.Array, mask_BT: jax.Array, rng: jax.Array | None = None
-                 ) -> jax.Array:
+    def __call__(
+        self, tokens_BT: jax.Array, mask_BT: jax.Array, rng: jax.Array | None = None
+    ) -> jax.Array:
         """mask: False where a sequence has ended. rng: for dropout."""
         c, d = self.config, self.config.discriminator_d_model
         types = dict(dtype=c.dtype, param_dtype=c.param_dtype)
         if c.discriminator == "bert":
             b = bert.Config(
-                vocab_size=c.vocab_size, max_len=c.max_len, n_types=1, d_model=d,
-                n_layers=c.discriminator_layers, n_heads=c.discriminator_heads,
-                dropout=c.discriminator_dropout, attention_dropout=0.0, scan=False,
-                attention=c.attention, remat=c.remat, **types)
+                vocab_size=c.vocab_size,
+                max_len=c.max_len,
+                n_types=1,
+                d_model=d,
+                n_layers=c.discriminator_layers,
+                n_heads=c.discriminator_heads,
+                dropout=c.discriminator_dropout,
+                attention_dropout=0.0,
+                scan=False,
+                attention=c.attention,
+                remat=c.remat,
+                **types,
+            )
             return bert.Model(b, ("classifier",), 2, name="bert")(
-                tokens_BT, None, mask_BT.astype(jnp.int32), rng=rng)["classifier"][:, 0]
+                tokens_BT, None, mask_BT.astype(jnp.int32), rng=rng
+            )["classifier"][:, 0]
         # A small embedding to begin with: 0.1 of the usual size helped held-out accuracy most.
         x = Embed(c.vocab_size, d, init_std=c.init_std, **types, name="embed")(tokens_BT)
         x = jnp.where(mask_BT[..., None], x, 0)
         if c.discriminator == "lstm":
-            y, _ = Recurrent("lstm", d, c.discriminator_layers, bidirectional=True,
-                             init_std=c.init_std, **types, name="recurrent")(x, mask_BT)
+            y, _ = Recurrent(
+                "lstm",
+                d,
+                c.discriminator_layers,
+                bidirectional=True,
+                init_std=c.init_std,
+                **types,
+                name="recurrent",
+            )(x, mask_BT)
             y = jnp.where(mask_BT[..., None], y, -jnp.inf).max(axis=1)
         else:
             y = _text_cnn(self, x)
         y = dropout(y, c.discriminator_dropout, rng)
-        return Dense((2,), (None,), (None,), init_std=c.init_std, **types, name="head")(
-            y).astype(jnp.float32)
+        return Dense((2,), (None,), (None,), init_std=c.init_std, **types, name="head")(y).astype(
+            jnp.float32
+        )
 
 
 def oracle(arrays: list[jax.Array]) -> tuple[Config, dict]:
@@ -164,9 +215,11 @@ def oracle(arrays: list[jax.Array]) -> tuple[Config, dict]:
     join = lambda part: jnp.concatenate(gates[part::3], axis=-1)
     return c, {
         "embed": {"embedding": embedding},
-        "recurrent": {"forward_0": {"input_kernel": join(0), "recurrent_kernel": join(1),
-                                  "bias": join(2)}},
-        "head": {"kernel": arrays[13], "bias": arrays[14]}}
+        "recurrent": {
+            "forward_0": {"input_kernel": join(0), "recurrent_kernel": join(1), "bias": join(2)}
+        },
+        "head": {"kernel": arrays[13], "bias": arrays[14]},
+    }
 
 
 def last_layer(params: dict) -> dict:
@@ -182,10 +235,17 @@ def _text_cnn(module: nn.Module, x_BTD: jax.Array) -> jax.Array:
         raise UserError(f"A filter of {max(c.filter_widths)} tokens does not fit sequences of {T}.")
     found = []
     for width, n in zip(c.filter_widths, c.filters):
-        kernel = param(module, f"kernel_{width}", nn.initializers.normal(c.init_std),
-                       (width * D, n), ("embed", None), c.param_dtype).astype(c.dtype)
-        bias = param(module, f"bias_{width}", nn.initializers.constant(0.1), (n,), (None,),
-                     c.param_dtype).astype(c.dtype)
+        kernel = param(
+            module,
+            f"kernel_{width}",
+            nn.initializers.normal(c.init_std),
+            (width * D, n),
+            ("embed", None),
+            c.param_dtype,
+        ).astype(c.dtype)
+        bias = param(
+            module, f"bias_{width}", nn.initializers.constant(0.1), (n,), (None,), c.param_dtype
+        ).astype(c.dtype)
         # All windows as rows of one matrix: on a CPU twice as fast as a convolution.
         columns = np.arange(T - width + 1)[:, None] + np.arange(width)
         y = x_BTD[:, columns].reshape(B * (T - width + 1), width * D) @ kernel

@@ -35,8 +35,10 @@ def matches(pattern: str, params, key: str):
     found = jax.tree_util.tree_map_with_path(one, params)
     if not any(np.any(x) for x in jax.tree_util.tree_leaves(found)):
         paths = list(named_leaves(params))
-        raise UserError(f"{key}={pattern!r} matches no parameter. There are: "
-                        f"{', '.join(paths[:8])}{', ...' if len(paths) > 8 else ''}")
+        raise UserError(
+            f"{key}={pattern!r} matches no parameter. There are: "
+            f"{', '.join(paths[:8])}{', ...' if len(paths) > 8 else ''}"
+        )
     return found
 
 
@@ -51,8 +53,10 @@ def decay_factors(params, decay: float):
     top = 1 + max((d for d in depth.values() if d), default=0)
 
     def one(path, x):
-        factors = [decay ** (top - (top if depth[n] is None else depth[n]))
-                   for n in layer_names(path_name(path), x)]
+        factors = [
+            decay ** (top - (top if depth[n] is None else depth[n]))
+            for n in layer_names(path_name(path), x)
+        ]
         return factors[0] if len(factors) == 1 else np.array(factors, np.float32)
 
     return jax.tree_util.tree_map_with_path(one, params)
@@ -65,4 +69,5 @@ def scale(factors) -> optax.GradientTransformation:
     def one(path, u):
         f = jnp.asarray(named[path_name(path)], u.dtype)
         return u * (f.reshape(f.shape + (1,) * (u.ndim - 1)) if f.ndim else f)
+
     return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(one, updates))

@@ -25,8 +25,10 @@ def make(optim, steps: int, params) -> optax.GradientTransformation:
     schedule = make_schedule(optim, steps)
     decay = matches(optim.decay, params, "optim.decay")
     if not all(isinstance(d, bool) for d in jax.tree_util.tree_leaves(decay)):
-        raise UserError(f"optim.decay={optim.decay!r} tells the layers of a scanned stack apart; "
-                        "it has to name whole parameters.")
+        raise UserError(
+            f"optim.decay={optim.decay!r} tells the layers of a scanned stack apart; "
+            "it has to name whole parameters."
+        )
     # The state's tree does not depend on whether gradients are clipped: that may change on resume.
     parts = [optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()]
     decayed = optax.add_decayed_weights(optim.weight_decay, decay)
@@ -35,17 +37,30 @@ def make(optim, steps: int, params) -> optax.GradientTransformation:
     elif optim.name == "lamb":  # https://arxiv.org/abs/1904.00962
         # As in its authors' code what does not decay has no trust ratio: the small norm of a bias
         # would hold it where it began.
-        parts += [optax.scale_by_adam(optim.b1, optim.b2, optim.eps), decayed,
-                  optax.masked(per_layer(optax.scale_by_trust_ratio()), decay)]
+        parts += [
+            optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
+            decayed,
+            optax.masked(per_layer(optax.scale_by_trust_ratio()), decay),
+        ]
     elif optim.name == "adafactor":  # https://arxiv.org/abs/1804.04235
-        parts += [per_layer(optax.chain(optax.scale_by_factored_rms(),
-                                        optax.clip_by_block_rms(1.0),
-                                        optax.scale_by_param_block_rms())), decayed]
+        parts += [
+            per_layer(
+                optax.chain(
+                    optax.scale_by_factored_rms(),
+                    optax.clip_by_block_rms(1.0),
+                    optax.scale_by_param_block_rms(),
+                )
+            ),
+            decayed,
+        ]
     else:
         parts += [optax.trace(decay=optim.b1) if optim.b1 else optax.identity(), decayed]
     parts.append(optax.scale_by_learning_rate(schedule))
-    parts.append(scale(decay_factors(params, optim.layer_decay)) if optim.layer_decay != 1
-                 else optax.identity())  # so that it may change on resume, too
+    parts.append(
+        scale(decay_factors(params, optim.layer_decay))
+        if optim.layer_decay != 1
+        else optax.identity()
+    )  # so that it may change on resume, too
     return _freeze(optax.chain(*parts), optim.freeze, params)
 
 
@@ -55,8 +70,9 @@ def _freeze(tx: optax.GradientTransformation, pattern: str, params) -> optax.Gra
         return tx
     frozen = matches(pattern, params, "optim.freeze")
     if all(np.all(f) for f in jax.tree_util.tree_leaves(frozen)):
-        raise UserError(f"optim.freeze={pattern!r} matches every parameter: nothing would be "
-                        "trained.")
+        raise UserError(
+            f"optim.freeze={pattern!r} matches every parameter: nothing would be trained."
+        )
     trained = scale(jax.tree_util.tree_map(lambda f: 1.0 - np.float32(f), frozen))
     labels = jax.tree_util.tree_map(lambda f: "frozen" if np.all(f) else "trained", frozen)
     tx = optax.chain(trained, tx, trained)
@@ -70,10 +86,12 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     stack holds one tensor for all layers (under a key `layers`, on a leading axis); without this
     they would be mixed.
     """
+
     def split(tree):
         leaves = named_leaves(tree)
-        pick = lambda scanned: {name: x for name, x in leaves.items()
-                                if ("layers" in name.split("/")) == scanned}
+        pick = lambda scanned: {
+            name: x for name, x in leaves.items() if ("layers" in name.split("/")) == scanned
+        }
         return pick(True), pick(False)
 
     def init(params):

@@ -1,6 +1,6 @@
 """Learning rates over steps."""
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax.numpy as jnp
 
@@ -22,11 +22,15 @@ def make_schedule(optim, steps: int) -> Callable:
     if shape not in SHAPES:
         raise UserError(f"optim.schedule is {shape!r}; allowed: {', '.join(SHAPES)}.")
     if warmup + cooldown > steps:
-        raise UserError(f"optim.warmup_steps={warmup} + optim.cooldown_steps={cooldown} is more "
-                        f"than train.steps={steps}.")
+        raise UserError(
+            f"optim.warmup_steps={warmup} + optim.cooldown_steps={cooldown} is more "
+            f"than train.steps={steps}."
+        )
     if cooldown and shape in ("cosine", "linear"):
-        raise UserError(f"optim.schedule={shape!r} comes down by itself: "
-                        "optim.cooldown_steps is for rsqrt and constant.")
+        raise UserError(
+            f"optim.schedule={shape!r} comes down by itself: "
+            "optim.cooldown_steps is for rsqrt and constant."
+        )
 
     def schedule(step):
         step = jnp.asarray(step, jnp.float32)

@@ -42,14 +42,19 @@ from bigjax.errors import PassingError, UserError
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 MAY_DIFFER = ("data.cache_dir",)  # between the configs of the processes
-_FOR_EVER = 10 ** 9  # ms. Waiting needs no limit of its own: a process that dies ends all.
-LOST = ("another process of this run has died or cannot be reached; its own output may say why. "
-        "Run the same command on all hosts again: training goes on from the newest checkpoint.")
+_FOR_EVER = 10**9  # ms. Waiting needs no limit of its own: a process that dies ends all.
+LOST = (
+    "another process of this run has died or cannot be reached; its own output may say why. "
+    "Run the same command on all hosts again: training goes on from the newest checkpoint."
+)
 # How an error of jax's reads where another process does not answer any more; the last is what Gloo
 # and NCCL say of their sockets.
-_BROKEN = re.compile("(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED): |(UNKNOWN|INTERNAL): .*("
-                     "Connection (closed|reset|refused)|Broken pipe|[Tt]imed out|"
-                     "remote process exited)", re.DOTALL)
+_BROKEN = re.compile(
+    "(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED): |(UNKNOWN|INTERNAL): .*("
+    "Connection (closed|reset|refused)|Broken pipe|[Tt]imed out|"
+    "remote process exited)",
+    re.DOTALL,
+)
 _LINGER = 20.0  # s that process 0, which keeps the messages, waits for the others to read the last
 _gathered = itertools.count()  # of calls: equal on all processes
 _of_the_service: set[str] = set()  # ids of the threads in which jax hears of the others
@@ -100,9 +105,11 @@ def _from_environment() -> dict[str, Any] | None:
         if members == 1 or not found and members is None:
             return None
         if members is None:
-            raise UserError(f"{', '.join(found)} is set, but not {', '.join(missing)}. Set all "
-                            "three for a run on many hosts (host:port of process 0, how many "
-                            "processes, and which one this is, from 0), or none for one host.")
+            raise UserError(
+                f"{', '.join(found)} is set, but not {', '.join(missing)}. Set all "
+                "three for a run on many hosts (host:port of process 0, how many "
+                "processes, and which one this is, from 0), or none for one host."
+            )
         return {"num_processes": members}
     numbers = {}
     for key, name in (("num_processes", VARIABLES[1]), ("process_id", VARIABLES[2])):
@@ -110,8 +117,10 @@ def _from_environment() -> dict[str, Any] | None:
             raise UserError(f"{name} is {found[name]!r}; it must be a number.")
         numbers[key] = int(found[name])
     if not numbers["process_id"] < numbers["num_processes"]:
-        raise UserError(f"JAX_PROCESS_ID is {numbers['process_id']}; with JAX_NUM_PROCESSES="
-                        f"{numbers['num_processes']} it must be less, counting from 0.")
+        raise UserError(
+            f"JAX_PROCESS_ID is {numbers['process_id']}; with JAX_NUM_PROCESSES="
+            f"{numbers['num_processes']} it must be less, counting from 0."
+        )
     address = found[VARIABLES[0]]
     if not address.rpartition(":")[2].isdigit() or ":" not in address:
         raise UserError(f"JAX_COORDINATOR_ADDRESS is {address!r}; write host:port of process 0.")
@@ -144,7 +153,8 @@ def _cluster() -> int | None:
         raise _of_start(e)(
             f"This is a cluster ({kind.name or kind.__name__}), but how many hosts it has could "
             f"not be found out ({type(e).__name__}: {e}). Set {', '.join(VARIABLES)} (on one host "
-            "HOST:PORT, 1, 0).") from e
+            "HOST:PORT, 1, 0)."
+        ) from e
 
 
 def _of_start(error: Exception) -> type[Exception]:
@@ -160,9 +170,11 @@ def _connect(given: dict[str, Any], options) -> None:
         try:
             socket.create_server(("", int(given["coordinator_address"].rpartition(":")[2]))).close()
         except OSError as e:
-            raise UserError(f"Process 0 cannot listen at JAX_COORDINATOR_ADDRESS="
-                            f"{given['coordinator_address']}: {e}. Choose another port, the same "
-                            "on all hosts.") from e
+            raise UserError(
+                f"Process 0 cannot listen at JAX_COORDINATOR_ADDRESS="
+                f"{given['coordinator_address']}: {e}. Choose another port, the same "
+                "on all hosts."
+            ) from e
     # Until training begins, where `watch_for_stop` turns it on, SIGTERM ends a process as usual.
     jax.config.update("jax_enable_preemption_service", False)
     error = []
@@ -171,9 +183,12 @@ def _connect(given: dict[str, Any], options) -> None:
         before = _threads()
         try:
             jax.distributed.initialize(
-                given.get("coordinator_address"), given.get("num_processes"),
-                given.get("process_id"), heartbeat_timeout_seconds=options.lost_after,
-                initialization_timeout=options.start_timeout + 60)
+                given.get("coordinator_address"),
+                given.get("num_processes"),
+                given.get("process_id"),
+                heartbeat_timeout_seconds=options.lost_after,
+                initialization_timeout=options.start_timeout + 60,
+            )
             _of_the_service.update(_threads() - before)
         except Exception as e:  # an address in use, a name that is unknown
             error.append(e)
@@ -185,14 +200,18 @@ def _connect(given: dict[str, Any], options) -> None:
         return
     n = given["num_processes"]
     address = distributed.global_state.coordinator_address or given.get("coordinator_address")
-    what = (f"{type(error[0]).__name__}: {error[0]}" if error else
-            _why_not(address, given.get("process_id", index())))
+    what = (
+        f"{type(error[0]).__name__}: {error[0]}"
+        if error
+        else _why_not(address, given.get("process_id", index()))
+    )
     raise (_of_start(error[0]) if error else PassingError)(
         f"This process cannot join its run on {n} hosts within config.hosts.start_timeout="
         f"{options.start_timeout} seconds: {what}. The same command must run on all {n} hosts at "
         f"the same time, each with JAX_COORDINATOR_ADDRESS={address}, JAX_NUM_PROCESSES={n} and "
         "its own JAX_PROCESS_ID where the cluster does not tell; this one is process "
-        f"{given.get('process_id', index())} (of 0 to {n - 1}).")
+        f"{given.get('process_id', index())} (of 0 to {n - 1})."
+    )
 
 
 def _threads() -> set[str]:
@@ -212,6 +231,7 @@ def _why_not(address: str | None, process: int) -> str:
 
 # --- One run: agreeing ------------------------------------------------------------------------
 
+
 def gather(value: Any) -> list:
     """The `value` (JSON) of every process, in order. All must call it, at the same places."""
     if count() == 1:
@@ -219,8 +239,10 @@ def gather(value: Any) -> list:
     client, name = distributed.global_state.client, f"gather/{next(_gathered)}"
     client.key_value_set(f"bigjax/{name}/{index()}", json.dumps(value))
     if index() == 0:
-        values = [json.loads(client.blocking_key_value_get(f"bigjax/{name}/{i}", _FOR_EVER))
-                  for i in range(count())]
+        values = [
+            json.loads(client.blocking_key_value_get(f"bigjax/{name}/{i}", _FOR_EVER))
+            for i in range(count())
+        ]
         client.key_value_set(f"bigjax/{name}", json.dumps(values))
     return json.loads(client.blocking_key_value_get(f"bigjax/{name}", _FOR_EVER))
 
@@ -231,10 +253,16 @@ def _check_alike(config, workdir: str) -> None:
     folder = pathlib.Path(bigjax.__file__).parent
     for path in sorted(folder.rglob("*.py")):
         code.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
-    mine = {"bigjax": bigjax.__version__, "jax": jax.__version__, "jaxlib": jaxlib.__version__,
-            "the code of bigjax": code.hexdigest()[:12], "--workdir": str(workdir)}
-    mine.update({f"config.{k}": v for k, v in config_lib.sorted_leaves(config)
-                 if k not in MAY_DIFFER})
+    mine = {
+        "bigjax": bigjax.__version__,
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "the code of bigjax": code.hexdigest()[:12],
+        "--workdir": str(workdir),
+    }
+    mine.update(
+        {f"config.{k}": v for k, v in config_lib.sorted_leaves(config) if k not in MAY_DIFFER}
+    )
     mine = json.loads(json.dumps(mine, default=str))
     check_equal(mine, "Run the same command, with the same installation, on all hosts.")
 
@@ -245,11 +273,14 @@ def check_equal(mine: dict[str, Any], remedy: str, error: type[Exception] = User
     if len(set(gather(digest))) == 1:
         return
     first = gather(mine if index() == 0 else None)[0]
-    found = gather([
-        f"{k} is {mine.get(k)!r} and not {first.get(k)!r}"
-        for k in sorted({*mine, *first}) if mine.get(k) != first.get(k)])
-    text = "; ".join(f"on process {i} {', '.join(lines)}"
-                     for i, lines in enumerate(found) if lines)
+    found = gather(
+        [
+            f"{k} is {mine.get(k)!r} and not {first.get(k)!r}"
+            for k in sorted({*mine, *first})
+            if mine.get(k) != first.get(k)
+        ]
+    )
+    text = "; ".join(f"on process {i} {', '.join(lines)}" for i, lines in enumerate(found) if lines)
     raise error(f"The {count()} processes of this run differ from process 0: {text}. {remedy}")
 
 
@@ -269,10 +300,12 @@ def check_shared(workdir: str) -> None:
         raise UserError(
             f"--workdir={workdir} is not the same folder on all hosts: process "
             f"{', '.join(str(i) for i, yes in enumerate(seen) if not yes)} does not see what "
-            "process 0 writes there. Use one that all share, such as gs://BUCKET/FOLDER.")
+            "process 0 writes there. Use one that all share, such as gs://BUCKET/FOLDER."
+        )
 
 
 # --- Stopping together ------------------------------------------------------------------------
+
 
 def watch_for_stop() -> None:
     """From here on SIGTERM on any process does not end it, but is told to all."""
@@ -292,10 +325,13 @@ def stop_agreed(calls: int) -> bool:
 
 # --- Ending together --------------------------------------------------------------------------
 
+
 def is_lost(error: BaseException | None) -> bool:
     """Whether an error comes from another process that has ended or cannot be reached."""
-    return count() > 1 and any(isinstance(e, jax.errors.JaxRuntimeError) and _BROKEN.match(str(e))
-                               for e in cloud.causes(error))
+    return count() > 1 and any(
+        isinstance(e, jax.errors.JaxRuntimeError) and _BROKEN.match(str(e))
+        for e in cloud.causes(error)
+    )
 
 
 def fail(text: str, code: int, unexpected: BaseException | None = None) -> None:
@@ -316,7 +352,8 @@ def fail(text: str, code: int, unexpected: BaseException | None = None) -> None:
         for i in range(count()):
             with contextlib.suppress(Exception):  # another was first, or process 0 is gone
                 distributed.global_state.client.key_value_set(
-                    f"bigjax/failed/{i}", json.dumps([index(), text, code]))
+                    f"bigjax/failed/{i}", json.dumps([index(), text, code])
+                )
         with contextlib.suppress(Exception):
             _seen()
     os._exit(code)  # jax's exit handler would wait for all others
@@ -325,8 +362,11 @@ def fail(text: str, code: int, unexpected: BaseException | None = None) -> None:
 def _watch() -> None:
     """Ends this process when another one says that it failed."""
     try:
-        by, text, code = json.loads(distributed.global_state.client.blocking_key_value_get(
-            f"bigjax/failed/{index()}", _FOR_EVER))
+        by, text, code = json.loads(
+            distributed.global_state.client.blocking_key_value_get(
+                f"bigjax/failed/{index()}", _FOR_EVER
+            )
+        )
     except Exception:  # process 0 is gone, and jax aborts
         return
     if _failing.is_set() or by is None:
@@ -354,7 +394,8 @@ def _end(watcher: threading.Thread) -> None:
     ctypes.CDLL(None).signal(int(signal.SIGABRT), None)
     with contextlib.suppress(Exception):
         distributed.global_state.client.key_value_set(
-            f"bigjax/failed/{index()}", json.dumps([None, "", 0]))
+            f"bigjax/failed/{index()}", json.dumps([None, "", 0])
+        )
     watcher.join(_LINGER)
 
 
@@ -364,8 +405,10 @@ def _ABORTED(number: int) -> None:
     if lost := str(threading.get_native_id()) in _of_the_service:
         _say(f"ended by jax, which says above why: {LOST}")
     else:
-        _say("aborted, for the reason above: a defect, which may well come again. The other "
-             "processes only hear that this one is gone.")
+        _say(
+            "aborted, for the reason above: a defect, which may well come again. The other "
+            "processes only hear that this one is gone."
+        )
     os._exit(PassingError.exit_code if lost else 1)
 
 

@@ -19,8 +19,7 @@ def start(mesh_config, batch_size: int | None, accumulate: int = 1) -> Mesh:
     batch_size None: no batch will be cut, so a CPU stays whole where the mesh leaves that open.
     Raises UserError if the mesh does not fit the devices, or the batch not the mesh.
     """
-    _use_cpu_devices(cpu_devices(mesh_config, (batch_size or 1) // accumulate,
-                                 hosts.count()))
+    _use_cpu_devices(cpu_devices(mesh_config, (batch_size or 1) // accumulate, hosts.count()))
     mesh = make_mesh(mesh_config)
     if batch_size:
         check_batch(mesh, batch_size, accumulate)
@@ -39,9 +38,12 @@ def cpu_devices(mesh_config, batch_size: int, processes: int = 1) -> int:
     if -1 not in sizes:
         return max(1, known // processes)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    fit = [n for n in range(1, max(cores, known) + 1)
-           if n * processes % known == 0
-           and (batch_size % (n * processes) == 0 or n * processes == known)]
+    fit = [
+        n
+        for n in range(1, max(cores, known) + 1)
+        if n * processes % known == 0
+        and (batch_size % (n * processes) == 0 or n * processes == known)
+    ]
     return max(fit, default=1)  # where none fits, make_mesh and check_batch say why
 
 
@@ -74,11 +76,14 @@ def make_mesh(mesh_config, devices=None) -> Mesh:
         other = f"the other axes take {known}, which does not divide" if free else f"= {known}, not"
         raise UserError(
             f"mesh {text}: {other} the {n} {devices[0].platform} device(s) here. Set mesh.* so "
-            "that the sizes multiply to the devices, or one of them to -1.")
+            "that the sizes multiply to the devices, or one of them to -1."
+        )
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     if sizes["data"] % slices:
-        raise UserError(f"mesh {text}: there are {slices} slices, and between slices only the "
-                        f"batch may be cut. Set mesh.data to a multiple of {slices}.")
+        raise UserError(
+            f"mesh {text}: there are {slices} slices, and between slices only the "
+            f"batch may be cut. Set mesh.data to a multiple of {slices}."
+        )
     shape = (sizes["data"] // slices, *(sizes[a] for a in AXES[1:]))
     try:
         grid = _grid(shape, slices, devices)
@@ -110,7 +115,8 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
         raise UserError(
             f"train.batch_size={batch_size} does not divide over {axes} = {shards} device(s)"
             + (f" x {accumulate} micro-batches" if accumulate > 1 else "")
-            + f": use a multiple of {shards * accumulate}.")
+            + f": use a multiple of {shards * accumulate}."
+        )
 
 
 def _product(numbers) -> int:

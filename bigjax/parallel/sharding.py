@@ -40,8 +40,9 @@ MAY_REPLICATE = ("kv_heads", "act_kv_heads", "batch", "length", "residual_length
 GATHERED = ("fsdp",)  # mesh axes that parameters are cut along at rest, and whole while in use
 
 
-def spec(mesh: Mesh, shape: tuple[int, ...], names: tuple[str | None, ...], what: str
-         ) -> PartitionSpec:
+def spec(
+    mesh: Mesh, shape: tuple[int, ...], names: tuple[str | None, ...], what: str
+) -> PartitionSpec:
     """The PartitionSpec of an array with these logical axis names.
 
     Raises UserError, with the arithmetic, if a dimension does not divide over its mesh axis.
@@ -55,7 +56,8 @@ def spec(mesh: Mesh, shape: tuple[int, ...], names: tuple[str | None, ...], what
             raise UserError(
                 f"{what} has shape {shape}; its axis {name!r} of {size} is cut over mesh axis "
                 f"{axis}={ways}, and {size} = {size // ways} x {ways} + {size % ways}. Change "
-                f"mesh.{axis} or that size (a vocabulary may be larger than the tokenizer's).")
+                f"mesh.{axis} or that size (a vocabulary may be larger than the tokenizer's)."
+            )
         while size % size_of(mesh, axes):
             axes = axes[:-1]
         out.append((axes if len(axes) > 1 else axes[0]) if size_of(mesh, axes) > 1 else None)
@@ -97,16 +99,14 @@ def gathered(w: jax.Array, names: tuple[str | None, ...], dtype) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return w.astype(dtype)
     at_rest = spec(mesh, w.shape, names, "a parameter")
-    in_use = _trimmed([None if set(mesh_axes(axis)) & set(GATHERED) else axis
-                       for axis in at_rest])
+    in_use = _trimmed([None if set(mesh_axes(axis)) & set(GATHERED) else axis for axis in at_rest])
     place = jax.lax.with_sharding_constraint
 
     @jax.custom_vjp
     def gather(w):
         return place(place(w.astype(dtype), at_rest), in_use)
 
-    gather.defvjp(lambda w: (gather(w), None),
-                  lambda _, g: (place(g, at_rest).astype(w.dtype),))
+    gather.defvjp(lambda w: (gather(w), None), lambda _, g: (place(g, at_rest).astype(w.dtype),))
     return gather(w)
 
 
@@ -114,8 +114,12 @@ def of_params(mesh: Mesh, shapes, axes):
     """Shardings of parameters. shapes: tree of ShapeDtypeStruct; axes: tree of name tuples."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x, names: NamedSharding(
-            mesh, spec(mesh, x.shape, names, f"parameter {path_name(path)}")),
-        shapes, axes, is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct))
+            mesh, spec(mesh, x.shape, names, f"parameter {path_name(path)}")
+        ),
+        shapes,
+        axes,
+        is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct),
+    )
 
 
 def of_opt_state(mesh: Mesh, opt_shapes, param_shapes, param_shardings):
@@ -126,8 +130,9 @@ def of_opt_state(mesh: Mesh, opt_shapes, param_shapes, param_shardings):
     copied otherwise (counters).
     """
     shardings = named_leaves(param_shardings)
-    params = {name: (x.shape, shardings[name].spec)
-              for name, x in named_leaves(param_shapes).items()}
+    params = {
+        name: (x.shape, shardings[name].spec) for name, x in named_leaves(param_shapes).items()
+    }
 
     def one(path, x):
         parts = path_name(path).split("/")
@@ -156,7 +161,8 @@ def _follow(shape, param_shape, param_spec) -> PartitionSpec:
 def on_host(shapes, shardings):
     """The same places in the memory of the hosts; numbers, such as counters, stay on the device."""
     return jax.tree_util.tree_map(
-        lambda x, s: s.with_memory_kind("pinned_host") if x.ndim else s, shapes, shardings)
+        lambda x, s: s.with_memory_kind("pinned_host") if x.ndim else s, shapes, shardings
+    )
 
 
 def of_batch(mesh: Mesh) -> NamedSharding:
@@ -177,7 +183,8 @@ def put_batch(mesh: Mesh, batch: dict, rows: slice, batch_size: int) -> dict:
     def put(x):
         def part(at):  # what one device holds, by its place in the global batch
             start, stop, _ = at[0].indices(batch_size)
-            return x[start - rows.start:stop - rows.start]
+            return x[start - rows.start : stop - rows.start]
+
         return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, part)
 
     return jax.tree_util.tree_map(put, batch)

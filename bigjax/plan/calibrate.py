@@ -16,6 +16,7 @@ class Correction(NamedTuple):
 
     work 1 and communication 0 with a scale: the predicted range, scaled (see `read`).
     """
+
     work: float
     communication: float
     spread: float
@@ -31,8 +32,10 @@ class Correction(NamedTuple):
 
     def __str__(self) -> str:
         if self.scale is not None:
-            return (f"seconds x {self.scale:.2f}. More runs, of layouts that communicate more and "
-                    "less, would tell work and communication apart")
+            return (
+                f"seconds x {self.scale:.2f}. More runs, of layouts that communicate more and "
+                "less, would tell work and communication apart"
+            )
         return f"work x {self.work:.2f}, communication x {self.communication:.2f}"
 
 
@@ -67,8 +70,10 @@ def _lines(path: str) -> list[tuple[str, float, float, float]]:
                 if not line.strip():
                     continue
                 run = json.loads(line)
-                seconds = [float(run[name]) for name in (
-                    "work_seconds", "communication_seconds", "measured_seconds")]
+                seconds = [
+                    float(run[name])
+                    for name in ("work_seconds", "communication_seconds", "measured_seconds")
+                ]
                 if not (seconds[0] > 0 and seconds[1] >= 0 and 0 < seconds[2] < math.inf):
                     raise ValueError(f"these cannot be seconds: {seconds}")
                 found.append((str(run["topology"]).split(":")[0], *seconds))
@@ -77,5 +82,6 @@ def _lines(path: str) -> list[tuple[str, float, float, float]]:
     except (ValueError, TypeError, KeyError) as e:
         raise UserError(
             f"--calibrate={path}, line {number}: {type(e).__name__}: {e}. Each line is what "
-            "`bigjax plan --json` prints last, with \"measured_seconds\": SECONDS added.") from e
+            '`bigjax plan --json` prints last, with "measured_seconds": SECONDS added.'
+        ) from e
     return found

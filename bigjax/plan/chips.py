@@ -11,7 +11,7 @@ from typing import NamedTuple
 from bigjax.errors import UserError
 from bigjax.plan import gpu
 
-GIB = 2 ** 30
+GIB = 2**30
 
 
 class Chip(NamedTuple):
@@ -23,6 +23,7 @@ class Chip(NamedTuple):
     largest: chips of one slice. Clocks are derived from the peak and the width of the matrix units;
     tpu7x's clock and network are inferred. None: of GPUs, of which no time is predicted.
     """
+
     clock: float | None
     peak: float | None
     hbm: float | None
@@ -56,8 +57,12 @@ def before_jax() -> None:
     # Of what does not fit and of its own doings the GPU compiler complains; what fails is raised.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.update(
-        JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost",
-        TPU_ACCELERATOR_TYPE="v5litepod-1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+        JAX_PLATFORMS="cpu",
+        TPU_SKIP_MDS_QUERY="1",
+        TPU_WORKER_HOSTNAMES="localhost",
+        TPU_ACCELERATOR_TYPE="v5litepod-1",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+    )
 
 
 def parse(topology: str) -> tuple[str, tuple[int, ...]]:
@@ -67,17 +72,32 @@ def parse(topology: str) -> tuple[str, tuple[int, ...]]:
     """
     name, _, text = topology.partition(":")
     if name not in CHIPS:
-        raise UserError(f"--topology={topology!r}: {name!r} is no chip that is known. Known: "
-                        + "; ".join(_known(chip) for chip in CHIPS) + ".")
+        raise UserError(
+            f"--topology={topology!r}: {name!r} is no chip that is known. Known: "
+            + "; ".join(_known(chip) for chip in CHIPS)
+            + "."
+        )
     chip = CHIPS[name]
     sizes = tuple(int(n) for n in text.split("x") if n.isdigit())
     if chip.dims == 0:
-        good = text in ONE_HOST or (len(sizes) == 2 and sizes[0] > 1 and sizes[1] == gpu.PER_HOST
-                                    and math.prod(sizes) <= chip.largest)
+        good = text in ONE_HOST or (
+            len(sizes) == 2
+            and sizes[0] > 1
+            and sizes[1] == gpu.PER_HOST
+            and math.prod(sizes) <= chip.largest
+        )
     else:
-        good = text in FLAT if chip.dims == 2 else text in SMALL_CUBES or (
-            len(sizes) == 3 and all(n and n % 4 == 0 for n in sizes)
-            and sizes == tuple(sorted(sizes)) and math.prod(sizes) <= chip.largest)
+        good = (
+            text in FLAT
+            if chip.dims == 2
+            else text in SMALL_CUBES
+            or (
+                len(sizes) == 3
+                and all(n and n % 4 == 0 for n in sizes)
+                and sizes == tuple(sorted(sizes))
+                and math.prod(sizes) <= chip.largest
+            )
+        )
     if not good or "x".join(map(str, sizes)) != text:
         raise UserError(f"--topology={topology!r} is no slice there is. Known: {_known(name)}.")
     return name, sizes
@@ -91,12 +111,16 @@ def figures(name: str) -> Chip:
 
 def _known(name: str) -> str:
     if CHIPS[name].dims == 0:
-        return (f"{name}:{', '.join(ONE_HOST)}, and HOSTSx{gpu.PER_HOST} from 2x{gpu.PER_HOST} up "
-                f"to {CHIPS[name].largest // gpu.PER_HOST}x{gpu.PER_HOST}")
+        return (
+            f"{name}:{', '.join(ONE_HOST)}, and HOSTSx{gpu.PER_HOST} from 2x{gpu.PER_HOST} up "
+            f"to {CHIPS[name].largest // gpu.PER_HOST}x{gpu.PER_HOST}"
+        )
     if CHIPS[name].dims == 2:
         return f"{name}:{', '.join(FLAT)}"
-    return (f"{name}:{', '.join(SMALL_CUBES)}, and AxBxC of ascending multiples of 4 up to "
-            f"{CHIPS[name].largest:,} chips")
+    return (
+        f"{name}:{', '.join(SMALL_CUBES)}, and AxBxC of ascending multiples of 4 up to "
+        f"{CHIPS[name].largest:,} chips"
+    )
 
 
 def devices(topology: str, slices: int = 1) -> list:
@@ -107,13 +131,17 @@ def devices(topology: str, slices: int = 1) -> list:
     chip, sizes = parse(topology)
     if not CHIPS[chip].timed:
         if slices > 1:
-            raise UserError(f"--slices={slices}: only TPUs come in slices. Several hosts of GPUs "
-                            f"are --topology={chip}:{slices}x{gpu.PER_HOST}.")
+            raise UserError(
+                f"--slices={slices}: only TPUs come in slices. Several hosts of GPUs "
+                f"are --topology={chip}:{slices}x{gpu.PER_HOST}."
+            )
         return gpu.devices(sizes)
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("A plan needs libtpu, which holds the TPU compiler: "
-                        "pip install -e '.[plan]'.")
+        raise UserError(
+            "A plan needs libtpu, which holds the TPU compiler: pip install -e '.[plan]'."
+        )
     from jax.experimental import topologies
+
     more = {}
     if chip == "v4":
         more["chip_config_name"] = "megacore"  # one device a chip
@@ -126,8 +154,10 @@ def devices(topology: str, slices: int = 1) -> list:
     if slices > 1:
         more["num_slices"] = slices
     try:
-        return list(topologies.get_topology_desc(
-            platform="tpu", topology_name=topology, **more).devices)
+        return list(
+            topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices
+        )
     except Exception as e:  # jaxlib raises what libtpu says as errors of several kinds
-        raise UserError(f"--topology={topology} cannot be had: {str(e).splitlines()[0]} Known: "
-                        f"{_known(chip)}.") from e
+        raise UserError(
+            f"--topology={topology} cannot be had: {str(e).splitlines()[0]} Known: {_known(chip)}."
+        ) from e

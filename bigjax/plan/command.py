@@ -42,13 +42,17 @@ def run(f: flags.FlagValues, config) -> None:
     chip = parse(f.topology)[0]
     for name in ("search", "calibrate") if not CHIPS[chip].timed else ():
         if f[name].value:
-            raise UserError(f"--{name} needs predicted seconds, and of {chip} there are none, only "
-                            "memory and communication: leave it out, and try layouts by --mesh.")
+            raise UserError(
+                f"--{name} needs predicted seconds, and of {chip} there are none, only "
+                "memory and communication: leave it out, and try layouts by --mesh."
+            )
     if f.search and f.mesh:
         raise UserError("--search tries every mesh: leave --mesh out, or --search.")
     _set_mesh(config, f.mesh)
-    from bigjax.plan import calibrate, compile as compile_lib
+    from bigjax.plan import calibrate
+    from bigjax.plan import compile as compile_lib
     from bigjax.train.run import resolved
+
     config, _ = resolved(config)
     correct = calibrate.read(f.calibrate, chip) if f.calibrate else None
     if f.search:
@@ -70,17 +74,26 @@ def _set_mesh(config, text: str) -> None:
         for part in filter(None, text.split(",")):
             axis, _, size = part.partition("=")
             if axis not in config.mesh or not re.fullmatch(r"-?\d+", size):
-                raise UserError(f"--mesh={text!r}: {part!r} is not AXIS=NUMBER, with an axis of "
-                                f"{', '.join(config.mesh)}.")
+                raise UserError(
+                    f"--mesh={text!r}: {part!r} is not AXIS=NUMBER, with an axis of "
+                    f"{', '.join(config.mesh)}."
+                )
             config.mesh[axis] = int(size)
 
 
 def _search(f, config, correct):
     """Prints the ranking; the plan of the best, whose choices config gets."""
     from bigjax.plan import search
+
     seconds_of = correct or (lambda plan: plan.step_seconds)
-    found = search.search(config, f.topology, f.slices, f["budget-minutes"].value,
-                          lambda text: print(text, flush=True), seconds_of)
+    found = search.search(
+        config,
+        f.topology,
+        f.slices,
+        f["budget-minutes"].value,
+        lambda text: print(text, flush=True),
+        seconds_of,
+    )
     print(f"\n{'a step':<22}{'HBM':<12}layout")
     for one in found[:10]:
         low, high = map(_time, seconds_of(one.plan))
@@ -113,56 +126,83 @@ class _Page:
     def numbers(self) -> dict:
         plan = self.plan
         return {
-            "topology": self.topology, "slices": self.slices, "mesh": plan.mesh,
-            "fits": plan.fits, "hbm_gib": _gib(plan.peak_bytes),
-            "hbm_limit_gib": _gib(plan.limit_bytes), "parameters_gib": _gib(plan.parameter_bytes),
+            "topology": self.topology,
+            "slices": self.slices,
+            "mesh": plan.mesh,
+            "fits": plan.fits,
+            "hbm_gib": _gib(plan.peak_bytes),
+            "hbm_limit_gib": _gib(plan.limit_bytes),
+            "parameters_gib": _gib(plan.parameter_bytes),
             "optimizer_gib": _gib(plan.optimizer_bytes),
-            "host_gib": _gib(plan.host_bytes), "flops": plan.flops,
+            "host_gib": _gib(plan.host_bytes),
+            "flops": plan.flops,
             "kernel_flops": plan.kernel_flops,
             "collective_bytes": sum(c.bytes for c in plan.collectives),
             "collectives": [c._asdict() for c in plan.collectives],
-            "work_seconds": plan.work_seconds, "kernel_seconds": plan.kernel_seconds,
-            "communication_seconds": plan.communication, "step_seconds": self.seconds,
-            "mfu": self.mfu, "tokens_per_sec": self.seconds and self.tokens / self.seconds[1],
-            "compile_seconds": plan.compile_seconds}
+            "work_seconds": plan.work_seconds,
+            "kernel_seconds": plan.kernel_seconds,
+            "communication_seconds": plan.communication,
+            "step_seconds": self.seconds,
+            "mfu": self.mfu,
+            "tokens_per_sec": self.seconds and self.tokens / self.seconds[1],
+            "compile_seconds": plan.compile_seconds,
+        }
 
     def text(self) -> str:
         plan = self.plan
-        need = ("more than that" if plan.peak_bytes is None
-                else f"{plan.peak_bytes / GIB:.2f} GiB")
+        need = "more than that" if plan.peak_bytes is None else f"{plan.peak_bytes / GIB:.2f} GiB"
         phase = f", phase {plan.phase}" if plan.phase else ""
         pod = f"{self.slices} x {self.topology}" if self.slices > 1 else self.topology
-        over = ("" if plan.fits else "DOES NOT FIT" if plan.peak_bytes is None else
-                f"DOES NOT FIT, by {(plan.peak_bytes - plan.limit_bytes) / GIB:.2f} GiB")
-        lines = [f"{pod}, {plan.devices} devices{phase}",
-                 f"  HBM a device   {need} of {plan.limit_bytes / GIB:.2f}: {over or 'fits'}",
-                 f"    parameters   {plan.parameter_bytes / GIB:.3f} GiB",
-                 f"    optimizer    {plan.optimizer_bytes / GIB:.3f} GiB"
-                 + (", in the host's memory; its way there and back has no seconds here"
-                    if plan.host_bytes else "")]
+        over = (
+            ""
+            if plan.fits
+            else "DOES NOT FIT"
+            if plan.peak_bytes is None
+            else f"DOES NOT FIT, by {(plan.peak_bytes - plan.limit_bytes) / GIB:.2f} GiB"
+        )
+        lines = [
+            f"{pod}, {plan.devices} devices{phase}",
+            f"  HBM a device   {need} of {plan.limit_bytes / GIB:.2f}: {over or 'fits'}",
+            f"    parameters   {plan.parameter_bytes / GIB:.3f} GiB",
+            f"    optimizer    {plan.optimizer_bytes / GIB:.3f} GiB"
+            + (
+                ", in the host's memory; its way there and back has no seconds here"
+                if plan.host_bytes
+                else ""
+            ),
+        ]
         if plan.peak_bytes:
             rest = plan.peak_bytes - plan.parameter_bytes - plan.optimizer_bytes + plan.host_bytes
-            lines.append(f"    the rest     {rest / GIB:.3f} GiB: activations, gradients, gathered "
-                         "weights")
+            lines.append(
+                f"    the rest     {rest / GIB:.3f} GiB: activations, gradients, gathered weights"
+            )
         if not plan.fits:
             return "\n".join([*lines, "  " + self._advice()])
         kernels = f", {plan.kernel_flops / 1e12:,.4g} T in attention kernels"
-        lines.append(f"  FLOPs          {plan.flops / 1e12:,.4g} T a device and step"
-                     + (kernels if plan.kernel_flops else ""))
+        lines.append(
+            f"  FLOPs          {plan.flops / 1e12:,.4g} T a device and step"
+            + (kernels if plan.kernel_flops else "")
+        )
         for c in plan.collectives:
             took = "" if c.seconds is None else f", {_time(c.seconds)}"
-            lines.append(f"  {c.kind:<18} along {c.axes or 'one device'}: {c.bytes / 1e9:,.4g} GB "
-                         f"sent{took}")
-        lines += self._speed() if self.seconds else [
-            f"  step           no time is predicted of {parse(self.topology)[0]}"]
+            lines.append(
+                f"  {c.kind:<18} along {c.axes or 'one device'}: {c.bytes / 1e9:,.4g} GB sent{took}"
+            )
+        lines += (
+            self._speed()
+            if self.seconds
+            else [f"  step           no time is predicted of {parse(self.topology)[0]}"]
+        )
         lines.append(f"  compiled in    {plan.compile_seconds:.0f} s")
         return "\n".join(lines)
 
     def _speed(self) -> list[str]:
         plan, (low, high) = self.plan, self.seconds
-        lines = [f"  step           {_time(low)} to {_time(high)} (work "
-                 f"{_time(plan.work_seconds)}, communication {_time(plan.communication)})",
-                 f"  tokens/s       {self.tokens / high:,.0f} to {self.tokens / low:,.0f}"]
+        lines = [
+            f"  step           {_time(low)} to {_time(high)} (work "
+            f"{_time(plan.work_seconds)}, communication {_time(plan.communication)})",
+            f"  tokens/s       {self.tokens / high:,.0f} to {self.tokens / low:,.0f}",
+        ]
         if self.mfu:
             lines.append(f"  MFU            {self.mfu[0]:.1%} to {self.mfu[1]:.1%}")
         return lines
@@ -173,16 +213,21 @@ class _Page:
         at_rest = 2 * plan.parameter_bytes + plan.optimizer_bytes - plan.host_bytes  # + gradients
         if at_rest > 0.8 * plan.limit_bytes:
             devices = math.ceil(plan.devices * at_rest / (0.8 * plan.limit_bytes))
-            return (f"Parameters, gradients and optimizer alone take {at_rest / GIB:.2f} GiB: cut "
-                    f"them over more devices by mesh.fsdp (now {c.mesh.fsdp}) or mesh.tensor (now "
-                    f"{c.mesh.tensor}); cut over all, {devices} devices would hold them.")
+            return (
+                f"Parameters, gradients and optimizer alone take {at_rest / GIB:.2f} GiB: cut "
+                f"them over more devices by mesh.fsdp (now {c.mesh.fsdp}) or mesh.tensor (now "
+                f"{c.mesh.tensor}); cut over all, {devices} devices would hold them."
+            )
         knobs = []
         if c.model.get("remat", "full") != "full":
             knobs.append(f"model.remat='full' (now {c.model.remat!r})")
         knobs.append(f"train.accumulate={2 * c.train.accumulate} (now {c.train.accumulate})")
         knobs.append("a larger mesh.fsdp, mesh.tensor or mesh.sequence")
-        return ("Activations take most of it. To make it fit: " + "; or ".join(knobs)
-                + ("; or let --search find a layout." if self.chip.timed else "."))
+        return (
+            "Activations take most of it. To make it fit: "
+            + "; or ".join(knobs)
+            + ("; or let --search find a layout." if self.chip.timed else ".")
+        )
 
 
 def _time(seconds: float) -> str:

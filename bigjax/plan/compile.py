@@ -15,15 +15,27 @@ import jax
 import numpy as np
 
 import bigjax
-from bigjax import config as config_lib, tasks
+from bigjax import config as config_lib
+from bigjax import tasks
 from bigjax.data.files import cache_folder, write_atomically
-from bigjax.parallel import mesh as mesh_lib, sharding
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.parallel import sharding
 from bigjax.plan import chips, predict
 from bigjax.train import program as program_lib
 
 # Keys of a config that no compiled step depends on.
-_NO_MATTER = ("checkpoint.", "log.", "evals.", "hosts.", "data.cache_dir", "init_from",
-              "resume_from", "train.profile", "train.debug_nans", "train.compilation_cache")
+_NO_MATTER = (
+    "checkpoint.",
+    "log.",
+    "evals.",
+    "hosts.",
+    "data.cache_dir",
+    "init_from",
+    "resume_from",
+    "train.profile",
+    "train.debug_nans",
+    "train.compilation_cache",
+)
 _TOO_MUCH = re.compile(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm")
 _TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMG])\) exceeds available HBM")
 
@@ -39,6 +51,7 @@ class Plan:
     if it does not fit; seconds None of GPUs too. kernel_seconds: of work_seconds, in attention
     kernels. step_seconds: if communication hides behind work whole, and if not at all.
     """
+
     phase: str
     mesh: dict[str, int]
     model_flops: float
@@ -79,15 +92,18 @@ def plans(config, topology: str, slices: int = 1) -> list[Plan]:
     mesh = mesh_lib.make_mesh(config.mesh, chips.devices(topology, slices))
     mesh_lib.check_batch(mesh, config.train.batch_size, config.train.accumulate)
     path = cache_folder(config.data.cache_dir, "plans") / (
-        _key(config, dict(mesh.shape), topology, slices, chip) + ".json")
+        _key(config, dict(mesh.shape), topology, slices, chip) + ".json"
+    )
     try:
         return [_from_json(plan) for plan in json.loads(path.read_text())]
     except (OSError, ValueError, TypeError, KeyError):  # absent or damaged: compile again
         pass
     task = tasks.build(config)
     program = program_lib.make(config, task, mesh)
-    found = [_plan(config, task, program, mesh, slices, chip, phase, step)
-             for phase, step in _steps(config, task)]
+    found = [
+        _plan(config, task, program, mesh, slices, chip, phase, step)
+        for phase, step in _steps(config, task)
+    ]
     write_atomically(path, json.dumps([dataclasses.asdict(plan) for plan in found]).encode())
     return found
 
@@ -95,10 +111,15 @@ def plans(config, topology: str, slices: int = 1) -> list[Plan]:
 def _key(config, mesh: dict[str, int], *pod) -> str:
     """Of all that a plan follows from, by content."""
     chip = pod[-1]
-    leaves = [(key, value) for key, value in config_lib.sorted_leaves(config)
-              if not key.startswith(_NO_MATTER)]
-    versions = [jax.__version__,
-                importlib.metadata.version("libtpu" if chip.timed else "jax-cuda12-pjrt")]
+    leaves = [
+        (key, value)
+        for key, value in config_lib.sorted_leaves(config)
+        if not key.startswith(_NO_MATTER)
+    ]
+    versions = [
+        jax.__version__,
+        importlib.metadata.version("libtpu" if chip.timed else "jax-cuda12-pjrt"),
+    ]
     flags = [os.environ.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
     text = repr((leaves, mesh, pod, versions, flags)) + _sources()
     return hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -117,9 +138,16 @@ def _steps(config, task) -> list[tuple[str, int]]:
 def _plan(config, task, program, mesh, slices, chip, phase, step) -> Plan:
     batch_size = config.train.batch_size
     lowered = lower(task, program, mesh, batch_size, step)
-    known = Plan(phase, dict(mesh.shape), task.flops_per_example * batch_size,
-                 chip.limit * chips.GIB,
-                 _bytes(program.abstract.params), _bytes(program.abstract.opt_state), None, 0.0)
+    known = Plan(
+        phase,
+        dict(mesh.shape),
+        task.flops_per_example * batch_size,
+        chip.limit * chips.GIB,
+        _bytes(program.abstract.params),
+        _bytes(program.abstract.opt_state),
+        None,
+        0.0,
+    )
     begun = time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -130,21 +158,30 @@ def _plan(config, task, program, mesh, slices, chip, phase, step) -> Plan:
         peak = used and _size(*used.groups())
         if part:
             peak = _size(*part.groups()) + known.parameter_bytes + known.optimizer_bytes
-        plan = dataclasses.replace(known, peak_bytes=peak,
-                                   compile_seconds=time.perf_counter() - begun)
+        plan = dataclasses.replace(
+            known, peak_bytes=peak, compile_seconds=time.perf_counter() - begun
+        )
     else:
         memory = compiled.memory_analysis()
         on_host = memory.host_argument_size_in_bytes  # the compiler's peak has it in it
         plan = dataclasses.replace(
-            known, peak_bytes=float(memory.peak_memory_in_bytes - on_host),
-            host_bytes=float(on_host), compile_seconds=time.perf_counter() - begun)
+            known,
+            peak_bytes=float(memory.peak_memory_in_bytes - on_host),
+            host_bytes=float(on_host),
+            compile_seconds=time.perf_counter() - begun,
+        )
         # A TPU's compiler refuses what does not fit; a GPU's knows no limit.
         if chip.timed or plan.peak_bytes <= plan.limit_bytes:
             costs = predict.costs(compiled.as_text(), chip, dict(mesh.shape), slices)
             plan = dataclasses.replace(
-                plan, flops=costs.flops + costs.kernel_flops, kernel_flops=costs.kernel_flops,
-                work_seconds=costs.work, kernel_seconds=costs.kernel_seconds,
-                collectives=tuple(costs.collectives), step_seconds=costs.step)
+                plan,
+                flops=costs.flops + costs.kernel_flops,
+                kernel_flops=costs.kernel_flops,
+                work_seconds=costs.work,
+                kernel_seconds=costs.kernel_seconds,
+                collectives=tuple(costs.collectives),
+                step_seconds=costs.step,
+            )
     return plan
 
 
@@ -160,7 +197,8 @@ def lower(task, program, mesh, batch_size: int, step: int):
     place = sharding.of_batch(mesh)
     batch = jax.tree_util.tree_map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        task.batch_shapes(batch_size, step))
+        task.batch_shapes(batch_size, step),
+    )
     with jax.set_mesh(mesh):
         return program.step.lower(program.abstract, task.frozen(), batch)
 
@@ -173,9 +211,12 @@ def _from_json(found: dict) -> Plan:
 
 def _bytes(tree) -> float:
     """Of a tree of ShapeDtypeStructs on one device."""
-    return float(sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
-        for x in jax.tree_util.tree_leaves(tree)))
+    return float(
+        sum(
+            math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
+            for x in jax.tree_util.tree_leaves(tree)
+        )
+    )
 
 
 def _size(number: str, unit: str) -> float:

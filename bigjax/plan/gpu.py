@@ -30,21 +30,21 @@ gpu_device_info {{
   clock_rate_ghz: 1.98
   device_memory_size: {MEMORY}
   memory_bandwidth: 3352320000000
-  l2_cache_size: {50 * 2 ** 20}
-  shared_memory_per_core: {228 * 2 ** 10}
-  shared_memory_per_block: {48 * 2 ** 10}
-  shared_memory_per_block_optin: {227 * 2 ** 10}
-  registers_per_core_limit: {2 ** 16}
-  registers_per_block_limit: {2 ** 16}
+  l2_cache_size: {50 * 2**20}
+  shared_memory_per_core: {228 * 2**10}
+  shared_memory_per_block: {48 * 2**10}
+  shared_memory_per_block_optin: {227 * 2**10}
+  registers_per_core_limit: {2**16}
+  registers_per_block_limit: {2**16}
   threads_per_warp: 32
   threads_per_core_limit: 2048
   threads_per_block_limit: 1024
   thread_dim_limit_x: 1024
   thread_dim_limit_y: 1024
   thread_dim_limit_z: 64
-  block_dim_limit_x: {2 ** 31 - 1}
-  block_dim_limit_y: {2 ** 16 - 1}
-  block_dim_limit_z: {2 ** 16 - 1}
+  block_dim_limit_x: {2**31 - 1}
+  block_dim_limit_y: {2**16 - 1}
+  block_dim_limit_z: {2**16 - 1}
   device_interconnect_info {{ active_links: 18 }}
 }}
 """
@@ -52,25 +52,38 @@ gpu_device_info {{
 
 def share() -> float:
     """Of the memory, what jax takes: as the environment says, which a run on the GPUs reads too."""
-    name = next((n for n in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
-                 if os.environ.get(n)), None)
+    name = next(
+        (
+            n
+            for n in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+            if os.environ.get(n)
+        ),
+        None,
+    )
     text = os.environ[name] if name else str(SHARE)
     try:
         found = float(text)
     except ValueError:
         found = 0.0
     if not 0 < found <= 1:
-        raise UserError(f"{name}={text!r} in the environment: the share of the GPU's memory that "
-                        "jax takes is a number above 0, up to 1, such as 0.9.")
+        raise UserError(
+            f"{name}={text!r} in the environment: the share of the GPU's memory that "
+            "jax takes is a number above 0, up to 1, such as 0.9."
+        )
     return found
 
 
 def devices(sizes: tuple[int, ...]) -> list:
     """sizes: (GPUs,) of one host, or (hosts, GPUs of each). UserError without the compiler."""
     if importlib.util.find_spec("jax_cuda12_plugin") is None:
-        raise UserError("A plan for h100 needs the GPU compiler, though no GPU: "
-                        "pip install -e '.[cuda]'.")
+        raise UserError(
+            "A plan for h100 needs the GPU compiler, though no GPU: pip install -e '.[cuda]'."
+        )
     from jax.experimental import topologies
+
     shape = "x".join(map(str, (1, 1, *sizes)[-3:]))  # partitions, their hosts, their GPUs
-    return list(topologies.get_topology_desc(
-        "h100", platform="cuda", target_config=_TARGET, topology=shape).devices)
+    return list(
+        topologies.get_topology_desc(
+            "h100", platform="cuda", target_config=_TARGET, topology=shape
+        ).devices
+    )

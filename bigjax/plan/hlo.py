@@ -10,9 +10,27 @@ import itertools
 import math
 import re
 
-DTYPE_BYTES = {"pred": 1, "s4": .5, "u4": .5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2,
-               "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8,
-               "f8e4m3fn": 1, "f8e5m2": 1, "f8e4m3": 1}
+DTYPE_BYTES = {
+    "pred": 1,
+    "s4": 0.5,
+    "u4": 0.5,
+    "s8": 1,
+    "u8": 1,
+    "s16": 2,
+    "u16": 2,
+    "bf16": 2,
+    "f16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+    "c64": 8,
+    "f8e4m3fn": 1,
+    "f8e5m2": 1,
+    "f8e4m3": 1,
+}
 ON_CHIP = re.compile(r"S\([1-9]\d*\)")  # a layout in other memory than HBM
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -109,6 +127,7 @@ class Module:
 
     def _compared(self, c: Computation) -> tuple[int, int, str] | None:
         """(index in the loop's tuple, limit, direction) of the compare that ends a condition."""
+
         def known(op: Op) -> int | str | None:
             """A constant as int, an element of the tuple as 'INDEX', else None."""
             while op.opcode in ("copy", "bitcast", "convert"):
@@ -225,7 +244,7 @@ class Module:
 
     def _fused_bytes(self, c: Computation, op: Op, inner: Computation) -> float:
         """A slice of a large operand counts as the slice, an update in place as the update."""
-        total = 0.
+        total = 0.0
         updated: dict[int, float] = {}  # bytes of the updates, by the size of what they change
         for i, x in enumerate(c.inputs(op)):
             if not _hbm(x.arrays):
@@ -242,8 +261,10 @@ class Module:
 
     def _read(self, c: Computation, index: int) -> "_Read":
         """What of its parameter a computation uses; looks into fusions within it."""
-        name = next((x.name for x in c.ops.values()
-                     if x.opcode == "parameter" and _parameter(x) == index), None)
+        name = next(
+            (x.name for x in c.ops.values() if x.opcode == "parameter" and _parameter(x) == index),
+            None,
+        )
         names, read = [name], _Read()
         while names:
             name = names.pop()
@@ -256,8 +277,7 @@ class Module:
                     names.append(user.name)
                 elif user.opcode == "fusion":
                     within = self.computations[user.attribute("calls")]
-                    more = [self._read(within, i) for i, x in enumerate(user.operands)
-                            if x == name]
+                    more = [self._read(within, i) for i, x in enumerate(user.operands) if x == name]
                     read.slices += sum(x.slices for x in more)
                     read.updates += sum(x.updates for x in more)
                     read.whole |= any(x.whole for x in more)
@@ -269,16 +289,35 @@ class Module:
 @dataclasses.dataclass
 class _Read:
     """Of one operand: bytes of the slices that are read, of the updates in place, or all of it."""
-    slices: float = 0.
-    updates: float = 0.
+
+    slices: float = 0.0
+    updates: float = 0.0
     whole: bool = False
 
 
 # Operations that move nothing. A copy-start is what moves; its copy-done waits for it.
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call",
-         "conditional", "copy-done", "after-all", "partition-id", "iota", "opt-barrier",
-         "async-done", "async-update", "slice-done", "collective-permute-done", "all-gather-done",
-         "all-reduce-done", "custom-call-done"}
+_FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "call",
+    "conditional",
+    "copy-done",
+    "after-all",
+    "partition-id",
+    "iota",
+    "opt-barrier",
+    "async-done",
+    "async-update",
+    "slice-done",
+    "collective-permute-done",
+    "all-gather-done",
+    "all-reduce-done",
+    "custom-call-done",
+}
 
 
 def called(op: Op) -> list[str]:
@@ -288,8 +327,11 @@ def called(op: Op) -> list[str]:
         return [name] if name else []
     if op.opcode == "conditional":
         found = re.search(r"branch_computations=\{([^}]*)\}", op.text)
-        names = _OPERAND.findall(found[1]) if found else [
-            op.attribute("true_computation"), op.attribute("false_computation")]
+        names = (
+            _OPERAND.findall(found[1])
+            if found
+            else [op.attribute("true_computation"), op.attribute("false_computation")]
+        )
         return [x for x in names if x]
     return []
 
@@ -312,18 +354,26 @@ def _op(line: str) -> Op | None:
     head = _NAME.match(line)
     if not head:
         return None
-    rest = line[head.end():]
+    rest = line[head.end() :]
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    arrays = tuple(Array(d, tuple(map(int, dims.split(","))) if dims else (),
-                         bool(layout and ON_CHIP.search(layout)))
-                   for d, dims, layout in _ARRAY.findall(re.sub(r"/\*.*?\*/", "", rest[:end])))
+    arrays = tuple(
+        Array(
+            d,
+            tuple(map(int, dims.split(","))) if dims else (),
+            bool(layout and ON_CHIP.search(layout)),
+        )
+        for d, dims, layout in _ARRAY.findall(re.sub(r"/\*.*?\*/", "", rest[:end]))
+    )
     opening = rest.index("(", end)
     closing = _closing(rest, opening)
-    inside = rest[opening + 1:closing]
+    inside = rest[opening + 1 : closing]
     opcode = rest[end:opening].strip()
-    operands = ((inside,) if opcode in ("parameter", "constant") else
-                tuple(_OPERAND.findall(re.sub(r"/\*.*?\*/", "", inside))))
-    return Op(head[2], opcode, arrays, operands, rest[closing + 1:], bool(head[1]))
+    operands = (
+        (inside,)
+        if opcode in ("parameter", "constant")
+        else tuple(_OPERAND.findall(re.sub(r"/\*.*?\*/", "", inside)))
+    )
+    return Op(head[2], opcode, arrays, operands, rest[closing + 1 :], bool(head[1]))
 
 
 def _closing(text: str, opening: int) -> int:
@@ -332,7 +382,7 @@ def _closing(text: str, opening: int) -> int:
         depth += {"(": 1, ")": -1}.get(text[i], 0)
         if not depth:
             return i
-    raise ValueError(f"No closing bracket in {text[opening:opening + 80]!r}.")
+    raise ValueError(f"No closing bracket in {text[opening : opening + 80]!r}.")
 
 
 def _constant(op: Op) -> int | None:
@@ -349,7 +399,7 @@ def _dot_flops(op: Op, left: Op) -> float:
     """Also of a product by cuBLAS, which says the same in other words."""
     found = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)', op.text)
     dims = [int(i) for i in re.findall(r"\d+", found[1])] if found else []
-    return 2. * op.arrays[0].size * math.prod(left.arrays[0].dims[i] for i in dims)
+    return 2.0 * op.arrays[0].size * math.prod(left.arrays[0].dims[i] for i in dims)
 
 
 def _convolution_flops(op: Op, left: Op, right: Op) -> float:
@@ -357,27 +407,49 @@ def _convolution_flops(op: Op, left: Op, right: Op) -> float:
     matrix product as a convolution with much padding and dilation."""
     a, k, o = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.text).groups()
     size = lambda labels, dims, label: dims[labels.index(label)]
-    window = {name: values.split("x") for name, values in
-              re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{(.*?)\}", op.text) or
-                                               ["", ""])[1])}
+    window = {
+        name: values.split("x")
+        for name, values in re.findall(
+            r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{(.*?)\}", op.text) or ["", ""])[1]
+        )
+    }
     pairs = 1
     spatial = sorted(x for x in o if x.isdigit())
     for d, label in enumerate(spatial):
         get = lambda name, default: int(window[name][d]) if name in window else default
         low = int(window["pad"][d].split("_")[0]) if "pad" in window else 0
-        pairs *= _pairs(size(a, left.arrays[0].dims, label), get("size", 1),
-                        size(o, op.arrays[0].dims, label), get("stride", 1), low,
-                        get("lhs_dilate", 1), get("rhs_dilate", 1))
-    return 2. * pairs * (size(o, op.arrays[0].dims, "b") * size(o, op.arrays[0].dims, "f")
-                         * size(k, right.arrays[0].dims, "i"))
+        pairs *= _pairs(
+            size(a, left.arrays[0].dims, label),
+            get("size", 1),
+            size(o, op.arrays[0].dims, label),
+            get("stride", 1),
+            low,
+            get("lhs_dilate", 1),
+            get("rhs_dilate", 1),
+        )
+    return (
+        2.0
+        * pairs
+        * (
+            size(o, op.arrays[0].dims, "b")
+            * size(o, op.arrays[0].dims, "f")
+            * size(k, right.arrays[0].dims, "i")
+        )
+    )
 
 
 @functools.cache
-def _pairs(n: int, kernel: int, out: int, stride: int, low: int, lhs_dilate: int,
-           rhs_dilate: int) -> int:
+def _pairs(
+    n: int, kernel: int, out: int, stride: int, low: int, lhs_dilate: int, rhs_dilate: int
+) -> int:
     """Of one spatial dimension: how many (output, kernel element) meet an input element."""
     if stride == lhs_dilate == 1 and low == 0 and out + (kernel - 1) * rhs_dilate <= n:
         return out * kernel
-    return sum(1 for o in range(out) for k in range(kernel)
-               if (at := o * stride + k * rhs_dilate - low) >= 0
-               and at % lhs_dilate == 0 and at // lhs_dilate < n)
+    return sum(
+        1
+        for o in range(out)
+        for k in range(kernel)
+        if (at := o * stride + k * rhs_dilate - low) >= 0
+        and at % lhs_dilate == 0
+        and at // lhs_dilate < n
+    )

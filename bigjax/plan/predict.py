@@ -24,6 +24,7 @@ CUDNN_SCORES = re.compile(r'"intermediate_tensor_shape":.*?"dimensions": ?\[([^\
 class Collective(NamedTuple):
     """axes: of the mesh, as 'fsdp', or 'slices'. bytes: that one device sends a step. seconds: on a
     ring of one pair of links; over the network where it is between slices; None of GPUs."""
+
     kind: str
     axes: str
     bytes: float
@@ -32,6 +33,7 @@ class Collective(NamedTuple):
 
 class Costs(NamedTuple):
     """Of a step on one device; seconds without communication, kernels apart, None of GPUs."""
+
     flops: float  # of matrix products
     kernel_flops: float
     seconds: float | None
@@ -60,8 +62,10 @@ def costs(text: str, chip: Chip, mesh: dict[str, int], slices: int = 1) -> Costs
     first, *rest = mesh.items()
     walk = _Walk(hlo.Module(text), chip, {first[0]: first[1] // slices, **dict(rest)}, slices)
     walk.computation(walk.module.entry, 1)
-    found = [Collective(kind, axes, sent, seconds if chip.timed else None)
-             for (kind, axes), (sent, seconds) in sorted(walk.collectives.items())]
+    found = [
+        Collective(kind, axes, sent, seconds if chip.timed else None)
+        for (kind, axes), (sent, seconds) in sorted(walk.collectives.items())
+    ]
     if not chip.timed:
         return Costs(walk.flops, walk.kernel_flops, None, None, found)
     kernel_seconds = walk.kernel_flops / (KERNEL_SHARE * chip.peak * 1e12)
@@ -101,11 +105,14 @@ class _Walk:
         if not chip.timed:
             return
         self.seconds += times * max(
-            flops / (chip.peak * 1e12), self.module.hbm_bytes(c, op) / (chip.hbm * 1e9),
-            op.cycles / (chip.clock * 1e9) if flops else 0.0)
+            flops / (chip.peak * 1e12),
+            self.module.hbm_bytes(c, op) / (chip.hbm * 1e9),
+            op.cycles / (chip.clock * 1e9) if flops else 0.0,
+        )
 
-    def _collectives(self, c: hlo.Computation, op: hlo.Op, times: float, channels: set,
-                     fused: bool = False) -> None:
+    def _collectives(
+        self, c: hlo.Computation, op: hlo.Op, times: float, channels: set, fused: bool = False
+    ) -> None:
         """Those of an operation. Of a collective cut over several fusions, so that others run
         meanwhile, each fusion shows the whole: it counts once by its channel. Outside of fusions
         a channel stands as often as the compiler has unrolled its loop."""
@@ -133,8 +140,12 @@ class _Walk:
                 out -= into
             size, links = max(into, out), 2  # a ring in both directions
             share = (2 if kind == "all-reduce" else 1) * (n - 1) / max(n, 1)
-        self._sent(kind, self._axes(ids), times * size * share,
-                   links * self.chip.link if self.chip.timed else math.inf)
+        self._sent(
+            kind,
+            self._axes(ids),
+            times * size * share,
+            links * self.chip.link if self.chip.timed else math.inf,
+        )
 
     def _sent(self, kind: str, axes: str, sent: float, speed: float) -> None:
         """Adds what one device sends, at so many GB/s."""
@@ -167,13 +178,13 @@ def _kernel_flops(op: hlo.Op) -> float:
     if scores:
         sizes = [int(n) for n in re.findall(r"\d+", scores[1])]
         products = 5 if "Backward" in KERNEL.search(op.text)[1] else 2
-        return 2. * products * math.prod(sizes) * op.arrays[0].dims[-1]
+        return 2.0 * products * math.prod(sizes) * op.arrays[0].dims[-1]
     product = re.search(SCOPE + r"(\d+)", op.text)
     kind = next((x for x in PRODUCTS if op.name.startswith(x)), None)
     if kind and product:
-        return 2. * PRODUCTS[kind] * int(product[1])
+        return 2.0 * PRODUCTS[kind] * int(product[1])
     said = re.search(r'"flops":"?(\d+)', op.text)
-    return float(said[1]) if said else 0.
+    return float(said[1]) if said else 0.0
 
 
 def _kind(op: hlo.Op) -> str | None:
@@ -185,8 +196,9 @@ def group(text: str) -> list[int]:
     """The devices of the first group of a collective, in any of HLO's notations."""
     pairs = re.search(r"source_target_pairs=\{(\S*?)\}\}", text)
     if pairs:
-        return next(([int(a), int(b)] for a, b in re.findall(r"(\d+),(\d+)", pairs[1]) if a != b),
-                    [0])
+        return next(
+            ([int(a), int(b)] for a, b in re.findall(r"(\d+),(\d+)", pairs[1]) if a != b), [0]
+        )
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", text)
     if listed:
         return [int(i) for i in listed[1].split(",")]
@@ -194,15 +206,16 @@ def group(text: str) -> list[int]:
     if iota:
         shape = [int(i) for i in iota[3].split(",")]
         order = [int(i) for i in iota[4].split(",")] if iota[4] else range(len(shape))
-        return _transposed(shape, [*order])[:int(iota[2])]
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S*)\))? \{([^}]*)\}",
-                      text)
+        return _transposed(shape, [*order])[: int(iota[2])]
+    named = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S*)\))? \{([^}]*)\}", text
+    )
     if named:
         sizes = {k: int(n) for k, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
         within = re.findall(r"'(\w+)'(?!:)", named[3])
         names = [*sizes]
         last = [names.index(x) for x in names if x not in within] + [names.index(x) for x in within]
-        places = _transposed([*sizes.values()], last)[:math.prod(sizes[x] for x in within)]
+        places = _transposed([*sizes.values()], last)[: math.prod(sizes[x] for x in within)]
         order = re.fullmatch(r"\[([\d,]+)\]T\(([\d,]+)\)", named[2] or "")
         if not order:
             return places
@@ -213,7 +226,7 @@ def group(text: str) -> list[int]:
 
 def _transposed(shape: list[int], order: list[int]) -> list[int]:
     """iota(shape).transpose(order), flattened."""
-    strides = [math.prod(shape[i + 1:]) for i in range(len(shape))]
+    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     out = [0]
     for axis in order:
         out = [x + i * strides[axis] for x in out for i in range(shape[axis])]

@@ -6,10 +6,10 @@ not fit. The rest is compiled, the likeliest first, until the time is up. Plans 
 content, so that the same command goes on where it stopped.
 """
 
+from collections.abc import Callable, Iterator
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,8 @@ from bigjax.errors import UserError
 from bigjax.layers.output import LOGITS_AT_ONCE
 from bigjax.parallel import sharding
 from bigjax.parallel.mesh import AXES
-from bigjax.plan import chips, compile as compile_lib
+from bigjax.plan import chips
+from bigjax.plan import compile as compile_lib
 
 # Whether matrix products are cut so that gathers and scatters hide behind them; which is better
 # differs. The others that were tried made no difference.
@@ -36,6 +37,7 @@ SPARE = 0.05  # of the HBM stays free: a run holds its next batch too
 class Candidate(NamedTuple):
     """estimate: seconds of a step. needs: bytes of a device, roughly; for comparing layouts of one
     remat."""
+
     mesh: dict[str, int]
     remat: str
     accumulate: int
@@ -45,16 +47,20 @@ class Candidate(NamedTuple):
 
     def lines(self) -> list[str]:
         """Of a config."""
-        return [*(f"c.mesh.{axis} = {n}" for axis, n in self.mesh.items()),
-                *([f"c.model.remat = {self.remat!r}"] if self.remat else []),
-                f"c.train.accumulate = {self.accumulate}",
-                *([f"c.train.compiler_options = {self.options}"] if self.options else [])]
+        return [
+            *(f"c.mesh.{axis} = {n}" for axis, n in self.mesh.items()),
+            *([f"c.model.remat = {self.remat!r}"] if self.remat else []),
+            f"c.train.accumulate = {self.accumulate}",
+            *([f"c.train.compiler_options = {self.options}"] if self.options else []),
+        ]
 
     def __str__(self) -> str:
         mesh = " ".join(f"{axis}={n}" for axis, n in self.mesh.items() if n > 1) or "one device"
-        return (f"{mesh}, {'remat ' + self.remat + ', ' if self.remat else ''}"
-                f"{self.accumulate} micro-batch{'es' if self.accumulate > 1 else ''}"
-                + (", no windowed einsum" if WINDOWED in self.options else ""))
+        return (
+            f"{mesh}, {'remat ' + self.remat + ', ' if self.remat else ''}"
+            f"{self.accumulate} micro-batch{'es' if self.accumulate > 1 else ''}"
+            + (", no windowed einsum" if WINDOWED in self.options else "")
+        )
 
 
 class Found(NamedTuple):
@@ -63,8 +69,14 @@ class Found(NamedTuple):
     seconds: float  # in the middle of the predicted range
 
 
-def search(config, topology: str, slices: int, minutes: float, log: Callable[[str], None],
-           seconds_of: Callable[[compile_lib.Plan], tuple[float, float]]) -> list[Found]:
+def search(
+    config,
+    topology: str,
+    slices: int,
+    minutes: float,
+    log: Callable[[str], None],
+    seconds_of: Callable[[compile_lib.Plan], tuple[float, float]],
+) -> list[Found]:
     """What was compiled and fits, best first.
 
     seconds_of(plan): (low, high) of a step.
@@ -79,37 +91,48 @@ def search(config, topology: str, slices: int, minutes: float, log: Callable[[st
     while worthy := _worthy(left, found, too_large):
         tried = len(candidates) - len(left)
         if tried and time.monotonic() - begun > 60 * minutes:
-            log(f"The {minutes:g} minutes are up; {len(worthy)} that may be faster were not tried. "
-                "The same command goes on.")
+            log(
+                f"The {minutes:g} minutes are up; {len(worthy)} that may be faster were not tried. "
+                "The same command goes on."
+            )
             if not found:
-                raise UserError(f"None of the {tried} layouts that were tried fits {slices} x "
-                                f"{topology}: give --search more --budget-minutes, or use a larger "
-                                "slice or a smaller train.batch_size.")
+                raise UserError(
+                    f"None of the {tried} layouts that were tried fits {slices} x "
+                    f"{topology}: give --search more --budget-minutes, or use a larger "
+                    "slice or a smaller train.batch_size."
+                )
             break
         candidate = worthy[0]
         left.remove(candidate)
-        plan, = compile_lib.plans(apply(config, candidate), topology, slices)
+        (plan,) = compile_lib.plans(apply(config, candidate), topology, slices)
         if plan.fits and plan.peak_bytes <= (1 - SPARE) * plan.limit_bytes:
             found.append(Found(candidate, plan, sum(seconds_of(plan)) / 2))
-            log(f"  {candidate}: {found[-1].seconds:.3g} s, "
-                f"{plan.peak_bytes / chips.GIB:.2f} GiB")
+            log(f"  {candidate}: {found[-1].seconds:.3g} s, {plan.peak_bytes / chips.GIB:.2f} GiB")
         else:
             too_large.append(candidate)
             log(f"  {candidate}: does not fit")
     else:
-        log(f"Compiled {len(candidates) - len(left)}; by their estimates the other {len(left)} are "
-            "slower or too large.")
+        log(
+            f"Compiled {len(candidates) - len(left)}; by their estimates the other {len(left)} are "
+            "slower or too large."
+        )
     if not found:
-        raise UserError(f"No layout of this config fits {slices} x {topology}: use a larger slice, "
-                        "or a smaller train.batch_size.")
+        raise UserError(
+            f"No layout of this config fits {slices} x {topology}: use a larger slice, "
+            "or a smaller train.batch_size."
+        )
     return sorted(found, key=lambda f: f.seconds)
 
 
-def _worthy(candidates: list[Candidate], found: list[Found], too_large: list[Candidate]
-            ) -> list[Candidate]:
+def _worthy(
+    candidates: list[Candidate], found: list[Found], too_large: list[Candidate]
+) -> list[Candidate]:
     """Those that may fit, and be faster than the best by how far estimates were from plans."""
-    candidates = [c for c in candidates
-                  if not any(c.remat == x.remat and c.needs >= x.needs for x in too_large)]
+    candidates = [
+        c
+        for c in candidates
+        if not any(c.remat == x.remat and c.needs >= x.needs for x in too_large)
+    ]
     if not found:
         return candidates
     best = min(f.seconds for f in found)
@@ -135,8 +158,10 @@ def _candidates(config, topology: str, slices: int) -> tuple[list[Candidate], in
     n = math.prod(sizes) * slices * (2 if chip == "tpu7x" else 1)
     task = tasks.build(config)
     if task.players:
-        raise UserError("--search is for one kind of step; adversarial training has several. Give "
-                        "--mesh=... instead.")
+        raise UserError(
+            "--search is for one kind of step; adversarial training has several. Give "
+            "--mesh=... instead."
+        )
     count = _Arithmetic(config, task, chips.CHIPS[chip], sizes, n, slices)
     remats = ("none", "dots", "full") if hasattr(task.model_config, "remat") else ("",)
     own = config.train.compiler_options.to_dict()
@@ -152,12 +177,22 @@ def _candidates(config, topology: str, slices: int) -> tuple[list[Candidate], in
             if at_rest is None or rest or needless or at_rest + kept_bytes > room:
                 ruled_out += 1
                 continue
-            kept += [Candidate(mesh, remat, micro, {**own, **flags},
-                               count.seconds(mesh, remat, micro), at_rest + USUAL * kept_bytes)
-                     for flags in FLAGS]
+            kept += [
+                Candidate(
+                    mesh,
+                    remat,
+                    micro,
+                    {**own, **flags},
+                    count.seconds(mesh, remat, micro),
+                    at_rest + USUAL * kept_bytes,
+                )
+                for flags in FLAGS
+            ]
     if not kept:
-        raise UserError(f"No layout of this config fits {slices} x {topology}, by arithmetic: use "
-                        "a larger slice, or a smaller train.batch_size.")
+        raise UserError(
+            f"No layout of this config fits {slices} x {topology}, by arithmetic: use "
+            "a larger slice, or a smaller train.batch_size."
+        )
     return _varied(kept, room), ruled_out
 
 
@@ -185,13 +220,15 @@ def _meshes(n: int, slices: int) -> Iterator[dict[str, int]]:
 class _Arithmetic:
     """What can be said of a layout without compiling it; seconds and bytes of one device."""
 
-    def __init__(self, config, task, chip: chips.Chip, torus: tuple[int, ...], n: int,
-                 slices: int) -> None:
+    def __init__(
+        self, config, task, chip: chips.Chip, torus: tuple[int, ...], n: int, slices: int
+    ) -> None:
         self.config, self.task, self.chip, self.torus = config, task, chip, torus
         self.n, self.slices = n, slices
         self.params = jax.eval_shape(task.init, jax.random.key(0))["params"]
         self.opt_state = jax.eval_shape(
-            optim.make(config.optim, config.train.steps, self.params).init, self.params)
+            optim.make(config.optim, config.train.steps, self.params).init, self.params
+        )
         self.weights = sum(x.size for x in jax.tree_util.tree_leaves(self.params))
         c = task.model_config
         self.layers, self.width = getattr(c, "n_layers", 1), getattr(c, "d_model", 0)
@@ -205,8 +242,9 @@ class _Arithmetic:
     def at_rest(self, sizes: dict[str, int]) -> float | None:
         """Parameters, their gradients, and the optimizer's state unless it is with the host; None
         if they cannot be cut so."""
-        mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes),
-                            axis_types=(AxisType.Auto,) * len(sizes))
+        mesh = AbstractMesh(
+            tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)
+        )
         T = self.config.data.seq_len
         if T % (128 * sizes["sequence"]) and sizes["sequence"] > 1:
             return None
@@ -216,14 +254,15 @@ class _Arithmetic:
             return None
         total = 2 * _bytes(self.params, placed)
         if not self.config.optim.offload:
-            total += _bytes(self.opt_state,
-                            sharding.of_opt_state(mesh, self.opt_state, self.params, placed))
+            total += _bytes(
+                self.opt_state, sharding.of_opt_state(mesh, self.opt_state, self.params, placed)
+            )
         return total
 
     def activations(self, sizes: dict[str, int], remat: str, micro: int) -> float:
         """No less than this is kept from the forward to the backward pass."""
         tokens = self._tokens(sizes) / micro
-        kept, weights = self.width, 0.
+        kept, weights = self.width, 0.0
         if remat == "dots":
             kept += self.queries + self.keys + self.inner
         elif remat == "none":  # norms, residuals, both sides of the activation, whole weights
@@ -251,19 +290,33 @@ class _Arithmetic:
         # gathered again for the gradients of the weights.
         again_sent = 2 if remat == "full" else 0
         sent += (10 + again_sent) * 2 * tokens * self.width * self.layers * share("tensor")
-        sent += (passes + 1) * 2 * tokens * self.keys * self.layers * (
-            sizes["sequence"] - 1) / sizes["tensor"]
+        sent += (
+            (passes + 1)
+            * 2
+            * tokens
+            * self.keys
+            * self.layers
+            * (sizes["sequence"] - 1)
+            / sizes["tensor"]
+        )
         between = 2 * mine / sizes["fsdp"] * (self.slices - 1) / self.slices * micro
         communication = sent / (2 * self.chip.link * 1e9) + between / (self.chip.dcn * 1e9)
         return (max(work, communication) + work + communication) / 2
 
     def _tokens(self, sizes: dict[str, int]) -> float:
         """Of a step on one device that holds whole rows' activations."""
-        return (self.config.train.batch_size * self.config.data.seq_len
-                / (sizes["data"] * sizes["fsdp"] * sizes["sequence"]))
+        return (
+            self.config.train.batch_size
+            * self.config.data.seq_len
+            / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
+        )
 
 
 def _bytes(shapes: Any, placed: Any) -> float:
     leaves, places = (jax.tree_util.tree_leaves(tree) for tree in (shapes, placed))
-    return float(sum(math.prod(p.shard_shape(x.shape)) * x.dtype.itemsize
-                     for x, p in zip(leaves, places, strict=True)))
+    return float(
+        sum(
+            math.prod(p.shard_shape(x.shape)) * x.dtype.itemsize
+            for x, p in zip(leaves, places, strict=True)
+        )
+    )

@@ -29,7 +29,7 @@ def read(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
     curves = {}
     text = path.read_text()
     # A run that was killed, or writes just now, may leave a last line without its end.
-    for number, line in enumerate(text[:text.rfind("\n") + 1].splitlines(), start=1):
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:
             entry = json.loads(line)
             step = entry.pop("step")
@@ -48,6 +48,7 @@ def draw(workdirs: list[str], out: str | None) -> str:
     Raises UserError if no work folder is given or one has no metrics.
     """
     import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -60,9 +61,14 @@ def draw(workdirs: list[str], out: str | None) -> str:
             for key in [k for k in curves if any(fnmatch.fnmatch(k, p) for p in keys)]:
                 label = workdir if key == keys[0] else f"{workdir} {key.removeprefix('eval/')}"
                 held_out = key.startswith("eval/")
-                axis.plot(*curves[key], label=label, color=f"C{i}",
-                          marker="o" if held_out else None, markersize=3,
-                          linestyle="--" if held_out and len(keys) > 1 else "-")
+                axis.plot(
+                    *curves[key],
+                    label=label,
+                    color=f"C{i}",
+                    marker="o" if held_out else None,
+                    markersize=3,
+                    linestyle="--" if held_out and len(keys) > 1 else "-",
+                )
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         if log:
@@ -81,9 +87,13 @@ def _table(runs: dict) -> str:
     """The last value of each loss, run by run."""
     lines = []
     for workdir, curves in runs.items():
-        last = {k: v[1][-1] for k, v in curves.items()
-                if k in ("loss", "tokens_per_sec") or k.startswith("eval/")}
+        last = {
+            k: v[1][-1]
+            for k, v in curves.items()
+            if k in ("loss", "tokens_per_sec") or k.startswith("eval/")
+        }
         step = max(s[-1] for s, _ in curves.values()) if curves else 0
-        lines.append(f"{workdir}, step {step}: "
-                     + "  ".join(f"{k} {v:.4g}" for k, v in last.items()))
+        lines.append(
+            f"{workdir}, step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in last.items())
+        )
     return "\n".join(lines)

@@ -24,14 +24,22 @@ HOW_TO_READ = (
     "its\nNLL_oracle was the same; vs sharpened: minus that of a run whose reward has likelihood "
     "too, but no\ndiscriminator; vs temperature: minus the least that maximum likelihood of the "
     "same seed has there at\nany round and temperature. Below zero is better; NLL_oracle alone "
-    "says little. '-': there is no other\nsuch run, or it never gets to that NLL_oracle.")
-SAME = ("oracle.params", "oracle.seed", "oracle.d_model", "oracle.sequences", "data.seq_len",
-        "model.vocab_size")  # of runs that can be compared
+    "says little. '-': there is no other\nsuch run, or it never gets to that NLL_oracle."
+)
+SAME = (
+    "oracle.params",
+    "oracle.seed",
+    "oracle.d_model",
+    "oracle.sequences",
+    "data.seq_len",
+    "model.vocab_size",
+)  # of runs that can be compared
 
 
 class Run(NamedTuple):
     """points: {round: (NLL_oracle, NLL_test)} at temperature 1; tempered: those at others, of all
     rounds. split: what NLL_test is of."""
+
     workdir: str
     config: dict
     split: str
@@ -82,15 +90,22 @@ def read_run(workdir: str) -> Run:
     path = epath.Path(workdir) / "config.json"
     try:
         config = json.loads(path.read_text())
-        splits = {name: entry["split"] for name, entry in config["evals"].items()
-                  if f"eval/{name}/nll_oracle" in curves}
+        splits = {
+            name: entry["split"]
+            for name, entry in config["evals"].items()
+            if f"eval/{name}/nll_oracle" in curves
+        }
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{path} is no config of a run ({e!r}). It is written when a run starts; "
-                        "restore it, or leave this run out.") from e
+        raise UserError(
+            f"{path} is no config of a run ({e!r}). It is written when a run starts; "
+            "restore it, or leave this run out."
+        ) from e
     if not splits:
-        raise UserError(f"{workdir!r} has no metrics eval/NAME/nll_oracle: only runs with "
-                        "task.name='seqgan' and evals.NAME = evaluation('oracle', every=N) can be "
-                        "compared here. Leave it out; `bigjax report` draws any run.")
+        raise UserError(
+            f"{workdir!r} has no metrics eval/NAME/nll_oracle: only runs with "
+            "task.name='seqgan' and evals.NAME = evaluation('oracle', every=N) can be "
+            "compared here. Leave it out; `bigjax report` draws any run."
+        )
     split = "test" if "test" in splits.values() else min(splits.values())
     points, tempered = {}, []
     for key, (rounds, nll_oracle) in curves.items():
@@ -108,27 +123,39 @@ def read_run(workdir: str) -> Run:
 def _check_same_oracle(runs: list[Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
-        pairs = [(k, first.config[s][name], run.config[s][name])
-                 for k in SAME for s, name in [k.split(".")]]
+        pairs = [
+            (k, first.config[s][name], run.config[s][name])
+            for k in SAME
+            for s, name in [k.split(".")]
+        ]
         pairs.append(("the oracle's evaluation split", first.split, run.split))
         wrong = [f"{k} is {a!r} and {b!r}" for k, a, b in pairs if a != b]
         if wrong:
-            raise UserError(f"{first.workdir!r} and {run.workdir!r} were judged by different "
-                            f"oracles: {'; '.join(wrong)}. Their numbers cannot be compared: "
-                            "report on them one after the other.")
+            raise UserError(
+                f"{first.workdir!r} and {run.workdir!r} were judged by different "
+                f"oracles: {'; '.join(wrong)}. Their numbers cannot be compared: "
+                "report on them one after the other."
+            )
 
 
 def _groups(runs: list[Run]) -> dict[str, list[Run]]:
     """{label: runs whose configs differ in the seed, and in what they started from, alone}."""
     groups = {}
     for run in runs:
-        config = {k: v for k, v in run.config.items()
-                  if k not in ("seed", "resume_from", "init_from")}
+        config = {
+            k: v for k, v in run.config.items() if k not in ("seed", "resume_from", "init_from")
+        }
         groups.setdefault(json.dumps(config, sort_keys=True), []).append(run)
 
     def labels(name) -> list[str]:
-        return [", ".join(dict.fromkeys(re.sub(rf"(.)([-_]|[-_]?s)0*{run.seed}$", r"\1", name(run))
-                                        for run in group)) for group in groups.values()]
+        return [
+            ", ".join(
+                dict.fromkeys(
+                    re.sub(rf"(.)([-_]|[-_]?s)0*{run.seed}$", r"\1", name(run)) for run in group
+                )
+            )
+            for group in groups.values()
+        ]
 
     found = labels(lambda run: epath.Path(run.workdir).name)
     if len(set(found)) < len(groups):  # such as a/gan and b/gan
@@ -159,12 +186,14 @@ def hull(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """
     out = []
     for x, y in sorted(points):
-        while len(out) > 1 and ((out[-1][0] - out[-2][0]) * (y - out[-2][1])
-                                <= (out[-1][1] - out[-2][1]) * (x - out[-2][0])):
+        while len(out) > 1 and (
+            (out[-1][0] - out[-2][0]) * (y - out[-2][1])
+            <= (out[-1][1] - out[-2][1]) * (x - out[-2][0])
+        ):
             out.pop()
         out.append((x, y))
     lowest = min(range(len(out)), key=lambda i: out[i][1])
-    return out[:lowest + 1]
+    return out[: lowest + 1]
 
 
 def _envelope(runs: list[Run], seed: int) -> list[tuple[float, float]]:
@@ -178,8 +207,11 @@ def _envelope(runs: list[Run], seed: int) -> list[tuple[float, float]]:
 def versus(kind: str, run: Run, runs: list[Run]) -> float:
     """A run's last NLL_test minus that of another run of this kind at equal NLL_oracle."""
     x, y = run.last
-    found = [on_path([*r.points.values()], x) for r in runs
-             if r.kind == kind and r.seed == run.seed and r is not run]
+    found = [
+        on_path([*r.points.values()], x)
+        for r in runs
+        if r.kind == kind and r.seed == run.seed and r is not run
+    ]
     return y - min((v for v in found if not math.isnan(v)), default=math.nan)
 
 
@@ -195,20 +227,40 @@ def vs_temperature(run: Run, runs: list[Run]) -> float:
 
 
 def _table(groups: dict[str, list[Run]], runs: list[Run]) -> str:
-    rows = [("", "kind", "seeds", "round", "NLL_oracle", "NLL_test", "vs control",
-             "vs sharpened", "vs temperature")]
+    rows = [
+        (
+            "",
+            "kind",
+            "seeds",
+            "round",
+            "NLL_oracle",
+            "NLL_test",
+            "vs control",
+            "vs sharpened",
+            "vs temperature",
+        )
+    ]
     for label, group in groups.items():
         rounds = sorted({max(run.points) for run in group})
-        rows.append((
-            label, group[0].kind, " ".join(str(run.seed) for run in group),
-            "-".join(map(str, dict.fromkeys((rounds[0], rounds[-1])))),
-            spread([run.last[0] for run in group]), spread([run.last[1] for run in group]),
-            *(spread([versus(kind, run, runs) for run in group], "+")
-              for kind in ("control", "sharpened")),
-            spread([vs_temperature(run, runs) for run in group], "+")))
+        rows.append(
+            (
+                label,
+                group[0].kind,
+                " ".join(str(run.seed) for run in group),
+                "-".join(map(str, dict.fromkeys((rounds[0], rounds[-1])))),
+                spread([run.last[0] for run in group]),
+                spread([run.last[1] for run in group]),
+                *(
+                    spread([versus(kind, run, runs) for run in group], "+")
+                    for kind in ("control", "sharpened")
+                ),
+                spread([vs_temperature(run, runs) for run in group], "+"),
+            )
+        )
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(f"{cell:<{n}}" for cell, n in zip(row, widths)).rstrip()
-                     for row in rows)
+    return "\n".join(
+        "  ".join(f"{cell:<{n}}" for cell, n in zip(row, widths)).rstrip() for row in rows
+    )
 
 
 def spread(values: list[float], sign: str = "-") -> str:
@@ -224,6 +276,7 @@ def spread(values: list[float], sign: str = "-") -> str:
 
 def _picture(groups: dict[str, list[Run]], runs: list[Run], path: str) -> None:
     import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -232,14 +285,21 @@ def _picture(groups: dict[str, list[Run]], runs: list[Run], path: str) -> None:
         common = sorted(set.intersection(*(set(run.points) for run in group)))
         for run in group:
             for k, axis in enumerate(over_rounds):
-                axis.plot([*run.points], [p[k] for p in run.points.values()], color=f"C{i}",
-                          linewidth=0.6)
+                axis.plot(
+                    [*run.points], [p[k] for p in run.points.values()], color=f"C{i}", linewidth=0.6
+                )
             plane.plot(*zip(*run.points.values()), color=f"C{i}", linewidth=0.6)
-            plane.plot(*run.last, color=f"C{i}", marker="o",
-                       label=label if run is group[0] else None)
+            plane.plot(
+                *run.last, color=f"C{i}", marker="o", label=label if run is group[0] else None
+            )
         for k, axis in enumerate(over_rounds):  # the mean of the seeds
-            axis.plot(common, [statistics.mean(run.points[step][k] for run in group)
-                               for step in common], color=f"C{i}", linewidth=2, label=label)
+            axis.plot(
+                common,
+                [statistics.mean(run.points[step][k] for run in group) for step in common],
+                color=f"C{i}",
+                linewidth=2,
+                label=label,
+            )
     label = "MLE at its best temperature"
     for seed in sorted({run.seed for run in runs}):
         if envelope := _envelope(runs, seed):
@@ -248,8 +308,11 @@ def _picture(groups: dict[str, list[Run]], runs: list[Run], path: str) -> None:
     for axis, title in zip(over_rounds, ("NLL_oracle", "NLL_test")):
         axis.set(title=title, xlabel="round", ylabel="nats a token")
         axis.xaxis.get_major_locator().set_params(integer=True)
-    plane.set(title="NLL_test against NLL_oracle (points: the last round)",
-              xlabel="NLL_oracle, nats a token", ylabel="NLL_test, nats a token")
+    plane.set(
+        title="NLL_test against NLL_oracle (points: the last round)",
+        xlabel="NLL_oracle, nats a token",
+        ylabel="NLL_test, nats a token",
+    )
     for axis in (*over_rounds, plane):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)

@@ -1,9 +1,10 @@
 """Tasks: from a batch to a loss. A config names the module; `build` makes the three functions."""
 
+from collections.abc import Callable
 import dataclasses
 import importlib
 import pathlib
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,7 @@ class Task(NamedTuple):
     prepare() -> (params, corpus) -> params: what a run from scratch begins with. Called before the
         data are read, so that it can refuse what it needs.
     """
+
     init: Callable[..., Any]
     loss: Callable[..., Any]
     frozen: Callable[[], Any]
@@ -88,12 +90,15 @@ def family_for(config, what: str, suits: Callable[[Any], bool]) -> tuple[Any, An
     """
     family = models.module(config.model.name)
     if not suits(family):
-        raise UserError(f"config.task.name={config.task.name!r} needs {what}; model.name is "
-                        f"{config.model.name!r}.")
+        raise UserError(
+            f"config.task.name={config.task.name!r} needs {what}; model.name is "
+            f"{config.model.name!r}."
+        )
     c = models.build_config(config.model)
     if config.data.seq_len > c.max_len:
-        raise UserError(f"data.seq_len={config.data.seq_len} is longer than model.max_len="
-                        f"{c.max_len}.")
+        raise UserError(
+            f"data.seq_len={config.data.seq_len} is longer than model.max_len={c.max_len}."
+        )
     return family, c
 
 
@@ -116,13 +121,17 @@ def init_and_axes(make: Callable[[Any], Any], c) -> tuple[Callable, Any]:
 
 def array_shapes(integers: dict[str, tuple[int, ...]], floats: dict[str, tuple[int, ...]]) -> dict:
     """ShapeDtypeStructs by name, int32 and float32: for Task.batch_shapes."""
-    return {name: jax.ShapeDtypeStruct(shape, dtype)
-            for part, dtype in ((integers, jnp.int32), (floats, jnp.float32))
-            for name, shape in part.items()}
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype)
+        for part, dtype in ((integers, jnp.int32), (floats, jnp.float32))
+        for name, shape in part.items()
+    }
 
 
 def check_vocabulary(n: int, vocab_size: int) -> None:
     """Refuses a tokenizer of n tokens that the model has no room for."""
     if n > vocab_size:
-        raise UserError(f"The tokenizer has {n} tokens, the model only model.vocab_size="
-                        f"{vocab_size}: set that to {n} or more.")
+        raise UserError(
+            f"The tokenizer has {n} tokens, the model only model.vocab_size="
+            f"{vocab_size}: set that to {n} or more."
+        )

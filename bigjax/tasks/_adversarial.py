@@ -1,7 +1,8 @@
 """What the tasks of adversarial training share: their options, their rounds, their players."""
 
+from collections.abc import Callable
 import dataclasses
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ class Options:
     """A step of the loop is a round of many updates: first `mle_rounds` that teach the generator
     by maximum likelihood, then `discriminator_rounds`, then adversarial ones up to train.steps.
     """
+
     mle_rounds: int = 20
     mle_updates: int = 157  # in each of them
     discriminator_rounds: int = 1
@@ -50,25 +52,39 @@ class Options:
         for name in ("mle_updates", "pretrain_updates", "generator_updates"):
             if getattr(self, name) < 1:
                 raise UserError(f"task.{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("mle_rounds", "discriminator_rounds", "discriminator_updates", "negatives",
-                     "rollouts", "discriminator_l2", "entropy", "teacher_forcing", "likelihood",
-                     "kl"):
+        for name in (
+            "mle_rounds",
+            "discriminator_rounds",
+            "discriminator_updates",
+            "negatives",
+            "rollouts",
+            "discriminator_l2",
+            "entropy",
+            "teacher_forcing",
+            "likelihood",
+            "kl",
+        ):
             if getattr(self, name) < 0:
                 raise UserError(f"task.{name} is {getattr(self, name)}; it must not be negative.")
         for name in ("scheduled_sampling", "rollout_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"task.{name} is {getattr(self, name)}; it must be in [0, 1].")
-        for name, allowed in (("reward", ("probability", "log_odds", "constant")),
-                              ("baseline", ("none", "batch"))):
+        for name, allowed in (
+            ("reward", ("probability", "log_odds", "constant")),
+            ("baseline", ("none", "batch")),
+        ):
             if getattr(self, name) not in allowed:
-                raise UserError(f"task.{name} is {getattr(self, name)!r}; allowed: "
-                                f"{', '.join(allowed)}.")
+                raise UserError(
+                    f"task.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}."
+                )
 
         others = (self.likelihood, self.kl, self.entropy, self.teacher_forcing)
         if self.constant and self.baseline == "batch" and not any(others):
-            raise UserError("task.reward='constant' less task.baseline='batch' is 0 everywhere: "
-                            "set task.baseline='none', or one of likelihood, kl, entropy and "
-                            "teacher_forcing.")
+            raise UserError(
+                "task.reward='constant' less task.baseline='batch' is 0 everywhere: "
+                "set task.baseline='none', or one of likelihood, kl, entropy and "
+                "teacher_forcing."
+            )
 
     @property
     def constant(self) -> bool:
@@ -77,8 +93,11 @@ class Options:
 
     def describe(self, steps: int) -> str:
         """How many rounds of each kind there are."""
-        return ", ".join(f"{n} {phase}" for phase in PHASES
-                         if (n := sum(self.round(s)[0] == phase for s in range(steps))))
+        return ", ".join(
+            f"{n} {phase}"
+            for phase in PHASES
+            if (n := sum(self.round(s)[0] == phase for s in range(steps)))
+        )
 
     def round(self, step: int) -> tuple[str, int, int]:
         """(phase, batches of real text in this round, those in all rounds before it).
@@ -86,9 +105,11 @@ class Options:
         A discriminator's update takes half a batch of real text.
         """
         d = 0 if self.constant else 1
-        of_phase = ((self.mle_rounds, self.mle_updates),
-                    (self.discriminator_rounds * d, -(-self.pretrain_updates // 2)),
-                    (None, self.generator_updates + d * -(-self.discriminator_updates // 2)))
+        of_phase = (
+            (self.mle_rounds, self.mle_updates),
+            (self.discriminator_rounds * d, -(-self.pretrain_updates // 2)),
+            (None, self.generator_updates + d * -(-self.discriminator_updates // 2)),
+        )
         before = 0
         for phase, (rounds, batches) in zip(PHASES, of_phase):
             if rounds is None or step < rounds:
@@ -99,12 +120,15 @@ class Options:
 def check_training(config) -> None:
     """Refuses what rounds cannot do."""
     if config.train.batch_size % 2:
-        raise UserError(f"train.batch_size={config.train.batch_size} must be even: half of what a "
-                        "discriminator's update sees is real text.")
+        raise UserError(
+            f"train.batch_size={config.train.batch_size} must be even: half of what a "
+            "discriminator's update sees is real text."
+        )
     for key, off in (("accumulate", 1), ("ema", 0)):
         if config.train[key] != off:
-            raise UserError(f"train.{key}={config.train[key]}: adversarial training has only "
-                            f"train.{key}={off}.")
+            raise UserError(
+                f"train.{key}={config.train[key]}: adversarial training has only train.{key}={off}."
+            )
 
 
 class Players(NamedTuple):
@@ -113,6 +137,7 @@ class Players(NamedTuple):
     Rows of text are int [B, T]. `given` is what they are conditioned on, arrays with B rows ({} =
     nothing); a context is what the generator made of it.
     """
+
     options: Options
     length: int  # T
     start_id: int  # what is read before the first token
@@ -130,20 +155,27 @@ class Players(NamedTuple):
     click_reward: float = 0.0  # weight of the predicted quantile beside the reward of being real
 
 
-def adversarial_task(c, players: Players, networks: dict, examples: dict, given: dict,
-                     load_data: Callable, **more) -> Task:
+def adversarial_task(
+    c, players: Players, networks: dict, examples: dict, given: dict, load_data: Callable, **more
+) -> Task:
     """The Task of players.
 
     c: the model's Config. networks: the Flax modules 'generator' and 'discriminator'; examples:
     what each is called with, one row. given: of a batch what texts are conditioned on, one row.
     more: other fields of Task.
     """
+
     def init(rng):
-        params = params_lib.unbox({
-            name: networks[name].init(key, *examples[name])["params"]
-            for name, key in zip(("generator", "discriminator"), jax.random.split(rng))})
-        return {"params": params, "extras": {"rollout": params["generator"],
-                                             "reference": params["generator"]}}
+        params = params_lib.unbox(
+            {
+                name: networks[name].init(key, *examples[name])["params"]
+                for name, key in zip(("generator", "discriminator"), jax.random.split(rng))
+            }
+        )
+        return {
+            "params": params,
+            "extras": {"rollout": params["generator"], "reference": params["generator"]},
+        }
 
     def loss(params, extras, frozen, batch, rng, train):
         del frozen
@@ -155,14 +187,32 @@ def adversarial_task(c, players: Players, networks: dict, examples: dict, given:
     def batch_shapes(batch_size, step):
         phase, n, _ = players.options.round(step)
         text = {"tokens": (1, players.length)}, {"weights": (1, players.length)}
-        return {phase: {k: jax.ShapeDtypeStruct((batch_size, n, *x.shape[1:]), x.dtype)
-                        for k, x in {**array_shapes(*text), **given}.items()}}
+        return {
+            phase: {
+                k: jax.ShapeDtypeStruct((batch_size, n, *x.shape[1:]), x.dtype)
+                for k, x in {**array_shapes(*text), **given}.items()
+            }
+        }
 
-    axes = {name: params_lib.logical_axes(jax.eval_shape(
-        network.init, jax.random.key(0), *examples[name])["params"])
-        for name, network in networks.items()}
-    return Task(init, loss, lambda: None, axes, networks["generator"], c, 0.0, load_data,
-                batch_shapes, players=players, **more)
+    axes = {
+        name: params_lib.logical_axes(
+            jax.eval_shape(network.init, jax.random.key(0), *examples[name])["params"]
+        )
+        for name, network in networks.items()
+    }
+    return Task(
+        init,
+        loss,
+        lambda: None,
+        axes,
+        networks["generator"],
+        c,
+        0.0,
+        load_data,
+        batch_shapes,
+        players=players,
+        **more,
+    )
 
 
 def half_squares(params) -> jax.Array:
@@ -170,8 +220,9 @@ def half_squares(params) -> jax.Array:
     return sum(0.5 * jnp.square(x).sum() for x in jax.tree_util.tree_leaves(params))
 
 
-def judge(players: Players, params, given, tokens_BT: jax.Array, rng: jax.Array | None = None
-          ) -> tuple[jax.Array, jax.Array | None]:
+def judge(
+    players: Players, params, given, tokens_BT: jax.Array, rng: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array | None]:
     """What the discriminator (its params) says of texts: logits_B2 of generated and of real, and
     the logit_B of the quantile of clicks, None if it predicts none."""
     found = players.score(params, given, tokens_BT, mask_of(players, tokens_BT), rng)
@@ -191,16 +242,24 @@ def mask_of(players: Players, tokens_BT: jax.Array) -> jax.Array:
     return (ended == 0) | ((ended == 1) & (tokens_BT == players.end_id))
 
 
-def write(players: Players, params, context, rng: jax.Array, batch: int,
-          choose: Callable = categorical) -> jax.Array:
+def write(
+    players: Players, params, context, rng: jax.Array, batch: int, choose: Callable = categorical
+) -> jax.Array:
     """Texts from the generator (its params), int32 [batch, T]. choose: see go_on."""
     start = jnp.full(batch, players.start_id, jnp.int32)
-    return go_on(players, params, context, players.begin(batch), start, rng, players.length,
-                 choose)
+    return go_on(players, params, context, players.begin(batch), start, rng, players.length, choose)
 
 
-def go_on(players: Players, params, context, state, tokens_B: jax.Array, rng: jax.Array, n: int,
-          choose: Callable = categorical) -> jax.Array:
+def go_on(
+    players: Players,
+    params,
+    context,
+    state,
+    tokens_B: jax.Array,
+    rng: jax.Array,
+    n: int,
+    choose: Callable = categorical,
+) -> jax.Array:
     """n more tokens of each row, int32 [B, n].
 
     state: before it reads tokens_B, the last ones. choose(logits_BV, rng) -> tokens_B.

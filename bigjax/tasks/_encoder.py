@@ -1,7 +1,8 @@
 """What the tasks on an encoder share: the model with its heads, and its parameters."""
 
+from collections.abc import Callable
 import functools
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 from bigjax.data import labelled
 from bigjax.data.store import SPLITS
@@ -16,6 +17,7 @@ class Encoder(NamedTuple):
     flops_per_row: of a training step on a row of data.seq_len tokens, heads left out;
     flops_per_masked: of the vocabulary projection, a masked token.
     """
+
     model: Any
     config: Any
     init: Callable
@@ -32,17 +34,22 @@ def build_encoder(config, heads: tuple[str, ...], n_labels: int = 2) -> Encoder:
 
     Raises UserError if the model has no such heads, or data.seq_len exceeds its positions.
     """
-    family, c = family_for(config, "an encoder, such as model.name='bert'",
-                           lambda family: set(heads) <= set(getattr(family, "HEADS", ())))
+    family, c = family_for(
+        config,
+        "an encoder, such as model.name='bert'",
+        lambda family: set(heads) <= set(getattr(family, "HEADS", ())),
+    )
     make = functools.partial(family.Model, heads=heads, n_labels=n_labels)
     init, axes = init_and_axes(make, c)
     seq_len = config.data.seq_len
-    return Encoder(make(c), c, init, axes, seq_len * family.flops_per_token(c, seq_len),
-                   family.head_flops(c))
+    return Encoder(
+        make(c), c, init, axes, seq_len * family.flops_per_token(c, seq_len), family.head_flops(c)
+    )
 
 
-def labelled_task(config, kind: str, head: str, loss: Callable, labels: tuple[str, ...] = (),
-                  n_outputs: int = 2) -> Task:
+def labelled_task(
+    config, kind: str, head: str, loss: Callable, labels: tuple[str, ...] = (), n_outputs: int = 2
+) -> Task:
     """A task with labelled examples, see data.labelled.LabelledData of this kind.
 
     loss(logits, batch, train) -> ((sum, weight), metrics), from what `head` with n_outputs gives.
@@ -52,8 +59,14 @@ def labelled_task(config, kind: str, head: str, loss: Callable, labels: tuple[st
     def outputs(params, extras, batch, rng=None):
         del extras
         return encoder.model.apply(
-            {"params": params}, batch["tokens"], batch["types"], batch["segment_ids"],
-            batch["positions"], first_BK=batch["first"], rng=rng)[head]
+            {"params": params},
+            batch["tokens"],
+            batch["types"],
+            batch["segment_ids"],
+            batch["positions"],
+            first_BK=batch["first"],
+            rng=rng,
+        )[head]
 
     def loss_of_batch(params, extras, frozen, batch, rng, train):
         del frozen
@@ -61,8 +74,9 @@ def labelled_task(config, kind: str, head: str, loss: Callable, labels: tuple[st
         return pair, (metrics, extras)
 
     def load_data(log=print, tokenizer=None, splits=SPLITS):
-        found = labelled.load_labelled(config.data, kind, labels, tokenizer=tokenizer, log=log,
-                                       names=splits)
+        found = labelled.load_labelled(
+            config.data, kind, labels, tokenizer=tokenizer, log=log, names=splits
+        )
         encoder.check_vocabulary(found.tokenizer)
         return found
 
@@ -72,12 +86,33 @@ def labelled_task(config, kind: str, head: str, loss: Callable, labels: tuple[st
         if config.data.packing:  # how many fit only the data say
             K = max(1, config.data.seq_len // PACKED_TOKENS)
         each = (batch_size, K)
-        names = {"classify": {"label": each}, "tag": {"token_labels": row},
-                 "answer": {"start": each, "end": each}}.get(kind, {})
+        names = {
+            "classify": {"label": each},
+            "tag": {"token_labels": row},
+            "answer": {"start": each, "end": each},
+        }.get(kind, {})
         return array_shapes(
-            {"tokens": row, "types": row, "segment_ids": row, "positions": row, "first": each,
-             "example": each, **names},
-            {"weights": each, **({"label": each} if kind == "regress" else {})})
+            {
+                "tokens": row,
+                "types": row,
+                "segment_ids": row,
+                "positions": row,
+                "first": each,
+                "example": each,
+                **names,
+            },
+            {"weights": each, **({"label": each} if kind == "regress" else {})},
+        )
 
-    return Task(encoder.init, loss_of_batch, lambda: None, encoder.axes, encoder.model,
-                encoder.config, encoder.flops_per_row, load_data, batch_shapes, outputs=outputs)
+    return Task(
+        encoder.init,
+        loss_of_batch,
+        lambda: None,
+        encoder.axes,
+        encoder.model,
+        encoder.config,
+        encoder.flops_per_row,
+        load_data,
+        batch_shapes,
+        outputs=outputs,
+    )

@@ -1,7 +1,7 @@
 """Headlines as adversarial training reads them: in rounds, and with a few words changed."""
 
-import functools
 from collections.abc import Callable, Sequence
+import functools
 
 import numpy as np
 
@@ -31,8 +31,11 @@ class Corpus:
     def split(self, name: str, *, batch_size: int, seed: int | None = None):
         """HeadlineData; of 'train' with a seed in rounds."""
         found = self._headlines.split(name, batch_size, seed)
-        return found if seed is None else ChangedInRounds(
-            found, self._options, changes(self._options, self.tokenizer), seed)
+        return (
+            found
+            if seed is None
+            else ChangedInRounds(found, self._options, changes(self._options, self.tokenizer), seed)
+        )
 
     def save(self, folder) -> None:
         """Writes the hot words, which a trained model is told again."""
@@ -45,15 +48,20 @@ class ChangedInRounds(InRounds):
 
     def __init__(self, data: HeadlineData, options, changed: Callable, seed: int) -> None:
         super().__init__(data, options.round)
-        self._generator_updates, self._changed, self._seed = (options.generator_updates, changed,
-                                                              seed)
+        self._generator_updates, self._changed, self._seed = (
+            options.generator_updates,
+            changed,
+            seed,
+        )
 
     def _batch(self, phase: str, i: int, number: int, rows: slice | None) -> dict:
         judged = phase == "discriminator" or (
-            phase == "adversarial" and i >= self._generator_updates)
+            phase == "adversarial" and i >= self._generator_updates
+        )
         first_row = rows.start or 0 if rows else 0
-        return self._changed(super()._batch(phase, i, number, rows), [self._seed, number],
-                             first_row, judged=judged)
+        return self._changed(
+            super()._batch(phase, i, number, rows), [self._seed, number], first_row, judged=judged
+        )
 
 
 def changes(options, tokenizer: WordPiece) -> Callable[..., dict]:
@@ -63,8 +71,9 @@ def changes(options, tokenizer: WordPiece) -> Callable[..., dict]:
     shall not know them by heart), not where the generator learns to write them. A function of
     seed and of the row's number in the whole batch, from first_row on.
     """
-    of_articles, of_headlines = (_augment(rate, options, tokenizer) for rate in (
-        options.augment, options.augment_headlines))
+    of_articles, of_headlines = (
+        _augment(rate, options, tokenizer) for rate in (options.augment, options.augment_headlines)
+    )
 
     def changed(batch: dict, seed: list[int], first_row: int, judged: bool) -> dict:
         batch = {k: x.copy() for k, x in batch.items()}
@@ -96,19 +105,27 @@ class Synonyms:
     none, and one may be several of the tokenizer's words, as most of Chinese are.
     """
 
-    def __init__(self, words: Sequence[str], find: Callable[[str], Sequence[str]],
-                 tokenizer: WordPiece, path: str) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        find: Callable[[str], Sequence[str]],
+        tokenizer: WordPiece,
+        path: str,
+    ) -> None:
         """find(word) -> others of the file. UserError if the tokenizer knows no word of it."""
         self._tokenizer = tokenizer
         self._words = dict(zip(self._ids(words), words))
         self._words.pop((), None)
         if not self._words:
-            raise UserError(f"{path} has no word that the tokenizer knows. Is it of another "
-                            "language?")
-        self._longest = max(sum(not tokenizer.is_continuation[i] for i in ids)
-                            for ids in self._words)
-        self._found = functools.cache(lambda ids: [
-            x for x in self._ids(find(self._words[ids])) if x])
+            raise UserError(
+                f"{path} has no word that the tokenizer knows. Is it of another language?"
+            )
+        self._longest = max(
+            sum(not tokenizer.is_continuation[i] for i in ids) for ids in self._words
+        )
+        self._found = functools.cache(
+            lambda ids: [x for x in self._ids(find(self._words[ids])) if x]
+        )
 
     def __call__(self, ids: tuple[int, ...]) -> list[tuple[int, ...]]:
         return self._found(ids) if ids in self._words else []
@@ -117,9 +134,15 @@ class Synonyms:
         """The words, with those joined, the longest first, that are one of the file's."""
         found, i = [], 0
         while i < len(words):
-            n = next((n for n in range(self._longest, 1, -1)
-                      if sum(words[i:i + n], ()) in self._words), 1)
-            found.append(sum(words[i:i + n], ()))
+            n = next(
+                (
+                    n
+                    for n in range(self._longest, 1, -1)
+                    if sum(words[i : i + n], ()) in self._words
+                ),
+                1,
+            )
+            found.append(sum(words[i : i + n], ()))
             i += n
         return found
 
@@ -139,11 +162,18 @@ def _synonyms(options, tokenizer: WordPiece) -> Synonyms | None:
     vectors = word_vectors.read(options.embeddings)
 
     def nearest(word: str) -> list[str]:
-        return [other for other, cosine in word_vectors.neighbours(vectors, word, NEIGHBOURS)
-                if cosine >= MIN_COSINE and not other.startswith("##")]
+        return [
+            other
+            for other, cosine in word_vectors.neighbours(vectors, word, NEIGHBOURS)
+            if cosine >= MIN_COSINE and not other.startswith("##")
+        ]
 
-    return Synonyms([word for word in vectors.words if not word.startswith("##")], nearest,
-                    tokenizer, options.embeddings)
+    return Synonyms(
+        [word for word in vectors.words if not word.startswith("##")],
+        nearest,
+        tokenizer,
+        options.embeddings,
+    )
 
 
 def _change_article(row: dict, augment: Augment, tokenizer: WordPiece, rng) -> None:
@@ -152,7 +182,7 @@ def _change_article(row: dict, augment: Augment, tokenizer: WordPiece, rng) -> N
     if end < 1:
         return
     rest = row["source"][end:n].copy()
-    new = _changed(row["source"][:end], augment, tokenizer, rng)[:size - len(rest)]
+    new = _changed(row["source"][:end], augment, tokenizer, rng)[: size - len(rest)]
     n = len(new) + len(rest)
     row["source"][:] = [*new, *rest, *[tokenizer.pad_id] * (size - n)]
     row["source_mask"][:] = np.arange(size) < n
@@ -161,7 +191,7 @@ def _change_article(row: dict, augment: Augment, tokenizer: WordPiece, rng) -> N
 
 def _change_headline(row: dict, augment: Augment, tokenizer: WordPiece, rng) -> None:
     n, size = int(row["weights"].sum()), len(row["tokens"])
-    new = _changed(row["tokens"][:n - 1], augment, tokenizer, rng)[:size - 1]
+    new = _changed(row["tokens"][: n - 1], augment, tokenizer, rng)[: size - 1]
     n = len(new) + 1
     row["tokens"][:] = [*new, tokenizer.eos_id, *[tokenizer.pad_id] * (size - n)]
     row["weights"][:] = np.arange(size) < n
@@ -182,8 +212,9 @@ def _changed(ids: np.ndarray, augment: Augment, tokenizer: WordPiece, rng) -> li
 def piece_names(tokenizer: WordPiece) -> list[str]:
     """Each id's piece, with the ## of those that continue a word; special ones are ''."""
     marks = np.where(tokenizer.is_continuation, "##", "")
-    return [f"{mark}{piece.decode()}" if piece else "" for mark, piece in
-            zip(marks, tokenizer.pieces)]
+    return [
+        f"{mark}{piece.decode()}" if piece else "" for mark, piece in zip(marks, tokenizer.pieces)
+    ]
 
 
 def pieces_of(texts: Sequence[str], tokenizer: WordPiece) -> list[list[str]]:

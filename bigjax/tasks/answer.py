@@ -31,6 +31,7 @@ def build(config, options: Config) -> Task:
             both.append(losses.cross_entropy(logits_BKT, batch[name], weights)[0])
             right = right * (logits_BKT.argmax(-1) == batch[name])
         return (sum(both) / 2, weights.sum()), {
-            "accuracy": ((right * weights).sum(), weights.sum())}
+            "accuracy": ((right * weights).sum(), weights.sum())
+        }
 
     return labelled_task(config, "answer", "span", loss)

@@ -18,8 +18,9 @@ class Config:
 def build(config, options: Config) -> Task:
     """Batches: inputs, targets int [B, T]; weights [B, T]; with packing segment_ids, positions
     int [B, T]; target_bytes int [B]."""
-    family, c = family_for(config, "a decoder, such as model.name='gpt'",
-                           lambda family: hasattr(family, "empty_cache"))
+    family, c = family_for(
+        config, "a decoder, such as model.name='gpt'", lambda family: hasattr(family, "empty_cache")
+    )
     seq_len = config.data.seq_len
     model = family.Model(c)
     init, axes = init_and_axes(family.Model, c)
@@ -27,8 +28,13 @@ def build(config, options: Config) -> Task:
     def loss(params, extras, frozen, batch, rng, train):
         del frozen
         (x, kernel), _ = model.apply(
-            {"params": params}, batch["inputs"], batch.get("positions"), batch.get("segment_ids"),
-            rng=rng if train else None, project=False)
+            {"params": params},
+            batch["inputs"],
+            batch.get("positions"),
+            batch.get("segment_ids"),
+            rng=rng if train else None,
+            project=False,
+        )
         smoothing, z = (options.label_smoothing, options.z_loss) if train else (0.0, 0.0)
         sums = linear_losses(x, kernel, None, batch["targets"], batch["weights"], smoothing, z)
         weight = batch["weights"].sum()
@@ -43,8 +49,9 @@ def build(config, options: Config) -> Task:
         del step
         row = (batch_size, seq_len)
         packed = {"segment_ids": row, "positions": row} if config.data.packing else {}
-        return array_shapes({"inputs": row, "targets": row, "target_bytes": row[:1], **packed},
-                            {"weights": row})
+        return array_shapes(
+            {"inputs": row, "targets": row, "target_bytes": row[:1], **packed}, {"weights": row}
+        )
 
     def load_data(log=print, tokenizer=None, splits=None):
         del splits  # a store holds them all
@@ -52,5 +59,14 @@ def build(config, options: Config) -> Task:
         check_vocabulary(corpus.tokenizer.vocab_size, c.vocab_size)
         return corpus
 
-    return Task(init, loss, lambda: None, axes, model, c,
-                seq_len * family.flops_per_token(c, seq_len), load_data, batch_shapes)
+    return Task(
+        init,
+        loss,
+        lambda: None,
+        axes,
+        model,
+        c,
+        seq_len * family.flops_per_token(c, seq_len),
+        load_data,
+        batch_shapes,
+    )

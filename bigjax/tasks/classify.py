@@ -60,15 +60,20 @@ def _check_labels(options: Config) -> int:
     n = len(options.labels)
     if options.kind == "regress":
         if n > 1 or options.label_weights or options.balanced:
-            raise UserError("task.kind='regress' has no labels: leave task.labels, .label_weights "
-                            "and .balanced alone.")
+            raise UserError(
+                "task.kind='regress' has no labels: leave task.labels, .label_weights "
+                "and .balanced alone."
+            )
         return 1
     if n < 2:
-        raise UserError(f"task.labels is {list(options.labels)}: classification needs at least "
-                        "two. Has the training data only one?")
+        raise UserError(
+            f"task.labels is {list(options.labels)}: classification needs at least "
+            "two. Has the training data only one?"
+        )
     if len(set(options.labels)) < n:
         raise UserError(f"task.labels has a label twice: {list(options.labels)}.")
     if options.label_weights and len(options.label_weights) != n:
-        raise UserError(f"task.label_weights has {len(options.label_weights)} numbers for {n} "
-                        "labels.")
+        raise UserError(
+            f"task.label_weights has {len(options.label_weights)} numbers for {n} labels."
+        )
     return n

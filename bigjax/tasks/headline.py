@@ -17,8 +17,13 @@ from bigjax.data.wordpiece import SPECIALS
 from bigjax.errors import UserError
 from bigjax.models import seqgan
 from bigjax.tasks import Task, check_vocabulary, family_for
-from bigjax.tasks._adversarial import (Options, Players, adversarial_task, check_training,
-                                       half_squares)
+from bigjax.tasks._adversarial import (
+    Options,
+    Players,
+    adversarial_task,
+    check_training,
+    half_squares,
+)
 from bigjax.tasks._headline_data import Corpus, piece_names
 
 
@@ -42,43 +47,64 @@ class Config(Options):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"task.{name} is {getattr(self, name)}; it must be in [0, 1).")
         if self.thesaurus and not (self.augment or self.augment_headlines):
-            raise UserError("task.thesaurus is only for augmentation, which is off: set "
-                            "task.augment above 0, or task.thesaurus=''.")
+            raise UserError(
+                "task.thesaurus is only for augmentation, which is off: set "
+                "task.augment above 0, or task.thesaurus=''."
+            )
         if self.click_reward and self.constant:
-            raise UserError("task.click_reward needs a discriminator, and task.reward='constant' "
-                            "has none: set task.click_reward=0, or another reward.")
+            raise UserError(
+                "task.click_reward needs a discriminator, and task.reward='constant' "
+                "has none: set task.click_reward=0, or another reward."
+            )
         if self.hot_words_file and not self.hot_words:
-            raise UserError("task.hot_words_file is not read with task.hot_words=0: set that to "
-                            "how many of them to take.")
+            raise UserError(
+                "task.hot_words_file is not read with task.hot_words=0: set that to "
+                "how many of them to take."
+            )
 
 
 def build(config, options: Config) -> Task:
     """Batches: see data.headlines.HeadlineData; in training several at once, see _headline_data."""
     check_training(config)
-    family, c = family_for(config, "an encoder with a generator (model.name='headline')",
-                           lambda family: hasattr(getattr(family, "Generator", None), "context"))
+    family, c = family_for(
+        config,
+        "an encoder with a generator (model.name='headline')",
+        lambda family: hasattr(getattr(family, "Generator", None), "context"),
+    )
     if options.click_reward and not c.click_buckets:
         raise UserError("task.click_reward needs clicks, and model.click_buckets is 0.")
     headline_options(config, c, options)
 
     def load_data(log=print, tokenizer=None, splits=None):
-        found = data.load_headlines(config.data, headline_options(config, c, options), log,
-                                    tokenizer, splits or SPLITS)
+        found = data.load_headlines(
+            config.data, headline_options(config, c, options), log, tokenizer, splits or SPLITS
+        )
         check_tokenizer(found.tokenizer, c)
         return Corpus(found, options)
 
     return adversarial_task(
-        c, make_players(family, c, options, config.data.seq_len),
+        c,
+        make_players(family, c, options, config.data.seq_len),
         {"generator": family.Generator(c), "discriminator": family.Discriminator(c)},
-        _examples(c, config.data.seq_len), _batch_row(c), load_data,
-        prepare=lambda: _prepare(options, c))
+        _examples(c, config.data.seq_len),
+        _batch_row(c),
+        load_data,
+        prepare=lambda: _prepare(options, c),
+    )
 
 
 def headline_options(config, c, options: Config) -> data.HeadlineOptions:
     """What the data are read with: sizes are the model's; a headline has data.seq_len tokens."""
     return data.HeadlineOptions(
-        c.article_len, config.data.seq_len, options.n_history, c.click_buckets,
-        options.click_smoothing, options.hot_words, options.hot_words_file, c.hot_per_example)
+        c.article_len,
+        config.data.seq_len,
+        options.n_history,
+        c.click_buckets,
+        options.click_smoothing,
+        options.hot_words,
+        options.hot_words_file,
+        c.hot_per_example,
+    )
 
 
 def make_players(family, c, options: Config, length: int) -> Players:
@@ -93,26 +119,42 @@ def make_players(family, c, options: Config, length: int) -> Players:
         return jnp.maximum(bucket - 0.5, 0) / c.click_buckets, (bucket > 0).astype(jnp.float32)
 
     return Players(
-        options, length, start_id=start, end_id=end, pad_id=pad,
-        context=context, begin=lambda batch: family.begin(c, batch),
+        options,
+        length,
+        start_id=start,
+        end_id=end,
+        pad_id=pad,
+        context=context,
+        begin=lambda batch: family.begin(c, batch),
         step=lambda params, context, state, tokens: step(params, tokens, state, context),
         logits=lambda params, context, inputs, rng: logits(params, inputs, context, rng),
         loss=lambda params, context, inputs, targets, weights, rng: loss(
-            params, inputs, targets, weights, context, rng),
+            params, inputs, targets, weights, context, rng
+        ),
         score=lambda params, given, tokens, mask, rng: discriminator.apply(
-            {"params": params}, tokens, mask, given, rng),
+            {"params": params}, tokens, mask, given, rng
+        ),
         penalty=lambda params: half_squares([params["head"], seqgan.last_layer(params["text"])]),
-        clicks=clicks, click_reward=options.click_reward)
+        clicks=clicks,
+        click_reward=options.click_reward,
+    )
 
 
 def check_tokenizer(tokenizer, c) -> None:
     """Refuses a tokenizer that the model (its Config) has no room for, or that has other ids."""
     check_vocabulary(tokenizer.vocab_size, c.vocab_size)
-    ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id,
-           tokenizer.mask_id)
+    ids = (
+        tokenizer.pad_id,
+        tokenizer.unk_id,
+        tokenizer.bos_id,
+        tokenizer.eos_id,
+        tokenizer.mask_id,
+    )
     if ids != tuple(c.special_ids):
-        raise UserError(f"The tokenizer has the ids {ids} for {', '.join(SPECIALS)}, but "
-                        f"model.special_ids is {c.special_ids}: set it to {ids}.")
+        raise UserError(
+            f"The tokenizer has the ids {ids} for {', '.join(SPECIALS)}, but "
+            f"model.special_ids is {c.special_ids}: set it to {ids}."
+        )
 
 
 def _examples(c, length: int) -> dict[str, tuple]:
@@ -126,9 +168,17 @@ def _batch_row(c) -> dict[str, jax.Array]:
     row = lambda *shape, dtype=jnp.int32: jnp.zeros((1, *shape), dtype)
     real = lambda *shape: row(*shape, dtype=jnp.float32)
     S, K = c.article_len, c.hot_per_example
-    return {"source": row(S), "source_types": row(S), "source_mask": real(S), "clicks": row(),
-            "click_rate": real(), "click_weight": real(), "hot": row(K), "hot_mask": real(K),
-            "example": row()}
+    return {
+        "source": row(S),
+        "source_types": row(S),
+        "source_mask": real(S),
+        "clicks": row(),
+        "click_rate": real(),
+        "click_weight": real(),
+        "hot": row(K),
+        "hot_mask": real(K),
+        "example": row(),
+    }
 
 
 def _prepare(options: Config, c):
@@ -137,23 +187,27 @@ def _prepare(options: Config, c):
         return lambda params, corpus: params
     vectors = word_vectors.read(options.embeddings)
     if vectors.table.shape[1] != c.d_model:
-        raise UserError(f"task.embeddings={options.embeddings!r} has vectors of "
-                        f"{vectors.table.shape[1]} numbers, and model.d_model is {c.d_model}: "
-                        "set that to the same, or make others with `bigjax embeddings`.")
+        raise UserError(
+            f"task.embeddings={options.embeddings!r} has vectors of "
+            f"{vectors.table.shape[1]} numbers, and model.d_model is {c.d_model}: "
+            "set that to the same, or make others with `bigjax embeddings`."
+        )
     if not vectors.table.std() > 0:
         raise UserError(f"task.embeddings={options.embeddings!r}: all its numbers are the same.")
     return lambda params, corpus: _with_vectors(params, vectors, options, corpus.tokenizer)
 
 
 def _with_vectors(params, vectors: word_vectors.WordVectors, options: Config, tokenizer):
-    """The parameters with the vectors of the pieces that have one, at the scale of what was drawn.
-    """
+    """The parameters with the vectors of the pieces that have one, scaled as what was drawn."""
     table = params["generator"]["embed"]["embedding"]
-    found = {i: vectors.row[name] for i, name in enumerate(piece_names(tokenizer))
-             if name in vectors.row}
+    found = {
+        i: vectors.row[name] for i, name in enumerate(piece_names(tokenizer)) if name in vectors.row
+    }
     if not found:
-        raise UserError(f"task.embeddings={options.embeddings!r} has a vector of no piece of the "
-                        "tokenizer. Is it of another language, or with other words?")
+        raise UserError(
+            f"task.embeddings={options.embeddings!r} has a vector of no piece of the "
+            "tokenizer. Is it of another language, or with other words?"
+        )
     new = vectors.table[list(found.values())]
     new = jnp.asarray(new * (table.std() / new.std()), table.dtype)
     table = jax.device_put(table.at[jnp.array(list(found))].set(new), table.sharding)

@@ -37,8 +37,14 @@ def build(config, options: Config) -> Task:
         if "next_label" in batch and "next_scale" not in batch:
             batch = whole_batch(batch)
         out = encoder.model.apply(
-            {"params": params}, batch["tokens"], batch["types"], batch["segment_ids"],
-            picked_BM=batch["picked"], rng=rng if train else None, project=False)
+            {"params": params},
+            batch["tokens"],
+            batch["types"],
+            batch["segment_ids"],
+            picked_BM=batch["picked"],
+            rng=rng if train else None,
+            project=False,
+        )
         sums = linear_losses(*out["mlm"], batch["targets"], batch["weights"])
         total, weight = sums["total"], batch["weights"].sum()
         metrics = {"mlm_loss": (sums["nll"], weight), "mlm_accuracy": (sums["hits"], weight)}
@@ -62,8 +68,17 @@ def build(config, options: Config) -> Task:
         masked = (batch_size, min(options.max_predictions, config.data.seq_len))
         pair = (batch_size, 1)
         pairs = [{"next_label": pair}, {"next_weight": pair}] if "nsp" in heads else [{}, {}]
-        return array_shapes({"tokens": row, "types": row, "segment_ids": row, "picked": masked,
-                             "targets": masked, **pairs[0]}, {"weights": masked, **pairs[1]})
+        return array_shapes(
+            {
+                "tokens": row,
+                "types": row,
+                "segment_ids": row,
+                "picked": masked,
+                "targets": masked,
+                **pairs[0],
+            },
+            {"weights": masked, **pairs[1]},
+        )
 
     fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(pairs_lib.Options)}
 
@@ -74,13 +89,26 @@ def build(config, options: Config) -> Task:
         encoder.check_vocabulary(corpus.tokenizer)
         for name, store in corpus.stores.items():
             piece, share = pairs_lib.commonest(store.split("train"), corpus.tokenizer)
-            log(f"data: {name}: always guessing its most common token, {piece!r}, would give an "
-                f"mlm_accuracy of {share:.3f}")
+            log(
+                f"data: {name}: always guessing its most common token, {piece!r}, would give an "
+                f"mlm_accuracy of {share:.3f}"
+            )
         return corpus
 
     if options.max_predictions < 1:
-        raise UserError(f"task.max_predictions is {options.max_predictions}; it must be at least "
-                        "1.")
+        raise UserError(
+            f"task.max_predictions is {options.max_predictions}; it must be at least 1."
+        )
     flops = encoder.flops_per_row + options.max_predictions * encoder.flops_per_masked
-    return Task(encoder.init, loss, lambda: None, encoder.axes, encoder.model, encoder.config,
-                flops, load_data, batch_shapes, whole_batch)
+    return Task(
+        encoder.init,
+        loss,
+        lambda: None,
+        encoder.axes,
+        encoder.model,
+        encoder.config,
+        flops,
+        load_data,
+        batch_shapes,
+        whole_batch,
+    )

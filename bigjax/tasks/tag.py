@@ -32,6 +32,7 @@ def build(config, options: Config) -> Task:
         weights = (batch["token_labels"] >= 0).astype(jnp.float32)
         labels = jnp.maximum(batch["token_labels"], 0)
         return losses.cross_entropy(logits, labels, weights), {
-            "accuracy": losses.accuracy(logits, labels, weights)}
+            "accuracy": losses.accuracy(logits, labels, weights)
+        }
 
     return labelled_task(config, "tag", "tagger", loss, options.labels, len(options.labels))

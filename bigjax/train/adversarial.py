@@ -5,7 +5,7 @@ round it is the data say (`Options.round`), by the one key of the batch: so it f
 and a resumed run goes on exactly, in every phase.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,27 +23,40 @@ def optimizers(config, options, params) -> dict[str, optax.GradientTransformatio
     """One for each kind of update: config.optim for maximum likelihood; for the other two the same
     kind with the task's constant learning rates and without decay. What optim.freeze names of the
     generator stays as it is in all of them; the discriminator is trained whole, and not clipped."""
+
     def at(rate, **more):
         c = config.optim.copy_and_resolve_references()
         with c.unlocked():
-            c.update(**more, learning_rate=rate, schedule="constant", warmup_steps=0,
-                     cooldown_steps=0, weight_decay=0.0, layer_decay=1.0)
+            c.update(
+                **more,
+                learning_rate=rate,
+                schedule="constant",
+                warmup_steps=0,
+                cooldown_steps=0,
+                weight_decay=0.0,
+                layer_decay=1.0,
+            )
         return c
 
     generator, discriminator = ({k: params[k]} for k in ("generator", "discriminator"))
     return {
-        "mle": optim.make(config.optim, max(1, options.mle_rounds * options.mle_updates),
-                          generator),
+        "mle": optim.make(
+            config.optim, max(1, options.mle_rounds * options.mle_updates), generator
+        ),
         "adversarial": optim.make(at(options.adversarial_learning_rate), 1, generator),
         "discriminator": optim.make(
-            at(options.discriminator_learning_rate, clip_norm=0.0, freeze=""), 1, discriminator)}
+            at(options.discriminator_learning_rate, clip_norm=0.0, freeze=""), 1, discriminator
+        ),
+    }
 
 
 def init_only(txs: dict) -> optax.GradientTransformation:
     """What makes the optimizer state of all three; each update names its own."""
+
     def init(params):
         of = {"mle": "generator", "adversarial": "generator", "discriminator": "discriminator"}
         return {k: tx.init({of[k]: params[of[k]]}) for k, tx in txs.items()}
+
     return optax.GradientTransformation(init, None)
 
 
@@ -58,14 +71,15 @@ def make_round(task, txs: dict, seed: int) -> Callable:
 
     def one_round(state: State, frozen, batch) -> tuple[State, dict]:
         del frozen
-        (phase, rows), = batch.items()
+        ((phase, rows),) = batch.items()
         rows = jax.tree_util.tree_map(lambda x: x.swapaxes(0, 1), rows)
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         new, metrics = phases[phase](task, txs, state, rows, rng)
         g = new.params["generator"]
         if phase == "adversarial":
-            rollout = jax.tree_util.tree_map(lambda a, b: b + rollout_rate * (a - b),
-                                             new.extras["rollout"], g)
+            rollout = jax.tree_util.tree_map(
+                lambda a, b: b + rollout_rate * (a - b), new.extras["rollout"], g
+            )
             new = new._replace(extras={**new.extras, "rollout": rollout})
         else:
             new = new._replace(extras={"rollout": g, "reference": g})
@@ -93,8 +107,9 @@ def _update(txs, kind: str, network: str, loss: Callable, params, opt_state):
 
 
 def _replace(state: State, network: str, kind: str, params, opt_state) -> State:
-    return state._replace(params={**state.params, network: params},
-                          opt_state={**state.opt_state, kind: opt_state})
+    return state._replace(
+        params={**state.params, network: params}, opt_state={**state.opt_state, kind: opt_state}
+    )
 
 
 def _maximum_likelihood(task, txs, state: State, rows, rng) -> tuple[State, dict]:
@@ -148,8 +163,14 @@ def _adversarial(task, txs, state: State, rows, rng) -> tuple[State, dict]:
     state, metrics = _generator(task, txs, state, tree_map(lambda x: x[:n], rows), rng)
     if o.constant or not o.discriminator_updates:
         return state, metrics
-    state, more = _discriminator(task, txs, state, tree_map(lambda x: x[n:], rows),
-                                 jax.random.fold_in(rng, n), o.discriminator_updates)
+    state, more = _discriminator(
+        task,
+        txs,
+        state,
+        tree_map(lambda x: x[n:], rows),
+        jax.random.fold_in(rng, n),
+        o.discriminator_updates,
+    )
     return state, {**metrics, **more}
 
 
@@ -216,7 +237,8 @@ def _rewards(p, policy, discriminator, given, tokens, rng) -> jax.Array:
 
     def repeat(tree):  # what has no rows, such as the length of a cache, is all rows' own
         return jax.tree_util.tree_map(
-            lambda x: jnp.repeat(x, o.rollouts, axis=0) if x.ndim else x, tree)
+            lambda x: jnp.repeat(x, o.rollouts, axis=0) if x.ndim else x, tree
+        )
 
     whole = reward(given, tokens)
     if not o.rollouts:
@@ -228,9 +250,10 @@ def _rewards(p, policy, discriminator, given, tokens, rng) -> jax.Array:
         state = repeat(jax.tree_util.tree_map(lambda x: x[t], states))
         if found:  # one after the other: side by side they fight for cache and memory
             state, found[-1] = jax.lax.optimization_barrier((state, found[-1]))
-        prefix = repeat(tokens[:, :t + 1])
-        rest = go_on(p, policy, context, state, prefix[:, -1], jax.random.fold_in(rng, t),
-                     T - 1 - t)
+        prefix = repeat(tokens[:, : t + 1])
+        rest = go_on(
+            p, policy, context, state, prefix[:, -1], jax.random.fold_in(rng, t), T - 1 - t
+        )
         texts = jnp.concatenate([prefix, rest], axis=1)
         found.append(reward(given, texts).reshape(B, o.rollouts).mean(1))
     return jnp.stack([*found, whole], axis=1)
@@ -255,8 +278,9 @@ def _advantage(o, rewards, mask) -> jax.Array:
     if o.baseline == "batch":
         rewards = rewards - mean
     if o.standardize:
-        variance = (jnp.square(rewards - (rewards * weights).sum() / weights.sum())
-                    * weights).sum() / weights.sum()
+        variance = (
+            jnp.square(rewards - (rewards * weights).sum() / weights.sum()) * weights
+        ).sum() / weights.sum()
         rewards = rewards / jnp.sqrt(variance + 1e-8)
     return jax.lax.stop_gradient(rewards)
 
@@ -284,15 +308,18 @@ def _discriminator(task, txs, state: State, rows, rng, n: int) -> tuple[State, d
         (params, opt_state), (i, real, fake) = carry, item
         # Real and written texts in turn, so that a device keeps its rows.
         both = jax.tree_util.tree_map(
-            lambda a, b: jnp.stack([a, b], 1).reshape(2 * len(a), *a.shape[1:]), real, fake)
+            lambda a, b: jnp.stack([a, b], 1).reshape(2 * len(a), *a.shape[1:]), real, fake
+        )
         label = jnp.tile(jnp.array([1, 0]), len(real["tokens"]))
 
         def loss(d):
             logits, clicks = judge(p, d, both, both["tokens"], jax.random.fold_in(rng, i))
             total, weight = losses.cross_entropy(logits, label, jnp.ones(len(label)))
             value = total / weight + o.discriminator_l2 * p.penalty(d)
-            metrics = {"accuracy": (logits.argmax(-1) == label).mean(),
-                       "cross_entropy": total / weight}
+            metrics = {
+                "accuracy": (logits.argmax(-1) == label).mean(),
+                "cross_entropy": total / weight,
+            }
             if clicks is not None:
                 metrics["click_loss"] = _click_loss(*p.clicks(both), clicks, label)
                 value += metrics["click_loss"]
@@ -319,15 +346,17 @@ def _negatives(p, generator, rows, rng) -> jax.Array:
     parts = min(U, -(-U * B // WRITTEN_AT_ONCE))
     at_once = -(-U // parts)
     rows = jax.tree_util.tree_map(  # the first ones again where the last part would be short
-        lambda x: jnp.concatenate([x, x[:parts * at_once - U]]), rows)
+        lambda x: jnp.concatenate([x, x[: parts * at_once - U]]), rows
+    )
 
     def some(item):
         key, rows = item
         flat = jax.tree_util.tree_map(
-            lambda x: x.swapaxes(0, 1).reshape(at_once * B, *x.shape[2:]), rows)
+            lambda x: x.swapaxes(0, 1).reshape(at_once * B, *x.shape[2:]), rows
+        )
         tokens = write(p, generator, p.context(generator, flat, None), key, at_once * B)
         return tokens.reshape(B, at_once, T).swapaxes(0, 1)
 
     rows = jax.tree_util.tree_map(lambda x: x.reshape(parts, at_once, *x.shape[1:]), rows)
-    keys = jax.random.split(jax.random.fold_in(rng, 2 ** 20), parts)
+    keys = jax.random.split(jax.random.fold_in(rng, 2**20), parts)
     return jax.lax.map(some, (keys, rows)).reshape(-1, B, T)[:U]

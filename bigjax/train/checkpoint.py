@@ -33,8 +33,10 @@ _DECODING = (ValueError, LookupError, AttributeError, TypeError, NotImplementedE
 _STATUS = re.compile("[A-Z_]{4,}: ")
 _DECODING_STATUS = re.compile("(DATA_LOSS|OUT_OF_RANGE|FAILED_PRECONDITION): ")
 # What to do where hosts do not see the same files.
-LATE = ("Storage may show late what one host has written: run the same command again. If it says "
-        "the same then, delete the newest checkpoint or mend the folder so that all see it whole.")
+LATE = (
+    "Storage may show late what one host has written: run the same command again. If it says "
+    "the same then, delete the newest checkpoint or mend the folder so that all see it whole."
+)
 
 
 class SaveError(RunError):
@@ -57,6 +59,7 @@ _KINDS = (PassingError, RunError, UserError, Missing, Damaged)
 @jax.jit
 def _checksums(leaves: dict) -> dict:
     """A uint32 a leaf that changes with any byte of it and does not depend on the sharding."""
+
     def one(x):
         x = jax.device_put(x, jax.memory.Space.Device)  # optim.offload leaves it with the host
         if x.dtype == bool:
@@ -66,8 +69,7 @@ def _checksums(leaves: dict) -> dict:
         # The place of each element, dimension by dimension: reshaping would gather the shards.
         place, stride = jnp.uint32(0), 1
         for d in reversed(range(x.ndim)):
-            place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, d) * jnp.uint32(
-                stride % 2 ** 32)
+            place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, d) * jnp.uint32(stride % 2**32)
             stride *= x.shape[d]
         # One to one in x at each place, so no change of one element can stay unseen; mixed as in
         # MurmurHash3's finalizer, so that changes of several do not cancel.
@@ -75,6 +77,7 @@ def _checksums(leaves: dict) -> dict:
         h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
         h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
         return (h ^ (h >> 16)).sum(dtype=jnp.uint32)
+
     return {k: one(x) for k, x in leaves.items()}
 
 
@@ -92,33 +95,55 @@ class _Manager(ocp.CheckpointManager):
 class Checkpoints:
     """The checkpoints of one work folder."""
 
-    def __init__(self, workdir, *, keep: int = 1, best: str = "", best_mode: str = "min",
-                 read_only: bool = False):
+    def __init__(
+        self,
+        workdir,
+        *,
+        keep: int = 1,
+        best: str = "",
+        best_mode: str = "min",
+        read_only: bool = False,
+    ):
         workdir = epath.Path(workdir)
         # Orbax wants it absolute; `resolve` would take a gs:// path for a local one.
         self.folder = (workdir if "://" in str(workdir) else workdir.resolve()) / "checkpoints"
         policies = [managers.LatestN(keep)]
         if best:  # Orbax keeps the last n of the sorted ones
-            policies.append(managers.BestN(
-                get_metric_fn=lambda m: m[best], n=1, reverse=best_mode == "min",
-                keep_checkpoints_without_metrics=False))
+            policies.append(
+                managers.BestN(
+                    get_metric_fn=lambda m: m[best],
+                    n=1,
+                    reverse=best_mode == "min",
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
         self._best, self._read_only = best, read_only
         _silence_abandoned_writes()
         one_file = read_only or cloud.check_writable(str(workdir))
         handlers = {name: ocp.StandardCheckpointHandler(use_ocdbt=one_file) for name in ARRAY_ITEMS}
         self._manager = _Manager(
-            self.folder, item_handlers={**handlers, "meta": ocp.JsonCheckpointHandler()},
+            self.folder,
+            item_handlers={**handlers, "meta": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=managers.AnyPreservationPolicy(policies),
-                cleanup_tmp_directories=not read_only, read_only=read_only,
-                create=not read_only))
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                create=not read_only,
+            ),
+        )
         # Each process reads by itself: where one cannot, the manager's would wait for it for ever.
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-        self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(
-            meta=ocp.JsonCheckpointHandler(), **{
-                name: ocp.StandardCheckpointHandler(multiprocessing_options=alone)
-                for name in ARRAY_ITEMS}), multiprocessing_options=alone)
+        self._reader = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(
+                meta=ocp.JsonCheckpointHandler(),
+                **{
+                    name: ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+                    for name in ARRAY_ITEMS
+                },
+            ),
+            multiprocessing_options=alone,
+        )
 
     def steps(self) -> list[int]:
         """Saved steps, oldest first."""
@@ -139,8 +164,9 @@ class Checkpoints:
         args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
         best = {self._best: metrics[self._best]} if self._best in metrics else None
         try:
-            self._manager.save(step, args=ocp.args.Composite(
-                **args, meta=ocp.args.JsonSave(meta)), metrics=best)
+            self._manager.save(
+                step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)), metrics=best
+            )
         except Exception as e:  # file systems and Orbax raise many kinds
             raise self._failed(e) from e
 
@@ -163,7 +189,8 @@ class Checkpoints:
         steps = ocp.utils.checkpoint_steps(self.folder)
         return SaveError(
             f"{what}{_short(error)}. Saved and intact: {sorted(steps) or 'none'}. Make room or fix "
-            "the folder, then run the same command: it goes on from the newest of them.")
+            "the folder, then run the same command: it goes on from the newest of them."
+        )
 
     def close(self) -> None:
         self._manager.close()
@@ -171,8 +198,9 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict:
         """What was saved beside the arrays. Raises Damaged if it is not what was saved."""
-        meta = self._reader.restore(self.folder / str(step), args=ocp.args.Composite(
-            meta=ocp.args.JsonRestore()))["meta"]
+        meta = self._reader.restore(
+            self.folder / str(step), args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+        )["meta"]
         if meta.get("crc32") != _crc(meta) or meta["step"] != step:
             raise Damaged("meta differs from its checksum")
         return meta
@@ -194,13 +222,18 @@ class Checkpoints:
         folder = self.folder / str(step)
         try:
             with ocp.StandardCheckpointer() as reader:
-                return {name: named_leaves(reader.metadata(folder / name).item_metadata.tree)
-                        for name in ARRAY_ITEMS if (folder / name).exists()}
+                return {
+                    name: named_leaves(reader.metadata(folder / name).item_metadata.tree)
+                    for name in ARRAY_ITEMS
+                    if (folder / name).exists()
+                }
         except Exception as e:
             error = self._not_restored(step, e)
             if isinstance(error, Damaged):
-                error = UserError(f"Checkpoint {step} in {self.folder} is damaged ({error}). "
-                                  "Delete its folder to use the others.")
+                error = UserError(
+                    f"Checkpoint {step} in {self.folder} is damaged ({error}). "
+                    "Delete its folder to use the others."
+                )
             raise error from e
 
     def restore(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict]:
@@ -214,8 +247,9 @@ class Checkpoints:
         problem = None
         try:
             meta = self.meta(step)
-            items = dict(self._reader.restore(self.folder / str(step),
-                                              args=ocp.args.Composite(**args)))
+            items = dict(
+                self._reader.restore(self.folder / str(step), args=ocp.args.Composite(**args))
+            )
         except Exception as e:  # whatever damage makes Orbax raise
             error = self._not_restored(step, e)
             problem = next(i for i, c in enumerate(_KINDS) if isinstance(error, c)), str(error)
@@ -224,17 +258,20 @@ class Checkpoints:
         if problems := [p for p in found if p]:
             kind, text = min(problems)
             if _KINDS[kind] is Missing and None in found:  # another has just read all it needs
-                raise PassingError(f"Some processes of this run do not see all files of checkpoint "
-                                   f"{step} in {self.folder}: {text}. {LATE}")
+                raise PassingError(
+                    f"Some processes of this run do not see all files of checkpoint "
+                    f"{step} in {self.folder}: {text}. {LATE}"
+                )
             raise _KINDS[kind](text)
-        hosts.check_equal({f"the checksum of checkpoint {step}": meta["crc32"]}, LATE,
-                          PassingError)
+        hosts.check_equal({f"the checksum of checkpoint {step}": meta["crc32"]}, LATE, PassingError)
         for name, tree in items.items():
             found = checksums(tree)
             wrong = [k for k, v in meta["checksums"][name].items() if found.get(k) != v]
             if wrong:
-                raise Damaged(f"{name}: {wrong[0]} and {len(wrong) - 1} other array(s) differ from "
-                              "their checksums")
+                raise Damaged(
+                    f"{name}: {wrong[0]} and {len(wrong) - 1} other array(s) differ from "
+                    "their checksums"
+                )
         return items, meta
 
     def _not_restored(self, step: int, error: Exception) -> Exception:
@@ -245,9 +282,11 @@ class Checkpoints:
             return failed
         if kind := _shown(error):
             return kind(_short(error))
-        return RunError(f"Checkpoint {step} in {self.folder} could not be read: {_short(error)}. "
-                        "That does not mean that it is damaged, so it is left as it is. Mend what "
-                        "hinders, then run the same command.")
+        return RunError(
+            f"Checkpoint {step} in {self.folder} could not be read: {_short(error)}. "
+            "That does not mean that it is damaged, so it is left as it is. Mend what "
+            "hinders, then run the same command."
+        )
 
     def restore_newest(self, abstract: State, log) -> tuple[State, dict] | None:
         """The newest checkpoint that is whole, and meta; None if nothing was saved.
@@ -263,16 +302,24 @@ class Checkpoints:
                 damaged[step] = str(e)
                 continue
             for bad, why in damaged.items():
-                log(f"Checkpoint {bad} is damaged ({why}); going back to {step}."
-                    + self._set_aside(bad))
-            return State(jnp.int32(step), items["params"], items["opt_state"],
-                         items.get("extras", abstract.extras), items.get("ema"),
-                         jnp.bool_(False)), meta
+                log(
+                    f"Checkpoint {bad} is damaged ({why}); going back to {step}."
+                    + self._set_aside(bad)
+                )
+            return State(
+                jnp.int32(step),
+                items["params"],
+                items["opt_state"],
+                items.get("extras", abstract.extras),
+                items.get("ema"),
+                jnp.bool_(False),
+            ), meta
         if damaged:
             raise UserError(
                 f"No checkpoint in {self.folder} can be read: "
                 + "; ".join(f"{step}: {why}" for step, why in damaged.items())
-                + ". They are left as they are. Train in another --workdir.")
+                + ". They are left as they are. Train in another --workdir."
+            )
         return None
 
     def _set_aside(self, step: int) -> str:
@@ -300,7 +347,8 @@ def _shown(error: Exception) -> type[Damaged] | None:
     *_, root = cloud.causes(error)
     text = str(root)
     if isinstance(root, (FileNotFoundError, KeyError)) or (  # KeyError: of an item
-            isinstance(root, ValueError) and text.startswith("NOT_FOUND: ")):
+        isinstance(root, ValueError) and text.startswith("NOT_FOUND: ")
+    ):
         return Missing
     if not isinstance(root, ValueError) or not _STATUS.match(text):
         return Damaged if isinstance(root, _DECODING) else None
@@ -315,13 +363,15 @@ def _silence_abandoned_writes() -> None:
     def hook(unraisable):
         if str(unraisable.exc_value) != "Event loop is closed":
             sys.__unraisablehook__(unraisable)
+
     sys.unraisablehook = hook
 
 
 def _items(state: State) -> dict[str, Any]:
     """The array items of a state; empty ones are left out (Orbax refuses them)."""
-    return {k: getattr(state, k) for k in ARRAY_ITEMS
-            if jax.tree_util.tree_leaves(getattr(state, k))}
+    return {
+        k: getattr(state, k) for k in ARRAY_ITEMS if jax.tree_util.tree_leaves(getattr(state, k))
+    }
 
 
 def _short(error: Exception) -> str:

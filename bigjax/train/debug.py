@@ -1,9 +1,10 @@
 """Looking into a run: an xprof trace of some steps, and which operation made the first NaN."""
 
+from collections.abc import Callable, Iterator
 import pathlib
 import tempfile
 import traceback
-from typing import Any, Callable, Iterator
+from typing import Any
 
 from etils import epath
 import jax
@@ -40,6 +41,7 @@ class Profile:
         def annotated(*args):
             with jax.profiler.TraceAnnotation(name):
                 return function(*args)
+
         return annotated
 
     def batches(self, batches: Iterator) -> Iterator:
@@ -63,6 +65,7 @@ class Profile:
                 jax.block_until_ready(out)
                 self.close()
             return out
+
         return traced
 
     def _begin(self) -> None:
@@ -80,11 +83,14 @@ class Profile:
         jax.profiler.stop_trace()
         if folder != self._target:
             for path in [p for p in pathlib.Path(folder).rglob("*") if p.is_file()]:
-                cloud.write_whole(self._target / path.relative_to(folder).as_posix(),
-                                  path.read_bytes())
+                cloud.write_whole(
+                    self._target / path.relative_to(folder).as_posix(), path.read_bytes()
+                )
             folder.rmtree()
-        self._log(f"Wrote {self._target}: steps {self._first} to {self._done}. To look at it: "
-                  f"pip install xprof && xprof --logdir={self._target}")
+        self._log(
+            f"Wrote {self._target}: steps {self._first} to {self._done}. To look at it: "
+            f"pip install xprof && xprof --logdir={self._target}"
+        )
 
 
 def first_nan(step: Callable, *args: Any) -> str:
@@ -105,8 +111,11 @@ def _line(error: BaseException) -> str:
     whose it is, which jax gives as the cause."""
     frames = []
     while error is not None:
-        frames = [f for f in traceback.extract_tb(error.__traceback__)
-                  if not _LIBRARIES & {*pathlib.Path(f.filename).parts}] or frames
+        frames = [
+            f
+            for f in traceback.extract_tb(error.__traceback__)
+            if not _LIBRARIES & {*pathlib.Path(f.filename).parts}
+        ] or frames
         error = error.__cause__
     last = frames[-1]
     return f"{_shown(last.filename)}:{last.lineno}, in {last.name}: {last.line}"

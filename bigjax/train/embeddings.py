@@ -1,6 +1,6 @@
 """`bigjax embeddings`: word vectors of a config's data, for its generator to begin with."""
 
-from typing import Callable
+from collections.abc import Callable
 
 from etils import epath
 
@@ -27,17 +27,26 @@ def write(config, path: str | None, passes: int, log: Callable[[str], None]) -> 
         raise UserError(f"--passes is {passes}; it must be at least 1.")
     # Before minutes of work. A bucket has no folders but in the names of its objects.
     if "://" not in path and not epath.Path(path).expanduser().parent.is_dir():
-        raise UserError(f"--out={path} has no folder to go to: {epath.Path(path).parent} is not "
-                        "one. Make it, or name another file.")
+        raise UserError(
+            f"--out={path} has no folder to go to: {epath.Path(path).parent} is not "
+            "one. Make it, or name another file."
+        )
     if epath.Path(path).expanduser().is_dir():
         raise UserError(f"--out={path} is a folder; name a file.")
     if config.data.tokenizer.kind != "wordpiece":
-        raise UserError("word vectors are of WordPiece's pieces: data.tokenizer.kind is "
-                        f"{config.data.tokenizer.kind!r}, set it to 'wordpiece'.")
+        raise UserError(
+            "word vectors are of WordPiece's pieces: data.tokenizer.kind is "
+            f"{config.data.tokenizer.kind!r}, set it to 'wordpiece'."
+        )
     tokenizer, texts = _texts(config.data, log)
     pairs = SkipGramData(pieces_of(texts, tokenizer), seed=config.seed, min_count=MIN_COUNT)
-    table = skip_gram.fit(pairs, models.build_config(config.model).d_model,
-                          passes * pairs.pass_steps, seed=config.seed, log=log)
+    table = skip_gram.fit(
+        pairs,
+        models.build_config(config.model).d_model,
+        passes * pairs.pass_steps,
+        seed=config.seed,
+        log=log,
+    )
     word_vectors.write(path, word_vectors.WordVectors(pairs.words, table))
     log(f"Wrote {path}: {len(table):,} vectors of {table.shape[1]} numbers")
 
@@ -45,11 +54,18 @@ def write(config, path: str | None, passes: int, log: Callable[[str], None]) -> 
 def _texts(c, log) -> tuple[data.WordPiece, list[str]]:
     """The tokenizer and the training texts of the config section `data`."""
     if c.train:
-        found = data.load_headlines(c, data.HeadlineOptions(click_buckets=0, hot_words=0), log,
-                                    splits=("train",))
+        found = data.load_headlines(
+            c, data.HeadlineOptions(click_buckets=0, hot_words=0), log, splits=("train",)
+        )
         texts = (row[name] for row in found.rows("train") for name in ("headline", "article"))
         return found.tokenizer, list(dict.fromkeys(texts))
-    documents = (text for name in sorted(c.sources) for text in sources.documents(
-        sources.from_config(name, c.sources[name]), c.on_bad_utf8, c.cache_dir))
+    documents = (
+        text
+        for name in sorted(c.sources)
+        for text in sources.documents(
+            sources.from_config(name, c.sources[name]), c.on_bad_utf8, c.cache_dir
+        )
+    )
     return data.build_tokenizer(c, log), [
-        text for text in documents if split_of(text, c.valid_fraction, c.test_fraction) == "train"]
+        text for text in documents if split_of(text, c.valid_fraction, c.test_fraction) == "train"
+    ]

@@ -5,10 +5,11 @@ and the files of the original tokenizer in `tokenizer/huggingface/`: an export o
 the original folder back, byte for byte.
 """
 
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import json
 import re
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any
 
 from etils import epath
 import jax
@@ -21,8 +22,9 @@ from bigjax.errors import RunError, UserError
 from bigjax.interop import origin as origin_lib
 from bigjax.interop import tokenizers as hf_tokenizers
 from bigjax.interop.origin import ORIGIN, Origin
-from bigjax.train import hooks, workdir as workdir_lib
+from bigjax.train import hooks
 from bigjax.train import load as load_lib
+from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints, SaveError
 from bigjax.train.state import State
 from bigjax.trees import count, layer_names, layer_places, named_leaves, path_name
@@ -32,6 +34,7 @@ SEQ_LEN, BATCH_SIZE = 512, 8  # of an imported config, which no one chose
 
 
 # --- Import ----------------------------------------------------------------------------------
+
 
 def import_run(source: str, workdir: str, log: Callable[[str], None] = print) -> None:
     """Makes the work folder of a run at step 0 from a Hugging Face folder.
@@ -48,8 +51,10 @@ def import_run(source: str, workdir: str, log: Callable[[str], None] = print) ->
         origin_lib.save(folder, found, kept)
         workdir_lib.write_config(epath.Path(folder), config)
         _save(folder, params, config)
-    log(f"Wrote {workdir}: {count(params):,} parameters as step 0, config.json, tokenizer/, "
-        f"{ORIGIN}")
+    log(
+        f"Wrote {workdir}: {count(params):,} parameters as step 0, config.json, tokenizer/, "
+        f"{ORIGIN}"
+    )
 
 
 def _config(found: interop.Imported):
@@ -77,8 +82,10 @@ def _import_tokenizer(found: interop.Imported, config, folder, workdir: str, log
     for name, content in found.derived_files.items():
         (folder / name).write_bytes(content)
     if not found.tokenizer_kind:
-        log("No tokenizer that bigjax reads came with it; its files, if any, are kept. To train "
-            "or evaluate, set data.tokenizer.kind and .path.")
+        log(
+            "No tokenizer that bigjax reads came with it; its files, if any, are kept. To train "
+            "or evaluate, set data.tokenizer.kind and .path."
+        )
         return
     spec = config.data.tokenizer
     with config.unlocked():
@@ -88,8 +95,10 @@ def _import_tokenizer(found: interop.Imported, config, folder, workdir: str, log
         spec.path = str(epath.Path(workdir).expanduser().resolve() / "tokenizer")
         spec.lowercase = getattr(tokenizer, "lowercase", spec.lowercase)
     if tokenizer.vocab_size > found.model["vocab_size"]:
-        raise UserError(f"The tokenizer of {found.folder} has {tokenizer.vocab_size} tokens, its "
-                        f"model only {found.model['vocab_size']}: they are not of one model.")
+        raise UserError(
+            f"The tokenizer of {found.folder} has {tokenizer.vocab_size} tokens, its "
+            f"model only {found.model['vocab_size']}: they are not of one model."
+        )
     tokenizer.save(folder)
 
 
@@ -114,29 +123,41 @@ def _params(found: interop.Imported, task, config, log) -> tuple[Any, list[str]]
             if n in found.shapes:
                 place = out if layers == [name] else out[i]
                 if found.shapes[n] != place.shape:
-                    raise UserError(f"{n} is {found.shapes[n]} in {found.folder}, but "
-                                    f"{place.shape} in task {config.task.name!r}.")
+                    raise UserError(
+                        f"{n} is {found.shapes[n]} in {found.folder}, but "
+                        f"{place.shape} in task {config.task.name!r}."
+                    )
                 place[...] = found.load(n)
         return out
+
     return jax.tree_util.tree_map_with_path(one, shapes), kept
 
 
 def _describe(found, config, loaded, new, kept, log) -> None:
-    log(f"{found.folder}: {found.architecture} in {found.dtype}"
+    log(
+        f"{found.folder}: {found.architecture} in {found.dtype}"
         + (" (of several types)" if found.dtypes else "")
-        + f", as model {config.model.name!r} with task {config.task.name!r}")
+        + f", as model {config.model.name!r} with task {config.task.name!r}"
+    )
     for text, names in (
-            ("loaded", loaded),
-            ("new, drawn from the seed: the folder lacks what its architecture has",
-             [n for n in new if n in found.missing]),
-            ("new, drawn from the seed: the task has it, the architecture not",
-             [n for n in new if n not in found.missing]),
-            ("missing: the folder lacks what its architecture has, and the task needs none",
-             [n for n in found.missing if n not in new]),
-            (f"without a place in task {config.task.name!r}, kept for an export", kept),
-            ("unknown tensors, kept for an export", found.unknown),
-            ("copies or buffers that hold no weights", found.layout.redundant),
-            ("other files of the folder, left out", found.other_files)):
+        ("loaded", loaded),
+        (
+            "new, drawn from the seed: the folder lacks what its architecture has",
+            [n for n in new if n in found.missing],
+        ),
+        (
+            "new, drawn from the seed: the task has it, the architecture not",
+            [n for n in new if n not in found.missing],
+        ),
+        (
+            "missing: the folder lacks what its architecture has, and the task needs none",
+            [n for n in found.missing if n not in new],
+        ),
+        (f"without a place in task {config.task.name!r}, kept for an export", kept),
+        ("unknown tensors, kept for an export", found.unknown),
+        ("copies or buffers that hold no weights", found.layout.redundant),
+        ("other files of the folder, left out", found.other_files),
+    ):
         _list(log, text, names)
     for note in found.notes:
         log(f"  note: {note}")
@@ -151,8 +172,11 @@ def _brief(names: list[str]) -> list[str]:
     """If there are many names, modules and layers of ours, and theirs without numbers."""
     if len(names) <= 16:
         return names
-    short = lambda n: ("/".join(n.split("/")[:2 if n.startswith("stack/") else 1])
-                       if "/" in n else re.sub(r"\.\d+(?=\.)", ".*", re.sub(r"^\d+\.", "*.", n)))
+    short = lambda n: (
+        "/".join(n.split("/")[: 2 if n.startswith("stack/") else 1])
+        if "/" in n
+        else re.sub(r"\.\d+(?=\.)", ".*", re.sub(r"^\d+\.", "*.", n))
+    )
     return list(dict.fromkeys(map(short, names)))
 
 
@@ -164,17 +188,25 @@ def _save(folder, params, config) -> None:
         checkpoints.save(0, state, {"data": "", "early_stop": early_stop, "imported": True}, {})
         checkpoints.wait()
     except SaveError as e:
-        raise RunError(f"The parameters could not be written ({e.__cause__}). Nothing is left of "
-                       "this import; make room and run it again.") from e
+        raise RunError(
+            f"The parameters could not be written ({e.__cause__}). Nothing is left of "
+            "this import; make room and run it again."
+        ) from e
     finally:
         checkpoints.close()
 
 
 # --- Export ----------------------------------------------------------------------------------
 
-def export_run(workdir: str, to: str, step: int | None = None,
-               log: Callable[[str], None] = print, dtype: str = "",
-               max_shard_bytes: int | None = None) -> None:
+
+def export_run(
+    workdir: str,
+    to: str,
+    step: int | None = None,
+    log: Callable[[str], None] = print,
+    dtype: str = "",
+    max_shard_bytes: int | None = None,
+) -> None:
     """Writes a saved step (None: the newest) as a folder that transformers opens.
 
     The moving average where the run keeps one. An untouched import (step 0) gives the original
@@ -195,8 +227,7 @@ def export_run(workdir: str, to: str, step: int | None = None,
         config.mesh.update(data=-1, fsdp=1, sequence=1, tensor=1)
     loaded = load_lib.load(workdir, config, step, batch_size=None)
     layout = origin.layout if origin and loaded.step == 0 else None
-    params = _Params(loaded.params,
-                     interop.kept_parameters(workdir, loaded.step) if origin else {})
+    params = _Params(loaded.params, interop.kept_parameters(workdir, loaded.step) if origin else {})
     labels, kind = _labels(config, params)
     architecture = _architecture(origin, layout, family, model, params, len(labels) or 2)
     same_types = _same_types(origin, dtype)
@@ -204,26 +235,47 @@ def export_run(workdir: str, to: str, step: int | None = None,
         max_shard_bytes = interop.MAX_SHARD_BYTES
     files, extra = _tokenizer(workdir, origin, family, model, log)
     written = interop.write(
-        to, family=family, architecture=architecture, model=model, params=params, labels=labels,
-        kind=kind, extra_files=files, extra_config=extra, max_shard_bytes=max_shard_bytes,
-        layout=layout, raw=origin.raw if origin else None,
-        **_types(config, origin, dtype, same_types))
-    log(f"Wrote {to}: step {loaded.step} of {workdir} as {architecture}, "
-        f"{'moving average, ' if config.train.ema else ''}{', '.join(written)}")
+        to,
+        family=family,
+        architecture=architecture,
+        model=model,
+        params=params,
+        labels=labels,
+        kind=kind,
+        extra_files=files,
+        extra_config=extra,
+        max_shard_bytes=max_shard_bytes,
+        layout=layout,
+        raw=origin.raw if origin else None,
+        **_types(config, origin, dtype, same_types),
+    )
+    log(
+        f"Wrote {to}: step {loaded.step} of {workdir} as {architecture}, "
+        f"{'moving average, ' if config.train.ema else ''}{', '.join(written)}"
+    )
     if architecture == "BertForPreTraining" and config.task.get("pairs") == "sop":
-        log("  note: the class of a pair is about the order of its texts (pairs='sop'), not about "
-            "which text follows, as transformers says of it")
+        log(
+            "  note: the class of a pair is about the order of its texts (pairs='sop'), not about "
+            "which text follows, as transformers says of it"
+        )
     required = set(interop.requires(family, architecture, model, len(labels) or 2, layout))
-    _list(log, f"parameters that {architecture} has no place for, or that the import drew, "
-          "left out", [n for n in params if n not in required])
+    _list(
+        log,
+        f"parameters that {architecture} has no place for, or that the import drew, left out",
+        [n for n in params if n not in required],
+    )
     _list_originals(log, origin, layout, exact=max_shard_bytes is None)
 
 
-def _architecture(origin: Origin | None, layout, family: str, model: dict, params,
-                  n_labels: int) -> str:
+def _architecture(
+    origin: Origin | None, layout, family: str, model: dict, params, n_labels: int
+) -> str:
     """The class of transformers: the original's if the parameters are all there."""
-    if layout or origin and set(interop.requires(family, origin.architecture, model,
-                                                 n_labels)) <= set(params):
+    if (
+        layout
+        or origin
+        and set(interop.requires(family, origin.architecture, model, n_labels)) <= set(params)
+    ):
         return origin.architecture
     return interop.architecture_of(family, params.own)
 
@@ -235,8 +287,11 @@ def _list_originals(log, origin: Origin | None, layout, exact: bool) -> None:
     if layout:
         _list(log, "unknown tensors, written as they were", layout.unknown)
     else:
-        _list(log, "imported tensors that were not trained with the others, left out",
-              [*origin.kept, *origin.layout.unknown])
+        _list(
+            log,
+            "imported tensors that were not trained with the others, left out",
+            [*origin.kept, *origin.layout.unknown],
+        )
     if not layout or not exact:
         _list(log, "copies or buffers that hold no weights, left out", origin.layout.redundant)
 
@@ -273,10 +328,17 @@ def _types(config, origin: Origin | None, dtype: str, same: bool) -> dict[str, A
     if origin is None:
         return {"dtype": dtype or config.model.param_dtype}
     if same:
-        return {"dtype": origin.dtype, "dtypes": origin.dtypes, "config": origin.config,
-                "metadata": origin.metadata}
-    return {"dtype": dtype, "config": interop.with_dtype(origin.config, dtype),
-            "metadata": origin.metadata}
+        return {
+            "dtype": origin.dtype,
+            "dtypes": origin.dtypes,
+            "config": origin.config,
+            "metadata": origin.metadata,
+        }
+    return {
+        "dtype": dtype,
+        "config": interop.with_dtype(origin.config, dtype),
+        "metadata": origin.metadata,
+    }
 
 
 def _labels(config, params: _Params) -> tuple[tuple[str, ...], str]:
@@ -290,8 +352,9 @@ def _labels(config, params: _Params) -> tuple[tuple[str, ...], str]:
     return labels, config.task.get("kind", "") if head == "classifier" else ""
 
 
-def _tokenizer(workdir: str, origin: Origin | None, family: str, model: dict, log
-               ) -> tuple[dict[str, bytes], dict[str, int]]:
+def _tokenizer(
+    workdir: str, origin: Origin | None, family: str, model: dict, log
+) -> tuple[dict[str, bytes], dict[str, int]]:
     """Files for the export, and token ids for a new config.json."""
     folder = workdir_lib.existing(workdir) / "tokenizer"
     if origin:
@@ -304,7 +367,9 @@ def _tokenizer(workdir: str, origin: Origin | None, family: str, model: dict, lo
     ids = {role: meta[f"{role}_id"] for role in ("bos", "eos", "pad")}
     files = hf_tokenizers.written(meta["kind"], hf_tokenizers.read(folder), ids, model["max_len"])
     if not files:
-        log(f"  note: transformers has no tokenizer of kind {meta['kind']!r}; none is written. "
-            "Its ids are the bytes of UTF-8, then bos 256, eos 257, pad 258")
+        log(
+            f"  note: transformers has no tokenizer of kind {meta['kind']!r}; none is written. "
+            "Its ids are the bytes of UTF-8, then bos 256, eos 257, pad 258"
+        )
     roles = ("pad",) if family == "bert" else ("bos", "eos", "pad")
     return files, {f"{role}_token_id": ids[role] for role in roles}

@@ -1,8 +1,8 @@
 """What happens beside training, each on its own cadence."""
 
+from collections.abc import Callable
 import signal
 import time
-from typing import Callable
 
 from bigjax.parallel import hosts
 from bigjax.train.state import State
@@ -11,8 +11,15 @@ from bigjax.train.state import State
 class Evaluate:
     """Runs an evaluator every `every` steps and at the last one; its numbers go to `write`."""
 
-    def __init__(self, name: str, evaluator: Callable, every: int, last: int,
-                 write: Callable[[int, str, dict], None], pause: Callable[[float], None]):
+    def __init__(
+        self,
+        name: str,
+        evaluator: Callable,
+        every: int,
+        last: int,
+        write: Callable[[int, str, dict], None],
+        pause: Callable[[float], None],
+    ):
         self._name, self._evaluator, self._every, self._last = name, evaluator, every, last
         self._write, self._pause = write, pause
 
@@ -35,8 +42,13 @@ class EarlyStop:
 
     def __init__(self, config, latest: dict, log: Callable[[str], None]):
         self._config, self._latest, self._log = config, latest, log
-        self.state = {"metric": config.metric, "mode": config.mode, "best": None,
-                      "best_step": 0, "bad": 0}
+        self.state = {
+            "metric": config.metric,
+            "mode": config.mode,
+            "best": None,
+            "best_step": 0,
+            "bad": 0,
+        }
 
     def restore(self, state: dict) -> None:
         """Goes on from a checkpoint's state, unless another metric is watched now."""
@@ -58,8 +70,10 @@ class EarlyStop:
         else:
             s["bad"] += 1
         if self.stopped:
-            self._log(f"Stopping early at step {step}: {c.metric} has not improved on "
-                      f"{s['best']:.4f} (step {s['best_step']}) for {s['bad']} evaluations.")
+            self._log(
+                f"Stopping early at step {step}: {c.metric} has not improved on "
+                f"{s['best']:.4f} (step {s['best_step']}) for {s['bad']} evaluations."
+            )
         return self.stopped
 
 

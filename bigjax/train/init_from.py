@@ -1,10 +1,11 @@
 """Starting from another model's parameters, by path: a run's, or a Hugging Face folder's."""
 
+from collections import defaultdict
+from collections.abc import Callable
 import hashlib
 import re
 import types
-from collections import defaultdict
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 import jax
@@ -32,6 +33,7 @@ class Source(NamedTuple):
     config.model. tokenizer_kind, tokenizer_path: as in config.data.tokenizer; kind '' if there is
     none. labels: of its task, () if it has none.
     """
+
     where: str
     shapes: dict[str, tuple[int, ...]]
     load: Callable[[Any], Callable[[str], Any]]
@@ -54,16 +56,24 @@ def open_source(where: str, cache_dir: str) -> Source:
     folder = cache_folder(cache_dir, "tokenizers", f"huggingface-{name}")
     for file, content in files.items():
         write_atomically(folder / file, content)
-    return Source(where, {n: found.shapes[n] for n in found.names}, lambda abstract: found.load,
-                  found.model, found.tokenizer_kind, str(folder),
-                  tuple(found.task.get("labels", ())))
+    return Source(
+        where,
+        {n: found.shapes[n] for n in found.names},
+        lambda abstract: found.load,
+        found.model,
+        found.tokenizer_kind,
+        str(folder),
+        tuple(found.task.get("labels", ())),
+    )
 
 
 def _open_run(where: str) -> Source:
     if not (epath.Path(where) / "config.json").exists():
-        raise UserError(f"config.init_from={where!r} is neither a run's work folder nor a Hugging "
-                        "Face folder: it has no config.json. Train that run first, or name another "
-                        "folder.")
+        raise UserError(
+            f"config.init_from={where!r} is neither a run's work folder nor a Hugging "
+            "Face folder: it has no config.json. Train that run first, or name another "
+            "folder."
+        )
     config = workdir_lib.read_config(where)
     workdir = workdir_lib.existing(where)
     checkpoints = Checkpoints(workdir, read_only=True)
@@ -73,7 +83,7 @@ def _open_run(where: str) -> Source:
     kept = interop.kept_parameters(str(workdir), step)
     arrays = {**saved[item], **kept}
     places = layer_places(arrays)
-    shapes = {n: tuple(arrays[leaf].shape[i is not None:]) for n, (leaf, i) in places.items()}
+    shapes = {n: tuple(arrays[leaf].shape[i is not None :]) for n, (leaf, i) in places.items()}
 
     def load(abstract):
         named = named_leaves(_restore(checkpoints, step, item, saved[item], abstract, where))
@@ -82,10 +92,19 @@ def _open_run(where: str) -> Source:
         def get(name: str):
             leaf, i = places[name]
             return named[leaf] if i is None else named[leaf][i]
+
         return get
+
     model = {k: v for k, v in config.model.items() if k not in OF_A_RUN}
-    return Source(f"{where}, step {step}", shapes, load, model, config.data.tokenizer.kind,
-                  str(workdir / "tokenizer"), tuple(config.task.get("labels", ())))
+    return Source(
+        f"{where}, step {step}",
+        shapes,
+        load,
+        model,
+        config.data.tokenizer.kind,
+        str(workdir / "tokenizer"),
+        tuple(config.task.get("labels", ())),
+    )
 
 
 def fill(config, workdir: str = "") -> Source | None:
@@ -96,21 +115,30 @@ def fill(config, workdir: str = "") -> Source | None:
     opened. Raises UserError if init_from is neither a run's work folder nor a Hugging Face folder.
     """
     c = config
-    wanted = [key for key, value in (("model.preset", c.model.get("preset", "")),
-                                     ("data.tokenizer.kind", c.data.tokenizer.kind))
-              if value == "init_from"]
+    wanted = [
+        key
+        for key, value in (
+            ("model.preset", c.model.get("preset", "")),
+            ("data.tokenizer.kind", c.data.tokenizer.kind),
+        )
+        if value == "init_from"
+    ]
     if not wanted:
         return None
     if not c.init_from:
-        raise UserError(f"config.{wanted[0]}='init_from' takes it from config.init_from, which is "
-                        "empty. Set that to a run's work folder or a Hugging Face folder, or name "
-                        "a preset.")
+        raise UserError(
+            f"config.{wanted[0]}='init_from' takes it from config.init_from, which is "
+            "empty. Set that to a run's work folder or a Hugging Face folder, or name "
+            "a preset."
+        )
     if workdir_lib.has_checkpoints(workdir):
         saved = workdir_lib.read_config(workdir)
         with c.unlocked():
             if "model.preset" in wanted:
-                c.model = {**saved.model.to_dict(),
-                           **{k: v for k, v in c.model.items() if k != "preset"}}
+                c.model = {
+                    **saved.model.to_dict(),
+                    **{k: v for k, v in c.model.items() if k != "preset"},
+                }
             if "data.tokenizer.kind" in wanted:
                 c.data.tokenizer.update(saved.data.tokenizer)
                 c.data.tokenizer.path = str(workdir_lib.existing(workdir) / "tokenizer")
@@ -119,15 +147,19 @@ def fill(config, workdir: str = "") -> Source | None:
     with c.unlocked():
         if "model.preset" in wanted:
             if source.model["name"] != c.model.name:
-                raise UserError(f"config.init_from={c.init_from!r} holds a model "
-                                f"{source.model['name']!r}, and config.model.name is "
-                                f"{c.model.name!r}.")
+                raise UserError(
+                    f"config.init_from={c.init_from!r} holds a model "
+                    f"{source.model['name']!r}, and config.model.name is "
+                    f"{c.model.name!r}."
+                )
             own = {k: v for k, v in c.model.items() if k != "preset"}
             c.model = {"preset": "", **source.model, **own}
         if "data.tokenizer.kind" in wanted:
             if not source.tokenizer_kind:
-                raise UserError(f"config.init_from={c.init_from!r} has no tokenizer that bigjax "
-                                "reads: set data.tokenizer.kind and .path.")
+                raise UserError(
+                    f"config.init_from={c.init_from!r} has no tokenizer that bigjax "
+                    "reads: set data.tokenizer.kind and .path."
+                )
             c.data.tokenizer.kind = source.tokenizer_kind
             c.data.tokenizer.path = source.tokenizer_path
     return source
@@ -140,8 +172,11 @@ def _restore(checkpoints, step, item, saved, abstract, where):
     tree: dict = {}
     for name, x in saved.items():
         like = want.get(name)
-        place = (like.sharding if like is not None and like.shape == tuple(x.shape)
-                 else sharding.replicated(mesh))
+        place = (
+            like.sharding
+            if like is not None and like.shape == tuple(x.shape)
+            else sharding.replicated(mesh)
+        )
         node = tree
         *parents, last = name.split("/")
         for part in parents:
@@ -150,8 +185,9 @@ def _restore(checkpoints, step, item, saved, abstract, where):
     try:
         return checkpoints.restore(step, {item: tree})[0][item]
     except Damaged as e:
-        raise UserError(f"config.init_from={where!r}: its checkpoint {step} is damaged "
-                        f"({e}).") from e
+        raise UserError(
+            f"config.init_from={where!r}: its checkpoint {step} is damaged ({e})."
+        ) from e
 
 
 def initialise(fresh, source: Source, reset: str, log: Callable[[str], None]):
@@ -162,24 +198,32 @@ def initialise(fresh, source: Source, reset: str, log: Callable[[str], None]):
     and if nothing fits.
     """
     named = named_leaves(fresh)
-    kept = (named_leaves(matches(reset, fresh, "init_reset")) if reset
-            else {name: False for name in named})
+    kept = (
+        named_leaves(matches(reset, fresh, "init_reset")) if reset else dict.fromkeys(named, False)
+    )
     plan, wrong = {}, []
     for name, x in named.items():
         layers = layer_names(name, x)
         skip = np.broadcast_to(kept[name], len(layers))
         plan[name] = [n if n in source.shapes and not s else None for n, s in zip(layers, skip)]
         shape = x.shape if layers == [name] else x.shape[1:]
-        wrong += [f"{n} is {source.shapes[n]} there, {tuple(shape)} here"
-                  for n in plan[name] if n and source.shapes[n] != tuple(shape)]
+        wrong += [
+            f"{n} is {source.shapes[n]} there, {tuple(shape)} here"
+            for n in plan[name]
+            if n and source.shapes[n] != tuple(shape)
+        ]
     loaded = {n for names in plan.values() for n in names if n}
     if wrong or not loaded:
         what = "; ".join(wrong[:5]) + (" ..." if len(wrong) > 5 else "") or (
             "it has no parameter of this model; it has "
-            + ", ".join(list(source.shapes)[:5]) + ", ...")
-        raise UserError(f"config.init_from={source.where!r} does not fit this model: {what}. Use "
-                        "model.preset='init_from' for its sizes, or set init_reset to a regex of "
-                        "what should start anew.")
+            + ", ".join(list(source.shapes)[:5])
+            + ", ..."
+        )
+        raise UserError(
+            f"config.init_from={source.where!r} does not fit this model: {what}. Use "
+            "model.preset='init_from' for its sizes, or set init_reset to a regex of "
+            "what should start anew."
+        )
     new = [n for name, x in named.items() for n in layer_names(name, x) if n not in loaded]
     log(_table(source, named, loaded, new))
     return _assemble(fresh, plan, source.load(_abstract(fresh)))
@@ -192,22 +236,28 @@ def check_labels(source: Source, shapes, reset: str, labels, log: Callable[[str]
         if not there or tuple(labels) == source.labels or (reset and re.search(reset, name)):
             continue
         if all(re.fullmatch(r"LABEL_\d+", label) for label in source.labels):
-            log(f"note: the outputs of {name} have no names in {source.where}; they are taken in "
-                f"order for {', '.join(labels)}")
+            log(
+                f"note: the outputs of {name} have no names in {source.where}; they are taken in "
+                f"order for {', '.join(labels)}"
+            )
             continue
         head = name.split("/")[0]
-        raise UserError(f"config.init_from={source.where!r} has a {head} for the labels "
-                        f"{list(source.labels)}, this run has {list(labels)}. Set init_reset="
-                        f"'^{head}' to start it anew, or task.labels to the same ones.")
+        raise UserError(
+            f"config.init_from={source.where!r} has a {head} for the labels "
+            f"{list(source.labels)}, this run has {list(labels)}. Set init_reset="
+            f"'^{head}' to start it anew, or task.labels to the same ones."
+        )
 
 
 def _abstract(tree):
     return jax.tree_util.tree_map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+    )
 
 
 def _assemble(fresh, plan: dict, get: Callable[[str], Any]):
     """Each array is made on its own devices: no leaf is ever whole on one of several."""
+
     def one(path, x):
         name = path_name(path)
         names = plan[name]
@@ -217,14 +267,18 @@ def _assemble(fresh, plan: dict, get: Callable[[str], Any]):
         if all(isinstance(part, np.ndarray) for part in parts):
             whole = parts[0] if names == [name] else _Layers(parts)
             return jax.make_array_from_callback(
-                x.shape, x.sharding, lambda at: np.asarray(whole[at], x.dtype))
+                x.shape, x.sharding, lambda at: np.asarray(whole[at], x.dtype)
+            )
 
         def make(x, parts):  # copies, so that parameters and their average share none
             if names == [name]:
                 return jnp.array(parts[0], x.dtype, copy=True)
-            return jnp.stack([x[i] if part is None else part.astype(x.dtype)
-                              for i, part in enumerate(parts)])
+            return jnp.stack(
+                [x[i] if part is None else part.astype(x.dtype) for i, part in enumerate(parts)]
+            )
+
         return jax.jit(make, out_shardings=x.sharding)(x, parts)
+
     return jax.tree_util.tree_map_with_path(one, fresh)
 
 
@@ -245,8 +299,11 @@ def _table(source: Source, named: dict, loaded: set, new: list) -> str:
         names = layer_names(name, x)
         sizes.update({n: x.size // len(names) for n in names})
     rows = []
-    for status, names in (("loaded", loaded), ("new", new),
-                          ("left", [n for n in source.shapes if n not in loaded])):
+    for status, names in (
+        ("loaded", loaded),
+        ("new", new),
+        ("left", [n for n in source.shapes if n not in loaded]),
+    ):
         modules, layers = defaultdict(list), set()
         for n in names:
             found = re.match(r"stack/layer_(\d+)/", n)
@@ -277,15 +334,19 @@ def check_tokenizer(source: Source, reset: str, tokenizer, log: Callable[[str], 
     if name not in source.shapes or (reset and re.search(reset, name)):
         return
     if not source.tokenizer_kind:
-        log(f"note: {source.where} has no tokenizer that bigjax reads, so it is not checked that "
-            "the vocabulary is the same")
+        log(
+            f"note: {source.where} has no tokenizer that bigjax reads, so it is not checked that "
+            "the vocabulary is the same"
+        )
         return
-    spec = types.SimpleNamespace(kind=source.tokenizer_kind, path=source.tokenizer_path,
-                                 lowercase=True)
+    spec = types.SimpleNamespace(
+        kind=source.tokenizer_kind, path=source.tokenizer_path, lowercase=True
+    )
     theirs = tokenizers.build(spec, "", lambda: iter(()), "", lambda text: None)
     if theirs.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"The parameters of config.init_from={source.where!r} were trained with another "
             f"vocabulary ({theirs.kind}, {theirs.vocab_size:,} tokens) than this run's "
             f"({tokenizer.kind}, {tokenizer.vocab_size:,}). Set data.tokenizer.kind='init_from' to "
-            "use theirs, or init_reset='^(embed|mlm|head)' to start those parameters anew.")
+            "use theirs, or init_reset='^(embed|mlm|head)' to start those parameters anew."
+        )

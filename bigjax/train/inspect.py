@@ -19,17 +19,22 @@ def describe(workdir: str, step: int | None = None) -> str:
     for s in checkpoints.steps():
         folder = checkpoints.folder / str(s)
         arrays = checkpoints.arrays(s)
-        lines.append(f"{s:>10}  {_size(_bytes(folder)):>10}  "
-                     + ", ".join(f"{k} {_size(_bytes(folder / k))}" for k in arrays))
+        lines.append(
+            f"{s:>10}  {_size(_bytes(folder)):>10}  "
+            + ", ".join(f"{k} {_size(_bytes(folder / k))}" for k in arrays)
+        )
     params = checkpoints.arrays(step)["params"]
-    rows = [(name, str(tuple(x.shape)), str(x.dtype), _sharding(x), f"{math.prod(x.shape):,}")
-            for name, x in params.items()]
+    rows = [
+        (name, str(tuple(x.shape)), str(x.dtype), _sharding(x), f"{math.prod(x.shape):,}")
+        for name, x in params.items()
+    ]
     total = sum(math.prod(x.shape) for x in params.values())
     rows.append(("total", "", "", "", f"{total:,}"))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines += ["", f"params of step {step}: path, shape, dtype, sharding when saved, count"]
-    lines += ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)) + f"  {row[4]:>14}"
-              for row in rows]
+    lines += [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths)) + f"  {row[4]:>14}" for row in rows
+    ]
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ from bigjax.train.state import abstract
 
 class Loaded(NamedTuple):
     """A trained model. params are the moving average where the run keeps one."""
+
     config: Any
     task: Any
     mesh: Any
@@ -29,11 +30,16 @@ def best_step(workdir: str) -> int | None:
     """
     best = workdir_lib.read_config(workdir).checkpoint
     if not best.best:
-        raise UserError(f"{workdir!r} keeps no best step: it was trained without checkpoint.best, "
-                        "such as 'eval/valid/loss'.")
+        raise UserError(
+            f"{workdir!r} keeps no best step: it was trained without checkpoint.best, "
+            "such as 'eval/valid/loss'."
+        )
     saved = workdir_lib.saved_steps(workdir)  # without Orbax, which starts jax before `load` does
-    found = [(value, step) for step, value in zip(*report.read(workdir).get(best.best, ((), ())))
-             if step in saved]
+    found = [
+        (value, step)
+        for step, value in zip(*report.read(workdir).get(best.best, ((), ())))
+        if step in saved
+    ]
     return (min if best.best_mode == "min" else max)(found)[1] if found else None
 
 
@@ -58,7 +64,9 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
     try:
         items, _ = checkpoints.restore(step, want)
     except Damaged as e:
-        raise UserError(f"Checkpoint {step} of {workdir} is damaged or of another model ({e}). "
-                        f"There are {checkpoints.steps()}: choose another --step.") from e
+        raise UserError(
+            f"Checkpoint {step} of {workdir} is damaged or of another model ({e}). "
+            f"There are {checkpoints.steps()}: choose another --step."
+        ) from e
     extras = items.pop("extras", shapes["extras"])
     return Loaded(config, task, mesh, *items.values(), extras, step)

@@ -1,7 +1,8 @@
 """The loop: state, step function, batches, hooks. It knows no model, no data, no files."""
 
+from collections.abc import Callable, Iterator
 import time
-from typing import Any, Callable, Iterator, Protocol
+from typing import Any, Protocol
 
 import jax
 
@@ -16,9 +17,16 @@ class Hook(Protocol):
         """Called with metrics of all steps so far reported. True asks the loop to end."""
 
 
-def run(state: Any, step_fn: Callable, batches: Iterator, *, start: int, steps: int,
-        report: Callable[[int, dict, float], bool], hooks: list[Hook],
-        ) -> tuple[Any, int]:
+def run(
+    state: Any,
+    step_fn: Callable,
+    batches: Iterator,
+    *,
+    start: int,
+    steps: int,
+    report: Callable[[int, dict, float], bool],
+    hooks: list[Hook],
+) -> tuple[Any, int]:
     """Trains from `start` to `steps` updates; returns the state and the updates done.
 
     step_fn(state, batch) -> (state, metrics). report(step, metrics, waited) gets each step's

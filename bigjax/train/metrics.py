@@ -15,10 +15,18 @@ from bigjax import cloud
 
 # Peak dense bfloat16 FLOP/s of a device, from the vendors' data sheets.
 PEAK_FLOPS = {
-    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12,
-    "TPU v5": 459e12, "TPU v6 lite": 918e12, "TPU v6e": 918e12, "TPU7x": 2307e12,
-    "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 2307e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
 }
 
 UPLOAD_SECONDS = 30  # a bucket takes about one write a second of an object, and each is of all
@@ -45,8 +53,10 @@ class Writer:
         self._forget_after(resumed_at)
         if tensorboard:
             import tensorboardX  # slow to import
-            self._board = tensorboardX.SummaryWriter(str(self._folder / "tensorboard"),
-                                                     purge_step=resumed_at + 1)
+
+            self._board = tensorboardX.SummaryWriter(
+                str(self._folder / "tensorboard"), purge_step=resumed_at + 1
+            )
 
     def _forget_after(self, step: int) -> None:
         """Drops the lines that will be written again: those after the step that training goes on
@@ -71,8 +81,11 @@ class Writer:
             f.write(line + "\n")
         if self._board:  # one event for all: add_scalar one by one takes ten times as long
             from tensorboardX.proto.summary_pb2 import Summary
-            self._board.file_writer.add_summary(Summary(value=[
-                Summary.Value(tag=k, simple_value=v) for k, v in metrics.items()]), step)
+
+            self._board.file_writer.add_summary(
+                Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in metrics.items()]),
+                step,
+            )
         if self._remote and time.monotonic() - self._uploaded > UPLOAD_SECONDS:
             self.flush()
 
@@ -131,7 +144,7 @@ class Speed:
 
     def read(self, step: int) -> dict[str, float]:
         now = time.perf_counter()
-        out = {"host_memory_gib": psutil.Process().memory_info().rss / 2 ** 30}
+        out = {"host_memory_gib": psutil.Process().memory_info().rss / 2**30}
         if self._step is not None:
             seconds = max(now - self._time, 1e-9)
             steps = (step - self._step) / seconds
@@ -152,9 +165,13 @@ class Progress:
         self._steps, self._start, self._live, self._task = steps, None, None, None
         if sys.stdout.isatty():
             from rich import progress
+
             self._live = progress.Progress(
-                progress.TextColumn("step {task.completed}/{task.total}"), progress.BarColumn(),
-                progress.TextColumn("{task.fields[numbers]}"), progress.TimeRemainingColumn())
+                progress.TextColumn("step {task.completed}/{task.total}"),
+                progress.BarColumn(),
+                progress.TextColumn("{task.fields[numbers]}"),
+                progress.TimeRemainingColumn(),
+            )
 
     def log(self, text: str) -> None:
         """A line of its own. Only one process speaks (asked late: asking starts jax)."""
@@ -177,8 +194,9 @@ class Progress:
         if self._live:
             if self._task is None:
                 self._live.start()
-                self._task = self._live.add_task("", total=self._steps, completed=step,
-                                                 numbers=numbers)
+                self._task = self._live.add_task(
+                    "", total=self._steps, completed=step, numbers=numbers
+                )
             self._live.update(self._task, completed=step, numbers=numbers)
             return
         eta = ""

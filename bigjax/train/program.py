@@ -1,6 +1,7 @@
 """What a run compiles: its state's shapes and layout, and its step."""
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from etils import epath
 import jax
@@ -8,7 +9,8 @@ import jax
 from bigjax import optim
 from bigjax.errors import UserError
 from bigjax.parallel import sharding
-from bigjax.train import adversarial, state as state_lib
+from bigjax.train import adversarial
+from bigjax.train import state as state_lib
 from bigjax.train.state import State
 from bigjax.train.step import make_step, packed
 
@@ -19,6 +21,7 @@ class Program(NamedTuple):
 
     abstract, shardings: the State as ShapeDtypeStructs, and where it lies.
     """
+
     init: Callable
     step: Callable
     abstract: State
@@ -37,7 +40,8 @@ def use_compilation_cache(folder: str, mesh) -> None:
         raise UserError(
             f"train.compilation_cache={folder!r}: what is compiled for {mesh.size} devices of a "
             "CPU cannot be loaded again safely. Set it to '', or use one device "
-            "(--config.mesh.data=1).")
+            "(--config.mesh.data=1)."
+        )
     if "://" not in folder:
         folder = str(epath.Path(folder).expanduser().resolve())
     jax.config.update("jax_compilation_cache_dir", folder)
@@ -49,8 +53,10 @@ def make(config, task, mesh) -> Program:
     params = jax.eval_shape(task.init, jax.random.key(0))["params"]
     if task.players:
         if config.optim.offload:
-            raise UserError("optim.offload=True is not for adversarial training, whose networks "
-                            "are small: set it to False.")
+            raise UserError(
+                "optim.offload=True is not for adversarial training, whose networks "
+                "are small: set it to False."
+            )
         txs = adversarial.optimizers(config, task.players.options, params)
         tx = adversarial.init_only(txs)
     else:
@@ -66,27 +72,40 @@ def make(config, task, mesh) -> Program:
         step = adversarial.make_round(task, txs, config.seed)
     else:
         schedule = optim.make_schedule(config.optim, config.train.steps)
-        step = make_step(task, tx, schedule, seed=config.seed, accumulate=config.train.accumulate,
-                         ema=config.train.ema, offload=offload)
+        step = make_step(
+            task,
+            tx,
+            schedule,
+            seed=config.seed,
+            accumulate=config.train.accumulate,
+            ema=config.train.ema,
+            offload=offload,
+        )
     options = _compiler_options(config.train.compiler_options, mesh)
-    step = jax.jit(packed(step), donate_argnums=0, out_shardings=(shardings, None),
-                   compiler_options=options)
+    step = jax.jit(
+        packed(step), donate_argnums=0, out_shardings=(shardings, None), compiler_options=options
+    )
     return Program(init, step, state_lib.abstract(shapes, shardings), shardings)
 
 
 def _check_attention(config, mesh) -> None:
     T, sequence = config.data.seq_len, mesh.shape["sequence"]
     if T % sequence:
-        raise UserError(f"data.seq_len={T} does not divide over mesh.sequence={sequence}: "
-                        f"{T} = {T // sequence} x {sequence} + {T % sequence}.")
+        raise UserError(
+            f"data.seq_len={T} does not divide over mesh.sequence={sequence}: "
+            f"{T} = {T // sequence} x {sequence} + {T % sequence}."
+        )
     platform = mesh.devices.flat[0].platform
     if config.model.get("attention") == "cudnn" and platform not in ("gpu", "cuda"):
-        raise UserError(f"model.attention='cudnn' is for GPUs, and these devices are {platform}: "
-                        "use 'auto'.")
+        raise UserError(
+            f"model.attention='cudnn' is for GPUs, and these devices are {platform}: use 'auto'."
+        )
     if config.model.get("attention") == "splash" and T % (128 * sequence):
-        raise UserError(f"model.attention='splash' takes 128 tokens at a time on each of "
-                        f"mesh.sequence={sequence} device(s), and data.seq_len is {T}: use a "
-                        f"multiple of {128 * sequence}, or model.attention='auto'.")
+        raise UserError(
+            f"model.attention='splash' takes 128 tokens at a time on each of "
+            f"mesh.sequence={sequence} device(s), and data.seq_len is {T}: use a "
+            f"multiple of {128 * sequence}, or model.attention='auto'."
+        )
 
 
 def _compiler_options(section, mesh) -> dict[str, str]:
@@ -94,8 +113,11 @@ def _compiler_options(section, mesh) -> dict[str, str]:
     options = {name: str(value) for name, value in section.items()}
     try:
         if options:
-            jax.jit(lambda: jax.numpy.zeros(()), out_shardings=sharding.replicated(mesh),
-                    compiler_options=options).lower().compile()
+            jax.jit(
+                lambda: jax.numpy.zeros(()),
+                out_shardings=sharding.replicated(mesh),
+                compiler_options=options,
+            ).lower().compile()
     except Exception as e:  # jaxlib's errors have no common class
         raise UserError(f"train.compiler_options={options}: {str(e).splitlines()[0]}") from e
     return options

@@ -10,15 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax import cloud
+from bigjax import cloud, data, evals, models, tasks
 from bigjax import config as config_lib
-from bigjax import data, evals, models, tasks
 from bigjax.errors import PassingError, RunError, UserError
 from bigjax.evals.context import Context, derive
 from bigjax.parallel import hosts, sharding
 from bigjax.parallel import mesh as mesh_lib
-from bigjax.train import debug, hooks as hooks_lib, init_from, load, loop, metrics
-from bigjax.train import program as program_lib, workdir as workdir_lib
+from bigjax.train import debug, init_from, load, loop, metrics
+from bigjax.train import hooks as hooks_lib
+from bigjax.train import program as program_lib
+from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import LATE, Checkpoints
 from bigjax.train.state import State
 from bigjax.train.step import unpack
@@ -44,8 +45,10 @@ def train(config, workdir: str) -> None:
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise RunError(f"There is no room to write to ({e}). Training stopped; the checkpoints "
-                       f"that {workdir} has are intact. Make room and run the same command.") from e
+        raise RunError(
+            f"There is no room to write to ({e}). Training stopped; the checkpoints "
+            f"that {workdir} has are intact. Make room and run the same command."
+        ) from e
     finally:
         progress.close()
 
@@ -62,15 +65,20 @@ class _Run:
         hosts.start(config, workdir)
         self.mesh = mesh_lib.start(config.mesh, self.batch_size, config.train.accumulate)
         program_lib.use_compilation_cache(config.train.compilation_cache, self.mesh)
-        hosts.check_equal({"the list of checkpoints": sorted(workdir_lib.saved_steps(workdir))},
-                          LATE, PassingError)  # what follows depends on whether there are any
+        hosts.check_equal(
+            {"the list of checkpoints": sorted(workdir_lib.saved_steps(workdir))},
+            LATE,
+            PassingError,
+        )  # what follows depends on whether there are any
         self.config, self.source = resolved(config, workdir)
         config = self.config
         self.task = tasks.build(config)
         if config.train.debug_nans and self.task.players:
-            raise UserError(f"train.debug_nans runs a step again, operation by operation; one of "
-                            f"task {config.task.name!r} is a round of many updates, which would "
-                            "take hours. Set it to False.")
+            raise UserError(
+                f"train.debug_nans runs a step again, operation by operation; one of "
+                f"task {config.task.name!r} is a round of many updates, which would "
+                "take hours. Set it to False."
+            )
         self.program = program_lib.make(config, self.task, self.mesh)
         self.prepare = None  # of a run from scratch
         if workdir_lib.has_checkpoints(workdir):
@@ -78,20 +86,26 @@ class _Run:
         elif not (config.resume_from or config.init_from):
             self.prepare = self.task.prepare()
         self.corpus = self.task.load_data(self.log)
-        hosts.check_equal({"the data's fingerprint": self.corpus.fingerprint},
-                          "Give all hosts the same files, and the same installed packages.")
+        hosts.check_equal(
+            {"the data's fingerprint": self.corpus.fingerprint},
+            "Give all hosts the same files, and the same installed packages.",
+        )
         self.data = self.corpus.split("train", batch_size=self.batch_size, seed=config.seed)
         self.rows = sharding.local_rows(self.mesh, self.batch_size)
         self.workdir = epath.Path(workdir)
         context = Context(config, self.task, self.corpus, self.mesh, self.log, self.workdir)
-        self.evaluators = {name: evals.build(name, entry, context)
-                           for name, entry in config.evals.items()}
+        self.evaluators = {
+            name: evals.build(name, entry, context) for name, entry in config.evals.items()
+        }
         self._check_metrics()
         workdir_lib.make_workdir(workdir)
         hosts.check_shared(workdir)
         self.checkpoints = Checkpoints(
-            self.workdir, keep=config.checkpoint.keep, best=config.checkpoint.best,
-            best_mode=config.checkpoint.best_mode)
+            self.workdir,
+            keep=config.checkpoint.keep,
+            best=config.checkpoint.best,
+            best_mode=config.checkpoint.best_mode,
+        )
         self.latest = {}  # {step: evaluation metrics}, for early stopping and the best checkpoint
         self.early_stop = hooks_lib.EarlyStop(config.train.early_stop, self.latest, self.log)
         self.saved_step = None
@@ -103,18 +117,23 @@ class _Run:
             name, _, metric = rest.partition("/")
             known = getattr(self.evaluators.get(name), "metrics", None)
             if known and metric not in known:
-                raise UserError(f"config.{key}='eval/{rest}': evaluation {name!r} gives "
-                                f"{', '.join(known)}.")
+                raise UserError(
+                    f"config.{key}='eval/{rest}': evaluation {name!r} gives {', '.join(known)}."
+                )
 
     def train(self) -> None:
         state, start = self._first_state()
         if self.early_stop.stopped:
-            self.log(f"This run is done: early stopping ended it at step {start}. To go on, raise "
-                     "train.early_stop.patience or choose another metric.")
+            self.log(
+                f"This run is done: early stopping ended it at step {start}. To go on, raise "
+                "train.early_stop.patience or choose another metric."
+            )
             return
         if start >= self.steps:
-            self.log(f"This run is done: it has train.steps={self.steps}. Raise that to go on, or "
-                     "use another --workdir.")
+            self.log(
+                f"This run is done: it has train.steps={self.steps}. Raise that to go on, or "
+                "use another --workdir."
+            )
             return
         self._describe(start)
         workdir_lib.write_config(self.workdir, self.config)
@@ -124,17 +143,30 @@ class _Run:
         if new and hasattr(self.corpus, "save") and jax.process_index() == 0:
             self.corpus.save(self.workdir)  # what else the model needs to be used
         self.writer = metrics.Writer(self.workdir, start, self.config.log.tensorboard)
-        self.speed = metrics.Speed(0 if self.task.players else self.batch_size,
-                                   self.config.data.seq_len, self.task.flops_per_example)
+        self.speed = metrics.Speed(
+            0 if self.task.players else self.batch_size,
+            self.config.data.seq_len,
+            self.task.flops_per_example,
+        )
         stop = hooks_lib.StopOnSignal(start)
         profile = debug.Profile(self.config.train.profile, self.workdir, start, self.log)
         evaluations = [
-            hooks_lib.Evaluate(name, profile.named(f"eval {name}", self.evaluators[name]),
-                               entry.every, self.steps, self._write_eval, self.speed.pause)
-            for name, entry in self.config.evals.items()]
-        hooks = [*evaluations, self.early_stop,
-                 hooks_lib.Save(profile.named("save", self._save), self.config.checkpoint.every),
-                 stop]
+            hooks_lib.Evaluate(
+                name,
+                profile.named(f"eval {name}", self.evaluators[name]),
+                entry.every,
+                self.steps,
+                self._write_eval,
+                self.speed.pause,
+            )
+            for name, entry in self.config.evals.items()
+        ]
+        hooks = [
+            *evaluations,
+            self.early_stop,
+            hooks_lib.Save(profile.named("save", self._save), self.config.checkpoint.every),
+            stop,
+        ]
         frozen = self.task.frozen()
         batches = data.iterate(self._batch_at, start, self.steps)
         try:
@@ -143,9 +175,14 @@ class _Run:
                     hook(0, state)
             self.first_step = start + 1
             state, done = loop.run(
-                state, profile.step(lambda s, b: self.program.step(s, frozen, b)),
-                profile.batches(batches), start=start, steps=self.steps, report=self._report,
-                hooks=hooks)
+                state,
+                profile.step(lambda s, b: self.program.step(s, frozen, b)),
+                profile.batches(batches),
+                start=start,
+                steps=self.steps,
+                report=self._report,
+                hooks=hooks,
+            )
             if self.bad_step:
                 self._explain(state, frozen)
             if self.saved_step != done:
@@ -158,15 +195,20 @@ class _Run:
             self.writer.close()
             self.checkpoints.close()
         if stop.received:
-            self.log(f"Stopped by {stop.received} at step {done}, and saved. The same command goes "
-                     "on from there.")
+            self.log(
+                f"Stopped by {stop.received} at step {done}, and saved. The same command goes "
+                "on from there."
+            )
         best = self.config.checkpoint.best and load.best_step(str(self.workdir))
         if best:  # not if the run was stopped before the first evaluation of a saved step
-            self.log(f"The best saved step by {self.config.checkpoint.best} is {best} "
-                     "(--step=best).")
-        self.log(f"Wrote {self.workdir}: checkpoints/{done}, metrics.jsonl, config.json"
-                 + (", tokenizer/" if self.corpus.tokenizer else "")
-                 + (", tensorboard/" if self.config.log.tensorboard else ""))
+            self.log(
+                f"The best saved step by {self.config.checkpoint.best} is {best} (--step=best)."
+            )
+        self.log(
+            f"Wrote {self.workdir}: checkpoints/{done}, metrics.jsonl, config.json"
+            + (", tokenizer/" if self.corpus.tokenizer else "")
+            + (", tensorboard/" if self.config.log.tensorboard else "")
+        )
 
     # --- The first state: own checkpoint, resume_from, init_from, scratch ---------------------
 
@@ -187,7 +229,8 @@ class _Run:
                 raise UserError(
                     "The text or the tokenizer is not what this run was trained on (files or "
                     "installed packages have changed), so it cannot be resumed exactly. Start "
-                    f"another --workdir with --config.init_from={origin}.")
+                    f"another --workdir with --config.init_from={origin}."
+                )
             self.early_stop.restore(meta["early_stop"])
             start = meta["step"]
             self.log(f"Going on from step {start} of {source}.")
@@ -198,8 +241,13 @@ class _Run:
             source = init_from.open_source(c.init_from, c.data.cache_dir)
         if source:
             init_from.check_tokenizer(source, c.init_reset, self.corpus.tokenizer, self.log)
-            init_from.check_labels(source, self.program.abstract.params, c.init_reset,
-                                   c.task.get("labels", ()), self.log)
+            init_from.check_labels(
+                source,
+                self.program.abstract.params,
+                c.init_reset,
+                c.task.get("labels", ()),
+                self.log,
+            )
         state = jax.jit(self.program.init, out_shardings=self.program.shardings)()
         if source:
             self.log(f"Starting at step 0 with the parameters of {c.init_from}.")
@@ -214,31 +262,39 @@ class _Run:
         copy = lambda tree: jax.tree_util.tree_map(jnp.copy, tree)
         extras = state.extras
         if self.task.players:  # the old generators that adversarial training keeps
-            extras = jax.device_put({k: copy(params["generator"]) for k in extras},
-                                    self.program.shardings.extras)
+            extras = jax.device_put(
+                {k: copy(params["generator"]) for k in extras}, self.program.shardings.extras
+            )
         ema = None if state.ema is None else copy(params)
         return state._replace(params=params, extras=extras, ema=ema), 0
 
     def _batch_at(self, step: int, rows=None) -> dict:
         """A batch on the devices; the loader's thread does this while a step runs."""
         del rows  # this process's, always
-        return sharding.put_batch(self.mesh, self.data.batch_at(step, self.rows), self.rows,
-                                  self.batch_size)
+        return sharding.put_batch(
+            self.mesh, self.data.batch_at(step, self.rows), self.rows, self.batch_size
+        )
 
     def _describe(self, start: int) -> None:
         mesh = " x ".join(f"{a}={n}" for a, n in self.mesh.shape.items() if n > 1) or "one device"
         kind = self.mesh.devices.flat[0].device_kind
         rows = f"{self.batch_size} x {self.config.data.seq_len} tokens"
         if self.task.players:
-            work = (f"rounds {start + 1} to {self.steps} ("
-                    f"{self.task.players.options.describe(self.steps)}), updates of {rows}")
+            work = (
+                f"rounds {start + 1} to {self.steps} ("
+                f"{self.task.players.options.describe(self.steps)}), updates of {rows}"
+            )
         else:
-            work = (f"{self.steps - start} steps of {rows}, an epoch is "
-                    f"{self.data.epoch_steps:.0f} steps")
+            work = (
+                f"{self.steps - start} steps of {rows}, an epoch is "
+                f"{self.data.epoch_steps:.0f} steps"
+            )
         if hasattr(self.data, "padding"):
             work += f", {self.data.padding:.1%} of the tokens are padding"
-        self.log(f"{count(self.program.abstract.params):,} parameters on {self.mesh.size} {kind} "
-                 f"device(s), {mesh}; {work}. Compiling...")
+        self.log(
+            f"{count(self.program.abstract.params):,} parameters on {self.mesh.size} {kind} "
+            f"device(s), {mesh}; {work}. Compiling..."
+        )
 
     # --- Reports ------------------------------------------------------------------------------
 
@@ -248,8 +304,9 @@ class _Run:
         """Writes a step's numbers when they are due; True if the loss is not finite."""
         self.speed.waited += waited
         values = unpack(metrics)
-        self.not_finite = [k for k, v in values.items()
-                           if k.split("/")[-1] in FINITE and not np.isfinite(v)]
+        self.not_finite = [
+            k for k, v in values.items() if k.split("/")[-1] in FINITE and not np.isfinite(v)
+        ]
         if self.not_finite:
             self.bad_step = step
             return True
@@ -267,16 +324,21 @@ class _Run:
         for key in ("train.early_stop.metric", "checkpoint.best"):
             metric = config_lib.get(self.config, key)
             if metric.startswith(f"eval/{name}/") and metric not in values:
-                raise UserError(f"config.{key}={metric!r}: this evaluation gives only "
-                                f"{', '.join(values) or 'no metrics'}.")
+                raise UserError(
+                    f"config.{key}={metric!r}: this evaluation gives only "
+                    f"{', '.join(values) or 'no metrics'}."
+                )
         if not values:
             return
         if step not in self.latest:
             self.latest.clear()
         self.latest.setdefault(step, {}).update(values)
         self.writer.write(step, values)
-        short = {k.removeprefix("eval/"): v for k, v in values.items()
-                 if not re.search("/(precision|recall)_", k)}  # the file and the report have them
+        short = {
+            k.removeprefix("eval/"): v
+            for k, v in values.items()
+            if not re.search("/(precision|recall)_", k)
+        }  # the file and the report have them
         self.log(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in short.items()))
 
     def _save(self, step: int, state: State) -> None:
@@ -297,25 +359,30 @@ class _Run:
             def loss(p):
                 (total, weight), _ = self.task.loss(p, extras, frozen, batch, rng, True)
                 return total / weight
+
             trees = {"params": params}
             if not self.task.players:  # a round has no one gradient
                 trees["gradients"] = jax.grad(loss)(params)
-            return {kind: {k: _layer_norms(k, x) for k, x in named_leaves(tree).items()}
-                    for kind, tree in trees.items()}
+            return {
+                kind: {k: _layer_norms(k, x) for k, x in named_leaves(tree).items()}
+                for kind, tree in trees.items()
+            }
 
         found = jax.jit(norms)(state.params, state.extras, frozen, batch)
         found = jax.tree_util.tree_map(lambda x: np.asarray(x).tolist(), jax.device_get(found))
         path = self.workdir / f"nonfinite-{step}.json"
         examples = self.data.examples_at(step - 1)
         if jax.process_index() == 0:
-            path.write_text(json.dumps({"step": step, "examples": examples, "norms": found},
-                                       indent=1))
+            path.write_text(
+                json.dumps({"step": step, "examples": examples, "norms": found}, indent=1)
+            )
         saved = self.checkpoints.steps()
         raise NonFinite(
             f"{', '.join(self.not_finite)} of step {step} (batch {step - 1}, examples "
             f"{_brief(examples)}) is not finite. Norms by layer are in {path}. The checkpoints "
             f"{saved or 'none'} are as they were.{self._first_nan(state, frozen, batch)} Lower "
-            f"{self._learning_rate()}, clip gradients, or look at those examples.")
+            f"{self._learning_rate()}, clip gradients, or look at those examples."
+        )
 
     def _first_nan(self, state: State, frozen, batch) -> str:
         """A sentence about the operation that made the NaN, if train.debug_nans asks for it."""
@@ -323,8 +390,11 @@ class _Run:
             return ""
         before = state._replace(step=jnp.int32(self.bad_step - 1), halted=jnp.bool_(False))
         found = debug.first_nan(self.program.step.__wrapped__, before, frozen, batch)
-        return (f" The first NaN: {found}." if found else
-                " No operation gave NaN when that step was run again: it is an overflow.")
+        return (
+            f" The first NaN: {found}."
+            if found
+            else " No operation gave NaN when that step was run again: it is an overflow."
+        )
 
     def _learning_rate(self) -> str:
         """The key of the learning rate of what is not finite."""

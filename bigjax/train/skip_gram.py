@@ -1,8 +1,8 @@
 """Trains word vectors: skip-gram with negative sampling (https://arxiv.org/abs/1310.4546)."""
 
+from collections.abc import Callable
 import functools
 import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,14 @@ _CHUNK = 200  # batches in one call: enough that calls cost nothing, and few eno
 _EPSILON = 1e-8
 
 
-def fit(data: SkipGramData, d_model: int, steps: int, learning_rate: float = 0.2, seed: int = 0,
-        log: Callable[[str], None] = print) -> np.ndarray:
+def fit(
+    data: SkipGramData,
+    d_model: int,
+    steps: int,
+    learning_rate: float = 0.2,
+    seed: int = 0,
+    log: Callable[[str], None] = print,
+) -> np.ndarray:
     """float32 [V, d_model]: the vector of each of `data.words`, after `steps` batches.
 
     Only the rows that a batch names are read and written. Adagrad with one sum a row
@@ -38,8 +44,10 @@ def fit(data: SkipGramData, d_model: int, steps: int, learning_rate: float = 0.2
         state, loss = _train(state, np.float32(rates), *_stacked(batches))
         if i % report == 0 or start + _CHUNK >= steps:
             done = start + len(batches)
-            log(f"skip-gram: step {done:,} of {steps:,}, loss {float(loss):.4f}, "
-                f"{done * data.batch_size / (time.monotonic() - begun):,.0f} pairs a second")
+            log(
+                f"skip-gram: step {done:,} of {steps:,}, loss {float(loss):.4f}, "
+                f"{done * data.batch_size / (time.monotonic() - begun):,.0f} pairs a second"
+            )
     return np.asarray(state[0][0])
 
 
@@ -52,6 +60,7 @@ def _stacked(batches: list[dict[str, np.ndarray]]) -> tuple[np.ndarray, np.ndarr
 @functools.partial(jax.jit, donate_argnums=0)
 def _train(state, rates, centre, others):
     """The state after n batches, and the mean loss of a pair."""
+
     def step(state, batch):
         (centres, centre_sums), (contexts, context_sums) = state
         rate, centre_B, others_BN = batch
@@ -67,8 +76,9 @@ def _train(state, rates, centre, others):
         u_grad = slope_BN[..., None] * v_BD[:, None]
         centre_state = _adagrad(centres, centre_sums, centre_B, v_grad, rate)
         d_model = v_BD.shape[1]
-        context_state = _adagrad(contexts, context_sums, others_BN.reshape(-1),
-                                 u_grad.reshape(-1, d_model), rate)
+        context_state = _adagrad(
+            contexts, context_sums, others_BN.reshape(-1), u_grad.reshape(-1, d_model), rate
+        )
         return [centre_state, context_state], loss
 
     state, losses = jax.lax.scan(step, state, (rates, centre, others))

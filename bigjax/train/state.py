@@ -15,6 +15,7 @@ class State(NamedTuple):
     halted: bool, True once a step was not finite: nothing changes any more but the step, so that
     the loop, which hears of it one step late, finds the state of that step.
     """
+
     step: jax.Array
     params: Any
     opt_state: Any
@@ -25,11 +26,19 @@ class State(NamedTuple):
 
 def make_init(task, tx, seed: int, ema: bool):
     """() -> State at step 0, pure: jit it with out_shardings."""
+
     def init() -> State:
         variables = task.init(jax.random.key(seed))
         params = variables["params"]
-        return State(jnp.int32(0), params, tx.init(params), variables["extras"],
-                     params if ema else None, jnp.bool_(False))
+        return State(
+            jnp.int32(0),
+            params,
+            tx.init(params),
+            variables["extras"],
+            params if ema else None,
+            jnp.bool_(False),
+        )
+
     return init
 
 
@@ -37,13 +46,17 @@ def shardings(mesh, task, shapes: State) -> State:
     """The sharding of every leaf of a state."""
     params = sharding.of_params(mesh, shapes.params, task.axes)
     return State(
-        step=sharding.replicated(mesh), params=params,
+        step=sharding.replicated(mesh),
+        params=params,
         opt_state=sharding.of_opt_state(mesh, shapes.opt_state, shapes.params, params),
         extras=jax.tree_util.tree_map(lambda _: sharding.replicated(mesh), shapes.extras),
-        ema=None if shapes.ema is None else params, halted=sharding.replicated(mesh))
+        ema=None if shapes.ema is None else params,
+        halted=sharding.replicated(mesh),
+    )
 
 
 def abstract(shapes, shardings_):
     """ShapeDtypeStructs with shardings: what a checkpoint is restored as."""
     return jax.tree_util.tree_map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings_)
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings_
+    )

@@ -1,6 +1,6 @@
 """One training step: gradient, accumulation, clipping, update."""
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,16 @@ import optax
 from bigjax.train.state import State
 
 
-def make_step(task, tx, schedule, *, seed: int, accumulate: int = 1, ema: float = 0.0,
-              offload: tuple | None = None) -> Callable:
+def make_step(
+    task,
+    tx,
+    schedule,
+    *,
+    seed: int,
+    accumulate: int = 1,
+    ema: float = 0.0,
+    offload: tuple | None = None,
+) -> Callable:
     """step(state, frozen, batch) -> (state, metrics); metrics: float32 scalars by name.
 
     offload: where the optimizer's state lies during its update, and otherwise (shardings).
@@ -30,28 +38,33 @@ def make_step(task, tx, schedule, *, seed: int, accumulate: int = 1, ema: float 
         """Gradient of the summed loss, and (loss, weight, metrics) sums."""
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         if accumulate == 1:
-            (total, (weight, metrics, extras)), g = grad(state.params, state.extras, frozen,
-                                                         batch, rng)
+            (total, (weight, metrics, extras)), g = grad(
+                state.params, state.extras, frozen, batch, rng
+            )
             return g, (total, weight, metrics), extras
         # Row r goes to micro-batch r % accumulate: each stays spread over all devices.
         micro = jax.tree_util.tree_map(
             lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1),
-            task.whole_batch(batch))
+            task.whole_batch(batch),
+        )
 
         def add(carry, item):
             extras, done = carry
             i, part = item
             (total, (weight, metrics, extras)), g = grad(
-                state.params, extras, frozen, part, jax.random.fold_in(rng, i))
+                state.params, extras, frozen, part, jax.random.fold_in(rng, i)
+            )
             new = g, (total, weight, metrics)
             return (extras, jax.tree_util.tree_map(jnp.add, done, new)), None
 
         first = jax.tree_util.tree_map(lambda x: x[0], micro)
-        shapes = jax.eval_shape(lambda: _sum_parts(grad(state.params, state.extras, frozen,
-                                                        first, rng)))
+        shapes = jax.eval_shape(
+            lambda: _sum_parts(grad(state.params, state.extras, frozen, first, rng))
+        )
         zeros = jax.tree_util.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (extras, (g, parts)), _ = jax.lax.scan(add, (state.extras, zeros),
-                                               (jnp.arange(accumulate), micro))
+        (extras, (g, parts)), _ = jax.lax.scan(
+            add, (state.extras, zeros), (jnp.arange(accumulate), micro)
+        )
         return g, parts, extras
 
     def fetched_update(state: State, g, good):
@@ -68,8 +81,11 @@ def make_step(task, tx, schedule, *, seed: int, accumulate: int = 1, ema: float 
             return updates, jax.device_put(after, there)
 
         return jax.lax.cond(
-            good, update,
-            lambda waiting: (jax.tree_util.tree_map(jnp.zeros_like, g), waiting), state.opt_state)
+            good,
+            update,
+            lambda waiting: (jax.tree_util.tree_map(jnp.zeros_like, g), waiting),
+            state.opt_state,
+        )
 
     def step(state: State, frozen, batch) -> tuple[State, dict]:
         g, (total, weight, metrics), extras = sums(state, frozen, batch)
@@ -78,7 +94,8 @@ def make_step(task, tx, schedule, *, seed: int, accumulate: int = 1, ema: float 
         grad_norm = optax.tree.norm(g)
         if offload:
             updates, opt_state = fetched_update(
-                state, g, jnp.isfinite(total) & jnp.isfinite(grad_norm) & ~state.halted)
+                state, g, jnp.isfinite(total) & jnp.isfinite(grad_norm) & ~state.halted
+            )
         else:
             updates, opt_state = tx.update(g, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -86,8 +103,13 @@ def make_step(task, tx, schedule, *, seed: int, accumulate: int = 1, ema: float 
         if ema:
             average = jax.tree_util.tree_map(lambda a, p: a + (1 - ema) * (p - a), average, params)
         param_norm, update_norm = optax.tree.norm(params), optax.tree.norm(updates)
-        ok = (jnp.isfinite(total) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
-              & jnp.isfinite(update_norm) & ~state.halted)
+        ok = (
+            jnp.isfinite(total)
+            & jnp.isfinite(grad_norm)
+            & jnp.isfinite(param_norm)
+            & jnp.isfinite(update_norm)
+            & ~state.halted
+        )
         new = State(state.step + 1, params, opt_state, extras, average, jnp.bool_(False))
         old = state._replace(step=new.step, halted=jnp.bool_(True))
         if offload:  # it is right already, and nothing is computed where it lies
@@ -107,20 +129,24 @@ def make_step(task, tx, schedule, *, seed: int, accumulate: int = 1, ema: float 
 
 def packed(step: Callable) -> Callable:
     """The same step with its metrics as one array under one key: one transfer a step, not ten."""
+
     def one(state, frozen, batch):
         state, metrics = step(state, frozen, batch)
         names = sorted(metrics)
         return state, {" ".join(names): jnp.stack([metrics[k] for k in names])}
+
     return one
 
 
 def unpack(metrics: dict) -> dict[str, float]:
     """Metrics by name, from arrays on the host as `packed` gives them."""
-    return {name: float(value) for names, values in metrics.items()
-            for name, value in zip(names.split(" "), values, strict=True)}
+    return {
+        name: float(value)
+        for names, values in metrics.items()
+        for name, value in zip(names.split(" "), values, strict=True)
+    }
 
 
 def _sum_parts(value_and_grad):
     (total, (weight, metrics, _)), g = value_and_grad
     return g, (total, weight, metrics)
-

@@ -12,11 +12,13 @@ from bigjax.interop.origin import ORIGIN
 
 # A run in progress keeps these; anything else may change between a stop and a resume. What the
 # text is has a fingerprint, so where it lies may change.
-FIXED = re.compile(r"^(seed|task\.(name|kind|labels|pairs|reward"
-                   r"|(mle|discriminator)_rounds|(mle|pretrain|generator|discriminator)_updates)"
-                   r"|optim\.(name|freeze)|train\.batch_size"
-                   r"|model\.(?!(remat|dropout|attention_dropout|dtype|attention)$).*"
-                   r"|data\.(?!(cache_dir|train|valid|test)$).*(?<!\.path))$")
+FIXED = re.compile(
+    r"^(seed|task\.(name|kind|labels|pairs|reward"
+    r"|(mle|discriminator)_rounds|(mle|pretrain|generator|discriminator)_updates)"
+    r"|optim\.(name|freeze)|train\.batch_size"
+    r"|model\.(?!(remat|dropout|attention_dropout|dtype|attention)$).*"
+    r"|data\.(?!(cache_dir|train|valid|test)$).*(?<!\.path))$"
+)
 # These may change their value, but not between zero and something: the state would differ.
 FIXED_ZERO = ("train.ema", "optim.b1")
 
@@ -27,8 +29,11 @@ def saved_steps(workdir: str) -> set[int]:
     if not workdir or not folder.exists():
         return set()
     # A bucket cannot rename a folder when it is complete, so there Orbax writes a file last.
-    return {int(p.name) for p in folder.iterdir() if p.name.isdigit()
-            and ("://" not in workdir or (p / "commit_success.txt").exists())}
+    return {
+        int(p.name)
+        for p in folder.iterdir()
+        if p.name.isdigit() and ("://" not in workdir or (p / "commit_success.txt").exists())
+    }
 
 
 def has_checkpoints(workdir: str) -> bool:
@@ -47,19 +52,25 @@ def make_workdir(workdir: str) -> None:
 def check_same_run(workdir: str, config, log) -> None:
     """Raises UserError, naming the keys, if config cannot go on with the run in workdir."""
     if (epath.Path(workdir) / ORIGIN).exists():
-        raise UserError(f"{workdir} holds an imported model, which has no optimizer to go on with. "
-                        f"Train in another --workdir with --config.init_from={workdir}.")
+        raise UserError(
+            f"{workdir} holds an imported model, which has no optimizer to go on with. "
+            f"Train in another --workdir with --config.init_from={workdir}."
+        )
     old = dict(config_lib.sorted_leaves(read_config(workdir)))
     new = dict(config_lib.sorted_leaves(config))
     changed = [k for k in sorted({*old, *new}) if _plain(old.get(k)) != _plain(new.get(k))]
-    wrong = [k for k in changed if FIXED.match(k)
-             or k in FIXED_ZERO and bool(old.get(k)) != bool(new.get(k))]
+    wrong = [
+        k
+        for k in changed
+        if FIXED.match(k) or k in FIXED_ZERO and bool(old.get(k)) != bool(new.get(k))
+    ]
     if wrong:
         text = "; ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in wrong)
         raise UserError(
             f"{workdir} holds a run of another config, which cannot go on with this one: {text}. "
             f"Use another --workdir (with --config.init_from={workdir} to start from its "
-            "parameters), or set the key back.")
+            "parameters), or set the key back."
+        )
     for k in changed:
         log(f"Changed since this run was last started: {k} from {old.get(k)!r} to {new.get(k)!r}.")
 

@@ -39,8 +39,10 @@ def get_config(variant=""):
     c.checkpoint.every = 300
     c.checkpoint.best = "eval/valid/loss"  # which every task has; --step=best takes it
     c.log.every = 20
-    c.evals = dict(valid=config.evaluation("metrics", every=300),
-                   test=config.evaluation("metrics", every=1200, split="test"))
+    c.evals = dict(
+        valid=config.evaluation("metrics", every=300),
+        test=config.evaluation("metrics", every=1200, split="test"),
+    )
 
     choice = config.variants(variant, tiny="tiny", pairs="pairs")
     if choice == "pairs":  # do a title and a body belong together?

@@ -77,8 +77,10 @@ def get_config(variant=""):
 
     c.checkpoint.every = 2
     c.log.every = 1
-    c.evals = dict(valid=config.evaluation("loss", every=2, batches=10),
-                   headlines=config.evaluation("headlines", every=8, batches=6))
+    c.evals = dict(
+        valid=config.evaluation("loss", every=2, batches=10),
+        headlines=config.evaluation("headlines", every=8, batches=6),
+    )
 
     if choice == "titles":  # Chinese titles alone: set data.train to a file of them
         c.model.update(article_len=32, max_len=32, click_buckets=0, filter_widths=(1, 2, 3, 4))
@@ -90,10 +92,26 @@ def get_config(variant=""):
         c.data.columns.article = ""  # the source is then earlier titles (of the same tags)
         c.data.columns.tags = ""
     if choice == "tiny":  # without what takes long to find in the data: clicks and hot words
-        c.model.update(click_buckets=0, d_model=32, article_len=32, max_len=12, vocab_size=2048,
-                       discriminator_d_model=32, filter_widths=(1, 2, 3), filters=(20, 20, 20))
-        c.task.update(mle_rounds=2, mle_updates=20, discriminator_rounds=0, generator_updates=1,
-                      discriminator_updates=2, rollouts=0, teacher_forcing=0.0, hot_words=0)
+        c.model.update(
+            click_buckets=0,
+            d_model=32,
+            article_len=32,
+            max_len=12,
+            vocab_size=2048,
+            discriminator_d_model=32,
+            filter_widths=(1, 2, 3),
+            filters=(20, 20, 20),
+        )
+        c.task.update(
+            mle_rounds=2,
+            mle_updates=20,
+            discriminator_rounds=0,
+            generator_updates=1,
+            discriminator_updates=2,
+            rollouts=0,
+            teacher_forcing=0.0,
+            hot_words=0,
+        )
         c.data.tokenizer.vocab_size = 2048
         c.data.seq_len = 12
         c.optim.warmup_steps = 5

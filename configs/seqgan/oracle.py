@@ -22,8 +22,15 @@ def get_config(variant=""):
     c.oracle.seed = 0
     c.oracle.sequences = 10_000  # to train on, and as many to test
 
-    c.model = dict(name="seqgan", vocab_size=5000, max_len=20, generator="lstm", d_model=32,
-                   discriminator="lstm", discriminator_dropout=0.5)
+    c.model = dict(
+        name="seqgan",
+        vocab_size=5000,
+        max_len=20,
+        generator="lstm",
+        d_model=32,
+        discriminator="lstm",
+        discriminator_dropout=0.5,
+    )
     c.data.seq_len = 20
 
     c.task = dict(
@@ -56,18 +63,35 @@ def get_config(variant=""):
     c.log.every = 1
     c.evals = dict(oracle=config.evaluation("oracle", split="test", every=1))
 
-    choice = config.variants(variant, sharpen="sharpen", paper="paper", control="control",
-                             mle="mle", scheduled="scheduled", temperature="temperature",
-                             tiny="tiny")
+    choice = config.variants(
+        variant,
+        sharpen="sharpen",
+        paper="paper",
+        control="control",
+        mle="mle",
+        scheduled="scheduled",
+        temperature="temperature",
+        tiny="tiny",
+    )
     if choice == "sharpen":
         c.task.update(reward="constant", likelihood=0.25)
         c.train.steps = 40
     if choice in ("paper", "control"):
         c.model.update(discriminator="cnn", discriminator_dropout=0.25)
-        c.task.update(mle_rounds=20, discriminator_rounds=8, generator_updates=1,
-                      discriminator_updates=16, discriminator_learning_rate=1e-4,
-                      discriminator_l2=0.2, adversarial_learning_rate=1e-2, reward="probability",
-                      rollouts=16, baseline="none", likelihood=0.0, kl=0.0)
+        c.task.update(
+            mle_rounds=20,
+            discriminator_rounds=8,
+            generator_updates=1,
+            discriminator_updates=16,
+            discriminator_learning_rate=1e-4,
+            discriminator_l2=0.2,
+            adversarial_learning_rate=1e-2,
+            reward="probability",
+            rollouts=16,
+            baseline="none",
+            likelihood=0.0,
+            kl=0.0,
+        )
         c.train.steps = 70
         c.evals.oracle.every = 2
     if choice == "control":
@@ -86,8 +110,14 @@ def get_config(variant=""):
         c.model.update(vocab_size=100, discriminator_d_model=16)
         c.mesh.data = -1
         c.oracle.sequences = 1000
-        c.task.update(mle_rounds=2, mle_updates=10, discriminator_rounds=1, pretrain_updates=10,
-                      generator_updates=2, discriminator_updates=4)
+        c.task.update(
+            mle_rounds=2,
+            mle_updates=10,
+            discriminator_rounds=1,
+            pretrain_updates=10,
+            generator_updates=2,
+            discriminator_updates=4,
+        )
         c.train.steps, c.checkpoint.every = 6, 2
         c.evals.oracle.batches = 1
     return c

@@ -14,8 +14,15 @@ def get_config(variant=""):
     c.oracle.params = ""  # such as the oracle published with the paper's code, as .npz
     c.oracle.sequences = 10_000
 
-    c.model = dict(name="seqgan", vocab_size=5000, max_len=20, generator="lstm", d_model=32,
-                   discriminator="cnn", discriminator_dropout=0.25)
+    c.model = dict(
+        name="seqgan",
+        vocab_size=5000,
+        max_len=20,
+        generator="lstm",
+        d_model=32,
+        discriminator="cnn",
+        discriminator_dropout=0.25,
+    )
     c.data.seq_len = 20
 
     c.task = dict(
@@ -50,8 +57,15 @@ def get_config(variant=""):
     if tiny:
         c.model.update(vocab_size=100, filter_widths=(1, 2, 3), filters=(10, 10, 10))
         c.oracle.sequences = 1000
-        c.task.update(mle_rounds=2, mle_updates=10, discriminator_rounds=1, pretrain_updates=10,
-                      negatives=2, discriminator_updates=8, rollouts=2)
+        c.task.update(
+            mle_rounds=2,
+            mle_updates=10,
+            discriminator_rounds=1,
+            pretrain_updates=10,
+            negatives=2,
+            discriminator_updates=8,
+            rollouts=2,
+        )
         c.train.steps, c.checkpoint.every = 6, 2
         c.evals.oracle.every, c.evals.oracle.batches = 2, 1
     return c

@@ -13,8 +13,11 @@ from tests import helpers
 
 @pytest.fixture(scope="module")
 def flags(corpus_file, cache_dir):
-    return [f"--config={helpers.TINY}", f"--config.data.sources.text.path={corpus_file}",
-            f"--config.data.cache_dir={cache_dir}"]
+    return [
+        f"--config={helpers.TINY}",
+        f"--config.data.sources.text.path={corpus_file}",
+        f"--config.data.cache_dir={cache_dir}",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +25,14 @@ def trained(flags, tmp_path_factory):
     """A finished run, with TensorBoard files, the best checkpoint kept, and a sample."""
     workdir = str(tmp_path_factory.mktemp("runs") / "trained")
     code, out, err = helpers.run(
-        "train", *flags, f"--workdir={workdir}", "--config.log.tensorboard=true",
-        "--config.checkpoint.keep=1", "--config.checkpoint.best=eval/valid/loss",
-        "--config.train.ema=0.5")
+        "train",
+        *flags,
+        f"--workdir={workdir}",
+        "--config.log.tensorboard=true",
+        "--config.checkpoint.keep=1",
+        "--config.checkpoint.best=eval/valid/loss",
+        "--config.train.ema=0.5",
+    )
     assert code == 0, err
     return workdir, out
 
@@ -41,9 +49,20 @@ def test_train_learns_and_says_what_it_does(trained):
     assert [m["step"] for m in numbers if "loss" in m] == [1, *range(5, 41, 5)]
     losses = [m["loss"] for m in numbers if "loss" in m]
     assert losses[-1] < losses[0] - 1
-    assert {"loss", "perplexity", "bits_per_byte", "accuracy", "learning_rate", "grad_norm",
-            "param_norm", "update_norm", "tokens_per_sec", "data_wait_fraction",
-            "host_memory_gib", "epoch"} <= set().union(*numbers)
+    assert {
+        "loss",
+        "perplexity",
+        "bits_per_byte",
+        "accuracy",
+        "learning_rate",
+        "grad_norm",
+        "param_norm",
+        "update_norm",
+        "tokens_per_sec",
+        "data_wait_fraction",
+        "host_memory_gib",
+        "epoch",
+    } <= set().union(*numbers)
     assert re.search(r"step 40/40  loss \d\.\d+  [\d,]+ tokens/s  ETA 0:00", out)
     assert f"Wrote {workdir}: checkpoints/40, metrics.jsonl, config.json, tokenizer/" in out
     (events,) = helpers.pathlib.Path(workdir, "tensorboard").iterdir()
@@ -53,40 +72,61 @@ def test_train_learns_and_says_what_it_does(trained):
 def test_eval_gives_the_number_of_training_at_every_saved_step(capsys, trained):
     workdir, _ = trained
     trained_with = {m["step"]: m for m in helpers.read_metrics(workdir) if "eval/valid/loss" in m}
-    steps = sorted(int(p.name) for p in helpers.pathlib.Path(workdir, "checkpoints").iterdir()
-                   if p.name.isdigit())
+    steps = sorted(
+        int(p.name)
+        for p in helpers.pathlib.Path(workdir, "checkpoints").iterdir()
+        if p.name.isdigit()
+    )
     for step in (steps[0], None):
         choice = [] if step is None else [f"--step={step}"]
-        code, out, _ = bigjax(capsys, "eval", f"--workdir={workdir}", "--json",
-                              "--config.mesh.tensor=2", *choice)
+        code, out, _ = bigjax(
+            capsys, "eval", f"--workdir={workdir}", "--json", "--config.mesh.tensor=2", *choice
+        )
         assert code == 0
         got = json.loads(out.splitlines()[-1])
         assert got["step"] == (step or 40)
         for key in ("loss", "perplexity", "bits_per_byte", "accuracy"):
             assert got[f"eval/valid/{key}"] == pytest.approx(
-                trained_with[got["step"]][f"eval/valid/{key}"], rel=1e-3)
+                trained_with[got["step"]][f"eval/valid/{key}"], rel=1e-3
+            )
 
 
 def test_eval_of_other_data(capsys, trained, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("\n\n".join(f"zebra {i} quilt xylophone " * 100 for i in range(20)))
-    code, out, _ = bigjax(capsys, "eval", f"--workdir={trained[0]}", "--json",
-                          f"--config.data.sources.text.path={other}",
-                          "--config.data.valid_fraction=0.5", "--config.data.test_fraction=0.5")
+    code, out, _ = bigjax(
+        capsys,
+        "eval",
+        f"--workdir={trained[0]}",
+        "--json",
+        f"--config.data.sources.text.path={other}",
+        "--config.data.valid_fraction=0.5",
+        "--config.data.test_fraction=0.5",
+    )
     last = json.loads(out.splitlines()[-1])
     own = [m["eval/valid/loss"] for m in helpers.read_metrics(trained[0]) if "eval/valid/loss" in m]
     assert code == 0 and last["eval/valid/loss"] > own[-1] + 0.5
 
 
 def test_generate(capsys, trained):
-    arguments = ["generate", f"--workdir={trained[0]}", "--prompt=the shape", "--prompt=a",
-                 "--number=2", "--max_tokens=12", "--top_k=5", "--seed=3"]
+    arguments = [
+        "generate",
+        f"--workdir={trained[0]}",
+        "--prompt=the shape",
+        "--prompt=a",
+        "--number=2",
+        "--max_tokens=12",
+        "--top_k=5",
+        "--seed=3",
+    ]
     code, out, _ = bigjax(capsys, *arguments)
     assert code == 0 and "--- 4 of 4" in out and out.count("\nthe shape") == 2
     assert bigjax(capsys, *arguments)[1] == out
     stopped = bigjax(capsys, *arguments, "--stop= ")[1]
-    assert all(" " not in part.removeprefix("the shape")
-               for part in re.split(r"--- \d of 4\n", stopped)[1:])
+    assert all(
+        " " not in part.removeprefix("the shape")
+        for part in re.split(r"--- \d of 4\n", stopped)[1:]
+    )
 
 
 def test_checkpoint_shows_steps_and_parameters(capsys, trained):
@@ -100,18 +140,35 @@ def test_checkpoint_shows_steps_and_parameters(capsys, trained):
 
 def test_report_draws_several_runs(capsys, trained, tmp_path):
     out_file = tmp_path / "report.png"
-    code, out, _ = bigjax(capsys, "report", f"--workdir={trained[0]}", f"--workdir={trained[0]}",
-                          f"--out={out_file}")
+    code, out, _ = bigjax(
+        capsys, "report", f"--workdir={trained[0]}", f"--workdir={trained[0]}", f"--out={out_file}"
+    )
     assert code == 0 and out_file.read_bytes()[:4] == b"\x89PNG" and "eval/valid/loss" in out
 
 
 def test_tokenizer(capsys, flags, tmp_path):
-    code, out, _ = bigjax(capsys, "tokenizer", *flags, "--config.data.tokenizer.kind=sentencepiece",
-                          "--config.data.tokenizer.vocab_size=300", f"--out={tmp_path}/t")
+    code, out, _ = bigjax(
+        capsys,
+        "tokenizer",
+        *flags,
+        "--config.data.tokenizer.kind=sentencepiece",
+        "--config.data.tokenizer.vocab_size=300",
+        f"--out={tmp_path}/t",
+    )
     assert code == 0 and "sentencepiece tokenizer of 300 tokens" in out
-    assert bigjax(capsys, "train", *flags, f"--workdir={tmp_path}/run",
-                  "--config.data.tokenizer.kind=sentencepiece", "--config.model.vocab_size=304",
-                  f"--config.data.tokenizer.path={tmp_path}/t", "--config.train.steps=2")[0] == 0
+    assert (
+        bigjax(
+            capsys,
+            "train",
+            *flags,
+            f"--workdir={tmp_path}/run",
+            "--config.data.tokenizer.kind=sentencepiece",
+            "--config.model.vocab_size=304",
+            f"--config.data.tokenizer.path={tmp_path}/t",
+            "--config.train.steps=2",
+        )[0]
+        == 0
+    )
 
 
 def test_listing_configs(capsys):
@@ -123,26 +180,40 @@ def test_listing_configs(capsys):
 
 
 def test_a_best_checkpoint_is_kept(trained):
-    found = {m["step"]: m["eval/valid/loss"] for m in helpers.read_metrics(trained[0])
-             if "eval/valid/loss" in m}
+    found = {
+        m["step"]: m["eval/valid/loss"]
+        for m in helpers.read_metrics(trained[0])
+        if "eval/valid/loss" in m
+    }
     best = min((s for s in found if s), key=found.get)
-    steps = {int(p.name) for p in helpers.pathlib.Path(trained[0], "checkpoints").iterdir()
-             if p.name.isdigit()}
+    steps = {
+        int(p.name)
+        for p in helpers.pathlib.Path(trained[0], "checkpoints").iterdir()
+        if p.name.isdigit()
+    }
     assert steps == {best, 40}
 
 
 def test_a_loss_that_is_not_finite_stops_and_explains(capsys, flags, tmp_path):
-    code, _, err = bigjax(capsys, "train", *flags, f"--workdir={tmp_path}/run",
-                          "--config.optim.learning_rate=2e17", "--config.optim.clip_norm=0",
-                          "--config.optim.warmup_steps=12", "--config.checkpoint.every=1",
-                          "--config.checkpoint.keep=50")
+    code, _, err = bigjax(
+        capsys,
+        "train",
+        *flags,
+        f"--workdir={tmp_path}/run",
+        "--config.optim.learning_rate=2e17",
+        "--config.optim.clip_norm=0",
+        "--config.optim.warmup_steps=12",
+        "--config.checkpoint.every=1",
+        "--config.checkpoint.keep=50",
+    )
     assert code == 1  # parameters grow until their norm overflows
     step = int(re.search(r"norm of step (\d+) \(batch \d+, examples text:\d+, text:\d+", err)[1])
     record = json.loads((tmp_path / "run" / f"nonfinite-{step}.json").read_text())
     assert len(record["examples"]) == 8
     assert len(record["norms"]["params"]["stack/layers/mlp/up/kernel"]) == 2  # by layer
-    saved = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir()
-                   if p.name.isdigit())
+    saved = sorted(
+        int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()
+    )
     assert saved == list(range(1, step)) and step > 1
     assert bigjax(capsys, "eval", f"--workdir={tmp_path}/run", "--json")[0] == 0  # and it is usable
 
@@ -152,8 +223,21 @@ def test_a_full_disk_stops_cleanly_and_the_older_checkpoint_is_whole(flags, tmp_
     assert bigjax(capsys, "train", *flags, workdir, "--config.train.steps=10")[0] == 0
     # No file may grow beyond 20 kB: a checkpoint does not fit, a line of metrics does.
     limited = subprocess.run(
-        ["bash", "-c", 'ulimit -f 20; exec "$@"', "-", sys.executable, "-m", "bigjax.main",
-         "train", *flags, workdir], text=True, capture_output=True)
+        [
+            "bash",
+            "-c",
+            'ulimit -f 20; exec "$@"',
+            "-",
+            sys.executable,
+            "-m",
+            "bigjax.main",
+            "train",
+            *flags,
+            workdir,
+        ],
+        text=True,
+        capture_output=True,
+    )
     assert limited.returncode == 1, limited.stderr
     assert "could not be written" in limited.stderr and "intact: [10]" in limited.stderr
     assert "Traceback" not in limited.stderr
@@ -163,8 +247,14 @@ def test_a_full_disk_stops_cleanly_and_the_older_checkpoint_is_whole(flags, tmp_
 
 def test_a_saved_run_gets_the_devices_that_its_mesh_asks_for(trained):
     """In a process of its own: Orbax, which opens the checkpoint, must not start jax first."""
-    code, out, err = helpers.run("generate", f"--workdir={trained[0]}", "--max_tokens=2",
-                                 "--config.mesh.data=1", "--config.mesh.tensor=2", devices=None)
+    code, out, err = helpers.run(
+        "generate",
+        f"--workdir={trained[0]}",
+        "--max_tokens=2",
+        "--config.mesh.data=1",
+        "--config.mesh.tensor=2",
+        devices=None,
+    )
     assert code == 0, err
 
 
@@ -173,30 +263,44 @@ BAD = {
     "no work folder": (["train", "--config=configs/gpt/docstrings.py"], ["--workdir"]),
     "an unknown key": (["train", "--config.train.step=3"], ["train.step", "'steps'"]),
     "a wrong type": (["train", "--config.train.steps=x"], ["train.steps", "int"]),
-    "a missing file": (["train", "--config=configs/gpt/dcstrings.py", "--workdir=w"],
-                       ["configs/gpt/docstrings.py"]),
-    "a batch over the mesh": (["TINY", "--config.train.batch_size=6"],
-                              ["6", "data=8", "multiple of 8"]),
+    "a missing file": (
+        ["train", "--config=configs/gpt/dcstrings.py", "--workdir=w"],
+        ["configs/gpt/docstrings.py"],
+    ),
+    "a batch over the mesh": (
+        ["TINY", "--config.train.batch_size=6"],
+        ["6", "data=8", "multiple of 8"],
+    ),
     "a mesh over the devices": (["TINY", "--config.mesh.data=3"], ["data=3", "= 3", "8 cpu"]),
     "heads over tensor": (["TINY", "--config.mesh.tensor=8"], ["heads", "4", "tensor=8"]),
     "an unknown optimizer": (["TINY", "--config.optim.name=adam"], ["adam", "adamw"]),
-    "a regex that finds nothing": (["TINY", "--config.optim.decay=zzz"],
-                                   ["zzz", "embed/embedding"]),
+    "a regex that finds nothing": (
+        ["TINY", "--config.optim.decay=zzz"],
+        ["zzz", "embed/embedding"],
+    ),
     "a sequence beyond the model": (["TINY", "--config.data.seq_len=128"], ["128", "max_len=64"]),
     "a small vocabulary": (["TINY", "--config.model.vocab_size=100"], ["259", "vocab_size=100"]),
-    "a source that is not there": (["TINY", "--config.data.sources.text.path=/nowhere/x.txt"],
-                                   ["/nowhere/x.txt"]),
-    "an unknown kind of source": (["TINY", "--config.data.sources.text.kind=parquet"],
-                                  ["parquet", "jsonl"]),
-    "too little text": (["TINY", "--config.train.batch_size=80000"],
-                        ["80,000", "train.batch_size"]),
-    "nothing to train on": (["TINY", "--config.data.valid_fraction=1",
-                             "--config.data.test_fraction=0"],
-                           ["train split", "data.valid_fraction"]),
+    "a source that is not there": (
+        ["TINY", "--config.data.sources.text.path=/nowhere/x.txt"],
+        ["/nowhere/x.txt"],
+    ),
+    "an unknown kind of source": (
+        ["TINY", "--config.data.sources.text.kind=parquet"],
+        ["parquet", "jsonl"],
+    ),
+    "too little text": (
+        ["TINY", "--config.train.batch_size=80000"],
+        ["80,000", "train.batch_size"],
+    ),
+    "nothing to train on": (
+        ["TINY", "--config.data.valid_fraction=1", "--config.data.test_fraction=0"],
+        ["train split", "data.valid_fraction"],
+    ),
     "an unknown evaluation": (["TINY", "--config.evals.valid.kind=los"], ["los", "'loss'"]),
     "a metric that no evaluation gives": (
         ["TINY", "--config.train.early_stop.metric=eval/valid/los"],
-        ["train.early_stop.metric", "eval/valid/los", "eval/valid/loss"]),
+        ["train.early_stop.metric", "eval/valid/los", "eval/valid/loss"],
+    ),
     "an empty stop": (["generate", "--workdir=/nowhere", "--stop="], ["--stop"]),
     "no such run": (["eval", "--workdir=/nowhere"], ["/nowhere", "config.json"]),
     "init_from nothing": (["TINY", "--config.init_from=/nowhere"], ["/nowhere"]),
@@ -216,28 +320,54 @@ def test_bad_input_is_named_and_nothing_is_written(capsys, flags, tmp_path, monk
 
 
 def test_a_work_folder_of_another_config(capsys, flags, trained):
-    code, _, err = bigjax(capsys, "train", *flags, f"--workdir={trained[0]}",
-                          "--config.train.ema=0.5", "--config.model.d_model=64",
-                          "--config.data.seq_len=16")
+    code, _, err = bigjax(
+        capsys,
+        "train",
+        *flags,
+        f"--workdir={trained[0]}",
+        "--config.train.ema=0.5",
+        "--config.model.d_model=64",
+        "--config.data.seq_len=16",
+    )
     assert code == 2 and "model.d_model was 32, now 64" in err and "data.seq_len" in err
     assert "optim.learning_rate" not in err
 
 
 def test_resume_from_a_run_of_another_config(capsys, flags, trained, tmp_path):
-    code, _, err = bigjax(capsys, "train", *flags, f"--workdir={tmp_path}/run", "--config.seed=7",
-                          "--config.train.ema=0.5", f"--config.resume_from={trained[0]}")
+    code, _, err = bigjax(
+        capsys,
+        "train",
+        *flags,
+        f"--workdir={tmp_path}/run",
+        "--config.seed=7",
+        "--config.train.ema=0.5",
+        f"--config.resume_from={trained[0]}",
+    )
     assert code == 2 and "seed was 0, now 7" in err
 
 
 @pytest.mark.slow
 def test_init_from_casts_to_the_types_of_this_model(capsys, flags, trained, tmp_path):
-    code, out, err = bigjax(capsys, "train", *flags, f"--workdir={tmp_path}/run",
-                            "--config.model.param_dtype=bfloat16", "--config.train.steps=2",
-                            "--config.optim.warmup_steps=0", f"--config.init_from={trained[0]}")
+    code, out, err = bigjax(
+        capsys,
+        "train",
+        *flags,
+        f"--workdir={tmp_path}/run",
+        "--config.model.param_dtype=bfloat16",
+        "--config.train.steps=2",
+        "--config.optim.warmup_steps=0",
+        f"--config.init_from={trained[0]}",
+    )
     assert code == 0 and "with the parameters of" in out, err
 
 
 def test_init_from_a_model_of_another_size(capsys, flags, trained, tmp_path):
-    code, _, err = bigjax(capsys, "train", *flags, f"--workdir={tmp_path}/run",
-                          "--config.model.d_model=64", f"--config.init_from={trained[0]}")
+    code, _, err = bigjax(
+        capsys,
+        "train",
+        *flags,
+        f"--workdir={tmp_path}/run",
+        "--config.model.d_model=64",
+        f"--config.init_from={trained[0]}",
+    )
     assert code == 2 and "embed/embedding is (264, 32) there, (264, 64) here" in err

@@ -18,8 +18,12 @@ def less_text(monkeypatch):
 
 @pytest.mark.parametrize("path", config.config_files(), ids=lambda p: p.stem)
 def test_tiny(path, tmp_path, cache_dir, capsys):
-    arguments = ["train", f"--config={path}:tiny", f"--workdir={tmp_path}/run",
-                 f"--config.data.cache_dir={cache_dir}"]
+    arguments = [
+        "train",
+        f"--config={path}:tiny",
+        f"--workdir={tmp_path}/run",
+        f"--config.data.cache_dir={cache_dir}",
+    ]
     assert main.main(arguments) == 0, capsys.readouterr().err
     of = lambda name: [m[name] for m in helpers.read_metrics(tmp_path / "run") if name in m]
     # Of data that is the same at each step; of the oracle, which has none, two rounds of MLE

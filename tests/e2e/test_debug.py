@@ -12,10 +12,17 @@ from tests import helpers
 
 @pytest.fixture
 def flags(corpus_file, cache_dir, tmp_path):
-    return ["train", f"--config={helpers.TINY}", f"--config.data.sources.text.path={corpus_file}",
-            f"--config.data.cache_dir={cache_dir}", f"--workdir={tmp_path}/run",
-            "--config.mesh.data=1", "--config.train.steps=4", "--config.evals.valid.every=2",
-            "--config.checkpoint.every=3"]
+    return [
+        "train",
+        f"--config={helpers.TINY}",
+        f"--config.data.sources.text.path={corpus_file}",
+        f"--config.data.cache_dir={cache_dir}",
+        f"--workdir={tmp_path}/run",
+        "--config.mesh.data=1",
+        "--config.train.steps=4",
+        "--config.evals.valid.every=2",
+        "--config.checkpoint.every=3",
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -28,16 +35,27 @@ def one_device(monkeypatch):
 def traced_names(workdir) -> list[str]:
     """The names of host events in the trace: in the protocol buffer an event's metadata has the
     name after its length, as field 2 of a message."""
-    path, = workdir.glob("profile/plugins/profile/*/*.xplane.pb")
+    (path,) = workdir.glob("profile/plugins/profile/*/*.xplane.pb")
     content = path.read_bytes()
     wanted = ("train", "compile", "data", "save", "eval valid", "eval zest", "step_num")
     return [w for w in wanted if b"\x12" + bytes([len(w)]) + w.encode() in content]
 
 
 def test_a_run_that_ends_early_keeps_its_profile(flags, tmp_path, capsys):
-    assert main([*flags, "--config.train.profile=1:4", "--config.train.early_stop.patience=1",
-                 "--config.train.early_stop.metric=eval/valid/loss", "--config.checkpoint.every=1",
-                 "--config.train.early_stop.min_delta=100", "--config.evals.valid.every=1"]) == 0
+    assert (
+        main(
+            [
+                *flags,
+                "--config.train.profile=1:4",
+                "--config.train.early_stop.patience=1",
+                "--config.train.early_stop.metric=eval/valid/loss",
+                "--config.checkpoint.every=1",
+                "--config.train.early_stop.min_delta=100",
+                "--config.evals.valid.every=1",
+            ]
+        )
+        == 0
+    )
     assert f"Wrote {tmp_path}/run/profile: steps 1 to 2" in capsys.readouterr().out
     found = traced_names(tmp_path / "run")
     assert found == ["train", "compile", "data", "save", "eval valid", "step_num"]
@@ -67,9 +85,19 @@ def test_spans_that_cannot_be(flags, capsys, span):
 
 
 def test_a_run_names_the_operation_that_made_the_nan(flags, capsys):
-    assert main([*flags, "--config.train.debug_nans=True", "--config.optim.clip_norm=0",
-                 "--config.optim.learning_rate=2e17", "--config.train.steps=15",
-                 "--config.optim.warmup_steps=12"]) == 1
+    assert (
+        main(
+            [
+                *flags,
+                "--config.train.debug_nans=True",
+                "--config.optim.clip_norm=0",
+                "--config.optim.learning_rate=2e17",
+                "--config.train.steps=15",
+                "--config.optim.warmup_steps=12",
+            ]
+        )
+        == 1
+    )
     error = capsys.readouterr().err
     assert "loss" in error and "of step 2 (batch 1, " in error
     assert "The first NaN: invalid value (nan) encountered in " in error
@@ -89,14 +117,23 @@ def test_the_first_nan_forward_backward_in_jit_and_in_scan():
     found = debug.first_nan(gradient, jnp.zeros(3))  # 0 times infinity
     assert "in mul" in found and found.endswith("in square_root: return jnp.sqrt(x)")
     scanned = jax.jit(lambda x: jax.lax.scan(lambda c, _: (logarithm(c) + 1, c), x, None, 3)[0])
-    found = debug.first_nan(scanned, jnp.array(.3))  # log(.3) + 1 is below 0
+    found = debug.first_nan(scanned, jnp.array(0.3))  # log(.3) + 1 is below 0
     assert "in log" in found and found.endswith("in logarithm: return jnp.log(x)")
-    assert debug.first_nan(scanned, jnp.array(1.)) == ""
+    assert debug.first_nan(scanned, jnp.array(1.0)) == ""
 
 
 def test_a_round_of_many_updates_is_not_run_again(capsys, tmp_path):
-    assert main(["train", "--config=configs/seqgan/oracle.py:tiny", f"--workdir={tmp_path}/run",
-                 "--config.train.debug_nans=True"]) == 2
+    assert (
+        main(
+            [
+                "train",
+                "--config=configs/seqgan/oracle.py:tiny",
+                f"--workdir={tmp_path}/run",
+                "--config.train.debug_nans=True",
+            ]
+        )
+        == 2
+    )
     assert "a round of many updates" in capsys.readouterr().err
 
 
@@ -104,14 +141,23 @@ def test_a_round_of_many_updates_is_not_run_again(capsys, tmp_path):
 def test_compiled_steps_are_kept(flags, tmp_path):
     """In a process of its own: once jax has a cache it keeps it."""
     cache = tmp_path / "compiled"
-    code, _, err = helpers.run(*flags, f"--config.train.compilation_cache={cache}",
-                               "--config.train.steps=2", devices=1)
+    code, _, err = helpers.run(
+        *flags, f"--config.train.compilation_cache={cache}", "--config.train.steps=2", devices=1
+    )
     assert code == 0, err
     assert any("jit_one" in path.name for path in cache.iterdir())
 
 
 def test_no_cache_for_programs_of_several_cpu_devices(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.undo()
-    assert main([*flags, "--config.mesh.data=8",
-                 f"--config.train.compilation_cache={tmp_path}/compiled"]) == 2
+    assert (
+        main(
+            [
+                *flags,
+                "--config.mesh.data=8",
+                f"--config.train.compilation_cache={tmp_path}/compiled",
+            ]
+        )
+        == 2
+    )
     assert "8 devices of a CPU cannot be loaded again safely" in capsys.readouterr().err

@@ -11,35 +11,66 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from bigjax import interop, main
 from bigjax import config as config_lib
+from bigjax import interop, main
 from bigjax.data.bpe import byte_characters
 from bigjax.layers.params import unstack_layers
-from bigjax.train import exchange, load as load_lib, workdir as workdir_lib
+from bigjax.train import exchange
+from bigjax.train import load as load_lib
+from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State
 from tests.parity import test_gpt
 from tests.unit.test_interop import stored, write_folder
 
 D, F, VOCAB, LENGTH = 16, 24, 261, 64
-CONFIG = dict(model_type="gpt2", architectures=["GPT2LMHeadModel"], vocab_size=VOCAB, n_embd=D,
-              n_head=2, n_layer=2, n_positions=LENGTH, n_inner=F, attn_pdrop=0.1, resid_pdrop=0.0,
-              embd_pdrop=0.0, bos_token_id=257, eos_token_id=257, dtype="float32", my_key=[1, 2])
+CONFIG = dict(
+    model_type="gpt2",
+    architectures=["GPT2LMHeadModel"],
+    vocab_size=VOCAB,
+    n_embd=D,
+    n_head=2,
+    n_layer=2,
+    n_positions=LENGTH,
+    n_inner=F,
+    attn_pdrop=0.1,
+    resid_pdrop=0.0,
+    embd_pdrop=0.0,
+    bos_token_id=257,
+    eos_token_id=257,
+    dtype="float32",
+    my_key=[1, 2],
+)
 
 
 def gpt2_tensors(dtype=np.float32) -> dict:
-    shapes = {"wte.weight": (VOCAB, D), "wpe.weight": (LENGTH, D), "ln_f.weight": (D,),
-              "ln_f.bias": (D,)}
+    shapes = {
+        "wte.weight": (VOCAB, D),
+        "wpe.weight": (LENGTH, D),
+        "ln_f.weight": (D,),
+        "ln_f.bias": (D,),
+    }
     for i in range(2):
-        layer = {"ln_1.weight": (D,), "ln_1.bias": (D,), "ln_2.weight": (D,), "ln_2.bias": (D,),
-                 "attn.c_attn.weight": (D, 3 * D), "attn.c_attn.bias": (3 * D,),
-                 "attn.c_proj.weight": (D, D), "attn.c_proj.bias": (D,),
-                 "mlp.c_fc.weight": (D, F), "mlp.c_fc.bias": (F,),
-                 "mlp.c_proj.weight": (F, D), "mlp.c_proj.bias": (D,)}
+        layer = {
+            "ln_1.weight": (D,),
+            "ln_1.bias": (D,),
+            "ln_2.weight": (D,),
+            "ln_2.bias": (D,),
+            "attn.c_attn.weight": (D, 3 * D),
+            "attn.c_attn.bias": (3 * D,),
+            "attn.c_proj.weight": (D, D),
+            "attn.c_proj.bias": (D,),
+            "mlp.c_fc.weight": (D, F),
+            "mlp.c_fc.bias": (F,),
+            "mlp.c_proj.weight": (F, D),
+            "mlp.c_proj.bias": (D,),
+        }
         shapes |= {f"h.{i}.{name}": shape for name, shape in layer.items()}
     rng = np.random.default_rng(0)
-    return {f"transformer.{name}": rng.normal(0, 0.3, shape).astype(dtype)
-            for name, shape in shapes.items()}
+    return {
+        f"transformer.{name}": rng.normal(0, 0.3, shape).astype(dtype)
+        for name, shape in shapes.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +78,19 @@ def gpt2(tmp_path_factory):
     """A folder as transformers 5 writes it: of the tokenizer only tokenizer.json."""
     folder = write_folder(tmp_path_factory.mktemp("in") / "gpt2", CONFIG, gpt2_tensors())
     pieces = [*byte_characters().values(), "th", "<|endoftext|>"]
-    (folder / "tokenizer.json").write_text(json.dumps({
-        "model": {"type": "BPE", "vocab": {p: i for i, p in enumerate(pieces)},
-                  "merges": [["t", "h"]]},
-        "normalizer": None, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}))
+    (folder / "tokenizer.json").write_text(
+        json.dumps(
+            {
+                "model": {
+                    "type": "BPE",
+                    "vocab": {p: i for i, p in enumerate(pieces)},
+                    "merges": [["t", "h"]],
+                },
+                "normalizer": None,
+                "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+            }
+        )
+    )
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
     (folder / "generation_config.json").write_text('{"do_sample": true}')
     return folder
@@ -80,16 +120,25 @@ def assert_same_files(a, b):
     assert not [n for n in names if not filecmp.cmp(a / n, b / n, shallow=False)]
 
 
-def test_a_folder_goes_in_works_and_comes_out_the_same(capsys, imported, gpt2, tmp_path,
-                                                       corpus_file, cache_dir):
-    code, out, err = bigjax(capsys, "generate", f"--workdir={imported}", "--prompt=the shape",
-                            "--max_tokens=5")
+def test_a_folder_goes_in_works_and_comes_out_the_same(
+    capsys, imported, gpt2, tmp_path, corpus_file, cache_dir
+):
+    code, out, err = bigjax(
+        capsys, "generate", f"--workdir={imported}", "--prompt=the shape", "--max_tokens=5"
+    )
     assert code == 0 and out.startswith("the shape"), err
     code, out, err = bigjax(
-        capsys, "eval", f"--workdir={imported}", "--json", "--config.data.seq_len=32",
-        "--config.data.sources.docstrings.kind=text", f"--config.data.cache_dir={cache_dir}",
-        f"--config.data.sources.docstrings.path={corpus_file}", "--config.evals.valid.batches=1",
-        "--config.data.valid_fraction=0.1")
+        capsys,
+        "eval",
+        f"--workdir={imported}",
+        "--json",
+        "--config.data.seq_len=32",
+        "--config.data.sources.docstrings.kind=text",
+        f"--config.data.cache_dir={cache_dir}",
+        f"--config.data.sources.docstrings.path={corpus_file}",
+        "--config.evals.valid.batches=1",
+        "--config.data.valid_fraction=0.1",
+    )
     assert code == 0, err
     numbers = json.loads(out.splitlines()[-1])
     assert numbers["step"] == 0 and numbers["eval/valid/loss"] > 0
@@ -114,23 +163,26 @@ def test_what_import_says_and_writes(capsys, gpt2, tmp_path):
 
 @pytest.mark.parametrize("case", ["LlamaForCausalLM", "LlamaForCausalLM, tied", "GPT2Model"])
 def test_an_imported_model_computes_what_the_original_does(tmp_path, case):
-    reference = test_gpt.reference({"GPT2Model": "gpt2", "LlamaForCausalLM": "llama"}.get(
-        case, "llama3"))
+    reference = test_gpt.reference(
+        {"GPT2Model": "gpt2", "LlamaForCausalLM": "llama"}.get(case, "llama3")
+    )
     config, theirs, _ = stored(case)
     folder = write_folder(tmp_path / "in", config, theirs)
     exchange.import_run(folder, tmp_path / "run", lambda text: None)
     loaded = load_lib.load(tmp_path / "run", workdir_lib.read_config(tmp_path / "run"), None, None)
     batch = reference.batch
-    logits, _ = loaded.task.model.apply({"params": loaded.params}, batch["inputs"],
-                                        batch["positions"], batch["segment_ids"])
+    logits, _ = loaded.task.model.apply(
+        {"params": loaded.params}, batch["inputs"], batch["positions"], batch["segment_ids"]
+    )
     errors = test_gpt.error(np.asarray(logits)[reference.real], reference.logits[reference.real])
     assert errors < test_gpt.OUTPUT_BAR
 
 
 @pytest.mark.parametrize("dtype, inside", [("bfloat16", "bfloat16"), ("float16", "float32")])
 def test_half_precision_comes_back(tmp_path, dtype, inside):
-    folder = write_folder(tmp_path / "in", {**CONFIG, "dtype": dtype},
-                          gpt2_tensors(interop.files.DTYPES[dtype]))
+    folder = write_folder(
+        tmp_path / "in", {**CONFIG, "dtype": dtype}, gpt2_tensors(interop.files.DTYPES[dtype])
+    )
     exchange.import_run(folder, tmp_path / "run", lambda text: None)
     assert workdir_lib.read_config(tmp_path / "run").model.param_dtype == inside
     exchange.export_run(tmp_path / "run", tmp_path / "out", log=lambda text: None)
@@ -200,8 +252,9 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(capsys, imported, gpt2, tmp_path, case):
     arguments, words = BAD[case]
-    code, _, err = bigjax(capsys, *(a.format(tmp=tmp_path, gpt2=gpt2, run=imported)
-                                    for a in arguments))
+    code, _, err = bigjax(
+        capsys, *(a.format(tmp=tmp_path, gpt2=gpt2, run=imported) for a in arguments)
+    )
     assert code == 2 and words in err
     assert not list(tmp_path.iterdir())
 
@@ -224,8 +277,13 @@ def test_a_model_trained_here(capsys, copied, tmp_path):
     (copied / exchange.ORIGIN).unlink()
     code, _, err = bigjax(capsys, "export", f"--workdir={copied}", f"--to={tmp_path}/out")
     assert code == 0, err
-    names = {"config.json", "model.safetensors", "vocab.json", "merges.txt",
-             "tokenizer_config.json"}
+    names = {
+        "config.json",
+        "model.safetensors",
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+    }
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
     tokenizer = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
     assert tokenizer["tokenizer_class"] == "GPT2Tokenizer"
@@ -244,8 +302,12 @@ def test_the_moving_average_of_an_unrolled_model(copied, tmp_path):
     double = jax.tree_util.tree_map(lambda x: 2 * x, params)
     change_config(copied, **{"model.scan": False, "train.ema": 0.5})
     checkpoints = Checkpoints(copied, keep=2)
-    checkpoints.save(3, State(jnp.int32(3), params, (), {}, double, jnp.bool_(False)),
-                     {"data": "", "early_stop": {}}, {})
+    checkpoints.save(
+        3,
+        State(jnp.int32(3), params, (), {}, double, jnp.bool_(False)),
+        {"data": "", "early_stop": {}},
+        {},
+    )
     checkpoints.wait()
     checkpoints.close()
     exchange.export_run(copied, tmp_path / "out", log=lambda text: None)
@@ -254,9 +316,17 @@ def test_the_moving_average_of_an_unrolled_model(copied, tmp_path):
         np.testing.assert_array_equal(written[name], 2 * x)
 
 
-@pytest.mark.parametrize("case", ["BertForPreTraining", "BertForMaskedLM", "BertModel",
-                                  "BertForSequenceClassification", "BertForTokenClassification",
-                                  "BertForQuestionAnswering"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "BertForPreTraining",
+        "BertForMaskedLM",
+        "BertModel",
+        "BertForSequenceClassification",
+        "BertForTokenClassification",
+        "BertForQuestionAnswering",
+    ],
+)
 def test_bert_comes_back(tmp_path, case):
     config, theirs, _ = stored(case)
     folder, lines = write_folder(tmp_path / "in", config, theirs), []

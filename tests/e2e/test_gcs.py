@@ -22,23 +22,36 @@ def emulator():
 def flags(emulator, corpus_file):
     with open(corpus_file, "rb") as f:
         bucket.put(emulator, "texts/corpus.txt", f.read())
-    return [f"--config={helpers.TINY}", f"--config.train.steps={STEPS}",
-            "--config.checkpoint.every=5", "--config.train.ema=0.9"]
+    return [
+        f"--config={helpers.TINY}",
+        f"--config.train.steps={STEPS}",
+        "--config.checkpoint.every=5",
+        "--config.train.ema=0.9",
+    ]
 
 
 @pytest.fixture(scope="module")
 def whole(flags, corpus_file, cache_dir, tmp_path_factory):
     """The same run in a local folder, which nobody stopped."""
     workdir = tmp_path_factory.mktemp("local") / "run"
-    code, _, err = helpers.run("train", *flags, f"--config.data.sources.text.path={corpus_file}",
-                               f"--config.data.cache_dir={cache_dir}", f"--workdir={workdir}")
+    code, _, err = helpers.run(
+        "train",
+        *flags,
+        f"--config.data.sources.text.path={corpus_file}",
+        f"--config.data.cache_dir={cache_dir}",
+        f"--workdir={workdir}",
+    )
     assert code == 0, err
     return workdir
 
 
 def remote(flags, name):
-    return [*flags, "--config.data.sources.text.path=gs://bucket/texts/*.txt",
-            "--config.data.cache_dir=gs://bucket/cache", f"--workdir=gs://bucket/runs/{name}"]
+    return [
+        *flags,
+        "--config.data.sources.text.path=gs://bucket/texts/*.txt",
+        "--config.data.cache_dir=gs://bucket/cache",
+        f"--workdir=gs://bucket/runs/{name}",
+    ]
 
 
 def use(monkeypatch, url, home):
@@ -64,14 +77,16 @@ def kill_after_a_checkpoint(url, arguments, name) -> None:
 
 def assert_equal_to(whole, url, name):
     lines = bucket.get(url, f"runs/{name}/metrics.jsonl").decode().splitlines()
-    assert [{k: v for k, v in json.loads(line).items() if k not in helpers.TIMES}
-            for line in lines] == helpers.read_metrics(whole)
+    assert [
+        {k: v for k, v in json.loads(line).items() if k not in helpers.TIMES} for line in lines
+    ] == helpers.read_metrics(whole)
     meta = json.loads(bucket.get(url, f"runs/{name}/checkpoints/{STEPS}/meta/metadata"))
     assert meta["checksums"] == helpers.saved_checksums(whole, STEPS)
 
 
 def test_killed_on_a_bucket_resumed_through_faults_and_evaluated(
-        flags, whole, emulator, tmp_path, monkeypatch):
+    flags, whole, emulator, tmp_path, monkeypatch
+):
     arguments = remote(flags, "one")
     with bucket.Proxy(emulator) as proxy:
         use(monkeypatch, proxy.url, tmp_path / "here")
@@ -141,7 +156,8 @@ def test_two_hosts_on_a_bucket(emulator, tmp_path, monkeypatch):
         use(monkeypatch, proxy.url, tmp_path)
         for code, out, err in ends(start(2, script=TWO_HOSTS), timeout=120):
             assert code == 0 and out.endswith(
-                "[5, 'RunError', 'PassingError', 'PassingError', 3] [3]\n"), out + err
+                "[5, 'RunError', 'PassingError', 'PassingError', 3] [3]\n"
+            ), out + err
     assert bucket.get(emulator, "runs/two/damaged/5/commit_success.txt") is not None
 
 
@@ -169,21 +185,34 @@ def test_commands_on_a_bucket(flags, emulator, tmp_path, monkeypatch):
     with bucket.Proxy(emulator) as proxy:
         use(monkeypatch, proxy.url, tmp_path)
         workdir = "gs://bucket/runs/commands"
-        for command in (["train", *arguments, "--config.log.tensorboard=True"],
-                        ["generate", f"--workdir={workdir}", "--max_tokens=4"],
-                        ["checkpoint", f"--workdir={workdir}"],
-                        ["report", f"--workdir={workdir}"],
-                        ["train", *arguments[:-1], "--workdir=gs://bucket/runs/branch",
-                         f"--config.resume_from={workdir}", "--config.train.steps=22"],
-                        ["train", *arguments[:-1], "--workdir=gs://bucket/runs/fresh",
-                         f"--config.init_from={workdir}", "--config.train.steps=2"]):
+        for command in (
+            ["train", *arguments, "--config.log.tensorboard=True"],
+            ["generate", f"--workdir={workdir}", "--max_tokens=4"],
+            ["checkpoint", f"--workdir={workdir}"],
+            ["report", f"--workdir={workdir}"],
+            [
+                "train",
+                *arguments[:-1],
+                "--workdir=gs://bucket/runs/branch",
+                f"--config.resume_from={workdir}",
+                "--config.train.steps=22",
+            ],
+            [
+                "train",
+                *arguments[:-1],
+                "--workdir=gs://bucket/runs/fresh",
+                f"--config.init_from={workdir}",
+                "--config.train.steps=2",
+            ],
+        ):
             code, _, err = helpers.run(*command)
             assert code == 0, (command, err)
         # Damaged: set aside, and the one before it used.
         meta = json.loads(bucket.get(emulator, f"runs/commands/checkpoints/{STEPS}/meta/metadata"))
         meta["step"] += 1
-        bucket.put(emulator, f"runs/commands/checkpoints/{STEPS}/meta/metadata",
-                   json.dumps(meta).encode())
+        bucket.put(
+            emulator, f"runs/commands/checkpoints/{STEPS}/meta/metadata", json.dumps(meta).encode()
+        )
         code, out, err = helpers.run("train", *arguments)
         assert code == 0 and f"Checkpoint {STEPS} is damaged" in out, err
         assert "Going on from step 15" in out

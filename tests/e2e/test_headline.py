@@ -27,9 +27,18 @@ def write_table(path, n=120):
     with open(path, "w", encoding="utf-8") as f:
         for _ in range(n):
             topic, words = rng.choice(WORDS), rng.choices(WORDS, k=10)
-            f.write(json.dumps({
-                "headline": f"{topic} of {words[0]}", "article": f"{topic}. {' '.join(words)}",
-                "clicks": WORDS.index(topic), "shown": 100, "tags": [topic]}) + "\n")
+            f.write(
+                json.dumps(
+                    {
+                        "headline": f"{topic} of {words[0]}",
+                        "article": f"{topic}. {' '.join(words)}",
+                        "clicks": WORDS.index(topic),
+                        "shown": 100,
+                        "tags": [topic],
+                    }
+                )
+                + "\n"
+            )
     return str(path)
 
 
@@ -45,8 +54,11 @@ def table(folder):
 
 @pytest.fixture(scope="module")
 def flags(table, cache_dir):
-    return [f"--config={TINY}", f"--config.data.train={table}",
-            f"--config.data.cache_dir={cache_dir}"]
+    return [
+        f"--config={TINY}",
+        f"--config.data.train={table}",
+        f"--config.data.cache_dir={cache_dir}",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +71,20 @@ def vectors(flags, folder):
 @pytest.fixture(scope="module")
 def trained(flags, folder, vectors):
     workdir = f"{folder}/run"
-    assert main.main(["train", *flags, f"--workdir={workdir}", "--config.task.augment=0.1",
-                      "--config.task.augment_headlines=0.1", "--config.task.click_reward=0.2",
-                      f"--config.task.embeddings={vectors}"]) == 0
+    assert (
+        main.main(
+            [
+                "train",
+                *flags,
+                f"--workdir={workdir}",
+                "--config.task.augment=0.1",
+                "--config.task.augment_headlines=0.1",
+                "--config.task.click_reward=0.2",
+                f"--config.task.embeddings={vectors}",
+            ]
+        )
+        == 0
+    )
     return workdir
 
 
@@ -71,10 +94,16 @@ def test_vectors_of_the_articles(vectors):
 
 
 def test_every_phase_reports(trained):
-    lines = {m["step"]: m for m in helpers.read_metrics(trained) if "generator/loss" in m
-             or "discriminator/loss" in m}
-    valid = {m["step"]: m["eval/valid/loss"] for m in helpers.read_metrics(trained)
-             if "eval/valid/loss" in m}
+    lines = {
+        m["step"]: m
+        for m in helpers.read_metrics(trained)
+        if "generator/loss" in m or "discriminator/loss" in m
+    }
+    valid = {
+        m["step"]: m["eval/valid/loss"]
+        for m in helpers.read_metrics(trained)
+        if "eval/valid/loss" in m
+    }
     assert valid[2] < valid[0] - 0.05
     assert "discriminator/click_loss" in lines[3] and "generator/loss" not in lines[3]
     assert {"generator/reward", "discriminator/accuracy"} <= set(lines[4])
@@ -95,11 +124,22 @@ def test_headlines_are_written_and_measured(trained):
 @pytest.mark.slow  # SeqGAN's own test resumes in every phase
 def test_a_resumed_run_gives_the_same_numbers(flags, trained, tmp_path, capsys, vectors):
     workdir = f"{tmp_path}/run"
-    base = ["train", *flags, f"--workdir={workdir}", "--config.task.augment=0.1",
-            "--config.task.augment_headlines=0.1", "--config.task.click_reward=0.2",
-            f"--config.task.embeddings={vectors}", "--config.evals.written.every=9"]
-    stop = ["--config.evals.valid.every=1", "--config.train.early_stop.metric=eval/valid/loss",
-            "--config.train.early_stop.patience=1", "--config.train.early_stop.min_delta=100"]
+    base = [
+        "train",
+        *flags,
+        f"--workdir={workdir}",
+        "--config.task.augment=0.1",
+        "--config.task.augment_headlines=0.1",
+        "--config.task.click_reward=0.2",
+        f"--config.task.embeddings={vectors}",
+        "--config.evals.written.every=9",
+    ]
+    stop = [
+        "--config.evals.valid.every=1",
+        "--config.train.early_stop.metric=eval/valid/loss",
+        "--config.train.early_stop.patience=1",
+        "--config.train.early_stop.min_delta=100",
+    ]
     assert bigjax(capsys, *base, *stop)[0] == 0
     code, out, err = bigjax(capsys, *base)
     assert code == 0 and "Going on from step 2" in out, err  # the next phases are the others
@@ -124,10 +164,16 @@ def test_headlines_of_an_article(trained, tmp_path, capsys, monkeypatch):
     assert code == 0 and first.count("real 0.") == 2 == first.count("clicks 0."), err
     assert bigjax(capsys, *base)[1] == first
     told, write = [], infer.Writer.__call__
-    monkeypatch.setattr(infer.Writer, "__call__",
-                        lambda self, given: told.append(given) or write(self, given))
-    for more in ([], ["--clicks=high"], ["--clicks=low"], [f"--hot_words={hot}"],
-                 ["--previous=shape of the", "--temperature=1"]):
+    monkeypatch.setattr(
+        infer.Writer, "__call__", lambda self, given: told.append(given) or write(self, given)
+    )
+    for more in (
+        [],
+        ["--clicks=high"],
+        ["--clicks=low"],
+        [f"--hot_words={hot}"],
+        ["--previous=shape of the", "--temperature=1"],
+    ):
         code, out, err = bigjax(capsys, *base, *more)
         assert code == 0 and "real 0." in out, err
     assert [given["clicks"].tolist() for given in told] == [[0], [4], [1], [0], [0]]
@@ -141,8 +187,15 @@ def test_headlines_of_an_article(trained, tmp_path, capsys, monkeypatch):
 
 def test_headlines_of_a_table(trained, table, tmp_path, capsys):
     out_file = tmp_path / "out.jsonl"
-    code, out, err = bigjax(capsys, "headline", f"--workdir={trained}", f"--article={table}",
-                            f"--output={out_file}", "--number=1", "--beam=2")
+    code, out, err = bigjax(
+        capsys,
+        "headline",
+        f"--workdir={trained}",
+        f"--article={table}",
+        f"--output={out_file}",
+        "--number=1",
+        "--beam=2",
+    )
     assert code == 0 and "120 rows, step 4" in out, err
     rows = [json.loads(line) for line in out_file.read_text().splitlines()]
     given = [json.loads(line) for line in open(table, encoding="utf-8")]
@@ -172,8 +225,12 @@ def test_bad_articles(trained, table, tmp_path, capsys, case):
     (tmp_path / "EMPTY.txt").write_text(" \n")
     (tmp_path / "BYTES.txt").write_bytes(b"\xff\xfe")
     (tmp_path / "NO_ROWS.jsonl").write_text("")
-    for mark, path in (("EMPTY", "EMPTY.txt"), ("BYTES", "BYTES.txt"), ("OUT", "out.jsonl"),
-                       ("NO_ROWS", "NO_ROWS.jsonl")):
+    for mark, path in (
+        ("EMPTY", "EMPTY.txt"),
+        ("BYTES", "BYTES.txt"),
+        ("OUT", "out.jsonl"),
+        ("NO_ROWS", "NO_ROWS.jsonl"),
+    ):
         arguments = [a.replace(f"={mark}", f"={tmp_path}/{path}") for a in arguments]
     arguments = [a.replace("=TABLE", f"={table}") for a in arguments]
     code, _, err = bigjax(capsys, "headline", f"--workdir={trained}", *arguments)
@@ -182,14 +239,17 @@ def test_bad_articles(trained, table, tmp_path, capsys, case):
 
 TRAINING = {
     "clicks that the model is not told": (
-        ["--config.model.click_buckets=0", "--config.task.click_reward=1"], ["click_reward"]),
+        ["--config.model.click_buckets=0", "--config.task.click_reward=1"],
+        ["click_reward"],
+    ),
     "an option out of range": (["--config.task.n_history=-1"], ["n_history"]),
     "a headline that is too long": (["--config.data.seq_len=11"], ["max_len"]),
     "another tokenizer": (["--config.model.special_ids=(1,0,2,3,4)"], ["special_ids"]),
     "another evaluation's task": (["--config.evals.written.kind=oracle"], ["oracle"]),
     "clicks that no row has": (
         ["--config.data.columns.clicks=", "--config.data.columns.impressions="],
-        ["no training row has any"]),
+        ["no training row has any"],
+    ),
     "a vector for each piece that is 1": (["--config.task.embeddings=ONES"], ["are the same"]),
 }
 
@@ -206,15 +266,18 @@ def test_bad_configs(flags, tmp_path, capsys, case):
 
 def test_a_run_of_another_task_and_bad_vectors(tiny, tmp_path, capsys, flags):
     from bigjax.train import run
+
     with tiny.unlocked():
         tiny.train.steps, tiny.evals = 2, {}
     run.train(tiny, f"{tmp_path}/run")
     code, _, err = bigjax(capsys, "headline", f"--workdir={tmp_path}/run", "--article=a.txt")
     assert code == 2 and "causal_lm" in err
-    for more, word in (([], "--out"), ([f"--out={tmp_path}/no/v.txt"], "folder"),
-                       ([f"--out={tmp_path}"], "is a folder"),
-                       ([f"--out={tmp_path}/v.txt", "--passes=0"], "passes"),
-                       ([f"--out={tmp_path}/v.txt", "--config.data.tokenizer.kind=bytes"],
-                        "wordpiece")):
+    for more, word in (
+        ([], "--out"),
+        ([f"--out={tmp_path}/no/v.txt"], "folder"),
+        ([f"--out={tmp_path}"], "is a folder"),
+        ([f"--out={tmp_path}/v.txt", "--passes=0"], "passes"),
+        ([f"--out={tmp_path}/v.txt", "--config.data.tokenizer.kind=bytes"], "wordpiece"),
+    ):
         code, _, err = bigjax(capsys, "embeddings", *flags, *more)
         assert code == 2 and word in err

@@ -20,10 +20,17 @@ LOST = "another process of this run has died or cannot be reached"
 
 @pytest.fixture(scope="module")
 def flags(corpus_file, cache_dir):
-    return [f"--config={helpers.TINY}", f"--config.data.sources.text.path={corpus_file}",
-            f"--config.data.cache_dir={cache_dir}", f"--config.train.steps={STEPS}",
-            "--config.mesh.fsdp=4", "--config.model.n_layers=1", "--config.log.every=1",
-            "--config.checkpoint.every=5", f"--config.hosts.lost_after={LOST_AFTER}"]
+    return [
+        f"--config={helpers.TINY}",
+        f"--config.data.sources.text.path={corpus_file}",
+        f"--config.data.cache_dir={cache_dir}",
+        f"--config.train.steps={STEPS}",
+        "--config.mesh.fsdp=4",
+        "--config.model.n_layers=1",
+        "--config.log.every=1",
+        "--config.checkpoint.every=5",
+        f"--config.hosts.lost_after={LOST_AFTER}",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +55,24 @@ def start(n: int, *arguments: str, script="", each=((),) * 4, absent=()) -> list
     program = ["-c", script] if script else ["-m", "bigjax.main"]
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={DEVICES // n}")
     address = f"127.0.0.1:{free_port()}"
-    return [subprocess.Popen(
-        [sys.executable, *program, *arguments, *each[i]], stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_COORDINATOR_ADDRESS": address,
-             "JAX_NUM_PROCESSES": str(n), "JAX_PROCESS_ID": str(i)})
-        for i in range(n) if i not in absent]
+    return [
+        subprocess.Popen(
+            [sys.executable, *program, *arguments, *each[i]],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                "XLA_FLAGS": flags,
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(n),
+                "JAX_PROCESS_ID": str(i),
+            },
+        )
+        for i in range(n)
+        if i not in absent
+    ]
 
 
 def ends(processes: list, timeout: float = 240) -> list[tuple[int, str, str]]:
@@ -112,11 +131,13 @@ def test_resumed_and_stopped_on_two_and_resumed_on_one(flags, whole, tmp_path):
         shutil.rmtree(workdir / "checkpoints" / str(step))
     command = ["train", *flags, f"--workdir={workdir}"]
     (code, out, err), (other_code, other_out, other_err) = ends(
-        start(2, *command, script=STOPPED_IN_A_SAVE))
+        start(2, *command, script=STOPPED_IN_A_SAVE)
+    )
     assert (code, other_code) == (0, 0), err + other_err
     assert "Going on from step 10" in out
-    step = int(re.search(r"Stopped by SIGTERM on one of the hosts at step (\d+), and saved",
-                         out)[1])
+    step = int(
+        re.search(r"Stopped by SIGTERM on one of the hosts at step (\d+), and saved", out)[1]
+    )
     assert 15 <= step < STEPS and (workdir / "checkpoints" / str(step)).exists()
     assert "step" not in other_out  # one speaks for all
     assert "bigjax:" not in err + other_err and "terminate" not in err + other_err
@@ -151,12 +172,20 @@ def test_killed_on_two_and_resumed_on_four(flags, whole, tmp_path):
 def test_other_tasks_and_their_evaluations(cache_dir, tmp_path, config):
     table = tmp_path / "train.tsv"
     words = ("left", "right")
-    table.write_text("text\tlabel\n" + "".join(
-        f"word {words[i % 2]} {i} of some\t{words[i % 2]}\n" for i in range(200)))
-    command = ["train", f"--config={helpers.TINY.replace('tiny.py', config)}",
-               f"--config.data.cache_dir={cache_dir}", f"--config.data.train={table}"]
+    table.write_text(
+        "text\tlabel\n"
+        + "".join(f"word {words[i % 2]} {i} of some\t{words[i % 2]}\n" for i in range(200))
+    )
+    command = [
+        "train",
+        f"--config={helpers.TINY.replace('tiny.py', config)}",
+        f"--config.data.cache_dir={cache_dir}",
+        f"--config.data.train={table}",
+    ]
     assert [code for code, _, _ in ends(start(2, *command, f"--workdir={tmp_path / 'two'}"))] == [
-        0, 0]
+        0,
+        0,
+    ]
     code, out, err = helpers.run(*command, f"--workdir={tmp_path / 'one'}", devices=DEVICES)
     assert code == 0, err
     assert_same_numbers(tmp_path / "two", tmp_path / "one")
@@ -187,14 +216,17 @@ def test_other_versions_and_configs_are_named_on_every_process(tmp_path):
     two = start(2, script=JOIN, each=(("1.0", "0", str(tmp_path)), ("1.1", "3", str(tmp_path))))
     for code, out, err in ends(two, timeout=60):
         assert code == 2 and "joined" not in out
-        assert ("differ from process 0: on process 1 bigjax is '1.1' and not '1.0', config.seed is "
-                "3 and not 0. Run the same command") in err
+        assert (
+            "differ from process 0: on process 1 bigjax is '1.1' and not '1.0', config.seed is "
+            "3 and not 0. Run the same command"
+        ) in err
 
 
 def test_a_work_folder_that_is_not_shared_is_refused_on_every_process(tmp_path):
     (tmp_path / "other").mkdir()
-    two = start(2, script=JOIN, each=(("1", "0", str(tmp_path)),
-                                      ("1", "0", str(tmp_path / "other"))))
+    two = start(
+        2, script=JOIN, each=(("1", "0", str(tmp_path)), ("1", "0", str(tmp_path / "other")))
+    )
     for code, out, err in ends(two, timeout=60):
         assert code == 2 and "joined" not in out
         assert "is not the same folder on all hosts: process 1 does not see" in err
@@ -202,9 +234,12 @@ def test_a_work_folder_that_is_not_shared_is_refused_on_every_process(tmp_path):
 
 
 # Joins, and then process 1 aborts, as where a check of XLA's fails or memory is broken.
-ABORT = JOIN.replace("print(hosts.gather", """import ctypes, threading
+ABORT = JOIN.replace(
+    "print(hosts.gather",
+    """import ctypes, threading
     hosts.index() and threading.Thread(target=ctypes.CDLL(None).abort).start()
-    print(hosts.gather""")
+    print(hosts.gather""",
+)
 
 
 def test_a_process_that_dies_of_a_defect_ends_the_others_which_may_be_started_again(tmp_path):
@@ -220,8 +255,14 @@ def test_a_process_that_dies_of_a_defect_ends_the_others_which_may_be_started_ag
 
 def test_a_coordinator_that_is_not_there(flags, tmp_path):
     command = ["train", *flags, f"--workdir={tmp_path}", "--config.hosts.start_timeout=1"]
-    (code, out, err), = ends(start(2, *command, absent=(0,)))
+    ((code, out, err),) = ends(start(2, *command, absent=(0,)))
     assert code == 75, err
-    assert all(text in err for text in (
-        "process 0 does not answer at 127.0.0.1:", "must run on all 2 hosts",
-        "this one is process 1 (of 0 to 1)", "start_timeout=1 seconds")), err
+    assert all(
+        text in err
+        for text in (
+            "process 0 does not answer at 127.0.0.1:",
+            "must run on all 2 hosts",
+            "this one is process 1 (of 0 to 1)",
+            "start_timeout=1 seconds",
+        )
+    ), err

@@ -18,8 +18,12 @@ def train(*flags, devices=2) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def flags(corpus_file, cache_dir):
-    return [f"--config={helpers.TINY}", f"--config.data.sources.text.path={corpus_file}",
-            f"--config.data.cache_dir={cache_dir}", "--config.train.ema=0.9"]
+    return [
+        f"--config={helpers.TINY}",
+        f"--config.data.sources.text.path={corpus_file}",
+        f"--config.data.cache_dir={cache_dir}",
+        "--config.train.ema=0.9",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +70,13 @@ def assert_equal_runs(a, b):
     assert helpers.saved_checksums(a, STEPS) == want and {"params", "opt_state", "ema"} == set(want)
 
 
-@pytest.mark.parametrize("moment", [
-    moment if moment == "while saving" else pytest.param(moment, marks=pytest.mark.slow)
-    for moment in MOMENTS])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        moment if moment == "while saving" else pytest.param(moment, marks=pytest.mark.slow)
+        for moment in MOMENTS
+    ],
+)
 def test_kill_and_run_again(flags, whole, tmp_path, moment):
     workdir = tmp_path / "run"
     code, _ = stop_at(MOMENTS[moment], workdir, flags, signal.SIGKILL)
@@ -81,13 +89,17 @@ def test_kill_and_run_again(flags, whole, tmp_path, moment):
     assert_equal_runs(workdir, whole)
 
 
-@pytest.mark.parametrize("how", [
-    signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "how",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+    ids=lambda s: s.name,
+)
 def test_a_signal_saves_and_says_how_to_go_on(flags, whole, tmp_path, how):
     workdir = tmp_path / "run"
     code, out = stop_at(lambda w: lines(w) > 4, workdir, flags, how)
-    step = int(re.search(rf"Stopped by {how.name} at step (\d+), and saved. The same command",
-                         out)[1])
+    step = int(
+        re.search(rf"Stopped by {how.name} at step (\d+), and saved. The same command", out)[1]
+    )
     assert code == 0 and (workdir / "checkpoints" / str(step)).exists()
     code, out, err = train(*flags, f"--workdir={workdir}")
     assert code == 0 and f"Going on from step {step}" in out, err
@@ -101,10 +113,13 @@ def test_a_finished_run_stays_as_it_is(flags, whole):
     assert (whole / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("devices, mesh", [
-    (8, ("data=2", "fsdp=2", "tensor=2")), pytest.param(1, (), marks=pytest.mark.slow)])
-def test_another_mesh_or_device_count_continues_the_same_batches(flags, whole, tmp_path, devices,
-                                                                mesh):
+@pytest.mark.parametrize(
+    "devices, mesh",
+    [(8, ("data=2", "fsdp=2", "tensor=2")), pytest.param(1, (), marks=pytest.mark.slow)],
+)
+def test_another_mesh_or_device_count_continues_the_same_batches(
+    flags, whole, tmp_path, devices, mesh
+):
     workdir = tmp_path / "run"
     moment = lambda w: (w / "checkpoints" / "20").exists()
     stop_at(moment, workdir, flags, signal.SIGKILL)
@@ -121,9 +136,14 @@ def test_another_mesh_or_device_count_continues_the_same_batches(flags, whole, t
 
 def test_early_stopping_survives_a_kill(flags, kept, tmp_path):
     # Two evaluations at each of its steps; the watched one is not the last of them.
-    more = [*flags, kept, "--config.train.early_stop.metric=eval/valid/loss",
-            "--config.train.early_stop.min_delta=10", "--config.train.early_stop.patience=2",
-            "--config.train.steps=200"]
+    more = [
+        *flags,
+        kept,
+        "--config.train.early_stop.metric=eval/valid/loss",
+        "--config.train.early_stop.min_delta=10",
+        "--config.train.early_stop.patience=2",
+        "--config.train.steps=200",
+    ]
     workdir = tmp_path / "run"
     stop_at(lambda w: (w / "checkpoints" / "10").exists(), workdir, more, signal.SIGKILL, 1)
     code, out, err = train(*more, f"--workdir={workdir}", devices=1)
@@ -131,25 +151,41 @@ def test_early_stopping_survives_a_kill(flags, kept, tmp_path):
     assert code == 0 and "Stopping early at step 30" in out, err
     code, out, _ = train(*more, f"--workdir={workdir}", devices=1)
     assert code == 0 and "early stopping ended it at step 30" in out
-    code, out, _ = train(*more, f"--workdir={workdir}", "--config.train.early_stop.patience=3",
-                         devices=1)
+    code, out, _ = train(
+        *more, f"--workdir={workdir}", "--config.train.early_stop.patience=3", devices=1
+    )
     assert code == 0 and "Stopping early at step 40" in out
 
 
 def test_resume_from_and_init_from(flags, kept, whole, tmp_path):
     branch = tmp_path / "branch"
-    code, out, err = train(*flags, kept, f"--workdir={branch}", f"--config.resume_from={whole}",
-                           "--config.train.steps=45", devices=1)
+    code, out, err = train(
+        *flags,
+        kept,
+        f"--workdir={branch}",
+        f"--config.resume_from={whole}",
+        "--config.train.steps=45",
+        devices=1,
+    )
     assert code == 0 and f"Going on from step {STEPS} of {whole}" in out, err
     assert {m["step"] for m in helpers.read_metrics(branch)} == {45}
     code, out, err = helpers.run("generate", f"--workdir={branch}", "--max_tokens=4")
     assert code == 0, err  # the branch has all it needs, the tokenizer too
     fresh = tmp_path / "fresh"
-    code, out, err = train(*flags, kept, f"--workdir={fresh}", f"--config.init_from={whole}",
-                           "--config.train.steps=5", devices=1)
+    code, out, err = train(
+        *flags,
+        kept,
+        f"--workdir={fresh}",
+        f"--config.init_from={whole}",
+        "--config.train.steps=5",
+        devices=1,
+    )
     assert code == 0 and "Starting at step 0 with the parameters" in out, err
-    losses = lambda workdir: {m["step"]: m["eval/valid/loss"] for m in helpers.read_metrics(workdir)
-                              if "eval/valid/loss" in m}
+    losses = lambda workdir: {
+        m["step"]: m["eval/valid/loss"]
+        for m in helpers.read_metrics(workdir)
+        if "eval/valid/loss" in m
+    }
     # Not equal: the run evaluates its moving average, and gives its parameters.
     assert losses(fresh)[0] == pytest.approx(losses(whole)[STEPS], abs=0.02)
     assert not pathlib.Path(branch / "damaged").exists()

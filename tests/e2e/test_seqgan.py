@@ -36,8 +36,9 @@ def compiled(tmp_path_factory):
 def whole(run_flags, compiled, tmp_path_factory):
     """The work folder of a run that nobody stopped, and what it printed."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    code, out, err = helpers.run("train", f"--config={TINY}", *run_flags, compiled,
-                                 f"--workdir={workdir}", devices=1)
+    code, out, err = helpers.run(
+        "train", f"--config={TINY}", *run_flags, compiled, f"--workdir={workdir}", devices=1
+    )
     assert code == 0, err
     return workdir, out
 
@@ -60,10 +61,14 @@ def stop_after(step, workdir, flags, how) -> str:
 
 
 # In each phase once by each of the two; the second order is another minute.
-@pytest.mark.parametrize("signals", [
-    (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL),
-    pytest.param((signal.SIGTERM, signal.SIGKILL, signal.SIGTERM), marks=pytest.mark.slow)],
-    ids=lambda signals: "-".join(s.name for s in signals))
+@pytest.mark.parametrize(
+    "signals",
+    [
+        (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL),
+        pytest.param((signal.SIGTERM, signal.SIGKILL, signal.SIGTERM), marks=pytest.mark.slow),
+    ],
+    ids=lambda signals: "-".join(s.name for s in signals),
+)
 def test_stopped_in_each_phase_and_run_again(flags, compiled, whole, tmp_path, signals):
     workdir, saved, flags = tmp_path / "run", 0, [*flags, compiled]
     for step, how in zip((1, 3, 5), signals):  # the first round of each phase
@@ -85,9 +90,11 @@ def test_what_a_run_says(whole):
     assert "2 mle, 2 discriminator, 4 adversarial" in out and "updates of 16 x 4 tokens" in out
     lines = helpers.read_metrics(workdir)
     losses = {m["step"]: {k for k in m if k.endswith("/loss")} for m in rounds(lines)}
-    assert losses == {**dict.fromkeys((1, 2), {"generator/loss"}),
-                      **dict.fromkeys((3, 4), {"discriminator/loss"}),
-                      **dict.fromkeys((5, 6, 7, 8), {"generator/loss", "discriminator/loss"})}
+    assert losses == {
+        **dict.fromkeys((1, 2), {"generator/loss"}),
+        **dict.fromkeys((3, 4), {"discriminator/loss"}),
+        **dict.fromkeys((5, 6, 7, 8), {"generator/loss", "discriminator/loss"}),
+    }
     nll = {m["step"]: m["eval/oracle/nll_test"] for m in lines if "eval/oracle/nll_test" in m}
     assert set(nll) == {0, 2, 4, 6, 8}
     assert nll[2] < nll[0] - 0.05 and nll[4] == nll[2] and len({nll[4], nll[6], nll[8]}) == 3
@@ -102,19 +109,42 @@ def test_eval_gives_the_numbers_of_the_run(whole, capsys):
     assert float(found[1]) == pytest.approx(last["eval/oracle/nll_test"], abs=2e-3), out
 
 
-@pytest.mark.parametrize("key, value", [
-    ("reward", "constant"), ("mle_rounds", 99), ("discriminator_rounds", 0), ("mle_updates", 5),
-    ("pretrain_updates", 5), ("generator_updates", 5), ("discriminator_updates", 5)])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("reward", "constant"),
+        ("mle_rounds", 99),
+        ("discriminator_rounds", 0),
+        ("mle_updates", 5),
+        ("pretrain_updates", 5),
+        ("generator_updates", 5),
+        ("discriminator_updates", 5),
+    ],
+)
 def test_a_resumed_run_keeps_its_phases(whole, run_flags, capsys, key, value):
-    code = main(["train", f"--config={TINY}", *run_flags, f"--workdir={whole[0]}",
-                 f"--config.task.{key}={value}", "--config.train.steps=9"])
+    code = main(
+        [
+            "train",
+            f"--config={TINY}",
+            *run_flags,
+            f"--workdir={whole[0]}",
+            f"--config.task.{key}={value}",
+            "--config.train.steps=9",
+        ]
+    )
     assert code == 2 and f"task.{key} was" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("network, more", [
-    ("generator", ["optim.learning_rate=1e30", "task.mle_rounds=4", "optim.clip_norm=0.0"]),
-    ("discriminator", ["task.discriminator_learning_rate=1e30", "optim.clip_norm=0.0",
-                       "task.mle_rounds=1"])])
+@pytest.mark.parametrize(
+    "network, more",
+    [
+        ("generator", ["optim.learning_rate=1e30", "task.mle_rounds=4", "optim.clip_norm=0.0"]),
+        (
+            "discriminator",
+            ["task.discriminator_learning_rate=1e30", "optim.clip_norm=0.0", "task.mle_rounds=1"],
+        ),
+    ],
+)
 def test_a_run_that_diverges_names_the_network(flags, tmp_path, capsys, network, more):
     workdir = tmp_path / "run"
     more = [f"--config.{m}" for m in (*more, "checkpoint.keep=9")]

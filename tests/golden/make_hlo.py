@@ -17,7 +17,8 @@ from bigjax.plan import chips
 
 chips.before_jax()
 
-from bigjax import config as config_lib, tasks  # noqa: E402
+from bigjax import config as config_lib  # noqa: E402
+from bigjax import tasks  # noqa: E402
 from bigjax.layers.splash import SCOPE  # noqa: E402
 from bigjax.parallel import mesh as mesh_lib  # noqa: E402
 from bigjax.plan import compile as compile_lib  # noqa: E402
@@ -32,9 +33,17 @@ KERNELS = {"splash": "splash", "h100": "cudnn"}
 def small(form: str):
     c = config_lib.new_config()
     with c.unlocked():
-        c.model = dict(name="gpt", vocab_size=512, max_len=128, d_model=128, n_layers=3,
-                       n_heads=4 if form == "tensor" else 2, scan=form != "unrolled",
-                       dtype="bfloat16", attention=KERNELS.get(form, "einsum"))
+        c.model = dict(
+            name="gpt",
+            vocab_size=512,
+            max_len=128,
+            d_model=128,
+            n_layers=3,
+            n_heads=4 if form == "tensor" else 2,
+            scan=form != "unrolled",
+            dtype="bfloat16",
+            attention=KERNELS.get(form, "einsum"),
+        )
         c.data.seq_len, c.data.packing, c.train.batch_size = 128, False, 16
         c.mesh.update(MESHES.get(form, {"data": 1, "fsdp": 4}))
     return c
@@ -46,14 +55,15 @@ def _scope(metadata: re.Match) -> str:
 
 
 def main() -> None:
-    for form in (f for compiler, forms in FORMS.items() if importlib.util.find_spec(compiler)
-                 for f in forms):
+    for form in (
+        f for compiler, forms in FORMS.items() if importlib.util.find_spec(compiler) for f in forms
+    ):
         c = small(form)
-        mesh = mesh_lib.make_mesh(
-            c.mesh, chips.devices("h100:4" if form == "h100" else "v5e:2x2"))
+        mesh = mesh_lib.make_mesh(c.mesh, chips.devices("h100:4" if form == "h100" else "v5e:2x2"))
         task = tasks.build(c)
-        lowered = compile_lib.lower(task, program_lib.make(c, task, mesh), mesh,
-                                    c.train.batch_size, 0)
+        lowered = compile_lib.lower(
+            task, program_lib.make(c, task, mesh), mesh, c.train.batch_size, 0
+        )
         text = lowered.compile().as_text()
         # Where in the source an operation comes from: half of the text, with this machine's paths.
         text = re.sub(r", metadata=\{[^}]*\}", _scope, text)

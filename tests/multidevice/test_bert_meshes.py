@@ -25,6 +25,7 @@ def make(corpus_file, cache_dir, tmp_path_factory):
             c.model.dropout = c.model.attention_dropout = 0.0
         tasks.resolve(c)
         return c, tasks.build(c).load_data(lambda text: None)
+
     return of
 
 

@@ -21,8 +21,10 @@ def on(c, mesh_sizes, corpus, state_of, steps):
 
     state_of(program): the state to begin with.
     """
-    mesh = mesh_lib.make_mesh({axis: mesh_sizes.get(axis, 1) for axis in mesh_lib.AXES},
-                              jax.devices()[:int(np.prod([*mesh_sizes.values()]))])
+    mesh = mesh_lib.make_mesh(
+        {axis: mesh_sizes.get(axis, 1) for axis in mesh_lib.AXES},
+        jax.devices()[: int(np.prod([*mesh_sizes.values()]))],
+    )
     with jax.set_mesh(mesh):
         program = program_lib.make(c, tasks.build(c), mesh)
         state = state_of(program)
@@ -30,8 +32,9 @@ def on(c, mesh_sizes, corpus, state_of, steps):
         batches = corpus.split("train", batch_size=c.train.batch_size, seed=c.seed)
         losses = []
         for i in steps:
-            batch = sharding.put_batch(mesh, batches.batch_at(i), slice(0, c.train.batch_size),
-                                       c.train.batch_size)
+            batch = sharding.put_batch(
+                mesh, batches.batch_at(i), slice(0, c.train.batch_size), c.train.batch_size
+            )
             state, metrics = program.step(state, None, batch)
             losses.append(unpack(jax.device_get(metrics))["loss"])
     return losses, before, state
@@ -42,6 +45,7 @@ def saved(tmp_path_factory, corpus_file, cache_dir):
     """(config, corpus, folder, parameters saved after 3 steps, losses of the next 3)."""
     from bigjax import config
     from tests.helpers import TINY
+
     c = config.load_file(TINY)
     with c.unlocked():
         c.data.sources.text.path, c.data.cache_dir = corpus_file, cache_dir
@@ -55,8 +59,10 @@ def saved(tmp_path_factory, corpus_file, cache_dir):
 
     _, _, state = on(c, SAVED_ON, corpus, first, range(3))
     for axis in SAVED_ON:  # else nothing that this file says of it is tested
-        assert any(axis in str(x.sharding.spec) and not x.is_fully_replicated
-                   for x in jax.tree.leaves(state.params)), axis
+        assert any(
+            axis in str(x.sharding.spec) and not x.is_fully_replicated
+            for x in jax.tree.leaves(state.params)
+        ), axis
     checkpoints = Checkpoints(folder)
     checkpoints.save(3, state, {}, {})
     checkpoints.wait()
@@ -64,9 +70,14 @@ def saved(tmp_path_factory, corpus_file, cache_dir):
     return c, corpus, folder, before, losses
 
 
-ONTO = [dict(data=2, tensor=2), dict(data=1),
-        *(pytest.param(sizes, marks=pytest.mark.slow)
-          for sizes in (dict(data=2, fsdp=2, tensor=2), dict(data=2)))]
+ONTO = [
+    dict(data=2, tensor=2),
+    dict(data=1),
+    *(
+        pytest.param(sizes, marks=pytest.mark.slow)
+        for sizes in (dict(data=2, fsdp=2, tensor=2), dict(data=2))
+    ),
+]
 
 
 @pytest.mark.parametrize("mesh_sizes", ONTO, ids=str)
@@ -76,8 +87,12 @@ def test_restored_on_another_mesh(saved, mesh_sizes):
     def restored(program):
         state, meta = Checkpoints(folder, read_only=True).restore_newest(program.abstract, print)
         assert meta["step"] == 3
-        places = [(x.sharding, s) for x, s in zip(jax.tree.leaves(state.params),
-                                                  jax.tree.leaves(program.shardings.params))]
+        places = [
+            (x.sharding, s)
+            for x, s in zip(
+                jax.tree.leaves(state.params), jax.tree.leaves(program.shardings.params)
+            )
+        ]
         assert all(a == b for a, b in places)
         return state
 

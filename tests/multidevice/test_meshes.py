@@ -1,9 +1,9 @@
 """Every mesh gives the numbers of one device."""
 
 import jax
+from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
 
 from bigjax import data, tasks
 from bigjax.errors import UserError
@@ -38,8 +38,9 @@ def train(c, mesh_sizes, corpus, steps=10):
         batches = corpus.split("train", batch_size=c.train.batch_size, seed=c.seed)
         losses = []
         for i in range(steps):
-            batch = sharding.put_batch(mesh, batches.batch_at(i), slice(0, c.train.batch_size),
-                                       c.train.batch_size)
+            batch = sharding.put_batch(
+                mesh, batches.batch_at(i), slice(0, c.train.batch_size), c.train.batch_size
+            )
             state, metrics = program.step(state, None, batch)
             losses.append(unpack(jax.device_get(metrics))["loss"])
     return losses, named_leaves(jax.device_get(state.params)), state
@@ -49,6 +50,7 @@ def train(c, mesh_sizes, corpus, steps=10):
 def corpus(corpus_file, cache_dir, request):
     from bigjax import config
     from tests.helpers import TINY
+
     c = config.load_file(TINY)
     with c.unlocked():
         c.data.sources.text.path = corpus_file
@@ -60,6 +62,7 @@ def corpus(corpus_file, cache_dir, request):
 def one_device(corpus, corpus_file):
     from bigjax import config
     from tests.helpers import TINY
+
     results = {}
 
     def of(name):
@@ -69,6 +72,7 @@ def one_device(corpus, corpus_file):
                 set_optimizer(c, name)
             results[name] = train(c, (1, 1, 1), corpus)
         return results[name]
+
     return of
 
 
@@ -85,16 +89,16 @@ def test_loss_and_parameters_after_ten_steps(tiny, corpus, one_device, mesh_size
     assert got[0][-1] < got[0][0] - 0.5  # and something was learned
 
 
-@pytest.mark.parametrize("name", ["adafactor", *(
-    pytest.param(name, marks=pytest.mark.slow) for name in ("lamb", "sgd"))])
+@pytest.mark.parametrize(
+    "name", ["adafactor", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lamb", "sgd"))]
+)
 def test_optimizers_on_a_mesh(tiny, corpus, one_device, name):
     with tiny.unlocked():
         set_optimizer(tiny, name)
     got = train(tiny, (2, 2, 2), corpus)
     assert_same(got, one_device(name))
     if name == "adafactor":  # moments of matrices are really factored
-        rows = {k: x.shape for k, x in named_leaves(got[2].opt_state).items()
-                if "v_row/embed" in k}
+        rows = {k: x.shape for k, x in named_leaves(got[2].opt_state).items() if "v_row/embed" in k}
         assert rows.popitem()[1] == (128,)
 
 
@@ -103,8 +107,11 @@ def test_parameters_and_moments_are_cut_as_the_table_says(tiny, corpus):
     query = state.params["stack"]["layers"]["attention"]["query"]["kernel"]
     assert query.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
     assert query.addressable_shards[0].data.size * 4 == query.size
-    moments = [x for name, x in named_leaves(state.opt_state).items()
-               if name.endswith("attention/query/kernel")]
+    moments = [
+        x
+        for name, x in named_leaves(state.opt_state).items()
+        if name.endswith("attention/query/kernel")
+    ]
     assert len(moments) == 2 and all(m.sharding == query.sharding for m in moments)
 
 
@@ -112,9 +119,11 @@ def test_factored_moments_keep_the_cut_of_the_dimensions_they_kept():
     mesh = mesh_lib.make_mesh(sizes(2, 2, 2))
     shape = jax.ShapeDtypeStruct((4, 8, 6), "float32")
     place = jax.sharding.NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor"))
-    state = {"v_row": {"w": jax.ShapeDtypeStruct((4, 8), "float32")},
-             "v_col": {"w": jax.ShapeDtypeStruct((4, 6), "float32")},
-             "count": jax.ShapeDtypeStruct((), "int32")}
+    state = {
+        "v_row": {"w": jax.ShapeDtypeStruct((4, 8), "float32")},
+        "v_col": {"w": jax.ShapeDtypeStruct((4, 6), "float32")},
+        "count": jax.ShapeDtypeStruct((), "int32"),
+    }
     got = sharding.of_opt_state(mesh, state, {"w": shape}, {"w": place})
     assert got["v_row"]["w"].spec == PartitionSpec(None, "fsdp")
     assert got["v_col"]["w"].spec == PartitionSpec(None, "tensor")
@@ -124,10 +133,14 @@ def test_factored_moments_keep_the_cut_of_the_dimensions_they_kept():
 def test_parameters_are_cast_before_they_are_gathered_and_their_gradients_scattered():
     mesh, names = mesh_lib.make_mesh(sizes(1, 4, 2)), ("embed", "mlp")
     with jax.set_mesh(mesh):
-        step = jax.make_jaxpr(jax.grad(lambda w: sharding.gathered(w, names, "bfloat16").sum()
-                                       .astype("float32")))(np.zeros((8, 4), np.float32))
-    found = [(str(e.outvars[0].aval.dtype), e.params["sharding"].spec)
-             for e in helpers.equations(step.jaxpr) if e.primitive.name == "sharding_constraint"]
+        step = jax.make_jaxpr(
+            jax.grad(lambda w: sharding.gathered(w, names, "bfloat16").sum().astype("float32"))
+        )(np.zeros((8, 4), np.float32))
+    found = [
+        (str(e.outvars[0].aval.dtype), e.params["sharding"].spec)
+        for e in helpers.equations(step.jaxpr)
+        if e.primitive.name == "sharding_constraint"
+    ]
     cut, whole = PartitionSpec("fsdp", "tensor"), PartitionSpec(None, "tensor")
     assert found == [("bfloat16", cut), ("bfloat16", whole), ("bfloat16", cut)]
 
@@ -153,7 +166,7 @@ def test_an_optimizer_state_that_waits_in_the_hosts_memory(tiny, corpus, one_dev
 
 
 def test_an_axis_may_share_a_dimension_of_the_torus(monkeypatch):
-    """Of 8x8x8 chips 4 x 8 x 2 x 8: jax refuses that unless it is told that dimensions may split."""
+    """Of 8x8x8 chips 4 x 8 x 2 x 8: jax refuses that unless told that dimensions may split."""
     real, asked = mesh_lib.mesh_utils.create_device_mesh, []
 
     def create(shape, devices, allow_split_physical_axes=False):
@@ -161,19 +174,30 @@ def test_an_axis_may_share_a_dimension_of_the_torus(monkeypatch):
         if not allow_split_physical_axes:
             raise NotImplementedError
         return real(shape, devices)
+
     monkeypatch.setattr(mesh_lib.mesh_utils, "create_device_mesh", create)
     assert mesh_lib.make_mesh(sizes(2, 2, 2)).shape["fsdp"] == 2 and asked == [False, True]
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: mesh_lib.make_mesh(sizes(3, 1, 1)), ["data=3", "= 3", "8 cpu"]),
-    (lambda: mesh_lib.make_mesh(sizes(-1, 3, 1)), ["3", "does not divide", "8 cpu"]),
-    (lambda: mesh_lib.make_mesh(sizes(-1, -1, 1)), ["at most one"]),
-    (lambda: mesh_lib.check_batch(mesh_lib.make_mesh(sizes(4, 2, 1)), 12), ["12", "8", "data=4"]),
-    (lambda: mesh_lib.check_batch(mesh_lib.make_mesh(sizes(4, 2, 1)), 24, 2), ["24", "16"]),
-    (lambda: sharding.spec(mesh_lib.make_mesh(sizes(1, 1, 8)), (100, 16), ("vocab", "embed"), "x"),
-     ["vocab", "100 = 12 x 8 + 4", "mesh.tensor"]),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: mesh_lib.make_mesh(sizes(3, 1, 1)), ["data=3", "= 3", "8 cpu"]),
+        (lambda: mesh_lib.make_mesh(sizes(-1, 3, 1)), ["3", "does not divide", "8 cpu"]),
+        (lambda: mesh_lib.make_mesh(sizes(-1, -1, 1)), ["at most one"]),
+        (
+            lambda: mesh_lib.check_batch(mesh_lib.make_mesh(sizes(4, 2, 1)), 12),
+            ["12", "8", "data=4"],
+        ),
+        (lambda: mesh_lib.check_batch(mesh_lib.make_mesh(sizes(4, 2, 1)), 24, 2), ["24", "16"]),
+        (
+            lambda: sharding.spec(
+                mesh_lib.make_mesh(sizes(1, 1, 8)), (100, 16), ("vocab", "embed"), "x"
+            ),
+            ["vocab", "100 = 12 x 8 + 4", "mesh.tensor"],
+        ),
+    ],
+)
 def test_a_layout_that_does_not_fit_is_refused_with_the_arithmetic(call, words):
     with pytest.raises(UserError) as e:
         call()

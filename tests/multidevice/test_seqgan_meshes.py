@@ -22,17 +22,26 @@ def tiny(cache_dir):
     c = config.load_file(TINY)
     with c.unlocked():
         c.data.cache_dir = cache_dir
-        c.task.update(mle_rounds=1, discriminator_rounds=1, rollouts=2, baseline="batch",
-                      discriminator_learning_rate=1e-2, kl=0.1, teacher_forcing=0.1,
-                      negatives=1, discriminator_updates=3)
+        c.task.update(
+            mle_rounds=1,
+            discriminator_rounds=1,
+            rollouts=2,
+            baseline="batch",
+            discriminator_learning_rate=1e-2,
+            kl=0.1,
+            teacher_forcing=0.1,
+            negatives=1,
+            discriminator_updates=3,
+        )
         c.optim.clip_norm = 1.0
     return c
 
 
 def train(c, data, fsdp, tensor):
     """(metrics of each round, parameters by name, state) after three rounds on a mesh."""
-    mesh = mesh_lib.make_mesh(dict(data=data, fsdp=fsdp, tensor=tensor),
-                              jax.devices()[:data * fsdp * tensor])
+    mesh = mesh_lib.make_mesh(
+        dict(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor]
+    )
     task = tasks.build(c)
     rows = task.load_data(log=lambda text: None).split("train", batch_size=16, seed=c.seed)
     with jax.set_mesh(mesh):
@@ -51,8 +60,9 @@ def one_device(tiny):
     return train(tiny, 1, 1, 1)
 
 
-@pytest.mark.parametrize("sizes", [
-    pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str
+)
 def test_metrics_and_parameters_after_a_round_of_each_phase(tiny, one_device, sizes):
     found, params, state = train(tiny, *sizes)
     for got, want in zip(found, one_device[0]):
@@ -65,6 +75,9 @@ def test_metrics_and_parameters_after_a_round_of_each_phase(tiny, one_device, si
     kernel = state.params["generator"]["head"]["kernel"]
     assert kernel.addressable_shards[0].data.size * sizes[1] * sizes[2] == kernel.size
     for kind in ("mle", "adversarial"):
-        moments = [x for name, x in named_leaves(state.opt_state[kind]).items()
-                   if name.endswith("generator/head/kernel")]
+        moments = [
+            x
+            for name, x in named_leaves(state.opt_state[kind]).items()
+            if name.endswith("generator/head/kernel")
+        ]
         assert len(moments) == 2 and all(m.sharding == kernel.sharding for m in moments)

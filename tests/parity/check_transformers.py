@@ -36,13 +36,35 @@ BAR = 1e-5
 TEXTS = [f"the quick brown fox jumps over the lazy dog, {i} times; isn't it?" for i in range(300)]
 PROBE = ["the quick fox", " two  spaces, don't", "über 12 dogs"]
 SHARD = 20_000  # bytes
-BERT = dict(vocab_size=140, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-            intermediate_size=48, max_position_embeddings=40, initializer_range=0.3)
-GPT2 = dict(vocab_size=261, n_positions=40, n_embd=32, n_layer=2, n_head=4, bos_token_id=258,
-            eos_token_id=258, initializer_range=0.3)
-LLAMA = dict(vocab_size=400, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, intermediate_size=48, max_position_embeddings=40,
-             initializer_range=0.3)
+BERT = dict(
+    vocab_size=140,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=48,
+    max_position_embeddings=40,
+    initializer_range=0.3,
+)
+GPT2 = dict(
+    vocab_size=261,
+    n_positions=40,
+    n_embd=32,
+    n_layer=2,
+    n_head=4,
+    bos_token_id=258,
+    eos_token_id=258,
+    initializer_range=0.3,
+)
+LLAMA = dict(
+    vocab_size=400,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=48,
+    max_position_embeddings=40,
+    initializer_range=0.3,
+)
 THETA = dict(rope_parameters=dict(rope_type="default", rope_theta=5e5))
 NAMES = {0: "good", 1: "bad", 2: "ugly"}
 # name: (class, config, dtype)
@@ -60,8 +82,11 @@ CASES = {
     "gpt2-body": ("GPT2Model", GPT2, "float32"),
     "llama": ("LlamaForCausalLM", LLAMA, "float32"),
     "llama-bfloat16": ("LlamaForCausalLM", {**LLAMA, **THETA}, "bfloat16"),
-    "llama-tied": ("LlamaForCausalLM", {**LLAMA, "tie_word_embeddings": True, "head_dim": 12},
-                   "float32"),
+    "llama-tied": (
+        "LlamaForCausalLM",
+        {**LLAMA, "tie_word_embeddings": True, "head_dim": 12},
+        "float32",
+    ),
 }
 
 
@@ -75,7 +100,8 @@ def write_tokenizer(kind: str, folder: pathlib.Path) -> None:
         vocab = [*byte_characters().values(), "th", "Ġt", "<|endoftext|>"]
         tokenizer = tokenizer_lib.ByteLevelBpe(
             json.dumps({piece: i for i, piece in enumerate(vocab)}).encode(),
-            "#version: 0.2\nt h\nĠ t\n".encode())
+            "#version: 0.2\nt h\nĠ t\n".encode(),
+        )
     own = folder.with_name(folder.name + "-own")
     tokenizer.save(own)
     ids = dict(bos=tokenizer.bos_id, eos=tokenizer.eos_id, pad=tokenizer.pad_id)
@@ -91,14 +117,21 @@ def write_tokenizer(kind: str, folder: pathlib.Path) -> None:
 def theirs(folder: pathlib.Path, name: str) -> list[np.ndarray]:
     """What the model in a folder gives for fixed tokens, in float32."""
     model, info = getattr(transformers, name).from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"], info
     tokens, types = inputs()
     more = dict(token_type_ids=torch.from_numpy(types)) if name.startswith("Bert") else {}
     with torch.no_grad():
         out = model.eval()(torch.from_numpy(tokens), **more)
-    keys = ("prediction_logits", "seq_relationship_logits", "logits", "start_logits",
-            "end_logits", "last_hidden_state")
+    keys = (
+        "prediction_logits",
+        "seq_relationship_logits",
+        "logits",
+        "start_logits",
+        "end_logits",
+        "last_hidden_state",
+    )
     return [out[k].float().numpy() for k in keys if k in out]
 
 
@@ -121,14 +154,23 @@ def ours(folder: pathlib.Path) -> list[np.ndarray]:
     tokens, types = inputs()
     if found.family != "bert":
         model = gpt.Model(gpt.Config(**fields, scan=False))
-        return [model.apply({"params": tree}, tokens)[0]] if "Head" in found.architecture \
-            or found.family == "llama" else []
-    heads = {"BertForPreTraining": ("mlm", "nsp"), "BertForMaskedLM": ("mlm",),
-             "BertForSequenceClassification": ("classifier",), "BertModel": (),
-             "BertForTokenClassification": ("tagger",), "BertForQuestionAnswering": ("span",)}
+        return (
+            [model.apply({"params": tree}, tokens)[0]]
+            if "Head" in found.architecture or found.family == "llama"
+            else []
+        )
+    heads = {
+        "BertForPreTraining": ("mlm", "nsp"),
+        "BertForMaskedLM": ("mlm",),
+        "BertForSequenceClassification": ("classifier",),
+        "BertModel": (),
+        "BertForTokenClassification": ("tagger",),
+        "BertForQuestionAnswering": ("span",),
+    }
     n = len(found.task.get("labels", (0, 1)))
     out = bert.Model(bert.Config(**fields, scan=False), heads[found.architecture], n).apply(
-        {"params": tree}, tokens, types)
+        {"params": tree}, tokens, types
+    )
     if "span" in out:
         return [out["span"][..., 0], out["span"][..., 1]]
     return [y[:, 0] if head in ("nsp", "classifier") else y for head, y in out.items()]
@@ -179,8 +221,9 @@ def check(case: str, root: pathlib.Path) -> None:
     for folder in (root / "new", root / "back"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         for text in PROBE:
-            assert tokenizer(text, add_special_tokens=False)["input_ids"] == \
-                mine.encode(text).tolist(), (folder, text)
+            assert (
+                tokenizer(text, add_special_tokens=False)["input_ids"] == mine.encode(text).tolist()
+            ), (folder, text)
     print(f"{case:<16} {name:<30} {dtype:<9} {error:<8} as new: {saved}")
 
 

@@ -31,9 +31,17 @@ HERE = pathlib.Path(__file__).parent
 VOCAB, T, N_LABELS = 61, 20, 3
 # Of each row: its length, where its second text starts, how many of its tokens are masked.
 ROWS = [(20, 8, 3), (13, 11, 2), (17, 3, 5), (9, 9, 1)]  # the last one has no second text
-CONFIG = dict(vocab_size=VOCAB, max_position_embeddings=32, type_vocab_size=2, hidden_size=24,
-              num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
-              layer_norm_eps=1e-12, num_labels=2)
+CONFIG = dict(
+    vocab_size=VOCAB,
+    max_position_embeddings=32,
+    type_vocab_size=2,
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=40,
+    layer_norm_eps=1e-12,
+    num_labels=2,
+)
 
 
 def make_batch(rng):
@@ -43,8 +51,9 @@ def make_batch(rng):
     for b, (length, second, _) in enumerate(ROWS):
         types[b, :length] = np.arange(length) >= second
         segments[b, :length] = 1
-    return dict(tokens=rng.integers(0, VOCAB, shape, dtype=np.int32), types=types,
-                segments=segments)
+    return dict(
+        tokens=rng.integers(0, VOCAB, shape, dtype=np.int32), types=types, segments=segments
+    )
 
 
 def draw(model, rng):
@@ -71,9 +80,12 @@ def draw(model, rng):
 def call(model, batch, rows=slice(None), columns=slice(None), **labels):
     """The model's own output; labels make it compute its own loss."""
     part = lambda name: torch.from_numpy(batch[name][rows, columns]).long()
-    return model(input_ids=part("tokens"), token_type_ids=part("types"),
-                 attention_mask=part("segments"),
-                 **{k: torch.from_numpy(v).long() for k, v in labels.items()})
+    return model(
+        input_ids=part("tokens"),
+        token_type_ids=part("types"),
+        attention_mask=part("segments"),
+        **{k: torch.from_numpy(v).long() for k, v in labels.items()},
+    )
 
 
 def freeze(name, model, config, batch, labels, outputs, loss):
@@ -92,8 +104,11 @@ def new(cls, seed, **changes):
     """(model, its config, a batch, the generator that drew them)."""
     rng, config = np.random.default_rng(seed), CONFIG | changes
     # No padding token: transformers keeps its embedding from learning, even where it is no padding.
-    model = cls(transformers.BertConfig(**config, hidden_act="gelu", pad_token_id=None,
-                                        attn_implementation="eager"))
+    model = cls(
+        transformers.BertConfig(
+            **config, hidden_act="gelu", pad_token_id=None, attn_implementation="eager"
+        )
+    )
     draw(model, rng)
     return model.eval(), config, make_batch(rng), rng  # eval: no dropout
 
@@ -106,23 +121,31 @@ def make_pretraining():
         mlm_labels[b, at] = rng.integers(0, VOCAB, n)
     nsp_labels = np.array([0, 1, 1, 0], np.int32)
     out = call(model, batch, labels=mlm_labels, next_sentence_label=nsp_labels)
-    freeze("pretraining", model, config, batch, dict(mlm_labels=mlm_labels, nsp_labels=nsp_labels),
-           dict(mlm=out.prediction_logits, nsp=out.seq_relationship_logits), out.loss)
+    freeze(
+        "pretraining",
+        model,
+        config,
+        batch,
+        dict(mlm_labels=mlm_labels, nsp_labels=nsp_labels),
+        dict(mlm=out.prediction_logits, nsp=out.seq_relationship_logits),
+        out.loss,
+    )
 
 
 def make_classifier():
     # An epsilon that counts in every norm, also where the variance is near 1.
-    model, config, batch, _ = new(transformers.BertForSequenceClassification, 2,
-                                  num_labels=N_LABELS, layer_norm_eps=1e-3)
+    model, config, batch, _ = new(
+        transformers.BertForSequenceClassification, 2, num_labels=N_LABELS, layer_norm_eps=1e-3
+    )
     labels = np.array([2, 0, 1, 1], np.int32)
     out = call(model, batch, labels=labels)
-    freeze("classifier", model, config, batch, dict(labels=labels), dict(logits=out.logits),
-           out.loss)
+    freeze(
+        "classifier", model, config, batch, dict(labels=labels), dict(logits=out.logits), out.loss
+    )
 
 
 def make_tagger():
-    model, config, batch, rng = new(transformers.BertForTokenClassification, 3,
-                                    num_labels=N_LABELS)
+    model, config, batch, rng = new(transformers.BertForTokenClassification, 3, num_labels=N_LABELS)
     # As with words of several pieces: not every real token has a label.
     labelled = (batch["segments"] > 0) & (rng.uniform(size=(len(ROWS), T)) < 0.7)
     labels = np.where(labelled, rng.integers(0, N_LABELS, (len(ROWS), T)), -100).astype(np.int32)
@@ -136,11 +159,26 @@ def make_span():
     model, config, batch, _ = new(transformers.BertForQuestionAnswering, 4)
     starts, ends = np.array([9, 2, 16, 0], np.int32), np.array([12, 2, 16, 8], np.int32)
     out = call(model, batch)
-    loss = sum(call(model, batch, slice(b, b + 1), slice(0, length),
-                    start_positions=starts[b:b + 1], end_positions=ends[b:b + 1]).loss
-               for b, (length, _, _) in enumerate(ROWS)) / len(ROWS)
-    freeze("span", model, config, batch, dict(starts=starts, ends=ends),
-           dict(logits=torch.stack([out.start_logits, out.end_logits], -1)), loss)
+    loss = sum(
+        call(
+            model,
+            batch,
+            slice(b, b + 1),
+            slice(0, length),
+            start_positions=starts[b : b + 1],
+            end_positions=ends[b : b + 1],
+        ).loss
+        for b, (length, _, _) in enumerate(ROWS)
+    ) / len(ROWS)
+    freeze(
+        "span",
+        model,
+        config,
+        batch,
+        dict(starts=starts, ends=ends),
+        dict(logits=torch.stack([out.start_logits, out.end_logits], -1)),
+        loss,
+    )
 
 
 if __name__ == "__main__":

@@ -41,14 +41,15 @@ def make_batch(rng, rows, T):
     for b, row in enumerate(rows):
         t = 0
         for number, (length, first) in enumerate(row, start=1):
-            positions[b, t:t + length] = range(first, first + length)
-            segments[b, t:t + length] = number
+            positions[b, t : t + length] = range(first, first + length)
+            segments[b, t : t + length] = number
             t += length
             weights[b, t - 1] = 0.0  # the next token is of another document
         weights[b, t:] = 0.0
     tokens = lambda: rng.integers(0, VOCAB, (B, T), dtype=np.int32)
-    return dict(inputs=tokens(), targets=tokens(), positions=positions, segments=segments,
-                weights=weights)
+    return dict(
+        inputs=tokens(), targets=tokens(), positions=positions, segments=segments, weights=weights
+    )
 
 
 def visible(segments):
@@ -78,20 +79,24 @@ def draw(model, rng):
             elif p.ndim == 1:  # scale of a norm
                 value = rng.uniform(0.5, 1.5, p.shape)
             else:  # [out, in] in torch's Linear, [in, out] in GPT-2's Conv1D
-                fan_in = p.shape[0] if isinstance(model, transformers.GPT2LMHeadModel) \
-                    else p.shape[1]
+                fan_in = (
+                    p.shape[0] if isinstance(model, transformers.GPT2LMHeadModel) else p.shape[1]
+                )
                 value = rng.normal(0, 1.2 / math.sqrt(fan_in), p.shape)
             p.copy_(torch.from_numpy(value.astype(np.float32)))
 
 
 def hugging_face(model):
     """forward(inputs, positions, visible or None) -> logits, of a transformers model."""
+
     def forward(inputs, positions, see):
         mask = None
         if see is not None:
             mask = torch.zeros(see.shape).masked_fill(~see, torch.finfo(torch.float32).min)[:, None]
-        return model(input_ids=inputs, position_ids=positions, attention_mask=mask,
-                     use_cache=False).logits
+        return model(
+            input_ids=inputs, position_ids=positions, attention_mask=mask, use_cache=False
+        ).logits
+
     return forward
 
 
@@ -127,10 +132,12 @@ class Palm(torch.nn.Module):
         position * theta ** (-2 j / head_dim)."""
         half = self.head_dim // 2
         j = torch.arange(half, dtype=torch.float32)
-        angle = positions[:, None].float() * torch.pow(torch.tensor(self.theta),
-                                                       -2 * j / self.head_dim)
-        turned = torch.complex(x[:, :half].contiguous(), x[:, half:].contiguous()) \
-            * torch.polar(torch.ones_like(angle), angle)
+        angle = positions[:, None].float() * torch.pow(
+            torch.tensor(self.theta), -2 * j / self.head_dim
+        )
+        turned = torch.complex(x[:, :half].contiguous(), x[:, half:].contiguous()) * torch.polar(
+            torch.ones_like(angle), angle
+        )
         return torch.cat([turned.real, turned.imag], -1)
 
     def row(self, tokens, positions, see):
@@ -141,7 +148,7 @@ class Palm(torch.nn.Module):
             key, value = self.rotate(h @ block.k.T, positions), h @ block.v.T
             heads = []
             for i in range(self.heads):
-                query = self.rotate(h @ block.q[i * D:(i + 1) * D].T, positions)
+                query = self.rotate(h @ block.q[i * D : (i + 1) * D].T, positions)
                 scores = (query @ key.T / math.sqrt(D)).masked_fill(~see, -math.inf)
                 heads.append(torch.softmax(scores, -1) @ value)
             gate = h @ block.w.T
@@ -160,8 +167,11 @@ def check_documents_apart(forward, rows, batch, logits):
     for b, row in enumerate(rows):
         for number in range(1, len(row) + 1):
             at = batch["segments"][b] == number
-            alone = forward(torch.from_numpy(batch["inputs"][b, at]).long()[None],
-                            torch.from_numpy(batch["positions"][b, at]).long()[None], None)[0]
+            alone = forward(
+                torch.from_numpy(batch["inputs"][b, at]).long()[None],
+                torch.from_numpy(batch["positions"][b, at]).long()[None],
+                None,
+            )[0]
             torch.testing.assert_close(alone, logits[b, at], rtol=1e-4, atol=1e-4)
 
 
@@ -171,43 +181,75 @@ def freeze(name, config, model, forward, seed, rows=ROWS, length=T):
     model.eval()  # no dropout
     batch = make_batch(rng, rows, length)
     see = torch.from_numpy(visible(batch["segments"]))
-    logits = forward(torch.from_numpy(batch["inputs"]).long(),
-                     torch.from_numpy(batch["positions"]).long(), see)
-    nll = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch["targets"]).long().flatten(),
-                          reduction="none")
+    logits = forward(
+        torch.from_numpy(batch["inputs"]).long(), torch.from_numpy(batch["positions"]).long(), see
+    )
+    nll = F.cross_entropy(
+        logits.flatten(0, 1), torch.from_numpy(batch["targets"]).long().flatten(), reduction="none"
+    )
     weights = torch.from_numpy(batch["weights"]).flatten()
     loss = (nll * weights).sum() / weights.sum()
     loss.backward()
     with torch.no_grad():
         check_documents_apart(forward, rows, batch, logits)
-    arrays = dict(batch, config=np.array(json.dumps(config)), logits=logits.detach().numpy(),
-                  loss=loss.detach().numpy())
+    arrays = dict(
+        batch,
+        config=np.array(json.dumps(config)),
+        logits=logits.detach().numpy(),
+        loss=loss.detach().numpy(),
+    )
     for key, p in model.named_parameters():
         arrays[f"params/{key}"], arrays[f"grads/{key}"] = p.detach().numpy(), p.grad.numpy()
     path = HERE / f"{name}.npz"
     np.savez_compressed(path, **arrays)
-    print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB, loss {loss.item():.4f}, "
-          f"logits std {logits.std().item():.2f}")
+    print(
+        f"{path.name}: {path.stat().st_size / 1e3:.0f} kB, loss {loss.item():.4f}, "
+        f"logits std {logits.std().item():.2f}"
+    )
 
 
 def make_gpt2():
-    config = dict(vocab_size=VOCAB, n_positions=MAX_LEN, n_embd=24, n_layer=3, n_head=4,
-                  layer_norm_epsilon=1e-5)
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        **config, activation_function="gelu_new", attn_implementation="eager",
-        bos_token_id=None, eos_token_id=None))
+    config = dict(
+        vocab_size=VOCAB,
+        n_positions=MAX_LEN,
+        n_embd=24,
+        n_layer=3,
+        n_head=4,
+        layer_norm_epsilon=1e-5,
+    )
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            **config,
+            activation_function="gelu_new",
+            attn_implementation="eager",
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
     freeze("gpt2", config, model, hugging_face(model), seed=1)
 
 
 def make_llama(name, seed, theta, rows=ROWS, length=T, **config):
-    config = dict(vocab_size=VOCAB, max_position_embeddings=max(length, MAX_LEN),
-                  num_attention_heads=4, **config)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        **config, rope_parameters=dict(rope_type="default", rope_theta=theta), hidden_act="silu",
-        attention_bias=False, mlp_bias=False, attn_implementation="eager",
-        bos_token_id=None, eos_token_id=None, pad_token_id=None))
-    freeze(name, dict(config, rope_theta=theta), model, hugging_face(model), seed,
-           rows, length)
+    config = dict(
+        vocab_size=VOCAB,
+        max_position_embeddings=max(length, MAX_LEN),
+        num_attention_heads=4,
+        **config,
+    )
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            **config,
+            rope_parameters=dict(rope_type="default", rope_theta=theta),
+            hidden_act="silu",
+            attention_bias=False,
+            mlp_bias=False,
+            attn_implementation="eager",
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
+    )
+    freeze(name, dict(config, rope_theta=theta), model, hugging_face(model), seed, rows, length)
 
 
 def make_palm():
@@ -220,10 +262,31 @@ if __name__ == "__main__":
     torch.set_num_threads(1)  # the order of sums, so that the files come out the same
     make_gpt2()
     # Llama 1 and 2: theta 1e4, output layer of its own; epsilon 1e-6 in the first.
-    make_llama("llama", 2, 1e4, hidden_size=32, num_hidden_layers=3, num_key_value_heads=2,
-               head_dim=8, intermediate_size=44, rms_norm_eps=1e-6, tie_word_embeddings=False)
+    make_llama(
+        "llama",
+        2,
+        1e4,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=44,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+    )
     # Llama 3.2: theta 5e5, epsilon 1e-5, tied; heads wider than d_model together, as in some.
-    make_llama("llama3", 3, 5e5, LONG_ROWS, LONG_T, hidden_size=24, num_hidden_layers=2,
-               num_key_value_heads=2, head_dim=10, intermediate_size=40, rms_norm_eps=1e-5,
-               tie_word_embeddings=True)
+    make_llama(
+        "llama3",
+        3,
+        5e5,
+        LONG_ROWS,
+        LONG_T,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_key_value_heads=2,
+        head_dim=10,
+        intermediate_size=40,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    )
     make_palm()

@@ -32,7 +32,7 @@ ORDER = {"lstm": (0, 1, 3, 2), "gru": (0, 1, 2), "rnn": (0,)}
 
 def gates(cell, x):
     """torch's [G*H, ...] in our order of gates."""
-    return np.concatenate([x[i * H:(i + 1) * H] for i in ORDER[cell]])
+    return np.concatenate([x[i * H : (i + 1) * H] for i in ORDER[cell]])
 
 
 def converted(cell, layers, directions, get, of_gradients):
@@ -43,8 +43,8 @@ def converted(cell, layers, directions, get, of_gradients):
             part = lambda name: gates(cell, get(f"{name}_l{i}{suffix}"))
             bias, recurrent_bias = part("bias_ih"), part("bias_hh")
             if cell == "gru":
-                out[f"{ours}_{i}/candidate_bias"] = recurrent_bias[2 * H:].copy()
-                recurrent_bias[2 * H:] = 0  # not in the sum
+                out[f"{ours}_{i}/candidate_bias"] = recurrent_bias[2 * H :].copy()
+                recurrent_bias[2 * H :] = 0  # not in the sum
             out[f"{ours}_{i}/bias"] = bias if of_gradients else bias + recurrent_bias
             out[f"{ours}_{i}/input_kernel"] = part("weight_ih").T
             out[f"{ours}_{i}/recurrent_kernel"] = part("weight_hh").T
@@ -78,19 +78,30 @@ def freeze(cell, layers, directions, packed, rng):
     ((y * y_weights).sum() + (new_state * state_weights).sum()).backward()
     named = dict(module.named_parameters())
     convert = lambda get, of_gradients: converted(cell, layers, directions, get, of_gradients)
-    tensors = dict(x=x, lengths=lengths, state=state, y=y, new_state=new_state,
-                   y_weights=y_weights, state_weights=state_weights, x_grad=x.grad,
-                   state_grad=state.grad)
-    return {**{name: t.detach().numpy() for name, t in tensors.items()},
-            "params": convert(lambda name: named[name].detach().numpy(), False),
-            "grads": convert(lambda name: named[name].grad.numpy(), True)}
+    tensors = dict(
+        x=x,
+        lengths=lengths,
+        state=state,
+        y=y,
+        new_state=new_state,
+        y_weights=y_weights,
+        state_weights=state_weights,
+        x_grad=x.grad,
+        state_grad=state.grad,
+    )
+    return {
+        **{name: t.detach().numpy() for name, t in tensors.items()},
+        "params": convert(lambda name: named[name].detach().numpy(), False),
+        "grads": convert(lambda name: named[name].grad.numpy(), True),
+    }
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # the order of sums, so that the file comes out the same
     rng, arrays = np.random.default_rng(5), {}
     for cell, layers, directions, packed in itertools.product(
-            MODULES, (1, 2), (1, 2), (False, True)):
+        MODULES, (1, 2), (1, 2), (False, True)
+    ):
         case = f"{cell}-{layers}-{directions}-{'packed' if packed else 'full'}"
         for name, x in freeze(cell, layers, directions, packed, rng).items():
             arrays[f"{case}/{name}"] = x

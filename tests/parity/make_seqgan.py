@@ -32,7 +32,8 @@ class Discriminator(nn.Module):
         n = sum(FILTERS)
         self.embed = nn.Embedding(V, D_DISCRIMINATOR)
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(D_DISCRIMINATOR, count, width) for width, count in zip(WIDTHS, FILTERS))
+            nn.Conv1d(D_DISCRIMINATOR, count, width) for width, count in zip(WIDTHS, FILTERS)
+        )
         self.gate, self.highway, self.head = nn.Linear(n, n), nn.Linear(n, n), nn.Linear(n, 2)
 
     def forward(self, tokens):
@@ -69,11 +70,14 @@ class Generator(nn.Module):
             return np.concatenate([i, f, o, g]).T
 
         layer = "recurrent/forward_0"
-        return {"embed/embedding": get(self.embed.weight),
-                f"{layer}/input_kernel": gates(get(self.lstm.weight_ih_l0)),
-                f"{layer}/recurrent_kernel": gates(get(self.lstm.weight_hh_l0)),
-                f"{layer}/bias": gates(get(self.lstm.bias_ih_l0)),  # the other one is 0
-                "head/kernel": get(self.head.weight).T, "head/bias": get(self.head.bias)}
+        return {
+            "embed/embedding": get(self.embed.weight),
+            f"{layer}/input_kernel": gates(get(self.lstm.weight_ih_l0)),
+            f"{layer}/recurrent_kernel": gates(get(self.lstm.weight_hh_l0)),
+            f"{layer}/bias": gates(get(self.lstm.bias_ih_l0)),  # the other one is 0
+            "head/kernel": get(self.head.weight).T,
+            "head/bias": get(self.head.bias),
+        }
 
 
 def freeze(network, targets_shape, classes, rng):
@@ -93,16 +97,20 @@ def freeze(network, targets_shape, classes, rng):
     out = dict(tokens=tokens, targets=targets, weights=weights, logits=logits, loss=loss)
     params = network.converted(lambda p: p.detach().numpy())
     grads = network.converted(lambda p: p.grad.numpy())
-    return {**{name: x.detach().numpy() for name, x in out.items()},
-            **{f"params/{k}": x for k, x in params.items()},
-            **{f"grads/{k}": x for k, x in grads.items()}}
+    return {
+        **{name: x.detach().numpy() for name, x in out.items()},
+        **{f"params/{k}": x for k, x in params.items()},
+        **{f"grads/{k}": x for k, x in grads.items()},
+    }
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # the order of sums, so that the file comes out the same
     rng, arrays = np.random.default_rng(7), {}
-    for name, network, shape, classes in (("discriminator", Discriminator(), (B,), 2),
-                                          ("generator", Generator(), (B, T), V)):
+    for name, network, shape, classes in (
+        ("discriminator", Discriminator(), (B,), 2),
+        ("generator", Generator(), (B, T), V),
+    ):
         for key, x in freeze(network, shape, classes, rng).items():
             arrays[f"{name}/{key}"] = x
     path = HERE / "seqgan.npz"

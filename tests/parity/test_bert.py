@@ -11,11 +11,11 @@ import json
 import pathlib
 from typing import NamedTuple
 
+from flax.traverse_util import unflatten_dict
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
 
 from bigjax.layers import params as params_lib
 from bigjax.layers.output import linear_losses
@@ -25,20 +25,36 @@ from bigjax.trees import count, named_leaves
 from tests.parity.test_gpt import FAST_COMPILE, GRADIENT_BAR, OUTPUT_BAR, error
 
 HERE = pathlib.Path(__file__).parent
-HEADS = {"pretraining": ("mlm", "nsp"), "classifier": ("classifier",), "tagger": ("tagger",),
-         "span": ("span",)}
+HEADS = {
+    "pretraining": ("mlm", "nsp"),
+    "classifier": ("classifier",),
+    "tagger": ("tagger",),
+    "span": ("span",),
+}
 # https://arxiv.org/abs/1810.04805, https://arxiv.org/abs/1908.08962: the encoder and its pooler.
-PUBLISHED = {"tiny": 4_385_920, "mini": 11_170_560, "small": 28_763_648, "medium": 41_373_184,
-             "base": 109_482_240, "large": 335_141_888}
+PUBLISHED = {
+    "tiny": 4_385_920,
+    "mini": 11_170_560,
+    "small": 28_763_648,
+    "medium": 41_373_184,
+    "base": 109_482_240,
+    "large": 335_141_888,
+}
 
 
 # --- From the reference's names to ours ------------------------------------------------------
 
 # {theirs: ours} of modules with a weight and a bias; Linear's weights are [out, in].
-NORMS = {"bert.embeddings.LayerNorm": "embed_norm",
-         "cls.predictions.transform.LayerNorm": "mlm/norm"}
-DENSE = {"bert.pooler.dense": "pooler", "cls.predictions.transform.dense": "mlm/dense",
-         "cls.seq_relationship": "nsp", "qa_outputs": "span"}
+NORMS = {
+    "bert.embeddings.LayerNorm": "embed_norm",
+    "cls.predictions.transform.LayerNorm": "mlm/norm",
+}
+DENSE = {
+    "bert.pooler.dense": "pooler",
+    "cls.predictions.transform.dense": "mlm/dense",
+    "cls.seq_relationship": "nsp",
+    "qa_outputs": "span",
+}
 EMBEDDINGS = {"word": "embed", "position": "position", "token_type": "token_type"}
 
 
@@ -47,11 +63,14 @@ def layer(get, d, heads):
     out = {}
     for name in ("query", "key", "value"):
         out[f"attention/{name}/kernel"] = get(f"attention.self.{name}.weight").T.reshape(
-            d, heads, d // heads)
+            d, heads, d // heads
+        )
         out[f"attention/{name}/bias"] = get(f"attention.self.{name}.bias").reshape(
-            heads, d // heads)
+            heads, d // heads
+        )
     out["attention/out/kernel"] = get("attention.output.dense.weight").T.reshape(
-        heads, d // heads, d)
+        heads, d // heads, d
+    )
     out["attention/out/bias"] = get("attention.output.dense.bias")
     for ours, theirs in (("up", "intermediate"), ("down", "output")):
         out[f"mlp/{ours}/kernel"] = get(f"{theirs}.dense.weight").T
@@ -64,22 +83,30 @@ def layer(get, d, heads):
 
 def converted(case, config, arrays):
     """{our path, unrolled: array} of weights or gradients alike."""
-    out = {f"{b}/embedding": arrays[f"bert.embeddings.{a}_embeddings.weight"]
-           for a, b in EMBEDDINGS.items()}
+    out = {
+        f"{b}/embedding": arrays[f"bert.embeddings.{a}_embeddings.weight"]
+        for a, b in EMBEDDINGS.items()
+    }
     if case == "pretraining":
         out["mlm/bias"] = arrays["cls.predictions.bias"]
     for theirs, path in NORMS.items():
         if f"{theirs}.weight" in arrays:
-            out |= {f"{path}/scale": arrays[f"{theirs}.weight"],
-                    f"{path}/bias": arrays[f"{theirs}.bias"]}
+            out |= {
+                f"{path}/scale": arrays[f"{theirs}.weight"],
+                f"{path}/bias": arrays[f"{theirs}.bias"],
+            }
     for theirs, path in {**DENSE, "classifier": case}.items():
         if f"{theirs}.weight" in arrays:
-            out |= {f"{path}/kernel": arrays[f"{theirs}.weight"].T,
-                    f"{path}/bias": arrays[f"{theirs}.bias"]}
+            out |= {
+                f"{path}/kernel": arrays[f"{theirs}.weight"].T,
+                f"{path}/bias": arrays[f"{theirs}.bias"],
+            }
     for i in range(config["num_hidden_layers"]):
         get = lambda name: arrays[f"bert.encoder.layer.{i}.{name}"]
-        out |= {f"stack/layer_{i}/{name}": x for name, x in layer(
-            get, config["hidden_size"], config["num_attention_heads"]).items()}
+        out |= {
+            f"stack/layer_{i}/{name}": x
+            for name, x in layer(get, config["hidden_size"], config["num_attention_heads"]).items()
+        }
     return out
 
 
@@ -99,23 +126,40 @@ def reference(case: str) -> Reference:
     with np.load(HERE / f"bert_{case}.npz") as f:
         stored = dict(f)
     config = json.loads(str(stored["config"]))
-    fields = dict(vocab_size=config["vocab_size"], max_len=config["max_position_embeddings"],
-                  n_types=config["type_vocab_size"], d_model=config["hidden_size"],
-                  n_layers=config["num_hidden_layers"], n_heads=config["num_attention_heads"],
-                  d_ff=config["intermediate_size"])
+    fields = dict(
+        vocab_size=config["vocab_size"],
+        max_len=config["max_position_embeddings"],
+        n_types=config["type_vocab_size"],
+        d_model=config["hidden_size"],
+        n_layers=config["num_hidden_layers"],
+        n_heads=config["num_attention_heads"],
+        d_ff=config["intermediate_size"],
+    )
     if config["layer_norm_eps"] != 1e-12:  # BERT's, which must be our default
         fields["norm_eps"] = config["layer_norm_eps"]
-    part = lambda prefix: {k.removeprefix(prefix): v for k, v in stored.items()
-                           if k.startswith(prefix)}
+    part = lambda prefix: {
+        k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)
+    }
     params, grads = (converted(case, config, part(prefix)) for prefix in ("params/", "grads/"))
     assert sum(x.size for x in params.values()) == sum(x.size for x in part("params/").values())
     logits = {head: stored[head if case == "pretraining" else "logits"] for head in HEADS[case]}
-    batch = {k: v for k, v in stored.items() if "/" not in k and k not in (
-        "config", "loss", "logits", "mlm", "nsp")}
+    batch = {
+        k: v
+        for k, v in stored.items()
+        if "/" not in k and k not in ("config", "loss", "logits", "mlm", "nsp")
+    }
     if case == "pretraining":
         batch |= picks(batch["mlm_labels"])
-    return Reference(fields, config["num_labels"], params, grads, batch, logits,
-                     float(stored["loss"]), stored["segments"] > 0)
+    return Reference(
+        fields,
+        config["num_labels"],
+        params,
+        grads,
+        batch,
+        logits,
+        float(stored["loss"]),
+        stored["segments"] > 0,
+    )
 
 
 def picks(labels_BT) -> dict:
@@ -124,11 +168,15 @@ def picks(labels_BT) -> dict:
     M = max(map(len, columns))
     picked = np.array([np.pad(c, (0, M - len(c))) for c in columns], np.int32)
     weights = np.array([np.arange(M) < len(c) for c in columns], np.float32)
-    return dict(picked=picked, picked_weights=weights,
-                picked_labels=np.take_along_axis(labels_BT, picked, 1) * weights.astype(np.int32))
+    return dict(
+        picked=picked,
+        picked_weights=weights,
+        picked_labels=np.take_along_axis(labels_BT, picked, 1) * weights.astype(np.int32),
+    )
 
 
 # --- Our side --------------------------------------------------------------------------------
+
 
 def mean_loss(logits, labels, weights=None):
     """weights: 0 where labels are -100, unless given."""
@@ -147,8 +195,9 @@ def loss_of(case, out, batch, gathered):
             mlm = mean_loss(out["mlm"], batch["mlm_labels"])
         return mlm + mean_loss(out["nsp"], batch["nsp_labels"])
     if case == "span":
-        start, end = jnp.moveaxis(jnp.where(batch["segments"][..., None] > 0, out["span"], -1e30),
-                                  -1, 0)
+        start, end = jnp.moveaxis(
+            jnp.where(batch["segments"][..., None] > 0, out["span"], -1e30), -1, 0
+        )
         return (mean_loss(start, batch["starts"]) + mean_loss(end, batch["ends"])) / 2
     return mean_loss(out[case], batch["labels"])
 
@@ -173,9 +222,14 @@ def compiled(case: str, gathered: bool = False, **more):
     model = new_model(case, **more)
 
     def loss(params, batch):
-        out = model.apply({"params": tree(params, model.config.scan)}, batch["tokens"],
-                          batch["types"], batch["segments"],
-                          picked_BM=batch["picked"] if gathered else None, project=not gathered)
+        out = model.apply(
+            {"params": tree(params, model.config.scan)},
+            batch["tokens"],
+            batch["types"],
+            batch["segments"],
+            picked_BM=batch["picked"] if gathered else None,
+            project=not gathered,
+        )
         out = {name: x[:, 0] if name in bert.POOLED else x for name, x in out.items()}
         value = loss_of(case, out, batch, gathered)
         if gathered:
@@ -220,17 +274,23 @@ def gradient_errors(ref, ours: dict) -> dict:
 
 # --- Tests -----------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
 @pytest.mark.parametrize("attention", ["einsum", "blocked"])
-@pytest.mark.parametrize("case, gathered", [
-    *((case, False) for case in HEADS), ("pretraining", True)],
-    ids=[*HEADS, "pretraining-gathered"])
+@pytest.mark.parametrize(
+    "case, gathered",
+    [*((case, False) for case in HEADS), ("pretraining", True)],
+    ids=[*HEADS, "pretraining-gathered"],
+)
 def test_logits_loss_and_gradients(case, gathered, attention, scan):
     ref = reference(case)
     model = new_model(case, scan=scan, attention=attention)
     shapes = lambda p: {name: x.shape for name, x in named_leaves(p).items()}
-    assert shapes(jax.eval_shape(lambda: tree(ref.params, scan))) == shapes(params_lib.unbox(
-        jax.eval_shape(model.init, jax.random.key(0), ref.batch["tokens"])["params"]))
+    assert shapes(jax.eval_shape(lambda: tree(ref.params, scan))) == shapes(
+        params_lib.unbox(
+            jax.eval_shape(model.init, jax.random.key(0), ref.batch["tokens"])["params"]
+        )
+    )
 
     run = compiled(case, gathered, scan=scan, attention=attention)
     out, loss, grads = run(ref.params, ref.batch)
@@ -249,21 +309,27 @@ def test_packed_examples_are_as_alone(attention):
     params = {"params": tree(ref.params, scan=True)}
     rows = [(b, int(ref.real[b].sum())) for b in (1, 3)]
     start = rows[0][1]  # of the second example
-    cut = lambda name, b, n: ref.batch[name][b:b + 1, :n]
-    join = lambda name: np.pad(np.concatenate([cut(name, b, n) for b, n in rows], 1),
-                               ((0, 0), (0, 3)), constant_values=1)
+    cut = lambda name, b, n: ref.batch[name][b : b + 1, :n]
+    join = lambda name: np.pad(
+        np.concatenate([cut(name, b, n) for b, n in rows], 1), ((0, 0), (0, 3)), constant_values=1
+    )
     segments = np.repeat([1, 2, 0], [rows[0][1], rows[1][1], 3])[None]
     positions = np.concatenate([np.arange(n) for _, n in rows] + [[0, 1, 2]])[None]
     picked = [[1, 5, start - 1], [0, 2, 8]]  # in each example
 
     packed = jax.jit(model.apply)(
-        params, join("tokens"), join("types"), segments, positions,
+        params,
+        join("tokens"),
+        join("types"),
+        segments,
+        positions,
         picked_BM=np.array([picked[0] + [start + i for i in picked[1]]]),
-        first_BK=np.array([[0, start]]))
+        first_BK=np.array([[0, start]]),
+    )
     assert packed["mlm"].shape[1] == 6 and packed["nsp"].shape[1] == 2
     for i, (b, n) in enumerate(rows):
         alone = jax.jit(model.apply)(params, cut("tokens", b, n), cut("types", b, n))
-        mlm, nsp = packed["mlm"][0, 3 * i:3 * i + 3], packed["nsp"][0, i]
+        mlm, nsp = packed["mlm"][0, 3 * i : 3 * i + 3], packed["nsp"][0, i]
         assert error(mlm, alone["mlm"][0, np.array(picked[i])]) < OUTPUT_BAR
         assert error(nsp, alone["nsp"][0, 0]) < OUTPUT_BAR
         assert error(mlm, ref.logits["mlm"][b, picked[i]]) < OUTPUT_BAR
@@ -286,8 +352,9 @@ def no_segments(ref):
     return ref.params, {**ref.batch, "segments": np.ones_like(ref.batch["segments"])}
 
 
-@pytest.mark.parametrize("mistake", [one_weight, swapped_types, no_segments],
-                         ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "mistake", [one_weight, swapped_types, no_segments], ids=lambda f: f.__name__
+)
 @pytest.mark.parametrize("case", HEADS)
 def test_bars_notice(case, mistake):
     ref = reference(case)

@@ -31,13 +31,23 @@ CASES = ("gpt2", "llama", "llama3", "palm")
 # Each function takes the reference's config and its arrays, weights or gradients alike (the way
 # from one layout to the other is linear), and gives (our model config, {our path: array}).
 
+
 def gpt2(config, arrays):
     d, heads, n = config["n_embd"], config["n_head"], config["n_layer"]
-    fields = dict(max_len=config["n_positions"], d_model=d, n_layers=n, n_heads=heads,
-                  norm_eps=config["layer_norm_epsilon"])
+    fields = dict(
+        max_len=config["n_positions"],
+        d_model=d,
+        n_layers=n,
+        n_heads=heads,
+        norm_eps=config["layer_norm_epsilon"],
+    )
     get = lambda name: arrays[f"transformer.{name}"]
-    out = {"embed/embedding": get("wte.weight"), "position/embedding": get("wpe.weight"),
-           "final_norm/scale": get("ln_f.weight"), "final_norm/bias": get("ln_f.bias")}
+    out = {
+        "embed/embedding": get("wte.weight"),
+        "position/embedding": get("wpe.weight"),
+        "final_norm/scale": get("ln_f.weight"),
+        "final_norm/bias": get("ln_f.bias"),
+    }
     for i in range(n):
         ours, theirs = f"stack/layer_{i}", f"h.{i}"
         for j in (1, 2):
@@ -60,48 +70,84 @@ def gpt2(config, arrays):
 def attention_from_linear(d, heads, kv_heads, head_dim, q, k, v, o):
     """torch's Linear weights [out, in] -> [in, heads, head_dim] (o: [heads, head_dim, out])."""
     split = lambda w, n: w.T.reshape(d, n, head_dim)
-    return {"attention/query/kernel": split(q, heads), "attention/key/kernel": split(k, kv_heads),
-            "attention/value/kernel": split(v, kv_heads),
-            "attention/out/kernel": o.T.reshape(heads, head_dim, d)}
+    return {
+        "attention/query/kernel": split(q, heads),
+        "attention/key/kernel": split(k, kv_heads),
+        "attention/value/kernel": split(v, kv_heads),
+        "attention/out/kernel": o.T.reshape(heads, head_dim, d),
+    }
 
 
 def llama(config, arrays):
-    d, heads, n = (config["hidden_size"], config["num_attention_heads"],
-                   config["num_hidden_layers"])
+    d, heads, n = (
+        config["hidden_size"],
+        config["num_attention_heads"],
+        config["num_hidden_layers"],
+    )
     kv_heads, head_dim = config["num_key_value_heads"], config["head_dim"]
     tied = config["tie_word_embeddings"]
-    fields = dict(max_len=config["max_position_embeddings"], d_model=d, n_layers=n, n_heads=heads,
-                  n_kv_heads=kv_heads, head_dim=head_dim, d_ff=config["intermediate_size"],
-                  position="rotary", rope_theta=config["rope_theta"], norm="rmsnorm",
-                  norm_eps=config["rms_norm_eps"], activation="swiglu", bias=False,
-                  tie_embeddings=tied)
-    out = {"embed/embedding": arrays["model.embed_tokens.weight"],
-           "final_norm/scale": arrays["model.norm.weight"]}
+    fields = dict(
+        max_len=config["max_position_embeddings"],
+        d_model=d,
+        n_layers=n,
+        n_heads=heads,
+        n_kv_heads=kv_heads,
+        head_dim=head_dim,
+        d_ff=config["intermediate_size"],
+        position="rotary",
+        rope_theta=config["rope_theta"],
+        norm="rmsnorm",
+        norm_eps=config["rms_norm_eps"],
+        activation="swiglu",
+        bias=False,
+        tie_embeddings=tied,
+    )
+    out = {
+        "embed/embedding": arrays["model.embed_tokens.weight"],
+        "final_norm/scale": arrays["model.norm.weight"],
+    }
     if not tied:
         out["head/kernel"] = arrays["lm_head.weight"].T
     for i in range(n):
         get = lambda name: arrays[f"model.layers.{i}.{name}.weight"]
-        layer = attention_from_linear(d, heads, kv_heads, head_dim,
-                                      *(get(f"self_attn.{x}_proj") for x in "qkvo"))
+        layer = attention_from_linear(
+            d, heads, kv_heads, head_dim, *(get(f"self_attn.{x}_proj") for x in "qkvo")
+        )
         layer |= {f"mlp/{x}/kernel": get(f"mlp.{x}_proj").T for x in ("gate", "up", "down")}
-        layer |= {"norm_1/scale": get("input_layernorm"),
-                  "norm_2/scale": get("post_attention_layernorm")}
+        layer |= {
+            "norm_1/scale": get("input_layernorm"),
+            "norm_2/scale": get("post_attention_layernorm"),
+        }
         out |= {f"stack/layer_{i}/{name}": x for name, x in layer.items()}
     return fields, out
 
 
 def palm(config, arrays):
     d, heads, head_dim, n = (config[k] for k in ("d", "heads", "head_dim", "layers"))
-    fields = dict(d_model=d, n_layers=n, n_heads=heads, n_kv_heads=1,
-                  head_dim=head_dim, d_ff=config["d_ff"], position="rotary",
-                  rope_theta=config["theta"], norm_eps=config["eps"], activation="swiglu",
-                  bias=False, parallel_block=True)
+    fields = dict(
+        d_model=d,
+        n_layers=n,
+        n_heads=heads,
+        n_kv_heads=1,
+        head_dim=head_dim,
+        d_ff=config["d_ff"],
+        position="rotary",
+        rope_theta=config["theta"],
+        norm_eps=config["eps"],
+        activation="swiglu",
+        bias=False,
+        parallel_block=True,
+    )
     out = {"embed/embedding": arrays["embed"], "final_norm/scale": arrays["norm"]}
     for i in range(n):
         get = lambda name: arrays[f"blocks.{i}.{name}"]
         layer = attention_from_linear(d, heads, 1, head_dim, *(get(x) for x in "qkvo"))
-        layer |= {"mlp/gate/kernel": get("w").T, "mlp/up/kernel": get("v_gate").T,
-                  "mlp/down/kernel": get("down").T, "norm_1/scale": get("norm")}
+        layer |= {
+            "mlp/gate/kernel": get("w").T,
+            "mlp/up/kernel": get("v_gate").T,
+            "mlp/down/kernel": get("down").T,
+            "norm_1/scale": get("norm"),
+        }
         out |= {f"stack/layer_{i}/{name}": x for name, x in layer.items()}
     return fields, out
 
@@ -124,20 +170,30 @@ def reference(case: str) -> Reference:
     with np.load(HERE / f"{case}.npz") as f:
         stored = dict(f)
     config = json.loads(str(stored["config"]))
-    part = lambda prefix: {k.removeprefix(prefix): v for k, v in stored.items()
-                           if k.startswith(prefix)}
+    part = lambda prefix: {
+        k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)
+    }
     fields, params = MAPS[case](config, part("params/"))
     assert sum(x.size for x in params.values()) == sum(x.size for x in part("params/").values())
     _, grads = MAPS[case](config, part("grads/"))
     batch = {k: stored[k] for k in ("inputs", "targets", "positions", "weights")}
-    batch |= dict(segment_ids=stored["segments"],
-                  target_bytes=np.ones(len(stored["inputs"]), np.int32))
+    batch |= dict(
+        segment_ids=stored["segments"], target_bytes=np.ones(len(stored["inputs"]), np.int32)
+    )
     fields["vocab_size"] = stored["logits"].shape[-1]
-    return Reference(fields, params, grads, batch, stored["logits"], float(stored["loss"]),
-                     stored["segments"] > 0)
+    return Reference(
+        fields,
+        params,
+        grads,
+        batch,
+        stored["logits"],
+        float(stored["loss"]),
+        stored["segments"] > 0,
+    )
 
 
 # --- Our side --------------------------------------------------------------------------------
+
 
 @functools.cache
 def compiled(case: str, **more):
@@ -147,9 +203,15 @@ def compiled(case: str, **more):
     inside, so that gradients of single layers come out and no small operation compiles alone.
     """
     ref = reference(case)
-    task = tasks.build(ml_collections.ConfigDict(dict(
-        model=dict(name="gpt", **{**ref.fields, **more}), task=dict(name="causal_lm"),
-        data=dict(seq_len=ref.logits.shape[1]))))
+    task = tasks.build(
+        ml_collections.ConfigDict(
+            dict(
+                model=dict(name="gpt", **{**ref.fields, **more}),
+                task=dict(name="causal_lm"),
+                data=dict(seq_len=ref.logits.shape[1]),
+            )
+        )
+    )
 
     def loss(params, batch):
         # train=True: what the trainer differentiates; without dropout it is the same.
@@ -157,8 +219,12 @@ def compiled(case: str, **more):
         return total / weight
 
     def run(params, batch):
-        logits, _ = task.model.apply({"params": tree(params, task)}, batch["inputs"],
-                                     batch["positions"], batch["segment_ids"])
+        logits, _ = task.model.apply(
+            {"params": tree(params, task)},
+            batch["inputs"],
+            batch["positions"],
+            batch["segment_ids"],
+        )
         return logits, *jax.value_and_grad(loss)(params, batch)
 
     return task, jax.jit(run, compiler_options=FAST_COMPILE)
@@ -200,15 +266,18 @@ def gradient_errors(ours: dict, theirs: dict) -> dict:
 
 # --- Tests -----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("scan, attention", [(True, "auto"), (False, "einsum")],
-                         ids=["scanned", "unrolled-einsum"])  # auto on a CPU: blocked
+
+@pytest.mark.parametrize(
+    "scan, attention", [(True, "auto"), (False, "einsum")], ids=["scanned", "unrolled-einsum"]
+)  # auto on a CPU: blocked
 @pytest.mark.parametrize("case", CASES)
 def test_logits_loss_and_gradients(case, scan, attention):
     ref = reference(case)
     task, run = compiled(case, scan=scan, attention=attention)
     shapes = lambda p: {name: x.shape for name, x in named_leaves(p).items()}
-    assert shapes(jax.eval_shape(lambda: tree(ref.params, task))) \
-        == shapes(jax.eval_shape(task.init, jax.random.key(0))["params"])
+    assert shapes(jax.eval_shape(lambda: tree(ref.params, task))) == shapes(
+        jax.eval_shape(task.init, jax.random.key(0))["params"]
+    )
 
     logits, loss, grads = run(ref.params, ref.batch)
     assert logits.dtype == np.float32
@@ -241,8 +310,10 @@ def test_bfloat16_computation(case):
     ref = reference(case)
     task, _ = compiled(case, dtype="bfloat16")
     inputs = [ref.batch[k] for k in ("inputs", "positions", "segment_ids")]
-    forward = jax.jit(lambda params: task.model.apply({"params": tree(params, task)}, *inputs),
-                      compiler_options=FAST_COMPILE)
+    forward = jax.jit(
+        lambda params: task.model.apply({"params": tree(params, task)}, *inputs),
+        compiler_options=FAST_COMPILE,
+    )
     logits, _ = forward(ref.params)
     assert logits.dtype == np.float32
     assert 1e-4 < error(np.asarray(logits)[ref.real], ref.logits[ref.real]) < 0.08
@@ -258,8 +329,10 @@ def one_weight(ref):
 
 def swapped_layers(ref):
     swap = {"stack/layer_0": "stack/layer_1", "stack/layer_1": "stack/layer_0"}
-    return {"/".join([swap.get(name[:13], name[:13]), name[14:]]) if name[:13] in swap else name: x
-            for name, x in ref.params.items()}, ref.batch
+    return {
+        "/".join([swap.get(name[:13], name[:13]), name[14:]]) if name[:13] in swap else name: x
+        for name, x in ref.params.items()
+    }, ref.batch
 
 
 def no_segments(ref):
@@ -273,20 +346,27 @@ def no_positions(ref):
 
 def interleaved_pairs(ref):
     """Rotary pairs as in GPT-J, (0, 1), (2, 3), ...: no change to plain scores."""
+
     def change(name, x):
         if not name.endswith(("query/kernel", "key/kernel")):
             return x
         return np.concatenate([x[..., ::2], x[..., 1::2]], -1)
+
     return {name: change(name, x) for name, x in ref.params.items()}, ref.batch
 
 
-@pytest.mark.parametrize("case, mistake", [
-    (case, mistake) for case in CASES
-    for mistake in (one_weight, swapped_layers, no_segments, no_positions, interleaved_pairs)
-    # Rotary positions are relative: within a document, starting later changes nothing.
-    # Learned ones have no pairs.
-    if mistake != (interleaved_pairs if case == "gpt2" else no_positions)],
-    ids=lambda x: x if isinstance(x, str) else x.__name__)
+@pytest.mark.parametrize(
+    "case, mistake",
+    [
+        (case, mistake)
+        for case in CASES
+        for mistake in (one_weight, swapped_layers, no_segments, no_positions, interleaved_pairs)
+        # Rotary positions are relative: within a document, starting later changes nothing.
+        # Learned ones have no pairs.
+        if mistake != (interleaved_pairs if case == "gpt2" else no_positions)
+    ],
+    ids=lambda x: x if isinstance(x, str) else x.__name__,
+)
 def test_bars_notice(case, mistake):
     ref = reference(case)
     _, run = compiled(case, scan=True, attention="auto")  # already compiled above

@@ -16,18 +16,38 @@ from bigjax.trees import named_leaves
 
 STEPS, LAYERS, BAR = 24, 3, 2e-5
 LAYER = {"mlp/kernel": (5, 7), "norm/scale": (5,)}
-SHAPES = {"embed/embedding": (6, 5), "head/bias": (4,),
-          **{f"stack/layer_{i}/{name}": s for i in range(LAYERS) for name, s in LAYER.items()}}
+SHAPES = {
+    "embed/embedding": (6, 5),
+    "head/bias": (4,),
+    **{f"stack/layer_{i}/{name}": s for i in range(LAYERS) for name, s in LAYER.items()},
+}
 # Two of the largest dimensions are at least 128: Adafactor then factors the second moment.
-WIDE = {"embed/embedding": (130, 128), "head/bias": (4,),
-        **{f"stack/layer_{i}/{name}": s for i in range(LAYERS)
-           for name, s in {"mlp/kernel": (128, 140), "norm/scale": (5,)}.items()}}
+WIDE = {
+    "embed/embedding": (130, 128),
+    "head/bias": (4,),
+    **{
+        f"stack/layer_{i}/{name}": s
+        for i in range(LAYERS)
+        for name, s in {"mlp/kernel": (128, 140), "norm/scale": (5,)}.items()
+    },
+}
 
 
 def optim(**values):
     o = config_lib.new_config().optim
-    o.update({**dict(schedule="linear", warmup_steps=3, final_fraction=0.1, learning_rate=0.05,
-                     clip_norm=0.0, weight_decay=0.1), **values})
+    o.update(
+        {
+            **dict(
+                schedule="linear",
+                warmup_steps=3,
+                final_fraction=0.1,
+                learning_rate=0.05,
+                clip_norm=0.0,
+                weight_decay=0.1,
+            ),
+            **values,
+        }
+    )
     return o
 
 
@@ -46,8 +66,9 @@ def decays(name):
 def draw(shapes, seed=0):
     """Start and gradients of each step: {name: array}, [{name: array}, ...]."""
     rng = np.random.default_rng(seed)
-    new = lambda scale: {n: scale * rng.normal(size=s).astype(np.float32)
-                         for n, s in shapes.items()}
+    new = lambda scale: {
+        n: scale * rng.normal(size=s).astype(np.float32) for n, s in shapes.items()
+    }
     start = new(np.float32(1))
     for i in range(LAYERS):  # of unlike size: mixing layers would show
         for name in shapes:
@@ -58,6 +79,7 @@ def draw(shapes, seed=0):
 
 
 # --- The references: one tensor at a time, all in float64 ------------------------------------
+
 
 def clipped(grads, norm):
     total = np.sqrt(sum(np.square(g.astype(np.float64)).sum() for g in grads.values()))
@@ -74,7 +96,7 @@ class Adam:
         o, self.t = self.o, self.t + 1
         self.m = o.b1 * self.m + (1 - o.b1) * g
         self.v = o.b2 * self.v + (1 - o.b2) * g * g
-        return self.m / (1 - o.b1 ** self.t) / (np.sqrt(self.v / (1 - o.b2 ** self.t)) + o.eps)
+        return self.m / (1 - o.b1**self.t) / (np.sqrt(self.v / (1 - o.b2**self.t)) + o.eps)
 
 
 class AdamW(Adam):
@@ -116,7 +138,7 @@ class Adafactor:
 
     def step(self, p, g, rate, decay):
         self.t += 1
-        keep = 1 - self.t ** -0.8
+        keep = 1 - self.t**-0.8
         square = g * g + 1e-30
         if p.ndim == 2 and min(p.shape) >= 128:
             self.rows = keep * self.rows + (1 - keep) * square.sum(1)
@@ -136,21 +158,31 @@ def expected(rule, o, start, gradients):
     p, out = {n: x.astype(np.float64) for n, x in start.items()}, []
     for t, grads in enumerate(gradients):
         grads = clipped(grads, o.clip_norm or np.inf)
-        p = {n: rules[n].step(p[n], grads[n], learning_rate(o, t),
-                              o.weight_decay * decays(n)) for n in p}
+        p = {
+            n: rules[n].step(p[n], grads[n], learning_rate(o, t), o.weight_decay * decays(n))
+            for n in p
+        }
         out.append(p)
     return out
 
 
 # --- Ours ------------------------------------------------------------------------------------
 
+
 def tree(flat, scan):
     """The tree of a model; if scan, with one tensor for all layers under stack/layers."""
     if scan:
         first = [n for n in flat if n.startswith("stack/layer_0/")]
         rest = {n: x for n, x in flat.items() if not n.startswith("stack/")}
-        flat = {**rest, **{n.replace("layer_0", "layers"): np.stack(
-            [flat[n.replace("layer_0", f"layer_{i}")] for i in range(LAYERS)]) for n in first}}
+        flat = {
+            **rest,
+            **{
+                n.replace("layer_0", "layers"): np.stack(
+                    [flat[n.replace("layer_0", f"layer_{i}")] for i in range(LAYERS)]
+                )
+                for n in first
+            },
+        }
     out = {}
     for path, x in flat.items():
         *rooms, name = path.split("/")
@@ -191,20 +223,27 @@ def ours(o, start, gradients, scan):
 def worst(have, want):
     """The largest error over steps and tensors, and where it is."""
     assert len(have) == len(want) and all(a.keys() == b.keys() for a, b in zip(have, want))
-    return max((np.abs(a[n] - b[n]).max() / np.abs(b[n]).max(), t, n)
-               for t, (a, b) in enumerate(zip(have, want)) for n in b)
+    return max(
+        (np.abs(a[n] - b[n]).max() / np.abs(b[n]).max(), t, n)
+        for t, (a, b) in enumerate(zip(have, want))
+        for n in b
+    )
 
 
 @pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
-@pytest.mark.parametrize("rule, values, shapes", [
-    (AdamW, dict(name="adamw", clip_norm=2.0, b2=0.95), SHAPES),
-    (AdamW, dict(name="adamw", eps=0.1), SHAPES),
-    (Lamb, dict(name="lamb", clip_norm=2.0), SHAPES),
-    (Momentum, dict(name="sgd", clip_norm=2.0, b1=0.8), SHAPES),
-    (Momentum, dict(name="sgd", b1=0.0), SHAPES),
-    (Adafactor, dict(name="adafactor"), SHAPES),
-    (Adafactor, dict(name="adafactor", clip_norm=2.0), WIDE),
-], ids=["adamw", "adamw-eps", "lamb", "momentum", "sgd", "adafactor", "adafactor-factored"])
+@pytest.mark.parametrize(
+    "rule, values, shapes",
+    [
+        (AdamW, dict(name="adamw", clip_norm=2.0, b2=0.95), SHAPES),
+        (AdamW, dict(name="adamw", eps=0.1), SHAPES),
+        (Lamb, dict(name="lamb", clip_norm=2.0), SHAPES),
+        (Momentum, dict(name="sgd", clip_norm=2.0, b1=0.8), SHAPES),
+        (Momentum, dict(name="sgd", b1=0.0), SHAPES),
+        (Adafactor, dict(name="adafactor"), SHAPES),
+        (Adafactor, dict(name="adafactor", clip_norm=2.0), WIDE),
+    ],
+    ids=["adamw", "adamw-eps", "lamb", "momentum", "sgd", "adafactor", "adafactor-factored"],
+)
 def test_follows_the_paper(rule, values, shapes, scan):
     o = optim(**values)
     start, gradients = draw(shapes)
@@ -226,8 +265,9 @@ def test_a_scanned_layer_is_optimized_as_if_alone(name):
 
 
 @pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
-@pytest.mark.parametrize("rule, name", [(AdamW, "adamw"), (Lamb, "lamb"), (Momentum, "sgd"),
-                                        (Adafactor, "adafactor")])
+@pytest.mark.parametrize(
+    "rule, name", [(AdamW, "adamw"), (Lamb, "lamb"), (Momentum, "sgd"), (Adafactor, "adafactor")]
+)
 def test_frozen_parameters_stay_and_do_not_count(rule, name, scan):
     """The others go as if the frozen ones were not there, in the clipping norm as well."""
     o = optim(name=name, clip_norm=2.0, freeze="embed|norm")
@@ -237,28 +277,51 @@ def test_frozen_parameters_stay_and_do_not_count(rule, name, scan):
     for n in frozen:
         np.testing.assert_array_equal(have[-1][n], start[n])
     rest = lambda tensors: {n: x for n, x in tensors.items() if n not in frozen}
-    error = worst([rest(p) for p in have],
-                  expected(rule, o, rest(start), [rest(g) for g in gradients]))
+    error = worst(
+        [rest(p) for p in have], expected(rule, o, rest(start), [rest(g) for g in gradients])
+    )
     assert error[0] < BAR, error
 
 
 # Peak 2, 101 steps (the last is 100), worked out by hand.
-@pytest.mark.parametrize("values, rates", [
-    (dict(schedule="cosine"), {0: 2.0, 25: 2 * 0.8535534, 50: 1.0, 75: 2 * 0.1464466, 100: 0.0,
-                               500: 0.0}),
-    (dict(schedule="cosine", warmup_steps=20, final_fraction=0.1),
-     {0: 0.1, 9: 1.0, 19: 2.0, 20: 2.0, 60: 2 * 0.55, 80: 2 * (0.1 + 0.9 * 0.1464466), 100: 0.2}),
-    (dict(schedule="linear", warmup_steps=20, final_fraction=0.1),
-     {0: 0.1, 19: 2.0, 20: 2.0, 40: 2 * 0.775, 60: 2 * 0.55, 100: 0.2, 500: 0.2}),
-    (dict(schedule="constant"), {0: 2.0, 50: 2.0, 100: 2.0, 500: 2.0}),
-    (dict(schedule="constant", warmup_steps=10, cooldown_steps=20, final_fraction=0.5),
-     {0: 0.2, 4: 1.0, 9: 2.0, 10: 2.0, 80: 2.0, 90: 1.5, 95: 1.25, 100: 1.0, 500: 1.0}),
-    # peak * sqrt(w / step), steps counted from 1.
-    (dict(schedule="rsqrt", warmup_steps=4), {0: 0.5, 3: 2.0, 15: 1.0, 35: 2 / 3, 99: 0.4}),
-    (dict(schedule="rsqrt"), {0: 2.0, 3: 1.0, 99: 0.2}),
-    (dict(schedule="rsqrt", warmup_steps=4, cooldown_steps=10),
-     {63: 0.5, 90: 4 / 91 ** 0.5, 95: 2 / 96 ** 0.5, 100: 0.0}),
-], ids=lambda x: "-".join(map(str, x.values())) if "schedule" in x else "")
+@pytest.mark.parametrize(
+    "values, rates",
+    [
+        (
+            dict(schedule="cosine"),
+            {0: 2.0, 25: 2 * 0.8535534, 50: 1.0, 75: 2 * 0.1464466, 100: 0.0, 500: 0.0},
+        ),
+        (
+            dict(schedule="cosine", warmup_steps=20, final_fraction=0.1),
+            {
+                0: 0.1,
+                9: 1.0,
+                19: 2.0,
+                20: 2.0,
+                60: 2 * 0.55,
+                80: 2 * (0.1 + 0.9 * 0.1464466),
+                100: 0.2,
+            },
+        ),
+        (
+            dict(schedule="linear", warmup_steps=20, final_fraction=0.1),
+            {0: 0.1, 19: 2.0, 20: 2.0, 40: 2 * 0.775, 60: 2 * 0.55, 100: 0.2, 500: 0.2},
+        ),
+        (dict(schedule="constant"), {0: 2.0, 50: 2.0, 100: 2.0, 500: 2.0}),
+        (
+            dict(schedule="constant", warmup_steps=10, cooldown_steps=20, final_fraction=0.5),
+            {0: 0.2, 4: 1.0, 9: 2.0, 10: 2.0, 80: 2.0, 90: 1.5, 95: 1.25, 100: 1.0, 500: 1.0},
+        ),
+        # peak * sqrt(w / step), steps counted from 1.
+        (dict(schedule="rsqrt", warmup_steps=4), {0: 0.5, 3: 2.0, 15: 1.0, 35: 2 / 3, 99: 0.4}),
+        (dict(schedule="rsqrt"), {0: 2.0, 3: 1.0, 99: 0.2}),
+        (
+            dict(schedule="rsqrt", warmup_steps=4, cooldown_steps=10),
+            {63: 0.5, 90: 4 / 91**0.5, 95: 2 / 96**0.5, 100: 0.0},
+        ),
+    ],
+    ids=lambda x: "-".join(map(str, x.values())) if "schedule" in x else "",
+)
 def test_schedule(values, rates):
     o = config_lib.new_config().optim
     o.update(dict(learning_rate=2.0, **values))

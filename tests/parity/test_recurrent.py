@@ -27,8 +27,11 @@ def stored() -> dict:
 
 
 def reference(case: str) -> dict:
-    return {name.removeprefix(case + "/"): x for name, x in stored().items()
-            if name.startswith(case + "/")}
+    return {
+        name.removeprefix(case + "/"): x
+        for name, x in stored().items()
+        if name.startswith(case + "/")
+    }
 
 
 def our_state(cell: str, theirs):
@@ -47,7 +50,8 @@ def our_tree(flat, shapes):
     *pieces, rest = np.split(flat, np.cumsum([s.size for s in leaves]))
     assert not rest.size
     return jax.tree_util.tree_unflatten(
-        structure, [x.reshape(s.shape) for x, s in zip(pieces, leaves)])
+        structure, [x.reshape(s.shape) for x, s in zip(pieces, leaves)]
+    )
 
 
 @functools.cache
@@ -61,17 +65,24 @@ def compiled(cell: str, layers: int, directions: int, scan: bool, masked: bool):
         y, new = model.apply({"params": params}, x, mask if masked else None, state)
         new_weights = our_state(cell, ref["state_weights"])
         total = (y * ref["y_weights"]).sum() + sum(
-            (a * b).sum() for a, b in zip(*map(jax.tree_util.tree_leaves, (new, new_weights))))
+            (a * b).sum() for a, b in zip(*map(jax.tree_util.tree_leaves, (new, new_weights)))
+        )
         return total, (y, new)
 
     step = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
 
     def run(ref):
         mask = np.arange(ref["x"].shape[1]) < ref["lengths"][:, None]
-        (grads, x, state), (y, new) = step(our_tree(ref["params"], shapes), ref["x"],
-                                           our_state(cell, ref["state"]), mask, ref)
-        return dict(y=y, new_state=their_state(cell, new), x_grad=x,
-                    state_grad=their_state(cell, state), grads=grads)
+        (grads, x, state), (y, new) = step(
+            our_tree(ref["params"], shapes), ref["x"], our_state(cell, ref["state"]), mask, ref
+        )
+        return dict(
+            y=y,
+            new_state=their_state(cell, new),
+            x_grad=x,
+            state_grad=their_state(cell, state),
+            grads=grads,
+        )
 
     return run, shapes
 
@@ -85,14 +96,20 @@ def error(ours, theirs) -> float:
 def errors(ours: dict, ref: dict, shapes) -> dict:
     """Of every output, and of the gradient of every parameter."""
     grads = named_leaves(our_tree(ref["grads"], shapes))
-    return {**{name: error(x, ref[name]) for name, x in ours.items() if name != "grads"},
-            **{name: error(x, grads[name]) for name, x in named_leaves(ours["grads"]).items()}}
+    return {
+        **{name: error(x, ref[name]) for name, x in ours.items() if name != "grads"},
+        **{name: error(x, grads[name]) for name, x in named_leaves(ours["grads"]).items()},
+    }
 
 
 # Unrolled, only the loop over time is another: the case that asks most of it will do.
-@pytest.mark.parametrize("layers, directions, length, loop", [
-    *itertools.product((1, 2), (1, 2), ("full", "packed"), ("scanned",)),
-    (2, 2, "packed", "unrolled")])
+@pytest.mark.parametrize(
+    "layers, directions, length, loop",
+    [
+        *itertools.product((1, 2), (1, 2), ("full", "packed"), ("scanned",)),
+        (2, 2, "packed", "unrolled"),
+    ],
+)
 @pytest.mark.parametrize("cell", CELLS)
 def test_outputs_states_and_gradients(cell, layers, directions, length, loop):
     ref = reference(f"{cell}-{layers}-{directions}-{length}")

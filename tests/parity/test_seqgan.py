@@ -39,8 +39,14 @@ def reference(network: str) -> dict:
     return out
 
 
-CONFIG = seqgan.Config(vocab_size=11, max_len=7, d_model=4, discriminator_d_model=6,
-                       filter_widths=(1, 2, 4, 7), filters=(3, 5, 2, 4))
+CONFIG = seqgan.Config(
+    vocab_size=11,
+    max_len=7,
+    d_model=4,
+    discriminator_d_model=6,
+    filter_widths=(1, 2, 4, 7),
+    filters=(3, 5, 2, 4),
+)
 
 
 def discriminator_loss(params, ref):
@@ -70,8 +76,10 @@ def test_logits_loss_and_gradients(network):
     assert max(found.values()) < BAR, found
 
 
-@pytest.mark.parametrize("network, name", [
-    ("discriminator", "kernel_4"), ("discriminator", "bias_2"), ("generator", "embed")])
+@pytest.mark.parametrize(
+    "network, name",
+    [("discriminator", "kernel_4"), ("discriminator", "bias_2"), ("generator", "embed")],
+)
 def test_the_bar_notices_one_weight(network, name):
     ref = reference(network)
     ref["params"][name] = jax.tree_util.tree_map(lambda x: x * 1.01, ref["params"][name])
@@ -89,7 +97,8 @@ def sigmoid(x):
 def oracle_nll(arrays, tokens) -> np.ndarray:
     """Of each token [B, T], by the equations of an LSTM in float64, one gate after the other."""
     embedding, Wi, Ui, bi, Wf, Uf, bf, Wo, Uo, bo, Wc, Uc, bc, Wy, by = (
-        x.astype(np.float64) for x in arrays)
+        x.astype(np.float64) for x in arrays
+    )
     B, T = tokens.shape
     h = c = np.zeros((B, embedding.shape[1]))
     read, out = np.zeros(B, int), []

@@ -11,8 +11,20 @@ from bigjax.layers.sampling import categorical
 from bigjax.tasks._adversarial import Options, mask_of, shifted, states_of, write
 from bigjax.train import adversarial
 from tests.language import (
-    END, LANGUAGES, PAD, T, all_texts, log_probability, make_players, make_task, nll, place, play,
-    reward_of, texts)
+    END,
+    LANGUAGES,
+    PAD,
+    T,
+    all_texts,
+    log_probability,
+    make_players,
+    make_task,
+    nll,
+    place,
+    play,
+    reward_of,
+    texts,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -28,9 +40,15 @@ def test_written_texts_are_as_frequent_as_they_are_likely(language):
         at = {"table": params["table"] / temperature}
         want = np.exp(log_probability(p, at, every))
         np.testing.assert_allclose(want.sum(), 1, rtol=1e-5)
-        found = write(p, params, p.context(params, none, None), jax.random.key(0), n,
-                      functools.partial(categorical, temperature=temperature))
-        counts = np.bincount(place(found, V), minlength=V ** T)[place(every, V)]
+        found = write(
+            p,
+            params,
+            p.context(params, none, None),
+            jax.random.key(0),
+            n,
+            functools.partial(categorical, temperature=temperature),
+        )
+        counts = np.bincount(place(found, V), minlength=V**T)[place(every, V)]
         assert counts.sum() == n  # nothing else, such as words after the end
         assert (np.abs(counts - n * want) < 5 * np.sqrt(n * want) + 1).all()
 
@@ -45,11 +63,18 @@ def test_mask_ends_with_the_end():
 
 def test_the_generator_reads_the_start_then_the_tokens():
     p = make_players()._replace(start_id=7)
-    np.testing.assert_array_equal(shifted(p, jnp.array([[1, 2, 3], [4, 5, 6]])),
-                                  [[7, 1, 2], [7, 4, 5]])
+    np.testing.assert_array_equal(
+        shifted(p, jnp.array([[1, 2, 3], [4, 5, 6]])), [[7, 1, 2], [7, 4, 5]]
+    )
     np.testing.assert_array_equal(  # the state counts what was read
-        states_of(make_players(), make_task(p).init(jax.random.key(0))["params"]["generator"],
-                  jnp.zeros((2, 3)), jnp.zeros((2, T), jnp.int32)), [[1, 1], [2, 2], [3, 3]])
+        states_of(
+            make_players(),
+            make_task(p).init(jax.random.key(0))["params"]["generator"],
+            jnp.zeros((2, 3)),
+            jnp.zeros((2, T), jnp.int32),
+        ),
+        [[1, 1], [2, 2], [3, 3]],
+    )
 
 
 # --- The generator's update -------------------------------------------------------------------
@@ -66,12 +91,13 @@ def test_rollouts_converge_to_the_expected_reward(language, reward):
     every = jnp.array(all_texts(V, end_id))
     worth = reward_of(p, discriminator, every)
     got = jax.jit(functools.partial(adversarial._rewards, p))(
-        policy, discriminator, {"tokens": every}, every, jax.random.key(0))
+        policy, discriminator, {"tokens": every}, every, jax.random.key(0)
+    )
     for i, text in enumerate(np.array(every)):
         for t in range(T):
             if t and text[t] == PAD:
                 continue  # what is worth nothing has weight 0
-            same = (np.array(every)[:, :t + 1] == text[:t + 1]).all(1)
+            same = (np.array(every)[:, : t + 1] == text[: t + 1]).all(1)
             chance = np.exp(log_probability(p, policy, every, t + 1))[same]
             mean = (chance * worth[same]).sum()
             deviation = np.sqrt((chance * (worth[same] - mean) ** 2).sum() / n)
@@ -82,8 +108,9 @@ def test_no_rollouts_give_the_reward_of_the_whole_text():
     p = make_players(rollouts=0)
     params = make_task(p).init(jax.random.key(2))["params"]
     every = jnp.array(all_texts(3, -1))
-    got = adversarial._rewards(p, params["generator"], params["discriminator"], {}, every,
-                               jax.random.key(0))
+    got = adversarial._rewards(
+        p, params["generator"], params["discriminator"], {}, every, jax.random.key(0)
+    )
     want = reward_of(p, params["discriminator"], every)
     np.testing.assert_allclose(got, np.repeat(want[:, None], T, 1), rtol=1e-6)
 
@@ -93,30 +120,48 @@ def test_rollouts_follow_what_their_own_row_is_given():
     params = make_task(p).init(jax.random.key(2))["params"]
     topic = jnp.array([2, 0, 1])
     tokens = jnp.array([[0, 1, 2], [1, 1, 1], [2, 0, 0]])
-    rewards = adversarial._rewards(p, params["generator"], params["discriminator"],
-                                   {"tokens": tokens, "topic": topic}, tokens,
-                                   jax.random.key(0))
+    rewards = adversarial._rewards(
+        p,
+        params["generator"],
+        params["discriminator"],
+        {"tokens": tokens, "topic": topic},
+        tokens,
+        jax.random.key(0),
+    )
     rest = jnp.repeat(topic[:, None], T, 1)
     for t in range(T):
         text = jnp.where(jnp.arange(T) <= t, tokens, rest)
-        np.testing.assert_allclose(rewards[:, t], reward_of(p, params["discriminator"], text),
-                                   rtol=1e-5)
+        np.testing.assert_allclose(
+            rewards[:, t], reward_of(p, params["discriminator"], text), rtol=1e-5
+        )
 
 
-@pytest.mark.parametrize("language, options", [
-    ("fixed length", dict(rollouts=4)),
-    ("fixed length", dict(rollouts=0, reward="log_odds")),
-    ("fixed length", dict(rollouts=4, baseline="batch")),
-    ("fixed length", dict(rollouts=2, baseline="batch", standardize=True)),
-    ("fixed length", dict(rollouts=0, reward="log_odds", likelihood=0.5, kl=1.0)),
-    ("with an end", dict(rollouts=4, baseline="batch")),
-    ("with an end", dict(rollouts=0, baseline="batch", likelihood=1.0, kl=0.5)),
-    ("with an end", dict(rollouts=0))])
+@pytest.mark.parametrize(
+    "language, options",
+    [
+        ("fixed length", dict(rollouts=4)),
+        ("fixed length", dict(rollouts=0, reward="log_odds")),
+        ("fixed length", dict(rollouts=4, baseline="batch")),
+        ("fixed length", dict(rollouts=2, baseline="batch", standardize=True)),
+        ("fixed length", dict(rollouts=0, reward="log_odds", likelihood=0.5, kl=1.0)),
+        ("with an end", dict(rollouts=4, baseline="batch")),
+        ("with an end", dict(rollouts=0, baseline="batch", likelihood=1.0, kl=0.5)),
+        ("with an end", dict(rollouts=0)),
+    ],
+)
 def test_an_update_climbs_the_expected_reward(language, options):
     V, end_id = LANGUAGES[language]
     p = make_players(V, end_id, **options)
-    before, after, metrics = play("adversarial", texts(20_000, 1, V), (1.0, 1.0), V, end_id,
-                                  generator_updates=1, discriminator_updates=0, **options)
+    before, after, metrics = play(
+        "adversarial",
+        texts(20_000, 1, V),
+        (1.0, 1.0),
+        V,
+        end_id,
+        generator_updates=1,
+        discriminator_updates=0,
+        **options,
+    )
     g, d = before.params["generator"], before.params["discriminator"]
     every = jnp.array(all_texts(V, end_id))
 
@@ -135,19 +180,36 @@ def test_an_update_climbs_the_expected_reward(language, options):
         assert factor == pytest.approx(1, abs=0.15)
     if not options["rollouts"] and end_id < 0:
         assert metrics["generator/reward"] == pytest.approx(
-            float(expected(g, reward_of(p, d, every))), abs=0.05)
+            float(expected(g, reward_of(p, d, every))), abs=0.05
+        )
 
 
 def test_the_old_policy_writes_the_rollouts():
-    start, _, _ = play("adversarial", texts(20_000, 1), **(options := dict(
-        rollouts=2, generator_updates=1, discriminator_updates=0)))
+    start, _, _ = play(
+        "adversarial",
+        texts(20_000, 1),
+        **(options := dict(rollouts=2, generator_updates=1, discriminator_updates=0)),
+    )
     ones = {"table": jnp.full((T, 3, 3), -1e3).at[..., 1].set(0.0)}  # writes 1 and nothing else
-    before, _, metrics = play("adversarial", texts(20_000, 1), **options, state=start._replace(
-        extras={**start.extras, "rollout": ones}))
+    before, _, metrics = play(
+        "adversarial",
+        texts(20_000, 1),
+        **options,
+        state=start._replace(extras={**start.extras, "rollout": ones}),
+    )
     p, every = make_players(), jnp.array(all_texts(3, -1))
     chance = jnp.exp(log_probability(p, before.params["generator"], every))
-    want = np.mean([(chance * reward_of(p, before.params["discriminator"], jnp.where(
-        jnp.arange(T) <= t, every, 1))).sum() for t in range(T)])
+    want = np.mean(
+        [
+            (
+                chance
+                * reward_of(
+                    p, before.params["discriminator"], jnp.where(jnp.arange(T) <= t, every, 1)
+                )
+            ).sum()
+            for t in range(T)
+        ]
+    )
     assert metrics["generator/reward"] == pytest.approx(float(want), abs=0.01)
 
 
@@ -156,8 +218,11 @@ def test_the_old_policy_writes_the_rollouts():
 def test_advantage(baseline, standardize):
     rewards = RNG.normal(size=(6, T)).astype(np.float32)
     mask = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0]] * 2, bool)
-    got = np.array(adversarial._advantage(Options(baseline=baseline, standardize=standardize),
-                                          jnp.array(rewards), jnp.array(mask)))
+    got = np.array(
+        adversarial._advantage(
+            Options(baseline=baseline, standardize=standardize), jnp.array(rewards), jnp.array(mask)
+        )
+    )
     means = [rewards[mask[:, t], t].mean() for t in range(T)]
     want = rewards - (np.array(means) if baseline == "batch" else 0)
     want = want / want[mask].std() if standardize else want
@@ -165,8 +230,9 @@ def test_advantage(baseline, standardize):
 
 
 def test_advantage_of_equal_rewards_is_finite():
-    got = adversarial._advantage(Options(baseline="batch", standardize=True),
-                                 jnp.full((4, T), 0.5), jnp.ones((4, T), bool))
+    got = adversarial._advantage(
+        Options(baseline="batch", standardize=True), jnp.full((4, T), 0.5), jnp.ones((4, T), bool)
+    )
     assert (np.abs(got) < 1e-3).all()
 
 
@@ -177,8 +243,13 @@ def test_what_is_paid_after_the_end_does_not_matter():
     assert (np.array(every)[~np.array(mask_of(p, every))] == PAD).all()
     other = jnp.where(mask_of(p, every), every, 1)  # words where the padding was
     of = lambda texts: adversarial._rewards(
-        make_players(4, END, rollouts=0), params["generator"], params["discriminator"],
-        {"tokens": texts}, texts, jax.random.key(0))
+        make_players(4, END, rollouts=0),
+        params["generator"],
+        params["discriminator"],
+        {"tokens": texts},
+        texts,
+        jax.random.key(0),
+    )
     np.testing.assert_array_equal(of(every), of(other))
 
 
@@ -207,19 +278,30 @@ def test_what_is_added_to_the_reward(option):
     _, held, _, metrics = after_updates(**{option: 3.0})
     p, real = make_players(), jnp.array([[0, 1, 2]])
     entropy = lambda g: divergence(g, {"table": jnp.zeros((T, 3, 3))})  # the lower, the more
-    measure = {"kl": lambda g: divergence(g, reference), "teacher_forcing":
-               lambda g: nll(p, g, real), "entropy": entropy}[option]
+    measure = {
+        "kl": lambda g: divergence(g, reference),
+        "teacher_forcing": lambda g: nll(p, g, real),
+        "entropy": entropy,
+    }[option]
     assert measure(held) < 0.3 * measure(free)
     assert option == "teacher_forcing" or f"generator/{option}" in metrics
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
 def test_the_rollout_policy_follows(rate):
-    before, after, _ = play("adversarial", texts(8, 1), rollout_rate=rate,
-                            generator_updates=1, discriminator_updates=0, rollouts=2)
+    before, after, _ = play(
+        "adversarial",
+        texts(8, 1),
+        rollout_rate=rate,
+        generator_updates=1,
+        discriminator_updates=0,
+        rollouts=2,
+    )
     old, new = before.extras["rollout"]["table"], after.params["generator"]["table"]
     assert np.abs(new - old).max() > 1e-3
-    np.testing.assert_allclose(after.extras["rollout"]["table"], rate * old + (1 - rate) * new,
-                               atol=1e-6)
-    np.testing.assert_array_equal(after.extras["reference"]["table"],
-                                  before.extras["reference"]["table"])
+    np.testing.assert_allclose(
+        after.extras["rollout"]["table"], rate * old + (1 - rate) * new, atol=1e-6
+    )
+    np.testing.assert_array_equal(
+        after.extras["reference"]["table"], before.extras["reference"]["table"]
+    )

@@ -22,16 +22,18 @@ def test_maximum_likelihood_learns_and_sets_rollout_and_reference():
     assert nll(p, g, real) < 0.5 * nll(p, before.params["generator"], real)
     for x in (after.extras["rollout"], after.extras["reference"]):
         np.testing.assert_array_equal(x["table"], g["table"])
-    np.testing.assert_array_equal(after.params["discriminator"]["worth"],
-                                  before.params["discriminator"]["worth"])
+    np.testing.assert_array_equal(
+        after.params["discriminator"]["worth"], before.params["discriminator"]["worth"]
+    )
     assert {k.split("/")[0] for k in metrics} == {"generator"}
 
 
 def test_scheduled_sampling_reads_its_own_words():
     p, batch = make_players(scheduled_sampling=1.0), {"tokens": jnp.ones((4, T), jnp.int32)}
     chain = 1e3 * jnp.broadcast_to(jnp.roll(jnp.eye(3), 1, 1), (T, 3, 3))  # after 0 comes 1, then 2
-    own = functools.partial(adversarial._own_words, p, {"table": chain}, batch,
-                            rng=jax.random.key(0))
+    own = functools.partial(
+        adversarial._own_words, p, {"table": chain}, batch, rng=jax.random.key(0)
+    )
     np.testing.assert_array_equal(own(0.0), shifted(p, batch["tokens"]))
     np.testing.assert_array_equal(own(1.0), [[0, 1, 2]] * 4)
     many = {"tokens": jnp.full((5000, T), 2, jnp.int32)}
@@ -40,18 +42,21 @@ def test_scheduled_sampling_reads_its_own_words():
 
 
 def test_the_rate_of_scheduled_sampling():
-    table = lambda rate: play("mle", texts(8, 4), scheduled_sampling=rate, mle_rounds=1
-                              )[1].params["generator"]["table"]
+    table = lambda rate: play("mle", texts(8, 4), scheduled_sampling=rate, mle_rounds=1)[1].params[
+        "generator"
+    ]["table"]
     plain = table(0.0)
     np.testing.assert_allclose(table(1e-12), plain, atol=1e-6)
     assert np.abs(table(1.0) - plain).max() > 0.01
 
 
 def test_constant_reward_leaves_the_discriminator():
-    before, after, metrics = play("adversarial", texts(8, 1), reward="constant",
-                                  generator_updates=1, discriminator_updates=4)
-    np.testing.assert_array_equal(after.params["discriminator"]["worth"],
-                                  before.params["discriminator"]["worth"])
+    before, after, metrics = play(
+        "adversarial", texts(8, 1), reward="constant", generator_updates=1, discriminator_updates=4
+    )
+    np.testing.assert_array_equal(
+        after.params["discriminator"]["worth"], before.params["discriminator"]["worth"]
+    )
     assert metrics["generator/reward"] == 0.5
     assert not any(k.startswith("discriminator") for k in metrics)
 
@@ -61,39 +66,60 @@ def test_the_discriminator_sees_each_real_text_once_beside_written_ones(negative
     rate, batch = 1e-3, texts(8, 3)
     batch["tokens"] = batch["tokens"] % 2  # real texts never have word 2, written ones nothing else
     batch["topic"] = jnp.full((8, 3), 2)
-    before, after, metrics = play("discriminator", batch, (1.0, rate),
-                                  pretrain_updates=6, negatives=negatives, discriminator_l2=0.0)
+    before, after, metrics = play(
+        "discriminator",
+        batch,
+        (1.0, rate),
+        pretrain_updates=6,
+        negatives=negatives,
+        discriminator_l2=0.0,
+    )
     worth = before.params["discriminator"]["worth"]
     moved = (after.params["discriminator"]["worth"] - worth) * 8 / rate
     real = np.bincount(place(batch["tokens"].reshape(-1, T), 3), minlength=27)
     right = jax.nn.sigmoid(worth)
     np.testing.assert_allclose(moved[:-1], (real * (1 - right))[:-1], atol=0.02)
     np.testing.assert_allclose(moved[-1], -24 * right[-1], rtol=0.02)
-    np.testing.assert_array_equal(after.params["generator"]["table"],
-                                  before.params["generator"]["table"])
-    np.testing.assert_array_equal(after.extras["rollout"]["table"],
-                                  before.params["generator"]["table"])
-    np.testing.assert_allclose(metrics["discriminator/accuracy"], (
-        ((worth > 0) * real).sum() + 24 * (worth[-1] < 0)) / 48, atol=0.01)
+    np.testing.assert_array_equal(
+        after.params["generator"]["table"], before.params["generator"]["table"]
+    )
+    np.testing.assert_array_equal(
+        after.extras["rollout"]["table"], before.params["generator"]["table"]
+    )
+    np.testing.assert_allclose(
+        metrics["discriminator/accuracy"],
+        (((worth > 0) * real).sum() + 24 * (worth[-1] < 0)) / 48,
+        atol=0.01,
+    )
 
 
 def test_the_discriminator_reads_other_batches_than_the_generator():
     tokens = jnp.ones((8, 3, T), jnp.int32).at[:, 0].set(0)  # the generator's is the first
     batch = {"tokens": tokens, "topic": jnp.full((8, 3), 2)}
-    before, after, _ = play("adversarial", batch, (0.0, 1e-3), generator_updates=1, rollouts=0,
-                            discriminator_updates=4, discriminator_l2=0.0)
-    moved = np.sign(after.params["discriminator"]["worth"]
-                    - before.params["discriminator"]["worth"])
+    before, after, _ = play(
+        "adversarial",
+        batch,
+        (0.0, 1e-3),
+        generator_updates=1,
+        rollouts=0,
+        discriminator_updates=4,
+        discriminator_l2=0.0,
+    )
+    moved = np.sign(
+        after.params["discriminator"]["worth"] - before.params["discriminator"]["worth"]
+    )
     want = np.zeros(27)
     want[[13, 26]] = 1, -1  # real: 1 1 1; written: 2 2 2
     np.testing.assert_array_equal(moved, want)
 
 
 def test_the_penalty_shrinks_the_discriminator():
-    worth = lambda l2: play("discriminator", texts(8, 3), (1.0, 0.1), pretrain_updates=6,
-                            discriminator_l2=l2)[1].params["discriminator"]["worth"]
-    np.testing.assert_allclose(jnp.abs(worth(1.0)).sum() / jnp.abs(worth(0.0)).sum(), 0.9 ** 6,
-                               rtol=0.1)
+    worth = lambda l2: play(
+        "discriminator", texts(8, 3), (1.0, 0.1), pretrain_updates=6, discriminator_l2=l2
+    )[1].params["discriminator"]["worth"]
+    np.testing.assert_allclose(
+        jnp.abs(worth(1.0)).sum() / jnp.abs(worth(0.0)).sum(), 0.9**6, rtol=0.1
+    )
 
 
 @pytest.mark.parametrize("at_once", [1, 40, 10_000])
@@ -109,11 +135,15 @@ def test_negatives_follow_what_their_row_is_given(monkeypatch, at_once):
 
 
 def test_the_number_of_updates():
-    options = dict(mle_updates=3, pretrain_updates=5, generator_updates=2, discriminator_updates=3,
-                   rollouts=1)
+    options = dict(
+        mle_updates=3, pretrain_updates=5, generator_updates=2, discriminator_updates=3, rollouts=1
+    )
     state = None
-    for phase, want in (("mle", (3, 0, 0)), ("discriminator", (3, 0, 5)),
-                        ("adversarial", (3, 2, 8))):
+    for phase, want in (
+        ("mle", (3, 0, 0)),
+        ("discriminator", (3, 0, 5)),
+        ("adversarial", (3, 2, 8)),
+    ):
         batches = {"mle": 3, "discriminator": 3, "adversarial": 4}[phase]
         _, state, metrics = play(phase, texts(8, batches), (), state=state, **options)
         counts = [int(state.opt_state[k][0].count) for k in ("mle", "adversarial", "discriminator")]
@@ -127,15 +157,17 @@ def test_a_round_that_is_not_finite_changes_nothing(phase):
     assert not all(np.isfinite(x) for x in metrics.values())
     assert after.halted and after.step == 1
     for name in ("params", "extras", "opt_state"):
-        jax.tree_util.tree_map(np.testing.assert_array_equal, getattr(before, name),
-                               getattr(after, name))
+        jax.tree_util.tree_map(
+            np.testing.assert_array_equal, getattr(before, name), getattr(after, name)
+        )
 
 
 def test_another_step_or_seed_draws_anew():
     state, first, _ = play("adversarial", texts(8, 4), rollouts=1)
-    same, again, other = (play("adversarial", texts(8, 4), rollouts=1, seed=seed, state=s)[1]
-                          for s, seed in ((state, 0), (state._replace(step=jnp.int32(5)), 0),
-                                          (state, 1)))
+    same, again, other = (
+        play("adversarial", texts(8, 4), rollouts=1, seed=seed, state=s)[1]
+        for s, seed in ((state, 0), (state._replace(step=jnp.int32(5)), 0), (state, 1))
+    )
     table = lambda s: np.array(s.params["generator"]["table"])
     np.testing.assert_array_equal(table(same), table(first))
     assert (table(again) != table(first)).any() and (table(other) != table(first)).any()
@@ -144,14 +176,36 @@ def test_another_step_or_seed_draws_anew():
 # --- Which round it is, and its rows ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("options, want", [
-    (dict(mle_rounds=2, mle_updates=3, discriminator_rounds=1, pretrain_updates=5,
-          generator_updates=2, discriminator_updates=3),
-     [("mle", 3)] * 2 + [("discriminator", 3)] + [("adversarial", 4)] * 3),
-    (dict(mle_rounds=0, discriminator_rounds=2, pretrain_updates=4, discriminator_updates=0),
-     [("discriminator", 2)] * 2 + [("adversarial", 1)] * 4),
-    (dict(mle_rounds=1, mle_updates=2, discriminator_rounds=3, reward="constant",
-          generator_updates=5), [("mle", 2)] + [("adversarial", 5)] * 5)])
+@pytest.mark.parametrize(
+    "options, want",
+    [
+        (
+            dict(
+                mle_rounds=2,
+                mle_updates=3,
+                discriminator_rounds=1,
+                pretrain_updates=5,
+                generator_updates=2,
+                discriminator_updates=3,
+            ),
+            [("mle", 3)] * 2 + [("discriminator", 3)] + [("adversarial", 4)] * 3,
+        ),
+        (
+            dict(mle_rounds=0, discriminator_rounds=2, pretrain_updates=4, discriminator_updates=0),
+            [("discriminator", 2)] * 2 + [("adversarial", 1)] * 4,
+        ),
+        (
+            dict(
+                mle_rounds=1,
+                mle_updates=2,
+                discriminator_rounds=3,
+                reward="constant",
+                generator_updates=5,
+            ),
+            [("mle", 2)] + [("adversarial", 5)] * 5,
+        ),
+    ],
+)
 def test_rounds_follow_each_other(options, want):
     o, end = Options(**options), 0
     found = [o.round(step) for step in range(6)]
@@ -163,11 +217,26 @@ def test_rounds_follow_each_other(options, want):
     assert o.describe(6) == ", ".join(f"{n} {phase}" for phase, n in counts.items() if n)
 
 
-@pytest.mark.parametrize("name, value", [
-    ("mle_rounds", -1), ("mle_updates", 0), ("pretrain_updates", 0), ("generator_updates", 0),
-    ("discriminator_updates", -1), ("negatives", -1), ("rollouts", -1), ("kl", -0.1),
-    ("entropy", -1), ("teacher_forcing", -1), ("discriminator_l2", -1), ("rollout_rate", 1.1),
-    ("scheduled_sampling", -0.1), ("reward", "odds"), ("baseline", "mean")])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("mle_rounds", -1),
+        ("mle_updates", 0),
+        ("pretrain_updates", 0),
+        ("generator_updates", 0),
+        ("discriminator_updates", -1),
+        ("negatives", -1),
+        ("rollouts", -1),
+        ("kl", -0.1),
+        ("entropy", -1),
+        ("teacher_forcing", -1),
+        ("discriminator_l2", -1),
+        ("rollout_rate", 1.1),
+        ("scheduled_sampling", -0.1),
+        ("reward", "odds"),
+        ("baseline", "mean"),
+    ],
+)
 def test_options_that_are_refused(name, value):
     with pytest.raises(UserError, match=rf"task\.{name} is {value!r}"):
         Options(**{name: value})
@@ -186,7 +255,7 @@ def round_data(seed, n=10, batch_size=4):
 def test_a_round_is_a_function_of_seed_and_step():
     a, b = round_data(1), round_data(1)
     for step in (5, 0, 2):
-        (phase, x), = a.batch_at(step).items()
+        ((phase, x),) = a.batch_at(step).items()
         np.testing.assert_array_equal(x["tokens"], b.batch_at(step)[phase]["tokens"])
     assert x["tokens"].shape == (4, 1, 2) and phase == "discriminator"
     assert (round_data(2).batch_at(0)["mle"]["tokens"] != a.batch_at(0)["mle"]["tokens"]).any()
@@ -203,7 +272,7 @@ def test_rows_of_hosts_are_parts_of_the_batch(seed):
 def test_every_epoch_has_every_row():
     data, found = round_data(0), []
     for step in range(5):
-        (_, x), = data.batch_at(step).items()
+        ((_, x),) = data.batch_at(step).items()
         rows = x["tokens"].swapaxes(0, 1)[..., 0].ravel() // 2
         assert [f"train:{i}" for i in rows] == data.examples_at(step)
         found += list(rows)

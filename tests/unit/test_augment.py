@@ -35,7 +35,7 @@ def test_inserts_n_synonyms_in_any_place():
     for rng in rngs():
         found = augment.insert_synonyms(TEXT, rng, 1, THESAURUS, STOP)
         place = next((i for i, word in enumerate(TEXT) if found[i] != word), len(TEXT))
-        assert found[:place] + found[place + 1:] == TEXT
+        assert found[:place] + found[place + 1 :] == TEXT
         places.add(place)
         inserted.add(found[place])
     assert places == set(range(len(TEXT) + 1))
@@ -66,8 +66,9 @@ def test_synonyms_may_be_a_function_and_items_ids():
 
 def test_one_operation_at_its_rate():
     text = [f"w{i}" for i in range(40)]
-    one = augment.Augment(lambda word: [word.upper()], replace=0.1, insert=0.05, swap=0.01,
-                          delete=0.2)
+    one = augment.Augment(
+        lambda word: [word.upper()], replace=0.1, insert=0.05, swap=0.01, delete=0.2
+    )
     lengths = collections.Counter()
     for rng in rngs():
         found = one(text, rng)
@@ -118,15 +119,25 @@ def test_thesaurus_file(tmp_path):
     path = tmp_path / "synonyms.txt"
     path.write_bytes("\ufeffbig, large,huge\r\n\nbig\tgreat, grand\n北京\t京城\n".encode())
     assert augment.read_thesaurus(path) == {
-        "big": ["large", "huge", "great, grand"], "large": ["big", "huge"],
-        "huge": ["big", "large"], "great, grand": ["big"], "北京": ["京城"], "京城": ["北京"]}
+        "big": ["large", "huge", "great, grand"],
+        "large": ["big", "huge"],
+        "huge": ["big", "large"],
+        "great, grand": ["big"],
+        "北京": ["京城"],
+        "京城": ["北京"],
+    }
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"big,large\nalone\n", r"synonyms.txt:2: found 'alone'"),
-    (b"same, same\n", r"synonyms.txt:1: found"), (b"big,,large\n", r"synonyms.txt:1: found"),
-    (b"a,b\nc,\xff\n", r"synonyms.txt:2: byte 2 \(0xFF\) is not UTF-8"),
-    (b"\n", "has no group")])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"big,large\nalone\n", r"synonyms.txt:2: found 'alone'"),
+        (b"same, same\n", r"synonyms.txt:1: found"),
+        (b"big,,large\n", r"synonyms.txt:1: found"),
+        (b"a,b\nc,\xff\n", r"synonyms.txt:2: byte 2 \(0xFF\) is not UTF-8"),
+        (b"\n", "has no group"),
+    ],
+)
 def test_bad_thesaurus_files(tmp_path, content, message):
     path = tmp_path / "synonyms.txt"
     path.write_bytes(content)

@@ -10,15 +10,20 @@ from bigjax import config, losses, tasks
 
 def build(**options):
     c = config.new_config()
-    c.model = dict(name="gpt", vocab_size=16, max_len=8, d_model=8, n_layers=1, n_heads=2,
-                   dropout=0.5)
+    c.model = dict(
+        name="gpt", vocab_size=16, max_len=8, d_model=8, n_layers=1, n_heads=2, dropout=0.5
+    )
     c.task = dict(name="causal_lm", **options)
     c.data.seq_len = 8
     return tasks.build(c)
 
 
-BATCH = dict(inputs=jnp.arange(16).reshape(2, 8), targets=(jnp.arange(16).reshape(2, 8) * 7) % 16,
-             weights=jnp.array([[1.0] * 8, [1.0] * 3 + [0.0] * 5]), target_bytes=jnp.array([9, 2]))
+BATCH = dict(
+    inputs=jnp.arange(16).reshape(2, 8),
+    targets=(jnp.arange(16).reshape(2, 8) * 7) % 16,
+    weights=jnp.array([[1.0] * 8, [1.0] * 3 + [0.0] * 5]),
+    target_bytes=jnp.array([9, 2]),
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +44,16 @@ def test_smoothing_and_z_loss_are_trained_on_and_not_reported(params):
     # Trained on: the loss with both terms, from the logits that dropout with this key gives
     (trained, _), (metrics, _) = loss(both, params, True)
     logits, _ = both.model.apply({"params": params}, BATCH["inputs"], rng=jax.random.key(1))
-    want = (losses.cross_entropy(logits, BATCH["targets"], BATCH["weights"],
-                                 label_smoothing=0.2)[0]
-            + 0.1 * losses.z_loss(logits, BATCH["weights"])[0])
+    want = (
+        losses.cross_entropy(logits, BATCH["targets"], BATCH["weights"], label_smoothing=0.2)[0]
+        + 0.1 * losses.z_loss(logits, BATCH["weights"])[0]
+    )
     np.testing.assert_allclose(trained, want, rtol=1e-6)
-    np.testing.assert_allclose(metrics["nll"][0], losses.cross_entropy(
-        logits, BATCH["targets"], BATCH["weights"])[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["nll"][0],
+        losses.cross_entropy(logits, BATCH["targets"], BATCH["weights"])[0],
+        rtol=1e-6,
+    )
     assert abs(trained - metrics["nll"][0]) > 0.1
 
 

@@ -23,8 +23,14 @@ from tests import helpers
 
 def state(step: int) -> State:
     w = jnp.arange(6000, dtype=jnp.float32).reshape(20, 300) + step
-    return State(jnp.int32(step), {"w": w}, {"mu": {"w": w * 2}, "count": jnp.int32(step)}, {},
-                 None, jnp.bool_(False))
+    return State(
+        jnp.int32(step),
+        {"w": w},
+        {"mu": {"w": w * 2}, "count": jnp.int32(step)},
+        {},
+        None,
+        jnp.bool_(False),
+    )
 
 
 ABSTRACT = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state(0))
@@ -50,14 +56,21 @@ def test_the_last_n_and_the_best_are_kept(tmp_path):
     metrics = {s: {"eval/valid/loss": v} for s, v in losses.items()}
     checkpoints = saved(tmp_path / "min", range(1, 6), metrics, keep=2, best="eval/valid/loss")
     assert checkpoints.steps() == [2, 4, 5]
-    checkpoints = saved(tmp_path / "max", range(1, 6), metrics, keep=1, best="eval/valid/loss",
-                        best_mode="max")
+    checkpoints = saved(
+        tmp_path / "max", range(1, 6), metrics, keep=1, best="eval/valid/loss", best_mode="max"
+    )
     assert checkpoints.steps() == [4, 5]
 
 
 def array_files(folder, step):
-    return sorted((p for p in (pathlib.Path(folder) / "checkpoints" / str(step)).rglob("*")
-                   if p.is_file() and p.stat().st_size > 1000), key=lambda p: p.stat().st_size)
+    return sorted(
+        (
+            p
+            for p in (pathlib.Path(folder) / "checkpoints" / str(step)).rglob("*")
+            if p.is_file() and p.stat().st_size > 1000
+        ),
+        key=lambda p: p.stat().st_size,
+    )
 
 
 def flip(path, place: float):
@@ -67,7 +80,7 @@ def flip(path, place: float):
 
 
 def cut(path, place: float):
-    path.write_bytes(path.read_bytes()[:int(place * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(place * path.stat().st_size)])
 
 
 def test_a_changed_meta_is_damage(tmp_path):
@@ -79,8 +92,9 @@ def test_a_changed_meta_is_damage(tmp_path):
 
 @pytest.mark.parametrize("item", ["params", "opt_state"])
 @pytest.mark.parametrize("damage, place", [(flip, 0.1), (flip, 0.5), (flip, 0.9), (cut, 0.5)])
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(tmp_path, item, damage,
-                                                                     place):
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
+    tmp_path, item, damage, place
+):
     saved(tmp_path, [3, 5], keep=2).close()
     damage([p for p in array_files(tmp_path, 5) if item in p.parts][-1], place)
     said = []
@@ -103,16 +117,24 @@ def test_if_all_are_damaged_nothing_is_touched(tmp_path):
     assert Checkpoints(tmp_path).steps() == [3, 5] and not (tmp_path / "damaged").exists()
 
 
-@pytest.mark.parametrize("error, kind", [
-    (OSError(5, "Input/output error"), RunError), (PermissionError(13, "Permission"), RunError),
-    (MemoryError(), RunError), (ValueError("PERMISSION_DENIED: Error opening file"), RunError),
-    (ValueError("FAILED_PRECONDITION: local file [OS error 116: ESTALE]"), RunError),
-    (fsspec.exceptions.FSTimeoutError(), PassingError)], ids=lambda x: repr(x)[:20])
+@pytest.mark.parametrize(
+    "error, kind",
+    [
+        (OSError(5, "Input/output error"), RunError),
+        (PermissionError(13, "Permission"), RunError),
+        (MemoryError(), RunError),
+        (ValueError("PERMISSION_DENIED: Error opening file"), RunError),
+        (ValueError("FAILED_PRECONDITION: local file [OS error 116: ESTALE]"), RunError),
+        (fsspec.exceptions.FSTimeoutError(), PassingError),
+    ],
+    ids=lambda x: repr(x)[:20],
+)
 def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, error, kind):
     checkpoints = saved(tmp_path, [3, 5], keep=2)
 
     def fail(*args, **kwargs):
         raise Exception("Encountered error while reading") from error
+
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints._reader, "restore", fail)
         with pytest.raises(kind) as e:
@@ -138,40 +160,55 @@ def on_two_hosts(monkeypatch, act):
             return act(i)
         except Exception as e:
             return e
+
     with monkeypatch.context() as patch, concurrent.futures.ThreadPoolExecutor(2) as pool:
         for name, value in ("gather", gather), ("count", lambda: 2), ("index", lambda: me.index):
             patch.setattr(hosts, name, value)
         return list(pool.map(one, range(2)))
 
 
-@pytest.mark.parametrize("errors, kind", [
-    ([ValueError("DATA_LOSS: a checksum"), None], Damaged),  # of a shard that one alone reads
-    ([ValueError("DATA_LOSS: a checksum"), OSError(5, "Input/output error")], RunError),
-    ([FileNotFoundError("w"), ValueError("NOT_FOUND: w")], Missing),
-    ([None, FileNotFoundError("w")], PassingError), ([KeyError("params"), None], PassingError),
-    ([None, ValueError("NOT_FOUND: w")], PassingError), ([SaveError("x"), None], RunError),
-    ([None, None], tuple)], ids=repr)
+@pytest.mark.parametrize(
+    "errors, kind",
+    [
+        ([ValueError("DATA_LOSS: a checksum"), None], Damaged),  # of a shard that one alone reads
+        ([ValueError("DATA_LOSS: a checksum"), OSError(5, "Input/output error")], RunError),
+        ([FileNotFoundError("w"), ValueError("NOT_FOUND: w")], Missing),
+        ([None, FileNotFoundError("w")], PassingError),
+        ([KeyError("params"), None], PassingError),
+        ([None, ValueError("NOT_FOUND: w")], PassingError),
+        ([SaveError("x"), None], RunError),
+        ([None, None], tuple),
+    ],
+    ids=repr,
+)
 def test_what_two_hosts_find_in_a_checkpoint(tmp_path, monkeypatch, errors, kind):
     """Both the same; that a file is missing proves nothing where the other one has it."""
     saved(tmp_path, [3, 5], keep=2).close()
     checkpoints = [Checkpoints(tmp_path, read_only=True) for _ in errors]
     for one, error in zip(checkpoints, errors):
         if error:
+
             def fail(*args, error=error, **kwargs):
                 raise error
+
             monkeypatch.setattr(one._reader, "restore", fail)
-    found = on_two_hosts(monkeypatch, lambda i: checkpoints[i].restore(
-        5, {"params": ABSTRACT.params}))
+    found = on_two_hosts(
+        monkeypatch, lambda i: checkpoints[i].restore(5, {"params": ABSTRACT.params})
+    )
     assert [type(x) for x in found] == [kind, kind]
 
 
 @pytest.mark.parametrize("steps", [[3], [3, 5]], ids=["other steps", "another step 5"])
 def test_hosts_that_do_not_see_the_same_checkpoints_begin_none(tmp_path, monkeypatch, steps):
     saved(tmp_path / "0", [3, 5], keep=2).close()
-    checkpoints = [Checkpoints(tmp_path / "0"), saved(
-        tmp_path / "1", steps, note="of another run", keep=2)]
-    for act in (lambda c: c.restore_newest(ABSTRACT, print), lambda c: c.restore(
-            c.pick(None), {"params": ABSTRACT.params})):
+    checkpoints = [
+        Checkpoints(tmp_path / "0"),
+        saved(tmp_path / "1", steps, note="of another run", keep=2),
+    ]
+    for act in (
+        lambda c: c.restore_newest(ABSTRACT, print),
+        lambda c: c.restore(c.pick(None), {"params": ABSTRACT.params}),
+    ):
         for error in on_two_hosts(monkeypatch, lambda i: act(checkpoints[i])):
             assert type(error) is PassingError and "differ from process 0" in str(error)
     assert not list(tmp_path.glob("*/damaged"))
@@ -181,8 +218,9 @@ def test_hosts_of_which_one_does_not_see_the_checkpoints_do_not_begin_anew(tmp_p
     saved(tmp_path / "0", [3]).close()
     monkeypatch.setattr(hosts, "start", lambda config, workdir: None)
     monkeypatch.setattr(run, "resolved", lambda config, workdir: pytest.fail("it went on"))
-    for error in on_two_hosts(monkeypatch, lambda i: run.train(
-            config.load_file(helpers.TINY), str(tmp_path / str(i)))):
+    for error in on_two_hosts(
+        monkeypatch, lambda i: run.train(config.load_file(helpers.TINY), str(tmp_path / str(i)))
+    ):
         assert type(error) is PassingError and "is [] and not [3]" in str(error)
 
 
@@ -203,6 +241,7 @@ def test_a_save_that_fails_leaves_the_older_ones(tmp_path, monkeypatch):
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(checkpoints._manager, "save", full)
     with pytest.raises(SaveError, match=r"No space left.*Saved and intact: \[3\]"):
         checkpoints.save(4, state(4), {}, {})
@@ -210,6 +249,7 @@ def test_a_save_that_fails_leaves_the_older_ones(tmp_path, monkeypatch):
 
     def lost(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
+
     monkeypatch.setattr(checkpoints._manager, "save", lost)
     monkeypatch.setattr(hosts, "count", lambda: 2)
     with pytest.raises(PassingError, match="another process of this run has died"):
@@ -224,6 +264,7 @@ def test_metadata_that_cannot_be_read(tmp_path, monkeypatch):
 
     def fail(*args):
         raise ValueError("UNAVAILABLE: HTTP 503")
+
     monkeypatch.setattr(ocp.StandardCheckpointer, "metadata", fail)
     with pytest.raises(RunError, match="Checkpoint 3 in .* could not be read: ValueError"):
         checkpoints.arrays(3)

@@ -13,7 +13,7 @@ def row(clicks=None, impressions=None):
 def test_rates_by_hand():
     train = [row(clicks=c, impressions=n) for c, n in ((0, 10), (10, 100), (30, 90), (8, 200))]
     rates = ClickRates(train, 2, 20)
-    assert rates.mean == pytest.approx(.12)
+    assert rates.mean == pytest.approx(0.12)
     bucket, rate, known = rates([*train, row(), row(clicks=3), row(clicks=0, impressions=0)])
     expected = [2.4 / 30, 12.4 / 120, 32.4 / 110, 10.4 / 220]
     np.testing.assert_allclose(rate, [*expected, 0, 0, 0], rtol=1e-6)
@@ -36,10 +36,14 @@ def test_buckets_are_of_equal_size_where_rates_differ():
     assert set(ClickRates(same, 8, 50)(same)[0].tolist()) == {1}
 
 
-@pytest.mark.parametrize("clicks, buckets", [
-    ([0, 0, 0, 0, 0, 0, 1, 2], [1, 1, 1, 1, 1, 1, 5, 8]),
-    ([0, 1, 2, 2, 2, 2, 2, 2], [1, 3, 8, 8, 8, 8, 8, 8]),
-    ([1, 1, 1, 3], [1, 1, 1, 8])])
+@pytest.mark.parametrize(
+    "clicks, buckets",
+    [
+        ([0, 0, 0, 0, 0, 0, 1, 2], [1, 1, 1, 1, 1, 1, 5, 8]),
+        ([0, 1, 2, 2, 2, 2, 2, 2], [1, 3, 8, 8, 8, 8, 8, 8]),
+        ([1, 1, 1, 3], [1, 1, 1, 8]),
+    ],
+)
 def test_equal_rates_leave_the_first_and_the_last_bucket_filled(clicks, buckets):
     rows = [row(clicks=c, impressions=1000) for c in clicks]
     assert ClickRates(rows, 8, 0)(rows)[0].tolist() == buckets

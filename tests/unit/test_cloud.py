@@ -51,14 +51,20 @@ def impatient(monkeypatch):
 
     async def sleep(seconds):
         pass
+
     monkeypatch.setattr(gcsfs.retry, "asyncio", SimpleNamespace(sleep=sleep))
 
 
 def answers(proxy, monkeypatch, status, to=b""):
     """From here on requests whose first line has `to` are answered by this status."""
     whole = type(proxy)._answer_to.__get__(proxy)
-    monkeypatch.setattr(proxy, "_answer_to", lambda request: bucket._answer(
-        status) if to in request.split(b"\r\n")[0] else whole(request))
+    monkeypatch.setattr(
+        proxy,
+        "_answer_to",
+        lambda request: (
+            bucket._answer(status) if to in request.split(b"\r\n")[0] else whole(request)
+        ),
+    )
 
 
 def test_other_paths_need_nothing(monkeypatch):
@@ -91,43 +97,58 @@ def test_buckets_that_cannot_be_used(proxy, monkeypatch):
         epath.Path("gs://bucket/x").is_dir()
 
 
-def test_storage_that_does_not_answer_is_not_told_as_bad_input(proxy, monkeypatch, impatient,
-                                                               tmp_path):
+def test_storage_that_does_not_answer_is_not_told_as_bad_input(
+    proxy, monkeypatch, impatient, tmp_path
+):
     answers(proxy, monkeypatch, "503 Service Unavailable")
     path = epath.Path("gs://bucket/cache/stores/key")
-    for ask in (lambda: cloud.check(["gs://bucket/x"]), path.is_dir, path.exists, path.read_bytes,
-                lambda: cloud.check_writable.__wrapped__("gs://bucket/x"),
-                lambda: shared.fetch(tmp_path / "key", "gs://bucket/cache", print),
-                lambda: list(tables.read_table("gs://bucket/table.tsv", ["text"])),
-                lambda: sources.fingerprint(sources.from_config("a", config.text_source(
-                    "text", "gs://bucket/*.txt")))):
+    for ask in (
+        lambda: cloud.check(["gs://bucket/x"]),
+        path.is_dir,
+        path.exists,
+        path.read_bytes,
+        lambda: cloud.check_writable.__wrapped__("gs://bucket/x"),
+        lambda: shared.fetch(tmp_path / "key", "gs://bucket/cache", print),
+        lambda: list(tables.read_table("gs://bucket/table.tsv", ["text"])),
+        lambda: sources.fingerprint(
+            sources.from_config("a", config.text_source("text", "gs://bucket/*.txt"))
+        ),
+    ):
         with pytest.raises(PassingError, match="Cloud storage failed, also when asked again"):
             ask()
 
 
-@pytest.mark.parametrize("error, code", [
-    (lambda: HttpError({"code": 503, "message": "Service Unavailable"}), 75),
-    (lambda: HttpError({"code": 401, "message": "Service Unavailable"}), 2),
-    (lambda: fsspec.exceptions.FSTimeoutError("Service Unavailable"), 75),
-    (lambda: OSError("Forbidden: Service Unavailable"), 2),
-    (lambda: PassingError("Service Unavailable"), 75),
-    (lambda: HttpError({"code": "429", "message": "Service Unavailable"}), 75),
-    (lambda: requests.exceptions.ConnectionError("Service Unavailable"), 75),
-    (lambda: aiohttp.ServerDisconnectedError("Service Unavailable"), 75),
-    (lambda: aiohttp.ClientPayloadError("Service Unavailable"), 75),
-    (lambda: google.auth.exceptions.TransportError("Service Unavailable"), 75),
-], ids=["503", "401", "time-out", "403", "ours", "429", "requests", "aiohttp", "cut", "auth"])
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (lambda: HttpError({"code": 503, "message": "Service Unavailable"}), 75),
+        (lambda: HttpError({"code": 401, "message": "Service Unavailable"}), 2),
+        (lambda: fsspec.exceptions.FSTimeoutError("Service Unavailable"), 75),
+        (lambda: OSError("Forbidden: Service Unavailable"), 2),
+        (lambda: PassingError("Service Unavailable"), 75),
+        (lambda: HttpError({"code": "429", "message": "Service Unavailable"}), 75),
+        (lambda: requests.exceptions.ConnectionError("Service Unavailable"), 75),
+        (lambda: aiohttp.ServerDisconnectedError("Service Unavailable"), 75),
+        (lambda: aiohttp.ClientPayloadError("Service Unavailable"), 75),
+        (lambda: google.auth.exceptions.TransportError("Service Unavailable"), 75),
+    ],
+    ids=["503", "401", "time-out", "403", "ours", "429", "requests", "aiohttp", "cut", "auth"],
+)
 def test_a_failure_of_storage_is_told_without_a_traceback(monkeypatch, capsys, error, code):
     def fail(argv):
         raise error()
+
     monkeypatch.setattr(main.commands, "run", fail)
     assert main.main(["train"]) == code
     assert "Service Unavailable" in capsys.readouterr().err
 
 
 def test_what_would_fail_again_is_not_told_as_what_passes():
-    for error in (aiohttp.InvalidURL("localhost:1"), requests.exceptions.MissingSchema("localhost"),
-                  HttpError({"code": 412, "message": "Precondition Failed"})):
+    for error in (
+        aiohttp.InvalidURL("localhost:1"),
+        requests.exceptions.MissingSchema("localhost"),
+        HttpError({"code": 412, "message": "Precondition Failed"}),
+    ):
         assert cloud.failure(error) is None
 
 
@@ -136,6 +157,7 @@ def test_a_connection_that_breaks_is_no_error_about_a_file(proxy, monkeypatch):
 
     async def broken(*args, **options):
         raise ConnectionResetError("reset")
+
     monkeypatch.setattr(gcsfs.GCSFileSystem, "_request", broken)
     with pytest.raises(PassingError, match="reset"):
         epath.Path("gs://bucket/x").is_dir()
@@ -163,6 +185,7 @@ def test_hosts_that_ask_at_once_do_not_disturb_each_other(proxy, emulator, monke
         if not others:
             others.append(path)
             assert ask("gs://bucket/runs/x")
+
     monkeypatch.setattr(fs, "pipe_file", write_and_let_another_ask)
     assert ask("gs://bucket/runs/x")
     assert bucket.get(emulator, others[0].removeprefix("bucket/")) is None  # nothing is left
@@ -230,27 +253,33 @@ def test_metrics_are_on_the_bucket_before_the_process_ends(proxy, emulator):
     writer = metrics.Writer("gs://bucket/run", 5, tensorboard=True)
     writer.write(6, {"loss": 1.0})
     writer.flush()  # a checkpoint of step 6
-    steps = lambda: [json.loads(line)["step"] for line in
-                     bucket.get(emulator, "run/metrics.jsonl").decode().splitlines()]
+    steps = lambda: [
+        json.loads(line)["step"]
+        for line in bucket.get(emulator, "run/metrics.jsonl").decode().splitlines()
+    ]
     assert steps() == [5, 6]
     writer.write(7, {"loss": 1.0})
     assert steps() == [5, 6]  # a bucket takes one write a second
     writer.close()
     assert steps() == [5, 6, 7]
-    board, = epath.Path("gs://bucket/run/tensorboard").iterdir()
+    (board,) = epath.Path("gs://bucket/run/tensorboard").iterdir()
     assert b"loss" in board.read_bytes()
 
 
-def test_checkpoints_that_cannot_be_read_now_are_left_as_they_are(proxy, emulator, monkeypatch,
-                                                                  impatient):
+def test_checkpoints_that_cannot_be_read_now_are_left_as_they_are(
+    proxy, emulator, monkeypatch, impatient
+):
     checkpoints = test_checkpoint.saved("gs://bucket/runs/y", [3, 5], keep=2)
-    for status, to, kind in (("503 Service Unavailable", b"checkpoints%2F5%2Fmeta", PassingError),
-                             ("403 Forbidden", b"checkpoints%2F5%2Fparams%2F_METADATA", UserError),
-                             ("403 Forbidden", b"%2F5%2Fparams%2Fd%2F", UserError)):  # TensorStore
+    for status, to, kind in (
+        ("503 Service Unavailable", b"checkpoints%2F5%2Fmeta", PassingError),
+        ("403 Forbidden", b"checkpoints%2F5%2Fparams%2F_METADATA", UserError),
+        ("403 Forbidden", b"%2F5%2Fparams%2Fd%2F", UserError),
+    ):  # TensorStore
         answers(proxy, monkeypatch, status, to)
         with pytest.raises(kind, match="Cloud storage"):
             Checkpoints("gs://bucket/runs/y", read_only=True).restore_newest(
-                test_checkpoint.ABSTRACT, print)
+                test_checkpoint.ABSTRACT, print
+            )
     answers(proxy, monkeypatch, "503 Service Unavailable", b"checkpoints%2F7")
     with pytest.raises(PassingError, match="could not be written.*Cloud storage failed"):
         checkpoints.save(7, test_checkpoint.state(7), {}, {})
@@ -262,8 +291,9 @@ def test_checkpoints_that_cannot_be_read_now_are_left_as_they_are(proxy, emulato
     assert found[1]["step"] == 5
 
 
-def test_a_token_store_is_built_by_one_machine_and_copied_by_others(proxy, emulator, tmp_path,
-                                                                    monkeypatch):
+def test_a_token_store_is_built_by_one_machine_and_copied_by_others(
+    proxy, emulator, tmp_path, monkeypatch
+):
     built = []
 
     def build(machine):
@@ -272,8 +302,11 @@ def test_a_token_store_is_built_by_one_machine_and_copied_by_others(proxy, emula
         def documents(counts):
             built.append(machine)
             yield from (f"document {i} " * 50 for i in range(20))
-        return store.build_store(documents, "content", Bytes(), 0.1, 0.1, "gs://bucket/cache",
-                                 log=lambda text: None)
+
+        return store.build_store(
+            documents, "content", Bytes(), 0.1, 0.1, "gs://bucket/cache", log=lambda text: None
+        )
+
     first, second = build("first"), build("second")
     assert built == ["first"] and first.folder != second.folder
     for split in store.SPLITS:
@@ -292,9 +325,16 @@ def test_a_token_store_is_built_by_one_machine_and_copied_by_others(proxy, emula
 def publish_while_others_do(built, proxy, emulator, monkeypatch):
     """What is there already is not written again, and what another one writes meanwhile is not
     missed, as a bucket takes one write a second of an object, and refuses others."""
+
     def object_name(request):
-        return next((name for name in ("sums.json", "store.json", "00000.json")
-                     if b"/" + name.encode() + b'"' in request), None)
+        return next(
+            (
+                name
+                for name in ("sums.json", "store.json", "00000.json")
+                if b"/" + name.encode() + b'"' in request
+            ),
+            None,
+        )
 
     folder, written = f"cache/stores/{built.key}", []
     store_json = bucket.get(emulator, f"{folder}/store.json")
@@ -310,6 +350,7 @@ def publish_while_others_do(built, proxy, emulator, monkeypatch):
             return whole(request)
         bucket.put(emulator, f"{folder}/store.json", store_json)
         return bucket._answer("412 Precondition Failed")
+
     with monkeypatch.context() as patch:
         patch.setattr(proxy, "_answer_to", answer)
         shared.publish(built.folder, "gs://bucket/cache", lambda text: None)

@@ -16,9 +16,12 @@ def resolved(*arguments, file="configs/gpt/docstrings.py"):
 
 
 def test_overrides_keep_types_and_reach_fields_that_the_file_leaves_out():
-    c, overridden = resolved("--config.optim.learning_rate=1", "--config.model.n_kv_heads=2",
-                             "--config.data.sources.docstrings.weight=2",
-                             "--config.data.packing=false")
+    c, overridden = resolved(
+        "--config.optim.learning_rate=1",
+        "--config.model.n_kv_heads=2",
+        "--config.data.sources.docstrings.weight=2",
+        "--config.data.packing=false",
+    )
     assert c.optim.learning_rate == 1.0 and isinstance(c.optim.learning_rate, float)
     assert c.model.n_kv_heads == 2 and c.data.packing is False
     assert c.data.sources.docstrings.weight == 2.0
@@ -29,9 +32,11 @@ def test_a_preset_fills_the_model_and_own_keys_win(tmp_path):
     c, _ = resolved("--config.model.preset=gpt2-355m")
     assert c.model.n_layers == 4 and c.model.vocab_size == 2048  # written in the file
     file = tmp_path / "c.py"
-    file.write_text("from bigjax import config\ndef get_config(variant=''):\n"
-                    "  c = config.new_config()\n"
-                    "  c.model = dict(name='gpt', preset='gpt2-355m', n_layers=3)\n  return c\n")
+    file.write_text(
+        "from bigjax import config\ndef get_config(variant=''):\n"
+        "  c = config.new_config()\n"
+        "  c.model = dict(name='gpt', preset='gpt2-355m', n_layers=3)\n  return c\n"
+    )
     c, _ = resolved(file=str(file))
     assert (c.model.d_model, c.model.n_heads, c.model.n_layers) == (1024, 16, 3)
 
@@ -63,34 +68,40 @@ def test_a_config_of_an_older_version_gets_what_is_new():
     assert config.sorted_leaves(again) == config.sorted_leaves(c)
 
 
-@pytest.mark.parametrize("argument, words", [
-    ("--config.optim.learning_rat=1", ["optim.learning_rat", "'learning_rate'"]),
-    ("--config.optin.name=sgd", ["optin", "'optim'"]),
-    ("--config.model.n_layer=3", ["model.n_layer", "'n_layers'"]),
-    ("--config.train.steps=many", ["train.steps", "int", "many"]),
-    ("--config.train.steps", ["--config.train.steps=VALUE"]),
-    ("--config.model.preset=gpt2-124", ["gpt2-124", "gpt2-124m"]),
-    ("--config.model.name=gtp", ["gtp", "gpt"]),
-    ("--config.task.name=casual_lm", ["casual_lm", "causal_lm"]),
-    ("--config.model.norm=batchnorm", ["model.norm", "layernorm", "rmsnorm"]),
-    ("--config.model.n_heads=3", ["128", "3"]),
-    ("--stepz=1", ["stepz"]),
-])
+@pytest.mark.parametrize(
+    "argument, words",
+    [
+        ("--config.optim.learning_rat=1", ["optim.learning_rat", "'learning_rate'"]),
+        ("--config.optin.name=sgd", ["optin", "'optim'"]),
+        ("--config.model.n_layer=3", ["model.n_layer", "'n_layers'"]),
+        ("--config.train.steps=many", ["train.steps", "int", "many"]),
+        ("--config.train.steps", ["--config.train.steps=VALUE"]),
+        ("--config.model.preset=gpt2-124", ["gpt2-124", "gpt2-124m"]),
+        ("--config.model.name=gtp", ["gtp", "gpt"]),
+        ("--config.task.name=casual_lm", ["casual_lm", "causal_lm"]),
+        ("--config.model.norm=batchnorm", ["model.norm", "layernorm", "rmsnorm"]),
+        ("--config.model.n_heads=3", ["128", "3"]),
+        ("--stepz=1", ["stepz"]),
+    ],
+)
 def test_a_wrong_argument_is_named(argument, words):
     with pytest.raises(UserError) as e:
         resolved(argument)
     assert all(w in str(e.value) for w in words), e.value
 
 
-@pytest.mark.parametrize("key, value, words", [
-    ("train.steps", 0, ["train.steps", "at least 1"]),
-    ("train.accumulate", 5, ["16", "5", "micro-batches"]),
-    ("train.ema", 1.0, ["train.ema", "[0, 1)"]),
-    ("checkpoint.best", "eval/test/loss", ["eval/test/loss", "eval/valid/"]),
-    ("optim.learning_rate", -1, ["optim.learning_rate", "positive"]),
-    ("evals.valid.batches", -1, ["evals.valid.batches", "at least 0"]),
-    ("train.early_stop.mode", "least", ["least", "min, max"]),
-])
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("train.steps", 0, ["train.steps", "at least 1"]),
+        ("train.accumulate", 5, ["16", "5", "micro-batches"]),
+        ("train.ema", 1.0, ["train.ema", "[0, 1)"]),
+        ("checkpoint.best", "eval/test/loss", ["eval/test/loss", "eval/valid/"]),
+        ("optim.learning_rate", -1, ["optim.learning_rate", "positive"]),
+        ("evals.valid.batches", -1, ["evals.valid.batches", "at least 0"]),
+        ("train.early_stop.mode", "least", ["least", "min, max"]),
+    ],
+)
 def test_values_that_no_run_can_use(key, value, words):
     c, _ = resolved(f"--config.{key}={value}")
     with pytest.raises(UserError) as e:
@@ -98,16 +109,25 @@ def test_values_that_no_run_can_use(key, value, words):
     assert all(w in str(e.value) for w in words), e.value
 
 
-@pytest.mark.parametrize("body, words", [
-    ("import nothing_of_this_name", ["line 1", "nothing_of_this_name"]),
-    ("x = (", ["line 1", "SyntaxError"]),
-    ("x = 1", ["get_config"]),
-    ("def get_config(v=''):\n  return {}", ["dict", "ConfigDict"]),
-    ("from bigjax import config\ndef get_config(v=''):\n  c = config.new_config()\n"
-     "  c.optim.learning_rat = 1.0\n  return c", ["line 4", "learning_rate"]),
-    ("from ml_collections import ConfigDict\ndef get_config(v=''):\n"
-     "  return ConfigDict({'sed': 1})", ["sed", "seed"]),
-])
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        ("import nothing_of_this_name", ["line 1", "nothing_of_this_name"]),
+        ("x = (", ["line 1", "SyntaxError"]),
+        ("x = 1", ["get_config"]),
+        ("def get_config(v=''):\n  return {}", ["dict", "ConfigDict"]),
+        (
+            "from bigjax import config\ndef get_config(v=''):\n  c = config.new_config()\n"
+            "  c.optim.learning_rat = 1.0\n  return c",
+            ["line 4", "learning_rate"],
+        ),
+        (
+            "from ml_collections import ConfigDict\ndef get_config(v=''):\n"
+            "  return ConfigDict({'sed': 1})",
+            ["sed", "seed"],
+        ),
+    ],
+)
 def test_a_config_file_that_fails(tmp_path, body, words):
     file = tmp_path / "bad.py"
     file.write_text(body)
@@ -132,7 +152,9 @@ def test_every_config_resolves_has_a_tiny_variant_and_a_docstring(path):
 
 
 def test_configs_and_the_config_module_import_no_jax():
-    code = ("import sys; from bigjax import config\n"
-            "for p in config.config_files(): config.load_file(str(p))\n"
-            "assert 'jax' not in sys.modules")
+    code = (
+        "import sys; from bigjax import config\n"
+        "for p in config.config_files(): config.load_file(str(p))\n"
+        "assert 'jax' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -18,11 +18,22 @@ ID = {piece: i for i, piece in enumerate(TOKENIZER._vocab)}
 def section(**changes):
     """The keys of the config section `data` that labelled data use."""
     columns = ("text", "label", "question", "context", "answers", "tokens", "tags")
-    c = ml_collections.ConfigDict({
-        "train": "", "valid": "", "test": "", "seq_len": 32, "packing": True, "truncate": False,
-        "doc_stride": 128, "valid_fraction": .0, "test_fraction": .0, "cache_dir": "unused",
-        "columns": {"pair": "", **{name: name for name in columns}},
-        "tokenizer": {"kind": "wordpiece", "path": "", "vocab_size": 60, "lowercase": True}})
+    c = ml_collections.ConfigDict(
+        {
+            "train": "",
+            "valid": "",
+            "test": "",
+            "seq_len": 32,
+            "packing": True,
+            "truncate": False,
+            "doc_stride": 128,
+            "valid_fraction": 0.0,
+            "test_fraction": 0.0,
+            "cache_dir": "unused",
+            "columns": {"pair": "", **{name: name for name in columns}},
+            "tokenizer": {"kind": "wordpiece", "path": "", "vocab_size": 60, "lowercase": True},
+        }
+    )
     for key, value in changes.items():
         c[key] = value
     return c
@@ -34,7 +45,7 @@ def write(path, content):
 
 
 def table(path, lines, header="text\tlabel"):
-    return write(path, '\n'.join([header, *lines, ""]))
+    return write(path, "\n".join([header, *lines, ""]))
 
 
 def encode(rows, kind="classify", labels=("0", "1"), with_labels=True, tokenizer=TOKENIZER, **keys):
@@ -43,15 +54,23 @@ def encode(rows, kind="classify", labels=("0", "1"), with_labels=True, tokenizer
 
 
 def tokens_of(examples, i=0):
-    ids = examples.tokens[examples.offsets[i]:examples.offsets[i + 1]]
+    ids = examples.tokens[examples.offsets[i] : examples.offsets[i + 1]]
     return " ".join(TOKENIZER._vocab[j] for j in ids)
 
 
 def test_encoding_of_texts_and_pairs():
-    examples = encode([{"text": "AB", "label": "1"}, {"text": "a", "pair": "b?", "label": "0"},
-                       {"text": "\u200d", "label": "0"}])
+    examples = encode(
+        [
+            {"text": "AB", "label": "1"},
+            {"text": "a", "pair": "b?", "label": "0"},
+            {"text": "\u200d", "label": "0"},
+        ]
+    )
     assert [tokens_of(examples, i) for i in range(3)] == [
-        "[CLS] a ##b [SEP]", "[CLS] a [SEP] b ? [SEP]", "[CLS] [SEP]"]
+        "[CLS] a ##b [SEP]",
+        "[CLS] a [SEP] b ? [SEP]",
+        "[CLS] [SEP]",
+    ]
     assert examples.label.tolist() == [1, 0, 0] and examples.label.dtype == np.int32
     assert examples.second.tolist() == [4, 3, 2] and examples.lengths.tolist() == [4, 6, 2]
     assert examples.tokens.dtype == np.int32 and examples.row.tolist() == [0, 1, 2]
@@ -83,8 +102,7 @@ def test_truncation_is_berts():
         assert examples.lengths.max() == seq_len
         for i, (a, b) in enumerate(pairs):
             a, b = truncated(a, b, seq_len - 3)
-            assert tokens_of(examples, i).split() == [
-                "[CLS]", *"a" * a, "[SEP]", *"b" * b, "[SEP]"]
+            assert tokens_of(examples, i).split() == ["[CLS]", *"a" * a, "[SEP]", *"b" * b, "[SEP]"]
             assert examples.second[i] == a + 2
     alone = encode([{"text": "a b c d e f g h", "label": "0"}], seq_len=8, truncate=True)
     assert tokens_of(alone) == "[CLS] a b c d e f [SEP]"
@@ -94,20 +112,33 @@ def test_what_was_cut_is_counted():
     def cut(rows, kind="classify", **keys):
         examples = encode(rows, kind, (), with_labels=False, seq_len=16, truncate=True, **keys)
         return examples.n_cut, examples.cut
+
     assert cut([{"text": "a " * n} for n in (13, 14, 15, 99)]) == (
-        2, "2 of 4 texts are cut to 16 tokens (data.truncate)")
+        2,
+        "2 of 4 texts are cut to 16 tokens (data.truncate)",
+    )
     assert cut([{"tokens": ["a"] * n} for n in (14, 15)], "tag") == (
-        1, "1 of 2 texts are cut to 16 tokens (data.truncate)")
+        1,
+        "1 of 2 texts are cut to 16 tokens (data.truncate)",
+    )
     assert cut([question("a " * 99, text="q " * n) for n in (5, 6)], "answer", doc_stride=2) == (
-        1, "1 of 2 questions are cut to 8 tokens (data.truncate)")
+        1,
+        "1 of 2 questions are cut to 8 tokens (data.truncate)",
+    )
     assert cut([{"text": "a"}]) == (0, "")
 
 
 def test_long_text_is_refused_with_its_line():
-    rows = [{"text": "a", "label": "0"}, {"text": "a " * 31, "label": "0"},
-            {"text": "a " * 20, "pair": "b " * 15, "label": "0"}]
-    with pytest.raises(UserError, match=r"f\.tsv:2: the text is 33 tokens long and 32 are allowed"
-                                        r".*2 of 3 .*data.truncate=True.*the longest has 38"):
+    rows = [
+        {"text": "a", "label": "0"},
+        {"text": "a " * 31, "label": "0"},
+        {"text": "a " * 20, "pair": "b " * 15, "label": "0"},
+    ]
+    with pytest.raises(
+        UserError,
+        match=r"f\.tsv:2: the text is 33 tokens long and 32 are allowed"
+        r".*2 of 3 .*data.truncate=True.*the longest has 38",
+    ):
         encode(rows)
     assert encode([{"text": "a " * 30, "label": "0"}]).lengths.tolist() == [32]
     with pytest.raises(UserError, match="data.seq_len is 7; .* at least 8"):
@@ -115,19 +146,24 @@ def test_long_text_is_refused_with_its_line():
 
 
 def test_labels_that_are_unknown_or_no_numbers():
-    with pytest.raises(UserError, match=r"f\.tsv:2: the label '2' is not one of the 2 known ones: "
-                                        "'0', '1'"):
+    with pytest.raises(
+        UserError,
+        match=r"f\.tsv:2: the label '2' is not one of the 2 known ones: "
+        "'0', '1'",
+    ):
         encode([{"text": "a", "label": "0"}, {"text": "a", "label": "2"}])
     numbers = encode([{"text": "a", "label": "-1.5"}, {"text": "a", "label": "3"}], "regress", ())
-    assert numbers.label.tolist() == [-1.5, 3.] and numbers.label.dtype == np.float32
+    assert numbers.label.tolist() == [-1.5, 3.0] and numbers.label.dtype == np.float32
     for bad in ("x", "nan", "inf", "1e300", "1,5"):
         with pytest.raises(UserError, match=rf"f\.tsv:1: the label '{bad}' is not a number"):
             encode([{"text": "a", "label": bad}], "regress", ())
 
 
 def test_tags_are_at_first_pieces():
-    rows = [{"tokens": ["ab", "\u200d", "c"], "tags": ["X", "O", "X"]},
-            {"tokens": ["a"], "tags": ["O"]}]
+    rows = [
+        {"tokens": ["ab", "\u200d", "c"], "tags": ["X", "O", "X"]},
+        {"tokens": ["a"], "tags": ["O"]},
+    ]
     examples = encode(rows, "tag", ("O", "X"))
     assert tokens_of(examples) == "[CLS] a ##b [UNK] c [SEP]"
     assert examples.token_labels.tolist() == [-1, 1, -1, 0, 1, -1, -1, 0, -1]
@@ -146,8 +182,13 @@ def test_tags_of_a_sentence_that_is_cut():
     assert tokens_of(examples) == "[CLS] a ##b ##c ##d e f [SEP]"
     assert examples.words_of(0).tolist() == [1, 5, 6]
     assert examples.token_labels.tolist() == [-1, 0, -1, -1, -1, 1, 0, -1]
-    shorter = encode([{"tokens": ["abcdef", "g"], "tags": ["O", "X"]}], "tag", ("O", "X"),
-                     seq_len=8, truncate=True)
+    shorter = encode(
+        [{"tokens": ["abcdef", "g"], "tags": ["O", "X"]}],
+        "tag",
+        ("O", "X"),
+        seq_len=8,
+        truncate=True,
+    )
     assert shorter.words_of(0).tolist() == [1] and shorter.token_labels.max() == 0
 
 
@@ -159,13 +200,17 @@ def answer_text(examples, rows, i):
     """What the labels of example i say, as `predict` would read it from the spans."""
     spans = examples.spans_of(i)
     first, last = examples.start[i], examples.end[i]
-    assert (spans[first:last + 1] >= 0).all()
-    return rows[examples.row[i]]["context"][spans[first, 0]:spans[last, 1]]
+    assert (spans[first : last + 1] >= 0).all()
+    return rows[examples.row[i]]["context"][spans[first, 0] : spans[last, 1]]
 
 
 def test_answers():
-    rows = [question("A BC, éd e.", [(" éd ", 5), ("A", 0)]), question("a b"),
-            question("aa a b", [("a", 3)]), question("aa a b", [("a b", -1)])]
+    rows = [
+        question("A BC, éd e.", [(" éd ", 5), ("A", 0)]),
+        question("a b"),
+        question("aa a b", [("a", 3)]),
+        question("aa a b", [("a b", -1)]),
+    ]
     examples = encode(rows, "answer", ())
     assert tokens_of(examples) == "[CLS] q ? [SEP] a b ##c [UNK] e ##d e . [SEP]"
     assert examples.second.tolist() == [4] * 4 and examples.row.tolist() == [0, 1, 2, 3]
@@ -184,8 +229,9 @@ def test_answers():
     assert bare.start is None and bare.spans_of(0)[4].tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("n, stride", [(5, 128), (27, 128), (28, 128), (100, 128), (101, 3),
-                                       (40, 1), (64, 13)])
+@pytest.mark.parametrize(
+    "n, stride", [(5, 128), (27, 128), (28, 128), (100, 128), (101, 3), (40, 1), (64, 13)]
+)
 def test_windows_cover_the_context(n, stride):
     room = 32 - 2 - 3
     letters = [LETTERS[i % 26] for i in range(n)]

@@ -8,10 +8,17 @@ import ml_collections
 import numpy as np
 import pytest
 
-from bigjax.data import docstrings, headline_rows as R
+from bigjax.data import docstrings
+from bigjax.data import headline_rows as R
 from bigjax.data.headlines import (
-    ClickRates, HeadlineData, HeadlineOptions, History, encode_articles, encode_headlines,
-    load_headlines)
+    ClickRates,
+    HeadlineData,
+    HeadlineOptions,
+    History,
+    encode_articles,
+    encode_headlines,
+    load_headlines,
+)
 from bigjax.data.store import split_of
 from bigjax.data.tokenizer import Bytes
 from bigjax.data.wordpiece import SPECIALS, WordPiece
@@ -23,32 +30,58 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TOKENIZER = WordPiece([*SPECIALS, *LETTERS, *(f"##{x}" for x in LETTERS), *"体验巅峰"])
 ID = {piece: i for i, piece in enumerate(TOKENIZER._vocab)}
 NAMES = ("headline", "article", "clicks", "impressions", "published", "tags")
-OPTIONS = HeadlineOptions(article_len=12, headline_len=4, click_buckets=2, hot_words=0,
-                          hot_per_example=3)
+OPTIONS = HeadlineOptions(
+    article_len=12, headline_len=4, click_buckets=2, hot_words=0, hot_per_example=3
+)
 
 
 def section(columns=None, **changes):
-    c = ml_collections.ConfigDict({
-        "train": "", "valid": "", "test": "", "truncate": False, "valid_fraction": .0,
-        "test_fraction": .0, "cache_dir": "unused", "columns": {name: name for name in NAMES},
-        "tokenizer": {"kind": "wordpiece", "path": "", "vocab_size": 60, "lowercase": True}})
+    c = ml_collections.ConfigDict(
+        {
+            "train": "",
+            "valid": "",
+            "test": "",
+            "truncate": False,
+            "valid_fraction": 0.0,
+            "test_fraction": 0.0,
+            "cache_dir": "unused",
+            "columns": {name: name for name in NAMES},
+            "tokenizer": {"kind": "wordpiece", "path": "", "vocab_size": 60, "lowercase": True},
+        }
+    )
     c.columns.update(columns or {})
     c.update(changes)
     return c
 
 
 def line(i=0, **changes):
-    return {"headline": f"h{i}", "article": f"a{i}", "clicks": i, "impressions": 100,
-            "published": i, "tags": [], **changes}
+    return {
+        "headline": f"h{i}",
+        "article": f"a{i}",
+        "clicks": i,
+        "impressions": 100,
+        "published": i,
+        "tags": [],
+        **changes,
+    }
 
 
 def file(path, *lines):
-    return write(path, '\n'.join(map(json.dumps, lines)))
+    return write(path, "\n".join(map(json.dumps, lines)))
 
 
-def row(headline="x", article="a", clicks=None, impressions=None, time=0., tags=(), **more):
-    return {"headline": headline, "article": article, "clicks": clicks, "where": "f:1",
-            "impressions": impressions, "time": time, "tags": list(tags), "published": None, **more}
+def row(headline="x", article="a", clicks=None, impressions=None, time=0.0, tags=(), **more):
+    return {
+        "headline": headline,
+        "article": article,
+        "clicks": clicks,
+        "where": "f:1",
+        "impressions": impressions,
+        "time": time,
+        "tags": list(tags),
+        "published": None,
+        **more,
+    }
 
 
 def encode(rows, hot=(), truncate=False, train=(), **options):
@@ -62,19 +95,35 @@ def text(ids):
 
 
 def source(examples, i=0):
-    return text(examples.source[examples.offsets[i]:examples.offsets[i + 1]])
+    return text(examples.source[examples.offsets[i] : examples.offsets[i + 1]])
 
 
 # Rows.
 
+
 def test_rows_have_one_name_whatever_the_columns_are_called(tmp_path):
     data = section({"headline": "Title", "article": "Body", "published": "when", "tags": "kinds"})
-    given = {"Title": "T", "Body": "B", "clicks": 3, "impressions": "", "when": "2024-05-01",
-             "kinds": "x, y"}
+    given = {
+        "Title": "T",
+        "Body": "B",
+        "clicks": 3,
+        "impressions": "",
+        "when": "2024-05-01",
+        "kinds": "x, y",
+    }
     path = file(tmp_path / "a.jsonl", given)
     assert R.read_headlines(path, data) == [
-        {"headline": "T", "article": "B", "clicks": 3., "impressions": None, "tags": ["x", "y"],
-         "published": 1714521600., "where": f"{path}:1", "row": given}]
+        {
+            "headline": "T",
+            "article": "B",
+            "clicks": 3.0,
+            "impressions": None,
+            "tags": ["x", "y"],
+            "published": 1714521600.0,
+            "where": f"{path}:1",
+            "row": given,
+        }
+    ]
     bare = write(tmp_path / "a.tsv", "T\t5\n")
     columns = {**dict.fromkeys(NAMES, ""), "headline": "0", "tags": "1"}
     (found,) = R.read_headlines(bare, section(columns))
@@ -89,15 +138,21 @@ def test_dates_and_numbers_order_rows(tmp_path):
     assert np.diff(found).tolist() == [1, 3599]
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"headline": " "}, "column 'headline' is empty"), ({"article": ""}, "'article' is empty"),
-    ({"headline": None}, "'headline' holds null"), ({"published": ""}, "'published' is empty"),
-    ({"clicks": -1}, "clicks is '-1'; it has to be a number of at least 0"),
-    ({"clicks": "many"}, "clicks is 'many'.*data.columns.clicks=''"),
-    ({"impressions": "inf"}, "impressions is 'inf'"), ({"clicks": True}, "clicks is 'true'"),
-    ({"published": "May 1st"}, "published is 'May 1st'.*ISO 8601"),
-    ({"published": "nan"}, "published is 'nan'"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"headline": " "}, "column 'headline' is empty"),
+        ({"article": ""}, "'article' is empty"),
+        ({"headline": None}, "'headline' holds null"),
+        ({"published": ""}, "'published' is empty"),
+        ({"clicks": -1}, "clicks is '-1'; it has to be a number of at least 0"),
+        ({"clicks": "many"}, "clicks is 'many'.*data.columns.clicks=''"),
+        ({"impressions": "inf"}, "impressions is 'inf'"),
+        ({"clicks": True}, "clicks is 'true'"),
+        ({"published": "May 1st"}, "published is 'May 1st'.*ISO 8601"),
+        ({"published": "nan"}, "published is 'nan'"),
+    ],
+)
 def test_bad_rows(tmp_path, changes, message):
     path = file(tmp_path / "a.jsonl", line(1), line(2, **changes))
     with pytest.raises(UserError, match=r"a\.jsonl:2: .*" + message):
@@ -109,8 +164,9 @@ def test_missing_columns(tmp_path, name):
     given = line()
     del given[name]
     path = file(tmp_path / "a.jsonl", given)
-    with pytest.raises(UserError, match=f"no column '{name}' for {name}; found 'headline'.*"
-                                        f"data.columns.{name}=''"):
+    with pytest.raises(
+        UserError, match=f"no column '{name}' for {name}; found 'headline'.*data.columns.{name}=''"
+    ):
         R.read_headlines(path, section())
     assert R.read_headlines(path, section({name: ""}))[0]["headline"] == "h0"
     if name != "tags":
@@ -129,23 +185,31 @@ def test_articles_alone(tmp_path):
 
 def test_rows_of_one_article_fall_together(tmp_path):
     lines = [line(i, article=f"article {i % 40}") for i in range(120)]
-    data = section(train=file(tmp_path / "a.jsonl", *lines), valid_fraction=.3, test_fraction=.2)
+    data = section(train=file(tmp_path / "a.jsonl", *lines), valid_fraction=0.3, test_fraction=0.2)
     parts = R.read_parts(data)
     assert [*parts] == ["train", "valid", "test"] and sum(map(len, parts.values())) == 120
     for name, rows in parts.items():
-        assert rows and all(split_of(row["article"], .3, .2) == name for row in rows)
-    titles = R.read_parts(section({"article": ""}, **{
-        name: data[name] for name in ("train", "valid_fraction", "test_fraction")}))
-    assert all(split_of(row["headline"], .3, .2) == name
-               for name, rows in titles.items() for row in rows)
+        assert rows and all(split_of(row["article"], 0.3, 0.2) == name for row in rows)
+    titles = R.read_parts(
+        section(
+            {"article": ""},
+            **{name: data[name] for name in ("train", "valid_fraction", "test_fraction")},
+        )
+    )
+    assert all(
+        split_of(row["headline"], 0.3, 0.2) == name for name, rows in titles.items() for row in rows
+    )
     data.valid = data.train  # the same as none
     assert R.read_parts(data) == parts
 
 
 def test_pairs_that_are_held_out_are_not_trained_on(tmp_path):
     train = file(tmp_path / "a.jsonl", line(1), line(2), line(3), line(4, article="a1"))
-    data = section(train=train, valid=file(tmp_path / "b.jsonl", line(2), line(3)),
-                   test=file(tmp_path / "c.jsonl", line(3), line(9)))
+    data = section(
+        train=train,
+        valid=file(tmp_path / "b.jsonl", line(2), line(3)),
+        test=file(tmp_path / "c.jsonl", line(3), line(9)),
+    )
     said = []
     parts = R.read_parts(data, log=said.append)
     found = {name: [row["headline"] for row in rows] for name, rows in parts.items()}
@@ -158,15 +222,17 @@ def test_pairs_that_are_held_out_are_not_trained_on(tmp_path):
 def test_time_is_the_order_of_the_file_without_published(tmp_path):
     lines = [line(i, article=f"article {i}") for i in range(30)]
     path, other = file(tmp_path / "a.jsonl", *lines), file(tmp_path / "b.jsonl", line(50))
-    parts = R.read_parts(section({"published": ""}, train=path, valid_fraction=.5, test=other))
+    parts = R.read_parts(section({"published": ""}, train=path, valid_fraction=0.5, test=other))
     assert parts["valid"] and all(
-        row["time"] == int(row["headline"][1:]) for row in parts["train"] + parts["valid"])
+        row["time"] == int(row["headline"][1:]) for row in parts["train"] + parts["valid"]
+    )
     assert parts["test"][0]["time"] == math.inf
     dated = R.read_parts(section(train=path, test=other))
     assert dated["test"][0]["time"] == 50 and dated["train"][3]["time"] == 3
 
 
 # Docstrings.
+
 
 def test_uses_are_counted_in_files_that_import_the_package(tmp_path):
     a = write(tmp_path / "a.py", "import pkg.sub as p\np.f(1)\nf\nf = 2\np.f = 3\nimport g\n")
@@ -176,20 +242,26 @@ def test_uses_are_counted_in_files_that_import_the_package(tmp_path):
     bad = write(tmp_path / "e.py", "import pkg\nf(")
     files = [("a", a), ("b", b), ("c", c), ("pkg.d", d), ("e", bad), ("f", str(tmp_path / "no"))]
     assert R.count_uses(files, ["pkg.f", "pkg.sub.g", "other.f", "none.f"]) == {
-        "pkg.f": (4, 3), "pkg.sub.g": (0, 3), "other.f": (2, 1), "none.f": (0, 0)}
+        "pkg.f": (4, 3),
+        "pkg.sub.g": (0, 3),
+        "other.f": (2, 1),
+        "none.f": (0, 0),
+    }
 
 
 def test_docstrings_as_headlines(tmp_path, monkeypatch):
     body = "It does so in a way that takes more than forty characters."
-    records = [docstrings.Record("pkg", "pkg.f", f"Does it.\n\n{body}"),
-               docstrings.Record("pkg", "pkg.g", "Does something else.\n\nShort.")]
+    records = [
+        docstrings.Record("pkg", "pkg.f", f"Does it.\n\n{body}"),
+        docstrings.Record("pkg", "pkg.g", "Does something else.\n\nShort."),
+    ]
     path = write(tmp_path / "a.py", "import pkg\npkg.f(pkg.f)\n")
     monkeypatch.setattr(docstrings, "records", lambda cache_dir: records)
     monkeypatch.setattr(docstrings, "python_files", lambda: [["pkg", "a", path]])
     data = section(cache_dir=str(tmp_path / "cache"))
     (found,) = R.read_headlines("docstrings:headline", data)
     assert found["headline"] == "Does it." and found["article"] == body
-    assert (found["clicks"], found["impressions"], found["tags"]) == (2., 1., ["pkg"])
+    assert (found["clicks"], found["impressions"], found["tags"]) == (2.0, 1.0, ["pkg"])
     monkeypatch.setattr(R, "count_uses", None)  # the second time they come from the cache
     assert R.read_headlines("docstrings:headline", data) == [found]
     with pytest.raises(UserError, match='no headline set .*the docstrings give "docstrings:h'):
@@ -197,6 +269,7 @@ def test_docstrings_as_headlines(tmp_path, monkeypatch):
 
 
 # History.
+
 
 def test_history_is_strictly_before():
     history = History([row(f"h{i}", time=i) for i in (3, 1, 2, 2, 0)])
@@ -207,8 +280,12 @@ def test_history_is_strictly_before():
 
 
 def test_history_shares_the_most_tags():
-    history = History([row(f"h{i}", time=i, tags=tags)
-                       for i, tags in enumerate(["ab", "a", "b", "c", "ab", "abc"])])
+    history = History(
+        [
+            row(f"h{i}", time=i, tags=tags)
+            for i, tags in enumerate(["ab", "a", "b", "c", "ab", "abc"])
+        ]
+    )
     assert history.before(row(time=5, tags="ab"), 3) == ["h4", "h0", "h2"]
     assert history.before(row(time=9, tags="c"), 9) == ["h5", "h3"]
     assert history.before(row(time=9, tags="z"), 2) == []
@@ -217,14 +294,13 @@ def test_history_shares_the_most_tags():
 
 # Examples and batches.
 
+
 def test_examples_by_hand():
     train = [row("b c", time=1), row("d", time=2)]
-    examples = encode([row("ab", "x y", 3, 10, time=5), row("e", "", time=1.5)], ["y"],
-                      train=train)
+    examples = encode([row("ab", "x y", 3, 10, time=5), row("e", "", time=1.5)], ["y"], train=train)
     assert source(examples) == "x y [SEP] d [SEP] b c [SEP]"
     assert source(examples, 1) == "[SEP] b c [SEP]" and examples.history.tolist() == [3, 1]
-    assert [text(one) for one in examples.tokens] == [
-        "a ##b [SEP] [PAD]", "e [SEP] [PAD] [PAD]"]
+    assert [text(one) for one in examples.tokens] == ["a ##b [SEP] [PAD]", "e [SEP] [PAD] [PAD]"]
     assert examples.n_tokens.tolist() == [3, 2] and examples.clicks.tolist() == [1, 0]
     assert examples.click_weight.tolist() == [1, 0] and text(examples.hot[0]) == "y [PAD] [PAD]"
     assert examples.cut == []
@@ -233,8 +309,11 @@ def test_examples_by_hand():
 def test_what_is_too_long_is_refused_or_cut():
     train = [row("b c d e f", time=1), row("g h", time=2), row("i", time=0)]
     rows = [row("a b c d", " ".join(LETTERS), time=5), row("a b c", "a b", time=5)]
-    with pytest.raises(UserError, match="f:1: the article, with the previous headlines, is 30 "
-                                        "tokens long and 12 are allowed.*1 of 2.*article_len"):
+    with pytest.raises(
+        UserError,
+        match="f:1: the article, with the previous headlines, is 30 "
+        "tokens long and 12 are allowed.*1 of 2.*article_len",
+    ):
         encode(rows, train=train)
     with pytest.raises(UserError, match="f:1: the headline is 5 tokens long and 4 are allowed"):
         encode([row("a b c d")])
@@ -242,13 +321,15 @@ def test_what_is_too_long_is_refused_or_cut():
     assert source(examples) == "a b c d e f [SEP] g h [SEP] i [SEP]"
     assert source(examples, 1) == "a b [SEP] g h [SEP] b c d [SEP] i [SEP]"  # there is room
     assert text(examples.tokens[0]) == "a b c [SEP]" and examples.n_tokens.tolist() == [4, 4]
-    assert [cut.split(" are")[0] for cut in examples.cut] == [
-        "1 of 2 articles", "1 of 2 headlines"]
+    assert [cut.split(" are")[0] for cut in examples.cut] == ["1 of 2 articles", "1 of 2 headlines"]
 
 
 def test_batch_by_hand():
-    examples = encode([row("a", "x", 1, 2, time=5), row("b", "y z", time=0), row("c", "w")],
-                      ["z"], train=[row("d", time=1)])
+    examples = encode(
+        [row("a", "x", 1, 2, time=5), row("b", "y z", time=0), row("c", "w")],
+        ["z"],
+        train=[row("d", time=1)],
+    )
     data = HeadlineData(examples, PAD, 12, 2, shuffle=False, name="valid")
     assert data.n_batches == 2 == data.epoch_steps and data.examples_at(1) == ["valid:2"]
     batch = data.batch_at(0)
@@ -260,13 +341,16 @@ def test_batch_by_hand():
     assert batch["click_weight"].tolist() == [1, 0] and batch["example"].tolist() == [0, 1]
     last = data.batch_at(1)
     assert last["example"].tolist() == [2, -1]
-    assert all(last[key][1].sum() == 0 for key in ("weights", "source_mask", "hot_mask",
-                                                   "click_weight", "clicks", "click_rate"))
+    assert all(
+        last[key][1].sum() == 0
+        for key in ("weights", "source_mask", "hot_mask", "click_weight", "clicks", "click_rate")
+    )
     assert {key: value.dtype for key, value in last.items()} == {
-        **dict.fromkeys(("source", "source_types", "tokens", "clicks", "hot", "example"),
-                        np.int32),
-        **dict.fromkeys(("source_mask", "weights", "click_rate", "click_weight", "hot_mask"),
-                        np.float32)}
+        **dict.fromkeys(("source", "source_types", "tokens", "clicks", "hot", "example"), np.int32),
+        **dict.fromkeys(
+            ("source_mask", "weights", "click_rate", "click_weight", "hot_mask"), np.float32
+        ),
+    }
     part = data.batch_at(1, slice(1, 2))
     for key in last:
         np.testing.assert_array_equal(part[key], last[key][1:], err_msg=key)
@@ -293,24 +377,36 @@ def test_training_is_endless_and_a_function_of_seed_and_step():
 
 def test_inference_reads_what_training_does():
     rows = [row("a", "x y", time=5, history=["d"]), row("b", " ".join(LETTERS), history=[])]
-    given, cut = encode_articles([{"article": one["article"], "history": one["history"]}
-                                  for one in rows], OPTIONS, TOKENIZER, ["y"])
+    given, cut = encode_articles(
+        [{"article": one["article"], "history": one["history"]} for one in rows],
+        OPTIONS,
+        TOKENIZER,
+        ["y"],
+    )
     examples = encode(rows, ["y"], truncate=True, train=[row("d", time=1)])
     batch = HeadlineData(examples, PAD, 12, 2, shuffle=False).batch_at(0)
     for key in given:
         np.testing.assert_array_equal(given[key], batch[key], err_msg=key)
     assert cut == examples.cut[:1] and "1 of 2 articles are cut" in cut[0]
-    assert {*batch} - {*given} == {"tokens", "weights", "clicks", "click_rate", "click_weight",
-                                   "example"}
+    assert {*batch} - {*given} == {
+        "tokens",
+        "weights",
+        "clicks",
+        "click_rate",
+        "click_weight",
+        "example",
+    }
     with pytest.raises(UserError, match="row 0: the article, .* is 27 tokens long"):
         encode_articles([{"article": " ".join(LETTERS)}], OPTIONS, TOKENIZER, truncate=False)
 
 
 def titles(tmp_path, n=60, **changes):
     words = "lighthouse harbour weather elephant mountain festival".split()
-    lines = [line(i, headline=f"{words[i % 6]} {words[i // 6 % 6]}", article=f"{words[i % 5]} {i}")
-             for i in range(n)]
-    return section(train=file(tmp_path / "a.jsonl", *lines), valid_fraction=.2, **changes)
+    lines = [
+        line(i, headline=f"{words[i % 6]} {words[i // 6 % 6]}", article=f"{words[i % 5]} {i}")
+        for i in range(n)
+    ]
+    return section(train=file(tmp_path / "a.jsonl", *lines), valid_fraction=0.2, **changes)
 
 
 def test_load(tmp_path):
@@ -326,7 +422,8 @@ def test_load(tmp_path):
     assert found.tokenizer.decode(batch["tokens"][0]) == found.rows("valid")[0]["headline"]
     own = {row["headline"] for row in found.rows("train")}
     assert found.history.before(row(time=math.inf), 99) and own >= set(
-        found.history.before(row(time=math.inf), 99))
+        found.history.before(row(time=math.inf), 99)
+    )
     again = load_headlines(data, options, said.append, found.tokenizer)
     assert again.fingerprint == found.fingerprint
     for changes in ({"n_history": 1}, {"hot_per_example": 2}, {"article_len": 13}):
@@ -354,15 +451,23 @@ def test_a_loader_refuses_what_it_cannot_do(tmp_path):
         load_headlines(data, OPTIONS, splits=["dev"])
     with pytest.raises(UserError, match='kind="wordpiece", not "bytes"'):
         load_headlines(data, OPTIONS, tokenizer=Bytes())
-    for name, value in (("article_len", 7), ("headline_len", 1), ("click_smoothing", -1.),
-                        ("click_smoothing", math.nan)):
+    for name, value in (
+        ("article_len", 7),
+        ("headline_len", 1),
+        ("click_smoothing", -1.0),
+        ("click_smoothing", math.nan),
+    ):
         with pytest.raises(UserError, match=f"{name} is {value}; it has to be at least"):
             HeadlineOptions(**{name: value})
 
 
 def test_chinese_titles(tmp_path):
-    titles = ["体验2D巅峰 倚天屠龙记十大创新概览", "60年铁树开花形状似玉米芯(组图)",
-              "同步A股首秀：港股缩量回调", "中青宝sg现场抓拍 兔子舞热辣表演"]
+    titles = [
+        "体验2D巅峰 倚天屠龙记十大创新概览",
+        "60年铁树开花形状似玉米芯(组图)",
+        "同步A股首秀：港股缩量回调",
+        "中青宝sg现场抓拍 兔子舞热辣表演",
+    ]
     path = file(tmp_path / "a.jsonl", *[{"headline": title} for title in titles * 3])
     columns = {**dict.fromkeys(NAMES, ""), "headline": "headline"}
     data = section(columns, train=path, cache_dir=str(tmp_path / "cache"))
@@ -371,8 +476,9 @@ def test_chinese_titles(tmp_path):
     found = load_headlines(data, options, lambda line: None)
     with pytest.raises(UserError, match="no training row has any. Set data.columns.clicks"):
         load_headlines(data, dataclasses.replace(options, click_buckets=2), lambda line: None)
-    batch = HeadlineData(found._examples["train"], found.tokenizer.pad_id, 32, 4,
-                         shuffle=False).batch_at(0)
+    batch = HeadlineData(
+        found._examples["train"], found.tokenizer.pad_id, 32, 4, shuffle=False
+    ).batch_at(0)
     decoded = [found.tokenizer.decode(ids).replace(" ", "") for ids in batch["tokens"]]
     assert decoded == [title.lower().replace(" ", "") for title in titles]
     assert batch["source_mask"].sum(1).tolist() == [1, 1 + 17, 1 + 17, 1 + 14 + 17]

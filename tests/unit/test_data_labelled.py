@@ -6,12 +6,25 @@ import time
 import numpy as np
 import pytest
 
-from bigjax.data import examples as E, labelled
+from bigjax.data import examples as E
+from bigjax.data import labelled
 from bigjax.data.labelled import LabelledData, label_names, load_labelled, plan_rows
 from bigjax.data.tokenizer import Bytes
 from bigjax.errors import UserError
 from tests.unit.test_data_examples import (
-    CLS, ID, LETTERS, PAD, SEP, TOKENIZER, answer_text, encode, question, section, table, write)
+    CLS,
+    ID,
+    LETTERS,
+    PAD,
+    SEP,
+    TOKENIZER,
+    answer_text,
+    encode,
+    question,
+    section,
+    table,
+    write,
+)
 
 
 def of_lengths(lengths, labels=True):
@@ -19,17 +32,22 @@ def of_lengths(lengths, labels=True):
     lengths = np.asarray(lengths)
     offsets = np.cumsum([0, *lengths])
     n = len(lengths)
-    return E.Examples(np.arange(1, offsets[-1] + 1, dtype=np.int32), offsets,
-                      (lengths // 2).astype(np.int32), np.arange(n, dtype=np.int32),
-                      label=np.arange(n, dtype=np.int32) % 7 if labels else None)
+    return E.Examples(
+        np.arange(1, offsets[-1] + 1, dtype=np.int32),
+        offsets,
+        (lengths // 2).astype(np.int32),
+        np.arange(n, dtype=np.int32),
+        label=np.arange(n, dtype=np.int32) % 7 if labels else None,
+    )
 
 
 def data_of(lengths, **kwargs):
-    return LabelledData(of_lengths(lengths), **{"pad_id": 0, "seq_len": 64, "batch_size": 8,
-                                                "seed": 3, **kwargs})
+    return LabelledData(
+        of_lengths(lengths), **{"pad_id": 0, "seq_len": 64, "batch_size": 8, "seed": 3, **kwargs}
+    )
 
 
-LENGTHS = np.clip(np.random.RandomState(0).lognormal(2.5, .7, 500).astype(int), 3, 64)
+LENGTHS = np.clip(np.random.RandomState(0).lognormal(2.5, 0.7, 500).astype(int), 3, 64)
 
 
 def equal(a, b):
@@ -38,15 +56,21 @@ def equal(a, b):
         np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
-@pytest.mark.parametrize("draw", [
-    lambda rng, n: rng.lognormal(3.3, .6, n), lambda rng, n: rng.integers(5, 129, n),
-    lambda rng, n: rng.normal(60, 20, n), lambda rng, n: rng.lognormal(3.7, .8, n)])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda rng, n: rng.lognormal(3.3, 0.6, n),
+        lambda rng, n: rng.integers(5, 129, n),
+        lambda rng, n: rng.normal(60, 20, n),
+        lambda rng, n: rng.lognormal(3.7, 0.8, n),
+    ],
+)
 def test_packing_leaves_little_padding(draw):
     lengths = np.clip(draw(np.random.default_rng(0), 20_000).astype(int), 5, 128)
     for shuffle in (True, False):
-        assert data_of(lengths, seq_len=128, shuffle=shuffle).padding < .1
+        assert data_of(lengths, seq_len=128, shuffle=shuffle).padding < 0.1
     loose = data_of(lengths, seq_len=128, packing=False)
-    assert loose.padding == pytest.approx(1 - lengths.mean() / 128) and loose.padding > .2
+    assert loose.padding == pytest.approx(1 - lengths.mean() / 128) and loose.padding > 0.2
 
 
 @pytest.mark.parametrize("seq_len", [32, 96, 128])
@@ -59,14 +83,14 @@ def test_packing_of_short_texts(seq_len, least, most):
         return
     for shuffle in (True, False):
         data = data_of(lengths, seq_len=seq_len, shuffle=shuffle)
-        assert data.padding < .1 and data.max_examples <= seq_len // 3
+        assert data.padding < 0.1 and data.max_examples <= seq_len // 3
         assert data.batch_at(0)["first"].shape == (8, data.max_examples)
 
 
-@pytest.mark.parametrize("short, share, long", [(3, .5, 128), (4, .9, 120), (4, .97, 60)])
+@pytest.mark.parametrize("short, share, long", [(3, 0.5, 128), (4, 0.9, 120), (4, 0.97, 60)])
 def test_packing_of_short_texts_among_long_ones(short, share, long):
     rng = np.random.RandomState(0)
-    assert data_of(np.where(rng.rand(5000) < share, short, long), seq_len=128).padding < .05
+    assert data_of(np.where(rng.rand(5000) < share, short, long), seq_len=128).padding < 0.05
 
 
 def test_a_row_has_no_more_places_than_its_lengths_need():
@@ -87,6 +111,7 @@ def test_plan_by_hand():
     def plan(lengths, most):
         order, offsets = plan_rows(np.array(lengths), np.arange(len(lengths)), 10, most)
         return [order[a:b].tolist() for a, b in zip(offsets, offsets[1:])]
+
     assert plan([6, 7, 3, 4, 10, 2], 3) == [[0, 3], [1, 2], [4], [5]]  # the fullest that has room
     assert plan([1] * 7, 3) == [[0, 1, 2], [3, 4, 5], [6]]
     assert plan([5, 5], 1) == [[0], [1]] and plan([], 3) == []
@@ -101,8 +126,14 @@ def test_plan_with_few_open_rows(monkeypatch):
 
 
 def test_batch_by_hand():
-    examples = encode([{"text": "a b", "pair": "c", "label": "1"}, {"text": "d", "label": "0"},
-                       {"text": "e f g h i j k l", "label": "1"}], seq_len=16)
+    examples = encode(
+        [
+            {"text": "a b", "pair": "c", "label": "1"},
+            {"text": "d", "label": "0"},
+            {"text": "e f g h i j k l", "label": "1"},
+        ],
+        seq_len=16,
+    )
     data = LabelledData(examples, PAD, 16, 2, shuffle=False)
     batch = data.batch_at(0)
     assert data.n_batches == 1 and data.max_examples == 4 and data.n_rows == 2
@@ -149,8 +180,14 @@ def examples_in(batch):
             columns = np.flatnonzero(mine)
             assert columns[0] == batch["first"][row, slot]
             assert (batch["positions"][row, mine] == np.arange(mine.sum())).all()
-            found.append((batch["example"][row, slot], batch["tokens"][row, mine].tolist(),
-                          batch["types"][row, mine].tolist(), batch["label"][row, slot]))
+            found.append(
+                (
+                    batch["example"][row, slot],
+                    batch["tokens"][row, mine].tolist(),
+                    batch["types"][row, mine].tolist(),
+                    batch["label"][row, slot],
+                )
+            )
         assert batch["segment_ids"][row].max() == batch["weights"][row].sum()
     return found
 
@@ -159,7 +196,7 @@ def check_all_once(data, found):
     examples = data.examples
     assert sorted(i for i, *_ in found) == list(range(len(examples)))
     for i, tokens, types, label in found:
-        first, last = examples.offsets[i:i + 2]
+        first, last = examples.offsets[i : i + 2]
         assert tokens == examples.tokens[first:last].tolist() and label == i % 7
         assert types == [int(j >= examples.second[i]) for j in range(last - first)]
 
@@ -218,8 +255,15 @@ def test_rows_are_slices_of_the_global_batch():
     for data in (data_of(LENGTHS), data_of(LENGTHS[:40], shuffle=False, batch_size=30)):
         whole = data.batch_at(0)
         b = data.batch_size
-        for rows in (slice(0, 4), slice(4, 8), slice(7, 8), slice(None, 3), slice(5, None),
-                     slice(b - 1, b), slice(None)):
+        for rows in (
+            slice(0, 4),
+            slice(4, 8),
+            slice(7, 8),
+            slice(None, 3),
+            slice(5, None),
+            slice(b - 1, b),
+            slice(None),
+        ):
             equal(data.batch_at(0, rows), {key: value[rows] for key, value in whole.items()})
 
 
@@ -236,8 +280,11 @@ def test_rows_and_steps_out_of_range():
 
 
 def test_too_little_data():
-    with pytest.raises(UserError, match=r"the train data makes 2 rows of 64 tokens \(packed: 5 "
-                                        r"examples\), and a batch takes 8. Lower train.batch_size"):
+    with pytest.raises(
+        UserError,
+        match=r"the train data makes 2 rows of 64 tokens \(packed: 5 "
+        r"examples\), and a batch takes 8. Lower train.batch_size",
+    ):
         data_of([20] * 5)
     with pytest.raises(UserError, match="makes 5 rows of 64 tokens, and a batch takes 8"):
         data_of([20] * 5, packing=False)
@@ -252,8 +299,13 @@ def test_too_little_data():
 
 def sentiment(tmp_path, **changes):
     lines = [f"{word} film number {i}\t{word}" for i in range(60) for word in ("good", "bad")]
-    return section(train=table(tmp_path / "train.tsv", lines), cache_dir=str(tmp_path / "cache"),
-                   valid_fraction=.1, test_fraction=.1, **changes)
+    return section(
+        train=table(tmp_path / "train.tsv", lines),
+        cache_dir=str(tmp_path / "cache"),
+        valid_fraction=0.1,
+        test_fraction=0.1,
+        **changes,
+    )
 
 
 def test_load_labelled(tmp_path):
@@ -265,8 +317,12 @@ def test_load_labelled(tmp_path):
     train, valid = found.split("train", 4, seed=1), found.split("valid", 4)
     assert train.shuffle and not valid.shuffle
     assert not found.split("train", 4, shuffle=False).shuffle
-    held = [i for step in range(valid.n_batches) for i in valid.batch_at(step)["example"].ravel()
-            if i >= 0]
+    held = [
+        i
+        for step in range(valid.n_batches)
+        for i in valid.batch_at(step)["example"].ravel()
+        if i >= 0
+    ]
     assert sorted(held) == list(range(len(found.rows("valid"))))
     batch = valid.batch_at(0)
     row = found.rows("valid")[valid.examples.row[batch["example"][0, 0]]]
@@ -284,18 +340,31 @@ def test_fingerprint_sees_content_tokenizer_labels_and_settings(tmp_path):
     def fingerprint(labels=("bad", "good"), tokenizer=TOKENIZER, **changes):
         data = sentiment(tmp_path, **changes)
         return load_labelled(data, "classify", labels, tokenizer=tokenizer, log=str).fingerprint
+
     first = fingerprint()
     assert fingerprint() == first == fingerprint(packing=False)
-    others = {fingerprint(("good", "bad")), fingerprint(tokenizer=Bytes()),
-              fingerprint(seq_len=40), fingerprint(test=table(tmp_path / "x.tsv", ["a\tbad"]))}
+    others = {
+        fingerprint(("good", "bad")),
+        fingerprint(tokenizer=Bytes()),
+        fingerprint(seq_len=40),
+        fingerprint(test=table(tmp_path / "x.tsv", ["a\tbad"])),
+    }
     assert len(others) == 4 and first not in others
 
 
 def test_only_the_splits_that_are_named(tmp_path):
     mine = table(tmp_path / "x.tsv", ["a\tbad", "b\tgood"])
+
     def load(tokenizer=TOKENIZER, names=("test",), **changes):
-        return load_labelled(sentiment(tmp_path, **changes), "classify", ["bad", "good"],
-                             tokenizer=tokenizer, log=str, names=names)
+        return load_labelled(
+            sentiment(tmp_path, **changes),
+            "classify",
+            ["bad", "good"],
+            tokenizer=tokenizer,
+            log=str,
+            names=names,
+        )
+
     every, alone = load(names=("train", "valid", "test"), test=mine), load(test=mine)
     assert alone.rows("test") == every.rows("test") and len(alone.rows("test")) == 2
     assert load(names=("valid", "train")).rows("valid") == load(names=["valid"]).rows("valid")
@@ -311,8 +380,9 @@ def test_only_the_splits_that_are_named(tmp_path):
     assert fingerprint != load(names=("test", "valid"), test=mine).fingerprint
     write(tmp_path / "train.tsv", "")
     data = section(train=str(tmp_path / "train.tsv"), test=mine)
-    again = load_labelled(data, "classify", ["bad", "good"], tokenizer=TOKENIZER, log=str,
-                          names=("test",))
+    again = load_labelled(
+        data, "classify", ["bad", "good"], tokenizer=TOKENIZER, log=str, names=("test",)
+    )
     assert again.fingerprint == fingerprint
 
 
@@ -338,23 +408,29 @@ def test_load_labelled_errors(tmp_path):
     few = load_labelled(data, "classify", ["0", "1"], tokenizer=TOKENIZER, log=str)
     with pytest.raises(UserError, match="the valid data is empty.*Raise data.valid_fraction"):
         few.split("valid", 1)
-    data.test_fraction = 1.
+    data.test_fraction = 1.0
     none = load_labelled(data, "classify", ["0", "1"], tokenizer=TOKENIZER, log=str)
     with pytest.raises(UserError, match="the train data is empty.*Lower data.valid_fraction"):
         none.split("train", 1)
 
 
 def test_squad_and_conll_files_end_to_end(tmp_path):
-    qas = [{"id": str(i), "question": f"{x}?", "answers": [{"text": x, "answer_start": 2 * i}]}
-           for i, x in enumerate(LETTERS)]
+    qas = [
+        {"id": str(i), "question": f"{x}?", "answers": [{"text": x, "answer_start": 2 * i}]}
+        for i, x in enumerate(LETTERS)
+    ]
     content = {"data": [{"paragraphs": [{"context": " ".join(LETTERS), "qas": qas}]}]}
     data = section(train=write(tmp_path / "a.json", json.dumps(content)), seq_len=16, doc_stride=4)
     found = load_labelled(data, "answer", [], tokenizer=TOKENIZER, log=str)
     examples = found.split("train", 4).examples
-    answered = {found.rows("train")[examples.row[i]]["question"][0]:
-                answer_text(examples, found.rows("train"), i)
-                for i in range(len(examples)) if examples.start[i]}
+    answered = {
+        found.rows("train")[examples.row[i]]["question"][0]: answer_text(
+            examples, found.rows("train"), i
+        )
+        for i in range(len(examples))
+        if examples.start[i]
+    }
     assert answered == {x: x for x in LETTERS}
-    data = section(train=write(tmp_path / "a.conll", 'a O\nb X\n\nc O\n'))
+    data = section(train=write(tmp_path / "a.conll", "a O\nb X\n\nc O\n"))
     tags = load_labelled(data, "tag", label_names(data, "tag"), tokenizer=TOKENIZER, log=str)
     assert tags.split("train", 1).batch_at(0)["token_labels"].max() == 1

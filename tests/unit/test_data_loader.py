@@ -44,13 +44,17 @@ def test_make_batch_by_hand():
     tokens = np.array([[98, 99, EOS, BOS, 100, EOS], [BOS, 97, EOS, PAD, PAD, PAD]], np.int32)
     is_first = tokens == BOS
     packed = make_batch(tokens, is_first, np.array([6, 3]), Bytes().token_bytes, True)
-    equal(packed, {
-        "inputs": [[98, 99, EOS, BOS, 100], [BOS, 97, EOS, PAD, PAD]],
-        "targets": [[99, EOS, BOS, 100, EOS], [97, EOS, PAD, PAD, PAD]],
-        "weights": [[1, 1, 0, 1, 1], [1, 1, 0, 0, 0]],
-        "segment_ids": [[1, 1, 1, 2, 2], [1, 1, 1, 0, 0]],
-        "positions": [[0, 1, 2, 0, 1], [0, 1, 2, 0, 0]],
-        "target_bytes": [2, 1]})
+    equal(
+        packed,
+        {
+            "inputs": [[98, 99, EOS, BOS, 100], [BOS, 97, EOS, PAD, PAD]],
+            "targets": [[99, EOS, BOS, 100, EOS], [97, EOS, PAD, PAD, PAD]],
+            "weights": [[1, 1, 0, 1, 1], [1, 1, 0, 0, 0]],
+            "segment_ids": [[1, 1, 1, 2, 2], [1, 1, 1, 0, 0]],
+            "positions": [[0, 1, 2, 0, 1], [0, 1, 2, 0, 0]],
+            "target_bytes": [2, 1],
+        },
+    )
     dtypes = {key: value.dtype for key, value in packed.items()}
     assert dtypes.pop("weights") == np.float32 and set(dtypes.values()) == {np.dtype(np.int32)}
     loose = make_batch(tokens, is_first, np.array([6, 3]), Bytes().token_bytes, False)
@@ -76,16 +80,20 @@ def test_far_steps_cost_what_near_ones_do(numbers):
         begun = time.perf_counter()
         data.batch_at(step)
         return time.perf_counter() - begun
+
     near = min(seconds(step) for step in range(20))
     far = min(seconds(10**12 + step) for step in range(20))
-    assert far < 20 * near + .01
+    assert far < 20 * near + 0.01
 
 
 def examples_of(data, first, count):
     """The examples' first inputs and targets, in the order they come."""
     batches = [data.batch_at(step) for step in range(first // 8, (first + count) // 8)]
-    return [np.concatenate([inputs, targets]).tobytes() for batch in batches
-            for inputs, targets in zip(batch["inputs"], batch["targets"])]
+    return [
+        np.concatenate([inputs, targets]).tobytes()
+        for batch in batches
+        for inputs, targets in zip(batch["inputs"], batch["targets"])
+    ]
 
 
 def test_each_epoch_has_every_example_once_in_another_order(tmp_path):
@@ -93,19 +101,24 @@ def test_each_epoch_has_every_example_once_in_another_order(tmp_path):
     assert data.n_examples == 80 * 66 // 64 and data.epoch_steps == data.n_examples / 8
     n = data.n_examples - data.n_examples % 8
     assert n == data.n_examples - 2 and data.n_batches == n // 8
-    both = examples_of(data, 0, 8 * 21)[:2 * data.n_examples]
-    one, two = both[:data.n_examples], both[data.n_examples:]
+    both = examples_of(data, 0, 8 * 21)[: 2 * data.n_examples]
+    one, two = both[: data.n_examples], both[data.n_examples :]
     assert len(set(one)) == len(one) and set(one) == set(two) and one != two
     tokens = np.frombuffer(b"".join(one), np.int32).reshape(len(one), 2, 64)[:, 0]
-    assert (np.sort(tokens.reshape(-1)) == np.sort(
-        data._streams[0].window(0, 64 * len(one)))).all()
+    assert (np.sort(tokens.reshape(-1)) == np.sort(data._streams[0].window(0, 64 * len(one)))).all()
 
 
 def test_rows_are_slices_of_the_global_batch(numbers):
     for data in (train(numbers), train(numbers, shuffle=False, batch_size=50)):
         whole = data.batch_at(0)
-        for rows in (slice(0, 4), slice(4, 8), slice(7, 8), slice(None, 3), slice(5, None),
-                     slice(None)):
+        for rows in (
+            slice(0, 4),
+            slice(4, 8),
+            slice(7, 8),
+            slice(None, 3),
+            slice(5, None),
+            slice(None),
+        ):
             equal(data.batch_at(0, rows), {key: value[rows] for key, value in whole.items()})
 
 
@@ -161,9 +174,11 @@ def test_segments_are_the_documents(numbers):
 
 
 def test_mixture_proportions_and_separate_epochs(tmp_path):
-    streams = {name: stream(tmp_path, [letter * 62] * n, name=name)  # 64 tokens a document
-               for name, letter, n in (("a", "a", 300), ("b", "b", 30), ("c", "c", 90))}
-    data = TextData(streams, Bytes(), 64, 10, weights={"a": 1, "b": 2.5, "c": .5})
+    streams = {
+        name: stream(tmp_path, [letter * 62] * n, name=name)  # 64 tokens a document
+        for name, letter, n in (("a", "a", 300), ("b", "b", 30), ("c", "c", 90))
+    }
+    data = TextData(streams, Bytes(), 64, 10, weights={"a": 1, "b": 2.5, "c": 0.5})
     counts = {"a": 0, "b": 0, "c": 0}
     for step in range(100):
         for row in data.batch_at(step)["inputs"]:
@@ -173,16 +188,21 @@ def test_mixture_proportions_and_separate_epochs(tmp_path):
     assert data.n_examples == 299 + 29 + 89 and data.epoch_steps == data.n_examples / 10
     other = TextData(streams, Bytes(), 64, 10, weights={"a": 2, "b": 5, "c": 1})
     equal(data.batch_at(77), other.batch_at(77))  # weights are relative
-    equal(data.batch_at(77, slice(3, 7)),
-          {key: value[3:7] for key, value in data.batch_at(77).items()})
+    equal(
+        data.batch_at(77, slice(3, 7)),
+        {key: value[3:7] for key, value in data.batch_at(77).items()},
+    )
     evaluation = TextData(streams, Bytes(), 64, 10, shuffle=False)
     total = sum(evaluation.batch_at(i)["target_bytes"].sum() for i in range(evaluation.n_batches))
     assert total == sum(one.n_bytes for one in streams.values()) == 62 * 420
 
 
 def test_errors_say_what_to_change(tmp_path, numbers):
-    with pytest.raises(UserError, match=r"100 examples of 64 tokens take 6,401 tokens; found: "
-                                        r'a has [\d,]+\. Lower train.batch_size'):
+    with pytest.raises(
+        UserError,
+        match=r"100 examples of 64 tokens take 6,401 tokens; found: "
+        r"a has [\d,]+\. Lower train.batch_size",
+    ):
         train(numbers, batch_size=100)
     with pytest.raises(UserError, match=r"source 'a' has [\d,]+ tokens, and one example .* 10,001"):
         train(numbers, seq_len=10_000)
@@ -190,7 +210,7 @@ def test_errors_say_what_to_change(tmp_path, numbers):
     with pytest.raises(UserError, match="the valid split of a is empty.*Raise data.valid_fraction"):
         train(empty.split("valid"), shuffle=False)
     for weight in (0, -1, None, float("nan")):
-        with pytest.raises(UserError, match=r'data\.sources\.a\.weight is .*positive'):
+        with pytest.raises(UserError, match=r"data\.sources\.a\.weight is .*positive"):
             train(numbers, weights={"a": weight})
     with pytest.raises(UserError, match="data.seq_len is 0"):
         train(numbers, seq_len=0)
@@ -217,8 +237,8 @@ def test_iterate_works_ahead_but_not_far():
     assert next(batches) == 0
     deadline = time.monotonic() + 5
     while len(steps) < 4 and time.monotonic() < deadline:
-        time.sleep(.01)
-    time.sleep(.05)
+        time.sleep(0.01)
+    time.sleep(0.05)
     assert steps == [0, 1, 2, 3]
     batches.close()
     assert not data_threads()
@@ -229,6 +249,7 @@ def test_iterate_hands_on_errors_and_ends_its_thread():
         if step == 2:
             raise UserError("bad batch")
         return step
+
     batches = iterate(batch_at, 0, 10)
     assert [next(batches), next(batches)] == [0, 1]
     with pytest.raises(UserError, match="bad batch"):
@@ -245,24 +266,42 @@ def test_dropped_iterator_ends_its_thread(begin):
     gc.collect()
     deadline = time.monotonic() + 5
     while data_threads() and time.monotonic() < deadline:
-        time.sleep(.01)
+        time.sleep(0.01)
     assert not data_threads()
 
 
 def config(tmp_path, **kwargs):
     text = tmp_path / "text.txt"
     if not text.exists():
-        text.write_text('\n\n'.join(f"paragraph {i} says {i * i} things. " * 30
-                                    for i in range(300)))
+        text.write_text(
+            "\n\n".join(f"paragraph {i} says {i * i} things. " * 30 for i in range(300))
+        )
         (tmp_path / "lines.jsonl").write_text(
-            "".join(f'{{"body": "line {i} of it"}}\n' for i in range(300)))
-    return ml_collections.ConfigDict({
-        "sources": {"mine": {"kind": "text", "path": str(text)},
-                    "lines": {"kind": "jsonl", "path": str(tmp_path / "lines.jsonl"),
-                              "field": "body", "name": "", "split": "train", "weight": .25}},
-        "tokenizer": {"kind": "sentencepiece", "path": "", "vocab_size": 300}, "seq_len": 32,
-        "packing": True, "valid_fraction": .05, "test_fraction": .05, "on_bad_utf8": "replace",
-        "cache_dir": str(tmp_path / "cache"), **kwargs})
+            "".join(f'{{"body": "line {i} of it"}}\n' for i in range(300))
+        )
+    return ml_collections.ConfigDict(
+        {
+            "sources": {
+                "mine": {"kind": "text", "path": str(text)},
+                "lines": {
+                    "kind": "jsonl",
+                    "path": str(tmp_path / "lines.jsonl"),
+                    "field": "body",
+                    "name": "",
+                    "split": "train",
+                    "weight": 0.25,
+                },
+            },
+            "tokenizer": {"kind": "sentencepiece", "path": "", "vocab_size": 300},
+            "seq_len": 32,
+            "packing": True,
+            "valid_fraction": 0.05,
+            "test_fraction": 0.05,
+            "on_bad_utf8": "replace",
+            "cache_dir": str(tmp_path / "cache"),
+            **kwargs,
+        }
+    )
 
 
 def test_load_text(tmp_path):
@@ -270,7 +309,10 @@ def test_load_text(tmp_path):
     corpus = load_text(config(tmp_path), str)
     again = load_text(config(tmp_path), lines.append)
     assert corpus.fingerprint == again.fingerprint
-    assert corpus.weights == {"lines": .25, "mine": 1.} and list(corpus.stores) == ["lines", "mine"]
+    assert corpus.weights == {"lines": 0.25, "mine": 1.0} and list(corpus.stores) == [
+        "lines",
+        "mine",
+    ]
     equal(corpus.split("train", 4, seed=1).batch_at(9), again.split("train", 4, seed=1).batch_at(9))
     valid = corpus.split("valid", 4)
     assert not valid.shuffle and corpus.split("train", 4).shuffle
@@ -281,9 +323,11 @@ def test_load_text(tmp_path):
 
 
 def test_fingerprint_changes_with_text_tokenizer_and_split(tmp_path):
-    found = {load_text(config(tmp_path), str).fingerprint,
-             load_text(config(tmp_path, valid_fraction=.06), str).fingerprint,
-             load_text(config(tmp_path, tokenizer={"kind": "bytes"}), str).fingerprint}
+    found = {
+        load_text(config(tmp_path), str).fingerprint,
+        load_text(config(tmp_path, valid_fraction=0.06), str).fingerprint,
+        load_text(config(tmp_path, tokenizer={"kind": "bytes"}), str).fingerprint,
+    }
     with open(tmp_path / "text.txt", "a") as f:
         f.write("more")
     found.add(load_text(config(tmp_path), str).fingerprint)
@@ -294,7 +338,7 @@ def test_load_text_reports_bad_utf8_and_refuses_a_bad_config(tmp_path):
     lines = []
     config(tmp_path)
     with open(tmp_path / "text.txt", "ab") as f:
-        f.write(b'\xff')
+        f.write(b"\xff")
     load_text(config(tmp_path), lines.append)
     assert "1 byte sequences were not UTF-8" in lines[1]
     with pytest.raises(UserError, match="byte .*0xFF. is not UTF-8"):
@@ -308,7 +352,8 @@ def test_closing_does_not_wait_for_the_whole_buffer():
 
     def batch_at(step, rows):
         steps.append(step)
-        time.sleep(.02)
+        time.sleep(0.02)
+
     batches = iterate(batch_at, buffer_size=50)
     next(batches)
     batches.close()

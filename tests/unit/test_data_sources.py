@@ -26,11 +26,11 @@ def write(path, content):
 
 
 def test_glob_gives_one_document_a_file_in_order_of_names(tmp_path):
-    write(tmp_path / "b.txt", 'second\n\nparagraph\n')
-    write(tmp_path / "a.txt", '\ufefffirst')
-    write(tmp_path / "c.txt", ' \n')
+    write(tmp_path / "b.txt", "second\n\nparagraph\n")
+    write(tmp_path / "a.txt", "\ufefffirst")
+    write(tmp_path / "c.txt", " \n")
     (tmp_path / "d.txt").mkdir()
-    assert text_of(Source("text", str(tmp_path / "*.txt"))) == ["first", 'second\n\nparagraph\n']
+    assert text_of(Source("text", str(tmp_path / "*.txt"))) == ["first", "second\n\nparagraph\n"]
 
 
 def test_recursive_glob_and_name_with_brackets(tmp_path):
@@ -43,32 +43,35 @@ def test_recursive_glob_and_name_with_brackets(tmp_path):
 
 def test_single_file_is_grouped_at_blank_lines(tmp_path):
     paragraphs = [f"{i} " + "word " * 130 for i in range(10)]  # 650 characters each
-    path = write(tmp_path / "one.txt", '\n\n'.join(paragraphs) + '\n')
+    path = write(tmp_path / "one.txt", "\n\n".join(paragraphs) + "\n")
     found = text_of(Source("text", path))
-    assert found == ['\n\n'.join(paragraphs[:4]), '\n\n'.join(paragraphs[4:8]),
-                     '\n\n'.join(paragraphs[8:])]
+    assert found == [
+        "\n\n".join(paragraphs[:4]),
+        "\n\n".join(paragraphs[4:8]),
+        "\n\n".join(paragraphs[8:]),
+    ]
     assert all(len(document) >= sources.DOCUMENT_CHARS for document in found[:-1])
 
 
 def test_single_file_without_blank_lines_is_cut_at_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "_MAX_CHARS", 50)
     lines = [f"line {i:03d}" for i in range(20)]
-    found = text_of(Source("text", write(tmp_path / "one.txt", '\n'.join(lines))))
-    assert len(found) == 4 and '\n'.join(found) == '\n'.join(lines)
+    found = text_of(Source("text", write(tmp_path / "one.txt", "\n".join(lines))))
+    assert len(found) == 4 and "\n".join(found) == "\n".join(lines)
 
 
 def test_bad_utf8_is_replaced_and_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "_READ_BYTES", 4)
-    path = write(tmp_path / "x.txt", b'caf\xe9\nok \xff\xfe \xef\xbf\xbd\n')
+    path = write(tmp_path / "x.txt", b"caf\xe9\nok \xff\xfe \xef\xbf\xbd\n")
     counts = {}
-    assert text_of(Source("text", path), counts=counts) == ['caf\ufffd\nok \ufffd\ufffd \ufffd']
+    assert text_of(Source("text", path), counts=counts) == ["caf\ufffd\nok \ufffd\ufffd \ufffd"]
     assert counts == {"bad_utf8": 3}  # the last U+FFFD was in the file
 
 
 def test_bad_utf8_is_refused_with_its_offset(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "_READ_BYTES", 4)
-    path = write(tmp_path / "x.txt", b'fine\nfine\nb\xe9d\n')
-    with pytest.raises(UserError, match=r'x\.txt: byte 11 \(0xE9\) is not UTF-8.*replace'):
+    path = write(tmp_path / "x.txt", b"fine\nfine\nb\xe9d\n")
+    with pytest.raises(UserError, match=r"x\.txt: byte 11 \(0xE9\) is not UTF-8.*replace"):
         text_of(Source("text", path), on_bad_utf8="refuse")
     with pytest.raises(UserError, match="data.on_bad_utf8 is .ignore."):
         text_of(Source("text", path), on_bad_utf8="ignore")
@@ -76,18 +79,21 @@ def test_bad_utf8_is_refused_with_its_offset(tmp_path, monkeypatch):
 
 def test_jsonl(tmp_path):
     rows = [{"body": "één"}, {"body": ""}, {"body": "two", "x": 1}]
-    path = write(tmp_path / "a.jsonl", '\n\n'.join(json.dumps(row) for row in rows) + '\n')
+    path = write(tmp_path / "a.jsonl", "\n\n".join(json.dumps(row) for row in rows) + "\n")
     assert text_of(Source("jsonl", path, field="body")) == ["één", "two"]
 
 
-@pytest.mark.parametrize("line, message", [
-    ('{"text": "x"', r'a\.jsonl:2: not JSON'),
-    ('["x"]', r'a\.jsonl:2: found a JSON list'),
-    ('{"body": "x"}', r"a\.jsonl:2: no field 'text'; the line has body"),
-    ('{"text": 3}', r"a\.jsonl:2: field 'text' holds int"),
-])
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('{"text": "x"', r"a\.jsonl:2: not JSON"),
+        ('["x"]', r"a\.jsonl:2: found a JSON list"),
+        ('{"body": "x"}', r"a\.jsonl:2: no field 'text'; the line has body"),
+        ('{"text": 3}', r"a\.jsonl:2: field 'text' holds int"),
+    ],
+)
 def test_jsonl_errors_name_file_and_line(tmp_path, line, message):
-    path = write(tmp_path / "a.jsonl", '{"text": "fine"}\n' + line + '\n')
+    path = write(tmp_path / "a.jsonl", '{"text": "fine"}\n' + line + "\n")
     with pytest.raises(UserError, match=message):
         text_of(Source("jsonl", path))
 
@@ -95,15 +101,15 @@ def test_jsonl_errors_name_file_and_line(tmp_path, line, message):
 def test_jsonl_lone_surrogate(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "a\\ud800b"}\n')
     counts = {}
-    assert text_of(Source("jsonl", path), counts=counts) == ['a\ufffdb']
+    assert text_of(Source("jsonl", path), counts=counts) == ["a\ufffdb"]
     assert counts == {"bad_utf8": 1}
-    with pytest.raises(UserError, match=r'a\.jsonl:1: character 1 .* lone surrogate'):
+    with pytest.raises(UserError, match=r"a\.jsonl:1: character 1 .* lone surrogate"):
         text_of(Source("jsonl", path), on_bad_utf8="refuse")
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl"])
 def test_missing_empty_and_unreadable(tmp_path, kind):
-    with pytest.raises(UserError, match=r'nothing\.txt.* is no file.*Set it to a file'):
+    with pytest.raises(UserError, match=r"nothing\.txt.* is no file.*Set it to a file"):
         text_of(Source(kind, str(tmp_path / "nothing.txt")))
     with pytest.raises(UserError, match=r"is no file"):
         text_of(Source(kind, str(tmp_path / "*.nothing")))
@@ -111,7 +117,7 @@ def test_missing_empty_and_unreadable(tmp_path, kind):
         text_of(Source(kind, str(tmp_path)))
     with pytest.raises(UserError, match="empty path"):
         text_of(Source(kind))
-    path = write(tmp_path / "empty", '\n\n')
+    path = write(tmp_path / "empty", "\n\n")
     with pytest.raises(UserError, match="empty.* holds no text"):
         text_of(Source(kind, path))
     os.chmod(path, 0)
@@ -133,6 +139,7 @@ def test_fingerprint_sees_content_and_not_the_place(tmp_path):
 
 def test_fingerprint_of_large_files_samples(tmp_path, monkeypatch):
     from bigjax.data import files
+
     monkeypatch.setattr(files, "_HASH_WHOLE_BYTES", 10)
     path = write(tmp_path / "a.txt", "x" * 1000)
     os.utime(path, (1, 1))
@@ -159,21 +166,22 @@ def test_remote_paths_that_cannot_be_reached_say_why(monkeypatch):
 
     def glob_without_gcsfs(self, pattern):
         raise ImportError("Please install gcsfs")
+
     monkeypatch.setattr(type(epath.Path("gs://bucket")), "glob", glob_without_gcsfs)
-    with pytest.raises(UserError, match=r'gs://bucket/\*\.txt.*install gcsfs.*permission'):
+    with pytest.raises(UserError, match=r"gs://bucket/\*\.txt.*install gcsfs.*permission"):
         text_of(Source("text", "gs://bucket/*.txt"))
     with pytest.raises(UserError, match="nope://.*gs://"):
         text_of(Source("text", "nope://bucket/a.txt"))
 
 
 def test_from_config():
-    assert from_config("a", {"kind": "text", "path": "p"}) == Source("text", "p", weight=1.)
+    assert from_config("a", {"kind": "text", "path": "p"}) == Source("text", "p", weight=1.0)
     with pytest.raises(UserError, match="unknown key 'pth'. Did you mean 'path'"):
         from_config("a", {"kind": "text", "pth": "p"})
     with pytest.raises(UserError, match="one of docstrings, text, jsonl, tfds"):
         from_config("a", {"kind": "csv"})
-    for weight in (0, -1., float("nan"), float("inf"), "x"):
-        with pytest.raises(UserError, match=r'data\.sources\.a\.weight is .* positive'):
+    for weight in (0, -1.0, float("nan"), float("inf"), "x"):
+        with pytest.raises(UserError, match=r"data\.sources\.a\.weight is .* positive"):
             from_config("a", {"kind": "text", "weight": weight})
 
 
@@ -186,8 +194,9 @@ def tfds_folder(tmp_path_factory):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            features = tfds.features.FeaturesDict({
-                "text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)})
+            features = tfds.features.FeaturesDict(
+                {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)}
+            )
             return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager):
@@ -213,13 +222,16 @@ def test_tfds_array_record(tfds_folder):
     assert sources.fingerprint(source) == sources.fingerprint(source)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"name": "my_sett:1.0.0"}, "my_sett.*not found.*data_dir"),
-    ({"name": "", "path": "nowhere"}, r'nowhere.*dataset_info\.json'),
-    ({"split": "dev"}, "cannot read split 'dev'.*train, test"),
-    ({"field": "txt"}, "example 0: no field 'txt'; found label, text"),
-    ({"field": "label"}, "field 'label' holds int"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"name": "my_sett:1.0.0"}, "my_sett.*not found.*data_dir"),
+        ({"name": "", "path": "nowhere"}, r"nowhere.*dataset_info\.json"),
+        ({"split": "dev"}, "cannot read split 'dev'.*train, test"),
+        ({"field": "txt"}, "example 0: no field 'txt'; found label, text"),
+        ({"field": "label"}, "field 'label' holds int"),
+    ],
+)
 def test_tfds_errors(tfds_folder, change, message):
     fields = {"kind": "tfds", "path": str(tfds_folder), "name": "my_set:1.0.0", **change}
     with pytest.raises(UserError, match="(?s)" + message):
@@ -260,18 +272,20 @@ def small_library(tmp_path, monkeypatch):
     return tmp_path
 
 
-EXPECTED = [("lib", "one", "Module text that is long enough."),
-            ("lib", "one.A", "Class text that is long enough."),
-            ("lib", "one.A.f", 'Method text\nthat is indented.'),
-            ("lib", "one.g", "A function under a condition."),
-            ("lib", "two", 'The second module\n\nof it.')]
+EXPECTED = [
+    ("lib", "one", "Module text that is long enough."),
+    ("lib", "one.A", "Class text that is long enough."),
+    ("lib", "one.A.f", "Method text\nthat is indented."),
+    ("lib", "one.g", "A function under a condition."),
+    ("lib", "two", "The second module\n\nof it."),
+]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_docstring_records(small_library, processes):
     found = docstrings.records(str(small_library / "cache"), processes)
     assert [tuple(record) for record in found] == EXPECTED
-    assert found[0].text == 'one\n\nModule text that is long enough.'
+    assert found[0].text == "one\n\nModule text that is long enough."
 
 
 def test_docstring_cache_is_used_and_mended(small_library, monkeypatch):
@@ -302,12 +316,20 @@ def test_installed_files_are_found_without_tests():
 
 def test_docstring_reading_does_not_run_the_main_program_again(small_library):
     """A script without an `if __name__` guard, where spawned workers would start it over."""
-    script = write(small_library / "main_script.py", f'''
+    script = write(
+        small_library / "main_script.py",
+        f"""
 from bigjax.data import docstrings
 docstrings.python_files = lambda: [["lib", "one", {str(small_library / "one.py")!r}]] * 2
 docstrings._topics = lambda: []
 print("main ran", len(docstrings.records({str(small_library / "c")!r}, 2)))
-''')
-    done = subprocess.run([sys.executable, script], env={**os.environ, "PYTHONPATH": ROOT},
-                          capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr) == ('main ran 4\n', "")
+""",
+    )
+    done = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": ROOT},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("main ran 4\n", "")

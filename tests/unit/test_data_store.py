@@ -30,9 +30,17 @@ class Wide(Bytes):
         self.fingerprint = "wide"
 
 
-def build(cache, texts=TEXTS, tokenizer=None, valid=.1, test=.1, content="content", log=print):
-    return S.build_store(lambda counts: iter(texts), content, tokenizer or Bytes(), valid, test,
-                         str(cache), "mine", log)
+def build(cache, texts=TEXTS, tokenizer=None, valid=0.1, test=0.1, content="content", log=print):
+    return S.build_store(
+        lambda counts: iter(texts),
+        content,
+        tokenizer or Bytes(),
+        valid,
+        test,
+        str(cache),
+        "mine",
+        log,
+    )
 
 
 def documents_of(store, split):
@@ -57,7 +65,7 @@ def test_splits_are_disjoint_complete_and_counted(tmp_path):
     assert sorted(sum(found.values(), [])) == sorted(TEXTS)
     for split, documents in found.items():
         stream = store.split(split)
-        assert documents == [text for text in TEXTS if S.split_of(text, .1, .1) == split]
+        assert documents == [text for text in TEXTS if S.split_of(text, 0.1, 0.1) == split]
         assert stream.n_documents == len(documents) > 20
         assert stream.n_bytes == sum(len(text.encode()) for text in documents)
         assert stream.n_tokens == stream.n_bytes + 2 * len(documents)
@@ -71,9 +79,9 @@ def test_duplicates_share_a_split_and_fractions_hold(tmp_path):
     for split in S.SPLITS:
         documents = documents_of(store, split)
         assert len(documents) == 3 * len(set(documents))
-    many = [S.split_of(str(i), .01, .05) for i in range(20_000)]
-    assert abs(many.count("valid") / 20_000 - .01) < .003
-    assert abs(many.count("test") / 20_000 - .05) < .006
+    many = [S.split_of(str(i), 0.01, 0.05) for i in range(20_000)]
+    assert abs(many.count("valid") / 20_000 - 0.01) < 0.003
+    assert abs(many.count("test") / 20_000 - 0.05) < 0.006
 
 
 def test_windows_across_shards_and_first_tokens(tmp_path):
@@ -83,7 +91,7 @@ def test_windows_across_shards_and_first_tokens(tmp_path):
     starts = np.random.default_rng(0).integers(0, stream.n_tokens - 3000, 50)
     tokens, is_first = stream.windows(starts, 3000)  # each shard has about 900 tokens
     for row, start in enumerate(starts):
-        np.testing.assert_array_equal(tokens[row], whole[start:start + 3000])
+        np.testing.assert_array_equal(tokens[row], whole[start : start + 3000])
     np.testing.assert_array_equal(is_first, tokens == 256)
     assert tokens.dtype == np.int32 and stream.windows(starts, 0)[0].shape == (50, 0)
     for start, length in ((-1, 5), (stream.n_tokens - 4, 5), (stream.n_tokens, 1)):
@@ -102,17 +110,23 @@ def test_uint16_and_uint32(tmp_path):
 
 def test_second_time_reads_nothing(tmp_path):
     first = build(tmp_path)
-    again = S.build_store(lambda counts: pytest.fail("read the source again"), "content", Bytes(),
-                          .1, .1, str(tmp_path))
+    again = S.build_store(
+        lambda counts: pytest.fail("read the source again"),
+        "content",
+        Bytes(),
+        0.1,
+        0.1,
+        str(tmp_path),
+    )
     assert again.folder == first.folder and again.stats == first.stats
 
 
-@pytest.mark.parametrize("change", [{"valid": .2}, {"content": "other"}, {"tokenizer": Wide()}])
+@pytest.mark.parametrize("change", [{"valid": 0.2}, {"content": "other"}, {"tokenizer": Wide()}])
 def test_what_it_depends_on_is_in_the_key(tmp_path, change):
     assert build(tmp_path).key != build(tmp_path, **change).key
 
 
-@pytest.mark.parametrize("valid, test", [(-.1, .1), (.6, .5), (float("nan"), 0), (0, 1.5)])
+@pytest.mark.parametrize("valid, test", [(-0.1, 0.1), (0.6, 0.5), (float("nan"), 0), (0, 1.5)])
 def test_fractions_are_checked(tmp_path, valid, test):
     with pytest.raises(UserError, match="data.valid_fraction=.* at most 1"):
         build(tmp_path, valid=valid, test=test)
@@ -142,7 +156,7 @@ def test_cache_dir_that_cannot_be(tmp_path):
         build(tmp_path / "file")
 
 
-BUILDER = '''
+BUILDER = """
 import json, sys, time
 from bigjax.data import store as S
 from bigjax.data.tokenizer import Bytes
@@ -155,15 +169,22 @@ class Slow(Bytes):
         return super().encode_batch(texts)
 S.build_store(lambda counts: iter(texts), 'content', Slow(), .1, .1, sys.argv[1])
 print('done', flush=True)
-'''
+"""
 
 
 def start_builder(tmp_path, seconds):
     (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
-    command = [sys.executable, "-c", BUILDER, str(tmp_path), str(tmp_path / "texts.json"),
-               str(seconds)]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": ROOT}, text=True,
-                            stdout=subprocess.PIPE)
+    command = [
+        sys.executable,
+        "-c",
+        BUILDER,
+        str(tmp_path),
+        str(tmp_path / "texts.json"),
+        str(seconds),
+    ]
+    return subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": ROOT}, text=True, stdout=subprocess.PIPE
+    )
 
 
 def contents(folder):
@@ -171,9 +192,9 @@ def contents(folder):
 
 
 def test_killed_build_goes_on_where_it_was(tmp_path):
-    child = start_builder(tmp_path, .2)
+    child = start_builder(tmp_path, 0.2)
     for _ in range(4):  # the fourth shard has begun: three are finished
-        assert child.stdout.readline() == 'shard\n'
+        assert child.stdout.readline() == "shard\n"
     child.send_signal(signal.SIGKILL)
     child.wait()
     (folder,) = (tmp_path / "stores").iterdir()
@@ -194,22 +215,22 @@ def test_killed_build_goes_on_where_it_was(tmp_path):
 
 
 def test_two_builds_at_once(tmp_path):
-    child = start_builder(tmp_path, .05)
-    assert child.stdout.readline() == 'shard\n'
+    child = start_builder(tmp_path, 0.05)
+    assert child.stdout.readline() == "shard\n"
     lines = []
     begun = time.monotonic()
     store = build(tmp_path, log=lines.append)  # waits for the child
-    assert time.monotonic() - begun > .1 and "waiting" in lines[0]
-    assert child.communicate()[0].endswith('done\n') and child.returncode == 0
+    assert time.monotonic() - begun > 0.1 and "waiting" in lines[0]
+    assert child.communicate()[0].endswith("done\n") and child.returncode == 0
     assert contents(store.folder) == contents(build(tmp_path / "fresh").folder)
 
 
 def test_two_builds_at_once_without_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(S, "_lock", lambda *args: False)
-    child = start_builder(tmp_path, .02)
-    assert child.stdout.readline() == 'shard\n'
+    child = start_builder(tmp_path, 0.02)
+    assert child.stdout.readline() == "shard\n"
     store = build(tmp_path)
-    assert child.communicate()[0].endswith('done\n') and child.returncode == 0
+    assert child.communicate()[0].endswith("done\n") and child.returncode == 0
     assert contents(store.folder) == contents(build(tmp_path / "fresh").folder)
     assert sorted(sum((documents_of(store, split) for split in S.SPLITS), [])) == sorted(TEXTS)
 
@@ -218,19 +239,23 @@ def test_bad_utf8_count_is_kept(tmp_path):
     def documents(counts):
         yield "x"
         counts["bad_utf8"] = 7
-    store = S.build_store(documents, "c", Bytes(), .1, .1, str(tmp_path))
+
+    store = S.build_store(documents, "c", Bytes(), 0.1, 0.1, str(tmp_path))
     assert store.stats["bad_utf8"] == 7 == S.Store(store.folder).stats["bad_utf8"]
 
 
 def test_progress_prints_few_lines(monkeypatch):
     from bigjax.data import progress
-    lines, clock = [], iter([0., 10., 31., 32., 70.])
+
+    lines, clock = [], iter([0.0, 10.0, 31.0, 32.0, 70.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with progress.Progress("tokenizing x", lines.append) as bar:
         for _ in range(4):
             bar.add(31_000_000)
-    assert lines == ["tokenizing x: 62 MB of text, 2.0 MB/s",
-                     "tokenizing x: 124 MB of text, 1.8 MB/s"]
+    assert lines == [
+        "tokenizing x: 62 MB of text, 2.0 MB/s",
+        "tokenizing x: 124 MB of text, 1.8 MB/s",
+    ]
 
 
 class Terminal(io.StringIO):

@@ -11,26 +11,44 @@ import pytest
 from bigjax.data import tokenizer as T
 from bigjax.errors import UserError
 
-WEIRD = ["", " ", 'a\n\n  b\t\r\n c\n', '\0x\x01\x7f', '\u2581 \u2581\u2581a\u2581',
-         "  lead, trail  ", '\ue000 e\u0301 \u00e9 \ufb01 \u2167 \u2585\u2585',
-         '\U0001f600\u200d\U0001f467 \u4e2d\u6587 \u0639',
-         "<s></s><0x41><unk><pad><|endoftext|>", '\ufeffx\u2028y\u0085z\u00a0\u3000', '\r\r\n',
-         '\x80\xff\u200b\U0010ffff\ufffe\ufffd', "unchained " * 50]
-TEXTS = [f'the {a} {b} chained the other {b} to a {c}\n    and so on, {i}\n' for i, (a, b, c) in
-         enumerate((a, b, c) for a in ("quick", "slow", "brown", "lazy", "odd")
-                   for b in ("fox", "dog", "cat", "horse", "goose")
-                   for c in ("hen", "mast", "tree", "wall", "cart", "stone"))]
+WEIRD = [
+    "",
+    " ",
+    "a\n\n  b\t\r\n c\n",
+    "\0x\x01\x7f",
+    "\u2581 \u2581\u2581a\u2581",
+    "  lead, trail  ",
+    "\ue000 e\u0301 \u00e9 \ufb01 \u2167 \u2585\u2585",
+    "\U0001f600\u200d\U0001f467 \u4e2d\u6587 \u0639",
+    "<s></s><0x41><unk><pad><|endoftext|>",
+    "\ufeffx\u2028y\u0085z\u00a0\u3000",
+    "\r\r\n",
+    "\x80\xff\u200b\U0010ffff\ufffe\ufffd",
+    "unchained " * 50,
+]
+TEXTS = [
+    f"the {a} {b} chained the other {b} to a {c}\n    and so on, {i}\n"
+    for i, (a, b, c) in enumerate(
+        (a, b, c)
+        for a in ("quick", "slow", "brown", "lazy", "odd")
+        for b in ("fox", "dog", "cat", "horse", "goose")
+        for c in ("hen", "mast", "tree", "wall", "cart", "stone")
+    )
+]
 
 
 def write_bpe(folder, names=("vocab.json", "merges.txt"), drop=None):
     """A byte-level BPE with four merges."""
     merges = ["h e", "l l", "he ll", "Ġ w"]
-    pieces = [*T.byte_characters().values(), *(merge.replace(" ", "") for merge in merges),
-              "<|endoftext|>"]
+    pieces = [
+        *T.byte_characters().values(),
+        *(merge.replace(" ", "") for merge in merges),
+        "<|endoftext|>",
+    ]
     folder.mkdir(exist_ok=True)
     vocab = {piece: i for i, piece in enumerate(pieces) if piece != drop}
     (folder / names[0]).write_text(json.dumps(vocab))
-    (folder / names[1]).write_text('\n'.join(["#version: 0.2", *merges, ""]))
+    (folder / names[1]).write_text("\n".join(["#version: 0.2", *merges, ""]))
     return str(folder)
 
 
@@ -71,7 +89,7 @@ def test_special_and_foreign_ids_are_skipped(tokenizer):
 
 def test_lone_surrogate_is_refused(tokenizer):
     with pytest.raises(UserError, match=r"\\ud800.*lone surrogate"):
-        tokenizer.encode('fine \ud800')
+        tokenizer.encode("fine \ud800")
 
 
 def test_save_and_load(tokenizer, tmp_path):
@@ -87,7 +105,7 @@ def test_save_and_load(tokenizer, tmp_path):
 def test_sentencepiece_training_is_deterministic_cached_and_compresses(tmp_path, capfd):
     first, second = (T.train_sentencepiece(TEXTS, 400) for _ in range(2))
     assert first.fingerprint == second.fingerprint and first.vocab_size == 400
-    assert sum(map(len, first.encode_batch(TEXTS))) < .4 * sum(map(len, TEXTS))
+    assert sum(map(len, first.encode_batch(TEXTS))) < 0.4 * sum(map(len, TEXTS))
     cached = build("sentencepiece", cache=tmp_path)
     again = T.build(spec("sentencepiece"), str(tmp_path), lambda: pytest.fail("trained"), "content")
     assert cached.fingerprint == again.fingerprint == first.fingerprint
@@ -95,17 +113,24 @@ def test_sentencepiece_training_is_deterministic_cached_and_compresses(tmp_path,
 
 
 def test_sentencepiece_with_more_letters_than_pieces():
-    han = ["".join(map(chr, range(0x4e00, 0x5e00))) + '\u4e00\u4e01' * 99]
+    han = ["".join(map(chr, range(0x4E00, 0x5E00))) + "\u4e00\u4e01" * 99]
     tokenizer = T.train_sentencepiece(han, 400)
     assert tokenizer.decode(tokenizer.encode(han[0])) == han[0]
-    assert len(tokenizer.encode('\u4e00\u4e01')) < 6  # common letters got pieces of their own
+    assert len(tokenizer.encode("\u4e00\u4e01")) < 6  # common letters got pieces of their own
 
 
-@pytest.mark.parametrize("texts, size, message", [
-    ([], 4096, "vocab_size=4096 on 0 documents with 0 characters: there is no text"),
-    (["abc"], 4096, r'on 1 documents with 3 characters: that much text makes at most 26\d pieces'),
-    (TEXTS, 100, "vocab_size=100 .*leave too few pieces"),
-])
+@pytest.mark.parametrize(
+    "texts, size, message",
+    [
+        ([], 4096, "vocab_size=4096 on 0 documents with 0 characters: there is no text"),
+        (
+            ["abc"],
+            4096,
+            r"on 1 documents with 3 characters: that much text makes at most 26\d pieces",
+        ),
+        (TEXTS, 100, "vocab_size=100 .*leave too few pieces"),
+    ],
+)
 def test_vocabulary_that_cannot_be_trained(texts, size, message):
     with pytest.raises(UserError, match=message + ".*(?s:.)*bytes"):
         T.train_sentencepiece(texts, size)
@@ -114,10 +139,19 @@ def test_vocabulary_that_cannot_be_trained(texts, size, message):
 def test_model_of_others_keeps_its_own_rules(tmp_path):
     """As T5's and Llama's: a space before the text, normalisation, no byte fallback."""
     import sentencepiece
+
     prefix = str(tmp_path / "m")
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS), model_prefix=prefix, vocab_size=60, bos_id=-1, eos_id=1,
-        unk_id=2, pad_id=0, model_type="unigram", minloglevel=5)
+        sentence_iterator=iter(TEXTS),
+        model_prefix=prefix,
+        vocab_size=60,
+        bos_id=-1,
+        eos_id=1,
+        unk_id=2,
+        pad_id=0,
+        model_type="unigram",
+        minloglevel=5,
+    )
     lines = []
     tokenizer = T.build(spec("sentencepiece", prefix + ".model"), "", None, "", lines.append)
     assert not tokenizer.lossless and "does not keep every text" in lines[0]
@@ -148,7 +182,7 @@ def test_errors_name_what_to_do(tmp_path):
         build("bpe", write_bpe(tmp_path / "b", drop="<|endoftext|>"))
     with pytest.raises(UserError, match="merges do not fit"):
         build("bpe", write_bpe(tmp_path / "c", drop="hell"))
-    pathlib.Path(write_bpe(tmp_path / "d"), "merges.txt").write_text('a b c\n')
+    pathlib.Path(write_bpe(tmp_path / "d"), "merges.txt").write_text("a b c\n")
     with pytest.raises(UserError, match="two pieces .*'a b c'"):
         build("bpe", str(tmp_path / "d"))
     (tmp_path / "d" / "vocab.json").write_text("{")
@@ -164,7 +198,7 @@ def test_gpt2_files():
     """BIGJAX_TEST_DATA: a folder with GPT-2's encoder.json and vocab.bpe."""
     folder = os.environ.get("BIGJAX_TEST_DATA")
     if not folder:
-        pytest.skip('BIGJAX_TEST_DATA names no folder with GPT-2\'s encoder.json and vocab.bpe')
+        pytest.skip("BIGJAX_TEST_DATA names no folder with GPT-2's encoder.json and vocab.bpe")
     tokenizer = build("bpe", folder)
     assert tokenizer.encode("Hello world").tolist() == [15496, 995]
     assert (tokenizer.vocab_size, tokenizer.eos_id) == (50257, 50256)

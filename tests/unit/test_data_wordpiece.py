@@ -15,37 +15,72 @@ from bigjax.data.wordpiece import SPECIALS, WordPiece, read_wordpiece, train_wor
 from bigjax.errors import UserError
 
 ROOT = str(pathlib.Path(bigjax.__file__).parents[1])
-VOCAB = [*SPECIALS, "un", "##aff", "##able", "cafe", "##s", "中", "[", "]", "sep", "mask", "!",
-         "Un", "Café", "##ß", "##", "a"]
+VOCAB = [
+    *SPECIALS,
+    "un",
+    "##aff",
+    "##able",
+    "cafe",
+    "##s",
+    "中",
+    "[",
+    "]",
+    "sep",
+    "mask",
+    "!",
+    "Un",
+    "Café",
+    "##ß",
+    "##",
+    "a",
+]
 ID = {piece: i for i, piece in enumerate(VOCAB)}
-TEXTS = [f"the {a} {b} chained the other {b} to a {c}, and so on: {i}" for i, (a, b, c) in
-         enumerate((a, b, c) for a in ("quick", "slow", "brown", "lazy", "odd")
-                   for b in ("fox", "dog", "cat", "horse", "goose")
-                   for c in ("hen", "mast", "tree", "wall", "cart", "stone"))]
+TEXTS = [
+    f"the {a} {b} chained the other {b} to a {c}, and so on: {i}"
+    for i, (a, b, c) in enumerate(
+        (a, b, c)
+        for a in ("quick", "slow", "brown", "lazy", "odd")
+        for b in ("fox", "dog", "cat", "horse", "goose")
+        for c in ("hen", "mast", "tree", "wall", "cart", "stone")
+    )
+]
 
 
-def write_vocab(path, lines=VOCAB, end='\n'):
+def write_vocab(path, lines=VOCAB, end="\n"):
     path.parent.mkdir(exist_ok=True, parents=True)
     path.write_bytes("".join(f"{line}{end}" for line in lines).encode())
     return str(path)
 
 
 def write_json(folder, **changes):
-    content = {"added_tokens": [{"id": 3, "content": "[SEP]", "special": True}],
-               "normalizer": {"type": "BertNormalizer", "clean_text": True, "lowercase": False,
-                              "handle_chinese_chars": True, "strip_accents": None},
-               "pre_tokenizer": {"type": "BertPreTokenizer"},
-               "model": {"type": "WordPiece", "unk_token": "[UNK]", "vocab": ID,
-                         "continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
-               **changes}
+    content = {
+        "added_tokens": [{"id": 3, "content": "[SEP]", "special": True}],
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "lowercase": False,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "vocab": ID,
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+        },
+        **changes,
+    }
     folder.mkdir(exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps(content))
     return str(folder)
 
 
 def spec(path="", vocab_size=200, lowercase=True):
-    return ml_collections.ConfigDict({"kind": "wordpiece", "path": path, "vocab_size": vocab_size,
-                                      "lowercase": lowercase})
+    return ml_collections.ConfigDict(
+        {"kind": "wordpiece", "path": path, "vocab_size": vocab_size, "lowercase": lowercase}
+    )
 
 
 def pieces(tokenizer, text):
@@ -55,8 +90,16 @@ def pieces(tokenizer, text):
 def test_pieces_as_bert_makes_them():
     tokenizer = WordPiece(VOCAB)
     assert pieces(tokenizer, "UnaffABLE Cafés!\t中中") == [
-        "un", "##aff", "##able", "cafe", "##s", "!", "中", "中"]
-    assert pieces(tokenizer, 'a\u00a0a\u200d \0a \ufffd zebra') == ["a", "a", "a", "[UNK]"]
+        "un",
+        "##aff",
+        "##able",
+        "cafe",
+        "##s",
+        "!",
+        "中",
+        "中",
+    ]
+    assert pieces(tokenizer, "a\u00a0a\u200d \0a \ufffd zebra") == ["a", "a", "a", "[UNK]"]
     assert pieces(tokenizer, "a" * 101) == ["[UNK]"]  # BERT's limit on a word
     assert tokenizer.encode_batch(["", " "])[1].tolist() == []
     assert tokenizer.encode("a").dtype == np.int32
@@ -68,8 +111,10 @@ def test_settings_change_the_pieces():
     assert pieces(WordPiece(VOCAB, False, True), "Cafés cafés") == ["[UNK]", "cafe", "##s"]
     assert pieces(WordPiece(VOCAB, True, False), "café") == ["[UNK]"]
     assert pieces(WordPiece(VOCAB, chinese_chars=False), "中中") == ["[UNK]"]
-    every = [WordPiece(VOCAB, *settings) for settings in (
-        (True,), (False,), (True, False), (True, None, False), (True, True, True))]
+    every = [
+        WordPiece(VOCAB, *settings)
+        for settings in ((True,), (False,), (True, False), (True, None, False), (True, True, True))
+    ]
     assert len({tokenizer.fingerprint for tokenizer in every}) == 4
     assert every[0].fingerprint == every[4].fingerprint != WordPiece(VOCAB[:-1]).fingerprint
 
@@ -79,21 +124,33 @@ def test_special_ids_never_come_out_of_text():
     text = "[SEP] a [MASK][CLS] [PAD]"
     ids = tokenizer.encode(text)
     assert not {tokenizer.eos_id, tokenizer.mask_id, tokenizer.bos_id, tokenizer.pad_id} & set(
-        ids.tolist())
+        ids.tolist()
+    )
     assert pieces(tokenizer, "[SEP]") == ["[", "sep", "]"]
     cased = WordPiece(VOCAB, lowercase=False)
-    assert cased.eos_id not in cased.encode(text) and cased.eos_id not in (
-        cased.encode_with_offsets([text])[0][0])
+    assert (
+        cased.eos_id not in cased.encode(text)
+        and cased.eos_id not in (cased.encode_with_offsets([text])[0][0])
+    )
 
 
 def test_attributes():
     tokenizer = WordPiece(VOCAB)
-    assert (tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, tokenizer.eos_id,
-            tokenizer.mask_id) == (0, 1, 2, 3, 4)
+    assert (
+        tokenizer.pad_id,
+        tokenizer.unk_id,
+        tokenizer.bos_id,
+        tokenizer.eos_id,
+        tokenizer.mask_id,
+    ) == (0, 1, 2, 3, 4)
     assert tokenizer.vocab_size == len(VOCAB) and not tokenizer.lossless and tokenizer.lowercase
     assert np.flatnonzero(tokenizer.is_special).tolist() == [0, 1, 2, 3, 4]
     assert [VOCAB[i] for i in np.flatnonzero(tokenizer.is_continuation)] == [
-        "##aff", "##able", "##s", "##ß"]
+        "##aff",
+        "##able",
+        "##s",
+        "##ß",
+    ]
     assert tokenizer.pieces[ID["##s"]] == b"s" and tokenizer.pieces[ID["##"]] == b"##"
     assert tokenizer.pieces[ID["[MASK]"]] == b"" and tokenizer.token_bytes[ID["中"]] == 3
 
@@ -123,28 +180,33 @@ def test_decode():
 def test_files_of_others(tmp_path):
     plain = read_wordpiece(write_vocab(tmp_path / "vocab.txt"))
     assert plain.fingerprint == WordPiece(VOCAB).fingerprint
-    windows = write_vocab(tmp_path / "b.txt", ["\ufeff[PAD]", *VOCAB[1:]], '\r\n')
+    windows = write_vocab(tmp_path / "b.txt", ["\ufeff[PAD]", *VOCAB[1:]], "\r\n")
     assert read_wordpiece(windows).fingerprint == plain.fingerprint
     assert read_wordpiece(windows, False).fingerprint == WordPiece(VOCAB, False).fingerprint
     assert read_wordpiece(tmp_path).fingerprint == plain.fingerprint
     (tmp_path / "tokenizer_config.json").write_text(
-        '{"do_lower_case": false, "strip_accents": true, "tokenize_chinese_chars": false}')
-    assert read_wordpiece(tmp_path, True).fingerprint == WordPiece(
-        VOCAB, False, True, False).fingerprint
+        '{"do_lower_case": false, "strip_accents": true, "tokenize_chinese_chars": false}'
+    )
+    assert (
+        read_wordpiece(tmp_path, True).fingerprint
+        == WordPiece(VOCAB, False, True, False).fingerprint
+    )
     other = read_wordpiece(write_json(tmp_path / "hf"), True)
     assert other.fingerprint == WordPiece(VOCAB, False).fingerprint
 
 
 def test_odd_line_ends_are_pieces(tmp_path):
-    path = write_vocab(tmp_path / "vocab.txt", [*VOCAB, '\u2028', '\x85'])
+    path = write_vocab(tmp_path / "vocab.txt", [*VOCAB, "\u2028", "\x85"])
     assert read_wordpiece(path).vocab_size == len(VOCAB) + 2
 
 
 def test_save_load_and_build(tmp_path):
     tokenizer = WordPiece(VOCAB, False, True, False)
     tokenizer.save(tmp_path / "new" / "folder")
-    for again in (T.load(tmp_path / "new" / "folder"),
-                  T.build(spec(str(tmp_path / "new" / "folder")), "", None, "", pytest.fail)):
+    for again in (
+        T.load(tmp_path / "new" / "folder"),
+        T.build(spec(str(tmp_path / "new" / "folder")), "", None, "", pytest.fail),
+    ):
         assert isinstance(again, WordPiece) and again.fingerprint == tokenizer.fingerprint
     lines = []
     T.build(spec(write_vocab(tmp_path / "cased.txt")), "", None, "", lines.append)
@@ -155,6 +217,7 @@ def test_save_load_and_build(tmp_path):
 def test_training_is_cached_by_its_settings(tmp_path, capfd):
     def build(**kwargs):
         return T.build(spec(**kwargs), str(tmp_path), lambda: iter(TEXTS), "content", str)
+
     first = build()
     again = T.build(spec(), str(tmp_path), lambda: pytest.fail("trained"), "content")
     assert again.fingerprint == first.fingerprint and first.vocab_size == 200
@@ -166,8 +229,9 @@ def test_training_is_cached_by_its_settings(tmp_path, capfd):
 def test_trained_vocabulary():
     tokenizer = train_wordpiece(TEXTS, 200)
     assert tokenizer._vocab[:5] == list(SPECIALS) and tokenizer.vocab_size == 200
-    assert tokenizer.decode(tokenizer.encode(TEXTS[3])) == TEXTS[3].replace(
-        ",", " ,").replace(":", " :")
+    assert tokenizer.decode(tokenizer.encode(TEXTS[3])) == TEXTS[3].replace(",", " ,").replace(
+        ":", " :"
+    )
     assert not any(tokenizer.unk_id in ids for ids in tokenizer.encode_batch(TEXTS))
     assert pieces(tokenizer, "the chained") == ["the", "chained"]
 
@@ -180,16 +244,27 @@ def test_training_keeps_case_only_when_told():
 
 def test_training_gives_the_same_in_another_process():
     """Twice, because the library's own order of letters differs from process to process."""
-    script = ("from tests.unit.test_data_wordpiece import *\n"
-              "print(train_wordpiece(TEXTS, 180).fingerprint)")
-    found = {subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True,
-                            text=True, timeout=120, check=True).stdout for _ in range(2)}
-    assert found == {train_wordpiece(TEXTS, 180).fingerprint + '\n'}
+    script = (
+        "from tests.unit.test_data_wordpiece import *\n"
+        "print(train_wordpiece(TEXTS, 180).fingerprint)"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    }
+    assert found == {train_wordpiece(TEXTS, 180).fingerprint + "\n"}
 
 
 def test_more_letters_than_room():
     """Letters get half of it, the common ones, unless there are too few words for the rest."""
-    han = "".join(map(chr, range(0x4e00, 0x4f00)))
+    han = "".join(map(chr, range(0x4E00, 0x4F00)))
     both = train_wordpiece([*TEXTS, han, "\u4e05" * 999], 100)
     assert both.vocab_size == 100 and "\u4e05" in both._vocab
     assert sum("\u4e00" <= piece < "\u4f00" for piece in both._vocab) < 20
@@ -197,11 +272,14 @@ def test_more_letters_than_room():
     assert sum("\u4e00" <= piece < "\u4f00" for piece in alone._vocab) == 195
 
 
-@pytest.mark.parametrize("texts, size, message", [
-    ([], 4096, "vocab_size=4096 on 0 documents with 0 characters: .*at most 5 pieces"),
-    (["abc"], 4096, "on 1 documents with 3 characters: that much text makes at most 12 pieces"),
-    (TEXTS, 5, "5 special pieces leave no room"),
-])
+@pytest.mark.parametrize(
+    "texts, size, message",
+    [
+        ([], 4096, "vocab_size=4096 on 0 documents with 0 characters: .*at most 5 pieces"),
+        (["abc"], 4096, "on 1 documents with 3 characters: that much text makes at most 12 pieces"),
+        (TEXTS, 5, "5 special pieces leave no room"),
+    ],
+)
 def test_vocabulary_that_cannot_be_trained(texts, size, message):
     with pytest.raises(UserError, match=message + "(?s:.)*vocab.txt"):
         train_wordpiece(texts, size)
@@ -223,15 +301,18 @@ def test_bad_vocabularies(tmp_path):
         read_wordpiece(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"model": {"type": "BPE", "vocab": {}}}, "found 'BPE' where 'WordPiece'"),
-    ({"normalizer": None}, "has no normalizer"),
-    ({"normalizer": {"type": "NFC"}}, "found 'NFC' where 'BertNormalizer'"),
-    ({"pre_tokenizer": {"type": "ByteLevel"}}, "found 'ByteLevel'"),
-    ({"model": {"vocab": ID, "continuing_subword_prefix": "@@"}}, "found '@@' where '##'"),
-    ({"model": {"vocab": ["a"]}}, "no vocab of piece: id"),
-    ({"model": {"vocab": {**ID, "b": 99}}}, "are not 0 to 21"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model": {"type": "BPE", "vocab": {}}}, "found 'BPE' where 'WordPiece'"),
+        ({"normalizer": None}, "has no normalizer"),
+        ({"normalizer": {"type": "NFC"}}, "found 'NFC' where 'BertNormalizer'"),
+        ({"pre_tokenizer": {"type": "ByteLevel"}}, "found 'ByteLevel'"),
+        ({"model": {"vocab": ID, "continuing_subword_prefix": "@@"}}, "found '@@' where '##'"),
+        ({"model": {"vocab": ["a"]}}, "no vocab of piece: id"),
+        ({"model": {"vocab": {**ID, "b": 99}}}, "are not 0 to 21"),
+    ],
+)
 def test_tokenizer_json_of_another_kind(tmp_path, changes, message):
     with pytest.raises(UserError, match=r"tokenizer\.json.*" + message):
         read_wordpiece(write_json(tmp_path / "hf", **changes))

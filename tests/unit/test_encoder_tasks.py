@@ -14,8 +14,16 @@ B, T, K, V = 4, 16, 2, 40
 
 def build(name, **options):
     c = config.new_config()
-    c.model = dict(name="bert", vocab_size=V, max_len=T, d_model=16, n_layers=1, n_heads=2,
-                   dropout=0.0, attention_dropout=0.0)
+    c.model = dict(
+        name="bert",
+        vocab_size=V,
+        max_len=T,
+        d_model=16,
+        n_layers=1,
+        n_heads=2,
+        dropout=0.0,
+        attention_dropout=0.0,
+    )
     c.task = dict(name=name, **options)
     c.data.seq_len = T
     return tasks.build(c)
@@ -23,8 +31,9 @@ def build(name, **options):
 
 def params(task, seed=0):
     init = jax.jit(lambda k: task.init(k)["params"])(jax.random.key(seed))
-    return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape),
-                        init)
+    return jax.tree.map(
+        lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), init
+    )
 
 
 def rows(seed=0):
@@ -35,9 +44,15 @@ def rows(seed=0):
     positions = np.tile([*range(7), *range(6), 0, 0, 0], (B, 1))
     weights = np.ones((B, K), np.float32)
     weights[-1, 1] = 0
-    return dict(tokens=rng.integers(5, V, (B, T)), types=np.zeros((B, T), int),
-                segment_ids=segments, positions=positions, weights=weights,
-                first=np.tile([0, 7], (B, 1)) * (weights > 0), example=np.arange(B * K))
+    return dict(
+        tokens=rng.integers(5, V, (B, T)),
+        types=np.zeros((B, T), int),
+        segment_ids=segments,
+        positions=positions,
+        weights=weights,
+        first=np.tile([0, 7], (B, 1)) * (weights > 0),
+        example=np.arange(B * K),
+    )
 
 
 def log_softmax(x):
@@ -48,15 +63,23 @@ def test_pre_training_is_the_mean_over_masks_plus_the_mean_over_pairs():
     task = build("mlm_nsp", max_predictions=3)
     batch, p = pre_training_batch(), params(task)
     (total, weight), (metrics, _) = task.loss(p, {}, None, batch, None, False)
-    out = task.model.apply({"params": p}, batch["tokens"], batch["types"], batch["segment_ids"],
-                           picked_BM=batch["picked"])
+    out = task.model.apply(
+        {"params": p},
+        batch["tokens"],
+        batch["types"],
+        batch["segment_ids"],
+        picked_BM=batch["picked"],
+    )
     mlm, nsp = log_softmax(out["mlm"]), log_softmax(out["nsp"])
     mlm = -np.take_along_axis(mlm, batch["targets"][..., None], -1)[..., 0] * batch["weights"]
     nsp = -np.take_along_axis(nsp, batch["next_label"][..., None], -1)[..., 0]
     want = mlm.sum() / batch["weights"].sum() + nsp[:3].mean()
     np.testing.assert_allclose(total / weight, want, rtol=1e-5)
-    np.testing.assert_allclose(metrics["mlm_loss"][0] / metrics["mlm_loss"][1],
-                               mlm.sum() / batch["weights"].sum(), rtol=1e-5)
+    np.testing.assert_allclose(
+        metrics["mlm_loss"][0] / metrics["mlm_loss"][1],
+        mlm.sum() / batch["weights"].sum(),
+        rtol=1e-5,
+    )
     np.testing.assert_allclose(metrics["nsp_loss"][0] / 3, nsp[:3].mean(), rtol=1e-5)
 
 
@@ -65,16 +88,22 @@ def pre_training_batch():
     rng = np.random.default_rng(1)
     weights = np.array([[1, 1, 1], [1, 0, 0], [1, 1, 0], [0, 0, 0]], np.float32)
     r = rows()
-    return dict(tokens=r["tokens"], types=np.zeros((B, T), int),
-                segment_ids=np.ones((B, T), int), picked=rng.integers(1, T, (B, 3)),
-                targets=rng.integers(5, V, (B, 3)), weights=weights,
-                next_label=np.array([[0], [1], [1], [0]]),
-                next_weight=np.array([[1], [1], [1], [0]], np.float32))
+    return dict(
+        tokens=r["tokens"],
+        types=np.zeros((B, T), int),
+        segment_ids=np.ones((B, T), int),
+        picked=rng.integers(1, T, (B, 3)),
+        targets=rng.integers(5, V, (B, 3)),
+        weights=weights,
+        next_label=np.array([[0], [1], [1], [0]]),
+        next_weight=np.array([[1], [1], [1], [0]], np.float32),
+    )
 
 
 @pytest.mark.slow  # test_bert_meshes adds up micro-batches by default
 def test_pre_training_over_micro_batches_equals_the_whole():
     import optax
+
     results = []
     for accumulate in (1, 2):
         task, tx = build("mlm_nsp", max_predictions=3), optax.sgd(0.1)
@@ -110,8 +139,11 @@ def test_regression_is_squared_error():
     said = np.asarray(task.outputs(p, {}, batch))
     assert said.shape == (B, K, 1)
     (total, weight), _ = task.loss(p, {}, None, batch, None, False)
-    np.testing.assert_allclose((total, weight), (
-        ((said[..., 0] - batch["label"]) ** 2 * batch["weights"]).sum(), 7), rtol=1e-5)
+    np.testing.assert_allclose(
+        (total, weight),
+        (((said[..., 0] - batch["label"]) ** 2 * batch["weights"]).sum(), 7),
+        rtol=1e-5,
+    )
 
 
 def test_tagging_counts_words_with_a_label():
@@ -128,8 +160,10 @@ def test_tagging_counts_words_with_a_label():
 def test_answers_are_sought_among_the_tokens_of_their_own_example():
     task = build("answer")
     p = params(task)
-    batch = rows() | dict(start=np.array([[2, 8], [0, 7], [5, 9], [1, 0]]),
-                          end=np.array([[3, 12], [0, 7], [6, 9], [6, 0]]))
+    batch = rows() | dict(
+        start=np.array([[2, 8], [0, 7], [5, 9], [1, 0]]),
+        end=np.array([[3, 12], [0, 7], [6, 9], [6, 0]]),
+    )
     logits, want, right = np.asarray(task.outputs(p, {}, batch), np.float64), 0.0, 0
     for b in range(B):
         for k, own in enumerate((slice(0, 7), slice(7, 13))):
@@ -145,13 +179,19 @@ def test_answers_are_sought_among_the_tokens_of_their_own_example():
     assert metrics["accuracy"] == (right, 7)
 
 
-@pytest.mark.parametrize("name, options, words", [
-    ("classify", {}, "task.labels"), ("classify", dict(labels=("a",)), "at least two"),
-    ("classify", dict(labels=("a", "a")), "twice"),
-    ("classify", dict(labels=("a", "b"), label_weights=(1.0,)), "1 numbers for 2"),
-    ("classify", dict(kind="rank"), "classify, regress"),
-    ("classify", dict(kind="regress", balanced=True), "no labels"),
-    ("tag", {}, "at least two"), ("mlm_nsp", dict(max_predictions=0), "max_predictions")])
+@pytest.mark.parametrize(
+    "name, options, words",
+    [
+        ("classify", {}, "task.labels"),
+        ("classify", dict(labels=("a",)), "at least two"),
+        ("classify", dict(labels=("a", "a")), "twice"),
+        ("classify", dict(labels=("a", "b"), label_weights=(1.0,)), "1 numbers for 2"),
+        ("classify", dict(kind="rank"), "classify, regress"),
+        ("classify", dict(kind="regress", balanced=True), "no labels"),
+        ("tag", {}, "at least two"),
+        ("mlm_nsp", dict(max_predictions=0), "max_predictions"),
+    ],
+)
 def test_wrong_options_are_refused(name, options, words):
     with pytest.raises(UserError, match=words):
         build(name, **options)

@@ -13,15 +13,26 @@ from bigjax.models import gpt
 
 # Published numbers of parameters, exact where the weights are public.
 EXACT = {
-    "gpt2-124m": 124_439_808, "gpt2-355m": 354_823_168, "gpt2-774m": 774_030_080,
-    "gpt2-1.5b": 1_557_611_200, "llama2-7b": 6_738_415_616, "llama2-70b": 68_976_648_192,
+    "gpt2-124m": 124_439_808,
+    "gpt2-355m": 354_823_168,
+    "gpt2-774m": 774_030_080,
+    "gpt2-1.5b": 1_557_611_200,
+    "llama2-7b": 6_738_415_616,
+    "llama2-70b": 68_976_648_192,
 }
 # GPT-3: table D.1 (millions); PaLM: table 1 (billions).
 ROUNDED = {
-    "gpt3-125m": (125, 1e6), "gpt3-350m": (356, 1e6), "gpt3-760m": (760, 1e6),
-    "gpt3-1.3b": (1320, 1e6), "gpt3-2.7b": (2650, 1e6), "gpt3-6.7b": (6660, 1e6),
-    "gpt3-13b": (12850, 1e6), "gpt3-175b": (174600, 1e6),
-    "palm-8b": (8.63, 1e9), "palm-62b": (62.50, 1e9), "palm-540b": (540.35, 1e9),
+    "gpt3-125m": (125, 1e6),
+    "gpt3-350m": (356, 1e6),
+    "gpt3-760m": (760, 1e6),
+    "gpt3-1.3b": (1320, 1e6),
+    "gpt3-2.7b": (2650, 1e6),
+    "gpt3-6.7b": (6660, 1e6),
+    "gpt3-13b": (12850, 1e6),
+    "gpt3-175b": (174600, 1e6),
+    "palm-8b": (8.63, 1e9),
+    "palm-62b": (62.50, 1e9),
+    "palm-540b": (540.35, 1e9),
 }
 
 
@@ -46,18 +57,37 @@ def test_parameter_counts(preset):
 
 STYLES = {
     "gpt2": {},
-    "llama": dict(position="rotary", norm="rmsnorm", activation="swiglu", bias=False,
-                  tie_embeddings=False, n_kv_heads=2),
-    "palm": dict(position="rotary", activation="swiglu", bias=False, n_kv_heads=1, head_dim=6,
-                 parallel_block=True),
+    "llama": dict(
+        position="rotary",
+        norm="rmsnorm",
+        activation="swiglu",
+        bias=False,
+        tie_embeddings=False,
+        n_kv_heads=2,
+    ),
+    "palm": dict(
+        position="rotary",
+        activation="swiglu",
+        bias=False,
+        n_kv_heads=1,
+        head_dim=6,
+        parallel_block=True,
+    ),
 }
 
 
 @pytest.fixture(scope="module", params=STYLES)
 def model(request):
     """(config, params) of a small model of each style, with weights large enough to matter."""
-    c = gpt.Config(vocab_size=31, max_len=32, d_model=16, n_layers=2, n_heads=4, scan=False,
-                   **STYLES[request.param])
+    c = gpt.Config(
+        vocab_size=31,
+        max_len=32,
+        d_model=16,
+        n_layers=2,
+        n_heads=4,
+        scan=False,
+        **STYLES[request.param],
+    )
     scanned = gpt.Model(dataclasses.replace(c, scan=True))
 
     @jax.jit
@@ -99,9 +129,21 @@ def input_gradient(c, params, position, segments=None):
     def logit(embedding):
         p = {**params, "embed": {"embedding": embedding}}
         logits, _ = gpt.Model(dataclasses.replace(c, tie_embeddings=False)).apply(
-            {"params": p | ({} if "head" in p else {"head": {"kernel": jnp.ones(
-                (c.d_model, c.vocab_size)) * jnp.arange(c.vocab_size)}})}, tokens,
-            segments_BT=segments)
+            {
+                "params": p
+                | (
+                    {}
+                    if "head" in p
+                    else {
+                        "head": {
+                            "kernel": jnp.ones((c.d_model, c.vocab_size)) * jnp.arange(c.vocab_size)
+                        }
+                    }
+                )
+            },
+            tokens,
+            segments_BT=segments,
+        )
         return (logits[0, position] * jnp.arange(c.vocab_size)).sum()
 
     return jnp.abs(jax.jit(jax.grad(logit))(params["embed"]["embedding"])).sum(-1)[:10]

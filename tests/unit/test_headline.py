@@ -25,13 +25,27 @@ from bigjax.trees import named_leaves
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 V, S, T, K = 12, 8, 4, 3
-C = H.Config(vocab_size=V, max_len=T, article_len=S, d_model=8, n_heads=2, dropout=0.0,
-             click_buckets=3, hot_per_example=K, discriminator_d_model=8, discriminator_heads=2,
-             filter_widths=(1, 2), filters=(4, 4))
-KINDS = {"lstm": {}, "two layers": dict(n_layers=2, encoder_layers=2),
-         "gru": dict(generator="gru", discriminator="lstm"),
-         "bert": dict(encoder="bert", discriminator="bert"),
-         "bare": dict(click_buckets=0, hot_per_example=0)}
+C = H.Config(
+    vocab_size=V,
+    max_len=T,
+    article_len=S,
+    d_model=8,
+    n_heads=2,
+    dropout=0.0,
+    click_buckets=3,
+    hot_per_example=K,
+    discriminator_d_model=8,
+    discriminator_heads=2,
+    filter_widths=(1, 2),
+    filters=(4, 4),
+)
+KINDS = {
+    "lstm": {},
+    "two layers": dict(n_layers=2, encoder_layers=2),
+    "gru": dict(generator="gru", discriminator="lstm"),
+    "bert": dict(encoder="bert", discriminator="bert"),
+    "bare": dict(click_buckets=0, hot_per_example=0),
+}
 
 
 def players_config(kind):
@@ -46,12 +60,16 @@ def c(request):
 def given_rows(c):
     """Four rows; the last has no source, the third no hot words."""
     rng = np.random.default_rng(0)
-    hot = np.array([[7, 7, 9], [7, 8, 9], [PAD, PAD, PAD], [5, 6, 6]])[:, :c.hot_per_example]
+    hot = np.array([[7, 7, 9], [7, 8, 9], [PAD, PAD, PAD], [5, 6, 6]])[:, : c.hot_per_example]
     hot_mask = np.array([[1, 1, 1], [1, 1, 0], [0, 0, 0], [0, 0, 1]], np.float32)
-    return {"source": rng.integers(5, V, (4, S)), "source_types": rng.integers(0, 2, (4, S)),
-            "source_mask": (np.arange(S) < np.array([S, 5, 1, 0])[:, None]).astype(np.float32),
-            "clicks": np.array([1, 2, 0, 3]), "hot": hot,
-            "hot_mask": hot_mask[:, :c.hot_per_example]}
+    return {
+        "source": rng.integers(5, V, (4, S)),
+        "source_types": rng.integers(0, 2, (4, S)),
+        "source_mask": (np.arange(S) < np.array([S, 5, 1, 0])[:, None]).astype(np.float32),
+        "clicks": np.array([1, 2, 0, 3]),
+        "hot": hot,
+        "hot_mask": hot_mask[:, : c.hot_per_example],
+    }
 
 
 TOKENS = np.random.default_rng(1).integers(5, V, (4, T))
@@ -65,20 +83,25 @@ def networks(c):
     names = ("context", "step", "logits", "loss", "score")
     players = players._replace(**{name: jax.jit(getattr(players, name)) for name in names})
     given = given_rows(c)
-    params = params_lib.unbox({
-        "generator": jax.jit(H.Generator(c).init)(jax.random.key(0), TOKENS, given)["params"],
-        "discriminator": jax.jit(H.Discriminator(c).init)(
-            jax.random.key(1), TOKENS, TOKENS > 0, given)["params"]})
+    params = params_lib.unbox(
+        {
+            "generator": jax.jit(H.Generator(c).init)(jax.random.key(0), TOKENS, given)["params"],
+            "discriminator": jax.jit(H.Discriminator(c).init)(
+                jax.random.key(1), TOKENS, TOKENS > 0, given
+            )["params"],
+        }
+    )
     noise = lambda i, x: x + 0.3 * jax.random.normal(jax.random.key(i), x.shape)
     leaves, tree = jax.tree_util.tree_flatten(params)
     return players, jax.tree_util.tree_unflatten(tree, map(noise, range(len(leaves)), leaves))
 
 
 def of_one(given, row):
-    return {k: x[row:row + 1] for k, x in given.items()}
+    return {k: x[row : row + 1] for k, x in given.items()}
 
 
 # The model.
+
 
 def test_step_gives_what_the_whole_pass_does(c):
     players, params = networks(c)
@@ -109,20 +132,27 @@ def test_every_parameter_learns(c):
         found = named_leaves(jax.jit(jax.grad(loss))(params[network]))
         assert all(np.isfinite(x).all() for x in found.values())
         # A bias of all keys moves no attention: its gradient is rounding.
-        assert [k for k, x in found.items() if not np.abs(x).max() > 1e-8
-                and not k.endswith("key/bias")] == []
+        assert [
+            k for k, x in found.items() if not np.abs(x).max() > 1e-8 and not k.endswith("key/bias")
+        ] == []
 
 
 @pytest.mark.parametrize("encoder", ["lstm", "bert"])
 def test_it_reads_what_it_is_given_and_no_padding(encoder):
     players, params = networks(dataclasses.replace(C, encoder=encoder))
     g, given = params["generator"], given_rows(C)
-    logits = lambda given: np.array(players.logits(g, players.context(g, given, None), TOKENS,
-                                                   None))
+    logits = lambda given: np.array(
+        players.logits(g, players.context(g, given, None), TOKENS, None)
+    )
     want = logits(given)
-    for name, row, at, changes in (("source", 0, 3, True), ("source", 1, 4, True),
-                                   ("source", 1, 5, False), ("source_types", 0, 0, True),
-                                   ("hot", 0, 2, True), ("hot", 1, 2, False)):
+    for name, row, at, changes in (
+        ("source", 0, 3, True),
+        ("source", 1, 4, True),
+        ("source", 1, 5, False),
+        ("source_types", 0, 0, True),
+        ("hot", 0, 2, True),
+        ("hot", 1, 2, False),
+    ):
         other = {k: x.copy() for k, x in given.items()}
         other[name][row, at] = 1 - other[name][row, at] if name == "source_types" else 10
         different = np.abs(logits(other) - want).max((1, 2)) > 1e-6
@@ -159,22 +189,30 @@ def test_what_is_attended_to_may_be_copied():
 def test_a_hot_word_is_biased_once():
     players, params = networks(C)
     g, given = copying(params["generator"], -30), given_rows(C)
-    logits = lambda given: np.array(players.logits(g, players.context(g, given, None), TOKENS,
-                                                   None))
+    logits = lambda given: np.array(
+        players.logits(g, players.context(g, given, None), TOKENS, None)
+    )
     more = logits(given) - logits({**given, "hot_mask": 0 * given["hot_mask"]})
     more = more[..., 5:] - more[..., 11:]  # against a word that is not hot
     assert np.abs(more[0, :, [2, 4]]).min() > 1e-4
     np.testing.assert_allclose(more[0, :, 2], more[0, :, 4], atol=1e-5)
     assert [(5 + np.flatnonzero(np.abs(row).max(0) > 1e-5)).tolist() for row in more] == [
-        [7, 9], [7, 8], [], [6]]
+        [7, 9],
+        [7, 8],
+        [],
+        [6],
+    ]
 
 
 def test_special_pieces_are_neither_written_nor_learnt():
     players, params = networks(C)
     g, given = params["generator"], given_rows(C)
     context = players.context(g, given, None)
-    draw = jax.jit(lambda key: write(
-        players, g, context, key, 4, functools.partial(categorical, temperature=5.0)))
+    draw = jax.jit(
+        lambda key: write(
+            players, g, context, key, 4, functools.partial(categorical, temperature=5.0)
+        )
+    )
     texts = np.concatenate([draw(jax.random.key(i)) for i in range(20)])
     written = set(texts[np.array(mask_of(players, texts))].tolist())
     assert written == {SEP, *range(5, V)}
@@ -190,8 +228,11 @@ def test_clicks_are_sometimes_not_told():
     told = H.Generator(dataclasses.replace(C, click_dropout=0.5))
     _, params = networks(C)
     given = {k: np.repeat(x[:1], 400, axis=0) for k, x in given_rows(C).items()}
-    context = jax.jit(lambda clicks, rng: told.apply(
-        {"params": params["generator"]}, {**given, "clicks": clicks}, rng, method="context"))
+    context = jax.jit(
+        lambda clicks, rng: told.apply(
+            {"params": params["generator"]}, {**given, "clicks": clicks}, rng, method="context"
+        )
+    )
     state = lambda clicks, rng: np.array(context(np.full(400, clicks), rng)["state"][0][0])
     dropped = np.abs(state(1, jax.random.key(0)) - state(0, None)).max(1) < 1e-6
     assert 0.4 < dropped.mean() < 0.6
@@ -225,8 +266,11 @@ def test_players_know_quantiles_of_clicks():
 def test_clicks_are_part_of_the_reward():
     players, params = networks(C)
     given = {k: jnp.array(x) for k, x in given_rows(C).items()}
-    last = lambda p: np.array(adversarial._rewards(
-        p, params["generator"], params["discriminator"], given, TOKENS, jax.random.key(0)))[:, -1]
+    last = lambda p: np.array(
+        adversarial._rewards(
+            p, params["generator"], params["discriminator"], given, TOKENS, jax.random.key(0)
+        )
+    )[:, -1]
     _, clicks = judge(players, params["discriminator"], given, TOKENS)
     more = last(players._replace(click_reward=0.5)) - last(players)
     np.testing.assert_allclose(more, 0.5 * jax.nn.sigmoid(clicks), rtol=1e-4)
@@ -237,38 +281,50 @@ def test_a_discriminator_learns_without_hot_words_and_clicks():
     tx = optax.sgd(0.1)
     opt_state = {"discriminator": tx.init({"discriminator": params["discriminator"]})}
     state = State(jnp.int32(0), params, opt_state, {}, None, jnp.bool_(False))
-    rows = {k: jnp.stack([x, x]) for k, x in {**given_rows(players_config("bare")),
-                                              "tokens": TOKENS}.items()}
+    rows = {
+        k: jnp.stack([x, x])
+        for k, x in {**given_rows(players_config("bare")), "tokens": TOKENS}.items()
+    }
     task_ = types.SimpleNamespace(players=players)
-    new, metrics = jax.eval_shape(lambda: adversarial._discriminator(
-        task_, {"discriminator": tx}, state, rows, jax.random.key(0), 3))
+    new, metrics = jax.eval_shape(
+        lambda: adversarial._discriminator(
+            task_, {"discriminator": tx}, state, rows, jax.random.key(0), 3
+        )
+    )
     assert metrics["discriminator/accuracy"].shape == (3,)
 
 
 # Search.
 
+
 @pytest.fixture(scope="module")
 def small():
     """Five pieces can be written: [SEP] and four words."""
     c = dataclasses.replace(C, vocab_size=9, max_len=3)
-    given = {**given_rows(c), "source": given_rows(c)["source"] % 4 + 5,
-             "hot": given_rows(c)["hot"] % 4 + 5}
+    given = {
+        **given_rows(c),
+        "source": given_rows(c)["source"] % 4 + 5,
+        "hot": given_rows(c)["hot"] % 4 + 5,
+    }
     players = task.make_players(H, c, task.Config(), 3)
-    params = params_lib.unbox(H.Generator(c).init(jax.random.key(0), TOKENS[:, :3] % 4 + 5, given)[
-        "params"])
+    params = params_lib.unbox(
+        H.Generator(c).init(jax.random.key(0), TOKENS[:, :3] % 4 + 5, given)["params"]
+    )
     params = jax.tree_util.tree_map(lambda x: 4 * x, params)
     return players, params, players.context(params, given, None)
 
 
 def all_texts(players, params, context):
     """[(mean log-probability, text)] of every text there is, best first, for each row."""
-    texts = [t for t in itertools.product([SEP, *range(5, 9)], repeat=3)]
-    texts = sorted({t[:t.index(SEP) + 1] + (PAD,) * (2 - t.index(SEP)) if SEP in t else t
-                    for t in texts})
+    texts = list(itertools.product([SEP, *range(5, 9)], repeat=3))
+    texts = sorted(
+        {t[: t.index(SEP) + 1] + (PAD,) * (2 - t.index(SEP)) if SEP in t else t for t in texts}
+    )
     found = []
     for row in range(4):
         one = jax.tree_util.tree_map(
-            lambda x: jnp.repeat(x[row:row + 1], len(texts), axis=0), context)
+            lambda x: jnp.repeat(x[row : row + 1], len(texts), axis=0), context
+        )
         tokens = jnp.array(texts)
         inputs = jnp.concatenate([jnp.full((len(texts), 1), CLS), tokens[:, :-1]], axis=1)
         log_p = jax.nn.log_softmax(players.logits(params, one, inputs, None))
@@ -281,7 +337,7 @@ def all_texts(players, params, context):
 
 def test_a_wide_beam_finds_what_brute_force_does(small):
     players, params, context = small
-    texts, scores = infer.beam_search(players, params, context, 4, 5 ** 3)
+    texts, scores = infer.beam_search(players, params, context, 4, 5**3)
     for row, want in enumerate(all_texts(players, params, context)):
         n = len(want)
         assert [tuple(t) for t in texts[row, :n].tolist()] == [t for _, t in want]
@@ -298,8 +354,9 @@ def test_a_beam_of_one_takes_the_likeliest_token(small):
 
 def test_samples_follow_the_temperature(small):
     players, params, context = small
-    draw = lambda t, p=1.0: np.array(infer.draw(players, params, context, jax.random.key(0), 4, 64,
-                                                t, p))
+    draw = lambda t, p=1.0: np.array(
+        infer.draw(players, params, context, jax.random.key(0), 4, 64, t, p)
+    )
     different = lambda texts: len({tuple(t) for t in texts[0].tolist()})
     assert different(draw(0.3)) < different(draw(3.0))
     assert different(draw(3.0, 0.3)) < different(draw(3.0))
@@ -323,29 +380,49 @@ def test_headlines_are_different_and_ranked():
     assert write(temperature=1.0, seed=1) != write(temperature=1.0, seed=2)
 
 
-@pytest.mark.parametrize("text, want", [
-    ("体 验 巅 峰 ， 好 abc d", "体验巅峰，好 abc d"),
-    ("don ' t stop , it ' s ( so ) .", "don't stop, it's (so)."),
-    ("a n - dimensional x _ y", "a n-dimensional x_y"), ("", "")])
+@pytest.mark.parametrize(
+    "text, want",
+    [
+        ("体 验 巅 峰 ， 好 abc d", "体验巅峰，好 abc d"),
+        ("don ' t stop , it ' s ( so ) .", "don't stop, it's (so)."),
+        ("a n - dimensional x _ y", "a n-dimensional x_y"),
+        ("", ""),
+    ],
+)
 def test_readable(text, want):
     assert infer.readable(text) == want
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(generator="gpt"), "generator"), (dict(encoder="cnn"), "encoder"),
-    (dict(d_model=7), "2 directions"), (dict(encoder="bert", n_heads=3), "3 heads"),
-    (dict(click_buckets=-1), "click_buckets"), (dict(click_dropout=1.0), "click_dropout"),
-    (dict(special_ids=(0, 1, 2, 3)), "special_ids"), (dict(special_ids=(0, 1, 2, 3, V)), "below"),
-    (dict(article_len=0), "article_len")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(generator="gpt"), "generator"),
+        (dict(encoder="cnn"), "encoder"),
+        (dict(d_model=7), "2 directions"),
+        (dict(encoder="bert", n_heads=3), "3 heads"),
+        (dict(click_buckets=-1), "click_buckets"),
+        (dict(click_dropout=1.0), "click_dropout"),
+        (dict(special_ids=(0, 1, 2, 3)), "special_ids"),
+        (dict(special_ids=(0, 1, 2, 3, V)), "below"),
+        (dict(article_len=0), "article_len"),
+    ],
+)
 def test_bad_models(changes, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(C, **changes)
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(number=0), "--number"), (dict(number=9), "--beam"), (dict(temperature=-1.0), "0 "),
-    (dict(top_p=0.0), "top_p"), (dict(clicks="many"), "high, low"),
-    (dict(click_weight=-1.0), "click_weight")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(number=0), "--number"),
+        (dict(number=9), "--beam"),
+        (dict(temperature=-1.0), "0 "),
+        (dict(top_p=0.0), "top_p"),
+        (dict(clicks="many"), "high, low"),
+        (dict(click_weight=-1.0), "click_weight"),
+    ],
+)
 def test_bad_options(changes, message):
     with pytest.raises(UserError, match=message):
         infer.Options(**changes)

@@ -11,7 +11,7 @@ from bigjax.data.wordpiece import SPECIALS, WordPiece
 from bigjax.errors import UserError
 from bigjax.tasks import _headline_data as rounds
 from bigjax.tasks import headline as task
-from tests.unit.test_headline import C, PAD, SEP
+from tests.unit.test_headline import PAD, SEP, C
 
 LETTERS = "abcdefghij"
 TOKENIZER = WordPiece([*SPECIALS, *LETTERS, *(f"##{x}" for x in LETTERS)])
@@ -24,9 +24,15 @@ def batch_of(articles, headlines, size=8):
         a, h = TOKENIZER.encode(article).tolist(), TOKENIZER.encode(headline).tolist()
         history = [TOKENIZER.encode("j")[0], SEP]
         n, m = len(a) + 3, len(h) + 1
-        rows.append((a + [SEP, *history] + [PAD] * (size - n), [0] * (n - 2) + [1, 1] +
-                     [0] * (size - n), [1] * n + [0] * (size - n),
-                     h + [SEP] + [PAD] * (size - m), [1] * m + [0] * (size - m)))
+        rows.append(
+            (
+                a + [SEP, *history] + [PAD] * (size - n),
+                [0] * (n - 2) + [1, 1] + [0] * (size - n),
+                [1] * n + [0] * (size - n),
+                h + [SEP] + [PAD] * (size - m),
+                [1] * m + [0] * (size - m),
+            )
+        )
     names = ("source", "source_types", "source_mask", "tokens", "weights")
     return {k: np.array(x, np.int32) for k, x in zip(names, zip(*rows))}
 
@@ -45,11 +51,12 @@ def test_augmentation_changes_words_and_nothing_else(tmp_path):
         n = int(got["source_mask"][i].sum())
         end = n - 3
         assert got["source"][i, end:].tolist() == [SEP, *TOKENIZER.encode("j"), SEP] + [PAD] * (
-            9 - n)
+            9 - n
+        )
         assert got["source_types"][i].tolist() == [0] * (end + 1) + [1, 1] + [0] * (9 - n)
         articles.add(TOKENIZER.decode(got["source"][i, :end]))
         m = int(got["weights"][i].sum())
-        assert got["tokens"][i, m - 1:].tolist() == [SEP] + [PAD] * (9 - m)
+        assert got["tokens"][i, m - 1 :].tolist() == [SEP] + [PAD] * (9 - m)
     assert {"e ab", "e", "ab", "cd e"} <= articles  # swap, delete, replace; "ab" stays a word
     assert any(len(x.split()) == 3 and "cd" in x for x in articles)  # insert
     assert batch["source"].tolist() == batch_of(["ab e"] * 50, ["ab e"] * 50, 9)["source"].tolist()
@@ -64,14 +71,20 @@ def test_words_of_a_thesaurus_are_the_tokenizers(tmp_path):
     assert found(ids("高兴")) == [ids("快乐")] and found(ids("高")) == []
     assert found(ids("a")) == [ids("b")] and found(ids("c")) == []
     assert found.joined([ids(x) for x in "天高兴高天"]) == [
-        ids("天"), ids("高兴"), ids("高"), ids("天")]
-    change = rounds.changes(options(thesaurus=str(tmp_path / "t.txt"), augment_headlines=0.0),
-                            tokenizer)
+        ids("天"),
+        ids("高兴"),
+        ids("高"),
+        ids("天"),
+    ]
+    change = rounds.changes(
+        options(thesaurus=str(tmp_path / "t.txt"), augment_headlines=0.0), tokenizer
+    )
     batch = batch_of(["a"], ["a"])
     batch["source"][0, :4] = *ids("天高兴"), SEP
     batch["source_types"][0], batch["source_mask"][0] = 0, np.arange(8) < 4
-    texts = {tokenizer.decode(change(batch, [0, i], 0, judged=False)["source"][0, :3])
-             for i in range(50)}
+    texts = {
+        tokenizer.decode(change(batch, [0, i], 0, judged=False)["source"][0, :3]) for i in range(50)
+    }
     assert tokenizer.decode(ids("天快乐")) in texts
     (tmp_path / "t.txt").write_text("zebra,okapi\n")
     with pytest.raises(UserError, match="no word that the tokenizer knows"):
@@ -121,8 +134,14 @@ def test_only_what_the_discriminator_sees_is_changed_in_a_round():
         def batch_at(self, step, rows=None):
             return {"step": np.full(2, step)}
 
-    o = options(mle_rounds=1, mle_updates=2, discriminator_rounds=1, pretrain_updates=4,
-                generator_updates=1, discriminator_updates=2)
+    o = options(
+        mle_rounds=1,
+        mle_updates=2,
+        discriminator_rounds=1,
+        pretrain_updates=4,
+        generator_updates=1,
+        discriminator_updates=2,
+    )
     seen = []
 
     def changed(batch, seed, first_row, judged):
@@ -133,7 +152,10 @@ def test_only_what_the_discriminator_sees_is_changed_in_a_round():
     got = [found.batch_at(step, slice(2, 4)) for step in range(3)]
     assert [list(x) for x in got] == [["mle"], ["discriminator"], ["adversarial"]]
     assert [x.tolist() for d in got for b in d.values() for x in b.values()] == [
-        [[0, 1]] * 2, [[2, 3]] * 2, [[4, 5]] * 2]
+        [[0, 1]] * 2,
+        [[2, 3]] * 2,
+        [[4, 5]] * 2,
+    ]
     assert seen == [(7, i, 2, i in (2, 3, 5)) for i in range(6)]
 
 
@@ -144,8 +166,7 @@ def test_vectors_of_pieces_are_put_into_the_embedding(tmp_path):
     table = jax.random.normal(jax.random.key(0), (c.vocab_size, 8))
     params = {"generator": {"embed": {"embedding": table}, "bias": 1}, "discriminator": 2}
     corpus = types.SimpleNamespace(tokenizer=TOKENIZER)
-    with_vectors = lambda path: task._prepare(
-        options(embeddings=str(path)), c)(params, corpus)
+    with_vectors = lambda path: task._prepare(options(embeddings=str(path)), c)(params, corpus)
     new = np.array(with_vectors(path)["generator"]["embed"]["embedding"])
     changed = np.flatnonzero((new != table).any(1)).tolist()
     names = rounds.piece_names(TOKENIZER)
@@ -159,10 +180,16 @@ def test_vectors_of_pieces_are_put_into_the_embedding(tmp_path):
             with_vectors(path)
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(augment=1.0), "augment"), (dict(click_reward=-1.0), "click_reward"),
-    (dict(augment=0.0, augment_headlines=0.0, thesaurus="x"), "thesaurus"),
-    (dict(click_reward=1.0, reward="constant"), "constant"), (dict(rollouts=-1), "rollouts")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(augment=1.0), "augment"),
+        (dict(click_reward=-1.0), "click_reward"),
+        (dict(augment=0.0, augment_headlines=0.0, thesaurus="x"), "thesaurus"),
+        (dict(click_reward=1.0, reward="constant"), "constant"),
+        (dict(rollouts=-1), "rollouts"),
+    ],
+)
 def test_bad_tasks(changes, message):
     with pytest.raises(UserError, match=message):
         options(**changes)

@@ -11,10 +11,18 @@ from bigjax import config
 from bigjax.errors import PassingError, UserError
 from bigjax.parallel import hosts, mesh
 
-SLURM = {"SLURM_JOB_ID": "5", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "1",
-         "SLURM_LOCALID": "0"}
-GKE = {"TPU_WORKER_HOSTNAMES": "a,b,c", "TPU_WORKER_ID": "0", "TPU_SKIP_MDS_QUERY": "1",
-       "MEGASCALE_NUM_SLICES": "1"}
+SLURM = {
+    "SLURM_JOB_ID": "5",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+GKE = {
+    "TPU_WORKER_HOSTNAMES": "a,b,c",
+    "TPU_WORKER_ID": "0",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "MEGASCALE_NUM_SLICES": "1",
+}
 
 
 def address(address="10.0.0.1:1234", n="2", i="1"):
@@ -24,6 +32,7 @@ def address(address="10.0.0.1:1234", n="2", i="1"):
 @pytest.fixture
 def asked(monkeypatch):
     """asked(environment, tpu=False) -> what jax would be started with, None for one host."""
+
     def of(environment, tpu=False):
         found = []
         for name in hosts.VARIABLES:
@@ -32,9 +41,11 @@ def asked(monkeypatch):
             monkeypatch.setenv(name, value)
         if tpu:
             from jax._src.clusters import cloud_tpu_cluster
+
             monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
-            monkeypatch.setattr(hosts, "jax", SimpleNamespace(
-                config=SimpleNamespace(jax_platforms="tpu,cpu")))
+            monkeypatch.setattr(
+                hosts, "jax", SimpleNamespace(config=SimpleNamespace(jax_platforms="tpu,cpu"))
+            )
 
         class Stop(Exception):
             pass
@@ -42,18 +53,23 @@ def asked(monkeypatch):
         def connect(given, options):
             found.append(given)
             raise Stop
+
         monkeypatch.setattr(hosts, "_connect", connect)
         try:
             hosts.start(config.new_config(), "w")
         except Stop:
             return found[0]
+
     return of
 
 
 def test_what_jax_is_started_with(asked):
     assert asked({}) is None
-    assert asked(address()) == {"coordinator_address": "10.0.0.1:1234", "num_processes": 2,
-                                "process_id": 1}
+    assert asked(address()) == {
+        "coordinator_address": "10.0.0.1:1234",
+        "num_processes": 2,
+        "process_id": 1,
+    }
     assert asked(address(n="1", i="0")) is None
     assert asked({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None  # one pod by itself
 
@@ -76,6 +92,7 @@ def test_a_cluster_that_does_not_answer_may_answer_later(asked, monkeypatch):
 
     def count():
         raise error
+
     monkeypatch.setattr(cloud_tpu_cluster.GkeTpuCluster, "get_process_count", count)
     for error in requests.exceptions.ConnectTimeout("metadata"), ConnectionResetError():
         with pytest.raises(PassingError, match="could not be found out"):
@@ -85,12 +102,18 @@ def test_a_cluster_that_does_not_answer_may_answer_later(asked, monkeypatch):
         asked(GKE, tpu=True)
 
 
-@pytest.mark.parametrize("error, kind", [
-    (requests.exceptions.ReadTimeout("metadata timed out"), PassingError),
-    (ConnectionRefusedError(), PassingError), (ValueError("an unknown name"), UserError)])
+@pytest.mark.parametrize(
+    "error, kind",
+    [
+        (requests.exceptions.ReadTimeout("metadata timed out"), PassingError),
+        (ConnectionRefusedError(), PassingError),
+        (ValueError("an unknown name"), UserError),
+    ],
+)
 def test_a_start_that_fails(monkeypatch, error, kind):
     def fail(*args, **options):
         raise error
+
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     monkeypatch.setattr(hosts, "_starting", threading.Event())
     with pytest.raises((UserError, PassingError), match="cannot join its run on 2 hosts") as e:
@@ -98,12 +121,15 @@ def test_a_start_that_fails(monkeypatch, error, kind):
     assert type(e.value) is kind
 
 
-@pytest.mark.parametrize("environment, words", [
-    ({"JAX_NUM_PROCESSES": "2"}, ["not JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID"]),
-    (address(n="two"), ["JAX_NUM_PROCESSES", "'two'", "number"]),
-    (address(i="2"), ["JAX_PROCESS_ID is 2", "JAX_NUM_PROCESSES=2", "from 0"]),
-    (address("10.0.0.1"), ["JAX_COORDINATOR_ADDRESS", "'10.0.0.1'", "host:port"]),
-])
+@pytest.mark.parametrize(
+    "environment, words",
+    [
+        ({"JAX_NUM_PROCESSES": "2"}, ["not JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID"]),
+        (address(n="two"), ["JAX_NUM_PROCESSES", "'two'", "number"]),
+        (address(i="2"), ["JAX_PROCESS_ID is 2", "JAX_NUM_PROCESSES=2", "from 0"]),
+        (address("10.0.0.1"), ["JAX_COORDINATOR_ADDRESS", "'10.0.0.1'", "host:port"]),
+    ],
+)
 def test_an_environment_that_cannot_work_is_refused(asked, environment, words):
     with pytest.raises(UserError) as e:
         asked(environment)
@@ -118,19 +144,27 @@ def test_errors_that_come_from_a_lost_process(monkeypatch):
     assert not hosts.is_lost(broken)  # on one host
     monkeypatch.setattr(hosts, "count", lambda: 2)
     assert hosts.is_lost(broken) and hosts.is_lost(outer)
-    for text in ("UNKNOWN: Gloo AllGather failed: Read error [::]:1: Connection reset by peer",
-                 "UNAVAILABLE: Failed to send RPC", "DEADLINE_EXCEEDED: Barrier timed out",
-                 "ABORTED: task 1 has left"):
+    for text in (
+        "UNKNOWN: Gloo AllGather failed: Read error [::]:1: Connection reset by peer",
+        "UNAVAILABLE: Failed to send RPC",
+        "DEADLINE_EXCEEDED: Barrier timed out",
+        "ABORTED: task 1 has left",
+    ):
         assert hosts.is_lost(error(text))
-    for other in (error("RESOURCE_EXHAUSTED: Out of memory. Operator: optimization_barrier"),
-                  error("INTERNAL: Mosaic failed to compile: unsupported barrier semaphore"),
-                  error("INVALID_ARGUMENT: nccl: unsupported dtype, Connection reset by peer"),
-                  error("INTERNAL: Gloo: unsupported type"), ValueError("connection"), None):
+    for other in (
+        error("RESOURCE_EXHAUSTED: Out of memory. Operator: optimization_barrier"),
+        error("INTERNAL: Mosaic failed to compile: unsupported barrier semaphore"),
+        error("INVALID_ARGUMENT: nccl: unsupported dtype, Connection reset by peer"),
+        error("INTERNAL: Gloo: unsupported type"),
+        ValueError("connection"),
+        None,
+    ):
         assert not hosts.is_lost(other), other
 
 
-@pytest.mark.parametrize("text, code", [
-    ("UNKNOWN: Gloo: Connection closed by peer", 75), ("INTERNAL: a bug", 1)])
+@pytest.mark.parametrize(
+    "text, code", [("UNKNOWN: Gloo: Connection closed by peer", 75), ("INTERNAL: a bug", 1)]
+)
 def test_a_process_that_another_one_has_left_may_be_started_again(monkeypatch, capfd, text, code):
     """Gloo may say it before jax misses the heartbeats."""
     ended = []

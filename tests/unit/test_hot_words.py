@@ -15,7 +15,10 @@ from tests.unit.test_data_headlines import ID, LETTERS, OPTIONS, PAD, TOKENIZER,
 
 def test_words():
     assert W.words_of(["Don't stop_it, Café!", "A体验2D巅 中", ""]) == [
-        ["don", "t", "stop", "it", "cafe"], ["a", "体验", "2d", "巅", "中"], []]
+        ["don", "t", "stop", "it", "cafe"],
+        ["a", "体验", "2d", "巅", "中"],
+        [],
+    ]
     assert W.words_of(["体验巅峰 Café"], lowercase=False) == [["体验", "验巅", "巅峰", "Café"]]
 
 
@@ -47,34 +50,49 @@ def test_hot_words_are_recent():
 
 
 def test_hot_words_are_clicked():
-    rows = [row(["dull news", "cat"][i % 4 == 0], f"{LETTERS[i]} say", clicks=1 + 9 * (i % 4 == 0),
-                impressions=10, time=i) for i in range(20)]
+    rows = [
+        row(
+            ["dull news", "cat"][i % 4 == 0],
+            f"{LETTERS[i]} say",
+            clicks=1 + 9 * (i % 4 == 0),
+            impressions=10,
+            time=i,
+        )
+        for i in range(20)
+    ]
     assert [*hot_of(rows)] == ["cat"]  # nothing was published: the clicks say what is hot
     dated = [{**one, "published": one["time"]} for one in rows]
     for one in dated[-5:]:
         one["headline"] = "late cat" if one["clicks"] > 1 else "late dog"
     found = hot_of(dated)
     assert found.keys() >= {"late", "dog"} and "dull" not in found
-    likes_dogs = hot_of([{**one, "clicks": 9. if "dog" in one["headline"] else .1}
-                         for one in dated])
+    likes_dogs = hot_of(
+        [{**one, "clicks": 9.0 if "dog" in one["headline"] else 0.1} for one in dated]
+    )
     assert likes_dogs["dog"] > found["dog"]
 
 
 def test_hot_word_file(tmp_path):
-    path = write(tmp_path / "hot.txt", '\ufeffwarm\nhot dog\t7.5\r\n\n体验\t2\ncool\n')
+    path = write(tmp_path / "hot.txt", "\ufeffwarm\nhot dog\t7.5\r\n\n体验\t2\ncool\n")
     found = W.read_hot_words(path)
-    assert list(found.items()) == [("hot dog", 7.5), ("体验", 2.), ("warm", 1.), ("cool", 1.)]
+    assert list(found.items()) == [("hot dog", 7.5), ("体验", 2.0), ("warm", 1.0), ("cool", 1.0)]
     W.write_hot_words(tmp_path / "again.txt", found)
     assert list(W.read_hot_words(tmp_path / "again.txt").items()) == list(found.items())
     assert [*hot_of([row()], 2, hot_words_file=path)] == ["hot dog", "体验"]
 
 
-@pytest.mark.parametrize("content, message", [
-    ('a\tb\n', r":1: found 'a\\tb'; a line has to be a word, or a word, a tab and its weight"),
-    ('a\nb\t-1\n', ":2: found"), ('a\t1\t2\n', ":1: found"), ('\t1\n', ":1: found"),
-    ('a\nb\na\t2\n', ":3: 'a' is there for the second time"), ('\n\n', "holds no words"),
-    ('a\tnan\n', ":1: found"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("a\tb\n", r":1: found 'a\\tb'; a line has to be a word, or a word, a tab and its weight"),
+        ("a\nb\t-1\n", ":2: found"),
+        ("a\t1\t2\n", ":1: found"),
+        ("\t1\n", ":1: found"),
+        ("a\nb\na\t2\n", ":3: 'a' is there for the second time"),
+        ("\n\n", "holds no words"),
+        ("a\tnan\n", ":1: found"),
+    ],
+)
 def test_bad_hot_word_files(tmp_path, content, message):
     with pytest.raises(UserError, match=r"hot\.txt.*" + message):
         W.read_hot_words(write(tmp_path / "hot.txt", content))
@@ -84,7 +102,12 @@ def test_hot_ids_of_an_article_come_first():
     hot = ["a", "bc", "体验", "!?", "d e"]
     ids, mask = W.hot_ids(hot, ["x BC y", "", "巅体验", "d e a", "bcd"], TOKENIZER, 4)
     assert [text(one) for one in ids] == [
-        "b ##c a 体", "a b ##c 体", "体 验 a b", "a d e b", "a b ##c 体"]
+        "b ##c a 体",
+        "a b ##c 体",
+        "体 验 a b",
+        "a d e b",
+        "a b ##c 体",
+    ]
     assert mask.sum() == 20 and ids.dtype == np.int32 and mask.dtype == np.float32
     ids, mask = W.hot_ids(["a", "!"], ["a"], TOKENIZER, 3)
     assert ids.tolist() == [[ID["a"], PAD, PAD]] and mask.tolist() == [[1, 0, 0]]

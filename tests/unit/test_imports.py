@@ -7,9 +7,29 @@ import bigjax
 
 ROOT = pathlib.Path(bigjax.__file__).parent
 # A room may import the rooms before it in this list, and itself.
-ORDER = ["errors", "trees", "cpu", "cloud", "config", "losses", "data", "optim", "interop",
-         "report", "parallel", "layers", "models", "tasks", "infer", "evals", "train", "plan",
-         "arguments", "commands", "main"]
+ORDER = [
+    "errors",
+    "trees",
+    "cpu",
+    "cloud",
+    "config",
+    "losses",
+    "data",
+    "optim",
+    "interop",
+    "report",
+    "parallel",
+    "layers",
+    "models",
+    "tasks",
+    "infer",
+    "evals",
+    "train",
+    "plan",
+    "arguments",
+    "commands",
+    "main",
+]
 # These import no room but errors and trees.
 LEAVES = {"config", "data", "interop", "losses", "optim", "report"}
 FLAX = {"layers", "models"}
@@ -44,24 +64,32 @@ def test_every_room_has_a_place():
 
 
 def test_no_arrow_points_back():
-    wrong = [f"{path} imports {b}" for path, a, b in arrows()
-             if ORDER.index(b) > ORDER.index(a)]
+    wrong = [f"{path} imports {b}" for path, a, b in arrows() if ORDER.index(b) > ORDER.index(a)]
     assert not wrong
 
 
 def test_leaves_import_no_model_and_no_trainer():
-    wrong = [f"{path} imports {b}" for path, a, b in arrows()
-             if a in LEAVES and b not in (a, "errors", "trees")]
+    wrong = [
+        f"{path} imports {b}"
+        for path, a, b in arrows()
+        if a in LEAVES and b not in (a, "errors", "trees")
+    ]
     assert not wrong
 
 
 def test_only_layers_and_models_import_flax():
-    wrong = [str(p) for p in ROOT.rglob("*.py") if room(p) not in FLAX
-             and any(name.split(".")[0] == "flax" for name in imports(p))]
+    wrong = [
+        str(p)
+        for p in ROOT.rglob("*.py")
+        if room(p) not in FLAX and any(name.split(".")[0] == "flax" for name in imports(p))
+    ]
     assert not wrong
 
 
 def test_data_does_not_import_jax():
-    wrong = [str(p) for p in (ROOT / "data").rglob("*.py")
-             if any(name.split(".")[0] == "jax" for name in imports(p))]
+    wrong = [
+        str(p)
+        for p in (ROOT / "data").rglob("*.py")
+        if any(name.split(".")[0] == "jax" for name in imports(p))
+    ]
     assert not wrong

@@ -41,8 +41,9 @@ def test_temperature_zero_is_greedy():
 @pytest.fixture(scope="module")
 def generator():
     c = gpt.Config(vocab_size=31, max_len=48, d_model=16, n_layers=2, n_heads=2)
-    init = jax.jit(lambda k: params_lib.unbox(
-        gpt.Model(c).init(k, jnp.zeros((1, 1), int))["params"]))
+    init = jax.jit(
+        lambda k: params_lib.unbox(gpt.Model(c).init(k, jnp.zeros((1, 1), int))["params"])
+    )
     params = jax.tree.map(lambda x: 5 * x, init(jax.random.key(0)))
     return Generator(gpt, c, params)
 
@@ -56,7 +57,7 @@ def test_greedy_decoding_is_the_uncached_argmax_for_prompts_of_several_lengths(g
         tokens = list(prompt)
         for token in new:
             padded = np.zeros((1, 24), int)  # later tokens change nothing: the mask is causal
-            padded[0, :len(tokens)] = tokens
+            padded[0, : len(tokens)] = tokens
             assert token == int(logits(padded)[0, len(tokens) - 1].argmax())
             tokens.append(token)
         assert len(new) == 6
@@ -67,7 +68,7 @@ def test_a_row_ends_at_the_end_token_and_the_others_go_on(generator):
     free = generator(prompts, Options(max_new=8, temperature=0))
     eos = next(t for t in free[0] if t not in free[1])  # ends the first row only
     ended = generator(prompts, Options(max_new=8, temperature=0, eos_id=eos))
-    assert ended[0] == free[0][:free[0].index(eos)] and ended[1] == free[1]
+    assert ended[0] == free[0][: free[0].index(eos)] and ended[1] == free[1]
 
 
 def test_the_seed_decides(generator):
@@ -75,12 +76,15 @@ def test_the_seed_decides(generator):
     assert a == b != c
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda g: g([[1] * 45], Options(max_new=8)), ["45", "8", "max_len=48"]),
-    (lambda g: g([[]], Options()), ["no tokens"]),
-    (lambda g: Options(temperature=-1.0), ["temperature", "-1"]),
-    (lambda g: Options(top_p=0.0), ["top_p", "(0, 1]"]),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda g: g([[1] * 45], Options(max_new=8)), ["45", "8", "max_len=48"]),
+        (lambda g: g([[]], Options()), ["no tokens"]),
+        (lambda g: Options(temperature=-1.0), ["temperature", "-1"]),
+        (lambda g: Options(top_p=0.0), ["top_p", "(0, 1]"]),
+    ],
+)
 def test_bad_requests(generator, call, words):
     with pytest.raises(UserError) as e:
         call(generator)

@@ -16,8 +16,13 @@ from bigjax.errors import UserError
 from bigjax.interop import tokenizers
 from tests.parity import test_bert, test_gpt
 
-BERT = dict(model_type="bert", hidden_act="gelu", hidden_dropout_prob=0.1,
-            attention_probs_dropout_prob=0.2, pad_token_id=0)
+BERT = dict(
+    model_type="bert",
+    hidden_act="gelu",
+    hidden_dropout_prob=0.1,
+    attention_probs_dropout_prob=0.2,
+    pad_token_id=0,
+)
 LABELS = {"0": "good", "1": "bad", "2": "ugly"}
 ENCODER = ("bert.embeddings.", "bert.encoder.")
 # class of transformers: (frozen reference, more of config.json, beginnings of its tensors' names)
@@ -60,17 +65,26 @@ def stored(case: str) -> tuple[dict, dict, dict]:
 def write_folder(folder, config: dict, tensors: dict, name: str = "model.safetensors"):
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    save_file({k: np.ascontiguousarray(x) for k, x in tensors.items()}, folder / name,
-              metadata={"format": "pt"})
+    save_file(
+        {k: np.ascontiguousarray(x) for k, x in tensors.items()},
+        folder / name,
+        metadata={"format": "pt"},
+    )
     return folder
 
 
 def write_again(found: interop.Imported, folder, **more):
     arguments = dict(
-        family=found.family, architecture=found.architecture, model=found.model,
-        params={n: found.load(n) for n in found.names}, kind=found.task.get("kind", ""),
-        labels=found.task.get("labels", ()), dtype=found.dtype, dtypes=found.dtypes,
-        config=found.config)
+        family=found.family,
+        architecture=found.architecture,
+        model=found.model,
+        params={n: found.load(n) for n in found.names},
+        kind=found.task.get("kind", ""),
+        labels=found.task.get("labels", ()),
+        dtype=found.dtype,
+        dtypes=found.dtypes,
+        config=found.config,
+    )
     interop.write(folder, **{**arguments, **more})
     return folder
 
@@ -96,7 +110,8 @@ def test_tensors_and_config_go_there_and_back(tmp_path, case):
     write_again(found, tmp_path / "out")
     assert_same(load_file(tmp_path / "out" / "model.safetensors"), theirs)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
-        tmp_path / "in" / "model.safetensors").read_bytes()
+        tmp_path / "in" / "model.safetensors"
+    ).read_bytes()
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
     # Without the original config a new one says the same.
     again = interop.read(write_again(found, tmp_path / "new", config=None))
@@ -108,11 +123,23 @@ def test_the_models_of_the_configs(tmp_path):
     read = lambda case: interop.read(write_folder(tmp_path / case, *stored(case)[:2]))
     found = read("BertForSequenceClassification")
     assert found.model == dict(
-        name="bert", vocab_size=61, max_len=32, n_types=2, d_model=24, n_layers=2, n_heads=3,
-        d_ff=40, activation="gelu_exact", norm_eps=1e-3, dropout=0.1, attention_dropout=0.2)
+        name="bert",
+        vocab_size=61,
+        max_len=32,
+        n_types=2,
+        d_model=24,
+        n_layers=2,
+        n_heads=3,
+        d_ff=40,
+        activation="gelu_exact",
+        norm_eps=1e-3,
+        dropout=0.1,
+        attention_dropout=0.2,
+    )
     assert found.task == dict(name="classify", kind="classify", labels=("good", "bad", "ugly"))
-    assert read("BertForTokenClassification").task == dict(name="tag",
-                                                           labels=("good", "bad", "ugly"))
+    assert read("BertForTokenClassification").task == dict(
+        name="tag", labels=("good", "bad", "ugly")
+    )
     assert read("BertForPreTraining").task == dict(name="mlm_nsp", pairs="nsp")
     assert read("BertModel").task == dict(name="mlm_nsp", pairs="none")
     assert read("BertForQuestionAnswering").task == dict(name="answer")
@@ -141,7 +168,9 @@ def test_rope_parameters_of_transformers_5(tmp_path):
     assert found.model["rope_theta"] == 5e5
     write_again(found, tmp_path / "out", model={**found.model, "rope_theta": 7e5})
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {
-        **config, "rope_parameters": {"rope_type": "default", "rope_theta": 7e5}}
+        **config,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 7e5},
+    }
 
 
 @pytest.mark.parametrize("case", ["GPT2LMHeadModel", "LlamaForCausalLM"])
@@ -150,13 +179,15 @@ def test_an_output_layer_of_its_own_or_tied(tmp_path, case):
     embed = "transformer.wte.weight" if case.startswith("GPT2") else "model.embed_tokens.weight"
     own = np.random.default_rng(0).normal(size=theirs[embed].shape).astype(np.float32)
     untied = {**config, "tie_word_embeddings": False}
-    untied = interop.read(write_folder(tmp_path / "untied", untied,
-                                       {**theirs, "lm_head.weight": own}))
+    untied = interop.read(
+        write_folder(tmp_path / "untied", untied, {**theirs, "lm_head.weight": own})
+    )
     np.testing.assert_array_equal(untied.load("head/kernel"), own.T)
     tied = {**config, "tie_word_embeddings": True}
     rest = {k: x for k, x in theirs.items() if k != "lm_head.weight"}
-    found = interop.read(write_folder(tmp_path / "copy", tied,
-                                      {**rest, "lm_head.weight": theirs[embed]}))
+    found = interop.read(
+        write_folder(tmp_path / "copy", tied, {**rest, "lm_head.weight": theirs[embed]})
+    )
     assert "head/kernel" not in found.names and not found.unknown and not found.missing
     only = {k: x for k, x in rest.items() if k != embed} | {"lm_head.weight": theirs[embed]}
     found = interop.read(write_folder(tmp_path / "only", tied, only))
@@ -167,19 +198,27 @@ def test_an_output_layer_of_its_own_or_tied(tmp_path, case):
 
 def test_old_names_and_buffers(tmp_path):
     config, theirs, ours = stored("BertForPreTraining")
-    old = {k.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
-        "LayerNorm.bias", "LayerNorm.beta"): x for k, x in theirs.items()}
+    old = {
+        k.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): x
+        for k, x in theirs.items()
+    }
     assert sum("gamma" in k for k in old) == 6
-    old |= {"bert.embeddings.position_ids": np.arange(32)[None],
-            "cls.predictions.decoder.weight": theirs["bert.embeddings.word_embeddings.weight"],
-            "cls.predictions.decoder.bias": theirs["cls.predictions.bias"]}
+    old |= {
+        "bert.embeddings.position_ids": np.arange(32)[None],
+        "cls.predictions.decoder.weight": theirs["bert.embeddings.word_embeddings.weight"],
+        "cls.predictions.decoder.bias": theirs["cls.predictions.bias"],
+    }
     found = interop.read(write_folder(tmp_path / "bert", config, old))
     assert not found.unknown
     assert_same(loaded(found), ours)
     config, theirs, ours = stored("GPT2LMHeadModel")
     old = {k.removeprefix("transformer."): x for k, x in theirs.items()}
-    old |= {"h.0.attn.bias": np.ones((1, 1, 32, 32), np.uint8),
-            "h.0.attn.masked_bias": np.float32(-1e4)[None]}
+    old |= {
+        "h.0.attn.bias": np.ones((1, 1, 32, 32), np.uint8),
+        "h.0.attn.masked_bias": np.float32(-1e4)[None],
+    }
     found = interop.read(write_folder(tmp_path / "gpt2", config, old))
     assert not found.unknown
     assert_same(loaded(found), ours)
@@ -208,7 +247,8 @@ def test_half_precision(tmp_path, dtype):
     wide = {k: x.astype(np.float32) for k, x in loaded(found).items()}
     write_again(found, tmp_path / "out", params=wide)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
-        tmp_path / "in" / "model.safetensors").read_bytes()
+        tmp_path / "in" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_mixed_types(tmp_path):
@@ -225,8 +265,10 @@ def test_shards(tmp_path):
     found = interop.read(write_folder(tmp_path / "in", config, theirs))
     write_again(found, tmp_path / "out", max_shard_bytes=20_000)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
-    assert index["metadata"] == {"total_parameters": sum(x.size for x in theirs.values()),
-                                 "total_size": sum(x.nbytes for x in theirs.values())}
+    assert index["metadata"] == {
+        "total_parameters": sum(x.size for x in theirs.values()),
+        "total_size": sum(x.nbytes for x in theirs.values()),
+    }
     names = sorted(set(index["weight_map"].values()))
     assert len(names) == 6 and names[0] == "model-00001-of-00006.safetensors"
     shards = [load_file(tmp_path / "out" / name) for name in names]
@@ -241,25 +283,42 @@ def test_a_changed_model_changes_only_its_keys(tmp_path):
     assert "embd_pdrop" in found.notes[1]
     write_again(found, tmp_path / "out", model={**found.model, "dropout": 0.2})
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {
-        **config, "resid_pdrop": 0.2, "embd_pdrop": 0.2}
+        **config,
+        "resid_pdrop": 0.2,
+        "embd_pdrop": 0.2,
+    }
 
 
-GPT = dict(name="gpt", position="learned", norm="layernorm", bias=True, parallel_block=False,
-           activation="gelu", d_model=8, n_heads=2, n_kv_heads=2, head_dim=4)
+GPT = dict(
+    name="gpt",
+    position="learned",
+    norm="layernorm",
+    bias=True,
+    parallel_block=False,
+    activation="gelu",
+    d_model=8,
+    n_heads=2,
+    n_kv_heads=2,
+    head_dim=4,
+)
 LLAMA = {**GPT, "position": "rotary", "norm": "rmsnorm", "bias": False, "activation": "swiglu"}
 
 
 def test_the_family_of_a_model():
     assert interop.family_of(GPT) == "gpt2" and interop.family_of(LLAMA) == "llama"
     assert interop.family_of({"name": "bert"}) == "bert"
-    for change, words in (({"norm": "layernorm"}, "model.norm='layernorm'"),
-                          ({"parallel_block": True}, "model.parallel_block=True"),
-                          ({"bias": True}, "model.bias=True")):
+    for change, words in (
+        ({"norm": "layernorm"}, "model.norm='layernorm'"),
+        ({"parallel_block": True}, "model.parallel_block=True"),
+        ({"bias": True}, "model.bias=True"),
+    ):
         with pytest.raises(UserError, match=words):
             interop.family_of({**LLAMA, **change})
-    for change, words in (({"n_kv_heads": 1}, "model.n_kv_heads=1"),
-                          ({"activation": "swiglu"}, "model.activation='swiglu'"),
-                          ({"head_dim": 8}, "model.head_dim=8")):
+    for change, words in (
+        ({"n_kv_heads": 1}, "model.n_kv_heads=1"),
+        ({"activation": "swiglu"}, "model.activation='swiglu'"),
+        ({"head_dim": 8}, "model.head_dim=8"),
+    ):
         with pytest.raises(UserError, match=words):
             interop.family_of({**GPT, **change})
     with pytest.raises(UserError, match="vit"):
@@ -277,9 +336,12 @@ def test_the_class_of_a_trained_model():
 
 # --- Tokenizers ------------------------------------------------------------------------------
 
-GPT2_JSON = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]},
-             "normalizer": None, "added_tokens": [{"id": 3, "content": "<|endoftext|>"}],
-             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}}
+GPT2_JSON = {
+    "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]},
+    "normalizer": None,
+    "added_tokens": [{"id": 3, "content": "<|endoftext|>"}],
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+}
 
 
 def as_files(content: dict) -> dict[str, bytes]:

@@ -14,8 +14,11 @@ from safetensors.numpy import load_file, save_file
 from bigjax import interop
 from bigjax.errors import UserError
 from bigjax.interop import origin, storage
-from bigjax.parallel import mesh as mesh_lib, sharding
-from bigjax.train import exchange, init_from, load as load_lib, workdir as workdir_lib
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.parallel import sharding
+from bigjax.train import exchange, init_from
+from bigjax.train import load as load_lib
+from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State
 from tests.e2e.test_exchange import assert_same_files
@@ -28,11 +31,17 @@ KEPT = {"pooler/kernel", "pooler/bias", "nsp/kernel", "nsp/bias"}
 def published_bert(folder):
     """As bert-base-uncased: of a class without the pooler and the head for pairs that it has."""
     config, theirs, _ = stored("BertForPreTraining")
-    old = {k.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
-        "LayerNorm.bias", "LayerNorm.beta"): x for k, x in theirs.items()}
-    old |= {"bert.embeddings.position_ids": np.arange(32)[None],
-            "cls.predictions.decoder.weight": theirs["bert.embeddings.word_embeddings.weight"],
-            "cls.predictions.decoder.bias": theirs["cls.predictions.bias"]}
+    old = {
+        k.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): x
+        for k, x in theirs.items()
+    }
+    old |= {
+        "bert.embeddings.position_ids": np.arange(32)[None],
+        "cls.predictions.decoder.weight": theirs["bert.embeddings.word_embeddings.weight"],
+        "cls.predictions.decoder.bias": theirs["cls.predictions.bias"],
+    }
     return write_folder(folder, {**config, "architectures": ["BertForMaskedLM"]}, old)
 
 
@@ -41,19 +50,27 @@ def published_gpt2(folder):
     config, theirs, _ = stored("GPT2LMHeadModel")
     old = {k.removeprefix("transformer."): x for k, x in theirs.items()}
     for i in range(2):
-        old |= {f"h.{i}.attn.bias": np.tril(np.ones((1, 1, 9, 9), np.uint8)),
-                f"h.{i}.attn.masked_bias": np.float32(-1e4)}
+        old |= {
+            f"h.{i}.attn.bias": np.tril(np.ones((1, 1, 9, 9), np.uint8)),
+            f"h.{i}.attn.masked_bias": np.float32(-1e4),
+        }
     old["lm_head.weight"] = old["wte.weight"]
     write_folder(folder, config, {})
     (folder / "config.json").write_bytes(json.dumps(config, indent=4).encode() + b"\r\n")
     header, start = {"__metadata__": {"b": "é", "a": "of another program", "format": "pt"}}, 0
     codes = {"float32": "F32", "uint8": "U8"}
     for name, x in old.items():
-        header[name] = {"shape": x.shape, "dtype": codes[x.dtype.name],
-                        "data_offsets": [start, start + x.nbytes]}
+        header[name] = {
+            "shape": x.shape,
+            "dtype": codes[x.dtype.name],
+            "data_offsets": [start, start + x.nbytes],
+        }
         start += x.nbytes
-    storage.write(folder / WEIGHTS, json.dumps(header, indent=1, ensure_ascii=False) + "   ",
-                  lambda name: storage.as_bytes(old[name]))
+    storage.write(
+        folder / WEIGHTS,
+        json.dumps(header, indent=1, ensure_ascii=False) + "   ",
+        lambda name: storage.as_bytes(old[name]),
+    )
     return folder
 
 
@@ -66,10 +83,15 @@ def sharded_llama(folder):
     first = {k: x for k, x in mixed.items() if "layers.1" in k}
     second = {k: x for k, x in mixed.items() if k not in first}
     write_folder(folder, config, first, "model-a.safetensors")
-    save_file({**second, "extra": np.ones((2, 3), np.int16)}, folder / "model-b.safetensors",
-              metadata={"format": "pt", "part": "second"})
-    places = {**{k: "model-b.safetensors" for k in second},
-              **{k: "model-a.safetensors" for k in first}}
+    save_file(
+        {**second, "extra": np.ones((2, 3), np.int16)},
+        folder / "model-b.safetensors",
+        metadata={"format": "pt", "part": "second"},
+    )
+    places = {
+        **dict.fromkeys(second, "model-b.safetensors"),
+        **dict.fromkeys(first, "model-a.safetensors"),
+    }
     (folder / INDEX).write_text(json.dumps({"weight_map": places, "metadata": {"by": "hand"}}))
     return folder
 
@@ -94,16 +116,25 @@ def body_without_pooler(folder):
 
 # What the import has to say of each.
 LAYOUTS = {
-    published_bert: ["4 without a place in task 'mlm_nsp', kept for an export: pooler/kernel",
-                     "3 copies or buffers that hold no weights: cls.predictions.decoder.bias, "
-                     "cls.predictions.decoder.weight, bert.embeddings.position_ids"],
+    published_bert: [
+        "4 without a place in task 'mlm_nsp', kept for an export: pooler/kernel",
+        "3 copies or buffers that hold no weights: cls.predictions.decoder.bias, "
+        "cls.predictions.decoder.weight, bert.embeddings.position_ids",
+    ],
     published_gpt2: ["5 copies or buffers that hold no weights: lm_head.weight, h.0.attn.bias"],
-    sharded_llama: ["2 copies or buffers that hold no weights: model.layers.1",
-                    "1 unknown tensors, kept for an export: extra"],
-    other_types: ["2 copies or buffers that hold no weights: cls.predictions.decoder",
-                  "2 unknown tensors, kept for an export: adapter.", "of several types"],
-    body_without_pooler: ["2 missing: the folder lacks what its architecture has, and the task "
-                          "needs none: pooler/kernel, pooler/bias"],
+    sharded_llama: [
+        "2 copies or buffers that hold no weights: model.layers.1",
+        "1 unknown tensors, kept for an export: extra",
+    ],
+    other_types: [
+        "2 copies or buffers that hold no weights: cls.predictions.decoder",
+        "2 unknown tensors, kept for an export: adapter.",
+        "of several types",
+    ],
+    body_without_pooler: [
+        "2 missing: the folder lacks what its architecture has, and the task "
+        "needs none: pooler/kernel, pooler/bias"
+    ],
 }
 
 
@@ -132,8 +163,12 @@ def save_step(workdir, step: int) -> None:
     params = load_lib.load(workdir, workdir_lib.read_config(workdir), None, None).params
     params = jax.tree_util.tree_map(lambda x: 2 * x, params)
     checkpoints = Checkpoints(workdir, keep=2)
-    checkpoints.save(step, State(jnp.int32(step), params, (), {}, None, jnp.bool_(False)),
-                     {"data": "", "early_stop": {}}, {})
+    checkpoints.save(
+        step,
+        State(jnp.int32(step), params, (), {}, None, jnp.bool_(False)),
+        {"data": "", "early_stop": {}},
+        {},
+    )
     checkpoints.wait()
     checkpoints.close()
 
@@ -147,7 +182,9 @@ def test_an_untouched_import_comes_back_byte_for_byte(tmp_path, layout):
     assert_same_files(folder, tmp_path / "out")
     assert "copies or buffers" not in told and "import drew" not in told.replace(
         # The task's own head, which this class has not.
-        "5 parameters that BertModel has no place for, or that the import drew", "")
+        "5 parameters that BertModel has no place for, or that the import drew",
+        "",
+    )
     assert ("unknown tensors, written as they were" in told) == ("unknown" in said)
 
 
@@ -177,8 +214,10 @@ def test_another_type_or_other_shards_lose_nothing_but_copies_and_buffers(bert, 
     _, theirs, _ = stored("BertForPreTraining")
     told = export(bert / "run", tmp_path / "half", dtype="bfloat16")
     assert "3 copies or buffers that hold no weights, left out" in told and "drew" not in told
-    assert_same(load_file(tmp_path / "half" / WEIGHTS),
-                {k: x.astype(ml_dtypes.bfloat16) for k, x in theirs.items()})
+    assert_same(
+        load_file(tmp_path / "half" / WEIGHTS),
+        {k: x.astype(ml_dtypes.bfloat16) for k, x in theirs.items()},
+    )
     export(bert / "run", tmp_path / "shards", max_shard_bytes=20_000)
     found = interop.read(tmp_path / "shards")
     assert len(found.layout.headers) > 1 and KEPT <= set(found.names) and not found.missing
@@ -198,7 +237,9 @@ def test_a_changed_config_is_written_and_the_tensors_stay(bert, tmp_path):
     export(workdir, tmp_path / "out")
     original = json.loads((bert / "in" / "config.json").read_text())
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {
-        **original, "hidden_dropout_prob": 0.25}
+        **original,
+        "hidden_dropout_prob": 0.25,
+    }
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (bert / "in" / WEIGHTS).read_bytes()
 
 
@@ -225,9 +266,16 @@ def test_a_run_that_starts_from_the_import_or_from_the_folder_finds_the_same(ber
     assert np.asarray(got[0]["pooler"]["kernel"]).any()
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:20], lambda b: b"",
-                                    lambda b: b"\xff" * 8 + b[8:],
-                                    lambda b: b.replace(b"nsp/bias", b"nsp/BIAS")])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[:-1],
+        lambda b: b[:20],
+        lambda b: b"",
+        lambda b: b"\xff" * 8 + b[8:],
+        lambda b: b.replace(b"nsp/bias", b"nsp/BIAS"),
+    ],
+)
 def test_damaged_kept_tensors(bert, tmp_path, damage):
     workdir = shutil.copytree(bert / "run", tmp_path / "run")
     path = workdir / origin.KEPT
@@ -272,14 +320,28 @@ def test_long_lists_are_short(tmp_path):
 
 def test_files_are_those_of_the_library(tmp_path):
     rng = np.random.default_rng(0)
-    arrays = {f"{order}{dtype}": rng.normal(size=(3, i)).astype(dtype)
-              for i, dtype in enumerate(("float32", "float16", "int64", "uint8", "bool", "float64",
-                                         "int16", "int32", ml_dtypes.bfloat16))
-              for order in "ba"} | {"ü": np.array(3, np.float32)}
+    arrays = {
+        f"{order}{dtype}": rng.normal(size=(3, i)).astype(dtype)
+        for i, dtype in enumerate(
+            (
+                "float32",
+                "float16",
+                "int64",
+                "uint8",
+                "bool",
+                "float64",
+                "int16",
+                "int32",
+                ml_dtypes.bfloat16,
+            )
+        )
+        for order in "ba"
+    } | {"ü": np.array(3, np.float32)}
     save_file(arrays, tmp_path / "theirs", metadata={"format": "pt"})
     header = storage.read_header(tmp_path / "theirs")
     parts = storage.parts(header)
-    mine = storage.new_header([(n, p.code, p.shape, p.end - p.start) for n, p in parts.items()],
-                              storage.metadata(header))
+    mine = storage.new_header(
+        [(n, p.code, p.shape, p.end - p.start) for n, p in parts.items()], storage.metadata(header)
+    )
     storage.write(tmp_path / "ours", mine, lambda name: storage.as_bytes(arrays[name]))
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()

@@ -28,9 +28,17 @@ def test_an_index_that_does_not_fit(tmp_path):
         interop.read(folder)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:100], lambda b: b"",
-                                    lambda b: b + b"x", lambda b: b[:20] + b"\xff" + b[21:],
-                                    lambda b: b"\xff" * 8 + b[8:]])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[:-1],
+        lambda b: b[:100],
+        lambda b: b"",
+        lambda b: b + b"x",
+        lambda b: b[:20] + b"\xff" + b[21:],
+        lambda b: b"\xff" * 8 + b[8:],
+    ],
+)
 def test_a_damaged_file(tmp_path, damage):
     folder = write_folder(tmp_path / "in", *stored("GPT2LMHeadModel")[:2])
     path = folder / "model.safetensors"
@@ -41,38 +49,68 @@ def test_a_damaged_file(tmp_path, damage):
 
 REFUSED = {
     "model type": ("GPT2LMHeadModel", {"model_type": "mistral"}, "'mistral'.*BertForMaskedLM"),
-    "architecture": ("GPT2LMHeadModel", {"architectures": ["GPT2DoubleHeadsModel"]},
-                     "GPT2DoubleHeadsModel.*GPT2LMHeadModel"),
+    "architecture": (
+        "GPT2LMHeadModel",
+        {"architectures": ["GPT2DoubleHeadsModel"]},
+        "GPT2DoubleHeadsModel.*GPT2LMHeadModel",
+    ),
     "no architecture": ("GPT2LMHeadModel", {"architectures": None}, "architectures is empty"),
-    "rope scaling": ("LlamaForCausalLM", {"rope_scaling": {"rope_type": "llama3", "factor": 8}},
-                     "rope_scaling.*llama3"),
-    "old rope scaling": ("LlamaForCausalLM", {"rope_scaling": {"type": "linear", "factor": 2}},
-                         "rope_scaling.*linear"),
+    "rope scaling": (
+        "LlamaForCausalLM",
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8}},
+        "rope_scaling.*llama3",
+    ),
+    "old rope scaling": (
+        "LlamaForCausalLM",
+        {"rope_scaling": {"type": "linear", "factor": 2}},
+        "rope_scaling.*linear",
+    ),
     "rope parameters": ("LlamaForCausalLM", {"rope_parameters": {"rope_type": "yarn"}}, "yarn"),
     "attention bias": ("LlamaForCausalLM", {"attention_bias": True}, "attention_bias is True"),
     "mlp bias": ("LlamaForCausalLM", {"mlp_bias": True}, "mlp_bias is True"),
     "llama activation": ("LlamaForCausalLM", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     "quantised": ("LlamaForCausalLM", {"quantization_config": {"bits": 4}}, "quantization_config"),
-    "gpt2 activation": ("GPT2LMHeadModel", {"activation_function": "tanh"},
-                        "activation_function is 'tanh'.*gelu_new"),
-    "gpt2 attention": ("GPT2LMHeadModel", {"scale_attn_by_inverse_layer_idx": True},
-                       "scale_attn_by_inverse_layer_idx"),
+    "gpt2 activation": (
+        "GPT2LMHeadModel",
+        {"activation_function": "tanh"},
+        "activation_function is 'tanh'.*gelu_new",
+    ),
+    "gpt2 attention": (
+        "GPT2LMHeadModel",
+        {"scale_attn_by_inverse_layer_idx": True},
+        "scale_attn_by_inverse_layer_idx",
+    ),
     "bert positions": ("BertModel", {"position_embedding_type": "relative_key"}, "relative_key"),
     "a decoder": ("BertModel", {"is_decoder": True}, "is_decoder"),
     "untied bert": ("BertForMaskedLM", {"tie_word_embeddings": False}, "tie_word_embeddings"),
-    "many labels": ("BertForSequenceClassification",
-                    {"problem_type": "multi_label_classification"}, "multi_label"),
-    "labels with gaps": ("BertForSequenceClassification", {"id2label": {"0": "a", "2": "b"}},
-                         "id2label"),
+    "many labels": (
+        "BertForSequenceClassification",
+        {"problem_type": "multi_label_classification"},
+        "multi_label",
+    ),
+    "labels with gaps": (
+        "BertForSequenceClassification",
+        {"id2label": {"0": "a", "2": "b"}},
+        "id2label",
+    ),
     "a size of text": ("BertModel", {"hidden_size": "24"}, "hidden_size is '24'"),
     "no layers": ("GPT2LMHeadModel", {"n_layer": 0}, "n_layer is 0"),
     "heads": ("BertModel", {"num_attention_heads": 5}, "num_attention_heads=5"),
-    "vocabulary": ("BertModel", {"vocab_size": 60},
-                   r"embeddings.word_embeddings.weight has the shape \(61, 24\).* \(60, 24\)"),
-    "number of labels": ("BertForSequenceClassification", {"id2label": {"0": "a", "1": "b"}},
-                         r"classifier.bias has the shape \(3,\).* \(2,\)"),
-    "width of llama": ("LlamaForCausalLM", {"num_key_value_heads": 4},
-                       r"k_proj.weight has the shape \(16, 32\).* \(32, 32\)"),
+    "vocabulary": (
+        "BertModel",
+        {"vocab_size": 60},
+        r"embeddings.word_embeddings.weight has the shape \(61, 24\).* \(60, 24\)",
+    ),
+    "number of labels": (
+        "BertForSequenceClassification",
+        {"id2label": {"0": "a", "1": "b"}},
+        r"classifier.bias has the shape \(3,\).* \(2,\)",
+    ),
+    "width of llama": (
+        "LlamaForCausalLM",
+        {"num_key_value_heads": 4},
+        r"k_proj.weight has the shape \(16, 32\).* \(32, 32\)",
+    ),
 }
 
 
@@ -128,8 +166,10 @@ def test_write_refuses_what_does_not_fit_and_leaves_nothing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
     (tmp_path / "out").mkdir()
     write_again(found, tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json",
-                                                                    "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_float16_has_no_room(tmp_path):

@@ -16,11 +16,15 @@ from bigjax.trees import layer_names, named_leaves
 def params():
     """Three layers; every parameter differs."""
     rng = np.random.default_rng(0)
-    layer = lambda: {"mlp": {"kernel": jnp.array(rng.normal(size=(2, 3)))},
-                     "norm_1": {"scale": jnp.array(rng.normal(size=2))}}
-    unrolled = {"embed": {"embedding": jnp.array(rng.normal(size=(4, 2)))},
-                "stack": {f"layer_{i}": layer() for i in range(3)},
-                "classifier": {"kernel": jnp.array(rng.normal(size=(2, 2)))}}
+    layer = lambda: {
+        "mlp": {"kernel": jnp.array(rng.normal(size=(2, 3)))},
+        "norm_1": {"scale": jnp.array(rng.normal(size=2))},
+    }
+    unrolled = {
+        "embed": {"embedding": jnp.array(rng.normal(size=(4, 2)))},
+        "stack": {f"layer_{i}": layer() for i in range(3)},
+        "classifier": {"kernel": jnp.array(rng.normal(size=(2, 2)))},
+    }
     return unrolled, {**unrolled, "stack": stack_layers(unrolled["stack"])}
 
 
@@ -33,9 +37,17 @@ def by_layer(tree):
     return out
 
 
-@pytest.mark.parametrize("pattern, n", [
-    ("layer_1/", 2), ("embed|layer_[01]/", 5), ("norm_1", 3), ("stack", 6), ("kernel$", 4),
-    ("layer_2/mlp", 1)])
+@pytest.mark.parametrize(
+    "pattern, n",
+    [
+        ("layer_1/", 2),
+        ("embed|layer_[01]/", 5),
+        ("norm_1", 3),
+        ("stack", 6),
+        ("kernel$", 4),
+        ("layer_2/mlp", 1),
+    ],
+)
 def test_a_pattern_finds_the_same_layers_in_both_forms(pattern, n):
     found = [by_layer(matches(pattern, p, "key")) for p in params()]
     assert found[0] == found[1] and sum(found[0].values()) == n
@@ -49,7 +61,7 @@ def test_a_pattern_of_the_scanned_form_finds_all_layers():
 def test_decay_falls_from_the_heads_to_the_embedding():
     unrolled, scanned = [by_layer(decay_factors(p, 0.5)) for p in params()]
     assert unrolled == scanned
-    assert unrolled["classifier/kernel"] == 1 and unrolled["embed/embedding"] == 0.5 ** 4
+    assert unrolled["classifier/kernel"] == 1 and unrolled["embed/embedding"] == 0.5**4
     assert [unrolled[f"stack/layer_{i}/mlp/kernel"] for i in range(3)] == [0.125, 0.25, 0.5]
 
 
@@ -66,9 +78,16 @@ def update(tree, steps=3, **options):
     return tree
 
 
-@pytest.mark.parametrize("options", [
-    dict(freeze="embed|layer_0/"), dict(freeze="stack"), dict(layer_decay=0.5),
-    dict(layer_decay=0.7, freeze="layer_1/mlp"), dict(name="lamb", freeze="layer_[02]/")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(freeze="embed|layer_0/"),
+        dict(freeze="stack"),
+        dict(layer_decay=0.5),
+        dict(layer_decay=0.7, freeze="layer_1/mlp"),
+        dict(name="lamb", freeze="layer_[02]/"),
+    ],
+)
 def test_both_forms_train_alike(options):
     unrolled, scanned = params()
     got = update(scanned, **options)
@@ -84,16 +103,21 @@ def test_frozen_layers_stay_and_do_not_count_in_the_norm():
     new = update(scanned, freeze="embed|norm|classifier|layer_[01]/")
     np.testing.assert_array_equal(kernel(new)[:2], kernel(scanned)[:2])
     assert (kernel(new)[2] != kernel(scanned)[2]).all()
-    alone = update({"stack": {"layer_2": {"mlp": {"kernel": scanned["stack"]["layers"]["mlp"][
-        "kernel"][2]}}}})  # clipping sees nothing else
-    np.testing.assert_allclose(kernel(new)[2], alone["stack"]["layer_2"]["mlp"]["kernel"],
-                               rtol=1e-6)
+    alone = update(
+        {"stack": {"layer_2": {"mlp": {"kernel": scanned["stack"]["layers"]["mlp"]["kernel"][2]}}}}
+    )  # clipping sees nothing else
+    np.testing.assert_allclose(
+        kernel(new)[2], alone["stack"]["layer_2"]["mlp"]["kernel"], rtol=1e-6
+    )
 
 
 def test_layer_decay_scales_the_step():
     _, scanned = params()
-    moved = [update(scanned, steps=1, layer_decay=d, weight_decay=0.0)["embed"]["embedding"]
-             - scanned["embed"]["embedding"] for d in (1.0, 0.5)]
+    moved = [
+        update(scanned, steps=1, layer_decay=d, weight_decay=0.0)["embed"]["embedding"]
+        - scanned["embed"]["embedding"]
+        for d in (1.0, 0.5)
+    ]
     np.testing.assert_allclose(moved[1], moved[0] / 16, rtol=1e-4)
 
 

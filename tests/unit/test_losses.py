@@ -24,8 +24,9 @@ P = np.exp(LOGITS) / np.exp(LOGITS).sum(-1, keepdims=True)
 def test_cross_entropy():
     total, weight = losses.cross_entropy(LOGITS, TARGETS, WEIGHTS)
     assert weight == WEIGHTS.sum()
-    want = log_loss(TARGETS.ravel(), P.reshape(-1, 7), sample_weight=WEIGHTS.ravel(),
-                    labels=range(7))
+    want = log_loss(
+        TARGETS.ravel(), P.reshape(-1, 7), sample_weight=WEIGHTS.ravel(), labels=range(7)
+    )
     np.testing.assert_allclose(total / weight, want, rtol=1e-5)
 
 
@@ -39,7 +40,8 @@ def test_label_smoothing_is_cross_entropy_with_a_smoothed_target():
 def test_z_loss_and_accuracy():
     total, weight = losses.z_loss(LOGITS, WEIGHTS)
     np.testing.assert_allclose(
-        total, (np.log(np.exp(LOGITS).sum(-1)) ** 2 * WEIGHTS).sum(), rtol=1e-5)
+        total, (np.log(np.exp(LOGITS).sum(-1)) ** 2 * WEIGHTS).sum(), rtol=1e-5
+    )
     hits, weight = losses.accuracy(LOGITS, TARGETS, WEIGHTS)
     assert hits == ((LOGITS.argmax(-1) == TARGETS) * WEIGHTS).sum() and weight == WEIGHTS.sum()
 
@@ -60,15 +62,21 @@ def linear_inputs(B, T, D=5, V=11):
 
 def both_ways(x, kernel, bias, targets, weights):
     """(value, gradients) of linear_cross_entropy and of cross_entropy of the logits, scaled."""
-    ways = (losses.linear_cross_entropy,
-            lambda x, kernel, bias, *rest: losses.cross_entropy(x @ kernel + bias, *rest))
+    ways = (
+        losses.linear_cross_entropy,
+        lambda x, kernel, bias, *rest: losses.cross_entropy(x @ kernel + bias, *rest),
+    )
 
     def scaled(way, *differentiated):
         total, weight = way(*differentiated, targets, weights)
         return 3 * total, weight
 
-    return [jax.jit(jax.value_and_grad(lambda *a: scaled(way, *a), (0, 1, 2), has_aux=True))(
-        x, kernel, bias) for way in ways]
+    return [
+        jax.jit(jax.value_and_grad(lambda *a: scaled(way, *a), (0, 1, 2), has_aux=True))(
+            x, kernel, bias
+        )
+        for way in ways
+    ]
 
 
 def assert_both_same(found):
@@ -82,8 +90,9 @@ def test_linear_cross_entropy_and_its_gradients(B, T):
     inputs = linear_inputs(B, T)
     assert_both_same(both_ways(*inputs))
     plain = losses.linear_cross_entropy(*inputs)  # not differentiated, not compiled
-    np.testing.assert_allclose(plain, losses.cross_entropy(
-        inputs[0] @ inputs[1] + inputs[2], *inputs[3:]), rtol=1e-5)
+    np.testing.assert_allclose(
+        plain, losses.cross_entropy(inputs[0] @ inputs[1] + inputs[2], *inputs[3:]), rtol=1e-5
+    )
 
 
 def test_linear_cross_entropy_of_weights_that_are_all_zero():
@@ -121,16 +130,19 @@ def test_linear_cross_entropy_in_half_precision():
 
 def sums_and_gradients(way, x, kernel, bias):
     return jax.value_and_grad(lambda *a: ((s := way(*a))["total"] * 3, s), (0, 1, 2), has_aux=True)(
-        x, kernel, bias)
+        x, kernel, bias
+    )
 
 
 def smoothed(x, kernel, bias, targets, weights):
     """From all the logits."""
     logits = x @ kernel + (0 if bias is None else bias)
-    return {"nll": losses.cross_entropy(logits, targets, weights)[0],
-            "hits": losses.accuracy(logits, targets, weights)[0],
-            "total": losses.cross_entropy(logits, targets, weights, label_smoothing=0.1)[0]
-            + 1e-2 * losses.z_loss(logits, weights)[0]}
+    return {
+        "nll": losses.cross_entropy(logits, targets, weights)[0],
+        "hits": losses.accuracy(logits, targets, weights)[0],
+        "total": losses.cross_entropy(logits, targets, weights, label_smoothing=0.1)[0]
+        + 1e-2 * losses.z_loss(logits, weights)[0],
+    }
 
 
 @pytest.mark.parametrize("biased", [True, False])
@@ -142,8 +154,11 @@ def test_linear_losses_with_smoothing_and_z_loss_over_a_mesh(sizes, biased, monk
     want = sums_and_gradients(lambda *a: smoothed(*a, targets, weights), *arrays)
     mesh = sizes and mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
-        got = jax.jit(lambda *a: sums_and_gradients(
-            lambda *a: output.linear_losses(*a, targets, weights, 0.1, 1e-2), *a))(*arrays)
+        got = jax.jit(
+            lambda *a: sums_and_gradients(
+                lambda *a: output.linear_losses(*a, targets, weights, 0.1, 1e-2), *a
+            )
+        )(*arrays)
     assert_both_same((got, want))
 
 
@@ -152,8 +167,10 @@ def test_a_bias_stays_in_float32():
     x, kernel, bias, targets, weights = linear_inputs(4, 6)
     x, kernel = (y.astype(jnp.bfloat16) for y in (x, kernel * 1e-3))
     bias = jnp.float32(-10) + 1e-2 * bias
-    want, got = (sums_and_gradients(lambda *a: way(*a, targets, jnp.abs(weights)), x, kernel, bias)
-                 for way in (smoothed, lambda *a: losses.linear_losses(*a, 128, 0.1, 1e-2)))
+    want, got = (
+        sums_and_gradients(lambda *a: way(*a, targets, jnp.abs(weights)), x, kernel, bias)
+        for way in (smoothed, lambda *a: losses.linear_losses(*a, 128, 0.1, 1e-2))
+    )
     assert got[0][1]["hits"] == want[0][1]["hits"] < jnp.abs(weights).sum()
     np.testing.assert_allclose(got[0][1]["nll"], want[0][1]["nll"], rtol=1e-5)
     np.testing.assert_allclose(got[1][2], want[1][2], rtol=1e-4, atol=1e-5)
@@ -163,7 +180,11 @@ def test_linear_losses_never_hold_all_logits():
     x, kernel, bias, targets, weights = linear_inputs(4, 60, V=32)
 
     def largest(rows):
-        jaxpr = jax.make_jaxpr(lambda *a: sums_and_gradients(
-            lambda *a: losses.linear_losses(*a, targets, weights, rows), *a))(x, kernel, bias)
+        jaxpr = jax.make_jaxpr(
+            lambda *a: sums_and_gradients(
+                lambda *a: losses.linear_losses(*a, targets, weights, rows), *a
+            )
+        )(x, kernel, bias)
         return max(v.aval.size for e in helpers.equations(jaxpr.jaxpr) for v in e.outvars)
+
     assert largest(40) == 40 * 32 and largest(240) == 240 * 32

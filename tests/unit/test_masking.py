@@ -26,9 +26,19 @@ def rows_of_tokens():
 
 def hide(unit, seed=0, rate=0.15, limit=20):
     tokens, allowed, starts, lengths = rows_of_tokens()
-    return tokens, masking.mask(tokens, allowed, starts, lengths, (seed,), ROWS, rate=rate,
-                                max_predictions=limit, unit=unit, mask_id=MASK_ID,
-                                vocab_size=VOCAB)
+    return tokens, masking.mask(
+        tokens,
+        allowed,
+        starts,
+        lengths,
+        (seed,),
+        ROWS,
+        rate=rate,
+        max_predictions=limit,
+        unit=unit,
+        mask_id=MASK_ID,
+        vocab_size=VOCAB,
+    )
 
 
 def chosen_columns(masked):
@@ -46,8 +56,9 @@ def test_targets_are_what_stood_there_and_nothing_else_changed(unit):
     for row in ROWS:
         real = masked.weights[row] > 0
         columns = masked.picked[row, real]
-        assert (np.diff(columns) > 0).all() and (masked.targets[row, real] ==
-                                                 tokens[row, columns]).all()
+        assert (np.diff(columns) > 0).all() and (
+            masked.targets[row, real] == tokens[row, columns]
+        ).all()
         assert (masked.targets[row, ~real] == 0).all()
     assert not chosen[:, 0].any() and not chosen[:, -10:].any()
 
@@ -70,14 +81,14 @@ def test_at_most_max_predictions_and_at_least_one():
 
 def test_every_place_is_equally_likely():
     counts = sum(chosen_columns(hide("token", seed)[1]).sum(0) for seed in range(30))
-    inside = counts[1:T - 10] / (30 * len(ROWS))
+    inside = counts[1 : T - 10] / (30 * len(ROWS))
     np.testing.assert_allclose(inside, 8 / (T - 11), atol=0.03)
 
 
 def test_whole_words_are_hidden_or_not():
     _, masked = hide("word")
     chosen = chosen_columns(masked)
-    words = chosen[:, :T - 10].reshape(len(ROWS), -1, 3)  # (start, start, continuation)
+    words = chosen[:, : T - 10].reshape(len(ROWS), -1, 3)  # (start, start, continuation)
     assert (words[:, :, 1] == words[:, :, 2]).all()
     assert (words[:, :, 0] != words[:, :, 1]).any()
 
@@ -88,6 +99,7 @@ def test_spans_are_runs_of_words_that_change_in_one_way():
 
     def runs(c):
         return c.sum() / (c[:, 1:] & ~c[:, :-1]).sum()
+
     assert runs(chosen) > 2.5 * runs(chosen_columns(hide("token", rate=0.3, limit=40)[1]))
     both = chosen[:, 1:] & chosen[:, :-1]
     is_mask = masked.tokens == MASK_ID
@@ -100,15 +112,21 @@ def test_numbers_depend_on_key_row_and_column_only():
     np.testing.assert_array_equal(whole[:, :20], masking.uniform((1, 2), np.arange(10), 20))
     assert np.abs(whole - masking.uniform((1, 3), np.arange(10), 50)).mean() > 0.2
     many = masking.uniform((0,), np.arange(1000), 100)
-    assert abs(many.mean() - 0.5) < 0.01 and abs(many.std() - 12 ** -0.5) < 0.01
+    assert abs(many.mean() - 0.5) < 0.01 and abs(many.std() - 12**-0.5) < 0.01
     assert abs(np.corrcoef(many[:, 0], many[:, 1])[0, 1]) < 0.1
     assert abs(np.corrcoef(many[:-1, 0], many[1:, 0])[0, 1]) < 0.1
 
 
 # --- Pairs -----------------------------------------------------------------------------------
 
-OPTIONS = pairs.Options(pairs="nsp", mask_rate=0.15, mask_unit="token", max_predictions=8,
-                        dynamic=True, short_fraction=0.1)
+OPTIONS = pairs.Options(
+    pairs="nsp",
+    mask_rate=0.15,
+    mask_unit="token",
+    max_predictions=8,
+    dynamic=True,
+    short_fraction=0.1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -120,15 +138,26 @@ def tokenizer():
 def stream(tokenizer, tmp_path_factory):
     """80 documents; the words of document d are all the d-th, so each token tells its document
     (modulo the number of words), and positions count sentences."""
-    texts = [" . ".join([" ".join([WORDS[d % len(WORDS)]] * (3 + i % 4)) for i in range(2 + 2 * d)])
-             for d in range(len(WORDS))]
-    return build_store(lambda counts: iter(texts), "x", tokenizer, 0.0, 0.0,
-                       str(tmp_path_factory.mktemp("store"))).split("train")
+    texts = [
+        " . ".join([" ".join([WORDS[d % len(WORDS)]] * (3 + i % 4)) for i in range(2 + 2 * d)])
+        for d in range(len(WORDS))
+    ]
+    return build_store(
+        lambda counts: iter(texts), "x", tokenizer, 0.0, 0.0, str(tmp_path_factory.mktemp("store"))
+    ).split("train")
 
 
 def make(stream, tokenizer, shuffle=True, batch_size=16, seed=0, **changes):
-    return pairs.PairData({"s": stream}, tokenizer, 64, batch_size, seed, shuffle, {"s": 1.0},
-                          dataclasses.replace(OPTIONS, **changes))
+    return pairs.PairData(
+        {"s": stream},
+        tokenizer,
+        64,
+        batch_size,
+        seed,
+        shuffle,
+        {"s": 1.0},
+        dataclasses.replace(OPTIONS, **changes),
+    )
 
 
 def parts(batch, row, tokenizer):
@@ -146,8 +175,15 @@ def parts(batch, row, tokenizer):
 def test_layout_of_a_row(stream, tokenizer):
     batch = make(stream, tokenizer).batch_at(0)
     assert {k: v.shape for k, v in batch.items()} == {
-        "tokens": (16, 64), "types": (16, 64), "segment_ids": (16, 64), "picked": (16, 8),
-        "targets": (16, 8), "weights": (16, 8), "next_label": (16, 1), "next_weight": (16, 1)}
+        "tokens": (16, 64),
+        "types": (16, 64),
+        "segment_ids": (16, 64),
+        "picked": (16, 8),
+        "targets": (16, 8),
+        "weights": (16, 8),
+        "next_label": (16, 1),
+        "next_weight": (16, 1),
+    }
     for row in range(16):
         (a, b), tokens = parts(batch, row, tokenizer)
         n = int(batch["segment_ids"][row].sum())
@@ -208,8 +244,9 @@ def test_a_batch_is_a_function_of_seed_and_step(stream, tokenizer):
         np.testing.assert_array_equal(v, two.batch_at(3)[k])
         np.testing.assert_array_equal(v[4:8], two.batch_at(3, slice(4, 8))[k])
     assert (one.batch_at(3)["tokens"] != one.batch_at(4)["tokens"]).any()
-    assert (one.batch_at(3)["tokens"] != make(stream, tokenizer, seed=1).batch_at(3)["tokens"]
-            ).any()
+    assert (
+        one.batch_at(3)["tokens"] != make(stream, tokenizer, seed=1).batch_at(3)["tokens"]
+    ).any()
 
 
 def masks_of_examples(data, steps):
@@ -223,16 +260,23 @@ def masks_of_examples(data, steps):
 
 def test_static_masks_are_those_of_the_first_epoch(stream, tokenizer):
     same = lambda dynamic: [
-        len(set(masks)) == 1 for masks in masks_of_examples(
-            make(stream, tokenizer, dynamic=dynamic), range(20)).values() if len(masks) > 1]
+        len(set(masks)) == 1
+        for masks in masks_of_examples(make(stream, tokenizer, dynamic=dynamic), range(20)).values()
+        if len(masks) > 1
+    ]
     assert len(same(False)) > 10 and all(same(False))
     assert np.mean(same(True)) < 0.2
 
 
 def test_some_rows_are_short(stream, tokenizer):
-    length = lambda fraction: np.concatenate([
-        make(stream, tokenizer, pairs="none", short_fraction=fraction, batch_size=32)
-        .batch_at(i)["segment_ids"].sum(1) for i in range(8)])
+    length = lambda fraction: np.concatenate(
+        [
+            make(stream, tokenizer, pairs="none", short_fraction=fraction, batch_size=32)
+            .batch_at(i)["segment_ids"]
+            .sum(1)
+            for i in range(8)
+        ]
+    )
     long, some = length(0.0), length(0.5)
     assert (some < long).mean() > 0.3 and (some <= long).all()
 
@@ -258,21 +302,29 @@ def test_windows_cover_long_documents_evenly(stream):
     begin = int(stream.bounds()[d]) + 1
     np.testing.assert_array_equal(windows.tokens(first, 20), stream.window(begin, 20))
     last = int(windows._first[d + 1]) - 1
-    np.testing.assert_array_equal(windows.tokens(last, 20),
-                                  stream.window(begin + int(lengths[d]) - 20, 20))
+    np.testing.assert_array_equal(
+        windows.tokens(last, 20), stream.window(begin + int(lengths[d]) - 20, 20)
+    )
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(pairs="next"), "task.pairs"), (dict(mask_unit="letter"), "task.mask_unit"),
-    (dict(mask_rate=0.0), "mask_rate"), (dict(max_predictions=100), "max_predictions")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(pairs="next"), "task.pairs"),
+        (dict(mask_unit="letter"), "task.mask_unit"),
+        (dict(mask_rate=0.0), "mask_rate"),
+        (dict(max_predictions=100), "max_predictions"),
+    ],
+)
 def test_wrong_options_are_refused(stream, tokenizer, changes, message):
     with pytest.raises(UserError, match=message):
         make(stream, tokenizer, **changes)
 
 
 def test_too_little_text_is_refused(tokenizer, stream, tmp_path):
-    one = build_store(lambda counts: iter(["the shape . the array"]), "y", tokenizer, 0.0, 0.0,
-                      str(tmp_path)).split("train")
+    one = build_store(
+        lambda counts: iter(["the shape . the array"]), "y", tokenizer, 0.0, 0.0, str(tmp_path)
+    ).split("train")
     with pytest.raises(UserError, match="only one"):
         make(one, tokenizer, batch_size=1)
     with pytest.raises(UserError, match="too little text"):
@@ -281,6 +333,7 @@ def test_too_little_text_is_refused(tokenizer, stream, tmp_path):
 
 def test_a_tokenizer_without_a_mask_is_refused(stream):
     from bigjax.data.tokenizer import Bytes
+
     with pytest.raises(UserError, match="wordpiece"):
         make(stream, Bytes())
 

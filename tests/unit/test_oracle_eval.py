@@ -4,8 +4,8 @@ import itertools
 import types
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
+import numpy as np
 import pytest
 
 from bigjax import config as config_lib
@@ -35,13 +35,16 @@ def one_device():
 
 
 def test_both_likelihoods_at_each_temperature(cache_dir, one_device):
-    c = tiny(model=dict(vocab_size=V, max_len=T, filter_widths=(1,), filters=(2,), init_std=2.0),
-             data=dict(seq_len=T, cache_dir=cache_dir))
+    c = tiny(
+        model=dict(vocab_size=V, max_len=T, filter_widths=(1,), filters=(2,), init_std=2.0),
+        data=dict(seq_len=T, cache_dir=cache_dir),
+    )
     task = tasks.build(c)
     corpus = task.load_data(log=lambda text: None)
     entry = ConfigDict(config_lib.evaluation("oracle", every=1, split="test", temperatures=[0.5]))
-    evaluate = oracle_eval.build("x", entry, types.SimpleNamespace(
-        config=c, task=task, corpus=corpus, mesh=one_device))
+    evaluate = oracle_eval.build(
+        "x", entry, types.SimpleNamespace(config=c, task=task, corpus=corpus, mesh=one_device)
+    )
     params = task.init(jax.random.key(3))["params"]
     found = evaluate(params, {}, 1)
     assert set(found) == set(evaluate.metrics)

@@ -26,8 +26,13 @@ def text(form):
 
 @functools.cache
 def costs(form):
-    mesh = {"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1,
-            "tensor" if form == "tensor" else "fsdp": CHIPS}
+    mesh = {
+        "data": 1,
+        "fsdp": 1,
+        "sequence": 1,
+        "tensor": 1,
+        "tensor" if form == "tensor" else "fsdp": CHIPS,
+    }
     return predict.costs(text(form), chips.CHIPS["v5e"], mesh)
 
 
@@ -73,28 +78,36 @@ def test_what_fsdp_and_tensor_parallelism_send():
 def test_flops_of_splash_attention_are_its_own():
     """It computes scores again: 2 products forward, 3 and 4 backward, of a query and a key each."""
     assert costs("splash").kernel_flops == pytest.approx(
-        9 * 2 * B * T * T * D * L / CHIPS, rel=1e-6)
+        9 * 2 * B * T * T * D * L / CHIPS, rel=1e-6
+    )
     assert costs("splash").flops == pytest.approx(
-        costs("scanned").flops - 12 * L * B * T * T * D / CHIPS, rel=0.01)
+        costs("scanned").flops - 12 * L * B * T * T * D / CHIPS, rel=0.01
+    )
     assert costs("scanned").kernel_flops == 0
 
 
 def test_loops_are_counted():
     module = hlo.Module(text("scanned"))
-    loops = [op for c in module.computations.values() for op in c.ops.values()
-             if op.opcode == "while"]
+    loops = [
+        op for c in module.computations.values() for op in c.ops.values() if op.opcode == "while"
+    ]
     assert [module.trips(op) for op in loops] == [L, L]
 
 
-@pytest.mark.parametrize("notation, ids", [
-    ("replica_groups={{0,4},{1,5}}", [0, 4]),
-    ("replica_groups=[2,4]<=[8]", [0, 1, 2, 3]),
-    ("replica_groups=[4,2]<=[2,4]T(1,0)", [0, 4]),
-    ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, dim", [0, 4]),
-    ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", [0, 1, 2, 3]),
-    ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}, x", [0, 1, 2, 3]),
-    ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}, x", [0, 4]),
-    ("source_target_pairs={{3,5},{4,6}}", [3, 5]), ("source_target_pairs={{0,0},{2,1}}", [2, 1])])
+@pytest.mark.parametrize(
+    "notation, ids",
+    [
+        ("replica_groups={{0,4},{1,5}}", [0, 4]),
+        ("replica_groups=[2,4]<=[8]", [0, 1, 2, 3]),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", [0, 4]),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, dim", [0, 4]),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", [0, 1, 2, 3]),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}, x", [0, 1, 2, 3]),
+        ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}, x", [0, 4]),
+        ("source_target_pairs={{3,5},{4,6}}", [3, 5]),
+        ("source_target_pairs={{0,0},{2,1}}", [2, 1]),
+    ],
+)
 def test_groups_of_devices(notation, ids):
     assert predict.group(notation) == ids
 
@@ -115,7 +128,8 @@ window={size=4x16 stride=3x15 lhs_dilate=4x16}, dim_labels=0b1f_0o1i->01bf
 
 def test_a_collective_on_a_core_of_its_own():
     """As tpu7x runs it, beside the work."""
-    found = predict.costs("""HloModule m
+    found = predict.costs(
+        """HloModule m
 
 %aside (p: f32[1024]) -> f32[1024] {
   %p = f32[1024]{0} parameter(0)
@@ -128,7 +142,10 @@ ENTRY %main (a: f32[1024]) -> f32[1024] {
 calls=%aside
   ROOT %d = f32[1024]{0} async-done(%s)
 }
-""", chips.CHIPS["tpu7x"], {"data": 2})
+""",
+        chips.CHIPS["tpu7x"],
+        {"data": 2},
+    )
     assert [(x.kind, x.axes, x.bytes) for x in found.collectives] == [("all-reduce", "data", 4096)]
 
 
@@ -139,7 +156,8 @@ def test_the_slower_of_work_and_communication_and_their_sum():
 
 def test_what_is_between_slices_takes_the_network():
     """Four slices of four: the groups are within one, and a host transfer goes to the others."""
-    found = predict.costs("""HloModule m
+    found = predict.costs(
+        """HloModule m
 
 ENTRY %main (a: f32[1024]) -> f32[1024] {
   %a = f32[1024]{0} parameter(0)
@@ -148,7 +166,11 @@ ENTRY %main (a: f32[1024]) -> f32[1024] {
   ROOT %s = (f32[1024]{0}, u32[], token[]) send(%r, %t), channel_id=2, is_host_transfer=true, \
 frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
 }
-""", chips.CHIPS["v5e"], {"data": 4, "fsdp": 2, "tensor": 2}, 4)
+""",
+        chips.CHIPS["v5e"],
+        {"data": 4, "fsdp": 2, "tensor": 2},
+        4,
+    )
     near, far = sorted(found.collectives, key=lambda c: c.seconds)
     assert (near.axes, near.bytes, far.axes, far.bytes) == ("tensor", 4096, "slices", 1.5 * 4096)
     assert near.kind == far.kind == "all-reduce"
@@ -156,11 +178,19 @@ frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
     assert found.seconds == 0
 
 
-@pytest.mark.parametrize("topology, message", [
-    ("v5e-16", "no chip.*v5e:1x1, 2x2"), ("v9:4x4", "no chip.*tpu7x:"),
-    ("v5e:4x4x4", "no slice.*4x4, 4x8"), ("v5e:3x3", "no slice"), ("v5e:32x32", "no slice"),
-    ("v5p:4x4", "no slice.*multiples of 4"), ("v5p:8x4x4", "no slice"),
-    ("v5p:16x16x28", "6,144 chips")])
+@pytest.mark.parametrize(
+    "topology, message",
+    [
+        ("v5e-16", "no chip.*v5e:1x1, 2x2"),
+        ("v9:4x4", "no chip.*tpu7x:"),
+        ("v5e:4x4x4", "no slice.*4x4, 4x8"),
+        ("v5e:3x3", "no slice"),
+        ("v5e:32x32", "no slice"),
+        ("v5p:4x4", "no slice.*multiples of 4"),
+        ("v5p:8x4x4", "no slice"),
+        ("v5p:16x16x28", "6,144 chips"),
+    ],
+)
 def test_unknown_topologies(topology, message):
     with pytest.raises(UserError, match=message):
         chips.parse(topology)
@@ -176,23 +206,41 @@ def plan(tmp_path, *arguments):
     """In a process of its own: there libtpu starts, or jax without it."""
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     done = subprocess.run(
-        [sys.executable, "-m", "bigjax.main", "plan", "--config=configs/gpt/gpt3.py:tiny",
-         f"--config.data.cache_dir={tmp_path}", *arguments],
-        capture_output=True, text=True, cwd=GOLDEN.parents[1], env=environment)
+        [
+            sys.executable,
+            "-m",
+            "bigjax.main",
+            "plan",
+            "--config=configs/gpt/gpt3.py:tiny",
+            f"--config.data.cache_dir={tmp_path}",
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        cwd=GOLDEN.parents[1],
+        env=environment,
+    )
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
-                    reason="needs libtpu: pip install -e '.[plan]'")
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'"
+)
 def test_a_config_is_planned_and_kept(tmp_path):
     code, out, err = plan(tmp_path, "--topology=v5e:2x2", "--mesh=data=1,fsdp=4", "--json")
     assert code == 0 and "fits" in out and "along fsdp" in out, err
     found = json.loads(out.splitlines()[-1])
     assert found["fits"] and 0 < found["hbm_gib"] < 1 < found["hbm_limit_gib"]
     assert found["step_seconds"][0] <= found["step_seconds"][1] and 0 < found["mfu"][0] < 1
-    kept, = tmp_path.glob("plans/*.json")
-    assert json.loads(plan(tmp_path, "--topology=v5e:2x2", "--mesh=data=1,fsdp=4", "--json")[1]
-                      .splitlines()[-1]) == found
+    (kept,) = tmp_path.glob("plans/*.json")
+    assert (
+        json.loads(
+            plan(tmp_path, "--topology=v5e:2x2", "--mesh=data=1,fsdp=4", "--json")[1].splitlines()[
+                -1
+            ]
+        )
+        == found
+    )
     code, _, err = plan(tmp_path, "--topology=v5e:2x2", "--mesh=data=3")
     assert code == 2 and "data=3" in err
     code, _, err = plan(tmp_path, "--topology=v5e:3x3")
@@ -206,8 +254,10 @@ def test_without_libtpu_it_is_asked_for(tmp_path):
 
 
 def test_what_is_wrong_with_a_plan(tmp_path):
-    for more, message in (([], "--topology=CHIP:AxB is missing"),
-                          (["--topology=v5e:4x4", "--slices=0"], "--slices is 0"),
-                          (["--topology=v5e:4x4", "--mesh=rows=2"], "'rows=2' is not AXIS=NUMBER")):
+    for more, message in (
+        ([], "--topology=CHIP:AxB is missing"),
+        (["--topology=v5e:4x4", "--slices=0"], "--slices is 0"),
+        (["--topology=v5e:4x4", "--mesh=rows=2"], "'rows=2' is not AXIS=NUMBER"),
+    ):
         code, _, err = plan(tmp_path, *more)
         assert code == 2 and message in err, err

@@ -8,12 +8,13 @@ import pathlib
 import subprocess
 import sys
 
-import pytest
 from absl import flags
+import pytest
 
 from bigjax import config as config_lib
 from bigjax.errors import UserError
-from bigjax.plan import chips, command, compile as compile_lib, gpu, hlo, predict
+from bigjax.plan import chips, command, gpu, hlo, predict
+from bigjax.plan import compile as compile_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 L, D, T, V, B, N = 3, 128, 128, 512, 16, 4  # of tests/golden/make_hlo.py
@@ -39,8 +40,12 @@ def test_flops_are_the_analytic_ones(costs):
 
 
 def test_attention_is_cudnns(text):
-    kernels = [op for c in hlo.Module(text).computations.values() for op in c.ops.values()
-               if "__cudnn$fmha" in op.text]
+    kernels = [
+        op
+        for c in hlo.Module(text).computations.values()
+        for op in c.ops.values()
+        if "__cudnn$fmha" in op.text
+    ]
     assert len(kernels) == 2 and all('"mask_type": "CAUSAL"' in op.text for op in kernels)
     assert "Bias" not in kernels[0].text + kernels[1].text  # rows are not packed: no mask is read
 
@@ -108,7 +113,8 @@ def test_what_begins_and_ends_counts_once():
         ("reduce-scatter", "data x fsdp"): 5 * 3 / 4 * 4 * 64,
         ("all-gather", "data x fsdp"): 5 * 3 / 4 * 4 * 64,
         ("all-reduce", "data x fsdp"): 5 * 2 * 3 / 4 * 4 * 64,
-        ("all-gather", "data"): 1 / 2 * 2 * 12 * (8 * 32 + 32 * 16)}
+        ("all-gather", "data"): 1 / 2 * 2 * 12 * (8 * 32 + 32 * 16),
+    }
     assert found.flops == 2 * 3 * 8 * 16 * 32  # by cuBLAS
 
 
@@ -118,8 +124,10 @@ def test_topologies():
     assert chips.parse("h100:4x8") == ("h100", (4, 8))
 
 
-@pytest.mark.parametrize("topology", ["h100", "h100:", "h100:16", "h100:3", "h100:1x8", "h100:2x4",
-                                      "h100:1024x8", "h100:2x2x8"])
+@pytest.mark.parametrize(
+    "topology",
+    ["h100", "h100:", "h100:16", "h100:3", "h100:1x8", "h100:2x4", "h100:1024x8", "h100:2x2x8"],
+)
 def test_unknown_topologies(topology):
     with pytest.raises(UserError, match="no slice.*h100:1, 2, 4, 8, and HOSTSx8 from 2x8"):
         chips.parse(topology)
@@ -141,10 +149,24 @@ def test_the_limit_is_what_jax_takes(monkeypatch):
 def made(gib: float):
     fits = gib < 59
     return compile_lib.Plan(
-        phase="", mesh={"data": 1, "fsdp": 8}, model_flops=1e15,
-        limit_bytes=59.0 * chips.GIB, parameter_bytes=1e9, optimizer_bytes=2e9, peak_bytes=gib * chips.GIB, compile_seconds=3.0,
-        **(dict(flops=2e12, kernel_flops=1e12, collectives=(
-            predict.Collective("all-gather", "fsdp", 3e9, None),)) if fits else {}))
+        phase="",
+        mesh={"data": 1, "fsdp": 8},
+        model_flops=1e15,
+        limit_bytes=59.0 * chips.GIB,
+        parameter_bytes=1e9,
+        optimizer_bytes=2e9,
+        peak_bytes=gib * chips.GIB,
+        compile_seconds=3.0,
+        **(
+            dict(
+                flops=2e12,
+                kernel_flops=1e12,
+                collectives=(predict.Collective("all-gather", "fsdp", 3e9, None),),
+            )
+            if fits
+            else {}
+        ),
+    )
 
 
 def run(monkeypatch, capsys, plan, *arguments):
@@ -190,17 +212,32 @@ def test_without_the_compiler_it_is_asked_for(monkeypatch):
         chips.devices("h100:8")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None,
-                    reason="needs the GPU compiler: pip install -e '.[cuda]'")
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None,
+    reason="needs the GPU compiler: pip install -e '.[cuda]'",
+)
 def test_a_config_is_planned(tmp_path):
     """Packed rows, cut along the sequence: what cuDNN can least do by itself."""
     done = subprocess.run(
-        [sys.executable, "-m", "bigjax.main", "plan", "--config=configs/gpt/gpt3.py:tiny",
-         f"--config.data.cache_dir={tmp_path}", "--config.model.dtype=bfloat16",
-         "--config.data.packing=True", "--topology=h100:2x8",
-         "--mesh=data=1,fsdp=4,sequence=2,tensor=2", "--json"],
-        capture_output=True, text=True, cwd=ROOT, timeout=300,
-        env={k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")})
+        [
+            sys.executable,
+            "-m",
+            "bigjax.main",
+            "plan",
+            "--config=configs/gpt/gpt3.py:tiny",
+            f"--config.data.cache_dir={tmp_path}",
+            "--config.model.dtype=bfloat16",
+            "--config.data.packing=True",
+            "--topology=h100:2x8",
+            "--mesh=data=1,fsdp=4,sequence=2,tensor=2",
+            "--json",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+        env={k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")},
+    )
     assert done.returncode == 0 and not done.stderr, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["fits"] and 0 < found["hbm_gib"] < 1 and found["kernel_flops"] > 0

@@ -7,7 +7,8 @@ import pytest
 
 from bigjax import config as config_lib
 from bigjax.errors import UserError
-from bigjax.plan import calibrate, chips, command, compile as compile_lib, predict, search
+from bigjax.plan import calibrate, chips, command, predict, search
+from bigjax.plan import compile as compile_lib
 
 
 def config(size="1.3b", batch_size=64):
@@ -21,13 +22,27 @@ def made(seconds=1.0, peak=4.0, **more):
     """A plan; communication takes half as long as work."""
     collective = predict.Collective("all-gather", "fsdp", 1e9, seconds / 2)
     step = (seconds, 1.5 * seconds) if seconds else None
-    return compile_lib.Plan(**{**dict(
-        phase="", mesh=dict(data=1, fsdp=16, sequence=1, tensor=1), model_flops=1e15,
-        limit_bytes=15.75 * chips.GIB,
-        parameter_bytes=1e9, optimizer_bytes=2e9, peak_bytes=peak * chips.GIB, compile_seconds=3.0,
-        flops=1e12 if seconds else None, kernel_flops=0.0, work_seconds=seconds,
-        kernel_seconds=0.0, step_seconds=step,
-        collectives=(collective,) if seconds else ()), **more})
+    return compile_lib.Plan(
+        **{
+            **dict(
+                phase="",
+                mesh=dict(data=1, fsdp=16, sequence=1, tensor=1),
+                model_flops=1e15,
+                limit_bytes=15.75 * chips.GIB,
+                parameter_bytes=1e9,
+                optimizer_bytes=2e9,
+                peak_bytes=peak * chips.GIB,
+                compile_seconds=3.0,
+                flops=1e12 if seconds else None,
+                kernel_flops=0.0,
+                work_seconds=seconds,
+                kernel_seconds=0.0,
+                step_seconds=step,
+                collectives=(collective,) if seconds else (),
+            ),
+            **more,
+        }
+    )
 
 
 @pytest.fixture
@@ -37,8 +52,15 @@ def compiled(monkeypatch):
 
     def plans(c, topology, slices):
         done.append(c)
-        return [made(1 + c.mesh.tensor + 0.1 * c.train.accumulate
-                     + {"none": 0, "dots": 0.2, "full": 0.4}[c.model.remat])]
+        return [
+            made(
+                1
+                + c.mesh.tensor
+                + 0.1 * c.train.accumulate
+                + {"none": 0, "dots": 0.2, "full": 0.4}[c.model.remat]
+            )
+        ]
+
     monkeypatch.setattr(compile_lib, "plans", plans)
     return done
 
@@ -105,17 +127,30 @@ def test_the_lines_for_the_config_are_the_choice():
     assert again.train.compiler_options.xla_other == "2"
 
 
-@pytest.mark.parametrize("estimates, seconds, ranked", [
-    # All twice their estimates: what is within a tenth of the best is tried.
-    ([.5, 1., .475, .6, .445, .525], [1., 2., .95, 1.2, .89, 1.05], [.89, .95, 1.]),
-    # The second is behind the first, until the third shows that estimates err by more.
-    ([1., 1.2, 1.09, 1.5], [2., 1.7, 1.99, 1.0], [1.7, 1.99, 2.])])
+@pytest.mark.parametrize(
+    "estimates, seconds, ranked",
+    [
+        # All twice their estimates: what is within a tenth of the best is tried.
+        (
+            [0.5, 1.0, 0.475, 0.6, 0.445, 0.525],
+            [1.0, 2.0, 0.95, 1.2, 0.89, 1.05],
+            [0.89, 0.95, 1.0],
+        ),
+        # The second is behind the first, until the third shows that estimates err by more.
+        ([1.0, 1.2, 1.09, 1.5], [2.0, 1.7, 1.99, 1.0], [1.7, 1.99, 2.0]),
+    ],
+)
 def test_what_is_estimated_to_be_slower_is_not_compiled(monkeypatch, estimates, seconds, ranked):
-    some = search._candidates(config(), "v5e:4x4", 1)[0][:len(seconds)]
+    some = search._candidates(config(), "v5e:4x4", 1)[0][: len(seconds)]
     some = [c._replace(estimate=e) for c, e in zip(some, estimates)]
     monkeypatch.setattr(search, "_candidates", lambda *_: (some, 0))
-    monkeypatch.setattr(compile_lib, "plans", lambda c, *_: [made(
-        next(s for x, s in zip(some, seconds) if search.apply(config(), x) == c))])
+    monkeypatch.setattr(
+        compile_lib,
+        "plans",
+        lambda c, *_: [
+            made(next(s for x, s in zip(some, seconds) if search.apply(config(), x) == c))
+        ],
+    )
     said = []
     found = searched(log=said.append, seconds_of=lambda plan: (plan.work_seconds,) * 2)
     assert [f.seconds for f in found] == ranked
@@ -131,6 +166,7 @@ def planned(monkeypatch, plan):
     def plans(c, *_):
         done.append(next(x for x in every if search.apply(config("6.7b", 128), x) == c))
         return [plan(done[-1])]
+
     monkeypatch.setattr(compile_lib, "plans", plans)
     return every, done
 
@@ -145,7 +181,7 @@ def test_a_layout_that_hardly_fits_is_tried_if_it_may_be_the_best(monkeypatch):
 
 
 def test_what_needs_more_than_one_that_did_not_fit_is_not_compiled(monkeypatch):
-    every, done = planned(monkeypatch, lambda c: made(c.estimate, 99. if c.needs > limit else 4.))
+    every, done = planned(monkeypatch, lambda c: made(c.estimate, 99.0 if c.needs > limit else 4.0))
     limit = sorted(c.needs for c in every)[len(every) // 2]
     searched(config("6.7b", 128), seconds_of=lambda plan: (plan.work_seconds,) * 2)
     for remat in ("dots", "full"):
@@ -201,24 +237,33 @@ def test_runs_that_are_alike_scale_the_range(tmp_path, runs):
 
 
 def test_measurements_that_contradict_each_other_leave_seconds_positive(tmp_path):
-    runs = [(1, .1, 10.), (1, .9, 1.), (2, .1, 1.)]
+    runs = [(1, 0.1, 10.0), (1, 0.9, 1.0), (2, 0.1, 1.0)]
     path = measured(tmp_path, *(("v5e:4x4", *run) for run in runs))
     low, high = calibrate.read(path, "v5e")(made(1.0))
     assert 0 < low < high
 
 
-GOOD = {"topology": "v5e:4x4", "work_seconds": 1, "communication_seconds": 1,
-        "measured_seconds": 1}
+GOOD = {"topology": "v5e:4x4", "work_seconds": 1, "communication_seconds": 1, "measured_seconds": 1}
 
 
-@pytest.mark.parametrize("text, message", [
-    ("", "no run on v5e"), (json.dumps({**GOOD, "topology": "v4:2x2x1"}), "no run on v5e"),
-    ("{", "line 1"), (json.dumps({**GOOD, "measured_seconds": None}), "line 1"),
-    ('{"topology": "v5e:4x4", "work_seconds": 1, "communication_seconds": 1}', "measured_seconds"),
-    (json.dumps({**GOOD, "measured_seconds": 0}), "cannot be seconds"),
-    (json.dumps({**GOOD, "work_seconds": float("nan")}), "cannot be seconds"),
-    (json.dumps({**GOOD, "measured_seconds": float("inf")}), "cannot be seconds"),
-    (json.dumps({**GOOD, "topology": 5}), "no run on v5e"), (b"\xff\xfe", "line 0")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "no run on v5e"),
+        (json.dumps({**GOOD, "topology": "v4:2x2x1"}), "no run on v5e"),
+        ("{", "line 1"),
+        (json.dumps({**GOOD, "measured_seconds": None}), "line 1"),
+        (
+            '{"topology": "v5e:4x4", "work_seconds": 1, "communication_seconds": 1}',
+            "measured_seconds",
+        ),
+        (json.dumps({**GOOD, "measured_seconds": 0}), "cannot be seconds"),
+        (json.dumps({**GOOD, "work_seconds": float("nan")}), "cannot be seconds"),
+        (json.dumps({**GOOD, "measured_seconds": float("inf")}), "cannot be seconds"),
+        (json.dumps({**GOOD, "topology": 5}), "no run on v5e"),
+        (b"\xff\xfe", "line 0"),
+    ],
+)
 def test_a_file_of_measurements_that_is_none(tmp_path, text, message):
     path = tmp_path / "runs.jsonl"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())

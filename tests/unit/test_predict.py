@@ -4,9 +4,9 @@ import json
 import os
 import types
 
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from bigjax.data.labelled import LabelledData, encode_rows
 from bigjax.data.tables import read_table
@@ -41,12 +41,16 @@ def test_classes_and_numbers():
     assert found[0]["probability"] == pytest.approx(e[1] / e.sum())
     c = config(name="classify", kind="regress", labels=())
     assert predict.predictions(c, rows, examples, [np.array([1.5]), np.array([-2.0])]) == [
-        {"prediction": 1.5}, {"prediction": -2.0}]
+        {"prediction": 1.5},
+        {"prediction": -2.0},
+    ]
 
 
 def test_tags_stand_at_first_pieces_and_cut_words_have_none(tokenizer):
-    rows = [{"tokens": ["the", "zzz", "shape"], "where": ""},
-            {"tokens": ["model"] * 40, "where": ""}]
+    rows = [
+        {"tokens": ["the", "zzz", "shape"], "where": ""},
+        {"tokens": ["model"] * 40, "where": ""},
+    ]
     examples = encode_rows(rows, DATA, "tag", ("O", "X"), tokenizer, with_labels=False)
     outputs = [np.tile([1.0, 0.0], (n, 1)) for n in examples.lengths]
     outputs[0][examples.words_of(0)[2]] = [0.0, 1.0]
@@ -74,9 +78,10 @@ def test_answers_are_the_best_span_of_all_windows(tokenizer):
     a, b = columns[0], columns[2]
     task = dict(name="answer", max_answer=5, none_allowed=False)
     find = lambda best, **t: predict.predictions(
-        config(**{**task, **t}), rows, examples, answer_outputs(examples, best))[0]
+        config(**{**task, **t}), rows, examples, answer_outputs(examples, best)
+    )[0]
     spans = examples.spans_of(last)
-    want = context[spans[a, 0]:spans[b, 1]]
+    want = context[spans[a, 0] : spans[b, 1]]
     found = find({(last, a, 0): 4.0, (last, b, 1): 4.0, (0, columns[0], 0): 3.0})
     assert found == {"prediction": want, "score": 8.0}
     # The end before the start, a span that is too long, the question: none of them is an answer
@@ -93,23 +98,27 @@ def test_answers_are_the_best_span_of_all_windows(tokenizer):
 def test_outputs_find_their_examples_in_packed_rows(tokenizer):
     """A model whose output is its input: each example gets its own tokens back."""
     import jax
+
     from bigjax.parallel import mesh as mesh_lib
-    rows = [{"text": " ".join(WORDS[i % 9:i % 9 + 1 + i % 4]), "where": ""} for i in range(30)]
+
+    rows = [{"text": " ".join(WORDS[i % 9 : i % 9 + 1 + i % 4]), "where": ""} for i in range(30)]
     examples = encode_rows(rows, DATA, "classify", (), tokenizer, with_labels=False)
     data = LabelledData(examples, tokenizer.pad_id, 24, 4, shuffle=False)
     mesh = mesh_lib.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     columns = lambda p, e, batch: batch["tokens"][..., None]
     first = lambda p, e, batch: jax.numpy.take_along_axis(
-        batch["tokens"], batch["first"] + 1, axis=1)[..., None]
+        batch["tokens"], batch["first"] + 1, axis=1
+    )[..., None]
     for function in (columns, first):
         task = types.SimpleNamespace(outputs=function)
         with jax.set_mesh(mesh):
             found, sums = predict.outputs_of(task, mesh, {}, {}, data, labelled=False)
         assert sums == {} and len(found) == 30
         for i, got in enumerate(found):
-            own = examples.tokens[examples.offsets[i]:examples.offsets[i + 1]]
-            np.testing.assert_array_equal(got[:, 0] if function is columns else got,
-                                          own if function is columns else own[1:2])
+            own = examples.tokens[examples.offsets[i] : examples.offsets[i + 1]]
+            np.testing.assert_array_equal(
+                got[:, 0] if function is columns else got, own if function is columns else own[1:2]
+            )
 
 
 def read(path):
@@ -127,9 +136,12 @@ def test_files(tmp_path):
         predict.write(tmp_path / f"o.{ending}", rows, found)
     assert read(tmp_path / "o.jsonl") == [
         {"text": 'a\t"b"\r, c\nd', "prediction": ["O", None]},
-        {"text": "c", "prediction": "y", "probabilities": {"y": 1.0}}]
+        {"text": "c", "prediction": "y", "probabilities": {"y": 1.0}},
+    ]
     assert read(tmp_path / "o.csv") == [
-        {"text": 'a\t"b"\r, c\nd', "prediction": '["O", null]'}, {"text": "c", "prediction": "y"}]
+        {"text": 'a\t"b"\r, c\nd', "prediction": '["O", null]'},
+        {"text": "c", "prediction": "y"},
+    ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o.csv", "o.jsonl"]
 
 
@@ -151,24 +163,37 @@ def test_tabs_have_no_quoting(tmp_path):
 
 def test_all_columns_are_carried_through(tmp_path):
     whole = {"id": 7, "sentence": "a", "x": 0.123456789012, "prediction": [None], "z": "\ud800"}
-    rows = [{"text": "a", "where": "f:1", "row": whole},
-            {"text": "b", "where": "f:2", "row": {"sentence": "b", "prediction_2": True}}]
+    rows = [
+        {"text": "a", "where": "f:1", "row": whole},
+        {"text": "b", "where": "f:2", "row": {"sentence": "b", "prediction_2": True}},
+    ]
     found = [{"prediction": 0.123456789012, "probability": 0.5, "probabilities": {"y": 1.0}}] * 2
     for ending in ("tsv", "csv", "jsonl"):
         predict.write(tmp_path / f"o.{ending}", rows, found)
     assert read(tmp_path / "o.jsonl")[0] == {
-        **whole, "prediction_3": 0.123456789012, "probability": 0.5, "probabilities": {"y": 1.0}}
+        **whole,
+        "prediction_3": 0.123456789012,
+        "probability": 0.5,
+        "probabilities": {"y": 1.0},
+    }
     for ending in ("tsv", "csv"):
         got = read(tmp_path / f"o.{ending}")
         assert list(got[0].items()) == [
-            ("id", "7"), ("sentence", "a"), ("x", "0.123456789012"), ("prediction", "[null]"),
-            ("z", "\\ud800"), ("prediction_2", ""), ("prediction_3", "0.123457"),
-            ("probability", "0.5")]
+            ("id", "7"),
+            ("sentence", "a"),
+            ("x", "0.123456789012"),
+            ("prediction", "[null]"),
+            ("z", "\\ud800"),
+            ("prediction_2", ""),
+            ("prediction_3", "0.123457"),
+            ("probability", "0.5"),
+        ]
         assert (got[1]["id"], got[1]["prediction_2"]) == ("", "true")
 
 
 def test_one_host_writes(tmp_path, monkeypatch):
     import jax
+
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     predict.write(tmp_path / "o.csv", [{"text": "a"}], [{"prediction": "b"}])
     assert not list(tmp_path.iterdir())
@@ -183,9 +208,14 @@ def test_files_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "link.tsv").symlink_to(source)
     os.link(source, tmp_path / "hard.tsv")
     check = lambda name: predict.check_output(str(tmp_path / name), str(source))
-    for name, message in (("o.xls", r"\.tsv, \.csv, \.jsonl"), ("o.tsv", "is a folder"),
-                          ("none/o.csv", "none' is not one"), ("in.tsv", "is the input"),
-                          ("link.tsv", "is the input"), ("hard.tsv", "is the input")):
+    for name, message in (
+        ("o.xls", r"\.tsv, \.csv, \.jsonl"),
+        ("o.tsv", "is a folder"),
+        ("none/o.csv", "none' is not one"),
+        ("in.tsv", "is the input"),
+        ("link.tsv", "is the input"),
+        ("hard.tsv", "is the input"),
+    ):
         with pytest.raises(UserError, match=message):
             check(name)
     check("new.csv")
@@ -201,6 +231,7 @@ def test_files_that_cannot_be_written(tmp_path, monkeypatch):
 
 # --- Metrics ---------------------------------------------------------------------------------
 
+
 def test_classification_metrics_by_hand():
     rows = [{"label": label} for label in "aaabbc"]
     found = [{"prediction": label} for label in "aabbbb"]
@@ -212,12 +243,14 @@ def test_classification_metrics_by_hand():
     assert numbers["f1_weighted"] == pytest.approx(np.average(f1, weights=[3, 2, 1]))
     assert numbers["precision_macro"] == pytest.approx(np.mean([1, 1 / 2, 0]))
     assert numbers["recall_macro"] == pytest.approx(np.mean([2 / 3, 1, 0]))
-    assert numbers["precision_weighted"] == pytest.approx(np.average([1, 1 / 2, 0],
-                                                                     weights=[3, 2, 1]))
+    assert numbers["precision_weighted"] == pytest.approx(
+        np.average([1, 1 / 2, 0], weights=[3, 2, 1])
+    )
     assert numbers["recall_weighted"] == pytest.approx(4 / 6)
     # Matthews: (c s - sum t p) / sqrt((s2 - sum p2)(s2 - sum t2))
     assert numbers["matthews"] == pytest.approx(
-        (4 * 6 - (3 * 2 + 2 * 4)) / ((36 - 20) * (36 - 14)) ** 0.5)
+        (4 * 6 - (3 * 2 + 2 * 4)) / ((36 - 20) * (36 - 14)) ** 0.5
+    )
     assert by_label["b"]["precision"] == 0.5 and by_label["b"]["support"] == 2
     assert "precision" in text
 
@@ -248,19 +281,26 @@ def test_a_word_that_was_cut_off_is_missed_and_is_no_other_label(tmp_path):
     assert metrics._shown(["Y", "(cut)"], ["(cut)"]) == ["Y", "(cut)"] != metrics._shown(["Y"], [])
 
 
-@pytest.mark.parametrize("task, row, prediction", [
-    (dict(name="classify", kind="classify", labels=("a", "b")), {"label": "a"}, "b"),
-    (dict(name="classify", kind="regress", labels=()), {"label": "1"}, 2.0),
-    (dict(name="tag", labels=("a", "b")), {"tags": ["a"]}, ["b"]),
-    (dict(name="answer"), {"answers": []}, "")])
+@pytest.mark.parametrize(
+    "task, row, prediction",
+    [
+        (dict(name="classify", kind="classify", labels=("a", "b")), {"label": "a"}, "b"),
+        (dict(name="classify", kind="regress", labels=()), {"label": "1"}, 2.0),
+        (dict(name="tag", labels=("a", "b")), {"tags": ["a"]}, ["b"]),
+        (dict(name="answer"), {"answers": []}, ""),
+    ],
+)
 def test_names_of_metrics_are_known_before(task, row, prediction):
     numbers, _, _ = metrics.measure(ConfigDict(task), [row] * 2, [{"prediction": prediction}] * 2)
     assert metrics.metric_names(ConfigDict(task)) == tuple(numbers)
-    data = types.SimpleNamespace(n_examples=1, n_batches=1, padding=0.)
+    data = types.SimpleNamespace(n_examples=1, n_batches=1, padding=0.0)
     corpus = types.SimpleNamespace(split=lambda *_, **__: data, rows=lambda _: [])
     context = types.SimpleNamespace(
-        config=ConfigDict({"task": task, "train": {"batch_size": 1}}), corpus=corpus, log=str,
-        task=types.SimpleNamespace(outputs=True))
+        config=ConfigDict({"task": task, "train": {"batch_size": 1}}),
+        corpus=corpus,
+        log=str,
+        task=types.SimpleNamespace(outputs=True),
+    )
     evaluate = metrics.build("valid", types.SimpleNamespace(split="valid"), context)
     assert evaluate.metrics == ("loss", *numbers)
 

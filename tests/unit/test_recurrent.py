@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from bigjax.errors import UserError
 from bigjax.layers.params import logical_axes, unbox
@@ -19,7 +19,8 @@ B, T, D, H = 3, 5, 4, 6
 def random_like(tree):
     numbers = np.random.default_rng(2)
     return jax.tree_util.tree_map(
-        lambda x: numbers.normal(0, 0.5, x.shape).astype(np.float32), tree)
+        lambda x: numbers.normal(0, 0.5, x.shape).astype(np.float32), tree
+    )
 
 
 def build(cell, n_layers=2, **fields):
@@ -48,6 +49,7 @@ def test_steps_equal_the_whole(cell):
         def step(state, x_BD):
             y_BH, state = model.apply(params, x_BD, state, method="step")
             return state, y_BH
+
         state, y_TBH = jax.lax.scan(step, state, x.swapaxes(0, 1))
         return y_TBH.swapaxes(0, 1), state
 
@@ -110,11 +112,13 @@ def test_the_parameters(cell, bidirectional):
     shapes = {name: x.shape for name, x in named_leaves(unbox(boxed)).items()}
     gates, width = (4, 2 * H) if cell == "lstm" else (3, H)
     want = {}
-    for direction in ("forward", "backward")[:1 + bidirectional]:
+    for direction in ("forward", "backward")[: 1 + bidirectional]:
         for i, d_input in enumerate((D, width)):
-            want |= {f"{direction}_{i}/input_kernel": (d_input, gates * H),
-                     f"{direction}_{i}/recurrent_kernel": (H, gates * H),
-                     f"{direction}_{i}/bias": (gates * H,)}
+            want |= {
+                f"{direction}_{i}/input_kernel": (d_input, gates * H),
+                f"{direction}_{i}/recurrent_kernel": (H, gates * H),
+                f"{direction}_{i}/bias": (gates * H,),
+            }
             if cell == "gru":
                 want[f"{direction}_{i}/candidate_bias"] = (H,)
     assert shapes == want
@@ -161,13 +165,19 @@ def test_a_sharded_batch_and_sharded_rows_of_kernels():
     with jax.set_mesh(mesh):
         rows = sharding.of_batch(mesh)
         got = jax.jit(jax.grad(loss), in_shardings=(shardings, rows, rows))(
-            jax.device_put(params, shardings), *jax.device_put((x, mask), rows))
+            jax.device_put(params, shardings), *jax.device_put((x, mask), rows)
+        )
     assert_close(want, got, atol=1e-5)
 
 
-@pytest.mark.parametrize("fields, message", [
-    (dict(cell="ltsm"), "no recurrent cell 'ltsm'. Did you mean 'lstm'"),
-    (dict(d_model=0), "d_model is 0"), (dict(n_layers=0), "n_layers is 0")])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(cell="ltsm"), "no recurrent cell 'ltsm'. Did you mean 'lstm'"),
+        (dict(d_model=0), "d_model is 0"),
+        (dict(n_layers=0), "n_layers is 0"),
+    ],
+)
 def test_bad_fields_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         Recurrent(**fields).init(jax.random.key(0), jnp.zeros((B, T, D)))
@@ -182,8 +192,11 @@ def test_bad_calls_are_refused():
     model, params, x = build("lstm")
     with pytest.raises(UserError, match=r"mask has shape \(3, 4\), the input \(3, 5, 4\)"):
         model.apply(params, x, jnp.ones((B, T - 1), bool))
-    for wrong in (empty_state("lstm", 1, B, H), empty_state("gru", 2, B, H),
-                  empty_state("lstm", 2, B + 1, H)):
+    for wrong in (
+        empty_state("lstm", 1, B, H),
+        empty_state("gru", 2, B, H),
+        empty_state("lstm", 2, B + 1, H),
+    ):
         with pytest.raises(UserError, match="Make it with empty_state"):
             model.apply(params, x, None, wrong)
         with pytest.raises(UserError, match="Make it with empty_state"):

@@ -9,7 +9,8 @@ from bigjax.errors import UserError
 def test_curves_by_metric(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 0, "eval/valid/loss": 3.0}\n{"step": 1, "loss": 2.5}\n'
-        '{"step": 2, "loss": "nan", "eval/valid/loss": 2.0}\n')
+        '{"step": 2, "loss": "nan", "eval/valid/loss": 2.0}\n'
+    )
     curves = report.read(str(tmp_path))
     assert curves["eval/valid/loss"] == ([0, 2], [3.0, 2.0])
     assert curves["loss"][0] == [1, 2] and curves["loss"][1][1] != curves["loss"][1][1]
@@ -17,8 +18,10 @@ def test_curves_by_metric(tmp_path):
 
 def test_each_panel_has_its_own_metrics(tmp_path):
     from matplotlib import pyplot as plt
+
     (tmp_path / "metrics.jsonl").write_text(
-        '{"step": 1, "loss": 2.5, "eval/valid/loss": 3.0, "eval/test/loss": 3.0}\n')
+        '{"step": 1, "loss": 2.5, "eval/valid/loss": 3.0, "eval/test/loss": 3.0}\n'
+    )
     shown = []
     plt.close, close = (lambda figure: shown.extend(figure.axes)), plt.close
     try:

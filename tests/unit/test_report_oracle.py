@@ -10,20 +10,48 @@ from bigjax.errors import UserError
 from bigjax.report import oracle
 
 
-def write_run(folder, points, *, seed=0, steps=4, oracle_seed=0, tempered=(), name="judge",
-              split="test", more=None, **task):
+def write_run(
+    folder,
+    points,
+    *,
+    seed=0,
+    steps=4,
+    oracle_seed=0,
+    tempered=(),
+    name="judge",
+    split="test",
+    more=None,
+    **task,
+):
     """A work folder with these (NLL_oracle, NLL_test) at rounds 0, 1, ...; tempered: at 0.5."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({
-        "seed": seed, "resume_from": "", "init_from": str(seed), "train": {"steps": steps},
-        "task": {"reward": "probability", "mle_rounds": 2, "discriminator_rounds": 1,
-                 "scheduled_sampling": 0.0, "likelihood": 0.0,
-                 **task},
-        "oracle": {"params": "", "seed": oracle_seed, "d_model": 32, "sequences": 100},
-        "data": {"seq_len": 20}, "model": {"vocab_size": 5000}, "evals": {name: {"split": split}},
-        **(more or {})}))
-    lines = [{"step": i, f"eval/{name}/nll_oracle": x, f"eval/{name}/nll_test": y}
-             for i, (x, y) in enumerate(points)]
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "seed": seed,
+                "resume_from": "",
+                "init_from": str(seed),
+                "train": {"steps": steps},
+                "task": {
+                    "reward": "probability",
+                    "mle_rounds": 2,
+                    "discriminator_rounds": 1,
+                    "scheduled_sampling": 0.0,
+                    "likelihood": 0.0,
+                    **task,
+                },
+                "oracle": {"params": "", "seed": oracle_seed, "d_model": 32, "sequences": 100},
+                "data": {"seq_len": 20},
+                "model": {"vocab_size": 5000},
+                "evals": {name: {"split": split}},
+                **(more or {}),
+            }
+        )
+    )
+    lines = [
+        {"step": i, f"eval/{name}/nll_oracle": x, f"eval/{name}/nll_test": y}
+        for i, (x, y) in enumerate(points)
+    ]
     for line, (x, y) in zip(lines, tempered):
         line |= {f"eval/{name}/nll_oracle_0.5": x, f"eval/{name}/nll_test_0.5": y}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -32,7 +60,7 @@ def write_run(folder, points, *, seed=0, steps=4, oracle_seed=0, tempered=(), na
 
 def cells(text, label):
     """The columns of a row after its label: kind, seeds, round, ..."""
-    row, = [line for line in text.splitlines() if line.split("  ")[0] == label]
+    (row,) = [line for line in text.splitlines() if line.split("  ")[0] == label]
     return [cell.strip() for cell in row.split("  ")[1:] if cell.strip()]
 
 
@@ -58,10 +86,19 @@ def test_against_control_and_temperature(tmp_path):
         write_run(tmp_path / "gan-1", [(10, 8), (7, 10.2)], seed=1),
         write_run(tmp_path / "self_0", [(10, 8), (8, 10), (6, 13)], reward="constant"),
         write_run(tmp_path / "self_1", [(10, 8), (8, 10), (6, 11)], reward="constant", seed=1),
-        write_run(tmp_path / "mle", [(11, 9), (10, 8)], tempered=[(8, 10), (6, 12)], steps=3)]
+        write_run(tmp_path / "mle", [(11, 9), (10, 8)], tempered=[(8, 10), (6, 12)], steps=3),
+    ]
     text = oracle.draw(runs, None)
-    assert cells(text, "gan") == ["adversarial", "0 1", "1", "7.000 ± 0.000", "10.500 ± 0.424",
-                                  "-0.500 ± 0.283", "-", "-0.200 (1 of 2)"]
+    assert cells(text, "gan") == [
+        "adversarial",
+        "0 1",
+        "1",
+        "7.000 ± 0.000",
+        "10.500 ± 0.424",
+        "-0.500 ± 0.283",
+        "-",
+        "-0.200 (1 of 2)",
+    ]
     assert cells(text, "self")[0] == "control" and cells(text, "self")[-3] == "-"
     assert cells(text, "mle") == ["MLE", "0", "1", "10.000", "8.000", "+0.000", "-", "+0.000"]
     assert "Below zero is better" in text and (tmp_path / "gan-0/seqgan-report.png").exists()
@@ -79,24 +116,30 @@ def test_what_no_baseline_reaches(tmp_path):
 
 
 def test_of_several_controls_the_best_counts(tmp_path):
-    runs = [write_run(tmp_path / "gan", [(7, 10)]),
-            write_run(tmp_path / "a", [(10, 8), (6, 12)], reward="constant"),
-            write_run(tmp_path / "b", [(10, 7), (7, 10.5)], reward="constant", kl=1)]
+    runs = [
+        write_run(tmp_path / "gan", [(7, 10)]),
+        write_run(tmp_path / "a", [(10, 8), (6, 12)], reward="constant"),
+        write_run(tmp_path / "b", [(10, 7), (7, 10.5)], reward="constant", kl=1),
+    ]
     text = oracle.draw(runs, None)
     assert cells(text, "gan")[-3] == "-0.500"  # to 11 and 10.5
     assert cells(text, "b")[-3] == "-0.500" and cells(text, "a")[-3] == "-"
 
 
 def test_against_the_same_reward_without_a_discriminator(tmp_path):
-    runs = [write_run(tmp_path / "gan", [(7, 10)], likelihood=0.5),
-            write_run(tmp_path / "sharp", [(10, 8), (6, 10)], reward="constant", likelihood=0.5)]
+    runs = [
+        write_run(tmp_path / "gan", [(7, 10)], likelihood=0.5),
+        write_run(tmp_path / "sharp", [(10, 8), (6, 10)], reward="constant", likelihood=0.5),
+    ]
     text = oracle.draw(runs, None)
     assert cells(text, "gan")[-3:] == ["-", "+0.500", "-"]
     assert cells(text, "sharp")[0] == "sharpened"
 
 
-@pytest.mark.parametrize("out, message", [
-    ("curves.jpeg", "must end in .png, .pdf or .svg"), ("file/curves.png", "cannot be written")])
+@pytest.mark.parametrize(
+    "out, message",
+    [("curves.jpeg", "must end in .png, .pdf or .svg"), ("file/curves.png", "cannot be written")],
+)
 def test_where_the_picture_cannot_go(tmp_path, out, message):
     (tmp_path / "file").write_text("")
     run = write_run(tmp_path / "gan", [(7, 10)])
@@ -110,24 +153,36 @@ def test_where_the_picture_cannot_go(tmp_path, out, message):
 def test_temperature_needs_temperatures_of_maximum_likelihood(tmp_path):
     gan = write_run(tmp_path / "gan", [(8, 10)], tempered=[(7, 9)])
     alone = write_run(tmp_path / "mle", [(7, 9), (9, 9)], steps=3)
-    sampled = write_run(tmp_path / "sampled", [(7, 9)], tempered=[(9, 9)], steps=3,
-                        scheduled_sampling=0.5)
+    sampled = write_run(
+        tmp_path / "sampled", [(7, 9)], tempered=[(9, 9)], steps=3, scheduled_sampling=0.5
+    )
     text = oracle.draw([gan, alone, sampled], None)
     assert cells(text, "gan")[-1] == "-"
     assert cells(text, "sampled")[0] == "scheduled sampling"
 
 
-@pytest.mark.parametrize("steps, task, kind", [
-    (3, {}, "MLE"), (4, {}, "adversarial"),
-    (2, {"reward": "constant"}, "MLE"), (3, {"reward": "constant"}, "control")])
+@pytest.mark.parametrize(
+    "steps, task, kind",
+    [
+        (3, {}, "MLE"),
+        (4, {}, "adversarial"),
+        (2, {"reward": "constant"}, "MLE"),
+        (3, {"reward": "constant"}, "control"),
+    ],
+)
 def test_kinds(tmp_path, steps, task, kind):
     assert oracle.read_run(write_run(tmp_path / "run", [(1, 1)], steps=steps, **task)).kind == kind
 
 
 def test_groups_and_their_labels(tmp_path):
-    for name, seed, more in (("a_3", 3, {}), ("as4", 4, {}), ("b_1", 0, {"kl": 1}),
-                             ("x/c-0", 0, {"kl": 2}), ("y/c-0", 0, {"kl": 3}),
-                             ("x/c_0", 0, {"kl": 4})):
+    for name, seed, more in (
+        ("a_3", 3, {}),
+        ("as4", 4, {}),
+        ("b_1", 0, {"kl": 1}),
+        ("x/c-0", 0, {"kl": 2}),
+        ("y/c-0", 0, {"kl": 3}),
+        ("x/c_0", 0, {"kl": 4}),
+    ):
         write_run(tmp_path / name, [(1, 1)], seed=seed, **more)
 
     def labels(*names):
@@ -140,8 +195,12 @@ def test_groups_and_their_labels(tmp_path):
 
 def test_the_test_split_counts_where_there_are_two(tmp_path):
     folder = tmp_path / "run"
-    run = write_run(folder, [(9, 8)], name="a",
-                    more={"evals": {"a": {"split": "test"}, "b": {"split": "valid"}}})
+    run = write_run(
+        folder,
+        [(9, 8)],
+        name="a",
+        more={"evals": {"a": {"split": "test"}, "b": {"split": "valid"}}},
+    )
     with (folder / "metrics.jsonl").open("a") as f:
         f.write('{"step": 1, "eval/b/nll_oracle": 5.0, "eval/b/nll_test": 5.0}\n')
     assert oracle.read_run(run).points == {0: (9, 8)}
@@ -178,9 +237,12 @@ def test_the_command(tmp_path, capsys):
 
 def test_the_picture_has_a_line_a_seed_and_their_mean(tmp_path, monkeypatch):
     from matplotlib import pyplot as plt
-    runs = [write_run(tmp_path / "gan-0", [(9, 8), (7, 10)]),
-            write_run(tmp_path / "gan-1", [(9, 6)], seed=1),
-            write_run(tmp_path / "mle", [(9, 8)], tempered=[(7, 9)], steps=3)]
+
+    runs = [
+        write_run(tmp_path / "gan-0", [(9, 8), (7, 10)]),
+        write_run(tmp_path / "gan-1", [(9, 6)], seed=1),
+        write_run(tmp_path / "mle", [(9, 8)], tempered=[(7, 9)], steps=3),
+    ]
     shown = []
     monkeypatch.setattr(plt, "close", lambda figure: shown.extend(figure.axes))
     oracle.draw(runs, None)

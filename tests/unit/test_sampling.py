@@ -107,5 +107,6 @@ def test_same_rng_same_tokens():
 
 def test_half_precision_logits():
     logits = RNG.normal(size=(50, 30)).astype(jnp.bfloat16)
-    np.testing.assert_array_equal(draw(logits, jax.random.key(0)),
-                                  draw(logits.astype(np.float32), jax.random.key(0)))
+    np.testing.assert_array_equal(
+        draw(logits, jax.random.key(0)), draw(logits.astype(np.float32), jax.random.key(0))
+    )

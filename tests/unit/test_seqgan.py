@@ -15,11 +15,21 @@ from bigjax.errors import UserError
 from bigjax.models import seqgan
 from bigjax.tasks import seqgan as task_lib
 from bigjax.tasks._adversarial import go_on
-from bigjax.train import adversarial, state as state_lib
+from bigjax.train import adversarial
+from bigjax.train import state as state_lib
 
 TINY = str(pathlib.Path(__file__).parents[1] / "tiny_seqgan.py")
-SIZES = dict(vocab_size=11, max_len=5, d_model=8, n_heads=2, discriminator_d_model=8,
-             discriminator_heads=2, filter_widths=(1, 2, 3), filters=(3, 4, 5), init_std=0.5)
+SIZES = dict(
+    vocab_size=11,
+    max_len=5,
+    d_model=8,
+    n_heads=2,
+    discriminator_d_model=8,
+    discriminator_heads=2,
+    filter_widths=(1, 2, 3),
+    filters=(3, 4, 5),
+    init_std=0.5,
+)
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 11, (3, 5)), jnp.int32)
 
 
@@ -67,8 +77,9 @@ def test_loss_is_the_cross_entropy_of_the_logits(kind):
 def test_dropout_only_with_an_rng(kind):
     model = seqgan.Generator(seqgan.Config(generator=kind, dropout=0.5, **SIZES))
     variables = generator(kind)[2]
-    plain, a, b, c = (model.apply(variables, TOKENS, rng) for rng in
-                      (None, *map(jax.random.key, (0, 0, 1))))
+    plain, a, b, c = (
+        model.apply(variables, TOKENS, rng) for rng in (None, *map(jax.random.key, (0, 0, 1)))
+    )
     np.testing.assert_allclose(plain, generator(kind)[1].apply(variables, TOKENS), atol=1e-6)
     assert (a == b).all() and np.abs(a - c).max() > 0.01 and np.abs(a - plain).max() > 0.01
 
@@ -77,8 +88,11 @@ def test_dropout_only_with_an_rng(kind):
 def test_discriminator_reads_what_is_not_masked(kind):
     model = seqgan.Discriminator(seqgan.Config(discriminator=kind, **SIZES))
     mask = jnp.arange(5) < jnp.array([5, 3, 1])[:, None]
-    variables = jax.jit(lambda: jax.tree_util.tree_map(  # BERT's are small to begin with
-        lambda x: 3 * x, model.init(jax.random.key(0), TOKENS, mask)))()
+    variables = jax.jit(
+        lambda: jax.tree_util.tree_map(  # BERT's are small to begin with
+            lambda x: 3 * x, model.init(jax.random.key(0), TOKENS, mask)
+        )
+    )()
     score = jax.jit(lambda tokens, rng=None: model.apply(variables, tokens, mask, rng))
     want = score(TOKENS)
     assert want.shape == (3, 2) and want.dtype == jnp.float32
@@ -89,19 +103,28 @@ def test_discriminator_reads_what_is_not_masked(kind):
     assert np.abs(score(TOKENS, jax.random.key(0)) - want).max() > 1e-4  # dropout
 
 
-@pytest.mark.parametrize("change, words", [
-    (dict(filter_widths=(1, 9)), ["9", "model.max_len=5", "filters"]),
-    (dict(filters=(3, 4)), ["filter_widths has 3", "filters 2"]),
-    (dict(filters=(), filter_widths=()), ["filters 0"]),
-    (dict(filter_widths=(0, 1, 2)), ["positive", "(0, 1, 2)"]),
-    (dict(generator="lstn"), ["generator", "lstn", "lstm", "gpt"]),
-    (dict(discriminator="gru"), ["discriminator", "gru", "cnn", "bert"]),
-    (dict(d_model=0), ["d_model", "0"]),
-    (dict(dropout=1.5), ["dropout", "1.5"])])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(filter_widths=(1, 9)), ["9", "model.max_len=5", "filters"]),
+        (dict(filters=(3, 4)), ["filter_widths has 3", "filters 2"]),
+        (dict(filters=(), filter_widths=()), ["filters 0"]),
+        (dict(filter_widths=(0, 1, 2)), ["positive", "(0, 1, 2)"]),
+        (dict(generator="lstn"), ["generator", "lstn", "lstm", "gpt"]),
+        (dict(discriminator="gru"), ["discriminator", "gru", "cnn", "bert"]),
+        (dict(d_model=0), ["d_model", "0"]),
+        (dict(dropout=1.5), ["dropout", "1.5"]),
+    ],
+)
 def test_configs_that_are_refused(change, words):
     with pytest.raises(UserError) as e:
-        seqgan.Config(**{**SIZES, **({"filters": (3, 4)} if change == dict(filter_widths=(1, 9))
-                                     else {}), **change})
+        seqgan.Config(
+            **{
+                **SIZES,
+                **({"filters": (3, 4)} if change == dict(filter_widths=(1, 9)) else {}),
+                **change,
+            }
+        )
     assert all(w in str(e.value) for w in words), e.value
 
 
@@ -116,8 +139,7 @@ def test_sequences_shorter_than_a_filter_are_refused():
 
 def players_of(**changes):
     """The players of the tiny config with other networks, and their parameters."""
-    c = tiny(model=dict(n_heads=2, discriminator_heads=2, **changes),
-             task=dict(reward="log_odds"))
+    c = tiny(model=dict(n_heads=2, discriminator_heads=2, **changes), task=dict(reward="log_odds"))
     task = tasks.build(c)
     return c, task, jax.jit(task.init)(jax.random.key(0))["params"]
 
@@ -134,8 +156,15 @@ def test_rollouts_go_on_from_each_token_of_their_row(kind):
     p = p._replace(step=step)
     g, d = params["generator"], params["discriminator"]
     starts = jnp.arange(8, dtype=jnp.int32)
-    rest = go_on(p, g, (), p.step(g, (), p.begin(8), jnp.zeros(8, jnp.int32))[1], starts,
-                 jax.random.key(0), 3)
+    rest = go_on(
+        p,
+        g,
+        (),
+        p.step(g, (), p.begin(8), jnp.zeros(8, jnp.int32))[1],
+        starts,
+        jax.random.key(0),
+        3,
+    )
     tokens = jnp.concatenate([starts[:, None], rest], axis=1)
     assert len(np.unique(rest, axis=0)) > 3
     rewards = jax.jit(lambda: adversarial._rewards(p, g, d, {}, tokens, jax.random.key(0)))()
@@ -143,9 +172,17 @@ def test_rollouts_go_on_from_each_token_of_their_row(kind):
     assert len(np.unique(rewards[:, 0].round(5))) > 3
 
 
-@pytest.mark.parametrize("changes", [
-    dict(generator="gru"), dict(generator="gpt", n_layers=2), dict(discriminator="lstm"),
-    dict(discriminator="bert"), dict(dtype="bfloat16")], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(generator="gru"),
+        dict(generator="gpt", n_layers=2),
+        dict(discriminator="lstm"),
+        dict(discriminator="bert"),
+        dict(dtype="bfloat16"),
+    ],
+    ids=str,
+)
 def test_all_networks_play_every_phase(changes):
     c, task, params = players_of(**changes)
     txs = adversarial.optimizers(c, task.players.options, params)
@@ -157,7 +194,6 @@ def test_all_networks_play_every_phase(changes):
         types = lambda tree: jax.tree_util.tree_map(lambda x: (x.shape, x.dtype), tree)
         assert types(after) == types(jax.eval_shape(state))
         assert all(x.shape == () and x.dtype == jnp.float32 for x in metrics.values())
-
 
 
 def test_what_is_frozen_of_the_generator_stays_in_every_phase():
@@ -247,7 +283,7 @@ def bad_files(folder, arrays) -> dict:
     path("empty.npz").write_bytes(b"")
     np.save(path("one.npy"), arrays[0])
     whole = pathlib.Path(saved(path("whole.npz"), arrays)).read_bytes()
-    path("cut.npz").write_bytes(whole[:len(whole) // 2])
+    path("cut.npz").write_bytes(whole[: len(whole) // 2])
     changed = lambda i, x: [x if k == i else a for k, a in enumerate(arrays)]
     return {
         "missing": (path("nothing.npz"), ["nothing.npz", "cannot be read"]),
@@ -258,18 +294,41 @@ def bad_files(folder, arrays) -> dict:
         "cut": (path("cut.npz"), ["cut.npz", "cannot be read"]),
         "fewer": (saved(path("a.npz"), arrays[:14]), ["param_0 to param_14"]),
         "names": (saved(path("b.npz"), arrays, [f"w{i}" for i in range(15)]), ["w0", "param_14"]),
-        "flat": (saved(path("c.npz"), changed(0, arrays[0].ravel())),
-                 ["param_0", "[words, width]"]),
-        "gate": (saved(path("d.npz"), changed(4, arrays[4][:, :3])), ["param_4", "(8, 3)",
-                                                                     "(8, 8)"]),
-        "bias": (saved(path("e.npz"), changed(14, arrays[14][:-1])), ["param_14", "(29,)",
-                                                                    "(30,)"]),
+        "flat": (
+            saved(path("c.npz"), changed(0, arrays[0].ravel())),
+            ["param_0", "[words, width]"],
+        ),
+        "gate": (
+            saved(path("d.npz"), changed(4, arrays[4][:, :3])),
+            ["param_4", "(8, 3)", "(8, 8)"],
+        ),
+        "bias": (
+            saved(path("e.npz"), changed(14, arrays[14][:-1])),
+            ["param_14", "(29,)", "(30,)"],
+        ),
         "not finite": (saved(path("f.npz"), changed(3, arrays[3] * np.nan)), ["param_3"]),
-        "texts": (saved(path("g.npz"), changed(3, np.array(["x"]))), ["param_3", "real number"])}
+        "texts": (saved(path("g.npz"), changed(3, np.array(["x"]))), ["param_3", "real number"]),
+    }
 
 
-@pytest.mark.parametrize("which", ["missing", "folder", "text", "empty", "one array", "cut",
-                                   "fewer", "names", "flat", "gate", "bias", "not finite", "texts"])
+@pytest.mark.parametrize(
+    "which",
+    [
+        "missing",
+        "folder",
+        "text",
+        "empty",
+        "one array",
+        "cut",
+        "fewer",
+        "names",
+        "flat",
+        "gate",
+        "bias",
+        "not finite",
+        "texts",
+    ],
+)
 def test_oracle_files_that_are_refused(drawn, tmp_path, which):
     path, words = bad_files(tmp_path, drawn[0])[which]
     with pytest.raises(UserError) as e:
@@ -285,7 +344,7 @@ def test_a_vocabulary_that_is_not_the_oracles_is_refused(drawn, tmp_path):
 
 def test_sequences_of_another_vocabulary_are_refused(drawn, tmp_path):
     load(tmp_path)
-    path, = tmp_path.glob("oracle-*.npz")
+    (path,) = tmp_path.glob("oracle-*.npz")
     np.savez(path, **{split: np.full((200, 4), 30) for split in ("train", "valid", "test")})
     with pytest.raises(UserError, match="word 30, outside the vocabulary of 30.*delete"):
         load(tmp_path)
@@ -314,10 +373,14 @@ def test_another_model_is_refused(tmp_path):
         load(tmp_path, model=dict(name="gpt"))
 
 
-@pytest.mark.parametrize("key, value, said", [
-    ("batch_size", 15, "must be even"), ("accumulate", 2, "train.accumulate=1"),
-    ("ema", 0.9, "train.ema=0")])
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("batch_size", 15, "must be even"),
+        ("accumulate", 2, "train.accumulate=1"),
+        ("ema", 0.9, "train.ema=0"),
+    ],
+)
 def test_what_rounds_cannot_do_is_refused(key, value, said):
     with pytest.raises(UserError, match=said):
         tasks.build(tiny(train={key: value}))
-

@@ -35,16 +35,19 @@ def test_a_batch_is_a_function_of_seed_and_step():
     assert (steps[0]["centre"] != steps[1]["centre"]).any()
     assert (make(texts, seed=1, **options).batch_at(0)["negatives"] != steps[0]["negatives"]).any()
     assert {name: (a.shape, a.dtype) for name, a in steps[0].items()} == {
-        "centre": ((64,), np.int32), "context": ((64,), np.int32),
-        "negatives": ((64, 5), np.int32)}
+        "centre": ((64,), np.int32),
+        "context": ((64,), np.int32),
+        "negatives": ((64, 5), np.int32),
+    }
 
 
 def test_near_words_are_drawn_more_often():
     batch = make(LINE, window=3, batch_size=30_000).batch_at(0)
     far = batch["context"] - batch["centre"]
     share = {r: (far == r).mean() for r in set(far.tolist())}
-    assert share == pytest.approx({-3: 1 / 12, -2: 2 / 12, -1: 3 / 12,
-                                   1: 3 / 12, 2: 2 / 12, 3: 1 / 12}, abs=0.02)
+    assert share == pytest.approx(
+        {-3: 1 / 12, -2: 2 / 12, -1: 3 / 12, 1: 3 / 12, 2: 2 / 12, 3: 1 / 12}, abs=0.02
+    )
 
 
 def test_no_pair_is_of_two_texts():
@@ -57,8 +60,13 @@ def test_no_pair_is_of_two_texts():
 
 def test_frequent_words_are_dropped():
     texts = [[f"w{i}" if i % 2 else "the" for i in range(6000)]]
-    share = lambda t: np.mean([(d.batch_at(s)["centre"] == 0).mean()
-                               for d in [make(texts, subsample=t)] for s in range(5)])
+    share = lambda t: np.mean(
+        [
+            (d.batch_at(s)["centre"] == 0).mean()
+            for d in [make(texts, subsample=t)]
+            for s in range(5)
+        ]
+    )
     assert share(1) == pytest.approx(0.5, abs=0.02)
     # "the" is half of the words: kept by sqrt(.02 / .5) = 1/5, so 1 of 6 that are left.
     assert share(0.02) == pytest.approx(1 / 6, abs=0.03)
@@ -78,8 +86,11 @@ def test_negatives_are_by_count_to_three_quarters():
 
 
 def test_what_is_refused():
-    for options, message in (({"window": 0}, "window is 0"), ({"subsample": 2}, "subsample is 2"),
-                             ({"min_count": 2}, "found no pair of words: of 1 texts")):
+    for options, message in (
+        ({"window": 0}, "window is 0"),
+        ({"subsample": 2}, "subsample is 2"),
+        ({"min_count": 2}, "found no pair of words: of 1 texts"),
+    ):
         with pytest.raises(UserError, match=message):
             make(LINE, **options)
     with pytest.raises(UserError, match="no batch -1"):
@@ -109,8 +120,12 @@ def test_a_step_is_adagrad_on_the_loss_of_the_paper():
     others = np.array([[o, *n] for o, n in zip(context, negatives)])
     value, grads = jax.value_and_grad(loss, (0, 1))(v, u)
     wanted = expected(v, grads[0]), expected(u, grads[1])
-    state, found = skip_gram._train([(v, jnp.zeros(12)), (u, jnp.zeros(12))],
-                                    np.float32([0.1]), np.array([centre]), others[None])
+    state, found = skip_gram._train(
+        [(v, jnp.zeros(12)), (u, jnp.zeros(12))],
+        np.float32([0.1]),
+        np.array([centre]),
+        others[None],
+    )
     assert float(found) == pytest.approx(float(value) / 2, rel=1e-5)
     for (table, _), want in zip(state, wanted):
         np.testing.assert_allclose(table, want, atol=1e-5)

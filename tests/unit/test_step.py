@@ -16,19 +16,23 @@ from bigjax.train.step import make_step
 
 def toy_task():
     """Least squares on one weight vector; a batch is {'x': [B, 3], 'y': [B], 'weight': [B]}."""
+
     def loss(params, extras, frozen, batch, rng, train):
         error = (batch["x"] @ params["w"] - batch["y"]) ** 2 * batch["weight"]
         weight = batch["weight"].sum()
         return (error.sum(), weight), ({"seen": (weight, jnp.float32(1))}, extras)
+
     init = lambda rng: {"params": {"w": jnp.ones(3)}, "extras": {}}
     return Task(init, loss, lambda: None, {"w": ("norm",)}, None, None, 0.0, None, None)
 
 
 def batch(seed=0):
     rng = np.random.default_rng(seed)
-    return {"x": rng.normal(size=(8, 3)).astype("float32"),
-            "y": rng.normal(size=8).astype("float32"),
-            "weight": rng.integers(0, 3, 8).astype("float32")}
+    return {
+        "x": rng.normal(size=(8, 3)).astype("float32"),
+        "y": rng.normal(size=8).astype("float32"),
+        "weight": rng.integers(0, 3, 8).astype("float32"),
+    }
 
 
 def steps(**options):
@@ -51,8 +55,9 @@ def test_uneven_weights_add_up_over_micro_batches():
 def test_moving_average():
     state, step = steps(ema=0.9)
     new, _ = step(state, None, batch())
-    np.testing.assert_allclose(new.ema["w"], 0.9 * state.params["w"] + 0.1 * new.params["w"],
-                               rtol=1e-6)
+    np.testing.assert_allclose(
+        new.ema["w"], 0.9 * state.params["w"] + 0.1 * new.params["w"], rtol=1e-6
+    )
 
 
 def test_a_loss_that_is_not_finite_changes_nothing_but_the_step():
@@ -87,21 +92,36 @@ def test_metrics_come_once_each_in_order_and_before_hooks():
     seen = []
 
     class Hook:
-        def due(self, step): return step == 3
-        def __call__(self, step, state): seen.append(f"hook {step}")
+        def due(self, step):
+            return step == 3
+
+        def __call__(self, step, state):
+            seen.append(f"hook {step}")
 
     def step_fn(state, batch):
         return state + batch, {"loss": state}
-    state, done = loop.run(jnp.int32(0), step_fn, iter(range(10)), start=0, steps=5, hooks=[Hook()],
-                           report=lambda step, m, waited: seen.append((step, m["loss"])))
+
+    state, done = loop.run(
+        jnp.int32(0),
+        step_fn,
+        iter(range(10)),
+        start=0,
+        steps=5,
+        hooks=[Hook()],
+        report=lambda step, m, waited: seen.append((step, m["loss"])),
+    )
     assert seen == [(1, 0), (2, 0), (3, 1), "hook 3", (4, 3), (5, 6)]
     assert (int(state), done) == (10, 5)
 
 
 def test_a_report_or_a_hook_can_end_the_loop():
     class Stop:
-        def due(self, step): return True
-        def __call__(self, step, state): return step == 2
+        def due(self, step):
+            return True
+
+        def __call__(self, step, state):
+            return step == 2
+
     quiet = lambda step, m, waited: False
     fn = lambda s, b: (s, {"loss": jnp.float32(0)})
     assert loop.run(0, fn, iter(range(9)), start=0, steps=9, report=quiet, hooks=[Stop()])[1] == 2
@@ -109,11 +129,14 @@ def test_a_report_or_a_hook_can_end_the_loop():
     assert loop.run(0, fn, iter(range(9)), start=0, steps=9, report=stop, hooks=[])[1] == 4
 
 
-@pytest.mark.parametrize("mode, values, stops_at", [
-    ("min", [3, 2, 2.5, 1.99, 2.1], 3), ("max", [1, 2, 1, 1], 3), ("min", [4, 3, 2, 1], None)])
+@pytest.mark.parametrize(
+    "mode, values, stops_at",
+    [("min", [3, 2, 2.5, 1.99, 2.1], 3), ("max", [1, 2, 1, 1], 3), ("min", [4, 3, 2, 1], None)],
+)
 def test_early_stopping(mode, values, stops_at):
     class Config:
         metric, patience, min_delta = "eval/valid/x", 2, 0.1
+
     Config.mode = mode
     latest = {}
     hook = hooks.EarlyStop(Config, latest, lambda text: None)

@@ -7,8 +7,10 @@ import pytest
 from bigjax.errors import UserError
 from bigjax.evals import _text_metrics as tm
 
-ARTICLE = ("Mr. Smith of the U.S. Senate flew to Paris on Monday. He met the new president! "
-           "The talks, he said, were short.")
+ARTICLE = (
+    "Mr. Smith of the U.S. Senate flew to Paris on Monday. He met the new president! "
+    "The talks, he said, were short."
+)
 NEWS = "北京今天下雪。市民出门赏雪，iPhone手机卖光了！明天天晴。"
 
 
@@ -19,6 +21,7 @@ def measure(candidates, references=None, articles=None, hot_words=(), **options)
 
 def test_rouge_is_that_of_the_package():
     from rouge_score import rouge_scorer
+
     reference, candidate = "The cat's hat: 20 dogs sat there", "dogs sat; the cat's 20 hats"
     scores = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"]).score(reference, candidate)
     found = measure([candidate, ""], [reference, "x"])
@@ -36,8 +39,11 @@ def test_rouge_of_chinese_counts_characters():
 
 def test_bleu_is_that_of_the_package_in_both_languages():
     import sacrebleu
-    for tokenize, said, gold in (("13a", "the cat sat on a mat today", "the cat sat on the mat"),
-                                 ("zh", "北京今天下大雪了", "北京今天下雪")):
+
+    for tokenize, said, gold in (
+        ("13a", "the cat sat on a mat today", "the cat sat on the mat"),
+        ("zh", "北京今天下大雪了", "北京今天下雪"),
+    ):
         expected = sacrebleu.corpus_bleu([said], [[gold]], tokenize=tokenize).score
         assert 10 < expected < 90
         assert measure([said], [gold])["bleu"] == pytest.approx(expected)
@@ -68,13 +74,23 @@ def test_distinct_counts_over_all_candidates():
 
 
 def test_coverage_is_of_hot_words_the_article_has():
-    candidates = ["Smith in PARIS", "Trump in London", "Parisian hats", "Paris", "new  president",
-                  "Paris"]
+    candidates = [
+        "Smith in PARIS",
+        "Trump in London",
+        "Parisian hats",
+        "Paris",
+        "new  president",
+        "Paris",
+    ]
     articles = [ARTICLE, "Trump left London", ARTICLE, "nothing hot", ARTICLE, "a new president"]
     found = measure(candidates, articles=articles, hot_words=["Paris", "New President", "!"])
     assert found["hot_word_coverage"] == pytest.approx(2 / 4)
-    assert measure(["下雪了", "天晴"], articles=[NEWS, NEWS], hot_words=["下雪", "iphone"])[
-        "hot_word_coverage"] == 1 / 2
+    assert (
+        measure(["下雪了", "天晴"], articles=[NEWS, NEWS], hot_words=["下雪", "iphone"])[
+            "hot_word_coverage"
+        ]
+        == 1 / 2
+    )
     assert measure(["Paris"], articles=["Paris"])["hot_word_coverage"] == 0
 
 
@@ -106,11 +122,21 @@ def test_chinese_is_detected():
 
 def test_sentences_end_where_they_should():
     assert tm.sentences(ARTICLE) == [
-        "Mr. Smith of the U.S. Senate flew to Paris on Monday.", "He met the new president!",
-        "The talks, he said, were short."]
-    assert tm.sentences(NEWS) == ["北京今天下雪。", "市民出门赏雪，iPhone手机卖光了！", "明天天晴。"]
+        "Mr. Smith of the U.S. Senate flew to Paris on Monday.",
+        "He met the new president!",
+        "The talks, he said, were short.",
+    ]
+    assert tm.sentences(NEWS) == [
+        "北京今天下雪。",
+        "市民出门赏雪，iPhone手机卖光了！",
+        "明天天晴。",
+    ]
     assert tm.sentences('He said: "Go." Acme Inc. rose 3.5 percent.\nNext\nline\n\nEnd') == [
-        'He said: "Go."', "Acme Inc. rose 3.5 percent.", "Next line", "End"]
+        'He said: "Go."',
+        "Acme Inc. rose 3.5 percent.",
+        "Next line",
+        "End",
+    ]
 
 
 def test_baselines():

@@ -33,44 +33,73 @@ def test_one_job_a_slice_and_one_pod_a_host(cloud):
     found = manifest(cloud, "--", *ODD, "--config.e=a\nb\t\\c")
     job, pod, container = parts(found)
     assert found["metadata"] == {
-        "name": "pod", "labels": {"kueue.x-k8s.io/queue-name": "multislice-queue"},
+        "name": "pod",
+        "labels": {"kueue.x-k8s.io/queue-name": "multislice-queue"},
         "annotations": {
-            "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}}
+            "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+        },
+    }
     assert found["spec"]["failurePolicy"]["maxRestarts"] == 5
     assert found["spec"]["replicatedJobs"][0]["replicas"] == 3
     assert job["completionMode"] == "Indexed" and job["backoffLimit"] == 0
     assert job["completions"] == job["parallelism"] == 4
     assert pod["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
-        "cloud.google.com/gke-tpu-topology": "4x4", "cloud.google.com/gke-spot": "true"}
+        "cloud.google.com/gke-tpu-topology": "4x4",
+        "cloud.google.com/gke-spot": "true",
+    }
     assert pod["serviceAccountName"] == "trainer" and container["image"] == "images/bigjax:1"
     assert container["command"] == ["bash", "tpu_scripts/in_pod.sh"]
     # Hosts wait for each other as long as it takes to get machines; what is given comes later.
-    assert container["args"] == [*TRAIN[1:], "--config.hosts.start_timeout=1800", *ODD,
-                                 "--config.e=a\nb\t\\c"]
-    assert container["resources"] == {"limits": {"google.com/tpu": 4},
-                                      "requests": {"google.com/tpu": 4}}
+    assert container["args"] == [
+        *TRAIN[1:],
+        "--config.hosts.start_timeout=1800",
+        *ODD,
+        "--config.e=a\nb\t\\c",
+    ]
+    assert container["resources"] == {
+        "limits": {"google.com/tpu": 4},
+        "requests": {"google.com/tpu": 4},
+    }
 
 
-@pytest.mark.parametrize("kind, topology, label, hosts, chips", [
-    ("v4-32", "2x2x4", "tpu-v4-podslice", 4, 4), ("v5p-1024", "8x8x8", "tpu-v5p-slice", 128, 4),
-    ("v5litepod-1", "1x1", "tpu-v5-lite-podslice", 1, 1),
-    ("v6e-8", "2x4", "tpu-v6e-slice", 2, 4), ("tpu7x-128", "4x4x4", "tpu7x", 16, 4)])
+@pytest.mark.parametrize(
+    "kind, topology, label, hosts, chips",
+    [
+        ("v4-32", "2x2x4", "tpu-v4-podslice", 4, 4),
+        ("v5p-1024", "8x8x8", "tpu-v5p-slice", 128, 4),
+        ("v5litepod-1", "1x1", "tpu-v5-lite-podslice", 1, 1),
+        ("v6e-8", "2x4", "tpu-v6e-slice", 2, 4),
+        ("tpu7x-128", "4x4x4", "tpu7x", 16, 4),
+    ],
+)
 def test_generations(cloud, kind, topology, label, hosts, chips):
     cloud.settings(ACCELERATOR_TYPE=kind, TOPOLOGY=topology, CAPACITY="on-demand")
     job, pod, container = parts(manifest(cloud))
     assert job["completions"] == hosts and container["resources"]["limits"] == {
-        "google.com/tpu": chips}
-    assert pod["nodeSelector"] == {"cloud.google.com/gke-tpu-accelerator": label,
-                                   "cloud.google.com/gke-tpu-topology": topology}
+        "google.com/tpu": chips
+    }
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": label,
+        "cloud.google.com/gke-tpu-topology": topology,
+    }
 
 
-@pytest.mark.parametrize("settings, complaint", [
-    (dict(TOPOLOGY="4x8"), "32 chips"), (dict(TOPOLOGY="v5e:4x4"), "sides of a slice"),
-    (dict(IMAGE=""), "IMAGE is empty"), (dict(SERVICE_ACCOUNT=""), "SERVICE_ACCOUNT is empty"),
-    (dict(ACCELERATOR_TYPE="v3-32"), "GKE does not have"),
-    (dict(ACCELERATOR_TYPE="v5litepod-4", TOPOLOGY="2x2", SLICES="2"), "slices of several hosts"),
-    (dict(ACCELERATOR_TYPE="v5litepod-1", WORKDIR="runs/pod"), "lost with the Pod")])
+@pytest.mark.parametrize(
+    "settings, complaint",
+    [
+        (dict(TOPOLOGY="4x8"), "32 chips"),
+        (dict(TOPOLOGY="v5e:4x4"), "sides of a slice"),
+        (dict(IMAGE=""), "IMAGE is empty"),
+        (dict(SERVICE_ACCOUNT=""), "SERVICE_ACCOUNT is empty"),
+        (dict(ACCELERATOR_TYPE="v3-32"), "GKE does not have"),
+        (
+            dict(ACCELERATOR_TYPE="v5litepod-4", TOPOLOGY="2x2", SLICES="2"),
+            "slices of several hosts",
+        ),
+        (dict(ACCELERATOR_TYPE="v5litepod-1", WORKDIR="runs/pod"), "lost with the Pod"),
+    ],
+)
 def test_refused(cloud, settings, complaint):
     cloud.settings(**settings)
     assert complaint in refused(cloud.run("jobset.sh"))
@@ -78,13 +107,15 @@ def test_refused(cloud, settings, complaint):
 
 def test_the_schema_refuses(cloud):
     """It is of our own making, so that it can say no is checked."""
-    for change in (lambda f, j, p, c: f.update(apiVersion="jobset.x-k8s.io/v1alpha1"),
-                   lambda f, j, p, c: f["spec"].update(maxRestarts=1),
-                   lambda f, j, p, c: j.update(completions="4"),
-                   lambda f, j, p, c: p.pop("containers"),
-                   lambda f, j, p, c: p.update(restartPolicy="Always"),
-                   lambda f, j, p, c: p["nodeSelector"].update(spot=True),
-                   lambda f, j, p, c: c["args"].append(1)):
+    for change in (
+        lambda f, j, p, c: f.update(apiVersion="jobset.x-k8s.io/v1alpha1"),
+        lambda f, j, p, c: f["spec"].update(maxRestarts=1),
+        lambda f, j, p, c: j.update(completions="4"),
+        lambda f, j, p, c: p.pop("containers"),
+        lambda f, j, p, c: p.update(restartPolicy="Always"),
+        lambda f, j, p, c: p["nodeSelector"].update(spot=True),
+        lambda f, j, p, c: c["args"].append(1),
+    ):
         found = manifest(cloud)
         change(found, *parts(found))
         with pytest.raises(jsonschema.ValidationError):
@@ -97,9 +128,14 @@ def test_a_container_that_was_stopped_has_not_succeeded(cloud, end, code):
         (cloud.folder / "end").write_text(end)
     process = subprocess.Popen(
         ["bash", str(fake_cloud.REPO / "tpu_scripts" / "in_pod.sh"), *TRAIN[1:], *ODD],
-        stdout=subprocess.PIPE, text=True, env={
-            "PATH": f"{cloud.folder / 'bin'}:{os.environ['PATH']}", "FAKE": str(cloud.folder),
-            "HOME": str(cloud.folder / "a" / "b")})
+        stdout=subprocess.PIPE,
+        text=True,
+        env={
+            "PATH": f"{cloud.folder / 'bin'}:{os.environ['PATH']}",
+            "FAKE": str(cloud.folder),
+            "HOME": str(cloud.folder / "a" / "b"),
+        },
+    )
     assert process.stdout.readline() == "training\n"
     if not end:
         process.send_signal(signal.SIGTERM)

@@ -13,8 +13,10 @@ import pytest
 from tests import fake_cloud
 from tests.fake_cloud import ODD, QUEUED, TPU, TRAIN, ok, refused
 
-SSH = ("--ssh-flag=-oServerAliveInterval=15 --ssh-flag=-oServerAliveCountMax=4 "
-       "--ssh-flag=-oBatchMode=yes --quiet")
+SSH = (
+    "--ssh-flag=-oServerAliveInterval=15 --ssh-flag=-oServerAliveCountMax=4 "
+    "--ssh-flag=-oBatchMode=yes --quiet"
+)
 SCRIPTS = sorted((fake_cloud.REPO / "tpu_scripts").glob("*.sh"))
 
 
@@ -29,20 +31,36 @@ def until(condition):
 # --- create ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings, expected", [
-    (dict(QUEUED="false", CAPACITY="on-demand"),
-     f"{TPU} create pod --version=v2-alpha-tpuv5-lite WHERE --accelerator-type=v5litepod-16"),
-    (dict(QUEUED="false"),
-     f"{TPU} create pod --version=v2-alpha-tpuv5-lite WHERE --accelerator-type=v5litepod-16 "
-     "--spot"),
-    (dict(CREATE_FLAGS="(--internal-ips --network=net)"),
-     f"{QUEUED} create pod --runtime-version=v2-alpha-tpuv5-lite WHERE "
-     "--accelerator-type=v5litepod-16 --node-id=pod --spot --internal-ips --network=net"),
-    (dict(CAPACITY="reserved", SLICES="3", ACCELERATOR_TYPE="v4-32",
-          RUNTIME_VERSION="tpu-ubuntu2204-base"),
-     f"{QUEUED} create pod --runtime-version=tpu-ubuntu2204-base WHERE --accelerator-type=v4-32 "
-     "--node-count=3 --node-prefix=pod --reserved"),
-])
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        (
+            dict(QUEUED="false", CAPACITY="on-demand"),
+            f"{TPU} create pod --version=v2-alpha-tpuv5-lite WHERE --accelerator-type=v5litepod-16",
+        ),
+        (
+            dict(QUEUED="false"),
+            f"{TPU} create pod --version=v2-alpha-tpuv5-lite WHERE --accelerator-type=v5litepod-16 "
+            "--spot",
+        ),
+        (
+            dict(CREATE_FLAGS="(--internal-ips --network=net)"),
+            f"{QUEUED} create pod --runtime-version=v2-alpha-tpuv5-lite WHERE "
+            "--accelerator-type=v5litepod-16 --node-id=pod --spot --internal-ips --network=net",
+        ),
+        (
+            dict(
+                CAPACITY="reserved",
+                SLICES="3",
+                ACCELERATOR_TYPE="v4-32",
+                RUNTIME_VERSION="tpu-ubuntu2204-base",
+            ),
+            f"{QUEUED} create pod --runtime-version=tpu-ubuntu2204-base WHERE "
+            "--accelerator-type=v4-32 "
+            "--node-count=3 --node-prefix=pod --reserved",
+        ),
+    ],
+)
 def test_create(cloud, settings, expected):
     cloud.settings(**settings)
     cloud.states("WAITING_FOR_RESOURCES", "!connection reset", "ACTIVE")
@@ -60,7 +78,7 @@ def test_create(cloud, settings, expected):
 def test_a_creation_or_deletion_that_hangs_is_ended(cloud, script, verb):
     (cloud.folder / "soon").touch()
     cloud.on(verb, "exec /bin/sleep 60")
-    said = refused(cloud.run(script, *["--yes"][:verb == "delete"]), 1)
+    said = refused(cloud.run(script, *["--yes"][: verb == "delete"]), 1)
     assert "no answer in 30m: gcloud" in said and f"has not {verb}d pod" in said
 
 
@@ -87,11 +105,14 @@ def test_a_run_is_set_up_started_once_and_stopped(cloud):
     calls = cloud.calls()
     assert sorted(calls[:2]) == [
         f"{TPU} scp REPO/build/bigjax-COMMIT.tar.gz pod-{i}:bigjax-COMMIT.tar.gz {scp}"
-        for i in range(2)]
+        for i in range(2)
+    ]
     assert sorted(calls[2:]) == [
         f"{TPU} ssh pod-{i} {flags} --command=mkdir -p bigjax-COMMIT && tar -xzf "
         "bigjax-COMMIT.tar.gz -C bigjax-COMMIT && bash "
-        "bigjax-COMMIT/tpu_scripts/on_worker.sh setup" for i in range(2)]
+        "bigjax-COMMIT/tpu_scripts/on_worker.sh setup"
+        for i in range(2)
+    ]
     said = (cloud.folder / "uv.txt").read_text()
     assert said.count("uv venv ") == said.count("[tpu,gcs]") == said.count("constraints.txt") == 4
     ok(cloud.run("setup.sh"))
@@ -101,10 +122,12 @@ def test_a_run_is_set_up_started_once_and_stopped(cloud):
     out = ok(cloud.run("run.sh", "--", *ODD))
     assert out.count("started.") == 4
     assert {c.split(" --command=")[0] for c in cloud.calls()} == {
-        f"{TPU} ssh pod-{i} {flags}" for i in range(2)}
+        f"{TPU} ssh pod-{i} {flags}" for i in range(2)
+    }
     until(lambda: len(cloud.trained()) == 4)
-    assert cloud.trained() == dict.fromkeys(["pod-0-0", "pod-0-1", "pod-1-0", "pod-1-1"],
-                                            TRAIN + ODD)
+    assert cloud.trained() == dict.fromkeys(
+        ["pod-0-0", "pod-0-1", "pod-1-0", "pod-1-1"], TRAIN + ODD
+    )
     again = cloud.run("run.sh")
     assert again.returncode == 1 and again.stdout.count("a run is going on here") == 4
     assert cloud.trained()["pod-0-0"] == TRAIN + ODD
@@ -125,8 +148,11 @@ def test_a_run_needs_a_setup_of_its_commit(cloud):
         assert out.stdout.count(f"{cloud.commit[:12]} is not installed here. setup.sh does") == 2
         for worker in "01":
             home = cloud.folder / f"homes/pod/{worker}"
-            shutil.copytree(cloud.repository / "tpu_scripts", home / "bigjax-0" / "tpu_scripts",
-                            dirs_exist_ok=True)
+            shutil.copytree(
+                cloud.repository / "tpu_scripts",
+                home / "bigjax-0" / "tpu_scripts",
+                dirs_exist_ok=True,
+            )
             (home / "bigjax-0" / ".installed").touch()
             (home / "bigjax").unlink(missing_ok=True)
             (home / "bigjax").symlink_to("bigjax-0")
@@ -143,8 +169,15 @@ def test_logs(cloud):
     cloud.settings(SLICES="2")
     dry = ok(cloud.run("logs.sh", "--dry-run", "--worker=3", "--slice=1"))
     assert shlex.split(dry)[1:] == [
-        *TPU.split(), "ssh", "pod-1", "--project=my-project", "--zone=us-west4-a", *SSH.split(),
-        "--worker=3", "--command=tail -n 200 -F bigjax-run/log.txt"]
+        *TPU.split(),
+        "ssh",
+        "pod-1",
+        "--project=my-project",
+        "--zone=us-west4-a",
+        *SSH.split(),
+        "--worker=3",
+        "--command=tail -n 200 -F bigjax-run/log.txt",
+    ]
     assert "workers 0 to 3" in refused(cloud.run("logs.sh", "--worker=4"))
     assert "slices 0 to 1" in refused(cloud.run("logs.sh", "--slice=2"))
 
@@ -162,13 +195,19 @@ def test_fetch(cloud):
     small = "storage rsync --recursive --exclude=^(checkpoints|damaged)/ gs://bucket/runs/pod"
     assert cloud.calls() == [f"{small} REPO/runs/pod"]
     listing = "storage ls gs://bucket/runs/pod/checkpoints/*/commit_success.txt"
-    (cloud.folder / "listing").write_text("".join(  # those that are whole
-        f"gs://bucket/runs/pod/checkpoints/{s}/commit_success.txt\n" for s in ("900", "1000", "x")))
+    (cloud.folder / "listing").write_text(
+        "".join(  # those that are whole
+            f"gs://bucket/runs/pod/checkpoints/{s}/commit_success.txt\n"
+            for s in ("900", "1000", "x")
+        )
+    )
     for asked, step in (("newest", "checkpoints/1000"), ("900", "checkpoints/900")):
         ok(cloud.run("fetch.sh", "--to=here", f"--checkpoint={asked}"))
         assert cloud.calls() == [
-            f"{small} here", listing,
-            f"storage rsync --recursive gs://bucket/runs/pod/{step} here/{step}"]
+            f"{small} here",
+            listing,
+            f"storage rsync --recursive gs://bucket/runs/pod/{step} here/{step}",
+        ]
         assert (cloud.folder / "here" / step).is_dir()
     said = refused(cloud.run("fetch.sh", "--checkpoint=1100"), 1)
     assert "no whole checkpoint of step 1100. Those that are whole: 900 1000." in said
@@ -199,8 +238,14 @@ def test_delete_asks(cloud):
 def test_a_dry_run_shows_what_is_called_and_calls_nothing(cloud, slices):
     cloud.settings(SLICES=slices, CREATE_FLAGS="('--description=two words')")
     (cloud.folder / "listing").write_text("gs://bucket/runs/pod/checkpoints/7/commit_success.txt")
-    commands = [["create.sh"], ["setup.sh"], ["run.sh", "--", *ODD], ["stop.sh"],
-                ["fetch.sh", "--checkpoint=7"], ["delete.sh", "--yes"]]
+    commands = [
+        ["create.sh"],
+        ["setup.sh"],
+        ["run.sh", "--", *ODD],
+        ["stop.sh"],
+        ["fetch.sh", "--checkpoint=7"],
+        ["delete.sh", "--yes"],
+    ]
     for command in commands:
         out = ok(cloud.run(command[0], "--dry-run", *command[1:]))
         assert not cloud.argv(), command
@@ -213,25 +258,28 @@ def test_a_dry_run_shows_what_is_called_and_calls_nothing(cloud, slices):
 # --- Refused --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings, complaint", [
-    (dict(CAPACITY="spot,reserved"), "Spot and reserved exclude each other"),
-    (dict(SLICES="0"), "SLICES is '0'"),
-    (dict(SLICES="2", QUEUED="false"), "several slices can only be had by a queued resource"),
-    (dict(QUEUED="yes"), "QUEUED is 'yes'"),
-    (dict(ACCELERATOR_TYPE="v5e-16"), "ACCELERATOR_TYPE is 'v5e-16'"),
-    (dict(ACCELERATOR_TYPE="v4-9"), "must be even"),
-    (dict(ACCELERATOR_TYPE="v6e-18"), "multiple of 4"),
-    (dict(ACCELERATOR_TYPE="tpu7x-128"), "jobset.sh"),
-    (dict(PROJECT=""), "PROJECT is empty"),
-    (dict(ZONE=""), "ZONE is empty"),
-    (dict(NAME=""), "NAME is empty"),
-    (dict(NAME="My_run"), "NAME is 'My_run'"),
-    (dict(WORKDIR="runs/pod"), "4 hosts, which share no disk"),
-    (dict(WORKDIR="gs://bucket"), "gs://BUCKET/FOLDER"),
-    (dict(INTERVAL="0.5"), "INTERVAL is '0.5'"),
-    (dict(MAX_RESTARTS=""), "MAX_RESTARTS is ''"),
-    (dict(SLICE="2"), "sets SLICE, which no script reads"),
-])
+@pytest.mark.parametrize(
+    "settings, complaint",
+    [
+        (dict(CAPACITY="spot,reserved"), "Spot and reserved exclude each other"),
+        (dict(SLICES="0"), "SLICES is '0'"),
+        (dict(SLICES="2", QUEUED="false"), "several slices can only be had by a queued resource"),
+        (dict(QUEUED="yes"), "QUEUED is 'yes'"),
+        (dict(ACCELERATOR_TYPE="v5e-16"), "ACCELERATOR_TYPE is 'v5e-16'"),
+        (dict(ACCELERATOR_TYPE="v4-9"), "must be even"),
+        (dict(ACCELERATOR_TYPE="v6e-18"), "multiple of 4"),
+        (dict(ACCELERATOR_TYPE="tpu7x-128"), "jobset.sh"),
+        (dict(PROJECT=""), "PROJECT is empty"),
+        (dict(ZONE=""), "ZONE is empty"),
+        (dict(NAME=""), "NAME is empty"),
+        (dict(NAME="My_run"), "NAME is 'My_run'"),
+        (dict(WORKDIR="runs/pod"), "4 hosts, which share no disk"),
+        (dict(WORKDIR="gs://bucket"), "gs://BUCKET/FOLDER"),
+        (dict(INTERVAL="0.5"), "INTERVAL is '0.5'"),
+        (dict(MAX_RESTARTS=""), "MAX_RESTARTS is ''"),
+        (dict(SLICE="2"), "sets SLICE, which no script reads"),
+    ],
+)
 def test_bad_settings_are_refused_before_anything_is_called(cloud, settings, complaint):
     cloud.settings(**settings)
     assert complaint in refused(cloud.run("create.sh"))
@@ -239,9 +287,15 @@ def test_bad_settings_are_refused_before_anything_is_called(cloud, settings, com
 
 
 def test_bad_arguments_are_refused(cloud):
-    for script, argument in [("create.sh", "--spot"), ("create.sh", "now"), ("stop.sh", "--"),
-                             ("run.sh", "--follow=yes"), ("logs.sh", "--worker"),
-                             ("fetch.sh", "--to="), ("fetch.sh", "--checkpoint=last")]:
+    for script, argument in [
+        ("create.sh", "--spot"),
+        ("create.sh", "now"),
+        ("stop.sh", "--"),
+        ("run.sh", "--follow=yes"),
+        ("logs.sh", "--worker"),
+        ("fetch.sh", "--to="),
+        ("fetch.sh", "--checkpoint=last"),
+    ]:
         assert refused(cloud.run(script, argument)).startswith(script), argument
     assert "settings.example.sh" in refused(cloud.run("stop.sh", "--settings=none.sh"))
     cloud.settings(COMMIT="no-such-commit")
@@ -256,7 +310,8 @@ def test_bad_arguments_are_refused(cloud):
 def test_without_gcloud(cloud):
     for name in ("git", "bash", "sed", "sort", "comm", "grep", "tr", "dirname", "env"):
         (cloud.folder / "bin" / name).symlink_to(
-            subprocess.run(["which", name], capture_output=True, text=True).stdout.strip())
+            subprocess.run(["which", name], capture_output=True, text=True).stdout.strip()
+        )
     (cloud.folder / "bin" / "gcloud").unlink()
     path = str(cloud.folder / "bin")
     assert "gcloud is not installed" in refused(cloud.run("stop.sh", path=path), 1)
@@ -269,7 +324,7 @@ def test_without_gcloud(cloud):
 def test_help(cloud):
     for script in SCRIPTS:
         text = script.read_text()
-        if "common.sh\"" not in text:  # not for people
+        if 'common.sh"' not in text:  # not for people
             continue
         said = ok(cloud.run(script.name, "--help"))
         assert f"  {script.name} " in said and "#" not in said
@@ -289,7 +344,8 @@ def test_the_guide_s_commands_are_understood(cloud):
     text = (fake_cloud.REPO / "docs" / "pods.md").read_text().replace("\\\n", "")
     commands = re.findall(r"^tpu_scripts/(\S+\.sh)([^|\n]*)", text, re.M)
     assert {script for script, _ in commands} == {
-        p.name for p in SCRIPTS if "common.sh\"" in p.read_text()}
+        p.name for p in SCRIPTS if 'common.sh"' in p.read_text()
+    }
     for script, arguments in commands:
         ok(cloud.run(script, "--dry-run", *shlex.split(arguments, comments=True)))
     assert not cloud.argv()
@@ -302,24 +358,42 @@ def test_the_image_holds_what_it_needs_and_nothing_else():
     def held(path):
         ignored = False
         for line in lines:
-            pattern = re.escape(line.lstrip("!")).replace(r"\*\*/", "(.*/)?").replace(
-                r"\*", "[^/]*")
+            pattern = (
+                re.escape(line.lstrip("!")).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
+            )
             if re.match(f"{pattern}(/|$)", path):
                 ignored = not line.startswith("!")
         return not ignored
 
-    for path in ("setup.py", "constraints.txt", "README.md", "bigjax/main.py", "bigjax/data/a.txt",
-                 "configs/gpt/gpt3.py", "tpu_scripts/in_pod.sh"):
+    for path in (
+        "setup.py",
+        "constraints.txt",
+        "README.md",
+        "bigjax/main.py",
+        "bigjax/data/a.txt",
+        "configs/gpt/gpt3.py",
+        "tpu_scripts/in_pod.sh",
+    ):
         assert held(path), path
-    for path in (".git/config", ".venv/bin/python", "build/bigjax-1.tar.gz", "notes.txt", "tests/a",
-                 "runs/a/checkpoints/1/d", "tpu_scripts/settings.sh", "tpu_scripts/settings-b.sh",
-                 "bigjax/data/__pycache__/a.pyc", "bigjax.egg-info/PKG-INFO"):
+    for path in (
+        ".git/config",
+        ".venv/bin/python",
+        "build/bigjax-1.tar.gz",
+        "notes.txt",
+        "tests/a",
+        "runs/a/checkpoints/1/d",
+        "tpu_scripts/settings.sh",
+        "tpu_scripts/settings-b.sh",
+        "bigjax/data/__pycache__/a.pyc",
+        "bigjax.egg-info/PKG-INFO",
+    ):
         assert not held(path), path
 
 
 def test_the_guide_gives_the_roles_without_which_a_run_refuses_to_start():
-    roles = set(re.findall(r"roles/storage\.\w+",
-                           (fake_cloud.REPO / "bigjax" / "cloud.py").read_text()))
+    roles = set(
+        re.findall(r"roles/storage\.\w+", (fake_cloud.REPO / "bigjax" / "cloud.py").read_text())
+    )
     text = (fake_cloud.REPO / "docs" / "pods.md").read_text()
     commands, troubles = text.split("## 2. Plan")[0], text.split("## When it does not work")[1]
     assert len(roles) == 2
@@ -329,9 +403,13 @@ def test_the_guide_gives_the_roles_without_which_a_run_refuses_to_start():
 
 
 def test_every_setting_is_explained_and_known():
-    example, common = ((fake_cloud.REPO / "tpu_scripts" / n).read_text()
-                       for n in ("settings.example.sh", "common.sh"))
+    example, common = (
+        (fake_cloud.REPO / "tpu_scripts" / n).read_text()
+        for n in ("settings.example.sh", "common.sh")
+    )
     explained = set(re.findall(r"^([A-Z_]+)=[^#\n]*#", example, re.M))
     start = common.index("read_settings()")
-    known = set(re.findall(r"([A-Z_]+)=(?:''|\(\))", common[start:common.index("compgen", start)]))
+    known = set(
+        re.findall(r"([A-Z_]+)=(?:''|\(\))", common[start : common.index("compgen", start)])
+    )
     assert explained == known

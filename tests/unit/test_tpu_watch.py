@@ -28,9 +28,22 @@ def words(calls):
 
 
 def test_a_preempted_run_is_brought_back_until_it_is_finished(cloud):
-    cloud.states("WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE", "!500 backend error", "!timed out",
-                 "ACTIVE", "SUSPENDING", "SUSPENDED", "!NOT_FOUND: no such resource",
-                 "PROVISIONING", "ACTIVE", "ACTIVE", "ACTIVE end=0", "ACTIVE")
+    cloud.states(
+        "WAITING_FOR_RESOURCES",
+        "ACTIVE",
+        "ACTIVE",
+        "!500 backend error",
+        "!timed out",
+        "ACTIVE",
+        "SUSPENDING",
+        "SUSPENDED",
+        "!NOT_FOUND: no such resource",
+        "PROVISIONING",
+        "ACTIVE",
+        "ACTIVE",
+        "ACTIVE end=0",
+        "ACTIVE",
+    )
     out = ok(cloud.run("watch.sh", "--", *ODD))
     calls = cloud.calls()
     assert words(calls) == ["scp", "setup", "start", "delete", "create", "scp", "setup", "start"]
@@ -39,7 +52,8 @@ def test_a_preempted_run_is_brought_back_until_it_is_finished(cloud):
     assert cloud.trained() == {"pod-0": TRAIN + ODD, "pod-1": TRAIN + ODD}
     said = [line.split("pod: ")[1] for line in out.splitlines() if "pod: " in line]
     assert [s for s in said if "restart" in s] == [
-        "the pod is asked for again (1 of at most 5 restarts)."]
+        "the pod is asked for again (1 of at most 5 restarts)."
+    ]
     assert said[-1].startswith("the run is finished")
     assert out.count("started.") == 4
 
@@ -49,11 +63,36 @@ def test_one_of_several_slices_is_preempted(cloud):
     cloud.settings(SLICES="2")
     # Two slices: one not told of; both well; the second preempted; one new; both well; the first
     # preempted, which is enough to know; one new; both well.
-    cloud.states("READY", "!NOT_FOUND", "READY", "READY", "REPAIRING", "PREEMPTED",
-                 "CREATING", "READY", "READY", "READY", "PREEMPTED", "CREATING", "READY",
-                 "READY", "READY end=0", "READY", kind="tpu-vm")
-    cloud.states("ACTIVE", "ACTIVE", "ACTIVE", "!NOT_FOUND",
-                 "ACTIVE", "ACTIVE", "ACTIVE", "!NOT_FOUND", "ACTIVE")
+    cloud.states(
+        "READY",
+        "!NOT_FOUND",
+        "READY",
+        "READY",
+        "REPAIRING",
+        "PREEMPTED",
+        "CREATING",
+        "READY",
+        "READY",
+        "READY",
+        "PREEMPTED",
+        "CREATING",
+        "READY",
+        "READY",
+        "READY end=0",
+        "READY",
+        kind="tpu-vm",
+    )
+    cloud.states(
+        "ACTIVE",
+        "ACTIVE",
+        "ACTIVE",
+        "!NOT_FOUND",
+        "ACTIVE",
+        "ACTIVE",
+        "ACTIVE",
+        "!NOT_FOUND",
+        "ACTIVE",
+    )
     ok(cloud.run("watch.sh"))
     begin = ["scp", "scp", "setup", "setup", "start", "start"]
     assert words(cloud.calls()) == (begin + ["delete", "create"]) * 2 + begin
@@ -65,8 +104,17 @@ def test_a_tpu_vm_that_was_not_queued(cloud, dead):
     cloud.states("READY", dead, "!NOT_FOUND", "READY", dead, "!NOT_FOUND", kind="tpu-vm")
     assert "MAX_RESTARTS=1 is used up" in refused(cloud.run("watch.sh"), 1)
     calls = cloud.calls()
-    assert words(calls) == ["scp", "setup", "start", "delete", "create", "scp", "setup", "start",
-                            "delete"]
+    assert words(calls) == [
+        "scp",
+        "setup",
+        "start",
+        "delete",
+        "create",
+        "scp",
+        "setup",
+        "start",
+        "delete",
+    ]
     assert f"{TPU} delete pod WHERE --quiet" in calls
 
 
@@ -101,9 +149,15 @@ def test_a_run_that_is_still_loading_can_be_stopped(cloud):
     assert "which a signal had stopped" in ok(cloud.run("watch.sh"))
 
 
-@pytest.mark.parametrize("end, code, said", [
-    ("75", 0, "stop.sh has stopped the run"), ("143", 0, "stop.sh has stopped the run"),
-    ("2", 2, "its input is bad"), ("1", 1, "failed 1 (its exit code) though the pod is well")])
+@pytest.mark.parametrize(
+    "end, code, said",
+    [
+        ("75", 0, "stop.sh has stopped the run"),
+        ("143", 0, "stop.sh has stopped the run"),
+        ("2", 2, "its input is bad"),
+        ("1", 1, "failed 1 (its exit code) though the pod is well"),
+    ],
+)
 def test_a_run_that_is_told_to_stop_may_have_failed(cloud, end, code, said):
     """75, as it says when its peers are gone, is part of a stop; what it cannot help is not."""
     ok(cloud.run("setup.sh"))
@@ -120,9 +174,12 @@ def test_a_watch_that_ended_after_a_stop_of_its_own_goes_on_when_it_is_called_ag
     ok(cloud.run("setup.sh"))
     ok(cloud.run("run.sh"))
     (cloud.folder / "end-pod-0").write_text("75")  # worker 1 hangs, so only worker 0 starts again
-    cloud.on("scp", """echo >> "$FAKE/copied"
+    cloud.on(
+        "scp",
+        """echo >> "$FAKE/copied"
         rm -f "$FAKE/end-pod-0"
-        (($(wc -l < "$FAKE/copied") != 2))  # after the stop""")
+        (($(wc -l < "$FAKE/copied") != 2))  # after the stop""",
+    )
     cloud.calls()
     assert "MAX_RESTARTS=1 is used up" in refused(cloud.run("watch.sh"), 1)
     assert words(cloud.calls()) == ["scp", "setup", "start", "stop", "scp"]
@@ -131,8 +188,10 @@ def test_a_watch_that_ended_after_a_stop_of_its_own_goes_on_when_it_is_called_ag
     assert words(cloud.calls()) == ["scp", "setup", "start"]
 
 
-@pytest.mark.parametrize("end, code, complaint", [
-    ("2", 2, "its input is bad"), ("1", 1, "failed 1 (its exit code) though the pod is well")])
+@pytest.mark.parametrize(
+    "end, code, complaint",
+    [("2", 2, "its input is bad"), ("1", 1, "failed 1 (its exit code) though the pod is well")],
+)
 def test_a_run_that_fails_on_a_pod_that_is_well_is_not_started_again(cloud, end, code, complaint):
     (cloud.folder / "end").write_text(end)
     assert complaint in refused(cloud.run("watch.sh"), code)
@@ -178,26 +237,47 @@ def test_where_there_is_no_room_it_asks_again_and_again(cloud):
     """Ever less often; only a creation that succeeds is a restart."""
     cloud.settings(QUEUED="false", MAX_RESTARTS="1", INTERVAL="10")
     cloud.states("PREEMPTED", "!NOT_FOUND", kind="tpu-vm")
-    cloud.on("create", """echo >> "$FAKE/asked"
+    cloud.on(
+        "create",
+        """echo >> "$FAKE/asked"
         if (($(wc -l < "$FAKE/asked") <= 25)); then
           echo 'RESOURCE_EXHAUSTED: There is no more capacity in the zone (see .../quota)' >&2
           exit 1
         fi
-        printf "CREATING\\nREADY\\nREADY\\nREADY end=0\\nREADY" > "$FAKE/states-tpu-vm" """)
+        printf "CREATING\\nREADY\\nREADY\\nREADY end=0\\nREADY" > "$FAKE/states-tpu-vm" """,
+    )
     out = ok(cloud.run("watch.sh"))
     assert words(cloud.calls()) == ["delete", *["create"] * 26, "scp", "setup", "start"]
     assert out.count("(1 of at most 1 restarts)") == 1
     assert (cloud.folder / "sleeps.txt").read_text().split()[:28] == [
-        "10", "20", "40", "80", *["160"] * 22, "10", "10"]
+        "10",
+        "20",
+        "40",
+        "80",
+        *["160"] * 22,
+        "10",
+        "10",
+    ]
 
 
 def test_a_deletion_that_fails_is_tried_again(cloud):
     cloud.settings(MAX_RESTARTS="1", INTERVAL="10")
-    cloud.states("SUSPENDED", "SUSPENDED", "SUSPENDED", "!NOT_FOUND", "ACTIVE", "ACTIVE",
-                 "ACTIVE end=0", "ACTIVE")
-    cloud.on("delete", """echo >> "$FAKE/asked"
+    cloud.states(
+        "SUSPENDED",
+        "SUSPENDED",
+        "SUSPENDED",
+        "!NOT_FOUND",
+        "ACTIVE",
+        "ACTIVE",
+        "ACTIVE end=0",
+        "ACTIVE",
+    )
+    cloud.on(
+        "delete",
+        """echo >> "$FAKE/asked"
         (($(wc -l < "$FAKE/asked") > 2)) ||
-          { echo "Quota exceeded: Requests per minute" >&2; exit 1; }""")  # not that of chips
+          { echo "Quota exceeded: Requests per minute" >&2; exit 1; }""",
+    )  # not that of chips
     ok(cloud.run("watch.sh"))
     assert words(cloud.calls()) == ["delete"] * 3 + ["create", "scp", "setup", "start"]
     assert (cloud.folder / "sleeps.txt").read_text().split()[:3] == ["20", "40", "10"]
@@ -215,18 +295,22 @@ def test_what_fails_for_another_reason_is_given_up_after_20_times(cloud, verb):
     assert result.stderr.count("backend error") == 20
 
 
-@pytest.mark.parametrize("verb, said", [
-    ("create", "PERMISSION_DENIED: Permission 'tpu.nodes.create' denied"),
-    ("create", "INVALID_ARGUMENT: Reserved capacity takes no --spot"),
-    ("create", 'ERROR: { "code": 3, "message": "a bad request" }'),
-    ("create", "RESOURCE_EXHAUSTED: Quota limit 'TPUV5s' has been exceeded. Limit: 0 in zone"),
-    ("delete", "PERMISSION_DENIED: Permission 'tpu.nodes.delete' denied")])
+@pytest.mark.parametrize(
+    "verb, said",
+    [
+        ("create", "PERMISSION_DENIED: Permission 'tpu.nodes.create' denied"),
+        ("create", "INVALID_ARGUMENT: Reserved capacity takes no --spot"),
+        ("create", 'ERROR: { "code": 3, "message": "a bad request" }'),
+        ("create", "RESOURCE_EXHAUSTED: Quota limit 'TPUV5s' has been exceeded. Limit: 0 in zone"),
+        ("delete", "PERMISSION_DENIED: Permission 'tpu.nodes.delete' denied"),
+    ],
+)
 def test_what_does_not_pass_by_itself_is_asked_once(cloud, verb, said):
     cloud.states("SUSPENDED", "!NOT_FOUND")
     cloud.on(verb, f"cat >&2 << 'END'\n{said}\nEND\nexit 1")
     error = refused(cloud.run("watch.sh"), 1)
     assert said in error and f"could not {verb}" in error and "by itself" in error
-    assert words(cloud.calls()) == ["delete", "create"][:1 + (verb == "create")]
+    assert words(cloud.calls()) == ["delete", "create"][: 1 + (verb == "create")]
 
 
 def test_a_watch_that_is_called_again_knows_that_it_has_deleted_the_pod_itself(cloud):
@@ -260,8 +344,11 @@ def test_settings_that_are_edited_meanwhile_are_for_another_run(cloud):
         f.write('source "$(dirname "${BASH_SOURCE[0]}")/flags.sh"\n')
     (cloud.folder / "flags.sh").write_text("SSH_FLAGS=(--internal-ip '--tunnel=a  \"b\"\nc')")
     cloud.states("SUSPENDED", "!NOT_FOUND", "ACTIVE", "ACTIVE", "ACTIVE end=0", "ACTIVE")
-    cloud.on("delete", """echo "NAME=other SLICES=2 WORKDIR=gs://b/o COMMIT=x" > settings.sh
-        rm -rf flags.sh "$TMPDIR"/*""")
+    cloud.on(
+        "delete",
+        """echo "NAME=other SLICES=2 WORKDIR=gs://b/o COMMIT=x" > settings.sh
+        rm -rf flags.sh "$TMPDIR"/*""",
+    )
     ok(cloud.run("watch.sh"))
     flags = {tuple(c[8:10]) for c in cloud.argv() if c[4] in ("scp", "ssh")}
     assert ("--internal-ip", '--tunnel=a  "b"\nc') in flags
@@ -365,15 +452,22 @@ def test_the_real_bigjax_on_a_worker(tmp_path):
     (folder / ".venv" / "bin").mkdir(parents=True)
     shutil.copytree(fake_cloud.REPO / "tpu_scripts", folder / "tpu_scripts")
     program = folder / ".venv" / "bin" / "bigjax"
-    program.write_text(f'#!/bin/sh\ncd {fake_cloud.REPO} && exec {sys.executable} -m bigjax.main '
-                       '"$@"\n')
+    program.write_text(
+        f'#!/bin/sh\ncd {fake_cloud.REPO} && exec {sys.executable} -m bigjax.main "$@"\n'
+    )
     program.chmod(0o755)
     run = tmp_path / "bigjax-run"
 
     def worker(*arguments):
-        return ok(subprocess.run(
-            ["bash", str(folder / "tpu_scripts" / "on_worker.sh"), *arguments], text=True,
-            capture_output=True, timeout=300, env={**os.environ, "HOME": str(tmp_path)}))
+        return ok(
+            subprocess.run(
+                ["bash", str(folder / "tpu_scripts" / "on_worker.sh"), *arguments],
+                text=True,
+                capture_output=True,
+                timeout=300,
+                env={**os.environ, "HOME": str(tmp_path)},
+            )
+        )
 
     def train():
         worker("start", "--config=configs/gpt/docstrings.py:tiny", f"--workdir={tmp_path / 'w'}")

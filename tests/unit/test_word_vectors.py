@@ -6,8 +6,10 @@ import pytest
 from bigjax.data import word_vectors as wv
 from bigjax.errors import UserError
 
-VECTORS = wv.WordVectors(["king", "queen", "北京", "mat", "zero"], np.array(
-    [[1, 0.1, 0], [10, 2, 0], [0, 1 / 3, -1e-30], [-1, 0, 0.2], [0, 0, 0]], np.float32))
+VECTORS = wv.WordVectors(
+    ["king", "queen", "北京", "mat", "zero"],
+    np.array([[1, 0.1, 0], [10, 2, 0], [0, 1 / 3, -1e-30], [-1, 0, 0.2], [0, 0, 0]], np.float32),
+)
 
 
 @pytest.mark.parametrize("header", [True, False])
@@ -28,15 +30,22 @@ def test_words_with_spaces_and_trailing_spaces(tmp_path):
     assert found.table[2].tolist() == [-5, np.float32(0.6)]
 
 
-@pytest.mark.parametrize("content, message", [
-    ("a 1 2\nb 3\n", r"v.txt:2: found 'b 3', 2 fields .* 2 numbers"),
-    ("a 1 2\nb 3 4 5\n", "v.txt:2: found"), ("a 1 2\n\nb 3 4\n", "v.txt:2: found"),
-    ("alone\n", "v.txt:1: found"), ("a 1 2\nb 3 x\n", "v.txt:2: 'x' is not a finite number"),
-    ("a nan 2\n", "v.txt:1: 'nan'"), ("3 2\na 1 2\nb 3 4\n", "v.txt:1: the header says 3 words, "
-                                      "and there are 2"),
-    ("1 3\na 1 2\n", "v.txt:2: found 'a 1 2', 3 fields"),
-    ("a 1 2\na 3 4\n", "v.txt:2: the word 'a' has a vector in .*v.txt:1"),
-    ("", "holds no vectors"), ("a 1 2\n\udcff 3 4\n", "v.txt:2: byte 0")])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("a 1 2\nb 3\n", r"v.txt:2: found 'b 3', 2 fields .* 2 numbers"),
+        ("a 1 2\nb 3 4 5\n", "v.txt:2: found"),
+        ("a 1 2\n\nb 3 4\n", "v.txt:2: found"),
+        ("alone\n", "v.txt:1: found"),
+        ("a 1 2\nb 3 x\n", "v.txt:2: 'x' is not a finite number"),
+        ("a nan 2\n", "v.txt:1: 'nan'"),
+        ("3 2\na 1 2\nb 3 4\n", "v.txt:1: the header says 3 words, and there are 2"),
+        ("1 3\na 1 2\n", "v.txt:2: found 'a 1 2', 3 fields"),
+        ("a 1 2\na 3 4\n", "v.txt:2: the word 'a' has a vector in .*v.txt:1"),
+        ("", "holds no vectors"),
+        ("a 1 2\n\udcff 3 4\n", "v.txt:2: byte 0"),
+    ],
+)
 def test_bad_files(tmp_path, content, message):
     path = tmp_path / "v.txt"
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
