@@ -2,14 +2,17 @@
 
 import pathlib
 import re
+import shutil
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "bigjax/__init__.py").read_text())[1]
 
 PLAN = ["libtpu>=0.0.40,<0.1"]
 GCS = ["gcsfs>=2024.6"]
+DEV = ["mypy>=1.15,<3", "pre-commit>=4,<5", "ruff>=0.12,<0.18"]
 TEST = [
     "gcp-storage-emulator>=2026.7,<2027",
     "jsonschema>=4.20,<5",
@@ -20,12 +23,35 @@ TEST = [
     *GCS,
 ]
 
+
+class BuildWithConfigs(build_py):
+    """Puts configs/ into the package, so that an installed bigjax has them in any folder."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:  # a checkout has them beside the package
+            target = pathlib.Path(self.build_lib, "bigjax", "configs")
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(HERE / "configs", target, ignore=shutil.ignore_patterns("__pycache__"))
+
+
 setup(
+    cmdclass={"build_py": BuildWithConfigs},
     name="bigjax",
     version=VERSION,
     description="Large models in JAX and Flax, TPU first.",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["bigjax", "bigjax.*"]),
     entry_points={"console_scripts": ["bigjax = bigjax.main:cli"]},
@@ -62,6 +88,7 @@ setup(
         "plan": PLAN,
         "gcs": GCS,
         "test": TEST,
+        "dev": DEV,
         "bench": ["torch>=2.6,<3", "transformers>=4.50,<6"],
     },
 )

@@ -228,7 +228,7 @@ def list_configs(argv: list[str]) -> None:
     """Lists every config with the first line of its docstring."""
     Arguments(argv)
     for path in config_lib.config_files():
-        print(f"{path.relative_to(config_lib.REPO)!s:<32} {config_lib.first_docstring_line(path)}")
+        print(f"{path.relative_to(config_lib.ROOT)!s:<32} {config_lib.first_docstring_line(path)}")
 
 
 def show_config(argv: list[str]) -> None:

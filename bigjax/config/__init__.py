@@ -8,7 +8,7 @@ every key there is, and assigns what it chooses. The sections `model` and `task`
 from bigjax.config.checks import build, check_keys, check_values, get, nearest
 from bigjax.config.files import (
     DEFAULT_CONFIG,
-    REPO,
+    ROOT,
     config_files,
     find_config,
     first_docstring_line,
@@ -21,7 +21,7 @@ from bigjax.config.text import describe, from_json, override, sorted_leaves, to_
 __all__ = [
     "DEFAULT_CONFIG",
     "OPEN_SECTIONS",
-    "REPO",
+    "ROOT",
     "build",
     "check_keys",
     "check_values",

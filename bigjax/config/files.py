@@ -11,16 +11,18 @@ from ml_collections import ConfigDict
 from bigjax.config.checks import check_keys
 from bigjax.errors import UserError
 
-REPO = pathlib.Path(__file__).resolve().parent.parent.parent
+_PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+# What holds configs/: an installed package brings it along (setup.py), a checkout has it beside it.
+ROOT = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 DEFAULT_CONFIG = "configs/gpt/docstrings.py"
 
 
 def find_config(path: str) -> pathlib.Path:
-    """The file named by path: from here, else from the repository."""
-    for root in (pathlib.Path.cwd(), REPO):
+    """The file named by path: from here, else of the configs that bigjax brings along."""
+    for root in (pathlib.Path.cwd(), ROOT):
         if (root / path).is_file():
             return root / path
-    have = [str(p.relative_to(REPO)) for p in config_files()]
+    have = [str(p.relative_to(ROOT)) for p in config_files()]
     near = difflib.get_close_matches(path, have, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UserError(f"There is no config file {path!r}.{hint} `bigjax configs` lists them all.")
@@ -28,7 +30,7 @@ def find_config(path: str) -> pathlib.Path:
 
 def config_files() -> list[pathlib.Path]:
     """Every config in configs/."""
-    return sorted(p for p in (REPO / "configs").rglob("*.py") if p.name != "__init__.py")
+    return sorted(p for p in (ROOT / "configs").rglob("*.py") if p.name != "__init__.py")
 
 
 def load_file(spec: str) -> ConfigDict:

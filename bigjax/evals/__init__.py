@@ -1,16 +1,22 @@
-"""Evaluators. config.evals.NAME.kind names the module; its `build` gives one.
-
-An evaluator is called as (params, extras, step) and returns {metric: float}.
-"""
+"""Evaluators. config.evals.NAME.kind names the module; its `build` gives one."""
 
 import importlib
 import pathlib
+from typing import Any, Protocol
 
 from bigjax import config as config_lib
 from bigjax.errors import UserError
+from bigjax.evals.context import Context
 
 
-def build(name: str, entry, context):
+class Evaluator(Protocol):
+    """Measures a model; it may have `metrics`, the names that it gives, where they are known."""
+
+    def __call__(self, params: Any, extras: Any, step: int) -> dict[str, float]:
+        """{metric: value} of the model at `step`; {} for one that only writes or prints."""
+
+
+def build(name: str, entry: Any, context: Context) -> Evaluator:
     """The evaluator of an entry of config.evals. context: see Context."""
     have = sorted(
         p.stem

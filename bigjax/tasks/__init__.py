@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from bigjax import config as config_lib
 from bigjax import models
+from bigjax.data.batches import Data
 from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
 
@@ -25,10 +26,9 @@ class Task(NamedTuple):
     axes: tree of logical axis names, as params.
     model, model_config: the Flax module and its Config, for generation.
     flops_per_example: of a training step, for utilisation.
-    load_data(log, tokenizer=None, splits=...) -> what the task reads: `tokenizer`, `fingerprint`,
-        and split(name, batch_size, seed), whose batch_at(step) is a batch of `loss`; of those
-        splits at least, all by default. Raises UserError if the model has no room for the
-        vocabulary.
+    load_data(log, tokenizer=None, splits=...) -> what the task reads, of those splits at least (all
+        by default); a batch of it is one of `loss`. Raises UserError if the model has no room for
+        the vocabulary.
     batch_shapes(batch_size, step) -> the batch of that step as ShapeDtypeStructs, without reading
         data.
     whole_batch(batch) -> batch: adds what a micro-batch must know of all of them.
@@ -45,7 +45,7 @@ class Task(NamedTuple):
     model: Any
     model_config: Any
     flops_per_example: float
-    load_data: Callable[..., Any]
+    load_data: Callable[..., Data]
     batch_shapes: Callable[[int, int], dict]
     whole_batch: Callable[[dict], dict] = lambda batch: batch
     outputs: Callable[..., Any] | None = None
