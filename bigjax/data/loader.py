@@ -60,7 +60,7 @@ class TextData:
             _check_enough(streams, sizes, self.seq_len, self.batch_size)
             self.epoch_steps: float = self.n_examples / self.batch_size
             self.n_batches = self.n_examples // self.batch_size
-            self._order = Order(sizes, [weights[name] for name in streams], seed)
+            self._order: Order | InTurn = Order(sizes, [weights[name] for name in streams], seed)
         else:
             self.epoch_steps = self.n_batches = math.ceil(self.n_examples / self.batch_size)
             self._order = InTurn(sizes)

@@ -15,7 +15,7 @@ class Rows:
     seed None: each row once and in its order, the last batch filled with rows of weight 0. Else
     endless, and shuffled anew in each epoch.
 
-    Attributes: n_examples; n_batches of an epoch.
+    Attributes: n_examples; epoch_steps; n_batches of an epoch.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], batch_size: int, seed: int | None) -> None:
@@ -27,9 +27,10 @@ class Rows:
                 f"There are {self.n_examples} examples to train on, less than one "
                 f"batch of train.batch_size={batch_size}."
             )
-        self.n_batches = math.ceil(self.n_examples / batch_size)
+        self.epoch_steps = self.n_examples / batch_size
+        self.n_batches = math.ceil(self.epoch_steps)
         self._order = (
-            Order([self.n_examples], [1.0], seed) if self._endless else InTurn([self.n_examples])
+            InTurn([self.n_examples]) if seed is None else Order([self.n_examples], [1.0], seed)
         )
 
     def batch_at(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
