@@ -10,7 +10,10 @@ from setuptools.command.build_py import build_py
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "bigjax/__init__.py").read_text())[1]
 
-PLAN = ["libtpu>=0.0.40,<0.1"]
+# jax 0.11 and newer need Python 3.12: there pip takes them, on 3.11 the newest 0.10. flax, optax and
+# orbax-checkpoint name the jax that they need, so pip takes those of the same days.
+JAX = ">=0.10,<0.13"
+TPU = [f"jax[tpu]{JAX}"]  # with the libtpu that this jax was released with
 GCS = ["gcsfs>=2024.6"]
 DEV = ["mypy>=1.15,<3", "pre-commit>=4,<5", "ruff>=0.12,<0.18"]
 TEST = [
@@ -62,7 +65,7 @@ setup(
         "flax>=0.12,<0.13",
         "grain>=0.2.12,<0.3",
         "importlib_resources>=6,<8",  # tensorflow-datasets needs it and does not say so
-        "jax>=0.9,<0.11",
+        f"jax{JAX}",
         "matplotlib>=3.9,<4",
         "ml-collections>=1.0,<2",
         "ml_dtypes>=0.5,<1",
@@ -83,9 +86,9 @@ setup(
         "tokenizers>=0.20,<0.24",
     ],
     extras_require={
-        "tpu": ["jax[tpu]>=0.9,<0.11"],
-        "cuda": ["jax[cuda12]>=0.9,<0.11"],
-        "plan": PLAN,
+        "tpu": TPU,
+        "cuda": [f"jax[cuda12]{JAX}"],
+        "plan": TPU,  # libtpu holds the whole compiler
         "gcs": GCS,
         "test": TEST,
         "dev": DEV,

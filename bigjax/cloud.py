@@ -5,12 +5,10 @@ request that was refused or cut off, with growing pauses. But both wait for ever
 says nothing more, and gcsfs remembers listings that TensorStore's writes make wrong.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
 import functools
 import importlib.util
-import io
-import logging
 import os
 import re
 import secrets
@@ -204,83 +202,24 @@ def _ask(bucket: str, request: str, **parameters) -> dict:
 
 @functools.cache
 def _file_system():
-    """gcsfs as epath uses it too, changed where it would hang, or fail when an answer is lost."""
-    import aiohttp
-    import fsspec
-    import gcsfs
+    """gcsfs's, which epath uses too: it waits for as long as TensorStore does, and raises our
+    errors for what passes."""
+    from bigjax.private import gcsfs  # slow to import
 
     # TensorStore's own variables, which it reads at its first request; less than a byte a second
-    # is silence. gcsfs takes the same time.
+    # is silence.
     seconds = int(os.environ.setdefault(f"{_CURL}_LOW_SPEED_TIME_SECONDS", STALL_SECONDS))
     os.environ.setdefault(f"{_CURL}_LOW_SPEED_LIMIT_BYTES", "1")
     os.environ.setdefault(f"{_CURL}_CONNECT_TIMEOUT_SECONDS", str(seconds))
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=seconds, sock_read=seconds)
-    for name in ("gcsfs", "fsspec"):  # they log what they also raise
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-
-    class FileSystem(gcsfs.GCSFileSystem):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options, requests_timeout=timeout, use_listings_cache=False)
-
-        async def _request(self, *args, **options):
-            # No error of a kind that callers, and gcsfs itself, take for one about the file.
-            try:
-                return await super()._request(*args, **options)  # several attempts
-            except (ConnectionError, TimeoutError) as e:
-                raise _passing(e) from e
-            except Exception as e:
-                if isinstance(failed := failure(e), PassingError):
-                    raise failed from e
-                raise
-
-        async def _isdir(self, path):  # gcsfs says no where the answer is a refusal, too
-            try:
-                return (await self._info(path))["type"] == "directory"
-            except (FileNotFoundError, NotADirectoryError):
-                return False
-
-        def open(self, path, mode="rb", **options):
-            # _Written takes text too: a wrapper around it would send the half when collected.
-            return super().open(path, "wb" if mode in ("w", "wt") else mode, **options)
-
-        def _open(self, path, mode="rb", *args, **options):
-            if mode == "wb":
-                return _Written(lambda content: self.pipe_file(path, content))
-            return super()._open(path, mode, *args, **options)
-
-    for name in FileSystem.protocol:
-        fsspec.register_implementation(name, FileSystem, clobber=True)
-    return fsspec.filesystem("gcs", finalize_on_close=True)
+    return gcsfs.file_system(seconds, _as_passing)
 
 
-class _Written(io.BytesIO):
-    """A file that is sent when it is closed, in one request where it is small: that can be asked
-    for again when its answer was lost, which gcsfs's sessions of several cannot.
-
-    Where the writing was interrupted nothing is sent: an object is whole, or as it was before.
-    """
-
-    def __init__(self, send: Callable[[bytes], None]):
-        super().__init__()
-        self.send: Callable[[bytes], None] | None = send
-
-    def write(self, content: bytes | str) -> int:
-        return super().write(content.encode() if isinstance(content, str) else content)
-
-    def close(self) -> None:
-        if not self.closed:
-            content = self.getvalue()
-            super().close()
-            if self.send:
-                self.send(content)
-
-    def __exit__(self, kind, error, trace) -> None:
-        if kind:
-            self.send = None
-        self.close()
-
-    def __del__(self) -> None:  # that of a file would close it
-        self.send = None
+def _as_passing(error: Exception) -> PassingError | None:
+    """What a request raises for an error that may pass; None for one that does not."""
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return _passing(error)
+    failed = failure(error)
+    return failed if isinstance(failed, PassingError) else None
 
 
 def _text(error: Exception) -> str:

@@ -22,8 +22,7 @@ setup() {
         env UV_INSTALL_DIR="$HOME/.local/bin" UV_NO_MODIFY_PATH=1 sh
     fi
     "$HOME/.local/bin/uv" venv --quiet --clear --python 3.11 "$here/.venv"
-    # constraints.txt holds jax, and so libtpu, which jax[tpu] pins. What only the extras need and
-    # it does not name (libtpu's patch version, gcsfs and its own) comes in its newest version.
+    # constraints.txt holds the versions that CI uses, of jax, its libtpu and gcsfs too.
     "$HOME/.local/bin/uv" pip install --quiet --python "$here/.venv" -c "$here/constraints.txt" \
       -e "${here}[tpu,gcs]"
     touch "$here/.installed"

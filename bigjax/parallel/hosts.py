@@ -31,7 +31,6 @@ import warnings
 
 from etils import epath
 import jax
-from jax._src import clusters, distributed  # no public way to ask for either before jax starts
 from jax.experimental import multihost_utils
 import jaxlib
 
@@ -39,6 +38,7 @@ import bigjax
 from bigjax import cloud
 from bigjax import config as config_lib
 from bigjax.errors import PassingError, UserError
+from bigjax.private import jax as jax_private
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 MAY_DIFFER = ("data.cache_dir",)  # between the configs of the processes
@@ -57,18 +57,18 @@ _BROKEN = re.compile(
 )
 _LINGER = 20.0  # s that process 0, which keeps the messages, waits for the others to read the last
 _gathered = itertools.count()  # of calls: equal on all processes
-_of_the_service: set[str] = set()  # ids of the threads in which jax hears of the others
+_of_the_service: set[int] = set()  # ids of the threads in which jax hears of the others
 _starting, _joined, _failing = threading.Event(), threading.Event(), threading.Event()
 
 
 def count() -> int:
     """How many processes the run has. Unlike jax.process_count() it does not start jax."""
-    return distributed.global_state.num_processes if distributed.global_state.client else 1
+    return jax_private.state.num_processes if jax_private.state.client else 1
 
 
 def index() -> int:
     """Which of them this one is, from 0."""
-    return distributed.global_state.process_id
+    return jax_private.state.process_id
 
 
 def start(config, workdir: str) -> None:
@@ -135,9 +135,7 @@ def _cluster() -> int | None:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Kubernetes without its package, on a single host too
-        for kind in clusters.ClusterEnv._cluster_types:
-            if kind.opt_in_only_method:
-                continue
+        for kind in jax_private.clusters():
             if "tpu" in kind.name and jax.config.jax_platforms == "cpu":
                 continue  # something small beside the pod's work
             if kind.__name__ == "K8sCluster" and "JOB_COMPLETION_INDEX" not in os.environ:
@@ -180,16 +178,15 @@ def _connect(given: dict[str, Any], options) -> None:
     error = []
 
     def initialize():
-        before = _threads()
         try:
-            jax.distributed.initialize(
+            threads = jax_private.initialize(
                 given.get("coordinator_address"),
                 given.get("num_processes"),
                 given.get("process_id"),
                 heartbeat_timeout_seconds=options.lost_after,
                 initialization_timeout=options.start_timeout + 60,
             )
-            _of_the_service.update(_threads() - before)
+            _of_the_service.update(threads)
         except Exception as e:  # an address in use, a name that is unknown
             error.append(e)
 
@@ -199,7 +196,7 @@ def _connect(given: dict[str, Any], options) -> None:
     if not thread.is_alive() and not error:
         return
     n = given["num_processes"]
-    address = distributed.global_state.coordinator_address or given.get("coordinator_address")
+    address = jax_private.state.coordinator_address or given.get("coordinator_address")
     what = (
         f"{type(error[0]).__name__}: {error[0]}"
         if error
@@ -212,10 +209,6 @@ def _connect(given: dict[str, Any], options) -> None:
         "its own JAX_PROCESS_ID where the cluster does not tell; this one is process "
         f"{given.get('process_id', index())} (of 0 to {n - 1})."
     )
-
-
-def _threads() -> set[str]:
-    return {path.name for path in pathlib.Path("/proc/self/task").glob("*")}
 
 
 def _why_not(address: str | None, process: int) -> str:
@@ -236,7 +229,7 @@ def gather(value: Any) -> list:
     """The `value` (JSON) of every process, in order. All must call it, at the same places."""
     if count() == 1:
         return [value]
-    client, name = distributed.global_state.client, f"gather/{next(_gathered)}"
+    client, name = jax_private.state.client, f"gather/{next(_gathered)}"
     client.key_value_set(f"bigjax/{name}/{index()}", json.dumps(value))
     if index() == 0:
         values = [
@@ -310,7 +303,7 @@ def check_shared(workdir: str) -> None:
 def watch_for_stop() -> None:
     """From here on SIGTERM on any process does not end it, but is told to all."""
     jax.config.update("jax_enable_preemption_service", True)
-    distributed.global_state.initialize_preemption_sync_manager()
+    jax_private.state.initialize_preemption_sync_manager()
 
 
 def stop_agreed(calls: int) -> bool:
@@ -351,7 +344,7 @@ def fail(text: str, code: int, unexpected: BaseException | None = None) -> None:
     if _joined.is_set():
         for i in range(count()):
             with contextlib.suppress(Exception):  # another was first, or process 0 is gone
-                distributed.global_state.client.key_value_set(
+                jax_private.state.client.key_value_set(
                     f"bigjax/failed/{i}", json.dumps([index(), text, code])
                 )
         with contextlib.suppress(Exception):
@@ -363,7 +356,7 @@ def _watch() -> None:
     """Ends this process when another one says that it failed."""
     try:
         by, text, code = json.loads(
-            distributed.global_state.client.blocking_key_value_get(
+            jax_private.state.client.blocking_key_value_get(
                 f"bigjax/failed/{index()}", _FOR_EVER
             )
         )
@@ -378,7 +371,7 @@ def _watch() -> None:
 
 def _seen() -> None:
     """Tells process 0, with which all messages go, that it may end; it waits for all."""
-    client = distributed.global_state.client
+    client = jax_private.state.client
     if index():
         client.key_value_set(f"bigjax/seen/{index()}", "")
         return
@@ -393,7 +386,7 @@ def _end(watcher: threading.Thread) -> None:
     """At the end of Python no thread may wait in C++, nor a handler wait for Python."""
     ctypes.CDLL(None).signal(int(signal.SIGABRT), None)
     with contextlib.suppress(Exception):
-        distributed.global_state.client.key_value_set(
+        jax_private.state.client.key_value_set(
             f"bigjax/failed/{index()}", json.dumps([None, "", 0])
         )
     watcher.join(_LINGER)
@@ -402,7 +395,7 @@ def _end(watcher: threading.Thread) -> None:
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _ABORTED(number: int) -> None:
     # A check that failed in another thread, or memory that is broken, may well come again.
-    if lost := str(threading.get_native_id()) in _of_the_service:
+    if lost := threading.get_native_id() in _of_the_service:
         _say(f"ended by jax, which says above why: {LOST}")
     else:
         _say(

@@ -10,6 +10,7 @@ ROOT = pathlib.Path(bigjax.__file__).parent
 ORDER = [
     "errors",
     "trees",
+    "private",
     "cpu",
     "cloud",
     "config",
