@@ -72,6 +72,7 @@ setup(
         "numpy>=2.0,<3",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
+        "packaging>=23",
         "psutil>=5.9,<8",
         "pyarrow>=15",
         "rich>=13.7,<16",

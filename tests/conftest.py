@@ -7,8 +7,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Compilation dominates, so it is without optimization. No persistent cache: programs with
 # collectives that were loaded from it can wait for each other for ever on a CPU.
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 "
-    "--xla_backend_optimization_level=0"
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 # jaxlib 0.12 has no other emitters any more, and an XLA flag that is not known aborts the process.
 if tuple(int(n) for n in metadata.version("jaxlib").split(".")[:2]) < (0, 12):

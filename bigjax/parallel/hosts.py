@@ -356,9 +356,7 @@ def _watch() -> None:
     """Ends this process when another one says that it failed."""
     try:
         by, text, code = json.loads(
-            jax_private.state.client.blocking_key_value_get(
-                f"bigjax/failed/{index()}", _FOR_EVER
-            )
+            jax_private.state.client.blocking_key_value_get(f"bigjax/failed/{index()}", _FOR_EVER)
         )
     except Exception:  # process 0 is gone, and jax aborts
         return

@@ -3,13 +3,12 @@
 A TPU pod is described by libtpu, which has the whole compiler: no TPU is needed. GPUs: gpu.py.
 """
 
-import importlib.util
 import math
 import os
 from typing import NamedTuple
 
 from bigjax.errors import UserError
-from bigjax.plan import gpu
+from bigjax.plan import compilers, gpu
 
 GIB = 2**30
 
@@ -63,6 +62,7 @@ def before_jax() -> None:
         TPU_ACCELERATOR_TYPE="v5litepod-1",
         ALLOW_MULTIPLE_LIBTPU_LOAD="1",
     )
+    os.environ.pop("TPU_LIBRARY_PATH", None)  # a compiler of which the version is not known
 
 
 def parse(topology: str) -> tuple[str, tuple[int, ...]]:
@@ -126,7 +126,8 @@ def _known(name: str) -> str:
 def devices(topology: str, slices: int = 1) -> list:
     """The devices of slices, which programs can be compiled for.
 
-    Raises UserError for a topology that the compiler does not know, and without the compiler.
+    Raises UserError for a topology that the compiler does not know, and without the compiler that
+    belongs to the installed jax.
     """
     chip, sizes = parse(topology)
     if not CHIPS[chip].timed:
@@ -136,10 +137,7 @@ def devices(topology: str, slices: int = 1) -> list:
                 f"are --topology={chip}:{slices}x{gpu.PER_HOST}."
             )
         return gpu.devices(sizes)
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(
-            "A plan needs libtpu, which holds the TPU compiler: pip install -e '.[plan]'."
-        )
+    compilers.check(compilers.TPU)
     from jax.experimental import topologies
 
     more = {}

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -12,15 +11,17 @@ import re
 import time
 
 import jax
+import jaxlib
 import numpy as np
 
 import bigjax
 from bigjax import config as config_lib
-from bigjax import tasks
+from bigjax import private, tasks
 from bigjax.data.files import cache_folder, write_atomically
+from bigjax.errors import RunError
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
-from bigjax.plan import chips, predict
+from bigjax.plan import chips, compilers, predict
 from bigjax.train import program as program_lib
 
 # Keys of a config that no compiled step depends on.
@@ -85,7 +86,8 @@ class Plan:
 def plans(config, topology: str, slices: int = 1) -> list[Plan]:
     """The plan of a config's step, of adversarial training one of each phase.
 
-    Raises UserError for a topology or mesh that cannot be, and without its compiler.
+    Raises UserError for a topology or mesh that cannot be, and without its compiler; RunError where
+    that fails, or jax cannot read what it wrote.
     """
     name, _ = chips.parse(topology)
     chip = chips.figures(name)
@@ -116,10 +118,7 @@ def _key(config, mesh: dict[str, int], *pod) -> str:
         for key, value in config_lib.sorted_leaves(config)
         if not key.startswith(_NO_MATTER)
     ]
-    versions = [
-        jax.__version__,
-        importlib.metadata.version("libtpu" if chip.timed else "jax-cuda12-pjrt"),
-    ]
+    versions = [jax.__version__, jaxlib.__version__, compilers.version(_compiler(chip))]
     flags = [os.environ.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
     text = repr((leaves, mesh, pod, versions, flags)) + _sources()
     return hashlib.sha256(text.encode()).hexdigest()[:24]
@@ -153,7 +152,11 @@ def _plan(config, task, program, mesh, slices, chip, phase, step) -> Plan:
         compiled = lowered.compile()
     except Exception as e:  # jaxlib's errors have no common class
         if "RESOURCE_EXHAUSTED" not in str(e):
-            raise
+            raise RunError(
+                f"{compilers.version(_compiler(chip))} could not compile this step for "
+                f"{known.devices} devices: {_brief(e)}. Try another --mesh, model.attention or "
+                "model.remat."
+            ) from e
         used, part = _TOO_MUCH.search(str(e)), _TEMPORARIES.search(str(e))
         peak = used and _size(*used.groups())
         if part:
@@ -172,7 +175,7 @@ def _plan(config, task, program, mesh, slices, chip, phase, step) -> Plan:
         )
         # A TPU's compiler refuses what does not fit; a GPU's knows no limit.
         if chip.timed or plan.peak_bytes <= plan.limit_bytes:
-            costs = predict.costs(compiled.as_text(), chip, dict(mesh.shape), slices)
+            costs = _read(compiled, chip, plan, slices)
             plan = dataclasses.replace(
                 plan,
                 flops=costs.flops + costs.kernel_flops,
@@ -183,6 +186,34 @@ def _plan(config, task, program, mesh, slices, chip, phase, step) -> Plan:
                 step_seconds=costs.step,
             )
     return plan
+
+
+def _read(compiled, chip, plan: Plan, slices: int) -> predict.Costs:
+    """What a compiled step costs. Raises RunError if its text cannot be read."""
+    try:
+        costs = predict.costs(compiled.as_text(), chip, plan.mesh, slices)
+        counted = plan.devices * (costs.flops + costs.kernel_flops)
+        # Forward passes alone, as where most is frozen, are a third of what a model needs.
+        if not counted or counted < plan.model_flops / 4:
+            raise ValueError(f"{counted:.3g} FLOPs were counted of {plan.model_flops:.3g}")
+        return costs
+    except Exception as e:  # of jaxlib, or of ours for a text of another form
+        raise RunError(
+            f"This step takes {plan.peak_bytes / chips.GIB:.2f} GiB of HBM a device, but nothing "
+            f"else is known: what {compilers.version(_compiler(chip))} has compiled cannot be read "
+            f"by jaxlib {jaxlib.__version__} and bigjax ({_brief(e)}). Use a jax that bigjax knows "
+            f"(jax{private.VERSIONS['jax']}) and its own compiler: "
+            f"pip install -e '.[{_compiler(chip).install}]'."
+        ) from e
+
+
+def _compiler(chip: chips.Chip) -> compilers.Compiler:
+    return compilers.TPU if chip.timed else compilers.GPU
+
+
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300].rstrip('.')}"
 
 
 @functools.cache

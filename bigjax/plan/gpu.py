@@ -4,10 +4,10 @@ Without the device there is nothing to measure: the compiler takes its default k
 would else try several, and no time can be told.
 """
 
-import importlib.util
 import os
 
 from bigjax.errors import UserError
+from bigjax.plan import compilers
 
 PER_HOST = 8  # linked by NVLink; hosts by InfiniBand
 MEMORY = 84_942_979_072  # bytes of the 80 GB that CUDA can give
@@ -74,11 +74,9 @@ def share() -> float:
 
 
 def devices(sizes: tuple[int, ...]) -> list:
-    """sizes: (GPUs,) of one host, or (hosts, GPUs of each). UserError without the compiler."""
-    if importlib.util.find_spec("jax_cuda12_plugin") is None:
-        raise UserError(
-            "A plan for h100 needs the GPU compiler, though no GPU: pip install -e '.[cuda]'."
-        )
+    """sizes: (GPUs,) of one host, or (hosts, GPUs of each). UserError without the compiler that
+    belongs to the installed jax."""
+    compilers.check(compilers.GPU)
     from jax.experimental import topologies
 
     shape = "x".join(map(str, (1, 1, *sizes)[-3:]))  # partitions, their hosts, their GPUs

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from bigjax import optim, tasks
-from bigjax.errors import UserError
+from bigjax.errors import RunError, UserError
 from bigjax.layers.output import LOGITS_AT_ONCE
 from bigjax.parallel import sharding
 from bigjax.parallel.mesh import AXES
@@ -80,13 +80,15 @@ def search(
     """What was compiled and fits, best first.
 
     seconds_of(plan): (low, high) of a step.
-    Raises UserError if nothing fits that was tried, or for adversarial training.
+    Raises UserError if nothing fits that was tried, or for adversarial training; RunError if the
+    compiler fails, and nothing else was found.
     """
     begun = time.monotonic()
     candidates, ruled_out = _candidates(config, topology, slices)
     log(f"{len(candidates)} layouts and flags may fit; arithmetic rules out {ruled_out}.")
     found: list[Found] = []
     too_large: list[Candidate] = []
+    failure: RunError | None = None
     left = list(candidates)
     while worthy := _worthy(left, found, too_large):
         tried = len(candidates) - len(left)
@@ -96,7 +98,7 @@ def search(
                 "The same command goes on."
             )
             if not found:
-                raise UserError(
+                raise failure or UserError(
                     f"None of the {tried} layouts that were tried fits {slices} x "
                     f"{topology}: give --search more --budget-minutes, or use a larger "
                     "slice or a smaller train.batch_size."
@@ -104,7 +106,12 @@ def search(
             break
         candidate = worthy[0]
         left.remove(candidate)
-        (plan,) = compile_lib.plans(apply(config, candidate), topology, slices)
+        try:
+            (plan,) = compile_lib.plans(apply(config, candidate), topology, slices)
+        except RunError as e:  # the compiler fails on some programs
+            failure = failure or e
+            log(f"  {candidate}: {e}")
+            continue
         if plan.fits and plan.peak_bytes <= (1 - SPARE) * plan.limit_bytes:
             found.append(Found(candidate, plan, sum(seconds_of(plan)) / 2))
             log(f"  {candidate}: {found[-1].seconds:.3g} s, {plan.peak_bytes / chips.GIB:.2f} GiB")
@@ -117,7 +124,7 @@ def search(
             "slower or too large."
         )
     if not found:
-        raise UserError(
+        raise failure or UserError(
             f"No layout of this config fits {slices} x {topology}: use a larger slice, "
             "or a smaller train.batch_size."
         )

@@ -207,7 +207,7 @@ def test_slices_are_hosts():
 
 
 def test_without_the_compiler_it_is_asked_for(monkeypatch):
-    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[cuda\]'"):
         chips.devices("h100:8")
 

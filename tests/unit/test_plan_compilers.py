@@ -1,0 +1,203 @@
+"""Which compilers a plan refuses before it compiles, and what it says where it cannot read one."""
+
+import importlib.util
+from importlib import metadata
+import re
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from bigjax import main
+from bigjax.errors import RunError, UserError
+from bigjax.plan import chips, compilers, search
+from bigjax.plan import compile as compile_lib
+from bigjax.plan.compilers import GPU, TPU
+from tests.unit import test_plan, test_plan_search
+from tests.unit.test_plan import text
+
+JAX = {"jax": "0.10.2", "jaxlib": "0.10.2"}
+NAMED = [
+    "jaxlib<=0.10.2,>=0.10.1",
+    "numpy>=2.0",
+    'jaxlib<=0.10.2,>=0.10.2; extra == "tpu"',
+    'libtpu==0.0.42.*; extra == "tpu"',
+    'requests; extra == "tpu"',
+    'jaxlib<=0.10.2,>=0.10.2; extra == "cuda12"',
+    'jax-cuda12-plugin[with-cuda]<=0.10.2,>=0.10.2; extra == "cuda12"',
+]
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """install({package: version}, requires) makes these all that is installed."""
+
+    def of(packages, requires=NAMED, module=True):
+        def version(name):
+            if name not in packages:
+                raise metadata.PackageNotFoundError(name)
+            return packages[name]
+
+        def named(name):
+            version(name)
+            return requires
+
+        monkeypatch.setattr(metadata, "version", version)
+        monkeypatch.setattr(metadata, "requires", named)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: module or None)
+
+    return of
+
+
+@pytest.mark.parametrize(
+    "packages, requires",
+    [
+        ({**JAX, "libtpu": "0.0.42.1"}, NAMED),
+        ({**JAX, "libtpu": "0.0.42"}, NAMED),
+        ({**JAX, "libtpu": "0.0.52"}, None),  # a jax built from its source
+        ({**JAX, "libtpu": "0.0.52"}, ["numpy>=2.0"]),
+        ({"jaxlib": "0.10.2", "libtpu": "0.0.52"}, NAMED),  # no metadata of jax
+        (
+            {**JAX, "libtpu": "0.0.53.dev20261101+nightly"},
+            ['libtpu==0.0.53.dev20261101; extra == "tpu"'],
+        ),
+        ({**JAX, "libtpu-nightly": "0.1.dev5"}, ['libtpu-nightly==0.1.dev5; extra == "tpu"']),
+    ],
+)
+def test_a_compiler_of_the_same_day(install, packages, requires):
+    install(packages, requires)
+    compilers.check(TPU)
+
+
+@pytest.mark.parametrize(
+    "packages, message",
+    [
+        ({"libtpu": "0.0.52"}, r"released with libtpu==0.0.42.\*, but libtpu 0.0.52 is installed"),
+        ({"libtpu": "0.0.41"}, "but libtpu 0.0.41 is installed"),
+        ({"libtpu": "0.0.420"}, "but libtpu 0.0.420 is installed"),
+        ({"libtpu-nightly": "0.1.dev5"}, "but libtpu-nightly 0.1.dev5 is installed"),
+        ({}, "one of no known version is installed"),  # a folder that someone has copied
+        (
+            {"libtpu": "0.0.42.1", "libtpu-nightly": "0.1.dev5"},
+            r"libtpu and libtpu-nightly are both installed.*pip uninstall libtpu libtpu-nightly",
+        ),
+        (
+            {"libtpu": "0.0.42.1", "jaxlib": "0.10.1"},
+            "released with jaxlib.*but jaxlib 0.10.1 is installed",
+        ),
+    ],
+)
+def test_one_of_another_day_is_refused(install, packages, message):
+    install({**JAX, **packages})
+    with pytest.raises(UserError, match=message) as e:
+        compilers.check(TPU)
+    assert "pip install -e '.[plan]'" in str(e.value)
+
+
+def test_it_says_what_to_install(install):
+    install({**JAX, "libtpu": "0.0.52"})
+    with pytest.raises(UserError, match=r"pip install 'libtpu==0.0.42.\*'"):
+        chips.devices("v5e:4x4")
+    install({**JAX, "jax-cuda12-plugin": "0.9.2"})
+    with pytest.raises(UserError, match="jax-cuda12-plugin 0.9.2 is installed"):
+        chips.devices("h100:8")
+    install({**JAX, "jax-cuda12-plugin": "0.10.2"})
+    compilers.check(GPU)
+    install(JAX, module=False)
+    with pytest.raises(UserError, match=r"needs libtpu.*pip install -e '\.\[plan\]'"):
+        chips.devices("v5e:4x4")
+
+
+def test_its_version_is_part_of_what_is_kept(install):
+    install({**JAX, "libtpu": "0.0.42.1"})
+    assert compilers.version(TPU) == "libtpu 0.0.42.1"
+    install(JAX)
+    assert compilers.version(TPU) == "libtpu, version unknown"
+
+
+def test_the_extra_brings_what_the_installed_jax_names():
+    """As jax[tpu] does, so pip cannot take another one."""
+    (named,) = [r for r in compilers._named_by_jax("tpu") if r.name == "libtpu"]
+    assert len(list(named.specifier)) == 1 and "==" in str(named.specifier)
+
+
+def unreadable():
+    raise RuntimeError("INTERNAL: RET_CHECK failure\n  should have 1 operands but sees 3")
+
+
+@pytest.mark.parametrize(
+    "as_text, why",
+    [
+        (unreadable, "RuntimeError: INTERNAL: RET_CHECK .* 1 operands but sees 3"),
+        (lambda: "", "Error"),
+        (lambda: '"stablehlo.module"() ({\n}) : () -> ()\n', "Error"),
+        (lambda: text("scanned").replace("ENTRY ", "MAIN "), "Error"),
+        (lambda: text("scanned").replace(" while(", " loop("), "FLOPs were counted"),
+        (lambda: text("scanned").replace(" convolution(", " multiplied("), "FLOPs were counted"),
+    ],
+)
+def test_a_text_that_cannot_be_read(as_text, why):
+    needed = 6 * test_plan.B * test_plan.T * (test_plan.WEIGHTS + test_plan.V * test_plan.D)
+    plan = compile_lib.Plan("", {"data": 1, "fsdp": 4}, needed, 2**34, 0, 0, 2.0**30, 1.0)
+    read = lambda as_text: compile_lib._read(
+        SimpleNamespace(as_text=as_text), chips.CHIPS["v5e"], plan, 1
+    )
+    with pytest.raises(RunError, match=f"takes 1.00 GiB of HBM.*cannot be read by jaxlib.*{why}"):
+        read(as_text)
+    assert read(lambda: text("scanned")).flops > 0
+
+
+class Compiler:
+    """A lowered step, and what has compiled it: either fails, or none."""
+
+    def __init__(self, failure=None):
+        self.failure = failure
+
+    def compile(self):
+        if self.failure:
+            raise RuntimeError(self.failure)
+        return self
+
+    def memory_analysis(self):
+        return SimpleNamespace(host_argument_size_in_bytes=0, peak_memory_in_bytes=2**30)
+
+    as_text = staticmethod(unreadable)
+
+
+@pytest.mark.parametrize(
+    "failure, message",
+    [
+        ("INTERNAL: Mosaic failed to compile", "could not compile this step for .*Mosaic failed"),
+        (None, "cannot be read by jaxlib"),
+    ],
+)
+def test_a_failure_is_a_sentence_and_is_not_kept(monkeypatch, tmp_path, capsys, failure, message):
+    monkeypatch.setattr(chips, "devices", lambda topology, slices: jax.devices()[:4])
+    monkeypatch.setattr(compile_lib, "lower", lambda *_: Compiler(failure))
+    monkeypatch.setattr(chips, "before_jax", lambda: None)
+    code = main.main(
+        [
+            "plan",
+            "--config=configs/gpt/gpt3.py:tiny",
+            "--topology=v5e:2x2",
+            "--mesh=data=4",
+            f"--config.data.cache_dir={tmp_path}",
+        ]
+    )
+    err = capsys.readouterr().err
+    assert code == 1 and re.search(message, err) and "Traceback" not in err, err
+    assert err.count("\n") == 1 and not list(tmp_path.rglob("*.json"))
+
+
+def test_a_search_passes_over_what_fails(monkeypatch):
+    """And says why, if nothing else is found."""
+    one = test_plan_search.config()
+    failing = lambda config, topology, slices: (_ for _ in ()).throw(RunError("Mosaic failed"))
+    monkeypatch.setattr(compile_lib, "plans", failing)
+    monkeypatch.setattr(
+        search, "_candidates", lambda *a, real=search._candidates: (real(*a)[0][:3], 0)
+    )
+    said = []
+    with pytest.raises(RunError, match="Mosaic failed"):
+        search.search(one, "v5e:4x4", 1, 1.0, said.append, lambda plan: plan.step_seconds)
+    assert len([line for line in said if "Mosaic failed" in line]) == 3
