@@ -10,7 +10,7 @@ from setuptools.command.build_py import build_py
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "bigjax/__init__.py").read_text())[1]
 
-# jax 0.11 and newer need Python 3.12: there pip takes them, on 3.11 the newest 0.10. flax, optax and
+# jax 0.11 and newer need Python 3.12; on 3.11 pip takes the newest 0.10. flax, optax and
 # orbax-checkpoint name the jax that they need, so pip takes those of the same days.
 JAX = ">=0.10,<0.13"
 TPU = [f"jax[tpu]{JAX}"]  # with the libtpu that this jax was released with

@@ -5,8 +5,8 @@ released with stands in its metadata, in the requirements of its extras.
 """
 
 from collections.abc import Iterator
-import importlib.util
 from importlib import metadata
+import importlib.util
 from typing import NamedTuple
 
 from packaging.requirements import Requirement

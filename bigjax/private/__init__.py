@@ -4,7 +4,7 @@ Any release may change them. A missing one is told in one sentence when its modu
 tests/unit/test_contracts.py says which ones a release has changed, also in what they do.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 import importlib
 from importlib import metadata
 from typing import Any
@@ -14,8 +14,11 @@ from bigjax.errors import UserError
 VERSIONS = {"jax": ">=0.10,<0.13", "gcsfs": ">=2024.6"}  # known to work; setup.py has the same
 
 
-def find(package: str, name: str) -> Any:
-    """The object 'module:attribute.attribute'. UserError if the installed package lacks it."""
+def find(package: str, name: str, use: str) -> Any:
+    """The object 'module:attribute.attribute', which `use` needs.
+
+    Raises UserError if the installed package lacks it.
+    """
     module, _, attributes = name.partition(":")
     try:
         found = importlib.import_module(module)
@@ -23,17 +26,17 @@ def find(package: str, name: str) -> Any:
             found = getattr(found, attribute)
     except (ImportError, AttributeError) as e:
         raise UserError(
-            f"{package} {installed(package)} has no {name.replace(':', '.')}, which bigjax uses "
-            f"({e}). Install a version that is known to work: pip install "
+            f"{package} {installed(package)} has no {name.replace(':', '.')}, which bigjax needs "
+            f"({use}). Install a version that is known to work: pip install "
             f"'{package}{VERSIONS[package]}'."
         ) from e
     return found
 
 
-def check(package: str, names: Iterable[str]) -> None:
-    """Raises UserError if the installed package lacks one of these."""
-    for name in names:
-        find(package, name)
+def check(package: str, uses: Mapping[str, str]) -> None:
+    """Raises UserError if the installed package lacks one of these {name: use}."""
+    for name, use in uses.items():
+        find(package, name, use)
 
 
 def installed(package: str) -> str:

@@ -11,27 +11,28 @@ import jax
 
 from bigjax import private
 
-# Each name, and what in parallel/hosts.py uses it.
+# Each name, and what needs it in parallel/hosts.py.
 USES = {
-    "jax._src.distributed:global_state.num_processes": "count",
-    "jax._src.distributed:global_state.process_id": "index",
-    "jax._src.distributed:global_state.coordinator_address": "_connect, to say who did not answer",
-    "jax._src.distributed:global_state.client": "gather, fail and _watch: messages to all",
-    "jax._src.distributed:global_state.initialize_preemption_sync_manager": "watch_for_stop",
-    "jax._src.clusters:ClusterEnv._cluster_types": "_cluster",
-    "jax._src.clusters:ClusterEnv.name": "_cluster",
-    "jax._src.clusters:ClusterEnv.opt_in_only_method": "_cluster",
-    "jax._src.clusters:ClusterEnv.is_env_present": "_cluster",
-    "jax._src.clusters:ClusterEnv.get_process_count": "_cluster",
+    "jax._src.distributed:global_state.num_processes": "hosts.count",
+    "jax._src.distributed:global_state.process_id": "hosts.index",
+    "jax._src.distributed:global_state.coordinator_address": "hosts._connect: its message",
+    "jax._src.distributed:global_state.client": "hosts.gather, fail and _watch: messages to all",
+    "jax._src.distributed:global_state.initialize_preemption_sync_manager": "hosts.watch_for_stop",
+    "jax._src.clusters:ClusterEnv._cluster_types": "hosts._cluster",
+    "jax._src.clusters:ClusterEnv.name": "hosts._cluster",
+    "jax._src.clusters:ClusterEnv.opt_in_only_method": "hosts._cluster",
+    "jax._src.clusters:ClusterEnv.is_env_present": "hosts._cluster",
+    "jax._src.clusters:ClusterEnv.get_process_count": "hosts._cluster",
 }
 private.check("jax", USES)
-state = private.find("jax", "jax._src.distributed:global_state")
-_ClusterEnv = private.find("jax", "jax._src.clusters:ClusterEnv")
+
+from jax._src.clusters import ClusterEnv  # noqa: E402
+from jax._src.distributed import global_state as state  # noqa: E402, F401
 
 
 def clusters() -> list[type]:
     """The kinds of cluster that jax recognises by its own, in the order in which it asks."""
-    return [kind for kind in _ClusterEnv._cluster_types if not kind.opt_in_only_method]
+    return [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
 
 
 def initialize(*arguments: Any, **options: Any) -> set[int]:

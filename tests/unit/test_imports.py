@@ -1,6 +1,7 @@
 """Imports point one way."""
 
 import ast
+import functools
 import pathlib
 
 import bigjax
@@ -40,14 +41,18 @@ def room(path: pathlib.Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
+@functools.cache
+def nodes(path: pathlib.Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def imports(path: pathlib.Path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (a.name for a in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module
-            if node.module == "bigjax":
-                yield from (f"bigjax.{a.name}" for a in node.names)
+            yield from (f"{node.module}.{a.name}" for a in node.names)
 
 
 def arrows():
@@ -93,4 +98,20 @@ def test_data_does_not_import_jax():
         for p in (ROOT / "data").rglob("*.py")
         if any(name.split(".")[0] == "jax" for name in imports(p))
     ]
+    assert not wrong
+
+
+def test_insides_of_other_packages_are_used_in_private_alone():
+    """Each stands there in a table, with what needs it, and has its test in test_contracts.py."""
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        if room(path) == "private":
+            continue
+        for name in imports(path):
+            first, *rest = name.split(".")
+            if first not in ("bigjax", "__future__") and any(part.startswith("_") for part in rest):
+                wrong.append(f"{path} imports {name}")
+        for node in nodes(path):
+            if isinstance(node, ast.Attribute) and node.attr in ("_src", "_core", "_impl"):
+                wrong.append(f"{path}, line {node.lineno}: {ast.unparse(node)}")
     assert not wrong

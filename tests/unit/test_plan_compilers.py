@@ -1,7 +1,7 @@
 """Which compilers a plan refuses before it compiles, and what it says where it cannot read one."""
 
-import importlib.util
 from importlib import metadata
+import importlib.util
 import re
 from types import SimpleNamespace
 

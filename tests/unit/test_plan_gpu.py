@@ -13,7 +13,7 @@ import pytest
 
 from bigjax import config as config_lib
 from bigjax.errors import UserError
-from bigjax.plan import chips, command, gpu, hlo, predict
+from bigjax.plan import chips, command, hlo, predict
 from bigjax.plan import compile as compile_lib
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -1,0 +1,299 @@
+"""What bigjax takes for granted of the insides of other packages.
+
+A failure here, after one of them was renewed, says what has changed and what relies on it.
+"""
+
+import contextlib
+import importlib
+import inspect
+import json
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigjax import cloud, private
+from bigjax.errors import PassingError, UserError
+from bigjax.layers import splash
+from bigjax.train import checkpoint
+from tests import bucket
+
+ROOT = pathlib.Path(__file__).parents[2]
+PACKAGES = ("jax", "gcsfs")
+
+
+def keeps(package: str, what: str, where: str, does: bool) -> None:
+    """One point of a contract: the package does what `where` relies on."""
+    assert does, f"{package} {private.installed(package)} has changed: not {what}. See {where}."
+
+
+def uses(package: str) -> dict[str, str]:
+    return importlib.import_module(f"bigjax.private.{package}").USES
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_is_used_is_there(package):
+    private.check(package, uses(package))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_is_missing_is_told_in_a_sentence(package):
+    version, range_ = private.installed(package), private.VERSIONS[package]
+    for name, use in uses(package).items():
+        for gone in (name.replace(":", ":gone."), name.replace(":", "_gone:"), name + "_gone"):
+            with pytest.raises(UserError) as e:
+                private.check(package, {gone: use})
+            assert str(e.value) == (
+                f"{package} {version} has no {gone.replace(':', '.')}, which bigjax needs ({use}). "
+                f"Install a version that is known to work: pip install '{package}{range_}'."
+            )
+    assert private.installed("no-such-package") == "of unknown version"
+
+
+def test_the_versions_that_messages_name_are_those_of_setup():
+    setup = (ROOT / "setup.py").read_text()
+    assert f'JAX = "{private.VERSIONS["jax"]}"' in setup
+    assert f'"gcsfs{private.VERSIONS["gcsfs"]}"' in setup
+
+
+# --- jax ----------------------------------------------------------------------------------------
+
+# One of two processes. It says what it found, and is lost or aborted.
+PROCESS = """
+import ctypes, json, os, sys, threading, time
+import jax
+from jax.experimental import multihost_utils
+from bigjax.private import jax as private
+
+def raises(function, *arguments):
+    begun = time.monotonic()
+    try:
+        function(*arguments)
+    except Exception:
+        return time.monotonic() - begun < 5
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def aborted(number):
+    os.write(1, b"its own" if threading.get_native_id() in threads else b"another")
+    os._exit(0)
+
+address, me = sys.argv[1], int(sys.argv[2])
+jax.config.update("jax_enable_preemption_service", False)
+threads = private.initialize(
+    address, 2, me, heartbeat_timeout_seconds=10, initialization_timeout=60
+)
+state = private.state
+client = state.client
+client.key_value_set(f"from/{me}", json.dumps("yes"))
+found = {
+    "the threads of initialize are new": threading.get_native_id() not in threads and bool(threads),
+    "state says who this is": (state.num_processes, state.process_id) == (2, me),
+    "state says where process 0 is": state.coordinator_address == address,
+    "messages arrive": client.blocking_key_value_get(f"from/{1 - me}", 60_000) == '"yes"',
+    "a key is set once": raises(client.key_value_set, f"from/{me}", "again") is True,
+    "waiting ends after milliseconds": raises(client.blocking_key_value_get, "none", 50) is True,
+    "the preemption service is off": state.preemption_sync_manager is None,
+}
+jax.config.update("jax_enable_preemption_service", True)
+state.initialize_preemption_sync_manager()
+found["the preemption service is on"] = not multihost_utils.reached_preemption_sync_point(1)
+ctypes.CDLL(None).signal(6, aborted)
+print(json.dumps(found), flush=True)
+client.key_value_set(f"ready/{me}", "")
+client.blocking_key_value_get(f"ready/{1 - me}", 60_000)
+if me == 0:
+    os._exit(0)
+time.sleep(60)
+"""
+
+
+def test_the_service_of_jax():
+    with socket.create_server(("", 0)) as s:
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    two = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, address, str(i)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        ends = [p.communicate(timeout=120) for p in two]
+    finally:
+        for p in two:
+            p.kill()
+    for out, err in ends:
+        keeps("jax", "two processes join", "bigjax/private/jax.py", out.startswith("{"))
+        for what, does in json.loads(out.splitlines()[0]).items():
+            keeps("jax", what, "bigjax/parallel/hosts.py", does)
+    keeps(
+        "jax",
+        "a lost process 0 makes it abort in a thread of its own",
+        "hosts._ABORTED, which tells that from a defect",
+        ends[1][0].splitlines()[1:] == ["its own"],
+    )
+
+
+def test_the_clusters_of_jax():
+    from bigjax.private import jax as jax_private
+
+    where = "hosts._cluster"
+    kinds = jax_private.clusters()
+    names = {kind.__name__ for kind in kinds}
+    keeps("jax", "K8sCluster is the class's name", where, "K8sCluster" in names)
+    keeps("jax", "names of TPU pods have tpu in them", where, any("tpu" in k.name for k in kinds))
+    keeps(
+        "jax", "MPI for Python has to be asked for", where, all("mpi4py" != k.name for k in kinds)
+    )
+    for kind in kinds:
+        for method in kind.is_env_present, kind.get_process_count:
+            takes = list(inspect.signature(method).parameters)
+            keeps("jax", f"{method.__qualname__}() takes nothing", where, takes == [])
+
+
+def test_the_kernels_of_splash_attention():
+    """Kept out of private/: jax.experimental, and layers/splash.py alone uses it."""
+    x = jax.ShapeDtypeStruct((1, 128, 2, 128), jnp.bfloat16)
+    loss = lambda q, k, v: splash.splash(q, k, v, None, True).astype(jnp.float32).sum()
+    text = str(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(x, x, x))
+    for name in splash.PRODUCTS:
+        keeps("jax", f"a kernel is called {name}", "splash.PRODUCTS", name in text)
+
+
+# --- gcsfs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "status, content, kind",
+    [
+        (400, b'{"error": {"code": 400, "message": "invalid name"}}', UserError),
+        (401, b'{"error": {"code": 401, "message": "Invalid Credentials"}}', UserError),
+        (403, b'{"error": {"code": 403, "message": "no access"}}', UserError),
+        (404, b"", None),
+        (408, b"", PassingError),
+        (412, b"", None),
+        (429, b'{"error": {"code": 429, "message": "slow down"}}', PassingError),
+        (500, b"", PassingError),
+        (502, b"", PassingError),
+        (503, b'{"error": {"code": 503, "message": "busy"}}', PassingError),
+    ],
+)
+def test_the_errors_of_gcsfs(status, content, kind):
+    from gcsfs.retry import validate_response
+
+    with pytest.raises(Exception) as e:
+        validate_response(status, content, "b/bucket/o/x")
+    keeps(
+        "gcsfs",
+        f"{status} raises what means {kind and kind.__name__} ({e.value!r})",
+        "cloud.failure",
+        type(cloud.failure(e.value)) is (kind or type(None)),
+    )
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """gs:// is not Google's, so that no credentials are looked for; nobody answers."""
+    for key, value in bucket.environment("http://127.0.0.1:1").items():
+        monkeypatch.setenv(key, value)
+
+
+def test_the_file_system_of_gcsfs(emulated):
+    import fsspec
+    import gcsfs
+
+    from bigjax.private import gcsfs as gcsfs_private
+
+    where, base = "bigjax/private/gcsfs.py", gcsfs.GCSFileSystem
+    for name in ("_request", "_info", "_isdir"):
+        asynchronous = inspect.iscoroutinefunction(getattr(base, name))
+        keeps("gcsfs", f"{name} is a coroutine", where, asynchronous)
+    keeps("gcsfs", "gs and gcs are its protocols", where, {"gs", "gcs"} <= {*base.protocol})
+    opens = list(inspect.signature(base._open).parameters)[:3]
+    keeps("gcsfs", "_open takes path and mode", where, opens == ["self", "path", "mode"])
+    before = {name: fsspec.get_filesystem_class(name) for name in base.protocol}
+    try:
+        fs = gcsfs_private.file_system(5, lambda error: None)
+        for name in base.protocol:
+            ours = isinstance(fs, fsspec.get_filesystem_class(name))
+            keeps("fsspec", f"{name}:// is read by the class that was registered last", where, ours)
+        keeps("gcsfs", "the time-out is kept", where, fs.requests_timeout.sock_read == 5)
+        keeps("gcsfs", "listings are not kept", where, fs.dircache.use_listings_cache is False)
+        sent = []
+        fs.pipe_file = lambda path, content: sent.append(content)
+        with fs.open("gs://bucket/x", "w") as f:
+            f.write("text")
+        keeps("fsspec", "a file that is written is closed once", where, sent == [b"text"])
+    finally:
+        for name, kind in before.items():
+            fsspec.register_implementation(name, kind, clobber=True)
+
+
+def test_its_requests_go_through_one_method(emulated, monkeypatch):
+    """The errors of all are told there."""
+    from gcsfs.core import GCSFileSystem  # what gcsfs adds to it needs Google's own servers
+
+    class Broken(Exception):
+        pass
+
+    async def broken(self, *args, **options):
+        raise Broken
+
+    monkeypatch.setattr(GCSFileSystem, "_request", broken)
+    fs = GCSFileSystem(skip_instance_cache=True)
+    for what, call in {
+        "call": lambda: fs.call("GET", "b/{}", "bucket"),
+        "info": lambda: fs.info("bucket/x"),
+        "ls": lambda: fs.ls("bucket/x"),
+        "cat_file": lambda: fs.cat_file("bucket/x"),
+        "pipe_file": lambda: fs.pipe_file("bucket/x", b"x"),
+        "rm_file": lambda: fs.rm_file("bucket/x"),
+    }.items():
+        with contextlib.suppress(Broken):
+            call()
+            keeps("gcsfs", f"{what} makes its requests by _request", "private.gcsfs", False)
+
+
+# --- orbax-checkpoint, whose manager checkpoint.py changes by public methods --------------------
+
+
+def test_the_manager_of_orbax(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        checkpoint._Manager, "reached_preemption", lambda self, step: asked.append(step)
+    )
+    names = []
+    handler = checkpoint.ocp.JsonCheckpointHandler
+    save = handler.async_save
+
+    async def recorded(self, directory, *args, **options):
+        names.append(str(directory))
+        return await save(self, directory, *args, **options)
+
+    monkeypatch.setattr(handler, "async_save", recorded)
+    one = checkpoint.Checkpoints(tmp_path)
+    zero = jnp.int32(0)
+    state = checkpoint.State(zero, {"w": jnp.ones(4)}, {}, {}, None, jnp.bool_(False))
+    one.save(3, state, {}, {})
+    one.wait()
+    one.close()
+    keeps(
+        "orbax-checkpoint",
+        "it asks its own reached_preemption",
+        "checkpoint._Manager",
+        asked and set(asked) == {3},
+    )
+    keeps(
+        "orbax-checkpoint",
+        "what is unfinished has .orbax-checkpoint-tmp in its name",
+        "Checkpoints._failed, which makes room",
+        ".orbax-checkpoint-tmp" in " ".join(names),
+    )
+    assert np.array_equal(one.steps(), [3])
