@@ -120,7 +120,10 @@ def _maximum_likelihood(task, txs, state: State, rows, rng) -> tuple[State, dict
         key = jax.random.fold_in(rng, i)
         if o.scheduled_sampling:
             progress = (state.step + 1) / max(1, o.mle_rounds)
-            batch = {**batch, "inputs": _own_words(p, params, batch, progress, key)}
+            # Not key itself: the network draws its dropout with split(key), whose parts are
+            # fold_in(key, 0), fold_in(key, 1), ...
+            own = jax.random.fold_in(key, 2**20)
+            batch = {**batch, "inputs": _own_words(p, params, batch, progress, own)}
 
         def loss(g):
             (total, weight), _ = task.loss({"generator": g}, {}, None, batch, key, True)
