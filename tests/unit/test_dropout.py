@@ -1,0 +1,143 @@
+"""Dropout: its rate, its scale, where it is drawn, and that no two draws share a key."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigjax import config, tasks
+from bigjax.layers import kernels
+from bigjax.layers.basic import dropout
+from bigjax.models import bert, gpt, headline, seqgan
+from tests.keys import Draws
+
+B, T, V = 2, 6, 11
+SIZES = dict(vocab_size=V, max_len=T, d_model=8, n_heads=2)
+
+
+@pytest.fixture
+def draws(monkeypatch):
+    return Draws(monkeypatch)
+
+
+# --- The numbers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3])
+def test_dropout_drops_its_rate_and_scales_what_it_keeps(rate):
+    x = jnp.linspace(1, 2, 40_000)
+    y = dropout(x, rate, jax.random.key(0))
+    x, y = np.asarray(x), np.asarray(y)
+    kept = y != 0
+    assert (~kept).mean() == pytest.approx(rate, abs=0.01)  # 4 standard deviations
+    np.testing.assert_allclose(y[kept], x[kept] / (1 - rate), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rate, causal", [(0.1, False), (0.3, True)])
+def test_attention_drops_its_rate_of_the_weights_and_scales_the_rest(rate, causal):
+    """Values of one-hot vectors make attention give its weights."""
+    n, H, S = 40, 2, 16
+    q, k = jax.random.normal(jax.random.key(1), (2, n, S, H, S))
+    v = jnp.broadcast_to(jnp.eye(S)[:, None], (n, S, H, S))
+    attend = jax.jit(functools.partial(kernels.attend, causal=causal, dropout=rate))
+    want, got = (np.asarray(attend(q, k, v, rng=rng)) for rng in (None, jax.random.key(0)))
+    seen, kept = want > 1e-6, got != 0
+    assert (~kept)[seen].mean() == pytest.approx(rate, abs=0.015)
+    np.testing.assert_allclose(got[kept], want[kept] / (1 - rate), rtol=1e-4)
+    assert not kept[want == 0].any()  # nothing later is seen
+
+
+# --- The keys ---------------------------------------------------------------------------------
+
+LSTM = dict(generator="lstm", discriminator_d_model=8, filter_widths=(1, 2), filters=(3, 3))
+HEADLINE = headline.Config(
+    **SIZES, article_len=8, dropout=0.1, click_dropout=0.3, discriminator_d_model=8,
+    filter_widths=(1, 2), filters=(4, 4),
+)  # fmt: skip
+GIVEN = dict(
+    source=jnp.ones((B, 8), int),
+    source_types=jnp.zeros((B, 8), int),
+    source_mask=jnp.ones((B, 8)),
+    clicks=jnp.ones(B, int),
+    hot=jnp.ones((B, 8), int),
+    hot_mask=jnp.ones((B, 8)),
+)
+MASK = jnp.ones((B, T), bool)
+# name: (module, arguments, {share that is kept: number of draws}), mostly of two layers
+CASES = {
+    "gpt": (gpt.Model(gpt.Config(**SIZES, n_layers=2, dropout=0.1)), (), {0.9: 1 + 2 * 2}),
+    "gpt, unrolled and parallel": (
+        gpt.Model(gpt.Config(**SIZES, n_layers=1, dropout=0.1, scan=False, parallel_block=True)),
+        (),
+        {0.9: 1 + 2},
+    ),
+    "bert": (
+        bert.Model(
+            bert.Config(**SIZES, n_layers=2, dropout=0.1, attention_dropout=0.3), ("classifier",)
+        ),
+        (),
+        {0.9: 1 + 2 * 2 + 1, 0.7: 2},
+    ),
+    "seqgan's generator": (
+        seqgan.Generator(seqgan.Config(**SIZES, **LSTM, dropout=0.1)),
+        (),
+        {0.9: 2},
+    ),
+    "seqgan's discriminator": (
+        seqgan.Discriminator(seqgan.Config(**SIZES, **LSTM, discriminator_dropout=0.3)),
+        (MASK,),
+        {0.7: 1},
+    ),
+    "headline's generator": (headline.Generator(HEADLINE), (GIVEN,), {0.9: 4, 0.7: 1}),
+    "headline's discriminator": (headline.Discriminator(HEADLINE), (MASK, GIVEN), {0.75: 2}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_dropout_has_its_rate_and_a_key_of_its_own(draws, case):
+    model, arguments, want = CASES[case]
+    tokens = jnp.zeros((B, T), int)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens, *arguments)
+    variables = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
+    apply = jax.jit(lambda v, rng: model.apply(v, tokens, *arguments, rng=rng))
+    jax.block_until_ready(apply(variables, jax.random.key(1)))
+    assert draws.shares() == want
+    draws.check_distinct(sum(want.values()))
+
+
+# --- When -------------------------------------------------------------------------------------
+
+ROW, ONE = (B, T), (B, 1)
+LABELLED = dict(tokens=ROW, types=ROW, segment_ids=ROW, positions=ROW, first=ONE, example=ONE)
+TASKS = {
+    "causal_lm": dict(inputs=ROW, targets=ROW, target_bytes=(B,)),
+    "mlm_nsp": dict(
+        tokens=ROW, types=ROW, segment_ids=ROW, picked=(B, 3), targets=(B, 3), next_label=ONE
+    ),
+    "classify": LABELLED | dict(label=ONE),
+    "tag": LABELLED | dict(token_labels=ROW),
+    "answer": LABELLED | dict(start=ONE, end=ONE),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_dropout_is_for_training_alone(draws, name):
+    c = config.new_config()
+    c.model = dict(name="gpt" if name == "causal_lm" else "bert", **SIZES, n_layers=1, dropout=0.1)
+    c.task = dict(name=name, **(dict(labels=("a", "b")) if name in ("classify", "tag") else {}))
+    c.data.seq_len = T
+    task = tasks.build(c)
+    weights = dict(causal_lm=ROW, mlm_nsp=(B, 3)).get(name, ONE)
+    batch = tasks.array_shapes(TASKS[name], dict(weights=weights, next_weight=ONE))
+    params = jax.eval_shape(task.init, jax.random.key(0))["params"]
+
+    def n_draws(train):
+        draws.clear()
+        jax.eval_shape(
+            lambda p, b: task.loss(p, {}, None, b, jax.random.key(0), train)[0], params, batch
+        )
+        return draws.traced
+
+    assert n_draws(False) == 0 and n_draws(True) >= 3

@@ -1,0 +1,37 @@
+"""Counts of floating-point operations, against the sizes of the kernels that multiply."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bigjax.layers.params import unbox
+from bigjax.models import bert, gpt
+from bigjax.trees import named_leaves
+
+
+def kernels(model, of=""):
+    """The elements of all kernels whose path begins with `of`."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), int))
+    leaves = named_leaves(unbox(shapes["params"]))
+    return sum(
+        math.prod(x.shape) for k, x in leaves.items() if k.endswith("kernel") and k.startswith(of)
+    )
+
+
+@pytest.mark.parametrize("preset", ["llama2-7b", "llama2-70b", "palm-8b", "gpt2-124m"])
+def test_of_a_decoder(preset):
+    c = gpt.Config(**gpt.PRESETS[preset])
+    weights = kernels(gpt.Model(c)) + c.vocab_size * c.d_model * c.tie_embeddings
+    attention = 12 * c.n_layers * c.n_heads * c.head_dim * 1000  # scores and what they weigh
+    assert gpt.flops_per_token(c, 1000) == 6 * weights + attention
+
+
+@pytest.mark.parametrize("preset", ["tiny", "base"])
+def test_of_an_encoder_and_its_vocabulary(preset):
+    c = bert.Config(**bert.PRESETS[preset])
+    model = bert.Model(c, ("mlm",))
+    attention = 12 * c.n_layers * c.d_model * 100
+    assert bert.flops_per_token(c, 100) == 6 * kernels(model, "stack") + attention
+    assert bert.head_flops(c) == 6 * (kernels(model, "mlm") + c.vocab_size * c.d_model)

@@ -1,0 +1,49 @@
+"""What parameters begin as."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigjax.layers.params import unbox
+from bigjax.models import bert, gpt
+from bigjax.train.state import make_init
+from bigjax.trees import named_leaves
+
+SIZES = dict(vocab_size=200, max_len=80, d_model=64, n_layers=8, n_heads=4)
+MODELS = {
+    "gpt": gpt.Model(gpt.Config(**SIZES, activation="swiglu", tie_embeddings=False)),
+    "bert": bert.Model(bert.Config(**SIZES), bert.HEADS, n_labels=50),
+}
+# GPT-2 divides the deviation of what is added to the residual stream by the root of how many such
+# there are, two a layer.
+RESIDUAL = {"gpt": 0.02 / 4, "bert": 0.02}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_deviations_of_kernels_and_embeddings(name):
+    init = lambda key: unbox(MODELS[name].init(key, jnp.zeros((1, 1), int))["params"])
+    params = named_leaves(jax.device_get(jax.jit(init)(jax.random.key(0))))
+    for path, x in params.items():
+        kind = path.split("/")[-1]
+        if kind not in ("kernel", "embedding"):
+            assert (x == (kind == "scale")).all(), path
+            continue
+        residual = path.endswith(("attention/out/kernel", "mlp/down/kernel"))
+        want = RESIDUAL[name] if residual else 0.02
+        assert x.std() == pytest.approx(want, rel=4 / x.size**0.5), path
+        assert abs(x.mean()) < 5 * want / x.size**0.5, path
+        if "/layers/" in path:
+            assert not (x[0] == x[1]).any(), path  # no two layers begin alike
+    assert sum(path.endswith(("out/kernel", "down/kernel")) for path in params) == 2
+
+
+def test_the_seed_decides():
+    class Task:
+        init = staticmethod(lambda rng: {"params": {"w": jax.random.normal(rng, 3)}, "extras": {}})
+
+    tx = type("", (), {"init": staticmethod(lambda params: ())})
+    a, b, c = (make_init(Task, tx, seed, True)() for seed in (1, 1, 2))
+    np.testing.assert_array_equal(a.params["w"], b.params["w"])
+    np.testing.assert_array_equal(a.ema["w"], a.params["w"])
+    assert not (a.params["w"] == c.params["w"]).any()

@@ -1,0 +1,49 @@
+"""Normalisation by hand, and that models use the epsilon of their config."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigjax.layers.basic import Norm
+from bigjax.models import bert, gpt
+from tests import helpers
+
+
+@pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
+def test_by_hand_where_epsilon_counts(kind):
+    rng = np.random.default_rng(0)
+    x, scale, bias = rng.normal(1.0, 0.1, (3, 8)), rng.normal(size=8), rng.normal(size=8)
+    centred = x - x.mean(-1, keepdims=True) if kind == "layernorm" else x
+    want = scale * centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 0.05)
+    params = {"scale": jnp.float32(scale)}
+    if kind == "layernorm":
+        want, params = want + bias, params | {"bias": jnp.float32(bias)}
+    got = Norm(kind, eps=0.05).apply({"params": params}, jnp.float32(x))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+SIZES = dict(vocab_size=11, max_len=4, d_model=8, n_layers=2, n_heads=2, norm_eps=0.25)
+
+
+@pytest.mark.parametrize(
+    "model, n",
+    [
+        (gpt.Model(gpt.Config(**SIZES)), 2 + 1),
+        (gpt.Model(gpt.Config(**SIZES, norm="rmsnorm")), 2 + 1),
+        (bert.Model(bert.Config(**SIZES), ("mlm",)), 1 + 2 + 1),
+    ],
+    ids=["layernorm", "rmsnorm", "bert"],
+)
+def test_every_norm_of_a_model_has_its_epsilon(model, n):
+    """A scanned layer is traced once."""
+    tokens = jnp.zeros((1, 4), int)
+    variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    jaxpr = jax.make_jaxpr(lambda v: model.apply(v, tokens))(variables)
+    added = []
+    for e in helpers.equations(jaxpr.jaxpr):
+        if e.primitive.name == "add" and hasattr(e.invars[1], "val"):
+            last = float(e.invars[1].val)
+        elif e.primitive.name == "rsqrt":
+            added.append(last)
+    assert added == [0.25] * n

@@ -1,0 +1,123 @@
+"""Keys: no step, micro-batch, update or token draws with the key of another one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bigjax.infer.generate import Generator, Options
+from bigjax.layers import params as params_lib
+from bigjax.models import gpt
+from bigjax.tasks import Task
+from bigjax.train import adversarial
+from bigjax.train.state import make_init
+from bigjax.train.step import make_step
+from tests.keys import Draws
+from tests.language import make_players, make_task, texts
+
+
+@pytest.fixture
+def draws(monkeypatch):
+    return Draws(monkeypatch)
+
+
+# --- Steps and micro-batches ------------------------------------------------------------------
+
+
+def numbers(steps, accumulate=1, seed=0):
+    """What each micro-batch of each step draws first, [steps, accumulate]."""
+
+    def loss(params, extras, frozen, batch, rng, train):
+        here = (batch["micro"][0] == jnp.arange(accumulate)).astype(jnp.float32)
+        drawn = {f"{i}": (jax.random.uniform(rng) * here[i], here[i]) for i in range(accumulate)}
+        return (params["w"].sum(), jnp.float32(1)), (drawn, extras)
+
+    init = lambda rng: {"params": {"w": jnp.ones(1)}, "extras": {}}
+    task = Task(init, loss, lambda: None, {"w": ("norm",)}, None, None, 0.0, None, None)
+    tx, out = optax.sgd(0.1), []
+    step = jax.jit(make_step(task, tx, lambda s: 0.1, seed=seed, accumulate=accumulate))
+    state = make_init(task, tx, 0, False)()
+    for _ in range(steps):
+        state, metrics = step(state, None, {"micro": jnp.arange(2 * accumulate) % accumulate})
+        out.append([float(metrics[f"{i}"]) for i in range(accumulate)])
+    return np.array(out)
+
+
+def test_steps_and_micro_batches_draw_anew_and_by_the_seed():
+    found = numbers(3, accumulate=2)
+    assert len(np.unique(found)) == found.size == 6
+    np.testing.assert_array_equal(numbers(3, accumulate=2), found)
+    assert not set(numbers(3, accumulate=2, seed=1).ravel()) & set(found.ravel())
+
+
+def test_a_resumed_step_draws_what_the_uninterrupted_one_did():
+    """The key follows from the seed and the step, and from nothing that was before."""
+    key = jax.random.fold_in(jax.random.key(5), 2)
+    assert numbers(3, seed=5)[2, 0] == pytest.approx(float(jax.random.uniform(key)))
+
+
+# --- Rounds of adversarial training -----------------------------------------------------------
+
+UPDATES = dict(mle_updates=3, pretrain_updates=4, generator_updates=2, discriminator_updates=4)
+NETWORK = (
+    3  # draws of a network that is given a key: with that key, and with two that it makes of it
+)
+# Of 8 rows of 3 tokens. A rollout after token t draws the tokens that are left.
+ROUNDS = {
+    # Each update: which inputs are its own, its 3 tokens, and the loss.
+    "mle": (3, dict(scheduled_sampling=0.5, mle_rounds=1), 3 * (1 + 3 + NETWORK)),
+    # The written texts of two batches at once, and each update's judgement.
+    "discriminator": (2, {}, 3 + 4 * NETWORK),
+    # Each update: its text, rollouts after the first and the second token, the loss, and that of
+    # the real text. Then as above.
+    "adversarial": (
+        4,
+        dict(rollouts=2, teacher_forcing=0.5),
+        2 * (3 + 2 + 1 + 2 * NETWORK) + 3 + 4 * NETWORK,
+    ),
+}
+
+
+def played(players, task, phase, rows):
+    txs = {k: optax.sgd(0.1) for k in ("mle", "adversarial", "discriminator")}
+    state = make_init(task, adversarial.init_only(txs), 0, False)()
+    one_round = jax.jit(adversarial.make_round(task, txs, 0))
+    jax.block_until_ready(one_round(state, None, {phase: rows}))
+
+
+@pytest.mark.parametrize("phase", ROUNDS)
+def test_no_two_draws_of_a_round_share_a_key(draws, phase):
+    batches, options, n = ROUNDS[phase]
+    plain = make_players(**UPDATES, **options)
+
+    def drawing(f):  # as networks with dropout do
+        def g(*arguments):
+            rng = arguments[-1]
+            keys = [] if rng is None else [rng, *jax.random.split(rng)]
+            nothing = sum(0 * jax.random.uniform(key) for key in keys)
+            return jax.tree.map(lambda x: x + nothing, f(*arguments))
+
+        return g
+
+    players = plain._replace(score=drawing(plain.score), loss=drawing(plain.loss))
+    played(players, make_task(players), phase, texts(8, batches))
+    draws.check_distinct(n)
+
+
+def test_negatives_that_are_written_in_turn_draw_anew(draws, monkeypatch):
+    monkeypatch.setattr(adversarial, "WRITTEN_AT_ONCE", 8)  # a batch at a time
+    players = make_players(**UPDATES)
+    played(players, make_task(players), "discriminator", texts(8, 2))
+    draws.check_distinct(2 * 3)
+
+
+# --- Decoding ---------------------------------------------------------------------------------
+
+
+def test_each_token_that_is_decoded_has_a_key_of_its_own(draws):
+    c = gpt.Config(vocab_size=31, max_len=32, d_model=8, n_layers=1, n_heads=2)
+    shapes = jax.eval_shape(gpt.Model(c).init, jax.random.key(0), jnp.zeros((1, 1), int))
+    params = jax.tree.map(lambda x: jnp.ones(x.shape), params_lib.unbox(shapes["params"]))
+    Generator(gpt, c, params)([[3], [4]], Options(max_new=5))
+    draws.check_distinct(5)
