@@ -22,7 +22,8 @@ def make(corpus_file, cache_dir, tmp_path_factory):
         c = config.load_file(TINY_BERT + variant)
         with c.unlocked():
             c.data.cache_dir, c.data.sources.text.path, c.data.train = cache_dir, corpus_file, table
-            c.model.dropout = c.model.attention_dropout = 0.0
+            # Dropout of every kind where micro-batches are not compared with the whole
+            c.model.dropout = c.model.attention_dropout = 0.1 if variant else 0.0
         tasks.resolve(c)
         return c, tasks.build(c).load_data(lambda text: None)
 

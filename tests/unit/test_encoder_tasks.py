@@ -132,6 +132,18 @@ def test_classification_weighs_labels_and_not_its_accuracy():
     assert same["accuracy"] == metrics["accuracy"]
 
 
+def test_labels_are_smoothed_in_training_alone():
+    labels = dict(labels=("a", "b", "c"))
+    plain, smooth = build("classify", **labels), build("classify", **labels, label_smoothing=0.3)
+    p, batch = params(plain), rows() | dict(label=np.array([[0, 1], [2, 2], [1, 0], [1, 0]]))
+    loss = lambda task, train: task.loss(p, {}, None, batch, jax.random.key(0), train)[0][0]
+    assert loss(smooth, False) == loss(plain, False)
+    log_p = log_softmax(plain.outputs(p, {}, batch))
+    q = 0.7 * np.eye(3)[batch["label"]] + 0.1
+    want = -((q * log_p).sum(-1) * batch["weights"]).sum()
+    np.testing.assert_allclose(loss(smooth, True), want, rtol=1e-5)
+
+
 def test_regression_is_squared_error():
     task = build("classify", kind="regress")
     p = params(task)

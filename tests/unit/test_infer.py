@@ -32,6 +32,10 @@ def test_top_k_and_top_p_cut_the_tail_and_keep_the_ratios():
     np.testing.assert_allclose(frequencies(top_p=0.7), [0.625, 0.375, 0, 0], atol=0.03)
     assert frequencies(top_p=0.81)[2] > 0 and frequencies(top_p=0.81)[3] == 0
     assert frequencies(top_p=1e-6)[0] == 1
+    # The temperature comes first: at 0.5 two reach 0.9, where 0.5 + 0.3 alone do not.
+    np.testing.assert_allclose(
+        frequencies(top_p=0.9, temperature=0.5), [0.25 / 0.34, 0.09 / 0.34, 0, 0], atol=0.03
+    )
 
 
 def test_temperature_zero_is_greedy():
