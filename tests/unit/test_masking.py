@@ -249,6 +249,14 @@ def test_a_batch_is_a_function_of_seed_and_step(stream, tokenizer):
     ).any()
 
 
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_the_seed_decides_pairs_and_masks(stream, tokenizer, dynamic):
+    """Of the same examples in the same order, as evaluation takes them."""
+    a, b = (make(stream, tokenizer, False, seed=s, dynamic=dynamic).batch_at(1) for s in (0, 1))
+    assert (a["picked"] != b["picked"]).mean() > 0.5
+    assert 0.2 < (a["next_label"] != b["next_label"]).mean() < 0.8
+
+
 def masks_of_examples(data, steps):
     found = {}
     for step in steps:
