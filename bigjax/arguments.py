@@ -4,47 +4,103 @@ from collections.abc import Callable
 
 from absl import flags
 
-from bigjax import cloud
+from bigjax import cloud, paths
 from bigjax import config as config_lib
 from bigjax.errors import UserError
 
+_KEY = "--config."
+
 
 class Arguments:
-    """The flags of a command line: --config=, --config.KEY=VALUE, --workdir=, and its own: those
-    that define(flags) adds, and `texts`, by default None."""
+    """The flags of a command line. A command takes those that it uses, and refuses the others.
+
+    config: whether it uses --config=FILE[:VARIANT]. workdirs: how many --workdir=FOLDER: 0, 1, or 2
+    for any number. keys: the config keys and sections that it uses, ("",) for all. texts: flags
+    whose default is None. define(flags) adds others. file_flags: those of texts and define that
+    name files or folders; an empty one is refused, and `~` is expanded.
+    """
 
     def __init__(
         self,
         argv: list[str],
         define: Callable[[flags.FlagValues], None] | None = None,
+        *,
+        config: bool = True,
+        workdirs: int = 2,
+        keys: tuple[str, ...] = ("",),
         texts: tuple[str, ...] = (),
+        file_flags: tuple[str, ...] = (),
     ):
-        self.overrides = [a for a in argv if a.startswith("--config.")]
-        rest = [a for a in argv if not a.startswith("--config.")]
+        self._keys = keys
+        self.overrides = [a for a in argv if a.startswith(_KEY)]
+        rest = [a for a in argv if not a.startswith(_KEY)]
         self.flags = flags.FlagValues()
-        flags.DEFINE_string(
-            "config", None, "A config file, FILE.py or FILE.py:VARIANT.", flag_values=self.flags
-        )
-        flags.DEFINE_multi_string("workdir", [], "A run's folder.", flag_values=self.flags)
+        if config:
+            flags.DEFINE_string("config", None, "", flag_values=self.flags)
+        if workdirs:
+            flags.DEFINE_multi_string("workdir", [], "", flag_values=self.flags)
         for name in texts:
             flags.DEFINE_string(name, None, "", flag_values=self.flags)
         if define:
             define(self.flags)
+        self._check_taken(rest)
         try:
             extra = self.flags(["bigjax", *rest])[1:]
         except flags.Error as e:
-            raise UserError(
-                f"{e} Flags: --config.KEY=VALUE, " + ", ".join(f"--{name}" for name in self.flags)
-            ) from e
+            raise UserError(f"{e} {self._taken()}") from e
         if extra:
             raise UserError(f"What is {extra[0]!r}? Arguments are written --NAME=VALUE.")
-        values = self.flags.flag_values_dict().values()
-        cloud.check(_texts(values))
+        if workdirs == 1 and len(self.flags.workdir) > 1:
+            raise UserError("This command takes one --workdir=FOLDER; it was given several times.")
+        self._expand(("config", "workdir", *file_flags))
+        for folder in self.flags.workdir if workdirs else ():
+            paths.check_run_folder(folder, "--workdir")
+        cloud.check(_texts(self.flags.flag_values_dict().values()))
+
+    def _taken(self) -> str:
+        names = [f"--{name}" for name in self.flags]
+        if self._keys:
+            names.append(f"{_KEY}KEY=VALUE" + (" of " * ("" not in self._keys)))
+            names[-1] += ", ".join(k for k in self._keys if k)
+        return f"Flags of this command: {', '.join(names)}." if names else "It takes no flags."
+
+    def _check_taken(self, rest: list[str]) -> None:
+        """Refuses what other commands take and this one would not use."""
+        for argument in self.overrides:
+            key = argument.removeprefix(_KEY).partition("=")[0]
+            used = any(not k or key == k or key.startswith(f"{k}.") for k in self._keys)
+            if not used:
+                raise UserError(
+                    f"{argument}: this command does not use config.{key}, so it would change "
+                    f"nothing: leave it out. {self._taken()}"
+                )
+        for name in ("config", "workdir"):
+            given = any(a == f"--{name}" or a.startswith(f"--{name}=") for a in rest)
+            if given and name not in self.flags:
+                other = (
+                    " It reads the config in --workdir."
+                    if name == "config" and "workdir" in self.flags
+                    else ""
+                )
+                raise UserError(f"This command does not use --{name}.{other} {self._taken()}")
+
+    def _expand(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            if name not in self.flags or not self.flags[name].present:
+                continue
+            value = self.flags[name].value
+            if "" in (value if isinstance(value, list) else [value]):
+                raise UserError(f"--{name} is empty: write --{name}=PATH, or leave it out.")
+            self.flags[name].value = (
+                [paths.expand(v, f"--{name}") for v in value]
+                if isinstance(value, list)
+                else paths.expand(value, f"--{name}")
+            )
 
     @property
     def workdir(self) -> str:
         """The one work folder."""
-        if len(self.flags.workdir) != 1:
+        if not self.flags.workdir:
             raise UserError("This command needs one --workdir=FOLDER.")
         return self.flags.workdir[0]
 
@@ -52,7 +108,7 @@ class Arguments:
     def step(self) -> int | None:
         """--step: a number, 'best' by the run's checkpoint.best, or None for the newest."""
         text = self.flags.step
-        if text is None or text.isdigit():
+        if text is None or text.isascii() and text.isdigit():
             return None if text is None else int(text)
         if text != "best":
             raise UserError(f"--step is {text!r}; give a number, or best.")
@@ -66,20 +122,27 @@ class Arguments:
         return step
 
     def config(self, base=None):
-        """(config, {overridden key: its former value}); base: a config that replaces --config."""
+        """(config, {overridden key: its former value}); base: a config that replaces --config.
+
+        `~` in its paths is expanded (config.keys.PATHS), so that a run's config.json names the
+        files that it read.
+        """
         from bigjax import models, tasks
 
         if base is None:
             base = config_lib.load_file(self.flags.config or config_lib.DEFAULT_CONFIG)
         config = base.copy_and_resolve_references().lock()
-        names = tuple(f"--config.{s}.name=" for s in ("model", "task"))
-        config_lib.override(config, [a for a in self.overrides if a.startswith(names)], {})
-        fields = {"model": models.all_fields(config.model), "task": tasks.all_fields(config.task)}
+        names = tuple(f"{_KEY}{s}.name=" for s in ("model", "task"))
+        config_lib.override(config, [a for a in self.overrides if a.startswith(names)])
+        modules = {"model": models, "task": tasks}
+        fields = {s: module.all_fields(config[s]) for s, module in modules.items()}
+        types = {s: module.field_types(config[s]) for s, module in modules.items()}
         before = {f"{s}.{k}": v for s in fields for k, v in fields[s].items()}
         before.update(config_lib.sorted_leaves(config))
         before.update({f"{s}.name": base[s].name for s in fields})
-        keys = config_lib.override(config, self.overrides, fields)
-        for section, module in (("model", models), ("task", tasks)):
+        keys = config_lib.override(config, self.overrides, fields, types)
+        config_lib.expand_paths(config)
+        for section, module in modules.items():
             if config[section].get("preset") != "init_from":  # else they are found at the start
                 with config.unlocked():
                     config[section].update(module.all_fields(config[section]))

@@ -1,16 +1,19 @@
 """The commands behind `bigjax`, one function each. Slow imports are inside them."""
 
-import json
 import sys
 
 from absl import flags, logging
 
 import bigjax
 from bigjax import config as config_lib
+from bigjax import json_text
 from bigjax.arguments import Arguments
 from bigjax.errors import UserError
 
 DEFAULT_WORKDIR = "runs/gpt-docstrings"
+# Config keys that a command uses which opens a run's work folder.
+OF_A_MODEL = ("model", "mesh", "hosts", "train.ema")
+OF_ROWS = ("task", "data", "train.batch_size")
 
 
 def run(argv: list[str]) -> int:
@@ -23,7 +26,7 @@ def run(argv: list[str]) -> int:
         return 0
     if argv[0] not in COMMANDS:
         raise UserError(f"There is no command {argv[0]!r}. {config_lib.nearest(argv[0], COMMANDS)}")
-    if "--help" in argv:
+    if {"--help", "-h"} & {*argv}:
         print(COMMANDS[argv[0]].__doc__)
         return 0
     logging.set_verbosity(logging.FATAL)  # Orbax logs what it also raises
@@ -49,7 +52,7 @@ def train(argv: list[str]) -> None:
     --config.KEY=VALUE       any key that `bigjax config` prints
     --workdir=FOLDER         where everything is written; given again, training goes on there
     """
-    arguments = Arguments(argv)
+    arguments = Arguments(argv, workdirs=1)
     if not arguments.flags.workdir:
         if arguments.flags.config:
             raise UserError("--workdir=FOLDER is missing: where to write the run.")
@@ -69,7 +72,12 @@ def evaluate(argv: list[str]) -> None:
     --json              also prints the numbers as one line of JSON, last
     """
     arguments = Arguments(
-        argv, lambda f: flags.DEFINE_bool("json", False, "", flag_values=f), texts=("step",)
+        argv,
+        lambda f: flags.DEFINE_bool("json", False, "", flag_values=f),
+        config=False,
+        workdirs=1,
+        keys=(*OF_A_MODEL, *OF_ROWS, "seed", "oracle", "evals"),
+        texts=("step",),
     )
     from bigjax import data, evals
     from bigjax.evals.context import Context
@@ -98,7 +106,7 @@ def evaluate(argv: list[str]) -> None:
     for key, value in numbers.items():
         print(f"{key:<32} {value:.6f}")
     if arguments.flags.json:
-        print(json.dumps({"step": loaded.step, **numbers}))
+        print(json_text.dumps({"step": loaded.step, **numbers}))
 
 
 def generate(argv: list[str]) -> None:
@@ -124,9 +132,10 @@ def generate(argv: list[str]) -> None:
         for name, default in (("temperature", 0.8), ("top_p", 0.95)):
             flags.DEFINE_float(name, default, "", flag_values=f)
 
-    arguments = Arguments(argv, define, texts=("step",))
+    arguments = Arguments(argv, define, config=False, workdirs=1, keys=OF_A_MODEL, texts=("step",))
     f = arguments.flags
     from bigjax import data, models
+    from bigjax.config import bounds
     from bigjax.infer.generate import Generator, Options, continuation
     from bigjax.train import load as load_lib
     from bigjax.train import workdir as workdir_lib
@@ -135,6 +144,14 @@ def generate(argv: list[str]) -> None:
         raise UserError(f"--number is {f.number}; it must be at least 1.")
     if "" in f.stop:
         raise UserError("--stop is empty; give the text that ends a sample.")
+    Options(f.max_tokens, f.temperature, f.top_k, f.top_p)  # refuses what cannot be
+    bounds.check_seed(f.seed)
+    for name in ("top_k", "top_p", "seed"):
+        if not f.temperature and f[name].present:
+            raise UserError(
+                f"--{name} would change nothing: --temperature=0 takes the likeliest token. "
+                "Leave one of the two out."
+            )
     config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
     tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
     options = Options(f.max_tokens, f.temperature, f.top_k, f.top_p, tokenizer.eos_id)
@@ -160,7 +177,14 @@ def predict(argv: list[str]) -> None:
     --output=FILE    .tsv, .csv or .jsonl: the rows with their predictions
     --step=N         or best (by checkpoint.best); default: the newest
     """
-    arguments = Arguments(argv, texts=("input", "output", "step"))
+    arguments = Arguments(
+        argv,
+        config=False,
+        workdirs=1,
+        keys=(*OF_A_MODEL, *OF_ROWS),
+        texts=("input", "output", "step"),
+        file_flags=("input", "output"),
+    )
     f = arguments.flags
     if not f.input or not f.output:
         raise UserError("predict needs --input=FILE and --output=FILE.")
@@ -197,7 +221,13 @@ def predict(argv: list[str]) -> None:
     outputs, _ = predict_lib.outputs_of(
         loaded.task, loaded.mesh, loaded.params, loaded.extras, split, labelled=False
     )
-    predict_lib.write(f.output, rows, predict_lib.predictions(config, rows, examples, outputs))
+    found = predict_lib.predictions(config, rows, examples, outputs)
+    predict_lib.write(f.output, rows, found)
+    if n := json_text.count_non_finite(found):
+        print(
+            f"note: {n:,} number(s) are not finite, and are null in .jsonl, empty in tables: the "
+            "score of a row whose context has no text, or what a model gives that has diverged."
+        )
     print(f"Wrote {f.output}: {len(rows):,} rows, step {loaded.step} of {arguments.workdir}")
 
 
@@ -213,7 +243,14 @@ def headline(argv: list[str]) -> None:
     from bigjax.train import load as load_lib
     from bigjax.train import workdir as workdir_lib
 
-    arguments = Arguments(argv, headline_lib.define_flags)
+    arguments = Arguments(
+        argv,
+        headline_lib.define_flags,
+        config=False,
+        workdirs=1,
+        keys=(*OF_A_MODEL, "task", "data"),
+        file_flags=("article", "output", "hot_words"),
+    )
     config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
     found = headline_lib.check(arguments.flags, config)
     headline_lib.command(
@@ -226,7 +263,7 @@ def headline(argv: list[str]) -> None:
 
 def list_configs(argv: list[str]) -> None:
     """Lists every config with the first line of its docstring."""
-    Arguments(argv)
+    Arguments(argv, config=False, workdirs=0, keys=())
     for path in config_lib.config_files():
         print(f"{path.relative_to(config_lib.ROOT)!s:<32} {config_lib.first_docstring_line(path)}")
 
@@ -236,9 +273,11 @@ def show_config(argv: list[str]) -> None:
 
     --config=FILE[:VARIANT] --config.KEY=VALUE, or --workdir=FOLDER for a run's own.
     """
-    arguments = Arguments(argv)
+    arguments = Arguments(argv, workdirs=1)
     base = None
     if arguments.flags.workdir:
+        if arguments.flags.config:
+            raise UserError("Give --config or --workdir: the config of a file, or that of a run.")
         from bigjax.train import workdir as workdir_lib
 
         base = workdir_lib.read_config(arguments.workdir)
@@ -253,7 +292,7 @@ def checkpoint(argv: list[str]) -> None:
     --workdir=FOLDER
     --step=N          whose parameters to list; default: the newest
     """
-    arguments = Arguments(argv, texts=("step",))
+    arguments = Arguments(argv, config=False, workdirs=1, keys=(), texts=("step",))
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -268,7 +307,9 @@ def report(argv: list[str]) -> None:
     --workdir=A --workdir=B ...
     --out=FILE.png   default: report.png in the first work folder
     """
-    arguments = Arguments(argv, texts=("out",))
+    arguments = Arguments(
+        argv, config=False, workdirs=2, keys=(), texts=("out",), file_flags=("out",)
+    )
     from bigjax import report as report_lib
 
     print(report_lib.draw(arguments.flags.workdir, arguments.flags.out))
@@ -280,7 +321,9 @@ def seqgan_report(argv: list[str]) -> None:
     --workdir=A --workdir=B ...
     --out=FILE.png   default: seqgan-report.png in the first work folder
     """
-    arguments = Arguments(argv, texts=("out",))
+    arguments = Arguments(
+        argv, config=False, workdirs=2, keys=(), texts=("out",), file_flags=("out",)
+    )
     from bigjax.report import oracle
 
     print(oracle.draw(arguments.flags.workdir, arguments.flags.out))
@@ -292,8 +335,11 @@ def tokenizer(argv: list[str]) -> None:
     --config=FILE[:VARIANT] --config.KEY=VALUE
     --out=FOLDER     where to write it; a config takes it by data.tokenizer.path
     """
-    arguments = Arguments(argv, texts=("out",))
+    arguments = Arguments(
+        argv, workdirs=0, keys=("data", "init_from"), texts=("out",), file_flags=("out",)
+    )
     config, _ = arguments.config()
+    config_lib.check_values(config)
     from bigjax import data
     from bigjax.train import init_from
 
@@ -316,9 +362,15 @@ def embeddings(argv: list[str]) -> None:
     --passes=3   over the text
     """
     arguments = Arguments(
-        argv, lambda f: flags.DEFINE_integer("passes", 3, "", flag_values=f), texts=("out",)
+        argv,
+        lambda f: flags.DEFINE_integer("passes", 3, "", flag_values=f),
+        workdirs=0,
+        keys=("data", "model", "seed"),
+        texts=("out",),
+        file_flags=("out",),
     )
     config, _ = arguments.config()
+    config_lib.check_values(config)
     from bigjax.train import embeddings as embeddings_lib
 
     embeddings_lib.write(config, arguments.flags.out, arguments.flags.passes, print)
@@ -340,8 +392,16 @@ def plan(argv: list[str]) -> None:
     from bigjax.plan import chips, command
 
     chips.before_jax()
-    arguments = Arguments(argv, command.define_flags)
-    command.run(arguments.flags, arguments.config()[0])
+    arguments = Arguments(
+        argv,
+        command.define_flags,
+        workdirs=0,
+        keys=("model", "task", "data", "oracle", "optim", "train", "mesh", "seed", "init_from"),
+        file_flags=("calibrate",),
+    )
+    config, _ = arguments.config()
+    config_lib.check_values(config)
+    command.run(arguments.flags, config)
 
 
 def import_(argv: list[str]) -> None:
@@ -349,8 +409,17 @@ def import_(argv: list[str]) -> None:
 
     --from=FOLDER      with config.json and safetensors files
     --workdir=FOLDER   new: to evaluate, to generate from, or for another run's init_from
+    --config.KEY=VALUE  of the new work folder's config, such as data.tokenizer.lowercase; not what
+                        the model's folder decides: model, task, data.tokenizer.kind and .path
     """
-    arguments = Arguments(argv, texts=("from",))
+    arguments = Arguments(
+        argv,
+        config=False,
+        workdirs=1,
+        keys=("seed", "data", "train", "evals", "mesh", "optim", "checkpoint", "log", "hosts"),
+        texts=("from",),
+        file_flags=("from",),
+    )
     source = arguments.flags["from"].value  # a Python keyword
     if not source:
         raise UserError("--from=FOLDER is missing: the model to import.")
@@ -360,7 +429,7 @@ def import_(argv: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     from bigjax.train import exchange
 
-    exchange.import_run(source, workdir, print)
+    exchange.import_run(source, workdir, print, arguments.overrides)
 
 
 def export(argv: list[str]) -> None:
@@ -371,7 +440,14 @@ def export(argv: list[str]) -> None:
     --step=N          or best (by checkpoint.best); default: the newest
     --dtype=NAME      float32, bfloat16 or float16; default: as imported, else as trained
     """
-    arguments = Arguments(argv, texts=("to", "dtype", "step"))
+    arguments = Arguments(
+        argv,
+        config=False,
+        workdirs=1,
+        keys=(),
+        texts=("to", "dtype", "step"),
+        file_flags=("to",),
+    )
     f = arguments.flags
     if not f.to:
         raise UserError("--to=FOLDER is missing: where to write the model.")

@@ -1,31 +1,51 @@
 """The `bigjax` command: reads flags and dispatches."""
 
 import os
+import signal
 import sys
 
-from bigjax import cpu
-
-cpu.keep_freed_memory()  # before jax is imported
-
-from bigjax import cloud, commands  # noqa: E402
-from bigjax.errors import RunError, UserError  # noqa: E402
+from bigjax import process
+from bigjax.errors import RunError, UserError
 
 
 def main(argv: list[str]) -> int:
     """Runs one command. 0: done; 2: bad input; 75: failed, but the same command may go on when it
-    is given again; 1: anything else."""
+    is given again; 130 and 143: ended by Ctrl-C and SIGTERM; 1: anything else."""
     try:
+        from bigjax import cpu
+
+        cpu.keep_freed_memory()  # before jax is imported and threads start
+        process.watch_signals()
+        from bigjax import commands
+
         return commands.run(argv)
+    except KeyboardInterrupt as e:
+        return _interrupted(getattr(e, "number", signal.SIGINT))
     except (UserError, RunError) as e:
         error = e
-    except (Exception, KeyboardInterrupt) as e:
-        error = cloud.failure(e) if isinstance(e, Exception) else None
+    except BrokenPipeError:  # `bigjax config | head`
+        _tell_hosts("nobody reads its output any more", 1)
+        raise
+    except Exception as e:
+        if number := process.interrupted():  # in the middle of importing C++, say
+            return _interrupted(number)
+        from bigjax import cloud
+
+        error = _backend_failure(e) or cloud.failure(e)
         if error is None:
             _tell_hosts(f"{type(e).__name__}: {e}", 1, e)
             raise
     _tell_hosts(str(error), error.exit_code)
     print(f"bigjax: {error}", file=sys.stderr)
     return error.exit_code
+
+
+def _interrupted(number: int) -> int:
+    process.caught()
+    text, code = process.describe(number), process.exit_code(number)
+    _tell_hosts(text, code)
+    print(f"bigjax: {text}", file=sys.stderr)
+    return code
 
 
 def _tell_hosts(text: str, code: int, unexpected: BaseException | None = None) -> None:
@@ -35,13 +55,43 @@ def _tell_hosts(text: str, code: int, unexpected: BaseException | None = None) -
         hosts.fail(text, code, unexpected)
 
 
+def _backend_failure(error: Exception) -> UserError | None:
+    """What to say where jax cannot start on its devices; None if the error is another.
+
+    Anything that asks for a device may be the first to start jax, so it is told by the error.
+    """
+    trace, inside = error.__traceback__, False
+    while trace:
+        code = trace.tb_frame.f_code
+        inside |= code.co_name == "backends" and code.co_filename.endswith("xla_bridge.py")
+        trace = trace.tb_next
+    text = " ".join(str(error).split())
+    if not inside and "Unable to initialize backend" not in text:
+        return None
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    return UserError(
+        f"jax cannot start its devices (JAX_PLATFORMS={asked!r}): "
+        f"{text[:400] or 'there is no such device here, or its plugin is not installed'}. Set "
+        "JAX_PLATFORMS=cpu to run on the CPU; a TPU or GPU that is in use has to be freed by the "
+        "process that holds it."
+    )
+
+
 def cli() -> None:
+    process.open_streams()
+    process.handle_signals()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:  # `bigjax config | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        process.close_output()
         code = 1
+    except RunError as e:  # of standard output
+        process.close_output()
+        print(f"bigjax: {e}", file=sys.stderr)
+        code = e.exit_code
+    if code > 128:  # handlers at the end of Python would wait for what was interrupted
+        os._exit(code)
     sys.exit(code)
 
 

@@ -5,7 +5,7 @@ every key there is, and assigns what it chooses. The sections `model` and `task`
 (`bigjax.models.NAME`, `bigjax.tasks.NAME`) whose `Config` dataclass owns their other keys.
 """
 
-from bigjax.config.checks import build, check_keys, check_values, get, nearest
+from bigjax.config.checks import build, check_keys, check_values, get, nearest, sorted_leaves
 from bigjax.config.files import (
     DEFAULT_CONFIG,
     ROOT,
@@ -16,7 +16,8 @@ from bigjax.config.files import (
     variants,
 )
 from bigjax.config.keys import OPEN_SECTIONS, evaluation, laptop_size, new_config, text_source
-from bigjax.config.text import describe, from_json, override, sorted_leaves, to_json
+from bigjax.config.override import expand_paths, override
+from bigjax.config.text import describe, from_json, to_json
 
 __all__ = [
     "DEFAULT_CONFIG",
@@ -28,6 +29,7 @@ __all__ = [
     "config_files",
     "describe",
     "evaluation",
+    "expand_paths",
     "find_config",
     "first_docstring_line",
     "from_json",

@@ -2,13 +2,18 @@
 
 import dataclasses
 import difflib
+import fnmatch
 import re
 import typing
 
 from ml_collections import ConfigDict
 
-from bigjax.config.keys import OPEN_SECTIONS, evaluation, new_config, text_source
+from bigjax import paths
+from bigjax.config.bounds import check_number, range_of
+from bigjax.config.keys import ELEMENTS, OPEN_SECTIONS, evaluation, new_config, text_source
 from bigjax.errors import UserError
+
+_TYPES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
 
 
 def nearest(key: str, allowed) -> str:
@@ -18,7 +23,11 @@ def nearest(key: str, allowed) -> str:
 
 
 def check_keys(config: ConfigDict) -> None:
-    """Refuses a key that new_config() does not have, or lacks one it has, outside model/task."""
+    """Refuses keys and types that are not those of new_config(), outside model and task, and names
+    of evaluations and sources that cannot be those of folders.
+
+    An int where a float is wanted becomes one, in place.
+    """
 
     def walk(have, want, prefix):
         for key in have:
@@ -30,9 +39,8 @@ def check_keys(config: ConfigDict) -> None:
                 raise UserError(
                     f"The config lacks the key {name!r}: start from bigjax.config.new_config()."
                 )
+            _check_type(have, key, value, name)
             if isinstance(value, ConfigDict) and name not in OPEN_SECTIONS:
-                if not isinstance(have[key], ConfigDict):
-                    raise UserError(f"config.{name} is a section, but was set to {have[key]!r}.")
                 walk(have[key], value, name + ".")
 
     walk(config, new_config(), "")
@@ -42,40 +50,76 @@ def check_keys(config: ConfigDict) -> None:
     ):
         entries = config.evals if section == "evals" else config.data.sources
         for name, entry in entries.items():
+            paths.check_file_name(name, f"a name in config.{section}")
+            if not isinstance(entry, ConfigDict):
+                raise UserError(f"config.{section}.{name} is a section, but was set to {entry!r}.")
             for key in set(entry) ^ set(template):
                 raise UserError(
                     f"config.{section}.{name}: key {key!r} is "
                     + (f"unknown. {nearest(key, template)}" if key in entry else "missing.")
                 )
+            for key, value in template.items():
+                _check_type(entry, key, value, f"{section}.{name}.{key}")
+    for section in ("model", "task"):
+        if not isinstance(config[section].get("name"), str):
+            raise UserError(f"config.{section}.name is missing: the module, such as 'gpt'.")
+
+
+def _check_type(node: ConfigDict, key: str, like, name: str) -> None:
+    """Refuses a value of another type than `like` has."""
+    value = node[key]
+    if isinstance(like, ConfigDict):
+        if not isinstance(value, ConfigDict):
+            raise UserError(f"config.{name} is a section, but was set to {value!r}.")
+    elif isinstance(like, list):
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"config.{name} must be a list, but is {value!r}.")
+        element = type_of(name, like)
+        with node.unlocked():
+            node[key] = [
+                _converted(entry, element, f"config.{name}, entry {i}")
+                for i, entry in enumerate(value)
+            ]
+    else:
+        value = _converted(value, type(like), f"config.{name}")
+        if value is not node[key]:
+            with node.unlocked():
+                node[key] = value
+
+
+def type_of(key: str, value):
+    """The type of a key's value; of the entries where it is a list (config.keys.ELEMENTS)."""
+    if not isinstance(value, (list, tuple)):
+        return type(value)
+    return next(t for pattern, t in ELEMENTS.items() if fnmatch.fnmatchcase(key, pattern))
+
+
+def _converted(value, want: type, where: str):
+    """The value, if it is of this type, or an int where a float is wanted."""
+    if want is float and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            raise UserError(f"{where} is {value}; it must be a finite number.") from None
+    if type(value) is not want:
+        hint = f": write {str(value)!r}" if want is str and value is not None else ""
+        raise UserError(
+            f"{where} must be {_TYPES.get(want, want.__name__)}, but is {type(value).__name__} "
+            f"{value!r}{hint}."
+        )
+    return value
 
 
 def check_values(config: ConfigDict) -> None:
     """Refuses numbers and names that no run can use."""
-    for key, low in (
-        ("train.steps", 1),
-        ("train.batch_size", 1),
-        ("train.accumulate", 1),
-        ("checkpoint.every", 1),
-        ("checkpoint.keep", 1),
-        ("log.every", 1),
-        ("data.seq_len", 1),
-        ("optim.warmup_steps", 0),
-        ("optim.cooldown_steps", 0),
-        ("optim.clip_norm", 0),
-        ("train.early_stop.patience", 1),
-        ("seed", 0),
-        ("hosts.start_timeout", 1),
-        ("hosts.lost_after", 5),
-    ):
-        if get(config, key) < low:
-            raise UserError(f"config.{key} is {get(config, key)}; it must be at least {low}.")
+    for key, value in sorted_leaves(config):
+        if not key.startswith(("model.", "task.")):  # their Config dataclasses see to them
+            check_number(key, value, range_of(key))
     if config.train.batch_size % config.train.accumulate:
         raise UserError(
             f"train.batch_size={config.train.batch_size} does not divide into "
             f"train.accumulate={config.train.accumulate} micro-batches."
         )
-    if not 0 <= config.train.ema < 1:
-        raise UserError(f"train.ema is {config.train.ema}; it must be in [0, 1).")
     span = config.train.profile
     if span:
         found = re.fullmatch(r"(\d+):(\d+)", span)
@@ -84,14 +128,7 @@ def check_values(config: ConfigDict) -> None:
                 f"train.profile is {span!r}; it must be FIRST:LAST, two steps from 1 "
                 f"to train.steps={config.train.steps}, such as '10:12', or ''."
             )
-    if not config.optim.learning_rate > 0:
-        raise UserError(
-            f"optim.learning_rate is {config.optim.learning_rate}; it must be positive."
-        )
     for name, entry in config.evals.items():
-        for key, low in (("every", 1), ("batches", 0), ("tokens", 1)):
-            if entry[key] < low:
-                raise UserError(f"evals.{name}.{key} is {entry[key]}; it must be at least {low}.")
         if config.checkpoint.best.startswith(f"eval/{name}/") and (
             entry.every % config.checkpoint.every
         ):
@@ -111,6 +148,17 @@ def check_values(config: ConfigDict) -> None:
     for key in ("train.early_stop.mode", "checkpoint.best_mode"):
         if get(config, key) not in ("min", "max"):
             raise UserError(f"config.{key} is {get(config, key)!r}; allowed: min, max.")
+
+
+def sorted_leaves(config: ConfigDict, prefix: str = "") -> list[tuple[str, object]]:
+    """(dotted key, value) of every leaf, in the order of the file."""
+    out = []
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            out += sorted_leaves(value, f"{prefix}{key}.")
+        else:
+            out.append((prefix + key, value))
+    return out
 
 
 def get(config: ConfigDict, key: str):
@@ -135,15 +183,19 @@ def build(cls, section: ConfigDict, where: str, *, preset: dict | None = None):
             continue
         if key not in fields:
             raise UserError(f"Unknown config key '{where}.{key}'. {nearest(key, fields)}")
-        want = types[key]
-        if want is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if typing.get_origin(want) is tuple:
-            want, value = tuple, tuple(value) if isinstance(value, list) else value
-        if type(value) is not want:
-            raise UserError(
-                f"config.{where}.{key} must be {want.__name__}, but is "
-                f"{type(value).__name__}: {value!r}"
-            )
-        values[key] = value
+        values[key] = _field(value, types[key], f"config.{where}.{key}")
+        check_number(f"{where}.{key}", values[key], None)
     return cls(**values)
+
+
+def _field(value, want, where: str):
+    """The value of a field of this type: a bool, int, float, str, or a tuple of one of them."""
+    if typing.get_origin(want) is not tuple:
+        return _converted(value, want, where)
+    if not isinstance(value, (tuple, list)):
+        raise UserError(
+            f"{where} must be a tuple, but is {type(value).__name__} {value!r}. One entry is "
+            f"written ({value!r},)."
+        )
+    element = typing.get_args(want)[0]
+    return tuple(_converted(x, element, f"{where}, entry {i}") for i, x in enumerate(value))

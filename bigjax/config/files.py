@@ -1,13 +1,17 @@
 """Config files: finding them, running them, their variants."""
 
 import ast
+from collections.abc import Iterator
+import contextlib
 import difflib
 import importlib.util
 import pathlib
+import sys
 import traceback
 
 from ml_collections import ConfigDict
 
+from bigjax import paths
 from bigjax.config.checks import check_keys
 from bigjax.errors import UserError
 
@@ -15,17 +19,30 @@ _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 # What holds configs/: an installed package brings it along (setup.py), a checkout has it beside it.
 ROOT = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 DEFAULT_CONFIG = "configs/gpt/docstrings.py"
+_MODULE = "bigjax_config_file"
 
 
 def find_config(path: str) -> pathlib.Path:
     """The file named by path: from here, else of the configs that bigjax brings along."""
-    for root in (pathlib.Path.cwd(), ROOT):
-        if (root / path).is_file():
+    path = paths.expand(path, "--config")
+    for root in _roots():
+        if _is_file(root / path):
             return root / path
     have = [str(p.relative_to(ROOT)) for p in config_files()]
     near = difflib.get_close_matches(path, have, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UserError(f"There is no config file {path!r}.{hint} `bigjax configs` lists them all.")
+
+
+def _roots() -> tuple[pathlib.Path, ...]:
+    return pathlib.Path.cwd(), ROOT
+
+
+def _is_file(path: pathlib.Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, a folder that may not be entered
+        return False
 
 
 def config_files() -> list[pathlib.Path]:
@@ -35,28 +52,69 @@ def config_files() -> list[pathlib.Path]:
 
 def load_file(spec: str) -> ConfigDict:
     """Runs a config file. spec is FILE or FILE:VARIANT, such as configs/gpt/docstrings.py:tiny."""
-    path, _, variant = spec.partition(":")
+    path, variant = _split(spec)
     file = find_config(path)
-    module_spec = importlib.util.spec_from_file_location("bigjax_config_file", file)
+    module_spec = importlib.util.spec_from_file_location(_MODULE, file)
     module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as e:
-        raise UserError(f"{path} fails to import, {_where(e, file)}: {_text(e)}") from e
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{path} has no function get_config(variant='').")
-    try:
-        config = module.get_config(variant)
-    except UserError:
-        raise
-    except Exception as e:
-        raise UserError(
-            f"{path}: get_config({variant!r}) fails, {_where(e, file)}: {_text(e)}"
-        ) from e
+    with _siblings(file.resolve().parent, module):
+        try:
+            module_spec.loader.exec_module(module)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as e:
+            raise UserError(f"{path} fails to import, {_where(e, file)}: {_text(e)}") from e
+        if not hasattr(module, "get_config"):
+            raise UserError(f"{path} has no function get_config(variant='').")
+        try:
+            config = module.get_config(variant)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as e:
+            raise UserError(
+                f"{path}: get_config({variant!r}) fails, {_where(e, file)}: {_text(e)}"
+            ) from e
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config returned {type(config).__name__}, not a ConfigDict.")
     check_keys(config)
     return config.lock()
+
+
+def _split(spec: str) -> tuple[str, str]:
+    """(file, variant). A file's name may hold a colon itself."""
+    if any(_is_file(root / spec) for root in _roots()):
+        return spec, ""
+    path, colon, variant = spec.rpartition(":")
+    return (path, variant) if colon else (spec, "")
+
+
+@contextlib.contextmanager
+def _siblings(folder: pathlib.Path, module) -> Iterator[None]:
+    """While a config file runs it may import the files beside it, as a script may.
+
+    They are forgotten afterwards: another config may have a sibling of the same name.
+    """
+    before = {name.partition(".")[0] for name in sys.modules}
+    sys.modules[_MODULE] = module  # dataclasses look their module up
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()  # a file beside it may be newer than the last look
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+        new = {name.partition(".")[0] for name in sys.modules} - before - {_MODULE}
+        siblings = {name for name in new if name in sys.modules and _lies_in(name, folder)}
+        for name in [n for n in sys.modules if n.partition(".")[0] in siblings]:
+            del sys.modules[name]
+        sys.modules.pop(_MODULE, None)
+
+
+def _lies_in(name: str, folder: pathlib.Path) -> bool:
+    """Whether a module or package was found in this folder, not deeper."""
+    module = sys.modules[name]
+    file = getattr(module, "__file__", None)
+    places = [*getattr(module, "__path__", ()), *([file] if file else ())]
+    return bool(places) and pathlib.Path(places[0]).resolve().parent == folder
 
 
 def _where(error: BaseException, file: pathlib.Path) -> str:

@@ -7,6 +7,25 @@ from ml_collections import ConfigDict
 # Their keys are not fixed here.
 OPEN_SECTIONS = ("model", "task", "evals", "data.sources", "train.compiler_options")
 
+# Files and folders that a person names: `~` in them is that person's home folder. (So it is in
+# data.cache_dir and train.compilation_cache, but of whoever runs a command: they stay as written.)
+PATHS = (
+    "init_from",
+    "resume_from",
+    "data.train",
+    "data.valid",
+    "data.test",
+    "data.tokenizer.path",
+    "data.sources.*.path",
+    "oracle.params",
+    "task.hot_words_file",
+    "task.thesaurus",
+    "task.embeddings",
+)
+
+# Of what the entries of a list are, where its default has none.
+ELEMENTS = {"evals.*.temperatures": float}
+
 
 def new_config() -> ConfigDict:
     """Every key and its default. Config files assign to it; an unknown key is an error."""

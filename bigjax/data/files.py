@@ -6,6 +6,7 @@ from pathlib import Path
 import secrets
 from typing import Any
 
+from bigjax import paths
 from bigjax.errors import UserError
 
 _HASH_WHOLE_BYTES = 256 << 20
@@ -21,7 +22,7 @@ def cache_folder(cache_dir: str, *parts: str) -> Path:
     """
     if "://" in cache_dir:
         cache_dir = LOCAL_CACHE
-    folder = Path(cache_dir).expanduser().joinpath(*parts)
+    folder = Path(paths.expand(cache_dir, "data.cache_dir")).joinpath(*parts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:

@@ -263,17 +263,31 @@ def _build_wordpiece(
     return read_wordpiece(path, lowercase)
 
 
+def read_meta(folder: Any) -> dict[str, Any]:
+    """What `Tokenizer.save` says of a tokenizer: kind and ids. UserError if it is not that."""
+    content = read_bytes(folder / META_FILE, "a tokenizer saved by bigjax")
+    try:
+        meta = json.loads(content)
+        return {"kind": str(meta["kind"])} | {
+            k: int(meta[k]) for k in ("bos_id", "eos_id", "pad_id")
+        }
+    except (ValueError, TypeError, KeyError, RecursionError) as e:
+        raise UserError(
+            f"{folder / META_FILE} is not what bigjax saved ({e!r}). Restore it from the run."
+        ) from None
+
+
 def load(folder: str | os.PathLike) -> Tokenizer:
     """What `Tokenizer.save` wrote. Raises UserError if the folder holds none."""
     from etils import epath
 
     source = epath.Path(folder)
-    meta = json.loads(read_bytes(source / META_FILE, "a tokenizer saved by bigjax"))
-    if meta["kind"] == "bytes":
+    kind = read_meta(source)["kind"]
+    if kind == "bytes":
         return Bytes()
-    if meta["kind"] == "bpe":
+    if kind == "bpe":
         return read_bpe_folder(source)
-    if meta["kind"] == "wordpiece":
+    if kind == "wordpiece":
         return read_wordpiece(source)
     return SentencePiece(read_bytes(source / "tokenizer.model", "a model"), str(source))
 

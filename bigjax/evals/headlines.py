@@ -1,11 +1,11 @@
 """Headlines that a model writes, measured against the real ones and against two baselines."""
 
 import functools
-import json
 
 import jax
 import numpy as np
 
+from bigjax import json_text
 from bigjax.errors import UserError
 from bigjax.evals import _text_metrics
 from bigjax.evals.context import Context
@@ -85,10 +85,10 @@ def build(name: str, entry, context: Context):
                 for row, text in zip(given, headlines)
             ]
             (folder / "headlines.jsonl").write_text(
-                "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                "".join(json_text.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             )
             (folder / "report.json").write_text(
-                json.dumps({"step": step, **numbers, **baselines()}, indent=1) + "\n"
+                json_text.dumps({"step": step, **numbers, **baselines()}, indent=1) + "\n"
             )
             context.report(
                 "\n".join(

@@ -4,7 +4,6 @@ The numbers are scikit-learn's and SciPy's; only SQuAD's two for answers are in 
 """
 
 import collections
-import json
 import re
 import string
 import warnings
@@ -12,6 +11,7 @@ import warnings
 import jax
 import numpy as np
 
+from bigjax import json_text
 from bigjax.errors import UserError
 from bigjax.evals.context import Context
 from bigjax.infer import predict
@@ -59,7 +59,7 @@ def build(name: str, entry, context: Context):
             predict.write(folder / "predictions.jsonl", rows, found)
             (folder / "report.txt").write_text(f"step {step}\n{report}\n")
             (folder / "report.json").write_text(
-                json.dumps({"step": step, **numbers, "by_label": by_label}, indent=1) + "\n"
+                json_text.dumps({"step": step, **numbers, "by_label": by_label}, indent=1) + "\n"
             )
             if config.task.name != "answer" and config.task.get("kind", "") != "regress":
                 _draw(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax import data, models
+from bigjax.config.bounds import check_seed
 from bigjax.data.headline_rows import read_headlines
 from bigjax.data.hot_words import read_hot_words
 from bigjax.errors import UserError
@@ -52,14 +53,15 @@ class Options:
                 not search or self.beam >= self.number,
                 f"at least --number={self.number}, or --temperature above 0",
             ),
-            ("temperature", self.temperature >= 0, "0 (beam search) or more"),
+            ("temperature", 0 <= self.temperature < np.inf, "0 (beam search) or more"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("clicks", self.clicks in ("", "high", "low"), "high, low, or left out"),
-            ("real_weight", self.real_weight >= 0, "0 or more"),
-            ("click_weight", self.click_weight >= 0, "0 or more"),
+            ("real_weight", 0 <= self.real_weight < np.inf, "0 or more"),
+            ("click_weight", 0 <= self.click_weight < np.inf, "0 or more"),
         ):
             if not ok:
                 raise UserError(f"--{name} is {getattr(self, name)!r}; it must be {want}.")
+        check_seed(self.seed)
 
 
 class Headline(NamedTuple):

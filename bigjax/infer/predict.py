@@ -1,7 +1,6 @@
 """Predictions of labelled tasks: from a model's outputs to labels, numbers, tags, answers."""
 
 from collections.abc import Sequence
-import json
 import os
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 from scipy import special
 
-from bigjax import cloud
+from bigjax import cloud, json_text
 from bigjax.data.tables import free_name
 from bigjax.errors import UserError
 from bigjax.parallel import sharding
@@ -172,7 +171,7 @@ def write(path, rows: Sequence[dict], found: Sequence[dict]) -> None:
         new[key] = free_name(key, {*columns, *new.values()})
     if path.suffix == ".jsonl":
         text = "".join(
-            json.dumps(
+            json_text.dumps(
                 {**record, **{new[k]: v for k, v in f.items()}}, ensure_ascii=False, default=str
             )
             + "\n"
@@ -221,8 +220,14 @@ def _unquoted(path: epath.Path, table: Sequence[Sequence[str]]) -> str:
 
 
 def _rounded(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else _cell(value)
+    if isinstance(value, float):
+        return f"{value:.6g}" if np.isfinite(value) else ""
+    return _cell(value)
 
 
 def _cell(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if value is None:
+        return ""
+    return (
+        value if isinstance(value, str) else json_text.dumps(value, ensure_ascii=False, default=str)
+    )

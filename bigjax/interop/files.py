@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from bigjax import paths
 from bigjax.errors import UserError
 from bigjax.interop import storage
 
@@ -180,7 +181,8 @@ def _places(folder: pathlib.Path) -> tuple[dict[str, str] | None, str]:
     ):
         raise UserError(f"{index} has no weight_map of tensor: file. Copy it again.")
     found = sorted(set(names.values()))
-    absent = [f for f in found if pathlib.PurePath(f).name != f or not (folder / f).is_file()]
+    paths.check_file_names(found, f"a name in {index}")
+    absent = [f for f in found if not (folder / f).is_file()]
     if absent:
         raise UserError(
             f"{index} names {len(absent)} file(s) that are not in {folder}: "

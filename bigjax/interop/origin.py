@@ -15,6 +15,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
+from bigjax import paths
 from bigjax.errors import UserError
 from bigjax.interop import files, storage
 from bigjax.interop.mapping import Entry
@@ -104,9 +105,20 @@ def load(workdir: str | os.PathLike) -> Origin | None:
     folder = epath.Path(workdir)
     if not (folder / ORIGIN).exists():
         return None
-    stored = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
-    layout = stored.pop("layout", None)
-    return Origin(folder, **stored, layout=Layout(**layout) if layout else None)
+    try:
+        stored = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+        layout = stored.pop("layout", None)
+        found = Origin(folder, **stored, layout=Layout(**layout) if layout else None)
+        names = [
+            *found.files,
+            *(found.layout and (*found.layout.headers, *found.layout.texts) or ()),
+        ]
+    except (ValueError, TypeError, AttributeError, RecursionError) as e:
+        raise UserError(
+            f"{folder / ORIGIN} is not what the import wrote ({e}). Import the model again."
+        ) from None
+    paths.check_file_names(names, f"a name in {folder / ORIGIN}")
+    return found
 
 
 def kept_parameters(workdir: str | os.PathLike, step: int) -> dict[str, np.ndarray]:

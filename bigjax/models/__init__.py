@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import importlib
 import pathlib
+import typing
 
 from bigjax import config as config_lib
 from bigjax.errors import UserError
@@ -52,25 +53,22 @@ def build_config(section):
     return config_lib.build(cls, section, "model", preset=preset(section))
 
 
-def check_fields(
-    c, positive: tuple[str, ...], fractions: tuple[str, ...], choices: dict[str, Collection[str]]
-) -> None:
-    """Refuses values that no Config can have. positive: whole numbers from 1; fractions: in [0, 1);
-    choices: {field: values}, besides those of the fields that every family has."""
+def check_fields(c, choices: dict[str, Collection[str]]) -> None:
+    """Refuses names that no Config can have. choices: {field: values}, besides those of the fields
+    that every family has."""
     for field, allowed in {**_CHOICES, **choices}.items():
         if getattr(c, field) not in allowed:
             raise UserError(
                 f"model.{field} is {getattr(c, field)!r}; allowed: {', '.join(allowed)}."
             )
-    for field in positive:
-        if getattr(c, field) < 1:
-            raise UserError(f"model.{field} is {getattr(c, field)}; it must be positive.")
-    for field in fractions:
-        if not 0 <= getattr(c, field) < 1:
-            raise UserError(f"model.{field} is {getattr(c, field)}; it must be in [0, 1).")
 
 
 def all_fields(section) -> dict:
     """Every key of config.model with its value: name, preset and all fields of the Config."""
     values = dataclasses.asdict(build_config(section))
     return {"name": section.name, "preset": section.get("preset", ""), **values}
+
+
+def field_types(section) -> dict:
+    """{key: type} of the fields of the model's Config."""
+    return typing.get_type_hints(module(section.name).Config)

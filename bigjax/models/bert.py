@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bigjax.config.bounds import FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.errors import UserError
 from bigjax.layers.attention import Attention, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Embed, Norm, dropout
@@ -37,15 +38,19 @@ class Config:
     scan: bool = True  # layers scanned, or unrolled
     remat: str = "none"  # none, dots, full: what the backward pass computes again
 
+    RANGES = {
+        **dict.fromkeys(("vocab_size", "max_len", "n_types", "d_model"), at_least(1)),
+        **dict.fromkeys(("n_layers", "n_heads"), at_least(1)),
+        "d_ff": at_least(0),
+        "norm_eps": POSITIVE,
+        **dict.fromkeys(("dropout", "attention_dropout"), FRACTION),
+    }
+
     def __post_init__(self):
+        check_ranges("model", self)
         if not self.d_ff:
             object.__setattr__(self, "d_ff", 4 * self.d_model)
-        check_fields(
-            self,
-            ("vocab_size", "max_len", "n_types", "d_model", "n_layers", "n_heads", "d_ff"),
-            ("dropout", "attention_dropout"),
-            {"activation": [a for a in ACTIVATIONS if a != "swiglu"]},
-        )
+        check_fields(self, {"activation": [a for a in ACTIVATIONS if a != "swiglu"]})
         if self.d_model % self.n_heads:
             raise UserError(
                 f"model.d_model={self.d_model} does not divide into model.n_heads="

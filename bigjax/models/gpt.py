@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bigjax.config.bounds import FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.errors import UserError
 from bigjax.layers.attention import Attention, Cache, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Embed, Norm, dropout
@@ -39,12 +40,21 @@ class Config:
     scan: bool = True  # layers scanned, or unrolled
     remat: str = "none"  # none, dots, full: what the backward pass computes again
 
+    RANGES = {
+        **dict.fromkeys(("vocab_size", "max_len", "d_model", "n_layers", "n_heads"), at_least(1)),
+        **dict.fromkeys(("n_kv_heads", "head_dim", "d_ff"), at_least(0)),
+        **dict.fromkeys(("rope_theta", "norm_eps"), POSITIVE),
+        "dropout": FRACTION,
+    }
+
     def __post_init__(self):
+        check_ranges("model", self)
+
         def fill(name, value):  # the fields where 0 stands for a value that follows from others
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
 
-        if self.n_heads < 1 or (not self.head_dim and self.d_model % self.n_heads):
+        if not self.head_dim and self.d_model % self.n_heads:
             raise UserError(
                 f"model.d_model={self.d_model} does not divide into model.n_heads="
                 f"{self.n_heads} heads; set model.head_dim to choose their width."
@@ -61,8 +71,6 @@ class Config:
             raise UserError(f"rotary positions need an even head_dim, not {self.head_dim}.")
         check_fields(
             self,
-            ("vocab_size", "max_len", "d_model", "n_layers", "d_ff"),
-            ("dropout",),
             {
                 "position": ("learned", "rotary"),
                 "norm": ("layernorm", "rmsnorm"),

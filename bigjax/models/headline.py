@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax import losses
+from bigjax.config.bounds import FRACTION, at_least
 from bigjax.errors import UserError
 from bigjax.layers.basic import Dense, Embed, Norm, dropout
 from bigjax.layers.params import param
@@ -42,17 +43,19 @@ class Config(seqgan.Config):
     hot_per_example: int = 8  # tokens of hot words; 0: none
     special_ids: tuple[int, ...] = (0, 1, 2, 3, 4)  # of [PAD], [UNK], [CLS], [SEP], [MASK]
 
+    RANGES = {
+        **seqgan.Config.RANGES,
+        **dict.fromkeys(("article_len", "encoder_layers"), at_least(1)),
+        "click_dropout": FRACTION,
+        **dict.fromkeys(("click_buckets", "hot_per_example", "special_ids"), at_least(0)),
+    }
+
     def __post_init__(self):
         super().__post_init__()
         check_fields(
             self,
-            ("article_len", "encoder_layers"),
-            ("click_dropout",),
             {"encoder": ("lstm", "bert"), "generator": ("lstm", "gru")},
         )
-        for name in ("click_buckets", "hot_per_example"):
-            if getattr(self, name) < 0:
-                raise UserError(f"model.{name} is {getattr(self, name)}; it must be at least 0.")
         ways = 2 if self.encoder == "lstm" else self.n_heads
         if self.d_model % ways:
             raise UserError(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax import losses
+from bigjax.config.bounds import FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.errors import UserError
 from bigjax.layers.basic import Dense, Embed, dropout
 from bigjax.layers.params import param
@@ -42,20 +43,19 @@ class Config:
     attention: str = "auto"  # of gpt and bert, see layers/kernels.py
     remat: str = "none"  # of gpt and bert
 
+    RANGES = {
+        **dict.fromkeys(("vocab_size", "max_len", "d_model", "n_layers", "n_heads"), at_least(1)),
+        "discriminator_d_model": at_least(1),
+        **dict.fromkeys(("discriminator_layers", "discriminator_heads"), at_least(1)),
+        "init_std": POSITIVE,
+        **dict.fromkeys(("dropout", "discriminator_dropout"), FRACTION),
+        **dict.fromkeys(("filter_widths", "filters"), at_least(1)),
+    }
+
     def __post_init__(self):
+        check_ranges("model", self)
         check_fields(
             self,
-            (
-                "vocab_size",
-                "max_len",
-                "d_model",
-                "n_layers",
-                "n_heads",
-                "discriminator_d_model",
-                "discriminator_layers",
-                "discriminator_heads",
-            ),
-            ("dropout", "discriminator_dropout"),
             {"generator": (*CELLS, "gpt"), "discriminator": ("cnn", "lstm", "bert")},
         )
         if len(self.filter_widths) != len(self.filters) or not self.filters:
@@ -68,11 +68,6 @@ class Config:
                 f"model.filter_widths has {max(self.filter_widths)}, but sequences have only "
                 f"model.max_len={self.max_len} tokens: leave out the wider ones, and their "
                 "model.filters."
-            )
-        if min(*self.filter_widths, *self.filters) < 1:
-            raise UserError(
-                f"model.filter_widths {self.filter_widths} and model.filters "
-                f"{self.filters} must be positive."
             )
 
 

@@ -74,7 +74,7 @@ def _lines(path: str) -> list[tuple[str, float, float, float]]:
                     float(run[name])
                     for name in ("work_seconds", "communication_seconds", "measured_seconds")
                 ]
-                if not (seconds[0] > 0 and seconds[1] >= 0 and 0 < seconds[2] < math.inf):
+                if not (0 < seconds[0] < math.inf and 0 <= seconds[1] < math.inf > seconds[2] > 0):
                     raise ValueError(f"these cannot be seconds: {seconds}")
                 found.append((str(run["topology"]).split(":")[0], *seconds))
     except OSError as e:

@@ -1,11 +1,11 @@
 """`bigjax plan`: what a config would do on a TPU pod or GPUs, compiled here, without them."""
 
-import json
 import math
 import re
 
 from absl import flags
 
+from bigjax import json_text
 from bigjax.errors import UserError
 from bigjax.plan import gpu
 from bigjax.plan.chips import CHIPS, GIB, parse
@@ -37,6 +37,12 @@ def run(f: flags.FlagValues, config) -> None:
     """Prints the plan of a config; with --json its last line is an object for machines."""
     if not f.topology:
         raise UserError("--topology=CHIP:AxB is missing: the pod, such as v5e:16x16.")
+    if f["budget-minutes"].present and not f.search:
+        raise UserError("--budget-minutes would change nothing: it is of --search. Leave it out.")
+    if not 0 < f["budget-minutes"].value < math.inf:
+        raise UserError(
+            f"--budget-minutes is {f['budget-minutes'].value}; it must be positive and finite."
+        )
     if f.slices < 1:
         raise UserError(f"--slices is {f.slices}; it must be at least 1.")
     chip = parse(f.topology)[0]
@@ -66,7 +72,7 @@ def run(f: flags.FlagValues, config) -> None:
     if correct:
         print(f"Corrected by {correct.runs} measured run(s): {correct}.")
     if f.json:
-        print(json.dumps({**pages[-1].numbers(), "fits": all(plan.fits for plan in found)}))
+        print(json_text.dumps({**pages[-1].numbers(), "fits": all(plan.fits for plan in found)}))
 
 
 def _set_mesh(config, text: str) -> None:

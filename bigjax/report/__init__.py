@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+import math
 
 from etils import epath
 
@@ -32,13 +33,15 @@ def read(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
         try:
             entry = json.loads(line)
-            step = entry.pop("step")
-        except (json.JSONDecodeError, KeyError) as e:
+            step = int(entry.pop("step"))
+            # What is not finite is null; older versions wrote 'nan' and 'inf'.
+            numbers = {k: math.nan if v is None else float(v) for k, v in entry.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise UserError(f"{path}, line {number} is not a line of metrics ({e}).") from e
-        for key, value in entry.items():
+        for key, value in numbers.items():
             steps, values = curves.setdefault(key, ([], []))
             steps.append(step)
-            values.append(float(value))
+            values.append(value)
     return curves
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import importlib
 import pathlib
+import typing
 from typing import Any, NamedTuple
 
 import jax
@@ -81,6 +82,11 @@ def _options(section):
 def all_fields(section) -> dict:
     """Every key of config.task with its value."""
     return {"name": section.name, **dataclasses.asdict(_options(section))}
+
+
+def field_types(section) -> dict:
+    """{key: type} of the fields of the task's Config."""
+    return typing.get_type_hints(module(section.name).Config)
 
 
 def family_for(config, what: str, suits: Callable[[Any], bool]) -> tuple[Any, Any]:

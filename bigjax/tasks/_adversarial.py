@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bigjax.config.bounds import POSITIVE, SHARE, at_least, check_ranges
 from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
 from bigjax.layers.sampling import categorical
@@ -48,27 +49,17 @@ class Options:
     likelihood: float = 0.0  # weight of log q(x)
     kl: float = 0.0  # weight of log q(x) - log p(x), p the generator itself
 
+    RANGES = {
+        **dict.fromkeys(("mle_updates", "pretrain_updates", "generator_updates"), at_least(1)),
+        **dict.fromkeys(("mle_rounds", "discriminator_rounds", "negatives"), at_least(0)),
+        **dict.fromkeys(("discriminator_updates", "rollouts", "discriminator_l2"), at_least(0)),
+        **dict.fromkeys(("entropy", "teacher_forcing", "likelihood", "kl"), at_least(0)),
+        **dict.fromkeys(("adversarial_learning_rate", "discriminator_learning_rate"), POSITIVE),
+        **dict.fromkeys(("scheduled_sampling", "rollout_rate"), SHARE),
+    }
+
     def __post_init__(self):
-        for name in ("mle_updates", "pretrain_updates", "generator_updates"):
-            if getattr(self, name) < 1:
-                raise UserError(f"task.{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in (
-            "mle_rounds",
-            "discriminator_rounds",
-            "discriminator_updates",
-            "negatives",
-            "rollouts",
-            "discriminator_l2",
-            "entropy",
-            "teacher_forcing",
-            "likelihood",
-            "kl",
-        ):
-            if getattr(self, name) < 0:
-                raise UserError(f"task.{name} is {getattr(self, name)}; it must not be negative.")
-        for name in ("scheduled_sampling", "rollout_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"task.{name} is {getattr(self, name)}; it must be in [0, 1].")
+        check_ranges("task", self)
         for name, allowed in (
             ("reward", ("probability", "log_odds", "constant")),
             ("baseline", ("none", "batch")),

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from bigjax import losses
+from bigjax.config.bounds import at_least, check_ranges
 from bigjax.layers.kernels import MASKED
 from bigjax.tasks import Task
 from bigjax.tasks._encoder import labelled_task
@@ -14,6 +15,11 @@ from bigjax.tasks._encoder import labelled_task
 class Config:
     max_answer: int = 30  # tokens of the longest answer that is given
     none_allowed: bool = False  # the answer may be that there is none (SQuAD 2)
+
+    RANGES = {"max_answer": at_least(1)}
+
+    def __post_init__(self):
+        check_ranges("task", self)
 
 
 def build(config, options: Config) -> Task:

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from bigjax import data
+from bigjax.config.bounds import FRACTION, at_least, check_ranges
 from bigjax.layers.output import linear_losses
 from bigjax.tasks import Task, array_shapes, check_vocabulary, family_for, init_and_axes
 
@@ -13,6 +14,11 @@ from bigjax.tasks import Task, array_shapes, check_vocabulary, family_for, init_
 class Config:
     label_smoothing: float = 0.0
     z_loss: float = 0.0  # weight of the squared log-partition, such as 1e-4
+
+    RANGES = {"label_smoothing": FRACTION, "z_loss": at_least(0)}
+
+    def __post_init__(self):
+        check_ranges("task", self)
 
 
 def build(config, options: Config) -> Task:

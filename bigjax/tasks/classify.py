@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from bigjax import losses
+from bigjax.config.bounds import FRACTION, at_least, check_ranges
 from bigjax.data import labelled
 from bigjax.errors import UserError
 from bigjax.tasks import Task
@@ -18,6 +19,11 @@ class Config:
     balanced: bool = False  # each label weighs the same in all, whatever its number of examples
     label_weights: tuple[float, ...] = ()  # in the order of labels; () = 1, or by `balanced`
     label_smoothing: float = 0.0
+
+    RANGES = {"label_weights": at_least(0), "label_smoothing": FRACTION}
+
+    def __post_init__(self):
+        check_ranges("task", self)
 
 
 def resolve(config, options: Config) -> dict:

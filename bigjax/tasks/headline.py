@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax import data
+from bigjax.config.bounds import FRACTION, at_least
 from bigjax.data import word_vectors
 from bigjax.data.store import SPLITS
 from bigjax.data.wordpiece import SPECIALS
@@ -39,13 +40,14 @@ class Config(Options):
     thesaurus: str = ""  # for augmentation: a group of synonyms a line; '' = `embeddings`, if any
     embeddings: str = ""  # a file of word vectors that the generator's embedding begins with
 
+    RANGES = {
+        **Options.RANGES,
+        **dict.fromkeys(("n_history", "click_smoothing", "hot_words", "click_reward"), at_least(0)),
+        **dict.fromkeys(("augment", "augment_headlines"), FRACTION),
+    }
+
     def __post_init__(self):
         super().__post_init__()
-        if self.click_reward < 0:
-            raise UserError(f"task.click_reward is {self.click_reward}; it must be at least 0.")
-        for name in ("augment", "augment_headlines"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"task.{name} is {getattr(self, name)}; it must be in [0, 1).")
         if self.thesaurus and not (self.augment or self.augment_headlines):
             raise UserError(
                 "task.thesaurus is only for augmentation, which is off: set "

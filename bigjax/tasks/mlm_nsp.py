@@ -6,8 +6,8 @@ import functools
 import jax.numpy as jnp
 
 from bigjax import data, losses
+from bigjax.config.bounds import SHARE, Range, at_least, check_ranges
 from bigjax.data import pairs as pairs_lib
-from bigjax.errors import UserError
 from bigjax.layers.output import linear_losses
 from bigjax.tasks import Task, array_shapes
 from bigjax.tasks._encoder import build_encoder
@@ -21,6 +21,15 @@ class Config:
     max_predictions: int = 20  # masked tokens a row, gathered before the vocabulary projection
     dynamic: bool = True  # new masks in each epoch
     short_fraction: float = 0.1  # of the rows, cut to a random length
+
+    RANGES = {
+        "mask_rate": Range(0, 1, open_low=True, open_high=True),
+        "max_predictions": at_least(1),
+        "short_fraction": SHARE,
+    }
+
+    def __post_init__(self):
+        check_ranges("task", self)
 
 
 def build(config, options: Config) -> Task:
@@ -95,10 +104,6 @@ def build(config, options: Config) -> Task:
             )
         return corpus
 
-    if options.max_predictions < 1:
-        raise UserError(
-            f"task.max_predictions is {options.max_predictions}; it must be at least 1."
-        )
     flops = encoder.flops_per_row + options.max_predictions * encoder.flops_per_masked
     return Task(
         encoder.init,

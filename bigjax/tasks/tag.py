@@ -15,6 +15,8 @@ from bigjax.tasks._encoder import labelled_task
 class Config:
     labels: tuple[str, ...] = ()  # () = those of the training data
 
+    RANGES = {}
+
 
 def resolve(config, options: Config) -> dict:
     """What the training data decide: the labels."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
-from bigjax import cloud
+from bigjax import cloud, paths
 from bigjax.errors import PassingError, RunError, UserError
 from bigjax.parallel import hosts
 from bigjax.train.state import State
@@ -104,6 +104,8 @@ class Checkpoints:
         best_mode: str = "min",
         read_only: bool = False,
     ):
+        paths.check_run_folder(str(workdir), "the work folder")
+        paths.read_any_folder()
         workdir = epath.Path(workdir)
         # Orbax wants it absolute; `resolve` would take a gs:// path for a local one.
         self.folder = (workdir if "://" in str(workdir) else workdir.resolve()) / "checkpoints"
@@ -360,9 +362,11 @@ def _silence_abandoned_writes() -> None:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
 
+    before = sys.unraisablehook
+
     def hook(unraisable):
         if str(unraisable.exc_value) != "Event loop is closed":
-            sys.__unraisablehook__(unraisable)
+            before(unraisable)
 
     sys.unraisablehook = hook
 

@@ -5,9 +5,8 @@ and the files of the original tokenizer in `tokenizer/huggingface/`: an export o
 the original folder back, byte for byte.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
-import json
 import re
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from bigjax import config as config_lib
 from bigjax import data, interop, models, tasks
+from bigjax.data import tokenizer as tokenizers
 from bigjax.errors import RunError, UserError
 from bigjax.interop import origin as origin_lib
 from bigjax.interop import tokenizers as hf_tokenizers
@@ -36,16 +36,28 @@ SEQ_LEN, BATCH_SIZE = 512, 8  # of an imported config, which no one chose
 # --- Import ----------------------------------------------------------------------------------
 
 
-def import_run(source: str, workdir: str, log: Callable[[str], None] = print) -> None:
+def import_run(
+    source: str,
+    workdir: str,
+    log: Callable[[str], None] = print,
+    overrides: Sequence[str] = (),
+) -> None:
     """Makes the work folder of a run at step 0 from a Hugging Face folder.
 
-    Raises UserError, and leaves no folder, for a model that is not supported, for damaged files,
-    and if workdir has something in it.
+    overrides: --config.KEY=VALUE of the new run's config. Raises UserError, and leaves no folder,
+    for a model that is not supported, for damaged files, for an override that has no effect, and
+    if workdir has something in it.
     """
     found = interop.read(source)
-    config = _config(found)
+    config, overridden = _config(found, overrides)
     with interop.new_folder(workdir) as folder:
         _import_tokenizer(found, config, folder / "tokenizer", workdir, log)
+        for key in [k for k in overridden if k.startswith("data.tokenizer.")]:
+            if config_lib.get(config, key) != overridden[key]:
+                raise UserError(
+                    f"--config.{key}={overridden[key]} would change nothing: the files of "
+                    f"{source} decide it, and they say {config_lib.get(config, key)}. Leave it out."
+                )
         task = tasks.build(config)
         params, kept = _params(found, task, config, log)
         origin_lib.save(folder, found, kept)
@@ -57,8 +69,11 @@ def import_run(source: str, workdir: str, log: Callable[[str], None] = print) ->
     )
 
 
-def _config(found: interop.Imported):
-    """A config with the model's and the task's keys; the rest is as in new_config."""
+def _config(found: interop.Imported, overrides: Sequence[str]):
+    """A config with the model's and the task's keys; the rest is as in new_config, or overridden.
+
+    And {key: value} of what was overridden.
+    """
     c = config_lib.new_config()
     types = {"param_dtype": "bfloat16"} if found.dtype == "bfloat16" else {}
     with c.unlocked():
@@ -70,7 +85,10 @@ def _config(found: interop.Imported):
         c.train.batch_size = BATCH_SIZE
         kind = "loss" if found.task["name"] in ("causal_lm", "mlm_nsp") else "metrics"
         c.evals = dict(valid=config_lib.evaluation(kind, every=c.train.steps))
-    return c
+    keys = config_lib.override(c, list(overrides))
+    config_lib.expand_paths(c)
+    config_lib.check_values(c)
+    return c, {key: config_lib.get(c, key) for key in keys}
 
 
 def _import_tokenizer(found: interop.Imported, config, folder, workdir: str, log) -> None:
@@ -93,7 +111,7 @@ def _import_tokenizer(found: interop.Imported, config, folder, workdir: str, log
         spec.path = str(folder if found.derived_files else originals)
         tokenizer = data.build_tokenizer(config.data, log)
         spec.path = str(epath.Path(workdir).expanduser().resolve() / "tokenizer")
-        spec.lowercase = getattr(tokenizer, "lowercase", spec.lowercase)
+        spec.lowercase = getattr(tokenizer, "lowercase", True)  # the others know no such thing
     if tokenizer.vocab_size > found.model["vocab_size"]:
         raise UserError(
             f"The tokenizer of {found.folder} has {tokenizer.vocab_size} tokens, its "
@@ -359,11 +377,10 @@ def _tokenizer(
     folder = workdir_lib.existing(workdir) / "tokenizer"
     if origin:
         return {n: (folder / FILES / n).read_bytes() for n in origin.files}, {}
-    meta_path = folder / "bigjax_tokenizer.json"
-    if not meta_path.exists():
+    if not (folder / tokenizers.META_FILE).exists():
         log(f"  note: {folder} holds no tokenizer; none is written")
         return {}, {}
-    meta = json.loads(meta_path.read_text())
+    meta = tokenizers.read_meta(folder)
     ids = {role: meta[f"{role}_id"] for role in ("bos", "eos", "pad")}
     files = hf_tokenizers.written(meta["kind"], hf_tokenizers.read(folder), ids, model["max_len"])
     if not files:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import signal
 import time
 
+from bigjax import process
 from bigjax.parallel import hosts
 from bigjax.train.state import State
 
@@ -104,7 +105,7 @@ class StopOnSignal:
             hosts.watch_for_stop()  # takes SIGTERM
 
     def _handle(self, number, frame) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C ends at once
+        signal.signal(signal.SIGINT, process.second_interrupt())
         if self._many:
             signal.raise_signal(signal.SIGTERM)
         else:

@@ -340,7 +340,9 @@ def check_tokenizer(source: Source, reset: str, tokenizer, log: Callable[[str], 
         )
         return
     spec = types.SimpleNamespace(
-        kind=source.tokenizer_kind, path=source.tokenizer_path, lowercase=True
+        kind=source.tokenizer_kind,
+        path=source.tokenizer_path,
+        lowercase=getattr(tokenizer, "lowercase", True),  # where the folder does not say it
     )
     theirs = tokenizers.build(spec, "", lambda: iter(()), "", lambda text: None)
     if theirs.fingerprint != tokenizer.fingerprint:

@@ -1,7 +1,6 @@
 """Where numbers go: WORKDIR/metrics.jsonl, TensorBoard files, and a line for people."""
 
 import json
-import math
 import pathlib
 import sys
 import tempfile
@@ -11,7 +10,7 @@ from etils import epath
 import jax
 import psutil
 
-from bigjax import cloud
+from bigjax import cloud, json_text
 
 # Peak dense bfloat16 FLOP/s of a device, from the vendors' data sheets.
 PEAK_FLOPS = {
@@ -76,7 +75,7 @@ class Writer:
     def write(self, step: int, metrics: dict[str, float]) -> None:
         if not self._active:
             return
-        line = json.dumps({"step": step, **{k: _json_number(v) for k, v in metrics.items()}})
+        line = json_text.dumps({"step": step, **metrics})
         with self._path.open("a") as f:
             f.write(line + "\n")
         if self._board:  # one event for all: add_scalar one by one takes ten times as long
@@ -111,11 +110,6 @@ class Writer:
         finally:
             if self._active and self._remote:
                 self._folder.rmtree()
-
-
-def _json_number(value):
-    """JSON has no NaN or infinity: a string says which."""
-    return value if math.isfinite(value) else str(value)
 
 
 def is_loss(name: str) -> bool:

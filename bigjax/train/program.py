@@ -6,7 +6,7 @@ from typing import NamedTuple
 from etils import epath
 import jax
 
-from bigjax import optim
+from bigjax import optim, paths
 from bigjax.errors import UserError
 from bigjax.parallel import sharding
 from bigjax.train import adversarial
@@ -42,8 +42,10 @@ def use_compilation_cache(folder: str, mesh) -> None:
             "CPU cannot be loaded again safely. Set it to '', or use one device "
             "(--config.mesh.data=1)."
         )
+    folder = paths.expand(folder, "train.compilation_cache")
     if "://" not in folder:
-        folder = str(epath.Path(folder).expanduser().resolve())
+        folder = str(epath.Path(folder).resolve())
+    paths.read_any_folder()
     jax.config.update("jax_compilation_cache_dir", folder)
 
 

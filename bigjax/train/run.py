@@ -1,7 +1,6 @@
 """`bigjax train`: from a config to a trained model in a work folder."""
 
 import errno
-import json
 import re
 import time
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax import cloud, data, evals, models, tasks
+from bigjax import cloud, data, evals, json_text, models, tasks
 from bigjax import config as config_lib
 from bigjax.errors import PassingError, RunError, UserError
 from bigjax.evals.context import Context, derive
@@ -374,7 +373,9 @@ class _Run:
         examples = self.data.examples_at(step - 1)
         if jax.process_index() == 0:
             path.write_text(
-                json.dumps({"step": step, "examples": examples, "norms": found}, indent=1)
+                json_text.dumps(
+                    {"step": step, "examples": examples, "norms": found}, indent=1, spell=True
+                )
             )
         saved = self.checkpoints.steps()
         raise NonFinite(

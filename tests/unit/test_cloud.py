@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import requests
 
-from bigjax import cloud, config, main
+from bigjax import cloud, commands, config, main
 from bigjax.data import shared, sources, store, tables
 from bigjax.data.tokenizer import Bytes
 from bigjax.errors import PassingError, UserError
@@ -138,7 +138,7 @@ def test_a_failure_of_storage_is_told_without_a_traceback(monkeypatch, capsys, e
     def fail(argv):
         raise error()
 
-    monkeypatch.setattr(main.commands, "run", fail)
+    monkeypatch.setattr(commands, "run", fail)
     assert main.main(["train"]) == code
     assert "Service Unavailable" in capsys.readouterr().err
 

@@ -1,0 +1,119 @@
+"""Which numbers a config may hold: one table, and what a Config dataclass declares of its own."""
+
+import fnmatch
+import math
+from typing import Any, NamedTuple
+
+from bigjax.errors import UserError
+
+MAX_INT = 2**31 - 1  # steps, sizes and ids are int32 on the device
+MAX_SEED = 2**32 - 1  # jax.random.key drops what is above, so that two seeds would be one
+
+
+class Range(NamedTuple):
+    """Numbers from low to high; open ends leave those two out."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return "positive" if self.open_low else f"at least {_text(self.low)}"
+        begin, end = "[("[self.open_low], "])"[self.open_high]
+        return f"in {begin}{_text(self.low)}, {_text(self.high)}{end}"
+
+
+def _text(x: float) -> str:
+    return f"{x:g}" if abs(x) < 1e6 else str(x)
+
+
+POSITIVE = Range(0, open_low=True)
+FRACTION = Range(0, 1, open_high=True)  # 1 left out
+SHARE = Range(0, 1)
+SEED = Range(0, MAX_SEED)
+
+
+def at_least(low: float) -> Range:
+    return Range(low)
+
+
+# Of the keys of config.keys; entries are of each evaluation and source.
+RANGES = {
+    "seed": SEED,
+    "data.tokenizer.vocab_size": at_least(1),
+    "data.seq_len": at_least(1),
+    "data.valid_fraction": SHARE,
+    "data.test_fraction": SHARE,
+    "data.doc_stride": at_least(1),
+    "data.sources.*.weight": POSITIVE,
+    "oracle.seed": SEED,
+    "oracle.d_model": at_least(1),
+    "oracle.sequences": at_least(1),
+    "optim.learning_rate": POSITIVE,
+    "optim.warmup_steps": at_least(0),
+    "optim.cooldown_steps": at_least(0),
+    "optim.final_fraction": SHARE,
+    "optim.b1": FRACTION,
+    "optim.b2": FRACTION,
+    "optim.eps": POSITIVE,
+    "optim.weight_decay": at_least(0),
+    "optim.layer_decay": Range(0, 1, open_low=True),
+    "optim.clip_norm": at_least(0),
+    "train.steps": at_least(1),
+    "train.batch_size": at_least(1),
+    "train.accumulate": at_least(1),
+    "train.ema": FRACTION,
+    "train.early_stop.patience": at_least(1),
+    "train.early_stop.min_delta": at_least(0),
+    "mesh.*": at_least(-1),  # that 0 is none is said by parallel/mesh.py, with the devices
+    "hosts.start_timeout": at_least(1),
+    "hosts.lost_after": at_least(5),
+    "checkpoint.every": at_least(1),
+    "checkpoint.keep": at_least(1),
+    "log.every": at_least(1),
+    "evals.*.every": at_least(1),
+    "evals.*.batches": at_least(0),
+    "evals.*.tokens": at_least(1),
+    "evals.*.temperatures": POSITIVE,
+}
+
+
+def range_of(key: str) -> Range | None:
+    """The range of a dotted key of the config, without those of `model` and `task`."""
+    return next((r for pattern, r in RANGES.items() if fnmatch.fnmatchcase(key, pattern)), None)
+
+
+def check_number(key: str, value: Any, allowed: Range | None) -> None:
+    """Refuses a number, or a tuple or list with one, that is not allowed, or never is: one that is
+    not finite, or an integer that no device can hold. Other values are passed over."""
+    for number in value if isinstance(value, (tuple, list)) else [value]:
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            continue
+        if not isinstance(number, int) and not math.isfinite(number):
+            raise UserError(f"config.{key} is {value}; it must be a finite number.")
+        if allowed is not None and number not in allowed:
+            each = "each must be" if isinstance(value, (tuple, list)) else "it must be"
+            raise UserError(f"config.{key} is {value}; {each} {allowed}.")
+        if isinstance(number, int) and abs(number) > MAX_INT and allowed != SEED:
+            raise UserError(f"config.{key} is {value}; it must be at most {MAX_INT:,}.")
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a --seed that is none."""
+    if seed not in SEED:
+        raise UserError(f"--seed is {seed}; it must be {SEED}.")
+
+
+def check_ranges(where: str, instance: Any) -> None:
+    """Refuses numbers of a Config dataclass outside of its RANGES: {field: Range}.
+
+    where: its section, 'model' or 'task'.
+    """
+    for name, allowed in type(instance).RANGES.items():
+        check_number(f"{where}.{name}", getattr(instance, name), allowed)

@@ -1,0 +1,134 @@
+"""--config.KEY=VALUE: from texts to values of the types that the keys have."""
+
+import fnmatch
+import re
+import typing
+
+from ml_collections import ConfigDict
+
+from bigjax import paths
+from bigjax.config.checks import nearest, type_of
+from bigjax.config.keys import PATHS
+from bigjax.errors import UserError
+
+_ENTRY = re.compile(r"""\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([^,]*?))\s*(,|$)""", re.S)
+_BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+
+def override(
+    config: ConfigDict,
+    arguments: list[str],
+    extra_fields: dict[str, dict] | None = None,
+    types: dict[str, dict] | None = None,
+) -> list[str]:
+    """Applies --config.KEY=VALUE arguments in place and returns the keys they set.
+
+    extra_fields: {'model': {field: default}, ...}: fields that may be set though the file leaves
+    them at their default. types: {'model': {field: type}, ...}, for what their values do not say.
+    """
+    extra_fields, types, keys = extra_fields or {}, types or {}, []
+    for argument in arguments:
+        key, equals, text = argument.removeprefix("--config.").partition("=")
+        if not equals:
+            raise UserError(f"{argument}: write it as {argument}=VALUE.")
+        keys.append(key)
+        section, _, field = key.partition(".")
+        if field in extra_fields.get(section, {}) and field not in config[section]:
+            with config.unlocked():
+                config[section][field] = extra_fields[section][field]
+        if key.startswith("train.compiler_options."):  # any: the compiler knows which there are
+            with config.unlocked():
+                config.train.compiler_options[key.split(".", 2)[2]] = text
+            continue
+        node, last = _find(config, key, extra_fields)
+        kind = types.get(section, {}).get(field) or _type_of(key, node[last])
+        with config.unlocked():
+            node[last] = parse(text, kind, argument)
+    return keys
+
+
+def _find(config: ConfigDict, key: str, extra_fields: dict[str, dict]) -> tuple[ConfigDict, str]:
+    """The section that holds a key, and its name there."""
+    node, parts = config, key.split(".")
+    for i, part in enumerate(parts):
+        if not isinstance(node, ConfigDict) or part not in node:
+            allowed = list(node) if isinstance(node, ConfigDict) else []
+            if i == 1:
+                allowed += [f for f in extra_fields.get(parts[0], {}) if f not in allowed]
+            raise UserError(f"Unknown config key {key!r}. {nearest(part, allowed)}")
+        parent, node = node, node[part]
+    if isinstance(node, ConfigDict):
+        raise UserError(
+            f"config.{key} is a section: set its keys, such as --config.{key}."
+            f"{next(iter(node), 'NAME')}=VALUE."
+        )
+    return parent, parts[-1]
+
+
+def _type_of(key: str, value):
+    return list[type_of(key, value)] if isinstance(value, (list, tuple)) else type(value)
+
+
+def parse(text: str, kind, where: str):
+    """The text as a value of a type: bool, int, float, str, or a tuple or list of one of them.
+
+    Entries of a tuple stand between commas, brackets around them may be left out, and texts with
+    commas or spaces at their ends are quoted: 0,1 and ('a', 'b, c'). Raises UserError.
+    """
+    container = typing.get_origin(kind) or kind
+    if container in (tuple, list):
+        element = next(iter(typing.get_args(kind)), str)
+        return container(parse(entry, element, where) for entry in _entries(text, where))
+    try:
+        if kind is bool:
+            return _BOOLS[text.lower()]
+        return kind(text)
+    except (ValueError, KeyError, OverflowError) as e:
+        example = {bool: ", True or False", int: ", a whole number", float: ", a number"}
+        raise UserError(
+            f"{where}: this key takes a value of type {kind.__name__}{example.get(kind, '')}, not "
+            f"{text!r}."
+        ) from e
+
+
+def _entries(text: str, where: str) -> list[str]:
+    text = text.strip()
+    if text[:1] + text[-1:] in ("()", "[]") and _closes_last(text):
+        text = text[1:-1].strip()
+    entries, at = [], 0
+    while at < len(text):
+        found = _ENTRY.match(text, at)
+        if not found or found[3] == "":
+            raise UserError(
+                f"{where}: {text[at : at + 20]!r} is not a list of values between commas, such as "
+                "0,1 or 'a','b, c'. An empty text is ''."
+            )
+        quoted = found[1] if found[1] is not None else found[2]
+        entries.append(found[3] if quoted is None else re.sub(r"\\(.)", r"\1", quoted))
+        at = found.end()
+    return entries
+
+
+def _closes_last(text: str) -> bool:
+    """Whether the bracket that the text begins with is closed by its last character."""
+    depth = 0
+    for i, c in enumerate(text):
+        depth += {text[0]: 1, text[-1]: -1}.get(c, 0)
+        if depth == 0:
+            return i == len(text) - 1
+    return False
+
+
+def expand_paths(config: ConfigDict) -> None:
+    """Replaces `~` in the paths of a config, in place. Raises UserError as paths.expand does."""
+
+    def walk(node: ConfigDict, prefix: str) -> None:
+        for name, value in node.items():
+            key = prefix + name
+            if isinstance(value, ConfigDict):
+                walk(value, f"{key}.")
+            elif isinstance(value, str) and any(fnmatch.fnmatchcase(key, p) for p in PATHS):
+                node[name] = paths.expand(value, f"config.{key}")
+
+    with config.unlocked():
+        walk(config, "")
