@@ -208,6 +208,8 @@ def predict(argv: list[str]) -> None:
     )
     if examples.cut:
         print(f"data: input: {examples.cut}")
+    for line in data.unknown_warning(examples, rows, tokenizer, f.input):
+        print(line)
     split = data.LabelledData(
         examples,
         tokenizer.pad_id,

@@ -1,6 +1,7 @@
 """Text data: sources, tokenizers, the token store, and batches as a function of (seed, step)."""
 
 from bigjax.data.corpus import Corpus, build_tokenizer, load_text
+from bigjax.data.examples import unknown_warning
 from bigjax.data.headlines import (
     HeadlineData,
     HeadlineOptions,
@@ -33,4 +34,5 @@ __all__ = [
     "load_text",
     "load_tokenizer",
     "read_rows",
+    "unknown_warning",
 ]

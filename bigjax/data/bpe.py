@@ -1,15 +1,18 @@
 """GPT-2's byte-level BPE, from its two files."""
 
+import codecs
 import functools
 import json
 from typing import Any
 
+from bigjax.data.text_files import read_text
 from bigjax.data.tokenizer_base import Tokenizer, hash_of
 from bigjax.errors import UserError
 
 
 class ByteLevelBpe(Tokenizer):
-    """GPT-2's byte-level BPE (Radford et al. 2019) from the text of its two files.
+    """GPT-2's byte-level BPE (Radford et al. 2019) from the text of its two files, in UTF-8 with or
+    without a byte order mark, their lines ending in LF or CRLF.
 
     bos, eos and pad are '<|endoftext|>' if the vocabulary has it (GPT-2: 50256), else '<s>',
     '</s>' and '<pad>' as in RoBERTa.
@@ -21,7 +24,8 @@ class ByteLevelBpe(Tokenizer):
         from tokenizers import Tokenizer as RustTokenizer
         from tokenizers import models, pre_tokenizers
 
-        self._vocab, self._merges = vocab, merges
+        # As other readers of these files want them, and so that equal ones have one fingerprint.
+        vocab, merges = self._vocab, self._merges = _plain(vocab), _plain(merges)
         table, pairs = _read_bpe(vocab, merges, name)
         self.bos_id = _first_of(table, ("<|endoftext|>", "<s>"), name)
         self.eos_id = _first_of(table, ("<|endoftext|>", "</s>"), name)
@@ -89,7 +93,13 @@ def read_bpe_folder(folder: Any) -> ByteLevelBpe:
                 "vocab.json or encoder.json, and merges.txt or vocab.bpe."
             )
         paths.append(present[0])
-    return ByteLevelBpe(paths[0].read_bytes(), paths[1].read_bytes(), str(folder))
+    vocab = read_text(paths[0], "a JSON object of piece: id")
+    merges = read_text(paths[1], "a text file with a merge on each line")
+    return ByteLevelBpe(vocab.encode(), merges.encode(), str(folder))
+
+
+def _plain(text: bytes) -> bytes:
+    return text.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
 
 
 def _read_bpe(vocab: bytes, merges: bytes, name: str) -> tuple[dict, list]:
@@ -97,7 +107,7 @@ def _read_bpe(vocab: bytes, merges: bytes, name: str) -> tuple[dict, list]:
         table = json.loads(vocab)
         lines = merges.decode().split("\n")
         pairs = [
-            tuple(line.split(" "))
+            tuple(line.rstrip(" ").split(" "))
             for line in lines
             if line.strip() and not line.startswith("#version")
         ]

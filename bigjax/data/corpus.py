@@ -7,11 +7,11 @@ import json
 import time
 from typing import Any
 
-from bigjax.data import sources
+from bigjax.data import sources, unknown
 from bigjax.data import tokenizer as tokenizers
 from bigjax.data.loader import TextData
 from bigjax.data.sources import Source
-from bigjax.data.store import SPLITS, Store, build_store, check_fractions, split_of
+from bigjax.data.store import SPLITS, Store, Stream, build_store, check_fractions, split_of
 from bigjax.errors import UserError
 
 _SCAN_CHARS = 64_000_000  # how far into a source the tokenizer's training text is looked for
@@ -64,11 +64,13 @@ class Corpus:
                 lines.append(
                     f"data: {name} {split:5s} {stream.n_documents:10,} documents "
                     f"{stream.n_tokens:13,} tokens {stream.n_bytes / 1e6:10.2f} MB"
+                    + unknown.share(self.tokenizer, stream.n_unknown, _n_text(stream))
                 )
-            if store.stats["bad_utf8"]:
+            if bad := store.stats["bad_utf8"]:
                 lines.append(
-                    f"data: {name}: {store.stats['bad_utf8']:,} byte sequences were not "
-                    'UTF-8 and became U+FFFD (data.on_bad_utf8="refuse" names the first)'
+                    f"data: warning: {name}: {bad:,} byte sequences were not UTF-8 and became "
+                    f"U+FFFD, {bad / max(store.stats['bytes'], 1):.3%} of its bytes "
+                    '(data.on_bad_utf8="refuse" names the first)'
                 )
         return "\n".join(lines)
 
@@ -92,11 +94,12 @@ def load_text(
     begun = time.monotonic()
     entries, content = _entries(data)
     tokenizer = tokenizer or build_tokenizer(data, log)
-    stores = {}
+    stores: dict[str, Store] = {}
+    notes: list[str] = []
     for name, entry in entries.items():
 
         def documents(counts: dict[str, int], source: Source = entry) -> Iterator[str]:
-            return sources.documents(source, data.on_bad_utf8, data.cache_dir, counts)
+            return sources.documents(source, data.on_bad_utf8, data.cache_dir, counts, notes.append)
 
         stores[name] = build_store(
             documents,
@@ -108,6 +111,14 @@ def load_text(
             name,
             log,
         )
+        splits = [stores[name].split(split) for split in SPLITS]
+        notes += unknown.warning(
+            tokenizer,
+            sum(stream.n_unknown for stream in splits),
+            sum(map(_n_text, splits)),
+            f"source {name!r}",
+            documents({}),
+        )
     corpus = Corpus(
         tokenizer,
         stores,
@@ -116,6 +127,8 @@ def load_text(
         examples or functools.partial(TextData, packing=data.packing),
     )
     log(corpus.summary())
+    for note in dict.fromkeys(notes):
+        log(note)
     log(
         f"data: tokenizer {tokenizer.kind} of {tokenizer.vocab_size:,} ids; fingerprint "
         f"{corpus.fingerprint}; cached in {data.cache_dir}; "
@@ -146,7 +159,8 @@ def _entries(data: Any) -> tuple[dict[str, Source], dict[str, str]]:
         )
     check_fractions(data.valid_fraction, data.test_fraction)
     return entries, {
-        name: f"{sources.fingerprint(entry)} {data.on_bad_utf8}" for name, entry in entries.items()
+        name: f"{sources.fingerprint(entry, data.cache_dir)} {data.on_bad_utf8}"
+        for name, entry in entries.items()
     }
 
 
@@ -164,6 +178,11 @@ def _sample(data: Any, entries: dict[str, Source]) -> Iterator[str]:
         # Evenly spaced rather than the beginning: sources are often sorted by subject.
         every = max(1, round(n_chars * len(entries) / _TRAIN_CHARS))
         yield from chunks[::every]
+
+
+def _n_text(stream: Stream) -> int:
+    """Its tokens without bos and eos."""
+    return stream.n_tokens - 2 * stream.n_documents
 
 
 def _hash(content: Any) -> str:

@@ -1,11 +1,11 @@
 """Real text that every install carries: the docstrings of its Python packages.
 
-About 22,000 documents and 12 MB with the usual dependencies. The text depends on the versions
-installed, so it has a `fingerprint`; do not compare losses between two of them.
+About 22,000 documents and 12 MB with the usual dependencies. The text depends on what is installed,
+so it has a `fingerprint`, of its content; do not compare losses between two of them.
 """
 
+import functools
 import hashlib
-from importlib import metadata
 import importlib.util
 import json
 import os
@@ -18,12 +18,11 @@ import tempfile
 from typing import NamedTuple
 
 from bigjax.data import _docstring_worker
-from bigjax.data.files import cache_folder, write_atomically
+from bigjax.data.files import LOCAL_CACHE, cache_folder, write_atomically
+from bigjax.data.tokenizer_base import hash_of
 from bigjax.errors import UserError
 
 PACKAGES = ("jax", "numpy", "scipy", "flax", "optax", "orbax", "grain", "etils")
-# Dependencies under another name than the one they are installed by.
-_DISTRIBUTIONS = {"orbax": "orbax-checkpoint"}
 _CLUTTER = frozenset(
     {
         "test",
@@ -43,7 +42,7 @@ _CLUTTER = frozenset(
     }
 )
 _MIN_CHARS = 20  # 'Inherited.' and the like teach nothing
-_FORMAT = 2  # raise it when the same packages would give other records
+_FORMAT = 3  # raise it when the same files would give other records
 
 
 class Record(NamedTuple):
@@ -59,23 +58,35 @@ class Record(NamedTuple):
         return f"{self.name}\n\n{self.doc}"
 
 
-def fingerprint() -> str:
-    """16 hex digits that change with the Python version, a package's version, or the format."""
-    versions = [f"format {_FORMAT}", f"python {platform.python_version()}"]
-    for package in PACKAGES:
-        if _package_folder(package):
-            versions.append(f"{package} {_version(package)}")
-    return hashlib.sha256("\n".join(versions).encode()).hexdigest()[:16]
+def fingerprint(cache_dir: str = LOCAL_CACHE) -> str:
+    """16 hex digits that change with any of the `records`, and with nothing else."""
+    return _fingerprint(cache_dir, files_key())
 
 
-def records(cache_dir: str = "~/.cache/bigjax", processes: int | None = None) -> list[Record]:
-    """Every docstring, exact repeats left out, in an order that only the versions decide.
+@functools.lru_cache(1)
+def _fingerprint(cache_dir: str, key: str) -> str:
+    del key  # of the files that the records are of
+    return hash_of(json.dumps(records(cache_dir)))
+
+
+def files_key() -> str:
+    """16 hex digits that change with the Python version and with the place, size or modification
+    time of any file that is read: an edit that keeps all of these is not seen."""
+    digest = hashlib.sha256(f"format {_FORMAT} python {platform.python_version()}".encode())
+    for library, module, path in python_files():
+        digest.update(f"\n{library} {module} {path} {_stamp(path)}".encode(errors="replace"))
+    return digest.hexdigest()[:16]
+
+
+def records(cache_dir: str = LOCAL_CACHE, processes: int | None = None) -> list[Record]:
+    """Every docstring, exact repeats left out, in an order that only the files decide.
 
     The first call takes about 6 s on two cores; the result is kept in
-    `cache_dir/docstrings-FINGERPRINT.json`. `processes` defaults to the number of cores, at
-    most 8. Raises UserError if `cache_dir` is not a writable local folder.
+    `cache_dir/docstrings-KEY.json`, KEY that of `files_key`, which is looked at in each call.
+    `processes` defaults to the number of cores, at most 8. Raises UserError if `cache_dir` is not a
+    writable local folder.
     """
-    path = cache_folder(cache_dir) / f"docstrings-{fingerprint()}.json"
+    path = cache_folder(cache_dir) / f"docstrings-{files_key()}.json"
     cached = _read_cache(path)
     if cached is not None:
         return cached
@@ -94,6 +105,14 @@ def records(cache_dir: str = "~/.cache/bigjax", processes: int | None = None) ->
         )
     write_atomically(path, json.dumps(kept).encode())
     return kept
+
+
+def _stamp(path: str) -> str:
+    try:
+        stat = os.stat(path)
+    except OSError:  # gone meanwhile, or a link that leads nowhere
+        return "none"
+    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def _read_cache(path: Path) -> list[Record] | None:
@@ -153,13 +172,6 @@ def _package_folder(package: str) -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(_DISTRIBUTIONS.get(package, package))
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _parse(jobs: list[list[str]], processes: int) -> list[Record]:

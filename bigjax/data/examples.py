@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bigjax.data import unknown
 from bigjax.data.tokenizer import Tokenizer
 from bigjax.errors import UserError
 
@@ -35,6 +36,8 @@ class Examples:
     context_from: np.ndarray | None = None
     n_cut: int = 0  # rows whose text (answer: question) was cut, as data.truncate allows
     cut: str = ""  # that as a line for people; '' if there is none
+    n_unknown: int = 0  # tokens that stand for text which the tokenizer does not know
+    n_text: int = 0  # tokens without special ones
 
     def __len__(self) -> int:
         return len(self.row)
@@ -86,17 +89,34 @@ def encode_rows(
             f"{_MIN_SEQ_LEN} tokens."
         )
     if kind == "answer":
-        return _encode_answers(rows, data, tokenizer, with_labels)
-    if kind == "tag":
-        return _encode_tags(rows, data, labels, tokenizer, with_labels)
-    examples = _encode_texts(rows, data, tokenizer)
-    if with_labels:
-        examples.label = (
-            _numbers(rows)
-            if kind == "regress"
-            else _indices([row["label"] for row in rows], labels, lambda i: rows[i]["where"])
-        )
+        examples = _encode_answers(rows, data, tokenizer, with_labels)
+    elif kind == "tag":
+        examples = _encode_tags(rows, data, labels, tokenizer, with_labels)
+    else:
+        examples = _encode_texts(rows, data, tokenizer)
+        if with_labels:
+            examples.label = (
+                _numbers(rows)
+                if kind == "regress"
+                else _indices([row["label"] for row in rows], labels, lambda i: rows[i]["where"])
+            )
+    examples.n_unknown, examples.n_text = unknown.count(tokenizer, examples.tokens)
     return examples
+
+
+def texts_of(row: dict[str, Any]) -> list[str]:
+    """The texts of a row: those of its columns, or its words."""
+    if "tokens" in row:
+        return [" ".join(row["tokens"])]
+    return [row[name] for name in ("text", "pair", "question", "context") if name in row]
+
+
+def unknown_warning(
+    examples: Examples, rows: Sequence[dict[str, Any]], tokenizer: Tokenizer, what: str
+) -> list[str]:
+    """A line for people, where the tokenizer does not know many of the tokens, else none."""
+    texts = (text for row in rows for text in texts_of(row))
+    return unknown.warning(tokenizer, examples.n_unknown, examples.n_text, what, texts)
 
 
 def _encode_texts(rows: Sequence[dict], data: Any, tokenizer: Tokenizer) -> Examples:
@@ -141,7 +161,9 @@ def _encode_tags(
     seq_len = data.seq_len
     vocabulary = list(dict.fromkeys(word for row in rows for word in row["tokens"]))
     # A word of characters that the tokenizer drops has a position all the same.
-    nothing = np.array([getattr(tokenizer, "unk_id", tokenizer.pad_id)], np.int32)
+    nothing = np.array(
+        [tokenizer.pad_id if tokenizer.unk_id is None else tokenizer.unk_id], np.int32
+    )
     pieces = {
         word: ids if len(ids) else nothing
         for word, ids in zip(vocabulary, tokenizer.encode_batch(vocabulary))

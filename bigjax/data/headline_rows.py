@@ -311,7 +311,7 @@ def _cached_uses(
     records: Sequence[docstrings.Record], cache_dir: str
 ) -> Mapping[str, Sequence[int]]:
     names = sorted({record.name for record in records})
-    key = hash_of(f"uses {_USES_FORMAT}", *names, docstrings.fingerprint())
+    key = hash_of(f"uses {_USES_FORMAT}", *names, docstrings.files_key())
     path = cache_folder(cache_dir) / f"docstring-uses-{key}.json"
     try:
         cached = json.loads(path.read_bytes())

@@ -6,7 +6,7 @@ encoder. Everything that is learnt here (click statistics, hot words, the histor
 vocabulary) comes from the training split alone.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bigjax.data import tokenizer as tokenizers
+from bigjax.data import unknown
 from bigjax.data.headline_rows import ClickRates, History, read_parts
 from bigjax.data.hot_words import hot_ids, hot_words_of
 from bigjax.data.order import InTurn, Order, places
@@ -74,6 +75,8 @@ class HeadlineExamples:
     hot: np.ndarray  # int32 [n, K]
     hot_mask: np.ndarray  # float32 [n, K]
     cut: list[str]  # lines for people: what data.truncate has cut
+    n_unknown: int = 0  # tokens that stand for text which the tokenizer does not know
+    n_text: int = 0  # tokens without special ones
 
     def __len__(self) -> int:
         return len(self.n_tokens)
@@ -237,6 +240,7 @@ class Headlines:
                     f"  mean {len(part.source) / len(part):.1f}; "
                     f"{with_history.mean():.0%} with previous headlines, "
                     f"{part.click_weight.mean():.0%} with clicks"
+                    + unknown.share(self.tokenizer, part.n_unknown, part.n_text)
                 )
             lines.append(line)
         return "\n".join(lines)
@@ -260,8 +264,8 @@ def load_headlines(
     Raises UserError for anything wrong with the config, the rows or the tokenizer.
     """
     begun = time.monotonic()
-    if unknown := set(splits) - set(SPLITS):
-        raise UserError(f"there is no split {min(unknown)!r}; headlines have {', '.join(SPLITS)}.")
+    if others := set(splits) - set(SPLITS):
+        raise UserError(f"there is no split {min(others)!r}; headlines have {', '.join(SPLITS)}.")
     parts = read_parts(data, options.click_buckets > 0, log)
     train = parts["train"]
     if tokenizer is None:
@@ -295,6 +299,10 @@ def load_headlines(
     for name in names:
         for line in examples[name].cut:
             log(f"data: {name}: {line}")
+        part, what = examples[name], f"the {name} data ({data[name] or data.train})"
+        texts = _texts(parts[name])
+        for line in unknown.warning(tokenizer, part.n_unknown, part.n_text, what, texts):
+            log(line)
     log(
         f"data: {len(hot)} hot words"
         + (f" ({', '.join([*hot][:8])}, ...)" if hot else "")
@@ -330,8 +338,17 @@ def encode_headlines(
     for row, x, n in zip(tokens, ids, n_tokens.tolist()):
         row[: n - 1], row[n - 1] = x[: n - 1], tokenizer.eos_id
     hot_tokens = hot_ids(hot, [row["article"] for row in rows], tokenizer, options.hot_per_example)
+    counts = (unknown.count(tokenizer, ids) for ids in (source, tokens))
     return HeadlineExamples(
-        source, offsets, starts, tokens, n_tokens, *rates(rows), *hot_tokens, [*cut_articles, *cut]
+        source,
+        offsets,
+        starts,
+        tokens,
+        n_tokens,
+        *rates(rows),
+        *hot_tokens,
+        [*cut_articles, *cut],
+        *map(sum, zip(*counts)),
     )
 
 
@@ -352,10 +369,14 @@ def encode_articles(
       truncate: False refuses an article that is too long.
 
     Returns: source, source_types int32 [n, S], source_mask float32 [n, S], hot int32 [n, K] and
-    hot_mask float32 [n, K], as in `HeadlineData.batch_at`; and HeadlineExamples.cut.
+    hot_mask float32 [n, K], as in `HeadlineData.batch_at`; and lines for people, as
+    HeadlineExamples.cut, and where the tokenizer does not know many of the tokens.
     """
     previous = [row.get("history", [])[: options.n_history] for row in rows]
     source, offsets, starts, cut = _encode_sources(rows, previous, options, tokenizer, truncate)
+    cut += unknown.warning(
+        tokenizer, *unknown.count(tokenizer, source), "the articles", _texts(rows)
+    )
     ids, mask = hot_ids(hot, [row["article"] for row in rows], tokenizer, options.hot_per_example)
     return {"hot": ids, "hot_mask": mask} | _padded_sources(
         source,
@@ -473,9 +494,11 @@ def _check_lengths(
     )
 
 
+def _texts(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    return (row[name] for row in rows for name in ("headline", "article") if row.get(name))
+
+
 def _sample(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Texts to train a tokenizer on, evenly spaced."""
-    texts = list(
-        dict.fromkeys(row[name] for row in rows for name in ("headline", "article") if row[name])
-    )
+    texts = list(dict.fromkeys(_texts(rows)))
     return texts[:: max(1, round(sum(map(len, texts)) / _TRAIN_CHARS))]

@@ -16,7 +16,7 @@ import unicodedata
 
 import numpy as np
 
-from bigjax.data.tokenizer_base import read_bytes
+from bigjax.data.text_files import read_lines
 from bigjax.data.wordpiece import WordPiece
 from bigjax.errors import UserError
 
@@ -160,12 +160,9 @@ def read_hot_words(path: Any) -> dict[str, float]:
     columns, a repeated word, text that is not UTF-8 or a file without words.
     """
     words: dict[str, float] = {}
-    try:
-        lines = read_bytes(path, "a file with a hot word on each line").decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path}: byte {e.start} is not UTF-8. Convert it to UTF-8.") from None
-    for number, line in enumerate(lines.split("\n"), 1):
-        fields = [field.strip() for field in line.split("\t")]
+    lines = read_lines(path, "a file with a hot word on each line")
+    for number, line in enumerate(lines, 1):
+        fields = [field.strip(" \r") for field in line.split("\t")]
         if fields == [""]:
             continue
         word = fields[0]

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from bigjax.data import tokenizer as tokenizers
-from bigjax.data.examples import Examples, encode_rows
+from bigjax.data import unknown
+from bigjax.data.examples import Examples, encode_rows, texts_of, unknown_warning
 from bigjax.data.order import InTurn, Order, places
 from bigjax.data.rows import label_counts, label_names, read_parts, read_rows
 from bigjax.data.store import SPLITS
@@ -244,6 +245,7 @@ class Labelled:
             )
             if len(examples):
                 line += f"  mean {lengths.mean():.1f}, longest {lengths.max()}"
+                line += unknown.share(self.tokenizer, examples.n_unknown, examples.n_text)
             if self.kind == "classify" and len(examples):
                 counts = np.bincount(examples.label, minlength=len(self.labels))
                 most = int(counts.argmax())
@@ -281,9 +283,9 @@ def load_labelled(
     tokenizer.
     """
     begun = time.monotonic()
-    if unknown := set(names) - set(SPLITS):
+    if others := set(names) - set(SPLITS):
         raise UserError(
-            f"there is no split {min(unknown)!r}; labelled data has {', '.join(SPLITS)}."
+            f"there is no split {min(others)!r}; labelled data has {', '.join(SPLITS)}."
         )
     names = [name for name in SPLITS if name in names]
     needed = [name for name in SPLITS if name in names or name == "train" and tokenizer is None]
@@ -311,6 +313,9 @@ def load_labelled(
     for name in names:
         if examples[name].n_cut:
             log(f"data: {name}: {examples[name].cut}")
+        what = f"the {name} data ({data[name] or data.train})"
+        for line in unknown_warning(examples[name], rows[name], tokenizer, what):
+            log(line)
     log(
         f"data: tokenizer {tokenizer.kind} of {tokenizer.vocab_size:,} ids; fingerprint "
         f"{labelled.fingerprint}; {time.monotonic() - begun:.1f} s"
@@ -401,17 +406,7 @@ def _filled(
 
 def _sample(rows: list[dict[str, Any]]) -> list[str]:
     """Texts to train a tokenizer on, evenly spaced."""
-    texts = list(
-        dict.fromkeys(
-            text
-            for row in rows
-            for text in (
-                [" ".join(row["tokens"])]
-                if "tokens" in row
-                else [row[name] for name in ("text", "pair", "question", "context") if name in row]
-            )
-        )
-    )
+    texts = list(dict.fromkeys(text for row in rows for text in texts_of(row)))
     return texts[:: max(1, round(sum(map(len, texts)) / _TRAIN_CHARS))]
 
 

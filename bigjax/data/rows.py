@@ -14,7 +14,8 @@ import numpy as np
 
 from bigjax.data import docstrings
 from bigjax.data.store import SPLITS, check_fractions, split_of
-from bigjax.data.tables import convert, read_table
+from bigjax.data.tables import read_table
+from bigjax.data.values import convert
 from bigjax.errors import UserError
 
 KINDS = ("classify", "regress", "tag", "answer")

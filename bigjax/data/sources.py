@@ -11,12 +11,14 @@ from typing import Any
 
 from bigjax.data import docstrings
 from bigjax.data.files import fingerprint_files
+from bigjax.data.text_files import open_utf8
+from bigjax.data.utf8 import Replacing
 from bigjax.errors import RunError, UserError
 
 KINDS = ("docstrings", "text", "jsonl", "tfds")
 DOCUMENT_CHARS = 2000  # paragraphs of one large text file are grouped to at least this
 _MAX_CHARS = 100_000  # a text without blank lines is cut at the end of a line after this many
-_FORMAT = 1  # raise it when the same files would give other documents
+_FORMAT = 2  # raise it when the same files would give other documents
 _READ_BYTES = 4 << 20
 _TFDS_BATCH = 256
 
@@ -64,25 +66,30 @@ def documents(
     on_bad_utf8: str = "replace",
     cache_dir: str = "~/.cache/bigjax",
     counts: dict[str, int] | None = None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Iterator[str]:
     """The documents of `source`, none of them empty; twice the same if the content is.
 
+    Files may be compressed, and of UTF-16 or UTF-32: see `text_files.py`.
+
     - text: `path` is a file or a glob. Where it matches several files, each is a document, in
       the order of their names. A single file is cut at blank lines: paragraphs are joined until
-      they hold at least 2,000 characters (and cut at the end of a line after 100,000).
+      they hold at least 2,000 characters (and cut at the end of a line after 100,000). Each line
+      ends in LF, whatever it does in the file.
     - jsonl: each line is an object with the text under `field`; blank lines are passed over.
     - tfds: the `field` of each example of `split` (slices such as 'train[:10%]' too) of the set
       `name`, prepared as array_record under `path`; or `path` is the set's own folder.
     - docstrings: see `docstrings.py`; takes nothing.
 
-    Bytes that are not UTF-8 become U+FFFD and are added to counts['bad_utf8'], or, with
-    on_bad_utf8='refuse', raise UserError with file and byte offset. UserError also for a
-    source that is missing, unreadable or without text.
+    Bytes that are not UTF-8 become U+FFFD and are added to counts['bad_utf8'], and `log` is told
+    the first of each file; or, with on_bad_utf8='refuse', they raise UserError with file and byte
+    offset. UserError also for a file with more than 1% of them, and for a source that is missing,
+    unreadable, damaged, no text or without text.
     """
     if on_bad_utf8 not in ("replace", "refuse"):
         raise UserError(f'data.on_bad_utf8 is {on_bad_utf8!r}; it has to be "replace" or "refuse".')
     counts = counts if counts is not None else {}
-    bad = _BadUtf8(on_bad_utf8 == "refuse", counts)
+    bad = Replacing(on_bad_utf8 == "refuse", counts, log)
     streams = {
         "docstrings": lambda: (r.text for r in docstrings.records(cache_dir)),
         "text": lambda: _text(source, bad),
@@ -93,7 +100,7 @@ def documents(
     return _not_empty(stream, source)
 
 
-def fingerprint(source: Source) -> str:
+def fingerprint(source: Source, cache_dir: str = "~/.cache/bigjax") -> str:
     """16 hex digits that change when the documents would; reads at most 256 MiB.
 
     See `files.fingerprint_files` for what it sees of larger sources. Raises UserError for a
@@ -101,7 +108,7 @@ def fingerprint(source: Source) -> str:
     """
     kind = _kind(source)
     if kind == "docstrings":
-        return f"docstrings-{docstrings.fingerprint()}"
+        return f"docstrings-{docstrings.fingerprint(cache_dir)}"
     if kind == "tfds":
         builder = _tfds_builder(source)
         paths = [
@@ -119,43 +126,6 @@ def fingerprint(source: Source) -> str:
     paths = _files(source)
     field = f"-{source.field}" if kind == "jsonl" else ""
     return _try_read(source, lambda: f"{kind}{field}-{_FORMAT}-{fingerprint_files(paths)}")
-
-
-class _BadUtf8:
-    """Decodes bytes, and counts or refuses what is not UTF-8."""
-
-    def __init__(self, refuse: bool, counts: dict[str, int]) -> None:
-        self.refuse, self.counts = refuse, counts
-
-    def decode(self, raw: bytes, where: Any, offset: int = 0) -> str:
-        try:
-            return raw.decode()
-        except UnicodeDecodeError as e:
-            if self.refuse:
-                raise UserError(
-                    f"{where}: byte {offset + e.start} (0x{raw[e.start]:02X}) is not UTF-8. "
-                    'Convert the file to UTF-8, or set data.on_bad_utf8="replace".'
-                ) from None
-        text = raw.decode(errors="replace")
-        self._count(text.count("\ufffd") - raw.count("\ufffd".encode()))
-        return text
-
-    def clean(self, text: str, where: Any) -> str:
-        """A JSON escape can make a lone surrogate, which has no UTF-8 form."""
-        try:
-            text.encode()
-            return text
-        except UnicodeEncodeError as e:
-            if self.refuse:
-                raise UserError(
-                    f"{where}: character {e.start} of the text is a lone surrogate, which has no "
-                    'UTF-8 form. Correct it, or set data.on_bad_utf8="replace".'
-                ) from None
-        self._count(sum("\ud800" <= char <= "\udfff" for char in text))
-        return "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in text)
-
-    def _count(self, n: int) -> None:
-        self.counts["bad_utf8"] = self.counts.get("bad_utf8", 0) + n
 
 
 def _kind(source: Source) -> str:
@@ -180,15 +150,15 @@ def _not_empty(stream: Iterator[str], source: Source) -> Iterator[str]:
         )
 
 
-def _text(source: Source, bad: _BadUtf8) -> Iterator[str]:
+def _text(source: Source, bad: Replacing) -> Iterator[str]:
     paths = _files(source)
     if len(paths) == 1:
         yield from _grouped(_lines(paths[0], bad))
         return
     for path in paths:
-        text = bad.decode(_try_read(source, path.read_bytes), path)
+        text = "".join(_lines(path, bad))
         if text.strip():
-            yield text.removeprefix("\ufeff")
+            yield text
 
 
 def _grouped(lines: Iterator[str]) -> Iterator[str]:
@@ -198,39 +168,45 @@ def _grouped(lines: Iterator[str]) -> Iterator[str]:
     for line in lines:
         blank = not line.strip()
         if (blank and n_chars >= DOCUMENT_CHARS) or n_chars >= _MAX_CHARS:
-            yield "".join(group).rstrip("\r\n")
+            yield "".join(group).rstrip("\n")
             group, n_chars = ([], 0) if blank else ([line], len(line))
         elif group or not blank:
             group.append(line)
             n_chars += len(line)
     last = "".join(group)
     if last.strip():
-        yield last.rstrip("\r\n")
+        yield last.rstrip("\n")
 
 
-def _lines(path: Any, bad: _BadUtf8) -> Iterator[str]:
-    """Lines with their ends, decoded some at a time: no byte sequence crosses a line's end."""
+def _lines(path: Any, bad: Replacing) -> Iterator[str]:
+    """Lines that end in LF, decoded some at a time: no byte sequence crosses a line's end."""
     offset = 0
-    with _try_read(path, lambda: path.open("rb")) as f:
+    with open_utf8(path) as f:
         while block := f.read(_READ_BYTES):
             block += f.readline()
-            text = bad.decode(block, path, offset)
-            yield from (text if offset else text.removeprefix("\ufeff")).splitlines(keepends=True)
+            text = bad.decode(block, path, offset).replace("\r\n", "\n").replace("\r", "\n")
+            # Not splitlines, which cuts at form feeds and other characters too.
+            lines = (text if offset else text.removeprefix("\ufeff")).split("\n")
+            yield from (f"{line}\n" for line in lines[:-1])
+            if lines[-1]:
+                yield lines[-1]
             offset += len(block)
+    bad.finish(path)
 
 
-def _jsonl(source: Source, bad: _BadUtf8) -> Iterator[str]:
+def _jsonl(source: Source, bad: Replacing) -> Iterator[str]:
     for path in _files(source):
-        with _try_read(path, lambda: path.open("rb")) as f:
+        with open_utf8(path, "a file with a JSON object on each line") as f:
             offset = 0
             for number, raw in enumerate(f, 1):
                 line = bad.decode(raw, path, offset).removeprefix("\ufeff")
                 offset += len(raw)
                 if line.strip():
                     yield _json_text(line, source.field, f"{path}:{number}", bad)
+        bad.finish(path)
 
 
-def _json_text(line: str, field: str, where: str, bad: _BadUtf8) -> str:
+def _json_text(line: str, field: str, where: str, bad: Replacing) -> str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as e:
@@ -301,7 +277,7 @@ def _remote_files(pattern: str) -> list[Any]:
         ) from None
 
 
-def _tfds(source: Source, bad: _BadUtf8) -> Iterator[str]:
+def _tfds(source: Source, bad: Replacing) -> Iterator[str]:
     builder = _tfds_builder(source)
     _tfds_split_names(builder, source)
     try:
@@ -315,9 +291,10 @@ def _tfds(source: Source, bad: _BadUtf8) -> Iterator[str]:
         indices = range(start, min(start + _TFDS_BATCH, len(rows)))
         for i, row in zip(indices, rows.__getitems__(list(indices))):
             yield _tfds_text(row, source, f"{_describe(source)} example {i}", bad)
+    bad.finish(_describe(source))
 
 
-def _tfds_text(row: Any, source: Source, where: str, bad: _BadUtf8) -> str:
+def _tfds_text(row: Any, source: Source, where: str, bad: Replacing) -> str:
     for part in source.field.split("/"):  # 'dialogue/answer': a feature inside a feature
         if not isinstance(row, dict) or part not in row:
             found = ", ".join(row) if isinstance(row, dict) else type(row).__name__

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.data import shared
+from bigjax.data import shared, unknown
 from bigjax.data.files import cache_folder, write_atomically
 from bigjax.data.progress import Progress
 from bigjax.data.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ SPLITS = ("train", "valid", "test")
 DOCUMENTS_PER_SHARD = 32768
 _CHARS_PER_SHARD = 1 << 26  # bounds the memory a build takes
 _BATCH_CHARS = 4_000_000  # text handed to the tokenizer at once: keeps its threads busy
-_FORMAT = 1
+_FORMAT = 2
 
 
 def split_of(document: str, valid_fraction: float, test_fraction: float) -> str:
@@ -57,7 +57,8 @@ def check_fractions(valid_fraction: float, test_fraction: float) -> None:
 class Stream:
     """One split of a store: its documents' tokens in one line, with random access.
 
-    `n_tokens` counts bos and eos, `n_bytes` the UTF-8 bytes of the documents.
+    `n_tokens` counts bos and eos, `n_unknown` the tokens that stand for text which the vocabulary
+    lacks, `n_bytes` the UTF-8 bytes of the documents.
     """
 
     def __init__(self, folder: Path, shards: list[dict], split: str, dtype: str) -> None:
@@ -65,6 +66,7 @@ class Stream:
         self.n_tokens = sum(shard["splits"][split]["tokens"] for shard in shards)
         self.n_documents = sum(shard["splits"][split]["documents"] for shard in shards)
         self.n_bytes = sum(shard["splits"][split]["bytes"] for shard in shards)
+        self.n_unknown = sum(shard["splits"][split]["unknown"] for shard in shards)
         used = [
             (i, shard["splits"][split])
             for i, shard in enumerate(shards)
@@ -119,7 +121,8 @@ class Stream:
 
 
 class Store:
-    """A finished store; `stats` has documents, bytes, tokens and bad_utf8 of the whole source."""
+    """A finished store; `stats` has documents, bytes, tokens, unknown tokens and bad_utf8 of all
+    its source."""
 
     def __init__(self, folder: Path) -> None:
         meta = _read_json(folder / "store.json")
@@ -203,7 +206,7 @@ def _build(
             progress.add(sum(sizes["bytes"] for sizes in shard["splits"].values()))
     totals = {
         unit: sum(sizes[unit] for shard in shards for sizes in shard["splits"].values())
-        for unit in ("documents", "tokens", "bytes")
+        for unit in ("documents", "tokens", "bytes", "unknown")
     }
     meta = {
         "key": key,
@@ -243,6 +246,7 @@ def _write_shard(
             "documents": len(mine),
             "tokens": len(tokens),
             "bytes": sum(len(texts[i].encode()) for i in mine),
+            "unknown": unknown.count(tokenizer, tokens)[0],
         }
         write_atomically(folder / f"{index:05d}-{split}.tokens", tokens.tobytes())
         write_atomically(folder / f"{index:05d}-{split}.starts", starts.tobytes())

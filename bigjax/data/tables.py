@@ -8,11 +8,14 @@ import os
 import re
 from typing import Any
 
-from bigjax.errors import RunError, UserError
+from bigjax.data.text_files import COMPRESSIONS, extension, read_bytes, read_lines, read_text
+from bigjax.data.values import convert, describe
+from bigjax.errors import UserError
 
 _SQUAD = ("question", "context", "answers", "id")
 _CONLL = ("tokens", "tags")
 _OWN_NAMES = ("where", "row")
+_COMMENT = re.compile(r"# (newdoc|newpar)\b|# [\w.:-]+ = ")  # CoNLL-U's
 _OWN_KINDS = {
     ".json": {"answers": "answers", "is_impossible": "flag"},
     ".conll": {"tokens": "words", "tags": "words"},
@@ -30,32 +33,37 @@ def read_table(
     row["row"] is the whole record as the file has it, nothing left out, renamed or checked: a
     dict of its columns, in order (numbers from "0" without a header; the second x is "x_2").
 
-    By its extension:
+    By its extension, before which there may be one of a compression (train.tsv.gz; see
+    `text_files.py` for how files are decompressed and decoded):
     - .tsv, .txt: tabs between columns, no quoting; .csv: commas, with quoting. The first line
       has the names, unless `columns` are numbers: "0" is the first column of a file without.
       Everything is text. Blank lines at the end are passed over.
     - .jsonl: an object a line.
-    - .parquet: times are text ("2024-05-01 12:00:00"); rows count from 1.
+    - .parquet: times are text ("2024-05-01 12:00:00"); rows count from 1. Missing values are null
+      or NaN.
     - .json: SQuAD 1.1 or 2.0; rows have question, context, answers, id and is_impossible, the
       record id, title, question, context and what else the question has.
-    - .conll: a token and, in the last column, its tag on each line, a blank line between
-      sentences, -DOCSTART- passed over; rows have tokens and tags, the record the columns
-      between them as "1", "2", ... too.
+    - .conll: a token and, in the last column, its tag on each line, with tabs or spaces between
+      (U+00A0 and its like belong to a token), a blank line between sentences, -DOCSTART- and
+      CoNLL-U's comments passed over; rows have tokens and tags, the record the columns between
+      them as "1", "2", ... too.
 
     Args:
-      kinds: what a column holds, "text" where it does not say: "label" may be a JSON number or
-        truth value too, and becomes text; "words" is a list of texts (or labels); "answers" is
-        a list of texts, or of SQuAD's {"text", "answer_start"} (or its two lists), or one text,
-        empty for no answer, and becomes a list of (text, start), start -1 where not given;
+      kinds: what a column holds, "text" where it does not say: "label" may be a number or
+        truth value too, and becomes text, a whole number without decimals ("1" of 1.0, as Parquet
+        has it of a column where some were missing); "words" is a list of texts (or labels);
+        "answers" is a list of texts, or of SQuAD's {"text", "answer_start"} (or its two lists), or
+        one text, empty for no answer, and becomes a list of (text, start), start -1 if not given;
         "optional" is text or a number, and becomes text, or None where it is empty or null;
         "names" is a list of texts, or one text with commas or semicolons between, or nothing.
       optional: more columns, "optional" where `kinds` does not say, which records may lack.
 
     Raises UserError, with file and line, for a file that is missing, of another kind, not UTF-8
-    or without rows, for missing columns, ragged rows, bad JSON, empty text, and numbers for text.
+    or without rows, for missing columns and values, ragged rows, bad JSON, empty text, and numbers
+    for text.
     """
     path = os.path.expanduser(os.fspath(path))
-    extension = os.path.splitext(path)[1].lower()
+    kind_of_file = extension(path)
     readers = {
         ".tsv": _separated,
         ".txt": _separated,
@@ -65,14 +73,14 @@ def read_table(
         ".json": _squad,
         ".conll": _conll,
     }
-    if extension not in readers:
+    if kind_of_file not in readers:
         raise UserError(
             f"{path}: cannot tell what kind of file it is. Its name has to end in "
-            f"{', '.join(readers)}."
+            f"{', '.join(readers)}, or in one of these and {', '.join(COMPRESSIONS)}."
         )
     for name in sorted({*_OWN_NAMES} & {*columns, *optional}):
         raise UserError(f'{path}: a column cannot be called "{name}"; rename it in the file.')
-    kinds = {**(kinds or {}), **_OWN_KINDS.get(extension, {})}
+    kinds = {**(kinds or {}), **_OWN_KINDS.get(kind_of_file, {})}
     rows = [
         {
             column: convert(row[column], kinds.get(column, "text"), column, row["where"])
@@ -86,47 +94,11 @@ def read_table(
             for column in optional
         }
         | {name: row[name] for name in _OWN_NAMES}
-        for row in readers[extension](path, list(columns))
+        for row in readers[kind_of_file](path, list(columns))
     ]
     if not rows:
         raise UserError(f"{path} holds no rows. Give a file with at least one.")
     return rows
-
-
-def convert(value: Any, kind: str, column: str, where: str) -> Any:
-    """`value` as the `kind` that `read_table` describes; UserError, with `where`, if it is not."""
-    if kind == "flag":
-        return bool(value)
-    if kind == "answers":
-        return _answers(value, where)
-    if kind == "words":
-        if not isinstance(value, (list, tuple)) or not value:
-            raise UserError(
-                f"{where}: column {column!r} holds {_name(value)}; it has to be a "
-                "list of words or tags that is not empty."
-            )
-        return [convert(item, "label", column, where) for item in value]
-    if kind == "names":
-        names = re.split("[,;]", value) if isinstance(value, str) else value
-        parts = [
-            convert(part, "optional", column, where)
-            for part in (names if isinstance(names, (list, tuple)) else [names])
-        ]
-        return [part for part in parts if part is not None]
-    if kind == "optional":
-        # NaN, which is not itself, is how pandas writes a missing number.
-        missing = value is None or value != value or isinstance(value, str) and not value.strip()
-        return None if missing else convert(value, "label", column, where)
-    if kind == "label" and isinstance(value, (bool, int, float)):
-        return json.dumps(value)
-    if not isinstance(value, str):
-        raise UserError(
-            f"{where}: column {column!r} holds {_name(value)}, not text. Write it in "
-            "quotes, or name another column in data.columns."
-        )
-    if not value.strip():
-        raise UserError(f"{where}: column {column!r} is empty. Fill it, or take the row out.")
-    return _utf8(value.strip() if kind == "label" else value, column, where)
 
 
 def free_name(name: str, taken: Collection[str]) -> str:
@@ -138,92 +110,16 @@ def free_name(name: str, taken: Collection[str]) -> str:
     return free
 
 
-def _utf8(text: str, column: str, where: str) -> str:
-    try:
-        text.encode()
-        return text
-    except UnicodeEncodeError as e:
-        raise UserError(
-            f"{where}: character {e.start} of column {column!r} is a lone surrogate, "
-            "which has no UTF-8 form. Correct it."
-        ) from None
-
-
-def _name(value: Any) -> str:
-    if isinstance(value, (bool, int, float)):
-        return f"the number {value}" if not isinstance(value, bool) else f"{value}"
-    return {
-        "list": "a list",
-        "dict": "an object",
-        "NoneType": "null",
-        "str": f"the text {value!r:.40}",
-    }.get(type(value).__name__, type(value).__name__)
-
-
-def _answers(value: Any, where: str) -> list[tuple[str, int]]:
-    if isinstance(value, str):
-        value = [value] if value.strip() else []
-    elif isinstance(value, dict) and isinstance(value.get("text"), list):
-        starts = value.get("answer_start") or [-1] * len(value["text"])
-        value = [
-            {"text": text, "answer_start": start} for text, start in zip(value["text"], starts)
-        ]
-    if not isinstance(value, list):
-        raise UserError(
-            f"{where}: the answers are {_name(value)}; they have to be a list of "
-            'texts or of {"text": ..., "answer_start": ...}, empty for no answer.'
-        )
-    found = []
-    for answer in value:
-        text, start = answer, -1
-        if isinstance(answer, dict):
-            text, start = answer.get("text"), answer.get("answer_start", -1)
-        if not isinstance(start, int) or isinstance(start, bool):
-            raise UserError(
-                f"{where}: answer_start is {_name(start)}; it has to be a number of "
-                "characters from the start of the context."
-            )
-        found.append((convert(text, "text", "answers", where), start))
-    return found
-
-
-def _read_bytes(path: str) -> bytes:
-    from etils import epath
-
-    try:
-        return epath.Path(path).read_bytes()
-    except RunError:  # storage does not answer
-        raise
-    except Exception as e:  # each storage has errors of its own
-        reason = getattr(e, "strerror", None) or e
-        raise UserError(
-            f"cannot read {path}: {reason} (looked from {os.getcwd()!r}). Check the "
-            "path and your permission to read it."
-        ) from None
-
-
-def _read_text(path: str) -> str:
-    raw = _read_bytes(path)
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise UserError(
-            f"{path}:{raw[: e.start].count(10) + 1}: byte {e.start} "
-            f"(0x{raw[e.start]:02X}) is not UTF-8. Convert the file to UTF-8, for "
-            "example with iconv."
-        ) from None
-
-
 def _lines(path: str) -> list[str]:
-    """Without their ends and the blank ones after the last; U+2028 and the like end no line."""
-    lines = [line.removesuffix("\r") for line in _read_text(path).split("\n")]
-    while lines and not lines[-1].strip():
+    """Without their ends and the blank ones after the last."""
+    lines = read_lines(path, "a table in UTF-8")
+    while lines and not lines[-1].strip(" "):  # one of tabs is a row of empty fields
         lines.pop()
     return lines
 
 
 def _separated(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    if path.lower().endswith(".csv"):
+    if extension(path) == ".csv":
         records = _csv_records(path)
     else:
         records = enumerate((line.split("\t") for line in _lines(path)), 1)
@@ -248,7 +144,7 @@ def _separated(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
                 f"{width}. Correct the line"
                 + (
                     "; a text with a comma needs quotes."
-                    if ".csv" in path.lower()
+                    if extension(path) == ".csv"
                     else "; a text cannot hold a tab or a line end."
                 )
             )
@@ -277,13 +173,24 @@ def _place(column: str, header: list[str], path: str) -> int:
             f"{path}:1: {'no' if not n else n} columns are called {column!r}; the "
             f"header has {', '.join(map(repr, header)) or 'none'}. Set data.columns "
             'to names that it has, or to numbers ("0", "1") for a file without one.'
+            + _separator_hint(header, path)
         )
     return header.index(column)
 
 
+def _separator_hint(header: list[str], path: str) -> str:
+    other = [mark for mark in ";\t,|" if len(header) == 1 and mark in header[0]]
+    if not other:
+        return ""
+    return (
+        f" It seems to have {other[0]!r} between its columns; commas belong there in .csv, "
+        "tabs in .tsv."
+    )
+
+
 def _csv_records(path: str) -> Iterator[tuple[int, list[str]]]:
     """(number of its first line, fields); a quoted field may hold line ends."""
-    text = _read_text(path).rstrip()
+    text = re.sub(r"[\r\n][ \r\n]*\Z", "", read_text(path, "a table in UTF-8"))
     limit = csv.field_size_limit(1 << 30)  # the module's own 128 kB refuses long contexts
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -305,7 +212,7 @@ def _jsonl(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_lines(path), 1):
         row, where = _json(line, path, number), f"{path}:{number}"
         if not isinstance(row, dict):
-            raise UserError(f"{where}: found {_name(row)}; each line has to be a JSON object.")
+            raise UserError(f"{where}: found {describe(row)}; each line has to be a JSON object.")
         yield _record(row, columns, where)
 
 
@@ -342,7 +249,7 @@ def _parquet(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(pa.BufferReader(_read_bytes(path)))
+        table = parquet.read_table(pa.BufferReader(read_bytes(path, "a Parquet file")))
     except pa.ArrowException as e:
         raise UserError(f"{path}: not Parquet ({e}). Restore the file.") from None
     for i, field in enumerate(table.schema):
@@ -355,14 +262,14 @@ def _parquet(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
 def _squad(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     for column in columns:
         _member(dict.fromkeys(_SQUAD), column, path)
-    content = _json(_read_text(path), path)
+    content = _json(read_text(path, "a JSON file in UTF-8"), path)
     for i, article in enumerate(_list(content, "data", path)):
         for j, paragraph in enumerate(_list(article, "paragraphs", f"{path}: data[{i}]")):
             place = f"{path}: data[{i}].paragraphs[{j}]"
             for k, question in enumerate(_list(paragraph, "qas", place)):
                 where = f"{place}.qas[{k}]"
                 if not isinstance(question, dict):
-                    raise UserError(f"{where}: found {_name(question)}, not a question.")
+                    raise UserError(f"{where}: found {describe(question)}, not a question.")
                 given = {
                     "context": paragraph.get("context"),
                     "id": str(question.get("id", where)),
@@ -396,10 +303,11 @@ def _conll(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     for column in columns:
         _member(dict.fromkeys(_CONLL), column, path)
     sentence: list[list[str]] = []
-    where = path
-    for number, line in enumerate([*_lines(path), ""], 1):
-        fields = line.split("\t") if "\t" in line else line.split()
-        if not line.strip():
+    where, lines = path, _lines(path)
+    has_tabs = any("\t" in line for line in lines if not line.startswith("#"))
+    for number, line in enumerate([*lines, ""], 1):
+        line = line.rstrip(" \t")
+        if not line:
             if sentence:
                 whole = _sentence(sentence)
                 yield {
@@ -407,7 +315,11 @@ def _conll(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
                     for column in columns
                 } | {"where": where, "row": whole}
             sentence = []
-        elif not fields[0].startswith("-DOCSTART-"):
+        elif line.startswith("-DOCSTART-") or not sentence and _is_comment(line, has_tabs):
+            continue
+        else:
+            # Not line.split(), which would cut a token at U+00A0.
+            fields = line.split("\t") if "\t" in line else re.split(" +", line.lstrip(" "))
             where = where if sentence else f"{path}:{number}"
             if "tags" in columns and len(fields) < 2:
                 raise UserError(
@@ -416,8 +328,15 @@ def _conll(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
                 )
             for column, field in (("tokens", fields[0]), ("tags", fields[-1])):
                 if column in columns:
-                    convert(field, "label", column, f"{path}:{number}")
+                    convert(field, "word", column, f"{path}:{number}")
             sentence.append(fields)
+
+
+def _is_comment(line: str, has_tabs: bool) -> bool:
+    """Of CoNLL-U; a token may be "#" too, and then has a tab where the other lines have them."""
+    if not line.startswith("#"):
+        return False
+    return "\t" not in line if has_tabs else bool(_COMMENT.match(line))
 
 
 def _sentence(lines: list[list[str]]) -> dict[str, list[str]]:

@@ -73,7 +73,8 @@ class SentencePiece(Tokenizer):
                 f"{name} is not a SentencePiece model ({e}). data.tokenizer.path has to name a "
                 '.model file of kind "sentencepiece"; leave it empty to train one.'
             ) from None
-        self._model = model
+        self._model, self.name = model, name
+        self.unk_id = sp.unk_id() if sp.unk_id() >= 0 else None
         special = (sp.is_control, sp.is_unknown, sp.is_unused)
         self.pieces = [
             b"" if any(test(i) for test in special) else self._piece(i)

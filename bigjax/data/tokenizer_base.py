@@ -15,13 +15,15 @@ META_FILE = "bigjax_tokenizer.json"
 
 
 class Tokenizer:
-    """What the three kinds share; `pieces[i]` holds the UTF-8 bytes of id i, b'' if special."""
+    """What all kinds share; `pieces[i]` holds the UTF-8 bytes of id i, b'' if special."""
 
     kind: str
     pieces: list[bytes]
     bos_id: int
     eos_id: int
     pad_id: int
+    unk_id: int | None = None  # what stands for text that the vocabulary lacks; None: nothing
+    name: str = "the tokenizer"  # where it is from, for messages
     fingerprint: str  # 16 hex digits: equal means the same ids for every text
     lossless = True
 

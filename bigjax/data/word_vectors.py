@@ -13,6 +13,8 @@ import os
 
 import numpy as np
 
+from bigjax.data.text_files import open_utf8
+from bigjax.data.utf8 import decode
 from bigjax.errors import UserError
 
 
@@ -42,21 +44,10 @@ def numbered_lines(path: str | os.PathLike, what: str) -> Iterator[tuple[str, st
 
     Raises UserError, saying that it has to be `what`, if it cannot be read or is not UTF-8.
     """
-    from etils import epath
-
-    try:
-        with epath.Path(path).expanduser().open("rb") as f:
-            for i, raw in enumerate(f, 1):  # of bytes: U+2028 and the like end no line
-                where = f"{path}:{i}"
-                try:
-                    yield where, raw.decode("utf-8-sig" if i == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as e:
-                    raise UserError(
-                        f"{where}: byte {e.start} (0x{raw[e.start]:02X}) is not "
-                        f"UTF-8. It has to be {what}, in UTF-8."
-                    ) from None
-    except (OSError, ValueError) as e:
-        raise UserError(f"cannot read {path}: {e}. It has to be {what}.") from None
+    with open_utf8(path, what) as f:
+        for i, raw in enumerate(f, 1):  # of bytes: U+2028 and the like end no line
+            line = decode(raw, path, f"It has to be {what}, in UTF-8.", i)
+            yield f"{path}:{i}", line.removeprefix("\ufeff" if i == 1 else "").rstrip("\r\n")
 
 
 def read(path: str | os.PathLike) -> WordVectors:
@@ -103,7 +94,7 @@ def write(path: str | os.PathLike, vectors: WordVectors, header: bool = True) ->
     from etils import epath
 
     for word in vectors.words:
-        if word.split() != [word]:
+        if not word or any(char in word for char in " \r\n\ufeff\0"):
             raise UserError(
                 f"cannot write a vector for {word!r}: a word in such a file is not "
                 "empty and has no white space. Leave it out, or put _ in its place."

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.data.tokenizer_base import Tokenizer, check_utf8, hash_of, read_bytes
+from bigjax.data.text_files import read_lines, read_text
+from bigjax.data.tokenizer_base import Tokenizer, check_utf8, hash_of
 from bigjax.errors import UserError
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -41,7 +42,7 @@ class WordPiece(Tokenizer):
         `strip_accents` None is what `lowercase` is; `chinese_chars` makes each a word of its own.
         Raises UserError, with `name` in it, for a repeated piece or without the five specials.
         """
-        self._vocab = list(vocab)
+        self._vocab, self.name = list(vocab), name
         table = _table(self._vocab, name)
         self.pad_id, self.unk_id, self.bos_id, self.eos_id, self.mask_id = (
             table[piece] for piece in SPECIALS
@@ -272,23 +273,12 @@ def _rust_tokenizer(table: dict[str, int], settings: dict[str, bool]) -> Any:
 
 
 def _vocab_lines(path: Any) -> list[str]:
-    raw = read_bytes(path, "a vocab.txt, or a folder with one")
-    try:
-        lines = raw.decode("utf-8-sig").split("\n")  # a piece may be another kind of line end
-    except UnicodeDecodeError as e:
-        raise UserError(
-            f"{path}:{raw[: e.start].count(10) + 1}: byte {e.start} "
-            f"(0x{raw[e.start]:02X}) is not UTF-8. A WordPiece vocabulary is UTF-8 "
-            "text with a piece on each line."
-        ) from None
-    if not lines[-1]:
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    return read_lines(path, "a vocab.txt (UTF-8, a piece on each line), or a folder with one")
 
 
 def _json_object(path: Any) -> dict:
     try:
-        content = json.loads(read_bytes(path, "a JSON object"))
+        content = json.loads(read_text(path, "a JSON object"))
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: not JSON ({e}). Restore the file of the tokenizer.") from None
     if not isinstance(content, dict):

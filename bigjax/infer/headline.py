@@ -7,7 +7,6 @@ import re
 from typing import Any, NamedTuple
 
 from absl import flags
-from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +15,7 @@ from bigjax import data, models
 from bigjax.config.bounds import check_seed
 from bigjax.data.headline_rows import read_headlines
 from bigjax.data.hot_words import read_hot_words
+from bigjax.data.text_files import extension, read_text
 from bigjax.errors import UserError
 from bigjax.infer import predict
 from bigjax.infer.generate import until
@@ -243,7 +243,7 @@ def check(f: flags.FlagValues, config) -> tuple[Options, list[dict]]:
         for name in names:
             if useless and f[name].present:
                 raise UserError(f"--{name} would change nothing: {why}. Leave it out.")
-    is_table = f.article.lower().endswith(TABLES)
+    is_table = extension(f.article) in TABLES
     if is_table and not f.output:
         raise UserError("--output=FILE is missing: where to write the rows with their headlines.")
     if f.output and not is_table:
@@ -265,19 +265,16 @@ def _text(path: str, needed: bool) -> str:
     """The article of a text file; '' for a model that was trained without articles."""
     if not path and not needed:
         return ""
-    if not path.lower().endswith(".txt"):
+    if extension(path) != ".txt":
         raise UserError(
             f"--article is {path!r}; it must be a file: .txt for one article, or rows "
             f"in {', '.join(TABLES)}."
         )
-    try:
-        text = epath.Path(os.path.expanduser(path)).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise UserError(f"--article={path}: byte {e.start} is not UTF-8. Convert it.") from None
-    except OSError as e:
+    if "://" not in path and not os.path.exists(os.path.expanduser(path)):
         raise UserError(
-            f"--article={path} cannot be read: {e.strerror or e} (looked from {os.getcwd()!r})."
-        ) from None
+            f"--article={path} cannot be read: there is no such file (looked from {os.getcwd()!r})."
+        )
+    text = read_text(path, "an article, a text file")
     if not text.strip():
         raise UserError(f"--article={path} is empty. Put the text of an article into it.")
     return text

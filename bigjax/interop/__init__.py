@@ -45,7 +45,8 @@ _ARCHITECTURES = {name: f for f in FAMILIES.values() for name in f.architectures
 def is_huggingface(folder: str | os.PathLike) -> bool:
     """Whether folder has a config.json of transformers (a run's own has no model_type)."""
     try:
-        config = json.loads((pathlib.Path(folder).expanduser() / files.CONFIG).read_text())
+        path = pathlib.Path(folder).expanduser() / files.CONFIG
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and isinstance(config.get("model_type"), str)
@@ -429,7 +430,7 @@ def _planned(
 
 def _write_config(path: pathlib.Path, config: dict, layout: Layout | None) -> None:
     """The original's text where it says the same."""
-    if layout and json.loads(layout.texts[files.CONFIG]) == config:
+    if layout and json.loads(layout.texts[files.CONFIG].encode()) == config:
         path.write_bytes(layout.texts[files.CONFIG].encode("utf-8"))
     else:
         files.write_json(path, config)

@@ -51,7 +51,7 @@ def local(folder: str | os.PathLike) -> pathlib.Path:
 def read_json(path: pathlib.Path, what: str) -> dict:
     """A JSON object. Raises UserError, naming the file, for anything else."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as e:
         raise UserError(
             f"{path} cannot be read ({e}). It has to be {what}: copy it again from "

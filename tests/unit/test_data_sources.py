@@ -301,11 +301,20 @@ def test_docstring_cache_is_used_and_mended(small_library, monkeypatch):
     assert [record.name for record in docstrings.records(str(cache))] == ["b"]
 
 
-def test_docstring_fingerprint_sees_versions(monkeypatch):
-    before = docstrings.fingerprint()
-    assert before == docstrings.fingerprint()
-    monkeypatch.setattr(docstrings, "_version", lambda package: "0.0.0")
-    assert docstrings.fingerprint() != before
+def test_docstring_fingerprint_is_of_content(small_library, monkeypatch):
+    """A library that is edited in place, under the same version, gives other documents."""
+    cache, module = str(small_library / "cache"), small_library / "two.py"
+    before, time = docstrings.fingerprint(cache), module.stat().st_mtime_ns
+    os.utime(module, ns=(time + 10**9, time + 10**9))  # installed again: read again
+    assert docstrings.fingerprint(cache) == before == docstrings.fingerprint(cache)
+    monkeypatch.setattr(docstrings.platform, "python_version", lambda: "4.0.0")
+    assert docstrings.fingerprint(cache) == before  # the same text
+    write(module, '"""The second module\n\n    of IT."""\n')  # of the same size
+    assert docstrings.fingerprint(cache) != before
+    assert docstrings.records(cache)[-1].doc == "The second module\n\nof IT."
+    assert sources.fingerprint(Source("docstrings"), cache) == (
+        f"docstrings-{docstrings.fingerprint(cache)}"
+    )
 
 
 def test_installed_files_are_found_without_tests():
