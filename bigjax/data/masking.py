@@ -53,30 +53,40 @@ def mask(
     mask_id: int,
     vocab_size: int,
 ) -> Masked:
-    """Hides `rate` of a row's tokens, at least one, at most max_predictions.
+    """Hides `rate` of a row's tokens, at least one where any is allowed, at most max_predictions.
 
     tokens int32 [b, T]; allowed bool [b, T]: may be hidden (no special token, no padding);
     starts_word bool [b, T]; lengths int [b]: tokens with the special ones, which `rate` counts
     (as BERT does); key, rows: the place that random numbers belong to.
 
-    Of the hidden tokens 80% become mask_id, 10% a random id, 10% stay. unit 'token'
-    (https://arxiv.org/abs/1810.04805) hides tokens, 'word' all tokens of a word, 'span' runs of
-    words of geometric length, all in the same of the three ways (https://arxiv.org/abs/1907.10529).
+    Of the hidden tokens 80% become mask_id, 10% a random id, 10% stay. Units, in random order until
+    there are enough tokens; none goes on behind a token that is not allowed, such as [SEP]:
+
+    - 'token' (https://arxiv.org/abs/1810.04805).
+    - 'word': all tokens of a word. One that is larger than what is left to be hidden is passed over;
+      where all are, one is taken so often that the share is right, and always if it is the first.
+    - 'span' (https://arxiv.org/abs/1907.10529): runs of words, changed all in the same way. Lengths
+      are geometric with p = 0.2 and at most 10, drawn again above, as published: 3.8 words on
+      average. As in the code of the paper, the last run is cut, also within a word, to what is left
+      to be hidden. Other than there, runs do not overlap: the words are cut into runs first, as a
+      process that began long before the row, so that its first words are as likely as others.
     """
     b, T = tokens.shape
     draw = lambda i: uniform((*key, i), rows, T)
-    starts = {"token": allowed, "word": allowed & starts_word}.get(unit)
+    begins = allowed & ~np.pad(allowed, ((0, 0), (1, 0)))[:, :-1]  # of each text
+    words = begins | (allowed & starts_word)
+    starts = {"token": allowed, "word": words}.get(unit)
     if starts is None:
-        starts = _span_starts(allowed & starts_word, draw(0))
+        starts = begins | _span_starts(words, draw(0))
     budget = np.clip(np.rint(rate * lengths).astype(int), 1, max_predictions)
-    budget = np.where(allowed.any(1), budget, 0)
-    unit_of = np.cumsum(starts, axis=1)  # 0: before the first unit
-    chosen = _choose(unit_of, allowed & (unit_of > 0), draw(1), budget)
+    budget = np.minimum(budget, allowed.sum(1))
+    unit_of = np.cumsum(starts, axis=1)  # from 1 on
+    choose = _choose_runs if unit == "span" else _choose_whole
+    chosen = choose(unit_of, allowed, draw(1), budget, max_predictions, draw(4)[:, 0])
 
     how = draw(2)
     if unit == "span":
-        first = np.maximum.accumulate(np.where(starts, np.arange(T), 0), axis=1)
-        how = np.take_along_axis(how, first, axis=1)
+        how = np.take_along_axis(how, _first_columns(starts), axis=1)
     random_ids = (draw(3) * vocab_size).astype(np.int32)
     new = np.where(how < 0.8, np.int32(mask_id), np.where(how < 0.9, random_ids, tokens))
     picked = np.argsort(~chosen, axis=1, kind="stable")[:, :max_predictions]
@@ -90,13 +100,12 @@ def mask(
     )
 
 
-def _choose(unit_of, member, order, budget) -> np.ndarray:
-    """bool [b, T]: the tokens of units taken in random order, passing over those that are larger
-    than what is left of the budget."""
+def _choose_whole(unit_of, allowed, order, budget, most, u) -> np.ndarray:
+    """bool [b, T]: the tokens of whole units in random order, see `mask`. unit_of int [b, T], from 1
+    on; order [b, T] and u [b]: random numbers; budget int [b], at most `most`."""
     b, T = unit_of.shape
     row = np.arange(b)
-    sizes = np.zeros((b, T + 1), int)
-    np.add.at(sizes, (row[:, None], unit_of), member)
+    sizes = _sizes(unit_of, allowed)
     rank = np.argsort(np.where(sizes[:, 1:] > 0, order, 2.0), axis=1) + 1
     taken = np.zeros((b, T + 1), bool)
     left = budget.copy()
@@ -108,16 +117,63 @@ def _choose(unit_of, member, order, budget) -> np.ndarray:
         left = left - size * fits
         if not ((left > 0) & (size > 0)).any():
             break
-    return np.take_along_axis(taken, unit_of, axis=1) & member
+    if left.any():  # what is not taken is larger than that
+        free = np.take_along_axis((sizes > 0) & ~taken, rank, axis=1)
+        unit = rank[row, free.argmax(1)]
+        size, n = sizes[row, unit], budget - left
+        more = (left > 0) & free.any(1) & ((n == 0) | (u * size < left) & (n + size <= most))
+        taken[row, unit] |= more
+    chosen = np.take_along_axis(taken, unit_of, axis=1) & allowed
+    return chosen & (np.cumsum(chosen, axis=1) <= most)  # of a single unit that is larger
 
 
-def _span_starts(starts_word: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Which words begin a new span."""
-    out = np.zeros_like(starts_word)
-    words = np.full(len(starts_word), _SPAN_MAX)  # of the span so far: full, so the first begins
-    for t in range(starts_word.shape[1]):
-        word = starts_word[:, t]
-        new = word & ((words >= _SPAN_MAX) | (u[:, t] < _SPAN_P))
-        out[:, t] = new
-        words = np.where(new, 1, words + word)
-    return out
+def _choose_runs(unit_of, allowed, order, budget, most, u) -> np.ndarray:
+    """As `_choose_whole`; of the last unit as many tokens as are left, at a random place in it."""
+    del most
+    sizes = _sizes(unit_of, allowed)[:, 1:]
+    rank = np.argsort(np.where(sizes > 0, order, 2.0), axis=1)
+    ranked = np.take_along_axis(sizes, rank, axis=1)
+    before = np.cumsum(ranked, axis=1) - ranked
+    kept = np.zeros_like(sizes)
+    np.put_along_axis(kept, rank, np.clip(budget[:, None] - before, 0, ranked), axis=1)
+    first = ((sizes - kept + 1) * u[:, None]).astype(int)
+    unit = np.maximum(unit_of - 1, 0)
+    inside = np.arange(unit_of.shape[1]) - _first_columns(np.diff(unit_of, prepend=0) > 0)
+    inside = inside - np.take_along_axis(first, unit, axis=1)
+    return allowed & (inside >= 0) & (inside < np.take_along_axis(kept, unit, axis=1))
+
+
+def _sizes(unit_of, allowed) -> np.ndarray:
+    """int [b, T + 1]: how many tokens each unit has; none is 0."""
+    b, width = unit_of.shape[0], unit_of.shape[1] + 1
+    places = unit_of + np.arange(b)[:, None] * width
+    return np.bincount(places[allowed], minlength=b * width).reshape(b, width)
+
+
+def _first_columns(starts: np.ndarray) -> np.ndarray:
+    """int [b, T]: for each column the last one, up to it, that starts a unit."""
+    return np.maximum.accumulate(np.where(starts, np.arange(starts.shape[1]), 0), axis=1)
+
+
+def _span_starts(words: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """bool [b, T]: which words begin a new run. words bool [b, T]: where one begins; u [b, T]:
+    random numbers."""
+    b, T = words.shape
+    cdf, first_cdf = _span_lengths()
+    lengths = 1 + np.searchsorted(cdf, u, "right")
+    # The rest of a run that began before, so that every word is as likely to begin one.
+    lengths[:, 0] = 1 + np.searchsorted(first_cdf, u[:, 0], "right")
+    begins = np.zeros((b, T + 1), bool)
+    begins[:, 0] = True
+    np.put_along_axis(begins, np.minimum(np.cumsum(lengths, axis=1), T), True, axis=1)
+    word = np.maximum(np.cumsum(words, axis=1) - 1, 0)
+    return words & np.take_along_axis(begins, word, axis=1)
+
+
+def _span_lengths() -> tuple[np.ndarray, np.ndarray]:
+    """Cumulative probabilities, without the last, of 1, 2, ... words in a run, and in the rest of
+    one from a random word of it on."""
+    p = _SPAN_P * (1 - _SPAN_P) ** np.arange(_SPAN_MAX)
+    p /= p.sum()
+    at_least = np.cumsum(p[::-1])[::-1]
+    return np.cumsum(p)[:-1], np.cumsum(at_least / at_least.sum())[:-1]

@@ -106,6 +106,120 @@ def test_spans_are_runs_of_words_that_change_in_one_way():
     assert (is_mask[:, 1:] == is_mask[:, :-1])[both].mean() > 0.95  # spans may touch
 
 
+def test_lengths_of_spans_are_those_of_spanbert():
+    """Geometric with p = 0.2, drawn again above 10: not p = 0.4, and not cut to 10."""
+    words = np.ones((2000, 400), bool)
+    begins = masking._span_starts(words, masking.uniform((0, 0), np.arange(2000), 400))
+    lengths = np.concatenate([np.diff(np.flatnonzero(row)) for row in begins])
+    p = 0.2 * 0.8 ** np.arange(10)
+    found = np.bincount(lengths, minlength=11)[1:] / len(lengths)
+    np.testing.assert_allclose(found, p / p.sum(), atol=0.005)
+    assert lengths.max() == 10 and abs(lengths.mean() - 3.8) < 0.05
+    # The first words of a row begin one as often as others do; so does the word behind them.
+    assert abs(begins[:, 1:4].mean() - begins[:, 200:].mean()) < 0.03
+
+
+def test_hidden_runs_are_as_long_as_spans():
+    """Of a row where few are hidden, so that few touch each other or are cut."""
+    rows, length = np.arange(2000), 500
+    allowed = np.ones((len(rows), length), bool)
+    tokens = np.full(allowed.shape, 9, np.int32)
+    masked = mask_rows(tokens, allowed, allowed, rate=0.05, limit=25)
+    hidden = np.zeros((len(rows), length + 1), bool)
+    hidden[np.repeat(rows, 25), masked.picked.ravel()] = True
+    n_runs = (hidden[:, 1:] & ~hidden[:, :-1]).sum()
+    assert abs(hidden.sum() / n_runs - 3.8) < 0.3
+
+
+def mask_rows(tokens, allowed, starts, unit="span", rate=0.15, limit=20, vocab=VOCAB):
+    n, length = tokens.shape
+    return masking.mask(
+        tokens,
+        allowed,
+        starts,
+        np.full(n, length),
+        (1,),
+        np.arange(n),
+        rate=rate,
+        max_predictions=limit,
+        unit=unit,
+        mask_id=MASK_ID,
+        vocab_size=vocab,
+    )
+
+
+def hidden_of(masked, length):
+    out = np.zeros((len(masked.picked), length), bool)
+    row, column = np.nonzero(masked.weights)
+    out[row, masked.picked[row, column]] = True
+    return out
+
+
+@pytest.mark.parametrize("unit", ["word", "span"])
+@pytest.mark.parametrize("starts_second", [True, False])
+def test_nothing_is_hidden_across_a_separator(unit, starts_second):
+    """The word before [SEP] and the one behind it are hidden independently, also where the second
+    text begins in the middle of a word."""
+    n, length, sep = 4000, 64, 30
+    allowed = np.ones((n, length), bool)
+    allowed[:, [0, sep, length - 1]] = False
+    starts = np.ones((n, length), bool)
+    starts[:, sep + 1] = starts_second
+    hidden = hidden_of(mask_rows(np.full((n, length), 9, np.int32), allowed, starts, unit), length)
+    before, behind = hidden[:, sep - 1], hidden[:, sep + 1]
+    assert abs((before & behind).mean() - before.mean() * behind.mean()) < 0.01
+    assert not hidden[~allowed].any() and min(before.mean(), behind.mean()) > 0.1
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+@pytest.mark.parametrize("unit", ["word", "span"])
+@pytest.mark.parametrize("length", [8, 16, 32, 64])
+def test_each_row_hides_something_and_the_right_share(length, unit, pieces):
+    """Words and spans are larger than what may be hidden of short texts."""
+    n = 1000
+    allowed = np.ones((n, length), bool)
+    allowed[:, [0, -1]] = False
+    starts = np.broadcast_to((np.arange(length) - 1) % pieces == 0, (n, length))
+    tokens = np.full((n, length), 9, np.int32)
+    numbers = mask_rows(tokens, allowed, starts, unit).weights.sum(1)
+    want = round(0.15 * length)
+    if unit == "span":
+        assert (numbers == want).all()
+    assert numbers.min() >= 1 and 0.95 * want < numbers.mean() < 1.05 * max(want, pieces)
+    few = mask_rows(tokens, allowed, starts, unit, limit=2).weights.sum(1)
+    assert few.min() >= 1 and few.max() <= 2
+
+
+def test_a_row_of_one_token_hides_it_and_an_empty_row_nothing():
+    allowed = np.zeros((2, 8), bool)
+    allowed[0, 3] = True
+    for unit in masking.UNITS:
+        starts = np.zeros((2, 8), bool)  # it continues a word that was cut off
+        masked = mask_rows(np.full((2, 8), 9, np.int32), allowed, starts, unit)
+        assert masked.weights.sum(1).tolist() == [1, 0] and masked.picked[0, 0] == 3
+
+
+def test_places_of_words_and_spans_are_about_equally_likely():
+    n, length = 10_000, 64
+    allowed = np.ones((n, length), bool)
+    for unit in ("word", "span"):
+        tokens = np.full((n, length), 9, np.int32)
+        share = hidden_of(mask_rows(tokens, allowed, allowed, unit), length).mean(0)
+        assert abs(share / share.mean() - 1).max() < 0.12
+
+
+def test_random_ids_are_of_the_whole_vocabulary():
+    found = np.concatenate(
+        [
+            masked.tokens[(masked.tokens != MASK_ID) & (masked.tokens != tokens)]
+            for tokens, masked in (hide("token", seed, rate=0.9, limit=50) for seed in range(5))
+        ]
+    )
+    share = np.histogram(found, 10, (0, VOCAB))[0] / len(found)
+    np.testing.assert_allclose(share, 0.1, atol=0.02)
+    assert found.min() < 0.01 * VOCAB and found.max() >= 0.99 * VOCAB
+
+
 def test_numbers_depend_on_key_row_and_column_only():
     whole = masking.uniform((1, 2), np.arange(10), 50)
     np.testing.assert_array_equal(whole[3:7], masking.uniform((1, 2), np.arange(3, 7), 50))
