@@ -193,9 +193,14 @@ class Headlines:
                 digest.update(np.ascontiguousarray(array).tobytes())
         self.fingerprint = digest.hexdigest()[:16]
 
-    def split(self, name: str, batch_size: int, seed: int | None = None) -> HeadlineData:
-        """The batches of 'train' (endless, shuffled by `seed`, else 0), 'valid' or 'test' (each
-        example once, in order), `batch_size` rows each. UserError if there is too little data.
+    def split(
+        self, name: str, batch_size: int, seed: int | None = None, shuffle: bool | None = None
+    ) -> HeadlineData:
+        """The batches of 'train', 'valid' or 'test', `batch_size` rows each.
+
+        `shuffle` (by `seed`, else 0) defaults to True for 'train', which is then endless, and False
+        for the others, which then give each example once, in order. UserError if there is too
+        little data.
         """
         if not self.rows(name):
             remedy = (
@@ -212,7 +217,7 @@ class Headlines:
             self.options.article_len,
             batch_size,
             seed or 0,
-            name == "train",
+            name == "train" if shuffle is None else shuffle,
             name,
         )
 

@@ -63,8 +63,9 @@ def mask(
     there are enough tokens; none goes on behind a token that is not allowed, such as [SEP]:
 
     - 'token' (https://arxiv.org/abs/1810.04805).
-    - 'word': all tokens of a word. One that is larger than what is left to be hidden is passed over;
-      where all are, one is taken so often that the share is right, and always if it is the first.
+    - 'word': all tokens of a word. One that is larger than what is left to be hidden is passed
+      over; where all are, one is taken so often that the share is right, and always if it is the
+      first.
     - 'span' (https://arxiv.org/abs/1907.10529): runs of words, changed all in the same way. Lengths
       are geometric with p = 0.2 and at most 10, drawn again above, as published: 3.8 words on
       average. As in the code of the paper, the last run is cut, also within a word, to what is left
@@ -101,8 +102,11 @@ def mask(
 
 
 def _choose_whole(unit_of, allowed, order, budget, most, u) -> np.ndarray:
-    """bool [b, T]: the tokens of whole units in random order, see `mask`. unit_of int [b, T], from 1
-    on; order [b, T] and u [b]: random numbers; budget int [b], at most `most`."""
+    """bool [b, T]: the tokens of whole units in random order, see `mask`.
+
+    unit_of int [b, T], from 1 on; order [b, T] and u [b]: random numbers; budget int [b], at most
+    `most`.
+    """
     b, T = unit_of.shape
     row = np.arange(b)
     sizes = _sizes(unit_of, allowed)

@@ -38,8 +38,8 @@ def warning(
     such = f", such as {', '.join(repr(word[:30]) for word in words)}" if words else ""
     return [
         f"data: warning: {n_unknown:,} of the {n_tokens:,} tokens of {what} "
-        f"({n_unknown / n_tokens:.1%}) are unknown to the tokenizer ({tokenizer.name}){such}: to the "
-        f"model they all look the same. {_reason(tokenizer, words)}"
+        f"({n_unknown / n_tokens:.1%}) are unknown to the tokenizer ({tokenizer.name}){such}: to "
+        f"the model they all look the same. {_reason(tokenizer, words)}"
     ]
 
 

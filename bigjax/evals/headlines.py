@@ -32,7 +32,7 @@ def build(name: str, entry, context: Context):
             f"{config.task.name!r}."
         )
     corpus, batch_size = context.corpus, config.train.batch_size
-    data = corpus.split(entry.split, batch_size=batch_size)
+    data = corpus.split(entry.split, batch_size=batch_size, shuffle=False)
     n = min(entry.batches or data.n_batches, data.n_batches)
     rows = sharding.local_rows(context.mesh, batch_size)
 

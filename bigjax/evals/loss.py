@@ -9,7 +9,7 @@ from bigjax.parallel import sharding
 def build(name: str, entry, context: Context):
     """evals.NAME = evaluation('loss', split=, batches=): batches=0 takes the whole split."""
     batch_size = context.config.train.batch_size
-    data = context.corpus.split(entry.split, batch_size=batch_size)
+    data = context.corpus.split(entry.split, batch_size=batch_size, shuffle=False)
     n = min(entry.batches or data.n_batches, data.n_batches)
     rows = sharding.local_rows(context.mesh, batch_size)
     frozen = context.task.frozen()

@@ -41,7 +41,7 @@ def build(name: str, entry, context: Context):
             f"evals.{name}.kind='metrics' is for labelled tasks (classify, tag, "
             f"answer); task.name is {config.task.name!r}, which has kind 'loss'."
         )
-    data = context.corpus.split(entry.split, batch_size=config.train.batch_size)
+    data = context.corpus.split(entry.split, batch_size=config.train.batch_size, shuffle=False)
     rows = context.corpus.rows(entry.split)
     context.log(
         f"{name}: {data.n_examples:,} examples in {data.n_batches} batches, "

@@ -28,9 +28,11 @@ class Corpus:
         self.hot_words, self.rows = headlines.hot_words, headlines.rows
         self._headlines, self._options = headlines, options
 
-    def split(self, name: str, *, batch_size: int, seed: int | None = None):
-        """HeadlineData; of 'train' with a seed in rounds."""
-        found = self._headlines.split(name, batch_size, seed)
+    def split(
+        self, name: str, *, batch_size: int, seed: int | None = None, shuffle: bool | None = None
+    ):
+        """HeadlineData, shuffled as Headlines.split says; with a seed in rounds."""
+        found = self._headlines.split(name, batch_size, seed, shuffle)
         return (
             found
             if seed is None
