@@ -22,7 +22,7 @@ from bigjax.layers.output import linear_losses
 from bigjax.losses import cross_entropy
 from bigjax.models import bert
 from bigjax.trees import count, named_leaves
-from tests.parity.test_gpt import FAST_COMPILE, GRADIENT_BAR, OUTPUT_BAR, error
+from tests.parity.test_gpt import GRADIENT_BAR, OUTPUT_BAR, error
 
 HERE = pathlib.Path(__file__).parent
 HEADS = {
@@ -241,7 +241,7 @@ def compiled(case: str, gathered: bool = False, **more):
         (value, out), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
         return out, value, grads
 
-    return jax.jit(run, compiler_options=FAST_COMPILE)
+    return jax.jit(run)
 
 
 def output_errors(ref, out, gathered=False) -> dict:
