@@ -4,8 +4,8 @@ from importlib import metadata
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compilation dominates, and takes six times as long with optimization. No persistent cache: programs with
-# collectives that were loaded from it can wait for each other for ever on a CPU.
+# Compilation dominates, and takes six times as long with optimization. No persistent cache:
+# programs with collectives that were loaded from it can wait for each other for ever on a CPU.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
