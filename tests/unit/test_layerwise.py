@@ -8,7 +8,8 @@ import pytest
 
 from bigjax import config, optim
 from bigjax.errors import UserError
-from bigjax.layers.params import stack_layers, unstack_layers
+from bigjax.layers.params import stack_layers, unbox, unstack_layers
+from bigjax.models import gpt
 from bigjax.optim.layerwise import decay_factors, matches
 from bigjax.trees import layer_names, named_leaves
 
@@ -56,6 +57,18 @@ def test_a_pattern_finds_the_same_layers_in_both_forms(pattern, n):
 def test_a_pattern_of_the_scanned_form_finds_all_layers():
     found = matches("stack/layers/mlp", params()[1], "key")
     assert found["stack"]["layers"]["mlp"]["kernel"] is True
+
+
+def test_kernels_and_embeddings_decay_by_default_and_nothing_else():
+    model = gpt.Model(gpt.Config(vocab_size=7, max_len=4, d_model=4, n_layers=1, n_heads=1))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), int))["params"]
+    found = named_leaves(matches(config.new_config().optim.decay, unbox(shapes), "key"))
+    assert {(path.split("/")[-1], decays) for path, decays in found.items()} == {
+        ("kernel", True),
+        ("embedding", True),
+        ("bias", False),
+        ("scale", False),
+    }
 
 
 def test_decay_falls_from_the_heads_to_the_embedding():

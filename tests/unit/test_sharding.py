@@ -1,0 +1,47 @@
+"""Which dimension of which parameter is cut over which axis of the mesh."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bigjax.layers.params import logical_axes, unbox
+from bigjax.models import bert, gpt
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.parallel import sharding
+from bigjax.trees import named_leaves
+
+SIZES = dict(vocab_size=24, max_len=8, d_model=8, n_layers=2, n_heads=4)
+F, X, _ = "fsdp", "tensor", None
+LAYER = {
+    "attention/query/kernel": (_, F, X),
+    "attention/query/bias": (_, X),
+    "attention/key/kernel": (_, F, X),
+    "attention/value/kernel": (_, F, X),
+    "attention/out/kernel": (_, X, _, F),
+    "mlp/up/kernel": (_, F, X),
+    "mlp/up/bias": (_, X),
+    "mlp/down/kernel": (_, X, F),
+    "norm_1/scale": (),
+}
+TABLES = {"embed/embedding": (X, F), "position/embedding": (_, F)}
+CASES = {
+    "gpt": (gpt.Model(gpt.Config(**SIZES, tie_embeddings=False)), LAYER | {"head/kernel": (F, X)}),
+    # One key head is for all devices.
+    "multi-query": (
+        gpt.Model(gpt.Config(**SIZES, n_kv_heads=1)),
+        LAYER | {"attention/key/kernel": (_, F), "attention/value/kernel": (_, F)},
+    ),
+    "bert": (bert.Model(bert.Config(**SIZES), ("mlm",)), LAYER | {"mlm/bias": (X,)}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_parameters_are_cut_as_megatron_and_fsdp_do(case):
+    """The outputs of the first of two kernels and the inputs of the second; and all by fsdp."""
+    model, want = CASES[case]
+    boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), int))["params"]
+    mesh = mesh_lib.make_mesh(dict(data=2, fsdp=2, sequence=1, tensor=2))
+    places = named_leaves(sharding.of_params(mesh, unbox(boxed), logical_axes(boxed)))
+    for path, spec in (want | TABLES).items():
+        path = path if path.split("/")[0] in boxed else f"stack/layers/{path}"
+        assert tuple(places[path].spec) == spec, path
