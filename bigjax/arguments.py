@@ -117,7 +117,8 @@ class Arguments:
         step = load.best_step(self.workdir)
         if step is None:
             raise UserError(
-                f"{self.workdir!r} has no saved step that was evaluated by its checkpoint.best yet."
+                f"{self.workdir!r} has no saved step that was evaluated by its checkpoint.best "
+                "with a finite value yet."
             )
         return step
 

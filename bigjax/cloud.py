@@ -113,6 +113,21 @@ def move_folder(path: epath.Path, target: epath.Path) -> None:
     path.rename(target)
 
 
+def delete_folder(path: epath.Path, mark: str, suffix: str) -> None:
+    """Deletes a folder, here or on gs://, so that a half of it is never taken for the whole.
+
+    mark: the file on gs:// without which the folder counts as incomplete; suffix: what makes a
+    local folder's name that of an incomplete one.
+    """
+    if "://" in str(path):
+        (path / mark).unlink(missing_ok=True)
+    else:
+        whole, path = path, path.with_name(path.name + suffix)
+        path.rmtree(missing_ok=True)
+        whole.rename(path)
+    path.rmtree()
+
+
 def failure(error: Exception, place: str = "") -> UserError | RunError | None:
     """What to say of an error that storage gives after all attempts; None if it is another.
 

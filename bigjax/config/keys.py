@@ -126,7 +126,7 @@ def new_config() -> ConfigDict:
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 1000  # steps; the last step is always saved
     c.checkpoint.keep = 3  # newest ones
-    c.checkpoint.best = ""  # such as 'eval/valid/loss': the best one by it is kept too
+    c.checkpoint.best = ""  # such as 'eval/valid/loss': the best saved step by it is kept too
     c.checkpoint.best_mode = "min"
 
     c.log = ConfigDict()

@@ -4,28 +4,30 @@ Each item can be restored by itself, onto any mesh. `meta` holds a checksum of e
 that a damaged checkpoint is recognised and the one before it is used.
 """
 
-import json
+from collections.abc import Callable
 import logging
 import re
 import sys
+import threading
 from typing import Any
 import warnings
-import zlib
 
 from etils import epath
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as managers
 
 from bigjax import cloud, paths
 from bigjax.errors import PassingError, RunError, UserError
 from bigjax.parallel import hosts
+from bigjax.train import meta as meta_lib
+from bigjax.train import workdir as workdir_lib
 from bigjax.train.state import State
 from bigjax.trees import named_leaves
 
 ARRAY_ITEMS = ("params", "opt_state", "extras", "ema")
-
+# What is left of a folder with this in its name is removed at the next start.
+_DELETED = ".orbax-checkpoint-tmp-deleted"
 
 # What is raised where a file holds what cannot be decoded, by all its decoders.
 _DECODING = (ValueError, LookupError, AttributeError, TypeError, NotImplementedError, EOFError)
@@ -103,31 +105,28 @@ class Checkpoints:
         best: str = "",
         best_mode: str = "min",
         read_only: bool = False,
+        check_held: Callable[[], None] = lambda: None,
     ):
+        """keep: how many of the newest steps stay, besides the best one by the metric `best`.
+
+        check_held: raises if this process may not write here any more; it is called before
+        anything is written or deleted.
+        """
         paths.check_run_folder(str(workdir), "the work folder")
         paths.read_any_folder()
         workdir = epath.Path(workdir)
         # Orbax wants it absolute; `resolve` would take a gs:// path for a local one.
         self.folder = (workdir if "://" in str(workdir) else workdir.resolve()) / "checkpoints"
-        policies = [managers.LatestN(keep)]
-        if best:  # Orbax keeps the last n of the sorted ones
-            policies.append(
-                managers.BestN(
-                    get_metric_fn=lambda m: m[best],
-                    n=1,
-                    reverse=best_mode == "min",
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
-        self._best, self._read_only = best, read_only
+        self._keep, self._best, self._best_mode = keep, best, best_mode
+        self._read_only, self._check_held = read_only, check_held
+        self._pruning, self._not_pruned = None, None
         _silence_abandoned_writes()
         one_file = read_only or cloud.check_writable(str(workdir))
         handlers = {name: ocp.StandardCheckpointHandler(use_ocdbt=one_file) for name in ARRAY_ITEMS}
         self._manager = _Manager(
             self.folder,
             item_handlers={**handlers, "meta": ocp.JsonCheckpointHandler()},
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=managers.AnyPreservationPolicy(policies),
+            options=ocp.CheckpointManagerOptions(  # it keeps all; `_prune` deletes
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 create=not read_only,
@@ -149,7 +148,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Saved steps, oldest first."""
-        return sorted(self._manager.all_steps())
+        return sorted(workdir_lib.saved_steps(str(self.folder.parent)))
 
     def _agreed(self) -> list[int]:
         """`steps`. Raises PassingError, on all processes, where they do not list the same."""
@@ -158,27 +157,67 @@ class Checkpoints:
         return steps
 
     def save(self, step: int, state: State, meta: dict, metrics: dict[str, float]) -> None:
-        """Writes in the background. meta: JSON. Raises SaveError if this or the last one fails, and
-        what cloud.failure says of storage's errors."""
+        """Writes in the background. meta: JSON. metrics: of this step's evaluations, saved with it.
+
+        Raises SaveError if this or the last one fails, and what cloud.failure says of storage's
+        errors.
+        """
+        self._check_held()
         items = _items(state)
-        meta = {**meta, "step": step, "checksums": {k: checksums(v) for k, v in items.items()}}
-        meta["crc32"] = _crc(meta)
+        meta = {
+            **meta,
+            "step": step,
+            "metrics": meta_lib.saved_metrics(metrics),
+            "checksums": {k: checksums(v) for k, v in items.items()},
+        }
+        meta["crc32"] = meta_lib.crc(meta)
         args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
-        best = {self._best: metrics[self._best]} if self._best in metrics else None
         try:
-            self._manager.save(
-                step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)), metrics=best
-            )
+            self._end_pruning()
+            self._manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)))
         except Exception as e:  # file systems and Orbax raise many kinds
             raise self._failed(e) from e
+        if hosts.index() == 0:
+            self._pruning = threading.Thread(target=self._prune, daemon=True)
+            self._pruning.start()
 
     def wait(self) -> None:
         """Until the last save is complete. Raises SaveError if it fails."""
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+            self._end_pruning()
         except Exception as e:
             raise self._failed(e) from e
+
+    def _prune(self) -> None:
+        """Deletes what is neither among the newest nor the best, when the last save is complete.
+
+        Decided by what is saved on disk, so that it is the same after a restart.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception:  # `wait` or the next `save` says so
+            return
+        try:
+            steps = self.steps()
+            keep = set(steps[-self._keep :])
+            if self._best and len(steps) > self._keep:
+                folder = self.folder.parent
+                keep.add(meta_lib.best_step(folder, steps, self._best, self._best_mode))
+            for step in sorted(set(steps) - keep):
+                self._check_held()
+                cloud.delete_folder(self.folder / str(step), "commit_success.txt", _DELETED)
+        except Exception as e:
+            self._not_pruned = e
+
+    def _end_pruning(self) -> None:
+        """Waits for the thread that deletes, and raises what it has raised."""
+        if self._pruning:
+            self._pruning.join()
+        self._pruning, error, self._not_pruned = None, self._not_pruned, None
+        if error:
+            raise error
 
     def _failed(self, error: Exception) -> UserError | RunError:
         what = f"A checkpoint could not be written to {self.folder}: "
@@ -188,14 +227,15 @@ class Checkpoints:
             return PassingError(f"{what}{hosts.LOST}")
         for path in self.folder.glob("*.orbax-checkpoint-tmp*"):  # make room again
             path.rmtree(missing_ok=True)
-        steps = ocp.utils.checkpoint_steps(self.folder)
         return SaveError(
-            f"{what}{_short(error)}. Saved and intact: {sorted(steps) or 'none'}. Make room or fix "
+            f"{what}{_short(error)}. Saved and intact: {self.steps() or 'none'}. Make room or fix "
             "the folder, then run the same command: it goes on from the newest of them."
         )
 
     def close(self) -> None:
         self._manager.close()
+        if self._pruning:
+            self._pruning.join()
         self._reader.close()
 
     def meta(self, step: int) -> dict:
@@ -203,7 +243,7 @@ class Checkpoints:
         meta = self._reader.restore(
             self.folder / str(step), args=ocp.args.Composite(meta=ocp.args.JsonRestore())
         )["meta"]
-        if meta.get("crc32") != _crc(meta) or meta["step"] != step:
+        if meta.get("crc32") != meta_lib.crc(meta) or meta["step"] != step:
             raise Damaged("meta differs from its checksum")
         return meta
 
@@ -328,6 +368,7 @@ class Checkpoints:
         """Moves a damaged checkpoint, so that its step can be saved again."""
         if self._read_only:
             return ""
+        self._check_held()
         target = self.folder.parent / "damaged" / str(step)
         if hosts.index() == 0:
             if target.exists():
@@ -336,11 +377,6 @@ class Checkpoints:
         hosts.gather("it is moved")
         self._manager.reload()
         return f" Moved to {target}."
-
-
-def _crc(meta: dict) -> int:
-    rest = {k: v for k, v in meta.items() if k != "crc32"}
-    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
 def _shown(error: Exception) -> type[Damaged] | None:

@@ -1,6 +1,7 @@
 """What happens beside training, each on its own cadence."""
 
 from collections.abc import Callable
+import math
 import signal
 import time
 
@@ -36,7 +37,8 @@ class Evaluate:
 
 
 class EarlyStop:
-    """Ends training when a metric has not improved for `patience` evaluations.
+    """Ends training when a metric has not improved for `patience` evaluations. A value that is not
+    finite is no improvement.
 
     `state` goes into the checkpoint, so that a resumed run stops where the whole one would.
     """
@@ -55,6 +57,8 @@ class EarlyStop:
         """Goes on from a checkpoint's state, unless another metric is watched now."""
         if all(state[k] == self.state[k] for k in ("metric", "mode")):
             self.state = state
+            if state["best"] is not None and not math.isfinite(state["best"]):
+                state.update(best=None, best_step=0)  # of a version that took NaN for the best
 
     @property
     def stopped(self) -> bool:
@@ -66,14 +70,18 @@ class EarlyStop:
     def __call__(self, step: int, state: State) -> bool:
         value, s, c = self._latest[step][self._config.metric], self.state, self._config
         sign = 1 if c.mode == "min" else -1
-        if s["best"] is None or sign * value < sign * s["best"] - c.min_delta:
+        if math.isfinite(value) and (
+            s["best"] is None or sign * value < sign * s["best"] - c.min_delta
+        ):
             s.update(best=value, best_step=step, bad=0)
         else:
             s["bad"] += 1
         if self.stopped:
+            best = "has never been finite"
+            if s["best"] is not None:
+                best = f"has not improved on {s['best']:.4f} (step {s['best_step']})"
             self._log(
-                f"Stopping early at step {step}: {c.metric} has not improved on "
-                f"{s['best']:.4f} (step {s['best_step']}) for {s['bad']} evaluations."
+                f"Stopping early at step {step}: {c.metric} {best} in {s['bad']} evaluations."
             )
         return self.stopped
 

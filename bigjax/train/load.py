@@ -2,12 +2,14 @@
 
 from typing import Any, NamedTuple
 
+from etils import epath
 import jax
 
-from bigjax import report, tasks
+from bigjax import tasks
 from bigjax.errors import UserError
 from bigjax.parallel import hosts, sharding
 from bigjax.parallel import mesh as mesh_lib
+from bigjax.train import meta
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints, Damaged
 from bigjax.train.state import abstract
@@ -25,8 +27,8 @@ class Loaded(NamedTuple):
 
 
 def best_step(workdir: str) -> int | None:
-    """The saved step with the best metric by the run's checkpoint.best; None if none of the saved
-    ones was evaluated. Raises UserError if the run keeps no best step.
+    """The saved step with the best metric by the run's checkpoint.best, the earliest of equal ones;
+    None if no saved one has a finite value. Raises UserError if the run keeps no best step.
     """
     best = workdir_lib.read_config(workdir).checkpoint
     if not best.best:
@@ -35,12 +37,7 @@ def best_step(workdir: str) -> int | None:
             "such as 'eval/valid/loss'."
         )
     saved = workdir_lib.saved_steps(workdir)  # without Orbax, which starts jax before `load` does
-    found = [
-        (value, step)
-        for step, value in zip(*report.read(workdir).get(best.best, ((), ())))
-        if step in saved
-    ]
-    return (min if best.best_mode == "min" else max)(found)[1] if found else None
+    return meta.best_step(epath.Path(workdir), sorted(saved), best.best, best.best_mode)
 
 
 def load(workdir: str, config, step: int | None, batch_size: int | None) -> Loaded:

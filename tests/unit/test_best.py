@@ -1,0 +1,173 @@
+"""The best saved step: kept and named by what is on disk, whatever a process remembers."""
+
+import json
+import math
+import threading
+
+import pytest
+
+from bigjax import arguments, cloud, config
+from bigjax.errors import UserError
+from bigjax.train import hooks, load, meta
+from bigjax.train.checkpoint import Checkpoints
+from tests.unit.test_checkpoint import ABSTRACT, cut, saved, state
+
+LOSS = "eval/valid/loss"
+NAN, INF = math.nan, math.inf
+
+
+def run(folder, values: dict, keep=2, mode="min", each_alone=False) -> list[int]:
+    """Saves steps with these metrics (None: not evaluated); the steps that are kept."""
+    for steps in [[s] for s in values] if each_alone else [list(values)]:
+        metrics = {s: {LOSS: values[s]} for s in steps if values[s] is not None}
+        checkpoints = saved(folder, steps, metrics, keep=keep, best=LOSS, best_mode=mode)
+        kept = checkpoints.steps()
+        checkpoints.close()
+    return kept
+
+
+def named(folder, mode="min") -> int | None:
+    """What --step=best and the end of `bigjax train` name."""
+    c = config.new_config()
+    c.checkpoint.best, c.checkpoint.best_mode = LOSS, mode
+    (folder / "config.json").write_text(config.to_json(c))
+    return load.best_step(str(folder))
+
+
+VALUES = {
+    "min": ("min", {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0, 5: 5.0, 6: 6.0}, 2),
+    "max": ("max", {1: 3.0, 2: 7.0, 3: 2.0, 4: 4.0, 5: 5.0, 6: 6.0}, 2),
+    "ties": ("min", {1: 2.0, 2: 1.0, 3: 1.0, 4: 1.0, 5: 5.0, 6: 1.0}, 2),
+    "ties, max": ("max", {1: 0.5, 2: 1.0, 3: 1.0, 4: 1.0, 5: 0.5, 6: 1.0}, 2),
+    "NaN after it": ("min", {1: 3.0, 2: 1.0, 3: NAN, 4: NAN, 5: NAN, 6: NAN}, 2),
+    "NaN before it": ("max", {1: NAN, 2: 1.0, 3: NAN, 4: 0.5, 5: NAN, 6: 0.1}, 2),
+    "-inf": ("min", {1: 3.0, 2: 1.0, 3: -INF, 4: 4.0, 5: INF, 6: 6.0}, 2),
+    "inf": ("max", {1: 3.0, 2: 5.0, 3: INF, 4: 4.0, 5: -INF, 6: 1.0}, 2),
+    "not all evaluated": ("min", {1: None, 2: 1.0, 3: None, 4: 4.0, 5: None, 6: None}, 2),
+    "none finite": ("min", {1: NAN, 2: INF, 3: -INF, 4: NAN, 5: NAN, 6: None}, None),
+}
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_the_best_step_is_kept_and_named(tmp_path, case):
+    mode, values, best = VALUES[case]
+    kept = run(tmp_path, values, mode=mode, each_alone=case in ("min", "ties", "NaN before it"))
+    assert kept == ([best, 5, 6] if best else [5, 6])
+    assert named(tmp_path, mode) == best
+    if not best:
+        with pytest.raises(UserError, match="no saved step .* with a finite value"):
+            _ = arguments.Arguments([f"--workdir={tmp_path}", "--step=best"], texts=("step",)).step
+
+
+def test_a_better_one_takes_its_place_after_a_restart(tmp_path):
+    assert run(tmp_path, {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0}) == [2, 3, 4]
+    assert run(tmp_path, {5: 0.5, 6: 6.0, 7: 7.0, 8: 8.0}) == [5, 7, 8]
+    assert named(tmp_path) == 5
+
+
+def test_the_best_step_after_a_checkpoint_was_set_aside(tmp_path):
+    run(tmp_path, {2: 1.0, 3: 2.0, 4: 0.5}, keep=3)
+    cut(tmp_path / "checkpoints" / "4" / "meta" / "metadata", 0.9)
+    assert named(tmp_path) == 2  # 4 cannot be used
+    checkpoints = Checkpoints(tmp_path, keep=2, best=LOSS)
+    assert checkpoints.restore_newest(ABSTRACT, print)[1]["step"] == 3
+    checkpoints.close()
+    assert run(tmp_path, {4: 5.0, 5: 5.0, 6: 5.0}, each_alone=True) == [2, 5, 6]
+    # And if the best one itself is set aside, the best of the rest.
+    cut(tmp_path / "checkpoints" / "2" / "meta" / "metadata", 0.9)
+    assert named(tmp_path) == 5 and run(tmp_path, {7: 9.0, 8: 9.0}) == [5, 7, 8]
+
+
+def test_best_turned_on_for_a_run_that_was_saved_without_metrics(tmp_path, monkeypatch):
+    """By metrics.jsonl, which runs of every version have."""
+    monkeypatch.setattr(meta, "saved_metrics", lambda metrics: {})
+    saved(tmp_path, [10, 20, 30, 40], keep=9).close()
+    for step in (10, 20, 30, 40):  # as they were before `meta` held metrics
+        path = tmp_path / "checkpoints" / str(step) / "meta" / "metadata"
+        old = json.loads(path.read_text())
+        del old["metrics"]
+        path.write_text(json.dumps({**old, "crc32": meta.crc(old)}))
+    monkeypatch.undo()
+    lines = [(0, 9.0), (10, "nan"), (15, 0.1), (20, 1.0), (30, 1.0), (40, "-inf")]
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": s, LOSS: v}) + "\n" for s, v in lines) + '{"step": 40, "los'
+    )
+    assert named(tmp_path) == 20
+    assert run(tmp_path, {50: 2.0, 60: 3.0}) == [20, 50, 60]
+    assert run(tmp_path, {70: 0.5, 80: 3.0, 90: 3.0}) == [70, 80, 90]
+
+
+def test_metrics_are_saved_for_a_best_that_is_turned_on_later(tmp_path):
+    metrics = {s: {LOSS: v} for s, v in {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0}.items()}
+    saved(tmp_path, [1, 2, 3, 4], metrics, keep=9).close()
+    assert run(tmp_path, {5: 5.0, 6: 6.0}) == [2, 5, 6] and named(tmp_path) == 2
+
+
+def test_what_cannot_be_read_is_not_deleted(tmp_path, monkeypatch):
+    """A disk that fails now is no reason to take the best step for one without a metric."""
+    run(tmp_path, {1: 3.0, 2: 1.0, 3: 2.0})
+
+    def fail(workdir, step):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(meta, "read", fail)
+    checkpoints = Checkpoints(tmp_path, keep=2, best=LOSS)
+    checkpoints.save(4, state(4), {}, {LOSS: 9.0})
+    with pytest.raises(Exception, match="Input/output error"):
+        checkpoints.wait()
+    assert checkpoints.steps() == [2, 3, 4]
+    monkeypatch.undo()
+    assert run(tmp_path, {5: 9.0}) == [2, 4, 5]
+
+
+def test_a_deletion_that_was_killed_leaves_no_half_of_a_step(tmp_path, monkeypatch):
+    def killed(path, mark, suffix):
+        real = type(path).rmtree
+        monkeypatch.setattr(type(path), "rmtree", lambda *a, **k: None)
+        real_delete(path, mark, suffix)
+        monkeypatch.setattr(type(path), "rmtree", real)
+        raise SystemExit
+
+    real_delete = cloud.delete_folder
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(cloud, "delete_folder", killed)
+        saved(tmp_path, [1, 2], keep=1).close()
+    names = {p.name for p in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"1.orbax-checkpoint-tmp-deleted", "2"}
+    assert Checkpoints(tmp_path, read_only=True).steps() == [2]
+    saved(tmp_path, [3], keep=1).close()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+def test_early_stopping_takes_no_value_that_is_not_finite(mode, bad):
+    c = config.new_config().train.early_stop
+    c.metric, c.mode, c.patience = LOSS, mode, 2
+    sign = 1 if mode == "min" else -1
+
+    def watch(values, state=None):
+        said, latest = [], {}
+        hook = hooks.EarlyStop(c, latest, said.append)
+        if state:
+            hook.restore(json.loads(json.dumps(state)))
+        for step, value in enumerate(values, start=1):
+            latest.clear()
+            latest[step] = {LOSS: sign * value if math.isfinite(value) else value}
+            if hook(step, None):
+                return step, hook.state, said
+        return None, hook.state, said
+
+    # The first is no best that nothing improves on, nor is a later one.
+    assert watch([bad, 3.0, 2.0, 1.0])[:2] == (None, {**c_state(c), "best": sign, "best_step": 4})
+    stopped, last, said = watch([3.0, 2.0, bad, bad])
+    assert stopped == 4 and last["best"] == 2 * sign and "(step 2) in 2 evaluations" in said[0]
+    stopped, last, said = watch([bad, bad])
+    assert stopped == 2 and last["best"] is None and "has never been finite" in said[0]
+    # Of a version that took NaN for the best.
+    assert watch([2.0], {**c_state(c), "best": bad, "best_step": 3, "bad": 1})[1]["best_step"] == 1
+
+
+def c_state(c):
+    return {"metric": c.metric, "mode": c.mode, "best": None, "best_step": 0, "bad": 0}
