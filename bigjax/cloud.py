@@ -7,11 +7,15 @@ says nothing more, and gcsfs remembers listings that TensorStore's writes make w
 
 from collections.abc import Iterable, Iterator
 import contextlib
+import datetime
+import email.utils
 import functools
 import importlib.util
+import json
 import os
 import re
 import secrets
+from typing import NamedTuple
 
 from etils import epath
 
@@ -126,6 +130,66 @@ def delete_folder(path: epath.Path, mark: str, suffix: str) -> None:
         path.rmtree(missing_ok=True)
         whole.rename(path)
     path.rmtree()
+
+
+class Version(NamedTuple):
+    """An object as it was read. age: seconds since it was written, by the server's clock."""
+
+    version: str
+    content: bytes
+    age: float
+
+
+def read_version(path: str) -> Version | None:
+    """A small object of gs://, with the number of its version; None if there is none."""
+    bucket, _, name = path.removeprefix("gs://").partition("/")
+    fs = _file_system()
+    try:
+        headers, about = fs.call("GET", "b/{}/o/{}", bucket, name)
+        _, content = fs.call("GET", "b/{}/o/{}", bucket, name, alt="media")
+    except FileNotFoundError:
+        return None
+    about = json.loads(about)
+    written = datetime.datetime.fromisoformat(about["updated"])
+    try:
+        age = email.utils.parsedate_to_datetime(headers["Date"]) - written
+    except (LookupError, ValueError, TypeError):
+        age = datetime.timedelta()
+    return Version(about["generation"], content, age.total_seconds())
+
+
+def write_version(path: str, content: bytes, version: str) -> str | None:
+    """Writes an object of gs:// in place of this version, "0" for none; its new version.
+
+    None if another is there now: it may be this one, since a request is sent again if its answer
+    was lost.
+    """
+    bucket, _, name = path.removeprefix("gs://").partition("/")
+    fs = _file_system()
+    try:
+        return fs.call(
+            "POST",
+            f"{fs._location}/upload/storage/v1/b/{{}}/o",
+            bucket,
+            uploadType="media",
+            name=name,
+            ifGenerationMatch=version,
+            data=content,
+            json_out=True,
+        )["generation"]
+    except FileExistsError:  # so gcsfs calls a condition that is not met
+        return None
+    except FileNotFoundError:
+        if version == "0":  # it is the bucket that is not there
+            raise
+        return None
+
+
+def delete_version(path: str, version: str) -> None:
+    """Deletes an object of gs:// if it has this version."""
+    bucket, _, name = path.removeprefix("gs://").partition("/")
+    with contextlib.suppress(FileExistsError, FileNotFoundError):
+        _file_system().call("DELETE", "b/{}/o/{}", bucket, name, ifGenerationMatch=version)
 
 
 def failure(error: Exception, place: str = "") -> UserError | RunError | None:

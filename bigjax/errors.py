@@ -1,5 +1,11 @@
 """The exceptions that the command line tells in one sentence, by their exit codes."""
 
+import errno
+import os
+
+# Of an OSError: the disk or a quota is full, or a file would be too large.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class UserError(Exception):
     """Bad input: a config, data, a checkpoint, a mesh or a request.
@@ -27,3 +33,12 @@ class PassingError(RunError):
     """
 
     exit_code = 75
+
+
+def cannot_write(what: str, error: OSError, remedy: str = "Use another --workdir") -> UserError:
+    """What to say where a file or folder cannot be written. what: names it; remedy: what to do."""
+    why = error.strerror or str(error)
+    if isinstance(error, PermissionError):
+        why += f" for user {os.geteuid()}" if hasattr(os, "geteuid") else ""
+        remedy += ", or ask its owner for permission to write there"
+    return UserError(f"{what} cannot be written: {why}. {remedy}.")

@@ -99,6 +99,14 @@ for ((i = 0; i < 1200; i++)); do
   /bin/sleep 0.05
 done
 """
+# Refused as often as the file `refusals` says, since another process trains in the work folder.
+REFUSED = r"""#!/usr/bin/env bash
+echo >> "$FAKE/starts-$(basename "$HOME")"
+if (($(wc -l < "$FAKE/starts-$(basename "$HOME")") <= $(cat "$FAKE/refusals"))); then
+  echo "bigjax: gs://bucket/runs/pod is held by process 7 on another, which trains" >&2
+  exit 75
+fi
+"""
 # Of watch.sh: not a minute.
 SLEEP = '#!/usr/bin/env bash\necho "$1" >> "$FAKE/sleeps.txt"; exec /bin/sleep 0.02\n'
 # The real one, but where there is a file `soon`, after a second.

@@ -17,7 +17,7 @@ step=${OPTION[checkpoint]:-}
 to=${OPTION[to]:-$ROOT/runs/$NAME}
 
 call mkdir -p "$to"
-call gcloud storage rsync --recursive "--exclude=^(checkpoints|damaged)/" "$WORKDIR" "$to"
+call gcloud storage rsync --recursive "--exclude=^((checkpoints|damaged)/|[.]lease$)" "$WORKDIR" "$to"
 if [[ -z $step ]]; then exit; fi
 # A bucket has no step before its last file is there; Orbax writes that one when all others are.
 list=(gcloud storage ls "$WORKDIR/checkpoints/*/commit_success.txt")

@@ -2,17 +2,38 @@
 # What a container of jobset.sh runs: bigjax train ARGUMENT...
 #
 # A run that gets SIGTERM saves and exits with 0. To Kubernetes that would be a run that is done,
-# when it only has to leave its machine; so here it exits with 75, and JobSet starts it again.
+# when it only has to leave its machine; so here it exits with 75, and JobSet starts it again. A run
+# that is refused because another process trains in the work folder is tried again here, every
+# minute: each start by JobSet would be one of MAX_RESTARTS.
 set -euo pipefail
-stopped=false
-bigjax train "$@" &
-child=$!
+stopped=false child=""
 trap 'stopped=true; kill -TERM "$child" 2> /dev/null || true' TERM
-code=0
-wait "$child" || code=$?
-if $stopped; then  # the signal ended only that wait
+errors=$(mktemp)
+
+is_held() {
+  local i
+  for ((i = 0; i < 20; i++)); do  # tee may write the last line after the run has ended
+    if grep -q "is held by process" "$errors"; then return; fi
+    sleep 0.1
+  done
+  return 1
+}
+
+while true; do
+  bigjax train "$@" 2> >(tee "$errors" >&2) &
+  child=$!
   code=0
   wait "$child" || code=$?
-  if ((code == 0)); then code=75; fi
-fi
-exit "$code"
+  if $stopped; then  # the signal ended only that wait
+    code=0
+    wait "$child" || code=$?
+    # 0: it has saved; 143: it was still loading; else bash has not heard how it ended.
+    if ((code != 1 && code != 2)); then code=75; fi
+  fi
+  if $stopped || ((code != 75)) || ! is_held; then exit "$code"; fi
+  echo "in_pod.sh: trying again in a minute." >&2
+  sleep 60 &
+  child=$!
+  wait "$child" || true
+  if $stopped; then exit 75; fi
+done

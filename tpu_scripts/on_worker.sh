@@ -71,7 +71,9 @@ stop() {  # [--restart]: watch.sh starts it again, so that nobody has asked that
   echo "$(hostname): stopped."
 }
 
-state() {  # none, running, asked (stopped by stop.sh), stopped (by a signal), failed N, finished
+# none, running, asked (stopped by stop.sh), stopped (by a signal), held (another process trains in
+# the work folder), failed N, finished
+state() {
   exec 9>> "$run/lock"
   if ! flock --nonblock 9; then echo running; return; fi
   if [[ ! -e $run/exit_code ]]; then echo none; return; fi  # not started, or the VM came up again
@@ -82,6 +84,7 @@ state() {  # none, running, asked (stopped by stop.sh), stopped (by a signal), f
   # others, these may lose it, which is 75. Other codes would come again, whoever stopped it.
   if [[ -e $run/stop && $code =~ ^(0|75|143)$ ]]; then echo asked
   elif [[ $code =~ ^(130|143)$ ]]; then echo stopped
+  elif [[ $code == 75 ]] && grep -q "is held by process" "$run/log.txt"; then echo held
   elif [[ $code != 0 ]]; then echo "failed $code"
   elif grep -q "Stopped by SIG" "$run/log.txt"; then echo stopped
   else echo finished

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Sees a run through to its end: waits for the pod, sets it up, starts the run, and when the pod is
 # preempted deletes what is left, creates it again and goes on from the newest checkpoint. A run
-# that exit code 75 has ended (a lost host, storage that fails: what passes) is started again.
+# that exit code 75 has ended (a lost host, storage that fails: what passes) is started again. One
+# that is refused because another process trains in WORKDIR is tried again, less and less often,
+# until that one has ended; this is no restart.
 #
 #   watch.sh [--settings=FILE] [--dry-run] [-- ARGUMENT...]
 #
@@ -70,6 +72,7 @@ half=false       # the run was started, but not on all workers
 silent=0         # looks in a row that got no answer
 refused=0        # creations and deletions in a row that failed
 no_room=0        # those of them that there was no room for
+held=0           # starts in a row that were refused because another process trains in WORKDIR
 
 begin_run() {  # WHY
   if $fresh; then say "$1"; else
@@ -121,7 +124,8 @@ ask() {  # WHAT FUNCTION; what fails is no restart, and is tried less and less o
 }
 
 pause() {  # -> seconds until the next look
-  echo "$((INTERVAL << (refused < 4 ? refused : 4)))"
+  local n=$((refused > held ? refused : held))
+  echo "$((INTERVAL << (n < 4 ? n : 4)))"
 }
 
 # Every turn looks what there is and does the next thing; whatever fails is tried again in the next.
@@ -141,8 +145,14 @@ while true; do
   case $shown in
     finished) say "the run is finished. fetch.sh fetches it, delete.sh deletes the pod."; exit ;;
     asked) say "stop.sh has stopped the run. run.sh goes on with it."; exit ;;
+    running) held=0 ;;
     none) begin_run "starting the run" ;;
     "partly started") begin_run "starting the run on all workers" ;;
+    held)
+      if [[ $before == held ]]; then
+        held=$((held + 1)) fresh=true  # no restart
+        begin_run "another process trains in $WORKDIR (see logs.sh): trying again"
+      fi ;;
     # A preemption ends runs before gcloud tells of it: believed at the second look.
     stopped | failed*)
       case $before,$shown in

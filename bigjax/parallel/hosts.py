@@ -12,6 +12,7 @@ process that dies get an error from Gloo at once, or hang until its heartbeats a
 """
 
 import atexit
+from collections.abc import Callable
 import contextlib
 import ctypes
 import hashlib
@@ -58,6 +59,8 @@ _BROKEN = re.compile(
 _LINGER = 20.0  # s that process 0, which keeps the messages, waits for the others to read the last
 _gathered = itertools.count()  # of calls: equal on all processes
 _of_the_service: set[int] = set()  # ids of the threads in which jax hears of the others
+# What to do before this process is ended because another one failed; at most _LINGER seconds each.
+before_exit: list[Callable[[], None]] = []
 _starting, _joined, _failing = threading.Event(), threading.Event(), threading.Event()
 
 
@@ -363,6 +366,10 @@ def _watch() -> None:
     if _failing.is_set() or by is None:
         return  # this one has its own error to tell, or is done
     _say(f"ended, because process {by} failed: {text}")
+    for act in before_exit:
+        thread = threading.Thread(target=act, daemon=True)  # storage may not answer
+        thread.start()
+        thread.join(_LINGER)
     _seen()
     os._exit(code)
 

@@ -220,6 +220,10 @@ class Checkpoints:
             raise error
 
     def _failed(self, error: Exception) -> UserError | RunError:
+        try:
+            self._check_held()  # else it failed because another process has removed it
+        except PassingError as e:
+            return e
         what = f"A checkpoint could not be written to {self.folder}: "
         if failed := cloud.failure(error, str(self.folder)):
             return type(failed)(what + str(failed))

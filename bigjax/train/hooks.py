@@ -86,6 +86,19 @@ class EarlyStop:
         return self.stopped
 
 
+class StopIfLost:
+    """Raises lease.Lost when another process has taken the work folder over."""
+
+    def __init__(self, lease):
+        self._lease = lease
+
+    def due(self, step: int) -> bool:
+        return self._lease.is_lost
+
+    def __call__(self, step: int, state: State) -> None:
+        self._lease.check()
+
+
 class Save:
     """Saves every `every` steps."""
 

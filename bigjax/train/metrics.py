@@ -1,5 +1,6 @@
 """Where numbers go: WORKDIR/metrics.jsonl, TensorBoard files, and a line for people."""
 
+from collections.abc import Callable
 import json
 import pathlib
 import sys
@@ -38,7 +39,15 @@ class Writer:
     copied whole at most every UPLOAD_SECONDS and by `flush`.
     """
 
-    def __init__(self, workdir, resumed_at: int, tensorboard: bool):
+    def __init__(
+        self,
+        workdir,
+        resumed_at: int,
+        tensorboard: bool,
+        check_held: Callable[[], None] = lambda: None,
+    ):
+        """check_held: raises if this process may not write there any more."""
+        self._check_held = check_held
         self._workdir = self._folder = epath.Path(workdir)
         self._active = jax.process_index() == 0
         self._board = None
@@ -76,6 +85,8 @@ class Writer:
         if not self._active:
             return
         line = json_text.dumps({"step": step, **metrics})
+        if not self._remote:
+            self._check_held()
         with self._path.open("a") as f:
             f.write(line + "\n")
         if self._board:  # one event for all: add_scalar one by one takes ten times as long
@@ -94,6 +105,7 @@ class Writer:
             self._board.flush()
         if not self._active or not self._remote:
             return
+        self._check_held()
         for path in [p for p in pathlib.Path(self._folder).rglob("*") if p.is_file()]:
             name, content = str(path.relative_to(self._folder)), path.read_bytes()
             if self._sizes.get(name) != len(content):  # they only grow

@@ -1,6 +1,5 @@
 """`bigjax train`: from a config to a trained model in a work folder."""
 
-import errno
 import re
 import time
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from bigjax import cloud, data, evals, json_text, models, tasks
 from bigjax import config as config_lib
-from bigjax.errors import PassingError, RunError, UserError
+from bigjax.errors import NO_ROOM, PassingError, RunError, UserError
 from bigjax.evals.context import Context, derive
 from bigjax.parallel import hosts, sharding
 from bigjax.parallel import mesh as mesh_lib
@@ -20,6 +19,7 @@ from bigjax.train import hooks as hooks_lib
 from bigjax.train import program as program_lib
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import LATE, Checkpoints
+from bigjax.train.lease import Lease
 from bigjax.train.state import State
 from bigjax.train.step import unpack
 from bigjax.trees import count, named_leaves
@@ -36,13 +36,14 @@ def train(config, workdir: str) -> None:
     """Trains, or goes on training, in a work folder; README.md says what is written there.
 
     Raises UserError for bad input, before anything expensive; NonFinite; SaveError; PassingError
-    where the same call may go on later: storage fails, or another host is late or lost.
+    where the same call may go on later: storage fails, another host is late or lost, or another
+    process trains in the folder.
     """
-    progress = metrics.Progress(config.train.steps)
+    progress, lease = metrics.Progress(config.train.steps), Lease(workdir)
     try:
-        _Run(config, workdir, progress).train()
+        _Run(config, workdir, progress, lease).train()
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if e.errno not in NO_ROOM:
             raise
         raise RunError(
             f"There is no room to write to ({e}). Training stopped; the checkpoints "
@@ -50,18 +51,20 @@ def train(config, workdir: str) -> None:
         ) from e
     finally:
         progress.close()
+        lease.release()
 
 
 class _Run:
     """The parts of one run. Made in the order in which bad input is cheapest to find."""
 
-    def __init__(self, config, workdir: str, progress: metrics.Progress):
-        self.progress, self.log = progress, progress.log
+    def __init__(self, config, workdir: str, progress: metrics.Progress, lease: Lease):
+        self.progress, self.log, self.lease = progress, progress.log, lease
         config_lib.check_values(config)
         cloud.check_writable(workdir)
         self.steps, self.batch_size = config.train.steps, config.train.batch_size
         # Before anything that starts jax, as reading another run's checkpoint does.
         hosts.start(config, workdir)
+        lease.acquire()
         self.mesh = mesh_lib.start(config.mesh, self.batch_size, config.train.accumulate)
         program_lib.use_compilation_cache(config.train.compilation_cache, self.mesh)
         hosts.check_equal(
@@ -104,6 +107,7 @@ class _Run:
             keep=config.checkpoint.keep,
             best=config.checkpoint.best,
             best_mode=config.checkpoint.best_mode,
+            check_held=lease.check,
         )
         self.latest = {}  # {step: evaluation metrics}, for early stopping and the best checkpoint
         self.early_stop = hooks_lib.EarlyStop(config.train.early_stop, self.latest, self.log)
@@ -141,7 +145,10 @@ class _Run:
             self.corpus.tokenizer.save(self.workdir / "tokenizer")
         if new and hasattr(self.corpus, "save") and jax.process_index() == 0:
             self.corpus.save(self.workdir)  # what else the model needs to be used
-        self.writer = metrics.Writer(self.workdir, start, self.config.log.tensorboard)
+        self.lease.check()
+        self.writer = metrics.Writer(
+            self.workdir, start, self.config.log.tensorboard, self.lease.check
+        )
         self.speed = metrics.Speed(
             0 if self.task.players else self.batch_size,
             self.config.data.seq_len,
@@ -161,6 +168,7 @@ class _Run:
             for name, entry in self.config.evals.items()
         ]
         hooks = [
+            hooks_lib.StopIfLost(self.lease),
             *evaluations,
             self.early_stop,
             hooks_lib.Save(profile.named("save", self._save), self.config.checkpoint.every),
@@ -367,6 +375,8 @@ class _Run:
                 for kind, tree in trees.items()
             }
 
+        self.checkpoints.wait()  # of one that is being saved, which is then listed below
+        self.lease.check()
         found = jax.jit(norms)(state.params, state.extras, frozen, batch)
         found = jax.tree_util.tree_map(lambda x: np.asarray(x).tolist(), jax.device_get(found))
         path = self.workdir / f"nonfinite-{step}.json"

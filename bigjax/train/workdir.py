@@ -7,7 +7,7 @@ import jax
 
 from bigjax import cloud
 from bigjax import config as config_lib
-from bigjax.errors import UserError
+from bigjax.errors import UserError, cannot_write
 from bigjax.interop.origin import ORIGIN
 
 # A run in progress keeps these; anything else may change between a stop and a resume. What the
@@ -45,6 +45,8 @@ def make_workdir(workdir: str) -> None:
     folder = epath.Path(workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except PermissionError as e:
+        raise cannot_write(f"The work folder {workdir}", e) from e
     except (OSError, ValueError) as e:
         raise UserError(f"The work folder {workdir} cannot be made: {e}") from e
 

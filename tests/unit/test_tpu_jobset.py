@@ -142,3 +142,31 @@ def test_a_container_that_was_stopped_has_not_succeeded(cloud, end, code):
     out, _ = process.communicate(timeout=60)
     assert process.returncode == code and ("Stopped by SIGTERM" in out) == (not end)
     assert cloud.trained() == {"a-b": TRAIN + ODD}
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_container_tries_again_where_another_process_trains(cloud, stopped):
+    (cloud.folder / "refusals").write_text("99" if stopped else "3")
+    program = cloud.folder / "bin" / "bigjax"
+    program.write_text(fake_cloud.REFUSED + program.read_text())
+    (cloud.folder / "end").write_text("75")  # for another reason, at last: that is for JobSet
+    process = subprocess.Popen(
+        ["bash", str(fake_cloud.REPO / "tpu_scripts" / "in_pod.sh"), *TRAIN[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            "PATH": f"{cloud.folder / 'bin'}:{os.environ['PATH']}",
+            "FAKE": str(cloud.folder),
+            "HOME": str(cloud.folder / "a" / "b"),
+            "TMPDIR": str(cloud.folder / "tmp"),
+        },
+    )
+    if stopped:
+        assert "is held by process 7" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75
+    if not stopped:
+        assert err.count("is held by process 7") == 3 and err.count("again in a minute") == 3
+        assert out == "training\n" and "60" in (cloud.folder / "sleeps.txt").read_text().split()

@@ -192,7 +192,7 @@ def test_run_follows(cloud):
 
 def test_fetch(cloud):
     ok(cloud.run("fetch.sh"))
-    small = "storage rsync --recursive --exclude=^(checkpoints|damaged)/ gs://bucket/runs/pod"
+    small = "storage rsync --recursive --exclude=^((checkpoints|damaged)/|[.]lease$) gs://bucket/runs/pod"
     assert cloud.calls() == [f"{small} REPO/runs/pod"]
     listing = "storage ls gs://bucket/runs/pod/checkpoints/*/commit_success.txt"
     (cloud.folder / "listing").write_text(

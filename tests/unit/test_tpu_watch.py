@@ -227,6 +227,20 @@ def test_a_run_that_is_ended_again_and_again_is_given_up(cloud):
     assert words(cloud.calls()).count("start") == 2
 
 
+def test_a_run_that_another_process_keeps_out_is_tried_again_and_again(cloud):
+    """Ever less often, and not as a restart."""
+    cloud.settings(MAX_RESTARTS="1", INTERVAL="10")
+    (cloud.folder / "refusals").write_text("6")
+    program = cloud.folder / "bin" / "bigjax"
+    program.write_text(fake_cloud.REFUSED + program.read_text())
+    (cloud.folder / "end").write_text("0")
+    out = ok(cloud.run("watch.sh"))
+    assert words(cloud.calls()) == ["scp", "setup", "start"] * 7
+    assert out.count("another process trains in gs://bucket/runs/pod") == 6 and "(1 of" not in out
+    slept = [int(s) for s in (cloud.folder / "sleeps.txt").read_text().split()]
+    assert set(slept) == {10, 20, 40, 80, 160} and slept.count(160) > 3
+
+
 def test_a_pod_that_somebody_deleted_is_not_created(cloud):
     cloud.states("!NOT_FOUND")
     assert "create.sh creates it" in refused(cloud.run("watch.sh"), 1)

@@ -1,0 +1,408 @@
+"""One holder of a work folder, here and on gs://: who is refused, who takes over, who has lost."""
+
+import concurrent.futures
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+from etils import epath
+import pytest
+
+from bigjax import cloud
+from bigjax.errors import PassingError, UserError
+from bigjax.parallel import hosts
+from bigjax.train import lease as lease_lib
+from bigjax.train import lease_store, metrics
+from bigjax.train.lease import Held, Lease, Lost
+from tests import bucket
+from tests.unit.test_checkpoint import on_two_hosts, saved, state
+
+
+@pytest.fixture(scope="module")
+def emulator():
+    with bucket.emulator() as url:
+        yield url
+
+
+@pytest.fixture(params=["local", "gs"])
+def place(request, tmp_path, monkeypatch):
+    """A work folder that is not there yet, local and in a bucket."""
+    if request.param == "local":
+        yield str(tmp_path / "runs" / "mine")
+        return
+    with bucket.Proxy(request.getfixturevalue("emulator")) as proxy:
+        for key, value in bucket.environment(proxy.url).items():
+            monkeypatch.setenv(key, value)
+        cloud._file_system.cache_clear()
+        cloud.check_writable.cache_clear()
+        yield f"gs://bucket/{request.node.name.replace('[', '-').replace(']', '')}"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Leases that run out after a second."""
+    monkeypatch.setattr(lease_lib, "SECONDS", 1)
+    monkeypatch.setattr(lease_lib, "RENEW", 0.1)
+
+
+def acquired(place) -> Lease:
+    lease = Lease(place)
+    lease.acquire()
+    return lease
+
+
+def elsewhere(monkeypatch, place) -> Lease:
+    """A lease that a process on another machine has acquired."""
+    with monkeypatch.context() as patch:
+        patch.setattr(lease_store, "_boot", lambda: "another kernel")
+        return acquired(place)
+
+
+def die(lease: Lease) -> None:
+    """What is left when its process is killed: the kernel has closed its lock."""
+    lease._stop.set()
+    lease._signals.close()
+    hosts.before_exit.remove(lease._give_back)
+    lease._store._lock.close()
+
+
+def never_waits(monkeypatch) -> None:
+    monkeypatch.setattr(
+        lease_lib,
+        "time",
+        SimpleNamespace(monotonic=time.monotonic, sleep=lambda s: pytest.fail("it waited")),
+    )
+
+
+def files(folder) -> list[str]:
+    """All but leases, below a folder."""
+    paths = [p for p in epath.Path(folder).iterdir() if ".lease" not in p.name]
+    return sorted(
+        x for p in paths for x in (files(p) if p.is_dir() else [f"{p} {p.stat().length}"])
+    )
+
+
+def leases(place) -> list[str]:
+    if place.startswith("gs://"):
+        return [".lease"] if cloud.read_version(f"{place}/.lease") else []
+    folder = pathlib.Path(place)
+    return [p.name for p in folder.glob(".lease*")] if folder.exists() else []
+
+
+def test_a_second_start_is_refused_until_the_first_has_ended(place):
+    first = acquired(place)
+    for _ in range(2):
+        with pytest.raises(Held) as e:
+            acquired(place)
+        assert e.value.exit_code == 75 and lease_lib.HELD_BY in str(e.value)
+        for text in (place, f"process {os.getpid()} on {os.uname().nodename}", "60 seconds"):
+            assert text in str(e.value)
+        assert str(e.value).count("since 20") == 1
+    first.check()
+    first.release()
+    first.release()
+    assert not leases(place)
+    second = acquired(place)  # the same process may train there again
+    second.check()
+    second.release()
+
+
+def test_a_process_that_was_killed_is_replaced_at_once(place, monkeypatch):
+    """Whatever its number is: in containers all have the same."""
+    never_waits(monkeypatch)
+    for _ in range(3):
+        die(acquired(place))
+    last = acquired(place)
+    last.check()
+    assert len(leases(place)) == 1
+    last.release()
+    assert not leases(place)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["another machine", "no locks"])
+def test_a_process_elsewhere_is_heard_of_or_its_lease_runs_out(place, monkeypatch, quick, known):
+    if not known:
+
+        def none(fd, how):
+            raise OSError(38, "Function not implemented")
+
+        monkeypatch.setattr(fcntl, "flock", none)
+        other = acquired(place)
+    else:
+        other = elsewhere(monkeypatch, place)
+    begun = time.monotonic()
+    with pytest.raises(Held, match="its lease runs out 1 seconds after"):
+        acquired(place)
+    assert time.monotonic() - begun < 3
+    die(other)
+    mine = acquired(place)
+    mine.check()
+    with pytest.raises(Lost, match=f"it is held by process {os.getpid()} on .* suspended"):
+        other.check()
+    other.release()  # which is not its to give
+    mine.check()
+    mine.release()
+
+
+def test_a_lease_that_ran_out_long_ago_is_not_waited_for(tmp_path, monkeypatch):
+    never_waits(monkeypatch)
+    other = elsewhere(monkeypatch, str(tmp_path))
+    die(other)
+    os.utime(tmp_path / ".lease-1", (0, time.time() - 61))
+    acquired(str(tmp_path)).release()
+
+
+def test_one_wins_the_race_for_a_lease(place, monkeypatch, quick):
+    """At the start, and when one has run out."""
+    for before in (None, elsewhere(monkeypatch, place)):
+        if before:
+            die(before)
+        racers = [Lease(place) for _ in range(4)]
+        seen, all_ready = racers[0]._store.read(), threading.Barrier(4)
+
+        def race(lease):
+            all_ready.wait()
+            return lease._store.take(seen, "now", 1)
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            assert sorted(pool.map(race, racers)) == [False, False, False, True]
+        assert sum(r._store.holds() for r in racers) == 1
+        for racer in racers:
+            racer._store.release()
+        assert not leases(place)
+
+
+def test_one_that_hung_before_it_took_a_lease_gives_way(tmp_path, monkeypatch):
+    die(elsewhere(monkeypatch, str(tmp_path)))
+    slow = Lease(str(tmp_path))
+    seen = slow._store.read()
+    os.utime(tmp_path / ".lease-1", (0, 0))
+    acquired(str(tmp_path)).release()
+    third = acquired(str(tmp_path))
+    assert not slow._store.take(seen, "now", 60)
+    third.check()
+    third.release()
+
+
+def test_who_was_suspended_writes_and_deletes_nothing_more(place, monkeypatch, quick):
+    first = elsewhere(monkeypatch, place)
+    if place.startswith("gs://"):
+        cloud.check_writable(place)
+    checkpoints = saved(place, [1, 2], keep=2, check_held=first.check)
+    writer = metrics.Writer(place, 0, False, first.check)
+    writer.write(2, {"loss": 1.0})
+    writer.flush()
+    die(first)  # as if the whole machine was paused
+    second = acquired(place)
+    before = files(place)
+    with pytest.raises(Lost):
+        checkpoints.save(3, state(3), {}, {})
+    with pytest.raises(Lost):
+        checkpoints._set_aside(2)
+    with pytest.raises(Lost):
+        writer.write(3, {"loss": 1.0})
+        writer.flush()
+    checkpoints.close()
+    assert files(place) == before and len(before) > 10
+    second.check()
+    second.release()
+
+
+def test_a_save_that_fails_since_the_folder_is_lost_says_that(tmp_path, monkeypatch):
+    held = [True]
+
+    def check():
+        if not held[0]:
+            raise Lost("this one has lost it")
+
+    checkpoints = saved(tmp_path, [1], keep=1, check_held=check)
+    unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+
+    def fail(step, **options):
+        held[0] = False
+        unfinished.mkdir()  # by the other one
+        raise FileNotFoundError("its own was removed")
+
+    monkeypatch.setattr(checkpoints._manager, "save", fail)
+    with pytest.raises(Lost, match="^this one has lost it$"):
+        checkpoints.save(2, state(2), {}, {})
+    assert unfinished.exists()
+
+
+def test_the_thread_finds_that_a_lease_was_lost(place, monkeypatch, quick):
+    first = elsewhere(monkeypatch, place)
+    found = first._store.read()
+    taker = Lease(place)
+    assert taker._store.take(found, "now", 60)
+    end = time.monotonic() + 10
+    while not first.is_lost:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    with pytest.raises(Lost):
+        first.check()
+    first.release()
+    assert taker._store.holds()
+    taker._store.release()
+
+
+def test_a_lease_that_somebody_deleted(place):
+    lease = acquired(place)
+    for name in leases(place):
+        (epath.Path(place) / name).unlink()
+    with pytest.raises(Lost, match="its lease was deleted"):
+        lease.check()
+    lease.release()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\x00",
+        b"[1]",
+        b'{"token": "../../etc/passwd", "boot": "x"}',
+        b'{"seconds": 1e99}',
+        json.dumps({"token": "0" * 16, "host": "\x1b[2Ja\n" * 99, "process": True}).encode(),
+    ],
+    ids=range(6),
+)
+def test_a_lease_that_cannot_be_read_is_one(place, monkeypatch, content):
+    """Until it runs out."""
+    monkeypatch.setattr(lease_store, "_DEFAULT_SECONDS", 1)
+    monkeypatch.setattr(lease_store.Record, "__init__", _short_record)
+    epath.Path(place).mkdir(parents=True, exist_ok=True)
+    name = ".lease" if place.startswith("gs://") else ".lease-7"
+    (epath.Path(place) / name).write_bytes(content)
+    begun = time.monotonic()
+    lease = acquired(place)
+    assert time.monotonic() - begun > 0.4
+    lease.check()
+    lease.release()
+
+
+def _short_record(self, token="", host="?", process=0, since="?", seconds=1, boot="", file=()):
+    self.token, self.host, self.process, self.since = token, host, process, since
+    self.seconds, self.boot, self.file = seconds, boot, file
+
+
+@pytest.mark.filterwarnings("ignore:os.fork")
+def test_a_child_does_not_keep_its_parents_lock(tmp_path):
+    lease = acquired(str(tmp_path))
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        time.sleep(0.1)
+        die(lease)
+        acquired(str(tmp_path)).release()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path):
+    workdir = tmp_path / "a" / "b"
+    acquired(str(workdir)).release()
+    assert not (tmp_path / "a").exists() and tmp_path.exists()
+    lease = acquired(str(workdir))
+    (workdir / "config.json").touch()
+    lease.release()
+    assert [p.name for p in workdir.iterdir()] == ["config.json"]
+    (tmp_path / "empty").mkdir()
+    acquired(str(tmp_path / "empty")).release()
+    assert (tmp_path / "empty").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made"):
+        acquired(str(tmp_path / "file"))
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UserError, match=r"cannot be written: Permission denied for user \d+\. Use"):
+        acquired(str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_all_hosts_are_refused_alike(tmp_path, monkeypatch):
+    first = acquired(str(tmp_path))
+    one, other = on_two_hosts(monkeypatch, lambda i: Lease(str(tmp_path)).acquire())
+    assert type(one) is type(other) is Held and str(one) == str(other)
+    first.release()
+    pair = [Lease(str(tmp_path)) for _ in range(2)]
+    assert on_two_hosts(monkeypatch, lambda i: pair[i].acquire()) == [None, None]
+    assert [p._held for p in pair] == [True, False]
+    pair[1].check()
+    pair[0].release()
+
+
+def test_a_lease_is_given_back_where_another_host_ends_the_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(hosts, "before_exit", [])
+    lease = acquired(str(tmp_path))
+    (give_back,) = hosts.before_exit
+    give_back()
+    assert not leases(str(tmp_path))
+    lease.release()
+    assert not hosts.before_exit
+
+
+def test_answers_that_are_lost(emulator, monkeypatch, quick):
+    """The request is sent again, and finds that it was done, by this process."""
+    with bucket.Proxy(emulator) as proxy:
+        for key, value in bucket.environment(proxy.url).items():
+            monkeypatch.setenv(key, value)
+        cloud._file_system.cache_clear()
+        cloud.check(["gs://bucket/lost-answers"])
+        lease = Lease("gs://bucket/lost-answers")
+        proxy.fault_next("lose", after=2)  # after the one that finds none
+        lease.acquire()
+        lease._stop.set()
+        time.sleep(0.3)
+        proxy.fault_next("lose")
+        assert lease._store.renew()
+        lease.check()
+        proxy.fault_next("lose")
+        lease.release()
+        assert bucket.get(emulator, "lost-answers/.lease") is None
+        assert "lose" in proxy.faults
+
+
+# SIGTERM while the main thread waits in C, before training listens to it.
+LOADING = """
+import sys, ctypes
+from bigjax.train.lease import Lease
+lease = Lease(sys.argv[1])
+lease.acquire()
+print("acquired", flush=True)
+mutex = ctypes.create_string_buffer(64)
+for _ in range(2):
+    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
+
+
+def test_sigterm_before_training_gives_the_lease_back(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOADING, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "acquired\n"
+    assert leases(str(tmp_path / "run"))
+    process.terminate()
+    assert process.wait(60) == -signal.SIGTERM and not leases(str(tmp_path / "run"))
+
+
+def test_the_scripts_know_a_refusal():
+    for script in ("on_worker.sh", "in_pod.sh"):
+        path = pathlib.Path(__file__).parents[2] / "tpu_scripts" / script
+        assert lease_lib.HELD_BY in path.read_text()
+    assert issubclass(Held, PassingError) and issubclass(Lost, PassingError)
