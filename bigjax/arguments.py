@@ -77,12 +77,7 @@ class Arguments:
         for name in ("config", "workdir"):
             given = any(a == f"--{name}" or a.startswith(f"--{name}=") for a in rest)
             if given and name not in self.flags:
-                other = (
-                    " It reads the config in --workdir."
-                    if name == "config" and "workdir" in self.flags
-                    else ""
-                )
-                raise UserError(f"This command does not use --{name}.{other} {self._taken()}")
+                raise UserError(f"This command does not use --{name}. {self._taken()}")
 
     def _expand(self, names: tuple[str, ...]) -> None:
         for name in names:

@@ -418,7 +418,7 @@ def import_(argv: list[str]) -> None:
         argv,
         config=False,
         workdirs=1,
-        keys=("seed", "data", "train", "evals", "mesh", "optim", "checkpoint", "log", "hosts"),
+        keys=("seed", "data", "evals", "mesh", "hosts", "train.batch_size"),
         texts=("from",),
         file_flags=("from",),
     )

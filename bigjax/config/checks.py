@@ -75,7 +75,7 @@ def _check_type(node: ConfigDict, key: str, like, name: str) -> None:
         if not isinstance(value, (list, tuple)):
             raise UserError(f"config.{name} must be a list, but is {value!r}.")
         element = type_of(name, like)
-        with node.unlocked():
+        with node.unlocked(), node.ignore_type():
             node[key] = [
                 _converted(entry, element, f"config.{name}, entry {i}")
                 for i, entry in enumerate(value)
@@ -83,7 +83,7 @@ def _check_type(node: ConfigDict, key: str, like, name: str) -> None:
     else:
         value = _converted(value, type(like), f"config.{name}")
         if value is not node[key]:
-            with node.unlocked():
+            with node.unlocked(), node.ignore_type():
                 node[key] = value
 
 

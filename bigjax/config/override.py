@@ -42,7 +42,7 @@ def override(
             continue
         node, last = _find(config, key, extra_fields)
         kind = types.get(section, {}).get(field) or _type_of(key, node[last])
-        with config.unlocked():
+        with config.unlocked(), node.ignore_type():
             node[last] = parse(text, kind, argument)
     return keys
 

@@ -52,11 +52,13 @@ def import_run(
     config, overridden = _config(found, overrides)
     with interop.new_folder(workdir) as folder:
         _import_tokenizer(found, config, folder / "tokenizer", workdir, log)
-        for key in [k for k in overridden if k.startswith("data.tokenizer.")]:
-            if config_lib.get(config, key) != overridden[key]:
+        for key, value in overridden.items():
+            if not key.startswith("data.tokenizer."):
+                continue
+            if key != "data.tokenizer.lowercase" or config.data.tokenizer.lowercase != value:
                 raise UserError(
-                    f"--config.{key}={overridden[key]} would change nothing: the files of "
-                    f"{source} decide it, and they say {config_lib.get(config, key)}. Leave it out."
+                    f"--config.{key}={value} would change nothing: the tokenizer's files in "
+                    f"{source} decide it. Leave it out."
                 )
         task = tasks.build(config)
         params, kept = _params(found, task, config, log)
@@ -109,7 +111,8 @@ def _import_tokenizer(found: interop.Imported, config, folder, workdir: str, log
     with config.unlocked():
         spec.kind = found.tokenizer_kind
         spec.path = str(folder if found.derived_files else originals)
-        tokenizer = data.build_tokenizer(config.data, log)
+        named = lambda text: log(text.replace(spec.path, str(found.folder)))
+        tokenizer = data.build_tokenizer(config.data, named)
         spec.path = str(epath.Path(workdir).expanduser().resolve() / "tokenizer")
         spec.lowercase = getattr(tokenizer, "lowercase", True)  # the others know no such thing
     if tokenizer.vocab_size > found.model["vocab_size"]:

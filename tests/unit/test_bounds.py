@@ -1,0 +1,275 @@
+"""Which values keys take: every number of every config, and what the command line makes of texts."""
+
+import dataclasses
+import json
+import math
+import typing
+
+import pytest
+
+from bigjax import config, models, tasks
+from bigjax.arguments import Arguments
+from bigjax.config import bounds
+from bigjax.config.override import parse
+from bigjax.errors import UserError
+from bigjax.infer import generate, headline
+
+MODELS = ("gpt", "bert", "seqgan", "headline")
+TASKS = ("causal_lm", "mlm_nsp", "classify", "tag", "answer", "seqgan", "headline")
+# Keys of which -1 is a value.
+NEGATIVE = {"mesh.data", "mesh.fsdp", "mesh.sequence", "mesh.tensor"}
+
+
+def whole_config():
+    """new_config with an entry of each open section."""
+    c = config.new_config()
+    with c.unlocked():
+        c.evals = dict(valid=config.evaluation(every=1, temperatures=(0.5,)))
+        c.data.sources = dict(text=config.text_source("text", "x"))
+    return c
+
+
+def numeric_keys() -> list[str]:
+    return [
+        k
+        for k, v in config.sorted_leaves(whole_config())
+        if not isinstance(v, (bool, str)) and not k.startswith(("model.", "task."))
+    ]
+
+
+def with_value(key: str, value):
+    c = whole_config()
+    *parents, last = key.split(".")
+    with c.unlocked():
+        node = config.get(c, ".".join(parents)) if parents else c
+        node[last] = [value] if isinstance(node[last], list) else value
+    return c
+
+
+def refused(key: str, value) -> bool:
+    try:
+        config.check_values(with_value(key, value))
+    except UserError as e:
+        assert f"config.{key} is " in str(e), e
+        return True
+    except TypeError:  # ml_collections': a float for a whole number
+        return True
+    return False
+
+
+def test_every_number_of_a_config_has_a_range():
+    keys = numeric_keys()
+    assert len(keys) > 35 and all(bounds.range_of(key) for key in keys)
+    used = {p for p in bounds.RANGES for k in keys if bounds.range_of(k) is bounds.RANGES[p]}
+    assert used == {*bounds.RANGES} and not refused("seed", 3)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, -2, 2**32, 10**30])
+def test_numbers_that_no_run_can_use(value):
+    for key in numeric_keys():
+        small = isinstance(config.get(whole_config(), key), int) or abs(value) < 2**32
+        if value > 0 and not math.isinf(value) and not small:
+            continue  # a large float may be meant
+        assert refused(key, value) or value == -1 and key in NEGATIVE, key
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("optim.weight_decay", -1.0, "at least 0"),
+        ("optim.b1", 1.5, r"in \[0, 1\)"),
+        ("optim.b1", 1.0, r"in \[0, 1\)"),
+        ("optim.layer_decay", 0.0, r"in \(0, 1\]"),
+        ("optim.eps", 0.0, "positive"),
+        ("train.early_stop.min_delta", -5.0, "at least 0"),
+        ("seed", 2**32, r"in \[0, 4294967295\]"),
+        ("seed", -1, r"in \[0, 4294967295\]"),
+        ("train.steps", 2**31, "at most 2,147,483,647"),
+        ("evals.valid.temperatures", 0.0, "each must be positive"),
+    ],
+)
+def test_what_is_said_of_them(key, value, words):
+    with pytest.raises(UserError, match=f"config.{key} is .*{words}"):
+        config.check_values(with_value(key, value))
+
+
+def test_the_ends_of_ranges_are_taken():
+    for key, value in (("optim.b1", 0.0), ("optim.layer_decay", 1.0), ("seed", 2**32 - 1)):
+        config.check_values(with_value(key, value))
+
+
+def classes():
+    return [(models.module(n).Config, "model") for n in MODELS] + [
+        (tasks.module(n).Config, "task") for n in TASKS
+    ]
+
+
+def test_every_number_of_a_model_and_of_a_task_has_a_range():
+    for cls, _ in classes():
+        types = typing.get_type_hints(cls)
+        numbers = {
+            f.name
+            for f in dataclasses.fields(cls)
+            if {types[f.name], *typing.get_args(types[f.name])} & {int, float}
+        }
+        assert numbers == {*cls.RANGES}, cls
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1, 2**31, True, None, "1"])
+def test_fields_that_no_model_and_no_task_can_have(value):
+    for cls, where in classes():
+        types = typing.get_type_hints(cls)
+        for name in cls.RANGES:
+            if value == 2**31 and float in (types[name], *typing.get_args(types[name])):
+                continue
+            many = typing.get_origin(types[name]) is tuple
+            section = config.new_config().model.__class__({name: (value,) if many else value})
+            with pytest.raises(UserError, match=f"config.{where}.{name}|{where}.{name}"):
+                config.build(cls, section, where)
+
+
+def test_numbers_of_a_request():
+    for make, fields in (
+        (generate.Options, {"temperature": math.nan, "top_k": -1, "top_p": 0.0, "max_new": 0}),
+        (generate.Options, {"temperature": math.inf, "top_p": 1.5}),
+        (generate.Options, {"temperature": -1.0, "top_p": math.nan}),
+        (headline.Options, {"temperature": math.nan, "seed": -1, "real_weight": math.inf}),
+        (headline.Options, {"click_weight": math.nan, "seed": 2**32}),
+    ):
+        for name, value in fields.items():
+            with pytest.raises(UserError, match=name):
+                make(**{name: value})
+
+
+# --- What the command line makes of texts -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, values",
+    [
+        ("0,1", ("0", "1")),
+        ("(0, 1)", ("0", "1")),
+        ("[a,b]", ("a", "b")),
+        ("'a, b','c'", ("a, b", "c")),
+        ('"it\'s",x', ("it's", "x")),
+        ("a,", ("a",)),
+        ("a", ("a",)),
+        ("", ()),
+        ("()", ()),
+        ("''", ("",)),
+        ("1e5,007,True,None,-1, x y ", ("1e5", "007", "True", "None", "-1", "x y")),
+        ("(a),(b)", ("(a)", "(b)")),
+        ("(cut),x", ("(cut)", "x")),
+        ("日本,é", ("日本", "é")),
+    ],
+)
+def test_a_tuple_of_texts_holds_texts(text, values):
+    assert parse(text, tuple[str, ...], "here") == values
+
+
+def test_other_tuples():
+    assert parse("-1,2.5", tuple[float, ...], "here") == (-1.0, 2.5)
+    assert parse("1, 2", list[int], "here") == [1, 2]
+    for text, kind, words in (
+        ("1,x", tuple[int, ...], "'x'"),
+        ("1.5", tuple[int, ...], "whole number"),
+        ("a,,b", tuple[str, ...], "between commas"),
+        ("true", tuple[float, ...], "a number"),
+    ):
+        with pytest.raises(UserError, match=words):
+            parse(text, kind, "here")
+
+
+def resolved(*arguments, file="configs/bert/finetune.py"):
+    return Arguments([f"--config={file}", *arguments]).config()[0]
+
+
+def test_labels_and_weights_of_a_task_on_the_command_line():
+    c = resolved("--config.task.labels=0,1", "--config.task.label_weights=1,2.5")
+    assert c.task.labels == ("0", "1") and c.task.label_weights == (1.0, 2.5)
+    with pytest.raises(UserError, match=r"label_weights=1,x.*a number, not 'x'"):
+        resolved("--config.task.label_weights=1,x")
+
+
+@pytest.mark.parametrize(
+    "labels, words",
+    [
+        ((0, 1), r"task.labels, entry 0 must be a text, but is int 0: write '0'"),
+        (("a", True), "entry 1 must be a text, but is bool True"),
+        ("ab", r"must be a tuple, but is str 'ab'. One entry is written \('ab',\)"),
+        (3, "must be a tuple"),
+    ],
+)
+def test_labels_of_a_config_file_that_are_no_texts(labels, words):
+    c = config.new_config()
+    with c.unlocked():
+        c.task = dict(name="classify", labels=labels)
+    with pytest.raises(UserError, match=words):
+        tasks.all_fields(c.task)
+
+
+def shown(value) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "configs/gpt/docstrings.py",
+        "configs/bert/docstrings.py",
+        "configs/bert/finetune.py:tiny",
+        "configs/seqgan/oracle.py",
+        "configs/seqgan/headlines.py",
+    ],
+)
+def test_every_key_can_be_overridden(file):
+    """Given as it is printed it stays the same, also where it is empty or a list."""
+    c = resolved(file=file)
+    leaves = dict(config.sorted_leaves(c))
+    again = resolved(*(f"--config.{k}={shown(v)}" for k, v in leaves.items()), file=file)
+    assert dict(config.sorted_leaves(again)) == leaves
+
+
+def test_temperatures_can_be_overridden():
+    c = resolved("--config.evals.oracle.temperatures=0.8,1.2", file="configs/seqgan/oracle.py")
+    assert list(c.evals.oracle.temperatures) == [0.8, 1.2]
+
+
+# --- A saved config ---------------------------------------------------------------------------
+
+
+def test_a_saved_config_of_another_kind():
+    good = json.loads(config.to_json(whole_config()))
+    assert config.from_json(json.dumps(good), "x").train.steps == 1000
+
+    def broken(change):
+        stored = json.loads(json.dumps(good))
+        change(stored)
+        return json.dumps(stored)
+
+    for text, words in (
+        ("[1]", "JSON list"),
+        ("null", "JSON NoneType"),
+        ("{", "not readable JSON"),
+        ("[" * 100_000, "not readable JSON"),
+        (broken(lambda c: c.update(new=1)), "Unknown config key 'new'"),
+        (broken(lambda c: c.update(seed="1")), "config.seed must be a whole number, but is str"),
+        (broken(lambda c: c.update(seed=True)), "config.seed must be a whole number, but is bool"),
+        (broken(lambda c: c["optim"].update(b1=None)), "config.optim.b1 must be a number"),
+        (broken(lambda c: c.update(optim=[])), "config.optim is a section"),
+        (broken(lambda c: c.update(evals=[1])), "config.evals is a section"),
+        (broken(lambda c: c["evals"].update(valid=3)), "config.evals.valid is a section"),
+        (broken(lambda c: c["evals"]["valid"].update(every="x")), "evals.valid.every must be"),
+        (broken(lambda c: c["evals"].update({"a.b": {}})), "x is not the config"),
+        (broken(lambda c: c.update(model={})), "config.model.name"),
+        (broken(lambda c: c.update(model=3)), "config.model is a section"),
+    ):
+        with pytest.raises(UserError, match=words):
+            config.from_json(text, "x")
+
+
+def test_an_int_is_a_float_where_one_is_wanted():
+    stored = json.loads(config.to_json(whole_config()))
+    stored["optim"]["weight_decay"], stored["evals"]["valid"]["temperatures"] = 0, [1]
+    c = config.from_json(json.dumps(stored), "x")
+    assert type(c.optim.weight_decay) is float and c.evals.valid.temperatures == [1.0]

@@ -1,0 +1,264 @@
+"""Every path that a person gives, and names out of files that become paths."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bigjax import config, paths
+from bigjax.arguments import Arguments
+from bigjax.config.keys import PATHS
+from bigjax.data.files import cache_folder
+from bigjax.errors import UserError
+from bigjax.interop import files, origin
+from bigjax.train import workdir as workdir_lib
+from bigjax.train.checkpoint import Checkpoints
+from bigjax.train.state import State
+
+CONFIG = "--config=configs/gpt/docstrings.py"
+
+
+# --- Folders whose names libraries read in their own way --------------------------------------
+
+
+def state(x: float) -> State:
+    return State(jnp.int32(x), {"w": jnp.arange(4.0) + x}, {"c": jnp.int32(x)}, {}, None, False)
+
+
+def save(folder, step: int) -> None:
+    checkpoints = Checkpoints(folder, keep=2)
+    checkpoints.save(step, state(step), {"data": "", "early_stop": {}}, {})
+    checkpoints.wait()
+    checkpoints.close()
+
+
+def restored(folder) -> float:
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    want = {"params": jax.ShapeDtypeStruct((4,), jnp.float32, sharding=place)}
+    checkpoints = Checkpoints(folder, read_only=True)
+    items, _ = checkpoints.restore(checkpoints.pick(None), {"params": {"w": want["params"]}})
+    checkpoints.close()
+    return float(items["params"]["w"][0])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a[1]b", "[!a]", "a*?", "**", "{x} %20 #'\" \n~$é 日本"],
+    ids=["range", "not", "wildcards", "two stars", "others"],
+)
+def test_a_run_in_a_folder_of_any_name_is_saved_and_read_again(tmp_path, name):
+    folder = tmp_path / name / "run [0-9]"
+    save(folder, 1)
+    save(folder, 2)  # by another process, which finds the first
+    assert restored(folder) == 2.0 and workdir_lib.saved_steps(str(folder)) == {1, 2}
+    folder.rename(tmp_path / name / "another [x]")
+    assert restored(tmp_path / name / "another [x]") == 2.0
+
+
+@pytest.mark.parametrize(
+    "name, words", [("a\\b", "\\\\"), ("gs:", "'gs:'"), ("a\udcffb", "UTF-8"), ("a\0b", "NUL")]
+)
+def test_a_folder_that_the_libraries_would_miss_is_refused_at_the_start(tmp_path, name, words):
+    for folder in (tmp_path / name, tmp_path / name / "run"):
+        with pytest.raises(UserError) as e:
+            Arguments([f"--workdir={folder}"])
+        assert words in str(e.value) and "--workdir" in str(e.value)
+
+
+# --- Home folders -----------------------------------------------------------------------------
+
+
+def test_the_home_folder_in_every_flag_and_every_key_that_is_a_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy("configs/gpt/docstrings.py", tmp_path / "c.py")
+    (tmp_path / "vectors").touch()
+    given = Arguments(
+        ["--config=~/c.py:tiny", "--workdir=~/w", "--workdir=gs:x", "--out=~/o.png"],
+        texts=("out",),
+        file_flags=("out",),
+    )
+    assert given.flags.workdir == [f"{tmp_path}/w", "gs:x"]
+    assert given.flags.out == f"{tmp_path}/o.png"
+    keys = [k.replace("*", "docstrings") for k in PATHS if not k.startswith("task.")]
+    c, overridden = Arguments(
+        ["--config=~/c.py:tiny", *(f"--config.{k}=~/x y" for k in keys)]
+    ).config()
+    assert {config.get(c, k) for k in keys} == {f"{tmp_path}/x y"} and len(keys) == 8
+    assert overridden["init_from"] == ""
+    c, _ = Arguments(
+        [
+            "--config=configs/seqgan/headlines.py",
+            "--config.task.embeddings=~/vectors",
+            "--config.task.hot_words_file=~/hot",
+        ]
+    ).config()
+    assert (c.task.embeddings, c.task.hot_words_file) == (f"{tmp_path}/vectors", f"{tmp_path}/hot")
+
+
+def test_every_path_key_is_there():
+    c, _ = Arguments(["--config=configs/seqgan/headlines.py"]).config()
+    with c.unlocked():
+        c.data.sources = dict(a=config.text_source("text", "x"))
+    for key in PATHS:
+        assert isinstance(config.get(c, key.replace("*", "a")), str), key
+
+
+def test_a_cache_belongs_to_whoever_runs_a_command(monkeypatch, tmp_path):
+    """So it stays as it was written in a run's config.json."""
+    c, _ = Arguments([CONFIG]).config()
+    assert c.data.cache_dir == "~/.cache/bigjax"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder(c.data.cache_dir, "a") == tmp_path / ".cache/bigjax/a"
+
+
+@pytest.mark.parametrize(
+    "path, words",
+    [
+        ("~nobody-of-this-name/x", ["nobody-of-this-name", "./~nobody"]),
+        ("file:///tmp/x", ["gs://", "file:///tmp/x"]),
+        ("http://x/y", ["gs://"]),
+        ("", ["--workdir is empty"]),
+    ],
+)
+def test_paths_that_cannot_be(path, words):
+    with pytest.raises(UserError) as e:
+        Arguments([f"--workdir={path}"])
+    assert all(w in str(e.value) for w in words), e.value
+
+
+def test_what_needs_no_home_folder_stays_as_it_is():
+    for path in ("./~x", "a~", "x/~y", "gs://b/~", "/a b/", "tfds:glue/sst2", "$HOME/x", ""):
+        assert paths.expand(path, "x") == path
+
+
+def test_no_home_folder_at_all(monkeypatch):
+    """As in a container whose user has no entry in the password file."""
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(UserError, match="data.cache_dir is '~/.cache/bigjax'.*HOME is not set"):
+        cache_folder("~/.cache/bigjax", "a")
+    with pytest.raises(UserError, match="--workdir is '~/x'.*set HOME"):
+        Arguments(["--workdir=~/x"])
+
+
+# --- Config files -----------------------------------------------------------------------------
+
+
+def write_config(folder, rate: str) -> str:
+    folder.mkdir(exist_ok=True, parents=True)
+    (folder / "base.py").write_text(
+        "from __future__ import annotations\nimport dataclasses\nfrom bigjax import config\n"
+        "@dataclasses.dataclass\nclass Rate:\n  value: float\n"
+        f"def get_config(variant=''):\n  c = config.new_config()\n"
+        f"  c.optim.learning_rate = Rate({rate}).value\n  return c\n"
+    )
+    (folder / "mine.py").write_text(
+        "import base\ndef get_config(variant=''):\n  import base as again\n"
+        "  return again.get_config(variant)\n"
+    )
+    return str(folder / "mine.py")
+
+
+def test_a_config_imports_the_files_beside_it(tmp_path, monkeypatch):
+    before, found = [*sys.path], {*sys.modules}
+    one, two = (write_config(tmp_path / name, rate) for name, rate in (("a", "0.25"), ("b", "0.5")))
+    for file, rate in ((one, 0.25), (two, 0.5), (one, 0.25)):
+        assert config.load_file(file).optim.learning_rate == rate
+    monkeypatch.chdir(tmp_path)
+    assert config.load_file("b/mine.py").optim.learning_rate == 0.5
+    monkeypatch.chdir(tmp_path / "a")
+    assert config.load_file("mine.py").optim.learning_rate == 0.25
+    assert sys.path == before and not {"base", "bigjax_config_file"} & {*sys.modules}
+    assert found <= {*sys.modules}
+
+
+def test_a_library_that_a_config_imports_first_stays_imported(tmp_path):
+    """Also where it lies below the config's folder, as a virtual environment at home does."""
+    name = "bigjax_test_library"
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / f"{name}.py").write_text("")
+    (tmp_path / "c.py").write_text(
+        f"import sys; sys.path.append({str(tmp_path / 'lib')!r})\nimport {name}\n"
+        "from bigjax import config\ndef get_config(variant=''):\n  return config.new_config()\n"
+    )
+    try:
+        config.load_file(str(tmp_path / "c.py"))
+        assert name in sys.modules
+    finally:
+        sys.modules.pop(name, None)
+        sys.path.remove(str(tmp_path / "lib"))
+
+
+def test_the_name_of_a_config_file_may_hold_a_colon(tmp_path):
+    file = tmp_path / "a:b" / "c:d.py"
+    file.parent.mkdir()
+    shutil.copy("configs/gpt/docstrings.py", file)
+    assert config.load_file(str(file)).train.steps == 600
+    assert config.load_file(f"{file}:tiny").train.steps < 100
+    with pytest.raises(UserError, match="no config file"):
+        config.load_file("x" * 5000)
+
+
+def test_a_config_that_ends_python(tmp_path):
+    (tmp_path / "c.py").write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(UserError, match="line 2: SystemExit"):
+        config.load_file(str(tmp_path / "c.py"))
+
+
+# --- Names out of files -----------------------------------------------------------------------
+
+HOSTILE = ["..", ".", "", "../x", "/etc/x", "a/b", "a\\b", "a\0b", "x" * 300, "a\nb", "\ud800"]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_name_that_is_not_that_of_a_file_in_the_folder(name, tmp_path):
+    with pytest.raises(UserError, match="plain file name"):
+        paths.check_file_name(name, "here")
+    stored = json.loads(config.to_json(config.new_config()))
+    for section, entry in (
+        (stored["evals"], config.evaluation(every=1)),
+        (stored["data"]["sources"], config.text_source("text", "x")),
+    ):
+        section[name] = entry
+        with pytest.raises(UserError, match=r"/run/config\.json"):
+            config.from_json(json.dumps(stored), "/run/config.json")
+        del section[name]
+    index = {"weight_map": {"a": name}}
+    (tmp_path / files.INDEX).write_text(json.dumps(index))
+    with pytest.raises(UserError, match="plain file name|no weight_map"):
+        files.Tensors(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["files", "headers", "texts"])
+def test_an_import_of_a_stranger_writes_and_reads_nothing_outside(tmp_path, where):
+    layout = dict(texts={}, headers={}, entries={}, copies={}, buffers=[], unknown=[])
+    stored = dict(family="bert", architecture="BertModel", config={}, dtype="float32", dtypes={})
+    stored |= dict(metadata={}, files=[], kept=[], layout=layout)
+    (tmp_path / origin.ORIGIN).write_text(json.dumps(stored))
+    assert origin.load(tmp_path).files == []
+    if where == "files":
+        stored["files"] = ["vocab.txt", "../../../secret"]
+    else:
+        layout[where] = {"../outside.safetensors": ""}
+    (tmp_path / origin.ORIGIN).write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"huggingface\.json: '\.\./.* is not a plain file name"):
+        origin.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "null", '{"files": []}', '{"layout": 3}'])
+def test_what_an_import_remembers_is_damaged(tmp_path, text):
+    (tmp_path / origin.ORIGIN).write_text(text)
+    with pytest.raises(UserError, match="is not what the import wrote"):
+        origin.load(tmp_path)
+
+
+def test_the_test_of_siblings_can_fail(tmp_path):
+    """Outside of load_file the file beside a config is not found."""
+    spec = importlib.util.spec_from_file_location("x", write_config(pathlib.Path(tmp_path), "1"))
+    with pytest.raises(ModuleNotFoundError):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))

@@ -1,0 +1,264 @@
+"""Signals, streams and devices: what a command says where it cannot run, and how it ends."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from bigjax import commands, json_text, main, process
+from bigjax.errors import UserError
+
+PYTHON = sys.executable
+
+
+def python(code: str, *, shell: str = '"$@"', **env) -> subprocess.CompletedProcess:
+    """Runs code in a process of its own; shell: how, "$@" being the command."""
+    return subprocess.run(
+        ["bash", "-c", shell, "-", PYTHON, "-c", code],
+        capture_output=True,
+        encoding=env.get("PYTHONIOENCODING", "utf-8"),
+        env={**os.environ, **env},
+        timeout=60,
+    )
+
+
+# A command that prints and does nothing else, and so needs no slow import.
+PRINTS = """
+import sys
+from bigjax import main, process
+def run(argv):
+    {body}
+    return 0
+sys.modules["bigjax.commands"] = type(sys)("bigjax.commands")
+sys.modules["bigjax.commands"].run = run
+import bigjax
+bigjax.commands = sys.modules["bigjax.commands"]
+main.cli()
+"""
+
+
+def prints(body: str, **how) -> subprocess.CompletedProcess:
+    return python(PRINTS.format(body=body), **how)
+
+
+# --- Standard streams -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}])
+def test_what_standard_output_cannot_encode_is_escaped(env):
+    done = prints("print('caf\\u00e9 \\u65e5 \\U0001f389 \\ud800 end')", **env)
+    assert done.returncode == 0 and "\\u65e5 \\U0001f389 \\ud800 end" in done.stdout, done.stderr
+
+
+def test_utf8_output_stays_as_it_is():
+    done = prints("print('caf\\u00e9')", PYTHONIOENCODING="utf-8")
+    assert done.stdout == "caf\u00e9\n"
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_a_full_disk_behind_standard_output_is_named(flush):
+    done = prints(f"print('x' * 10, flush={flush})", shell='"$@" > /dev/full')
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == ("bigjax: Standard output cannot be written: No space left on device.\n")
+
+
+def test_closed_streams_give_their_numbers_to_no_file(tmp_path):
+    body = f"f = open({str(tmp_path / 'x')!r}, 'w'); print('lost'); print('e', file=sys.stderr)"
+    done = prints(body, shell='"$@" <&- >&- 2>&-')
+    assert done.returncode == 0 and (tmp_path / "x").read_text() == ""
+
+
+def test_a_reader_that_has_had_enough_is_not_told():
+    done = prints("[print('x' * 100) for _ in range(10_000)]", shell='"$@" | head -1; exit $?')
+    assert done.stderr == "" and done.stdout.count("\n") == 1
+
+
+# --- Signals ----------------------------------------------------------------------------------
+
+LINE = "bigjax: interrupted by {}. What was complete, such as saved checkpoints, is intact.\n"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "os.kill(os.getpid(), signal.SIGINT); time.sleep(30)",
+        # A library turns the exception into one of its own, as nanobind does in an import.
+        """
+    try: os.kill(os.getpid(), signal.SIGINT); time.sleep(30)
+    except KeyboardInterrupt: raise ImportError("while initializing")""",
+        # In a destructor Python prints it and goes on.
+        """
+    class A:
+        def __del__(self): os.kill(os.getpid(), signal.SIGINT); time.sleep(0.1)
+    A(); time.sleep(30)""",
+        # Swallowed, or in C++ all the time.
+        """
+    process.GRACE_SECONDS = 0.2
+    try: os.kill(os.getpid(), signal.SIGINT); time.sleep(30)
+    except BaseException: pass
+    time.sleep(30)""",
+        # Twice: the second one within what the first one ends.
+        """
+    try: os.kill(os.getpid(), signal.SIGINT); time.sleep(30)
+    finally: os.kill(os.getpid(), signal.SIGINT); time.sleep(30)""",
+    ],
+    ids=["plain", "turned", "destructor", "swallowed", "twice"],
+)
+def test_ctrl_c_ends_with_one_line(body):
+    done = prints("import os, signal, time\n    " + body.strip())
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == LINE.format("Ctrl-C")
+
+
+def test_sigterm_ends_with_another_code():
+    done = prints(
+        "import os, signal, time\n    os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)"
+    )
+    assert (done.returncode, done.stderr) == (143, LINE.format("SIGTERM"))
+
+
+def test_a_background_job_that_ignores_ctrl_c_goes_on_ignoring_it():
+    body = "import os, signal\n    os.kill(os.getpid(), signal.SIGINT); print('done')"
+    done = prints(body, shell="trap '' INT; exec \"$@\"")
+    assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+def test_without_the_command_line_a_second_ctrl_c_raises_as_usual():
+    assert process.second_interrupt() is signal.default_int_handler
+    assert main.main is not None and process.interrupted() is None
+
+
+# --- Devices ----------------------------------------------------------------------------------
+
+IN_USE = (
+    "Unable to initialize backend 'tpu': ABORTED: The TPU is already in use by process with pid "
+    "1234. Not attempting to load libtpu.so in this process. (set JAX_PLATFORMS='' to choose)"
+)
+
+
+def test_a_tpu_that_is_in_use(monkeypatch, capsys):
+    def run(argv):
+        raise RuntimeError(IN_USE)
+
+    monkeypatch.setattr(commands, "run", run)
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    assert main.main(["train"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "JAX_PLATFORMS='tpu'" in err and "pid 1234" in err
+
+
+@pytest.mark.parametrize(
+    "platform", ["cuda", pytest.param("nonsense", marks=pytest.mark.slow)]
+)  # 'tpu' where libtpu is not installed is said in the same way
+def test_devices_that_are_not_here(platform):
+    body = "import jax; jax.devices()"
+    done = prints(body, JAX_PLATFORMS=platform)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"JAX_PLATFORMS='{platform}'" in done.stderr and "JAX_PLATFORMS=cpu" in done.stderr
+
+
+def test_an_error_that_is_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
+    def run(argv):
+        raise AssertionError("a mistake")
+
+    monkeypatch.setattr(commands, "run", run)
+    with pytest.raises(AssertionError, match="a mistake"):
+        main.main(["train"])
+
+
+# --- Flags ------------------------------------------------------------------------------------
+
+# What each command takes of what others take: --config, --workdir, and a key of this section.
+TAKES = {
+    "train": ("config", "workdir", "optim"),
+    "eval": ("workdir", "data"),
+    "predict": ("workdir", "data"),
+    "generate": ("workdir", "mesh"),
+    "plan": ("config", "optim"),
+    "configs": (),
+    "config": ("config", "workdir", "optim"),
+    "checkpoint": ("workdir",),
+    "report": ("workdir",),
+    "seqgan-report": ("workdir",),
+    "tokenizer": ("config", "data"),
+    "headline": ("workdir", "data"),
+    "embeddings": ("config", "data"),
+    "import": ("workdir", "data"),
+    "export": ("workdir",),
+}
+FLAGS = {
+    "config": "--config=configs/gpt/docstrings.py",
+    "workdir": "--workdir=/nowhere",
+    "optim": "--config.optim.b1=0.5",
+    "data": "--config.data.seq_len=8",
+    "mesh": "--config.mesh.data=1",
+    "log": "--config.log.every=7",
+}
+
+
+@pytest.mark.parametrize("command", commands.COMMANDS)
+def test_no_command_takes_a_flag_that_it_does_not_use(command, capsys):
+    takes = TAKES[command]
+    every_key = "optim" in takes and command != "plan"
+    for name, flag in FLAGS.items():
+        used = name in takes or every_key and name in ("data", "mesh", "log")
+        if used or command == "plan" and name in ("data", "mesh"):
+            continue
+        if name == "mesh" and {"workdir", "data"} <= {*takes}:
+            continue  # they run the model
+        assert main.main([command, flag]) == 2, flag
+        err = capsys.readouterr().err
+        assert "does not use" in err and err.count("\n") == 1, err
+    assert main.main([command, "--nonsense=1"]) == 2
+    assert "nonsense" in capsys.readouterr().err
+
+
+def test_flags_that_are_used_are_not_refused(capsys):
+    """The other side of the table: what stops these commands is something else."""
+    for command, takes in TAKES.items():
+        for name in takes:
+            if name in ("workdir", "data", "mesh") and "workdir" in takes and command != "train":
+                main.main([command, "--workdir=/nowhere", FLAGS[name]][: 2 + (name != "workdir")])
+                assert "does not use" not in capsys.readouterr().err, (command, name)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (
+            ["generate", "--workdir=/nowhere", "--temperature=0", "--top_k=5"],
+            "--top_k would change",
+        ),
+        (["generate", "--workdir=/nowhere", "--temperature=0", "--seed=5"], "--seed would change"),
+        (["generate", "--workdir=/nowhere", "--temperature=nan"], "temperature is nan"),
+        (["generate", "--workdir=/nowhere", "--seed=-1"], "--seed is -1"),
+        (["generate", "--workdir=/nowhere", f"--seed={2**64}"], "--seed is 184"),
+        (["plan", "--topology=v5e:1x1", "--budget-minutes=3"], "it is of --search"),
+        (["config", "--config=configs/gpt/text.py", "--workdir=/x"], "--config or --workdir"),
+        (["eval", "--workdir=/a", "--workdir=/b"], "several times"),
+        (["train", "--workdir="], "--workdir is empty"),
+        (["report", "--workdir=/nowhere", "--out="], "--out is empty"),
+    ],
+)
+def test_flags_that_cannot_be_together_or_be_so(arguments, words, capsys):
+    assert main.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1, err
+
+
+# --- JSON -------------------------------------------------------------------------------------
+
+
+def test_json_has_no_nan_and_no_infinity():
+    import numpy as np
+
+    value = {"a": float("nan"), "b": [np.float64("-inf"), 1.5], "c": (float("inf"),), "d": "NaN"}
+    assert json_text.dumps(value) == '{"a": null, "b": [null, 1.5], "c": [null], "d": "NaN"}'
+    assert json_text.dumps(value["b"], spell=True) == '["-inf", 1.5]'
+    assert json_text.count_non_finite(value) == 3 and json_text.count_non_finite([1, "x"]) == 0
+
+
+def test_user_errors_have_an_exit_code():
+    assert UserError.exit_code == 2 and process.exit_code(signal.SIGTERM) == 143
