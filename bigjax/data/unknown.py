@@ -8,6 +8,7 @@ import unicodedata
 import numpy as np
 
 from bigjax.data.tokenizer_base import Tokenizer
+from bigjax.data.wordpiece import MAX_WORD_CHARS
 
 MANY = 0.03  # of the tokens: above it people are warned
 _TEXTS = 200  # looked at for examples of unknown words
@@ -58,19 +59,23 @@ def _unknown_words(tokenizer: Any, texts: Iterable[str]) -> list[str]:
 
 
 def _reason(tokenizer: Any, words: list[str]) -> str:
-    cut = "Or leave data.tokenizer.path empty, to train a vocabulary on this text."
-    if not words:
-        return f"Is its vocabulary of another language? {cut}"
-    if any(len(word) > 100 for word in words):
-        return (
-            "Words of more than 100 characters are unknown whatever the vocabulary is: is the text "
-            'of a language that has no spaces? Use data.tokenizer.kind="sentencepiece" or "bytes" '
-            "where the model allows it, or put spaces between words."
-        )
     known = lambda text: tokenizer.unk_id not in tokenizer.encode(text)
+    n = f"Its vocabulary of {tokenizer.vocab_size:,} pieces"
+    remedy = "Use one made for such text, or leave data.tokenizer.path empty to have one trained."
+    if not words:
+        return f"{n} may be of another language, or too small. {remedy}"
     if not tokenizer.lowercase and all(known(word.lower()) for word in words):
-        return "Its vocabulary seems to have no capitals: set data.tokenizer.lowercase=True."
-    scripts = dict.fromkeys(
-        unicodedata.name(char, "?").split()[0].capitalize() for word in words for char in word
-    )
-    return f"Is its vocabulary of another language than these ({', '.join(scripts)})? {cut}"
+        return f"{n} seems to have no capitals: set data.tokenizer.lowercase=True."
+    strange = sorted({char for word in words for char in word if not known(char)})
+    if strange:
+        scripts = dict.fromkeys(unicodedata.name(char, "?").split()[0] for char in strange)
+        return (
+            f"{n} has none with {', '.join(map(repr, strange[:5]))} "
+            f"({', '.join(scripts).lower()}): is it of another language, or too small? {remedy}"
+        )
+    if any(len(word) > MAX_WORD_CHARS for word in words):
+        return (
+            f"Words of more than {MAX_WORD_CHARS} characters are unknown whatever the vocabulary, "
+            "as in BERT: put spaces between the words of a language that is written without."
+        )
+    return f"{n} may be of another language, or too small. {remedy}"

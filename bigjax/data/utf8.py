@@ -155,7 +155,7 @@ def binary_kind(head: bytes) -> str:
         head[i::4].count(0) < 0.05 * len(head) for i in ((0,) if head[0] else (3,))
     ):
         return f"UTF-32{'LE' if head[0] else 'BE'} without a byte order mark"
-    return "a binary file" if n_zeros > 0.01 * len(head) else ""
+    return "a binary file" if n_zeros > max(3, 0.01 * len(head)) else ""
 
 
 def guess_encoding(raw: bytes) -> str:

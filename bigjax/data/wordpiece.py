@@ -13,7 +13,7 @@ from bigjax.data.tokenizer_base import Tokenizer, check_utf8, hash_of
 from bigjax.errors import UserError
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_MAX_WORD_CHARS = 100  # a longer word becomes [UNK], as in BERT
+MAX_WORD_CHARS = 100  # a longer word becomes [UNK], as in BERT
 _CONTINUES = "##"
 _BATCH = 1024  # texts with offsets at once: the library's own objects for them are large
 
@@ -259,7 +259,7 @@ def _rust_tokenizer(table: dict[str, int], settings: dict[str, bool]) -> Any:
     from tokenizers import models, normalizers, pre_tokenizers
 
     rust = RustTokenizer(
-        models.WordPiece(vocab=table, unk_token="[UNK]", max_input_chars_per_word=_MAX_WORD_CHARS)
+        models.WordPiece(vocab=table, unk_token="[UNK]", max_input_chars_per_word=MAX_WORD_CHARS)
     )
     rust.normalizer = normalizers.BertNormalizer(
         clean_text=True,
@@ -295,7 +295,7 @@ def _from_tokenizer_json(path: Any) -> WordPiece:
         (normalizer.get("type"), "BertNormalizer"),
         (part("pre_tokenizer").get("type"), "BertPreTokenizer"),
         (model.get("continuing_subword_prefix", _CONTINUES), _CONTINUES),
-        (model.get("max_input_chars_per_word", 100), _MAX_WORD_CHARS),
+        (model.get("max_input_chars_per_word", 100), MAX_WORD_CHARS),
         (normalizer.get("clean_text", True), True),
     ):
         if found != what:
