@@ -274,6 +274,8 @@ def _tfds_rows(spec: str, names: dict[str, str], part: str) -> list[dict[str, An
         indices = range(start, min(start + _TFDS_BATCH, len(source)))
         for i, example in zip(indices, source.__getitems__(list(indices))):
             where = f"tfds:{name}[{split}] example {i}"
+            for column in names.values():
+                _check_utf8(example[column], column, where)
             whole = {column: _plain(value, labels[column]) for column, value in example.items()}
             rows.append(
                 {
@@ -283,6 +285,18 @@ def _tfds_rows(spec: str, names: dict[str, str], part: str) -> list[dict[str, An
                 | {"where": where, "row": whole}
             )
     return rows
+
+
+def _check_utf8(value: Any, column: str, where: str) -> None:
+    for part in np.ravel(value) if isinstance(value, np.ndarray) else [value]:
+        if isinstance(part, bytes):
+            try:
+                part.decode()
+            except UnicodeDecodeError as e:
+                raise UserError(
+                    f"{where}: byte {e.start} (0x{part[e.start]:02X}) of feature {column!r} is not "
+                    "UTF-8. Prepare the set with text in UTF-8."
+                ) from None
 
 
 def _plain(value: Any, names: list[str] | None) -> Any:

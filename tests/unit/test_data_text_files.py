@@ -166,7 +166,7 @@ def test_damaged_utf16_is_refused(tmp_path):
 
 
 def test_nul_in_a_table_is_refused_with_its_line(tmp_path):
-    with pytest.raises(UserError, match=r"a\.tsv:3: byte 9 is NUL"):
+    with pytest.raises(UserError, match=r"a\.tsv:3: byte 8 is NUL"):
         read_table(write(tmp_path / "a.tsv", b"text\na\nb\0c\n"), ["text"])
 
 

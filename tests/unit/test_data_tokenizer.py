@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bigjax.data import tokenizer as T
+from bigjax.data.wordpiece import SPECIALS, read_wordpiece
 from bigjax.errors import UserError
 
 WEIRD = [
@@ -204,3 +205,36 @@ def test_gpt2_files():
     assert (tokenizer.vocab_size, tokenizer.eos_id) == (50257, 50256)
     for text in WEIRD:
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+# --- Files with other line ends ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_bpe_files_may_end_lines_in_crlf_and_begin_with_a_mark(tmp_path, end, bom):
+    """Equal ids and fingerprints, and what is saved or exported is read by others."""
+    table = [*T.byte_characters().values(), "th", "the", "\u0120the", "<|endoftext|>"]
+    vocab = json.dumps({piece: i for i, piece in enumerate(table)}, ensure_ascii=False, indent=1)
+    merges = ["#version: 0.2", "t h", "th e", "\u0120 the"]
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    for folder, mark, line_end in ((plain, b"", "\n"), (other, bom, end)):
+        folder.mkdir()
+        (folder / "vocab.json").write_bytes(mark + vocab.replace("\n", line_end).encode())
+        (folder / "merges.txt").write_bytes(mark + line_end.join([*merges, ""]).encode())
+    one, two = (T.read_bpe_folder(folder) for folder in (plain, other))
+    text = "the other\r\nth \u00e9\n"
+    assert two.encode(text).tolist() == one.encode(text).tolist() and two.decode([258]) == " the"
+    assert two.fingerprint == one.fingerprint
+    two.save(tmp_path / "saved")
+    for name in ("vocab.json", "merges.txt"):
+        assert (tmp_path / "saved" / name).read_bytes() == (plain / name).read_bytes()
+    assert T.load(tmp_path / "saved").encode(text).tolist() == one.encode(text).tolist()
+
+
+def test_settings_of_wordpiece_with_a_byte_order_mark(tmp_path):
+    vocab = "\r\n".join([*SPECIALS, "A", "a", ""])
+    (tmp_path / "vocab.txt").write_bytes(b"\xef\xbb\xbf" + vocab.encode())
+    (tmp_path / "tokenizer_config.json").write_bytes(b'\xef\xbb\xbf{"do_lower_case": false}\r\n')
+    found = read_wordpiece(tmp_path)
+    assert not found.lowercase and found.encode("A a").tolist() == [5, 6]

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bigjax import interop
+from bigjax.data import load_tokenizer
 from bigjax.errors import UserError
 from bigjax.interop import origin, storage
 from bigjax.parallel import mesh as mesh_lib
@@ -186,6 +187,28 @@ def test_an_untouched_import_comes_back_byte_for_byte(tmp_path, layout):
         "",
     )
     assert ("unknown tensors, written as they were" in told) == ("unknown" in said)
+
+
+def windows_text(path) -> None:
+    """As an editor of Windows saves a file: with a byte order mark and CRLF."""
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+
+
+def test_text_files_with_a_byte_order_mark_and_crlf(tmp_path):
+    """They are read, and come back byte for byte; what is trained is written as usual."""
+    folder = published_bert(tmp_path / "in")
+    n = json.loads((folder / "config.json").read_text())["vocab_size"]
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(n - 5))]
+    (folder / "vocab.txt").write_text("\n".join([*vocab, ""]))
+    (folder / "tokenizer_config.json").write_text('{\n"do_lower_case": false\n}\n')
+    for name in ("config.json", "vocab.txt", "tokenizer_config.json"):
+        windows_text(folder / name)
+    assert interop.is_huggingface(folder)
+    import_(folder, tmp_path / "run")
+    found = load_tokenizer(tmp_path / "run" / "tokenizer")
+    assert found.encode("w0 w3").tolist() == [5, 8] and not found.lowercase
+    export(tmp_path / "run", tmp_path / "out")
+    assert_same_files(folder, tmp_path / "out")
 
 
 def test_trained_parameters_are_laid_out_as_today(bert, tmp_path):

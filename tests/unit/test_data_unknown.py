@@ -1,0 +1,133 @@
+"""What share of a text a tokenizer does not know is told, and much of it is warned of."""
+
+import json
+import re
+
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from bigjax import config as config_lib
+from bigjax.data import headlines, load_labelled, load_text, unknown
+from bigjax.data.tokenizer import Bytes
+from bigjax.data.wordpiece import SPECIALS, WordPiece
+from tests.unit.test_data_headlines import OPTIONS
+
+ENGLISH = [
+    *SPECIALS,
+    *"abcdefghijklmnopqrstuvwxyz",
+    *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
+]
+TOKENIZER = WordPiece([*ENGLISH, ".", "the", "film"], name="english.txt")
+THAI = "\u0e1d\u0e19\u0e15\u0e01\u0e2b\u0e19\u0e31\u0e01"
+
+
+def warnings_of(lines):
+    return [line for line in lines if line.startswith("data: warning: ")]
+
+
+def section(tmp_path, **changes):
+    data = config_lib.new_config().data
+    with data.unlocked():
+        data.update({"seq_len": 32, "cache_dir": str(tmp_path / "cache"), **changes})
+    return data
+
+
+def table(tmp_path, texts):
+    path = tmp_path / "train.tsv"
+    path.write_text("text\tlabel\n" + "".join(f"{t}\t{i % 2}\n" for i, t in enumerate(texts)))
+    return str(path)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.2, 0.01, 0.0])
+def test_labelled_rows(tmp_path, share):
+    n = round(100 * share)
+    texts = [f"{THAI} {i}".split()[0] for i in range(n)] + ["the film"] * (100 - n)
+    data = section(tmp_path, train=table(tmp_path, texts), valid_fraction=0.0, test_fraction=0.0)
+    lines = []
+    found = load_labelled(data, "classify", ["0", "1"], tokenizer=TOKENIZER, log=lines.append)
+    whole = n + 2 * (100 - n)
+    assert f"{n / whole:.2%} unknown" in found.summary().splitlines()[0]
+    told = warnings_of(lines)
+    assert len(told) == (share > 0.03)
+    if told:
+        assert f"{n:,} of the {whole:,} tokens of the train data ({data.train})" in told[0]
+        assert "english.txt" in told[0] and THAI in told[0] and "thai" in told[0]
+
+
+def test_every_text_of_a_row_counts(tmp_path):
+    rows = {
+        "pair": {"text": "the film", "pair": THAI, "label": "0"},
+        "answer": {"question": "the film", "context": f"{THAI} film", "answers": ["film"]},
+        "tag": {"tokens": ["the", THAI], "tags": ["0", "1"]},
+    }
+    for name, row in rows.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        data = section(tmp_path, train=str(path), valid_fraction=0.0, test_fraction=0.0)
+        data.columns.pair = "pair" if name == "pair" else ""
+        kind = "classify" if name == "pair" else name
+        lines = []
+        load_labelled(data, kind, ["0", "1"], tokenizer=TOKENIZER, log=lines.append)
+        assert "1 of the " in warnings_of(lines)[0], name
+
+
+def test_sources_tell_it_again_from_the_cache(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(f"the film {THAI}\n\n".encode() * 200 + b"caf\xe9\n")
+    data = section(tmp_path, valid_fraction=0.0, test_fraction=0.0)
+    with data.unlocked():
+        data.sources = ConfigDict({"mine": {"kind": "text", "path": str(path)}})
+    told = []
+    for _ in range(2):
+        lines = []
+        corpus = load_text(data, lines.append, TOKENIZER)
+        assert "MB; 33.17% unknown" in lines[0].splitlines()[0]
+        assert "1 byte sequences were not UTF-8" in lines[0] and "% of its bytes" in lines[0]
+        told.append([line for line in warnings_of(lines) if "source 'mine'" in line])
+    assert told[0] == told[1] and len(told[0]) == 1 and THAI in told[0][0]
+    assert corpus.stores["mine"].stats["unknown"] == 200
+    lines = []
+    load_text(data, lines.append, Bytes())
+    assert "unknown" not in "".join(lines)
+
+
+def test_headlines_and_articles(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [{"headline": "the film", "article": f"{THAI} film"}] * 9
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = section(tmp_path, train=str(path), valid_fraction=0.0, test_fraction=0.0)
+    data.columns.update({"headline": "headline", "article": "article", "tags": ""})
+    options = headlines.HeadlineOptions(
+        article_len=OPTIONS.article_len, headline_len=6, n_history=0, click_buckets=0, hot_words=0
+    )
+    lines = []
+    headlines.load_headlines(data, options, lines.append, TOKENIZER)
+    assert "25.00% unknown" in lines[0]
+    assert "9 of the 36 tokens of the train data" in warnings_of(lines)[0]
+    _, told = headlines.encode_articles(rows, options, TOKENIZER)
+    assert "9 of the 18 tokens of the articles" in warnings_of(told)[0]
+
+
+@pytest.mark.parametrize(
+    "lowercase, text, reason",
+    [
+        (False, "The Film", "no capitals: set data.tokenizer.lowercase=True"),
+        (True, THAI, "has none with .*thai"),
+        (True, "a" * 101, "more than 100 characters are unknown whatever the vocabulary"),
+        (True, "\u4e2d\u6587", "has none with .*cjk"),
+    ],
+)
+def test_the_likely_reason(lowercase, text, reason):
+    tokenizer = WordPiece(ENGLISH, lowercase)
+    n_unknown, n_tokens = unknown.count(tokenizer, tokenizer.encode(text))
+    assert n_unknown
+    (line,) = unknown.warning(tokenizer, n_unknown, n_tokens, "x", [text])
+    assert re.search(reason, line), line
+
+
+def test_special_tokens_do_not_count():
+    ids = TOKENIZER.encode(f"the {THAI}").tolist()
+    padded = [TOKENIZER.bos_id, *ids, TOKENIZER.eos_id, TOKENIZER.pad_id]
+    assert unknown.count(TOKENIZER, np.array(padded)) == (1, 2)
+    assert unknown.share(Bytes(), 0, 2) == "" and Bytes().unk_id is None
