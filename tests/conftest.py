@@ -18,8 +18,17 @@ import random  # noqa: E402
 
 import pytest  # noqa: E402
 
+from tests import newest  # noqa: E402
+
 # Tracing makes many objects that live: looking through them all takes a twentieth of the time.
 gc.set_threshold(100_000, 50, 100)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if newest.is_newest(item.nodeid) and not item.get_closest_marker("slow"):
+            item.add_marker("newest")
+
 
 WORDS = (
     "the a shape array of tokens model step loss value returns and is in to with from each "

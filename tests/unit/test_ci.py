@@ -9,6 +9,8 @@ import sys
 import pytest
 import yaml
 
+from tests import newest
+
 ROOT = pathlib.Path(__file__).parents[2]
 TOOLS = ("bash", "cat", "dirname", "grep", "head", "mkdir", "mktemp", "rm", "sort", "tail")
 
@@ -108,6 +110,20 @@ def test_scripts_have_no_slips():
         text=True,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_tests_for_the_newest_releases_are_there():
+    """A test that was renamed is not silently left out."""
+    for one in newest.NEWEST:
+        file, _, name = one.partition("::")
+        text = (ROOT / "tests" / file).read_text()
+        assert f"def {name.partition('[')[0]}(" in text or not name, one
+    assert newest.is_newest("tests/unit/test_hosts.py::test_x[1]")
+    assert newest.is_newest(
+        "tests/parity/test_recurrent.py::test_outputs_states_and_gradients[lstm-1]"
+    )
+    assert not newest.is_newest("tests/parity/test_gpt.py::test_logits_loss_and_gradients_too")
+    assert not newest.is_newest("tests/unit/test_hosts_too.py::test_x")
 
 
 def test_the_workflow_calls_it_with_both_pythons():
