@@ -5,6 +5,7 @@ import numpy as np
 import optax
 
 from bigjax.errors import UserError
+from bigjax.optim.adafactor import scale_by_factored_rms
 from bigjax.optim.layerwise import decay_factors, matches, scale
 from bigjax.optim.schedules import make_schedule
 from bigjax.trees import named_leaves, path_name
@@ -46,7 +47,7 @@ def make(optim, steps: int, params) -> optax.GradientTransformation:
         parts += [
             per_layer(
                 optax.chain(
-                    optax.scale_by_factored_rms(),
+                    scale_by_factored_rms(),
                     optax.clip_by_block_rms(1.0),
                     optax.scale_by_param_block_rms(),
                 )

@@ -11,8 +11,9 @@ import optax
 import pytest
 
 from bigjax import config as config_lib
+from bigjax import tasks
 from bigjax.optim import make, make_schedule
-from bigjax.trees import named_leaves
+from bigjax.trees import count, named_leaves
 
 STEPS, LAYERS, BAR = 24, 3, 2e-5
 LAYER = {"mlp/kernel": (5, 7), "norm/scale": (5,)}
@@ -21,15 +22,17 @@ SHAPES = {
     "head/bias": (4,),
     **{f"stack/layer_{i}/{name}": s for i in range(LAYERS) for name, s in LAYER.items()},
 }
-# Two of the largest dimensions are at least 128: Adafactor then factors the second moment.
+# As matrices they have at least 128 rows and columns: Adafactor then factors the second moment.
+WIDE_LAYER = {
+    "mlp/kernel": (128, 140),
+    "query/kernel": (128, 3, 44),
+    "out/kernel": (3, 44, 128),
+    "norm/scale": (5,),
+}
 WIDE = {
     "embed/embedding": (130, 128),
     "head/bias": (4,),
-    **{
-        f"stack/layer_{i}/{name}": s
-        for i in range(LAYERS)
-        for name, s in {"mlp/kernel": (128, 140), "norm/scale": (5,)}.items()
-    },
+    **{f"stack/layer_{i}/{name}": s for i in range(LAYERS) for name, s in WIDE_LAYER.items()},
 }
 
 
@@ -130,6 +133,7 @@ class Momentum:
 class Adafactor:
     """https://arxiv.org/abs/1804.04235, algorithms 4 and 5: no first moment, relative step sizes.
 
+    A kernel [d, heads, head_dim] or [heads, head_dim, d] is a matrix with d rows or columns.
     The paper's defaults: eps1 1e-30, eps2 1e-3, d 1, beta2 of step t 1 - t ** -0.8.
     """
 
@@ -139,6 +143,9 @@ class Adafactor:
     def step(self, p, g, rate, decay):
         self.t += 1
         keep = 1 - self.t**-0.8
+        shape = p.shape
+        if p.ndim == 3:
+            p, g = (x.reshape((128, -1) if shape[0] == 128 else (-1, 128)) for x in (p, g))
         square = g * g + 1e-30
         if p.ndim == 2 and min(p.shape) >= 128:
             self.rows = keep * self.rows + (1 - keep) * square.sum(1)
@@ -149,7 +156,7 @@ class Adafactor:
         u = g / np.sqrt(v)
         rms = lambda x: np.sqrt((x * x).mean())
         u = u / max(1.0, rms(u)) * max(1e-3, rms(p))
-        return p - rate * (u + decay * p)
+        return (p - rate * (u + decay * p)).reshape(shape)
 
 
 def expected(rule, o, start, gradients):
@@ -249,6 +256,34 @@ def test_follows_the_paper(rule, values, shapes, scan):
     start, gradients = draw(shapes)
     error = worst(ours(o, start, gradients, scan), expected(rule, o, start, gradients))
     assert error[0] < BAR, error
+
+
+@pytest.mark.parametrize(
+    "model, task",
+    [
+        (dict(name="gpt", preset="gpt2-124m"), "causal_lm"),
+        (dict(name="gpt", preset="llama2-70b"), "causal_lm"),
+        (dict(name="bert", preset="base"), "mlm_nsp"),
+    ],
+    ids=["gpt2", "grouped-query", "bert"],
+)
+def test_the_state_of_adafactor_has_the_sides_of_each_matrix(model, task):
+    """Of every kernel and embedding of at least 128 x 128 its rows and its columns, no more."""
+    c = config_lib.new_config()
+    with c.unlocked():
+        c.model, c.task.name = model, task
+    params = jax.eval_shape(tasks.build(c).init, jax.random.key(0))["params"]
+    state = jax.eval_shape(make(optim(name="adafactor"), STEPS, params).init, params)
+    wanted = 0
+    for name, x in named_leaves(params).items():
+        layers, shape = (x.shape[0], x.shape[1:]) if "/layers/" in name else (1, x.shape)
+        split = len(shape) - 1 if name.endswith("out/kernel") else 1  # heads belong together
+        rows, columns = np.prod(shape[:split], dtype=int), np.prod(shape[split:], dtype=int)
+        factored = len(shape) > 1 and "bias" not in name and min(rows, columns) >= 128
+        wanted += layers * (rows + columns if factored else rows * columns)
+    moments = {n: x for n, x in named_leaves(state).items() if not n.endswith("count")}
+    held = [x.size for x in moments.values() if x.shape[-1] != 1]  # one zero: nothing is held
+    assert sum(held) == wanted < 0.005 * count(params)
 
 
 @pytest.mark.parametrize("name", ["lamb", "adafactor"])
