@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from bigjax.layers.sampling import TINY
+
 
 def sample(
     logits_BV: jax.Array,
@@ -14,19 +16,24 @@ def sample(
     """One token a row, int32 [B].
 
     temperature 0: the likeliest. top_k: only the k likeliest (0 = all;
-    https://arxiv.org/abs/1805.04833). top_p: only the likeliest that together reach probability
-    p (1 = all; https://arxiv.org/abs/1904.09751). All three are Python numbers.
+    https://arxiv.org/abs/1805.04833). top_p: only the fewest likeliest that together reach
+    probability p (1 = all; https://arxiv.org/abs/1904.09751), of those that top_k leaves. Of equal
+    logits those with the lowest ids come first; a NaN is never drawn. All three are Python numbers.
     """
+    V = logits_BV.shape[-1]
+    logits = logits_BV.astype(jnp.float32)
+    logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits)
     if temperature == 0:
-        return logits_BV.argmax(-1).astype(jnp.int32)
-    logits = logits_BV.astype(jnp.float32) / temperature
-    if top_k:
-        lowest = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
-        logits = jnp.where(logits < lowest, -jnp.inf, logits)
-    if top_p < 1.0:
-        ordered = jnp.sort(logits, axis=-1, descending=True)
-        p = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(p, axis=-1) - p  # probability of all that are likelier
-        lowest = jnp.where(before < top_p, ordered, jnp.inf).min(-1, keepdims=True)
-        logits = jnp.where(logits < lowest, -jnp.inf, logits)
-    return jax.random.categorical(rng, logits).astype(jnp.int32)
+        return logits.argmax(-1).astype(jnp.int32)
+    largest = logits.max(-1, keepdims=True)  # subtracted, so that no quotient overflows
+    logits = logits - jnp.where(jnp.isfinite(largest), largest, 0)
+    logits = logits / max(temperature, TINY)
+    if (not top_k or top_k >= V) and top_p >= 1:
+        return jax.random.categorical(rng, logits).astype(jnp.int32)
+    logits, ids = jax.lax.top_k(logits, min(top_k or V, V))
+    if top_p < 1:
+        reached = jnp.cumsum(jax.nn.softmax(logits, axis=-1), axis=-1)
+        before = jnp.pad(reached[:, :-1], ((0, 0), (1, 0)))
+        logits = jnp.where((before < top_p) | (ids == ids[:, :1]), logits, -jnp.inf)
+    drawn = jax.random.categorical(rng, logits)
+    return jnp.take_along_axis(ids, drawn[:, None], axis=-1)[:, 0].astype(jnp.int32)

@@ -5,6 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+TINY = 1.2e-38  # the least temperature: less is 0 in float32, and 0 / 0 is not a number
+
 
 def categorical(logits_BV: jax.Array, rng: jax.Array, temperature: float = 1.0) -> jax.Array:
     """One token a row from softmax(logits / temperature), int32 [B].
@@ -14,19 +16,22 @@ def categorical(logits_BV: jax.Array, rng: jax.Array, temperature: float = 1.0) 
     most of the time of a small generator over many words.
     """
     B, V = logits_BV.shape
+    temperature = max(temperature, TINY)
     width = _block_width(V)
     logits = jnp.pad(
-        logits_BV.astype(jnp.float32) / temperature,
+        logits_BV.astype(jnp.float32),
         ((0, 0), (0, -V % width)),
         constant_values=-jnp.inf,
     ).reshape(B, -1, width)
     largest = logits.max((1, 2))[:, None]
     # Only sums are kept of the exponentials; those of the one block are made again.
-    sums = jnp.exp(logits - largest[..., None]).sum(-1)
+    sums = jnp.exp((logits - largest[..., None]) / temperature).sum(-1)
     # Below 1 by so much that u * total stays below the total in float32.
     block, u = _invert(sums, jax.random.uniform(rng, (B,), maxval=1 - 2e-7))
     inside = jnp.take_along_axis(logits, block[:, None, None], axis=1)[:, 0]
-    return (block * width + _invert(jnp.exp(inside - largest), u)[0]).astype(jnp.int32)
+    return (block * width + _invert(jnp.exp((inside - largest) / temperature), u)[0]).astype(
+        jnp.int32
+    )
 
 
 def _block_width(V: int) -> int:

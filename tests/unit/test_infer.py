@@ -42,6 +42,52 @@ def test_temperature_zero_is_greedy():
     assert frequencies(temperature=0)[0] == 1
 
 
+NEVER, NAN = -np.inf, np.nan
+
+
+@pytest.mark.parametrize(
+    "logits, options, drawn",
+    [  # of equal logits the first ones stay, and no more than asked for
+        ([0, 0, 0, 0], dict(top_k=1), {0}),
+        ([0, 0, 0, 0], dict(top_k=3), {0, 1, 2}),
+        ([1, 2.5, 2, 2, 2], dict(top_k=3), {1, 2, 3}),
+        ([1, 2, 1, 2], dict(top_k=4), {0, 1, 2, 3}),
+        ([1, 2, 1, 2], dict(top_k=99), {0, 1, 2, 3}),
+        ([0, 0, 0, 0], dict(top_p=0.5), {0, 1}),
+        ([0, 0, 0, 0], dict(top_p=0.51), {0, 1, 2}),
+        ([0, 0, 0, 0], dict(top_p=1e-9), {0}),
+        ([0, 0, 0, 0], dict(top_p=1.0), {0, 1, 2, 3}),
+        (np.log([0.15, 0.5, 0.05, 0.3]), dict(top_p=0.8), {1, 3}),
+        ([0, 0, 0, 0], dict(top_k=3, top_p=0.5), {0, 1}),
+        ([NEVER, 0, NEVER, 0], dict(), {1, 3}),
+        ([NEVER, 0, NEVER, 0], dict(top_k=3), {1, 3}),
+        ([NEVER, 0, NEVER, 0], dict(top_p=0.9), {1, 3}),
+        ([NAN, 0, NAN, 0], dict(), {1, 3}),
+        ([NAN, 0, NAN, 1], dict(temperature=0), {3}),
+        ([NAN, 0, NAN, 0], dict(top_k=1), {1}),
+        ([NAN, 0, NAN, 0], dict(top_p=0.2), {1}),
+        ([np.inf, 0, 1, 2], dict(top_p=0.9), {0}),
+        ([NEVER, NEVER], dict(top_p=0.9, top_k=2), {0}),
+        ([1, 2, 2, 1.99], dict(temperature=1e-40), {1, 2}),
+        ([3e38, -3e38, 3e38], dict(temperature=0.01), {0, 2}),
+        ([-3e38, -3e38, -3.1e38], dict(temperature=0.01, top_k=2), {0, 1}),
+    ],
+    ids=str,
+)
+def test_who_can_be_drawn(logits, options, drawn):
+    keys = jax.random.split(jax.random.key(0), 200)
+    row = jnp.array([logits], jnp.float32)
+    assert set(np.ravel(jax.vmap(lambda k: sample(row, k, **options))(keys)).tolist()) == drawn
+
+
+def test_the_likeliest_of_rounded_logits_is_one_token():
+    """In bfloat16 many logits are equal: greedy, top_k=1 and a tiny top_p then choose the same."""
+    logits = jax.random.normal(jax.random.key(0), (64, 1000)).astype(jnp.bfloat16)
+    greedy = sample(logits, jax.random.key(1), temperature=0)
+    for options in (dict(top_k=1), dict(top_p=1e-6)):
+        np.testing.assert_array_equal(sample(logits, jax.random.key(2), **options), greedy)
+
+
 @pytest.fixture(scope="module")
 def generator():
     c = gpt.Config(vocab_size=31, max_len=48, d_model=16, n_layers=2, n_heads=2)

@@ -105,6 +105,11 @@ def test_same_rng_same_tokens():
     assert (a == b).all() and (a != c).any() and a.dtype == np.int32
 
 
+def test_a_temperature_that_overflows():
+    tokens = categorical(jnp.array([[1.0, 2, 2, 1.99]] * 50), jax.random.key(0), 1e-40)
+    assert set(np.asarray(tokens)) == {1, 2}
+
+
 def test_half_precision_logits():
     logits = RNG.normal(size=(50, 30)).astype(jnp.bfloat16)
     np.testing.assert_array_equal(
