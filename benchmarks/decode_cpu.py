@@ -85,16 +85,17 @@ def ours(name: str, devices: int) -> None:
     from bigjax.infer.generate import Generator, Options
     from bigjax.parallel import mesh as mesh_lib
     from bigjax.parallel import sharding
+    from bigjax.train import state
     from bigjax.trees import count
 
     dtype = "bfloat16" if name == "bfloat16" else "float32"
     c = config.new_config()
-    c.model = dict(name="gpt", preset="gpt2-124m", dtype=dtype, param_dtype=dtype)
+    c.model = dict(name="gpt", preset="gpt2-124m", dtype=dtype)
     if devices:
         c.mesh.data = devices
     mesh = mesh_lib.start(c.mesh, batch_size=None)  # as `bigjax generate` does
     task = tasks.build(c)
-    init = lambda: task.init(jax.random.key(0))["params"]
+    init = lambda: state.cast(task.init(jax.random.key(0))["params"], dtype)
     place = sharding.of_params(mesh, jax.eval_shape(init), task.axes)
     generator = Generator(
         models.module("gpt"), task.model_config, jax.jit(init, out_shardings=place)()

@@ -49,17 +49,22 @@ def linear_cross_entropy(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """cross_entropy(x @ kernel + bias, targets, weights) without holding all the logits."""
-    sums = linear_losses(*bias_as_row(x, kernel, bias), None, targets, weights)
+    sums = linear_losses(*bias_as_row(x, kernel, bias), targets, weights)
     return sums["total"], weights.sum()
 
 
-def bias_as_row(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(x', kernel') with x' @ kernel' = x @ kernel + bias: a one more in x, the bias below kernel.
+def bias_as_row(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """(x', kernel', None) with x' @ kernel' = x @ kernel + bias: a one more in x, the bias below
+    kernel. As they are if x is not of the bias's type, to which the bias would be rounded.
 
     For a wide layer on a CPU: added afterwards, the bias costs another pass over all outputs.
     """
+    if x.dtype != bias.dtype:
+        return x, kernel, bias
     ones = jnp.ones((*x.shape[:-1], 1), x.dtype)
-    return jnp.concatenate([x, ones], axis=-1), jnp.concatenate([kernel, bias[None]])
+    return jnp.concatenate([x, ones], axis=-1), jnp.concatenate([kernel, bias[None]]), None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
@@ -68,7 +73,15 @@ def _linear(x, kernel, bias, targets, weights, rows, label_smoothing, z):
 
 
 def _linear_forward(x, kernel, bias, targets, weights, rows, label_smoothing, z):
-    return linear_parts(x, kernel, bias, targets, weights, rows, label_smoothing, z, True)
+    sums, (d_x, *d) = linear_parts(
+        x, kernel, bias, targets, weights, rows, label_smoothing, z, True
+    )
+    return sums, (d_x, *like(d, (kernel, bias)))
+
+
+def like(gradients, arrays) -> tuple:
+    """Gradients in the types of the arrays they are of; None stays None."""
+    return tuple(g if g is None else g.astype(x.dtype) for g, x in zip(gradients, arrays))
 
 
 def _linear_backward(rows, label_smoothing, z, gradients, g):
@@ -86,7 +99,8 @@ _linear.defvjp(_linear_forward, _linear_backward)
 def linear_parts(
     x, kernel, bias, targets, weights, rows: int, label_smoothing: float, z: float, gradients: bool
 ) -> tuple[dict, tuple | None]:
-    """(linear_losses, gradients of 'total' for x, kernel and bias, or None)."""
+    """(linear_losses, gradients of 'total' for x, kernel and bias, or None). Those of kernel and
+    bias are float32, so that they can be summed over devices before they are rounded."""
     V = kernel.shape[-1]
 
     def part(sums, item):
@@ -138,8 +152,7 @@ def linear_parts(
     if not gradients:
         return sums, None
     d_x = d_x.reshape(T // n, B, n, -1).swapaxes(0, 1).reshape(x.shape)
-    d_bias = None if bias is None else sums.pop("d_bias").astype(bias.dtype)
-    return sums, (d_x, sums.pop("d_kernel").astype(kernel.dtype), d_bias)
+    return sums, (d_x, sums.pop("d_kernel"), sums.pop("d_bias", None))
 
 
 def z_loss(logits: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -76,7 +76,6 @@ class Attention(nn.Module):
     out_std: float = 0.02
     dropout: float = 0.0  # of the attention's weights
     dtype: str = "float32"
-    param_dtype: str = "float32"
 
     @nn.compact
     def __call__(
@@ -84,7 +83,7 @@ class Attention(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         """Self-attention, [B, T, D]. With a cache the keys and values of x are written into it
         at its next slot, and the queries see what stands there. rng: for dropout, or None."""
-        types = dict(use_bias=self.use_bias, dtype=self.dtype, param_dtype=self.param_dtype)
+        types = dict(use_bias=self.use_bias, dtype=self.dtype)
         x_BTD = constrain(x_BTD, "batch", "length", "act_embed")
 
         def heads(name, n, axis):

@@ -34,6 +34,8 @@ def linear_losses(
 
     def shard(gradients, x, kernel, bias, targets, weights):
         sums, d = losses.linear_parts(x, kernel, bias, targets, weights, *options, gradients)
+        # All in float32: it is more exact, and XLA aborts on a CPU when a program that is only in
+        # part manual, such as this one, sums bfloat16 over devices.
         sums = jax.lax.psum(sums, tuple(cut))
         if not gradients:
             return sums
@@ -41,7 +43,8 @@ def linear_losses(
         if scattered:
             d_kernel = jax.lax.psum_scatter(d_kernel, "fsdp", tiled=True)
         d_kernel = jax.lax.psum(d_kernel, tuple(cut - ({"fsdp"} if scattered else set())))
-        return sums, (d_x, d_kernel, jax.lax.psum(d_bias, tuple(cut)))
+        d_bias = jax.lax.psum(d_bias, tuple(cut))
+        return sums, (d_x, *losses.like((d_kernel, d_bias), (kernel, bias)))
 
     def mapped(gradients, *arrays):
         out = (P(), (spec, P("fsdp") if scattered else P(), P())) if gradients else P()

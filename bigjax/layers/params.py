@@ -2,13 +2,18 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 
 def param(
-    module: nn.Module, name: str, init, shape: tuple[int, ...], axes: tuple[str, ...], dtype
+    module: nn.Module, name: str, init, shape: tuple[int, ...], axes: tuple[str, ...]
 ) -> jax.Array:
-    """Declares a parameter with logical axis names (parallel/sharding.py maps them)."""
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape, dtype)
+    """Declares a float32 parameter with logical axis names (parallel/sharding.py maps them).
+
+    Its user casts it to the compute type where it multiplies, so that gradients, which add up many
+    rows or times, do so in float32.
+    """
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
 
 def unbox(variables):

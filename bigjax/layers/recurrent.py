@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from bigjax.config import nearest
 from bigjax.errors import UserError
+from bigjax.layers.basic import add_bias
 from bigjax.layers.params import param
 from bigjax.parallel.sharding import constrain
 
@@ -15,7 +16,7 @@ CELLS = ("lstm", "gru", "rnn")
 
 
 class Weights(NamedTuple):
-    """Of one layer in one direction; G gates of width H lie side by side."""
+    """Of one layer in one direction, in float32; G gates of width H lie side by side."""
 
     input_kernel: jax.Array  # [D, G*H]
     recurrent_kernel: jax.Array  # [H, G*H]
@@ -29,7 +30,7 @@ class Weights(NamedTuple):
 def lstm_cell(x_BG: jax.Array, state: tuple, w: Weights) -> tuple[jax.Array, tuple]:
     """Gates: input, forget, output, candidate; state (h, c). https://arxiv.org/abs/1409.2329"""
     h, c = state
-    i, f, o, g = jnp.split(x_BG + h @ w.recurrent_kernel, 4, axis=-1)
+    i, f, o, g = jnp.split(x_BG + _dot(h, w.recurrent_kernel), 4, axis=-1)
     c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
     h = jax.nn.sigmoid(o) * jnp.tanh(c)
     return h, (h, c)
@@ -42,18 +43,24 @@ def gru_cell(x_BG: jax.Array, h: jax.Array, w: Weights) -> tuple[jax.Array, jax.
     serves all gates; the candidate then has a second bias, inside what is reset.
     """
     x_r, x_z, x_n = jnp.split(x_BG, 3, axis=-1)
-    h_r, h_z, h_n = jnp.split(h @ w.recurrent_kernel, 3, axis=-1)
+    h_r, h_z, h_n = jnp.split(_dot(h, w.recurrent_kernel), 3, axis=-1)
     r = jax.nn.sigmoid(x_r + h_r)
     z = jax.nn.sigmoid(x_z + h_z)
-    n = jnp.tanh(x_n + r * (h_n + w.candidate_bias))
+    n = jnp.tanh(x_n + r * add_bias(h_n, w.candidate_bias))
     h = (1 - z) * n + z * h
     return h, h
 
 
 def rnn_cell(x_BG: jax.Array, h: jax.Array, w: Weights) -> tuple[jax.Array, jax.Array]:
     """No gates; state h. https://doi.org/10.1207/s15516709cog1402_1"""
-    h = jnp.tanh(x_BG + h @ w.recurrent_kernel)
+    h = jnp.tanh(x_BG + _dot(h, w.recurrent_kernel))
     return h, h
+
+
+def _dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x @ kernel in the type of x. Cast here, in the loop over time, a kernel gets a gradient whose
+    parts are added up in its own float32."""
+    return x @ kernel.astype(x.dtype)
 
 
 CELL_FUNCTIONS = {"lstm": lstm_cell, "gru": gru_cell, "rnn": rnn_cell}
@@ -98,12 +105,10 @@ class Layer(nn.Module):
     reverse: bool
     scan: bool
     init_std: float
-    dtype: str
-    param_dtype: str
 
     @nn.compact
     def weights(self, d_input: int) -> Weights:
-        """The parameters, in the compute dtype.
+        """The parameters.
 
         "embed" cuts the rows, as of any kernel. The gates stay whole: cut by tensor parallelism,
         h would have to be gathered from all devices after every token, for a small product.
@@ -112,7 +117,7 @@ class Layer(nn.Module):
         normal, zeros = nn.initializers.normal(self.init_std), nn.initializers.zeros
 
         def get(name, init, shape, axes):
-            x = param(self, name, init, shape, axes, self.param_dtype).astype(self.dtype)
+            x = param(self, name, init, shape, axes)
             # Whole before the loop over time: cut rows would be gathered again at every token.
             return constrain(x, *[None] * x.ndim)
 
@@ -127,7 +132,8 @@ class Layer(nn.Module):
         """(y_TBH, state). Time is the first axis, as a loop over it wants."""
         w = self.weights(x_TBD.shape[-1])
         # One large product for all times; what must wait for h is left to the loop.
-        x_TBG = constrain(x_TBD @ w.input_kernel + w.bias, "length", "batch", None)
+        x_TBG = add_bias(_dot(x_TBD, w.input_kernel), w.bias)
+        x_TBG = constrain(x_TBG, "length", "batch", None)
 
         def advance(old, now):
             x_BG, real_B1 = now
@@ -144,7 +150,8 @@ class Layer(nn.Module):
     def step(self, x_BD: jax.Array, state) -> tuple:
         """(y_BH, state) after one token."""
         w = self.weights(x_BD.shape[-1])
-        return CELL_FUNCTIONS[self.cell](x_BD @ w.input_kernel + w.bias, state, w)
+        x_BG = add_bias(_dot(x_BD, w.input_kernel), w.bias)
+        return CELL_FUNCTIONS[self.cell](x_BG, state, w)
 
 
 def _unrolled(f, carry, xs, reverse: bool) -> tuple:
@@ -173,7 +180,6 @@ class Recurrent(nn.Module):
     scan: bool = True  # time scanned, or unrolled
     init_std: float = 0.1
     dtype: str = "float32"
-    param_dtype: str = "float32"
 
     def setup(self):
         _check_cell(self.cell)
@@ -181,15 +187,7 @@ class Recurrent(nn.Module):
             if getattr(self, name) < 1:
                 raise UserError(f"Recurrent: {name} is {getattr(self, name)}; it must be positive.")
         layers = lambda reverse: [
-            Layer(
-                self.cell,
-                self.d_model,
-                reverse,
-                self.scan,
-                self.init_std,
-                self.dtype,
-                self.param_dtype,
-            )
+            Layer(self.cell, self.d_model, reverse, self.scan, self.init_std)
             for _ in range(self.n_layers)
         ]
         self.forward = layers(reverse=False)

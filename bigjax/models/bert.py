@@ -33,7 +33,7 @@ class Config:
     dropout: float = 0.1  # of embeddings, residual branches and what heads read
     attention_dropout: float = 0.1
     dtype: str = "float32"  # of the computation: float32, bfloat16
-    param_dtype: str = "float32"
+    param_dtype: str = "float32"  # of weights imported, loaded, exported; training has float32
     attention: str = "auto"  # auto (by backend), or a name of layers/kernels.KERNELS
     scan: bool = True  # layers scanned, or unrolled
     remat: str = "none"  # none, dots, full: what the backward pass computes again
@@ -66,7 +66,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BTD, i, span: Span, cache: None, rng):
         c = self.config
-        types = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        types = dict(dtype=c.dtype)
         keys = [None] * 3
         if rng is not None:
             keys = jax.random.split(jax.random.fold_in(rng, i), 3)
@@ -96,16 +96,14 @@ class MlmHead(nn.Module):
     def __call__(self, x_BMD: jax.Array, embed: Embed, project: bool):
         """Logits [B, M, V], or (x, kernel, bias) of which they are x @ kernel + bias."""
         c = self.config
-        types = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        types = dict(dtype=c.dtype)
         # As activations the outputs are whole; only the stack's kernels are worth cutting here.
         h = Dense((c.d_model,), ("embed",), ("norm",), **types, name="dense")(x_BMD)
         h = Norm(eps=c.norm_eps, **types, name="norm")(ACTIVATIONS[c.activation](h))
-        bias = param(
-            self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",), c.param_dtype
-        )
+        bias = param(self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",))
         if not project:
-            return h, embed.table().T, bias.astype(jnp.float32)
-        logits = embed.attend(h) + bias.astype(jnp.float32)
+            return h, embed.table().T, bias
+        logits = embed.attend(h) + bias
         return constrain(logits, "batch", "length", "act_vocab")
 
 
@@ -142,7 +140,7 @@ class Model(nn.Module):
         rng: for dropout; None turns it off.
         """
         c = self.config
-        types = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        types = dict(dtype=c.dtype)
         zeros = jnp.zeros_like(tokens_BT)
         if positions_BT is None:
             positions_BT = zeros + jnp.arange(tokens_BT.shape[1])
@@ -160,9 +158,7 @@ class Model(nn.Module):
             x, Span(positions_BT, segments_BT), None, rng
         )
 
-        dense = lambda n, name: (
-            lambda y: Dense((n,), ("embed",), (None,), **types, name=name)(y).astype(jnp.float32)
-        )
+        dense = lambda n, name: Dense((n,), ("embed",), (None,), **types, name=name).logits
         out = {}
         if "mlm" in self.heads:
             picked = x if picked_BM is None else _rows(x, picked_BM)

@@ -35,7 +35,7 @@ class Config:
     tie_embeddings: bool = True  # output layer = token embedding
     dropout: float = 0.0  # of embeddings and residual branches
     dtype: str = "float32"  # of the computation: float32, bfloat16
-    param_dtype: str = "float32"
+    param_dtype: str = "float32"  # of weights imported, loaded, exported; training has float32
     attention: str = "auto"  # auto (by backend), or a name of layers/kernels.KERNELS
     scan: bool = True  # layers scanned, or unrolled
     remat: str = "none"  # none, dots, full: what the backward pass computes again
@@ -87,7 +87,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BTD, i, span: Span, cache: Cache | None, rng):
         c = self.config
-        types = dict(use_bias=c.bias, dtype=c.dtype, param_dtype=c.param_dtype)
+        types = dict(use_bias=c.bias, dtype=c.dtype)
         out_std = 0.02 / (2 * c.n_layers) ** 0.5  # residual branches add up (GPT-2)
         norm = lambda name: Norm(c.norm, eps=c.norm_eps, **types, name=name)
         attention = Attention(
@@ -140,7 +140,7 @@ class Model(nn.Module):
         their segment. rng: for dropout; None turns it off. cache: one a layer, see `empty_cache`.
         """
         c = self.config
-        types = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        types = dict(dtype=c.dtype)
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         embed = Embed(c.vocab_size, c.d_model, **types, name="embed")
@@ -168,8 +168,8 @@ class Model(nn.Module):
         )
         if not project:
             return (x, head.weights(x.shape[-1:])[0] if head else embed.table().T), cache
-        logits = head(x) if head else embed.attend(x)
-        return constrain(logits.astype(jnp.float32), "batch", "length", "act_vocab"), cache
+        logits = head.logits(x) if head else embed.attend(x)
+        return constrain(logits, "batch", "length", "act_vocab"), cache
 
 
 def empty_cache(c: Config, batch: int, slots: int) -> list[Cache]:

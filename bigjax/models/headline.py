@@ -87,7 +87,7 @@ class Generator(nn.Module):
 
     def setup(self):
         c = self.config
-        types = dict(init_std=c.init_std, dtype=c.dtype, param_dtype=c.param_dtype)
+        types = dict(init_std=c.init_std, dtype=c.dtype)
         dense = lambda n, **more: Dense((n,), ("embed",), (None,), **types, **more)
         self.embed = Embed(c.vocab_size, c.d_model, **types)
         if c.encoder == "bert":
@@ -104,7 +104,6 @@ class Generator(nn.Module):
                     attention=c.attention,
                     remat=c.remat,
                     dtype=c.dtype,
-                    param_dtype=c.param_dtype,
                 ),
                 ("tagger",),
                 c.d_model,
@@ -123,9 +122,7 @@ class Generator(nn.Module):
         self.query = dense(c.d_model, use_bias=False)
         self.mix = dense(c.d_model)
         self.copy = dense(1)
-        self.bias = param(
-            self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",), c.param_dtype
-        )
+        self.bias = param(self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",))
 
     def __call__(
         self, inputs_BT: jax.Array, given: dict, rng: jax.Array | None = None
@@ -208,19 +205,21 @@ class Generator(nn.Module):
         """Logits from states: of tanh(W [what they attend to; h]), and a bias of hot words that
         the gate sizes; mixed with the words attended to, by how much these are copied."""
         memory, mask_B1S = context["memory"], context["mask"][:, None]
-        score = jnp.einsum("BTD,BSD->BTS", self.query(h_BTD), memory).astype(jnp.float32)
+        score = jnp.einsum(
+            "BTD,BSD->BTS", self.query(h_BTD), memory, preferred_element_type=jnp.float32
+        )
         share = jax.nn.softmax(jnp.where(mask_B1S, score, NEVER)) * mask_B1S
         read = jnp.einsum("BTS,BSD->BTD", share.astype(memory.dtype), memory)
         y = jnp.tanh(self.mix(jnp.concatenate([read, h_BTD], axis=-1)))
         y = dropout(y, self.config.dropout, rng)
-        logits = self.embed.attend(y) + self.bias.astype(jnp.float32)
+        logits = self.embed.attend(y) + self.bias
         rows = jnp.arange(len(y))[:, None]
         if self.config.hot_per_example:
-            more_B1T = self.gate(y).astype(jnp.float32).swapaxes(1, 2)
+            more_B1T = self.gate.logits(y).swapaxes(1, 2)
             logits = logits.at[rows, :, context["hot"]].add(
                 context["hot_mask"][..., None] * more_B1T
             )
-        copied_BT1 = jax.nn.sigmoid(self.copy(y).astype(jnp.float32))
+        copied_BT1 = jax.nn.sigmoid(self.copy.logits(y))
         p = (1 - copied_BT1) * jax.nn.softmax(logits + self._never())
         p = p.at[rows, :, context["source"]].add((copied_BT1 * share).swapaxes(1, 2))
         return jnp.log(jnp.maximum(p, 1e-20)) + self._never()
@@ -259,7 +258,7 @@ class Discriminator(nn.Module):
         """Logits float32 [B, 2] of generated and of real, and the logit [B] of the quantile of
         clicks (None without click_buckets). given: source, source_mask [B, S]."""
         c, d = self.config, self.config.discriminator_d_model
-        types = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        types = dict(dtype=c.dtype)
         keys = (None, None) if rng is None else jax.random.split(rng)
         logits = seqgan.Discriminator(c, name="text")(tokens_BT, mask_BT, keys[0])
         embed = Embed(c.vocab_size, d, init_std=c.init_std, **types, name="embed")
@@ -278,7 +277,7 @@ class Discriminator(nn.Module):
             init_std=c.init_std,
             **types,
             name="head",
-        )(dropout(y, c.discriminator_dropout, keys[1])).astype(jnp.float32)
+        ).logits(dropout(y, c.discriminator_dropout, keys[1]))
         return logits + y[:, :2], y[:, 2] if c.click_buckets else None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from bigjax import losses
 from bigjax.config.bounds import FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.errors import UserError
-from bigjax.layers.basic import Dense, Embed, dropout
+from bigjax.layers.basic import Dense, Embed, add_bias, dropout
 from bigjax.layers.params import param
 from bigjax.layers.recurrent import CELLS, Recurrent, empty_state
 from bigjax.models import bert, check_fields, gpt
@@ -39,7 +39,7 @@ class Config:
     filter_widths: tuple[int, ...] = WIDTHS  # of a cnn, in tokens
     filters: tuple[int, ...] = FILTERS  # how many of each width
     dtype: str = "float32"  # of the computation: float32, bfloat16
-    param_dtype: str = "float32"
+    param_dtype: str = "float32"  # of weights imported, loaded, exported; training has float32
     attention: str = "auto"  # of gpt and bert, see layers/kernels.py
     remat: str = "none"  # of gpt and bert
 
@@ -78,7 +78,7 @@ class Generator(nn.Module):
 
     def setup(self):
         c = self.config
-        types = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        types = dict(dtype=c.dtype)
         if c.generator == "gpt":
             self.gpt = gpt.Model(
                 gpt.Config(
@@ -103,7 +103,7 @@ class Generator(nn.Module):
         """Logits float32 [B, T, V] of the token after each input. rng: for dropout."""
         if self.config.generator == "gpt":
             return self.gpt(inputs_BT, rng=rng)[0]
-        return self.head(self._features(inputs_BT, rng)).astype(jnp.float32)
+        return self.head.logits(self._features(inputs_BT, rng))
 
     def _features(self, inputs_BT, rng) -> jax.Array:
         """What the last layer reads, [B, T, D]."""
@@ -135,8 +135,9 @@ class Generator(nn.Module):
             )
             return logits[:, 0], (at + 1, cache)
         x, state = self.recurrent.step(self.embed(tokens_B), state)
-        x, kernel = losses.bias_as_row(x, *self.head.weights(x.shape[-1:]))
-        return (x @ kernel).astype(jnp.float32), state
+        x, kernel, bias = losses.bias_as_row(x, *self.head.weights(x.shape[-1:]))
+        logits = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+        return logits if bias is None else logits + bias, state
 
 
 def begin(c: Config, batch: int) -> Any:
@@ -158,7 +159,7 @@ class Discriminator(nn.Module):
     ) -> jax.Array:
         """mask: False where a sequence has ended. rng: for dropout."""
         c, d = self.config, self.config.discriminator_d_model
-        types = dict(dtype=c.dtype, param_dtype=c.param_dtype)
+        types = dict(dtype=c.dtype)
         if c.discriminator == "bert":
             b = bert.Config(
                 vocab_size=c.vocab_size,
@@ -194,9 +195,8 @@ class Discriminator(nn.Module):
         else:
             y = _text_cnn(self, x)
         y = dropout(y, c.discriminator_dropout, rng)
-        return Dense((2,), (None,), (None,), init_std=c.init_std, **types, name="head")(y).astype(
-            jnp.float32
-        )
+        head = Dense((2,), (None,), (None,), init_std=c.init_std, **types, name="head")
+        return head.logits(y)
 
 
 def oracle(arrays: list[jax.Array]) -> tuple[Config, dict]:
@@ -236,18 +236,16 @@ def _text_cnn(module: nn.Module, x_BTD: jax.Array) -> jax.Array:
             nn.initializers.normal(c.init_std),
             (width * D, n),
             ("embed", None),
-            c.param_dtype,
         ).astype(c.dtype)
-        bias = param(
-            module, f"bias_{width}", nn.initializers.constant(0.1), (n,), (None,), c.param_dtype
-        ).astype(c.dtype)
+        bias = param(module, f"bias_{width}", nn.initializers.constant(0.1), (n,), (None,))
         # All windows as rows of one matrix: on a CPU twice as fast as a convolution.
         columns = np.arange(T - width + 1)[:, None] + np.arange(width)
         y = x_BTD[:, columns].reshape(B * (T - width + 1), width * D) @ kernel
         # The bias and the rectifier keep the order of values, so they may follow the maximum.
-        found.append(jax.nn.relu(y.reshape(B, T - width + 1, n).max(axis=1) + bias))
+        largest = y.reshape(B, T - width + 1, n).max(axis=1)
+        found.append(jax.nn.relu(add_bias(largest, bias)))
     y = jnp.concatenate(found, axis=-1)
-    types = dict(init_std=c.init_std, dtype=c.dtype, param_dtype=c.param_dtype)
+    types = dict(init_std=c.init_std, dtype=c.dtype)
     size = (y.shape[-1],)
     gate = jax.nn.sigmoid(Dense(size, ("embed",), (None,), **types, name="gate")(y) - 2.0)
     carried = jax.nn.relu(Dense(size, ("embed",), (None,), **types, name="highway")(y))

@@ -14,7 +14,7 @@ import optax
 from bigjax import losses, optim
 from bigjax.layers.sampling import categorical
 from bigjax.tasks._adversarial import go_on, judge, mask_of, shifted, states_of, write
-from bigjax.train.state import State
+from bigjax.train.state import State, check_kept
 
 WRITTEN_AT_ONCE = 512  # rows: more are written in turn, so few that their logits stay in the cache
 
@@ -88,6 +88,7 @@ def make_round(task, txs: dict, seed: int) -> Callable:
             metrics[f"{network}/param_norm"] = optax.tree.norm(new.params[network])
         ok = jnp.isfinite(jnp.stack(list(metrics.values()))).all() & ~state.halted
         new = new._replace(step=state.step + 1)
+        check_kept(state, new)
         old = state._replace(step=new.step, halted=jnp.bool_(True))
         return jax.tree_util.tree_map(lambda a, b: jnp.where(ok, a, b), new, old), metrics
 

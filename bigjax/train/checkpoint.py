@@ -23,7 +23,7 @@ from bigjax.parallel import hosts
 from bigjax.train import meta as meta_lib
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.state import State
-from bigjax.trees import named_leaves
+from bigjax.trees import named_leaves, path_name
 
 ARRAY_ITEMS = ("params", "opt_state", "extras", "ema")
 # What is left of a folder with this in its name is removed at the next start.
@@ -283,15 +283,19 @@ class Checkpoints:
             raise error from e
 
     def restore(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict]:
-        """The items named in abstract (trees of ShapeDtypeStruct with shardings), and meta.
+        """The items named in abstract (trees of ShapeDtypeStruct with shardings), and meta. Arrays
+        that were saved in other types are checked as they were saved, then cast.
 
         All on all processes: Damaged if an array is not what was saved; PassingError, UserError or
         RunError if that could not be found out, as the files cannot be read now, or are not the
         same to all.
         """
-        args = {k: ocp.args.StandardRestore(v) for k, v in abstract.items()}
         problem = None
         try:
+            args = {
+                k: ocp.args.StandardRestore(_as_stored(v, self.folder / str(step) / k))
+                for k, v in abstract.items()
+            }
             meta = self.meta(step)
             items = dict(
                 self._reader.restore(self.folder / str(step), args=ocp.args.Composite(**args))
@@ -318,7 +322,7 @@ class Checkpoints:
                     f"{name}: {wrong[0]} and {len(wrong) - 1} other array(s) differ from "
                     "their checksums"
                 )
-        return items, meta
+        return {k: _cast(v, abstract[k]) for k, v in items.items()}, meta
 
     def _not_restored(self, step: int, error: Exception) -> Exception:
         """What an error of reading means: Damaged (also Missing) only if it shows that."""
@@ -381,6 +385,37 @@ class Checkpoints:
         hosts.gather("it is moved")
         self._manager.reload()
         return f" Moved to {target}."
+
+
+def _as_stored(abstract, folder: epath.Path):
+    """abstract with the types of the arrays in the folder of an item. Raises Damaged where shapes
+    differ: it is of another model."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    stored = named_leaves(handler.metadata(folder).tree)
+
+    def of(path, x):
+        there = stored.get(path_name(path))
+        if there is None:  # restoring says what is missing
+            return x
+        if tuple(there.shape) != x.shape:
+            raise Damaged(f"{path_name(path)} is {tuple(there.shape)} there, {x.shape} here")
+        return x.update(dtype=there.dtype)
+
+    return jax.tree_util.tree_map_with_path(of, abstract)
+
+
+def _cast(tree, abstract):
+    """tree in the types of abstract."""
+
+    def leaf(x, like):
+        if x.dtype == like.dtype:
+            return x
+        on_device = lambda x: jax.device_put(x, jax.memory.Space.Device)  # see _checksums
+        return jax.jit(lambda x: on_device(x).astype(like.dtype), out_shardings=like.sharding)(x)
+
+    return jax.tree_util.tree_map(leaf, tree, abstract)
 
 
 def _shown(error: Exception) -> type[Damaged] | None:

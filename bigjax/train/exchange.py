@@ -26,7 +26,7 @@ from bigjax.train import hooks
 from bigjax.train import load as load_lib
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints, SaveError
-from bigjax.train.state import State
+from bigjax.train.state import State, cast
 from bigjax.trees import count, layer_names, layer_places, named_leaves, path_name
 
 FILES = "huggingface"  # in the folder of the tokenizer
@@ -125,7 +125,11 @@ def _import_tokenizer(found: interop.Imported, config, folder, workdir: str, log
 
 def _params(found: interop.Imported, task, config, log) -> tuple[Any, list[str]]:
     """The task's parameters as arrays on the host, and the names that it has no place for."""
-    shapes = jax.eval_shape(task.init, jax.random.key(0))["params"]
+
+    def init(rng):
+        return cast(task.init(rng)["params"], config.model.param_dtype)
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
     wanted = {n: k for k, x in named_leaves(shapes).items() for n in layer_names(k, x)}
     loaded = [n for n in found.names if n in wanted]
     new = [n for n in wanted if n not in found.shapes]
@@ -133,7 +137,7 @@ def _params(found: interop.Imported, task, config, log) -> tuple[Any, list[str]]
     _describe(found, config, loaded, new, kept, log)
     fresh, drawn = {}, {wanted[n] for n in new}
     if new:
-        fresh = named_leaves(jax.jit(task.init)(jax.random.key(config.seed))["params"])
+        fresh = named_leaves(jax.jit(init)(jax.random.key(config.seed)))
         fresh = {name: np.array(x) for name, x in fresh.items() if name in drawn}
 
     def one(path, like):
@@ -246,6 +250,9 @@ def export_run(
         origin = None
     with config.unlocked():  # any device will do
         config.mesh.update(data=-1, fsdp=1, sequence=1, tensor=1)
+        param_dtype = config.model.param_dtype
+        if origin is None:
+            config.model.param_dtype = "float32"  # as trained: not rounded before `dtype` is
     loaded = load_lib.load(workdir, config, step, batch_size=None)
     layout = origin.layout if origin and loaded.step == 0 else None
     params = _Params(loaded.params, interop.kept_parameters(workdir, loaded.step) if origin else {})
@@ -268,7 +275,7 @@ def export_run(
         max_shard_bytes=max_shard_bytes,
         layout=layout,
         raw=origin.raw if origin else None,
-        **_types(config, origin, dtype, same_types),
+        **_types(param_dtype, origin, dtype, same_types),
     )
     log(
         f"Wrote {to}: step {loaded.step} of {workdir} as {architecture}, "
@@ -344,10 +351,10 @@ def _same_types(origin: Origin | None, dtype: str) -> bool:
     return origin is not None and (not dtype or dtype == origin.dtype and not origin.dtypes)
 
 
-def _types(config, origin: Origin | None, dtype: str, same: bool) -> dict[str, Any]:
+def _types(param_dtype: str, origin: Origin | None, dtype: str, same: bool) -> dict[str, Any]:
     """The arguments of interop.write that say which types and which original config."""
     if origin is None:
-        return {"dtype": dtype or config.model.param_dtype}
+        return {"dtype": dtype or param_dtype}
     if same:
         return {
             "dtype": origin.dtype,

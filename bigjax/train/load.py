@@ -12,11 +12,12 @@ from bigjax.parallel import mesh as mesh_lib
 from bigjax.train import meta
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints, Damaged
-from bigjax.train.state import abstract
+from bigjax.train.state import abstract, cast
 
 
 class Loaded(NamedTuple):
-    """A trained model. params are the moving average where the run keeps one."""
+    """A trained model. params are the moving average where the run keeps one, in the type of
+    config.model.param_dtype."""
 
     config: Any
     task: Any
@@ -52,7 +53,8 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
     checkpoints = Checkpoints(folder, read_only=True)
     step = checkpoints.pick(step)
     task = tasks.build(config)
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    dtype = config.model.get("param_dtype", "float32")
+    shapes = cast(jax.eval_shape(task.init, jax.random.key(0)), dtype)
     place = sharding.of_params(mesh, shapes["params"], task.axes)
     want = {"ema" if config.train.ema else "params": abstract(shapes["params"], place)}
     if shapes["extras"]:

@@ -5,12 +5,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bigjax.errors import RunError
 from bigjax.parallel import sharding
+from bigjax.trees import named_leaves
 
 
 class State(NamedTuple):
     """step: int32, updates done. ema: moving average of params, or None.
 
+    params, opt_state, extras and ema are float32 whatever the compute type: a small update of a
+    bfloat16 number is rounded away.
     extras: what a model keeps beside its parameters (batch statistics), mostly {}.
     halted: bool, True once a step was not finite: nothing changes any more but the step, so that
     the loop, which hears of it one step late, finds the state of that step.
@@ -28,7 +32,7 @@ def make_init(task, tx, seed: int, ema: bool):
     """() -> State at step 0, pure: jit it with out_shardings."""
 
     def init() -> State:
-        variables = task.init(jax.random.key(seed))
+        variables = cast(task.init(jax.random.key(seed)), jnp.float32)
         params = variables["params"]
         return State(
             jnp.int32(0),
@@ -40,6 +44,32 @@ def make_init(task, tx, seed: int, ema: bool):
         )
 
     return init
+
+
+def cast(tree, dtype):
+    """A tree of arrays or ShapeDtypeStructs with its floating-point leaves in this type."""
+
+    def leaf(x):
+        if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype == dtype:
+            return x
+        return x.update(dtype=dtype) if isinstance(x, jax.ShapeDtypeStruct) else x.astype(dtype)
+
+    return jax.tree_util.tree_map(leaf, tree)
+
+
+def check_kept(before: State, after: State) -> None:
+    """Raises RunError if a step changes the shape or type of a leaf: it could not be resumed."""
+    old, new = (
+        {name: f"{x.dtype}{list(x.shape)}" for name, x in named_leaves(state).items()}
+        for state in (before, after)
+    )
+    for name in [*old, *new]:
+        if old.get(name) != new.get(name):
+            raise RunError(
+                f"The training step changes {name} of its state from {old.get(name, 'absent')} to "
+                f"{new.get(name, 'absent')}, so a checkpoint of it could not be resumed. Let the "
+                "task, its model and its optimizer return every array in the type it had."
+            )
 
 
 def shardings(mesh, task, shapes: State) -> State:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bigjax.train.state import State
+from bigjax.train.state import State, check_kept
 
 
 def make_step(
@@ -23,9 +23,10 @@ def make_step(
 
     offload: where the optimizer's state lies during its update, and otherwise (shardings).
 
-    Sums and weights are added over micro-batches and divided once, so that accumulation equals
-    the large batch. A loss or gradient that is not finite leaves the parameters as they are, so
-    that the loop can stop with the last good ones.
+    Sums and weights are added over micro-batches, in float32, and divided once, so that
+    accumulation equals the large batch. A loss or gradient that is not finite leaves the
+    parameters as they are, so that the loop can stop with the last good ones. When it is traced it
+    raises what `check_kept` does.
     """
 
     def loss(params, extras, frozen, batch, rng):
@@ -41,7 +42,7 @@ def make_step(
             (total, (weight, metrics, extras)), g = grad(
                 state.params, state.extras, frozen, batch, rng
             )
-            return g, (total, weight, metrics), extras
+            return *_float32((g, (total, weight, metrics))), extras
         # Row r goes to micro-batch r % accumulate: each stays spread over all devices.
         micro = jax.tree_util.tree_map(
             lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1),
@@ -54,14 +55,14 @@ def make_step(
             (total, (weight, metrics, extras)), g = grad(
                 state.params, extras, frozen, part, jax.random.fold_in(rng, i)
             )
-            new = g, (total, weight, metrics)
+            new = _float32((g, (total, weight, metrics)))
             return (extras, jax.tree_util.tree_map(jnp.add, done, new)), None
 
         first = jax.tree_util.tree_map(lambda x: x[0], micro)
         shapes = jax.eval_shape(
             lambda: _sum_parts(grad(state.params, state.extras, frozen, first, rng))
         )
-        zeros = jax.tree_util.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        zeros = jax.tree_util.tree_map(lambda s: jnp.zeros(s.shape), shapes)
         (extras, (g, parts)), _ = jax.lax.scan(
             add, (state.extras, zeros), (jnp.arange(accumulate), micro)
         )
@@ -111,6 +112,7 @@ def make_step(
             & ~state.halted
         )
         new = State(state.step + 1, params, opt_state, extras, average, jnp.bool_(False))
+        check_kept(state, new)
         old = state._replace(step=new.step, halted=jnp.bool_(True))
         if offload:  # it is right already, and nothing is computed where it lies
             old = old._replace(opt_state=opt_state)
@@ -145,6 +147,10 @@ def unpack(metrics: dict) -> dict[str, float]:
         for names, values in metrics.items()
         for name, value in zip(names.split(" "), values, strict=True)
     }
+
+
+def _float32(sums):
+    return jax.tree_util.tree_map(lambda x: x.astype(jnp.float32), sums)
 
 
 def _sum_parts(value_and_grad):

@@ -16,7 +16,7 @@ FIXED = re.compile(
     r"^(seed|task\.(name|kind|labels|pairs|reward"
     r"|(mle|discriminator)_rounds|(mle|pretrain|generator|discriminator)_updates)"
     r"|optim\.(name|freeze)|train\.batch_size"
-    r"|model\.(?!(remat|dropout|attention_dropout|dtype|attention)$).*"
+    r"|model\.(?!(remat|dropout|attention_dropout|dtype|param_dtype|attention)$).*"
     r"|data\.(?!(cache_dir|train|valid|test)$).*(?<!\.path))$"
 )
 # These may change their value, but not between zero and something: the state would differ.

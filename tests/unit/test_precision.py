@@ -1,0 +1,215 @@
+"""Computing in bfloat16: what cancels or adds up many numbers does so in float32, and so does what
+training keeps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import special
+
+from bigjax import config, losses, optim
+from bigjax.errors import RunError
+from bigjax.layers import params as params_lib
+from bigjax.layers.basic import ACTIVATIONS, Dense, Embed, Norm
+from bigjax.layers.recurrent import Recurrent
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.tasks import Task
+from bigjax.train import program as program_lib
+from bigjax.train.checkpoint import Checkpoints, Damaged, _as_stored
+from bigjax.train.state import State, abstract, cast, make_init
+from bigjax.train.step import make_step
+from bigjax.trees import named_leaves
+
+X = np.linspace(-10, 10, 2001).astype(np.float32).astype(np.float64)
+
+
+def _gelu(x):
+    inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    return x * special.expit(2 * inner)  # (1 + tanh(a)) / 2, without its cancellation
+
+
+# In float64; each as (f, its slope).
+EXACT = {
+    "gelu_exact": (
+        lambda x: x * special.ndtr(x),
+        lambda x: special.ndtr(x) + x * np.exp(-x * x / 2) / np.sqrt(2 * np.pi),
+    ),
+    "gelu": (_gelu, lambda x: (_gelu(x + 1e-6) - _gelu(x - 1e-6)) / 2e-6),
+    "swiglu": (
+        lambda x: x * special.expit(x),
+        lambda x: special.expit(x) * (1 + x * special.expit(-x)),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype, bar", [("bfloat16", 2**-8), ("float32", 2e-5)])
+@pytest.mark.parametrize("name", EXACT)
+def test_activations(name, dtype, bar):
+    """Of each value within a rounding, at -10 as at 10; slopes, which cross zero, by their size."""
+    x = jnp.asarray(X, dtype)
+    exact = np.asarray(x, np.float64)
+    y, slope = jax.jit(lambda x: jax.jvp(ACTIVATIONS[name], (x,), (jnp.ones_like(x),)))(x)
+    assert y.dtype == slope.dtype == dtype
+    f, d = (of(exact) for of in EXACT[name])
+    np.testing.assert_allclose(np.asarray(y, np.float64), f, rtol=bar, atol=1e-30)
+    np.testing.assert_allclose(np.asarray(slope, np.float64), d, rtol=bar, atol=max(bar / 50, 2e-6))
+
+
+def gradients(module, x, weights):
+    """(in bfloat16, in float32) gradients of a weighted sum of the outputs, by path."""
+    found = []
+    for dtype in ("bfloat16", "float32"):
+        m = module.clone(dtype=dtype)
+        variables = params_lib.unbox(m.init(jax.random.key(0), x))
+
+        def total(params, x):
+            out = jax.tree.leaves(m.apply(params, x))[0]
+            return (out.astype(jnp.float32) * weights).sum()
+
+        g = jax.jit(jax.grad(total))(variables, x)
+        assert {a.dtype for a in jax.tree.leaves(g)} == {jnp.dtype("float32")}
+        found.append(jax.tree.leaves(g))
+    return zip(*found)
+
+
+ROWS = 20_000
+
+
+@pytest.mark.parametrize(
+    "module, x, shape",
+    [
+        (Embed(3, 4), np.arange(ROWS) % 2, (ROWS, 4)),
+        (Dense((4,), ("embed",), ("mlp",)), np.ones((ROWS, 2), np.float32), (ROWS, 4)),
+        (Norm(), np.tile(np.float32([1, 2, 3, 5]), (ROWS, 1)), (ROWS, 4)),
+        (Recurrent("lstm", 4), np.ones((4, 400, 2), np.float32), (4, 400, 4)),
+        (Recurrent("gru", 4), np.ones((4, 400, 2), np.float32), (4, 400, 4)),
+    ],
+    ids=["embedding", "dense", "norm", "lstm", "gru"],
+)
+def test_gradients_that_add_up_many_rows_or_times(module, x, shape):
+    """As in float32 but for the rounding of each part. Sums in bfloat16 stop growing."""
+    weights = np.random.default_rng(0).normal(1, 0.1, shape).astype(np.float32)
+    for half, single in gradients(module, jnp.asarray(x), weights):
+        np.testing.assert_allclose(half, single, rtol=0.02, atol=0.02 * np.abs(single).max())
+
+
+def test_logits_are_not_rounded():
+    """Of tokens as likely as each other to 1 in 1000, in bfloat16 half would be equal."""
+    dense = Dense((50,), ("embed",), ("vocab",), dtype="bfloat16")
+    x = jnp.ones((1, 256), jnp.bfloat16)
+    params = {"params": {"kernel": jnp.full((256, 50), 1 / 32), "bias": jnp.arange(50) / 1000}}
+    y = dense.apply(params, x, method="logits")
+    np.testing.assert_allclose(y[0], 8 + np.arange(50) / 1000, rtol=1e-6)
+    targets = jnp.arange(50)
+    total, _ = losses.linear_cross_entropy(
+        jnp.broadcast_to(x, (1, 50, 256)),
+        params["params"]["kernel"].astype(x.dtype),
+        params["params"]["bias"],
+        targets[None],
+        jnp.ones((1, 50)),
+    )
+    np.testing.assert_allclose(
+        total, losses.cross_entropy(y.repeat(50, 0), targets, jnp.ones(50))[0], rtol=1e-6
+    )
+
+
+# --- What training keeps ----------------------------------------------------------------------
+
+
+def task(dtype, next_extras=lambda extras: extras):
+    """Least squares on one kernel of this type, which gives its sums in it, too."""
+
+    def loss(params, extras, frozen, batch, rng, train):
+        error = ((params["kernel"] - batch["y"]) ** 2).astype(dtype)
+        weight = jnp.ones((), dtype) * len(batch["y"])
+        return (error.sum(), weight), ({"error": (error.sum(), weight)}, next_extras(extras))
+
+    variables = {"params": {"kernel": jnp.ones(4, dtype)}, "extras": {"seen": jnp.ones(2, dtype)}}
+    axes = {"kernel": ("norm",)}
+    return Task(lambda rng: variables, loss, lambda: None, axes, None, None, 0.0, None, None)
+
+
+def optimizer(name, params):
+    o = config.new_config().optim
+    o.update(dict(name=name, learning_rate=1e-2, schedule="constant", clip_norm=0.0))
+    return optim.make(o, 100, params)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "adafactor", "sgd"])
+def test_parameters_moments_and_averages_are_float32_whatever_the_model_gives(name):
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        t = task(dtype)
+        state = make_init(t, tx := optimizer(name, t.init(None)["params"]), 0, True)()
+        step = jax.jit(make_step(t, tx, lambda s: 1e-2, seed=0, ema=0.999))
+        types = jax.tree.map(lambda x: x.dtype, state)
+        assert not any(t == jnp.bfloat16 for t in jax.tree.leaves(types))
+        for i in range(60):
+            state, _ = step(state, None, {"y": jnp.full((2, 4), 3.0 if i < 20 else 2.0)})
+        assert jax.tree.map(lambda x: x.dtype, state) == types
+        assert float(state.ema["kernel"][0]) > 1.001  # bfloat16 would have stayed at 1
+        found.append(named_leaves((state.params, state.opt_state, state.ema)))
+    for key, x in found[0].items():
+        np.testing.assert_allclose(found[1][key], x, rtol=0.01, err_msg=key)
+
+
+def test_micro_batches_are_summed_in_float32():
+    y = np.random.default_rng(0).normal(2, 1, (128, 4)).astype(jnp.bfloat16)
+    t, found = task("bfloat16"), []
+    for accumulate in (1, 64):
+        state = make_init(t, tx := optimizer("sgd", t.init(None)["params"]), 0, False)()
+        step = make_step(t, tx, lambda s: 1e-2, seed=0, accumulate=accumulate)
+        state, metrics = jax.jit(step)(state, None, {"y": y})
+        assert {x.dtype for x in metrics.values()} == {jnp.dtype("float32")}
+        found.append((state.params["kernel"], metrics["error"], metrics["grad_norm"]))
+    exact = np.mean((1 - y.astype(np.float64)) ** 2) * 4
+    np.testing.assert_allclose(found[1][1], exact, rtol=1e-3)  # in bfloat16 1% off
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-5)
+    np.testing.assert_allclose(found[1][2], found[0][2], rtol=1e-3)
+
+
+def test_a_step_that_changes_a_type_or_a_shape_is_refused():
+    c, mesh = config.new_config(), mesh_lib.make_mesh(dict(data=1), jax.devices()[:1])
+    rows = {"y": jax.ShapeDtypeStruct((2, 4), "float32")}
+    for change, words in (
+        (lambda extras: {"seen": extras["seen"].astype(jnp.bfloat16)}, "bfloat16\\[2\\]"),
+        (lambda extras: {"seen": extras["seen"][:1]}, "float32\\[1\\]"),
+        (lambda extras: {}, "absent"),
+        (lambda extras: {**extras, "more": extras["seen"]}, "absent"),
+    ):
+        program = program_lib.make(c, task("float32", change), mesh)
+        with pytest.raises(RunError, match=f"extras/(seen|more) .*{words}"):
+            program.step.eval_shape(program.abstract, None, rows)
+
+
+def saved(folder, state):
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(1, state, {}, {})
+    checkpoints.wait()
+    checkpoints.close()
+
+
+def test_a_checkpoint_of_bfloat16_arrays_is_checked_and_then_cast(tmp_path):
+    """Such as older versions wrote: a run on it resumes, in float32, from the same numbers."""
+    state = State(
+        jnp.int32(1),
+        {"kernel": jnp.linspace(0, 1, 64), "steps": jnp.arange(3)},
+        {"mu": jnp.linspace(1, 2, 64), "count": jnp.int32(1)},
+        {},
+        None,
+        jnp.bool_(False),
+    )
+    half = cast(state, jnp.bfloat16)
+    saved(tmp_path / "run", half)
+    want = abstract(state, jax.tree.map(lambda x: x.sharding, state))
+    got, _ = Checkpoints(tmp_path / "run").restore_newest(want, print)
+    for name, x in named_leaves(state).items():
+        assert named_leaves(got)[name].dtype == x.dtype
+        np.testing.assert_array_equal(named_leaves(got)[name], named_leaves(half)[name])
+    narrow = {"params": cast(want.params, jnp.bfloat16)}  # as a run is loaded to generate
+    saved(tmp_path / "single", state)
+    items, _ = Checkpoints(tmp_path / "single", read_only=True).restore(1, narrow)
+    np.testing.assert_array_equal(items["params"]["kernel"], half.params["kernel"])
+    other = {"params": {**want.params, "kernel": want.params["kernel"].update(shape=(32,))}}
+    with pytest.raises(Damaged, match=r"kernel is \(64,\) there, \(32,\) here"):
+        _as_stored(other["params"], tmp_path / "run" / "checkpoints" / "1" / "params")
