@@ -1,6 +1,7 @@
 """The flags of a command line."""
 
 from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 
@@ -83,7 +84,7 @@ class Arguments:
         for name in names:
             if name not in self.flags or not self.flags[name].present:
                 continue
-            value = self.flags[name].value
+            value: Any = self.flags[name].value
             if "" in (value if isinstance(value, list) else [value]):
                 raise UserError(f"--{name} is empty: write --{name}=PATH, or leave it out.")
             self.flags[name].value = (

@@ -55,6 +55,7 @@ def load_file(spec: str) -> ConfigDict:
     path, variant = _split(spec)
     file = find_config(path)
     module_spec = importlib.util.spec_from_file_location(_MODULE, file)
+    assert module_spec and module_spec.loader  # as of every .py file
     module = importlib.util.module_from_spec(module_spec)
     with _siblings(file.resolve().parent, module):
         try:

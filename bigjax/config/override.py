@@ -66,7 +66,9 @@ def _find(config: ConfigDict, key: str, extra_fields: dict[str, dict]) -> tuple[
 
 
 def _type_of(key: str, value):
-    return list[type_of(key, value)] if isinstance(value, (list, tuple)) else type(value)
+    if isinstance(value, (list, tuple)):
+        return list[type_of(key, value)]  # type: ignore[misc]
+    return type(value)
 
 
 def parse(text: str, kind, where: str):

@@ -19,7 +19,7 @@ class Factored(NamedTuple):
     shorter side of a matrix, shaped as the dimensions that are left; v, of what is not factored.
     Each has an array of one zero where the others stand for it."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]
     v_row: Any
     v_col: Any
     v: Any

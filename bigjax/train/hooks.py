@@ -120,7 +120,8 @@ class StopOnSignal:
     """
 
     def __init__(self, start: int):
-        self.received, self._start, self._many = None, start, hosts.count() > 1
+        self.received: str | None = None  # the signal's name
+        self._start, self._many = start, hosts.count() > 1
         self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
         if self._many:
             hosts.watch_for_stop()  # takes SIGTERM

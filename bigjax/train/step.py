@@ -72,14 +72,15 @@ def make_step(
         """tx.update of a state that waits with the host, in a branch: it is entered when its
         condition is known, so the state comes after the gradients. A compiler that is only told
         the order (by a barrier) fetches it early, when memory is scarcest."""
-        here, there = offload
+        assert offload
+        on_device, on_host = offload
 
         def update(waiting):
-            before = jax.device_put(waiting, here)
+            before = jax.device_put(waiting, on_device)
             updates, after = tx.update(g, before, state.params)
             finite = jnp.isfinite(optax.tree.norm(updates))
             after = jax.tree_util.tree_map(lambda a, b: jnp.where(finite, a, b), after, before)
-            return updates, jax.device_put(after, there)
+            return updates, jax.device_put(after, on_host)
 
         return jax.lax.cond(
             good,
