@@ -128,9 +128,9 @@ def read_thesaurus(path: str | os.PathLike) -> dict[str, list[str]]:
     """
     thesaurus: dict[str, dict[str, None]] = {}  # dicts for sets that keep their order
     for where, line in numbered_lines(path, "a thesaurus: a group of synonyms a line"):
-        if not line.strip():
+        if not line.strip(" \t"):
             continue
-        group = [word.strip() for word in line.split("\t" if "\t" in line else ",")]
+        group = [word.strip(" ") for word in line.split("\t" if "\t" in line else ",")]
         if len(set(group)) < 2 or not all(group):
             raise UserError(
                 f"{where}: found {line[:60]!r}. A line has to be two or more different "

@@ -129,8 +129,10 @@ def load_text(
     log(corpus.summary())
     for note in dict.fromkeys(notes):
         log(note)
+    n_bad, n_bytes = (sum(s.stats[k] for s in stores.values()) for k in ("bad_utf8", "bytes"))
     log(
-        f"data: tokenizer {tokenizer.kind} of {tokenizer.vocab_size:,} ids; fingerprint "
+        f"data: {n_bad / max(n_bytes, 1):.3%} of the bytes replaced; "
+        f"tokenizer {tokenizer.kind} of {tokenizer.vocab_size:,} ids; fingerprint "
         f"{corpus.fingerprint}; cached in {data.cache_dir}; "
         f"{time.monotonic() - begun:.1f} s"
     )

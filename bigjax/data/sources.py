@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import difflib
 import glob
+import io
 import json
 import math
 import os
@@ -186,10 +187,7 @@ def _lines(path: Any, bad: Replacing) -> Iterator[str]:
             block += f.readline()
             text = bad.decode(block, path, offset).replace("\r\n", "\n").replace("\r", "\n")
             # Not splitlines, which cuts at form feeds and other characters too.
-            lines = (text if offset else text.removeprefix("\ufeff")).split("\n")
-            yield from (f"{line}\n" for line in lines[:-1])
-            if lines[-1]:
-                yield lines[-1]
+            yield from io.StringIO(text if offset else text.removeprefix("\ufeff"), "\n")
             offset += len(block)
     bad.finish(path)
 

@@ -210,7 +210,8 @@ def _csv_records(path: str) -> Iterator[tuple[int, list[str]]]:
 
 def _jsonl(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_lines(path), 1):
-        row, where = _json(line, path, number), f"{path}:{number}"
+        # A byte order mark also where files were put behind one another.
+        row, where = _json(line.removeprefix("\ufeff"), path, number), f"{path}:{number}"
         if not isinstance(row, dict):
             raise UserError(f"{where}: found {describe(row)}; each line has to be a JSON object.")
         yield _record(row, columns, where)

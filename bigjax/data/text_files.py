@@ -77,9 +77,11 @@ def open_bytes(
     one that is cut short or damaged.
     """
     with contextlib.ExitStack() as stack:
-        source = _path(path)
+        source = _try(lambda: _path(path), path, what)
         if at_once:
-            f: BinaryIO = io.BufferedReader(io.BytesIO(_try(source.read_bytes, path, what)))
+            f: BinaryIO = io.BufferedReader(
+                io.BytesIO(_try(source.read_bytes, path, what)), _BUFFER
+            )
         else:
             file = _try(lambda: stack.enter_context(source.open("rb")), path, what)
             f = _buffered(lambda n: _try(lambda: file.read(n), path, what))
@@ -110,7 +112,7 @@ def open_utf8(
             head = f.peek(_HEAD)[:_HEAD]
         else:
             _refuse_binary(head, path, what)
-        if b"\r" in head and b"\n" not in head and not head.endswith(b"\r"):
+        if b"\r" in head[:-1] and b"\n" not in head:
             old = f
             f = _buffered(lambda n: old.read(n).replace(b"\r", b"\n"))
         yield f

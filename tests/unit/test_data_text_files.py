@@ -294,3 +294,27 @@ def test_a_file_that_is_not_there_names_what_was_wanted(tmp_path):
         read_hot_words(tmp_path / "none.txt")
     with pytest.raises(UserError, match="cannot read .*Is a directory"):
         read_text(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\xff\xfe", gzip.compress(b"")])
+def test_empty_files_hold_no_text(tmp_path, content):
+    path = write(tmp_path / "a.txt", content)
+    assert read_lines(path) == []
+    with pytest.raises(UserError, match="holds no text"):
+        documents(path)
+    with pytest.raises(UserError, match="holds no rows"):
+        read_table(path, ["0"])
+
+
+def test_one_line_that_ends_in_cr_and_files_put_behind_one_another(tmp_path):
+    assert read_lines(write(tmp_path / "a.txt", "a\rb\r")) == ["a", "b"]
+    assert read_lines(write(tmp_path / "a.txt", "a\r")) == ["a"]
+    lines = "\ufeff" + '{"text": "x"}\n' + "\ufeff" + '{"text": "y"}\n'
+    path = write(tmp_path / "a.jsonl", lines)
+    assert documents(path, "jsonl") == ["x", "y"]
+    assert [row["text"] for row in read_table(path, ["text"])] == ["x", "y"]
+
+
+def test_an_unknown_kind_of_address_is_refused():
+    with pytest.raises(UserError, match="cannot read nope://a/b.tsv"):
+        read_table("nope://a/b.tsv", ["0"])
