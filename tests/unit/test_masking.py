@@ -304,6 +304,7 @@ def test_layout_of_a_row(stream, tokenizer):
         want = [tokenizer.bos_id, *a, tokenizer.eos_id, *b, tokenizer.eos_id]
         assert a and b and list(tokens[:n]) == want
         assert (tokens[n:] == tokenizer.pad_id).all() and n <= 64
+    assert not tokenizer.is_special[batch["targets"][batch["weights"] > 0]].any()
 
 
 def test_the_label_says_whether_both_parts_are_of_one_document(stream, tokenizer):

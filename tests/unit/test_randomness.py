@@ -44,15 +44,13 @@ def numbers(steps, accumulate=1, seed=0):
     return np.array(out)
 
 
-def test_steps_and_micro_batches_draw_anew_and_by_the_seed():
+def test_steps_and_micro_batches_draw_anew():
     found = numbers(3, accumulate=2)
     assert len(np.unique(found)) == found.size == 6
-    np.testing.assert_array_equal(numbers(3, accumulate=2), found)
-    assert not set(numbers(3, accumulate=2, seed=1).ravel()) & set(found.ravel())
 
 
-def test_a_resumed_step_draws_what_the_uninterrupted_one_did():
-    """The key follows from the seed and the step, and from nothing that was before."""
+def test_what_a_step_draws_follows_from_the_seed_and_the_step():
+    """And from nothing that was before: so a resumed run goes on exactly."""
     key = jax.random.fold_in(jax.random.key(5), 2)
     assert numbers(3, seed=5)[2, 0] == pytest.approx(float(jax.random.uniform(key)))
 
@@ -118,6 +116,6 @@ def test_negatives_that_are_written_in_turn_draw_anew(draws, monkeypatch):
 def test_each_token_that_is_decoded_has_a_key_of_its_own(draws):
     c = gpt.Config(vocab_size=31, max_len=32, d_model=8, n_layers=1, n_heads=2)
     shapes = jax.eval_shape(gpt.Model(c).init, jax.random.key(0), jnp.zeros((1, 1), int))
-    params = jax.tree.map(lambda x: jnp.ones(x.shape), params_lib.unbox(shapes["params"]))
+    params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), params_lib.unbox(shapes["params"]))
     Generator(gpt, c, params)([[3], [4]], Options(max_new=5))
     draws.check_distinct(5)
