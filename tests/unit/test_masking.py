@@ -77,6 +77,7 @@ def test_15_percent_are_hidden_80_10_10():
 def test_at_most_max_predictions_and_at_least_one():
     assert (hide("token", rate=0.9, limit=7)[1].weights.sum(1) == 7).all()
     assert (hide("token", rate=0.001)[1].weights.sum(1) == 1).all()
+    assert (hide("token", rate=8.6 / (T - 10))[1].weights.sum(1) == 9).all()  # to the nearest
 
 
 def test_every_place_is_equally_likely():
@@ -370,6 +371,12 @@ def test_the_seed_decides_pairs_and_masks(stream, tokenizer, dynamic):
     a, b = (make(stream, tokenizer, False, seed=s, dynamic=dynamic).batch_at(1) for s in (0, 1))
     assert (a["picked"] != b["picked"]).mean() > 0.5
     assert 0.2 < (a["next_label"] != b["next_label"]).mean() < 0.8
+
+
+def test_each_step_draws_other_masks(stream, tokenizer):
+    data = make(stream, tokenizer, pairs="none", short_fraction=0.0)
+    a, b = (data.batch_at(step)["picked"] for step in (3, 4))
+    assert (a == b).all(1).mean() < 0.1
 
 
 def masks_of_examples(data, steps):
