@@ -3,14 +3,16 @@
 from importlib import metadata
 import os
 
+from packaging.version import Version
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compilation dominates, and takes six times as long with optimization. No persistent cache:
 # programs with collectives that were loaded from it can wait for each other for ever on a CPU.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
-# jaxlib 0.12 has no other emitters any more, and an XLA flag that is not known aborts the process.
-if tuple(int(n) for n in metadata.version("jaxlib").split(".")[:2]) < (0, 12):
+# jaxlib has these emitters alone from 0.11.1 on, and an unknown XLA flag aborts the process.
+if Version(metadata.version("jaxlib")) < Version("0.11.1"):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import gc  # noqa: E402
