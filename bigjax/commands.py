@@ -8,7 +8,7 @@ import bigjax
 from bigjax import config as config_lib
 from bigjax import json_text
 from bigjax.arguments import Arguments
-from bigjax.errors import UserError
+from bigjax.errors import UserError, cannot_write
 
 DEFAULT_WORKDIR = "runs/gpt-docstrings"
 # Config keys that a command uses which opens a run's work folder.
@@ -98,6 +98,7 @@ def evaluate(argv: list[str]) -> None:
         print,
         workdir_lib.existing(arguments.workdir),
         report=print,
+        unwritten=[],
     )
     numbers = {}
     for name, entry in config.evals.items():
@@ -105,6 +106,8 @@ def evaluate(argv: list[str]) -> None:
         numbers.update({f"eval/{name}/{k}": v for k, v in found.items()})
     for key, value in numbers.items():
         print(f"{key:<32} {value:.6f}")
+    for line in context.unwritten:
+        print(line)
     if arguments.flags.json:
         print(json_text.dumps({"step": loaded.step, **numbers}))
 
@@ -352,7 +355,10 @@ def tokenizer(argv: list[str]) -> None:
         ids = built.encode_batch([text])[0].tolist()
         print(f"{text!r} -> {ids} -> {[built.decode([i]) for i in ids]}")
     if arguments.flags.out:
-        built.save(arguments.flags.out)
+        try:
+            built.save(arguments.flags.out)
+        except OSError as e:
+            raise cannot_write(f"--out={arguments.flags.out}", e, "Name another folder") from e
         print(f"Wrote {arguments.flags.out}")
 
 

@@ -37,8 +37,29 @@ class PassingError(RunError):
 
 def cannot_write(what: str, error: OSError, remedy: str = "Use another --workdir") -> UserError:
     """What to say where a file or folder cannot be written. what: names it; remedy: what to do."""
-    why = error.strerror or str(error)
     if isinstance(error, PermissionError):
-        why += f" for user {os.geteuid()}" if hasattr(os, "geteuid") else ""
         remedy += ", or ask its owner for permission to write there"
-    return UserError(f"{what} cannot be written: {why}. {remedy}.")
+    return UserError(f"{what} cannot be written: {_why(error)}. {remedy}.")
+
+
+def no_permission(error: BaseException) -> UserError | None:
+    """What to say of an error that a file system gives for want of permission; None of another."""
+    if not isinstance(error, OSError) or error.errno not in (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+    ):
+        return None
+    where = error.filename if error.filename2 is None else error.filename2
+    return UserError(
+        f"{where or 'A file'} cannot be used: {_why(error)}. Name another file or folder, or ask "
+        "its owner for permission."
+    )
+
+
+def _why(error: OSError) -> str:
+    """'Permission denied for user 1000'."""
+    user = ""
+    if isinstance(error, PermissionError) and hasattr(os, "geteuid"):
+        user = f" for user {os.geteuid()}"
+    return f"{error.strerror or error}{user}"

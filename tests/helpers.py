@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -32,6 +33,42 @@ def saved_checksums(workdir, step: int) -> dict:
     """Checksums of every array of a saved step."""
     meta = pathlib.Path(workdir) / "checkpoints" / str(step) / "meta" / "metadata"
     return json.loads(meta.read_text())["checksums"]
+
+
+@contextlib.contextmanager
+def another_user():
+    """The block runs as a user who owns nothing, where the tests run as root, whom no permission
+    binds; elsewhere as who is running them."""
+    if os.getuid():
+        yield
+        return
+    nobody = 65534
+    groups, before = os.getgroups(), os.getresuid()
+    os.setgroups([])
+    os.setresgid(nobody, nobody, 0)
+    os.setresuid(nobody, nobody, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(*before)
+        os.setresgid(0, 0, 0)
+        os.setgroups(groups)
+
+
+@contextlib.contextmanager
+def read_only(*folders):
+    """The folders, and all in them, cannot be written by the user of `another_user`."""
+    paths = [p for f in folders for p in (pathlib.Path(f), *pathlib.Path(f).rglob("*"))]
+    modes = [p.stat().st_mode for p in paths]
+    for path, mode in zip(paths, modes):
+        path.chmod(mode & ~0o222 | (0o555 if path.is_dir() else 0o444))
+    try:
+        with another_user():
+            yield
+    finally:
+        for path, mode in zip(paths, modes):
+            if path.exists():
+                path.chmod(mode)
 
 
 def command(*arguments: str, devices: int | None = 2) -> subprocess.Popen:

@@ -30,6 +30,11 @@ def cache_folder(cache_dir: str, *parts: str) -> Path:
             f"cannot create the folder {folder} of data.cache_dir={cache_dir!r}: "
             f"{e.strerror or e}. Set data.cache_dir to a folder you can write to."
         ) from None
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UserError(
+            f"cannot read the folder {folder} of data.cache_dir={cache_dir!r}: it is another "
+            "user's. Set data.cache_dir to a folder of your own."
+        )
     return folder
 
 

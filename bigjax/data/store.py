@@ -327,8 +327,12 @@ def _only_builder(folder: Path, log: Callable[[str], None]) -> Iterator[bool]:
     except ImportError:
         yield False
         return
-    with open(folder / "lock", "a") as f:
-        yield _lock(f, folder, log)
+    with contextlib.ExitStack() as stack:
+        try:
+            f = stack.enter_context(open(folder / "lock", "a"))
+        except OSError:  # read-only: nor can this one build it, which then says so
+            f = None
+        yield f is not None and _lock(f, folder, log)
 
 
 def _lock(f: Any, folder: Path, log: Callable[[str], None]) -> bool:

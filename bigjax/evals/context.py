@@ -4,6 +4,8 @@ from collections.abc import Callable
 import math
 from typing import Any, NamedTuple
 
+from bigjax.errors import UserError
+
 
 class Context(NamedTuple):
     config: Any
@@ -13,6 +15,24 @@ class Context(NamedTuple):
     log: Callable[[str], None]
     folder: Any  # the run's; evaluators write to folder/evals/NAME
     report: Callable[[str], None] = lambda text: None  # takes long texts: printed by `eval` alone
+    # Where `eval` collects what could not be written, since its numbers are known all the same.
+    # None: it is an error, as in training.
+    unwritten: list[str] | None = None
+
+    def write(self, name: str, write: Callable[[Any], None]) -> str:
+        """Has write(folder) fill WORKDIR/evals/NAME. Returns the line that says where that is, or
+        '' if it could not be written. Raises what `write` does, where nothing collects it."""
+        folder = self.folder / "evals" / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write(folder)
+        except (OSError, UserError) as e:
+            cause = e.__cause__ if isinstance(e, UserError) else e
+            if self.unwritten is None or not isinstance(cause, OSError):
+                raise
+            self.unwritten.append(f"Not written: {folder} ({cause.strerror or cause})")
+            return ""
+        return f"\nFiles: {folder}"
 
 
 def derive(metrics: dict[str, float]) -> dict[str, float]:

@@ -74,8 +74,6 @@ def build(name: str, entry, context: Context):
                 real.append(float(probability[b]))
         numbers = {**_measure(headlines, given, corpus), "discriminator": float(np.mean(real))}
         if jax.process_index() == 0:
-            folder = context.folder / "evals" / name
-            folder.mkdir(parents=True, exist_ok=True)
             lines = [
                 {
                     "article": row["article"][:_START],
@@ -84,12 +82,16 @@ def build(name: str, entry, context: Context):
                 }
                 for row, text in zip(given, headlines)
             ]
-            (folder / "headlines.jsonl").write_text(
-                "".join(json_text.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            )
-            (folder / "report.json").write_text(
-                json_text.dumps({"step": step, **numbers, **baselines()}, indent=1) + "\n"
-            )
+
+            def write(folder):
+                (folder / "headlines.jsonl").write_text(
+                    "".join(json_text.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                )
+                (folder / "report.json").write_text(
+                    json_text.dumps({"step": step, **numbers, **baselines()}, indent=1) + "\n"
+                )
+
+            where = context.write(name, write)
             context.report(
                 "\n".join(
                     [
@@ -99,9 +101,9 @@ def build(name: str, entry, context: Context):
                             f"  {line['headline']!r} for {line['reference']!r}"
                             for line in lines[:5]
                         ),
-                        f"Files: {folder}",
                     ]
                 )
+                + where
             )
         return numbers
 

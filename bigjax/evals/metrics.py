@@ -53,9 +53,9 @@ def build(name: str, entry, context: Context):
         found = predict.predictions(config, rows, data.examples, outputs)
         numbers, report, by_label = measure(config.task, rows, found)
         numbers = {**{k: s / max(w, 1e-9) for k, (s, w) in sums.items()}, **numbers}
-        if jax.process_index() == 0:
-            folder = context.folder / "evals" / name
-            folder.mkdir(parents=True, exist_ok=True)
+        where = ""
+
+        def write(folder):
             predict.write(folder / "predictions.jsonl", rows, found)
             (folder / "report.txt").write_text(f"step {step}\n{report}\n")
             (folder / "report.json").write_text(
@@ -67,7 +67,10 @@ def build(name: str, entry, context: Context):
                     *_label_pairs(config.task, rows, found),
                     list(config.task.labels),
                 )
-        context.report(f"{name}, step {step}:\n{report}\nFiles: {context.folder}/evals/{name}")
+
+        if jax.process_index() == 0:
+            where = context.write(name, write)
+        context.report(f"{name}, step {step}:\n{report}{where}")
         return numbers
 
     evaluate.metrics = ("loss", *metric_names(config.task))

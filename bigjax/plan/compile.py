@@ -1,5 +1,6 @@
 """A config's step compiled for a pod that is not here, and what that tells. Results are cached."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -18,7 +19,7 @@ import bigjax
 from bigjax import config as config_lib
 from bigjax import private, tasks
 from bigjax.data.files import cache_folder, write_atomically
-from bigjax.errors import RunError
+from bigjax.errors import RunError, UserError
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
 from bigjax.plan import chips, compilers, predict
@@ -106,7 +107,8 @@ def plans(config, topology: str, slices: int = 1) -> list[Plan]:
         _plan(config, task, program, mesh, slices, chip, phase, step)
         for phase, step in _steps(config, task)
     ]
-    write_atomically(path, json.dumps([dataclasses.asdict(plan) for plan in found]).encode())
+    with contextlib.suppress(UserError):  # of another user: it is compiled again next time
+        write_atomically(path, json.dumps([dataclasses.asdict(plan) for plan in found]).encode())
     return found
 
 

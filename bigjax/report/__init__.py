@@ -6,7 +6,7 @@ import math
 
 from etils import epath
 
-from bigjax.errors import UserError
+from bigjax.errors import UserError, cannot_write
 
 # (title, the metrics it shows, logarithmic)
 PANELS = (
@@ -79,11 +79,22 @@ def draw(workdirs: list[str], out: str | None) -> str:
         if axis.lines:
             axis.legend(fontsize=7)
     path = out or str(epath.Path(workdirs[0]) / "report.png")
-    epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with epath.Path(path).open("wb") as f:
-        figure.savefig(f, dpi=110)
-    plt.close(figure)
+    save(figure, path, dpi=110)
     return f"{_table(runs)}\nWrote {path}"
+
+
+def save(figure, path: str, **options) -> None:
+    """Writes a figure of matplotlib's and closes it. Raises UserError if it cannot be written."""
+    from matplotlib import pyplot as plt
+
+    try:
+        epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with epath.Path(path).open("wb") as f:
+            figure.savefig(f, **options)
+    except OSError as e:
+        raise cannot_write(f"The picture {path}", e, "Name another file by --out=FILE.png") from e
+    finally:
+        plt.close(figure)
 
 
 def _table(runs: dict) -> str:

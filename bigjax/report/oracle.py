@@ -17,7 +17,7 @@ from etils import epath
 import numpy as np
 
 from bigjax.errors import UserError
-from bigjax.report import read
+from bigjax.report import read, save
 
 HOW_TO_READ = (
     "vs control: NLL_test minus that of the control of the same seed (of several the best) where "
@@ -316,11 +316,4 @@ def _picture(groups: dict[str, list[Run]], runs: list[Run], path: str) -> None:
     for axis in (*over_rounds, plane):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    try:
-        epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with epath.Path(path).open("wb") as f:
-            figure.savefig(f, dpi=110, format=epath.Path(path).suffix[1:])
-    except OSError as e:
-        raise UserError(f"--out={path} cannot be written: {e}.") from e
-    finally:
-        plt.close(figure)
+    save(figure, path, dpi=110, format=epath.Path(path).suffix[1:])

@@ -1,6 +1,7 @@
 """`bigjax embeddings`: word vectors of a config's data, for its generator to begin with."""
 
 from collections.abc import Callable
+import os
 
 from etils import epath
 
@@ -30,6 +31,11 @@ def write(config, path: str | None, passes: int, log: Callable[[str], None]) -> 
         raise UserError(
             f"--out={path} has no folder to go to: {epath.Path(path).parent} is not "
             "one. Make it, or name another file."
+        )
+    if "://" not in path and not os.access(epath.Path(path).expanduser().parent, os.W_OK | os.X_OK):
+        raise UserError(
+            f"--out={path} cannot be written: there is no permission to write in "
+            f"{epath.Path(path).parent}. Name a file in another folder."
         )
     if epath.Path(path).expanduser().is_dir():
         raise UserError(f"--out={path} is a folder; name a file.")

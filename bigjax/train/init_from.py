@@ -55,7 +55,8 @@ def open_source(where: str, cache_dir: str) -> Source:
     name = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16]
     folder = cache_folder(cache_dir, "tokenizers", f"huggingface-{name}")
     for file, content in files.items():
-        write_atomically(folder / file, content)
+        if not (folder / file).exists() or (folder / file).read_bytes() != content:
+            write_atomically(folder / file, content)
     return Source(
         where,
         {n: found.shapes[n] for n in found.names},

@@ -7,7 +7,7 @@ import jax
 
 from bigjax import cloud
 from bigjax import config as config_lib
-from bigjax.errors import UserError, cannot_write
+from bigjax.errors import UserError, cannot_write, no_permission
 from bigjax.interop.origin import ORIGIN
 
 # A run in progress keeps these; anything else may change between a stop and a resume. What the
@@ -85,7 +85,11 @@ def write_config(folder: epath.Path, config) -> None:
 
 def existing(workdir: str) -> epath.Path:
     """The folder of a run, or UserError if it is not one."""
-    if not workdir or not (epath.Path(workdir) / "config.json").exists():
+    try:
+        found = bool(workdir) and (epath.Path(workdir) / "config.json").exists()
+    except PermissionError as e:
+        raise no_permission(e) from e
+    if not found:
         raise UserError(f"{workdir!r} is no work folder of a run: it has no config.json.")
     return epath.Path(workdir)
 

@@ -451,7 +451,7 @@ def test_the_best_step(tuned, table, tmp_path, capsys):
         for m in helpers.read_metrics(tuned)
         if "eval/valid/f1_macro" in m and m["step"]
     }
-    best = max((score, step) for step, score in scores.items())[1]
+    best = min(step for step, score in scores.items() if score == max(scores.values()))
     code, out, err = bigjax(
         capsys,
         "predict",
@@ -463,6 +463,20 @@ def test_the_best_step(tuned, table, tmp_path, capsys):
     assert code == 0 and f"step {best} of" in out, err
     code, _, err = bigjax(capsys, "eval", f"--workdir={tuned}", "--step=latest")
     assert code == 2 and "latest" in err
+
+
+def test_eval_where_its_files_cannot_be_written(tuned, capsys):
+    """As in another user's folder: here because a file is in their place."""
+    evals = pathlib.Path(tuned) / "evals"
+    evals.rename(evals.with_name("kept"))
+    evals.touch()
+    code, out, err = bigjax(capsys, "eval", f"--workdir={tuned}", "--json")
+    evals.unlink()
+    evals.with_name("kept").rename(evals)
+    assert code == 0 and not err, err
+    *_, numbers, said, line = out.splitlines()
+    assert "eval/valid/" in numbers and said.startswith(f"Not written: {evals}/valid (")
+    assert 0 <= json.loads(line)["eval/valid/accuracy"] <= 1 and "Files:" not in out
 
 
 def test_a_head_for_other_labels_is_not_taken(tuned, flags, tmp_path, capsys):

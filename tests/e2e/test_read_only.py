@@ -1,0 +1,139 @@
+"""Folders of another user: what can be done is done, and the rest is refused in one sentence."""
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+# What is imported late may be in a folder that no other user can enter.
+import matplotlib.backends.backend_agg
+import matplotlib.pyplot  # noqa: F401
+import pytest
+
+from bigjax import main
+from bigjax.data import store
+from bigjax.data.tokenizer import Bytes
+from tests import helpers
+from tests.conftest import write_text
+
+
+def bigjax(capsys, *arguments) -> tuple[int, str, str]:
+    code = main.main(list(arguments))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def place():
+    """A folder that other users can enter: those of pytest they cannot."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="bigjax-test-"))
+    folder.chmod(0o755)
+    (folder / "mine").mkdir()
+    (folder / "mine").chmod(0o777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def flags(place):
+    write_text(place / "corpus.txt", 60)
+    return [
+        f"--config={helpers.TINY}",
+        f"--config.data.sources.text.path={place}/corpus.txt",
+        f"--config.data.cache_dir={place}/cache",
+        "--config.train.steps=2",
+        "--config.model.n_layers=1",
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(flags, place):
+    assert main.main(["train", *flags, f"--workdir={place}/run"]) == 0
+    return place / "run"
+
+
+@pytest.fixture
+def home(place, monkeypatch):
+    """A home folder that does not exist, nor can be made."""
+    monkeypatch.setenv("HOME", str(place / "nobody"))
+
+
+@pytest.mark.slow
+def test_what_reads_works(run, place, home, capsys):
+    with helpers.read_only(run, place / "cache"):
+        code, out, err = bigjax(capsys, "eval", f"--workdir={run}", "--json")
+        assert code == 0 and not err, err
+        assert json.loads(out.splitlines()[-1])["eval/valid/loss"] > 0
+        code, _, err = bigjax(capsys, "generate", f"--workdir={run}", "--max_tokens=4")
+        assert code == 0, err
+        assert bigjax(capsys, "checkpoint", f"--workdir={run}")[0] == 0
+        picture = place / "mine" / "report.png"
+        code, out, err = bigjax(capsys, "report", f"--workdir={run}", f"--out={picture}")
+        assert code == 0 and picture.exists(), err
+        code, _, err = bigjax(capsys, "export", f"--workdir={run}", f"--to={place}/mine/exported")
+        assert code in (0, 2) and (place / "mine" / "exported").exists() == (code == 0), err
+
+
+@pytest.mark.slow
+def test_what_writes_is_refused_in_one_sentence(run, flags, place, home, capsys):
+    before = sorted(run.rglob("*"))
+    (place / "bare").mkdir(exist_ok=True)
+    with helpers.read_only(run, place / "cache", place / "bare"):
+        for arguments, texts in (
+            (["train", *flags, f"--workdir={run}"], ["work folder", str(run), "Use another"]),
+            (["train", *flags, f"--workdir={place}/bare/new"], ["work folder", "bare/new"]),
+            (["report", f"--workdir={run}"], ["report.png", "--out="]),
+            (["tokenizer", *flags, f"--out={run}/tokenizer"], ["--out=", "another folder"]),
+            (["tokenizer", *flags, f"--out={place}/bare/t"], ["--out=", "another folder"]),
+            (["import", f"--from={run}", f"--workdir={place}/bare/i"], ["config.json"]),
+            (
+                ["train", *flags, f"--workdir={place}/mine/r", f"--config.data.cache_dir={run}"],
+                ["data.cache_dir", "a folder you can write to"],
+            ),
+            (
+                ["train", *flags, f"--workdir={place}/mine/r", "--config.data.cache_dir=~/c"],
+                ["data.cache_dir", "a folder you can write to"],
+            ),
+        ):
+            code, out, err = bigjax(capsys, *arguments)
+            assert code == 2, (arguments, out, err)
+            assert all(t in err for t in texts) and err.count("\n") == 1, (arguments, err)
+    assert sorted(run.rglob("*")) == before and not list((place / "bare").iterdir())
+    assert not (place / "mine" / "r").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_that_cannot_be_entered(run, place, capsys):
+    with helpers.read_only(run):
+        pass
+    mode = run.stat().st_mode
+    run.chmod(0)
+    try:
+        with helpers.another_user():
+            for command in (
+                ["eval"],
+                ["report"],
+                ["checkpoint"],
+                ["config"],
+                ["train", f"--config={helpers.TINY}"],
+            ):
+                code, _, err = bigjax(capsys, *command, f"--workdir={run}")
+                assert code == 2 and str(run) in err and err.count("\n") == 1, (command, err)
+    finally:
+        run.chmod(mode)
+
+
+def test_a_store_that_is_built_is_read_from_a_folder_of_another_user(place):
+    build = lambda: store.build_store(
+        lambda counts: iter(["one text", "two"]), "c", Bytes(), 0.0, 0.0, str(place / "stores")
+    )
+    built = build()
+    (folder,) = (place / "stores" / "stores").iterdir()
+    (folder / "lock").unlink(missing_ok=True)
+    with helpers.read_only(place / "stores"):
+        assert build().stats == built.stats
+    (folder / "store.json").unlink()
+    with helpers.read_only(place / "stores"), pytest.raises(Exception, match="data.cache_dir"):
+        build()
+    assert os.path.isdir(folder)

@@ -1,0 +1,74 @@
+"""What is said where a file or folder cannot be written."""
+
+import errno
+import json
+
+from etils import epath
+import pytest
+
+from bigjax import commands, main, report
+from bigjax.errors import UserError
+from bigjax.evals.context import Context
+
+
+@pytest.mark.parametrize(
+    "error, known",
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y"), True),
+        (PermissionError(errno.EPERM, "Operation not permitted", "/x/y"), True),
+        (OSError(errno.EROFS, "Read-only file system", "/x/a", None, "/x/y"), True),
+        (PermissionError(errno.EACCES, "Permission denied"), True),
+        (OSError(errno.EIO, "Input/output error", "/x/y"), False),
+        (ValueError("x"), False),
+    ],
+    ids=repr,
+)
+def test_a_command_without_permission_says_one_sentence(monkeypatch, capsys, error, known):
+    def command(argv):
+        raise error
+
+    monkeypatch.setitem(commands.COMMANDS, "eval", command)
+    if not known:
+        with pytest.raises(type(error)):
+            main.main(["eval"])
+        return
+    assert main.main(["eval"]) == 2
+    err = capsys.readouterr().err
+    assert error.strerror in err and "permission" in err and err.count("\n") == 1
+    assert ("/x/y" in err) == bool(error.filename)
+
+
+def test_evaluation_collects_what_it_could_not_write(tmp_path):
+    def context(unwritten):
+        return Context(*[None] * 4, print, epath.Path(tmp_path), unwritten=unwritten)
+
+    def fail(error, cause=None):
+        def write(folder):
+            raise error from cause
+
+        return write
+
+    full = OSError(errno.ENOSPC, "No space left on device")
+    wrapped = UserError("The predictions file cannot be written: name another")
+    for unwritten in ([], None):
+        for error, cause in ((full, None), (wrapped, full)):
+            if unwritten is None:
+                with pytest.raises(type(error)):
+                    context(None).write("valid", fail(error, cause))
+                continue
+            assert context(unwritten).write("valid", fail(error, cause)) == ""
+        with pytest.raises(UserError):  # of the data, not of the disk
+            context(unwritten).write("valid", fail(UserError("a tab in .tsv")))
+        if unwritten:
+            where = tmp_path / "evals" / "valid"
+            assert unwritten == [f"Not written: {where} (No space left on device)"] * 2
+    assert context([]).write("valid", lambda folder: (folder / "a").touch()).endswith("evals/valid")
+    assert (tmp_path / "evals" / "valid" / "a").exists()
+
+
+def test_a_picture_that_cannot_be_written_names_the_flag(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")
+    (tmp_path / "report.png").mkdir()
+    with pytest.raises(UserError, match=r"report.png cannot be written: .*--out=FILE.png"):
+        report.draw([str(tmp_path)], None)
+    assert "loss 2" in report.draw([str(tmp_path)], str(tmp_path / "other.png"))
