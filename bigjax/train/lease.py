@@ -213,5 +213,16 @@ class _ReleaseOnSignal:
         os.close(self._writer)
 
 
+def _forget_in_child() -> None:
+    """A forked child that gets SIGTERM must not tell its parent, whose pipe it has."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if isinstance(getattr(handler, "__self__", None), _ReleaseOnSignal):
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

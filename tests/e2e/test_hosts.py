@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from bigjax.train.lease import Lease
 from tests import helpers
 
 STEPS = 20
@@ -144,6 +145,21 @@ def test_resumed_and_stopped_on_two_and_resumed_on_one(flags, whole, tmp_path):
     code, out, err = helpers.run(*command, "--config.mesh.fsdp=1", devices=DEVICES)
     assert code == 0 and f"Going on from step {step}" in out, err
     assert_same_numbers(workdir, whole)
+
+
+@pytest.mark.slow
+def test_two_hosts_are_refused_where_another_run_trains(flags, whole, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    held = Lease(str(workdir))
+    held.acquire()
+    command = ["train", *flags, f"--workdir={workdir}", f"--config.train.steps={STEPS + 5}"]
+    for code, out, err in ends(start(2, *command)):
+        assert code == 75 and f"is held by process {os.getpid()} on " in err and not out, err
+    held.release()
+    (code, out, err), (other_code, _, other_err) = ends(start(2, *command))
+    assert (code, other_code) == (0, 0), err + other_err
+    assert not list(workdir.glob(".lease*"))
 
 
 @pytest.mark.slow

@@ -106,6 +106,28 @@ def test_a_signal_saves_and_says_how_to_go_on(flags, whole, tmp_path, how):
     assert_equal_runs(workdir, whole)
 
 
+@pytest.mark.slow
+def test_two_starts_at_once(flags, kept, tmp_path):
+    """One trains and the other is refused; so is one beside a run that was killed and resumed."""
+    workdir = tmp_path / "run"
+    more = [*flags, kept, "--config.train.steps=100000"]
+    for how in (signal.SIGKILL, signal.SIGTERM):
+        before = lines(workdir)
+        first = helpers.command("train", *more, f"--workdir={workdir}", devices=1)
+        while lines(workdir) < before + 5:
+            assert first.poll() is None, first.stderr.read()
+            time.sleep(0.05)
+        begun = time.monotonic()
+        code, out, err = train(*more, f"--workdir={workdir}", devices=1)
+        assert code == 75 and f"is held by process {first.pid} on " in err, err
+        assert time.monotonic() - begun < 60 and not out
+        first.send_signal(how)
+        assert first.wait(120) == (0 if how == signal.SIGTERM else -how)
+    assert not list(workdir.glob(".lease*"))
+    steps = [m["step"] for m in helpers.read_metrics(workdir)]
+    assert steps == sorted(steps) and len(set(steps)) > 5
+
+
 def test_a_finished_run_stays_as_it_is(flags, whole):
     before = (whole / "metrics.jsonl").read_bytes()
     code, out, _ = train(*flags, f"--workdir={whole}")

@@ -15,13 +15,13 @@ from types import SimpleNamespace
 from etils import epath
 import pytest
 
-from bigjax import cloud
+from bigjax import cloud, main
 from bigjax.errors import PassingError, UserError
 from bigjax.parallel import hosts
 from bigjax.train import lease as lease_lib
 from bigjax.train import lease_store, metrics
 from bigjax.train.lease import Held, Lease, Lost
-from tests import bucket
+from tests import bucket, helpers
 from tests.unit.test_checkpoint import on_two_hosts, saved, state
 
 
@@ -301,6 +301,15 @@ def test_a_child_does_not_keep_its_parents_lock(tmp_path):
         os._exit(0)
     try:
         time.sleep(0.1)
+        os.kill(child, signal.SIGTERM)  # which is not for its parent
+        time.sleep(0.3)
+        lease.check()
+        assert os.waitpid(child, 0)[1] == signal.SIGTERM
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+        time.sleep(0.1)
         die(lease)
         acquired(str(tmp_path)).release()
     finally:
@@ -333,6 +342,18 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"cannot be written: Permission denied for user \d+\. Use"):
         acquired(str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
+
+
+def test_train_is_refused_before_anything_is_read_or_written(tmp_path, capsys):
+    held = acquired(str(tmp_path / "run"))
+    assert main.main(["train", f"--config={helpers.TINY}", f"--workdir={tmp_path}/run"]) == 75
+    err = capsys.readouterr().err
+    assert f"is held by process {os.getpid()} on " in err and err.count("\n") == 1
+    held.check()
+    held.release()
+    # Its text does not exist. What was made for the run is gone.
+    assert main.main(["train", f"--config={helpers.TINY}", f"--workdir={tmp_path}/run"]) == 2
+    assert not (tmp_path / "run").exists()
 
 
 def test_all_hosts_are_refused_alike(tmp_path, monkeypatch):
