@@ -3,6 +3,7 @@
 Standard library alone, so that it works before the slow imports, which may be interrupted too.
 """
 
+from collections.abc import Callable
 import contextlib
 import io
 import os
@@ -14,6 +15,9 @@ from bigjax.errors import RunError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_SECONDS = 5.0  # from a signal to the end, whatever the main thread is doing
+# What to do before the process is ended from another thread or on another host's word, where no
+# `finally` runs: a lease is given back.
+before_exit: list[Callable[[], None]] = []
 
 
 class Interrupted(KeyboardInterrupt):
@@ -66,6 +70,7 @@ def watch_signals() -> None:
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(read,), daemon=True).start()
+    os.register_at_fork(after_in_child=_leave_to_parent)
     if _State.first is not None:  # it came just before
         os.write(write, bytes([_State.first]))
 
@@ -87,11 +92,20 @@ def caught() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def run_before_exit() -> None:
+    """Does what `before_exit` holds, each for at most GRACE_SECONDS: storage may not answer."""
+    for act in before_exit:
+        thread = threading.Thread(target=act, daemon=True)
+        thread.start()
+        thread.join(GRACE_SECONDS)
+
+
 def end(number: int, frame=None) -> None:
     """Ends the process at once, with one line. On many hosts the others end too."""
     del frame
     if not _State.ending.acquire(blocking=False):
         return  # the other thread does this
+    run_before_exit()
     hosts = sys.modules.get("bigjax.parallel.hosts")
     if hosts:
         with contextlib.suppress(Exception):
@@ -115,6 +129,14 @@ def _watch(read: int) -> None:
     while number := os.read(read, 1):
         if signal.getsignal(number[0]) is _handle and not _State.caught.wait(GRACE_SECONDS):
             end(number[0])
+
+
+def _leave_to_parent() -> None:
+    """A forked child that gets a signal must not tell its parent, whose pipe it has."""
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        if signal.getsignal(number) is _handle:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _unraisable(unraisable) -> None:

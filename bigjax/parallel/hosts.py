@@ -12,7 +12,6 @@ process that dies get an error from Gloo at once, or hang until its heartbeats a
 """
 
 import atexit
-from collections.abc import Callable
 import contextlib
 import ctypes
 import hashlib
@@ -36,7 +35,7 @@ from jax.experimental import multihost_utils
 import jaxlib
 
 import bigjax
-from bigjax import cloud
+from bigjax import cloud, process
 from bigjax import config as config_lib
 from bigjax.errors import PassingError, UserError
 from bigjax.private import jax as jax_private
@@ -59,8 +58,6 @@ _BROKEN = re.compile(
 _LINGER = 20.0  # s that process 0, which keeps the messages, waits for the others to read the last
 _gathered = itertools.count()  # of calls: equal on all processes
 _of_the_service: set[int] = set()  # ids of the threads in which jax hears of the others
-# What to do before this process is ended because another one failed; at most _LINGER seconds each.
-before_exit: list[Callable[[], None]] = []
 _starting, _joined, _failing = threading.Event(), threading.Event(), threading.Event()
 
 
@@ -366,10 +363,7 @@ def _watch() -> None:
     if _failing.is_set() or by is None:
         return  # this one has its own error to tell, or is done
     _say(f"ended, because process {by} failed: {text}")
-    for act in before_exit:
-        thread = threading.Thread(target=act, daemon=True)  # storage may not answer
-        thread.start()
-        thread.join(_LINGER)
+    process.run_before_exit()
     _seen()
     os._exit(code)
 

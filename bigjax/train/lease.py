@@ -14,17 +14,15 @@ deletes anything, and ends.
 """
 
 import contextlib
-import ctypes
 import datetime
 import os
 import pathlib
 import secrets
-import signal
 import socket
-import sys
 import threading
 import time
 
+from bigjax import process
 from bigjax.errors import NO_ROOM, PassingError, UserError, cannot_write
 from bigjax.parallel import hosts
 from bigjax.train import lease_store
@@ -32,7 +30,6 @@ from bigjax.train import workdir as workdir_lib
 
 SECONDS = 60  # for which a lease is valid after it was renewed
 RENEW = 15  # seconds between two renewals
-_LINGER = 5.0  # seconds that giving a lease back may take where the process ends by a signal
 # tpu_scripts/ know a refusal by this.
 HELD_BY = "is held by process"
 
@@ -52,7 +49,6 @@ class Lease:
         self._workdir, self._store = workdir, lease_store.of(workdir, secrets.token_hex(8))
         self._held, self._is_lost, self._stop = False, False, threading.Event()
         self._made: list[pathlib.Path] = []  # folders that were not there before
-        self._signals: _ReleaseOnSignal | None = None
 
     def acquire(self) -> None:
         """Takes the lease. All processes of a run call it, and all raise the same.
@@ -86,9 +82,7 @@ class Lease:
             raise cannot_write(f"The work folder {self._workdir}", e) from e
         self._held = True
         threading.Thread(target=self._renew, daemon=True).start()
-        hosts.before_exit.append(self._give_back)
-        if threading.current_thread() is threading.main_thread():
-            self._signals = _ReleaseOnSignal(self._give_back)
+        process.before_exit.append(self._give_back)
 
     def _take(self) -> None:
         first, until = None, 0.0
@@ -141,12 +135,10 @@ class Lease:
 
     def release(self) -> None:
         """Gives the lease back, and removes the folder if this made it and nothing is in it."""
-        if self._give_back not in hosts.before_exit:  # not acquired, or released already
+        if self._give_back not in process.before_exit:  # not acquired, or released already
             return
-        hosts.before_exit.remove(self._give_back)
+        process.before_exit.remove(self._give_back)
         self._stop.set()
-        if self._signals:
-            self._signals.close()
         self._give_back()
         self._remove_empty()
 
@@ -166,62 +158,6 @@ class Lease:
                 if not self._store.renew():
                     self._is_lost = True
                     return
-
-
-class _ReleaseOnSignal:
-    """Gives a lease back where SIGTERM ends the process before training listens to it.
-
-    Python's own handlers have to wait while the process compiles or waits for other hosts, so a
-    thread does it.
-    """
-
-    def __init__(self, give_back):
-        self._give_back, self._listens = give_back, False
-        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-            return
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
-        self._before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self._handle)
-        self._listens = True
-        threading.Thread(target=self._wait, daemon=True).start()
-
-    def _handle(self, number, frame) -> None:
-        """Nothing: `_wait` has heard of it."""
-
-    def _wait(self) -> None:
-        while received := os.read(self._reader, 64):  # a byte a signal, until `close`
-            if signal.SIGTERM in received and signal.getsignal(signal.SIGTERM) == self._handle:
-                break
-        else:
-            os.close(self._reader)
-            return
-        giving = threading.Thread(target=self._give_back, daemon=True)
-        giving.start()
-        giving.join(_LINGER)
-        sys.stdout.flush()
-        ctypes.CDLL(None).signal(int(signal.SIGTERM), None)  # as if nobody had listened
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def close(self) -> None:
-        if not self._listens:
-            return
-        self._listens = False
-        if signal.getsignal(signal.SIGTERM) == self._handle:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.set_wakeup_fd(self._before)
-        os.close(self._writer)
-
-
-def _forget_in_child() -> None:
-    """A forked child that gets SIGTERM must not tell its parent, whose pipe it has."""
-    handler = signal.getsignal(signal.SIGTERM)
-    if isinstance(getattr(handler, "__self__", None), _ReleaseOnSignal):
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _now() -> str:

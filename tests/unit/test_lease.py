@@ -15,9 +15,8 @@ from types import SimpleNamespace
 from etils import epath
 import pytest
 
-from bigjax import cloud, main
+from bigjax import cloud, main, process
 from bigjax.errors import PassingError, UserError
-from bigjax.parallel import hosts
 from bigjax.train import lease as lease_lib
 from bigjax.train import lease_store, metrics
 from bigjax.train.lease import Held, Lease, Lost
@@ -68,8 +67,7 @@ def elsewhere(monkeypatch, place) -> Lease:
 def die(lease: Lease) -> None:
     """What is left when its process is killed: the kernel has closed its lock."""
     lease._stop.set()
-    lease._signals.close()
-    hosts.before_exit.remove(lease._give_back)
+    process.before_exit.remove(lease._give_back)
     lease._store._lock.close()
 
 
@@ -369,13 +367,12 @@ def test_all_hosts_are_refused_alike(tmp_path, monkeypatch):
 
 
 def test_a_lease_is_given_back_where_another_host_ends_the_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(hosts, "before_exit", [])
+    monkeypatch.setattr(process, "before_exit", [])
     lease = acquired(str(tmp_path))
-    (give_back,) = hosts.before_exit
-    give_back()
+    process.run_before_exit()
     assert not leases(str(tmp_path))
     lease.release()
-    assert not hosts.before_exit
+    assert not process.before_exit
 
 
 def test_answers_that_are_lost(emulator, monkeypatch, quick):
@@ -399,9 +396,13 @@ def test_answers_that_are_lost(emulator, monkeypatch, quick):
         assert "lose" in proxy.faults
 
 
-# SIGTERM while the main thread waits in C, before training listens to it.
+# SIGTERM while the main thread waits in C, before training listens to it. As bigjax/main.py does.
 LOADING = """
 import sys, ctypes
+from bigjax import process
+process.GRACE_SECONDS = 0.5
+process.handle_signals()
+process.watch_signals()
 from bigjax.train.lease import Lease
 lease = Lease(sys.argv[1])
 lease.acquire()
@@ -413,13 +414,13 @@ for _ in range(2):
 
 
 def test_sigterm_before_training_gives_the_lease_back(tmp_path):
-    process = subprocess.Popen(
+    loading = subprocess.Popen(
         [sys.executable, "-c", LOADING, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
     )
-    assert process.stdout.readline() == "acquired\n"
+    assert loading.stdout.readline() == "acquired\n"
     assert leases(str(tmp_path / "run"))
-    process.terminate()
-    assert process.wait(60) == -signal.SIGTERM and not leases(str(tmp_path / "run"))
+    loading.terminate()
+    assert loading.wait(60) == 143 and not leases(str(tmp_path / "run"))
 
 
 def test_the_scripts_know_a_refusal():

@@ -262,3 +262,18 @@ def test_json_has_no_nan_and_no_infinity():
 
 def test_user_errors_have_an_exit_code():
     assert UserError.exit_code == 2 and process.exit_code(signal.SIGTERM) == 143
+
+
+def test_a_signal_to_a_forked_child_is_not_for_its_parent():
+    body = """
+    import os, signal, time
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+    time.sleep(0.2)
+    os.kill(child, signal.SIGTERM)
+    print(os.waitpid(child, 0)[1] == signal.SIGTERM)
+    time.sleep(0.5)  # for longer than the parent would be left in peace
+    """
+    done = prints(body.strip().replace("import os", "process.GRACE_SECONDS = 0.1; import os", 1))
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
