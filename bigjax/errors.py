@@ -5,6 +5,11 @@ import os
 
 # Of an OSError: the disk or a quota is full, or a file would be too large.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of an OSError: this user may not, or the path is none that can be used so.
+_UNUSABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+)
 
 
 class UserError(Exception):
@@ -42,18 +47,14 @@ def cannot_write(what: str, error: OSError, remedy: str = "Use another --workdir
     return UserError(f"{what} cannot be written: {_why(error)}. {remedy}.")
 
 
-def no_permission(error: BaseException) -> UserError | None:
-    """What to say of an error that a file system gives for want of permission; None of another."""
-    if not isinstance(error, OSError) or error.errno not in (
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-    ):
+def file_failure(error: BaseException) -> UserError | None:
+    """What to say where a path cannot be used as the file system says; None of another error."""
+    if not isinstance(error, OSError) or error.errno not in _UNUSABLE:
         return None
     where = error.filename if error.filename2 is None else error.filename2
     return UserError(
-        f"{where or 'A file'} cannot be used: {_why(error)}. Name another file or folder, or ask "
-        "its owner for permission."
+        f"{repr(where) if where else 'A file'} cannot be used: {_why(error)}. Check the path and "
+        "your permission there, or name another."
     )
 
 

@@ -5,7 +5,7 @@ import signal
 import sys
 
 from bigjax import process
-from bigjax.errors import RunError, UserError, no_permission
+from bigjax.errors import RunError, UserError, file_failure
 
 
 def main(argv: list[str]) -> int:
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
             return _interrupted(number)
         from bigjax import cloud
 
-        error = _backend_failure(e) or cloud.failure(e) or no_permission(e)
+        error = _backend_failure(e) or cloud.failure(e) or file_failure(e)
         if error is None:
             _tell_hosts(f"{type(e).__name__}: {e}", 1, e)
             raise

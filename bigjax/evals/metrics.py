@@ -15,6 +15,7 @@ from bigjax import json_text
 from bigjax.errors import UserError
 from bigjax.evals.context import Context
 from bigjax.infer import predict
+from bigjax.report import pyplot
 
 _AVERAGED = (
     "f1_macro",
@@ -181,10 +182,7 @@ def _f1(gold: list[str], said: list[str]) -> float:
 
 def _draw(path, true, said, labels) -> None:
     """The confusion matrix, counts by true (row) and predicted label."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    plt = pyplot()
     from sklearn import metrics
 
     size = min(20.0, 3 + 0.5 * len(labels))

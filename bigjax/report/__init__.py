@@ -3,6 +3,7 @@
 import fnmatch
 import json
 import math
+import warnings
 
 from etils import epath
 
@@ -45,15 +46,24 @@ def read(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
     return curves
 
 
+def pyplot():
+    """matplotlib.pyplot for files, with names of folders and labels taken as they are."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a $ in a name begins no formula
+    warnings.filterwarnings("ignore", message="Glyph .* missing from")  # it draws a box instead
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
 def draw(workdirs: list[str], out: str | None) -> str:
     """Writes the picture and returns its path and a table of last values.
 
     Raises UserError if no work folder is given or one has no metrics.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    plt = pyplot()
 
     if not workdirs:
         raise UserError("Name the runs: --workdir=A --workdir=B ...")

@@ -17,7 +17,7 @@ from etils import epath
 import numpy as np
 
 from bigjax.errors import UserError
-from bigjax.report import read, save
+from bigjax.report import pyplot, read, save
 
 HOW_TO_READ = (
     "vs control: NLL_test minus that of the control of the same seed (of several the best) where "
@@ -275,10 +275,7 @@ def spread(values: list[float], sign: str = "-") -> str:
 
 
 def _picture(groups: dict[str, list[Run]], runs: list[Run], path: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    plt = pyplot()
 
     figure, (*over_rounds, plane) = plt.subplots(1, 3, figsize=(18, 6), layout="constrained")
     for i, (label, group) in enumerate(groups.items()):

@@ -7,7 +7,7 @@ import jax
 
 from bigjax import cloud
 from bigjax import config as config_lib
-from bigjax.errors import UserError, cannot_write, no_permission
+from bigjax.errors import UserError, cannot_write, file_failure
 from bigjax.interop.origin import ORIGIN
 
 # A run in progress keeps these; anything else may change between a stop and a resume. What the
@@ -88,7 +88,7 @@ def existing(workdir: str) -> epath.Path:
     try:
         found = bool(workdir) and (epath.Path(workdir) / "config.json").exists()
     except PermissionError as e:
-        raise no_permission(e) from e
+        raise file_failure(e) from e
     if not found:
         raise UserError(f"{workdir!r} is no work folder of a run: it has no config.json.")
     return epath.Path(workdir)

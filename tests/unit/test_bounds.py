@@ -1,4 +1,4 @@
-"""Which values keys take: every number of each config, and what the command line makes of texts."""
+"""Which values keys take: every number of every config, and texts of the command line."""
 
 import dataclasses
 import json

@@ -4,9 +4,18 @@ import io
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from bigjax.train import metrics
+
+
+def test_lines_are_json_where_numbers_are_not_finite(tmp_path):
+    writer = metrics.Writer(tmp_path, 0, tensorboard=False)
+    writer.write(1, {"loss": float("nan"), "a": float("-inf"), "b": np.float32(1.5).item()})
+    writer.close()
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert line == '{"step": 1, "loss": null, "a": null, "b": 1.5}\n'
 
 
 class FakeDevice:

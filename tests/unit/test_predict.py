@@ -145,6 +145,31 @@ def test_files(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o.csv", "o.jsonl"]
 
 
+def refuse(constant):
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def test_a_row_without_an_answer_has_no_score(tmp_path, tokenizer):
+    """As one whose context has no token: -inf is no number of JSON, and no cell of a table."""
+    rows = [
+        {"question": "a", "context": "\u200b\u200e", "where": "x:1"},
+        {"question": "a", "context": "b", "where": "x:2", "other": float("nan"), "none": None},
+    ]
+    options = types.SimpleNamespace(name="answer", none_allowed=False, max_answer=3)
+    none = types.SimpleNamespace(row=[], spans_of=None)
+    found = predict.predictions(types.SimpleNamespace(task=options), rows, none, [])
+    found[1]["score"] = 1.5
+    for ending in predict.FORMATS:
+        predict.write(tmp_path / f"o{ending}", rows, found)
+    lines = (tmp_path / "o.jsonl").read_text().splitlines()
+    first, second = (json.loads(line, parse_constant=refuse) for line in lines)
+    assert first["score"] is None and first["prediction"] == ""
+    assert second["score"] == 1.5 and second["other"] is None
+    for ending, end in ((".tsv", "\t"), (".csv", ",")):
+        first, second = (tmp_path / f"o{ending}").read_text().splitlines()[1:]
+        assert first.endswith(end) and second.endswith(f"{end}1.5")
+
+
 def test_tabs_have_no_quoting(tmp_path):
     path, found = tmp_path / "o.tsv", [{"prediction": 'say "y"'}]
     predict.write(path, [{"text": 'a "b", \u2028c'}], found)

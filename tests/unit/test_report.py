@@ -1,5 +1,7 @@
 """Reading metrics for a report."""
 
+import math
+
 import pytest
 
 from bigjax import report
@@ -30,6 +32,18 @@ def test_each_panel_has_its_own_metrics(tmp_path):
         plt.close = close
     assert [len(a.lines) for a in shown] == [1, 2, 0, 0, 0, 0]
     assert (tmp_path / "report.png").exists()
+
+
+def test_numbers_that_are_not_finite_and_names_that_look_like_formulas(tmp_path):
+    folder = tmp_path / "a $_$ \u65e5"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": null, "eval/x/loss": "inf"}\n')
+    assert math.isnan(report.read(str(folder))["loss"][1][0])
+    assert "eval/x/loss inf" in report.draw([str(folder)], None)
+    for line in ("[1]", '{"step": "x"}', '{"step": 1, "loss": {}}', "null"):
+        (folder / "metrics.jsonl").write_text(f"{line}\n")
+        with pytest.raises(UserError, match="line 1 is not a line of metrics"):
+            report.read(str(folder))
 
 
 def test_what_is_no_run(tmp_path):
