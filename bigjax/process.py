@@ -118,10 +118,20 @@ def end(number: int, frame=None) -> None:
 
 
 def _handle(number: int, frame) -> None:
-    if _State.first is not None:
+    if _State.first is not None or _imports(frame):
         end(number)
     _State.first = number
     raise Interrupted(number)
+
+
+def _imports(frame) -> bool:
+    """Whether something is being imported: an exception within a module of C++ that is being
+    initialised may crash the process, or come out as an ImportError."""
+    while frame:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _watch(read: int) -> None:

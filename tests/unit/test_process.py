@@ -84,6 +84,15 @@ LINE = "bigjax: interrupted by {}. What was complete, such as saved checkpoints,
     "body",
     [
         "os.kill(os.getpid(), signal.SIGINT); time.sleep(30)",
+        # Within an import, where an exception may crash a library that is being initialised.
+        """
+    import pathlib, tempfile
+    folder = tempfile.mkdtemp()
+    pathlib.Path(folder, "slow_module.py").write_text(
+        "import os, signal, time\\ntry: os.kill(os.getpid(), signal.SIGINT); time.sleep(30)\\n"
+        "except BaseException: os._exit(3)")
+    sys.path.append(folder)
+    import slow_module""",
         # A library turns the exception into one of its own, as nanobind does in an import.
         """
     try: os.kill(os.getpid(), signal.SIGINT); time.sleep(30)
@@ -104,7 +113,7 @@ LINE = "bigjax: interrupted by {}. What was complete, such as saved checkpoints,
     try: os.kill(os.getpid(), signal.SIGINT); time.sleep(30)
     finally: os.kill(os.getpid(), signal.SIGINT); time.sleep(30)""",
     ],
-    ids=["plain", "turned", "destructor", "swallowed", "twice"],
+    ids=["plain", "importing", "turned", "destructor", "swallowed", "twice"],
 )
 def test_ctrl_c_ends_with_one_line(body):
     done = prints("import os, signal, time\n    " + body.strip())
