@@ -10,6 +10,44 @@ from bigjax import config as config_lib
 from bigjax.errors import UserError
 
 _KEY = "--config."
+# What each command takes and uses, see Arguments: a flag or a key that is not here is refused.
+_MODEL = ("model", "mesh", "hosts", "train.ema")  # keys of those that open a run's work folder
+_ROWS = (*_MODEL, "task", "data", "train.batch_size")
+_OF_A_RUN = dict(config=False, workdirs=1)
+TAKES = {
+    "train": dict(workdirs=1),
+    "eval": dict(**_OF_A_RUN, keys=(*_ROWS, "seed", "oracle", "evals"), texts=("step",)),
+    "predict": dict(
+        **_OF_A_RUN, keys=_ROWS, texts=("input", "output", "step"), file_flags=("input", "output")
+    ),
+    "generate": dict(**_OF_A_RUN, keys=_MODEL, texts=("step",)),
+    "headline": dict(
+        **_OF_A_RUN,
+        keys=(*_MODEL, "task", "data"),
+        file_flags=("article", "output", "hot_words"),
+    ),
+    "configs": dict(config=False, workdirs=0, keys=()),
+    "config": dict(workdirs=1),
+    "checkpoint": dict(**_OF_A_RUN, keys=(), texts=("step",)),
+    "report": dict(config=False, workdirs=2, keys=(), texts=("out",), file_flags=("out",)),
+    "tokenizer": dict(workdirs=0, keys=("data", "init_from"), texts=("out",), file_flags=("out",)),
+    "embeddings": dict(
+        workdirs=0, keys=("data", "model", "seed"), texts=("out",), file_flags=("out",)
+    ),
+    "plan": dict(
+        workdirs=0,
+        keys=("model", "task", "data", "oracle", "optim", "train", "mesh", "seed", "init_from"),
+        file_flags=("calibrate",),
+    ),
+    "import": dict(
+        **_OF_A_RUN,
+        keys=("seed", "data", "evals", "mesh", "hosts", "train.batch_size"),
+        texts=("from",),
+        file_flags=("from",),
+    ),
+    "export": dict(**_OF_A_RUN, keys=(), texts=("to", "dtype", "step"), file_flags=("to",)),
+}
+TAKES["seqgan-report"] = TAKES["report"]
 
 
 class Arguments:

@@ -7,13 +7,10 @@ from absl import flags, logging
 import bigjax
 from bigjax import config as config_lib
 from bigjax import json_text
-from bigjax.arguments import Arguments
+from bigjax.arguments import TAKES, Arguments
 from bigjax.errors import UserError, cannot_write
 
 DEFAULT_WORKDIR = "runs/gpt-docstrings"
-# Config keys that a command uses which opens a run's work folder.
-OF_A_MODEL = ("model", "mesh", "hosts", "train.ema")
-OF_ROWS = ("task", "data", "train.batch_size")
 
 
 def run(argv: list[str]) -> int:
@@ -45,6 +42,15 @@ def _usage() -> str:
     return "\n".join([*lines, "", "`bigjax COMMAND --help` says more."])
 
 
+def _config_of_run(arguments: Arguments):
+    """The config of --workdir with what was overridden."""
+    from bigjax.train import workdir as workdir_lib
+
+    config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
+    config_lib.check_values(config)
+    return config
+
+
 def train(argv: list[str]) -> None:
     """Trains a model, or goes on training it.
 
@@ -52,7 +58,7 @@ def train(argv: list[str]) -> None:
     --config.KEY=VALUE       any key that `bigjax config` prints
     --workdir=FOLDER         where everything is written; given again, training goes on there
     """
-    arguments = Arguments(argv, workdirs=1)
+    arguments = Arguments(argv, **TAKES["train"])
     if not arguments.flags.workdir:
         if arguments.flags.config:
             raise UserError("--workdir=FOLDER is missing: where to write the run.")
@@ -72,19 +78,14 @@ def evaluate(argv: list[str]) -> None:
     --json              also prints the numbers as one line of JSON, last
     """
     arguments = Arguments(
-        argv,
-        lambda f: flags.DEFINE_bool("json", False, "", flag_values=f),
-        config=False,
-        workdirs=1,
-        keys=(*OF_A_MODEL, *OF_ROWS, "seed", "oracle", "evals"),
-        texts=("step",),
+        argv, lambda f: flags.DEFINE_bool("json", False, "", flag_values=f), **TAKES["eval"]
     )
     from bigjax import data, evals
     from bigjax.evals.context import Context
     from bigjax.train import load as load_lib
     from bigjax.train import workdir as workdir_lib
 
-    config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
+    config = _config_of_run(arguments)
     loaded = load_lib.load(arguments.workdir, config, arguments.step, config.train.batch_size)
     folder = workdir_lib.existing(arguments.workdir) / "tokenizer"
     tokenizer = data.load_tokenizer(folder) if folder.exists() else None  # an oracle has none
@@ -135,7 +136,7 @@ def generate(argv: list[str]) -> None:
         for name, default in (("temperature", 0.8), ("top_p", 0.95)):
             flags.DEFINE_float(name, default, "", flag_values=f)
 
-    arguments = Arguments(argv, define, config=False, workdirs=1, keys=OF_A_MODEL, texts=("step",))
+    arguments = Arguments(argv, define, **TAKES["generate"])
     f = arguments.flags
     from bigjax import data, models
     from bigjax.config import bounds
@@ -155,7 +156,7 @@ def generate(argv: list[str]) -> None:
                 f"--{name} would change nothing: --temperature=0 takes the likeliest token. "
                 "Leave one of the two out."
             )
-    config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
+    config = _config_of_run(arguments)
     tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
     options = Options(f.max_tokens, f.temperature, f.top_k, f.top_p, tokenizer.eos_id)
     loaded = load_lib.load(arguments.workdir, config, arguments.step, batch_size=None)
@@ -180,14 +181,7 @@ def predict(argv: list[str]) -> None:
     --output=FILE    .tsv, .csv or .jsonl: the rows with their predictions
     --step=N         or best (by checkpoint.best); default: the newest
     """
-    arguments = Arguments(
-        argv,
-        config=False,
-        workdirs=1,
-        keys=(*OF_A_MODEL, *OF_ROWS),
-        texts=("input", "output", "step"),
-        file_flags=("input", "output"),
-    )
+    arguments = Arguments(argv, **TAKES["predict"])
     f = arguments.flags
     if not f.input or not f.output:
         raise UserError("predict needs --input=FILE and --output=FILE.")
@@ -197,7 +191,7 @@ def predict(argv: list[str]) -> None:
     from bigjax.train import workdir as workdir_lib
 
     predict_lib.check_output(f.output, f.input)
-    config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
+    config = _config_of_run(arguments)
     kind = config.task.get("kind", config.task.name)
     if kind not in ("classify", "regress", "tag", "answer"):
         raise UserError(
@@ -248,15 +242,8 @@ def headline(argv: list[str]) -> None:
     from bigjax.train import load as load_lib
     from bigjax.train import workdir as workdir_lib
 
-    arguments = Arguments(
-        argv,
-        headline_lib.define_flags,
-        config=False,
-        workdirs=1,
-        keys=(*OF_A_MODEL, "task", "data"),
-        file_flags=("article", "output", "hot_words"),
-    )
-    config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
+    arguments = Arguments(argv, headline_lib.define_flags, **TAKES["headline"])
+    config = _config_of_run(arguments)
     found = headline_lib.check(arguments.flags, config)
     headline_lib.command(
         arguments.flags,
@@ -268,7 +255,7 @@ def headline(argv: list[str]) -> None:
 
 def list_configs(argv: list[str]) -> None:
     """Lists every config with the first line of its docstring."""
-    Arguments(argv, config=False, workdirs=0, keys=())
+    Arguments(argv, **TAKES["configs"])
     for path in config_lib.config_files():
         print(f"{path.relative_to(config_lib.ROOT)!s:<32} {config_lib.first_docstring_line(path)}")
 
@@ -278,7 +265,7 @@ def show_config(argv: list[str]) -> None:
 
     --config=FILE[:VARIANT] --config.KEY=VALUE, or --workdir=FOLDER for a run's own.
     """
-    arguments = Arguments(argv, workdirs=1)
+    arguments = Arguments(argv, **TAKES["config"])
     base = None
     if arguments.flags.workdir:
         if arguments.flags.config:
@@ -297,7 +284,7 @@ def checkpoint(argv: list[str]) -> None:
     --workdir=FOLDER
     --step=N          whose parameters to list; default: the newest
     """
-    arguments = Arguments(argv, config=False, workdirs=1, keys=(), texts=("step",))
+    arguments = Arguments(argv, **TAKES["checkpoint"])
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -312,9 +299,7 @@ def report(argv: list[str]) -> None:
     --workdir=A --workdir=B ...
     --out=FILE.png   default: report.png in the first work folder
     """
-    arguments = Arguments(
-        argv, config=False, workdirs=2, keys=(), texts=("out",), file_flags=("out",)
-    )
+    arguments = Arguments(argv, **TAKES["report"])
     from bigjax import report as report_lib
 
     print(report_lib.draw(arguments.flags.workdir, arguments.flags.out))
@@ -326,9 +311,7 @@ def seqgan_report(argv: list[str]) -> None:
     --workdir=A --workdir=B ...
     --out=FILE.png   default: seqgan-report.png in the first work folder
     """
-    arguments = Arguments(
-        argv, config=False, workdirs=2, keys=(), texts=("out",), file_flags=("out",)
-    )
+    arguments = Arguments(argv, **TAKES["seqgan-report"])
     from bigjax.report import oracle
 
     print(oracle.draw(arguments.flags.workdir, arguments.flags.out))
@@ -340,9 +323,7 @@ def tokenizer(argv: list[str]) -> None:
     --config=FILE[:VARIANT] --config.KEY=VALUE
     --out=FOLDER     where to write it; a config takes it by data.tokenizer.path
     """
-    arguments = Arguments(
-        argv, workdirs=0, keys=("data", "init_from"), texts=("out",), file_flags=("out",)
-    )
+    arguments = Arguments(argv, **TAKES["tokenizer"])
     config, _ = arguments.config()
     config_lib.check_values(config)
     from bigjax import data
@@ -370,12 +351,7 @@ def embeddings(argv: list[str]) -> None:
     --passes=3   over the text
     """
     arguments = Arguments(
-        argv,
-        lambda f: flags.DEFINE_integer("passes", 3, "", flag_values=f),
-        workdirs=0,
-        keys=("data", "model", "seed"),
-        texts=("out",),
-        file_flags=("out",),
+        argv, lambda f: flags.DEFINE_integer("passes", 3, "", flag_values=f), **TAKES["embeddings"]
     )
     config, _ = arguments.config()
     config_lib.check_values(config)
@@ -400,13 +376,7 @@ def plan(argv: list[str]) -> None:
     from bigjax.plan import chips, command
 
     chips.before_jax()
-    arguments = Arguments(
-        argv,
-        command.define_flags,
-        workdirs=0,
-        keys=("model", "task", "data", "oracle", "optim", "train", "mesh", "seed", "init_from"),
-        file_flags=("calibrate",),
-    )
+    arguments = Arguments(argv, command.define_flags, **TAKES["plan"])
     config, _ = arguments.config()
     config_lib.check_values(config)
     command.run(arguments.flags, config)
@@ -420,14 +390,7 @@ def import_(argv: list[str]) -> None:
     --config.KEY=VALUE  of the new work folder's config, such as data.tokenizer.lowercase; not what
                         the model's folder decides: model, task, data.tokenizer.kind and .path
     """
-    arguments = Arguments(
-        argv,
-        config=False,
-        workdirs=1,
-        keys=("seed", "data", "evals", "mesh", "hosts", "train.batch_size"),
-        texts=("from",),
-        file_flags=("from",),
-    )
+    arguments = Arguments(argv, **TAKES["import"])
     source = arguments.flags["from"].value  # a Python keyword
     if not source:
         raise UserError("--from=FOLDER is missing: the model to import.")
@@ -448,14 +411,7 @@ def export(argv: list[str]) -> None:
     --step=N          or best (by checkpoint.best); default: the newest
     --dtype=NAME      float32, bfloat16 or float16; default: as imported, else as trained
     """
-    arguments = Arguments(
-        argv,
-        config=False,
-        workdirs=1,
-        keys=(),
-        texts=("to", "dtype", "step"),
-        file_flags=("to",),
-    )
+    arguments = Arguments(argv, **TAKES["export"])
     f = arguments.flags
     if not f.to:
         raise UserError("--to=FOLDER is missing: where to write the model.")

@@ -269,6 +269,16 @@ def test_json_has_no_nan_and_no_infinity():
     assert json_text.count_non_finite(value) == 3 and json_text.count_non_finite([1, "x"]) == 0
 
 
+def test_a_file_that_cannot_be_used_is_named(monkeypatch, capsys, tmp_path):
+    def run(argv):
+        open(tmp_path / ("x" * 300))
+
+    monkeypatch.setattr(commands, "run", run)
+    assert main.main(["train"]) == 2
+    err = capsys.readouterr().err
+    assert "xxx" in err and "cannot be used: File name too long" in err and err.count("\n") == 1
+
+
 def test_user_errors_have_an_exit_code():
     assert UserError.exit_code == 2 and process.exit_code(signal.SIGTERM) == 143
 
