@@ -276,7 +276,7 @@ def _text(path: str, needed: bool) -> str:
         )
     text = read_text(path, "an article, a text file")
     if not text.strip():
-        raise UserError(f"--article={path} is empty. Put the text of an article into it.")
+        raise UserError(f"--article={path} is empty. Put the text of an article into it, in UTF-8.")
     return text
 
 
