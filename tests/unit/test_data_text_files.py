@@ -296,7 +296,9 @@ def test_a_file_that_is_not_there_names_what_was_wanted(tmp_path):
         read_text(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\xff\xfe", gzip.compress(b"", mtime=0)])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xef\xbb\xbf", b"\xff\xfe", gzip.compress(b"", mtime=0)]
+)
 def test_empty_files_hold_no_text(tmp_path, content):
     path = write(tmp_path / "a.txt", content)
     assert read_lines(path) == []
