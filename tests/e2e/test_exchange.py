@@ -4,6 +4,7 @@ import filecmp
 import json
 import pathlib
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bigjax import config as config_lib
-from bigjax import interop, main
+from bigjax import data, interop, main
 from bigjax.data.bpe import byte_characters
 from bigjax.layers.params import unstack_layers
 from bigjax.train import exchange
@@ -337,3 +338,50 @@ def test_bert_comes_back(tmp_path, case):
     # The body alone: the task's head is new, and the pooler waits for the export.
     assert ("5 new" in text and "mlm/dense/kernel" in text) == (case == "BertModel")
     assert ("kept for an export: pooler/kernel" in text) == (case == "BertModel")
+
+
+def test_names_of_a_stranger_lead_nowhere(capsys, copied, tmp_path):
+    """The layout of an import names the files that an export writes, and those that it copies."""
+    path = copied / "huggingface.json"
+    stored = json.loads(path.read_text())
+    headers = stored["layout"]["headers"]
+    headers["../escaped.safetensors"] = headers.pop("model.safetensors")
+    path.write_text(json.dumps(stored))
+    code, _, err = bigjax(capsys, "export", f"--workdir={copied}", f"--to={tmp_path}/out")
+    assert code == 2 and "'../escaped.safetensors' is not a plain file name" in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+def test_what_an_import_is_told_is_used_or_refused(capsys, gpt2, tmp_path):
+    workdir = f"--workdir={tmp_path}/run"
+    for flag in (
+        "--config.data.tokenizer.lowercase=False",  # a BPE knows no such thing
+        "--config.data.tokenizer.vocab_size=9",
+        "--config.data.tokenizer.kind=bytes",
+        "--config.model.dropout=0.5",
+        "--config.task.z_loss=1",
+    ):
+        code, _, err = bigjax(capsys, "import", f"--from={gpt2}", workdir, flag)
+        assert code == 2 and flag in err and "would change nothing" in err
+        assert not (tmp_path / "run").exists()
+    assert bigjax(capsys, "import", f"--from={gpt2}", workdir, "--config.data.seq_len=16")[0] == 0
+    assert workdir_lib.read_config(f"{tmp_path}/run").data.seq_len == 16
+
+
+def test_a_cased_vocabulary_without_settings_is_read_as_it_is_told(tmp_path):
+    vocabulary = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Paris", "a"]).encode()
+    found = types.SimpleNamespace(
+        tokenizer_files={"vocab.txt": vocabulary},
+        derived_files={},
+        tokenizer_kind="wordpiece",
+        folder="a folder",
+        model={"vocab_size": 7},
+    )
+    for flags, ids in (([], [1, 6]), (["--config.data.tokenizer.lowercase=False"], [5, 6])):
+        c, said = config_lib.new_config(), []
+        config_lib.override(c, flags)
+        folder = tmp_path / f"run{len(flags)}" / "tokenizer"
+        exchange._import_tokenizer(found, c, folder, str(folder.parent), said.append)
+        assert data.load_tokenizer(folder).encode("Paris a").tolist() == ids
+        assert c.data.tokenizer.lowercase is (not flags)
+        assert bool(said) is (not flags) and all("a folder has pieces with" in s for s in said)
