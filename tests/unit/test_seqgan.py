@@ -103,6 +103,13 @@ def test_discriminator_reads_what_is_not_masked(kind):
     assert np.abs(score(TOKENS, jax.random.key(0)) - want).max() > 1e-4  # dropout
 
 
+def test_the_penalty_is_half_the_squares_of_the_last_layer():
+    c = seqgan.Config(**SIZES)
+    p = task_lib.make_players(seqgan, c, task_lib.Config(), 5)
+    head = {"kernel": np.array([[1.0, 2.0]]), "bias": np.array([2.0])}
+    assert p.penalty({"embed": {"embedding": np.array([9.0])}, "head": head}) == 4.5
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
