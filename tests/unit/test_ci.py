@@ -25,6 +25,13 @@ elif [ "$2" = venv ]; then
   chmod +x "$3/bin/pip" "$3/bin/python"
 fi
 """
+OF_THE_OLDEST = [
+    "3.11 pip install -q -e .[test,dev] constraints.txt",
+    "3.11 -m ruff check .",
+    "3.11 -m ruff format --check .",
+    "3.11 -m mypy",
+    "3.11 -m pytest",
+]
 
 
 @pytest.fixture
@@ -64,8 +71,7 @@ def test_the_oldest_by_the_constraints_and_the_newest_without(ci):
     done, did = ci("3.12", "3.11", "3.13", broken=["3.14"])
     assert done.returncode == 0, done.stderr
     assert did == [
-        "3.11 pip install -q -e .[test] constraints.txt",
-        "3.11 -m pytest",
+        *OF_THE_OLDEST,
         "3.13 pip install -q -e .[test] ",
         "3.13 -m pytest -m newest",
     ]
@@ -74,13 +80,14 @@ def test_the_oldest_by_the_constraints_and_the_newest_without(ci):
 def test_one_python_is_enough(ci):
     done, did = ci("3.11")
     assert done.returncode == 0 and "No Python newer than 3.11 is installed" in done.stdout
-    assert did == ["3.11 pip install -q -e .[test] constraints.txt", "3.11 -m pytest"]
+    assert did == OF_THE_OLDEST
 
 
 @pytest.mark.parametrize("fail", ["3.11", "3.13"])
 def test_it_fails_where_either_fails_and_runs_both(ci, fail):
     done, did = ci("3.11", "3.13", fail=fail)
-    assert done.returncode == 1 and len(did) == 4
+    assert done.returncode == 1
+    assert {"3.11 -m pytest", "3.13 -m pytest -m newest"} <= set(did)
     assert "Failed: " in done.stderr and f"Python {fail}" in done.stderr
 
 
