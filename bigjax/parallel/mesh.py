@@ -104,7 +104,13 @@ def platform() -> str:
     """What the program being traced will run on, such as cpu or tpu: the devices of the current
     mesh, which may be of a pod that is not here; without a mesh jax's own."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device else jax.default_backend()
+    if not device:
+        return jax.default_backend()
+    if hasattr(device, "platform"):
+        return device.platform
+    # jax 0.10.0 has only a kind, such as 'cpu', 'TPU v5 lite' or 'NVIDIA H100 80GB HBM3'.
+    kind = device.device_kind
+    return "cpu" if kind == "cpu" else "tpu" if kind.startswith("TPU") else "gpu"
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:

@@ -11,6 +11,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ import pytest
 from bigjax import cloud, private
 from bigjax.errors import PassingError, UserError
 from bigjax.layers import splash
+from bigjax.parallel import mesh
 from bigjax.train import checkpoint
 from tests import bucket
 
@@ -156,6 +158,24 @@ def test_the_clusters_of_jax():
         for method in kind.is_env_present, kind.get_process_count:
             takes = list(inspect.signature(method).parameters)
             keeps("jax", f"{method.__qualname__}() takes nothing", where, takes == [])
+
+
+def test_the_platform_of_a_mesh(monkeypatch):
+    with jax.set_mesh(
+        mesh.make_mesh(dict(data=2, fsdp=1, sequence=1, tensor=1), jax.devices()[:2])
+    ):
+        device = jax.sharding.get_abstract_mesh().abstract_device
+        known = device is not None and device.device_kind == "cpu" == mesh.platform()
+        keeps("jax", "an abstract mesh knows its devices", "mesh.platform", known)
+    for kind, platform in {
+        "cpu": "cpu",
+        "TPU v5 lite": "tpu",
+        "TPU7x": "tpu",
+        "NVIDIA H100 80GB HBM3": "gpu",
+    }.items():  # of jax 0.10.0
+        one = SimpleNamespace(abstract_device=SimpleNamespace(device_kind=kind))
+        monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda one=one: one)
+        assert mesh.platform() == platform
 
 
 def test_the_kernels_of_splash_attention():
