@@ -6,7 +6,6 @@ that a damaged checkpoint is recognised and the one before it is used.
 
 from collections.abc import Callable
 import logging
-import re
 import sys
 import threading
 from typing import Any
@@ -23,17 +22,13 @@ from bigjax.parallel import hosts
 from bigjax.train import meta as meta_lib
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.state import State
-from bigjax.trees import named_leaves, path_name
+from bigjax.train.stored import Damaged, Missing, as_stored, cast, checksums, damage_shown_by
+from bigjax.trees import named_leaves
 
 ARRAY_ITEMS = ("params", "opt_state", "extras", "ema")
 # What is left of a folder with this in its name is removed at the next start.
 _DELETED = ".orbax-checkpoint-tmp-deleted"
 
-# What is raised where a file holds what cannot be decoded, by all its decoders.
-_DECODING = (ValueError, LookupError, AttributeError, TypeError, NotImplementedError, EOFError)
-# TensorStore's errors are ValueErrors; of those that begin with a status these are of that kind.
-_STATUS = re.compile("[A-Z_]{4,}: ")
-_DECODING_STATUS = re.compile("(DATA_LOSS|OUT_OF_RANGE|FAILED_PRECONDITION): ")
 # What to do where hosts do not see the same files.
 LATE = (
     "Storage may show late what one host has written: run the same command again. If it says "
@@ -45,46 +40,9 @@ class SaveError(RunError):
     """A checkpoint could not be written; the older ones are intact."""
 
 
-class Damaged(Exception):
-    """A checkpoint is not what was saved, or of another model."""
-
-
-class Missing(Damaged):
-    """A file of a checkpoint is not there."""
-
-
 # What the processes tell each other of reading, by number: the first that it is an instance of. Of
 # what several say the first here is believed, as the last ones move a checkpoint aside.
 _KINDS = (PassingError, RunError, UserError, Missing, Damaged)
-
-
-@jax.jit
-def _checksums(leaves: dict) -> dict:
-    """A uint32 a leaf that changes with any byte of it and does not depend on the sharding."""
-
-    def one(x):
-        x = jax.device_put(x, jax.memory.Space.Device)  # optim.offload leaves it with the host
-        if x.dtype == bool:
-            x = x.astype(jnp.uint8)
-        elif not jnp.issubdtype(x.dtype, jnp.unsignedinteger):
-            x = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-        # The place of each element, dimension by dimension: reshaping would gather the shards.
-        place, stride = jnp.uint32(0), 1
-        for d in reversed(range(x.ndim)):
-            place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, d) * jnp.uint32(stride % 2**32)
-            stride *= x.shape[d]
-        # One to one in x at each place, so no change of one element can stay unseen; mixed as in
-        # MurmurHash3's finalizer, so that changes of several do not cancel.
-        h = x.astype(jnp.uint32) ^ (place * jnp.uint32(0x9E3779B1))
-        h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-        h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
-        return (h ^ (h >> 16)).sum(dtype=jnp.uint32)
-
-    return {k: one(x) for k, x in leaves.items()}
-
-
-def checksums(tree) -> dict[str, int]:
-    return {k: int(v) for k, v in jax.device_get(_checksums(named_leaves(tree))).items()}
 
 
 class _Manager(ocp.CheckpointManager):
@@ -293,7 +251,7 @@ class Checkpoints:
         problem = None
         try:
             args = {
-                k: ocp.args.StandardRestore(_as_stored(v, self.folder / str(step) / k))
+                k: ocp.args.StandardRestore(as_stored(v, self.folder / str(step) / k))
                 for k, v in abstract.items()
             }
             meta = self.meta(step)
@@ -322,7 +280,7 @@ class Checkpoints:
                     f"{name}: {wrong[0]} and {len(wrong) - 1} other array(s) differ from "
                     "their checksums"
                 )
-        return {k: _cast(v, abstract[k]) for k, v in items.items()}, meta
+        return {k: cast(v, abstract[k]) for k, v in items.items()}, meta
 
     def _not_restored(self, step: int, error: Exception) -> Exception:
         """What an error of reading means: Damaged (also Missing) only if it shows that."""
@@ -330,7 +288,7 @@ class Checkpoints:
             return error
         if failed := cloud.failure(error, str(self.folder)):
             return failed
-        if kind := _shown(error):
+        if kind := damage_shown_by(error):
             return kind(_short(error))
         return RunError(
             f"Checkpoint {step} in {self.folder} could not be read: {_short(error)}. "
@@ -385,51 +343,6 @@ class Checkpoints:
         hosts.gather("it is moved")
         self._manager.reload()
         return f" Moved to {target}."
-
-
-def _as_stored(abstract, folder: epath.Path):
-    """abstract with the types of the arrays in the folder of an item. Raises Damaged where shapes
-    differ: it is of another model."""
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
-    stored = named_leaves(handler.metadata(folder).tree)
-
-    def of(path, x):
-        there = stored.get(path_name(path))
-        if there is None:  # restoring says what is missing
-            return x
-        if tuple(there.shape) != x.shape:
-            raise Damaged(f"{path_name(path)} is {tuple(there.shape)} there, {x.shape} here")
-        return x.update(dtype=there.dtype)
-
-    return jax.tree_util.tree_map_with_path(of, abstract)
-
-
-def _cast(tree, abstract):
-    """tree in the types of abstract."""
-
-    def leaf(x, like):
-        if x.dtype == like.dtype:
-            return x
-        on_device = lambda x: jax.device_put(x, jax.memory.Space.Device)  # see _checksums
-        return jax.jit(lambda x: on_device(x).astype(like.dtype), out_shardings=like.sharding)(x)
-
-    return jax.tree_util.tree_map(leaf, tree, abstract)
-
-
-def _shown(error: Exception) -> type[Damaged] | None:
-    """Missing or Damaged if an error says that a file is not there or not what was saved; None if
-    it could not be read: by a time-out, for want of permission or memory, or by a failing disk."""
-    *_, root = cloud.causes(error)
-    text = str(root)
-    if isinstance(root, (FileNotFoundError, KeyError)) or (  # KeyError: of an item
-        isinstance(root, ValueError) and text.startswith("NOT_FOUND: ")
-    ):
-        return Missing
-    if not isinstance(root, ValueError) or not _STATUS.match(text):
-        return Damaged if isinstance(root, _DECODING) else None
-    return Damaged if _DECODING_STATUS.match(text) and "[OS error" not in text else None
 
 
 def _silence_abandoned_writes() -> None:

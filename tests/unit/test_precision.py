@@ -15,9 +15,10 @@ from bigjax.layers.recurrent import Recurrent
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.tasks import Task
 from bigjax.train import program as program_lib
-from bigjax.train.checkpoint import Checkpoints, Damaged, _as_stored
+from bigjax.train.checkpoint import Checkpoints, Damaged
 from bigjax.train.state import State, abstract, cast, make_init
 from bigjax.train.step import make_step
+from bigjax.train.stored import as_stored
 from bigjax.trees import named_leaves
 
 X = np.linspace(-10, 10, 2001).astype(np.float32).astype(np.float64)
@@ -212,4 +213,4 @@ def test_a_checkpoint_of_bfloat16_arrays_is_checked_and_then_cast(tmp_path):
     np.testing.assert_array_equal(items["params"]["kernel"], half.params["kernel"])
     other = {"params": {**want.params, "kernel": want.params["kernel"].update(shape=(32,))}}
     with pytest.raises(Damaged, match=r"kernel is \(64,\) there, \(32,\) here"):
-        _as_stored(other["params"], tmp_path / "run" / "checkpoints" / "1" / "params")
+        as_stored(other["params"], tmp_path / "run" / "checkpoints" / "1" / "params")
