@@ -15,6 +15,7 @@ from bigjax.trees import named_leaves
 from tests import helpers
 
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 4, 1), (1, 2, 2, 2), (1, 2, 4), (2, 2, 2)]
+ALIKE = [(2, 4, 1), (1, 2, 4)]  # each two axes of (2, 2, 2)
 
 
 def sizes(data_, fsdp, tensor, sequence=1):
@@ -82,7 +83,11 @@ def assert_same(got, want):
         np.testing.assert_allclose(got[1][name], x, atol=2e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("mesh_sizes", MESHES[1:], ids=str)
+@pytest.mark.parametrize(
+    "mesh_sizes",
+    [pytest.param(m, marks=pytest.mark.slow if m in ALIKE else ()) for m in MESHES[1:]],
+    ids=str,
+)
 def test_loss_and_parameters_after_ten_steps(tiny, corpus, one_device, mesh_sizes):
     got = train(tiny, mesh_sizes, corpus)
     assert_same(got, one_device("adamw"))
