@@ -13,7 +13,6 @@ def less_text(monkeypatch):
     does."""
     files = docstrings.python_files()[::8]
     monkeypatch.setattr(docstrings, "python_files", lambda: files)
-    monkeypatch.setattr(docstrings, "fingerprint", lambda: "every eighth")
 
 
 @pytest.mark.parametrize("path", config.config_files(), ids=lambda p: p.stem)

@@ -29,10 +29,14 @@ def test_each_example_counts_once_and_by_its_weight(batches, n):
         n_batches = 3
         batch_at = staticmethod(lambda i, rows: {"x": VALUES[i, rows], "w": WEIGHTS[i, rows]})
 
+    def split(name, batch_size, shuffle):
+        assert not shuffle
+        return Data
+
     mesh = mesh_lib.make_mesh(dict(data=2, fsdp=1, tensor=1), jax.devices()[:2])
     context = types.SimpleNamespace(
         config=ConfigDict({"train": {"batch_size": 4}}),
-        corpus=types.SimpleNamespace(split=lambda name, batch_size: Data),
+        corpus=types.SimpleNamespace(split=split),
         task=types.SimpleNamespace(loss=loss, frozen=lambda: None),
         mesh=mesh,
     )

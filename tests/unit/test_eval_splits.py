@@ -11,6 +11,7 @@ from bigjax import config as config_lib
 from bigjax.data import labelled, rows
 from bigjax.evals import loss as loss_eval
 from bigjax.evals import metrics as metrics_eval
+from bigjax.evals.context import Context
 from bigjax.parallel import mesh as mesh_lib
 from tests.unit.test_data_headlines import OPTIONS, TOKENIZER, titles
 
@@ -29,15 +30,7 @@ def context(corpus, task, folder, mesh):
     config.train.batch_size = BATCH
     with config.unlocked():
         config.task = ConfigDict({"name": "classify", "kind": "classify", "labels": ("0", "1")})
-    return types.SimpleNamespace(
-        config=config,
-        corpus=corpus,
-        task=task,
-        mesh=mesh,
-        folder=folder,
-        log=lambda line: None,
-        report=lambda line: None,
-    )
+    return Context(config, task, corpus, mesh, lambda line: None, folder)
 
 
 def counting_task():
