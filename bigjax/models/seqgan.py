@@ -49,7 +49,7 @@ class Config:
         **dict.fromkeys(("discriminator_layers", "discriminator_heads"), at_least(1)),
         "init_std": POSITIVE,
         **dict.fromkeys(("dropout", "discriminator_dropout"), FRACTION),
-        **dict.fromkeys(("filter_widths", "filters"), at_least(1)),
+        **dict.fromkeys(("filter_widths", "filters"), POSITIVE),
     }
 
     def __post_init__(self):
