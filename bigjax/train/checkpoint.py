@@ -5,6 +5,7 @@ that a damaged checkpoint is recognised and the one before it is used.
 """
 
 from collections.abc import Callable
+import functools
 import logging
 import sys
 import threading
@@ -345,6 +346,7 @@ class Checkpoints:
         return f" Moved to {target}."
 
 
+@functools.cache
 def _silence_abandoned_writes() -> None:
     """When a save fails we say so, once; Orbax's other writes would each give a traceback."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
