@@ -58,7 +58,7 @@ def handle_signals() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
             signal.signal(number, _handle)
-    sys.unraisablehook = _unraisable
+    sys.unraisablehook = unraisable_hook
     _State.installed = True
 
 
@@ -149,11 +149,13 @@ def _leave_to_parent() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _unraisable(unraisable) -> None:
+def unraisable_hook(unraisable) -> None:
     """Python only prints what is raised in a destructor or a callback of C++, and goes on."""
     if isinstance(unraisable.exc_value, Interrupted):
         end(unraisable.exc_value.number)
-    sys.__unraisablehook__(unraisable)
+    # Orbax's other writes raise this when one has failed, which is reported once.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 # --- Streams ----------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ that a damaged checkpoint is recognised and the one before it is used.
 """
 
 from collections.abc import Callable
-import functools
 import logging
 import sys
 import threading
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from bigjax import cloud, paths
+from bigjax import cloud, paths, process
 from bigjax.errors import PassingError, RunError, UserError
 from bigjax.parallel import hosts
 from bigjax.train import meta as meta_lib
@@ -346,19 +345,11 @@ class Checkpoints:
         return f" Moved to {target}."
 
 
-@functools.cache
 def _silence_abandoned_writes() -> None:
     """When a save fails we say so, once; Orbax's other writes would each give a traceback."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
-
-    before = sys.unraisablehook
-
-    def hook(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
-
-    sys.unraisablehook = hook
+    sys.unraisablehook = process.unraisable_hook
 
 
 def _items(state: State) -> dict[str, Any]:

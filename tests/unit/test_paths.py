@@ -17,6 +17,7 @@ from bigjax.config.keys import PATHS
 from bigjax.data.files import cache_folder
 from bigjax.errors import UserError
 from bigjax.interop import files, origin
+from bigjax.parallel import mesh as mesh_lib
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State
@@ -54,11 +55,12 @@ def restored(folder) -> float:
 )
 def test_a_run_in_a_folder_of_any_name_is_saved_and_read_again(tmp_path, name):
     folder = tmp_path / name / "run [0-9]"
-    save(folder, 1)
-    save(folder, 2)  # by another process, which finds the first
-    assert restored(folder) == 2.0 and workdir_lib.saved_steps(str(folder)) == {1, 2}
-    folder.rename(tmp_path / name / "another [x]")
-    assert restored(tmp_path / name / "another [x]") == 2.0
+    with jax.set_mesh(mesh_lib.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])):
+        save(folder, 1)
+        save(folder, 2)  # by another process, which finds the first
+        assert restored(folder) == 2.0 and workdir_lib.saved_steps(str(folder)) == {1, 2}
+        folder.rename(tmp_path / name / "another [x]")
+        assert restored(tmp_path / name / "another [x]") == 2.0
 
 
 @pytest.mark.parametrize(
