@@ -94,7 +94,7 @@ def _siblings(folder: pathlib.Path, module) -> Iterator[None]:
 
     They are forgotten afterwards: another config may have a sibling of the same name.
     """
-    before = {name.partition(".")[0] for name in sys.modules}
+    before = {name.partition(".")[0] for name in list(sys.modules)}
     sys.modules[_MODULE] = module  # dataclasses look their module up
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()  # a file beside it may be newer than the last look
@@ -103,7 +103,7 @@ def _siblings(folder: pathlib.Path, module) -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(str(folder))
-        new = {name.partition(".")[0] for name in sys.modules} - before - {_MODULE}
+        new = {name.partition(".")[0] for name in list(sys.modules)} - before - {_MODULE}
         siblings = {name for name in new if name in sys.modules and _lies_in(name, folder)}
         for name in [n for n in sys.modules if n.partition(".")[0] in siblings]:
             del sys.modules[name]

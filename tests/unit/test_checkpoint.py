@@ -218,9 +218,8 @@ def test_hosts_of_which_one_does_not_see_the_checkpoints_do_not_begin_anew(tmp_p
     saved(tmp_path / "0", [3]).close()
     monkeypatch.setattr(hosts, "start", lambda config, workdir: None)
     monkeypatch.setattr(run, "resolved", lambda config, workdir: pytest.fail("it went on"))
-    errors = on_two_hosts(
-        monkeypatch, lambda i: run.train(config.load_file(helpers.TINY), str(tmp_path / str(i)))
-    )
+    c = config.load_file(helpers.TINY)
+    errors = on_two_hosts(monkeypatch, lambda i: run.train(c, str(tmp_path / str(i))))
     for error in errors:
         assert type(error) is PassingError and "is [] and not [3]" in str(error), errors
 
