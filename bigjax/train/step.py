@@ -151,7 +151,7 @@ def unpack(metrics: dict) -> dict[str, float]:
 
 
 def _float32(sums):
-    return jax.tree_util.tree_map(lambda x: x.astype(jnp.float32), sums)
+    return jax.tree_util.tree_map(lambda x: jnp.asarray(x, jnp.float32), sums)
 
 
 def _sum_parts(value_and_grad):
