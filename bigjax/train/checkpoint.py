@@ -130,11 +130,15 @@ class Checkpoints:
         }
         meta["crc32"] = meta_lib.crc(meta)
         args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
+        not_deleted = self._end_pruning()
         try:
-            self._end_pruning()
             self._manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)))
+            if not_deleted:
+                self._manager.wait_until_finished()
         except Exception as e:  # file systems and Orbax raise many kinds
             raise self._failed(e) from e
+        if not_deleted:  # told when this step is safe
+            raise self._undeleted(not_deleted) from not_deleted
         if hosts.index() == 0:
             self._pruning = threading.Thread(target=self._prune, daemon=True)
             self._pruning.start()
@@ -144,9 +148,10 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-            self._end_pruning()
         except Exception as e:
             raise self._failed(e) from e
+        if error := self._end_pruning():
+            raise self._undeleted(error) from error
 
     def _prune(self) -> None:
         """Deletes what is neither among the newest nor the best, when the last save is complete.
@@ -169,13 +174,22 @@ class Checkpoints:
         except Exception as e:
             self._not_pruned = e
 
-    def _end_pruning(self) -> None:
-        """Waits for the thread that deletes, and raises what it has raised."""
+    def _end_pruning(self) -> Exception | None:
+        """Waits for the thread that deletes; returns what it has raised."""
         if self._pruning:
             self._pruning.join()
         self._pruning, error, self._not_pruned = None, self._not_pruned, None
-        if error:
-            raise error
+        return error
+
+    def _undeleted(self, error: Exception) -> UserError | RunError:
+        """What to say where an old checkpoint could not be deleted, or which one is not known."""
+        if failed := cloud.failure(error, str(self.folder)):  # a lost lease too
+            return failed
+        return SaveError(
+            f"A checkpoint older than the newest {self._keep} could not be deleted in "
+            f"{self.folder}: {_short(error)}. Saved and intact: {self.steps()}. Fix the folder, "
+            "then run the same command: it resumes from the newest of them."
+        )
 
     def _failed(self, error: Exception) -> UserError | RunError:
         try:

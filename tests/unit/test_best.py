@@ -9,7 +9,7 @@ import pytest
 from bigjax import arguments, cloud, config
 from bigjax.errors import UserError
 from bigjax.train import hooks, load, meta
-from bigjax.train.checkpoint import Checkpoints
+from bigjax.train.checkpoint import Checkpoints, SaveError
 from tests.unit.test_checkpoint import ABSTRACT, cut, saved, state
 
 LOSS = "eval/valid/loss"
@@ -118,6 +118,22 @@ def test_what_cannot_be_read_is_not_deleted(tmp_path, monkeypatch):
     assert checkpoints.steps() == [2, 3, 4]
     monkeypatch.undo()
     assert run(tmp_path, {5: 9.0}) == [2, 4, 5]
+
+
+def test_a_deletion_that_fails_keeps_no_step_from_being_saved(tmp_path, monkeypatch):
+    def fail(path, mark, suffix):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(cloud, "delete_folder", fail)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (1, 2):
+        checkpoints.save(step, state(step), {}, {})
+    with pytest.raises(SaveError, match="could not be deleted.*Saved and intact: .1, 2, 3."):
+        checkpoints.save(3, state(3), {}, {})
+    checkpoints.close()
+    monkeypatch.undo()
+    assert Checkpoints(tmp_path).restore_newest(ABSTRACT, print)[1]["step"] == 3
+    assert run(tmp_path, {4: None}, keep=1) == [4]
 
 
 def test_a_deletion_that_was_killed_leaves_no_half_of_a_step(tmp_path, monkeypatch):
