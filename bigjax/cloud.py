@@ -165,18 +165,9 @@ def write_version(path: str, content: bytes, version: str) -> str | None:
     was lost.
     """
     bucket, _, name = path.removeprefix("gs://").partition("/")
-    fs = _file_system()
     try:
-        return fs.call(
-            "POST",
-            f"{fs._location}/upload/storage/v1/b/{{}}/o",
-            bucket,
-            uploadType="media",
-            name=name,
-            ifGenerationMatch=version,
-            data=content,
-            json_out=True,
-        )["generation"]
+        written = _file_system().upload(bucket, name, content, ifGenerationMatch=version)
+        return written["generation"]
     except FileExistsError:  # so gcsfs calls a condition that is not met
         return None
     except FileNotFoundError:
