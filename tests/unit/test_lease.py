@@ -406,10 +406,14 @@ process.watch_signals()
 from bigjax.train.lease import Lease
 lease = Lease(sys.argv[1])
 lease.acquire()
-print("acquired", flush=True)
 mutex = ctypes.create_string_buffer(64)
-for _ in range(2):
-    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+lock = ctypes.CDLL(None).pthread_mutex_lock
+lock(mutex)
+try:
+    print("acquired", flush=True)
+    lock(mutex)
+except process.Interrupted:  # it came just before: a library may swallow it, too
+    lock(mutex)
 """
 
 
