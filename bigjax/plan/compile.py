@@ -19,9 +19,8 @@ import bigjax
 from bigjax import config as config_lib
 from bigjax import private, tasks
 from bigjax.data.files import cache_folder, write_atomically
-from bigjax.errors import RunError, UserError
+from bigjax.errors import RunError, UserError, how_to_install
 from bigjax.parallel import mesh as mesh_lib
-from bigjax.parallel import sharding
 from bigjax.plan import chips, compilers, predict
 from bigjax.train import program as program_lib
 
@@ -105,7 +104,7 @@ def plans(config, topology: str, slices: int = 1) -> list[Plan]:
     program = program_lib.make(config, task, mesh)
     found = [
         _plan(config, task, program, mesh, slices, chip, phase, step)
-        for phase, step in _steps(config, task)
+        for phase, step in program_lib.phases(config, task)
     ]
     with contextlib.suppress(UserError):  # of another user: it is compiled again next time
         write_atomically(path, json.dumps([dataclasses.asdict(plan) for plan in found]).encode())
@@ -126,19 +125,9 @@ def _key(config, mesh: dict[str, int], *pod) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def _steps(config, task) -> list[tuple[str, int]]:
-    """(phase, its first step)."""
-    if not task.players:
-        return [("", 0)]
-    first: dict[str, int] = {}
-    for step in range(config.train.steps):
-        first.setdefault(task.players.options.round(step)[0], step)
-    return [*first.items()]
-
-
 def _plan(config, task, program, mesh, slices, chip, phase, step) -> Plan:
     batch_size = config.train.batch_size
-    lowered = lower(task, program, mesh, batch_size, step)
+    lowered = program_lib.trace(task, program, mesh, batch_size, step).lower()
     known = Plan(
         phase,
         dict(mesh.shape),
@@ -205,7 +194,7 @@ def _read(compiled, chip, plan: Plan, slices: int) -> predict.Costs:
             f"else is known: what {compilers.version(_compiler(chip))} has compiled cannot be read "
             f"by jaxlib {jaxlib.__version__} and bigjax ({_brief(e)}). Use a jax that bigjax knows "
             f"(jax{private.VERSIONS['jax']}) and its own compiler: "
-            f"pip install -e '.[{_compiler(chip).install}]'."
+            f"{how_to_install(_compiler(chip).install)}."
         ) from e
 
 
@@ -223,17 +212,6 @@ def _sources() -> str:
     """All of bigjax: what another version of it has planned is planned again."""
     folder = pathlib.Path(bigjax.__file__).parent
     return "".join(path.read_text() for path in sorted(folder.rglob("*.py")))
-
-
-def lower(task, program, mesh, batch_size: int, step: int):
-    """A step, which its number tells the kind of, lowered for the devices of a mesh."""
-    place = sharding.of_batch(mesh)
-    batch = jax.tree_util.tree_map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        task.batch_shapes(batch_size, step),
-    )
-    with jax.set_mesh(mesh):
-        return program.step.lower(program.abstract, task.frozen(), batch)
 
 
 def _from_json(found: dict) -> Plan:

@@ -50,7 +50,11 @@ def use_compilation_cache(folder: str, mesh) -> None:
 
 
 def make(config, task, mesh) -> Program:
-    """The program of a config on a mesh. UserError for a layout that does not divide."""
+    """The program of a config on a mesh.
+
+    Raises UserError for a layout that does not divide, RunError for a step that changes the shape
+    or type of its state.
+    """
     _check_attention(config, mesh)
     params = jax.eval_shape(task.init, jax.random.key(0))["params"]
     if task.players:
@@ -87,7 +91,34 @@ def make(config, task, mesh) -> Program:
     step = jax.jit(
         packed(step), donate_argnums=0, out_shardings=(shardings, None), compiler_options=options
     )
-    return Program(init, step, state_lib.abstract(shapes, shardings), shardings)
+    program = Program(init, step, state_lib.abstract(shapes, shardings), shardings)
+    for _, number in phases(config, task):
+        trace(task, program, mesh, config.train.batch_size, number)
+    return program
+
+
+def phases(config, task) -> list[tuple[str, int]]:
+    """(phase, its first step): what a run compiles; one phase without a name if not adversarial."""
+    if not task.players:
+        return [("", 0)]
+    first: dict[str, int] = {}
+    for step in range(config.train.steps):
+        first.setdefault(task.players.options.round(step)[0], step)
+    return [*first.items()]
+
+
+def trace(task, program: Program, mesh, batch_size: int, step: int) -> jax.stages.Traced:
+    """A step, which its number tells the phase of, traced for a mesh; jax keeps it for the run.
+
+    Raises RunError where the step would change the shape or type of its state.
+    """
+    place = sharding.of_batch(mesh)
+    batch = jax.tree_util.tree_map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        task.batch_shapes(batch_size, step),
+    )
+    with jax.set_mesh(mesh):
+        return program.step.trace(program.abstract, task.frozen(), batch)
 
 
 def _check_attention(config, mesh) -> None:

@@ -21,7 +21,6 @@ from bigjax import config as config_lib  # noqa: E402
 from bigjax import tasks  # noqa: E402
 from bigjax.layers.splash import SCOPE  # noqa: E402
 from bigjax.parallel import mesh as mesh_lib  # noqa: E402
-from bigjax.plan import compile as compile_lib  # noqa: E402
 from bigjax.train import program as program_lib  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
@@ -61,10 +60,9 @@ def main() -> None:
         c = small(form)
         mesh = mesh_lib.make_mesh(c.mesh, chips.devices("h100:4" if form == "h100" else "v5e:2x2"))
         task = tasks.build(c)
-        lowered = compile_lib.lower(
-            task, program_lib.make(c, task, mesh), mesh, c.train.batch_size, 0
-        )
-        text = lowered.compile().as_text()
+        program = program_lib.make(c, task, mesh)
+        traced = program_lib.trace(task, program, mesh, c.train.batch_size, 0)
+        text = traced.lower().compile().as_text()
         # Where in the source an operation comes from: half of the text, with this machine's paths.
         text = re.sub(r", metadata=\{[^}]*\}", _scope, text)
         text = re.sub(r"\nFileNames\n.*?\n(?=%)", "\n", text, flags=re.DOTALL)
