@@ -5,6 +5,7 @@ that a damaged checkpoint is recognised and the one before it is used.
 """
 
 from collections.abc import Callable
+import contextlib
 import logging
 import sys
 import threading
@@ -64,11 +65,12 @@ class Checkpoints:
         best_mode: str = "min",
         read_only: bool = False,
         check_held: Callable[[], None] = lambda: None,
+        log: Callable[[str], None] = print,
     ):
         """keep: how many of the newest steps stay, besides the best one by the metric `best`.
 
         check_held: raises if this process may not write here any more; it is called before
-        anything is written or deleted.
+        anything is written or deleted. log: for what fails and does not end a run.
         """
         paths.check_run_folder(str(workdir), "the work folder")
         paths.read_any_folder()
@@ -76,7 +78,7 @@ class Checkpoints:
         # Orbax wants it absolute; `resolve` would take a gs:// path for a local one.
         self.folder = (workdir if "://" in str(workdir) else workdir.resolve()) / "checkpoints"
         self._keep, self._best, self._best_mode = keep, best, best_mode
-        self._read_only, self._check_held = read_only, check_held
+        self._read_only, self._check_held, self._log = read_only, check_held, log
         self._pruning, self._not_pruned = None, None
         _silence_abandoned_writes()
         one_file = read_only or cloud.check_writable(str(workdir))
@@ -130,15 +132,11 @@ class Checkpoints:
         }
         meta["crc32"] = meta_lib.crc(meta)
         args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
-        not_deleted = self._end_pruning()
+        self._end_pruning()
         try:
             self._manager.save(step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta)))
-            if not_deleted:
-                self._manager.wait_until_finished()
         except Exception as e:  # file systems and Orbax raise many kinds
             raise self._failed(e) from e
-        if not_deleted:  # told when this step is safe
-            raise self._undeleted(not_deleted) from not_deleted
         if hosts.index() == 0:
             self._pruning = threading.Thread(target=self._prune, daemon=True)
             self._pruning.start()
@@ -150,8 +148,7 @@ class Checkpoints:
             self._manager.check_for_errors()
         except Exception as e:
             raise self._failed(e) from e
-        if error := self._end_pruning():
-            raise self._undeleted(error) from error
+        self._end_pruning()
 
     def _prune(self) -> None:
         """Deletes what is neither among the newest nor the best, when the last save is complete.
@@ -174,22 +171,18 @@ class Checkpoints:
         except Exception as e:
             self._not_pruned = e
 
-    def _end_pruning(self) -> Exception | None:
-        """Waits for the thread that deletes; returns what it has raised."""
+    def _end_pruning(self) -> None:
+        """Waits for the thread that deletes. That it failed is no reason to train no more."""
         if self._pruning:
             self._pruning.join()
         self._pruning, error, self._not_pruned = None, self._not_pruned, None
-        return error
-
-    def _undeleted(self, error: Exception) -> UserError | RunError:
-        """What to say where an old checkpoint could not be deleted, or which one is not known."""
-        if failed := cloud.failure(error, str(self.folder)):  # a lost lease too
-            return failed
-        return SaveError(
-            f"A checkpoint older than the newest {self._keep} could not be deleted in "
-            f"{self.folder}: {_short(error)}. Saved and intact: {self.steps()}. Fix the folder, "
-            "then run the same command: it resumes from the newest of them."
-        )
+        if error:
+            self._check_held()  # else it failed because another process has the folder
+            self._log(
+                f"A checkpoint older than the newest {self._keep} could not be deleted in "
+                f"{self.folder}: {_short(error)}. It stays, and takes room; the next save tries "
+                f"again. Saved and intact: {self.steps()}."
+            )
 
     def _failed(self, error: Exception) -> UserError | RunError:
         try:
@@ -209,7 +202,10 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits for what is under way. Raises nothing: `wait` tells of a save that failed, and
+        where something else has failed, that is the error to tell of."""
+        with contextlib.suppress(Exception):
+            self._manager.close()
         if self._pruning:
             self._pruning.join()
         self._reader.close()

@@ -108,6 +108,7 @@ class _Run:
             best=config.checkpoint.best,
             best_mode=config.checkpoint.best_mode,
             check_held=lease.check,
+            log=self.log,
         )
         self.latest = {}  # {step: evaluation metrics}, for early stopping and the best checkpoint
         self.early_stop = hooks_lib.EarlyStop(config.train.early_stop, self.latest, self.log)
