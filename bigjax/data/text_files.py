@@ -2,8 +2,8 @@
 
 Its first bytes decide, not its name: gzip, bzip2, xz, Zstandard and LZ4 are decompressed, UTF-16
 and UTF-32 with a byte order mark become UTF-8. UTF-16 and UTF-32 without one, archives, Parquet,
-pictures and other binary files are refused. Lines end in LF or CRLF, or in CR where a file has no
-LF at all.
+pictures and other binary files are refused. Lines end in LF or CRLF, and in CR, too, where the
+first ones do.
 """
 
 import bz2
@@ -114,7 +114,7 @@ def open_utf8(
             _refuse_binary(head, path, what)
         if b"\r" in head[:-1] and b"\n" not in head:
             old = f
-            f = _buffered(lambda n: old.read(n).replace(b"\r", b"\n"))
+            f = _buffered(lambda n: _without_cr(old, n))
         yield f
 
 
@@ -216,6 +216,14 @@ def _transcoded(text: io.TextIOWrapper, n: int, path: Any, encoding: str) -> byt
             f"{path} begins as {encoding.upper()} and cannot be decoded as such ({e}): it is cut "
             "short or damaged. Write it again, best in UTF-8."
         ) from None
+
+
+def _without_cr(f: BinaryIO, n: int) -> bytes:
+    """About n bytes in which LF stands for each CR that is not a part of CRLF."""
+    block = f.read(n)
+    while block.endswith(b"\r") and (more := f.read(1)):
+        block += more
+    return re.sub(rb"\r(?!\n)", b"\n", block)
 
 
 def _match(table: tuple, head: bytes) -> str:

@@ -311,6 +311,12 @@ def test_empty_files_hold_no_text(tmp_path, content):
 def test_one_line_that_ends_in_cr_and_files_put_behind_one_another(tmp_path):
     assert read_lines(write(tmp_path / "a.txt", "a\rb\r")) == ["a", "b"]
     assert read_lines(write(tmp_path / "a.txt", "a\r")) == ["a"]
+    # The first block has no other end; a CRLF, also one cut by two blocks, is one end all the same.
+    n = text_files._BUFFER
+    for filler in (n - 4, n - 3, n - 2, n - 1):
+        text = "a\r" + "b" * filler + "\r\r\nc\r\nd"
+        lines = read_lines(write(tmp_path / "a.txt", text))
+        assert lines == ["a", "b" * filler, "", "c", "d"]
     lines = "\ufeff" + '{"text": "x"}\n' + "\ufeff" + '{"text": "y"}\n'
     path = write(tmp_path / "a.jsonl", lines)
     assert documents(path, "jsonl") == ["x", "y"]
