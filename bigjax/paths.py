@@ -30,13 +30,17 @@ def expand(path: str, what: str) -> str:
         return path
     if not path.startswith("~"):
         return path
-    expanded = os.path.expanduser(path)
+    expanded, user = os.path.expanduser(path), path.split("/")[0][1:]
+    home = os.environ.get("HOME")
+    if not user and home is not None and not os.path.isabs(home):  # '' would make ~/x to /x
+        expanded = path
     if expanded == path:
-        user = path.split("/")[0][1:]
         why = (
             f"there is no user {user!r}"
             if user
             else "HOME is not set, and this user has no entry in the password file"
+            if home is None
+            else f"HOME is {home!r}, which is no path in full"
         )
         raise UserError(
             f"{what} is {path!r}, but {why}, so there is no home folder. Write the path in full"

@@ -142,10 +142,21 @@ def test_what_needs_no_home_folder_stays_as_it_is():
 def test_no_home_folder_at_all(monkeypatch):
     """As in a container whose user has no entry in the password file."""
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.delenv("HOME")
     with pytest.raises(UserError, match="data.cache_dir is '~/.cache/bigjax'.*HOME is not set"):
         cache_folder("~/.cache/bigjax", "a")
     with pytest.raises(UserError, match="--workdir is '~/x'.*set HOME"):
         Arguments(["--workdir=~/x"])
+
+
+@pytest.mark.parametrize("home", ["", "here"])
+def test_a_home_folder_that_is_none(monkeypatch, home):
+    monkeypatch.setenv("HOME", home)
+    with pytest.raises(UserError, match=f"--workdir is '~/x'.*HOME is '{home}'.*set HOME"):
+        Arguments(["--workdir=~/x"])
+    with pytest.raises(UserError, match="HOME is"):
+        paths.expand("~", "x")
+    assert paths.expand("~root/x", "x") == os.path.expanduser("~root/x")
 
 
 # --- Config files -----------------------------------------------------------------------------
