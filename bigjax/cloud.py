@@ -19,11 +19,10 @@ from typing import NamedTuple
 
 from etils import epath
 
-from bigjax.errors import PassingError, RunError, UserError
+from bigjax.errors import PassingError, RunError, UserError, how_to_install
 
 STALL_SECONDS = "60"  # of silence after which a request is given up and sent again
 _CURL = "TENSORSTORE_CURL"
-INSTALL = "Install it: pip install -e '.[gcs]'"
 # Of gcsfs and what it uses, whose errors are of storage.
 _LIBRARIES = ("gcsfs.", "fsspec.", "aiohttp.", "google.auth.", "google.api_core.", "requests.")
 _REFUSALS = {"400", "401", "403", "404"}  # of HTTP: asking again would not help
@@ -61,7 +60,9 @@ def check(paths: Iterable[str]) -> None:
     if "" in names:
         raise UserError("A gs:// path names no bucket. Write gs://BUCKET/FOLDER.")
     if not importlib.util.find_spec("gcsfs"):
-        raise UserError(f"gs://{min(names)} needs the package gcsfs. {INSTALL}")
+        raise UserError(
+            f"gs://{min(names)} needs the package gcsfs. Install it: {how_to_install('gcs')}"
+        )
     for name in sorted(names):
         _ask(name, "b/{}/o", maxResults=1)
 

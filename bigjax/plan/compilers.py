@@ -12,7 +12,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from bigjax.errors import UserError
+from bigjax.errors import UserError, how_to_install
 
 
 class Compiler(NamedTuple):
@@ -35,7 +35,7 @@ def check(compiler: Compiler) -> None:
 
     Where jax does not name one, as when it was built from its source, any will do.
     """
-    brings = f"pip install -e '.[{compiler.install}]'"
+    brings = how_to_install(compiler.install)
     if importlib.util.find_spec(compiler.module) is None:
         raise UserError(
             f"A plan needs {compiler.module}, which holds {compiler.what}; no such device is "

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bigjax import config
+from bigjax import config, errors
 
 REPOSITORY = pathlib.Path(__file__).parent.parent.parent
 
@@ -70,3 +70,19 @@ def test_the_citation_has_the_version():
 
     text = (REPOSITORY / "CITATION.cff").read_text()
     assert f"version: {package.__version__}" in text
+
+
+def test_how_an_extra_is_installed(monkeypatch):
+    """What is advised in a checkout has no meaning in the folder of somebody who has none."""
+    assert errors.how_to_install("plan") == "pip install -e '.[plan]'"
+    monkeypatch.setattr(errors, "__file__", "/usr/lib/site-packages/bigjax/errors.py")
+    lines = [
+        "numpy<3,>=2.0",
+        "tomli>=2; python_version < '3.0'",
+        'jax[tpu]<0.13,>=0.10; extra == "plan"',
+        'gcsfs>=2024.6; extra == "test"',
+        'pytest>=8.0; extra == "test"',
+    ]
+    monkeypatch.setattr(errors.metadata, "requires", {"bigjax": lines}.get)
+    assert errors.how_to_install("plan") == "pip install 'jax[tpu]<0.13,>=0.10'"
+    assert errors.how_to_install("test") == "pip install 'gcsfs>=2024.6' 'pytest>=8.0'"

@@ -148,10 +148,13 @@ def test_a_text_that_cannot_be_read(as_text, why):
 
 
 class Compiler:
-    """A lowered step, and what has compiled it: either fails, or none."""
+    """A traced step, lowered, and what has compiled it: that fails, or nothing does."""
 
     def __init__(self, failure=None):
         self.failure = failure
+
+    def lower(self):
+        return self
 
     def compile(self):
         if self.failure:
@@ -173,7 +176,7 @@ class Compiler:
 )
 def test_a_failure_is_a_sentence_and_is_not_kept(monkeypatch, tmp_path, capsys, failure, message):
     monkeypatch.setattr(chips, "devices", lambda topology, slices: jax.devices()[:4])
-    monkeypatch.setattr(compile_lib, "lower", lambda *_: Compiler(failure))
+    monkeypatch.setattr(compile_lib.program_lib, "trace", lambda *_: Compiler(failure))
     monkeypatch.setattr(chips, "before_jax", lambda: None)
     code = main.main(
         [
