@@ -64,7 +64,7 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
         items, _ = checkpoints.restore(step, want)
     except Damaged as e:
         raise UserError(
-            f"Checkpoint {step} of {workdir} is damaged or of another model ({e}). "
+            f"Checkpoint {step} of {workdir} is damaged ({e}). "
             f"There are {checkpoints.steps()}: choose another --step."
         ) from e
     extras = items.pop("extras", shapes["extras"])

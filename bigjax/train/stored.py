@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from bigjax import cloud
+from bigjax.errors import UserError
 from bigjax.trees import named_leaves, path_name
 
 # What is raised where a file holds what cannot be decoded, by all its decoders.
@@ -18,7 +19,7 @@ _DECODING_STATUS = re.compile("(DATA_LOSS|OUT_OF_RANGE|FAILED_PRECONDITION): ")
 
 
 class Damaged(Exception):
-    """A checkpoint is not what was saved, or of another model."""
+    """A checkpoint is not what was saved."""
 
 
 class Missing(Damaged):
@@ -56,8 +57,8 @@ def checksums(tree) -> dict[str, int]:
 
 
 def as_stored(abstract, folder: epath.Path):
-    """abstract with the types of the arrays in the folder of an item. Raises Damaged where shapes
-    differ: it is of another model."""
+    """abstract with the types of the arrays in the folder of an item. Raises UserError where what
+    was saved has another form: whoever wrote it meant it so."""
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
@@ -65,10 +66,14 @@ def as_stored(abstract, folder: epath.Path):
 
     def of(path, x):
         there = stored.get(path_name(path))
-        if there is None:  # restoring says what is missing
-            return x
-        if tuple(there.shape) != x.shape:
-            raise Damaged(f"{path_name(path)} is {tuple(there.shape)} there, {x.shape} here")
+        if there is None or tuple(there.shape) != x.shape:
+            saved = tuple(there.shape) if there else "not"
+            raise UserError(
+                f"{folder} was written by another model, optimizer or version of bigjax: "
+                f"{path_name(path)} is {saved} there, {x.shape} here. Use the one that wrote it; "
+                f"or start another --workdir with --config.init_from={folder.parents[2]}, which "
+                "takes the parameters alone."
+            )
         return x.update(dtype=there.dtype)
 
     return jax.tree_util.tree_map_with_path(of, abstract)

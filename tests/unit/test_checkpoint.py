@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import pathlib
+import re
 import threading
 
 from etils import epath
@@ -106,6 +107,23 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
     checkpoints.save(5, state(5), {}, {})  # and training can save that step again
     checkpoints.wait()
     assert checkpoints.steps() == [3, 5]
+
+
+@pytest.mark.parametrize("there", ["2", "4 4 4", ""])
+def test_a_state_of_another_form_is_not_called_damaged(tmp_path, there):
+    """As an optimizer's may be after its package or bigjax was renewed."""
+    shape = tuple(map(int, there.split()))
+    old = state(3)
+    other = {"nu": jnp.ones(shape)} if shape else {"mu": jnp.ones(3)}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, old._replace(opt_state=other), {}, {})
+    checkpoints.wait()
+    wanted = ABSTRACT._replace(opt_state={"nu": jax.ShapeDtypeStruct((3,), "float32")})
+    words = re.escape(f"nu is {shape or 'not'} there, (3,) here")
+    with pytest.raises(UserError, match=f"another model, optimizer.*{words}.*init_from=") as e:
+        Checkpoints(tmp_path).restore_newest(wanted, print)
+    assert str(tmp_path) in str(e.value).split("init_from=")[1]
+    assert Checkpoints(tmp_path).steps() == [3] and not (tmp_path / "damaged").exists()
 
 
 def test_if_all_are_damaged_nothing_is_touched(tmp_path):

@@ -8,14 +8,14 @@ import pytest
 from scipy import special
 
 from bigjax import config, losses, optim
-from bigjax.errors import RunError
+from bigjax.errors import RunError, UserError
 from bigjax.layers import params as params_lib
 from bigjax.layers.basic import ACTIVATIONS, Dense, Embed, Norm
 from bigjax.layers.recurrent import Recurrent
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.tasks import Task
 from bigjax.train import program as program_lib
-from bigjax.train.checkpoint import Checkpoints, Damaged
+from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State, abstract, cast, make_init
 from bigjax.train.step import make_step
 from bigjax.train.stored import as_stored
@@ -210,5 +210,5 @@ def test_a_checkpoint_of_bfloat16_arrays_is_checked_and_then_cast(tmp_path):
     items, _ = Checkpoints(tmp_path / "single", read_only=True).restore(1, narrow)
     np.testing.assert_array_equal(items["params"]["kernel"], half.params["kernel"])
     other = {"params": {**want.params, "kernel": want.params["kernel"].update(shape=(32,))}}
-    with pytest.raises(Damaged, match=r"kernel is \(64,\) there, \(32,\) here"):
+    with pytest.raises(UserError, match=r"kernel is \(64,\) there, \(32,\) here"):
         as_stored(other["params"], tmp_path / "run" / "checkpoints" / "1" / "params")
