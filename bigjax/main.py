@@ -83,6 +83,8 @@ def cli() -> None:
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
+    except process.Interrupted as e:  # while an error was being told
+        code = _interrupted(e.number)
     except BrokenPipeError:
         process.close_output()
         code = 1

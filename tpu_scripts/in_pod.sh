@@ -22,6 +22,7 @@ is_held() {
 while true; do
   bigjax train "$@" 2> >(tee "$errors" >&2) &
   child=$!
+  if $stopped; then kill -TERM "$child" 2> /dev/null || true; fi  # it came before there was one
   code=0
   wait "$child" || code=$?
   if $stopped; then  # the signal ended only that wait

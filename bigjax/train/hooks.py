@@ -122,12 +122,17 @@ class StopOnSignal:
     def __init__(self, start: int):
         self.received: str | None = None  # the signal's name
         self._start, self._many = start, hosts.count() > 1
-        self._old = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+        self._old = {
+            s: signal.signal(s, self._handle)
+            for s in (signal.SIGTERM, signal.SIGINT)
+            if signal.getsignal(s) != signal.SIG_IGN  # a shell's background job ignores Ctrl-C
+        }
         if self._many:
             hosts.watch_for_stop()  # takes SIGTERM
 
     def _handle(self, number, frame) -> None:
-        signal.signal(signal.SIGINT, process.second_interrupt())
+        if signal.SIGINT in self._old:
+            signal.signal(signal.SIGINT, process.second_interrupt())
         if self._many:
             signal.raise_signal(signal.SIGTERM)
         else:

@@ -72,6 +72,11 @@ class Lease:
             self._made = [p for p in (folder, *folder.parents) if not p.exists()]
         workdir_lib.make_workdir(self._workdir)
         if self._store is None:
+            print(
+                f"Whether another process trains in {self._workdir} cannot be found out there: "
+                "take care that none does.",
+                flush=True,
+            )
             return
         try:
             self._take()
@@ -106,6 +111,7 @@ class Lease:
                     continue
             if self._store.take(seen, _now(), SECONDS):
                 return
+            time.sleep(0.2)  # another was first, whom a listing may not show yet
 
     def _refusal(self, record) -> str:
         return (

@@ -228,7 +228,7 @@ class Files:
         try:
             with self._path(self._number).open("rb") as f:  # asks the server, unlike a listing
                 mine = _parse(f.read(4096)).token == self._token
-            return mine and self._numbers()[-1] == self._number
+            return mine and max(self._numbers(), default=0) <= self._number
         except FileNotFoundError:
             return False
 

@@ -23,7 +23,7 @@ def saved(workdir) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("param_dtype", ["float32"])
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 def test_killed_twenty_times(corpus_file, cache_dir, tmp_path, param_dtype):
     flags = [
         "train",

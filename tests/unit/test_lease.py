@@ -397,6 +397,37 @@ def test_answers_that_are_lost(emulator, monkeypatch, quick):
 
 
 # SIGTERM while the main thread waits in C, before training listens to it. As bigjax/main.py does.
+def test_a_listing_that_comes_late_loses_no_lease(tmp_path, monkeypatch):
+    """NFS may list what was there a while ago."""
+    lease = acquired(str(tmp_path / "run"))
+    for late, holds in (([], True), ([1], True), ([1, 2], False)):
+        monkeypatch.setattr(lease._store, "_numbers", lambda late=late: late)
+        assert lease._store.holds() == holds
+    monkeypatch.undo()
+    lease.release()
+
+
+def test_one_that_cannot_take_a_lease_and_sees_none_waits_before_it_asks_again(
+    tmp_path, monkeypatch
+):
+    lease, waits = Lease(str(tmp_path / "run")), []
+    tries = iter([False, False, True])
+    monkeypatch.setattr(lease._store, "read", lambda: None)
+    monkeypatch.setattr(lease._store, "take", lambda *a: next(tries))
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=waits.append)
+    monkeypatch.setattr(lease_lib, "time", clock)
+    lease._take()
+    assert len(waits) == 2 and min(waits) > 0
+
+
+def test_storage_without_leases_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(lease_lib.workdir_lib, "make_workdir", lambda workdir: None)
+    lease = acquired("s3://bucket/run")
+    assert "s3://bucket/run cannot be found out" in capsys.readouterr().out
+    lease.check()
+    lease.release()
+
+
 LOADING = """
 import sys, ctypes
 from bigjax import process

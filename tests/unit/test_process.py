@@ -9,6 +9,7 @@ import pytest
 
 from bigjax import commands, json_text, main, process
 from bigjax.errors import UserError
+from bigjax.train import hooks
 
 PYTHON = sys.executable
 
@@ -296,3 +297,36 @@ def test_a_signal_to_a_forked_child_is_not_for_its_parent():
     """
     done = prints(body.strip().replace("import os", "process.GRACE_SECONDS = 0.1; import os", 1))
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_a_signal_while_an_error_is_told_gives_no_traceback():
+    done = prints(
+        """
+    import signal
+    from bigjax.errors import UserError
+    class Told(UserError):
+        def __str__(self):
+            signal.raise_signal(signal.SIGTERM)
+    raise Told"""
+    )
+    assert done.returncode == 143
+    assert (
+        done.stderr.startswith("bigjax: interrupted by SIGTERM.") and done.stderr.count("\n") == 1
+    )
+
+
+def test_training_leaves_a_signal_ignored_that_its_shell_ignores():
+    old = {n: signal.getsignal(n) for n in process.SIGNALS}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        stop = hooks.StopOnSignal(0)
+        signal.raise_signal(signal.SIGINT)
+        assert stop.received is None and not stop.due(1)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.received == "SIGTERM" and stop.due(2)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        stop.close()
+        assert signal.getsignal(signal.SIGTERM) == old[signal.SIGTERM]
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -170,3 +170,21 @@ def test_a_container_tries_again_where_another_process_trains(cloud, stopped):
     if not stopped:
         assert err.count("is held by process 7") == 3 and err.count("again in a minute") == 3
         assert out == "training\n" and "60" in (cloud.folder / "sleeps.txt").read_text().split()
+
+
+def test_a_container_that_is_stopped_before_training_starts_stops_it_then(cloud):
+    program = cloud.folder / "bin" / "mktemp"  # what the script calls first
+    program.write_text('#!/bin/bash\nkill -TERM "$PPID"\nexec /usr/bin/env -i /bin/mktemp "$@"\n')
+    program.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(fake_cloud.REPO / "tpu_scripts" / "in_pod.sh"), *TRAIN[1:]],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={
+            "PATH": f"{cloud.folder / 'bin'}:{os.environ['PATH']}",
+            "FAKE": str(cloud.folder),
+            "HOME": str(cloud.folder / "a" / "b"),
+        },
+    )
+    assert done.returncode == 75, done.stderr
