@@ -14,7 +14,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "bigjax/__init__.py").read_
 # orbax-checkpoint name the jax that they need, so pip takes those of the same days.
 JAX = ">=0.10,<0.13"
 TPU = [f"jax[tpu]{JAX}"]  # with the libtpu that this jax was released with
-GCS = ["gcsfs>=2024.6"]
+GCS = ["gcsfs>=2024.6,<2027"]
 DEV = ["mypy>=1.15,<3", "pre-commit>=4,<5", "ruff>=0.12,<0.18"]
 TEST = [
     "gcp-storage-emulator>=2026.7,<2027",
@@ -72,9 +72,9 @@ setup(
         "numpy>=2.0,<3",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
-        "packaging>=23",
+        "packaging>=23,<27",
         "psutil>=5.9,<8",
-        "pyarrow>=15",
+        "pyarrow>=15,<27",
         "rich>=13.7,<16",
         "rouge-score>=0.1.2,<0.2",
         "sacrebleu>=2.5,<3",

@@ -196,7 +196,8 @@ def _csv_records(path: str) -> Iterator[tuple[int, list[str]]]:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         records, number = [], 1
         for fields in reader:
-            records.append((number, fields))
+            if number > 1 or fields != ["sep=", ""]:  # a first line sep=, is for Excel
+                records.append((number, fields))
             number = reader.line_num + 1
     except csv.Error as e:
         raise UserError(

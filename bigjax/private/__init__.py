@@ -11,7 +11,8 @@ from typing import Any
 
 from bigjax.errors import UserError
 
-VERSIONS = {"jax": ">=0.10,<0.13", "gcsfs": ">=2024.6"}  # known to work; setup.py has the same
+# Known to work; setup.py has the same.
+VERSIONS = {"jax": ">=0.10,<0.13", "gcsfs": ">=2024.6,<2027"}
 
 
 def find(package: str, name: str, use: str) -> Any:

@@ -412,6 +412,15 @@ def test_labels_and_names_keep_their_no_break_spaces(tmp_path):
         assert row["label"] == label
 
 
+def test_a_line_for_excel_is_passed_over(tmp_path):
+    path = write(tmp_path / "a.csv", "\ufeffsep=,\r\ntext,label\r\nx,1\r\n")
+    (row,) = read_table(path, ["text", "label"])
+    assert row == {"text": "x", "label": "1", "where": f"{path}:3", "row": row["row"]}
+    path = write(tmp_path / "b.csv", "sep=;\ntext;label\nx;1\n")
+    with pytest.raises(UserError, match="seems to have ';'"):
+        read_table(path, ["text", "label"])
+
+
 def test_another_separator_is_named(tmp_path):
     path = write(tmp_path / "a.csv", "text;label\nx;1\n")
     with pytest.raises(UserError, match="no columns are called 'text'.*seems to have ';'"):
