@@ -6,10 +6,12 @@ import os
 from packaging.version import Version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compilation dominates, and takes six times as long with optimization. No persistent cache:
-# programs with collectives that were loaded from it can wait for each other for ever on a CPU.
+# Compilation dominates, and takes six times as long with optimization, a quarter longer if it is
+# cut into parts for several cores, as pytest uses all. No persistent cache: programs with
+# collectives that were loaded from it can wait for each other for ever on a CPU.
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_cpu_parallel_codegen_split_count=1"
 )
 # jaxlib has these emitters alone from 0.11.1 on, and an unknown XLA flag aborts the process.
 if Version(metadata.version("jaxlib")) < Version("0.11.1"):
@@ -17,6 +19,7 @@ if Version(metadata.version("jaxlib")) < Version("0.11.1"):
 
 import gc  # noqa: E402
 import random  # noqa: E402
+import signal  # noqa: E402
 
 import pytest  # noqa: E402
 
@@ -24,6 +27,9 @@ from tests import newest  # noqa: E402
 
 # Tracing makes many objects that live: looking through them all takes a twentieth of the time.
 gc.set_threshold(100_000, 50, 100)
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background: so would children
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
@@ -59,6 +65,16 @@ def corpus_file(tmp_path_factory):
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory):
     return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def fewer_docstrings(monkeypatch):
+    """Of every eighth file: reading all takes longer than training. test_default_run, which is
+    slow, does."""
+    from bigjax.data import docstrings
+
+    files = docstrings.python_files()[::8]
+    monkeypatch.setattr(docstrings, "python_files", lambda: files)
 
 
 @pytest.fixture

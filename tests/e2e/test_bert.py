@@ -315,6 +315,7 @@ def test_answering(flags, tmp_path, capsys):
         capsys,
         "train",
         *of_40_steps(flags),
+        "--config.train.steps=10",
         f"--config={TINY_BERT}:answer",
         f"--config.data.train={squad}",
         f"--workdir={tmp_path}/answer",
@@ -528,20 +529,3 @@ def test_options_of_a_task_that_the_command_line_chose(capsys):
         "--config.task.name=answer",
     )
     assert code == 0 and "task.none_allowed = True" in out, err
-
-
-def test_a_stop_before_the_first_evaluation_is_a_clean_one(flags, tmp_path, capsys, monkeypatch):
-    from bigjax.train import hooks
-
-    monkeypatch.setattr(hooks.StopOnSignal, "due", lambda self, step: step == 3)
-    code, out, err = bigjax(
-        capsys,
-        "train",
-        *flags,
-        f"--workdir={tmp_path}/run",
-        "--config.checkpoint.best=eval/valid/loss",
-        "--config.checkpoint.every=15",
-    )
-    assert code == 0 and "checkpoints/3" in out and "--step=best" not in out, err
-    code, _, err = bigjax(capsys, "eval", f"--workdir={tmp_path}/run", "--step=best")
-    assert code == 2 and "no saved step" in err

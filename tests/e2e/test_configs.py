@@ -3,19 +3,19 @@
 import pytest
 
 from bigjax import config, main
-from bigjax.data import docstrings
 from tests import helpers
 
-
-@pytest.fixture(autouse=True)
-def less_text(monkeypatch):
-    """Every eighth file: reading all takes longer than training. test_default_run, which is slow,
-    does."""
-    files = docstrings.python_files()[::8]
-    monkeypatch.setattr(docstrings, "python_files", lambda: files)
+SLOW = ("oracle_paper", "large_lamb")  # what they differ in from others is tested by itself
 
 
-@pytest.mark.parametrize("path", config.config_files(), ids=lambda p: p.stem)
+@pytest.mark.usefixtures("fewer_docstrings")
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem in SLOW else ())
+        for path in config.config_files()
+    ],
+)
 def test_tiny(path, tmp_path, cache_dir, capsys):
     arguments = [
         "train",

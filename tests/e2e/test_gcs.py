@@ -84,6 +84,7 @@ def assert_equal_to(whole, url, name):
     assert meta["checksums"] == helpers.saved_checksums(whole, STEPS)
 
 
+@pytest.mark.slow
 def test_killed_on_a_bucket_resumed_through_faults_and_evaluated(
     flags, whole, emulator, tmp_path, monkeypatch
 ):

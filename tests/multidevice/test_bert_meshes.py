@@ -10,8 +10,6 @@ from bigjax.parallel import mesh as mesh_lib
 from tests.e2e.test_bert import TINY_BERT, write_table
 from tests.multidevice.test_meshes import assert_same, sizes, train
 
-MESHES = [(2, 1, 4), (2, 2, 2)]
-
 
 @pytest.fixture(scope="module")
 def make(corpus_file, cache_dir, tmp_path_factory):
@@ -39,8 +37,16 @@ def _swap(made, mesh_sizes):
     return made[0], mesh_sizes, made[1]
 
 
-@pytest.mark.parametrize("variant", ["", ":labelled"])
-@pytest.mark.parametrize("mesh_sizes", MESHES, ids=str)
+@pytest.mark.parametrize(
+    "mesh_sizes, variant",
+    [
+        ((2, 2, 2), ""),
+        ((2, 1, 4), ":labelled"),
+        pytest.param((2, 1, 4), "", marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), ":labelled", marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_loss_and_parameters_after_ten_steps(make, one_device, mesh_sizes, variant):
     got = train(*_swap(make(variant), mesh_sizes))
     assert_same(got, one_device[variant])

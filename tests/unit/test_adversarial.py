@@ -80,8 +80,15 @@ def test_the_generator_reads_the_start_then_the_tokens():
 # --- The generator's update -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reward", ["probability", "log_odds"])
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize(
+    "language, reward",
+    [
+        ("fixed length", "probability"),
+        ("with an end", "log_odds"),
+        pytest.param("fixed length", "log_odds", marks=pytest.mark.slow),
+        pytest.param("with an end", "probability", marks=pytest.mark.slow),
+    ],
+)
 def test_rollouts_converge_to_the_expected_reward(language, reward):
     V, end_id = LANGUAGES[language]
     n = 4000
@@ -141,12 +148,16 @@ def test_rollouts_follow_what_their_own_row_is_given():
     [
         ("fixed length", dict(rollouts=4)),
         ("fixed length", dict(rollouts=0, reward="log_odds")),
-        ("fixed length", dict(rollouts=4, baseline="batch")),
+        pytest.param("fixed length", dict(rollouts=4, baseline="batch"), marks=pytest.mark.slow),
         ("fixed length", dict(rollouts=2, baseline="batch", standardize=True)),
-        ("fixed length", dict(rollouts=0, reward="log_odds", likelihood=0.5, kl=1.0)),
+        pytest.param(
+            "fixed length",
+            dict(rollouts=0, reward="log_odds", likelihood=0.5, kl=1.0),
+            marks=pytest.mark.slow,
+        ),
         ("with an end", dict(rollouts=4, baseline="batch")),
         ("with an end", dict(rollouts=0, baseline="batch", likelihood=1.0, kl=0.5)),
-        ("with an end", dict(rollouts=0)),
+        pytest.param("with an end", dict(rollouts=0), marks=pytest.mark.slow),
     ],
 )
 def test_an_update_climbs_the_expected_reward(language, options):

@@ -91,6 +91,7 @@ def test_label_names_come_from_the_training_part(tmp_path):
     assert label_counts(data, "tag") == {"B": 1, "O": 2}
 
 
+@pytest.mark.usefixtures("fewer_docstrings")
 def test_docstrings_of_libraries(cache_dir):
     data = section(
         train="docstrings:library", cache_dir=cache_dir, valid_fraction=0.1, test_fraction=0.1
