@@ -93,8 +93,8 @@ def gathered(w: jax.Array, names: tuple[str | None, ...], dtype) -> jax.Array:
     """A parameter as a layer uses it: in the compute dtype, and whole along GATHERED.
 
     It is cast before it is gathered, so that half the bytes travel in bfloat16; its gradient goes
-    back by a reduce-scatter, where the compiler left alone would sum it whole on every device, and
-    is summed in the parameter's type: in bfloat16 each of many small parts would be rounded away.
+    back by a reduce-scatter, where the compiler left alone would sum it whole on every device. It
+    is summed in the compute dtype, as the matrix product gives it: twice the bytes for float32.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -107,7 +107,7 @@ def gathered(w: jax.Array, names: tuple[str | None, ...], dtype) -> jax.Array:
     def gather(w):
         return place(place(w.astype(dtype), at_rest), in_use)
 
-    gather.defvjp(lambda w: (gather(w), None), lambda _, g: (place(g.astype(w.dtype), at_rest),))
+    gather.defvjp(lambda w: (gather(w), None), lambda _, g: (place(g, at_rest).astype(w.dtype),))
     return gather(w)
 
 
