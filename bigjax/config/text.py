@@ -26,7 +26,7 @@ def to_json(config: ConfigDict) -> str:
     return json_text.dumps(config.to_dict(), indent=2)
 
 
-def from_json(text: str, where: str) -> ConfigDict:
+def from_json(text: str | bytes, where: str) -> ConfigDict:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as e:

@@ -193,9 +193,8 @@ def write_hot_words(path: Any, words: Mapping[str, float]) -> None:
     """Writes the file that `read_hot_words` reads (may be on gs://)."""
     from etils import epath
 
-    epath.Path(path).expanduser().write_text(
-        "".join(f"{word}\t{weight:.6g}\n" for word, weight in words.items())
-    )
+    text = "".join(f"{word}\t{weight:.6g}\n" for word, weight in words.items())
+    epath.Path(path).expanduser().write_bytes(text.encode())  # not in what the locale says
 
 
 def hot_ids(

@@ -84,9 +84,8 @@ def build(name: str, entry, context: Context):
             ]
 
             def write(folder):
-                (folder / "headlines.jsonl").write_text(
-                    "".join(json_text.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-                )
+                text = "".join(json_text.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                (folder / "headlines.jsonl").write_bytes(text.encode())
                 (folder / "report.json").write_text(
                     json_text.dumps({"step": step, **numbers, **baselines()}, indent=1) + "\n"
                 )

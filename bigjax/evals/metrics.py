@@ -58,7 +58,7 @@ def build(name: str, entry, context: Context):
 
         def write(folder):
             predict.write(folder / "predictions.jsonl", rows, found)
-            (folder / "report.txt").write_text(f"step {step}\n{report}\n")
+            (folder / "report.txt").write_bytes(f"step {step}\n{report}\n".encode())
             (folder / "report.json").write_text(
                 json_text.dumps({"step": step, **numbers, "by_label": by_label}, indent=1) + "\n"
             )

@@ -29,9 +29,9 @@ def read(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
     if not path.exists():
         raise UserError(f"{workdir!r} has no metrics.jsonl: it is no work folder of a run.")
     curves = {}
-    text = path.read_text()
+    text = path.read_bytes()
     # A run that was killed, or writes just now, may leave a last line without its end.
-    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
+    for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), start=1):
         try:
             entry = json.loads(line)
             step = int(entry.pop("step"))

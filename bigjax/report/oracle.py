@@ -89,13 +89,13 @@ def read_run(workdir: str) -> Run:
     curves = read(workdir)
     path = epath.Path(workdir) / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_bytes())
         splits = {
             name: entry["split"]
             for name, entry in config["evals"].items()
             if f"eval/{name}/nll_oracle" in curves
         }
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(
             f"{path} is no config of a run ({e!r}). It is written when a run starts; "
             "restore it, or leave this run out."

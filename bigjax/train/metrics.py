@@ -73,13 +73,13 @@ class Writer:
         if not old.exists():
             return
         kept = []
-        for line in old.read_text().splitlines():
+        for line in old.read_bytes().splitlines():
             try:
                 if 0 < step >= json.loads(line)["step"]:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
+                    kept.append(line + b"\n")
+            except (ValueError, LookupError, TypeError):
                 pass  # a line cut short when the process was killed
-        cloud.write_whole(self._path, "".join(kept).encode())
+        cloud.write_whole(self._path, b"".join(kept))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         if not self._active:

@@ -97,7 +97,7 @@ def existing(workdir: str) -> epath.Path:
 def read_config(workdir: str):
     """The config of a work folder."""
     path = existing(workdir) / "config.json"
-    return config_lib.from_json(path.read_text(), str(path))
+    return config_lib.from_json(path.read_bytes(), str(path))
 
 
 def _plain(value):

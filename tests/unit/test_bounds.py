@@ -251,6 +251,7 @@ def test_a_saved_config_of_another_kind():
         ("[1]", "JSON list"),
         ("null", "JSON NoneType"),
         ("{", "not readable JSON"),
+        (b'{"seed": "\xff"}', "not readable JSON"),
         ("[" * 100_000, "not readable JSON"),
         (broken(lambda c: c.update(new=1)), "Unknown config key 'new'"),
         (broken(lambda c: c.update(seed="1")), "config.seed must be a whole number, but is str"),

@@ -58,3 +58,11 @@ def test_a_live_line_on_a_terminal(monkeypatch):
     text = screen.getvalue()
     assert "before" in text and "between" in text
     assert "step 3/10" in text and "loss 2.5000" in text and "1,234 tokens/s" in text
+
+
+def test_lines_that_cannot_be_read_are_dropped_when_a_run_goes_on(tmp_path):
+    kept = b'{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n'
+    odd = b'{"step": 2, "l\n[1]\nnull\n{"step": "x"}\n{"\xff": 1}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(kept + odd + b'{"step": 3, "loss": 1.0}\n')
+    metrics.Writer(tmp_path, 2, tensorboard=False).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == kept

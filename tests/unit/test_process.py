@@ -330,3 +330,19 @@ def test_training_leaves_a_signal_ignored_that_its_shell_ignores():
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def test_what_is_written_is_utf8_whatever_the_locale(tmp_path):
+    done = python(
+        f"""
+import locale
+from bigjax.data.hot_words import write_hot_words
+assert locale.getpreferredencoding(False).upper() not in ("UTF-8", "UTF8")
+write_hot_words({str(tmp_path / "words")!r}, {{"\\u65e5\\u672c": 2.0}})
+""",
+        LC_ALL="C",
+        PYTHONUTF8="0",
+        PYTHONCOERCECLOCALE="0",
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "words").read_bytes() == "\u65e5\u672c\t2\n".encode()

@@ -40,8 +40,8 @@ def test_numbers_that_are_not_finite_and_names_that_look_like_formulas(tmp_path)
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": null, "eval/x/loss": "inf"}\n')
     assert math.isnan(report.read(str(folder))["loss"][1][0])
     assert "eval/x/loss inf" in report.draw([str(folder)], None)
-    for line in ("[1]", '{"step": "x"}', '{"step": 1, "loss": {}}', "null"):
-        (folder / "metrics.jsonl").write_text(f"{line}\n")
+    for line in (b"[1]", b'{"step": "x"}', b'{"step": 1, "loss": {}}', b"null", b'{"\xff": 1}'):
+        (folder / "metrics.jsonl").write_bytes(line + b"\n")
         with pytest.raises(UserError, match="line 1 is not a line of metrics"):
             report.read(str(folder))
 

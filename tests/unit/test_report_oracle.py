@@ -145,9 +145,10 @@ def test_where_the_picture_cannot_go(tmp_path, out, message):
     run = write_run(tmp_path / "gan", [(7, 10)])
     with pytest.raises(UserError, match=message):
         oracle.draw([run], str(tmp_path / out))
-    (tmp_path / "gan/config.json").write_text("{}")
-    with pytest.raises(UserError, match="is no config of a run"):
-        oracle.draw([run], None)
+    for content in (b"{}", b'{"evals": "\xff"}'):
+        (tmp_path / "gan/config.json").write_bytes(content)
+        with pytest.raises(UserError, match="is no config of a run"):
+            oracle.draw([run], None)
 
 
 def test_temperature_needs_temperatures_of_maximum_likelihood(tmp_path):
