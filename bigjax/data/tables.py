@@ -196,7 +196,8 @@ def _csv_records(path: str) -> Iterator[tuple[int, list[str]]]:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         records, number = [], 1
         for fields in reader:
-            if number > 1 or fields != ["sep=", ""]:  # a first line sep=, is for Excel
+            # A first line sep=, is for Excel; some programs quote it.
+            if number > 1 or ",".join(fields).lower() != "sep=,":
                 records.append((number, fields))
             number = reader.line_num + 1
     except csv.Error as e:
@@ -309,7 +310,7 @@ def _conll(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     has_tabs = any("\t" in line for line in lines if not line.startswith("#"))
     for number, line in enumerate([*lines, ""], 1):
         line = line.rstrip(" \t")
-        if not line:
+        if not line or line.startswith("-DOCSTART-"):  # which may have no blank line before it
             if sentence:
                 whole = _sentence(sentence)
                 yield {
@@ -317,7 +318,7 @@ def _conll(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
                     for column in columns
                 } | {"where": where, "row": whole}
             sentence = []
-        elif line.startswith("-DOCSTART-") or not sentence and _is_comment(line, has_tabs):
+        elif not sentence and _is_comment(line, has_tabs):
             continue
         else:
             # Not line.split(), which would cut a token at U+00A0.

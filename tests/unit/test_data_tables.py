@@ -169,6 +169,11 @@ def test_conll(tmp_path):
         {"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"], "where": f"{path}:3"},
         {"tokens": ["New York", "!"], "tags": ["B-LOC", "O"], "where": f"{path}:7"},
     ]
+    joined = write(tmp_path / "c.conll", "EU B-ORG\n-DOCSTART- -X- O O\n! O\n")
+    assert checked(joined, ["tokens", "tags"]) == [
+        {"tokens": ["EU"], "tags": ["B-ORG"], "where": f"{joined}:1"},
+        {"tokens": ["!"], "tags": ["O"], "where": f"{joined}:3"},
+    ]
     bare = write(tmp_path / "b.conll", "EU\nrejects\n")
     assert checked(bare, ["tokens"]) == [{"tokens": ["EU", "rejects"], "where": f"{bare}:1"}]
     with pytest.raises(UserError, match=r"b\.conll:1: found 'EU' without a tag"):
@@ -412,8 +417,9 @@ def test_labels_and_names_keep_their_no_break_spaces(tmp_path):
         assert row["label"] == label
 
 
-def test_a_line_for_excel_is_passed_over(tmp_path):
-    path = write(tmp_path / "a.csv", "\ufeffsep=,\r\ntext,label\r\nx,1\r\n")
+@pytest.mark.parametrize("line", ["sep=,", '"sep=,"', "SEP=,"])
+def test_a_line_for_excel_is_passed_over(tmp_path, line):
+    path = write(tmp_path / "a.csv", f"\ufeff{line}\r\ntext,label\r\nx,1\r\n")
     (row,) = read_table(path, ["text", "label"])
     assert row == {"text": "x", "label": "1", "where": f"{path}:3", "row": row["row"]}
     path = write(tmp_path / "b.csv", "sep=;\ntext;label\nx;1\n")
