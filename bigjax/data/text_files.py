@@ -203,6 +203,12 @@ def _undamaged(read: Callable[[], bytes], path: Any, kind: str) -> bytes:
     except (RunError, UserError):
         raise
     except Exception as e:  # each library has errors of its own
+        if "requires too much memory" in str(e):  # of Zstandard's library
+            raise UserError(
+                f"{path} was compressed with zstd --long and a window of more than 128 MiB, which "
+                "cannot be read here. Compress it again without --long: zstd -dc --long=31 OLD | "
+                "zstd -o NEW."
+            ) from None
         raise UserError(
             f"{path} is a {kind} file that is cut short or damaged ({e}). Copy it again."
         ) from None

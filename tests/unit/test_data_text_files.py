@@ -159,6 +159,13 @@ def test_what_is_no_text_is_refused(tmp_path, kind):
         documents(write(tmp_path / "a.txt.gz", gzip.compress(BINARY[kind])))
 
 
+def test_a_zstd_window_that_is_too_large_is_named(tmp_path):
+    # A frame with a window of 2 GiB, as zstd --long=31 writes it, and one raw block.
+    frame = b"\x28\xb5\x2f\xfd\x00\xa8" + (2 << 3 | 1).to_bytes(3, "little") + b"x\n"
+    with pytest.raises(UserError, match=r"a.zst was compressed with zstd --long"):
+        documents(write(tmp_path / "a.zst", frame))
+
+
 def test_damaged_utf16_is_refused(tmp_path):
     half = codecs.BOM_UTF16_LE + TEXT.encode("utf-16-le")[:-1]
     with pytest.raises(UserError, match="begins as UTF-16 .*cut short"):
