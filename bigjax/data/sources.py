@@ -10,6 +10,7 @@ import math
 import os
 from typing import Any
 
+from bigjax import paths as paths_lib
 from bigjax.data import docstrings
 from bigjax.data.files import fingerprint_files
 from bigjax.data.text_files import open_utf8
@@ -73,7 +74,8 @@ def documents(
 
     Files may be compressed, and of UTF-16 or UTF-32: see `text_files.py`.
 
-    - text: `path` is a file or a glob. Where it matches several files, each is a document, in
+    - text: `path` is a file or a glob (a folder that is called as it is written, brackets and all,
+      comes first). Where it matches several files, each is a document, in
       the order of their names. A single file is cut at blank lines: paragraphs are joined until
       they hold at least 2,000 characters (and cut at the end of a line after 100,000). Each line
       ends in LF, whatever it does in the file.
@@ -245,7 +247,10 @@ def _files(source: Source) -> list[Any]:
     elif os.path.exists(pattern):  # a name may hold brackets of its own
         paths = [epath.Path(pattern)]
     else:
-        paths = map(epath.Path, glob.glob(pattern, recursive=True))
+        parts = pattern.split("/")
+        plain = _plain_parts(parts, os.path.isdir)
+        parts[:plain] = map(glob.escape, parts[:plain])
+        paths = map(epath.Path, glob.glob("/".join(parts), recursive=True))
     paths = sorted((path for path in paths if not path.is_dir()), key=str)
     if not paths:
         what = "a folder" if os.path.isdir(pattern) else "no file"
@@ -257,13 +262,23 @@ def _files(source: Source) -> list[Any]:
     return paths
 
 
+def _plain_parts(parts: list[str], is_dir: Callable[[str], bool]) -> int:
+    """How many parts of a glob, from the first, name folders as they are: a folder may have
+    brackets and the like in its name. The last part is not one of them."""
+    for n, part in enumerate(parts[:-1]):
+        if glob.has_magic(part) and not is_dir("/".join(parts[: n + 1])):
+            return n
+    return len(parts) - 1
+
+
 def _remote_files(pattern: str) -> list[Any]:
     from etils import epath
 
+    paths_lib.read_any_folder()
     parts = pattern.split("/")
-    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     try:
-        return list(epath.Path("/".join(parts[:fixed])).glob("/".join(parts[fixed:])))
+        plain = _plain_parts(parts, lambda folder: epath.Path(folder).is_dir())
+        return list(epath.Path("/".join(parts[:plain])).glob("/".join(parts[plain:])))
     except RunError:  # storage does not answer
         raise
     except Exception as e:  # each storage has errors of its own

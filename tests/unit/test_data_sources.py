@@ -39,6 +39,12 @@ def test_recursive_glob_and_name_with_brackets(tmp_path):
     write(tmp_path / "y[1].md", "bracket")
     assert text_of(Source("text", str(tmp_path / "**/*.md"))) == ["deep", "bracket"]
     assert text_of(Source("text", str(tmp_path / "y[1].md"))) == ["bracket"]
+    for folder in ("[D]", "a*", "D"):
+        (tmp_path / folder / "sub").mkdir(parents=True)
+        write(tmp_path / folder / "sub" / "x.txt", folder)
+    assert text_of(Source("text", str(tmp_path / "[D]/*/*.txt"))) == ["[D]"]
+    assert text_of(Source("text", str(tmp_path / "a*/**/x.txt"))) == ["a*"]
+    assert text_of(Source("text", str(tmp_path / "[DE]/sub/x.txt"))) == ["D"]
 
 
 def test_single_file_is_grouped_at_blank_lines(tmp_path):
