@@ -2,11 +2,13 @@
 
 import fnmatch
 import math
+import struct
 from typing import Any, NamedTuple
 
 from bigjax.errors import UserError
 
 MAX_INT = 2**31 - 1  # steps, sizes and ids are int32 on the device
+SMALLEST_FLOAT, LARGEST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of float32
 MAX_SEED = 2**32 - 1  # jax.random.key drops what is above, so that two seeds would be one
 
 
@@ -89,9 +91,17 @@ def range_of(key: str) -> Range | None:
     return next((r for pattern, r in RANGES.items() if fnmatch.fnmatchcase(key, pattern)), None)
 
 
+def _as_float32(number: float) -> float:
+    """A finite number as devices compute with it: they take what is too small for zero."""
+    if abs(number) > LARGEST_FLOAT:
+        return math.copysign(math.inf, number)
+    return struct.unpack("f", struct.pack("f", number))[0] if abs(number) >= SMALLEST_FLOAT else 0.0
+
+
 def check_number(key: str, value: Any, allowed: Range | None) -> None:
     """Refuses a number, or a tuple or list with one, that is not allowed, or never is: one that is
-    not finite, or an integer that no device can hold. Other values are passed over."""
+    not finite, or that no device can hold: an integer beyond int32, or a number that is infinite,
+    zero or not allowed as a float32. Other values are passed over."""
     for number in value if isinstance(value, (tuple, list)) else [value]:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             continue
@@ -102,6 +112,14 @@ def check_number(key: str, value: Any, allowed: Range | None) -> None:
             raise UserError(f"config.{key} is {value}; {each} {allowed}.")
         if isinstance(number, int) and abs(number) > MAX_INT and allowed != SEED:
             raise UserError(f"config.{key} is {value}; it must be at most {MAX_INT:,}.")
+        if isinstance(number, float):
+            there = _as_float32(number)
+            if math.isinf(there) or (number and not there) or (allowed and there not in allowed):
+                raise UserError(
+                    f"config.{key} is {value}, which is {there} as a float32, as devices compute. "
+                    f"It must be {f'{allowed} there' if allowed else 'finite'}, and "
+                    f"0 or from {SMALLEST_FLOAT:.1e} to {LARGEST_FLOAT:.1e} in size."
+                )
 
 
 def check_seed(seed: int) -> None:

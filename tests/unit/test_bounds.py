@@ -86,6 +86,10 @@ def test_numbers_that_no_run_can_use(value):
         ("seed", -1, r"in \[0, 4294967295\]"),
         ("train.steps", 2**31, "at most 2,147,483,647"),
         ("evals.valid.temperatures", 0.0, "each must be positive"),
+        ("optim.eps", 1e-60, "0.0 as a float32"),
+        ("optim.learning_rate", 1e39, "inf as a float32"),
+        ("optim.clip_norm", 1e-40, "0.0 as a float32"),
+        ("optim.b2", 1 - 1e-11, r"1.0 as a float32.* in \[0, 1\)"),
     ],
 )
 def test_what_is_said_of_them(key, value, words):
@@ -94,7 +98,14 @@ def test_what_is_said_of_them(key, value, words):
 
 
 def test_the_ends_of_ranges_are_taken():
-    for key, value in (("optim.b1", 0.0), ("optim.layer_decay", 1.0), ("seed", 2**32 - 1)):
+    for key, value in (
+        ("optim.b1", 0.0),
+        ("optim.layer_decay", 1.0),
+        ("seed", 2**32 - 1),
+        ("optim.eps", 2.0**-126),
+        ("optim.b2", 1 - 2**-24),
+        ("optim.weight_decay", 3.4028234e38),
+    ):
         config.check_values(with_value(key, value))
 
 
