@@ -23,7 +23,15 @@ from bigjax.parallel import hosts
 from bigjax.train import meta as meta_lib
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.state import State
-from bigjax.train.stored import Damaged, Missing, as_stored, cast, checksums, damage_shown_by
+from bigjax.train.stored import (
+    Damaged,
+    Missing,
+    as_stored,
+    cast,
+    check_form,
+    checksums,
+    damage_shown_by,
+)
 from bigjax.trees import named_leaves
 
 ARRAY_ITEMS = ("params", "opt_state", "extras", "ema")
@@ -260,14 +268,13 @@ class Checkpoints:
         """
         problem = None
         try:
+            folder, meta = self.folder / str(step), self.meta(step)
+            for name, tree in abstract.items():
+                check_form(tree, meta["checksums"].get(name), folder / name)
             args = {
-                k: ocp.args.StandardRestore(as_stored(v, self.folder / str(step) / k))
-                for k, v in abstract.items()
+                k: ocp.args.StandardRestore(as_stored(v, folder / k)) for k, v in abstract.items()
             }
-            meta = self.meta(step)
-            items = dict(
-                self._reader.restore(self.folder / str(step), args=ocp.args.Composite(**args))
-            )
+            items = dict(self._reader.restore(folder, args=ocp.args.Composite(**args)))
         except Exception as e:  # whatever damage makes Orbax raise
             error = self._not_restored(step, e)
             problem = next(i for i, c in enumerate(_KINDS) if isinstance(error, c)), str(error)

@@ -1,5 +1,6 @@
 """Arrays of a checkpoint as they are stored: their checksums and types, and what shows damage."""
 
+from collections.abc import Collection
 import re
 
 from etils import epath
@@ -56,25 +57,45 @@ def checksums(tree) -> dict[str, int]:
     return {k: int(v) for k, v in jax.device_get(_checksums(named_leaves(tree))).items()}
 
 
+def check_form(abstract, saved: Collection[str] | None, folder: epath.Path) -> None:
+    """Raises UserError where other arrays were saved than those of abstract, in the folder of an
+    item: whoever wrote it meant it so. saved: their paths by `meta`; None if there is no such item.
+    """
+    wanted = named_leaves(abstract)
+    if saved is None:
+        raise _of_another_form(folder.parent, f"it holds no {folder.name}")
+    for name in [*wanted, *saved]:
+        if name not in saved:
+            raise _of_another_form(folder, f"{name} is not there, {wanted[name].shape} here")
+        if name not in wanted:
+            raise _of_another_form(folder, f"{name} is there, but not here")
+
+
+def _of_another_form(folder: epath.Path, how: str) -> UserError:
+    workdir = next(p for p in folder.parents if p.name == "checkpoints").parent
+    return UserError(
+        f"{folder} was written by another model, optimizer, train.ema or version of bigjax: {how}. "
+        f"Use the one that wrote it; or start another --workdir with --config.init_from={workdir}, "
+        "which takes the parameters alone."
+    )
+
+
 def as_stored(abstract, folder: epath.Path):
     """abstract with the types of the arrays in the folder of an item. Raises UserError where what
-    was saved has another form: whoever wrote it meant it so."""
+    was saved has other shapes, Damaged where an array is not there (see `check_form`)."""
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
     stored = named_leaves(handler.metadata(folder).tree)
 
     def of(path, x):
-        there = stored.get(path_name(path))
-        if there is None or tuple(there.shape) != x.shape:
-            saved = tuple(there.shape) if there else "not"
-            raise UserError(
-                f"{folder} was written by another model, optimizer or version of bigjax: "
-                f"{path_name(path)} is {saved} there, {x.shape} here. Use the one that wrote it; "
-                f"or start another --workdir with --config.init_from={folder.parents[2]}, which "
-                "takes the parameters alone."
-            )
-        return x.update(dtype=there.dtype)
+        name = path_name(path)
+        if name not in stored:
+            raise Missing(f"{name} is not in {folder}")
+        if tuple(stored[name].shape) != x.shape:
+            shape = tuple(stored[name].shape)
+            raise _of_another_form(folder, f"{name} is {shape} there, {x.shape} here")
+        return x.update(dtype=stored[name].dtype)
 
     return jax.tree_util.tree_map_with_path(of, abstract)
 

@@ -1,6 +1,7 @@
 """Checkpoints: what is kept, and what happens to damaged ones."""
 
 import concurrent.futures
+import json
 import pathlib
 import re
 import threading
@@ -124,6 +125,31 @@ def test_a_state_of_another_form_is_not_called_damaged(tmp_path, there):
         Checkpoints(tmp_path).restore_newest(wanted, print)
     assert str(tmp_path) in str(e.value).split("init_from=")[1]
     assert Checkpoints(tmp_path).steps() == [3] and not (tmp_path / "damaged").exists()
+
+
+@pytest.mark.parametrize(
+    "wanted, words",
+    [
+        ({"opt_state": {"count": ABSTRACT.opt_state["count"]}}, "mu/w is there, but not here"),
+        ({"ema": ABSTRACT.params}, "it holds no ema"),
+    ],
+)
+def test_a_state_of_fewer_or_more_parts_is_not_called_damaged(tmp_path, wanted, words):
+    saved(tmp_path, [3, 5], keep=2)
+    with pytest.raises(UserError, match=f"5.* another model.*: {words}.*init_from={tmp_path}, "):
+        Checkpoints(tmp_path).restore_newest(ABSTRACT._replace(**wanted), print)
+    assert Checkpoints(tmp_path).steps() == [3, 5]
+
+
+def test_an_array_that_is_gone_is_damage(tmp_path):
+    saved(tmp_path, [3, 5], keep=2)
+    metadata = tmp_path / "checkpoints" / "5" / "opt_state" / "_METADATA"
+    tree = json.loads(metadata.read_text())
+    tree["tree_metadata"] = {k: v for k, v in tree["tree_metadata"].items() if "mu" not in k}
+    metadata.write_text(json.dumps(tree))
+    said = []
+    _, meta = Checkpoints(tmp_path).restore_newest(ABSTRACT, said.append)
+    assert meta["step"] == 3 and "Checkpoint 5 is damaged" in said[0]
 
 
 def test_if_all_are_damaged_nothing_is_touched(tmp_path):
