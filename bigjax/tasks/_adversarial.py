@@ -84,28 +84,38 @@ class Options:
 
     def describe(self, steps: int) -> str:
         """How many rounds of each kind there are."""
-        return ", ".join(
-            f"{n} {phase}"
-            for phase in PHASES
-            if (n := sum(self.round(s)[0] == phase for s in range(steps)))
-        )
+        return ", ".join(f"{rounds} {phase}" for phase, _, rounds in self.phases(steps))
+
+    def phases(self, steps: int) -> list[tuple[str, int, int]]:
+        """(phase, its first round, how many it has) of a run of `steps` rounds."""
+        found, first = [], 0
+        for phase, rounds, _ in self._schedule():
+            n = min(steps - first, steps if rounds is None else rounds)
+            if n > 0:
+                found.append((phase, first, n))
+            first += n
+        return found
 
     def round(self, step: int) -> tuple[str, int, int]:
         """(phase, batches of real text in this round, those in all rounds before it).
 
         A discriminator's update takes half a batch of real text.
         """
+        before = 0
+        for phase, rounds, batches in self._schedule():
+            if rounds is None or step < rounds:
+                return phase, batches, before + step * batches
+            step, before = step - rounds, before + rounds * batches
+
+    def _schedule(self) -> list[tuple[str, int | None, int]]:
+        """(phase, its rounds, batches of real text in each); None: all that are left."""
         d = 0 if self.constant else 1
         of_phase = (
             (self.mle_rounds, self.mle_updates),
             (self.discriminator_rounds * d, -(-self.pretrain_updates // 2)),
             (None, self.generator_updates + d * -(-self.discriminator_updates // 2)),
         )
-        before = 0
-        for phase, (rounds, batches) in zip(PHASES, of_phase):
-            if rounds is None or step < rounds:
-                return phase, batches, before + step * batches
-            step, before = step - rounds, before + rounds * batches
+        return [(phase, *counts) for phase, counts in zip(PHASES, of_phase)]
 
 
 def check_training(config) -> None:

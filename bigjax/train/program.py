@@ -101,10 +101,7 @@ def phases(config, task) -> list[tuple[str, int]]:
     """(phase, its first step): what a run compiles; one phase without a name if not adversarial."""
     if not task.players:
         return [("", 0)]
-    first: dict[str, int] = {}
-    for step in range(config.train.steps):
-        first.setdefault(task.players.options.round(step)[0], step)
-    return [*first.items()]
+    return [(phase, first) for phase, first, _ in task.players.options.phases(config.train.steps)]
 
 
 def trace(task, program: Program, mesh, batch_size: int, step: int) -> jax.stages.Traced:

@@ -215,6 +215,13 @@ def test_rounds_follow_each_other(options, want):
         end += n
     counts = {phase: [x[0] for x in want].count(phase) for phase in PHASES}
     assert o.describe(6) == ", ".join(f"{n} {phase}" for phase, n in counts.items() if n)
+    for steps in range(1, 7):
+        phases = [phase for phase, _ in want[:steps]]
+        assert o.phases(steps) == [
+            (phase, phases.index(phase), phases.count(phase)) for phase in dict.fromkeys(phases)
+        ]
+    phase, first, rounds = o.phases(2**31 - 1)[-1]  # as long as one likes, and at once
+    assert phase == "adversarial" and first + rounds == 2**31 - 1
 
 
 @pytest.mark.parametrize(
