@@ -49,3 +49,16 @@ def make_schedule(optim, steps: int) -> Callable:
         return peak * rise * factor
 
     return schedule
+
+
+def change(old, new, step: int) -> str:
+    """A sentence where the learning rate of the next update, after `step`, is another by the config
+    `new` than by `old`, as train.steps stretches a schedule; '' if it is the same."""
+    before, now = (float(make_schedule(c.optim, c.train.steps)(step)) for c in (old, new))
+    if before == now:
+        return ""
+    return (
+        f"The learning rate continues at {now:.3g} after step {step}; with the config that this "
+        f"run was last started with it would be {before:.3g}. It follows from train.steps and the "
+        "keys of optim."
+    )

@@ -12,6 +12,7 @@ from bigjax import cloud, data, evals, json_text, models, tasks
 from bigjax import config as config_lib
 from bigjax.errors import NO_ROOM, PassingError, RunError, UserError
 from bigjax.evals.context import Context, derive
+from bigjax.optim import schedules
 from bigjax.parallel import hosts, sharding
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.train import debug, init_from, load, loop, metrics
@@ -242,6 +243,11 @@ class _Run:
             self.early_stop.restore(meta["early_stop"])
             start = meta["step"]
             self.log(f"Going on from step {start} of {source}.")
+            # Adversarial rounds have rates of their own.
+            if jax.process_index() == 0 and not self.task.players and start < self.steps:
+                old = workdir_lib.read_config(str(origin))
+                if changed := schedules.change(old, c, start):
+                    self.log(changed)
             self.saved_step = start if source == "this work folder" else None
             return state, start
         source = self.source

@@ -12,7 +12,7 @@ import pytest
 
 from bigjax import config as config_lib
 from bigjax import tasks
-from bigjax.optim import make, make_schedule
+from bigjax.optim import make, make_schedule, schedules
 from bigjax.trees import count, named_leaves
 
 STEPS, LAYERS, BAR = 24, 3, 2e-5
@@ -363,3 +363,15 @@ def test_schedule(values, rates):
     schedule = jax.jit(make_schedule(o, 101))
     have = {step: float(schedule(step)) for step in rates}
     assert have == pytest.approx(rates, rel=2e-6, abs=1e-7)
+
+
+def test_a_learning_rate_that_another_config_changes_is_told():
+    old = config_lib.new_config()
+    old.update(dict(optim=dict(learning_rate=0.1, schedule="linear"), train=dict(steps=41)))
+    new = old.copy_and_resolve_references()
+    assert schedules.change(old, new, 40) == ""
+    new.train.steps = 81
+    said = schedules.change(old, new, 40)
+    assert "continues at 0.05 after step 40" in said and "it would be 0." in said
+    old.optim.schedule = new.optim.schedule = "constant"
+    assert schedules.change(old, new, 40) == ""
