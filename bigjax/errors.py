@@ -63,11 +63,15 @@ def file_failure(error: BaseException) -> UserError | None:
 def how_to_install(extra: str) -> str:
     """The command that installs what an extra of setup.py names: of a checkout, or what a package
     that was built from one says of itself."""
-    if (pathlib.Path(__file__).parents[1] / "setup.py").is_file():
+    try:
+        lines = metadata.requires("bigjax") or ()
+    except metadata.PackageNotFoundError:  # it is only on the path
+        lines = ()
+    if not lines or (pathlib.Path(__file__).parents[1] / "setup.py").is_file():
         return f"pip install -e '.[{extra}]'"
     from packaging.requirements import Requirement
 
-    wanted = [Requirement(line) for line in metadata.requires("bigjax") or ()]
+    wanted = [Requirement(line) for line in lines]
     wanted = [
         r
         for r in wanted

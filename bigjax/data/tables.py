@@ -38,7 +38,7 @@ def read_table(
     - .tsv, .txt: tabs between columns, no quoting; .csv: commas, with quoting. The first line
       has the names, unless `columns` are numbers: "0" is the first column of a file without.
       Everything is text. Blank lines at the end are passed over.
-    - .jsonl: an object a line.
+    - .jsonl: an object a line; blank lines are passed over.
     - .parquet: times are text ("2024-05-01 12:00:00"); rows count from 1. Missing values are null
       or NaN.
     - .json: SQuAD 1.1 or 2.0; rows have question, context, answers, id and is_impossible, the
@@ -191,6 +191,7 @@ def _separator_hint(header: list[str], path: str) -> str:
 def _csv_records(path: str) -> Iterator[tuple[int, list[str]]]:
     """(number of its first line, fields); a quoted field may hold line ends."""
     text = re.sub(r"[\r\n][ \r\n]*\Z", "", read_text(path, "a table in UTF-8"))
+    text = re.sub(r"\r\r+\n", "\r\n", text)  # of a program that ended its lines twice
     limit = csv.field_size_limit(1 << 30)  # the module's own 128 kB refuses long contexts
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -213,6 +214,8 @@ def _csv_records(path: str) -> Iterator[tuple[int, list[str]]]:
 def _jsonl(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_lines(path), 1):
         # A byte order mark also where files were put behind one another.
+        if not line.strip(" "):
+            continue
         row, where = _json(line.removeprefix("\ufeff"), path, number), f"{path}:{number}"
         if not isinstance(row, dict):
             raise UserError(f"{where}: found {describe(row)}; each line has to be a JSON object.")

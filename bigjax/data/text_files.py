@@ -136,7 +136,7 @@ def read_text(path: str | os.PathLike, what: str = "a text file") -> str:
 
 def read_lines(path: str | os.PathLike, what: str = "a text file") -> list[str]:
     """The lines of `read_text` without their ends; U+2028, form feeds and the like end none."""
-    lines = [line.removesuffix("\r") for line in read_text(path, what).split("\n")]
+    lines = [line.rstrip("\r") for line in read_text(path, what).split("\n")]
     if not lines[-1]:
         lines.pop()
     return lines

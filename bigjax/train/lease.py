@@ -73,8 +73,8 @@ class Lease:
         workdir_lib.make_workdir(self._workdir)
         if self._store is None:
             print(
-                f"Whether another process trains in {self._workdir} cannot be found out there: "
-                "take care that none does.",
+                f"On this storage bigjax cannot tell whether another process trains in "
+                f"{self._workdir}: make sure that none does.",
                 flush=True,
             )
             return

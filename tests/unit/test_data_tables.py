@@ -427,6 +427,19 @@ def test_a_line_for_excel_is_passed_over(tmp_path, line):
         read_table(path, ["text", "label"])
 
 
+@pytest.mark.parametrize("name, mark", [("a.csv", ","), ("a.tsv", "\t")])
+def test_line_ends_that_were_written_twice(tmp_path, name, mark):
+    """As by Python's csv module on Windows into a file that was opened without newline=''."""
+    path = write(tmp_path / name, f"text{mark}label\r\r\nx{mark}1\r\r\ny{mark}2\r\r\n")
+    rows = read_table(path, ["text", "label"])
+    assert [(row["text"], row["label"]) for row in rows] == [("x", "1"), ("y", "2")]
+
+
+def test_blank_lines_between_json_lines_are_passed_over(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": "x"}\n\n \n{"text": "y"}\n\n')
+    assert [row["where"] for row in read_table(path, ["text"])] == [f"{path}:1", f"{path}:4"]
+
+
 def test_another_separator_is_named(tmp_path):
     path = write(tmp_path / "a.csv", "text;label\nx;1\n")
     with pytest.raises(UserError, match="no columns are called 'text'.*seems to have ';'"):

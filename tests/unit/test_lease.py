@@ -423,7 +423,7 @@ def test_one_that_cannot_take_a_lease_and_sees_none_waits_before_it_asks_again(
 def test_storage_without_leases_is_said(monkeypatch, capsys):
     monkeypatch.setattr(lease_lib.workdir_lib, "make_workdir", lambda workdir: None)
     lease = acquired("s3://bucket/run")
-    assert "s3://bucket/run cannot be found out" in capsys.readouterr().out
+    assert "trains in s3://bucket/run: make sure" in capsys.readouterr().out
     lease.check()
     lease.release()
 
