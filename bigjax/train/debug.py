@@ -97,9 +97,13 @@ def first_nan(step: Callable, *args: Any) -> str:
     """Runs step(*args) operation by operation: the first that gives NaN and its line, or ''.
 
     step: not compiled, since a compiled one has no operations left that could be asked.
+
+    The step runs without a mesh, on arrays where they are: outside of jit, jax refuses a shard_map
+    over some axes of a mesh only.
     """
+    no_mesh = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
     try:
-        with jax.debug_nans(True), jax.disable_jit():
+        with no_mesh, jax.debug_nans(True), jax.disable_jit():
             step(*args)
     except FloatingPointError as e:
         return f"{str(e).splitlines()[0].rstrip('.')}, at {_line(e)}"

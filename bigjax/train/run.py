@@ -397,9 +397,10 @@ class _Run:
         saved = self.checkpoints.steps()
         raise NonFinite(
             f"{', '.join(self.not_finite)} of step {step} (batch {step - 1}, examples "
-            f"{_brief(examples)}) is not finite. Norms by layer are in {path}. The checkpoints "
-            f"{saved or 'none'} are as they were.{self._first_nan(state, frozen, batch)} Lower "
-            f"{self._learning_rate()}, clip gradients, or look at those examples."
+            f"{_brief(examples)}) is not finite. Norms by layer are in {path}. "
+            f"{f'The checkpoints {saved} are intact.' if saved else 'No checkpoint was saved yet.'}"
+            f"{self._first_nan(state, frozen, batch)} Lower {self._learning_rate()}, clip "
+            "gradients, or look at those examples."
         )
 
     def _first_nan(self, state: State, frozen, batch) -> str:
