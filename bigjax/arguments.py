@@ -86,7 +86,7 @@ class Arguments:
         try:
             extra = self.flags(["bigjax", *rest])[1:]
         except flags.Error as e:
-            raise UserError(f"{e} {self._taken()}") from e
+            raise UserError(f"{str(e).rstrip('.')}. {self._taken()}") from e
         if extra:
             raise UserError(f"What is {extra[0]!r}? Arguments are written --NAME=VALUE.")
         if workdirs == 1 and len(self.flags.workdir) > 1:

@@ -24,7 +24,7 @@ def make_schedule(optim, steps: int) -> Callable:
     if warmup + cooldown > steps:
         raise UserError(
             f"optim.warmup_steps={warmup} + optim.cooldown_steps={cooldown} is more "
-            f"than train.steps={steps}."
+            f"than train.steps={steps}. Lower these, or raise that."
         )
     if cooldown and shape in ("cosine", "linear"):
         raise UserError(

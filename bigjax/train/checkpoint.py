@@ -7,6 +7,7 @@ that a damaged checkpoint is recognised and the one before it is used.
 from collections.abc import Callable
 import contextlib
 import logging
+import re
 import sys
 import threading
 from typing import Any
@@ -378,4 +379,6 @@ def _items(state: State) -> dict[str, Any]:
 
 def _short(error: Exception) -> str:
     text = " ".join(str(error).split())
+    if found := re.search("No space left on device|Disk quota exceeded|File too large", text):
+        return found[0]  # of a C++ library, in a text of a thousand characters
     return f"{type(error).__name__}: {text[:200]}"

@@ -9,6 +9,8 @@ import pytest
 from bigjax import commands, main, report
 from bigjax.errors import UserError
 from bigjax.evals.context import Context
+from bigjax.interop import files
+from bigjax.train import checkpoint
 
 
 @pytest.mark.parametrize(
@@ -72,3 +74,24 @@ def test_a_picture_that_cannot_be_written_names_the_flag(tmp_path):
     with pytest.raises(UserError, match=r"report.png cannot be written: .*--out=FILE.png"):
         report.draw([str(tmp_path)], None)
     assert "loss 2" in report.draw([str(tmp_path)], str(tmp_path / "other.png"))
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (PermissionError(13, "Permission denied"), "Give another folder, or ask its owner"),
+        (OSError(28, "No space left on device"), "Make room there, or give another folder"),
+    ],
+)
+def test_an_export_that_cannot_be_written_says_what_helps(tmp_path, error, words):
+    with pytest.raises(UserError, match=f"exported cannot be written: {error.strerror}.*{words}"):
+        with files.new_folder(tmp_path / "exported"):
+            raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_said_in_the_words_of_the_system():
+    """TensorStore tells it in a text of a thousand characters, of which the first say nothing."""
+    text = f"RESOURCE_EXHAUSTED: Error writing {'x' * 300}: No space left on device [OS error 28]"
+    assert checkpoint._short(ValueError(text)) == "No space left on device"
+    assert checkpoint._short(ValueError("odd")) == "ValueError: odd"
