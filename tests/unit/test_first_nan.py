@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bigjax.layers import output
 from bigjax.parallel.mesh import AXES
@@ -15,11 +16,11 @@ def test_the_first_nan_of_a_step_on_several_devices():
         axis_types=(jax.sharding.AxisType.Auto,) * len(AXES),
         devices=jax.devices()[:2],
     )
-    targets = jnp.zeros((2, 4), jnp.int32)
+    targets = np.zeros((2, 4), np.int32)
 
     def loss(kernel):
         sums = output.linear_losses(
-            jnp.ones((2, 4, 8)), kernel, jnp.zeros(16), targets, jnp.ones((2, 4))
+            np.ones((2, 4, 8), np.float32), kernel, np.zeros(16), targets, np.ones((2, 4))
         )
         return jnp.log(-sums["total"])
 
