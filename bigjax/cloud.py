@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from etils import epath
 
-from bigjax.errors import PassingError, RunError, UserError, how_to_install
+from bigjax.errors import PassingError, RunError, UserError
+from bigjax.extras import how_to_install
 
 STALL_SECONDS = "60"  # of silence after which a request is given up and sent again
 _CURL = "TENSORSTORE_CURL"

@@ -1,9 +1,7 @@
 """The exceptions that the command line tells in one sentence, by their exit codes."""
 
 import errno
-from importlib import metadata
 import os
-import pathlib
 
 # Of an OSError: the disk or a quota is full, or a file would be too large.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -58,28 +56,6 @@ def file_failure(error: BaseException) -> UserError | None:
         f"{repr(where) if where else 'A file'} cannot be used: {_why(error)}. Check the path and "
         "your permission there, or name another."
     )
-
-
-def how_to_install(extra: str) -> str:
-    """The command that installs what an extra of setup.py names: of a checkout, or what a package
-    that was built from one says of itself."""
-    try:
-        lines = metadata.requires("bigjax") or ()
-    except metadata.PackageNotFoundError:  # it is only on the path
-        lines = ()
-    if not lines or (pathlib.Path(__file__).parents[1] / "setup.py").is_file():
-        return f"pip install -e '.[{extra}]'"
-    from packaging.requirements import Requirement
-
-    wanted = [Requirement(line) for line in lines]
-    wanted = [
-        r
-        for r in wanted
-        if r.marker and r.marker.evaluate({"extra": extra}) and not r.marker.evaluate({"extra": ""})
-    ]
-    for requirement in wanted:
-        requirement.marker = None
-    return "pip install " + " ".join(f"'{requirement}'" for requirement in wanted)
 
 
 def _why(error: OSError) -> str:

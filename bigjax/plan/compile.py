@@ -19,7 +19,8 @@ import bigjax
 from bigjax import config as config_lib
 from bigjax import private, tasks
 from bigjax.data.files import cache_folder, write_atomically
-from bigjax.errors import RunError, UserError, how_to_install
+from bigjax.errors import RunError, UserError
+from bigjax.extras import how_to_install
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.plan import chips, compilers, predict
 from bigjax.train import program as program_lib

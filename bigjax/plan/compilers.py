@@ -4,15 +4,14 @@ One of another day may compile for minutes what jaxlib then cannot read. Which o
 released with stands in its metadata, in the requirements of its extras.
 """
 
-from collections.abc import Iterator
 from importlib import metadata
 import importlib.util
 from typing import NamedTuple
 
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from bigjax.errors import UserError, how_to_install
+from bigjax import extras
+from bigjax.errors import UserError
 
 
 class Compiler(NamedTuple):
@@ -35,7 +34,7 @@ def check(compiler: Compiler) -> None:
 
     Where jax does not name one, as when it was built from its source, any will do.
     """
-    brings = how_to_install(compiler.install)
+    brings = extras.how_to_install(compiler.install)
     if importlib.util.find_spec(compiler.module) is None:
         raise UserError(
             f"A plan needs {compiler.module}, which holds {compiler.what}; no such device is "
@@ -49,7 +48,7 @@ def check(compiler: Compiler) -> None:
         )
     found |= _installed(("jaxlib",))
     jax = _installed(("jax",)).get("jax", "")
-    for wanted in _named_by_jax(compiler.extra):
+    for wanted in extras.requirements("jax", compiler.extra):
         name = canonicalize_name(wanted.name)
         if name != "jaxlib" and name not in compiler.packages:
             continue
@@ -79,16 +78,3 @@ def _installed(packages: tuple[str, ...]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             pass
     return found
-
-
-def _named_by_jax(extra: str) -> Iterator[Requirement]:
-    """What the installed jax requires for one of its extras, and only for that."""
-    try:
-        lines = metadata.requires("jax") or ()
-    except metadata.PackageNotFoundError:
-        return
-    for line in lines:
-        requirement = Requirement(line)
-        marker = requirement.marker
-        if marker and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""}):
-            yield requirement

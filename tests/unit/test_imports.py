@@ -10,6 +10,7 @@ ROOT = pathlib.Path(bigjax.__file__).parent
 # A room may import the rooms before it in this list, and itself.
 ORDER = [
     "errors",
+    "extras",
     "trees",
     "private",
     "process",

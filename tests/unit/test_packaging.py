@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bigjax import config, errors
+from bigjax import config, extras
 
 REPOSITORY = pathlib.Path(__file__).parent.parent.parent
 
@@ -74,8 +74,8 @@ def test_the_citation_has_the_version():
 
 def test_how_an_extra_is_installed(monkeypatch):
     """What is advised in a checkout has no meaning in the folder of somebody who has none."""
-    assert errors.how_to_install("plan") == "pip install -e '.[plan]'"
-    monkeypatch.setattr(errors, "__file__", "/usr/lib/site-packages/bigjax/errors.py")
+    assert extras.how_to_install("plan") == "pip install -e '.[plan]'"
+    monkeypatch.setattr(extras, "__file__", "/usr/lib/site-packages/bigjax/extras.py")
     lines = [
         "numpy<3,>=2.0",
         "tomli>=2; python_version < '3.0'",
@@ -83,6 +83,6 @@ def test_how_an_extra_is_installed(monkeypatch):
         'gcsfs>=2024.6; extra == "test"',
         'pytest>=8.0; extra == "test"',
     ]
-    monkeypatch.setattr(errors.metadata, "requires", {"bigjax": lines}.get)
-    assert errors.how_to_install("plan") == "pip install 'jax[tpu]<0.13,>=0.10'"
-    assert errors.how_to_install("test") == "pip install 'gcsfs>=2024.6' 'pytest>=8.0'"
+    monkeypatch.setattr(extras.metadata, "requires", {"bigjax": lines}.get)
+    assert extras.how_to_install("plan") == "pip install 'jax[tpu]<0.13,>=0.10'"
+    assert extras.how_to_install("test") == "pip install 'gcsfs>=2024.6' 'pytest>=8.0'"

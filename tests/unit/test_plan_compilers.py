@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from bigjax import main
+from bigjax import extras, main
 from bigjax.errors import RunError, UserError
 from bigjax.plan import chips, compilers, search
 from bigjax.plan import compile as compile_lib
@@ -117,7 +117,7 @@ def test_its_version_is_part_of_what_is_kept(install):
 
 def test_the_extra_brings_what_the_installed_jax_names():
     """As jax[tpu] does, so pip cannot take another one."""
-    (named,) = [r for r in compilers._named_by_jax("tpu") if r.name == "libtpu"]
+    (named,) = [r for r in extras.requirements("jax", "tpu") if r.name == "libtpu"]
     assert len(list(named.specifier)) == 1 and "==" in str(named.specifier)
 
 
