@@ -83,7 +83,7 @@ def cli() -> None:
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
-    except process.Interrupted as e:  # while an error was being told
+    except process.Interrupted as e:  # while an error was printed
         code = _interrupted(e.number)
     except BrokenPipeError:
         process.close_output()

@@ -79,6 +79,7 @@ def test_how_an_extra_is_installed(monkeypatch):
     lines = [
         "numpy<3,>=2.0",
         "tomli>=2; python_version < '3.0'",
+        "typing_extensions>=4; python_version >= '3.0'",
         'jax[tpu]<0.13,>=0.10; extra == "plan"',
         'gcsfs>=2024.6; extra == "test"',
         'pytest>=8.0; extra == "test"',
