@@ -7,8 +7,8 @@ from packaging.version import Version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Compilation dominates, and takes six times as long with optimization, a quarter longer if it is
-# cut into parts for several cores, as pytest uses all. No persistent cache: programs with
-# collectives that were loaded from it can wait for each other for ever on a CPU.
+# cut into parts for several cores, as pytest uses all. No persistent cache but for `one_device`:
+# programs with collectives that were loaded from it can wait for each other for ever on a CPU.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
     "--xla_cpu_parallel_codegen_split_count=1"
@@ -65,6 +65,36 @@ def corpus_file(tmp_path_factory):
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory):
     return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def compiled_programs(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="module")
+def one_device(compiled_programs):
+    """Runs in this process have a mesh of one device, and keep what they compile for each other.
+
+    For what does not depend on a mesh: of eight, a step takes most of its time in waiting.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    cached = {
+        "jax_compilation_cache_dir": compiled_programs,
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    before = {name: getattr(jax.config, name) for name in cached}
+    devices = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(jax, "devices", lambda *_: devices)
+        for name, value in cached.items():
+            jax.config.update(name, value)
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # else the folder stays in use
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from bigjax import main
 from tests import helpers
 from tests.conftest import WORDS
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 TINY_BERT = str(pathlib.Path(__file__).parent.parent / "tiny_bert.py")
 
 

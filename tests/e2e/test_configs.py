@@ -8,7 +8,7 @@ from tests import helpers
 SLOW = ("oracle_paper", "large_lamb")  # what they differ in from others is tested by itself
 
 
-@pytest.mark.usefixtures("fewer_docstrings")
+@pytest.mark.usefixtures("one_device", "fewer_docstrings")
 @pytest.mark.parametrize(
     "path",
     [

@@ -5,9 +5,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from bigjax.errors import UserError
 from bigjax.main import main
-from bigjax.train import debug
+from bigjax.train import debug, program
 from tests import helpers
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture
@@ -23,13 +26,6 @@ def flags(corpus_file, cache_dir, tmp_path):
         "--config.evals.valid.every=2",
         "--config.checkpoint.every=3",
     ]
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """Of the eight that tests have."""
-    device = jax.devices()[0]
-    monkeypatch.setattr(jax, "devices", lambda *args: [device])
 
 
 def traced_names(workdir) -> list[str]:
@@ -148,16 +144,7 @@ def test_compiled_steps_are_kept(flags, tmp_path):
     assert any("jit_one" in path.name for path in cache.iterdir())
 
 
-def test_no_cache_for_programs_of_several_cpu_devices(flags, tmp_path, monkeypatch, capsys):
-    monkeypatch.undo()
-    assert (
-        main(
-            [
-                *flags,
-                "--config.mesh.data=8",
-                f"--config.train.compilation_cache={tmp_path}/compiled",
-            ]
-        )
-        == 2
-    )
-    assert "8 devices of a CPU cannot be loaded again safely" in capsys.readouterr().err
+def test_no_cache_for_programs_of_several_cpu_devices(tmp_path):
+    several = jax.make_mesh((8,), ("data",), devices=jax.local_devices())
+    with pytest.raises(UserError, match="8 devices of a CPU cannot be loaded again safely"):
+        program.use_compilation_cache(str(tmp_path / "compiled"), several)

@@ -12,6 +12,8 @@ from bigjax.infer import headline as infer
 from tests import helpers
 from tests.conftest import WORDS
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 TINY = str(pathlib.Path(__file__).parent.parent / "tiny_headline.py")
 
 

@@ -17,6 +17,8 @@ from bigjax.data.tokenizer import Bytes
 from tests import helpers
 from tests.conftest import write_text
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def bigjax(capsys, *arguments) -> tuple[int, str, str]:
     code = main.main(list(arguments))
