@@ -12,25 +12,43 @@ from bigjax.errors import UserError
 _KEY = "--config."
 # What each command takes and uses, see Arguments: a flag or a key that is not here is refused.
 _MODEL = ("model", "mesh", "hosts", "train.ema")  # keys of those that open a run's work folder
-_ROWS = (*_MODEL, "task", "data", "train.batch_size")
-_OF_A_RUN = dict(config=False, workdirs=1)
+_ROWS = (*_MODEL, "task", "train.batch_size")
+# Of these keys and sections, what is settled: a run's tokenizer is in its folder, and nothing is
+# dropped.
+_SETTLED = (
+    "data.tokenizer",
+    *(f"model.{part}dropout" for part in ("", "attention_", "click_", "discriminator_")),
+)
+_OF_A_RUN = dict(config=False, workdirs=1, unused=_SETTLED)
+_FORM = ("data.columns", "data.seq_len", "data.packing", "data.truncate", "data.doc_stride")
+_TEXT = (
+    "data.sources",
+    "data.tokenizer",
+    "data.valid_fraction",
+    "data.test_fraction",
+    "data.on_bad_utf8",
+    "data.cache_dir",
+)
 TAKES = {
     "train": dict(workdirs=1),
-    "eval": dict(**_OF_A_RUN, keys=(*_ROWS, "seed", "oracle", "evals"), texts=("step",)),
+    "eval": dict(**_OF_A_RUN, keys=(*_ROWS, "data", "seed", "oracle", "evals"), texts=("step",)),
     "predict": dict(
-        **_OF_A_RUN, keys=_ROWS, texts=("input", "output", "step"), file_flags=("input", "output")
+        **_OF_A_RUN,
+        keys=(*_ROWS, *_FORM),
+        texts=("input", "output", "step"),
+        file_flags=("input", "output"),
     ),
     "generate": dict(**_OF_A_RUN, keys=_MODEL, texts=("step",)),
     "headline": dict(
         **_OF_A_RUN,
-        keys=(*_MODEL, "task", "data"),
+        keys=(*_MODEL, "task", "data.columns", "data.truncate"),
         file_flags=("article", "output", "hot_words"),
     ),
     "configs": dict(config=False, workdirs=0, keys=()),
     "config": dict(workdirs=1),
     "checkpoint": dict(**_OF_A_RUN, keys=(), texts=("step",)),
     "report": dict(config=False, workdirs=2, keys=(), texts=("out",), file_flags=("out",)),
-    "tokenizer": dict(workdirs=0, keys=("data", "init_from"), texts=("out",), file_flags=("out",)),
+    "tokenizer": dict(workdirs=0, keys=(*_TEXT, "init_from"), texts=("out",), file_flags=("out",)),
     "embeddings": dict(
         workdirs=0, keys=("data", "model", "seed"), texts=("out",), file_flags=("out",)
     ),
@@ -40,7 +58,8 @@ TAKES = {
         file_flags=("calibrate",),
     ),
     "import": dict(
-        **_OF_A_RUN,
+        config=False,
+        workdirs=1,
         keys=("seed", "data", "evals", "mesh", "hosts", "train.batch_size"),
         texts=("from",),
         file_flags=("from",),
@@ -54,7 +73,8 @@ class Arguments:
     """The flags of a command line. A command takes those that it uses, and refuses the others.
 
     config: whether it uses --config=FILE[:VARIANT]. workdirs: how many --workdir=FOLDER: 0, 1, or 2
-    for any number. keys: the config keys and sections that it uses, ("",) for all. texts: flags
+    for any number. keys: the config keys and sections that it uses, ("",) for all, but for those
+    of unused. texts: flags
     whose default is None. define(flags) adds others. file_flags: those of texts and define that
     name files or folders; an empty one is refused, and `~` is expanded.
     """
@@ -67,10 +87,11 @@ class Arguments:
         config: bool = True,
         workdirs: int = 2,
         keys: tuple[str, ...] = ("",),
+        unused: tuple[str, ...] = (),
         texts: tuple[str, ...] = (),
         file_flags: tuple[str, ...] = (),
     ):
-        self._keys = keys
+        self._keys, self._unused = keys, unused
         self.overrides = [a for a in argv if a.startswith(_KEY)]
         rest = [a for a in argv if not a.startswith(_KEY)]
         self.flags = flags.FlagValues()
@@ -101,14 +122,20 @@ class Arguments:
         if self._keys:
             names.append(f"{_KEY}KEY=VALUE" + (" of " * ("" not in self._keys)))
             names[-1] += ", ".join(k for k in self._keys if k)
+            if self._unused:
+                names[-1] += f" (but for {', '.join(self._unused)})"
         return f"Flags of this command: {', '.join(names)}." if names else "It takes no flags."
+
+    def uses(self, key: str) -> bool:
+        """Whether the command uses this config key."""
+        within = lambda keys: any(not k or key == k or key.startswith(f"{k}.") for k in keys)
+        return within(self._keys) and not within(self._unused)
 
     def _check_taken(self, rest: list[str]) -> None:
         """Refuses what other commands take and this one would not use."""
         for argument in self.overrides:
             key = argument.removeprefix(_KEY).partition("=")[0]
-            used = any(not k or key == k or key.startswith(f"{k}.") for k in self._keys)
-            if not used:
+            if not self.uses(key):
                 raise UserError(
                     f"{argument}: this command does not use config.{key}, so it would change "
                     f"nothing: leave it out. {self._taken()}"

@@ -47,7 +47,7 @@ def _config_of_run(arguments: Arguments):
     from bigjax.train import workdir as workdir_lib
 
     config, _ = arguments.config(workdir_lib.read_config(arguments.workdir))
-    config_lib.check_values(config)
+    config_lib.check_numbers(config, arguments.uses)  # a run of an earlier version had other bounds
     return config
 
 
@@ -266,15 +266,16 @@ def show_config(argv: list[str]) -> None:
     --config=FILE[:VARIANT] --config.KEY=VALUE, or --workdir=FOLDER for a run's own.
     """
     arguments = Arguments(argv, **TAKES["config"])
-    base = None
     if arguments.flags.workdir:
         if arguments.flags.config:
             raise UserError("Give --config or --workdir: the config of a file, or that of a run.")
         from bigjax.train import workdir as workdir_lib
 
-        base = workdir_lib.read_config(arguments.workdir)
-    config, overridden = arguments.config(base)
-    config_lib.check_values(config)
+        config, overridden = arguments.config(workdir_lib.read_config(arguments.workdir))
+        config_lib.check_numbers(config, overridden.__contains__)
+    else:
+        config, overridden = arguments.config()
+        config_lib.check_values(config)
     print(config_lib.describe(config, overridden, color=sys.stdout.isatty()))
 
 

@@ -5,7 +5,15 @@ every key there is, and assigns what it chooses. The sections `model` and `task`
 (`bigjax.models.NAME`, `bigjax.tasks.NAME`) whose `Config` dataclass owns their other keys.
 """
 
-from bigjax.config.checks import build, check_keys, check_values, get, nearest, sorted_leaves
+from bigjax.config.checks import (
+    build,
+    check_keys,
+    check_numbers,
+    check_values,
+    get,
+    nearest,
+    sorted_leaves,
+)
 from bigjax.config.files import (
     DEFAULT_CONFIG,
     ROOT,
@@ -25,6 +33,7 @@ __all__ = [
     "ROOT",
     "build",
     "check_keys",
+    "check_numbers",
     "check_values",
     "config_files",
     "describe",

@@ -1,5 +1,6 @@
 """Refusing configs that no run can use, and dataclasses from their sections."""
 
+from collections.abc import Callable
 import dataclasses
 import difflib
 import fnmatch
@@ -110,11 +111,17 @@ def _converted(value, want: type, where: str):
     return value
 
 
+def check_numbers(config: ConfigDict, used: Callable[[str], bool]) -> None:
+    """Refuses numbers that no run can use, under the keys that are used."""
+    for key, value in sorted_leaves(config):
+        # Those of a model and a task are seen to by their Config dataclasses.
+        if not key.startswith(("model.", "task.")) and used(key):
+            check_number(key, value, range_of(key))
+
+
 def check_values(config: ConfigDict) -> None:
     """Refuses numbers and names that no run can use."""
-    for key, value in sorted_leaves(config):
-        if not key.startswith(("model.", "task.")):  # their Config dataclasses see to them
-            check_number(key, value, range_of(key))
+    check_numbers(config, lambda key: True)
     if config.train.batch_size % config.train.accumulate:
         raise UserError(
             f"train.batch_size={config.train.batch_size} does not divide into "

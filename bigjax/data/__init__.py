@@ -1,6 +1,6 @@
 """Text data: sources, tokenizers, the token store, and batches as a function of (seed, step)."""
 
-from bigjax.data.corpus import Corpus, build_tokenizer, load_text
+from bigjax.data.corpus import Corpus, build_tokenizer, comparable, load_text
 from bigjax.data.examples import unknown_warning
 from bigjax.data.headlines import (
     HeadlineData,
@@ -25,6 +25,7 @@ __all__ = [
     "TextData",
     "WordPiece",
     "build_tokenizer",
+    "comparable",
     "encode_articles",
     "encode_rows",
     "iterate",

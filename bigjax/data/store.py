@@ -33,7 +33,7 @@ SPLITS = ("train", "valid", "test")
 DOCUMENTS_PER_SHARD = 32768
 _CHARS_PER_SHARD = 1 << 26  # bounds the memory a build takes
 _BATCH_CHARS = 4_000_000  # text handed to the tokenizer at once: keeps its threads busy
-_FORMAT = 2
+_FORMAT = 3
 
 
 def split_of(document: str, valid_fraction: float, test_fraction: float) -> str:
@@ -122,13 +122,14 @@ class Stream:
 
 class Store:
     """A finished store; `stats` has documents, bytes, tokens, unknown tokens and bad_utf8 of all
-    its source."""
+    its source, `hashes` those of its ids and where documents begin, by shard and split."""
 
     def __init__(self, folder: Path) -> None:
         meta = _read_json(folder / "store.json")
         self.folder, self.key = folder, meta["key"]
         self.stats: dict[str, int] = meta["stats"]
         self._shards, self._dtype = meta["shards"], meta["dtype"]
+        self.hashes = [[s["splits"][name]["sha256"] for name in SPLITS] for s in self._shards]
         self._splits: dict[str, Stream] = {}
         _check_files(folder, self._shards, self._dtype)
 
@@ -247,6 +248,7 @@ def _write_shard(
             "tokens": len(tokens),
             "bytes": sum(len(texts[i].encode()) for i in mine),
             "unknown": unknown.count(tokenizer, tokens)[0],
+            "sha256": hashlib.sha256(tokens.tobytes() + starts.tobytes()).hexdigest(),
         }
         write_atomically(folder / f"{index:05d}-{split}.tokens", tokens.tobytes())
         write_atomically(folder / f"{index:05d}-{split}.starts", starts.tobytes())

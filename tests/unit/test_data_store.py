@@ -14,6 +14,7 @@ import pytest
 
 import bigjax
 from bigjax.data import store as S
+from bigjax.data.corpus import Corpus, comparable
 from bigjax.data.tokenizer import Bytes
 from bigjax.errors import UserError
 
@@ -121,6 +122,23 @@ def test_second_time_reads_nothing(tmp_path):
     assert again.folder == first.folder and again.stats == first.stats
 
 
+def test_the_fingerprint_is_of_ids_and_not_of_how_they_are_kept(tmp_path, monkeypatch):
+    def fingerprint(**change):
+        store = build(tmp_path, **change)
+        return Corpus(change.get("tokenizer", Bytes()), {"text": store}, {}, 8, None).fingerprint
+
+    first = fingerprint()
+    assert fingerprint(content="the same text in another file") == first
+    assert fingerprint(content="others", texts=[*TEXTS[:-1], "z"]) != first
+    assert fingerprint(content="order", texts=[*TEXTS[1:], TEXTS[0]]) != first
+    assert fingerprint(valid=0.2) != first != fingerprint(tokenizer=Wide())
+    # The same ids in two documents in place of one
+    one, two = (fingerprint(content=f"{n}", texts=["a", "b"][:n], valid=0, test=0) for n in (1, 2))
+    assert one != two
+    monkeypatch.setattr(S, "_FORMAT", 99)
+    assert fingerprint() == first and comparable(first, one) and not comparable(first, "a" * 16)
+
+
 @pytest.mark.parametrize("change", [{"valid": 0.2}, {"content": "other"}, {"tokenizer": Wide()}])
 def test_what_it_depends_on_is_in_the_key(tmp_path, change):
     assert build(tmp_path).key != build(tmp_path, **change).key
@@ -159,6 +177,7 @@ def test_cache_dir_that_cannot_be(tmp_path):
 BUILDER = """
 import json, sys, time
 from bigjax.data import store as S
+from bigjax.data.corpus import Corpus, comparable
 from bigjax.data.tokenizer import Bytes
 S.DOCUMENTS_PER_SHARD = 64
 texts = json.load(open(sys.argv[2]))

@@ -192,8 +192,8 @@ TAKES = {
     "checkpoint": ("workdir",),
     "report": ("workdir",),
     "seqgan-report": ("workdir",),
-    "tokenizer": ("config", "data"),
-    "headline": ("workdir", "data"),
+    "tokenizer": ("config",),
+    "headline": ("workdir", "mesh"),
     "embeddings": ("config", "data"),
     "import": ("workdir", "data"),
     "export": ("workdir",),
@@ -205,6 +205,15 @@ FLAGS = {
     "data": "--config.data.seq_len=8",
     "mesh": "--config.mesh.data=1",
     "log": "--config.log.every=7",
+}
+# Of sections that the command uses, keys that it does not: a run has its tokenizer and its data.
+_OPENED = ("data.tokenizer.kind=bytes", "model.dropout=0.5", "model.attention_dropout=0.5")
+SETTLED = {
+    "eval": _OPENED,
+    "predict": (*_OPENED, "data.train=/nowhere", "data.sources.text.path=/nowhere"),
+    "generate": _OPENED,
+    "headline": (*_OPENED, "data.train=/nowhere", "model.click_dropout=0.5"),
+    "tokenizer": ("data.train=/nowhere", "data.seq_len=8", "data.packing=false"),
 }
 
 
@@ -223,6 +232,10 @@ def test_no_command_takes_a_flag_that_it_does_not_use(command, capsys):
         assert "does not use" in err and err.count("\n") == 1, err
     assert main.main([command, "--nonsense=1"]) == 2
     assert "nonsense" in capsys.readouterr().err
+
+    for key in SETTLED.get(command, ()):
+        assert main.main([command, f"--config.{key}"]) == 2
+        assert f"does not use config.{key.partition('=')[0]}," in capsys.readouterr().err
 
 
 def test_flags_that_are_used_are_not_refused(capsys):
