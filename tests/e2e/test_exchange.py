@@ -44,6 +44,9 @@ CONFIG = dict(
 )
 
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
 def gpt2_tensors(dtype=np.float32) -> dict:
     shapes = {
         "wte.weight": (VOCAB, D),
