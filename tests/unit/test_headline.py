@@ -307,11 +307,10 @@ def small():
         "hot": given_rows(c)["hot"] % 4 + 5,
     }
     players = task.make_players(H, c, task.Config(), 3)
-    params = params_lib.unbox(
-        H.Generator(c).init(jax.random.key(0), TOKENS[:, :3] % 4 + 5, given)["params"]
-    )
+    init = jax.jit(H.Generator(c).init)
+    params = params_lib.unbox(init(jax.random.key(0), TOKENS[:, :3] % 4 + 5, given)["params"])
     params = jax.tree_util.tree_map(lambda x: 4 * x, params)
-    return players, params, players.context(params, given, None)
+    return players, params, jax.jit(players.context)(params, given, None)
 
 
 def all_texts(players, params, context):
@@ -320,6 +319,7 @@ def all_texts(players, params, context):
     texts = sorted(
         {t[: t.index(SEP) + 1] + (PAD,) * (2 - t.index(SEP)) if SEP in t else t for t in texts}
     )
+    logits = jax.jit(players.logits)
     found = []
     for row in range(4):
         one = jax.tree_util.tree_map(
@@ -327,7 +327,7 @@ def all_texts(players, params, context):
         )
         tokens = jnp.array(texts)
         inputs = jnp.concatenate([jnp.full((len(texts), 1), CLS), tokens[:, :-1]], axis=1)
-        log_p = jax.nn.log_softmax(players.logits(params, one, inputs, None))
+        log_p = jax.nn.log_softmax(logits(params, one, inputs, None))
         mask = np.array(mask_of(players, tokens))
         log_p = np.array(jnp.take_along_axis(log_p, tokens[..., None], axis=-1))[..., 0]
         mean = (log_p * mask).sum(1) / mask.sum(1)
