@@ -51,7 +51,7 @@ def new_config() -> ConfigDict:
     c.data.packing = True  # text: attention stays within a document; labelled: examples share rows
     c.data.valid_fraction = 0.01  # of the documents, chosen by a hash of their content
     c.data.test_fraction = 0.01
-    c.data.on_bad_utf8 = "replace"  # replace (and count; up to 1% of a file) or refuse
+    c.data.on_bad_utf8 = "replace"  # replace (and count; up to 1% of a file or source) or refuse
     c.data.cache_dir = "~/.cache/bigjax"  # token stores and trained tokenizers
     c.data.train = ""  # labelled: FILE, tfds:NAME, docstrings:library, docstrings:title
     c.data.valid = ""  # '' cuts it from train, by a hash of the text

@@ -85,14 +85,14 @@ def documents(
     - docstrings: see `docstrings.py`; takes nothing.
 
     Bytes that are not UTF-8 become U+FFFD and are added to counts['bad_utf8'], and `log` is told
-    the first of each file; or, with on_bad_utf8='refuse', they raise UserError with file and byte
-    offset. UserError also for a file with more than 1% of them, and for a source that is missing,
-    unreadable, damaged, no text or without text.
+    the first of them and which files have some; or, with on_bad_utf8='refuse', they raise UserError
+    with file and byte offset. UserError also for more than 1% of them in a file or in the source,
+    and for a source that is missing, unreadable, damaged, no text or without text.
     """
     if on_bad_utf8 not in ("replace", "refuse"):
         raise UserError(f'data.on_bad_utf8 is {on_bad_utf8!r}; it has to be "replace" or "refuse".')
     counts = counts if counts is not None else {}
-    bad = Replacing(on_bad_utf8 == "refuse", counts, log)
+    bad = Replacing(on_bad_utf8 == "refuse", counts, log, _describe(source))
     streams = {
         "docstrings": lambda: (r.text for r in docstrings.records(cache_dir)),
         "text": lambda: _text(source, bad),
@@ -100,7 +100,7 @@ def documents(
         "tfds": lambda: _tfds(source, bad),
     }
     stream = streams[_kind(source)]()
-    return _not_empty(stream, source)
+    return _checked(stream, source, bad)
 
 
 def fingerprint(source: Source, cache_dir: str = "~/.cache/bigjax") -> str:
@@ -140,12 +140,13 @@ def _kind(source: Source) -> str:
     return source.kind
 
 
-def _not_empty(stream: Iterator[str], source: Source) -> Iterator[str]:
+def _checked(stream: Iterator[str], source: Source, bad: Replacing) -> Iterator[str]:
     found = False
     for document in stream:
         if document:
             found = True
             yield document
+    bad.close()
     if not found:
         raise UserError(
             f"{_describe(source)} holds no text: every document of it is empty. Point "

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 import functools
+import re
 from typing import Any
 
 from bigjax.errors import UserError
 
-MAX_REPLACED = 0.01  # of a file's bytes: above it is of another encoding, or no text
-_FEW = 10  # a short file may have that many all the same
+MAX_REPLACED = 0.01  # of a file's or source's bytes: above it is of another encoding, or no text
+_FEW = 10  # a short file, or a source of one, may have that many all the same
+_NAMED = 3  # files of a source that a message names
 _EARLY = 16 << 20  # bytes from which on a file is refused before its end
 _SAMPLE = 1 << 16  # bytes that an encoding is guessed from
 _AROUND = 20  # bytes that are shown on each side
@@ -16,7 +18,8 @@ _SINGLE_BYTE = "a single-byte encoding such as Windows-1251 (Cyrillic)"
 
 def decode(raw: bytes, path: Any, remedy: str, line: int = 1) -> str:
     """The text of a file, or of its lines from `line` on. UserError, with the line and the place in
-    `raw`, for the first byte that is not UTF-8, and for a NUL character."""
+    `raw`, for the first byte that is not UTF-8, for ISO-2022 and for a NUL character."""
+    _refuse_iso_2022(raw, path, line)
     try:
         text = raw.decode()
     except UnicodeDecodeError as e:
@@ -35,8 +38,9 @@ class Replacing:
     """Decodes parts of files one after the other; U+FFFD is put for what is not UTF-8.
 
     `refuse` raises UserError for the first such byte instead. Else they are added to
-    counts['bad_utf8'], `log` is told the first of each file, and UserError is raised for a file
-    with more than MAX_REPLACED of them (by `finish`, or in between where it is long).
+    counts['bad_utf8']; `log` is told the first of them, and by `close` which other files have some.
+    UserError is raised for more than MAX_REPLACED of them in a file (by `finish`), or in all files
+    of the source (by `close`): in between, too, where it is long. ISO-2022 is always refused.
     """
 
     def __init__(
@@ -44,17 +48,23 @@ class Replacing:
         refuse: bool,
         counts: dict[str, int],
         log: Callable[[str], None] = lambda line: None,
+        source: str = "the source",
     ) -> None:
-        self.refuse, self.counts, self._log = refuse, counts, log
+        """source: what all the files together are called in messages."""
+        self.refuse, self.counts, self._log, self._source = refuse, counts, log, source
+        self._all_bytes, self._all_bad, self._n_files, self._n_bad_files = 0, 0, 0, 0
+        self._named: list[str] = []  # the first files with some
+        self._first = self._guess = ""  # of all files
         self._begin()
 
     def _begin(self) -> None:
         self._n_bytes, self._n_bad, self._n_lines = 0, 0, 0
-        self._first = self._guess = ""
+        self._file_first = self._file_guess = ""
 
     def decode(self, raw: bytes, where: Any, offset: int | None = None) -> str:
         """The text of `raw`, which begins at byte `offset` of the file `where`; of no file if
         None."""
+        _refuse_iso_2022(raw, where, None if offset is None else self._n_lines + 1)
         try:
             text = raw.decode()
         except UnicodeDecodeError as e:
@@ -81,7 +91,24 @@ class Replacing:
         """After the last part of a file, or of what else is one: raises UserError if too much of it
         was replaced."""
         self._check(where)
+        self._n_files += 1
+        self._all_bytes += self._n_bytes
+        self._all_bad += self._n_bad
+        if self._n_bad:
+            self._n_bad_files += 1
+            self._named += [str(where)] if len(self._named) < _NAMED else []
+        if self._all_bytes > _EARLY:
+            self._check_source()
         self._begin()
+
+    def close(self) -> None:
+        """After the last file: raises UserError if too much of all of them was replaced."""
+        self._check_source()
+        if self._n_bad_files > 1:
+            self._log(
+                f"data: warning: {self._n_bad_files:,} of the {self._n_files:,} files of "
+                f"{self._source} have bytes that are not UTF-8: {self._names()}"
+            )
 
     def _replaced(self, raw: bytes, start: int, where: Any, offset: int | None) -> str:
         place, at = str(where), start
@@ -90,11 +117,14 @@ class Replacing:
         if self.refuse:
             remedy = 'Convert the file to UTF-8, or set data.on_bad_utf8="replace".'
             raise _refusal(raw, start, place, at, remedy)
-        if not self._first:
+        if not self._file_first:
             if offset is not None:
                 place += f":{self._n_lines + raw.count(10, 0, start) + 1}"
-            self._first = f"the first is byte {at} (0x{raw[start]:02X}), at {_shown(raw, start)}"
-            self._guess = guess_encoding(raw)
+            self._file_first = f"the first is byte {at} (0x{raw[start]:02X}), at "
+            self._file_first += _shown(raw, start)
+            self._file_guess = guess_encoding(raw)
+        if not self._first:
+            self._first, self._guess = self._file_first, self._file_guess
             self._log(
                 f"data: warning: {place} has bytes that are not UTF-8, which become U+FFFD; "
                 f"{self._first}{self._guess and f'. It looks like {self._guess}'}"
@@ -112,13 +142,47 @@ class Replacing:
         self.counts["bad_utf8"] = self.counts.get("bad_utf8", 0) + n
 
     def _check(self, where: Any) -> None:
-        if self._n_bad > max(_FEW, MAX_REPLACED * self._n_bytes):
+        if _too_many(self._n_bad, self._n_bytes):
             raise UserError(
-                f"{where}: {self._n_bad:,} byte sequences in {self._n_bytes:,} bytes "
-                f"({self._n_bad / self._n_bytes:.1%}) are not UTF-8; {self._first}. "
-                f"{self._guess and f'It looks like {self._guess}. '}At most {MAX_REPLACED:.0%} are "
-                "replaced. Convert it to UTF-8, for example with iconv."
+                f"{where}: {_share(self._n_bad, self._n_bytes)} are not UTF-8; {self._file_first}. "
+                f"{self._file_guess and f'It looks like {self._file_guess}. '}At most "
+                f"{MAX_REPLACED:.0%} are replaced. Convert it to UTF-8, for example with iconv."
             )
+
+    def _check_source(self) -> None:
+        if _too_many(self._all_bad, self._all_bytes):
+            raise UserError(
+                f"{self._source}: {_share(self._all_bad, self._all_bytes)} of its "
+                f"{self._n_files:,} files are not UTF-8, in {self._n_bad_files:,} of them: "
+                f"{self._names()}. "
+                f"{self._guess and f'The first looks like {self._guess}. '}At most "
+                f"{MAX_REPLACED:.0%} are replaced. Convert the files to UTF-8, for example with "
+                "iconv, or take them out."
+            )
+
+    def _names(self) -> str:
+        more = self._n_bad_files - len(self._named)
+        return ", ".join(self._named) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _too_many(n_bad: int, n_bytes: int) -> bool:
+    return n_bad > max(_FEW, MAX_REPLACED * n_bytes)
+
+
+def _share(n_bad: int, n_bytes: int) -> str:
+    return f"{n_bad:,} byte sequences in {n_bytes:,} bytes ({n_bad / max(n_bytes, 1):.1%})"
+
+
+def _refuse_iso_2022(raw: bytes, path: Any, line: int | None) -> None:
+    """line: the number of the first line of `raw`; None where it is of no file."""
+    found = _iso_2022(raw) if b"\x1b" in raw else None
+    if found:
+        start, name = found
+        where = str(path) if line is None else f"{path}:{line + raw.count(10, 0, start)}"
+        raise UserError(
+            f"{where}: found an escape sequence of {name}, at {_shown(raw, start)}. Text has to be "
+            f"UTF-8: convert it, for example with iconv -f {name.split()[0]} -t UTF-8."
+        )
 
 
 def _refusal(raw: bytes, start: int, place: str, at: int, remedy: str) -> UserError:
@@ -156,6 +220,23 @@ def binary_kind(head: bytes) -> str:
     ):
         return f"UTF-32{'LE' if head[0] else 'BE'} without a byte order mark"
     return "a binary file" if n_zeros > max(3, 0.01 * len(head)) else ""
+
+
+_ISO_2022 = (  # two bytes a character from there on; terminals' own sequences are others
+    (rb"\x1b\$\)C", "ISO-2022-KR (Korean)"),
+    (rb"\x1b\$(\)[AEG]|\*H|\+[I-M])", "ISO-2022-CN (Chinese)"),
+    (rb"\x1b\$\(?[@A-DO-Q]([!-~]{2})+([\x1b\r\n]|\Z)", "ISO-2022-JP (Japanese)"),
+    (rb"\x1b\([IJ]", "ISO-2022-JP (Japanese)"),
+)
+
+
+def _iso_2022(raw: bytes) -> tuple[int, str] | None:
+    """(place of its first escape sequence, its name) of text in ISO-2022, all of whose bytes are
+    ASCII; None of other text."""
+    if not raw.isascii():
+        return None
+    found = ((re.search(pattern, raw), name) for pattern, name in _ISO_2022)
+    return min(((match.start(), name) for match, name in found if match), default=None)
 
 
 def guess_encoding(raw: bytes) -> str:

@@ -234,6 +234,81 @@ def test_each_file_of_a_source_has_a_share_of_its_own(tmp_path):
         list(sources.documents(Source("text", str(tmp_path / "*.txt"))))
 
 
+@pytest.mark.parametrize("kind", ["text", "jsonl"])
+def test_short_files_of_a_source_have_a_share_together(tmp_path, kind):
+    line = '{"text": "\xe9t\xe9 \xe0 la mer"}\n'
+    for i in range(50):
+        write(tmp_path / f"{i:02d}.txt", line.encode("latin-1"))
+    path = str(tmp_path / "*.txt")
+    message = (
+        rf"{kind} source at .*: 150 byte sequences in 1,250 bytes \(12.0%\) of its 50 files .*in "
+        r"50 of them: [^,]*00.txt, [^,]*01.txt, [^,]*02.txt and 47 more\. .*looks like Windows-1252"
+    )
+    with pytest.raises(UserError, match=message):
+        documents(path, kind)
+    # Among enough other text they are replaced, and told in two lines.
+    write(tmp_path / "z.txt", '{"text": "plain"}\n' * 2000)
+    counts, told = {}, []
+    assert len(documents(path, kind, counts=counts, log=told.append)) >= 51
+    assert counts == {"bad_utf8": 150} and len(told) == 2
+    assert "00.txt:1 has bytes" in told[0]
+    assert "50 of the 51 files of the" in told[1] and "02.txt and 47 more" in told[1]
+
+
+def test_a_long_source_of_short_files_is_refused_before_its_end(tmp_path, monkeypatch):
+    for i in range(50):
+        write(tmp_path / f"{i:02d}.txt", "\xe9t\xe9 \xe0 la mer\n".encode("latin-1"))
+    monkeypatch.setattr(utf8, "_EARLY", 300)
+    with pytest.raises(UserError, match="of its 24 files"):
+        documents(str(tmp_path / "*.txt"))
+
+
+ISO_2022 = {
+    "iso2022_jp": ("今日は良い天気です。", "ISO-2022-JP"),
+    "iso2022_jp_2": ("今日は 한국 です。", "ISO-2022-JP"),
+    "iso2022_jp_ext": ("ﾊﾝｶｸ", "ISO-2022-JP"),
+    "iso2022_kr": ("오늘은 날씨가 좋다", "ISO-2022-KR"),
+}
+
+
+@pytest.mark.parametrize("encoding", [*ISO_2022, "iso2022_cn"])
+def test_iso_2022_is_refused_by_name(tmp_path, encoding):
+    text, name = ISO_2022.get(encoding, ("", "ISO-2022-CN"))
+    raw = text.encode(encoding) if text else b"\x1b$)A\x0e=q\x0f\n"  # which Python cannot write
+    for on_bad_utf8 in ("replace", "refuse"):
+        with pytest.raises(
+            UserError, match=rf"a\.txt:2: found an escape sequence of {name}.*iconv"
+        ):
+            documents(write(tmp_path / "a.txt", b"text\n" + raw), on_bad_utf8=on_bad_utf8)
+    rest = b"more text\n" * 100_000  # its kind is not told by its beginning
+    with pytest.raises(UserError, match=rf"a\.txt:100001: .*{name}"):
+        documents(write(tmp_path / "a.txt", rest + raw + rest))
+    for file, read in (
+        ("a.tsv", lambda path: read_table(path, ["text"])),
+        ("a.conll", lambda path: read_table(path, ["tokens"])),
+        ("hot.txt", read_hot_words),
+        ("v.txt", read_vectors),
+        ("vocab.txt", read_wordpiece),
+        ("a.jsonl", lambda path: documents(path, "jsonl")),
+    ):
+        first = b'{"text": "x"}' if file == "a.jsonl" else b"text 1"
+        with pytest.raises(UserError, match=rf"{file}:2: .*{name}"):
+            read(write(tmp_path / file, first + b"\n" + raw + b"\n"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\x1b[1;31mred\x1b(B\x1b[m plain",  # of a terminal
+        "\x1b(0lqqk\x1b(B",
+        "\x1b $B and \x1b$ x",
+        "Schön \x1b$B86\x1b(B",  # other bytes say that it is UTF-8
+    ],
+)
+def test_other_escape_sequences_are_text(tmp_path, text):
+    assert documents(write(tmp_path / "a.txt", text + "\n")) == [text]
+
+
 @pytest.mark.parametrize(
     "name, kind",
     [
