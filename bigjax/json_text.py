@@ -4,6 +4,10 @@ import json
 import math
 from typing import Any
 
+from bigjax.errors import UserError
+
+MAX_ID = (1 << 24) - 1  # of a token: no vocabulary comes near, and tables are made of that size
+
 
 def dumps(value: Any, *, spell: bool = False, **options) -> str:
     """JSON text of a value. What is not finite is null; with `spell` the text 'nan' or 'inf'.
@@ -30,3 +34,56 @@ def count_non_finite(value: Any) -> int:
         return int(not math.isfinite(value))
     inner = value.values() if isinstance(value, dict) else value
     return sum(map(count_non_finite, inner)) if isinstance(value, (dict, list, tuple)) else 0
+
+
+# --- Of tokenizers -----------------------------------------------------------------------------
+
+
+def is_id(value: Any) -> bool:
+    """Whether a value can be the id of a token: a whole number from 0 to MAX_ID."""
+    return type(value) is int and 0 <= value <= MAX_ID
+
+
+def check_pieces(table: Any, where: Any) -> dict[str, int]:
+    """`table`, a vocabulary that maps piece to id. Raises UserError, with `where`, if it is not."""
+    if not isinstance(table, dict):
+        raise UserError(f"{where}: the vocabulary has to be a JSON object of piece: id.")
+    piece_of: dict[int, str] = {}
+    for piece, i in table.items():
+        if not is_id(i):
+            raise UserError(
+                f"{where}: the id of the piece {shown(piece)} is {shown(i)}; it has to be a whole "
+                f"number from 0 to {MAX_ID:,}. Restore the file of the tokenizer."
+            )
+        if i in piece_of:
+            raise UserError(
+                f"{where}: the pieces {shown(piece_of[i])} and {shown(piece)} have the same id "
+                f"{i}. Restore the file of the tokenizer."
+            )
+        if any("\ud800" <= char <= "\udfff" for char in piece):
+            raise UserError(
+                f"{where}: the piece {shown(piece)} has a lone surrogate, which has no UTF-8 form. "
+                "Restore the file of the tokenizer."
+            )
+        piece_of[i] = piece
+    return table
+
+
+def added_tokens(content: dict, where: Any) -> dict[str, int]:
+    """{text: id} of the added_tokens of a tokenizer.json. Raises UserError for another form."""
+    tokens = content.get("added_tokens")
+    tokens = [] if tokens is None else tokens
+    for token in tokens if isinstance(tokens, list) else [tokens]:
+        is_token = isinstance(token, dict) and isinstance(token.get("content"), str)
+        if not isinstance(tokens, list) or not is_token or not is_id(token.get("id")):
+            raise UserError(
+                f"{where}: found {shown(token)} in added_tokens, which has to be a list of objects "
+                'such as {"content": "[SEP]", "id": 3}. Restore the file of the tokenizer.'
+            )
+    return {token["content"]: token["id"] for token in tokens}
+
+
+def shown(value: Any) -> str:
+    """A value in a message, cut to 60 characters."""
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -3,16 +3,18 @@
 import codecs
 import functools
 import json
+import re
 from typing import Any
 
 from bigjax.data.text_files import read_text
 from bigjax.data.tokenizer_base import Tokenizer, hash_of
 from bigjax.errors import UserError
+from bigjax.json_text import check_pieces
 
 
 class ByteLevelBpe(Tokenizer):
     """GPT-2's byte-level BPE (Radford et al. 2019) from the text of its two files, in UTF-8 with or
-    without a byte order mark, their lines ending in LF or CRLF.
+    without a byte order mark, their lines ending in LF or CRLF (or CRCRLF).
 
     bos, eos and pad are '<|endoftext|>' if the vocabulary has it (GPT-2: 50256), else '<s>',
     '</s>' and '<pad>' as in RoBERTa.
@@ -99,7 +101,7 @@ def read_bpe_folder(folder: Any) -> ByteLevelBpe:
 
 
 def _plain(text: bytes) -> bytes:
-    return text.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
+    return re.sub(rb"\r+\n", b"\n", text.removeprefix(codecs.BOM_UTF8))
 
 
 def _read_bpe(vocab: bytes, merges: bytes, name: str) -> tuple[dict, list]:
@@ -111,13 +113,12 @@ def _read_bpe(vocab: bytes, merges: bytes, name: str) -> tuple[dict, list]:
             for line in lines
             if line.strip() and not line.startswith("#version")
         ]
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(
             f"{name}: cannot read the vocabulary or the merges ({e}). The first has to "
             "be a JSON object of piece: id, the second UTF-8 text."
         ) from None
-    if not isinstance(table, dict) or not all(isinstance(i, int) for i in table.values()):
-        raise UserError(f"{name}: the vocabulary has to be a JSON object of piece: id.")
+    check_pieces(table, name)
     if any(len(pair) != 2 for pair in pairs):
         bad = next(pair for pair in pairs if len(pair) != 2)
         raise UserError(

@@ -20,6 +20,7 @@ from bigjax.data.files import cache_folder, write_atomically
 from bigjax.data.tokenizer_base import META_FILE, Tokenizer, hash_of, read_bytes
 from bigjax.data.wordpiece import WordPiece, read_wordpiece, train_wordpiece
 from bigjax.errors import UserError
+from bigjax.json_text import is_id, shown
 
 __all__ = [
     "ByteLevelBpe",
@@ -267,15 +268,16 @@ def _build_wordpiece(
 def read_meta(folder: Any) -> dict[str, Any]:
     """What `Tokenizer.save` says of a tokenizer: kind and ids. UserError if it is not that."""
     content = read_bytes(folder / META_FILE, "a tokenizer saved by bigjax")
+    wrong = f"{folder / META_FILE} is not what bigjax saved"
     try:
         meta = json.loads(content)
-        return {"kind": str(meta["kind"])} | {
-            k: int(meta[k]) for k in ("bos_id", "eos_id", "pad_id")
-        }
+        found = {key: meta[key] for key in ("kind", "bos_id", "eos_id", "pad_id")}
     except (ValueError, TypeError, KeyError, RecursionError) as e:
-        raise UserError(
-            f"{folder / META_FILE} is not what bigjax saved ({e!r}). Restore it from the run."
-        ) from None
+        raise UserError(f"{wrong} ({e!r}). Restore it from the run.") from None
+    for key, value in found.items():
+        if not (isinstance(value, str) if key == "kind" else is_id(value)):
+            raise UserError(f"{wrong} ({key} is {shown(value)}). Restore it from the run.")
+    return found
 
 
 def load(folder: str | os.PathLike) -> Tokenizer:

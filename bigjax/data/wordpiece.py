@@ -11,6 +11,7 @@ import numpy as np
 from bigjax.data.text_files import read_lines, read_text
 from bigjax.data.tokenizer_base import Tokenizer, check_utf8, hash_of
 from bigjax.errors import UserError
+from bigjax.json_text import added_tokens, check_pieces, shown
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD_CHARS = 100  # a longer word becomes [UNK], as in BERT
@@ -131,14 +132,14 @@ def read_wordpiece(path: Any, lowercase: bool = True) -> WordPiece:
     if not root.is_dir():
         return WordPiece(_vocab_lines(root), lowercase, name=str(root))
     if (root / "vocab.txt").exists():
-        settings = {}
-        if (root / "tokenizer_config.json").exists():
-            settings = _json_object(root / "tokenizer_config.json")
+        path, settings = root / "tokenizer_config.json", {}
+        if path.exists():
+            settings = _json_object(path)
         return WordPiece(
             _vocab_lines(root / "vocab.txt"),
-            settings.get("do_lower_case", lowercase),
-            settings.get("strip_accents"),
-            settings.get("tokenize_chinese_chars", True),
+            _flag(settings, "do_lower_case", lowercase, path),
+            _flag(settings, "strip_accents", None, path),
+            _flag(settings, "tokenize_chinese_chars", True, path),
             str(root / "vocab.txt"),
         )
     if (root / "tokenizer.json").exists():
@@ -300,13 +301,13 @@ def _from_tokenizer_json(path: Any) -> WordPiece:
     ):
         if found != what:
             raise UserError(
-                f"{path}: not a BERT tokenizer: found {found!r} where {what!r} is "
+                f"{path}: not a BERT tokenizer: found {shown(found)} where {what!r} is "
                 'expected. data.tokenizer.kind="wordpiece" reads BERT\'s only.'
             )
     table = model.get("vocab")
     if not isinstance(table, dict):
         raise UserError(f"{path}: not a BERT tokenizer: its model has no vocab of piece: id.")
-    table = table | {added["content"]: added["id"] for added in content.get("added_tokens") or []}
+    table = check_pieces(table | added_tokens(content, path), path)
     if sorted(table.values()) != list(range(len(table))):
         raise UserError(
             f"{path}: the ids of its {len(table):,} pieces are not 0 to "
@@ -314,11 +315,22 @@ def _from_tokenizer_json(path: Any) -> WordPiece:
         )
     return WordPiece(
         sorted(table, key=table.get),
-        normalizer.get("lowercase", True),
-        normalizer.get("strip_accents"),
-        normalizer.get("handle_chinese_chars", True),
+        _flag(normalizer, "lowercase", True, path),
+        _flag(normalizer, "strip_accents", None, path),
+        _flag(normalizer, "handle_chinese_chars", True, path),
         str(path),
     )
+
+
+def _flag(settings: dict, key: str, default: bool | None, path: Any) -> bool | None:
+    """A setting that is true, false, or null, which is as if it were absent."""
+    value = settings.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise UserError(
+            f"{path}: {key} is {shown(value)}; it has to be true, false or null, without quotes. "
+            "Correct it."
+        )
+    return default if value is None else value
 
 
 def _part(content: dict, path: Any, key: str) -> dict:

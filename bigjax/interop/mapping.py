@@ -30,8 +30,10 @@ def number(ours: str, theirs: str, default: int | float, *also: str) -> Field:
 
     def get(config):
         value = config.get(theirs, default)
-        value = float(value) if kind is float and type(value) is int else value
-        if type(value) is not kind or kind is int and value < 1:
+        if kind is float and type(value) is int and abs(value) < 1 << 53:
+            value = float(value)
+        finite = type(value) is kind and (kind is int or math.isfinite(value))
+        if not finite or kind is int and value < 1:
             raise UserError(
                 f"config.json: {theirs} is {value!r}; it has to be a "
                 f"{'positive whole number' if kind is int else 'number'}."
@@ -46,11 +48,16 @@ def number(ours: str, theirs: str, default: int | float, *also: str) -> Field:
 
 def flag(ours: str, theirs: str, default: bool) -> Field:
     """True or False."""
-    return Field(
-        ours,
-        lambda config: bool(config.get(theirs, default)),
-        lambda config, value: config.update({theirs: value}),
-    )
+
+    def get(config):
+        value = config.get(theirs, default)
+        if value is not None and not isinstance(value, bool):
+            raise UserError(
+                f"config.json: {theirs} is {value!r}; it has to be true or false, without quotes."
+            )
+        return bool(value)  # null is false, as in transformers
+
+    return Field(ours, get, lambda config, value: config.update({theirs: value}))
 
 
 def choice(ours: str, theirs: str, default: str, names: dict[str, str]) -> Field:
@@ -58,7 +65,7 @@ def choice(ours: str, theirs: str, default: str, names: dict[str, str]) -> Field
 
     def get(config):
         value = config.get(theirs, default)
-        if value not in names:
+        if not isinstance(value, str) or value not in names:
             raise UserError(
                 f"config.json: {theirs} is {value!r}, which no model here has; "
                 f"allowed: {', '.join(names)}."

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 from bigjax.errors import UserError
+from bigjax.json_text import added_tokens, check_pieces, shown
 
 # Kept as they are, in an import and the export after it. generation_config.json is none of a
 # tokenizer, but belongs to the same files that nothing here changes.
@@ -47,12 +48,18 @@ def derived(files: dict[str, bytes]) -> dict[str, bytes]:
     if kind(files) != "bpe" or "vocab.json" in files and "merges.txt" in files:
         return {}
     content = _content(files)
-    model = content["model"]
-    vocab = dict(model["vocab"])
-    for added in content.get("added_tokens") or []:
-        if added["content"] in _BPE_SPECIALS:
-            vocab[added["content"]] = added["id"]
-    pairs = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    model, added = content["model"], added_tokens(content, "tokenizer.json")
+    vocab = dict(check_pieces(model.get("vocab"), "tokenizer.json"))
+    vocab |= {text: i for text, i in added.items() if text in _BPE_SPECIALS}
+    merges = model.get("merges")
+    for merge in merges if isinstance(merges, list) else [merges]:
+        of_texts = isinstance(merge, list) and all(isinstance(part, str) for part in merge)
+        if not isinstance(merges, list) or not isinstance(merge, str) and not of_texts:
+            raise UserError(
+                f"tokenizer.json: found {shown(merge)} in the model's merges, which have to be a "
+                'list of texts such as "t h", or of pairs of texts. Restore the file.'
+            )
+    pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     return {
         "vocab.json": json.dumps(vocab, ensure_ascii=False).encode(),
         "merges.txt": "".join(f"{line}\n" for line in ["#version: 0.2", *pairs]).encode(),
@@ -77,10 +84,16 @@ def written(
     if kind == "wordpiece":
         config |= {
             "tokenizer_class": "BertTokenizer",
-            **json.loads(own.get("tokenizer_config.json", b"{}")),
+            **_object(own, "tokenizer_config.json"),
         }
     elif kind == "bpe":
-        text_of = {i: piece for piece, i in json.loads(own["vocab.json"]).items()}
+        vocab = check_pieces(_object(own, "vocab.json"), "vocab.json")
+        text_of = {i: piece for piece, i in vocab.items()}
+        if missing := sorted(set(ids.values()) - set(text_of)):
+            raise UserError(
+                f"vocab.json has no piece of the id {missing[0]}, which the run's tokenizer uses. "
+                "Restore the tokenizer's files from the run."
+            )
         config |= {
             "tokenizer_class": "GPT2Tokenizer",
             "add_prefix_space": False,
@@ -115,12 +128,15 @@ def _is_gpt2(content: dict) -> bool:
 
 
 def _content(files: dict[str, bytes]) -> dict:
-    if "tokenizer.json" not in files:
-        return {}
+    return _object(files, "tokenizer.json")
+
+
+def _object(files: dict[str, bytes], name: str) -> dict:
+    """The JSON object of one of `files`; {} of another value, and where there is none."""
     try:
-        content = json.loads(files["tokenizer.json"])
-    except ValueError as e:
-        raise UserError(f"tokenizer.json is not JSON ({e}). Copy it again.") from None
+        content = json.loads(files.get(name, b"{}"))
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{name} is not JSON ({e}). Copy it again.") from None
     return content if isinstance(content, dict) else {}
 
 

@@ -210,7 +210,7 @@ def test_gpt2_files():
 # --- Files with other line ends ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r\r\n"])
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
 def test_bpe_files_may_end_lines_in_crlf_and_begin_with_a_mark(tmp_path, end, bom):
     """Equal ids and fingerprints, and what is saved or exported is read by others."""
@@ -238,3 +238,43 @@ def test_settings_of_wordpiece_with_a_byte_order_mark(tmp_path):
     (tmp_path / "tokenizer_config.json").write_bytes(b'\xef\xbb\xbf{"do_lower_case": false}\r\n')
     found = read_wordpiece(tmp_path)
     assert not found.lowercase and found.encode("A a").tolist() == [5, 6]
+
+
+# --- Damaged JSON ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("1e999", "id of the piece 'zz' is inf"),
+        ("1" + "0" * 400, "id of the piece 'zz' is 1000"),
+        ("1" + "0" * 5000, "cannot read the vocabulary"),
+        ("1000000000000", "a whole number from 0 to 16,777,215"),
+        ("-1", "id of the piece 'zz' is -1"),
+        ("true", "id of the piece 'zz' is True"),
+        ('"7"', "id of the piece 'zz' is '7'"),
+        ("null", "id of the piece 'zz' is None"),
+        ("7", "have the same id 7"),
+        ("[" * 100_000 + "]" * 100_000, "cannot read the vocabulary"),
+    ],
+    ids=lambda text: text[:9],
+)
+def test_ids_of_a_bpe_are_whole_numbers(tmp_path, content, message):
+    path = pathlib.Path(write_bpe(tmp_path / "a"), "vocab.json")
+    path.write_text(path.read_text().removesuffix("}") + f', "zz": {content}}}')
+    with pytest.raises(UserError, match=message):
+        build("bpe", str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    "value", ["1e999", "1" + "0" * 400, "-1", "1.5", "true", '"1"', "null", "{"]
+)
+@pytest.mark.parametrize("key", ["kind", "bos_id", "eos_id", "pad_id"])
+def test_what_a_run_saved_of_its_tokenizer_is_checked(tmp_path, key, value):
+    if key == "kind" and value == '"1"':  # of a kind that no folder here has
+        value = "[]"
+    meta = {"kind": '"bytes"', "bos_id": "256", "eos_id": "257", "pad_id": "258", key: value}
+    text = ", ".join(f'"{name}": {item}' for name, item in meta.items())
+    (tmp_path / "bigjax_tokenizer.json").write_text(f"{{{text}}}")
+    with pytest.raises(UserError, match=r"bigjax_tokenizer\.json is not what bigjax saved \("):
+        T.load(tmp_path)

@@ -319,3 +319,58 @@ def test_tokenizer_json_of_another_kind(tmp_path, changes, message):
     (tmp_path / "hf" / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):
         read_wordpiece(tmp_path / "hf")
+
+
+WRONG = ["false", "true", "", 0, 1, 1.0, [], {}]  # where true or false is due
+
+
+@pytest.mark.parametrize("value", WRONG, ids=repr)
+@pytest.mark.parametrize("key", ["do_lower_case", "strip_accents", "tokenize_chinese_chars"])
+def test_settings_are_true_or_false(tmp_path, key, value):
+    write_vocab(tmp_path / "vocab.txt")
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({key: value}))
+    with pytest.raises(UserError, match=rf"tokenizer_config\.json: {key} is .*true, false or null"):
+        read_wordpiece(tmp_path)
+    theirs = {"do_lower_case": "lowercase", "tokenize_chinese_chars": "handle_chinese_chars"}
+    name = theirs.get(key, key)
+    normalizer = {"type": "BertNormalizer", name: value}
+    with pytest.raises(UserError, match=rf"tokenizer\.json: {name} is .*true, false or null"):
+        read_wordpiece(write_json(tmp_path / "hf", normalizer=normalizer))
+
+
+def test_a_setting_that_is_null_is_as_if_absent(tmp_path):
+    write_vocab(tmp_path / "vocab.txt")
+    names = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+    for lowercase in (True, False):
+        plain = read_wordpiece(tmp_path / "vocab.txt", lowercase)
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(dict.fromkeys(names)))
+        assert read_wordpiece(tmp_path, lowercase).fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model": {"vocab": {**ID, "b": "7"}}}, "id of the piece 'b' is '7'"),
+        ({"model": {"vocab": {**ID, "b": 1.0}}}, "id of the piece 'b' is 1.0"),
+        ({"model": {"vocab": {**ID, "b": None}}}, "id of the piece 'b' is None"),
+        ({"model": {"vocab": {**ID, "b": True}}}, "id of the piece 'b' is True"),
+        ({"model": {"vocab": {**ID, "b": -1}}}, "id of the piece 'b' is -1"),
+        ({"model": {"vocab": {**ID, "b": 10**400}}}, "id of the piece 'b' is 1000.*\\.\\.\\.; it"),
+        ({"model": {"vocab": {**ID, "b": float("inf")}}}, "id of the piece 'b' is inf"),
+        ({"model": {"vocab": {**ID, "b": [3]}}}, r"id of the piece 'b' is \[3\]"),
+        ({"model": {"vocab": {**ID, "b": 3}}}, "have the same id 3"),
+        ({"model": {"vocab": {**ID, "\ud800": len(ID)}}}, "has a lone surrogate"),
+        ({"added_tokens": ["[SEP]"]}, r"found '\[SEP\]' in added_tokens"),
+        ({"added_tokens": [{"id": 3}]}, r"found \{'id': 3\} in added_tokens"),
+        ({"added_tokens": [{"content": "[SEP]"}]}, "in added_tokens, which has to be a list"),
+        ({"added_tokens": [{"content": "[SEP]", "id": "3"}]}, "in added_tokens, which"),
+        ({"added_tokens": [{"content": ["a"], "id": 3}]}, "in added_tokens, which"),
+        ({"added_tokens": {"[SEP]": 3}}, "in added_tokens, which"),
+        ({"added_tokens": "[SEP]"}, "in added_tokens, which"),
+        ({"added_tokens": [None]}, "found None in added_tokens"),
+    ],
+)
+def test_pieces_and_added_tokens_of_another_form(tmp_path, changes, message):
+    with pytest.raises(UserError, match=r"tokenizer\.json: .*" + message):
+        read_wordpiece(write_json(tmp_path / "hf", **changes))

@@ -367,3 +367,37 @@ def test_the_two_files_of_a_bpe_come_from_tokenizer_json():
     old = {**GPT2_JSON, "model": {**GPT2_JSON["model"], "merges": ["a b"]}}
     assert tokenizers.derived(as_files(old)) == made
     assert tokenizers.derived({"vocab.txt": b""}) == {}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"added_tokens": ["<s>"]}, "found '<s>' in added_tokens"),
+        ({"added_tokens": [{"id": 3}]}, "in added_tokens, which has to be a list"),
+        ({"added_tokens": [{"id": "3", "content": "<s>"}]}, "in added_tokens"),
+        ({"added_tokens": {"<s>": 3}}, "in added_tokens"),
+        ({"model": {"type": "BPE", "vocab": ["a"], "merges": []}}, "JSON object of piece: id"),
+        ({"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}}, "piece 'a' is '0'"),
+        ({"model": {"type": "BPE", "merges": []}}, "JSON object of piece: id"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}}}, "found None in the model's merges"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [1]}}, "found 1 in the model's"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", 1]]}}, "in the model's"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": "a b"}}, "found 'a b' in the"),
+    ],
+)
+def test_a_damaged_tokenizer_json_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        tokenizers.derived(as_files({**GPT2_JSON, **changes}))
+
+
+def test_damaged_files_of_a_run_are_refused_at_an_export():
+    ids = {"bos": 1, "eos": 1, "pad": 1}
+    own = {"vocab.json": b'{"a": 0}', "merges.txt": b""}
+    with pytest.raises(UserError, match="vocab.json has no piece of the id 1"):
+        tokenizers.written("bpe", own, ids, 8)
+    with pytest.raises(UserError, match="vocab.json is not JSON"):
+        tokenizers.written("bpe", {**own, "vocab.json": b"{"}, ids, 8)
+    with pytest.raises(UserError, match="tokenizer_config.json is not JSON"):
+        tokenizers.written("wordpiece", {"tokenizer_config.json": b"["}, ids, 8)
+    with pytest.raises(UserError, match="tokenizer.json is not JSON"):
+        tokenizers.kind({"tokenizer.json": b"[" * 100_000})

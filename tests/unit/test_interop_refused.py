@@ -94,6 +94,28 @@ REFUSED = {
         "id2label",
     ),
     "a size of text": ("BertModel", {"hidden_size": "24"}, "hidden_size is '24'"),
+    "a rate that is infinite": ("GPT2LMHeadModel", {"resid_pdrop": 1e999}, "resid_pdrop is inf"),
+    "a rate that is no number": (
+        "GPT2LMHeadModel",
+        {"layer_norm_epsilon": float("nan")},
+        "layer_norm_epsilon is nan",
+    ),
+    "a rate of 400 digits": ("LlamaForCausalLM", {"rms_norm_eps": 10**400}, "rms_norm_eps is 1000"),
+    "a flag of text": (
+        "GPT2LMHeadModel",
+        {"tie_word_embeddings": "false"},
+        "tie_word_embeddings is 'false'; it has to be true or false",
+    ),
+    "a flag of a number": (
+        "LlamaForCausalLM",
+        {"tie_word_embeddings": 0},
+        "embeddings is 0; it has",
+    ),
+    "a list of activations": (
+        "GPT2LMHeadModel",
+        {"activation_function": ["gelu"]},
+        r"activation_function is \['gelu'\]",
+    ),
     "no layers": ("GPT2LMHeadModel", {"n_layer": 0}, "n_layer is 0"),
     "heads": ("BertModel", {"num_attention_heads": 5}, "num_attention_heads=5"),
     "vocabulary": (
