@@ -74,6 +74,31 @@ def test_15_percent_are_hidden_80_10_10():
     assert abs(len(random) / len(new) - 0.1) < 0.03 and random.max() > 0.9 * VOCAB
 
 
+@pytest.mark.parametrize("unit", masking.UNITS)
+def test_shares_are_exact_to_two_points(unit):
+    """Over many draws: a shift of two points, such as 12% random and 8% kept, is seen.
+
+    Of n units (those of spans change together) a share p has a standard error of
+    sqrt(p (1 - p) / n). A share may be off by four of them, eight are less than two points.
+    """
+    n, counts = 0, np.zeros(3)
+    for seed in range(100 if unit == "span" else 20):
+        tokens, masked = hide(unit, seed, limit=T)
+        chosen = chosen_columns(masked)
+        new, old = masked.tokens[chosen], tokens[chosen]
+        kept, hidden = new == old, new == MASK_ID
+        counts += [hidden.sum(), (~kept & ~hidden).sum(), kept.sum()]
+        begins = chosen & ~np.pad(chosen, ((0, 0), (1, 0)))[:, :-1]
+        n += begins.sum() if unit == "span" else len(new)
+    shares = counts / counts.sum()
+    same = 0.1 / VOCAB  # a random id may be the token's own, or the mask's
+    want = np.array([0.8 + same, 0.1 - 2 * same, 0.1 + same])
+    # Runs differ in length, which widens the error, by less than half.
+    error = np.sqrt(want * (1 - want) / n) * (1.5 if unit == "span" else 1)
+    assert (8 * error[1:] < 0.02).all()
+    assert (abs(shares - want) < 4 * error).all(), (shares, error)
+
+
 def test_at_most_max_predictions_and_at_least_one():
     assert (hide("token", rate=0.9, limit=7)[1].weights.sum(1) == 7).all()
     assert (hide("token", rate=0.001)[1].weights.sum(1) == 1).all()
