@@ -24,6 +24,8 @@ _PRIOR = 1000.0  # alpha_0: how many words of the whole text are mixed into each
 _MIN_ROWS = 3  # a word of fewer recent rows says more about them than about the time
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"  # as BERT has them
 _PARTS = re.compile(f"[{_HAN}]+|[^{_HAN}]+")
+# A word and its weight with another mark than a tab between.
+_WEIGHTED = re.compile(r".+?(\s*[,;|:=]\s*|\s+)[+-]?\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?")
 _STOP_WORDS = frozenset(
     "a about above after again against all also although always am among an and another any are "
     "as at away back be became because become been before being below between both but by came "
@@ -156,8 +158,10 @@ def read_hot_words(path: Any) -> dict[str, float]:
     """{word: weight} of a file with a word a line, then perhaps a tab and its weight (else 1).
 
     The order is that of the weights, and of the file where they are equal. Blank lines are passed
-    over. Raises UserError, with file and line, for a weight that is not a positive number, more
-    columns, a repeated word, text that is not UTF-8 or a file without words.
+    over. A word may have spaces in it; one that ends in a number behind a space, comma or the like
+    ("windows 11") needs a weight, so that the number cannot be taken for it. Raises UserError, with
+    file and line, for one without, a weight that is not a positive number, more columns, a repeated
+    word, text that is not UTF-8 or a file without words.
     """
     words: dict[str, float] = {}
     lines = read_lines(path, "a file with a hot word on each line")
@@ -166,6 +170,13 @@ def read_hot_words(path: Any) -> dict[str, float]:
         if fields == [""]:
             continue
         word = fields[0]
+        weighted = _WEIGHTED.fullmatch(word) if len(fields) == 1 else None
+        if weighted:
+            raise UserError(
+                f"{path}:{number}: found {word[:60]!r}, which looks like a word and its weight "
+                f"with {weighted[1]!r} between. Write a tab between them; if all of it is the "
+                "word, write a tab and its weight, such as 1, after it."
+            )
         try:
             weight = float(fields[1]) if len(fields) > 1 else 1.0
         except ValueError:

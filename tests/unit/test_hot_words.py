@@ -91,11 +91,36 @@ def test_hot_word_file(tmp_path):
         ("a\nb\na\t2\n", ":3: 'a' is there for the second time"),
         ("\n\n", "holds no words"),
         ("a\tnan\n", ":1: found"),
+        ("a\nab, 1\n", ":2: found 'ab, 1', which looks like a word and its weight with ', '"),
+        ("ab,1", ":1: found 'ab,1'.*with ','"),
+        ("ab 1\ncd 2\n", ":1: found 'ab 1'.*with ' ' between. Write a tab"),
+        ("hot dog\t2\nhot dogs  7.5\n", ":2: found 'hot dogs  7.5'"),
+        ("ab;0,5", ":1: found"),
+        ("ab: 1e-3", ":1: found 'ab: 1e-3'.*with ': '"),
+        ("ab=2", ":1: found"),
+        ("ab | 2", ":1: found"),
+        ("ab\u00a01", ":1: found"),
+        ("\u4f53\u9a8c\u3000-2", ":1: found"),
     ],
 )
 def test_bad_hot_word_files(tmp_path, content, message):
     with pytest.raises(UserError, match=r"hot\.txt.*" + message):
         W.read_hot_words(write(tmp_path / "hot.txt", content))
+
+
+def test_numbers_that_belong_to_a_word(tmp_path):
+    lines = "windows 11\t1\n3:1\t2\ncovid-19\n2024\nmp3\na, b\ng 7 summit\n4th of July\n"
+    found = W.read_hot_words(write(tmp_path / "hot.txt", lines))
+    assert found.pop("3:1") == 2 and set(found.values()) == {1.0}
+    assert [*found] == [
+        "windows 11",
+        "covid-19",
+        "2024",
+        "mp3",
+        "a, b",
+        "g 7 summit",
+        "4th of July",
+    ]
 
 
 def test_hot_ids_of_an_article_come_first():
