@@ -6,7 +6,7 @@ import os
 from etils import epath
 
 from bigjax import data, models
-from bigjax.data import sources, word_vectors
+from bigjax.data import sources, unknown, word_vectors
 from bigjax.data.skip_gram import SkipGramData
 from bigjax.data.store import split_of
 from bigjax.errors import UserError
@@ -65,13 +65,29 @@ def _texts(c, log) -> tuple[data.WordPiece, list[str]]:
         )
         texts = (row[name] for row in found.rows("train") for name in ("headline", "article"))
         return found.tokenizer, list(dict.fromkeys(texts))
-    documents = (
-        text
-        for name in sorted(c.sources)
-        for text in sources.documents(
-            sources.from_config(name, c.sources[name]), c.on_bad_utf8, c.cache_dir
-        )
+    tokenizer = data.build_tokenizer(c, log)
+    texts = []
+    for name in sorted(c.sources):
+        texts += _source_texts(c, name, tokenizer, log)
+    return tokenizer, texts
+
+
+def _source_texts(c, name: str, tokenizer: data.WordPiece, log) -> list[str]:
+    """The training texts of a source; `log` is told what training says of them."""
+    counts: dict[str, int] = {}
+    n_bytes, texts = 0, []
+    source = sources.from_config(name, c.sources[name])
+    for text in sources.documents(source, c.on_bad_utf8, c.cache_dir, counts, log):
+        n_bytes += len(text.encode())
+        if split_of(text, c.valid_fraction, c.test_fraction) == "train":
+            texts.append(text)
+    tokens = [unknown.count(tokenizer, ids) for ids in tokenizer.encode_batch(texts)]
+    n_unknown, n_tokens = (sum(column) for column in zip(*tokens)) if tokens else (0, 0)
+    log(
+        f"data: {name} train {len(texts):,} documents {n_tokens:,} tokens; "
+        f"{counts.get('bad_utf8', 0) / max(n_bytes, 1):.3%} of the bytes replaced"
+        + unknown.share(tokenizer, n_unknown, n_tokens)
     )
-    return data.build_tokenizer(c, log), [
-        text for text in documents if split_of(text, c.valid_fraction, c.test_fraction) == "train"
-    ]
+    for line in unknown.warning(tokenizer, n_unknown, n_tokens, f"source {name!r}", texts):
+        log(line)
+    return texts

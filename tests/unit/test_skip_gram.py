@@ -4,13 +4,15 @@ import collections
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
 from bigjax.data.skip_gram import SkipGramData, vocabulary
 from bigjax.data.word_vectors import WordVectors, neighbours
+from bigjax.data.wordpiece import SPECIALS
 from bigjax.errors import UserError
-from bigjax.train import skip_gram
+from bigjax.train import embeddings, skip_gram
 
 LINE = [[f"{i:04}" for i in range(1000)]]  # ids are places
 
@@ -144,3 +146,48 @@ def test_words_of_a_topic_end_near_each_other():
         assert topics == {word[0]: 9}
     again = skip_gram.fit(data, d_model=8, steps=300, log=lines.append)
     assert (again == table).all()
+
+
+# --- The text of `bigjax embeddings` -----------------------------------------------------------
+
+
+def read_texts(tmp_path, **content):
+    """What `bigjax embeddings` says of sources that are files of this content."""
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("\n".join([*SPECIALS, *"abcdefghijklmnopqrstuvwxyz", "the"]) + "\n")
+    for name, raw in content.items():
+        (tmp_path / name).write_bytes(raw)
+    section = ml_collections.ConfigDict(
+        dict(
+            train="",
+            sources={n: {"kind": "text", "path": f"{tmp_path}/{n}"} for n in content},
+            tokenizer=dict(kind="wordpiece", path=str(vocab), lowercase=True, vocab_size=0),
+            valid_fraction=0.0,
+            test_fraction=0.0,
+            on_bad_utf8="replace",
+            cache_dir=str(tmp_path / "cache"),
+        )
+    )
+    told = []
+    _, texts = embeddings._texts(section, told.append)
+    return texts, told
+
+
+def test_embeddings_say_what_was_replaced_and_what_is_unknown(tmp_path):
+    plain, odd = b"the a b\n" * 99, b"the \xff\n" + b"the Zyx4 a b c\n" * 30
+    texts, told = read_texts(tmp_path, one=plain, two=odd)
+    assert len(texts) == 2 and len(told) == 4, told
+    assert told[0] == (
+        "data: one train 1 documents 297 tokens; 0.000% of the bytes replaced; 0.00% unknown"
+    )
+    assert "two:1 has bytes that are not UTF-8" in told[1]
+    # WordPiece drops U+FFFD: 30 times five tokens, one of them [UNK], and the first.
+    assert told[2] == (
+        "data: two train 1 documents 151 tokens; 0.219% of the bytes replaced; 19.87% unknown"
+    )
+    assert "30 of the 151 tokens of source 'two' (19.9%) are unknown" in told[3]
+
+
+def test_embeddings_refuse_text_of_another_encoding(tmp_path):
+    with pytest.raises(UserError, match="are not UTF-8"):
+        read_texts(tmp_path, one=b"caf\xe9 cr\xe8me\n" * 50)
