@@ -5,6 +5,7 @@ a line "n d" (https://arxiv.org/abs/1301.3781); GloVe's does not
 (https://aclanthology.org/D14-1162).
 """
 
+import collections
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
@@ -89,10 +90,25 @@ def read(path: str | os.PathLike) -> WordVectors:
 
 def write(path: str | os.PathLike, vectors: WordVectors, header: bool = True) -> None:
     """Writes a file, local or gs://, that `read` gives back exactly; without `header` it is
-    GloVe's kind. Raises UserError for a word that is empty or has white space, and for a path
-    that cannot be written."""
+    GloVe's kind. Raises UserError for a word that is empty, has white space or is there twice, for
+    a number that is not finite in float32, and for a path that cannot be written."""
     from etils import epath
 
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(np.asarray(vectors.table, np.float32)).all(1)
+    if not finite.all():
+        word = vectors.words[int(finite.argmin())]
+        raise UserError(
+            f"cannot write {path}: the vector of {word!r}, as those of {int((~finite).sum()):,} of "
+            f"{len(finite):,} words, has numbers that are not finite. Train the vectors again, or "
+            "leave these words out."
+        )
+    if len(vectors.row) < len(vectors.words):
+        word, _ = collections.Counter(vectors.words).most_common(1)[0]
+        raise UserError(
+            f"cannot write {path}: there are two vectors of the word {word!r}. Take one of them "
+            "out."
+        )
     for word in vectors.words:
         if not word or any(char in word for char in " \r\n\ufeff\0"):
             raise UserError(

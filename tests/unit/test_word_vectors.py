@@ -62,6 +62,17 @@ def test_files_that_cannot_be_read_or_written(tmp_path):
         wv.write(tmp_path / "v.txt", wv.WordVectors(["two words"], np.ones((1, 2), np.float32)))
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e300])
+def test_what_could_not_be_read_is_not_written(tmp_path, number):
+    vectors = wv.WordVectors(["a", "b", "c"], np.array([[1, 2], [3, number], [5, 6]]))
+    with pytest.raises(UserError, match="v.txt: the vector of 'b', as those of 1 of 3 words"):
+        wv.write(tmp_path / "v.txt", vectors)
+    twice = wv.WordVectors(["a", "b", "b"], np.ones((3, 2), np.float32))
+    with pytest.raises(UserError, match="two vectors of the word 'b'"):
+        wv.write(tmp_path / "v.txt", twice)
+    assert not (tmp_path / "v.txt").exists()
+
+
 def test_table_for_a_vocabulary():
     words = [f"w{i}" for i in range(500)] + ["queen", "mat"]
     table, count = wv.table_for(words, VECTORS, seed=1, std=0.02)
