@@ -254,10 +254,12 @@ def _count(text: str | None, name: str, where: str) -> float | None:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 <= number < math.inf:  # false for nan too
+    # Rates of these are finite in float32. False for nan too.
+    if not (number == 0 or 1e-9 <= number <= 1e15):
         raise UserError(
-            f"{where}: {name} is {text!r}; it has to be a number of at least 0, or "
-            f"empty where it is not known. Correct it, or set data.columns.{name}=''."
+            f"{where}: {name} is {text[:60]!r}; it has to be a number of at least 0 (at most 1e15, "
+            "and not below 1e-9 but 0), or empty where it is not known. Correct it, or set "
+            f"data.columns.{name}=''."
         )
     return number
 

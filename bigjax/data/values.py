@@ -59,7 +59,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _number(value: bool | int | float, column: str, where: str) -> str:
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise UserError(
             f"{where}: column {column!r} holds {value}, which is not a finite number. Correct it, "
             "or take the row out."

@@ -283,15 +283,16 @@ def save(path: pathlib.Path, tensors: list[Planned], metadata: dict[str, str]) -
 
 
 def cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
-    """The array in a type of DTYPES. UserError if a number does not fit into float16."""
+    """The array in a type of DTYPES. UserError if a number is too large for it."""
     array = np.asarray(array)
     with np.errstate(over="ignore"):
         out = array.astype(DTYPES[dtype], copy=False)
-    if dtype == "float16" and np.isfinite(array).all() and not np.isfinite(out).all():
-        largest = np.abs(array.astype(np.float32)).max()
+    narrower = out.dtype != array.dtype and not np.isfinite(out).all()
+    if narrower and np.isfinite(array).all():
+        largest, limit = np.abs(array.astype(np.float64)).max(), ml_dtypes.finfo(out.dtype).max
         raise UserError(
-            f"{name} has numbers up to {largest:.3g}, beyond the 65504 of float16. "
-            "Write bfloat16 or float32."
+            f"{name} has numbers up to {largest:.6g}, beyond the {float(limit):.6g} of {dtype}. "
+            f"Write {'bfloat16 or ' if dtype == 'float16' else ''}float32."
         )
     return out
 

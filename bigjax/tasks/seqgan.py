@@ -164,11 +164,14 @@ def oracle_arrays(config) -> list[np.ndarray]:
         return [rng.standard_normal(shape).astype(np.float32) for shape in _shapes(V, D)]
     arrays = _read(os.path.expanduser(path), f"oracle.params={path!r}")
     for name, x in arrays.items():
-        if x.dtype.kind not in "fiu" or not np.isfinite(x).all():
+        if x.dtype.kind in "fiu":
+            with np.errstate(over="ignore"):
+                arrays[name] = x.astype(np.float32)
+        if x.dtype.kind not in "fiu" or not np.isfinite(arrays[name]).all():
             raise UserError(
-                f"oracle.params={path!r}: {name} ({x.dtype}) has what is no finite real number."
+                f"oracle.params={path!r}: {name} ({x.dtype}) has values that are not finite real "
+                "numbers in float32. Write it again from an oracle without them."
             )
-    arrays = {k: x.astype(np.float32) for k, x in arrays.items()}
     names = [f"param_{i}" for i in range(15)]
     if sorted(arrays) != sorted(names):
         raise UserError(

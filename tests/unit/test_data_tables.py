@@ -369,6 +369,8 @@ def test_whole_numbers_are_labels_without_decimals(tmp_path):
     path = parquet_file(tmp_path / "a.parquet", label=[0.0, 1.0, -2.0, 0.5])
     found = [row["label"] for row in read_table(path, ["label"], {"label": "label"})]
     assert found == ["0", "1", "-2", "0.5"]
+    path = write(tmp_path / "a.jsonl", '{"label": 1' + "0" * 400 + "}\n")  # of no float
+    assert read_table(path, ["label"], {"label": "label"})[0]["label"] == "1" + "0" * 400
 
 
 def test_answers_with_another_number_of_starts(tmp_path):

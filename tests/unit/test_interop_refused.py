@@ -203,6 +203,18 @@ def test_float16_has_no_room(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
+def test_bfloat16_has_no_room_for_the_largest_of_float32(tmp_path):
+    found = interop.read(write_folder(tmp_path / "in", *stored("GPT2LMHeadModel")[:2]))
+    params = loaded(found)
+    largest = np.full_like(params["final_norm/scale"], np.finfo(np.float32).max)
+    params["final_norm/scale"] = largest
+    with pytest.raises(UserError, match="ln_f.weight.* 3.40282e.38, beyond the 3.38953e.38 of bf"):
+        write_again(found, tmp_path / "out", params=params, dtype="bfloat16")
+    params["final_norm/scale"] = largest.astype(np.float64) * 10
+    with pytest.raises(UserError, match="ln_f.weight.*of float32"):
+        write_again(found, tmp_path / "out", params=params, dtype="float32")
+
+
 def test_shard_sizes_are_positive(tmp_path):
     with pytest.raises(UserError, match="max_shard_bytes"):
         files.write_tensors(tmp_path, [], 0, {})

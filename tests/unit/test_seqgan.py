@@ -314,6 +314,10 @@ def bad_files(folder, arrays) -> dict:
             ["param_14", "(29,)", "(30,)"],
         ),
         "not finite": (saved(path("f.npz"), changed(3, arrays[3] * np.nan)), ["param_3"]),
+        "too large": (
+            saved(path("h.npz"), changed(3, arrays[3].astype(np.float64) * 1e300)),
+            ["param_3", "float64", "not finite real numbers in float32"],
+        ),
         "texts": (saved(path("g.npz"), changed(3, np.array(["x"]))), ["param_3", "real number"]),
     }
 
@@ -333,6 +337,7 @@ def bad_files(folder, arrays) -> dict:
         "gate",
         "bias",
         "not finite",
+        "too large",
         "texts",
     ],
 )
