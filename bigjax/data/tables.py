@@ -8,18 +8,14 @@ import os
 import re
 from typing import Any
 
+from bigjax.data import conll
 from bigjax.data.text_files import COMPRESSIONS, extension, read_bytes, read_lines, read_text
 from bigjax.data.values import convert, describe
 from bigjax.errors import UserError
 
 _SQUAD = ("question", "context", "answers", "id")
-_CONLL = ("tokens", "tags")
 _OWN_NAMES = ("where", "row")
-_COMMENT = re.compile(r"# (newdoc|newpar)\b|# [\w.:-]+ = ")  # CoNLL-U's
-_OWN_KINDS = {
-    ".json": {"answers": "answers", "is_impossible": "flag"},
-    ".conll": {"tokens": "words", "tags": "words"},
-}
+_CONLL = (".conll", ".conllu")
 
 
 def read_table(
@@ -43,10 +39,12 @@ def read_table(
       or NaN.
     - .json: SQuAD 1.1 or 2.0; rows have question, context, answers, id and is_impossible, the
       record id, title, question, context and what else the question has.
-    - .conll: a token and, in the last column, its tag on each line, with tabs or spaces between
-      (U+00A0 and its like belong to a token), a blank line between sentences, -DOCSTART- and
-      CoNLL-U's comments passed over; rows have tokens and tags, the record the columns between
-      them as "1", "2", ... too.
+    - .conll, .conllu: a token and, in the last column, its tag on each line, with tabs or spaces
+      between (U+00A0 and its like belong to a token), a blank line between sentences, -DOCSTART-
+      and CoNLL-U's comments passed over; rows have tokens and tags, the record the columns between
+      them as "1", "2", ... too. `columns` may be numbers, from "0", instead: then the record's are
+      too. They have to be where the first column numbers the words, as CoNLL-U's does: FORM is
+      "1", UPOS "3"; its lines of several words (1-2) and of none (1.1) are passed over.
 
     Args:
       kinds: what a column holds, "text" where it does not say: "label" may be a number or
@@ -72,6 +70,7 @@ def read_table(
         ".parquet": _parquet,
         ".json": _squad,
         ".conll": _conll,
+        ".conllu": _conll,
     }
     if kind_of_file not in readers:
         raise UserError(
@@ -80,7 +79,9 @@ def read_table(
         )
     for name in sorted({*_OWN_NAMES} & {*columns, *optional}):
         raise UserError(f'{path}: a column cannot be called "{name}"; rename it in the file.')
-    kinds = {**(kinds or {}), **_OWN_KINDS.get(kind_of_file, {})}
+    own = {"answers": "answers", "is_impossible": "flag"} if kind_of_file == ".json" else {}
+    own |= dict.fromkeys(columns, "words") if kind_of_file in _CONLL else {}
+    kinds = {**(kinds or {}), **own}
     rows = [
         {
             column: convert(row[column], kinds.get(column, "text"), column, row["where"])
@@ -306,49 +307,4 @@ def _list(value: Any, key: str, where: str) -> list:
 
 
 def _conll(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    for column in columns:
-        _member(dict.fromkeys(_CONLL), column, path)
-    sentence: list[list[str]] = []
-    where, lines = path, _lines(path)
-    has_tabs = any("\t" in line for line in lines if not line.startswith("#"))
-    for number, line in enumerate([*lines, ""], 1):
-        line = line.rstrip(" \t")
-        if not line or line.startswith("-DOCSTART-"):  # which may have no blank line before it
-            if sentence:
-                whole = _sentence(sentence)
-                yield {
-                    column: [fields[0 if column == "tokens" else -1] for fields in sentence]
-                    for column in columns
-                } | {"where": where, "row": whole}
-            sentence = []
-        elif not sentence and _is_comment(line, has_tabs):
-            continue
-        else:
-            # Not line.split(), which would cut a token at U+00A0.
-            fields = line.split("\t") if "\t" in line else re.split(" +", line.lstrip(" "))
-            where = where if sentence else f"{path}:{number}"
-            if "tags" in columns and len(fields) < 2:
-                raise UserError(
-                    f"{path}:{number}: found {line!r} without a tag. Each line has to "
-                    "be a token, a tab or space, and its tag in the last column."
-                )
-            for column, field in (("tokens", fields[0]), ("tags", fields[-1])):
-                if column in columns:
-                    convert(field, "word", column, f"{path}:{number}")
-            sentence.append(fields)
-
-
-def _is_comment(line: str, has_tabs: bool) -> bool:
-    """Of CoNLL-U; a token may be "#" too, and then has a tab where the other lines have them."""
-    if not line.startswith("#"):
-        return False
-    return "\t" not in line if has_tabs else bool(_COMMENT.match(line))
-
-
-def _sentence(lines: list[list[str]]) -> dict[str, list[str]]:
-    """Its columns by name; of lines of different width only the first and the last."""
-    width, widest = min(map(len, lines)), max(map(len, lines))
-    if 1 < width < widest:
-        lines, width = [[fields[0], fields[-1]] for fields in lines], 2
-    names = ["tokens", *map(str, range(1, width - 1)), *["tags"][: width - 1]]
-    return {name: list(column) for name, column in zip(names, zip(*lines))}
+    return conll.read(path, _lines(path), columns)
