@@ -22,6 +22,7 @@ from bigjax.data.headline_rows import ClickRates, History, read_parts
 from bigjax.data.hot_words import hot_ids, hot_words_of
 from bigjax.data.order import InTurn, Order, places
 from bigjax.data.store import SPLITS
+from bigjax.data.values import missing_warning
 from bigjax.data.wordpiece import WordPiece
 from bigjax.errors import UserError
 
@@ -301,6 +302,8 @@ def load_headlines(
         tokenizer, options, hot, history, rates, {name: parts[name] for name in names}, examples
     )
     log(headlines.summary())
+    for line in missing_warning(row for name in names for row in parts[name]):
+        log(line)
     for name in names:
         for line in examples[name].cut:
             log(f"data: {name}: {line}")

@@ -15,6 +15,7 @@ from bigjax.data.examples import Examples, encode_rows, texts_of, unknown_warnin
 from bigjax.data.order import InTurn, Order, places
 from bigjax.data.rows import label_counts, label_names, read_parts, read_rows
 from bigjax.data.store import SPLITS
+from bigjax.data.values import missing_warning
 from bigjax.errors import UserError
 
 __all__ = [
@@ -310,6 +311,8 @@ def load_labelled(
         data.packing,
     )
     log(labelled.summary())
+    for line in missing_warning(row for name in names for row in rows[name]):
+        log(line)
     for name in names:
         if examples[name].n_cut:
             log(f"data: {name}: {examples[name].cut}")

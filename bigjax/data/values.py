@@ -1,5 +1,6 @@
 """The values of labelled rows: from what a file holds to text, lists and answers."""
 
+from collections.abc import Iterable, Mapping
 import json
 import math
 import re
@@ -7,6 +8,12 @@ from typing import Any
 
 from bigjax.errors import UserError
 
+# How programs write a missing value in text: pandas, NumPy, R, Excel, SQL, Hive, JSON, Python.
+_MISSING = frozenset(
+    "NaN nan NAN -NaN -nan NA N/A n/a #N/A #NA <NA> NaT null Null NULL None \\N "
+    "1.#IND -1.#IND 1.#QNAN -1.#QNAN".split()
+)
+_WARNED = ("label", "tags", "text", "pair", "question", "context", "headline", "article")
 _SPACE = " \t\r\n\f\v"  # str.strip() would take off U+00A0 and its like, which texts hold
 
 
@@ -51,6 +58,32 @@ def convert(value: Any, kind: str, column: str, where: str) -> Any:
     if not value.strip(_SPACE if kind == "word" else None):
         raise UserError(f"{where}: column {column!r} is empty. Fill it, or take the row out.")
     return _utf8(value if kind == "text" else value.strip(_SPACE), column, where)
+
+
+def missing_warning(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for people, where labels, tags or whole texts of rows are such as 'NaN' or 'null',
+    which may be classes but are mostly missing values that were written as text; else none."""
+    counts: dict[tuple[str, str], int] = {}
+    first = ""
+    for row in rows:
+        for name in _WARNED:
+            value = row.get(name)
+            # As a set: this counts rows.
+            parts = {value} if isinstance(value, str) else set(value or ())
+            for part in sorted(parts):
+                if part.strip() in _MISSING:
+                    key = name.removesuffix("s"), part.strip()
+                    counts[key] = counts.get(key, 0) + 1
+                    first = first or row["where"]
+    if not counts:
+        return []
+    found = ", ".join(
+        f"{n:,} row{'s' * (n > 1)} with the {name} {value!r}" for (name, value), n in counts.items()
+    )
+    return [
+        f"data: warning: {found} (the first at {first}): so missing values are often written. They "
+        "are used as they stand; if they are missing, fill them or take the rows out."
+    ]
 
 
 def _is_missing(value: Any) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from bigjax import config as config_lib
 from bigjax.data import headlines, load_labelled, load_text, unknown
+from bigjax.data.labelled import label_names
 from bigjax.data.tokenizer import Bytes
 from bigjax.data.wordpiece import SPECIALS, WordPiece
 from tests.unit.test_data_headlines import OPTIONS
@@ -131,3 +132,74 @@ def test_special_tokens_do_not_count():
     padded = [TOKENIZER.bos_id, *ids, TOKENIZER.eos_id, TOKENIZER.pad_id]
     assert unknown.count(TOKENIZER, np.array(padded)) == (1, 2)
     assert unknown.share(Bytes(), 0, 2) == "" and Bytes().unk_id is None
+
+
+# --- Missing values that were written as text --------------------------------------------------
+
+
+def missing_lines(data, kind="classify"):
+    """What is said of missing values; the labels."""
+    lines, labels = [], label_names(data, kind)
+    load_labelled(data, kind, labels, tokenizer=TOKENIZER, log=lines.append)
+    return [line for line in lines if "missing" in line], labels
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["NaN", "nan", "NA", "N/A", "n/a", "<NA>", "null", "NULL", "None", "#N/A", "NaT", "\\N"],
+)
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl", "a.parquet"])
+def test_labels_that_may_be_missing_are_classes_with_a_warning(tmp_path, name, label):
+    labels = ["good", label, "bad", f" {label} "]
+    rows = [{"text": f"the film {i}", "label": label} for i, label in enumerate(labels)]
+    if name == "a.parquet":
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        parquet.write_table(pa.Table.from_pylist(rows), str(tmp_path / name))
+    elif name == "a.jsonl":
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        mark = "," if name == "a.csv" else "\t"
+        lines = [mark.join(row.values()) for row in ({"text": "text", "label": "label"}, *rows)]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    data = section(tmp_path, train=str(tmp_path / name), valid_fraction=0.0, test_fraction=0.0)
+    lines, found = missing_lines(data)
+    where = f"{tmp_path / name}:{2 if name in ('a.jsonl', 'a.parquet') else 3}"
+    assert found == sorted({"good", "bad", label})
+    assert (
+        len(lines) == 1 and f": 2 rows with the label {label!r} (the first at {where})" in lines[0]
+    )
+    assert "fill them or take the rows out" in lines[0]
+
+
+def test_one_line_for_all_that_may_be_missing(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("text\tlabel\nnan\tNone\nthe film\tNone\na film, NA\tnone\nNULL\tNA\nx\tnano\n")
+    data = section(tmp_path, train=str(path), valid_fraction=0.0, test_fraction=0.0)
+    ((line,), _) = missing_lines(data)
+    assert ": 2 rows with the label 'None', 1 row with the text 'nan', 1 row with the label" in line
+    assert "'NA', 1 row with the text 'NULL' (the first at" in line and "none" not in line
+    path.write_text("text\tlabel\nthe film, None\tgood\nnull and void\tnone\nx\tnull-like\n")
+    assert missing_lines(data)[0] == []
+
+
+def test_tags_and_headlines_that_may_be_missing(tmp_path):
+    path = tmp_path / "a.conll"
+    path.write_text("NA B\nthe null\nfilm null\n\nthe null\nNone B\n")
+    data = section(tmp_path, train=str(path), valid_fraction=0.0, test_fraction=0.0)
+    ((line,), labels) = missing_lines(data, "tag")
+    assert "warning: 2 rows with the tag 'null' (the first at" in line and "NA" not in line
+    assert labels == ["B", "null"]
+    path = tmp_path / "a.jsonl"
+    rows = [{"headline": "the film", "article": article} for article in ("nan", "a film", "nan")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = section(tmp_path, train=str(path), valid_fraction=0.0, test_fraction=0.0)
+    data.columns.update({"headline": "headline", "article": "article", "tags": ""})
+    options = headlines.HeadlineOptions(
+        article_len=OPTIONS.article_len, headline_len=6, n_history=0, click_buckets=0, hot_words=0
+    )
+    lines = []
+    headlines.load_headlines(data, options, lines.append, TOKENIZER)
+    (line,) = [line for line in lines if "missing" in line]
+    assert "with the article 'nan' (the first at" in line
