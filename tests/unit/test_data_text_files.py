@@ -345,7 +345,7 @@ def test_tables_of_every_kind_are_decompressed(tmp_path, pack):
     assert found["text"] == "x y"
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r\r\n"])
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_vocabularies_vectors_and_word_lists(tmp_path, end, bom, pack):
