@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import jax.extend
 
@@ -53,6 +55,20 @@ def another_user():
         os.setresuid(*before)
         os.setresgid(0, 0, 0)
         os.setgroups(groups)
+
+
+@contextlib.contextmanager
+def open_folder():
+    """A folder that other users can enter: those of pytest they cannot."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="bigjax-test-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        for path in folder.rglob("*"):
+            if path.is_dir() and not path.is_symlink():
+                path.chmod(0o755)
+        shutil.rmtree(folder)
 
 
 @contextlib.contextmanager

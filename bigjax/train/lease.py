@@ -126,13 +126,28 @@ class Lease:
         if not self._held or not self._is_lost and self._store.holds():
             return
         self._is_lost = True
-        seen = self._store.read()
-        now = f"it {HELD_BY} {seen.record}" if seen else "its lease was deleted"
+        self._made = []  # what has these names now is another's
         raise Lost(
             f"This process (process {os.getpid()} on {socket.gethostname()}) has lost the work "
-            f"folder {self._workdir}: {now}. Perhaps this one was suspended for more than "
-            f"{SECONDS} seconds. It ends here and leaves the folder as it is."
+            f"folder {self._workdir}: {self._how_lost()} It ends here and leaves the folder as it "
+            "is."
         )
+
+    def _how_lost(self) -> str:
+        try:
+            if seen := self._store.read():
+                return (
+                    f"it {HELD_BY} {seen.record}. Perhaps this one was suspended for more than "
+                    f"{SECONDS} seconds."
+                )
+            if "://" not in self._workdir and not pathlib.Path(self._workdir).is_dir():
+                return (
+                    "it was moved, renamed or deleted. To go on, move it back and run the same "
+                    "command, or give the --workdir where it is now."
+                )
+        except OSError as e:
+            return f"it cannot be read ({e.strerror or e})."
+        return "its lease was deleted."
 
     @property
     def is_lost(self) -> bool:

@@ -6,13 +6,16 @@ files by the exclusive creation of the next number, objects by a condition on th
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
 import re
 import socket
+import stat
 import tempfile
 import threading
+import time
 from typing import Any, NamedTuple
 
 import psutil
@@ -21,6 +24,11 @@ from bigjax import cloud
 
 _NAME = ".lease"
 _DEFAULT_SECONDS = 60  # of a lease that cannot be read
+# Of an OSError: the file is no longer at its path, or this user may no longer read it.
+_GONE = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE),
+    *(errno.EACCES, errno.EPERM),
+)
 _open_locks: set[int] = set()  # file descriptors that a forked child has to close
 
 
@@ -72,8 +80,8 @@ class _Lock:
             import fcntl
 
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            stat = os.fstat(fd)
-            self.boot, self.file = _boot(), (stat.st_dev, stat.st_ino)
+            status = os.fstat(fd)
+            self.boot, self.file = _boot(), (status.st_dev, status.st_ino)
 
     def record(self, token: str, since: str, seconds: int) -> Record:
         host = socket.gethostname()
@@ -102,8 +110,8 @@ def _is_locked(path: pathlib.Path, record: Record) -> bool | None:
         import fcntl
 
         with path.open("rb") as f:
-            stat = os.fstat(f.fileno())
-            if tuple(record.file) != (stat.st_dev, stat.st_ino):
+            status = os.fstat(f.fileno())
+            if tuple(record.file) != (status.st_dev, status.st_ino):
                 return None
             fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: several may look
             return False
@@ -128,8 +136,13 @@ def _parse(content: bytes) -> Record:
         known = all(
             isinstance(getattr(record, f.name), (list, f.type)) for f in dataclasses.fields(Record)
         )
-        valid = known and 0 < record.seconds <= 3600 and re.fullmatch("[0-9a-f]{16}", record.token)
-    except (ValueError, TypeError):
+        valid = (
+            known
+            and 0 < record.seconds <= 3600
+            and 0 <= record.process < 2**32
+            and re.fullmatch("[0-9a-f]{16}", record.token)
+        )
+    except (ValueError, TypeError, RecursionError):
         return Record()
     if not valid:
         return Record()
@@ -158,28 +171,43 @@ class Files:
         return self._folder / f"{_NAME}-{number}"
 
     def _numbers(self) -> list[int]:
-        names = [
-            re.fullmatch(rf"{re.escape(_NAME)}-(\d{{1,9}})", n) for n in os.listdir(self._folder)
-        ]
-        return sorted(int(m[1]) for m in names if m)
+        """Those of all leases in the folder; none where it is gone."""
+        try:
+            names = os.listdir(self._folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        found = [re.fullmatch(rf"{re.escape(_NAME)}-(0|[1-9][0-9]*)", n) for n in names]
+        return sorted(int(m[1]) for m in found if m)
 
     def read(self) -> Seen | None:
-        """The lease that counts; None if there is none."""
+        """The lease that counts; None if there is none.
+
+        Whatever has the name of a lease is one, so that the next number is free: a folder, a link
+        to nothing or another user's file is a lease of an unknown process.
+        """
         while numbers := self._numbers():
-            path = self._path(numbers[-1])
-            with contextlib.suppress(FileNotFoundError):  # given back just now
-                content = b""
-                with contextlib.suppress(PermissionError):  # another user's
-                    content = path.read_bytes()[:4096]
-                if version := self._version(numbers):
-                    return Seen(version, _parse(content), 0.0)
+            content = b""
+            with contextlib.suppress(OSError):
+                content = self._content(numbers[-1])
+            if version := self._version(numbers):
+                return Seen(version, _parse(content), 0.0)
+            time.sleep(0.02)  # given back just now; a listing of NFS may show it for a while
         return None
+
+    def _content(self, number: int) -> bytes:
+        """The beginning of a lease's file; b'' of what is no file. Follows no link and waits for no
+        writer of a pipe. Opening it asks a file server, unlike a listing."""
+        fd = os.open(self._path(number), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            return os.read(fd, 4096) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        finally:
+            os.close(fd)
 
     def _version(self, numbers: list[int]) -> tuple | None:
         """What tells apart whether the lease of the highest number was renewed or replaced."""
         with contextlib.suppress(FileNotFoundError):
-            stat = self._path(numbers[-1]).stat() if numbers else None
-            return stat and (numbers, stat.st_mtime_ns, stat.st_ino)
+            status = self._path(numbers[-1]).lstat() if numbers else None
+            return status and (numbers, status.st_mtime_ns, status.st_ino)
         return None
 
     def age(self, seen: Seen) -> float:
@@ -224,13 +252,14 @@ class Files:
         return True
 
     def holds(self) -> bool:
-        """Whether the lease is still this process's."""
+        """Whether the lease is still this process's, in the folder that has its name now."""
         try:
-            with self._path(self._number).open("rb") as f:  # asks the server, unlike a listing
-                mine = _parse(f.read(4096)).token == self._token
+            mine = _parse(self._content(self._number)).token == self._token
             return mine and max(self._numbers(), default=0) <= self._number
-        except FileNotFoundError:
-            return False
+        except OSError as e:
+            if e.errno in _GONE:
+                return False
+            raise
 
     def renew(self) -> bool:
         """Gives a sign of life; False if the lease is no more this process's."""

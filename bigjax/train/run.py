@@ -45,6 +45,7 @@ def train(config, workdir: str) -> None:
         _Run(config, workdir, progress, lease).train()
     except OSError as e:
         if e.errno not in NO_ROOM:
+            lease.check()  # else it failed because the folder was moved or deleted
             raise
         raise RunError(
             f"There is no room to write to ({e}). Training stopped; the checkpoints "

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from bigjax import cloud, main, process
 from bigjax.errors import PassingError, UserError
 from bigjax.train import lease as lease_lib
 from bigjax.train import lease_store, metrics
+from bigjax.train import run as run_lib
 from bigjax.train.lease import Held, Lease, Lost
 from tests import bucket, helpers
 from tests.unit.test_checkpoint import on_two_hosts, saved, state
@@ -259,17 +261,86 @@ def test_a_lease_that_somebody_deleted(place):
     lease.release()
 
 
+GONE = {
+    "moved": (lambda f: f.rename(f.with_name("elsewhere")), "it was moved, renamed or deleted"),
+    "deleted": (shutil.rmtree, "it was moved, renamed or deleted"),
+    "another folder": (
+        lambda f: (f.rename(f.with_name("elsewhere")), f.mkdir()),
+        "its lease was deleted",
+    ),
+    "a file": (lambda f: (shutil.rmtree(f), f.touch()), "it was moved, renamed or deleted"),
+    "a link to nothing": (
+        lambda f: (shutil.rmtree(f), f.symlink_to("nothing")),
+        "it was moved, renamed or deleted",
+    ),
+    "a folder for a lease": (
+        lambda f: ((f / ".lease-1").unlink(), (f / ".lease-1").mkdir()),
+        "it is held by process unknown",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", GONE)
+def test_a_folder_that_is_gone_while_a_run_writes_to_it(tmp_path, how):
+    change, words = GONE[how]
+    folder = tmp_path / "run"
+    lease = acquired(str(folder))
+    writer = metrics.Writer(str(folder), 0, False, lease.check)
+    writer.write(1, {"loss": 1.0})
+    change(folder)
+    before = sorted(tmp_path.rglob("*"))
+    for _ in range(2):
+        with pytest.raises(Lost, match=words):
+            writer.write(2, {"loss": 1.0})
+    assert not lease._store.renew()
+    lease.release()
+    writer.close()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_may_no_longer_be_read():
+    with helpers.open_folder() as place:  # in which another user may work
+        (place / "mine").mkdir(mode=0o777)
+        (place / "mine").chmod(0o777)
+        with helpers.another_user():
+            lease = acquired(str(place / "mine" / "run"))
+            (place / "mine" / "run").chmod(0)
+            with pytest.raises(Lost, match="it cannot be read .Permission denied"):
+                lease.check()
+            assert not lease._store.renew()
+            lease.release()
+
+
+def test_an_error_of_files_after_the_folder_is_gone_is_told_by_that(tmp_path, monkeypatch):
+    """What does not ask for the lease first, such as an evaluation that writes its files."""
+
+    class Run:
+        def __init__(self, config, workdir, progress, lease):
+            lease.acquire()
+
+        def train(self):
+            (tmp_path / "run").rename(tmp_path / "other")
+            (tmp_path / "run" / "evals").mkdir()
+
+    monkeypatch.setattr(run_lib, "_Run", Run)
+    c = SimpleNamespace(train=SimpleNamespace(steps=1))
+    with pytest.raises(Lost, match="moved, renamed or deleted"):
+        run_lib.train(c, str(tmp_path / "run"))
+
+
 @pytest.mark.parametrize(
     "content",
     [
         b"",
+        b"[" * 4000,
+        b'{"seconds": ' + b"9" * 400 + b"}",
         b"\xff\x00",
         b"[1]",
         b'{"token": "../../etc/passwd", "boot": "x"}',
         b'{"seconds": 1e99}',
         json.dumps({"token": "0" * 16, "host": "\x1b[2Ja\n" * 99, "process": True}).encode(),
     ],
-    ids=range(6),
+    ids=range(8),
 )
 def test_a_lease_that_cannot_be_read_is_one(place, monkeypatch, content):
     """Until it runs out."""
@@ -282,6 +353,59 @@ def test_a_lease_that_cannot_be_read_is_one(place, monkeypatch, content):
     lease = acquired(place)
     assert time.monotonic() - begun > 0.4
     lease.check()
+    lease.release()
+
+
+def no_lease(path, kind: str) -> None:
+    """What has the name of a lease and is none."""
+    if kind == "file":
+        path.write_bytes(b"")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"link": "nothing", "loop": path.name, "endless": "/dev/zero"}[kind])
+    os.utime(path, (0, time.time() - 61), follow_symlinks=False)
+
+
+@pytest.mark.parametrize("name", [".lease-1", ".lease-0", ".lease-999999999", ".lease-" + "9" * 99])
+@pytest.mark.parametrize("kind", ["link", "loop", "endless", "folder", "pipe", "file"])
+def test_what_is_no_file_has_run_out_like_a_lease(tmp_path, monkeypatch, kind, name):
+    never_waits(monkeypatch)
+    no_lease(tmp_path / name, kind)
+    lease = acquired(str(tmp_path))
+    lease.check()
+    with pytest.raises(Held):
+        acquired(str(tmp_path))
+    assert lease._store.renew()
+    lease.release()
+    assert leases(str(tmp_path)) == ([name] if kind == "folder" else [])
+    acquired(str(tmp_path)).release()
+
+
+@pytest.mark.parametrize("name", [".lease-007", ".lease-x", ".lease-\u0665", ".lease-"])
+def test_other_names_are_no_leases(tmp_path, monkeypatch, name):
+    never_waits(monkeypatch)
+    (tmp_path / name).touch()
+    acquired(str(tmp_path)).release()
+    assert (tmp_path / name).exists()
+
+
+def test_a_lease_whose_number_has_no_next_one(tmp_path):
+    (tmp_path / (".lease-" + "9" * 248)).symlink_to("nothing")
+    os.utime(tmp_path / (".lease-" + "9" * 248), (0, 0), follow_symlinks=False)
+    with pytest.raises(UserError, match="File name too long"):
+        acquired(str(tmp_path))
+
+
+def test_a_link_to_nothing_is_waited_for_until_it_runs_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease_store, "_DEFAULT_SECONDS", 1)
+    monkeypatch.setattr(lease_store.Record, "__init__", _short_record)
+    (tmp_path / ".lease-3").symlink_to("nothing")
+    begun = time.monotonic()
+    lease = acquired(str(tmp_path))
+    assert 0.4 < time.monotonic() - begun < 5
     lease.release()
 
 
