@@ -1,8 +1,11 @@
 """The `bigjax` command: reads flags and dispatches."""
 
+from collections.abc import Iterator
 import os
+import re
 import signal
 import sys
+import types
 
 from bigjax import process
 from bigjax.errors import RunError, UserError, file_failure
@@ -31,7 +34,7 @@ def main(argv: list[str]) -> int:
             return _interrupted(number)
         from bigjax import cloud
 
-        error = _backend_failure(e) or cloud.failure(e) or file_failure(e)
+        error = _setting_failure(e) or _backend_failure(e) or cloud.failure(e) or file_failure(e)
         if error is None:
             _tell_hosts(f"{type(e).__name__}: {e}", 1, e)
             raise
@@ -55,16 +58,42 @@ def _tell_hosts(text: str, code: int, unexpected: BaseException | None = None) -
         hosts.fail(text, code, unexpected)
 
 
+def _frames(error: Exception) -> Iterator[types.CodeType]:
+    """The code of each frame that an error has passed through."""
+    trace = error.__traceback__
+    while trace:
+        yield trace.tb_frame.f_code
+        trace = trace.tb_next
+
+
+def _setting_failure(error: Exception) -> UserError | None:
+    """What to say where jax cannot be imported for a setting of its environment; None if the error
+    is another."""
+    inside = os.path.join("jax", "_src", "")
+    frames = [code for code in _frames(error) if inside in code.co_filename]
+    importing = any(code.co_name == "<module>" for code in frames)
+    settings = any(code.co_filename.endswith("config.py") for code in frames)
+    if not (isinstance(error, ValueError) and importing and settings):
+        return None
+    text = str(error)
+    named = re.findall("jax_[a-z0-9_]+", text.lower())
+    variables = [n for name in named if (n := name.upper()) in os.environ]
+    variables = variables or sorted(n for n in os.environ if n.startswith("JAX_"))
+    return UserError(
+        f"jax does not take a setting of the environment: {text[:400]}. Correct or unset "
+        f"{' or '.join(dict.fromkeys(variables))}."
+    )
+
+
 def _backend_failure(error: Exception) -> UserError | None:
     """What to say where jax cannot start on its devices; None if the error is another.
 
     Anything that asks for a device may be the first to start jax, so it is told by the error.
     """
-    trace, inside = error.__traceback__, False
-    while trace:
-        code = trace.tb_frame.f_code
-        inside |= code.co_name == "backends" and code.co_filename.endswith("xla_bridge.py")
-        trace = trace.tb_next
+    inside = any(
+        code.co_name == "backends" and code.co_filename.endswith("xla_bridge.py")
+        for code in _frames(error)
+    )
     text = " ".join(str(error).split())
     if not inside and "Unable to initialize backend" not in text:
         return None

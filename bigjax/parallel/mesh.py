@@ -11,20 +11,50 @@ from bigjax.parallel import hosts
 
 AXES = ("data", "fsdp", "sequence", "tensor")  # from the slowest links to the fastest
 BATCH_AXES = ("data", "fsdp")  # the batch is cut along these
+_TRANSFERS = ((None, "allow", "log"), "batches and metrics are copied while a step runs")
+# Settings of jax: (the values with which bigjax works, why no other).
+_SETTINGS = {
+    "jax_enable_x64": ((False,), "bigjax keeps and updates its state in float32"),
+    "jax_disable_jit": ((False,), "bigjax's steps are compiled for a mesh"),
+    "jax_numpy_dtype_promotion": (("standard",), "bigjax computes in mixed types"),
+    "jax_numpy_rank_promotion": (("allow", "warn"), "bigjax adds vectors to larger arrays"),
+    "jax_check_tracer_leaks": ((False,), "jax takes its own scan of the layers for a leak"),
+    "jax_transfer_guard": _TRANSFERS,
+    "jax_transfer_guard_host_to_device": _TRANSFERS,
+    "jax_transfer_guard_device_to_host": _TRANSFERS,
+    "jax_transfer_guard_device_to_device": _TRANSFERS,
+}
 
 
 def start(mesh_config, batch_size: int | None, accumulate: int = 1) -> Mesh:
     """Starts jax with the devices of a config, checks them, and makes its mesh the current one.
 
     batch_size None: no batch will be cut, so a CPU stays whole where the mesh leaves that open.
-    Raises UserError if the mesh does not fit the devices, or the batch not the mesh.
+    Raises UserError if the mesh does not fit the devices, or the batch not the mesh, and as
+    `check_settings` does.
     """
+    check_settings()
     _use_cpu_devices(cpu_devices(mesh_config, (batch_size or 1) // accumulate, hosts.count()))
     mesh = make_mesh(mesh_config)
     if batch_size:
         check_batch(mesh, batch_size, accumulate)
     jax.set_mesh(mesh)
     return mesh
+
+
+def check_settings() -> None:
+    """Refuses settings of jax, mostly of its environment, with which no step can be made."""
+    for name, (allowed, why) in _SETTINGS.items():
+        variable = name.upper()
+        value = getattr(jax.config, name, None)
+        value = getattr(value, "value", value)  # of an enumeration
+        if value is None:  # jax shows no guard that the environment sets
+            value = os.environ.get(variable) or None
+        if value not in allowed:
+            raise UserError(
+                f"jax's setting {variable} is {value!r}, but {why}. Run `unset {variable}`, or "
+                "take it out of the code that sets it, and give the same command again."
+            )
 
 
 def cpu_devices(mesh_config, batch_size: int, processes: int = 1) -> int:

@@ -92,6 +92,7 @@ def plans(config, topology: str, slices: int = 1) -> list[Plan]:
     """
     name, _ = chips.parse(topology)
     chip = chips.figures(name)
+    mesh_lib.check_settings()
     mesh = mesh_lib.make_mesh(config.mesh, chips.devices(topology, slices))
     mesh_lib.check_batch(mesh, config.train.batch_size, config.train.accumulate)
     path = cache_folder(config.data.cache_dir, "plans") / (

@@ -5,11 +5,15 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from bigjax import commands, json_text, main, process
 from bigjax.errors import UserError
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.plan import compile as compile_lib
 from bigjax.train import hooks
+from tests import helpers
 
 PYTHON = sys.executable
 
@@ -167,6 +171,76 @@ def test_devices_that_are_not_here(platform):
     done = prints(body, JAX_PLATFORMS=platform)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert f"JAX_PLATFORMS='{platform}'" in done.stderr and "JAX_PLATFORMS=cpu" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("JAX_NUM_CPU_DEVICES", "abc"),
+        pytest.param("JAX_ENABLE_X64", "abc", marks=pytest.mark.slow),
+        pytest.param("JAX_TRANSFER_GUARD", "nonsense", marks=pytest.mark.slow),
+        pytest.param("JAX_DEFAULT_MATMUL_PRECISION", "nonsense", marks=pytest.mark.slow),
+        pytest.param("JAX_COMPILATION_CACHE_MAX_SIZE", "1.5", marks=pytest.mark.slow),
+    ],
+)
+def test_a_setting_that_jax_does_not_take(name, value):
+    done = prints("import jax", **{name: value})
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"unset {name}." in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("JAX_ENABLE_X64", True),
+        ("JAX_DISABLE_JIT", True),
+        ("JAX_NUMPY_DTYPE_PROMOTION", "strict"),
+        ("JAX_NUMPY_RANK_PROMOTION", "raise"),
+        ("JAX_CHECK_TRACER_LEAKS", True),
+        ("JAX_TRANSFER_GUARD", "disallow"),
+        ("JAX_TRANSFER_GUARD_HOST_TO_DEVICE", "disallow_explicit"),
+    ],
+)
+def test_a_setting_of_jax_with_which_no_step_can_be_made(name, value, monkeypatch):
+    """Wherever it comes from: jax does not show guards that the environment sets."""
+    mesh_lib.check_settings()
+    before = getattr(jax.config, name.lower())
+    if "GUARD" in name:
+        monkeypatch.setenv(name, value)
+    else:
+        jax.config.update(name.lower(), value)
+    try:
+        for start in (lambda: mesh_lib.start({}, 8), lambda: compile_lib.plans(None, "v5e:1x1")):
+            with pytest.raises(UserError, match=f"{name} is {value!r}, but .*`unset {name}`"):
+                start()
+    finally:
+        if "GUARD" not in name:
+            jax.config.update(name.lower(), before)
+
+
+def test_settings_of_jax_with_which_bigjax_works(monkeypatch):
+    monkeypatch.setenv("JAX_TRANSFER_GUARD", "log")
+    for name, value in (("jax_numpy_rank_promotion", "warn"), ("jax_debug_nans", True)):
+        before = getattr(jax.config, name)
+        jax.config.update(name, value)
+        try:
+            mesh_lib.check_settings()
+        finally:
+            jax.config.update(name, before)
+
+
+@pytest.mark.slow
+def test_a_setting_of_the_environment_is_refused_before_anything_is_made(tmp_path):
+    flags = [f"--config={helpers.TINY}", f"--workdir={tmp_path}/run"]
+    done = subprocess.run(
+        [PYTHON, "-m", "bigjax.main", "train", *flags],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_ENABLE_X64": "1"},
+        timeout=120,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "JAX_ENABLE_X64 is True" in done.stderr and not (tmp_path / "run").exists()
 
 
 def test_an_error_that_is_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
