@@ -1,6 +1,7 @@
 """The step's guard, the loop, early stopping, reports of a loss that is not finite."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,31 @@ def test_uneven_weights_add_up_over_micro_batches():
     for got in results[1:]:
         np.testing.assert_allclose(got[0], results[0][0], rtol=1e-6)
         np.testing.assert_allclose(got[1], results[0][1], rtol=1e-6)
+
+
+def test_gradients_are_divided_by_the_weight_and_nothing_else():
+    """To the last bit: of numbers whose products, sums and quotients float32 holds exactly."""
+    rows = dict(x=np.eye(3), y=[0.0, -1.0, 3.0], weight=[1.0, 1.0, 2.0])
+    rows = {k: np.asarray(v, np.float32) for k, v in rows.items()}
+    # 2 * (1 - y) * weight / 4, and the loss of (1 + 4 + 2 * 4) / 4.
+    gradient, loss = np.float32([0.5, 1.0, -2.0]), 3.25
+    for options, scale in (({}, 1.0), ({"accumulate": 3}, 1.0), ({}, 0.125)):
+        task, tx = toy_task(), optax.sgd(1.0)
+        state = make_init(task, tx, 0, False)()
+        step = jax.jit(make_step(task, tx, lambda s: 1.0, seed=0, **options))
+        new, metrics = step(state, None, {**rows, "weight": rows["weight"] * np.float32(scale)})
+        np.testing.assert_array_equal(new.params["w"], 1 - gradient)
+        assert float(metrics["loss"]) == loss
+        assert float(metrics["grad_norm"]) == np.sqrt(np.float32(5.25))
+
+
+def test_a_batch_without_weight_changes_nothing():
+    state, step = steps()
+    rows = batch()
+    rows["weight"][:] = 0
+    new, metrics = step(state, None, rows)
+    np.testing.assert_array_equal(new.params["w"], state.params["w"])
+    assert float(metrics["loss"]) == 0 and not bool(new.halted)
 
 
 def test_moving_average():
@@ -151,3 +177,27 @@ def test_early_stopping(mode, values, stops_at):
             break
 
     assert ended == stops_at  # 1.99 improves on 2 by less than min_delta
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize(
+    "min_delta, values, stops_at",
+    [
+        (0.0, [2.0, 2.0, 2.0], 2),  # a plateau is no improvement
+        (0.0, [2.0, 2.0, 1.5, 1.5, 1.5], 4),
+        (0.5, [2.0, 1.5, 1.5], 2),  # nor is exactly min_delta
+        (0.5, [2.0, 1.25, 0.75, 0.5, 0.5], None),
+    ],
+)
+def test_early_stopping_counts_what_is_no_better_by_more_than_min_delta(
+    mode, min_delta, values, stops_at
+):
+    sign = 1 if mode == "min" else -1
+    c = SimpleNamespace(metric="eval/valid/x", patience=2, min_delta=min_delta, mode=mode)
+    latest = {}
+    hook = hooks.EarlyStop(c, latest, lambda text: None)
+    for step, value in enumerate(values):
+        latest[step] = {"eval/valid/x": sign * value}
+        if hook(step, None):
+            break
+    assert (step if hook.stopped else None) == stops_at
