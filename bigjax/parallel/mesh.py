@@ -16,6 +16,7 @@ _TRANSFERS = ((None, "allow", "log"), "batches and metrics are copied while a st
 _SETTINGS = {
     "jax_enable_x64": ((False,), "bigjax keeps and updates its state in float32"),
     "jax_disable_jit": ((False,), "bigjax's steps are compiled for a mesh"),
+    "jax_no_execution": ((False,), "training executes what it compiles"),
     "jax_numpy_dtype_promotion": (("standard",), "bigjax computes in mixed types"),
     "jax_numpy_rank_promotion": (("allow", "warn"), "bigjax adds vectors to larger arrays"),
     "jax_check_tracer_leaks": ((False,), "jax takes its own scan of the layers for a leak"),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import nnls
 
+from bigjax.data import text_files
 from bigjax.errors import UserError
 
 
@@ -45,6 +46,7 @@ def read(path: str, chip: str) -> Correction:
 
     Where the runs do not tell work and communication apart (fewer than three, or alike), the
     middle of the predicted range is scaled by the median of what was measured.
+    It is read as any other text file: compressed ones too, and those in UTF-16.
     Raises UserError for a file that is none, or has no run on this chip.
     """
     rows = [run for run in _lines(path) if run[0] == chip]
@@ -63,25 +65,23 @@ def read(path: str, chip: str) -> Correction:
 
 def _lines(path: str) -> list[tuple[str, float, float, float]]:
     """(chip, work, communication, measured) of each run; seconds."""
-    found, number = [], 0
-    try:
-        with open(path, encoding="utf-8") as f:
-            for number, line in enumerate(f, 1):
-                if not line.strip():
-                    continue
-                run = json.loads(line)
-                seconds = [
-                    float(run[name])
-                    for name in ("work_seconds", "communication_seconds", "measured_seconds")
-                ]
-                if not (0 < seconds[0] < math.inf and 0 <= seconds[1] < math.inf > seconds[2] > 0):
-                    raise ValueError(f"these cannot be seconds: {seconds}")
-                found.append((str(run["topology"]).split(":")[0], *seconds))
-    except OSError as e:
-        raise UserError(f"--calibrate={path} cannot be read: {e}") from e
-    except (ValueError, TypeError, KeyError) as e:
-        raise UserError(
-            f"--calibrate={path}, line {number}: {type(e).__name__}: {e}. Each line is what "
-            '`bigjax plan --json` prints last, with "measured_seconds": SECONDS added.'
-        ) from e
+    found = []
+    lines = text_files.read_lines(path, "lines of JSON, as --calibrate takes them")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            run = json.loads(line)
+            seconds = [
+                float(run[name])
+                for name in ("work_seconds", "communication_seconds", "measured_seconds")
+            ]
+            if not (0 < seconds[0] < math.inf and 0 <= seconds[1] < math.inf > seconds[2] > 0):
+                raise ValueError(f"these cannot be seconds: {seconds}")
+            found.append((str(run["topology"]).split(":")[0], *seconds))
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as e:
+            raise UserError(
+                f"--calibrate={path}, line {number}: {type(e).__name__}: {e}. Each line is what "
+                '`bigjax plan --json` prints last, with "measured_seconds": SECONDS added.'
+            ) from e
     return found

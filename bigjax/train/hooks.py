@@ -55,7 +55,7 @@ class EarlyStop:
 
     def restore(self, state: dict) -> None:
         """Goes on from a checkpoint's state, unless another metric is watched now."""
-        if all(state[k] == self.state[k] for k in ("metric", "mode")):
+        if all(state.get(k) == self.state[k] for k in ("metric", "mode")):
             self.state = state
             if state["best"] is not None and not math.isfinite(state["best"]):
                 state.update(best=None, best_step=0)  # of a version that took NaN for the best

@@ -4,8 +4,10 @@ Both are read from the files each time they are needed. What a process remembers
 restart, and a checkpoint may have been moved aside since.
 """
 
+from collections.abc import Callable
 import json
 import math
+from typing import Any
 import zlib
 
 from etils import epath
@@ -19,6 +21,44 @@ def crc(meta: dict) -> int:
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
+def is_whole(meta, step: int) -> bool:
+    """Whether this is what was saved for the step: by its checksum, and by the types of its fields,
+    since a file with a checksum of its own may come from anywhere. Older versions left some out."""
+    if not isinstance(meta, dict) or meta.get("crc32") != crc(meta):
+        return False
+    return (
+        type(meta.get("step")) is int
+        and meta["step"] == step
+        and isinstance(meta.get("data", ""), str)
+        and _is_early_stop(meta.get("early_stop", {}))
+        and _is_table(meta.get("metrics", {}), _is_number)
+        and _is_table(meta.get("checksums"), lambda item: _is_table(item, lambda x: type(x) is int))
+    )
+
+
+def _is_table(value, is_entry: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(map(is_entry, value.values()))
+
+
+def _is_number(value) -> bool:
+    """Whether it is a float, as JSON or `saved_metrics` write it."""
+    try:
+        return type(value) in (int, float, str) and isinstance(float(value), float)
+    except (ValueError, OverflowError):
+        return False
+
+
+def _is_early_stop(value) -> bool:
+    """Whether it is the state of hooks.EarlyStop."""
+    return isinstance(value, dict) and (
+        not value
+        or value.keys() >= {"metric", "mode", "best", "best_step", "bad"}
+        and (value["best"] is None or type(value["best"]) in (int, float))
+        and _is_number(value["best"] or 0)
+        and all(type(value[k]) is int for k in ("best_step", "bad"))
+    )
+
+
 def read(workdir: epath.Path, step: int) -> dict | None:
     """meta of a saved step; None if it is missing or damaged. Does not need Orbax, which starts
     jax. Raises OSError if it cannot be read."""
@@ -26,9 +66,9 @@ def read(workdir: epath.Path, step: int) -> dict | None:
         # Where Orbax's handler of JSON writes it.
         text = (workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text()
         meta = json.loads(text)
-        return meta if meta["crc32"] == crc(meta) and meta["step"] == step else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
+    return meta if is_whole(meta, step) else None
 
 
 def saved_metrics(metrics: dict[str, float]) -> dict[str, float | str]:

@@ -235,19 +235,20 @@ class _Run:
                 raise UserError(f"config.resume_from={c.resume_from!r} has no checkpoint.")
         if found is not None:
             state, meta = found
-            if not data.comparable(meta["data"], self.corpus.fingerprint):
+            saved = meta.get("data")
+            if saved and not data.comparable(saved, self.corpus.fingerprint):
                 self.log(
                     "warning: this run was saved by an earlier version, whose fingerprint of text "
                     "cannot be compared: make sure that its files, packages and tokenizer are the "
                     "same, and see CHANGELOG for what is read otherwise now."
                 )
-            elif meta["data"] != self.corpus.fingerprint:
+            elif saved != self.corpus.fingerprint:
                 raise UserError(
                     "The text or the tokenizer is not what this run was trained on (files or "
                     "installed packages have changed), so it cannot be resumed exactly. Start "
                     f"another --workdir with --config.init_from={origin}."
                 )
-            self.early_stop.restore(meta["early_stop"])
+            self.early_stop.restore(meta.get("early_stop", {}))
             start = meta["step"]
             self.log(f"Going on from step {start} of {source}.")
             # Adversarial rounds have rates of their own.

@@ -13,7 +13,10 @@ from bigjax.errors import UserError
 from bigjax.trees import named_leaves, path_name
 
 # What is raised where a file holds what cannot be decoded, by all its decoders.
-_DECODING = (ValueError, LookupError, AttributeError, TypeError, NotImplementedError, EOFError)
+_DECODING = (
+    *(ValueError, LookupError, AttributeError, TypeError, EOFError),
+    *(NotImplementedError, RecursionError),
+)
 # TensorStore's errors are ValueErrors; of those that begin with a status these are of that kind.
 _STATUS = re.compile("[A-Z_]{4,}: ")
 _DECODING_STATUS = re.compile("(DATA_LOSS|OUT_OF_RANGE|FAILED_PRECONDITION): ")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import threading
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from bigjax import arguments, cloud, config
 from bigjax.errors import PassingError, UserError
 from bigjax.train import hooks, load, meta
-from bigjax.train.checkpoint import Checkpoints
+from bigjax.train.checkpoint import Checkpoints, Damaged
 from tests.unit.test_checkpoint import ABSTRACT, cut, saved, state
 
 LOSS = "eval/valid/loss"
@@ -101,6 +102,87 @@ def test_metrics_are_saved_for_a_best_that_is_turned_on_later(tmp_path):
     metrics = {s: {LOSS: v} for s, v in {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0}.items()}
     saved(tmp_path, [1, 2, 3, 4], metrics, keep=9).close()
     assert run(tmp_path, {5: 5.0, 6: 6.0}) == [2, 5, 6] and named(tmp_path) == 2
+
+
+WRONG = ([], {}, "x", None, True, 10**400, [1.0], {"a": []}, {"a": {"b": "x"}}, {"metric": []})
+EARLY_STOP = {"metric": LOSS, "mode": "min", "best": 1.0, "best_step": 1, "bad": 0}
+# Of each field of `meta`, those of WRONG that it may have.
+ALLOWED = {
+    "metrics": ({},),
+    "step": (),
+    "data": ("x",),
+    "checksums": ({},),
+    "early_stop": ({},),
+    "crc32": (),
+}
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two steps")
+    saved(folder, [1, 2], {s: {LOSS: float(s)} for s in (1, 2)}, keep=2).close()
+    return folder
+
+
+def forged(folder, change) -> None:
+    """Has change(meta) change that of step 1, the best one, and gives it a right checksum."""
+    path = folder / "checkpoints" / "1" / "meta" / "metadata"
+    content = json.loads(path.read_text())
+    content = {**content, "data": "", "early_stop": EARLY_STOP}
+    content["crc32"] = 0
+    content = change(content)
+    if isinstance(content, dict) and content["crc32"] == 0:
+        content["crc32"] = meta.crc(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("field", ALLOWED)
+def test_meta_with_a_field_of_another_type_is_damaged(two_steps, tmp_path, field):
+    shutil.copytree(two_steps, tmp_path / "run")
+    forged(tmp_path / "run", lambda m: m)
+    checkpoints = Checkpoints(tmp_path / "run", read_only=True)
+    assert named(tmp_path / "run") == 1 and checkpoints.meta(1)["step"] == 1
+    for value in WRONG:
+        whole = any(value is not True and value == x for x in ALLOWED[field])
+        forged(tmp_path / "run", lambda m, v=value: {**m, field: v})
+        assert (meta.read(tmp_path / "run", 1) is not None) == whole, value
+        best = named(tmp_path / "run")
+        assert best == (1 if whole and field != "metrics" else 2)
+        if not whole:
+            with pytest.raises(Damaged):
+                checkpoints.meta(1)
+
+
+@pytest.mark.parametrize("value", [[], [1.0], {}, True, "one", 10**400, None])
+def test_meta_with_an_entry_of_another_type_is_damaged(two_steps, tmp_path, value):
+    shutil.copytree(two_steps, tmp_path / "run")
+    for field, name in (
+        ("metrics", LOSS),
+        *(("early_stop", n) for n in ("best", "best_step", "bad")),
+    ):
+        if name == "best" and value is None or type(value) is int and name in ("best_step", "bad"):
+            continue
+        forged(tmp_path / "run", lambda m, f=field, n=name: {**m, f: {**m[f], n: value}})
+        assert named(tmp_path / "run") == 2, (field, name)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "[" * 100_000, '{"crc32": 1}', "\ufeff{}", ""])
+def test_meta_that_is_no_table_is_damaged(two_steps, tmp_path, text):
+    shutil.copytree(two_steps, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "2" / "meta" / "metadata").write_text(text)
+    assert named(tmp_path / "run") == 1
+    said = []
+    checkpoints = Checkpoints(tmp_path / "run", read_only=True)
+    assert checkpoints.restore_newest(ABSTRACT, said.append)[1]["step"] == 1
+    assert "Checkpoint 2 is damaged" in said[0]
+
+
+def test_a_run_resumes_from_meta_without_the_state_of_early_stopping():
+    c = config.new_config().train.early_stop
+    hook = hooks.EarlyStop(c, {}, print)
+    before = dict(hook.state)
+    hook.restore({})
+    assert hook.state == before
 
 
 def test_what_cannot_be_read_is_not_deleted(tmp_path, monkeypatch):

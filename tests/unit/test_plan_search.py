@@ -1,5 +1,6 @@
 """Searching layouts, correcting by measurements, and what a plan's page says."""
 
+import gzip
 import json
 import re
 
@@ -261,7 +262,15 @@ GOOD = {"topology": "v5e:4x4", "work_seconds": 1, "communication_seconds": 1, "m
         (json.dumps({**GOOD, "work_seconds": float("nan")}), "cannot be seconds"),
         (json.dumps({**GOOD, "measured_seconds": float("inf")}), "cannot be seconds"),
         (json.dumps({**GOOD, "topology": 5}), "no run on v5e"),
-        (b"\xff\xfe", "line 0"),
+        (b"\xff\xfe", "no run on v5e"),  # UTF-16 of nothing
+        (json.dumps({**GOOD, "work_seconds": 10**400}), "line 1: OverflowError"),
+        (json.dumps({**GOOD, "measured_seconds": 10**400}), "line 1: OverflowError"),
+        ("\n" + "9" * 5000, "line 2"),
+        ("[" * 100_000, "line 1: RecursionError"),
+        ("[1]", "line 1"),
+        (json.dumps(GOOD).encode() + b"\n\xff", "runs.jsonl"),
+        (b"PK\x03\x04", "zip"),
+        (gzip.compress(json.dumps(GOOD).encode())[:-9], "runs.jsonl"),
     ],
 )
 def test_a_file_of_measurements_that_is_none(tmp_path, text, message):
@@ -269,8 +278,25 @@ def test_a_file_of_measurements_that_is_none(tmp_path, text, message):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=message):
         calibrate.read(str(path), "v5e")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot read .*none.jsonl.*--calibrate"):
         calibrate.read(str(tmp_path / "none.jsonl"), "v5e")
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda text: text.encode("utf-8-sig"),
+        lambda text: text.encode("utf-16"),
+        lambda text: text.replace("\n", "\r\n").encode("utf-16"),
+        lambda text: gzip.compress(text.encode()),
+        lambda text: b"\n" + text.encode() + b"\n\n",
+    ],
+    ids=["BOM", "UTF-16", "UTF-16 CRLF", "gzip", "empty lines"],
+)
+def test_measurements_are_read_as_other_text_files(tmp_path, encode):
+    path = tmp_path / "runs.jsonl"
+    path.write_bytes(encode((json.dumps(GOOD) + "\n") * 2))
+    assert calibrate.read(str(path), "v5e").runs == 2
 
 
 def page(plan, c=None):

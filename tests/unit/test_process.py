@@ -194,6 +194,7 @@ def test_a_setting_that_jax_does_not_take(name, value):
     [
         ("JAX_ENABLE_X64", True),
         ("JAX_DISABLE_JIT", True),
+        ("JAX_NO_EXECUTION", True),
         ("JAX_NUMPY_DTYPE_PROMOTION", "strict"),
         ("JAX_NUMPY_RANK_PROMOTION", "raise"),
         ("JAX_CHECK_TRACER_LEAKS", True),
