@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 
 # Of an OSError: the disk or a quota is full, or a file would be too large.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -59,8 +60,26 @@ def file_failure(error: BaseException) -> UserError | None:
 
 
 def _why(error: OSError) -> str:
-    """'Permission denied for user 1000'."""
+    """'Permission denied for user 1000; /x/run belongs to ann'."""
     user = ""
     if isinstance(error, PermissionError) and hasattr(os, "geteuid"):
-        user = f" for user {os.geteuid()}"
+        where = error.filename if error.filename2 is None else error.filename2
+        user = f" for user {os.geteuid()}{_owner(where) if where else ''}"
     return f"{error.strerror or error}{user}"
+
+
+def _owner(path: str) -> str:
+    """'; /x/run belongs to ann': of the path, or of the folder that hides it."""
+    place = pathlib.Path(os.fsdecode(path)).absolute()
+    for path in (place, *place.parents):
+        try:
+            number = path.stat().st_uid
+        except OSError:
+            continue
+        try:
+            import pwd
+
+            return f"; {path} belongs to {pwd.getpwuid(number).pw_name}"
+        except (ImportError, KeyError):
+            return f"; {path} belongs to user {number}"
+    return ""

@@ -6,7 +6,7 @@ import glob
 import os
 import re
 
-from bigjax.errors import UserError
+from bigjax.errors import UserError, file_failure
 
 SCHEMES = ("gs", "s3")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -48,6 +48,24 @@ def expand(path: str, what: str) -> str:
             + f"; a folder that is called so is ./{path}."
         )
     return expanded
+
+
+def exists(path) -> bool:
+    """Whether there is a file or folder, here or on gs://. path: a text or an epath.Path.
+
+    Raises UserError where this user may not look: epath would say that there is none.
+    """
+    if "://" in str(path):
+        from etils import epath
+
+        return epath.Path(path).exists()
+    try:
+        os.stat(path)
+    except PermissionError as e:
+        raise file_failure(e) from e
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def check_text(path: str, what: str) -> None:

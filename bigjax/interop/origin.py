@@ -103,7 +103,7 @@ def save(folder: pathlib.Path, found: Any, kept: list[str]) -> None:
 def load(workdir: str | os.PathLike) -> Origin | None:
     """What a work folder remembers; None if it is not an imported one."""
     folder = epath.Path(workdir)
-    if not (folder / ORIGIN).exists():
+    if not paths.exists(folder / ORIGIN):
         return None
     try:
         stored = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))

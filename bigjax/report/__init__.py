@@ -1,5 +1,6 @@
 """`bigjax report`: the curves of one or several runs in one picture."""
 
+import contextlib
 import fnmatch
 import json
 import math
@@ -7,6 +8,7 @@ import warnings
 
 from etils import epath
 
+from bigjax import paths
 from bigjax.errors import UserError, cannot_write
 
 # (title, the metrics it shows, logarithmic)
@@ -23,10 +25,10 @@ PANELS = (
 def read(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
     """{metric: (steps, values)} of a run's metrics.jsonl.
 
-    Raises UserError if there is none, or a line of it is not JSON.
+    Raises UserError if there is none, it cannot be read, or a line of it is not one of metrics.
     """
     path = epath.Path(workdir) / "metrics.jsonl"
-    if not path.exists():
+    if not paths.exists(path):
         raise UserError(f"{workdir!r} has no metrics.jsonl: it is no work folder of a run.")
     curves = {}
     text = path.read_bytes()
@@ -35,9 +37,18 @@ def read(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
         try:
             entry = json.loads(line)
             step = int(entry.pop("step"))
+            if not 0 <= step < 2**53:
+                raise ValueError("its step is not a count of steps")
             # What is not finite is null; older versions wrote 'nan' and 'inf'.
             numbers = {k: math.nan if v is None else float(v) for k, v in entry.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as e:
             raise UserError(f"{path}, line {number} is not a line of metrics ({e}).") from e
         for key, value in numbers.items():
             steps, values = curves.setdefault(key, ([], []))
@@ -61,7 +72,8 @@ def pyplot():
 def draw(workdirs: list[str], out: str | None) -> str:
     """Writes the picture and returns its path and a table of last values.
 
-    Raises UserError if no work folder is given or one has no metrics.
+    Raises UserError if no work folder is given or one has no metrics; and, when it has printed the
+    table, if the picture cannot be written.
     """
     plt = pyplot()
 
@@ -74,9 +86,12 @@ def draw(workdirs: list[str], out: str | None) -> str:
             for key in [k for k in curves if any(fnmatch.fnmatch(k, p) for p in keys)]:
                 label = workdir if key == keys[0] else f"{workdir} {key.removeprefix('eval/')}"
                 held_out = key.startswith("eval/")
+                steps, values = curves[key]
                 axis.plot(
-                    *curves[key],
-                    label=label,
+                    steps,
+                    # What float32 cannot hold leaves a gap, as NaN does: matplotlib overflows.
+                    [v if abs(v) < 1e38 else math.nan for v in values],
+                    label=label.encode(errors="backslashreplace").decode(),
                     color=f"C{i}",
                     marker="o" if held_out else None,
                     markersize=3,
@@ -89,8 +104,20 @@ def draw(workdirs: list[str], out: str | None) -> str:
         if axis.lines:
             axis.legend(fontsize=7)
     path = out or str(epath.Path(workdirs[0]) / "report.png")
-    save(figure, path, dpi=110)
-    return f"{_table(runs)}\nWrote {path}"
+    table = _table(runs)
+    with printed_in_any_case(table):
+        save(figure, path, dpi=110)
+    return f"{table}\nWrote {path}"
+
+
+@contextlib.contextmanager
+def printed_in_any_case(numbers: str):
+    """Prints the numbers if the block, which writes their picture, raises UserError."""
+    try:
+        yield
+    except UserError:
+        print(numbers)
+        raise
 
 
 def save(figure, path: str, **options) -> None:

@@ -17,7 +17,7 @@ from etils import epath
 import numpy as np
 
 from bigjax.errors import UserError
-from bigjax.report import pyplot, read, save
+from bigjax.report import printed_in_any_case, pyplot, read, save
 
 HOW_TO_READ = (
     "vs control: NLL_test minus that of the control of the same seed (of several the best) where "
@@ -80,8 +80,10 @@ def draw(workdirs: list[str], out: str | None) -> str:
     path = out or str(epath.Path(workdirs[0]) / "seqgan-report.png")
     if epath.Path(path).suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--out={path} must end in .png, .pdf or .svg.")
-    _picture(groups, runs, path)
-    return f"{_table(groups, runs)}\n\n{HOW_TO_READ}\nWrote {path}"
+    table = f"{_table(groups, runs)}\n\n{HOW_TO_READ}"
+    with printed_in_any_case(table):
+        _picture(groups, runs, path)
+    return f"{table}\nWrote {path}"
 
 
 def read_run(workdir: str) -> Run:
@@ -95,7 +97,10 @@ def read_run(workdir: str) -> Run:
             for name, entry in config["evals"].items()
             if f"eval/{name}/nll_oracle" in curves
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (
+        *(FileNotFoundError, ValueError, KeyError, TypeError),
+        *(AttributeError, RecursionError),
+    ) as e:
         raise UserError(
             f"{path} is no config of a run ({e!r}). It is written when a run starts; "
             "restore it, or leave this run out."

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax import interop
+from bigjax import interop, paths
 from bigjax.data import tokenizer as tokenizers
 from bigjax.data.files import cache_folder, write_atomically
 from bigjax.errors import UserError
@@ -69,7 +69,7 @@ def open_source(where: str, cache_dir: str) -> Source:
 
 
 def _open_run(where: str) -> Source:
-    if not (epath.Path(where) / "config.json").exists():
+    if not paths.exists(epath.Path(where) / "config.json"):
         raise UserError(
             f"config.init_from={where!r} is neither a run's work folder nor a Hugging "
             "Face folder: it has no config.json. Train that run first, or name another "

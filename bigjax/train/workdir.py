@@ -5,9 +5,9 @@ import re
 from etils import epath
 import jax
 
-from bigjax import cloud
+from bigjax import cloud, paths
 from bigjax import config as config_lib
-from bigjax.errors import UserError, cannot_write, file_failure
+from bigjax.errors import UserError, cannot_write
 from bigjax.interop.origin import ORIGIN
 
 # A run in progress keeps these; anything else may change between a stop and a resume. What the
@@ -26,7 +26,7 @@ FIXED_ZERO = ("train.ema", "optim.b1")
 def saved_steps(workdir: str) -> set[int]:
     """The steps whose checkpoints are complete."""
     folder = epath.Path(workdir) / "checkpoints"
-    if not workdir or not folder.exists():
+    if not workdir or not paths.exists(folder):
         return set()
     # A bucket cannot rename a folder when it is complete, so there Orbax writes a file last.
     return {
@@ -53,7 +53,7 @@ def make_workdir(workdir: str) -> None:
 
 def check_same_run(workdir: str, config, log) -> None:
     """Raises UserError, naming the keys, if config cannot go on with the run in workdir."""
-    if (epath.Path(workdir) / ORIGIN).exists():
+    if paths.exists(epath.Path(workdir) / ORIGIN):
         raise UserError(
             f"{workdir} holds an imported model, which has no optimizer to go on with. "
             f"Train in another --workdir with --config.init_from={workdir}."
@@ -84,12 +84,8 @@ def write_config(folder: epath.Path, config) -> None:
 
 
 def existing(workdir: str) -> epath.Path:
-    """The folder of a run, or UserError if it is not one."""
-    try:
-        found = bool(workdir) and (epath.Path(workdir) / "config.json").exists()
-    except PermissionError as e:
-        raise file_failure(e) from e
-    if not found:
+    """The folder of a run. Raises UserError if it is not one, or cannot be read."""
+    if not workdir or not paths.exists(epath.Path(workdir) / "config.json"):
         raise UserError(f"{workdir!r} is no work folder of a run: it has no config.json.")
     return epath.Path(workdir)
 

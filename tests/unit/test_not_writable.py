@@ -2,15 +2,19 @@
 
 import errno
 import json
+import os
+import pwd
 
 from etils import epath
 import pytest
 
-from bigjax import commands, main, report
+from bigjax import commands, config, errors, main, report
 from bigjax.errors import UserError
 from bigjax.evals.context import Context
-from bigjax.interop import files
-from bigjax.train import checkpoint
+from bigjax.interop import files, origin
+from bigjax.report import oracle
+from bigjax.train import checkpoint, init_from, workdir
+from tests import helpers
 
 
 @pytest.mark.parametrize(
@@ -74,6 +78,48 @@ def test_a_picture_that_cannot_be_written_names_the_flag(tmp_path):
     with pytest.raises(UserError, match=r"report.png cannot be written: .*--out=FILE.png"):
         report.draw([str(tmp_path)], None)
     assert "loss 2" in report.draw([str(tmp_path)], str(tmp_path / "other.png"))
+
+
+def test_a_report_of_another_users_run_prints_its_numbers(capsys):
+    with helpers.open_folder() as place:
+        (place / "metrics.jsonl").write_text(json.dumps({"step": 7, "loss": 2.0}) + "\n")
+        with helpers.read_only(place):
+            for out in (None, str(place / "new" / "x.png")):
+                with pytest.raises(UserError, match=r"png cannot be written: Perm.* belongs to "):
+                    report.draw([str(place)], out)
+                assert capsys.readouterr().out == f"{place}, step 7: loss 2\n"
+
+
+def test_what_is_in_a_folder_of_another_user_is_not_said_to_be_missing():
+    """epath.Path.exists says so of what this user may not look at."""
+    with helpers.open_folder() as place:
+        run = place / "run"
+        (run / "checkpoints" / "5").mkdir(parents=True)
+        (run / "config.json").write_text(config.to_json(config.new_config()))
+        (run / "metrics.jsonl").write_text('{"step": 1}\n')
+        looks = (
+            lambda: workdir.existing(str(run)),
+            lambda: workdir.read_config(str(run)),
+            lambda: workdir.saved_steps(str(run)),
+            lambda: workdir.check_same_run(str(run), config.new_config(), print),
+            lambda: report.read(str(run)),
+            lambda: oracle.read_run(str(run)),
+            lambda: init_from.open_source(str(run), str(place)),
+            lambda: origin.load(run),
+        )
+        for hidden, closed in ((run, looks), (run / "checkpoints", looks[2:3])):
+            mode = hidden.stat().st_mode
+            hidden.chmod(0)
+            owner = pwd.getpwuid(os.getuid()).pw_name
+            with helpers.another_user():
+                for look in closed:
+                    with pytest.raises((UserError, PermissionError)) as e:
+                        look()
+                    said = errors.file_failure(e.value) or e.value  # as main says it
+                    assert f"; {hidden} belongs to {owner}. Check" in str(said), said
+            hidden.chmod(mode)
+        with pytest.raises(UserError, match="it has no config.json"):
+            workdir.existing(str(place / "none"))
 
 
 @pytest.mark.parametrize(

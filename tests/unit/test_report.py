@@ -40,7 +40,12 @@ def test_numbers_that_are_not_finite_and_names_that_look_like_formulas(tmp_path)
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": null, "eval/x/loss": "inf"}\n')
     assert math.isnan(report.read(str(folder))["loss"][1][0])
     assert "eval/x/loss inf" in report.draw([str(folder)], None)
-    for line in (b"[1]", b'{"step": "x"}', b'{"step": 1, "loss": {}}', b"null", b'{"\xff": 1}'):
+    for line in (
+        *(b"[1]", b'{"step": "x"}', b'{"step": 1, "loss": {}}', b"null", b'{"\xff": 1}', b"{}"),
+        *(b'{"step": 1e999}', b'{"step": 1, "loss": %s}' % (b"9" * 400), b"[" * 100_000),
+        *(b'{"step": %s}' % (b"9" * n) for n in (16, 400, 5000)),
+        *(b'{"step": -1}', b'{"step": NaN}', b'{"step": null}'),
+    ):
         (folder / "metrics.jsonl").write_bytes(line + b"\n")
         with pytest.raises(UserError, match="line 1 is not a line of metrics"):
             report.read(str(folder))
@@ -54,3 +59,13 @@ def test_what_is_no_run(tmp_path):
         report.read(str(tmp_path))
     with pytest.raises(UserError, match="--workdir"):
         report.draw([], None)
+
+
+@pytest.mark.filterwarnings("error:overflow")
+def test_numbers_and_names_that_matplotlib_cannot_draw(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 1e308, "grad_norm": 0, "eval/\\ud800/loss": 2}\n'
+        '{"step": 9007199254740991, "loss": -1e308, "grad_norm": 1e-320, "eval/\\u0000/loss": 2}\n'
+    )
+    assert "loss -1e+308" in report.draw([str(tmp_path)], None)
+    assert (tmp_path / "report.png").exists()
