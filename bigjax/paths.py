@@ -8,25 +8,23 @@ import re
 
 from bigjax.errors import UserError, file_failure
 
-SCHEMES = ("gs", "s3")
+SCHEMES = ("gs",)  # where bigjax reads and writes
+DATA_SCHEMES = ("gs", "s3")  # from which it reads data as well, with the package s3fs
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LONGEST_NAME = 200  # characters; file systems take 255 bytes, and some names get an ending
 
 
-def expand(path: str, what: str) -> str:
+def expand(path: str, what: str, schemes: tuple[str, ...] = SCHEMES) -> str:
     """The path with `~` and `~user` replaced by the home folder; addresses such as gs:// unchanged.
 
-    what: the flag or key that gave it, for messages. Raises UserError for an address of another
-    kind, where there is no such home folder, and for characters that no file can have.
+    what: the flag or key that gave it, for messages. Raises UserError for an address whose scheme
+    is not one of schemes, where there is no such home folder, and for characters that no file can
+    have.
     """
     check_text(path, what)
     scheme = _SCHEME.match(path)
     if scheme:
-        if scheme[1] not in SCHEMES:
-            known = " or ".join(f"{s}://" for s in SCHEMES)
-            raise UserError(
-                f"{what} is {path!r}: addresses begin with {known}, and local paths have none."
-            )
+        _check_scheme(scheme[1], path, what, schemes)
         return path
     if not path.startswith("~"):
         return path
@@ -48,6 +46,18 @@ def expand(path: str, what: str) -> str:
             + f"; a folder that is called so is ./{path}."
         )
     return expanded
+
+
+def _check_scheme(scheme: str, path: str, what: str, schemes: tuple[str, ...]) -> None:
+    if scheme in schemes:
+        return
+    known = " or ".join(f"{s}://" for s in schemes)
+    only = ""
+    if scheme in DATA_SCHEMES:
+        only = f" From {scheme}:// only data are read (data.train, .valid, .test, .sources)."
+    raise UserError(
+        f"{what} is {path!r}: addresses begin with {known}, and local paths have none.{only}"
+    )
 
 
 def exists(path) -> bool:
@@ -82,15 +92,19 @@ def check_text(path: str, what: str) -> None:
 
 
 def check_run_folder(path: str, what: str) -> None:
-    """Refuses a folder whose checkpoints could be written, but would lie elsewhere.
+    """Refuses an address where no run can be, and a folder whose checkpoints could be written, but
+    would lie elsewhere.
 
     TensorStore takes a backslash for a slash, and epath `gs:` within a path for an address.
     """
-    if _SCHEME.match(path):
+    if scheme := _SCHEME.match(path):
+        _check_scheme(scheme[1], path, what, SCHEMES)
         return
     whole = os.path.abspath(path)
     check_text(whole, what)
-    addresses = [part for part in whole.split("/") if part.rstrip(":") in SCHEMES and ":" in part]
+    addresses = [
+        part for part in whole.split("/") if part.rstrip(":") in DATA_SCHEMES and ":" in part
+    ]
     if bad := "\\" if "\\" in whole else "".join(addresses[:1]):
         raise UserError(
             f"{what} is {path!r}, in full {whole!r}: with {bad!r} in its name TensorStore would "

@@ -9,14 +9,12 @@ OPEN_SECTIONS = ("model", "task", "evals", "data.sources", "train.compiler_optio
 
 # Files and folders that a person names: `~` in them is that person's home folder. (So it is in
 # data.cache_dir and train.compilation_cache, but of whoever runs a command: they stay as written.)
+DATA_PATHS = ("data.train", "data.valid", "data.test", "data.sources.*.path")
 PATHS = (
     "init_from",
     "resume_from",
-    "data.train",
-    "data.valid",
-    "data.test",
+    *DATA_PATHS,
     "data.tokenizer.path",
-    "data.sources.*.path",
     "oracle.params",
     "task.hot_words_file",
     "task.thesaurus",

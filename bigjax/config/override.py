@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from bigjax import paths
 from bigjax.config.checks import nearest, type_of
-from bigjax.config.keys import PATHS
+from bigjax.config.keys import DATA_PATHS, PATHS
 from bigjax.errors import UserError
 
 _ENTRY = re.compile(r"""\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([^,]*?))\s*(,|$)""", re.S)
@@ -130,7 +130,9 @@ def expand_paths(config: ConfigDict) -> None:
             if isinstance(value, ConfigDict):
                 walk(value, f"{key}.")
             elif isinstance(value, str) and any(fnmatch.fnmatchcase(key, p) for p in PATHS):
-                node[name] = paths.expand(value, f"config.{key}")
+                data = any(fnmatch.fnmatchcase(key, p) for p in DATA_PATHS)
+                schemes = paths.DATA_SCHEMES if data else paths.SCHEMES
+                node[name] = paths.expand(value, f"config.{key}", schemes)
 
     with config.unlocked():
         walk(config, "")

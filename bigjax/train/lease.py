@@ -22,7 +22,7 @@ import socket
 import threading
 import time
 
-from bigjax import process
+from bigjax import paths, process
 from bigjax.errors import NO_ROOM, PassingError, UserError, cannot_write
 from bigjax.parallel import hosts
 from bigjax.train import lease_store
@@ -67,17 +67,11 @@ class Lease:
             raise (UserError if problem[0] else Held)(problem[1])
 
     def _acquire(self) -> None:
+        paths.check_run_folder(self._workdir, "the work folder")
         if "://" not in self._workdir:
             folder = pathlib.Path(self._workdir)
             self._made = [p for p in (folder, *folder.parents) if not p.exists()]
         workdir_lib.make_workdir(self._workdir)
-        if self._store is None:
-            print(
-                f"On this storage bigjax cannot tell whether another process trains in "
-                f"{self._workdir}: make sure that none does.",
-                flush=True,
-            )
-            return
         try:
             self._take()
         except OSError as e:
@@ -147,7 +141,7 @@ class Lease:
                 )
         except OSError as e:
             return f"it cannot be read ({e.strerror or e})."
-        return "its lease was deleted."
+        return "its lease was deleted, or the folder was moved while a checkpoint was written."
 
     @property
     def is_lost(self) -> bool:

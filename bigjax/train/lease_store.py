@@ -57,14 +57,9 @@ class Seen(NamedTuple):
     age: float  # seconds; of files `age` tells it
 
 
-def of(workdir: str, token: str) -> "Files | Object | None":
-    """The place of workdir's lease; None on storage that has no way to hold one.
-
-    token: 16 hex digits, of the process that asks.
-    """
-    if workdir.startswith("gs://"):
-        return Object(workdir, token)
-    return None if "://" in workdir else Files(workdir, token)
+def of(workdir: str, token: str) -> "Files | Object":
+    """The place of workdir's lease. token: 16 hex digits, of the process that asks."""
+    return (Object if workdir.startswith("gs://") else Files)(workdir, token)
 
 
 class _Lock:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bigjax import config, paths
+from bigjax import config, main, paths
 from bigjax.arguments import Arguments
 from bigjax.config.keys import PATHS
 from bigjax.data.files import cache_folder
@@ -125,6 +125,9 @@ def test_a_cache_belongs_to_whoever_runs_a_command(monkeypatch, tmp_path):
         ("~nobody-of-this-name/x", ["nobody-of-this-name", "./~nobody"]),
         ("file:///tmp/x", ["gs://", "file:///tmp/x"]),
         ("http://x/y", ["gs://"]),
+        ("s3://b/run", ["begin with gs://, and", "From s3:// only data are read"]),
+        ("s3://b", ["begin with gs://, and"]),
+        ("S3://b/run", ["begin with gs://, and"]),
         ("", ["--workdir is empty"]),
     ],
 )
@@ -132,6 +135,36 @@ def test_paths_that_cannot_be(path, words):
     with pytest.raises(UserError) as e:
         Arguments([f"--workdir={path}"])
     assert all(w in str(e.value) for w in words), e.value
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["train", CONFIG, "--workdir=s3://b/x"], ["eval", "--workdir=s3://b/x"]),
+        *(["report", "--workdir=runs", "--out=s3://b/x.png"], ["report", "--workdir=s3://b/x"]),
+        ["seqgan-report", "--workdir=runs", "--out=s3://b/x.png"],
+        ["export", "--workdir=runs", "--to=s3://b/x"],
+        ["import", "--from=s3://b/x", "--workdir=runs"],
+        ["predict", "--workdir=runs", "--input=s3://b/x.tsv", "--output=s3://b/y.tsv"],
+        ["tokenizer", CONFIG, "--out=s3://b/x"],
+        ["config", "--config=s3://b/x.py"],
+        *(["config", CONFIG, f"--config.{key}=s3://b/x"] for key in ("init_from", "resume_from")),
+        ["config", CONFIG, "--config.data.tokenizer.path=s3://b/x"],
+    ],
+    ids=" ".join,
+)
+def test_s3_is_refused_where_bigjax_does_not_read_or_write_it(arguments, capsys):
+    assert main.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert "s3://b/" in err and "begin with gs://, and" in err and err.count("\n") == 1
+
+
+def test_data_may_lie_on_s3():
+    for key in ("data.train", "data.sources.docstrings.path"):
+        c, _ = Arguments([CONFIG, f"--config.{key}=s3://b/x"]).config()
+        assert config.get(c, key) == "s3://b/x"
+    with pytest.raises(UserError, match=r"config.data.train is .*begin with gs:// or s3://, and"):
+        Arguments([CONFIG, "--config.data.train=az://b/x"]).config()
 
 
 def test_what_needs_no_home_folder_stays_as_it_is():
