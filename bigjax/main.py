@@ -121,8 +121,8 @@ def cli() -> None:
         process.close_output()
         print(f"bigjax: {e}", file=sys.stderr)
         code = e.exit_code
-    if code > 128:  # handlers at the end of Python would wait for what was interrupted
-        os._exit(code)
+    if code:  # the end of Python would wait for threads of what was interrupted or has failed:
+        os._exit(code)  # Orbax's wait ten minutes for a save that could not begin
     sys.exit(code)
 
 

@@ -22,6 +22,7 @@ from bigjax.errors import RunError, UserError
 from bigjax.interop import origin as origin_lib
 from bigjax.interop import tokenizers as hf_tokenizers
 from bigjax.interop.origin import ORIGIN, Origin
+from bigjax.parallel import mesh as mesh_lib
 from bigjax.train import hooks
 from bigjax.train import load as load_lib
 from bigjax.train import workdir as workdir_lib
@@ -48,6 +49,7 @@ def import_run(
     for a model that is not supported, for damaged files, for an override that has no effect, and
     if workdir has something in it.
     """
+    mesh_lib.check_settings()
     found = interop.read(source)
     config, overridden = _config(found, overrides)
     with interop.new_folder(workdir) as folder:

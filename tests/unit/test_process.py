@@ -253,6 +253,19 @@ def test_an_error_that_is_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
         main.main(["train"])
 
 
+def test_an_error_does_not_wait_for_threads():
+    done = prints(
+        """
+    import threading, time
+    from bigjax.errors import UserError
+    threading.Thread(target=time.sleep, args=(100,)).start()
+    print("before")
+    raise UserError("bad input")"""
+    )
+    assert (done.returncode, done.stdout) == (2, "before\n")
+    assert done.stderr == "bigjax: bad input\n"
+
+
 # --- Flags ------------------------------------------------------------------------------------
 
 # What each command takes of what others take: --config, --workdir, and a key of this section.
