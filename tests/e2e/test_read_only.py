@@ -1,5 +1,6 @@
 """Folders of another user: what can be done is done, and the rest is refused in one sentence."""
 
+import encodings.utf_8_sig  # noqa: F401, what is imported late, too
 import json
 import os
 import pathlib
