@@ -68,9 +68,9 @@ def _why(error: OSError) -> str:
     return f"{error.strerror or error}{user}"
 
 
-def _owner(path: str) -> str:
+def _owner(name: str) -> str:
     """'; /x/run belongs to ann': of the path, or of the folder that hides it."""
-    place = pathlib.Path(os.fsdecode(path)).absolute()
+    place = pathlib.Path(os.fsdecode(name)).absolute()
     for path in (place, *place.parents):
         try:
             number = path.stat().st_uid
