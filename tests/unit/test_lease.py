@@ -1,6 +1,7 @@
 """One holder of a work folder, here and on gs://: who is refused, who takes over, who has lost."""
 
 import concurrent.futures
+import errno
 import fcntl
 import json
 import os
@@ -528,6 +529,20 @@ def test_a_listing_that_comes_late_loses_no_lease(tmp_path, monkeypatch):
         monkeypatch.setattr(lease._store, "_numbers", lambda late=late: late)
         assert lease._store.holds() == holds
     monkeypatch.undo()
+    lease.release()
+
+
+def test_a_disk_that_fails_once_loses_no_lease(tmp_path, monkeypatch):
+    lease = acquired(str(tmp_path / "run"))
+
+    def fail(number):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lease._store, "_content", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            lease.check()
+    lease.check()
     lease.release()
 
 
