@@ -234,6 +234,13 @@ def test_each_file_of_a_source_has_a_share_of_its_own(tmp_path):
         list(sources.documents(Source("text", str(tmp_path / "*.txt"))))
 
 
+def test_a_file_that_is_refused_is_told_its_own_first_byte(tmp_path):
+    write(tmp_path / "a.txt", b"f\xfcr\n" + b"plain\n" * 100)
+    write(tmp_path / "b.txt", b"caf\xe9 au lait\n" * 100)
+    with pytest.raises(UserError, match=r"b\.txt: 100 .*the first is byte 3 \(0xE9\)"):
+        documents(str(tmp_path / "*.txt"))
+
+
 @pytest.mark.parametrize("kind", ["text", "jsonl"])
 def test_short_files_of_a_source_have_a_share_together(tmp_path, kind):
     line = '{"text": "\xe9t\xe9 \xe0 la mer"}\n'
