@@ -55,6 +55,14 @@ def documents_of(store, split):
     return found
 
 
+class Others(Bytes):
+    """The same ids for other pieces."""
+
+    def __init__(self):
+        super().__init__()
+        self.fingerprint = "others"
+
+
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr(S, "DOCUMENTS_PER_SHARD", 64)
@@ -132,6 +140,7 @@ def test_the_fingerprint_is_of_ids_and_not_of_how_they_are_kept(tmp_path, monkey
     assert fingerprint(content="others", texts=[*TEXTS[:-1], "z"]) != first
     assert fingerprint(content="order", texts=[*TEXTS[1:], TEXTS[0]]) != first
     assert fingerprint(valid=0.2) != first != fingerprint(tokenizer=Wide())
+    assert fingerprint(tokenizer=Others()) != first
     # The same ids in two documents in place of one
     one, two = (fingerprint(content=f"{n}", texts=["a", "b"][:n], valid=0, test=0) for n in (1, 2))
     assert one != two
