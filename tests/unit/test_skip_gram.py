@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bigjax.data.skip_gram import SkipGramData, vocabulary
+from bigjax.data.store import split_of
 from bigjax.data.word_vectors import WordVectors, neighbours
 from bigjax.data.wordpiece import SPECIALS
 from bigjax.errors import UserError
@@ -151,8 +152,8 @@ def test_words_of_a_topic_end_near_each_other():
 # --- The text of `bigjax embeddings` -----------------------------------------------------------
 
 
-def read_texts(tmp_path, **content):
-    """What `bigjax embeddings` says of sources that are files of this content."""
+def read_texts(tmp_path, valid_fraction=0.0, **content):
+    """What `bigjax embeddings` reads and says of sources that are files of this content."""
     vocab = tmp_path / "vocab.txt"
     vocab.write_text("\n".join([*SPECIALS, *"abcdefghijklmnopqrstuvwxyz", "the"]) + "\n")
     for name, raw in content.items():
@@ -162,7 +163,7 @@ def read_texts(tmp_path, **content):
             train="",
             sources={n: {"kind": "text", "path": f"{tmp_path}/{n}"} for n in content},
             tokenizer=dict(kind="wordpiece", path=str(vocab), lowercase=True, vocab_size=0),
-            valid_fraction=0.0,
+            valid_fraction=valid_fraction,
             test_fraction=0.0,
             on_bad_utf8="replace",
             cache_dir=str(tmp_path / "cache"),
@@ -186,6 +187,16 @@ def test_embeddings_say_what_was_replaced_and_what_is_unknown(tmp_path):
         "data: two train 1 documents 151 tokens; 0.219% of the bytes replaced; 19.87% unknown"
     )
     assert "30 of the 151 tokens of source 'two' (19.9%) are unknown" in told[3]
+
+
+def test_embeddings_leave_out_the_text_that_is_held_out(tmp_path):
+    parts = [f"{letter} the\n" * 500 for letter in "abcdefghijklmnop"]
+    content = {"one": "\n".join(parts).encode()}
+    every, _ = read_texts(tmp_path, **content)
+    texts, told = read_texts(tmp_path, valid_fraction=0.5, **content)
+    assert len(every) == len(parts) and 0 < len(texts) < len(every)
+    assert texts == [text for text in every if split_of(text, 0.5, 0.0) == "train"]
+    assert f"one train {len(texts)} documents" in told[0]
 
 
 def test_embeddings_refuse_text_of_another_encoding(tmp_path):
