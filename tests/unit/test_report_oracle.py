@@ -64,6 +64,15 @@ def cells(text, label):
     return [cell.strip() for cell in row.split("  ")[1:] if cell.strip()]
 
 
+def test_the_numbers_are_printed_where_the_picture_cannot_be_written(tmp_path, capsys):
+    run = write_run(tmp_path / "run", [(10.0, 5.0), (8.0, 6.0)])
+    (tmp_path / "x.png").mkdir()
+    with pytest.raises(UserError, match="x.png cannot be written"):
+        oracle.draw([run], str(tmp_path / "x.png"))
+    out = capsys.readouterr().out
+    assert oracle.HOW_TO_READ in out and "Wrote" not in out
+
+
 def test_a_path_is_read_where_it_passes():
     path = [(10.0, 5.0), (8.0, 6.0), (9.0, 4.0)]
     assert oracle.on_path(path, 9.5) == 5.25
