@@ -240,6 +240,25 @@ def test_a_deletion_that_fails_since_the_folder_is_lost_ends_the_run(tmp_path, m
         checkpoints.wait()
 
 
+def test_closing_waits_for_a_deletion(tmp_path, monkeypatch):
+    """When it returns another process may take the folder."""
+    begun, go_on, real = threading.Event(), threading.Event(), cloud.delete_folder
+
+    def delete(path, mark, suffix):
+        begun.set()
+        go_on.wait(20)
+        real(path, mark, suffix)
+
+    monkeypatch.setattr(cloud, "delete_folder", delete)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (1, 2):
+        checkpoints.save(step, state(step), {}, {})
+    assert begun.wait(20)
+    threading.Timer(0.2, go_on.set).start()
+    checkpoints.close()
+    assert checkpoints.steps() == [2]
+
+
 def test_a_deletion_that_was_killed_leaves_no_half_of_a_step(tmp_path, monkeypatch):
     def killed(path, mark, suffix):
         real = type(path).rmtree
