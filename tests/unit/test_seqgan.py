@@ -13,9 +13,11 @@ from bigjax import config as config_lib
 from bigjax import losses, tasks
 from bigjax.errors import UserError
 from bigjax.models import seqgan
+from bigjax.parallel import mesh as mesh_lib
 from bigjax.tasks import seqgan as task_lib
 from bigjax.tasks._adversarial import go_on
 from bigjax.train import adversarial
+from bigjax.train import program as program_lib
 from bigjax.train import state as state_lib
 
 TINY = str(pathlib.Path(__file__).parents[1] / "tiny_seqgan.py")
@@ -201,6 +203,20 @@ def test_all_networks_play_every_phase(changes):
         types = lambda tree: jax.tree_util.tree_map(lambda x: (x.shape, x.dtype), tree)
         assert types(after) == types(jax.eval_shape(state))
         assert all(x.shape == () and x.dtype == jnp.float32 for x in metrics.values())
+
+
+def test_rounds_of_every_phase_are_traced_when_a_program_is_made(monkeypatch):
+    """Which finds a round that would change the shape or type of its state, before any has run."""
+    traced = []
+
+    def one_round(state, frozen, batch):
+        traced.extend(batch)
+        return state, {"loss": jnp.float32(0)}
+
+    monkeypatch.setattr(adversarial, "make_round", lambda task, txs, seed: one_round)
+    c, mesh = tiny(), mesh_lib.make_mesh(dict(data=1), jax.devices()[:1])
+    program_lib.make(c, tasks.build(c), mesh)
+    assert traced == ["mle", "discriminator", "adversarial"]
 
 
 def test_what_is_frozen_of_the_generator_stays_in_every_phase():
