@@ -424,6 +424,9 @@ def test_a_line_for_excel_is_passed_over(tmp_path, line):
     path = write(tmp_path / "a.csv", f"\ufeff{line}\r\ntext,label\r\nx,1\r\n")
     (row,) = read_table(path, ["text", "label"])
     assert row == {"text": "x", "label": "1", "where": f"{path}:3", "row": row["row"]}
+    path = write(tmp_path / "c.csv", f"text,label\nx,1\n{line}\n")  # further down it is a row
+    with pytest.raises(UserError, match=r"c\.csv:3: "):
+        read_table(path, ["text", "label"])
     path = write(tmp_path / "b.csv", "sep=;\ntext;label\nx;1\n")
     with pytest.raises(UserError, match="seems to have ';'"):
         read_table(path, ["text", "label"])
