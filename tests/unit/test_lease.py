@@ -1,6 +1,7 @@
 """One holder of a work folder, here and on gs://: who is refused, who takes over, who has lost."""
 
 import concurrent.futures
+import dataclasses
 import errno
 import fcntl
 import json
@@ -355,6 +356,14 @@ def test_a_lease_that_cannot_be_read_is_one(place, monkeypatch, content):
     assert time.monotonic() - begun > 0.4
     lease.check()
     lease.release()
+
+
+@pytest.mark.parametrize("number, known", [(-1, False), (0, True), (7, True), (2**32, False)])
+def test_a_number_that_no_process_has_is_of_no_lease(number, known):
+    """Whoever is refused reads it."""
+    record = lease_store.Record(token="0" * 16, process=number)
+    content = json.dumps(dataclasses.asdict(record)).encode()
+    assert (lease_store._parse(content).token == record.token) == known
 
 
 def no_lease(path, kind: str) -> None:
