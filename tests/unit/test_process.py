@@ -4,15 +4,18 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from bigjax import commands, json_text, main, process
+from bigjax.arguments import TAKES as ALL_TAKES
+from bigjax.arguments import Arguments
 from bigjax.errors import UserError
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.plan import compile as compile_lib
-from bigjax.train import hooks
+from bigjax.train import exchange, hooks
 from tests import helpers
 
 PYTHON = sys.executable
@@ -202,7 +205,7 @@ def test_a_setting_that_jax_does_not_take(name, value):
         ("JAX_TRANSFER_GUARD_HOST_TO_DEVICE", "disallow_explicit"),
     ],
 )
-def test_a_setting_of_jax_with_which_no_step_can_be_made(name, value, monkeypatch):
+def test_a_setting_of_jax_with_which_no_step_can_be_made(name, value, monkeypatch, tmp_path):
     """Wherever it comes from: jax does not show guards that the environment sets."""
     mesh_lib.check_settings()
     before = getattr(jax.config, name.lower())
@@ -211,7 +214,11 @@ def test_a_setting_of_jax_with_which_no_step_can_be_made(name, value, monkeypatc
     else:
         jax.config.update(name.lower(), value)
     try:
-        for start in (lambda: mesh_lib.start({}, 8), lambda: compile_lib.plans(None, "v5e:1x1")):
+        for start in (
+            lambda: mesh_lib.start({}, 8),
+            lambda: compile_lib.plans(None, "v5e:1x1"),
+            lambda: exchange.import_run(tmp_path / "none", tmp_path / "run", print),
+        ):
             with pytest.raises(UserError, match=f"{name} is {value!r}, but .*`unset {name}`"):
                 start()
     finally:
@@ -242,6 +249,12 @@ def test_a_setting_of_the_environment_is_refused_before_anything_is_made(tmp_pat
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "JAX_ENABLE_X64 is True" in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_a_setting_that_our_own_code_gives_is_not_of_the_environment():
+    with pytest.raises(ValueError, match="nonsense") as e:
+        jax.config.update("jax_numpy_rank_promotion", "nonsense")
+    assert main._setting_failure(e.value) is None
 
 
 def test_an_error_that_is_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
@@ -335,6 +348,22 @@ def test_flags_that_are_used_are_not_refused(capsys):
                 assert "does not use" not in capsys.readouterr().err, (command, name)
 
 
+# Keys of sections that a command uses in part: these it uses.
+USED = {
+    "eval": "data.train data.on_bad_utf8 oracle.seed evals.valid.split seed",
+    "predict": "data.columns.text data.seq_len data.packing data.truncate data.doc_stride",
+    "headline": "data.columns.article data.truncate task.hot_words_file",
+    "tokenizer": "data.sources.text.path data.tokenizer.kind data.valid_fraction data.cache_dir "
+    "data.test_fraction data.on_bad_utf8 init_from",
+}
+
+
+@pytest.mark.parametrize("command", USED)
+def test_keys_that_a_command_uses_in_part_of_a_section_are_taken(command):
+    flags = [f"--config.{key}=1" for key in USED[command].split()]
+    assert Arguments(flags, **ALL_TAKES[command]).overrides == flags
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -398,6 +427,17 @@ def test_a_signal_to_a_forked_child_is_not_for_its_parent():
     """
     done = prints(body.strip().replace("import os", "process.GRACE_SECONDS = 0.1; import os", 1))
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
+def test_what_orbax_says_after_a_save_that_failed_is_left_out_and_nothing_else(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "__unraisablehook__", told.append)
+    closed, other = (
+        SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "other")
+    )
+    for unraisable in (closed, other):
+        process.unraisable_hook(unraisable)
+    assert told == [other]
 
 
 def test_a_signal_while_an_error_is_told_gives_no_traceback():
