@@ -25,10 +25,7 @@ from bigjax import cloud
 _NAME = ".lease"
 _DEFAULT_SECONDS = 60  # of a lease that cannot be read
 # Of an OSError: the file is no longer at its path, or this user may no longer read it.
-_GONE = (
-    *(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE),
-    *(errno.EACCES, errno.EPERM),
-)
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.EACCES, errno.EPERM}
 _open_locks: set[int] = set()  # file descriptors that a forked child has to close
 
 
