@@ -87,7 +87,8 @@ def one_device(compiled_programs):
     }
     before = {name: getattr(jax.config, name) for name in cached}
     devices = jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as m:
+    # A run sets the mesh of its process: other tests go on with theirs.
+    with pytest.MonkeyPatch.context() as m, jax.set_mesh(jax.make_mesh((1,), "x", devices=devices)):
         m.setattr(jax, "devices", lambda *_: devices)
         for name, value in cached.items():
             jax.config.update(name, value)

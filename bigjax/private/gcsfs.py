@@ -4,6 +4,7 @@ gcsfs has options for none of this, and etils' epath takes the class that fsspec
 """
 
 from collections.abc import Callable
+import contextlib
 import io
 import logging
 
@@ -18,6 +19,7 @@ USES = {
     "gcsfs:GCSFileSystem._request": "every request goes through it: errors are told there",
     "gcsfs:GCSFileSystem._info": "_isdir",
     "gcsfs:GCSFileSystem._isdir": "is_dir of epath: a refusal is not a no",
+    "gcsfs:GCSFileSystem._rm_file": "move_folder of cloud.py: objects are copied and deleted",
     "gcsfs:GCSFileSystem._open": "open: what is written is sent whole",
     "gcsfs:GCSFileSystem._location": "upload: requests of that kind have another address",
     "gcsfs:GCSFileSystem.call": "cloud.py: requests about buckets",
@@ -55,6 +57,11 @@ def file_system(seconds: float, translate: Callable[[Exception], Exception | Non
                 return (await self._info(path))["type"] == "directory"
             except (FileNotFoundError, NotADirectoryError):
                 return False
+
+        async def _rm_file(self, path, **options):
+            # A deletion that is sent again, as its answer was lost, finds nothing.
+            with contextlib.suppress(FileNotFoundError):
+                await super()._rm_file(path, **options)
 
         def upload(self, bucket: str, name: str, content: bytes, **conditions) -> dict:
             """Writes an object in one request; what storage then says of it. conditions: such as

@@ -238,6 +238,19 @@ def test_a_file_is_written_and_read_in_spite_of_a_fault(proxy, emulator, fault):
     assert time.monotonic() - begun < bucket.STALL_SECONDS  # we gave up, not the server
 
 
+def test_a_folder_is_moved_though_the_answer_to_a_deletion_is_lost(proxy, impatient):
+    for after in range(8, 18):  # its copies and deletions are among these requests
+        folder = epath.Path(f"gs://bucket/move/{after}")
+        (folder / "a").write_text("one")
+        (folder / "b" / "c").write_text("two")
+        target = folder.with_name(f"{after}-there")
+        proxy.fault_next("lose", after)
+        cloud.move_folder(folder, target)
+        proxy.fault_next("", 0)
+        assert (target / "a").read_text() + (target / "b" / "c").read_text() == "onetwo"
+        assert not folder.exists()
+
+
 def test_a_file_is_sent_in_one_request_and_seen_at_once(proxy, emulator):
     """One request can be repeated. A listing that was kept would not have what others wrote."""
     folder = epath.Path("gs://bucket/listed")
