@@ -10,6 +10,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+from etils.epath import backend
+
+from bigjax import cloud
+
 BUCKET = "bucket"
 STALL_SECONDS = 30  # of a server that says nothing; a client is expected to give up before
 
@@ -23,6 +27,16 @@ def environment(url: str) -> dict[str, str]:
         # The emulator speaks no gRPC, by which gcsfs would ask what kind of bucket this is.
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
     }
+
+
+def use(monkeypatch, url: str) -> None:
+    """gs:// of this process is at url from here on, also for epath, which keeps a file system."""
+    for key, value in environment(url).items():
+        monkeypatch.setenv(key, value)
+    cloud._file_system.cache_clear()
+    cloud.check_writable.cache_clear()
+    backend._FileSystemSpecBackend._get_filesystem.cache_clear()
+    cloud.check([f"gs://{BUCKET}/a"])  # its file system comes first
 
 
 @contextlib.contextmanager

@@ -35,12 +35,8 @@ def emulator():
 def proxy(emulator, monkeypatch):
     """faults(n) of the test's own choice; gs:// is behind it."""
     with bucket.Proxy(emulator) as proxy:
-        for key, value in bucket.environment(proxy.url).items():
-            monkeypatch.setenv(key, value)
         monkeypatch.setenv("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "1")
-        cloud._file_system.cache_clear()
-        cloud.check_writable.cache_clear()
-        cloud.check(["gs://bucket/a"])
+        bucket.use(monkeypatch, proxy.url)
         yield proxy
 
 

@@ -41,10 +41,7 @@ def place(request, tmp_path, monkeypatch):
         yield str(tmp_path / "runs" / "mine")
         return
     with bucket.Proxy(request.getfixturevalue("emulator")) as proxy:
-        for key, value in bucket.environment(proxy.url).items():
-            monkeypatch.setenv(key, value)
-        cloud._file_system.cache_clear()
-        cloud.check_writable.cache_clear()
+        bucket.use(monkeypatch, proxy.url)
         yield f"gs://bucket/{request.node.name.replace('[', '-').replace(']', '')}"
 
 
@@ -512,10 +509,7 @@ def test_a_lease_is_given_back_where_another_host_ends_the_process(tmp_path, mon
 def test_answers_that_are_lost(emulator, monkeypatch, quick):
     """The request is sent again, and finds that it was done, by this process."""
     with bucket.Proxy(emulator) as proxy:
-        for key, value in bucket.environment(proxy.url).items():
-            monkeypatch.setenv(key, value)
-        cloud._file_system.cache_clear()
-        cloud.check(["gs://bucket/lost-answers"])
+        bucket.use(monkeypatch, proxy.url)
         lease = Lease("gs://bucket/lost-answers")
         proxy.fault_next("lose", after=2)  # after the one that finds none
         lease.acquire()
