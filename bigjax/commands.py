@@ -119,7 +119,7 @@ def generate(argv: list[str]) -> None:
     --workdir=FOLDER
     --prompt=TEXT       may be given several times
     --number=1          samples of each prompt
-    --max_tokens=128
+    --max_tokens=128    of a sample; by default fewer where model.max_len leaves no room for 128
     --temperature=0.8   0 takes the likeliest token
     --top_k=0           only the k likeliest tokens; 0 = all
     --top_p=0.95        only the likeliest tokens that together have this probability
@@ -158,11 +158,13 @@ def generate(argv: list[str]) -> None:
             )
     config = _config_of_run(arguments)
     tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
-    options = Options(f.max_tokens, f.temperature, f.top_k, f.top_p, tokenizer.eos_id)
     loaded = load_lib.load(arguments.workdir, config, arguments.step, batch_size=None)
     generator = Generator(models.module(config.model.name), loaded.task.model_config, loaded.params)
     prompts = [p for p in (f.prompt or [""]) for _ in range(f.number)]
     ids = [[tokenizer.bos_id, *t.tolist()] for t in tokenizer.encode_batch(prompts)]
+    room = max(generator.config.max_len - max(map(len, ids)), 1)
+    length = f.max_tokens if f["max_tokens"].present else min(f.max_tokens, room)
+    options = Options(length, f.temperature, f.top_k, f.top_p, tokenizer.eos_id)
     for i, (prompt, new) in enumerate(zip(prompts, generator(ids, options, f.seed))):
         text = continuation(tokenizer, ids[i], new)
         for stop in f.stop:
