@@ -74,9 +74,8 @@ class Arguments:
 
     config: whether it uses --config=FILE[:VARIANT]. workdirs: how many --workdir=FOLDER: 0, 1, or 2
     for any number. keys: the config keys and sections that it uses, ("",) for all, but for those
-    of unused. texts: flags
-    whose default is None. define(flags) adds others. file_flags: those of texts and define that
-    name files or folders; an empty one is refused, and `~` is expanded.
+    of unused. texts: flags whose default is None. define(flags) adds others. file_flags: those of
+    texts and define that name files or folders; an empty one is refused, and `~` is expanded.
     """
 
     def __init__(

@@ -68,6 +68,16 @@ def cache_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_flags(corpus_file, cache_dir):
+    """Of a run of tests/tiny.py on the session's text."""
+    return [
+        f"--config={os.path.join(os.path.dirname(__file__), 'tiny.py')}",
+        f"--config.data.sources.text.path={corpus_file}",
+        f"--config.data.cache_dir={cache_dir}",
+    ]
+
+
+@pytest.fixture(scope="session")
 def compiled_programs(tmp_path_factory):
     return str(tmp_path_factory.mktemp("compiled"))
 

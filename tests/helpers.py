@@ -11,6 +11,8 @@ import tempfile
 
 import jax.extend
 
+from bigjax import main
+
 TINY = str(pathlib.Path(__file__).parent / "tiny.py")
 # What differs between two equal runs
 TIMES = {
@@ -85,6 +87,13 @@ def read_only(*folders):
         for path, mode in zip(paths, modes):
             if path.exists():
                 path.chmod(mode)
+
+
+def bigjax(capsys, *arguments) -> tuple[int, str, str]:
+    """Runs `bigjax ...` in this process: exit code, standard output, standard error."""
+    code = main.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
 
 
 def command(*arguments: str, devices: int | None = 2) -> subprocess.Popen:

@@ -11,16 +11,11 @@ import pytest
 from bigjax import main
 from tests import helpers
 from tests.conftest import WORDS
+from tests.helpers import bigjax
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
 TINY_BERT = str(pathlib.Path(__file__).parent.parent / "tiny_bert.py")
-
-
-def bigjax(capsys, *arguments) -> tuple[int, str, str]:
-    code = main.main(list(arguments))
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def write_table(path, n, seed=0, labels=("left", "right")):

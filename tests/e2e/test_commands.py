@@ -5,26 +5,17 @@ import re
 
 import pytest
 
-from bigjax import main
 from tests import helpers
+from tests.helpers import bigjax
 
 
 @pytest.fixture(scope="module")
-def flags(corpus_file, cache_dir):
-    return [
-        f"--config={helpers.TINY}",
-        f"--config.data.sources.text.path={corpus_file}",
-        f"--config.data.cache_dir={cache_dir}",
-    ]
-
-
-@pytest.fixture(scope="module")
-def trained(flags, tmp_path_factory):
+def trained(tiny_flags, tmp_path_factory):
     """A finished run, with TensorBoard files, the best checkpoint kept, and a sample."""
     workdir = str(tmp_path_factory.mktemp("runs") / "trained")
     code, out, err = helpers.run(
         "train",
-        *flags,
+        *tiny_flags,
         f"--workdir={workdir}",
         "--config.log.tensorboard=true",
         "--config.checkpoint.keep=1",
@@ -33,12 +24,6 @@ def trained(flags, tmp_path_factory):
     )
     assert code == 0, err
     return workdir, out
-
-
-def bigjax(capsys, *arguments) -> tuple[int, str, str]:
-    code = main.main(list(arguments))
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def test_train_learns_and_says_what_it_does(trained):
@@ -144,11 +129,11 @@ def test_report_draws_several_runs(capsys, trained, tmp_path):
     assert code == 0 and out_file.read_bytes()[:4] == b"\x89PNG" and "eval/valid/loss" in out
 
 
-def test_tokenizer(capsys, flags, tmp_path):
+def test_tokenizer(capsys, tiny_flags, tmp_path):
     code, out, _ = bigjax(
         capsys,
         "tokenizer",
-        *flags,
+        *tiny_flags,
         "--config.data.tokenizer.kind=sentencepiece",
         "--config.data.tokenizer.vocab_size=300",
         f"--out={tmp_path}/t",
@@ -158,7 +143,7 @@ def test_tokenizer(capsys, flags, tmp_path):
         bigjax(
             capsys,
             "train",
-            *flags,
+            *tiny_flags,
             f"--workdir={tmp_path}/run",
             "--config.data.tokenizer.kind=sentencepiece",
             "--config.model.vocab_size=304",
@@ -255,22 +240,22 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_named_and_nothing_is_written(capsys, flags, tmp_path, monkeypatch, case):
+def test_bad_input_is_named_and_nothing_is_written(capsys, tiny_flags, tmp_path, monkeypatch, case):
     monkeypatch.chdir(tmp_path)
     arguments, words = BAD[case]
     if arguments[0] == "TINY":
-        arguments = ["train", *flags, f"--workdir={tmp_path}/run", *arguments[1:]]
+        arguments = ["train", *tiny_flags, f"--workdir={tmp_path}/run", *arguments[1:]]
     code, _, err = bigjax(capsys, *arguments)
     assert code == 2 and err.startswith("bigjax: ") and err.count("\n") <= 3
     assert all(w.replace(",", "") in err.replace(",", "") for w in words), err
     assert not (tmp_path / "run" / "checkpoints" / "1").exists()
 
 
-def test_a_work_folder_of_another_config(capsys, flags, trained):
+def test_a_work_folder_of_another_config(capsys, tiny_flags, trained):
     code, _, err = bigjax(
         capsys,
         "train",
-        *flags,
+        *tiny_flags,
         f"--workdir={trained[0]}",
         "--config.train.ema=0.5",
         "--config.model.d_model=64",
@@ -280,11 +265,11 @@ def test_a_work_folder_of_another_config(capsys, flags, trained):
     assert "optim.learning_rate" not in err
 
 
-def test_resume_from_a_run_of_another_config(capsys, flags, trained, tmp_path):
+def test_resume_from_a_run_of_another_config(capsys, tiny_flags, trained, tmp_path):
     code, _, err = bigjax(
         capsys,
         "train",
-        *flags,
+        *tiny_flags,
         f"--workdir={tmp_path}/run",
         "--config.seed=7",
         "--config.train.ema=0.5",
@@ -294,11 +279,11 @@ def test_resume_from_a_run_of_another_config(capsys, flags, trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_init_from_casts_to_the_types_of_this_model(capsys, flags, trained, tmp_path):
+def test_init_from_casts_to_the_types_of_this_model(capsys, tiny_flags, trained, tmp_path):
     code, out, err = bigjax(
         capsys,
         "train",
-        *flags,
+        *tiny_flags,
         f"--workdir={tmp_path}/run",
         "--config.model.param_dtype=bfloat16",
         "--config.train.steps=2",
@@ -308,11 +293,11 @@ def test_init_from_casts_to_the_types_of_this_model(capsys, flags, trained, tmp_
     assert code == 0 and "with the parameters of" in out, err
 
 
-def test_init_from_a_model_of_another_size(capsys, flags, trained, tmp_path):
+def test_init_from_a_model_of_another_size(capsys, tiny_flags, trained, tmp_path):
     code, _, err = bigjax(
         capsys,
         "train",
-        *flags,
+        *tiny_flags,
         f"--workdir={tmp_path}/run",
         "--config.model.d_model=64",
         f"--config.init_from={trained[0]}",

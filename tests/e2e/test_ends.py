@@ -7,32 +7,16 @@ import sys
 
 import pytest
 
-from bigjax import main
-from tests import helpers
+from tests.helpers import bigjax
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
-@pytest.fixture(scope="module")
-def flags(corpus_file, cache_dir):
-    return [
-        f"--config={helpers.TINY}",
-        f"--config.data.sources.text.path={corpus_file}",
-        f"--config.data.cache_dir={cache_dir}",
-    ]
-
-
-def bigjax(capsys, *arguments) -> tuple[int, str, str]:
-    code = main.main(list(arguments))
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def test_a_loss_that_is_not_finite_stops_and_explains(capsys, flags, tmp_path):
+def test_a_loss_that_is_not_finite_stops_and_explains(capsys, tiny_flags, tmp_path):
     code, _, err = bigjax(
         capsys,
         "train",
-        *flags,
+        *tiny_flags,
         f"--workdir={tmp_path}/run",
         "--config.optim.learning_rate=2e17",
         "--config.optim.clip_norm=0",
@@ -52,11 +36,11 @@ def test_a_loss_that_is_not_finite_stops_and_explains(capsys, flags, tmp_path):
     assert bigjax(capsys, "eval", f"--workdir={tmp_path}/run", "--json")[0] == 0  # and it is usable
 
 
-def test_early_stopping_survives_a_restart(flags, tmp_path, capsys):
+def test_early_stopping_survives_a_restart(tiny_flags, tmp_path, capsys):
     # Two evaluations at each of its steps; the watched one is not the last of them.
     arguments = [
         "train",
-        *flags,
+        *tiny_flags,
         f"--workdir={tmp_path}/run",
         "--config.train.early_stop.metric=eval/valid/loss",
         "--config.train.early_stop.min_delta=10",
@@ -73,14 +57,16 @@ def test_early_stopping_survives_a_restart(flags, tmp_path, capsys):
     assert code == 0 and "Stopping early at step 40" in out
 
 
-def test_a_stop_before_the_first_evaluation_is_a_clean_one(flags, tmp_path, capsys, monkeypatch):
+def test_a_stop_before_the_first_evaluation_is_a_clean_one(
+    tiny_flags, tmp_path, capsys, monkeypatch
+):
     from bigjax.train import hooks
 
     monkeypatch.setattr(hooks.StopOnSignal, "due", lambda self, step: step == 3)
     code, out, err = bigjax(
         capsys,
         "train",
-        *flags,
+        *tiny_flags,
         f"--workdir={tmp_path}/run",
         "--config.checkpoint.best=eval/valid/loss",
         "--config.checkpoint.every=5",
@@ -90,9 +76,9 @@ def test_a_stop_before_the_first_evaluation_is_a_clean_one(flags, tmp_path, caps
     assert code == 2 and "no saved step" in err
 
 
-def test_a_full_disk_stops_cleanly_and_the_older_checkpoint_is_whole(flags, tmp_path, capsys):
+def test_a_full_disk_stops_cleanly_and_the_older_checkpoint_is_whole(tiny_flags, tmp_path, capsys):
     workdir = f"--workdir={tmp_path}/run"
-    assert bigjax(capsys, "train", *flags, workdir, "--config.train.steps=10")[0] == 0
+    assert bigjax(capsys, "train", *tiny_flags, workdir, "--config.train.steps=10")[0] == 0
     # No file may grow beyond 20 kB: a checkpoint does not fit, a line of metrics does.
     limited = subprocess.run(
         [
@@ -104,7 +90,7 @@ def test_a_full_disk_stops_cleanly_and_the_older_checkpoint_is_whole(flags, tmp_
             "-m",
             "bigjax.main",
             "train",
-            *flags,
+            *tiny_flags,
             workdir,
         ],
         text=True,
@@ -113,5 +99,5 @@ def test_a_full_disk_stops_cleanly_and_the_older_checkpoint_is_whole(flags, tmp_
     assert limited.returncode == 1, limited.stderr
     assert "could not be written" in limited.stderr and "intact: [10]" in limited.stderr
     assert "Traceback" not in limited.stderr
-    code, out, err = bigjax(capsys, "train", *flags, workdir, "--config.train.steps=12")
+    code, out, err = bigjax(capsys, "train", *tiny_flags, workdir, "--config.train.steps=12")
     assert code == 0 and "Going on from step 10" in out, err

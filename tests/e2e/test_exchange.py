@@ -21,6 +21,7 @@ from bigjax.train import load as load_lib
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State
+from tests.helpers import bigjax
 from tests.parity import test_gpt
 from tests.unit.test_interop import stored, write_folder
 
@@ -110,12 +111,6 @@ def imported(gpt2, tmp_path_factory):
 @pytest.fixture
 def copied(imported, tmp_path):
     return pathlib.Path(shutil.copytree(imported, tmp_path / "run"))
-
-
-def bigjax(capsys, *arguments) -> tuple[int, str, str]:
-    code = main.main([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def assert_same_files(a, b):

@@ -11,16 +11,11 @@ from bigjax.data import word_vectors
 from bigjax.infer import headline as infer
 from tests import helpers
 from tests.conftest import WORDS
+from tests.helpers import bigjax
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
 TINY = str(pathlib.Path(__file__).parent.parent / "tiny_headline.py")
-
-
-def bigjax(capsys, *arguments) -> tuple[int, str, str]:
-    code = main.main(list(arguments))
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def write_table(path, n=120):

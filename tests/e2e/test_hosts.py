@@ -20,11 +20,9 @@ LOST = "another process of this run has died or cannot be reached"
 
 
 @pytest.fixture(scope="module")
-def flags(corpus_file, cache_dir):
+def flags(tiny_flags):
     return [
-        f"--config={helpers.TINY}",
-        f"--config.data.sources.text.path={corpus_file}",
-        f"--config.data.cache_dir={cache_dir}",
+        *tiny_flags,
         f"--config.train.steps={STEPS}",
         "--config.mesh.fsdp=4",
         "--config.model.n_layers=1",

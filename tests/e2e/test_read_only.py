@@ -17,14 +17,9 @@ from bigjax.data import store
 from bigjax.data.tokenizer import Bytes
 from tests import helpers
 from tests.conftest import write_text
+from tests.helpers import bigjax
 
 pytestmark = pytest.mark.usefixtures("one_device")
-
-
-def bigjax(capsys, *arguments) -> tuple[int, str, str]:
-    code = main.main(list(arguments))
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,9 @@ def train(*flags, devices=2) -> tuple[int, str, str]:
 
 
 @pytest.fixture(scope="module")
-def flags(corpus_file, cache_dir):
+def flags(tiny_flags):
     return [
-        f"--config={helpers.TINY}",
-        f"--config.data.sources.text.path={corpus_file}",
-        f"--config.data.cache_dir={cache_dir}",
+        *tiny_flags,
         "--config.train.ema=0.9",
     ]
 
