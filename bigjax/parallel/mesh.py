@@ -11,7 +11,7 @@ from bigjax.parallel import hosts
 
 AXES = ("data", "fsdp", "sequence", "tensor")  # from the slowest links to the fastest
 BATCH_AXES = ("data", "fsdp")  # the batch is cut along these
-_TRANSFERS = ((None, "allow", "log"), "batches and metrics are copied while a step runs")
+_TRANSFERS = (("allow", "log"), "batches and metrics are copied while a step runs")
 # Settings of jax: (the values with which bigjax works, why no other).
 _SETTINGS = {
     "jax_enable_x64": ((False,), "bigjax keeps and updates its state in float32"),
@@ -51,7 +51,7 @@ def check_settings() -> None:
         value = getattr(value, "value", value)  # of an enumeration
         if value is None:  # jax shows no guard that the environment sets
             value = os.environ.get(variable) or None
-        if value not in allowed:
+        if value is not None and value not in allowed:  # None: not set, or no longer of jax
             raise UserError(
                 f"jax's setting {variable} is {value!r}, but {why}. Run `unset {variable}`, or "
                 "take it out of the code that sets it, and give the same command again."
