@@ -14,8 +14,8 @@ SLICES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 def arguments(path) -> list[str]:
     if path.stem == "finetune":  # of what else was trained, but for its smallest
         return [f"--config={path}:tiny"]
-    if path.parent.name == "seqgan":
-        return [f"--config={path}"]
+    if path.parent.name == "seqgan":  # small ones may ask for one device
+        return [f"--config={path}", "--mesh=data=-1"]
     return [
         f"--config={path}",
         "--config.model.n_layers=2",
