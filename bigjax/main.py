@@ -112,6 +112,8 @@ def cli() -> None:
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
+        if not code:
+            process.caught()  # there is nothing left to interrupt, and Python's end would die of it
     except process.Interrupted as e:  # while an error was printed
         code = _interrupted(e.number)
     except BrokenPipeError:

@@ -279,6 +279,18 @@ def test_an_error_does_not_wait_for_threads():
     assert done.stderr == "bigjax: bad input\n"
 
 
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_signal_after_the_work_is_done_changes_nothing(number):
+    """Such as a second Ctrl-C while Python ends."""
+    done = prints(
+        f"""
+    import atexit, os, signal
+    atexit.register(lambda: os.kill(os.getpid(), signal.{number}))
+    print("done")"""
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 # --- Flags ------------------------------------------------------------------------------------
 
 # What each command takes of what others take: --config, --workdir, and a key of this section.
