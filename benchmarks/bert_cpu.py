@@ -149,7 +149,7 @@ def _config(args: argparse.Namespace):
         scan=not args.unrolled,
     )
     c.task = dict(name="mlm_nsp", max_predictions=MASKED)
-    c.data.seq_len = LENGTH
+    c.data = dict(name="text", seq_len=LENGTH)
     c.optim.update(
         name="adamw",
         learning_rate=LEARNING_RATE,

@@ -81,7 +81,7 @@ def ours(name: str, devices: int) -> None:
     cpu.keep_freed_memory()  # as bigjax/main.py does, before jax is imported
     import jax
 
-    from bigjax import config, models, tasks
+    from bigjax import config, modules, tasks
     from bigjax.infer.generate import Generator, Options
     from bigjax.parallel import mesh as mesh_lib
     from bigjax.parallel import sharding
@@ -93,13 +93,13 @@ def ours(name: str, devices: int) -> None:
     c.model = dict(name="gpt", preset="gpt2-124m", dtype=dtype)
     if devices:
         c.mesh.data = devices
+    modules.fill(c)
     mesh = mesh_lib.start(c.mesh, batch_size=None)  # as `bigjax generate` does
     task = tasks.build(c)
     init = lambda: state.cast(task.init(jax.random.key(0))["params"], dtype)
-    place = sharding.of_params(mesh, jax.eval_shape(init), task.axes)
-    generator = Generator(
-        models.module("gpt"), task.model_config, jax.jit(init, out_shardings=place)()
-    )
+    place = sharding.of_params(mesh, jax.eval_shape(init), task.axes["params"])
+    params = jax.jit(init, out_shardings=place)()
+    generator = Generator(modules.of(c, "model"), task.model_config, params)
     options = Options(max_new=NEW, temperature=0)
 
     def repeat(task_line: str) -> None:

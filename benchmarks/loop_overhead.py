@@ -135,10 +135,13 @@ def _config(folder: Path, args: argparse.Namespace):
         n_layers=args.layers,
         n_heads=HEADS,
     )
-    c.data.sources = dict(text=config_lib.text_source("text", str(text)))
-    c.data.tokenizer.kind = "bytes"
-    c.data.seq_len = CONTEXT
-    c.data.cache_dir = str(folder / "cache")
+    c.data = dict(
+        name="text",
+        sources=dict(text=dict(kind="text", path=str(text))),
+        tokenizer=dict(kind="bytes"),
+        seq_len=CONTEXT,
+        cache_dir=str(folder / "cache"),
+    )
     c.train.batch_size = args.batch
     c.train.steps = args.segment * (args.rounds + 1)
     c.checkpoint.every = c.train.steps

@@ -161,9 +161,9 @@ def _repeat(c, mesh, task):
     import jax
     import numpy as np
 
-    from bigjax.evals.oracle import AT_ONCE
     from bigjax.parallel import sharding
-    from bigjax.tasks._adversarial import write
+    from bigjax.projects.seqgan.oracle_eval import AT_ONCE
+    from bigjax.projects.seqgan.players import write
     from bigjax.train import program as program_lib
     from bigjax.train.step import unpack
 

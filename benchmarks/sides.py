@@ -75,13 +75,14 @@ def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
     cpu.keep_freed_memory()  # as bigjax/main.py does
     import jax
 
-    from bigjax import tasks
+    from bigjax import modules, tasks
     from bigjax.parallel import mesh as mesh_lib
     from bigjax.parallel import sharding
     from bigjax.train import program as program_lib
     from bigjax.train.step import unpack
     from bigjax.trees import count
 
+    modules.fill(c)
     n = c.train.batch_size
     mesh = mesh_lib.start(c.mesh, n)
     program = program_lib.make(c, tasks.build(c), mesh)

@@ -15,6 +15,7 @@ from bigjax.plan import chips
 chips.before_jax()
 
 from bigjax import config as config_lib  # noqa: E402
+from bigjax import modules  # noqa: E402
 from bigjax.plan import compile as compile_lib  # noqa: E402
 
 GPT = "configs/gpt/gpt3.py:"
@@ -34,6 +35,7 @@ def planned(spec: str, topology: str, batch: int | None, changes: dict):
         for key, value in changes.items():
             section, _, name = key.rpartition(".")
             config_lib.get(config, section)[name] = value
+    modules.fill(config)
     (plan,) = compile_lib.plans(config, topology)
     return plan
 

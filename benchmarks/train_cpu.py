@@ -105,7 +105,7 @@ def _config(args: argparse.Namespace):
         attention=args.attention,
         scan=not args.unrolled,
     )
-    c.data.seq_len = CONTEXT
+    c.data = dict(name="text", seq_len=CONTEXT)
     c.optim.update(
         name="adamw",
         learning_rate=LEARNING_RATE,

@@ -1,7 +1,10 @@
-"""The flags of a command line."""
+"""The flags of a command line, declared once for parsing and for --help."""
 
-from collections.abc import Callable
-from typing import Any
+import fnmatch
+import pathlib
+import re
+import textwrap
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -10,98 +13,106 @@ from bigjax import config as config_lib
 from bigjax.errors import UserError
 
 _KEY = "--config."
-# What each command takes and uses, see Arguments: a flag or a key that is not here is refused.
-_MODEL = ("model", "mesh", "hosts", "train.ema")  # keys of those that open a run's work folder
-_ROWS = (*_MODEL, "task", "train.batch_size")
-# Of these keys and sections, what is settled: a run's tokenizer is in its folder, and nothing is
-# dropped.
-_SETTLED = (
-    "data.tokenizer",
-    *(f"model.{part}dropout" for part in ("", "attention_", "click_", "discriminator_")),
-)
-_OF_A_RUN = dict(config=False, workdirs=1, unused=_SETTLED)
-_FORM = ("data.columns", "data.seq_len", "data.packing", "data.truncate", "data.doc_stride")
-_TEXT = (
-    "data.sources",
-    "data.tokenizer",
-    "data.valid_fraction",
-    "data.test_fraction",
-    "data.on_bad_utf8",
-    "data.cache_dir",
-)
-TAKES = {
-    "train": dict(workdirs=1),
-    "eval": dict(**_OF_A_RUN, keys=(*_ROWS, "data", "seed", "oracle", "evals"), texts=("step",)),
-    "predict": dict(
-        **_OF_A_RUN,
-        keys=(*_ROWS, *_FORM),
-        texts=("input", "output", "step"),
-        file_flags=("input", "output"),
-    ),
-    "generate": dict(**_OF_A_RUN, keys=_MODEL, texts=("step",)),
-    "headline": dict(
-        **_OF_A_RUN,
-        keys=(*_MODEL, "task", "data.columns", "data.truncate"),
-        file_flags=("article", "output", "hot_words"),
-    ),
-    "configs": dict(config=False, workdirs=0, keys=()),
-    "config": dict(workdirs=1),
-    "checkpoint": dict(**_OF_A_RUN, keys=(), texts=("step",)),
-    "report": dict(config=False, workdirs=2, keys=(), texts=("out",), file_flags=("out",)),
-    "tokenizer": dict(workdirs=0, keys=(*_TEXT, "init_from"), texts=("out",), file_flags=("out",)),
-    "embeddings": dict(
-        workdirs=0, keys=("data", "model", "seed"), texts=("out",), file_flags=("out",)
-    ),
-    "plan": dict(
-        workdirs=0,
-        keys=("model", "task", "data", "oracle", "optim", "train", "mesh", "seed", "init_from"),
-        file_flags=("calibrate",),
-    ),
-    "import": dict(
-        config=False,
-        workdirs=1,
-        keys=("seed", "data", "evals", "mesh", "hosts", "train.batch_size"),
-        texts=("from",),
-        file_flags=("from",),
-    ),
-    "export": dict(**_OF_A_RUN, keys=(), texts=("to", "dtype", "step"), file_flags=("to",)),
-}
-TAKES["seqgan-report"] = TAKES["report"]
+# Config keys that several commands use: those that open a run's work folder, and with its data.
+MODEL = ("model", "mesh", "hosts", "train.ema", "python_path")
+ROWS = (*MODEL, "task", "train.batch_size")
+# Of these, what is settled in a run: its tokenizer is in its folder, and nothing is dropped.
+SETTLED = ("data.tokenizer", "model.*dropout")
+
+
+class Flag(NamedTuple):
+    """A flag of a command: --NAME=VALUE.
+
+    default: its type is the flag's; a list: it may be given several times; None: a text that may
+    be missing. value: what stands for the value in --help; of a FILE or FOLDER an empty one is
+    refused, and `~` is expanded.
+    """
+
+    name: str
+    help: str
+    default: Any = None
+    value: str = ""
+
+    def define(self, f: flags.FlagValues) -> None:
+        define = {
+            bool: flags.DEFINE_bool,
+            int: flags.DEFINE_integer,
+            float: flags.DEFINE_float,
+            list: flags.DEFINE_multi_string,
+        }.get(type(self.default), flags.DEFINE_string)
+        define(self.name, self.default, "", flag_values=f)
+
+    def usage(self) -> tuple[str, str]:
+        """(the flag with its value, what it does with its default)."""
+        name, default = f"--{self.name}", self.default
+        if isinstance(default, bool):
+            return name, self.help
+        values = {int: "N", float: "X"}.get(type(default), "TEXT")
+        shown = "" if default in (None, "", []) else f" (default {default})"
+        return f"{name}={self.value or values}", self.help + shown
+
+
+STEP = Flag("step", "a saved step, or best (by checkpoint.best); default: the newest", value="N")
+JSON = Flag("json", "also prints the numbers as one line of JSON, last", False)
+
+
+class Command(NamedTuple):
+    """What a command takes; a flag or a config key that is not here is refused.
+
+    flags: beside --config, --config.KEY and --workdir. config: whether it uses
+    --config=FILE[:VARIANT]. workdirs: how many --workdir=FOLDER: 0, 1, or 2 for any number. keys:
+    the config keys (patterns) and sections that it uses, ("",) for all, but for those of
+    unused.
+    """
+
+    flags: tuple[Flag, ...] = ()
+    config: bool = False
+    workdirs: int = 1
+    keys: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    def usage(self) -> str:
+        """A line or more for each flag."""
+        rows = []
+        if self.config:
+            rows.append(("--config=FILE[:VARIANT]", f"default {config_lib.DEFAULT_CONFIG}"))
+        if self.keys:
+            every = "any key that `bigjax config` prints"
+            some = f"of {', '.join(self.keys)}"
+            but = f", but for {', '.join(self.unused)}" if self.unused else ""
+            rows.append((f"{_KEY}KEY=VALUE", (every if "" in self.keys else some) + but))
+        if self.workdirs:
+            several = "; may be given several times" if self.workdirs > 1 else ""
+            rows.append(("--workdir=FOLDER", f"of a run{several}"))
+        rows += [flag.usage() for flag in self.flags]
+        width = min(26, max((len(name) for name, _ in rows), default=0)) + 2
+        lines = []
+        for name, text in rows:
+            parts = textwrap.wrap(text, 98 - width)
+            first = f"  {name:<{width}}"
+            if len(name) > width - 2:  # too long to stand beside its text
+                lines.append(f"  {name}")
+                first = " " * (width + 2)
+            lines += [first + parts[0], *(" " * (width + 2) + part for part in parts[1:])]
+        return "\n".join(lines)
 
 
 class Arguments:
-    """The flags of a command line. A command takes those that it uses, and refuses the others.
+    """The flags of a command line."""
 
-    config: whether it uses --config=FILE[:VARIANT]. workdirs: how many --workdir=FOLDER: 0, 1, or 2
-    for any number. keys: the config keys and sections that it uses, ("",) for all, but for those
-    of unused. texts: flags whose default is None. define(flags) adds others. file_flags: those of
-    texts and define that name files or folders; an empty one is refused, and `~` is expanded.
-    """
-
-    def __init__(
-        self,
-        argv: list[str],
-        define: Callable[[flags.FlagValues], None] | None = None,
-        *,
-        config: bool = True,
-        workdirs: int = 2,
-        keys: tuple[str, ...] = ("",),
-        unused: tuple[str, ...] = (),
-        texts: tuple[str, ...] = (),
-        file_flags: tuple[str, ...] = (),
-    ):
-        self._keys, self._unused = keys, unused
+    def __init__(self, argv: list[str], command: Command | None = None):
+        """command: by default one that takes a config, work folders and every key."""
+        command = command or Command(config=True, workdirs=2, keys=("",))
+        self._keys, self._unused = command.keys, command.unused
         self.overrides = [a for a in argv if a.startswith(_KEY)]
         rest = [a for a in argv if not a.startswith(_KEY)]
         self.flags = flags.FlagValues()
-        if config:
+        if command.config:
             flags.DEFINE_string("config", None, "", flag_values=self.flags)
-        if workdirs:
+        if command.workdirs:
             flags.DEFINE_multi_string("workdir", [], "", flag_values=self.flags)
-        for name in texts:
-            flags.DEFINE_string(name, None, "", flag_values=self.flags)
-        if define:
-            define(self.flags)
+        for flag in command.flags:
+            flag.define(self.flags)
         self._check_taken(rest)
         try:
             extra = self.flags(["bigjax", *rest])[1:]
@@ -109,10 +120,11 @@ class Arguments:
             raise UserError(f"{str(e).rstrip('.')}. {self._taken()}") from e
         if extra:
             raise UserError(f"What is {extra[0]!r}? Arguments are written --NAME=VALUE.")
-        if workdirs == 1 and len(self.flags.workdir) > 1:
+        if command.workdirs == 1 and len(self.flags.workdir) > 1:
             raise UserError("This command takes one --workdir=FOLDER; it was given several times.")
-        self._expand(("config", "workdir", *file_flags))
-        for folder in self.flags.workdir if workdirs else ():
+        files = [flag.name for flag in command.flags if flag.value in ("FILE", "FOLDER")]
+        self._expand(("config", "workdir", *files))
+        for folder in self.flags.workdir if command.workdirs else ():
             paths.check_run_folder(folder, "--workdir")
         cloud.check(_texts(self.flags.flag_values_dict().values()))
 
@@ -127,7 +139,9 @@ class Arguments:
 
     def uses(self, key: str) -> bool:
         """Whether the command uses this config key."""
-        within = lambda keys: any(not k or key == k or key.startswith(f"{k}.") for k in keys)
+        within = lambda keys: any(
+            not k or fnmatch.fnmatchcase(key, k) or key.startswith(f"{k}.") for k in keys
+        )
         return within(self._keys) and not within(self._unused)
 
     def _check_taken(self, rest: list[str]) -> None:
@@ -182,31 +196,42 @@ class Arguments:
             )
         return step
 
+    def config_of_run(self):
+        """The config of --workdir with what was overridden."""
+        from bigjax.train import workdir as workdir_lib
+
+        config, _ = self.config(workdir_lib.read_config(self.workdir))
+        config_lib.check_numbers(config, self.uses)
+        return config
+
     def config(self, base=None):
         """(config, {overridden key: its former value}); base: a config that replaces --config.
 
-        `~` in its paths is expanded (config.keys.PATHS), so that a run's config.json names the
-        files that it read.
+        `~` in its paths is expanded, so that a run's config.json names the files that it read.
         """
-        from bigjax import models, tasks
+        from bigjax import modules
 
+        folder = None
         if base is None:
-            base = config_lib.load_file(self.flags.config or config_lib.DEFAULT_CONFIG)
+            file = self.flags.config or config_lib.DEFAULT_CONFIG
+            base, folder = config_lib.load_file(file), config_lib.folder_of(file)
         config = base.copy_and_resolve_references().lock()
-        names = tuple(f"{_KEY}{s}.name=" for s in ("model", "task"))
-        config_lib.override(config, [a for a in self.overrides if a.startswith(names)])
-        modules = {"model": models, "task": tasks}
-        fields = {s: module.all_fields(config[s]) for s, module in modules.items()}
-        types = {s: module.field_types(config[s]) for s, module in modules.items()}
-        before = {f"{s}.{k}": v for s in fields for k, v in fields[s].items()}
-        before.update(config_lib.sorted_leaves(config))
-        before.update({f"{s}.name": base[s].name for s in fields})
-        keys = config_lib.override(config, self.overrides, fields, types)
+        # First what chooses modules, whose fields are the other keys.
+        chooses = re.compile(rf"{_KEY}((model|task|data)\.name|evals\.[^.=]+\.kind|python_path)=")
+        names = config_lib.override(config, [a for a in self.overrides if chooses.match(a)])
         config_lib.expand_paths(config)
-        for section, module in modules.items():
-            if config[section].get("preset") != "init_from":  # else they are found at the start
-                with config.unlocked():
-                    config[section].update(module.all_fields(config[section]))
+        config_lib.set_python_path(config, folder or pathlib.Path.cwd())
+        # Not the model: its preset may be overridden, or be that of init_from.
+        modules.fill(config, "model")
+        model = modules.fields(config, "model")
+        before = {f"model.{k}": v for k, v in model.items()}
+        before.update(config_lib.sorted_leaves(config))
+        before.update({key: config_lib.get(base, key) for key in names})
+        rest = [a for a in self.overrides if not chooses.match(a)]
+        types = modules.types(config)
+        keys = [*names, *config_lib.override(config, rest, {"model": model}, types)]
+        modules.fill(config, *["model"] * (config.model.get("preset") == "init_from"))
+        config_lib.expand_paths(config, modules.path_schemes(config))
         cloud.check(_texts(value for _, value in config_lib.sorted_leaves(config)))
         return config, {k: before.get(k) for k in keys}
 

@@ -19,9 +19,9 @@ def main(argv: list[str]) -> int:
 
         cpu.keep_freed_memory()  # before jax is imported and threads start
         process.watch_signals()
-        from bigjax import commands
+        from bigjax import cli
 
-        return commands.run(argv)
+        return cli.run(argv)
     except KeyboardInterrupt as e:
         return _interrupted(getattr(e, "number", signal.SIGINT))
     except (UserError, RunError) as e:

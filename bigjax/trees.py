@@ -38,3 +38,21 @@ def layer_places(named: dict) -> dict[str, tuple[str, int | None]]:
 def count(tree) -> int:
     """Number of scalars in a tree of arrays or shapes."""
     return sum(math.prod(x.shape) for x in jax.tree_util.tree_leaves(tree))
+
+
+def partition(tree, mask) -> tuple:
+    """(the tree with None where the mask is False, the tree with None where it is True).
+
+    mask: a tree of bools, or one bool for all.
+    """
+    if isinstance(mask, bool):
+        mask = jax.tree_util.tree_map(lambda _: mask, tree)
+    pick = lambda want: jax.tree_util.tree_map(lambda x, m: x if m == want else None, tree, mask)
+    return pick(True), pick(False)
+
+
+def merge(tree, other):
+    """The tree with the leaves of the other where it has None: what `partition` took apart."""
+    return jax.tree_util.tree_map(
+        lambda a, b: b if a is None else a, tree, other, is_leaf=lambda x: x is None
+    )

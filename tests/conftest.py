@@ -121,9 +121,9 @@ def fewer_docstrings(monkeypatch):
 @pytest.fixture
 def tiny(corpus_file, cache_dir):
     """The config of tests/tiny.py on the session's text: bytes, 2 layers, seconds to train."""
-    from bigjax import config
+    from tests import helpers
 
-    c = config.load_file(os.path.join(os.path.dirname(__file__), "tiny.py"))
+    c = helpers.load_config("tests/tiny.py")
     with c.unlocked():
         c.data.sources.text.path = corpus_file
         c.data.cache_dir = cache_dir

@@ -11,9 +11,11 @@ import tempfile
 
 import jax.extend
 
-from bigjax import main
+from bigjax import config as config_lib
+from bigjax import main, modules, tasks
 
-TINY = str(pathlib.Path(__file__).parent / "tiny.py")
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = str(ROOT / "tests" / "tiny.py")
 # What differs between two equal runs
 TIMES = {
     "tokens_per_sec",
@@ -23,6 +25,32 @@ TIMES = {
     "host_memory_gib",
     "mfu",
 }
+
+
+def task(init, loss, axes, **more) -> tasks.Task:
+    """A task of these functions; axes: of the parameters. It reads no data."""
+    nothing = lambda *arguments: None
+    given = dict(load_data=nothing, batch_shapes=nothing)
+    return tasks.Task(init=init, axes={"params": axes}, loss=loss, **{**given, **more})
+
+
+def filled(c):
+    """The config, into which every field of its modules was written."""
+    modules.fill(c)
+    return c
+
+
+def data_section(name: str, **values):
+    """A filled config.data of this kind."""
+    c = config_lib.new_config()
+    c.data = dict(name=name, **values)
+    return filled(c).data
+
+
+def load_config(spec: str):
+    """The filled config of a file, such as 'tests/tiny_bert.py:labelled'; its sections may be
+    changed."""
+    return filled(config_lib.load_file(str(ROOT / spec)))
 
 
 def read_metrics(workdir, times: bool = False) -> list[dict]:

@@ -14,8 +14,8 @@ import numpy as np
 import optax
 
 from bigjax import losses
-from bigjax.tasks._adversarial import Options, Players, mask_of, shifted
-from bigjax.train import adversarial
+from bigjax.projects.seqgan import rounds as adversarial
+from bigjax.projects.seqgan.players import Options, Players, mask_of, shifted
 from bigjax.train.state import make_init
 
 T = 3
@@ -73,7 +73,8 @@ def make_task(players: Players, V=3):
         worth = 2 * jax.random.normal(keys[1], (V**T,))
         return {
             "params": {"generator": {"table": table}, "discriminator": {"worth": worth}},
-            "extras": {"rollout": {"table": table}, "reference": {"table": old}},
+            "rollout": {"table": table},
+            "reference": {"table": old},
         }
 
     def loss(params, extras, frozen, batch, rng, train):
@@ -99,7 +100,7 @@ def _compiled(V, end_id, rates, seed, options):
         for k in ("mle", "adversarial", "discriminator")
     }
     task = make_task(make_players(V, end_id, **dict(options)), V)
-    state = make_init(task, adversarial.init_only(txs), 3, False)()
+    state = make_init(task, functools.partial(adversarial.init_optimizers, txs), 3, False)()
     return state, jax.jit(adversarial.make_round(task, txs, seed))
 
 

@@ -8,11 +8,14 @@ def get_config(variant=""):
     c.model = dict(
         name="gpt", vocab_size=264, max_len=64, d_model=32, n_layers=2, n_heads=4, dropout=0.1
     )
-    c.data.sources = dict(text=config.text_source("text", "set me"))
-    c.data.tokenizer.kind = "bytes"
-    c.data.seq_len = 32
-    c.data.valid_fraction = 0.1
-    c.data.test_fraction = 0.1
+    c.data = dict(
+        name="text",
+        sources=dict(text=dict(kind="text", path="set me")),
+        tokenizer=dict(kind="bytes"),
+        seq_len=32,
+        valid_fraction=0.1,
+        test_fraction=0.1,
+    )
     c.optim.learning_rate = 1e-2
     c.optim.warmup_steps = 2
     c.optim.weight_decay = 0.1
@@ -22,7 +25,7 @@ def get_config(variant=""):
     c.log.every = 5
     c.log.tensorboard = False
     c.evals = dict(
-        valid=config.evaluation("loss", every=10, batches=2),
-        zest=config.evaluation("loss", split="test", every=10, batches=1),
+        valid=dict(kind="loss", every=10, batches=2),
+        zest=dict(kind="loss", split="test", every=10, batches=1),
     )
     return c

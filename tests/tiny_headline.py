@@ -6,7 +6,7 @@ from bigjax import config
 def get_config(variant=""):
     c = config.new_config()
     c.model = dict(
-        name="headline",
+        name="seqgan.headline_model",
         vocab_size=160,
         max_len=10,
         article_len=24,
@@ -19,7 +19,7 @@ def get_config(variant=""):
         filters=(8, 8),
     )
     c.task = dict(
-        name="headline",
+        name="seqgan.headline",
         mle_rounds=2,
         mle_updates=4,
         pretrain_updates=4,
@@ -27,14 +27,16 @@ def get_config(variant=""):
         rollouts=0,
         hot_words=10,
     )
-    c.data.train = "set me"
-    c.data.columns.clicks, c.data.columns.impressions = "clicks", "shown"
-    c.data.tokenizer.kind = "wordpiece"
-    c.data.tokenizer.vocab_size = 110
-    c.data.seq_len = 10
-    c.data.truncate = True
-    c.data.valid_fraction = 0.2
-    c.data.test_fraction = 0.1
+    c.data = dict(
+        name="seqgan.headline_data",
+        train="set me",
+        tokenizer=dict(kind="wordpiece", vocab_size=110),
+        seq_len=10,
+        truncate=True,
+        valid_fraction=0.2,
+        test_fraction=0.1,
+    )
+    c.data.columns = dict(clicks="clicks", impressions="shown")
     c.optim.learning_rate = 1e-2
     c.train.steps = 4
     c.train.batch_size = 8
@@ -43,8 +45,8 @@ def get_config(variant=""):
     c.log.every = 1
     c.log.tensorboard = False
     c.evals = dict(
-        valid=config.evaluation("loss", every=2),
-        written=config.evaluation("headlines", every=4, batches=2),
+        valid=dict(kind="loss", every=2),
+        written=dict(kind="seqgan.headlines_eval", every=4, batches=2),
     )
     if config.variants(variant, bert=True):
         c.model.update(encoder="bert", generator="gru", discriminator="lstm", n_layers=2)

@@ -6,7 +6,7 @@ from bigjax import config
 def get_config(variant=""):
     c = config.new_config()
     c.model = dict(
-        name="seqgan",
+        name="seqgan.model",
         vocab_size=30,
         max_len=4,
         d_model=8,
@@ -15,7 +15,7 @@ def get_config(variant=""):
         filters=(4, 4, 4),
     )
     c.task = dict(
-        name="seqgan",
+        name="seqgan.oracle",
         mle_rounds=2,
         mle_updates=4,
         discriminator_rounds=2,
@@ -24,9 +24,12 @@ def get_config(variant=""):
         discriminator_updates=4,
         rollouts=4,
     )
-    c.oracle.d_model = 8
-    c.oracle.sequences = 200
-    c.data.seq_len = 4
+    c.data = dict(
+        name="seqgan.oracle_data",
+        d_model=8,
+        sequences=200,
+        seq_len=4,
+    )
     c.optim.learning_rate = 1e-2
     c.optim.schedule = "constant"
     c.train.steps = 6
@@ -35,5 +38,5 @@ def get_config(variant=""):
     c.log.every = 1
     c.log.tensorboard = False
     if not config.variants(variant, rounds=True):
-        c.evals = dict(oracle=config.evaluation("oracle", every=2, batches=1, split="test"))
+        c.evals = dict(oracle=dict(kind="seqgan.oracle_eval", every=2, batches=1, split="test"))
     return c

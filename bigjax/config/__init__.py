@@ -1,8 +1,8 @@
 """Configs: every key with its default, loading a file, overrides, checks, and the saved copy.
 
-A config file is Python with `get_config(variant='')`. It starts from `new_config()`, which holds
-every key there is, and assigns what it chooses. The sections `model` and `task` name a module
-(`bigjax.models.NAME`, `bigjax.tasks.NAME`) whose `Config` dataclass owns their other keys.
+A config file is Python with `get_config(variant='')`. It starts from `new_config()` and assigns
+what it chooses. The sections `model`, `task`, `data` and each of `evals` name a module, whose
+`Config` dataclass owns their other keys.
 """
 
 from bigjax.config.checks import (
@@ -20,10 +20,12 @@ from bigjax.config.files import (
     config_files,
     find_config,
     first_docstring_line,
+    folder_of,
     load_file,
+    set_python_path,
     variants,
 )
-from bigjax.config.keys import OPEN_SECTIONS, evaluation, laptop_size, new_config, text_source
+from bigjax.config.keys import OPEN_SECTIONS, laptop_size, new_config
 from bigjax.config.override import expand_paths, override
 from bigjax.config.text import describe, from_json, to_json
 
@@ -37,10 +39,10 @@ __all__ = [
     "check_values",
     "config_files",
     "describe",
-    "evaluation",
     "expand_paths",
     "find_config",
     "first_docstring_line",
+    "folder_of",
     "from_json",
     "get",
     "laptop_size",
@@ -48,8 +50,8 @@ __all__ = [
     "nearest",
     "new_config",
     "override",
+    "set_python_path",
     "sorted_leaves",
-    "text_source",
     "to_json",
     "variants",
 ]

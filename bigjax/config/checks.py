@@ -1,17 +1,16 @@
 """Refusing configs that no run can use, and dataclasses from their sections."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
-import fnmatch
 import re
 import typing
 
 from ml_collections import ConfigDict
 
 from bigjax import paths
-from bigjax.config.bounds import check_number, range_of
-from bigjax.config.keys import ELEMENTS, OPEN_SECTIONS, evaluation, new_config, text_source
+from bigjax.bounds import check_number, check_ranges
+from bigjax.config.keys import OPEN_SECTIONS, new_config, range_of
 from bigjax.errors import UserError
 
 _TYPES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
@@ -24,8 +23,8 @@ def nearest(key: str, allowed) -> str:
 
 
 def check_keys(config: ConfigDict) -> None:
-    """Refuses keys and types that are not those of new_config(), outside model and task, and names
-    of evaluations and sources that cannot be those of folders.
+    """Refuses keys and types that are not those of new_config(), outside of the sections that
+    modules own, and names of evaluations that cannot be those of folders.
 
     An int where a float is wanted becomes one, in place.
     """
@@ -45,23 +44,15 @@ def check_keys(config: ConfigDict) -> None:
                 walk(have[key], value, name + ".")
 
     walk(config, new_config(), "")
-    for section, template in (
-        ("evals", evaluation(every=1)),
-        ("data.sources", text_source("text")),
-    ):
-        entries = config.evals if section == "evals" else config.data.sources
-        for name, entry in entries.items():
-            paths.check_file_name(name, f"a name in config.{section}")
-            if not isinstance(entry, ConfigDict):
-                raise UserError(f"config.{section}.{name} is a section, but was set to {entry!r}.")
-            for key in set(entry) ^ set(template):
-                raise UserError(
-                    f"config.{section}.{name}: key {key!r} is "
-                    + (f"unknown. {nearest(key, template)}" if key in entry else "missing.")
-                )
-            for key, value in template.items():
-                _check_type(entry, key, value, f"{section}.{name}.{key}")
-    for section in ("model", "task"):
+    for name, entry in config.evals.items():
+        paths.check_file_name(name, "a name in config.evals")
+        if not isinstance(entry, ConfigDict):
+            raise UserError(f"config.evals.{name} is a section, but was set to {entry!r}.")
+        for key, value in (("kind", "loss"), ("every", 1)):
+            if key not in entry:
+                raise UserError(f"config.evals.{name}: key {key!r} is missing.")
+            _check_type(entry, key, value, f"evals.{name}.{key}")
+    for section in ("model", "task", "data"):
         if not isinstance(config[section].get("name"), str):
             raise UserError(f"config.{section}.name is missing: the module, such as 'gpt'.")
 
@@ -72,27 +63,11 @@ def _check_type(node: ConfigDict, key: str, like, name: str) -> None:
     if isinstance(like, ConfigDict):
         if not isinstance(value, ConfigDict):
             raise UserError(f"config.{name} is a section, but was set to {value!r}.")
-    elif isinstance(like, list):
-        if not isinstance(value, (list, tuple)):
-            raise UserError(f"config.{name} must be a list, but is {value!r}.")
-        element = type_of(name, like)
-        with node.unlocked(), node.ignore_type():
-            node[key] = [
-                _converted(entry, element, f"config.{name}, entry {i}")
-                for i, entry in enumerate(value)
-            ]
     else:
         value = _converted(value, type(like), f"config.{name}")
         if value is not node[key]:
             with node.unlocked(), node.ignore_type():
                 node[key] = value
-
-
-def type_of(key: str, value):
-    """The type of a key's value; of the entries where it is a list (config.keys.ELEMENTS)."""
-    if not isinstance(value, (list, tuple)):
-        return type(value)
-    return next(t for pattern, t in ELEMENTS.items() if fnmatch.fnmatchcase(key, pattern))
 
 
 def _converted(value, want: type, where: str):
@@ -114,8 +89,8 @@ def _converted(value, want: type, where: str):
 def check_numbers(config: ConfigDict, used: Callable[[str], bool]) -> None:
     """Refuses numbers that no run can use, under the keys that are used."""
     for key, value in sorted_leaves(config):
-        # Those of a model and a task are seen to by their Config dataclasses.
-        if not key.startswith(("model.", "task.")) and used(key):
+        # Those of modules are seen to by their Config dataclasses.
+        if not key.startswith(("model.", "task.", "data.")) and used(key):
             check_number(key, value, range_of(key))
 
 
@@ -146,7 +121,7 @@ def check_values(config: ConfigDict) -> None:
             )
     for key in ("train.early_stop.metric", "checkpoint.best"):
         metric = get(config, key)
-        known = [f"eval/{n}/" for n, e in config.evals.items() if e.kind != "sample"]
+        known = [f"eval/{name}/" for name in config.evals]
         if metric and not metric.startswith(tuple(known)):
             raise UserError(
                 f"config.{key}={metric!r} is no metric of an evaluation: it must "
@@ -175,34 +150,58 @@ def get(config: ConfigDict, key: str):
     return config
 
 
-def build(cls, section: ConfigDict, where: str, *, preset: dict | None = None):
+def build(cls, section: Mapping, where: str, *, preset: dict | None = None):
     """A dataclass from a config section, checked key by key.
 
-    section's values win over preset's, preset's over cls's defaults. The keys `name` and
-    `preset` choose the module and the preset and are not fields.
-    Raises UserError for an unknown key (naming the nearest) and for a wrong type.
+    section's values win over preset's, preset's over cls's defaults. The keys that choose a module
+    and when it runs (name, preset, kind and every of an evaluation) are not fields unless cls has
+    them. A field may be a dataclass, or dict[str, dataclass]: a section of its own.
+    Raises UserError for an unknown key (naming the nearest), for a missing one without a default,
+    for a wrong type, and for numbers outside of cls.RANGES.
     """
     types = typing.get_type_hints(cls)
-    fields = [f.name for f in dataclasses.fields(cls)]
+    fields = {f.name: f for f in dataclasses.fields(cls)}
     values = dict(preset or {})
     for key, value in section.items():
-        if key in ("name", "preset"):
+        if key not in fields and key in ("name", "preset", "kind", "every"):
             continue
         if key not in fields:
             raise UserError(f"Unknown config key '{where}.{key}'. {nearest(key, fields)}")
-        values[key] = _field(value, types[key], f"config.{where}.{key}")
+        values[key] = _field(value, types[key], f"{where}.{key}", fields[key].default)
         check_number(f"{where}.{key}", values[key], None)
-    return cls(**values)
+    for key, f in fields.items():
+        required = f.default is f.default_factory is dataclasses.MISSING
+        if required and key not in values:
+            raise UserError(f"config.{where}.{key} is missing.")
+    instance = cls(**values)
+    if hasattr(cls, "RANGES"):
+        check_ranges(where, instance)
+    return instance
 
 
-def _field(value, want, where: str):
-    """The value of a field of this type: a bool, int, float, str, or a tuple of one of them."""
-    if typing.get_origin(want) is not tuple:
-        return _converted(value, want, where)
+def _field(value, want, where: str, default=None):
+    """The value of a field of this type: a bool, int, float or text, a tuple of one of them, a
+    dataclass, or dict[str, dataclass]. default: of the field; what a section leaves out is as in
+    it."""
+    origin, arguments = typing.get_origin(want), typing.get_args(want)
+    if dataclasses.is_dataclass(want) or origin is dict:
+        if not isinstance(value, (Mapping, ConfigDict)):
+            raise UserError(f"config.{where} is a section, but was set to {value!r}.")
+        if origin is not dict:
+            own = dataclasses.asdict(default) if isinstance(default, want) else None
+            return build(want, value, where, preset=own)
+        for name in value:
+            paths.check_file_name(name, f"a name in config.{where}")
+        return {
+            name: _field(entry, arguments[1], f"{where}.{name}") for name, entry in value.items()
+        }
+    if origin is not tuple:
+        return _converted(value, want, f"config.{where}")
     if not isinstance(value, (tuple, list)):
         raise UserError(
-            f"{where} must be a tuple, but is {type(value).__name__} {value!r}. One entry is "
-            f"written ({value!r},)."
+            f"config.{where} must be a tuple, but is {type(value).__name__} {value!r}. One entry "
+            f"is written ({value!r},)."
         )
-    element = typing.get_args(want)[0]
-    return tuple(_converted(x, element, f"{where}, entry {i}") for i, x in enumerate(value))
+    return tuple(
+        _converted(x, arguments[0], f"config.{where}, entry {i}") for i, x in enumerate(value)
+    )

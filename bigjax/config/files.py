@@ -77,7 +77,25 @@ def load_file(spec: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config returned {type(config).__name__}, not a ConfigDict.")
     check_keys(config)
+    set_python_path(config, file.parent)
     return config.lock()
+
+
+def folder_of(spec: str) -> pathlib.Path:
+    """The folder of the config file that FILE or FILE:VARIANT names."""
+    return find_config(_split(spec)[0]).parent
+
+
+def set_python_path(config: ConfigDict, folder: pathlib.Path) -> None:
+    """Sets config.python_path, if it is '' and modules of a user's own are named, to this folder.
+    It is made absolute: a run is opened from other places."""
+    names = [config[section].name for section in ("model", "task", "data")]
+    names += [entry.kind for entry in config.evals.values()]
+    projects = [path.name for path in (_PACKAGE / "projects").iterdir()]
+    own = any("." in name and name.partition(".")[0] not in projects for name in names)
+    if config.python_path or own:
+        with config.unlocked():
+            config.python_path = str(pathlib.Path(config.python_path or folder).resolve())
 
 
 def _split(spec: str) -> tuple[str, str]:

@@ -1,28 +1,17 @@
-"""Every key of a config, with its default. Config files start from `new_config()`."""
+"""Every key of a config, with its default and range. Config files start from `new_config()`."""
 
-from collections.abc import Sequence
+import fnmatch
 
 from ml_collections import ConfigDict
 
-# Their keys are not fixed here.
-OPEN_SECTIONS = ("model", "task", "evals", "data.sources", "train.compiler_options")
+from bigjax.bounds import FRACTION, POSITIVE, SEED, SHARE, Range, at_least
 
-# Files and folders that a person names: `~` in them is that person's home folder. (So it is in
-# data.cache_dir and train.compilation_cache, but of whoever runs a command: they stay as written.)
-DATA_PATHS = ("data.train", "data.valid", "data.test", "data.sources.*.path")
-PATHS = (
-    "init_from",
-    "resume_from",
-    *DATA_PATHS,
-    "data.tokenizer.path",
-    "oracle.params",
-    "task.hot_words_file",
-    "task.thesaurus",
-    "task.embeddings",
-)
+# Their keys are not fixed here: modules declare them, see bigjax/modules.py.
+OPEN_SECTIONS = ("model", "task", "data", "evals", "train.compiler_options")
 
-# Of what the entries of a list are, where its default has none.
-ELEMENTS = {"evals.*.temperatures": float}
+# Files and folders that a person names: `~` in them is that person's home folder. Modules declare
+# those of their sections. (In train.compilation_cache it is that of whoever runs a command.)
+PATHS = ("init_from", "python_path", "resume_from")
 
 
 def new_config() -> ConfigDict:
@@ -31,51 +20,15 @@ def new_config() -> ConfigDict:
     c.seed = 0  # weights, data order and dropout all follow from it
     c.init_from = ""  # a run's work folder or a Hugging Face folder to take parameters from
     c.init_reset = ""  # regex over parameter paths: which start anew in spite of init_from
+    c.python_path = ""  # folder of modules of your own; '' = the config file's
     c.resume_from = ""  # a run's work folder to take everything from, if this one has nothing
 
-    # The module, a published size (or 'init_from': the sizes found there), any of its fields.
-    c.model = dict(name="gpt", preset="")
-    c.task = dict(name="causal_lm")  # the module, and any of its fields
-
-    c.data = ConfigDict()  # text comes from `sources`; labelled examples from `train` and so on
-    c.data.sources = dict(docstrings=text_source("docstrings"))
-    c.data.tokenizer = ConfigDict()
-    # sentencepiece, wordpiece, bpe (GPT-2's byte level), bytes, or init_from: the one found there
-    c.data.tokenizer.kind = "sentencepiece"
-    c.data.tokenizer.path = ""  # its file or folder; '' trains one (sentencepiece, wordpiece)
-    c.data.tokenizer.vocab_size = 4096  # of one that is trained
-    c.data.tokenizer.lowercase = True  # wordpiece: text is lower-cased, accents taken off
-    c.data.seq_len = 256  # tokens of an example
-    c.data.packing = True  # text: attention stays within a document; labelled: examples share rows
-    c.data.valid_fraction = 0.01  # of the documents, chosen by a hash of their content
-    c.data.test_fraction = 0.01
-    c.data.on_bad_utf8 = "replace"  # replace (and count; up to 1% of a file or source) or refuse
-    c.data.cache_dir = "~/.cache/bigjax"  # token stores and trained tokenizers
-    c.data.train = ""  # labelled: FILE, tfds:NAME, docstrings:library, docstrings:title
-    c.data.valid = ""  # '' cuts it from train, by a hash of the text
-    c.data.test = ""
-    c.data.columns = ConfigDict()  # of labelled files: a name, or a number where there is no header
-    c.data.columns.text = "text"
-    c.data.columns.pair = ""  # the second text; '' = there is none
-    c.data.columns.label = "label"
-    c.data.columns.question = "question"  # of task 'answer'
-    c.data.columns.context = "context"
-    c.data.columns.answers = "answers"
-    c.data.columns.tokens = "tokens"  # of task 'tag'
-    c.data.columns.tags = "tags"  # of task 'headline' its subjects, and the next five
-    c.data.columns.headline = "headline"
-    c.data.columns.article = "article"  # '' = there is none, as of the next three
-    c.data.columns.clicks = ""
-    c.data.columns.impressions = ""  # how often a headline was shown
-    c.data.columns.published = ""  # a number or a date that orders rows; '' = as they are
-    c.data.truncate = False  # cut labelled texts that are longer than seq_len, else refuse them
-    c.data.doc_stride = 128  # tokens between windows over a long context
-
-    c.oracle = ConfigDict()  # of task 'seqgan': the LSTM that writes the data
-    c.oracle.params = ""  # an .npz file with param_0 to param_14; '' = drawn from N(0, 1)
-    c.oracle.seed = 0  # of what is drawn, and of the sequences; the run's seed is another
-    c.oracle.d_model = 32  # of one that is drawn
-    c.oracle.sequences = 10_000  # in each of train, valid and test
+    # Each names a module and sets fields of its Config: of bigjax/models, tasks and data, or, by a
+    # name with a dot, of a project or one of your own. `bigjax config` prints all fields.
+    c.model = dict(name="gpt", preset="")  # a published size; 'init_from': the sizes found there
+    c.task = dict(name="causal_lm")
+    c.data = dict(name="text")
+    c.evals = ConfigDict()  # NAME: dict(kind=MODULE of bigjax/evals, every=STEPS, fields of it)
 
     c.optim = ConfigDict()
     c.optim.name = "adamw"  # adamw, lamb, adafactor, sgd
@@ -130,72 +83,56 @@ def new_config() -> ConfigDict:
     c.log = ConfigDict()
     c.log.every = 10  # steps
     c.log.tensorboard = True
-
-    c.evals = ConfigDict()  # NAME: evaluation(...)
     return c.lock()
 
 
-def text_source(
-    kind: str,
-    path: str = "",
-    *,
-    name: str = "",
-    field: str = "text",
-    split: str = "train",
-    weight: float = 1.0,
-) -> dict:
-    """A source of documents for `data.sources`.
-
-    kind: docstrings (what every install carries), text (path: file or glob), jsonl (path, field)
-    or tfds (name, field, split; path: its data folder). weight: its share of the examples.
-    """
-    return dict(kind=kind, path=path, name=name, field=field, split=split, weight=weight)
-
-
-def evaluation(
-    kind: str = "loss",
-    *,
-    every: int,
-    split: str = "valid",
-    batches: int = 0,
-    prompt: str = "",
-    tokens: int = 64,
-    temperatures: Sequence[float] = (),
-) -> dict:
-    """An entry of `evals`: kind names a module of bigjax.evals.
-
-    every: steps between two runs (it always runs at the end). split: of 'loss' and 'metrics' (all
-    that labelled tasks have); batches: of 'loss' and 'headlines', 0 = all. prompt,
-    tokens: of 'sample'. temperatures: of 'oracle', besides 1.
-    """
-    return dict(
-        kind=kind,
-        every=every,
-        split=split,
-        batches=batches,
-        prompt=prompt,
-        tokens=tokens,
-        temperatures=[*temperatures],
-    )
-
-
-def laptop_size(c: ConfigDict) -> None:
-    """The ':tiny' form of a language model's config: the same choices, small, on text that is
-    there; decoders read bytes, encoders WordPiece."""
+def laptop_size(c: ConfigDict, tokenizer: dict, **model) -> None:
+    """The ':tiny' form of a language model's config: the same choices, small, on the docstrings
+    that every install carries. tokenizer: the section; model: what else is small in the model."""
     with c.unlocked():
         c.model.update(
             max_len=64, d_model=64, n_layers=2, n_heads=4, d_ff=128, remat="none", dtype="float32"
         )
-        if c.model.name == "gpt":
-            c.model.update(vocab_size=264, n_kv_heads=min(c.model.get("n_kv_heads", 4), 4))
-            c.data.tokenizer.kind, c.data.tokenizer.path = "bytes", ""
-        else:
-            c.model.vocab_size = c.data.tokenizer.vocab_size = 2048
-            c.data.tokenizer.path = c.init_from = ""
-    c.data.sources = dict(docstrings=text_source("docstrings"))
-    c.data.seq_len = 64
+        c.model.update(model)
+        c.init_from = ""
+        sources = dict(docstrings=dict(kind="docstrings"))
+        c.data = {**c.data.to_dict(), "sources": sources, "tokenizer": tokenizer, "seq_len": 64}
     c.train.steps, c.train.batch_size, c.train.accumulate = 20, 8, 1
     c.optim.warmup_steps = 5
     c.mesh.update(data=-1, fsdp=1, sequence=1, tensor=1)
     c.checkpoint.every, c.log.every = 10, 5
-    c.evals = dict(valid=evaluation("loss", every=10, batches=4))
+    c.evals = dict(valid=dict(kind="loss", every=10, batches=4))
+
+
+# Of the keys of config.keys; modules declare their own.
+RANGES = {
+    "seed": SEED,
+    "optim.learning_rate": POSITIVE,
+    "optim.warmup_steps": at_least(0),
+    "optim.cooldown_steps": at_least(0),
+    "optim.final_fraction": SHARE,
+    "optim.b1": FRACTION,
+    "optim.b2": FRACTION,
+    "optim.eps": POSITIVE,
+    "optim.weight_decay": at_least(0),
+    "optim.layer_decay": Range(0, 1, open_low=True),
+    "optim.clip_norm": at_least(0),
+    "train.steps": at_least(1),
+    "train.batch_size": at_least(1),
+    "train.accumulate": at_least(1),
+    "train.ema": FRACTION,
+    "train.early_stop.patience": at_least(1),
+    "train.early_stop.min_delta": at_least(0),
+    "mesh.*": at_least(-1),  # that 0 is none is said by parallel/mesh.py, with the devices
+    "hosts.start_timeout": at_least(1),
+    "hosts.lost_after": at_least(5),
+    "checkpoint.every": at_least(1),
+    "checkpoint.keep": at_least(1),
+    "log.every": at_least(1),
+    "evals.*.every": at_least(1),
+}
+
+
+def range_of(key: str) -> Range | None:
+    """The range of a dotted key of the config, without those of modules."""
+    return next((r for pattern, r in RANGES.items() if fnmatch.fnmatchcase(key, pattern)), None)

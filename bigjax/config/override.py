@@ -7,8 +7,8 @@ import typing
 from ml_collections import ConfigDict
 
 from bigjax import paths
-from bigjax.config.checks import nearest, type_of
-from bigjax.config.keys import DATA_PATHS, PATHS
+from bigjax.config.checks import nearest
+from bigjax.config.keys import PATHS
 from bigjax.errors import UserError
 
 _ENTRY = re.compile(r"""\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([^,]*?))\s*(,|$)""", re.S)
@@ -19,12 +19,12 @@ def override(
     config: ConfigDict,
     arguments: list[str],
     extra_fields: dict[str, dict] | None = None,
-    types: dict[str, dict] | None = None,
+    types: dict[str, type] | None = None,
 ) -> list[str]:
     """Applies --config.KEY=VALUE arguments in place and returns the keys they set.
 
-    extra_fields: {'model': {field: default}, ...}: fields that may be set though the file leaves
-    them at their default. types: {'model': {field: type}, ...}, for what their values do not say.
+    extra_fields: {'model': {field: default}, ...}: fields that may be set though the section leaves
+    them at their default. types: {key: type}, for what the values do not say.
     """
     extra_fields, types, keys = extra_fields or {}, types or {}, []
     for argument in arguments:
@@ -41,7 +41,7 @@ def override(
                 config.train.compiler_options[key.split(".", 2)[2]] = text
             continue
         node, last = _find(config, key, extra_fields)
-        kind = types.get(section, {}).get(field) or _type_of(key, node[last])
+        kind = types.get(key) or type(node[last])
         with config.unlocked(), node.ignore_type():
             node[last] = parse(text, kind, argument)
     return keys
@@ -63,12 +63,6 @@ def _find(config: ConfigDict, key: str, extra_fields: dict[str, dict]) -> tuple[
             f"{next(iter(node), 'NAME')}=VALUE."
         )
     return parent, parts[-1]
-
-
-def _type_of(key: str, value):
-    if isinstance(value, (list, tuple)):
-        return list[type_of(key, value)]  # type: ignore[misc]
-    return type(value)
 
 
 def parse(text: str, kind, where: str):
@@ -121,18 +115,22 @@ def _closes_last(text: str) -> bool:
     return False
 
 
-def expand_paths(config: ConfigDict) -> None:
-    """Replaces `~` in the paths of a config, in place. Raises UserError as paths.expand does."""
+def expand_paths(config: ConfigDict, of_modules: dict[str, tuple[str, ...]] | None = None) -> None:
+    """Replaces `~` in the paths of a config, in place. Raises UserError as paths.expand does.
+
+    of_modules: {pattern of keys: schemes that paths under them may have}, beside keys.PATHS.
+    """
+    patterns = {**dict.fromkeys(PATHS, paths.SCHEMES), **(of_modules or {})}
 
     def walk(node: ConfigDict, prefix: str) -> None:
         for name, value in node.items():
             key = prefix + name
             if isinstance(value, ConfigDict):
                 walk(value, f"{key}.")
-            elif isinstance(value, str) and any(fnmatch.fnmatchcase(key, p) for p in PATHS):
-                data = any(fnmatch.fnmatchcase(key, p) for p in DATA_PATHS)
-                schemes = paths.DATA_SCHEMES if data else paths.SCHEMES
-                node[name] = paths.expand(value, f"config.{key}", schemes)
+            elif isinstance(value, str):
+                schemes = [s for p, s in patterns.items() if fnmatch.fnmatchcase(key, p)]
+                if schemes:
+                    node[name] = paths.expand(value, f"config.{key}", schemes[0])
 
     with config.unlocked():
         walk(config, "")

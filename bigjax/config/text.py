@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from bigjax import json_text
 from bigjax.config.checks import check_keys, sorted_leaves
-from bigjax.config.keys import OPEN_SECTIONS, evaluation, new_config
+from bigjax.config.keys import OPEN_SECTIONS, new_config
 from bigjax.errors import UserError
 
 
@@ -46,10 +46,12 @@ def from_json(text: str | bytes, where: str) -> ConfigDict:
 
 
 def _checked(config: ConfigDict) -> ConfigDict:
+    if isinstance(config.get("data"), ConfigDict) and "name" not in config.data:
+        raise UserError(
+            "it is of bigjax 0.1, whose names of keys, modules and parameters were others. Open it "
+            "with that version; CHANGELOG.md lists the names."
+        )
     _add_missing(config, new_config())
-    for entry in config.evals.values() if isinstance(config.evals, ConfigDict) else ():
-        if isinstance(entry, ConfigDict):
-            _add_missing(entry, ConfigDict(evaluation(every=1)))
     check_keys(config)
     return config.lock()
 

@@ -14,6 +14,11 @@ _SAMPLE_BYTES = 64 << 10
 LOCAL_CACHE = "~/.cache/bigjax"  # of a data.cache_dir that is not local
 
 
+def cache_dir(config) -> str:
+    """The data.cache_dir of a config; the default where its data have none."""
+    return config.data.get("cache_dir", LOCAL_CACHE)
+
+
 def cache_folder(cache_dir: str, *parts: str) -> Path:
     """`cache_dir/parts...` as a local folder that exists. Raises UserError if it cannot.
 

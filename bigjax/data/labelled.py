@@ -1,6 +1,7 @@
 """Labelled data: from the config section `data` to batches of rows that hold whole examples."""
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import hashlib
 import json
 import math
@@ -9,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from bigjax.bounds import SHARE, at_least
 from bigjax.data import tokenizer as tokenizers
 from bigjax.data import unknown
 from bigjax.data.examples import Examples, encode_rows, texts_of, unknown_warning
+from bigjax.data.files import LOCAL_CACHE
 from bigjax.data.order import InTurn, Order, places
 from bigjax.data.rows import label_counts, label_names, read_parts, read_rows
 from bigjax.data.store import SPLITS
@@ -32,6 +35,48 @@ _OPEN_ROWS = 512  # rows that may still get an example while a plan is made
 _FULL = 0.95  # rows filled so far are not worth another plan
 _TRAIN_CHARS = 4_000_000  # how much text a tokenizer is trained on: more changes little
 _FORMAT = 1  # raise it when the same rows would give other examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """What a file calls its columns; a number, from 0, where it has no header."""
+
+    text: str = "text"
+    pair: str = ""  # the second text; '' = there is none
+    label: str = "label"
+    question: str = "question"  # of task 'answer', as the next two
+    context: str = "context"
+    answers: str = "answers"
+    tokens: str = "tokens"  # of task 'tag', as the next
+    tags: str = "tags"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The section `data` where its name is 'labelled': examples with labels, in rows of tokens."""
+
+    train: str = ""  # FILE, tfds:NAME, docstrings:library, docstrings:title
+    valid: str = ""  # '' cuts it from train, by a hash of the text
+    test: str = ""
+    columns: Columns = Columns()
+    tokenizer: tokenizers.TokenizerConfig = tokenizers.TokenizerConfig()
+    seq_len: int = 256  # tokens of a row
+    packing: bool = True  # short examples share rows
+    truncate: bool = False  # cut texts that are longer than seq_len, else refuse them
+    doc_stride: int = 128  # tokens between windows over a long context
+    valid_fraction: float = 0.01  # of the rows, where they are cut from train
+    test_fraction: float = 0.01
+    cache_dir: str = LOCAL_CACHE  # trained tokenizers
+
+    RANGES = {
+        "seq_len": at_least(1),
+        "doc_stride": at_least(1),
+        "valid_fraction": SHARE,
+        "test_fraction": SHARE,
+    }
+    MAY_CHANGE = ("cache_dir", "train", "valid", "test", "tokenizer.path")
+    PATHS = ("tokenizer.path",)
+    DATA_PATHS = ("train", "valid", "test")
 
 
 class LabelledData:
@@ -311,7 +356,8 @@ def load_labelled(
         data.packing,
     )
     log(labelled.summary())
-    for line in missing_warning(row for name in names for row in rows[name]):
+    looked_at = ("label", "tags", "text", "pair", "question", "context")
+    for line in missing_warning((row for name in names for row in rows[name]), looked_at):
         log(line)
     for name in names:
         if examples[name].n_cut:

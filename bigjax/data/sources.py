@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 from bigjax import paths as paths_lib
+from bigjax.bounds import POSITIVE
 from bigjax.data import docstrings
 from bigjax.data.files import fingerprint_files
 from bigjax.data.text_files import open_utf8
@@ -29,12 +30,14 @@ _TFDS_BATCH = 256
 class Source:
     """One entry of `data.sources`; see `documents` for what the fields mean for each kind."""
 
-    kind: str
-    path: str = ""
-    name: str = ""
-    field: str = "text"
-    split: str = "train"
-    weight: float = 1.0
+    kind: str  # docstrings (what every install carries), text, jsonl, tfds
+    path: str = ""  # text, jsonl: a file or glob; tfds: its data folder
+    name: str = ""  # tfds: of the set
+    field: str = "text"  # jsonl, tfds: what holds the text
+    split: str = "train"  # tfds
+    weight: float = 1.0  # its share of the examples
+
+    RANGES = {"weight": POSITIVE}
 
 
 def from_config(name: str, entry: Mapping[str, Any]) -> Source:

@@ -7,6 +7,7 @@ come out of `encode_batch`, whatever the text contains: '<|endoftext|>' in a doc
 
 import collections
 from collections.abc import Callable, Iterable, Iterator
+import dataclasses
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from bigjax.bounds import at_least
 from bigjax.data.bpe import ByteLevelBpe, byte_characters, read_bpe_folder
 from bigjax.data.files import cache_folder, write_atomically
 from bigjax.data.tokenizer_base import META_FILE, Tokenizer, hash_of, read_bytes
@@ -39,6 +41,19 @@ _SPACE = "\u2581"  # SentencePiece writes a space as this character
 _TRAIN_FORMAT = 1  # raise it when the same text would train another SentencePiece model
 _WORDPIECE_FORMAT = 1  # the same for WordPiece
 _PROBE = "  Ünï\u0301 ﬁ\n\n\tx \u2028 中 \U0001f600\x00 "
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """The section `data.tokenizer`."""
+
+    # sentencepiece, wordpiece, bpe (GPT-2's byte level), bytes, or init_from: the one found there
+    kind: str = "sentencepiece"
+    path: str = ""  # its file or folder; '' trains one (sentencepiece, wordpiece)
+    vocab_size: int = 4096  # of one that is trained
+    lowercase: bool = True  # wordpiece: text is lower-cased, accents taken off
+
+    RANGES = {"vocab_size": at_least(1)}
 
 
 class Bytes(Tokenizer):
@@ -235,6 +250,11 @@ def build(
         tokenizer = train_sentencepiece(sample(), spec.vocab_size)
         write_atomically(path, tokenizer._files()["tokenizer.model"])
     return SentencePiece(path.read_bytes(), str(path))
+
+
+def named(spec: Any, log: Callable[[str], None] = print) -> Tokenizer:
+    """The tokenizer of a section that names its files (or of kind bytes, which has none)."""
+    return build(spec, "", lambda: iter(()), "", log)
 
 
 def _build_wordpiece(

@@ -13,7 +13,6 @@ _MISSING = frozenset(
     "NaN nan NAN -NaN -nan NA N/A n/a #N/A #NA <NA> NaT null Null NULL None \\N "
     "1.#IND -1.#IND 1.#QNAN -1.#QNAN".split()
 )
-_WARNED = ("label", "tags", "text", "pair", "question", "context", "headline", "article")
 _SPACE = " \t\r\n\f\v"  # str.strip() would take off U+00A0 and its like, which texts hold
 
 
@@ -60,13 +59,13 @@ def convert(value: Any, kind: str, column: str, where: str) -> Any:
     return _utf8(value if kind == "text" else value.strip(_SPACE), column, where)
 
 
-def missing_warning(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line for people, where labels, tags or whole texts of rows are such as 'NaN' or 'null',
+def missing_warning(rows: Iterable[Mapping[str, Any]], names: tuple[str, ...]) -> list[str]:
+    """A line for people, where whole values of rows under these names are such as 'NaN' or 'null',
     which may be classes but are mostly missing values that were written as text; else none."""
     counts: dict[tuple[str, str], int] = {}
     first = ""
     for row in rows:
-        for name in _WARNED:
+        for name in names:
             value = row.get(name)
             # As a set: this counts rows.
             parts = {value} if isinstance(value, str) else set(value or ())

@@ -16,6 +16,7 @@ import numpy as np
 
 from bigjax.data.text_files import open_utf8
 from bigjax.data.utf8 import decode
+from bigjax.data.wordpiece import WordPiece
 from bigjax.errors import UserError
 
 
@@ -183,3 +184,17 @@ def _is_number(field: str) -> bool:
         return math.isfinite(float(field))
     except ValueError:
         return False
+
+
+def piece_names(tokenizer: WordPiece) -> list[str]:
+    """Each id's piece, with the ## of those that continue a word; special ones are ''."""
+    marks = np.where(tokenizer.is_continuation, "##", "")
+    return [
+        f"{mark}{piece.decode()}" if piece else "" for mark, piece in zip(marks, tokenizer.pieces)
+    ]
+
+
+def pieces_of(texts: Sequence[str], tokenizer: WordPiece) -> list[list[str]]:
+    """The texts as lists of piece names, for word vectors; without [UNK]."""
+    names = piece_names(tokenizer)
+    return [[names[i] for i in ids.tolist() if names[i]] for ids in tokenizer.encode_batch(texts)]

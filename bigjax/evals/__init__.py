@@ -1,12 +1,43 @@
-"""Evaluators. config.evals.NAME.kind names the module; its `build` gives one."""
+"""Evaluators. config.evals.NAME.kind names the module; its `build(name, options, context)` gives
+one, from its Config."""
 
-import importlib
-import pathlib
-from typing import Any, Protocol
+from collections.abc import Callable
+import math
+from typing import Any, NamedTuple, Protocol
 
-from bigjax import config as config_lib
+from bigjax import modules
 from bigjax.errors import UserError
-from bigjax.evals.context import Context
+
+
+class Context(NamedTuple):
+    """What an evaluator is built from."""
+
+    config: Any
+    task: Any
+    corpus: Any  # bigjax.data's: tokenizer and splits
+    mesh: Any
+    log: Callable[[str], None]
+    folder: Any  # the run's; evaluators write to folder/evals/NAME
+    frozen: dict[str, Any]  # of the task
+    report: Callable[[str], None] = lambda text: None  # takes long texts: printed by `eval` alone
+    # Where `eval` collects what could not be written, since its numbers are known all the same.
+    # None: it is an error, as in training.
+    unwritten: list[str] | None = None
+
+    def write(self, name: str, write: Callable[[Any], None]) -> str:
+        """Has write(folder) fill WORKDIR/evals/NAME. Returns the line that says where that is, or
+        '' if it could not be written. Raises what `write` does, where nothing collects it."""
+        folder = self.folder / "evals" / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write(folder)
+        except (OSError, UserError) as e:
+            cause = e.__cause__ if isinstance(e, UserError) else e
+            if self.unwritten is None or not isinstance(cause, OSError):
+                raise
+            self.unwritten.append(f"Not written: {folder} ({cause.strerror or cause})")
+            return ""
+        return f"\nFiles: {folder}"
 
 
 class Evaluator(Protocol):
@@ -16,15 +47,17 @@ class Evaluator(Protocol):
         """{metric: value} of the model at `step`; {} for one that only writes or prints."""
 
 
-def build(name: str, entry: Any, context: Context) -> Evaluator:
-    """The evaluator of an entry of config.evals. context: see Context."""
-    have = sorted(
-        p.stem
-        for p in pathlib.Path(__file__).parent.glob("*.py")
-        if p.stem[0] != "_" and p.stem != "context"
-    )
-    if entry.kind not in have:
-        raise UserError(
-            f"evals.{name}.kind is {entry.kind!r}. {config_lib.nearest(entry.kind, have)}"
-        )
-    return importlib.import_module(f"bigjax.evals.{entry.kind}").build(name, entry, context)
+def build(config, name: str, context: Context) -> Evaluator:
+    """The evaluator of config.evals.NAME."""
+    section = f"evals.{name}"
+    return modules.of(config, section).build(name, modules.options(config, section), context)
+
+
+def derive(metrics: dict[str, float]) -> dict[str, float]:
+    """Adds what follows from a mean negative log-likelihood: perplexity, bits per byte."""
+    out = dict(metrics)
+    if "nll" in out:
+        out["perplexity"] = math.exp(min(out.pop("nll"), 700.0))
+    if "nats_per_byte" in out:
+        out["bits_per_byte"] = out.pop("nats_per_byte") / math.log(2)
+    return out

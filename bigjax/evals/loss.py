@@ -1,18 +1,27 @@
 """The task's loss and metrics over a split: sums over all examples, each taken once."""
 
+import dataclasses
+
 import jax
 
-from bigjax.evals.context import Context, derive
+from bigjax.bounds import at_least
+from bigjax.evals import Context, derive
 from bigjax.parallel import sharding
 
 
-def build(name: str, entry, context: Context):
-    """evals.NAME = evaluation('loss', split=, batches=): batches=0 takes the whole split."""
+@dataclasses.dataclass(frozen=True)
+class Config:
+    split: str = "valid"
+    batches: int = 0  # 0 = the whole split
+
+    RANGES = {"batches": at_least(0)}
+
+
+def build(name: str, options: Config, context: Context):
     batch_size = context.config.train.batch_size
-    data = context.corpus.split(entry.split, batch_size=batch_size, shuffle=False)
-    n = min(entry.batches or data.n_batches, data.n_batches)
+    data = context.corpus.split(options.split, batch_size=batch_size, shuffle=False)
+    n = min(options.batches or data.n_batches, data.n_batches)
     rows = sharding.local_rows(context.mesh, batch_size)
-    frozen = context.task.frozen()
 
     @jax.jit
     def sums(params, extras, frozen, batch):
@@ -26,7 +35,7 @@ def build(name: str, entry, context: Context):
         total = {}
         for i in range(n):  # the last short batch is padded with rows of weight 0
             batch = sharding.put_batch(context.mesh, data.batch_at(i, rows), rows, batch_size)
-            for k, pair in jax.device_get(sums(params, extras, frozen, batch)).items():
+            for k, pair in jax.device_get(sums(params, extras, context.frozen, batch)).items():
                 s, w = total.get(k, (0.0, 0.0))
                 total[k] = s + float(pair[0]), w + float(pair[1])
         return derive({k: s / max(w, 1e-9) for k, (s, w) in total.items()})

@@ -4,6 +4,7 @@ The numbers are scikit-learn's and SciPy's; only SQuAD's two for answers are in 
 """
 
 import collections
+import dataclasses
 import re
 import string
 import warnings
@@ -13,7 +14,7 @@ import numpy as np
 
 from bigjax import json_text
 from bigjax.errors import UserError
-from bigjax.evals.context import Context
+from bigjax.evals import Context
 from bigjax.infer import predict
 from bigjax.report import pyplot
 
@@ -29,8 +30,13 @@ _AVERAGED = (
 _CUT = "(cut)"  # what is said of a word that was cut off
 
 
-def build(name: str, entry, context: Context):
-    """evals.NAME = evaluation('metrics', split=): all of the split.
+@dataclasses.dataclass(frozen=True)
+class Config:
+    split: str = "valid"
+
+
+def build(name: str, options: Config, context: Context):
+    """Of all of the split.
 
     Writes to WORKDIR/evals/NAME: predictions.jsonl, report.txt, report.json and for labels
     confusion.png, of the last time it ran. Its attribute `metrics` has the names of what it
@@ -42,15 +48,17 @@ def build(name: str, entry, context: Context):
             f"evals.{name}.kind='metrics' is for labelled tasks (classify, tag, "
             f"answer); task.name is {config.task.name!r}, which has kind 'loss'."
         )
-    data = context.corpus.split(entry.split, batch_size=config.train.batch_size, shuffle=False)
-    rows = context.corpus.rows(entry.split)
+    data = context.corpus.split(options.split, batch_size=config.train.batch_size, shuffle=False)
+    rows = context.corpus.rows(options.split)
     context.log(
         f"{name}: {data.n_examples:,} examples in {data.n_batches} batches, "
         f"{data.padding:.1%} of the tokens are padding"
     )
 
     def evaluate(params, extras, step: int) -> dict[str, float]:
-        outputs, sums = predict.outputs_of(task, context.mesh, params, extras, data, True)
+        outputs, sums = predict.outputs_of(
+            task, context.mesh, params, extras, context.frozen, data, True
+        )
         found = predict.predictions(config, rows, data.examples, outputs)
         numbers, report, by_label = measure(config.task, rows, found)
         numbers = {**{k: s / max(w, 1e-9) for k, (s, w) in sums.items()}, **numbers}

@@ -18,7 +18,7 @@ FORMATS = (".tsv", ".csv", ".jsonl")
 
 
 def outputs_of(
-    task, mesh, params, extras, data, labelled: bool
+    task, mesh, params, extras, frozen, data, labelled: bool
 ) -> tuple[list[np.ndarray], dict[str, tuple[float, float]]]:
     """What the model gives for each example of data (LabelledData, not shuffled), and loss sums.
 
@@ -27,10 +27,10 @@ def outputs_of(
     """
     rows = sharding.local_rows(mesh, data.batch_size)
 
-    def both(params, extras, batch):
+    def both(params, extras, frozen, batch):
         loss = {}
         if labelled:  # the same forward pass, so the compiler makes one of the two
-            loss = {"loss": task.loss(params, extras, task.frozen(), batch, None, False)[0]}
+            loss = {"loss": task.loss(params, extras, frozen, batch, None, False)[0]}
         return task.outputs(params, extras, batch), loss
 
     run = jax.jit(both, out_shardings=sharding.replicated(mesh))
@@ -42,6 +42,7 @@ def outputs_of(
             run(
                 params,
                 extras,
+                frozen,
                 sharding.put_batch(
                     mesh, {k: v[rows] for k, v in batch.items()}, rows, data.batch_size
                 ),

@@ -22,9 +22,11 @@ def unbox(variables):
 
 
 def logical_axes(boxed):
-    """A tree of axis-name tuples, one a parameter, from (the abstract form of) what `init` gave."""
+    """A tree of axis-name tuples, one an array, from (the abstract form of) what `init` gave;
+    None for each axis of an array without names."""
+    named = lambda x: isinstance(x, nn.meta.AxisMetadata)
     return jax.tree_util.tree_map(
-        lambda x: tuple(x.names), boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)
+        lambda x: tuple(x.names) if named(x) else (None,) * x.ndim, boxed, is_leaf=named
     )
 
 

@@ -6,13 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigjax.config.bounds import FRACTION, POSITIVE, at_least, check_ranges
+from bigjax.bounds import FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.errors import UserError
 from bigjax.layers.attention import Attention, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Embed, Norm, dropout
 from bigjax.layers.params import param
 from bigjax.layers.stack import Stack
-from bigjax.models import check_fields
+from bigjax.models import OF_A_RUN, check_fields
 from bigjax.parallel.sharding import constrain
 
 HEADS = ("mlm", "nsp", "classifier", "tagger", "span")
@@ -38,6 +38,7 @@ class Config:
     scan: bool = True  # layers scanned, or unrolled
     remat: str = "none"  # none, dots, full: what the backward pass computes again
 
+    MAY_CHANGE = OF_A_RUN
     RANGES = {
         **dict.fromkeys(("vocab_size", "max_len", "n_types", "d_model"), at_least(1)),
         **dict.fromkeys(("n_layers", "n_heads"), at_least(1)),

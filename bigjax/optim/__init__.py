@@ -1,7 +1,7 @@
 """Optimizers, schedules and masks over parameter paths, on Optax."""
 
 from bigjax.optim.layerwise import matches
-from bigjax.optim.optimizers import make
+from bigjax.optim.optimizers import make, trained
 from bigjax.optim.schedules import make_schedule
 
-__all__ = ["make", "make_schedule", "matches"]
+__all__ = ["make", "make_schedule", "matches", "trained"]

@@ -65,6 +65,14 @@ def make(optim, steps: int, params) -> optax.GradientTransformation:
     return _freeze(optax.chain(*parts), optim.freeze, params)
 
 
+def trained(optim, params):
+    """A tree of bools: which parameters are updated, at least in one layer."""
+    if not optim.freeze:
+        return jax.tree_util.tree_map(lambda _: True, params)
+    frozen = matches(optim.freeze, params, "optim.freeze")
+    return jax.tree_util.tree_map(lambda f: not np.all(f), frozen)
+
+
 def _freeze(tx: optax.GradientTransformation, pattern: str, params) -> optax.GradientTransformation:
     """tx without the parameters that match; of a scanned stack also only some layers."""
     if not pattern:

@@ -18,7 +18,7 @@ import numpy as np
 import bigjax
 from bigjax import config as config_lib
 from bigjax import private, tasks
-from bigjax.data.files import cache_folder, write_atomically
+from bigjax.data.files import cache_dir, cache_folder, write_atomically
 from bigjax.errors import RunError, UserError
 from bigjax.extras import how_to_install
 from bigjax.parallel import mesh as mesh_lib
@@ -46,12 +46,13 @@ _TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMG])\) exceeds availabl
 class Plan:
     """Of one kind of step on a device of the pod; bytes and seconds.
 
-    phase: of adversarial training, else ''. model_flops: that the model needs, of all devices; 0 if
-    its task does not say. peak_bytes: of HBM; None where the compiler gave up because it did not
-    fit, and did not say how much it needs; where it named a part, that. host_bytes: that wait in
-    the host's memory (optim.offload) and travel twice a step. flops and what follows: None or empty
-    if it does not fit; seconds None of GPUs too. kernel_seconds: of work_seconds, in attention
-    kernels. step_seconds: if communication hides behind work whole, and if not at all.
+    phase: of a task whose steps differ (Task.phases), else ''. model_flops: that the model needs,
+    of all devices; 0 if its task does not say. peak_bytes: of HBM; None where the compiler gave up
+    because it did not fit, and did not say how much it needs; where it named a part, that.
+    host_bytes: that wait in the host's memory (optim.offload) and travel twice a step. flops and
+    what follows: None or empty if it does not fit; seconds None of GPUs too. kernel_seconds: of
+    work_seconds, in attention kernels. step_seconds: if communication hides behind work whole, and
+    if not at all.
     """
 
     phase: str
@@ -85,7 +86,7 @@ class Plan:
 
 
 def plans(config, topology: str, slices: int = 1) -> list[Plan]:
-    """The plan of a config's step, of adversarial training one of each phase.
+    """The plan of a config's step; of a task whose steps differ, one of each phase.
 
     Raises UserError for a topology or mesh that cannot be, and without its compiler; RunError where
     that fails, or jax cannot read what it wrote.
@@ -95,7 +96,7 @@ def plans(config, topology: str, slices: int = 1) -> list[Plan]:
     mesh_lib.check_settings()
     mesh = mesh_lib.make_mesh(config.mesh, chips.devices(topology, slices))
     mesh_lib.check_batch(mesh, config.train.batch_size, config.train.accumulate)
-    path = cache_folder(config.data.cache_dir, "plans") / (
+    path = cache_folder(cache_dir(config), "plans") / (
         _key(config, dict(mesh.shape), topology, slices, chip) + ".json"
     )
     try:
@@ -106,7 +107,7 @@ def plans(config, topology: str, slices: int = 1) -> list[Plan]:
     program = program_lib.make(config, task, mesh)
     found = [
         _plan(config, task, program, mesh, slices, chip, phase, step)
-        for phase, step in program_lib.phases(config, task)
+        for phase, step in task.phases(config.train.steps)
     ]
     with contextlib.suppress(UserError):  # of another user: it is compiled again next time
         write_atomically(path, json.dumps([dataclasses.asdict(plan) for plan in found]).encode())

@@ -80,7 +80,8 @@ def search(
     """What was compiled and fits, best first.
 
     seconds_of(plan): (low, high) of a step.
-    Raises UserError if nothing fits that was tried, or for adversarial training; RunError if the
+    Raises UserError if nothing fits that was tried, or for a task with several kinds of steps;
+    RunError if the
     compiler fails, and nothing else was found.
     """
     begun = time.monotonic()
@@ -164,10 +165,10 @@ def _candidates(config, topology: str, slices: int) -> tuple[list[Candidate], in
     chip, sizes = chips.parse(topology)
     n = math.prod(sizes) * slices * (2 if chip == "tpu7x" else 1)
     task = tasks.build(config)
-    if task.players:
+    if len(phases := task.phases(config.train.steps)) > 1:
         raise UserError(
-            "--search is for one kind of step; adversarial training has several. Give "
-            "--mesh=... instead."
+            f"--search is for one kind of step; this task has {len(phases)}. Give --mesh=... "
+            "instead."
         )
     count = _Arithmetic(config, task, chips.CHIPS[chip], sizes, n, slices)
     remats = ("none", "dots", "full") if hasattr(task.model_config, "remat") else ("",)
@@ -256,7 +257,7 @@ class _Arithmetic:
         if T % (128 * sizes["sequence"]) and sizes["sequence"] > 1:
             return None
         try:
-            placed = sharding.of_params(mesh, self.params, self.task.axes)
+            placed = sharding.of_params(mesh, self.params, self.task.axes["params"])
         except UserError:
             return None
         total = 2 * _bytes(self.params, placed)

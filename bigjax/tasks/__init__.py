@@ -1,92 +1,116 @@
 """Tasks: from a batch to a loss. A config names the module; `build` makes the three functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
-import importlib
-import pathlib
-import typing
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bigjax import config as config_lib
-from bigjax import models
+from bigjax import modules
 from bigjax.data.batches import Data
 from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
 
 
-class Task(NamedTuple):
-    """What the trainer needs to know about a model and its objective.
+class Frozen(NamedTuple):
+    """Parameters that a task uses and does not train, such as a teacher's.
 
-    init(rng) -> variables: {'params': ..., 'extras': ...} of plain arrays.
+    The trainer loads them once, cuts them over the mesh and passes them to every compiled function.
+
+    init(rng) -> a tree of arrays: their shapes, and their values if source is ''.
+    axes: tree of logical axis names, as init's.
+    source: a run's work folder or a Hugging Face folder, as config.init_from.
+    """
+
+    init: Callable[[jax.Array], Any]
+    axes: Any
+    source: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """A model and its objective, as pure functions of trees of arrays.
+
+    init(rng) -> variables: {'params': ..., and what else the model keeps, by collection}. The
+        others are the `extras` below: {} for most models, such as {'batch_stats': ...}.
+    axes: {'params': ..., and each other collection}: trees of logical axis names, as init's.
     loss(params, extras, frozen, batch, rng, train) ->
         ((loss_sum, weight_sum), (metrics, extras)); metrics: {name: (sum, weight)}.
-    frozen() -> pytree or None: what is used but not trained (a teacher).
-    axes: tree of logical axis names, as params.
-    model, model_config: the Flax module and its Config, for generation.
-    flops_per_example: of a training step, for utilisation.
     load_data(log, tokenizer=None, splits=...) -> what the task reads, of those splits at least (all
         by default); a batch of it is one of `loss`. Raises UserError if the model has no room for
         the vocabulary.
     batch_shapes(batch_size, step) -> the batch of that step as ShapeDtypeStructs, without reading
         data.
+    model, model_config: the Flax module and its Config, for generation.
+
+    The rest has defaults:
+    frozen: {name: Frozen}; `loss` gets {name: arrays}.
+    flops_per_example: of a training step, for utilisation; 0 = not known.
     whole_batch(batch) -> batch: adds what a micro-batch must know of all of them.
     outputs(params, extras, batch) -> what a labelled task predicts from, see infer.predict.
-    players: of adversarial training (train/adversarial.py), see tasks/_adversarial.py.
     prepare() -> (params, corpus) -> params: what a run from scratch begins with. Called before the
         data are read, so that it can refuse what it needs.
+    extras_of(params, extras) -> extras, where they follow from the parameters: after these were
+        loaded from another run, or prepared. None: extras are loaded as parameters are.
+    value_and_grad(loss, params, extras, frozen, batch, rng) -> ((loss_sum, aux), gradients), as
+        jax.value_and_grad(loss, has_aux=True) gives, which is taken for None. loss(params, extras,
+        frozen, batch, rng) -> (loss_sum, aux); params: those that are trained.
+
+    A task whose step is not one update of all parameters by one gradient has its own:
+    make_step(config, params) -> (init, step), instead of optim.make and train.step.make_step.
+        params: ShapeDtypeStructs. init(params) -> the optimizer's state. step(state, frozen, batch)
+        -> (state, metrics), a train.state.State and float32 scalars.
+    phases(steps) -> [(name, first step)]: kinds of steps with batches of unlike shapes.
+    describe(steps) -> what the steps of a run are, for people.
+    rate_key(metric, step) -> the config key of the learning rate behind a metric of that step.
     """
 
     init: Callable[..., Any]
+    axes: dict[str, Any]
     loss: Callable[..., Any]
-    frozen: Callable[[], Any]
-    axes: Any
-    model: Any
-    model_config: Any
-    flops_per_example: float
     load_data: Callable[..., Data]
     batch_shapes: Callable[[int, int], dict]
+    model: Any = None
+    model_config: Any = None
+    frozen: Mapping[str, Frozen] = dataclasses.field(default_factory=dict)
+    flops_per_example: float = 0.0
     whole_batch: Callable[[dict], dict] = lambda batch: batch
     outputs: Callable[..., Any] | None = None
-    players: Any = None
     prepare: Callable[[], Callable[[Any, Any], Any]] = lambda: lambda params, corpus: params
-
-
-def module(name: str):
-    """bigjax.tasks.NAME, or a UserError that names what there is."""
-    have = sorted(p.stem for p in pathlib.Path(__file__).parent.glob("*.py") if p.stem[0] != "_")
-    if name not in have:
-        raise UserError(f"There is no task {name!r}. {config_lib.nearest(name, have)}")
-    return importlib.import_module(f"bigjax.tasks.{name}")
+    extras_of: Callable[[Any, Any], Any] | None = None
+    value_and_grad: Callable[..., Any] | None = None
+    make_step: Callable[[Any, Any], tuple[Callable, Callable]] | None = None
+    phases: Callable[[int], list[tuple[str, int]]] = lambda steps: [("", 0)]
+    describe: Callable[[int], str] = lambda steps: f"{steps} steps"
+    rate_key: Callable[[str, int], str] = lambda metric, step: "optim.learning_rate"
 
 
 def build(config) -> Task:
     """The task of a config."""
-    return module(config.task.name).build(config, _options(config.task))
+    return modules.of(config, "task").build(config, modules.options(config, "task"))
 
 
 def resolve(config) -> None:
     """Writes into config.task what the data decide, such as the labels there are."""
-    of_task = module(config.task.name)
-    if hasattr(of_task, "resolve"):
+    module = modules.of(config, "task")
+    if hasattr(module, "resolve"):
         with config.unlocked():
-            config.task.update(of_task.resolve(config, _options(config.task)))
+            config.task.update(module.resolve(config, modules.options(config, "task")))
 
 
-def _options(section):
-    return config_lib.build(module(section.name).Config, section, "task")
+def data_module(config, function: str, such_as: str) -> Any:
+    """The module of config.data, for a task that reads by this function of it.
 
-
-def all_fields(section) -> dict:
-    """Every key of config.task with its value."""
-    return {"name": section.name, **dataclasses.asdict(_options(section))}
-
-
-def field_types(section) -> dict:
-    """{key: type} of the fields of the task's Config."""
-    return typing.get_type_hints(module(section.name).Config)
+    Raises UserError if it has none; such_as: a module that has.
+    """
+    module = modules.of(config, "data")
+    if not hasattr(module, function):
+        raise UserError(
+            f"config.task.name={config.task.name!r} needs data with {function}, such as "
+            f"data.name={such_as!r}; data.name is {config.data.name!r}."
+        )
+    return module
 
 
 def family_for(config, what: str, suits: Callable[[Any], bool]) -> tuple[Any, Any]:
@@ -94,13 +118,13 @@ def family_for(config, what: str, suits: Callable[[Any], bool]) -> tuple[Any, An
 
     Raises UserError if the module does not suit, or data.seq_len exceeds the model's positions.
     """
-    family = models.module(config.model.name)
+    family = modules.of(config, "model")
     if not suits(family):
         raise UserError(
             f"config.task.name={config.task.name!r} needs {what}; model.name is "
             f"{config.model.name!r}."
         )
-    c = models.build_config(config.model)
+    c = modules.options(config, "model")
     if config.data.seq_len > c.max_len:
         raise UserError(
             f"data.seq_len={config.data.seq_len} is longer than model.max_len={c.max_len}."
@@ -116,13 +140,15 @@ def init_and_axes(make: Callable[[Any], Any], c) -> tuple[Callable, Any]:
     scanned, example = make(dataclasses.replace(c, scan=True)), jnp.zeros((1, 1), jnp.int32)
 
     def init(rng):
-        params = params_lib.unbox(scanned.init(rng, example)["params"])
-        if not c.scan:
-            params = {**params, "stack": params_lib.unstack_layers(params["stack"])}
-        return {"params": params, "extras": {}}
+        variables = params_lib.unbox(scanned.init(rng, example))
+        if c.scan:
+            return variables
+        return {
+            k: {**x, "stack": params_lib.unstack_layers(x["stack"])} if "stack" in x else x
+            for k, x in variables.items()
+        }
 
-    abstract = jax.eval_shape(make(c).init, jax.random.key(0), example)["params"]
-    return init, params_lib.logical_axes(abstract)
+    return init, params_lib.logical_axes(jax.eval_shape(make(c).init, jax.random.key(0), example))
 
 
 def array_shapes(integers: dict[str, tuple[int, ...]], floats: dict[str, tuple[int, ...]]) -> dict:

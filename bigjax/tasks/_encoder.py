@@ -4,9 +4,15 @@ from collections.abc import Callable
 import functools
 from typing import Any, NamedTuple
 
-from bigjax.data import labelled
 from bigjax.data.store import SPLITS
-from bigjax.tasks import Task, array_shapes, check_vocabulary, family_for, init_and_axes
+from bigjax.tasks import (
+    Task,
+    array_shapes,
+    check_vocabulary,
+    data_module,
+    family_for,
+    init_and_axes,
+)
 
 PACKED_TOKENS = 16  # of a short example in a row with several, where the data are not read
 
@@ -55,6 +61,7 @@ def labelled_task(
     loss(logits, batch, train) -> ((sum, weight), metrics), from what `head` with n_outputs gives.
     """
     encoder = build_encoder(config, (head,), n_outputs)
+    source = data_module(config, "load_labelled", "labelled")
 
     def outputs(params, extras, batch, rng=None):
         del extras
@@ -74,11 +81,11 @@ def labelled_task(
         return pair, (metrics, extras)
 
     def load_data(log=print, tokenizer=None, splits=SPLITS):
-        found = labelled.load_labelled(
+        corpus = source.load_labelled(
             config.data, kind, labels, tokenizer=tokenizer, log=log, names=splits
         )
-        encoder.check_vocabulary(found.tokenizer)
-        return found
+        encoder.check_vocabulary(corpus.tokenizer)
+        return corpus
 
     def batch_shapes(batch_size, step):
         del step
@@ -105,14 +112,13 @@ def labelled_task(
         )
 
     return Task(
-        encoder.init,
-        loss_of_batch,
-        lambda: None,
-        encoder.axes,
-        encoder.model,
-        encoder.config,
-        encoder.flops_per_row,
-        load_data,
-        batch_shapes,
+        init=encoder.init,
+        axes=encoder.axes,
+        loss=loss_of_batch,
+        load_data=load_data,
+        batch_shapes=batch_shapes,
+        model=encoder.model,
+        model_config=encoder.config,
+        flops_per_example=encoder.flops_per_row,
         outputs=outputs,
     )

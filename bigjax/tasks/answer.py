@@ -5,10 +5,12 @@ import dataclasses
 import jax.numpy as jnp
 
 from bigjax import losses
-from bigjax.config.bounds import at_least, check_ranges
+from bigjax.bounds import at_least, check_ranges
 from bigjax.layers.kernels import MASKED
 from bigjax.tasks import Task
 from bigjax.tasks._encoder import labelled_task
+
+DATA, EVALUATION = "labelled", "metrics"  # of a config that is made for this task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +18,7 @@ class Config:
     max_answer: int = 30  # tokens of the longest answer that is given
     none_allowed: bool = False  # the answer may be that there is none (SQuAD 2)
 
+    MAY_CHANGE = ("*",)
     RANGES = {"max_answer": at_least(1)}
 
     def __post_init__(self):

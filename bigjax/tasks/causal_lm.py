@@ -4,10 +4,18 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from bigjax import data
-from bigjax.config.bounds import FRACTION, at_least, check_ranges
+from bigjax.bounds import FRACTION, at_least, check_ranges
 from bigjax.layers.output import linear_losses
-from bigjax.tasks import Task, array_shapes, check_vocabulary, family_for, init_and_axes
+from bigjax.tasks import (
+    Task,
+    array_shapes,
+    check_vocabulary,
+    data_module,
+    family_for,
+    init_and_axes,
+)
+
+DATA, EVALUATION = "text", "loss"  # of a config that is made for this task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +24,7 @@ class Config:
     z_loss: float = 0.0  # weight of the squared log-partition, such as 1e-4
 
     RANGES = {"label_smoothing": FRACTION, "z_loss": at_least(0)}
+    MAY_CHANGE = ("*",)
 
     def __post_init__(self):
         check_ranges("task", self)
@@ -27,6 +36,7 @@ def build(config, options: Config) -> Task:
     family, c = family_for(
         config, "a decoder, such as model.name='gpt'", lambda family: hasattr(family, "empty_cache")
     )
+    source = data_module(config, "load_text", "text")
     seq_len = config.data.seq_len
     model = family.Model(c)
     init, axes = init_and_axes(family.Model, c)
@@ -61,18 +71,17 @@ def build(config, options: Config) -> Task:
 
     def load_data(log=print, tokenizer=None, splits=None):
         del splits  # a store holds them all
-        corpus = data.load_text(config.data, log, tokenizer)
+        corpus = source.load_text(config.data, log, tokenizer)
         check_vocabulary(corpus.tokenizer.vocab_size, c.vocab_size)
         return corpus
 
     return Task(
-        init,
-        loss,
-        lambda: None,
-        axes,
-        model,
-        c,
-        seq_len * family.flops_per_token(c, seq_len),
-        load_data,
-        batch_shapes,
+        init=init,
+        axes=axes,
+        loss=loss,
+        load_data=load_data,
+        batch_shapes=batch_shapes,
+        model=model,
+        model_config=c,
+        flops_per_example=seq_len * family.flops_per_token(c, seq_len),
     )

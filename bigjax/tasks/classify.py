@@ -5,11 +5,13 @@ import dataclasses
 import jax.numpy as jnp
 
 from bigjax import losses
-from bigjax.config.bounds import FRACTION, at_least, check_ranges
+from bigjax.bounds import FRACTION, at_least, check_ranges
 from bigjax.data import labelled
 from bigjax.errors import UserError
 from bigjax.tasks import Task
 from bigjax.tasks._encoder import labelled_task
+
+DATA, EVALUATION = "labelled", "metrics"  # of a config that is made for this task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Config:
     label_weights: tuple[float, ...] = ()  # in the order of labels; () = 1, or by `balanced`
     label_smoothing: float = 0.0
 
+    MAY_CHANGE = ("balanced", "label_*")
     RANGES = {"label_weights": at_least(0), "label_smoothing": FRACTION}
 
     def __post_init__(self):

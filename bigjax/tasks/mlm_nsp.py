@@ -5,12 +5,14 @@ import functools
 
 import jax.numpy as jnp
 
-from bigjax import data, losses
-from bigjax.config.bounds import SHARE, Range, at_least, check_ranges
+from bigjax import losses
+from bigjax.bounds import SHARE, Range, at_least, check_ranges
 from bigjax.data import pairs as pairs_lib
 from bigjax.layers.output import linear_losses
-from bigjax.tasks import Task, array_shapes
+from bigjax.tasks import Task, array_shapes, data_module
 from bigjax.tasks._encoder import build_encoder
+
+DATA, EVALUATION = "text", "loss"  # of a config that is made for this task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Config:
         "max_predictions": at_least(1),
         "short_fraction": SHARE,
     }
+    MAY_CHANGE = ("mask_*", "max_predictions", "dynamic", "short_fraction")
 
     def __post_init__(self):
         check_ranges("task", self)
@@ -40,6 +43,7 @@ def build(config, options: Config) -> Task:
     """
     heads = ("mlm",) if options.pairs == "none" else ("mlm", "nsp")
     encoder = build_encoder(config, heads)
+    source = data_module(config, "load_text", "text")
 
     def loss(params, extras, frozen, batch, rng, train):
         del frozen
@@ -94,7 +98,7 @@ def build(config, options: Config) -> Task:
     def load_data(log=print, tokenizer=None, splits=None):
         del splits  # a store holds them all
         make = functools.partial(pairs_lib.PairData, options=pairs_lib.Options(**fields))
-        corpus = data.load_text(config.data, log, tokenizer, make)
+        corpus = source.load_text(config.data, log, tokenizer, make)
         encoder.check_vocabulary(corpus.tokenizer)
         for name, store in corpus.stores.items():
             piece, share = pairs_lib.commonest(store.split("train"), corpus.tokenizer)
@@ -106,14 +110,13 @@ def build(config, options: Config) -> Task:
 
     flops = encoder.flops_per_row + options.max_predictions * encoder.flops_per_masked
     return Task(
-        encoder.init,
-        loss,
-        lambda: None,
-        encoder.axes,
-        encoder.model,
-        encoder.config,
-        flops,
-        load_data,
-        batch_shapes,
-        whole_batch,
+        init=encoder.init,
+        axes=encoder.axes,
+        loss=loss,
+        load_data=load_data,
+        batch_shapes=batch_shapes,
+        model=encoder.model,
+        model_config=encoder.config,
+        flops_per_example=flops,
+        whole_batch=whole_batch,
     )

@@ -10,6 +10,8 @@ from bigjax.errors import UserError
 from bigjax.tasks import Task
 from bigjax.tasks._encoder import labelled_task
 
+DATA, EVALUATION = "labelled", "metrics"  # of a config that is made for this task
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 import os
+from typing import Any
 
 from etils import epath
 
-from bigjax import data, models
+from bigjax import data, modules, tasks
 from bigjax.data import sources, unknown, word_vectors
 from bigjax.data.skip_gram import SkipGramData
 from bigjax.data.store import split_of
 from bigjax.errors import UserError
-from bigjax.tasks._headline_data import pieces_of
 from bigjax.train import skip_gram
 
 MIN_COUNT = 5  # rarer pieces get no vector
@@ -19,7 +19,7 @@ MIN_COUNT = 5  # rarer pieces get no vector
 def write(config, path: str | None, passes: int, log: Callable[[str], None]) -> None:
     """Trains vectors of WordPiece's pieces by skip-gram, and writes them to `path`.
 
-    The text is that of data.train's training split if it is set, else of data.sources. Pieces that
+    The text is that of data.sources, or of other data's training split. Pieces that
     continue a word have ##. Raises UserError for a missing or impossible path, and as the data do.
     """
     if not path:
@@ -39,16 +39,19 @@ def write(config, path: str | None, passes: int, log: Callable[[str], None]) -> 
         )
     if epath.Path(path).expanduser().is_dir():
         raise UserError(f"--out={path} is a folder; name a file.")
-    if config.data.tokenizer.kind != "wordpiece":
+    kind = config.data.get("tokenizer", {}).get("kind", "")
+    if kind != "wordpiece":
         raise UserError(
-            "word vectors are of WordPiece's pieces: data.tokenizer.kind is "
-            f"{config.data.tokenizer.kind!r}, set it to 'wordpiece'."
+            f"word vectors are of WordPiece's pieces: data.tokenizer.kind is {kind!r}, set it to "
+            "'wordpiece'."
         )
-    tokenizer, texts = _texts(config.data, log)
-    pairs = SkipGramData(pieces_of(texts, tokenizer), seed=config.seed, min_count=MIN_COUNT)
+    tokenizer, texts = _texts(config, log)
+    pairs = SkipGramData(
+        word_vectors.pieces_of(texts, tokenizer), seed=config.seed, min_count=MIN_COUNT
+    )
     table = skip_gram.fit(
         pairs,
-        models.build_config(config.model).d_model,
+        modules.options(config, "model").d_model,
         passes * pairs.pass_steps,
         seed=config.seed,
         log=log,
@@ -57,14 +60,17 @@ def write(config, path: str | None, passes: int, log: Callable[[str], None]) -> 
     log(f"Wrote {path}: {len(table):,} vectors of {table.shape[1]} numbers")
 
 
-def _texts(c, log) -> tuple[data.WordPiece, list[str]]:
-    """The tokenizer and the training texts of the config section `data`."""
-    if c.train:
-        found = data.load_headlines(
-            c, data.HeadlineOptions(click_buckets=0, hot_words=0), log, splits=("train",)
-        )
-        texts = (row[name] for row in found.rows("train") for name in ("headline", "article"))
-        return found.tokenizer, list(dict.fromkeys(texts))
+def _texts(config, log) -> tuple[data.WordPiece, list[str]]:
+    """The tokenizer and the training texts of a config."""
+    c = config.data
+    if "sources" not in c:
+        corpus: Any = tasks.build(config).load_data(log, splits=("train",))
+        if not hasattr(corpus, "texts"):
+            raise UserError(
+                f"Data of data.name={c.name!r} give no texts for word vectors: use a config with "
+                "data.name='text'."
+            )
+        return corpus.tokenizer, corpus.texts("train")
     tokenizer = data.build_tokenizer(c, log)
     texts = []
     for name in sorted(c.sources):

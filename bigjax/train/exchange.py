@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax import config as config_lib
-from bigjax import data, interop, models, tasks
+from bigjax import interop, modules, tasks
 from bigjax.data import tokenizer as tokenizers
 from bigjax.errors import RunError, UserError
 from bigjax.interop import origin as origin_lib
@@ -83,14 +83,14 @@ def _config(found: interop.Imported, overrides: Sequence[str]):
     with c.unlocked():
         c.model = {"preset": "", **found.model, **types}
         c.task = found.task
-        c.model.update(models.all_fields(c.model))
-        c.task.update(tasks.all_fields(c.task))
-        c.data.seq_len = min(found.model["max_len"], SEQ_LEN)
+        c.data = dict(name=modules.of(c, "task").DATA, seq_len=min(found.model["max_len"], SEQ_LEN))
         c.train.batch_size = BATCH_SIZE
-        kind = "loss" if found.task["name"] in ("causal_lm", "mlm_nsp") else "metrics"
-        c.evals = dict(valid=config_lib.evaluation(kind, every=c.train.steps))
-    keys = config_lib.override(c, list(overrides))
-    config_lib.expand_paths(c)
+        kind = modules.of(c, "task").EVALUATION
+        c.evals = dict(valid=dict(kind=kind, every=c.train.steps))
+    modules.fill(c)
+    keys = config_lib.override(c, list(overrides), types=modules.types(c))
+    modules.fill(c)
+    config_lib.expand_paths(c, modules.path_schemes(c))
     config_lib.check_values(c)
     return c, {key: config_lib.get(c, key) for key in keys}
 
@@ -113,8 +113,8 @@ def _import_tokenizer(found: interop.Imported, config, folder, workdir: str, log
     with config.unlocked():
         spec.kind = found.tokenizer_kind
         spec.path = str(folder if found.derived_files else originals)
-        named = lambda text: log(text.replace(spec.path, str(found.folder)))
-        tokenizer = data.build_tokenizer(config.data, named)
+        tell = lambda text: log(text.replace(spec.path, str(found.folder)))
+        tokenizer = tokenizers.named(spec, tell)
         spec.path = str(epath.Path(workdir).expanduser().resolve() / "tokenizer")
         spec.lowercase = getattr(tokenizer, "lowercase", True)  # the others know no such thing
     if tokenizer.vocab_size > found.model["vocab_size"]:
@@ -243,7 +243,7 @@ def export_run(
     it.
     """
     config = workdir_lib.read_config(workdir)
-    model = {"name": config.model.name, **dataclasses.asdict(models.build_config(config.model))}
+    model = {"name": config.model.name, **dataclasses.asdict(modules.options(config, "model"))}
     family = interop.family_of(model)
     if dtype:
         interop.check_dtype(dtype)

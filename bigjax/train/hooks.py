@@ -7,7 +7,7 @@ import time
 
 from bigjax import process
 from bigjax.parallel import hosts
-from bigjax.train.state import State
+from bigjax.train.state import State, split
 
 
 class Evaluate:
@@ -30,8 +30,8 @@ class Evaluate:
 
     def __call__(self, step: int, state: State) -> None:
         start = time.perf_counter()
-        params = state.params if state.ema is None else state.ema
-        metrics = self._evaluator(params, state.extras, step)
+        params, extras = (state.params, state.extras) if state.ema is None else split(state.ema)
+        metrics = self._evaluator(params, extras, step)
         self._pause(time.perf_counter() - start)
         self._write(step, self._name, {f"eval/{self._name}/{k}": v for k, v in metrics.items()})
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from bigjax import interop, paths
 from bigjax.data import tokenizer as tokenizers
-from bigjax.data.files import cache_folder, write_atomically
+from bigjax.data.files import cache_dir, cache_folder, write_atomically
 from bigjax.errors import UserError
 from bigjax.optim import matches
 from bigjax.parallel import sharding
@@ -80,14 +80,14 @@ def _open_run(where: str) -> Source:
     checkpoints = Checkpoints(workdir, read_only=True)
     step = checkpoints.pick(None)
     saved = checkpoints.arrays(step)
-    item = "ema" if "ema" in saved else "params"
+    items = ["ema"] if "ema" in saved else [i for i in ("params", "extras") if i in saved]
     kept = interop.kept_parameters(str(workdir), step)
-    arrays = {**saved[item], **kept}
+    arrays = {_own_name(n): x for item in items for n, x in saved[item].items()} | kept
     places = layer_places(arrays)
     shapes = {n: tuple(arrays[leaf].shape[i is not None :]) for n, (leaf, i) in places.items()}
 
     def load(abstract):
-        named = named_leaves(_restore(checkpoints, step, item, saved[item], abstract, where))
+        named = _restore(checkpoints, step, {item: saved[item] for item in items}, abstract, where)
         named.update(kept)
 
         def get(name: str):
@@ -102,7 +102,7 @@ def _open_run(where: str) -> Source:
         shapes,
         load,
         model,
-        config.data.tokenizer.kind,
+        _tokenizer_kind(config),
         str(workdir / "tokenizer"),
         tuple(config.task.get("labels", ())),
     )
@@ -120,7 +120,7 @@ def fill(config, workdir: str = "") -> Source | None:
         key
         for key, value in (
             ("model.preset", c.model.get("preset", "")),
-            ("data.tokenizer.kind", c.data.tokenizer.kind),
+            ("data.tokenizer.kind", _tokenizer_kind(c)),
         )
         if value == "init_from"
     ]
@@ -144,7 +144,7 @@ def fill(config, workdir: str = "") -> Source | None:
                 c.data.tokenizer.update(saved.data.tokenizer)
                 c.data.tokenizer.path = str(workdir_lib.existing(workdir) / "tokenizer")
         return None
-    source = open_source(c.init_from, c.data.cache_dir)
+    source = open_source(c.init_from, cache_dir(c))
     with c.unlocked():
         if "model.preset" in wanted:
             if source.model["name"] != c.model.name:
@@ -166,29 +166,58 @@ def fill(config, workdir: str = "") -> Source | None:
     return source
 
 
-def _restore(checkpoints, step, item, saved, abstract, where):
-    """The saved tree: where a leaf is as wanted with the wanted sharding, else a copy each."""
+def _tokenizer_kind(config) -> str:
+    """'' of data without a tokenizer."""
+    return config.data.get("tokenizer", {}).get("kind", "")
+
+
+def _own_name(name: str) -> str:
+    """Parameters are named without the collection, as the others are not: 'batch_stats/...'."""
+    return name.removeprefix("params/")
+
+
+def _restore(checkpoints, step, saved: dict[str, dict], abstract, where) -> dict[str, Any]:
+    """{name: array} of the saved items: where a leaf is as wanted with the wanted sharding, else a
+    copy each."""
     want = named_leaves(abstract)
     mesh = jax.tree_util.tree_leaves(abstract)[0].sharding.mesh
-    tree: dict = {}
-    for name, x in saved.items():
-        like = want.get(name)
-        place = (
-            like.sharding
-            if like is not None and like.shape == tuple(x.shape)
-            else sharding.replicated(mesh)
-        )
-        node = tree
-        *parents, last = name.split("/")
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[last] = jax.ShapeDtypeStruct(tuple(x.shape), x.dtype, sharding=place)
+    items: dict = {}
+    for item, arrays in saved.items():
+        for name, x in arrays.items():
+            like = want.get(_own_name(name))
+            place = (
+                like.sharding
+                if like is not None and like.shape == tuple(x.shape)
+                else sharding.replicated(mesh)
+            )
+            node = items.setdefault(item, {})
+            *parents, last = name.split("/")
+            for part in parents:
+                node = node.setdefault(part, {})
+            node[last] = jax.ShapeDtypeStruct(tuple(x.shape), x.dtype, sharding=place)
     try:
-        return checkpoints.restore(step, {item: tree})[0][item]
+        restored, _ = checkpoints.restore(step, items)
     except Damaged as e:
-        raise UserError(
-            f"config.init_from={where!r}: its checkpoint {step} is damaged ({e})."
-        ) from e
+        raise UserError(f"The checkpoint {step} of {where} is damaged ({e}).") from e
+    return {_own_name(n): x for tree in restored.values() for n, x in named_leaves(tree).items()}
+
+
+def load_all(abstract, source: Source, what: str):
+    """A tree of arrays as abstract (shapes with shardings), all of them from source.
+
+    what: a name for messages. Raises UserError where the source lacks one, or has another shape.
+    """
+    plan = {name: layer_names(name, x) for name, x in named_leaves(abstract).items()}
+    for name, x in named_leaves(abstract).items():
+        shape = tuple(x.shape) if plan[name] == [name] else tuple(x.shape[1:])
+        for n in plan[name]:
+            if source.shapes.get(n) != shape:
+                found = source.shapes.get(n, "absent")
+                raise UserError(
+                    f"{source.where} does not fit {what}: {n} is {found} there, and has to be "
+                    f"{shape}."
+                )
+    return _assemble(abstract, plan, source.load(abstract))
 
 
 def initialise(fresh, source: Source, reset: str, log: Callable[[str], None]):
@@ -259,7 +288,7 @@ def _abstract(tree):
 def _assemble(fresh, plan: dict, get: Callable[[str], Any]):
     """Each array is made on its own devices: no leaf is ever whole on one of several."""
 
-    def one(path, x):
+    def leaf(path, x):
         name = path_name(path)
         names = plan[name]
         if not any(names):
@@ -271,16 +300,19 @@ def _assemble(fresh, plan: dict, get: Callable[[str], Any]):
                 x.shape, x.sharding, lambda at: np.asarray(whole[at], x.dtype)
             )
 
+        dtype = x.dtype
+
         def make(x, parts):  # copies, so that parameters and their average share none
             if names == [name]:
-                return jnp.array(parts[0], x.dtype, copy=True)
+                return jnp.array(parts[0], dtype, copy=True)
             return jnp.stack(
-                [x[i] if part is None else part.astype(x.dtype) for i, part in enumerate(parts)]
+                [x[i] if part is None else part.astype(dtype) for i, part in enumerate(parts)]
             )
 
-        return jax.jit(make, out_shardings=x.sharding)(x, parts)
+        drawn = x if any(p is None for p in parts) else None  # else it may be a shape alone
+        return jax.jit(make, out_shardings=x.sharding)(drawn, parts)
 
-    return jax.tree_util.tree_map_with_path(one, fresh)
+    return jax.tree_util.tree_map_with_path(leaf, fresh)
 
 
 class _Layers:
@@ -332,7 +364,7 @@ def _ranges(numbers: list[int]) -> str:
 def check_tokenizer(source: Source, reset: str, tokenizer, log: Callable[[str], None]) -> None:
     """Refuses a tokenizer that is not the one that source's token embedding was trained with."""
     name = "embed/embedding"
-    if name not in source.shapes or (reset and re.search(reset, name)):
+    if tokenizer is None or name not in source.shapes or (reset and re.search(reset, name)):
         return
     if not source.tokenizer_kind:
         log(
@@ -345,7 +377,7 @@ def check_tokenizer(source: Source, reset: str, tokenizer, log: Callable[[str], 
         path=source.tokenizer_path,
         lowercase=getattr(tokenizer, "lowercase", True),  # where the folder does not say it
     )
-    theirs = tokenizers.build(spec, "", lambda: iter(()), "", lambda text: None)
+    theirs = tokenizers.named(spec, lambda text: None)
     if theirs.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"The parameters of config.init_from={source.where!r} were trained with another "

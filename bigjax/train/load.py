@@ -1,29 +1,32 @@
 """Opening a run's work folder to evaluate it or generate from it."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from etils import epath
 import jax
 
 from bigjax import tasks
+from bigjax.data.files import cache_dir
 from bigjax.errors import UserError
 from bigjax.parallel import hosts, sharding
 from bigjax.parallel import mesh as mesh_lib
-from bigjax.train import meta
+from bigjax.train import frozen, meta
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints, Damaged
-from bigjax.train.state import abstract, cast
+from bigjax.train.state import abstract, cast, split
 
 
 class Loaded(NamedTuple):
-    """A trained model. params are the moving average where the run keeps one, in the type of
-    config.model.param_dtype."""
+    """A trained model. params and extras are the moving averages where the run keeps them; params
+    in the type of config.model.param_dtype. frozen: parts of its task."""
 
     config: Any
     task: Any
     mesh: Any
     params: Any
     extras: Any
+    frozen: dict[str, Any]
     step: int
 
 
@@ -41,7 +44,13 @@ def best_step(workdir: str) -> int | None:
     return meta.best_step(epath.Path(workdir), sorted(saved), best.best, best.best_mode)
 
 
-def load(workdir: str, config, step: int | None, batch_size: int | None) -> Loaded:
+def load(
+    workdir: str,
+    config,
+    step: int | None,
+    batch_size: int | None,
+    log: Callable[[str], None] = lambda text: None,
+) -> Loaded:
     """The model of a saved step (None: the newest) on the mesh of config.
 
     batch_size: of batches that will be cut over the mesh, if any.
@@ -53,13 +62,18 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
     checkpoints = Checkpoints(folder, read_only=True)
     step = checkpoints.pick(step)
     task = tasks.build(config)
-    dtype = config.model.get("param_dtype", "float32")
-    shapes = cast(jax.eval_shape(task.init, jax.random.key(0)), dtype)
-    place = sharding.of_params(mesh, shapes["params"], task.axes)
-    want = {"ema" if config.train.ema else "params": abstract(shapes["params"], place)}
-    if shapes["extras"]:
-        copied = jax.tree_util.tree_map(lambda _: sharding.replicated(mesh), shapes["extras"])
-        want["extras"] = abstract(shapes["extras"], copied)
+    parts = frozen.load(task, mesh, cache_dir(config), log)
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    variables = {
+        **cast(variables, "float32"),
+        "params": cast(variables["params"], config.model.get("param_dtype", "float32")),
+    }
+    variables = abstract(variables, sharding.of_params(mesh, variables, task.axes))
+    params, extras = split(variables)
+    if config.train.ema:
+        want = {"ema": variables}
+    else:
+        want = {"params": params, **({"extras": extras} if extras else {})}
     try:
         items, _ = checkpoints.restore(step, want)
     except Damaged as e:
@@ -67,5 +81,8 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
             f"Checkpoint {step} of {workdir} is damaged ({e}). "
             f"There are {checkpoints.steps()}: choose another --step."
         ) from e
-    extras = items.pop("extras", shapes["extras"])
-    return Loaded(config, task, mesh, *items.values(), extras, step)
+    if config.train.ema:
+        params, extras = split(items["ema"])
+    else:
+        params, extras = items["params"], items.get("extras", {})
+    return Loaded(config, task, mesh, params, extras, parts, step)

@@ -125,14 +125,15 @@ class Writer:
 
 
 def is_loss(name: str) -> bool:
-    """Whether a training metric is a loss; adversarial training has one of each network."""
+    """Whether a training metric is a loss; several networks have one each."""
     return name.split("/")[-1] == "loss"
 
 
 class Speed:
     """Examples, tokens and FLOPs a second between two calls; what evaluation took is left out.
 
-    batch_size 0: steps are unlike each other, so only they are counted.
+    batch_size 0: steps are unlike each other, so only they are counted. seq_len 0: the data are not
+    tokens.
     """
 
     def __init__(self, batch_size: int, seq_len: int, flops_per_example: float):
@@ -157,7 +158,9 @@ class Speed:
             rate = steps * self._batch
             out.update(steps_per_sec=steps, data_wait_fraction=self.waited / seconds)
             if self._batch:
-                out.update(examples_per_sec=rate, tokens_per_sec=rate * self._tokens)
+                out["examples_per_sec"] = rate
+            if self._batch and self._tokens:
+                out["tokens_per_sec"] = rate * self._tokens
             if self._peak and self._flops:
                 out["mfu"] = rate * self._flops / self._peak
         self.restart(step)
@@ -195,6 +198,8 @@ class Progress:
         numbers = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items() if is_loss(k))
         if "tokens_per_sec" in metrics:
             numbers += f"  {metrics['tokens_per_sec']:,.0f} tokens/s"
+        elif "examples_per_sec" in metrics:
+            numbers += f"  {metrics['examples_per_sec']:,.0f} examples/s"
         if "mfu" in metrics:
             numbers += f"  MFU {metrics['mfu']:.1%}"
         if self._live:

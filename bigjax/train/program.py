@@ -9,7 +9,7 @@ import jax
 from bigjax import optim, paths
 from bigjax.errors import UserError
 from bigjax.parallel import sharding
-from bigjax.train import adversarial
+from bigjax.train import frozen
 from bigjax.train import state as state_lib
 from bigjax.train.state import State
 from bigjax.train.step import make_step, packed
@@ -57,51 +57,37 @@ def make(config, task, mesh) -> Program:
     """
     _check_attention(config, mesh)
     params = jax.eval_shape(task.init, jax.random.key(0))["params"]
-    if task.players:
-        if config.optim.offload:
-            raise UserError(
-                "optim.offload=True is not for adversarial training, whose networks "
-                "are small: set it to False."
-            )
-        txs = adversarial.optimizers(config, task.players.options, params)
-        tx = adversarial.init_only(txs)
+    if task.make_step:
+        init_optimizer, step = task.make_step(config, params)
     else:
         tx = optim.make(config.optim, config.train.steps, params)
-    init = state_lib.make_init(task, tx, config.seed, config.train.ema > 0)
+        init_optimizer, step = tx.init, None
+    init = state_lib.make_init(task, init_optimizer, config.seed, config.train.ema > 0)
     shapes = jax.eval_shape(init)
     shardings, offload = state_lib.shardings(mesh, task, shapes), None
     if config.optim.offload:
         there = sharding.on_host(shapes.opt_state, shardings.opt_state)
         offload = shardings.opt_state, there
         shardings = shardings._replace(opt_state=there)
-    if task.players:
-        step = adversarial.make_round(task, txs, config.seed)
-    else:
-        schedule = optim.make_schedule(config.optim, config.train.steps)
+    if step is None:
         step = make_step(
             task,
             tx,
-            schedule,
+            optim.make_schedule(config.optim, config.train.steps),
             seed=config.seed,
             accumulate=config.train.accumulate,
             ema=config.train.ema,
             offload=offload,
+            trained=optim.trained(config.optim, params),
         )
     options = _compiler_options(config.train.compiler_options, mesh)
     step = jax.jit(
         packed(step), donate_argnums=0, out_shardings=(shardings, None), compiler_options=options
     )
     program = Program(init, step, state_lib.abstract(shapes, shardings), shardings)
-    for _, number in phases(config, task):
+    for _, number in task.phases(config.train.steps):
         trace(task, program, mesh, config.train.batch_size, number)
     return program
-
-
-def phases(config, task) -> list[tuple[str, int]]:
-    """(phase, its first step): what a run compiles; one phase without a name if not adversarial."""
-    if not task.players:
-        return [("", 0)]
-    return [(phase, first) for phase, first, _ in task.players.options.phases(config.train.steps)]
 
 
 def trace(task, program: Program, mesh, batch_size: int, step: int) -> jax.stages.Traced:
@@ -115,11 +101,11 @@ def trace(task, program: Program, mesh, batch_size: int, step: int) -> jax.stage
         task.batch_shapes(batch_size, step),
     )
     with jax.set_mesh(mesh):
-        return program.step.trace(program.abstract, task.frozen(), batch)
+        return program.step.trace(program.abstract, frozen.shapes(task, mesh), batch)
 
 
 def _check_attention(config, mesh) -> None:
-    T, sequence = config.data.seq_len, mesh.shape["sequence"]
+    T, sequence = config.data.get("seq_len", 0), mesh.shape["sequence"]
     if T % sequence:
         raise UserError(
             f"data.seq_len={T} does not divide over mesh.sequence={sequence}: "

@@ -1,5 +1,6 @@
 """What training changes, and how it is laid out over a mesh."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,11 +12,11 @@ from bigjax.trees import named_leaves
 
 
 class State(NamedTuple):
-    """step: int32, updates done. ema: moving average of params, or None.
+    """step: int32, updates done. ema: moving averages of {'params': ...} and extras, or None.
 
     params, opt_state, extras and ema are float32 whatever the compute type: a small update of a
     bfloat16 number is rounded away.
-    extras: what a model keeps beside its parameters (batch statistics), mostly {}.
+    extras: what a model keeps beside its parameters, by collection ({'batch_stats': ...}).
     halted: bool, True once a step was not finite: nothing changes any more but the step, so that
     the loop, which hears of it one step late, finds the state of that step.
     """
@@ -28,22 +29,27 @@ class State(NamedTuple):
     halted: jax.Array
 
 
-def make_init(task, tx, seed: int, ema: bool):
+def make_init(task, init_optimizer: Callable, seed: int, ema: bool):
     """() -> State at step 0, pure: jit it with out_shardings."""
 
     def init() -> State:
         variables = cast(task.init(jax.random.key(seed)), jnp.float32)
-        params = variables["params"]
+        params, extras = split(variables)
         return State(
             jnp.int32(0),
             params,
-            tx.init(params),
-            variables["extras"],
-            params if ema else None,
+            init_optimizer(params),
+            extras,
+            variables if ema else None,
             jnp.bool_(False),
         )
 
     return init
+
+
+def split(variables: dict) -> tuple[Any, dict]:
+    """(parameters, the other collections) of what Task.init gives."""
+    return variables["params"], {k: x for k, x in variables.items() if k != "params"}
 
 
 def cast(tree, dtype):
@@ -74,13 +80,14 @@ def check_kept(before: State, after: State) -> None:
 
 def shardings(mesh, task, shapes: State) -> State:
     """The sharding of every leaf of a state."""
-    params = sharding.of_params(mesh, shapes.params, task.axes)
+    variables = sharding.of_params(mesh, {"params": shapes.params, **shapes.extras}, task.axes)
+    params, extras = split(variables)
     return State(
         step=sharding.replicated(mesh),
         params=params,
         opt_state=sharding.of_opt_state(mesh, shapes.opt_state, shapes.params, params),
-        extras=jax.tree_util.tree_map(lambda _: sharding.replicated(mesh), shapes.extras),
-        ema=None if shapes.ema is None else params,
+        extras=extras,
+        ema=None if shapes.ema is None else variables,
         halted=sharding.replicated(mesh),
     )
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from bigjax.train.state import State, check_kept
+from bigjax.trees import merge, partition
 
 
 def make_step(
@@ -18,10 +19,12 @@ def make_step(
     accumulate: int = 1,
     ema: float = 0.0,
     offload: tuple | None = None,
+    trained=True,
 ) -> Callable:
     """step(state, frozen, batch) -> (state, metrics); metrics: float32 scalars by name.
 
     offload: where the optimizer's state lies during its update, and otherwise (shardings).
+    trained: which parameters are differentiated, a tree of bools or one for all.
 
     Sums and weights are added over micro-batches, in float32, and divided once, so that
     accumulation equals the large batch. A loss or gradient that is not finite leaves the
@@ -29,11 +32,18 @@ def make_step(
     raises what `check_kept` does.
     """
 
-    def loss(params, extras, frozen, batch, rng):
-        (total, weight), (metrics, extras) = task.loss(params, extras, frozen, batch, rng, True)
-        return total, (weight, metrics, extras)
+    def grad(params, extras, frozen, batch, rng):
+        """((loss_sum, (weight, metrics, extras)), gradients); None for what is not trained."""
+        parts, fixed = partition(params, trained)
 
-    grad = jax.value_and_grad(loss, has_aux=True)
+        def loss(parts, extras, frozen, batch, rng):
+            params = merge(parts, fixed)
+            (total, weight), (metrics, extras) = task.loss(params, extras, frozen, batch, rng, True)
+            return total, (weight, metrics, extras)
+
+        if task.value_and_grad:
+            return task.value_and_grad(loss, parts, extras, frozen, batch, rng)
+        return jax.value_and_grad(loss, has_aux=True)(parts, extras, frozen, batch, rng)
 
     def sums(state, frozen, batch):
         """Gradient of the summed loss, and (loss, weight, metrics) sums."""
@@ -94,16 +104,22 @@ def make_step(
         weight = jnp.maximum(weight, 1e-9)
         g = jax.tree_util.tree_map(lambda x: x / weight, g)
         grad_norm = optax.tree.norm(g)
+        _, fixed = partition(state.params, trained)
+        g = merge(g, jax.tree_util.tree_map(jnp.zeros_like, fixed))  # the optimizer drops these
         if offload:
             updates, opt_state = fetched_update(
                 state, g, jnp.isfinite(total) & jnp.isfinite(grad_norm) & ~state.halted
             )
         else:
             updates, opt_state = tx.update(g, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = merge(partition(optax.apply_updates(state.params, updates), trained)[0], fixed)
         average = state.ema
         if ema:
-            average = jax.tree_util.tree_map(lambda a, p: a + (1 - ema) * (p - a), average, params)
+            average = jax.tree_util.tree_map(
+                lambda a, p: a + ((1 - ema) * (p - a)).astype(a.dtype),
+                average,
+                {"params": params, **extras},
+            )
         param_norm, update_norm = optax.tree.norm(params), optax.tree.norm(updates)
         ok = (
             jnp.isfinite(total)

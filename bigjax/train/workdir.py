@@ -1,24 +1,18 @@
 """The work folder: its config, and whether a run may go on in it."""
 
+import fnmatch
 import re
 
 from etils import epath
 import jax
 
-from bigjax import cloud, paths
+from bigjax import cloud, modules, paths
 from bigjax import config as config_lib
 from bigjax.errors import UserError, cannot_write
 from bigjax.interop.origin import ORIGIN
 
-# A run in progress keeps these; anything else may change between a stop and a resume. What the
-# text is has a fingerprint, so where it lies may change.
-FIXED = re.compile(
-    r"^(seed|task\.(name|kind|labels|pairs|reward"
-    r"|(mle|discriminator)_rounds|(mle|pretrain|generator|discriminator)_updates)"
-    r"|optim\.(name|freeze)|train\.batch_size"
-    r"|model\.(?!(remat|dropout|attention_dropout|dtype|param_dtype|attention)$).*"
-    r"|data\.(?!(cache_dir|train|valid|test)$).*(?<!\.path))$"
-)
+# A run in progress keeps these, and all that modules do not declare in MAY_CHANGE.
+FIXED = re.compile(r"^(seed|optim\.(name|freeze)|train\.batch_size)$")
 # These may change their value, but not between zero and something: the state would differ.
 FIXED_ZERO = ("train.ema", "optim.b1")
 
@@ -58,13 +52,19 @@ def check_same_run(workdir: str, config, log) -> None:
             f"{workdir} holds an imported model, which has no optimizer to go on with. "
             f"Train in another --workdir with --config.init_from={workdir}."
         )
-    old = dict(config_lib.sorted_leaves(read_config(workdir)))
+    old = dict(config_lib.sorted_leaves(_with_defaults(read_config(workdir), config)))
     new = dict(config_lib.sorted_leaves(config))
     changed = [k for k in sorted({*old, *new}) if _plain(old.get(k)) != _plain(new.get(k))]
+    free = modules.declared(config, "MAY_CHANGE")
+    of_modules = tuple(f"{section}." for section in modules.SECTIONS)
     wrong = [
         k
         for k in changed
-        if FIXED.match(k) or k in FIXED_ZERO and bool(old.get(k)) != bool(new.get(k))
+        if FIXED.match(k)
+        or k in FIXED_ZERO
+        and bool(old.get(k)) != bool(new.get(k))
+        or k.startswith(of_modules)
+        and not any(fnmatch.fnmatchcase(k, p) for p in free)
     ]
     if wrong:
         text = "; ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in wrong)
@@ -75,6 +75,22 @@ def check_same_run(workdir: str, config, log) -> None:
         )
     for k in changed:
         log(f"Changed since this run was last started: {k} from {old.get(k)!r} to {new.get(k)!r}.")
+
+
+def _with_defaults(old, config):
+    """A saved config with the fields that its modules have got since, where config names the same
+    modules."""
+    filled = old.copy_and_resolve_references()
+    if any(old[section].name != config[section].name for section in modules.SECTIONS):
+        return old
+    try:
+        with filled.unlocked():
+            filled.python_path = config.python_path  # the folder may have been moved
+            modules.fill(filled, *(f"evals.{name}" for name in old.evals))
+            filled.python_path = old.python_path
+    except UserError:  # a field that is gone, say, which is then told as a change
+        return old
+    return filled
 
 
 def write_config(folder: epath.Path, config) -> None:

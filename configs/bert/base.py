@@ -29,10 +29,15 @@ def get_config(variant=""):
     )
     c.task = dict(name="mlm_nsp", pairs="nsp", max_predictions=max_predictions)
 
-    c.data.sources = dict(text=config.text_source("jsonl", "set data.sources.text.path"))
-    c.data.tokenizer.kind = "wordpiece"
-    c.data.tokenizer.path = "set data.tokenizer.path"  # BERT's uncased vocab.txt
-    c.data.seq_len = seq_len
+    c.data = dict(
+        name="text",
+        sources=dict(text=dict(kind="jsonl", path="set data.sources.text.path")),
+        tokenizer=dict(
+            kind="wordpiece",
+            path="set data.tokenizer.path",  # BERT's uncased vocab.txt
+        ),
+        seq_len=seq_len,
+    )
 
     c.optim.name = "adamw"
     c.optim.learning_rate = learning_rate
@@ -51,10 +56,10 @@ def get_config(variant=""):
 
     c.checkpoint.every = 5000
     c.log.every = 100
-    c.evals = dict(valid=config.evaluation("loss", every=5000, batches=20))
+    c.evals = dict(valid=dict(kind="loss", every=5000, batches=20))
 
     if variant == "tiny":
-        config.laptop_size(c)
+        config.laptop_size(c, dict(kind="wordpiece", vocab_size=2048), vocab_size=2048)
         c.task.max_predictions = 8
         c.optim.learning_rate = 3e-3  # of a small model
     return c

@@ -20,12 +20,14 @@ def get_config(variant=""):
     )
     c.task = dict(name="mlm_nsp", pairs="nsp", max_predictions=14)
 
-    c.data.sources = dict(docstrings=config.text_source("docstrings"))
-    c.data.tokenizer.kind = "wordpiece"
-    c.data.tokenizer.vocab_size = 4096
-    c.data.seq_len = 96
-    c.data.valid_fraction = 0.03  # as in finetune.py, so that its test texts are not seen here
-    c.data.test_fraction = 0.03
+    c.data = dict(
+        name="text",
+        sources=dict(docstrings=dict(kind="docstrings")),
+        tokenizer=dict(kind="wordpiece", vocab_size=4096),
+        seq_len=96,
+        valid_fraction=0.03,  # as in finetune.py, so that its test texts are not seen here
+        test_fraction=0.03,
+    )
 
     c.optim.name = "adamw"
     c.optim.learning_rate = 2e-3
@@ -39,7 +41,7 @@ def get_config(variant=""):
 
     c.checkpoint.every = 500
     c.log.every = 50
-    c.evals = dict(valid=config.evaluation("loss", every=500, batches=40))
+    c.evals = dict(valid=dict(kind="loss", every=500, batches=40))
 
     tiny = config.variants(variant, tiny=True)
     if tiny:  # under a minute, most of it reading the text

@@ -15,15 +15,17 @@ def get_config(variant=""):
 
     c.init_from = "runs/bert-docstrings"
     c.model = dict(name="bert", preset="init_from", dropout=0.1, attention_dropout=0.0)
-    c.data.tokenizer.kind = "init_from"
+    c.data = dict(
+        name="labelled",
+        tokenizer=dict(kind="init_from"),
+        train="docstrings:library",
+        seq_len=96,
+        truncate=True,
+        packing=True,  # a row holds several examples, so little of it is padding
+        valid_fraction=0.03,
+        test_fraction=0.03,
+    )
     c.task = dict(name="classify")
-
-    c.data.train = "docstrings:library"
-    c.data.seq_len = 96
-    c.data.truncate = True
-    c.data.packing = True  # a row holds several examples, so little of it is padding
-    c.data.valid_fraction = 0.03
-    c.data.test_fraction = 0.03
 
     c.optim.name = "adamw"
     c.optim.learning_rate = 1.5e-3  # of a small model; 2e-5 to 5e-5 for the sizes base and large
@@ -40,19 +42,18 @@ def get_config(variant=""):
     c.checkpoint.best = "eval/valid/loss"  # which every task has; --step=best takes it
     c.log.every = 20
     c.evals = dict(
-        valid=config.evaluation("metrics", every=300),
-        test=config.evaluation("metrics", every=1200, split="test"),
+        valid=dict(kind="metrics", every=300),
+        test=dict(kind="metrics", every=1200, split="test"),
     )
 
     choice = config.variants(variant, tiny="tiny", pairs="pairs")
     if choice == "pairs":  # do a title and a body belong together?
         c.data.train = "docstrings:title"
-        c.data.columns.pair = "pair"
+        c.data.columns = dict(pair="pair")
     if choice == "tiny":  # under a minute and from scratch, most of it reading the text
         c.init_from = ""
         c.model = dict(name="bert", vocab_size=2048, max_len=64, d_model=64, n_layers=2, n_heads=2)
-        c.data.tokenizer.kind = "wordpiece"
-        c.data.tokenizer.vocab_size = 2048
+        c.data.tokenizer = dict(kind="wordpiece", vocab_size=2048)
         c.data.seq_len = 64
         c.train.steps = 20
         c.optim.warmup_steps = 5

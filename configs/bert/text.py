@@ -20,10 +20,12 @@ def get_config(variant=""):
     )
     c.task = dict(name="mlm_nsp", pairs="none", max_predictions=10)
 
-    c.data.sources = dict(text=config.text_source("text", "set me: FILE or 'FOLDER/*.txt'"))
-    c.data.tokenizer.kind = "wordpiece"
-    c.data.tokenizer.vocab_size = 8192
-    c.data.seq_len = 64
+    c.data = dict(
+        name="text",
+        sources=dict(text=dict(kind="text", path="set me: FILE or 'FOLDER/*.txt'")),
+        tokenizer=dict(kind="wordpiece", vocab_size=8192),
+        seq_len=64,
+    )
 
     c.optim.name = "adamw"
     c.optim.learning_rate = 2e-3
@@ -37,9 +39,9 @@ def get_config(variant=""):
 
     c.checkpoint.every = 1000
     c.log.every = 100
-    c.evals = dict(valid=config.evaluation("loss", every=2000, batches=20))
+    c.evals = dict(valid=dict(kind="loss", every=2000, batches=20))
 
     if config.variants(variant, tiny=True):  # under a minute, on text that is there
-        config.laptop_size(c)
+        config.laptop_size(c, dict(kind="wordpiece", vocab_size=2048), vocab_size=2048)
         c.task.max_predictions = 8
     return c

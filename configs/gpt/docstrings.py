@@ -21,10 +21,12 @@ def get_config(variant=""):
         scan=False,  # few layers: unrolled is quicker on a CPU
     )
 
-    c.data.sources = dict(docstrings=config.text_source("docstrings"))
-    c.data.tokenizer.kind = "sentencepiece"
-    c.data.tokenizer.vocab_size = 2048
-    c.data.seq_len = 128
+    c.data = dict(
+        name="text",
+        sources=dict(docstrings=dict(kind="docstrings")),
+        tokenizer=dict(kind="sentencepiece", vocab_size=2048),
+        seq_len=128,
+    )
 
     c.optim.name = "adamw"
     c.optim.learning_rate = 4e-3
@@ -40,8 +42,8 @@ def get_config(variant=""):
     c.checkpoint.every = 100
     c.log.every = 10
     c.evals = dict(
-        valid=config.evaluation("loss", every=100, batches=20),
-        sample=config.evaluation("sample", every=600, prompt="Return the", tokens=60),
+        valid=dict(kind="loss", every=100, batches=20),
+        sample=dict(kind="sample", every=600, prompt="Return the", tokens=60),
     )
 
     tiny = config.variants(variant, tiny=True)

@@ -25,11 +25,16 @@ def get_config(variant=""):
         remat="dots",
     )
 
-    c.data.sources = dict(text=config.text_source("jsonl", "set data.sources.text.path"))
-    c.data.tokenizer.kind = "bpe"
-    c.data.tokenizer.path = "set data.tokenizer.path"  # a folder with vocab.json and merges.txt
-    c.data.seq_len = 1024
-    c.data.packing = False  # GPT-2 attends across documents
+    c.data = dict(
+        name="text",
+        sources=dict(text=dict(kind="jsonl", path="set data.sources.text.path")),
+        tokenizer=dict(
+            kind="bpe",
+            path="set data.tokenizer.path",  # a folder with vocab.json and merges.txt
+        ),
+        seq_len=1024,
+        packing=False,  # GPT-2 attends across documents
+    )
 
     c.optim.name = "adamw"
     c.optim.learning_rate = learning_rate
@@ -47,8 +52,8 @@ def get_config(variant=""):
 
     c.checkpoint.every = 1000
     c.log.every = 50
-    c.evals = dict(valid=config.evaluation("loss", every=1000, batches=20))
+    c.evals = dict(valid=dict(kind="loss", every=1000, batches=20))
 
     if variant == "tiny":
-        config.laptop_size(c)
+        config.laptop_size(c, dict(kind="bytes"), vocab_size=264, n_kv_heads=4)
     return c

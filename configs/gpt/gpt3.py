@@ -32,11 +32,16 @@ def get_config(variant=""):
         remat="full" if tensor > 1 else "dots",
     )
 
-    c.data.sources = dict(text=config.text_source("jsonl", "set data.sources.text.path"))
-    c.data.tokenizer.kind = "bpe"
-    c.data.tokenizer.path = "set data.tokenizer.path"  # a folder with vocab.json and merges.txt
-    c.data.seq_len = CONTEXT
-    c.data.packing = False  # as published: documents follow each other without a mask
+    c.data = dict(
+        name="text",
+        sources=dict(text=dict(kind="jsonl", path="set data.sources.text.path")),
+        tokenizer=dict(
+            kind="bpe",
+            path="set data.tokenizer.path",  # a folder with vocab.json and merges.txt
+        ),
+        seq_len=CONTEXT,
+        packing=False,  # as published: documents follow each other without a mask
+    )
 
     c.train.batch_size = round(batch_tokens / CONTEXT / 256) * 256
     tokens = c.train.batch_size * CONTEXT
@@ -58,8 +63,8 @@ def get_config(variant=""):
 
     c.checkpoint.every = 1000
     c.log.every = 50
-    c.evals = dict(valid=config.evaluation("loss", every=1000, batches=20))
+    c.evals = dict(valid=dict(kind="loss", every=1000, batches=20))
 
     if variant == "tiny":
-        config.laptop_size(c)
+        config.laptop_size(c, dict(kind="bytes"), vocab_size=264, n_kv_heads=4)
     return c

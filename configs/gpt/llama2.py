@@ -22,12 +22,17 @@ def get_config(variant=""):
         remat="full",
     )
 
-    c.data.sources = dict(text=config.text_source("jsonl", "set data.sources.text.path"))
-    c.data.tokenizer.kind = "sentencepiece"
-    c.data.tokenizer.path = "set data.tokenizer.path"  # a .model file of 32,000 pieces
-    c.data.tokenizer.vocab_size = 32000
-    c.data.seq_len = 4096
-    c.data.packing = False
+    c.data = dict(
+        name="text",
+        sources=dict(text=dict(kind="jsonl", path="set data.sources.text.path")),
+        tokenizer=dict(
+            kind="sentencepiece",
+            path="set data.tokenizer.path",  # a .model file of 32,000 pieces
+            vocab_size=32000,
+        ),
+        seq_len=4096,
+        packing=False,
+    )
 
     c.optim.name = "adamw"
     c.optim.learning_rate = learning_rate
@@ -48,8 +53,8 @@ def get_config(variant=""):
 
     c.checkpoint.every = 1000
     c.log.every = 50
-    c.evals = dict(valid=config.evaluation("loss", every=1000, batches=20))
+    c.evals = dict(valid=dict(kind="loss", every=1000, batches=20))
 
     if variant == "tiny":
-        config.laptop_size(c)
+        config.laptop_size(c, dict(kind="bytes"), vocab_size=264, n_kv_heads=4)
     return c

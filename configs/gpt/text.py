@@ -17,11 +17,14 @@ def get_config(variant=""):
         scan=False,  # few layers: unrolled is quicker on a CPU
     )
 
-    c.data.sources = dict(text=config.text_source("text", "set data.sources.text.path"))
-    c.data.tokenizer.kind = "bytes"
-    c.data.seq_len = 256
-    c.data.valid_fraction = 0.05
-    c.data.test_fraction = 0.05
+    c.data = dict(
+        name="text",
+        sources=dict(text=dict(kind="text", path="set data.sources.text.path")),
+        tokenizer=dict(kind="bytes"),
+        seq_len=256,
+        valid_fraction=0.05,
+        test_fraction=0.05,
+    )
 
     c.optim.name = "adamw"
     c.optim.learning_rate = 1e-3
@@ -40,10 +43,10 @@ def get_config(variant=""):
     c.checkpoint.best = "eval/valid/loss"
     c.log.every = 10
     c.evals = dict(
-        valid=config.evaluation("loss", every=200),
-        sample=config.evaluation("sample", every=1000, tokens=200),
+        valid=dict(kind="loss", every=200),
+        sample=dict(kind="sample", every=1000, tokens=200),
     )
 
     if config.variants(variant, tiny=True):
-        config.laptop_size(c)
+        config.laptop_size(c, dict(kind="bytes"), vocab_size=264, n_kv_heads=4)
     return c

@@ -22,7 +22,7 @@ def get_config(variant=""):
     choice = config.variants(variant, tiny="tiny", titles="titles")
 
     c.model = dict(
-        name="headline",
+        name="seqgan.headline_model",
         vocab_size=4096,
         max_len=20,
         article_len=64,
@@ -39,7 +39,7 @@ def get_config(variant=""):
     # A step is a round of so many updates: first of maximum likelihood, then of the discriminator,
     # then adversarial ones up to train.steps.
     c.task = dict(
-        name="headline",
+        name="seqgan.headline",
         mle_rounds=16,
         mle_updates=100,
         discriminator_rounds=2,
@@ -57,13 +57,15 @@ def get_config(variant=""):
         embeddings="",  # a file of `bigjax embeddings`
     )
 
-    c.data.train = "docstrings:headline"
-    c.data.seq_len = 20  # of a headline
-    c.data.truncate = True
-    c.data.tokenizer.kind = "wordpiece"
-    c.data.tokenizer.vocab_size = 4096
-    c.data.valid_fraction = 0.03
-    c.data.test_fraction = 0.03
+    c.data = dict(
+        name="seqgan.headline_data",
+        train="docstrings:headline",
+        seq_len=20,  # of a headline
+        truncate=True,
+        tokenizer=dict(kind="wordpiece", vocab_size=4096),
+        valid_fraction=0.03,
+        test_fraction=0.03,
+    )
 
     c.optim.name = "adamw"
     c.optim.learning_rate = 3e-3
@@ -78,8 +80,8 @@ def get_config(variant=""):
     c.checkpoint.every = 2
     c.log.every = 1
     c.evals = dict(
-        valid=config.evaluation("loss", every=2, batches=10),
-        headlines=config.evaluation("headlines", every=8, batches=6),
+        valid=dict(kind="loss", every=2, batches=10),
+        headlines=dict(kind="seqgan.headlines_eval", every=8, batches=6),
     )
 
     if choice == "titles":  # Chinese titles alone: set data.train to a file of them
@@ -88,9 +90,11 @@ def get_config(variant=""):
         c.model.vocab_size = c.data.tokenizer.vocab_size = 5120  # Chinese has many characters
         c.data.train = "set data.train"
         c.data.seq_len = 32
-        c.data.columns.headline = "title"
-        c.data.columns.article = ""  # the source is then earlier titles (of the same tags)
-        c.data.columns.tags = ""
+        c.data.columns = dict(
+            headline="title",
+            article="",  # the source is then earlier titles (of the same tags)
+            tags="",
+        )
     if choice == "tiny":  # without what takes long to find in the data: clicks and hot words
         c.model.update(
             click_buckets=0,

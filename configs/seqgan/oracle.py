@@ -18,12 +18,16 @@ from bigjax import config
 def get_config(variant=""):
     c = config.new_config()
 
-    c.oracle.params = ""  # such as the oracle published with the paper's code, as .npz
-    c.oracle.seed = 0
-    c.oracle.sequences = 10_000  # to train on, and as many to test
+    c.data = dict(
+        name="seqgan.oracle_data",
+        params="",  # such as the oracle published with the paper's code, as .npz
+        seed=0,
+        sequences=10_000,  # to train on, and as many to test
+        seq_len=20,
+    )
 
     c.model = dict(
-        name="seqgan",
+        name="seqgan.model",
         vocab_size=5000,
         max_len=20,
         generator="lstm",
@@ -31,10 +35,9 @@ def get_config(variant=""):
         discriminator="lstm",
         discriminator_dropout=0.5,
     )
-    c.data.seq_len = 20
 
     c.task = dict(
-        name="seqgan",
+        name="seqgan.oracle",
         mle_rounds=5,
         mle_updates=156,  # an epoch
         discriminator_rounds=4,
@@ -61,7 +64,7 @@ def get_config(variant=""):
 
     c.checkpoint.every = 5
     c.log.every = 1
-    c.evals = dict(oracle=config.evaluation("oracle", split="test", every=1))
+    c.evals = dict(oracle=dict(kind="seqgan.oracle_eval", split="test", every=1))
 
     choice = config.variants(
         variant,
@@ -109,7 +112,7 @@ def get_config(variant=""):
     if choice == "tiny":
         c.model.update(vocab_size=100, discriminator_d_model=16)
         c.mesh.data = -1
-        c.oracle.sequences = 1000
+        c.data.sequences = 1000
         c.task.update(
             mle_rounds=2,
             mle_updates=10,

@@ -11,11 +11,15 @@ from bigjax import config
 def get_config(variant=""):
     c = config.new_config()
 
-    c.oracle.params = ""  # such as the oracle published with the paper's code, as .npz
-    c.oracle.sequences = 10_000
+    c.data = dict(
+        name="seqgan.oracle_data",
+        params="",  # such as the oracle published with the paper's code, as .npz
+        sequences=10_000,
+        seq_len=20,
+    )
 
     c.model = dict(
-        name="seqgan",
+        name="seqgan.model",
         vocab_size=5000,
         max_len=20,
         generator="lstm",
@@ -23,10 +27,9 @@ def get_config(variant=""):
         discriminator="cnn",
         discriminator_dropout=0.25,
     )
-    c.data.seq_len = 20
 
     c.task = dict(
-        name="seqgan",
+        name="seqgan.oracle",
         mle_rounds=120,
         mle_updates=156,  # an epoch
         discriminator_rounds=50,
@@ -51,12 +54,12 @@ def get_config(variant=""):
 
     c.checkpoint.every = 5
     c.log.every = 1
-    c.evals = dict(oracle=config.evaluation("oracle", split="test", every=5))
+    c.evals = dict(oracle=dict(kind="seqgan.oracle_eval", split="test", every=5))
 
     tiny = config.variants(variant, tiny=True)
     if tiny:
         c.model.update(vocab_size=100, filter_widths=(1, 2, 3), filters=(10, 10, 10))
-        c.oracle.sequences = 1000
+        c.data.sequences = 1000
         c.task.update(
             mle_rounds=2,
             mle_updates=10,

@@ -21,6 +21,7 @@ from bigjax.train import load as load_lib
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State
+from tests import helpers
 from tests.helpers import bigjax
 from tests.parity import test_gpt
 from tests.unit.test_interop import stored, write_folder
@@ -303,7 +304,7 @@ def test_the_moving_average_of_an_unrolled_model(copied, tmp_path):
     checkpoints = Checkpoints(copied, keep=2)
     checkpoints.save(
         3,
-        State(jnp.int32(3), params, (), {}, double, jnp.bool_(False)),
+        State(jnp.int32(3), params, (), {}, {"params": double}, jnp.bool_(False)),
         {"data": "", "early_stop": {}},
         {},
     )
@@ -376,7 +377,7 @@ def test_a_cased_vocabulary_without_settings_is_read_as_it_is_told(tmp_path):
         model={"vocab_size": 7},
     )
     for flags, ids in (([], [1, 6]), (["--config.data.tokenizer.lowercase=False"], [5, 6])):
-        c, said = config_lib.new_config(), []
+        c, said = helpers.filled(config_lib.new_config()), []
         config_lib.override(c, flags)
         folder = tmp_path / f"run{len(flags)}" / "tokenizer"
         exchange._import_tokenizer(found, c, folder, str(folder.parent), said.append)

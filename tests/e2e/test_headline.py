@@ -8,7 +8,7 @@ import pytest
 
 from bigjax import main
 from bigjax.data import word_vectors
-from bigjax.infer import headline as infer
+from bigjax.projects.seqgan import writer as infer
 from tests import helpers
 from tests.conftest import WORDS
 from tests.helpers import bigjax
@@ -242,7 +242,10 @@ TRAINING = {
     "an option out of range": (["--config.task.n_history=-1"], ["n_history"]),
     "a headline that is too long": (["--config.data.seq_len=11"], ["max_len"]),
     "another tokenizer": (["--config.model.special_ids=(1,0,2,3,4)"], ["special_ids"]),
-    "another evaluation's task": (["--config.evals.written.kind=oracle"], ["oracle"]),
+    "another evaluation's task": (
+        ["--config.evals.written.kind=seqgan.oracle_eval"],
+        ["oracle_eval", "seqgan.oracle'"],
+    ),
     "clicks that no row has": (
         ["--config.data.columns.clicks=", "--config.data.columns.impressions="],
         ["no training row has any"],

@@ -18,7 +18,7 @@ from bigjax.plan import chips
 chips.before_jax()
 
 from bigjax import config as config_lib  # noqa: E402
-from bigjax import tasks  # noqa: E402
+from bigjax import modules, tasks  # noqa: E402
 from bigjax.layers.splash import SCOPE  # noqa: E402
 from bigjax.parallel import mesh as mesh_lib  # noqa: E402
 from bigjax.train import program as program_lib  # noqa: E402
@@ -43,8 +43,10 @@ def small(form: str):
             dtype="bfloat16",
             attention=KERNELS.get(form, "einsum"),
         )
-        c.data.seq_len, c.data.packing, c.train.batch_size = 128, False, 16
+        c.data = dict(name="text", seq_len=128, packing=False)
+        c.train.batch_size = 16
         c.mesh.update(MESHES.get(form, {"data": 1, "fsdp": 4}))
+    modules.fill(c)
     return c
 
 

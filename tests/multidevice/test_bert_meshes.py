@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from bigjax import config, tasks
+from bigjax import tasks
 from bigjax.infer import predict
 from bigjax.parallel import mesh as mesh_lib
+from tests import helpers
 from tests.e2e.test_bert import TINY_BERT, write_table
 from tests.multidevice.test_meshes import assert_same, sizes, train
 
@@ -17,9 +18,13 @@ def make(corpus_file, cache_dir, tmp_path_factory):
     table = write_table(tmp_path_factory.mktemp("table") / "train.tsv", 200)
 
     def of(variant):
-        c = config.load_file(TINY_BERT + variant)
+        c = helpers.load_config(TINY_BERT + variant)
         with c.unlocked():
-            c.data.cache_dir, c.data.sources.text.path, c.data.train = cache_dir, corpus_file, table
+            c.data.cache_dir = cache_dir
+            if variant:
+                c.data.train = table
+            else:
+                c.data.sources.text.path = corpus_file
             # Dropout of every kind where micro-batches are not compared with the whole
             c.model.dropout = c.model.attention_dropout = 0.1 if variant else 0.0
         tasks.resolve(c)
@@ -71,7 +76,7 @@ def test_predictions_on_a_mesh(make, one_device):
         mesh = mesh_lib.make_mesh(sizes(*mesh_sizes), jax.devices()[:n])
         with jax.set_mesh(mesh):
             params = jax.tree.map(np.asarray, one_device[":labelled"][2].params)
-            outputs.append(predict.outputs_of(task, mesh, params, {}, data, labelled=True))
+            outputs.append(predict.outputs_of(task, mesh, params, {}, {}, data, labelled=True))
     (one, loss), (many, same) = outputs
     np.testing.assert_allclose(np.stack(many), np.stack(one), atol=1e-5)
     np.testing.assert_allclose(same["loss"], loss["loss"], rtol=1e-5)

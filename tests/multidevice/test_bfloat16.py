@@ -5,12 +5,13 @@ import jax
 import numpy as np
 import pytest
 
-from bigjax import config, tasks
+from bigjax import tasks
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
 from bigjax.train import program as program_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.step import unpack
+from tests import helpers
 from tests.e2e import test_bert, test_headline
 from tests.helpers import TINY
 from tests.multidevice import test_seqgan_meshes
@@ -39,7 +40,7 @@ def make(corpus_file, cache_dir, tmp_path_factory):
             "headline": (test_headline.TINY, {"data.train": headlines, "task.mle_rounds": STEPS}),
             "headline rounds": (test_headline.TINY, {"data.train": headlines}),
         }[family]
-        c = config.load_file(file)
+        c = helpers.load_config(file)
         with c.unlocked():
             if family in ("gpt", "bert"):
                 c.data.sources.text.path = corpus_file

@@ -11,6 +11,7 @@ from bigjax.train import program as program_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.step import unpack
 from bigjax.trees import named_leaves
+from tests import helpers
 
 SAVED_ON = dict(fsdp=4, tensor=2)
 
@@ -43,10 +44,7 @@ def on(c, mesh_sizes, corpus, state_of, steps):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, corpus_file, cache_dir):
     """(config, corpus, folder, parameters saved after 3 steps, losses of the next 3)."""
-    from bigjax import config
-    from tests.helpers import TINY
-
-    c = config.load_file(TINY)
+    c = helpers.load_config("tests/tiny.py")
     with c.unlocked():
         c.data.sources.text.path, c.data.cache_dir = corpus_file, cache_dir
         c.train.ema = 0.9

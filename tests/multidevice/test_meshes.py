@@ -49,10 +49,7 @@ def train(c, mesh_sizes, corpus, steps=10):
 
 @pytest.fixture(scope="module")
 def corpus(corpus_file, cache_dir, request):
-    from bigjax import config
-    from tests.helpers import TINY
-
-    c = config.load_file(TINY)
+    c = helpers.load_config("tests/tiny.py")
     with c.unlocked():
         c.data.sources.text.path = corpus_file
         c.data.cache_dir = cache_dir
@@ -61,14 +58,11 @@ def corpus(corpus_file, cache_dir, request):
 
 @pytest.fixture(scope="module")
 def one_device(corpus, corpus_file):
-    from bigjax import config
-    from tests.helpers import TINY
-
     results = {}
 
     def of(name):
         if name not in results:
-            c = config.load_file(TINY)
+            c = helpers.load_config("tests/tiny.py")
             with c.unlocked():
                 set_optimizer(c, name)
             results[name] = train(c, (1, 1, 1), corpus)

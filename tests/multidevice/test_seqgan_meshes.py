@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from bigjax import config, tasks
+from bigjax import tasks
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
 from bigjax.train import program as program_lib
 from bigjax.train.step import unpack
 from bigjax.trees import named_leaves
+from tests import helpers
 
 TINY = str(pathlib.Path(__file__).parents[1] / "tiny_seqgan.py")
 
@@ -19,7 +20,7 @@ TINY = str(pathlib.Path(__file__).parents[1] / "tiny_seqgan.py")
 @pytest.fixture(scope="module")
 def tiny(cache_dir):
     """One round of each phase, more of it than in the file."""
-    c = config.load_file(TINY)
+    c = helpers.load_config(TINY)
     with c.unlocked():
         c.data.cache_dir = cache_dir
         c.task.update(

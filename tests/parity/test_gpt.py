@@ -11,13 +11,14 @@ import pathlib
 from typing import NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 
+from bigjax import config as config_lib
 from bigjax import tasks
 from bigjax.layers import params as params_lib
 from bigjax.trees import named_leaves
+from tests import helpers
 
 HERE = pathlib.Path(__file__).parent
 OUTPUT_BAR, GRADIENT_BAR = 1e-5, 1e-4
@@ -200,15 +201,10 @@ def compiled(case: str, **more):
     inside, so that gradients of single layers come out and no small operation compiles alone.
     """
     ref = reference(case)
-    task = tasks.build(
-        ml_collections.ConfigDict(
-            dict(
-                model=dict(name="gpt", **{**ref.fields, **more}),
-                task=dict(name="causal_lm"),
-                data=dict(seq_len=ref.logits.shape[1]),
-            )
-        )
-    )
+    c = config_lib.new_config()
+    c.model = dict(name="gpt", **{**ref.fields, **more})
+    c.data = dict(name="text", seq_len=ref.logits.shape[1])
+    task = tasks.build(helpers.filled(c))
 
     def loss(params, batch):
         # train=True: what the trainer differentiates; without dropout it is the same.

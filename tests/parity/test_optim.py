@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from bigjax import config as config_lib
-from bigjax import tasks
+from bigjax import modules, tasks
 from bigjax.optim import make, make_schedule, schedules
 from bigjax.trees import count, named_leaves
 
@@ -272,6 +272,7 @@ def test_the_state_of_adafactor_has_the_sides_of_each_matrix(model, task):
     c = config_lib.new_config()
     with c.unlocked():
         c.model, c.task.name = model, task
+    modules.fill(c)
     params = jax.eval_shape(tasks.build(c).init, jax.random.key(0))["params"]
     state = jax.eval_shape(make(optim(name="adafactor"), STEPS, params).init, params)
     wanted = 0

@@ -1,4 +1,4 @@
-"""bigjax.models.seqgan against PyTorch, and its oracle against an LSTM in NumPy.
+"""bigjax.projects.seqgan.model against PyTorch, and its oracle against an LSTM in NumPy.
 
 make_seqgan.py froze the reference in float32. The error of a tensor is max |ours - theirs| /
 max |theirs|.
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bigjax import losses
-from bigjax.models import seqgan
+from bigjax.projects.seqgan import model as seqgan
 from bigjax.trees import named_leaves
 
 HERE = pathlib.Path(__file__).parent

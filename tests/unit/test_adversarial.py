@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bigjax.layers.sampling import categorical
-from bigjax.tasks._adversarial import Options, mask_of, shifted, states_of, write
-from bigjax.train import adversarial
+from bigjax.projects.seqgan import rounds as adversarial
+from bigjax.projects.seqgan.players import Options, mask_of, shifted, states_of, write
 from tests.language import (
     END,
     LANGUAGES,

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax.data.sequences import InRounds, Rows
+from bigjax.data.arrays import ArrayData
 from bigjax.errors import UserError
-from bigjax.tasks._adversarial import PHASES, Options, shifted
-from bigjax.train import adversarial
+from bigjax.projects.seqgan import rounds as adversarial
+from bigjax.projects.seqgan.in_rounds import InRounds
+from bigjax.projects.seqgan.players import PHASES, Options, shifted
 from tests.language import T, make_players, make_task, nll, place, play, texts
 
 
@@ -255,7 +256,7 @@ def test_options_that_are_refused(name, value):
 def round_data(seed, n=10, batch_size=4):
     arrays = {"tokens": np.arange(n * 2).reshape(n, 2), "weights": np.ones((n, 2), np.float32)}
     options = Options(mle_rounds=2, mle_updates=3, discriminator_rounds=1, pretrain_updates=2)
-    rows = Rows(arrays, batch_size, seed)
+    rows = ArrayData(arrays, batch_size, seed)
     return rows if seed is None else InRounds(rows, options.round)
 
 

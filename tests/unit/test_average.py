@@ -3,43 +3,45 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from bigjax import config as config_lib
 from bigjax import tasks
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
 from bigjax.train import hooks, init_from, load
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
-from bigjax.train.state import State
+from bigjax.train.state import State, make_init
+from bigjax.train.step import make_step
 from bigjax.trees import named_leaves
-from tests.helpers import TINY
+from tests import helpers
 
 
-@pytest.mark.parametrize("average", [None, "average"])
+@pytest.mark.parametrize("average", [None, {"params": "average", "counts": 2}])
 def test_evaluation_while_training(average):
-    written, state = [], State(7, "parameters", (), "extras", average, False)
+    written, state = [], State(7, "parameters", (), {"counts": 1}, average, False)
     evaluator = lambda params, extras, step: {params: (extras, step)}
     write = lambda step, name, values: written.append((step, name, values))
     hook = hooks.Evaluate("valid", evaluator, 5, 7, write, lambda seconds: None)
     assert [step for step in range(1, 8) if hook.due(step)] == [5, 7]
     hook(7, state)
-    found = average or "parameters"
-    assert written == [(7, "valid", {f"eval/valid/{found}": ("extras", 7)})]
+    name, counts = ("average", 2) if average else ("parameters", 1)
+    assert written == [(7, "valid", {f"eval/valid/{name}": ({"counts": counts}, 7)})]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A work folder whose parameters are all 1 and whose average is 2, and its config."""
-    c, folder = config_lib.load_file(TINY), tmp_path_factory.mktemp("run")
+    c, folder = helpers.load_config("tests/tiny.py"), tmp_path_factory.mktemp("run")
     with c.unlocked():
         c.model.n_layers, c.train.ema = 1, 0.9
     shapes = jax.eval_shape(tasks.build(c).init, jax.random.key(0))["params"]
     full = lambda n: jax.tree.map(lambda x: jax.device_put(np.full(x.shape, n, x.dtype)), shapes)
     workdir_lib.write_config(folder, c)
     checkpoints = Checkpoints(folder)
-    state = State(jnp.int32(3), full(1), (), {}, full(2), jnp.bool_(False))
+    average = {"params": full(2)}
+    state = State(jnp.int32(3), full(1), (), {}, average, jnp.bool_(False))
     checkpoints.save(3, state, {"data": "", "early_stop": {}}, {})
     checkpoints.wait()
     checkpoints.close()
@@ -72,3 +74,53 @@ def test_a_run_that_is_started_from(run, mesh, tmp_path):
     found = init_from.initialise(fresh, source, "^position", lambda text: None)
     assert values(found) == {0, 2}
     assert values({"x": found["position"]["embedding"]}) == {0}
+
+
+def test_the_average_is_of_extras_too(mesh, tmp_path):
+    """As a moving mean of batches, which evaluation uses beside the averaged parameters."""
+
+    def loss(params, extras, parts, batch, rng, train):
+        seen = extras["counts"]["seen"] + train * batch["y"].mean()
+        total = ((params["kernel"] - batch["y"]) ** 2).sum()
+        return (total, jnp.float32(2)), (
+            {"seen": (seen, jnp.float32(1))},
+            {"counts": {"seen": seen}},
+        )
+
+    variables = {"params": {"kernel": jnp.zeros(2)}, "counts": {"seen": jnp.float32(0)}}
+    task = helpers.task(lambda rng: variables, loss, {"kernel": (None,)})
+    task.axes["counts"] = {"seen": ()}
+    tx = optax.sgd(0.25)
+    state = make_init(task, tx.init, 0, True)()
+    step = jax.jit(make_step(task, tx, lambda step: 0.25, seed=0, ema=0.5))
+    kernel, seen, want = 0.0, 0.0, {"kernel": 0.0, "seen": 0.0}
+    for y in (1.0, 3.0, -2.0):
+        state, _ = step(state, {}, {"y": jnp.full(2, y)})
+        kernel, seen = kernel - 0.25 * (kernel - y), seen + y
+        want = {k: 0.5 * want[k] + 0.5 * x for k, x in (("kernel", kernel), ("seen", seen))}
+    assert float(state.extras["counts"]["seen"]) == seen
+    assert float(state.ema["counts"]["seen"]) == want["seen"] != seen
+    assert float(state.ema["params"]["kernel"][0]) == pytest.approx(want["kernel"])
+
+    # Evaluation while training, and of a run that is opened, takes both from the average.
+    got = []
+    evaluator = lambda params, extras, step: got.append((params, extras)) or {}
+    hooks.Evaluate("valid", evaluator, 1, 3, lambda *_: None, lambda seconds: None)(3, state)
+    ((params, extras),) = got
+    assert float(extras["counts"]["seen"]) == want["seen"]
+    assert float(params["kernel"][0]) == pytest.approx(want["kernel"])
+    c = helpers.load_config("tests/tiny.py")
+    with c.unlocked():
+        c.train.ema = 0.5
+    workdir_lib.write_config(tmp_path, c)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, state, {"data": "", "early_stop": {}}, {})
+    checkpoints.wait()
+    checkpoints.close()
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(tasks, "build", lambda config: task)
+        loaded = load.load(str(tmp_path), c, None, None)
+    assert float(loaded.extras["counts"]["seen"]) == want["seen"]
+    assert float(loaded.params["kernel"][0]) == pytest.approx(want["kernel"])
+    source = init_from.open_source(str(tmp_path), "")
+    assert source.shapes == {"kernel": (2,), "counts/seen": ()}

@@ -1,19 +1,16 @@
 """Task.batch_shapes, which a plan goes by, against the batches that the data give."""
 
 import json
-import pathlib
 
 import numpy as np
 import pytest
 
-from bigjax import config as config_lib
 from bigjax import tasks
-
-HERE = pathlib.Path(__file__).parents[1]
+from tests import helpers
 
 
 def load(name, cache_dir, corpus_file, tmp_path):
-    c = config_lib.load_file(str(HERE / f"{name}.py"))
+    c = helpers.load_config(f"tests/{name}.py")
     with c.unlocked():
         c.data.cache_dir = cache_dir
         if name == "tiny_headline":
@@ -49,17 +46,17 @@ def test_shapes_are_those_of_batches(name, steps, cache_dir, corpus_file, tmp_pa
         ("tag", {"labels": ("X", "Y")}, [(["some", "words"], ["X", "Y"]), (["words"], ["Y"])]),
     ],
 )
-def test_shapes_of_labelled_batches(task, kind, rows, cache_dir, corpus_file, tmp_path):
-    c = load("tiny_bert", cache_dir, corpus_file, tmp_path)
+def test_shapes_of_labelled_batches(task, kind, rows, cache_dir, tmp_path):
+    c = helpers.load_config("tests/tiny_bert.py:labelled")
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": x, "label": y}) + "\n" for x, y in rows * 10))
     with c.unlocked():
-        c.task = dict(name=task, **kind)
+        c.data.cache_dir, c.task = cache_dir, dict(name=task, **kind)
         c.data.train = c.data.valid = c.data.test = str(path)
         c.data.columns.tokens, c.data.columns.tags = "text", "label"
         c.data.tokenizer.vocab_size, c.data.packing = 25, False
         c.train.batch_size = 4
-    check(c, 1)
+    check(helpers.filled(c), 1)
 
 
 def check(c, steps):

@@ -56,8 +56,10 @@ def test_the_best_step_is_kept_and_named(tmp_path, case):
     assert kept == ([best, 5, 6] if best else [5, 6])
     assert named(tmp_path, mode) == best
     if not best:
+        command = arguments.Command((arguments.STEP,))
+        given = arguments.Arguments([f"--workdir={tmp_path}", "--step=best"], command)
         with pytest.raises(UserError, match="no saved step .* with a finite value"):
-            _ = arguments.Arguments([f"--workdir={tmp_path}", "--step=best"], texts=("step",)).step
+            _ = given.step
 
 
 def test_a_better_one_takes_its_place_after_a_restart(tmp_path):

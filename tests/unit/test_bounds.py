@@ -3,38 +3,42 @@
 import dataclasses
 import json
 import math
+import re
 import typing
 
 import pytest
 
-from bigjax import config, models, tasks
+from bigjax import bounds, config, modules
 from bigjax.arguments import Arguments
-from bigjax.config import bounds
+from bigjax.config.keys import RANGES, range_of
 from bigjax.config.override import parse
 from bigjax.errors import UserError
-from bigjax.infer import generate, headline
+from bigjax.infer import generate
+from bigjax.projects.seqgan import options as headline
 
-MODELS = ("gpt", "bert", "seqgan", "headline")
-TASKS = ("causal_lm", "mlm_nsp", "classify", "tag", "answer", "seqgan", "headline")
+MODULES = {
+    "models": ("gpt", "bert", "seqgan.model", "seqgan.headline_model"),
+    "tasks": (
+        *("causal_lm", "mlm_nsp", "classify", "tag", "answer"),
+        *("seqgan.oracle", "seqgan.headline"),
+    ),
+    "data": ("text", "labelled", "seqgan.headline_data", "seqgan.oracle_data"),
+    "evals": ("loss", "metrics", "sample", "seqgan.headlines_eval", "seqgan.oracle_eval"),
+}
 # Keys of which -1 is a value.
 NEGATIVE = {"mesh.data", "mesh.fsdp", "mesh.sequence", "mesh.tensor"}
 
 
 def whole_config():
-    """new_config with an entry of each open section."""
+    """new_config with an evaluation."""
     c = config.new_config()
     with c.unlocked():
-        c.evals = dict(valid=config.evaluation(every=1, temperatures=(0.5,)))
-        c.data.sources = dict(text=config.text_source("text", "x"))
+        c.evals = dict(valid=dict(kind="loss", every=1))
     return c
 
 
 def numeric_keys() -> list[str]:
-    return [
-        k
-        for k, v in config.sorted_leaves(whole_config())
-        if not isinstance(v, (bool, str)) and not k.startswith(("model.", "task."))
-    ]
+    return [k for k, v in config.sorted_leaves(whole_config()) if not isinstance(v, (bool, str))]
 
 
 def with_value(key: str, value):
@@ -42,7 +46,7 @@ def with_value(key: str, value):
     *parents, last = key.split(".")
     with c.unlocked():
         node = config.get(c, ".".join(parents)) if parents else c
-        node[last] = [value] if isinstance(node[last], list) else value
+        node[last] = value
     return c
 
 
@@ -59,9 +63,9 @@ def refused(key: str, value) -> bool:
 
 def test_every_number_of_a_config_has_a_range():
     keys = numeric_keys()
-    assert len(keys) > 35 and all(bounds.range_of(key) for key in keys)
-    used = {p for p in bounds.RANGES for k in keys if bounds.range_of(k) is bounds.RANGES[p]}
-    assert used == {*bounds.RANGES} and not refused("seed", 3)
+    assert len(keys) > 25 and all(range_of(key) for key in keys)
+    used = {p for p in RANGES for k in keys if range_of(k) is RANGES[p]}
+    assert used == {*RANGES} and not refused("seed", 3)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, -2, 2**32, 10**30])
@@ -85,7 +89,6 @@ def test_numbers_that_no_run_can_use(value):
         ("seed", 2**32, r"in \[0, 4294967295\]"),
         ("seed", -1, r"in \[0, 4294967295\]"),
         ("train.steps", 2**31, "at most 2,147,483,647"),
-        ("evals.valid.temperatures", 0.0, "each must be positive"),
         ("optim.eps", 1e-60, "0.0 as a float32"),
         ("optim.learning_rate", 1e39, "inf as a float32"),
         ("optim.clip_norm", 1e-40, "0.0 as a float32"),
@@ -110,33 +113,76 @@ def test_the_ends_of_ranges_are_taken():
 
 
 def classes():
-    return [(models.module(n).Config, "model") for n in MODELS] + [
-        (tasks.module(n).Config, "task") for n in TASKS
-    ]
+    """(Config, its section) of every module, and of the sections within them."""
+    named = [(room, name) for room, names in MODULES.items() for name in names]
+    sections = {"models": "model", "tasks": "task", "evals": "evals.valid"}
+
+    def walk(cls, where):
+        yield cls, where
+        for field, kind in typing.get_type_hints(cls).items():
+            for inner in (kind, *typing.get_args(kind)):
+                if dataclasses.is_dataclass(inner):
+                    yield from walk(inner, f"{where}.{field}")
+
+    for room, name in named:
+        yield from walk(modules.find(room, name, "x").Config, sections.get(room, room))
 
 
-def test_every_number_of_a_model_and_of_a_task_has_a_range():
-    for cls, _ in classes():
+def ranges_of(cls) -> dict:
+    return getattr(cls, "RANGES", {})
+
+
+def test_every_module_is_looked_at():
+    for room, names in MODULES.items():
+        with pytest.raises(UserError) as e:
+            modules.find(room, "?", "x")
+        have = re.search("Allowed: (.*?)[.] A module", str(e.value))[1].split(", ")
+        assert [*have] == sorted(n for n in names if "." not in n)
+
+
+def test_every_number_of_a_module_has_a_range():
+    sections = 0
+    for cls, where in classes():
         types = typing.get_type_hints(cls)
         numbers = {
             f.name
             for f in dataclasses.fields(cls)
             if {types[f.name], *typing.get_args(types[f.name])} & {int, float}
         }
-        assert numbers == {*cls.RANGES}, cls
+        assert numbers == {*ranges_of(cls)}, cls
+        sections += bool(numbers) and where.startswith(("data", "evals"))
+    assert sections > 10
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1, 2**31, True, None, "1"])
-def test_fields_that_no_model_and_no_task_can_have(value):
+def test_fields_that_no_module_can_have(value):
     for cls, where in classes():
         types = typing.get_type_hints(cls)
-        for name in cls.RANGES:
-            if value == 2**31 and float in (types[name], *typing.get_args(types[name])):
+        for name, allowed in ranges_of(cls).items():
+            if value == 2**31 and (float in (types[name], *typing.get_args(types[name]))):
+                continue
+            if value == 2**31 and allowed == bounds.SEED:
                 continue
             many = typing.get_origin(types[name]) is tuple
-            section = config.new_config().model.__class__({name: (value,) if many else value})
+            required = {
+                f.name: "text"
+                for f in dataclasses.fields(cls)
+                if f.default is f.default_factory is dataclasses.MISSING
+            }
+            section = {**required, name: (value,) if many else value}
             with pytest.raises(UserError, match=f"config.{where}.{name}|{where}.{name}"):
                 config.build(cls, section, where)
+
+
+def test_numbers_of_sections_within_a_section():
+    c = config.new_config()
+    with c.unlocked():
+        c.data = dict(name="text", sources=dict(text=dict(kind="text", path="x", weight=0.0)))
+        c.evals = dict(oracle=dict(kind="seqgan.oracle_eval", every=1, temperatures=(1.0, 0.0)))
+    with pytest.raises(UserError, match="config.data.sources.text.weight is 0.0; .*positive"):
+        modules.options(c, "data")
+    with pytest.raises(UserError, match="config.evals.oracle.temperatures is .*each must be pos"):
+        modules.options(c, "evals.oracle")
 
 
 def test_numbers_of_a_request():
@@ -216,7 +262,7 @@ def test_labels_of_a_config_file_that_are_no_texts(labels, words):
     with c.unlocked():
         c.task = dict(name="classify", labels=labels)
     with pytest.raises(UserError, match=words):
-        tasks.all_fields(c.task)
+        modules.options(c, "task")
 
 
 def shown(value) -> str:
@@ -282,6 +328,9 @@ def test_a_saved_config_of_another_kind():
 
 def test_an_int_is_a_float_where_one_is_wanted():
     stored = json.loads(config.to_json(whole_config()))
-    stored["optim"]["weight_decay"], stored["evals"]["valid"]["temperatures"] = 0, [1]
+    stored["optim"]["weight_decay"] = 0
+    stored["evals"]["valid"].update(kind="seqgan.oracle_eval", temperatures=[1])
     c = config.from_json(json.dumps(stored), "x")
-    assert type(c.optim.weight_decay) is float and c.evals.valid.temperatures == [1.0]
+    modules.fill(c)
+    assert type(c.optim.weight_decay) is float and [*c.evals.valid.temperatures] == [1.0]
+    assert type(c.evals.valid.temperatures[0]) is float

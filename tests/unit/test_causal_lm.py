@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bigjax import config, losses, tasks
+from tests import helpers
 
 
 def build(**options):
@@ -14,8 +15,8 @@ def build(**options):
         name="gpt", vocab_size=16, max_len=8, d_model=8, n_layers=1, n_heads=2, dropout=0.5
     )
     c.task = dict(name="causal_lm", **options)
-    c.data.seq_len = 8
-    return tasks.build(c)
+    c.data = dict(name="text", seq_len=8)
+    return tasks.build(helpers.filled(c))
 
 
 BATCH = dict(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bigjax.data.headline_rows import ClickRates
+from bigjax.projects.seqgan.headline_rows import ClickRates
 
 
 def row(clicks=None, impressions=None):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import requests
 
-from bigjax import cloud, commands, config, main
+from bigjax import cli, cloud, main
 from bigjax.data import shared, sources, store, tables
 from bigjax.data.tokenizer import Bytes
 from bigjax.errors import PassingError, UserError
@@ -107,7 +107,7 @@ def test_storage_that_does_not_answer_is_not_told_as_bad_input(
         lambda: shared.fetch(tmp_path / "key", "gs://bucket/cache", print),
         lambda: list(tables.read_table("gs://bucket/table.tsv", ["text"])),
         lambda: sources.fingerprint(
-            sources.from_config("a", config.text_source("text", "gs://bucket/*.txt"))
+            sources.from_config("a", dict(kind="text", path="gs://bucket/*.txt"))
         ),
     ):
         with pytest.raises(PassingError, match="Cloud storage failed, also when asked again"):
@@ -134,7 +134,7 @@ def test_a_failure_of_storage_is_told_without_a_traceback(monkeypatch, capsys, e
     def fail(argv):
         raise error()
 
-    monkeypatch.setattr(commands, "run", fail)
+    monkeypatch.setattr(cli, "run", fail)
     assert main.main(["train"]) == code
     assert "Service Unavailable" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""bigjax.data.headlines: rows, click statistics, history, hot words, and batches."""
+"""bigjax.projects.seqgan.headline_data: rows, click statistics, history, hot words, and batches."""
 
 import dataclasses
 import json
@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 
 from bigjax.data import docstrings
-from bigjax.data import headline_rows as R
-from bigjax.data.headlines import (
+from bigjax.data.store import split_of
+from bigjax.data.tokenizer import Bytes
+from bigjax.data.wordpiece import SPECIALS, WordPiece
+from bigjax.errors import UserError
+from bigjax.projects.seqgan import headline_rows as R
+from bigjax.projects.seqgan.headline_data import (
     ClickRates,
     HeadlineData,
     HeadlineOptions,
@@ -19,10 +23,6 @@ from bigjax.data.headlines import (
     encode_headlines,
     load_headlines,
 )
-from bigjax.data.store import split_of
-from bigjax.data.tokenizer import Bytes
-from bigjax.data.wordpiece import SPECIALS, WordPiece
-from bigjax.errors import UserError
 from tests.unit.test_data_examples import write
 
 PAD, UNK, CLS, SEP, MASK = range(5)

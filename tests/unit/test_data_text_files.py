@@ -13,13 +13,13 @@ import pytest
 
 from bigjax.data import sources, text_files, utf8
 from bigjax.data.augment import read_thesaurus
-from bigjax.data.hot_words import read_hot_words
 from bigjax.data.sources import Source
 from bigjax.data.tables import read_table
 from bigjax.data.text_files import extension, open_utf8, read_lines, read_text
 from bigjax.data.word_vectors import read as read_vectors
 from bigjax.data.wordpiece import SPECIALS, read_wordpiece
 from bigjax.errors import UserError
+from bigjax.projects.seqgan.hot_words import read_hot_words
 
 TEXT = "\n".join(f"Zeile {i}: schön, 中文 и кириллица, \U0001f600" for i in range(300)) + "\n"
 

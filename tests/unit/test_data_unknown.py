@@ -3,15 +3,15 @@
 import json
 import re
 
-from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from bigjax import config as config_lib
-from bigjax.data import headlines, load_labelled, load_text, unknown
+from bigjax.data import load_labelled, load_text, unknown
 from bigjax.data.labelled import label_names
 from bigjax.data.tokenizer import Bytes
 from bigjax.data.wordpiece import SPECIALS, WordPiece
+from bigjax.projects.seqgan import headline_data as headlines
+from tests import helpers
 from tests.unit.test_data_headlines import OPTIONS
 
 ENGLISH = [
@@ -27,11 +27,20 @@ def warnings_of(lines):
     return [line for line in lines if line.startswith("data: warning: ")]
 
 
-def section(tmp_path, **changes):
-    data = config_lib.new_config().data
-    with data.unlocked():
-        data.update({"seq_len": 32, "cache_dir": str(tmp_path / "cache"), **changes})
-    return data
+def section(tmp_path, name="labelled", **changes):
+    values = {"seq_len": 32, "cache_dir": str(tmp_path / "cache"), **changes}
+    return helpers.data_section(name, **values)
+
+
+def headline_section(tmp_path, path):
+    return section(
+        tmp_path,
+        "seqgan.headline_data",
+        train=str(path),
+        columns={"tags": ""},
+        valid_fraction=0.0,
+        test_fraction=0.0,
+    )
 
 
 def table(tmp_path, texts):
@@ -76,9 +85,8 @@ def test_every_text_of_a_row_counts(tmp_path):
 def test_sources_tell_it_again_from_the_cache(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(f"the film {THAI}\n\n".encode() * 200 + b"caf\xe9\n")
-    data = section(tmp_path, valid_fraction=0.0, test_fraction=0.0)
-    with data.unlocked():
-        data.sources = ConfigDict({"mine": {"kind": "text", "path": str(path)}})
+    mine = {"kind": "text", "path": str(path)}
+    data = section(tmp_path, "text", sources={"mine": mine}, valid_fraction=0.0, test_fraction=0.0)
     told = []
     for _ in range(2):
         lines = []
@@ -97,8 +105,7 @@ def test_headlines_and_articles(tmp_path):
     path = tmp_path / "a.jsonl"
     rows = [{"headline": "the film", "article": f"{THAI} film"}] * 9
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = section(tmp_path, train=str(path), valid_fraction=0.0, test_fraction=0.0)
-    data.columns.update({"headline": "headline", "article": "article", "tags": ""})
+    data = headline_section(tmp_path, path)
     options = headlines.HeadlineOptions(
         article_len=OPTIONS.article_len, headline_len=6, n_history=0, click_buckets=0, hot_words=0
     )
@@ -194,8 +201,7 @@ def test_tags_and_headlines_that_may_be_missing(tmp_path):
     path = tmp_path / "a.jsonl"
     rows = [{"headline": "the film", "article": article} for article in ("nan", "a film", "nan")]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = section(tmp_path, train=str(path), valid_fraction=0.0, test_fraction=0.0)
-    data.columns.update({"headline": "headline", "article": "article", "tags": ""})
+    data = headline_section(tmp_path, path)
     options = headlines.HeadlineOptions(
         article_len=OPTIONS.article_len, headline_len=6, n_history=0, click_buckets=0, hot_words=0
     )

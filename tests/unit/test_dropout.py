@@ -10,7 +10,10 @@ import pytest
 from bigjax import config, tasks
 from bigjax.layers import kernels
 from bigjax.layers.basic import dropout
-from bigjax.models import bert, gpt, headline, seqgan
+from bigjax.models import bert, gpt
+from bigjax.projects.seqgan import headline_model as headline
+from bigjax.projects.seqgan import model as seqgan
+from tests import helpers
 from tests.keys import Draws
 
 B, T, V = 2, 6, 11
@@ -125,8 +128,8 @@ def test_dropout_is_for_training_alone(draws, name):
     c = config.new_config()
     c.model = dict(name="gpt" if name == "causal_lm" else "bert", **SIZES, n_layers=1, dropout=0.1)
     c.task = dict(name=name, **(dict(labels=("a", "b")) if name == "classify" else {}))
-    c.data.seq_len = T
-    task = tasks.build(c)
+    c.data = dict(name="labelled" if name == "classify" else "text", seq_len=T)
+    task = tasks.build(helpers.filled(c))
     weights = dict(causal_lm=ROW, mlm_nsp=(B, 3)).get(name, ONE)
     batch = tasks.array_shapes(TASKS[name], dict(weights=weights, next_weight=ONE))
     params = jax.eval_shape(task.init, jax.random.key(0))["params"]

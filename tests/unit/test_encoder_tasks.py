@@ -8,6 +8,7 @@ from bigjax import config, tasks
 from bigjax.errors import UserError
 from bigjax.train.state import make_init
 from bigjax.train.step import make_step
+from tests import helpers
 
 B, T, K, V = 4, 16, 2, 40
 
@@ -25,8 +26,8 @@ def build(name, **options):
         attention_dropout=0.0,
     )
     c.task = dict(name=name, **options)
-    c.data.seq_len = T
-    return tasks.build(c)
+    c.data = dict(name="text" if name == "mlm_nsp" else "labelled", seq_len=T)
+    return tasks.build(helpers.filled(c))
 
 
 def params(task, seed=0):
@@ -107,7 +108,7 @@ def test_pre_training_over_micro_batches_equals_the_whole():
     results = []
     for accumulate in (1, 2):
         task, tx = build("mlm_nsp", max_predictions=3), optax.sgd(0.1)
-        state = make_init(task, tx, 0, False)()
+        state = make_init(task, tx.init, 0, False)()
         step = jax.jit(make_step(task, tx, lambda s: 0.1, seed=0, accumulate=accumulate))
         state, metrics = step(state, None, pre_training_batch())
         results.append((state.params, metrics))
@@ -211,7 +212,8 @@ def test_wrong_options_are_refused(name, options, words):
 
 def test_a_decoder_is_no_encoder():
     c = config.new_config()
-    c.task = dict(name="classify", labels=("a", "b"))
+    c.task, c.data = dict(name="classify", labels=("a", "b")), dict(name="labelled")
+    helpers.filled(c)
     with pytest.raises(UserError, match="needs an encoder"):
         tasks.build(c)
     c.model = dict(name="bert", max_len=8, d_model=8, n_layers=1, n_heads=1)

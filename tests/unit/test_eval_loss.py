@@ -8,9 +8,8 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from bigjax import config as config_lib
+from bigjax.evals import derive
 from bigjax.evals import loss as loss_eval
-from bigjax.evals.context import derive
 from bigjax.parallel import mesh as mesh_lib
 
 # Three batches; the last is filled up with rows of weight 0.
@@ -37,12 +36,13 @@ def test_each_example_counts_once_and_by_its_weight(batches, n):
     context = types.SimpleNamespace(
         config=ConfigDict({"train": {"batch_size": 4}}),
         corpus=types.SimpleNamespace(split=split),
-        task=types.SimpleNamespace(loss=loss, frozen=lambda: None),
+        task=types.SimpleNamespace(loss=loss),
         mesh=mesh,
+        frozen={},
     )
-    entry = ConfigDict(config_lib.evaluation("loss", every=1, batches=batches))
+    options = loss_eval.Config(batches=batches)
     with jax.set_mesh(mesh):
-        got = loss_eval.build("valid", entry, context)(jnp.float32(2), {}, 7)
+        got = loss_eval.build("valid", options, context)(jnp.float32(2), {}, 7)
     want = 2 * (VALUES * WEIGHTS)[:n].sum() / WEIGHTS[:n].sum()
     assert got == {"loss": pytest.approx(want), "bytes": pytest.approx(want / 2)}
 

@@ -9,10 +9,11 @@ import pytest
 
 from bigjax import config as config_lib
 from bigjax.data import labelled, rows
+from bigjax.evals import Context
 from bigjax.evals import loss as loss_eval
 from bigjax.evals import metrics as metrics_eval
-from bigjax.evals.context import Context
 from bigjax.parallel import mesh as mesh_lib
+from tests import helpers
 from tests.unit.test_data_headlines import OPTIONS, TOKENIZER, titles
 
 BATCH = 4
@@ -30,7 +31,7 @@ def context(corpus, task, folder, mesh):
     config.train.batch_size = BATCH
     with config.unlocked():
         config.task = ConfigDict({"name": "classify", "kind": "classify", "labels": ("0", "1")})
-    return Context(config, task, corpus, mesh, lambda line: None, folder)
+    return Context(config, task, corpus, mesh, lambda line: None, folder, {})
 
 
 def counting_task():
@@ -44,16 +45,21 @@ def counting_task():
         label = jax.nn.one_hot(batch["label"], 2)
         return label
 
-    return types.SimpleNamespace(loss=loss, outputs=outputs, frozen=lambda: None)
+    return types.SimpleNamespace(loss=loss, outputs=outputs)
 
 
 @pytest.fixture
 def corpus(tmp_path):
     path = tmp_path / "train.tsv"
     path.write_text("text\tlabel\n" + "".join(f"text {i}\t{i % 2}\n" for i in range(21)))
-    data = config_lib.new_config().data
-    data.train, data.valid, data.seq_len, data.packing = str(path), str(path), 16, False
-    data.cache_dir = str(tmp_path / "cache")
+    data = helpers.data_section(
+        "labelled",
+        train=str(path),
+        valid=str(path),
+        seq_len=16,
+        packing=False,
+        cache_dir=str(tmp_path / "cache"),
+    )
     return labelled.load_labelled(
         data, "classify", rows.label_names(data, "classify"), tokenizer=TOKENIZER, log=str
     )
@@ -61,8 +67,8 @@ def corpus(tmp_path):
 
 @pytest.mark.parametrize("split", ["train", "valid"])
 def test_metrics_of_a_split_that_batches_do_not_divide(corpus, tmp_path, one_device, split):
-    entry = ConfigDict(config_lib.evaluation("metrics", every=1, split=split))
-    made = metrics_eval.build("x", entry, context(corpus, counting_task(), tmp_path, one_device))
+    options = metrics_eval.Config(split=split)
+    made = metrics_eval.build("x", options, context(corpus, counting_task(), tmp_path, one_device))
     n = len(corpus.rows(split))
     assert n % BATCH
     assert made({}, {}, 1)["accuracy"] == 1.0  # rows and predictions are in one order
@@ -80,16 +86,16 @@ def test_loss_of_a_split_that_batches_do_not_divide(corpus, tmp_path, one_device
         return counting_task().loss(*args)
 
     task.loss = loss
-    entry = ConfigDict(config_lib.evaluation("loss", every=1, split=split))
-    found = loss_eval.build("x", entry, context(corpus, task, tmp_path, one_device))({}, {}, 1)
+    options = loss_eval.Config(split=split)
+    found = loss_eval.build("x", options, context(corpus, task, tmp_path, one_device))({}, {}, 1)
     jax.effects_barrier()
     assert sorted(i for i in seen if i >= 0) == list(range(len(corpus.rows(split))))
     assert found == {"loss": 1.0, "twice": 2.0}
 
 
 def test_headlines_of_the_training_split_once(tmp_path):
-    from bigjax.data.headlines import load_headlines
-    from bigjax.tasks._headline_data import Corpus
+    from bigjax.projects.seqgan.augmented import Corpus
+    from bigjax.projects.seqgan.headline_data import load_headlines
 
     found = load_headlines(titles(tmp_path, n=30, truncate=True), OPTIONS, str, TOKENIZER)
     data = Corpus(found, None).split("train", batch_size=BATCH, shuffle=False)

@@ -13,13 +13,13 @@ import pytest
 
 from bigjax.data.wordpiece import SPECIALS, WordPiece
 from bigjax.errors import UserError
-from bigjax.infer import headline as infer
 from bigjax.layers import params as params_lib
 from bigjax.layers.sampling import categorical
-from bigjax.models import headline as H
-from bigjax.tasks import headline as task
-from bigjax.tasks._adversarial import judge, mask_of, write
-from bigjax.train import adversarial
+from bigjax.projects.seqgan import headline as task
+from bigjax.projects.seqgan import headline_model as H
+from bigjax.projects.seqgan import rounds as adversarial
+from bigjax.projects.seqgan import writer as infer
+from bigjax.projects.seqgan.players import judge, mask_of, write
 from bigjax.train.state import State
 from bigjax.trees import named_leaves
 

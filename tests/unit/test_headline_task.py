@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from bigjax.data import word_vectors
 from bigjax.data.wordpiece import SPECIALS, WordPiece
 from bigjax.errors import UserError
-from bigjax.tasks import _headline_data as rounds
-from bigjax.tasks import headline as task
+from bigjax.projects.seqgan import augmented as rounds
+from bigjax.projects.seqgan import headline as task
 from tests.unit.test_headline import PAD, SEP, C
 
 LETTERS = "abcdefghij"
@@ -169,7 +170,7 @@ def test_vectors_of_pieces_are_put_into_the_embedding(tmp_path):
     with_vectors = lambda path: task._prepare(options(embeddings=str(path)), c)(params, corpus)
     new = np.array(with_vectors(path)["generator"]["embed"]["embedding"])
     changed = np.flatnonzero((new != table).any(1)).tolist()
-    names = rounds.piece_names(TOKENIZER)
+    names = word_vectors.piece_names(TOKENIZER)
     assert [names[i] for i in changed] == ["a", "##b"]
     np.testing.assert_allclose(new[changed[0]] / new[changed[0], 0], range(1, 9), rtol=1e-5)
     assert new[changed].std() == pytest.approx(float(table.std()), rel=1e-4)

@@ -1,4 +1,4 @@
-"""bigjax.data.hot_words: which words are hot, their file, and their ids beside an article."""
+"""Which words are hot, their file, and their ids beside an article."""
 
 import dataclasses
 import math
@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from bigjax.data import hot_words as W
-from bigjax.data.headlines import ClickRates
 from bigjax.errors import UserError
+from bigjax.projects.seqgan import hot_words as W
+from bigjax.projects.seqgan.headline_data import ClickRates
 from tests.unit.test_data_examples import write
 from tests.unit.test_data_headlines import ID, LETTERS, OPTIONS, PAD, TOKENIZER, row, text
 

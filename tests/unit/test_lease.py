@@ -313,15 +313,12 @@ def test_a_folder_that_may_no_longer_be_read():
 def test_an_error_of_files_after_the_folder_is_gone_is_told_by_that(tmp_path, monkeypatch):
     """What does not ask for the lease first, such as an evaluation that writes its files."""
 
-    class Run:
-        def __init__(self, config, workdir, progress, lease):
-            lease.acquire()
+    def stages(config, workdir, progress, lease):
+        lease.acquire()
+        (tmp_path / "run").rename(tmp_path / "other")
+        (tmp_path / "run" / "evals").mkdir()
 
-        def train(self):
-            (tmp_path / "run").rename(tmp_path / "other")
-            (tmp_path / "run" / "evals").mkdir()
-
-    monkeypatch.setattr(run_lib, "_Run", Run)
+    monkeypatch.setattr(run_lib, "_train", stages)
     c = SimpleNamespace(train=SimpleNamespace(steps=1))
     with pytest.raises(Lost, match="moved, renamed or deleted"):
         run_lib.train(c, str(tmp_path / "run"))

@@ -8,11 +8,12 @@ import pwd
 from etils import epath
 import pytest
 
-from bigjax import commands, config, errors, main, report
+from bigjax import config, errors, main, report
+from bigjax.cli import eval as eval_command
 from bigjax.errors import UserError
-from bigjax.evals.context import Context
+from bigjax.evals import Context
 from bigjax.interop import files, origin
-from bigjax.report import oracle
+from bigjax.projects.seqgan import report as oracle
 from bigjax.train import checkpoint, init_from, workdir
 from tests import helpers
 
@@ -30,10 +31,10 @@ from tests import helpers
     ids=repr,
 )
 def test_a_command_without_permission_says_one_sentence(monkeypatch, capsys, error, known):
-    def command(argv):
+    def command(arguments):
         raise error
 
-    monkeypatch.setitem(commands.COMMANDS, "eval", command)
+    monkeypatch.setattr(eval_command, "run", command)
     if not known:
         with pytest.raises(type(error)):
             main.main(["eval"])
@@ -46,7 +47,7 @@ def test_a_command_without_permission_says_one_sentence(monkeypatch, capsys, err
 
 def test_evaluation_collects_what_it_could_not_write(tmp_path):
     def context(unwritten):
-        return Context(*[None] * 4, print, epath.Path(tmp_path), unwritten=unwritten)
+        return Context(*[None] * 4, print, epath.Path(tmp_path), {}, unwritten=unwritten)
 
     def fail(error, cause=None):
         def write(folder):

@@ -4,16 +4,14 @@ import itertools
 import types
 
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from bigjax import config as config_lib
-from bigjax import tasks
+from bigjax import modules, tasks
 from bigjax.errors import UserError
-from bigjax.evals import oracle as oracle_eval
 from bigjax.parallel import mesh as mesh_lib
-from bigjax.tasks._adversarial import shifted
+from bigjax.projects.seqgan import oracle_eval as oracle_eval
+from bigjax.projects.seqgan.players import shifted
 from tests.unit.test_seqgan import tiny
 
 V, T = 7, 2
@@ -41,9 +39,9 @@ def test_both_likelihoods_at_each_temperature(cache_dir, one_device):
     )
     task = tasks.build(c)
     corpus = task.load_data(log=lambda text: None)
-    entry = ConfigDict(config_lib.evaluation("oracle", every=1, split="test", temperatures=[0.5]))
+    options = oracle_eval.Config(split="test", temperatures=(0.5,))
     evaluate = oracle_eval.build(
-        "x", entry, types.SimpleNamespace(config=c, task=task, corpus=corpus, mesh=one_device)
+        "x", options, types.SimpleNamespace(config=c, task=task, corpus=corpus, mesh=one_device)
     )
     params = task.init(jax.random.key(3))["params"]
     found = evaluate(params, {}, 1)
@@ -63,7 +61,8 @@ def test_both_likelihoods_at_each_temperature(cache_dir, one_device):
 
 
 def test_temperatures_are_positive():
-    entry = config_lib.evaluation("oracle", every=1, temperatures=(0.5, 0.0))
-    corpus = types.SimpleNamespace(oracle=None)
-    with pytest.raises(UserError, match="evals.x.temperatures"):
-        oracle_eval.build("x", ConfigDict(entry), types.SimpleNamespace(corpus=corpus))
+    c = tiny()
+    with c.unlocked():
+        c.evals.oracle.temperatures = (0.5, 0.0)
+    with pytest.raises(UserError, match="evals.oracle.temperatures"):
+        modules.fill(c)

@@ -1,5 +1,6 @@
 """Every path that a person gives, and names out of files that become paths."""
 
+import fnmatch
 import importlib.util
 import json
 import os
@@ -11,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from bigjax import config, main, paths
-from bigjax.arguments import Arguments
+from bigjax import config, main, modules, paths
+from bigjax.arguments import Arguments, Command, Flag
 from bigjax.config.keys import PATHS
 from bigjax.data.files import cache_folder
 from bigjax.errors import UserError
@@ -21,8 +22,20 @@ from bigjax.parallel import mesh as mesh_lib
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State
+from tests import helpers
 
 CONFIG = "--config=configs/gpt/docstrings.py"
+_LABELLED = ("data.tokenizer.path", "data.train", "data.valid", "data.test")
+# Keys of modules that are paths, by config.
+PATH_KEYS = {
+    "configs/gpt/docstrings.py:tiny": ("data.tokenizer.path", "data.sources.docstrings.path"),
+    "configs/bert/finetune.py:tiny": _LABELLED,
+    "configs/seqgan/headlines.py": (
+        *_LABELLED,
+        *("task.hot_words_file", "task.thesaurus", "task.embeddings"),
+    ),
+    "configs/seqgan/oracle.py": ("data.params",),
+}
 
 
 # --- Folders whose names libraries read in their own way --------------------------------------
@@ -79,36 +92,39 @@ def test_a_folder_that_the_libraries_would_miss_is_refused_at_the_start(tmp_path
 def test_the_home_folder_in_every_flag_and_every_key_that_is_a_path(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copy("configs/gpt/docstrings.py", tmp_path / "c.py")
-    (tmp_path / "vectors").touch()
     given = Arguments(
         ["--config=~/c.py:tiny", "--workdir=~/w", "--workdir=gs:x", "--out=~/o.png"],
-        texts=("out",),
-        file_flags=("out",),
+        Command((Flag("out", "a picture", value="FILE"),), config=True, workdirs=2),
     )
     assert given.flags.workdir == [f"{tmp_path}/w", "gs:x"]
     assert given.flags.out == f"{tmp_path}/o.png"
-    keys = [k.replace("*", "docstrings") for k in PATHS if not k.startswith("task.")]
-    c, overridden = Arguments(
-        ["--config=~/c.py:tiny", *(f"--config.{k}=~/x y" for k in keys)]
-    ).config()
-    assert {config.get(c, k) for k in keys} == {f"{tmp_path}/x y"} and len(keys) == 8
-    assert overridden["init_from"] == ""
-    c, _ = Arguments(
-        [
-            "--config=configs/seqgan/headlines.py",
-            "--config.task.embeddings=~/vectors",
-            "--config.task.hot_words_file=~/hot",
-        ]
-    ).config()
-    assert (c.task.embeddings, c.task.hot_words_file) == (f"{tmp_path}/vectors", f"{tmp_path}/hot")
+    for file, keys in PATH_KEYS.items():
+        keys = [*PATHS, *keys]
+        file = file.replace("configs/gpt/docstrings.py", "~/c.py")
+        c, overridden = Arguments(
+            [
+                f"--config={file}",
+                *(f"--config.{k}=~/x y" for k in keys),
+                *["--config.task.augment=0.5"] * ("task.thesaurus" in keys),
+            ]
+        ).config()
+        assert {config.get(c, k) for k in keys} == {f"{tmp_path}/x y"}
+        assert overridden["init_from"] == ""
 
 
-def test_every_path_key_is_there():
-    c, _ = Arguments(["--config=configs/seqgan/headlines.py"]).config()
-    with c.unlocked():
-        c.data.sources = dict(a=config.text_source("text", "x"))
-    for key in PATHS:
-        assert isinstance(config.get(c, key.replace("*", "a")), str), key
+@pytest.mark.parametrize("file", PATH_KEYS)
+def test_every_path_key_is_declared(file):
+    c, _ = Arguments([f"--config={file}"]).config()
+    patterns = [*PATHS, *modules.path_schemes(c)]
+    keys = [k for k, v in config.sorted_leaves(c) if any(map(_matches(k), patterns))]
+    assert sorted(keys) == sorted([*PATHS, *PATH_KEYS[file]])
+    assert all(isinstance(config.get(c, key), str) for key in keys)
+    for pattern in patterns:
+        assert any(_matches(k)(pattern) for k in keys), pattern
+
+
+def _matches(key):
+    return lambda pattern: fnmatch.fnmatchcase(key, pattern)
 
 
 def test_a_cache_belongs_to_whoever_runs_a_command(monkeypatch, tmp_path):
@@ -160,11 +176,12 @@ def test_s3_is_refused_where_bigjax_does_not_read_or_write_it(arguments, capsys)
 
 
 def test_data_may_lie_on_s3():
-    for key in ("data.train", "data.sources.docstrings.path"):
-        c, _ = Arguments([CONFIG, f"--config.{key}=s3://b/x"]).config()
+    finetune = "--config=configs/bert/finetune.py:tiny"
+    for file, key in ((finetune, "data.train"), (CONFIG, "data.sources.docstrings.path")):
+        c, _ = Arguments([file, f"--config.{key}=s3://b/x"]).config()
         assert config.get(c, key) == "s3://b/x"
     with pytest.raises(UserError, match=r"config.data.train is .*begin with gs:// or s3://, and"):
-        Arguments([CONFIG, "--config.data.train=az://b/x"]).config()
+        Arguments([finetune, "--config.data.train=az://b/x"]).config()
 
 
 def test_what_needs_no_home_folder_stays_as_it_is():
@@ -265,14 +282,14 @@ HOSTILE = ["..", ".", "", "../x", "/etc/x", "a/b", "a\\b", "a\0b", "x" * 300, "a
 def test_a_name_that_is_not_that_of_a_file_in_the_folder(name, tmp_path):
     with pytest.raises(UserError, match="plain file name"):
         paths.check_file_name(name, "here")
-    stored = json.loads(config.to_json(config.new_config()))
-    for section, entry in (
-        (stored["evals"], config.evaluation(every=1)),
-        (stored["data"]["sources"], config.text_source("text", "x")),
+    stored = json.loads(config.to_json(helpers.filled(config.new_config())))
+    for section, entry, words in (
+        (stored["evals"], dict(kind="loss", every=1), r"/run/config\.json"),
+        (stored["data"]["sources"], dict(kind="text", path="x"), "plain file name|/run/config"),
     ):
         section[name] = entry
-        with pytest.raises(UserError, match=r"/run/config\.json"):
-            config.from_json(json.dumps(stored), "/run/config.json")
+        with pytest.raises(UserError, match=words):
+            modules.fill(config.from_json(json.dumps(stored), "/run/config.json"))
         del section[name]
     index = {"weight_map": {"a": name}}
     (tmp_path / files.INDEX).write_text(json.dumps(index))

@@ -11,10 +11,10 @@ import sys
 from absl import flags
 import pytest
 
-from bigjax import config as config_lib
 from bigjax.errors import UserError
 from bigjax.plan import chips, command, hlo, predict
 from bigjax.plan import compile as compile_lib
+from tests import helpers
 
 ROOT = pathlib.Path(__file__).parents[2]
 L, D, T, V, B, N = 3, 128, 128, 512, 16, 4  # of tests/golden/make_hlo.py
@@ -175,7 +175,7 @@ def run(monkeypatch, capsys, plan, *arguments):
     command.define_flags(values)
     values(["plan", *arguments])
     monkeypatch.setattr(compile_lib, "plans", lambda *_: [plan])
-    command.run(values, config_lib.load_file("configs/gpt/gpt3.py:1.3b"))
+    command.run(values, helpers.load_config("configs/gpt/gpt3.py:1.3b"))
     return capsys.readouterr().out
 
 

@@ -10,10 +10,11 @@ from bigjax import config as config_lib
 from bigjax.errors import UserError
 from bigjax.plan import calibrate, chips, command, predict, search
 from bigjax.plan import compile as compile_lib
+from tests import helpers
 
 
 def config(size="1.3b", batch_size=64):
-    c = config_lib.load_file(f"configs/gpt/gpt3.py:{size}")
+    c = helpers.load_config(f"configs/gpt/gpt3.py:{size}")
     with c.unlocked():
         c.train.batch_size = batch_size
     return c

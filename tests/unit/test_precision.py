@@ -1,6 +1,8 @@
 """Computing in bfloat16: what cancels or adds up many numbers does so in float32, and so does what
 training keeps."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,13 +15,13 @@ from bigjax.layers import params as params_lib
 from bigjax.layers.basic import ACTIVATIONS, Dense, Embed, Norm
 from bigjax.layers.recurrent import Recurrent
 from bigjax.parallel import mesh as mesh_lib
-from bigjax.tasks import Task
 from bigjax.train import program as program_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State, abstract, cast, make_init
 from bigjax.train.step import make_step
 from bigjax.train.stored import as_stored
 from bigjax.trees import named_leaves
+from tests import helpers
 
 X = np.linspace(-10, 10, 2001).astype(np.float32).astype(np.float64)
 
@@ -124,10 +126,10 @@ def task(dtype, next_extras=lambda extras: extras):
         weight = jnp.ones((), dtype) * len(batch["y"])
         return (error.sum(), weight), ({"error": (error.sum(), weight)}, next_extras(extras))
 
-    variables = {"params": {"kernel": jnp.ones(4, dtype)}, "extras": {"seen": jnp.ones(2, dtype)}}
-    axes = {"kernel": ("norm",)}
+    variables = {"params": {"kernel": jnp.ones(4, dtype)}, "counts": {"seen": jnp.ones(2, dtype)}}
     batch = lambda size, step: {"y": jax.ShapeDtypeStruct((size, 4), "float32")}
-    return Task(lambda rng: variables, loss, lambda: None, axes, None, None, 0.0, None, batch)
+    found = helpers.task(lambda rng: variables, loss, {"kernel": ("norm",)}, batch_shapes=batch)
+    return dataclasses.replace(found, axes={**found.axes, "counts": {"seen": (None,)}})
 
 
 def optimizer(name, params):
@@ -141,14 +143,14 @@ def test_parameters_moments_and_averages_are_float32_whatever_the_model_gives(na
     found = []
     for dtype in ("float32", "bfloat16"):
         t = task(dtype)
-        state = make_init(t, tx := optimizer(name, t.init(None)["params"]), 0, True)()
+        state = make_init(t, (tx := optimizer(name, t.init(None)["params"])).init, 0, True)()
         step = jax.jit(make_step(t, tx, lambda s: 1e-2, seed=0, ema=0.999))
         types = jax.tree.map(lambda x: x.dtype, state)
         assert not any(t == jnp.bfloat16 for t in jax.tree.leaves(types))
         for i in range(60):
             state, _ = step(state, None, {"y": jnp.full((2, 4), 3.0 if i < 20 else 2.0)})
         assert jax.tree.map(lambda x: x.dtype, state) == types
-        assert float(state.ema["kernel"][0]) > 1.001  # bfloat16 would have stayed at 1
+        assert float(state.ema["params"]["kernel"][0]) > 1.001  # bfloat16 would have stayed at 1
         found.append(named_leaves((state.params, state.opt_state, state.ema)))
     for key, x in found[0].items():
         np.testing.assert_allclose(found[1][key], x, rtol=0.01, err_msg=key)
@@ -158,7 +160,7 @@ def test_micro_batches_are_summed_in_float32():
     y = np.random.default_rng(0).normal(2, 1, (128, 4)).astype(jnp.bfloat16)
     t, found = task("bfloat16"), []
     for accumulate in (1, 64):
-        state = make_init(t, tx := optimizer("sgd", t.init(None)["params"]), 0, False)()
+        state = make_init(t, (tx := optimizer("sgd", t.init(None)["params"])).init, 0, False)()
         step = make_step(t, tx, lambda s: 1e-2, seed=0, accumulate=accumulate)
         state, metrics = jax.jit(step)(state, None, {"y": y})
         assert {x.dtype for x in metrics.values()} == {jnp.dtype("float32")}
@@ -170,15 +172,19 @@ def test_micro_batches_are_summed_in_float32():
 
 
 def test_a_step_that_changes_a_type_or_a_shape_is_refused():
-    c, mesh = config.new_config(), mesh_lib.make_mesh(dict(data=1), jax.devices()[:1])
+    c, mesh = (
+        helpers.filled(config.new_config()),
+        mesh_lib.make_mesh(dict(data=1), jax.devices()[:1]),
+    )
     for change, words in (
-        (lambda extras: {"seen": extras["seen"].astype(jnp.bfloat16)}, "bfloat16\\[2\\]"),
-        (lambda extras: {"seen": extras["seen"][:1]}, "float32\\[1\\]"),
-        (lambda extras: {}, "absent"),
-        (lambda extras: {**extras, "more": extras["seen"]}, "absent"),
+        (lambda seen: {"seen": seen.astype(jnp.bfloat16)}, "bfloat16\\[2\\]"),
+        (lambda seen: {"seen": seen[:1]}, "float32\\[1\\]"),
+        (lambda seen: {}, "absent"),
+        (lambda seen: {"seen": seen, "more": seen}, "absent"),
     ):
-        with pytest.raises(RunError, match=f"extras/(seen|more) .*{words}"):
-            program_lib.make(c, task("float32", change), mesh)
+        with pytest.raises(RunError, match=f"counts/(seen|more) .*{words}"):
+            next_extras = lambda extras: {"counts": change(extras["counts"]["seen"])}
+            program_lib.make(c, task("float32", next_extras), mesh)
 
 
 def saved(folder, state):

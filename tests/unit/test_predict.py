@@ -112,7 +112,7 @@ def test_outputs_find_their_examples_in_packed_rows(tokenizer):
     for function in (columns, first):
         task = types.SimpleNamespace(outputs=function)
         with jax.set_mesh(mesh):
-            found, sums = predict.outputs_of(task, mesh, {}, {}, data, labelled=False)
+            found, sums = predict.outputs_of(task, mesh, {}, {}, {}, data, labelled=False)
         assert sums == {} and len(found) == 30
         for i, got in enumerate(found):
             own = examples.tokens[examples.offsets[i] : examples.offsets[i + 1]]

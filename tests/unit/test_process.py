@@ -1,5 +1,6 @@
 """Signals, streams and devices: what a command says where it cannot run, and how it ends."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -9,8 +10,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from bigjax import commands, json_text, main, process
-from bigjax.arguments import TAKES as ALL_TAKES
+from bigjax import cli, json_text, main, process
 from bigjax.arguments import Arguments
 from bigjax.errors import UserError
 from bigjax.parallel import mesh as mesh_lib
@@ -39,10 +39,10 @@ from bigjax import main, process
 def run(argv):
     {body}
     return 0
-sys.modules["bigjax.commands"] = type(sys)("bigjax.commands")
-sys.modules["bigjax.commands"].run = run
+sys.modules["bigjax.cli"] = type(sys)("bigjax.cli")
+sys.modules["bigjax.cli"].run = run
 import bigjax
-bigjax.commands = sys.modules["bigjax.commands"]
+bigjax.cli = sys.modules["bigjax.cli"]
 main.cli()
 """
 
@@ -159,7 +159,7 @@ def test_a_tpu_that_is_in_use(monkeypatch, capsys):
     def run(argv):
         raise RuntimeError(IN_USE)
 
-    monkeypatch.setattr(commands, "run", run)
+    monkeypatch.setattr(cli, "run", run)
     monkeypatch.setenv("JAX_PLATFORMS", "tpu")
     assert main.main(["train"]) == 2
     err = capsys.readouterr().err
@@ -261,7 +261,7 @@ def test_an_error_that_is_a_mistake_of_ours_keeps_its_traceback(monkeypatch):
     def run(argv):
         raise AssertionError("a mistake")
 
-    monkeypatch.setattr(commands, "run", run)
+    monkeypatch.setattr(cli, "run", run)
     with pytest.raises(AssertionError, match="a mistake"):
         main.main(["train"])
 
@@ -330,7 +330,7 @@ SETTLED = {
 }
 
 
-@pytest.mark.parametrize("command", commands.COMMANDS)
+@pytest.mark.parametrize("command", [*cli.commands()])
 def test_no_command_takes_a_flag_that_it_does_not_use(command, capsys):
     takes = TAKES[command]
     every_key = "optim" in takes and command != "plan"
@@ -362,7 +362,7 @@ def test_flags_that_are_used_are_not_refused(capsys):
 
 # Keys of sections that a command uses in part: these it uses.
 USED = {
-    "eval": "data.train data.on_bad_utf8 oracle.seed evals.valid.split seed",
+    "eval": "data.train data.on_bad_utf8 data.seed evals.valid.split seed",
     "predict": "data.columns.text data.seq_len data.packing data.truncate data.doc_stride",
     "headline": "data.columns.article data.truncate task.hot_words_file",
     "tokenizer": "data.sources.text.path data.tokenizer.kind data.valid_fraction data.cache_dir "
@@ -373,7 +373,8 @@ USED = {
 @pytest.mark.parametrize("command", USED)
 def test_keys_that_a_command_uses_in_part_of_a_section_are_taken(command):
     flags = [f"--config.{key}=1" for key in USED[command].split()]
-    assert Arguments(flags, **ALL_TAKES[command]).overrides == flags
+    takes = importlib.import_module(cli.commands()[command]).COMMAND
+    assert Arguments(flags, takes).overrides == flags
 
 
 @pytest.mark.parametrize(
@@ -416,7 +417,7 @@ def test_a_file_that_cannot_be_used_is_named(monkeypatch, capsys, tmp_path):
     def run(argv):
         open(tmp_path / ("x" * 300))
 
-    monkeypatch.setattr(commands, "run", run)
+    monkeypatch.setattr(cli, "run", run)
     assert main.main(["train"]) == 2
     err = capsys.readouterr().err
     assert "xxx" in err and "cannot be used: File name too long" in err and err.count("\n") == 1
@@ -489,7 +490,7 @@ def test_what_is_written_is_utf8_whatever_the_locale(tmp_path):
     done = python(
         f"""
 import locale
-from bigjax.data.hot_words import write_hot_words
+from bigjax.projects.seqgan.hot_words import write_hot_words
 assert locale.getpreferredencoding(False).upper() not in ("UTF-8", "UTF8")
 write_hot_words({str(tmp_path / "words")!r}, {{"\\u65e5\\u672c": 2.0}})
 """,

@@ -1,5 +1,7 @@
 """Keys: no step, micro-batch, update or token draws with the key of another one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,10 @@ import pytest
 from bigjax.infer.generate import Generator, Options
 from bigjax.layers import params as params_lib
 from bigjax.models import gpt
-from bigjax.tasks import Task
-from bigjax.train import adversarial
+from bigjax.projects.seqgan import rounds as adversarial
 from bigjax.train.state import make_init
 from bigjax.train.step import make_step
+from tests import helpers
 from tests.keys import Draws
 from tests.language import make_players, make_task, texts
 
@@ -33,11 +35,11 @@ def numbers(steps, accumulate=1, seed=0):
         drawn = {f"{i}": (jax.random.uniform(rng) * here[i], here[i]) for i in range(accumulate)}
         return (params["w"].sum(), jnp.float32(1)), (drawn, extras)
 
-    init = lambda rng: {"params": {"w": jnp.ones(1)}, "extras": {}}
-    task = Task(init, loss, lambda: None, {"w": ("norm",)}, None, None, 0.0, None, None)
+    init = lambda rng: {"params": {"w": jnp.ones(1)}}
+    task = helpers.task(init, loss, {"w": ("norm",)})
     tx, out = optax.sgd(0.1), []
     step = jax.jit(make_step(task, tx, lambda s: 0.1, seed=seed, accumulate=accumulate))
-    state = make_init(task, tx, 0, False)()
+    state = make_init(task, tx.init, 0, False)()
     for _ in range(steps):
         state, metrics = step(state, None, {"micro": jnp.arange(2 * accumulate) % accumulate})
         out.append([float(metrics[f"{i}"]) for i in range(accumulate)])
@@ -79,7 +81,7 @@ ROUNDS = {
 
 def played(players, task, phase, rows):
     txs = {k: optax.sgd(0.1) for k in ("mle", "adversarial", "discriminator")}
-    state = make_init(task, adversarial.init_only(txs), 0, False)()
+    state = make_init(task, functools.partial(adversarial.init_optimizers, txs), 0, False)()
     one_round = jax.jit(adversarial.make_round(task, txs, 0))
     jax.block_until_ready(one_round(state, None, {phase: rows}))
 

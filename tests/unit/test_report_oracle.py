@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from bigjax import commands
+from bigjax import cli
 from bigjax.errors import UserError
-from bigjax.report import oracle
+from bigjax.projects.seqgan import report as oracle
 
 
 def write_run(
@@ -40,8 +40,9 @@ def write_run(
                     "likelihood": 0.0,
                     **task,
                 },
-                "oracle": {"params": "", "seed": oracle_seed, "d_model": 32, "sequences": 100},
-                "data": {"seq_len": 20},
+                "data": {
+                    **dict(params="", seed=oracle_seed, d_model=32, sequences=100, seq_len=20),
+                },
                 "model": {"vocab_size": 5000},
                 "evals": {name: {"split": split}},
                 **(more or {}),
@@ -220,7 +221,7 @@ def test_runs_that_cannot_be_compared(tmp_path):
     a = write_run(tmp_path / "a", [(1, 1)])
     b = write_run(tmp_path / "b", [(1, 1)], oracle_seed=7)
     c = write_run(tmp_path / "c", [(1, 1)], split="valid")
-    with pytest.raises(UserError, match="a' and .*b' .*oracle.seed is 0 and 7"):
+    with pytest.raises(UserError, match="a' and .*b' .*data.seed is 0 and 7"):
         oracle.draw([a, b], None)
     with pytest.raises(UserError, match="a' and .*c' .*split is 'test' and 'valid'"):
         oracle.draw([a, c], None)
@@ -240,7 +241,7 @@ def test_what_is_no_run_of_the_experiment(tmp_path):
 
 def test_the_command(tmp_path, capsys):
     run, out = write_run(tmp_path / "gan", [(8, 10)]), tmp_path / "new" / "curves.png"
-    assert commands.run(["seqgan-report", f"--workdir={run}", f"--out={out}"]) == 0
+    assert cli.run(["seqgan-report", f"--workdir={run}", f"--out={out}"]) == 0
     assert cells(capsys.readouterr().out, "gan")[3:5] == ["8.000", "10.000"]
     assert out.exists()
 

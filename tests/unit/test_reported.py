@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from bigjax.tasks import Task
 from bigjax.train.state import make_init
 from bigjax.train.step import make_step, packed, unpack
+from tests import helpers
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -21,12 +21,12 @@ def test_norms_rate_and_means_by_hand(accumulate):
         pair = (error**2 * batch["weight"]).sum(), weight
         return pair, ({"size": (jnp.abs(error).sum(), 1.0 * len(error))}, extras)
 
-    init = lambda rng: {"params": {"w": jnp.ones(3)}, "extras": {}}
-    task = Task(init, loss, lambda: None, {"w": ("norm",)}, None, None, 0.0, None, None)
+    init = lambda rng: {"params": {"w": jnp.ones(3)}}
+    task = helpers.task(init, loss, {"w": ("norm",)})
     schedule = lambda step: 0.1 * (step + 1)
     tx = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(schedule))
     step = jax.jit(packed(make_step(task, tx, schedule, seed=0, accumulate=accumulate)))
-    state = make_init(task, tx, 0, False)()
+    state = make_init(task, tx.init, 0, False)()
     rng, w = np.random.default_rng(0), np.ones(3)
     batch = dict(x=rng.normal(size=(8, 3)), y=rng.normal(size=8), weight=rng.integers(0, 3, 8))
     for rate in (0.1, 0.2):

@@ -9,16 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax import config as config_lib
 from bigjax import losses, tasks
 from bigjax.errors import UserError
-from bigjax.models import seqgan
 from bigjax.parallel import mesh as mesh_lib
-from bigjax.tasks import seqgan as task_lib
-from bigjax.tasks._adversarial import go_on
-from bigjax.train import adversarial
+from bigjax.projects.seqgan import model as seqgan
+from bigjax.projects.seqgan import oracle_data
+from bigjax.projects.seqgan import rounds as adversarial
+from bigjax.projects.seqgan.networks import make_players
+from bigjax.projects.seqgan.players import Options, go_on
 from bigjax.train import program as program_lib
 from bigjax.train import state as state_lib
+from tests import helpers
 
 TINY = str(pathlib.Path(__file__).parents[1] / "tiny_seqgan.py")
 SIZES = dict(
@@ -37,7 +38,7 @@ TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 11, (3, 5)), jnp.int32
 
 def tiny(**sections):
     """The tiny config with changes: SECTION={key: value}."""
-    c = config_lib.load_file(TINY)
+    c = helpers.load_config(TINY)
     with c.unlocked():
         for section, changes in sections.items():
             c[section].update(changes)
@@ -107,7 +108,7 @@ def test_discriminator_reads_what_is_not_masked(kind):
 
 def test_the_penalty_is_half_the_squares_of_the_last_layer():
     c = seqgan.Config(**SIZES)
-    p = task_lib.make_players(seqgan, c, task_lib.Config(), 5)
+    p = make_players(seqgan, c, Options(), 5)
     head = {"kernel": np.array([[1.0, 2.0]]), "bias": np.array([2.0])}
     assert p.penalty({"embed": {"embedding": np.array([9.0])}, "head": head}) == 4.5
 
@@ -195,7 +196,7 @@ def test_rollouts_go_on_from_each_token_of_their_row(kind):
 def test_all_networks_play_every_phase(changes):
     c, task, params = players_of(**changes)
     txs = adversarial.optimizers(c, task.players.options, params)
-    state = state_lib.make_init(task, adversarial.init_only(txs), 0, False)
+    state = state_lib.make_init(task, functools.partial(adversarial.init_optimizers, txs), 0, False)
     one_round = adversarial.make_round(task, txs, 0)
     for phase, n in (("mle", 4), ("discriminator", 2), ("adversarial", 4)):
         batch = {"tokens": jnp.zeros((16, n, 4), jnp.int32), "weights": jnp.ones((16, n, 4))}
@@ -250,7 +251,7 @@ def drawn(tmp_path_factory):
     """The arrays of the tiny oracle, the folder of its sequences, and the text."""
     cache = tmp_path_factory.mktemp("oracle")
     text = load(cache)
-    return task_lib.oracle_arrays(tiny()), cache, text
+    return oracle_data.oracle_arrays(tiny()), cache, text
 
 
 def saved(path, arrays, names=None) -> str:
@@ -272,20 +273,20 @@ def test_sequences_are_written_by_the_oracle(drawn):
 
 def test_cached_sequences_are_reused(drawn, monkeypatch):
     _, cache, text = drawn
-    monkeypatch.setattr(task_lib, "write", None)  # drawing would fail
+    monkeypatch.setattr(oracle_data, "write", None)  # drawing would fail
     logged = ["it is not empty"]
     again = load(cache, logged)
     assert again.fingerprint == text.fingerprint and len(logged) == 1
     np.testing.assert_array_equal(sequences(again), sequences(text))
     with pytest.raises(TypeError):
-        load(cache, oracle=dict(seed=1))
+        load(cache, data=dict(seed=1))
 
 
 @pytest.mark.parametrize("change", [dict(seed=1), dict(sequences=201), dict(d_model=4)])
 def test_sequences_depend_on_the_oracle(drawn, change):
     _, cache, text = drawn
     before, logged = len(os.listdir(cache)), ["it is not empty"]
-    other = load(cache, logged, oracle=change)
+    other = load(cache, logged, data=change)
     assert other.fingerprint != text.fingerprint and len(logged) == 2
     assert len(os.listdir(cache)) == before + 1
     if "sequences" not in change:  # those begin alike
@@ -295,8 +296,8 @@ def test_sequences_depend_on_the_oracle(drawn, change):
 def test_an_oracle_from_a_file_equals_the_drawn_one(drawn, tmp_path, monkeypatch):
     arrays, cache, text = drawn
     path = saved(tmp_path / "oracle.npz", arrays)
-    monkeypatch.setattr(task_lib, "write", None)  # even its sequences are found
-    assert load(cache, oracle=dict(params=path, d_model=99)).fingerprint == text.fingerprint
+    monkeypatch.setattr(oracle_data, "write", None)  # even its sequences are found
+    assert load(cache, data=dict(params=path, d_model=99)).fingerprint == text.fingerprint
 
 
 def bad_files(folder, arrays) -> dict:
@@ -360,14 +361,14 @@ def bad_files(folder, arrays) -> dict:
 def test_oracle_files_that_are_refused(drawn, tmp_path, which):
     path, words = bad_files(tmp_path, drawn[0])[which]
     with pytest.raises(UserError) as e:
-        load(tmp_path, oracle=dict(params=str(path)))
-    assert all(w in str(e.value) for w in (*words, "oracle.params")), e.value
+        load(tmp_path, data=dict(params=str(path)))
+    assert all(w in str(e.value) for w in (*words, "data.params")), e.value
 
 
 def test_a_vocabulary_that_is_not_the_oracles_is_refused(drawn, tmp_path):
     path = saved(tmp_path / "oracle.npz", drawn[0])
     with pytest.raises(UserError, match="30 words, but model.vocab_size is 40"):
-        load(tmp_path, oracle=dict(params=path), model=dict(vocab_size=40))
+        load(tmp_path, data=dict(params=path), model=dict(vocab_size=40))
 
 
 def test_sequences_of_another_vocabulary_are_refused(drawn, tmp_path):
@@ -385,8 +386,8 @@ def test_longer_sequences_than_the_model_reads_are_refused(tmp_path):
 
 @pytest.mark.parametrize("key, value", [("seed", -1), ("sequences", 0), ("d_model", 0)])
 def test_an_oracle_that_cannot_be_is_refused(key, value):
-    with pytest.raises(UserError, match=f"oracle.{key} is {value}"):
-        tasks.build(tiny(oracle={key: value}))
+    with pytest.raises(UserError, match=f"config.data.{key} is {value}"):
+        helpers.filled(tiny(data={key: value}))
 
 
 def test_a_reward_that_is_nothing_is_refused():

@@ -170,7 +170,7 @@ def read_texts(tmp_path, valid_fraction=0.0, **content):
         )
     )
     told = []
-    _, texts = embeddings._texts(section, told.append)
+    _, texts = embeddings._texts(ml_collections.ConfigDict({"data": section}), told.append)
     return texts, told
 
 

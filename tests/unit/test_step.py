@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from bigjax.tasks import Task
 from bigjax.train import hooks, loop
 from bigjax.train.state import make_init
 from bigjax.train.step import make_step
+from tests import helpers
 
 
 def toy_task():
@@ -23,8 +23,8 @@ def toy_task():
         weight = batch["weight"].sum()
         return (error.sum(), weight), ({"seen": (weight, jnp.float32(1))}, extras)
 
-    init = lambda rng: {"params": {"w": jnp.ones(3)}, "extras": {}}
-    return Task(init, loss, lambda: None, {"w": ("norm",)}, None, None, 0.0, None, None)
+    init = lambda rng: {"params": {"w": jnp.ones(3)}}
+    return helpers.task(init, loss, {"w": ("norm",)})
 
 
 def batch(seed=0):
@@ -38,7 +38,7 @@ def batch(seed=0):
 
 def steps(**options):
     task, tx = toy_task(), optax.sgd(0.1)
-    state = make_init(task, tx, 0, options.get("ema", 0) > 0)()
+    state = make_init(task, tx.init, 0, options.get("ema", 0) > 0)()
     return state, jax.jit(make_step(task, tx, lambda s: 0.1, seed=0, **options))
 
 
@@ -61,7 +61,7 @@ def test_gradients_are_divided_by_the_weight_and_nothing_else():
     gradient, loss = np.float32([0.5, 1.0, -2.0]), 3.25
     for options, scale in (({}, 1.0), ({"accumulate": 3}, 1.0), ({}, 0.125)):
         task, tx = toy_task(), optax.sgd(1.0)
-        state = make_init(task, tx, 0, False)()
+        state = make_init(task, tx.init, 0, False)()
         step = jax.jit(make_step(task, tx, lambda s: 1.0, seed=0, **options))
         new, metrics = step(state, None, {**rows, "weight": rows["weight"] * np.float32(scale)})
         np.testing.assert_array_equal(new.params["w"], 1 - gradient)
@@ -82,7 +82,7 @@ def test_moving_average():
     state, step = steps(ema=0.9)
     new, _ = step(state, None, batch())
     np.testing.assert_allclose(
-        new.ema["w"], 0.9 * state.params["w"] + 0.1 * new.params["w"], rtol=1e-6
+        new.ema["params"]["w"], 0.9 * state.params["w"] + 0.1 * new.params["w"], rtol=1e-6
     )
 
 
@@ -108,7 +108,7 @@ def test_after_a_step_that_is_not_finite_nothing_changes_until_the_loop_has_seen
 
 def test_an_update_that_overflows_is_not_made():
     task, tx = toy_task(), optax.sgd(1e38)
-    state = make_init(task, tx, 0, False)()
+    state = make_init(task, tx.init, 0, False)()
     new, metrics = make_step(task, tx, lambda s: 1e38, seed=0)(state, None, batch())
     assert np.isfinite(metrics["loss"]) and not np.isfinite(metrics["update_norm"])
     np.testing.assert_array_equal(new.params["w"], state.params["w"])

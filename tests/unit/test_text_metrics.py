@@ -1,11 +1,12 @@
-"""Metrics of headlines: known values, Chinese, and what is empty."""
+"""Metrics of generated texts: known values, Chinese, and what is empty; hot words in them."""
 
 import math
 
 import pytest
 
 from bigjax.errors import UserError
-from bigjax.evals import _text_metrics as tm
+from bigjax.evals import text_metrics as tm
+from bigjax.projects.seqgan import hot_word_metrics as hot
 
 ARTICLE = (
     "Mr. Smith of the U.S. Senate flew to Paris on Monday. He met the new president! "
@@ -14,9 +15,9 @@ ARTICLE = (
 NEWS = "北京今天下雪。市民出门赏雪，iPhone手机卖光了！明天天晴。"
 
 
-def measure(candidates, references=None, articles=None, hot_words=(), **options):
+def measure(candidates, references=None, articles=None, **options):
     blank = [""] * len(candidates)
-    return tm.measure(candidates, references or blank, articles or blank, hot_words, **options)
+    return tm.measure(candidates, references or blank, articles or blank, **options)
 
 
 def test_rouge_is_that_of_the_package():
@@ -83,15 +84,10 @@ def test_coverage_is_of_hot_words_the_article_has():
         "Paris",
     ]
     articles = [ARTICLE, "Trump left London", ARTICLE, "nothing hot", ARTICLE, "a new president"]
-    found = measure(candidates, articles=articles, hot_words=["Paris", "New President", "!"])
-    assert found["hot_word_coverage"] == pytest.approx(2 / 4)
-    assert (
-        measure(["下雪了", "天晴"], articles=[NEWS, NEWS], hot_words=["下雪", "iphone"])[
-            "hot_word_coverage"
-        ]
-        == 1 / 2
-    )
-    assert measure(["Paris"], articles=["Paris"])["hot_word_coverage"] == 0
+    hot_words = ["Paris", "New President", "!"]
+    assert hot.coverage(candidates, articles, hot_words) == pytest.approx(2 / 4)
+    assert hot.coverage(["下雪了", "天晴"], [NEWS, NEWS], ["下雪", "iphone"]) == 1 / 2
+    assert hot.coverage(["Paris"], ["Paris"], []) == 0
 
 
 def test_copied_and_novel_ngrams():
@@ -104,16 +100,17 @@ def test_copied_and_novel_ngrams():
 
 
 def test_empty_candidates_score_nothing():
-    found = measure([""], ["gold"], [ARTICLE], ["Paris"])
+    found = measure([""], ["gold"], [ARTICLE])
     assert list(found) == list(tm.METRICS)
     assert all(value == 0 and math.isfinite(value) for value in found.values())
+    assert hot.coverage([""], [ARTICLE], ["Paris"]) == 0
 
 
 def test_what_is_refused():
     with pytest.raises(UserError, match="no candidates"):
         measure([])
-    with pytest.raises(UserError, match="1 candidates, 2 references and 1 articles"):
-        tm.measure(["a"], ["a", "b"], ["c"], ())
+    with pytest.raises(UserError, match="1 candidates, 2 references and 1 sources"):
+        tm.measure(["a"], ["a", "b"], ["c"])
 
 
 def test_chinese_is_detected():
@@ -142,7 +139,7 @@ def test_sentences_end_where_they_should():
 def test_baselines():
     assert tm.lead_sentence(" 他说：“走吧！”然后走了。好。") == "他说：“走吧！”"
     assert tm.lead_sentence("Title only") == "Title only" and tm.lead_sentence(" \n") == ""
-    assert tm.hot_word_headline(ARTICLE, ["president", "new"]) == "He met the new president!"
-    assert tm.hot_word_headline(ARTICLE, ["nothing"]) == tm.lead_sentence(ARTICLE)
-    assert tm.hot_word_headline(NEWS, ["手机", "赏雪"]).startswith("市民")
-    assert tm.hot_word_headline("", ["a"]) == ""
+    assert hot.hot_word_headline(ARTICLE, ["president", "new"]) == "He met the new president!"
+    assert hot.hot_word_headline(ARTICLE, ["nothing"]) == tm.lead_sentence(ARTICLE)
+    assert hot.hot_word_headline(NEWS, ["手机", "赏雪"]).startswith("市民")
+    assert hot.hot_word_headline("", ["a"]) == ""

@@ -456,7 +456,7 @@ def test_a_dry_run_shows_the_commands_of_one_preemption(cloud):
 def test_a_stop_is_told_from_an_end_by_what_bigjax_says():
     """on_worker.sh looks for this in the log, since both exit with 0."""
     assert "Stopped by SIG" in (fake_cloud.REPO / "tpu_scripts" / "on_worker.sh").read_text()
-    assert 'f"Stopped by {stop.received} at step' in SPEAKS.read_text()
+    assert 'f"Stopped by {signal} at step' in SPEAKS.read_text()
 
 
 @pytest.mark.slow

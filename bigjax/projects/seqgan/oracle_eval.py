@@ -5,38 +5,48 @@ one that knows nothing but is unsure of it a good NLL_test. https://arxiv.org/ab
 why to compare them at several temperatures.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 
 from bigjax import losses
+from bigjax.bounds import POSITIVE, at_least
 from bigjax.errors import UserError
-from bigjax.evals.context import Context
+from bigjax.evals import Context
 from bigjax.layers.sampling import categorical
 from bigjax.parallel import sharding
-from bigjax.tasks._adversarial import shifted, write
+from bigjax.projects.seqgan.players import shifted, write
 
 TEXTS = 10_000
 AT_ONCE = 512  # texts: so few that their logits stay in the cache
 
 
-def build(name: str, entry, context: Context):
-    """evals.NAME = evaluation('oracle', split=, batches=, temperatures=).
+@dataclasses.dataclass(frozen=True)
+class Config:
+    split: str = "test"
+    batches: int = 0  # of the generator's texts; 0 = 10,000 texts
+    temperatures: tuple[float, ...] = ()  # besides 1
+
+    RANGES = {"batches": at_least(0), "temperatures": POSITIVE}
+
+
+def build(name: str, options: Config, context: Context):
+    """The evaluator.
 
     nll_oracle: of 10,000 texts of the generator under the oracle; nll_test: of the split under the
     generator; nats a token. Of other temperatures than 1 as nll_oracle_0.8 and so on.
     """
     if not hasattr(context.corpus, "oracle"):
-        raise UserError(f"evals.{name}.kind='oracle' needs an oracle: task.name='seqgan'.")
-    if min(entry.temperatures, default=1.0) <= 0:
-        raise UserError(f"evals.{name}.temperatures is {entry.temperatures}; each must be above 0.")
+        kind = context.config.evals[name].kind
+        raise UserError(f"evals.{name}.kind={kind!r} needs task.name='seqgan.oracle'.")
     p, corpus = context.task.players, context.corpus
     batch_size = context.config.train.batch_size
     at_once = -(-AT_ONCE // batch_size) * batch_size  # so that rows divide over the devices
-    data = corpus.split(entry.split, batch_size=at_once)
+    data = corpus.split(options.split, batch_size=at_once)
     rows = sharding.local_rows(context.mesh, at_once)
-    n = entry.batches or -(-TEXTS // at_once)
+    n = options.batches or -(-TEXTS // at_once)
 
     @functools.partial(jax.jit, static_argnames="temperature")
     def written(params, key, temperature):
@@ -60,7 +70,7 @@ def build(name: str, entry, context: Context):
             sharding.put_batch(context.mesh, data.batch_at(i, rows), rows, at_once)
             for i in range(data.n_batches)
         ]
-        for t in (1.0, *entry.temperatures):
+        for t in (1.0, *options.temperatures):
             of = {
                 "nll_oracle": [written(params, jax.random.fold_in(key, i), t) for i in range(n)],
                 "nll_test": [held_out(params, batch, t) for batch in batches],
@@ -71,5 +81,5 @@ def build(name: str, entry, context: Context):
         return out
 
     names = ("nll_oracle", "nll_test")
-    evaluate.metrics = (*names, *(f"{k}_{t:g}" for t in entry.temperatures for k in names))
+    evaluate.metrics = (*names, *(f"{k}_{t:g}" for t in options.temperatures for k in names))
     return evaluate

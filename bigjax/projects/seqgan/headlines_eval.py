@@ -1,39 +1,50 @@
 """Headlines that a model writes, measured against the real ones and against two baselines."""
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
 
 from bigjax import json_text
+from bigjax.bounds import at_least
 from bigjax.errors import UserError
-from bigjax.evals import _text_metrics
-from bigjax.evals.context import Context
+from bigjax.evals import Context, text_metrics
 from bigjax.infer.generate import until
-from bigjax.infer.headline import beam_search, readable
 from bigjax.parallel import sharding
-from bigjax.tasks._adversarial import judge
+from bigjax.projects.seqgan import hot_word_metrics
+from bigjax.projects.seqgan.players import judge
+from bigjax.projects.seqgan.writer import beam_search, readable
 
 WIDTH = 4  # of the beam search
 _START = 200  # characters of an article in the file
 
 
-def build(name: str, entry, context: Context):
-    """evals.NAME = evaluation('headlines', split=, batches=): batches=0 takes the whole split.
+@dataclasses.dataclass(frozen=True)
+class Config:
+    split: str = "valid"
+    batches: int = 0  # 0 = the whole split
 
-    Gives the metrics of _text_metrics.measure, and as `discriminator` the mean probability of
-    being real. Writes to WORKDIR/evals/NAME headlines.jsonl and report.json, which also has the
-    numbers of the lead sentence (lead_rouge1, ...) and of the sentence with most hot words.
+    RANGES = {"batches": at_least(0)}
+
+
+def build(name: str, options: Config, context: Context):
+    """The evaluator.
+
+    Gives the metrics of text_metrics.measure, hot_word_coverage, and as `discriminator` the mean
+    probability of being real. Writes to WORKDIR/evals/NAME headlines.jsonl and report.json, which
+    also has the numbers of the lead sentence (lead_rouge1, ...) and of the sentence with most hot
+    words.
     """
-    config, p = context.config, context.task.players
-    if config.task.name != "headline":
+    config, p = context.config, getattr(context.task, "players", None)
+    if p is None or p.clicks is None:
         raise UserError(
-            f"evals.{name}.kind='headlines' is for task.name='headline'; task.name is "
-            f"{config.task.name!r}."
+            f"evals.{name}.kind={config.evals[name].kind!r} is for "
+            f"task.name='seqgan.headline'; task.name is {config.task.name!r}."
         )
     corpus, batch_size = context.corpus, config.train.batch_size
-    data = corpus.split(entry.split, batch_size=batch_size, shuffle=False)
-    n = min(entry.batches or data.n_batches, data.n_batches)
+    data = corpus.split(options.split, batch_size=batch_size, shuffle=False)
+    n = min(options.batches or data.n_batches, data.n_batches)
     rows = sharding.local_rows(context.mesh, batch_size)
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(context.mesh))
@@ -46,7 +57,7 @@ def build(name: str, entry, context: Context):
     @functools.cache
     def baselines() -> dict[str, float]:
         given = [
-            corpus.rows(entry.split)[i]
+            corpus.rows(options.split)[i]
             for step in range(n)
             for i in data.batch_at(step)["example"]
             if i >= 0
@@ -69,7 +80,7 @@ def build(name: str, entry, context: Context):
                 )
             )
             for b in np.flatnonzero(batch["example"] >= 0):
-                given.append(corpus.rows(entry.split)[batch["example"][b]])
+                given.append(corpus.rows(options.split)[batch["example"][b]])
                 headlines.append(corpus.tokenizer.decode(until(tokens[b].tolist(), p.end_id)))
                 real.append(float(probability[b]))
         numbers = {**_measure(headlines, given, corpus), "discriminator": float(np.mean(real))}
@@ -106,7 +117,7 @@ def build(name: str, entry, context: Context):
             )
         return numbers
 
-    evaluate.metrics = (*_text_metrics.METRICS, "discriminator")
+    evaluate.metrics = (*text_metrics.METRICS, "hot_word_coverage", "discriminator")
     return evaluate
 
 
@@ -114,16 +125,18 @@ def _measure(headlines: list[str], rows: list[dict], corpus) -> dict[str, float]
     """Texts against the real headlines as the tokenizer writes those: a model cannot do better
     than without case, and with a space between words and punctuation."""
     references = [_as_written(row["headline"], corpus) for row in rows]
-    return _text_metrics.measure(
-        headlines, references, [row["article"] for row in rows], corpus.hot_words
-    )
+    articles = [row["article"] for row in rows]
+    return {
+        **text_metrics.measure(headlines, references, articles),
+        "hot_word_coverage": hot_word_metrics.coverage(headlines, articles, corpus.hot_words),
+    }
 
 
 def _baselines(rows: list[dict], corpus) -> dict[str, float]:
     found = {}
     for name, choose in (
-        ("lead", _text_metrics.lead_sentence),
-        ("hot", lambda text: _text_metrics.hot_word_headline(text, corpus.hot_words)),
+        ("lead", text_metrics.lead_sentence),
+        ("hot", lambda text: hot_word_metrics.hot_word_headline(text, corpus.hot_words)),
     ):
         texts = [_as_written(choose(row["article"]), corpus) for row in rows]
         found.update({f"{name}_{k}": v for k, v in _measure(texts, rows, corpus).items()})

@@ -27,10 +27,10 @@ HOW_TO_READ = (
     "says little. '-': there is no other\nsuch run, or it never gets to that NLL_oracle."
 )
 SAME = (
-    "oracle.params",
-    "oracle.seed",
-    "oracle.d_model",
-    "oracle.sequences",
+    "data.params",
+    "data.seed",
+    "data.d_model",
+    "data.sequences",
     "data.seq_len",
     "model.vocab_size",
 )  # of runs that can be compared
@@ -108,8 +108,8 @@ def read_run(workdir: str) -> Run:
     if not splits:
         raise UserError(
             f"{workdir!r} has no metrics eval/NAME/nll_oracle: only runs with "
-            "task.name='seqgan' and evals.NAME = evaluation('oracle', every=N) can be "
-            "compared here. Leave it out; `bigjax report` draws any run."
+            "task.name='seqgan.oracle' and an evaluation of kind 'seqgan.oracle_eval' can "
+            "be compared here. Leave it out; `bigjax report` draws any run."
         )
     split = "test" if "test" in splits.values() else min(splits.values())
     points, tempered = {}, []

@@ -11,57 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax import data, models
-from bigjax.config.bounds import check_seed
-from bigjax.data.headline_rows import read_headlines
-from bigjax.data.hot_words import read_hot_words
+from bigjax import data, modules
 from bigjax.data.text_files import extension, read_text
 from bigjax.errors import UserError
 from bigjax.infer import predict
 from bigjax.infer.generate import until
 from bigjax.infer.sampling import sample
-from bigjax.models.headline import NEVER
-from bigjax.tasks import _headline_data
-from bigjax.tasks import headline as headline_task
-from bigjax.tasks._adversarial import Players, judge, whole, write
+from bigjax.projects.seqgan import augmented, headline_data
+from bigjax.projects.seqgan import headline as headline_task
+from bigjax.projects.seqgan.headline_model import NEVER
+from bigjax.projects.seqgan.headline_rows import read_headlines
+from bigjax.projects.seqgan.hot_words import read_hot_words
+from bigjax.projects.seqgan.options import Options
+from bigjax.projects.seqgan.players import Players, judge, whole, write
 
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
 AT_ONCE = 32  # articles
 SAMPLES = 4  # drawn for each headline that is wanted: some are equal, and the best are chosen
 _WIDE = "[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]"  # written without spaces
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How to write headlines and which to choose. UserError for a number out of range."""
-
-    number: int = 5  # headlines an article
-    beam: int = 8  # how many the search keeps at each token
-    temperature: float = 0.0  # above 0: samples instead of the search
-    top_p: float = 0.95  # of samples: from the likeliest tokens that have this probability
-    clicks: str = ""  # what readers shall do: high, low; '' = not told
-    real_weight: float = 1.0  # of the probability of being real, in the ranking
-    click_weight: float = 0.0  # of the predicted quantile of clicks
-    seed: int = 0
-
-    def __post_init__(self):
-        search = self.temperature == 0
-        for name, ok, want in (
-            ("number", self.number >= 1, "at least 1"),
-            (
-                "beam",
-                not search or self.beam >= self.number,
-                f"at least --number={self.number}, or --temperature above 0",
-            ),
-            ("temperature", 0 <= self.temperature < np.inf, "0 (beam search) or more"),
-            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
-            ("clicks", self.clicks in ("", "high", "low"), "high, low, or left out"),
-            ("real_weight", 0 <= self.real_weight < np.inf, "0 or more"),
-            ("click_weight", 0 <= self.click_weight < np.inf, "0 or more"),
-        ):
-            if not ok:
-                raise UserError(f"--{name} is {getattr(self, name)!r}; it must be {want}.")
-        check_seed(self.seed)
 
 
 class Headline(NamedTuple):
@@ -146,7 +113,7 @@ class Writer:
         self._found = jax.jit(self._candidates)
 
     def __call__(self, given: dict[str, np.ndarray]) -> list[list[Headline]]:
-        """Different headlines of each row of `given` (data.encode_articles, and clicks), the best
+        """Different headlines of each row of `given` (of encode_articles, and clicks), the best
         first; at most options.number, none of them empty."""
         n, found = len(given["source"]), []
         size = min(n, AT_ONCE)  # one shape: the last rows are filled up
@@ -198,29 +165,18 @@ def readable(text: str) -> str:
 # --- The command ------------------------------------------------------------------------------
 
 
-def define_flags(f: flags.FlagValues) -> None:
-    """The flags of `bigjax headline`: those of Options and files."""
-    for name in ("article", "output", "hot_words"):
-        flags.DEFINE_string(name, "", "", flag_values=f)
-    flags.DEFINE_string("step", None, "", flag_values=f)
-    flags.DEFINE_multi_string("previous", [], "", flag_values=f)
-    define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
-    for field in dataclasses.fields(Options):
-        define[field.type](field.name, field.default, "", flag_values=f)
-
-
 def check(f: flags.FlagValues, config) -> tuple[Options, list[dict]]:
     """The options and the articles that the flags name. config: the run's.
 
     Raises UserError for a run of another task, and for articles that are missing or empty.
     """
-    if config.task.name != "headline":
+    if modules.of(config, "task") is not headline_task:
         raise UserError(
             f"{f.workdir[0]!r} was trained with task.name={config.task.name!r}; "
-            "headlines are of the task headline."
+            "headlines are of the task seqgan.headline."
         )
     options = Options(**{field.name: f[field.name].value for field in dataclasses.fields(Options)})
-    c = models.build_config(config.model)
+    c = modules.options(config, "model")
     for names, useless, why in (
         (
             ("clicks", "click_weight"),
@@ -288,10 +244,10 @@ def command(f: flags.FlagValues, options: Options, rows: list[dict], loaded, fol
     config, c = loaded.config, loaded.task.model_config
     tokenizer = data.load_tokenizer(folder / "tokenizer")
     headline_task.check_tokenizer(tokenizer, c)
-    kept = folder / _headline_data.HOT_WORDS
+    kept = folder / augmented.HOT_WORDS
     hot_file = f.hot_words or (kept if kept.exists() else "")
     task_options = loaded.task.players.options
-    given, cut = data.encode_articles(
+    given, cut = headline_data.encode_articles(
         rows,
         headline_task.headline_options(config, c, task_options),
         tokenizer,

@@ -16,19 +16,54 @@ from typing import Any
 
 import numpy as np
 
+from bigjax.bounds import SHARE, at_least
 from bigjax.data import tokenizer as tokenizers
 from bigjax.data import unknown
-from bigjax.data.headline_rows import ClickRates, History, read_parts
-from bigjax.data.hot_words import hot_ids, hot_words_of
+from bigjax.data.files import LOCAL_CACHE
 from bigjax.data.order import InTurn, Order, places
 from bigjax.data.store import SPLITS
 from bigjax.data.values import missing_warning
 from bigjax.data.wordpiece import WordPiece
 from bigjax.errors import UserError
+from bigjax.projects.seqgan.headline_rows import ClickRates, History, read_parts
+from bigjax.projects.seqgan.hot_words import hot_ids, hot_words_of
 
 _TRAIN_CHARS = 4_000_000  # how much text a tokenizer is trained on: more changes little
 _BATCH = 4096  # articles encoded at once: only what is left of them after a cut is kept
 _FORMAT = 1  # raise it when the same rows would give other examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """What a file calls its columns; '' = it has none."""
+
+    headline: str = "headline"
+    article: str = "article"
+    clicks: str = ""
+    impressions: str = ""  # how often a headline was shown
+    published: str = ""  # a number or a date that orders rows; '' = as they are
+    tags: str = "tags"  # subjects
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The section `data` where its name is 'seqgan.headline_data'."""
+
+    train: str = ""  # FILE or docstrings:headline
+    valid: str = ""  # '' cuts it from train, by a hash of the article
+    test: str = ""
+    columns: Columns = Columns()
+    tokenizer: tokenizers.TokenizerConfig = tokenizers.TokenizerConfig(kind="wordpiece")
+    seq_len: int = 20  # tokens of a headline
+    truncate: bool = False  # cut longer texts, else refuse them
+    valid_fraction: float = 0.01  # of the rows, where they are cut from train
+    test_fraction: float = 0.01
+    cache_dir: str = LOCAL_CACHE
+
+    RANGES = {"seq_len": at_least(1), "valid_fraction": SHARE, "test_fraction": SHARE}
+    MAY_CHANGE = ("cache_dir", "train", "valid", "test", "tokenizer.path")
+    PATHS = ("tokenizer.path",)
+    DATA_PATHS = ("train", "valid", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,7 +337,8 @@ def load_headlines(
         tokenizer, options, hot, history, rates, {name: parts[name] for name in names}, examples
     )
     log(headlines.summary())
-    for line in missing_warning(row for name in names for row in parts[name]):
+    looked_at = ("tags", "headline", "article")
+    for line in missing_warning((row for name in names for row in parts[name]), looked_at):
         log(line)
     for name in names:
         for line in examples[name].cut:

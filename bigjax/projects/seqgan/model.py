@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax import losses
-from bigjax.config.bounds import FRACTION, POSITIVE, at_least, check_ranges
+from bigjax.bounds import FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.errors import UserError
 from bigjax.layers.basic import Dense, Embed, add_bias, dropout
 from bigjax.layers.params import param
 from bigjax.layers.recurrent import CELLS, Recurrent, empty_state
-from bigjax.models import bert, check_fields, gpt
+from bigjax.models import OF_A_RUN, bert, check_fields, gpt
 
 # The paper's, for sequences of 20.
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 20)
@@ -43,6 +43,7 @@ class Config:
     attention: str = "auto"  # of gpt and bert, see layers/kernels.py
     remat: str = "none"  # of gpt and bert
 
+    MAY_CHANGE = OF_A_RUN
     RANGES = {
         **dict.fromkeys(("vocab_size", "max_len", "d_model", "n_layers", "n_heads"), at_least(1)),
         "discriminator_d_model": at_least(1),

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax import losses
-from bigjax.config.bounds import FRACTION, at_least
+from bigjax.bounds import FRACTION, at_least
 from bigjax.errors import UserError
 from bigjax.layers.basic import Dense, Embed, Norm, dropout
 from bigjax.layers.params import param
 from bigjax.layers.recurrent import Recurrent, empty_state
-from bigjax.models import bert, check_fields, seqgan
+from bigjax.models import bert, check_fields
+from bigjax.projects.seqgan import model as seqgan
 
 # What is added to logits of what is never chosen. Not infinite: 0 * infinity, in an entropy or
 # under a weight of 0, is not a number.

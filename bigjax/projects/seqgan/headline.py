@@ -10,22 +10,21 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from bigjax import data
-from bigjax.config.bounds import FRACTION, at_least
+from bigjax.bounds import FRACTION, at_least
 from bigjax.data import word_vectors
 from bigjax.data.store import SPLITS
 from bigjax.data.wordpiece import SPECIALS
 from bigjax.errors import UserError
-from bigjax.models import seqgan
-from bigjax.tasks import Task, check_vocabulary, family_for
-from bigjax.tasks._adversarial import (
+from bigjax.projects.seqgan import headline_data
+from bigjax.projects.seqgan import model as seqgan
+from bigjax.projects.seqgan.augmented import Corpus
+from bigjax.projects.seqgan.players import (
     Options,
     Players,
-    adversarial_task,
-    check_training,
     half_squares,
 )
-from bigjax.tasks._headline_data import Corpus, piece_names
+from bigjax.projects.seqgan.task import adversarial_task, check_training
+from bigjax.tasks import Task, check_vocabulary, data_module, family_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +39,11 @@ class Config(Options):
     thesaurus: str = ""  # for augmentation: a group of synonyms a line; '' = `embeddings`, if any
     embeddings: str = ""  # a file of word vectors that the generator's embedding begins with
 
+    MAY_CHANGE = (
+        *Options.MAY_CHANGE,
+        *("n_history", "click_*", "hot_words*", "augment*", "thesaurus", "embeddings"),
+    )
+    PATHS = ("hot_words_file", "thesaurus", "embeddings")
     RANGES = {
         **Options.RANGES,
         **dict.fromkeys(("n_history", "click_smoothing", "hot_words", "click_reward"), at_least(0)),
@@ -70,15 +74,16 @@ def build(config, options: Config) -> Task:
     check_training(config)
     family, c = family_for(
         config,
-        "an encoder with a generator (model.name='headline')",
+        "an encoder with a generator (model.name='seqgan.headline_model')",
         lambda family: hasattr(getattr(family, "Generator", None), "context"),
     )
     if options.click_reward and not c.click_buckets:
         raise UserError("task.click_reward needs clicks, and model.click_buckets is 0.")
     headline_options(config, c, options)
+    source = data_module(config, "load_headlines", "seqgan.headline_data")
 
     def load_data(log=print, tokenizer=None, splits=None):
-        found = data.load_headlines(
+        found = source.load_headlines(
             config.data, headline_options(config, c, options), log, tokenizer, splits or SPLITS
         )
         check_tokenizer(found.tokenizer, c)
@@ -95,9 +100,9 @@ def build(config, options: Config) -> Task:
     )
 
 
-def headline_options(config, c, options: Config) -> data.HeadlineOptions:
+def headline_options(config, c, options: Config) -> headline_data.HeadlineOptions:
     """What the data are read with: sizes are the model's; a headline has data.seq_len tokens."""
-    return data.HeadlineOptions(
+    return headline_data.HeadlineOptions(
         c.article_len,
         config.data.seq_len,
         options.n_history,
@@ -203,7 +208,9 @@ def _with_vectors(params, vectors: word_vectors.WordVectors, options: Config, to
     """The parameters with the vectors of the pieces that have one, scaled as what was drawn."""
     table = params["generator"]["embed"]["embedding"]
     found = {
-        i: vectors.row[name] for i, name in enumerate(piece_names(tokenizer)) if name in vectors.row
+        i: vectors.row[name]
+        for i, name in enumerate(word_vectors.piece_names(tokenizer))
+        if name in vectors.row
     }
     if not found:
         raise UserError(

@@ -6,6 +6,7 @@ and a resumed run goes on exactly, in every phase.
 """
 
 from collections.abc import Callable
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import optax
 
 from bigjax import losses, optim
 from bigjax.layers.sampling import categorical
-from bigjax.tasks._adversarial import go_on, judge, mask_of, shifted, states_of, write
+from bigjax.projects.seqgan.players import go_on, judge, mask_of, shifted, states_of, write
 from bigjax.train.state import State, check_kept
 
 WRITTEN_AT_ONCE = 512  # rows: more are written in turn, so few that their logits stay in the cache
@@ -50,14 +51,16 @@ def optimizers(config, options, params) -> dict[str, optax.GradientTransformatio
     }
 
 
-def init_only(txs: dict) -> optax.GradientTransformation:
-    """What makes the optimizer state of all three; each update names its own."""
+def make_step(task, config, params) -> tuple[Callable, Callable]:
+    """Task.make_step: a step is a round."""
+    txs = optimizers(config, task.players.options, params)
+    return functools.partial(init_optimizers, txs), make_round(task, txs, config.seed)
 
-    def init(params):
-        of = {"mle": "generator", "adversarial": "generator", "discriminator": "discriminator"}
-        return {k: tx.init({of[k]: params[of[k]]}) for k, tx in txs.items()}
 
-    return optax.GradientTransformation(init, None)
+def init_optimizers(txs: dict, params) -> dict:
+    """The states of all three; each update has its own."""
+    of = {"mle": "generator", "adversarial": "generator", "discriminator": "discriminator"}
+    return {k: tx.init({of[k]: params[of[k]]}) for k, tx in txs.items()}
 
 
 def make_round(task, txs: dict, seed: int) -> Callable:

@@ -7,11 +7,11 @@ import numpy as np
 
 from bigjax.data import word_vectors
 from bigjax.data.augment import Augment, read_thesaurus
-from bigjax.data.headlines import HeadlineData, Headlines
-from bigjax.data.hot_words import write_hot_words
-from bigjax.data.sequences import InRounds
 from bigjax.data.wordpiece import WordPiece
 from bigjax.errors import UserError
+from bigjax.projects.seqgan.headline_data import HeadlineData, Headlines
+from bigjax.projects.seqgan.hot_words import write_hot_words
+from bigjax.projects.seqgan.in_rounds import InRounds
 
 HOT_WORDS = "hot_words.txt"  # in a run's folder
 NEIGHBOURS, MIN_COSINE = 5, 0.5  # of word vectors that stand in for a thesaurus
@@ -38,6 +38,11 @@ class Corpus:
             if seed is None
             else ChangedInRounds(found, self._options, changes(self._options, self.tokenizer), seed)
         )
+
+    def texts(self, name: str) -> list[str]:
+        """The headlines and articles of a split, each once."""
+        rows = self.rows(name)
+        return list(dict.fromkeys(row[k] for row in rows for k in ("headline", "article")))
 
     def save(self, folder) -> None:
         """Writes the hot words, which a trained model is told again."""
@@ -209,17 +214,3 @@ def _changed(ids: np.ndarray, augment: Augment, tokenizer: WordPiece, rng) -> li
     if augment.synonyms:
         words = augment.synonyms.joined(words)
     return [i for word in augment(words, rng) for i in word]
-
-
-def piece_names(tokenizer: WordPiece) -> list[str]:
-    """Each id's piece, with the ## of those that continue a word; special ones are ''."""
-    marks = np.where(tokenizer.is_continuation, "##", "")
-    return [
-        f"{mark}{piece.decode()}" if piece else "" for mark, piece in zip(marks, tokenizer.pieces)
-    ]
-
-
-def pieces_of(texts: Sequence[str], tokenizer: WordPiece) -> list[list[str]]:
-    """The texts as lists of piece names, for word vectors; without [UNK]."""
-    names = piece_names(tokenizer)
-    return [[names[i] for i in ids.tolist() if names[i]] for ids in tokenizer.encode_batch(texts)]

@@ -1,9 +1,10 @@
-"""Metrics of generated headlines, and the two baselines they have to beat.
+"""Metrics of generated texts, each with a reference and the source that it was made from, and
+sentences of a text: the first one is a baseline that is hard to beat.
 
 ROUGE is the rouge-score package's and BLEU sacrebleu's; the rest are ratios of counts.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 import re
 
 import numpy as np
@@ -18,7 +19,6 @@ METRICS = (
     "self_bleu",
     "distinct_1",
     "distinct_2",
-    "hot_word_coverage",
     "copy_rate",
     "novel_2",
     "novel_4",
@@ -47,11 +47,10 @@ class _Tokenizer:
 def measure(
     candidates: list[str],
     references: list[str],
-    articles: list[str],
-    hot_words: Collection[str],
+    sources: list[str],
     chinese: bool | None = None,
 ) -> dict[str, float]:
-    """METRICS of n candidates, each with its reference and article. Words are those of `words`.
+    """METRICS of n candidates, each with its reference and source. Words are those of `words`.
 
     - rouge1, rouge2, rougeL: mean F1, 0 to 1, without stemming
       (https://aclanthology.org/W04-1013).
@@ -61,26 +60,24 @@ def measure(
       are more; those without words are left out.
     - distinct_1, distinct_2: different n-grams over n-grams of all candidates
       (https://arxiv.org/abs/1510.03055).
-    - hot_word_coverage: of the candidates whose article has a hot word, the fraction that repeat
-      a hot word of that article; 0 if no article has one. Whole words, in either case.
-    - copy_rate: fraction of the candidates' words that their article has; novel_2, novel_4:
+    - copy_rate: fraction of the candidates' words that their source has; novel_2, novel_4:
       fraction of n-grams that it does not have (https://arxiv.org/abs/1704.04368, figure 6).
     - length: mean number of words.
 
     An empty candidate scores 0. A ratio of nothing to nothing is 0.
 
     Args:
-      hot_words: words or phrases.
       chinese: whether BLEU splits text with sacrebleu's `zh` instead of `13a`; None: if more than
         half of the references' words are Chinese characters.
 
     Raises UserError without candidates, or for lists of unequal lengths.
     """
-    _check(candidates, references, articles)
+    _check(candidates, references, sources)
     from rouge_score import rouge_scorer
     from sacrebleu.metrics import BLEU
 
-    said, told = [words(text) for text in candidates], [words(text) for text in articles]
+    candidate_words = [words(text) for text in candidates]
+    source_words = [words(text) for text in sources]
     scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_Tokenizer())
     scores = [scorer.score(*pair) for pair in zip(references, candidates)]
     split = "zh" if (is_chinese(references) if chinese is None else chinese) else "13a"
@@ -88,14 +85,13 @@ def measure(
     return {
         **{name: float(np.mean([score[name].fmeasure for score in scores])) for name in scores[0]},
         "bleu": float(bleu.corpus_score(candidates, [references]).score),
-        "self_bleu": _self_bleu([c for c, s in zip(candidates, said) if s], split),
-        "distinct_1": _distinct(said, 1),
-        "distinct_2": _distinct(said, 2),
-        "hot_word_coverage": _coverage(said, told, _phrases(hot_words)),
-        "copy_rate": _copied(said, told, 1)[0],
-        "novel_2": _copied(said, told, 2)[1],
-        "novel_4": _copied(said, told, 4)[1],
-        "length": float(np.mean([len(s) for s in said])),
+        "self_bleu": _self_bleu([c for c, s in zip(candidates, candidate_words) if s], split),
+        "distinct_1": _distinct(candidate_words, 1),
+        "distinct_2": _distinct(candidate_words, 2),
+        "copy_rate": _copied(candidate_words, source_words, 1)[0],
+        "novel_2": _copied(candidate_words, source_words, 2)[1],
+        "novel_4": _copied(candidate_words, source_words, 4)[1],
+        "length": float(np.mean([len(s) for s in candidate_words])),
     }
 
 
@@ -122,28 +118,23 @@ def sentences(text: str) -> list[str]:
     return [" ".join(piece.split()) for piece in pieces if words(piece)]
 
 
-def lead_sentence(article: str) -> str:
-    """The first sentence, the baseline that is hard to beat in news; "" of an empty article."""
-    return next(iter(sentences(article)), "")
+def lead_sentence(text: str) -> str:
+    """The first sentence, the baseline that is hard to beat in news; "" of an empty text."""
+    return next(iter(sentences(text)), "")
 
 
-def hot_word_headline(article: str, hot_words: Collection[str]) -> str:
-    """The sentence with most different hot words, of equals the first: the lead if none has any."""
-    phrases = _phrases(hot_words)
-    return max(sentences(article), key=lambda s: len(_hot(words(s), phrases)), default="")
-
-
-def _check(candidates, references, articles) -> None:
-    if not len(candidates) == len(references) == len(articles):
+def _check(candidates, references, sources) -> None:
+    if not len(candidates) == len(references) == len(sources):
         raise UserError(
             f"there are {len(candidates)} candidates, {len(references)} references and "
-            f"{len(articles)} articles. Give each candidate one reference and one article."
+            f"{len(sources)} sources. Give each candidate one reference and one source."
         )
     if not candidates:
         raise UserError("there are no candidates to measure. Give at least one.")
 
 
-def _ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """Those of a list of words, in their order."""
     return list(zip(*(tokens[i:] for i in range(n))))
 
 
@@ -156,7 +147,7 @@ def _self_bleu(candidates: list[str], split: str) -> float:
         rng = np.random.default_rng(0)
         sample = rng.choice(len(candidates), _SELF_BLEU_SAMPLE, replace=False)
         candidates = [candidates[i] for i in sample]
-    bleu = BLEU(tokenize=split, force=True, effective_order=True)  # headlines of under 4 words
+    bleu = BLEU(tokenize=split, force=True, effective_order=True)  # texts of under 4 words
     return float(
         np.mean(
             [
@@ -167,34 +158,18 @@ def _self_bleu(candidates: list[str], split: str) -> float:
     )
 
 
-def _distinct(said: list[list[str]], n: int) -> float:
-    grams = [gram for tokens in said for gram in _ngrams(tokens, n)]
+def _distinct(candidates: list[list[str]], n: int) -> float:
+    grams = [gram for tokens in candidates for gram in ngrams(tokens, n)]
     return len(set(grams)) / max(len(grams), 1)
 
 
-def _copied(said: list[list[str]], told: list[list[str]], n: int) -> tuple[float, float]:
-    """Fractions of the candidates' n-grams that are, and that are not, in their article."""
+def _copied(candidates: list[list[str]], sources: list[list[str]], n: int) -> tuple[float, float]:
+    """Fractions of the candidates' n-grams that are, and that are not, in their source."""
     known = [
-        gram in there
-        for s, t in zip(said, told)
-        for there in [set(_ngrams(t, n))]
-        for gram in _ngrams(s, n)
+        gram in of_source
+        for candidate, source in zip(candidates, sources)
+        for of_source in [set(ngrams(source, n))]
+        for gram in ngrams(candidate, n)
     ]
     total = max(len(known), 1)
     return sum(known) / total, (len(known) - sum(known)) / total
-
-
-def _phrases(hot_words: Collection[str]) -> set[tuple[str, ...]]:
-    return {tuple(words(word)) for word in hot_words}
-
-
-def _hot(tokens: list[str], phrases: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
-    """Those of the phrases that the text has."""
-    lengths = {len(phrase) for phrase in phrases}
-    return {gram for n in lengths for gram in _ngrams(tokens, n)} & phrases
-
-
-def _coverage(said, told, phrases) -> float:
-    pairs = [(_hot(s, phrases), _hot(t, phrases)) for s, t in zip(said, told)]
-    repeated = [bool(in_said & in_told) for in_said, in_told in pairs if in_told]
-    return sum(repeated) / max(len(repeated), 1)

@@ -1,4 +1,4 @@
-"""What the tasks of adversarial training share: their options, their rounds, their players."""
+"""Adversarial training: its options, its rounds, its players and what they write."""
 
 from collections.abc import Callable
 import dataclasses
@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bigjax.config.bounds import POSITIVE, SHARE, at_least, check_ranges
+from bigjax.bounds import POSITIVE, SHARE, at_least, check_ranges
 from bigjax.errors import UserError
-from bigjax.layers import params as params_lib
 from bigjax.layers.sampling import categorical
 from bigjax.parallel.sharding import constrain
-from bigjax.tasks import Task, array_shapes
 
 PHASES = ("mle", "discriminator", "adversarial")
 
@@ -49,6 +47,10 @@ class Options:
     likelihood: float = 0.0  # weight of log q(x)
     kl: float = 0.0  # weight of log q(x) - log p(x), p the generator itself
 
+    MAY_CHANGE = (
+        *("negatives", "*_learning_rate", "discriminator_l2", "scheduled_sampling", "rollout*"),
+        *("baseline", "standardize", "entropy", "teacher_forcing", "likelihood", "kl"),
+    )
     RANGES = {
         **dict.fromkeys(("mle_updates", "pretrain_updates", "generator_updates"), at_least(1)),
         **dict.fromkeys(("mle_rounds", "discriminator_rounds", "negatives"), at_least(0)),
@@ -118,22 +120,8 @@ class Options:
         return [(phase, *counts) for phase, counts in zip(PHASES, of_phase)]
 
 
-def check_training(config) -> None:
-    """Refuses what rounds cannot do."""
-    if config.train.batch_size % 2:
-        raise UserError(
-            f"train.batch_size={config.train.batch_size} must be even: half of what a "
-            "discriminator's update sees is real text."
-        )
-    for key, off in (("accumulate", 1), ("ema", 0)):
-        if config.train[key] != off:
-            raise UserError(
-                f"train.{key}={config.train[key]}: adversarial training has only train.{key}={off}."
-            )
-
-
 class Players(NamedTuple):
-    """The generator and the discriminator as pure functions, for train/adversarial.py.
+    """The generator and the discriminator as pure functions, for rounds.py.
 
     Rows of text are int [B, T]. `given` is what they are conditioned on, arrays with B rows ({} =
     nothing); a context is what the generator made of it.
@@ -154,66 +142,6 @@ class Players(NamedTuple):
     penalty: Callable[..., Any]  # (params of the discriminator) -> what L2 weighs
     clicks: Callable[..., Any] | None = None  # (given) -> (quantile_B of the clicks, known_B)
     click_reward: float = 0.0  # weight of the predicted quantile beside the reward of being real
-
-
-def adversarial_task(
-    c, players: Players, networks: dict, examples: dict, given: dict, load_data: Callable, **more
-) -> Task:
-    """The Task of players.
-
-    c: the model's Config. networks: the Flax modules 'generator' and 'discriminator'; examples:
-    what each is called with, one row. given: of a batch what texts are conditioned on, one row.
-    more: other fields of Task.
-    """
-
-    def init(rng):
-        params = params_lib.unbox(
-            {
-                name: networks[name].init(key, *examples[name])["params"]
-                for name, key in zip(("generator", "discriminator"), jax.random.split(rng))
-            }
-        )
-        return {
-            "params": params,
-            "extras": {"rollout": params["generator"], "reference": params["generator"]},
-        }
-
-    def loss(params, extras, frozen, batch, rng, train):
-        del frozen
-        tokens, rng, g = batch["tokens"], rng if train else None, params["generator"]
-        inputs = batch.get("inputs", shifted(players, tokens))
-        nll = players.loss(g, players.context(g, batch, rng), inputs, tokens, batch["weights"], rng)
-        return nll, ({"nll": nll}, extras)
-
-    def batch_shapes(batch_size, step):
-        phase, n, _ = players.options.round(step)
-        text = {"tokens": (1, players.length)}, {"weights": (1, players.length)}
-        return {
-            phase: {
-                k: jax.ShapeDtypeStruct((batch_size, n, *x.shape[1:]), x.dtype)
-                for k, x in {**array_shapes(*text), **given}.items()
-            }
-        }
-
-    axes = {
-        name: params_lib.logical_axes(
-            jax.eval_shape(network.init, jax.random.key(0), *examples[name])["params"]
-        )
-        for name, network in networks.items()
-    }
-    return Task(
-        init,
-        loss,
-        lambda: None,
-        axes,
-        networks["generator"],
-        c,
-        0.0,
-        load_data,
-        batch_shapes,
-        players=players,
-        **more,
-    )
 
 
 def half_squares(params) -> jax.Array:

@@ -1,14 +1,17 @@
 """From the config section `data` to a tokenizer and a token store for each source."""
 
 from collections.abc import Callable, Iterator
+import dataclasses
 import functools
 import hashlib
 import json
 import time
 from typing import Any
 
+from bigjax.bounds import SHARE, at_least
 from bigjax.data import sources, unknown
 from bigjax.data import tokenizer as tokenizers
+from bigjax.data.files import LOCAL_CACHE
 from bigjax.data.loader import TextData
 from bigjax.data.sources import Source
 from bigjax.data.store import SPLITS, Store, Stream, build_store, check_fractions, split_of
@@ -17,7 +20,28 @@ from bigjax.errors import UserError
 _SCAN_CHARS = 64_000_000  # how far into a source the tokenizer's training text is looked for
 _TRAIN_CHARS = 4_000_000  # how much of that it is trained on: more changes little, and takes longer
 _CHUNK_CHARS = 20_000
-_OF_IDS = "ids-"  # begins each fingerprint of a Corpus; those of version 0.1.0 are of files
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The section `data` where its name is 'text': documents, as one stream of tokens a source."""
+
+    sources: dict[str, Source] = dataclasses.field(
+        default_factory=lambda: {"docstrings": Source("docstrings")}
+    )
+    tokenizer: tokenizers.TokenizerConfig = tokenizers.TokenizerConfig()
+    seq_len: int = 256  # tokens of an example
+    packing: bool = True  # attention stays within a document
+    valid_fraction: float = 0.01  # of the documents, chosen by a hash of their content
+    test_fraction: float = 0.01
+    on_bad_utf8: str = "replace"  # replace (and count; up to 1% of a file or source) or refuse
+    cache_dir: str = LOCAL_CACHE  # token stores and trained tokenizers
+
+    RANGES = {"seq_len": at_least(1), "valid_fraction": SHARE, "test_fraction": SHARE}
+    # What the text is has a fingerprint, so where it lies may change.
+    MAY_CHANGE = ("cache_dir", "sources.*.path", "tokenizer.path")
+    PATHS = ("tokenizer.path",)
+    DATA_PATHS = ("sources.*.path",)
 
 
 class Corpus:
@@ -37,7 +61,7 @@ class Corpus:
     ) -> None:
         self.tokenizer, self.stores, self.weights = tokenizer, stores, weights
         self._seq_len, self._examples = seq_len, examples
-        self.fingerprint = _OF_IDS + _hash(
+        self.fingerprint = _hash(
             [tokenizer.fingerprint, *(store.hashes for store in stores.values())]
         )
 
@@ -76,11 +100,6 @@ class Corpus:
                     '(data.on_bad_utf8="refuse" names the first)'
                 )
         return "\n".join(lines)
-
-
-def comparable(fingerprint: str, other: str) -> bool:
-    """Whether two of `Data.fingerprint`, if they differ, are of data that differ."""
-    return fingerprint.startswith(_OF_IDS) == other.startswith(_OF_IDS)
 
 
 def load_text(

@@ -1,6 +1,6 @@
-"""Rows of arrays as batches, and batches in rounds: what adversarial training reads."""
+"""Arrays in memory as batches."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import math
 
 import numpy as np
@@ -9,7 +9,7 @@ from bigjax.data.order import InTurn, Order, places
 from bigjax.errors import UserError
 
 
-class Rows:
+class ArrayData:
     """Batches of the rows of `arrays`.
 
     seed None: each row once and in its order, the last batch filled with rows of weight 0. Else
@@ -42,35 +42,6 @@ class Rows:
     def examples_at(self, step: int) -> list[str]:
         """Which rows batch `step` holds, as train:INDEX."""
         return [f"train:{i}" for i in self._order(places(step, None, self._batch_size, None))[1]]
-
-
-class InRounds:
-    """Batches of `data`, as many at once as a round takes: rounds(step) -> (phase, batches of
-    this round, batches before it).
-
-    Attributes: n_examples and n_batches, as data's.
-    """
-
-    def __init__(self, data, rounds: Callable[[int], tuple[str, int, int]]) -> None:
-        self._data, self._rounds = data, rounds
-        self.n_examples, self.n_batches = data.n_examples, data.n_batches
-
-    def batch_at(self, step: int, rows: slice | None = None) -> dict:
-        """{phase: {name: [B, batches, ...]}} of round `step`, rows first, so that a device has the
-        same rows of all batches. rows: a contiguous part of each batch."""
-        phase, n, before = self._rounds(step)
-        batches = [self._batch(phase, i, before + i, rows) for i in range(n)]
-        return {phase: {k: np.stack([batch[k] for batch in batches], axis=1) for k in batches[0]}}
-
-    def examples_at(self, step: int) -> list[str]:
-        """Which examples round `step` holds."""
-        _, n, before = self._rounds(step)
-        return [found for i in range(n) for found in self._data.examples_at(before + i)]
-
-    def _batch(self, phase: str, i: int, number: int, rows: slice | None) -> dict:
-        """Batch `number` of data, the i-th of its round."""
-        del phase, i
-        return self._data.batch_at(number, rows)
 
 
 def _filled(x: np.ndarray, n: int) -> np.ndarray:

@@ -1,6 +1,5 @@
-"""Which numbers a config may hold: one table, and what a Config dataclass declares of its own."""
+"""Which numbers are allowed, and refusing the others."""
 
-import fnmatch
 import math
 import struct
 from typing import Any, NamedTuple
@@ -45,52 +44,6 @@ def at_least(low: float) -> Range:
     return Range(low)
 
 
-# Of the keys of config.keys; entries are of each evaluation and source.
-RANGES = {
-    "seed": SEED,
-    "data.tokenizer.vocab_size": at_least(1),
-    "data.seq_len": at_least(1),
-    "data.valid_fraction": SHARE,
-    "data.test_fraction": SHARE,
-    "data.doc_stride": at_least(1),
-    "data.sources.*.weight": POSITIVE,
-    "oracle.seed": SEED,
-    "oracle.d_model": at_least(1),
-    "oracle.sequences": at_least(1),
-    "optim.learning_rate": POSITIVE,
-    "optim.warmup_steps": at_least(0),
-    "optim.cooldown_steps": at_least(0),
-    "optim.final_fraction": SHARE,
-    "optim.b1": FRACTION,
-    "optim.b2": FRACTION,
-    "optim.eps": POSITIVE,
-    "optim.weight_decay": at_least(0),
-    "optim.layer_decay": Range(0, 1, open_low=True),
-    "optim.clip_norm": at_least(0),
-    "train.steps": at_least(1),
-    "train.batch_size": at_least(1),
-    "train.accumulate": at_least(1),
-    "train.ema": FRACTION,
-    "train.early_stop.patience": at_least(1),
-    "train.early_stop.min_delta": at_least(0),
-    "mesh.*": at_least(-1),  # that 0 is none is said by parallel/mesh.py, with the devices
-    "hosts.start_timeout": at_least(1),
-    "hosts.lost_after": at_least(5),
-    "checkpoint.every": at_least(1),
-    "checkpoint.keep": at_least(1),
-    "log.every": at_least(1),
-    "evals.*.every": at_least(1),
-    "evals.*.batches": at_least(0),
-    "evals.*.tokens": at_least(1),
-    "evals.*.temperatures": POSITIVE,
-}
-
-
-def range_of(key: str) -> Range | None:
-    """The range of a dotted key of the config, without those of `model` and `task`."""
-    return next((r for pattern, r in RANGES.items() if fnmatch.fnmatchcase(key, pattern)), None)
-
-
 def _as_float32(number: float) -> float:
     """A finite number as devices compute with it: they take what is too small for zero."""
     if abs(number) > LARGEST_FLOAT:
@@ -131,7 +84,7 @@ def check_seed(seed: int) -> None:
 def check_ranges(where: str, instance: Any) -> None:
     """Refuses numbers of a Config dataclass outside of its RANGES: {field: Range}.
 
-    where: its section, 'model' or 'task'.
+    where: its section, such as 'model' or 'evals.valid'.
     """
     for name, allowed in type(instance).RANGES.items():
         check_number(f"{where}.{name}", getattr(instance, name), allowed)

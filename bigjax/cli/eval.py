@@ -1,0 +1,41 @@
+"""Evaluates a saved step of a run on all its evaluation sets."""
+
+from bigjax import json_text
+from bigjax.arguments import JSON, ROWS, SETTLED, STEP, Arguments, Command
+
+COMMAND = Command(flags=(STEP, JSON), keys=(*ROWS, "data", "seed", "evals"), unused=SETTLED)
+
+
+def run(arguments: Arguments) -> None:
+    from bigjax import data, evals
+    from bigjax.train import load as load_lib
+    from bigjax.train import workdir as workdir_lib
+
+    config = arguments.config_of_run()
+    loaded = load_lib.load(arguments.workdir, config, arguments.step, config.train.batch_size)
+    run_folder = workdir_lib.existing(arguments.workdir)
+    folder = run_folder / "tokenizer"
+    tokenizer = data.load_tokenizer(folder) if folder.exists() else None  # not all data are text
+    splits = {e.split for e in config.evals.values() if "split" in e}
+    corpus = loaded.task.load_data(print, tokenizer, splits)
+    context = evals.Context(
+        config,
+        loaded.task,
+        corpus,
+        loaded.mesh,
+        print,
+        run_folder,
+        loaded.frozen,
+        report=print,
+        unwritten=[],
+    )
+    numbers = {}
+    for name in config.evals:
+        metrics = evals.build(config, name, context)(loaded.params, loaded.extras, loaded.step)
+        numbers.update({f"eval/{name}/{k}": v for k, v in metrics.items()})
+    for key, value in numbers.items():
+        print(f"{key:<32} {value:.6f}")
+    for line in context.unwritten:
+        print(line)
+    if arguments.flags.json:
+        print(json_text.dumps({"step": loaded.step, **numbers}))

@@ -1,0 +1,25 @@
+"""Writes a saved step as a model of Hugging Face transformers. Needs no accelerator."""
+
+from bigjax.arguments import STEP, Arguments, Command, Flag
+from bigjax.errors import UserError
+
+COMMAND = Command(
+    flags=(
+        Flag("to", "must be new", value="FOLDER"),
+        Flag("dtype", "float32, bfloat16 or float16; default: as imported, else as trained"),
+        STEP,
+    ),
+)
+
+
+def run(arguments: Arguments) -> None:
+    f = arguments.flags
+    if not f.to:
+        raise UserError("--to=FOLDER is missing: where to write the model.")
+    workdir = arguments.workdir
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    from bigjax.train import exchange
+
+    exchange.export_run(workdir, f.to, arguments.step, print, f.dtype or "")

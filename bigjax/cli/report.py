@@ -1,0 +1,14 @@
+"""Draws the curves of one or several runs."""
+
+from bigjax.arguments import Arguments, Command, Flag
+
+COMMAND = Command(
+    flags=(Flag("out", "a .png; default: report.png in the first work folder", value="FILE"),),
+    workdirs=2,
+)
+
+
+def run(arguments: Arguments) -> None:
+    from bigjax import report
+
+    print(report.draw(arguments.flags.workdir, arguments.flags.out))

@@ -1,0 +1,21 @@
+"""Trains a model, or resumes training.
+
+Everything is written to the work folder; given again, training resumes there.
+"""
+
+from bigjax.arguments import Arguments, Command
+from bigjax.errors import UserError
+
+COMMAND = Command(config=True, keys=("",))
+DEFAULT_WORKDIR = "runs/gpt-docstrings"
+
+
+def run(arguments: Arguments) -> None:
+    if not arguments.flags.workdir:
+        if arguments.flags.config:
+            raise UserError("--workdir=FOLDER is missing: where to write the run.")
+        arguments.flags.workdir = [DEFAULT_WORKDIR]
+    config, _ = arguments.config()
+    from bigjax.train import run as run_lib
+
+    run_lib.train(config, arguments.workdir)

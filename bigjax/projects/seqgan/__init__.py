@@ -1,0 +1,1 @@
+"""SeqGAN (https://arxiv.org/abs/1609.05473): its oracle experiment, and headlines from articles."""

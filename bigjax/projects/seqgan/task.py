@@ -1,0 +1,109 @@
+"""The task of adversarial training: players, whose steps are rounds."""
+
+from collections.abc import Callable
+import dataclasses
+
+import jax
+
+from bigjax.config import get
+from bigjax.errors import UserError
+from bigjax.layers import params as params_lib
+from bigjax.projects.seqgan import rounds
+from bigjax.projects.seqgan.players import Players, shifted
+from bigjax.tasks import Task, array_shapes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdversarialTask(Task):
+    players: Players
+
+
+def check_training(config) -> None:
+    """Refuses what rounds cannot do."""
+    if config.train.batch_size % 2:
+        raise UserError(
+            f"train.batch_size={config.train.batch_size} must be even: half of what a "
+            "discriminator's update sees is real text."
+        )
+    for key, off, why in (
+        ("train.accumulate", 1, "updates are of whole batches"),
+        ("train.ema", 0, "players are not averaged"),
+        ("optim.offload", False, "the networks are small"),
+        ("train.debug_nans", False, "a round of many updates would take hours step by step"),
+    ):
+        if get(config, key) != off:
+            raise UserError(
+                f"{key}={get(config, key)}: adversarial training has only {key}={off} ({why})."
+            )
+
+
+def adversarial_task(
+    c, players: Players, networks: dict, examples: dict, given: dict, load_data: Callable, **more
+) -> Task:
+    """The Task of players.
+
+    c: the model's Config. networks: the Flax modules 'generator' and 'discriminator'; examples:
+    what each is called with, one row. given: of a batch what texts are conditioned on, one row.
+    more: other fields of Task.
+    """
+
+    def init(rng):
+        params = params_lib.unbox(
+            {
+                name: networks[name].init(key, *examples[name])["params"]
+                for name, key in zip(("generator", "discriminator"), jax.random.split(rng))
+            }
+        )
+        return {"params": params, **extras_of(params)}
+
+    def extras_of(params, extras=None):
+        del extras
+        return {"rollout": params["generator"], "reference": params["generator"]}
+
+    def loss(params, extras, frozen, batch, rng, train):
+        del frozen
+        tokens, rng, g = batch["tokens"], rng if train else None, params["generator"]
+        inputs = batch.get("inputs", shifted(players, tokens))
+        nll = players.loss(g, players.context(g, batch, rng), inputs, tokens, batch["weights"], rng)
+        return nll, ({"nll": nll}, extras)
+
+    def batch_shapes(batch_size, step):
+        phase, n, _ = players.options.round(step)
+        text = {"tokens": (1, players.length)}, {"weights": (1, players.length)}
+        return {
+            phase: {
+                k: jax.ShapeDtypeStruct((batch_size, n, *x.shape[1:]), x.dtype)
+                for k, x in {**array_shapes(*text), **given}.items()
+            }
+        }
+
+    axes = {
+        name: params_lib.logical_axes(
+            jax.eval_shape(network.init, jax.random.key(0), *examples[name])["params"]
+        )
+        for name, network in networks.items()
+    }
+
+    def rate_key(metric, step):
+        if metric.startswith("discriminator"):
+            return "task.discriminator_learning_rate"
+        phase, _, _ = players.options.round(step)
+        return "optim.learning_rate" if phase == "mle" else "task.adversarial_learning_rate"
+
+    task = AdversarialTask(
+        init=init,
+        axes={"params": axes, **extras_of(axes)},
+        loss=loss,
+        load_data=load_data,
+        batch_shapes=batch_shapes,
+        model=networks["generator"],
+        model_config=c,
+        extras_of=extras_of,
+        make_step=lambda config, params: rounds.make_step(task, config, params),
+        phases=lambda steps: [(phase, first) for phase, first, _ in players.options.phases(steps)],
+        describe=lambda steps: f"{steps} rounds ({players.options.describe(steps)})",
+        rate_key=rate_key,
+        players=players,
+        **more,
+    )
+    return task

@@ -1,0 +1,102 @@
+"""The state that a run begins with: of its own checkpoint, resume_from, init_from, or scratch."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bigjax.data.files import cache_dir
+from bigjax.errors import UserError
+from bigjax.optim import schedules
+from bigjax.train import frozen, init_from
+from bigjax.train import workdir as workdir_lib
+from bigjax.train.checkpoint import Checkpoints
+from bigjax.train.state import State
+
+
+class First(NamedTuple):
+    """start: its step. is_new: whether this work folder has no checkpoint of it yet."""
+
+    state: State
+    start: int
+    is_new: bool
+
+
+def find(config, workdir: str, task, log) -> Callable | None:
+    """What prepares the parameters of a run from scratch (Task.prepare); None for other runs.
+
+    Called before the data are read. Raises UserError where the work folder holds a run that
+    cannot be resumed with this config, and as Task.prepare does.
+    """
+    if workdir_lib.has_checkpoints(workdir):
+        workdir_lib.check_same_run(workdir, config, log)
+        return None
+    return None if config.resume_from or config.init_from else task.prepare()
+
+
+def make(run, prepare: Callable | None, source: init_from.Source | None) -> First:
+    """The first state of a train.run.Run. source: what init_from names, if that is open."""
+    c, log = run.config, run.progress.log
+    saved = run.checkpoints.restore_newest(run.program.abstract, log)
+    if saved:
+        return _resumed(run, *saved, "this work folder", str(run.folder), is_new=False)
+    if c.resume_from:
+        workdir_lib.check_same_run(c.resume_from, c, log)
+        other = Checkpoints(workdir_lib.existing(c.resume_from), read_only=True)
+        saved = other.restore_newest(run.program.abstract, log)
+        if not saved:
+            raise UserError(f"config.resume_from={c.resume_from!r} has no checkpoint.")
+        return _resumed(run, *saved, c.resume_from, c.resume_from, is_new=True)
+    return First(_begun(run, prepare, source), 0, True)
+
+
+def _resumed(run, state: State, meta: dict, place: str, folder: str, is_new: bool) -> First:
+    c, log, start = run.config, run.progress.log, meta["step"]
+    if meta.get("data") != run.corpus.fingerprint:
+        raise UserError(
+            "The text or the tokenizer is not what this run was trained on (files or "
+            "installed packages have changed), so it cannot be resumed exactly. Start "
+            f"another --workdir with --config.init_from={folder}."
+        )
+    frozen.check_same(run.frozen, meta.get("frozen", {}))
+    run.early_stop.restore(meta.get("early_stop", {}))
+    log(f"Going on from step {start} of {place}.")
+    # A task with its own step has learning rates of its own.
+    if jax.process_index() == 0 and not run.task.make_step and start < c.train.steps:
+        if changed := schedules.change(workdir_lib.read_config(folder), c, start):
+            log(changed)
+    return First(state, start, is_new)
+
+
+def _begun(run, prepare: Callable | None, source: init_from.Source | None) -> State:
+    """The state at step 0."""
+    c, task, log = run.config, run.task, run.progress.log
+    if c.init_from and not source:
+        source = init_from.open_source(c.init_from, cache_dir(c))
+    if source:
+        init_from.check_tokenizer(source, c.init_reset, run.corpus.tokenizer, log)
+        labels, params = c.task.get("labels", ()), run.program.abstract.params
+        init_from.check_labels(source, params, c.init_reset, labels, log)
+    state = jax.jit(run.program.init, out_shardings=run.program.shardings)()
+    params, extras = state.params, state.extras
+    if source:
+        log(f"Starting at step 0 with the parameters of {c.init_from}.")
+        own = {} if task.extras_of else extras  # else they follow from the parameters
+        loaded = init_from.initialise({**params, **own}, source, c.init_reset, log)
+        params, extras = ({k: loaded[k] for k in tree} for tree in (params, own))
+    else:
+        log("Starting from scratch.")
+        params = (prepare or task.prepare())(params, run.corpus)
+        if params is state.params:
+            return state
+    if task.extras_of:
+        extras = task.extras_of(params, state.extras)
+    # Copies: the first step gives its arguments' memory away, each array's once.
+    copy = lambda tree, like: jax.device_put(jax.tree_util.tree_map(jnp.copy, tree), like)
+    shardings = run.program.shardings
+    extras = copy(extras, shardings.extras)
+    ema = None
+    if state.ema is not None:
+        ema = copy({"params": params, **extras}, shardings.ema)
+    return state._replace(params=params, extras=extras, ema=ema)

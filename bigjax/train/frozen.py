@@ -1,0 +1,61 @@
+"""Frozen parts of a task (tasks.Frozen): loaded and cut over the mesh once, never trained."""
+
+from collections.abc import Callable
+import hashlib
+from typing import Any
+
+import jax
+
+from bigjax.errors import UserError
+from bigjax.parallel import sharding
+from bigjax.tasks import Frozen, Task
+from bigjax.train import init_from
+from bigjax.train.state import abstract
+from bigjax.train.stored import checksums
+
+
+def shapes(task: Task, mesh) -> dict[str, Any]:
+    """{name: tree of ShapeDtypeStructs with shardings}, without reading anything."""
+    return {name: _shapes(part, mesh) for name, part in task.frozen.items()}
+
+
+def load(task: Task, mesh, cache_dir: str, log: Callable[[str], None]) -> dict[str, Any]:
+    """{name: tree of arrays on the mesh}.
+
+    cache_dir: of config.data. Raises UserError if a source lacks a parameter, or has another shape.
+    """
+    parts = {}
+    for name, part in task.frozen.items():
+        want = _shapes(part, mesh)
+        if part.source:
+            source = init_from.open_source(part.source, cache_dir)
+            parts[name] = init_from.load_all(want, source, f"the frozen part {name!r}")
+            log(f"Frozen: {name}, from {source.where}.")
+        else:
+            place = jax.tree_util.tree_map(lambda x: x.sharding, want)
+            parts[name] = jax.jit(part.init, out_shardings=place)(jax.random.key(0))
+    return parts
+
+
+def _shapes(part: Frozen, mesh):
+    found = jax.eval_shape(part.init, jax.random.key(0))
+    return abstract(found, sharding.of_params(mesh, found, part.axes))
+
+
+def fingerprints(parts: dict[str, Any]) -> dict[str, str]:
+    """{name: what changes with any of its values}."""
+    return {
+        name: hashlib.sha256(repr(sorted(checksums(tree).items())).encode()).hexdigest()[:16]
+        for name, tree in parts.items()
+    }
+
+
+def check_same(parts: dict[str, Any], saved: dict[str, str]) -> None:
+    """Refuses to resume with other frozen parameters than a run was trained with."""
+    for name, fingerprint in fingerprints(parts).items():
+        if saved.get(name) != fingerprint:
+            raise UserError(
+                f"The frozen part {name!r} of this task is not what this run was trained with: its "
+                "source has been trained further, or replaced. Restore it, or train in another "
+                "--workdir."
+            )

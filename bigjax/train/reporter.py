@@ -1,0 +1,97 @@
+"""What a run writes while it trains: numbers of steps and evaluations, and checkpoints."""
+
+import re
+import time
+
+import numpy as np
+
+from bigjax import config as config_lib
+from bigjax.errors import UserError
+from bigjax.evals import derive
+from bigjax.train import frozen, metrics
+from bigjax.train.state import State
+from bigjax.train.step import unpack
+
+# Else the run stops. Of a step of several networks they are by network, as generator/loss.
+FINITE = ("loss", "grad_norm", "param_norm", "update_norm")
+
+
+class Reporter:
+    """Writes metrics and checkpoints of a run.
+
+    bad_step, bad_metrics: of the step that was not finite, None and [] while there is none.
+    saved_step: the newest in this work folder, or None.
+    """
+
+    def __init__(self, run, start: int, saved_step: int | None):
+        """run: a train.run.Run, which begins after step `start`."""
+        self._run, self._first_step, self.saved_step = run, start + 1, saved_step
+        c = run.config
+        self.bad_step: int | None = None
+        self.bad_metrics: list[str] = []
+        self._frozen = frozen.fingerprints(run.frozen)
+        self._writer = metrics.Writer(run.folder, start, c.log.tensorboard, run.lease.check)
+        self.speed = metrics.Speed(
+            0 if run.task.make_step else c.train.batch_size,
+            c.data.get("seq_len", 0),
+            run.task.flops_per_example,
+        )
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def report(self, step: int, metrics: dict, waited: float) -> bool:
+        """Writes a step's numbers when they are due; True if the loss is not finite."""
+        run, c = self._run, self._run.config
+        self.speed.waited += waited
+        values = unpack(metrics)
+        self.bad_metrics = [
+            k for k, v in values.items() if k.split("/")[-1] in FINITE and not np.isfinite(v)
+        ]
+        if self.bad_metrics:
+            self.bad_step = step
+            return True
+        due = step in (1, c.train.steps) or step % c.log.every == 0
+        if due or step == self._first_step:
+            values = {**derive(values), **self.speed.read(step)}
+            if not run.task.make_step:  # whose steps may be unlike each other
+                values["epoch"] = step / run.batches.epoch_steps
+            run.progress.update(step, values)
+        if due:  # and no other step: a resumed run writes the lines of an uninterrupted one
+            self._writer.write(step, values)
+        return False
+
+    def write_evaluation(self, step: int, name: str, values: dict) -> None:
+        """Writes the metrics of an evaluation. Raises UserError if one that is watched lacks."""
+        run = self._run
+        for key in ("train.early_stop.metric", "checkpoint.best"):
+            metric = config_lib.get(run.config, key)
+            if metric.startswith(f"eval/{name}/") and metric not in values:
+                raise UserError(
+                    f"config.{key}={metric!r}: this evaluation gives only "
+                    f"{', '.join(values) or 'no metrics'}."
+                )
+        if not values:
+            return
+        if step not in run.latest:
+            run.latest.clear()
+        run.latest.setdefault(step, {}).update(values)
+        self._writer.write(step, values)
+        short = {
+            k.removeprefix("eval/"): v
+            for k, v in values.items()
+            if not re.search("/(precision|recall)_", k)
+        }  # the file and the report have them
+        run.progress.log(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in short.items()))
+
+    def save(self, step: int, state: State) -> None:
+        run, start = self._run, time.perf_counter()
+        self._writer.flush()  # a run that is killed resumes after this, and writes no line twice
+        meta = {
+            "data": run.corpus.fingerprint,
+            "early_stop": dict(run.early_stop.state),
+            "frozen": self._frozen,
+        }
+        run.checkpoints.save(step, state, meta, run.latest.get(step, {}))
+        self.saved_step = step
+        self.speed.pause(time.perf_counter() - start)

@@ -1,0 +1,96 @@
+"""Parameters that optim.freeze names are not differentiated, and the others train as before."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigjax import optim, tasks
+from bigjax.train.state import make_init
+from bigjax.train.step import make_step
+from bigjax.trees import count, merge, named_leaves, partition
+from tests import helpers
+
+B, T = 2, 8
+FREEZE = {"none": "", "stack": "stack", "all but the last": "embed|position|stack"}
+
+
+@functools.cache
+def program(freeze: str, differentiate_all: bool = False, accumulate: int = 1):
+    """(state, step, batch) of a small model."""
+    c = helpers.load_config("tests/tiny.py")
+    with c.unlocked():
+        c.model = dict(name="gpt", d_model=8, n_layers=2, n_heads=2, max_len=T, vocab_size=20)
+        c.model.update(dropout=0.0, tie_embeddings=False)
+        c.data.seq_len, c.optim.freeze = T, freeze
+    task = tasks.build(helpers.filled(c))
+    params = jax.eval_shape(task.init, jax.random.key(0))["params"]
+    tx = optim.make(c.optim, 10, params)
+    trained = True if differentiate_all else optim.trained(c.optim, params)
+    schedule = lambda step: 1e-2
+    step = make_step(task, tx, schedule, seed=0, accumulate=accumulate, trained=trained)
+    rng = np.random.default_rng(0)
+    batch = {name: jnp.ones(x.shape, x.dtype) for name, x in task.batch_shapes(B, 0).items()}
+    batch.update({name: rng.integers(0, 20, (B, T)) for name in ("inputs", "targets")})
+    return jax.jit(make_init(task, tx.init, 0, False))(), step, batch
+
+
+def products(name: str, **options) -> int:
+    """How many matrix products a step has."""
+    state, step, batch = program(FREEZE[name], **options)
+    jaxpr = jax.make_jaxpr(step)(state, {}, batch).jaxpr
+    return sum(e.primitive.name == "dot_general" for e in helpers.equations(jaxpr))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_has_no_gradient_of_what_is_frozen(accumulate):
+    whole, stack, below = (products(name, accumulate=accumulate) for name in FREEZE)
+    # Each kernel of a layer (query, key, value, out, up, down) has a product for its gradient.
+    assert whole - stack == 6
+    # Nothing below is trained: no gradient goes through the layers at all, of which each has eight
+    # products forwards, and as many again for the gradients of what they multiply.
+    assert stack - below == 8 + 2
+
+
+@pytest.mark.parametrize("name", ["stack", "all but the last"])
+def test_the_rest_trains_as_if_all_were_differentiated(name):
+    runs = []
+    for differentiate_all in (False, True):
+        state, step, batch = program(FREEZE[name], differentiate_all)
+        metrics = {}
+        for _ in range(3):
+            state, metrics = jax.jit(step)(state, {}, batch)
+        runs.append((named_leaves(state), metrics))
+    (got, metrics), (want, other) = runs
+    assert got.keys() == want.keys() and metrics.keys() == other.keys()
+    for key, x in want.items():
+        np.testing.assert_allclose(got[key], x, rtol=1e-6, atol=1e-8, err_msg=key)
+    for key, x in other.items():
+        if key != "grad_norm":
+            np.testing.assert_allclose(metrics[key], x, rtol=1e-6, err_msg=key)
+    assert 0 < metrics["grad_norm"] < other["grad_norm"]  # of what is trained alone
+
+
+def test_what_is_frozen_stays_and_has_no_moments():
+    state, step, batch = program(FREEZE["stack"])
+    after, _ = jax.jit(step)(state, {}, batch)
+    for name, x in named_leaves(state.params).items():
+        same = np.array_equal(named_leaves(after.params)[name], x)
+        assert same == name.startswith("stack/"), name
+    moments = [k for k in named_leaves(state.opt_state) if "/mu/" in k]
+    assert moments and not any("stack" in k for k in moments)
+
+
+def test_partition_and_merge():
+    tree = {"a": {"b": np.ones(2), "c": np.zeros(3)}, "d": [np.ones(4), np.zeros(5)]}
+    mask = {"a": {"b": True, "c": False}, "d": [False, True]}
+    parts, rest = partition(tree, mask)
+    assert (count(parts), count(rest)) == (7, 7)
+    assert [*named_leaves(parts)] == ["a/b", "d/1"] and [*named_leaves(rest)] == ["a/c", "d/0"]
+    for one, other in ((parts, rest), (rest, parts)):
+        merged = merge(one, other)
+        assert jax.tree.structure(merged) == jax.tree.structure(tree)
+        assert all(x is y for x, y in zip(jax.tree.leaves(merged), jax.tree.leaves(tree)))
+    assert count(partition(tree, True)[1]) == count(partition(tree, False)[0]) == 0
