@@ -1,8 +1,11 @@
 """Names and sizes of pytrees of arrays. A leaf: every room may import it."""
 
 import math
+import re
 
 import jax
+
+_TURN = re.compile(r"block_(\d+)_of_(\d+)")  # of a stack whose layers take turns
 
 
 def path_name(path) -> str:
@@ -17,12 +20,18 @@ def named_leaves(tree) -> dict:
 
 def layer_names(name: str, x) -> list[str]:
     """The paths of a leaf's layers: 'stack/layer_0/...', 'stack/layer_1/...' for 'stack/layers/...'
-    of a scanned stack, whose first axis is the layers; [name] for any other leaf."""
+    of a scanned stack, whose first axis is the layers; [name] for any other leaf.
+
+    'stack/layers/block_1_of_2/...' holds every second layer, from the second on.
+    """
     parts = name.split("/")
     if "layers" not in parts:
         return [name]
     at = parts.index("layers")
-    return ["/".join([*parts[:at], f"layer_{i}", *parts[at + 1 :]]) for i in range(x.shape[0])]
+    rest, kind, kinds = parts[at + 1 :], 0, 1
+    if rest and (turn := _TURN.fullmatch(rest[0])):
+        rest, kind, kinds = rest[1:], int(turn[1]), int(turn[2])
+    return ["/".join([*parts[:at], f"layer_{kind + i * kinds}", *rest]) for i in range(x.shape[0])]
 
 
 def layer_places(named: dict) -> dict[str, tuple[str, int | None]]:

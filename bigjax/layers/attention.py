@@ -1,5 +1,5 @@
-"""Self-attention with rotary positions and a cache. The mask: kernels.attention_mask, and for TPUs
-splash.mask_of."""
+"""Attention: to itself, with rotary positions and a cache, or to a memory. Who attends to whom is
+in layers/mask.py."""
 
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from bigjax.layers.basic import Dense
 from bigjax.layers.kernels import attend
+from bigjax.layers.mask import Causal, Mask
 from bigjax.parallel.sharding import constrain
 
 
@@ -63,15 +64,25 @@ def rotary(x_BTHD: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Arra
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BTHD.dtype)
 
 
+class Memory(NamedTuple):
+    """Keys and values of what cross-attention reads, made once: [B, S, K, D]; segments int [B, S]
+    or None, 0 = padding."""
+
+    key: jax.Array
+    value: jax.Array
+    segments: jax.Array | None = None
+
+
 class Attention(nn.Module):
     """Multi-head attention; grouped- or single-query where n_kv_heads < n_heads."""
 
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    causal: bool
+    mask: Mask = Causal()
     use_bias: bool = True
     rope_theta: float = 0.0  # 0 = no rotary positions
+    scale: float | None = None  # of the products; None = 1 / sqrt(head_dim)
     kernel: str = "auto"
     out_std: float = 0.02
     dropout: float = 0.0  # of the attention's weights
@@ -79,35 +90,59 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, span: Span, cache: Cache | None = None, rng: jax.Array | None = None
-    ) -> tuple[jax.Array, Cache | None]:
-        """Self-attention, [B, T, D]. With a cache the keys and values of x are written into it
-        at its next slot, and the queries see what stands there. rng: for dropout, or None."""
+        self,
+        x_BTD: jax.Array,
+        span: Span,
+        cache: Cache | None = None,
+        rng: jax.Array | None = None,
+        *,
+        memory: jax.Array | Memory | None = None,
+        memory_segments: jax.Array | None = None,
+        bias: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | Memory | None]:
+        """Self-attention, [B, T, D], and the cache: the keys and values of x are written into it
+        at its next slot, and the queries see what stands there.
+
+        memory: instead of x, what the queries read (cross-attention): [B, S, D'], of which keys and
+        values are made and returned as a Memory; or such a Memory. memory_segments: int [B, S],
+        tokens of x read those of their segment; None: all. bias: of the scores, [B or 1, H or 1, T,
+        S]. rng: for dropout, or None.
+        """
         types = dict(use_bias=self.use_bias, dtype=self.dtype)
         x_BTD = constrain(x_BTD, "batch", "length", "act_embed")
 
-        def heads(name, n, axis):
-            y = Dense((n, self.head_dim), ("embed",), (axis, "head_dim"), **types, name=name)(x_BTD)
+        def heads(name, n, axis, y):
+            y = Dense((n, self.head_dim), ("embed",), (axis, "head_dim"), **types, name=name)(y)
             return constrain(y, "batch", "length", f"act_{axis}", None)
 
-        q = heads("query", self.n_heads, "heads")
-        k = heads("key", self.n_kv_heads, "kv_heads")
-        v = heads("value", self.n_kv_heads, "kv_heads")
-        if self.rope_theta:
+        q = heads("query", self.n_heads, "heads", x_BTD)
+        if not isinstance(memory, Memory):
+            source = x_BTD if memory is None else memory
+            k = heads("key", self.n_kv_heads, "kv_heads", source)
+            v = heads("value", self.n_kv_heads, "kv_heads", source)
+            if memory is not None:
+                memory = Memory(k, v, memory_segments)
+        if self.rope_theta and memory is None:
             q = rotary(q, span.positions, self.rope_theta)
             k = rotary(k, span.positions, self.rope_theta)
-        start, k_segments = 0, span.segments
-        if cache is not None:
-            start, cache = cache.next, cache.write(k, v, span.segments)
-            k, v, k_segments = cache.key, cache.value, cache.segments
+        start, q_segments, k_segments, kept = 0, span.segments, span.segments, None
+        if memory is not None:
+            k, v, k_segments = memory
+            q_segments = None if k_segments is None else _ones(x_BTD, span)
+            kept = memory
+        elif cache is not None:
+            start, kept = cache.next, cache.write(k, v, span.segments)
+            k, v, k_segments = kept.key, kept.value, kept.segments
         o = attend(
             q,
             k,
             v,
-            causal=self.causal,
+            mask=self.mask,
             start=start,
-            q_segments=span.segments,
+            q_segments=q_segments,
             k_segments=k_segments,
+            bias=bias,
+            scale=self.scale,
             kernel=self.kernel,
             dropout=self.dropout,
             rng=rng,
@@ -120,4 +155,9 @@ class Attention(nn.Module):
             **types,
             name="out",
         )(o)
-        return constrain(y, "batch", "residual_length", "act_embed"), cache
+        return constrain(y, "batch", "residual_length", "act_embed"), kept
+
+
+def _ones(x_BTD: jax.Array, span: Span) -> jax.Array:
+    """Segments of queries that read a memory: their own, or 1, which is not padding."""
+    return jnp.ones(x_BTD.shape[:2], jnp.int32) if span.segments is None else span.segments

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigjax.layers.params import param
+from bigjax.layers.params import param, weight
 from bigjax.parallel.sharding import constrain, gathered
 
 
@@ -51,52 +51,61 @@ def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
 class Dense(nn.Module):
     """x @ kernel + bias, contracting the last len(in_axes) dimensions of x.
 
-    kernel: [*in, *features]; in_axes and out_axes name the dimensions.
+    kernel: [*in, *features]; in_axes and out_axes name the dimensions. out_dtype: of the result,
+    dtype by default; with 'float32' it is left as it was accumulated, as losses and draws want it.
+
+    This is the one place where an activation meets a weight: `nn.intercept_methods` of `__call__`
+    may add parameters to the layer and terms to what it gives (adapters).
     """
 
     features: tuple[int, ...]
     in_axes: tuple[str, ...]
-    out_axes: tuple[str, ...]
+    out_axes: tuple[str | None, ...]
     use_bias: bool = True
+    init_std: float = 0.02
+    dtype: str = "float32"
+    out_dtype: str = ""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n = len(self.in_axes)
+        lead, inputs = x.shape[:-n], x.shape[-n:]
+        axes, shape = self.in_axes + self.out_axes, (*inputs, *self.features)
+        init = nn.initializers.normal(self.init_std)
+        kernel = weight(self, "kernel", init, shape, axes, self.dtype)
+        # Two-dimensional: one plain matrix product on every backend.
+        kernel = kernel.reshape(math.prod(inputs), -1)
+        x = x.reshape(*lead, -1).astype(self.dtype)
+        y = jnp.matmul(x, kernel, preferred_element_type=self.out_dtype or self.dtype)
+        if self.use_bias:
+            bias = param(self, "bias", nn.initializers.zeros, self.features, self.out_axes)
+            y = add_bias(y, bias.reshape(-1))
+        return y.reshape(*lead, *self.features)
+
+
+class Output(nn.Module):
+    """The layer from features to logits over a vocabulary; its bias, if any, in float32."""
+
+    vocab_size: int
+    use_bias: bool = False
     init_std: float = 0.02
     dtype: str = "float32"
 
     @nn.compact
-    def weights(self, inputs: tuple[int, ...]) -> tuple[jax.Array, jax.Array | None]:
-        """The kernel as a matrix [inputs, features] in the compute dtype, and the bias [features]
-        in float32."""
-        axes = self.in_axes + self.out_axes
-        kernel = param(
-            self,
-            "kernel",
-            nn.initializers.normal(self.init_std),
-            (*inputs, *self.features),
-            axes,
-        )
-        kernel = gathered(kernel, axes, self.dtype).reshape(math.prod(inputs), -1)
-        if not self.use_bias:
-            return kernel, None
-        bias = param(self, "bias", nn.initializers.zeros, self.features, self.out_axes)
-        return kernel, bias.reshape(-1)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y, bias = self._product(x, self.dtype)
-        y = y if bias is None else add_bias(y, bias)
-        return y.reshape(*y.shape[:-1], *self.features)
-
-    def logits(self, x: jax.Array) -> jax.Array:
-        """__call__, left in the float32 it is accumulated in, as losses and draws want it."""
-        y, bias = self._product(x, jnp.float32)
-        y = y if bias is None else y + bias
-        return y.reshape(*y.shape[:-1], *self.features)
-
-    def _product(self, x: jax.Array, dtype) -> tuple[jax.Array, jax.Array | None]:
-        n = len(self.in_axes)
-        lead, inputs = x.shape[:-n], x.shape[-n:]
-        kernel, bias = self.weights(inputs)
-        # Two-dimensional kernels: one plain matrix product on every backend.
-        x = x.reshape(*lead, -1).astype(self.dtype)
-        return jnp.matmul(x, kernel, preferred_element_type=dtype), bias
+    def __call__(self, x_BTD: jax.Array, project: bool = True):
+        """Logits float32 [B, T, V]; project=False: (x, kernel [D, V], bias [V] or None), of which
+        they are x @ kernel + bias, for layers.output.linear_losses."""
+        axes, shape = ("embed", "vocab"), (x_BTD.shape[-1], self.vocab_size)
+        init = nn.initializers.normal(self.init_std)
+        kernel = weight(self, "kernel", init, shape, axes, self.dtype)
+        bias = None
+        if self.use_bias:
+            bias = param(self, "bias", nn.initializers.zeros, (self.vocab_size,), ("vocab",))
+        x_BTD = x_BTD.astype(self.dtype)
+        if not project:
+            return x_BTD, kernel, bias
+        logits = jnp.matmul(x_BTD, kernel, preferred_element_type=jnp.float32)
+        return logits if bias is None else logits + bias
 
 
 class Norm(nn.Module):

@@ -1,8 +1,10 @@
-"""Attention kernels. All take q [B, T, H, D], k and v [B, S, K, D] with H a multiple of K, the
-slot of the first query among the keys, and segments [B, T], [B, S] or None; all give [B, T, H, D]
-and the same numbers. Scores and softmax are in float32. `attend` chooses.
+"""Attention kernels. All take q [B, T, H, D], k and v [B, S, K, D] with H a multiple of K, a mask
+(layers/mask.py), segments [B, T], [B, S] or None, a bias of the scores [B or 1, H or 1, T, S] or
+None, and a scale; all give [B, T, H, D] and the same numbers. Scores and softmax are in float32.
+`attend` chooses.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -10,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from bigjax.errors import UserError
+from bigjax.layers.mask import Causal, Full, Mask, dense, key_range
 from bigjax.parallel import sharding
 from bigjax.parallel.mesh import platform
 
@@ -19,91 +23,99 @@ KERNEL_RESIDUALS = "attention_residuals"  # the name of what a kernel's backward
 MASKED = -1e30  # not infinity: a row without keys gives a mean and not NaN
 
 
-def attention_mask(
-    T: int, S: int, causal: bool, start=0, q_segments_BT=None, k_segments_BS=None
-) -> jax.Array | None:
-    """Which of S keys each of T queries sees, bool [B or 1, T, S], or None for all.
-
-    The one place to change who attends to whom: within a segment, and if causal not to later
-    keys. start: the slot of the first query among the keys.
-    """
-    mask = None
-    if causal:
-        mask = (jnp.arange(S) <= start + jnp.arange(T)[:, None])[None]
-    if q_segments_BT is not None:
-        same = q_segments_BT[:, :, None] == k_segments_BS[:, None, :]
-        mask = same if mask is None else mask & same
-    return mask
-
-
 def attend(
     q,
     k,
     v,
     *,
-    causal: bool,
+    mask: Mask,
     start=0,
     q_segments=None,
     k_segments=None,
+    bias=None,
+    scale: float | None = None,
     kernel: str = "auto",
     dropout: float = 0.0,
     rng=None,
 ) -> jax.Array:
-    """Softmax attention by the kernel that suits the backend, where that can: whole sequences
-    without dropout; else by the plain form.
+    """Softmax attention by the kernel of the backend, where that can: whole sequences without
+    dropout; else by the plain form.
 
-    dropout: of the attention's weights; off without an rng. kernel: 'auto', or a name of KERNELS.
+    start: the place of the first query among the keys, one number or int [B]. scale: of the
+    products, by default 1 / sqrt(D). dropout: of the attention's weights; off without an rng.
+    kernel: 'auto', or a name of KERNELS. Raises UserError for a bias with kernel='splash'.
     """
-    T = q.shape[1]
-    whole = T == k.shape[1] and isinstance(start, int) and start == 0
+    whole = isinstance(start, int) and start == 0
     dropping = rng is not None and dropout > 0
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if kernel == "splash" and bias is not None:
+        raise UserError(
+            "model.attention='splash' takes no bias of the scores, and this model has one: use "
+            "'auto', or another of " + ", ".join(k for k in KERNELS if k != "splash") + "."
+        )
     if kernel == "auto":
         kernel = BY_PLATFORM.get(platform(), "einsum")
+    given = (mask, q_segments, k_segments)
     if whole and not dropping:
         if kernel == "blocked":
-            return blocked(q, k, v, q_segments, causal)
-        if kernel == "splash":
+            return blocked(q, k, v, *given, bias, scale)
+        if kernel == "splash" and bias is None:
             from bigjax.layers import splash  # slow to import
 
-            if splash.suits(T):
-                return splash.splash(q, k, v, q_segments, causal, platform() != "tpu")
-        if kernel == "cudnn" and _suits_cudnn(q):
-            return cudnn(q, k, v, q_segments, causal)
-    mask = attention_mask(q.shape[1], k.shape[1], causal, start, q_segments, k_segments)
-    return einsum(q, k, v, mask, dropout if dropping else 0.0, rng)
+            if splash.supports(q.shape[1], k.shape[1]):
+                return splash.splash(q, k, v, *given, scale, platform() != "tpu")
+        if kernel == "cudnn" and _cudnn_supports(q):
+            return cudnn(q, k, v, *given, bias, scale)
+    seen = dense(mask, q.shape[1], k.shape[1], start, q_segments, k_segments)
+    return einsum(q, k, v, seen, bias, scale, dropout if dropping else 0.0, rng)
 
 
-def cudnn(q_BTHD, k_BSKD, v_BSKD, segments_BT, causal: bool) -> jax.Array:
+def cudnn(
+    q_BTHD, k_BSKD, v_BSKD, mask: Mask, q_segments_BT, k_segments_BS, bias, scale: float
+) -> jax.Array:
     """cuDNN's fused attention, for 16-bit numbers on NVIDIA's GPUs.
 
     Each device has its rows and heads. Causality costs nothing; what else is masked is an array
-    [B, T, S] that the kernel reads, and to which it writes a gradient: segments are, and causality
+    [B, T, S] that the kernel reads, and to which it writes a gradient: segments are, and all masks
     where the sequence is cut, since cuDNN knows of no first query but the first. Each device then
     has its queries and gathers the keys of all.
     """
-    T = q_BTHD.shape[1]
+    T, S = q_BTHD.shape[1], k_BSKD.shape[1]
+    native = mask in (Full(), Causal()) and (mask == Full() or T == S)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        mask = attention_mask(T, T, False, 0, segments_BT, segments_BT)
-        return _cudnn(q_BTHD, k_BSKD, v_BSKD, mask, causal)
+        seen = dense(Full() if native else mask, T, S, 0, q_segments_BT, k_segments_BS)
+        return _cudnn(q_BTHD, k_BSKD, v_BSKD, seen, bias, scale, native and mask == Causal())
     (batch, length, heads), ways, k, v = over_devices(q_BTHD, k_BSKD, v_BSKD)
     queries = T // ways[1]
+    cut = queries < T
+    has_segments, has_bias = q_segments_BT is not None, bias is not None
 
-    def on_device(q, k, v, *segments):
-        cut = queries < T
+    def on_device(q, k, v, *more):
         start = jax.lax.axis_index(length) * queries if cut else 0
-        mask = attention_mask(queries, T, causal and cut, start, *(segments or (None, None)))
-        return _cudnn(q, k, v, mask, causal and not cut)
+        segments, more = (more[:2], more[2:]) if has_segments else ((None, None), more)
+        here = mask if cut or not native else Full()
+        seen = dense(here, queries, S, start, *segments)
+        causal = native and mask == Causal() and not cut
+        return _cudnn(q, k, v, seen, *(more or (None,)), scale, causal)
 
     P = PartitionSpec
     queries_at, keys_at = P(batch, length, heads), P(batch, None, heads)
-    segments = () if segments_BT is None else (segments_BT, segments_BT)
+    arrays, places = [], []
+    if has_segments:
+        arrays += [q_segments_BT, k_segments_BS]
+        places += [P(batch, length), P(batch)]
+    if has_bias:
+        arrays.append(bias)
+        places.append(
+            P(batch if bias.shape[0] > 1 else None, heads if bias.shape[1] > 1 else None, length)
+        )
     return jax.shard_map(
         on_device,
         out_specs=queries_at,
         check_vma=False,
-        in_specs=(queries_at, keys_at, keys_at, *(P(batch, length), P(batch))[: len(segments)]),
-    )(q_BTHD, k, v, *segments)
+        in_specs=(queries_at, keys_at, keys_at, *places),
+    )(q_BTHD, k, v, *arrays)
 
 
 def over_devices(q_BTHD, k_BSKD, v_BSKD):
@@ -125,18 +137,20 @@ def over_devices(q_BTHD, k_BSKD, v_BSKD):
     return axes, ways, k, v
 
 
-def _cudnn(q, k, v, mask_BTS, causal: bool) -> jax.Array:
+def _cudnn(q, k, v, mask_BTS, bias, scale: float, causal: bool) -> jax.Array:
     return jax.nn.dot_product_attention(
         q,
         k,
         v,
+        bias,
         mask=None if mask_BTS is None else mask_BTS[:, None],
+        scale=scale,
         is_causal=causal,
         implementation="cudnn",
     )
 
 
-def _suits_cudnn(q_BTHD) -> bool:
+def _cudnn_supports(q_BTHD) -> bool:
     """Heads of at most 128, which all GPUs with cuDNN's attention can do, and, which it demands of
     a mask that it is given, an even number of queries on each device."""
     T, D = q_BTHD.shape[1], q_BTHD.shape[3]
@@ -144,12 +158,17 @@ def _suits_cudnn(q_BTHD) -> bool:
     return q_BTHD.dtype != jnp.float32 and D % 8 == 0 and D <= 128 and T % (2 * ways) == 0
 
 
-def einsum(q_BTHD, k_BSKD, v_BSKD, mask_BTS, dropout: float = 0.0, rng=None) -> jax.Array:
-    """The plain form."""
+def einsum(
+    q_BTHD, k_BSKD, v_BSKD, mask_BTS, bias=None, scale=None, dropout: float = 0.0, rng=None
+) -> jax.Array:
+    """The plain form. mask_BTS: of mask.dense."""
     B, T, H, D = q_BTHD.shape
     K = k_BSKD.shape[2]
-    q = q_BTHD.reshape(B, T, K, H // K, D) * D**-0.5
+    q = q_BTHD.reshape(B, T, K, H // K, D) * (D**-0.5 if scale is None else scale)
     scores = jnp.einsum("btkgd,bskd->bkgts", q, k_BSKD, preferred_element_type=jnp.float32)
+    if bias is not None:
+        by_group = (K, H // K) if bias.shape[1] > 1 else (1, 1)
+        scores += bias.reshape(bias.shape[0], *by_group, *bias.shape[2:])
     if mask_BTS is not None:
         scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
     p = jax.nn.softmax(scores, axis=-1).astype(v_BSKD.dtype)
@@ -158,32 +177,38 @@ def einsum(q_BTHD, k_BSKD, v_BSKD, mask_BTS, dropout: float = 0.0, rng=None) -> 
     return jnp.einsum("bkgts,bskd->btkgd", p, v_BSKD).reshape(B, T, H, D)
 
 
-def blocked(q_BTHD, k_BSKD, v_BSKD, segments_BT, causal: bool = True) -> jax.Array:
-    """Attention in blocks of queries; causal ones only see the keys up to their end.
+def blocked(
+    q_BTHD, k_BSKD, v_BSKD, mask: Mask, q_segments_BT, k_segments_BS, bias, scale: float
+) -> jax.Array:
+    """Attention in blocks of queries, each with the keys from the first to the last that it sees.
 
-    That saves nearly half of the work, and its own gradient keeps the exponentials of the scores
-    instead of the many arrays that automatic differentiation keeps.
+    For a causal mask that saves nearly half of the work, and its own gradient keeps the
+    exponentials of the scores instead of the many arrays that automatic differentiation keeps.
     """
-    H, D = q_BTHD.shape[2:]
+    H = q_BTHD.shape[2]
     heads_first = lambda x: x.swapaxes(1, 2)
     repeat = lambda x: jnp.repeat(x, H // x.shape[2], axis=2)
     o = _blocked(
-        heads_first(q_BTHD * D**-0.5),
+        heads_first(q_BTHD * scale),
         heads_first(repeat(k_BSKD)),
         heads_first(repeat(v_BSKD)),
-        segments_BT,
-        causal,
+        bias,
+        (q_segments_BT, k_segments_BS),
+        mask,
     )
     return heads_first(o)
 
 
-def _blocks(T: int, causal: bool) -> list[tuple[slice, slice]]:
-    """(queries, the keys they may see); causal: at least 128 queries in each, at most 8 blocks."""
-    n = 1
-    if causal:
-        n = max(n for n in range(1, 9) if T % n == 0 and (n == 1 or T // n >= 128))
-    ends = [(i + 1) * (T // n) for i in range(n)]
-    return [(slice(end - T // n, end), slice(0, end)) for end in ends]
+@functools.cache
+def _blocks(mask: Mask, T: int, S: int) -> list[tuple[slice, slice]]:
+    """(queries, the keys they may see): at least 128 queries in each, at most 8 blocks; one block
+    where more would save nothing."""
+    n = max(n for n in range(1, 9) if T % n == 0 and (n == 1 or T // n >= 128))
+    begins = range(0, T, T // n)
+    blocks = [(slice(i, i + T // n), key_range(mask, range(i, i + T // n), S)) for i in begins]
+    if all(keys == slice(0, S) for _, keys in blocks):
+        return [(slice(0, T), slice(0, S))]
+    return blocks
 
 
 def _dot(a, b, a_axis: int, b_axis: int):
@@ -193,44 +218,70 @@ def _dot(a, b, a_axis: int, b_axis: int):
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _blocked(q_BHTD, k_BHTD, v_BHTD, segments_BT, causal):
-    return _forward(q_BHTD, k_BHTD, v_BHTD, segments_BT, causal)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _blocked(q_BHTD, k_BHSD, v_BHSD, bias, segments, mask):
+    return _forward(q_BHTD, k_BHSD, v_BHSD, bias, segments, mask)[0]
 
 
-def _forward(q, k, v, segments, causal):
+def _forward(q, k, v, bias, segments, mask):
     out, kept = [], []
-    for rows, seen in _blocks(q.shape[2], causal):
-        segment = lambda part: None if segments is None else segments[:, part]
-        mask = attention_mask(
-            rows.stop - rows.start, seen.stop, causal, rows.start, segment(rows), segment(seen)
+    for rows, keys in _blocks(mask, q.shape[2], k.shape[2]):
+        part = lambda x, at: None if x is None else x[:, at]
+        seen = dense(
+            mask if mask == Full() else _Moved(mask, keys.start),
+            rows.stop - rows.start,
+            keys.stop - keys.start,
+            rows.start,
+            part(segments[0], rows),
+            part(segments[1], keys),
         )
-        scores = _dot(q[:, :, rows], k[:, :, seen], 3, 3)
-        if mask is not None:
-            scores = jnp.where(mask[:, None], scores, MASKED)
+        scores = _dot(q[:, :, rows], k[:, :, keys], 3, 3)
+        if bias is not None:
+            scores += bias[:, :, rows, keys]
+        if seen is not None:
+            scores = jnp.where(seen[:, None], scores, MASKED)
         e = jnp.exp(scores - scores.max(-1, keepdims=True))
         inverse = 1 / e.sum(-1, keepdims=True)
         e = e.astype(v.dtype)
-        out.append((_dot(e, v[:, :, seen], 3, 2) * inverse).astype(v.dtype))
+        out.append((_dot(e, v[:, :, keys], 3, 2) * inverse).astype(v.dtype))
         kept.append((e, inverse))
     o = jnp.concatenate(out, axis=2)
-    return o, (q, k, v, o, kept)
+    return o, (q, k, v, bias, o, kept)
 
 
-def _backward(causal, saved, do):
-    q, k, v, o, kept = saved
+@dataclasses.dataclass(frozen=True)
+class _Moved(Mask):
+    """A mask for keys that begin at place `by`."""
+
+    mask: Mask
+    by: int
+
+    def sees(self, q, k):
+        return self.mask.sees(q, k + self.by)
+
+
+def _backward(mask, saved, do):
+    q, k, v, bias, o, kept = saved
+    S = k.shape[2]
     sums = (do.astype(jnp.float32) * o).sum(-1, keepdims=True)
-    dq, dk, dv = [], 0, 0
-    for (rows, seen), (e, inverse) in zip(_blocks(q.shape[2], causal), kept):
+    dq, d_bias, dk, dv = [], [], 0, 0
+    for (rows, keys), (e, inverse) in zip(_blocks(mask, q.shape[2], S), kept):
         p = e * inverse
         do_rows = do[:, :, rows]
-        dp = _dot(do_rows, v[:, :, seen], 3, 3)
-        ds = (p * (dp - sums[:, :, rows])).astype(q.dtype)
-        dq.append(_dot(ds, k[:, :, seen], 3, 2).astype(q.dtype))
-        later = ((0, 0), (0, 0), (0, q.shape[2] - seen.stop), (0, 0))
-        dv += jnp.pad(_dot(p.astype(do.dtype), do_rows, 2, 2), later)
-        dk += jnp.pad(_dot(ds, q[:, :, rows], 2, 2), later)
-    return jnp.concatenate(dq, axis=2), dk.astype(k.dtype), dv.astype(v.dtype), None
+        dp = _dot(do_rows, v[:, :, keys], 3, 3)
+        ds = p * (dp - sums[:, :, rows])
+        if bias is not None:
+            axes = tuple(i for i in (0, 1) if bias.shape[i] == 1)
+            others = [(0, 0)] * 3 + [(keys.start, S - keys.stop)]
+            d_bias.append(jnp.pad(ds.sum(axes, keepdims=True), others))
+        ds = ds.astype(q.dtype)
+        dq.append(_dot(ds, k[:, :, keys], 3, 2).astype(q.dtype))
+        others = ((0, 0), (0, 0), (keys.start, S - keys.stop), (0, 0))
+        dv += jnp.pad(_dot(p.astype(do.dtype), do_rows, 2, 2), others)
+        dk += jnp.pad(_dot(ds, q[:, :, rows], 2, 2), others)
+    d_bias = None if bias is None else jnp.concatenate(d_bias, axis=2).astype(bias.dtype)
+    dq = jnp.concatenate(dq, axis=2)
+    return dq, dk.astype(k.dtype), dv.astype(v.dtype), d_bias, (None, None)
 
 
 _blocked.defvjp(_forward, _backward)

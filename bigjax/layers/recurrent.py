@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from bigjax.config import nearest
 from bigjax.errors import UserError
 from bigjax.layers.basic import add_bias
-from bigjax.layers.params import param
+from bigjax.layers.params import weight
 from bigjax.parallel.sharding import constrain
 
 CELLS = ("lstm", "gru", "rnn")
@@ -117,9 +117,8 @@ class Layer(nn.Module):
         normal, zeros = nn.initializers.normal(self.init_std), nn.initializers.zeros
 
         def get(name, init, shape, axes):
-            x = param(self, name, init, shape, axes)
             # Whole before the loop over time: cut rows would be gathered again at every token.
-            return constrain(x, *[None] * x.ndim)
+            return weight(self, name, init, shape, axes, jnp.float32, whole=True)
 
         return Weights(
             get("input_kernel", normal, (d_input, GH), ("embed", None)),

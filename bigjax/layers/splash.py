@@ -5,8 +5,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
 
 from bigjax.layers.kernels import KERNEL_RESIDUALS, over_devices
+from bigjax.layers.mask import Causal, Full, Mask, pairs, table
 
 # Products of a query and a key, or of their size, in each kernel; and the name of a scope by which
 # a program says how many multiplications one such takes in all. A kernel's FLOPs cannot be seen
@@ -15,23 +17,33 @@ PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 SCOPE = "attention_product_"
 
 
-def splash(q_BTHD, k_BTKD, v_BTKD, segments_BT, causal: bool, interpret: bool = False):
-    """Attention that holds no scores in memory, of whole sequences that suit (see below).
+def splash(
+    q_BTHD,
+    k_BSKD,
+    v_BSKD,
+    mask: Mask,
+    q_segments_BT,
+    k_segments_BS,
+    scale: float,
+    interpret: bool = False,
+):
+    """Attention that holds no scores in memory, of whole sequences of lengths that it supports.
 
     Each device has its rows and heads. Where the sequence is cut, it has its queries and gathers
     the keys of all. interpret: run on any backend, slowly.
     """
     B, T, H, D = q_BTHD.shape
+    S = k_BSKD.shape[1]
     mesh = jax.sharding.get_abstract_mesh()
-    (batch, length, heads), (rows, parts, shards), k, v = over_devices(q_BTHD, k_BTKD, v_BTKD)
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTHD * D**-0.5, k, v))
-    kernel = _kernel(H, T, causal, shards, parts, interpret)
-    if segments_BT is None:
+    (batch, length, heads), (rows, parts, shards), k, v = over_devices(q_BTHD, k_BSKD, v_BSKD)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTHD * scale, k, v))
+    kernel = _kernel(H, T, S, mask, shards, parts, interpret)
+    if q_segments_BT is None:
         call = lambda kernel, q, k, v: jax.vmap(kernel)(q, k, v)
         segments = ()
     else:
         call = lambda kernel, q, k, v, *ids: jax.vmap(kernel)(q, k, v, library.SegmentIds(*ids))
-        segments = (segments_BT, segments_BT)
+        segments = (q_segments_BT, k_segments_BS)
     if not mesh.empty and mesh.size > 1:
         P = PartitionSpec
         of_kernel = kernel.manual_sharding_spec(NamedSharding(mesh, P(heads, length)))
@@ -48,48 +60,74 @@ def splash(q_BTHD, k_BTKD, v_BTKD, segments_BT, causal: bool, interpret: bool = 
                 *(P(batch, length), P(batch))[: len(segments)],
             ),
         )
-    product = _pairs(T, parts, causal) * B // rows * H // shards * D
+    product = _pairs(mask, T, S, parts) * B // rows * H // shards * D
     with jax.named_scope(f"{SCOPE}{product}"):
         return jnp.swapaxes(call(kernel, q, k, v, *segments), 1, 2)
 
 
-def suits(T: int) -> bool:
-    """Whether each device has a multiple of 128 tokens, the width of a TPU's registers."""
-    return T % (128 * jax.sharding.get_abstract_mesh().shape.get("sequence", 1)) == 0
+def supports(T: int, S: int) -> bool:
+    """Whether each device has a multiple of 128 queries, the width of a TPU's registers, and of
+    keys."""
+    ways = jax.sharding.get_abstract_mesh().shape.get("sequence", 1)
+    return T % (128 * ways) == 0 and S % 128 == 0
 
 
-def mask_of(T: int, causal: bool, shards: int) -> masks.Mask:
-    """Who attends to whom, apart from segments: as kernels.attention_mask. shards: of queries."""
-    return masks.CausalMask((T, T), shard_count=shards) if causal else masks.FullMask((T, T))
+class _Mask(masks.Mask):
+    """A mask for the library, which reads it block by block."""
+
+    def __init__(self, mask: Mask, shape: tuple[int, int]):
+        self._mask, self._shape = mask, shape
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._shape
+
+    def __getitem__(self, at) -> np.ndarray:
+        queries, keys = (range(n)[part] for n, part in zip(self._shape, at))
+        return table(self._mask, queries, keys)
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, _Mask) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._mask, self._shape))
 
 
-def _block(T: int) -> int:
-    """Tokens of a block. In schedules for v5e one of 512 takes a fifth of the time of 128."""
-    return next(b for b in (512, 384, 256, 128) if T % b == 0)
+def mask_of(mask: Mask, T: int, S: int, shards: int) -> masks.Mask:
+    """A mask as the library takes it; its own where it has one, as those need no memory. shards:
+    of queries."""
+    if mask == Full():
+        return masks.FullMask((T, S))
+    if mask == Causal() and T == S:
+        return masks.CausalMask((T, S), shard_count=shards)
+    return _Mask(mask, (T, S))
 
 
-def _pairs(T: int, shards: int, causal: bool) -> int:
-    """Of a query and a key, in whole blocks, that a device computes a head; if causal and the
-    sequence is cut, the one with the last queries, for which all wait."""
-    block = _block(T // shards)
-    n = T // block
-    rows = range(n - n // shards, n)
-    return block * block * sum(i + 1 if causal else n for i in rows)
+def _blocks(T: int, S: int, shards: int) -> tuple[int, int]:
+    """Tokens of a block of queries and of one of keys. In schedules for v5e one of 512 takes a
+    fifth of the time of 128."""
+    size = lambda n: next(b for b in (512, 384, 256, 128) if n % b == 0)
+    queries = size(T // shards)
+    return queries, queries if S == T else size(S)
 
 
-def _kernel(H: int, T: int, causal: bool, head_shards: int, length_shards: int, interpret: bool):
-    """The library's kernel for H heads of T tokens in all."""
-    block = _block(T // length_shards)
+def _pairs(mask: Mask, T: int, S: int, shards: int) -> int:
+    """Of a query and a key, in whole blocks, that a device computes a head; where the sequence is
+    cut, on the device that has most of them, for which all wait."""
+    n, block = T // shards, _blocks(T, S, shards)
+    return max(pairs(mask, S, range(i, i + n), block) for i in range(0, T, n))
+
+
+def _kernel(
+    H: int, T: int, S: int, mask: Mask, head_shards: int, length_shards: int, interpret: bool
+):
+    """The library's kernel for H heads of T queries and S keys in all."""
+    q, kv = _blocks(T, S, length_shards)
     blocks = library.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_q_dq=block,
-        block_kv_dq=block,
+        block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv
     )
     return library.make_splash_mha(
-        masks.MultiHeadMask([mask_of(T, causal, length_shards)] * H),
+        masks.MultiHeadMask([mask_of(mask, T, S, length_shards)] * H),
         block_sizes=blocks,
         head_shards=head_shards,
         q_seq_shards=length_shards,

@@ -10,6 +10,7 @@ from bigjax.bounds import FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.errors import UserError
 from bigjax.layers.attention import Attention, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Embed, Norm, dropout
+from bigjax.layers.mask import Full
 from bigjax.layers.params import param
 from bigjax.layers.stack import Stack
 from bigjax.models import OF_A_RUN, check_fields
@@ -75,7 +76,7 @@ class Block(nn.Module):
             c.n_heads,
             c.n_heads,
             c.d_model // c.n_heads,
-            causal=False,
+            Full(),
             kernel=c.attention,
             dropout=c.attention_dropout,
             **types,
@@ -85,7 +86,7 @@ class Block(nn.Module):
         x_BTD = norm("norm_1")(x_BTD + dropout(a, c.dropout, keys[1]))
         m = MLP(c.d_ff, c.activation, **types, name="mlp")(x_BTD)
         x_BTD = norm("norm_2")(x_BTD + dropout(m, c.dropout, keys[2]))
-        return constrain(x_BTD, "batch", "residual_length", "act_embed"), cache
+        return constrain(x_BTD, "batch", "residual_length", "act_embed"), (cache, {})
 
 
 class MlmHead(nn.Module):
@@ -155,11 +156,13 @@ class Model(nn.Module):
         x = Norm(eps=c.norm_eps, **types, name="embed_norm")(x)
         key = lambda i: None if rng is None else jax.random.fold_in(rng, c.n_layers + i)
         x = constrain(dropout(x, c.dropout, key(0)), "batch", "residual_length", "act_embed")
-        x, _ = Stack(Block, c, c.n_layers, c.scan, c.remat, name="stack")(
+        x, _, _ = Stack((Block,), c, c.n_layers, c.scan, c.remat, name="stack")(
             x, Span(positions_BT, segments_BT), None, rng
         )
 
-        dense = lambda n, name: Dense((n,), ("embed",), (None,), **types, name=name).logits
+        dense = lambda n, name: Dense(
+            (n,), ("embed",), (None,), **types, out_dtype="float32", name=name
+        )
         out = {}
         if "mlm" in self.heads:
             picked = x if picked_BM is None else _rows(x, picked_BM)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from bigjax.bounds import FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.errors import UserError
 from bigjax.layers.attention import Attention, Cache, Span
-from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Embed, Norm, dropout
+from bigjax.layers.basic import ACTIVATIONS, MLP, Embed, Norm, Output, dropout
+from bigjax.layers.mask import Causal
 from bigjax.layers.stack import Stack
 from bigjax.models import OF_A_RUN, check_fields
 from bigjax.parallel.sharding import constrain
@@ -95,7 +96,7 @@ class Block(nn.Module):
             c.n_heads,
             c.n_kv_heads,
             c.head_dim,
-            causal=True,
+            Causal(),
             rope_theta=c.rope_theta if c.position == "rotary" else 0.0,
             kernel=c.attention,
             out_std=out_std,
@@ -115,7 +116,7 @@ class Block(nn.Module):
         else:
             x_BTD = x_BTD + a
             x_BTD = x_BTD + dropout(mlp(norm("norm_2")(x_BTD)), c.dropout, keys[1])
-        return constrain(x_BTD, "batch", "residual_length", "act_embed"), cache
+        return constrain(x_BTD, "batch", "residual_length", "act_embed"), (cache, {})
 
 
 class Model(nn.Module):
@@ -153,24 +154,20 @@ class Model(nn.Module):
         if rng is not None:
             x = dropout(x, c.dropout, jax.random.fold_in(rng, c.n_layers))
         x = constrain(x, "batch", "residual_length", "act_embed")
-        x, cache = Stack(Block, c, c.n_layers, c.scan, c.remat, name="stack")(
+        x, cache, _ = Stack((Block,), c, c.n_layers, c.scan, c.remat, name="stack")(
             x, Span(positions_BT, segments_BT), cache, rng
         )
         if last_only:
             x = x[:, -1:]
         x = Norm(c.norm, c.bias, c.norm_eps, **types, name="final_norm")(x)
         x = constrain(x, "batch", "length", "act_embed")
-        head = (
-            None
-            if c.tie_embeddings
-            else Dense(
-                (c.vocab_size,), ("embed",), ("vocab",), use_bias=False, **types, name="head"
-            )
-        )
+        if c.tie_embeddings:
+            out = embed.attend(x) if project else (x, embed.table().T)
+        else:
+            out = Output(c.vocab_size, **types, name="head")(x, project)
         if not project:
-            return (x, head.weights(x.shape[-1:])[0] if head else embed.table().T), cache
-        logits = head.logits(x) if head else embed.attend(x)
-        return constrain(logits, "batch", "length", "act_vocab"), cache
+            return out[:2], cache
+        return constrain(out, "batch", "length", "act_vocab"), cache
 
 
 def empty_cache(c: Config, batch: int, slots: int) -> list[Cache]:

@@ -132,23 +132,20 @@ def family_for(config, what: str, suits: Callable[[Any], bool]) -> tuple[Any, An
     return family, c
 
 
-def init_and_axes(make: Callable[[Any], Any], c) -> tuple[Callable, Any]:
+def init_and_axes(make: Callable[[Any], Any], c, *examples) -> tuple[Callable, Any]:
     """Task.init and Task.axes of the Flax module make(c), c a model's Config with `scan`.
 
+    examples: what the module is called with, by default one token.
     Parameters are drawn in the scanned form, so that `scan` does not change them.
     """
-    scanned, example = make(dataclasses.replace(c, scan=True)), jnp.zeros((1, 1), jnp.int32)
+    scanned = make(dataclasses.replace(c, scan=True))
+    examples = examples or (jnp.zeros((1, 1), jnp.int32),)
 
     def init(rng):
-        variables = params_lib.unbox(scanned.init(rng, example))
-        if c.scan:
-            return variables
-        return {
-            k: {**x, "stack": params_lib.unstack_layers(x["stack"])} if "stack" in x else x
-            for k, x in variables.items()
-        }
+        variables = params_lib.unbox(scanned.init(rng, *examples))
+        return variables if c.scan else params_lib.unrolled(variables)
 
-    return init, params_lib.logical_axes(jax.eval_shape(make(c).init, jax.random.key(0), example))
+    return init, params_lib.logical_axes(jax.eval_shape(make(c).init, jax.random.key(0), *examples))
 
 
 def array_shapes(integers: dict[str, tuple[int, ...]], floats: dict[str, tuple[int, ...]]) -> dict:

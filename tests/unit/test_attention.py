@@ -1,66 +1,107 @@
 """The kernels give the same numbers."""
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigjax.errors import UserError
 from bigjax.layers import kernels
+from bigjax.layers.attention import Attention, Memory, Span
+from bigjax.layers.mask import (
+    Blocks,
+    Causal,
+    Column,
+    Full,
+    Prefix,
+    Row,
+    Window,
+    dense,
+    key_range,
+    pairs,
+    table,
+)
 from bigjax.parallel import mesh as mesh_lib
 
-# kernel, tokens, key heads, packed, causal, mesh (data, fsdp, sequence, tensor)
+CAUSAL, FULL = Causal(), Full()
+WINDOW = Causal() & Window(70)
+PREFIX = Causal() | Prefix(90)
+ROWS = Causal() & (Row(16, 32) | Column(16, 32))
+BLOCKS = Blocks(64, ((0,), (0, 1), (0, 3), (1, 2, 3)))
+# kernel, queries, keys, key heads, packed, mask, bias, mesh (data, fsdp, sequence, tensor)
 CASES = [
-    ("blocked", 256, 4, True, True, None),
-    ("blocked", 384, 2, False, True, None),
-    ("blocked", 40, 1, True, True, None),
-    ("splash", 256, 2, True, True, None),
-    ("splash", 128, 4, False, False, None),
-    ("splash", 256, 1, True, True, (2, 1, 2, 2)),
-    ("splash", 256, 2, False, True, (1, 2, 1, 4)),
+    ("blocked", 256, 256, 4, True, CAUSAL, None, None),
+    ("blocked", 384, 384, 2, False, CAUSAL, None, None),
+    ("blocked", 40, 40, 1, True, CAUSAL, None, None),
+    ("blocked", 384, 384, 2, True, WINDOW, (1, 4), None),
+    ("blocked", 256, 256, 4, False, PREFIX, (2, 1), None),
+    ("blocked", 256, 256, 4, True, ROWS, None, None),
+    ("blocked", 256, 256, 2, False, BLOCKS, (2, 4), None),
+    ("blocked", 40, 64, 2, True, FULL, (1, 1), None),
+    ("splash", 256, 256, 2, True, CAUSAL, None, None),
+    ("splash", 128, 128, 4, False, FULL, None, None),
+    ("splash", 128, 256, 2, True, FULL, None, None),
+    ("splash", 256, 256, 2, False, WINDOW, None, None),
+    ("splash", 256, 256, 1, True, ROWS, None, None),
+    ("splash", 256, 256, 1, True, CAUSAL, None, (2, 1, 2, 2)),
+    ("splash", 256, 256, 2, False, CAUSAL, None, (1, 2, 1, 4)),
+    ("splash", 256, 256, 2, False, PREFIX, None, (1, 1, 2, 4)),
 ]
 
 
-@pytest.mark.parametrize("kernel, T, n_kv_heads, packed, causal, mesh", CASES, ids=str)
-def test_kernels_equal_einsum_in_values_and_gradients(kernel, T, n_kv_heads, packed, causal, mesh):
+@pytest.mark.parametrize("kernel, T, S, n_kv_heads, packed, mask, bias, mesh", CASES, ids=str)
+def test_kernels_equal_einsum_in_values_and_gradients(
+    kernel, T, S, n_kv_heads, packed, mask, bias, mesh
+):
     """Splash attention runs in Pallas's interpret mode here."""
     if mesh:
         mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, mesh)))
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
-        _compare(kernel, T, n_kv_heads, packed, causal)
+        _compare(kernel, T, S, n_kv_heads, packed, mask, bias)
 
 
 @pytest.mark.parametrize(
-    "n_kv_heads, packed, causal, mesh",
+    "n_kv_heads, packed, mask, bias, mesh",
     [
-        (1, True, True, (2, 1, 2, 2)),
-        (2, False, True, (1, 1, 8, 1)),
-        (2, False, False, (2, 1, 1, 4)),
+        (1, True, CAUSAL, None, (2, 1, 2, 2)),
+        (2, False, CAUSAL, None, (1, 1, 8, 1)),
+        (2, False, FULL, (2, 4), (2, 1, 1, 4)),
+        (2, True, WINDOW, (1, 1), (2, 1, 2, 2)),
     ],
     ids=str,
 )
 def test_cudnn_is_given_the_right_part_on_each_device(
-    n_kv_heads, packed, causal, mesh, monkeypatch
+    n_kv_heads, packed, mask, bias, mesh, monkeypatch
 ):
     """With jax's plain form of what cuDNN does on GPUs."""
     given = []
 
-    def plain(q, k, v, *, mask, is_causal, implementation):
+    def plain(q, k, v, bias, *, mask, scale, is_causal, implementation):
         given.append((implementation, mask is not None, is_causal))
-        return of_jax(q, k, v, mask=mask, is_causal=is_causal, implementation="xla")
+        how = dict(mask=mask, scale=scale, is_causal=is_causal, implementation="xla")
+        return of_jax(q, k, v, bias, **how)
 
     of_jax = jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
-    monkeypatch.setattr(kernels, "_suits_cudnn", lambda q: True)  # these are float32
+    monkeypatch.setattr(kernels, "_cudnn_supports", lambda q: True)  # these are float32
     with jax.set_mesh(mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, mesh)))):
-        _compare("cudnn", 64, n_kv_heads, packed, causal)
-    cut = mesh[2] > 1
-    assert set(given) == {("cudnn", packed or (causal and cut), causal and not cut)}
+        _compare("cudnn", 64, 64, n_kv_heads, packed, mask, bias)
+    cut, causal = mesh[2] > 1, mask == CAUSAL
+    written_out = packed or (mask != FULL and cut) or mask == WINDOW
+    assert set(given) == {("cudnn", written_out, causal and not cut)}
+
+
+def test_a_bias_is_refused_by_the_kernel_that_takes_none():
+    q = jnp.ones((1, 128, 2, 8))
+    with pytest.raises(UserError, match="'splash' takes no bias.*'auto'.*einsum"):
+        kernels.attend(q, q, q, mask=CAUSAL, bias=jnp.zeros((1, 1, 128, 128)), kernel="splash")
 
 
 @pytest.mark.parametrize(
-    "T, D, dtype, suits",
+    "T, D, dtype, supports",
     [
         (64, 128, "bfloat16", True),
         (64, 64, "float16", True),
@@ -70,41 +111,114 @@ def test_cudnn_is_given_the_right_part_on_each_device(
         (63, 64, "bfloat16", False),
     ],
 )
-def test_what_cudnn_can_do(T, D, dtype, suits):
-    assert kernels._suits_cudnn(jax.ShapeDtypeStruct((2, T, 4, D), dtype)) == suits
+def test_what_cudnn_can_do(T, D, dtype, supports):
+    assert kernels._cudnn_supports(jax.ShapeDtypeStruct((2, T, 4, D), dtype)) == supports
 
 
-def _compare(kernel, T, n_kv_heads, packed, causal):
+def _compare(kernel, T, S, n_kv_heads, packed, mask, bias):
     B, H, D = 2, 4, 8
-    keys = jax.random.split(jax.random.key(0), 4)
+    keys = jax.random.split(jax.random.key(0), 5)
     q = jax.random.normal(keys[0], (B, T, H, D)) * 2
-    k, v = (jax.random.normal(keys[i], (B, T, n_kv_heads, D)) for i in (1, 2))
+    k, v = (jax.random.normal(keys[i], (B, S, n_kv_heads, D)) for i in (1, 2))
     weight = jax.random.normal(keys[3], (B, T, H, D))
-    segments = None
+    bias = jax.random.normal(keys[4], (*bias, T, S)) if bias else None
+    q_segments = k_segments = None
     if packed:
         cuts = jnp.array([[T // 7, T // 2], [T // 3, T - 3]])
-        segments = 1 + (jnp.arange(T)[None, :, None] >= cuts[:, None]).sum(-1)
+        segments = lambda n: 1 + (jnp.arange(n)[None, :, None] >= cuts[:, None]).sum(-1)
+        q_segments, k_segments = segments(T), segments(S)
 
-    def value(kernel, q, k, v):
-        o = kernels.attend(
-            q, k, v, causal=causal, q_segments=segments, k_segments=segments, kernel=kernel
-        )
+    def value(kernel, q, k, v, bias):
+        given = dict(q_segments=q_segments, k_segments=k_segments, bias=bias, scale=0.3)
+        o = kernels.attend(q, k, v, mask=mask, kernel=kernel, **given)
         return (o * weight).sum(), o
 
-    run = jax.jit(jax.value_and_grad(value, argnums=(1, 2, 3), has_aux=True), static_argnums=0)
-    (_, want), want_grad = run("einsum", q, k, v)
-    (_, got), got_grad = run(kernel, q, k, v)
+    arguments = (1, 2, 3) if bias is None else (1, 2, 3, 4)
+    run = jax.jit(jax.value_and_grad(value, argnums=arguments, has_aux=True), static_argnums=0)
+    (_, want), want_grad = run("einsum", q, k, v, bias)
+    (_, got), got_grad = run(kernel, q, k, v, bias)
     assert not np.array_equal(got, want)  # it is another kernel
     for a, b in zip((got, *got_grad), (want, *want_grad)):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
 
 
+# --- Attention to a memory ---------------------------------------------------------------------
+
+
+def test_keys_of_a_memory_are_made_once():
+    """And what is padding in it is not read."""
+    layer = Attention(4, 2, 8, FULL)
+    x, memory = jax.random.normal(jax.random.key(0), (2, 2, 6, 16))
+    memory, segments = memory[:, :5], jnp.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    span = Span(jnp.arange(6))
+    variables = layer.init(jax.random.key(1), x, span, memory=memory)
+    call = functools.partial(layer.apply, variables)
+    y, kept = call(x, span, memory=memory, memory_segments=segments)
+    assert isinstance(kept, Memory) and kept.key.shape == (2, 5, 2, 8)
+    again, _ = call(x, span, memory=kept)
+    np.testing.assert_array_equal(y, again)
+    short, _ = call(x[:1], span, memory=memory[:1, :3])
+    np.testing.assert_allclose(y[:1], short, atol=1e-6)
+    other, _ = call(x, span, memory=memory)
+    assert not np.allclose(y[0], other[0], atol=1e-3)
+    with_bias, _ = call(x, span, memory=memory, bias=jnp.where(segments, 0, -1e9)[:, None, None])
+    np.testing.assert_allclose(y, with_bias, atol=1e-6)
+
+
+# --- Masks -------------------------------------------------------------------------------------
+
+
 def test_the_mask_by_hand():
     segments = jnp.array([[1, 1, 2, 2]])
-    mask = kernels.attention_mask(4, 4, True, 0, segments, segments)
-    np.testing.assert_array_equal(mask[0], [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]])
-    # Two queries that stand at slots 2 and 3 of four
+    seen = dense(CAUSAL, 4, 4, 0, segments, segments)
+    np.testing.assert_array_equal(seen[0], [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]])
+    # Two queries that stand at slots 2 and 3 of four; of a second row, at 0 and 1.
+    np.testing.assert_array_equal(dense(CAUSAL, 2, 4, 2)[0], [[1, 1, 1, 0], [1, 1, 1, 1]])
     np.testing.assert_array_equal(
-        kernels.attention_mask(2, 4, True, 2)[0], [[1, 1, 1, 0], [1, 1, 1, 1]]
+        dense(CAUSAL, 2, 4, jnp.array([2, 0])),
+        [[[1, 1, 1, 0], [1, 1, 1, 1]], [[1, 0, 0, 0], [1, 1, 0, 0]]],
     )
-    assert kernels.attention_mask(4, 4, False) is None
+    assert dense(FULL, 4, 4) is None
+
+
+BY_HAND = {
+    "window": (Window(1, 1), ["110000", "111000", "011100", "001110", "000111", "000011"]),
+    "causal window": (
+        Causal() & Window(2),
+        ["100000", "110000", "111000", "011100", "001110", "000111"],
+    ),
+    "prefix": (Causal() | Prefix(2), ["110000", "110000", "111000", "111100", "111110", "111111"]),
+    "blocks": (
+        Blocks(2, ((0,), (0, 1), (2,))),
+        ["110000", "110000", "111100", "111100", "000011", "000011"],
+    ),
+    "rows of two after two": (
+        Row(2, 2),
+        ["110000", "110000", "111100", "111100", "110011", "110011"],
+    ),
+    "columns of two after two": (
+        Column(2, 2),
+        ["110000", "110000", "111010", "110101", "111010", "110101"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_kinds_of_masks_by_hand(name):
+    mask, rows = BY_HAND[name]
+    want = np.array([[c == "1" for c in row] for row in rows])
+    np.testing.assert_array_equal(table(mask, range(6), range(6)), want)
+    np.testing.assert_array_equal(np.broadcast_to(dense(mask, 6, 6), (1, 6, 6))[0], want)
+    assert hash(mask) == hash(BY_HAND[name][0]) and mask != FULL
+    for query in range(6):
+        keys = np.flatnonzero(want[query])
+        assert key_range(mask, range(query, query + 1), 6) == slice(keys[0], keys[-1] + 1)
+    blocks = want.reshape(3, 2, 2, 3).any((1, 3)).sum()
+    assert pairs(mask, 6, range(6), (2, 3)) == 6 * blocks
+
+
+def test_a_window_leaves_blocks_out():
+    """So a window over a long text costs what it sees, on a CPU and in a plan for a TPU."""
+    ranges = kernels._blocks(Causal() & Window(100), 1024, 1024)
+    assert sum(k.stop - k.start for _, k in ranges) < 8 * 256 and len(ranges) == 8
+    assert pairs(Causal() & Window(100), 1024, range(1024), (128, 128)) == 15 * 128**2

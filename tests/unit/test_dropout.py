@@ -10,6 +10,7 @@ import pytest
 from bigjax import config, tasks
 from bigjax.layers import kernels
 from bigjax.layers.basic import dropout
+from bigjax.layers.mask import Causal, Full
 from bigjax.models import bert, gpt
 from bigjax.projects.seqgan import headline_model as headline
 from bigjax.projects.seqgan import model as seqgan
@@ -44,7 +45,8 @@ def test_attention_drops_its_rate_of_the_weights_and_scales_the_rest(rate, causa
     n, H, S = 40, 2, 16
     q, k = jax.random.normal(jax.random.key(1), (2, n, S, H, S))
     v = jnp.broadcast_to(jnp.eye(S)[:, None], (n, S, H, S))
-    attend = jax.jit(functools.partial(kernels.attend, causal=causal, dropout=rate))
+    mask = Causal() if causal else Full()
+    attend = jax.jit(functools.partial(kernels.attend, mask=mask, dropout=rate))
     want, got = (np.asarray(attend(q, k, v, rng=rng)) for rng in (None, jax.random.key(0)))
     seen, kept = want > 1e-6, got != 0
     assert (~kept)[seen].mean() == pytest.approx(rate, abs=0.015)

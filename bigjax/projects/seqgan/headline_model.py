@@ -117,12 +117,12 @@ class Generator(nn.Module):
         if c.click_buckets:
             self.clicks = Embed(c.click_buckets + 1, c.d_model, axis="position", **types)
         if c.hot_per_example:
-            self.gate = dense(1)
+            self.gate = dense(1, out_dtype="float32")
         self.initial = dense(c.d_model * c.n_layers * (1 + (c.generator == "lstm")))
         self.recurrent = Recurrent(c.generator, c.d_model, c.n_layers, **types)
         self.query = dense(c.d_model, use_bias=False)
         self.mix = dense(c.d_model)
-        self.copy = dense(1)
+        self.copy = dense(1, out_dtype="float32")
         self.bias = param(self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",))
 
     def __call__(
@@ -216,11 +216,11 @@ class Generator(nn.Module):
         logits = self.embed.attend(y) + self.bias
         rows = jnp.arange(len(y))[:, None]
         if self.config.hot_per_example:
-            more_B1T = self.gate.logits(y).swapaxes(1, 2)
+            more_B1T = self.gate(y).swapaxes(1, 2)
             logits = logits.at[rows, :, context["hot"]].add(
                 context["hot_mask"][..., None] * more_B1T
             )
-        copied_BT1 = jax.nn.sigmoid(self.copy.logits(y))
+        copied_BT1 = jax.nn.sigmoid(self.copy(y))
         p = (1 - copied_BT1) * jax.nn.softmax(logits + self._never())
         p = p.at[rows, :, context["source"]].add((copied_BT1 * share).swapaxes(1, 2))
         return jnp.log(jnp.maximum(p, 1e-20)) + self._never()
@@ -277,8 +277,9 @@ class Discriminator(nn.Module):
             (None,),
             init_std=c.init_std,
             **types,
+            out_dtype="float32",
             name="head",
-        ).logits(dropout(y, c.discriminator_dropout, keys[1]))
+        )(dropout(y, c.discriminator_dropout, keys[1]))
         return logits + y[:, :2], y[:, 2] if c.click_buckets else None
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from bigjax import losses
 from bigjax.bounds import FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.errors import UserError
-from bigjax.layers.basic import Dense, Embed, add_bias, dropout
-from bigjax.layers.params import param
+from bigjax.layers.basic import Dense, Embed, Output, add_bias, dropout
+from bigjax.layers.params import param, weight
 from bigjax.layers.recurrent import CELLS, Recurrent, empty_state
 from bigjax.models import OF_A_RUN, bert, check_fields, gpt
 
@@ -98,13 +98,13 @@ class Generator(nn.Module):
             return
         self.embed = Embed(c.vocab_size, c.d_model, init_std=c.init_std, **types)
         self.recurrent = Recurrent(c.generator, c.d_model, c.n_layers, init_std=c.init_std, **types)
-        self.head = Dense((c.vocab_size,), ("embed",), ("vocab",), init_std=c.init_std, **types)
+        self.head = Output(c.vocab_size, True, c.init_std, **types)
 
     def __call__(self, inputs_BT: jax.Array, rng: jax.Array | None = None) -> jax.Array:
         """Logits float32 [B, T, V] of the token after each input. rng: for dropout."""
         if self.config.generator == "gpt":
             return self.gpt(inputs_BT, rng=rng)[0]
-        return self.head.logits(self._features(inputs_BT, rng))
+        return self.head(self._features(inputs_BT, rng))
 
     def _features(self, inputs_BT, rng) -> jax.Array:
         """What the last layer reads, [B, T, D]."""
@@ -124,8 +124,8 @@ class Generator(nn.Module):
         if self.config.generator == "gpt":
             return losses.cross_entropy(self.gpt(inputs_BT, rng=rng)[0], targets_BT, weights_BT)
         x_BTD = self._features(inputs_BT, rng)
-        kernel, bias = self.head.weights(x_BTD.shape[-1:])
-        return losses.linear_cross_entropy(x_BTD, kernel, bias, targets_BT, weights_BT)
+        parts = self.head(x_BTD, project=False)
+        return losses.linear_cross_entropy(*parts, targets_BT, weights_BT)
 
     def step(self, tokens_B: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         """Logits float32 [B, V] after one more token, and the state then."""
@@ -136,7 +136,7 @@ class Generator(nn.Module):
             )
             return logits[:, 0], (at + 1, cache)
         x, state = self.recurrent.step(self.embed(tokens_B), state)
-        x, kernel, bias = losses.bias_as_row(x, *self.head.weights(x.shape[-1:]))
+        x, kernel, bias = losses.bias_as_row(*self.head(x, project=False))
         logits = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
         return logits if bias is None else logits + bias, state
 
@@ -196,8 +196,8 @@ class Discriminator(nn.Module):
         else:
             y = _text_cnn(self, x)
         y = dropout(y, c.discriminator_dropout, rng)
-        head = Dense((2,), (None,), (None,), init_std=c.init_std, **types, name="head")
-        return head.logits(y)
+        types["out_dtype"] = "float32"
+        return Dense((2,), (None,), (None,), init_std=c.init_std, **types, name="head")(y)
 
 
 def oracle(arrays: list[jax.Array]) -> tuple[Config, dict]:
@@ -231,13 +231,14 @@ def _text_cnn(module: nn.Module, x_BTD: jax.Array) -> jax.Array:
         raise UserError(f"A filter of {max(c.filter_widths)} tokens does not fit sequences of {T}.")
     found = []
     for width, n in zip(c.filter_widths, c.filters):
-        kernel = param(
+        kernel = weight(
             module,
             f"kernel_{width}",
             nn.initializers.normal(c.init_std),
             (width * D, n),
             ("embed", None),
-        ).astype(c.dtype)
+            c.dtype,
+        )
         bias = param(module, f"bias_{width}", nn.initializers.constant(0.1), (n,), (None,))
         # All windows as rows of one matrix: on a CPU twice as fast as a convolution.
         columns = np.arange(T - width + 1)[:, None] + np.arange(width)

@@ -1,0 +1,176 @@
+"""Who attends to whom: one object, from which every kernel takes what it needs.
+
+A mask says which keys a query sees by their places alone (`sees`); that tokens attend within their
+segment comes on top (`dense`). To change the attention of a model, give its `Attention` another
+mask; to add a kind of mask, write a class with `sees`.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Hashable, so that compiled functions may depend on it. `a & b` and `a | b` combine two."""
+
+    def sees(self, q, k) -> Any:
+        """Whether the query at place q sees the key at place k: bool arrays, of ints that
+        broadcast. Of NumPy's arrays or jax's."""
+        raise NotImplementedError
+
+    def __and__(self, other: "Mask") -> "Mask":
+        return Both(self, other)
+
+    def __or__(self, other: "Mask") -> "Mask":
+        return Either(self, other)
+
+
+@dataclasses.dataclass(frozen=True)
+class Full(Mask):
+    """All keys."""
+
+    def sees(self, q, k):
+        return (q == q) & (k == k)
+
+
+@dataclasses.dataclass(frozen=True)
+class Causal(Mask):
+    """No later keys."""
+
+    def sees(self, q, k):
+        return k <= q
+
+
+@dataclasses.dataclass(frozen=True)
+class Window(Mask):
+    """Keys at most `before` places before the query, and `after` places after it.
+
+    Sliding windows, https://arxiv.org/abs/2004.05150. With Causal() `after` does not matter.
+    """
+
+    before: int
+    after: int = 0
+
+    def sees(self, q, k):
+        return (q - k <= self.before) & (k - q <= self.after)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix(Mask):
+    """The first `length` keys; `Causal() | Prefix(n)` is a prefix language model's
+    (https://arxiv.org/abs/1910.10683, section 3.2.1)."""
+
+    length: int
+
+    def sees(self, q, k):
+        return (k < self.length) & (q == q)
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks(Mask):
+    """Block i of `size` queries sees the blocks keys[i] of as many keys
+    (https://arxiv.org/abs/2007.14062)."""
+
+    size: int
+    keys: tuple[tuple[int, ...], ...]
+
+    def sees(self, q, k):
+        n = 1 + max((max(row, default=0) for row in self.keys), default=0)
+        table = np.zeros((len(self.keys), max(n, len(self.keys))), bool)
+        for i, row in enumerate(self.keys):
+            table[i, list(row)] = True
+        xp = np if isinstance(q, np.ndarray) and isinstance(k, np.ndarray) else jnp
+        return xp.asarray(table)[q // self.size, k // self.size]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row(Mask):
+    """Keys in the query's row of a picture of rows of `width` tokens that begins at place `begin`;
+    what stands before it is seen by all (https://arxiv.org/abs/1904.10509)."""
+
+    width: int
+    begin: int = 0
+
+    def sees(self, q, k):
+        of = lambda place: (place - self.begin) // self.width
+        return (k < self.begin) | (of(q) == of(k))
+
+
+@dataclasses.dataclass(frozen=True)
+class Column(Mask):
+    """As Row, of columns."""
+
+    width: int
+    begin: int = 0
+
+    def sees(self, q, k):
+        of = lambda place: (place - self.begin) % self.width
+        return (k < self.begin) | (of(q) == of(k)) & (q >= self.begin)
+
+
+@dataclasses.dataclass(frozen=True)
+class Both(Mask):
+    """What both let see."""
+
+    a: Mask
+    b: Mask
+
+    def sees(self, q, k):
+        return self.a.sees(q, k) & self.b.sees(q, k)
+
+
+@dataclasses.dataclass(frozen=True)
+class Either(Mask):
+    """What one of them lets see."""
+
+    a: Mask
+    b: Mask
+
+    def sees(self, q, k):
+        return self.a.sees(q, k) | self.b.sees(q, k)
+
+
+def dense(
+    mask: Mask, T: int, S: int, start=0, q_segments_BT=None, k_segments_BS=None
+) -> jax.Array | None:
+    """Which of S keys each of T queries sees, bool [B or 1, T, S], or None for all.
+
+    start: the place of the first query among the keys, one number or int [B]. Tokens see each
+    other within a segment.
+    """
+    seen = None
+    if mask != Full():
+        places = jnp.asarray(start)[..., None] + jnp.arange(T)  # [T] or [B, T]
+        seen = mask.sees(places[..., None], jnp.arange(S))
+        seen = seen if seen.ndim == 3 else seen[None]
+    if q_segments_BT is not None:
+        same = q_segments_BT[:, :, None] == k_segments_BS[:, None, :]
+        seen = same if seen is None else seen & same
+    return seen
+
+
+def table(mask: Mask, queries: range, keys: range) -> np.ndarray:
+    """`sees` for these places, bool [queries, keys]; known when a program is made."""
+    seen = mask.sees(np.array(queries)[:, None], np.array(keys)[None])
+    return np.broadcast_to(seen, (len(queries), len(keys)))
+
+
+def key_range(mask: Mask, queries: range, S: int) -> slice:
+    """The keys, from the first to the last, that any of these queries sees of S."""
+    seen = np.flatnonzero(table(mask, queries, range(S)).any(0))
+    return slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, 1)
+
+
+def pairs(mask: Mask, S: int, queries: range, block: tuple[int, int]) -> int:
+    """How many pairs of a query and one of S keys there are in the blocks (queries, keys) that are
+    not empty, of these queries."""
+    rows, columns = block
+    n = 0
+    for begin in range(queries.start, queries.stop, rows):
+        seen = table(mask, range(begin, begin + rows), range(S)).any(0)
+        n += int(seen.reshape(-1, columns).any(1).sum())
+    return n * rows * columns
