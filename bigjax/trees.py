@@ -5,7 +5,7 @@ import re
 
 import jax
 
-_TURN = re.compile(r"block_(\d+)_of_(\d+)")  # of a stack whose layers take turns
+TURN = re.compile(r"block_(\d+)_of_(\d+)")  # of a stack whose layers take turns
 
 
 def path_name(path) -> str:
@@ -29,7 +29,7 @@ def layer_names(name: str, x) -> list[str]:
         return [name]
     at = parts.index("layers")
     rest, kind, kinds = parts[at + 1 :], 0, 1
-    if rest and (turn := _TURN.fullmatch(rest[0])):
+    if rest and (turn := TURN.fullmatch(rest[0])):
         rest, kind, kinds = rest[1:], int(turn[1]), int(turn[2])
     return ["/".join([*parts[:at], f"layer_{kind + i * kinds}", *rest]) for i in range(x.shape[0])]
 

@@ -1,12 +1,11 @@
 """Parameters with named axes, and taking names and values apart."""
 
-import re
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from bigjax.parallel.sharding import constrain, gathered
+from bigjax.trees import TURN
 
 
 def param(
@@ -59,32 +58,36 @@ def logical_axes(boxed):
 def stack_layers(params, kinds: int = 1):
     """{..., 'layer_0': p, 'layer_1': p} -> {..., 'layers': stacked p} (scan=False to True).
 
-    kinds: of layers that take turns.
+    kinds: of layers that take turns, which are stacked by themselves.
     """
-    names = sorted((k for k in params if k.startswith("layer_")), key=lambda k: int(k[6:]))
-    rest = {k: v for k, v in params.items() if k not in names}
-    stack = lambda names: jax.tree_util.tree_map(
-        lambda *x: jnp.stack(x), *[params[name] for name in names]
-    )
+    numbers = sorted(int(k.removeprefix("layer_")) for k in params if k.startswith("layer_"))
+    rest = {k: v for k, v in params.items() if not k.startswith("layer_")}
+
+    def stack(of_kind: list[int]):
+        layers = [params[f"layer_{i}"] for i in of_kind]
+        return jax.tree_util.tree_map(lambda *x: jnp.stack(x), *layers)
+
     if kinds == 1:
-        return {**rest, "layers": stack(names)}
-    turns = {f"block_{j}_of_{kinds}": stack(names[j::kinds]) for j in range(kinds)}
-    return {**rest, "layers": turns}
+        return {**rest, "layers": stack(numbers)}
+    turns = {j: [i for i in numbers if i % kinds == j] for j in range(kinds)}
+    layers = {f"block_{j}_of_{kinds}": stack(turn) for j, turn in turns.items() if turn}
+    return {**rest, "layers": layers}
 
 
 def unstack_layers(params):
     """The other way round: one entry a layer, each its own array."""
-    rest = {k: v for k, v in params.items() if k != "layers"}
+    unstacked = {k: v for k, v in params.items() if k != "layers"}
     layers = params["layers"]
-    turns = [k for k in layers if re.fullmatch(r"block_\d+_of_\d+", k)]
-    kinds = [layers[k] for k in sorted(turns, key=lambda k: int(k.split("_")[1]))] or [layers]
-    n = jax.tree_util.tree_leaves(kinds[0])[0].shape[0]
-    unstacked = {
-        f"layer_{i * len(kinds) + j}": jax.tree_util.tree_map(lambda x: x[i], kind)
-        for i in range(n)
-        for j, kind in enumerate(kinds)
-    }
-    return {**rest, **unstacked}
+    turns = {name: TURN.fullmatch(name) for name in layers}
+    if not all(turns.values()):
+        layers, turns = {"": layers}, {"": None}  # all of one kind
+    for name, turn in turns.items():
+        kind, kinds = (int(turn[1]), int(turn[2])) if turn else (0, 1)
+        n = jax.tree_util.tree_leaves(layers[name])[0].shape[0]
+        for i in range(n):
+            layer = jax.tree_util.tree_map(lambda x: x[i], layers[name])
+            unstacked[f"layer_{kind + i * kinds}"] = layer
+    return unstacked
 
 
 def unrolled(tree):

@@ -1,0 +1,99 @@
+"""Dense layers take more parameters from outside: LoRA (https://arxiv.org/abs/2106.09685) by an
+interceptor, on the models as they are."""
+
+import dataclasses
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigjax.layers import params as params_lib
+from bigjax.layers.basic import Dense
+from bigjax.models import bert, gpt
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.parallel import sharding
+from bigjax.trees import named_leaves, path_name
+
+RANK = 2
+CHOSEN = "attention/(query|value|out)$|mlp/down$"
+SIZES = dict(vocab_size=64, max_len=16, d_model=16, n_layers=2, n_heads=4)
+TOKENS = np.random.default_rng(0).integers(0, 64, (8, 16))
+MODELS = {
+    "gpt": (lambda c: gpt.Model(c), gpt.Config(**SIZES)),
+    "bert": (
+        lambda c: bert.Model(c, ("tagger",), 3),
+        bert.Config(**SIZES, dropout=0.0, attention_dropout=0.0),
+    ),
+}
+
+
+def lora(call, arguments, keywords, context):
+    """Adds (x a) b to what a chosen Dense layer gives."""
+    y, dense = call(*arguments, **keywords), context.module
+    chosen = isinstance(dense, Dense) and context.method_name == "__call__"
+    if not chosen or not re.search(CHOSEN, "/".join(dense.path)):
+        return y
+    (x,) = arguments
+    n = len(dense.in_axes)
+    lead, inputs = x.shape[:-n], x.shape[-n:]
+    normal = nn.initializers.normal(0.3)
+    a = params_lib.param(dense, "a", normal, (*inputs, RANK), (*dense.in_axes, None))
+    b = params_lib.param(dense, "b", normal, (RANK, *dense.features), (None, *dense.out_axes))
+    more = x.reshape(*lead, -1) @ a.reshape(-1, RANK) @ b.reshape(RANK, -1)
+    return y + more.reshape(y.shape)
+
+
+def merged(tree: dict) -> dict:
+    """Kernels with a b in them, which are then left out."""
+    if not isinstance(tree, dict):
+        return tree
+    if "a" in tree:
+        kernel, a, b = tree["kernel"], tree["a"], tree["b"]
+        layers = kernel.shape[: a.ndim + b.ndim - 2 - kernel.ndim]  # of a scanned stack
+        product = jnp.einsum(
+            "...ir,...ro->...io",
+            a.reshape(*layers, -1, RANK),
+            b.reshape(*layers, RANK, -1),
+        )
+        tree = {**tree, "kernel": kernel + product.reshape(kernel.shape)}
+        tree = {k: v for k, v in tree.items() if k not in ("a", "b")}
+    return {k: merged(v) for k, v in tree.items()}
+
+
+def output(out):
+    return out["tagger"] if isinstance(out, dict) else out[0]
+
+
+@pytest.mark.parametrize("scan, remat", [(True, "none"), (True, "full"), (False, "dots")])
+@pytest.mark.parametrize("name", MODELS)
+def test_factors_are_added_to_chosen_layers(name, scan, remat):
+    make, c = MODELS[name]
+    model = make(dataclasses.replace(c, scan=scan, remat=remat))
+
+    def loss(params, tokens):
+        return jnp.square(output(model.apply({"params": params}, tokens))).mean()
+
+    with nn.intercept_methods(lora):
+        boxed = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
+        axes = params_lib.logical_axes(boxed)["params"]
+        init = lambda: params_lib.unbox(model.init(jax.random.key(0), TOKENS))["params"]
+        shapes = jax.eval_shape(init)
+        mesh = mesh_lib.make_mesh(dict(data=2, fsdp=2, tensor=2))
+        with jax.set_mesh(mesh):
+            place = sharding.of_params(mesh, shapes, axes)
+            params = jax.jit(init, out_shardings=place)()
+            on_eight, g = jax.jit(jax.value_and_grad(loss))(params, TOKENS)
+    factors = {k: x for k, x in named_leaves(g).items() if k.split("/")[-1] in ("a", "b")}
+    layers = 1 if scan else 2
+    assert len(factors) == 2 * 4 * layers
+    assert all(float(jnp.abs(x).max()) > 0 for x in factors.values())
+    params = jax.device_get(params)
+    plain = jax.jit(loss)(merged(params), TOKENS)
+    np.testing.assert_allclose(on_eight, plain, rtol=1e-5)
+    without = jax.tree_util.tree_map_with_path(
+        lambda path, x: np.zeros_like(x) if path_name(path).endswith("/b") else x, params
+    )
+    assert abs(float(loss(merged(without), TOKENS)) - float(plain)) > 1e-3 * float(plain)
