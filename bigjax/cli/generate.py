@@ -13,6 +13,7 @@ COMMAND = Command(
         Flag("top_p", "only the likeliest tokens that together have this probability", 0.95),
         Flag("stop", "ends a sample; may be given several times", []),
         Flag("seed", "of what is drawn", 0),
+        Flag("beam", "above 0: a search for this many likeliest texts, instead of samples", 0),
         STEP,
     ),
     keys=MODEL,
@@ -22,7 +23,7 @@ COMMAND = Command(
 
 def run(arguments: Arguments) -> None:
     from bigjax import bounds, data, modules
-    from bigjax.infer.generate import Generator, Options, continuation
+    from bigjax.infer.generate import Options
     from bigjax.train import load as load_lib
     from bigjax.train import workdir as workdir_lib
 
@@ -31,6 +32,8 @@ def run(arguments: Arguments) -> None:
         raise UserError(f"--number is {f.number}; it must be at least 1.")
     if "" in f.stop:
         raise UserError("--stop is empty; give the text that ends a sample.")
+    if f.beam < 0:
+        raise UserError(f"--beam is {f.beam}; it must be at least 0 (no search).")
     Options(f.max_tokens, f.temperature, f.top_k, f.top_p)  # refuses what cannot be
     bounds.check_seed(f.seed)
     for name in ("top_k", "top_p", "seed"):
@@ -39,19 +42,43 @@ def run(arguments: Arguments) -> None:
                 f"--{name} would change nothing: --temperature=0 takes the likeliest token. "
                 "Leave one of the two out."
             )
+    for name in ("temperature", "top_k", "top_p", "seed", "number", "stop"):
+        if f.beam and f[name].present:
+            raise UserError(f"--{name} is of samples; --beam searches. Leave one of the two out.")
     config = arguments.config_of_run()
+    family = modules.of(config, "model")
+    if not hasattr(family, "decoder"):
+        raise UserError(
+            f"Only decoders write text, such as model.name='gpt'; that of {arguments.workdir} is "
+            f"{config.model.name!r}."
+        )
     tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
     loaded = load_lib.load(arguments.workdir, config, arguments.step, batch_size=None)
-    generator = Generator(modules.of(config, "model"), loaded.task.model_config, loaded.params)
+    _write(f, tokenizer, family.decoder(loaded.task.model_config), loaded.params)
+
+
+def _write(f, tokenizer, decoder, params) -> None:
+    from bigjax.infer import texts
+    from bigjax.infer.generate import Generator, Options
+
+    generator = Generator(decoder, params)
     prompts = [p for p in (f.prompt or [""]) for _ in range(f.number)]
-    ids = [[tokenizer.bos_id, *t.tolist()] for t in tokenizer.encode_batch(prompts)]
-    room = max(generator.config.max_len - max(map(len, ids)), 1)
+    longest = max(1 + len(ids) for ids in tokenizer.encode_batch(prompts))
+    room = max(decoder.max_len - (longest if decoder.continues else 1), 1)
     length = f.max_tokens if f["max_tokens"].present else min(f.max_tokens, room)
     options = Options(length, f.temperature, f.top_k, f.top_p, tokenizer.eos_id)
-    for i, (prompt, new) in enumerate(zip(prompts, generator(ids, options, f.seed))):
-        text = continuation(tokenizer, ids[i], new)
-        for stop in f.stop:
-            text = text.split(stop)[0]
-        if len(prompts) > 1:
-            print(f"--- {i + 1} of {len(prompts)}")
-        print(prompt + text)
+    shown = prompts if decoder.continues else [""] * len(prompts)
+    if f.beam:
+        for i, found in enumerate(texts.search(generator, tokenizer, prompts, options, f.beam)):
+            for text, score in found:
+                print(f"--- {i + 1} of {len(prompts)}, {score:.3f} a token\n{shown[i]}{text}")
+        return
+    more = dict(seed=f.seed, stop=f.stop)
+    if len(prompts) == 1:  # as it is written
+        print(shown[0], end="", flush=True)
+        for _, piece in texts.stream(generator, tokenizer, prompts, options, **more):
+            print(piece, end="", flush=True)
+        print()
+        return
+    for i, text in enumerate(texts.texts(generator, tokenizer, prompts, options, **more)):
+        print(f"--- {i + 1} of {len(prompts)}\n{shown[i]}{text}")

@@ -4,8 +4,10 @@ import dataclasses
 
 from bigjax import modules
 from bigjax.bounds import at_least
+from bigjax.errors import UserError
 from bigjax.evals import Context
-from bigjax.infer.generate import Generator, Options, continuation
+from bigjax.infer.generate import Generator, Options
+from bigjax.infer.texts import texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,14 +21,19 @@ class Config:
 def build(name: str, options: Config, context: Context):
     tokenizer = context.corpus.tokenizer
     how = Options(max_new=options.tokens, temperature=0.8, top_p=0.95, eos_id=tokenizer.eos_id)
-    prompt = [tokenizer.bos_id, *tokenizer.encode_batch([options.prompt])[0].tolist()]
     family = modules.of(context.config, "model")
+    if not hasattr(family, "decoder"):
+        raise UserError(
+            f"evals.{name}.kind='sample' needs a model that writes, such as model.name='gpt'; "
+            f"model.name is {context.config.model.name!r}."
+        )
+    decoder, prompts = family.decoder(context.task.model_config), [options.prompt]
 
     def evaluate(params, extras, step: int) -> dict[str, float]:
         del extras
-        generator = Generator(family, context.task.model_config, params)
-        new = generator([prompt], how, seed=context.config.seed)[0]
-        text = (options.prompt + continuation(tokenizer, prompt, new)).replace("\n", "\n    ")
+        generator = Generator(decoder, params)
+        (new,) = texts(generator, tokenizer, prompts, how, seed=context.config.seed)
+        text = (options.prompt * decoder.continues + new).replace("\n", "\n    ")
         context.log(f"{name} after step {step}:\n    {text}")
         return {}
 

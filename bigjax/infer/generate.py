@@ -1,19 +1,24 @@
-"""Decoding with a key-value cache: prefill and all steps in one compiled call."""
+"""Decoding with any family's Decoder: tokens in chunks, each one compiled call.
 
-from collections.abc import Sequence
+Prompts, the room of a row and the chunk have a few sizes (models.rung); how to draw and how many
+tokens are data. So a server or a person who tries settings compiles once.
+"""
+
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bigjax.errors import UserError
-from bigjax.infer.sampling import sample
-from bigjax.layers.params import unstack_layers
+from bigjax.infer.sampling import positive, sample
+from bigjax.layers import params as params_lib
+from bigjax.models import Decoder, rung
 
-PROMPT_STEP = 16  # prompts are padded to a multiple of this, so that few lengths are compiled
+CHUNK = 32  # tokens a call at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +42,37 @@ class Options:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be {want}.")
 
 
+class Rows(NamedTuple):
+    """Rows that are being decoded; leaves [B, ...].
+
+    state: the Decoder's. token: the last one. keys: of each row's draws; drawn: how many there
+    were. running: False where a row has ended.
+    """
+
+    state: Any
+    token: jax.Array
+    keys: jax.Array
+    drawn: jax.Array
+    running: jax.Array
+
+
+class Chunk(NamedTuple):
+    """New tokens int [B, n], the model's log-probability of each as float32 [B, n], and of which
+    they are: bool [B, n], False after a row's end. The end token itself is not among them."""
+
+    tokens: np.ndarray
+    log_p: np.ndarray
+    real: np.ndarray
+
+
 class Generator:
     """Decodes with one model and one set of parameters."""
 
-    def __init__(self, family, config, params: Any):
-        """family: a module of bigjax.models with Model and empty_cache; config: its Config."""
-        if not hasattr(family, "empty_cache"):
-            raise UserError("Only decoders write text (model.name='gpt'); this is an encoder.")
-        self.config = dataclasses.replace(config, scan=False, remat="none")
-        self._family = family
-        if "layers" in params["stack"]:  # one array a layer: a scan would copy each every token
-            params = {**params, "stack": jax.jit(unstack_layers)(params["stack"])}
-        self.params = params
+    def __init__(self, decoder: Decoder, params: Any):
+        """params: in the scanned form or unrolled."""
+        self.decoder = decoder
+        # One array a layer: a scan would copy each every token.
+        self.params = jax.jit(params_lib.unrolled)(params) if _is_scanned(params) else params
 
     def __call__(
         self, prompts: Sequence[Sequence[int]], options: Options, seed: int = 0
@@ -57,76 +81,100 @@ class Generator:
 
         Raises UserError if a prompt is empty or leaves no room below the model's max_len.
         """
+        rows: list[list[int]] = [[] for _ in prompts]
+        for chunk in self.stream(prompts, options, seed):
+            for row, tokens, real in zip(rows, chunk.tokens, chunk.real):
+                row += tokens[real].tolist()
+        return rows
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: Options,
+        seed: int = 0,
+        at_once: int = CHUNK,
+    ) -> Iterator[Chunk]:
+        """The new tokens in chunks of at_once or fewer. `send` a bool [B] to end rows where it is
+        False. Raises UserError as `__call__`."""
+        self.check(prompts, options.max_new)
+        rows = self.begin(prompts, options.max_new, seed)
+        left = options.max_new
+        while left > 0:
+            n = min(left, at_once, CHUNK)
+            rows, chunk = self.advance(rows, options, n)
+            left -= n
+            keep = yield chunk
+            running = np.asarray(rows.running) & (True if keep is None else keep)
+            if not running.any():
+                return
+            rows = rows._replace(running=jnp.asarray(running))
+
+    def check(self, prompts: Sequence[Sequence[int]], max_new: int) -> None:
+        """Refuses what has no room, or no tokens."""
         longest = max(len(p) for p in prompts)
         if min(len(p) for p in prompts) == 0:
             raise UserError("A prompt has no tokens: begin it with the tokenizer's bos_id.")
-        if longest + options.max_new > self.config.max_len:
+        taken = longest if self.decoder.continues else 1
+        if taken + max_new > self.decoder.max_len:
             raise UserError(
-                f"A prompt of {longest} tokens and {options.max_new} new ones are "
-                f"more than model.max_len={self.config.max_len}."
+                f"A prompt of {longest} tokens and {max_new} new ones are "
+                f"more than model.max_len={self.decoder.max_len}."
             )
-        T = min(-(-longest // PROMPT_STEP) * PROMPT_STEP, self.config.max_len - options.max_new)
-        tokens = np.zeros((len(prompts), T), np.int32)
-        real = np.zeros((len(prompts), T), np.int32)
-        for row, prompt in enumerate(prompts):  # padded on the left: all rows end together
-            tokens[row, T - len(prompt) :] = prompt
-            real[row, T - len(prompt) :] = 1
-        out = np.asarray(
-            _decode(
-                self._family, self.config, options, self.params, tokens, real, jax.random.key(seed)
-            )
-        )
-        return [until(row.tolist(), options.eos_id) for row in out]
+
+    def begin(self, prompts: Sequence[Sequence[int]], max_new: int, seed: int) -> Rows:
+        """Rows that have read all of their prompts but the last token."""
+        context, first = self.decoder.context(prompts)
+        longest = max(map(len, prompts)) if self.decoder.continues else 1
+        slots = min(rung(longest + max_new), self.decoder.max_len)
+        state = _begin(self.decoder, slots, self.params, context)
+        B = len(prompts)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(B))
+        return Rows(state, jnp.asarray(first), keys, jnp.zeros(B, jnp.int32), jnp.ones(B, bool))
+
+    def advance(self, rows: Rows, options: Options, n: int) -> tuple[Rows, Chunk]:
+        """n more tokens of each row that runs, at most CHUNK."""
+        temperature = positive(options.temperature)
+        how = (temperature, options.top_k, options.top_p, options.eos_id)
+        rows, out = _advance(self.decoder, self.params, rows, how, n)
+        return rows, Chunk(*(np.asarray(x)[:, :n] for x in out))
 
 
-def continuation(tokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
-    """The text of the new tokens, as it reads after the prompt.
-
-    Some tokenizers drop a space at the start of what they decode, so both are decoded together.
-    """
-    before = tokenizer.decode(prompt)
-    whole = tokenizer.decode([*prompt, *new])
-    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(new)
+def _is_scanned(tree) -> bool:
+    return isinstance(tree, dict) and ("layers" in tree or any(map(_is_scanned, tree.values())))
 
 
-def until(tokens: list[int], eos_id: int) -> list[int]:
-    """What stands before the end token."""
-    return tokens[: tokens.index(eos_id)] if eos_id in tokens else tokens
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _begin(decoder: Decoder, slots: int, params, context):
+    return decoder.begin(params, context, slots)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _decode(family, config, options: Options, params, tokens_BT, real_BT, rng):
-    """New tokens, int32 [B, max_new]; after the end token a row repeats it."""
-    model = family.Model(config)
-    B, T = tokens_BT.shape
-    draw = functools.partial(
-        sample, temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _advance(decoder: Decoder, params, rows: Rows, how, n):
+    """(rows, (tokens, log_p, real) [B, CHUNK])."""
+    temperature, top_k, top_p, eos_id = how
+    B = len(rows.token)
+    empty = (
+        jnp.zeros((B, CHUNK), jnp.int32),
+        jnp.zeros((B, CHUNK)),
+        jnp.zeros((B, CHUNK), bool),
     )
-    cache = family.empty_cache(config, B, T + options.max_new)
-    positions = jnp.maximum(jnp.cumsum(real_BT, axis=1) - 1, 0)
-    logits, cache = model.apply(
-        {"params": params}, tokens_BT, positions, real_BT, cache=cache, last_only=True
-    )
-    token = draw(logits[:, -1], jax.random.fold_in(rng, 0))
-    out = jnp.full((B, options.max_new), options.eos_id, jnp.int32).at[:, 0].set(token)
-
-    def more(carry):
-        i, token, _, _, out = carry
-        running = (out != options.eos_id) | (jnp.arange(options.max_new) >= i)
-        return (i < options.max_new) & running.all(axis=1).any()
 
     def step(carry):
-        i, token, position, cache, out = carry
-        logits, cache = model.apply(
-            {"params": params},
-            token[:, None],
-            position[:, None],
-            jnp.ones((B, 1), jnp.int32),
-            cache=cache,
+        i, rows, (tokens, log_p, real) = carry
+        logits, state = decoder.step(params, rows.state, rows.token)
+        keys = jax.vmap(jax.random.fold_in)(rows.keys, rows.drawn)
+        new = sample(logits, keys, temperature, top_k, top_p)
+        logits = logits.astype(jnp.float32)
+        chosen = jnp.take_along_axis(logits, new[:, None], axis=-1)[:, 0]
+        running = rows.running & (new != eos_id)
+        out = (
+            tokens.at[:, i].set(new),
+            log_p.at[:, i].set(chosen - jax.nn.logsumexp(logits, axis=-1)),
+            real.at[:, i].set(running),
         )
-        new = draw(logits[:, -1], jax.random.fold_in(rng, i))
-        new = jnp.where(token == options.eos_id, options.eos_id, new)
-        return i + 1, new, position + 1, cache, out.at[:, i].set(new)
+        # A row that has ended steps on with the others; nobody looks at it.
+        return i + 1, Rows(state, new, rows.keys, rows.drawn + 1, running), out
 
-    carry = (jnp.int32(1), token, positions[:, -1] + 1, cache, out)
-    return jax.lax.while_loop(more, step, carry)[4]
+    more = lambda carry: (carry[0] < n) & carry[1].running.any()
+    _, rows, out = jax.lax.while_loop(more, step, (jnp.int32(0), rows, empty))
+    return rows, out

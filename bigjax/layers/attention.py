@@ -14,31 +14,30 @@ from bigjax.parallel.sharding import constrain
 
 
 class Cache(NamedTuple):
-    """What one attention layer has seen: S slots, of which the first `next` are written.
+    """What one attention layer has seen: S slots a row, of which the first `next` are written.
 
-    key, value: [B, S, K, D] (K key heads); segments: int [B, S], 0 = padding or not written.
+    A token's slot is its place in its row. key, value: [B, S, K, D] (K key heads); next: int [B].
     """
 
     key: jax.Array
     value: jax.Array
-    segments: jax.Array
     next: jax.Array
 
     @classmethod
     def empty(cls, batch: int, slots: int, n_kv_heads: int, head_dim: int, dtype) -> "Cache":
         kv = jnp.zeros((batch, slots, n_kv_heads, head_dim), dtype)
-        return cls(kv, kv, jnp.zeros((batch, slots), jnp.int32), jnp.int32(0))
+        return cls(kv, kv, jnp.zeros(batch, jnp.int32))
 
-    def write(self, key, value, segments) -> "Cache":
-        """Appends T tokens: key, value [B, T, K, D], segments [B, T]."""
+    def write(self, key, value) -> "Cache":
+        """Appends T tokens to each row: key, value [B, T, K, D]."""
 
-        def put(old, new):
-            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.next, 1)
+        @jax.vmap
+        def put(old, new, at):
+            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, 0)
 
         return Cache(
-            put(self.key, key),
-            put(self.value, value),
-            put(self.segments, segments),
+            put(self.key, key, self.next),
+            put(self.value, value, self.next),
             self.next + key.shape[1],
         )
 
@@ -100,8 +99,8 @@ class Attention(nn.Module):
         memory_segments: jax.Array | None = None,
         bias: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | Memory | None]:
-        """Self-attention, [B, T, D], and the cache: the keys and values of x are written into it
-        at its next slot, and the queries see what stands there.
+        """Self-attention, [B, T, D], and the cache: the keys and values of x are written into its
+        next slots, and the queries see what stands there (the mask has to be causal).
 
         memory: instead of x, what the queries read (cross-attention): [B, S, D'], of which keys and
         values are made and returned as a Memory; or such a Memory. memory_segments: int [B, S],
@@ -131,8 +130,8 @@ class Attention(nn.Module):
             q_segments = None if k_segments is None else _ones(x_BTD, span)
             kept = memory
         elif cache is not None:
-            start, kept = cache.next, cache.write(k, v, span.segments)
-            k, v, k_segments = kept.key, kept.value, kept.segments
+            start, kept = cache.next, cache.write(k, v)
+            k, v, q_segments, k_segments = kept.key, kept.value, None, None
         o = attend(
             q,
             k,

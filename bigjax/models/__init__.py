@@ -1,10 +1,36 @@
 """Model families, one file each: `Config`, `Model`, `PRESETS`. A config names the module."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+import jax
 
 from bigjax.errors import UserError
 from bigjax.layers.kernels import KERNELS
 from bigjax.layers.stack import REMAT
+
+
+class Decoder(NamedTuple):
+    """How a family writes text, a token a row at a time: pure functions of trees of arrays.
+
+    The leaves have rows first, so that rows may be put together, repeated and exchanged; each row
+    has a length of its own. A family has `decoder(config) -> Decoder`, equal for equal configs.
+
+    context(ids) -> (context, first): NumPy arrays for rows of token ids: what `begin` reads, and
+        the token [B] that the first step reads.
+    begin(params, context, slots) -> state, before any step; slots: tokens that a row has room for,
+        those of the context among them.
+    step(params, state, tokens_B) -> (logits float32 [B, V], state) after one more token a row.
+    max_len: tokens that a row may have in all. continues: what is written continues the ids that it
+        was given, rather than answering them; then these take up room, all but the last.
+    """
+
+    context: Callable[[Sequence[Sequence[int]]], tuple[Any, Any]]
+    begin: Callable[[Any, Any, int], Any]
+    step: Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
+    max_len: int
+    continues: bool = True
+
 
 # Fields of a Config that are not of the model itself: a resumed run may have changed them.
 OF_A_RUN = ("remat", "*dropout", "dtype", "param_dtype", "attention")
@@ -24,3 +50,8 @@ def check_fields(c, choices: dict[str, Collection[str]]) -> None:
             raise UserError(
                 f"model.{field} is {getattr(c, field)!r}; allowed: {', '.join(allowed)}."
             )
+
+
+def rung(n: int) -> int:
+    """The next of the lengths for which programs are compiled: 0, then powers of 2 from 16."""
+    return 0 if n == 0 else max(16, 1 << (n - 1).bit_length())

@@ -1,10 +1,12 @@
 """GPT-style decoders: GPT-2, GPT-3, Llama and PaLM from one set of options."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bigjax.bounds import FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.errors import UserError
@@ -12,7 +14,7 @@ from bigjax.layers.attention import Attention, Cache, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Embed, Norm, Output, dropout
 from bigjax.layers.mask import Causal
 from bigjax.layers.stack import Stack
-from bigjax.models import OF_A_RUN, check_fields
+from bigjax.models import OF_A_RUN, Decoder, check_fields, rung
 from bigjax.parallel.sharding import constrain
 
 
@@ -132,19 +134,20 @@ class Model(nn.Module):
         segments_BT: jax.Array | None = None,
         cache: list[Cache] | None = None,
         rng: jax.Array | None = None,
-        last_only: bool = False,
         project: bool = True,
     ):
-        """Logits float32 [B, T, V] ([B, 1, V] if last_only), and the cache. project=False: instead
+        """Logits float32 [B, T, V], and the cache. project=False: instead
         of logits their factors [B, T, D] and [D, V], for layers.output.linear_losses.
 
-        positions: of each token in its document (default 0..T-1). segments: tokens attend within
-        their segment. rng: for dropout; None turns it off. cache: one a layer, see `empty_cache`.
+        positions: of each token in its document (default 0..T-1, after what is in the cache).
+        segments: tokens attend within their segment. rng: for dropout; None turns it off. cache:
+        one a layer, see `empty_cache`.
         """
         c = self.config
         types = dict(dtype=c.dtype)
         if positions_BT is None:
-            positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+            first = cache[0].next[:, None] if cache else 0
+            positions_BT = jnp.broadcast_to(first + jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
         embed = Embed(c.vocab_size, c.d_model, **types, name="embed")
         x = embed(tokens_BT)
         if c.position == "learned":
@@ -157,8 +160,6 @@ class Model(nn.Module):
         x, cache, _ = Stack((Block,), c, c.n_layers, c.scan, c.remat, name="stack")(
             x, Span(positions_BT, segments_BT), cache, rng
         )
-        if last_only:
-            x = x[:, -1:]
         x = Norm(c.norm, c.bias, c.norm_eps, **types, name="final_norm")(x)
         x = constrain(x, "batch", "length", "act_embed")
         if c.tie_embeddings:
@@ -173,6 +174,34 @@ class Model(nn.Module):
 def empty_cache(c: Config, batch: int, slots: int) -> list[Cache]:
     """A cache for `slots` tokens a row; the model must be unrolled (scan=False)."""
     return [Cache.empty(batch, slots, c.n_kv_heads, c.head_dim, c.dtype) for _ in range(c.n_layers)]
+
+
+@functools.cache
+def decoder(c: Config) -> Decoder:
+    """Writes what follows a prompt, with a key-value cache; parameters as with scan=False."""
+    c = dataclasses.replace(c, scan=False, remat="none")
+    model = Model(c)
+
+    def context(ids):
+        lengths = np.array([len(row) - 1 for row in ids], np.int32)
+        tokens = np.zeros((len(ids), rung(int(max(lengths)))), np.int32)
+        for row, prompt in zip(tokens, ids):
+            row[: len(prompt) - 1] = prompt[:-1]
+        return {"tokens": tokens, "lengths": lengths}, np.array([row[-1] for row in ids], np.int32)
+
+    def begin(params, context, slots):
+        tokens, lengths = context["tokens"][:, :slots], context["lengths"]
+        cache = empty_cache(c, len(tokens), slots)
+        if tokens.shape[1]:
+            _, cache = model.apply({"params": params}, tokens, cache=cache, project=False)
+        # What was written after a row's end is written over before any query sees it.
+        return [layer._replace(next=lengths) for layer in cache]
+
+    def step(params, state, tokens_B):
+        logits, state = model.apply({"params": params}, tokens_B[:, None], cache=state)
+        return logits[:, 0], state
+
+    return Decoder(context, begin, step, c.max_len)
 
 
 def flops_per_token(c: Config, seq_len: int) -> float:

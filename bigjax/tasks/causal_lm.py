@@ -34,7 +34,7 @@ def build(config, options: Config) -> Task:
     """Batches: inputs, targets int [B, T]; weights [B, T]; with packing segment_ids, positions
     int [B, T]; target_bytes int [B]."""
     family, c = family_for(
-        config, "a decoder, such as model.name='gpt'", lambda family: hasattr(family, "empty_cache")
+        config, "a decoder, such as model.name='gpt'", lambda family: hasattr(family, "decoder")
     )
     source = data_module(config, "load_text", "text")
     seq_len = config.data.seq_len

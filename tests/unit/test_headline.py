@@ -337,7 +337,7 @@ def all_texts(players, params, context):
 
 def test_a_wide_beam_finds_what_brute_force_does(small):
     players, params, context = small
-    texts, scores = infer.beam_search(players, params, context, 4, 5**3)
+    texts, scores = infer.search(players, params, context, 4, 5**3)
     for row, want in enumerate(all_texts(players, params, context)):
         n = len(want)
         assert [tuple(t) for t in texts[row, :n].tolist()] == [t for _, t in want]
@@ -347,7 +347,7 @@ def test_a_wide_beam_finds_what_brute_force_does(small):
 
 def test_a_beam_of_one_takes_the_likeliest_token(small):
     players, params, context = small
-    texts, _ = infer.beam_search(players, params, context, 4, 1)
+    texts, _ = infer.search(players, params, context, 4, 1)
     greedy = infer.draw(players, params, context, jax.random.key(0), 4, 1, 0.0, 1.0)
     assert texts.tolist() == greedy.tolist()
 

@@ -1,11 +1,17 @@
 """Sampling and decoding."""
 
+import itertools
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigjax.data.tokenizer import Bytes
 from bigjax.errors import UserError
+from bigjax.infer import generate, texts
+from bigjax.infer.beam_search import beam_search
 from bigjax.infer.generate import Generator, Options
 from bigjax.infer.sampling import sample
 from bigjax.layers import params as params_lib
@@ -16,8 +22,8 @@ LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
 
 def frequencies(**options):
     keys = jax.random.split(jax.random.key(0), 4000)
-    drawn = jax.vmap(lambda k: sample(LOGITS, k, **options))(keys)
-    return np.bincount(np.asarray(drawn).ravel(), minlength=4) / 4000
+    drawn = sample(jnp.repeat(LOGITS, 4000, axis=0), keys, **options)
+    return np.bincount(np.asarray(drawn), minlength=4) / 4000
 
 
 def test_sampling_follows_the_probabilities():
@@ -76,32 +82,56 @@ NEVER, NAN = -np.inf, np.nan
 )
 def test_who_can_be_drawn(logits, options, drawn):
     keys = jax.random.split(jax.random.key(0), 200)
-    row = jnp.array([logits], jnp.float32)
-    assert set(np.ravel(jax.vmap(lambda k: sample(row, k, **options))(keys)).tolist()) == drawn
+    rows = jnp.array([logits] * 200, jnp.float32)
+    assert set(sample(rows, keys, **options).tolist()) == drawn
 
 
 def test_the_likeliest_of_rounded_logits_is_one_token():
     """In bfloat16 many logits are equal: greedy, top_k=1 and a tiny top_p then choose the same."""
     logits = jax.random.normal(jax.random.key(0), (64, 1000)).astype(jnp.bfloat16)
-    greedy = sample(logits, jax.random.key(1), temperature=0)
+    keys = jax.random.split(jax.random.key(1), 64)
+    greedy = sample(logits, keys, temperature=0)
     for options in (dict(top_k=1), dict(top_p=1e-6)):
-        np.testing.assert_array_equal(sample(logits, jax.random.key(2), **options), greedy)
+        np.testing.assert_array_equal(sample(logits, keys, **options), greedy)
+
+
+def test_each_row_has_settings_of_its_own():
+    """And draws what it would alone: a server may put any rows together."""
+    logits = jax.random.normal(jax.random.key(0), (6, 300))
+    keys = jax.random.split(jax.random.key(1), 6)
+    how = dict(
+        temperature=jnp.array([0.0, 1, 1, 2, 0.5, 1]),
+        top_k=jnp.array([0, 0, 5, 200, 0, 1]),
+        top_p=jnp.array([1, 1, 1, 0.9, 0.3, 1.0]),
+    )
+    together = sample(logits, keys, **how)
+    for i in range(6):
+        alone = sample(logits[i : i + 1], keys[i : i + 1], **{k: x[i] for k, x in how.items()})
+        if i not in (1, 2):  # there another branch draws, with the same key
+            assert int(alone[0]) == int(together[i])
+    assert int(together[0]) == int(logits[0].argmax()) and int(together[5]) == int(
+        logits[5].argmax()
+    )
+    assert int(together[2]) in np.argsort(-np.asarray(logits[2]))[:5]
+
+
+CONFIG = gpt.Config(vocab_size=31, max_len=48, d_model=16, n_layers=2, n_heads=2, scan=False)
 
 
 @pytest.fixture(scope="module")
 def generator():
-    c = gpt.Config(vocab_size=31, max_len=48, d_model=16, n_layers=2, n_heads=2)
+    c = CONFIG
     init = jax.jit(
         lambda k: params_lib.unbox(gpt.Model(c).init(k, jnp.zeros((1, 1), int))["params"])
     )
     params = jax.tree.map(lambda x: 5 * x, init(jax.random.key(0)))
-    return Generator(gpt, c, params)
+    return Generator(gpt.decoder(c), params)
 
 
 def test_greedy_decoding_is_the_uncached_argmax_for_prompts_of_several_lengths(generator):
     prompts = [[3], [5, 9, 2, 7], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]]
     got = generator(prompts, Options(max_new=6, temperature=0))
-    model = gpt.Model(generator.config)
+    model = gpt.Model(CONFIG)
     logits = jax.jit(lambda t: model.apply({"params": generator.params}, t)[0])
     for prompt, new in zip(prompts, got):
         tokens = list(prompt)
@@ -119,6 +149,126 @@ def test_a_row_ends_at_the_end_token_and_the_others_go_on(generator):
     eos = next(t for t in free[0] if t not in free[1])  # ends the first row only
     ended = generator(prompts, Options(max_new=8, temperature=0, eos_id=eos))
     assert ended[0] == free[0][: free[0].index(eos)] and ended[1] == free[1]
+
+
+def test_rows_do_not_depend_on_those_beside_them(generator):
+    """Whatever their lengths: so rows may come and go."""
+    prompts, options = [[3], [5, 9, 2, 7], [1] * 20], Options(max_new=7, temperature=0.9)
+    together = generator(prompts, options, seed=4)
+    assert generator(prompts[:1], options, seed=4) == together[:1]
+    assert generator(prompts[:2], options, seed=4) == together[:2]
+
+
+def test_log_probabilities_are_the_models(generator):
+    options = Options(max_new=5, temperature=0.7, top_k=10)
+    (chunk,) = generator.stream([[3, 4], [5]], options, seed=1)
+    model = gpt.Model(CONFIG)
+    for prompt, new, log_p in zip([[3, 4], [5]], chunk.tokens, chunk.log_p):
+        logits, _ = model.apply({"params": generator.params}, np.array([[*prompt, *new[:-1]]]))
+        want = jax.nn.log_softmax(logits[0, len(prompt) - 1 :])[np.arange(5), new]
+        np.testing.assert_allclose(log_p, want, atol=1e-4)
+
+
+def test_other_settings_and_numbers_of_tokens_need_no_compilation(generator):
+    def call(prompt, **options):
+        generator([prompt], Options(**options), seed=options["max_new"])
+
+    call([3, 4], max_new=9)
+    before = generate._begin._cache_size(), generate._advance._cache_size()
+    call([3, 4, 5], max_new=11, temperature=0.3, top_k=7, top_p=0.2, eos_id=4)
+    call([3], max_new=1, temperature=0.0)
+    call([1] * 5, max_new=8, top_k=500)
+    assert (generate._begin._cache_size(), generate._advance._cache_size()) == before
+    # A prompt of one token has no context to read, and one beyond the rung needs more room.
+    call([1] * 20, max_new=20)
+    assert generate._advance._cache_size() > before[1]
+
+
+def test_many_tokens_come_in_chunks(generator):
+    prompts = [[3], [5, 9, 2, 7]]
+    options = Options(max_new=40, temperature=0)
+    whole = generator(prompts, options)
+    chunks = list(generator.stream(prompts, options, at_once=7))
+    assert [c.tokens.shape[1] for c in chunks] == [7, 7, 7, 7, 7, 5]
+    assert np.concatenate([c.tokens for c in chunks], axis=1).tolist() == whole
+
+
+def test_a_row_that_is_ended_from_outside_writes_no_more(generator):
+    stream = generator.stream([[3], [5]], Options(max_new=20, temperature=0), at_once=4)
+    next(stream)
+    chunk = stream.send(np.array([False, True]))
+    assert chunk.real.tolist() == [[False] * 4, [True] * 4]
+    with pytest.raises(StopIteration):
+        stream.send(np.array([True, False]))
+
+
+# --- Texts ------------------------------------------------------------------------------------
+
+
+class Written:
+    """Stands for a Generator: rows of ids that are known, a few at a time."""
+
+    def __init__(self, rows, at_once):
+        self.rows, self.n = rows, at_once
+        self.decoder = types.SimpleNamespace(continues=True)
+
+    def stream(self, ids, options, seed, at_once):
+        keep = np.ones(len(self.rows), bool)
+        for start in range(0, max(map(len, self.rows)), self.n):
+            part = [row[start : start + self.n] for row in self.rows]
+            real = np.array([[i < len(p) for i in range(self.n)] for p in part]) & keep[:, None]
+            tokens = np.array([p + [0] * (self.n - len(p)) for p in part])
+            sent = yield generate.Chunk(tokens, np.zeros(tokens.shape), real)
+            keep &= True if sent is None else sent
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 100])
+@pytest.mark.parametrize(
+    "text, stop, want",
+    [
+        ("one two", (), "one two"),
+        ("one two", (" t",), "one"),
+        ("one two", ("two", "e "), "on"),
+        ("aaab", ("aab",), "a"),
+        ("ab", ("abc",), "ab"),
+        ("héllo €5", ("€",), "héllo "),
+        ("naïve", (), "naïve"),
+        ("x\n\ny", ("\n\n",), "x"),
+    ],
+)
+def test_pieces_joined_are_the_text_up_to_a_stop(text, stop, want, at_once):
+    """Tokens are bytes here: so stop texts and characters end within chunks and among tokens."""
+    tokenizer = Bytes()
+    written = Written([list(text.encode()), list(b"other")], at_once)
+    pieces = list(texts.stream(written, tokenizer, ["p", ""], Options(), stop=stop))
+    assert "".join(p for i, p in pieces if i == 0) == want
+    assert all("\ufffd" not in p for _, p in pieces)
+    if not stop:
+        assert "".join(p for i, p in pieces if i == 1) == "other"
+
+
+def test_bytes_that_are_no_text_are_given_at_the_end():
+    (row,) = texts.texts(Written([[0xC3]], 1), Bytes(), [""], Options())
+    assert row == "\ufffd"
+
+
+def test_a_beam_as_wide_as_all_texts_finds_the_best():
+    c = gpt.Config(vocab_size=4, max_len=8, d_model=8, n_layers=1, n_heads=2, scan=False)
+    init = lambda k: params_lib.unbox(gpt.Model(c).init(k, jnp.zeros((1, 1), int))["params"])
+    params = jax.tree.map(lambda x: 8 * x, jax.jit(init)(jax.random.key(2)))
+    decoder, prompts = gpt.decoder(c), [[1, 2], [3]]
+    context, first = decoder.context(prompts)
+    given = dict(width=64, n=3, end_id=-1, pad_id=0, slots=8)
+    tokens, scores = beam_search(decoder, params, context, first, **given)
+    every = np.array(list(itertools.product(range(4), repeat=3)))
+    for row, prompt in enumerate(prompts):
+        inputs = np.concatenate([np.repeat([prompt], 64, 0), every], axis=1)
+        logits, _ = gpt.Model(c).apply({"params": params}, inputs[:, :-1])
+        log_p = jax.nn.log_softmax(logits)[:, len(prompt) - 1 :]
+        total = np.take_along_axis(np.asarray(log_p), every[..., None], -1)[..., 0].mean(1)
+        best = np.argsort(-total)
+        np.testing.assert_allclose(scores[row], total[best], atol=1e-5)
+        assert tokens[row, 0].tolist() == every[best[0]].tolist()
 
 
 def test_the_seed_decides(generator):

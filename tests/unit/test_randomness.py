@@ -116,8 +116,8 @@ def test_negatives_that_are_written_in_turn_draw_anew(draws, monkeypatch):
 
 
 def test_each_token_that_is_decoded_has_a_key_of_its_own(draws):
-    c = gpt.Config(vocab_size=31, max_len=32, d_model=8, n_layers=1, n_heads=2)
+    c = gpt.Config(vocab_size=37, max_len=32, d_model=8, n_layers=1, n_heads=2)
     shapes = jax.eval_shape(gpt.Model(c).init, jax.random.key(0), jnp.zeros((1, 1), int))
     params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), params_lib.unbox(shapes["params"]))
-    Generator(gpt, c, params)([[3], [4]], Options(max_new=5))
-    draws.check_distinct(5)
+    Generator(gpt.decoder(c), params)([[3], [4]], Options(max_new=5))
+    draws.check_distinct(2 * 5)

@@ -10,11 +10,10 @@ from bigjax import json_text
 from bigjax.bounds import at_least
 from bigjax.errors import UserError
 from bigjax.evals import Context, text_metrics
-from bigjax.infer.generate import until
 from bigjax.parallel import sharding
 from bigjax.projects.seqgan import hot_word_metrics
-from bigjax.projects.seqgan.players import judge
-from bigjax.projects.seqgan.writer import beam_search, readable
+from bigjax.projects.seqgan.players import judge, until
+from bigjax.projects.seqgan.writer import readable, search
 
 WIDTH = 4  # of the beam search
 _START = 200  # characters of an article in the file
@@ -50,7 +49,7 @@ def build(name: str, options: Config, context: Context):
     @functools.partial(jax.jit, out_shardings=sharding.replicated(context.mesh))
     def written(params, batch):
         g = params["generator"]
-        found, _ = beam_search(p, g, p.context(g, batch, None), batch_size, WIDTH)
+        found, _ = search(p, g, p.context(g, batch, None), batch_size, WIDTH)
         logits, _ = judge(p, params["discriminator"], batch, found[:, 0])
         return found[:, 0], jax.nn.sigmoid(logits[:, 1] - logits[:, 0])
 

@@ -130,11 +130,8 @@ class Generator(nn.Module):
     def step(self, tokens_B: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         """Logits float32 [B, V] after one more token, and the state then."""
         if self.config.generator == "gpt":
-            at, cache = state
-            logits, cache = self.gpt(
-                tokens_B[:, None], at[:, None], jnp.ones_like(tokens_B)[:, None], cache=cache
-            )
-            return logits[:, 0], (at + 1, cache)
+            logits, state = self.gpt(tokens_B[:, None], cache=state)
+            return logits[:, 0], state
         x, state = self.recurrent.step(self.embed(tokens_B), state)
         x, kernel, bias = losses.bias_as_row(*self.head(x, project=False))
         logits = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
@@ -145,7 +142,7 @@ def begin(c: Config, batch: int) -> Any:
     """The generator's state before the first token of `batch` sequences."""
     if c.generator == "gpt":
         g = gpt.Config(d_model=c.d_model, n_layers=c.n_layers, n_heads=c.n_heads, dtype=c.dtype)
-        return jnp.zeros(batch, jnp.int32), gpt.empty_cache(g, batch, c.max_len)
+        return gpt.empty_cache(g, batch, c.max_len)
     return empty_state(c.generator, c.n_layers, batch, c.d_model, c.dtype)
 
 

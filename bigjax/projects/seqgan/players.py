@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from bigjax.bounds import POSITIVE, SHARE, at_least, check_ranges
 from bigjax.errors import UserError
 from bigjax.layers.sampling import categorical
+from bigjax.models import Decoder
 from bigjax.parallel.sharding import constrain
 
 PHASES = ("mle", "discriminator", "adversarial")
@@ -226,3 +227,27 @@ def states_of(players: Players, params, context, tokens_BT: jax.Array):
 
     inputs = shifted(players, tokens_BT)
     return jax.lax.scan(one, players.begin(len(tokens_BT)), inputs.T)[1]
+
+
+def decoder(players: Players) -> Decoder:
+    """The generator (its params), for infer's search; its contexts are `Players.context`'s."""
+
+    def begin(params, context, slots):
+        del slots  # all texts have room for players.length
+        rows = len(jax.tree_util.tree_leaves(context)[0])
+        return context, players.begin(rows)
+
+    def step(params, state, tokens_B):
+        context, state = state
+        logits, state = players.step(params, context, state, tokens_B)
+        return logits, (context, state)
+
+    def context(ids):
+        raise NotImplementedError("what a headline is written from are no tokens alone")
+
+    return Decoder(context, begin, step, players.length, continues=False)
+
+
+def until(tokens: list[int], end_id: int) -> list[int]:
+    """What stands before the end token."""
+    return tokens[: tokens.index(end_id)] if end_id in tokens else tokens

@@ -1,7 +1,6 @@
 """Headlines for articles: beam search or samples, ranked by the discriminator and its clicks."""
 
 import dataclasses
-import functools
 import os
 import re
 from typing import Any, NamedTuple
@@ -15,15 +14,14 @@ from bigjax import data, modules
 from bigjax.data.text_files import extension, read_text
 from bigjax.errors import UserError
 from bigjax.infer import predict
-from bigjax.infer.generate import until
+from bigjax.infer.beam_search import beam_search
 from bigjax.infer.sampling import sample
 from bigjax.projects.seqgan import augmented, headline_data
 from bigjax.projects.seqgan import headline as headline_task
-from bigjax.projects.seqgan.headline_model import NEVER
 from bigjax.projects.seqgan.headline_rows import read_headlines
 from bigjax.projects.seqgan.hot_words import read_hot_words
 from bigjax.projects.seqgan.options import Options
-from bigjax.projects.seqgan.players import Players, judge, whole, write
+from bigjax.projects.seqgan.players import Players, decoder, judge, until, whole, write
 
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
 AT_ONCE = 32  # articles
@@ -43,48 +41,22 @@ class Headline(NamedTuple):
 # --- Decoding ---------------------------------------------------------------------------------
 
 
-def beam_search(
+def search(
     players: Players, params, context, batch: int, width: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The `width` likeliest texts of each row that a search finds which keeps so many beginnings.
-
-    Likely is by the mean log-probability of a token, the end token counted: a sum favours the
-    short (https://arxiv.org/abs/1609.08144, section 7, by length^1). params: the generator's.
-    Returns tokens int32 [batch, width, T], best first, and the means float32 [batch, width].
-    """
-    B, W, T = batch, width, players.length
-    params = whole(params)
-    context = jax.tree_util.tree_map(lambda x: jnp.repeat(x, W, axis=0), context)
-
-    def one(carry, t):
-        tokens, state, total, length, texts = carry
-        logits, state = players.step(params, context, state, tokens.ravel())
-        V = logits.shape[-1]
-        log_p = jax.nn.log_softmax(logits).reshape(B, W, V)
-        ended = (tokens == players.end_id) | (tokens == players.pad_id)
-        log_p = jnp.where(
-            ended[..., None], jnp.where(jnp.arange(V) == players.pad_id, 0.0, NEVER), log_p
-        )
-        totals, length = total[..., None] + log_p, length + ~ended
-        _, best = jax.lax.top_k((totals / length[..., None]).reshape(B, W * V), W)
-        parent, tokens = best // V, (best % V).astype(jnp.int32)
-        pick = lambda x: jnp.take_along_axis(x, parent.reshape(B, W, *[1] * (x.ndim - 2)), axis=1)
-        rows = (jnp.arange(B)[:, None] * W + parent).ravel()
-        state = jax.tree_util.tree_map(lambda x: x[rows], state)
-        total = jnp.take_along_axis(totals.reshape(B, W * V), best, axis=1)
-        return (tokens, state, total, pick(length), pick(texts).at[:, :, t].set(tokens)), None
-
-    # All begin alike: only the first of each row counts.
-    total = jnp.where(jnp.arange(W) == 0, 0.0, NEVER) + jnp.zeros((B, 1))
-    carry = (
-        jnp.full((B, W), players.start_id, jnp.int32),
-        players.begin(B * W),
-        total,
-        jnp.zeros((B, W), jnp.int32),
-        jnp.full((B, W, T), players.pad_id, jnp.int32),
+    """The `width` likeliest texts of each row by the mean log-probability of a token, see
+    infer.beam_search. params: the generator's."""
+    return beam_search(
+        decoder(players),
+        whole(params),
+        context,
+        jnp.full(batch, players.start_id, jnp.int32),
+        width=width,
+        n=players.length,
+        end_id=players.end_id,
+        pad_id=players.pad_id,
+        slots=players.length,
     )
-    (_, _, total, length, texts), _ = jax.lax.scan(one, carry, jnp.arange(T))
-    return texts, total / length
 
 
 def draw(
@@ -99,7 +71,11 @@ def draw(
 ) -> jax.Array:
     """`number` samples of each row, int32 [batch, number, T]; see sampling.sample."""
     context = jax.tree_util.tree_map(lambda x: jnp.repeat(x, number, axis=0), context)
-    choose = functools.partial(sample, temperature=temperature, top_p=top_p)
+
+    def choose(logits, rng):
+        keys = jax.random.split(rng, len(logits))
+        return sample(logits, keys, temperature=temperature, top_p=top_p)
+
     return write(players, params, context, rng, batch * number, choose).reshape(batch, number, -1)
 
 
@@ -133,7 +109,7 @@ class Writer:
                 p, params["generator"], context, rng, B, SAMPLES * o.number, o.temperature, o.top_p
             )
         else:
-            tokens, _ = beam_search(p, params["generator"], context, B, o.beam)
+            tokens, _ = search(p, params["generator"], context, B, o.beam)
         N = tokens.shape[1]
         given = {k: jnp.repeat(x, N, axis=0) for k, x in given.items()}
         logits, clicks = judge(p, params["discriminator"], given, tokens.reshape(B * N, -1))

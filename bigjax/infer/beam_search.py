@@ -1,0 +1,66 @@
+"""Beam search with any family's Decoder."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from bigjax.models import Decoder
+
+NEVER = -1e9  # of a score that is never chosen; not infinite: 0 * infinity is not a number
+
+
+def beam_search(
+    decoder: Decoder,
+    params,
+    context,
+    first_B: jax.Array,
+    *,
+    width: int,
+    n: int,
+    end_id: int,
+    pad_id: int,
+    slots: int,
+    length_penalty: float = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+    """The `width` likeliest texts of each row that a search finds which keeps so many beginnings.
+
+    Likely is by the sum of the tokens' log-probabilities, the end token counted, over
+    length ** length_penalty: a sum alone favours the short (https://arxiv.org/abs/1609.08144,
+    section 7). context, first_B: of decoder.context; n: tokens of a text at most; end_id -1: all
+    have n; pad_id: what follows an end. Returns tokens int32 [B, width, n], best first, and the
+    scores float32 [B, width].
+    """
+    B, W = len(first_B), width
+    repeat = functools.partial(jax.tree_util.tree_map, lambda x: jnp.repeat(x, W, axis=0))
+    state = repeat(decoder.begin(params, context, slots))
+
+    def step(carry, t):
+        tokens, state, total, length, texts = carry
+        logits, state = decoder.step(params, state, tokens.ravel())
+        V = logits.shape[-1]
+        log_p = jax.nn.log_softmax(logits).reshape(B, W, V)
+        ended = ((tokens == end_id) | (tokens == pad_id)) & (t > 0) & (end_id >= 0)
+        only_padding = jnp.where(jnp.arange(V) == pad_id, 0.0, NEVER)
+        log_p = jnp.where(ended[..., None], only_padding, log_p)
+        totals, length = total[..., None] + log_p, length + ~ended
+        scores = totals / length[..., None].astype(jnp.float32) ** length_penalty
+        _, best = jax.lax.top_k(scores.reshape(B, W * V), W)
+        parent, tokens = best // V, (best % V).astype(jnp.int32)
+        pick = lambda x: jnp.take_along_axis(x, parent.reshape(B, W, *[1] * (x.ndim - 2)), axis=1)
+        rows = (jnp.arange(B)[:, None] * W + parent).ravel()
+        state = jax.tree_util.tree_map(lambda x: x[rows], state)
+        total = jnp.take_along_axis(totals.reshape(B, W * V), best, axis=1)
+        return (tokens, state, total, pick(length), pick(texts).at[:, :, t].set(tokens)), None
+
+    # All begin alike: only the first of each row counts.
+    total = jnp.where(jnp.arange(W) == 0, 0.0, NEVER) + jnp.zeros((B, 1))
+    carry = (
+        jnp.broadcast_to(first_B[:, None], (B, W)),
+        state,
+        total,
+        jnp.zeros((B, W), jnp.int32),
+        jnp.full((B, W, n), pad_id, jnp.int32),
+    )
+    (_, _, total, length, texts), _ = jax.lax.scan(step, carry, jnp.arange(n))
+    return texts, total / length.astype(jnp.float32) ** length_penalty
