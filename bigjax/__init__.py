@@ -1,3 +1,3 @@
 """bigjax: large models in JAX and Flax, TPU first. Start at README.md."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
