@@ -1,6 +1,7 @@
 """Modules that a config names: of one of bigjax's rooms, of a project, or of a user's own.
 
-Each may define `Config`, a dataclass whose fields are the other keys of its section, with
+A class may stand for a module, so that one file holds several: 'table.Model' and 'table.Task'. Each
+may define `Config`, a dataclass whose fields are the other keys of its section, with
   PRESETS (of the module): {name: values}, for a section with the key `preset`;
   RANGES: {field: bounds.Range};
   MAY_CHANGE: patterns of keys that a resumed run may have changed, the others are fixed;
@@ -136,8 +137,8 @@ def find(room: str, name: str, key: str, folder: str = "") -> ModuleType:
         module = _import(name, key, folder)
         if not hasattr(module, _HAS[room]):
             raise UserError(
-                f"config.{key}={name!r}: {module.__file__} does not define {_HAS[room]!r}, as a "
-                f"module of bigjax.{room} has to."
+                f"config.{key}={name!r}: {getattr(module, '__file__', name)} does not define "
+                f"{_HAS[room]!r}, as a module of bigjax.{room} has to."
             )
         return module
     package = importlib.import_module(f"bigjax.{room}")
@@ -177,7 +178,7 @@ def _import(name: str, key: str, folder: str) -> ModuleType:
     try:
         if folder:
             _take_from(folder, top)
-        return importlib.import_module(name)
+        return _resolve(name)
     except UserError:
         raise
     except ModuleNotFoundError as e:
@@ -190,6 +191,17 @@ def _import(name: str, key: str, folder: str) -> ModuleType:
         ) from e
     except Exception as e:
         raise _failure(name, key, e) from e
+
+
+def _resolve(name: str) -> Any:
+    """A module, or what is called so in one: 'table.Model' is a class of table.py."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as e:
+        parent, _, last = name.rpartition(".")
+        if e.name != name or not parent or not hasattr(_resolve(parent), last):
+            raise
+        return getattr(_resolve(parent), last)
 
 
 def _take_from(folder: str, top: str) -> None:

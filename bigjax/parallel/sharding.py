@@ -4,16 +4,17 @@ Layers name the axes of every parameter ('embed', 'heads', ...) and of their act
 ('batch', 'act_heads', ...). RULES says where each lives. To change a layout, change the table.
 """
 
+from collections.abc import Mapping
 import math
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bigjax.errors import UserError
-from bigjax.parallel.mesh import BATCH_AXES
+from bigjax.parallel.mesh import AXES, BATCH_AXES
 from bigjax.trees import named_leaves, path_name
 
-RULES = {
+RULES: dict[str, str | tuple[str, ...] | None] = {
     # parameters
     "layers": None,
     "vocab": "tensor",
@@ -38,6 +39,24 @@ RULES = {
 # devices, an unbatched sample one row, and generation one token.
 MAY_REPLICATE = ("kv_heads", "act_kv_heads", "batch", "length", "residual_length")
 GATHERED = ("fsdp",)  # mesh axes that parameters are cut along at rest, and whole while in use
+
+
+def add_rules(rules: Mapping[str, str | tuple[str, ...] | None], key: str) -> None:
+    """Adds the rows of a family or task of its own (its AXES). key: of the config that names it.
+
+    Raises UserError for an axis of a mesh that there is not, and for another row of the same name.
+    """
+    for name, place in rules.items():
+        wrong = set(mesh_axes(place)) - set(AXES)
+        if wrong or RULES.setdefault(name, place) != place:
+            raise UserError(
+                f"The module that config.{key} names puts the axis {name!r} on {place!r}, "
+                + (
+                    f"which is no axis of a mesh: there are {', '.join(AXES)}."
+                    if wrong
+                    else f"where it is {RULES[name]!r} already: give it another name."
+                )
+            )
 
 
 def spec(

@@ -11,6 +11,7 @@ from bigjax import modules
 from bigjax.data.batches import Data
 from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
+from bigjax.parallel import sharding
 
 
 class Frozen(NamedTuple):
@@ -87,7 +88,9 @@ class Task:
 
 
 def build(config) -> Task:
-    """The task of a config."""
+    """The task of a config, whose rows of the table of axes are known from here on."""
+    for section in ("model", "task"):
+        sharding.add_rules(getattr(modules.of(config, section), "AXES", {}), f"{section}.name")
     return modules.of(config, "task").build(config, modules.options(config, "task"))
 
 

@@ -1,0 +1,141 @@
+"""What a user adds in files of their own is trained, killed and resumed, evaluated and planned."""
+
+import json
+import pathlib
+import random
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from bigjax import config as config_lib
+from bigjax import tasks
+from bigjax.arguments import Arguments
+from bigjax.data.tokenizer import Bytes
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.train import load as load_lib
+from bigjax.train import program as program_lib
+from bigjax.train import run as run_lib
+from bigjax.train import workdir as workdir_lib
+from tests import helpers
+
+HERE = pathlib.Path(__file__).parent
+NAMES = ("vision", "translate", "distil", "experts", "table")
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory, corpus_file, cache_dir, tiny_flags):
+    """{name: flags of its run}."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdef", k=rng.randint(2, 5))) for _ in range(300)]
+    (folder / "pairs.txt").write_text("".join(f"{w}\t{w[::-1]}\n" for w in words))
+    x = np.random.default_rng(0).uniform(-1, 1, (200, 2))
+    rows = np.column_stack([x, np.sin(2 * x[:, 0]) + x[:, 1]])
+    (folder / "table.csv").write_text("a,b,y\n" + "\n".join(",".join(map(str, r)) for r in rows))
+    teacher = folder / "teacher"
+    code, _, err = helpers.run(
+        "train", *tiny_flags, f"--workdir={teacher}", "--config.train.steps=10"
+    )
+    assert code == 0, err
+    text = [
+        f"--config.data.sources.text.path={corpus_file}",
+        f"--config.data.cache_dir={cache_dir}",
+    ]
+    given = {
+        "vision": [],
+        "translate": [f"--config.data.path={folder}/pairs.txt"],
+        "distil": [*text, f"--config.task.teacher={teacher}"],
+        "experts": text,
+        "table": [f"--config.data.path={folder}/table.csv"],
+    }
+    return {name: [f"--config={HERE}/{name}.py", *given[name]] for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trained_killed_resumed_and_evaluated(name, flags, tmp_path, monkeypatch):
+    """From any folder; in eight processes' worth of devices the numbers are the same."""
+    monkeypatch.chdir(tmp_path)
+    code, _, err = helpers.run("train", *flags[name], f"--workdir={tmp_path}/whole", devices=1)
+    assert code == 0, err
+    process = helpers.command("train", *flags[name], f"--workdir={tmp_path}/killed", devices=1)
+    for line in process.stdout:
+        if line.startswith("step 20/"):
+            process.kill()
+    process.wait()
+    code, out, err = helpers.run("train", *flags[name], f"--workdir={tmp_path}/killed", devices=1)
+    assert code == 0 and "from step" in out, (out, err)
+    assert helpers.saved_checksums(tmp_path / "whole", 40) == helpers.saved_checksums(
+        tmp_path / "killed", 40
+    )
+    lines = helpers.read_metrics(tmp_path / "whole")
+    assert helpers.read_metrics(tmp_path / "killed") == lines
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.9 * losses[0]
+    # What was evaluated last is what `eval` gives, in a process that has seen no config file.
+    code, out, err = helpers.run("eval", f"--workdir={tmp_path}/whole", "--json", devices=1)
+    assert code == 0, err
+    last = {k: v for line in lines if line["step"] == 40 for k, v in line.items() if "eval/" in k}
+    found = json.loads(out.splitlines()[-1])
+    assert last and {k: found[k] for k in last} == pytest.approx(last, rel=1e-5)
+    code, _, err = helpers.run("train", *flags[name], f"--workdir={tmp_path}/eight", devices=8)
+    assert code == 0, err
+    eight = [line["loss"] for line in helpers.read_metrics(tmp_path / "eight") if "loss" in line]
+    np.testing.assert_allclose(eight, losses, rtol=2e-3)
+    shutil.rmtree(tmp_path / "eight")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_planned_by_shapes(name, flags):
+    """Traced for 8 devices, cut by fsdp and tensor too, without a byte of data."""
+    config, _ = Arguments(flags[name]).config()
+    with config.unlocked():
+        config.mesh.update(data=2, fsdp=2, tensor=2)
+    config, _ = run_lib.resolved(config)
+    task = tasks.build(config)
+    mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:8])
+    program = program_lib.make(config, task, mesh)
+    specs = {str(x.sharding.spec) for x in jax.tree.leaves(program.abstract.params)}
+    assert any("fsdp" in s or "tensor" in s for s in specs) or name == "vision", specs
+    if name == "experts":
+        up = program.abstract.params["stack"]["layers"]["block_1_of_2"]["experts"]["up"]
+        assert tuple(up.sharding.spec) == (None, "fsdp", None, "tensor")
+
+
+def test_an_encoder_decoder_writes(flags, tmp_path):
+    """The likeliest tokens are those of its whole pass; a search finds a likelier text."""
+    workdir = f"--workdir={tmp_path}/run"
+    code, _, err = helpers.run("train", *flags["translate"], workdir, devices=1)
+    assert code == 0, err
+    given = [workdir, "--prompt=abc", "--prompt=deaf", "--max_tokens=6"]
+    code, out, err = helpers.run("generate", *given, "--temperature=0", devices=1)
+    assert code == 0, err
+    written = re.findall("--- . of 2\n(.*)", out)
+    config, _ = Arguments([workdir]).config(workdir_lib.read_config(f"{tmp_path}/run"))
+    loaded = load_lib.load(f"{tmp_path}/run", config, None, None)
+    tokenizer = Bytes()
+    total = {}
+    for prompt, text in zip(("abc", "deaf"), written):
+        source = np.array([[tokenizer.bos_id, *prompt.encode()]])
+        target = [256]
+        while len(target) < 7 and target[-1] != tokenizer.eos_id:
+            given_so_far = np.array([target])
+            logits = loaded.task.model.apply({"params": loaded.params}, source, given_so_far)
+            target.append(int(logits[0, -1].argmax()))
+        log_p = jax.nn.log_softmax(logits[0])[np.arange(len(target) - 1), target[1:]]
+        total[prompt] = float(log_p.mean())
+        want = tokenizer.decode([t for t in target[1:] if t != tokenizer.eos_id])
+        assert text == want, out
+    code, out, err = helpers.run("generate", *given, "--beam=4", devices=1)
+    assert code == 0, err
+    for i, prompt in enumerate(total):
+        scores = [float(x) for x in re.findall(rf"--- {i + 1} of 2, (-[\d.]+) a token", out)]
+        assert len(scores) == 4 and scores == sorted(scores, reverse=True)
+        assert scores[0] >= total[prompt] - 0.001
+
+
+def test_names_are_found_from_the_folder_of_the_config(flags):
+    c = config_lib.load_file(str(HERE / "table.py"))
+    assert c.python_path == str(HERE)
