@@ -54,7 +54,10 @@ def flags(tmp_path_factory, corpus_file, cache_dir, tiny_flags):
     return {name: [f"--config={HERE}/{name}.py", *given[name]] for name in NAMES}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    ["vision", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n != "vision")],
+)
 def test_trained_killed_resumed_and_evaluated(name, flags, tmp_path, monkeypatch):
     """From any folder; in eight processes' worth of devices the numbers are the same."""
     monkeypatch.chdir(tmp_path)
@@ -104,6 +107,7 @@ def test_planned_by_shapes(name, flags):
         assert tuple(up.sharding.spec) == (None, "fsdp", None, "tensor")
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_writes(flags, tmp_path):
     """The likeliest tokens are those of its whole pass; a search finds a likelier text."""
     workdir = f"--workdir={tmp_path}/run"
