@@ -21,6 +21,7 @@ import pytest
 from bigjax import cloud, private
 from bigjax.errors import PassingError, UserError
 from bigjax.layers import splash
+from bigjax.layers.mask import Causal
 from bigjax.parallel import mesh
 from bigjax.train import checkpoint
 from tests import bucket
@@ -181,7 +182,8 @@ def test_the_platform_of_a_mesh(monkeypatch):
 def test_the_kernels_of_splash_attention():
     """Kept out of private/: jax.experimental, and layers/splash.py alone uses it."""
     x = jax.ShapeDtypeStruct((1, 128, 2, 128), jnp.bfloat16)
-    loss = lambda q, k, v: splash.splash(q, k, v, None, True).astype(jnp.float32).sum()
+    given = (Causal(), None, None, 0.1)
+    loss = lambda q, k, v: splash.splash(q, k, v, *given).astype(jnp.float32).sum()
     text = str(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(x, x, x))
     for name in splash.PRODUCTS:
         keeps("jax", f"a kernel is called {name}", "splash.PRODUCTS", name in text)

@@ -12,7 +12,7 @@ from scipy import special
 from bigjax import config, losses, optim
 from bigjax.errors import RunError, UserError
 from bigjax.layers import params as params_lib
-from bigjax.layers.basic import ACTIVATIONS, Dense, Embed, Norm
+from bigjax.layers.basic import ACTIVATIONS, Dense, Embed, Norm, Output
 from bigjax.layers.recurrent import Recurrent
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.train import program as program_lib
@@ -97,10 +97,12 @@ def test_gradients_that_add_up_many_rows_or_times(module, x, shape):
 
 def test_logits_are_not_rounded():
     """Of tokens as likely as each other to 1 in 1000, in bfloat16 half would be equal."""
-    dense = Dense((50,), ("embed",), ("vocab",), dtype="bfloat16")
+    types = dict(dtype="bfloat16", out_dtype="float32")
+    dense = Dense((50,), ("embed",), ("vocab",), **types)
     x = jnp.ones((1, 256), jnp.bfloat16)
     params = {"params": {"kernel": jnp.full((256, 50), 1 / 32), "bias": jnp.arange(50) / 1000}}
-    y = dense.apply(params, x, method="logits")
+    y = dense.apply(params, x)
+    np.testing.assert_array_equal(y, Output(50, True, dtype="bfloat16").apply(params, x))
     np.testing.assert_allclose(y[0], 8 + np.arange(50) / 1000, rtol=1e-6)
     targets = jnp.arange(50)
     total, _ = losses.linear_cross_entropy(
