@@ -1,1 +1,1 @@
-"""What a user adds without touching bigjax: one file each, as docs/add_your_own.md shows them."""
+"""What a user adds without touching bigjax: one file each, in my_lab/."""

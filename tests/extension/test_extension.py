@@ -80,7 +80,7 @@ def test_trained_killed_resumed_and_evaluated(name, flags, tmp_path, monkeypatch
     lines = helpers.read_metrics(tmp_path / "whole")
     assert helpers.read_metrics(tmp_path / "killed") == lines
     losses = [line["loss"] for line in lines if "loss" in line]
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < losses[0] - 0.1
     # What was evaluated last is what `eval` gives, in a process that has seen no config file.
     code, out, err = helpers.run("eval", f"--workdir={tmp_path}/whole", "--json", devices=1)
     assert code == 0, err
