@@ -10,6 +10,7 @@ may define `Config`, a dataclass whose fields are the other keys of its section,
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.machinery
 import importlib.util
@@ -132,7 +133,7 @@ def find(room: str, name: str, key: str, folder: str = "") -> ModuleType:
     modules are. Raises UserError for a module that does not exist or cannot be imported.
     """
     if "." in name:
-        if name.partition(".")[0] in projects():
+        if name.partition(".")[0] in config_lib.projects():
             name, folder = f"bigjax.projects.{name}", ""
         module = _import(name, key, folder)
         if not hasattr(module, _HAS[room]):
@@ -141,14 +142,7 @@ def find(room: str, name: str, key: str, folder: str = "") -> ModuleType:
                 f"{_HAS[room]!r}, as a module of bigjax.{room} has to."
             )
         return module
-    package = importlib.import_module(f"bigjax.{room}")
-    defines = re.compile(rf"^(def|class) {_HAS[room]}\b", re.M)
-    files = pathlib.Path(str(package.__file__)).parent.glob("*.py")
-    have = sorted(
-        p.stem
-        for p in files
-        if not p.stem.startswith("_") and defines.search(p.read_text(encoding="utf-8"))
-    )
+    have = _of_room(room)
     if name not in have:
         raise UserError(
             f"config.{key}={name!r} is not a module of bigjax.{room}. "
@@ -158,10 +152,15 @@ def find(room: str, name: str, key: str, folder: str = "") -> ModuleType:
     return importlib.import_module(f"bigjax.{room}.{name}")
 
 
-def projects() -> set[str]:
-    """The packages in bigjax/projects."""
-    folder = pathlib.Path(__file__).parent / "projects"
-    return {path.parent.name for path in folder.glob("*/__init__.py")}
+@functools.cache
+def _of_room(room: str) -> list[str]:
+    """The modules that a config may name: not the helpers that stand beside them."""
+    defines = re.compile(rf"^(def|class) {_HAS[room]}\b", re.M)
+    return sorted(
+        path.stem
+        for path in (pathlib.Path(__file__).parent / room).glob("*.py")
+        if not path.stem.startswith("_") and defines.search(path.read_text(encoding="utf-8"))
+    )
 
 
 def _import(name: str, key: str, folder: str) -> ModuleType:

@@ -86,7 +86,8 @@ def second_interrupt():
 
 
 def caught() -> None:
-    """To be called where Interrupted has been caught: what is done then is not cut off."""
+    """To be called where Interrupted has been caught, or a command has done its work: what follows
+    is not cut off."""
     _State.caught.set()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -31,7 +31,7 @@ def run(arguments: Arguments) -> None:
     )
     numbers = {}
     for name in config.evals:
-        metrics = evals.build(config, name, context)(loaded.params, loaded.extras, loaded.step)
+        metrics = evals.build(name, context)(loaded.params, loaded.extras, loaded.step)
         numbers.update({f"eval/{name}/{k}": v for k, v in metrics.items()})
     for key, value in numbers.items():
         print(f"{key:<32} {value:.6f}")

@@ -63,14 +63,14 @@ def _write(f, tokenizer, decoder, params) -> None:
 
     generator = Generator(decoder, params)
     prompts = [p for p in (f.prompt or [""]) for _ in range(f.number)]
-    longest = max(1 + len(ids) for ids in tokenizer.encode_batch(prompts))
-    room = max(decoder.max_len - (longest if decoder.continues else 1), 1)
+    room = max(decoder.max_len - generator.taken(texts.prompt_ids(tokenizer, prompts)), 1)
     length = f.max_tokens if f["max_tokens"].present else min(f.max_tokens, room)
     options = Options(length, f.temperature, f.top_k, f.top_p, tokenizer.eos_id)
     shown = prompts if decoder.continues else [""] * len(prompts)
     if f.beam:
-        for i, found in enumerate(texts.search(generator, tokenizer, prompts, options, f.beam)):
-            for text, score in found:
+        results = texts.search(generator, tokenizer, prompts, options, f.beam)
+        for i, candidates in enumerate(results):
+            for text, score in candidates:
                 print(f"--- {i + 1} of {len(prompts)}, {score:.3f} a token\n{shown[i]}{text}")
         return
     more = dict(seed=f.seed, stop=f.stop)

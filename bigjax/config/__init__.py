@@ -22,6 +22,7 @@ from bigjax.config.files import (
     first_docstring_line,
     folder_of,
     load_file,
+    projects,
     set_python_path,
     variants,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "nearest",
     "new_config",
     "override",
+    "projects",
     "set_python_path",
     "sorted_leaves",
     "to_json",

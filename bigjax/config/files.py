@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterator
 import contextlib
 import difflib
+import functools
 import importlib.util
 import pathlib
 import sys
@@ -86,13 +87,19 @@ def folder_of(spec: str) -> pathlib.Path:
     return find_config(_split(spec)[0]).parent
 
 
+@functools.cache
+def projects() -> frozenset[str]:
+    """The packages in bigjax/projects: what a module's name may begin with that is not a user's."""
+    files = (_PACKAGE / "projects").glob("*/__init__.py")
+    return frozenset(path.parent.name for path in files)
+
+
 def set_python_path(config: ConfigDict, folder: pathlib.Path) -> None:
     """Sets config.python_path, if it is '' and modules of a user's own are named, to this folder.
     It is made absolute: a run is opened from other places."""
     names = [config[section].name for section in ("model", "task", "data")]
     names += [entry.kind for entry in config.evals.values()]
-    projects = [path.name for path in (_PACKAGE / "projects").iterdir()]
-    own = any("." in name and name.partition(".")[0] not in projects for name in names)
+    own = any("." in name and name.partition(".")[0] not in projects() for name in names)
     if config.python_path or own:
         with config.unlocked():
             config.python_path = str(pathlib.Path(config.python_path or folder).resolve())

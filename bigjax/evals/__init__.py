@@ -47,9 +47,9 @@ class Evaluator(Protocol):
         """{metric: value} of the model at `step`; {} for one that only writes or prints."""
 
 
-def build(config, name: str, context: Context) -> Evaluator:
+def build(name: str, context: Context) -> Evaluator:
     """The evaluator of config.evals.NAME."""
-    section = f"evals.{name}"
+    config, section = context.config, f"evals.{name}"
     return modules.of(config, section).build(name, modules.options(config, section), context)
 
 

@@ -114,19 +114,24 @@ class Generator:
         longest = max(len(p) for p in prompts)
         if min(len(p) for p in prompts) == 0:
             raise UserError("A prompt has no tokens: begin it with the tokenizer's bos_id.")
-        taken = longest if self.decoder.continues else 1
-        if taken + max_new > self.decoder.max_len:
+        if self.taken(prompts) + max_new > self.decoder.max_len:
             raise UserError(
                 f"A prompt of {longest} tokens and {max_new} new ones are "
                 f"more than model.max_len={self.decoder.max_len}."
             )
 
+    def taken(self, prompts: Sequence[Sequence[int]]) -> int:
+        """The tokens of a row that are not there for new ones."""
+        return max(map(len, prompts)) if self.decoder.continues else 1
+
+    def slots(self, prompts: Sequence[Sequence[int]], max_new: int) -> int:
+        """The room of a row that a program is compiled for."""
+        return min(rung(self.taken(prompts) + max_new), self.decoder.max_len)
+
     def begin(self, prompts: Sequence[Sequence[int]], max_new: int, seed: int) -> Rows:
         """Rows that have read all of their prompts but the last token."""
         context, first = self.decoder.context(prompts)
-        longest = max(map(len, prompts)) if self.decoder.continues else 1
-        slots = min(rung(longest + max_new), self.decoder.max_len)
-        state = _begin(self.decoder, slots, self.params, context)
+        state = _begin(self.decoder, self.slots(prompts, max_new), self.params, context)
         B = len(prompts)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(B))
         return Rows(state, jnp.asarray(first), keys, jnp.zeros(B, jnp.int32), jnp.ones(B, bool))

@@ -8,7 +8,11 @@ import numpy as np
 
 from bigjax.infer.beam_search import beam_search
 from bigjax.infer.generate import Generator, Options
-from bigjax.models import rung
+
+
+def prompt_ids(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """Texts as token ids, each after the token that begins a text."""
+    return [[tokenizer.bos_id, *t.tolist()] for t in tokenizer.encode_batch(list(prompts))]
 
 
 def stream(
@@ -23,7 +27,7 @@ def stream(
 ) -> Iterator[tuple[int, str]]:
     """(row, piece of text) as they are written. A row's pieces joined are its text after the
     prompt, up to the first of the stop texts, which may end within a token."""
-    ids = [[tokenizer.bos_id, *t.tolist()] for t in tokenizer.encode_batch(list(prompts))]
+    ids = prompt_ids(tokenizer, prompts)
     rows = [_Row(tokenizer, row if generator.decoder.continues else [], stop) for row in ids]
     chunks = generator.stream(ids, options, seed, at_once)
     keep = None
@@ -43,10 +47,10 @@ def stream(
 
 def texts(generator: Generator, tokenizer, prompts, options: Options, **more) -> list[str]:
     """The whole text of each prompt; see `stream`."""
-    found = [""] * len(prompts)
+    whole = [""] * len(prompts)
     for i, piece in stream(generator, tokenizer, prompts, options, **more):
-        found[i] += piece
-    return found
+        whole[i] += piece
+    return whole
 
 
 def search(
@@ -55,32 +59,30 @@ def search(
     """The `width` likeliest texts of each prompt by beam search, best first, and the mean
     log-probability of their tokens. Of options max_new and eos_id count."""
     decoder = generator.decoder
-    ids = [[tokenizer.bos_id, *t.tolist()] for t in tokenizer.encode_batch(list(prompts))]
+    ids = prompt_ids(tokenizer, prompts)
     generator.check(ids, options.max_new)
     context, first = decoder.context(ids)
-    longest = max(map(len, ids)) if decoder.continues else 1
-    n = options.max_new
-    find = jax.jit(
+    run = jax.jit(
         functools.partial(
             beam_search,
             decoder,
             width=width,
-            n=n,
+            n=options.max_new,
             end_id=options.eos_id,
             pad_id=tokenizer.pad_id,
-            slots=min(rung(longest + n), decoder.max_len),
+            slots=generator.slots(ids, options.max_new),
         )
     )
-    tokens, scores = jax.device_get(find(generator.params, context, first))
-    found = []
+    tokens, scores = jax.device_get(run(generator.params, context, first))
+    results = []
     for i, row in enumerate(ids):
-        texts = []
+        candidates = []
         for j, new in enumerate(tokens[i].tolist()):
             out = _Row(tokenizer, row if decoder.continues else [], ())
             end = new.index(options.eos_id) if options.eos_id in new else len(new)
-            texts.append((out.push(new[:end]) + out.rest(), float(scores[i, j])))
-        found.append(texts)
-    return found
+            candidates.append((out.push(new[:end]) + out.rest(), float(scores[i, j])))
+        results.append(candidates)
+    return results
 
 
 class _Row:

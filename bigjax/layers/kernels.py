@@ -4,7 +4,6 @@ None, and a scale; all give [B, T, H, D] and the same numbers. Scores and softma
 `attend` chooses.
 """
 
-import dataclasses
 import functools
 import math
 
@@ -81,7 +80,7 @@ def cudnn(
     has its queries and gathers the keys of all.
     """
     T, S = q_BTHD.shape[1], k_BSKD.shape[1]
-    native = mask in (Full(), Causal()) and (mask == Full() or T == S)
+    native = mask == Full() or mask == Causal() and T == S  # cuDNN's own
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         seen = dense(Full() if native else mask, T, S, 0, q_segments_BT, k_segments_BS)
@@ -94,8 +93,8 @@ def cudnn(
     def on_device(q, k, v, *more):
         start = jax.lax.axis_index(length) * queries if cut else 0
         segments, more = (more[:2], more[2:]) if has_segments else ((None, None), more)
-        here = mask if cut or not native else Full()
-        seen = dense(here, queries, S, start, *segments)
+        written_out = mask if cut or not native else Full()
+        seen = dense(written_out, queries, S, start, *segments)
         causal = native and mask == Causal() and not cut
         return _cudnn(q, k, v, seen, *(more or (None,)), scale, causal)
 
@@ -228,12 +227,13 @@ def _forward(q, k, v, bias, segments, mask):
     for rows, keys in _blocks(mask, q.shape[2], k.shape[2]):
         part = lambda x, at: None if x is None else x[:, at]
         seen = dense(
-            mask if mask == Full() else _Moved(mask, keys.start),
+            mask,
             rows.stop - rows.start,
             keys.stop - keys.start,
             rows.start,
             part(segments[0], rows),
             part(segments[1], keys),
+            keys.start,
         )
         scores = _dot(q[:, :, rows], k[:, :, keys], 3, 3)
         if bias is not None:
@@ -247,17 +247,6 @@ def _forward(q, k, v, bias, segments, mask):
         kept.append((e, inverse))
     o = jnp.concatenate(out, axis=2)
     return o, (q, k, v, bias, o, kept)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Moved(Mask):
-    """A mask for keys that begin at place `by`."""
-
-    mask: Mask
-    by: int
-
-    def sees(self, q, k):
-        return self.mask.sees(q, k + self.by)
 
 
 def _backward(mask, saved, do):

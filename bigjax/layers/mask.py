@@ -135,17 +135,17 @@ class Either(Mask):
 
 
 def dense(
-    mask: Mask, T: int, S: int, start=0, q_segments_BT=None, k_segments_BS=None
+    mask: Mask, T: int, S: int, start=0, q_segments_BT=None, k_segments_BS=None, first_key: int = 0
 ) -> jax.Array | None:
     """Which of S keys each of T queries sees, bool [B or 1, T, S], or None for all.
 
-    start: the place of the first query among the keys, one number or int [B]. Tokens see each
-    other within a segment.
+    start, first_key: the places of the first query, one number or int [B], and of the first key.
+    Tokens see each other within a segment.
     """
     seen = None
     if mask != Full():
         places = jnp.asarray(start)[..., None] + jnp.arange(T)  # [T] or [B, T]
-        seen = mask.sees(places[..., None], jnp.arange(S))
+        seen = mask.sees(places[..., None], first_key + jnp.arange(S))
         seen = seen if seen.ndim == 3 else seen[None]
     if q_segments_BT is not None:
         same = q_segments_BT[:, :, None] == k_segments_BS[:, None, :]

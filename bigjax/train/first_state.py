@@ -59,7 +59,7 @@ def _resumed(run, state: State, meta: dict, place: str, folder: str, is_new: boo
             "installed packages have changed), so it cannot be resumed exactly. Start "
             f"another --workdir with --config.init_from={folder}."
         )
-    frozen.check_same(run.frozen, meta.get("frozen", {}))
+    frozen.check_same(run.frozen_ids, meta.get("frozen", {}))
     run.early_stop.restore(meta.get("early_stop", {}))
     log(f"Going on from step {start} of {place}.")
     # A task with its own step has learning rates of its own.

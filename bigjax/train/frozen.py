@@ -38,8 +38,8 @@ def load(task: Task, mesh, cache_dir: str, log: Callable[[str], None]) -> dict[s
 
 
 def _shapes(part: Frozen, mesh):
-    found = jax.eval_shape(part.init, jax.random.key(0))
-    return abstract(found, sharding.of_params(mesh, found, part.axes))
+    shapes = jax.eval_shape(part.init, jax.random.key(0))
+    return abstract(shapes, sharding.of_params(mesh, shapes, part.axes))
 
 
 def fingerprints(parts: dict[str, Any]) -> dict[str, str]:
@@ -50,9 +50,10 @@ def fingerprints(parts: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def check_same(parts: dict[str, Any], saved: dict[str, str]) -> None:
-    """Refuses to resume with other frozen parameters than a run was trained with."""
-    for name, fingerprint in fingerprints(parts).items():
+def check_same(now: dict[str, str], saved: dict[str, str]) -> None:
+    """Refuses to resume with other frozen parameters than a run was trained with: other
+    fingerprints."""
+    for name, fingerprint in now.items():
         if saved.get(name) != fingerprint:
             raise UserError(
                 f"The frozen part {name!r} of this task is not what this run was trained with: its "

@@ -1,6 +1,5 @@
 """Opening a run's work folder to evaluate it or generate from it."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -44,13 +43,7 @@ def best_step(workdir: str) -> int | None:
     return meta.best_step(epath.Path(workdir), sorted(saved), best.best, best.best_mode)
 
 
-def load(
-    workdir: str,
-    config,
-    step: int | None,
-    batch_size: int | None,
-    log: Callable[[str], None] = lambda text: None,
-) -> Loaded:
+def load(workdir: str, config, step: int | None, batch_size: int | None) -> Loaded:
     """The model of a saved step (None: the newest) on the mesh of config.
 
     batch_size: of batches that will be cut over the mesh, if any.
@@ -62,7 +55,7 @@ def load(
     checkpoints = Checkpoints(folder, read_only=True)
     step = checkpoints.pick(step)
     task = tasks.build(config)
-    parts = frozen.load(task, mesh, cache_dir(config), log)
+    parts = frozen.load(task, mesh, cache_dir(config), lambda text: None)
     variables = jax.eval_shape(task.init, jax.random.key(0))
     variables = {
         **cast(variables, "float32"),

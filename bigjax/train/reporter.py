@@ -8,7 +8,7 @@ import numpy as np
 from bigjax import config as config_lib
 from bigjax.errors import UserError
 from bigjax.evals import derive
-from bigjax.train import frozen, metrics
+from bigjax.train import metrics
 from bigjax.train.state import State
 from bigjax.train.step import unpack
 
@@ -29,7 +29,6 @@ class Reporter:
         c = run.config
         self.bad_step: int | None = None
         self.bad_metrics: list[str] = []
-        self._frozen = frozen.fingerprints(run.frozen)
         self._writer = metrics.Writer(run.folder, start, c.log.tensorboard, run.lease.check)
         self.speed = metrics.Speed(
             0 if run.task.make_step else c.train.batch_size,
@@ -90,7 +89,7 @@ class Reporter:
         meta = {
             "data": run.corpus.fingerprint,
             "early_stop": dict(run.early_stop.state),
-            "frozen": self._frozen,
+            "frozen": run.frozen_ids,
         }
         run.checkpoints.save(step, state, meta, run.latest.get(step, {}))
         self.saved_step = step

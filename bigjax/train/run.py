@@ -31,6 +31,7 @@ class Run(NamedTuple):
     task: tasks.Task
     program: program_lib.Program
     frozen: dict[str, Any]
+    frozen_ids: dict[str, str]  # their fingerprints
     corpus: data.Data
     batches: data.Batches  # of training
     evaluators: dict[str, evals.Evaluator]
@@ -86,7 +87,7 @@ def _train(config, workdir: str, progress: metrics.Progress, lease: Lease) -> No
     folder = epath.Path(workdir)
     parts = frozen.load(task, mesh, cache_dir(config), log)
     context = evals.Context(config, task, corpus, mesh, log, folder, parts)
-    evaluators = {name: evals.build(config, name, context) for name in config.evals}
+    evaluators = {name: evals.build(name, context) for name in config.evals}
     _check_metrics(config, evaluators)
 
     workdir_lib.make_workdir(workdir)
@@ -108,6 +109,7 @@ def _train(config, workdir: str, progress: metrics.Progress, lease: Lease) -> No
         task,
         program,
         parts,
+        frozen.fingerprints(parts),
         corpus,
         batches,
         evaluators,
