@@ -1,5 +1,6 @@
 """The flags of a command line, declared once for parsing and for --help."""
 
+from collections.abc import Callable
 import fnmatch
 import pathlib
 import re
@@ -34,13 +35,14 @@ class Flag(NamedTuple):
     value: str = ""
 
     def define(self, f: flags.FlagValues) -> None:
-        define = {
+        makers: dict[type, Callable[..., Any]] = {
             bool: flags.DEFINE_bool,
             int: flags.DEFINE_integer,
             float: flags.DEFINE_float,
             list: flags.DEFINE_multi_string,
-        }.get(type(self.default), flags.DEFINE_string)
-        define(self.name, self.default, "", flag_values=f)
+        }
+        make = makers.get(type(self.default))
+        (make or flags.DEFINE_string)(self.name, self.default, "", flag_values=f)
 
     def usage(self) -> tuple[str, str]:
         """(the flag with its value, what it does with its default)."""
