@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from etils import epath
 
-from bigjax.errors import PassingError, RunError, UserError
+from bigjax.errors import RunError, TransientError, UserError
 from bigjax.extras import how_to_install
 
 STALL_SECONDS = "60"  # of silence after which a request is given up and sent again
@@ -43,7 +43,7 @@ _BROKEN = {
 _ROLES = "roles/storage.objectUser and roles/storage.legacyBucketReader"
 _LOG_IN = "that you are logged in (on your own machine: gcloud auth application-default login)"
 # How TensorStore's errors begin, which are ValueErrors.
-_PASSING = re.compile(
+_TRANSIENT = re.compile(
     "(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|INTERNAL|UNKNOWN): "
 )
 _REFUSED = re.compile("(PERMISSION_DENIED|UNAUTHENTICATED): ")
@@ -53,7 +53,7 @@ def check(paths: Iterable[str]) -> None:
     """Refuses gs:// paths that cannot be read; makes requests to them give up on silence.
 
     Paths of other kinds are passed over. Raises UserError if gcsfs is not installed, and for a
-    bucket that is not there or may not be listed; PassingError if storage does not answer.
+    bucket that is not there or may not be listed; TransientError if storage does not answer.
     """
     names = {path.removeprefix("gs://").split("/")[0] for path in paths if path.startswith("gs://")}
     if not names:
@@ -74,7 +74,7 @@ def check_writable(folder: str) -> bool:
 
     Returns whether an object's versions are numbered, as Google's are and emulators' are not:
     Orbax's one-file format (OCDBT) needs that, since it writes only over the version it has read.
-    True for local folders. Raises UserError if it may not write, PassingError if storage does not
+    True for local folders. Raises UserError if it may not write, TransientError if storage does not
     answer.
     """
     if not folder.startswith("gs://"):
@@ -91,7 +91,7 @@ def check_writable(folder: str) -> bool:
         with contextlib.suppress(FileNotFoundError):  # the answer was lost, and it asked again
             fs.rm_file(path)
     except Exception as e:
-        if isinstance(failed := failure(e), PassingError):
+        if isinstance(failed := failure(e), TransientError):
             raise failed from None
         raise UserError(
             f"{folder} cannot be written: {_text(e)}. It takes the permissions of "
@@ -189,7 +189,7 @@ def failure(error: Exception, place: str = "") -> UserError | RunError | None:
     """What to say of an error that storage gives after all attempts; None if it is another.
 
     place: what TensorStore read or wrote, which raises the same for local files.
-    Returns UserError where storage refuses, and PassingError where it may answer later.
+    Returns UserError where storage refuses, and TransientError where it may answer later.
     """
     for e in causes(error):
         if isinstance(e, (UserError, RunError)):
@@ -199,12 +199,12 @@ def failure(error: Exception, place: str = "") -> UserError | RunError | None:
                 f"Cloud storage refuses: {_text(e)}. Check your permission ({_ROLES}) "
                 f"and {_LOG_IN}."
             )
-        if passes(e) or _from_tensorstore(_PASSING, e, place):
-            return _passing(e)
+        if is_transient(e) or _from_tensorstore(_TRANSIENT, e, place):
+            return _transient(e)
     return None
 
 
-def passes(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether one of the libraries raised this for a connection that broke, for a time-out, or
     since the server has no time now."""
     kinds = type(error).__mro__
@@ -215,8 +215,8 @@ def passes(error: BaseException) -> bool:
     return not _BROKEN.isdisjoint(kind.__name__ for kind in kinds)
 
 
-def _passing(error: BaseException) -> PassingError:
-    return PassingError(
+def _transient(error: BaseException) -> TransientError:
+    return TransientError(
         f"Cloud storage failed, also when asked again: {_text(error)}. What was saved before is "
         "intact: when it answers, the same command goes on from there."
     )
@@ -266,7 +266,7 @@ def _ask(bucket: str, request: str, **parameters) -> dict:
     except FileNotFoundError:
         why = "there is no such bucket. Check its name, or make it"
     except Exception as e:  # refusals, and failures to find credentials or the server
-        if isinstance(failed := failure(e), PassingError):
+        if isinstance(failed := failure(e), TransientError):
             raise failed from None
         why = f"{_text(e)}. Check your permission to read it and {_LOG_IN}"
     raise UserError(f"gs://{bucket}: {why}.")
@@ -283,15 +283,15 @@ def _file_system():
     seconds = int(os.environ.setdefault(f"{_CURL}_LOW_SPEED_TIME_SECONDS", STALL_SECONDS))
     os.environ.setdefault(f"{_CURL}_LOW_SPEED_LIMIT_BYTES", "1")
     os.environ.setdefault(f"{_CURL}_CONNECT_TIMEOUT_SECONDS", str(seconds))
-    return gcsfs.file_system(seconds, _as_passing)
+    return gcsfs.file_system(seconds, _as_transient)
 
 
-def _as_passing(error: Exception) -> PassingError | None:
+def _as_transient(error: Exception) -> TransientError | None:
     """What a request raises for an error that may pass; None for one that does not."""
     if isinstance(error, (ConnectionError, TimeoutError)):
-        return _passing(error)
+        return _transient(error)
     failed = failure(error)
-    return failed if isinstance(failed, PassingError) else None
+    return failed if isinstance(failed, TransientError) else None
 
 
 def _text(error: Exception) -> str:

@@ -32,10 +32,10 @@ class RunError(Exception):
     exit_code = 1
 
 
-class PassingError(RunError):
-    """What passes by itself: another host is lost or late, storage does not answer.
+class TransientError(RunError):
+    """A transient failure: another host is lost or late, or storage does not answer.
 
-    The command line exits with code 75 (EX_TEMPFAIL): the same command, given again, goes on.
+    The command line exits with code 75 (EX_TEMPFAIL): the same command, run again, resumes.
     """
 
     exit_code = 75

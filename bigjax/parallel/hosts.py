@@ -37,7 +37,7 @@ import jaxlib
 import bigjax
 from bigjax import cloud, process
 from bigjax import config as config_lib
-from bigjax.errors import PassingError, UserError
+from bigjax.errors import TransientError, UserError
 from bigjax.private import jax as jax_private
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -76,7 +76,7 @@ def start(config, workdir: str) -> None:
 
     To be called before anything starts jax. config: a run's.
     Raises UserError if the environment is incomplete or if their versions, configs or work folders
-    differ, PassingError if not all of them come within config.hosts.start_timeout seconds or the
+    differ, TransientError if not all of them come within config.hosts.start_timeout seconds or the
     cluster does not answer.
     """
     if count() > 1:
@@ -157,8 +157,8 @@ def _cluster() -> int | None:
 
 def _of_start(error: Exception) -> type[Exception]:
     """What an error of finding the others is: a server that does not answer now, or bad input."""
-    passes = isinstance(error, (ConnectionError, TimeoutError)) or cloud.passes(error)
-    return PassingError if passes else UserError
+    transient = isinstance(error, (ConnectionError, TimeoutError)) or cloud.is_transient(error)
+    return TransientError if transient else UserError
 
 
 def _connect(given: dict[str, Any], options) -> None:
@@ -202,7 +202,7 @@ def _connect(given: dict[str, Any], options) -> None:
         if error
         else _why_not(address, given.get("process_id", index()))
     )
-    raise (_of_start(error[0]) if error else PassingError)(
+    raise (_of_start(error[0]) if error else TransientError)(
         f"This process cannot join its run on {n} hosts within config.hosts.start_timeout="
         f"{options.start_timeout} seconds: {what}. The same command must run on all {n} hosts at "
         f"the same time, each with JAX_COORDINATOR_ADDRESS={address}, JAX_NUM_PROCESSES={n} and "
@@ -338,7 +338,7 @@ def fail(text: str, code: int, unexpected: BaseException | None = None) -> None:
     if unexpected and _joined.is_set():
         time.sleep(3)  # the watching thread ends this process if another one says why
         text += f"\nIf that is a connection that broke: {LOST}"
-        code = PassingError.exit_code if is_lost(unexpected) else code
+        code = TransientError.exit_code if is_lost(unexpected) else code
     _failing.set()
     _say(text)
     if _joined.is_set():
@@ -401,7 +401,7 @@ def _ABORTED(number: int) -> None:
             "aborted, for the reason above: a defect, which may well come again. The other "
             "processes only hear that this one is gone."
         )
-    os._exit(PassingError.exit_code if lost else 1)
+    os._exit(TransientError.exit_code if lost else 1)
 
 
 def _say(text: str) -> None:

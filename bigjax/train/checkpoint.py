@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from bigjax import cloud, paths, process
-from bigjax.errors import PassingError, RunError, UserError
+from bigjax.errors import RunError, TransientError, UserError
 from bigjax.parallel import hosts
 from bigjax.train import meta as meta_lib
 from bigjax.train import workdir as workdir_lib
@@ -52,7 +52,7 @@ class SaveError(RunError):
 
 # What the processes tell each other of reading, by number: the first that it is an instance of. Of
 # what several say the first here is believed, as the last ones move a checkpoint aside.
-_KINDS = (PassingError, RunError, UserError, Missing, Damaged)
+_KINDS = (TransientError, RunError, UserError, Missing, Damaged)
 
 
 class _Manager(ocp.CheckpointManager):
@@ -120,9 +120,9 @@ class Checkpoints:
         return sorted(workdir_lib.saved_steps(str(self.folder.parent)))
 
     def _agreed(self) -> list[int]:
-        """`steps`. Raises PassingError, on all processes, where they do not list the same."""
+        """`steps`. Raises TransientError, on all processes, where they do not list the same."""
         steps = self.steps()
-        hosts.check_equal({"the list of checkpoints": steps}, LATE, PassingError)
+        hosts.check_equal({"the list of checkpoints": steps}, LATE, TransientError)
         return steps
 
     def save(self, step: int, state: State, meta: dict, metrics: dict[str, float]) -> None:
@@ -196,13 +196,13 @@ class Checkpoints:
     def _failed(self, error: Exception) -> UserError | RunError:
         try:
             self._check_held()  # else it failed because another process has removed it
-        except PassingError as e:
+        except TransientError as e:
             return e
         what = f"A checkpoint could not be written to {self.folder}: "
         if failed := cloud.failure(error, str(self.folder)):
             return type(failed)(what + str(failed))
         if hosts.is_lost(error):
-            return PassingError(f"{what}{hosts.LOST}")
+            return TransientError(f"{what}{hosts.LOST}")
         for path in self.folder.glob("*.orbax-checkpoint-tmp*"):  # make room again
             path.rmtree(missing_ok=True)
         return SaveError(
@@ -263,9 +263,8 @@ class Checkpoints:
         """The items named in abstract (trees of ShapeDtypeStruct with shardings), and meta. Arrays
         that were saved in other types are checked as they were saved, then cast.
 
-        All on all processes: Damaged if an array is not what was saved; PassingError, UserError or
-        RunError if that could not be found out, as the files cannot be read now, or are not the
-        same to all.
+        Raises on all processes: Damaged if an array differs from what was saved; TransientError,
+        UserError or RunError if the files cannot be read now or processes see different files.
         """
         problem = None
         try:
@@ -284,12 +283,13 @@ class Checkpoints:
         if problems := [p for p in found if p]:
             kind, text = min(problems)
             if _KINDS[kind] is Missing and None in found:  # another has just read all it needs
-                raise PassingError(
+                raise TransientError(
                     f"Some processes of this run do not see all files of checkpoint "
                     f"{step} in {self.folder}: {text}. {LATE}"
                 )
             raise _KINDS[kind](text)
-        hosts.check_equal({f"the checksum of checkpoint {step}": meta["crc32"]}, LATE, PassingError)
+        checked = {f"the checksum of checkpoint {step}": meta["crc32"]}
+        hosts.check_equal(checked, LATE, TransientError)
         for name, tree in items.items():
             found = checksums(tree)
             wrong = [k for k, v in meta["checksums"][name].items() if found.get(k) != v]

@@ -23,7 +23,7 @@ import threading
 import time
 
 from bigjax import paths, process
-from bigjax.errors import NO_ROOM, PassingError, UserError, cannot_write
+from bigjax.errors import NO_ROOM, TransientError, UserError, cannot_write
 from bigjax.parallel import hosts
 from bigjax.train import lease_store
 from bigjax.train import workdir as workdir_lib
@@ -34,11 +34,11 @@ RENEW = 15  # seconds between two renewals
 HELD_BY = "is held by process"
 
 
-class Held(PassingError):
+class Held(TransientError):
     """Another process trains in the work folder."""
 
 
-class Lost(PassingError):
+class Lost(TransientError):
     """This process has lost its work folder to another one, or its lease was deleted."""
 
 
@@ -59,7 +59,7 @@ class Lease:
         if hosts.index() == 0:
             try:
                 self._acquire()
-            except (PassingError, UserError) as e:
+            except (TransientError, UserError) as e:
                 if hosts.count() == 1:
                     raise
                 problem = isinstance(e, UserError), str(e)

@@ -8,7 +8,7 @@ import jax
 from bigjax import cloud, data, evals, modules, tasks
 from bigjax import config as config_lib
 from bigjax.data.files import cache_dir
-from bigjax.errors import NO_ROOM, PassingError, RunError, UserError
+from bigjax.errors import NO_ROOM, RunError, TransientError, UserError
 from bigjax.parallel import hosts, sharding
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.train import debug, first_state, frozen, init_from, load, loop, metrics, nonfinite
@@ -45,7 +45,7 @@ class Run(NamedTuple):
 def train(config, workdir: str) -> None:
     """Trains, or resumes training, in a work folder; README.md says what is written there.
 
-    Raises UserError for bad input, before anything expensive; NonFinite; SaveError; PassingError
+    Raises UserError for bad input, before anything expensive; NonFinite; SaveError; TransientError
     where the same call may succeed later: storage fails, another host is late or lost, or another
     process trains in the folder.
     """
@@ -139,7 +139,7 @@ def resolved(config, workdir: str = ""):
 def _agree_on_checkpoints(workdir: str) -> None:
     """What follows depends on whether there are any."""
     steps = sorted(workdir_lib.saved_steps(workdir))
-    hosts.check_equal({"the list of checkpoints": steps}, LATE, PassingError)
+    hosts.check_equal({"the list of checkpoints": steps}, LATE, TransientError)
 
 
 def _load_data(task: tasks.Task, log) -> data.Data:

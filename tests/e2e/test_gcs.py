@@ -157,7 +157,7 @@ def test_two_hosts_on_a_bucket(emulator, tmp_path, monkeypatch):
         use(monkeypatch, proxy.url, tmp_path)
         for code, out, err in ends(start(2, script=TWO_HOSTS), timeout=120):
             assert code == 0 and out.endswith(
-                "[5, 'RunError', 'PassingError', 'PassingError', 3] [3]\n"
+                "[5, 'RunError', 'TransientError', 'TransientError', 3] [3]\n"
             ), out + err
     assert bucket.get(emulator, "runs/two/damaged/5/commit_success.txt") is not None
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from bigjax import arguments, cloud, config
-from bigjax.errors import PassingError, UserError
+from bigjax.errors import TransientError, UserError
 from bigjax.train import hooks, load, meta
 from bigjax.train.checkpoint import Checkpoints, Damaged
 from tests.unit.test_checkpoint import ABSTRACT, cut, saved, state
@@ -232,13 +232,13 @@ def test_a_deletion_that_fails_since_the_folder_is_lost_ends_the_run(tmp_path, m
 
     def check_held():
         if lost:
-            raise PassingError("The folder is lost.")
+            raise TransientError("The folder is lost.")
 
     monkeypatch.setattr(cloud, "delete_folder", fail)
     checkpoints = Checkpoints(tmp_path, keep=1, check_held=check_held)
     for step in (1, 2):
         checkpoints.save(step, state(step), {}, {})
-    with pytest.raises(PassingError, match="is lost"):
+    with pytest.raises(TransientError, match="is lost"):
         checkpoints.wait()
 
 

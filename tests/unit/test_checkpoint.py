@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from bigjax import config
-from bigjax.errors import PassingError, RunError, UserError
+from bigjax.errors import RunError, TransientError, UserError
 from bigjax.parallel import hosts
 from bigjax.train import run
 from bigjax.train.checkpoint import Checkpoints, Damaged, Missing, SaveError, checksums
@@ -169,7 +169,7 @@ def test_if_all_are_damaged_nothing_is_touched(tmp_path):
         (MemoryError(), RunError),
         (ValueError("PERMISSION_DENIED: Error opening file"), RunError),
         (ValueError("FAILED_PRECONDITION: local file [OS error 116: ESTALE]"), RunError),
-        (fsspec.exceptions.FSTimeoutError(), PassingError),
+        (fsspec.exceptions.FSTimeoutError(), TransientError),
     ],
     ids=lambda x: repr(x)[:20],
 )
@@ -217,9 +217,9 @@ def on_two_hosts(monkeypatch, act):
         ([ValueError("DATA_LOSS: a checksum"), None], Damaged),  # of a shard that one alone reads
         ([ValueError("DATA_LOSS: a checksum"), OSError(5, "Input/output error")], RunError),
         ([FileNotFoundError("w"), ValueError("NOT_FOUND: w")], Missing),
-        ([None, FileNotFoundError("w")], PassingError),
-        ([KeyError("params"), None], PassingError),
-        ([None, ValueError("NOT_FOUND: w")], PassingError),
+        ([None, FileNotFoundError("w")], TransientError),
+        ([KeyError("params"), None], TransientError),
+        ([None, ValueError("NOT_FOUND: w")], TransientError),
         ([SaveError("x"), None], RunError),
         ([None, None], tuple),
     ],
@@ -254,7 +254,7 @@ def test_hosts_that_do_not_see_the_same_checkpoints_begin_none(tmp_path, monkeyp
         lambda c: c.restore(c.pick(None), {"params": ABSTRACT.params}),
     ):
         for error in on_two_hosts(monkeypatch, lambda i: act(checkpoints[i])):
-            assert type(error) is PassingError and "differ from process 0" in str(error)
+            assert type(error) is TransientError and "differ from process 0" in str(error)
     assert not list(tmp_path.glob("*/damaged"))
 
 
@@ -265,7 +265,7 @@ def test_hosts_of_which_one_does_not_see_the_checkpoints_do_not_begin_anew(tmp_p
     c = config.load_file(helpers.TINY)
     errors = on_two_hosts(monkeypatch, lambda i: run.train(c, str(tmp_path / str(i))))
     for error in errors:
-        assert type(error) is PassingError and "is [] and not [3]" in str(error), errors
+        assert type(error) is TransientError and "is [] and not [3]" in str(error), errors
 
 
 def test_checksums_see_every_element_and_no_sharding():
@@ -296,7 +296,7 @@ def test_a_save_that_fails_leaves_the_older_ones(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints._manager, "save", lost)
     monkeypatch.setattr(hosts, "count", lambda: 2)
-    with pytest.raises(PassingError, match="another process of this run has died"):
+    with pytest.raises(TransientError, match="another process of this run has died"):
         checkpoints.save(4, state(4), {}, {})
 
 
@@ -314,7 +314,7 @@ def test_metadata_that_cannot_be_read(tmp_path, monkeypatch):
         checkpoints.arrays(3)
     monkeypatch.setattr(checkpoints, "folder", epath.Path("gs://bucket/checkpoints"))
     monkeypatch.setattr(type(checkpoints.folder), "exists", lambda path: True)
-    with pytest.raises(PassingError, match="Cloud storage failed"):
+    with pytest.raises(TransientError, match="Cloud storage failed"):
         checkpoints.arrays(3)
 
 

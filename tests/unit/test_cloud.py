@@ -18,7 +18,7 @@ import requests
 from bigjax import cli, cloud, main
 from bigjax.data import shared, sources, store, tables
 from bigjax.data.tokenizer import Bytes
-from bigjax.errors import PassingError, UserError
+from bigjax.errors import TransientError, UserError
 from bigjax.train import metrics, workdir
 from bigjax.train.checkpoint import Checkpoints
 from tests import bucket
@@ -110,7 +110,7 @@ def test_storage_that_does_not_answer_is_not_told_as_bad_input(
             sources.from_config("a", dict(kind="text", path="gs://bucket/*.txt"))
         ),
     ):
-        with pytest.raises(PassingError, match="Cloud storage failed, also when asked again"):
+        with pytest.raises(TransientError, match="Cloud storage failed, also when asked again"):
             ask()
 
 
@@ -121,7 +121,7 @@ def test_storage_that_does_not_answer_is_not_told_as_bad_input(
         (lambda: HttpError({"code": 401, "message": "Service Unavailable"}), 2),
         (lambda: fsspec.exceptions.FSTimeoutError("Service Unavailable"), 75),
         (lambda: OSError("Forbidden: Service Unavailable"), 2),
-        (lambda: PassingError("Service Unavailable"), 75),
+        (lambda: TransientError("Service Unavailable"), 75),
         (lambda: HttpError({"code": "429", "message": "Service Unavailable"}), 75),
         (lambda: requests.exceptions.ConnectionError("Service Unavailable"), 75),
         (lambda: aiohttp.ServerDisconnectedError("Service Unavailable"), 75),
@@ -155,7 +155,7 @@ def test_a_connection_that_breaks_is_no_error_about_a_file(proxy, monkeypatch):
         raise ConnectionResetError("reset")
 
     monkeypatch.setattr(gcsfs.GCSFileSystem, "_request", broken)
-    with pytest.raises(PassingError, match="reset"):
+    with pytest.raises(TransientError, match="reset"):
         epath.Path("gs://bucket/x").is_dir()
     assert cloud.failure(BrokenPipeError()) is None  # `bigjax config | head`
 
@@ -164,7 +164,7 @@ def test_what_tensorstore_says():
     from_it = ValueError('UNAVAILABLE: Error reading "gs://bucket/x"')
     outer = Exception("Encountered error while reading")
     outer.__cause__ = from_it
-    assert isinstance(cloud.failure(outer, "gs://bucket/x"), PassingError)
+    assert isinstance(cloud.failure(outer, "gs://bucket/x"), TransientError)
     assert isinstance(cloud.failure(ValueError("PERMISSION_DENIED: x"), "gs://b"), UserError)
     for other in (ValueError("DATA_LOSS: x"), ValueError("another"), OSError(28, "No space left")):
         assert cloud.failure(other, "gs://bucket/x") is None
@@ -280,7 +280,7 @@ def test_checkpoints_that_cannot_be_read_now_are_left_as_they_are(
 ):
     checkpoints = test_checkpoint.saved("gs://bucket/runs/y", [3, 5], keep=2)
     for status, to, kind in (
-        ("503 Service Unavailable", b"checkpoints%2F5%2Fmeta", PassingError),
+        ("503 Service Unavailable", b"checkpoints%2F5%2Fmeta", TransientError),
         ("403 Forbidden", b"checkpoints%2F5%2Fparams%2F_METADATA", UserError),
         ("403 Forbidden", b"%2F5%2Fparams%2Fd%2F", UserError),
     ):  # TensorStore
@@ -290,7 +290,7 @@ def test_checkpoints_that_cannot_be_read_now_are_left_as_they_are(
                 test_checkpoint.ABSTRACT, print
             )
     answers(proxy, monkeypatch, "503 Service Unavailable", b"checkpoints%2F7")
-    with pytest.raises(PassingError, match="could not be written.*Cloud storage failed"):
+    with pytest.raises(TransientError, match="could not be written.*Cloud storage failed"):
         checkpoints.save(7, test_checkpoint.state(7), {}, {})
         checkpoints.wait()
     answers(proxy, monkeypatch, "none", to=b"no request")

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from bigjax import cloud, private
-from bigjax.errors import PassingError, UserError
+from bigjax.errors import TransientError, UserError
 from bigjax.layers import splash
 from bigjax.layers.mask import Causal
 from bigjax.parallel import mesh
@@ -199,12 +199,12 @@ def test_the_kernels_of_splash_attention():
         (401, b'{"error": {"code": 401, "message": "Invalid Credentials"}}', UserError),
         (403, b'{"error": {"code": 403, "message": "no access"}}', UserError),
         (404, b"", None),
-        (408, b"", PassingError),
+        (408, b"", TransientError),
         (412, b"", None),
-        (429, b'{"error": {"code": 429, "message": "slow down"}}', PassingError),
-        (500, b"", PassingError),
-        (502, b"", PassingError),
-        (503, b'{"error": {"code": 503, "message": "busy"}}', PassingError),
+        (429, b'{"error": {"code": 429, "message": "slow down"}}', TransientError),
+        (500, b"", TransientError),
+        (502, b"", TransientError),
+        (503, b'{"error": {"code": 503, "message": "busy"}}', TransientError),
     ],
 )
 def test_the_errors_of_gcsfs(status, content, kind):

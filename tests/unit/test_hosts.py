@@ -8,7 +8,7 @@ import pytest
 import requests
 
 from bigjax import config
-from bigjax.errors import PassingError, UserError
+from bigjax.errors import TransientError, UserError
 from bigjax.parallel import hosts, mesh
 
 SLURM = {
@@ -95,7 +95,7 @@ def test_a_cluster_that_does_not_answer_may_answer_later(asked, monkeypatch):
 
     monkeypatch.setattr(cloud_tpu_cluster.GkeTpuCluster, "get_process_count", count)
     for error in requests.exceptions.ConnectTimeout("metadata"), ConnectionResetError():
-        with pytest.raises(PassingError, match="could not be found out"):
+        with pytest.raises(TransientError, match="could not be found out"):
             asked(GKE, tpu=True)
     error = ValueError("unsupported format")
     with pytest.raises(UserError, match="could not be found out"):
@@ -105,8 +105,8 @@ def test_a_cluster_that_does_not_answer_may_answer_later(asked, monkeypatch):
 @pytest.mark.parametrize(
     "error, kind",
     [
-        (requests.exceptions.ReadTimeout("metadata timed out"), PassingError),
-        (ConnectionRefusedError(), PassingError),
+        (requests.exceptions.ReadTimeout("metadata timed out"), TransientError),
+        (ConnectionRefusedError(), TransientError),
         (ValueError("an unknown name"), UserError),
     ],
 )
@@ -116,7 +116,7 @@ def test_a_start_that_fails(monkeypatch, error, kind):
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     monkeypatch.setattr(hosts, "_starting", threading.Event())
-    with pytest.raises((UserError, PassingError), match="cannot join its run on 2 hosts") as e:
+    with pytest.raises((UserError, TransientError), match="cannot join its run on 2 hosts") as e:
         hosts._connect({"num_processes": 2}, config.new_config().hosts)
     assert type(e.value) is kind
 

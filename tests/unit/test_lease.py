@@ -19,7 +19,7 @@ from etils import epath
 import pytest
 
 from bigjax import cloud, main, process
-from bigjax.errors import PassingError, UserError
+from bigjax.errors import TransientError, UserError
 from bigjax.train import lease as lease_lib
 from bigjax.train import lease_store, metrics
 from bigjax.train import run as run_lib
@@ -599,4 +599,4 @@ def test_the_scripts_know_a_refusal():
     for script in ("on_worker.sh", "in_pod.sh"):
         path = pathlib.Path(__file__).parents[2] / "tpu_scripts" / script
         assert lease_lib.HELD_BY in path.read_text()
-    assert issubclass(Held, PassingError) and issubclass(Lost, PassingError)
+    assert issubclass(Held, TransientError) and issubclass(Lost, TransientError)
