@@ -5,7 +5,7 @@ import os
 import pathlib
 
 # Of an OSError: the disk or a quota is full, or a file would be too large.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Of an OSError: this user may not, or the path is none that can be used so.
 _UNUSABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),

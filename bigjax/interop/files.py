@@ -19,7 +19,7 @@ import numpy as np
 import safetensors
 
 from bigjax import paths
-from bigjax.errors import NO_ROOM, UserError, cannot_write
+from bigjax.errors import NO_SPACE, UserError, cannot_write
 from bigjax.interop import storage
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -213,7 +213,7 @@ def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
         yield temporary
         temporary.replace(absolute)
     except OSError as e:
-        remedy = "Make room there, or give" if e.errno in NO_ROOM else "Give"
+        remedy = "Make room there, or give" if e.errno in NO_SPACE else "Give"
         raise cannot_write(str(target), e, f"{remedy} another folder") from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -23,7 +23,7 @@ import threading
 import time
 
 from bigjax import paths, process
-from bigjax.errors import NO_ROOM, TransientError, UserError, cannot_write
+from bigjax.errors import NO_SPACE, TransientError, UserError, cannot_write
 from bigjax.parallel import hosts
 from bigjax.train import lease_store
 from bigjax.train import workdir as workdir_lib
@@ -76,7 +76,7 @@ class Lease:
             self._take()
         except OSError as e:
             self._remove_empty()
-            if e.errno in NO_ROOM:
+            if e.errno in NO_SPACE:
                 raise
             raise cannot_write(f"The work folder {self._workdir}", e) from e
         self._held = True

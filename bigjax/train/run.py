@@ -8,7 +8,7 @@ import jax
 from bigjax import cloud, data, evals, modules, tasks
 from bigjax import config as config_lib
 from bigjax.data.files import cache_dir
-from bigjax.errors import NO_ROOM, RunError, TransientError, UserError
+from bigjax.errors import NO_SPACE, RunError, TransientError, UserError
 from bigjax.parallel import hosts, sharding
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.train import debug, first_state, frozen, init_from, load, loop, metrics, nonfinite
@@ -53,7 +53,7 @@ def train(config, workdir: str) -> None:
     try:
         _train(config, workdir, progress, lease)
     except OSError as e:
-        if e.errno not in NO_ROOM:
+        if e.errno not in NO_SPACE:
             lease.check()  # else it failed because the folder was moved or deleted
             raise
         raise RunError(
