@@ -72,7 +72,7 @@ def new_config() -> ConfigDict:
 
     c.hosts = ConfigDict()  # of a run on several: see README.md
     c.hosts.start_timeout = 300  # seconds in which all of them have to come
-    c.hosts.lost_after = 60  # seconds without a sign of life, then the others end
+    c.hosts.heartbeat_timeout = 60  # seconds without a sign of life, then the others end
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 1000  # steps; the last step is always saved
@@ -125,7 +125,7 @@ RANGES = {
     "train.early_stop.min_delta": at_least(0),
     "mesh.*": at_least(-1),  # that 0 is none is said by parallel/mesh.py, with the devices
     "hosts.start_timeout": at_least(1),
-    "hosts.lost_after": at_least(5),
+    "hosts.heartbeat_timeout": at_least(5),
     "checkpoint.every": at_least(1),
     "checkpoint.keep": at_least(1),
     "log.every": at_least(1),

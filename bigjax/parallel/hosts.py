@@ -183,7 +183,7 @@ def _connect(given: dict[str, Any], options) -> None:
                 given.get("coordinator_address"),
                 given.get("num_processes"),
                 given.get("process_id"),
-                heartbeat_timeout_seconds=options.lost_after,
+                heartbeat_timeout_seconds=options.heartbeat_timeout,
                 initialization_timeout=options.start_timeout + 60,
             )
             _of_the_service.update(threads)

@@ -14,7 +14,7 @@ from bigjax.train.lease import Lease
 from tests import helpers
 
 STEPS = 20
-LOST_AFTER = 6  # seconds
+HEARTBEAT_TIMEOUT = 6  # seconds
 DEVICES = 4  # of all processes together
 LOST = "another process of this run has died or cannot be reached"
 
@@ -28,7 +28,7 @@ def flags(tiny_flags):
         "--config.model.n_layers=1",
         "--config.log.every=1",
         "--config.checkpoint.every=5",
-        f"--config.hosts.lost_after={LOST_AFTER}",
+        f"--config.hosts.heartbeat_timeout={HEARTBEAT_TIMEOUT}",
     ]
 
 
@@ -169,7 +169,7 @@ def test_killed_on_two_and_resumed_on_four(flags, whole, tmp_path):
     two[1].kill()
     begun = time.monotonic()
     (code, out, err), _ = ends(two)
-    assert code == 75 and time.monotonic() - begun < LOST_AFTER + 20, err
+    assert code == 75 and time.monotonic() - begun < HEARTBEAT_TIMEOUT + 20, err
     assert LOST in err
     newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     (workdir / "checkpoints" / str(newest) / "meta" / "metadata").write_text("damaged")
@@ -215,7 +215,7 @@ from bigjax.errors import UserError
 from bigjax.parallel import hosts
 bigjax.__version__ = sys.argv[1]
 c = config.load_file({helpers.TINY!r})
-c.seed, c.hosts.lost_after = int(sys.argv[2]), {LOST_AFTER}
+c.seed, c.hosts.heartbeat_timeout = int(sys.argv[2]), {HEARTBEAT_TIMEOUT}
 try:
     hosts.start(c, "nowhere")
     hosts.check_shared(sys.argv[3])
@@ -264,7 +264,7 @@ def test_a_process_that_dies_of_a_defect_ends_the_others_which_may_be_started_ag
     assert its_code == 1 and LOST not in its_err, its_err
     assert "process 1 of 0 to 1] aborted, for the reason above: a defect" in its_err
     assert code == 75 and LOST in err and "training goes on from the newest checkpoint" in err
-    assert time.monotonic() - begun < LOST_AFTER + 20
+    assert time.monotonic() - begun < HEARTBEAT_TIMEOUT + 20
 
 
 def test_a_coordinator_that_is_not_there(flags, tmp_path):
