@@ -41,7 +41,7 @@ def new_config() -> ConfigDict:
     c.optim.b2 = 0.999
     c.optim.eps = 1e-8
     c.optim.weight_decay = 0.0  # decoupled
-    c.optim.decay = r"(kernel|embedding)$"  # regex over parameter paths: which ones decay
+    c.optim.decay_params = r"(kernel|embedding)$"  # regex over parameter paths: which ones decay
     c.optim.freeze = ""  # regex over parameter paths: which ones are not trained
     c.optim.layer_decay = 1.0  # factor of the learning rate from each layer to the one below
     c.optim.clip_norm = 1.0  # of the global gradient; 0 = off

@@ -17,17 +17,17 @@ def make(optim, steps: int, params) -> optax.GradientTransformation:
     """The optimizer of a config. params: the tree (arrays or shapes) it will update.
 
     In order: clipping by the global norm, the optimizer's own direction, decoupled weight decay
-    of the parameters whose path matches optim.decay, the learning rate; nothing for those that
-    match optim.freeze (they do not count in the norm either). Both match layers one by one, see
-    `layerwise.matches`.
+    of the parameters whose path matches optim.decay_params, the learning rate; nothing for those
+    that match optim.freeze (they do not count in the norm either). Both match layers one by one,
+    see `layerwise.matches`.
     """
     if optim.name not in NAMES:
         raise UserError(f"optim.name is {optim.name!r}; allowed: {', '.join(NAMES)}.")
     schedule = make_schedule(optim, steps)
-    decay = matches(optim.decay, params, "optim.decay")
+    decay = matches(optim.decay_params, params, "optim.decay_params")
     if not all(isinstance(d, bool) for d in jax.tree_util.tree_leaves(decay)):
         raise UserError(
-            f"optim.decay={optim.decay!r} tells the layers of a scanned stack apart; "
+            f"optim.decay_params={optim.decay_params!r} tells the layers of a scanned stack apart; "
             "it has to name whole parameters."
         )
     # The state's tree does not depend on whether gradients are clipped: that may change on resume.

@@ -207,7 +207,7 @@ BAD = {
     "heads over tensor": (["TINY", "--config.mesh.tensor=8"], ["heads", "4", "tensor=8"]),
     "an unknown optimizer": (["TINY", "--config.optim.name=adam"], ["adam", "adamw"]),
     "a regex that finds nothing": (
-        ["TINY", "--config.optim.decay=zzz"],
+        ["TINY", "--config.optim.decay_params=zzz"],
         ["zzz", "embed/embedding"],
     ),
     "a sequence beyond the model": (["TINY", "--config.data.seq_len=128"], ["128", "max_len=64"]),

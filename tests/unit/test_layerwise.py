@@ -62,7 +62,7 @@ def test_a_pattern_of_the_scanned_form_finds_all_layers():
 def test_kernels_and_embeddings_decay_by_default_and_nothing_else():
     model = gpt.Model(gpt.Config(vocab_size=7, max_len=4, d_model=4, n_layers=1, n_heads=1))
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), int))["params"]
-    found = named_leaves(matches(config.new_config().optim.decay, unbox(shapes), "key"))
+    found = named_leaves(matches(config.new_config().optim.decay_params, unbox(shapes), "key"))
     assert {(path.split("/")[-1], decays) for path, decays in found.items()} == {
         ("kernel", True),
         ("embedding", True),
@@ -143,4 +143,4 @@ def test_bad_patterns():
     with pytest.raises(UserError, match="matches no parameter"):
         update(scanned, freeze="layer_7/")
     with pytest.raises(UserError, match="whole parameters"):
-        update(scanned, decay="layer_1/mlp")
+        update(scanned, decay_params="layer_1/mlp")
