@@ -100,7 +100,7 @@ def ours(name: str, devices: int) -> None:
     place = sharding.of_params(mesh, jax.eval_shape(init), task.axes["params"])
     params = jax.jit(init, out_shardings=place)()
     generator = Generator(modules.of(c, "model"), task.model_config, params)
-    options = Options(max_new=NEW, temperature=0)
+    options = Options(max_new_tokens=NEW, temperature=0)
 
     def repeat(task_line: str) -> None:
         new = generator(_prompts(int(task_line)), options)

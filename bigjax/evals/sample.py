@@ -13,14 +13,16 @@ from bigjax.infer.texts import texts
 @dataclasses.dataclass(frozen=True)
 class Config:
     prompt: str = ""
-    tokens: int = 64  # of what is drawn
+    max_new_tokens: int = 64
 
-    RANGES = {"tokens": at_least(1)}
+    RANGES = {"max_new_tokens": at_least(1)}
 
 
 def build(name: str, options: Config, context: Context):
     tokenizer = context.corpus.tokenizer
-    how = Options(max_new=options.tokens, temperature=0.8, top_p=0.95, eos_id=tokenizer.eos_id)
+    how = Options(
+        max_new_tokens=options.max_new_tokens, temperature=0.8, top_p=0.95, eos_id=tokenizer.eos_id
+    )
     family = modules.of(context.config, "model")
     if not hasattr(family, "decoder"):
         raise UserError(

@@ -25,7 +25,7 @@ CHUNK = 32  # tokens a call at most
 class Options:
     """How to draw: see sampling.sample. eos_id: where a row ends (-1: nowhere)."""
 
-    max_new: int = 64
+    max_new_tokens: int = 64
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -33,7 +33,7 @@ class Options:
 
     def __post_init__(self):
         for name, ok, want in (
-            ("max_new", self.max_new >= 1, "at least 1"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("temperature", 0 <= self.temperature < np.inf, "0 (greedy) or more"),
             ("top_k", self.top_k >= 0, "0 (all) or more"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
@@ -96,9 +96,9 @@ class Generator:
     ) -> Iterator[Chunk]:
         """The new tokens in chunks of at_once or fewer. `send` a bool [B] to end rows where it is
         False. Raises UserError as `__call__`."""
-        self.check(prompts, options.max_new)
-        rows = self.begin(prompts, options.max_new, seed)
-        left = options.max_new
+        self.check(prompts, options.max_new_tokens)
+        rows = self.begin(prompts, options.max_new_tokens, seed)
+        left = options.max_new_tokens
         while left > 0:
             n = min(left, at_once, CHUNK)
             rows, chunk = self.advance(rows, options, n)
@@ -109,14 +109,14 @@ class Generator:
                 return
             rows = rows._replace(running=jnp.asarray(running))
 
-    def check(self, prompts: Sequence[Sequence[int]], max_new: int) -> None:
+    def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         """Refuses what has no room, or no tokens."""
         longest = max(len(p) for p in prompts)
         if min(len(p) for p in prompts) == 0:
             raise UserError("A prompt has no tokens: begin it with the tokenizer's bos_id.")
-        if self.taken(prompts) + max_new > self.decoder.max_len:
+        if self.taken(prompts) + max_new_tokens > self.decoder.max_len:
             raise UserError(
-                f"A prompt of {longest} tokens and {max_new} new ones are "
+                f"A prompt of {longest} tokens and {max_new_tokens} new ones are "
                 f"more than model.max_len={self.decoder.max_len}."
             )
 
@@ -124,14 +124,14 @@ class Generator:
         """The tokens of a row that are not there for new ones."""
         return max(map(len, prompts)) if self.decoder.continues else 1
 
-    def slots(self, prompts: Sequence[Sequence[int]], max_new: int) -> int:
+    def slots(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
         """The room of a row that a program is compiled for."""
-        return min(rung(self.taken(prompts) + max_new), self.decoder.max_len)
+        return min(rung(self.taken(prompts) + max_new_tokens), self.decoder.max_len)
 
-    def begin(self, prompts: Sequence[Sequence[int]], max_new: int, seed: int) -> Rows:
+    def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed: int) -> Rows:
         """Rows that have read all of their prompts but the last token."""
         context, first = self.decoder.context(prompts)
-        state = _begin(self.decoder, self.slots(prompts, max_new), self.params, context)
+        state = _begin(self.decoder, self.slots(prompts, max_new_tokens), self.params, context)
         B = len(prompts)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(B))
         return Rows(state, jnp.asarray(first), keys, jnp.zeros(B, jnp.int32), jnp.ones(B, bool))

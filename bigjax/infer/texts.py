@@ -57,20 +57,20 @@ def search(
     generator: Generator, tokenizer, prompts: Sequence[str], options: Options, width: int
 ) -> list[list[tuple[str, float]]]:
     """The `width` likeliest texts of each prompt by beam search, best first, and the mean
-    log-probability of their tokens. Of options max_new and eos_id count."""
+    log-probability of their tokens. Of options max_new_tokens and eos_id count."""
     decoder = generator.decoder
     ids = prompt_ids(tokenizer, prompts)
-    generator.check(ids, options.max_new)
+    generator.check(ids, options.max_new_tokens)
     context, first = decoder.context(ids)
     run = jax.jit(
         functools.partial(
             beam_search,
             decoder,
             width=width,
-            n=options.max_new,
+            n=options.max_new_tokens,
             end_id=options.eos_id,
             pad_id=tokenizer.pad_id,
-            slots=generator.slots(ids, options.max_new),
+            slots=generator.slots(ids, options.max_new_tokens),
         )
     )
     tokens, scores = jax.device_get(run(generator.params, context, first))

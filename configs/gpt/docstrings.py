@@ -43,7 +43,7 @@ def get_config(variant=""):
     c.log.every = 10
     c.evals = dict(
         valid=dict(kind="loss", every=100, batches=20),
-        sample=dict(kind="sample", every=600, prompt="Return the", tokens=60),
+        sample=dict(kind="sample", every=600, prompt="Return the", max_new_tokens=60),
     )
 
     tiny = config.variants(variant, tiny=True)
@@ -54,5 +54,5 @@ def get_config(variant=""):
         c.optim.warmup_steps = 5
         c.checkpoint.every = 10
         c.evals.valid.batches = 2
-        c.evals.sample.tokens = 16
+        c.evals.sample.max_new_tokens = 16
     return c

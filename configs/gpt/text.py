@@ -44,7 +44,7 @@ def get_config(variant=""):
     c.log.every = 10
     c.evals = dict(
         valid=dict(kind="loss", every=200),
-        sample=dict(kind="sample", every=1000, tokens=200),
+        sample=dict(kind="sample", every=1000, max_new_tokens=200),
     )
 
     if config.variants(variant, tiny=True):

@@ -187,7 +187,10 @@ def test_numbers_of_sections_within_a_section():
 
 def test_numbers_of_a_request():
     for make, fields in (
-        (generate.Options, {"temperature": math.nan, "top_k": -1, "top_p": 0.0, "max_new": 0}),
+        (
+            generate.Options,
+            {"temperature": math.nan, "top_k": -1, "top_p": 0.0, "max_new_tokens": 0},
+        ),
         (generate.Options, {"temperature": math.inf, "top_p": 1.5}),
         (generate.Options, {"temperature": -1.0, "top_p": math.nan}),
         (headline.Options, {"temperature": math.nan, "seed": -1, "real_weight": math.inf}),

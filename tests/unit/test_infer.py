@@ -130,7 +130,7 @@ def generator():
 
 def test_greedy_decoding_is_the_uncached_argmax_for_prompts_of_several_lengths(generator):
     prompts = [[3], [5, 9, 2, 7], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]]
-    got = generator(prompts, Options(max_new=6, temperature=0))
+    got = generator(prompts, Options(max_new_tokens=6, temperature=0))
     model = gpt.Model(CONFIG)
     logits = jax.jit(lambda t: model.apply({"params": generator.params}, t)[0])
     for prompt, new in zip(prompts, got):
@@ -145,22 +145,22 @@ def test_greedy_decoding_is_the_uncached_argmax_for_prompts_of_several_lengths(g
 
 def test_a_row_ends_at_the_end_token_and_the_others_go_on(generator):
     prompts = [[3], [5, 9, 2, 7]]
-    free = generator(prompts, Options(max_new=8, temperature=0))
+    free = generator(prompts, Options(max_new_tokens=8, temperature=0))
     eos = next(t for t in free[0] if t not in free[1])  # ends the first row only
-    ended = generator(prompts, Options(max_new=8, temperature=0, eos_id=eos))
+    ended = generator(prompts, Options(max_new_tokens=8, temperature=0, eos_id=eos))
     assert ended[0] == free[0][: free[0].index(eos)] and ended[1] == free[1]
 
 
 def test_rows_do_not_depend_on_those_beside_them(generator):
     """Whatever their lengths: so rows may come and go."""
-    prompts, options = [[3], [5, 9, 2, 7], [1] * 20], Options(max_new=7, temperature=0.9)
+    prompts, options = [[3], [5, 9, 2, 7], [1] * 20], Options(max_new_tokens=7, temperature=0.9)
     together = generator(prompts, options, seed=4)
     assert generator(prompts[:1], options, seed=4) == together[:1]
     assert generator(prompts[:2], options, seed=4) == together[:2]
 
 
 def test_log_probabilities_are_the_models(generator):
-    options = Options(max_new=5, temperature=0.7, top_k=10)
+    options = Options(max_new_tokens=5, temperature=0.7, top_k=10)
     (chunk,) = generator.stream([[3, 4], [5]], options, seed=1)
     model = gpt.Model(CONFIG)
     for prompt, new, log_p in zip([[3, 4], [5]], chunk.tokens, chunk.log_p):
@@ -171,22 +171,22 @@ def test_log_probabilities_are_the_models(generator):
 
 def test_other_settings_and_numbers_of_tokens_need_no_compilation(generator):
     def call(prompt, **options):
-        generator([prompt], Options(**options), seed=options["max_new"])
+        generator([prompt], Options(**options), seed=options["max_new_tokens"])
 
-    call([3, 4], max_new=9)
+    call([3, 4], max_new_tokens=9)
     before = generate._begin._cache_size(), generate._advance._cache_size()
-    call([3, 4, 5], max_new=11, temperature=0.3, top_k=7, top_p=0.2, eos_id=4)
-    call([3], max_new=1, temperature=0.0)
-    call([1] * 5, max_new=8, top_k=500)
+    call([3, 4, 5], max_new_tokens=11, temperature=0.3, top_k=7, top_p=0.2, eos_id=4)
+    call([3], max_new_tokens=1, temperature=0.0)
+    call([1] * 5, max_new_tokens=8, top_k=500)
     assert (generate._begin._cache_size(), generate._advance._cache_size()) == before
     # A prompt of one token has no context to read, and one beyond the rung needs more room.
-    call([1] * 20, max_new=20)
+    call([1] * 20, max_new_tokens=20)
     assert generate._advance._cache_size() > before[1]
 
 
 def test_many_tokens_come_in_chunks(generator):
     prompts = [[3], [5, 9, 2, 7]]
-    options = Options(max_new=40, temperature=0)
+    options = Options(max_new_tokens=40, temperature=0)
     whole = generator(prompts, options)
     chunks = list(generator.stream(prompts, options, at_once=7))
     assert [c.tokens.shape[1] for c in chunks] == [7, 7, 7, 7, 7, 5]
@@ -194,7 +194,7 @@ def test_many_tokens_come_in_chunks(generator):
 
 
 def test_a_row_that_is_ended_from_outside_writes_no_more(generator):
-    stream = generator.stream([[3], [5]], Options(max_new=20, temperature=0), at_once=4)
+    stream = generator.stream([[3], [5]], Options(max_new_tokens=20, temperature=0), at_once=4)
     next(stream)
     chunk = stream.send(np.array([False, True]))
     assert chunk.real.tolist() == [[False] * 4, [True] * 4]
@@ -272,14 +272,14 @@ def test_a_beam_as_wide_as_all_texts_finds_the_best():
 
 
 def test_the_seed_decides(generator):
-    a, b, c = (generator([[3]], Options(max_new=8), seed=s) for s in (1, 1, 2))
+    a, b, c = (generator([[3]], Options(max_new_tokens=8), seed=s) for s in (1, 1, 2))
     assert a == b != c
 
 
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda g: g([[1] * 45], Options(max_new=8)), ["45", "8", "max_len=48"]),
+        (lambda g: g([[1] * 45], Options(max_new_tokens=8)), ["45", "8", "max_len=48"]),
         (lambda g: g([[]], Options()), ["no tokens"]),
         (lambda g: Options(temperature=-1.0), ["temperature", "-1"]),
         (lambda g: Options(top_p=0.0), ["top_p", "(0, 1]"]),
