@@ -171,10 +171,10 @@ def _batch(everywhere: bool) -> dict:
 
     tokens, types, columns, targets, next_label = _examples()
     weights = np.ones((BATCH, MASKED), np.float32)
-    batch = {"picked": columns.astype(np.int32)}
+    batch = {"masked_positions": columns.astype(np.int32)}
     if everywhere:
         targets, weights = _spread(columns, targets, 0), _spread(columns, weights, 0)
-        batch = {"picked": None}
+        batch = {"masked_positions": None}
     return batch | {
         "tokens": tokens.astype(np.int32),
         "types": types.astype(np.int32),

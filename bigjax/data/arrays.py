@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from bigjax.data.order import InTurn, Order, places
+from bigjax.data.order import Order, SequentialOrder, batch_indices
 from bigjax.errors import UserError
 
 
@@ -30,18 +30,22 @@ class ArrayData:
         self.epoch_steps = self.n_examples / batch_size
         self.n_batches = math.ceil(self.epoch_steps)
         self._order = (
-            InTurn([self.n_examples]) if seed is None else Order([self.n_examples], [1.0], seed)
+            SequentialOrder([self.n_examples])
+            if seed is None
+            else Order([self.n_examples], [1.0], seed)
         )
 
     def batch_at(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
         """{name: [B, ...]} of batch `step`, or its `rows`: a contiguous part. O(1) in step."""
-        at = places(step, rows, self._batch_size, None if self._endless else self.n_batches)
+        at = batch_indices(step, rows, self._batch_size, None if self._endless else self.n_batches)
         found = self._order(at)[1]
         return {k: _filled(x[found], len(at)) for k, x in self._arrays.items()}
 
     def examples_at(self, step: int) -> list[str]:
         """Which rows batch `step` holds, as train:INDEX."""
-        return [f"train:{i}" for i in self._order(places(step, None, self._batch_size, None))[1]]
+        return [
+            f"train:{i}" for i in self._order(batch_indices(step, None, self._batch_size, None))[1]
+        ]
 
 
 def _filled(x: np.ndarray, n: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from bigjax.data import tokenizer as tokenizers
 from bigjax.data import unknown
 from bigjax.data.examples import Examples, encode_rows, texts_of, unknown_warning
 from bigjax.data.files import LOCAL_CACHE
-from bigjax.data.order import InTurn, Order, places
+from bigjax.data.order import Order, SequentialOrder, batch_indices
 from bigjax.data.rows import label_counts, label_names, read_parts, read_rows
 from bigjax.data.store import SPLITS
 from bigjax.data.values import missing_warning
@@ -128,7 +128,7 @@ class LabelledData:
             self._order = Order([self.n_rows], [1.0], seed)
         else:
             self.epoch_steps = self.n_batches = math.ceil(self.n_rows / self.batch_size)
-            self._order = InTurn([self.n_rows])
+            self._order = SequentialOrder([self.n_rows])
         self.padding = 1.0 - float(self._lengths.sum()) / (self.n_rows * self.seq_len)
 
     def batch_at(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
@@ -146,7 +146,7 @@ class LabelledData:
         A function of (seed, step) and O(1) in both and in the size of the data. Raises UserError
         for rows outside the batch, a negative step, or in evaluation one from `n_batches` on.
         """
-        at = places(step, rows, self.batch_size, None if self.shuffle else self.n_batches)
+        at = batch_indices(step, rows, self.batch_size, None if self.shuffle else self.n_batches)
         return self._assemble(self._order(at)[1], len(at))
 
     def examples_at(self, step: int) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.data.order import InTurn, Order, places
+from bigjax.data.order import Order, SequentialOrder, batch_indices
 from bigjax.data.packing import make_batch
 from bigjax.data.sources import check_weight
 from bigjax.data.store import Stream
@@ -60,10 +60,12 @@ class TextData:
             _check_enough(streams, sizes, self.seq_len, self.batch_size)
             self.epoch_steps: float = self.n_examples / self.batch_size
             self.n_batches = self.n_examples // self.batch_size
-            self._order: Order | InTurn = Order(sizes, [weights[name] for name in streams], seed)
+            self._order: Order | SequentialOrder = Order(
+                sizes, [weights[name] for name in streams], seed
+            )
         else:
             self.epoch_steps = self.n_batches = math.ceil(self.n_examples / self.batch_size)
-            self._order = InTurn(sizes)
+            self._order = SequentialOrder(sizes)
 
     def batch_at(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
         """Batch `step`, or its `rows`: a contiguous slice of the global batch for one host.
@@ -72,7 +74,7 @@ class TextData:
         the data, and safe to call from several threads. Raises UserError for rows outside the
         batch, a negative step, or in evaluation a step from `n_batches` on.
         """
-        at = places(step, rows, self.batch_size, None if self.shuffle else self.n_batches)
+        at = batch_indices(step, rows, self.batch_size, None if self.shuffle else self.n_batches)
         source, example = self._order(at)
         tokens, is_first, lengths = self._gather(source, example, len(at))
         return make_batch(tokens, is_first, lengths, self._token_bytes, self.packing)

@@ -13,11 +13,12 @@ _SPAN_P, _SPAN_MAX = 0.2, 10  # words in a span: geometric, as in SpanBERT
 
 
 class Masked(NamedTuple):
-    """tokens int32 [b, T] with masks in; picked int32 [b, M]: the columns to predict, 0 where there
-    are fewer; targets int32 [b, M]: what stood there; weights float32 [b, M]: 1 where real."""
+    """tokens int32 [b, T] with masks in; masked_positions int32 [b, M]: the columns to predict, 0
+    where there are fewer than M; targets int32 [b, M]: the original tokens; weights float32 [b, M]:
+    1 where real."""
 
     tokens: np.ndarray
-    picked: np.ndarray
+    masked_positions: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
 
@@ -90,13 +91,13 @@ def mask(
         how = np.take_along_axis(how, _first_columns(starts), axis=1)
     random_ids = (draw(3) * vocab_size).astype(np.int32)
     new = np.where(how < 0.8, np.int32(mask_id), np.where(how < 0.9, random_ids, tokens))
-    picked = np.argsort(~chosen, axis=1, kind="stable")[:, :max_predictions]
-    weights = np.take_along_axis(chosen, picked, axis=1)
-    picked = np.where(weights, picked, 0)
+    positions = np.argsort(~chosen, axis=1, kind="stable")[:, :max_predictions]
+    weights = np.take_along_axis(chosen, positions, axis=1)
+    positions = np.where(weights, positions, 0)
     return Masked(
         np.where(chosen, new, tokens).astype(np.int32),
-        picked.astype(np.int32),
-        np.where(weights, np.take_along_axis(tokens, picked, axis=1), 0).astype(np.int32),
+        positions.astype(np.int32),
+        np.where(weights, np.take_along_axis(tokens, positions, axis=1), 0).astype(np.int32),
         weights.astype(np.float32),
     )
 

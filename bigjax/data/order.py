@@ -37,7 +37,7 @@ class Order:
         return split_index(np.array([self._places[i] for i in places], np.int64), self._offsets)
 
 
-class InTurn:
+class SequentialOrder:
     """The examples of one or more sources in their order, each once; called as Order is, with a
     range of places, of which those past the end give nothing."""
 
@@ -55,7 +55,7 @@ def split_index(index: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.
     return source, index - offsets[source]
 
 
-def places(step: int, rows: slice | None, batch_size: int, n_batches: int | None) -> range:
+def batch_indices(step: int, rows: slice | None, batch_size: int, n_batches: int | None) -> range:
     """The places of batch `step` in the order, or of its `rows`: those that one host makes.
 
     n_batches: None where batches are endless. Raises UserError for a step that is negative or from

@@ -15,7 +15,7 @@ import numpy as np
 
 from bigjax.data import masking
 from bigjax.data.masking import uniform
-from bigjax.data.order import InTurn, Order, places
+from bigjax.data.order import Order, SequentialOrder, batch_indices
 from bigjax.data.store import Stream
 from bigjax.data.tokenizer import Tokenizer
 from bigjax.errors import UserError
@@ -43,10 +43,10 @@ class PairData:
 
     Without options.dynamic an example has the same pair and masks in every epoch.
 
-    batch_at(step) gives tokens, types, segment_ids (1, and 0 on padding) int32 [B, T]; picked,
-    targets int32 and weights float32 [B, M] as in masking.Masked; and unless pairs is 'none'
-    next_label int32 [B, 1] (0: the second part follows; 1: it does not, or for 'sop' the two are
-    swapped) and next_weight float32 [B, 1].
+    batch_at(step) gives tokens, types, segment_ids (1, and 0 on padding) int32 [B, T];
+    masked_positions, targets int32 and weights float32 [B, M] as in masking.Masked; and unless
+    pairs is 'none' next_label int32 [B, 1] (0: the second part follows; 1: it does not, or for
+    'sop' the two are swapped) and next_weight float32 [B, 1].
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class PairData:
             self._order = Order(sizes, [weights[name] for name in streams], seed)
         else:
             self.epoch_steps = self.n_batches = math.ceil(self.n_examples / batch_size)
-            self._order = InTurn(sizes)
+            self._order = SequentialOrder(sizes)
 
     def batch_at(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
         """Batch `step`, or its `rows`; a pure function of (seed, step)."""
-        at = places(step, rows, self.batch_size, None if self.shuffle else self.n_batches)
+        at = batch_indices(step, rows, self.batch_size, None if self.shuffle else self.n_batches)
         source, example = self._order(at)
         row, n = np.array(at) - step * self.batch_size, len(at)
         T, present = self.seq_len, len(source)
@@ -104,7 +104,7 @@ class PairData:
             "tokens": masked.tokens,
             "types": types,
             "segment_ids": segments,
-            "picked": masked.picked,
+            "masked_positions": masked.masked_positions,
             "targets": masked.targets,
             "weights": masked.weights,
         }
@@ -192,7 +192,7 @@ class PairData:
             )
 
 
-def commonest(stream: Stream, tokenizer: Tokenizer, n: int = 1 << 21) -> tuple[str, float]:
+def most_common_token(stream: Stream, tokenizer: Tokenizer, n: int = 1 << 21) -> tuple[str, float]:
     """The most common token of a stream's first n, and its share of them: the accuracy of a model
     that knows nothing else."""
     counts = np.bincount(stream.window(0, min(n, stream.n_tokens)), minlength=tokenizer.vocab_size)

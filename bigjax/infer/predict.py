@@ -89,7 +89,7 @@ def predictions(config, rows: Sequence[dict], examples, outputs: list[np.ndarray
 
 
 def _answers(options, rows, examples, outputs) -> list[dict]:
-    """The best span of all windows of a row; with options.none_allowed '' where [CLS] beats it."""
+    """A row's best span over its windows; with options.allow_no_answer '' where [CLS] beats it."""
     best: list[dict] = [{"prediction": "", "score": -np.inf} for _ in rows]
     none = np.full(len(rows), np.inf)
     for i, row in enumerate(examples.row):
@@ -101,12 +101,12 @@ def _answers(options, rows, examples, outputs) -> list[dict]:
         n = len(inside)
         total = scores[inside, 0][:, None] + scores[inside, 1][None]
         width = np.arange(n)[None] - np.arange(n)[:, None]
-        total = np.where((width >= 0) & (width < options.max_answer), total, -np.inf)
+        total = np.where((width >= 0) & (width < options.max_answer_tokens), total, -np.inf)
         start, end = np.unravel_index(total.argmax(), total.shape)
         if total[start, end] > best[row]["score"]:
             text = rows[row]["context"][spans[inside[start], 0] : spans[inside[end], 1]]
             best[row] = {"prediction": text, "score": float(total[start, end])}
-    if options.none_allowed:
+    if options.allow_no_answer:
         for row, found in enumerate(best):
             if none[row] > found["score"]:
                 best[row] = {"prediction": "", "score": float(none[row])}

@@ -127,7 +127,7 @@ class Model(nn.Module):
         segments_BT: jax.Array | None = None,
         positions_BT: jax.Array | None = None,
         *,
-        picked_BM: jax.Array | None = None,
+        masked_positions_BM: jax.Array | None = None,
         first_BK: jax.Array | None = None,
         rng: jax.Array | None = None,
         project: bool = True,
@@ -137,8 +137,9 @@ class Model(nn.Module):
         x [B, M, D], kernel [D, V] and bias [V] of them, for layers.output.linear_losses.
 
         types: 0 in the first text, 1 in the second. segments: tokens attend within their segment
-        (0 = padding). positions: of each token in its segment (default 0..T-1). picked: columns
-        that mlm predicts (default all). first: columns of the [CLS] tokens (default column 0).
+        (0 = padding). positions: of each token in its segment (default 0..T-1). masked_positions:
+        columns that mlm predicts (default all). first: columns of the [CLS] tokens (default
+        column 0).
         rng: for dropout; None turns it off.
         """
         c = self.config
@@ -165,8 +166,8 @@ class Model(nn.Module):
         )
         out = {}
         if "mlm" in self.heads:
-            picked = x if picked_BM is None else _rows(x, picked_BM)
-            out["mlm"] = MlmHead(c, name="mlm")(picked, embed, project)
+            masked = x if masked_positions_BM is None else _rows(x, masked_positions_BM)
+            out["mlm"] = MlmHead(c, name="mlm")(masked, embed, project)
         if set(POOLED) & set(self.heads):
             first = x[:, :1] if first_BK is None else _rows(x, first_BK)
             pooled = jnp.tanh(

@@ -15,11 +15,11 @@ DATA, EVALUATION = "labelled", "metrics"  # of a config that is made for this ta
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    max_answer: int = 30  # tokens of the longest answer that is given
-    none_allowed: bool = False  # the answer may be that there is none (SQuAD 2)
+    max_answer_tokens: int = 30  # tokens of the longest answer that is given
+    allow_no_answer: bool = False  # the answer may be that there is none (SQuAD 2)
 
     MAY_CHANGE = ("*",)
-    RANGES = {"max_answer": at_least(1)}
+    RANGES = {"max_answer_tokens": at_least(1)}
 
     def __post_init__(self):
         check_ranges("task", self)

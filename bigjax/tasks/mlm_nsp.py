@@ -54,7 +54,7 @@ def build(config, options: Config) -> Task:
             batch["tokens"],
             batch["types"],
             batch["segment_ids"],
-            picked_BM=batch["picked"],
+            masked_positions_BM=batch["masked_positions"],
             rng=rng if train else None,
             project=False,
         )
@@ -86,7 +86,7 @@ def build(config, options: Config) -> Task:
                 "tokens": row,
                 "types": row,
                 "segment_ids": row,
-                "picked": masked,
+                "masked_positions": masked,
                 "targets": masked,
                 **pairs[0],
             },
@@ -101,7 +101,7 @@ def build(config, options: Config) -> Task:
         corpus = source.load_text(config.data, log, tokenizer, make)
         encoder.check_vocabulary(corpus.tokenizer)
         for name, store in corpus.stores.items():
-            piece, share = pairs_lib.commonest(store.split("train"), corpus.tokenizer)
+            piece, share = pairs_lib.most_common_token(store.split("train"), corpus.tokenizer)
             log(
                 f"data: {name}: always guessing its most common token, {piece!r}, would give an "
                 f"mlm_accuracy of {share:.3f}"

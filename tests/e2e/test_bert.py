@@ -522,7 +522,7 @@ def test_options_of_a_task_that_the_command_line_chose(capsys):
         capsys,
         "config",
         "--config=configs/bert/finetune.py",
-        "--config.task.none_allowed=true",
+        "--config.task.allow_no_answer=true",
         "--config.task.name=answer",
     )
-    assert code == 0 and "task.none_allowed = True" in out, err
+    assert code == 0 and "task.allow_no_answer = True" in out, err

@@ -166,12 +166,12 @@ def picks(labels_BT) -> dict:
     """The columns that have labels, [B, M]; rows with fewer are filled up with weight 0."""
     columns = [np.flatnonzero(row >= 0) for row in labels_BT]
     M = max(map(len, columns))
-    picked = np.array([np.pad(c, (0, M - len(c))) for c in columns], np.int32)
+    masked_positions = np.array([np.pad(c, (0, M - len(c))) for c in columns], np.int32)
     weights = np.array([np.arange(M) < len(c) for c in columns], np.float32)
     return dict(
-        picked=picked,
-        picked_weights=weights,
-        picked_labels=np.take_along_axis(labels_BT, picked, 1) * weights.astype(np.int32),
+        masked_positions=masked_positions,
+        masked_weights=weights,
+        masked_labels=np.take_along_axis(labels_BT, masked_positions, 1) * weights.astype(np.int32),
     )
 
 
@@ -188,8 +188,8 @@ def mean_loss(logits, labels, weights=None):
 def loss_of(case, out, batch, gathered):
     if case == "pretraining":
         if gathered:
-            weights = batch["picked_weights"]
-            mlm = linear_losses(*out["mlm"], batch["picked_labels"], weights)["total"]
+            weights = batch["masked_weights"]
+            mlm = linear_losses(*out["mlm"], batch["masked_labels"], weights)["total"]
             mlm = mlm / weights.sum()
         else:
             mlm = mean_loss(out["mlm"], batch["mlm_labels"])
@@ -227,7 +227,7 @@ def compiled(case: str, gathered: bool = False, **more):
             batch["tokens"],
             batch["types"],
             batch["segments"],
-            picked_BM=batch["picked"] if gathered else None,
+            masked_positions_BM=batch["masked_positions"] if gathered else None,
             project=not gathered,
         )
         out = {name: x[:, 0] if name in bert.POOLED else x for name, x in out.items()}
@@ -249,8 +249,8 @@ def output_errors(ref, out, gathered=False) -> dict:
     for head, theirs in ref.logits.items():
         where = ref.real if theirs.ndim == 3 else ...
         if head == "mlm" and gathered:
-            theirs = np.take_along_axis(theirs, ref.batch["picked"][..., None], 1)
-            where = ref.batch["picked_weights"] > 0
+            theirs = np.take_along_axis(theirs, ref.batch["masked_positions"][..., None], 1)
+            where = ref.batch["masked_weights"] > 0
         assert out[head].dtype == np.float32
         errors[head] = error(np.asarray(out[head])[where], theirs[where])
     return errors
@@ -315,7 +315,7 @@ def test_packed_examples_are_as_alone(attention):
     )
     segments = np.repeat([1, 2, 0], [rows[0][1], rows[1][1], 3])[None]
     positions = np.concatenate([np.arange(n) for _, n in rows] + [[0, 1, 2]])[None]
-    picked = [[1, 5, start - 1], [0, 2, 8]]  # in each example
+    masked_positions = [[1, 5, start - 1], [0, 2, 8]]  # in each example
 
     packed = jax.jit(model.apply)(
         params,
@@ -323,16 +323,18 @@ def test_packed_examples_are_as_alone(attention):
         join("types"),
         segments,
         positions,
-        picked_BM=np.array([picked[0] + [start + i for i in picked[1]]]),
+        masked_positions_BM=np.array(
+            [masked_positions[0] + [start + i for i in masked_positions[1]]]
+        ),
         first_BK=np.array([[0, start]]),
     )
     assert packed["mlm"].shape[1] == 6 and packed["nsp"].shape[1] == 2
     for i, (b, n) in enumerate(rows):
         alone = jax.jit(model.apply)(params, cut("tokens", b, n), cut("types", b, n))
         mlm, nsp = packed["mlm"][0, 3 * i : 3 * i + 3], packed["nsp"][0, i]
-        assert error(mlm, alone["mlm"][0, np.array(picked[i])]) < OUTPUT_BAR
+        assert error(mlm, alone["mlm"][0, np.array(masked_positions[i])]) < OUTPUT_BAR
         assert error(nsp, alone["nsp"][0, 0]) < OUTPUT_BAR
-        assert error(mlm, ref.logits["mlm"][b, picked[i]]) < OUTPUT_BAR
+        assert error(mlm, ref.logits["mlm"][b, masked_positions[i]]) < OUTPUT_BAR
         assert error(nsp, ref.logits["nsp"][b]) < OUTPUT_BAR
 
 

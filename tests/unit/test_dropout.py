@@ -119,7 +119,12 @@ LABELLED = dict(tokens=ROW, types=ROW, segment_ids=ROW, positions=ROW, first=ONE
 TASKS = {
     "causal_lm": dict(inputs=ROW, targets=ROW, target_bytes=(B,)),
     "mlm_nsp": dict(
-        tokens=ROW, types=ROW, segment_ids=ROW, picked=(B, 3), targets=(B, 3), next_label=ONE
+        tokens=ROW,
+        types=ROW,
+        segment_ids=ROW,
+        masked_positions=(B, 3),
+        targets=(B, 3),
+        next_label=ONE,
     ),
     "classify": LABELLED | dict(label=ONE),  # as all with labels
 }

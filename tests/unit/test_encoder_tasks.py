@@ -69,7 +69,7 @@ def test_pre_training_is_the_mean_over_masks_plus_the_mean_over_pairs():
         batch["tokens"],
         batch["types"],
         batch["segment_ids"],
-        picked_BM=batch["picked"],
+        masked_positions_BM=batch["masked_positions"],
     )
     mlm, nsp = log_softmax(out["mlm"]), log_softmax(out["nsp"])
     mlm = -np.take_along_axis(mlm, batch["targets"][..., None], -1)[..., 0] * batch["weights"]
@@ -93,7 +93,7 @@ def pre_training_batch():
         tokens=r["tokens"],
         types=np.zeros((B, T), int),
         segment_ids=np.ones((B, T), int),
-        picked=rng.integers(1, T, (B, 3)),
+        masked_positions=rng.integers(1, T, (B, 3)),
         targets=rng.integers(5, V, (B, 3)),
         weights=weights,
         next_label=np.array([[0], [1], [1], [0]]),

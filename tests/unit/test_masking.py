@@ -44,7 +44,7 @@ def hide(unit, seed=0, rate=0.15, limit=20):
 def chosen_columns(masked):
     out = np.zeros((len(ROWS), T), bool)
     for row in ROWS:
-        out[row, masked.picked[row, masked.weights[row] > 0]] = True
+        out[row, masked.masked_positions[row, masked.weights[row] > 0]] = True
     return out
 
 
@@ -55,7 +55,7 @@ def test_targets_are_what_stood_there_and_nothing_else_changed(unit):
     assert (masked.tokens == tokens)[~chosen].all()
     for row in ROWS:
         real = masked.weights[row] > 0
-        columns = masked.picked[row, real]
+        columns = masked.masked_positions[row, real]
         assert (np.diff(columns) > 0).all() and (
             masked.targets[row, real] == tokens[row, columns]
         ).all()
@@ -152,7 +152,7 @@ def test_hidden_runs_are_as_long_as_spans():
     tokens = np.full(allowed.shape, 9, np.int32)
     masked = mask_rows(tokens, allowed, allowed, rate=0.05, limit=25)
     hidden = np.zeros((len(rows), length + 1), bool)
-    hidden[np.repeat(rows, 25), masked.picked.ravel()] = True
+    hidden[np.repeat(rows, 25), masked.masked_positions.ravel()] = True
     n_runs = (hidden[:, 1:] & ~hidden[:, :-1]).sum()
     assert abs(hidden.sum() / n_runs - 3.8) < 0.3
 
@@ -175,9 +175,9 @@ def mask_rows(tokens, allowed, starts, unit="span", rate=0.15, limit=20, vocab=V
 
 
 def hidden_of(masked, length):
-    out = np.zeros((len(masked.picked), length), bool)
+    out = np.zeros((len(masked.masked_positions), length), bool)
     row, column = np.nonzero(masked.weights)
-    out[row, masked.picked[row, column]] = True
+    out[row, masked.masked_positions[row, column]] = True
     return out
 
 
@@ -222,7 +222,7 @@ def test_a_row_of_one_token_hides_it_and_an_empty_row_nothing():
     for unit in masking.UNITS:
         starts = np.zeros((2, 8), bool)  # it continues a word that was cut off
         masked = mask_rows(np.full((2, 8), 9, np.int32), allowed, starts, unit)
-        assert masked.weights.sum(1).tolist() == [1, 0] and masked.picked[0, 0] == 3
+        assert masked.weights.sum(1).tolist() == [1, 0] and masked.masked_positions[0, 0] == 3
 
 
 def test_places_of_words_and_spans_are_about_equally_likely():
@@ -304,7 +304,7 @@ def parts(batch, row, tokenizer):
     """The words of the two parts, unmasked."""
     tokens = batch["tokens"][row].copy()
     real = batch["weights"][row] > 0
-    tokens[batch["picked"][row, real]] = batch["targets"][row, real]
+    tokens[batch["masked_positions"][row, real]] = batch["targets"][row, real]
     out = []
     for t in (0, 1):
         mine = (batch["types"][row] == t) & (batch["segment_ids"][row] > 0)
@@ -318,7 +318,7 @@ def test_layout_of_a_row(stream, tokenizer):
         "tokens": (16, 64),
         "types": (16, 64),
         "segment_ids": (16, 64),
-        "picked": (16, 8),
+        "masked_positions": (16, 8),
         "targets": (16, 8),
         "weights": (16, 8),
         "next_label": (16, 1),
@@ -394,13 +394,13 @@ def test_a_batch_is_a_function_of_seed_and_step(stream, tokenizer):
 def test_the_seed_decides_pairs_and_masks(stream, tokenizer, dynamic):
     """Of the same examples in the same order, as evaluation takes them."""
     a, b = (make(stream, tokenizer, False, seed=s, dynamic=dynamic).batch_at(1) for s in (0, 1))
-    assert (a["picked"] != b["picked"]).mean() > 0.5
+    assert (a["masked_positions"] != b["masked_positions"]).mean() > 0.5
     assert 0.2 < (a["next_label"] != b["next_label"]).mean() < 0.8
 
 
 def test_each_step_draws_other_masks(stream, tokenizer):
     data = make(stream, tokenizer, pairs="none", short_fraction=0.0)
-    a, b = (data.batch_at(step)["picked"] for step in (3, 4))
+    a, b = (data.batch_at(step)["masked_positions"] for step in (3, 4))
     assert (a == b).all(1).mean() < 0.1
 
 
@@ -409,7 +409,7 @@ def masks_of_examples(data, steps):
     for step in steps:
         batch = data.batch_at(step)
         for row, name in enumerate(data.examples_at(step)):
-            found.setdefault(name, []).append(tuple(batch["picked"][row]))
+            found.setdefault(name, []).append(tuple(batch["masked_positions"][row]))
     return found
 
 
@@ -496,6 +496,6 @@ def test_a_tokenizer_without_a_mask_is_refused(stream):
 def test_the_commonest_token(stream, tokenizer):
     tokens = stream.window(0, stream.n_tokens)
     tokens = tokens[(tokens != tokenizer.bos_id) & (tokens != tokenizer.eos_id)]
-    piece, share = pairs.commonest(stream, tokenizer)
+    piece, share = pairs.most_common_token(stream, tokenizer)
     assert share == pytest.approx(np.bincount(tokens).max() / len(tokens))
     assert tokenizer.encode(piece)[0] == np.bincount(tokens).argmax()

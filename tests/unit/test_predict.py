@@ -76,7 +76,7 @@ def test_answers_are_the_best_span_of_all_windows(tokenizer):
     last = len(examples) - 1
     columns = np.flatnonzero(examples.spans_of(last)[:, 0] >= 0)
     a, b = columns[0], columns[2]
-    task = dict(name="answer", max_answer=5, none_allowed=False)
+    task = dict(name="answer", max_answer_tokens=5, allow_no_answer=False)
     find = lambda best, **t: predict.predictions(
         config(**{**task, **t}), rows, examples, answer_outputs(examples, best)
     )[0]
@@ -86,13 +86,13 @@ def test_answers_are_the_best_span_of_all_windows(tokenizer):
     assert found == {"prediction": want, "score": 8.0}
     # The end before the start, a span that is too long, the question: none of them is an answer
     assert find({(last, b, 0): 4.0, (last, a, 1): 4.0})["score"] == 4.0
-    assert find({(last, a, 0): 4.0, (last, b, 1): 4.0}, max_answer=2)["score"] == 4.0
+    assert find({(last, a, 0): 4.0, (last, b, 1): 4.0}, max_answer_tokens=2)["score"] == 4.0
     assert find({(0, 1, 0): 9.0, (0, 1, 1): 9.0})["score"] == 0.0
     # No answer: only where it is allowed, and where every window says so
     none = {(i, 0, k): 5.0 for i in range(len(examples)) for k in (0, 1)}
     assert find(none)["prediction"] != ""
-    assert find(none, none_allowed=True) == {"prediction": "", "score": 10.0}
-    assert find({**none, (1, 0, 0): -9.0}, none_allowed=True)["prediction"] != ""
+    assert find(none, allow_no_answer=True) == {"prediction": "", "score": 10.0}
+    assert find({**none, (1, 0, 0): -9.0}, allow_no_answer=True)["prediction"] != ""
 
 
 def test_outputs_find_their_examples_in_packed_rows(tokenizer):
@@ -155,7 +155,7 @@ def test_a_row_without_an_answer_has_no_score(tmp_path, tokenizer):
         {"question": "a", "context": "\u200b\u200e", "where": "x:1"},
         {"question": "a", "context": "b", "where": "x:2", "other": float("nan"), "none": None},
     ]
-    options = types.SimpleNamespace(name="answer", none_allowed=False, max_answer=3)
+    options = types.SimpleNamespace(name="answer", allow_no_answer=False, max_answer_tokens=3)
     none = types.SimpleNamespace(row=[], spans_of=None)
     found = predict.predictions(types.SimpleNamespace(task=options), rows, none, [])
     found[1]["score"] = 1.5

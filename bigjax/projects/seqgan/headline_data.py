@@ -20,7 +20,7 @@ from bigjax.bounds import SHARE, at_least
 from bigjax.data import tokenizer as tokenizers
 from bigjax.data import unknown
 from bigjax.data.files import LOCAL_CACHE
-from bigjax.data.order import InTurn, Order, places
+from bigjax.data.order import Order, SequentialOrder, batch_indices
 from bigjax.data.store import SPLITS
 from bigjax.data.values import missing_warning
 from bigjax.data.wordpiece import WordPiece
@@ -152,7 +152,9 @@ class HeadlineData:
         whole = self.n_examples / self.batch_size
         self.epoch_steps: float = whole if shuffle else math.ceil(whole)
         self.n_batches = math.floor(whole) if shuffle else math.ceil(whole)
-        self._order = Order([len(examples)], [1.0], seed) if shuffle else InTurn([len(examples)])
+        self._order = (
+            Order([len(examples)], [1.0], seed) if shuffle else SequentialOrder([len(examples)])
+        )
 
     def batch_at(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
         """Batch `step`, or its `rows`: a contiguous slice of the global batch for one host.
@@ -169,7 +171,7 @@ class HeadlineData:
         A function of (seed, step) and O(1) in both and in the size of the data. Raises UserError
         for rows outside the batch, a negative step, or in evaluation one from `n_batches` on.
         """
-        at = places(step, rows, self.batch_size, None if self.shuffle else self.n_batches)
+        at = batch_indices(step, rows, self.batch_size, None if self.shuffle else self.n_batches)
         which, n = self._order(at)[1], len(at)
         given = self.examples
         ends = np.arange(given.tokens.shape[1])
