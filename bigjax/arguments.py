@@ -14,19 +14,18 @@ from bigjax import config as config_lib
 from bigjax.errors import UserError
 
 _KEY = "--config."
-# Config keys that several commands use: those that open a run's work folder, and with its data.
+# Config keys of the commands that open a run's work folder, and of those that also read data.
 MODEL = ("model", "mesh", "hosts", "train.ema", "python_path")
 ROWS = (*MODEL, "task", "train.batch_size")
-# Of these, what is settled in a run: its tokenizer is in its folder, and nothing is dropped.
+# Exceptions: the run's own tokenizer is used, and there is no dropout outside training.
 SETTLED = ("data.tokenizer", "model.*dropout")
 
 
 class Flag(NamedTuple):
     """A flag of a command: --NAME=VALUE.
 
-    default: its type is the flag's; a list: it may be given several times; None: a text that may
-    be missing. value: what stands for the value in --help; of a FILE or FOLDER an empty one is
-    refused, and `~` is expanded.
+    default: its type is the flag's type; a list: the flag may be repeated; None: an optional text.
+    value: the placeholder in --help. A FILE or FOLDER must not be empty, and `~` in it is expanded.
     """
 
     name: str
@@ -45,7 +44,7 @@ class Flag(NamedTuple):
         (make or flags.DEFINE_string)(self.name, self.default, "", flag_values=f)
 
     def usage(self) -> tuple[str, str]:
-        """(the flag with its value, what it does with its default)."""
+        """(the flag with its placeholder, its help text with the default)."""
         name, default = f"--{self.name}", self.default
         if isinstance(default, bool):
             return name, self.help
@@ -54,17 +53,16 @@ class Flag(NamedTuple):
         return f"{name}={self.value or values}", self.help + shown
 
 
-STEP = Flag("step", "a saved step, or best (by checkpoint.best); default: the newest", value="N")
-JSON = Flag("json", "also prints the numbers as one line of JSON, last", False)
+STEP = Flag("step", "a saved step, or best (by checkpoint.best); default: the latest", value="N")
+JSON = Flag("json", "also prints the numbers as JSON on the last line", False)
 
 
 class Command(NamedTuple):
-    """What a command takes; a flag or a config key that is not here is refused.
+    """The flags and config keys that a command accepts; any other is refused.
 
-    flags: beside --config, --config.KEY and --workdir. config: whether it uses
+    flags: those beside --config, --config.KEY and --workdir. config: whether it accepts
     --config=FILE[:VARIANT]. workdirs: how many --workdir=FOLDER: 0, 1, or 2 for any number. keys:
-    the config keys (patterns) and sections that it uses, ("",) for all, but for those of
-    unused.
+    the config keys (patterns) and sections that it uses, ("",) for all; unused: exceptions.
     """
 
     flags: tuple[Flag, ...] = ()
@@ -74,25 +72,25 @@ class Command(NamedTuple):
     unused: tuple[str, ...] = ()
 
     def usage(self) -> str:
-        """A line or more for each flag."""
+        """The help text of all flags."""
         rows = []
         if self.config:
             rows.append(("--config=FILE[:VARIANT]", f"default {config_lib.DEFAULT_CONFIG}"))
         if self.keys:
             every = "any key that `bigjax config` prints"
-            some = f"of {', '.join(self.keys)}"
-            but = f", but for {', '.join(self.unused)}" if self.unused else ""
+            some = f"keys of {', '.join(self.keys)}"
+            but = f", except {', '.join(self.unused)}" if self.unused else ""
             rows.append((f"{_KEY}KEY=VALUE", (every if "" in self.keys else some) + but))
         if self.workdirs:
-            several = "; may be given several times" if self.workdirs > 1 else ""
-            rows.append(("--workdir=FOLDER", f"of a run{several}"))
+            several = "; may be repeated" if self.workdirs > 1 else ""
+            rows.append(("--workdir=FOLDER", f"the folder of a run{several}"))
         rows += [flag.usage() for flag in self.flags]
         width = min(26, max((len(name) for name, _ in rows), default=0)) + 2
         lines = []
         for name, text in rows:
             parts = textwrap.wrap(text, 98 - width)
             first = f"  {name:<{width}}"
-            if len(name) > width - 2:  # too long to stand beside its text
+            if len(name) > width - 2:  # too long for one line with its text
                 lines.append(f"  {name}")
                 first = " " * (width + 2)
             lines += [first + parts[0], *(" " * (width + 2) + part for part in parts[1:])]
@@ -100,10 +98,10 @@ class Command(NamedTuple):
 
 
 class Arguments:
-    """The flags of a command line."""
+    """The parsed flags of a command line."""
 
     def __init__(self, argv: list[str], command: Command | None = None):
-        """command: by default one that takes a config, work folders and every key."""
+        """command: by default one that accepts a config, work folders and every key."""
         command = command or Command(config=True, workdirs=2, keys=("",))
         self._keys, self._unused = command.keys, command.unused
         self.overrides = [a for a in argv if a.startswith(_KEY)]
@@ -115,29 +113,35 @@ class Arguments:
             flags.DEFINE_multi_string("workdir", [], "", flag_values=self.flags)
         for flag in command.flags:
             flag.define(self.flags)
-        self._check_taken(rest)
+        self._check_accepted(rest)
         try:
             extra = self.flags(["bigjax", *rest])[1:]
         except flags.Error as e:
-            raise UserError(f"{str(e).rstrip('.')}. {self._taken()}") from e
+            raise UserError(f"{str(e).rstrip('.')}. {self._accepted()}") from e
         if extra:
-            raise UserError(f"What is {extra[0]!r}? Arguments are written --NAME=VALUE.")
-        if command.workdirs == 1 and len(self.flags.workdir) > 1:
-            raise UserError("This command takes one --workdir=FOLDER; it was given several times.")
+            raise UserError(
+                f"{extra[0]!r} is not a flag: write arguments as --NAME=VALUE. {self._accepted()}"
+            )
+        if command.workdirs == 1 and (given := self.flags.workdir)[1:]:
+            raise UserError(
+                f"This command accepts one --workdir=FOLDER; got {len(given)}: {', '.join(given)}."
+            )
         files = [flag.name for flag in command.flags if flag.value in ("FILE", "FOLDER")]
         self._expand(("config", "workdir", *files))
         for folder in self.flags.workdir if command.workdirs else ():
             paths.check_run_folder(folder, "--workdir")
         cloud.check(_texts(self.flags.flag_values_dict().values()))
 
-    def _taken(self) -> str:
+    def _accepted(self) -> str:
         names = [f"--{name}" for name in self.flags]
         if self._keys:
             names.append(f"{_KEY}KEY=VALUE" + (" of " * ("" not in self._keys)))
             names[-1] += ", ".join(k for k in self._keys if k)
             if self._unused:
-                names[-1] += f" (but for {', '.join(self._unused)})"
-        return f"Flags of this command: {', '.join(names)}." if names else "It takes no flags."
+                names[-1] += f" (except {', '.join(self._unused)})"
+        if not names:
+            return "This command accepts no flags."
+        return f"Flags of this command: {', '.join(names)}."
 
     def uses(self, key: str) -> bool:
         """Whether the command uses this config key."""
@@ -146,19 +150,19 @@ class Arguments:
         )
         return within(self._keys) and not within(self._unused)
 
-    def _check_taken(self, rest: list[str]) -> None:
-        """Refuses what other commands take and this one would not use."""
+    def _check_accepted(self, rest: list[str]) -> None:
+        """Refuses flags and config keys of other commands that this one would not use."""
         for argument in self.overrides:
             key = argument.removeprefix(_KEY).partition("=")[0]
             if not self.uses(key):
                 raise UserError(
-                    f"{argument}: this command does not use config.{key}, so it would change "
-                    f"nothing: leave it out. {self._taken()}"
+                    f"{argument}: this command does not use config.{key}, so it would have no "
+                    f"effect. Remove it. {self._accepted()}"
                 )
         for name in ("config", "workdir"):
             given = any(a == f"--{name}" or a.startswith(f"--{name}=") for a in rest)
             if given and name not in self.flags:
-                raise UserError(f"This command does not use --{name}. {self._taken()}")
+                raise UserError(f"This command does not use --{name}. {self._accepted()}")
 
     def _expand(self, names: tuple[str, ...]) -> None:
         for name in names:
@@ -166,7 +170,7 @@ class Arguments:
                 continue
             value: Any = self.flags[name].value
             if "" in (value if isinstance(value, list) else [value]):
-                raise UserError(f"--{name} is empty: write --{name}=PATH, or leave it out.")
+                raise UserError(f"--{name} is empty: write --{name}=PATH, or remove it.")
             self.flags[name].value = (
                 [paths.expand(v, f"--{name}") for v in value]
                 if isinstance(value, list)
@@ -175,31 +179,31 @@ class Arguments:
 
     @property
     def workdir(self) -> str:
-        """The one work folder."""
+        """--workdir, for a command with one work folder."""
         if not self.flags.workdir:
             raise UserError("This command needs one --workdir=FOLDER.")
         return self.flags.workdir[0]
 
     @property
     def step(self) -> int | None:
-        """--step: a number, 'best' by the run's checkpoint.best, or None for the newest."""
+        """--step: a number, 'best' by the run's checkpoint.best, or None for the latest."""
         text = self.flags.step
         if text is None or text.isascii() and text.isdigit():
             return None if text is None else int(text)
         if text != "best":
-            raise UserError(f"--step is {text!r}; give a number, or best.")
+            raise UserError(f"--step is {text!r}; it must be the number of a saved step, or best.")
         from bigjax.train import load
 
         step = load.best_step(self.workdir)
         if step is None:
             raise UserError(
-                f"{self.workdir!r} has no saved step that was evaluated by its checkpoint.best "
-                "with a finite value yet."
+                f"--step=best: no saved step of {self.workdir!r} has a finite value of the metric "
+                "of its checkpoint.best yet. Give a number instead."
             )
         return step
 
     def config_of_run(self):
-        """The config of --workdir with what was overridden."""
+        """The config of --workdir with overrides applied."""
         from bigjax.train import workdir as workdir_lib
 
         config, _ = self.config(workdir_lib.read_config(self.workdir))
@@ -209,7 +213,7 @@ class Arguments:
     def config(self, base=None):
         """(config, {overridden key: its former value}); base: a config that replaces --config.
 
-        `~` in its paths is expanded, so that a run's config.json names the files that it read.
+        `~` in paths is expanded, so that a run's config.json names the files that it has read.
         """
         from bigjax import modules
 
@@ -218,18 +222,18 @@ class Arguments:
             file = self.flags.config or config_lib.DEFAULT_CONFIG
             base, folder = config_lib.load_file(file), config_lib.folder_of(file)
         config = base.copy_and_resolve_references().lock()
-        # First what chooses modules, whose fields are the other keys.
-        chooses = re.compile(rf"{_KEY}((model|task|data)\.name|evals\.[^.=]+\.kind|python_path)=")
-        names = config_lib.override(config, [a for a in self.overrides if chooses.match(a)])
+        # Keys that select modules first: the fields of these modules are the other keys.
+        selects = re.compile(rf"{_KEY}((model|task|data)\.name|evals\.[^.=]+\.kind|python_path)=")
+        names = config_lib.override(config, [a for a in self.overrides if selects.match(a)])
         config_lib.expand_paths(config)
         config_lib.set_python_path(config, folder or pathlib.Path.cwd())
-        # Not the model: its preset may be overridden, or be that of init_from.
+        # Not the model: its preset may be overridden, or be that of init_from's source.
         modules.fill(config, "model")
         model = modules.fields(config, "model")
         before = {f"model.{k}": v for k, v in model.items()}
         before.update(config_lib.sorted_leaves(config))
         before.update({key: config_lib.get(base, key) for key in names})
-        rest = [a for a in self.overrides if not chooses.match(a)]
+        rest = [a for a in self.overrides if not selects.match(a)]
         types = modules.types(config)
         keys = [*names, *config_lib.override(config, rest, {"model": model}, types)]
         modules.fill(config, *["model"] * (config.model.get("preset") == "init_from"))
@@ -239,6 +243,6 @@ class Arguments:
 
 
 def _texts(values) -> list[str]:
-    """Those of the values that are texts, and those in lists."""
+    """The values that are strings, also within lists."""
     flat = [x for value in values for x in (value if isinstance(value, (list, tuple)) else [value])]
     return [x for x in flat if isinstance(x, str)]

@@ -1,4 +1,4 @@
-"""Which numbers are allowed, and refusing the others."""
+"""Ranges of allowed numbers, and checks against them."""
 
 import math
 import struct
@@ -8,11 +8,11 @@ from bigjax.errors import UserError
 
 MAX_INT = 2**31 - 1  # steps, sizes and ids are int32 on the device
 SMALLEST_FLOAT, LARGEST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # of float32
-MAX_SEED = 2**32 - 1  # jax.random.key drops what is above, so that two seeds would be one
+MAX_SEED = 2**32 - 1  # jax.random.key drops higher bits, so that two seeds would be equal
 
 
 class Range(NamedTuple):
-    """Numbers from low to high; open ends leave those two out."""
+    """Numbers from low to high; an open end excludes that number."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -35,7 +35,7 @@ def _text(x: float) -> str:
 
 
 POSITIVE = Range(0, open_low=True)
-FRACTION = Range(0, 1, open_high=True)  # 1 left out
+FRACTION = Range(0, 1, open_high=True)
 SHARE = Range(0, 1)
 SEED = Range(0, MAX_SEED)
 
@@ -45,16 +45,18 @@ def at_least(low: float) -> Range:
 
 
 def _as_float32(number: float) -> float:
-    """A finite number as devices compute with it: they take what is too small for zero."""
+    """A finite number as devices compute with it: subnormal numbers are zero."""
     if abs(number) > LARGEST_FLOAT:
         return math.copysign(math.inf, number)
     return struct.unpack("f", struct.pack("f", number))[0] if abs(number) >= SMALLEST_FLOAT else 0.0
 
 
 def check_number(key: str, value: Any, allowed: Range | None) -> None:
-    """Refuses a number, or a tuple or list with one, that is not allowed, or never is: one that is
-    not finite, or that no device can hold: an integer beyond int32, or a number that is infinite,
-    zero or not allowed as a float32. Other values are passed over."""
+    """Raises UserError for a number, also within a tuple or list, that is not in `allowed`.
+
+    Also for numbers that are never allowed: non-finite ones, integers beyond int32, and numbers
+    that as a float32 are infinite, zero or not in `allowed`. Ignores other types of value.
+    """
     for number in value if isinstance(value, (tuple, list)) else [value]:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             continue
@@ -66,25 +68,26 @@ def check_number(key: str, value: Any, allowed: Range | None) -> None:
         if isinstance(number, int) and abs(number) > MAX_INT and allowed != SEED:
             raise UserError(f"config.{key} is {value}; it must be at most {MAX_INT:,}.")
         if isinstance(number, float):
-            there = _as_float32(number)
-            if math.isinf(there) or (number and not there) or (allowed and there not in allowed):
+            rounded = _as_float32(number)
+            underflows = number and not rounded
+            if math.isinf(rounded) or underflows or (allowed and rounded not in allowed):
                 raise UserError(
-                    f"config.{key} is {value}, which is {there} as a float32, as devices compute. "
-                    f"It must be {f'{allowed} there' if allowed else 'finite'}, and "
-                    f"0 or from {SMALLEST_FLOAT:.1e} to {LARGEST_FLOAT:.1e} in size."
+                    f"config.{key} is {value}, which is {rounded} in float32, as devices compute. "
+                    f"In float32 it must be {allowed or 'finite'}, and 0 or of a magnitude from "
+                    f"{SMALLEST_FLOAT:.1e} to {LARGEST_FLOAT:.1e}."
                 )
 
 
 def check_seed(seed: int) -> None:
-    """Refuses a --seed that is none."""
+    """Raises UserError for a --seed out of range."""
     if seed not in SEED:
         raise UserError(f"--seed is {seed}; it must be {SEED}.")
 
 
 def check_ranges(where: str, instance: Any) -> None:
-    """Refuses numbers of a Config dataclass outside of its RANGES: {field: Range}.
+    """Raises UserError for numbers of a Config dataclass outside its RANGES, {field: Range}.
 
-    where: its section, such as 'model' or 'evals.valid'.
+    where: the config section, such as 'model' or 'evals.valid'.
     """
     for name, allowed in type(instance).RANGES.items():
         check_number(f"{where}.{name}", getattr(instance, name), allowed)

@@ -1,12 +1,12 @@
-"""The exceptions that the command line tells in one sentence, by their exit codes."""
+"""The exceptions that the command line prints without a traceback, with their exit codes."""
 
 import errno
 import os
 import pathlib
 
-# Of an OSError: the disk or a quota is full, or a file would be too large.
+# errno values: the disk or a quota is full, or a file would be too large.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Of an OSError: this user may not, or the path is none that can be used so.
+# errno values: no permission, or a path that cannot be used in this way.
 _UNUSABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
@@ -16,15 +16,15 @@ _UNUSABLE = (
 class UserError(Exception):
     """Bad input: a config, data, a checkpoint, a mesh or a request.
 
-    The command line prints it without a traceback and exits with code 2, so the message
-    says what was wrong, what was found, what is allowed, and what to do.
+    The command line prints it without a traceback and exits with code 2, so the message says what
+    is wrong, what was found, what is allowed, and what to do.
     """
 
     exit_code = 2
 
 
 class RunError(Exception):
-    """A run that began well cannot go on (a loss that is not finite, a full disk).
+    """A run that started correctly has failed (a non-finite loss, a full disk).
 
     The command line prints it without a traceback and exits with code 1.
     """
@@ -42,14 +42,17 @@ class TransientError(RunError):
 
 
 def cannot_write(what: str, error: OSError, remedy: str = "Use another --workdir") -> UserError:
-    """What to say where a file or folder cannot be written. what: names it; remedy: what to do."""
+    """The error for a file or folder that cannot be written.
+
+    what: the file or folder, as the message names it. remedy: what the user can do.
+    """
     if isinstance(error, PermissionError):
         remedy += ", or ask its owner for permission to write there"
     return UserError(f"{what} cannot be written: {_why(error)}. {remedy}.")
 
 
 def file_failure(error: BaseException) -> UserError | None:
-    """What to say where a path cannot be used as the file system says; None of another error."""
+    """The error for a path that the file system refuses; None for any other exception."""
     if not isinstance(error, OSError) or error.errno not in _UNUSABLE:
         return None
     where = error.filename if error.filename2 is None else error.filename2
@@ -69,7 +72,7 @@ def _why(error: OSError) -> str:
 
 
 def _owner(name: str) -> str:
-    """'; /x/run belongs to ann': of the path, or of the folder that hides it."""
+    """'; /x/run belongs to ann', for the path or its nearest parent that can be read."""
     place = pathlib.Path(os.fsdecode(name)).absolute()
     for path in (place, *place.parents):
         try:

@@ -1,4 +1,4 @@
-"""What the extras of an installed package bring, and how to install one of bigjax's."""
+"""Requirements of a package's extras, and how to install an extra of bigjax."""
 
 from collections.abc import Iterator
 from importlib import metadata
@@ -8,8 +8,8 @@ from packaging.requirements import Requirement
 
 
 def requirements(package: str, extra: str) -> Iterator[Requirement]:
-    """What an installed package requires for one of its extras, and only for that; nothing where
-    it is not installed."""
+    """Requirements of an installed package that only one of its extras brings; none if the package
+    is not installed."""
     try:
         lines = metadata.requires(package) or ()
     except metadata.PackageNotFoundError:
@@ -22,11 +22,11 @@ def requirements(package: str, extra: str) -> Iterator[Requirement]:
 
 
 def how_to_install(extra: str) -> str:
-    """The command that installs what an extra of setup.py names: of a checkout, or what a package
-    that was built from one says of itself."""
-    wanted = list(requirements("bigjax", extra))
-    if not wanted or (pathlib.Path(__file__).parents[1] / "setup.py").is_file():
+    """The command that installs an extra of setup.py: in a checkout with -e, else (bigjax is not on
+    PyPI) the requirements by name."""
+    required = list(requirements("bigjax", extra))
+    if not required or (pathlib.Path(__file__).parents[1] / "setup.py").is_file():
         return f"pip install -e '.[{extra}]'"
-    for requirement in wanted:
+    for requirement in required:
         requirement.marker = None
-    return "pip install " + " ".join(f"'{requirement}'" for requirement in wanted)
+    return "pip install " + " ".join(f"'{requirement}'" for requirement in required)

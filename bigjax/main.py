@@ -12,8 +12,11 @@ from bigjax.errors import RunError, UserError, file_failure
 
 
 def main(argv: list[str]) -> int:
-    """Runs one command. 0: done; 2: bad input; 75: failed, but the same command may go on when it
-    is given again; 130 and 143: ended by Ctrl-C and SIGTERM; 1: anything else."""
+    """Runs one command and returns its exit code.
+
+    0: done; 2: bad input; 75: a transient failure, after which the same command may succeed;
+    130 and 143: ended by Ctrl-C and SIGTERM; 1: anything else.
+    """
     try:
         from bigjax import cpu
 
@@ -27,10 +30,10 @@ def main(argv: list[str]) -> int:
     except (UserError, RunError) as e:
         error = e
     except BrokenPipeError:  # `bigjax config | head`
-        _tell_hosts("nobody reads its output any more", 1)
+        _tell_hosts("the reader of its output has closed it", 1)
         raise
     except Exception as e:
-        if number := process.interrupted():  # in the middle of importing C++, say
+        if number := process.interrupted():  # while importing C++, for example
             return _interrupted(number)
         from bigjax import cloud
 
@@ -52,14 +55,14 @@ def _interrupted(number: int) -> int:
 
 
 def _tell_hosts(text: str, code: int, unexpected: BaseException | None = None) -> None:
-    """Ends the run on all hosts, if it has more than this one."""
-    hosts = sys.modules.get("bigjax.parallel.hosts")  # jax is slow to import, just to say this
+    """Ends the run on all hosts, if it has several."""
+    hosts = sys.modules.get("bigjax.parallel.hosts")  # not imported for this: jax is slow to import
     if hosts:
         hosts.fail(text, code, unexpected)
 
 
 def _frames(error: Exception) -> Iterator[types.CodeType]:
-    """The code of each frame that an error has passed through."""
+    """The code object of each frame in an error's traceback."""
     trace = error.__traceback__
     while trace:
         yield trace.tb_frame.f_code
@@ -67,8 +70,7 @@ def _frames(error: Exception) -> Iterator[types.CodeType]:
 
 
 def _setting_failure(error: Exception) -> UserError | None:
-    """What to say where jax cannot be imported for a setting of its environment; None if the error
-    is another."""
+    """The error for an invalid environment setting that stops jax's import; None for any other."""
     inside = os.path.join("jax", "_src", "")
     frames = [code for code in _frames(error) if inside in code.co_filename]
     importing = any(code.co_name == "<module>" for code in frames)
@@ -80,15 +82,15 @@ def _setting_failure(error: Exception) -> UserError | None:
     variables = [n for name in named if (n := name.upper()) in os.environ]
     variables = variables or sorted(n for n in os.environ if n.startswith("JAX_"))
     return UserError(
-        f"jax does not take a setting of the environment: {text[:400]}. Correct or unset "
+        f"jax rejects an environment variable: {text[:400]}. Correct or unset "
         f"{' or '.join(dict.fromkeys(variables))}."
     )
 
 
 def _backend_failure(error: Exception) -> UserError | None:
-    """What to say where jax cannot start on its devices; None if the error is another.
+    """The error for jax not being able to start its devices; None for any other.
 
-    Anything that asks for a device may be the first to start jax, so it is told by the error.
+    Any call that asks for a device may be the first to start jax, so the error itself is examined.
     """
     inside = any(
         code.co_name == "backends" and code.co_filename.endswith("xla_bridge.py")
@@ -100,9 +102,9 @@ def _backend_failure(error: Exception) -> UserError | None:
     asked = os.environ.get("JAX_PLATFORMS", "")
     return UserError(
         f"jax cannot start its devices (JAX_PLATFORMS={asked!r}): "
-        f"{text[:400] or 'there is no such device here, or its plugin is not installed'}. Set "
-        "JAX_PLATFORMS=cpu to run on the CPU; a TPU or GPU that is in use has to be freed by the "
-        "process that holds it."
+        f"{text[:400] or 'this machine has no such device, or its plugin is not installed'}. Set "
+        "JAX_PLATFORMS=cpu to run on the CPU; if another process uses the TPU or GPU, end that "
+        "process first."
     )
 
 
@@ -113,18 +115,18 @@ def cli() -> None:
         code = main(sys.argv[1:])
         sys.stdout.flush()
         if not code:
-            process.caught()  # there is nothing left to interrupt, and Python's end would die of it
+            process.caught()  # nothing is left to interrupt, and a signal would break Python's exit
     except process.Interrupted as e:  # while an error was printed
         code = _interrupted(e.number)
     except BrokenPipeError:
         process.close_output()
         code = 1
-    except RunError as e:  # of standard output
+    except RunError as e:  # raised by standard output
         process.close_output()
         print(f"bigjax: {e}", file=sys.stderr)
         code = e.exit_code
-    if code:  # the end of Python would wait for threads of what was interrupted or has failed:
-        os._exit(code)  # Orbax's wait ten minutes for a save that could not begin
+    if code:  # Python's exit would wait for threads of what was interrupted or has failed:
+        os._exit(code)  # Orbax's threads wait ten minutes for a save that could not start
     sys.exit(code)
 
 

@@ -1,11 +1,11 @@
-"""Modules that a config names: of one of bigjax's rooms, of a project, or of a user's own.
+"""Imports the modules that a config names: bigjax's own, a project's or a user's.
 
-A class may stand for a module, so that one file holds several: 'table.Model' and 'table.Task'. Each
-may define `Config`, a dataclass whose fields are the other keys of its section, with
-  PRESETS (of the module): {name: values}, for a section with the key `preset`;
+A class may be used as a module, so that one file holds several: 'table.Model' and 'table.Task'.
+Each may define `Config`, a dataclass whose fields are the other keys of its section, with
+  PRESETS (in the module): {name: values}, for a section with the key `preset`;
   RANGES: {field: bounds.Range};
-  MAY_CHANGE: patterns of keys that a resumed run may have changed, the others are fixed;
-  PATHS: patterns of keys that are files or folders, DATA_PATHS: of those that are only read.
+  MAY_CHANGE: patterns of keys that a resumed run may change; all others are fixed;
+  PATHS: patterns of keys that are files or folders; DATA_PATHS: of those that are only read.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ from bigjax import config as config_lib
 from bigjax import paths
 from bigjax.errors import UserError
 
-# What a module of a room defines.
+# The name that every module of a package must define.
 _HAS = {"models": "Config", "tasks": "build", "evals": "build", "data": "Config"}
 SECTIONS = {"model": "models", "task": "tasks", "data": "data"}
 
 
 @dataclasses.dataclass(frozen=True)
 class NoFields:
-    """The Config of a module without one."""
+    """The Config of a module that defines none."""
 
 
 def of(config, section: str) -> ModuleType:
@@ -51,13 +51,13 @@ def sections(config) -> list[str]:
 
 
 def options(config, section: str):
-    """The Config of a section: its module's preset, if it names one, then its own keys on top."""
+    """The Config of a section: the preset that it names, if any, overridden by its own keys."""
     module, values = of(config, section), config_lib.get(config, section)
     return config_lib.build(_class(module), values, section, preset=_preset(module, values))
 
 
 def fields(config, section: str) -> dict:
-    """Every key of a section with its value."""
+    """{key: value} of all keys of a section."""
     values = config_lib.get(config, section)
     own = {key: values[key] for key in ("name", "preset", "kind", "every") if key in values}
     if section == "model":
@@ -66,7 +66,7 @@ def fields(config, section: str) -> dict:
 
 
 def fill(config, *skip: str) -> None:
-    """Writes every field of the modules into their sections, but for those to skip."""
+    """Writes the fields of all modules into their sections, except the sections in `skip`."""
     with config.unlocked():
         for section in sections(config):
             if section not in skip:
@@ -96,7 +96,7 @@ def declared(config, name: str) -> list[str]:
 
 
 def path_schemes(config) -> dict[str, tuple[str, ...]]:
-    """{pattern of keys: schemes that the paths under them may have}, for config.expand_paths."""
+    """{pattern of keys: schemes allowed in the paths under them}, for config.expand_paths."""
     return {
         **dict.fromkeys(declared(config, "PATHS"), paths.SCHEMES),
         **dict.fromkeys(declared(config, "DATA_PATHS"), paths.DATA_SCHEMES),
@@ -108,9 +108,9 @@ def _class(module: ModuleType):
 
 
 def _preset(module: ModuleType, values) -> dict:
-    """The published values that a section's preset names; {} without one.
+    """The values of the preset that a section names; {} without one.
 
-    'init_from' gives {} too: train/init_from.py puts in what it found.
+    Also {} for 'init_from', whose values train/init_from.py reads from the source.
     """
     name = values.get("preset", "")
     if name in ("", "init_from"):
@@ -127,10 +127,11 @@ def _preset(module: ModuleType, values) -> dict:
 
 
 def find(room: str, name: str, key: str, folder: str = "") -> ModuleType:
-    """The module bigjax.ROOM.NAME; of a name with a dot bigjax.projects.NAME, or a user's own.
+    """The module bigjax.ROOM.NAME; for a name with a dot bigjax.projects.NAME or a user's module.
 
-    key: the config key that names it, for messages. folder: config.python_path, where a user's own
-    modules are. Raises UserError for a module that does not exist or cannot be imported.
+    room: a package of bigjax, such as 'models'. key: the config key that names the module, for
+    messages. folder: config.python_path, which holds a user's modules. Raises UserError for a
+    module that does not exist or cannot be imported.
     """
     if "." in name:
         if name.partition(".")[0] in config_lib.projects():
@@ -139,22 +140,22 @@ def find(room: str, name: str, key: str, folder: str = "") -> ModuleType:
         if not hasattr(module, _HAS[room]):
             raise UserError(
                 f"config.{key}={name!r}: {getattr(module, '__file__', name)} does not define "
-                f"{_HAS[room]!r}, as a module of bigjax.{room} has to."
+                f"{_HAS[room]!r}, which it must, as the modules of bigjax.{room} do."
             )
         return module
     have = _of_room(room)
     if name not in have:
         raise UserError(
             f"config.{key}={name!r} is not a module of bigjax.{room}. "
-            f"{config_lib.nearest(name, have)} A module of your own is named with its package, "
-            "such as 'my_lab.mixer'."
+            f"{config_lib.nearest(name, have)} Name a module of your own with its package, such as "
+            "'my_lab.mixer'."
         )
     return importlib.import_module(f"bigjax.{room}.{name}")
 
 
 @functools.cache
 def _of_room(room: str) -> list[str]:
-    """The modules that a config may name: not the helpers that stand beside them."""
+    """The modules of a package that a config may name, without its helper modules."""
     defines = re.compile(rf"^(def|class) {_HAS[room]}\b", re.M)
     return sorted(
         path.stem
@@ -168,22 +169,22 @@ def _import(name: str, key: str, folder: str) -> ModuleType:
     if folder:
         if not pathlib.Path(folder).is_dir():
             raise UserError(
-                f"config.python_path={folder!r} is not a folder. Set it to the folder in which "
-                f"config.{key}={name!r} is found."
+                f"config.python_path={folder!r} is not a folder. Set it to the folder that holds "
+                f"config.{key}={name!r}."
             )
         if folder not in sys.path:
-            sys.path.append(folder)  # last: a file there must not hide a package of others
+            sys.path.append(folder)  # last: its files must not hide installed packages
         importlib.invalidate_caches()
     try:
         if folder:
-            _take_from(folder, top)
+            _import_from(folder, top)
         return _resolve(name)
     except UserError:
         raise
     except ModuleNotFoundError as e:
         if e.name != name and not name.startswith(f"{e.name}."):
             raise _failure(name, key, e) from e
-        where = f"config.python_path={folder!r}" if folder else "what is installed"
+        where = f"config.python_path={folder!r}" if folder else "the installed packages"
         raise UserError(
             f"config.{key}={name!r}: there is no module {e.name!r} in {where}. Set "
             "--config.python_path to the folder that holds it."
@@ -193,7 +194,7 @@ def _import(name: str, key: str, folder: str) -> ModuleType:
 
 
 def _resolve(name: str) -> Any:
-    """A module, or what is called so in one: 'table.Model' is a class of table.py."""
+    """A module or an attribute of one: 'table.Model' is a class in table.py."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as e:
@@ -203,17 +204,17 @@ def _resolve(name: str) -> Any:
         return getattr(_resolve(parent), last)
 
 
-def _take_from(folder: str, top: str) -> None:
-    """Imports a package or module of the folder, if it has it, whatever else is called so, such as
-    one of the folder of another config."""
+def _import_from(folder: str, top: str) -> None:
+    """Imports a package or module from the folder if it is there, replacing another loaded module
+    of that name, such as one from another config's folder."""
     spec = importlib.machinery.PathFinder.find_spec(top, [folder])
     loaded = sys.modules.get(top)
-    if spec is None or top == "bigjax" or loaded and _places(loaded.__spec__) == _places(spec):
+    if spec is None or top == "bigjax" or loaded and _files(loaded.__spec__) == _files(spec):
         return
     for name in [n for n in sys.modules if n == top or n.startswith(f"{top}.")]:
         del sys.modules[name]
-    if spec.loader is None:  # a folder without __init__.py: of all of its name, this one
-        spec.submodule_search_locations = _places(spec)
+    if spec.loader is None:  # a folder without __init__.py: restrict it to this one of its name
+        spec.submodule_search_locations = _files(spec)
     module = importlib.util.module_from_spec(spec)
     sys.modules[top] = module
     try:
@@ -224,17 +225,18 @@ def _take_from(folder: str, top: str) -> None:
         raise
 
 
-def _places(spec) -> list[str]:
-    """Where a module's files are."""
+def _files(spec) -> list[str]:
+    """The file of a module, or the folders of a package."""
     return [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.origin else ())]
 
 
 def _failure(name: str, key: str, error: Exception) -> UserError:
-    """What to say where a user's module raises while it is imported."""
+    """The error for a user's module that raises an exception during import."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{last.filename}, line {last.lineno}"
     if isinstance(error, SyntaxError):
         place = f"{error.filename}, line {error.lineno}"
     return UserError(
-        f"config.{key}={name!r} cannot be imported: {type(error).__name__}: {error} ({place})."
+        f"config.{key}={name!r} cannot be imported: {type(error).__name__}: {error} ({place}). "
+        "Correct that line, or install what it needs."
     )

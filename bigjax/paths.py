@@ -1,4 +1,4 @@
-"""Every path that a person gives, and every name of a file that comes out of a file."""
+"""Checks of paths that a user gives and of file names that are read from files."""
 
 from collections.abc import Iterable
 import fnmatch
@@ -11,15 +11,15 @@ from bigjax.errors import UserError, file_failure
 SCHEMES = ("gs",)  # where bigjax reads and writes
 DATA_SCHEMES = ("gs", "s3")  # from which it reads data as well, with the package s3fs
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_LONGEST_NAME = 200  # characters; file systems take 255 bytes, and some names get an ending
+_LONGEST_NAME = 200  # characters; file systems allow 255 bytes, and some names get a suffix
 
 
 def expand(path: str, what: str, schemes: tuple[str, ...] = SCHEMES) -> str:
     """The path with `~` and `~user` replaced by the home folder; addresses such as gs:// unchanged.
 
-    what: the flag or key that gave it, for messages. Raises UserError for an address whose scheme
-    is not one of schemes, where there is no such home folder, and for characters that no file can
-    have.
+    what: the flag or config key it comes from, for messages. Raises UserError if an address has a
+    scheme that is not in `schemes`, if the home folder does not exist, and for characters that a
+    file name cannot contain.
     """
     check_text(path, what)
     scheme = _SCHEME.match(path)
@@ -30,7 +30,7 @@ def expand(path: str, what: str, schemes: tuple[str, ...] = SCHEMES) -> str:
         return path
     expanded, user = os.path.expanduser(path), path.split("/")[0][1:]
     home = os.environ.get("HOME")
-    if not user and home is not None and not os.path.isabs(home):  # '' would make ~/x to /x
+    if not user and home is not None and not os.path.isabs(home):  # '' would turn ~/x into /x
         expanded = path
     if expanded == path:
         why = (
@@ -38,12 +38,12 @@ def expand(path: str, what: str, schemes: tuple[str, ...] = SCHEMES) -> str:
             if user
             else "HOME is not set, and this user has no entry in the password file"
             if home is None
-            else f"HOME is {home!r}, which is no path in full"
+            else f"HOME is {home!r}, which is not an absolute path"
         )
         raise UserError(
-            f"{what} is {path!r}, but {why}, so there is no home folder. Write the path in full"
+            f"{what} is {path!r}, but {why}, so there is no home folder. Write an absolute path"
             + ("" if user else ", or set HOME")
-            + f"; a folder that is called so is ./{path}."
+            + f"; for a folder with that literal name write ./{path}."
         )
     return expanded
 
@@ -54,16 +54,17 @@ def _check_scheme(scheme: str, path: str, what: str, schemes: tuple[str, ...]) -
     known = " or ".join(f"{s}://" for s in schemes)
     only = ""
     if scheme in DATA_SCHEMES:
-        only = f" From {scheme}:// only data are read (data.train, .valid, .test, .sources)."
+        only = f" {scheme}:// is supported only for data (data.train, .valid, .test, .sources)."
     raise UserError(
-        f"{what} is {path!r}: addresses begin with {known}, and local paths have none.{only}"
+        f"{what} is {path!r}, with the unsupported scheme {scheme}://. Use {known}, or a local "
+        f"path.{only}"
     )
 
 
 def exists(path) -> bool:
-    """Whether there is a file or folder, here or on gs://. path: a text or an epath.Path.
+    """Whether a local or gs:// file or folder exists. path: a str or an epath.Path.
 
-    Raises UserError where this user may not look: epath would say that there is none.
+    Raises UserError if this user has no permission to look, where epath would return False.
     """
     if "://" in str(path):
         from etils import epath
@@ -79,44 +80,44 @@ def exists(path) -> bool:
 
 
 def check_text(path: str, what: str) -> None:
-    """Refuses what no path can be."""
+    """Raises UserError for text that cannot be a path."""
     if "\0" in path:
-        raise UserError(f"{what} is {path!r}: a path cannot hold the character NUL.")
+        raise UserError(f"{what} is {path!r}: a path cannot contain the NUL character.")
     try:
         path.encode()
     except UnicodeEncodeError:
         raise UserError(
             f"{what} is {path!r}, whose bytes are not UTF-8; the libraries that read and write "
-            "arrays take UTF-8 only. Rename it, or give a link with another name."
+            "arrays accept only UTF-8. Rename it, or use a link with another name."
         ) from None
 
 
 def check_run_folder(path: str, what: str) -> None:
-    """Refuses an address where no run can be, and a folder whose checkpoints could be written, but
-    would lie elsewhere.
+    """Raises UserError for an address that cannot hold a run, and for a folder whose checkpoints
+    would be written elsewhere.
 
-    TensorStore takes a backslash for a slash, and epath `gs:` within a path for an address.
+    TensorStore reads a backslash as a slash, and epath reads `gs:` within a path as an address.
     """
     if scheme := _SCHEME.match(path):
         _check_scheme(scheme[1], path, what, SCHEMES)
         return
-    whole = os.path.abspath(path)
-    check_text(whole, what)
+    absolute = os.path.abspath(path)
+    check_text(absolute, what)
     addresses = [
-        part for part in whole.split("/") if part.rstrip(":") in DATA_SCHEMES and ":" in part
+        part for part in absolute.split("/") if part.rstrip(":") in DATA_SCHEMES and ":" in part
     ]
-    if bad := "\\" if "\\" in whole else "".join(addresses[:1]):
+    if bad := "\\" if "\\" in absolute else "".join(addresses[:1]):
         raise UserError(
-            f"{what} is {path!r}, in full {whole!r}: with {bad!r} in its name TensorStore would "
-            "write elsewhere. Rename that folder, or give another."
+            f"{what} is {path!r} ({absolute!r}): with {bad!r} in its name TensorStore would "
+            "write elsewhere. Rename that folder, or use another."
         )
 
 
 def check_file_name(name, what: str) -> str:
-    """The name, if it is one of a file within a folder. what: where it was found.
+    """Returns the name if it names a file within a folder. what: where it was read, for messages.
 
-    Names out of a config.json or an index may come from a stranger; one such as '../x' would be
-    written outside the folder that the user named. Raises UserError.
+    Names in a config.json or an index may come from an untrusted source; one such as '../x' would
+    be written outside the folder that the user named. Raises UserError.
     """
     plain = (
         isinstance(name, str)
@@ -127,7 +128,7 @@ def check_file_name(name, what: str) -> str:
     if not plain:
         shown = repr(name if len(repr(name)) < 80 else f"{str(name)[:60]}...")
         raise UserError(
-            f"{what}: {shown} is not a plain file name. It must have 1 to {_LONGEST_NAME} "
+            f"{what}: {shown} is not a valid file name. It must have 1 to {_LONGEST_NAME} "
             "characters, no slash or control character, and not be '.' or '..'."
         )
     return name
@@ -139,9 +140,9 @@ def check_file_names(names: Iterable, what: str) -> None:
 
 
 def read_any_folder() -> None:
-    """Makes epath's glob take the folder that it looks in as it is called.
+    """Makes epath's glob treat the folder that it searches as a literal name.
 
-    Of 'runs/a[1]' it would look in 'runs/a1'. Orbax finds in that way what each process has
+    For 'runs/a[1]' it would search 'runs/a1'. Orbax looks up in this way what each process has
     written: it would find nothing, and save checkpoints without their arrays.
     """
     from etils import epath
@@ -149,22 +150,22 @@ def read_any_folder() -> None:
     kind = type(epath.Path("/"))
     if getattr(kind.glob, "_takes_any_folder", False):
         return
-    before = kind.glob
+    original = kind.glob
 
     def glob_in_folder(self, pattern: str):
         if not glob.has_magic(str(self)) or "**" in pattern:
-            return before(self, pattern)
-        found = [self]
+            return original(self, pattern)
+        matches = [self]
         for part in pattern.split("/"):
-            found = [
+            matches = [
                 path
-                for folder in found
+                for folder in matches
                 if folder.is_dir()
                 for path in folder.iterdir()
                 if fnmatch.fnmatchcase(path.name, part)
                 and path.name.startswith(".") == part.startswith(".")
             ]
-        return iter(found)
+        return iter(matches)
 
     glob_in_folder._takes_any_folder = True
     kind.glob = glob_in_folder

@@ -1,6 +1,6 @@
-"""What a command's process does about signals and about its standard streams.
+"""Signals and standard streams of a command's process.
 
-Standard library alone, so that it works before the slow imports, which may be interrupted too.
+Uses only the standard library, so that it works before the slow imports, which may be interrupted.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,14 @@ import threading
 from bigjax.errors import RunError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GRACE_SECONDS = 5.0  # from a signal to the end, whatever the main thread is doing
-# What to do before the process is ended from another thread or on another host's word, where no
-# `finally` runs: a lease is given back.
+GRACE_SECONDS = 5.0  # from a signal to the exit, whatever the main thread is doing
+# Callbacks for when the process is ended by another thread or another host, where no `finally`
+# runs: they release a lease.
 before_exit: list[Callable[[], None]] = []
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, where nothing takes care of it in another way. number: the signal."""
+    """Ctrl-C or SIGTERM, where nothing else handles it. number: the signal."""
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -31,29 +31,30 @@ class Interrupted(KeyboardInterrupt):
 class _State:
     installed = False
     first: int | None = None  # the signal that raised Interrupted
-    caught = threading.Event()  # `main` has it, and is saying so
-    ending = threading.Lock()
+    caught = threading.Event()  # `main` has caught it and is printing its message
+    ending = threading.Lock()  # held by the thread that ends the process
 
 
 def exit_code(number: int) -> int:
-    """Of a process that a signal ended, as shells say it: 130 for Ctrl-C, 143 for SIGTERM."""
+    """Exit code of a process that a signal ended, as in shells: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + number
 
 
 def describe(number: int) -> str:
-    """What is said of a signal that ends a command."""
+    """The message for a signal that ends a command."""
     name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-    return f"interrupted by {name}. What was complete, such as saved checkpoints, is intact."
+    return f"interrupted by {name}. Completed work, such as saved checkpoints, is intact."
 
 
 # --- Signals ----------------------------------------------------------------------------------
 
 
 def handle_signals() -> None:
-    """From here on the first SIGINT or SIGTERM raises Interrupted; a second one ends the process.
+    """Makes the first SIGINT or SIGTERM raise Interrupted, and a second one end the process.
 
-    So does GRACE_SECONDS after the first one, if the exception has not reached `main` by then: the
-    main thread may be compiling, where Python runs no handler, or a library may have swallowed it.
+    The process also ends GRACE_SECONDS after the first one if the exception has not reached `main`
+    by then: the main thread may be compiling, where Python runs no handler, or a library may have
+    swallowed the exception.
     """
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
@@ -63,15 +64,15 @@ def handle_signals() -> None:
 
 
 def watch_signals() -> None:
-    """Starts the thread that keeps to GRACE_SECONDS, if `handle_signals` was called."""
+    """Starts the thread that enforces GRACE_SECONDS, if `handle_signals` was called."""
     if not _State.installed:
         return
     read, write = os.pipe()
     os.set_blocking(write, False)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(read,), daemon=True).start()
-    os.register_at_fork(after_in_child=_leave_to_parent)
-    if _State.first is not None:  # it came just before
+    os.register_at_fork(after_in_child=_reset_in_child)
+    if _State.first is not None:  # the signal came just before
         os.write(write, bytes([_State.first]))
 
 
@@ -81,31 +82,30 @@ def interrupted() -> int | None:
 
 
 def second_interrupt():
-    """The handler of a Ctrl-C that follows one that is being taken care of: it ends at once."""
+    """The handler for a second Ctrl-C while the first is being handled: ends the process."""
     return end if _State.installed else signal.default_int_handler
 
 
 def caught() -> None:
-    """To be called where Interrupted has been caught, or a command has done its work: what follows
-    is not cut off."""
+    """Ignores further signals. Call it after Interrupted was caught or a command has finished."""
     _State.caught.set()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def run_before_exit() -> None:
-    """Does what `before_exit` holds, each for at most GRACE_SECONDS: storage may not answer."""
-    for act in before_exit:
-        thread = threading.Thread(target=act, daemon=True)
+    """Runs the callbacks of `before_exit`, each for at most GRACE_SECONDS: storage may hang."""
+    for callback in before_exit:
+        thread = threading.Thread(target=callback, daemon=True)
         thread.start()
         thread.join(GRACE_SECONDS)
 
 
 def end(number: int, frame=None) -> None:
-    """Ends the process at once, with one line. On many hosts the others end too."""
+    """Ends the process immediately, with one line of output, and the run's other hosts with it."""
     del frame
     if not _State.ending.acquire(blocking=False):
-        return  # the other thread does this
+        return  # another thread is doing it
     run_before_exit()
     hosts = sys.modules.get("bigjax.parallel.hosts")
     if hosts:
@@ -126,8 +126,8 @@ def _handle(number: int, frame) -> None:
 
 
 def _imports(frame) -> bool:
-    """Whether something is being imported: an exception within a module of C++ that is being
-    initialised may crash the process, or come out as an ImportError."""
+    """Whether an import is in progress: an exception during the initialisation of a C++ module may
+    crash the process or turn into an ImportError."""
     while frame:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
@@ -136,14 +136,14 @@ def _imports(frame) -> bool:
 
 
 def _watch(read: int) -> None:
-    """Gets each signal's number in a thread of its own."""
+    """Reads signal numbers in a separate thread, and ends the process after the grace period."""
     while number := os.read(read, 1):
         if signal.getsignal(number[0]) is _handle and not _State.caught.wait(GRACE_SECONDS):
             end(number[0])
 
 
-def _leave_to_parent() -> None:
-    """A forked child that gets a signal must not tell its parent, whose pipe it has."""
+def _reset_in_child() -> None:
+    """In a forked child: a signal to the child must not be written to the parent's pipe."""
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         if signal.getsignal(number) is _handle:
@@ -151,10 +151,11 @@ def _leave_to_parent() -> None:
 
 
 def unraisable_hook(unraisable) -> None:
-    """Python only prints what is raised in a destructor or a callback of C++, and goes on."""
+    """Ends the process for an Interrupted raised in a destructor or in a C++ callback, where Python
+    would only print it."""
     if isinstance(unraisable.exc_value, Interrupted):
         end(unraisable.exc_value.number)
-    # Orbax's other writes raise this when one has failed, which is reported once.
+    # After one of Orbax's writes fails, the others raise this; the failure itself is reported.
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
@@ -163,7 +164,7 @@ def unraisable_hook(unraisable) -> None:
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output: what it cannot encode is escaped; errors name it, as files' errors do."""
+    """Standard output with unencodable characters escaped and with errors that name it."""
 
     def write(self, text: str) -> int:
         with _named():
@@ -178,23 +179,25 @@ class _Output(io.TextIOWrapper):
 def _named():
     try:
         yield
-    except BrokenPipeError:  # its reader has had enough
+    except BrokenPipeError:  # its reader has closed it
         raise
     except OSError as e:
-        raise RunError(f"Standard output cannot be written: {e.strerror or e}.") from e
+        raise RunError(
+            f"Standard output cannot be written: {e.strerror or e}. Redirect it elsewhere."
+        ) from e
 
 
 def open_streams() -> None:
-    """Makes standard output able to take any text, and gives closed streams a place to go.
+    """Makes standard output accept any text, and opens streams that were closed on /dev/null.
 
-    A closed one would also give its number to the next file that is opened, into which libraries
-    would then print.
+    The next file that is opened would otherwise get a closed stream's descriptor, and libraries
+    would print into it.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor: this one
     if sys.stderr is None:
         sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)
     if sys.stdout is None:
@@ -209,6 +212,6 @@ def open_streams() -> None:
 
 
 def close_output() -> None:
-    """Gives up on standard output, so that Python does not try to write the rest at its end."""
+    """Discards standard output, so that Python does not try to flush it at exit."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,11 +1,12 @@
-"""Names and sizes of pytrees of arrays. A leaf: every room may import it."""
+"""Names and sizes of pytrees of arrays. Every package may import this module."""
 
 import math
 import re
 
 import jax
 
-TURN = re.compile(r"block_(\d+)_of_(\d+)")  # of a stack whose layers take turns
+# Names the parameters of one kind of layer in a stack whose kinds of layers alternate.
+TURN = re.compile(r"block_(\d+)_of_(\d+)")
 
 
 def path_name(path) -> str:
@@ -22,7 +23,7 @@ def layer_names(name: str, x) -> list[str]:
     """The paths of a leaf's layers: 'stack/layer_0/...', 'stack/layer_1/...' for 'stack/layers/...'
     of a scanned stack, whose first axis is the layers; [name] for any other leaf.
 
-    'stack/layers/block_1_of_2/...' holds every second layer, from the second on.
+    'stack/layers/block_1_of_2/...' holds every second layer, starting with the second.
     """
     parts = name.split("/")
     if "layers" not in parts:
@@ -35,8 +36,10 @@ def layer_names(name: str, x) -> list[str]:
 
 
 def layer_places(named: dict) -> dict[str, tuple[str, int | None]]:
-    """{path of a layer: (path of its leaf, its index in it, None if it is the whole leaf)} of all
-    leaves by name: where `layer_names` are to be found."""
+    """{path of a layer: (path of its leaf, index of the layer in it, None for a complete leaf)}.
+
+    named: {path: leaf}; the layers are those of `layer_names`.
+    """
     return {
         n: (name, None if n == name else i)
         for name, x in named.items()
@@ -56,12 +59,12 @@ def partition(tree, mask) -> tuple:
     """
     if isinstance(mask, bool):
         mask = jax.tree_util.tree_map(lambda _: mask, tree)
-    pick = lambda want: jax.tree_util.tree_map(lambda x, m: x if m == want else None, tree, mask)
-    return pick(True), pick(False)
+    where = lambda value: jax.tree_util.tree_map(lambda x, m: x if m == value else None, tree, mask)
+    return where(True), where(False)
 
 
 def merge(tree, other):
-    """The tree with the leaves of the other where it has None: what `partition` took apart."""
+    """The tree with the other's leaves where it has None: the inverse of `partition`."""
     return jax.tree_util.tree_map(
         lambda a, b: b if a is None else a, tree, other, is_leaf=lambda x: x is None
     )

@@ -58,7 +58,7 @@ def test_the_best_step_is_kept_and_named(tmp_path, case):
     if not best:
         command = arguments.Command((arguments.STEP,))
         given = arguments.Arguments([f"--workdir={tmp_path}", "--step=best"], command)
-        with pytest.raises(UserError, match="no saved step .* with a finite value"):
+        with pytest.raises(UserError, match="no saved step .* has a finite value"):
             _ = given.step
 
 

@@ -249,7 +249,7 @@ def test_settings_of_wordpiece_with_a_byte_order_mark(tmp_path):
         ("1e999", "id of the piece 'zz' is inf"),
         ("1" + "0" * 400, "id of the piece 'zz' is 1000"),
         ("1" + "0" * 5000, "cannot read the vocabulary"),
-        ("1000000000000", "a whole number from 0 to 16,777,215"),
+        ("1000000000000", "an integer from 0 to 16,777,215"),
         ("-1", "id of the piece 'zz' is -1"),
         ("true", "id of the piece 'zz' is True"),
         ('"7"', "id of the piece 'zz' is '7'"),

@@ -363,7 +363,7 @@ def test_a_setting_that_is_null_is_as_if_absent(tmp_path):
         ({"model": {"vocab": {**ID, "\ud800": len(ID)}}}, "has a lone surrogate"),
         ({"added_tokens": ["[SEP]"]}, r"found '\[SEP\]' in added_tokens"),
         ({"added_tokens": [{"id": 3}]}, r"found \{'id': 3\} in added_tokens"),
-        ({"added_tokens": [{"content": "[SEP]"}]}, "in added_tokens, which has to be a list"),
+        ({"added_tokens": [{"content": "[SEP]"}]}, "in added_tokens, which must be a list"),
         ({"added_tokens": [{"content": "[SEP]", "id": "3"}]}, "in added_tokens, which"),
         ({"added_tokens": [{"content": ["a"], "id": 3}]}, "in added_tokens, which"),
         ({"added_tokens": {"[SEP]": 3}}, "in added_tokens, which"),

@@ -561,7 +561,7 @@ def test_one_that_cannot_take_a_lease_and_sees_none_waits_before_it_asks_again(
 
 @pytest.mark.parametrize("workdir", ["s3://bucket/run", "az://bucket/run"])
 def test_storage_without_leases_is_refused(workdir):
-    with pytest.raises(UserError, match="addresses begin with gs://"):
+    with pytest.raises(UserError, match="Use gs://"):
         acquired(workdir)
 
 

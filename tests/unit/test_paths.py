@@ -141,9 +141,9 @@ def test_a_cache_belongs_to_whoever_runs_a_command(monkeypatch, tmp_path):
         ("~nobody-of-this-name/x", ["nobody-of-this-name", "./~nobody"]),
         ("file:///tmp/x", ["gs://", "file:///tmp/x"]),
         ("http://x/y", ["gs://"]),
-        ("s3://b/run", ["begin with gs://, and", "From s3:// only data are read"]),
-        ("s3://b", ["begin with gs://, and"]),
-        ("S3://b/run", ["begin with gs://, and"]),
+        ("s3://b/run", ["Use gs://, or", "s3:// is supported only for data"]),
+        ("s3://b", ["Use gs://, or"]),
+        ("S3://b/run", ["Use gs://, or"]),
         ("", ["--workdir is empty"]),
     ],
 )
@@ -172,7 +172,7 @@ def test_paths_that_cannot_be(path, words):
 def test_s3_is_refused_where_bigjax_does_not_read_or_write_it(arguments, capsys):
     assert main.main(arguments) == 2
     err = capsys.readouterr().err
-    assert "s3://b/" in err and "begin with gs://, and" in err and err.count("\n") == 1
+    assert "s3://b/" in err and "Use gs://, or" in err and err.count("\n") == 1
 
 
 def test_data_may_lie_on_s3():
@@ -180,7 +180,7 @@ def test_data_may_lie_on_s3():
     for file, key in ((finetune, "data.train"), (CONFIG, "data.sources.docstrings.path")):
         c, _ = Arguments([file, f"--config.{key}=s3://b/x"]).config()
         assert config.get(c, key) == "s3://b/x"
-    with pytest.raises(UserError, match=r"config.data.train is .*begin with gs:// or s3://, and"):
+    with pytest.raises(UserError, match=r"config.data.train is .*Use gs:// or s3://, or"):
         Arguments([finetune, "--config.data.train=az://b/x"]).config()
 
 
@@ -280,12 +280,12 @@ HOSTILE = ["..", ".", "", "../x", "/etc/x", "a/b", "a\\b", "a\0b", "x" * 300, "a
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_name_that_is_not_that_of_a_file_in_the_folder(name, tmp_path):
-    with pytest.raises(UserError, match="plain file name"):
+    with pytest.raises(UserError, match="valid file name"):
         paths.check_file_name(name, "here")
     stored = json.loads(config.to_json(helpers.filled(config.new_config())))
     for section, entry, words in (
         (stored["evals"], dict(kind="loss", every=1), r"/run/config\.json"),
-        (stored["data"]["sources"], dict(kind="text", path="x"), "plain file name|/run/config"),
+        (stored["data"]["sources"], dict(kind="text", path="x"), "valid file name|/run/config"),
     ):
         section[name] = entry
         with pytest.raises(UserError, match=words):
@@ -293,7 +293,7 @@ def test_a_name_that_is_not_that_of_a_file_in_the_folder(name, tmp_path):
         del section[name]
     index = {"weight_map": {"a": name}}
     (tmp_path / files.INDEX).write_text(json.dumps(index))
-    with pytest.raises(UserError, match="plain file name|no weight_map"):
+    with pytest.raises(UserError, match="valid file name|no weight_map"):
         files.Tensors(tmp_path)
 
 
@@ -309,7 +309,7 @@ def test_an_import_of_a_stranger_writes_and_reads_nothing_outside(tmp_path, wher
     else:
         layout[where] = {"../outside.safetensors": ""}
     (tmp_path / origin.ORIGIN).write_text(json.dumps(stored))
-    with pytest.raises(UserError, match=r"huggingface\.json: '\.\./.* is not a plain file name"):
+    with pytest.raises(UserError, match=r"huggingface\.json: '\.\./.* is not a valid file name"):
         origin.load(tmp_path)
 
 

@@ -85,7 +85,7 @@ def test_a_reader_that_has_had_enough_is_not_told():
 
 # --- Signals ----------------------------------------------------------------------------------
 
-LINE = "bigjax: interrupted by {}. What was complete, such as saved checkpoints, is intact.\n"
+LINE = "bigjax: interrupted by {}. Completed work, such as saved checkpoints, is intact.\n"
 
 
 @pytest.mark.parametrize(
@@ -390,7 +390,7 @@ def test_keys_that_a_command_uses_in_part_of_a_section_are_taken(command):
         (["generate", "--workdir=/nowhere", f"--seed={2**64}"], "--seed is 184"),
         (["plan", "--topology=v5e:1x1", "--budget-minutes=3"], "it is of --search"),
         (["config", "--config=configs/gpt/text.py", "--workdir=/x"], "--config or --workdir"),
-        (["eval", "--workdir=/a", "--workdir=/b"], "several times"),
+        (["eval", "--workdir=/a", "--workdir=/b"], "accepts one --workdir=FOLDER; got 2"),
         (["train", "--workdir="], "--workdir is empty"),
         (["report", "--workdir=/nowhere", "--out="], "--out is empty"),
     ],
