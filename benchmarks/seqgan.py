@@ -162,18 +162,18 @@ def _repeat(c, mesh, task):
     import numpy as np
 
     from bigjax.parallel import sharding
+    from bigjax.projects.seqgan.gan import write
     from bigjax.projects.seqgan.oracle_eval import AT_ONCE
-    from bigjax.projects.seqgan.players import write
     from bigjax.train import program as program_lib
     from bigjax.train.step import unpack
 
-    n, T, options = c.train.batch_size, c.data.seq_len, task.players.options
+    n, T, options = c.train.batch_size, c.data.seq_len, task.gan.options
     program = program_lib.make(c, task, mesh)
     state = jax.jit(program.init, out_shardings=program.shardings)()
     at_once = -(-AT_ONCE // n) * n
     draw = jax.jit(
         lambda params, key: sharding.constrain(
-            write(task.players, params, (), key, at_once), "batch", "length"
+            write(task.gan, params, (), key, at_once), "batch", "length"
         )
     )
 

@@ -14,8 +14,8 @@ import numpy as np
 import optax
 
 from bigjax import losses
-from bigjax.projects.seqgan import rounds as adversarial
-from bigjax.projects.seqgan.players import Options, Players, mask_of, shifted
+from bigjax.projects.seqgan import train_step
+from bigjax.projects.seqgan.gan import GAN, Options, shift_right, token_mask
 from bigjax.train.state import make_init
 
 T = 3
@@ -28,7 +28,7 @@ def place(tokens, V):
     return (tokens * V ** jnp.arange(T)).sum(1)
 
 
-def make_players(V=3, end_id=-1, **options) -> Players:
+def make_gan(V=3, end_id=-1, **options) -> GAN:
     """`given` may have a topic, int [B]: then the generator writes that word and no other."""
     forbidden = -1e9 * (jnp.arange(V) == PAD)  # nobody writes padding by himself
 
@@ -46,7 +46,7 @@ def make_players(V=3, end_id=-1, **options) -> Players:
         odds = params["worth"][place(jnp.where(mask, tokens, 0), V)]
         return jnp.stack([jnp.zeros_like(odds), odds], 1)
 
-    return Players(
+    return GAN(
         Options(**options),
         T,
         start_id=0,
@@ -64,7 +64,7 @@ def make_players(V=3, end_id=-1, **options) -> Players:
     )
 
 
-def make_task(players: Players, V=3):
+def make_task(gan: GAN, V=3):
     """As of bigjax.tasks, with tables of normal numbers."""
 
     def init(rng):
@@ -79,17 +79,17 @@ def make_task(players: Players, V=3):
 
     def loss(params, extras, frozen, batch, rng, train):
         g, tokens = params["generator"], batch["tokens"]
-        inputs = batch.get("inputs", shifted(players, tokens))
-        return players.loss(
+        inputs = batch.get("inputs", shift_right(gan, tokens))
+        return gan.loss(
             g,
-            players.context(g, batch, rng),
+            gan.context(g, batch, rng),
             inputs,
             tokens,
-            mask_of(players, tokens).astype(jnp.float32),
+            token_mask(gan, tokens).astype(jnp.float32),
             rng,
         ), ({}, extras)
 
-    return SimpleNamespace(players=players, init=init, loss=loss)
+    return SimpleNamespace(gan=gan, init=init, loss=loss)
 
 
 @functools.cache
@@ -99,9 +99,9 @@ def _compiled(V, end_id, rates, seed, options):
         k: optax.sgd(rates[k == "discriminator"]) if rates else optax.adam(0.05)
         for k in ("mle", "adversarial", "discriminator")
     }
-    task = make_task(make_players(V, end_id, **dict(options)), V)
-    state = make_init(task, functools.partial(adversarial.init_optimizers, txs), 3, False)()
-    return state, jax.jit(adversarial.make_round(task, txs, seed))
+    task = make_task(make_gan(V, end_id, **dict(options)), V)
+    state = make_init(task, functools.partial(train_step.init_optimizers, txs), 3, False)()
+    return state, jax.jit(train_step.make_round(task, txs, seed))
 
 
 def play(phase, batch, rates=(1.0, 1.0), V=3, end_id=-1, state=None, seed=0, **options):
@@ -130,14 +130,14 @@ def all_texts(V, end_id) -> np.ndarray:
 def log_probability(p, params, every, start=0):
     """Of each text from token `start` on, given those before: [N]."""
     log_p = jax.nn.log_softmax(
-        p.logits(params, p.context(params, {"tokens": every}, None), shifted(p, every), None)
+        p.logits(params, p.context(params, {"tokens": every}, None), shift_right(p, every), None)
     )
     picked = jnp.take_along_axis(log_p, every[..., None], -1)[..., 0]
-    return (picked * mask_of(p, every))[:, start:].sum(1)
+    return (picked * token_mask(p, every))[:, start:].sum(1)
 
 
 def reward_of(p, discriminator, every):
-    logits = p.score(discriminator, {}, every, mask_of(p, every), None)
+    logits = p.score(discriminator, {}, every, token_mask(p, every), None)
     odds = logits[:, 1] - logits[:, 0]
     return odds if p.options.reward == "log_odds" else jax.nn.sigmoid(odds)
 

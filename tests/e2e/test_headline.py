@@ -8,7 +8,7 @@ import pytest
 
 from bigjax import main
 from bigjax.data import word_vectors
-from bigjax.projects.seqgan import writer as infer
+from bigjax.projects.seqgan import generate_headlines
 from tests import helpers
 from tests.conftest import WORDS
 from tests.helpers import bigjax
@@ -160,9 +160,11 @@ def test_headlines_of_an_article(trained, tmp_path, capsys, monkeypatch):
     code, first, err = bigjax(capsys, *base)
     assert code == 0 and first.count("real 0.") == 2 == first.count("clicks 0."), err
     assert bigjax(capsys, *base)[1] == first
-    told, write = [], infer.Writer.__call__
+    told, write = [], generate_headlines.Writer.__call__
     monkeypatch.setattr(
-        infer.Writer, "__call__", lambda self, given: told.append(given) or write(self, given)
+        generate_headlines.Writer,
+        "__call__",
+        lambda self, given: told.append(given) or write(self, given),
     )
     for more in (
         [],

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bigjax.layers.sampling import categorical
-from bigjax.projects.seqgan import rounds as adversarial
-from bigjax.projects.seqgan.players import Options, mask_of, shifted, states_of, write
+from bigjax.projects.seqgan import train_step
+from bigjax.projects.seqgan.gan import Options, shift_right, states_of, token_mask, write
 from tests.language import (
     END,
     LANGUAGES,
@@ -17,7 +17,7 @@ from tests.language import (
     T,
     all_texts,
     log_probability,
-    make_players,
+    make_gan,
     make_task,
     nll,
     place,
@@ -32,7 +32,7 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_written_texts_are_as_frequent_as_they_are_likely(language):
     V, end_id = LANGUAGES[language]
-    p = make_players(V, end_id)
+    p = make_gan(V, end_id)
     params = make_task(p, V).init(jax.random.key(1))["params"]["generator"]
     every, n = jnp.array(all_texts(V, end_id)), 20_000
     none = {"tokens": jnp.zeros((n, T), jnp.int32)}
@@ -54,21 +54,21 @@ def test_written_texts_are_as_frequent_as_they_are_likely(language):
 
 
 def test_mask_ends_with_the_end():
-    p = make_players(4, END)
+    p = make_gan(4, END)
     tokens = jnp.array([[0, 1, 0], [0, 2, 3], [2, 3, 3], [2, 2, 0], [1, 0, 2]])
     want = [[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 1, 1]]
-    np.testing.assert_array_equal(mask_of(p, tokens), np.array(want, bool))
-    np.testing.assert_array_equal(mask_of(make_players(), tokens), np.ones((5, 3), bool))
+    np.testing.assert_array_equal(token_mask(p, tokens), np.array(want, bool))
+    np.testing.assert_array_equal(token_mask(make_gan(), tokens), np.ones((5, 3), bool))
 
 
 def test_the_generator_reads_the_start_then_the_tokens():
-    p = make_players()._replace(start_id=7)
+    p = make_gan()._replace(start_id=7)
     np.testing.assert_array_equal(
-        shifted(p, jnp.array([[1, 2, 3], [4, 5, 6]])), [[7, 1, 2], [7, 4, 5]]
+        shift_right(p, jnp.array([[1, 2, 3], [4, 5, 6]])), [[7, 1, 2], [7, 4, 5]]
     )
     np.testing.assert_array_equal(  # the state counts what was read
         states_of(
-            make_players(),
+            make_gan(),
             make_task(p).init(jax.random.key(0))["params"]["generator"],
             jnp.zeros((2, 3)),
             jnp.zeros((2, T), jnp.int32),
@@ -92,12 +92,12 @@ def test_the_generator_reads_the_start_then_the_tokens():
 def test_rollouts_converge_to_the_expected_reward(language, reward):
     V, end_id = LANGUAGES[language]
     n = 4000
-    p = make_players(V, end_id, rollouts=n, reward=reward)
+    p = make_gan(V, end_id, rollouts=n, reward=reward)
     params = make_task(p, V).init(jax.random.key(2))["params"]
     policy, discriminator = params["generator"], params["discriminator"]
     every = jnp.array(all_texts(V, end_id))
     worth = reward_of(p, discriminator, every)
-    got = jax.jit(functools.partial(adversarial._rewards, p))(
+    got = jax.jit(functools.partial(train_step._rewards, p))(
         policy, discriminator, {"tokens": every}, every, jax.random.key(0)
     )
     for i, text in enumerate(np.array(every)):
@@ -112,10 +112,10 @@ def test_rollouts_converge_to_the_expected_reward(language, reward):
 
 
 def test_no_rollouts_give_the_reward_of_the_whole_text():
-    p = make_players(rollouts=0)
+    p = make_gan(rollouts=0)
     params = make_task(p).init(jax.random.key(2))["params"]
     every = jnp.array(all_texts(3, -1))
-    got = adversarial._rewards(
+    got = train_step._rewards(
         p, params["generator"], params["discriminator"], {}, every, jax.random.key(0)
     )
     want = reward_of(p, params["discriminator"], every)
@@ -123,11 +123,11 @@ def test_no_rollouts_give_the_reward_of_the_whole_text():
 
 
 def test_rollouts_follow_what_their_own_row_is_given():
-    p = make_players(rollouts=5)
+    p = make_gan(rollouts=5)
     params = make_task(p).init(jax.random.key(2))["params"]
     topic = jnp.array([2, 0, 1])
     tokens = jnp.array([[0, 1, 2], [1, 1, 1], [2, 0, 0]])
-    rewards = adversarial._rewards(
+    rewards = train_step._rewards(
         p,
         params["generator"],
         params["discriminator"],
@@ -162,7 +162,7 @@ def test_rollouts_follow_what_their_own_row_is_given():
 )
 def test_an_update_climbs_the_expected_reward(language, options):
     V, end_id = LANGUAGES[language]
-    p = make_players(V, end_id, **options)
+    p = make_gan(V, end_id, **options)
     before, after, metrics = play(
         "adversarial",
         texts(20_000, 1, V),
@@ -186,7 +186,7 @@ def test_an_update_climbs_the_expected_reward(language, options):
     cosine = (want * got).sum() / jnp.linalg.norm(want.ravel()) / jnp.linalg.norm(got.ravel())
     assert cosine > 0.97
     if not options.get("standardize"):  # the loss is a mean over tokens
-        length = expected(g, mask_of(p, every).sum(1))
+        length = expected(g, token_mask(p, every).sum(1))
         factor = jnp.linalg.norm(got.ravel()) * length / jnp.linalg.norm(want.ravel())
         assert factor == pytest.approx(1, abs=0.15)
     if not options["rollouts"] and end_id < 0:
@@ -208,7 +208,7 @@ def test_the_old_policy_writes_the_rollouts():
         **options,
         state=start._replace(extras={**start.extras, "rollout": ones}),
     )
-    p, every = make_players(), jnp.array(all_texts(3, -1))
+    p, every = make_gan(), jnp.array(all_texts(3, -1))
     chance = jnp.exp(log_probability(p, before.params["generator"], every))
     want = np.mean(
         [
@@ -230,7 +230,7 @@ def test_advantage(baseline, standardize):
     rewards = RNG.normal(size=(6, T)).astype(np.float32)
     mask = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0]] * 2, bool)
     got = np.array(
-        adversarial._advantage(
+        train_step._advantage(
             Options(baseline=baseline, standardize=standardize), jnp.array(rewards), jnp.array(mask)
         )
     )
@@ -241,20 +241,20 @@ def test_advantage(baseline, standardize):
 
 
 def test_advantage_of_equal_rewards_is_finite():
-    got = adversarial._advantage(
+    got = train_step._advantage(
         Options(baseline="batch", standardize=True), jnp.full((4, T), 0.5), jnp.ones((4, T), bool)
     )
     assert (np.abs(got) < 1e-3).all()
 
 
 def test_what_is_paid_after_the_end_does_not_matter():
-    p = make_players(4, END)
+    p = make_gan(4, END)
     params = make_task(p, 4).init(jax.random.key(0))["params"]
     every = jnp.array(all_texts(4, END))
-    assert (np.array(every)[~np.array(mask_of(p, every))] == PAD).all()
-    other = jnp.where(mask_of(p, every), every, 1)  # words where the padding was
-    of = lambda texts: adversarial._rewards(
-        make_players(4, END, rollouts=0),
+    assert (np.array(every)[~np.array(token_mask(p, every))] == PAD).all()
+    other = jnp.where(token_mask(p, every), every, 1)  # words where the padding was
+    of = lambda texts: train_step._rewards(
+        make_gan(4, END, rollouts=0),
         params["generator"],
         params["discriminator"],
         {"tokens": texts},
@@ -269,7 +269,7 @@ GENTLE = dict(generator_updates=20, discriminator_updates=0, rollouts=0, reward=
 
 def divergence(params, reference) -> float:
     """Of the texts of two generators."""
-    p, every = make_players(), jnp.array(all_texts(3, -1))
+    p, every = make_gan(), jnp.array(all_texts(3, -1))
     a, b = (log_probability(p, x, every) for x in (params, reference))
     return float((jnp.exp(a) * (a - b)).sum())
 
@@ -287,7 +287,7 @@ def after_updates(**options):
 def test_what_is_added_to_the_reward(option):
     _, free, reference, _ = after_updates()
     _, held, _, metrics = after_updates(**{option: 3.0})
-    p, real = make_players(), jnp.array([[0, 1, 2]])
+    p, real = make_gan(), jnp.array([[0, 1, 2]])
     entropy = lambda g: divergence(g, {"table": jnp.zeros((T, 3, 3))})  # the lower, the more
     measure = {
         "kl": lambda g: divergence(g, reference),

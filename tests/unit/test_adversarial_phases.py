@@ -9,16 +9,16 @@ import pytest
 
 from bigjax.data.arrays import ArrayData
 from bigjax.errors import UserError
-from bigjax.projects.seqgan import rounds as adversarial
-from bigjax.projects.seqgan.in_rounds import InRounds
-from bigjax.projects.seqgan.players import PHASES, Options, shifted
-from tests.language import T, make_players, make_task, nll, place, play, texts
+from bigjax.projects.seqgan import train_step
+from bigjax.projects.seqgan.gan import PHASES, Options, shift_right
+from bigjax.projects.seqgan.round_batches import RoundBatches
+from tests.language import T, make_gan, make_task, nll, place, play, texts
 
 
 def test_maximum_likelihood_learns_and_sets_rollout_and_reference():
     batch = {"tokens": jnp.tile(jnp.array([0, 1, 2]), (8, 10, 1))}
     before, after, metrics = play("mle", batch)
-    g, p = after.params["generator"], make_players()
+    g, p = after.params["generator"], make_gan()
     real = batch["tokens"][0]
     assert nll(p, g, real) < 0.5 * nll(p, before.params["generator"], real)
     for x in (after.extras["rollout"], after.extras["reference"]):
@@ -30,15 +30,15 @@ def test_maximum_likelihood_learns_and_sets_rollout_and_reference():
 
 
 def test_scheduled_sampling_reads_its_own_words():
-    p, batch = make_players(scheduled_sampling=1.0), {"tokens": jnp.ones((4, T), jnp.int32)}
+    p, batch = make_gan(scheduled_sampling=1.0), {"tokens": jnp.ones((4, T), jnp.int32)}
     chain = 1e3 * jnp.broadcast_to(jnp.roll(jnp.eye(3), 1, 1), (T, 3, 3))  # after 0 comes 1, then 2
     own = functools.partial(
-        adversarial._own_words, p, {"table": chain}, batch, rng=jax.random.key(0)
+        train_step._scheduled_inputs, p, {"table": chain}, batch, rng=jax.random.key(0)
     )
-    np.testing.assert_array_equal(own(0.0), shifted(p, batch["tokens"]))
+    np.testing.assert_array_equal(own(0.0), shift_right(p, batch["tokens"]))
     np.testing.assert_array_equal(own(1.0), [[0, 1, 2]] * 4)
     many = {"tokens": jnp.full((5000, T), 2, jnp.int32)}
-    half = adversarial._own_words(p, {"table": chain}, many, 0.5, jax.random.key(0))
+    half = train_step._scheduled_inputs(p, {"table": chain}, many, 0.5, jax.random.key(0))
     assert (half[:, 0] == 0).all() and (half[:, 1] == 1).mean() == pytest.approx(0.5, abs=0.03)
 
 
@@ -125,12 +125,12 @@ def test_the_penalty_shrinks_the_discriminator():
 
 @pytest.mark.parametrize("at_once", [1, 40, 10_000])
 def test_negatives_follow_what_their_row_is_given(monkeypatch, at_once):
-    monkeypatch.setattr(adversarial, "WRITTEN_AT_ONCE", at_once)
-    p = make_players()
+    monkeypatch.setattr(train_step, "SAMPLE_ROWS", at_once)
+    p = make_gan()
     generator = make_task(p).init(jax.random.key(0))["params"]["generator"]
     topic = np.random.default_rng(0).integers(-1, 3, (6, 16))  # -1: any words
     rows = {"tokens": jnp.zeros((6, 16, T), jnp.int32), "topic": jnp.asarray(topic)}
-    got = np.array(adversarial._negatives(p, generator, rows, jax.random.key(0)))
+    got = np.array(train_step._negatives(p, generator, rows, jax.random.key(0)))
     assert (got[topic >= 0] == topic[topic >= 0][:, None]).all()
     assert len(np.unique(got[topic < 0], axis=0)) > 3
 
@@ -257,7 +257,7 @@ def round_data(seed, n=10, batch_size=4):
     arrays = {"tokens": np.arange(n * 2).reshape(n, 2), "weights": np.ones((n, 2), np.float32)}
     options = Options(mle_rounds=2, mle_updates=3, discriminator_rounds=1, pretrain_updates=2)
     rows = ArrayData(arrays, batch_size, seed)
-    return rows if seed is None else InRounds(rows, options.round)
+    return rows if seed is None else RoundBatches(rows, options.round)
 
 
 def test_a_round_is_a_function_of_seed_and_step():

@@ -15,11 +15,10 @@ from bigjax.data.wordpiece import SPECIALS, WordPiece
 from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
 from bigjax.layers.sampling import categorical
+from bigjax.projects.seqgan import generate_headlines, train_step
 from bigjax.projects.seqgan import headline as task
 from bigjax.projects.seqgan import headline_model as H
-from bigjax.projects.seqgan import rounds as adversarial
-from bigjax.projects.seqgan import writer as infer
-from bigjax.projects.seqgan.players import judge, mask_of, write
+from bigjax.projects.seqgan.gan import discriminate, token_mask, write
 from bigjax.train.state import State
 from bigjax.trees import named_leaves
 
@@ -48,13 +47,13 @@ KINDS = {
 }
 
 
-def players_config(kind):
+def config_of(kind):
     return dataclasses.replace(C, **KINDS[kind])
 
 
 @pytest.fixture(params=KINDS)
 def c(request):
-    return players_config(request.param)
+    return config_of(request.param)
 
 
 def given_rows(c):
@@ -77,11 +76,11 @@ TOKENS = np.random.default_rng(1).integers(5, V, (4, T))
 
 @functools.cache
 def networks(c):
-    """The players, compiled, and parameters that are not zero anywhere."""
+    """The GAN, compiled, and parameters that are not zero anywhere."""
     options = task.Config(rollouts=2, discriminator_l2=0.1)
-    players = task.make_players(H, c, options, T)
+    gan = task.make_gan(H, c, options, T)
     names = ("context", "step", "logits", "loss", "score")
-    players = players._replace(**{name: jax.jit(getattr(players, name)) for name in names})
+    gan = gan._replace(**{name: jax.jit(getattr(gan, name)) for name in names})
     given = given_rows(c)
     params = params_lib.unbox(
         {
@@ -93,7 +92,7 @@ def networks(c):
     )
     noise = lambda i, x: x + 0.3 * jax.random.normal(jax.random.key(i), x.shape)
     leaves, tree = jax.tree_util.tree_flatten(params)
-    return players, jax.tree_util.tree_unflatten(tree, map(noise, range(len(leaves)), leaves))
+    return gan, jax.tree_util.tree_unflatten(tree, map(noise, range(len(leaves)), leaves))
 
 
 def of_one(given, row):
@@ -104,28 +103,28 @@ def of_one(given, row):
 
 
 def test_step_gives_what_the_whole_pass_does(c):
-    players, params = networks(c)
+    gan, params = networks(c)
     g, given = params["generator"], given_rows(c)
-    context = players.context(g, given, None)
-    want = players.logits(g, context, TOKENS, None)
-    state, got = players.begin(4), []
+    context = gan.context(g, given, None)
+    want = gan.logits(g, context, TOKENS, None)
+    state, got = gan.begin(4), []
     for t in range(T):
-        logits, state = players.step(g, context, state, TOKENS[:, t])
+        logits, state = gan.step(g, context, state, TOKENS[:, t])
         got.append(logits)
     assert np.isfinite(want).all()
     np.testing.assert_allclose(np.stack(got, 1)[..., 5:], want[..., 5:], atol=1e-5)
 
 
 def test_every_parameter_learns(c):
-    players, params = networks(c)
+    gan, params = networks(c)
     given = given_rows(c)
 
     def of_generator(g):
-        context = players.context(g, given, None)
-        return players.loss(g, context, TOKENS, TOKENS[::-1], jnp.ones((4, T)), None)[0]
+        context = gan.context(g, given, None)
+        return gan.loss(g, context, TOKENS, TOKENS[::-1], jnp.ones((4, T)), None)[0]
 
     def of_discriminator(d):
-        logits, clicks = judge(players, d, given, TOKENS)
+        logits, clicks = discriminate(gan, d, given, TOKENS)
         return jax.nn.log_softmax(logits)[:, 0].sum() + (0 if clicks is None else clicks.sum())
 
     for network, loss in (("generator", of_generator), ("discriminator", of_discriminator)):
@@ -139,11 +138,9 @@ def test_every_parameter_learns(c):
 
 @pytest.mark.parametrize("encoder", ["lstm", "bert"])
 def test_it_reads_what_it_is_given_and_no_padding(encoder):
-    players, params = networks(dataclasses.replace(C, encoder=encoder))
+    gan, params = networks(dataclasses.replace(C, encoder=encoder))
     g, given = params["generator"], given_rows(C)
-    logits = lambda given: np.array(
-        players.logits(g, players.context(g, given, None), TOKENS, None)
-    )
+    logits = lambda given: np.array(gan.logits(g, gan.context(g, given, None), TOKENS, None))
     want = logits(given)
     for name, row, at, changes in (
         ("source", 0, 3, True),
@@ -166,12 +163,12 @@ def copying(g, bias):
 
 
 def test_what_is_attended_to_may_be_copied():
-    players, params = networks(C)
+    gan, params = networks(C)
     given = given_rows(C)
 
     def p(bias):
         g = copying(params["generator"], bias)
-        logits = players.logits(g, players.context(g, given, None), TOKENS, None)
+        logits = gan.logits(g, gan.context(g, given, None), TOKENS, None)
         return np.array(jax.nn.softmax(logits))
 
     own, both, copied = p(-30), p(0), p(30)
@@ -187,11 +184,9 @@ def test_what_is_attended_to_may_be_copied():
 
 
 def test_a_hot_word_is_biased_once():
-    players, params = networks(C)
+    gan, params = networks(C)
     g, given = copying(params["generator"], -30), given_rows(C)
-    logits = lambda given: np.array(
-        players.logits(g, players.context(g, given, None), TOKENS, None)
-    )
+    logits = lambda given: np.array(gan.logits(g, gan.context(g, given, None), TOKENS, None))
     more = logits(given) - logits({**given, "hot_mask": 0 * given["hot_mask"]})
     more = more[..., 5:] - more[..., 11:]  # against a word that is not hot
     assert np.abs(more[0, :, [2, 4]]).min() > 1e-4
@@ -205,22 +200,20 @@ def test_a_hot_word_is_biased_once():
 
 
 def test_special_pieces_are_neither_written_nor_learnt():
-    players, params = networks(C)
+    gan, params = networks(C)
     g, given = params["generator"], given_rows(C)
-    context = players.context(g, given, None)
+    context = gan.context(g, given, None)
     draw = jax.jit(
-        lambda key: write(
-            players, g, context, key, 4, functools.partial(categorical, temperature=5.0)
-        )
+        lambda key: write(gan, g, context, key, 4, functools.partial(categorical, temperature=5.0))
     )
     texts = np.concatenate([draw(jax.random.key(i)) for i in range(20)])
-    written = set(texts[np.array(mask_of(players, texts))].tolist())
+    written = set(texts[np.array(token_mask(gan, texts))].tolist())
     assert written == {SEP, *range(5, V)}
     targets = TOKENS.copy()
     targets[:, 1] = UNK
     ones = jnp.ones((4, T))
-    total, weight = players.loss(g, context, TOKENS, targets, ones, None)
-    want, _ = players.loss(g, context, TOKENS, targets, ones.at[:, 1].set(0), None)
+    total, weight = gan.loss(g, context, TOKENS, targets, ones, None)
+    want, _ = gan.loss(g, context, TOKENS, targets, ones.at[:, 1].set(0), None)
     assert weight == 4 * (T - 1) and total == pytest.approx(float(want)) and total < 1e3
 
 
@@ -240,54 +233,53 @@ def test_clicks_are_sometimes_not_told():
 
 
 def test_the_discriminator_compares_headline_and_source():
-    players, params = networks(C)
+    gan, params = networks(C)
     given, d = given_rows(C), params["discriminator"]
-    want = judge(players, d, given, TOKENS)
+    want = discriminate(gan, d, given, TOKENS)
     other = {**given, "source": given["source"][:, ::-1].copy()}
     other["source"][:, :5] = 10
-    got = judge(players, d, other, TOKENS)
+    got = discriminate(gan, d, other, TOKENS)
     for a, b in zip(want, got):
         different = np.abs(np.array(a - b).reshape(4, -1)).max(1) > 1e-6
         assert different[:2].all() and not different[3]
 
 
 def test_players_know_quantiles_of_clicks():
-    players, _ = networks(C)
-    quantile, known = players.clicks({"clicks": jnp.array([0, 1, 2, 3])})
+    gan, _ = networks(C)
+    quantile, known = gan.clicks({"clicks": jnp.array([0, 1, 2, 3])})
     np.testing.assert_allclose(quantile[1:], [1 / 6, 3 / 6, 5 / 6], rtol=1e-6)
     assert known.tolist() == [0, 1, 1, 1]
     logits = jnp.array([9.0, 0.5, -1.0, 2.0])
-    got = adversarial._click_loss(quantile, known, logits, jnp.array([1, 1, 0, 1]))
+    got = train_step._click_loss(quantile, known, logits, jnp.array([1, 1, 0, 1]))
     p = 1 / (1 + np.exp(-np.array([0.5, 2.0])))
     q = np.array([1 / 6, 5 / 6])
     assert got == pytest.approx(-(q * np.log(p) + (1 - q) * np.log(1 - p)).mean(), rel=1e-5)
 
 
 def test_clicks_are_part_of_the_reward():
-    players, params = networks(C)
+    gan, params = networks(C)
     given = {k: jnp.array(x) for k, x in given_rows(C).items()}
     last = lambda p: np.array(
-        adversarial._rewards(
+        train_step._rewards(
             p, params["generator"], params["discriminator"], given, TOKENS, jax.random.key(0)
         )
     )[:, -1]
-    _, clicks = judge(players, params["discriminator"], given, TOKENS)
-    more = last(players._replace(click_reward=0.5)) - last(players)
+    _, clicks = discriminate(gan, params["discriminator"], given, TOKENS)
+    more = last(gan._replace(click_reward=0.5)) - last(gan)
     np.testing.assert_allclose(more, 0.5 * jax.nn.sigmoid(clicks), rtol=1e-4)
 
 
 def test_a_discriminator_learns_without_hot_words_and_clicks():
-    players, params = networks(players_config("bare"))
+    gan, params = networks(config_of("bare"))
     tx = optax.sgd(0.1)
     opt_state = {"discriminator": tx.init({"discriminator": params["discriminator"]})}
     state = State(jnp.int32(0), params, opt_state, {}, None, jnp.bool_(False))
     rows = {
-        k: jnp.stack([x, x])
-        for k, x in {**given_rows(players_config("bare")), "tokens": TOKENS}.items()
+        k: jnp.stack([x, x]) for k, x in {**given_rows(config_of("bare")), "tokens": TOKENS}.items()
     }
-    task_ = types.SimpleNamespace(players=players)
+    task_ = types.SimpleNamespace(gan=gan)
     new, metrics = jax.eval_shape(
-        lambda: adversarial._discriminator(
+        lambda: train_step._discriminator(
             task_, {"discriminator": tx}, state, rows, jax.random.key(0), 3
         )
     )
@@ -306,20 +298,20 @@ def small():
         "source": given_rows(c)["source"] % 4 + 5,
         "hot": given_rows(c)["hot"] % 4 + 5,
     }
-    players = task.make_players(H, c, task.Config(), 3)
+    gan = task.make_gan(H, c, task.Config(), 3)
     init = jax.jit(H.Generator(c).init)
     params = params_lib.unbox(init(jax.random.key(0), TOKENS[:, :3] % 4 + 5, given)["params"])
     params = jax.tree_util.tree_map(lambda x: 4 * x, params)
-    return players, params, jax.jit(players.context)(params, given, None)
+    return gan, params, jax.jit(gan.context)(params, given, None)
 
 
-def all_texts(players, params, context):
+def all_texts(gan, params, context):
     """[(mean log-probability, text)] of every text there is, best first, for each row."""
     texts = list(itertools.product([SEP, *range(5, 9)], repeat=3))
     texts = sorted(
         {t[: t.index(SEP) + 1] + (PAD,) * (2 - t.index(SEP)) if SEP in t else t for t in texts}
     )
-    logits = jax.jit(players.logits)
+    logits = jax.jit(gan.logits)
     found = []
     for row in range(4):
         one = jax.tree_util.tree_map(
@@ -328,7 +320,7 @@ def all_texts(players, params, context):
         tokens = jnp.array(texts)
         inputs = jnp.concatenate([jnp.full((len(texts), 1), CLS), tokens[:, :-1]], axis=1)
         log_p = jax.nn.log_softmax(logits(params, one, inputs, None))
-        mask = np.array(mask_of(players, tokens))
+        mask = np.array(token_mask(gan, tokens))
         log_p = np.array(jnp.take_along_axis(log_p, tokens[..., None], axis=-1))[..., 0]
         mean = (log_p * mask).sum(1) / mask.sum(1)
         found.append(sorted(zip(mean.tolist(), texts), reverse=True))
@@ -336,9 +328,9 @@ def all_texts(players, params, context):
 
 
 def test_a_wide_beam_finds_what_brute_force_does(small):
-    players, params, context = small
-    texts, scores = infer.search(players, params, context, 4, 5**3)
-    for row, want in enumerate(all_texts(players, params, context)):
+    gan, params, context = small
+    texts, scores = generate_headlines.search(gan, params, context, 4, 5**3)
+    for row, want in enumerate(all_texts(gan, params, context)):
         n = len(want)
         assert [tuple(t) for t in texts[row, :n].tolist()] == [t for _, t in want]
         np.testing.assert_allclose(scores[row, :n], [s for s, _ in want], atol=1e-4)
@@ -346,16 +338,16 @@ def test_a_wide_beam_finds_what_brute_force_does(small):
 
 
 def test_a_beam_of_one_takes_the_likeliest_token(small):
-    players, params, context = small
-    texts, _ = infer.search(players, params, context, 4, 1)
-    greedy = infer.draw(players, params, context, jax.random.key(0), 4, 1, 0.0, 1.0)
+    gan, params, context = small
+    texts, _ = generate_headlines.search(gan, params, context, 4, 1)
+    greedy = generate_headlines.draw(gan, params, context, jax.random.key(0), 4, 1, 0.0, 1.0)
     assert texts.tolist() == greedy.tolist()
 
 
 def test_samples_follow_the_temperature(small):
-    players, params, context = small
+    gan, params, context = small
     draw = lambda t, p=1.0: np.array(
-        infer.draw(players, params, context, jax.random.key(0), 4, 64, t, p)
+        generate_headlines.draw(gan, params, context, jax.random.key(0), 4, 64, t, p)
     )
     different = lambda texts: len({tuple(t) for t in texts[0].tolist()})
     assert different(draw(0.3)) < different(draw(3.0))
@@ -365,9 +357,11 @@ def test_samples_follow_the_temperature(small):
 
 
 def test_headlines_are_different_and_ranked():
-    players, params = networks(C)
+    gan, params = networks(C)
     tokenizer = WordPiece([*SPECIALS, *"abcdefg"])
-    write = lambda **o: infer.Writer(players, params, tokenizer, infer.Options(**o))(given_rows(C))
+    write = lambda **o: generate_headlines.Writer(
+        gan, params, tokenizer, generate_headlines.Options(**o)
+    )(given_rows(C))
     found = write(number=3, beam=8)
     assert [len(row) for row in found] == [3] * 4
     for row in found:
@@ -390,7 +384,7 @@ def test_headlines_are_different_and_ranked():
     ],
 )
 def test_readable(text, want):
-    assert infer.readable(text) == want
+    assert generate_headlines.readable(text) == want
 
 
 @pytest.mark.parametrize(
@@ -425,4 +419,4 @@ def test_bad_models(changes, message):
 )
 def test_bad_options(changes, message):
     with pytest.raises(UserError, match=message):
-        infer.Options(**changes)
+        generate_headlines.Options(**changes)

@@ -11,16 +11,16 @@ from bigjax import modules, tasks
 from bigjax.errors import UserError
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.projects.seqgan import oracle_eval as oracle_eval
-from bigjax.projects.seqgan.players import shifted
+from bigjax.projects.seqgan.gan import shift_right
 from tests.unit.test_seqgan import tiny
 
 V, T = 7, 2
 EVERY = np.array(list(itertools.product(range(V), repeat=T)))
 
 
-def log_p(players, params, temperature=1.0):
+def log_p(gan, params, temperature=1.0):
     """Of every sequence, per token: [V^T, T]."""
-    logits = players.logits(params, (), shifted(players, EVERY), None) / temperature
+    logits = gan.logits(params, (), shift_right(gan, EVERY), None) / temperature
     return np.take_along_axis(np.array(jax.nn.log_softmax(logits)), EVERY[..., None], -1)[..., 0]
 
 
@@ -51,7 +51,7 @@ def test_both_likelihoods_at_each_temperature(cache_dir, one_device):
     oracle = log_p(corpus.oracle, corpus.oracle_params).mean(1)
     wanted = {}
     for end, temperature in (("", 1.0), ("_0.5", 0.5)):
-        own = log_p(task.players, params["generator"], temperature)
+        own = log_p(task.gan, params["generator"], temperature)
         wanted[f"nll_oracle{end}"] = -(np.exp(own.sum(1)) * oracle).sum()
         wanted[f"nll_test{end}"] = -np.mean([own[place[tuple(x)]] for x in test.tolist()])
     for k, value in wanted.items():  # of 10,000 texts, or exact

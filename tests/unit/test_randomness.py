@@ -11,12 +11,12 @@ import pytest
 from bigjax.infer.generate import Generator, Options
 from bigjax.layers import params as params_lib
 from bigjax.models import gpt
-from bigjax.projects.seqgan import rounds as adversarial
+from bigjax.projects.seqgan import train_step
 from bigjax.train.state import make_init
 from bigjax.train.step import make_step
 from tests import helpers
 from tests.keys import Draws
-from tests.language import make_players, make_task, texts
+from tests.language import make_gan, make_task, texts
 
 
 @pytest.fixture
@@ -79,17 +79,17 @@ ROUNDS = {
 }
 
 
-def played(players, task, phase, rows):
+def played(gan, task, phase, rows):
     txs = {k: optax.sgd(0.1) for k in ("mle", "adversarial", "discriminator")}
-    state = make_init(task, functools.partial(adversarial.init_optimizers, txs), 0, False)()
-    one_round = jax.jit(adversarial.make_round(task, txs, 0))
+    state = make_init(task, functools.partial(train_step.init_optimizers, txs), 0, False)()
+    one_round = jax.jit(train_step.make_round(task, txs, 0))
     jax.block_until_ready(one_round(state, None, {phase: rows}))
 
 
 @pytest.mark.parametrize("phase", ROUNDS)
 def test_no_two_draws_of_a_round_share_a_key(draws, phase):
     batches, options, n = ROUNDS[phase]
-    plain = make_players(**UPDATES, **options)
+    plain = make_gan(**UPDATES, **options)
 
     def drawing(f):  # as networks with dropout do
         def g(*arguments):
@@ -100,15 +100,15 @@ def test_no_two_draws_of_a_round_share_a_key(draws, phase):
 
         return g
 
-    players = plain._replace(score=drawing(plain.score), loss=drawing(plain.loss))
-    played(players, make_task(players), phase, texts(8, batches))
+    gan = plain._replace(score=drawing(plain.score), loss=drawing(plain.loss))
+    played(gan, make_task(gan), phase, texts(8, batches))
     draws.check_distinct(n)
 
 
 def test_negatives_that_are_written_in_turn_draw_anew(draws, monkeypatch):
-    monkeypatch.setattr(adversarial, "WRITTEN_AT_ONCE", 8)  # a batch at a time
-    players = make_players(**UPDATES)
-    played(players, make_task(players), "discriminator", texts(8, 2))
+    monkeypatch.setattr(train_step, "SAMPLE_ROWS", 8)  # a batch at a time
+    gan = make_gan(**UPDATES)
+    played(gan, make_task(gan), "discriminator", texts(8, 2))
     draws.check_distinct(2 * 3)
 
 

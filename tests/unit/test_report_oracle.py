@@ -18,7 +18,7 @@ def write_run(
     steps=4,
     oracle_seed=0,
     tempered=(),
-    name="judge",
+    name="discriminate",
     split="test",
     more=None,
     **task,

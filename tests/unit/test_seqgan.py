@@ -13,10 +13,9 @@ from bigjax import losses, tasks
 from bigjax.errors import UserError
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.projects.seqgan import model as seqgan
-from bigjax.projects.seqgan import oracle_data
-from bigjax.projects.seqgan import rounds as adversarial
-from bigjax.projects.seqgan.networks import make_players
-from bigjax.projects.seqgan.players import Options, go_on
+from bigjax.projects.seqgan import oracle_data, train_step
+from bigjax.projects.seqgan.gan import Options, sample_continuation
+from bigjax.projects.seqgan.networks import make_gan
 from bigjax.train import program as program_lib
 from bigjax.train import state as state_lib
 from tests import helpers
@@ -108,7 +107,7 @@ def test_discriminator_reads_what_is_not_masked(kind):
 
 def test_the_penalty_is_half_the_squares_of_the_last_layer():
     c = seqgan.Config(**SIZES)
-    p = make_players(seqgan, c, Options(), 5)
+    p = make_gan(seqgan, c, Options(), 5)
     head = {"kernel": np.array([[1.0, 2.0]]), "bias": np.array([2.0])}
     assert p.penalty({"embed": {"embedding": np.array([9.0])}, "head": head}) == 4.5
 
@@ -147,8 +146,8 @@ def test_sequences_shorter_than_a_filter_are_refused():
 # --- Rounds -----------------------------------------------------------------------------------
 
 
-def players_of(**changes):
-    """The players of the tiny config with other networks, and their parameters."""
+def gan_of(**changes):
+    """The GAN of the tiny config with other networks, and their parameters."""
     c = tiny(model=dict(n_heads=2, discriminator_heads=2, **changes), task=dict(reward="log_odds"))
     task = tasks.build(c)
     return c, task, jax.jit(task.init)(jax.random.key(0))["params"]
@@ -156,17 +155,17 @@ def players_of(**changes):
 
 @pytest.mark.parametrize("kind", ["lstm", "rnn", "gpt"])
 def test_rollouts_go_on_from_each_token_of_their_row(kind):
-    _, task, params = players_of(generator=kind, init_std=1.0)
-    p = task.players
+    _, task, params = gan_of(generator=kind, init_std=1.0)
+    p = task.gan
 
     def step(*args):  # so peaked that there is one text to write after each start
-        logits, state = task.players.step(*args)
+        logits, state = task.gan.step(*args)
         return 1e6 * logits, state
 
     p = p._replace(step=step)
     g, d = params["generator"], params["discriminator"]
     starts = jnp.arange(8, dtype=jnp.int32)
-    rest = go_on(
+    rest = sample_continuation(
         p,
         g,
         (),
@@ -177,7 +176,7 @@ def test_rollouts_go_on_from_each_token_of_their_row(kind):
     )
     tokens = jnp.concatenate([starts[:, None], rest], axis=1)
     assert len(np.unique(rest, axis=0)) > 3
-    rewards = jax.jit(lambda: adversarial._rewards(p, g, d, {}, tokens, jax.random.key(0)))()
+    rewards = jax.jit(lambda: train_step._rewards(p, g, d, {}, tokens, jax.random.key(0)))()
     np.testing.assert_allclose(rewards, np.repeat(rewards[:, -1:], 4, 1), rtol=1e-4)
     assert len(np.unique(rewards[:, 0].round(5))) > 3
 
@@ -194,10 +193,10 @@ def test_rollouts_go_on_from_each_token_of_their_row(kind):
     ids=str,
 )
 def test_all_networks_play_every_phase(changes):
-    c, task, params = players_of(**changes)
-    txs = adversarial.optimizers(c, task.players.options, params)
-    state = state_lib.make_init(task, functools.partial(adversarial.init_optimizers, txs), 0, False)
-    one_round = adversarial.make_round(task, txs, 0)
+    c, task, params = gan_of(**changes)
+    txs = train_step.optimizers(c, task.gan.options, params)
+    state = state_lib.make_init(task, functools.partial(train_step.init_optimizers, txs), 0, False)
+    one_round = train_step.make_round(task, txs, 0)
     for phase, n in (("mle", 4), ("discriminator", 2), ("adversarial", 4)):
         batch = {"tokens": jnp.zeros((16, n, 4), jnp.int32), "weights": jnp.ones((16, n, 4))}
         after, metrics = jax.eval_shape(lambda: one_round(state(), None, {phase: batch}))
@@ -214,17 +213,17 @@ def test_rounds_of_every_phase_are_traced_when_a_program_is_made(monkeypatch):
         traced.extend(batch)
         return state, {"loss": jnp.float32(0)}
 
-    monkeypatch.setattr(adversarial, "make_round", lambda task, txs, seed: one_round)
+    monkeypatch.setattr(train_step, "make_round", lambda task, txs, seed: one_round)
     c, mesh = tiny(), mesh_lib.make_mesh(dict(data=1), jax.devices()[:1])
     program_lib.make(c, tasks.build(c), mesh)
     assert traced == ["mle", "discriminator", "adversarial"]
 
 
 def test_what_is_frozen_of_the_generator_stays_in_every_phase():
-    c, task, params = players_of()
+    c, task, params = gan_of()
     with c.unlocked():
         c.optim.freeze = "generator/embed"
-    for kind, tx in adversarial.optimizers(c, task.players.options, params).items():
+    for kind, tx in train_step.optimizers(c, task.gan.options, params).items():
         network = {"discriminator": "discriminator"}.get(kind, "generator")
         mine = {network: params[network]}
         ones = jax.tree_util.tree_map(jnp.ones_like, mine)

@@ -11,7 +11,7 @@ from bigjax.data.wordpiece import WordPiece
 from bigjax.errors import UserError
 from bigjax.projects.seqgan.headline_data import HeadlineData, Headlines
 from bigjax.projects.seqgan.hot_words import write_hot_words
-from bigjax.projects.seqgan.in_rounds import InRounds
+from bigjax.projects.seqgan.round_batches import RoundBatches
 
 HOT_WORDS = "hot_words.txt"  # in a run's folder
 NEIGHBOURS, MIN_COSINE = 5, 0.5  # of word vectors that stand in for a thesaurus
@@ -50,7 +50,7 @@ class Corpus:
             write_hot_words(folder / HOT_WORDS, self.hot_words)
 
 
-class ChangedInRounds(InRounds):
+class ChangedInRounds(RoundBatches):
     """Batches of HeadlineData in rounds, changed by changed(batch, seed, first_row, judged)."""
 
     def __init__(self, data: HeadlineData, options, changed: Callable, seed: int) -> None:

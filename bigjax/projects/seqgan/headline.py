@@ -18,10 +18,10 @@ from bigjax.errors import UserError
 from bigjax.projects.seqgan import headline_data
 from bigjax.projects.seqgan import model as seqgan
 from bigjax.projects.seqgan.augmented import Corpus
-from bigjax.projects.seqgan.players import (
+from bigjax.projects.seqgan.gan import (
+    GAN,
     Options,
-    Players,
-    half_squares,
+    half_sum_of_squares,
 )
 from bigjax.projects.seqgan.task import adversarial_task, check_training
 from bigjax.tasks import Task, check_vocabulary, data_module, family_for
@@ -91,7 +91,7 @@ def build(config, options: Config) -> Task:
 
     return adversarial_task(
         c,
-        make_players(family, c, options, config.data.seq_len),
+        make_gan(family, c, options, config.data.seq_len),
         {"generator": family.Generator(c), "discriminator": family.Discriminator(c)},
         _examples(c, config.data.seq_len),
         _batch_row(c),
@@ -114,7 +114,7 @@ def headline_options(config, c, options: Config) -> headline_data.HeadlineOption
     )
 
 
-def make_players(family, c, options: Config, length: int) -> Players:
+def make_gan(family, c, options: Config, length: int) -> GAN:
     """The networks of a config, for headlines of `length` tokens. given: a batch's rows."""
     generator, discriminator = family.Generator(c), family.Discriminator(c)
     of = lambda name: lambda params, *args: generator.apply({"params": params}, *args, method=name)
@@ -125,7 +125,7 @@ def make_players(family, c, options: Config, length: int) -> Players:
         bucket = given["clicks"]
         return jnp.maximum(bucket - 0.5, 0) / c.click_buckets, (bucket > 0).astype(jnp.float32)
 
-    return Players(
+    return GAN(
         options,
         length,
         start_id=start,
@@ -141,7 +141,9 @@ def make_players(family, c, options: Config, length: int) -> Players:
         score=lambda params, given, tokens, mask, rng: discriminator.apply(
             {"params": params}, tokens, mask, given, rng
         ),
-        penalty=lambda params: half_squares([params["head"], seqgan.last_layer(params["text"])]),
+        penalty=lambda params: half_sum_of_squares(
+            [params["head"], seqgan.last_layer(params["text"])]
+        ),
         clicks=clicks,
         click_reward=options.click_reward,
     )

@@ -264,9 +264,9 @@ class Discriminator(nn.Module):
         logits = seqgan.Discriminator(c, name="text")(tokens_BT, mask_BT, keys[0])
         embed = Embed(c.vocab_size, d, init_std=c.init_std, **types, name="embed")
         # Means of small embeddings are smaller still: without the norm their product is nothing.
-        said = Norm(**types, name="said_norm")(_mean(embed(tokens_BT), mask_BT))
+        said = Norm(**types, name="headline_norm")(_mean(embed(tokens_BT), mask_BT))
         source = _mean(embed(given["source"]), given["source_mask"] > 0)
-        told = Norm(**types, name="told_norm")(source)
+        told = Norm(**types, name="source_norm")(source)
         y = jnp.concatenate([said, told, said * told], axis=-1)
         y = jax.nn.relu(
             Dense((d,), ("embed",), (None,), init_std=c.init_std, **types, name="match")(y)

@@ -12,8 +12,8 @@ from bigjax.errors import UserError
 from bigjax.evals import Context, text_metrics
 from bigjax.parallel import sharding
 from bigjax.projects.seqgan import hot_word_metrics
-from bigjax.projects.seqgan.players import judge, until
-from bigjax.projects.seqgan.writer import readable, search
+from bigjax.projects.seqgan.gan import discriminate, until
+from bigjax.projects.seqgan.generate_headlines import readable, search
 
 WIDTH = 4  # of the beam search
 _START = 200  # characters of an article in the file
@@ -35,7 +35,7 @@ def build(name: str, options: Config, context: Context):
     also has the numbers of the lead sentence (lead_rouge1, ...) and of the sentence with most hot
     words.
     """
-    config, p = context.config, getattr(context.task, "players", None)
+    config, p = context.config, getattr(context.task, "gan", None)
     if p is None or p.clicks is None:
         raise UserError(
             f"evals.{name}.kind={config.evals[name].kind!r} is for "
@@ -50,7 +50,7 @@ def build(name: str, options: Config, context: Context):
     def written(params, batch):
         g = params["generator"]
         found, _ = search(p, g, p.context(g, batch, None), batch_size, WIDTH)
-        logits, _ = judge(p, params["discriminator"], batch, found[:, 0])
+        logits, _ = discriminate(p, params["discriminator"], batch, found[:, 0])
         return found[:, 0], jax.nn.sigmoid(logits[:, 1] - logits[:, 0])
 
     @functools.cache

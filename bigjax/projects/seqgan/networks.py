@@ -1,12 +1,12 @@
-"""The networks of model.py as players."""
+"""The networks of model.py as a GAN."""
 
-from bigjax.projects.seqgan.players import Options, Players, half_squares
+from bigjax.projects.seqgan.gan import GAN, Options, half_sum_of_squares
 
 
-def make_players(family, c, options: Options, length: int) -> Players:
+def make_gan(family, c, options: Options, length: int) -> GAN:
     """The networks of a config without conditions: sequences of `length` tokens from token 0."""
     generator, discriminator = family.Generator(c), family.Discriminator(c)
-    return Players(
+    return GAN(
         options,
         length,
         start_id=0,
@@ -26,5 +26,5 @@ def make_players(family, c, options: Options, length: int) -> Players:
         score=lambda params, given, tokens, mask, rng: discriminator.apply(
             {"params": params}, tokens, mask, rng
         ),
-        penalty=lambda params: half_squares(family.last_layer(params)),
+        penalty=lambda params: half_sum_of_squares(family.last_layer(params)),
     )

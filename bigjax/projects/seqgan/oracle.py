@@ -8,8 +8,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from bigjax.projects.seqgan.networks import make_players
-from bigjax.projects.seqgan.players import Options
+from bigjax.projects.seqgan.gan import Options
+from bigjax.projects.seqgan.networks import make_gan
 from bigjax.projects.seqgan.task import adversarial_task, check_training
 from bigjax.tasks import Task, data_module, family_for
 
@@ -20,7 +20,7 @@ class Config(Options):
 
 
 def build(config, options: Config) -> Task:
-    """Batches: tokens int, weights [B, T]; in training several at once, see in_rounds.py."""
+    """Batches: tokens int, weights [B, T]; in training several at once, see round_batches.py."""
     check_training(config)
     family, c = family_for(
         config,
@@ -33,7 +33,7 @@ def build(config, options: Config) -> Task:
 
     return adversarial_task(
         c,
-        make_players(family, c, options, T),
+        make_gan(family, c, options, T),
         {"generator": family.Generator(c), "discriminator": family.Discriminator(c)},
         {"generator": (tokens,), "discriminator": (tokens, mask)},
         {},

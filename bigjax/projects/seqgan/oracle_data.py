@@ -16,9 +16,9 @@ from bigjax.data.arrays import ArrayData
 from bigjax.data.files import LOCAL_CACHE, cache_folder, write_atomically
 from bigjax.errors import UserError
 from bigjax.projects.seqgan import model as family
-from bigjax.projects.seqgan.in_rounds import InRounds
-from bigjax.projects.seqgan.networks import make_players
-from bigjax.projects.seqgan.players import Options, write
+from bigjax.projects.seqgan.gan import Options, write
+from bigjax.projects.seqgan.networks import make_gan
+from bigjax.projects.seqgan.round_batches import RoundBatches
 
 SPLITS = ("train", "valid", "test")
 AT_ONCE = 1000  # sequences
@@ -46,7 +46,7 @@ class Config:
 class OracleText:
     """The oracle, and the sequences that it wrote.
 
-    Attributes: fingerprint, of all sequences; tokenizer, None; oracle, its Players, and
+    Attributes: fingerprint, of all sequences; tokenizer, None; oracle, its GAN, and
     oracle_params.
     """
 
@@ -61,7 +61,7 @@ class OracleText:
                 f"The oracle writes {c.vocab_size} words, but model.vocab_size is "
                 f"{config.model.vocab_size}: set that to {c.vocab_size}."
             )
-        self.oracle = make_players(family, c, options, config.data.seq_len)
+        self.oracle = make_gan(family, c, options, config.data.seq_len)
         self._options = options
         self._splits = self._load(config, arrays, log)
         self.fingerprint = _hash(self._splits.values())
@@ -73,12 +73,12 @@ class OracleText:
                 )
 
     def split(self, name: str, *, batch_size: int, seed: int | None = None):
-        """ArrayData; with a seed InRounds."""
+        """ArrayData; with a seed RoundBatches."""
         tokens = self._splits[name]
         rows = ArrayData(
             {"tokens": tokens, "weights": np.ones(tokens.shape, np.float32)}, batch_size, seed
         )
-        return rows if seed is None else InRounds(rows, self._options.round)
+        return rows if seed is None else RoundBatches(rows, self._options.round)
 
     def _load(self, config, arrays, log) -> dict[str, np.ndarray]:
         o, T = config.data, config.data.seq_len

@@ -17,7 +17,7 @@ from bigjax.errors import UserError
 from bigjax.evals import Context
 from bigjax.layers.sampling import categorical
 from bigjax.parallel import sharding
-from bigjax.projects.seqgan.players import shifted, write
+from bigjax.projects.seqgan.gan import shift_right, write
 
 TEXTS = 10_000
 AT_ONCE = 512  # texts: so few that their logits stay in the cache
@@ -41,7 +41,7 @@ def build(name: str, options: Config, context: Context):
     if not hasattr(context.corpus, "oracle"):
         kind = context.config.evals[name].kind
         raise UserError(f"evals.{name}.kind={kind!r} needs task.name='seqgan.oracle'.")
-    p, corpus = context.task.players, context.corpus
+    p, corpus = context.task.gan, context.corpus
     batch_size = context.config.train.batch_size
     at_once = -(-AT_ONCE // batch_size) * batch_size  # so that rows divide over the devices
     data = corpus.split(options.split, batch_size=at_once)
@@ -54,12 +54,12 @@ def build(name: str, options: Config, context: Context):
             p, params, (), key, at_once, functools.partial(categorical, temperature=temperature)
         )
         tokens = sharding.constrain(tokens, "batch", "length")
-        logits = corpus.oracle.logits(corpus.oracle_params, (), shifted(p, tokens), None)
+        logits = corpus.oracle.logits(corpus.oracle_params, (), shift_right(p, tokens), None)
         return losses.cross_entropy(logits, tokens, jnp.ones(tokens.shape))
 
     @functools.partial(jax.jit, static_argnames="temperature")
     def held_out(params, batch, temperature):
-        logits = p.logits(params, (), shifted(p, batch["tokens"]), None) / temperature
+        logits = p.logits(params, (), shift_right(p, batch["tokens"]), None) / temperature
         return losses.cross_entropy(logits, batch["tokens"], batch["weights"])
 
     def evaluate(params, extras, step: int) -> dict[str, float]:

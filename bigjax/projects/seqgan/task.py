@@ -1,4 +1,4 @@
-"""The task of adversarial training: players, whose steps are rounds."""
+"""The task of adversarial training, whose steps are rounds."""
 
 from collections.abc import Callable
 import dataclasses
@@ -8,14 +8,14 @@ import jax
 from bigjax.config import get
 from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
-from bigjax.projects.seqgan import rounds
-from bigjax.projects.seqgan.players import Players, shifted
+from bigjax.projects.seqgan import train_step
+from bigjax.projects.seqgan.gan import GAN, shift_right
 from bigjax.tasks import Task, array_shapes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdversarialTask(Task):
-    players: Players
+    gan: GAN
 
 
 def check_training(config) -> None:
@@ -27,7 +27,7 @@ def check_training(config) -> None:
         )
     for key, off, why in (
         ("train.accumulate", 1, "updates are of whole batches"),
-        ("train.ema", 0, "players are not averaged"),
+        ("train.ema", 0, "the networks are not averaged"),
         ("optim.offload", False, "the networks are small"),
         ("train.debug_nans", False, "a round of many updates would take hours step by step"),
     ):
@@ -38,9 +38,9 @@ def check_training(config) -> None:
 
 
 def adversarial_task(
-    c, players: Players, networks: dict, examples: dict, given: dict, load_data: Callable, **more
+    c, gan: GAN, networks: dict, examples: dict, given: dict, load_data: Callable, **more
 ) -> Task:
-    """The Task of players.
+    """The Task that trains a GAN.
 
     c: the model's Config. networks: the Flax modules 'generator' and 'discriminator'; examples:
     what each is called with, one row. given: of a batch what texts are conditioned on, one row.
@@ -63,13 +63,13 @@ def adversarial_task(
     def loss(params, extras, frozen, batch, rng, train):
         del frozen
         tokens, rng, g = batch["tokens"], rng if train else None, params["generator"]
-        inputs = batch.get("inputs", shifted(players, tokens))
-        nll = players.loss(g, players.context(g, batch, rng), inputs, tokens, batch["weights"], rng)
+        inputs = batch.get("inputs", shift_right(gan, tokens))
+        nll = gan.loss(g, gan.context(g, batch, rng), inputs, tokens, batch["weights"], rng)
         return nll, ({"nll": nll}, extras)
 
     def batch_shapes(batch_size, step):
-        phase, n, _ = players.options.round(step)
-        text = {"tokens": (1, players.length)}, {"weights": (1, players.length)}
+        phase, n, _ = gan.options.round(step)
+        text = {"tokens": (1, gan.length)}, {"weights": (1, gan.length)}
         return {
             phase: {
                 k: jax.ShapeDtypeStruct((batch_size, n, *x.shape[1:]), x.dtype)
@@ -87,7 +87,7 @@ def adversarial_task(
     def rate_key(metric, step):
         if metric.startswith("discriminator"):
             return "task.discriminator_learning_rate"
-        phase, _, _ = players.options.round(step)
+        phase, _, _ = gan.options.round(step)
         return "optim.learning_rate" if phase == "mle" else "task.adversarial_learning_rate"
 
     task = AdversarialTask(
@@ -99,11 +99,11 @@ def adversarial_task(
         model=networks["generator"],
         model_config=c,
         extras_of=extras_of,
-        make_step=lambda config, params: rounds.make_step(task, config, params),
-        phases=lambda steps: [(phase, first) for phase, first, _ in players.options.phases(steps)],
-        describe=lambda steps: f"{steps} rounds ({players.options.describe(steps)})",
+        make_step=lambda config, params: train_step.make_step(task, config, params),
+        phases=lambda steps: [(phase, first) for phase, first, _ in gan.options.phases(steps)],
+        describe=lambda steps: f"{steps} rounds ({gan.options.describe(steps)})",
         rate_key=rate_key,
-        players=players,
+        gan=gan,
         **more,
     )
     return task

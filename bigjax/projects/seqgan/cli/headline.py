@@ -6,7 +6,7 @@ By beam search, or with --temperature as samples; the discriminator ranks them.
 import dataclasses
 
 from bigjax.arguments import MODEL, SETTLED, STEP, Arguments, Command, Flag
-from bigjax.projects.seqgan.options import Options
+from bigjax.projects.seqgan.generation_options import Options
 
 COMMAND = Command(
     flags=(

@@ -14,10 +14,17 @@ import optax
 
 from bigjax import losses, optim
 from bigjax.layers.sampling import categorical
-from bigjax.projects.seqgan.players import go_on, judge, mask_of, shifted, states_of, write
+from bigjax.projects.seqgan.gan import (
+    discriminate,
+    sample_continuation,
+    shift_right,
+    states_of,
+    token_mask,
+    write,
+)
 from bigjax.train.state import State, check_kept
 
-WRITTEN_AT_ONCE = 512  # rows: more are written in turn, so few that their logits stay in the cache
+SAMPLE_ROWS = 512  # rows: more are written in turn, so few that their logits stay in the cache
 
 
 def optimizers(config, options, params) -> dict[str, optax.GradientTransformation]:
@@ -53,7 +60,7 @@ def optimizers(config, options, params) -> dict[str, optax.GradientTransformatio
 
 def make_step(task, config, params) -> tuple[Callable, Callable]:
     """Task.make_step: a step is a round."""
-    txs = optimizers(config, task.players.options, params)
+    txs = optimizers(config, task.gan.options, params)
     return functools.partial(init_optimizers, txs), make_round(task, txs, config.seed)
 
 
@@ -69,7 +76,7 @@ def make_round(task, txs: dict, seed: int) -> Callable:
     batch: {phase: arrays [B, batches, ...]}. A round with a loss or gradient that is not finite
     leaves everything as it was before, so that the loop can stop there.
     """
-    rollout_rate = task.players.options.rollout_rate
+    rollout_rate = task.gan.options.rollout_rate
     phases = {"mle": _maximum_likelihood, "discriminator": _pretrain, "adversarial": _adversarial}
 
     def one_round(state: State, frozen, batch) -> tuple[State, dict]:
@@ -117,7 +124,7 @@ def _replace(state: State, network: str, kind: str, params, opt_state) -> State:
 
 
 def _maximum_likelihood(task, txs, state: State, rows, rng) -> tuple[State, dict]:
-    p, o = task.players, task.players.options
+    p, o = task.gan, task.gan.options
 
     def update(carry, item):
         (params, opt_state), (i, batch) = carry, item
@@ -127,7 +134,7 @@ def _maximum_likelihood(task, txs, state: State, rows, rng) -> tuple[State, dict
             # Not key itself: the network draws its dropout with split(key), whose parts are
             # fold_in(key, 0), fold_in(key, 1), ...
             own = jax.random.fold_in(key, 2**20)
-            batch = {**batch, "inputs": _own_words(p, params, batch, progress, own)}
+            batch = {**batch, "inputs": _scheduled_inputs(p, params, batch, progress, own)}
 
         def loss(g):
             (total, weight), _ = task.loss({"generator": g}, {}, None, batch, key, True)
@@ -142,7 +149,7 @@ def _maximum_likelihood(task, txs, state: State, rows, rng) -> tuple[State, dict
     return _replace(state, "generator", "mle", *done), metrics
 
 
-def _own_words(p, params, batch, progress, rng) -> jax.Array:
+def _scheduled_inputs(p, params, batch, progress, rng) -> jax.Array:
     """Scheduled sampling (https://arxiv.org/abs/1506.03099): inputs [B, T] of which a share that
     grows with the rounds are the generator's own choices after what it read before."""
     tokens, context = batch["tokens"], p.context(params, batch, None)
@@ -161,11 +168,11 @@ def _own_words(p, params, batch, progress, rng) -> jax.Array:
 
 
 def _pretrain(task, txs, state: State, rows, rng) -> tuple[State, dict]:
-    return _discriminator(task, txs, state, rows, rng, task.players.options.pretrain_updates)
+    return _discriminator(task, txs, state, rows, rng, task.gan.options.pretrain_updates)
 
 
 def _adversarial(task, txs, state: State, rows, rng) -> tuple[State, dict]:
-    o, tree_map = task.players.options, jax.tree_util.tree_map
+    o, tree_map = task.gan.options, jax.tree_util.tree_map
     n = o.generator_updates
     state, metrics = _generator(task, txs, state, tree_map(lambda x: x[:n], rows), rng)
     if o.constant or not o.discriminator_updates:
@@ -185,7 +192,7 @@ def _adversarial(task, txs, state: State, rows, rng) -> tuple[State, dict]:
 
 
 def _generator(task, txs, state: State, rows, rng) -> tuple[State, dict]:
-    p, o = task.players, task.players.options
+    p, o = task.gan, task.gan.options
     rollout, reference = state.extras["rollout"], state.extras["reference"]
 
     def update(carry, item):
@@ -193,7 +200,7 @@ def _generator(task, txs, state: State, rows, rng) -> tuple[State, dict]:
         keys = jax.random.split(jax.random.fold_in(rng, i), 4)
         context = p.context(params, batch, None)
         tokens = write(p, params, context, keys[0], len(batch["tokens"]))
-        mask = mask_of(p, tokens)
+        mask = token_mask(p, tokens)
         rewards = _rewards(p, rollout, state.params["discriminator"], batch, tokens, keys[1])
         weights = mask.astype(jnp.float32)
 
@@ -204,11 +211,11 @@ def _generator(task, txs, state: State, rows, rng) -> tuple[State, dict]:
         if o.likelihood or o.kl:
             log_p, log_q = (_log_probability(p, g, batch, tokens) for g in (params, reference))
             metrics["kl"] = mean(log_p - log_q)
-            rewards += _to_go(o.likelihood * log_q - o.kl * (log_p - log_q), weights)
+            rewards += _reward_to_go(o.likelihood * log_q - o.kl * (log_p - log_q), weights)
         advantage = _advantage(o, rewards, mask)
 
         def loss(g):
-            inputs, context = shifted(p, tokens), p.context(g, batch, keys[2])
+            inputs, context = shift_right(p, tokens), p.context(g, batch, keys[2])
             total, _ = p.loss(g, context, inputs, tokens, weights * advantage, keys[2])
             value, more = total / weights.sum(), {}
             if o.entropy:
@@ -237,7 +244,7 @@ def _rewards(p, policy, discriminator, given, tokens, rng) -> jax.Array:
         return jnp.full((B, T), 0.5)
 
     def reward(given, texts):
-        logits, clicks = judge(p, discriminator, given, texts)
+        logits, clicks = discriminate(p, discriminator, given, texts)
         odds = logits[:, 1] - logits[:, 0]
         found = odds if o.reward == "log_odds" else jax.nn.sigmoid(odds)
         return found + p.click_reward * jax.nn.sigmoid(clicks) if p.click_reward else found
@@ -258,7 +265,7 @@ def _rewards(p, policy, discriminator, given, tokens, rng) -> jax.Array:
         if found:  # one after the other: side by side they fight for cache and memory
             state, found[-1] = jax.lax.optimization_barrier((state, found[-1]))
         prefix = repeat(tokens[:, : t + 1])
-        rest = go_on(
+        rest = sample_continuation(
             p, policy, context, state, prefix[:, -1], jax.random.fold_in(rng, t), T - 1 - t
         )
         texts = jnp.concatenate([prefix, rest], axis=1)
@@ -268,12 +275,12 @@ def _rewards(p, policy, discriminator, given, tokens, rng) -> jax.Array:
 
 def _log_probability(p, generator, given, tokens) -> jax.Array:
     """Of each token after those before it, float32 [B, T]."""
-    logits = p.logits(generator, p.context(generator, given, None), shifted(p, tokens), None)
+    logits = p.logits(generator, p.context(generator, given, None), shift_right(p, tokens), None)
     picked = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     return picked - jax.nn.logsumexp(logits, axis=-1)
 
 
-def _to_go(rewards_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
+def _reward_to_go(rewards_BT: jax.Array, weights_BT: jax.Array) -> jax.Array:
     """The sum of a token's reward and of those after it."""
     return jnp.cumsum((rewards_BT * weights_BT)[:, ::-1], axis=1)[:, ::-1]
 
@@ -297,7 +304,7 @@ def _advantage(o, rewards, mask) -> jax.Array:
 
 def _discriminator(task, txs, state: State, rows, rng, n: int) -> tuple[State, dict]:
     """n updates, each on half a batch of real text and as many that the generator wrote."""
-    p, o = task.players, task.players.options
+    p, o = task.gan, task.gan.options
     written = o.negatives or len(rows["tokens"])
     theirs = jax.tree_util.tree_map(lambda x: x[:written], rows)
     fake = {**theirs, "tokens": _negatives(p, state.params["generator"], theirs, rng)}
@@ -320,7 +327,7 @@ def _discriminator(task, txs, state: State, rows, rng, n: int) -> tuple[State, d
         label = jnp.tile(jnp.array([1, 0]), len(real["tokens"]))
 
         def loss(d):
-            logits, clicks = judge(p, d, both, both["tokens"], jax.random.fold_in(rng, i))
+            logits, clicks = discriminate(p, d, both, both["tokens"], jax.random.fold_in(rng, i))
             total, weight = losses.cross_entropy(logits, label, jnp.ones(len(label)))
             value = total / weight + o.discriminator_l2 * p.penalty(d)
             metrics = {
@@ -350,7 +357,7 @@ def _click_loss(quantile, known, logits, label) -> jax.Array:
 def _negatives(p, generator, rows, rng) -> jax.Array:
     """What the generator writes for rows [U, B, ...]: int32 [U, B, T], many batches at once."""
     U, B, T = rows["tokens"].shape
-    parts = min(U, -(-U * B // WRITTEN_AT_ONCE))
+    parts = min(U, -(-U * B // SAMPLE_ROWS))
     at_once = -(-U // parts)
     rows = jax.tree_util.tree_map(  # the first ones again where the last part would be short
         lambda x: jnp.concatenate([x, x[: parts * at_once - U]]), rows

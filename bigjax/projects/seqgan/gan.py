@@ -1,4 +1,4 @@
-"""Adversarial training: its options, its rounds, its players and what they write."""
+"""Adversarial training: its options, its rounds, its networks and what they write."""
 
 from collections.abc import Callable
 import dataclasses
@@ -121,7 +121,7 @@ class Options:
         return [(phase, *counts) for phase, counts in zip(PHASES, of_phase)]
 
 
-class Players(NamedTuple):
+class GAN(NamedTuple):
     """The generator and the discriminator as pure functions, for rounds.py.
 
     Rows of text are int [B, T]. `given` is what they are conditioned on, arrays with B rows ({} =
@@ -145,43 +145,45 @@ class Players(NamedTuple):
     click_reward: float = 0.0  # weight of the predicted quantile beside the reward of being real
 
 
-def half_squares(params) -> jax.Array:
+def half_sum_of_squares(params) -> jax.Array:
     """Half the sum of squares, as L2 weighs parameters."""
     return sum(0.5 * jnp.square(x).sum() for x in jax.tree_util.tree_leaves(params))
 
 
-def judge(
-    players: Players, params, given, tokens_BT: jax.Array, rng: jax.Array | None = None
+def discriminate(
+    gan: GAN, params, given, tokens_BT: jax.Array, rng: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array | None]:
     """What the discriminator (its params) says of texts: logits_B2 of generated and of real, and
     the logit_B of the quantile of clicks, None if it predicts none."""
-    found = players.score(params, given, tokens_BT, mask_of(players, tokens_BT), rng)
+    found = gan.score(params, given, tokens_BT, token_mask(gan, tokens_BT), rng)
     return found if isinstance(found, tuple) else (found, None)
 
 
-def shifted(players: Players, tokens_BT: jax.Array) -> jax.Array:
+def shift_right(gan: GAN, tokens_BT: jax.Array) -> jax.Array:
     """What the generator reads to predict these tokens: int [B, T]."""
-    return jnp.pad(tokens_BT[:, :-1], ((0, 0), (1, 0)), constant_values=players.start_id)
+    return jnp.pad(tokens_BT[:, :-1], ((0, 0), (1, 0)), constant_values=gan.start_id)
 
 
-def mask_of(players: Players, tokens_BT: jax.Array) -> jax.Array:
+def token_mask(gan: GAN, tokens_BT: jax.Array) -> jax.Array:
     """True up to the end token and on it, bool [B, T]."""
-    if players.end_id < 0:
+    if gan.end_id < 0:
         return jnp.ones_like(tokens_BT, bool)
-    ended = jnp.cumsum(tokens_BT == players.end_id, axis=1)
-    return (ended == 0) | ((ended == 1) & (tokens_BT == players.end_id))
+    ended = jnp.cumsum(tokens_BT == gan.end_id, axis=1)
+    return (ended == 0) | ((ended == 1) & (tokens_BT == gan.end_id))
 
 
 def write(
-    players: Players, params, context, rng: jax.Array, batch: int, choose: Callable = categorical
+    gan: GAN, params, context, rng: jax.Array, batch: int, choose: Callable = categorical
 ) -> jax.Array:
-    """Texts from the generator (its params), int32 [batch, T]. choose: see go_on."""
-    start = jnp.full(batch, players.start_id, jnp.int32)
-    return go_on(players, params, context, players.begin(batch), start, rng, players.length, choose)
+    """Texts from the generator (its params), int32 [batch, T]. choose: see sample_continuation."""
+    start = jnp.full(batch, gan.start_id, jnp.int32)
+    return sample_continuation(
+        gan, params, context, gan.begin(batch), start, rng, gan.length, choose
+    )
 
 
-def go_on(
-    players: Players,
+def sample_continuation(
+    gan: GAN,
     params,
     context,
     state,
@@ -198,11 +200,11 @@ def go_on(
 
     def one(carry, key):
         token, state = carry
-        logits, state = players.step(params, context, state, token)
+        logits, state = gan.step(params, context, state, token)
         new = choose(logits, key)
-        if players.end_id >= 0:
-            ended = (token == players.end_id) | (token == players.pad_id)
-            new = jnp.where(ended, players.pad_id, new)
+        if gan.end_id >= 0:
+            ended = (token == gan.end_id) | (token == gan.pad_id)
+            new = jnp.where(ended, gan.pad_id, new)
         return (new, state), new
 
     _, new = jax.lax.scan(one, (tokens_B, state), jax.random.split(rng, n))
@@ -214,38 +216,38 @@ def whole(params):
     return jax.tree_util.tree_map(lambda x: constrain(x, *[None] * x.ndim), params)
 
 
-def states_of(players: Players, params, context, tokens_BT: jax.Array):
+def states_of(gan: GAN, params, context, tokens_BT: jax.Array):
     """The generator's states before it reads each token but the first start: leaf [T, B, ...].
 
-    The state at t has read all that comes before token t, so it is where `go_on` starts from it.
+    The state at t has read all that comes before token t: `sample_continuation` starts there.
     """
     params = whole(params)
 
     def one(state, token):
-        _, state = players.step(params, context, state, token)
+        _, state = gan.step(params, context, state, token)
         return state, state
 
-    inputs = shifted(players, tokens_BT)
-    return jax.lax.scan(one, players.begin(len(tokens_BT)), inputs.T)[1]
+    inputs = shift_right(gan, tokens_BT)
+    return jax.lax.scan(one, gan.begin(len(tokens_BT)), inputs.T)[1]
 
 
-def decoder(players: Players) -> Decoder:
-    """The generator (its params), for infer's search; its contexts are `Players.context`'s."""
+def decoder(gan: GAN) -> Decoder:
+    """The generator (its params), for infer's search; its contexts are `GAN.context`'s."""
 
     def begin(params, context, slots):
-        del slots  # all texts have room for players.length
+        del slots  # all texts have room for gan.length
         rows = len(jax.tree_util.tree_leaves(context)[0])
-        return context, players.begin(rows)
+        return context, gan.begin(rows)
 
     def step(params, state, tokens_B):
         context, state = state
-        logits, state = players.step(params, context, state, tokens_B)
+        logits, state = gan.step(params, context, state, tokens_B)
         return logits, (context, state)
 
     def context(ids):
         raise NotImplementedError("what a headline is written from are no tokens alone")
 
-    return Decoder(context, begin, step, players.length, continues=False)
+    return Decoder(context, begin, step, gan.length, continues=False)
 
 
 def until(tokens: list[int], end_id: int) -> list[int]:

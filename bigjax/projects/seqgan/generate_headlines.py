@@ -18,10 +18,10 @@ from bigjax.infer.beam_search import beam_search
 from bigjax.infer.sampling import sample
 from bigjax.projects.seqgan import augmented, headline_data
 from bigjax.projects.seqgan import headline as headline_task
+from bigjax.projects.seqgan.gan import GAN, decoder, discriminate, until, whole, write
+from bigjax.projects.seqgan.generation_options import Options
 from bigjax.projects.seqgan.headline_rows import read_headlines
 from bigjax.projects.seqgan.hot_words import read_hot_words
-from bigjax.projects.seqgan.options import Options
-from bigjax.projects.seqgan.players import Players, decoder, judge, until, whole, write
 
 TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
 AT_ONCE = 32  # articles
@@ -41,26 +41,24 @@ class Headline(NamedTuple):
 # --- Decoding ---------------------------------------------------------------------------------
 
 
-def search(
-    players: Players, params, context, batch: int, width: int
-) -> tuple[jax.Array, jax.Array]:
+def search(gan: GAN, params, context, batch: int, width: int) -> tuple[jax.Array, jax.Array]:
     """The `width` likeliest texts of each row by the mean log-probability of a token, see
     infer.beam_search. params: the generator's."""
     return beam_search(
-        decoder(players),
+        decoder(gan),
         whole(params),
         context,
-        jnp.full(batch, players.start_id, jnp.int32),
+        jnp.full(batch, gan.start_id, jnp.int32),
         width=width,
-        n=players.length,
-        end_id=players.end_id,
-        pad_id=players.pad_id,
-        slots=players.length,
+        n=gan.length,
+        end_id=gan.end_id,
+        pad_id=gan.pad_id,
+        slots=gan.length,
     )
 
 
 def draw(
-    players: Players,
+    gan: GAN,
     params,
     context,
     rng: jax.Array,
@@ -76,15 +74,15 @@ def draw(
         keys = jax.random.split(rng, len(logits))
         return sample(logits, keys, temperature=temperature, top_p=top_p)
 
-    return write(players, params, context, rng, batch * number, choose).reshape(batch, number, -1)
+    return write(gan, params, context, rng, batch * number, choose).reshape(batch, number, -1)
 
 
 class Writer:
     """Writes headlines with one model and one set of parameters."""
 
-    def __init__(self, players: Players, params: Any, tokenizer, options: Options) -> None:
+    def __init__(self, gan: GAN, params: Any, tokenizer, options: Options) -> None:
         """params: of generator and discriminator."""
-        self.players, self.params, self.options = players, params, options
+        self.gan, self.params, self.options = gan, params, options
         self.tokenizer = tokenizer
         self._found = jax.jit(self._candidates)
 
@@ -102,7 +100,7 @@ class Writer:
 
     def _candidates(self, params, given, rng):
         """Tokens [B, N, T], and [B, N] the probabilities of being real and quantiles of clicks."""
-        p, o, B = self.players, self.options, len(given["source"])
+        p, o, B = self.gan, self.options, len(given["source"])
         context = p.context(params["generator"], given, None)
         if o.temperature:
             tokens = draw(
@@ -112,7 +110,7 @@ class Writer:
             tokens, _ = search(p, params["generator"], context, B, o.beam)
         N = tokens.shape[1]
         given = {k: jnp.repeat(x, N, axis=0) for k, x in given.items()}
-        logits, clicks = judge(p, params["discriminator"], given, tokens.reshape(B * N, -1))
+        logits, clicks = discriminate(p, params["discriminator"], given, tokens.reshape(B * N, -1))
         real = jax.nn.sigmoid(logits[:, 1] - logits[:, 0]).reshape(B, N)
         clicks = (
             jnp.full((B, N), jnp.nan) if clicks is None else (jax.nn.sigmoid(clicks).reshape(B, N))
@@ -122,7 +120,7 @@ class Writer:
     def _ranked(self, tokens_NT, real_N, clicks_N) -> list[Headline]:
         found = {}  # in the order of the search: of equals the likelier stays first
         for tokens, real, clicks in zip(tokens_NT, real_N.tolist(), clicks_N.tolist()):
-            text = readable(self.tokenizer.decode(until(tokens.tolist(), self.players.end_id)))
+            text = readable(self.tokenizer.decode(until(tokens.tolist(), self.gan.end_id)))
             if text and text not in found:
                 found[text] = Headline(text, real, None if np.isnan(clicks) else clicks)
         o = self.options
@@ -222,7 +220,7 @@ def command(f: flags.FlagValues, options: Options, rows: list[dict], loaded, fol
     headline_task.check_tokenizer(tokenizer, c)
     kept = folder / augmented.HOT_WORDS
     hot_file = f.hot_words or (kept if kept.exists() else "")
-    task_options = loaded.task.players.options
+    task_options = loaded.task.gan.options
     given, cut = headline_data.encode_articles(
         rows,
         headline_task.headline_options(config, c, task_options),
@@ -234,7 +232,7 @@ def command(f: flags.FlagValues, options: Options, rows: list[dict], loaded, fol
         print(line)
     bucket = {"": 0, "low": 1, "high": c.click_buckets}[options.clicks]
     given["clicks"] = np.full(len(rows), bucket, np.int32)
-    found = Writer(loaded.task.players, loaded.params, tokenizer, options)(given)
+    found = Writer(loaded.task.gan, loaded.params, tokenizer, options)(given)
     if f.output:
         best = [row[0] if row else Headline("", 0.0, None) for row in found]
         records = [

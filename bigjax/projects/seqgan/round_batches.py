@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 
-class InRounds:
+class RoundBatches:
     """Batches of `data`, as many at once as a round takes: rounds(step) -> (phase, batches of
     this round, batches before it).
 
