@@ -1,9 +1,14 @@
-"""Losses: pure numerics. Each returns (sum, weight), so that micro-batches and devices add up."""
+"""Losses as pure numerics. Those of a batch return (sum, weight), so that micro-batches and devices
+add up; those of a large output layer are computed a part of the tokens at a time."""
 
+from collections.abc import Callable
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+ROWS = 128  # tokens at a time, whose logits stay in a CPU's cache
 
 
 def cross_entropy(
@@ -16,11 +21,204 @@ def cross_entropy(
     """
     logits = logits.astype(jnp.float32)
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    loss = log_z - picked
+    loss = log_z - _at(logits, targets)
     if label_smoothing:
         loss = (1 - label_smoothing) * loss + label_smoothing * (log_z - logits.mean(-1))
     return (loss * weights).sum(), weights.sum()
+
+
+def z_loss(logits: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Square of the log-partition: keeps logits near 0 (PaLM, https://arxiv.org/abs/2204.02311)."""
+    log_z = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
+    return (jnp.square(log_z) * weights).sum(), weights.sum()
+
+
+def accuracy(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(Weight of the targets that have the largest logit, total weight)."""
+    hit = (logits.argmax(-1) == targets).astype(jnp.float32)
+    return (hit * weights).sum(), weights.sum()
+
+
+def log_probs(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Log-probabilities [...] of targets [...], in nats. logits [..., V]."""
+    return _at(logits, targets) - jax.nn.logsumexp(logits, axis=-1)
+
+
+def log_probs_and_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`log_probs`, and the entropy [...] of the distribution that logits [..., V] give, in nats."""
+    log_p = jax.nn.log_softmax(logits)
+    return _at(log_p, targets), -(jnp.exp(log_p) * log_p).sum(-1)
+
+
+def divergence(
+    student: jax.Array, teacher: jax.Array, temperature: float = 1.0, reverse: bool = False
+) -> jax.Array:
+    """Kullback-Leibler divergence [...] of two distributions by their logits [..., V], in nats.
+
+    KL(teacher || student), or with `reverse` KL(student || teacher), both of the logits divided by
+    temperature. Not multiplied by temperature^2, which makes the gradients of different
+    temperatures comparable (https://arxiv.org/abs/1503.02531, section 2).
+    """
+    log_q = jax.nn.log_softmax(student / temperature)
+    log_p = jax.nn.log_softmax(teacher / temperature)
+    if reverse:
+        log_p, log_q = log_q, log_p
+    return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
+def _at(x: jax.Array, targets: jax.Array) -> jax.Array:
+    """x [..., V] at targets [...]."""
+    return jnp.take_along_axis(x, targets[..., None], axis=-1)[..., 0]
+
+
+# --- Over a large vocabulary, without holding all logits -------------------------------------
+
+# An output layer and its input: x [B, T, D], kernel [D, V], bias [V] or None. Its logits are
+# x @ kernel + bias, in float32.
+Linear = tuple[jax.Array, jax.Array, jax.Array | None]
+
+
+def linear_log_probs(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    targets: jax.Array,
+    rows: int = ROWS,
+) -> jax.Array:
+    """Log-probabilities [B, T] of targets [B, T] in nats, with gradients for x, kernel and bias.
+
+    See `map_logits` for the memory that it needs.
+    """
+    return map_logits(log_probs, (x, kernel, bias), targets, rows=rows)
+
+
+def linear_log_probs_and_entropy(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    targets: jax.Array,
+    rows: int = ROWS,
+) -> tuple[jax.Array, jax.Array]:
+    """`linear_log_probs`, and the entropy [B, T] of each token's distribution in nats."""
+    return map_logits(log_probs_and_entropy, (x, kernel, bias), targets, rows=rows)
+
+
+def linear_divergence(
+    student: Linear,
+    teacher: Linear,
+    temperature: float = 1.0,
+    reverse: bool = False,
+    rows: int = ROWS,
+) -> jax.Array:
+    """`divergence` [B, T] of two output layers over the same vocabulary, whose D may differ.
+
+    Only the student has gradients. See `map_logits` for the memory that it needs.
+    """
+    measure = divergence_from(temperature, reverse)
+    return map_logits(measure, student, teacher[0], teacher[1:], rows)
+
+
+@functools.cache  # equal arguments give the same function, which jax compiles once
+def divergence_from(temperature: float, reverse: bool) -> Callable:
+    """`divergence` as a `measure` of map_logits: per_token is x of the teacher, shared its kernel
+    and bias."""
+
+    def measure(logits, x, layer):
+        return divergence(logits, _logits(x, *layer), temperature, reverse)
+
+    return measure
+
+
+def map_logits(
+    measure: Callable, linear: Linear, per_token: Any, shared: Any = None, rows: int = ROWS
+) -> Any:
+    """measure(logits, per_token[, shared]) of all tokens: a tree of arrays [B, T].
+
+    measure: a pure function of the logits [N, V] of N tokens, of their entries of `per_token` (a
+    tree of [B, T, ...], passed as [N, ...]) and of `shared` (any tree; left out if None), to a tree
+    of [N]. Gradients are for `linear` only; those of kernel and bias are summed in float32.
+    The logits of about `rows` tokens are held at a time; the backward pass recomputes them.
+    """
+    return _map_logits(measure, rows, linear, per_token, shared)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _map_logits(measure, rows, linear, per_token, shared):
+    x, *layer = linear
+
+    def part(_, item):
+        x, per_token = item
+        return None, _measured(measure, shared, per_token)(_logits(x, *layer))
+
+    split, join = _parts(x.shape[:2], rows)
+    _, out = jax.lax.scan(part, None, jax.tree_util.tree_map(split, (x, per_token)))
+    return jax.tree_util.tree_map(join, out)
+
+
+def map_logits_gradients(measure, rows, linear, per_token, shared, g) -> tuple:
+    """Gradients for x, kernel and bias of `map_logits`, whose result has the gradients g.
+
+    Those of kernel and bias are float32, so that they can be summed over devices before they are
+    rounded.
+    """
+    x, kernel, bias = linear
+
+    def part(sums, item):
+        x, per_token, g = item
+        _, backward = jax.vjp(_measured(measure, shared, per_token), _logits(x, kernel, bias))
+        (d,) = backward(g)
+        d_bias = None if bias is None else d.sum(0)
+        d = d.astype(x.dtype)
+        d_kernel = jnp.matmul(x.T, d, preferred_element_type=jnp.float32)
+        return jax.tree_util.tree_map(jnp.add, sums, (d_kernel, d_bias)), d @ kernel.T
+
+    split, join = _parts(x.shape[:2], rows)
+    zeros = jnp.zeros(kernel.shape), None if bias is None else jnp.zeros(bias.shape)
+    sums, d_x = jax.lax.scan(part, zeros, jax.tree_util.tree_map(split, (x, per_token, g)))
+    return join(d_x), *sums
+
+
+def _measured(measure, shared, per_token) -> Callable:
+    return lambda logits: measure(logits, per_token, *(() if shared is None else (shared,)))
+
+
+def _logits(x, kernel, bias):
+    logits = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+    return logits if bias is None else logits + bias
+
+
+def _map_logits_forward(measure, rows, linear, per_token, shared):
+    inputs = linear, per_token, shared
+    return _map_logits(measure, rows, *inputs), inputs
+
+
+def _map_logits_backward(measure, rows, inputs, g):
+    d_x, *d = map_logits_gradients(measure, rows, *inputs, g)
+    return (d_x, *like(d, inputs[0][1:])), None, None
+
+
+_map_logits.defvjp(_map_logits_forward, _map_logits_backward)
+
+
+def _parts(shape: tuple[int, int], rows: int) -> tuple[Callable, Callable]:
+    """(split, join): [B, T, ...] to [parts, about `rows`, ...] and back.
+
+    A part has some columns of all rows of the batch, so that rows stay on their devices.
+    """
+    B, T = shape
+    n = next(n for n in range(max(1, min(T, rows // B)), 0, -1) if T % n == 0)  # columns at a time
+
+    def split(y):
+        y = y.reshape(B, T // n, n, *y.shape[2:]).swapaxes(0, 1)
+        return y.reshape(T // n, B * n, *y.shape[3:])
+
+    def join(y):
+        y = y.reshape(T // n, B, n, *y.shape[2:]).swapaxes(0, 1)
+        return y.reshape(B, T, *y.shape[3:])
+
+    return split, join
 
 
 def linear_losses(
@@ -29,18 +227,18 @@ def linear_losses(
     bias: jax.Array | None,
     targets: jax.Array,
     weights: jax.Array,
-    rows: int = 128,
+    rows: int = ROWS,
     label_smoothing: float = 0.0,
     z: float = 0.0,
 ) -> dict[str, jax.Array]:
     """Sums over tokens of the losses of logits x @ kernel + bias, which are never all held.
 
     x [B, T, D], kernel [D, V], bias [V], targets and weights [B, T]; weights have no gradient.
-    'nll': as cross_entropy; 'hits': as accuracy, but for equal logits, which all hit; 'total': with
-    label_smoothing, and with z times z_loss.
-    Only 'total' has a gradient. It is made together with the loss, for about `rows` tokens at a
-    time, so that their logits are used while they are at hand: on a CPU in the cache, where the
-    time is two thirds; on a TPU the memory of all is saved.
+    'nll': as cross_entropy; 'hits': as accuracy, except that of equal largest logits each counts;
+    'total': 'nll' with label_smoothing, plus z times z_loss.
+    Only 'total' has a gradient. It is computed together with the loss, for about `rows` tokens at a
+    time, so that the logits are computed once. On a CPU they stay in the cache, which takes two
+    thirds of the time; on a TPU the memory of all logits is saved.
     """
     return _linear(x, kernel, bias, targets, weights, rows, label_smoothing, z)
 
@@ -56,10 +254,10 @@ def linear_cross_entropy(
 def bias_as_row(
     x: jax.Array, kernel: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """(x', kernel', None) with x' @ kernel' = x @ kernel + bias: a one more in x, the bias below
-    kernel. As they are if x is not of the bias's type, to which the bias would be rounded.
+    """(x', kernel', None) with x' @ kernel' = x @ kernel + bias: ones beside x, the bias
+    below kernel. Unchanged if x has another type than the bias, which would be rounded to it.
 
-    For a wide layer on a CPU: added afterwards, the bias costs another pass over all outputs.
+    For a wide layer on a CPU: adding the bias afterwards costs another pass over all outputs.
     """
     if x.dtype != bias.dtype:
         return x, kernel, bias
@@ -80,7 +278,7 @@ def _linear_forward(x, kernel, bias, targets, weights, rows, label_smoothing, z)
 
 
 def like(gradients, arrays) -> tuple:
-    """Gradients in the types of the arrays they are of; None stays None."""
+    """Gradients cast to the types of their arrays; None stays None."""
     return tuple(g if g is None else g.astype(x.dtype) for g, x in zip(gradients, arrays))
 
 
@@ -89,7 +287,7 @@ def _linear_backward(rows, label_smoothing, z, gradients, g):
 
 
 def scaled(gradients: tuple, by: jax.Array) -> tuple:
-    """Gradients times a scalar, in their types."""
+    """Gradients times a scalar, in their own types."""
     return jax.tree_util.tree_map(lambda d: (by * d).astype(d.dtype), gradients)
 
 
@@ -99,31 +297,32 @@ _linear.defvjp(_linear_forward, _linear_backward)
 def linear_parts(
     x, kernel, bias, targets, weights, rows: int, label_smoothing: float, z: float, gradients: bool
 ) -> tuple[dict, tuple | None]:
-    """(linear_losses, gradients of 'total' for x, kernel and bias, or None). Those of kernel and
-    bias are float32, so that they can be summed over devices before they are rounded."""
+    """(linear_losses, gradients of 'total' for x, kernel and bias, or None).
+
+    Those of kernel and bias are float32, so that they can be summed over devices before they are
+    rounded.
+    """
     V = kernel.shape[-1]
 
     def part(sums, item):
         x, targets, weights = item
-        logits = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
-        if bias is not None:
-            logits = logits + bias
+        logits = _logits(x, kernel, bias)
         largest = logits.max(-1, keepdims=True)
         e = jnp.exp(logits - largest)
         sum_e = e.sum(-1, keepdims=True)
         log_z = largest + jnp.log(sum_e)
-        picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)
+        target_logit = jnp.take_along_axis(logits, targets[:, None], axis=-1)
         w = weights[:, None]
-        nll = total = (w * (log_z - picked)).sum()
+        nll = total = (w * (log_z - target_logit)).sum()
         if label_smoothing:
             total = (1 - label_smoothing) * nll + label_smoothing * (
                 w * (log_z - logits.mean(-1, keepdims=True))
             ).sum()
         if z:
             total = total + z * (w * jnp.square(log_z)).sum()
-        mine = {"nll": nll, "hits": (w * (picked >= largest)).sum(), "total": total}
+        part_sums = {"nll": nll, "hits": (w * (target_logit >= largest)).sum(), "total": total}
         if not gradients:
-            return jax.tree_util.tree_map(jnp.add, sums, mine), None
+            return jax.tree_util.tree_map(jnp.add, sums, part_sums), None
         d = e / sum_e * (1 + 2 * z * log_z) if z else e / sum_e
         hit = jnp.arange(V) == targets[:, None]
         d = d - (
@@ -131,39 +330,18 @@ def linear_parts(
         )
         d = w * d
         if bias is not None:
-            mine["d_bias"] = d.sum(0)
+            part_sums["d_bias"] = d.sum(0)
         d = d.astype(x.dtype)
-        mine["d_kernel"] = jnp.matmul(x.T, d, preferred_element_type=jnp.float32)
-        return jax.tree_util.tree_map(jnp.add, sums, mine), d @ kernel.T
+        part_sums["d_kernel"] = jnp.matmul(x.T, d, preferred_element_type=jnp.float32)
+        return jax.tree_util.tree_map(jnp.add, sums, part_sums), d @ kernel.T
 
-    B, T = targets.shape
-    n = next(n for n in range(max(1, min(T, rows // B)), 0, -1) if T % n == 0)  # columns at a time
-
-    def parts(y):  # [T / n, B n, ...]: rows first, so that they stay on their devices
-        y = y.reshape(B, T // n, n, *y.shape[2:]).swapaxes(0, 1)
-        return y.reshape(T // n, B * n, *y.shape[3:])
-
+    split, join = _parts(targets.shape, rows)
     sums = {k: jnp.float32(0) for k in ("nll", "hits", "total")}
     if gradients:
         sums["d_kernel"] = jnp.zeros(kernel.shape)
         if bias is not None:
             sums["d_bias"] = jnp.zeros(bias.shape)
-    sums, d_x = jax.lax.scan(part, sums, tuple(map(parts, (x, targets, weights))))
+    sums, d_x = jax.lax.scan(part, sums, tuple(map(split, (x, targets, weights))))
     if not gradients:
         return sums, None
-    d_x = d_x.reshape(T // n, B, n, -1).swapaxes(0, 1).reshape(x.shape)
-    return sums, (d_x, sums.pop("d_kernel"), sums.pop("d_bias", None))
-
-
-def z_loss(logits: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Square of the log-partition: keeps logits near 0 (PaLM, https://arxiv.org/abs/2204.02311)."""
-    log_z = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
-    return (jnp.square(log_z) * weights).sum(), weights.sum()
-
-
-def accuracy(
-    logits: jax.Array, targets: jax.Array, weights: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """How many targets have the largest logit."""
-    hit = (logits.argmax(-1) == targets).astype(jnp.float32)
-    return (hit * weights).sum(), weights.sum()
+    return sums, (join(d_x), sums.pop("d_kernel"), sums.pop("d_bias", None))

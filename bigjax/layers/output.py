@@ -1,6 +1,12 @@
-"""Losses of an output layer over a large vocabulary, on the shards of a mesh."""
+"""Losses of an output layer over a large vocabulary, sharded over a mesh.
 
+Each device computes those of its own rows and tokens; gradients of kernel and bias are summed over
+devices once, after all tokens.
+"""
+
+from collections.abc import Callable
 import functools
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import PartitionSpec as P
@@ -10,50 +16,29 @@ from bigjax.parallel import sharding
 from bigjax.parallel.mesh import platform
 
 LOGITS_AT_ONCE = 2**27  # on a device: half a GiB in float32
-CPU_ROWS = 128  # whose logits stay in the cache
+CPU_ROWS = losses.ROWS
 
 
 def linear_losses(
     x_BTD, kernel_DV, bias_V, targets_BT, weights_BT, label_smoothing: float = 0.0, z: float = 0.0
 ) -> dict[str, jax.Array]:
-    """losses.linear_losses of the whole batch: each device takes its own rows and tokens, and the
-    gradients of kernel and bias are summed once, after the last of them."""
-    mesh = jax.sharding.get_abstract_mesh()
-    spec = (
-        P()
-        if mesh.empty
-        else sharding.spec(mesh, targets_BT.shape, ("batch", "length"), "the targets")
-    )
-    cut = {a for part in spec for a in sharding.mesh_axes(part)}
-    columns = kernel_DV.shape[-1] // mesh.shape.get("tensor", 1)
-    rows = CPU_ROWS if platform() == "cpu" else max(CPU_ROWS, LOGITS_AT_ONCE // columns)
-    options = rows, label_smoothing, z
-    if not cut:
-        return losses.linear_losses(x_BTD, kernel_DV, bias_V, targets_BT, weights_BT, *options)
-    scattered = "fsdp" in cut and kernel_DV.shape[0] % mesh.shape["fsdp"] == 0
+    """losses.linear_losses of the global batch."""
+    layout = _layout(x_BTD, kernel_DV)
+    options = layout.rows, label_smoothing, z
+    arrays = x_BTD, kernel_DV, bias_V, targets_BT, weights_BT
+    if not layout.axes:
+        return losses.linear_losses(*arrays, *options)
 
     def shard(gradients, x, kernel, bias, targets, weights):
         sums, d = losses.linear_parts(x, kernel, bias, targets, weights, *options, gradients)
-        # All in float32: it is more exact, and XLA aborts on a CPU when a program that is only in
-        # part manual, such as this one, sums bfloat16 over devices.
-        sums = jax.lax.psum(sums, tuple(cut))
-        if not gradients:
-            return sums
-        d_x, d_kernel, d_bias = d
-        if scattered:
-            d_kernel = jax.lax.psum_scatter(d_kernel, "fsdp", tiled=True)
-        d_kernel = jax.lax.psum(d_kernel, tuple(cut - ({"fsdp"} if scattered else set())))
-        d_bias = jax.lax.psum(d_bias, tuple(cut))
-        return sums, (d_x, *losses.like((d_kernel, d_bias), (kernel, bias)))
+        sums = jax.lax.psum(sums, layout.axes)
+        return (sums, layout.summed(d, (kernel, bias))) if gradients else sums
 
     def mapped(gradients, *arrays):
-        out = (P(), (spec, P("fsdp") if scattered else P(), P())) if gradients else P()
-        return jax.shard_map(
+        return layout.map(
             functools.partial(shard, gradients),
-            in_specs=(spec, P(), P(), spec, spec),
-            out_specs=out,
-            axis_names=cut,
-            check_vma=False,
+            (layout.spec, P(), P(), layout.spec, layout.spec),
+            (P(), layout.gradient_specs) if gradients else P(),
         )(*arrays)
 
     @jax.custom_vjp
@@ -63,4 +48,110 @@ def linear_losses(
     run.defvjp(
         functools.partial(mapped, True), lambda d, g: (*losses.scaled(d, g["total"]), None, None)
     )
-    return run(x_BTD, kernel_DV, bias_V, targets_BT, weights_BT)
+    return run(*arrays)
+
+
+def linear_log_probs(x_BTD, kernel_DV, bias_V, targets_BT) -> jax.Array:
+    """losses.linear_log_probs [B, T] of the global batch."""
+    return _map_logits(losses.log_probs, (x_BTD, kernel_DV, bias_V), targets_BT)
+
+
+def linear_log_probs_and_entropy(
+    x_BTD, kernel_DV, bias_V, targets_BT
+) -> tuple[jax.Array, jax.Array]:
+    """losses.linear_log_probs_and_entropy, each [B, T], of the global batch."""
+    return _map_logits(losses.log_probs_and_entropy, (x_BTD, kernel_DV, bias_V), targets_BT)
+
+
+def linear_divergence(
+    student: losses.Linear,
+    teacher: losses.Linear,
+    temperature: float = 1.0,
+    reverse: bool = False,
+) -> jax.Array:
+    """losses.linear_divergence [B, T] of the global batch; only the student has gradients."""
+    measure = losses.divergence_from(temperature, reverse)
+    return _map_logits(measure, student, teacher[0], teacher[1:])
+
+
+def _map_logits(measure: Callable, linear: losses.Linear, per_token, shared=None) -> Any:
+    """losses.map_logits of the global batch."""
+    layout = _layout(*linear[:2])
+    if not layout.axes:
+        return losses.map_logits(measure, linear, per_token, shared, layout.rows)
+    inputs = (layout.spec, P(), P()), layout.spec, P()
+
+    def forward(linear, per_token, shared):
+        return losses.map_logits(measure, linear, per_token, shared, layout.rows)
+
+    def backward(linear, per_token, shared, g):
+        d = losses.map_logits_gradients(measure, layout.rows, linear, per_token, shared, g)
+        return layout.summed(d, linear[1:])
+
+    @jax.custom_vjp
+    def run(*arrays):
+        return layout.map(forward, inputs, layout.spec)(*arrays)
+
+    run.defvjp(
+        lambda *arrays: (run(*arrays), arrays),
+        lambda arrays, g: (
+            layout.map(backward, (*inputs, layout.spec), layout.gradient_specs)(*arrays, g),
+            None,
+            None,
+        ),
+    )
+    return run(linear, per_token, shared)
+
+
+class _Layout(NamedTuple):
+    """spec: of the tokens. axes: the mesh axes that they are sharded over. rows: how many tokens a
+    device computes logits of at a time. scattered: whether kernel's gradient is sharded over fsdp.
+    """
+
+    spec: P
+    axes: tuple[str, ...]
+    rows: int
+    scattered: bool
+
+    @property
+    def gradient_specs(self) -> tuple:
+        """Of x, kernel and bias."""
+        return self.spec, P("fsdp") if self.scattered else P(), P()
+
+    def map(self, function: Callable, in_specs, out_specs) -> Callable:
+        return jax.shard_map(
+            function,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            axis_names=set(self.axes),
+            check_vma=False,
+        )
+
+    def summed(self, gradients: tuple, layer: tuple) -> tuple:
+        """Gradients of a device's tokens for x, kernel and bias: summed over devices for the layer.
+
+        They are summed in float32: it is more exact, and XLA aborts on a CPU when a program that is
+        manual in part, such as this one, sums bfloat16 over devices.
+        """
+        d_x, d_kernel, d_bias = gradients
+        others = self.axes
+        if self.scattered:
+            d_kernel = jax.lax.psum_scatter(d_kernel, "fsdp", tiled=True)
+            others = tuple(a for a in self.axes if a != "fsdp")
+        d_kernel = jax.lax.psum(d_kernel, others)
+        d_bias = jax.lax.psum(d_bias, self.axes)
+        return d_x, *losses.like((d_kernel, d_bias), layer)
+
+
+def _layout(x_BTD, kernel_DV) -> _Layout:
+    mesh = jax.sharding.get_abstract_mesh()
+    spec = (
+        P()
+        if mesh.empty
+        else sharding.spec(mesh, x_BTD.shape[:2], ("batch", "length"), "the tokens")
+    )
+    axes = tuple(a for part in spec for a in sharding.mesh_axes(part))
+    columns = kernel_DV.shape[-1] // mesh.shape.get("tensor", 1)
+    rows = CPU_ROWS if platform() == "cpu" else max(CPU_ROWS, LOGITS_AT_ONCE // columns)
+    scattered = "fsdp" in axes and kernel_DV.shape[0] % mesh.shape["fsdp"] == 0
+    return _Layout(spec, axes, rows, scattered)

@@ -1,6 +1,7 @@
 """Losses against scikit-learn and by hand."""
 
 import contextlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -188,3 +189,119 @@ def test_linear_losses_never_hold_all_logits():
         return max(v.aval.size for e in helpers.equations(jaxpr.jaxpr) for v in e.outvars)
 
     assert largest(40) == 40 * 32 and largest(240) == 240 * 32
+
+
+def dense_logits(x, kernel, bias):
+    logits = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+    return logits if bias is None else logits + bias
+
+
+def dense(kind, *args):
+    """What the functions over parts compute, from all the logits."""
+    if kind.endswith("KL"):
+        student, teacher = args
+        return [losses.divergence(dense_logits(*student), dense_logits(*teacher), 1.7, "r" in kind)]
+    *linear, targets = args
+    log_p = jax.nn.log_softmax(dense_logits(*linear))
+    out = [jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]]
+    return out if kind == "log_probs" else [*out, -(jnp.exp(log_p) * log_p).sum(-1)]
+
+
+def in_parts(kind, *args):
+    if kind.endswith("KL"):
+        return [output.linear_divergence(*args, 1.7, "r" in kind)]
+    if kind == "log_probs":
+        return [output.linear_log_probs(*args)]
+    return [*output.linear_log_probs_and_entropy(*args)]
+
+
+def token_case(kind, dtype=np.float32, biased=True):
+    """(the layer to differentiate, its other arguments) of 8 x 6 tokens."""
+    x, kernel, bias, targets, _ = linear_inputs(8, 6, D=6, V=12)
+    linear = x.astype(dtype), (kernel / 2).astype(dtype), bias if biased else None
+    if not kind.endswith("KL"):
+        return linear, [targets]
+    rng = np.random.default_rng(1)
+    teacher = [rng.normal(size=shape).astype(np.float32) for shape in ((8, 6, 4), (4, 12), (12,))]
+    return linear, [(*teacher[:2], teacher[2] if biased else None)]
+
+
+def values_and_gradients(way, kind, linear, rest):
+    """Per-token values, and the gradients of their sum with unlike weights."""
+    pull = np.random.default_rng(2).normal(size=(2, 8, 6)).astype(np.float32)
+
+    def total(linear):
+        args = (linear, *rest) if kind.endswith("KL") else (*linear, *rest)
+        out = way(kind, *args)
+        return sum((w * x).sum() for w, x in zip(pull, out)), out
+
+    (_, out), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(linear)
+    return out, gradients
+
+
+@pytest.mark.parametrize(
+    "kind, sizes, biased",
+    [
+        ("log_probs", None, False),
+        ("reverse KL", None, True),
+        ("entropy", (2, 2, 1, 2), True),
+        ("KL", (2, 2, 1, 2), True),
+        ("entropy", (1, 4, 2, 1), False),
+    ],
+)
+def test_per_token_values_and_gradients_equal_the_dense_ones(kind, sizes, biased, monkeypatch):
+    monkeypatch.setattr(output, "CPU_ROWS", 2)  # several parts on each device
+    case = token_case(kind, biased=biased)
+    want = values_and_gradients(dense, kind, *case)
+    mesh = sizes and mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        got = values_and_gradients(in_parts, kind, *case)
+    for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["entropy", "KL"])
+def test_per_token_values_and_gradients_in_bfloat16(kind):
+    """Logits are float32; gradients have their arrays' types."""
+    case = token_case(kind, jnp.bfloat16)
+    (got, d), (want, d_dense) = (
+        values_and_gradients(way, kind, *case) for way in (in_parts, dense)
+    )
+    for a, b in zip(got, want):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    for array, a, b in zip(case[0], d, d_dense):
+        assert a.dtype == array.dtype
+        np.testing.assert_allclose(
+            *(np.float32(y) for y in (a, b)), atol=0.02 * float(np.abs(b).max())
+        )
+
+
+def test_a_divergence_is_of_the_student_and_zero_between_equals():
+    student, (teacher,) = token_case("KL")
+    np.testing.assert_allclose(losses.linear_divergence(student, student), 0, atol=1e-6)
+    d = jax.grad(lambda t: losses.linear_divergence(student, t).sum())(teacher)
+    assert not any(np.any(x) for x in d)
+    kl = losses.linear_divergence(student, teacher)
+    p, q = (np.asarray(jax.nn.softmax(dense_logits(*x))) for x in (teacher, student))
+    np.testing.assert_allclose(kl, (p * np.log(p / q)).sum(-1), rtol=1e-4, atol=1e-6)
+    back = losses.linear_divergence(student, teacher, reverse=True)
+    np.testing.assert_allclose(back, (q * np.log(q / p)).sum(-1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["entropy", "KL"])
+def test_no_buffer_of_a_compiled_program_has_all_logits(kind, monkeypatch):
+    B, T, V = 8, 6, 12
+
+    def largest(rows):
+        monkeypatch.setattr(output, "CPU_ROWS", rows)
+        case = token_case(kind)
+        text = (
+            jax.jit(lambda linear: values_and_gradients(in_parts, kind, linear, case[1]))
+            .lower(case[0])
+            .compile()
+            .as_text()
+        )
+        shapes = re.findall(r"f32\[([\d,]+)\]", text)
+        return max(int(np.prod([*map(int, s.split(","))])) for s in shapes)
+
+    assert largest(B) < B * T * V <= largest(B * T)

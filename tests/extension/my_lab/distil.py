@@ -1,17 +1,16 @@
-"""A task with a frozen teacher: the probabilities that another run's model gives to each token."""
+"""A task with a frozen teacher: a student learns its distribution of each next token."""
 
 import dataclasses
 
-import jax
-
 from bigjax import tasks
 from bigjax.bounds import POSITIVE
+from bigjax.layers.output import linear_divergence
 from bigjax.tasks import causal_lm
 from bigjax.train import workdir
 
 
 class FromTeacher:
-    """config.task: cross-entropy with the teacher's probabilities."""
+    """config.task: the divergence from the teacher's distributions."""
 
     DATA, EVALUATION = "text", "loss"
 
@@ -29,17 +28,21 @@ class FromTeacher:
         student = causal_lm.build(config, causal_lm.Config())
         teacher = causal_lm.build(workdir.read_config(options.teacher), causal_lm.Config())
 
-        def logits(task, params, batch, rng):
-            given = batch["inputs"], batch.get("positions"), batch.get("segment_ids")
-            out, _ = task.model.apply({"params": params}, *given, rng=rng)
-            return out / options.temperature
+        def output_layer(task, params, batch, rng):
+            """(x, kernel, bias) of the logits, which are never all held."""
+            inputs = batch["inputs"], batch.get("positions"), batch.get("segment_ids")
+            (x, kernel), _ = task.model.apply({"params": params}, *inputs, rng=rng, project=False)
+            return x, kernel, None
 
         def loss(params, extras, frozen, batch, rng, train):
-            want = jax.nn.softmax(logits(teacher, frozen["teacher"], batch, None))
-            own = jax.nn.log_softmax(logits(student, params, batch, rng if train else None))
-            total = -(want * own).sum(-1) * batch["weights"]
+            divergence = linear_divergence(
+                output_layer(student, params, batch, rng if train else None),
+                output_layer(teacher, frozen["teacher"], batch, None),
+                options.temperature,
+            )
+            weights = batch["weights"]
             _, (metrics, _) = student.loss(params, extras, {}, batch, rng, False)
-            return (total.sum(), batch["weights"].sum()), (metrics, extras)
+            return ((divergence * weights).sum(), weights.sum()), (metrics, extras)
 
         part = tasks.Frozen(
             lambda rng: teacher.init(rng)["params"], teacher.axes["params"], options.teacher
