@@ -142,13 +142,9 @@ class Embed(nn.Module):
     dtype: str = "float32"
 
     def setup(self):
-        self.embedding = param(
-            self,
-            "embedding",
-            nn.initializers.normal(self.init_std),
-            (self.n, self.d),
-            (self.axis, "embed"),
-        )
+        init, shape = nn.initializers.normal(self.init_std), (self.n, self.d)
+        axes = (self.axis, "embed")
+        self.embedding = weight(self, "embedding", init, shape, axes, "float32", gather="none")
 
     def table(self) -> jax.Array:
         """[n, d] in the compute dtype, whole rows on each device: cut rows make bad gathers."""

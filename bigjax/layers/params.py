@@ -1,4 +1,4 @@
-"""Parameters with named axes, and taking names and values apart."""
+"""Parameters with logical axis names; converting between scanned and unrolled stacks."""
 
 import flax.linen as nn
 import jax
@@ -9,12 +9,12 @@ from bigjax.trees import TURN
 
 
 def param(
-    module: nn.Module, name: str, init, shape: tuple[int, ...], axes: tuple[str, ...]
+    module: nn.Module, name: str, init, shape: tuple[int, ...], axes: tuple[str | None, ...]
 ) -> jax.Array:
     """Declares a float32 parameter with logical axis names (parallel/sharding.py maps them).
 
-    Its user casts it to the compute type where it multiplies, so that gradients, which add up many
-    rows or times, do so in float32.
+    A layer casts it to the compute dtype where it is used, so that its gradient, a sum over many
+    rows or time steps, is accumulated in float32.
     """
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
@@ -27,38 +27,40 @@ def weight(
     axes: tuple[str | None, ...],
     dtype,
     *,
-    whole: bool = False,
+    gather: str = "fsdp",
 ) -> jax.Array:
-    """Declares a parameter, and gives it as a layer uses it: in the compute type, and gathered from
-    the devices that it is cut over at rest.
+    """Declares a weight and returns it as a layer uses it: in the compute dtype, gathered.
 
-    Every layer reads its weights here, so that another form of them (a quantised one) has one place
-    to be put. whole: on each device, as a loop over time wants it; else cut as the activations are.
+    Every layer reads its kernels and tables here, so that another form of them (LoRA, quantised)
+    is implemented in one place. gather: which shards are gathered: 'fsdp', as a matrix product
+    needs it; 'all', for a loop over time; 'none', for a table whose look-up gathers it.
     """
     w = param(module, name, init, shape, axes)
-    if whole:
+    if gather == "none":
+        return w.astype(dtype)
+    if gather == "all":
         return constrain(w, *[None] * w.ndim).astype(dtype)
     return gathered(w, axes, dtype)
 
 
 def unbox(variables):
-    """Plain arrays from what `init` returns."""
+    """The variables that `init` returns as plain arrays, without axis names."""
     return nn.meta.unbox(variables)
 
 
 def logical_axes(boxed):
-    """A tree of axis-name tuples, one an array, from (the abstract form of) what `init` gave;
+    """A tree of tuples of axis names, one per array, from (the shapes of) what `init` returns;
     None for each axis of an array without names."""
-    named = lambda x: isinstance(x, nn.meta.AxisMetadata)
+    has_names = lambda x: isinstance(x, nn.meta.AxisMetadata)
     return jax.tree_util.tree_map(
-        lambda x: tuple(x.names) if named(x) else (None,) * x.ndim, boxed, is_leaf=named
+        lambda x: tuple(x.names) if has_names(x) else (None,) * x.ndim, boxed, is_leaf=has_names
     )
 
 
 def stack_layers(params, kinds: int = 1):
     """{..., 'layer_0': p, 'layer_1': p} -> {..., 'layers': stacked p} (scan=False to True).
 
-    kinds: of layers that take turns, which are stacked by themselves.
+    kinds: number of kinds of layers that alternate; each kind is stacked separately.
     """
     numbers = sorted(int(k.removeprefix("layer_")) for k in params if k.startswith("layer_"))
     rest = {k: v for k, v in params.items() if not k.startswith("layer_")}
@@ -75,12 +77,12 @@ def stack_layers(params, kinds: int = 1):
 
 
 def unstack_layers(params):
-    """The other way round: one entry a layer, each its own array."""
+    """The inverse of `stack_layers`: one entry per layer, each with its own arrays."""
     unstacked = {k: v for k, v in params.items() if k != "layers"}
     layers = params["layers"]
     turns = {name: TURN.fullmatch(name) for name in layers}
     if not all(turns.values()):
-        layers, turns = {"": layers}, {"": None}  # all of one kind
+        layers, turns = {"": layers}, {"": None}  # one kind of layer
     for name, turn in turns.items():
         kind, kinds = (int(turn[1]), int(turn[2])) if turn else (0, 1)
         n = jax.tree_util.tree_leaves(layers[name])[0].shape[0]
@@ -91,7 +93,7 @@ def unstack_layers(params):
 
 
 def unrolled(tree):
-    """A tree of variables with every scanned stack in it unstacked."""
+    """A tree of variables in which every scanned stack is unstacked."""
     if not isinstance(tree, dict):
         return tree
     tree = {k: unrolled(x) for k, x in tree.items()}

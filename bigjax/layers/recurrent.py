@@ -118,7 +118,7 @@ class Layer(nn.Module):
 
         def get(name, init, shape, axes):
             # Whole before the loop over time: cut rows would be gathered again at every token.
-            return weight(self, name, init, shape, axes, jnp.float32, whole=True)
+            return weight(self, name, init, shape, axes, jnp.float32, gather="all")
 
         return Weights(
             get("input_kernel", normal, (d_input, GH), ("embed", None)),

@@ -1,10 +1,12 @@
-"""What parameters begin as."""
+"""Initial values of parameters."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigjax.layers import params as params_lib
+from bigjax.layers import recurrent
 from bigjax.layers.params import unbox
 from bigjax.models import bert, gpt
 from bigjax.train.state import make_init
@@ -15,13 +17,13 @@ MODELS = {
     "gpt": gpt.Model(gpt.Config(**SIZES, activation="swiglu", tie_embeddings=False)),
     "bert": bert.Model(bert.Config(**SIZES), bert.HEADS, n_labels=50),
 }
-# GPT-2 divides the deviation of what is added to the residual stream by the root of how many such
-# there are, two a layer.
+# GPT-2 divides the standard deviation of the residual branches' outputs by the square root of their
+# number, two per layer.
 RESIDUAL = {"gpt": 0.02 / 4, "bert": 0.02}
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_deviations_of_kernels_and_embeddings(name):
+def test_standard_deviations_of_kernels_and_embeddings(name):
     init = lambda key: unbox(MODELS[name].init(key, jnp.zeros((1, 1), int))["params"])
     params = named_leaves(jax.device_get(jax.jit(init)(jax.random.key(0))))
     for path, x in params.items():
@@ -34,11 +36,29 @@ def test_deviations_of_kernels_and_embeddings(name):
         assert x.std() == pytest.approx(want, rel=4 / x.size**0.5), path
         assert abs(x.mean()) < 5 * want / x.size**0.5, path
         if "/layers/" in path:
-            assert not (x[0] == x[1]).any(), path  # no two layers begin alike
+            assert not (x[0] == x[1]).any(), path  # no two layers start equal
     assert sum(path.endswith(("out/kernel", "down/kernel")) for path in params) == 2
 
 
-def test_the_seed_decides():
+@pytest.mark.parametrize("name", [*MODELS, "gru"])
+def test_every_kernel_and_table_is_read_through_params_weight(monkeypatch, name):
+    """So that another form of the weights (LoRA, quantised) has one place."""
+    model, inputs = MODELS.get(name), jnp.zeros((1, 1), int)
+    if name == "gru":
+        model, inputs = recurrent.Recurrent("gru", 4, bidirectional=True), jnp.zeros((1, 2, 3))
+    declare, read = params_lib.param, set()  # other modules have imported `param` by its name
+
+    def recorded(module, leaf, *rest):
+        read.add("/".join([*module.path, leaf]))
+        return declare(module, leaf, *rest)
+
+    monkeypatch.setattr(params_lib, "param", recorded)
+    shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), inputs))["params"]
+    weights = {path for path in named_leaves(shapes) if path.endswith(("kernel", "embedding"))}
+    assert weights and weights <= read
+
+
+def test_the_seed_decides_the_initial_values():
     class Task:
         init = staticmethod(lambda rng: {"params": {"w": jax.random.normal(rng, 3)}})
 
