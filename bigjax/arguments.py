@@ -227,15 +227,12 @@ class Arguments:
         names = config_lib.override(config, [a for a in self.overrides if selects.match(a)])
         config_lib.expand_paths(config)
         config_lib.set_python_path(config, folder or pathlib.Path.cwd())
-        # Not the model: its preset may be overridden, or be that of init_from's source.
-        modules.fill(config, "model")
-        model = modules.fields(config, "model")
-        before = {f"model.{k}": v for k, v in model.items()}
-        before.update(config_lib.sorted_leaves(config))
+        # Overrides apply before the modules' fields are filled in: some follow from others.
+        complete = modules.filled(config)
+        before = dict(config_lib.sorted_leaves(complete))
         before.update({key: config_lib.get(base, key) for key in names})
         rest = [a for a in self.overrides if not selects.match(a)]
-        types = modules.types(config)
-        keys = [*names, *config_lib.override(config, rest, {"model": model}, types)]
+        keys = [*names, *config_lib.override(config, rest, complete, modules.types(config))]
         modules.fill(config, *["model"] * (config.model.get("preset") == "init_from"))
         config_lib.expand_paths(config, modules.path_schemes(config))
         cloud.check(_texts(value for _, value in config_lib.sorted_leaves(config)))

@@ -73,6 +73,13 @@ def fill(config, *skip: str) -> None:
                 config_lib.get(config, section).update(fields(config, section))
 
 
+def filled(config):
+    """A copy with every field of the modules in their sections."""
+    copy = config.copy_and_resolve_references()
+    fill(copy)
+    return copy
+
+
 def types(config) -> dict[str, Any]:
     """{key: type} of all fields of modules."""
 

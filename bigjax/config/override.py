@@ -7,7 +7,7 @@ import typing
 from ml_collections import ConfigDict
 
 from bigjax import paths
-from bigjax.config.checks import nearest
+from bigjax.config.checks import get, nearest
 from bigjax.config.keys import PATHS
 from bigjax.errors import UserError
 
@@ -18,51 +18,54 @@ _BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": F
 def override(
     config: ConfigDict,
     arguments: list[str],
-    extra_fields: dict[str, dict] | None = None,
+    complete: ConfigDict | None = None,
     types: dict[str, type] | None = None,
 ) -> list[str]:
     """Applies --config.KEY=VALUE arguments in place and returns the keys they set.
 
-    extra_fields: {'model': {field: default}, ...}: fields that may be set though the section leaves
-    them at their default. types: {key: type}, for what the values do not say.
+    complete: the config with every field of its modules, where `config` leaves some at their
+    defaults: these may be set too. types: {key: type}, where a value does not show its type.
     """
-    extra_fields, types, keys = extra_fields or {}, types or {}, []
+    complete, types, keys = config if complete is None else complete, types or {}, []
     for argument in arguments:
         key, equals, text = argument.removeprefix("--config.").partition("=")
         if not equals:
             raise UserError(f"{argument}: write it as {argument}=VALUE.")
         keys.append(key)
-        section, _, field = key.partition(".")
-        if field in extra_fields.get(section, {}) and field not in config[section]:
-            with config.unlocked():
-                config[section][field] = extra_fields[section][field]
-        if key.startswith("train.compiler_options."):  # any: the compiler knows which there are
-            with config.unlocked():
-                config.train.compiler_options[key.split(".", 2)[2]] = text
-            continue
-        node, last = _find(config, key, extra_fields)
-        kind = types.get(key) or type(node[last])
-        with config.unlocked(), node.ignore_type():
-            node[last] = parse(text, kind, argument)
+        path, last = key.split("."), key.rpartition(".")[2]
+        if key.startswith("train.compiler_options."):  # any name: only the compiler knows them
+            path, value = path[:2], text
+            last = key.split(".", 2)[2]
+        else:
+            path, default = path[:-1], _value(complete, key)
+            value = parse(text, types.get(key) or type(default), argument)
+        with config.unlocked():
+            node = config
+            for i, part in enumerate(path, start=1):
+                if part not in node:
+                    prefix = ".".join(path[:i])
+                    entries = typing.get_origin(types.get(prefix)) is dict
+                    node[part] = get(complete, prefix) if entries else ConfigDict()
+                node = node[part]
+            with node.ignore_type():
+                node[last] = value
     return keys
 
 
-def _find(config: ConfigDict, key: str, extra_fields: dict[str, dict]) -> tuple[ConfigDict, str]:
-    """The section that holds a key, and its name there."""
-    node, parts = config, key.split(".")
-    for i, part in enumerate(parts):
+def _value(config: ConfigDict, key: str):
+    """The value at a dotted key. Raises UserError for an unknown key, and for a section."""
+    node = config
+    for part in key.split("."):
         if not isinstance(node, ConfigDict) or part not in node:
             allowed = list(node) if isinstance(node, ConfigDict) else []
-            if i == 1:
-                allowed += [f for f in extra_fields.get(parts[0], {}) if f not in allowed]
             raise UserError(f"Unknown config key {key!r}. {nearest(part, allowed)}")
-        parent, node = node, node[part]
+        node = node[part]
     if isinstance(node, ConfigDict):
         raise UserError(
             f"config.{key} is a section: set its keys, such as --config.{key}."
             f"{next(iter(node), 'NAME')}=VALUE."
         )
-    return parent, parts[-1]
+    return node
 
 
 def parse(text: str, kind, where: str):

@@ -87,8 +87,7 @@ def _config(found: interop.Imported, overrides: Sequence[str]):
         c.train.batch_size = BATCH_SIZE
         kind = modules.of(c, "task").EVALUATION
         c.evals = dict(valid=dict(kind=kind, every=c.train.steps))
-    modules.fill(c)
-    keys = config_lib.override(c, list(overrides), types=modules.types(c))
+    keys = config_lib.override(c, list(overrides), modules.filled(c), modules.types(c))
     modules.fill(c)
     config_lib.expand_paths(c, modules.path_schemes(c))
     config_lib.check_values(c)

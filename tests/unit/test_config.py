@@ -41,6 +41,45 @@ def test_a_preset_fills_the_model_and_own_keys_win(tmp_path):
     assert (c.model.d_model, c.model.n_heads, c.model.n_layers) == (1024, 16, 3)
 
 
+def test_a_derived_field_follows_an_override(tmp_path):
+    """A field that a Config derives in __post_init__, of a model and of any other module."""
+    (tmp_path / "derived_lab.py").write_text(
+        "import dataclasses\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Options:\n"
+        "  heads: int = 2\n"
+        "  width: int = 0\n"
+        "  def __post_init__(self):\n"
+        "    if not self.width: object.__setattr__(self, 'width', 8 * self.heads)\n"
+        "class Task:\n"
+        "  Config, build = Options, None\n"
+    )
+    file = tmp_path / "c.py"
+    file.write_text(
+        "from bigjax import config\n"
+        "def get_config(variant=''):\n"
+        "  c = config.new_config()\n"
+        "  c.model = dict(name='gpt', d_model=64, n_heads=4)\n"
+        "  c.task = dict(name='derived_lab.Task')\n"
+        "  return c\n"
+    )
+    c, overridden = resolved(
+        "--config.task.heads=5",
+        "--config.model.d_model=128",
+        "--config.data.sources.docstrings.weight=2",
+        file=str(file),
+    )
+    assert (c.model.d_ff, c.model.head_dim) == (512, 32) and c.task.width == 40
+    assert overridden == {
+        "task.heads": 2,
+        "model.d_model": 64,
+        "data.sources.docstrings.weight": 1.0,
+    }
+    assert (
+        c.data.sources.docstrings.to_dict().items() >= {"kind": "docstrings", "weight": 2}.items()
+    )
+
+
 def test_what_was_overridden_stands_out():
     c, overridden = resolved("--config.train.steps=7")
     lines = config.describe(c, overridden).splitlines()
