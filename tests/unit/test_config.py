@@ -184,14 +184,6 @@ def test_a_missing_file_and_a_missing_variant():
         config.load_file("configs/gpt/docstrings.py:smal")
 
 
-@pytest.mark.parametrize("path", config.config_files(), ids=lambda p: p.stem)
-def test_every_config_resolves_has_a_tiny_variant_and_a_docstring(path):
-    for spec in (str(path), f"{path}:tiny"):
-        c, _ = resolved(file=spec)
-        config.check_values(c)
-    assert config.first_docstring_line(path)
-
-
 def test_configs_and_the_config_module_import_no_jax():
     code = (
         "import sys; from bigjax import config\n"
