@@ -49,7 +49,7 @@ def new_config() -> ConfigDict:
 
     c.train = ConfigDict()
     c.train.steps = 1000
-    c.train.batch_size = 32  # rows of seq_len a step, over all devices and micro-batches
+    c.train.batch_size = 32  # examples per step, over all devices and micro-batches
     c.train.accumulate = 1  # micro-batches a step
     c.train.compiler_options = {}  # XLA's for the step, NAME: value; `bigjax plan --search` finds
     c.train.ema = 0.0  # decay of the parameters' moving average, which evaluation uses; 0 = off

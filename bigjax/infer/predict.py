@@ -31,7 +31,7 @@ def outputs_of(
         loss = {}
         if labelled:  # the same forward pass, so the compiler makes one of the two
             loss = {"loss": task.loss(params, extras, frozen, batch, None, False)[0]}
-        return task.outputs(params, extras, batch), loss
+        return task.outputs(params, extras, frozen, batch), loss
 
     run = jax.jit(both, out_shardings=sharding.replicated(mesh))
     found: list[Any] = [None] * data.n_examples

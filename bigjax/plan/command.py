@@ -118,7 +118,6 @@ class _Page:
     def __init__(self, plan, config, topology: str, slices: int, correct) -> None:
         self.plan, self.config, self.topology, self.slices = plan, config, topology, slices
         self.chip = CHIPS[parse(topology)[0]]
-        self.tokens = config.train.batch_size * config.data.seq_len
         self.seconds = plan.step_seconds if not (correct and plan.fits) else correct(plan)
 
     @property
@@ -140,6 +139,7 @@ class _Page:
             "hbm_limit_gib": _gib(plan.limit_bytes),
             "parameters_gib": _gib(plan.parameter_bytes),
             "optimizer_gib": _gib(plan.optimizer_bytes),
+            "frozen_gib": _gib(plan.frozen_bytes),
             "host_gib": _gib(plan.host_bytes),
             "flops": plan.flops,
             "kernel_flops": plan.kernel_flops,
@@ -150,7 +150,7 @@ class _Page:
             "communication_seconds": plan.communication,
             "step_seconds": self.seconds,
             "mfu": self.mfu,
-            "tokens_per_sec": self.seconds and self.tokens / self.seconds[1],
+            f"{plan.unit}_per_sec": self.seconds and plan.units / self.seconds[1],
             "compile_seconds": plan.compile_seconds,
         }
 
@@ -177,8 +177,10 @@ class _Page:
                 else ""
             ),
         ]
+        if plan.frozen_bytes:
+            lines.append(f"    frozen       {plan.frozen_bytes / GIB:.3f} GiB")
         if plan.peak_bytes:
-            rest = plan.peak_bytes - plan.parameter_bytes - plan.optimizer_bytes + plan.host_bytes
+            rest = plan.peak_bytes - plan.state_bytes
             lines.append(
                 f"    the rest     {rest / GIB:.3f} GiB: activations, gradients, gathered weights"
             )
@@ -207,7 +209,8 @@ class _Page:
         lines = [
             f"  step           {_time(low)} to {_time(high)} (work "
             f"{_time(plan.work_seconds)}, communication {_time(plan.communication)})",
-            f"  tokens/s       {self.tokens / high:,.0f} to {self.tokens / low:,.0f}",
+            f"  {plan.unit.replace('_', ' ') + '/s':<13}  "
+            f"{plan.units / high:,.0f} to {plan.units / low:,.0f}",
         ]
         if self.mfu:
             lines.append(f"  MFU            {self.mfu[0]:.1%} to {self.mfu[1]:.1%}")
@@ -216,12 +219,14 @@ class _Page:
     def _advice(self) -> str:
         """Which knob would help, of a plan that does not fit."""
         plan, c = self.plan, self.config
-        at_rest = 2 * plan.parameter_bytes + plan.optimizer_bytes - plan.host_bytes  # + gradients
+        at_rest = plan.state_bytes + plan.parameter_bytes  # + gradients
         if at_rest > 0.8 * plan.limit_bytes:
             devices = math.ceil(plan.devices * at_rest / (0.8 * plan.limit_bytes))
             return (
-                f"Parameters, gradients and optimizer alone take {at_rest / GIB:.2f} GiB: cut "
-                f"them over more devices by mesh.fsdp (now {c.mesh.fsdp}) or mesh.tensor (now "
+                "Parameters, gradients and optimizer state"
+                + (", with frozen parts," if plan.frozen_bytes else "")
+                + f" alone take {at_rest / GIB:.2f} GiB: shard them over more devices by"
+                f" mesh.fsdp (now {c.mesh.fsdp}) or mesh.tensor (now "
                 f"{c.mesh.tensor}); cut over all, {devices} devices would hold them."
             )
         knobs = []

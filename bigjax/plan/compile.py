@@ -23,7 +23,9 @@ from bigjax.errors import RunError, UserError
 from bigjax.extras import how_to_install
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.plan import chips, compilers, predict
+from bigjax.train import frozen
 from bigjax.train import program as program_lib
+from bigjax.trees import named_leaves
 
 # Keys of a config that no compiled step depends on.
 _NO_MATTER = (
@@ -46,8 +48,10 @@ _TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMG])\) exceeds availabl
 class Plan:
     """Of one kind of step on a device of the pod; bytes and seconds.
 
-    phase: of a task whose steps differ (Task.phases), else ''. model_flops: that the model needs,
-    of all devices; 0 if its task does not say. peak_bytes: of HBM; None where the compiler gave up
+    phase: of a task whose steps differ (Task.phases), else ''. units: tokens, images or what else
+    `unit` names, that a step trains on. model_flops: that the model needs, of all devices; 0 if its
+    task does not say. frozen_bytes: of the task's frozen parts, which have no gradients and no
+    optimizer state. peak_bytes: of HBM; None where the compiler gave up
     because it did not fit, and did not say how much it needs; where it named a part, that.
     host_bytes: that wait in the host's memory (optim.offload) and travel twice a step. flops and
     what follows: None or empty if it does not fit; seconds None of GPUs too. kernel_seconds: of
@@ -61,6 +65,9 @@ class Plan:
     limit_bytes: float
     parameter_bytes: float
     optimizer_bytes: float
+    frozen_bytes: float
+    unit: str
+    units: float
     peak_bytes: float | None
     compile_seconds: float
     host_bytes: float = 0.0
@@ -74,6 +81,11 @@ class Plan:
     @property
     def devices(self) -> int:
         return math.prod(self.mesh.values())
+
+    @property
+    def state_bytes(self) -> float:
+        """Of what the whole run holds in HBM: parameters, optimizer state and frozen parts."""
+        return self.parameter_bytes + self.optimizer_bytes + self.frozen_bytes - self.host_bytes
 
     @property
     def fits(self) -> bool:
@@ -96,14 +108,20 @@ def plans(config, topology: str, slices: int = 1) -> list[Plan]:
     mesh_lib.check_settings()
     mesh = mesh_lib.make_mesh(config.mesh, chips.devices(topology, slices))
     mesh_lib.check_batch(mesh, config.train.batch_size, config.train.accumulate)
+    task = tasks.build(config)
+    # Frozen parts have the shapes of another run's config, which may have changed since.
+    parts = [
+        (name, path, x.shape, str(x.dtype))
+        for name, tree in frozen.shapes(task, mesh).items()
+        for path, x in named_leaves(tree).items()
+    ]
     path = cache_folder(cache_dir(config), "plans") / (
-        _key(config, dict(mesh.shape), topology, slices, chip) + ".json"
+        _key(config, parts, dict(mesh.shape), topology, slices, chip) + ".json"
     )
     try:
         return [_from_json(plan) for plan in json.loads(path.read_text())]
     except (OSError, ValueError, TypeError, KeyError):  # absent or damaged: compile again
         pass
-    task = tasks.build(config)
     program = program_lib.make(config, task, mesh)
     found = [
         _plan(config, task, program, mesh, slices, chip, phase, step)
@@ -114,8 +132,8 @@ def plans(config, topology: str, slices: int = 1) -> list[Plan]:
     return found
 
 
-def _key(config, mesh: dict[str, int], *pod) -> str:
-    """Of all that a plan follows from, by content."""
+def _key(config, frozen_parts: list[tuple], mesh: dict[str, int], *pod) -> str:
+    """A hash of everything that a plan depends on."""
     chip = pod[-1]
     leaves = [
         (key, value)
@@ -124,7 +142,7 @@ def _key(config, mesh: dict[str, int], *pod) -> str:
     ]
     versions = [jax.__version__, jaxlib.__version__, compilers.version(_compiler(chip))]
     flags = [os.environ.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
-    text = repr((leaves, mesh, pod, versions, flags)) + _sources()
+    text = repr((leaves, frozen_parts, mesh, pod, versions, flags)) + _sources()
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -132,14 +150,17 @@ def _plan(config, task, program, mesh, slices, chip, phase, step) -> Plan:
     batch_size = config.train.batch_size
     lowered = program_lib.trace(task, program, mesh, batch_size, step).lower()
     known = Plan(
-        phase,
-        dict(mesh.shape),
-        task.flops_per_example * batch_size,
-        chip.limit * chips.GIB,
-        _bytes(program.abstract.params),
-        _bytes(program.abstract.opt_state),
-        None,
-        0.0,
+        phase=phase,
+        mesh=dict(mesh.shape),
+        model_flops=task.flops_per_example * batch_size,
+        limit_bytes=chip.limit * chips.GIB,
+        parameter_bytes=_bytes(program.abstract.params),
+        optimizer_bytes=_bytes(program.abstract.opt_state),
+        frozen_bytes=_bytes(frozen.shapes(task, mesh)),
+        unit=task.unit,
+        units=task.units_per_example * batch_size,
+        peak_bytes=None,
+        compile_seconds=0.0,
     )
     begun = time.perf_counter()
     try:
@@ -154,7 +175,7 @@ def _plan(config, task, program, mesh, slices, chip, phase, step) -> Plan:
         used, part = _TOO_MUCH.search(str(e)), _TEMPORARIES.search(str(e))
         peak = used and _size(*used.groups())
         if part:
-            peak = _size(*part.groups()) + known.parameter_bytes + known.optimizer_bytes
+            peak = _size(*part.groups()) + known.state_bytes
         plan = dataclasses.replace(
             known, peak_bytes=peak, compile_seconds=time.perf_counter() - begun
         )

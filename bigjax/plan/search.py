@@ -237,6 +237,11 @@ class _Arithmetic:
         self.opt_state = jax.eval_shape(
             optim.make(config.optim, config.train.steps, self.params).init, self.params
         )
+        self.frozen = {
+            name: jax.eval_shape(part.init, jax.random.key(0)) for name, part in task.frozen.items()
+        }
+        # Of the positions that attention runs over; of other models, examples.
+        self.lengths = tuple(task.attention_lengths.values())
         self.weights = sum(x.size for x in jax.tree_util.tree_leaves(self.params))
         c = task.model_config
         self.layers, self.width = getattr(c, "n_layers", 1), getattr(c, "d_model", 0)
@@ -248,19 +253,22 @@ class _Arithmetic:
         self.vocab = getattr(c, "vocab_size", 0)
 
     def at_rest(self, sizes: dict[str, int]) -> float | None:
-        """Parameters, their gradients, and the optimizer's state unless it is with the host; None
-        if they cannot be cut so."""
+        """Parameters and their gradients, frozen parts, and the optimizer's state unless it is kept
+        in host memory; None if they do not divide."""
         mesh = AbstractMesh(
             tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)
         )
-        T = self.config.data.seq_len
-        if T % (128 * sizes["sequence"]) and sizes["sequence"] > 1:
+        n = sizes["sequence"]
+        if n > 1 and (not self.lengths or any(T % (128 * n) for T in self.lengths)):
             return None
         try:
             placed = sharding.of_params(mesh, self.params, self.task.axes["params"])
+            total = 2 * _bytes(self.params, placed)
+            for name, part in self.task.frozen.items():
+                shapes = self.frozen[name]
+                total += _bytes(shapes, sharding.of_params(mesh, shapes, part.axes))
         except UserError:
             return None
-        total = 2 * _bytes(self.params, placed)
         if not self.config.optim.offload:
             total += _bytes(
                 self.opt_state, sharding.of_opt_state(mesh, self.opt_state, self.params, placed)
@@ -281,9 +289,10 @@ class _Arithmetic:
 
     def seconds(self, sizes: dict[str, int], remat: str, micro: int) -> float:
         """An estimate, in the middle of nothing hidden and all communication hidden."""
-        T, batch_size = self.config.data.seq_len, self.config.train.batch_size
+        batch_size = self.config.train.batch_size
         # The count of a task takes all scores of attention; half of them are masked.
-        flops = self.task.flops_per_example - 6 * self.layers * self.queries * T * T
+        scores = sum(T * T for T in self.lengths)
+        flops = self.task.flops_per_example - 6 * self.layers * self.queries * scores
         again = 4 / 3 if remat == "full" else 1.0
         work = flops * batch_size * again / (self.n * SHARE_OF_PEAK * self.chip.peak * 1e12)
         share = lambda axis: (sizes[axis] - 1) / sizes[axis]
@@ -315,7 +324,7 @@ class _Arithmetic:
         """Of a step on one device that holds whole rows' activations."""
         return (
             self.config.train.batch_size
-            * self.config.data.seq_len
+            * (sum(self.lengths) or 1)
             / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
         )
 

@@ -1,5 +1,6 @@
 """`bigjax report`: the curves of one or several runs in one picture."""
 
+from collections.abc import Iterable
 import contextlib
 import fnmatch
 import json
@@ -17,7 +18,7 @@ PANELS = (
     ("validation", ("eval/*/loss",), False),
     ("learning rate", ("learning_rate",), False),
     ("gradient norm", ("grad_norm",), True),
-    ("tokens a second", ("tokens_per_sec",), False),
+    ("throughput per second", ("*_per_sec",), False),
     ("accuracy", ("accuracy", "*accuracy"), False),
 )
 
@@ -83,7 +84,7 @@ def draw(workdirs: list[str], out: str | None) -> str:
     figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
     for axis, (title, keys, log) in zip(axes.flat, PANELS):
         for i, (workdir, curves) in enumerate(runs.items()):
-            for key in [k for k in curves if any(fnmatch.fnmatch(k, p) for p in keys)]:
+            for key in _matching(curves, keys):
                 label = workdir if key == keys[0] else f"{workdir} {key.removeprefix('eval/')}"
                 held_out = key.startswith("eval/")
                 steps, values = curves[key]
@@ -108,6 +109,14 @@ def draw(workdirs: list[str], out: str | None) -> str:
     with printed_in_any_case(table):
         save(figure, path, dpi=110)
     return f"{table}\nWrote {path}"
+
+
+def _matching(names: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
+    """The names that match a pattern; of the rates only that in the task's unit."""
+    matching = [k for k in names if any(fnmatch.fnmatch(k, p) for p in patterns)]
+    rates = [k for k in matching if k.endswith("_per_sec") and k != "steps_per_sec"]
+    in_unit = [k for k in rates if k != "examples_per_sec"] or rates
+    return [k for k in matching if not k.endswith("_per_sec") or k in in_unit]
 
 
 @contextlib.contextmanager
@@ -138,11 +147,7 @@ def _table(runs: dict) -> str:
     """The last value of each loss, run by run."""
     lines = []
     for workdir, curves in runs.items():
-        last = {
-            k: v[1][-1]
-            for k, v in curves.items()
-            if k in ("loss", "tokens_per_sec") or k.startswith("eval/")
-        }
+        last = {k: curves[k][1][-1] for k in _matching(curves, ("loss", "*_per_sec", "eval/*"))}
         step = max(s[-1] for s, _ in curves.values()) if curves else 0
         lines.append(
             f"{workdir}, step {step}: " + "  ".join(f"{k} {v:.4g}" for k, v in last.items())

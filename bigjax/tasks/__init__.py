@@ -46,10 +46,14 @@ class Task:
     model, model_config: the Flax module and its Config, for generation.
 
     The rest has defaults:
-    frozen: {name: Frozen}; `loss` gets {name: arrays}.
+    frozen: {name: Frozen}; `loss` and `outputs` get {name: arrays}.
+    unit, units_per_example: what throughput is reported in, as UNIT_per_sec: 'tokens', 'images',
+        'audio_seconds'; and how many an example has.
+    attention_lengths: {config key that sets it: length} of each sequence that the model's attention
+        runs over; each has to divide over mesh.sequence.
     flops_per_example: of a training step, for utilisation; 0 = not known.
     whole_batch(batch) -> batch: adds what a micro-batch must know of all of them.
-    outputs(params, extras, batch) -> what a labelled task predicts from, see infer.predict.
+    outputs(params, extras, frozen, batch) -> what a labelled task predicts from, see infer.predict.
     prepare() -> (params, corpus) -> params: what a run from scratch begins with. Called before the
         data are read, so that it can refuse what it needs.
     extras_of(params, extras) -> extras, where they follow from the parameters: after these were
@@ -75,6 +79,9 @@ class Task:
     model: Any = None
     model_config: Any = None
     frozen: Mapping[str, Frozen] = dataclasses.field(default_factory=dict)
+    unit: str = "examples"
+    units_per_example: float = 1.0
+    attention_lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     flops_per_example: float = 0.0
     whole_batch: Callable[[dict], dict] = lambda batch: batch
     outputs: Callable[..., Any] | None = None
@@ -85,6 +92,18 @@ class Task:
     phases: Callable[[int], list[tuple[str, int]]] = lambda steps: [("", 0)]
     describe: Callable[[int], str] = lambda steps: f"{steps} steps"
     rate_key: Callable[[str, int], str] = lambda metric, step: "optim.learning_rate"
+
+
+def amount(task: Task, n_examples: int) -> str:
+    """n examples in the task's unit, for people: '32 x 128 tokens', '32 images'."""
+    size = "" if task.units_per_example == 1 else f"x {task.units_per_example:g} "
+    return f"{n_examples} {size}{task.unit.replace('_', ' ')}"
+
+
+def in_tokens(seq_len: int) -> dict[str, Any]:
+    """Fields of a Task whose examples are rows of data.seq_len tokens."""
+    lengths = {"data.seq_len": seq_len}
+    return dict(unit="tokens", units_per_example=seq_len, attention_lengths=lengths)
 
 
 def build(config) -> Task:

@@ -11,6 +11,7 @@ from bigjax.tasks import (
     check_vocabulary,
     data_module,
     family_for,
+    in_tokens,
     init_and_axes,
 )
 
@@ -63,8 +64,8 @@ def labelled_task(
     encoder = build_encoder(config, (head,), n_outputs)
     source = data_module(config, "load_labelled", "labelled")
 
-    def outputs(params, extras, batch, rng=None):
-        del extras
+    def outputs(params, extras, frozen, batch, rng=None):
+        del extras, frozen
         return encoder.model.apply(
             {"params": params},
             batch["tokens"],
@@ -76,8 +77,8 @@ def labelled_task(
         )[head]
 
     def loss_of_batch(params, extras, frozen, batch, rng, train):
-        del frozen
-        pair, metrics = loss(outputs(params, extras, batch, rng if train else None), batch, train)
+        logits = outputs(params, extras, frozen, batch, rng if train else None)
+        pair, metrics = loss(logits, batch, train)
         return pair, (metrics, extras)
 
     def load_data(log=print, tokenizer=None, splits=SPLITS):
@@ -121,4 +122,5 @@ def labelled_task(
         model_config=encoder.config,
         flops_per_example=encoder.flops_per_row,
         outputs=outputs,
+        **in_tokens(config.data.seq_len),
     )

@@ -12,6 +12,7 @@ from bigjax.tasks import (
     check_vocabulary,
     data_module,
     family_for,
+    in_tokens,
     init_and_axes,
 )
 
@@ -84,4 +85,5 @@ def build(config, options: Config) -> Task:
         model=model,
         model_config=c,
         flops_per_example=seq_len * family.flops_per_token(c, seq_len),
+        **in_tokens(seq_len),
     )

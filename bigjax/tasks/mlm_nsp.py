@@ -9,7 +9,7 @@ from bigjax import losses
 from bigjax.bounds import SHARE, Range, at_least, check_ranges
 from bigjax.data import pairs as pairs_lib
 from bigjax.layers.output import linear_losses
-from bigjax.tasks import Task, array_shapes, data_module
+from bigjax.tasks import Task, array_shapes, data_module, in_tokens
 from bigjax.tasks._encoder import build_encoder
 
 DATA, EVALUATION = "text", "loss"  # of a config that is made for this task
@@ -119,4 +119,5 @@ def build(config, options: Config) -> Task:
         model_config=encoder.config,
         flops_per_example=flops,
         whole_batch=whole_batch,
+        **in_tokens(config.data.seq_len),
     )

@@ -83,7 +83,9 @@ def _config(found: interop.Imported, overrides: Sequence[str]):
     with c.unlocked():
         c.model = {"preset": "", **found.model, **types}
         c.task = found.task
-        c.data = dict(name=modules.of(c, "task").DATA, seq_len=min(found.model["max_len"], SEQ_LEN))
+        c.data = dict(name=modules.of(c, "task").DATA)
+        if "max_len" in found.model:  # of a model of text
+            c.data.seq_len = min(found.model["max_len"], SEQ_LEN)
         c.train.batch_size = BATCH_SIZE
         kind = modules.of(c, "task").EVALUATION
         c.evals = dict(valid=dict(kind=kind, every=c.train.steps))

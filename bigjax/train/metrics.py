@@ -12,6 +12,7 @@ import jax
 import psutil
 
 from bigjax import cloud, json_text
+from bigjax.tasks import Task
 
 # Peak dense bfloat16 FLOP/s of a device, from the vendors' data sheets.
 PEAK_FLOPS = {
@@ -130,14 +131,12 @@ def is_loss(name: str) -> bool:
 
 
 class Speed:
-    """Examples, tokens and FLOPs a second between two calls; what evaluation took is left out.
+    """Steps, examples, the task's units and FLOPs per second between two calls of `read`, without
+    the time of evaluations and saving."""
 
-    batch_size 0: steps are unlike each other, so only they are counted. seq_len 0: the data are not
-    tokens.
-    """
-
-    def __init__(self, batch_size: int, seq_len: int, flops_per_example: float):
-        self._batch, self._tokens, self._flops = batch_size, seq_len, flops_per_example
+    def __init__(self, task: Task, batch_size: int):
+        """batch_size 0: steps are of different kinds, so only steps are counted."""
+        self._task, self._batch = task, batch_size
         self._peak = PEAK_FLOPS.get(jax.devices()[0].device_kind, 0) * jax.device_count()
         self._step, self._time, self.waited = None, 0.0, 0.0
 
@@ -155,14 +154,13 @@ class Speed:
         if self._step is not None:
             seconds = max(now - self._time, 1e-9)
             steps = (step - self._step) / seconds
-            rate = steps * self._batch
+            rate, task = steps * self._batch, self._task
             out.update(steps_per_sec=steps, data_wait_fraction=self.waited / seconds)
             if self._batch:
                 out["examples_per_sec"] = rate
-            if self._batch and self._tokens:
-                out["tokens_per_sec"] = rate * self._tokens
-            if self._peak and self._flops:
-                out["mfu"] = rate * self._flops / self._peak
+                out[f"{task.unit}_per_sec"] = rate * task.units_per_example
+            if self._peak and task.flops_per_example:
+                out["mfu"] = rate * task.flops_per_example / self._peak
         self.restart(step)
         return out
 
@@ -191,15 +189,14 @@ class Progress:
         else:
             print(text, flush=True)
 
-    def update(self, step: int, metrics: dict[str, float]) -> None:
+    def update(self, step: int, metrics: dict[str, float], unit: str = "examples") -> None:
+        """unit: of the task, whose rate is shown."""
         if jax.process_index():
             return
         now = time.perf_counter()
         numbers = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items() if is_loss(k))
-        if "tokens_per_sec" in metrics:
-            numbers += f"  {metrics['tokens_per_sec']:,.0f} tokens/s"
-        elif "examples_per_sec" in metrics:
-            numbers += f"  {metrics['examples_per_sec']:,.0f} examples/s"
+        if f"{unit}_per_sec" in metrics:
+            numbers += f"  {metrics[f'{unit}_per_sec']:,.0f} {unit.replace('_', ' ')}/s"
         if "mfu" in metrics:
             numbers += f"  MFU {metrics['mfu']:.1%}"
         if self._live:

@@ -55,7 +55,7 @@ def make(config, task, mesh) -> Program:
     Raises UserError for a layout that does not divide, RunError for a step that changes the shape
     or type of its state.
     """
-    _check_attention(config, mesh)
+    _check_attention(config, task, mesh)
     params = jax.eval_shape(task.init, jax.random.key(0))["params"]
     if task.make_step:
         init_optimizer, step = task.make_step(config, params)
@@ -104,23 +104,24 @@ def trace(task, program: Program, mesh, batch_size: int, step: int) -> jax.stage
         return program.step.trace(program.abstract, frozen.shapes(task, mesh), batch)
 
 
-def _check_attention(config, mesh) -> None:
-    T, sequence = config.data.get("seq_len", 0), mesh.shape["sequence"]
-    if T % sequence:
-        raise UserError(
-            f"data.seq_len={T} does not divide over mesh.sequence={sequence}: "
-            f"{T} = {T // sequence} x {sequence} + {T % sequence}."
-        )
+def _check_attention(config, task, mesh) -> None:
+    sequence = mesh.shape["sequence"]
+    for key, length in task.attention_lengths.items():
+        if length % sequence:
+            raise UserError(
+                f"{key}={length} does not divide over mesh.sequence={sequence}: "
+                f"{length} = {length // sequence} x {sequence} + {length % sequence}."
+            )
+        if config.model.get("attention") == "splash" and length % (128 * sequence):
+            raise UserError(
+                f"model.attention='splash' processes 128 tokens at a time on each of "
+                f"mesh.sequence={sequence} device(s), and {key} is {length}: use a multiple of "
+                f"{128 * sequence}, or model.attention='auto'."
+            )
     platform = mesh.devices.flat[0].platform
     if config.model.get("attention") == "cudnn" and platform not in ("gpu", "cuda"):
         raise UserError(
             f"model.attention='cudnn' is for GPUs, and these devices are {platform}: use 'auto'."
-        )
-    if config.model.get("attention") == "splash" and T % (128 * sequence):
-        raise UserError(
-            f"model.attention='splash' takes 128 tokens at a time on each of "
-            f"mesh.sequence={sequence} device(s), and data.seq_len is {T}: use a "
-            f"multiple of {128 * sequence}, or model.attention='auto'."
         )
 
 

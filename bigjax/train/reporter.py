@@ -30,11 +30,7 @@ class Reporter:
         self.bad_step: int | None = None
         self.bad_metrics: list[str] = []
         self._writer = metrics.Writer(run.folder, start, c.log.tensorboard, run.lease.check)
-        self.speed = metrics.Speed(
-            0 if run.task.make_step else c.train.batch_size,
-            c.data.get("seq_len", 0),
-            run.task.flops_per_example,
-        )
+        self.speed = metrics.Speed(run.task, 0 if run.task.make_step else c.train.batch_size)
 
     def close(self) -> None:
         self._writer.close()
@@ -55,7 +51,7 @@ class Reporter:
             values = {**derive(values), **self.speed.read(step)}
             if not run.task.make_step:  # whose steps may be unlike each other
                 values["epoch"] = step / run.batches.epoch_steps
-            run.progress.update(step, values)
+            run.progress.update(step, values, run.task.unit)
         if due:  # and no other step: a resumed run writes the lines of an uninterrupted one
             self._writer.write(step, values)
         return False

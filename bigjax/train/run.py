@@ -184,9 +184,7 @@ def _describe(run: Run, start: int) -> None:
     c, task = run.config, run.task
     mesh = " x ".join(f"{a}={n}" for a, n in run.mesh.shape.items() if n > 1) or "one device"
     kind = run.mesh.devices.flat[0].device_kind
-    rows = f"{c.train.batch_size} examples"
-    if "seq_len" in c.data:
-        rows = f"{c.train.batch_size} x {c.data.seq_len} tokens"
+    rows = tasks.amount(task, c.train.batch_size)
     if task.make_step:
         work = f"{task.describe(c.train.steps)} from {start + 1} on, updates of {rows}"
     else:

@@ -16,6 +16,7 @@ from bigjax import tasks
 from bigjax.arguments import Arguments
 from bigjax.data.tokenizer import Bytes
 from bigjax.parallel import mesh as mesh_lib
+from bigjax.train import frozen
 from bigjax.train import load as load_lib
 from bigjax.train import program as program_lib
 from bigjax.train import run as run_lib
@@ -24,6 +25,7 @@ from tests import helpers
 
 HERE = pathlib.Path(__file__).parent
 NAMES = ("vision", "translate", "distil", "experts", "table")
+UNITS = {"vision": "images", "table": "examples"}  # the others have tokens
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,8 @@ def test_trained_killed_resumed_and_evaluated(name, flags, tmp_path, monkeypatch
     )
     lines = helpers.read_metrics(tmp_path / "whole")
     assert helpers.read_metrics(tmp_path / "killed") == lines
+    timed = helpers.read_metrics(tmp_path / "whole", times=True)
+    assert any(line.get(f"{UNITS.get(name, 'tokens')}_per_sec", 0) > 0 for line in timed)
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < losses[0] - 0.1
     # What was evaluated last is what `eval` gives, in a process that has seen no config file.
@@ -106,6 +110,9 @@ def test_planned_by_shapes(name, flags):
     program = program_lib.make(config, task, mesh)
     specs = {str(x.sharding.spec) for x in jax.tree.leaves(program.abstract.params)}
     assert any("fsdp" in s or "tensor" in s for s in specs) or name == "vision", specs
+    assert task.unit == UNITS.get(name, "tokens")
+    parts = frozen.shapes(task, mesh)
+    assert [*parts] == (["teacher"] if name == "distil" else [])
     if name == "experts":
         up = program.abstract.params["stack"]["layers"]["block_1_of_2"]["experts"]["up"]
         assert tuple(up.sharding.spec) == (None, "fsdp", None, "tensor")

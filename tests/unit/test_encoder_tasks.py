@@ -123,7 +123,7 @@ def test_classification_weighs_labels_and_not_its_accuracy():
     weighted = build("classify", **labels, label_weights=(1.0, 5.0, 0.5))
     p = params(task)
     batch = rows() | dict(label=np.array([[0, 1], [2, 2], [1, 0], [1, 0]]))
-    logits = task.outputs(p, {}, batch)
+    logits = task.outputs(p, {}, {}, batch)
     nll = -np.take_along_axis(log_softmax(logits), batch["label"][..., None], -1)[..., 0]
     (total, weight), (metrics, _) = task.loss(p, {}, None, batch, None, False)
     np.testing.assert_allclose((total, weight), ((nll * batch["weights"]).sum(), 7), rtol=1e-5)
@@ -139,7 +139,7 @@ def test_labels_are_smoothed_in_training_alone():
     p, batch = params(plain), rows() | dict(label=np.array([[0, 1], [2, 2], [1, 0], [1, 0]]))
     loss = lambda task, train: task.loss(p, {}, None, batch, jax.random.key(0), train)[0][0]
     assert loss(smooth, False) == loss(plain, False)
-    log_p = log_softmax(plain.outputs(p, {}, batch))
+    log_p = log_softmax(plain.outputs(p, {}, {}, batch))
     q = 0.7 * np.eye(3)[batch["label"]] + 0.1
     want = -((q * log_p).sum(-1) * batch["weights"]).sum()
     np.testing.assert_allclose(loss(smooth, True), want, rtol=1e-5)
@@ -149,7 +149,7 @@ def test_regression_is_squared_error():
     task = build("classify", kind="regress")
     p = params(task)
     batch = rows() | dict(label=np.random.default_rng(2).normal(size=(B, K)).astype(np.float32))
-    said = np.asarray(task.outputs(p, {}, batch))
+    said = np.asarray(task.outputs(p, {}, {}, batch))
     assert said.shape == (B, K, 1)
     (total, weight), _ = task.loss(p, {}, None, batch, None, False)
     np.testing.assert_allclose(
@@ -163,7 +163,7 @@ def test_tagging_counts_words_with_a_label():
     task = build("tag", labels=("O", "X"))
     p, rng = params(task), np.random.default_rng(3)
     batch = rows() | dict(token_labels=rng.integers(-1, 2, (B, T)))
-    logits = log_softmax(task.outputs(p, {}, batch))
+    logits = log_softmax(task.outputs(p, {}, {}, batch))
     real = batch["token_labels"] >= 0
     want = -logits[real, batch["token_labels"][real]].sum()
     (total, weight), _ = task.loss(p, {}, None, batch, None, False)
@@ -177,7 +177,7 @@ def test_answers_are_sought_among_the_tokens_of_their_own_example():
         start=np.array([[2, 8], [0, 7], [5, 9], [1, 0]]),
         end=np.array([[3, 12], [0, 7], [6, 9], [6, 0]]),
     )
-    logits, want, right = np.asarray(task.outputs(p, {}, batch), np.float64), 0.0, 0
+    logits, want, right = np.asarray(task.outputs(p, {}, {}, batch), np.float64), 0.0, 0
     for b in range(B):
         for k, own in enumerate((slice(0, 7), slice(7, 13))):
             if batch["weights"][b, k]:

@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from bigjax import tasks
 from bigjax.train import metrics
+from tests import helpers
 
 
 def test_lines_are_json_where_numbers_are_not_finite(tmp_path):
@@ -18,6 +20,50 @@ def test_lines_are_json_where_numbers_are_not_finite(tmp_path):
     assert line == '{"step": 1, "loss": null, "a": null, "b": 1.5}\n'
 
 
+def a_task(unit, units_per_example, flops=0.0):
+    return helpers.task(
+        None, None, {}, unit=unit, units_per_example=units_per_example, flops_per_example=flops
+    )
+
+
+@pytest.mark.parametrize(
+    "unit, size, rates, line, amount",
+    [
+        ("tokens", 10, {"tokens_per_sec": 80.0}, "80 tokens/s", "16 x 10 tokens"),
+        ("images", 1, {"images_per_sec": 8.0}, "8 images/s", "16 images"),
+        ("examples", 1, {}, "8 examples/s", "16 examples"),
+        (
+            "audio_seconds",
+            2.5,
+            {"audio_seconds_per_sec": 20.0},
+            "20 audio seconds/s",
+            "16 x 2.5 audio seconds",
+        ),
+    ],
+)
+def test_throughput_is_in_the_unit_of_the_task(
+    unit, size, rates, line, amount, monkeypatch, capsys
+):
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    task = a_task(unit, size)
+    speed = metrics.Speed(task, 16)
+    speed.read(1)
+    clock[0] += 2.0
+    values = speed.read(2)
+    found = {k: v for k, v in values.items() if k.endswith("_per_sec")}
+    assert found == {"steps_per_sec": 0.5, "examples_per_sec": 8.0, **rates}
+    metrics.Progress(2).update(2, values, unit)
+    assert line in capsys.readouterr().out
+    assert tasks.amount(task, 16) == amount
+
+
+def test_only_steps_are_counted_where_they_differ():
+    speed = metrics.Speed(a_task("tokens", 10), 0)
+    speed.read(1)
+    assert "steps_per_sec" in (values := speed.read(2)) and "tokens_per_sec" not in values
+
+
 class FakeDevice:
     device_kind = "TPU v5 lite"
 
@@ -26,7 +72,7 @@ def test_speed_leaves_out_what_was_not_training(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [FakeDevice()] * 8)
     clock = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    speed = metrics.Speed(batch_size=16, seq_len=10, flops_per_example=197e12)
+    speed = metrics.Speed(a_task("tokens", 10, 197e12), batch_size=16)
     assert "tokens_per_sec" not in speed.read(1)  # the first step compiles
     clock[0] += 30.0
     speed.pause(20.0)  # an evaluation
@@ -40,7 +86,7 @@ def test_speed_leaves_out_what_was_not_training(monkeypatch):
 
 
 def test_no_utilisation_where_the_peak_is_not_known():
-    speed = metrics.Speed(16, 10, 1e12)
+    speed = metrics.Speed(a_task("tokens", 10, 1e12), 16)
     speed.read(1)
     assert "mfu" not in speed.read(2)
 
@@ -52,7 +98,7 @@ def test_a_live_line_on_a_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     progress = metrics.Progress(10)
     progress.log("before")
-    progress.update(3, {"loss": 2.5, "tokens_per_sec": 1234.0})
+    progress.update(3, {"loss": 2.5, "tokens_per_sec": 1234.0}, "tokens")
     progress.log("between")
     progress.close()
     text = screen.getvalue()

@@ -155,6 +155,9 @@ def made(gib: float):
         limit_bytes=59.0 * chips.GIB,
         parameter_bytes=1e9,
         optimizer_bytes=2e9,
+        frozen_bytes=0.0,
+        unit="tokens",
+        units=64 * 2048,
         peak_bytes=gib * chips.GIB,
         compile_seconds=3.0,
         **(

@@ -1,5 +1,6 @@
 """Searching layouts, correcting by measurements, and what a plan's page says."""
 
+import dataclasses
 import gzip
 import json
 import re
@@ -7,6 +8,7 @@ import re
 import pytest
 
 from bigjax import config as config_lib
+from bigjax import tasks
 from bigjax.errors import UserError
 from bigjax.plan import calibrate, chips, command, predict, search
 from bigjax.plan import compile as compile_lib
@@ -33,6 +35,9 @@ def made(seconds=1.0, peak=4.0, **more):
                 limit_bytes=15.75 * chips.GIB,
                 parameter_bytes=1e9,
                 optimizer_bytes=2e9,
+                frozen_bytes=0.0,
+                unit="tokens",
+                units=64 * 2048,
                 peak_bytes=peak * chips.GIB,
                 compile_seconds=3.0,
                 flops=1e12 if seconds else None,
@@ -93,6 +98,23 @@ def test_candidates_are_layouts_that_may_fit():
 def test_sequences_are_cut_where_there_are_no_rows_to_cut():
     kept, _ = search._candidates(config(batch_size=2), "v5e:4x4", 1)
     assert any(c.mesh["sequence"] == 8 for c in kept)
+
+
+def test_frozen_parts_take_memory_once_and_sharded():
+    c = config("125m")
+    task = tasks.build(c)
+    part = tasks.Frozen(lambda rng: task.init(rng)["params"], task.axes["params"])
+
+    def bytes_at_rest(task, **sizes):
+        chip = chips.CHIPS["v5e"]
+        arithmetic = search._Arithmetic(c, task, chip, (4, 4), 16, 1)
+        return arithmetic.at_rest({"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1, **sizes})
+
+    for sizes in ({"data": 16}, {"data": 4, "fsdp": 4}):
+        own = bytes_at_rest(task, **sizes)
+        both = bytes_at_rest(dataclasses.replace(task, frozen={"teacher": part}), **sizes)
+        # A parameter has its gradient and two moments in float32, a frozen one only itself.
+        assert (both - own) == pytest.approx(own / 4, rel=1e-3)
 
 
 def test_slices_share_the_data_axis():
@@ -310,6 +332,16 @@ def test_the_page_of_a_plan():
     assert numbers["fits"] and numbers["step_seconds"] == (2.0, 3.0)
     assert numbers["mfu"] == pytest.approx([1e15 / 16 / 197e12 / s for s in (3.0, 2.0)])
     assert numbers["tokens_per_sec"] == pytest.approx(64 * 2048 / 3.0)
+
+
+def test_frozen_parts_and_the_unit_are_on_the_page():
+    plan = made(2.0, frozen_bytes=0.5 * chips.GIB, unit="images", units=64)
+    text, numbers = page(plan).text(), page(plan).numbers()
+    rest = 4.0 - 0.5 - 3e9 / chips.GIB
+    assert "frozen       0.500 GiB" in text and f"the rest     {rest:.3f} GiB" in text
+    assert "images/s       21 to 32" in text
+    assert numbers["images_per_sec"] == pytest.approx(64 / 3) and "tokens_per_sec" not in numbers
+    assert numbers["frozen_gib"] == 0.5
 
 
 def test_what_would_help_a_plan_that_does_not_fit():

@@ -34,6 +34,13 @@ def test_each_panel_has_its_own_metrics(tmp_path):
     assert (tmp_path / "report.png").exists()
 
 
+@pytest.mark.parametrize("unit", ["tokens", "images", "examples"])
+def test_throughput_is_in_the_unit_of_the_task(unit):
+    names = ["loss", "steps_per_sec", "examples_per_sec"]
+    names += [f"{unit}_per_sec"] * (unit != "examples")
+    assert report._matching(names, ("loss", "*_per_sec")) == ["loss", f"{unit}_per_sec"]
+
+
 def test_numbers_that_are_not_finite_and_names_that_look_like_formulas(tmp_path):
     folder = tmp_path / "a $_$ \u65e5"
     folder.mkdir()

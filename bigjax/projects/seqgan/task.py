@@ -10,7 +10,7 @@ from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
 from bigjax.projects.seqgan import train_step
 from bigjax.projects.seqgan.gan import GAN, shift_right
-from bigjax.tasks import Task, array_shapes
+from bigjax.tasks import Task, array_shapes, in_tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,7 @@ def adversarial_task(
         describe=lambda steps: f"{steps} rounds ({gan.options.describe(steps)})",
         rate_key=rate_key,
         gan=gan,
+        **in_tokens(gan.length),
         **more,
     )
     return task

@@ -141,4 +141,5 @@ class Language:
             ),
             model=model,
             model_config=c,
+            **tasks.in_tokens(T),
         )

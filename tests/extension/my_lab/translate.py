@@ -201,4 +201,10 @@ class Translate:
             ),
             model=model,
             model_config=c,
+            unit="tokens",
+            units_per_example=d.source_len + d.target_len,
+            attention_lengths={
+                "data.source_len": d.source_len,
+                "data.target_len": d.target_len,
+            },
         )

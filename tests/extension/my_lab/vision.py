@@ -107,4 +107,5 @@ class Classify:
             batch_shapes=batch_shapes,
             model=model,
             model_config=c,
+            unit="images",
         )
