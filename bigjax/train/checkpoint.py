@@ -1,7 +1,7 @@
 """Checkpoints: WORKDIR/checkpoints/STEP/{params,opt_state,extras,ema,meta}, by Orbax.
 
 Each item can be restored by itself, onto any mesh. `meta` holds a checksum of every array, so
-that a damaged checkpoint is recognised and the one before it is used.
+that a damaged checkpoint is detected and the one before it is used.
 """
 
 from collections.abc import Callable
@@ -36,13 +36,14 @@ from bigjax.train.stored import (
 from bigjax.trees import named_leaves
 
 ARRAY_ITEMS = ("params", "opt_state", "extras", "ema")
-# What is left of a folder with this in its name is removed at the next start.
+# A folder with this suffix is being deleted; the next start removes what is left of it.
 _DELETED = ".orbax-checkpoint-tmp-deleted"
 
-# What to do where hosts do not see the same files.
+# The remedy where hosts do not see the same files.
 LATE = (
-    "Storage may show late what one host has written: run the same command again. If it says "
-    "the same then, delete the newest checkpoint or mend the folder so that all see it whole."
+    "Storage may show one host's files to the others with a delay: run the same command again. If "
+    "the error persists, delete the latest checkpoint, or repair the folder so that all hosts see "
+    "all of its files."
 )
 
 
@@ -50,15 +51,15 @@ class SaveError(RunError):
     """A checkpoint could not be written; the older ones are intact."""
 
 
-# What the processes tell each other of reading, by number: the first that it is an instance of. Of
-# what several say the first here is believed, as the last ones move a checkpoint aside.
+# Processes exchange read errors as an index into this tuple: the first class that matches. The
+# lowest index over all processes wins, since the last classes make a checkpoint be moved aside.
 _KINDS = (TransientError, RunError, UserError, Missing, Damaged)
 
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """Never: it is asked under a number of its own, in saves and, after them, in a thread, and
-        would put off the step at which all hosts stop, which hooks.StopOnSignal asks for."""
+        """False. Orbax asks with its own step numbers, in saves and in a thread after them, which
+        would delay the step at which all hosts stop; hooks.StopOnSignal determines that step."""
         return False
 
 
@@ -76,15 +77,15 @@ class Checkpoints:
         check_held: Callable[[], None] = lambda: None,
         log: Callable[[str], None] = print,
     ):
-        """keep: how many of the newest steps stay, besides the best one by the metric `best`.
+        """keep: how many of the latest steps to keep, besides the best one by the metric `best`.
 
-        check_held: raises if this process may not write here any more; it is called before
-        anything is written or deleted. log: for what fails and does not end a run.
+        check_held: raises if this process may no longer write here; it is called before anything
+        is written or deleted. log: prints failures that do not end a run.
         """
         paths.check_run_folder(str(workdir), "the work folder")
         paths.read_any_folder()
         workdir = epath.Path(workdir)
-        # Orbax wants it absolute; `resolve` would take a gs:// path for a local one.
+        # Orbax needs an absolute path; `resolve` would treat a gs:// path as a local one.
         self.folder = (workdir if "://" in str(workdir) else workdir.resolve()) / "checkpoints"
         self._keep, self._best, self._best_mode = keep, best, best_mode
         self._read_only, self._check_held, self._log = read_only, check_held, log
@@ -95,41 +96,41 @@ class Checkpoints:
         self._manager = _Manager(
             self.folder,
             item_handlers={**handlers, "meta": ocp.JsonCheckpointHandler()},
-            options=ocp.CheckpointManagerOptions(  # it keeps all; `_prune` deletes
+            options=ocp.CheckpointManagerOptions(  # keeps all checkpoints; `_prune` deletes
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
                 create=not read_only,
             ),
         )
-        # Each process reads by itself: where one cannot, the manager's would wait for it for ever.
+        # Each process reads independently: if one failed, the manager would wait for it forever.
         me = jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+        this_process = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
         self._reader = ocp.Checkpointer(
             ocp.CompositeCheckpointHandler(
                 meta=ocp.JsonCheckpointHandler(),
                 **{
-                    name: ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+                    name: ocp.StandardCheckpointHandler(multiprocessing_options=this_process)
                     for name in ARRAY_ITEMS
                 },
             ),
-            multiprocessing_options=alone,
+            multiprocessing_options=this_process,
         )
 
     def steps(self) -> list[int]:
         """Saved steps, oldest first."""
         return sorted(workdir_lib.saved_steps(str(self.folder.parent)))
 
-    def _agreed(self) -> list[int]:
-        """`steps`. Raises TransientError, on all processes, where they do not list the same."""
+    def _agreed_steps(self) -> list[int]:
+        """`steps`. Raises TransientError on all processes if they list different steps."""
         steps = self.steps()
         hosts.check_equal({"the list of checkpoints": steps}, LATE, TransientError)
         return steps
 
     def save(self, step: int, state: State, meta: dict, metrics: dict[str, float]) -> None:
-        """Writes in the background. meta: JSON. metrics: of this step's evaluations, saved with it.
+        """Writes a checkpoint in the background.
 
-        Raises SaveError if this or the last one fails, and what cloud.failure says of storage's
-        errors.
+        meta: JSON values. metrics: this step's evaluation metrics, saved in `meta`. Raises
+        SaveError if this save or the previous one fails, and the errors of cloud.failure.
         """
         self._check_held()
         items = _items(state)
@@ -151,7 +152,7 @@ class Checkpoints:
             self._pruning.start()
 
     def wait(self) -> None:
-        """Until the last save is complete. Raises SaveError if it fails."""
+        """Waits until the last save is complete. Raises SaveError if it fails."""
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -160,13 +161,13 @@ class Checkpoints:
         self._end_pruning()
 
     def _prune(self) -> None:
-        """Deletes what is neither among the newest nor the best, when the last save is complete.
+        """Deletes checkpoints that are neither among the latest nor the best, after the last save.
 
-        Decided by what is saved on disk, so that it is the same after a restart.
+        Decided by the files on disk, so that a restart decides the same.
         """
         try:
             self._manager.wait_until_finished()
-        except Exception:  # `wait` or the next `save` says so
+        except Exception:  # reported by `wait` or the next `save`
             return
         try:
             steps = self.steps()
@@ -181,21 +182,21 @@ class Checkpoints:
             self._not_pruned = e
 
     def _end_pruning(self) -> None:
-        """Waits for the thread that deletes. That it failed is no reason to train no more."""
+        """Waits for the thread that deletes checkpoints. Its failure does not end the run."""
         if self._pruning:
             self._pruning.join()
         self._pruning, error, self._not_pruned = None, self._not_pruned, None
         if error:
-            self._check_held()  # else it failed because another process has the folder
+            self._check_held()  # raises if it failed because another process has the folder
             self._log(
-                f"A checkpoint older than the newest {self._keep} could not be deleted in "
-                f"{self.folder}: {_short(error)}. It stays, and takes room; the next save tries "
+                f"A checkpoint older than the latest {self._keep} could not be deleted in "
+                f"{self.folder}: {_short(error)}. It still uses disk space; the next save tries "
                 f"again. Saved and intact: {self.steps()}."
             )
 
     def _failed(self, error: Exception) -> UserError | RunError:
         try:
-            self._check_held()  # else it failed because another process has removed it
+            self._check_held()  # raises if it failed because another process has the folder
         except TransientError as e:
             return e
         what = f"A checkpoint could not be written to {self.folder}: "
@@ -203,16 +204,16 @@ class Checkpoints:
             return type(failed)(what + str(failed))
         if hosts.is_lost(error):
             return TransientError(f"{what}{hosts.LOST}")
-        for path in self.folder.glob("*.orbax-checkpoint-tmp*"):  # make room again
+        for path in self.folder.glob("*.orbax-checkpoint-tmp*"):  # to free disk space
             path.rmtree(missing_ok=True)
         return SaveError(
-            f"{what}{_short(error)}. Saved and intact: {self.steps() or 'none'}. Make room or fix "
-            "the folder, then run the same command: it goes on from the newest of them."
+            f"{what}{_short(error)}. Saved and intact: {self.steps() or 'none'}. Free disk space "
+            "or fix the folder, then run the same command: it resumes from the latest of them."
         )
 
     def close(self) -> None:
-        """Waits for what is under way. Raises nothing: `wait` tells of a save that failed, and
-        where something else has failed, that is the error to tell of."""
+        """Waits for saves in progress. Raises nothing: `wait` reports a failed save, and any other
+        error that ends the run must not be hidden by it."""
         with contextlib.suppress(Exception):
             self._manager.close()
         if self._pruning:
@@ -220,27 +221,29 @@ class Checkpoints:
         self._reader.close()
 
     def meta(self, step: int) -> dict:
-        """What was saved beside the arrays. Raises Damaged if it is not what was saved."""
+        """The data saved beside the arrays. Raises Damaged if it differs from what was saved."""
         meta = self._reader.restore(
             self.folder / str(step), args=ocp.args.Composite(meta=ocp.args.JsonRestore())
         )["meta"]
-        if not meta_lib.is_whole(meta, step):
-            raise Damaged("meta differs from its checksum, or is of another form")
+        if not meta_lib.is_intact(meta, step):
+            raise Damaged("meta does not match its checksum, or has unexpected fields")
         return meta
 
-    def pick(self, step: int | None) -> int:
-        """step, or the newest, the same on all processes; UserError if it is not there."""
-        steps = self._agreed()
+    def resolve_step(self, step: int | None) -> int:
+        """step, or the latest for None; the same on all processes. Raises UserError if missing."""
+        steps = self._agreed_steps()
         if not steps:
-            raise UserError(f"There is no checkpoint in {self.folder}: train first.")
+            raise UserError(f"There is no checkpoint in {self.folder}. Train first.")
         if step is not None and step not in steps:
-            raise UserError(f"There is no checkpoint of step {step}; there are {steps}.")
+            raise UserError(
+                f"There is no checkpoint of step {step} in {self.folder}. Available: {steps}."
+            )
         return steps[-1] if step is None else step
 
     def arrays(self, step: int) -> dict[str, dict[str, Any]]:
         """{item: {path: metadata with shape, dtype, sharding}}, without reading the arrays.
 
-        Raises UserError if it is damaged, and what `restore` does if it cannot be read now.
+        Raises UserError if it is damaged, and the errors of `restore` if it cannot be read now.
         """
         folder = self.folder / str(step)
         try:
@@ -251,7 +254,7 @@ class Checkpoints:
                     if (folder / name).exists()
                 }
         except Exception as e:
-            error = self._not_restored(step, e)
+            error = self._read_error(step, e)
             if isinstance(error, Damaged):
                 error = UserError(
                     f"Checkpoint {step} in {self.folder} is damaged ({error}). "
@@ -261,7 +264,7 @@ class Checkpoints:
 
     def restore(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any], dict]:
         """The items named in abstract (trees of ShapeDtypeStruct with shardings), and meta. Arrays
-        that were saved in other types are checked as they were saved, then cast.
+        that were saved with other dtypes are verified as saved, then cast.
 
         Raises on all processes: Damaged if an array differs from what was saved; TransientError,
         UserError or RunError if the files cannot be read now or processes see different files.
@@ -275,14 +278,14 @@ class Checkpoints:
                 k: ocp.args.StandardRestore(as_stored(v, folder / k)) for k, v in abstract.items()
             }
             items = dict(self._reader.restore(folder, args=ocp.args.Composite(**args)))
-        except Exception as e:  # whatever damage makes Orbax raise
-            error = self._not_restored(step, e)
+        except Exception as e:  # a damaged file can make Orbax raise any exception
+            error = self._read_error(step, e)
             problem = next(i for i, c in enumerate(_KINDS) if isinstance(error, c)), str(error)
-        # What one process cannot read none can use. The checksums are computed by all together.
-        found = hosts.gather(problem)
-        if problems := [p for p in found if p]:
+        # If one process cannot read it, none can use it: all compute the checksums together.
+        reports = hosts.gather(problem)
+        if problems := [p for p in reports if p]:
             kind, text = min(problems)
-            if _KINDS[kind] is Missing and None in found:  # another has just read all it needs
+            if _KINDS[kind] is Missing and None in reports:  # another process has read its files
                 raise TransientError(
                     f"Some processes of this run do not see all files of checkpoint "
                     f"{step} in {self.folder}: {text}. {LATE}"
@@ -291,17 +294,17 @@ class Checkpoints:
         checked = {f"the checksum of checkpoint {step}": meta["crc32"]}
         hosts.check_equal(checked, LATE, TransientError)
         for name, tree in items.items():
-            found = checksums(tree)
-            wrong = [k for k, v in meta["checksums"][name].items() if found.get(k) != v]
+            actual = checksums(tree)
+            wrong = [k for k, v in meta["checksums"][name].items() if actual.get(k) != v]
             if wrong:
                 raise Damaged(
-                    f"{name}: {wrong[0]} and {len(wrong) - 1} other array(s) differ from "
-                    "their checksums"
+                    f"{name}: {wrong[0]} and {len(wrong) - 1} other arrays do not match their "
+                    "checksums"
                 )
         return {k: cast(v, abstract[k]) for k, v in items.items()}, meta
 
-    def _not_restored(self, step: int, error: Exception) -> Exception:
-        """What an error of reading means: Damaged (also Missing) only if it shows that."""
+    def _read_error(self, step: int, error: Exception) -> Exception:
+        """The error to raise for a failed read: Damaged (or Missing) only if it shows damage."""
         if isinstance(error, Damaged):
             return error
         if failed := cloud.failure(error, str(self.folder)):
@@ -310,18 +313,18 @@ class Checkpoints:
             return kind(_short(error))
         return RunError(
             f"Checkpoint {step} in {self.folder} could not be read: {_short(error)}. "
-            "That does not mean that it is damaged, so it is left as it is. Mend what "
-            "hinders, then run the same command."
+            "That does not mean that it is damaged, so it is left unchanged. Fix the cause, then "
+            "run the same command."
         )
 
-    def restore_newest(self, abstract: State, log) -> tuple[State, dict] | None:
-        """The newest checkpoint that is whole, and meta; None if nothing was saved.
+    def restore_latest(self, abstract: State, log) -> tuple[State, dict] | None:
+        """The latest intact checkpoint and its meta; None if nothing was saved.
 
-        Damaged ones that are newer are moved to WORKDIR/damaged/. Raises UserError, and moves
-        nothing, if all are damaged; and what `restore` does if one cannot be read now.
+        Later ones, which are damaged, are moved to WORKDIR/damaged/. Raises UserError, and moves
+        nothing, if all are damaged; and the errors of `restore` if one cannot be read now.
         """
         damaged = {}
-        for step in reversed(self._agreed()):
+        for step in reversed(self._agreed_steps()):
             try:
                 items, meta = self.restore(step, _items(abstract))
             except Damaged as e:
@@ -329,7 +332,7 @@ class Checkpoints:
                 continue
             for bad, why in damaged.items():
                 log(
-                    f"Checkpoint {bad} is damaged ({why}); going back to {step}."
+                    f"Checkpoint {bad} is damaged ({why}); restoring checkpoint {step}."
                     + self._set_aside(bad)
                 )
             return State(
@@ -344,7 +347,7 @@ class Checkpoints:
             raise UserError(
                 f"No checkpoint in {self.folder} can be read: "
                 + "; ".join(f"{step}: {why}" for step, why in damaged.items())
-                + ". They are left as they are. Train in another --workdir."
+                + ". They are left unchanged. Train in another --workdir."
             )
         return None
 
@@ -358,20 +361,21 @@ class Checkpoints:
             if target.exists():
                 target.rmtree()
             cloud.move_folder(self.folder / str(step), target)
-        hosts.gather("it is moved")
+        hosts.gather("moved")
         self._manager.reload()
         return f" Moved to {target}."
 
 
 def _silence_abandoned_writes() -> None:
-    """When a save fails we say so, once; Orbax's other writes would each give a traceback."""
+    """Suppresses the tracebacks that Orbax's other writes print after one has failed: the failed
+    save is reported once, by SaveError."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
     sys.unraisablehook = process.unraisable_hook
 
 
 def _items(state: State) -> dict[str, Any]:
-    """The array items of a state; empty ones are left out (Orbax refuses them)."""
+    """The array items of a state, without empty ones, which Orbax rejects."""
     return {
         k: getattr(state, k) for k in ARRAY_ITEMS if jax.tree_util.tree_leaves(getattr(state, k))
     }
@@ -379,6 +383,6 @@ def _items(state: State) -> dict[str, Any]:
 
 def _short(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if found := re.search("No space left on device|Disk quota exceeded|File too large", text):
-        return found[0]  # of a C++ library, in a text of a thousand characters
+    if reason := re.search("No space left on device|Disk quota exceeded|File too large", text):
+        return reason[0]  # a C++ library gives it within a thousand characters
     return f"{type(error).__name__}: {text[:200]}"

@@ -1,4 +1,4 @@
-"""Looking into a run: an xprof trace of some steps, and which operation made the first NaN."""
+"""Debugging of a run: an xprof trace of some steps, and the operation that produced a NaN first."""
 
 from collections.abc import Callable, Iterator
 import pathlib
@@ -13,15 +13,15 @@ import bigjax
 from bigjax import cloud
 
 _ROOT = pathlib.Path(bigjax.__file__).parent
-_LIBRARIES = {"jax", "flax", "optax", "functools.py", "contextlib.py"}  # parts of their paths
+_LIBRARIES = {"jax", "flax", "optax", "functools.py", "contextlib.py"}  # path components
 
 
 class Profile:
-    """Writes a trace of the steps first to last to WORKDIR/profile, for xprof or Perfetto.
+    """Writes a trace of steps FIRST to LAST to WORKDIR/profile, for xprof or Perfetto.
 
-    span: 'FIRST:LAST' as train.profile has it, or '': then all functions are returned as they are.
-    In the trace each step is an annotation 'train' with its number, and what is given to `named`
-    has its name; the first step is 'compile' too.
+    span: 'FIRST:LAST', the value of train.profile; with '' the methods return their arguments
+    unchanged. In the trace each step is an annotation 'train' with its number, and calls of
+    functions given to `named` have that name; the first step is also annotated 'compile'.
     """
 
     def __init__(self, span: str, workdir: epath.Path, start: int, log: Callable[[str], None]):
@@ -30,11 +30,14 @@ class Profile:
         self._target, self._folder = workdir / "profile", None
         self._start = self._done = start
         if span and self._first <= start:
-            log(f"No profile: step {self._first} of train.profile={span!r} is done already.")
+            log(
+                f"No profile is written: the run is at step {start}, past the first step of "
+                f"train.profile={span!r}."
+            )
             self._on = False
 
     def named(self, name: str, function: Callable) -> Callable:
-        """The function, as an annotation of the trace."""
+        """The function, annotated with a name in the trace."""
         if not self._on:
             return function
 
@@ -45,11 +48,11 @@ class Profile:
         return annotated
 
     def batches(self, batches: Iterator) -> Iterator:
-        """The batches; waiting for one is 'data'."""
+        """The batches; the time spent waiting for one is annotated 'data'."""
         return iter(self.named("data", lambda: next(batches, None)), None) if self._on else batches
 
     def step(self, step: Callable) -> Callable:
-        """The step of training, which starts and ends the trace."""
+        """The training step, which also starts and ends the trace."""
         if not self._on:
             return step
         compiled = self.named("compile", step)
@@ -72,11 +75,11 @@ class Profile:
         remote = "://" in str(self._target)  # the profiler writes to local disks
         self._folder = epath.Path(tempfile.mkdtemp(prefix="bigjax-")) if remote else self._target
         options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0  # every call of Python would be megabytes a step
+        options.python_tracer_level = 0  # tracing Python calls takes megabytes per step
         jax.profiler.start_trace(str(self._folder), profiler_options=options)
 
     def close(self) -> None:
-        """Ends the trace, if one has begun."""
+        """Ends the trace, if one was started."""
         if self._folder is None:
             return
         folder, self._folder = self._folder, None
@@ -88,18 +91,17 @@ class Profile:
                 )
             folder.rmtree()
         self._log(
-            f"Wrote {self._target}: steps {self._first} to {self._done}. To look at it: "
+            f"Wrote {self._target}: steps {self._first} to {self._done}. To view it: "
             f"pip install xprof && xprof --logdir={self._target}"
         )
 
 
 def first_nan(step: Callable, *args: Any) -> str:
-    """Runs step(*args) operation by operation: the first that gives NaN and its line, or ''.
+    """Runs step(*args) op by op; returns the first op that gives NaN and its line, or ''.
 
-    step: not compiled, since a compiled one has no operations left that could be asked.
-
-    The step runs without a mesh, on arrays where they are: outside of jit, jax refuses a shard_map
-    over some axes of a mesh only.
+    step: not compiled, since a compiled one has no separate operations to check. It runs without a
+    mesh, on the arrays as they are placed: outside jit, jax does not support a shard_map over a
+    subset of the mesh axes.
     """
     no_mesh = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
     try:
@@ -111,8 +113,8 @@ def first_nan(step: Callable, *args: Any) -> str:
 
 
 def _line(error: BaseException) -> str:
-    """The innermost line that an error comes from, outside of libraries; of a gradient, the line
-    whose it is, which jax gives as the cause."""
+    """The innermost line outside libraries that raised an error. For a gradient: the line that is
+    differentiated, which jax gives as the cause."""
     frames = []
     while error is not None:
         frames = [

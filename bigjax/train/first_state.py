@@ -38,13 +38,13 @@ def find(config, workdir: str, task, log) -> Callable | None:
 def make(run, prepare: Callable | None, source: init_from.Source | None) -> First:
     """The first state of a train.run.Run. source: what init_from names, if that is open."""
     c, log = run.config, run.progress.log
-    saved = run.checkpoints.restore_newest(run.program.abstract, log)
+    saved = run.checkpoints.restore_latest(run.program.abstract, log)
     if saved:
         return _resumed(run, *saved, "this work folder", str(run.folder), is_new=False)
     if c.resume_from:
         workdir_lib.check_same_run(c.resume_from, c, log)
         other = Checkpoints(workdir_lib.existing(c.resume_from), read_only=True)
-        saved = other.restore_newest(run.program.abstract, log)
+        saved = other.restore_latest(run.program.abstract, log)
         if not saved:
             raise UserError(f"config.resume_from={c.resume_from!r} has no checkpoint.")
         return _resumed(run, *saved, c.resume_from, c.resume_from, is_new=True)

@@ -78,7 +78,7 @@ def _open_run(where: str) -> Source:
     config = workdir_lib.read_config(where)
     workdir = workdir_lib.existing(where)
     checkpoints = Checkpoints(workdir, read_only=True)
-    step = checkpoints.pick(None)
+    step = checkpoints.resolve_step(None)
     saved = checkpoints.arrays(step)
     items = ["ema"] if "ema" in saved else [i for i in ("params", "extras") if i in saved]
     kept = interop.kept_parameters(str(workdir), step)

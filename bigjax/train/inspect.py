@@ -1,4 +1,4 @@
-"""`bigjax checkpoint`: what a work folder holds, read from metadata alone."""
+"""`bigjax checkpoint`: the contents of a run's checkpoints, read from metadata only."""
 
 import math
 
@@ -9,12 +9,12 @@ from bigjax.train.checkpoint import Checkpoints
 
 
 def describe(workdir: str, step: int | None = None) -> str:
-    """Steps and sizes, then each parameter: path, shape, dtype, sharding, count.
+    """A text with the steps and sizes, then for each parameter path, shape, dtype, sharding, count.
 
     Raises UserError if there is no such run or step.
     """
     checkpoints = Checkpoints(workdir_lib.existing(workdir), read_only=True)
-    step = checkpoints.pick(step)
+    step = checkpoints.resolve_step(step)
     lines = [f"{checkpoints.folder}", f"{'step':>10}  {'size':>10}  items"]
     for s in checkpoints.steps():
         folder = checkpoints.folder / str(s)
@@ -39,9 +39,9 @@ def describe(workdir: str, step: int | None = None) -> str:
 
 
 def _sharding(array) -> str:
-    """'(None, tensor)' as it was saved; '-' where it was on one device or copied."""
-    found = getattr(array.sharding, "partition_spec", None)
-    return str(tuple(found)).replace("'", "") if found and any(found) else "-"
+    """The sharding when saved, such as '(None, tensor)'; '-' if on one device or replicated."""
+    spec = getattr(array.sharding, "partition_spec", None)
+    return str(tuple(spec)).replace("'", "") if spec and any(spec) else "-"
 
 
 def _bytes(path: epath.Path) -> int:

@@ -1,7 +1,7 @@
-"""Where leases of work folders lie: numbered files in a folder, an object on gs://.
+"""Storage of leases: numbered files in a local work folder, one object on gs://.
 
-Both let one process alone replace a lease that it has read, whoever else tries at the same time:
-files by the exclusive creation of the next number, objects by a condition on their version.
+If several processes try to replace the lease that they have read, both let exactly one succeed:
+files by exclusive creation of the next number, objects by a condition on their version.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ import psutil
 from bigjax import cloud
 
 _NAME = ".lease"
-_DEFAULT_SECONDS = 60  # of a lease that cannot be read
-# Of an OSError: the file is no longer at its path, or this user may no longer read it.
+_DEFAULT_SECONDS = 60  # validity of a lease that cannot be read
+# errno values: the file is no longer at its path, or this user may no longer read it.
 _GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE, errno.EACCES, errno.EPERM}
-_open_locks: set[int] = set()  # file descriptors that a forked child has to close
+_open_locks: set[int] = set()  # file descriptors that a forked child must close
 
 
 @dataclasses.dataclass
 class Record:
-    """Who holds a lease. boot and file say where its lock is: which running kernel, and which file
-    of it (device, inode); empty where it has none."""
+    """The holder of a lease. boot (the running kernel) and file (device, inode) identify its lock;
+    both are empty if it has none."""
 
     token: str = ""
     host: str = "an unknown host"
@@ -43,32 +43,32 @@ class Record:
     file: tuple = ()
 
     def __str__(self) -> str:
-        return f"{self.process or 'unknown'} on {self.host}, which trains there since {self.since}"
+        return f"{self.process or 'unknown'} on {self.host}, which started on {self.since}"
 
 
 class Seen(NamedTuple):
-    """A lease as it was read. version changes whenever it is renewed or replaced."""
+    """A lease when it was read. version: changes with each renewal and replacement."""
 
     version: Any
     record: Record
-    age: float  # seconds; of files `age` tells it
+    age: float  # seconds since the last renewal; for files 0.0, see Files.age
 
 
 def of(workdir: str, token: str) -> "Files | Object":
-    """The place of workdir's lease. token: 16 hex digits, of the process that asks."""
+    """The storage of a work folder's lease. token: 16 hex digits that identify this process."""
     return (Object if workdir.startswith("gs://") else Files)(workdir, token)
 
 
 class _Lock:
-    """A lock of the kernel's on a file, which ends with this process."""
+    """A kernel lock on a file, which is released when this process ends."""
 
     def __init__(self, fd: int | None):
-        """fd: of the file, which `close` closes; None: there is none, so no lock either."""
+        """fd: an open file, which `close` closes; None for no lock."""
         self.fd, self.boot, self.file = fd, "", ()
         if fd is None:
             return
         _open_locks.add(fd)
-        with contextlib.suppress(ImportError, OSError):  # some file systems have none
+        with contextlib.suppress(ImportError, OSError):  # some file systems have no locks
             import fcntl
 
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,7 +86,7 @@ class _Lock:
 
 
 def _close_locks() -> None:
-    while _open_locks:  # else a child that outlives this process would keep its locks
+    while _open_locks:  # a child that outlives this process must not keep its locks
         os.close(_open_locks.pop())
 
 
@@ -94,8 +94,8 @@ os.register_at_fork(after_in_child=_close_locks)
 
 
 def _is_locked(path: pathlib.Path, record: Record) -> bool | None:
-    """Whether the holder of a lease lives, by the lock that it has on `path`; None if its lock is
-    not of this kernel or not on this file, or it has none."""
+    """Whether the holder of a lease is alive, by its lock on `path`; None if it has no lock, or one
+    of another kernel or on another file."""
     if not record.boot or record.boot != _boot():
         return None
     try:
@@ -105,7 +105,7 @@ def _is_locked(path: pathlib.Path, record: Record) -> bool | None:
             status = os.fstat(f.fileno())
             if tuple(record.file) != (status.st_dev, status.st_ino):
                 return None
-            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: several may look
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: several processes may check
             return False
     except BlockingIOError:
         return True
@@ -114,15 +114,15 @@ def _is_locked(path: pathlib.Path, record: Record) -> bool | None:
 
 
 def _boot() -> str:
-    """Names the running kernel: containers on one machine have the same, another machine has not,
-    nor has this one when it was started again."""
+    """Identifies the running kernel: the same for all containers of a machine; different on another
+    machine and after a reboot."""
     with contextlib.suppress(OSError):
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{socket.gethostname()} {psutil.boot_time():.0f}"
 
 
 def _parse(content: bytes) -> Record:
-    """A record, whatever a file holds: it may be half written, or another program's."""
+    """The record in a file's content; a default one if it is incomplete or not a record."""
     try:
         record = Record(**json.loads(content))
         known = all(
@@ -144,15 +144,15 @@ def _parse(content: bytes) -> Record:
     return record
 
 
-def _content(record: Record) -> bytes:
+def _to_json(record: Record) -> bytes:
     return json.dumps(dataclasses.asdict(record)).encode()
 
 
 class Files:
-    """WORKDIR/.lease-N. The highest number counts.
+    """WORKDIR/.lease-N, of which the highest number is valid.
 
-    Works on NFS, where creating a file that may not be there yet is atomic, and opening one asks
-    the server for its state.
+    Works on NFS, where exclusive creation of a file is atomic, and opening a file asks the server
+    for its state.
     """
 
     def __init__(self, workdir: str, token: str):
@@ -163,32 +163,32 @@ class Files:
         return self._folder / f"{_NAME}-{number}"
 
     def _numbers(self) -> list[int]:
-        """Those of all leases in the folder; none where it is gone."""
+        """The numbers of all leases in the folder; [] if the folder does not exist."""
         try:
             names = os.listdir(self._folder)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        found = [re.fullmatch(rf"{re.escape(_NAME)}-(0|[1-9][0-9]*)", n) for n in names]
-        return sorted(int(m[1]) for m in found if m)
+        matches = [re.fullmatch(rf"{re.escape(_NAME)}-(0|[1-9][0-9]*)", n) for n in names]
+        return sorted(int(m[1]) for m in matches if m)
 
     def read(self) -> Seen | None:
-        """The lease that counts; None if there is none.
+        """The valid lease; None if there is none.
 
-        Whatever has the name of a lease is one, so that the next number is free: a folder, a link
-        to nothing or another user's file is a lease of an unknown process.
+        Any path named like a lease is one, so that the next number is free: a folder, a dangling
+        link or another user's file is the lease of an unknown process.
         """
         while numbers := self._numbers():
             content = b""
             with contextlib.suppress(OSError):
-                content = self._content(numbers[-1])
+                content = self._read_file(numbers[-1])
             if version := self._version(numbers):
                 return Seen(version, _parse(content), 0.0)
-            time.sleep(0.02)  # given back just now; a listing of NFS may show it for a while
+            time.sleep(0.02)  # just released; on NFS a listing may still show it for a while
         return None
 
-    def _content(self, number: int) -> bytes:
-        """The beginning of a lease's file; b'' of what is no file. Follows no link and waits for no
-        writer of a pipe. Opening it asks a file server, unlike a listing."""
+    def _read_file(self, number: int) -> bytes:
+        """The beginning of a lease file; b'' if the path is not a regular file. Does not follow
+        links or block on pipes. Unlike a listing, opening the file asks the file server."""
         fd = os.open(self._path(number), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             return os.read(fd, 4096) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
@@ -196,14 +196,14 @@ class Files:
             os.close(fd)
 
     def _version(self, numbers: list[int]) -> tuple | None:
-        """What tells apart whether the lease of the highest number was renewed or replaced."""
+        """A value that changes when the lease of the highest number is renewed or replaced."""
         with contextlib.suppress(FileNotFoundError):
             status = self._path(numbers[-1]).lstat() if numbers else None
             return status and (numbers, status.st_mtime_ns, status.st_ino)
         return None
 
     def age(self, seen: Seen) -> float:
-        """Seconds since it was renewed, by the clock of whoever keeps the files."""
+        """Seconds since the last renewal, by the file server's clock."""
         path = self._folder / f"{_NAME}-{self._token}.tmp"
         path.touch()
         try:
@@ -211,8 +211,8 @@ class Files:
         finally:
             path.unlink()
 
-    def lives(self, seen: Seen) -> bool | None:
-        """Whether its holder lives; None if that cannot be known from here."""
+    def is_alive(self, seen: Seen) -> bool | None:
+        """Whether its holder is alive; None if that cannot be determined on this machine."""
         return _is_locked(self._path(seen.version[0][-1]), seen.record)
 
     def take(self, seen: Seen | None, since: str, seconds: int) -> bool:
@@ -226,9 +226,9 @@ class Files:
             return False
         lock, taken = _Lock(fd), False
         try:
-            os.write(fd, _content(lock.record(self._token, since, seconds)))
-            # While this process hung after it had looked, the holder may have given a sign of life,
-            # or another may have taken over and given back, and a third begun.
+            os.write(fd, _to_json(lock.record(self._token, since, seconds)))
+            # If this process hung after it had read the lease, the holder may have renewed it, or
+            # another process may have taken it over and released it, and a third one taken it.
             now = self._version(before)
             taken = not set(self._numbers()) - {number, *before} and now in (None, seen and seen[0])
         finally:
@@ -244,9 +244,9 @@ class Files:
         return True
 
     def holds(self) -> bool:
-        """Whether the lease is still this process's, in the folder that has its name now."""
+        """Whether this process still holds the lease, in the folder that now has this path."""
         try:
-            mine = _parse(self._content(self._number)).token == self._token
+            mine = _parse(self._read_file(self._number)).token == self._token
             return mine and max(self._numbers(), default=0) <= self._number
         except OSError as e:
             if e.errno in _GONE:
@@ -254,7 +254,7 @@ class Files:
             raise
 
     def renew(self) -> bool:
-        """Gives a sign of life; False if the lease is no more this process's."""
+        """Renews the lease; False if this process no longer holds it."""
         if not self.holds():
             return False
         os.utime(self._path(self._number))
@@ -269,7 +269,7 @@ class Files:
 
 
 class Object:
-    """gs://WORKDIR/.lease. Its holder has a lock on a file of its machine besides."""
+    """gs://WORKDIR/.lease. Its holder also has a lock on a temporary file of its machine."""
 
     def __init__(self, workdir: str, token: str):
         self._path, self._token = f"{workdir.rstrip('/')}/{_NAME}", token
@@ -277,41 +277,41 @@ class Object:
         self._mutex = threading.Lock()  # between the thread that renews and the one that releases
 
     def read(self) -> Seen | None:
-        found = cloud.read_version(self._path)
-        return found and Seen(found.version, _parse(found.content), found.age)
+        stored = cloud.read_version(self._path)
+        return stored and Seen(stored.version, _parse(stored.content), stored.age)
 
     def age(self, seen: Seen) -> float:
         return seen.age
 
-    def lives(self, seen: Seen) -> bool | None:
+    def is_alive(self, seen: Seen) -> bool | None:
         return _is_locked(_lock_file(seen.record.token), seen.record)
 
     def take(self, seen: Seen | None, since: str, seconds: int) -> bool:
         fd = None
-        with contextlib.suppress(OSError):  # without a folder for it the lease has to run out
+        with contextlib.suppress(OSError):  # without a lock file only expiry ends the lease
             fd = os.open(_lock_file(self._token), os.O_CREAT | os.O_RDWR, 0o644)
         lock = _Lock(fd)
-        self._content = _content(lock.record(self._token, since, seconds))
+        self._content = _to_json(lock.record(self._token, since, seconds))
         if not self._write(seen.version if seen else "0"):
             self._drop(lock)
             return False
-        if seen and self.lives(seen) is False:
-            with contextlib.suppress(OSError):  # of another user
+        if seen and self.is_alive(seen) is False:
+            with contextlib.suppress(OSError):  # another user's file
                 _lock_file(seen.record.token).unlink()
         self._lock = lock
         return True
 
     def _write(self, version: str) -> bool:
         new = cloud.write_version(self._path, self._content, version)
-        if new is None:  # of another process; or of this one, whose first answer was lost
-            found = cloud.read_version(self._path)
-            new = found.version if found and found.content == self._content else None
+        if new is None:  # another process's, or this one's if the first response was lost
+            stored = cloud.read_version(self._path)
+            new = stored.version if stored and stored.content == self._content else None
         self._version = new or self._version
         return new is not None
 
     def holds(self) -> bool:
-        found = cloud.read_version(self._path)
-        return found is not None and found.content == self._content
+        stored = cloud.read_version(self._path)
+        return stored is not None and stored.content == self._content
 
     def renew(self) -> bool:
         with self._mutex:

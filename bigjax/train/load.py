@@ -1,4 +1,4 @@
-"""Opening a run's work folder to evaluate it or generate from it."""
+"""Loads a trained model from a run's work folder."""
 
 from typing import Any, NamedTuple
 
@@ -17,8 +17,11 @@ from bigjax.train.state import abstract, cast, split
 
 
 class Loaded(NamedTuple):
-    """A trained model. params and extras are the moving averages where the run keeps them; params
-    in the type of config.model.param_dtype. frozen: parts of its task."""
+    """A trained model.
+
+    params, extras: the moving averages if the run keeps them; params have the dtype
+    config.model.param_dtype. frozen: the frozen parts of its task.
+    """
 
     config: Any
     task: Any
@@ -30,30 +33,32 @@ class Loaded(NamedTuple):
 
 
 def best_step(workdir: str) -> int | None:
-    """The saved step with the best metric by the run's checkpoint.best, the earliest of equal ones;
-    None if no saved one has a finite value. Raises UserError if the run keeps no best step.
+    """The saved step with the best value of checkpoint.best, the earliest of equal ones.
+
+    None if no saved step has a finite value. Raises UserError if the run has no checkpoint.best.
     """
     best = workdir_lib.read_config(workdir).checkpoint
     if not best.best:
         raise UserError(
-            f"{workdir!r} keeps no best step: it was trained without checkpoint.best, "
-            "such as 'eval/valid/loss'."
+            f"{workdir!r} has no best step: it was trained with checkpoint.best=''. Choose a step "
+            "by its number, or train with checkpoint.best set to a metric, such as "
+            "'eval/valid/loss'."
         )
-    saved = workdir_lib.saved_steps(workdir)  # without Orbax, which starts jax before `load` does
+    saved = workdir_lib.saved_steps(workdir)  # without Orbax: it would start jax before `load`
     return meta.best_step(epath.Path(workdir), sorted(saved), best.best, best.best_mode)
 
 
 def load(workdir: str, config, step: int | None, batch_size: int | None) -> Loaded:
-    """The model of a saved step (None: the newest) on the mesh of config.
+    """The model of a saved step (None: the latest) on the mesh of config.
 
-    batch_size: of batches that will be cut over the mesh, if any.
-    Raises UserError if there is no such step, or it is damaged.
+    batch_size: the size of batches that will be sharded over the mesh; None if there are none.
+    Raises UserError if the step does not exist or is damaged.
     """
     hosts.start(config, workdir)
     folder = workdir_lib.existing(workdir)
     mesh = mesh_lib.start(config.mesh, batch_size)  # before Orbax, which starts jax
     checkpoints = Checkpoints(folder, read_only=True)
-    step = checkpoints.pick(step)
+    step = checkpoints.resolve_step(step)
     task = tasks.build(config)
     parts = frozen.load(task, mesh, cache_dir(config), lambda text: None)
     variables = jax.eval_shape(task.init, jax.random.key(0))
@@ -64,15 +69,15 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
     variables = abstract(variables, sharding.of_params(mesh, variables, task.axes))
     params, extras = split(variables)
     if config.train.ema:
-        want = {"ema": variables}
+        wanted = {"ema": variables}
     else:
-        want = {"params": params, **({"extras": extras} if extras else {})}
+        wanted = {"params": params, **({"extras": extras} if extras else {})}
     try:
-        items, _ = checkpoints.restore(step, want)
+        items, _ = checkpoints.restore(step, wanted)
     except Damaged as e:
         raise UserError(
-            f"Checkpoint {step} of {workdir} is damaged ({e}). "
-            f"There are {checkpoints.steps()}: choose another --step."
+            f"Checkpoint {step} of {workdir} is damaged ({e}). Choose another --step; available: "
+            f"{checkpoints.steps()}."
         ) from e
     if config.train.ema:
         params, extras = split(items["ema"])

@@ -1,7 +1,7 @@
-"""What is saved beside the arrays of a step (`meta`), and which saved step is the best.
+"""The data saved beside the arrays of a step (`meta`), and which saved step is the best.
 
-Both are read from the files each time they are needed. What a process remembers is gone after a
-restart, and a checkpoint may have been moved aside since.
+Both are read from the files each time: memory does not survive a restart, and a checkpoint may have
+been moved aside in the meantime.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,15 @@ from bigjax import report
 
 
 def crc(meta: dict) -> int:
-    """The checksum of meta, which is saved in it as `crc32`."""
+    """The checksum of meta, stored in it as `crc32`."""
     rest = {k: v for k, v in meta.items() if k != "crc32"}
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
-def is_whole(meta, step: int) -> bool:
-    """Whether this is what was saved for the step: by its checksum, and by the types of its fields,
-    since a file with a checksum of its own may come from anywhere. Older versions left some out."""
+def is_intact(meta, step: int) -> bool:
+    """Whether meta is what was saved for the step, by its checksum and the types of its fields (a
+    foreign file may have a valid checksum). Fields that older versions did not write may be
+    missing."""
     if not isinstance(meta, dict) or meta.get("crc32") != crc(meta):
         return False
     return (
@@ -41,7 +42,7 @@ def _is_table(value, is_entry: Callable[[Any], bool]) -> bool:
 
 
 def _is_number(value) -> bool:
-    """Whether it is a float, as JSON or `saved_metrics` write it."""
+    """Whether it is a number as written by JSON or `saved_metrics`."""
     try:
         return type(value) in (int, float, str) and isinstance(float(value), float)
     except (ValueError, OverflowError):
@@ -60,27 +61,27 @@ def _is_early_stop(value) -> bool:
 
 
 def read(workdir: epath.Path, step: int) -> dict | None:
-    """meta of a saved step; None if it is missing or damaged. Does not need Orbax, which starts
+    """meta of a saved step; None if it is missing or damaged. Does not use Orbax, which would start
     jax. Raises OSError if it cannot be read."""
     try:
-        # Where Orbax's handler of JSON writes it.
+        # The path at which Orbax's JSON handler writes it.
         text = (workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text()
         meta = json.loads(text)
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
-    return meta if is_whole(meta, step) else None
+    return meta if is_intact(meta, step) else None
 
 
 def saved_metrics(metrics: dict[str, float]) -> dict[str, float | str]:
-    """Evaluation metrics as `meta` holds them. JSON has no NaN or infinity, so they are texts."""
+    """Evaluation metrics as stored in `meta`: NaN and infinity, which JSON lacks, are strings."""
     return {k: float(v) if math.isfinite(v) else str(float(v)) for k, v in metrics.items()}
 
 
 def best_step(workdir: epath.Path, steps: list[int], metric: str, mode: str) -> int | None:
     """The step of `steps` with the best value of an evaluation metric; the earliest of equal ones.
 
-    mode: min or max. Values that are not finite do not count. None if no step has a value. Steps
-    saved by a version that wrote no metrics beside them have theirs in metrics.jsonl.
+    mode: min or max. Ignores non-finite values. None if no step has a value. For steps whose meta
+    has no metrics (older versions) they are read from metrics.jsonl.
     """
     values, without = {}, []
     for step in steps:

@@ -1,4 +1,4 @@
-"""What to say of a step whose loss or gradient was not finite."""
+"""Reports a step whose loss or gradient was not finite."""
 
 from collections.abc import Mapping
 
@@ -18,9 +18,10 @@ class NonFinite(RunError):
 
 
 def explain(run, step: int, metrics: list[str], state: State, batch: Mapping) -> None:
-    """Writes the norms by layer of a step to the work folder, and raises NonFinite.
+    """Writes the norms per layer of a step to the work folder, and raises NonFinite.
 
-    run: a train.run.Run. metrics: those that were not finite. state: before the step; batch: its.
+    run: a train.run.Run. metrics: names of the non-finite ones. state: before the step. batch: of
+    the step.
     """
     task, config = run.task, run.config
     rng = jax.random.fold_in(jax.random.key(config.seed), step - 1)
@@ -31,34 +32,34 @@ def explain(run, step: int, metrics: list[str], state: State, batch: Mapping) ->
             return total / weight
 
         trees = {"params": params}
-        if not task.make_step:  # which may have more than one gradient
+        if not task.make_step:  # such a step may compute several gradients
             trees["gradients"] = jax.grad(loss)(params)
         return {
             kind: {k: _layer_norms(k, x) for k, x in named_leaves(tree).items()}
             for kind, tree in trees.items()
         }
 
-    run.checkpoints.wait()  # of one that is being saved, which is then listed below
+    run.checkpoints.wait()  # so that a save in progress is listed below
     run.lease.check()
-    of_layers = jax.jit(norms)(state.params, state.extras, run.frozen, batch)
-    of_layers = jax.tree_util.tree_map(lambda x: np.asarray(x).tolist(), jax.device_get(of_layers))
+    layer_norms = jax.device_get(jax.jit(norms)(state.params, state.extras, run.frozen, batch))
+    layer_norms = jax.tree_util.tree_map(lambda x: np.asarray(x).tolist(), layer_norms)
     path = run.folder / f"nonfinite-{step}.json"
     examples = run.batches.examples_at(step - 1)
     if jax.process_index() == 0:
-        content = {"step": step, "examples": examples, "norms": of_layers}
+        content = {"step": step, "examples": examples, "norms": layer_norms}
         path.write_text(json_text.dumps(content, indent=1, spell=True))
     saved = run.checkpoints.steps()
     raise NonFinite(
         f"{', '.join(metrics)} of step {step} (batch {step - 1}, examples "
-        f"{_brief(examples)}) is not finite. Norms by layer are in {path}. "
+        f"{_brief(examples)}) is not finite. Norms per layer are in {path}. "
         f"{f'The checkpoints {saved} are intact.' if saved else 'No checkpoint was saved yet.'}"
         f"{_first_nan(run, step, state, batch)} Lower {task.rate_key(metrics[0], step - 1)}, clip "
-        "gradients, or look at those examples."
+        "gradients (optim.clip_norm), or check those examples."
     )
 
 
 def _first_nan(run, step: int, state: State, batch) -> str:
-    """A sentence about the operation that made the NaN, if train.debug_nans asks for it."""
+    """A sentence naming the operation that produced the NaN, with train.debug_nans; else ''."""
     if not run.config.train.debug_nans:
         return ""
     before = state._replace(step=jnp.int32(step - 1), halted=jnp.bool_(False))
@@ -66,12 +67,12 @@ def _first_nan(run, step: int, state: State, batch) -> str:
     return (
         f" The first NaN: {operation}."
         if operation
-        else " No operation gave NaN when that step was run again: it is an overflow."
+        else " No operation gave NaN when the step was repeated, so the cause is an overflow."
     )
 
 
 def _layer_norms(name: str, x: jax.Array) -> jax.Array:
-    """The norm of a parameter; of each layer where a scanned stack holds them together."""
+    """The norm of a parameter; of each layer for a parameter of a scanned stack."""
     axes = tuple(range(1, x.ndim)) if "layers" in name.split("/") else None
     return jnp.sqrt(jnp.square(x.astype(jnp.float32)).sum(axis=axes))
 

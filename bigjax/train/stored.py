@@ -1,4 +1,4 @@
-"""Arrays of a checkpoint as they are stored: their checksums and types, and what shows damage."""
+"""The stored arrays of a checkpoint: checksums, dtypes, and which read errors mean damage."""
 
 from collections.abc import Collection
 import re
@@ -12,47 +12,47 @@ from bigjax import cloud
 from bigjax.errors import UserError
 from bigjax.trees import named_leaves, path_name
 
-# What is raised where a file holds what cannot be decoded, by all its decoders.
+# Exceptions that decoders raise for file content that cannot be decoded.
 _DECODING = (
     *(ValueError, LookupError, AttributeError, TypeError, EOFError),
     *(NotImplementedError, RecursionError),
 )
-# TensorStore's errors are ValueErrors; of those that begin with a status these are of that kind.
+# TensorStore's errors are ValueErrors. Some start with a status; these statuses mean damage.
 _STATUS = re.compile("[A-Z_]{4,}: ")
 _DECODING_STATUS = re.compile("(DATA_LOSS|OUT_OF_RANGE|FAILED_PRECONDITION): ")
 
 
 class Damaged(Exception):
-    """A checkpoint is not what was saved."""
+    """A checkpoint differs from what was saved."""
 
 
 class Missing(Damaged):
-    """A file of a checkpoint is not there."""
+    """A file of a checkpoint is missing."""
 
 
 @jax.jit
 def _checksums(leaves: dict) -> dict:
-    """A uint32 a leaf that changes with any byte of it and does not depend on the sharding."""
+    """{name: uint32} that changes with any byte of a leaf and does not depend on its sharding."""
 
-    def one(x):
-        x = jax.device_put(x, jax.memory.Space.Device)  # optim.offload leaves it with the host
+    def leaf_checksum(x):
+        x = jax.device_put(x, jax.memory.Space.Device)  # optim.offload keeps it in host memory
         if x.dtype == bool:
             x = x.astype(jnp.uint8)
         elif not jnp.issubdtype(x.dtype, jnp.unsignedinteger):
             x = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-        # The place of each element, dimension by dimension: reshaping would gather the shards.
-        place, stride = jnp.uint32(0), 1
+        # The flat index of each element, by dimension: reshaping would gather the shards.
+        index, stride = jnp.uint32(0), 1
         for d in reversed(range(x.ndim)):
-            place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, d) * jnp.uint32(stride % 2**32)
+            index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, d) * jnp.uint32(stride % 2**32)
             stride *= x.shape[d]
-        # One to one in x at each place, so no change of one element can stay unseen; mixed as in
-        # MurmurHash3's finalizer, so that changes of several do not cancel.
-        h = x.astype(jnp.uint32) ^ (place * jnp.uint32(0x9E3779B1))
+        # A bijection of x for each index, so a change of one element is always detected; mixed as
+        # in MurmurHash3's finalizer, so that changes of several elements do not cancel.
+        h = x.astype(jnp.uint32) ^ (index * jnp.uint32(0x9E3779B1))
         h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
         h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
         return (h ^ (h >> 16)).sum(dtype=jnp.uint32)
 
-    return {k: one(x) for k, x in leaves.items()}
+    return {k: leaf_checksum(x) for k, x in leaves.items()}
 
 
 def checksums(tree) -> dict[str, int]:
@@ -61,50 +61,59 @@ def checksums(tree) -> dict[str, int]:
 
 
 def check_form(abstract, saved: Collection[str] | None, folder: epath.Path) -> None:
-    """Raises UserError where other arrays were saved than those of abstract, in the folder of an
-    item: whoever wrote it meant it so. saved: their paths by `meta`; None if there is no such item.
+    """Raises UserError if the saved arrays of an item are not those of abstract: then it is not
+    damaged, but another model or optimizer wrote it.
+
+    saved: paths of the saved arrays by `meta`; None if the item was not saved. folder: the item's.
     """
     wanted = named_leaves(abstract)
     if saved is None:
-        raise _of_another_form(folder.parent, f"it holds no {folder.name}")
+        raise _mismatch(folder.parent, f"it has no {folder.name}")
     for name in [*wanted, *saved]:
         if name not in saved:
-            raise _of_another_form(folder, f"{name} is not there, {wanted[name].shape} here")
+            raise _mismatch(
+                folder,
+                f"{name} is missing in it, and has the shape {wanted[name].shape} in this run",
+            )
         if name not in wanted:
-            raise _of_another_form(folder, f"{name} is there, but not here")
+            raise _mismatch(folder, f"it has {name}, which this run does not have")
 
 
-def _of_another_form(folder: epath.Path, how: str) -> UserError:
+def _mismatch(folder: epath.Path, difference: str) -> UserError:
     workdir = next(p for p in folder.parents if p.name == "checkpoints").parent
     return UserError(
-        f"{folder} was written by another model, optimizer, train.ema or version of bigjax: {how}. "
-        f"Use the one that wrote it; or start another --workdir with --config.init_from={workdir}, "
-        "which takes the parameters alone."
+        f"{folder} was written by another model, optimizer, train.ema or version of bigjax: "
+        f"{difference}. Use the one that wrote it; or start another --workdir with "
+        f"--config.init_from={workdir}, which loads only the parameters."
     )
 
 
 def as_stored(abstract, folder: epath.Path):
-    """abstract with the types of the arrays in the folder of an item. Raises UserError where what
-    was saved has other shapes, Damaged where an array is not there (see `check_form`)."""
+    """abstract with the dtypes of the stored arrays of an item.
+
+    Raises UserError if stored shapes differ, Missing if an array is absent (see `check_form`).
+    """
     me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    this_process = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=this_process)
     stored = named_leaves(handler.metadata(folder).tree)
 
-    def of(path, x):
+    def with_stored_dtype(path, x):
         name = path_name(path)
         if name not in stored:
             raise Missing(f"{name} is not in {folder}")
         if tuple(stored[name].shape) != x.shape:
             shape = tuple(stored[name].shape)
-            raise _of_another_form(folder, f"{name} is {shape} there, {x.shape} here")
+            raise _mismatch(
+                folder, f"{name} has the shape {shape} in it, and {x.shape} in this run"
+            )
         return x.update(dtype=stored[name].dtype)
 
-    return jax.tree_util.tree_map_with_path(of, abstract)
+    return jax.tree_util.tree_map_with_path(with_stored_dtype, abstract)
 
 
 def cast(tree, abstract):
-    """tree in the types of abstract."""
+    """tree with the dtypes of abstract."""
 
     def leaf(x, like):
         if x.dtype == like.dtype:
@@ -116,11 +125,11 @@ def cast(tree, abstract):
 
 
 def damage_shown_by(error: Exception) -> type[Damaged] | None:
-    """Missing or Damaged if an error says that a file is not there or not what was saved; None if
-    it could not be read: by a time-out, for want of permission or memory, or by a failing disk."""
+    """Missing or Damaged if a read error shows that a file is missing or differs from what was
+    saved; None for other causes: a time-out, a failing disk, or no permission or memory."""
     *_, root = cloud.causes(error)
     text = str(root)
-    if isinstance(root, (FileNotFoundError, KeyError)) or (  # KeyError: of an item
+    if isinstance(root, (FileNotFoundError, KeyError)) or (  # KeyError: a missing item
         isinstance(root, ValueError) and text.startswith("NOT_FOUND: ")
     ):
         return Missing

@@ -1,4 +1,4 @@
-"""The work folder: its config, and whether a run may go on in it."""
+"""The work folder: its config, and whether a run with another config may resume in it."""
 
 import fnmatch
 import re
@@ -11,18 +11,18 @@ from bigjax import config as config_lib
 from bigjax.errors import UserError, cannot_write
 from bigjax.interop.origin import ORIGIN
 
-# A run in progress keeps these, and all that modules do not declare in MAY_CHANGE.
+# A resumed run must keep these keys, and keys of modules that do not declare them in MAY_CHANGE.
 FIXED = re.compile(r"^(seed|optim\.(name|freeze)|train\.batch_size)$")
-# These may change their value, but not between zero and something: the state would differ.
+# These may change, but not between zero and non-zero: the state would have other arrays.
 FIXED_ZERO = ("train.ema", "optim.b1")
 
 
 def saved_steps(workdir: str) -> set[int]:
-    """The steps whose checkpoints are complete."""
+    """The steps with a complete checkpoint."""
     folder = epath.Path(workdir) / "checkpoints"
     if not workdir or not paths.exists(folder):
         return set()
-    # A bucket cannot rename a folder when it is complete, so there Orbax writes a file last.
+    # A bucket cannot rename a complete folder, so there Orbax writes this file last.
     return {
         int(p.name)
         for p in folder.iterdir()
@@ -35,21 +35,23 @@ def has_checkpoints(workdir: str) -> bool:
 
 
 def make_workdir(workdir: str) -> None:
-    """Makes the folder. Raises UserError if it cannot be made."""
+    """Creates the folder. Raises UserError if it cannot be created."""
     folder = epath.Path(workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except PermissionError as e:
         raise cannot_write(f"The work folder {workdir}", e) from e
     except (OSError, ValueError) as e:
-        raise UserError(f"The work folder {workdir} cannot be made: {e}") from e
+        raise UserError(
+            f"The work folder {workdir} cannot be created: {e}. Use another --workdir."
+        ) from e
 
 
 def check_same_run(workdir: str, config, log) -> None:
-    """Raises UserError, naming the keys, if config cannot go on with the run in workdir."""
+    """Raises UserError, naming the keys, if the run in workdir cannot resume with config."""
     if paths.exists(epath.Path(workdir) / ORIGIN):
         raise UserError(
-            f"{workdir} holds an imported model, which has no optimizer to go on with. "
+            f"{workdir} holds an imported model, which has no optimizer state to resume from. "
             f"Train in another --workdir with --config.init_from={workdir}."
         )
     old = dict(config_lib.sorted_leaves(_with_defaults(read_config(workdir), config)))
@@ -69,8 +71,8 @@ def check_same_run(workdir: str, config, log) -> None:
     if wrong:
         text = "; ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in wrong)
         raise UserError(
-            f"{workdir} holds a run of another config, which cannot go on with this one: {text}. "
-            f"Use another --workdir (with --config.init_from={workdir} to start from its "
+            f"{workdir} holds a run with another config, which cannot resume with this one: "
+            f"{text}. Use another --workdir (with --config.init_from={workdir} to start from its "
             "parameters), or set the key back."
         )
     for k in changed:
@@ -78,8 +80,8 @@ def check_same_run(workdir: str, config, log) -> None:
 
 
 def _with_defaults(old, config):
-    """A saved config with the fields that its modules have got since, where config names the same
-    modules."""
+    """A saved config with default values for fields that its modules have gained since, if config
+    names the same modules."""
     filled = old.copy_and_resolve_references()
     if any(old[section].name != config[section].name for section in modules.SECTIONS):
         return old
@@ -88,21 +90,24 @@ def _with_defaults(old, config):
             filled.python_path = config.python_path  # the folder may have been moved
             modules.fill(filled, *(f"evals.{name}" for name in old.evals))
             filled.python_path = old.python_path
-    except UserError:  # a field that is gone, say, which is then told as a change
+    except UserError:  # such as for a removed field, which is then reported as a change
         return old
     return filled
 
 
 def write_config(folder: epath.Path, config) -> None:
-    """Writes config.json whole or not at all."""
+    """Writes config.json atomically."""
     if jax.process_index() == 0:
         cloud.write_whole(folder / "config.json", (config_lib.to_json(config) + "\n").encode())
 
 
 def existing(workdir: str) -> epath.Path:
-    """The folder of a run. Raises UserError if it is not one, or cannot be read."""
+    """The folder of a run. Raises UserError if workdir is not one, or cannot be read."""
     if not workdir or not paths.exists(epath.Path(workdir) / "config.json"):
-        raise UserError(f"{workdir!r} is no work folder of a run: it has no config.json.")
+        raise UserError(
+            f"{workdir!r} is not the work folder of a run: it has no config.json. Set --workdir to "
+            "the folder of a run."
+        )
     return epath.Path(workdir)
 
 

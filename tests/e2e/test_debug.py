@@ -70,7 +70,7 @@ def test_a_profile_is_of_its_steps_alone(tmp_path):
     assert traced_names(tmp_path) == ["train", "data", "save", "step_num"]
     assert lines == [line for line in lines if "profile: steps 2 to 3" in line]
     debug.Profile("2:3", epath.Path(tmp_path), 2, lines.append).step(step)(1, 2)
-    assert "No profile: step 2 of train.profile='2:3' is done already" in lines[-1]
+    assert "past the first step of train.profile='2:3'" in lines[-1]
     assert debug.Profile("", epath.Path(tmp_path), 0, lines.append).step(step) is step
 
 

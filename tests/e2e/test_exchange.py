@@ -245,7 +245,7 @@ BAD = {
     "a target in use": (["export", "--workdir={run}", "--to={gpt2}"], "not an empty folder"),
     "no such type": (["export", "--workdir={run}", "--to={tmp}/out", "--dtype=int8"], "int8"),
     "no such step": (["export", "--workdir={run}", "--to={tmp}/out", "--step=7"], "step 7"),
-    "no run": (["export", "--workdir={gpt2}x", "--to={tmp}/out"], "no work folder"),
+    "no run": (["export", "--workdir={gpt2}x", "--to={tmp}/out"], "not the work folder"),
 }
 
 

@@ -144,7 +144,7 @@ for error[:] in [], [OSError(5, "Input/output error")], [FileNotFoundError("w")]
     late = hosts.index() == 1 and error == [[3]]
     checkpoints.steps = (lambda: [3]) if late else steps
     try:
-        found.append(checkpoints.restore_newest(abstract, lambda text: None)[1]["step"])
+        found.append(checkpoints.restore_latest(abstract, lambda text: None)[1]["step"])
     except RunError as e:
         found.append(type(e).__name__)
 print(found, checkpoints.steps(), file=sys.__stdout__, flush=True)

@@ -89,7 +89,7 @@ def train(made, sizes, folder=None):
             checkpoints.wait()
         end, more = run(state, range(SAVED_AT, STEPS))
         if folder:
-            state, _ = checkpoints.restore_newest(program.abstract, print)
+            state, _ = checkpoints.restore_latest(program.abstract, print)
             checkpoints.close()
             again, same = run(state, range(SAVED_AT, STEPS))
             assert same == more

@@ -83,7 +83,7 @@ def test_restored_on_another_mesh(saved, mesh_sizes):
     c, corpus, folder, want, losses = saved
 
     def restored(program):
-        state, meta = Checkpoints(folder, read_only=True).restore_newest(program.abstract, print)
+        state, meta = Checkpoints(folder, read_only=True).restore_latest(program.abstract, print)
         assert meta["step"] == 3
         places = [
             (x.sharding, s)

@@ -73,7 +73,7 @@ def test_the_best_step_after_a_checkpoint_was_set_aside(tmp_path):
     cut(tmp_path / "checkpoints" / "4" / "meta" / "metadata", 0.9)
     assert named(tmp_path) == 2  # 4 cannot be used
     checkpoints = Checkpoints(tmp_path, keep=2, best=LOSS)
-    assert checkpoints.restore_newest(ABSTRACT, print)[1]["step"] == 3
+    assert checkpoints.restore_latest(ABSTRACT, print)[1]["step"] == 3
     checkpoints.close()
     assert run(tmp_path, {4: 5.0, 5: 5.0, 6: 5.0}, each_alone=True) == [2, 5, 6]
     # And if the best one itself is set aside, the best of the rest.
@@ -175,7 +175,7 @@ def test_meta_that_is_no_table_is_damaged(two_steps, tmp_path, text):
     assert named(tmp_path / "run") == 1
     said = []
     checkpoints = Checkpoints(tmp_path / "run", read_only=True)
-    assert checkpoints.restore_newest(ABSTRACT, said.append)[1]["step"] == 1
+    assert checkpoints.restore_latest(ABSTRACT, said.append)[1]["step"] == 1
     assert "Checkpoint 2 is damaged" in said[0]
 
 
@@ -217,7 +217,7 @@ def test_a_deletion_that_fails_ends_no_run_and_is_tried_again(tmp_path, monkeypa
         checkpoints.wait()
     assert len(said) == 2 and "could not be deleted" in said[0]
     assert "Permission denied" in said[1] and "Saved and intact: [1, 2, 3]" in said[1]
-    assert checkpoints.restore_newest(ABSTRACT, print)[1]["step"] == 3
+    assert checkpoints.restore_latest(ABSTRACT, print)[1]["step"] == 3
     checkpoints.save(4, state(4), {}, {})
     checkpoints.wait()
     assert checkpoints.steps() == [4] and len(said) == 2

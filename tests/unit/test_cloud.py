@@ -286,7 +286,7 @@ def test_checkpoints_that_cannot_be_read_now_are_left_as_they_are(
     ):  # TensorStore
         answers(proxy, monkeypatch, status, to)
         with pytest.raises(kind, match="Cloud storage"):
-            Checkpoints("gs://bucket/runs/y", read_only=True).restore_newest(
+            Checkpoints("gs://bucket/runs/y", read_only=True).restore_latest(
                 test_checkpoint.ABSTRACT, print
             )
     answers(proxy, monkeypatch, "503 Service Unavailable", b"checkpoints%2F7")
@@ -296,7 +296,7 @@ def test_checkpoints_that_cannot_be_read_now_are_left_as_they_are(
     answers(proxy, monkeypatch, "none", to=b"no request")
     bucket.put(emulator, "runs/y/checkpoints/9/params/d/half", b"of it")  # it was killed
     assert workdir.saved_steps("gs://bucket/runs/y") == {3, 5}
-    found = Checkpoints("gs://bucket/runs/y").restore_newest(test_checkpoint.ABSTRACT, print)
+    found = Checkpoints("gs://bucket/runs/y").restore_latest(test_checkpoint.ABSTRACT, print)
     assert found[1]["step"] == 5
 
 

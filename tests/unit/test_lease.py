@@ -47,7 +47,7 @@ def place(request, tmp_path, monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Leases that run out after a second."""
+    """Leases that expire after a second."""
     monkeypatch.setattr(lease_lib, "SECONDS", 1)
     monkeypatch.setattr(lease_lib, "RENEW", 0.1)
 
@@ -68,7 +68,7 @@ def elsewhere(monkeypatch, place) -> Lease:
 def die(lease: Lease) -> None:
     """What is left when its process is killed: the kernel has closed its lock."""
     lease._stop.set()
-    process.before_exit.remove(lease._give_back)
+    process.before_exit.remove(lease._release_store)
     lease._store._lock.close()
 
 
@@ -103,7 +103,7 @@ def test_a_second_start_is_refused_until_the_first_has_ended(place):
         assert e.value.exit_code == 75 and lease_lib.HELD_BY in str(e.value)
         for text in (place, f"process {os.getpid()} on {os.uname().nodename}", "60 seconds"):
             assert text in str(e.value)
-        assert str(e.value).count("since 20") == 1
+        assert str(e.value).count("started on 20") == 1
     first.check()
     first.release()
     first.release()
@@ -137,7 +137,7 @@ def test_a_process_elsewhere_is_heard_of_or_its_lease_runs_out(place, monkeypatc
     else:
         other = elsewhere(monkeypatch, place)
     begun = time.monotonic()
-    with pytest.raises(Held, match="its lease runs out 1 seconds after"):
+    with pytest.raises(Held, match="its lease expires 1 seconds after"):
         acquired(place)
     assert time.monotonic() - begun < 3
     die(other)
@@ -159,7 +159,7 @@ def test_a_lease_that_ran_out_long_ago_is_not_waited_for(tmp_path, monkeypatch):
 
 
 def test_one_wins_the_race_for_a_lease(place, monkeypatch, quick):
-    """At the start, and when one has run out."""
+    """At the start, and after a lease has expired."""
     for before in (None, elsewhere(monkeypatch, place)):
         if before:
             die(before)
@@ -339,7 +339,7 @@ def test_an_error_of_files_after_the_folder_is_gone_is_told_by_that(tmp_path, mo
     ids=range(8),
 )
 def test_a_lease_that_cannot_be_read_is_one(place, monkeypatch, content):
-    """Until it runs out."""
+    """Until it expires."""
     monkeypatch.setattr(lease_store, "_DEFAULT_SECONDS", 1)
     monkeypatch.setattr(lease_store.Record, "__init__", _short_record)
     epath.Path(place).mkdir(parents=True, exist_ok=True)
@@ -458,7 +458,7 @@ def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be created"):
         acquired(str(tmp_path / "file"))
 
     def refuse(*args):
@@ -539,7 +539,7 @@ def test_a_disk_that_fails_once_loses_no_lease(tmp_path, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(lease._store, "_content", fail)
+        patch.setattr(lease._store, "_read_file", fail)
         with pytest.raises(OSError, match="Input/output error"):
             lease.check()
     lease.check()

@@ -56,7 +56,9 @@ def restored(folder) -> float:
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     want = {"params": jax.ShapeDtypeStruct((4,), jnp.float32, sharding=place)}
     checkpoints = Checkpoints(folder, read_only=True)
-    items, _ = checkpoints.restore(checkpoints.pick(None), {"params": {"w": want["params"]}})
+    items, _ = checkpoints.restore(
+        checkpoints.resolve_step(None), {"params": {"w": want["params"]}}
+    )
     checkpoints.close()
     return float(items["params"]["w"][0])
 

@@ -209,7 +209,7 @@ def test_a_checkpoint_of_bfloat16_arrays_is_checked_and_then_cast(tmp_path):
     half = cast(state, jnp.bfloat16)
     saved(tmp_path / "run", half)
     want = abstract(state, jax.tree.map(lambda x: x.sharding, state))
-    got, _ = Checkpoints(tmp_path / "run").restore_newest(want, print)
+    got, _ = Checkpoints(tmp_path / "run").restore_latest(want, print)
     for name, x in named_leaves(state).items():
         assert named_leaves(got)[name].dtype == x.dtype
         np.testing.assert_array_equal(named_leaves(got)[name], named_leaves(half)[name])

@@ -97,7 +97,7 @@ def test_what_is_fixed_and_what_is_free(name, tmp_path):
     assert not told
     for key, value in FIXED[name].items():
         old = config_lib.get(c, key)
-        with pytest.raises(UserError, match=f"of another config.*: {key} was .*, now ") as e:
+        with pytest.raises(UserError, match=f"with another config.*: {key} was .*, now ") as e:
             workdir.check_same_run(str(tmp_path), with_value(c, key, value), told.append)
         assert repr(value) in str(e.value) and not told, old
     for key, value in FREE[name].items():
