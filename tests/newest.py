@@ -17,7 +17,7 @@ unit/test_attention.py::test_kernels_equal_einsum_in_values_and_gradients
 unit/test_gpt.py::test_cached_logits_equal_uncached_ones
 unit/test_headline.py::test_step_gives_what_the_whole_pass_does
 unit/test_seqgan.py::test_step_by_step_equals_the_whole_sequence
-unit/test_interop.py::test_tensors_and_config_go_there_and_back
+unit/test_interop.py::test_an_import_and_export_keeps_tensors_and_config
 parity/test_gpt.py::test_logits_loss_and_gradients
 parity/test_bert.py::test_logits_loss_and_gradients
 parity/test_seqgan.py::test_logits_loss_and_gradients

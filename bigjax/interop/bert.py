@@ -84,7 +84,7 @@ def _check(config: dict) -> None:
     refuse(
         config,
         {"tie_word_embeddings": (True,)},
-        "The output layer of bigjax's BERT is its token embedding.",
+        "The output layer of bigjax's BERT is the token embedding.",
     )
 
 
@@ -92,7 +92,7 @@ def _notes(config: dict) -> list[str]:
     own = config.get("classifier_dropout")
     if own is None or own == config.get("hidden_dropout_prob", 0.1):
         return []
-    return [f"classifier_dropout={own} has no key here: the head's dropout is model.dropout"]
+    return [f"classifier_dropout={own} is not supported: the head's dropout is model.dropout"]
 
 
 _TASK = {"name": "mlm_nsp"}

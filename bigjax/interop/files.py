@@ -39,7 +39,7 @@ _PYTORCH = (
 
 
 def local(folder: str | os.PathLike) -> pathlib.Path:
-    """The folder as a path; UserError for gs:// and its like, which cannot be memory-mapped."""
+    """The folder as a path. UserError for gs:// and other remote folders."""
     if "://" in str(folder):
         raise UserError(
             f"{folder} is not on this machine; models are read from and written to "
@@ -54,24 +54,24 @@ def read_json(path: pathlib.Path, what: str) -> dict:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as e:
         raise UserError(
-            f"{path} cannot be read ({e}). It has to be {what}: copy it again from "
+            f"{path} cannot be read ({e}). It must be {what}: copy it again from "
             "where the model came from."
         ) from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}; it has to be {what}.")
+        raise UserError(f"{path} holds a {type(value).__name__}; it must be {what}.")
     return value
 
 
 def read_config(folder: pathlib.Path) -> dict:
-    """config.json of a model's folder. Raises UserError if there is none."""
+    """The content of config.json in a model's folder. Raises UserError if it is missing."""
     if not folder.is_dir():
         raise UserError(
-            f"There is no folder {folder}. Give one that transformers' "
+            f"The folder {folder} does not exist. Give one that transformers' "
             "save_pretrained wrote, or a downloaded model."
         )
     if not (folder / CONFIG).is_file():
         raise UserError(
-            f"{folder} has no {CONFIG}, so it is no model's folder. It has: "
+            f"{folder} has no {CONFIG}, so it is not the folder of a model. It contains: "
             f"{', '.join(sorted(p.name for p in folder.iterdir())[:10]) or 'nothing'}."
         )
     return read_json(folder / CONFIG, "a model's config, a JSON object")
@@ -81,11 +81,11 @@ def read_config(folder: pathlib.Path) -> dict:
 
 
 class Tensors:
-    """The tensors of a folder; nothing but headers is read before `read`.
+    """The tensors of a folder; only headers are read before `read` is called.
 
-    shapes: {name: shape}; dtypes: {name: 'float32', 'bfloat16', 'float16', or the file's own code
-    for others}; headers: {file: its header}; index: the text of the index, '' without one.
-    Raises UserError, naming the file, if one is missing, cut short, or no safetensors file.
+    shapes: {name: shape}; dtypes: {name: 'float32', 'bfloat16', 'float16', or the file's code for
+    any other}; headers: {file: header}; index: the text of the index, '' without one. Raises
+    UserError, naming the file, if one is missing, truncated, or not a safetensors file.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -99,15 +99,15 @@ class Tensors:
                 if name in self._parts:
                     raise UserError(
                         f"{folder}: tensor {name} is in {self._parts[name][0]} and in "
-                        f"{file}. The shards are of several copies: copy all again."
+                        f"{file}. The shards belong to different copies: copy all of them again."
                     )
                 self._parts[name] = file, part
         for name, file in (places or {}).items():
             if self._parts.get(name, ("",))[0] != file:
                 raise UserError(
                     f"{folder / INDEX} says that {name} is in {file}, which does not "
-                    "have it. The shards are of another model or of another copy: "
-                    "copy all again."
+                    "contain it. The shards belong to another model or another copy: "
+                    "copy all of them again."
                 )
         self.shapes = {name: part.shape for name, (_, part) in self._parts.items()}
         self.dtypes = {
@@ -116,22 +116,22 @@ class Tensors:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Of the first file."""
+        """The metadata of the first file."""
         return storage.metadata(next(iter(self.headers.values())))
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, a copy in memory. UserError if it is not of a float type that we know."""
+        """One tensor, copied to memory. UserError if its dtype is not in DTYPES."""
         dtype = self.dtypes[name]
         if dtype not in DTYPES:
             raise UserError(
-                f"{self._folder / self._parts[name][0]}: tensor {name} is of type "
+                f"{self._folder / self._parts[name][0]}: tensor {name} has dtype "
                 f"{dtype}; allowed: {', '.join(DTYPES)}. Save the model in one of them "
-                "(quantised weights have to be dequantised first)."
+                "(dequantise quantised weights first)."
             )
         return self.raw(name).view(DTYPES[dtype]).reshape(self.shapes[name])
 
     def raw(self, name: str) -> np.ndarray:
-        """The bytes of a tensor of any type."""
+        """The bytes of a tensor of any dtype."""
         file, part = self._parts[name]
         try:
             return storage.read(self._folder / file, self.headers[file], part)
@@ -140,7 +140,7 @@ class Tensors:
 
 
 def _checked_header(path: pathlib.Path) -> str:
-    """The header of a file that is whole: the library checks every offset."""
+    """The header of a file, after the library has checked every offset."""
     try:
         with safetensors.safe_open(str(path), framework="numpy"):
             return storage.read_header(path)
@@ -151,13 +151,13 @@ def _checked_header(path: pathlib.Path) -> str:
 def damaged(path, error: Exception) -> UserError:
     size = f" of {path.stat().st_size:,} bytes" if path.exists() else ""
     return UserError(
-        f"{path}{size} is no whole safetensors file ({error}): it was cut short or "
+        f"{path}{size} is not a complete safetensors file ({error}): it was truncated or "
         "damaged. Copy or download it again."
     )
 
 
 def _places(folder: pathlib.Path) -> tuple[dict[str, str] | None, str]:
-    """{tensor: its file} of the index, None where there is one file; and the index's text."""
+    """({tensor: its file} of the index, or None for a single file; the index's text)."""
     if (folder / WEIGHTS).is_file():
         return None, ""
     if not (folder / INDEX).is_file():
@@ -165,11 +165,11 @@ def _places(folder: pathlib.Path) -> tuple[dict[str, str] | None, str]:
         raise UserError(
             f"{folder} has neither {WEIGHTS} nor {INDEX}"
             + (
-                f", only {other[0]}, which can run code when it is opened and is not read. Convert "
-                "it where you trust it: transformers' from_pretrained(FOLDER).save_pretrained(NEW) "
+                f", only {other[0]}, which is not read because opening it can run code. If you "
+                "trust it, convert it: transformers' from_pretrained(FOLDER).save_pretrained(NEW) "
                 "writes safetensors."
                 if other
-                else ": there are no weights in it."
+                else ": it has no weights."
             )
         )
     index = folder / INDEX
@@ -179,14 +179,14 @@ def _places(folder: pathlib.Path) -> tuple[dict[str, str] | None, str]:
         or not names
         or not all(isinstance(f, str) for f in names.values())
     ):
-        raise UserError(f"{index} has no weight_map of tensor: file. Copy it again.")
-    found = sorted(set(names.values()))
-    paths.check_file_names(found, f"a name in {index}")
-    absent = [f for f in found if not (folder / f).is_file()]
+        raise UserError(f"{index} has no weight_map from tensors to files. Copy it again.")
+    shards = sorted(set(names.values()))
+    paths.check_file_names(shards, f"a name in {index}")
+    absent = [f for f in shards if not (folder / f).is_file()]
     if absent:
         raise UserError(
             f"{index} names {len(absent)} file(s) that are not in {folder}: "
-            f"{', '.join(absent[:5])}. Copy all {len(found)} shards there."
+            f"{', '.join(absent[:5])}. Copy all {len(shards)} shards there."
         )
     return names, index.read_bytes().decode("utf-8")
 
@@ -196,7 +196,7 @@ def _places(folder: pathlib.Path) -> tuple[dict[str, str] | None, str]:
 
 @contextlib.contextmanager
 def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A temporary folder that becomes `target` when the block ends, or goes if it raises.
+    """A temporary folder that becomes `target` when the block ends; removed if it raises.
 
     Raises UserError if target exists and is not an empty folder, or cannot be written.
     """
@@ -204,7 +204,7 @@ def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(
             f"{target} exists and is not an empty folder; nothing is overwritten. "
-            "Give another, or remove it."
+            "Give another folder, or remove it."
         )
     absolute = target.absolute()
     temporary = absolute.with_name(f".{absolute.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -213,14 +213,14 @@ def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
         yield temporary
         temporary.replace(absolute)
     except OSError as e:
-        remedy = "Make room there, or give" if e.errno in NO_SPACE else "Give"
+        remedy = "Free some space there, or give" if e.errno in NO_SPACE else "Give"
         raise cannot_write(str(target), e, f"{remedy} another folder") from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 class Planned(NamedTuple):
-    """A tensor to be written: the code of its type, and load(), which gives its bytes then."""
+    """A tensor to be written: load() returns its bytes; code: of its dtype in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -232,7 +232,7 @@ class Planned(NamedTuple):
 def planned(
     name: str, shape: tuple[int, ...], dtype: str, load: Callable[[], np.ndarray]
 ) -> Planned:
-    """A tensor that load() gives as an array, to be written in dtype, a name of DTYPES."""
+    """A tensor to be written in dtype, a name of DTYPES; load() returns it as an array."""
     code = next(c for c, known in CODES.items() if known == dtype)
     return Planned(
         name,
@@ -246,9 +246,10 @@ def planned(
 def write_tensors(
     folder: pathlib.Path, tensors: list[Planned], max_shard_bytes: int, metadata: dict[str, str]
 ) -> list[str]:
-    """model.safetensors, or shards of at most max_shard_bytes and their index; the files' names.
+    """Writes model.safetensors, or shards of at most max_shard_bytes and their index.
 
-    Tensors are put into shards in their order, as transformers does. One at a time is in memory.
+    Returns the names of the files. Tensors are put into shards in order, as transformers does. Only
+    one at a time is in memory.
     """
     if max_shard_bytes < 1:
         raise UserError(f"max_shard_bytes is {max_shard_bytes}; it must be positive.")
@@ -271,19 +272,19 @@ def write_tensors(
 
 
 def write_json(path: pathlib.Path, value: dict) -> None:
-    """As transformers writes its JSON files, byte for byte."""
+    """Writes JSON exactly as transformers formats it."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def save(path: pathlib.Path, tensors: list[Planned], metadata: dict[str, str]) -> None:
-    """One safetensors file."""
+    """Writes one safetensors file."""
     by_name = {t.name: t for t in tensors}
     header = storage.new_header([(t.name, t.code, t.shape, t.nbytes) for t in tensors], metadata)
     storage.write(path, header, lambda name: by_name[name].load())
 
 
 def cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
-    """The array in a type of DTYPES. UserError if a number is too large for it."""
+    """The array in a dtype of DTYPES. UserError if a finite number would become infinite."""
     array = np.asarray(array)
     with np.errstate(over="ignore"):
         out = array.astype(DTYPES[dtype], copy=False)
@@ -298,7 +299,7 @@ def cast(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _shards(tensors: list[Planned], limit: int) -> list[list[Planned]]:
-    """In order, each full before the next; one that is larger than the limit is alone."""
+    """Shards filled in order; a tensor larger than the limit has its own shard."""
     shards, current = [], []
     for tensor in tensors:
         if tensor.nbytes > limit:

@@ -1,6 +1,6 @@
 """GPT-2: tensors of transformers' GPT2Model, and those of bigjax.models.gpt.
 
-Its layers are Conv1D, whose weights are [in, out] as ours are; query, key and value are one.
+Its layers are Conv1D, whose weights are [in, out] as ours; query, key and value are one tensor.
 """
 
 from bigjax.interop.mapping import (
@@ -95,13 +95,13 @@ def _notes(config: dict) -> list[str]:
     notes, resid = [], config.get("resid_pdrop", 0.1)
     if config.get("attn_pdrop", 0.1):
         notes.append(
-            f"attn_pdrop={config.get('attn_pdrop', 0.1)} has no key here: attention "
+            f"attn_pdrop={config.get('attn_pdrop', 0.1)} is not supported: attention "
             "weights are trained without dropout"
         )
     if config.get("embd_pdrop", 0.1) != resid:
         notes.append(
-            f"embd_pdrop={config.get('embd_pdrop', 0.1)} has no key of its own: "
-            f"model.dropout is resid_pdrop={resid} for both"
+            f"embd_pdrop={config.get('embd_pdrop', 0.1)} has no own key: "
+            f"model.dropout, which applies to both, is resid_pdrop={resid}"
         )
     return notes
 

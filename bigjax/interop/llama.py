@@ -1,6 +1,6 @@
 """Llama: tensors of transformers' LlamaForCausalLM, and those of bigjax.models.gpt.
 
-Both turn the two halves of a head, so query and key need no permutation.
+Both rotate the two halves of a head, so query and key need no permutation.
 """
 
 from bigjax.errors import UserError
@@ -20,7 +20,7 @@ _THETA = number("rope_theta", "rope_theta", 10000.0)
 
 
 def _get_theta(config: dict) -> float:
-    """Of rope_parameters (transformers 5), else of the key that older versions wrote."""
+    """rope_theta from rope_parameters (transformers 5), else from the key of older versions."""
     return _THETA.get(config.get("rope_parameters") or config)
 
 
@@ -32,7 +32,7 @@ def _put_theta(config: dict, value: float) -> None:
 
 
 def _or(ours: str, theirs: str, default) -> Field:
-    """A number that follows from others where it is absent or null; default: config -> it."""
+    """A number that is default(config) where it is absent or null."""
     field = number(ours, theirs, 1)
     return Field(ours, lambda c: default(c) if c.get(theirs) is None else field.get(c), field.put)
 
@@ -98,26 +98,23 @@ def _check(config: dict) -> None:
     )
     for key in ("rope_scaling", "rope_parameters"):
         rope = config.get(key) or {}
-        plain_one = (
+        supported = (
             isinstance(rope, dict)
             and rope.get("partial_rotary_factor", 1.0) == 1.0
             and rope.get("rope_type", rope.get("type", "default")) == "default"
         )
-        if not plain_one:
+        if not supported:
             raise UserError(
-                f"config.json: {key} is {rope!r}; the models here only have rotary "
-                "positions of type 'default', over whole heads. A model with scaled "
-                "ones would compute something else, so it is not imported."
+                f"config.json: {key} is {rope!r}; only rotary positions of type "
+                "'default', over complete heads, are supported. A model with scaled positions "
+                "would compute something else, so it is not imported."
             )
 
 
 def _notes(config: dict) -> list[str]:
     rate = config.get("attention_dropout", 0.0)
-    return (
-        [f"attention_dropout={rate} has no key here: attention weights are trained without dropout"]
-        if rate
-        else []
-    )
+    note = "is not supported: attention weights are trained without dropout"
+    return [f"attention_dropout={rate} {note}"] if rate else []
 
 
 def _tied(m: dict) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a family's table is made of: fields of config.json, and tensors, both ways from one row."""
+"""Rows of a family's table: fields of config.json and tensors, each used in both directions."""
 
 from collections.abc import Callable
 import dataclasses
@@ -14,7 +14,7 @@ from bigjax.errors import UserError
 
 
 class Field(NamedTuple):
-    """One number or choice: our name, get(their config) -> ours, put(their config, value)."""
+    """One setting: our name, get(their config) -> our value, put(their config, our value)."""
 
     ours: str
     get: Callable[[dict], Any]
@@ -22,9 +22,9 @@ class Field(NamedTuple):
 
 
 def number(ours: str, theirs: str, default: int | float, *also: str) -> Field:
-    """A number of the same meaning; default: transformers' own, for configs that leave it out.
+    """A number with the same meaning in both; default: that of transformers, for absent keys.
 
-    also: more keys of theirs that get the value when it is written.
+    also: more of their keys that are set to the value when it is written.
     """
     kind = type(default)
 
@@ -35,8 +35,8 @@ def number(ours: str, theirs: str, default: int | float, *also: str) -> Field:
         finite = type(value) is kind and (kind is int or math.isfinite(value))
         if not finite or kind is int and value < 1:
             raise UserError(
-                f"config.json: {theirs} is {value!r}; it has to be a "
-                f"{'positive whole number' if kind is int else 'number'}."
+                f"config.json: {theirs} is {value!r}; it must be a "
+                f"{'positive integer' if kind is int else 'finite number'}."
             )
         return value
 
@@ -47,13 +47,13 @@ def number(ours: str, theirs: str, default: int | float, *also: str) -> Field:
 
 
 def flag(ours: str, theirs: str, default: bool) -> Field:
-    """True or False."""
+    """A setting that is true or false."""
 
     def get(config):
         value = config.get(theirs, default)
         if value is not None and not isinstance(value, bool):
             raise UserError(
-                f"config.json: {theirs} is {value!r}; it has to be true or false, without quotes."
+                f"config.json: {theirs} is {value!r}; it must be true or false, without quotes."
             )
         return bool(value)  # null is false, as in transformers
 
@@ -61,14 +61,14 @@ def flag(ours: str, theirs: str, default: bool) -> Field:
 
 
 def choice(ours: str, theirs: str, default: str, names: dict[str, str]) -> Field:
-    """One of names, {theirs: ours}; the first of those that mean ours is written."""
+    """One of several names, {theirs: ours}; of names with the same meaning the first is written."""
 
     def get(config):
         value = config.get(theirs, default)
         if not isinstance(value, str) or value not in names:
             raise UserError(
-                f"config.json: {theirs} is {value!r}, which no model here has; "
-                f"allowed: {', '.join(names)}."
+                f"config.json: {theirs} is {value!r}, which bigjax does not "
+                f"support; allowed: {', '.join(names)}."
             )
         return names[value]
 
@@ -85,10 +85,11 @@ def choice(ours: str, theirs: str, default: str, names: dict[str, str]) -> Field
 
 
 class Entry(NamedTuple):
-    """One tensor of theirs and the parameters it holds, side by side along its last axis.
+    """A tensor of transformers and the parameters it holds, concatenated along its last axis.
 
-    name, shape: theirs. parts: ((our name, our shape), ...). transposed: theirs is [out, in], as
-    torch's Linear; ours is always [in..., out...], and may split in and out into heads.
+    name, shape: of the tensor. parts: ((our name, our shape), ...). transposed: the tensor is
+    [out, in], as in torch's Linear; our kernels are always [in..., out...], where in and out may
+    be split into heads.
     """
 
     name: str
@@ -97,21 +98,23 @@ class Entry(NamedTuple):
     transposed: bool = False
 
     def to_ours(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """{our name: array} from the tensor."""
         x = x.T if self.transposed else x
         pieces = np.split(x, len(self.parts), axis=-1)
         return {ours: piece.reshape(shape) for piece, (ours, shape) in zip(pieces, self.parts)}
 
     def gather(self, params) -> np.ndarray:
-        """The tensor of parameters by name. UserError if a shape is not the config's."""
+        """The tensor from parameters by name. UserError if a shape is not that of the config."""
         arrays = {name: np.asarray(params[name]) for name, _ in self.parts}
         for name, shape in self.parts:
             if arrays[name].shape != shape:
                 raise UserError(
-                    f"{name} has the shape {arrays[name].shape}; the config makes it {shape}."
+                    f"{name} has shape {arrays[name].shape}, but by the config it must be {shape}."
                 )
         return self.to_theirs(arrays)
 
     def to_theirs(self, params) -> np.ndarray:
+        """The tensor from {our name: array}."""
         matrix = self.shape[::-1] if self.transposed else self.shape
         part = (*matrix[:-1], matrix[-1] // len(self.parts))
         x = [np.asarray(params[ours]).reshape(part) for ours, _ in self.parts]
@@ -120,21 +123,21 @@ class Entry(NamedTuple):
 
 
 def plain(ours: str, theirs: str, *shape: int) -> list[Entry]:
-    """The same array."""
+    """A tensor that is the same array in both."""
     return [Entry(theirs, shape, ((ours, shape),))]
 
 
 def dense(
     ours: str, theirs: str, ins, outs, *, bias: bool = True, transposed: bool = True
 ) -> list[Entry]:
-    """A dense layer with its bias; ins, outs: sizes, or tuples of them where heads are apart."""
+    """A dense layer; ins, outs: sizes, or tuples of sizes where heads have their own axis."""
     return fused((ours,), theirs, ins, outs, bias=bias, transposed=transposed)
 
 
 def fused(
     ours: tuple[str, ...], theirs: str, ins, outs, *, bias: bool = True, transposed: bool = False
 ) -> list[Entry]:
-    """Dense layers of equal shapes that are one layer of theirs."""
+    """Dense layers of equal shapes that transformers stores as one layer."""
     ins, outs = (x if isinstance(x, tuple) else (x,) for x in (ins, outs))
     shape = math.prod(ins), len(ours) * math.prod(outs)
     entries = [
@@ -161,8 +164,8 @@ def norm(ours: str, theirs: str, d: int, bias: bool = True) -> list[Entry]:
 
 
 class Architecture(NamedTuple):
-    """A class of transformers. heads: tables it has on top of the body; bare: the class of the
-    body alone, whose tensors have no prefix; task: of config.task."""
+    """A class of transformers. heads: their names in Family.heads. task: config.task. bare: the
+    class has only the body, and its tensors have no prefix."""
 
     heads: tuple[str, ...]
     task: dict[str, Any]
@@ -173,15 +176,17 @@ class Architecture(NamedTuple):
 class Family:
     """One model_type of transformers.
 
-    model: config.model.name of ours. fixed: values of our Config that all of them have (on the way
-    out they are conditions). prefix: of the body's tensors, where there is a head. body, heads:
-    model dict, n_labels -> entries (heads by name, in order). tied: model dict -> {tensor: the one
-    it is a copy of}. redundant: regex of tensors that hold no weights. renamed: (regex,
-    replacement) for names that older versions wrote. head_names: regex of tensors outside the body.
-    check: refuses a config.json of a model that we do not have. notes: config.json -> what of it
-    has no place here but does not change what the weights compute. new_config: keys of a
-    config.json that fields do not write. limits: model dict -> {key: values it may have}, beyond
-    fixed. extra: heads that a folder of another architecture may have besides its own.
+    model: our config.model.name. fixed: values of our Config that all models of the family have;
+        an export requires them. fields: the other settings.
+    prefix: of the names of the body's tensors in classes with a head. body, heads: model dict,
+        n_labels -> entries (heads: by name, in order). tied: model dict -> {tensor: the tensor
+        that it is a copy of}. redundant: regex of tensors that hold no weights. head_names: regex
+        of tensors outside the body. renamed: (regex, replacement) for names of older versions.
+    check: raises UserError for a config.json of an unsupported model. notes: config.json ->
+        messages about settings that bigjax does not have and that do not change what the weights
+        compute. new_config: keys of a new config.json that fields do not write.
+    limits: model dict -> {key: allowed values}, in addition to fixed. extra: heads that a folder
+        may have in addition to those of its architecture.
     """
 
     name: str
@@ -203,23 +208,23 @@ class Family:
     extra: tuple[str, ...] = ()
 
     def misfits(self, model: dict) -> list[str]:
-        """What keeps a model of ours from being one of this family: 'model.KEY=VALUE (...)'."""
+        """Why a model of ours is not one of this family: 'model.KEY=VALUE (must be ...)'."""
         allowed = {k: (v,) for k, v in self.fixed.items()} | self.limits(model)
         return [
-            f"model.{k}={model[k]!r} (has to be {' or '.join(map(repr, values))})"
+            f"model.{k}={model[k]!r} (must be {' or '.join(map(repr, values))})"
             for k, values in allowed.items()
             if model[k] not in values
         ]
 
     def model_fields(self, config: dict) -> dict[str, Any]:
-        """config.model from config.json. Raises UserError, naming the key, if we have no such
+        """config.model from config.json. Raises UserError, naming the key, for an unsupported
         model."""
         refuse(config, {"quantization_config": (None,)})
         self.check(config)
         return {"name": self.model, **self.fixed, **{f.ours: f.get(config) for f in self.fields}}
 
     def put_fields(self, model: dict, config: dict | None) -> dict:
-        """config.json from config.model: the original with what differs, or a new one."""
+        """config.json from config.model: the original with the changed keys, or a new one."""
         new = {"model_type": self.name, **self.new_config(model)}
         out = new if config is None else dict(config)
         for field in self.fields:
@@ -228,7 +233,7 @@ class Family:
         return out
 
     def canonical(self, name: str) -> str:
-        """A tensor's name with the body's prefix, old spellings replaced."""
+        """A tensor's name with the body's prefix and today's spelling."""
         for old, new in self.renamed:
             name = re.sub(old, new, name)
         if name.startswith(self.prefix) or re.match(self.head_names, name):
@@ -236,7 +241,7 @@ class Family:
         return self.prefix + name
 
     def entries(self, architecture: str, model: dict, n_labels: int) -> list[Entry]:
-        """The tensors that this architecture has, with the body's prefix."""
+        """The tensors of this architecture, with the body's prefix."""
         heads = self.heads(model, n_labels)
         return self.body(model) + [
             e
@@ -246,7 +251,7 @@ class Family:
         ]
 
     def others(self, architecture: str, model: dict, n_labels: int) -> list[Entry]:
-        """The tensors of heads that it may have besides."""
+        """The tensors of further heads that a folder of this architecture may have."""
         heads = self.heads(model, n_labels)
         return [
             e
@@ -256,22 +261,24 @@ class Family:
         ]
 
     def written_name(self, architecture: str, name: str) -> str:
+        """The name of a tensor in a folder of this architecture."""
         bare = self.architectures[architecture].bare
         return name.removeprefix(self.prefix) if bare else name
 
 
 def refuse(config: dict, allowed: dict[str, tuple], why: str = "") -> None:
-    """Raises UserError for a key of config.json whose value is not among the allowed; the first
-    of them is what an absent key means."""
+    """Raises UserError for a key of config.json whose value is not allowed; the first allowed
+    value is the default of an absent key."""
     for key, values in allowed.items():
         if config.get(key, values[0]) not in values:
             raise UserError(
-                f"config.json: {key} is {config[key]!r}; the models here only have "
-                f"{' or '.join(map(repr, values))}. {why or 'A model with it cannot be imported.'}"
+                f"config.json: {key} is {config[key]!r}; bigjax only supports "
+                f"{' or '.join(map(repr, values))}. {why or 'Such a model cannot be imported.'}"
             )
 
 
 def needs_division(model: dict, width: str, heads: str) -> None:
+    """Raises UserError, with their names of the keys, if the width does not divide into heads."""
     if model["d_model"] % model["n_heads"]:
         raise UserError(
             f"config.json: {width}={model['d_model']} does not divide into {heads}="

@@ -1,8 +1,8 @@
-"""What a work folder remembers of the Hugging Face folder that it was imported from.
+"""What a work folder stores about the Hugging Face folder that it was imported from.
 
-`huggingface.json` beside the run's config has what the original said of itself and how its files
-were laid out; `huggingface.safetensors` the tensors that the run's parameters do not hold. With
-both, an export of the untouched import writes the same files again.
+`huggingface.json` has the original config and the layout of the files; `huggingface.safetensors`
+has the tensors that are not among the run's parameters. With both, an export of the unchanged
+import writes the same files again.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +21,7 @@ from bigjax.interop import files, storage
 from bigjax.interop.mapping import Entry
 
 ORIGIN, KEPT = "huggingface.json", "huggingface.safetensors"
-_THEIRS = "original/"  # before names of theirs in KEPT; none of ours begins so
+_THEIRS = "original/"  # prefix of their names in KEPT; no name of ours starts with it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Layout:
     """How a folder's files were laid out; tensors by their names in the files.
 
     texts: {file: content} of config.json and of the index, if there is one. headers: {file: header}
-    of those of tensors. entries: {tensor: the row of the family's table that it is}. copies:
-    {tensor: the one whose bytes it has}, of tied ones. buffers: those that hold no weights.
-    unknown: those that have no place in the table.
+    of the files of tensors. entries: {tensor: its row in the family's table}. copies: {tied tensor:
+    the tensor whose bytes it has}. buffers: tensors that hold no weights. unknown: tensors that are
+    not in the table.
     """
 
     texts: dict[str, str]
@@ -55,8 +55,9 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """A folder that was imported: as in Imported. files: those of the tokenizer. kept: our names
-    of the parameters that the run has not. layout: None in work folders of older versions."""
+    """The folder that was imported; fields as in Imported. files: of the tokenizer. kept: the
+    parameters, by our names, that the run does not have. layout: None in work folders of older
+    versions."""
 
     folder: epath.Path
     family: str
@@ -70,30 +71,33 @@ class Origin:
     layout: Layout | None = None
 
     def raw(self, name: str) -> np.ndarray:
-        """The bytes of a buffer or an unknown tensor."""
+        """The bytes of a buffer or of an unknown tensor."""
         return _read(self.folder / KEPT, {_THEIRS + name})[_THEIRS + name][1]
 
 
-def save(folder: pathlib.Path, found: Any, kept: list[str]) -> None:
-    """Writes both files. found: an Imported. kept: its parameters that the run has no place for."""
-    layout = found.layout
+def save(folder: pathlib.Path, imported: Any, kept: list[str]) -> None:
+    """Writes both files. imported: an Imported. kept: its parameters that the run does not have."""
+    layout = imported.layout
     tensors = [
         files.planned(
-            n, found.shapes[n], found.dtypes.get(n, found.dtype), lambda n=n: found.load(n)
+            n,
+            imported.shapes[n],
+            imported.dtypes.get(n, imported.dtype),
+            lambda n=n: imported.load(n),
         )
         for n in kept
     ]
-    tensors += as_they_are(layout, [*layout.buffers, *layout.unknown], found.raw, _THEIRS)
+    tensors += as_they_are(layout, [*layout.buffers, *layout.unknown], imported.raw, _THEIRS)
     if tensors:
         files.save(folder / KEPT, tensors, {})
     out = {
-        "family": found.family,
-        "architecture": found.architecture,
-        "config": found.config,
-        "dtype": found.dtype,
-        "dtypes": found.dtypes,
-        "metadata": found.metadata,
-        "files": sorted(found.tokenizer_files),
+        "family": imported.family,
+        "architecture": imported.architecture,
+        "config": imported.config,
+        "dtype": imported.dtype,
+        "dtypes": imported.dtypes,
+        "metadata": imported.metadata,
+        "files": sorted(imported.tokenizer_files),
         "kept": kept,
         "layout": dataclasses.asdict(layout),
     }
@@ -101,39 +105,39 @@ def save(folder: pathlib.Path, found: Any, kept: list[str]) -> None:
 
 
 def load(workdir: str | os.PathLike) -> Origin | None:
-    """What a work folder remembers; None if it is not an imported one."""
+    """The Origin of a work folder; None if it was not imported."""
     folder = epath.Path(workdir)
     if not paths.exists(folder / ORIGIN):
         return None
     try:
         stored = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
         layout = stored.pop("layout", None)
-        found = Origin(folder, **stored, layout=Layout(**layout) if layout else None)
+        origin = Origin(folder, **stored, layout=Layout(**layout) if layout else None)
         names = [
-            *found.files,
-            *(found.layout and (*found.layout.headers, *found.layout.texts) or ()),
+            *origin.files,
+            *(origin.layout and (*origin.layout.headers, *origin.layout.texts) or ()),
         ]
     except (ValueError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(
-            f"{folder / ORIGIN} is not what the import wrote ({e}). Import the model again."
+            f"{folder / ORIGIN} is not as the import wrote it ({e}). Import the model again."
         ) from None
     paths.check_file_names(names, f"a name in {folder / ORIGIN}")
-    return found
+    return origin
 
 
 def kept_parameters(workdir: str | os.PathLike, step: int) -> dict[str, np.ndarray]:
-    """{our name: array} of the imported model's parameters that the run has no place for.
+    """{our name: array} of the imported parameters that the run does not have.
 
-    {} at any step but 0: once the others are trained they do not fit them. Raises UserError if
-    their file is damaged.
+    {} at any step but 0: once the others are trained, these no longer match them. Raises UserError
+    if their file is damaged.
     """
     origin = load(workdir) if step == 0 else None
     if not origin or not origin.kept:
         return {}
-    found = _read(origin.folder / KEPT, set(origin.kept))
+    tensors = _read(origin.folder / KEPT, set(origin.kept))
     return {
         name: data.view(files.DTYPES[files.CODES[part.code]]).reshape(part.shape)
-        for name, (part, data) in found.items()
+        for name, (part, data) in tensors.items()
     }
 
 
@@ -144,7 +148,7 @@ def _read(path: epath.Path, names: set[str]) -> dict[str, tuple[storage.Part, np
         return {name: (parts[name], storage.read(path, header, parts[name])) for name in names}
     except (OSError, ValueError, KeyError) as e:
         raise UserError(
-            f"{path} is not what the import wrote ({e!r}): it was cut short, damaged "
+            f"{path} is not as the import wrote it ({e!r}): it was truncated, damaged "
             "or removed. Import the model again."
         ) from None
 
@@ -152,7 +156,7 @@ def _read(path: epath.Path, names: set[str]) -> dict[str, tuple[storage.Part, np
 def as_they_are(
     layout: Layout, names: Iterable[str], raw: Callable[[str], np.ndarray], prefix: str = ""
 ) -> list[files.Planned]:
-    """Tensors of any type whose bytes raw(name) gives."""
+    """Tensors of any dtype, to be written from the bytes that raw(name) returns."""
     parts = layout.parts()
     return [
         files.Planned(
@@ -173,7 +177,7 @@ def replay(
     params: Mapping[str, np.ndarray],
     raw: Callable[[str], np.ndarray],
 ) -> list[str]:
-    """The original's files of tensors and its index, of these parameters; the files' names."""
+    """Writes these parameters into files laid out as the original's; returns the files' names."""
     rows = {e.name: e for e in entries}
 
     def content(name: str, code: str) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Safetensors files byte for byte, one tensor at a time in memory.
 
 A file is the length of a header, the header in JSON, and the tensors' bytes without gaps:
-https://github.com/huggingface/safetensors. The header says how its writer laid it out, so the same
-header over the same tensors is the same file, whoever wrote it.
+https://github.com/huggingface/safetensors. The header determines the layout, so the same header
+with the same tensors gives the same file, whichever program wrote it.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# The library's own order of types in a file, the last first; names decide within a type.
+# The library's order of dtypes in a file, the last first; tensors of a dtype are sorted by name.
 _ORDER = (
     "BOOL",
     "F4",
@@ -37,7 +37,7 @@ _ORDER = (
 
 
 class Part(NamedTuple):
-    """A tensor in a file: the code of its type, its shape, and its bytes within the data."""
+    """A tensor in a file: the code of its dtype, its shape, and the range of its bytes."""
 
     code: str
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ class Part(NamedTuple):
 
 
 def read_header(path) -> str:
-    """The header as it stands. Raises ValueError if there is none, OSError if it cannot be read."""
+    """The header's text. Raises ValueError if it is invalid, OSError if it cannot be read."""
     with path.open("rb") as f:
         size = int.from_bytes(f.read(8), "little")
         if size > f.seek(0, 2) - 8:
@@ -56,7 +56,7 @@ def read_header(path) -> str:
 
 
 def parts(header: str) -> dict[str, Part]:
-    """{tensor: where it is}. Raises ValueError if this is no header."""
+    """{tensor: its Part}. Raises ValueError if the header is invalid."""
     try:
         return {
             name: Part(x["dtype"], tuple(x["shape"]), *x["data_offsets"])
@@ -64,7 +64,7 @@ def parts(header: str) -> dict[str, Part]:
             if name != "__metadata__"
         }
     except (AttributeError, KeyError, TypeError) as e:
-        raise ValueError(f"its header is not one of tensors: {e!r}") from None
+        raise ValueError(f"its header does not describe tensors: {e!r}") from None
 
 
 def metadata(header: str) -> dict[str, str]:
@@ -72,7 +72,7 @@ def metadata(header: str) -> dict[str, str]:
 
 
 def read(path, header: str, part: Part) -> np.ndarray:
-    """A tensor's bytes, as uint8. Raises ValueError if the file ends before."""
+    """A tensor's bytes, as uint8. Raises ValueError if the file is too short."""
     out = np.empty(part.end - part.start, np.uint8)
     with path.open("rb") as f:
         f.seek(8 + len(header.encode("utf-8")) + part.start)
@@ -84,7 +84,7 @@ def read(path, header: str, part: Part) -> np.ndarray:
 def new_header(
     tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: dict[str, str]
 ) -> str:
-    """A header as the library writes it. tensors: (name, code of the type, shape, bytes)."""
+    """A header as the library writes it. tensors: (name, code of the dtype, shape, bytes)."""
     out, start = {"__metadata__": metadata} if metadata else {}, 0
     rank = {code: i for i, code in enumerate(_ORDER)}
     for name, code, shape, size in sorted(tensors, key=lambda t: (-rank.get(t[1], -1), t[0])):
@@ -95,7 +95,7 @@ def new_header(
 
 
 def write(path, header: str, load: Callable[[str], np.ndarray]) -> None:
-    """The file of this header; load(name) gives a tensor's bytes, as uint8."""
+    """Writes the file of this header; load(name) returns a tensor's bytes, as uint8."""
     text = header.encode("utf-8")
     with path.open("wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
@@ -109,4 +109,5 @@ def write(path, header: str, load: Callable[[str], np.ndarray]) -> None:
 
 
 def as_bytes(x: np.ndarray) -> np.ndarray:
+    """The bytes of an array, as uint8."""
     return np.ascontiguousarray(x).reshape(-1).view(np.uint8)

@@ -1,4 +1,4 @@
-"""The tokenizer files of a Hugging Face folder: which kind they are, and writing ours as theirs."""
+"""The tokenizer files of a Hugging Face folder: detecting their kind, and writing ours as such."""
 
 import json
 import pathlib
@@ -6,8 +6,8 @@ import pathlib
 from bigjax.errors import UserError
 from bigjax.json_text import added_tokens, check_pieces, shown
 
-# Kept as they are, in an import and the export after it. generation_config.json is none of a
-# tokenizer, but belongs to the same files that nothing here changes.
+# An import keeps these unchanged for a later export. generation_config.json does not belong to the
+# tokenizer, but is not changed either.
 FILES = (
     "vocab.txt",
     "tokenizer.json",
@@ -24,12 +24,12 @@ _BPE_SPECIALS = ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>")
 
 
 def read(folder: pathlib.Path) -> dict[str, bytes]:
-    """The files of FILES that the folder has."""
+    """{name: content} of the FILES that the folder has."""
     return {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
 
 
 def kind(files: dict[str, bytes]) -> str:
-    """'wordpiece', 'bpe', 'sentencepiece', or '' where there is none that is read here."""
+    """'wordpiece', 'bpe', 'sentencepiece', or '' if bigjax reads none of them."""
     if "tokenizer.model" in files:
         return "sentencepiece"
     if "vocab.txt" in files:
@@ -37,14 +37,14 @@ def kind(files: dict[str, bytes]) -> str:
     if "vocab.json" in files and "merges.txt" in files:
         return "bpe"
     content = _content(files)
-    found = _part(content, "model").get("type")
-    if found == "WordPiece":
+    model_type = _part(content, "model").get("type")
+    if model_type == "WordPiece":
         return "wordpiece"
-    return "bpe" if found == "BPE" and _is_gpt2(content) else ""
+    return "bpe" if model_type == "BPE" and _is_gpt2(content) else ""
 
 
 def derived(files: dict[str, bytes]) -> dict[str, bytes]:
-    """vocab.json and merges.txt from the tokenizer.json of a GPT-2, where they are absent."""
+    """vocab.json and merges.txt from a GPT-2 tokenizer.json, where they are absent."""
     if kind(files) != "bpe" or "vocab.json" in files and "merges.txt" in files:
         return {}
     content = _content(files)
@@ -53,11 +53,11 @@ def derived(files: dict[str, bytes]) -> dict[str, bytes]:
     vocab |= {text: i for text, i in added.items() if text in _BPE_SPECIALS}
     merges = model.get("merges")
     for merge in merges if isinstance(merges, list) else [merges]:
-        of_texts = isinstance(merge, list) and all(isinstance(part, str) for part in merge)
-        if not isinstance(merges, list) or not isinstance(merge, str) and not of_texts:
+        of_strings = isinstance(merge, list) and all(isinstance(part, str) for part in merge)
+        if not isinstance(merges, list) or not isinstance(merge, str) and not of_strings:
             raise UserError(
-                f"tokenizer.json: found {shown(merge)} in the model's merges, which have to be a "
-                'list of texts such as "t h", or of pairs of texts. Restore the file.'
+                f"tokenizer.json: the model's merges contain {shown(merge)}; they must be a list "
+                'of strings such as "t h", or of pairs of strings. Restore the file.'
             )
     pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
     return {
@@ -69,9 +69,9 @@ def derived(files: dict[str, bytes]) -> dict[str, bytes]:
 def written(
     kind: str, own: dict[str, bytes], ids: dict[str, int], max_len: int
 ) -> dict[str, bytes]:
-    """What transformers needs of a tokenizer of ours; {} for bytes, of which it has none.
+    """The files of our tokenizer for transformers; {} for bytes, which it does not have.
 
-    own: the files that it saves. ids: of 'bos', 'eos' and 'pad'.
+    own: the files that the tokenizer saves. ids: of 'bos', 'eos' and 'pad'.
     """
     names = {
         "wordpiece": ("vocab.txt",),
@@ -91,7 +91,7 @@ def written(
         text_of = {i: piece for piece, i in vocab.items()}
         if missing := sorted(set(ids.values()) - set(text_of)):
             raise UserError(
-                f"vocab.json has no piece of the id {missing[0]}, which the run's tokenizer uses. "
+                f"vocab.json has no piece with id {missing[0]}, which the run's tokenizer uses. "
                 "Restore the tokenizer's files from the run."
             )
         config |= {
@@ -116,7 +116,7 @@ def written(
 
 
 def _is_gpt2(content: dict) -> bool:
-    """Whether text is cut into words as GPT-2 does, and nothing happens to it before."""
+    """Whether text is split into words as in GPT-2, without any normalisation before."""
     before = _part(content, "pre_tokenizer")
     return (
         not content.get("normalizer")
@@ -132,7 +132,7 @@ def _content(files: dict[str, bytes]) -> dict:
 
 
 def _object(files: dict[str, bytes], name: str) -> dict:
-    """The JSON object of one of `files`; {} of another value, and where there is none."""
+    """The JSON object in one of `files`; {} for any other value, or if the file is missing."""
     try:
         content = json.loads(files.get(name, b"{}"))
     except (ValueError, RecursionError) as e:

@@ -226,7 +226,7 @@ def test_a_truncated_file_is_refused_and_nothing_is_written(capsys, gpt2, tmp_pa
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     code, _, err = bigjax(capsys, "import", f"--from={folder}", f"--workdir={tmp_path}/run")
-    assert code == 2 and str(path) in err and "cut short" in err
+    assert code == 2 and str(path) in err and "truncated" in err
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
@@ -239,7 +239,7 @@ def test_a_failure_in_the_middle_leaves_nothing(gpt2, tmp_path, monkeypatch):
 
 BAD = {
     "no source": (["import", "--workdir={tmp}/run"], "--from=FOLDER"),
-    "no such source": (["import", "--from={tmp}/no", "--workdir={tmp}/run"], "no folder"),
+    "no such source": (["import", "--from={tmp}/no", "--workdir={tmp}/run"], "/no does not exist"),
     "a work folder in use": (["import", "--from={gpt2}", "--workdir={run}"], "not an empty folder"),
     "no target": (["export", "--workdir={run}"], "--to=FOLDER"),
     "a target in use": (["export", "--workdir={run}", "--to={gpt2}"], "not an empty folder"),

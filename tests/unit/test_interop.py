@@ -1,7 +1,7 @@
-"""Hugging Face folders: tensors and configs both ways, old names, other types, shards.
+"""Hugging Face folders: tensors and configs in both directions, old names, dtypes, shards.
 
-Tensors come from the frozen references of tests/parity, whose names are transformers' own and whose
-way to our names is written out there a second time.
+Tensors come from the frozen references of tests/parity, which have the names of transformers and a
+second, independent mapping to our names.
 """
 
 import json
@@ -13,7 +13,6 @@ from safetensors.numpy import load_file, save_file
 
 from bigjax import interop
 from bigjax.errors import UserError
-from bigjax.interop import tokenizers
 from tests.parity import test_bert, test_gpt
 
 BERT = dict(
@@ -25,7 +24,7 @@ BERT = dict(
 )
 LABELS = {"0": "good", "1": "bad", "2": "ugly"}
 ENCODER = ("bert.embeddings.", "bert.encoder.")
-# class of transformers: (frozen reference, more of config.json, beginnings of its tensors' names)
+# class of transformers: (frozen reference, more of config.json, prefixes of its tensors' names)
 CASES = {
     "BertForPreTraining": ("bert_pretraining", BERT, (*ENCODER, "bert.pooler.", "cls.")),
     "BertForMaskedLM": ("bert_pretraining", BERT, (*ENCODER, "cls.predictions.")),
@@ -46,7 +45,7 @@ def stored(case: str) -> tuple[dict, dict, dict]:
     with np.load(test_gpt.HERE / f"{reference}.npz") as f:
         config = {**json.loads(str(f["config"])), **more, "architectures": [case.split(",")[0]]}
         theirs = {k.removeprefix("params/"): f[k] for k in f if k.startswith("params/")}
-    # The way to our names, over all tensors of the reference; then those of this class.
+    # Convert all tensors of the reference, then keep those of this class.
     family, _, head = reference.partition("_")
     if family == "bert":
         convert = lambda x: test_bert.converted(head, config, x)
@@ -55,7 +54,7 @@ def stored(case: str) -> tuple[dict, dict, dict]:
     ours = convert(theirs)
     theirs = {k: x for k, x in theirs.items() if k.startswith(prefixes)}
     kept = {float(x.reshape(-1)[0]) for x in theirs.values()}
-    if family == "bert":  # no tensor of theirs holds several: its first number names it
+    if family == "bert":  # no tensor holds several parameters: its first number identifies it
         ours = {k: x for k, x in ours.items() if float(x.reshape(-1)[0]) in kept}
     if case in ("BertModel", "GPT2Model"):
         theirs = {k.split(".", 1)[1]: x for k, x in theirs.items()}
@@ -101,7 +100,7 @@ def assert_same(a: dict, b: dict) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_tensors_and_config_go_there_and_back(tmp_path, case):
+def test_an_import_and_export_keeps_tensors_and_config(tmp_path, case):
     config, theirs, ours = stored(case)
     found = interop.read(write_folder(tmp_path / "in", config, theirs))
     assert found.architecture == case.split(",")[0] and not found.missing and not found.unknown
@@ -113,13 +112,13 @@ def test_tensors_and_config_go_there_and_back(tmp_path, case):
         tmp_path / "in" / "model.safetensors"
     ).read_bytes()
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
-    # Without the original config a new one says the same.
+    # A new config, written without the original, has the same content.
     again = interop.read(write_again(found, tmp_path / "new", config=None))
     assert again.model == found.model and again.task == found.task
     assert_same(loaded(again), ours)
 
 
-def test_the_models_of_the_configs(tmp_path):
+def test_model_and_task_follow_from_config_json(tmp_path):
     read = lambda case: interop.read(write_folder(tmp_path / case, *stored(case)[:2]))
     found = read("BertForSequenceClassification")
     assert found.model == dict(
@@ -150,7 +149,7 @@ def test_the_models_of_the_configs(tmp_path):
     assert model["d_ff"] == 96 and model["dropout"] == 0.0 and model["tie_embeddings"]
 
 
-def test_one_output_is_a_regression(tmp_path):
+def test_a_classifier_with_one_output_is_a_regression(tmp_path):
     config, theirs, _ = stored("BertForSequenceClassification")
     theirs |= {f"classifier.{k}": theirs[f"classifier.{k}"][:1] for k in ("weight", "bias")}
     config["id2label"] = {"0": "LABEL_0"}
@@ -174,7 +173,7 @@ def test_rope_parameters_of_transformers_5(tmp_path):
 
 
 @pytest.mark.parametrize("case", ["GPT2LMHeadModel", "LlamaForCausalLM"])
-def test_an_output_layer_of_its_own_or_tied(tmp_path, case):
+def test_an_untied_or_tied_output_layer(tmp_path, case):
     config, theirs, ours = stored(case)
     embed = "transformer.wte.weight" if case.startswith("GPT2") else "model.embed_tokens.weight"
     own = np.random.default_rng(0).normal(size=theirs[embed].shape).astype(np.float32)
@@ -304,7 +303,7 @@ GPT = dict(
 LLAMA = {**GPT, "position": "rotary", "norm": "rmsnorm", "bias": False, "activation": "swiglu"}
 
 
-def test_the_family_of_a_model():
+def test_the_family_follows_from_the_model():
     assert interop.family_of(GPT) == "gpt2" and interop.family_of(LLAMA) == "llama"
     assert interop.family_of({"name": "bert"}) == "bert"
     for change, words in (
@@ -325,79 +324,10 @@ def test_the_family_of_a_model():
         interop.family_of({"name": "vit"})
 
 
-def test_the_class_of_a_trained_model():
+def test_the_class_follows_from_the_heads():
     of = lambda *names: interop.architecture_of("bert", ["embed/embedding", *names])
     assert of("mlm/bias", "nsp/bias") == "BertForPreTraining"
     assert of("mlm/bias") == "BertForMaskedLM"
     assert of("classifier/bias", "pooler/bias") == "BertForSequenceClassification"
     assert of("tagger/bias") == "BertForTokenClassification" and of() == "BertModel"
     assert of("span/bias") == "BertForQuestionAnswering"
-
-
-# --- Tokenizers ------------------------------------------------------------------------------
-
-GPT2_JSON = {
-    "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]},
-    "normalizer": None,
-    "added_tokens": [{"id": 3, "content": "<|endoftext|>"}],
-    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
-}
-
-
-def as_files(content: dict) -> dict[str, bytes]:
-    return {"tokenizer.json": json.dumps(content).encode()}
-
-
-def test_kinds_of_tokenizers():
-    assert tokenizers.kind({"vocab.txt": b""}) == "wordpiece"
-    assert tokenizers.kind(as_files({"model": {"type": "WordPiece"}})) == "wordpiece"
-    assert tokenizers.kind({"vocab.json": b"", "merges.txt": b""}) == "bpe"
-    assert tokenizers.kind(as_files(GPT2_JSON)) == "bpe"
-    assert tokenizers.kind({"tokenizer.model": b"", **as_files(GPT2_JSON)}) == "sentencepiece"
-    assert tokenizers.kind({}) == "" and tokenizers.kind({"tokenizer_config.json": b"{}"}) == ""
-    # Llama 3's: byte-level too, but cut into words by a regex of its own.
-    other = {**GPT2_JSON, "pre_tokenizer": {"type": "Sequence", "pretokenizers": []}}
-    assert tokenizers.kind(as_files(other)) == ""
-
-
-def test_the_two_files_of_a_bpe_come_from_tokenizer_json():
-    made = tokenizers.derived(as_files(GPT2_JSON))
-    assert json.loads(made["vocab.json"]) == {"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}
-    assert made["merges.txt"] == b"#version: 0.2\na b\n"
-    old = {**GPT2_JSON, "model": {**GPT2_JSON["model"], "merges": ["a b"]}}
-    assert tokenizers.derived(as_files(old)) == made
-    assert tokenizers.derived({"vocab.txt": b""}) == {}
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"added_tokens": ["<s>"]}, "found '<s>' in added_tokens"),
-        ({"added_tokens": [{"id": 3}]}, "in added_tokens, which must be a list"),
-        ({"added_tokens": [{"id": "3", "content": "<s>"}]}, "in added_tokens"),
-        ({"added_tokens": {"<s>": 3}}, "in added_tokens"),
-        ({"model": {"type": "BPE", "vocab": ["a"], "merges": []}}, "JSON object {piece: id}"),
-        ({"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}}, "piece 'a' is '0'"),
-        ({"model": {"type": "BPE", "merges": []}}, "JSON object {piece: id}"),
-        ({"model": {"type": "BPE", "vocab": {"a": 0}}}, "found None in the model's merges"),
-        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [1]}}, "found 1 in the model's"),
-        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", 1]]}}, "in the model's"),
-        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": "a b"}}, "found 'a b' in the"),
-    ],
-)
-def test_a_damaged_tokenizer_json_is_refused(changes, message):
-    with pytest.raises(UserError, match=message):
-        tokenizers.derived(as_files({**GPT2_JSON, **changes}))
-
-
-def test_damaged_files_of_a_run_are_refused_at_an_export():
-    ids = {"bos": 1, "eos": 1, "pad": 1}
-    own = {"vocab.json": b'{"a": 0}', "merges.txt": b""}
-    with pytest.raises(UserError, match="vocab.json has no piece of the id 1"):
-        tokenizers.written("bpe", own, ids, 8)
-    with pytest.raises(UserError, match="vocab.json is not JSON"):
-        tokenizers.written("bpe", {**own, "vocab.json": b"{"}, ids, 8)
-    with pytest.raises(UserError, match="tokenizer_config.json is not JSON"):
-        tokenizers.written("wordpiece", {"tokenizer_config.json": b"["}, ids, 8)
-    with pytest.raises(UserError, match="tokenizer.json is not JSON"):
-        tokenizers.kind({"tokenizer.json": b"[" * 100_000})

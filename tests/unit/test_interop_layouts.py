@@ -1,5 +1,5 @@
-"""Folders laid out as older or other programs did: an export of the untouched import is the same,
-byte for byte, and one of trained parameters is laid out as today."""
+"""Folders written by older or other programs: an export of the unchanged import gives the same
+bytes; an export of trained parameters has today's layout."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ KEPT = {"pooler/kernel", "pooler/bias", "nsp/kernel", "nsp/bias"}
 
 
 def published_bert(folder):
-    """As bert-base-uncased: of a class without the pooler and the head for pairs that it has."""
+    """As bert-base-uncased: it has a pooler and a pair head that its class does not have."""
     config, theirs, _ = stored("BertForPreTraining")
     old = {
         k.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
@@ -47,7 +47,7 @@ def published_bert(folder):
 
 
 def published_gpt2(folder):
-    """As gpt2: no prefix, masks, the tied output layer; the header in the order of the layers."""
+    """As gpt2: no prefix, masks, a copy of the tied output layer; the header in layer order."""
     config, theirs, _ = stored("GPT2LMHeadModel")
     old = {k.removeprefix("transformer."): x for k, x in theirs.items()}
     for i in range(2):
@@ -76,7 +76,7 @@ def published_gpt2(folder):
 
 
 def sharded_llama(folder):
-    """Two files of other names, of other types too; a tensor that the index does not have."""
+    """Two files with other names and dtypes; a tensor that the index does not list."""
     config, theirs, _ = stored("LlamaForCausalLM")
     mixed = {k: x if "norm" in k else x.astype(ml_dtypes.bfloat16) for k, x in theirs.items()}
     for i in range(2):
@@ -98,7 +98,7 @@ def sharded_llama(folder):
 
 
 def other_types(folder):
-    """A tied copy of another type, and one whose zeros have another sign."""
+    """A tied copy with another dtype, and one whose zeros have another sign."""
     config, theirs, _ = stored("BertForMaskedLM")
     embedding = theirs["bert.embeddings.word_embeddings.weight"].astype(np.float16)
     theirs["bert.embeddings.word_embeddings.weight"] = embedding
@@ -115,7 +115,7 @@ def body_without_pooler(folder):
     return write_folder(folder, config, {k: x for k, x in theirs.items() if "pooler" not in k})
 
 
-# What the import has to say of each.
+# What the import reports for each.
 LAYOUTS = {
     published_bert: [
         "4 without a place in task 'mlm_nsp', kept for an export: pooler/kernel",
@@ -175,27 +175,27 @@ def save_step(workdir, step: int) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_untouched_import_comes_back_byte_for_byte(tmp_path, layout):
+def test_an_unchanged_import_is_exported_byte_for_byte(tmp_path, layout):
     folder = layout(tmp_path / "in")
-    said = import_(folder, tmp_path / "run")
-    assert not [words for words in LAYOUTS[layout] if words not in said], said
-    told = export(tmp_path / "run", tmp_path / "out")
+    imported = import_(folder, tmp_path / "run")
+    assert not [words for words in LAYOUTS[layout] if words not in imported], imported
+    exported = export(tmp_path / "run", tmp_path / "out")
     assert_same_files(folder, tmp_path / "out")
-    assert "copies or buffers" not in told and "import drew" not in told.replace(
-        # The task's own head, which this class has not.
+    assert "copies or buffers" not in exported and "import drew" not in exported.replace(
+        # The head of the task, which this class does not have.
         "5 parameters that BertModel has no place for, or that the import drew",
         "",
     )
-    assert ("unknown tensors, written as they were" in told) == ("unknown" in said)
+    assert ("unknown tensors, written as they were" in exported) == ("unknown" in imported)
 
 
 def windows_text(path) -> None:
-    """As an editor of Windows saves a file: with a byte order mark and CRLF."""
+    """Rewrites a file as Windows editors do, with a byte order mark and CRLF."""
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
 
 
 def test_text_files_with_a_byte_order_mark_and_crlf(tmp_path):
-    """They are read, and come back byte for byte; what is trained is written as usual."""
+    """They are read, and exported byte for byte."""
     folder = published_bert(tmp_path / "in")
     n = json.loads((folder / "config.json").read_text())["vocab_size"]
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(n - 5))]
@@ -211,12 +211,12 @@ def test_text_files_with_a_byte_order_mark_and_crlf(tmp_path):
     assert_same_files(folder, tmp_path / "out")
 
 
-def test_trained_parameters_are_laid_out_as_today(bert, tmp_path):
+def test_trained_parameters_are_exported_with_todays_layout(bert, tmp_path):
     workdir = shutil.copytree(bert / "run", tmp_path / "run")
     save_step(workdir, 1)
-    told = export(workdir, tmp_path / "out")
-    assert "4 imported tensors that were not trained with the others, left out: pooler" in told
-    assert "3 copies or buffers that hold no weights, left out" in told
+    exported = export(workdir, tmp_path / "out")
+    assert "4 imported tensors that were not trained with the others, left out: pooler" in exported
+    assert "3 copies or buffers that hold no weights, left out" in exported
     _, theirs, _ = stored("BertForMaskedLM")
     assert_same(load_file(tmp_path / "out" / WEIGHTS), {k: 2 * x for k, x in theirs.items()})
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", WEIGHTS]
@@ -224,19 +224,21 @@ def test_trained_parameters_are_laid_out_as_today(bert, tmp_path):
     assert_same_files(bert / "in", tmp_path / "first")
 
 
-def test_a_trained_model_of_shards_is_one_file(tmp_path):
+def test_a_trained_model_from_shards_is_exported_as_one_file(tmp_path):
     import_(sharded_llama(tmp_path / "in"), tmp_path / "run")
     save_step(tmp_path / "run", 1)
-    told = export(tmp_path / "run", tmp_path / "out")
-    assert "1 imported tensors that were not trained with the others, left out: extra" in told
+    exported = export(tmp_path / "run", tmp_path / "out")
+    assert "1 imported tensors that were not trained with the others, left out: extra" in exported
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", WEIGHTS]
     assert load_file(tmp_path / "out" / WEIGHTS).keys() == stored("LlamaForCausalLM")[1].keys()
 
 
-def test_another_type_or_other_shards_lose_nothing_but_copies_and_buffers(bert, tmp_path):
+def test_another_dtype_or_other_shards_drop_only_copies_and_buffers(bert, tmp_path):
     _, theirs, _ = stored("BertForPreTraining")
-    told = export(bert / "run", tmp_path / "half", dtype="bfloat16")
-    assert "3 copies or buffers that hold no weights, left out" in told and "drew" not in told
+    exported = export(bert / "run", tmp_path / "half", dtype="bfloat16")
+    assert (
+        "3 copies or buffers that hold no weights, left out" in exported and "drew" not in exported
+    )
     assert_same(
         load_file(tmp_path / "half" / WEIGHTS),
         {k: x.astype(ml_dtypes.bfloat16) for k, x in theirs.items()},
@@ -251,7 +253,7 @@ def test_another_type_or_other_shards_lose_nothing_but_copies_and_buffers(bert, 
     assert written["bert.embeddings.word_embeddings.weight"].dtype == np.float32
 
 
-def test_a_changed_config_is_written_and_the_tensors_stay(bert, tmp_path):
+def test_a_changed_config_is_exported_with_the_original_tensors(bert, tmp_path):
     workdir = shutil.copytree(bert / "run", tmp_path / "run")
     path = workdir / "config.json"
     config = json.loads(path.read_text())
@@ -275,7 +277,7 @@ def test_kept_parameters(bert, tmp_path):
     assert interop.kept_parameters(tmp_path / "run", 0) == {}  # only buffers were kept
 
 
-def test_a_run_that_starts_from_the_import_or_from_the_folder_finds_the_same(bert, tmp_path):
+def test_a_run_can_start_from_the_import_or_from_its_folder_alike(bert, tmp_path):
     folder, workdir = bert / "in", bert / "run"
     sources = [init_from.open_source(str(f), str(tmp_path)) for f in (folder, workdir)]
     assert sources[0].shapes == sources[1].shapes and KEPT <= set(sources[1].shapes)
@@ -309,14 +311,14 @@ def test_damaged_kept_tensors(bert, tmp_path, damage):
 
 
 def test_a_work_folder_of_an_older_import(bert, tmp_path):
-    """It remembers no layout: today's is written."""
+    """It stores no layout, so the export has today's."""
     workdir = shutil.copytree(bert / "run", tmp_path / "run")
     path = workdir / origin.ORIGIN
-    stored_there = json.loads(path.read_text())
-    del stored_there["layout"]
-    path.write_text(json.dumps(stored_there))
-    told = export(workdir, tmp_path / "out")
-    assert "4 parameters that BertForMaskedLM has no place for" in told
+    origin_json = json.loads(path.read_text())
+    del origin_json["layout"]
+    path.write_text(json.dumps(origin_json))
+    exported = export(workdir, tmp_path / "out")
+    assert "4 parameters that BertForMaskedLM has no place for" in exported
     assert_same(load_file(tmp_path / "out" / WEIGHTS), stored("BertForMaskedLM")[1])
 
 
@@ -335,13 +337,13 @@ def test_a_tensor_in_two_shards(tmp_path):
         interop.read(folder)
 
 
-def test_long_lists_are_short(tmp_path):
+def test_long_lists_are_abbreviated(tmp_path):
     names = [f"h.{i}.attn.{x}" for i in range(9) for x in ("bias", "masked_bias")]
     assert exchange._brief(names) == ["h.*.attn.bias", "h.*.attn.masked_bias"]
     assert exchange._brief(names[:4]) == names[:4]
 
 
-def test_files_are_those_of_the_library(tmp_path):
+def test_files_equal_those_of_the_safetensors_library(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {
         f"{order}{dtype}": rng.normal(size=(3, i)).astype(dtype)

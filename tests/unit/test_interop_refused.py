@@ -1,4 +1,4 @@
-"""Hugging Face folders that are refused: damaged, of models that are not here, or in the way."""
+"""Hugging Face folders that are refused: damaged, unsupported models, existing targets."""
 
 import json
 
@@ -11,7 +11,7 @@ from bigjax.interop import files
 from tests.unit.test_interop import loaded, stored, write_again, write_folder
 
 
-def test_an_index_that_does_not_fit(tmp_path):
+def test_an_index_that_does_not_match_the_files(tmp_path):
     found = interop.read(write_folder(tmp_path / "in", *stored("LlamaForCausalLM")[:2]))
     folder = write_again(found, tmp_path / "out", max_shard_bytes=20_000)
     path = folder / "model.safetensors.index.json"
@@ -43,7 +43,7 @@ def test_a_damaged_file(tmp_path, damage):
     folder = write_folder(tmp_path / "in", *stored("GPT2LMHeadModel")[:2])
     path = folder / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match="model.safetensors.*cut short or damaged"):
+    with pytest.raises(UserError, match="model.safetensors.*truncated or damaged"):
         interop.read(folder)
 
 
@@ -93,23 +93,23 @@ REFUSED = {
         {"id2label": {"0": "a", "2": "b"}},
         "id2label",
     ),
-    "a size of text": ("BertModel", {"hidden_size": "24"}, "hidden_size is '24'"),
-    "a rate that is infinite": ("GPT2LMHeadModel", {"resid_pdrop": 1e999}, "resid_pdrop is inf"),
-    "a rate that is no number": (
+    "a size as a string": ("BertModel", {"hidden_size": "24"}, "hidden_size is '24'"),
+    "an infinite rate": ("GPT2LMHeadModel", {"resid_pdrop": 1e999}, "resid_pdrop is inf"),
+    "a rate of NaN": (
         "GPT2LMHeadModel",
         {"layer_norm_epsilon": float("nan")},
         "layer_norm_epsilon is nan",
     ),
     "a rate of 400 digits": ("LlamaForCausalLM", {"rms_norm_eps": 10**400}, "rms_norm_eps is 1000"),
-    "a flag of text": (
+    "a flag as a string": (
         "GPT2LMHeadModel",
         {"tie_word_embeddings": "false"},
-        "tie_word_embeddings is 'false'; it has to be true or false",
+        "tie_word_embeddings is 'false'; it must be true or false",
     ),
-    "a flag of a number": (
+    "a flag as a number": (
         "LlamaForCausalLM",
         {"tie_word_embeddings": 0},
-        "embeddings is 0; it has",
+        "embeddings is 0; it must",
     ),
     "a list of activations": (
         "GPT2LMHeadModel",
@@ -121,17 +121,17 @@ REFUSED = {
     "vocabulary": (
         "BertModel",
         {"vocab_size": 60},
-        r"embeddings.word_embeddings.weight has the shape \(61, 24\).* \(60, 24\)",
+        r"embeddings.word_embeddings.weight has shape \(61, 24\).* \(60, 24\)",
     ),
     "number of labels": (
         "BertForSequenceClassification",
         {"id2label": {"0": "a", "1": "b"}},
-        r"classifier.bias has the shape \(3,\).* \(2,\)",
+        r"classifier.bias has shape \(3,\).* \(2,\)",
     ),
     "width of llama": (
         "LlamaForCausalLM",
         {"num_key_value_heads": 4},
-        r"k_proj.weight has the shape \(16, 32\).* \(32, 32\)",
+        r"k_proj.weight has shape \(16, 32\).* \(32, 32\)",
     ),
 }
 
@@ -144,26 +144,26 @@ def test_refused(tmp_path, case):
         interop.read(write_folder(tmp_path / "in", {**config, **change}, theirs))
 
 
-def test_folders_that_are_none(tmp_path):
-    with pytest.raises(UserError, match="no folder"):
+def test_a_folder_without_config_or_weights(tmp_path):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         interop.read(tmp_path / "nowhere")
     with pytest.raises(UserError, match="config.json"):
         interop.read(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(stored("GPT2Model")[0]))
-    with pytest.raises(UserError, match="there are no weights"):
+    with pytest.raises(UserError, match="it has no weights"):
         interop.read(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(UserError, match="pytorch_model.bin.*Convert"):
+    with pytest.raises(UserError, match="pytorch_model.bin.*convert"):
         interop.read(tmp_path)
     assert interop.is_huggingface(tmp_path)
     (tmp_path / "config.json").write_text('{"model": {"name": "gpt"}, "train": {}}')
     assert not interop.is_huggingface(tmp_path) and not interop.is_huggingface(tmp_path / "x")
 
 
-def test_integers_are_no_weights(tmp_path):
+def test_integer_weights_are_refused(tmp_path):
     config, theirs, _ = stored("GPT2Model")
     theirs["wpe.weight"] = theirs["wpe.weight"].astype(np.int8)
-    with pytest.raises(UserError, match="wpe.weight is of type I8.*bfloat16"):
+    with pytest.raises(UserError, match="wpe.weight has dtype I8.*bfloat16"):
         interop.read(write_folder(tmp_path / "in", config, theirs))
 
 
@@ -174,12 +174,12 @@ def test_the_same_tensor_under_two_names(tmp_path):
         interop.read(write_folder(tmp_path / "in", config, theirs))
 
 
-def test_write_refuses_what_does_not_fit_and_leaves_nothing(tmp_path):
+def test_write_refuses_mismatches_and_leaves_no_files(tmp_path):
     found = interop.read(write_folder(tmp_path / "in", *stored("BertModel")[:2]))
     params = loaded(found)
     with pytest.raises(UserError, match="BertForMaskedLM needs .*mlm/bias"):
         write_again(found, tmp_path / "out", architecture="BertForMaskedLM")
-    with pytest.raises(UserError, match=r"pooler/bias has the shape \(3,\).* \(24,\)"):
+    with pytest.raises(UserError, match=r"pooler/bias has shape \(3,\).* \(24,\)"):
         write_again(found, tmp_path / "out", params={**params, "pooler/bias": np.ones(3)})
     with pytest.raises(UserError, match="float64"):
         write_again(found, tmp_path / "out", dtype="float64")
@@ -194,7 +194,7 @@ def test_write_refuses_what_does_not_fit_and_leaves_nothing(tmp_path):
     ]
 
 
-def test_float16_has_no_room(tmp_path):
+def test_numbers_too_large_for_float16(tmp_path):
     found = interop.read(write_folder(tmp_path / "in", *stored("GPT2LMHeadModel")[:2]))
     params = loaded(found)
     params["final_norm/scale"] = params["final_norm/scale"] * 1e6
@@ -203,7 +203,7 @@ def test_float16_has_no_room(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
-def test_bfloat16_has_no_room_for_the_largest_of_float32(tmp_path):
+def test_the_largest_float32_is_too_large_for_bfloat16(tmp_path):
     found = interop.read(write_folder(tmp_path / "in", *stored("GPT2LMHeadModel")[:2]))
     params = loaded(found)
     largest = np.full_like(params["final_norm/scale"], np.finfo(np.float32).max)

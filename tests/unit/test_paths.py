@@ -318,7 +318,7 @@ def test_an_import_of_a_stranger_writes_and_reads_nothing_outside(tmp_path, wher
 @pytest.mark.parametrize("text", ["[]", "{", "null", '{"files": []}', '{"layout": 3}'])
 def test_what_an_import_remembers_is_damaged(tmp_path, text):
     (tmp_path / origin.ORIGIN).write_text(text)
-    with pytest.raises(UserError, match="is not what the import wrote"):
+    with pytest.raises(UserError, match="is not as the import wrote it"):
         origin.load(tmp_path)
 
 
