@@ -14,7 +14,7 @@ from bigjax.config.keys import RANGES, range_of
 from bigjax.config.override import parse
 from bigjax.errors import UserError
 from bigjax.infer import generate
-from bigjax.projects.seqgan import options as headline
+from bigjax.projects.seqgan import generation_options
 
 MODULES = {
     "models": ("gpt", "bert", "seqgan.model", "seqgan.headline_model"),
@@ -193,8 +193,11 @@ def test_numbers_of_a_request():
         ),
         (generate.Options, {"temperature": math.inf, "top_p": 1.5}),
         (generate.Options, {"temperature": -1.0, "top_p": math.nan}),
-        (headline.Options, {"temperature": math.nan, "seed": -1, "real_weight": math.inf}),
-        (headline.Options, {"click_weight": math.nan, "seed": 2**32}),
+        (
+            generation_options.Options,
+            {"temperature": math.nan, "seed": -1, "real_weight": math.inf},
+        ),
+        (generation_options.Options, {"click_weight": math.nan, "seed": 2**32}),
     ):
         for name, value in fields.items():
             with pytest.raises(UserError, match=name):
