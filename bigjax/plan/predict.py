@@ -13,6 +13,7 @@ from typing import NamedTuple
 from bigjax.layers.splash import PRODUCTS, SCOPE
 from bigjax.plan import hlo
 from bigjax.plan.chips import Chip
+from bigjax.plan.count import Counter
 
 KERNEL_SHARE = 0.5  # of the peak, that attention kernels are taken to reach
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -76,7 +77,8 @@ class _Walk:
     """Adds up what a computation costs, loops multiplied out."""
 
     def __init__(self, module: hlo.Module, chip: Chip, mesh: dict[str, int], slices: int) -> None:
-        self.module, self.chip, self.mesh, self.slices = module, chip, mesh, slices
+        self.module, self.count = module, Counter(module)
+        self.chip, self.mesh, self.slices = chip, mesh, slices
         self.flops = self.kernel_flops = self.seconds = 0.0
         self.collectives: dict[tuple[str, str], tuple[float, float]] = {}
 
@@ -84,7 +86,7 @@ class _Walk:
         c, channels = self.module.computations[name], set()
         for op in c.ops.values():
             if op.opcode == "while":
-                self.computation(op.attribute("body"), times * self.module.trips(op))
+                self.computation(op.attribute("body"), times * self.count.trips(op))
             elif op.opcode in ("call", "conditional"):
                 for inner in hlo.called(op):
                     self.computation(inner, times)
@@ -100,13 +102,13 @@ class _Walk:
             self._between_slices(op, times)
         if _kind(op) or op.opcode in ("send", "recv", "send-done", "recv-done"):
             return
-        flops, chip = self.module.op_flops(c, op), self.chip
+        flops, chip = self.count.op_flops(c, op), self.chip
         self.flops += times * flops
         if not chip.timed:
             return
         self.seconds += times * max(
             flops / (chip.peak * 1e12),
-            self.module.hbm_bytes(c, op) / (chip.hbm * 1e9),
+            self.count.hbm_bytes(c, op) / (chip.hbm * 1e9),
             op.cycles / (chip.clock * 1e9) if flops else 0.0,
         )
 

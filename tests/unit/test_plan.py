@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from bigjax.errors import UserError
-from bigjax.plan import chips, hlo, predict
+from bigjax.plan import chips, count, hlo, predict
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 L, D, T, V, B, CHIPS = 3, 128, 128, 512, 16, 4  # of make_hlo.py
@@ -91,7 +91,7 @@ def test_loops_are_counted():
     loops = [
         op for c in module.computations.values() for op in c.ops.values() if op.opcode == "while"
     ]
-    assert [module.trips(op) for op in loops] == [L, L]
+    assert [count.Counter(module).trips(op) for op in loops] == [L, L]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ ENTRY %main (a: bf16[4,2048,16,128], b: bf16[4,2048,16,128]) -> bf16[4,16,2048,2
 window={size=4x16 stride=3x15 lhs_dilate=4x16}, dim_labels=0b1f_0o1i->01bf
 }
 """)
-    assert module.flops("main") == 2 * 4 * 16 * 2048 * 2048 * 128
+    assert count.Counter(module).flops("main") == 2 * 4 * 16 * 2048 * 2048 * 128
 
 
 def test_a_collective_on_a_core_of_its_own():
