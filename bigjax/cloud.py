@@ -1,8 +1,8 @@
-"""Google Cloud Storage: what has to be so before the first gs:// path is used, in one place.
+"""Google Cloud Storage: its configuration, checks, errors and the operations that epath lacks.
 
-Files are read and written through etils' epath by gcsfs, arrays by TensorStore. Both repeat a
-request that was refused or cut off, with growing pauses. But both wait for ever where a server
-says nothing more, and gcsfs remembers listings that TensorStore's writes make wrong.
+Files are read and written through etils' epath by gcsfs, arrays by TensorStore. Both retry a
+request that was refused or interrupted, with growing pauses. But both wait forever for a server
+that has gone silent, and gcsfs caches listings that TensorStore's writes make stale.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,13 +22,13 @@ from etils import epath
 from bigjax.errors import RunError, TransientError, UserError
 from bigjax.extras import how_to_install
 
-STALL_SECONDS = "60"  # of silence after which a request is given up and sent again
+STALL_SECONDS = "60"  # a request without any response for so long is sent again
 _CURL = "TENSORSTORE_CURL"
-# Of gcsfs and what it uses, whose errors are of storage.
+# Modules of gcsfs and its dependencies: errors defined there are errors of storage.
 _LIBRARIES = ("gcsfs.", "fsspec.", "aiohttp.", "google.auth.", "google.api_core.", "requests.")
-_REFUSALS = {"400", "401", "403", "404"}  # of HTTP: asking again would not help
+_REFUSALS = {"400", "401", "403", "404"}  # HTTP status codes for which a retry would not help
 _BUSY = re.compile("408|429|5..")
-# How the libraries call what a connection gives that broke, never was, or gave other bytes.
+# Names of the libraries' exceptions for a connection that broke, failed, or gave corrupt bytes.
 _BROKEN = {
     "ConnectionError",
     "ClientConnectionError",
@@ -42,7 +42,7 @@ _BROKEN = {
 }
 _ROLES = "roles/storage.objectUser and roles/storage.legacyBucketReader"
 _LOG_IN = "that you are logged in (on your own machine: gcloud auth application-default login)"
-# How TensorStore's errors begin, which are ValueErrors.
+# TensorStore raises ValueErrors whose texts start with a status.
 _TRANSIENT = re.compile(
     "(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|INTERNAL|UNKNOWN): "
 )
@@ -50,16 +50,16 @@ _REFUSED = re.compile("(PERMISSION_DENIED|UNAUTHENTICATED): ")
 
 
 def check(paths: Iterable[str]) -> None:
-    """Refuses gs:// paths that cannot be read; makes requests to them give up on silence.
+    """Checks that the buckets of gs:// paths can be read, and sets the time-outs of requests.
 
-    Paths of other kinds are passed over. Raises UserError if gcsfs is not installed, and for a
-    bucket that is not there or may not be listed; TransientError if storage does not answer.
+    Ignores other paths. Raises UserError if gcsfs is not installed, and for a bucket that does not
+    exist or may not be listed; TransientError if storage does not answer.
     """
     names = {path.removeprefix("gs://").split("/")[0] for path in paths if path.startswith("gs://")}
     if not names:
         return
     if "" in names:
-        raise UserError("A gs:// path names no bucket. Write gs://BUCKET/FOLDER.")
+        raise UserError("A gs:// path names no bucket. Write it as gs://BUCKET/FOLDER.")
     if not importlib.util.find_spec("gcsfs"):
         raise UserError(
             f"gs://{min(names)} needs the package gcsfs. Install it: {how_to_install('gcs')}"
@@ -70,39 +70,39 @@ def check(paths: Iterable[str]) -> None:
 
 @functools.cache
 def check_writable(folder: str) -> bool:
-    """Writes, reads and deletes a small object in a gs:// folder; asks once.
+    """Checks that a gs:// folder can be written, with a small object; once per folder and process.
 
-    Returns whether an object's versions are numbered, as Google's are and emulators' are not:
-    Orbax's one-file format (OCDBT) needs that, since it writes only over the version it has read.
-    True for local folders. Raises UserError if it may not write, TransientError if storage does not
-    answer.
+    Returns whether objects have version numbers, as on Google's storage, but not on emulators:
+    Orbax's one-file format (OCDBT) needs them, as it replaces only the version that it has read.
+    True for local folders. Raises UserError without permission to write, TransientError if storage
+    does not answer.
     """
     if not folder.startswith("gs://"):
         return True
     check([folder])
-    # All hosts of a run ask at once, so each takes a name of its own.
+    # All hosts of a run check at the same time, so each uses a different name.
     path = f"{folder.removeprefix('gs://').rstrip('/')}/.bigjax-may-write-{secrets.token_hex(8)}"
     bucket, _, name = path.partition("/")
     fs = _file_system()
     try:
-        fs.call("GET", "b/{}", bucket)  # Orbax asks it what kind of bucket this is
+        fs.call("GET", "b/{}", bucket)  # Orbax requests the kind of the bucket
         fs.pipe_file(path, b"x")
         headers, _ = fs.call("GET", "b/{}/o/{}", bucket, name, alt="media")
-        with contextlib.suppress(FileNotFoundError):  # the answer was lost, and it asked again
+        with contextlib.suppress(FileNotFoundError):  # a retry after the response was lost
             fs.rm_file(path)
     except Exception as e:
         if isinstance(failed := failure(e), TransientError):
             raise failed from None
         raise UserError(
-            f"{folder} cannot be written: {_text(e)}. It takes the permissions of "
-            f"{_ROLES}; or name a folder in another bucket."
+            f"{folder} cannot be written: {_text(e)}. Get the roles {_ROLES}, or use a folder in "
+            "another bucket."
         ) from None
     return "x-goog-generation" in headers
 
 
-def write_whole(path: epath.Path, content: bytes) -> None:
-    """Writes a file, here or on gs://, so that no one ever sees a part of it."""
-    if "://" in str(path):  # an object is there when it is complete
+def write_atomically(path: epath.Path, content: bytes) -> None:
+    """Writes a local or gs:// file so that readers never see an incomplete one."""
+    if "://" in str(path):  # an object appears when it is complete
         path.write_bytes(content)
         return
     new = path.with_name(path.name + ".tmp")
@@ -111,8 +111,8 @@ def write_whole(path: epath.Path, content: bytes) -> None:
 
 
 def move_folder(path: epath.Path, target: epath.Path) -> None:
-    """Moves a folder to a place where there is none, here or on gs://, without reading it."""
-    if "://" in str(path):  # epath's rename asks for target's parent, which no bucket has
+    """Moves a local or gs:// folder to a path that does not exist, without reading its files."""
+    if "://" in str(path):  # epath's rename needs target's parent, which buckets do not have
         _file_system().mv(str(path), str(target), recursive=True)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,22 +120,22 @@ def move_folder(path: epath.Path, target: epath.Path) -> None:
 
 
 def delete_folder(path: epath.Path, mark: str, suffix: str) -> None:
-    """Deletes a folder, here or on gs://, so that a half of it is never taken for the whole.
+    """Deletes a local or gs:// folder so that a partly deleted one is never used as complete.
 
-    mark: the file on gs:// without which the folder counts as incomplete; suffix: what makes a
-    local folder's name that of an incomplete one.
+    mark: the file without which a gs:// folder counts as incomplete. suffix: appended to the name
+    of a local folder to mark it as incomplete.
     """
     if "://" in str(path):
         (path / mark).unlink(missing_ok=True)
     else:
-        whole, path = path, path.with_name(path.name + suffix)
+        complete, path = path, path.with_name(path.name + suffix)
         path.rmtree(missing_ok=True)
-        whole.rename(path)
+        complete.rename(path)
     path.rmtree()
 
 
 class Version(NamedTuple):
-    """An object as it was read. age: seconds since it was written, by the server's clock."""
+    """An object and its version. age: seconds since it was written, by the server's clock."""
 
     version: str
     content: bytes
@@ -143,7 +143,7 @@ class Version(NamedTuple):
 
 
 def read_version(path: str) -> Version | None:
-    """A small object of gs://, with the number of its version; None if there is none."""
+    """A small object on gs:// with its version number; None if it does not exist."""
     bucket, _, name = path.removeprefix("gs://").partition("/")
     fs = _file_system()
     try:
@@ -161,35 +161,35 @@ def read_version(path: str) -> Version | None:
 
 
 def write_version(path: str, content: bytes, version: str) -> str | None:
-    """Writes an object of gs:// in place of this version, "0" for none; its new version.
+    """Replaces a version ("0": no object) of an object on gs://; returns the new version.
 
-    None if another is there now: it may be this one, since a request is sent again if its answer
-    was lost.
+    None if the object now has another version. That may be this write's own: a request is sent
+    again if its response was lost.
     """
     bucket, _, name = path.removeprefix("gs://").partition("/")
     try:
         written = _file_system().upload(bucket, name, content, ifGenerationMatch=version)
         return written["generation"]
-    except FileExistsError:  # so gcsfs calls a condition that is not met
+    except FileExistsError:  # gcsfs raises this for an unmet condition
         return None
     except FileNotFoundError:
-        if version == "0":  # it is the bucket that is not there
+        if version == "0":  # the bucket does not exist
             raise
         return None
 
 
 def delete_version(path: str, version: str) -> None:
-    """Deletes an object of gs:// if it has this version."""
+    """Deletes an object on gs:// if it has this version."""
     bucket, _, name = path.removeprefix("gs://").partition("/")
     with contextlib.suppress(FileExistsError, FileNotFoundError):
         _file_system().call("DELETE", "b/{}/o/{}", bucket, name, ifGenerationMatch=version)
 
 
 def failure(error: Exception, place: str = "") -> UserError | RunError | None:
-    """What to say of an error that storage gives after all attempts; None if it is another.
+    """The error to raise for one that storage gives after all retries; None for any other.
 
-    place: what TensorStore read or wrote, which raises the same for local files.
-    Returns UserError where storage refuses, and TransientError where it may answer later.
+    place: the path that TensorStore read or wrote; it raises the same errors for local files.
+    Returns UserError if storage refuses, TransientError if it may answer later.
     """
     for e in causes(error):
         if isinstance(e, (UserError, RunError)):
@@ -205,8 +205,7 @@ def failure(error: Exception, place: str = "") -> UserError | RunError | None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether one of the libraries raised this for a connection that broke, for a time-out, or
-    since the server has no time now."""
+    """Whether a storage library raised this for a broken connection, time-out or busy server."""
     kinds = type(error).__mro__
     if not any(kind.__module__.startswith(_LIBRARIES) for kind in kinds):
         return False
@@ -217,24 +216,24 @@ def is_transient(error: BaseException) -> bool:
 
 def _transient(error: BaseException) -> TransientError:
     return TransientError(
-        f"Cloud storage failed, also when asked again: {_text(error)}. What was saved before is "
-        "intact: when it answers, the same command goes on from there."
+        f"Cloud storage failed, also after retries: {_text(error)}. Everything saved before is "
+        "intact: once storage answers again, the same command resumes from there."
     )
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what it was raised from, and so on."""
+    """An error and the chain of errors that it was raised from."""
     while error is not None:
         yield error
         error = error.__cause__
 
 
 def _is_refusal(error: BaseException, place: str) -> bool:
-    """Whether storage would say the same again. A 404 is a FileNotFoundError like a local one."""
+    """Whether storage would refuse again. (A 404 is a FileNotFoundError, like a local one.)"""
     text, kinds = str(error), {t.__name__ for t in type(error).__mro__}
     if kinds & {"HttpError", "ClientResponseError"}:
         return _number(error) in _REFUSALS
-    if "RefreshError" in kinds:  # else the server that gives credentials was not reached
+    if "RefreshError" in kinds:  # transient if the server for credentials was not reached
         return not (error.retryable or error.__cause__)
     return (
         "DefaultCredentialsError" in kinds
@@ -247,7 +246,7 @@ def _is_refusal(error: BaseException, place: str) -> bool:
 
 
 def _number(error: BaseException) -> str:
-    """The status of HTTP in an error of a library's; '' if there is none."""
+    """The HTTP status in an error of a library; '' if there is none."""
     return str(getattr(error, "code", None) or getattr(error, "status", None) or "")
 
 
@@ -260,12 +259,12 @@ def _from_tensorstore(status: re.Pattern, error: BaseException, place: str) -> b
 
 
 def _ask(bucket: str, request: str, **parameters) -> dict:
-    """A GET request about a bucket. Raises UserError, saying why, if it is refused."""
+    """The response to a GET request about a bucket. Raises UserError if it is refused."""
     try:
         return _file_system().call("GET", request, bucket, json_out=True, **parameters)
     except FileNotFoundError:
-        why = "there is no such bucket. Check its name, or make it"
-    except Exception as e:  # refusals, and failures to find credentials or the server
+        why = "there is no such bucket. Check its name, or create it"
+    except Exception as e:  # refusals, and missing credentials
         if isinstance(failed := failure(e), TransientError):
             raise failed from None
         why = f"{_text(e)}. Check your permission to read it and {_LOG_IN}"
@@ -274,12 +273,11 @@ def _ask(bucket: str, request: str, **parameters) -> dict:
 
 @functools.cache
 def _file_system():
-    """gcsfs's, which epath uses too: it waits for as long as TensorStore does, and raises our
-    errors for what passes."""
+    """The gcsfs file system, which epath uses too, with TensorStore's time-outs and with
+    TransientError for transient failures."""
     from bigjax.private import gcsfs  # slow to import
 
-    # TensorStore's own variables, which it reads at its first request; less than a byte a second
-    # is silence.
+    # Variables that TensorStore reads at its first request; less than a byte per second is a stall.
     seconds = int(os.environ.setdefault(f"{_CURL}_LOW_SPEED_TIME_SECONDS", STALL_SECONDS))
     os.environ.setdefault(f"{_CURL}_LOW_SPEED_LIMIT_BYTES", "1")
     os.environ.setdefault(f"{_CURL}_CONNECT_TIMEOUT_SECONDS", str(seconds))
@@ -287,7 +285,7 @@ def _file_system():
 
 
 def _as_transient(error: Exception) -> TransientError | None:
-    """What a request raises for an error that may pass; None for one that does not."""
+    """The TransientError to raise for a transient failure of a request; None for any other."""
     if isinstance(error, (ConnectionError, TimeoutError)):
         return _transient(error)
     failed = failure(error)
@@ -295,5 +293,5 @@ def _as_transient(error: Exception) -> TransientError | None:
 
 
 def _text(error: Exception) -> str:
-    # gcsfs writes ", 503" where the answer has no text.
+    # gcsfs writes ", 503" if the response has no text.
     return " ".join(str(error).split())[:300].strip("., ") or type(error).__name__

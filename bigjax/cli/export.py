@@ -20,6 +20,6 @@ def run(arguments: Arguments) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    from bigjax.train import exchange
+    from bigjax.train import export_model
 
-    exchange.export_run(workdir, f.to, arguments.step, print, f.dtype or "")
+    export_model.export_run(workdir, f.to, arguments.step, print, f.dtype or "")

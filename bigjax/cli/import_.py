@@ -22,6 +22,6 @@ def run(arguments: Arguments) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    from bigjax.train import exchange
+    from bigjax.train import import_model
 
-    exchange.import_run(source, workdir, print, arguments.overrides)
+    import_model.import_run(source, workdir, print, arguments.overrides)

@@ -193,7 +193,7 @@ def _replace(path: epath.Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # In JSON this is the escape of a lone surrogate, the one character UTF-8 has no form for.
-        cloud.write_whole(path, text.encode("utf-8", "backslashreplace"))
+        cloud.write_atomically(path, text.encode("utf-8", "backslashreplace"))
     except OSError as e:
         raise UserError(
             f"The predictions file {str(path)!r} cannot be written: "

@@ -1,14 +1,14 @@
-"""Many hosts: one process on each, started together, stopped together, ended together.
+"""Runs on many hosts, with one process each: how they start, agree, stop and fail together.
 
-Every process runs the same command. They find each other by JAX_COORDINATOR_ADDRESS,
-JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by what jax finds out itself on TPU pods, Slurm, Open MPI
-and Kubernetes. On one host all functions here do nothing.
+All processes run the same command. They find each other by JAX_COORDINATOR_ADDRESS,
+JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by jax's own detection on TPU pods, Slurm, Open MPI and
+Kubernetes. On one host all functions of this module do nothing.
 
-Found by running jax 0.10.2, and the reason for much of what follows: a client that cannot connect
-or hears that another one is dead writes a stack trace and calls abort(), and the callback that
-could be given instead cannot be written in Python (std::bad_cast). A process that exits with an
-error waits in jax's exit handler for all others, which wait for it. On a CPU the neighbours of a
-process that dies get an error from Gloo at once, or hang until its heartbeats are missed.
+Behaviour of jax 0.10.2 that explains much of this module: a client that cannot connect, or is told
+that another one is dead, prints a stack trace and calls abort(), and the callback that could
+replace this cannot be written in Python (std::bad_cast). A process that exits with an error waits
+in jax's exit handler for all others, which wait for it. On CPUs the neighbours of a process that
+dies get an error from Gloo immediately, or hang until its heartbeats are missed.
 """
 
 import atexit
@@ -27,7 +27,6 @@ import sys
 import threading
 import time
 from typing import Any
-import warnings
 
 from etils import epath
 import jax
@@ -38,142 +37,75 @@ import bigjax
 from bigjax import cloud, process
 from bigjax import config as config_lib
 from bigjax.errors import TransientError, UserError
+from bigjax.parallel import cluster
 from bigjax.private import jax as jax_private
 
-VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-MAY_DIFFER = ("data.cache_dir",)  # between the configs of the processes
-_FOR_EVER = 10**9  # ms. Waiting needs no limit of its own: a process that dies ends all.
+MAY_DIFFER = ("data.cache_dir",)  # config keys that may differ between processes
+_FOREVER = 10**9  # ms. Waiting needs no time-out: a process that dies ends all others.
 LOST = (
     "another process of this run has died or cannot be reached; its own output may say why. "
-    "Run the same command on all hosts again: training goes on from the newest checkpoint."
+    "Run the same command on all hosts again: training resumes from the latest checkpoint."
 )
-# How an error of jax's reads where another process does not answer any more; the last is what Gloo
-# and NCCL say of their sockets.
+# Texts of jax's errors when another process no longer responds; the last ones are those of sockets
+# of Gloo and NCCL.
 _BROKEN = re.compile(
     "(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED): |(UNKNOWN|INTERNAL): .*("
     "Connection (closed|reset|refused)|Broken pipe|[Tt]imed out|"
     "remote process exited)",
     re.DOTALL,
 )
-_LINGER = 20.0  # s that process 0, which keeps the messages, waits for the others to read the last
-_gathered = itertools.count()  # of calls: equal on all processes
-_of_the_service: set[int] = set()  # ids of the threads in which jax hears of the others
+_LINGER = 20.0  # s that process 0, which stores the messages, waits for others to read the last one
+_gather_calls = itertools.count()  # equal on all processes
+_service_threads: set[int] = set()  # ids of the threads in which jax is notified of lost processes
 _starting, _joined, _failing = threading.Event(), threading.Event(), threading.Event()
 
 
 def count() -> int:
-    """How many processes the run has. Unlike jax.process_count() it does not start jax."""
+    """The number of processes of the run. Unlike jax.process_count() it does not start jax."""
     return jax_private.state.num_processes if jax_private.state.client else 1
 
 
 def index() -> int:
-    """Which of them this one is, from 0."""
+    """The index of this process, from 0."""
     return jax_private.state.process_id
 
 
 def start(config, workdir: str) -> None:
-    """Joins the other processes, if there are any, and checks that they were started alike.
+    """Joins the other processes, if any, and checks that all were started in the same way.
 
-    To be called before anything starts jax. config: a run's.
-    Raises UserError if the environment is incomplete or if their versions, configs or work folders
-    differ, TransientError if not all of them come within config.hosts.start_timeout seconds or the
-    cluster does not answer.
+    Call it before anything starts jax. Raises UserError if the environment is incomplete or if
+    versions, configs or work folders differ between processes; TransientError if not all of them
+    join within config.hosts.start_timeout seconds or the cluster does not answer.
     """
     if count() > 1:
         return
-    given = _from_environment()
+    given = cluster.from_environment()
     if given is None:
         return
     _connect(given, config.hosts)
     watcher = threading.Thread(target=_watch, daemon=True)
     watcher.start()
-    # abort() is called in a thread of jax's, which holds none of Python's locks.
+    # jax calls abort() in one of its threads, which holds no Python lock.
     ctypes.CDLL(None).signal(int(signal.SIGABRT), _ABORTED)
-    atexit.register(_end, watcher)  # so before jax's own
+    atexit.register(_end, watcher)  # runs before jax's own handler
     _joined.set()
-    if index():  # one speaks for all; errors go to stderr
+    if index():  # only process 0 prints; errors go to stderr
         sys.stdout = open(os.devnull, "w")
     _check_alike(config, workdir)
 
 
-def _from_environment() -> dict[str, Any] | None:
-    """Arguments for jax.distributed.initialize; None where one process is all."""
-    found = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
-    missing = [name for name in VARIABLES if name not in found]
-    if not found or missing:
-        members = _cluster()
-        if members == 1 or not found and members is None:
-            return None
-        if members is None:
-            raise UserError(
-                f"{', '.join(found)} is set, but not {', '.join(missing)}. Set all "
-                "three for a run on many hosts (host:port of process 0, how many "
-                "processes, and which one this is, from 0), or none for one host."
-            )
-        return {"num_processes": members}
-    numbers = {}
-    for key, name in (("num_processes", VARIABLES[1]), ("process_id", VARIABLES[2])):
-        if not found[name].isdigit():
-            raise UserError(f"{name} is {found[name]!r}; it must be a number.")
-        numbers[key] = int(found[name])
-    if not numbers["process_id"] < numbers["num_processes"]:
-        raise UserError(
-            f"JAX_PROCESS_ID is {numbers['process_id']}; with JAX_NUM_PROCESSES="
-            f"{numbers['num_processes']} it must be less, counting from 0."
-        )
-    address = found[VARIABLES[0]]
-    if not address.rpartition(":")[2].isdigit() or ":" not in address:
-        raise UserError(f"JAX_COORDINATOR_ADDRESS is {address!r}; write host:port of process 0.")
-    return None if numbers["num_processes"] == 1 else {"coordinator_address": address, **numbers}
-
-
-def _cluster() -> int | None:
-    """How many processes the cluster that jax recognises here has; None if it recognises none.
-
-    Not left to jax.distributed.initialize, which on a single host waits for itself, and on some
-    (TPU_PROCESS_ADDRESSES=local) for a name that does not exist.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Kubernetes without its package, on a single host too
-        for kind in jax_private.clusters():
-            if "tpu" in kind.name and jax.config.jax_platforms == "cpu":
-                continue  # something small beside the pod's work
-            if kind.__name__ == "K8sCluster" and "JOB_COMPLETION_INDEX" not in os.environ:
-                continue  # one pod, not an indexed job: it has no number to be told apart by
-            with contextlib.suppress(Exception):  # metadata that do not answer: no cluster
-                if kind.is_env_present():
-                    break
-        else:
-            return None
-    try:
-        return kind.get_process_count()
-    except Exception as e:
-        raise _of_start(e)(
-            f"This is a cluster ({kind.name or kind.__name__}), but how many hosts it has could "
-            f"not be found out ({type(e).__name__}: {e}). Set {', '.join(VARIABLES)} (on one host "
-            "HOST:PORT, 1, 0)."
-        ) from e
-
-
-def _of_start(error: Exception) -> type[Exception]:
-    """What an error of finding the others is: a server that does not answer now, or bad input."""
-    transient = isinstance(error, (ConnectionError, TimeoutError)) or cloud.is_transient(error)
-    return TransientError if transient else UserError
-
-
 def _connect(given: dict[str, Any], options) -> None:
-    """jax.distributed.initialize in a thread of its own, as at its time-out it aborts."""
+    """Calls jax.distributed.initialize in a separate thread, since it aborts at its time-out."""
     _starting.set()
-    if given.get("process_id") == 0:  # jax may crash on an address in use instead of saying so
+    if given.get("process_id") == 0:  # jax may crash on an address in use without a message
         try:
             socket.create_server(("", int(given["coordinator_address"].rpartition(":")[2]))).close()
         except OSError as e:
             raise UserError(
                 f"Process 0 cannot listen at JAX_COORDINATOR_ADDRESS="
-                f"{given['coordinator_address']}: {e}. Choose another port, the same "
-                "on all hosts."
+                f"{given['coordinator_address']}: {e}. Set another port, the same on all hosts."
             ) from e
-    # Until training begins, where `watch_for_stop` turns it on, SIGTERM ends a process as usual.
+    # SIGTERM ends a process as usual until `watch_for_stop`, when training starts.
     jax.config.update("jax_enable_preemption_service", False)
     error = []
 
@@ -186,8 +118,8 @@ def _connect(given: dict[str, Any], options) -> None:
                 heartbeat_timeout_seconds=options.heartbeat_timeout,
                 initialization_timeout=options.start_timeout + 60,
             )
-            _of_the_service.update(threads)
-        except Exception as e:  # an address in use, a name that is unknown
+            _service_threads.update(threads)
+        except Exception as e:  # such as an address in use or an unknown host name
             error.append(e)
 
     thread = threading.Thread(target=initialize, daemon=True)
@@ -200,48 +132,48 @@ def _connect(given: dict[str, Any], options) -> None:
     what = (
         f"{type(error[0]).__name__}: {error[0]}"
         if error
-        else _why_not(address, given.get("process_id", index()))
+        else _missing(address, given.get("process_id", index()))
     )
-    raise (_of_start(error[0]) if error else TransientError)(
+    raise (cluster.error_kind(error[0]) if error else TransientError)(
         f"This process cannot join its run on {n} hosts within config.hosts.start_timeout="
-        f"{options.start_timeout} seconds: {what}. The same command must run on all {n} hosts at "
+        f"{options.start_timeout} seconds: {what}. Run the same command on all {n} hosts at "
         f"the same time, each with JAX_COORDINATOR_ADDRESS={address}, JAX_NUM_PROCESSES={n} and "
-        "its own JAX_PROCESS_ID where the cluster does not tell; this one is process "
+        "its own JAX_PROCESS_ID unless the cluster provides them; this is process "
         f"{given.get('process_id', index())} (of 0 to {n - 1})."
     )
 
 
-def _why_not(address: str | None, process: int) -> str:
+def _missing(address: str | None, process: int) -> str:
     if process == 0 or address is None:
-        return "not all of the others have come"
+        return "not all other processes have joined"
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as e:
         return f"process 0 does not answer at {address} ({e})"
-    return f"{address} answers, but not all of the others have come"
+    return f"{address} answers, but not all other processes have joined"
 
 
-# --- One run: agreeing ------------------------------------------------------------------------
+# --- Agreeing ---------------------------------------------------------------------------------
 
 
 def gather(value: Any) -> list:
-    """The `value` (JSON) of every process, in order. All must call it, at the same places."""
+    """The `value` (JSON) of every process, by index. All must make the same sequence of calls."""
     if count() == 1:
         return [value]
-    client, name = jax_private.state.client, f"gather/{next(_gathered)}"
+    client, name = jax_private.state.client, f"gather/{next(_gather_calls)}"
     client.key_value_set(f"bigjax/{name}/{index()}", json.dumps(value))
     if index() == 0:
         values = [
-            json.loads(client.blocking_key_value_get(f"bigjax/{name}/{i}", _FOR_EVER))
+            json.loads(client.blocking_key_value_get(f"bigjax/{name}/{i}", _FOREVER))
             for i in range(count())
         ]
         client.key_value_set(f"bigjax/{name}", json.dumps(values))
-    return json.loads(client.blocking_key_value_get(f"bigjax/{name}", _FOR_EVER))
+    return json.loads(client.blocking_key_value_get(f"bigjax/{name}", _FOREVER))
 
 
 def _check_alike(config, workdir: str) -> None:
-    """Raises UserError, on all processes, naming those that differ from process 0, and in what."""
+    """Raises UserError on all processes if versions, code, --workdir or configs differ."""
     code = hashlib.sha256()
     folder = pathlib.Path(bigjax.__file__).parent
     for path in sorted(folder.rglob("*.py")):
@@ -261,39 +193,44 @@ def _check_alike(config, workdir: str) -> None:
 
 
 def check_equal(mine: dict[str, Any], remedy: str, error: type[Exception] = UserError) -> None:
-    """Raises error, on all processes, naming those where `mine` (JSON) differs, and in what."""
+    """Raises `error` on all processes if `mine` (JSON) is not the same on all of them.
+
+    remedy: the end of the message, which names the processes and keys that differ.
+    """
     digest = hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()
     if len(set(gather(digest))) == 1:
         return
     first = gather(mine if index() == 0 else None)[0]
-    found = gather(
+    differences = gather(
         [
             f"{k} is {mine.get(k)!r} and not {first.get(k)!r}"
             for k in sorted({*mine, *first})
             if mine.get(k) != first.get(k)
         ]
     )
-    text = "; ".join(f"on process {i} {', '.join(lines)}" for i, lines in enumerate(found) if lines)
+    text = "; ".join(
+        f"on process {i} {', '.join(lines)}" for i, lines in enumerate(differences) if lines
+    )
     raise error(f"The {count()} processes of this run differ from process 0: {text}. {remedy}")
 
 
 def check_shared(workdir: str) -> None:
-    """Raises UserError, on all processes, unless they see the same folder."""
+    """Raises UserError on all processes unless all of them see the same folder."""
     if count() == 1:
         return
     mark = gather(f".seen-by-all-{secrets.token_hex(8)}")[0]
     path = epath.Path(workdir) / mark
     if index() == 0:
         path.touch()
-    gather("it is there")
+    gather("written")
     seen = gather(path.exists())
     if index() == 0:
         path.unlink()
     if not all(seen):
         raise UserError(
             f"--workdir={workdir} is not the same folder on all hosts: process "
-            f"{', '.join(str(i) for i, yes in enumerate(seen) if not yes)} does not see what "
-            "process 0 writes there. Use one that all share, such as gs://BUCKET/FOLDER."
+            f"{', '.join(str(i) for i, ok in enumerate(seen) if not ok)} does not see the files "
+            "that process 0 writes there. Use a shared one, such as gs://BUCKET/FOLDER."
         )
 
 
@@ -301,17 +238,18 @@ def check_shared(workdir: str) -> None:
 
 
 def watch_for_stop() -> None:
-    """From here on SIGTERM on any process does not end it, but is told to all."""
+    """Makes SIGTERM on any process notify all of them instead of ending that one."""
     jax.config.update("jax_enable_preemption_service", True)
     jax_private.state.initialize_preemption_sync_manager()
 
 
 def stop_agreed(calls: int) -> bool:
-    """Whether all processes stop after this step, as one has got SIGTERM: the first step that none
-    has passed. To be asked after every step; calls: from 1, how often it was. Takes 10 us.
+    """Whether all processes stop after this step, because one received SIGTERM.
 
-    After SIGTERM jax answers yes to one number alone, that after the highest of any process so far.
-    So no one else may ask, under other numbers: see checkpoint._Manager.
+    All processes must call it after every step; calls: 1, 2, ... It returns True for the first step
+    that no process has passed. Takes 10 us. After SIGTERM jax returns True only for the number
+    after the highest that any process has asked for, so no other code may ask (see
+    checkpoint._Manager).
     """
     return multihost_utils.reached_preemption_sync_point(calls)
 
@@ -320,7 +258,7 @@ def stop_agreed(calls: int) -> bool:
 
 
 def is_lost(error: BaseException | None) -> bool:
-    """Whether an error comes from another process that has ended or cannot be reached."""
+    """Whether an error was caused by another process that has ended or cannot be reached."""
     return count() > 1 and any(
         isinstance(e, jax.errors.JaxRuntimeError) and _BROKEN.match(str(e))
         for e in cloud.causes(error)
@@ -328,48 +266,49 @@ def is_lost(error: BaseException | None) -> bool:
 
 
 def fail(text: str, code: int, unexpected: BaseException | None = None) -> None:
-    """Says why this process cannot go on, to people and to the others, and ends all of them.
+    """Prints why this process fails, tells the other processes, and ends all of them.
 
-    Returns only on one host. unexpected: an error that is not ours; perhaps it comes from another
-    process that has ended, so that one may speak first.
+    Returns only on one host. unexpected: an exception not raised by bigjax; it may be caused by
+    another process that has ended, so that process gets time to report first.
     """
     if not _starting.is_set():
         return
     if unexpected and _joined.is_set():
-        time.sleep(3)  # the watching thread ends this process if another one says why
-        text += f"\nIf that is a connection that broke: {LOST}"
+        time.sleep(3)  # the watching thread ends this process if another one reports a failure
+        text += f"\nIf this is a broken connection: {LOST}"
         code = TransientError.exit_code if is_lost(unexpected) else code
     _failing.set()
-    _say(text)
+    _print(text)
     if _joined.is_set():
         for i in range(count()):
-            with contextlib.suppress(Exception):  # another was first, or process 0 is gone
+            with contextlib.suppress(Exception):  # another process was first, or process 0 is lost
                 jax_private.state.client.key_value_set(
                     f"bigjax/failed/{i}", json.dumps([index(), text, code])
                 )
         with contextlib.suppress(Exception):
-            _seen()
-    os._exit(code)  # jax's exit handler would wait for all others
+            _acknowledge()
+    os._exit(code)  # jax's exit handler would wait for all other processes
 
 
 def _watch() -> None:
-    """Ends this process when another one says that it failed."""
+    """Ends this process when another one reports that it failed."""
     try:
         by, text, code = json.loads(
-            jax_private.state.client.blocking_key_value_get(f"bigjax/failed/{index()}", _FOR_EVER)
+            jax_private.state.client.blocking_key_value_get(f"bigjax/failed/{index()}", _FOREVER)
         )
-    except Exception:  # process 0 is gone, and jax aborts
+    except Exception:  # process 0 is lost, and jax aborts
         return
     if _failing.is_set() or by is None:
-        return  # this one has its own error to tell, or is done
-    _say(f"ended, because process {by} failed: {text}")
+        return  # this process reports its own error, or is finished
+    _print(f"ended, because process {by} failed: {text}")
     process.run_before_exit()
-    _seen()
+    _acknowledge()
     os._exit(code)
 
 
-def _seen() -> None:
-    """Tells process 0, with which all messages go, that it may end; it waits for all."""
+def _acknowledge() -> None:
+    """Tells process 0, whose end deletes all messages, that this one has read them. Process 0 waits
+    for the others."""
     client = jax_private.state.client
     if index():
         client.key_value_set(f"bigjax/seen/{index()}", "")
@@ -377,12 +316,12 @@ def _seen() -> None:
     end = time.monotonic() + _LINGER
     for i in range(1, count()):
         left = max(0.0, end - time.monotonic())
-        with contextlib.suppress(Exception):  # it was killed
+        with contextlib.suppress(Exception):  # that process was killed
             client.blocking_key_value_get(f"bigjax/seen/{i}", int(1000 * left))
 
 
 def _end(watcher: threading.Thread) -> None:
-    """At the end of Python no thread may wait in C++, nor a handler wait for Python."""
+    """At exit: no thread may still wait in C++, and no signal handler may call into Python."""
     ctypes.CDLL(None).signal(int(signal.SIGABRT), None)
     with contextlib.suppress(Exception):
         jax_private.state.client.key_value_set(
@@ -393,18 +332,18 @@ def _end(watcher: threading.Thread) -> None:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _ABORTED(number: int) -> None:
-    # A check that failed in another thread, or memory that is broken, may well come again.
-    if lost := threading.get_native_id() in _of_the_service:
-        _say(f"ended by jax, which says above why: {LOST}")
+    # In another thread it is a failed check or corrupt memory, which a restart may not fix.
+    if lost := threading.get_native_id() in _service_threads:
+        _print(f"ended by jax for the reason above: {LOST}")
     else:
-        _say(
-            "aborted, for the reason above: a defect, which may well come again. The other "
-            "processes only hear that this one is gone."
+        _print(
+            "aborted for the reason above. This is a defect, which a restart may not fix. The "
+            "other processes only see that this one is lost."
         )
     os._exit(TransientError.exit_code if lost else 1)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.flush()
     who = f"[process {index()} of 0 to {count() - 1}] " if _joined.is_set() else ""
     os.write(sys.stderr.fileno(), f"bigjax: {who}{text}\n".encode())

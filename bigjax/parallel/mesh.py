@@ -10,16 +10,16 @@ from bigjax.errors import UserError
 from bigjax.parallel import hosts
 
 AXES = ("data", "fsdp", "sequence", "tensor")  # from the slowest links to the fastest
-BATCH_AXES = ("data", "fsdp")  # the batch is cut along these
+BATCH_AXES = ("data", "fsdp")  # the batch is sharded over these
 _TRANSFERS = (("allow", "log"), "batches and metrics are copied while a step runs")
-# Settings of jax: (the values with which bigjax works, why no other).
+# {setting of jax: (values that bigjax supports, why no other)}.
 _SETTINGS = {
     "jax_enable_x64": ((False,), "bigjax keeps and updates its state in float32"),
     "jax_disable_jit": ((False,), "bigjax's steps are compiled for a mesh"),
     "jax_no_execution": ((False,), "training executes what it compiles"),
     "jax_numpy_dtype_promotion": (("standard",), "bigjax computes in mixed types"),
     "jax_numpy_rank_promotion": (("allow", "warn"), "bigjax adds vectors to larger arrays"),
-    "jax_check_tracer_leaks": ((False,), "jax takes its own scan of the layers for a leak"),
+    "jax_check_tracer_leaks": ((False,), "jax reports its own scan over the layers as a leak"),
     "jax_transfer_guard": _TRANSFERS,
     "jax_transfer_guard_host_to_device": _TRANSFERS,
     "jax_transfer_guard_device_to_host": _TRANSFERS,
@@ -28,11 +28,11 @@ _SETTINGS = {
 
 
 def start(mesh_config, batch_size: int | None, accumulate: int = 1) -> Mesh:
-    """Starts jax with the devices of a config, checks them, and makes its mesh the current one.
+    """Starts jax with the devices of a config, and makes the config's mesh the current one.
 
-    batch_size None: no batch will be cut, so a CPU stays whole where the mesh leaves that open.
-    Raises UserError if the mesh does not fit the devices, or the batch not the mesh, and as
-    `check_settings` does.
+    batch_size: None if no batch will be sharded; then a CPU is one device unless the mesh needs
+    more. Raises UserError if the mesh does not fit the devices, if the batch does not fit the mesh,
+    and for the settings that `check_settings` refuses.
     """
     check_settings()
     _use_cpu_devices(cpu_devices(mesh_config, (batch_size or 1) // accumulate, hosts.count()))
@@ -44,25 +44,27 @@ def start(mesh_config, batch_size: int | None, accumulate: int = 1) -> Mesh:
 
 
 def check_settings() -> None:
-    """Refuses settings of jax, mostly of its environment, with which no step can be made."""
+    """Raises UserError for settings of jax, mostly environment variables, that bigjax does not
+    support."""
     for name, (allowed, why) in _SETTINGS.items():
         variable = name.upper()
         value = getattr(jax.config, name, None)
-        value = getattr(value, "value", value)  # of an enumeration
-        if value is None:  # jax shows no guard that the environment sets
+        value = getattr(value, "value", value)  # of an enum
+        if value is None:  # jax.config does not show transfer guards set in the environment
             value = os.environ.get(variable) or None
-        if value is not None and value not in allowed:  # None: not set, or no longer of jax
+        if value is not None and value not in allowed:  # None: not set, or removed from jax
             raise UserError(
-                f"jax's setting {variable} is {value!r}, but {why}. Run `unset {variable}`, or "
-                "take it out of the code that sets it, and give the same command again."
+                f"jax's setting {variable} is {value!r}, which bigjax does not support: {why}. Run "
+                f"`unset {variable}`, or remove it from the code that sets it, and run the same "
+                "command again."
             )
 
 
 def cpu_devices(mesh_config, batch_size: int, processes: int = 1) -> int:
-    """How many virtual CPU devices each process of a run should have.
+    """The number of virtual CPU devices that each process of a run should have.
 
-    One a core, since XLA threads elementwise work badly and data parallelism does not; fewer if
-    the batch does not divide by that; exactly the mesh's size where the config gives it in full.
+    One per core, since data parallelism uses the cores better than XLA's threads do; fewer if the
+    batch does not divide by that; exactly the mesh's size if the config specifies all of its axes.
     """
     sizes = [mesh_config.get(a, 1) for a in AXES]
     known = _product(s for s in sizes if s > 0)
@@ -75,21 +77,21 @@ def cpu_devices(mesh_config, batch_size: int, processes: int = 1) -> int:
         if n * processes % known == 0
         and (batch_size % (n * processes) == 0 or n * processes == known)
     ]
-    return max(fit, default=1)  # where none fits, make_mesh and check_batch say why
+    return max(fit, default=1)  # if none fits, make_mesh and check_batch raise the error
 
 
 def _use_cpu_devices(n: int) -> None:
-    """Splits the CPU into n devices, if jax has not started and nobody else has said how many."""
+    """Splits the CPU into n devices, unless jax has started or XLA_FLAGS sets a number."""
     if "--xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     try:
         jax.config.update("jax_num_cpu_devices", n)
     except RuntimeError:
-        pass  # jax is running: make_mesh will say if the devices do not fit
+        pass  # jax is running: make_mesh raises an error if the devices do not fit
 
 
 def make_mesh(mesh_config, devices=None) -> Mesh:
-    """The mesh of a config over devices (default: all).
+    """The mesh of a config over the devices (default: all).
 
     Raises UserError, with the arithmetic, if the sizes do not multiply to the devices.
     """
@@ -104,27 +106,34 @@ def make_mesh(mesh_config, devices=None) -> Mesh:
     if free and n % known == 0:
         sizes[free[0]] = n // known
     if _product(sizes.values()) != n:
-        other = f"the other axes take {known}, which does not divide" if free else f"= {known}, not"
+        plural = "s" if n > 1 else ""
+        have = f"{n} {devices[0].platform} device{plural}"
         raise UserError(
-            f"mesh {text}: {other} the {n} {devices[0].platform} device(s) here. Set mesh.* so "
-            "that the sizes multiply to the devices, or one of them to -1."
+            f"mesh {text}: "
+            + (
+                f"the other axes need {known}, which does not divide the {have}."
+                if free
+                else f"= {known}, but the run has {have}."
+            )
+            + " Set mesh.* so that the product of the sizes is the number of devices, or one of "
+            "them to -1."
         )
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     if sizes["data"] % slices:
         raise UserError(
-            f"mesh {text}: there are {slices} slices, and between slices only the "
-            f"batch may be cut. Set mesh.data to a multiple of {slices}."
+            f"mesh {text}: the pod has {slices} slices, and only the axis data can span slices. "
+            f"Set mesh.data to a multiple of {slices}."
         )
     shape = (sizes["data"] // slices, *(sizes[a] for a in AXES[1:]))
     try:
         grid = _grid(shape, slices, devices)
-    except NotImplementedError:  # an axis that is no whole dimension of the torus: it shares one
+    except NotImplementedError:  # an axis that is not a product of complete torus dimensions
         grid = _grid(shape, slices, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _grid(shape: tuple[int, ...], slices: int, devices, **options):
-    """Devices in the order of the axes, neighbours of a torus along each where that can be."""
+    """Array of devices, whose neighbours along each axis are torus neighbours if possible."""
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, **options)
     across = (slices, *(1 for _ in AXES[1:]))
@@ -132,8 +141,8 @@ def _grid(shape: tuple[int, ...], slices: int, devices, **options):
 
 
 def platform() -> str:
-    """What the program being traced will run on, such as cpu or tpu: the devices of the current
-    mesh, which may be of a pod that is not here; without a mesh jax's own."""
+    """The platform of the program being traced, such as cpu or tpu: that of the current mesh's
+    devices, which may be those of a remote pod; without a mesh jax's default backend."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     if not device:
         return jax.default_backend()
@@ -150,9 +159,9 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
     if batch_size % (shards * accumulate):
         axes = " x ".join(f"{a}={mesh.shape[a]}" for a in BATCH_AXES)
         raise UserError(
-            f"train.batch_size={batch_size} does not divide over {axes} = {shards} device(s)"
+            f"train.batch_size={batch_size} is not divisible by {axes} = {shards} device(s)"
             + (f" x {accumulate} micro-batches" if accumulate > 1 else "")
-            + f": use a multiple of {shards * accumulate}."
+            + f". Set it to a multiple of {shards * accumulate}."
         )
 
 

@@ -1,7 +1,7 @@
-"""Insides of other packages that bigjax uses: one module a package, with a table of what and why.
+"""Private APIs of other packages that bigjax uses: one module per package, with a table of uses.
 
-Any release may change them. A missing one is told in one sentence when its module is imported, and
-tests/unit/test_contracts.py says which ones a release has changed, also in what they do.
+Any release may change them. The import of such a module fails with a clear message if one is
+missing, and tests/unit/test_contracts.py detects changes in their behaviour.
 """
 
 from collections.abc import Mapping
@@ -11,27 +11,27 @@ from typing import Any
 
 from bigjax.errors import UserError
 
-# Known to work; setup.py has the same.
+# Versions known to work; setup.py has the same.
 VERSIONS = {"jax": ">=0.10,<0.13", "gcsfs": ">=2024.6,<2027"}
 
 
 def find(package: str, name: str, use: str) -> Any:
-    """The object 'module:attribute.attribute', which `use` needs.
+    """The object 'module:attribute.attribute'. use: what needs it, for the message.
 
     Raises UserError if the installed package lacks it.
     """
     module, _, attributes = name.partition(":")
     try:
-        found = importlib.import_module(module)
+        value = importlib.import_module(module)
         for attribute in attributes.split("."):
-            found = getattr(found, attribute)
+            value = getattr(value, attribute)
     except (ImportError, AttributeError) as e:
         raise UserError(
             f"{package} {installed(package)} has no {name.replace(':', '.')}, which bigjax needs "
             f"({use}). Install a version that is known to work: pip install "
             f"'{package}{VERSIONS[package]}'."
         ) from e
-    return found
+    return value
 
 
 def check(package: str, uses: Mapping[str, str]) -> None:
@@ -41,7 +41,7 @@ def check(package: str, uses: Mapping[str, str]) -> None:
 
 
 def installed(package: str) -> str:
-    """Its version; 'of unknown version' without metadata."""
+    """The version of a package; 'of unknown version' without metadata."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

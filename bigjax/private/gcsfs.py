@@ -1,6 +1,6 @@
-"""gcsfs's file system, changed where it would wait for ever, or fail when an answer is lost.
+"""The gcsfs file system, with changes where it would wait forever or fail after a lost response.
 
-gcsfs has options for none of this, and etils' epath takes the class that fsspec has for gs://.
+gcsfs has no options for this, and etils' epath uses the class that fsspec registers for gs://.
 """
 
 from collections.abc import Callable
@@ -14,30 +14,30 @@ import gcsfs
 
 from bigjax import private
 
-# Each name, and what it is needed for.
+# {name: what needs it}.
 USES = {
-    "gcsfs:GCSFileSystem._request": "every request goes through it: errors are told there",
+    "gcsfs:GCSFileSystem._request": "every request goes through it: errors are translated there",
     "gcsfs:GCSFileSystem._info": "_isdir",
-    "gcsfs:GCSFileSystem._isdir": "is_dir of epath: a refusal is not a no",
+    "gcsfs:GCSFileSystem._isdir": "is_dir of epath: a refusal must not return False",
     "gcsfs:GCSFileSystem._rm_file": "move_folder of cloud.py: objects are copied and deleted",
-    "gcsfs:GCSFileSystem._open": "open: what is written is sent whole",
-    "gcsfs:GCSFileSystem._location": "upload: requests of that kind have another address",
+    "gcsfs:GCSFileSystem._open": "open: a file is sent in one request",
+    "gcsfs:GCSFileSystem._location": "upload: such requests have another address",
     "gcsfs:GCSFileSystem.call": "cloud.py: requests about buckets",
     "gcsfs:GCSFileSystem.protocol": "its names in fsspec",
-    "gcsfs.retry:HttpError": "cloud.py: its code is HTTP's status",
+    "gcsfs.retry:HttpError": "cloud.py: its code is the HTTP status",
 }
 private.check("gcsfs", USES)
 
 
 def file_system(seconds: float, translate: Callable[[Exception], Exception | None]):
-    """The file system of gs:// paths, of epath's too.
+    """The file system for gs:// paths; also makes epath use it.
 
-    seconds: of silence after which a request is given up and sent again. translate: the error to
-    raise instead of one that a request ends in after all attempts, None to leave it; of no kind
-    that gcsfs and its callers take for one about the file.
+    seconds: a request without any response for so long is sent again. translate: maps the error of
+    a request after all retries to the one to raise instead, or None to keep it; its result must not
+    be of a class by which gcsfs and its callers decide about a file.
     """
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=seconds, sock_read=seconds)
-    for name in ("gcsfs", "fsspec"):  # they log what they also raise
+    for name in ("gcsfs", "fsspec"):  # they log errors that they also raise
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
     class FileSystem(gcsfs.GCSFileSystem):
@@ -46,32 +46,33 @@ def file_system(seconds: float, translate: Callable[[Exception], Exception | Non
 
         async def _request(self, *args, **options):
             try:
-                return await super()._request(*args, **options)  # several attempts
+                return await super()._request(*args, **options)  # with retries
             except Exception as e:
                 if (translated := translate(e)) is None:
                     raise
                 raise translated from e
 
-        async def _isdir(self, path):  # gcsfs says no where the answer is a refusal, too
+        async def _isdir(self, path):  # gcsfs returns False also for a refusal
             try:
                 return (await self._info(path))["type"] == "directory"
             except (FileNotFoundError, NotADirectoryError):
                 return False
 
         async def _rm_file(self, path, **options):
-            # A deletion that is sent again, as its answer was lost, finds nothing.
+            # A deletion that is retried after its response was lost finds no file.
             with contextlib.suppress(FileNotFoundError):
                 await super()._rm_file(path, **options)
 
         def upload(self, bucket: str, name: str, content: bytes, **conditions) -> dict:
-            """Writes an object in one request; what storage then says of it. conditions: such as
-            ifGenerationMatch. FileExistsError if they are not met."""
+            """Writes an object in one request; returns its metadata. conditions: such as
+            ifGenerationMatch. Raises FileExistsError if they are not met."""
             address = f"{self._location}/upload/storage/v1/b/{{}}/o"
             options = dict(uploadType="media", name=name, data=content, json_out=True)
             return self.call("POST", address, bucket, **options, **conditions)
 
         def open(self, path, mode="rb", **options):
-            # _Written takes text too: a wrapper around it would send the half when collected.
+            # _Written accepts text too: a text wrapper around it would send a partial file when
+            # garbage-collected.
             return super().open(path, "wb" if mode in ("w", "wt") else mode, **options)
 
         def _open(self, path, mode="rb", *args, **options):
@@ -85,10 +86,10 @@ def file_system(seconds: float, translate: Callable[[Exception], Exception | Non
 
 
 class _Written(io.BytesIO):
-    """A file that is sent when it is closed, in one request where it is small: that can be asked
-    for again when its answer was lost, which gcsfs's sessions of several cannot.
+    """A file that is sent when it is closed, if small in one request, which can be retried when the
+    response was lost, unlike gcsfs's sessions of several requests.
 
-    Where the writing was interrupted nothing is sent: an object is whole, or as it was before.
+    If writing is interrupted nothing is sent: an object is complete, or unchanged.
     """
 
     def __init__(self, send: Callable[[bytes], None]):
@@ -110,5 +111,5 @@ class _Written(io.BytesIO):
             self.send = None
         self.close()
 
-    def __del__(self) -> None:  # that of a file would close it
+    def __del__(self) -> None:  # BytesIO.__del__ would close it, and so send it
         self.send = None

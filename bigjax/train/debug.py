@@ -86,7 +86,7 @@ class Profile:
         jax.profiler.stop_trace()
         if folder != self._target:
             for path in [p for p in pathlib.Path(folder).rglob("*") if p.is_file()]:
-                cloud.write_whole(
+                cloud.write_atomically(
                     self._target / path.relative_to(folder).as_posix(), path.read_bytes()
                 )
             folder.rmtree()

@@ -1,4 +1,4 @@
-"""`bigjax embeddings`: word vectors of a config's data, for its generator to begin with."""
+"""`bigjax embeddings`: trains word vectors on a config's data, to initialise its generator."""
 
 from collections.abc import Callable
 import os
@@ -13,37 +13,37 @@ from bigjax.data.store import split_of
 from bigjax.errors import UserError
 from bigjax.train import skip_gram
 
-MIN_COUNT = 5  # rarer pieces get no vector
+MIN_COUNT = 5  # occurrences; rarer pieces get no vector
 
 
 def write(config, path: str | None, passes: int, log: Callable[[str], None]) -> None:
-    """Trains vectors of WordPiece's pieces by skip-gram, and writes them to `path`.
+    """Trains vectors of WordPiece pieces by skip-gram, and writes them to `path`.
 
-    The text is that of data.sources, or of other data's training split. Pieces that
-    continue a word have ##. Raises UserError for a missing or impossible path, and as the data do.
+    The text is that of data.sources, or the training split of other data. Pieces that continue a
+    word start with ##. Raises UserError for a missing or unusable path, and the errors of the data.
     """
     if not path:
-        raise UserError("--out=FILE is missing: where to write the vectors.")
+        raise UserError("--out is missing. Set --out=FILE to the file for the vectors.")
     if passes < 1:
         raise UserError(f"--passes is {passes}; it must be at least 1.")
-    # Before minutes of work. A bucket has no folders but in the names of its objects.
+    # Checked before minutes of work. A bucket has no folders that could be missing.
     if "://" not in path and not epath.Path(path).expanduser().parent.is_dir():
         raise UserError(
-            f"--out={path} has no folder to go to: {epath.Path(path).parent} is not "
-            "one. Make it, or name another file."
+            f"--out={path} cannot be written: {epath.Path(path).parent} is not a folder. Create "
+            "it, or choose another file."
         )
     if "://" not in path and not os.access(epath.Path(path).expanduser().parent, os.W_OK | os.X_OK):
         raise UserError(
-            f"--out={path} cannot be written: there is no permission to write in "
-            f"{epath.Path(path).parent}. Name a file in another folder."
+            f"--out={path} cannot be written: you have no write permission in "
+            f"{epath.Path(path).parent}. Choose a file in another folder."
         )
     if epath.Path(path).expanduser().is_dir():
-        raise UserError(f"--out={path} is a folder; name a file.")
+        raise UserError(f"--out={path} is a folder. Choose a file.")
     kind = config.data.get("tokenizer", {}).get("kind", "")
     if kind != "wordpiece":
         raise UserError(
-            f"word vectors are of WordPiece's pieces: data.tokenizer.kind is {kind!r}, set it to "
-            "'wordpiece'."
+            f"data.tokenizer.kind is {kind!r}, but word vectors are trained for WordPiece pieces. "
+            "Set it to 'wordpiece'."
         )
     tokenizer, texts = _texts(config, log)
     pairs = SkipGramData(
@@ -67,7 +67,7 @@ def _texts(config, log) -> tuple[data.WordPiece, list[str]]:
         corpus: Any = tasks.build(config).load_data(log, splits=("train",))
         if not hasattr(corpus, "texts"):
             raise UserError(
-                f"Data of data.name={c.name!r} give no texts for word vectors: use a config with "
+                f"data.name={c.name!r} provides no texts for word vectors. Use a config with "
                 "data.name='text'."
             )
         return corpus.tokenizer, corpus.texts("train")
@@ -79,7 +79,7 @@ def _texts(config, log) -> tuple[data.WordPiece, list[str]]:
 
 
 def _source_texts(c, name: str, tokenizer: data.WordPiece, log) -> list[str]:
-    """The training texts of a source; `log` is told what training says of them."""
+    """The training texts of a source; logs the same statistics as training does."""
     counts: dict[str, int] = {}
     n_bytes, texts = 0, []
     source = sources.from_config(name, c.sources[name])

@@ -1,4 +1,4 @@
-"""Starting from another model's parameters, by path: a run's, or a Hugging Face folder's."""
+"""Starts from the parameters of another model: a run's or a Hugging Face folder's."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -22,16 +22,17 @@ from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints, Damaged
 from bigjax.trees import layer_names, layer_places, named_leaves, path_name
 
-OF_A_RUN = ("dtype", "param_dtype", "scan", "remat", "attention")  # not of a model
+_NOT_COPIED = ("dtype", "param_dtype", "scan", "remat", "attention")  # model keys not copied
 
 
 class Source(NamedTuple):
     """A model to start from.
 
-    shapes: {parameter path with 'layer_3' for the fourth layer: shape}. load(abstract) -> (name ->
-    array): with the shardings of abstract, the tree that is wanted, where they fit. model: its
-    config.model. tokenizer_kind, tokenizer_path: as in config.data.tokenizer; kind '' if there is
-    none. labels: of its task, () if it has none.
+    where: names it in messages. shapes: {parameter path with 'layer_3' for the fourth layer:
+    shape}. load(abstract): returns a function from name to array; arrays have the shardings of
+    abstract, the target tree, where their shapes match. model: its config.model. tokenizer_kind,
+    tokenizer_path: as in config.data.tokenizer; kind '' without a tokenizer. labels: its task's,
+    () without labels.
     """
 
     where: str
@@ -44,14 +45,14 @@ class Source(NamedTuple):
 
 
 def open_source(where: str, cache_dir: str) -> Source:
-    """A run (its newest step, the moving average where it keeps one) or a Hugging Face folder.
+    """Opens a run (its latest step, the moving average if it keeps one) or a Hugging Face folder.
 
-    cache_dir: gets the folder's tokenizer. Raises UserError if there is neither.
+    cache_dir: the folder's tokenizer is copied there. Raises UserError if `where` is neither.
     """
     if not interop.is_huggingface(where):
         return _open_run(where)
-    found = interop.read(where)
-    files = {**found.derived_files, **found.tokenizer_files}
+    imported = interop.read(where)
+    files = {**imported.derived_files, **imported.tokenizer_files}
     name = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16]
     folder = cache_folder(cache_dir, "tokenizers", f"huggingface-{name}")
     for file, content in files.items():
@@ -59,21 +60,20 @@ def open_source(where: str, cache_dir: str) -> Source:
             write_atomically(folder / file, content)
     return Source(
         where,
-        {n: found.shapes[n] for n in found.names},
-        lambda abstract: found.load,
-        found.model,
-        found.tokenizer_kind,
+        {n: imported.shapes[n] for n in imported.names},
+        lambda abstract: imported.load,
+        imported.model,
+        imported.tokenizer_kind,
         str(folder),
-        tuple(found.task.get("labels", ())),
+        tuple(imported.task.get("labels", ())),
     )
 
 
 def _open_run(where: str) -> Source:
     if not paths.exists(epath.Path(where) / "config.json"):
         raise UserError(
-            f"config.init_from={where!r} is neither a run's work folder nor a Hugging "
-            "Face folder: it has no config.json. Train that run first, or name another "
-            "folder."
+            f"config.init_from={where!r} is neither a run's work folder nor a Hugging Face folder: "
+            "it has no config.json. Train that run first, or set init_from to another folder."
         )
     config = workdir_lib.read_config(where)
     workdir = workdir_lib.existing(where)
@@ -96,7 +96,7 @@ def _open_run(where: str) -> Source:
 
         return get
 
-    model = {k: v for k, v in config.model.items() if k not in OF_A_RUN}
+    model = {k: v for k, v in config.model.items() if k not in _NOT_COPIED}
     return Source(
         f"{where}, step {step}",
         shapes,
@@ -109,10 +109,11 @@ def _open_run(where: str) -> Source:
 
 
 def fill(config, workdir: str = "") -> Source | None:
-    """Puts the model and the tokenizer of init_from into a config that says 'init_from' for them.
+    """Fills the model and the tokenizer of a config with those of init_from, if it requests that by
+    model.preset or data.tokenizer.kind 'init_from'.
 
-    Keys of config.model that are set win over those found. A run that goes on in workdir has them
-    in its own config, so that the folder it came from may be gone. Returns the source if it was
+    Keys that are set in config.model override the source's. A run that resumes in workdir takes
+    them from its saved config, so the source may no longer exist. Returns the source if it was
     opened. Raises UserError if init_from is neither a run's work folder nor a Hugging Face folder.
     """
     c = config
@@ -128,9 +129,9 @@ def fill(config, workdir: str = "") -> Source | None:
         return None
     if not c.init_from:
         raise UserError(
-            f"config.{wanted[0]}='init_from' takes it from config.init_from, which is "
-            "empty. Set that to a run's work folder or a Hugging Face folder, or name "
-            "a preset."
+            f"config.{wanted[0]}='init_from' needs config.init_from, which is empty. Set "
+            "init_from to a run's work folder or a Hugging Face folder, or "
+            f"{wanted[0]} to another value."
         )
     if workdir_lib.has_checkpoints(workdir):
         saved = workdir_lib.read_config(workdir)
@@ -149,17 +150,17 @@ def fill(config, workdir: str = "") -> Source | None:
         if "model.preset" in wanted:
             if source.model["name"] != c.model.name:
                 raise UserError(
-                    f"config.init_from={c.init_from!r} holds a model "
-                    f"{source.model['name']!r}, and config.model.name is "
-                    f"{c.model.name!r}."
+                    f"config.init_from={c.init_from!r} holds a model {source.model['name']!r}, but "
+                    f"config.model.name is {c.model.name!r}. Set model.name to the source's, or "
+                    "init_from to another model."
                 )
             own = {k: v for k, v in c.model.items() if k != "preset"}
             c.model = {"preset": "", **source.model, **own}
         if "data.tokenizer.kind" in wanted:
             if not source.tokenizer_kind:
                 raise UserError(
-                    f"config.init_from={c.init_from!r} has no tokenizer that bigjax "
-                    "reads: set data.tokenizer.kind and .path."
+                    f"config.init_from={c.init_from!r} has no tokenizer that bigjax supports. Set "
+                    "data.tokenizer.kind and .path."
                 )
             c.data.tokenizer.kind = source.tokenizer_kind
             c.data.tokenizer.path = source.tokenizer_path
@@ -167,25 +168,25 @@ def fill(config, workdir: str = "") -> Source | None:
 
 
 def _tokenizer_kind(config) -> str:
-    """'' of data without a tokenizer."""
+    """config.data.tokenizer.kind; '' for data without a tokenizer."""
     return config.data.get("tokenizer", {}).get("kind", "")
 
 
 def _own_name(name: str) -> str:
-    """Parameters are named without the collection, as the others are not: 'batch_stats/...'."""
+    """Removes 'params/'; names of other collections keep theirs, such as 'batch_stats/...'."""
     return name.removeprefix("params/")
 
 
 def _restore(checkpoints, step, saved: dict[str, dict], abstract, where) -> dict[str, Any]:
-    """{name: array} of the saved items: where a leaf is as wanted with the wanted sharding, else a
-    copy each."""
-    want = named_leaves(abstract)
+    """{name: array} of the saved items: with the sharding in abstract if the shape is the same,
+    else replicated."""
+    wanted = named_leaves(abstract)
     mesh = jax.tree_util.tree_leaves(abstract)[0].sharding.mesh
     items: dict = {}
     for item, arrays in saved.items():
         for name, x in arrays.items():
-            like = want.get(_own_name(name))
-            place = (
+            like = wanted.get(_own_name(name))
+            leaf_sharding = (
                 like.sharding
                 if like is not None and like.shape == tuple(x.shape)
                 else sharding.replicated(mesh)
@@ -194,38 +195,43 @@ def _restore(checkpoints, step, saved: dict[str, dict], abstract, where) -> dict
             *parents, last = name.split("/")
             for part in parents:
                 node = node.setdefault(part, {})
-            node[last] = jax.ShapeDtypeStruct(tuple(x.shape), x.dtype, sharding=place)
+            node[last] = jax.ShapeDtypeStruct(tuple(x.shape), x.dtype, sharding=leaf_sharding)
     try:
         restored, _ = checkpoints.restore(step, items)
     except Damaged as e:
-        raise UserError(f"The checkpoint {step} of {where} is damaged ({e}).") from e
+        raise UserError(
+            f"Checkpoint {step} of {where} is damaged ({e}). Delete its folder to use an earlier "
+            "one."
+        ) from e
     return {_own_name(n): x for tree in restored.values() for n, x in named_leaves(tree).items()}
 
 
 def load_all(abstract, source: Source, what: str):
-    """A tree of arrays as abstract (shapes with shardings), all of them from source.
+    """A tree of arrays like abstract (shapes with shardings), all of them from source.
 
-    what: a name for messages. Raises UserError where the source lacks one, or has another shape.
+    what: names the tree in messages. Raises UserError if the source lacks an array or has one of
+    another shape.
     """
     plan = {name: layer_names(name, x) for name, x in named_leaves(abstract).items()}
     for name, x in named_leaves(abstract).items():
         shape = tuple(x.shape) if plan[name] == [name] else tuple(x.shape[1:])
         for n in plan[name]:
             if source.shapes.get(n) != shape:
-                found = source.shapes.get(n, "absent")
+                actual = source.shapes.get(n)
                 raise UserError(
-                    f"{source.where} does not fit {what}: {n} is {found} there, and has to be "
-                    f"{shape}."
+                    f"{source.where} does not match {what}: {n} "
+                    + (f"has the shape {actual}" if actual else "is missing")
+                    + f"; it must have the shape {shape}. Use a matching run or folder."
                 )
     return _assemble(abstract, plan, source.load(abstract))
 
 
 def initialise(fresh, source: Source, reset: str, log: Callable[[str], None]):
-    """fresh (a tree of arrays) with the parameters of source where it has them.
+    """fresh (a tree of arrays) with its parameters replaced by those of source that exist there.
 
-    reset: a regex over paths; what it matches stays fresh ('' nothing). Logs a table of what was
-    loaded, what is new, and what was left in the source. Raises UserError for shapes that differ,
-    and if nothing fits.
+    reset: a regex over paths of parameters that stay fresh ('': none). Logs a table of parameters
+    that were loaded, that are new, and of the source that are not used. Raises UserError if a shape
+    differs, and if the source has none of the parameters.
     """
     named = named_leaves(fresh)
     kept = (
@@ -238,21 +244,19 @@ def initialise(fresh, source: Source, reset: str, log: Callable[[str], None]):
         plan[name] = [n if n in source.shapes and not s else None for n, s in zip(layers, skip)]
         shape = x.shape if layers == [name] else x.shape[1:]
         wrong += [
-            f"{n} is {source.shapes[n]} there, {tuple(shape)} here"
+            f"{n} has the shape {source.shapes[n]} there and {tuple(shape)} in this model"
             for n in plan[name]
             if n and source.shapes[n] != tuple(shape)
         ]
     loaded = {n for names in plan.values() for n in names if n}
     if wrong or not loaded:
         what = "; ".join(wrong[:5]) + (" ..." if len(wrong) > 5 else "") or (
-            "it has no parameter of this model; it has "
-            + ", ".join(list(source.shapes)[:5])
-            + ", ..."
+            "it has no parameter of this model, but " + ", ".join(list(source.shapes)[:5]) + ", ..."
         )
         raise UserError(
-            f"config.init_from={source.where!r} does not fit this model: {what}. Use "
-            "model.preset='init_from' for its sizes, or set init_reset to a regex of "
-            "what should start anew."
+            f"config.init_from={source.where!r} does not match this model: {what}. Set "
+            "model.preset='init_from' to use its sizes, or init_reset to a regex of the "
+            "parameters to initialise from scratch."
         )
     new = [n for name, x in named.items() for n in layer_names(name, x) if n not in loaded]
     log(_table(source, named, loaded, new))
@@ -260,22 +264,22 @@ def initialise(fresh, source: Source, reset: str, log: Callable[[str], None]):
 
 
 def check_labels(source: Source, shapes, reset: str, labels, log: Callable[[str], None]) -> None:
-    """Refuses a classifier or tagger whose outputs mean other labels than this run's."""
+    """Raises UserError for a classifier or tagger whose outputs stand for other labels."""
     for name in ("classifier/kernel", "tagger/kernel"):
-        there = name in source.shapes and name in named_leaves(shapes)
-        if not there or tuple(labels) == source.labels or (reset and re.search(reset, name)):
+        loaded = name in source.shapes and name in named_leaves(shapes)
+        if not loaded or tuple(labels) == source.labels or (reset and re.search(reset, name)):
             continue
         if all(re.fullmatch(r"LABEL_\d+", label) for label in source.labels):
             log(
-                f"note: the outputs of {name} have no names in {source.where}; they are taken in "
-                f"order for {', '.join(labels)}"
+                f"note: the outputs of {name} have no label names in {source.where}; they are "
+                f"used in order as {', '.join(labels)}"
             )
             continue
         head = name.split("/")[0]
         raise UserError(
             f"config.init_from={source.where!r} has a {head} for the labels "
-            f"{list(source.labels)}, this run has {list(labels)}. Set init_reset="
-            f"'^{head}' to start it anew, or task.labels to the same ones."
+            f"{list(source.labels)}; this run has {list(labels)}. Set init_reset='^{head}' to "
+            "initialise it from scratch, or task.labels to the source's labels."
         )
 
 
@@ -286,7 +290,7 @@ def _abstract(tree):
 
 
 def _assemble(fresh, plan: dict, get: Callable[[str], Any]):
-    """Each array is made on its own devices: no leaf is ever whole on one of several."""
+    """The tree of loaded arrays. Each device gets its shards only, never a complete array."""
 
     def leaf(path, x):
         name = path_name(path)
@@ -295,28 +299,28 @@ def _assemble(fresh, plan: dict, get: Callable[[str], Any]):
             return x
         parts = [get(n) if n else None for n in names]
         if all(isinstance(part, np.ndarray) for part in parts):
-            whole = parts[0] if names == [name] else _Layers(parts)
+            source = parts[0] if names == [name] else _Layers(parts)
             return jax.make_array_from_callback(
-                x.shape, x.sharding, lambda at: np.asarray(whole[at], x.dtype)
+                x.shape, x.sharding, lambda at: np.asarray(source[at], x.dtype)
             )
 
         dtype = x.dtype
 
-        def make(x, parts):  # copies, so that parameters and their average share none
+        def make(x, parts):  # copies, so that parameters and their average share no buffers
             if names == [name]:
                 return jnp.array(parts[0], dtype, copy=True)
             return jnp.stack(
                 [x[i] if part is None else part.astype(dtype) for i, part in enumerate(parts)]
             )
 
-        drawn = x if any(p is None for p in parts) else None  # else it may be a shape alone
+        drawn = x if any(p is None for p in parts) else None  # x may be a ShapeDtypeStruct
         return jax.jit(make, out_shardings=x.sharding)(drawn, parts)
 
     return jax.tree_util.tree_map_with_path(leaf, fresh)
 
 
 class _Layers:
-    """Arrays on the host as one with a leading axis, of which only a part is put together."""
+    """Host arrays of layers as one array with a leading axis, assembled only as it is sliced."""
 
     def __init__(self, parts: list[np.ndarray]):
         self._parts = parts
@@ -326,7 +330,7 @@ class _Layers:
 
 
 def _table(source: Source, named: dict, loaded: set, new: list) -> str:
-    """What was loaded, what is new, what was left: one line a module, equal layers together."""
+    """A table of loaded, new and unused parameters: one line per module, all layers in one."""
     sizes = {n: int(np.prod(s)) for n, s in source.shapes.items()}
     for name, x in named.items():
         names = layer_names(name, x)
@@ -335,13 +339,13 @@ def _table(source: Source, named: dict, loaded: set, new: list) -> str:
     for status, names in (
         ("loaded", loaded),
         ("new", new),
-        ("left", [n for n in source.shapes if n not in loaded]),
+        ("unused", [n for n in source.shapes if n not in loaded]),
     ):
         modules, layers = defaultdict(list), set()
         for n in names:
-            found = re.match(r"stack/layer_(\d+)/", n)
-            modules["stack" if found else n.split("/")[0]].append(n)
-            layers |= {int(found[1])} if found else set()
+            layer = re.match(r"stack/layer_(\d+)/", n)
+            modules["stack" if layer else n.split("/")[0]].append(n)
+            layers |= {int(layer[1])} if layer else set()
         for module, members in sorted(modules.items()):
             label = f"stack, layers {_ranges(sorted(layers))}" if module == "stack" else module
             rows.append((status, label, len(members), sum(sizes[n] for n in members)))
@@ -362,20 +366,20 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def check_tokenizer(source: Source, reset: str, tokenizer, log: Callable[[str], None]) -> None:
-    """Refuses a tokenizer that is not the one that source's token embedding was trained with."""
+    """Raises UserError unless the source's token embedding was trained with this tokenizer."""
     name = "embed/embedding"
     if tokenizer is None or name not in source.shapes or (reset and re.search(reset, name)):
         return
     if not source.tokenizer_kind:
         log(
-            f"note: {source.where} has no tokenizer that bigjax reads, so it is not checked that "
-            "the vocabulary is the same"
+            f"note: {source.where} has no tokenizer that bigjax supports, so its vocabulary is not "
+            "compared with this run's"
         )
         return
     spec = types.SimpleNamespace(
         kind=source.tokenizer_kind,
         path=source.tokenizer_path,
-        lowercase=getattr(tokenizer, "lowercase", True),  # where the folder does not say it
+        lowercase=getattr(tokenizer, "lowercase", True),  # if the folder does not specify it
     )
     theirs = tokenizers.named(spec, lambda text: None)
     if theirs.fingerprint != tokenizer.fingerprint:
@@ -383,5 +387,5 @@ def check_tokenizer(source: Source, reset: str, tokenizer, log: Callable[[str], 
             f"The parameters of config.init_from={source.where!r} were trained with another "
             f"vocabulary ({theirs.kind}, {theirs.vocab_size:,} tokens) than this run's "
             f"({tokenizer.kind}, {tokenizer.vocab_size:,}). Set data.tokenizer.kind='init_from' to "
-            "use theirs, or init_reset='^(embed|mlm|head)' to start those parameters anew."
+            "use it, or init_reset='^(embed|mlm|head)' to initialise these parameters from scratch."
         )

@@ -80,7 +80,7 @@ class Writer:
                     kept.append(line + b"\n")
             except (ValueError, LookupError, TypeError):
                 pass  # a line cut short when the process was killed
-        cloud.write_whole(self._path, b"".join(kept))
+        cloud.write_atomically(self._path, b"".join(kept))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         if not self._active:
@@ -110,7 +110,7 @@ class Writer:
         for path in [p for p in pathlib.Path(self._folder).rglob("*") if p.is_file()]:
             name, content = str(path.relative_to(self._folder)), path.read_bytes()
             if self._sizes.get(name) != len(content):  # they only grow
-                cloud.write_whole(self._workdir / name, content)
+                cloud.write_atomically(self._workdir / name, content)
                 self._sizes[name] = len(content)
         self._uploaded = time.monotonic()
 

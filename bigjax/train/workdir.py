@@ -98,7 +98,7 @@ def _with_defaults(old, config):
 def write_config(folder: epath.Path, config) -> None:
     """Writes config.json atomically."""
     if jax.process_index() == 0:
-        cloud.write_whole(folder / "config.json", (config_lib.to_json(config) + "\n").encode())
+        cloud.write_atomically(folder / "config.json", (config_lib.to_json(config) + "\n").encode())
 
 
 def existing(workdir: str) -> epath.Path:

@@ -153,10 +153,10 @@ def test_what_was_loaded_what_is_new_and_what_was_left_is_printed(flags, tmp_pat
         ("new", "stack, layers 1"),
         ("new", "classifier"),
         ("new", "pooler"),
-        ("left", "mlm"),
-        ("left", "nsp"),
-        ("left", "pooler"),
-        ("left", "stack, layers 1"),
+        ("unused", "mlm"),
+        ("unused", "nsp"),
+        ("unused", "pooler"),
+        ("unused", "stack, layers 1"),
     }
     assert found["loaded", "embed"] == ["1", "5,120"] and found["new", "classifier"] == ["2", "66"]
     assert re.search(r"\d\.\d% of the tokens are padding", out)

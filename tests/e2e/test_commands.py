@@ -302,4 +302,4 @@ def test_init_from_a_model_of_another_size(capsys, tiny_flags, trained, tmp_path
         "--config.model.d_model=64",
         f"--config.init_from={trained[0]}",
     )
-    assert code == 2 and "embed/embedding is (264, 32) there, (264, 64) here" in err
+    assert code == 2 and "embed/embedding has the shape (264, 32) there and (264, 64) in" in err

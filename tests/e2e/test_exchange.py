@@ -15,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 from bigjax import config as config_lib
 from bigjax import data, interop, main
 from bigjax.data.bpe import byte_characters
+from bigjax.interop.origin import ORIGIN
 from bigjax.layers.params import unstack_layers
-from bigjax.train import exchange
+from bigjax.train import export_model, import_model
 from bigjax.train import load as load_lib
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
@@ -168,7 +169,7 @@ def test_an_imported_model_computes_what_the_original_does(tmp_path, case):
     )
     config, theirs, _ = stored(case)
     folder = write_folder(tmp_path / "in", config, theirs)
-    exchange.import_run(folder, tmp_path / "run", lambda text: None)
+    import_model.import_run(folder, tmp_path / "run", lambda text: None)
     loaded = load_lib.load(tmp_path / "run", workdir_lib.read_config(tmp_path / "run"), None, None)
     batch = reference.batch
     logits, _ = loaded.task.model.apply(
@@ -183,23 +184,25 @@ def test_half_precision_comes_back(tmp_path, dtype, inside):
     folder = write_folder(
         tmp_path / "in", {**CONFIG, "dtype": dtype}, gpt2_tensors(interop.files.DTYPES[dtype])
     )
-    exchange.import_run(folder, tmp_path / "run", lambda text: None)
+    import_model.import_run(folder, tmp_path / "run", lambda text: None)
     assert workdir_lib.read_config(tmp_path / "run").model.param_dtype == inside
-    exchange.export_run(tmp_path / "run", tmp_path / "out", log=lambda text: None)
+    export_model.export_run(tmp_path / "run", tmp_path / "out", log=lambda text: None)
     assert_same_files(folder, tmp_path / "out")
-    exchange.export_run(tmp_path / "run", tmp_path / "wide", log=lambda text: None, dtype="float32")
+    export_model.export_run(
+        tmp_path / "run", tmp_path / "wide", log=lambda text: None, dtype="float32"
+    )
     assert interop.read(tmp_path / "wide").dtype == "float32"
     assert json.loads((tmp_path / "wide" / "config.json").read_text())["dtype"] == "float32"
 
 
 def test_shards_go_in_and_out(imported, tmp_path):
     quiet = lambda text: None
-    exchange.export_run(imported, tmp_path / "shards", log=quiet, max_shard_bytes=6000)
+    export_model.export_run(imported, tmp_path / "shards", log=quiet, max_shard_bytes=6000)
     assert (tmp_path / "shards" / "model.safetensors.index.json").exists()
-    exchange.import_run(tmp_path / "shards", tmp_path / "run", quiet)
-    exchange.export_run(tmp_path / "run", tmp_path / "out", log=quiet)
+    import_model.import_run(tmp_path / "shards", tmp_path / "run", quiet)
+    export_model.export_run(tmp_path / "run", tmp_path / "out", log=quiet)
     assert_same_files(tmp_path / "shards", tmp_path / "out")
-    exchange.export_run(tmp_path / "run", tmp_path / "again", log=quiet, max_shard_bytes=6000)
+    export_model.export_run(tmp_path / "run", tmp_path / "again", log=quiet, max_shard_bytes=6000)
     assert_same_files(tmp_path / "shards", tmp_path / "again")
 
 
@@ -212,11 +215,11 @@ def test_unknown_and_missing_tensors_are_listed(capsys, gpt2, tmp_path):
     assert code == 0, err
     (new,) = [line for line in out.splitlines() if "2 new" in line]
     assert "stack/layer_1/mlp/up/bias" in new and "final_norm/scale" in new
-    assert "1 unknown tensors, kept for an export: extra.weight" in out
+    assert "1 unknown tensors, kept for export: extra.weight" in out
     code, out, err = bigjax(capsys, "export", f"--workdir={tmp_path}/run", f"--to={tmp_path}/out")
     assert code == 0, err
-    assert "1 unknown tensors, written as they were: extra.weight" in out
-    (drawn,) = [line for line in out.splitlines() if "that the import drew" in line]
+    assert "1 unknown tensors, written unchanged: extra.weight" in out
+    (drawn,) = [line for line in out.splitlines() if "initialised by the import" in line]
     assert "2 parameters" in drawn and "final_norm/scale" in drawn
     assert_same_files(folder, tmp_path / "out")
 
@@ -231,9 +234,9 @@ def test_a_truncated_file_is_refused_and_nothing_is_written(capsys, gpt2, tmp_pa
 
 
 def test_a_failure_in_the_middle_leaves_nothing(gpt2, tmp_path, monkeypatch):
-    monkeypatch.setattr(exchange, "_save", lambda *a: 1 / 0)
+    monkeypatch.setattr(import_model, "_save", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        exchange.import_run(gpt2, tmp_path / "run", lambda text: None)
+        import_model.import_run(gpt2, tmp_path / "run", lambda text: None)
     assert not list(tmp_path.iterdir())
 
 
@@ -274,7 +277,7 @@ def test_a_model_that_transformers_has_not(capsys, copied, tmp_path):
 
 def test_a_model_trained_here(capsys, copied, tmp_path):
     """The same as after training: nothing is remembered of an original."""
-    (copied / exchange.ORIGIN).unlink()
+    (copied / ORIGIN).unlink()
     code, _, err = bigjax(capsys, "export", f"--workdir={copied}", f"--to={tmp_path}/out")
     assert code == 0, err
     names = {
@@ -310,7 +313,7 @@ def test_the_moving_average_of_an_unrolled_model(copied, tmp_path):
     )
     checkpoints.wait()
     checkpoints.close()
-    exchange.export_run(copied, tmp_path / "out", log=lambda text: None)
+    export_model.export_run(copied, tmp_path / "out", log=lambda text: None)
     written = load_file(tmp_path / "out" / "model.safetensors")
     for name, x in gpt2_tensors().items():
         np.testing.assert_array_equal(written[name], 2 * x)
@@ -330,13 +333,13 @@ def test_the_moving_average_of_an_unrolled_model(copied, tmp_path):
 def test_bert_comes_back(tmp_path, case):
     config, theirs, _ = stored(case)
     folder, lines = write_folder(tmp_path / "in", config, theirs), []
-    exchange.import_run(folder, tmp_path / "run", lines.append)
-    exchange.export_run(tmp_path / "run", tmp_path / "out", log=lines.append)
+    import_model.import_run(folder, tmp_path / "run", lines.append)
+    export_model.export_run(tmp_path / "run", tmp_path / "out", log=lines.append)
     assert_same_files(folder, tmp_path / "out")
     text = "\n".join(lines)
     # The body alone: the task's head is new, and the pooler waits for the export.
     assert ("5 new" in text and "mlm/dense/kernel" in text) == (case == "BertModel")
-    assert ("kept for an export: pooler/kernel" in text) == (case == "BertModel")
+    assert ("kept for export: pooler/kernel" in text) == (case == "BertModel")
 
 
 def test_names_of_a_stranger_lead_nowhere(capsys, copied, tmp_path):
@@ -380,7 +383,7 @@ def test_a_cased_vocabulary_without_settings_is_read_as_it_is_told(tmp_path):
         c, said = helpers.filled(config_lib.new_config()), []
         config_lib.override(c, flags)
         folder = tmp_path / f"run{len(flags)}" / "tokenizer"
-        exchange._import_tokenizer(found, c, folder, str(folder.parent), said.append)
+        import_model._import_tokenizer(found, c, folder, str(folder.parent), said.append)
         assert data.load_tokenizer(folder).encode("Paris a").tolist() == ids
         assert c.data.tokenizer.lowercase is (not flags)
         assert bool(said) is (not flags) and all("a folder has pieces with" in s for s in said)

@@ -263,7 +263,7 @@ def test_a_process_that_dies_of_a_defect_ends_the_others_which_may_be_started_ag
     (code, _, err), (its_code, _, its_err) = ends(two)
     assert its_code == 1 and LOST not in its_err, its_err
     assert "process 1 of 0 to 1] aborted, for the reason above: a defect" in its_err
-    assert code == 75 and LOST in err and "training goes on from the newest checkpoint" in err
+    assert code == 75 and LOST in err and "training resumes from the latest checkpoint" in err
     assert time.monotonic() - begun < HEARTBEAT_TIMEOUT + 20
 
 
@@ -275,8 +275,8 @@ def test_a_coordinator_that_is_not_there(flags, tmp_path):
         text in err
         for text in (
             "process 0 does not answer at 127.0.0.1:",
-            "must run on all 2 hosts",
-            "this one is process 1 (of 0 to 1)",
+            "on all 2 hosts",
+            "this is process 1 (of 0 to 1)",
             "start_timeout=1 seconds",
         )
     ), err

@@ -29,8 +29,9 @@ from bigjax import data, interop
 from bigjax.data import tokenizer as tokenizer_lib
 from bigjax.data.bpe import byte_characters
 from bigjax.data.wordpiece import train_wordpiece
+from bigjax.interop.origin import ORIGIN
 from bigjax.models import bert, gpt
-from bigjax.train import exchange
+from bigjax.train import export_model, import_model
 
 BAR = 1e-5
 TEXTS = [f"the quick brown fox jumps over the lazy dog, {i} times; isn't it?" for i in range(300)]
@@ -203,17 +204,17 @@ def check(case: str, root: pathlib.Path) -> None:
     error = f"{difference(have, want):.1e}" if have else "-"
     assert not have or float(error) <= BAR, error
 
-    exchange.import_run(source, root / "run", quiet)
-    exchange.export_run(root / "run", root / "back", log=quiet)
+    import_model.import_run(source, root / "run", quiet)
+    export_model.export_run(root / "run", root / "back", log=quiet)
     same_files(source, root / "back")
     model.save_pretrained(root / "shards", max_shard_size=SHARD)
     write_tokenizer(model.config.model_type, root / "shards")
-    exchange.export_run(root / "run", root / "back-shards", log=quiet, max_shard_bytes=SHARD)
+    export_model.export_run(root / "run", root / "back-shards", log=quiet, max_shard_bytes=SHARD)
     same_files(root / "shards", root / "back-shards")
-    exchange.import_run(root / "back-shards", root / "run-shards", quiet)
+    import_model.import_run(root / "back-shards", root / "run-shards", quiet)
 
-    (root / "run" / exchange.ORIGIN).unlink()
-    exchange.export_run(root / "run", root / "new", log=quiet, dtype=dtype)
+    (root / "run" / ORIGIN).unlink()
+    export_model.export_run(root / "run", root / "new", log=quiet, dtype=dtype)
     saved = json.loads((root / "new" / "config.json").read_text())["architectures"][0]
     if saved == name:
         assert difference(theirs(root / "new", name), want) == 0

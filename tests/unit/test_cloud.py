@@ -110,7 +110,7 @@ def test_storage_that_does_not_answer_is_not_told_as_bad_input(
             sources.from_config("a", dict(kind="text", path="gs://bucket/*.txt"))
         ),
     ):
-        with pytest.raises(TransientError, match="Cloud storage failed, also when asked again"):
+        with pytest.raises(TransientError, match="Cloud storage failed, also after retries"):
             ask()
 
 

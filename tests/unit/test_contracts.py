@@ -147,7 +147,7 @@ def test_the_service_of_jax():
 def test_the_clusters_of_jax():
     from bigjax.private import jax as jax_private
 
-    where = "hosts._cluster"
+    where = "cluster.from_environment"
     kinds = jax_private.clusters()
     names = {kind.__name__ for kind in kinds}
     keeps("jax", "K8sCluster is the class's name", where, "K8sCluster" in names)

@@ -154,7 +154,7 @@ def test_resumed_with_the_same_and_refused_with_another(
 def test_a_source_that_does_not_fit_or_is_not_there(distil, tmp_path, capsys):
     for change, words in (
         (f"--config.task.teacher={tmp_path}/none", "none' is neither a run's work folder nor"),
-        ("--config.model.d_model=32", "does not fit the frozen part 'teacher': "),
+        ("--config.model.d_model=32", "does not match the frozen part 'teacher': "),
     ):
         assert main.main(["train", *distil, change, f"--workdir={tmp_path}/run"]) == 2
         err = capsys.readouterr().err

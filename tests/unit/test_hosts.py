@@ -9,7 +9,7 @@ import requests
 
 from bigjax import config
 from bigjax.errors import TransientError, UserError
-from bigjax.parallel import hosts, mesh
+from bigjax.parallel import cluster, hosts, mesh
 
 SLURM = {
     "SLURM_JOB_ID": "5",
@@ -26,7 +26,7 @@ GKE = {
 
 
 def address(address="10.0.0.1:1234", n="2", i="1"):
-    return dict(zip(hosts.VARIABLES, (address, n, i)))
+    return dict(zip(cluster.VARIABLES, (address, n, i)))
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def asked(monkeypatch):
 
     def of(environment, tpu=False):
         found = []
-        for name in hosts.VARIABLES:
+        for name in cluster.VARIABLES:
             monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -44,7 +44,7 @@ def asked(monkeypatch):
 
             monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
             monkeypatch.setattr(
-                hosts, "jax", SimpleNamespace(config=SimpleNamespace(jax_platforms="tpu,cpu"))
+                cluster, "jax", SimpleNamespace(config=SimpleNamespace(jax_platforms="tpu,cpu"))
             )
 
         class Stop(Exception):
@@ -83,7 +83,7 @@ def test_pods_of_tpus(asked):
     assert asked(GKE) is None  # no TPU here
     assert asked({**GKE, "TPU_WORKER_HOSTNAMES": "localhost"}, tpu=True) is None
     assert asked(GKE, tpu=True) == {"num_processes": 3}
-    with pytest.raises(UserError, match="how many hosts it has could not be found out"):
+    with pytest.raises(UserError, match="number of hosts could not be determined"):
         asked({**GKE, "MEGASCALE_NUM_SLICES": "two"}, tpu=True)
 
 
@@ -95,10 +95,10 @@ def test_a_cluster_that_does_not_answer_may_answer_later(asked, monkeypatch):
 
     monkeypatch.setattr(cloud_tpu_cluster.GkeTpuCluster, "get_process_count", count)
     for error in requests.exceptions.ConnectTimeout("metadata"), ConnectionResetError():
-        with pytest.raises(TransientError, match="could not be found out"):
+        with pytest.raises(TransientError, match="could not be determined"):
             asked(GKE, tpu=True)
     error = ValueError("unsupported format")
-    with pytest.raises(UserError, match="could not be found out"):
+    with pytest.raises(UserError, match="could not be determined"):
         asked(GKE, tpu=True)
 
 
@@ -174,7 +174,7 @@ def test_a_process_that_another_one_has_left_may_be_started_again(monkeypatch, c
     for event in ("_starting", "_joined", "_failing"):
         monkeypatch.setattr(hosts, event, threading.Event())
     hosts._starting.set(), hosts._joined.set()
-    monkeypatch.setattr(hosts, "_seen", lambda: None)
+    monkeypatch.setattr(hosts, "_acknowledge", lambda: None)
     hosts.fail(text, 1, jax.errors.JaxRuntimeError(text))
     assert ended == [code] and hosts.LOST in capfd.readouterr().err
 

@@ -17,7 +17,7 @@ from bigjax.errors import UserError
 from bigjax.interop import origin, storage
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
-from bigjax.train import exchange, init_from
+from bigjax.train import export_model, import_model, init_from
 from bigjax.train import load as load_lib
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
@@ -118,36 +118,35 @@ def body_without_pooler(folder):
 # What the import reports for each.
 LAYOUTS = {
     published_bert: [
-        "4 without a place in task 'mlm_nsp', kept for an export: pooler/kernel",
-        "3 copies or buffers that hold no weights: cls.predictions.decoder.bias, "
+        "4 not used by task 'mlm_nsp', kept for export: pooler/kernel",
+        "3 copies or buffers without weights: cls.predictions.decoder.bias, "
         "cls.predictions.decoder.weight, bert.embeddings.position_ids",
     ],
-    published_gpt2: ["5 copies or buffers that hold no weights: lm_head.weight, h.0.attn.bias"],
+    published_gpt2: ["5 copies or buffers without weights: lm_head.weight, h.0.attn.bias"],
     sharded_llama: [
-        "2 copies or buffers that hold no weights: model.layers.1",
-        "1 unknown tensors, kept for an export: extra",
+        "2 copies or buffers without weights: model.layers.1",
+        "1 unknown tensors, kept for export: extra",
     ],
     other_types: [
-        "2 copies or buffers that hold no weights: cls.predictions.decoder",
-        "2 unknown tensors, kept for an export: adapter.",
+        "2 copies or buffers without weights: cls.predictions.decoder",
+        "2 unknown tensors, kept for export: adapter.",
         "of several types",
     ],
     body_without_pooler: [
-        "2 missing: the folder lacks what its architecture has, and the task "
-        "needs none: pooler/kernel, pooler/bias"
+        "2 missing in the folder, and not needed by the task: pooler/kernel, pooler/bias"
     ],
 }
 
 
 def import_(folder, workdir) -> str:
     lines = []
-    exchange.import_run(folder, workdir, lines.append)
+    import_model.import_run(folder, workdir, lines.append)
     return "\n".join(lines)
 
 
 def export(workdir, to, **more) -> str:
     lines = []
-    exchange.export_run(workdir, to, log=lines.append, **more)
+    export_model.export_run(workdir, to, log=lines.append, **more)
     return "\n".join(lines)
 
 
@@ -181,12 +180,12 @@ def test_an_unchanged_import_is_exported_byte_for_byte(tmp_path, layout):
     assert not [words for words in LAYOUTS[layout] if words not in imported], imported
     exported = export(tmp_path / "run", tmp_path / "out")
     assert_same_files(folder, tmp_path / "out")
-    assert "copies or buffers" not in exported and "import drew" not in exported.replace(
+    assert "copies or buffers" not in exported and "initialised by" not in exported.replace(
         # The head of the task, which this class does not have.
-        "5 parameters that BertModel has no place for, or that the import drew",
+        "5 parameters not in BertModel, or initialised by the import",
         "",
     )
-    assert ("unknown tensors, written as they were" in exported) == ("unknown" in imported)
+    assert ("unknown tensors, written unchanged" in exported) == ("unknown" in imported)
 
 
 def windows_text(path) -> None:
@@ -215,8 +214,10 @@ def test_trained_parameters_are_exported_with_todays_layout(bert, tmp_path):
     workdir = shutil.copytree(bert / "run", tmp_path / "run")
     save_step(workdir, 1)
     exported = export(workdir, tmp_path / "out")
-    assert "4 imported tensors that were not trained with the others, left out: pooler" in exported
-    assert "3 copies or buffers that hold no weights, left out" in exported
+    assert (
+        "4 imported tensors that were not trained with the others, not exported: pooler" in exported
+    )
+    assert "3 copies or buffers without weights, not exported" in exported
     _, theirs, _ = stored("BertForMaskedLM")
     assert_same(load_file(tmp_path / "out" / WEIGHTS), {k: 2 * x for k, x in theirs.items()})
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", WEIGHTS]
@@ -228,7 +229,9 @@ def test_a_trained_model_from_shards_is_exported_as_one_file(tmp_path):
     import_(sharded_llama(tmp_path / "in"), tmp_path / "run")
     save_step(tmp_path / "run", 1)
     exported = export(tmp_path / "run", tmp_path / "out")
-    assert "1 imported tensors that were not trained with the others, left out: extra" in exported
+    assert (
+        "1 imported tensors that were not trained with the others, not exported: extra" in exported
+    )
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", WEIGHTS]
     assert load_file(tmp_path / "out" / WEIGHTS).keys() == stored("LlamaForCausalLM")[1].keys()
 
@@ -237,7 +240,8 @@ def test_another_dtype_or_other_shards_drop_only_copies_and_buffers(bert, tmp_pa
     _, theirs, _ = stored("BertForPreTraining")
     exported = export(bert / "run", tmp_path / "half", dtype="bfloat16")
     assert (
-        "3 copies or buffers that hold no weights, left out" in exported and "drew" not in exported
+        "3 copies or buffers without weights, not exported" in exported
+        and "initialised" not in exported
     )
     assert_same(
         load_file(tmp_path / "half" / WEIGHTS),
@@ -318,14 +322,16 @@ def test_a_work_folder_of_an_older_import(bert, tmp_path):
     del origin_json["layout"]
     path.write_text(json.dumps(origin_json))
     exported = export(workdir, tmp_path / "out")
-    assert "4 parameters that BertForMaskedLM has no place for" in exported
+    assert "4 parameters not in BertForMaskedLM" in exported
     assert_same(load_file(tmp_path / "out" / WEIGHTS), stored("BertForMaskedLM")[1])
 
 
 def test_other_files_are_named(tmp_path):
     folder = published_bert(tmp_path / "in")
     (folder / "README.md").write_text("of a model")
-    assert "1 other files of the folder, left out: README.md" in import_(folder, tmp_path / "run")
+    assert "1 other files of the folder, not imported: README.md" in import_(
+        folder, tmp_path / "run"
+    )
 
 
 def test_a_tensor_in_two_shards(tmp_path):
@@ -339,8 +345,8 @@ def test_a_tensor_in_two_shards(tmp_path):
 
 def test_long_lists_are_abbreviated(tmp_path):
     names = [f"h.{i}.attn.{x}" for i in range(9) for x in ("bias", "masked_bias")]
-    assert exchange._brief(names) == ["h.*.attn.bias", "h.*.attn.masked_bias"]
-    assert exchange._brief(names[:4]) == names[:4]
+    assert import_model._brief(names) == ["h.*.attn.bias", "h.*.attn.masked_bias"]
+    assert import_model._brief(names[:4]) == names[:4]
 
 
 def test_files_equal_those_of_the_safetensors_library(tmp_path):

@@ -323,7 +323,11 @@ def test_a_task_refuses_data_of_another_kind(task, data, words):
             "data.name='seqgan.oracle_data' have no tok",
         ),
         ("tokenizer", "tests/tiny_bert.py:labelled", "is trained when the data are read"),
-        ("embeddings", "configs/seqgan/oracle.py:tiny", "data.tokenizer.kind is '', set it to"),
+        (
+            "embeddings",
+            "configs/seqgan/oracle.py:tiny",
+            "data.tokenizer.kind is '', but word vectors",
+        ),
     ],
 )
 def test_commands_of_data_without_sources_or_tokenizer(command, config, words, tmp_path, capsys):

@@ -218,5 +218,5 @@ def test_a_checkpoint_of_bfloat16_arrays_is_checked_and_then_cast(tmp_path):
     items, _ = Checkpoints(tmp_path / "single", read_only=True).restore(1, narrow)
     np.testing.assert_array_equal(items["params"]["kernel"], half.params["kernel"])
     other = {"params": {**want.params, "kernel": want.params["kernel"].update(shape=(32,))}}
-    with pytest.raises(UserError, match=r"kernel is \(64,\) there, \(32,\) here"):
+    with pytest.raises(UserError, match=r"kernel has the shape \(64,\) in it, and \(32,\) in"):
         as_stored(other["params"], tmp_path / "run" / "checkpoints" / "1" / "params")

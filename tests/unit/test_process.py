@@ -15,7 +15,7 @@ from bigjax.arguments import Arguments
 from bigjax.errors import UserError
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.plan import compile as compile_lib
-from bigjax.train import exchange, hooks
+from bigjax.train import hooks, import_model
 from tests import helpers
 
 PYTHON = sys.executable
@@ -217,7 +217,7 @@ def test_a_setting_of_jax_with_which_no_step_can_be_made(name, value, monkeypatc
         for start in (
             lambda: mesh_lib.start({}, 8),
             lambda: compile_lib.plans(None, "v5e:1x1"),
-            lambda: exchange.import_run(tmp_path / "none", tmp_path / "run", print),
+            lambda: import_model.import_run(tmp_path / "none", tmp_path / "run", print),
         ):
             with pytest.raises(UserError, match=f"{name} is {value!r}, but .*`unset {name}`"):
                 start()

@@ -1,0 +1,195 @@
+"""`bigjax export`: writes a saved step as a Hugging Face folder."""
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from bigjax import interop, modules
+from bigjax.data import tokenizer as tokenizers
+from bigjax.interop import origin as origin_lib
+from bigjax.interop import tokenizers as hf_tokenizers
+from bigjax.interop.origin import Origin
+from bigjax.train import load as load_lib
+from bigjax.train import workdir as workdir_lib
+from bigjax.train.import_model import TOKENIZER_FILES, log_names
+from bigjax.trees import layer_places, named_leaves
+
+
+def export_run(
+    workdir: str,
+    to: str,
+    step: int | None = None,
+    log: Callable[[str], None] = print,
+    dtype: str = "",
+    max_shard_bytes: int | None = None,
+) -> None:
+    """Writes a saved step (None: the latest) as a folder that transformers can load.
+
+    Exports the moving average if the run keeps one. Step 0 of an import gives the original files,
+    unless dtype or max_shard_bytes (default: interop.MAX_SHARD_BYTES) asks for others. dtype: of
+    the tensors; '': as imported, else model.param_dtype. Raises UserError, and leaves no folder,
+    for a model for which transformers has no class, and if `to` is not empty.
+    """
+    config = workdir_lib.read_config(workdir)
+    model = {"name": config.model.name, **dataclasses.asdict(modules.options(config, "model"))}
+    family = interop.family_of(model)
+    if dtype:
+        interop.check_dtype(dtype)
+    origin = origin_lib.load(workdir)
+    if origin and origin.family != family:
+        origin = None
+    with config.unlocked():  # on any devices
+        config.mesh.update(data=-1, fsdp=1, sequence=1, tensor=1)
+        param_dtype = config.model.param_dtype
+        if origin is None:
+            config.model.param_dtype = "float32"  # as trained; rounded only to `dtype`
+    loaded = load_lib.load(workdir, config, step, batch_size=None)
+    layout = origin.layout if origin and loaded.step == 0 else None
+    params = _Params(loaded.params, interop.kept_parameters(workdir, loaded.step) if origin else {})
+    labels, kind = _labels(config, params)
+    architecture = _architecture(origin, layout, family, model, params, len(labels) or 2)
+    same_types = _same_types(origin, dtype)
+    if max_shard_bytes is None and not same_types:
+        max_shard_bytes = interop.MAX_SHARD_BYTES
+    files, extra = _tokenizer(workdir, origin, family, model, log)
+    written = interop.write(
+        to,
+        family=family,
+        architecture=architecture,
+        model=model,
+        params=params,
+        labels=labels,
+        kind=kind,
+        extra_files=files,
+        extra_config=extra,
+        max_shard_bytes=max_shard_bytes,
+        layout=layout,
+        raw=origin.raw if origin else None,
+        **_types(param_dtype, origin, dtype, same_types),
+    )
+    log(
+        f"Wrote {to}: step {loaded.step} of {workdir} as {architecture}, "
+        f"{'moving average, ' if config.train.ema else ''}{', '.join(written)}"
+    )
+    if architecture == "BertForPreTraining" and config.task.get("pairs") == "sop":
+        log(
+            "  note: the pair classifier predicts the order of the two texts (pairs='sop'), not "
+            "whether the second follows the first, as transformers documents it"
+        )
+    required = set(interop.requires(family, architecture, model, len(labels) or 2, layout))
+    log_names(
+        log,
+        f"parameters not in {architecture}, or initialised by the import; not exported",
+        [n for n in params if n not in required],
+    )
+    _list_originals(log, origin, layout, exact=max_shard_bytes is None)
+
+
+def _architecture(
+    origin: Origin | None, layout, family: str, model: dict, params, n_labels: int
+) -> str:
+    """The transformers class: the original's if the run has all of its parameters."""
+    if (
+        layout
+        or origin
+        and set(interop.requires(family, origin.architecture, model, n_labels)) <= set(params)
+    ):
+        return origin.architecture
+    return interop.architecture_of(family, params.own)
+
+
+def _list_originals(log, origin: Origin | None, layout, exact: bool) -> None:
+    """Logs what is done with imported tensors that are not parameters of the run."""
+    if not origin or not origin.layout:
+        return
+    if layout:
+        log_names(log, "unknown tensors, written unchanged", layout.unknown)
+    else:
+        log_names(
+            log,
+            "imported tensors that were not trained with the others, not exported",
+            [*origin.kept, *origin.layout.unknown],
+        )
+    if not layout or not exact:
+        log_names(log, "copies or buffers without weights, not exported", origin.layout.redundant)
+
+
+class _Params(Mapping):
+    """{unrolled name: host array}, copied from the device on access. own: names of the run's own
+    parameters, without those kept from an import."""
+
+    def __init__(self, tree, kept: dict[str, np.ndarray]):
+        self._leaves, self._kept = named_leaves(tree), kept
+        self._place = layer_places(self._leaves)
+        self.own = list(self._place)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._place:
+            return self._kept[name]
+        leaf, i = self._place[name]
+        x = self._leaves[leaf]
+        return np.asarray(x if i is None else x[i])
+
+    def __iter__(self) -> Iterator[str]:
+        yield from {**self._place, **self._kept}
+
+    def __len__(self) -> int:
+        return len({**self._place, **self._kept})
+
+
+def _same_types(origin: Origin | None, dtype: str) -> bool:
+    """Whether every tensor is exported with the dtype that it was imported with."""
+    return origin is not None and (not dtype or dtype == origin.dtype and not origin.dtypes)
+
+
+def _types(param_dtype: str, origin: Origin | None, dtype: str, same: bool) -> dict[str, Any]:
+    """The arguments of interop.write about dtypes and the original config."""
+    if origin is None:
+        return {"dtype": dtype or param_dtype}
+    if same:
+        return {
+            "dtype": origin.dtype,
+            "dtypes": origin.dtypes,
+            "config": origin.config,
+            "metadata": origin.metadata,
+        }
+    return {
+        "dtype": dtype,
+        "config": interop.with_dtype(origin.config, dtype),
+        "metadata": origin.metadata,
+    }
+
+
+def _labels(config, params: _Params) -> tuple[tuple[str, ...], str]:
+    """Label names of a classifier or tagger, and a classifier's kind ('classify' or 'regress')."""
+    head = next((h for h in ("classifier", "tagger") if f"{h}/bias" in params), None)
+    if head is None:
+        return (), ""
+    n, labels = len(params[f"{head}/bias"]), tuple(config.task.get("labels", ()))
+    if len(labels) != n:
+        labels = tuple(f"LABEL_{i}" for i in range(n))
+    return labels, config.task.get("kind", "") if head == "classifier" else ""
+
+
+def _tokenizer(
+    workdir: str, origin: Origin | None, family: str, model: dict, log
+) -> tuple[dict[str, bytes], dict[str, int]]:
+    """({name: content} of tokenizer files, {name: token id} for a new config.json)."""
+    folder = workdir_lib.existing(workdir) / "tokenizer"
+    if origin:
+        return {n: (folder / TOKENIZER_FILES / n).read_bytes() for n in origin.files}, {}
+    if not (folder / tokenizers.META_FILE).exists():
+        log(f"  note: {folder} has no tokenizer; none is written")
+        return {}, {}
+    meta = tokenizers.read_meta(folder)
+    ids = {role: meta[f"{role}_id"] for role in ("bos", "eos", "pad")}
+    files = hf_tokenizers.written(meta["kind"], hf_tokenizers.read(folder), ids, model["max_len"])
+    if not files:
+        log(
+            f"  note: transformers has no tokenizer of kind {meta['kind']!r}; none is written. "
+            "Its token ids are the UTF-8 bytes, and bos 256, eos 257, pad 258"
+        )
+    roles = ("pad",) if family == "bert" else ("bos", "eos", "pad")
+    return files, {f"{role}_token_id": ids[role] for role in roles}

@@ -1,0 +1,218 @@
+"""`bigjax import`: makes a work folder from a Hugging Face folder.
+
+It is the folder of a run at step 0, with the data of interop.origin beside it and the original
+tokenizer's files in `tokenizer/huggingface/`, so that an export of step 0 gives the original folder
+back, byte for byte.
+"""
+
+from collections.abc import Callable, Sequence
+import re
+from typing import Any
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigjax import config as config_lib
+from bigjax import interop, modules, tasks
+from bigjax.data import tokenizer as tokenizers
+from bigjax.errors import RunError, UserError
+from bigjax.interop import origin as origin_lib
+from bigjax.interop.origin import ORIGIN
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.train import hooks
+from bigjax.train import workdir as workdir_lib
+from bigjax.train.checkpoint import Checkpoints, SaveError
+from bigjax.train.state import State, cast
+from bigjax.trees import count, layer_names, named_leaves, path_name
+
+TOKENIZER_FILES = "huggingface"  # subfolder of `tokenizer` with the original files
+SEQ_LEN, BATCH_SIZE = 512, 8  # of an imported run's config, as the source has neither
+
+
+def import_run(
+    source: str,
+    workdir: str,
+    log: Callable[[str], None] = print,
+    overrides: Sequence[str] = (),
+) -> None:
+    """Creates the work folder of a run at step 0 from a Hugging Face folder.
+
+    overrides: --config.KEY=VALUE for the new run's config. Raises UserError, and leaves no folder,
+    for an unsupported model, damaged files, an override without effect, and a workdir that is not
+    empty.
+    """
+    mesh_lib.check_settings()
+    imported = interop.read(source)
+    config, overridden = _config(imported, overrides)
+    with interop.new_folder(workdir) as folder:
+        _import_tokenizer(imported, config, folder / "tokenizer", workdir, log)
+        for key, value in overridden.items():
+            if not key.startswith("data.tokenizer."):
+                continue
+            if key != "data.tokenizer.lowercase" or config.data.tokenizer.lowercase != value:
+                raise UserError(
+                    f"--config.{key}={value} would have no effect: the tokenizer files in {source} "
+                    "determine it. Remove it."
+                )
+        task = tasks.build(config)
+        params, kept = _params(imported, task, config, log)
+        origin_lib.save(folder, imported, kept)
+        workdir_lib.write_config(epath.Path(folder), config)
+        _save(folder, params, config)
+    log(
+        f"Wrote {workdir}: {count(params):,} parameters as step 0, config.json, tokenizer/, "
+        f"{ORIGIN}"
+    )
+
+
+def _config(imported: interop.Imported, overrides: Sequence[str]):
+    """(config, {overridden key: value}): a config of the imported model and task, with defaults for
+    all other keys."""
+    c = config_lib.new_config()
+    types = {"param_dtype": "bfloat16"} if imported.dtype == "bfloat16" else {}
+    with c.unlocked():
+        c.model = {"preset": "", **imported.model, **types}
+        c.task = imported.task
+        c.data = dict(name=modules.of(c, "task").DATA)
+        if "max_len" in imported.model:  # of a model of text
+            c.data.seq_len = min(imported.model["max_len"], SEQ_LEN)
+        c.train.batch_size = BATCH_SIZE
+        kind = modules.of(c, "task").EVALUATION
+        c.evals = dict(valid=dict(kind=kind, every=c.train.steps))
+    keys = config_lib.override(c, list(overrides), modules.filled(c), modules.types(c))
+    modules.fill(c)
+    config_lib.expand_paths(c, modules.path_schemes(c))
+    config_lib.check_values(c)
+    return c, {key: config_lib.get(c, key) for key in keys}
+
+
+def _import_tokenizer(imported: interop.Imported, config, folder, workdir: str, log) -> None:
+    """Writes the original tokenizer files and bigjax's own, and sets config.data.tokenizer."""
+    originals = folder / TOKENIZER_FILES
+    originals.mkdir(parents=True)
+    for name, content in imported.tokenizer_files.items():
+        (originals / name).write_bytes(content)
+    for name, content in imported.derived_files.items():
+        (folder / name).write_bytes(content)
+    if not imported.tokenizer_kind:
+        log(
+            "The folder has no tokenizer that bigjax supports; its files, if any, are kept. To "
+            "train or evaluate, set data.tokenizer.kind and .path."
+        )
+        return
+    spec = config.data.tokenizer
+    with config.unlocked():
+        spec.kind = imported.tokenizer_kind
+        spec.path = str(folder if imported.derived_files else originals)
+        log_with_source = lambda text: log(text.replace(spec.path, str(imported.folder)))
+        tokenizer = tokenizers.named(spec, log_with_source)
+        spec.path = str(epath.Path(workdir).expanduser().resolve() / "tokenizer")
+        spec.lowercase = getattr(tokenizer, "lowercase", True)  # only some kinds have it
+    if tokenizer.vocab_size > imported.model["vocab_size"]:
+        raise UserError(
+            f"The tokenizer of {imported.folder} has {tokenizer.vocab_size} tokens, but its model "
+            f"only {imported.model['vocab_size']}: they do not belong together. Restore the "
+            "folder's files."
+        )
+    tokenizer.save(folder)
+
+
+def _params(imported: interop.Imported, task, config, log) -> tuple[Any, list[str]]:
+    """The task's parameters as host arrays, and the names of imported ones that it does not use."""
+
+    def init(rng):
+        return cast(task.init(rng)["params"], config.model.param_dtype)
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    wanted = {n: k for k, x in named_leaves(shapes).items() for n in layer_names(k, x)}
+    loaded = [n for n in imported.names if n in wanted]
+    new = [n for n in wanted if n not in imported.shapes]
+    kept = [n for n in imported.names if n not in wanted]
+    _describe(imported, config, loaded, new, kept, log)
+    fresh, drawn = {}, {wanted[n] for n in new}
+    if new:
+        fresh = named_leaves(jax.jit(init)(jax.random.key(config.seed)))
+        fresh = {name: np.array(x) for name, x in fresh.items() if name in drawn}
+
+    def host_array(path, like):
+        name = path_name(path)
+        out = fresh[name] if name in drawn else np.empty(like.shape, like.dtype)
+        layers = layer_names(name, like)
+        for i, n in enumerate(layers):
+            if n in imported.shapes:
+                layer = out if layers == [name] else out[i]
+                if imported.shapes[n] != layer.shape:
+                    raise UserError(
+                        f"{n} has the shape {imported.shapes[n]} in {imported.folder}, but "
+                        f"{layer.shape} in task {config.task.name!r}. Check the sizes in its "
+                        "config.json."
+                    )
+                layer[...] = imported.load(n)
+        return out
+
+    return jax.tree_util.tree_map_with_path(host_array, shapes), kept
+
+
+def _describe(imported, config, loaded, new, kept, log) -> None:
+    log(
+        f"{imported.folder}: {imported.architecture} in {imported.dtype}"
+        + (" (of several types)" if imported.dtypes else "")
+        + f", as model {config.model.name!r} with task {config.task.name!r}"
+    )
+    for text, names in (
+        ("loaded", loaded),
+        (
+            "new, drawn from the seed: parameters of its architecture that the folder lacks",
+            [n for n in new if n in imported.missing],
+        ),
+        (
+            "new, drawn from the seed: parameters of the task that the architecture lacks",
+            [n for n in new if n not in imported.missing],
+        ),
+        (
+            "missing in the folder, and not needed by the task",
+            [n for n in imported.missing if n not in new],
+        ),
+        (f"not used by task {config.task.name!r}, kept for export", kept),
+        ("unknown tensors, kept for export", imported.unknown),
+        ("copies or buffers without weights", imported.layout.redundant),
+        ("other files of the folder, not imported", imported.other_files),
+    ):
+        log_names(log, text, names)
+    for note in imported.notes:
+        log(f"  note: {note}")
+
+
+def log_names(log, text: str, names: list[str]) -> None:
+    if names:
+        log(f"  {len(names):>5} {text}: {', '.join(_brief(names))}")
+
+
+def _brief(names: list[str]) -> list[str]:
+    """The names; more than 16 shortened to modules and layers, or with * for their numbers."""
+    if len(names) <= 16:
+        return names
+    short = lambda n: (
+        "/".join(n.split("/")[: 2 if n.startswith("stack/") else 1])
+        if "/" in n
+        else re.sub(r"\.\d+(?=\.)", ".*", re.sub(r"^\d+\.", "*.", n))
+    )
+    return list(dict.fromkeys(map(short, names)))
+
+
+def _save(folder, params, config) -> None:
+    state = State(jnp.int32(0), params, (), {}, None, jnp.bool_(False))
+    early_stop = hooks.EarlyStop(config.train.early_stop, {}, lambda text: None).state
+    checkpoints = Checkpoints(folder)
+    try:
+        checkpoints.save(0, state, {"data": "", "early_stop": early_stop, "imported": True}, {})
+        checkpoints.wait()
+    except SaveError as e:
+        raise RunError(
+            f"The parameters could not be written ({e.__cause__}). Nothing was imported: free disk "
+            "space and run the command again."
+        ) from e
+    finally:
+        checkpoints.close()
