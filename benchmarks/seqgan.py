@@ -1,23 +1,23 @@
-"""How fast SeqGAN trains on this machine's CPU: bigjax against plain PyTorch.
+"""The training speed of SeqGAN on this machine's CPU: bigjax against PyTorch.
 
     python benchmarks/seqgan.py [--json] [--rounds 3] [--tasks sampling,mle,...]
 
-The sizes of SeqGAN's experiment with an oracle (https://arxiv.org/abs/1609.05473), which are those
-of configs/seqgan/oracle.py:paper: 5,000 words, sequences of 20, an LSTM of 32, the paper's CNN,
-batches of 64. Both networks have the same number of parameters on both sides, which is checked
-(PyTorch's LSTM has its biases twice: they count once). The tasks:
+The sizes are those of SeqGAN's oracle experiment (https://arxiv.org/abs/1609.05473) and of
+configs/seqgan/oracle.py:paper: 5,000 words, sequences of 20, an LSTM of 32, the paper's CNN,
+batches of 64. The benchmark checks that both networks have the same number of parameters on both
+sides (PyTorch's LSTM has two biases, which count once). The tasks:
 
 - sampling: 10,000 sequences from the generator.
 - mle: an epoch of maximum likelihood over 10,000 sequences, 157 updates.
-- discriminator: an epoch over 10,000 real and 10,000 written sequences, 313 updates of 32 + 32.
-  Ours also writes those of the generator in that time; theirs finds them ready, random.
+- discriminator: an epoch over 10,000 real and 10,000 generated sequences, 313 updates of 32 + 32.
+  Ours includes sampling the generated ones; theirs uses random sequences made before.
 - generator: one adversarial update of 64 sequences, with 16 rollouts after each token.
 
 Theirs is benchmarks/seqgan_torch.py. Ours is what `bigjax train` runs, on the mesh of that config:
-the tasks are rounds of bigjax/train/adversarial.py, and sequences are drawn as
-bigjax/evals/oracle.py draws them. Ours rounds up to whole batches: it draws 10,240 and learns from
-10,048; where theirs clips no gradients, ours does. `ours` and `theirs` are generator updates a
-second; every ratio is that of times. Needs `pip install -e '.[bench]'`.
+the tasks are rounds of bigjax/projects/seqgan/train_step.py, and sequences are sampled as in
+oracle_eval.py. Ours rounds up to full batches: it samples 10,240 sequences and trains on 10,048;
+it also clips gradients, which theirs does not. `ours` and `theirs` are generator updates per
+second; ratios are of times. Needs `pip install -e '.[bench]'`.
 """
 
 import argparse
@@ -30,15 +30,17 @@ import sides
 
 CONFIG = f"{pathlib.Path(__file__).parent.parent}/configs/seqgan/oracle.py:paper"
 SEQUENCES, EPOCH_UPDATES, JUDGE_UPDATES = 10_000, 157, 313
-WARM_UPS = 3  # the first calls are slower
-BARS = {"sampling": 30, "mle": 2, "discriminator": 1.5, "generator": 8}  # by task
+WARM_UPS = 3  # calls: the first ones are slower
+BARS = {"sampling": 30, "mle": 2, "discriminator": 1.5, "generator": 8}  # minimum ratio by task
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    parser.add_argument("--rounds", type=int, default=3, help="of each side and task")
-    parser.add_argument("--tasks", default=",".join(BARS), help="some of them (default: all)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds per side and task")
+    parser.add_argument(
+        "--tasks", default=",".join(BARS), help="a comma-separated selection (default: all)"
+    )
     parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     tasks = args.tasks.split(",")
@@ -60,15 +62,15 @@ def main() -> None:
 
 
 def _measure(running: list[sides.Side], task: str, rounds: int) -> dict[str, float]:
-    """Median seconds of a task by side."""
-    for side in running:  # once more untimed, and theirs for the first time
+    """The median seconds of a task by side."""
+    for side in running:  # an untimed call; theirs has had none before
         _check_losses(side.name, task, side(task))
     seconds = sides.take_turns(running, rounds, task)
-    median = {name: statistics.median(found) for name, found in seconds.items()}
-    for name, found in seconds.items():
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    for name, times in seconds.items():
         print(
-            f"{task:13s} {name:8s} {median[name]:8.3f} s (of {rounds}: {min(found):.3f} to "
-            f"{max(found):.3f})"
+            f"{task:13s} {name:8s} {median[name]:8.3f} s (of {rounds}: {min(times):.3f} to "
+            f"{max(times):.3f})"
         )
     print(f"{task:13s} ratio {_ratio(median):.2f} (bar {BARS[task]})", flush=True)
     return median
@@ -98,25 +100,25 @@ def _print_json(seconds: dict[str, dict[str, float]]) -> None:
 
 
 def _check(abouts: list[dict]) -> None:
-    """Both sides must do the same work."""
+    """Checks that both sides do the same work."""
     for name in ("generator_parameters", "discriminator_parameters"):
         if len({about[name] for about in abouts}) > 1:
             raise SystemExit(f"The models differ: {abouts}")
 
 
 def _check_losses(side: str, task: str, answer: dict) -> None:
-    """The sequences are random words: nothing can be learnt but to know some by heart."""
+    """The sequences are random words: the loss stays near that of a uniform guess."""
     guess = math.log(5000)
     if task == "mle" and abs(answer["loss"] - guess) > 0.5:
         raise SystemExit(f"The loss of {side} in {task} is not near {guess:.2f}: {answer}")
     if task == "generator" and not 0 < answer["reward"] < 1:
-        raise SystemExit(f"The reward of {side} is no probability: {answer}")
+        raise SystemExit(f"The reward of {side} is not a probability: {answer}")
 
 
 def ours(tasks: list[str]) -> None:
     from bigjax import cpu
 
-    cpu.keep_freed_memory()  # as bigjax/main.py does, before jax is imported
+    cpu.keep_freed_memory()  # before jax is imported, as in bigjax/main.py
     import jax
 
     from bigjax import tasks as tasks_lib
@@ -128,7 +130,7 @@ def ours(tasks: list[str]) -> None:
     task = tasks_lib.build(c)
     repeat = _repeat(c, mesh, task)
     for name in tasks:
-        for _ in range(WARM_UPS):  # the first of them compiles
+        for _ in range(WARM_UPS):  # the first compiles
             repeat(name)
     params = jax.eval_shape(task.init, jax.random.key(0))["params"]
     sides.serve(
@@ -142,7 +144,7 @@ def ours(tasks: list[str]) -> None:
 
 
 def _config():
-    """The paper's sizes on a laptop, with the rounds of the benchmark."""
+    """oracle.py:paper with the rounds of the benchmark."""
     from bigjax.arguments import Arguments
 
     config, _ = Arguments(
@@ -157,28 +159,28 @@ def _config():
 
 
 def _repeat(c, mesh, task):
-    """repeat(name of a task) -> its losses. The state goes on from one to the next."""
+    """repeat(task name) -> its losses. The state is kept from one call to the next."""
     import jax
     import numpy as np
 
     from bigjax.parallel import sharding
-    from bigjax.projects.seqgan.gan import write
-    from bigjax.projects.seqgan.oracle_eval import AT_ONCE
+    from bigjax.projects.seqgan.gan import empty_context, sample_texts
+    from bigjax.projects.seqgan.oracle_eval import SAMPLE_ROWS
     from bigjax.train import program as program_lib
     from bigjax.train.step import unpack
 
     n, T, options = c.train.batch_size, c.data.seq_len, task.gan.options
     program = program_lib.make(c, task, mesh)
     state = jax.jit(program.init, out_shardings=program.shardings)()
-    at_once = -(-AT_ONCE // n) * n
+    rows = -(-SAMPLE_ROWS // n) * n
     draw = jax.jit(
         lambda params, key: sharding.constrain(
-            write(task.gan, params, (), key, at_once), "batch", "length"
+            sample_texts(task.gan, params, empty_context(rows), key), "batch", "length"
         )
     )
 
     def batch_of(step: int) -> dict:
-        """A round's batch of random words: the speed does not depend on them."""
+        """The batch of a round, with random words: the speed does not depend on them."""
         phase, batches, _ = options.round(step)
         tokens = np.random.default_rng(0).integers(0, c.model.vocab_size, (n, batches, T), np.int32)
         arrays = {"tokens": tokens, "weights": np.ones(tokens.shape, np.float32)}
@@ -194,7 +196,7 @@ def _repeat(c, mesh, task):
     def repeat(name: str) -> dict:
         nonlocal state
         if name == "sampling":
-            keys = jax.random.split(jax.random.key(0), -(-SEQUENCES // at_once))
+            keys = jax.random.split(jax.random.key(0), -(-SEQUENCES // rows))
             texts = [draw(state.params["generator"], key) for key in keys]
             return {"sequences": sum(map(len, jax.device_get(texts)))}
         state, metrics = program.step(state, None, batches[name])

@@ -3,15 +3,15 @@
 SeqGAN: https://arxiv.org/abs/1609.05473, at the sizes of its experiment with an oracle: 5,000
 tokens, sequences of 20, an LSTM of 32, a CNN of 12 kernel widths with a highway layer.
 
-Eager PyTorch, written plainly in the way of the public ports: everything goes in batches of 64, the
-recurrence goes one token at a time, and the rollouts are a loop over 16 repeats and 19 prefixes,
-each of which runs its prefix again and samples the rest. Where plain PyTorch has a faster way at
-no cost in length, it is taken: no gradients and no dropout in sampling and scoring, no logits for
-the tokens of a prefix, Conv1d (Conv2d is slower), and whole sequences, whose reward
-does not vary, are scored once. As in the paper, but unlike the authors' code, rollouts are
-sampled from the generator itself, not from a slower copy, and gradients are not clipped.
+Eager PyTorch in the style of the public ports: all batches have 64 rows, the recurrence is a loop
+over tokens, and the rollouts are a loop over 16 repeats and 19 prefixes, each of which runs its
+prefix again and samples the rest. Faster forms are used where the code does not get longer: no
+gradients and no dropout in sampling and scoring, no logits for the tokens of a prefix, Conv1d
+(Conv2d is slower), and one evaluation of complete sequences, whose reward does not vary. As in the
+paper, but unlike the authors' code, rollouts are sampled from the generator itself, not from a
+slower copy, and gradients are not clipped.
 
-Import it only in the process of that side: it imports torch.
+Import it only in the process of that side, as it imports torch.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 VOCABULARY, LENGTH, START, BATCH = 5000, 20, 0, 64
-WIDTH = 32  # of the generator's embedding and of its LSTM
+WIDTH = 32  # of the generator's embedding and LSTM
 CNN_WIDTH, DROPOUT, L2 = 64, 0.25, 0.2
 FILTERS = {
     1: 100,
@@ -50,12 +50,12 @@ class Generator(nn.Module):
         self.out = nn.Linear(WIDTH, VOCABULARY)
 
     def forward(self, token: torch.Tensor, state: tuple | None) -> tuple:
-        """The state (h, c), each [B, WIDTH], after one more token [B]; no state: zeros."""
+        """The state (h, c), each [B, WIDTH], after one more token [B]. state None: zeros."""
         return self.cell(self.embed(token), state)
 
     @torch.no_grad()
     def sample(self, prefix: torch.Tensor) -> torch.Tensor:
-        """Sequences [B, LENGTH] that begin with prefix [B, 0 to LENGTH]."""
+        """Sampled sequences [B, LENGTH] that continue prefix [B, 0 to LENGTH]."""
         token, state, tokens = _start(prefix), None, []
         for t in range(LENGTH):
             state = self(token, state)
@@ -67,7 +67,7 @@ class Generator(nn.Module):
         return torch.stack(tokens, dim=1)
 
     def nll(self, tokens: torch.Tensor) -> torch.Tensor:
-        """-log p of each of tokens [B, LENGTH] given those before it, in nats."""
+        """-log p [B, LENGTH] of each token given those before it, in nats."""
         token, state, losses = _start(tokens), None, []
         for t in range(LENGTH):
             state = self(token, state)
@@ -89,11 +89,11 @@ class Discriminator(nn.Module):
         self.out = nn.Linear(features, 2)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits [B, 2] of fake and real, from tokens [B, LENGTH]."""
+        """Logits [B, 2] of fake and real for tokens [B, LENGTH]."""
         x = self.embed(tokens).transpose(1, 2)
-        # ReLU keeps order: the maximum over time may come first, and leaves it less to do.
+        # ReLU is monotonic: with the maximum over time first it has less work.
         x = torch.cat([F.relu(conv(x).amax(dim=2)) for conv in self.convs], dim=1)
-        gate = torch.sigmoid(self.gate(x) - 2)  # begins nearly closed, as in the authors' code
+        gate = torch.sigmoid(self.gate(x) - 2)  # initially almost closed, as in the authors' code
         x = gate * F.relu(self.transform(x)) + (1 - gate) * x
         return self.out(self.dropout(x))
 
@@ -106,10 +106,10 @@ class Discriminator(nn.Module):
 def rewards(
     generator: Generator, discriminator: Discriminator, tokens: torch.Tensor
 ) -> torch.Tensor:
-    """How real each token of tokens [B, LENGTH] leads one to be: [B, LENGTH], from 0 to 1.
+    """The reward of each token, [B, LENGTH], from 0 to 1.
 
-    That is the discriminator's probability, averaged over rollouts from the prefix that ends with
-    the token (equation 4 of the paper); for the last token that of the sequence itself.
+    It is the discriminator's probability of being real, averaged over rollouts from the prefix that
+    ends with the token (equation 4 of the paper); for the last token that of the sequence itself.
     """
     discriminator.eval()
     with torch.no_grad():
@@ -123,22 +123,22 @@ def rewards(
 
 
 def theirs() -> tuple[dict, Callable[[str], dict]]:
-    """What PyTorch's side says of itself, and repeat(task), which does a task and returns losses.
+    """(the description of this side, repeat(task) -> losses).
 
     `sampling`: 10,000 sequences from the generator; no losses.
-    `mle`: an epoch of maximum likelihood over 10,000 sequences; loss in nats a token.
+    `mle`: an epoch of maximum likelihood over 10,000 sequences; loss in nats per token.
     `discriminator`: an epoch over 20,000 sequences, half of them real; loss with its L2 penalty.
-    `generator`: one adversarial update; loss is REINFORCE's, a token, reward that of the batch.
+    `generator`: one adversarial update; loss per token, reward the mean of the batch.
 
-    Losses of an epoch are means over its batches. The models go on from task to task. Sequences to
-    train on are random tokens: the speed does not depend on them. Another task: KeyError.
+    Losses of an epoch are means over its batches. The models are kept from task to task. Training
+    sequences are random tokens: the speed does not depend on them. Unknown tasks raise KeyError.
     """
     torch.manual_seed(0)
     generator, discriminator = Generator(), Discriminator()
     pretrain, adversarial = (
         torch.optim.Adam(generator.parameters(), lr=GENERATOR_RATE) for _ in range(2)
-    )  # moments of their own, as in the authors' code
-    judge = torch.optim.Adam(discriminator.parameters(), lr=DISCRIMINATOR_RATE)
+    )  # with separate moments, as in the authors' code
+    discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), lr=DISCRIMINATOR_RATE)
     sequences = torch.randint(VOCABULARY, (2 * SEQUENCES, LENGTH))
     real = sequences[:SEQUENCES]
     labels = (torch.arange(2 * SEQUENCES) < SEQUENCES).long()
@@ -152,10 +152,12 @@ def theirs() -> tuple[dict, Callable[[str], dict]]:
     def mle() -> dict:
         return _epoch(pretrain, len(real), lambda rows: generator.nll(real[rows]).mean())
 
-    def judging() -> dict:
+    def train_discriminator() -> dict:
         discriminator.train()
         return _epoch(
-            judge, len(sequences), lambda rows: discriminator.loss(sequences[rows], labels[rows])
+            discriminator_optimizer,
+            len(sequences),
+            lambda rows: discriminator.loss(sequences[rows], labels[rows]),
         )
 
     def reinforce() -> dict:
@@ -164,7 +166,12 @@ def theirs() -> tuple[dict, Callable[[str], dict]]:
         loss = (generator.nll(tokens) * reward).mean()
         return {"loss": _update(adversarial, loss), "reward": reward.mean().item()}
 
-    tasks = {"sampling": sampling, "mle": mle, "discriminator": judging, "generator": reinforce}
+    tasks = {
+        "sampling": sampling,
+        "mle": mle,
+        "discriminator": train_discriminator,
+        "generator": reinforce,
+    }
     about = {
         "generator_parameters": _count(generator),
         "discriminator_parameters": _count(discriminator),
@@ -174,12 +181,12 @@ def theirs() -> tuple[dict, Callable[[str], dict]]:
 
 
 def _start(tokens: torch.Tensor) -> torch.Tensor:
-    """What the generator reads first, [B]."""
+    """The first input of the generator, [B]."""
     return tokens.new_full((len(tokens),), START)
 
 
 def _empty(n: int) -> torch.Tensor:
-    """n prefixes of no token."""
+    """n empty prefixes."""
     return torch.zeros(n, 0, dtype=torch.long)
 
 
@@ -189,7 +196,7 @@ def _real(discriminator: Discriminator, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _epoch(optimizer: torch.optim.Optimizer, n: int, loss: Callable) -> dict:
-    """Updates by loss(rows) for every batch of n rows, in a new random order."""
+    """One update with loss(rows) per batch of n rows, in random order."""
     losses = [_update(optimizer, loss(rows)) for rows in torch.randperm(n).split(BATCH)]
     return {"loss": sum(losses) / len(losses)}
 

@@ -1,7 +1,7 @@
-"""A language so small that every text can be written out, for tests of adversarial training.
+"""A language so small that all texts can be listed, for tests of adversarial training.
 
-The generator is a table of logits by place and last token, the discriminator a table of a logit
-for each text.
+The generator is a table of logits by position and last token, the discriminator a table with one
+logit per text.
 """
 
 import functools
@@ -14,58 +14,66 @@ import numpy as np
 import optax
 
 from bigjax import losses
+from bigjax.models import Decoder
 from bigjax.projects.seqgan import train_step
-from bigjax.projects.seqgan.gan import GAN, Options, shift_right, token_mask
+from bigjax.projects.seqgan.gan import GAN, shift_right, token_mask
+from bigjax.projects.seqgan.training_options import TrainingOptions
 from bigjax.train.state import make_init
 
 T = 3
-END, PAD = 2, 3  # of the one with an end; its words are 0 and 1
+END, PAD = 2, 3  # in the language with an end; its words are 0 and 1
 LANGUAGES = {"fixed length": (3, -1), "with an end": (4, END)}  # V, end_id
 
 
 def place(tokens, V):
-    """Which text it is: int [B]."""
+    """The index of each text: int [B]."""
     return (tokens * V ** jnp.arange(T)).sum(1)
 
 
 def make_gan(V=3, end_id=-1, **options) -> GAN:
-    """`given` may have a topic, int [B]: then the generator writes that word and no other."""
-    forbidden = -1e9 * (jnp.arange(V) == PAD)  # nobody writes padding by himself
+    """A batch may have a topic, int [B]: then the generator writes that word and no other."""
+    forbidden = -1e9 * (jnp.arange(V) == PAD)  # the generator writes no padding
 
-    def context(params, given, rng):
-        topic = given["topic"] if "topic" in given else jnp.full(len(given["tokens"]), -1)
-        return 1e3 * jax.nn.one_hot(topic, V)
+    def context(batch):
+        none = jnp.full(len(batch["tokens"]), -1)
+        return {"topic": batch.get("topic", none)}
+
+    def prefer(context):
+        return 1e3 * jax.nn.one_hot(context["topic"], V)
+
+    def begin(params, context, slots):
+        return {"position": jnp.zeros(len(context["topic"]), jnp.int32), "topic": prefer(context)}
+
+    def step(params, state, tokens):
+        logits = params["table"][state["position"], tokens] + forbidden + state["topic"]
+        return logits, {**state, "position": state["position"] + 1}
 
     def logits(params, context, inputs, rng):
-        return params["table"][jnp.arange(T), inputs] + forbidden + context[:, None]
+        return params["table"][jnp.arange(T), inputs] + forbidden + prefer(context)[:, None]
 
-    def step(params, context, at, tokens):
-        return params["table"][at, tokens] + forbidden + context, at + 1
-
-    def score(params, given, tokens, mask, rng):
+    def discriminator(params, context, tokens, mask, rng):
         odds = params["worth"][place(jnp.where(mask, tokens, 0), V)]
-        return jnp.stack([jnp.zeros_like(odds), odds], 1)
+        return jnp.stack([jnp.zeros_like(odds), odds], 1), None
 
     return GAN(
-        Options(**options),
+        TrainingOptions(**options),
         T,
         start_id=0,
         end_id=end_id,
         pad_id=PAD,
+        decoder=Decoder(lambda ids: None, begin, step, T),
         context=context,
-        begin=lambda batch: jnp.zeros(batch, jnp.int32),
-        step=step,
         logits=logits,
         loss=lambda params, context, inputs, targets, weights, rng: losses.cross_entropy(
             logits(params, context, inputs, rng), targets, weights
         ),
-        score=score,
+        discriminator=discriminator,
         penalty=lambda params: 0.5 * jnp.square(params["worth"]).sum(),
     )
 
 
 def make_task(gan: GAN, V=3):
-    """As of bigjax.tasks, with tables of normal numbers."""
+    """A task with tables of normally distributed numbers."""
 
     def init(rng):
         keys = jax.random.split(rng, 3)
@@ -82,7 +90,7 @@ def make_task(gan: GAN, V=3):
         inputs = batch.get("inputs", shift_right(gan, tokens))
         return gan.loss(
             g,
-            gan.context(g, batch, rng),
+            gan.context(batch),
             inputs,
             tokens,
             token_mask(gan, tokens).astype(jnp.float32),
@@ -94,7 +102,7 @@ def make_task(gan: GAN, V=3):
 
 @functools.cache
 def _compiled(V, end_id, rates, seed, options):
-    """(state to begin with, round). rates: of SGD, or () for Adam."""
+    """(initial state, round function). rates: of SGD, or () for Adam."""
     txs = {
         k: optax.sgd(rates[k == "discriminator"]) if rates else optax.adam(0.05)
         for k in ("mle", "adversarial", "discriminator")
@@ -104,22 +112,22 @@ def _compiled(V, end_id, rates, seed, options):
     return state, jax.jit(train_step.make_round(task, txs, seed))
 
 
-def play(phase, batch, rates=(1.0, 1.0), V=3, end_id=-1, state=None, seed=0, **options):
+def run_phase(phase, batch, rates=(1.0, 1.0), V=3, end_id=-1, state=None, seed=0, **options):
     """(state before, state after, metrics) of one round. batch: leaves [B, batches, ...]; rates:
     of SGD for the generator and the discriminator, () = Adam."""
-    first, one_round = _compiled(V, end_id, rates, seed, tuple(sorted(options.items())))
+    first, run_round = _compiled(V, end_id, rates, seed, tuple(sorted(options.items())))
     state = first if state is None else state
-    return state, *one_round(state, None, {phase: batch})
+    return state, *run_round(state, None, {phase: batch})
 
 
 def texts(B, batches, V=3, seed=0):
-    """{"tokens": [B, batches, T]}, any."""
+    """{"tokens": random [B, batches, T]}."""
     tokens = np.random.default_rng(seed).integers(0, V, (B, batches, T))
     return {"tokens": jnp.asarray(tokens, jnp.int32)}
 
 
 def all_texts(V, end_id) -> np.ndarray:
-    """Every text that a generator can write, [N, T]."""
+    """All texts that a generator can write, [N, T]."""
     every = np.array(list(itertools.product(range(V), repeat=T)))
     if end_id < 0:
         return every
@@ -128,16 +136,16 @@ def all_texts(V, end_id) -> np.ndarray:
 
 
 def log_probability(p, params, every, start=0):
-    """Of each text from token `start` on, given those before: [N]."""
+    """The log-probability of each text from token `start` on, given those before: [N]."""
     log_p = jax.nn.log_softmax(
-        p.logits(params, p.context(params, {"tokens": every}, None), shift_right(p, every), None)
+        p.logits(params, p.context({"tokens": every}), shift_right(p, every), None)
     )
-    picked = jnp.take_along_axis(log_p, every[..., None], -1)[..., 0]
-    return (picked * token_mask(p, every))[:, start:].sum(1)
+    chosen = jnp.take_along_axis(log_p, every[..., None], -1)[..., 0]
+    return (chosen * token_mask(p, every))[:, start:].sum(1)
 
 
 def reward_of(p, discriminator, every):
-    logits = p.score(discriminator, {}, every, token_mask(p, every), None)
+    logits, _ = p.discriminator(discriminator, {}, every, token_mask(p, every), None)
     odds = logits[:, 1] - logits[:, 0]
     return odds if p.options.reward == "log_odds" else jax.nn.sigmoid(odds)
 

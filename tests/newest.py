@@ -15,8 +15,8 @@ unit/test_sampling.py
 unit/test_data_loader.py
 unit/test_attention.py::test_kernels_equal_einsum_in_values_and_gradients
 unit/test_gpt.py::test_cached_logits_equal_uncached_ones
-unit/test_headline.py::test_step_gives_what_the_whole_pass_does
-unit/test_seqgan.py::test_step_by_step_equals_the_whole_sequence
+unit/test_headline_model.py::test_decoder_steps_equal_the_full_pass
+unit/test_seqgan.py::test_decoder_steps_equal_the_full_sequence
 unit/test_interop.py::test_an_import_and_export_keeps_tensors_and_config
 parity/test_gpt.py::test_logits_loss_and_gradients
 parity/test_bert.py::test_logits_loss_and_gradients

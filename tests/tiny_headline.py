@@ -1,4 +1,4 @@
-"""A headline generator of seconds on a small table, for tests: set data.train."""
+"""A headline generator that trains in seconds on a small table, for tests: set data.train."""
 
 from bigjax import config
 

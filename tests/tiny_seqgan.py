@@ -1,4 +1,4 @@
-"""SeqGAN in seconds, for tests: two rounds of each phase; `:rounds` without evaluations."""
+"""SeqGAN in seconds, for tests: two rounds of each phase; `:rounds` has no evaluations."""
 
 from bigjax import config
 

@@ -1,4 +1,4 @@
-"""Recurrent layers: LSTM, GRU and plain tanh RNN, over whole sequences or one token at a time."""
+"""Recurrent layers (LSTM, GRU and tanh RNN) over full sequences or one token at a time."""
 
 from typing import Any, NamedTuple
 
@@ -16,12 +16,12 @@ CELLS = ("lstm", "gru", "rnn")
 
 
 class Weights(NamedTuple):
-    """Of one layer in one direction, in float32; G gates of width H lie side by side."""
+    """The weights of one layer in one direction, float32, with G gates of width H."""
 
     input_kernel: jax.Array  # [D, G*H]
     recurrent_kernel: jax.Array  # [H, G*H]
     bias: jax.Array  # [G*H]
-    candidate_bias: jax.Array | None  # [H], GRU's
+    candidate_bias: jax.Array | None  # [H], GRU only
 
 
 # --- Cells: from x_BG = x W + b [B, G*H] and the state to (h [B, H], new state) --------------
@@ -39,8 +39,8 @@ def lstm_cell(x_BG: jax.Array, state: tuple, w: Weights) -> tuple[jax.Array, tup
 def gru_cell(x_BG: jax.Array, h: jax.Array, w: Weights) -> tuple[jax.Array, jax.Array]:
     """Gates: reset, update, candidate; state h. https://arxiv.org/abs/1406.1078
 
-    The reset gate multiplies after the matrix product, as in torch and cuDNN, so that one product
-    serves all gates; the candidate then has a second bias, inside what is reset.
+    The reset gate is applied after the matrix product, as in PyTorch and cuDNN, so that one product
+    serves all gates; the candidate then has a second bias, which the gate multiplies too.
     """
     x_r, x_z, x_n = jnp.split(x_BG, 3, axis=-1)
     h_r, h_z, h_n = jnp.split(_dot(h, w.recurrent_kernel), 3, axis=-1)
@@ -58,8 +58,8 @@ def rnn_cell(x_BG: jax.Array, h: jax.Array, w: Weights) -> tuple[jax.Array, jax.
 
 
 def _dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x @ kernel in the type of x. Cast here, in the loop over time, a kernel gets a gradient whose
-    parts are added up in its own float32."""
+    """x @ kernel in the dtype of x. The cast is inside the loop over time, so that the gradient of
+    the kernel is accumulated in float32."""
     return x @ kernel.astype(x.dtype)
 
 
@@ -75,11 +75,10 @@ def empty_state(
     dtype: Any = "float32",
     bidirectional: bool = False,
 ) -> tuple:
-    """Zeros to begin with: a tuple over layers, of h [batch, d_model] (LSTM: of pairs (h, c)).
+    """The initial state, zeros: a tuple over layers of h [batch, d_model] (LSTM: pairs (h, c)).
 
-    bidirectional: each layer's forward direction, then its backward one, are two entries. The
-    batch is the first axis everywhere, so tree_map can repeat or choose rows. Raises UserError
-    for an unknown cell.
+    bidirectional: each layer has two entries, forward and backward. The batch is the first axis of
+    all arrays, so tree_map can repeat or select rows. Raises UserError for an unknown cell.
     """
     _check_cell(cell)
     zeros = lambda: jnp.zeros((batch, d_model), dtype)
@@ -91,7 +90,7 @@ def empty_state(
 
 def _check_cell(cell: str) -> None:
     if cell not in CELLS:
-        raise UserError(f"There is no recurrent cell {cell!r}. {nearest(cell, CELLS)}")
+        raise UserError(f"Unknown recurrent cell {cell!r}. {nearest(cell, CELLS)}")
 
 
 # --- Layers ----------------------------------------------------------------------------------
@@ -110,14 +109,14 @@ class Layer(nn.Module):
     def weights(self, d_input: int) -> Weights:
         """The parameters.
 
-        "embed" cuts the rows, as of any kernel. The gates stay whole: cut by tensor parallelism,
-        h would have to be gathered from all devices after every token, for a small product.
+        The rows are sharded along "embed", as in any kernel. The gates are not sharded: with tensor
+        parallelism, h would have to be gathered from all devices after every token.
         """
         H, GH = self.d_model, N_GATES[self.cell] * self.d_model
         normal, zeros = nn.initializers.normal(self.init_std), nn.initializers.zeros
 
         def get(name, init, shape, axes):
-            # Whole before the loop over time: cut rows would be gathered again at every token.
+            # Gathered before the loop over time: sharded rows would be gathered for every token.
             return weight(self, name, init, shape, axes, jnp.float32, gather="all")
 
         return Weights(
@@ -128,18 +127,18 @@ class Layer(nn.Module):
         )
 
     def __call__(self, x_TBD: jax.Array, mask_TB1: jax.Array | None, state) -> tuple:
-        """(y_TBH, state). Time is the first axis, as a loop over it wants."""
+        """(y_TBH, state), time first for the loop over it."""
         w = self.weights(x_TBD.shape[-1])
-        # One large product for all times; what must wait for h is left to the loop.
+        # One large product for all times; the loop has only the product with h.
         x_TBG = add_bias(_dot(x_TBD, w.input_kernel), w.bias)
         x_TBG = constrain(x_TBG, "length", "batch", None)
 
         def advance(old, now):
-            x_BG, real_B1 = now
+            x_BG, mask_B1 = now
             h, new = CELL_FUNCTIONS[self.cell](x_BG, old, w)
-            if real_B1 is None:
+            if mask_B1 is None:
                 return new, h
-            keep = lambda a, b: jnp.where(real_B1, a, b)
+            keep = lambda a, b: jnp.where(mask_B1, a, b)
             return jax.tree_util.tree_map(keep, new, old), keep(h, 0)
 
         loop = jax.lax.scan if self.scan else _unrolled
@@ -163,20 +162,20 @@ def _unrolled(f, carry, xs, reverse: bool) -> tuple:
 
 
 class Recurrent(nn.Module):
-    """n_layers of LSTM, GRU or tanh RNN; layer i reads what layer i - 1 gave.
+    """n_layers of LSTM, GRU or tanh RNN; layer i reads the output of layer i - 1.
 
     Parameters, under forward_0, forward_1, ... (and backward_0, ...): input_kernel [D, G*H],
     recurrent_kernel [H, G*H], bias [G*H]; GRU also candidate_bias [H]. G gates in the order of
-    the cell's function. Kernels begin as normal(init_std), all biases as zeros (the LSTM's forget
-    gate too). Raises UserError for an unknown cell, a size below 1, and a mask or state that does
-    not fit.
+    the cell's function. Kernels are initialised with normal(init_std), all biases with zeros (also
+    that of the LSTM's forget gate). Raises UserError for an unknown cell, a size below 1, and a
+    mask or state of the wrong shape.
     """
 
     cell: str = "lstm"  # lstm, gru, rnn
     d_model: int = 32  # H, the width of h
     n_layers: int = 1
     bidirectional: bool = False  # https://doi.org/10.1109/78.650093
-    scan: bool = True  # time scanned, or unrolled
+    scan: bool = True  # scan over time; False unrolls it
     init_std: float = 0.1
     dtype: str = "float32"
 
@@ -195,16 +194,16 @@ class Recurrent(nn.Module):
     def __call__(self, x_BTD: jax.Array, mask_BT: jax.Array | None = None, state=None) -> tuple:
         """(y [B, T, H], state); bidirectional: y [B, T, 2H], the forward half first.
 
-        mask: False = padding, which leaves the state as it is, and where y is 0. After padding at
-        the end of a row the backward direction thus begins at the row's last real token, as in
-        torch's packed sequences. state: of empty_state or an earlier call; None = zeros. The
-        state that returns is that after the last token (backward: after the first).
+        mask: False = padding, which does not change the state, and where y is 0. So the backward
+        direction starts at the last real token of a padded row, as with PyTorch's packed
+        sequences. state: from empty_state or an earlier call; None = zeros. The returned state is
+        the one after the last token (backward: after the first).
         """
         B, T, _ = x_BTD.shape
         if mask_BT is not None and mask_BT.shape != (B, T):
             raise UserError(
                 f"Recurrent: the mask has shape {mask_BT.shape}, the input "
-                f"{x_BTD.shape}. Give a mask of one value a token: {(B, T)}."
+                f"{x_BTD.shape}. Give a mask with one value per token: {(B, T)}."
             )
         state = self._begin(state, B)
         x_TBD = jnp.swapaxes(x_BTD, 0, 1).astype(self.dtype)
@@ -220,15 +219,15 @@ class Recurrent(nn.Module):
         return constrain(jnp.swapaxes(x_TBD, 0, 1), "batch", "length", "act_embed"), tuple(new)
 
     def step(self, x_BD: jax.Array, state) -> tuple:
-        """One token: (y_BH, state). The numbers of __call__ on a sequence of one.
+        """(y_BH, state) after one token, as __call__ on a sequence of one.
 
-        Raises UserError if bidirectional: the backward direction begins at the last token.
+        Raises UserError if bidirectional: the backward direction starts at the last token.
         """
         if self.bidirectional:
             raise UserError(
-                "Recurrent.step: bidirectional=True cannot go token by token, since "
-                "its backward direction begins at the last one. Call the whole "
-                "sequence, or set bidirectional=False."
+                "Recurrent.step: bidirectional=True cannot step token by token, since its backward "
+                "direction starts at the last token. Call it on the full sequence, or set "
+                "bidirectional=False."
             )
         x_BD, new = x_BD.astype(self.dtype), []
         for layer, s in zip(self.forward, self._begin(state, x_BD.shape[0])):
@@ -237,7 +236,7 @@ class Recurrent(nn.Module):
         return x_BD, tuple(new)
 
     def _begin(self, state, batch: int) -> tuple:
-        """The state to begin with, in the compute dtype."""
+        """The initial state in the compute dtype; zeros if there is none."""
         empty = empty_state(
             self.cell, self.n_layers, batch, self.d_model, self.dtype, self.bidirectional
         )
@@ -248,6 +247,6 @@ class Recurrent(nn.Module):
             raise UserError(
                 f"Recurrent: the state has shapes {shapes(state)}; a {self.cell} of n_layers="
                 f"{self.n_layers}, d_model={self.d_model}, bidirectional={self.bidirectional} "
-                f"needs {shapes(empty)} for {batch} rows. Make it with empty_state."
+                f"needs {shapes(empty)} for {batch} rows. Create it with empty_state."
             )
         return jax.tree_util.tree_map(lambda x: x.astype(self.dtype), state)

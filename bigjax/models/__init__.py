@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from bigjax.errors import UserError
 from bigjax.layers.kernels import KERNELS
@@ -55,3 +56,15 @@ def check_fields(c, choices: dict[str, Collection[str]]) -> None:
 def rung(n: int) -> int:
     """The next of the lengths for which programs are compiled: 0, then powers of 2 from 16."""
     return 0 if n == 0 else max(16, 1 << (n - 1).bit_length())
+
+
+def prefix_context(ids: Sequence[Sequence[int]]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Decoder.context of a family that continues token ids.
+
+    The context is all but the last id of each row, padded: tokens [B, P] and lengths [B].
+    """
+    lengths = np.array([len(row) - 1 for row in ids], np.int32)
+    tokens = np.zeros((len(ids), rung(int(max(lengths)))), np.int32)
+    for row, prompt in zip(tokens, ids):
+        row[: len(prompt) - 1] = prompt[:-1]
+    return {"tokens": tokens, "lengths": lengths}, np.array([row[-1] for row in ids], np.int32)

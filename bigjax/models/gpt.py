@@ -6,7 +6,6 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bigjax.bounds import FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.errors import UserError
@@ -14,7 +13,7 @@ from bigjax.layers.attention import Attention, Cache, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Embed, Norm, Output, dropout
 from bigjax.layers.mask import Causal
 from bigjax.layers.stack import Stack
-from bigjax.models import OF_A_RUN, Decoder, check_fields, rung
+from bigjax.models import OF_A_RUN, Decoder, check_fields, prefix_context
 from bigjax.parallel.sharding import constrain
 
 
@@ -182,13 +181,6 @@ def decoder(c: Config) -> Decoder:
     c = dataclasses.replace(c, scan=False, remat="none")
     model = Model(c)
 
-    def context(ids):
-        lengths = np.array([len(row) - 1 for row in ids], np.int32)
-        tokens = np.zeros((len(ids), rung(int(max(lengths)))), np.int32)
-        for row, prompt in zip(tokens, ids):
-            row[: len(prompt) - 1] = prompt[:-1]
-        return {"tokens": tokens, "lengths": lengths}, np.array([row[-1] for row in ids], np.int32)
-
     def begin(params, context, slots):
         tokens, lengths = context["tokens"][:, :slots], context["lengths"]
         cache = empty_cache(c, len(tokens), slots)
@@ -201,7 +193,7 @@ def decoder(c: Config) -> Decoder:
         logits, state = model.apply({"params": params}, tokens_B[:, None], cache=state)
         return logits[:, 0], state
 
-    return Decoder(context, begin, step, c.max_len)
+    return Decoder(prefix_context, begin, step, c.max_len)
 
 
 def flops_per_token(c: Config, seq_len: int) -> float:

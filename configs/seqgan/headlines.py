@@ -1,7 +1,7 @@
-"""Headlines for articles, by SeqGAN with an encoder: minutes on a laptop, :titles without articles.
+"""Headlines for articles, by SeqGAN with an encoder; minutes on a laptop. :titles has no articles.
 
-By default an article is a docstring without its first line, and that line its headline. With a file
-of your own (.jsonl, .csv, .tsv or .parquet, a row a headline; `bigjax config` shows all columns):
+By default the headlines are the first lines of docstrings, and the articles the rest. With your own
+file (.jsonl, .csv, .tsv or .parquet, one headline per row; `bigjax config` shows all columns):
 
     bigjax train --config=configs/seqgan/headlines.py --workdir=runs/mine \\
         --config.data.train=news.jsonl --config.data.columns.headline=title \\
@@ -9,7 +9,7 @@ of your own (.jsonl, .csv, .tsv or .parquet, a row a headline; `bigjax config` s
         --config.data.columns.impressions=shown --config.data.columns.published=date \\
         --config.data.columns.tags=section
 
-A column that the file does not have is ''; without clicks model.click_buckets is 0 too. Then:
+Set the columns that the file does not have to ''; without clicks set model.click_buckets=0. Then:
 
     bigjax headline --workdir=runs/mine --article=article.txt --clicks=high
 """
@@ -36,8 +36,8 @@ def get_config(variant=""):
         filter_widths=(1, 2, 3, 4, 5),
         filters=(50, 100, 100, 50, 50),
     )
-    # A step is a round of so many updates: first of maximum likelihood, then of the discriminator,
-    # then adversarial ones up to train.steps.
+    # A step is a round of many updates: first rounds of maximum likelihood, then of the
+    # discriminator, then adversarial rounds up to train.steps.
     c.task = dict(
         name="seqgan.headline",
         mle_rounds=16,
@@ -51,16 +51,16 @@ def get_config(variant=""):
         discriminator_l2=0.01,
         rollouts=2,
         baseline="batch",
-        teacher_forcing=0.5,  # else a few rounds unlearn what the articles say
-        click_reward=0.0,  # above 0: headlines that readers are expected to click
+        teacher_forcing=0.5,  # without it a few rounds forget the articles
+        click_reward=0.0,  # above 0: prefer headlines with many expected clicks
         augment=0.0,  # 0.05 to 0.1 with a few thousand articles
-        embeddings="",  # a file of `bigjax embeddings`
+        embeddings="",  # a file from `bigjax embeddings`
     )
 
     c.data = dict(
         name="seqgan.headline_data",
         train="docstrings:headline",
-        seq_len=20,  # of a headline
+        seq_len=20,  # tokens of a headline
         truncate=True,
         tokenizer=dict(kind="wordpiece", vocab_size=4096),
         valid_fraction=0.03,
@@ -84,7 +84,7 @@ def get_config(variant=""):
         headlines=dict(kind="seqgan.headlines_eval", every=8, batches=6),
     )
 
-    if choice == "titles":  # Chinese titles alone: set data.train to a file of them
+    if choice == "titles":  # Chinese titles only: set data.train to their file
         c.model.update(article_len=32, max_len=32, click_buckets=0, filter_widths=(1, 2, 3, 4))
         c.model.filters = (100, 100, 100, 100)
         c.model.vocab_size = c.data.tokenizer.vocab_size = 5120  # Chinese has many characters
@@ -92,10 +92,10 @@ def get_config(variant=""):
         c.data.seq_len = 32
         c.data.columns = dict(
             headline="title",
-            article="",  # the source is then earlier titles (of the same tags)
+            article="",  # the source is then earlier titles with the same tags
             tags="",
         )
-    if choice == "tiny":  # without what takes long to find in the data: clicks and hot words
+    if choice == "tiny":  # without clicks and hot words, which take long to extract
         c.model.update(
             click_buckets=0,
             d_model=32,

@@ -1,15 +1,15 @@
-"""SeqGAN's oracle experiment on a laptop; variants are its controls.
+"""SeqGAN's oracle experiment on a laptop, with its controls as variants.
 
-    (none)        a discriminator's odds and whole-text sharpening, after 5 rounds of MLE
-    sharpen       the same without the discriminator
-    paper         SeqGAN as published, in fewer updates, after 20 rounds of MLE
-    control       the same, with 1/2 for every reward and no discriminator
-    mle           maximum likelihood alone
+    (none)        rewards: the discriminator's odds and the likelihood of texts; 5 rounds of MLE
+    sharpen       the same without a discriminator
+    paper         SeqGAN as published with fewer updates; 20 rounds of MLE
+    control       the same with 1/2 for every reward and no discriminator
+    mle           only maximum likelihood
     scheduled     scheduled sampling
     temperature   maximum likelihood, sampled at several temperatures
     tiny          all phases in seconds
 
-`bigjax seqgan-report` compares their runs; --config.seed=N repeats one.
+`bigjax seqgan-report` compares their runs; --config.seed=N repeats a run with another seed.
 """
 
 from bigjax import config
@@ -20,9 +20,9 @@ def get_config(variant=""):
 
     c.data = dict(
         name="seqgan.oracle_data",
-        params="",  # such as the oracle published with the paper's code, as .npz
+        params="",  # an .npz file, such as the oracle of the paper's code
         seed=0,
-        sequences=10_000,  # to train on, and as many to test
+        sequences=10_000,  # for training, and as many for testing
         seq_len=20,
     )
 
@@ -39,7 +39,7 @@ def get_config(variant=""):
     c.task = dict(
         name="seqgan.oracle",
         mle_rounds=5,
-        mle_updates=156,  # an epoch
+        mle_updates=156,  # one epoch
         discriminator_rounds=4,
         pretrain_updates=156,
         generator_updates=20,
@@ -60,7 +60,7 @@ def get_config(variant=""):
     c.optim.schedule = "constant"
     c.optim.clip_norm = 5.0
     c.train.batch_size = 64
-    c.mesh.data = 1  # small matrices, many parameters: two devices would only exchange gradients
+    c.mesh.data = 1  # two devices would spend their time on exchanging gradients
 
     c.checkpoint.every = 5
     c.log.every = 1

@@ -1,8 +1,8 @@
 """SeqGAN's oracle experiment with the schedule of the paper's code, for an accelerator.
 
-Two things differ. A pre-training round of the discriminator has new negatives throughout, where
-that code shows 10,000 in three epochs. And losses are means over tokens, not sums, so that
-optim.clip_norm seldom acts; to Adam the scale is the same.
+There are two differences. A pre-training round of the discriminator uses new negatives for each
+update, where that code shows 10,000 in three epochs. And losses are means over tokens, not sums, so
+that optim.clip_norm rarely has an effect; Adam does not depend on the scale.
 """
 
 from bigjax import config
@@ -13,7 +13,7 @@ def get_config(variant=""):
 
     c.data = dict(
         name="seqgan.oracle_data",
-        params="",  # such as the oracle published with the paper's code, as .npz
+        params="",  # an .npz file, such as the oracle of the paper's code
         sequences=10_000,
         seq_len=20,
     )
@@ -31,10 +31,10 @@ def get_config(variant=""):
     c.task = dict(
         name="seqgan.oracle",
         mle_rounds=120,
-        mle_updates=156,  # an epoch
+        mle_updates=156,  # one epoch
         discriminator_rounds=50,
         pretrain_updates=939,  # three epochs over 10,000 real sequences
-        negatives=785,  # batches written for a round: each 10,000 are shown in three epochs
+        negatives=785,  # generated batches per round: each 10,000 texts are shown in three epochs
         generator_updates=1,
         discriminator_updates=4695,  # five times three epochs
         discriminator_learning_rate=1e-4,

@@ -1,4 +1,4 @@
-"""The headline generator through the commands: train, resume, evaluate, write; bad input."""
+"""The headline generator through the commands: train, resume, evaluate, write; refused input."""
 
 import json
 import pathlib
@@ -19,7 +19,7 @@ TINY = str(pathlib.Path(__file__).parent.parent / "tiny_headline.py")
 
 
 def write_table(path, n=120):
-    """Articles whose first word their headlines begin with."""
+    """Articles whose headlines begin with their first word."""
     rng = random.Random(0)
     with open(path, "w", encoding="utf-8") as f:
         for _ in range(n):
@@ -86,8 +86,8 @@ def trained(flags, folder, vectors):
 
 
 def test_vectors_of_the_articles(vectors):
-    found = word_vectors.read(vectors)
-    assert found.table.shape[1] == 16 and {"of", "shape", "tokens"} <= set(found.words)
+    read = word_vectors.read(vectors)
+    assert read.table.shape[1] == 16 and {"of", "shape", "tokens"} <= set(read.words)
 
 
 def test_every_phase_reports(trained):
@@ -107,7 +107,7 @@ def test_every_phase_reports(trained):
     assert 0 < lines[4]["generator/reward"] < 1.2
 
 
-def test_headlines_are_written_and_measured(trained):
+def test_headlines_are_written_and_evaluated(trained):
     folder = pathlib.Path(trained, "evals", "written")
     lines = [json.loads(line) for line in (folder / "headlines.jsonl").read_text().splitlines()]
     assert 8 < len(lines) <= 16 and set(lines[0]) == {"article", "reference", "headline"}
@@ -139,7 +139,7 @@ def test_a_resumed_run_gives_the_same_numbers(flags, trained, tmp_path, capsys, 
     ]
     assert bigjax(capsys, *base, *stop)[0] == 0
     code, out, err = bigjax(capsys, *base)
-    assert code == 0 and "Going on from step 2" in out, err  # the next phases are the others
+    assert code == 0 and "Going on from step 2" in out, err  # the next phases are the other two
     assert helpers.saved_checksums(workdir, 4) == helpers.saved_checksums(trained, 4)
 
 
@@ -160,11 +160,11 @@ def test_headlines_of_an_article(trained, tmp_path, capsys, monkeypatch):
     code, first, err = bigjax(capsys, *base)
     assert code == 0 and first.count("real 0.") == 2 == first.count("clicks 0."), err
     assert bigjax(capsys, *base)[1] == first
-    told, write = [], generate_headlines.Writer.__call__
+    contexts, write = [], generate_headlines.HeadlineGenerator.__call__
     monkeypatch.setattr(
-        generate_headlines.Writer,
+        generate_headlines.HeadlineGenerator,
         "__call__",
-        lambda self, given: told.append(given) or write(self, given),
+        lambda self, given: contexts.append(given) or write(self, given),
     )
     for more in (
         [],
@@ -175,9 +175,9 @@ def test_headlines_of_an_article(trained, tmp_path, capsys, monkeypatch):
     ):
         code, out, err = bigjax(capsys, *base, *more)
         assert code == 0 and "real 0." in out, err
-    assert [given["clicks"].tolist() for given in told] == [[0], [4], [1], [0], [0]]
-    assert [int(given["hot_mask"].sum()) for given in told][2:4] == [4, 1]
-    assert [int(given["source_types"].sum()) for given in told] == [0, 0, 0, 0, 4]
+    assert [given["clicks"].tolist() for given in contexts] == [[0], [4], [1], [0], [0]]
+    assert [int(given["hot_mask"].sum()) for given in contexts][2:4] == [4, 1]
+    assert [int(given["source_types"].sum()) for given in contexts] == [0, 0, 0, 0, 4]
     article.write_text("shape. the tokens of a model " * 9)
     assert "1 of 1 articles are cut so that 24 tokens are left" in bigjax(capsys, *base)[1]
     code, _, err = bigjax(capsys, *base, "--config.data.truncate=False")
@@ -206,20 +206,20 @@ BAD = {
     "no article": ([], ["--article"]),
     "a missing file": (["--article=none.txt"], ["none.txt", "cannot be read"]),
     "an empty file": (["--article=EMPTY"], ["is empty"]),
-    "bytes that are no text": (["--article=BYTES"], ["UTF-8"]),
+    "bytes that are not text": (["--article=BYTES"], ["UTF-8"]),
     "another kind of file": (["--article=a.doc"], [".txt", ".parquet"]),
     "a table without output": (["--article=TABLE"], ["--output"]),
     "an output for one article": (["--article=EMPTY", "--output=x.jsonl"], ["--output"]),
     "an empty table": (["--article=NO_ROWS", "--output=OUT"], ["no rows"]),
     "clicks": (["--article=EMPTY", "--clicks=many"], ["high, low"]),
     "a narrow beam": (["--article=EMPTY", "--number=9"], ["--beam"]),
-    "a seed of nothing": (["--article=EMPTY", "--seed=1"], ["--seed would change nothing"]),
-    "a beam of samples": (["--article=EMPTY", "--temperature=1", "--beam=9"], ["--beam would"]),
+    "a seed without sampling": (["--article=EMPTY", "--seed=1"], ["--seed would change nothing"]),
+    "a beam with sampling": (["--article=EMPTY", "--temperature=1", "--beam=9"], ["--beam would"]),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_articles(trained, table, tmp_path, capsys, case):
+def test_refused_articles(trained, table, tmp_path, capsys, case):
     arguments, words = BAD[case]
     (tmp_path / "EMPTY.txt").write_text(" \n")
     (tmp_path / "BYTES.txt").write_bytes(b"\xff\xfe")
@@ -237,27 +237,27 @@ def test_bad_articles(trained, table, tmp_path, capsys, case):
 
 
 TRAINING = {
-    "clicks that the model is not told": (
+    "clicks without click buckets": (
         ["--config.model.click_buckets=0", "--config.task.click_reward=1"],
         ["click_reward"],
     ),
     "an option out of range": (["--config.task.n_history=-1"], ["n_history"]),
     "a headline that is too long": (["--config.data.seq_len=11"], ["max_len"]),
     "another tokenizer": (["--config.model.special_ids=(1,0,2,3,4)"], ["special_ids"]),
-    "another evaluation's task": (
+    "an evaluation of another task": (
         ["--config.evals.written.kind=seqgan.oracle_eval"],
         ["oracle_eval", "seqgan.oracle'"],
     ),
-    "clicks that no row has": (
+    "no row with clicks": (
         ["--config.data.columns.clicks=", "--config.data.columns.impressions="],
         ["no training row has any"],
     ),
-    "a vector for each piece that is 1": (["--config.task.embeddings=ONES"], ["are the same"]),
+    "equal vectors for all pieces": (["--config.task.embeddings=ONES"], ["are the same"]),
 }
 
 
 @pytest.mark.parametrize("case", TRAINING)
-def test_bad_configs(flags, tmp_path, capsys, case):
+def test_refused_configs(flags, tmp_path, capsys, case):
     arguments, words = TRAINING[case]
     (tmp_path / "ones.txt").write_text("a" + " 1" * 16 + "\nb" + " 1" * 16 + "\n")
     arguments = [a.replace("ONES", f"{tmp_path}/ones.txt") for a in arguments]

@@ -1,4 +1,4 @@
-"""SeqGAN by the command line: stopped in any phase it goes on to the same numbers, bit by bit."""
+"""SeqGAN on the command line: runs stopped in any phase resume to the same numbers."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ from bigjax.main import main
 from tests import helpers
 
 TINY = str(pathlib.Path(__file__).parents[1] / "tiny_seqgan.py")
-STEPS = 8  # with four adversarial rounds, so that a signal in the first does not come too late
+STEPS = 8  # four adversarial rounds, so that a signal in the first is not too late
 
 
 @pytest.fixture(scope="module")
@@ -22,19 +22,19 @@ def run_flags(cache_dir):
 
 @pytest.fixture(scope="module")
 def flags(run_flags):
-    """Of a run without evaluations."""
+    """The flags of a run without evaluations."""
     return [f"--config={TINY}:rounds", *run_flags]
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """Starts of one run find what the first has compiled; on one device they may."""
+    """A compilation cache shared by the starts of a run on one device."""
     return f"--config.train.compilation_cache={tmp_path_factory.mktemp('compiled')}"
 
 
 @pytest.fixture(scope="module")
 def whole(run_flags, compiled, tmp_path_factory):
-    """The work folder of a run that nobody stopped, and what it printed."""
+    """The work folder and the output of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     code, out, err = helpers.run(
         "train", f"--config={TINY}", *run_flags, compiled, f"--workdir={workdir}", devices=1
@@ -44,15 +44,15 @@ def whole(run_flags, compiled, tmp_path_factory):
 
 
 def rounds(lines: list[dict]) -> list[dict]:
-    """Those of training."""
+    """The lines of training rounds."""
     return [m for m in lines if not any(k.startswith("eval/") for k in m)]
 
 
 def stop_after(step, workdir, flags, how) -> str:
-    """Runs until a round is saved, then sends a signal: what it printed."""
+    """The output of a run that gets a signal after a round is saved."""
     process = helpers.command("train", *flags, f"--workdir={workdir}", devices=1)
     while not (workdir / "checkpoints" / str(step)).exists():
-        assert process.poll() is None, f"it ended before the moment came: {process.stderr.read()}"
+        assert process.poll() is None, f"the run ended too early: {process.stderr.read()}"
         time.sleep(0.0005)
     process.send_signal(how)
     out, err = process.communicate(timeout=120)
@@ -60,7 +60,7 @@ def stop_after(step, workdir, flags, how) -> str:
     return out
 
 
-# In each phase once by each of the two; the second order is another minute.
+# Each signal once in each phase; the second order takes another minute.
 @pytest.mark.parametrize(
     "signals",
     [
@@ -69,7 +69,7 @@ def stop_after(step, workdir, flags, how) -> str:
     ],
     ids=lambda signals: "-".join(s.name for s in signals),
 )
-def test_stopped_in_each_phase_and_run_again(flags, compiled, whole, tmp_path, signals):
+def test_a_run_stopped_in_each_phase_resumes_exactly(flags, compiled, whole, tmp_path, signals):
     workdir, saved, flags = tmp_path / "run", 0, [*flags, compiled]
     for step, how in zip((1, 3, 5), signals):  # the first round of each phase
         out = stop_after(step, workdir, flags, how)
@@ -85,7 +85,7 @@ def test_stopped_in_each_phase_and_run_again(flags, compiled, whole, tmp_path, s
     assert {"params", "opt_state", "extras"} == set(want)
 
 
-def test_what_a_run_says(whole):
+def test_the_output_of_a_run(whole):
     workdir, out = whole
     assert "2 mle, 2 discriminator, 4 adversarial" in out and "updates of 16 x 4 tokens" in out
     lines = helpers.read_metrics(workdir)
@@ -100,13 +100,13 @@ def test_what_a_run_says(whole):
     assert nll[2] < nll[0] - 0.05 and nll[4] == nll[2] and len({nll[4], nll[6], nll[8]}) == 3
 
 
-def test_eval_gives_the_numbers_of_the_run(whole, capsys):
+def test_eval_equals_the_metrics_of_the_run(whole, capsys):
     workdir, _ = whole
     assert main(["eval", f"--workdir={workdir}"]) == 0
     out = capsys.readouterr().out
     last = [m for m in helpers.read_metrics(workdir) if "eval/oracle/nll_test" in m][-1]
-    found = re.search(r"nll_test\D*([\d.]+)", out)
-    assert float(found[1]) == pytest.approx(last["eval/oracle/nll_test"], abs=2e-3), out
+    match = re.search(r"nll_test\D*([\d.]+)", out)
+    assert float(match[1]) == pytest.approx(last["eval/oracle/nll_test"], abs=2e-3), out
 
 
 @pytest.mark.parametrize(

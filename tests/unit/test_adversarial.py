@@ -9,7 +9,8 @@ import pytest
 
 from bigjax.layers.sampling import categorical
 from bigjax.projects.seqgan import train_step
-from bigjax.projects.seqgan.gan import Options, shift_right, states_of, token_mask, write
+from bigjax.projects.seqgan.gan import sample_texts, shift_right, token_mask
+from bigjax.projects.seqgan.training_options import TrainingOptions
 from tests.language import (
     END,
     LANGUAGES,
@@ -21,8 +22,8 @@ from tests.language import (
     make_task,
     nll,
     place,
-    play,
     reward_of,
+    run_phase,
     texts,
 )
 
@@ -30,7 +31,7 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_written_texts_are_as_frequent_as_they_are_likely(language):
+def test_sampled_texts_follow_their_probabilities(language):
     V, end_id = LANGUAGES[language]
     p = make_gan(V, end_id)
     params = make_task(p, V).init(jax.random.key(1))["params"]["generator"]
@@ -40,20 +41,19 @@ def test_written_texts_are_as_frequent_as_they_are_likely(language):
         at = {"table": params["table"] / temperature}
         want = np.exp(log_probability(p, at, every))
         np.testing.assert_allclose(want.sum(), 1, rtol=1e-5)
-        found = write(
+        samples = sample_texts(
             p,
             params,
-            p.context(params, none, None),
+            p.context(none),
             jax.random.key(0),
-            n,
-            functools.partial(categorical, temperature=temperature),
+            choose=functools.partial(categorical, temperature=temperature),
         )
-        counts = np.bincount(place(found, V), minlength=V**T)[place(every, V)]
+        counts = np.bincount(place(samples, V), minlength=V**T)[place(every, V)]
         assert counts.sum() == n  # nothing else, such as words after the end
         assert (np.abs(counts - n * want) < 5 * np.sqrt(n * want) + 1).all()
 
 
-def test_mask_ends_with_the_end():
+def test_the_mask_ends_with_the_end_token():
     p = make_gan(4, END)
     tokens = jnp.array([[0, 1, 0], [0, 2, 3], [2, 3, 3], [2, 2, 0], [1, 0, 2]])
     want = [[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 0, 0], [1, 1, 1]]
@@ -61,19 +61,10 @@ def test_mask_ends_with_the_end():
     np.testing.assert_array_equal(token_mask(make_gan(), tokens), np.ones((5, 3), bool))
 
 
-def test_the_generator_reads_the_start_then_the_tokens():
+def test_inputs_are_the_start_token_and_the_tokens():
     p = make_gan()._replace(start_id=7)
     np.testing.assert_array_equal(
         shift_right(p, jnp.array([[1, 2, 3], [4, 5, 6]])), [[7, 1, 2], [7, 4, 5]]
-    )
-    np.testing.assert_array_equal(  # the state counts what was read
-        states_of(
-            make_gan(),
-            make_task(p).init(jax.random.key(0))["params"]["generator"],
-            jnp.zeros((2, 3)),
-            jnp.zeros((2, T), jnp.int32),
-        ),
-        [[1, 1], [2, 2], [3, 3]],
     )
 
 
@@ -98,12 +89,12 @@ def test_rollouts_converge_to_the_expected_reward(language, reward):
     every = jnp.array(all_texts(V, end_id))
     worth = reward_of(p, discriminator, every)
     got = jax.jit(functools.partial(train_step._rewards, p))(
-        policy, discriminator, {"tokens": every}, every, jax.random.key(0)
+        policy, discriminator, p.context({"tokens": every}), every, jax.random.key(0)
     )
     for i, text in enumerate(np.array(every)):
         for t in range(T):
             if t and text[t] == PAD:
-                continue  # what is worth nothing has weight 0
+                continue  # padding has weight 0
             same = (np.array(every)[:, : t + 1] == text[: t + 1]).all(1)
             chance = np.exp(log_probability(p, policy, every, t + 1))[same]
             mean = (chance * worth[same]).sum()
@@ -111,18 +102,23 @@ def test_rollouts_converge_to_the_expected_reward(language, reward):
             assert abs(got[i, t] - mean) < 4.5 * deviation + 1e-5, (text, t)
 
 
-def test_no_rollouts_give_the_reward_of_the_whole_text():
+def test_without_rollouts_each_token_gets_the_reward_of_its_text():
     p = make_gan(rollouts=0)
     params = make_task(p).init(jax.random.key(2))["params"]
     every = jnp.array(all_texts(3, -1))
     got = train_step._rewards(
-        p, params["generator"], params["discriminator"], {}, every, jax.random.key(0)
+        p,
+        params["generator"],
+        params["discriminator"],
+        p.context({"tokens": every}),
+        every,
+        jax.random.key(0),
     )
     want = reward_of(p, params["discriminator"], every)
     np.testing.assert_allclose(got, np.repeat(want[:, None], T, 1), rtol=1e-6)
 
 
-def test_rollouts_follow_what_their_own_row_is_given():
+def test_rollouts_use_the_context_of_their_row():
     p = make_gan(rollouts=5)
     params = make_task(p).init(jax.random.key(2))["params"]
     topic = jnp.array([2, 0, 1])
@@ -131,7 +127,7 @@ def test_rollouts_follow_what_their_own_row_is_given():
         p,
         params["generator"],
         params["discriminator"],
-        {"tokens": tokens, "topic": topic},
+        {"topic": topic},
         tokens,
         jax.random.key(0),
     )
@@ -160,10 +156,10 @@ def test_rollouts_follow_what_their_own_row_is_given():
         pytest.param("with an end", dict(rollouts=0), marks=pytest.mark.slow),
     ],
 )
-def test_an_update_climbs_the_expected_reward(language, options):
+def test_an_update_follows_the_gradient_of_the_expected_reward(language, options):
     V, end_id = LANGUAGES[language]
     p = make_gan(V, end_id, **options)
-    before, after, metrics = play(
+    before, after, metrics = run_phase(
         "adversarial",
         texts(20_000, 1, V),
         (1.0, 1.0),
@@ -195,14 +191,14 @@ def test_an_update_climbs_the_expected_reward(language, options):
         )
 
 
-def test_the_old_policy_writes_the_rollouts():
-    start, _, _ = play(
+def test_rollouts_come_from_the_rollout_policy():
+    start, _, _ = run_phase(
         "adversarial",
         texts(20_000, 1),
         **(options := dict(rollouts=2, generator_updates=1, discriminator_updates=0)),
     )
     ones = {"table": jnp.full((T, 3, 3), -1e3).at[..., 1].set(0.0)}  # writes 1 and nothing else
-    before, _, metrics = play(
+    before, _, metrics = run_phase(
         "adversarial",
         texts(20_000, 1),
         **options,
@@ -231,7 +227,9 @@ def test_advantage(baseline, standardize):
     mask = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0]] * 2, bool)
     got = np.array(
         train_step._advantage(
-            Options(baseline=baseline, standardize=standardize), jnp.array(rewards), jnp.array(mask)
+            TrainingOptions(baseline=baseline, standardize=standardize),
+            jnp.array(rewards),
+            jnp.array(mask),
         )
     )
     means = [rewards[mask[:, t], t].mean() for t in range(T)]
@@ -242,12 +240,14 @@ def test_advantage(baseline, standardize):
 
 def test_advantage_of_equal_rewards_is_finite():
     got = train_step._advantage(
-        Options(baseline="batch", standardize=True), jnp.full((4, T), 0.5), jnp.ones((4, T), bool)
+        TrainingOptions(baseline="batch", standardize=True),
+        jnp.full((4, T), 0.5),
+        jnp.ones((4, T), bool),
     )
     assert (np.abs(got) < 1e-3).all()
 
 
-def test_what_is_paid_after_the_end_does_not_matter():
+def test_tokens_after_the_end_do_not_change_the_reward():
     p = make_gan(4, END)
     params = make_task(p, 4).init(jax.random.key(0))["params"]
     every = jnp.array(all_texts(4, END))
@@ -257,7 +257,7 @@ def test_what_is_paid_after_the_end_does_not_matter():
         make_gan(4, END, rollouts=0),
         params["generator"],
         params["discriminator"],
-        {"tokens": texts},
+        p.context({"tokens": texts}),
         texts,
         jax.random.key(0),
     )
@@ -278,13 +278,13 @@ def divergence(params, reference) -> float:
 def after_updates(**options):
     """(the generator before, after some updates on the same real texts, metrics)."""
     batch = {"tokens": jnp.tile(jnp.array([0, 1, 2]), (64, 20, 1))}
-    before, after, metrics = play("adversarial", batch, (0.3, 1.0), **GENTLE, **options)
+    before, after, metrics = run_phase("adversarial", batch, (0.3, 1.0), **GENTLE, **options)
     reference = before.extras["reference"]
     return before.params["generator"], after.params["generator"], reference, metrics
 
 
 @pytest.mark.parametrize("option", ["kl", "teacher_forcing", "entropy"])
-def test_what_is_added_to_the_reward(option):
+def test_terms_of_the_generator_loss(option):
     _, free, reference, _ = after_updates()
     _, held, _, metrics = after_updates(**{option: 3.0})
     p, real = make_gan(), jnp.array([[0, 1, 2]])
@@ -299,8 +299,8 @@ def test_what_is_added_to_the_reward(option):
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
-def test_the_rollout_policy_follows(rate):
-    before, after, _ = play(
+def test_the_rollout_policy_follows_the_generator(rate):
+    before, after, _ = run_phase(
         "adversarial",
         texts(8, 1),
         rollout_rate=rate,

@@ -10,14 +10,15 @@ import pytest
 from bigjax.data.arrays import ArrayData
 from bigjax.errors import UserError
 from bigjax.projects.seqgan import train_step
-from bigjax.projects.seqgan.gan import PHASES, Options, shift_right
+from bigjax.projects.seqgan.gan import shift_right
 from bigjax.projects.seqgan.round_batches import RoundBatches
-from tests.language import T, make_gan, make_task, nll, place, play, texts
+from bigjax.projects.seqgan.training_options import PHASES, TrainingOptions
+from tests.language import T, make_gan, make_task, nll, place, run_phase, texts
 
 
 def test_maximum_likelihood_learns_and_sets_rollout_and_reference():
     batch = {"tokens": jnp.tile(jnp.array([0, 1, 2]), (8, 10, 1))}
-    before, after, metrics = play("mle", batch)
+    before, after, metrics = run_phase("mle", batch)
     g, p = after.params["generator"], make_gan()
     real = batch["tokens"][0]
     assert nll(p, g, real) < 0.5 * nll(p, before.params["generator"], real)
@@ -29,7 +30,7 @@ def test_maximum_likelihood_learns_and_sets_rollout_and_reference():
     assert {k.split("/")[0] for k in metrics} == {"generator"}
 
 
-def test_scheduled_sampling_reads_its_own_words():
+def test_scheduled_sampling_reads_sampled_tokens():
     p, batch = make_gan(scheduled_sampling=1.0), {"tokens": jnp.ones((4, T), jnp.int32)}
     chain = 1e3 * jnp.broadcast_to(jnp.roll(jnp.eye(3), 1, 1), (T, 3, 3))  # after 0 comes 1, then 2
     own = functools.partial(
@@ -43,16 +44,17 @@ def test_scheduled_sampling_reads_its_own_words():
 
 
 def test_the_rate_of_scheduled_sampling():
-    table = lambda rate: play("mle", texts(8, 4), scheduled_sampling=rate, mle_rounds=1)[1].params[
-        "generator"
-    ]["table"]
+    def table(rate):
+        _, after, _ = run_phase("mle", texts(8, 4), scheduled_sampling=rate, mle_rounds=1)
+        return after.params["generator"]["table"]
+
     plain = table(0.0)
     np.testing.assert_allclose(table(1e-12), plain, atol=1e-6)
     assert np.abs(table(1.0) - plain).max() > 0.01
 
 
 def test_constant_reward_leaves_the_discriminator():
-    before, after, metrics = play(
+    before, after, metrics = run_phase(
         "adversarial", texts(8, 1), reward="constant", generator_updates=1, discriminator_updates=4
     )
     np.testing.assert_array_equal(
@@ -63,11 +65,11 @@ def test_constant_reward_leaves_the_discriminator():
 
 
 @pytest.mark.parametrize("negatives", [0, 1])
-def test_the_discriminator_sees_each_real_text_once_beside_written_ones(negatives):
+def test_the_discriminator_sees_each_real_text_once_and_as_many_generated_ones(negatives):
     rate, batch = 1e-3, texts(8, 3)
-    batch["tokens"] = batch["tokens"] % 2  # real texts never have word 2, written ones nothing else
+    batch["tokens"] = batch["tokens"] % 2  # only generated texts have word 2, and only that
     batch["topic"] = jnp.full((8, 3), 2)
-    before, after, metrics = play(
+    before, after, metrics = run_phase(
         "discriminator",
         batch,
         (1.0, rate),
@@ -95,9 +97,9 @@ def test_the_discriminator_sees_each_real_text_once_beside_written_ones(negative
 
 
 def test_the_discriminator_reads_other_batches_than_the_generator():
-    tokens = jnp.ones((8, 3, T), jnp.int32).at[:, 0].set(0)  # the generator's is the first
+    tokens = jnp.ones((8, 3, T), jnp.int32).at[:, 0].set(0)  # the generator's comes first
     batch = {"tokens": tokens, "topic": jnp.full((8, 3), 2)}
-    before, after, _ = play(
+    before, after, _ = run_phase(
         "adversarial",
         batch,
         (0.0, 1e-3),
@@ -110,12 +112,12 @@ def test_the_discriminator_reads_other_batches_than_the_generator():
         after.params["discriminator"]["worth"] - before.params["discriminator"]["worth"]
     )
     want = np.zeros(27)
-    want[[13, 26]] = 1, -1  # real: 1 1 1; written: 2 2 2
+    want[[13, 26]] = 1, -1  # real: 1 1 1; generated: 2 2 2
     np.testing.assert_array_equal(moved, want)
 
 
 def test_the_penalty_shrinks_the_discriminator():
-    worth = lambda l2: play(
+    worth = lambda l2: run_phase(
         "discriminator", texts(8, 3), (1.0, 0.1), pretrain_updates=6, discriminator_l2=l2
     )[1].params["discriminator"]["worth"]
     np.testing.assert_allclose(
@@ -124,7 +126,7 @@ def test_the_penalty_shrinks_the_discriminator():
 
 
 @pytest.mark.parametrize("at_once", [1, 40, 10_000])
-def test_negatives_follow_what_their_row_is_given(monkeypatch, at_once):
+def test_negatives_use_the_context_of_their_row(monkeypatch, at_once):
     monkeypatch.setattr(train_step, "SAMPLE_ROWS", at_once)
     p = make_gan()
     generator = make_task(p).init(jax.random.key(0))["params"]["generator"]
@@ -146,7 +148,7 @@ def test_the_number_of_updates():
         ("adversarial", (3, 2, 8)),
     ):
         batches = {"mle": 3, "discriminator": 3, "adversarial": 4}[phase]
-        _, state, metrics = play(phase, texts(8, batches), (), state=state, **options)
+        _, state, metrics = run_phase(phase, texts(8, batches), (), state=state, **options)
         counts = [int(state.opt_state[k][0].count) for k in ("mle", "adversarial", "discriminator")]
         assert tuple(counts) == want, phase
     assert int(state.step) == 3 and not state.halted
@@ -154,7 +156,7 @@ def test_the_number_of_updates():
 
 @pytest.mark.parametrize("phase", ["mle", "discriminator", "adversarial"])
 def test_a_round_that_is_not_finite_changes_nothing(phase):
-    before, after, metrics = play(phase, texts(8, 4), (np.inf, np.inf), rollouts=1)
+    before, after, metrics = run_phase(phase, texts(8, 4), (np.inf, np.inf), rollouts=1)
     assert not all(np.isfinite(x) for x in metrics.values())
     assert after.halted and after.step == 1
     for name in ("params", "extras", "opt_state"):
@@ -163,10 +165,10 @@ def test_a_round_that_is_not_finite_changes_nothing(phase):
         )
 
 
-def test_another_step_or_seed_draws_anew():
-    state, first, _ = play("adversarial", texts(8, 4), rollouts=1)
+def test_another_step_or_seed_gives_other_samples():
+    state, first, _ = run_phase("adversarial", texts(8, 4), rollouts=1)
     same, again, other = (
-        play("adversarial", texts(8, 4), rollouts=1, seed=seed, state=s)[1]
+        run_phase("adversarial", texts(8, 4), rollouts=1, seed=seed, state=s)[1]
         for s, seed in ((state, 0), (state._replace(step=jnp.int32(5)), 0), (state, 1))
     )
     table = lambda s: np.array(s.params["generator"]["table"])
@@ -207,11 +209,11 @@ def test_another_step_or_seed_draws_anew():
         ),
     ],
 )
-def test_rounds_follow_each_other(options, want):
-    o, end = Options(**options), 0
-    found = [o.round(step) for step in range(6)]
-    assert [(phase, n) for phase, n, _ in found] == want
-    for _, n, before in found:  # every batch is another one, and none is left out
+def test_the_schedule_of_rounds(options, want):
+    o, end = TrainingOptions(**options), 0
+    rounds = [o.round(step) for step in range(6)]
+    assert [(phase, n) for phase, n, _ in rounds] == want
+    for _, n, before in rounds:  # all batches are used once
         assert before == end
         end += n
     counts = {phase: [x[0] for x in want].count(phase) for phase in PHASES}
@@ -221,7 +223,7 @@ def test_rounds_follow_each_other(options, want):
         assert o.phases(steps) == [
             (phase, phases.index(phase), phases.count(phase)) for phase in dict.fromkeys(phases)
         ]
-    phase, first, rounds = o.phases(2**31 - 1)[-1]  # as long as one likes, and at once
+    phase, first, rounds = o.phases(2**31 - 1)[-1]  # fast for any number of steps
     assert phase == "adversarial" and first + rounds == 2**31 - 1
 
 
@@ -245,9 +247,9 @@ def test_rounds_follow_each_other(options, want):
         ("baseline", "mean"),
     ],
 )
-def test_options_that_are_refused(name, value):
+def test_refused_options(name, value):
     with pytest.raises(UserError, match=rf"task\.{name} is {value!r}"):
-        Options(**{name: value})
+        TrainingOptions(**{name: value})
 
 
 # --- Rows in rounds ---------------------------------------------------------------------------
@@ -255,7 +257,9 @@ def test_options_that_are_refused(name, value):
 
 def round_data(seed, n=10, batch_size=4):
     arrays = {"tokens": np.arange(n * 2).reshape(n, 2), "weights": np.ones((n, 2), np.float32)}
-    options = Options(mle_rounds=2, mle_updates=3, discriminator_rounds=1, pretrain_updates=2)
+    options = TrainingOptions(
+        mle_rounds=2, mle_updates=3, discriminator_rounds=1, pretrain_updates=2
+    )
     rows = ArrayData(arrays, batch_size, seed)
     return rows if seed is None else RoundBatches(rows, options.round)
 
@@ -278,13 +282,13 @@ def test_rows_of_hosts_are_parts_of_the_batch(seed):
 
 
 def test_every_epoch_has_every_row():
-    data, found = round_data(0), []
+    data, seen = round_data(0), []
     for step in range(5):
         ((_, x),) = data.batch_at(step).items()
         rows = x["tokens"].swapaxes(0, 1)[..., 0].ravel() // 2
         assert [f"train:{i}" for i in rows] == data.examples_at(step)
-        found += list(rows)
-    epochs = np.array(found)[:30].reshape(3, 10)
+        seen += list(rows)
+    epochs = np.array(seen)[:30].reshape(3, 10)
     assert (np.sort(epochs) == np.arange(10)).all() and (epochs[0] != epochs[1]).any()
 
 

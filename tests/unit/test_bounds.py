@@ -194,10 +194,10 @@ def test_numbers_of_a_request():
         (generate.Options, {"temperature": math.inf, "top_p": 1.5}),
         (generate.Options, {"temperature": -1.0, "top_p": math.nan}),
         (
-            generation_options.Options,
+            generation_options.GenerationOptions,
             {"temperature": math.nan, "seed": -1, "real_weight": math.inf},
         ),
-        (generation_options.Options, {"click_weight": math.nan, "seed": 2**32}),
+        (generation_options.GenerationOptions, {"click_weight": math.nan, "seed": 2**32}),
     ):
         for name, value in fields.items():
             with pytest.raises(UserError, match=name):

@@ -1,4 +1,4 @@
-"""The headline task: augmentation, rounds, word vectors, and what is refused."""
+"""The headline task: augmentation, rounds, word vectors, and refused settings."""
 
 import dataclasses
 import types
@@ -10,9 +10,9 @@ import pytest
 from bigjax.data import word_vectors
 from bigjax.data.wordpiece import SPECIALS, WordPiece
 from bigjax.errors import UserError
-from bigjax.projects.seqgan import augmented as rounds
+from bigjax.projects.seqgan import augmented
 from bigjax.projects.seqgan import headline as task
-from tests.unit.test_headline import PAD, SEP, C
+from tests.unit.test_headline_model import PAD, SEP, C
 
 LETTERS = "abcdefghij"
 TOKENIZER = WordPiece([*SPECIALS, *LETTERS, *(f"##{x}" for x in LETTERS)])
@@ -42,9 +42,9 @@ def options(**changes):
     return task.Config(**{"augment": 0.2, "augment_headlines": 0.2, **changes})
 
 
-def test_augmentation_changes_words_and_nothing_else(tmp_path):
+def test_augmentation_changes_only_words(tmp_path):
     (tmp_path / "t.txt").write_text("ab,cd\n")
-    change = rounds.changes(options(thesaurus=str(tmp_path / "t.txt")), TOKENIZER)
+    change = augmented.changes(options(thesaurus=str(tmp_path / "t.txt")), TOKENIZER)
     batch = batch_of(["ab e"] * 50, ["ab e"] * 50, 9)
     got = change(batch, [0, 1], 0, judged=True)
     articles = set()
@@ -63,21 +63,21 @@ def test_augmentation_changes_words_and_nothing_else(tmp_path):
     assert batch["source"].tolist() == batch_of(["ab e"] * 50, ["ab e"] * 50, 9)["source"].tolist()
 
 
-def test_words_of_a_thesaurus_are_the_tokenizers(tmp_path):
+def test_words_of_a_thesaurus_are_tokenized(tmp_path):
     """Without case; one may be several of the tokenizer's, as in Chinese."""
     tokenizer = WordPiece([*SPECIALS, *LETTERS, *"高兴快乐天"])
     (tmp_path / "t.txt").write_text("高兴,快乐\nA,B\nzebra,c\n")
-    found = rounds._synonyms(options(thesaurus=str(tmp_path / "t.txt")), tokenizer)
+    synonyms = augmented._synonyms(options(thesaurus=str(tmp_path / "t.txt")), tokenizer)
     ids = lambda text: tuple(tokenizer.encode(text).tolist())
-    assert found(ids("高兴")) == [ids("快乐")] and found(ids("高")) == []
-    assert found(ids("a")) == [ids("b")] and found(ids("c")) == []
-    assert found.joined([ids(x) for x in "天高兴高天"]) == [
+    assert synonyms(ids("高兴")) == [ids("快乐")] and synonyms(ids("高")) == []
+    assert synonyms(ids("a")) == [ids("b")] and synonyms(ids("c")) == []
+    assert synonyms.joined([ids(x) for x in "天高兴高天"]) == [
         ids("天"),
         ids("高兴"),
         ids("高"),
         ids("天"),
     ]
-    change = rounds.changes(
+    change = augmented.changes(
         options(thesaurus=str(tmp_path / "t.txt"), augment_headlines=0.0), tokenizer
     )
     batch = batch_of(["a"], ["a"])
@@ -89,12 +89,12 @@ def test_words_of_a_thesaurus_are_the_tokenizers(tmp_path):
     assert tokenizer.decode(ids("天快乐")) in texts
     (tmp_path / "t.txt").write_text("zebra,okapi\n")
     with pytest.raises(UserError, match="no word that the tokenizer knows"):
-        rounds._synonyms(options(thesaurus=str(tmp_path / "t.txt")), tokenizer)
+        augmented._synonyms(options(thesaurus=str(tmp_path / "t.txt")), tokenizer)
 
 
 def test_augmentation_stays_within_its_length(tmp_path):
     (tmp_path / "t.txt").write_text("ab,cdefghij\n")
-    change = rounds.changes(options(thesaurus=str(tmp_path / "t.txt")), TOKENIZER)
+    change = augmented.changes(options(thesaurus=str(tmp_path / "t.txt")), TOKENIZER)
     got = change(batch_of(["ab c d"] * 30, ["ab c d e f"] * 30, 7), [0, 1], 0, judged=True)
     assert (got["source_mask"].sum(1) <= 7).all() and (got["weights"].sum(1) <= 7).all()
     ends = got["source_mask"].sum(1) - 1
@@ -102,7 +102,7 @@ def test_augmentation_stays_within_its_length(tmp_path):
 
 
 def test_augmentation_is_a_function_of_seed_and_row():
-    change = rounds.changes(options(), TOKENIZER)
+    change = augmented.changes(options(), TOKENIZER)
     batch = batch_of(["a b c d e"] * 8, ["a b c d"] * 8)
     whole = change(batch, [0, 1], 0, judged=True)
     half = change({k: x[4:] for k, x in batch.items()}, [0, 1], 4, judged=True)
@@ -112,23 +112,23 @@ def test_augmentation_is_a_function_of_seed_and_row():
     assert len({tuple(x) for x in whole["source"].tolist()}) > 3
 
 
-def test_headlines_to_learn_stay_as_they_are():
+def test_headlines_of_the_generator_are_not_augmented():
     batch = batch_of(["a b c d e"] * 8, ["a b c d"] * 8)
-    got = rounds.changes(options(), TOKENIZER)(batch, [0, 1], 0, judged=False)
+    got = augmented.changes(options(), TOKENIZER)(batch, [0, 1], 0, judged=False)
     assert (got["tokens"] == batch["tokens"]).all() and (got["source"] != batch["source"]).any()
-    same = rounds.changes(options(augment=0.0, augment_headlines=0.0), TOKENIZER)
+    same = augmented.changes(options(augment=0.0, augment_headlines=0.0), TOKENIZER)
     assert same(batch, [0, 1], 0, judged=True) is batch
 
 
-def test_word_vectors_stand_in_for_a_thesaurus(tmp_path):
+def test_word_vectors_replace_a_thesaurus(tmp_path):
     path = tmp_path / "v.txt"
     path.write_text("a 1 0\nb 1 0.1\nc 0 1\n##d 1 0\n")
-    found = rounds._synonyms(options(embeddings=str(path)), TOKENIZER)
+    synonyms = augmented._synonyms(options(embeddings=str(path)), TOKENIZER)
     ids = lambda text: tuple(TOKENIZER.encode(text).tolist())
-    assert found(ids("a")) == [ids("b")] and found(ids("e")) == []
+    assert synonyms(ids("a")) == [ids("b")] and synonyms(ids("e")) == []
 
 
-def test_only_what_the_discriminator_sees_is_changed_in_a_round():
+def test_only_texts_of_the_discriminator_are_augmented_in_a_round():
     class Data:
         n_examples = n_batches = 1
 
@@ -149,8 +149,8 @@ def test_only_what_the_discriminator_sees_is_changed_in_a_round():
         seen.append((*seed, first_row, judged))
         return batch
 
-    found = rounds.ChangedInRounds(Data(), o, changed, 7)
-    got = [found.batch_at(step, slice(2, 4)) for step in range(3)]
+    batches = augmented.ChangedInRounds(Data(), o, changed, 7)
+    got = [batches.batch_at(step, slice(2, 4)) for step in range(3)]
     assert [list(x) for x in got] == [["mle"], ["discriminator"], ["adversarial"]]
     assert [x.tolist() for d in got for b in d.values() for x in b.values()] == [
         [[0, 1]] * 2,
@@ -160,7 +160,7 @@ def test_only_what_the_discriminator_sees_is_changed_in_a_round():
     assert seen == [(7, i, 2, i in (2, 3, 5)) for i in range(6)]
 
 
-def test_vectors_of_pieces_are_put_into_the_embedding(tmp_path):
+def test_vectors_of_pieces_initialise_the_embedding(tmp_path):
     c = dataclasses.replace(C, vocab_size=TOKENIZER.vocab_size, d_model=8)
     path = tmp_path / "v.txt"
     path.write_text("a 1 2 3 4 5 6 7 8\n##b 8 7 6 5 4 3 2 1\nzebra 1 1 1 1 1 1 1 1\n")
@@ -175,7 +175,7 @@ def test_vectors_of_pieces_are_put_into_the_embedding(tmp_path):
     np.testing.assert_allclose(new[changed[0]] / new[changed[0], 0], range(1, 9), rtol=1e-5)
     assert new[changed].std() == pytest.approx(float(table.std()), rel=1e-4)
     assert task._prepare(options(), c)(params, corpus) is params
-    for text, message in (("a 1 2\n", "d_model is 8"), ("zebra 1 2 3 4 5 6 7 8\n", "no piece")):
+    for text, message in (("a 1 2\n", "d_model is 8"), ("zebra 1 2 3 4 5 6 7 8\n", "no vector")):
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             with_vectors(path)
@@ -191,7 +191,7 @@ def test_vectors_of_pieces_are_put_into_the_embedding(tmp_path):
         (dict(rollouts=-1), "rollouts"),
     ],
 )
-def test_bad_tasks(changes, message):
+def test_refused_tasks(changes, message):
     with pytest.raises(UserError, match=message):
         options(**changes)
 

@@ -1,4 +1,4 @@
-"""The numbers of the oracle's evaluation, against sums over all sequences there are."""
+"""The metrics of the oracle's evaluation against sums over all sequences."""
 
 import itertools
 import types
@@ -10,7 +10,7 @@ import pytest
 from bigjax import modules, tasks
 from bigjax.errors import UserError
 from bigjax.parallel import mesh as mesh_lib
-from bigjax.projects.seqgan import oracle_eval as oracle_eval
+from bigjax.projects.seqgan import oracle_eval
 from bigjax.projects.seqgan.gan import shift_right
 from tests.unit.test_seqgan import tiny
 
@@ -19,14 +19,14 @@ EVERY = np.array(list(itertools.product(range(V), repeat=T)))
 
 
 def log_p(gan, params, temperature=1.0):
-    """Of every sequence, per token: [V^T, T]."""
-    logits = gan.logits(params, (), shift_right(gan, EVERY), None) / temperature
+    """The log-probability of each token of each sequence: [V^T, T]."""
+    logits = gan.logits(params, {}, shift_right(gan, EVERY), None) / temperature
     return np.take_along_axis(np.array(jax.nn.log_softmax(logits)), EVERY[..., None], -1)[..., 0]
 
 
 @pytest.fixture
 def one_device():
-    """Whatever mesh another test's run has left."""
+    """A mesh of one device, independent of the meshes of other tests."""
     mesh = mesh_lib.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     with jax.set_mesh(mesh):
         yield mesh
@@ -44,8 +44,8 @@ def test_both_likelihoods_at_each_temperature(cache_dir, one_device):
         "x", options, types.SimpleNamespace(config=c, task=task, corpus=corpus, mesh=one_device)
     )
     params = task.init(jax.random.key(3))["params"]
-    found = evaluate(params, {}, 1)
-    assert set(found) == set(evaluate.metrics)
+    metrics = evaluate(params, {}, 1)
+    assert set(metrics) == set(evaluate.metrics)
     test = corpus.split("test", batch_size=200).batch_at(0)["tokens"]
     place = {tuple(x): i for i, x in enumerate(EVERY.tolist())}
     oracle = log_p(corpus.oracle, corpus.oracle_params).mean(1)
@@ -54,10 +54,10 @@ def test_both_likelihoods_at_each_temperature(cache_dir, one_device):
         own = log_p(task.gan, params["generator"], temperature)
         wanted[f"nll_oracle{end}"] = -(np.exp(own.sum(1)) * oracle).sum()
         wanted[f"nll_test{end}"] = -np.mean([own[place[tuple(x)]] for x in test.tolist()])
-    for k, value in wanted.items():  # of 10,000 texts, or exact
-        assert found[k] == pytest.approx(value, abs=0.05 if "oracle" in k else 1e-4), k
+    for k, value in wanted.items():  # an estimate from 10,000 texts, or exact
+        assert metrics[k] == pytest.approx(value, abs=0.05 if "oracle" in k else 1e-4), k
     values = sorted(wanted.values())
-    assert min(np.diff(values)) > 0.15, wanted  # none can pass for another
+    assert min(np.diff(values)) > 0.15, wanted  # the values are distinct
 
 
 def test_temperatures_are_positive():

@@ -79,11 +79,11 @@ ROUNDS = {
 }
 
 
-def played(gan, task, phase, rows):
+def run_once(gan, task, phase, rows):
     txs = {k: optax.sgd(0.1) for k in ("mle", "adversarial", "discriminator")}
     state = make_init(task, functools.partial(train_step.init_optimizers, txs), 0, False)()
-    one_round = jax.jit(train_step.make_round(task, txs, 0))
-    jax.block_until_ready(one_round(state, None, {phase: rows}))
+    run_round = jax.jit(train_step.make_round(task, txs, 0))
+    jax.block_until_ready(run_round(state, None, {phase: rows}))
 
 
 @pytest.mark.parametrize("phase", ROUNDS)
@@ -100,15 +100,15 @@ def test_no_two_draws_of_a_round_share_a_key(draws, phase):
 
         return g
 
-    gan = plain._replace(score=drawing(plain.score), loss=drawing(plain.loss))
-    played(gan, make_task(gan), phase, texts(8, batches))
+    gan = plain._replace(discriminator=drawing(plain.discriminator), loss=drawing(plain.loss))
+    run_once(gan, make_task(gan), phase, texts(8, batches))
     draws.check_distinct(n)
 
 
-def test_negatives_that_are_written_in_turn_draw_anew(draws, monkeypatch):
+def test_negatives_sampled_in_turn_have_distinct_keys(draws, monkeypatch):
     monkeypatch.setattr(train_step, "SAMPLE_ROWS", 8)  # a batch at a time
     gan = make_gan(**UPDATES)
-    played(gan, make_task(gan), "discriminator", texts(8, 2))
+    run_once(gan, make_task(gan), "discriminator", texts(8, 2))
     draws.check_distinct(2 * 3)
 
 

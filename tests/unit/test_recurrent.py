@@ -197,9 +197,9 @@ def test_bad_calls_are_refused():
         empty_state("gru", 2, B, H),
         empty_state("lstm", 2, B + 1, H),
     ):
-        with pytest.raises(UserError, match="Make it with empty_state"):
+        with pytest.raises(UserError, match="Create it with empty_state"):
             model.apply(params, x, None, wrong)
-        with pytest.raises(UserError, match="Make it with empty_state"):
+        with pytest.raises(UserError, match="Create it with empty_state"):
             model.apply(params, x[:, 0], wrong, method="step")
 
 

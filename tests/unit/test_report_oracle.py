@@ -1,4 +1,4 @@
-"""NLL_test at equal NLL_oracle, by hand."""
+"""The report of the oracle experiment against numbers computed by hand."""
 
 import json
 import math
@@ -7,7 +7,7 @@ import pytest
 
 from bigjax import cli
 from bigjax.errors import UserError
-from bigjax.projects.seqgan import report as oracle
+from bigjax.projects.seqgan import report
 
 
 def write_run(
@@ -18,12 +18,12 @@ def write_run(
     steps=4,
     oracle_seed=0,
     tempered=(),
-    name="discriminate",
+    name="oracle",
     split="test",
     more=None,
     **task,
 ):
-    """A work folder with these (NLL_oracle, NLL_test) at rounds 0, 1, ...; tempered: at 0.5."""
+    """A work folder with these (NLL_oracle, NLL_test) at rounds 0, 1, ...; tempered: at T=0.5."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(
         json.dumps(
@@ -65,32 +65,32 @@ def cells(text, label):
     return [cell.strip() for cell in row.split("  ")[1:] if cell.strip()]
 
 
-def test_the_numbers_are_printed_where_the_picture_cannot_be_written(tmp_path, capsys):
+def test_numbers_are_printed_when_the_picture_cannot_be_written(tmp_path, capsys):
     run = write_run(tmp_path / "run", [(10.0, 5.0), (8.0, 6.0)])
     (tmp_path / "x.png").mkdir()
     with pytest.raises(UserError, match="x.png cannot be written"):
-        oracle.draw([run], str(tmp_path / "x.png"))
+        report.draw([run], str(tmp_path / "x.png"))
     out = capsys.readouterr().out
-    assert oracle.HOW_TO_READ in out and "Wrote" not in out
+    assert report.HOW_TO_READ in out and "Wrote" not in out
 
 
-def test_a_path_is_read_where_it_passes():
+def test_a_path_is_interpolated():
     path = [(10.0, 5.0), (8.0, 6.0), (9.0, 4.0)]
-    assert oracle.on_path(path, 9.5) == 5.25
-    assert oracle.on_path(path, 8.5) == 5.0  # there and back: 5.75 and 5.0
-    assert oracle.on_path(path, 9.0) == 4.0
-    assert math.isnan(oracle.on_path(path, 7.9)) and math.isnan(oracle.on_path(path, 10.1))
-    assert oracle.on_path([(3.0, 2.0)], 3.0) == 2.0
+    assert report.on_path(path, 9.5) == 5.25
+    assert report.on_path(path, 8.5) == 5.0  # crossed twice: 5.75 and 5.0
+    assert report.on_path(path, 9.0) == 4.0
+    assert math.isnan(report.on_path(path, 7.9)) and math.isnan(report.on_path(path, 10.1))
+    assert report.on_path([(3.0, 2.0)], 3.0) == 2.0
 
 
-def test_the_hull_is_below_all_and_ends_at_the_lowest():
+def test_the_hull_is_below_all_points_and_ends_at_the_lowest():
     points = [(0.0, 9.0), (0.0, 8.0), (1.0, 7.0), (2.0, 2.0), (3.0, 1.5), (4.0, 1.0), (5.0, 3.0)]
-    assert oracle.hull(points[::-1]) == [(0.0, 8.0), (2.0, 2.0), (4.0, 1.0)]
-    assert oracle.hull([(1.0, 1.0)]) == [(1.0, 1.0)]
+    assert report.hull(points[::-1]) == [(0.0, 8.0), (2.0, 2.0), (4.0, 1.0)]
+    assert report.hull([(1.0, 1.0)]) == [(1.0, 1.0)]
 
 
 def test_against_control_and_temperature(tmp_path):
-    """Of seed 0 the envelope is 12, 10, 8 at 6, 8, 10; at 7 it is 11 and the control 11.5."""
+    """For seed 0 the envelope is 12, 10, 8 at 6, 8, 10; at 7 it is 11 and the control 11.5."""
     runs = [
         write_run(tmp_path / "gan-0", [(10, 8), (7, 10.8)]),
         write_run(tmp_path / "gan-1", [(10, 8), (7, 10.2)], seed=1),
@@ -98,7 +98,7 @@ def test_against_control_and_temperature(tmp_path):
         write_run(tmp_path / "self_1", [(10, 8), (8, 10), (6, 11)], reward="constant", seed=1),
         write_run(tmp_path / "mle", [(11, 9), (10, 8)], tempered=[(8, 10), (6, 12)], steps=3),
     ]
-    text = oracle.draw(runs, None)
+    text = report.draw(runs, None)
     assert cells(text, "gan") == [
         "adversarial",
         "0 1",
@@ -111,28 +111,28 @@ def test_against_control_and_temperature(tmp_path):
     ]
     assert cells(text, "self")[0] == "control" and cells(text, "self")[-3] == "-"
     assert cells(text, "mle") == ["MLE", "0", "1", "10.000", "8.000", "+0.000", "-", "+0.000"]
-    assert "Below zero is better" in text and (tmp_path / "gan-0/seqgan-report.png").exists()
+    assert "Negative is better" in text and (tmp_path / "gan-0/seqgan-report.png").exists()
 
 
-def test_what_no_baseline_reaches(tmp_path):
+def test_an_nll_oracle_that_no_baseline_reaches(tmp_path):
     mle = write_run(tmp_path / "mle", [(10, 8)], steps=3, tempered=[(8, 10)])
     control = write_run(tmp_path / "control", [(10, 8), (8, 10)], reward="constant")
     left = write_run(tmp_path / "left", [(7, 10)], kl=1)
     right = write_run(tmp_path / "right", [(12, 8.5)], kl=2)
-    text = oracle.draw([mle, control, left, right], None)
-    assert cells(text, "control")[-3:] == ["-", "-", "+0.000"]  # itself does not count
+    text = report.draw([mle, control, left, right], None)
+    assert cells(text, "control")[-3:] == ["-", "-", "+0.000"]  # not compared with itself
     assert cells(text, "left")[-3:] == ["-", "-", "-"]
     assert cells(text, "right")[-3:] == ["-", "-", "+0.500"]  # (10, 8) is better in both
 
 
-def test_of_several_controls_the_best_counts(tmp_path):
+def test_the_best_of_several_controls_counts(tmp_path):
     runs = [
         write_run(tmp_path / "gan", [(7, 10)]),
         write_run(tmp_path / "a", [(10, 8), (6, 12)], reward="constant"),
         write_run(tmp_path / "b", [(10, 7), (7, 10.5)], reward="constant", kl=1),
     ]
-    text = oracle.draw(runs, None)
-    assert cells(text, "gan")[-3] == "-0.500"  # to 11 and 10.5
+    text = report.draw(runs, None)
+    assert cells(text, "gan")[-3] == "-0.500"  # from 10.5, not 11
     assert cells(text, "b")[-3] == "-0.500" and cells(text, "a")[-3] == "-"
 
 
@@ -141,7 +141,7 @@ def test_against_the_same_reward_without_a_discriminator(tmp_path):
         write_run(tmp_path / "gan", [(7, 10)], likelihood=0.5),
         write_run(tmp_path / "sharp", [(10, 8), (6, 10)], reward="constant", likelihood=0.5),
     ]
-    text = oracle.draw(runs, None)
+    text = report.draw(runs, None)
     assert cells(text, "gan")[-3:] == ["-", "+0.500", "-"]
     assert cells(text, "sharp")[0] == "sharpened"
 
@@ -150,15 +150,15 @@ def test_against_the_same_reward_without_a_discriminator(tmp_path):
     "out, message",
     [("curves.jpeg", "must end in .png, .pdf or .svg"), ("file/curves.png", "cannot be written")],
 )
-def test_where_the_picture_cannot_go(tmp_path, out, message):
+def test_pictures_that_cannot_be_written(tmp_path, out, message):
     (tmp_path / "file").write_text("")
     run = write_run(tmp_path / "gan", [(7, 10)])
     with pytest.raises(UserError, match=message):
-        oracle.draw([run], str(tmp_path / out))
+        report.draw([run], str(tmp_path / out))
     for content in (b"{}", b'{"evals": "\xff"}'):
         (tmp_path / "gan/config.json").write_bytes(content)
-        with pytest.raises(UserError, match="is no config of a run"):
-            oracle.draw([run], None)
+        with pytest.raises(UserError, match="is not the config of a run"):
+            report.draw([run], None)
 
 
 def test_temperature_needs_temperatures_of_maximum_likelihood(tmp_path):
@@ -167,7 +167,7 @@ def test_temperature_needs_temperatures_of_maximum_likelihood(tmp_path):
     sampled = write_run(
         tmp_path / "sampled", [(7, 9)], tempered=[(9, 9)], steps=3, scheduled_sampling=0.5
     )
-    text = oracle.draw([gan, alone, sampled], None)
+    text = report.draw([gan, alone, sampled], None)
     assert cells(text, "gan")[-1] == "-"
     assert cells(text, "sampled")[0] == "scheduled sampling"
 
@@ -182,7 +182,7 @@ def test_temperature_needs_temperatures_of_maximum_likelihood(tmp_path):
     ],
 )
 def test_kinds(tmp_path, steps, task, kind):
-    assert oracle.read_run(write_run(tmp_path / "run", [(1, 1)], steps=steps, **task)).kind == kind
+    assert report.read_run(write_run(tmp_path / "run", [(1, 1)], steps=steps, **task)).kind == kind
 
 
 def test_groups_and_their_labels(tmp_path):
@@ -197,14 +197,14 @@ def test_groups_and_their_labels(tmp_path):
         write_run(tmp_path / name, [(1, 1)], seed=seed, **more)
 
     def labels(*names):
-        return list(oracle._groups([oracle.read_run(str(tmp_path / name)) for name in names]))
+        return list(report._groups([report.read_run(str(tmp_path / name)) for name in names]))
 
     assert labels("a_3", "as4", "b_1") == ["a", "b_1"]
     assert labels("x/c-0", "y/c-0") == [str(tmp_path / "x/c"), str(tmp_path / "y/c")]
     assert labels("x/c-0", "x/c_0") == [str(tmp_path / "x/c-0"), str(tmp_path / "x/c_0")]
 
 
-def test_the_test_split_counts_where_there_are_two(tmp_path):
+def test_the_test_split_is_preferred(tmp_path):
     folder = tmp_path / "run"
     run = write_run(
         folder,
@@ -214,7 +214,7 @@ def test_the_test_split_counts_where_there_are_two(tmp_path):
     )
     with (folder / "metrics.jsonl").open("a") as f:
         f.write('{"step": 1, "eval/b/nll_oracle": 5.0, "eval/b/nll_test": 5.0}\n')
-    assert oracle.read_run(run).points == {0: (9, 8)}
+    assert report.read_run(run).points == {0: (9, 8)}
 
 
 def test_runs_that_cannot_be_compared(tmp_path):
@@ -222,21 +222,21 @@ def test_runs_that_cannot_be_compared(tmp_path):
     b = write_run(tmp_path / "b", [(1, 1)], oracle_seed=7)
     c = write_run(tmp_path / "c", [(1, 1)], split="valid")
     with pytest.raises(UserError, match="a' and .*b' .*data.seed is 0 and 7"):
-        oracle.draw([a, b], None)
+        report.draw([a, b], None)
     with pytest.raises(UserError, match="a' and .*c' .*split is 'test' and 'valid'"):
-        oracle.draw([a, c], None)
+        report.draw([a, c], None)
 
 
-def test_what_is_no_run_of_the_experiment(tmp_path):
+def test_runs_of_other_experiments_are_refused(tmp_path):
     run = write_run(tmp_path / "plain", [])
     (tmp_path / "plain/metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     with pytest.raises(UserError, match="plain' has no metrics eval/NAME/nll_oracle"):
-        oracle.draw([run], None)
+        report.draw([run], None)
     (tmp_path / "plain/config.json").unlink()
-    with pytest.raises(UserError, match="config.json is no config"):
-        oracle.draw([run], None)
+    with pytest.raises(UserError, match="config.json is not the config"):
+        report.draw([run], None)
     with pytest.raises(UserError, match="--workdir"):
-        oracle.draw([], None)
+        report.draw([], None)
 
 
 def test_the_command(tmp_path, capsys):
@@ -246,7 +246,7 @@ def test_the_command(tmp_path, capsys):
     assert out.exists()
 
 
-def test_the_picture_has_a_line_a_seed_and_their_mean(tmp_path, monkeypatch):
+def test_the_picture_has_a_line_per_seed_and_their_mean(tmp_path, monkeypatch):
     from matplotlib import pyplot as plt
 
     runs = [
@@ -256,11 +256,11 @@ def test_the_picture_has_a_line_a_seed_and_their_mean(tmp_path, monkeypatch):
     ]
     shown = []
     monkeypatch.setattr(plt, "close", lambda figure: shown.extend(figure.axes))
-    oracle.draw(runs, None)
+    report.draw(runs, None)
     monkeypatch.undo()
     plt.close("all")
     first, second, plane = shown
     means = [line for line in second.lines if line.get_label() == "gan"]
-    assert [list(line.get_ydata()) for line in means] == [[7.0]]  # at the round that both have
+    assert [list(line.get_ydata()) for line in means] == [[7.0]]  # at the only round of both
     assert len(first.lines) == 5
     assert len(plane.lines) == 7 and list(plane.lines[-1].get_ydata()) == [9, 8]

@@ -1,4 +1,4 @@
-"""How `bigjax headline` writes."""
+"""The options of `bigjax headline`, importable without jax."""
 
 import dataclasses
 import math
@@ -8,8 +8,8 @@ from bigjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """How to write headlines and which to choose. UserError for a number out of range."""
+class GenerationOptions:
+    """How to write headlines and how to rank them. Raises UserError for a value out of range."""
 
     number: int = 5
     beam: int = 8
@@ -21,19 +21,19 @@ class Options:
     seed: int = 0
 
     HELP = {
-        "number": "headlines an article",
-        "beam": "how many the search keeps at each token",
-        "temperature": "above 0: samples instead of the search",
-        "top_p": "of samples: from the likeliest tokens that have this probability",
-        "clicks": "how often readers shall click: high or low",
-        "real_weight": "in the ranking, of the probability of being real",
-        "click_weight": "in the ranking, of the predicted quantile of clicks",
-        "seed": "of samples",
+        "number": "headlines per article",
+        "beam": "width of the beam search",
+        "temperature": "above 0: samples instead of beam search",
+        "top_p": "for samples: only the likeliest tokens that together have this probability",
+        "clicks": "the desired click rate: high or low",
+        "real_weight": "weight of the probability of being real in the ranking",
+        "click_weight": "weight of the predicted quantile of clicks in the ranking",
+        "seed": "for samples",
     }
 
     def __post_init__(self):
         search = self.temperature == 0
-        for name, ok, want in (
+        for name, ok, allowed in (
             ("number", self.number >= 1, "at least 1"),
             (
                 "beam",
@@ -47,5 +47,5 @@ class Options:
             ("click_weight", 0 <= self.click_weight < math.inf, "0 or more"),
         ):
             if not ok:
-                raise UserError(f"--{name} is {getattr(self, name)!r}; it must be {want}.")
+                raise UserError(f"--{name} is {getattr(self, name)!r}; it must be {allowed}.")
         check_seed(self.seed)

@@ -1,4 +1,4 @@
-"""Headlines that a model writes, measured against the real ones and against two baselines."""
+"""Compares generated headlines with the real ones and with two baselines."""
 
 import dataclasses
 import functools
@@ -12,11 +12,11 @@ from bigjax.errors import UserError
 from bigjax.evals import Context, text_metrics
 from bigjax.parallel import sharding
 from bigjax.projects.seqgan import hot_word_metrics
-from bigjax.projects.seqgan.gan import discriminate, until
+from bigjax.projects.seqgan.gan import before_end, discriminate
 from bigjax.projects.seqgan.generate_headlines import readable, search
 
-WIDTH = 4  # of the beam search
-_START = 200  # characters of an article in the file
+BEAM_WIDTH = 4
+_EXCERPT = 200  # characters of an article in headlines.jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Config:
 def build(name: str, options: Config, context: Context):
     """The evaluator.
 
-    Gives the metrics of text_metrics.measure, hot_word_coverage, and as `discriminator` the mean
-    probability of being real. Writes to WORKDIR/evals/NAME headlines.jsonl and report.json, which
-    also has the numbers of the lead sentence (lead_rouge1, ...) and of the sentence with most hot
-    words.
+    Metrics: those of text_metrics.measure, hot_word_coverage, and `discriminator`, the mean
+    probability of being real. Writes headlines.jsonl and report.json to WORKDIR/evals/NAME; the
+    report also has the metrics of the lead sentence (lead_rouge1, ...) and of the sentence with the
+    most hot words (hot_rouge1, ...).
     """
-    config, p = context.config, getattr(context.task, "gan", None)
-    if p is None or p.clicks is None:
+    config, gan = context.config, getattr(context.task, "gan", None)
+    if gan is None or gan.clicks is None:
         raise UserError(
-            f"evals.{name}.kind={config.evals[name].kind!r} is for "
+            f"evals.{name}.kind={config.evals[name].kind!r} needs "
             f"task.name='seqgan.headline'; task.name is {config.task.name!r}."
         )
     corpus, batch_size = context.corpus, config.train.batch_size
@@ -47,83 +47,81 @@ def build(name: str, options: Config, context: Context):
     rows = sharding.local_rows(context.mesh, batch_size)
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(context.mesh))
-    def written(params, batch):
-        g = params["generator"]
-        found, _ = search(p, g, p.context(g, batch, None), batch_size, WIDTH)
-        logits, _ = discriminate(p, params["discriminator"], batch, found[:, 0])
-        return found[:, 0], jax.nn.sigmoid(logits[:, 1] - logits[:, 0])
+    def write_best(params, batch):
+        condition = gan.context(batch)
+        texts, _ = search(gan, params["generator"], condition, BEAM_WIDTH)
+        logits, _ = discriminate(gan, params["discriminator"], condition, texts[:, 0])
+        return texts[:, 0], jax.nn.sigmoid(logits[:, 1] - logits[:, 0])
 
     @functools.cache
     def baselines() -> dict[str, float]:
-        given = [
+        examples = [
             corpus.rows(options.split)[i]
             for step in range(n)
             for i in data.batch_at(step)["example"]
             if i >= 0
         ]
-        return _baselines(given, corpus)
+        return _baselines(examples, corpus)
 
     def evaluate(params, extras, step: int) -> dict[str, float]:
         del extras
-        headlines, real, given = [], [], []
+        headlines, real, examples = [], [], []
         for i in range(n):
             batch = data.batch_at(i)
-            # Nobody knows a headline's clicks before it is published.
+            # The clicks of a headline are not known before it is published.
             batch["clicks"] = np.zeros_like(batch["clicks"])
-            tokens, probability = jax.device_get(
-                written(
-                    params,
-                    sharding.put_batch(
-                        context.mesh, {k: x[rows] for k, x in batch.items()}, rows, batch_size
-                    ),
-                )
-            )
+            local = {k: x[rows] for k, x in batch.items()}
+            on_device = sharding.put_batch(context.mesh, local, rows, batch_size)
+            tokens, probability = jax.device_get(write_best(params, on_device))
             for b in np.flatnonzero(batch["example"] >= 0):
-                given.append(corpus.rows(options.split)[batch["example"][b]])
-                headlines.append(corpus.tokenizer.decode(until(tokens[b].tolist(), p.end_id)))
+                examples.append(corpus.rows(options.split)[batch["example"][b]])
+                ids = before_end(tokens[b].tolist(), gan.end_id)
+                headlines.append(corpus.tokenizer.decode(ids))
                 real.append(float(probability[b]))
-        numbers = {**_measure(headlines, given, corpus), "discriminator": float(np.mean(real))}
+        numbers = {**_measure(headlines, examples, corpus), "discriminator": float(np.mean(real))}
         if jax.process_index() == 0:
-            lines = [
-                {
-                    "article": row["article"][:_START],
-                    "reference": row["headline"],
-                    "headline": readable(text),
-                }
-                for row, text in zip(given, headlines)
-            ]
-
-            def write(folder):
-                text = "".join(json_text.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-                (folder / "headlines.jsonl").write_bytes(text.encode())
-                (folder / "report.json").write_text(
-                    json_text.dumps({"step": step, **numbers, **baselines()}, indent=1) + "\n"
-                )
-
-            where = context.write(name, write)
-            context.report(
-                "\n".join(
-                    [
-                        f"{name}, step {step}:",
-                        *(f"  {k:<18} {v:.4f}" for k, v in {**numbers, **baselines()}.items()),
-                        *(
-                            f"  {line['headline']!r} for {line['reference']!r}"
-                            for line in lines[:5]
-                        ),
-                    ]
-                )
-                + where
-            )
+            _report(name, context, step, numbers, baselines(), examples, headlines)
         return numbers
 
     evaluate.metrics = (*text_metrics.METRICS, "hot_word_coverage", "discriminator")
     return evaluate
 
 
+def _report(
+    name: str,
+    context: Context,
+    step: int,
+    numbers: dict[str, float],
+    baselines: dict[str, float],
+    examples: list[dict],
+    headlines: list[str],
+) -> None:
+    """Writes headlines.jsonl and report.json, and reports the numbers with a few headlines."""
+    lines = [
+        {
+            "article": row["article"][:_EXCERPT],
+            "reference": row["headline"],
+            "headline": readable(text),
+        }
+        for row, text in zip(examples, headlines)
+    ]
+
+    def write(folder):
+        text = "".join(json_text.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / "headlines.jsonl").write_bytes(text.encode())
+        report = {"step": step, **numbers, **baselines}
+        (folder / "report.json").write_text(json_text.dumps(report, indent=1) + "\n")
+
+    written_to = context.write(name, write)
+    table = [f"  {k:<18} {v:.4f}" for k, v in {**numbers, **baselines}.items()]
+    shown = [f"  {line['headline']!r} for {line['reference']!r}" for line in lines[:5]]
+    context.report("\n".join([f"{name}, step {step}:", *table, *shown]) + written_to)
+
+
 def _measure(headlines: list[str], rows: list[dict], corpus) -> dict[str, float]:
-    """Texts against the real headlines as the tokenizer writes those: a model cannot do better
-    than without case, and with a space between words and punctuation."""
-    references = [_as_written(row["headline"], corpus) for row in rows]
+    """The metrics of texts against the real headlines, both as the tokenizer decodes them: without
+    case, and with spaces around punctuation."""
+    references = [_decoded(row["headline"], corpus) for row in rows]
     articles = [row["article"] for row in rows]
     return {
         **text_metrics.measure(headlines, references, articles),
@@ -132,15 +130,15 @@ def _measure(headlines: list[str], rows: list[dict], corpus) -> dict[str, float]
 
 
 def _baselines(rows: list[dict], corpus) -> dict[str, float]:
-    found = {}
+    metrics = {}
     for name, choose in (
         ("lead", text_metrics.lead_sentence),
         ("hot", lambda text: hot_word_metrics.hot_word_headline(text, corpus.hot_words)),
     ):
-        texts = [_as_written(choose(row["article"]), corpus) for row in rows]
-        found.update({f"{name}_{k}": v for k, v in _measure(texts, rows, corpus).items()})
-    return found
+        texts = [_decoded(choose(row["article"]), corpus) for row in rows]
+        metrics.update({f"{name}_{k}": v for k, v in _measure(texts, rows, corpus).items()})
+    return metrics
 
 
-def _as_written(text: str, corpus) -> str:
+def _decoded(text: str, corpus) -> str:
     return corpus.tokenizer.decode(corpus.tokenizer.encode(text))

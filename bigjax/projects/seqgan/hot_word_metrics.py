@@ -6,8 +6,8 @@ from bigjax.evals.text_metrics import ngrams, sentences, words
 
 
 def coverage(candidates: list[str], articles: list[str], hot_words: Collection[str]) -> float:
-    """Of the candidates whose article has a hot word, the fraction that repeat a hot word of that
-    article; 0 if no article has one. Whole words, in either case.
+    """The fraction of candidates that repeat a hot word of their article, among those whose article
+    has one; 0 if none has. Words are compared in full and without case.
 
     hot_words: words or phrases.
     """
@@ -21,7 +21,7 @@ def coverage(candidates: list[str], articles: list[str], hot_words: Collection[s
 
 
 def hot_word_headline(article: str, hot_words: Collection[str]) -> str:
-    """The sentence with most different hot words, of equals the first: the lead if none has any."""
+    """The first sentence with the most different hot words: the lead if none has any."""
     phrases = _phrases(hot_words)
     return max(sentences(article), key=lambda s: len(_hot(words(s), phrases)), default="")
 
@@ -31,6 +31,6 @@ def _phrases(hot_words: Collection[str]) -> set[tuple[str, ...]]:
 
 
 def _hot(tokens: list[str], phrases: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
-    """Those of the phrases that the text has."""
+    """The phrases that occur in the text."""
     lengths = {len(phrase) for phrase in phrases}
     return {gram for n in lengths for gram in ngrams(tokens, n)} & phrases

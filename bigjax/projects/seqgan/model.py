@@ -1,7 +1,7 @@
-"""SeqGAN (https://arxiv.org/abs/1609.05473): a generator of tokens and a discriminator of them."""
+"""The generator and the discriminator of SeqGAN (https://arxiv.org/abs/1609.05473)."""
 
 import dataclasses
-from typing import Any
+import functools
 
 import flax.linen as nn
 import jax
@@ -14,9 +14,9 @@ from bigjax.errors import UserError
 from bigjax.layers.basic import Dense, Embed, Output, add_bias, dropout
 from bigjax.layers.params import param, weight
 from bigjax.layers.recurrent import CELLS, Recurrent, empty_state
-from bigjax.models import OF_A_RUN, bert, check_fields, gpt
+from bigjax.models import OF_A_RUN, Decoder, bert, check_fields, gpt, prefix_context
 
-# The paper's, for sequences of 20.
+# The paper's filters for sequences of 20 tokens.
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 20)
 FILTERS = (100, 200, 200, 200, 200, 100, 100, 100, 100, 100, 160, 160)
 
@@ -26,22 +26,22 @@ class Config:
     vocab_size: int = 5000
     max_len: int = 20
     generator: str = "lstm"  # lstm, gru, rnn, gpt
-    d_model: int = 32  # of the generator: its embedding and its state
+    d_model: int = 32  # width of the generator's embedding and state
     n_layers: int = 1
-    n_heads: int = 4  # of a gpt
+    n_heads: int = 4  # gpt only
     init_std: float = 0.1
-    dropout: float = 0.0  # of the generator: what it reads and what its last layer reads
+    dropout: float = 0.0  # in the generator, after its embedding and before its last layer
     discriminator: str = "cnn"  # cnn, lstm (bidirectional), bert
     discriminator_d_model: int = 64
-    discriminator_layers: int = 1  # of lstm and bert
-    discriminator_heads: int = 4  # of bert
+    discriminator_layers: int = 1  # lstm and bert
+    discriminator_heads: int = 4  # bert only
     discriminator_dropout: float = 0.25
-    filter_widths: tuple[int, ...] = WIDTHS  # of a cnn, in tokens
-    filters: tuple[int, ...] = FILTERS  # how many of each width
-    dtype: str = "float32"  # of the computation: float32, bfloat16
-    param_dtype: str = "float32"  # of weights imported, loaded, exported; training has float32
-    attention: str = "auto"  # of gpt and bert, see layers/kernels.py
-    remat: str = "none"  # of gpt and bert
+    filter_widths: tuple[int, ...] = WIDTHS  # cnn only, in tokens
+    filters: tuple[int, ...] = FILTERS  # the number of filters of each width
+    dtype: str = "float32"  # compute dtype: float32, bfloat16
+    param_dtype: str = "float32"  # of imported, loaded and exported weights; training uses float32
+    attention: str = "auto"  # gpt and bert, see layers/kernels.py
+    remat: str = "none"  # gpt and bert
 
     MAY_CHANGE = OF_A_RUN
     RANGES = {
@@ -62,18 +62,18 @@ class Config:
         if len(self.filter_widths) != len(self.filters) or not self.filters:
             raise UserError(
                 f"model.filter_widths has {len(self.filter_widths)} entries, "
-                f"model.filters {len(self.filters)}: give one count a width."
+                f"model.filters has {len(self.filters)}: give one count per width."
             )
         if self.discriminator == "cnn" and max(self.filter_widths) > self.max_len:
             raise UserError(
                 f"model.filter_widths has {max(self.filter_widths)}, but sequences have only "
-                f"model.max_len={self.max_len} tokens: leave out the wider ones, and their "
+                f"model.max_len={self.max_len} tokens: remove the wider ones and their "
                 "model.filters."
             )
 
 
 class Generator(nn.Module):
-    """The next token of each sequence; read whole (`__call__`) or token by token (`step`)."""
+    """Predicts the next token, of all positions (`__call__`) or one token at a time (`step`)."""
 
     config: Config
 
@@ -81,33 +81,20 @@ class Generator(nn.Module):
         c = self.config
         types = dict(dtype=c.dtype)
         if c.generator == "gpt":
-            self.gpt = gpt.Model(
-                gpt.Config(
-                    vocab_size=c.vocab_size,
-                    max_len=c.max_len,
-                    d_model=c.d_model,
-                    n_layers=c.n_layers,
-                    n_heads=c.n_heads,
-                    dropout=c.dropout,
-                    scan=False,
-                    attention=c.attention,
-                    remat=c.remat,
-                    **types,
-                )
-            )
+            self.gpt = gpt.Model(_gpt_config(c))
             return
         self.embed = Embed(c.vocab_size, c.d_model, init_std=c.init_std, **types)
         self.recurrent = Recurrent(c.generator, c.d_model, c.n_layers, init_std=c.init_std, **types)
         self.head = Output(c.vocab_size, True, c.init_std, **types)
 
     def __call__(self, inputs_BT: jax.Array, rng: jax.Array | None = None) -> jax.Array:
-        """Logits float32 [B, T, V] of the token after each input. rng: for dropout."""
+        """Logits float32 [B, T, V] of the token after each input. rng: of the dropout."""
         if self.config.generator == "gpt":
             return self.gpt(inputs_BT, rng=rng)[0]
         return self.head(self._features(inputs_BT, rng))
 
     def _features(self, inputs_BT, rng) -> jax.Array:
-        """What the last layer reads, [B, T, D]."""
+        """The inputs of the last layer, [B, T, D]."""
         rate = self.config.dropout
         keys = (None, None) if rng is None else jax.random.split(rng)
         x, _ = self.recurrent(dropout(self.embed(inputs_BT), rate, keys[0]))
@@ -120,34 +107,67 @@ class Generator(nn.Module):
         weights_BT: jax.Array,
         rng: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """losses.cross_entropy of the targets, without holding all logits where it can."""
+        """losses.cross_entropy of the targets; recurrent cells never hold all logits."""
         if self.config.generator == "gpt":
             return losses.cross_entropy(self.gpt(inputs_BT, rng=rng)[0], targets_BT, weights_BT)
         x_BTD = self._features(inputs_BT, rng)
         parts = self.head(x_BTD, project=False)
         return losses.linear_cross_entropy(*parts, targets_BT, weights_BT)
 
-    def step(self, tokens_B: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        """Logits float32 [B, V] after one more token, and the state then."""
-        if self.config.generator == "gpt":
-            logits, state = self.gpt(tokens_B[:, None], cache=state)
-            return logits[:, 0], state
+    def read(self, tokens_BP: jax.Array, lengths_B: jax.Array) -> tuple:
+        """The state of a recurrent generator after the first lengths_B tokens of each row."""
+        c, (B, P) = self.config, tokens_BP.shape
+        if not P:
+            return empty_state(c.generator, c.n_layers, B, c.d_model, c.dtype)
+        return self.recurrent(self.embed(tokens_BP), jnp.arange(P) < lengths_B[:, None])[1]
+
+    def step(self, tokens_B: jax.Array, state: tuple) -> tuple[jax.Array, tuple]:
+        """(logits float32 [B, V], state) of a recurrent generator after one more token."""
         x, state = self.recurrent.step(self.embed(tokens_B), state)
         x, kernel, bias = losses.bias_as_row(*self.head(x, project=False))
         logits = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
         return logits if bias is None else logits + bias, state
 
 
-def begin(c: Config, batch: int) -> Any:
-    """The generator's state before the first token of `batch` sequences."""
+def _gpt_config(c: Config) -> gpt.Config:
+    return gpt.Config(
+        vocab_size=c.vocab_size,
+        max_len=c.max_len,
+        d_model=c.d_model,
+        n_layers=c.n_layers,
+        n_heads=c.n_heads,
+        dropout=c.dropout,
+        scan=False,
+        attention=c.attention,
+        remat=c.remat,
+        dtype=c.dtype,
+    )
+
+
+@functools.cache
+def generator_decoder(c: Config) -> Decoder:
+    """The generator's Decoder, for its parameters: continues token ids that start with token 0."""
     if c.generator == "gpt":
-        g = gpt.Config(d_model=c.d_model, n_layers=c.n_layers, n_heads=c.n_heads, dtype=c.dtype)
-        return gpt.empty_cache(g, batch, c.max_len)
-    return empty_state(c.generator, c.n_layers, batch, c.d_model, c.dtype)
+        of_gpt = gpt.decoder(_gpt_config(c))
+        return of_gpt._replace(
+            begin=lambda params, *args: of_gpt.begin(params["gpt"], *args),
+            step=lambda params, *args: of_gpt.step(params["gpt"], *args),
+        )
+    model = Generator(c)
+
+    def begin(params, context, slots):
+        del slots  # the state does not grow
+        tokens, lengths = context["tokens"], context["lengths"]
+        return model.apply({"params": params}, tokens, lengths, method="read")
+
+    def step(params, state, tokens_B):
+        return model.apply({"params": params}, tokens_B, state, method="step")
+
+    return Decoder(prefix_context, begin, step, c.max_len)
 
 
 class Discriminator(nn.Module):
-    """Is a sequence real? Logits float32 [B, 2]: of generated, of real."""
+    """Tells real sequences from generated ones: logits float32 [B, 2] of generated and of real."""
 
     config: Config
 
@@ -155,7 +175,7 @@ class Discriminator(nn.Module):
     def __call__(
         self, tokens_BT: jax.Array, mask_BT: jax.Array, rng: jax.Array | None = None
     ) -> jax.Array:
-        """mask: False where a sequence has ended. rng: for dropout."""
+        """mask: False where a sequence has ended. rng: of the dropout."""
         c, d = self.config, self.config.discriminator_d_model
         types = dict(dtype=c.dtype)
         if c.discriminator == "bert":
@@ -176,7 +196,7 @@ class Discriminator(nn.Module):
             return bert.Model(b, ("classifier",), 2, name="bert")(
                 tokens_BT, None, mask_BT.astype(jnp.int32), rng=rng
             )["classifier"][:, 0]
-        # A small embedding to begin with: 0.1 of the usual size helped held-out accuracy most.
+        # A small initial embedding: 0.1 of the usual size gave the best held-out accuracy.
         x = Embed(c.vocab_size, d, init_std=c.init_std, **types, name="embed")(tokens_BT)
         x = jnp.where(mask_BT[..., None], x, 0)
         if c.discriminator == "lstm":
@@ -198,9 +218,9 @@ class Discriminator(nn.Module):
 
 
 def oracle(arrays: list[jax.Array]) -> tuple[Config, dict]:
-    """The paper's oracle LSTM as a Generator's Config and parameters.
+    """The Config and parameters of a Generator that is the paper's oracle LSTM.
 
-    arrays, as the paper's code keeps them: embedding [V, D]; W, U, b of the input, forget and
+    arrays, in the order of the paper's code: embedding [V, D]; W, U, b of the input, forget and
     output gates and of the candidate, each x W + h U + b; the output layer's W [D, V] and b [V].
     """
     embedding, *gates = arrays[:13]
@@ -216,17 +236,17 @@ def oracle(arrays: list[jax.Array]) -> tuple[Config, dict]:
 
 
 def last_layer(params: dict) -> dict:
-    """Of a discriminator's parameters those of its last layer, which L2 weighs."""
+    """The parameters of a discriminator's last layer, the ones with an L2 penalty."""
     return params["bert"]["classifier"] if "bert" in params else params["head"]
 
 
 def _text_cnn(module: nn.Module, x_BTD: jax.Array) -> jax.Array:
-    """Filters of several widths, the largest value of each over the text, and a highway layer
+    """Filters of several widths, the maximum of each over the text, and a highway layer
     (https://arxiv.org/abs/1408.5882, https://arxiv.org/abs/1505.00387): [B, sum of filters]."""
     c, (B, T, D) = module.config, x_BTD.shape
     if T < max(c.filter_widths):
         raise UserError(f"A filter of {max(c.filter_widths)} tokens does not fit sequences of {T}.")
-    found = []
+    features = []
     for width, n in zip(c.filter_widths, c.filters):
         kernel = weight(
             module,
@@ -237,19 +257,19 @@ def _text_cnn(module: nn.Module, x_BTD: jax.Array) -> jax.Array:
             c.dtype,
         )
         bias = param(module, f"bias_{width}", nn.initializers.constant(0.1), (n,), (None,))
-        # All windows as rows of one matrix: on a CPU twice as fast as a convolution.
+        # All windows as rows of one matrix: twice as fast as a convolution on a CPU.
         columns = np.arange(T - width + 1)[:, None] + np.arange(width)
         y = x_BTD[:, columns].reshape(B * (T - width + 1), width * D) @ kernel
-        # The bias and the rectifier keep the order of values, so they may follow the maximum.
+        # The bias and the ReLU are monotonic, so they may come after the maximum.
         largest = y.reshape(B, T - width + 1, n).max(axis=1)
-        found.append(jax.nn.relu(add_bias(largest, bias)))
-    y = jnp.concatenate(found, axis=-1)
+        features.append(jax.nn.relu(add_bias(largest, bias)))
+    y = jnp.concatenate(features, axis=-1)
     types = dict(init_std=c.init_std, dtype=c.dtype)
     size = (y.shape[-1],)
     gate = jax.nn.sigmoid(Dense(size, ("embed",), (None,), **types, name="gate")(y) - 2.0)
-    carried = jax.nn.relu(Dense(size, ("embed",), (None,), **types, name="highway")(y))
-    return gate * carried + (1 - gate) * y
+    highway = jax.nn.relu(Dense(size, ("embed",), (None,), **types, name="highway")(y))
+    return gate * highway + (1 - gate) * y
 
 
-# The text CNN that the paper's code uses for sequences of 20 and its generator are the defaults.
+# The defaults are the generator and the text CNN of the paper's code for sequences of 20.
 PRESETS = {"paper": {}}

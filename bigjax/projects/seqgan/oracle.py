@@ -1,31 +1,31 @@
-"""SeqGAN's synthetic experiment: learn from what an oracle LSTM wrote, and let it judge.
+"""SeqGAN's synthetic experiment (https://arxiv.org/abs/1609.05473, section 4).
 
-The oracle is another LSTM (oracle_data.py). Its sequences are the data; how likely it finds the
-generator's is a measure that real text does not have. https://arxiv.org/abs/1609.05473, section 4.
+An oracle LSTM (oracle_data.py) samples the data, and its likelihood of the generator's sequences
+measures how good they are, which no real text allows.
 """
 
 import dataclasses
 
 import jax.numpy as jnp
 
-from bigjax.projects.seqgan.gan import Options
-from bigjax.projects.seqgan.networks import make_gan
+from bigjax.projects.seqgan.gan import unconditional
 from bigjax.projects.seqgan.task import adversarial_task, check_training
+from bigjax.projects.seqgan.training_options import TrainingOptions
 from bigjax.tasks import Task, data_module, family_for
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Options):
+class Config(TrainingOptions):
     pass
 
 
 def build(config, options: Config) -> Task:
-    """Batches: tokens int, weights [B, T]; in training several at once, see round_batches.py."""
+    """The task. Batches: tokens int, weights [B, T]; in training see round_batches.py."""
     check_training(config)
     family, c = family_for(
         config,
         "a generator and a discriminator (model.name='seqgan.model')",
-        lambda family: hasattr(family, "Discriminator"),
+        lambda family: hasattr(family, "generator_decoder") and hasattr(family, "last_layer"),
     )
     source = data_module(config, "OracleText", "seqgan.oracle_data")
     T = config.data.seq_len
@@ -33,7 +33,7 @@ def build(config, options: Config) -> Task:
 
     return adversarial_task(
         c,
-        make_gan(family, c, options, T),
+        unconditional(family, c, options, T),
         {"generator": family.Generator(c), "discriminator": family.Discriminator(c)},
         {"generator": (tokens,), "discriminator": (tokens, mask)},
         {},

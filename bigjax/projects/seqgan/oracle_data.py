@@ -16,9 +16,9 @@ from bigjax.data.arrays import ArrayData
 from bigjax.data.files import LOCAL_CACHE, cache_folder, write_atomically
 from bigjax.errors import UserError
 from bigjax.projects.seqgan import model as family
-from bigjax.projects.seqgan.gan import Options, write
-from bigjax.projects.seqgan.networks import make_gan
+from bigjax.projects.seqgan.gan import empty_context, sample_texts, unconditional
 from bigjax.projects.seqgan.round_batches import RoundBatches
+from bigjax.projects.seqgan.training_options import TrainingOptions
 
 SPLITS = ("train", "valid", "test")
 AT_ONCE = 1000  # sequences
@@ -52,7 +52,7 @@ class OracleText:
 
     tokenizer = None
 
-    def __init__(self, config, options: Options, log):
+    def __init__(self, config, options: TrainingOptions, log):
         arrays = oracle_arrays(config)
         c, self.oracle_params = family.oracle(arrays)
         c = dataclasses.replace(c, max_len=config.data.seq_len, filter_widths=(1,), filters=(1,))
@@ -61,7 +61,7 @@ class OracleText:
                 f"The oracle writes {c.vocab_size} words, but model.vocab_size is "
                 f"{config.model.vocab_size}: set that to {c.vocab_size}."
             )
-        self.oracle = make_gan(family, c, options, config.data.seq_len)
+        self.oracle = unconditional(family, c, options, config.data.seq_len)
         self._options = options
         self._splits = self._load(config, arrays, log)
         self.fingerprint = _hash(self._splits.values())
@@ -90,7 +90,8 @@ class OracleText:
             f"data: the oracle writes {o.sequences:,} sequences of {T} tokens for each of "
             f"{', '.join(SPLITS)}, once; kept in {path}"
         )
-        draw = jax.jit(lambda key: write(self.oracle, self.oracle_params, (), key, AT_ONCE))
+        context = empty_context(AT_ONCE)
+        draw = jax.jit(lambda key: sample_texts(self.oracle, self.oracle_params, context, key))
         found = {}
         for i, split in enumerate(SPLITS):
             keys = jax.random.split(

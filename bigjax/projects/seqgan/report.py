@@ -1,9 +1,9 @@
-"""`bigjax seqgan-report`: what adversarial training was worth, judged by an oracle.
+"""`bigjax seqgan-report`: the benefit of adversarial training, measured with an oracle.
 
-A generator can lower its NLL_oracle by writing less variety, and pays with NLL_test. So runs are
-compared by NLL_test at equal NLL_oracle, with two that have no discriminator: the control, with
-task.reward='constant', and maximum likelihood at other temperatures
-(https://arxiv.org/abs/1811.02549). All numbers are nats a token.
+A generator can lower its NLL_oracle with less diverse texts, at the cost of NLL_test. So runs are
+compared by NLL_test at equal NLL_oracle, with two baselines that have no discriminator: the
+control, with task.reward='constant', and maximum likelihood at other temperatures
+(https://arxiv.org/abs/1811.02549). All numbers are in nats per token.
 """
 
 import itertools
@@ -20,11 +20,11 @@ from bigjax.errors import UserError
 from bigjax.report import printed_in_any_case, pyplot, read, save
 
 HOW_TO_READ = (
-    "vs control: NLL_test minus that of the control of the same seed (of several the best) where "
-    "its\nNLL_oracle was the same; vs sharpened: minus that of a run whose reward has likelihood "
-    "too, but no\ndiscriminator; vs temperature: minus the least that maximum likelihood of the "
-    "same seed has there at\nany round and temperature. Below zero is better; NLL_oracle alone "
-    "says little. '-': there is no other\nsuch run, or it never gets to that NLL_oracle."
+    "vs control: NLL_test minus that of the control with the same seed (the best of several) at "
+    "the same\nNLL_oracle; vs sharpened: minus that of a run with a likelihood reward and no "
+    "discriminator; vs\ntemperature: minus the lowest of maximum likelihood with the same seed, "
+    "over all rounds and\ntemperatures. Negative is better; NLL_oracle alone is not enough. '-': "
+    "no such run, or it never\nreaches that NLL_oracle."
 )
 SAME = (
     "data.params",
@@ -33,12 +33,12 @@ SAME = (
     "data.sequences",
     "data.seq_len",
     "model.vocab_size",
-)  # of runs that can be compared
+)  # must be equal in runs that are compared
 
 
 class Run(NamedTuple):
-    """points: {round: (NLL_oracle, NLL_test)} at temperature 1; tempered: those at others, of all
-    rounds. split: what NLL_test is of."""
+    """points: {round: (NLL_oracle, NLL_test)} at temperature 1; tempered: those at all other
+    temperatures and rounds. split: the one that NLL_test is computed on."""
 
     workdir: str
     config: dict
@@ -57,7 +57,7 @@ class Run(NamedTuple):
     @property
     def kind(self) -> str:
         task = self.config["task"]
-        constant = task["reward"] == "constant"  # there is no discriminator then
+        constant = task["reward"] == "constant"  # no discriminator
         before = task["mle_rounds"] + (0 if constant else task["discriminator_rounds"])
         if self.config["train"]["steps"] > before:
             if constant:
@@ -67,10 +67,10 @@ class Run(NamedTuple):
 
 
 def draw(workdirs: list[str], out: str | None) -> str:
-    """Writes the picture and returns its path and a table, one row for the seeds of a config.
+    """Writes the picture; returns its path and a table with one row per config, over its seeds.
 
-    Raises UserError if no work folder is given, one was not evaluated by an oracle, or they were
-    by different ones.
+    Raises UserError for no work folders, for a run without an oracle's evaluation, and for runs
+    with different oracles.
     """
     if not workdirs:
         raise UserError("Name the runs: --workdir=A --workdir=B ...")
@@ -87,7 +87,7 @@ def draw(workdirs: list[str], out: str | None) -> str:
 
 
 def read_run(workdir: str) -> Run:
-    """A run's config and what an oracle said of it. Raises UserError if none did."""
+    """A run's config and its evaluations. Raises UserError if it has none by an oracle."""
     curves = read(workdir)
     path = epath.Path(workdir) / "config.json"
     try:
@@ -102,7 +102,7 @@ def read_run(workdir: str) -> Run:
         *(AttributeError, RecursionError),
     ) as e:
         raise UserError(
-            f"{path} is no config of a run ({e!r}). It is written when a run starts; "
+            f"{path} is not the config of a run ({e!r}). It is written when a run starts: "
             "restore it, or leave this run out."
         ) from e
     if not splits:
@@ -114,11 +114,11 @@ def read_run(workdir: str) -> Run:
     split = "test" if "test" in splits.values() else min(splits.values())
     points, tempered = {}, []
     for key, (rounds, nll_oracle) in curves.items():
-        found = re.fullmatch("eval/(.+)/nll_oracle(_.+)?", key)
-        if not found or splits.get(found[1]) != split:
+        match = re.fullmatch("eval/(.+)/nll_oracle(_.+)?", key)
+        if not match or splits.get(match[1]) != split:
             continue
-        nll_test = curves[f"eval/{found[1]}/nll_test{found[2] or ''}"][1]  # written together
-        if found[2]:
+        nll_test = curves[f"eval/{match[1]}/nll_test{match[2] or ''}"][1]  # written together
+        if match[2]:
             tempered += zip(nll_oracle, nll_test)
         else:
             points.update(zip(rounds, zip(nll_oracle, nll_test)))
@@ -137,14 +137,14 @@ def _check_same_oracle(runs: list[Run]) -> None:
         wrong = [f"{k} is {a!r} and {b!r}" for k, a, b in pairs if a != b]
         if wrong:
             raise UserError(
-                f"{first.workdir!r} and {run.workdir!r} were judged by different "
+                f"{first.workdir!r} and {run.workdir!r} were evaluated with different "
                 f"oracles: {'; '.join(wrong)}. Their numbers cannot be compared: "
-                "report on them one after the other."
+                "report on each separately."
             )
 
 
 def _groups(runs: list[Run]) -> dict[str, list[Run]]:
-    """{label: runs whose configs differ in the seed, and in what they started from, alone}."""
+    """{label: runs whose configs differ only in the seed and the checkpoint they start from}."""
     groups = {}
     for run in runs:
         config = {
@@ -162,32 +162,32 @@ def _groups(runs: list[Run]) -> dict[str, list[Run]]:
             for group in groups.values()
         ]
 
-    found = labels(lambda run: epath.Path(run.workdir).name)
-    if len(set(found)) < len(groups):  # such as a/gan and b/gan
-        found = labels(lambda run: run.workdir)
-    if len(set(found)) < len(groups):  # such as gan-0 and gan_0
-        found = [", ".join(run.workdir for run in group) for group in groups.values()]
-    return dict(zip(found, groups.values()))
+    names = labels(lambda run: epath.Path(run.workdir).name)
+    if len(set(names)) < len(groups):  # such as a/gan and b/gan
+        names = labels(lambda run: run.workdir)
+    if len(set(names)) < len(groups):  # such as gan-0 and gan_0
+        names = [", ".join(run.workdir for run in group) for group in groups.values()]
+    return dict(zip(names, groups.values()))
 
 
 # --- NLL_test at equal NLL_oracle -------------------------------------------------------------
 
 
 def on_path(points: list[tuple[float, float]], x: float) -> float:
-    """The least y at which the line through the points, in their order, passes x; else nan."""
-    found = []
+    """The lowest y where the line through the points, in their order, crosses x; nan if nowhere."""
+    crossings = []
     for (x0, y0), (x1, y1) in itertools.pairwise([*points, points[-1]]):
         if min(x0, x1) <= x <= max(x0, x1):
-            found.append(y0 + (y1 - y0) * ((x - x0) / (x1 - x0) if x1 != x0 else 0))
-    return min(found, default=math.nan)
+            crossings.append(y0 + (y1 - y0) * ((x - x0) / (x1 - x0) if x1 != x0 else 0))
+    return min(crossings, default=math.nan)
 
 
 def hull(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """The lower convex hull of the points, from the leftmost to the lowest.
 
-    It is a fair envelope: two generators of which one is drawn for each text have the NLL_oracle
-    between theirs and, as -log is convex, an NLL_test on the chord or below it. Chords between
-    the neighbours of a Pareto front can lie above that, which would flatter what is compared.
+    It is a fair envelope: a mixture of two generators has an NLL_oracle between theirs and, as -log
+    is convex, an NLL_test on the chord or below it. Chords between neighbours on a Pareto front can
+    lie above that, which would favour the run that is compared.
     """
     out = []
     for x, y in sorted(points):
@@ -202,7 +202,8 @@ def hull(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _envelope(runs: list[Run], seed: int) -> list[tuple[float, float]]:
-    """What maximum likelihood of a seed reaches at all rounds and temperatures; [] if 1 is all."""
+    """The hull of maximum likelihood over all rounds and temperatures for a seed; [] without other
+    temperatures than 1."""
     mle = [r for r in runs if r.kind == "MLE" and r.seed == seed]
     if not any(r.tempered for r in mle):
         return []
@@ -210,19 +211,19 @@ def _envelope(runs: list[Run], seed: int) -> list[tuple[float, float]]:
 
 
 def versus(kind: str, run: Run, runs: list[Run]) -> float:
-    """A run's last NLL_test minus that of another run of this kind at equal NLL_oracle."""
+    """A run's last NLL_test minus the best of other runs of this kind at equal NLL_oracle."""
     x, y = run.last
-    found = [
+    others = [
         on_path([*r.points.values()], x)
         for r in runs
         if r.kind == kind and r.seed == run.seed and r is not run
     ]
-    return y - min((v for v in found if not math.isnan(v)), default=math.nan)
+    return y - min((v for v in others if not math.isnan(v)), default=math.nan)
 
 
 def vs_temperature(run: Run, runs: list[Run]) -> float:
-    """A run's last NLL_test minus that of the envelope at equal NLL_oracle. Right of the envelope's
-    lowest point that point is better in both, so it counts there."""
+    """A run's last NLL_test minus that of the envelope at equal NLL_oracle. Right of its lowest
+    point the envelope is flat, as that point is better in both."""
     x, y = run.last
     envelope = _envelope(runs, run.seed)
     return y - np.interp(x, *zip(*envelope), left=math.nan) if envelope else math.nan
@@ -269,7 +270,7 @@ def _table(groups: dict[str, list[Run]], runs: list[Run]) -> str:
 
 
 def spread(values: list[float], sign: str = "-") -> str:
-    """Mean ± sample standard deviation of those that are numbers, and how many are if not all."""
+    """Mean ± sample standard deviation without NaNs, and their number if there are any NaNs."""
     known = [float(v) for v in values if not math.isnan(v)]
     if not known:
         return "-"
@@ -308,12 +309,12 @@ def _picture(groups: dict[str, list[Run]], runs: list[Run], path: str) -> None:
             plane.plot(*zip(*envelope), color="black", linestyle="--", linewidth=0.8, label=label)
             label = None
     for axis, title in zip(over_rounds, ("NLL_oracle", "NLL_test")):
-        axis.set(title=title, xlabel="round", ylabel="nats a token")
+        axis.set(title=title, xlabel="round", ylabel="nats per token")
         axis.xaxis.get_major_locator().set_params(integer=True)
     plane.set(
         title="NLL_test against NLL_oracle (points: the last round)",
-        xlabel="NLL_oracle, nats a token",
-        ylabel="NLL_test, nats a token",
+        xlabel="NLL_oracle, nats per token",
+        ylabel="NLL_test, nats per token",
     )
     for axis in (*over_rounds, plane):
         axis.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""Batches in rounds: what adversarial training reads."""
+"""The batches of adversarial training, one group per round."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 class RoundBatches:
-    """Batches of `data`, as many at once as a round takes: rounds(step) -> (phase, batches of
-    this round, batches before it).
+    """Groups of batches of `data`.
 
-    Attributes: n_examples and n_batches, as data's.
+    rounds(step) -> (phase, batches in this round, batches before it).
+    Attributes: n_examples and n_batches, as of data.
     """
 
     def __init__(self, data, rounds: Callable[[int], tuple[str, int, int]]) -> None:
@@ -17,18 +17,18 @@ class RoundBatches:
         self.n_examples, self.n_batches = data.n_examples, data.n_batches
 
     def batch_at(self, step: int, rows: slice | None = None) -> dict:
-        """{phase: {name: [B, batches, ...]}} of round `step`, rows first, so that a device has the
-        same rows of all batches. rows: a contiguous part of each batch."""
+        """{phase: {name: [B, batches, ...]}} of round `step`; rows come first, so that a device has
+        the same rows of all batches. rows: a contiguous part of each batch."""
         phase, n, before = self._rounds(step)
         batches = [self._batch(phase, i, before + i, rows) for i in range(n)]
         return {phase: {k: np.stack([batch[k] for batch in batches], axis=1) for k in batches[0]}}
 
     def examples_at(self, step: int) -> list[str]:
-        """Which examples round `step` holds."""
+        """The examples of round `step`."""
         _, n, before = self._rounds(step)
-        return [found for i in range(n) for found in self._data.examples_at(before + i)]
+        return [name for i in range(n) for name in self._data.examples_at(before + i)]
 
     def _batch(self, phase: str, i: int, number: int, rows: slice | None) -> dict:
-        """Batch `number` of data, the i-th of its round."""
+        """Batch `number` of data, the i-th of its round; subclasses may change it."""
         del phase, i
         return self._data.batch_at(number, rows)

@@ -1,4 +1,4 @@
-"""The task of adversarial training, whose steps are rounds."""
+"""The task of adversarial training, whose steps are rounds of updates."""
 
 from collections.abc import Callable
 import dataclasses
@@ -19,32 +19,39 @@ class AdversarialTask(Task):
 
 
 def check_training(config) -> None:
-    """Refuses what rounds cannot do."""
+    """Raises UserError for settings that adversarial training does not support."""
     if config.train.batch_size % 2:
         raise UserError(
-            f"train.batch_size={config.train.batch_size} must be even: half of what a "
-            "discriminator's update sees is real text."
+            f"train.batch_size={config.train.batch_size} must be even: half of the texts in an "
+            "update of the discriminator are real."
         )
-    for key, off, why in (
-        ("train.accumulate", 1, "updates are of whole batches"),
+    for key, required, why in (
+        ("train.accumulate", 1, "an update uses a complete batch"),
         ("train.ema", 0, "the networks are not averaged"),
         ("optim.offload", False, "the networks are small"),
-        ("train.debug_nans", False, "a round of many updates would take hours step by step"),
+        ("train.debug_nans", False, "a round of many updates would take hours op by op"),
     ):
-        if get(config, key) != off:
+        if get(config, key) != required:
             raise UserError(
-                f"{key}={get(config, key)}: adversarial training has only {key}={off} ({why})."
+                f"{key}={get(config, key)}: adversarial training supports only {key}={required} "
+                f"({why})."
             )
 
 
 def adversarial_task(
-    c, gan: GAN, networks: dict, examples: dict, given: dict, load_data: Callable, **more
+    c,
+    gan: GAN,
+    networks: dict,
+    examples: dict,
+    context_row: dict,
+    load_data: Callable,
+    **fields,
 ) -> Task:
     """The Task that trains a GAN.
 
     c: the model's Config. networks: the Flax modules 'generator' and 'discriminator'; examples:
-    what each is called with, one row. given: of a batch what texts are conditioned on, one row.
-    more: other fields of Task.
+    their arguments, for one row. context_row: the arrays of a batch besides the texts, for one row.
+    fields: other fields of Task.
     """
 
     def init(rng):
@@ -62,9 +69,11 @@ def adversarial_task(
 
     def loss(params, extras, frozen, batch, rng, train):
         del frozen
-        tokens, rng, g = batch["tokens"], rng if train else None, params["generator"]
+        tokens, context = batch["tokens"], gan.context(batch)
         inputs = batch.get("inputs", shift_right(gan, tokens))
-        nll = gan.loss(g, gan.context(g, batch, rng), inputs, tokens, batch["weights"], rng)
+        nll = gan.loss(
+            params["generator"], context, inputs, tokens, batch["weights"], rng if train else None
+        )
         return nll, ({"nll": nll}, extras)
 
     def batch_shapes(batch_size, step):
@@ -73,7 +82,7 @@ def adversarial_task(
         return {
             phase: {
                 k: jax.ShapeDtypeStruct((batch_size, n, *x.shape[1:]), x.dtype)
-                for k, x in {**array_shapes(*text), **given}.items()
+                for k, x in {**array_shapes(*text), **context_row}.items()
             }
         }
 
@@ -105,6 +114,6 @@ def adversarial_task(
         rate_key=rate_key,
         gan=gan,
         **in_tokens(gan.length),
-        **more,
+        **fields,
     )
     return task

@@ -1,20 +1,23 @@
-"""Writes headlines for an article, or one for each row of a table.
+"""Writes headlines for an article, or one headline for each row of a table.
 
-By beam search, or with --temperature as samples; the discriminator ranks them.
+They come from beam search, or with --temperature from sampling; the discriminator ranks them.
 """
 
 import dataclasses
 
 from bigjax.arguments import MODEL, SETTLED, STEP, Arguments, Command, Flag
-from bigjax.projects.seqgan.generation_options import Options
+from bigjax.projects.seqgan.generation_options import GenerationOptions
 
 COMMAND = Command(
     flags=(
         Flag("article", ".txt: one article; .jsonl, .csv, .tsv, .parquet: rows", "", "FILE"),
-        Flag("output", "of rows: .jsonl, .csv or .tsv", "", "FILE"),
-        Flag("previous", "a headline published before; may be given several times", []),
-        Flag("hot_words", "a word a line; default: the run's own", "", "FILE"),
-        *(Flag(f.name, Options.HELP[f.name], f.default) for f in dataclasses.fields(Options)),
+        Flag("output", "for rows: .jsonl, .csv or .tsv", "", "FILE"),
+        Flag("previous", "an earlier headline; may be repeated", []),
+        Flag("hot_words", "one word per line; default: those of the run", "", "FILE"),
+        *(
+            Flag(f.name, GenerationOptions.HELP[f.name], f.default)
+            for f in dataclasses.fields(GenerationOptions)
+        ),
         STEP,
     ),
     keys=(*MODEL, "task", "data.columns", "data.truncate"),

@@ -1,8 +1,7 @@
-"""Headline generators: the model, and how its headlines are searched and ranked."""
+"""The networks of headlines."""
 
 import dataclasses
 import functools
-import itertools
 import types
 
 import jax
@@ -11,14 +10,13 @@ import numpy as np
 import optax
 import pytest
 
-from bigjax.data.wordpiece import SPECIALS, WordPiece
 from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
 from bigjax.layers.sampling import categorical
-from bigjax.projects.seqgan import generate_headlines, train_step
 from bigjax.projects.seqgan import headline as task
 from bigjax.projects.seqgan import headline_model as H
-from bigjax.projects.seqgan.gan import discriminate, token_mask, write
+from bigjax.projects.seqgan import train_step
+from bigjax.projects.seqgan.gan import discriminate, sample_texts, token_mask
 from bigjax.train.state import State
 from bigjax.trees import named_leaves
 
@@ -76,11 +74,13 @@ TOKENS = np.random.default_rng(1).integers(5, V, (4, T))
 
 @functools.cache
 def networks(c):
-    """The GAN, compiled, and parameters that are not zero anywhere."""
+    """The GAN with compiled functions, and parameters without zeros."""
     options = task.Config(rollouts=2, discriminator_l2=0.1)
-    gan = task.make_gan(H, c, options, T)
-    names = ("context", "step", "logits", "loss", "score")
+    gan = task.conditional(H, c, options, T)
+    names = ("logits", "loss", "discriminator")
     gan = gan._replace(**{name: jax.jit(getattr(gan, name)) for name in names})
+    step = jax.jit(gan.decoder.step)
+    gan = gan._replace(decoder=gan.decoder._replace(step=step))
     given = given_rows(c)
     params = params_lib.unbox(
         {
@@ -102,14 +102,13 @@ def of_one(given, row):
 # The model.
 
 
-def test_step_gives_what_the_whole_pass_does(c):
+def test_decoder_steps_equal_the_full_pass(c):
     gan, params = networks(c)
     g, given = params["generator"], given_rows(c)
-    context = gan.context(g, given, None)
-    want = gan.logits(g, context, TOKENS, None)
-    state, got = gan.begin(4), []
+    want = gan.logits(g, given, TOKENS, None)
+    state, got = gan.decoder.begin(g, given, T), []
     for t in range(T):
-        logits, state = gan.step(g, context, state, TOKENS[:, t])
+        logits, state = gan.decoder.step(g, state, TOKENS[:, t])
         got.append(logits)
     assert np.isfinite(want).all()
     np.testing.assert_allclose(np.stack(got, 1)[..., 5:], want[..., 5:], atol=1e-5)
@@ -120,27 +119,28 @@ def test_every_parameter_learns(c):
     given = given_rows(c)
 
     def of_generator(g):
-        context = gan.context(g, given, None)
-        return gan.loss(g, context, TOKENS, TOKENS[::-1], jnp.ones((4, T)), None)[0]
+        return gan.loss(g, given, TOKENS, TOKENS[::-1], jnp.ones((4, T)), None)[0]
 
     def of_discriminator(d):
         logits, clicks = discriminate(gan, d, given, TOKENS)
         return jax.nn.log_softmax(logits)[:, 0].sum() + (0 if clicks is None else clicks.sum())
 
     for network, loss in (("generator", of_generator), ("discriminator", of_discriminator)):
-        found = named_leaves(jax.jit(jax.grad(loss))(params[network]))
-        assert all(np.isfinite(x).all() for x in found.values())
-        # A bias of all keys moves no attention: its gradient is rounding.
+        gradients = named_leaves(jax.jit(jax.grad(loss))(params[network]))
+        assert all(np.isfinite(x).all() for x in gradients.values())
+        # A bias of all keys does not change the attention: its gradient is rounding.
         assert [
-            k for k, x in found.items() if not np.abs(x).max() > 1e-8 and not k.endswith("key/bias")
+            k
+            for k, x in gradients.items()
+            if not np.abs(x).max() > 1e-8 and not k.endswith("key/bias")
         ] == []
 
 
 @pytest.mark.parametrize("encoder", ["lstm", "bert"])
-def test_it_reads_what_it_is_given_and_no_padding(encoder):
+def test_the_generator_reads_all_of_its_context_but_padding(encoder):
     gan, params = networks(dataclasses.replace(C, encoder=encoder))
     g, given = params["generator"], given_rows(C)
-    logits = lambda given: np.array(gan.logits(g, gan.context(g, given, None), TOKENS, None))
+    logits = lambda given: np.array(gan.logits(g, given, TOKENS, None))
     want = logits(given)
     for name, row, at, changes in (
         ("source", 0, 3, True),
@@ -162,13 +162,13 @@ def copying(g, bias):
     return {**g, "copy": {**g["copy"], "bias": jnp.full(1, float(bias))}}
 
 
-def test_what_is_attended_to_may_be_copied():
+def test_attended_words_may_be_copied():
     gan, params = networks(C)
     given = given_rows(C)
 
     def p(bias):
         g = copying(params["generator"], bias)
-        logits = gan.logits(g, gan.context(g, given, None), TOKENS, None)
+        logits = gan.logits(g, given, TOKENS, None)
         return np.array(jax.nn.softmax(logits))
 
     own, both, copied = p(-30), p(0), p(30)
@@ -186,7 +186,7 @@ def test_what_is_attended_to_may_be_copied():
 def test_a_hot_word_is_biased_once():
     gan, params = networks(C)
     g, given = copying(params["generator"], -30), given_rows(C)
-    logits = lambda given: np.array(gan.logits(g, gan.context(g, given, None), TOKENS, None))
+    logits = lambda given: np.array(gan.logits(g, given, TOKENS, None))
     more = logits(given) - logits({**given, "hot_mask": 0 * given["hot_mask"]})
     more = more[..., 5:] - more[..., 11:]  # against a word that is not hot
     assert np.abs(more[0, :, [2, 4]]).min() > 1e-4
@@ -199,12 +199,13 @@ def test_a_hot_word_is_biased_once():
     ]
 
 
-def test_special_pieces_are_neither_written_nor_learnt():
+def test_special_pieces_are_neither_written_nor_learned():
     gan, params = networks(C)
     g, given = params["generator"], given_rows(C)
-    context = gan.context(g, given, None)
     draw = jax.jit(
-        lambda key: write(gan, g, context, key, 4, functools.partial(categorical, temperature=5.0))
+        lambda key: sample_texts(
+            gan, g, given, key, choose=functools.partial(categorical, temperature=5.0)
+        )
     )
     texts = np.concatenate([draw(jax.random.key(i)) for i in range(20)])
     written = set(texts[np.array(token_mask(gan, texts))].tolist())
@@ -212,21 +213,21 @@ def test_special_pieces_are_neither_written_nor_learnt():
     targets = TOKENS.copy()
     targets[:, 1] = UNK
     ones = jnp.ones((4, T))
-    total, weight = gan.loss(g, context, TOKENS, targets, ones, None)
-    want, _ = gan.loss(g, context, TOKENS, targets, ones.at[:, 1].set(0), None)
+    total, weight = gan.loss(g, given, TOKENS, targets, ones, None)
+    want, _ = gan.loss(g, given, TOKENS, targets, ones.at[:, 1].set(0), None)
     assert weight == 4 * (T - 1) and total == pytest.approx(float(want)) and total < 1e3
 
 
-def test_clicks_are_sometimes_not_told():
-    told = H.Generator(dataclasses.replace(C, click_dropout=0.5))
+def test_clicks_are_dropped_at_the_configured_rate():
+    model = H.Generator(dataclasses.replace(C, click_dropout=0.5))
     _, params = networks(C)
     given = {k: np.repeat(x[:1], 400, axis=0) for k, x in given_rows(C).items()}
     context = jax.jit(
-        lambda clicks, rng: told.apply(
-            {"params": params["generator"]}, {**given, "clicks": clicks}, rng, method="context"
+        lambda clicks, rng: model.apply(
+            {"params": params["generator"]}, {**given, "clicks": clicks}, rng, method="encode"
         )
     )
-    state = lambda clicks, rng: np.array(context(np.full(400, clicks), rng)["state"][0][0])
+    state = lambda clicks, rng: np.array(context(np.full(400, clicks), rng)["cells"][0][0])
     dropped = np.abs(state(1, jax.random.key(0)) - state(0, None)).max(1) < 1e-6
     assert 0.4 < dropped.mean() < 0.6
     assert np.abs(state(1, None) - state(0, None)).max(1).min() > 1e-3
@@ -244,7 +245,7 @@ def test_the_discriminator_compares_headline_and_source():
         assert different[:2].all() and not different[3]
 
 
-def test_players_know_quantiles_of_clicks():
+def test_quantiles_of_clicks_and_their_loss():
     gan, _ = networks(C)
     quantile, known = gan.clicks({"clicks": jnp.array([0, 1, 2, 3])})
     np.testing.assert_allclose(quantile[1:], [1 / 6, 3 / 6, 5 / 6], rtol=1e-6)
@@ -279,112 +280,11 @@ def test_a_discriminator_learns_without_hot_words_and_clicks():
     }
     task_ = types.SimpleNamespace(gan=gan)
     new, metrics = jax.eval_shape(
-        lambda: train_step._discriminator(
+        lambda: train_step._train_discriminator(
             task_, {"discriminator": tx}, state, rows, jax.random.key(0), 3
         )
     )
     assert metrics["discriminator/accuracy"].shape == (3,)
-
-
-# Search.
-
-
-@pytest.fixture(scope="module")
-def small():
-    """Five pieces can be written: [SEP] and four words."""
-    c = dataclasses.replace(C, vocab_size=9, max_len=3)
-    given = {
-        **given_rows(c),
-        "source": given_rows(c)["source"] % 4 + 5,
-        "hot": given_rows(c)["hot"] % 4 + 5,
-    }
-    gan = task.make_gan(H, c, task.Config(), 3)
-    init = jax.jit(H.Generator(c).init)
-    params = params_lib.unbox(init(jax.random.key(0), TOKENS[:, :3] % 4 + 5, given)["params"])
-    params = jax.tree_util.tree_map(lambda x: 4 * x, params)
-    return gan, params, jax.jit(gan.context)(params, given, None)
-
-
-def all_texts(gan, params, context):
-    """[(mean log-probability, text)] of every text there is, best first, for each row."""
-    texts = list(itertools.product([SEP, *range(5, 9)], repeat=3))
-    texts = sorted(
-        {t[: t.index(SEP) + 1] + (PAD,) * (2 - t.index(SEP)) if SEP in t else t for t in texts}
-    )
-    logits = jax.jit(gan.logits)
-    found = []
-    for row in range(4):
-        one = jax.tree_util.tree_map(
-            lambda x: jnp.repeat(x[row : row + 1], len(texts), axis=0), context
-        )
-        tokens = jnp.array(texts)
-        inputs = jnp.concatenate([jnp.full((len(texts), 1), CLS), tokens[:, :-1]], axis=1)
-        log_p = jax.nn.log_softmax(logits(params, one, inputs, None))
-        mask = np.array(token_mask(gan, tokens))
-        log_p = np.array(jnp.take_along_axis(log_p, tokens[..., None], axis=-1))[..., 0]
-        mean = (log_p * mask).sum(1) / mask.sum(1)
-        found.append(sorted(zip(mean.tolist(), texts), reverse=True))
-    return found
-
-
-def test_a_wide_beam_finds_what_brute_force_does(small):
-    gan, params, context = small
-    texts, scores = generate_headlines.search(gan, params, context, 4, 5**3)
-    for row, want in enumerate(all_texts(gan, params, context)):
-        n = len(want)
-        assert [tuple(t) for t in texts[row, :n].tolist()] == [t for _, t in want]
-        np.testing.assert_allclose(scores[row, :n], [s for s, _ in want], atol=1e-4)
-        assert scores[row, n] < -1e6  # nothing else is a text
-
-
-def test_a_beam_of_one_takes_the_likeliest_token(small):
-    gan, params, context = small
-    texts, _ = generate_headlines.search(gan, params, context, 4, 1)
-    greedy = generate_headlines.draw(gan, params, context, jax.random.key(0), 4, 1, 0.0, 1.0)
-    assert texts.tolist() == greedy.tolist()
-
-
-def test_samples_follow_the_temperature(small):
-    gan, params, context = small
-    draw = lambda t, p=1.0: np.array(
-        generate_headlines.draw(gan, params, context, jax.random.key(0), 4, 64, t, p)
-    )
-    different = lambda texts: len({tuple(t) for t in texts[0].tolist()})
-    assert different(draw(0.3)) < different(draw(3.0))
-    assert different(draw(3.0, 0.3)) < different(draw(3.0))
-    ended = np.cumsum(draw(1.0) == SEP, axis=2) - (draw(1.0) == SEP) > 0
-    assert ended.any() and (draw(1.0)[ended] == PAD).all()
-
-
-def test_headlines_are_different_and_ranked():
-    gan, params = networks(C)
-    tokenizer = WordPiece([*SPECIALS, *"abcdefg"])
-    write = lambda **o: generate_headlines.Writer(
-        gan, params, tokenizer, generate_headlines.Options(**o)
-    )(given_rows(C))
-    found = write(number=3, beam=8)
-    assert [len(row) for row in found] == [3] * 4
-    for row in found:
-        assert len({h.text for h in row}) == 3 and all(h.text for h in row)
-        assert [h.real for h in row] == sorted((h.real for h in row), reverse=True)
-    clicked = write(number=3, beam=8, real_weight=0.0, click_weight=1.0)
-    for row in clicked:
-        assert [h.clicks for h in row] == sorted((h.clicks for h in row), reverse=True)
-    assert write(temperature=1.0, seed=1) == write(temperature=1.0, seed=1)
-    assert write(temperature=1.0, seed=1) != write(temperature=1.0, seed=2)
-
-
-@pytest.mark.parametrize(
-    "text, want",
-    [
-        ("体 验 巅 峰 ， 好 abc d", "体验巅峰，好 abc d"),
-        ("don ' t stop , it ' s ( so ) .", "don't stop, it's (so)."),
-        ("a n - dimensional x _ y", "a n-dimensional x_y"),
-        ("", ""),
-    ],
-)
-def test_readable(text, want):
-    assert generate_headlines.readable(text) == want
 
 
 @pytest.mark.parametrize(
@@ -401,22 +301,6 @@ def test_readable(text, want):
         (dict(article_len=0), "article_len"),
     ],
 )
-def test_bad_models(changes, message):
+def test_refused_models(changes, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(C, **changes)
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        (dict(number=0), "--number"),
-        (dict(number=9), "--beam"),
-        (dict(temperature=-1.0), "0 "),
-        (dict(top_p=0.0), "top_p"),
-        (dict(clicks="many"), "high, low"),
-        (dict(click_weight=-1.0), "click_weight"),
-    ],
-)
-def test_bad_options(changes, message):
-    with pytest.raises(UserError, match=message):
-        generate_headlines.Options(**changes)

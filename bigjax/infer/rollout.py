@@ -1,0 +1,73 @@
+"""Sampling with any family's Decoder inside a compiled step, such as rollouts during training.
+
+infer.generate decodes for people: in chunks, with a key per row and with sampling settings that are
+data. Here all tokens are one scan, and a token takes one uniform number per row: the rollouts of a
+small generator would otherwise spend most of their time on random numbers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bigjax.layers.sampling import categorical
+from bigjax.models import Decoder
+from bigjax.parallel.sharding import constrain
+
+
+def gather(params: Any) -> Any:
+    """Parameters gathered before a loop over tokens: shards would be gathered for every token."""
+    return jax.tree_util.tree_map(lambda x: constrain(x, *[None] * x.ndim), params)
+
+
+def scan_tokens(
+    decoder: Decoder,
+    params: Any,
+    state: Any,
+    tokens_B: jax.Array,
+    choose: Callable[[jax.Array, jax.Array, Any], jax.Array],
+    inputs: Any,
+) -> jax.Array:
+    """New tokens of each row, int32 [B, n].
+
+    state: the Decoder's, before it reads tokens_B. inputs: a tree of arrays [n, ...], of which
+    choose(logits_BV, last_tokens_B, input) -> tokens_B reads one entry per token.
+    """
+    params = gather(params)
+
+    def advance(carry, entry):
+        last, state = carry
+        logits, state = decoder.step(params, state, last)
+        new = choose(logits, last, entry)
+        return (new, state), new
+
+    return jax.lax.scan(advance, (tokens_B, state), inputs)[1].T
+
+
+def sample_continuation(
+    decoder: Decoder,
+    params: Any,
+    state: Any,
+    tokens_B: jax.Array,
+    rng: jax.Array,
+    n: int,
+    *,
+    end_id: int = -1,
+    pad_id: int = 0,
+    choose: Callable[[jax.Array, jax.Array], jax.Array] = categorical,
+) -> jax.Array:
+    """n sampled tokens that continue each row, int32 [B, n].
+
+    state: the Decoder's, before it reads tokens_B, the last tokens. end_id: the token that ends a
+    row, after which pad_id follows; -1: no row ends. choose(logits_BV, rng) -> tokens_B.
+    """
+
+    def choose_or_pad(logits, last, key):
+        new = choose(logits, key)
+        if end_id < 0:
+            return new
+        return jnp.where((last == end_id) | (last == pad_id), pad_id, new)
+
+    keys = jax.random.split(rng, n)
+    return scan_tokens(decoder, params, state, tokens_B, choose_or_pad, keys)
