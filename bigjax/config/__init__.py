@@ -1,7 +1,7 @@
-"""Configs: every key with its default, loading a file, overrides, checks, and the saved copy.
+"""Configs: all keys with defaults, loading a file, overrides, checks, and the saved copy.
 
-A config file is Python with `get_config(variant='')`. It starts from `new_config()` and assigns
-what it chooses. The sections `model`, `task`, `data` and each of `evals` name a module, whose
+A config file is Python with `get_config(variant='')`. It starts from `new_config()` and sets keys.
+The sections `model`, `task`, `data` and each of `evals` name a module, whose
 `Config` dataclass owns their other keys.
 """
 

@@ -1,4 +1,4 @@
-"""Refusing configs that no run can use, and dataclasses from their sections."""
+"""Checks of configs, and dataclasses from their sections."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -13,20 +13,20 @@ from bigjax.bounds import check_number, check_ranges
 from bigjax.config.keys import OPEN_SECTIONS, new_config, range_of
 from bigjax.errors import UserError
 
-_TYPES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+_TYPES = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
 
 
 def nearest(key: str, allowed) -> str:
-    """'Did you mean X?' or the list of what is allowed."""
+    """'Did you mean X?', or the list of allowed keys."""
     near = difflib.get_close_matches(key, list(allowed), n=1, cutoff=0.5)
     return f"Did you mean {near[0]!r}?" if near else f"Allowed: {', '.join(sorted(allowed))}."
 
 
 def check_keys(config: ConfigDict) -> None:
-    """Refuses keys and types that are not those of new_config(), outside of the sections that
-    modules own, and names of evaluations that cannot be those of folders.
+    """Raises UserError for keys and types that differ from new_config(), outside of the sections
+    that modules own, and for names of evaluations that are not valid names of folders.
 
-    An int where a float is wanted becomes one, in place.
+    An int is converted to float in place where a float is expected.
     """
 
     def walk(have, want, prefix):
@@ -37,7 +37,7 @@ def check_keys(config: ConfigDict) -> None:
             name = prefix + key
             if key not in have:
                 raise UserError(
-                    f"The config lacks the key {name!r}: start from bigjax.config.new_config()."
+                    f"The config key {name!r} is missing: start from bigjax.config.new_config()."
                 )
             _check_type(have, key, value, name)
             if isinstance(value, ConfigDict) and name not in OPEN_SECTIONS:
@@ -58,7 +58,7 @@ def check_keys(config: ConfigDict) -> None:
 
 
 def _check_type(node: ConfigDict, key: str, like, name: str) -> None:
-    """Refuses a value of another type than `like` has."""
+    """Raises UserError if the value does not have the type of `like`."""
     value = node[key]
     if isinstance(like, ConfigDict):
         if not isinstance(value, ConfigDict):
@@ -71,7 +71,7 @@ def _check_type(node: ConfigDict, key: str, like, name: str) -> None:
 
 
 def _converted(value, want: type, where: str):
-    """The value, if it is of this type, or an int where a float is wanted."""
+    """The value, if it has this type; an int becomes a float where a float is expected."""
     if want is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)
@@ -87,15 +87,15 @@ def _converted(value, want: type, where: str):
 
 
 def check_numbers(config: ConfigDict, used: Callable[[str], bool]) -> None:
-    """Refuses numbers that no run can use, under the keys that are used."""
+    """Raises UserError for numbers out of range, under the keys for which used(key) is True."""
     for key, value in sorted_leaves(config):
-        # Those of modules are seen to by their Config dataclasses.
+        # Those of modules are checked by their Config dataclasses.
         if not key.startswith(("model.", "task.", "data.")) and used(key):
             check_number(key, value, range_of(key))
 
 
 def check_values(config: ConfigDict) -> None:
-    """Refuses numbers and names that no run can use."""
+    """Raises UserError for numbers out of range and for names that are not allowed."""
     check_numbers(config, lambda key: True)
     if config.train.batch_size % config.train.accumulate:
         raise UserError(
@@ -104,18 +104,18 @@ def check_values(config: ConfigDict) -> None:
         )
     span = config.train.profile
     if span:
-        found = re.fullmatch(r"(\d+):(\d+)", span)
-        if not found or not 1 <= int(found[1]) <= int(found[2]) <= config.train.steps:
+        steps = re.fullmatch(r"(\d+):(\d+)", span)
+        if not steps or not 1 <= int(steps[1]) <= int(steps[2]) <= config.train.steps:
             raise UserError(
-                f"train.profile is {span!r}; it must be FIRST:LAST, two steps from 1 "
-                f"to train.steps={config.train.steps}, such as '10:12', or ''."
+                f"train.profile is {span!r}; it must be FIRST:LAST, two steps between 1 "
+                f"and train.steps={config.train.steps}, such as '10:12', or ''."
             )
     for name, entry in config.evals.items():
         if config.checkpoint.best.startswith(f"eval/{name}/") and (
             entry.every % config.checkpoint.every
         ):
             raise UserError(
-                f"checkpoint.best={config.checkpoint.best!r} can only keep what is saved: "
+                f"checkpoint.best={config.checkpoint.best!r} can only keep saved steps: "
                 f"evals.{name}.every={entry.every} must be a multiple of "
                 f"checkpoint.every={config.checkpoint.every}."
             )
@@ -124,8 +124,8 @@ def check_values(config: ConfigDict) -> None:
         known = [f"eval/{name}/" for name in config.evals]
         if metric and not metric.startswith(tuple(known)):
             raise UserError(
-                f"config.{key}={metric!r} is no metric of an evaluation: it must "
-                f"begin with one of {known}."
+                f"config.{key}={metric!r} is not a metric of an evaluation: it must "
+                f"start with one of {known}."
             )
     for key in ("train.early_stop.mode", "checkpoint.best_mode"):
         if get(config, key) not in ("min", "max"):
@@ -153,9 +153,9 @@ def get(config: ConfigDict, key: str):
 def build(cls, section: Mapping, where: str, *, preset: dict | None = None):
     """A dataclass from a config section, checked key by key.
 
-    section's values win over preset's, preset's over cls's defaults. The keys that choose a module
+    section's values override preset's, which override cls's defaults. The keys that select a module
     and when it runs (name, preset, kind and every of an evaluation) are not fields unless cls has
-    them. A field may be a dataclass, or dict[str, dataclass]: a section of its own.
+    them. A field may be a dataclass or dict[str, dataclass], a section of its own.
     Raises UserError for an unknown key (naming the nearest), for a missing one without a default,
     for a wrong type, and for numbers outside of cls.RANGES.
     """
@@ -180,9 +180,9 @@ def build(cls, section: Mapping, where: str, *, preset: dict | None = None):
 
 
 def _field(value, want, where: str, default=None):
-    """The value of a field of this type: a bool, int, float or text, a tuple of one of them, a
-    dataclass, or dict[str, dataclass]. default: of the field; what a section leaves out is as in
-    it."""
+    """The value of a field of this type: a bool, int, float or string, a tuple of one of them, a
+    dataclass, or dict[str, dataclass]. default: of the field; its values are those of the keys that
+    a section does not set."""
     origin, arguments = typing.get_origin(want), typing.get_args(want)
     if dataclasses.is_dataclass(want) or origin is dict:
         if not isinstance(value, (Mapping, ConfigDict)):

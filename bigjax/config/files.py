@@ -1,4 +1,4 @@
-"""Config files: finding them, running them, their variants."""
+"""Config files: finding and running them, and their variants."""
 
 import ast
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from bigjax.config.checks import check_keys
 from bigjax.errors import UserError
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
-# What holds configs/: an installed package brings it along (setup.py), a checkout has it beside it.
+# The folder of configs/: in an installed package (setup.py), beside the package in a checkout.
 ROOT = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
 DEFAULT_CONFIG = "configs/gpt/docstrings.py"
 _MODULE = "bigjax_config_file"
 
 
 def find_config(path: str) -> pathlib.Path:
-    """The file named by path: from here, else of the configs that bigjax brings along."""
+    """The file at path: relative to the current folder, else one of the configs of bigjax."""
     path = paths.expand(path, "--config")
     for root in _roots():
         if _is_file(root / path):
@@ -32,7 +32,7 @@ def find_config(path: str) -> pathlib.Path:
     have = [str(p.relative_to(ROOT)) for p in config_files()]
     near = difflib.get_close_matches(path, have, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise UserError(f"There is no config file {path!r}.{hint} `bigjax configs` lists them all.")
+    raise UserError(f"The config file {path!r} does not exist.{hint} `bigjax configs` lists all.")
 
 
 def _roots() -> tuple[pathlib.Path, ...]:
@@ -42,7 +42,7 @@ def _roots() -> tuple[pathlib.Path, ...]:
 def _is_file(path: pathlib.Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name that is too long, a folder that may not be entered
+    except OSError:  # a name that is too long, a folder without permission
         return False
 
 
@@ -52,11 +52,14 @@ def config_files() -> list[pathlib.Path]:
 
 
 def load_file(spec: str) -> ConfigDict:
-    """Runs a config file. spec is FILE or FILE:VARIANT, such as configs/gpt/docstrings.py:tiny."""
+    """The config of FILE or FILE:VARIANT, such as configs/gpt/docstrings.py:tiny.
+
+    Raises UserError if the file does not exist or fails, naming the line.
+    """
     path, variant = _split(spec)
     file = find_config(path)
     module_spec = importlib.util.spec_from_file_location(_MODULE, file)
-    assert module_spec and module_spec.loader  # as of every .py file
+    assert module_spec and module_spec.loader  # true for every .py file
     module = importlib.util.module_from_spec(module_spec)
     with _siblings(file.resolve().parent, module):
         try:
@@ -89,14 +92,14 @@ def folder_of(spec: str) -> pathlib.Path:
 
 @functools.cache
 def projects() -> frozenset[str]:
-    """The packages in bigjax/projects: what a module's name may begin with that is not a user's."""
+    """The packages in bigjax/projects: with any other prefix a module is a user's own."""
     files = (_PACKAGE / "projects").glob("*/__init__.py")
     return frozenset(path.parent.name for path in files)
 
 
 def set_python_path(config: ConfigDict, folder: pathlib.Path) -> None:
-    """Sets config.python_path, if it is '' and modules of a user's own are named, to this folder.
-    It is made absolute: a run is opened from other places."""
+    """Sets config.python_path to this folder if it is '' and the config names a user's own modules.
+    The path is made absolute, since a run may be opened from another folder."""
     names = [config[section].name for section in ("model", "task", "data")]
     names += [entry.kind for entry in config.evals.values()]
     own = any("." in name and name.partition(".")[0] not in projects() for name in names)
@@ -106,7 +109,7 @@ def set_python_path(config: ConfigDict, folder: pathlib.Path) -> None:
 
 
 def _split(spec: str) -> tuple[str, str]:
-    """(file, variant). A file's name may hold a colon itself."""
+    """(file, variant). The file's name may itself contain a colon."""
     if any(_is_file(root / spec) for root in _roots()):
         return spec, ""
     path, colon, variant = spec.rpartition(":")
@@ -115,14 +118,14 @@ def _split(spec: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _siblings(folder: pathlib.Path, module) -> Iterator[None]:
-    """While a config file runs it may import the files beside it, as a script may.
+    """Lets a config file import the files beside it while it runs, like a script.
 
-    They are forgotten afterwards: another config may have a sibling of the same name.
+    They are removed from sys.modules afterwards: another config may have one of the same name.
     """
     before = {name.partition(".")[0] for name in list(sys.modules)}
     sys.modules[_MODULE] = module  # dataclasses look their module up
     sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()  # a file beside it may be newer than the last look
+    importlib.invalidate_caches()  # a file beside it may be newer than the import caches
     try:
         yield
     finally:
@@ -136,11 +139,11 @@ def _siblings(folder: pathlib.Path, module) -> Iterator[None]:
 
 
 def _lies_in(name: str, folder: pathlib.Path) -> bool:
-    """Whether a module or package was found in this folder, not deeper."""
+    """Whether a module or package is directly in this folder."""
     module = sys.modules[name]
     file = getattr(module, "__file__", None)
-    places = [*getattr(module, "__path__", ()), *([file] if file else ())]
-    return bool(places) and pathlib.Path(places[0]).resolve().parent == folder
+    paths = [*getattr(module, "__path__", ()), *([file] if file else ())]
+    return bool(paths) and pathlib.Path(paths[0]).resolve().parent == folder
 
 
 def _where(error: BaseException, file: pathlib.Path) -> str:
@@ -151,13 +154,13 @@ def _where(error: BaseException, file: pathlib.Path) -> str:
 
 
 def _text(error: BaseException) -> str:
-    """An exception's text; a KeyError or AttributeError of ml_collections quotes its message."""
+    """An exception's type and message (str() of a KeyError would quote the message)."""
     text = str(error.args[0]) if error.args else ""
     return f"{type(error).__name__}: {text}"
 
 
 def variants(variant: str, **choices):
-    """choices[variant], or a UserError that names what there is. '' needs no choice."""
+    """choices[variant]; None for '' without an entry. Raises UserError for another variant."""
     if variant and variant not in choices:
         raise UserError(
             f"This config has no variant {variant!r}; it has: {', '.join(choices) or 'none'}."
@@ -166,6 +169,6 @@ def variants(variant: str, **choices):
 
 
 def first_docstring_line(path: pathlib.Path) -> str:
-    """What a config file says of itself, without running it."""
+    """The first line of a config file's docstring, without running the file."""
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return doc.split("\n")[0]

@@ -6,26 +6,26 @@ from ml_collections import ConfigDict
 
 from bigjax.bounds import FRACTION, POSITIVE, SEED, SHARE, Range, at_least
 
-# Their keys are not fixed here: modules declare them, see bigjax/modules.py.
+# Their keys are declared by modules, see bigjax/modules.py.
 OPEN_SECTIONS = ("model", "task", "data", "evals", "train.compiler_options")
 
-# Files and folders that a person names: `~` in them is that person's home folder. Modules declare
-# those of their sections. (In train.compilation_cache it is that of whoever runs a command.)
+# Files and folders: `~` is expanded when the config is resolved. Modules declare those of their
+# sections. (In train.compilation_cache `~` is expanded whenever a command runs.)
 PATHS = ("init_from", "python_path", "resume_from")
 
 
 def new_config() -> ConfigDict:
-    """Every key and its default. Config files assign to it; an unknown key is an error."""
+    """Every key with its default. Config files set keys of it; an unknown key is an error."""
     c = ConfigDict()
     c.seed = 0  # weights, data order and dropout all follow from it
-    c.init_from = ""  # a run's work folder or a Hugging Face folder to take parameters from
-    c.init_reset = ""  # regex over parameter paths: which start anew in spite of init_from
-    c.python_path = ""  # folder of modules of your own; '' = the config file's
-    c.resume_from = ""  # a run's work folder to take everything from, if this one has nothing
+    c.init_from = ""  # a run's work folder or a Hugging Face folder: initial parameters
+    c.init_reset = ""  # regex over parameter paths: re-initialised despite init_from
+    c.python_path = ""  # folder of your own modules; '' = that of the config file
+    c.resume_from = ""  # a run's work folder to continue from, if this one is empty
 
-    # Each names a module and sets fields of its Config: of bigjax/models, tasks and data, or, by a
-    # name with a dot, of a project or one of your own. `bigjax config` prints all fields.
-    c.model = dict(name="gpt", preset="")  # a published size; 'init_from': the sizes found there
+    # Each names a module and sets fields of its Config: in bigjax/models, tasks or data, or, if the
+    # name has a dot, in a project or your own. `bigjax config` prints all fields.
+    c.model = dict(name="gpt", preset="")  # a published size; 'init_from': the size of init_from
     c.task = dict(name="causal_lm")
     c.data = dict(name="text")
     c.evals = ConfigDict()  # NAME: dict(kind=MODULE of bigjax/evals, every=STEPS, fields of it)
@@ -36,48 +36,48 @@ def new_config() -> ConfigDict:
     c.optim.schedule = "cosine"  # cosine, linear, rsqrt, constant
     c.optim.warmup_steps = 0  # linear from 0
     c.optim.cooldown_steps = 0  # linear down to final_fraction at the end (rsqrt, constant)
-    c.optim.final_fraction = 0.0  # cosine, linear: of the peak at the end; else of the cool-down
+    c.optim.final_fraction = 0.0  # of the peak, at the end (cosine, linear) or after the cool-down
     c.optim.b1 = 0.9  # Adam's and LAMB's first moment, SGD's momentum
     c.optim.b2 = 0.999
     c.optim.eps = 1e-8
     c.optim.weight_decay = 0.0  # decoupled
-    c.optim.decay_params = r"(kernel|embedding)$"  # regex over parameter paths: which ones decay
-    c.optim.freeze = ""  # regex over parameter paths: which ones are not trained
-    c.optim.layer_decay = 1.0  # factor of the learning rate from each layer to the one below
+    c.optim.decay_params = r"(kernel|embedding)$"  # regex over parameter paths: with weight decay
+    c.optim.freeze = ""  # regex over parameter paths: not trained
+    c.optim.layer_decay = 1.0  # factor of the learning rate per layer, from the top down
     c.optim.clip_norm = 1.0  # of the global gradient; 0 = off
-    c.optim.offload = False  # its state waits in the hosts' memory while gradients are made
+    c.optim.offload = False  # keeps its state in host memory between updates
 
     c.train = ConfigDict()
     c.train.steps = 1000
     c.train.batch_size = 32  # examples per step, over all devices and micro-batches
-    c.train.accumulate = 1  # micro-batches a step
-    c.train.compiler_options = {}  # XLA's for the step, NAME: value; `bigjax plan --search` finds
-    c.train.ema = 0.0  # decay of the parameters' moving average, which evaluation uses; 0 = off
+    c.train.accumulate = 1  # micro-batches per step
+    c.train.compiler_options = {}  # of XLA, NAME: value; see `bigjax plan --search`
+    c.train.ema = 0.0  # decay of the parameters' moving average, used by evaluation; 0 = off
 
     c.train.profile = ""  # 'FIRST:LAST': an xprof trace of these steps, in WORKDIR/profile
-    c.train.debug_nans = False  # names the operation that made a loss NaN (runs the step again)
+    c.train.debug_nans = False  # names the operation that made a loss NaN (reruns the step)
     c.train.compilation_cache = ""  # a folder, local or gs://, for compiled steps; '' = off
 
     c.train.early_stop = ConfigDict()
     c.train.early_stop.metric = ""  # such as 'eval/valid/loss'; '' = off
     c.train.early_stop.mode = "min"  # min or max
     c.train.early_stop.patience = 3  # evaluations without improvement
-    c.train.early_stop.min_delta = 0.0  # what counts as improvement
+    c.train.early_stop.min_delta = 0.0  # the smallest change that counts as improvement
 
-    c.mesh = ConfigDict()  # devices along each axis; one of them may be -1: all that are left
-    c.mesh.data = -1  # parameters copied, batch cut
-    c.mesh.fsdp = 1  # parameters and batch cut
-    c.mesh.sequence = 1  # tokens of a row cut: for long contexts
-    c.mesh.tensor = 1  # heads, MLP and vocabulary cut; tokens between the blocks
+    c.mesh = ConfigDict()  # devices along each axis; one may be -1: all remaining
+    c.mesh.data = -1  # shards the batch, replicates parameters
+    c.mesh.fsdp = 1  # shards parameters and batch
+    c.mesh.sequence = 1  # shards the tokens of a row, for long contexts
+    c.mesh.tensor = 1  # shards heads, MLP and vocabulary; tokens between blocks
 
-    c.hosts = ConfigDict()  # of a run on several: see README.md
-    c.hosts.start_timeout = 300  # seconds in which all of them have to come
-    c.hosts.heartbeat_timeout = 60  # seconds without a sign of life, then the others end
+    c.hosts = ConfigDict()  # for runs on several hosts
+    c.hosts.start_timeout = 300  # seconds in which all hosts must join
+    c.hosts.heartbeat_timeout = 60  # seconds without a heartbeat of a host until the others end
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 1000  # steps; the last step is always saved
-    c.checkpoint.keep = 3  # newest ones
-    c.checkpoint.best = ""  # such as 'eval/valid/loss': the best saved step by it is kept too
+    c.checkpoint.keep = 3  # number of newest checkpoints
+    c.checkpoint.best = ""  # such as 'eval/valid/loss': also keeps the best saved step by it
     c.checkpoint.best_mode = "min"
 
     c.log = ConfigDict()
@@ -87,8 +87,8 @@ def new_config() -> ConfigDict:
 
 
 def laptop_size(c: ConfigDict, tokenizer: dict, **model) -> None:
-    """The ':tiny' form of a language model's config: the same choices, small, on the docstrings
-    that every install carries. tokenizer: the section; model: what else is small in the model."""
+    """The ':tiny' variant of a language model's config: the same options with a small model, on the
+    docstrings of the installed packages. tokenizer: its section; model: further fields."""
     with c.unlocked():
         c.model.update(
             max_len=64, d_model=64, n_layers=2, n_heads=4, d_ff=128, remat="none", dtype="float32"
@@ -104,7 +104,7 @@ def laptop_size(c: ConfigDict, tokenizer: dict, **model) -> None:
     c.evals = dict(valid=dict(kind="loss", every=10, batches=4))
 
 
-# Of the keys of config.keys; modules declare their own.
+# Ranges of the keys of new_config(); modules declare those of their fields.
 RANGES = {
     "seed": SEED,
     "optim.learning_rate": POSITIVE,
@@ -123,7 +123,7 @@ RANGES = {
     "train.ema": FRACTION,
     "train.early_stop.patience": at_least(1),
     "train.early_stop.min_delta": at_least(0),
-    "mesh.*": at_least(-1),  # that 0 is none is said by parallel/mesh.py, with the devices
+    "mesh.*": at_least(-1),  # parallel/mesh.py refuses 0, naming the devices
     "hosts.start_timeout": at_least(1),
     "hosts.heartbeat_timeout": at_least(5),
     "checkpoint.every": at_least(1),
@@ -134,5 +134,5 @@ RANGES = {
 
 
 def range_of(key: str) -> Range | None:
-    """The range of a dotted key of the config, without those of modules."""
+    """The range of a dotted key of the config; None for keys of modules."""
     return next((r for pattern, r in RANGES.items() if fnmatch.fnmatchcase(key, pattern)), None)

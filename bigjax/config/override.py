@@ -1,4 +1,4 @@
-"""--config.KEY=VALUE: from texts to values of the types that the keys have."""
+"""--config.KEY=VALUE: from strings to values of the keys' types."""
 
 import fnmatch
 import re
@@ -69,10 +69,10 @@ def _value(config: ConfigDict, key: str):
 
 
 def parse(text: str, kind, where: str):
-    """The text as a value of a type: bool, int, float, str, or a tuple or list of one of them.
+    """The text as a value of this type: bool, int, float, str, or a tuple or list of one of them.
 
-    Entries of a tuple stand between commas, brackets around them may be left out, and texts with
-    commas or spaces at their ends are quoted: 0,1 and ('a', 'b, c'). Raises UserError.
+    Entries of a tuple are separated by commas, with or without brackets around them; strings with
+    commas, or with spaces at their ends, are quoted: 0,1 and ('a', 'b, c'). Raises UserError.
     """
     container = typing.get_origin(kind) or kind
     if container in (tuple, list):
@@ -83,10 +83,10 @@ def parse(text: str, kind, where: str):
             return _BOOLS[text.lower()]
         return kind(text)
     except (ValueError, KeyError, OverflowError) as e:
-        example = {bool: ", True or False", int: ", a whole number", float: ", a number"}
+        example = {bool: ", True or False", int: ", an integer", float: ", a number"}
         raise UserError(
-            f"{where}: this key takes a value of type {kind.__name__}{example.get(kind, '')}, not "
-            f"{text!r}."
+            f"{where}: {text!r} is not a valid value; this key needs one of type {kind.__name__}"
+            f"{example.get(kind, '')}."
         ) from e
 
 
@@ -96,20 +96,20 @@ def _entries(text: str, where: str) -> list[str]:
         text = text[1:-1].strip()
     entries, at = [], 0
     while at < len(text):
-        found = _ENTRY.match(text, at)
-        if not found or found[3] == "":
+        entry = _ENTRY.match(text, at)
+        if not entry or entry[3] == "":
             raise UserError(
-                f"{where}: {text[at : at + 20]!r} is not a list of values between commas, such as "
-                "0,1 or 'a','b, c'. An empty text is ''."
+                f"{where}: {text[at : at + 20]!r} is not a list of values separated by commas, "
+                "such as 0,1 or 'a','b, c'. An empty string is written ''."
             )
-        quoted = found[1] if found[1] is not None else found[2]
-        entries.append(found[3] if quoted is None else re.sub(r"\\(.)", r"\1", quoted))
-        at = found.end()
+        quoted = entry[1] if entry[1] is not None else entry[2]
+        entries.append(entry[3] if quoted is None else re.sub(r"\\(.)", r"\1", quoted))
+        at = entry.end()
     return entries
 
 
 def _closes_last(text: str) -> bool:
-    """Whether the bracket that the text begins with is closed by its last character."""
+    """Whether the bracket at the start of the text is closed by its last character."""
     depth = 0
     for i, c in enumerate(text):
         depth += {text[0]: 1, text[-1]: -1}.get(c, 0)
@@ -121,7 +121,7 @@ def _closes_last(text: str) -> bool:
 def expand_paths(config: ConfigDict, of_modules: dict[str, tuple[str, ...]] | None = None) -> None:
     """Replaces `~` in the paths of a config, in place. Raises UserError as paths.expand does.
 
-    of_modules: {pattern of keys: schemes that paths under them may have}, beside keys.PATHS.
+    of_modules: {pattern of keys: allowed schemes of paths}, in addition to keys.PATHS.
     """
     patterns = {**dict.fromkeys(PATHS, paths.SCHEMES), **(of_modules or {})}
 

@@ -1,4 +1,4 @@
-"""Configs as text: printing, and the copy in a work folder."""
+"""Configs as text: printed, and as JSON in a work folder."""
 
 import json
 
@@ -11,7 +11,7 @@ from bigjax.errors import UserError
 
 
 def describe(config: ConfigDict, overridden: dict[str, object], color: bool = False) -> str:
-    """The config as text, one key a line; overridden maps keys to what the file had."""
+    """The config as text, one key per line; overridden: {key: its value in the file}."""
     lines = []
     for key, value in sorted_leaves(config):
         line = f"{key} = {value!r}"
@@ -23,15 +23,17 @@ def describe(config: ConfigDict, overridden: dict[str, object], color: bool = Fa
 
 
 def to_json(config: ConfigDict) -> str:
+    """The config as the JSON of a work folder."""
     return json_text.dumps(config.to_dict(), indent=2)
 
 
 def from_json(text: str | bytes, where: str) -> ConfigDict:
+    """The config of a run. where: the name of the file. Raises UserError if it is not valid."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise UserError(
-            f"{where} is not readable JSON ({e}). It is written when a run starts; "
+            f"{where} is not valid JSON ({e}). It is written when a run starts: "
             "restore it, or start the run in a new work folder."
         ) from e
     if not isinstance(value, dict):
@@ -48,8 +50,8 @@ def from_json(text: str | bytes, where: str) -> ConfigDict:
 def _checked(config: ConfigDict) -> ConfigDict:
     if isinstance(config.get("data"), ConfigDict) and "name" not in config.data:
         raise UserError(
-            "it is of bigjax 0.1, whose names of keys, modules and parameters were others. Open it "
-            "with that version; CHANGELOG.md lists the names."
+            "it was written by bigjax 0.1, which had other names of keys, modules and parameters. "
+            "Open it with that version; CHANGELOG.md lists the renames."
         )
     _add_missing(config, new_config())
     check_keys(config)
@@ -57,7 +59,7 @@ def _checked(config: ConfigDict) -> ConfigDict:
 
 
 def _add_missing(config: ConfigDict, defaults: ConfigDict, prefix: str = "") -> None:
-    """Gives a config that an older version saved the keys that are new since."""
+    """Adds keys that are newer than the version that saved the config."""
     for key, value in defaults.items():
         if key not in config:
             config[key] = value

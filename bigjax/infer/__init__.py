@@ -1,1 +1,1 @@
-"""Generation: sampling from logits and decoding with a cache."""
+"""Generation: sampling, decoding, beam search; predictions of labelled tasks."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from bigjax.models import Decoder
 
-NEVER = -1e9  # of a score that is never chosen; not infinite: 0 * infinity is not a number
+NEVER = -1e9  # the score of impossible tokens; finite, since 0 * infinity is NaN
 
 
 def beam_search(
@@ -23,13 +23,14 @@ def beam_search(
     slots: int,
     length_penalty: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """The `width` likeliest texts of each row that a search finds which keeps so many beginnings.
+    """Beam search: the `width` most likely texts of each row among those that it explores.
 
-    Likely is by the sum of the tokens' log-probabilities, the end token counted, over
-    length ** length_penalty: a sum alone favours the short (https://arxiv.org/abs/1609.08144,
-    section 7). context, first_B: of decoder.context; n: tokens of a text at most; end_id -1: all
-    have n; pad_id: what follows an end. Returns tokens int32 [B, width, n], best first, and the
-    scores float32 [B, width].
+    A text's score is the sum of its tokens' log-probabilities, including the end token, divided by
+    length ** length_penalty; a sum alone favours short texts (https://arxiv.org/abs/1609.08144,
+    section 7). context, first_B: from decoder.context. n: the maximum number of tokens; with end_id
+    -1 all texts have n. pad_id: fills a row after its end token.
+
+    Returns tokens int32 [B, width, n], best first, and scores float32 [B, width].
     """
     B, W = len(first_B), width
     repeat = functools.partial(jax.tree_util.tree_map, lambda x: jnp.repeat(x, W, axis=0))
@@ -47,13 +48,13 @@ def beam_search(
         scores = totals / length[..., None].astype(jnp.float32) ** length_penalty
         _, best = jax.lax.top_k(scores.reshape(B, W * V), W)
         parent, tokens = best // V, (best % V).astype(jnp.int32)
-        pick = lambda x: jnp.take_along_axis(x, parent.reshape(B, W, *[1] * (x.ndim - 2)), axis=1)
+        select = lambda x: jnp.take_along_axis(x, parent.reshape(B, W, *[1] * (x.ndim - 2)), axis=1)
         rows = (jnp.arange(B)[:, None] * W + parent).ravel()
         state = jax.tree_util.tree_map(lambda x: x[rows], state)
         total = jnp.take_along_axis(totals.reshape(B, W * V), best, axis=1)
-        return (tokens, state, total, pick(length), pick(texts).at[:, :, t].set(tokens)), None
+        return (tokens, state, total, select(length), select(texts).at[:, :, t].set(tokens)), None
 
-    # All begin alike: only the first of each row counts.
+    # All beams of a row are equal at first: only the first one counts.
     total = jnp.where(jnp.arange(W) == 0, 0.0, NEVER) + jnp.zeros((B, 1))
     carry = (
         jnp.broadcast_to(first_B[:, None], (B, W)),

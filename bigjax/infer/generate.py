@@ -1,7 +1,7 @@
-"""Decoding with any family's Decoder: tokens in chunks, each one compiled call.
+"""Decoding with any family's Decoder: tokens in chunks, one compiled call per chunk.
 
-Prompts, the room of a row and the chunk have a few sizes (models.rung); how to draw and how many
-tokens are data. So a server or a person who tries settings compiles once.
+Prompts and rows are padded to a few sizes (models.rung); sampling options and the number of tokens
+are arrays. Other values of these therefore need no compilation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,12 +18,12 @@ from bigjax.infer.sampling import positive, sample
 from bigjax.layers import params as params_lib
 from bigjax.models import Decoder, rung
 
-CHUNK = 32  # tokens a call at most
+CHUNK = 32  # the maximum number of tokens per call
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to draw: see sampling.sample. eos_id: where a row ends (-1: nowhere)."""
+    """Sampling options, see sampling.sample. eos_id: the token that ends a row (-1: none)."""
 
     max_new_tokens: int = 64
     temperature: float = 1.0
@@ -32,21 +32,21 @@ class Options:
     eos_id: int = -1
 
     def __post_init__(self):
-        for name, ok, want in (
+        for name, ok, allowed in (
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
             ("temperature", 0 <= self.temperature < np.inf, "0 (greedy) or more"),
             ("top_k", self.top_k >= 0, "0 (all) or more"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
         ):
             if not ok:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be {want}.")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be {allowed}.")
 
 
 class Rows(NamedTuple):
     """Rows that are being decoded; leaves [B, ...].
 
-    state: the Decoder's. token: the last one. keys: of each row's draws; drawn: how many there
-    were. running: False where a row has ended.
+    state: of the Decoder. token: the last one. keys: the random key of each row; drawn: the number
+    of tokens sampled with it. running: False where a row has ended.
     """
 
     state: Any
@@ -57,8 +57,12 @@ class Rows(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """New tokens int [B, n], the model's log-probability of each as float32 [B, n], and of which
-    they are: bool [B, n], False after a row's end. The end token itself is not among them."""
+    """New tokens of each row.
+
+    tokens: int [B, n]. log_p: float32 [B, n], the log-probability of each token under the model,
+    log_softmax(logits): before temperature, top_k and top_p. real: bool [B, n], False for the end
+    token and after it.
+    """
 
     tokens: np.ndarray
     log_p: np.ndarray
@@ -69,17 +73,17 @@ class Generator:
     """Decodes with one model and one set of parameters."""
 
     def __init__(self, decoder: Decoder, params: Any):
-        """params: in the scanned form or unrolled."""
+        """params: of scan=True or scan=False."""
         self.decoder = decoder
-        # One array a layer: a scan would copy each every token.
+        # One array per layer: a scan would copy them for every token.
         self.params = jax.jit(params_lib.unrolled)(params) if _is_scanned(params) else params
 
     def __call__(
         self, prompts: Sequence[Sequence[int]], options: Options, seed: int = 0
     ) -> list[list[int]]:
-        """The new tokens of each prompt (1 or more token ids), the end token left out.
+        """The new tokens of each prompt (1 or more token ids), without the end token.
 
-        Raises UserError if a prompt is empty or leaves no room below the model's max_len.
+        Raises UserError if a prompt is empty, or too long for the model's max_len.
         """
         rows: list[list[int]] = [[] for _ in prompts]
         for chunk in self.stream(prompts, options, seed):
@@ -94,8 +98,8 @@ class Generator:
         seed: int = 0,
         at_once: int = CHUNK,
     ) -> Iterator[Chunk]:
-        """The new tokens in chunks of at_once or fewer. `send` a bool [B] to end rows where it is
-        False. Raises UserError as `__call__`."""
+        """The new tokens in chunks of at most at_once. `send` a bool [B] to end the rows where it
+        is False. Raises UserError as `__call__`."""
         self.check(prompts, options.max_new_tokens)
         rows = self.begin(prompts, options.max_new_tokens, seed)
         left = options.max_new_tokens
@@ -110,10 +114,10 @@ class Generator:
             rows = rows._replace(running=jnp.asarray(running))
 
     def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        """Refuses what has no room, or no tokens."""
+        """Raises UserError for a prompt without tokens, or too many tokens for max_len."""
         longest = max(len(p) for p in prompts)
         if min(len(p) for p in prompts) == 0:
-            raise UserError("A prompt has no tokens: begin it with the tokenizer's bos_id.")
+            raise UserError("A prompt has no tokens: start it with the tokenizer's bos_id.")
         if self.taken(prompts) + max_new_tokens > self.decoder.max_len:
             raise UserError(
                 f"A prompt of {longest} tokens and {max_new_tokens} new ones are "
@@ -121,15 +125,15 @@ class Generator:
             )
 
     def taken(self, prompts: Sequence[Sequence[int]]) -> int:
-        """The tokens of a row that are not there for new ones."""
+        """The number of tokens of a row that the prompts take up."""
         return max(map(len, prompts)) if self.decoder.continues else 1
 
     def slots(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-        """The room of a row that a program is compiled for."""
+        """The number of tokens per row for which the program is compiled."""
         return min(rung(self.taken(prompts) + max_new_tokens), self.decoder.max_len)
 
     def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed: int) -> Rows:
-        """Rows that have read all of their prompts but the last token."""
+        """Rows that have read their prompts, except for the last token."""
         context, first = self.decoder.context(prompts)
         state = _begin(self.decoder, self.slots(prompts, max_new_tokens), self.params, context)
         B = len(prompts)
@@ -137,10 +141,10 @@ class Generator:
         return Rows(state, jnp.asarray(first), keys, jnp.zeros(B, jnp.int32), jnp.ones(B, bool))
 
     def advance(self, rows: Rows, options: Options, n: int) -> tuple[Rows, Chunk]:
-        """n more tokens of each row that runs, at most CHUNK."""
+        """n more tokens, at most CHUNK, of each running row."""
         temperature = positive(options.temperature)
-        how = (temperature, options.top_k, options.top_p, options.eos_id)
-        rows, out = _advance(self.decoder, self.params, rows, how, n)
+        sampling = (temperature, options.top_k, options.top_p, options.eos_id)
+        rows, out = _advance(self.decoder, self.params, rows, sampling, n)
         return rows, Chunk(*(np.asarray(x)[:, :n] for x in out))
 
 
@@ -154,9 +158,9 @@ def _begin(decoder: Decoder, slots: int, params, context):
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _advance(decoder: Decoder, params, rows: Rows, how, n):
+def _advance(decoder: Decoder, params, rows: Rows, sampling, n):
     """(rows, (tokens, log_p, real) [B, CHUNK])."""
-    temperature, top_k, top_p, eos_id = how
+    temperature, top_k, top_p, eos_id = sampling
     B = len(rows.token)
     empty = (
         jnp.zeros((B, CHUNK), jnp.int32),
@@ -177,7 +181,7 @@ def _advance(decoder: Decoder, params, rows: Rows, how, n):
             log_p.at[:, i].set(chosen - jax.nn.logsumexp(logits, axis=-1)),
             real.at[:, i].set(running),
         )
-        # A row that has ended steps on with the others; nobody looks at it.
+        # A row that has ended is decoded with the others; its tokens are ignored.
         return i + 1, Rows(state, new, rows.keys, rows.drawn + 1, running), out
 
     more = lambda carry: (carry[0] < n) & carry[1].running.any()

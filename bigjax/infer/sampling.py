@@ -5,17 +5,17 @@ import jax.numpy as jnp
 
 from bigjax.layers.sampling import TINY
 
-FEW = 128  # of the likeliest tokens: a larger top_k, and every top_p, sorts all
+FEW = 128  # number of most likely tokens; a larger top_k, and any top_p, sorts all
 
 
 def sample(logits_BV: jax.Array, keys_B: jax.Array, temperature=1.0, top_k=0, top_p=1.0):
-    """One token a row, int32 [B], each drawn with a key of its own.
+    """One token per row, int32 [B], each sampled with its own key.
 
-    temperature 0: the likeliest. top_k: only the k likeliest (0 = all;
-    https://arxiv.org/abs/1805.04833). top_p: only the fewest likeliest that together reach
-    probability p (1 = all; https://arxiv.org/abs/1904.09751), of those that top_k leaves. Of equal
-    logits those with the lowest ids come first; a NaN is never drawn. All three are numbers or
-    arrays [B]: no other values need another compilation.
+    temperature: divides the logits; 0: the most likely token. top_k: only the k most likely tokens
+    (0 = all; https://arxiv.org/abs/1805.04833). top_p: of these, only the smallest set of most
+    likely tokens with probability p at this temperature (1 = all;
+    https://arxiv.org/abs/1904.09751). Of equal logits the lowest ids come first; a NaN is never
+    sampled. All three are numbers or arrays [B]; other values need no compilation.
     """
     if isinstance(temperature, (int, float)):
         temperature = positive(temperature)
@@ -23,7 +23,7 @@ def sample(logits_BV: jax.Array, keys_B: jax.Array, temperature=1.0, top_k=0, to
 
 
 def positive(temperature: float) -> float:
-    """A temperature that is above 0 as devices see it, too, which take the least floats for 0."""
+    """The temperature, raised if it is so small that devices would round it to 0."""
     return max(temperature, TINY) if temperature > 0 else 0.0
 
 
@@ -35,14 +35,14 @@ def _sample(logits_BV, keys_B, temperature, top_k, top_p):
     top_k = number(top_k, jnp.int32)
     logits = logits_BV.astype(jnp.float32)
     logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits)
-    likeliest = logits.argmax(-1).astype(jnp.int32)
+    most_likely = logits.argmax(-1).astype(jnp.int32)
     largest = logits.max(-1, keepdims=True)  # subtracted, so that no quotient overflows
     scaled = logits - jnp.where(jnp.isfinite(largest), largest, 0)
     scaled = scaled / jnp.maximum(temperature, TINY)[:, None]
     draw = jax.vmap(jax.random.categorical)
 
-    def of_the_first(n: int) -> jax.Array:
-        """Of the n likeliest; each row of those of them that top_k and top_p leave."""
+    def sample_first(n: int) -> jax.Array:
+        """A token of each row among its n most likely, restricted by top_k and top_p."""
         values, ids = jax.lax.top_k(scaled, n)
         rank = jnp.arange(n)
         k = jnp.where(top_k > 0, top_k, V)[:, None]
@@ -54,15 +54,17 @@ def _sample(logits_BV, keys_B, temperature, top_k, top_p):
         return jnp.take_along_axis(ids, drawn[:, None], axis=-1)[:, 0]
 
     few = ((top_k > 0) & (top_k <= FEW)).all()
-    some = (top_k > 0) & (top_k < V) | (top_p < 1)
-    case = jnp.where((temperature == 0).all(), 0, jnp.where(~some.any(), 1, jnp.where(few, 2, 3)))
+    restricted = (top_k > 0) & (top_k < V) | (top_p < 1)
+    case = jnp.where(
+        (temperature == 0).all(), 0, jnp.where(~restricted.any(), 1, jnp.where(few, 2, 3))
+    )
     drawn = jax.lax.switch(
         case,
         [
-            lambda: likeliest,
+            lambda: most_likely,
             lambda: draw(keys_B, scaled).astype(jnp.int32),
-            lambda: of_the_first(min(FEW, V)).astype(jnp.int32),
-            lambda: of_the_first(V).astype(jnp.int32),
+            lambda: sample_first(min(FEW, V)).astype(jnp.int32),
+            lambda: sample_first(V).astype(jnp.int32),
         ],
     )
-    return jnp.where(temperature == 0, likeliest, drawn)
+    return jnp.where(temperature == 0, most_likely, drawn)

@@ -1,4 +1,4 @@
-"""Texts from tokens while they are drawn: in pieces, up to stop texts."""
+"""Texts from tokens as they are generated: in pieces, up to stop texts."""
 
 from collections.abc import Iterator, Sequence
 import functools
@@ -11,7 +11,7 @@ from bigjax.infer.generate import Generator, Options
 
 
 def prompt_ids(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
-    """Texts as token ids, each after the token that begins a text."""
+    """Texts as token ids, each after bos_id."""
     return [[tokenizer.bos_id, *t.tolist()] for t in tokenizer.encode_batch(list(prompts))]
 
 
@@ -25,8 +25,12 @@ def stream(
     stop: Sequence[str] = (),
     at_once: int = 8,
 ) -> Iterator[tuple[int, str]]:
-    """(row, piece of text) as they are written. A row's pieces joined are its text after the
-    prompt, up to the first of the stop texts, which may end within a token."""
+    """(row, piece of text) as they are generated.
+
+    A row's pieces, joined, are its text after the prompt, up to the first of the stop texts, which
+    may start and end inside a token. A piece never splits a character. options, seed, at_once: see
+    Generator.stream.
+    """
     ids = prompt_ids(tokenizer, prompts)
     rows = [_Row(tokenizer, row if generator.decoder.continues else [], stop) for row in ids]
     chunks = generator.stream(ids, options, seed, at_once)
@@ -46,18 +50,18 @@ def stream(
 
 
 def texts(generator: Generator, tokenizer, prompts, options: Options, **more) -> list[str]:
-    """The whole text of each prompt; see `stream`."""
-    whole = [""] * len(prompts)
+    """The complete text of each prompt; see `stream`."""
+    results = [""] * len(prompts)
     for i, piece in stream(generator, tokenizer, prompts, options, **more):
-        whole[i] += piece
-    return whole
+        results[i] += piece
+    return results
 
 
 def search(
     generator: Generator, tokenizer, prompts: Sequence[str], options: Options, width: int
 ) -> list[list[tuple[str, float]]]:
-    """The `width` likeliest texts of each prompt by beam search, best first, and the mean
-    log-probability of their tokens. Of options max_new_tokens and eos_id count."""
+    """The `width` best texts of each prompt by beam search, best first, with the mean
+    log-probability of their tokens. Only options.max_new_tokens and eos_id are used."""
     decoder = generator.decoder
     ids = prompt_ids(tokenizer, prompts)
     generator.check(ids, options.max_new_tokens)
@@ -86,46 +90,47 @@ def search(
 
 
 class _Row:
-    """One row's text, of which pieces are given away once no later token can change them."""
+    """One row's text; a piece is returned once no later token can change it."""
 
     def __init__(self, tokenizer, prompt: list[int], stop: Sequence[str]):
         self._tokenizer, self._prompt, self._stop = tokenizer, prompt, [s for s in stop if s]
-        # Some tokenizers drop a space at the start of what they decode: so with the prompt.
+        # Decode with the prompt: some tokenizers drop a space at the start.
         self._before = tokenizer.decode(prompt) if prompt else ""
         self._ids: list[int] = []
-        self._text, self._given = "", 0
+        self._text, self._returned = "", 0
         self.stopped = False
 
     def push(self, ids: list[int]) -> str:
+        """Adds tokens and returns the next piece."""
         if self.stopped or not ids:
             return ""
         self._ids += ids
-        whole = self._tokenizer.decode([*self._prompt, *self._ids])
-        if whole.startswith(self._before):
-            self._text = whole[len(self._before) :]
+        text = self._tokenizer.decode([*self._prompt, *self._ids])
+        if text.startswith(self._before):
+            self._text = text[len(self._before) :]
         else:
             self._text = self._tokenizer.decode(self._ids)
-        ends = [at for s in self._stop if (at := self._text.find(s)) >= 0]
-        if ends:
-            self._text, self.stopped = self._text[: min(ends)], True
+        stops = [(at + len(s), at) for s in self._stop if (at := self._text.find(s)) >= 0]
+        if stops:  # the one that is complete first, whatever the sizes of chunks
+            self._text, self.stopped = self._text[: min(stops)[1]], True
             return self.rest()
-        return self._give(len(self._text) - self._held_back())
+        return self._take(len(self._text) - self._held_back())
 
     def rest(self) -> str:
-        """What was held back."""
-        return self._give(len(self._text))
+        """The last piece: the text that was held back."""
+        return self._take(len(self._text))
 
-    def _give(self, end: int) -> str:
-        piece = self._text[self._given : end]
-        self._given = max(self._given, end)
+    def _take(self, end: int) -> str:
+        piece = self._text[self._returned : end]
+        self._returned = max(self._returned, end)
         return piece
 
     def _held_back(self) -> int:
-        """Characters at the end that may become another text: the bytes of one that is not whole,
-        and the beginning of a stop text."""
+        """The number of characters at the end that later tokens may change: incomplete UTF-8, and
+        the start of a stop text."""
         text = self._text
         incomplete = len(text) - len(text.rstrip("\ufffd"))
-        begun = max(
+        partial_stop = max(
             (n for s in self._stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0
         )
-        return max(incomplete, begun)
+        return max(incomplete, partial_stop)

@@ -1,5 +1,5 @@
-"""Attention: to itself, with rotary positions and a cache, or to a memory. Who attends to whom is
-in layers/mask.py."""
+"""Multi-head attention: self-attention with rotary positions and a cache, and cross-attention.
+layers/mask.py defines which keys a query sees."""
 
 from typing import NamedTuple
 
@@ -14,9 +14,9 @@ from bigjax.parallel.sharding import constrain
 
 
 class Cache(NamedTuple):
-    """What one attention layer has seen: S slots a row, of which the first `next` are written.
+    """Keys and values of one attention layer: S slots per row, the first `next` of them written.
 
-    A token's slot is its place in its row. key, value: [B, S, K, D] (K key heads); next: int [B].
+    A token's slot is its index in the row. key, value: [B, S, K, D] (K key heads); next: int [B].
     """
 
     key: jax.Array
@@ -29,7 +29,7 @@ class Cache(NamedTuple):
         return cls(kv, kv, jnp.zeros(batch, jnp.int32))
 
     def write(self, key, value) -> "Cache":
-        """Appends T tokens to each row: key, value [B, T, K, D]."""
+        """The cache with T more tokens in each row: key, value [B, T, K, D]."""
 
         @jax.vmap
         def put(old, new, at):
@@ -43,7 +43,7 @@ class Cache(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Where tokens stand: what a mask and positions are made from.
+    """Positions and segments of the tokens of a batch.
 
     positions: int [B, T], of each token in its document.
     segments: int [B, T] or None; tokens attend within their segment (0 = padding).
@@ -64,8 +64,8 @@ def rotary(x_BTHD: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Arra
 
 
 class Memory(NamedTuple):
-    """Keys and values of what cross-attention reads, made once: [B, S, K, D]; segments int [B, S]
-    or None, 0 = padding."""
+    """Keys and values for cross-attention, computed once: [B, S, K, D]; segments: int [B, S] or
+    None, 0 = padding."""
 
     key: jax.Array
     value: jax.Array
@@ -81,10 +81,10 @@ class Attention(nn.Module):
     mask: Mask = Causal()
     use_bias: bool = True
     rope_theta: float = 0.0  # 0 = no rotary positions
-    scale: float | None = None  # of the products; None = 1 / sqrt(head_dim)
+    scale: float | None = None  # of the scores; None = 1 / sqrt(head_dim)
     kernel: str = "auto"
     out_std: float = 0.02
-    dropout: float = 0.0  # of the attention's weights
+    dropout: float = 0.0  # of the attention weights
     dtype: str = "float32"
 
     @nn.compact
@@ -99,13 +99,13 @@ class Attention(nn.Module):
         memory_segments: jax.Array | None = None,
         bias: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | Memory | None]:
-        """Self-attention, [B, T, D], and the cache: the keys and values of x are written into its
-        next slots, and the queries see what stands there (the mask has to be causal).
+        """(y [B, T, D], the new cache or Memory).
 
-        memory: instead of x, what the queries read (cross-attention): [B, S, D'], of which keys and
-        values are made and returned as a Memory; or such a Memory. memory_segments: int [B, S],
-        tokens of x read those of their segment; None: all. bias: of the scores, [B or 1, H or 1, T,
-        S]. rng: for dropout, or None.
+        cache: the keys and values of x are written into its next slots, and the queries read the
+        cache (the mask must be causal). memory: for cross-attention, what the queries read instead
+        of x: either [B, S, D'], whose keys and values are returned as a Memory, or a Memory.
+        memory_segments: int [B, S]; tokens of x read those of their segment; None: all tokens.
+        bias: added to the scores, [B or 1, H or 1, T, S]. rng: for dropout, or None.
         """
         types = dict(use_bias=self.use_bias, dtype=self.dtype)
         x_BTD = constrain(x_BTD, "batch", "length", "act_embed")
@@ -124,14 +124,14 @@ class Attention(nn.Module):
         if self.rope_theta and memory is None:
             q = rotary(q, span.positions, self.rope_theta)
             k = rotary(k, span.positions, self.rope_theta)
-        start, q_segments, k_segments, kept = 0, span.segments, span.segments, None
+        start, q_segments, k_segments, new = 0, span.segments, span.segments, None
         if memory is not None:
             k, v, k_segments = memory
-            q_segments = None if k_segments is None else _ones(x_BTD, span)
-            kept = memory
+            q_segments = None if k_segments is None else _query_segments(x_BTD, span)
+            new = memory
         elif cache is not None:
-            start, kept = cache.next, cache.write(k, v)
-            k, v, q_segments, k_segments = kept.key, kept.value, None, None
+            start, new = cache.next, cache.write(k, v)
+            k, v, q_segments, k_segments = new.key, new.value, None, None
         o = attend(
             q,
             k,
@@ -154,9 +154,9 @@ class Attention(nn.Module):
             **types,
             name="out",
         )(o)
-        return constrain(y, "batch", "residual_length", "act_embed"), kept
+        return constrain(y, "batch", "residual_length", "act_embed"), new
 
 
-def _ones(x_BTD: jax.Array, span: Span) -> jax.Array:
-    """Segments of queries that read a memory: their own, or 1, which is not padding."""
+def _query_segments(x_BTD: jax.Array, span: Span) -> jax.Array:
+    """The segments of queries that read a memory: those of span, or 1, which is not padding."""
     return jnp.ones(x_BTD.shape[:2], jnp.int32) if span.segments is None else span.segments

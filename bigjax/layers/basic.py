@@ -11,10 +11,10 @@ from bigjax.parallel.sharding import constrain, gathered
 
 
 def in_float32(f):
-    """The elementwise f, computed in float32 and given in the type of its argument.
+    """The elementwise f, computed in float32; the result has the dtype of the argument.
 
-    In bfloat16 a `1 + tanh(x)` or `1 + erf(x)` cancels for negative x. For the backward pass the
-    slope alone is kept, in the type of the argument.
+    In bfloat16 a `1 + tanh(x)` or `1 + erf(x)` cancels for negative x. Only the slope is kept for
+    the backward pass, in the dtype of the argument.
     """
 
     @jax.custom_jvp
@@ -32,19 +32,19 @@ def in_float32(f):
 
 
 ACTIVATIONS = {
-    # GPT-2's, and BERT's. By sigmoid and erfc: `1 + tanh` and `1 + erf` lose all digits below -5,
-    # even in float32. sigmoid(2 x) is (1 + tanh(x)) / 2, and takes half the time.
+    # GPT-2's and BERT's, by sigmoid and erfc: `1 + tanh` and `1 + erf` lose all digits below -5,
+    # even in float32. sigmoid(2 x) is (1 + tanh(x)) / 2, in half the time.
     "gelu": in_float32(
         lambda x: x * jax.nn.sigmoid((8 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x))
     ),
     "gelu_exact": in_float32(lambda x: 0.5 * x * jax.lax.erfc(-x * 0.5**0.5)),
     "relu": jax.nn.relu,
-    "swiglu": in_float32(jax.nn.silu),  # of the gate, https://arxiv.org/abs/2002.05202
+    "swiglu": in_float32(jax.nn.silu),  # the gate's; https://arxiv.org/abs/2002.05202
 }
 
 
 def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
-    """y + bias in the type of y, added in float32: the gradient of the bias sums up all rows."""
+    """y + bias in the dtype of y, added in float32: the bias's gradient is a sum over all rows."""
     return (y.astype(jnp.float32) + bias).astype(y.dtype)
 
 
@@ -52,10 +52,10 @@ class Dense(nn.Module):
     """x @ kernel + bias, contracting the last len(in_axes) dimensions of x.
 
     kernel: [*in, *features]; in_axes and out_axes name the dimensions. out_dtype: of the result,
-    dtype by default; with 'float32' it is left as it was accumulated, as losses and draws want it.
+    by default dtype; 'float32' avoids rounding the accumulated sums, for logits.
 
-    This is the one place where an activation meets a weight: `nn.intercept_methods` of `__call__`
-    may add parameters to the layer and terms to what it gives (adapters).
+    All products of activations and weights are made here: an interceptor (`nn.intercept_methods`)
+    of `__call__` may add parameters to the layer and terms to its output (adapters).
     """
 
     features: tuple[int, ...]
@@ -73,7 +73,7 @@ class Dense(nn.Module):
         axes, shape = self.in_axes + self.out_axes, (*inputs, *self.features)
         init = nn.initializers.normal(self.init_std)
         kernel = weight(self, "kernel", init, shape, axes, self.dtype)
-        # Two-dimensional: one plain matrix product on every backend.
+        # Two-dimensional, which is one plain matrix product on every backend.
         kernel = kernel.reshape(math.prod(inputs), -1)
         x = x.reshape(*lead, -1).astype(self.dtype)
         y = jnp.matmul(x, kernel, preferred_element_type=self.out_dtype or self.dtype)
@@ -84,7 +84,7 @@ class Dense(nn.Module):
 
 
 class Output(nn.Module):
-    """The layer from features to logits over a vocabulary; its bias, if any, in float32."""
+    """The layer from features to logits over a vocabulary; the bias is added in float32."""
 
     vocab_size: int
     use_bias: bool = False
@@ -93,8 +93,8 @@ class Output(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, project: bool = True):
-        """Logits float32 [B, T, V]; project=False: (x, kernel [D, V], bias [V] or None), of which
-        they are x @ kernel + bias, for layers.output.linear_losses."""
+        """Logits float32 [B, T, V]; project=False: (x, kernel [D, V], bias [V] or None), where the
+        logits are x @ kernel + bias, for layers.output.linear_losses."""
         axes, shape = ("embed", "vocab"), (x_BTD.shape[-1], self.vocab_size)
         init = nn.initializers.normal(self.init_std)
         kernel = weight(self, "kernel", init, shape, axes, self.dtype)
@@ -133,7 +133,7 @@ class Norm(nn.Module):
 
 
 class Embed(nn.Module):
-    """A table [n, d]; __call__ looks rows up, attend gives the products with all rows."""
+    """A table [n, d]; __call__ looks rows up, attend returns the products with all rows."""
 
     n: int
     d: int
@@ -147,7 +147,7 @@ class Embed(nn.Module):
         self.embedding = weight(self, "embedding", init, shape, axes, "float32", gather="none")
 
     def table(self) -> jax.Array:
-        """[n, d] in the compute dtype, whole rows on each device: cut rows make bad gathers."""
+        """[n, d] in the compute dtype, complete rows on each device: sharded rows gather slowly."""
         return gathered(self.embedding, (self.axis, "embed"), self.dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
@@ -158,7 +158,7 @@ class Embed(nn.Module):
             return jnp.take(gathered(table, axes, dtype), ids, axis=0)
 
         def backward(ids, g):
-            # In float32: a row that many tokens share would stop growing in bfloat16.
+            # In float32: the sum for a row that many tokens share would stop growing in bfloat16.
             sums = jnp.zeros((self.n, self.d)).at[ids].add(g.astype(jnp.float32))
             return constrain(sums, *axes), None
 
@@ -173,7 +173,7 @@ class Embed(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two dense layers; three for SwiGLU, whose gate multiplies the first."""
+    """Two dense layers; three for SwiGLU, where the activated gate multiplies the first."""
 
     d_ff: int
     activation: str = "gelu"
@@ -197,7 +197,7 @@ class MLP(nn.Module):
 
 
 def dropout(x: jax.Array, rate: float, rng: jax.Array | None) -> jax.Array:
-    """Inverted dropout; off without an rng, so that evaluation passes none."""
+    """Inverted dropout; off where rng is None, as in evaluation."""
     if rng is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(rng, 1.0 - rate, x.shape)

@@ -1,7 +1,7 @@
 """Attention kernels. All take q [B, T, H, D], k and v [B, S, K, D] with H a multiple of K, a mask
 (layers/mask.py), segments [B, T], [B, S] or None, a bias of the scores [B or 1, H or 1, T, S] or
-None, and a scale; all give [B, T, H, D] and the same numbers. Scores and softmax are in float32.
-`attend` chooses.
+None, and a scale; all return [B, T, H, D] with the same numbers. Scores and softmax are in float32.
+`attend` selects a kernel.
 """
 
 import functools
@@ -18,8 +18,10 @@ from bigjax.parallel.mesh import platform
 
 KERNELS = ("einsum", "blocked", "splash", "cudnn")
 BY_PLATFORM = {"cpu": "blocked", "tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
-KERNEL_RESIDUALS = "attention_residuals"  # the name of what a kernel's backward pass needs
-MASKED = -1e30  # not infinity: a row without keys gives a mean and not NaN
+KERNEL_RESIDUALS = (
+    "attention_residuals"  # the name of the arrays that a kernel's backward pass needs
+)
+MASKED = -1e30  # not infinity: a row without keys yields a mean, not NaN
 
 
 def attend(
@@ -37,34 +39,36 @@ def attend(
     dropout: float = 0.0,
     rng=None,
 ) -> jax.Array:
-    """Softmax attention by the kernel of the backend, where that can: whole sequences without
-    dropout; else by the plain form.
+    """Softmax attention: by the backend's kernel for complete sequences without dropout, else by
+    `einsum`.
 
-    start: the place of the first query among the keys, one number or int [B]. scale: of the
-    products, by default 1 / sqrt(D). dropout: of the attention's weights; off without an rng.
-    kernel: 'auto', or a name of KERNELS. Raises UserError for a bias with kernel='splash'.
+    start: the index of the first query among the keys, an int or int [B]. scale: of the scores, by
+    default 1 / sqrt(D). dropout: of the attention weights; off without an rng. kernel: 'auto', or a
+    name of KERNELS. Raises UserError for a bias with kernel='splash'.
     """
     whole = isinstance(start, int) and start == 0
     dropping = rng is not None and dropout > 0
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if kernel == "splash" and bias is not None:
         raise UserError(
-            "model.attention='splash' takes no bias of the scores, and this model has one: use "
-            "'auto', or another of " + ", ".join(k for k in KERNELS if k != "splash") + "."
+            "model.attention='splash' does not support a bias of the scores, which this model "
+            "has. Set it to 'auto', or one of "
+            + ", ".join(k for k in KERNELS if k != "splash")
+            + "."
         )
     if kernel == "auto":
         kernel = BY_PLATFORM.get(platform(), "einsum")
-    given = (mask, q_segments, k_segments)
+    visible = (mask, q_segments, k_segments)
     if whole and not dropping:
         if kernel == "blocked":
-            return blocked(q, k, v, *given, bias, scale)
+            return blocked(q, k, v, *visible, bias, scale)
         if kernel == "splash" and bias is None:
             from bigjax.layers import splash  # slow to import
 
             if splash.supports(q.shape[1], k.shape[1]):
-                return splash.splash(q, k, v, *given, scale, platform() != "tpu")
+                return splash.splash(q, k, v, *visible, scale, platform() != "tpu")
         if kernel == "cudnn" and _cudnn_supports(q):
-            return cudnn(q, k, v, *given, bias, scale)
+            return cudnn(q, k, v, *visible, bias, scale)
     seen = dense(mask, q.shape[1], k.shape[1], start, q_segments, k_segments)
     return einsum(q, k, v, seen, bias, scale, dropout if dropping else 0.0, rng)
 
@@ -72,55 +76,54 @@ def attend(
 def cudnn(
     q_BTHD, k_BSKD, v_BSKD, mask: Mask, q_segments_BT, k_segments_BS, bias, scale: float
 ) -> jax.Array:
-    """cuDNN's fused attention, for 16-bit numbers on NVIDIA's GPUs.
+    """cuDNN's fused attention, for 16-bit numbers on NVIDIA GPUs.
 
-    Each device has its rows and heads. Causality costs nothing; what else is masked is an array
-    [B, T, S] that the kernel reads, and to which it writes a gradient: segments are, and all masks
-    where the sequence is cut, since cuDNN knows of no first query but the first. Each device then
-    has its queries and gathers the keys of all.
+    Each device has its rows and heads. A causal mask is built into the kernel. Segments and other
+    masks become an array [B, T, S] that the kernel reads, and for which it writes a gradient. Where
+    the sequence is sharded, every mask becomes such an array, since cuDNN counts queries from 0;
+    each device then has its queries and gathers all keys.
     """
     T, S = q_BTHD.shape[1], k_BSKD.shape[1]
-    native = mask == Full() or mask == Causal() and T == S  # cuDNN's own
+    native = mask == Full() or mask == Causal() and T == S  # built into cuDNN
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         seen = dense(Full() if native else mask, T, S, 0, q_segments_BT, k_segments_BS)
         return _cudnn(q_BTHD, k_BSKD, v_BSKD, seen, bias, scale, native and mask == Causal())
     (batch, length, heads), ways, k, v = over_devices(q_BTHD, k_BSKD, v_BSKD)
     queries = T // ways[1]
-    cut = queries < T
+    sharded = queries < T
     has_segments, has_bias = q_segments_BT is not None, bias is not None
 
     def on_device(q, k, v, *more):
-        start = jax.lax.axis_index(length) * queries if cut else 0
+        start = jax.lax.axis_index(length) * queries if sharded else 0
         segments, more = (more[:2], more[2:]) if has_segments else ((None, None), more)
-        written_out = mask if cut or not native else Full()
-        seen = dense(written_out, queries, S, start, *segments)
-        causal = native and mask == Causal() and not cut
+        array_mask = mask if sharded or not native else Full()
+        seen = dense(array_mask, queries, S, start, *segments)
+        causal = native and mask == Causal() and not sharded
         return _cudnn(q, k, v, seen, *(more or (None,)), scale, causal)
 
     P = PartitionSpec
     queries_at, keys_at = P(batch, length, heads), P(batch, None, heads)
-    arrays, places = [], []
+    arrays, specs = [], []
     if has_segments:
         arrays += [q_segments_BT, k_segments_BS]
-        places += [P(batch, length), P(batch)]
+        specs += [P(batch, length), P(batch)]
     if has_bias:
         arrays.append(bias)
-        places.append(
+        specs.append(
             P(batch if bias.shape[0] > 1 else None, heads if bias.shape[1] > 1 else None, length)
         )
     return jax.shard_map(
         on_device,
         out_specs=queries_at,
         check_vma=False,
-        in_specs=(queries_at, keys_at, keys_at, *places),
+        in_specs=(queries_at, keys_at, keys_at, *specs),
     )(q_BTHD, k, v, *arrays)
 
 
 def over_devices(q_BTHD, k_BSKD, v_BSKD):
-    """How a kernel that runs on each device by itself finds its part: the mesh axes that cut rows,
-    queries and heads, into how many parts each, and keys and values whose heads are repeated until
-    they divide as the queries' do."""
+    """The shards of a kernel under shard_map: (mesh axes of rows, queries and heads), [number of
+    shards along each], keys and values, whose heads are repeated so that they shard likewise."""
     mesh = jax.sharding.get_abstract_mesh()
     part = (
         PartitionSpec()
@@ -150,8 +153,8 @@ def _cudnn(q, k, v, mask_BTS, bias, scale: float, causal: bool) -> jax.Array:
 
 
 def _cudnn_supports(q_BTHD) -> bool:
-    """Heads of at most 128, which all GPUs with cuDNN's attention can do, and, which it demands of
-    a mask that it is given, an even number of queries on each device."""
+    """Whether heads are at most 128 wide, which all GPUs with cuDNN's attention support, and each
+    device has an even number of queries, which cuDNN requires for an array mask."""
     T, D = q_BTHD.shape[1], q_BTHD.shape[3]
     ways = jax.sharding.get_abstract_mesh().shape.get("sequence", 1)
     return q_BTHD.dtype != jnp.float32 and D % 8 == 0 and D <= 128 and T % (2 * ways) == 0
@@ -160,7 +163,7 @@ def _cudnn_supports(q_BTHD) -> bool:
 def einsum(
     q_BTHD, k_BSKD, v_BSKD, mask_BTS, bias=None, scale=None, dropout: float = 0.0, rng=None
 ) -> jax.Array:
-    """The plain form. mask_BTS: of mask.dense."""
+    """The plain implementation. mask_BTS: from mask.dense."""
     B, T, H, D = q_BTHD.shape
     K = k_BSKD.shape[2]
     q = q_BTHD.reshape(B, T, K, H // K, D) * (D**-0.5 if scale is None else scale)
@@ -179,10 +182,10 @@ def einsum(
 def blocked(
     q_BTHD, k_BSKD, v_BSKD, mask: Mask, q_segments_BT, k_segments_BS, bias, scale: float
 ) -> jax.Array:
-    """Attention in blocks of queries, each with the keys from the first to the last that it sees.
+    """Attention in blocks of queries, each with the range of keys that it sees.
 
-    For a causal mask that saves nearly half of the work, and its own gradient keeps the
-    exponentials of the scores instead of the many arrays that automatic differentiation keeps.
+    For a causal mask this saves nearly half of the work. Its own gradient keeps the exponentials of
+    the scores instead of the many arrays that automatic differentiation would keep.
     """
     H = q_BTHD.shape[2]
     heads_first = lambda x: x.swapaxes(1, 2)
@@ -200,11 +203,11 @@ def blocked(
 
 @functools.cache
 def _blocks(mask: Mask, T: int, S: int) -> list[tuple[slice, slice]]:
-    """(queries, the keys they may see): at least 128 queries in each, at most 8 blocks; one block
-    where more would save nothing."""
+    """[(queries, range of keys that they see)]: at least 128 queries per block, at most 8 blocks;
+    one block where more would save nothing."""
     n = max(n for n in range(1, 9) if T % n == 0 and (n == 1 or T // n >= 128))
-    begins = range(0, T, T // n)
-    blocks = [(slice(i, i + T // n), key_range(mask, range(i, i + T // n), S)) for i in begins]
+    starts = range(0, T, T // n)
+    blocks = [(slice(i, i + T // n), key_range(mask, range(i, i + T // n), S)) for i in starts]
     if all(keys == slice(0, S) for _, keys in blocks):
         return [(slice(0, T), slice(0, S))]
     return blocks

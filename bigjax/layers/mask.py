@@ -1,8 +1,8 @@
-"""Who attends to whom: one object, from which every kernel takes what it needs.
+"""Which keys a query sees: one mask object, from which every kernel derives what it needs.
 
-A mask says which keys a query sees by their places alone (`sees`); that tokens attend within their
-segment comes on top (`dense`). To change the attention of a model, give its `Attention` another
-mask; to add a kind of mask, write a class with `sees`.
+A mask depends only on the positions of query and key (`sees`); `dense` also restricts tokens to
+their segment. To change the attention of a model, pass its `Attention` another mask; to add a kind
+of mask, write a class with `sees`.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ class Mask:
     """Hashable, so that compiled functions may depend on it. `a & b` and `a | b` combine two."""
 
     def sees(self, q, k) -> Any:
-        """Whether the query at place q sees the key at place k: bool arrays, of ints that
-        broadcast. Of NumPy's arrays or jax's."""
+        """Whether the query at position q sees the key at position k: a bool array from int arrays
+        that broadcast, of NumPy or jax."""
         raise NotImplementedError
 
     def __and__(self, other: "Mask") -> "Mask":
@@ -47,9 +47,9 @@ class Causal(Mask):
 
 @dataclasses.dataclass(frozen=True)
 class Window(Mask):
-    """Keys at most `before` places before the query, and `after` places after it.
+    """Keys at most `before` positions before the query, and `after` positions after it.
 
-    Sliding windows, https://arxiv.org/abs/2004.05150. With Causal() `after` does not matter.
+    Sliding windows, https://arxiv.org/abs/2004.05150. With Causal(), `after` has no effect.
     """
 
     before: int
@@ -61,7 +61,7 @@ class Window(Mask):
 
 @dataclasses.dataclass(frozen=True)
 class Prefix(Mask):
-    """The first `length` keys; `Causal() | Prefix(n)` is a prefix language model's
+    """The first `length` keys; `Causal() | Prefix(n)` is the mask of a prefix language model
     (https://arxiv.org/abs/1910.10683, section 3.2.1)."""
 
     length: int
@@ -72,7 +72,7 @@ class Prefix(Mask):
 
 @dataclasses.dataclass(frozen=True)
 class Blocks(Mask):
-    """Block i of `size` queries sees the blocks keys[i] of as many keys
+    """Block i of `size` queries sees the blocks of `size` keys listed in keys[i]
     (https://arxiv.org/abs/2007.14062)."""
 
     size: int
@@ -89,32 +89,32 @@ class Blocks(Mask):
 
 @dataclasses.dataclass(frozen=True)
 class Row(Mask):
-    """Keys in the query's row of a picture of rows of `width` tokens that begins at place `begin`;
-    what stands before it is seen by all (https://arxiv.org/abs/1904.10509)."""
+    """Keys in the query's row of an image with rows of `width` tokens that starts at position
+    `begin`; every query sees the keys before it (https://arxiv.org/abs/1904.10509)."""
 
     width: int
     begin: int = 0
 
     def sees(self, q, k):
-        of = lambda place: (place - self.begin) // self.width
-        return (k < self.begin) | (of(q) == of(k))
+        row = lambda position: (position - self.begin) // self.width
+        return (k < self.begin) | (row(q) == row(k))
 
 
 @dataclasses.dataclass(frozen=True)
 class Column(Mask):
-    """As Row, of columns."""
+    """As Row, with columns."""
 
     width: int
     begin: int = 0
 
     def sees(self, q, k):
-        of = lambda place: (place - self.begin) % self.width
-        return (k < self.begin) | (of(q) == of(k)) & (q >= self.begin)
+        column = lambda position: (position - self.begin) % self.width
+        return (k < self.begin) | (column(q) == column(k)) & (q >= self.begin)
 
 
 @dataclasses.dataclass(frozen=True)
 class Both(Mask):
-    """What both let see."""
+    """Keys that both masks allow."""
 
     a: Mask
     b: Mask
@@ -125,7 +125,7 @@ class Both(Mask):
 
 @dataclasses.dataclass(frozen=True)
 class Either(Mask):
-    """What one of them lets see."""
+    """Keys that at least one mask allows."""
 
     a: Mask
     b: Mask
@@ -139,13 +139,13 @@ def dense(
 ) -> jax.Array | None:
     """Which of S keys each of T queries sees, bool [B or 1, T, S], or None for all.
 
-    start, first_key: the places of the first query, one number or int [B], and of the first key.
-    Tokens see each other within a segment.
+    start: the position of the first query, an int or int [B]; first_key: of the first key. With
+    segments a query only sees keys of its segment.
     """
     seen = None
     if mask != Full():
-        places = jnp.asarray(start)[..., None] + jnp.arange(T)  # [T] or [B, T]
-        seen = mask.sees(places[..., None], first_key + jnp.arange(S))
+        positions = jnp.asarray(start)[..., None] + jnp.arange(T)  # [T] or [B, T]
+        seen = mask.sees(positions[..., None], first_key + jnp.arange(S))
         seen = seen if seen.ndim == 3 else seen[None]
     if q_segments_BT is not None:
         same = q_segments_BT[:, :, None] == k_segments_BS[:, None, :]
@@ -154,20 +154,20 @@ def dense(
 
 
 def table(mask: Mask, queries: range, keys: range) -> np.ndarray:
-    """`sees` for these places, bool [queries, keys]; known when a program is made."""
+    """`sees` for these positions, bool [queries, keys], as a NumPy array."""
     seen = mask.sees(np.array(queries)[:, None], np.array(keys)[None])
     return np.broadcast_to(seen, (len(queries), len(keys)))
 
 
 def key_range(mask: Mask, queries: range, S: int) -> slice:
-    """The keys, from the first to the last, that any of these queries sees of S."""
+    """The range from the first to the last of S keys that any of these queries sees."""
     seen = np.flatnonzero(table(mask, queries, range(S)).any(0))
     return slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, 1)
 
 
 def pairs(mask: Mask, S: int, queries: range, block: tuple[int, int]) -> int:
-    """How many pairs of a query and one of S keys there are in the blocks (queries, keys) that are
-    not empty, of these queries."""
+    """The number of pairs of one of these queries and one of S keys in the blocks of this size
+    (queries, keys) in which any query sees a key."""
     rows, columns = block
     n = 0
     for begin in range(queries.start, queries.stop, rows):

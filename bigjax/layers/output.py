@@ -15,7 +15,7 @@ from bigjax import losses
 from bigjax.parallel import sharding
 from bigjax.parallel.mesh import platform
 
-LOGITS_AT_ONCE = 2**27  # on a device: half a GiB in float32
+LOGITS_AT_ONCE = 2**27  # per device: half a GiB in float32
 CPU_ROWS = losses.ROWS
 
 

@@ -1,4 +1,4 @@
-"""Splash attention, a Pallas kernel for TPUs that comes with jax, on the shards of a mesh."""
+"""Splash attention, a Pallas kernel for TPUs in jax, on the shards of a mesh."""
 
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as library
@@ -10,9 +10,9 @@ import numpy as np
 from bigjax.layers.kernels import KERNEL_RESIDUALS, over_devices
 from bigjax.layers.mask import Causal, Full, Mask, pairs, table
 
-# Products of a query and a key, or of their size, in each kernel; and the name of a scope by which
-# a program says how many multiplications one such takes in all. A kernel's FLOPs cannot be seen
-# from outside: plan/predict.py reads them here.
+# The number of products of the size of queries x keys in each kernel; and the prefix of a named
+# scope that holds the multiplications of one such product. XLA does not know a kernel's FLOPs:
+# plan/predict.py reads them from these.
 PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 SCOPE = "attention_product_"
 
@@ -27,10 +27,10 @@ def splash(
     scale: float,
     interpret: bool = False,
 ):
-    """Attention that holds no scores in memory, of whole sequences of lengths that it supports.
+    """Attention without scores in memory, for complete sequences of the lengths that it supports.
 
-    Each device has its rows and heads. Where the sequence is cut, it has its queries and gathers
-    the keys of all. interpret: run on any backend, slowly.
+    Each device has its rows and heads. Where the sequence is sharded, it has its queries and
+    gathers all keys. interpret: run on any backend, slowly.
     """
     B, T, H, D = q_BTHD.shape
     S = k_BSKD.shape[1]
@@ -66,14 +66,14 @@ def splash(
 
 
 def supports(T: int, S: int) -> bool:
-    """Whether each device has a multiple of 128 queries, the width of a TPU's registers, and of
-    keys."""
+    """Whether each device has a multiple of 128 queries and of 128 keys, the width of a TPU's
+    registers."""
     ways = jax.sharding.get_abstract_mesh().shape.get("sequence", 1)
     return T % (128 * ways) == 0 and S % 128 == 0
 
 
 class _Mask(masks.Mask):
-    """A mask for the library, which reads it block by block."""
+    """A mask in the form of the library, which reads it block by block."""
 
     def __init__(self, mask: Mask, shape: tuple[int, int]):
         self._mask, self._shape = mask, shape
@@ -94,8 +94,8 @@ class _Mask(masks.Mask):
 
 
 def mask_of(mask: Mask, T: int, S: int, shards: int) -> masks.Mask:
-    """A mask as the library takes it; its own where it has one, as those need no memory. shards:
-    of queries."""
+    """A mask for the library; one of its own classes where possible, as they need no memory.
+    shards: of the queries."""
     if mask == Full():
         return masks.FullMask((T, S))
     if mask == Causal() and T == S:
@@ -104,16 +104,16 @@ def mask_of(mask: Mask, T: int, S: int, shards: int) -> masks.Mask:
 
 
 def _blocks(T: int, S: int, shards: int) -> tuple[int, int]:
-    """Tokens of a block of queries and of one of keys. In schedules for v5e one of 512 takes a
-    fifth of the time of 128."""
+    """The sizes of a block of queries and of a block of keys. In schedules for v5e a block of 512
+    takes a fifth of the time of four of 128."""
     size = lambda n: next(b for b in (512, 384, 256, 128) if n % b == 0)
     queries = size(T // shards)
     return queries, queries if S == T else size(S)
 
 
 def _pairs(mask: Mask, T: int, S: int, shards: int) -> int:
-    """Of a query and a key, in whole blocks, that a device computes a head; where the sequence is
-    cut, on the device that has most of them, for which all wait."""
+    """Pairs of a query and a key, in complete blocks, that a device computes per head; where the
+    sequence is sharded, on the device with the most pairs, for which the others wait."""
     n, block = T // shards, _blocks(T, S, shards)
     return max(pairs(mask, S, range(i, i + n), block) for i in range(0, T, n))
 
@@ -121,7 +121,7 @@ def _pairs(mask: Mask, T: int, S: int, shards: int) -> int:
 def _kernel(
     H: int, T: int, S: int, mask: Mask, head_shards: int, length_shards: int, interpret: bool
 ):
-    """The library's kernel for H heads of T queries and S keys in all."""
+    """The library's kernel for H heads, T queries and S keys over all devices."""
     q, kv = _blocks(T, S, length_shards)
     blocks = library.BlockSizes(
         block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv

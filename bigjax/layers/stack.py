@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from bigjax.errors import UserError
 from bigjax.layers.kernels import KERNEL_RESIDUALS
 
-# What the forward pass keeps for the backward pass; the rest is computed again. 'none': all is
-# kept, gathered weights too. 'dots': products with weights, and what an attention kernel gives.
+# What the forward pass keeps for the backward pass; the rest is recomputed. 'none': everything is
+# kept, gathered weights too. 'dots': products with weights, and outputs of attention kernels.
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(
@@ -23,7 +23,7 @@ REMAT = {
 
 
 class Period(nn.Module):
-    """Some unlike layers, one after the other: what is scanned where a stack has several kinds."""
+    """One layer of each kind, in order: the body of the scan of a stack with several kinds."""
 
     blocks: tuple[type[nn.Module], ...]
     config: Any
@@ -42,14 +42,14 @@ class Period(nn.Module):
 class Stack(nn.Module):
     """n layers, called as block(config)(x, i, shared, cache, rng) -> (x, (cache, sums)).
 
-    blocks: the kinds of layers, which take turns: layer i is blocks[i % len(blocks)], and n is a
-    multiple of their number. sums: {name: number} that a layer hands up, such as a router's loss;
-    {} for most. All collections of variables travel.
+    blocks: the kinds of layers, which alternate: layer i is blocks[i % len(blocks)], and n is a
+    multiple of their number. sums: {name: number} of a layer, such as a router's loss; {} for most.
+    Variables may be in any collection.
 
-    scan=True: variables under `layers`, each with a leading axis of n; where there are several
-    kinds under `layers/block_0_of_2` and so on, with an axis of n / kinds. scan=False: under
-    layer_0, layer_1, ... (`params.stack_layers` converts). Both give the same numbers, dropout
-    included: layer i is told its i and folds it into rng.
+    scan=True: variables are under `layers`, each with a leading axis of n; with several kinds under
+    `layers/block_0_of_2` and so on, with an axis of n / kinds. scan=False: under layer_0, layer_1,
+    ... (`params.stack_layers` converts). Both give the same numbers, dropout included: layer i
+    folds its index i into rng.
     """
 
     blocks: tuple[type[nn.Module], ...]
@@ -60,14 +60,14 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, shared: Any, cache: list | None = None, rng=None):
-        """shared: what every layer gets; cache: a list of n (unrolled only), or None.
+        """shared: passed to every layer; cache: a list of n (only with scan=False), or None.
 
-        Returns (x, cache, sums over all layers). Raises UserError for an n that is no multiple.
+        Returns (x, cache, sums over all layers). UserError if n is not a multiple of the kinds.
         """
         kinds = len(self.blocks)
         if self.n % kinds:
             raise UserError(
-                f"A stack of {self.n} layers cannot have {kinds} kinds that take turns: set "
+                f"A stack of {self.n} layers cannot alternate {kinds} kinds of layers: set "
                 f"model.n_layers to a multiple of {kinds}."
             )
         blocks = self.blocks
@@ -83,9 +83,9 @@ class Stack(nn.Module):
                 in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
                 metadata_params={nn.meta.PARTITION_NAME: "layers"},
             )
-            given = (self.config,) if kinds == 1 else (blocks, self.config)
-            steps = jnp.arange(self.n // kinds)
-            x, (_, sums) = layers(*given, name="layers")(x, steps, shared, None, rng)
+            options = (self.config,) if kinds == 1 else (blocks, self.config)
+            indices = jnp.arange(self.n // kinds)
+            x, (_, sums) = layers(*options, name="layers")(x, indices, shared, None, rng)
             return x, None, jax.tree_util.tree_map(lambda s: s.sum(0), sums)
         out, total = [], {}
         for i in range(self.n):
@@ -97,5 +97,5 @@ class Stack(nn.Module):
 
 
 def add_sums(a: Mapping, b: Mapping) -> dict:
-    """{name: number} of both, added."""
+    """The sums of both, added by name."""
     return {k: a.get(k, 0) + b.get(k, 0) for k in {**a, **b}}

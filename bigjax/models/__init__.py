@@ -12,18 +12,19 @@ from bigjax.layers.stack import REMAT
 
 
 class Decoder(NamedTuple):
-    """How a family writes text, a token a row at a time: pure functions of trees of arrays.
+    """How a family generates text, one token per row at a time: pure functions of pytrees.
 
-    The leaves have rows first, so that rows may be put together, repeated and exchanged; each row
-    has a length of its own. A family has `decoder(config) -> Decoder`, equal for equal configs.
+    The first axis of every leaf is the row, so that rows can be combined, repeated and reordered;
+    each row has its own length. A family defines `decoder(config) -> Decoder`, equal for equal
+    configs.
 
-    context(ids) -> (context, first): NumPy arrays for rows of token ids: what `begin` reads, and
+    context(ids) -> (context, first): NumPy arrays from rows of token ids: the input of `begin`, and
         the token [B] that the first step reads.
-    begin(params, context, slots) -> state, before any step; slots: tokens that a row has room for,
-        those of the context among them.
-    step(params, state, tokens_B) -> (logits float32 [B, V], state) after one more token a row.
-    max_len: tokens that a row may have in all. continues: what is written continues the ids that it
-        was given, rather than answering them; then these take up room, all but the last.
+    begin(params, context, slots) -> state, before any step; slots: the number of tokens that a row
+        can hold, including those of the context.
+    step(params, state, tokens_B) -> (logits float32 [B, V], state) after one more token per row.
+    max_len: the largest number of tokens of a row. continues: whether the output continues the
+        given ids (True), which then take up slots, all but the last, or answers them (False).
     """
 
     context: Callable[[Sequence[Sequence[int]]], tuple[Any, Any]]
@@ -33,7 +34,7 @@ class Decoder(NamedTuple):
     continues: bool = True
 
 
-# Fields of a Config that are not of the model itself: a resumed run may have changed them.
+# Fields of a Config that do not change the parameters: a resumed run may change them.
 OF_A_RUN = ("remat", "*dropout", "dtype", "param_dtype", "attention")
 _CHOICES = {
     "remat": REMAT,
@@ -44,8 +45,8 @@ _CHOICES = {
 
 
 def check_fields(c, choices: dict[str, Collection[str]]) -> None:
-    """Refuses names that no Config can have. choices: {field: values}, besides those of the fields
-    that every family has."""
+    """Raises UserError for a field whose value is not allowed. choices: {field: allowed values}, in
+    addition to those of the fields that every family has."""
     for field, allowed in {**_CHOICES, **choices}.items():
         if getattr(c, field) not in allowed:
             raise UserError(
@@ -54,7 +55,7 @@ def check_fields(c, choices: dict[str, Collection[str]]) -> None:
 
 
 def rung(n: int) -> int:
-    """The next of the lengths for which programs are compiled: 0, then powers of 2 from 16."""
+    """n rounded up to a length for which programs are compiled: 0, then powers of 2 from 16."""
     return 0 if n == 0 else max(16, 1 << (n - 1).bit_length())
 
 

@@ -1,4 +1,4 @@
-"""BERT-style encoders, with the heads that pre-training and fine-tuning put on them."""
+"""BERT-style encoders with heads for pre-training and fine-tuning."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ POOLED = ("nsp", "classifier")  # heads on the first token, through the pooler
 @dataclasses.dataclass(frozen=True)
 class Config:
     vocab_size: int = 30522
-    max_len: int = 512  # positions there are, and the longest sequence
+    max_len: int = 512  # number of positions, and the longest sequence
     n_types: int = 2  # token types: first and second text
     d_model: int = 768
     n_layers: int = 12
@@ -31,13 +31,13 @@ class Config:
     d_ff: int = 0  # 0 = 4 d_model
     activation: str = "gelu_exact"  # gelu_exact, gelu (tanh form), relu
     norm_eps: float = 1e-12
-    dropout: float = 0.1  # of embeddings, residual branches and what heads read
+    dropout: float = 0.1  # of embeddings, residual branches and the inputs of heads
     attention_dropout: float = 0.1
     dtype: str = "float32"  # of the computation: float32, bfloat16
-    param_dtype: str = "float32"  # of weights imported, loaded, exported; training has float32
+    param_dtype: str = "float32"  # of imported, loaded and exported weights; training uses float32
     attention: str = "auto"  # auto (by backend), or a name of layers/kernels.KERNELS
     scan: bool = True  # layers scanned, or unrolled
-    remat: str = "none"  # none, dots, full: what the backward pass computes again
+    remat: str = "none"  # none, dots, full: what the backward pass recomputes
 
     MAY_CHANGE = OF_A_RUN
     RANGES = {
@@ -61,7 +61,7 @@ class Config:
 
 
 class Block(nn.Module):
-    """Attention, residual, norm; MLP, residual, norm (the norms come last)."""
+    """Attention, residual, norm; MLP, residual, norm (post-norm)."""
 
     config: Config
 
@@ -90,16 +90,16 @@ class Block(nn.Module):
 
 
 class MlmHead(nn.Module):
-    """Dense, activation, norm, then the products with all rows of the token embedding."""
+    """Dense, activation, norm, then products with all rows of the token embedding."""
 
     config: Config
 
     @nn.compact
     def __call__(self, x_BMD: jax.Array, embed: Embed, project: bool):
-        """Logits [B, M, V], or (x, kernel, bias) of which they are x @ kernel + bias."""
+        """Logits [B, M, V]; project=False: (x, kernel, bias), where they are x @ kernel + bias."""
         c = self.config
         types = dict(dtype=c.dtype)
-        # As activations the outputs are whole; only the stack's kernels are worth cutting here.
+        # Its outputs are not sharded: only the kernels of the stack are large enough.
         h = Dense((c.d_model,), ("embed",), ("norm",), **types, name="dense")(x_BMD)
         h = Norm(eps=c.norm_eps, **types, name="norm")(ACTIVATIONS[c.activation](h))
         bias = param(self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",))
@@ -110,7 +110,7 @@ class MlmHead(nn.Module):
 
 
 class Model(nn.Module):
-    """Tokens to what each of `heads` gives (https://arxiv.org/abs/1810.04805).
+    """Tokens to the outputs of each of `heads` (https://arxiv.org/abs/1810.04805).
 
     n_labels: outputs of the classifier and the tagger.
     """
@@ -133,8 +133,8 @@ class Model(nn.Module):
         project: bool = True,
     ) -> dict:
         """Float32 logits by head: mlm [B, M, V], nsp [B, K, 2], classifier [B, K, n_labels],
-        tagger [B, T, n_labels], span [B, T, 2] (start, end). project=False: instead of mlm's logits
-        x [B, M, D], kernel [D, V] and bias [V] of them, for layers.output.linear_losses.
+        tagger [B, T, n_labels], span [B, T, 2] (start, end). project=False: instead of mlm's
+        logits x [B, M, D], kernel [D, V] and bias [V], for layers.output.linear_losses.
 
         types: 0 in the first text, 1 in the second. segments: tokens attend within their segment
         (0 = padding). positions: of each token in its segment (default 0..T-1). masked_positions:
@@ -194,15 +194,15 @@ def _rows(x_BTD: jax.Array, columns_BN: jax.Array) -> jax.Array:
 def flops_per_token(c: Config, seq_len: int) -> float:
     """Floating-point operations of training the encoder on one token, forward and backward.
 
-    6 a weight that multiplies, plus 12 * layers * width * length for attention scores. Heads are
-    not counted; `head_flops` has the one that is large.
+    6 per weight of a matrix product, plus 12 * layers * width * length for attention scores. Heads
+    are not counted; see `head_flops` for the large one.
     """
     weights = c.n_layers * (4 * c.d_model**2 + 2 * c.d_model * c.d_ff)
     return 6.0 * weights + 12.0 * c.n_layers * c.d_model * seq_len
 
 
 def head_flops(c: Config) -> float:
-    """Of training on one masked token, after the encoder."""
+    """Floating-point operations of training the mlm head on one masked token."""
     return 6.0 * (c.d_model**2 + c.vocab_size * c.d_model)
 
 

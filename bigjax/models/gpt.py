@@ -1,4 +1,4 @@
-"""GPT-style decoders: GPT-2, GPT-3, Llama and PaLM from one set of options."""
+"""GPT-style decoders: GPT-2, GPT-3, Llama and PaLM as options of one model."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from bigjax.parallel.sharding import constrain
 @dataclasses.dataclass(frozen=True)
 class Config:
     vocab_size: int = 50257
-    max_len: int = 1024  # positions there are, and the longest sequence
+    max_len: int = 1024  # number of positions, and the longest sequence
     d_model: int = 768
     n_layers: int = 12
     n_heads: int = 12
@@ -37,10 +37,10 @@ class Config:
     tie_embeddings: bool = True  # output layer = token embedding
     dropout: float = 0.0  # of embeddings and residual branches
     dtype: str = "float32"  # of the computation: float32, bfloat16
-    param_dtype: str = "float32"  # of weights imported, loaded, exported; training has float32
+    param_dtype: str = "float32"  # of imported, loaded and exported weights; training uses float32
     attention: str = "auto"  # auto (by backend), or a name of layers/kernels.KERNELS
     scan: bool = True  # layers scanned, or unrolled
-    remat: str = "none"  # none, dots, full: what the backward pass computes again
+    remat: str = "none"  # none, dots, full: what the backward pass recomputes
 
     MAY_CHANGE = OF_A_RUN
     RANGES = {
@@ -53,7 +53,7 @@ class Config:
     def __post_init__(self):
         check_ranges("model", self)
 
-        def fill(name, value):  # the fields where 0 stands for a value that follows from others
+        def fill(name, value):  # fields whose 0 means a value derived from others
             if not getattr(self, name):
                 object.__setattr__(self, name, value)
 
@@ -71,7 +71,9 @@ class Config:
                 f"{self.n_kv_heads}."
             )
         if self.position == "rotary" and self.head_dim % 2:
-            raise UserError(f"rotary positions need an even head_dim, not {self.head_dim}.")
+            raise UserError(
+                f"model.head_dim is {self.head_dim}; rotary positions need an even number."
+            )
         check_fields(
             self,
             {
@@ -83,7 +85,7 @@ class Config:
 
 
 class Block(nn.Module):
-    """Norm, attention, residual; norm, MLP, residual. Parallel: both from one norm."""
+    """Norm, attention, residual; norm, MLP, residual. parallel_block: both after one norm."""
 
     config: Config
 
@@ -135,12 +137,12 @@ class Model(nn.Module):
         rng: jax.Array | None = None,
         project: bool = True,
     ):
-        """Logits float32 [B, T, V], and the cache. project=False: instead
-        of logits their factors [B, T, D] and [D, V], for layers.output.linear_losses.
+        """Logits float32 [B, T, V], and the cache. project=False: instead of the logits their
+        factors [B, T, D] and [D, V], for layers.output.linear_losses.
 
-        positions: of each token in its document (default 0..T-1, after what is in the cache).
+        positions: of each token in its document (default 0..T-1, after the tokens in the cache).
         segments: tokens attend within their segment. rng: for dropout; None turns it off. cache:
-        one a layer, see `empty_cache`.
+        one per layer, see `empty_cache`.
         """
         c = self.config
         types = dict(dtype=c.dtype)
@@ -171,13 +173,13 @@ class Model(nn.Module):
 
 
 def empty_cache(c: Config, batch: int, slots: int) -> list[Cache]:
-    """A cache for `slots` tokens a row; the model must be unrolled (scan=False)."""
+    """A cache for `slots` tokens per row; the model must have scan=False."""
     return [Cache.empty(batch, slots, c.n_kv_heads, c.head_dim, c.dtype) for _ in range(c.n_layers)]
 
 
 @functools.cache
 def decoder(c: Config) -> Decoder:
-    """Writes what follows a prompt, with a key-value cache; parameters as with scan=False."""
+    """Continues a prompt, with a key-value cache; parameters in the form of scan=False."""
     c = dataclasses.replace(c, scan=False, remat="none")
     model = Model(c)
 
@@ -186,7 +188,7 @@ def decoder(c: Config) -> Decoder:
         cache = empty_cache(c, len(tokens), slots)
         if tokens.shape[1]:
             _, cache = model.apply({"params": params}, tokens, cache=cache, project=False)
-        # What was written after a row's end is written over before any query sees it.
+        # Keys written after a row's end are overwritten before any query sees them.
         return [layer._replace(next=lengths) for layer in cache]
 
     def step(params, state, tokens_B):
@@ -199,9 +201,9 @@ def decoder(c: Config) -> Decoder:
 def flops_per_token(c: Config, seq_len: int) -> float:
     """Floating-point operations of training on one token, forward and backward.
 
-    6 a weight that multiplies, plus 12 * layers * width * length for attention scores, of which
-    causality needs half: the usual definition counts all (PaLM, https://arxiv.org/abs/2204.02311,
-    appendix B), and so does this.
+    6 per weight of a matrix product, plus 12 * layers * width * length for attention scores. A
+    causal mask needs half of these; they are all counted, as in the usual definition (PaLM,
+    https://arxiv.org/abs/2204.02311, appendix B).
     """
     heads = c.n_heads * c.head_dim
     attention = c.d_model * c.head_dim * 2 * (c.n_heads + c.n_kv_heads)

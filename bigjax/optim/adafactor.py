@@ -11,13 +11,13 @@ from bigjax.trees import named_leaves, path_name
 
 MIN_SIDE = 128  # a matrix with a side below it is not factored, as in Optax and T5X
 EPS = 1e-30
-DECAY = 0.8  # of step t, counted from 1, the second moment keeps 1 - t ** -DECAY
+DECAY = 0.8  # in step t, counted from 1, the second moment decays by 1 - t ** -DECAY
 
 
 class Factored(NamedTuple):
     """count: int32. Second moments in float32: v_row and v_col, means over the longer and over the
-    shorter side of a matrix, shaped as the dimensions that are left; v, of what is not factored.
-    Each has an array of one zero where the others stand for it."""
+    shorter side of a matrix, with the remaining dimensions; v, for parameters that are not
+    factored. The unused ones of a parameter are arrays of one zero."""
 
     count: jax.Array  # type: ignore[assignment]
     v_row: Any
@@ -26,8 +26,8 @@ class Factored(NamedTuple):
 
 
 def sides(shape: tuple[int, ...]) -> tuple[range, range] | None:
-    """The dimensions of the shorter and of the longer side of a tensor seen as a matrix, split
-    where that leaves the fewest numbers; None if it is not factored.
+    """The dimensions of the shorter and of the longer side of a tensor viewed as a matrix, split so
+    that the moments are smallest; None if it is not factored.
 
     [d, heads, head_dim] has d rows, [heads, head_dim, d] heads x head_dim.
     """
@@ -41,9 +41,9 @@ def sides(shape: tuple[int, ...]) -> tuple[range, range] | None:
 
 
 def scale_by_factored_rms() -> optax.GradientTransformation:
-    """Divides gradients by the roots of their second moments: algorithm 4 of the paper without its
-    clipping. As optax.scale_by_factored_rms, which takes the two largest dimensions for the matrix
-    and so factors no attention kernel with heads narrower than MIN_SIDE."""
+    """Divides gradients by the square roots of their second moments: algorithm 4 of the paper
+    without its clipping. optax.scale_by_factored_rms instead factors the two largest dimensions,
+    and so no attention kernel with heads narrower than MIN_SIDE."""
 
     def init(params) -> Factored:
         def zeros(of_side):
@@ -64,8 +64,8 @@ def scale_by_factored_rms() -> optax.GradientTransformation:
         for name, g in named_leaves(updates).items():
             square = jnp.square(g) + EPS
             average = lambda old, new: decay * old + (1 - decay) * new
-            if found := sides(g.shape):
-                short, long = found
+            if split := sides(g.shape):
+                short, long = split
                 v_row[name] = average(v_row[name], square.mean(tuple(long)))
                 v_col[name] = average(v_col[name], square.mean(tuple(short)))
                 by_row = jax.lax.rsqrt(v_row[name] / v_row[name].mean())

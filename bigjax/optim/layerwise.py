@@ -1,4 +1,4 @@
-"""Choosing parameters by path and layer: which are frozen, how fast each layer learns."""
+"""Selecting parameters by path and layer: frozen parameters, learning rates of layers."""
 
 import re
 
@@ -10,64 +10,64 @@ import optax
 from bigjax.errors import UserError
 from bigjax.trees import layer_names, named_leaves, path_name
 
-_BELOW = re.compile(r"^(embed|position|token_type)")  # what stands below the first layer
+_BELOW = re.compile(r"^(embed|position|token_type)")  # parameters below the first layer
 
 
 def matches(pattern: str, params, key: str):
-    """A tree of bools: whose path the regex is found in.
+    """A tree of bools: whether the regex matches (re.search) the path of a leaf.
 
     A leaf of a scanned stack, 'stack/layers/mlp/up/kernel', is also matched layer by layer, as
-    'stack/layer_3/mlp/up/kernel'; where its layers differ it gets bool [layers].
-    Raises UserError if the regex is not one, or finds nothing.
+    'stack/layer_3/mlp/up/kernel'; if its layers differ, its value is bool [layers].
+    Raises UserError if the regex is invalid or matches nothing.
     """
     try:
         regex = re.compile(pattern)
     except re.error as e:
         raise UserError(f"{key}={pattern!r} is not a regular expression: {e}.") from e
 
-    def one(path, x):
+    def leaf_matches(path, x):
         name = path_name(path)
         if regex.search(name):
             return True
-        found = np.array([regex.search(n) is not None for n in layer_names(name, x)])
-        return bool(found[0]) if found.all() or not found.any() else found
+        by_layer = np.array([regex.search(n) is not None for n in layer_names(name, x)])
+        return bool(by_layer[0]) if by_layer.all() or not by_layer.any() else by_layer
 
-    found = jax.tree_util.tree_map_with_path(one, params)
-    if not any(np.any(x) for x in jax.tree_util.tree_leaves(found)):
+    matched = jax.tree_util.tree_map_with_path(leaf_matches, params)
+    if not any(np.any(x) for x in jax.tree_util.tree_leaves(matched)):
         paths = list(named_leaves(params))
         raise UserError(
-            f"{key}={pattern!r} matches no parameter. There are: "
+            f"{key}={pattern!r} matches no parameter. The parameters are: "
             f"{', '.join(paths[:8])}{', ...' if len(paths) > 8 else ''}"
         )
-    return found
+    return matched
 
 
 def decay_factors(params, decay: float):
-    """A tree of factors: decay ** (layers above), 1 for the heads (ELECTRA's fine-tuning,
-    https://arxiv.org/abs/2003.10555). float, or float32 [layers] for a scanned leaf."""
+    """A tree of factors: decay ** (number of layers above), 1 for heads (as in ELECTRA's
+    fine-tuning, https://arxiv.org/abs/2003.10555); float32 [layers] for a scanned leaf."""
     depth = {}
     for name, x in named_leaves(params).items():
         for n in layer_names(name, x):
-            found = re.search(r"/layer_(\d+)/", n)
-            depth[n] = int(found[1]) + 1 if found else 0 if _BELOW.match(n) else None
+            layer = re.search(r"/layer_(\d+)/", n)
+            depth[n] = int(layer[1]) + 1 if layer else 0 if _BELOW.match(n) else None
     top = 1 + max((d for d in depth.values() if d), default=0)
 
-    def one(path, x):
+    def leaf_factors(path, x):
         factors = [
             decay ** (top - (top if depth[n] is None else depth[n]))
             for n in layer_names(path_name(path), x)
         ]
         return factors[0] if len(factors) == 1 else np.array(factors, np.float32)
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    return jax.tree_util.tree_map_with_path(leaf_factors, params)
 
 
 def scale(factors) -> optax.GradientTransformation:
-    """Multiplies each update by its factor; a factor [layers] by layer."""
-    named = named_leaves(factors)  # by name: a partition takes leaves out of the updates
+    """Multiplies each update by its factor; a factor [layers] is per layer."""
+    named = named_leaves(factors)  # by name: optax.partition removes leaves from the updates
 
-    def one(path, u):
+    def scaled(path, u):
         f = jnp.asarray(named[path_name(path)], u.dtype)
         return u * (f.reshape(f.shape + (1,) * (u.ndim - 1)) if f.ndim else f)
 
-    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(one, updates))
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates))

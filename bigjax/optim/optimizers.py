@@ -1,4 +1,4 @@
-"""Optimizers from config.optim, as Optax transformations of a gradient."""
+"""Optimizers from config.optim, as Optax gradient transformations."""
 
 import jax
 import numpy as np
@@ -14,12 +14,11 @@ NAMES = ("adamw", "lamb", "adafactor", "sgd")
 
 
 def make(optim, steps: int, params) -> optax.GradientTransformation:
-    """The optimizer of a config. params: the tree (arrays or shapes) it will update.
+    """The optimizer of config.optim. params: the tree (arrays or shapes) that it will update.
 
     In order: clipping by the global norm, the optimizer's own direction, decoupled weight decay
-    of the parameters whose path matches optim.decay_params, the learning rate; nothing for those
-    that match optim.freeze (they do not count in the norm either). Both match layers one by one,
-    see `layerwise.matches`.
+    of the parameters whose path matches optim.decay_params, the learning rate. Parameters that
+    match optim.freeze are not updated and do not count in the norm. See `layerwise.matches`.
     """
     if optim.name not in NAMES:
         raise UserError(f"optim.name is {optim.name!r}; allowed: {', '.join(NAMES)}.")
@@ -27,17 +26,17 @@ def make(optim, steps: int, params) -> optax.GradientTransformation:
     decay = matches(optim.decay_params, params, "optim.decay_params")
     if not all(isinstance(d, bool) for d in jax.tree_util.tree_leaves(decay)):
         raise UserError(
-            f"optim.decay_params={optim.decay_params!r} tells the layers of a scanned stack apart; "
-            "it has to name whole parameters."
+            f"optim.decay_params={optim.decay_params!r} matches only some layers of a scanned "
+            "stack; it must match all of them or none."
         )
-    # The state's tree does not depend on whether gradients are clipped: that may change on resume.
+    # The state's tree does not depend on clip_norm, which a resumed run may change.
     parts = [optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()]
     decayed = optax.add_decayed_weights(optim.weight_decay, decay)
     if optim.name == "adamw":
         parts += [optax.scale_by_adam(optim.b1, optim.b2, optim.eps), decayed]
     elif optim.name == "lamb":  # https://arxiv.org/abs/1904.00962
-        # As in its authors' code what does not decay has no trust ratio: the small norm of a bias
-        # would hold it where it began.
+        # As in its authors' code, parameters without decay have no trust ratio: with the small norm
+        # of a bias it would barely move.
         parts += [
             optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
             decayed,
@@ -61,12 +60,12 @@ def make(optim, steps: int, params) -> optax.GradientTransformation:
         scale(decay_factors(params, optim.layer_decay))
         if optim.layer_decay != 1
         else optax.identity()
-    )  # so that it may change on resume, too
+    )  # which a resumed run may change, too
     return _freeze(optax.chain(*parts), optim.freeze, params)
 
 
 def trained(optim, params):
-    """A tree of bools: which parameters are updated, at least in one layer."""
+    """A tree of bools: which parameters are updated in at least one layer."""
     if not optim.freeze:
         return jax.tree_util.tree_map(lambda _: True, params)
     frozen = matches(optim.freeze, params, "optim.freeze")
@@ -74,13 +73,13 @@ def trained(optim, params):
 
 
 def _freeze(tx: optax.GradientTransformation, pattern: str, params) -> optax.GradientTransformation:
-    """tx without the parameters that match; of a scanned stack also only some layers."""
+    """tx without updates of matching parameters, possibly of only some layers of a stack."""
     if not pattern:
         return tx
     frozen = matches(pattern, params, "optim.freeze")
     if all(np.all(f) for f in jax.tree_util.tree_leaves(frozen)):
         raise UserError(
-            f"optim.freeze={pattern!r} matches every parameter: nothing would be trained."
+            f"optim.freeze={pattern!r} matches every parameter, so nothing would be trained."
         )
     trained = scale(jax.tree_util.tree_map(lambda f: 1.0 - np.float32(f), frozen))
     labels = jax.tree_util.tree_map(lambda f: "frozen" if np.all(f) else "trained", frozen)
@@ -89,11 +88,11 @@ def _freeze(tx: optax.GradientTransformation, pattern: str, params) -> optax.Gra
 
 
 def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Applies tx to each layer of a scanned stack by itself.
+    """Applies tx to each layer of a scanned stack separately.
 
-    Trust ratios, factored moments and root mean squares are of one parameter tensor. A scanned
-    stack holds one tensor for all layers (under a key `layers`, on a leading axis); without this
-    they would be mixed.
+    Trust ratios, factored moments and root mean squares are defined per parameter tensor. A scanned
+    stack has one tensor for all layers (under a key `layers`, on a leading axis), which would
+    otherwise share them.
     """
 
     def split(tree):

@@ -28,8 +28,8 @@ def make_schedule(optim, steps: int) -> Callable:
         )
     if cooldown and shape in ("cosine", "linear"):
         raise UserError(
-            f"optim.schedule={shape!r} comes down by itself: "
-            "optim.cooldown_steps is for rsqrt and constant."
+            f"optim.schedule={shape!r} already decays to its end: "
+            "optim.cooldown_steps is only for rsqrt and constant. Set it to 0."
         )
 
     def schedule(step):
@@ -52,13 +52,12 @@ def make_schedule(optim, steps: int) -> Callable:
 
 
 def change(old, new, step: int) -> str:
-    """A sentence where the learning rate of the next update, after `step`, is another by the config
-    `new` than by `old`, as train.steps stretches a schedule; '' if it is the same."""
+    """A message if the learning rate of the update after `step` differs between the configs `old`
+    and `new`, for example because train.steps stretches a schedule; '' if it is the same."""
     before, now = (float(make_schedule(c.optim, c.train.steps)(step)) for c in (old, new))
     if before == now:
         return ""
     return (
-        f"The learning rate continues at {now:.3g} after step {step}; with the config that this "
-        f"run was last started with it would be {before:.3g}. It follows from train.steps and the "
-        "keys of optim."
+        f"The learning rate after step {step} is {now:.3g}; with the config of the previous start "
+        f"of this run it would be {before:.3g}. It depends on train.steps and the keys of optim."
     )

@@ -47,5 +47,5 @@ def test_a_run_of_0_1_is_refused(arguments, tmp_path, monkeypatch, capsys):
     assert len(before) > 5
     code = main.main(arguments)
     err = capsys.readouterr().err
-    assert code == 2 and "it is of bigjax 0.1" in err and "CHANGELOG" in err, err
+    assert code == 2 and "it was written by bigjax 0.1" in err and "CHANGELOG" in err, err
     assert content() == before

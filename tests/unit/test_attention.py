@@ -96,7 +96,7 @@ def test_cudnn_is_given_the_right_part_on_each_device(
 
 def test_a_bias_is_refused_by_the_kernel_that_takes_none():
     q = jnp.ones((1, 128, 2, 8))
-    with pytest.raises(UserError, match="'splash' takes no bias.*'auto'.*einsum"):
+    with pytest.raises(UserError, match="'splash' does not support a bias.*'auto'.*einsum"):
         kernels.attend(q, q, q, mask=CAUSAL, bias=jnp.zeros((1, 1, 128, 128)), kernel="splash")
 
 

@@ -235,8 +235,8 @@ def test_other_tuples():
     assert parse("1, 2", list[int], "here") == [1, 2]
     for text, kind, words in (
         ("1,x", tuple[int, ...], "'x'"),
-        ("1.5", tuple[int, ...], "whole number"),
-        ("a,,b", tuple[str, ...], "between commas"),
+        ("1.5", tuple[int, ...], "an integer"),
+        ("a,,b", tuple[str, ...], "separated by commas"),
         ("true", tuple[float, ...], "a number"),
     ):
         with pytest.raises(UserError, match=words):
@@ -257,8 +257,8 @@ def test_labels_and_weights_of_a_task_on_the_command_line():
 @pytest.mark.parametrize(
     "labels, words",
     [
-        ((0, 1), r"task.labels, entry 0 must be a text, but is int 0: write '0'"),
-        (("a", True), "entry 1 must be a text, but is bool True"),
+        ((0, 1), r"task.labels, entry 0 must be a string, but is int 0: write '0'"),
+        (("a", True), "entry 1 must be a string, but is bool True"),
         ("ab", r"must be a tuple, but is str 'ab'. One entry is written \('ab',\)"),
         (3, "must be a tuple"),
     ],
@@ -313,12 +313,12 @@ def test_a_saved_config_of_another_kind():
     for text, words in (
         ("[1]", "JSON list"),
         ("null", "JSON NoneType"),
-        ("{", "not readable JSON"),
-        (b'{"seed": "\xff"}', "not readable JSON"),
-        ("[" * 100_000, "not readable JSON"),
+        ("{", "not valid JSON"),
+        (b'{"seed": "\xff"}', "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
         (broken(lambda c: c.update(new=1)), "Unknown config key 'new'"),
-        (broken(lambda c: c.update(seed="1")), "config.seed must be a whole number, but is str"),
-        (broken(lambda c: c.update(seed=True)), "config.seed must be a whole number, but is bool"),
+        (broken(lambda c: c.update(seed="1")), "config.seed must be an integer, but is str"),
+        (broken(lambda c: c.update(seed=True)), "config.seed must be an integer, but is bool"),
         (broken(lambda c: c["optim"].update(b1=None)), "config.optim.b1 must be a number"),
         (broken(lambda c: c.update(optim=[])), "config.optim is a section"),
         (broken(lambda c: c.update(evals=[1])), "config.evals is a section"),

@@ -32,13 +32,13 @@ def test_sampling_follows_the_probabilities():
     np.testing.assert_allclose(frequencies(temperature=0.5), p / p.sum(), atol=0.03)
 
 
-def test_top_k_and_top_p_cut_the_tail_and_keep_the_ratios():
+def test_top_k_and_top_p_remove_the_tail_and_keep_the_ratios():
     np.testing.assert_allclose(frequencies(top_k=2), [0.625, 0.375, 0, 0], atol=0.03)
-    # 0.5 + 0.3 reaches 0.7, so the third is out; 0.81 needs it.
+    # 0.5 + 0.3 reaches 0.7, so the third token is excluded; 0.81 needs it.
     np.testing.assert_allclose(frequencies(top_p=0.7), [0.625, 0.375, 0, 0], atol=0.03)
     assert frequencies(top_p=0.81)[2] > 0 and frequencies(top_p=0.81)[3] == 0
     assert frequencies(top_p=1e-6)[0] == 1
-    # The temperature comes first: at 0.5 two reach 0.9, where 0.5 + 0.3 alone do not.
+    # The temperature is applied first: at 0.5 two tokens reach 0.9, but 0.5 + 0.3 does not.
     np.testing.assert_allclose(
         frequencies(top_p=0.9, temperature=0.5), [0.25 / 0.34, 0.09 / 0.34, 0, 0], atol=0.03
     )
@@ -53,7 +53,7 @@ NEVER, NAN = -np.inf, np.nan
 
 @pytest.mark.parametrize(
     "logits, options, drawn",
-    [  # of equal logits the first ones stay, and no more than asked for
+    [  # of equal logits the first ones are kept, and exactly top_k
         ([0, 0, 0, 0], dict(top_k=1), {0}),
         ([0, 0, 0, 0], dict(top_k=3), {0, 1, 2}),
         ([1, 2.5, 2, 2, 2], dict(top_k=3), {1, 2, 3}),
@@ -80,14 +80,14 @@ NEVER, NAN = -np.inf, np.nan
     ],
     ids=str,
 )
-def test_who_can_be_drawn(logits, options, drawn):
+def test_which_tokens_can_be_sampled(logits, options, drawn):
     keys = jax.random.split(jax.random.key(0), 200)
     rows = jnp.array([logits] * 200, jnp.float32)
     assert set(sample(rows, keys, **options).tolist()) == drawn
 
 
-def test_the_likeliest_of_rounded_logits_is_one_token():
-    """In bfloat16 many logits are equal: greedy, top_k=1 and a tiny top_p then choose the same."""
+def test_the_most_likely_of_rounded_logits_is_one_token():
+    """In bfloat16 many logits are equal: greedy, top_k=1 and a tiny top_p select the same one."""
     logits = jax.random.normal(jax.random.key(0), (64, 1000)).astype(jnp.bfloat16)
     keys = jax.random.split(jax.random.key(1), 64)
     greedy = sample(logits, keys, temperature=0)
@@ -95,19 +95,19 @@ def test_the_likeliest_of_rounded_logits_is_one_token():
         np.testing.assert_array_equal(sample(logits, keys, **options), greedy)
 
 
-def test_each_row_has_settings_of_its_own():
-    """And draws what it would alone: a server may put any rows together."""
+def test_each_row_has_its_own_settings():
+    """And samples the same tokens as alone, so that a server may batch any rows."""
     logits = jax.random.normal(jax.random.key(0), (6, 300))
     keys = jax.random.split(jax.random.key(1), 6)
-    how = dict(
+    settings = dict(
         temperature=jnp.array([0.0, 1, 1, 2, 0.5, 1]),
         top_k=jnp.array([0, 0, 5, 200, 0, 1]),
         top_p=jnp.array([1, 1, 1, 0.9, 0.3, 1.0]),
     )
-    together = sample(logits, keys, **how)
+    together = sample(logits, keys, **settings)
     for i in range(6):
-        alone = sample(logits[i : i + 1], keys[i : i + 1], **{k: x[i] for k, x in how.items()})
-        if i not in (1, 2):  # there another branch draws, with the same key
+        alone = sample(logits[i : i + 1], keys[i : i + 1], **{k: x[i] for k, x in settings.items()})
+        if i not in (1, 2):  # these use another branch when alone
             assert int(alone[0]) == int(together[i])
     assert int(together[0]) == int(logits[0].argmax()) and int(together[5]) == int(
         logits[5].argmax()
@@ -143,7 +143,7 @@ def test_greedy_decoding_is_the_uncached_argmax_for_prompts_of_several_lengths(g
         assert len(new) == 6
 
 
-def test_a_row_ends_at_the_end_token_and_the_others_go_on(generator):
+def test_a_row_ends_at_the_end_token_and_the_others_continue(generator):
     prompts = [[3], [5, 9, 2, 7]]
     free = generator(prompts, Options(max_new_tokens=8, temperature=0))
     eos = next(t for t in free[0] if t not in free[1])  # ends the first row only
@@ -151,15 +151,15 @@ def test_a_row_ends_at_the_end_token_and_the_others_go_on(generator):
     assert ended[0] == free[0][: free[0].index(eos)] and ended[1] == free[1]
 
 
-def test_rows_do_not_depend_on_those_beside_them(generator):
-    """Whatever their lengths: so rows may come and go."""
+def test_rows_do_not_depend_on_the_other_rows_of_a_batch(generator):
+    """Whatever their lengths."""
     prompts, options = [[3], [5, 9, 2, 7], [1] * 20], Options(max_new_tokens=7, temperature=0.9)
     together = generator(prompts, options, seed=4)
     assert generator(prompts[:1], options, seed=4) == together[:1]
     assert generator(prompts[:2], options, seed=4) == together[:2]
 
 
-def test_log_probabilities_are_the_models(generator):
+def test_log_probabilities_are_those_of_the_model_before_temperature_and_top_k(generator):
     options = Options(max_new_tokens=5, temperature=0.7, top_k=10)
     (chunk,) = generator.stream([[3, 4], [5]], options, seed=1)
     model = gpt.Model(CONFIG)
@@ -179,12 +179,12 @@ def test_other_settings_and_numbers_of_tokens_need_no_compilation(generator):
     call([3], max_new_tokens=1, temperature=0.0)
     call([1] * 5, max_new_tokens=8, top_k=500)
     assert (generate._begin._cache_size(), generate._advance._cache_size()) == before
-    # A prompt of one token has no context to read, and one beyond the rung needs more room.
+    # A longer prompt exceeds the rung.
     call([1] * 20, max_new_tokens=20)
     assert generate._advance._cache_size() > before[1]
 
 
-def test_many_tokens_come_in_chunks(generator):
+def test_many_tokens_are_generated_in_chunks(generator):
     prompts = [[3], [5, 9, 2, 7]]
     options = Options(max_new_tokens=40, temperature=0)
     whole = generator(prompts, options)
@@ -193,7 +193,7 @@ def test_many_tokens_come_in_chunks(generator):
     assert np.concatenate([c.tokens for c in chunks], axis=1).tolist() == whole
 
 
-def test_a_row_that_is_ended_from_outside_writes_no_more(generator):
+def test_a_row_that_the_caller_ends_generates_no_more(generator):
     stream = generator.stream([[3], [5]], Options(max_new_tokens=20, temperature=0), at_once=4)
     next(stream)
     chunk = stream.send(np.array([False, True]))
@@ -206,7 +206,7 @@ def test_a_row_that_is_ended_from_outside_writes_no_more(generator):
 
 
 class Written:
-    """Stands for a Generator: rows of ids that are known, a few at a time."""
+    """A fake Generator that returns known ids, a few at a time."""
 
     def __init__(self, rows, at_once):
         self.rows, self.n = rows, at_once
@@ -234,10 +234,12 @@ class Written:
         ("héllo €5", ("€",), "héllo "),
         ("naïve", (), "naïve"),
         ("x\n\ny", ("\n\n",), "x"),
+        ("xabc", ("abc", "b"), "xa"),
+        ("xabc", ("bc", "abc"), "x"),
     ],
 )
-def test_pieces_joined_are_the_text_up_to_a_stop(text, stop, want, at_once):
-    """Tokens are bytes here: so stop texts and characters end within chunks and among tokens."""
+def test_joined_pieces_are_the_text_up_to_a_stop_text(text, stop, want, at_once):
+    """Tokens are bytes, so stop texts and characters span several tokens and chunks."""
     tokenizer = Bytes()
     written = Written([list(text.encode()), list(b"other")], at_once)
     pieces = list(texts.stream(written, tokenizer, ["p", ""], Options(), stop=stop))
@@ -247,12 +249,36 @@ def test_pieces_joined_are_the_text_up_to_a_stop(text, stop, want, at_once):
         assert "".join(p for i, p in pieces if i == 1) == "other"
 
 
-def test_bytes_that_are_no_text_are_given_at_the_end():
+class Pieces:
+    """A tokenizer whose tokens are several characters, or parts of one."""
+
+    PIECES = (b"p", b"hello", b" wor", b"ld \xe2", b"\x82", b"\xac!")
+    bos_id = 0
+
+    def encode_batch(self, texts):
+        return [np.array([], int) for _ in texts]
+
+    def decode(self, ids):
+        return b"".join(self.PIECES[i] for i in ids).decode(errors="replace")
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+@pytest.mark.parametrize(
+    "stop, expected",
+    [((), "hello world €!"), (("ell",), "h"), (("o w",), "hell"), (("€",), "hello world ")],
+)
+def test_a_stop_text_may_start_and_end_inside_a_token(stop, expected, at_once):
+    written = Written([[1, 2, 3, 4, 5]], at_once)
+    pieces = [piece for _, piece in texts.stream(written, Pieces(), [""], Options(), stop=stop)]
+    assert "".join(pieces) == expected and not any("\ufffd" in piece for piece in pieces)
+
+
+def test_invalid_utf8_is_returned_at_the_end():
     (row,) = texts.texts(Written([[0xC3]], 1), Bytes(), [""], Options())
     assert row == "\ufffd"
 
 
-def test_a_beam_as_wide_as_all_texts_finds_the_best():
+def test_a_beam_of_all_texts_finds_the_best_ones():
     c = gpt.Config(vocab_size=4, max_len=8, d_model=8, n_layers=1, n_heads=2, scan=False)
     init = lambda k: params_lib.unbox(gpt.Model(c).init(k, jnp.zeros((1, 1), int))["params"])
     params = jax.tree.map(lambda x: 8 * x, jax.jit(init)(jax.random.key(2)))
@@ -271,7 +297,7 @@ def test_a_beam_as_wide_as_all_texts_finds_the_best():
         assert tokens[row, 0].tolist() == every[best[0]].tolist()
 
 
-def test_the_seed_decides(generator):
+def test_the_seed_determines_the_tokens(generator):
     a, b, c = (generator([[3]], Options(max_new_tokens=8), seed=s) for s in (1, 1, 2))
     assert a == b != c
 
@@ -285,7 +311,7 @@ def test_the_seed_decides(generator):
         (lambda g: Options(top_p=0.0), ["top_p", "(0, 1]"]),
     ],
 )
-def test_bad_requests(generator, call, words):
+def test_invalid_requests_are_refused(generator, call, words):
     with pytest.raises(UserError) as e:
         call(generator)
     assert all(w in str(e.value) for w in words)

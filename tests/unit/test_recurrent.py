@@ -173,7 +173,7 @@ def test_a_sharded_batch_and_sharded_rows_of_kernels():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        (dict(cell="ltsm"), "no recurrent cell 'ltsm'. Did you mean 'lstm'"),
+        (dict(cell="ltsm"), "Unknown recurrent cell 'ltsm'. Did you mean 'lstm'"),
         (dict(d_model=0), "d_model is 0"),
         (dict(n_layers=0), "n_layers is 0"),
     ],
