@@ -6,8 +6,8 @@
 The shapes of BERT-small: 4 layers, 8 heads, width 512, 30,522 tokens; sequences of 128, batch 32,
 float32, no dropout; AdamW, gradients clipped to norm 1. The loss is that of masked tokens, 20 in
 each row (15%), and of the next sentence. Both have the same number of parameters, which is
-checked. Speeds are tokens a second of whole training steps (forward, backward, clipping, update)
-on a batch that is already in memory.
+checked. Speeds are tokens per second of complete training steps (forward, backward, clipping,
+update) on a batch that is already in memory.
 
 Three sides: `theirs` is transformers' BertForPreTraining on eager PyTorch with torch.optim.AdamW,
 clip_grad_norm_ and PyTorch's own number of threads; it computes the logits of every position,
@@ -27,7 +27,7 @@ import math
 import sides
 
 LAYERS, HEADS, WIDTH, LENGTH, BATCH, VOCABULARY, POSITIONS = 4, 8, 512, 128, 32, 30_522, 512
-MASKED = 20  # a row
+MASKED = 20  # per row
 LEARNING_RATE, B1, B2, WEIGHT_DECAY, CLIP_NORM = 1e-4, 0.9, 0.999, 0.01, 1.0
 BARS = {"ratio": 1.4, "ratio_all_positions": 0.95}
 
@@ -70,7 +70,7 @@ def main() -> None:
         _check([side.about for side in running])
         for side in running:
             print(f"{side.name:8s} {side.about['what']}")
-        sides.take_turns(running, 1)  # allocators take a few steps to have their memory
+        sides.take_turns(running, 1)  # allocators need a few steps to warm up
         seconds = sides.take_turns(running, args.rounds)
     _report(seconds, args.json)
 
@@ -99,7 +99,7 @@ def _check(abouts: list[dict]) -> None:
     if len({about["parameters"] for about in abouts}) > 1:
         raise SystemExit(f"The models differ: {abouts}")
     guess = math.log(VOCABULARY) + math.log(2)
-    for about in abouts:  # a new model knows nothing: its loss is that of guessing
+    for about in abouts:  # the loss of an untrained model is that of guessing
         if abs(about["loss"] - guess) > 0.5:
             raise SystemExit(f"The first loss is not near {guess:.2f}: {about}")
 
@@ -166,7 +166,7 @@ def _config(args: argparse.Namespace):
 
 
 def _batch(everywhere: bool) -> dict:
-    """A batch as bigjax.data makes it; everywhere: with no choice of positions."""
+    """A batch as from bigjax.data; everywhere: without masked positions."""
     import numpy as np
 
     tokens, types, columns, targets, next_label = _examples()

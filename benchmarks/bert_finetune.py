@@ -1,4 +1,4 @@
-"""What pre-training is worth: test accuracy of fine-tuning from a run and from scratch.
+"""The effect of pre-training: test accuracy of fine-tuning from a run and from scratch.
 
     python benchmarks/bert_finetune.py --pretrained=RUN [--json] [--seeds 3] [--config.KEY=VALUE]
 
@@ -87,8 +87,8 @@ def accuracy(config, seed: int, source: str) -> float:
             run_lib.train(config.lock(), folder)
         with open(f"{folder}/metrics.jsonl", encoding="utf-8") as f:
             lines = [json.loads(line) for line in f]
-    found = [line["eval/test/accuracy"] for line in lines if "eval/test/accuracy" in line]
-    return found[-1]
+    values = [line["eval/test/accuracy"] for line in lines if "eval/test/accuracy" in line]
+    return values[-1]
 
 
 def bag_of_words(config) -> float:

@@ -1,13 +1,13 @@
-"""How fast a GPT-2 of 124M writes on this machine's CPU: bigjax against transformers.
+"""How fast a GPT-2 of 124M generates on this machine's CPU: bigjax against transformers.
 
     python benchmarks/decode_cpu.py [--json] [--rounds 5] [--devices N]
 
 Greedy decoding of 64 tokens after a prompt of 16, random weights of GPT-2's shapes, at batch sizes
-1 and 8. Speeds are new tokens a second over the batch, prompt included and compilation not. Ours is
-bigjax.infer.generate.Generator on the mesh that `bigjax generate` would choose, in float32 and,
+1 and 8. Speeds are new tokens per second over the batch, with the prompt, without compilation. Ours
+is bigjax.infer.generate.Generator on the mesh that `bigjax generate` would choose, in float32 and,
 beside it, with everything in bfloat16. Theirs is GPT2LMHeadModel.generate in float32 with its
 key-value cache and PyTorch's own number of threads. Both have the same number of parameters, which
-is checked. The line of JSON is about float32 and the batch size where ours does worse. Needs
+is checked. The line of JSON is for float32 and the batch size with the lower ratio. Needs
 `pip install -e '.[bench]'`.
 """
 
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _compare(all_sides: list[sides.Side], batch: int, rounds: int) -> dict:
-    sides.take_turns(all_sides, 2, str(batch))  # compiles; allocators then have their memory
+    sides.take_turns(all_sides, 2, str(batch))  # compile, and warm up the allocators
     seconds = sides.take_turns(all_sides, rounds, str(batch))
     speed = {}
     for name in ("ours", "theirs", "bfloat16"):

@@ -1,13 +1,13 @@
-"""How much the training loop costs beside the compiled step.
+"""How much the training loop costs in addition to the compiled step.
 
     python benchmarks/loop_overhead.py [--json] [--rounds 15] [--segment 20] [--devices N]
 
-"ours" is steps a second of the whole loop of `bigjax train` (bigjax.train.run.train): batches made
-from a tokenized text and put on the devices, hooks, metrics read and written (JSONL, TensorBoard
-and progress lines, at their default cadence). "theirs" is the same compiled step called over and
-over on one batch that is on the devices already, its metrics never read. Both alternate within one
-run of train(), in segments of a few steps, so on the same mesh, threads and moment: an extra hook,
-due after each segment, notes the time, runs the bare segment, and lets the loop go on.
+"ours" is steps per second of the complete loop of `bigjax train` (bigjax.train.run.train): batches
+made from a tokenized text and put on the devices, hooks, metrics read and written (JSONL,
+TensorBoard and progress lines, at their default cadence). "theirs" is the same compiled step called
+over and over on one batch that is on the devices already, its metrics never read. Both alternate
+within one run of train(), in segments of a few steps, so on the same mesh, threads and moment: an
+extra hook, due after each segment, notes the time, runs the bare segment, and lets the loop go on.
 
 The shapes are those of the default run (configs/gpt/docstrings.py), with bytes for tokens;
 `--layers=2 --batch=8` makes steps of a third of the time, on which the loop weighs more.
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="segments of each side")
     parser.add_argument("--segment", type=int, default=20, help="steps of a segment")
     parser.add_argument("--layers", type=int, default=4, help="of the model")
-    parser.add_argument("--batch", type=int, default=16, help="examples a step")
+    parser.add_argument("--batch", type=int, default=16, help="examples per step")
     parser.add_argument(
         "--devices",
         type=int,
@@ -67,7 +67,7 @@ def main() -> None:
     for name, seconds in (("ours", loops), ("theirs", bares)):
         result[name], text = sides.speeds(args.segment, seconds)
         milliseconds = statistics.median(seconds) / args.segment * 1e3
-        print(f"{name:6s} {text} steps/s, {milliseconds:.2f} ms a step")
+        print(f"{name:6s} {text} steps/s, {milliseconds:.2f} ms per step")
     result["ratio"] = result["ours"] / result["theirs"]
     pairs = statistics.median(bare / whole for whole, bare in zip(loops, bares))
     print(f"ratio  {result['ratio']:.3f} (median over neighbouring segments {pairs:.3f})")

@@ -1,4 +1,4 @@
-"""The sides of a benchmark, each in a process of its own, taking turns.
+"""The sides of a benchmark, each in its own process, run in turns.
 
 Two libraries in one process would share thread pools and an allocator. Here each side is the same
 script started again with `--side=NAME`; it waits on its stdin, repeats its work once for each line,
@@ -15,7 +15,7 @@ import time
 
 
 class Side:
-    """A running side. `about`: what it said of itself when it was ready.
+    """A running side. `about`: what it reported when it was ready.
 
     Calling it repeats its work on `task` (any line of text) and returns its answer: seconds, and
     whatever else it measures.
@@ -51,12 +51,12 @@ class Side:
 
 
 def serve(about: dict, repeat: Callable[[str], dict | None]) -> None:
-    """What a side does: says `about`, then runs and times `repeat(task)` once for each line read.
+    """A side's process: reports `about`, then times `repeat(task)` for each line that it reads.
 
     What `repeat` returns is added to the answer.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # libraries that print must not answer
+    os.dup2(2, 1)  # what libraries print must not be read as an answer
     print(json.dumps(about), file=answers)
     for line in sys.stdin:
         begun = time.perf_counter()
@@ -68,7 +68,7 @@ def serve(about: dict, repeat: Callable[[str], dict | None]) -> None:
 def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
     """Our side of a training benchmark: the steps of config c, on one batch on its devices.
 
-    To be called before jax is imported. what: said of it besides versions and devices.
+    To be called before jax is imported. what: reported in addition to versions and devices.
     """
     from bigjax import cpu
 
@@ -111,7 +111,7 @@ def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
 
 
 def take_turns(sides: Sequence[Side], rounds: int, task: str = "") -> dict[str, list[float]]:
-    """Seconds of every round by side; the order turns round each time, so that drift evens out."""
+    """Seconds of every round by side; the order alternates, so that drift cancels."""
     seconds: dict[str, list[float]] = {side.name: [] for side in sides}
     for i in range(rounds):
         for side in sides[::-1] if i % 2 else sides:
@@ -120,7 +120,7 @@ def take_turns(sides: Sequence[Side], rounds: int, task: str = "") -> dict[str, 
 
 
 def speeds(amount: float, seconds: Sequence[float]) -> tuple[float, str]:
-    """The median of amount / seconds, and with it the slowest and the fastest for people."""
+    """The median of amount / seconds, and a text with the slowest and the fastest."""
     median = amount / statistics.median(seconds)
     return median, (
         f"{median:10,.1f} (of {len(seconds)}: {amount / max(seconds):,.1f} to "
@@ -129,5 +129,5 @@ def speeds(amount: float, seconds: Sequence[float]) -> tuple[float, str]:
 
 
 def load() -> str:
-    """A line on who else computes: other work on the machine slows the sides unequally."""
+    """A line about other load on the machine, which slows the sides unequally."""
     return f"{os.cpu_count()} processors, load average {os.getloadavg()[0]:.2f} before the start"

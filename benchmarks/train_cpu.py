@@ -5,8 +5,8 @@
 
 6 layers, 6 heads, width 384, context 256, batch 32, 65 tokens, float32: learned positions,
 LayerNorm, tanh GELU, biases, tied embeddings, no dropout; AdamW, gradients clipped to norm 1. Both
-have the same number of parameters, which is checked. Speeds are tokens a second of whole training
-steps (forward, backward, clipping, update) on a batch that is already in memory.
+have the same number of parameters, which is checked. Speeds are tokens per second of complete
+training steps (forward, backward, clipping, update) on a batch that is already in memory.
 
 Ours is what `bigjax train` runs: its task, optimizer, step and mesh, and its setting of the
 allocator. Theirs is eager PyTorch as one would write it: scaled_dot_product_attention with
@@ -54,7 +54,7 @@ def main() -> None:
         _check([side.about for side in both])
         for side in both:
             print(f"{side.name:6s} {side.about['what']}")
-        sides.take_turns(both, 1)  # allocators take a few steps to have their memory
+        sides.take_turns(both, 1)  # allocators need a few steps to warm up
         seconds = sides.take_turns(both, args.rounds)
     result = {"name": "train_cpu", "unit": "tokens/s"}
     for name in ("ours", "theirs"):
@@ -70,7 +70,7 @@ def _check(abouts: list[dict]) -> None:
     """Both sides must do the same work."""
     if len({about["parameters"] for about in abouts}) > 1:
         raise SystemExit(f"The models differ: {abouts}")
-    for about in abouts:  # a new model knows nothing: its loss is that of guessing
+    for about in abouts:  # the loss of an untrained model is that of guessing
         if abs(about["loss"] - math.log(VOCABULARY)) > 0.5:
             raise SystemExit(f"The first loss is not near {math.log(VOCABULARY):.2f}: {about}")
 
@@ -122,7 +122,7 @@ def _config(args: argparse.Namespace):
 
 
 def _batch(packed: bool) -> dict:
-    """A batch as bigjax.data makes it; packed: documents of a hundred tokens."""
+    """A batch as from bigjax.data; packed: documents of a hundred tokens."""
     import numpy as np
 
     inputs, targets = _tokens()

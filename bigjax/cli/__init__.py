@@ -1,7 +1,7 @@
-"""The commands of `bigjax`, one file each: `COMMAND` says what it takes, `run` does it, and its
-docstring is its help.
+"""The commands of `bigjax`, one file each: `COMMAND` declares flags and config keys, `run` runs it,
+and the docstring is its help.
 
-Their slow imports are inside `run`.
+Slow imports are inside `run`.
 """
 
 import ast
@@ -19,7 +19,7 @@ _HERE = pathlib.Path(__file__).parent
 
 
 def commands() -> dict[str, str]:
-    """{command: its module}: bigjax/cli/NAME.py, and projects/PROJECT/cli/NAME.py."""
+    """{command: its module}, from bigjax/cli/NAME.py and projects/PROJECT/cli/NAME.py."""
     files = [*sorted(_HERE.glob("*.py")), *sorted(_HERE.parent.glob("projects/*/cli/*.py"))]
     return {
         path.stem.rstrip("_").replace("_", "-"): ".".join(
@@ -31,7 +31,10 @@ def commands() -> dict[str, str]:
 
 
 def run(argv: list[str]) -> int:
-    """Dispatches one command line (without the program's name)."""
+    """Runs one command line (without the program's name) and returns its exit code.
+
+    Raises UserError for an unknown command and for bad arguments.
+    """
     if not argv or argv[0] in ("help", "--help", "-h"):
         print(_usage())
         return 0
@@ -40,12 +43,12 @@ def run(argv: list[str]) -> int:
         return 0
     known = commands()
     if argv[0] not in known:
-        raise UserError(f"There is no command {argv[0]!r}. {config_lib.nearest(argv[0], known)}")
+        raise UserError(f"Unknown command {argv[0]!r}. {config_lib.nearest(argv[0], known)}")
     module = importlib.import_module(known[argv[0]])
     if {"--help", "-h"} & {*argv}:
         print(f"{module.__doc__}\n{module.COMMAND.usage()}")
         return 0
-    logging.set_verbosity(logging.FATAL)  # Orbax logs what it also raises
+    logging.set_verbosity(logging.FATAL)  # Orbax logs the errors that it raises
     module.run(Arguments(argv[1:], module.COMMAND))
     return 0
 
@@ -60,4 +63,4 @@ def _usage() -> str:
         path = _HERE.parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         lines.append(f"  {name:<13} {doc.splitlines()[0]}")
-    return "\n".join([*lines, "", "`bigjax COMMAND --help` says more."])
+    return "\n".join([*lines, "", "`bigjax COMMAND --help` shows the flags of a command."])

@@ -1,4 +1,4 @@
-"""Shows what a run has saved: steps, sizes, and the parameter tree. Needs no accelerator."""
+"""Shows the saved steps of a run, their sizes, and the parameter tree. Needs no accelerator."""
 
 from bigjax.arguments import STEP, Arguments, Command
 

@@ -1,6 +1,6 @@
-"""Prints a config with every key; overridden ones stand out.
+"""Prints every key of a config and marks the overridden ones.
 
-Of a file (--config), or a run's own (--workdir).
+The config is that of a file (--config) or of a run (--workdir).
 """
 
 import sys
@@ -15,7 +15,9 @@ COMMAND = Command(config=True, keys=("",))
 def run(arguments: Arguments) -> None:
     if arguments.flags.workdir:
         if arguments.flags.config:
-            raise UserError("Give --config or --workdir: the config of a file, or that of a run.")
+            raise UserError(
+                "Both --config (of a file) and --workdir (of a run) are set. Leave one out."
+            )
         from bigjax.train import workdir as workdir_lib
 
         config, overridden = arguments.config(workdir_lib.read_config(arguments.workdir))

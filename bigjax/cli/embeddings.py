@@ -5,8 +5,8 @@ from bigjax.arguments import Arguments, Command, Flag
 
 COMMAND = Command(
     flags=(
-        Flag("out", "word2vec's text format; vectors of model.d_model numbers", value="FILE"),
-        Flag("passes", "over the text", 3),
+        Flag("out", "in word2vec's text format, model.d_model numbers per word", value="FILE"),
+        Flag("passes", "number of passes over the text", 3),
     ),
     config=True,
     workdirs=0,

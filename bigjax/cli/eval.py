@@ -1,4 +1,4 @@
-"""Evaluates a saved step of a run on all its evaluation sets."""
+"""Runs all evaluations of a run on a saved step."""
 
 from bigjax import json_text
 from bigjax.arguments import JSON, ROWS, SETTLED, STEP, Arguments, Command

@@ -5,8 +5,10 @@ from bigjax.errors import UserError
 
 COMMAND = Command(
     flags=(
-        Flag("to", "must be new", value="FOLDER"),
-        Flag("dtype", "float32, bfloat16 or float16; default: as imported, else as trained"),
+        Flag("to", "a new folder", value="FOLDER"),
+        Flag(
+            "dtype", "float32, bfloat16 or float16; default: that of the import, else of training"
+        ),
         STEP,
     ),
 )
@@ -15,7 +17,7 @@ COMMAND = Command(
 def run(arguments: Arguments) -> None:
     f = arguments.flags
     if not f.to:
-        raise UserError("--to=FOLDER is missing: where to write the model.")
+        raise UserError("--to=FOLDER is missing: the folder to write the model to.")
     workdir = arguments.workdir
     import jax
 

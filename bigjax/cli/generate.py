@@ -1,19 +1,19 @@
-"""Writes text with a trained model."""
+"""Generates text with a trained model."""
 
 from bigjax.arguments import MODEL, SETTLED, STEP, Arguments, Command, Flag
 from bigjax.errors import UserError
 
 COMMAND = Command(
     flags=(
-        Flag("prompt", "to continue; may be given several times", []),
-        Flag("number", "samples of each prompt", 1),
-        Flag("max_tokens", "of a sample; fewer by default where model.max_len has less room", 128),
-        Flag("temperature", "0 takes the likeliest token", 0.8),
-        Flag("top_k", "only the k likeliest tokens; 0 = all", 0),
-        Flag("top_p", "only the likeliest tokens that together have this probability", 0.95),
-        Flag("stop", "ends a sample; may be given several times", []),
-        Flag("seed", "of what is drawn", 0),
-        Flag("beam", "above 0: a search for this many likeliest texts, instead of samples", 0),
+        Flag("prompt", "the text to continue; may be repeated", []),
+        Flag("number", "number of samples per prompt", 1),
+        Flag("max_tokens", "per sample; by default fewer if model.max_len requires it", 128),
+        Flag("temperature", "0 always takes the most likely token", 0.8),
+        Flag("top_k", "only the k most likely tokens; 0 = all", 0),
+        Flag("top_p", "only the most likely tokens that together have this probability", 0.95),
+        Flag("stop", "a text that ends a sample; may be repeated", []),
+        Flag("seed", "of the samples", 0),
+        Flag("beam", "above 0: beam search for this number of texts, instead of samples", 0),
         STEP,
     ),
     keys=MODEL,
@@ -34,23 +34,25 @@ def run(arguments: Arguments) -> None:
         raise UserError("--stop is empty; give the text that ends a sample.")
     if f.beam < 0:
         raise UserError(f"--beam is {f.beam}; it must be at least 0 (no search).")
-    Options(f.max_tokens, f.temperature, f.top_k, f.top_p)  # refuses what cannot be
+    Options(f.max_tokens, f.temperature, f.top_k, f.top_p)  # raises UserError for invalid values
     bounds.check_seed(f.seed)
     for name in ("top_k", "top_p", "seed"):
         if not f.temperature and f[name].present:
             raise UserError(
-                f"--{name} would change nothing: --temperature=0 takes the likeliest token. "
-                "Leave one of the two out."
+                f"--{name} would change nothing: --temperature=0 takes the most likely "
+                "token. Leave one of the two out."
             )
     for name in ("temperature", "top_k", "top_p", "seed", "number", "stop"):
         if f.beam and f[name].present:
-            raise UserError(f"--{name} is of samples; --beam searches. Leave one of the two out.")
+            raise UserError(
+                f"--{name} is only for samples, not for --beam. Leave one of the two out."
+            )
     config = arguments.config_of_run()
     family = modules.of(config, "model")
     if not hasattr(family, "decoder"):
         raise UserError(
-            f"Only decoders write text, such as model.name='gpt'; that of {arguments.workdir} is "
-            f"{config.model.name!r}."
+            f"Only decoders generate text, such as model.name='gpt'; {arguments.workdir} has "
+            f"model.name={config.model.name!r}."
         )
     tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
     loaded = load_lib.load(arguments.workdir, config, arguments.step, batch_size=None)
@@ -71,10 +73,10 @@ def _write(f, tokenizer, decoder, params) -> None:
         results = texts.search(generator, tokenizer, prompts, options, f.beam)
         for i, candidates in enumerate(results):
             for text, score in candidates:
-                print(f"--- {i + 1} of {len(prompts)}, {score:.3f} a token\n{shown[i]}{text}")
+                print(f"--- {i + 1} of {len(prompts)}, {score:.3f} per token\n{shown[i]}{text}")
         return
     more = dict(seed=f.seed, stop=f.stop)
-    if len(prompts) == 1:  # as it is written
+    if len(prompts) == 1:  # print pieces as they are generated
         print(shown[0], end="", flush=True)
         for _, piece in texts.stream(generator, tokenizer, prompts, options, **more):
             print(piece, end="", flush=True)

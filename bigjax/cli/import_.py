@@ -1,8 +1,7 @@
-"""Makes a work folder from a model of Hugging Face transformers. Needs no accelerator.
+"""Creates a work folder from a model of Hugging Face transformers. Needs no accelerator.
 
-The work folder must be new: it is to be evaluated, to generate from, or for another run's
-init_from. What the model's folder decides is not for flags: model, task, data.tokenizer.kind and
-.path.
+The work folder must be new. Evaluate it, generate from it, or start another run from it with
+init_from. The model's folder determines model, task, data.tokenizer.kind and data.tokenizer.path.
 """
 
 from bigjax.arguments import Arguments, Command, Flag
@@ -15,7 +14,7 @@ COMMAND = Command(
 
 
 def run(arguments: Arguments) -> None:
-    source = arguments.flags["from"].value  # a Python keyword
+    source = arguments.flags["from"].value  # `from` is a Python keyword
     if not source:
         raise UserError("--from=FOLDER is missing: the model to import.")
     workdir = arguments.workdir

@@ -1,4 +1,4 @@
-"""Draws the curves of one or several runs."""
+"""Draws the curves of one or more runs."""
 
 from bigjax.arguments import Arguments, Command, Flag
 

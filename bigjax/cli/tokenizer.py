@@ -1,13 +1,11 @@
-"""Trains the tokenizer of a config on its sources, or shows the one it names."""
+"""Trains the tokenizer of a config on its sources, or shows the one that the config names."""
 
 from bigjax import config as config_lib
 from bigjax.arguments import Arguments, Command, Flag
 from bigjax.errors import UserError, cannot_write
 
 COMMAND = Command(
-    flags=(
-        Flag("out", "where to write it; a config takes it by data.tokenizer.path", value="FOLDER"),
-    ),
+    flags=(Flag("out", "where to write it, for data.tokenizer.path of a config", value="FOLDER"),),
     config=True,
     workdirs=0,
     keys=(
@@ -32,16 +30,16 @@ def run(arguments: Arguments) -> None:
     init_from.fill(config)
     section = config.data.get("tokenizer")
     if section is None:
-        raise UserError(f"Data of data.name={config.data.name!r} have no tokenizer.")
+        raise UserError(f"data.name={config.data.name!r} has no tokenizer.")
     if "sources" in config.data:
         built = data.build_tokenizer(config.data)
     elif section.path or section.kind == "bytes":
         built = tokenizers.named(section)
     else:
         raise UserError(
-            f"A tokenizer for data.name={config.data.name!r} is trained when the data are read, "
-            "and is then in the run's folder. Use a config with data.name='text' to train one "
-            "before, or name one by data.tokenizer.path."
+            f"With data.name={config.data.name!r} a tokenizer is trained when the data are read "
+            "and saved in the run's folder. To train one before, use a config with "
+            "data.name='text'; to use an existing one, set data.tokenizer.path."
         )
     print(f"{config.data.tokenizer.kind} tokenizer of {built.vocab_size:,} tokens")
     for text in ("Hello world", "def attention(query, key, value):"):

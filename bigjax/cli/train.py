@@ -1,6 +1,6 @@
 """Trains a model, or resumes training.
 
-Everything is written to the work folder; given again, training resumes there.
+Everything is written to the work folder; the same command resumes there.
 """
 
 from bigjax.arguments import Arguments, Command
@@ -13,7 +13,7 @@ DEFAULT_WORKDIR = "runs/gpt-docstrings"
 def run(arguments: Arguments) -> None:
     if not arguments.flags.workdir:
         if arguments.flags.config:
-            raise UserError("--workdir=FOLDER is missing: where to write the run.")
+            raise UserError("--workdir=FOLDER is missing: the folder to write the run to.")
         arguments.flags.workdir = [DEFAULT_WORKDIR]
     config, _ = arguments.config()
     from bigjax.train import run as run_lib

@@ -83,10 +83,10 @@ def parse(text: str, kind, where: str):
             return _BOOLS[text.lower()]
         return kind(text)
     except (ValueError, KeyError, OverflowError) as e:
-        example = {bool: ", True or False", int: ", an integer", float: ", a number"}
+        names = {bool: "True or False", int: "an integer", float: "a number"}
         raise UserError(
-            f"{where}: {text!r} is not a valid value; this key needs one of type {kind.__name__}"
-            f"{example.get(kind, '')}."
+            f"{where}: this key needs {names.get(kind, f'a value of type {kind.__name__}')}, not "
+            f"{text!r}."
         ) from e
 
 

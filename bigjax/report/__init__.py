@@ -1,4 +1,4 @@
-"""`bigjax report`: the curves of one or several runs in one picture."""
+"""`bigjax report`: the curves of one or more runs in one picture."""
 
 from collections.abc import Iterable
 import contextlib
@@ -12,7 +12,7 @@ from etils import epath
 from bigjax import paths
 from bigjax.errors import UserError, cannot_write
 
-# (title, the metrics it shows, logarithmic)
+# (title, patterns of metrics, whether the axis is logarithmic)
 PANELS = (
     ("loss", ("loss",), False),
     ("validation", ("eval/*/loss",), False),
@@ -26,21 +26,21 @@ PANELS = (
 def read(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
     """{metric: (steps, values)} of a run's metrics.jsonl.
 
-    Raises UserError if there is none, it cannot be read, or a line of it is not one of metrics.
+    Raises UserError if it does not exist, cannot be read, or has an invalid line.
     """
     path = epath.Path(workdir) / "metrics.jsonl"
     if not paths.exists(path):
-        raise UserError(f"{workdir!r} has no metrics.jsonl: it is no work folder of a run.")
+        raise UserError(f"{workdir!r} has no metrics.jsonl, so it is not the work folder of a run.")
     curves = {}
     text = path.read_bytes()
-    # A run that was killed, or writes just now, may leave a last line without its end.
+    # A run that was killed, or is writing, may leave an incomplete last line.
     for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), start=1):
         try:
             entry = json.loads(line)
             step = int(entry.pop("step"))
             if not 0 <= step < 2**53:
-                raise ValueError("its step is not a count of steps")
-            # What is not finite is null; older versions wrote 'nan' and 'inf'.
+                raise ValueError("its step is not a number of steps")
+            # Non-finite values are null; older versions wrote 'nan' and 'inf'.
             numbers = {k: math.nan if v is None else float(v) for k, v in entry.items()}
         except (
             ValueError,
@@ -50,7 +50,7 @@ def read(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
             OverflowError,
             RecursionError,
         ) as e:
-            raise UserError(f"{path}, line {number} is not a line of metrics ({e}).") from e
+            raise UserError(f"{path}, line {number} is not a valid line of metrics ({e}).") from e
         for key, value in numbers.items():
             steps, values = curves.setdefault(key, ([], []))
             steps.append(step)
@@ -59,21 +59,23 @@ def read(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def pyplot():
-    """matplotlib.pyplot for files, with names of folders and labels taken as they are."""
+    """matplotlib.pyplot for writing files, without interpreting names of folders and labels."""
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["text.parse_math"] = False  # a $ in a name begins no formula
-    warnings.filterwarnings("ignore", message="Glyph .* missing from")  # it draws a box instead
+    matplotlib.rcParams["text.parse_math"] = False  # a $ in a name does not start a formula
+    warnings.filterwarnings(
+        "ignore", message="Glyph .* missing from"
+    )  # matplotlib draws a box instead
     from matplotlib import pyplot as plt
 
     return plt
 
 
 def draw(workdirs: list[str], out: str | None) -> str:
-    """Writes the picture and returns its path and a table of last values.
+    """Writes the picture and returns a table of last values and the picture's path.
 
-    Raises UserError if no work folder is given or one has no metrics; and, when it has printed the
+    Raises UserError if no work folder is given or one has no metrics; and, after printing the
     table, if the picture cannot be written.
     """
     plt = pyplot()
@@ -90,7 +92,7 @@ def draw(workdirs: list[str], out: str | None) -> str:
                 steps, values = curves[key]
                 axis.plot(
                     steps,
-                    # What float32 cannot hold leaves a gap, as NaN does: matplotlib overflows.
+                    # Values beyond float32 leave a gap, like NaN: matplotlib would overflow.
                     [v if abs(v) < 1e38 else math.nan for v in values],
                     label=label.encode(errors="backslashreplace").decode(),
                     color=f"C{i}",
@@ -106,7 +108,7 @@ def draw(workdirs: list[str], out: str | None) -> str:
             axis.legend(fontsize=7)
     path = out or str(epath.Path(workdirs[0]) / "report.png")
     table = _table(runs)
-    with printed_in_any_case(table):
+    with printing_on_failure(table):
         save(figure, path, dpi=110)
     return f"{table}\nWrote {path}"
 
@@ -120,7 +122,7 @@ def _matching(names: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
 
 
 @contextlib.contextmanager
-def printed_in_any_case(numbers: str):
+def printing_on_failure(numbers: str):
     """Prints the numbers if the block, which writes their picture, raises UserError."""
     try:
         yield
@@ -130,7 +132,7 @@ def printed_in_any_case(numbers: str):
 
 
 def save(figure, path: str, **options) -> None:
-    """Writes a figure of matplotlib's and closes it. Raises UserError if it cannot be written."""
+    """Writes and closes a matplotlib figure. Raises UserError if it cannot be written."""
     from matplotlib import pyplot as plt
 
     try:
@@ -144,7 +146,7 @@ def save(figure, path: str, **options) -> None:
 
 
 def _table(runs: dict) -> str:
-    """The last value of each loss, run by run."""
+    """The last loss, speed and evaluation metrics of each run."""
     lines = []
     for workdir, curves in runs.items():
         last = {k: curves[k][1][-1] for k in _matching(curves, ("loss", "*_per_sec", "eval/*"))}

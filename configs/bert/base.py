@@ -1,12 +1,17 @@
-"""BERT base, as published: phase 1 of 128 tokens, then :phase2 of 512, for a pod."""
+"""BERT base as published, phase 1 (128 tokens) and :phase2 (512), for a pod.
+
+Text of your own is required. Measured on the full size: nothing.
+`:tiny`, 20 steps on the docstrings of installed packages: validation loss 7.31 nats from 8.31, 51
+seconds of CPU time, of which most is reading text and compiling.
+"""
 
 # Batch, steps, schedule and masking as published (https://arxiv.org/abs/1810.04805, appendix
 # A.2, and its code): a million steps with one linear decay, 900,000 of 128 tokens and then 100,000
-# of 512. Here the second phase is a run of its own, so Adam's moments start anew.
+# of 512. Here the second phase is a separate run, so Adam's moments are re-initialised.
 
 from bigjax import config
 
-PHASES = {  # tokens, masked tokens a row, peak, part of it at the end, warm-up, steps
+PHASES = {  # tokens, masked tokens per row, peak learning rate, final fraction, warm-up, steps
     "phase1": (128, 20, 1e-4, 0.1, 10_000, 900_000),
     "phase2": (512, 80, 1e-5, 0.0, 0, 100_000),
 }
@@ -18,7 +23,7 @@ def get_config(variant=""):
     seq_len, max_predictions, learning_rate, final_fraction, warmup_steps, steps = PHASES[choice]
 
     if choice == "phase2":
-        c.init_from = "runs/bert-base-phase1"  # with new moments; a tokenizer like its own
+        c.init_from = "runs/bert-base-phase1"  # parameters only; needs the same tokenizer
     c.model = dict(
         name="bert",
         preset="base",
@@ -61,5 +66,5 @@ def get_config(variant=""):
     if variant == "tiny":
         config.laptop_size(c, dict(kind="wordpiece", vocab_size=2048), vocab_size=2048)
         c.task.max_predictions = 8
-        c.optim.learning_rate = 3e-3  # of a small model
+        c.optim.learning_rate = 3e-3  # for a small model
     return c

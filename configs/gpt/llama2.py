@@ -1,10 +1,15 @@
-"""Llama 2 in two sizes (:7b, :70b), with the published recipe."""
+"""Llama 2 in two sizes (:7b, :70b) with the published recipe, for a pod.
+
+Text of your own is required. Measured on the full size: nothing. `:tiny`, 20 steps on the
+docstrings of installed packages: 7.41 bits per byte on validation from 8.07, 34 seconds of CPU
+time.
+"""
 
 # https://arxiv.org/abs/2307.09288, section 2.2: 2 trillion tokens in batches of 4 million.
 
 from bigjax import config
 
-SIZES = {  # learning rate, devices that share a layer's matrices
+SIZES = {  # learning rate, tensor parallelism
     "7b": (3e-4, 1),
     "70b": (1.5e-4, 8),
 }

@@ -1,8 +1,11 @@
-"""SeqGAN's oracle experiment with the schedule of the paper's code, for an accelerator.
+"""SeqGAN's oracle experiment with the schedule of the paper's code.
 
-There are two differences. A pre-training round of the discriminator uses new negatives for each
-update, where that code shows 10,000 in three epochs. And losses are means over tokens, not sums, so
-that optim.clip_norm rarely has an effect; Adam does not depend on the scale.
+For an accelerator. Measured on the full schedule: nothing; the published NLL_oracle is 8.736.
+`:tiny` with 100 words instead of 5,000: NLL_oracle 6.12 after 6 rounds, 97 seconds of CPU time.
+
+There are two differences. A pre-training round of the discriminator always has new negatives, where
+the paper's code shows 10,000 for three epochs. And losses are means over tokens, not sums, so that
+optim.clip_norm rarely has an effect; Adam does not depend on the scale.
 """
 
 from bigjax import config

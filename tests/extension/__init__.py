@@ -1,1 +1,1 @@
-"""What a user adds without touching bigjax: one file each, in my_lab/."""
+"""Extensions as a user would write them, without changing bigjax: one file each, in my_lab/."""

@@ -1,4 +1,4 @@
-"""A small student of another run: set task.teacher and data.sources.text.path."""
+"""Distils another run into a small model: set task.teacher and data.sources.text.path."""
 
 from bigjax import config
 

@@ -1,4 +1,4 @@
-"""What a user adds in files of their own is trained, killed and resumed, evaluated and planned."""
+"""The modules of tests/extension train, resume after a kill, evaluate, generate and are planned."""
 
 import json
 import pathlib
@@ -62,35 +62,35 @@ def flags(tmp_path_factory, corpus_file, cache_dir, tiny_flags):
     ["vision", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n != "vision")],
 )
 def test_trained_killed_resumed_and_evaluated(name, flags, tmp_path, monkeypatch):
-    """From any folder; in eight processes' worth of devices the numbers are the same."""
+    """From any folder, with the same numbers on 1 and on 8 devices."""
     monkeypatch.chdir(tmp_path)
     given = [*flags[name], "--config.train.steps=400", "--config.checkpoint.every=100"]
     given.append("--config.evals.valid.every=200")
-    code, _, err = helpers.run("train", *given, f"--workdir={tmp_path}/whole", devices=1)
+    code, _, err = helpers.run("train", *given, f"--workdir={tmp_path}/complete", devices=1)
     assert code == 0, err
     process = helpers.command("train", *given, f"--workdir={tmp_path}/killed", devices=1)
     while not (tmp_path / "killed" / "checkpoints" / "100").exists() and process.poll() is None:
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    assert not (tmp_path / "killed" / "checkpoints" / "400").exists()  # it was killed before
+    assert not (tmp_path / "killed" / "checkpoints" / "400").exists()  # killed before its end
     code, out, err = helpers.run("train", *given, f"--workdir={tmp_path}/killed", devices=1)
     assert code == 0 and "from step" in out, (out, err)
-    assert helpers.saved_checksums(tmp_path / "whole", 400) == helpers.saved_checksums(
+    assert helpers.saved_checksums(tmp_path / "complete", 400) == helpers.saved_checksums(
         tmp_path / "killed", 400
     )
-    lines = helpers.read_metrics(tmp_path / "whole")
+    lines = helpers.read_metrics(tmp_path / "complete")
     assert helpers.read_metrics(tmp_path / "killed") == lines
-    timed = helpers.read_metrics(tmp_path / "whole", times=True)
+    timed = helpers.read_metrics(tmp_path / "complete", times=True)
     assert any(line.get(f"{UNITS.get(name, 'tokens')}_per_sec", 0) > 0 for line in timed)
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < losses[0] - 0.1
-    # What was evaluated last is what `eval` gives, in a process that has seen no config file.
-    code, out, err = helpers.run("eval", f"--workdir={tmp_path}/whole", "--json", devices=1)
+    # `eval` gives the last metrics of training, in a process that has not loaded the config file.
+    code, out, err = helpers.run("eval", f"--workdir={tmp_path}/complete", "--json", devices=1)
     assert code == 0, err
     last = {k: v for line in lines if line["step"] == 400 for k, v in line.items() if "eval/" in k}
-    found = json.loads(out.splitlines()[-1])
-    assert last and {k: found[k] for k in last} == pytest.approx(last, rel=1e-5)
+    metrics = json.loads(out.splitlines()[-1])
+    assert last and {k: metrics[k] for k in last} == pytest.approx(last, rel=1e-5)
     code, _, err = helpers.run("train", *given, f"--workdir={tmp_path}/eight", devices=8)
     assert code == 0, err
     eight = [line["loss"] for line in helpers.read_metrics(tmp_path / "eight") if "loss" in line]
@@ -100,7 +100,7 @@ def test_trained_killed_resumed_and_evaluated(name, flags, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("name", NAMES)
 def test_planned_by_shapes(name, flags):
-    """Traced for 8 devices, cut by fsdp and tensor too, without a byte of data."""
+    """Traced for 8 devices, sharded by fsdp and tensor too, without any data."""
     config, _ = Arguments(flags[name]).config()
     with config.unlocked():
         config.mesh.update(data=2, fsdp=2, tensor=2)
@@ -119,8 +119,8 @@ def test_planned_by_shapes(name, flags):
 
 
 @pytest.mark.slow
-def test_an_encoder_decoder_writes(flags, tmp_path):
-    """The likeliest tokens are those of its whole pass; a search finds a likelier text."""
+def test_an_encoder_decoder_generates(flags, tmp_path):
+    """Greedy tokens are those of the uncached model; beam search finds a more likely text."""
     workdir = f"--workdir={tmp_path}/run"
     code, _, err = helpers.run("train", *flags["translate"], workdir, devices=1)
     assert code == 0, err
@@ -151,6 +151,6 @@ def test_an_encoder_decoder_writes(flags, tmp_path):
         assert scores[0] >= total[prompt] - 0.001
 
 
-def test_names_are_found_from_the_folder_of_the_config(flags):
+def test_modules_are_imported_from_the_folder_of_the_config(flags):
     c = config_lib.load_file(str(HERE / "table.py"))
     assert c.python_path == str(HERE)

@@ -1,4 +1,4 @@
-"""From one text to another, by an encoder-decoder: set data.path."""
+"""Translates text to text with an encoder-decoder: set data.path."""
 
 from bigjax import config
 

@@ -1,4 +1,4 @@
-"""Labels of small pictures, by a network with batch statistics."""
+"""Classifies small images with a network with batch statistics."""
 
 from bigjax import config
 

@@ -56,7 +56,7 @@ CASES = [
 def test_kernels_equal_einsum_in_values_and_gradients(
     kernel, T, S, n_kv_heads, packed, mask, bias, mesh
 ):
-    """Splash attention runs in Pallas's interpret mode here."""
+    """Splash attention runs in Pallas's interpret mode."""
     if mesh:
         mesh = mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, mesh)))
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
@@ -73,10 +73,10 @@ def test_kernels_equal_einsum_in_values_and_gradients(
     ],
     ids=str,
 )
-def test_cudnn_is_given_the_right_part_on_each_device(
+def test_cudnn_gets_the_right_shard_on_each_device(
     n_kv_heads, packed, mask, bias, mesh, monkeypatch
 ):
-    """With jax's plain form of what cuDNN does on GPUs."""
+    """With jax's plain implementation in place of cuDNN."""
     given = []
 
     def plain(q, k, v, bias, *, mask, scale, is_causal, implementation):
@@ -89,12 +89,12 @@ def test_cudnn_is_given_the_right_part_on_each_device(
     monkeypatch.setattr(kernels, "_cudnn_supports", lambda q: True)  # these are float32
     with jax.set_mesh(mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, mesh)))):
         _compare("cudnn", 64, 64, n_kv_heads, packed, mask, bias)
-    cut, causal = mesh[2] > 1, mask == CAUSAL
-    written_out = packed or (mask != FULL and cut) or mask == WINDOW
-    assert set(given) == {("cudnn", written_out, causal and not cut)}
+    sharded, causal = mesh[2] > 1, mask == CAUSAL
+    array_mask = packed or (mask != FULL and sharded) or mask == WINDOW
+    assert set(given) == {("cudnn", array_mask, causal and not sharded)}
 
 
-def test_a_bias_is_refused_by_the_kernel_that_takes_none():
+def test_splash_refuses_a_bias():
     q = jnp.ones((1, 128, 2, 8))
     with pytest.raises(UserError, match="'splash' does not support a bias.*'auto'.*einsum"):
         kernels.attend(q, q, q, mask=CAUSAL, bias=jnp.zeros((1, 1, 128, 128)), kernel="splash")
@@ -111,7 +111,7 @@ def test_a_bias_is_refused_by_the_kernel_that_takes_none():
         (63, 64, "bfloat16", False),
     ],
 )
-def test_what_cudnn_can_do(T, D, dtype, supports):
+def test_what_cudnn_supports(T, D, dtype, supports):
     assert kernels._cudnn_supports(jax.ShapeDtypeStruct((2, T, 4, D), dtype)) == supports
 
 
@@ -137,7 +137,7 @@ def _compare(kernel, T, S, n_kv_heads, packed, mask, bias):
     run = jax.jit(jax.value_and_grad(value, argnums=arguments, has_aux=True), static_argnums=0)
     (_, want), want_grad = run("einsum", q, k, v, bias)
     (_, got), got_grad = run(kernel, q, k, v, bias)
-    assert not np.array_equal(got, want)  # it is another kernel
+    assert not np.array_equal(got, want)  # computed by another kernel
     for a, b in zip((got, *got_grad), (want, *want_grad)):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
 
@@ -145,8 +145,8 @@ def _compare(kernel, T, S, n_kv_heads, packed, mask, bias):
 # --- Attention to a memory ---------------------------------------------------------------------
 
 
-def test_keys_of_a_memory_are_made_once():
-    """And what is padding in it is not read."""
+def test_keys_of_a_memory_are_computed_once():
+    """And its padding is not read."""
     layer = Attention(4, 2, 8, FULL)
     x, memory = jax.random.normal(jax.random.key(0), (2, 2, 6, 16))
     memory, segments = memory[:, :5], jnp.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
@@ -172,7 +172,7 @@ def test_the_mask_by_hand():
     segments = jnp.array([[1, 1, 2, 2]])
     seen = dense(CAUSAL, 4, 4, 0, segments, segments)
     np.testing.assert_array_equal(seen[0], [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]])
-    # Two queries that stand at slots 2 and 3 of four; of a second row, at 0 and 1.
+    # Two queries at slots 2 and 3 of four; in a second row at 0 and 1.
     np.testing.assert_array_equal(dense(CAUSAL, 2, 4, 2)[0], [[1, 1, 1, 0], [1, 1, 1, 1]])
     np.testing.assert_array_equal(
         dense(CAUSAL, 2, 4, jnp.array([2, 0])),
@@ -217,8 +217,8 @@ def test_kinds_of_masks_by_hand(name):
     assert pairs(mask, 6, range(6), (2, 3)) == 6 * blocks
 
 
-def test_a_window_leaves_blocks_out():
-    """So a window over a long text costs what it sees, on a CPU and in a plan for a TPU."""
+def test_a_window_skips_blocks():
+    """So its cost depends on what it sees, on a CPU and in a plan for a TPU."""
     ranges = kernels._blocks(Causal() & Window(100), 1024, 1024)
     assert sum(k.stop - k.start for _, k in ranges) < 8 * 256 and len(ranges) == 8
     assert pairs(Causal() & Window(100), 1024, range(1024), (128, 128)) == 15 * 128**2

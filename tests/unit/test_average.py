@@ -1,4 +1,4 @@
-"""Where a run keeps a moving average, it is what is evaluated, opened and started from."""
+"""The moving average of a run is used for evaluation, loading and init_from."""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def mesh():
-    """One device's; whatever mesh another test's run has left."""
+    """A mesh of one device, independent of the mesh of other tests."""
     one = mesh_lib.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     with jax.set_mesh(one):
         yield one
@@ -60,24 +60,24 @@ def values(params) -> set:
     return {float(v) for x in named_leaves(params).values() for v in np.unique(x)}
 
 
-def test_a_run_that_is_opened(run, mesh):
+def test_loading_a_run(run, mesh):
     loaded = load.load(*run, None, None)
     assert values(loaded.params) == {2} and loaded.step == 3
 
 
-def test_a_run_that_is_started_from(run, mesh, tmp_path):
+def test_init_from_a_run(run, mesh, tmp_path):
     source = init_from.open_source(run[0], str(tmp_path))
     shapes = jax.eval_shape(tasks.build(run[1]).init, jax.random.key(0))["params"]
     fresh = jax.tree.map(
         lambda x: jax.device_put(np.zeros(x.shape, x.dtype), sharding.replicated(mesh)), shapes
     )
-    found = init_from.initialise(fresh, source, "^position", lambda text: None)
-    assert values(found) == {0, 2}
-    assert values({"x": found["position"]["embedding"]}) == {0}
+    params = init_from.initialise(fresh, source, "^position", lambda text: None)
+    assert values(params) == {0, 2}
+    assert values({"x": params["position"]["embedding"]}) == {0}
 
 
-def test_the_average_is_of_extras_too(mesh, tmp_path):
-    """As a moving mean of batches, which evaluation uses beside the averaged parameters."""
+def test_extras_are_averaged_too(mesh, tmp_path):
+    """Such as a running mean of batches, which evaluation uses with the averaged parameters."""
 
     def loss(params, extras, parts, batch, rng, train):
         seen = extras["counts"]["seen"] + train * batch["y"].mean()
@@ -102,7 +102,7 @@ def test_the_average_is_of_extras_too(mesh, tmp_path):
     assert float(state.ema["counts"]["seen"]) == want["seen"] != seen
     assert float(state.ema["params"]["kernel"][0]) == pytest.approx(want["kernel"])
 
-    # Evaluation while training, and of a run that is opened, takes both from the average.
+    # Evaluation, while training and of a loaded run, takes both from the average.
     got = []
     evaluator = lambda params, extras, step: got.append((params, extras)) or {}
     hooks.Evaluate("valid", evaluator, 1, 3, lambda *_: None, lambda seconds: None)(3, state)

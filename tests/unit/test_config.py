@@ -1,4 +1,4 @@
-"""Config files, overrides, and what is said of wrong ones."""
+"""Config files, overrides, and error messages."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ def resolved(*arguments, file="configs/gpt/docstrings.py"):
     return Arguments([f"--config={file}", *arguments]).config()
 
 
-def test_overrides_keep_types_and_reach_fields_that_the_file_leaves_out():
+def test_overrides_keep_types_and_may_set_fields_that_the_file_does_not():
     c, overridden = resolved(
         "--config.optim.learning_rate=1",
         "--config.model.n_kv_heads=2",
@@ -28,7 +28,7 @@ def test_overrides_keep_types_and_reach_fields_that_the_file_leaves_out():
     assert overridden["model.n_kv_heads"] == 4 and overridden["optim.learning_rate"] == 4e-3
 
 
-def test_a_preset_fills_the_model_and_own_keys_win(tmp_path):
+def test_keys_of_the_file_override_a_preset(tmp_path):
     c, _ = resolved("--config.model.preset=gpt2-355m")
     assert c.model.n_layers == 4 and c.model.vocab_size == 2048  # written in the file
     file = tmp_path / "c.py"
@@ -80,26 +80,26 @@ def test_a_derived_field_follows_an_override(tmp_path):
     )
 
 
-def test_what_was_overridden_stands_out():
+def test_overridden_keys_are_marked():
     c, overridden = resolved("--config.train.steps=7")
     lines = config.describe(c, overridden).splitlines()
     assert "train.steps = 7   # overridden, was 600" in lines
     assert sum("overridden" in line for line in lines) == 1
 
 
-def test_the_best_can_only_be_kept_among_what_is_saved():
+def test_only_a_saved_step_can_be_the_best():
     c, _ = resolved("--config.checkpoint.best=eval/valid/loss", "--config.checkpoint.every=30")
     with pytest.raises(UserError, match="evals.valid.every=100 must be a multiple.*every=30"):
         config.check_values(c)
 
 
-def test_json_gives_the_same_config_back():
+def test_json_preserves_the_config():
     c, _ = resolved()
     again = config.from_json(config.to_json(c), "here")
     assert config.sorted_leaves(again) == config.sorted_leaves(c)
 
 
-def test_a_config_of_an_older_version_gets_what_is_new():
+def test_a_config_of_an_older_version_gets_new_keys():
     c, _ = resolved()
     old = json.loads(config.to_json(c))
     del old["hosts"], old["train"]["ema"], old["evals"]["valid"]["split"]
@@ -125,7 +125,7 @@ def test_a_config_of_an_older_version_gets_what_is_new():
         ("--stepz=1", ["stepz"]),
     ],
 )
-def test_a_wrong_argument_is_named(argument, words):
+def test_an_error_names_the_wrong_argument(argument, words):
     with pytest.raises(UserError) as e:
         resolved(argument)
     assert all(w in str(e.value) for w in words), e.value
@@ -143,7 +143,7 @@ def test_a_wrong_argument_is_named(argument, words):
         ("train.early_stop.mode", "least", ["least", "min, max"]),
     ],
 )
-def test_values_that_no_run_can_use(key, value, words):
+def test_values_out_of_range_are_refused(key, value, words):
     with pytest.raises(UserError) as e:
         c, _ = resolved(f"--config.{key}={value}")  # which refuses what modules declare
         config.check_values(c)

@@ -1,4 +1,4 @@
-"""Dropout: its rate, its scale, where it is drawn, and that no two draws share a key."""
+"""Dropout: its rate, its scale, where it is applied, and that no two masks share a key."""
 
 import functools
 
@@ -30,7 +30,7 @@ def draws(monkeypatch):
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3])
-def test_dropout_drops_its_rate_and_scales_what_it_keeps(rate):
+def test_dropout_drops_its_rate_and_scales_the_rest(rate):
     x = jnp.linspace(1, 2, 40_000)
     y = dropout(x, rate, jax.random.key(0))
     x, y = np.asarray(x), np.asarray(y)
@@ -41,7 +41,7 @@ def test_dropout_drops_its_rate_and_scales_what_it_keeps(rate):
 
 @pytest.mark.parametrize("rate, causal", [(0.1, False), (0.3, True)])
 def test_attention_drops_its_rate_of_the_weights_and_scales_the_rest(rate, causal):
-    """Values of one-hot vectors make attention give its weights."""
+    """With one-hot vectors as values the output is the attention weights."""
     n, H, S = 40, 2, 16
     q, k = jax.random.normal(jax.random.key(1), (2, n, S, H, S))
     v = jnp.broadcast_to(jnp.eye(S)[:, None], (n, S, H, S))
@@ -70,7 +70,7 @@ GIVEN = dict(
     hot_mask=jnp.ones((B, 8)),
 )
 MASK = jnp.ones((B, T), bool)
-# name: (module, arguments, {share that is kept: number of draws}), mostly of two layers
+# name: (module, arguments, {fraction that is kept: number of draws}), mostly of two layers
 CASES = {
     "gpt": (gpt.Model(gpt.Config(**SIZES, n_layers=2, dropout=0.1)), (), {0.9: 1 + 2 * 2}),
     "gpt, unrolled and parallel": (
@@ -101,7 +101,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_dropout_has_its_rate_and_a_key_of_its_own(draws, case):
+def test_each_dropout_has_its_rate_and_its_own_key(draws, case):
     model, arguments, want = CASES[case]
     tokens = jnp.zeros((B, T), int)
     shapes = jax.eval_shape(model.init, jax.random.key(0), tokens, *arguments)
@@ -131,7 +131,7 @@ TASKS = {
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_dropout_is_for_training_alone(draws, name):
+def test_dropout_only_applies_in_training(draws, name):
     c = config.new_config()
     c.model = dict(name="gpt" if name == "causal_lm" else "bert", **SIZES, n_layers=1, dropout=0.1)
     c.task = dict(name=name, **(dict(labels=("a", "b")) if name == "classify" else {}))

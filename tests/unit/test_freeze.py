@@ -1,4 +1,4 @@
-"""Parameters that optim.freeze names are not differentiated, and the others train as before."""
+"""Parameters that match optim.freeze are not differentiated; the others train as without it."""
 
 import functools
 
@@ -38,24 +38,24 @@ def program(freeze: str, differentiate_all: bool = False, accumulate: int = 1):
 
 
 def products(name: str, **options) -> int:
-    """How many matrix products a step has."""
+    """The number of matrix products of a step."""
     state, step, batch = program(FREEZE[name], **options)
     jaxpr = jax.make_jaxpr(step)(state, {}, batch).jaxpr
     return sum(e.primitive.name == "dot_general" for e in helpers.equations(jaxpr))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_step_has_no_gradient_of_what_is_frozen(accumulate):
-    whole, stack, below = (products(name, accumulate=accumulate) for name in FREEZE)
+def test_a_step_has_no_gradients_of_frozen_parameters(accumulate):
+    none, stack, below = (products(name, accumulate=accumulate) for name in FREEZE)
     # Each kernel of a layer (query, key, value, out, up, down) has a product for its gradient.
-    assert whole - stack == 6
-    # Nothing below is trained: no gradient goes through the layers at all, of which each has eight
-    # products forwards, and as many again for the gradients of what they multiply.
+    assert none - stack == 6
+    # Nothing below is trained, so that no gradient passes through the layers. Each layer has eight
+    # products in the forward pass, and as many for the gradients of their inputs.
     assert stack - below == 8 + 2
 
 
 @pytest.mark.parametrize("name", ["stack", "all but the last"])
-def test_the_rest_trains_as_if_all_were_differentiated(name):
+def test_the_others_train_as_if_all_were_differentiated(name):
     runs = []
     for differentiate_all in (False, True):
         state, step, batch = program(FREEZE[name], differentiate_all)
@@ -70,10 +70,10 @@ def test_the_rest_trains_as_if_all_were_differentiated(name):
     for key, x in other.items():
         if key != "grad_norm":
             np.testing.assert_allclose(metrics[key], x, rtol=1e-6, err_msg=key)
-    assert 0 < metrics["grad_norm"] < other["grad_norm"]  # of what is trained alone
+    assert 0 < metrics["grad_norm"] < other["grad_norm"]  # only of trained parameters
 
 
-def test_what_is_frozen_stays_and_has_no_moments():
+def test_frozen_parameters_do_not_change_and_have_no_moments():
     state, step, batch = program(FREEZE["stack"])
     after, _ = jax.jit(step)(state, {}, batch)
     for name, x in named_leaves(state.params).items():

@@ -163,7 +163,7 @@ def test_segments_isolate_packed_documents(model):
 
 
 def test_cached_logits_equal_uncached_ones(model):
-    """Of rows whose lengths differ: what was written after the end of one is written over."""
+    """For rows of different lengths: keys written after the end of a row are overwritten."""
     c, params = model
     params = unrolled(params)
     tokens = jax.random.randint(jax.random.key(2), (2, 12), 0, c.vocab_size)
@@ -181,8 +181,8 @@ def test_cached_logits_equal_uncached_ones(model):
     assert gpt.decoder(dataclasses.replace(c)) is decoder
 
 
-def test_flops_per_token_are_six_a_weight_and_attention():
+def test_flops_per_token_are_six_per_weight_plus_attention():
     c = gpt.Config(**gpt.PRESETS["gpt2-124m"])
-    kernels = n_parameters("gpt2-124m") - 1024 * 768  # all but the positions, nearly
+    kernels = n_parameters("gpt2-124m") - 1024 * 768  # nearly all weights except positions
     attention = 12 * 12 * 768 * 1024
     assert gpt.flops_per_token(c, 1024) == pytest.approx(6 * kernels + attention, rel=2e-3)

@@ -1,5 +1,5 @@
-"""Dense layers take more parameters from outside: LoRA (https://arxiv.org/abs/2106.09685) by an
-interceptor, on the models as they are."""
+"""An interceptor adds parameters to Dense layers: LoRA (https://arxiv.org/abs/2106.09685) on
+unchanged models."""
 
 import dataclasses
 import re
@@ -31,7 +31,7 @@ MODELS = {
 
 
 def lora(call, arguments, keywords, context):
-    """Adds (x a) b to what a chosen Dense layer gives."""
+    """Adds (x a) b to the output of selected Dense layers."""
     y, dense = call(*arguments, **keywords), context.module
     chosen = isinstance(dense, Dense) and context.method_name == "__call__"
     if not chosen or not re.search(CHOSEN, "/".join(dense.path)):
@@ -47,7 +47,7 @@ def lora(call, arguments, keywords, context):
 
 
 def merged(tree: dict) -> dict:
-    """Kernels with a b in them, which are then left out."""
+    """The parameters with a b merged into the kernels."""
     if not isinstance(tree, dict):
         return tree
     if "a" in tree:
@@ -69,7 +69,7 @@ def output(out):
 
 @pytest.mark.parametrize("scan, remat", [(True, "none"), (True, "full"), (False, "dots")])
 @pytest.mark.parametrize("name", MODELS)
-def test_factors_are_added_to_chosen_layers(name, scan, remat):
+def test_factors_are_added_to_selected_layers(name, scan, remat):
     make, c = MODELS[name]
     model = make(dataclasses.replace(c, scan=scan, remat=remat))
 

@@ -1,4 +1,4 @@
-"""Choosing parameters by path and layer: the same for a scanned and an unrolled stack."""
+"""Selecting parameters by path and layer, alike for a scanned and an unrolled stack."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def params():
 
 
 def by_layer(tree):
-    """{unrolled name: value} of a tree of one value, or one a layer, for each parameter."""
+    """{unrolled name: value} from a tree with one value per parameter or per layer."""
     shapes, out = named_leaves(params()[1]), {}
     for name, x in named_leaves(tree).items():
         names = layer_names(name, shapes.get(name, np.zeros(1)))
@@ -49,21 +49,21 @@ def by_layer(tree):
         ("layer_2/mlp", 1),
     ],
 )
-def test_a_pattern_finds_the_same_layers_in_both_forms(pattern, n):
-    found = [by_layer(matches(pattern, p, "key")) for p in params()]
-    assert found[0] == found[1] and sum(found[0].values()) == n
+def test_a_pattern_matches_the_same_layers_in_both_forms(pattern, n):
+    matched = [by_layer(matches(pattern, p, "key")) for p in params()]
+    assert matched[0] == matched[1] and sum(matched[0].values()) == n
 
 
-def test_a_pattern_of_the_scanned_form_finds_all_layers():
-    found = matches("stack/layers/mlp", params()[1], "key")
-    assert found["stack"]["layers"]["mlp"]["kernel"] is True
+def test_a_pattern_of_the_scanned_form_matches_all_layers():
+    matched = matches("stack/layers/mlp", params()[1], "key")
+    assert matched["stack"]["layers"]["mlp"]["kernel"] is True
 
 
-def test_kernels_and_embeddings_decay_by_default_and_nothing_else():
+def test_only_kernels_and_embeddings_decay_by_default():
     model = gpt.Model(gpt.Config(vocab_size=7, max_len=4, d_model=4, n_layers=1, n_heads=1))
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), int))["params"]
-    found = named_leaves(matches(config.new_config().optim.decay_params, unbox(shapes), "key"))
-    assert {(path.split("/")[-1], decays) for path, decays in found.items()} == {
+    matched = named_leaves(matches(config.new_config().optim.decay_params, unbox(shapes), "key"))
+    assert {(path.split("/")[-1], decays) for path, decays in matched.items()} == {
         ("kernel", True),
         ("embedding", True),
         ("bias", False),
@@ -71,7 +71,7 @@ def test_kernels_and_embeddings_decay_by_default_and_nothing_else():
     }
 
 
-def test_decay_falls_from_the_heads_to_the_embedding():
+def test_layer_decay_factors_from_the_heads_to_the_embedding():
     unrolled, scanned = [by_layer(decay_factors(p, 0.5)) for p in params()]
     assert unrolled == scanned
     assert unrolled["classifier/kernel"] == 1 and unrolled["embed/embedding"] == 0.5**4
@@ -101,7 +101,7 @@ def update(tree, steps=3, **options):
         dict(name="lamb", freeze="layer_[02]/"),
     ],
 )
-def test_both_forms_train_alike(options):
+def test_both_forms_train_equally(options):
     unrolled, scanned = params()
     got = update(scanned, **options)
     got = {**got, "stack": unstack_layers(got["stack"])}
@@ -111,7 +111,7 @@ def test_both_forms_train_alike(options):
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])  # Adam would hide a factor of all gradients
-def test_frozen_layers_stay_and_do_not_count_in_the_norm(name):
+def test_frozen_layers_do_not_change_and_do_not_count_in_the_norm(name):
     _, scanned = params()
     kernel = lambda tree: np.asarray(tree["stack"]["layers"]["mlp"]["kernel"])
     new = update(scanned, name=name, freeze="embed|norm|classifier|layer_[01]/")
@@ -136,11 +136,11 @@ def test_layer_decay_scales_the_step():
     np.testing.assert_allclose(moved[1], moved[0] / 16, rtol=1e-4)
 
 
-def test_bad_patterns():
+def test_invalid_patterns_are_refused():
     _, scanned = params()
     with pytest.raises(UserError, match="nothing would be trained"):
         update(scanned, freeze=".")
     with pytest.raises(UserError, match="matches no parameter"):
         update(scanned, freeze="layer_7/")
-    with pytest.raises(UserError, match="whole parameters"):
+    with pytest.raises(UserError, match="only some layers"):
         update(scanned, decay_params="layer_1/mlp")

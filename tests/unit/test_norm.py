@@ -1,4 +1,4 @@
-"""Normalisation by hand, and that models use the epsilon of their config."""
+"""Normalisation by hand, and the epsilon of a model's config."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from tests import helpers
 
 
 @pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
-def test_by_hand_where_epsilon_counts(kind):
+def test_norms_by_hand_with_a_large_epsilon(kind):
     rng = np.random.default_rng(0)
     x, scale, bias = rng.normal(1.0, 0.1, (3, 8)), rng.normal(size=8), rng.normal(size=8)
     centred = x - x.mean(-1, keepdims=True) if kind == "layernorm" else x
@@ -35,7 +35,7 @@ SIZES = dict(vocab_size=11, max_len=4, d_model=8, n_layers=2, n_heads=2, norm_ep
     ],
     ids=["layernorm", "rmsnorm", "bert"],
 )
-def test_every_norm_of_a_model_has_its_epsilon(model, n):
+def test_every_norm_of_a_model_has_the_epsilon_of_the_config(model, n):
     """A scanned layer is traced once."""
     tokens = jnp.zeros((1, 4), int)
     variables = jax.eval_shape(model.init, jax.random.key(0), tokens)

@@ -1,5 +1,4 @@
-"""Computing in bfloat16: what cancels or adds up many numbers does so in float32, and so does what
-training keeps."""
+"""Computing in bfloat16: cancellations, long sums and the training state are in float32."""
 
 import dataclasses
 
@@ -48,7 +47,7 @@ EXACT = {
 @pytest.mark.parametrize("dtype, bar", [("bfloat16", 2**-8), ("float32", 2e-5)])
 @pytest.mark.parametrize("name", EXACT)
 def test_activations(name, dtype, bar):
-    """Of each value within a rounding, at -10 as at 10; slopes, which cross zero, by their size."""
+    """Values within one rounding, at -10 as at 10; slopes, which cross zero, by their size."""
     x = jnp.asarray(X, dtype)
     exact = np.asarray(x, np.float64)
     y, slope = jax.jit(lambda x: jax.jvp(ACTIVATIONS[name], (x,), (jnp.ones_like(x),)))(x)
@@ -88,15 +87,15 @@ ROWS = 20_000
     ],
     ids=["embedding", "dense", "norm", "gru"],
 )
-def test_gradients_that_add_up_many_rows_or_times(module, x, shape):
-    """As in float32 but for the rounding of each part. Sums in bfloat16 stop growing."""
+def test_gradients_that_sum_many_rows_or_time_steps(module, x, shape):
+    """As in float32 except for the rounding of each term. Sums in bfloat16 stop growing."""
     weights = np.random.default_rng(0).normal(1, 0.1, shape).astype(np.float32)
     for half, single in gradients(module, jnp.asarray(x), weights):
         np.testing.assert_allclose(half, single, rtol=0.02, atol=0.02 * np.abs(single).max())
 
 
 def test_logits_are_not_rounded():
-    """Of tokens as likely as each other to 1 in 1000, in bfloat16 half would be equal."""
+    """Of logits that differ by 1 in 1000, half would be equal in bfloat16."""
     types = dict(dtype="bfloat16", out_dtype="float32")
     dense = Dense((50,), ("embed",), ("vocab",), **types)
     x = jnp.ones((1, 256), jnp.bfloat16)
@@ -117,11 +116,11 @@ def test_logits_are_not_rounded():
     )
 
 
-# --- What training keeps ----------------------------------------------------------------------
+# --- The training state ----------------------------------------------------------------------
 
 
 def task(dtype, next_extras=lambda extras: extras):
-    """Least squares on one kernel of this type, which gives its sums in it, too."""
+    """Least squares on one kernel; kernel and sums have this dtype."""
 
     def loss(params, extras, frozen, batch, rng, train):
         error = ((params["kernel"] - batch["y"]) ** 2).astype(dtype)
@@ -130,8 +129,8 @@ def task(dtype, next_extras=lambda extras: extras):
 
     variables = {"params": {"kernel": jnp.ones(4, dtype)}, "counts": {"seen": jnp.ones(2, dtype)}}
     batch = lambda size, step: {"y": jax.ShapeDtypeStruct((size, 4), "float32")}
-    found = helpers.task(lambda rng: variables, loss, {"kernel": ("norm",)}, batch_shapes=batch)
-    return dataclasses.replace(found, axes={**found.axes, "counts": {"seen": (None,)}})
+    result = helpers.task(lambda rng: variables, loss, {"kernel": ("norm",)}, batch_shapes=batch)
+    return dataclasses.replace(result, axes={**result.axes, "counts": {"seen": (None,)}})
 
 
 def optimizer(name, params):
@@ -141,7 +140,7 @@ def optimizer(name, params):
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb", "adafactor", "sgd"])
-def test_parameters_moments_and_averages_are_float32_whatever_the_model_gives(name):
+def test_parameters_moments_and_averages_are_float32_for_any_dtype(name):
     found = []
     for dtype in ("float32", "bfloat16"):
         t = task(dtype)
@@ -173,7 +172,7 @@ def test_micro_batches_are_summed_in_float32():
     np.testing.assert_allclose(found[1][2], found[0][2], rtol=1e-3)
 
 
-def test_a_step_that_changes_a_type_or_a_shape_is_refused():
+def test_a_step_that_changes_a_dtype_or_a_shape_is_refused():
     c, mesh = (
         helpers.filled(config.new_config()),
         mesh_lib.make_mesh(dict(data=1), jax.devices()[:1]),
@@ -197,7 +196,7 @@ def saved(folder, state):
 
 
 def test_a_checkpoint_of_bfloat16_arrays_is_checked_and_then_cast(tmp_path):
-    """Such as older versions wrote: a run on it resumes, in float32, from the same numbers."""
+    """As older versions wrote: a run resumes from it in float32 with the same numbers."""
     state = State(
         jnp.int32(1),
         {"kernel": jnp.linspace(0, 1, 64), "steps": jnp.arange(3)},
@@ -213,7 +212,7 @@ def test_a_checkpoint_of_bfloat16_arrays_is_checked_and_then_cast(tmp_path):
     for name, x in named_leaves(state).items():
         assert named_leaves(got)[name].dtype == x.dtype
         np.testing.assert_array_equal(named_leaves(got)[name], named_leaves(half)[name])
-    narrow = {"params": cast(want.params, jnp.bfloat16)}  # as a run is loaded to generate
+    narrow = {"params": cast(want.params, jnp.bfloat16)}  # as when a run is loaded to generate
     saved(tmp_path / "single", state)
     items, _ = Checkpoints(tmp_path / "single", read_only=True).restore(1, narrow)
     np.testing.assert_array_equal(items["params"]["kernel"], half.params["kernel"])

@@ -1,4 +1,4 @@
-"""Keys: no step, micro-batch, update or token draws with the key of another one."""
+"""Random keys: each step, micro-batch, update and token has its own."""
 
 import functools
 
@@ -28,11 +28,13 @@ def draws(monkeypatch):
 
 
 def numbers(steps, accumulate=1, seed=0):
-    """What each micro-batch of each step draws first, [steps, accumulate]."""
+    """The first random number of each micro-batch of each step, [steps, accumulate]."""
 
     def loss(params, extras, frozen, batch, rng, train):
-        here = (batch["micro"][0] == jnp.arange(accumulate)).astype(jnp.float32)
-        drawn = {f"{i}": (jax.random.uniform(rng) * here[i], here[i]) for i in range(accumulate)}
+        current = (batch["micro"][0] == jnp.arange(accumulate)).astype(jnp.float32)
+        drawn = {
+            f"{i}": (jax.random.uniform(rng) * current[i], current[i]) for i in range(accumulate)
+        }
         return (params["w"].sum(), jnp.float32(1)), (drawn, extras)
 
     init = lambda rng: {"params": {"w": jnp.ones(1)}}
@@ -46,13 +48,13 @@ def numbers(steps, accumulate=1, seed=0):
     return np.array(out)
 
 
-def test_steps_and_micro_batches_draw_anew():
-    found = numbers(3, accumulate=2)
-    assert len(np.unique(found)) == found.size == 6
+def test_each_step_and_micro_batch_has_its_own_numbers():
+    drawn = numbers(3, accumulate=2)
+    assert len(np.unique(drawn)) == drawn.size == 6
 
 
-def test_what_a_step_draws_follows_from_the_seed_and_the_step():
-    """And from nothing that was before: so a resumed run goes on exactly."""
+def test_random_numbers_follow_from_the_seed_and_the_step():
+    """And not from earlier steps, so that a resumed run continues exactly."""
     key = jax.random.fold_in(jax.random.key(5), 2)
     assert numbers(3, seed=5)[2, 0] == pytest.approx(float(jax.random.uniform(key)))
 
@@ -115,7 +117,7 @@ def test_negatives_sampled_in_turn_have_distinct_keys(draws, monkeypatch):
 # --- Decoding ---------------------------------------------------------------------------------
 
 
-def test_each_token_that_is_decoded_has_a_key_of_its_own(draws):
+def test_each_decoded_token_has_its_own_key(draws):
     c = gpt.Config(vocab_size=37, max_len=32, d_model=8, n_layers=1, n_heads=2)
     shapes = jax.eval_shape(gpt.Model(c).init, jax.random.key(0), jnp.zeros((1, 1), int))
     params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), params_lib.unbox(shapes["params"]))

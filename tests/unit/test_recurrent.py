@@ -39,7 +39,7 @@ def assert_close(a, b, atol=1e-6):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_steps_equal_the_whole(cell):
+def test_steps_equal_the_complete_sequence(cell):
     model, params, x = build(cell)
     state = random_state(cell)
     y, last = jax.jit(model.apply)(params, x, None, state)
@@ -57,7 +57,7 @@ def test_steps_equal_the_whole(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_state_goes_on_where_a_call_ended(cell):
+def test_the_state_continues_from_an_earlier_call(cell):
     model, params, x = build(cell)
     run = jax.jit(model.apply)
     y, last = run(params, x)
@@ -68,10 +68,10 @@ def test_the_state_goes_on_where_a_call_ended(cell):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_padding_changes_nothing(cell):
+def test_padding_has_no_effect(cell):
     model, params, x = build(cell, bidirectional=True)
     state = random_state(cell, bidirectional=True)
-    n = 3  # of the first two rows; the last is all padding
+    n = 3  # tokens of the first two rows; the last is all padding
     mask = jnp.arange(T) < jnp.array([n, n, 0])[:, None]
     run = jax.jit(model.apply)
     y, last = run(params, jnp.where(mask[..., None], x, 1e3), mask, state)
@@ -142,7 +142,7 @@ def test_bfloat16():
     exact, _ = jax.jit(build("lstm")[0].apply)(params, x)
     assert {a.dtype for a in jax.tree_util.tree_leaves((y, state))} == {jnp.dtype("bfloat16")}
     assert 1e-4 < float(jnp.abs(y - exact).max()) < 0.05
-    float32 = empty_state("lstm", 2, B, H)  # is taken too
+    float32 = empty_state("lstm", 2, B, H)  # is accepted too
     np.testing.assert_array_equal(y, run(params, x, None, float32)[0])
 
 
@@ -178,7 +178,7 @@ def test_a_sharded_batch_and_sharded_rows_of_kernels():
         (dict(n_layers=0), "n_layers is 0"),
     ],
 )
-def test_bad_fields_are_refused(fields, message):
+def test_invalid_fields_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         Recurrent(**fields).init(jax.random.key(0), jnp.zeros((B, T, D)))
 
@@ -188,7 +188,7 @@ def test_an_unknown_cell_has_no_state():
         empty_state("transformer", 1, B, H)
 
 
-def test_bad_calls_are_refused():
+def test_invalid_calls_are_refused():
     model, params, x = build("lstm")
     with pytest.raises(UserError, match=r"mask has shape \(3, 4\), the input \(3, 5, 4\)"):
         model.apply(params, x, jnp.ones((B, T - 1), bool))

@@ -41,7 +41,7 @@ def test_throughput_is_in_the_unit_of_the_task(unit):
     assert report._matching(names, ("loss", "*_per_sec")) == ["loss", f"{unit}_per_sec"]
 
 
-def test_numbers_that_are_not_finite_and_names_that_look_like_formulas(tmp_path):
+def test_non_finite_numbers_and_names_that_look_like_formulas(tmp_path):
     folder = tmp_path / "a $_$ \u65e5"
     folder.mkdir()
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": null, "eval/x/loss": "inf"}\n')
@@ -54,11 +54,11 @@ def test_numbers_that_are_not_finite_and_names_that_look_like_formulas(tmp_path)
         *(b'{"step": -1}', b'{"step": NaN}', b'{"step": null}'),
     ):
         (folder / "metrics.jsonl").write_bytes(line + b"\n")
-        with pytest.raises(UserError, match="line 1 is not a line of metrics"):
+        with pytest.raises(UserError, match="line 1 is not a valid line of metrics"):
             report.read(str(folder))
 
 
-def test_what_is_no_run(tmp_path):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no metrics.jsonl"):
         report.read(str(tmp_path))
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"st\n{"step": 2}\n{"ste')

@@ -1,4 +1,4 @@
-"""Tokens drawn in two levels, against softmax."""
+"""Sampling in two levels, against softmax."""
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +24,13 @@ def softmax(logits) -> np.ndarray:
 
 
 def assert_drawn_from(tokens, p):
-    """A chi-square test over the entries of p that can be drawn; none of the others was."""
+    """A chi-square test over the entries with p > 0; no other was sampled."""
     counts = np.bincount(tokens, minlength=len(p))
     assert len(counts) == len(p) and not counts[p == 0].any()
     assert chisquare(counts[p > 0], p[p > 0] * len(tokens)).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("V", [2, 7, 13, 16, 30])  # primes, a square, none of these
+@pytest.mark.parametrize("V", [2, 7, 13, 16, 30])  # primes, a square, others
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_frequencies_are_softmax(V, scale):
     logits = RNG.normal(size=V) * scale + 100
@@ -46,13 +46,13 @@ def test_frequencies_of_many_words():
     assert_drawn_from(tokens % 100, p.sum(0))
 
 
-def test_rows_draw_from_their_own_logits():
+def test_each_row_samples_from_its_own_logits():
     best = RNG.integers(0, 30, 64)
     assert (draw(200 * jax.nn.one_hot(best, 30), jax.random.key(0)) == best).all()
 
 
 @pytest.mark.parametrize("V", [7, 12, 16])
-def test_impossible_tokens_are_never_drawn(V):
+def test_impossible_tokens_are_never_sampled(V):
     logits = np.where(np.arange(V) % 3 == 1, RNG.normal(size=V), -np.inf)  # not the first token
     logits[-2:] = -np.inf  # nor the last
     assert_drawn_from(draws(logits, 10_000), softmax(logits))
@@ -65,7 +65,7 @@ def test_the_only_possible_token(V):
 
 
 @pytest.mark.parametrize("u", ["least", "largest"])
-def test_the_ends_of_the_uniform_numbers(monkeypatch, u):
+def test_the_extreme_uniform_numbers(monkeypatch, u):
     def uniform(key, shape, dtype=jnp.float32, minval=0.0, maxval=1.0):
         return jnp.full(shape, minval if u == "least" else np.nextafter(np.float32(maxval), 0))
 
@@ -79,7 +79,7 @@ def test_the_ends_of_the_uniform_numbers(monkeypatch, u):
         beyond = np.cumsum(p if u == "least" else p[:, ::-1], axis=1)  # with the token itself
         at = tokens if u == "least" else V - 1 - tokens
         before = beyond[np.arange(500), at] - p[np.arange(500), tokens]
-        assert before.max() < 1e-5  # what lies between the token and that end
+        assert before.max() < 1e-5  # the probability between the token and that end
 
 
 def test_peaked_logits_give_the_largest():
@@ -93,7 +93,7 @@ def test_every_token_is_reached(V):
     assert set(draws(np.zeros(V), 2000)) == set(range(V))
 
 
-def test_unlikely_tokens_are_as_unlikely_as_they_should_be():
+def test_unlikely_tokens_have_their_probability():
     logits = np.zeros(13)
     logits[[0, 6, 12]] = -6.0
     assert_drawn_from(draws(logits, 100_000), softmax(logits))

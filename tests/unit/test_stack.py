@@ -1,4 +1,4 @@
-"""Stacks whose layers take turns, hand up sums, and have variables of any collection."""
+"""Stacks with alternating kinds of layers, sums of layers, and variables of any collection."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ class Config:
 
 
 class Narrow(nn.Module):
-    """Counts what it has read in a collection of its own, and hands up the size of what it adds."""
+    """Counts its calls in its own collection, and returns the size of its output as a sum."""
 
     config: Config
 
@@ -63,7 +63,7 @@ X = np.random.default_rng(0).standard_normal((3, D)).astype(np.float32)
 
 
 def variables(**options):
-    """As drawn in the scanned form."""
+    """Initialised in the scanned form."""
     return params_lib.unbox(Model(Config(), **options).init(jax.random.key(0), X))
 
 
@@ -99,7 +99,7 @@ def test_scanned_and_unrolled_give_the_same(blocks, n, remat):
     }
 
 
-def test_paths_of_layers_that_take_turns():
+def test_paths_of_alternating_layers():
     scanned = variables()
     unrolled = named_leaves(params_lib.unrolled(scanned))
     leaves = named_leaves(scanned)
@@ -111,7 +111,7 @@ def test_paths_of_layers_that_take_turns():
     jax.tree.map(np.testing.assert_array_equal, stacked, scanned["params"]["stack"])
 
 
-def test_axes_of_stacked_variables_have_the_layers_first():
+def test_stacked_variables_have_the_layer_axis_first():
     shapes = jax.eval_shape(Model(Config()).init, jax.random.key(0), X)
     axes = params_lib.logical_axes(shapes)
     layers = axes["params"]["stack"]["layers"]
@@ -119,6 +119,6 @@ def test_axes_of_stacked_variables_have_the_layers_first():
     assert layers["block_1_of_2"]["down"]["kernel"] == ("layers", "mlp", "embed")
 
 
-def test_a_number_of_layers_that_is_no_multiple_is_refused():
+def test_a_number_of_layers_that_is_not_a_multiple_is_refused():
     with pytest.raises(UserError, match="5 layers .* 2 kinds.*multiple of 2"):
         variables(n=5)

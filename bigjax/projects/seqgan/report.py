@@ -17,7 +17,7 @@ from etils import epath
 import numpy as np
 
 from bigjax.errors import UserError
-from bigjax.report import printed_in_any_case, pyplot, read, save
+from bigjax.report import printing_on_failure, pyplot, read, save
 
 HOW_TO_READ = (
     "vs control: NLL_test minus that of the control with the same seed (the best of several) at "
@@ -81,7 +81,7 @@ def draw(workdirs: list[str], out: str | None) -> str:
     if epath.Path(path).suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--out={path} must end in .png, .pdf or .svg.")
     table = f"{_table(groups, runs)}\n\n{HOW_TO_READ}"
-    with printed_in_any_case(table):
+    with printing_on_failure(table):
         _picture(groups, runs, path)
     return f"{table}\nWrote {path}"
 

@@ -1,4 +1,4 @@
-"""A task with a frozen teacher: a student learns its distribution of each next token."""
+"""A task with a frozen teacher: a student learns its distribution of the next token."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ class FromTeacher:
 
         RANGES = {"temperature": POSITIVE}
         PATHS = ("teacher",)
-        MAY_CHANGE = ("teacher",)  # what it holds has a fingerprint
+        MAY_CHANGE = ("teacher",)  # its parameters have a fingerprint
 
     @staticmethod
     def build(config, options):
@@ -29,7 +29,7 @@ class FromTeacher:
         teacher = causal_lm.build(workdir.read_config(options.teacher), causal_lm.Config())
 
         def output_layer(task, params, batch, rng):
-            """(x, kernel, bias) of the logits, which are never all held."""
+            """(x, kernel, bias) of the logits, which are never in memory all together."""
             inputs = batch["inputs"], batch.get("positions"), batch.get("segment_ids")
             (x, kernel), _ = task.model.apply({"params": params}, *inputs, rng=rng, project=False)
             return x, kernel, None

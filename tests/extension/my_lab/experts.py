@@ -1,4 +1,4 @@
-"""A decoder whose every second layer has experts: with a loss of the router's, and an axis."""
+"""A decoder with experts in every second layer, a router loss, and its own parameter axis."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from bigjax.layers.output import linear_losses
 from bigjax.layers.stack import Stack
 from bigjax.parallel.sharding import constrain
 
-# Rows of this family in the table from axes of parameters to axes of the mesh.
+# Rows of this family in the table of logical axes (parallel/sharding.py).
 AXES = {"expert": "fsdp"}
 
 
@@ -37,8 +37,8 @@ class Config:
 
 
 class Experts(nn.Module):
-    """Each token's MLP is that of its likeliest expert, weighed by its probability
-    (https://arxiv.org/abs/2101.03961); all are computed here. Gives (y, the balance loss)."""
+    """Each token uses its most likely expert, weighted by its probability
+    (https://arxiv.org/abs/2101.03961); all experts are computed. Returns (y, the balance loss)."""
 
     config: Config
 
@@ -88,7 +88,7 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, tokens_BT, positions_BT=None, segments_BT=None):
-        """The factors of the logits, [B, T, D] and [D, V], and what the layers hand up."""
+        """The factors of the logits, [B, T, D] and [D, V], and the sums of the layers."""
         c = self.config
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
@@ -101,7 +101,7 @@ class Model(nn.Module):
 
 
 class Language:
-    """config.task: the next token, and the router's balance."""
+    """config.task: the next token, and the balance of the router."""
 
     @dataclasses.dataclass(frozen=True)
     class Config:

@@ -1,4 +1,4 @@
-"""A kind of data of one's own: a CSV of numbers, with a network, a task and an evaluation."""
+"""A kind of data, a CSV of numbers, with its model, task and evaluation."""
 
 import csv
 import dataclasses
@@ -19,7 +19,7 @@ from bigjax.parallel import sharding
 
 
 class Numbers:
-    """config.data: rows of a CSV with a header; its last column is what is predicted."""
+    """config.data: rows of a CSV with a header; the last column is the target."""
 
     @dataclasses.dataclass(frozen=True)
     class Config:
@@ -38,8 +38,8 @@ class Numbers:
                 rows = np.array([*csv.reader(file)][1:], np.float32)
         except (OSError, ValueError) as e:
             raise UserError(f"config.data.path={path!r} is no CSV of numbers: {e}") from e
-        cut = round(len(rows) * (1 - valid_fraction))
-        self.parts = {"train": rows[:cut], "valid": rows[cut:]}
+        n_train = round(len(rows) * (1 - valid_fraction))
+        self.parts = {"train": rows[:n_train], "valid": rows[n_train:]}
         self.fingerprint = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
 
     def split(self, name, batch_size, seed=0, shuffle=None):

@@ -95,7 +95,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """cache: of what was written, and the Memory of what is read; or None in training."""
+    """cache: of the target so far, and the Memory of the source; or None in training."""
 
     config: Config
 
@@ -124,20 +124,20 @@ class Model(nn.Module):
         self.norm = Norm()
 
     def __call__(self, source_BS, target_BT):
-        """Logits float32 [B, T, V] of the token after each of target."""
+        """Logits float32 [B, T, V] of the token after each token of target."""
         return self.decode(target_BT, *self.encode(source_BS))[0]
 
     def encode(self, source_BS):
-        """(memory [B, S, D], which of it is real: int [B, S])."""
+        """(memory [B, S, D], segments int [B, S] with 0 = padding)."""
         real = (source_BS != self.config.pad_id).astype(jnp.int32)
         x = self.embed(source_BS) + self.position(jnp.arange(source_BS.shape[1]))
         return self.encoder(x, Span(None, real))[0], real
 
     def decode(self, target_BT, memory, real, cache=None):
         first = cache[0][0].next[:, None] if cache else 0
-        places = jnp.broadcast_to(first + jnp.arange(target_BT.shape[1]), target_BT.shape)
-        x = self.embed(target_BT) + self.position(places)
-        x, cache, _ = self.decoder(x, (Span(places), memory, real), cache)
+        positions = jnp.broadcast_to(first + jnp.arange(target_BT.shape[1]), target_BT.shape)
+        x = self.embed(target_BT) + self.position(positions)
+        x, cache, _ = self.decoder(x, (Span(positions), memory, real), cache)
         return self.embed.attend(self.norm(x)), cache
 
 
@@ -157,7 +157,7 @@ def decoder(c: Config) -> Decoder:
         memory, real = model.apply({"params": params}, source, method="encode")
         empty = Cache.empty(len(source), slots, c.n_heads, c.d_model // c.n_heads, "float32")
         cache = [(empty, memory)] * c.n_layers
-        # A token that is not kept: it makes the keys of the memory, once for all steps.
+        # A discarded token, which computes the keys of the memory once for all steps.
         start = jnp.full((len(source), 1), c.start_id, jnp.int32)
         _, cache = model.apply({"params": params}, start, memory, real, cache, method="decode")
         return [(own._replace(next=0 * own.next), read) for own, read in cache]
@@ -172,7 +172,7 @@ def decoder(c: Config) -> Decoder:
 
 
 class Translate:
-    """config.task: the target's tokens, each after those before it."""
+    """config.task: each token of the target from the tokens before it."""
 
     @staticmethod
     def build(config, options):

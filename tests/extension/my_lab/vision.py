@@ -1,4 +1,4 @@
-"""A vision family with batch statistics, and the pictures that it is trained on."""
+"""A vision family with batch statistics, and the images that it is trained on."""
 
 import dataclasses
 import hashlib
@@ -15,12 +15,12 @@ from bigjax.layers import params as params_lib
 
 
 class Squares:
-    """config.data: grey pictures of `size` x `size` bytes with one bright quarter, its label."""
+    """config.data: grey images of `size` x `size` bytes; the label is the bright quarter."""
 
     @dataclasses.dataclass(frozen=True)
     class Config:
         size: int = 8
-        examples: int = 256  # in each split
+        examples: int = 256  # per split
 
         RANGES = dict.fromkeys(("size", "examples"), at_least(1))
 
@@ -75,7 +75,7 @@ class Network:
 
 
 class Classify:
-    """config.task: the label of a picture."""
+    """config.task: the label of an image."""
 
     @staticmethod
     def build(config, options):
