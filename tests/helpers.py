@@ -1,5 +1,6 @@
 """What several tests share."""
 
+from collections.abc import Sequence
 import contextlib
 import json
 import os
@@ -13,6 +14,8 @@ import jax.extend
 
 from bigjax import config as config_lib
 from bigjax import main, modules, tasks
+from bigjax.data.kinds import Kind
+from bigjax.tasks import answer, classify, tag
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = str(ROOT / "tests" / "tiny.py")
@@ -146,3 +149,12 @@ def equations(jaxpr):
         yield e
         for inner in jax.extend.core.jaxprs_in_params(e.params):
             yield from equations(inner)
+
+
+def kind(name: str, labels: Sequence[str] = ()) -> Kind:
+    """The kind of labelled data of this name."""
+    if name == "answer":
+        return answer.Answer()
+    if name == "regress":
+        return classify.Regress()
+    return {"classify": classify.Classify, "tag": tag.Tag}[name](labels)

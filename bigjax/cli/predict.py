@@ -1,6 +1,6 @@
 """Writes the predictions of a fine-tuned model for each row of a file.
 
-The columns of the file have the names that they had in training, or those of data.columns.
+The columns of the file have the names of the training data, or those of data.columns.
 """
 
 from bigjax import json_text
@@ -29,29 +29,27 @@ def run(arguments: Arguments) -> None:
     f = arguments.flags
     if not f.input or not f.output:
         raise UserError("predict needs --input=FILE and --output=FILE.")
-    from bigjax import data
+    from bigjax import data, tasks
     from bigjax.infer import predict as predict_lib
     from bigjax.train import load as load_lib
     from bigjax.train import workdir as workdir_lib
 
     predict_lib.check_output(f.output, f.input)
     config = arguments.config_of_run()
-    kind = config.task.get("kind", config.task.name)
-    if kind not in ("classify", "regress", "tag", "answer"):
+    kind = tasks.build(config).kind
+    if kind is None:
         raise UserError(
             f"{arguments.workdir!r} was trained with task.name={config.task.name!r}; "
-            "predictions are of the tasks classify, tag and answer."
+            "predict needs a labelled task, such as classify, tag or answer."
         )
     rows = data.read_rows(f.input, config.data, kind, with_labels=False)
     tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
-    examples = data.encode_rows(
-        rows, config.data, kind, config.task.get("labels", ()), tokenizer, with_labels=False
-    )
-    if examples.cut:
-        print(f"data: input: {examples.cut}")
-    for line in data.unknown_warning(examples, rows, tokenizer, f.input):
+    examples = data.encode_rows(rows, config.data, kind, tokenizer, with_labels=False)
+    if examples.truncated:
+        print(f"data: input: {examples.truncated}")
+    for line in data.unknown_warning(examples, rows, kind, tokenizer, f.input):
         print(line)
-    split = data.LabelledData(
+    split = data.LabelledBatches(
         examples,
         tokenizer.pad_id,
         config.data.seq_len,
@@ -70,11 +68,11 @@ def run(arguments: Arguments) -> None:
         split,
         labelled=False,
     )
-    predictions = predict_lib.predictions(config, rows, examples, outputs)
+    predictions = kind.predict(rows, examples, outputs)
     predict_lib.write(f.output, rows, predictions)
     if n := json_text.count_non_finite(predictions):
         print(
-            f"note: {n:,} number(s) are not finite, and are null in .jsonl, empty in tables: the "
-            "score of a row whose context has no text, or what a model gives that has diverged."
+            f"note: {n:,} number(s) are not finite; they are null in .jsonl and empty in tables. "
+            "Causes: a row whose context has no text (its score), or a model that diverged."
         )
     print(f"Wrote {f.output}: {len(rows):,} rows, step {loaded.step} of {arguments.workdir}")

@@ -1,10 +1,11 @@
 """Text data: sources, tokenizers, the token store, and batches as a function of (seed, step)."""
 
-from bigjax.data.batches import Batches, Data
-from bigjax.data.examples import unknown_warning
-from bigjax.data.labelled import Labelled, LabelledData, encode_rows, label_names, load_labelled
-from bigjax.data.loader import TextData, iterate
-from bigjax.data.rows import read_rows
+from bigjax.data.batches import Batches, Data, ExampleBatches, SplitData
+from bigjax.data.kinds import Kind, encode_rows, unknown_warning
+from bigjax.data.labelled import Labelled, load_labelled
+from bigjax.data.labelled_batches import LabelledBatches
+from bigjax.data.loader import TextBatches, iterate
+from bigjax.data.rows import label_counts, read_rows
 from bigjax.data.text import Corpus, build_tokenizer, load_text
 from bigjax.data.tokenizer import load as load_tokenizer
 from bigjax.data.wordpiece import WordPiece
@@ -13,14 +14,17 @@ __all__ = [
     "Batches",
     "Corpus",
     "Data",
+    "ExampleBatches",
+    "Kind",
     "Labelled",
-    "LabelledData",
-    "TextData",
+    "LabelledBatches",
+    "SplitData",
+    "TextBatches",
     "WordPiece",
     "build_tokenizer",
     "encode_rows",
     "iterate",
-    "label_names",
+    "label_counts",
     "load_labelled",
     "load_text",
     "load_tokenizer",

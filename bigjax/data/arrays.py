@@ -1,52 +1,49 @@
-"""Arrays in memory as batches."""
+"""Data in memory: arrays as splits and batches."""
 
 from collections.abc import Mapping
-import math
+import hashlib
+from typing import Any
 
 import numpy as np
 
-from bigjax.data.order import Order, SequentialOrder, batch_indices
+from bigjax.data.batches import ExampleBatches, Rows, SplitData
+from bigjax.data.tokenizer_base import Tokenizer
 from bigjax.errors import UserError
 
 
-class ArrayData:
-    """Batches of the rows of `arrays`.
+class ArrayBatches(ExampleBatches):
+    """Batches of the rows of `arrays`, of any dtype; padding rows are 0."""
 
-    seed None: each row once and in its order, the last batch filled with rows of weight 0. Else
-    endless, and shuffled anew in each epoch.
-
-    Attributes: n_examples; epoch_steps; n_batches of an epoch.
-    """
-
-    def __init__(self, arrays: Mapping[str, np.ndarray], batch_size: int, seed: int | None) -> None:
-        """arrays: n rows each, one of them `weights` [n, T]. UserError for less than a batch."""
-        self._arrays, self._batch_size, self._endless = dict(arrays), batch_size, seed is not None
-        self.n_examples = len(arrays["weights"])
-        if self._endless and self.n_examples < batch_size:
+    def __init__(self, arrays: Mapping[str, np.ndarray], batch_size: int, **options: Any) -> None:
+        """arrays: {name: [n, ...]}, one of them `weights`, which tells padding rows (0) from
+        others. options: as of ExampleBatches. Raises UserError as it does, and for arrays of
+        different lengths."""
+        lengths = {name: len(x) for name, x in arrays.items()}
+        if "weights" not in arrays or len(set(lengths.values())) > 1:
             raise UserError(
-                f"There are {self.n_examples} examples to train on, less than one "
-                f"batch of train.batch_size={batch_size}."
+                f"the arrays of a split have {lengths} rows; they need equal numbers, and one of "
+                "them has to be `weights`, 1 for each row that counts."
             )
-        self.epoch_steps = self.n_examples / batch_size
-        self.n_batches = math.ceil(self.epoch_steps)
-        self._order = (
-            SequentialOrder([self.n_examples])
-            if seed is None
-            else Order([self.n_examples], [1.0], seed)
-        )
+        super().__init__(lengths["weights"], batch_size, **options)
+        self._arrays = dict(arrays)
 
-    def batch_at(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
-        """{name: [B, ...]} of batch `step`, or its `rows`: a contiguous part. O(1) in step."""
-        at = batch_indices(step, rows, self._batch_size, None if self._endless else self.n_batches)
-        found = self._order(at)[1]
-        return {k: _filled(x[found], len(at)) for k, x in self._arrays.items()}
-
-    def examples_at(self, step: int) -> list[str]:
-        """Which rows batch `step` holds, as train:INDEX."""
-        return [
-            f"train:{i}" for i in self._order(batch_indices(step, None, self._batch_size, None))[1]
-        ]
+    def assemble(self, rows: Rows) -> dict[str, np.ndarray]:
+        return {name: x[rows.index] for name, x in self._arrays.items()}
 
 
-def _filled(x: np.ndarray, n: int) -> np.ndarray:
-    return np.concatenate([x, np.zeros((n - len(x), *x.shape[1:]), x.dtype)])
+class ArrayData(SplitData):
+    """{split: {array: [n, ...]}} in memory; see ArrayBatches."""
+
+    def __init__(
+        self, arrays: Mapping[str, Mapping[str, np.ndarray]], tokenizer: Tokenizer | None = None
+    ) -> None:
+        digest = hashlib.sha256()
+        for split, parts in arrays.items():
+            for name, x in parts.items():
+                digest.update(f"{split} {name} {x.dtype} {x.shape}".encode())
+                digest.update(np.ascontiguousarray(x).tobytes())
+        super().__init__(arrays, digest.hexdigest()[:16], tokenizer)
+        self._arrays = arrays
+
+    def batches(self, name: str, **options: Any) -> ArrayBatches:
+        return ArrayBatches(self._arrays[name], name=name, **options)

@@ -1,4 +1,4 @@
-"""Which example comes when: a function of (seed, place), with Grain's random-access datasets."""
+"""The order of examples: a function of (seed, index), with Grain's random-access datasets."""
 
 from collections.abc import Iterable
 
@@ -10,9 +10,8 @@ from bigjax.errors import UserError
 class Order:
     """An endless, shuffled, weighted order over the examples of one or more sources.
 
-    Each source is shuffled anew in each of its epochs (an index permutation in O(1): nothing of
-    the size of the data is held). With several sources, places are dealt out by `weights` and
-    each source goes through its own epochs at its own pace.
+    Each source is shuffled again in each of its epochs, by an index permutation in O(1) memory.
+    Several sources are mixed in proportion to `weights`, and each has epochs of its own.
     """
 
     def __init__(self, sizes: list[int], weights: list[float], seed: int) -> None:
@@ -26,40 +25,40 @@ class Order:
             records = grain.MapDataset.range(int(self._offsets[i]), int(self._offsets[i]) + size)
             shuffled.append(records.shuffle(seed=int(mixed)).repeat())
         total = sum(weights)
-        self._places = (
+        self._order = (
             shuffled[0]
             if len(shuffled) == 1
             else grain.MapDataset.mix(shuffled, weights=[weight / total for weight in weights])
         )
 
-    def __call__(self, places: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
-        """int64 [n] source and int64 [n] example within it, at each of `places`; O(1) each."""
-        return split_index(np.array([self._places[i] for i in places], np.int64), self._offsets)
+    def __call__(self, indices: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [n] source and int64 [n] example in it, for each of `indices`; O(1) each."""
+        return split_index(np.array([self._order[i] for i in indices], np.int64), self._offsets)
 
 
 class SequentialOrder:
-    """The examples of one or more sources in their order, each once; called as Order is, with a
-    range of places, of which those past the end give nothing."""
+    """The examples of one or more sources in sequence, each once."""
 
     def __init__(self, sizes: Iterable[int]) -> None:
         self._offsets = np.cumsum([0, *sizes])
 
-    def __call__(self, places: range) -> tuple[np.ndarray, np.ndarray]:
-        present = np.arange(places.start, min(places.stop, int(self._offsets[-1])))
+    def __call__(self, indices: range) -> tuple[np.ndarray, np.ndarray]:
+        """As Order's; indices past the end are left out."""
+        present = np.arange(indices.start, min(indices.stop, int(self._offsets[-1])))
         return split_index(present, self._offsets)
 
 
 def split_index(index: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(source, example within it) of an index over all sources; offsets [n_sources + 1]."""
+    """(source, example in it) of an index over all sources; offsets [n_sources + 1]."""
     source = np.searchsorted(offsets, index, "right") - 1
     return source, index - offsets[source]
 
 
 def batch_indices(step: int, rows: slice | None, batch_size: int, n_batches: int | None) -> range:
-    """The places of batch `step` in the order, or of its `rows`: those that one host makes.
+    """The indices in the order of batch `step`, or of its `rows`, the part of one host.
 
-    n_batches: None where batches are endless. Raises UserError for a step that is negative or from
-    n_batches on, and for rows that are not a contiguous part of the batch.
+    n_batches: None if batches are endless. Raises UserError for a step that is negative or at
+    least n_batches, and for rows that are not a contiguous part of the batch.
     """
     if step < 0 or (n_batches is not None and step >= n_batches):
         limit = "any from 0 on" if n_batches is None else f"0 to {n_batches - 1}"

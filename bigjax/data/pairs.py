@@ -9,13 +9,12 @@ nothing about which one it is.
 
 from collections.abc import Mapping
 import dataclasses
-import math
 
 import numpy as np
 
 from bigjax.data import masking
+from bigjax.data.batches import ExampleBatches, Rows
 from bigjax.data.masking import uniform
-from bigjax.data.order import Order, SequentialOrder, batch_indices
 from bigjax.data.store import Stream
 from bigjax.data.tokenizer import Tokenizer
 from bigjax.errors import UserError
@@ -38,15 +37,15 @@ class Options:
     short_fraction: float
 
 
-class PairData:
-    """One split as batches of masked examples; the interface of TextData.
+class PairBatches(ExampleBatches):
+    """One split as batches of masked examples.
 
     Without options.dynamic an example has the same pair and masks in every epoch.
 
-    batch_at(step) gives tokens, types, segment_ids (1, and 0 on padding) int32 [B, T];
-    masked_positions, targets int32 and weights float32 [B, M] as in masking.Masked; and unless
-    pairs is 'none' next_label int32 [B, 1] (0: the second part follows; 1: it does not, or for
-    'sop' the two are swapped) and next_weight float32 [B, 1].
+    Batches: tokens, types, segment_ids (1, and 0 on padding) int32 [B, T]; masked_positions,
+    targets int32 and weights float32 [B, M] as in masking.Masked; and unless pairs is 'none'
+    next_label int32 [B, 1] (0: the second part follows; 1: it does not, or for 'sop' the two are
+    swapped) and next_weight float32 [B, 1].
     """
 
     def __init__(
@@ -59,39 +58,39 @@ class PairData:
         shuffle: bool,
         weights: Mapping[str, float],
         options: Options,
+        name: str = "train",
     ) -> None:
-        self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
-        self.shuffle, self._options, self._tokenizer = shuffle, options, tokenizer
+        self.seq_len, self._options, self._tokenizer = seq_len, options, tokenizer
         _check(tokenizer, seq_len, options)
         self._room = seq_len - (2 if options.pairs == "none" else 3)
-        self._names, self._sources = list(streams), []
-        for stream in streams.values():
-            self._sources.append(_Windows(stream, self._room, 1 if options.pairs == "none" else 2))
-        sizes = [source.n for source in self._sources]
-        self._check_enough(sizes)
-        self._offsets = np.cumsum([0, *sizes])
-        self.n_examples = sum(sizes)
+        shortest = 1 if options.pairs == "none" else 2
+        windows = {source: _Windows(s, self._room, shortest) for source, s in streams.items()}
+        _check_sources(windows, options, shuffle)
+        sizes = {source: w.n for source, w in windows.items()}
+        self._windows = list(windows.values())
+        self._offsets = np.cumsum([0, *sizes.values()])
         self._ends_sentence = np.array([p in _SENTENCE_ENDS for p in tokenizer.pieces])
-        if shuffle:
-            self.epoch_steps: float = self.n_examples / batch_size
-            self.n_batches = self.n_examples // batch_size
-            self._order = Order(sizes, [weights[name] for name in streams], seed)
-        else:
-            self.epoch_steps = self.n_batches = math.ceil(self.n_examples / batch_size)
-            self._order = SequentialOrder(sizes)
+        super().__init__(
+            sizes,
+            batch_size,
+            seed,
+            shuffle,
+            name,
+            weights=weights,
+            fill={"tokens": tokenizer.pad_id},
+            unit=f"examples of up to {seq_len} tokens",
+            remedy="Lower train.batch_size, raise the fraction of this split, or give more text in "
+            "data.sources.",
+        )
 
-    def batch_at(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
-        """Batch `step`, or its `rows`; a pure function of (seed, step)."""
-        at = batch_indices(step, rows, self.batch_size, None if self.shuffle else self.n_batches)
-        source, example = self._order(at)
-        row, n = np.array(at) - step * self.batch_size, len(at)
-        T, present = self.seq_len, len(source)
+    def assemble(self, rows: Rows) -> dict[str, np.ndarray]:
+        n, T = len(rows.index), self.seq_len
         tokens = np.full((n, T), self._tokenizer.pad_id, np.int32)
         types, segments = np.zeros((n, T), np.int32), np.zeros((n, T), np.int32)
         label, lengths = np.zeros((n, 1), np.int32), np.zeros(n, int)
-        draws = uniform(*self._place(_PAIR, step, row, source, example), 3 + _CANDIDATES)
-        for i in range(present):
-            parts, label[i] = self._parts(source[i], example[i], draws[i])
+        draws = uniform(*self._random_key(_PAIR, rows), 3 + _CANDIDATES)
+        for i in range(n):
+            parts, label[i] = self._parts(rows.source[i], rows.index[i], draws[i])
             line = [self._tokenizer.bos_id]
             for k, part in enumerate(parts):
                 types[i, len(line) : len(line) + len(part) + 1] = k
@@ -99,7 +98,7 @@ class PairData:
             lengths[i] = len(line)
             tokens[i, : len(line)] = line
             segments[i, : len(line)] = 1
-        masked = self._mask(tokens, segments, lengths, step, row, source, example)
+        masked = self._mask(tokens, segments, lengths, rows)
         batch = {
             "tokens": masked.tokens,
             "types": types,
@@ -110,17 +109,12 @@ class PairData:
         }
         if self._options.pairs != "none":
             batch["next_label"] = label
-            batch["next_weight"] = (lengths > 0).astype(np.float32)[:, None]
+            batch["next_weight"] = np.ones((n, 1), np.float32)
         return batch
-
-    def examples_at(self, step: int) -> list[str]:
-        """Which examples batch `step` holds, as SOURCE:INDEX, in order."""
-        source, example = self._order(range(step * self.batch_size, (step + 1) * self.batch_size))
-        return [f"{self._names[s]}:{e}" for s, e in zip(source, example)]
 
     def _parts(self, source: int, example: int, u: np.ndarray) -> tuple[list[np.ndarray], int]:
         """The one or two parts of a row, and its label; u: its random numbers."""
-        windows, o = self._sources[source], self._options
+        windows, o = self._windows[source], self._options
         limit = self._room
         if u[0] < o.short_fraction:  # some as short as what fine-tuning will see
             limit = 2 + int(u[0] / o.short_fraction * (limit - 1))
@@ -146,17 +140,15 @@ class PairData:
             at = nearest if abs(nearest - at) <= max(8, n // 8) else at
         return tokens[:at], tokens[at:]
 
-    def _mask(self, tokens, segments, lengths, step, row, source, example) -> masking.Masked:
+    def _mask(self, tokens, segments, lengths, rows: Rows) -> masking.Masked:
         o, t = self._options, self._tokenizer
         special = (tokens == t.bos_id) | (tokens == t.eos_id)
-        key, place = self._place(_MASK, step, row, source, example)
         return masking.mask(
             tokens,
             (segments > 0) & ~special,
             ~t.is_continuation[tokens],
             lengths,
-            key,
-            place,
+            *self._random_key(_MASK, rows),
             rate=o.mask_rate,
             max_predictions=o.max_predictions,
             unit=o.mask_unit,
@@ -164,31 +156,25 @@ class PairData:
             vocab_size=t.vocab_size,
         )
 
-    def _place(self, purpose: int, step: int, row, source, example):
-        """The key and rows of random numbers: by step and row, or by example if not dynamic."""
+    def _random_key(self, purpose: int, rows: Rows) -> tuple[tuple[int, ...], np.ndarray]:
+        """The key and row numbers of random numbers: by step and row, or by example if not
+        dynamic."""
         if self._options.dynamic:
-            return (self.seed, purpose, step), row
-        place = np.zeros(len(row), np.uint64)
-        place[: len(example)] = self._offsets[source] + example
-        return (self.seed, purpose), place
+            return (self.seed, purpose, rows.step), rows.first + np.arange(len(rows.index))
+        return (self.seed, purpose), (self._offsets[rows.source] + rows.index).astype(np.uint64)
 
-    def _check_enough(self, sizes: list[int]) -> None:
-        for name, source in zip(self._names, self._sources):
-            if self.shuffle and not source.n:
-                raise UserError(
-                    f"source {name!r} has no document of two tokens or more. Give it "
-                    "more text, or take it out of data.sources."
-                )
-            if self._options.pairs == "nsp" and source.n and source.n_documents < 2:
-                raise UserError(
-                    f"next-sentence prediction takes parts of other documents, but source {name!r} "
-                    "has only one in this split. Give it more documents, or set task.pairs='sop'."
-                )
-        if sum(sizes) < (self.batch_size if self.shuffle else 1):
+
+def _check_sources(windows: Mapping[str, "_Windows"], options: Options, shuffle: bool) -> None:
+    for name, source in windows.items():
+        if shuffle and not source.n:
             raise UserError(
-                f"too little text for one batch: found {sum(sizes)} examples of up to "
-                f"{self.seq_len} tokens. Lower train.batch_size, raise the fraction of "
-                "this split, or give more text in data.sources."
+                f"source {name!r} has no document of two tokens or more. Give it "
+                "more text, or remove it from data.sources."
+            )
+        if options.pairs == "nsp" and source.n and source.n_documents < 2:
+            raise UserError(
+                f"next-sentence prediction needs parts of other documents, but source {name!r} "
+                "has only one document in this split. Give it more, or set task.pairs='sop'."
             )
 
 

@@ -13,71 +13,68 @@ from typing import Any
 import numpy as np
 
 from bigjax.data import docstrings
+from bigjax.data.kinds import Kind
 from bigjax.data.store import SPLITS, check_fractions, split_of
 from bigjax.data.tables import read_table
 from bigjax.data.values import convert
 from bigjax.errors import UserError
 
-KINDS = ("classify", "regress", "tag", "answer")
 _TFDS_SPLIT = {"train": "train", "valid": "validation", "test": "test"}
 _TFDS_BATCH = 1024
 _NO_SETS = ("core", "dataset_collections", "datasets", "proto", "scripts", "testing")
-_MIN_BODY_CHARS = 40  # what is shorter says too little to tell whose it is
+_MIN_BODY_CHARS = 40  # a shorter body says too little about its library
 _EXAMPLES = (
     'a file such as "train.tsv", "tfds:glue/sst2", "docstrings:library" or "docstrings:title"'
 )
 
 
 def read_rows(
-    spec: str, data: Any, kind: str, part: str = "train", with_labels: bool = True
+    spec: str, data: Any, kind: Kind, part: str = "train", with_labels: bool = True
 ) -> list[dict[str, Any]]:
     """The rows of one of `data.train`, `data.valid`, `data.test`, or of a file to predict for.
 
-    Rows have "where" (file:line, for messages) and, whatever the columns are called in the file
-    (`data.columns`): classify and regress text, label and, if there is one, pair; tag tokens and
-    tags; answer question, context and answers, a list of (text, start), start -1 if not known.
-    Those of files and TFDS have "row" too: the whole record under its own names (`read_table`).
+    A row has "where" (file:line, for messages) and the kind's inputs and targets under their own
+    names, whatever the file calls its columns (`data.columns`). Rows of files and TFDS also have
+    "row": the complete record under its own names (`read_table`).
 
     Args:
       spec: a file (see `read_table`); "tfds:NAME" with the split of this `part`, or
-        "tfds:NAME[SPLIT]" (NAME may be a set's own folder); "docstrings:library", the text of
-        each docstring and the library it is of; "docstrings:title", its first line and its body
-        or another docstring's, "together" or "apart". Docstrings give the split that
-        pre-training on them has under this name.
+        "tfds:NAME[SPLIT]" (NAME may be the folder of a set); "docstrings:library", the text of
+        each docstring and the library that it is from; "docstrings:title", its first line and its
+        body or the body of another one, labelled "together" or "apart". Docstrings are split as
+        for pre-training on them.
       part: "train", "valid" or "test".
-      with_labels: False leaves label, tags and answers out, and does not look for them.
+      with_labels: False leaves out the targets, and does not require them.
     """
-    names = _columns(data, kind, with_labels)
+    columns = _columns(data, kind, with_labels)
     if spec.startswith("docstrings:"):
         return _docstring_rows(spec, data, kind, part, with_labels)
+    types = {**kind.inputs, **kind.targets}
     if spec.startswith("tfds:"):
-        return _tfds_rows(spec, names, part)
-    kinds = {names[name]: _KIND_OF[name] for name in names}
-    table = read_table(spec, list(names.values()), kinds)
-    rows = [
-        {name: row[column] for name, column in names.items()}
-        | {"where": row["where"], "row": row["row"]}
-        for row in table
-    ]
-    if "tags" in names:
-        for row in rows:
-            if len(row["tokens"]) != len(row["tags"]):
-                raise UserError(
-                    f"{row['where']}: {len(row['tokens'])} tokens and "
-                    f"{len(row['tags'])} tags; each token has to have one."
-                )
+        rows = _tfds_rows(spec, columns, types, part)
+    else:
+        table = read_table(
+            spec, list(columns.values()), {column: types[name] for name, column in columns.items()}
+        )
+        rows = [
+            {name: row[column] for name, column in columns.items()}
+            | {"where": row["where"], "row": row["row"]}
+            for row in table
+        ]
+    for row in rows:
+        kind.check_row(row)
     return rows
 
 
 def read_parts(
-    data: Any, kind: str, names: Sequence[str] = SPLITS
+    data: Any, kind: Kind, names: Sequence[str] = SPLITS
 ) -> dict[str, list[dict[str, Any]]]:
-    """The rows of `names` out of 'train', 'valid' and 'test'; [] where nothing falls into it.
+    """The rows of the splits `names`; [] for one into which nothing falls.
 
-    An empty `data.valid` is the TFDS set's own validation split, if it has one, and else the
-    `data.valid_fraction` of the training rows, chosen by a hash of their text (`split_of`), so
-    that equal ones fall together; `data.test` likewise (a test split whose labels are all -1, as
-    GLUE's, counts as none). `data.train` is read only if one of `names` needs it.
+    If `data.valid` is empty, it is the TFDS set's own validation split, if there is one, and else
+    the `data.valid_fraction` of the training rows, chosen by a hash of their text (`split_of`), so
+    that equal texts are in one split; `data.test` likewise (a test split whose labels are all -1,
+    as GLUE's, is not used). `data.train` is read only if one of `names` needs it.
     """
     check_fractions(data.valid_fraction, data.test_fraction)
     if not data.train and not any(data[part] for part in names if part != "train"):
@@ -92,16 +89,15 @@ def read_parts(
         fractions = [
             0.0 if part in specs else data[f"{part}_fraction"] for part in ("valid", "test")
         ]
-        cut: dict[str, list] = {part: [] for part in SPLITS}
+        split: dict[str, list] = {part: [] for part in SPLITS}
         for row in read_rows(data.train, data, kind, "train"):
-            cut[split_of(_split_text(row), *fractions)].append(row)
-        parts |= {part: cut[part] for part in names if part not in parts}
+            split[split_of(kind.split_text(row), *fractions)].append(row)
+        parts |= {part: split[part] for part in names if part not in parts}
     return parts
 
 
-def _specs(data: Any, kind: str, names: Sequence[str]) -> dict[str, str]:
-    """What 'valid' and 'test' are read from, if they are not cut from the training rows; no more
-    than it takes to know it of `names`."""
+def _specs(data: Any, kind: Kind, names: Sequence[str]) -> dict[str, str]:
+    """What 'valid' and 'test' are read from if not from train; complete for `names`."""
     specs = {part: data[part] for part in ("valid", "test") if data[part]}
     if set(names) <= set(specs):
         return specs
@@ -116,79 +112,45 @@ def _specs(data: Any, kind: str, names: Sequence[str]) -> dict[str, str]:
     return specs
 
 
-def label_counts(data: Any, kind: str) -> dict[str, int]:
-    """Each label (or tag) of the training part and how often it is there; sorted by the label, as
-    numbers if all are. {} for regress and answer. Raises UserError as `read_rows` does.
+def label_counts(data: Any, kind: Kind) -> dict[str, int]:
+    """How often the training rows have each label, sorted by label (as numbers if all are).
+
+    {} for a kind without labels. Raises UserError as `read_rows` does.
     """
-    _check_kind(kind)
-    if kind in ("regress", "answer"):
+    if not kind.has_labels:
         return {}
-    counts = collections.Counter(
-        label
-        for row in read_parts(data, kind, ["train"])["train"]
-        for label in (row["tags"] if kind == "tag" else [row["label"]])
-    )
-    whole = all(re.fullmatch(r"-?\d+", label) for label in counts)
-    key = (lambda label: (int(label), label)) if whole else None
+    rows = read_parts(data, kind, ["train"])["train"]
+    counts = collections.Counter(label for row in rows for label in kind.labels_in(row))
+    integers = all(re.fullmatch(r"-?\d+", label) for label in counts)
+    key = (lambda label: (int(label), label)) if integers else None
     return {label: counts[label] for label in sorted(counts, key=key)}
 
 
-def label_names(data: Any, kind: str) -> list[str]:
-    """The labels of `label_counts`, in its order."""
-    return list(label_counts(data, kind))
-
-
-_KIND_OF = {
-    "text": "text",
-    "pair": "text",
-    "label": "label",
-    "tokens": "words",
-    "tags": "words",
-    "question": "text",
-    "context": "text",
-    "answers": "answers",
-}
-
-
-def _check_kind(kind: str) -> None:
-    if kind not in KINDS:
-        raise UserError(
-            f"the kind of labelled data is {kind!r}; it has to be one of {', '.join(KINDS)}."
-        )
-
-
-def _columns(data: Any, kind: str, with_labels: bool) -> dict[str, str]:
-    """What the rows call it -> what the file does."""
-    _check_kind(kind)
-    wanted = {"tag": ["tokens"], "answer": ["question", "context"]}.get(kind, ["text", "pair"])
-    if with_labels:
-        wanted.append({"tag": "tags", "answer": "answers"}.get(kind, "label"))
-    names = {name: data.columns[name] for name in wanted if data.columns[name] or name != "pair"}
-    for name, column in names.items():
+def _columns(data: Any, kind: Kind, with_labels: bool) -> dict[str, str]:
+    """{name: its column in the file} of the kind's inputs and targets."""
+    names = [*kind.inputs, *(kind.targets if with_labels else ())]
+    columns = {name: data.columns.get(name, name) for name in names}
+    columns = {name: c for name, c in columns.items() if c or name not in kind.optional}
+    for name, column in columns.items():
         if not column:
             raise UserError(
-                f"data.columns.{name} is empty; {kind} needs it. Set it to the name "
+                f"data.columns.{name} is empty; {kind.name} needs it. Set it to the name "
                 "(or, without a header, the number from 0) of that column."
             )
-    return names
-
-
-def _split_text(row: dict[str, Any]) -> str:
-    """One context's questions fall together, and so do a text's pairs."""
-    return row.get("context") or row.get("text") or " ".join(row["tokens"])
+    return columns
 
 
 def _docstring_rows(
-    spec: str, data: Any, kind: str, part: str, with_labels: bool
+    spec: str, data: Any, kind: Kind, part: str, with_labels: bool
 ) -> list[dict[str, Any]]:
     makers = {"docstrings:library": _libraries, "docstrings:title": _titles}
     if spec not in makers:
         raise UserError(
-            f"there is no labelled set {spec!r}; the docstrings give {' and '.join(makers)}."
+            f"there is no labelled set {spec!r}; docstrings give {' and '.join(makers)}."
         )
-    if kind != "classify":
+    if not kind.has_labels or "label" not in kind.targets:
         raise UserError(
-            f"{spec} has classes and cannot be used to {kind}. Set data.train to another set."
+            f"{spec} has classes and cannot be used to {kind.name}. Set data.train to another set."
         )
     fractions = data.valid_fraction, data.test_fraction
     records = [
@@ -215,7 +177,7 @@ def _libraries(records: list[docstrings.Record]) -> Iterator[dict[str, Any]]:
 
 
 def _titles(records: list[docstrings.Record]) -> Iterator[dict[str, Any]]:
-    """Half of them "apart": their title with the body of another, by a hash of the record."""
+    """Half of the rows are "apart": a title with another body, chosen by a hash of the record."""
     halves: list[tuple[docstrings.Record, str, str]] = []
     of_library: dict[str, list[str]] = {}
     for record in records:
@@ -239,16 +201,18 @@ def _titles(records: list[docstrings.Record]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _another(bodies: list[str], body: str, place: int) -> str | None:
-    """The first from `place` on that is not `body`."""
+def _another(bodies: list[str], body: str, start: int) -> str | None:
+    """The first one from index `start` on that is not `body`."""
     for i in range(len(bodies)):
-        other = bodies[(place + i) % len(bodies)]
+        other = bodies[(start + i) % len(bodies)]
         if other != body:
             return other
     return None
 
 
-def _tfds_rows(spec: str, names: dict[str, str], part: str) -> list[dict[str, Any]]:
+def _tfds_rows(
+    spec: str, names: dict[str, str], types: dict[str, str], part: str
+) -> list[dict[str, Any]]:
     builder = _builder(spec)
     name, split = _parse_tfds(spec)
     split = split or _TFDS_SPLIT[part]
@@ -258,7 +222,7 @@ def _tfds_rows(spec: str, names: dict[str, str], part: str) -> list[dict[str, An
     except Exception as e:  # no such split, a wrong file format, missing shards
         raise UserError(
             f"tfds:{name}: cannot read split {split!r}: {_reason(e)} The set has "
-            f"{', '.join(builder.info.splits) or 'no prepared split'}; another is asked for as "
+            f"{', '.join(builder.info.splits) or 'no prepared split'}; name another as "
             f'"tfds:{name}[SPLIT]". It has to be prepared with file_format="array_record".'
         ) from None
     features = builder.info.features
@@ -276,13 +240,13 @@ def _tfds_rows(spec: str, names: dict[str, str], part: str) -> list[dict[str, An
             where = f"tfds:{name}[{split}] example {i}"
             for column in names.values():
                 _check_utf8(example[column], column, where)
-            whole = {column: _plain(value, labels[column]) for column, value in example.items()}
+            record = {column: _plain(value, labels[column]) for column, value in example.items()}
             rows.append(
                 {
-                    key: convert(whole[column], _KIND_OF[key], column, where)
+                    key: convert(record[column], types[key], column, where)
                     for key, column in names.items()
                 }
-                | {"where": where, "row": whole}
+                | {"where": where, "row": record}
             )
     return rows
 
@@ -334,7 +298,7 @@ def _builder(spec: str) -> Any:
         if name.startswith(("/", "~", ".")) or "://" in name:
             return tfds.builder_from_directory(os.path.expanduser(name))
         builder = _registered(tfds, name)
-    except Exception as e:  # of many kinds; the first line says what, the rest lists all sets
+    except Exception as e:  # of many types; the first line has the reason, the rest lists all sets
         raise UserError(
             f"tfds:{name}: {_reason(e)} Name a set that is prepared in TFDS_DATA_DIR (such as "
             '"tfds:glue/sst2"), or the set\'s own folder (the one with dataset_info.json).'
@@ -346,7 +310,7 @@ def _builder(spec: str) -> Any:
 
 def _registered(tfds: Any, name: str) -> Any:
     """The set's builder. TFDS itself stops looking for sets at the first of its packages that
-    cannot be imported, and some need TensorFlow or what else is not there."""
+    cannot be imported, and some need TensorFlow or other packages that are not installed."""
     try:
         return tfds.builder(name)
     except tfds.core.registered.DatasetNotFoundError:
@@ -361,10 +325,10 @@ def _prepare(builder: Any, name: str) -> None:
     """Downloads a set that is not in TFDS_DATA_DIR, and writes it there."""
     try:
         builder.download_and_prepare(file_format="array_record")
-    except Exception as e:  # no network, a file that is gone, no room, a package that is missing
+    except Exception as e:  # no network, a missing file, no space, a missing package
         raise UserError(
             f"tfds:{name} is not prepared in {builder.data_dir}, and could not be downloaded: "
-            f"{_reason(e)} Where there is a network, run bigjax on it once, or prepare it with "
+            f"{_reason(e)} Run bigjax once on a machine with a network, or prepare it with "
             'TFDS and file_format="array_record"; copy what that wrote, and name the folder with '
             'its dataset_info.json as "tfds:FOLDER", or set TFDS_DATA_DIR to the one above all '
             "sets."

@@ -11,8 +11,9 @@ from typing import Any
 from bigjax.bounds import SHARE, at_least
 from bigjax.data import sources, unknown
 from bigjax.data import tokenizer as tokenizers
+from bigjax.data.batches import SplitData
 from bigjax.data.files import LOCAL_CACHE
-from bigjax.data.loader import TextData
+from bigjax.data.loader import TextBatches
 from bigjax.data.sources import Source
 from bigjax.data.store import SPLITS, Store, Stream, build_store, check_fractions, split_of
 from bigjax.errors import UserError
@@ -44,12 +45,14 @@ class Config:
     DATA_PATHS = ("sources.*.path",)
 
 
-class Corpus:
-    """Tokenized text: `tokenizer`, `stores` by source name, `weights`, `fingerprint`.
+class Corpus(SplitData):
+    """Tokenized text: `stores` by source name, `weights`, and as all SplitData.
 
-    `fingerprint` changes with the ids of any split, where documents begin and the tokenizer, and
-    with nothing else: compare losses only between runs where it is equal.
+    `fingerprint` changes with the ids of any split, the boundaries of documents and the tokenizer,
+    and with nothing else: compare losses only between runs where it is equal.
     """
+
+    tokenizer: tokenizers.Tokenizer
 
     def __init__(
         self,
@@ -57,29 +60,18 @@ class Corpus:
         stores: dict[str, Store],
         weights: dict[str, float],
         seq_len: int,
-        examples: Callable[..., Any],
+        make_batches: Callable[..., Any],
     ) -> None:
-        self.tokenizer, self.stores, self.weights = tokenizer, stores, weights
-        self._seq_len, self._examples = seq_len, examples
-        self.fingerprint = _hash(
-            [tokenizer.fingerprint, *(store.hashes for store in stores.values())]
-        )
+        """make_batches(streams, tokenizer, seq_len, **options): such as TextBatches."""
+        hashes = [tokenizer.fingerprint, *(store.hashes for store in stores.values())]
+        super().__init__(SPLITS, _hash(hashes), tokenizer)
+        self.stores, self.weights = stores, weights
+        self._seq_len, self._make_batches = seq_len, make_batches
 
-    def split(self, name: str, batch_size: int, seed: int = 0, shuffle: bool | None = None) -> Any:
-        """The batches of 'train', 'valid' or 'test'.
-
-        `shuffle` defaults to True for 'train', which is then endless, and False for the others,
-        which then give every example once (see TextData). UserError if there is too little text.
-        """
+    def batches(self, name: str, **options: Any) -> Any:
         streams = {source: store.split(name) for source, store in self.stores.items()}
-        return self._examples(
-            streams,
-            self.tokenizer,
-            self._seq_len,
-            batch_size,
-            seed=seed,
-            shuffle=name == "train" if shuffle is None else shuffle,
-            weights=self.weights,
+        return self._make_batches(
+            streams, self.tokenizer, self._seq_len, name=name, weights=self.weights, **options
         )
 
     def summary(self) -> str:
@@ -106,15 +98,15 @@ def load_text(
     data: Any,
     log: Callable[[str], None] = print,
     tokenizer: tokenizers.Tokenizer | None = None,
-    examples: Callable[..., Any] | None = None,
+    make_batches: Callable[..., Any] | None = None,
 ) -> Corpus:
-    """Reads, splits and tokenizes `data.sources` once, and opens the result from the cache after.
+    """Reads, splits and tokenizes `data.sources` once; later calls open the cached result.
 
     Args:
       data: the config section `data`.
-      log: takes a few lines for people.
-      tokenizer: used instead of the one of the config (a trained model has its own).
-      examples: makes a split's batches from its streams, as TextData does, which is the default.
+      log: gets a few lines for people.
+      tokenizer: used instead of the config's (a trained model has its own).
+      make_batches: makes a split's batches from its streams, as TextBatches, the default, does.
 
     Raises UserError for anything wrong with the config, the sources, or the cache folder.
     """
@@ -151,7 +143,7 @@ def load_text(
         stores,
         {name: entry.weight for name, entry in entries.items()},
         data.seq_len,
-        examples or functools.partial(TextData, packing=data.packing),
+        make_batches or functools.partial(TextBatches, packing=data.packing),
     )
     log(corpus.summary())
     for note in dict.fromkeys(notes):

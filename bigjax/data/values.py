@@ -59,9 +59,9 @@ def convert(value: Any, kind: str, column: str, where: str) -> Any:
     return _utf8(value if kind == "text" else value.strip(_SPACE), column, where)
 
 
-def missing_warning(rows: Iterable[Mapping[str, Any]], names: tuple[str, ...]) -> list[str]:
-    """A line for people, where whole values of rows under these names are such as 'NaN' or 'null',
-    which may be classes but are mostly missing values that were written as text; else none."""
+def missing_warning(rows: Iterable[Mapping[str, Any]], names: Iterable[str]) -> list[str]:
+    """A line for people if values of rows under these names are 'NaN', 'null' or the like, which
+    may be classes but mostly are missing values that were written as text; else none."""
     counts: dict[tuple[str, str], int] = {}
     first = ""
     for row in rows:
@@ -76,12 +76,12 @@ def missing_warning(rows: Iterable[Mapping[str, Any]], names: tuple[str, ...]) -
                     first = first or row["where"]
     if not counts:
         return []
-    found = ", ".join(
+    values = ", ".join(
         f"{n:,} row{'s' * (n > 1)} with the {name} {value!r}" for (name, value), n in counts.items()
     )
     return [
-        f"data: warning: {found} (the first at {first}): so missing values are often written. They "
-        "are used as they stand; if they are missing, fill them or take the rows out."
+        f"data: warning: {values} (the first at {first}): missing values are often written like "
+        "this. They are used as they are; if they are missing, fill them in or remove the rows."
     ]
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from bigjax import modules
 from bigjax.data.batches import Data
+from bigjax.data.kinds import Kind
 from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
 from bigjax.parallel import sharding
@@ -53,6 +54,7 @@ class Task:
         runs over; each has to divide over mesh.sequence.
     flops_per_example: of a training step, for utilisation; 0 = not known.
     whole_batch(batch) -> batch: adds what a micro-batch must know of all of them.
+    kind: of a labelled task: its rows, predictions and measures, see data.kinds.
     outputs(params, extras, frozen, batch) -> what a labelled task predicts from, see infer.predict.
     prepare() -> (params, corpus) -> params: what a run from scratch begins with. Called before the
         data are read, so that it can refuse what it needs.
@@ -84,6 +86,7 @@ class Task:
     attention_lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     flops_per_example: float = 0.0
     whole_batch: Callable[[dict], dict] = lambda batch: batch
+    kind: Kind | None = None
     outputs: Callable[..., Any] | None = None
     prepare: Callable[[], Callable[[Any, Any], Any]] = lambda: lambda params, corpus: params
     extras_of: Callable[[Any, Any], Any] | None = None

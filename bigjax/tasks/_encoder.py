@@ -4,10 +4,14 @@ from collections.abc import Callable
 import functools
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
+from bigjax.data.kinds import Kind
+from bigjax.data.labelled_batches import TOKEN_ARRAYS
 from bigjax.data.store import SPLITS
 from bigjax.tasks import (
     Task,
-    array_shapes,
     check_vocabulary,
     data_module,
     family_for,
@@ -15,14 +19,14 @@ from bigjax.tasks import (
     init_and_axes,
 )
 
-PACKED_TOKENS = 16  # of a short example in a row with several, where the data are not read
+PACKED_TOKENS = 16  # assumed length of examples that share a row, where the data are not read
 
 
 class Encoder(NamedTuple):
     """model, config: the Flax module and its Config. init, axes: as in Task.
 
-    flops_per_row: of a training step on a row of data.seq_len tokens, heads left out;
-    flops_per_masked: of the vocabulary projection, a masked token.
+    flops_per_row: of a training step on a row of data.seq_len tokens, without heads;
+    flops_per_masked: of the vocabulary projection, per masked token.
     """
 
     model: Any
@@ -54,12 +58,10 @@ def build_encoder(config, heads: tuple[str, ...], n_labels: int = 2) -> Encoder:
     )
 
 
-def labelled_task(
-    config, kind: str, head: str, loss: Callable, labels: tuple[str, ...] = (), n_outputs: int = 2
-) -> Task:
-    """A task with labelled examples, see data.labelled.LabelledData of this kind.
+def labelled_task(config, kind: Kind, head: str, loss: Callable, n_outputs: int = 2) -> Task:
+    """A task with labelled examples of this kind, see data.labelled_batches.
 
-    loss(logits, batch, train) -> ((sum, weight), metrics), from what `head` with n_outputs gives.
+    loss(logits, batch, train) -> ((sum, weight), metrics). logits: those of `head`, of n_outputs.
     """
     encoder = build_encoder(config, (head,), n_outputs)
     source = data_module(config, "load_labelled", "labelled")
@@ -82,35 +84,24 @@ def labelled_task(
         return pair, (metrics, extras)
 
     def load_data(log=print, tokenizer=None, splits=SPLITS):
-        corpus = source.load_labelled(
-            config.data, kind, labels, tokenizer=tokenizer, log=log, names=splits
-        )
+        corpus = source.load_labelled(config.data, kind, tokenizer=tokenizer, log=log, names=splits)
         encoder.check_vocabulary(corpus.tokenizer)
         return corpus
 
     def batch_shapes(batch_size, step):
         del step
         row, K = (batch_size, config.data.seq_len), 1
-        if config.data.packing:  # how many fit only the data say
+        if config.data.packing:  # only the data determine how many fit
             K = max(1, config.data.seq_len // PACKED_TOKENS)
-        each = (batch_size, K)
-        names = {
-            "classify": {"label": each},
-            "tag": {"token_labels": row},
-            "answer": {"start": each, "end": each},
-        }.get(kind, {})
-        return array_shapes(
-            {
-                "tokens": row,
-                "types": row,
-                "segment_ids": row,
-                "positions": row,
-                "first": each,
-                "example": each,
-                **names,
-            },
-            {"weights": each, **({"label": each} if kind == "regress" else {})},
-        )
+        per_example = {"first": np.int32, "example": np.int32, "weights": np.float32}
+        return {
+            name: jax.ShapeDtypeStruct(shape, dtype)
+            for shape, arrays in (
+                (row, dict.fromkeys(TOKEN_ARRAYS, np.int32) | dict(kind.token_arrays)),
+                ((batch_size, K), per_example | dict(kind.example_arrays)),
+            )
+            for name, dtype in arrays.items()
+        }
 
     return Task(
         init=encoder.init,
@@ -122,5 +113,6 @@ def labelled_task(
         model_config=encoder.config,
         flops_per_example=encoder.flops_per_row,
         outputs=outputs,
+        kind=kind,
         **in_tokens(config.data.seq_len),
     )

@@ -1,12 +1,21 @@
 """One label or number for a text or a pair of texts."""
 
+from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from scipy import special
 
 from bigjax import losses
 from bigjax.bounds import FRACTION, at_least, check_ranges
-from bigjax.data import labelled
+from bigjax.data import measures
+from bigjax.data.examples import Examples, check_lengths, joined, label_indices, offsets_of
+from bigjax.data.kinds import Kind
+from bigjax.data.measures import Measures
+from bigjax.data.rows import label_counts
+from bigjax.data.tokenizer import Tokenizer
 from bigjax.errors import UserError
 from bigjax.tasks import Task
 from bigjax.tasks._encoder import labelled_task
@@ -18,7 +27,7 @@ DATA, EVALUATION = "labelled", "metrics"  # of a config that is made for this ta
 class Config:
     kind: str = "classify"  # classify (labels), regress (numbers)
     labels: tuple[str, ...] = ()  # () = those of the training data
-    balanced: bool = False  # each label weighs the same in all, whatever its number of examples
+    balanced: bool = False  # all examples of a label weigh the same, however many there are
     label_weights: tuple[float, ...] = ()  # in the order of labels; () = 1, or by `balanced`
     label_smoothing: float = 0.0
 
@@ -29,12 +38,92 @@ class Config:
         check_ranges("task", self)
 
 
+class TextKind(Kind):
+    """`[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]`, with a label."""
+
+    inputs, targets, optional = {"text": "text", "pair": "text"}, {"label": "label"}, ("pair",)
+
+    def encode(self, rows, data, tokenizer, with_labels) -> Examples:
+        """A text that is too long is truncated, if data.truncate, at the end of its longer part."""
+        examples = _encode_texts(rows, data, tokenizer)
+        if with_labels:
+            examples.example_arrays["label"] = self.label_array(rows)
+        return examples
+
+    def label_array(self, rows: Sequence[dict[str, Any]]) -> np.ndarray:
+        raise NotImplementedError
+
+
+class Classify(TextKind):
+    """Texts with one of some labels."""
+
+    name, has_labels, metrics = "classify", True, measures.CLASSIFICATION
+    example_arrays = {"label": np.int32}
+
+    def __init__(self, labels: Sequence[str] = ()) -> None:
+        self.labels = tuple(labels)
+
+    def label_array(self, rows):
+        names = [row["label"] for row in rows]
+        return label_indices(names, self.labels, lambda i: rows[i]["where"])
+
+    def predict(self, rows, examples, outputs):
+        """prediction: a label; probability: its own; probabilities: {label: probability}."""
+        predictions: list[dict] = [{} for _ in rows]
+        for row, output in zip(examples.row, outputs):
+            p = special.softmax(output.astype(np.float64))
+            predictions[row] = {
+                "prediction": self.labels[int(p.argmax())],
+                "probability": float(p.max()),
+                "probabilities": dict(zip(self.labels, p.tolist())),
+            }
+        return predictions
+
+    def label_pairs(self, rows, predictions):
+        return [r["label"] for r in rows], [p["prediction"] for p in predictions]
+
+    def measure(self, rows, predictions) -> Measures:
+        return measures.classification(*self.label_pairs(rows, predictions), self.labels)
+
+    def summary(self, examples):
+        counts = np.bincount(examples.example_arrays["label"], minlength=len(self.labels))
+        most = int(counts.argmax())
+        return (
+            f"; {len(self.labels)} labels, most often {self.labels[most]} "
+            f"({counts[most] / len(examples):.1%})"
+        )
+
+
+class Regress(TextKind):
+    """Texts with a number."""
+
+    name, metrics = "regress", measures.REGRESSION
+    example_arrays = {"label": np.float32}
+
+    def label_array(self, rows):
+        return _numbers(rows)
+
+    def predict(self, rows, examples, outputs):
+        """prediction: a float."""
+        predictions: list[dict] = [{} for _ in rows]
+        for row, output in zip(examples.row, outputs):
+            predictions[row] = {"prediction": float(output[0])}
+        return predictions
+
+    def measure(self, rows, predictions) -> Measures:
+        true = [float(row["label"]) for row in rows]
+        return measures.regression(true, [p["prediction"] for p in predictions])
+
+
+KINDS = {"classify": Classify, "regress": Regress}
+
+
 def resolve(config, options: Config) -> dict:
-    """What the training data decide: labels, and their weights."""
+    """The labels of the training data, and their weights."""
     weigh = options.balanced and not options.label_weights
-    if options.kind != "classify" or options.labels and not weigh:
-        return {}  # and the training data are not read for it
-    counts = labelled.label_counts(config.data, "classify")
+    if not KINDS[options.kind].has_labels or options.labels and not weigh:
+        return {}  # without reading the training data
+    counts = label_counts(config.data, Classify())
     labels, weights = options.labels or tuple(counts), options.label_weights
     if weigh:
         missing = [label for label in labels if not counts.get(label)]
@@ -45,35 +134,42 @@ def resolve(config, options: Config) -> dict:
 
 
 def build(config, options: Config) -> Task:
-    """Batches: see data.labelled.LabelledData, kinds 'classify' and 'regress'."""
-    if options.kind not in ("classify", "regress"):
-        raise UserError(f"task.kind is {options.kind!r}; allowed: classify, regress.")
+    """Batches: see data.labelled_batches, kinds Classify and Regress."""
+    if options.kind not in KINDS:
+        raise UserError(f"task.kind is {options.kind!r}; allowed: {', '.join(KINDS)}.")
+    if not KINDS[options.kind].has_labels:
+        return _regression_task(config, options)
     n = _check_labels(options)
 
     def loss(logits, batch, train):
         labels, weights = batch["label"], batch["weights"]
-        if options.kind == "regress":
-            error = jnp.square(logits[..., 0] - labels) * weights
-            return (error.sum(), weights.sum()), {}
         metrics = {"accuracy": losses.accuracy(logits, labels, weights)}
         if options.label_weights:
             weights = weights * jnp.array(options.label_weights, jnp.float32)[labels]
         smoothing = options.label_smoothing if train else 0.0
         return losses.cross_entropy(logits, labels, weights, label_smoothing=smoothing), metrics
 
-    return labelled_task(config, options.kind, "classifier", loss, options.labels, n)
+    return labelled_task(config, Classify(options.labels), "classifier", loss, n)
+
+
+def _regression_task(config, options: Config) -> Task:
+    if len(options.labels) > 1 or options.label_weights or options.balanced:
+        raise UserError(
+            "task.kind='regress' has no labels: leave task.labels, .label_weights "
+            "and .balanced alone."
+        )
+
+    def loss(logits, batch, train):
+        del train
+        error = jnp.square(logits[..., 0] - batch["label"]) * batch["weights"]
+        return (error.sum(), batch["weights"].sum()), {}
+
+    return labelled_task(config, Regress(), "classifier", loss, 1)
 
 
 def _check_labels(options: Config) -> int:
-    """The number of outputs."""
+    """The number of labels."""
     n = len(options.labels)
-    if options.kind == "regress":
-        if n > 1 or options.label_weights or options.balanced:
-            raise UserError(
-                "task.kind='regress' has no labels: leave task.labels, .label_weights "
-                "and .balanced alone."
-            )
-        return 1
     if n < 2:
         raise UserError(
             f"task.labels is {list(options.labels)}: classification needs at least "
@@ -86,3 +182,56 @@ def _check_labels(options: Config) -> int:
             f"task.label_weights has {len(options.label_weights)} numbers for {n} labels."
         )
     return n
+
+
+def _encode_texts(rows: Sequence[dict], data: Any, tokenizer: Tokenizer) -> Examples:
+    seq_len = data.seq_len
+    first = tokenizer.encode_batch([row["text"] for row in rows])
+    second: list = [None] * len(rows)
+    paired = [i for i, row in enumerate(rows) if "pair" in row]
+    for i, ids in zip(paired, tokenizer.encode_batch([rows[i]["pair"] for i in paired])):
+        second[i] = ids
+    a = np.array([len(ids) for ids in first], np.int64)
+    b = np.array([0 if ids is None else len(ids) for ids in second], np.int64)
+    room = np.array([seq_len - (2 if ids is None else 3) for ids in second], np.int64)
+    truncated = check_lengths(a + b - room + seq_len, rows, seq_len, data.truncate)
+    a, b = _truncated_lengths(a, b, room)
+    cls, sep = np.array([tokenizer.bos_id]), np.array([tokenizer.eos_id])
+    parts = []
+    for x, y, n, m in zip(first, second, a.tolist(), b.tolist()):
+        parts += (cls, x[:n], sep) if y is None else (cls, x[:n], sep, y[:m], sep)
+    return Examples(
+        joined(parts),
+        offsets_of(a + b + seq_len - room),
+        (a + 2).astype(np.int32),
+        np.arange(len(rows), dtype=np.int32),
+        truncated=truncated,
+    )
+
+
+def _truncated_lengths(
+    a: np.ndarray, b: np.ndarray, room: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths that fit, as if tokens were taken off the longer part (b if equal) one by one."""
+    fits = a + b <= room
+    half_a, half_b = (room + 1) // 2, room // 2
+    short_a, short_b = a <= half_b, b <= half_b
+    new_a = np.where(short_a, a, np.where(short_b, room - b, half_a))
+    new_b = np.where(short_a, room - a, np.where(short_b, b, half_b))
+    return np.where(fits, a, new_a), np.where(fits, b, new_b)
+
+
+def _numbers(rows: Sequence[dict]) -> np.ndarray:
+    numbers = np.zeros(len(rows), np.float32)
+    for i, row in enumerate(rows):
+        try:
+            number = float(row["label"])
+        except ValueError:
+            number = float("nan")
+        if not abs(number) < 3e38:  # of float32; false for nan too
+            raise UserError(
+                f"{row['where']}: the label {row['label']!r} is not a number, and "
+                "regress needs one. Correct it, or set task.kind='classify'."
+            )
+        numbers[i] = number
+    return numbers

@@ -36,7 +36,7 @@ class Config:
 
 
 def build(config, options: Config) -> Task:
-    """Batches: see data.pairs.PairData.
+    """Batches: see data.pairs.PairBatches.
 
     The loss is the mean over masked tokens plus the mean over pairs. Its sum is kept in units of
     masked tokens; `next_scale` [B], masked tokens a pair, makes it exact over micro-batches.
@@ -97,7 +97,7 @@ def build(config, options: Config) -> Task:
 
     def load_data(log=print, tokenizer=None, splits=None):
         del splits  # a store holds them all
-        make = functools.partial(pairs_lib.PairData, options=pairs_lib.Options(**fields))
+        make = functools.partial(pairs_lib.PairBatches, options=pairs_lib.Options(**fields))
         corpus = source.load_text(config.data, log, tokenizer, make)
         encoder.check_vocabulary(corpus.tokenizer)
         for name, store in corpus.stores.items():

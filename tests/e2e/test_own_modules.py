@@ -53,16 +53,12 @@ class Config:
     PATHS = ("file",)
 
 
-class Points:
-    tokenizer, fingerprint = None, "64 points"
-
+class Points(ArrayData):
     def __init__(self, config):
         x = np.random.default_rng(0).normal(1.0, 1.0, (config.n, 3)).astype(np.float32)
         y = x @ np.array([[1.0], [2.0], [3.0]], np.float32)
-        self.arrays = {"x": x, "y": y, "weights": np.ones((config.n, 1), np.float32)}
-
-    def split(self, name, batch_size, seed=0, shuffle=None):
-        return ArrayData(self.arrays, batch_size, seed if name == "train" else None)
+        arrays = {"x": x, "y": y, "weights": np.ones((config.n, 1), np.float32)}
+        super().__init__(dict.fromkeys(("train", "valid", "test"), arrays))
 
 
 def load_points(config):

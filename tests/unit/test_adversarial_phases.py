@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax.data.arrays import ArrayData
+from bigjax.data.arrays import ArrayBatches
 from bigjax.errors import UserError
 from bigjax.projects.seqgan import train_step
 from bigjax.projects.seqgan.gan import shift_right
@@ -260,7 +260,7 @@ def round_data(seed, n=10, batch_size=4):
     options = TrainingOptions(
         mle_rounds=2, mle_updates=3, discriminator_rounds=1, pretrain_updates=2
     )
-    rows = ArrayData(arrays, batch_size, seed)
+    rows = ArrayBatches(arrays, batch_size, seed=seed or 0, shuffle=seed is not None)
     return rows if seed is None else RoundBatches(rows, options.round)
 
 
@@ -303,6 +303,6 @@ def test_the_last_batch_of_an_evaluation_is_filled_with_weight_0():
 
 
 def test_less_than_a_batch_is_refused_for_training_only():
-    with pytest.raises(UserError, match="3 examples.*train.batch_size=4"):
+    with pytest.raises(UserError, match="3 examples, and a batch has 4. Lower train.batch_size"):
         round_data(0, n=3)
     assert round_data(None, n=3).n_batches == 1

@@ -4,10 +4,11 @@ import ml_collections
 import numpy as np
 import pytest
 
-from bigjax.data import examples as E
+from bigjax.data.kinds import encode_rows
 from bigjax.data.tokenizer import Bytes
 from bigjax.data.wordpiece import SPECIALS, WordPiece
 from bigjax.errors import UserError
+from tests.helpers import kind
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -48,9 +49,11 @@ def table(path, lines, header="text\tlabel"):
     return write(path, "\n".join([header, *lines, ""]))
 
 
-def encode(rows, kind="classify", labels=("0", "1"), with_labels=True, tokenizer=TOKENIZER, **keys):
+def encode(rows, name="classify", labels=("0", "1"), with_labels=True, tokenizer=TOKENIZER, **keys):
     rows = [{"where": f"f.tsv:{i}", **row} for i, row in enumerate(rows, 1)]
-    return E.encode_rows(rows, section(**keys), kind, labels, tokenizer, with_labels=with_labels)
+    return encode_rows(
+        rows, section(**keys), kind(name, labels), tokenizer, with_labels=with_labels
+    )
 
 
 def tokens_of(examples, i=0):
@@ -71,11 +74,14 @@ def test_encoding_of_texts_and_pairs():
         "[CLS] a [SEP] b ? [SEP]",
         "[CLS] [SEP]",
     ]
-    assert examples.label.tolist() == [1, 0, 0] and examples.label.dtype == np.int32
+    assert (
+        examples.example_arrays["label"].tolist() == [1, 0, 0]
+        and examples.example_arrays["label"].dtype == np.int32
+    )
     assert examples.second.tolist() == [4, 3, 2] and examples.lengths.tolist() == [4, 6, 2]
     assert examples.tokens.dtype == np.int32 and examples.row.tolist() == [0, 1, 2]
     bare = encode([{"text": "AB"}], with_labels=False)
-    assert bare.label is None and tokens_of(bare) == "[CLS] a ##b [SEP]" and len(bare) == 1
+    assert not bare.targets and tokens_of(bare) == "[CLS] a ##b [SEP]" and len(bare) == 1
     assert len(encode([])) == 0
 
 
@@ -108,24 +114,23 @@ def test_truncation_is_berts():
     assert tokens_of(alone) == "[CLS] a b c d e f [SEP]"
 
 
-def test_what_was_cut_is_counted():
-    def cut(rows, kind="classify", **keys):
-        examples = encode(rows, kind, (), with_labels=False, seq_len=16, truncate=True, **keys)
-        return examples.n_cut, examples.cut
+def test_truncated_texts_are_counted():
+    def truncated(rows, name="classify", **keys):
+        return encode(
+            rows, name, (), with_labels=False, seq_len=16, truncate=True, **keys
+        ).truncated
 
-    assert cut([{"text": "a " * n} for n in (13, 14, 15, 99)]) == (
-        2,
-        "2 of 4 texts are cut to 16 tokens (data.truncate)",
+    assert truncated([{"text": "a " * n} for n in (13, 14, 15, 99)]) == (
+        "2 of 4 texts are truncated to 16 tokens (data.truncate, data.seq_len)"
     )
-    assert cut([{"tokens": ["a"] * n} for n in (14, 15)], "tag") == (
-        1,
-        "1 of 2 texts are cut to 16 tokens (data.truncate)",
+    assert truncated([{"tokens": ["a"] * n} for n in (14, 15)], "tag") == (
+        "1 of 2 texts are truncated to 16 tokens (data.truncate, data.seq_len)"
     )
-    assert cut([question("a " * 99, text="q " * n) for n in (5, 6)], "answer", doc_stride=2) == (
-        1,
-        "1 of 2 questions are cut to 8 tokens (data.truncate)",
+    questions = [question("a " * 99, text="q " * n) for n in (5, 6)]
+    assert truncated(questions, "answer", doc_stride=2) == (
+        "1 of 2 questions are truncated to 8 tokens (data.truncate, data.seq_len)"
     )
-    assert cut([{"text": "a"}]) == (0, "")
+    assert truncated([{"text": "a"}]) == ""
 
 
 def test_long_text_is_refused_with_its_line():
@@ -153,7 +158,10 @@ def test_labels_that_are_unknown_or_no_numbers():
     ):
         encode([{"text": "a", "label": "0"}, {"text": "a", "label": "2"}])
     numbers = encode([{"text": "a", "label": "-1.5"}, {"text": "a", "label": "3"}], "regress", ())
-    assert numbers.label.tolist() == [-1.5, 3.0] and numbers.label.dtype == np.float32
+    assert (
+        numbers.example_arrays["label"].tolist() == [-1.5, 3.0]
+        and numbers.example_arrays["label"].dtype == np.float32
+    )
     for bad in ("x", "nan", "inf", "1e300", "1,5"):
         with pytest.raises(UserError, match=rf"f\.tsv:1: the label '{bad}' is not a number"):
             encode([{"text": "a", "label": bad}], "regress", ())
@@ -166,10 +174,10 @@ def test_tags_are_at_first_pieces():
     ]
     examples = encode(rows, "tag", ("O", "X"))
     assert tokens_of(examples) == "[CLS] a ##b [UNK] c [SEP]"
-    assert examples.token_labels.tolist() == [-1, 1, -1, 0, 1, -1, -1, 0, -1]
+    assert examples.token_arrays["token_labels"].tolist() == [-1, 1, -1, 0, 1, -1, -1, 0, -1]
     assert examples.words_of(0).tolist() == [1, 3, 4] and examples.words_of(1).tolist() == [1]
     bare = encode([{"tokens": ["ab", "c"]}], "tag", (), with_labels=False)
-    assert bare.token_labels is None and bare.words_of(0).tolist() == [1, 3]
+    assert not bare.targets and bare.words_of(0).tolist() == [1, 3]
     with pytest.raises(UserError, match=r"f\.tsv:2: the label 'O' is not .*: 'X'"):
         encode([{"tokens": ["a", "b"], "tags": ["X", "X"]}, rows[1]], "tag", ("X",))
 
@@ -181,7 +189,7 @@ def test_tags_of_a_sentence_that_is_cut():
     examples = encode(rows, "tag", ("O", "X"), seq_len=8, truncate=True)
     assert tokens_of(examples) == "[CLS] a ##b ##c ##d e f [SEP]"
     assert examples.words_of(0).tolist() == [1, 5, 6]
-    assert examples.token_labels.tolist() == [-1, 0, -1, -1, -1, 1, 0, -1]
+    assert examples.token_arrays["token_labels"].tolist() == [-1, 0, -1, -1, -1, 1, 0, -1]
     shorter = encode(
         [{"tokens": ["abcdef", "g"], "tags": ["O", "X"]}],
         "tag",
@@ -189,7 +197,7 @@ def test_tags_of_a_sentence_that_is_cut():
         seq_len=8,
         truncate=True,
     )
-    assert shorter.words_of(0).tolist() == [1] and shorter.token_labels.max() == 0
+    assert shorter.words_of(0).tolist() == [1] and shorter.token_arrays["token_labels"].max() == 0
 
 
 def question(context, answers=(), text="Q?"):
@@ -199,7 +207,7 @@ def question(context, answers=(), text="Q?"):
 def answer_text(examples, rows, i):
     """What the labels of example i say, as `predict` would read it from the spans."""
     spans = examples.spans_of(i)
-    first, last = examples.start[i], examples.end[i]
+    first, last = examples.column_arrays["start"][i], examples.column_arrays["end"][i]
     assert (spans[first : last + 1] >= 0).all()
     return rows[examples.row[i]]["context"][spans[first, 0] : spans[last, 1]]
 
@@ -214,10 +222,13 @@ def test_answers():
     examples = encode(rows, "answer", ())
     assert tokens_of(examples) == "[CLS] q ? [SEP] a b ##c [UNK] e ##d e . [SEP]"
     assert examples.second.tolist() == [4] * 4 and examples.row.tolist() == [0, 1, 2, 3]
-    assert (examples.start[0], examples.end[0]) == (8, 9)
+    assert (examples.column_arrays["start"][0], examples.column_arrays["end"][0]) == (8, 9)
     assert answer_text(examples, rows, 0) == "éd"
-    assert (examples.start[1], examples.end[1]) == (0, 0)
-    assert (examples.start[2], answer_text(examples, rows, 2)) == (6, "a")  # the nearest
+    assert (examples.column_arrays["start"][1], examples.column_arrays["end"][1]) == (0, 0)
+    assert (examples.column_arrays["start"][2], answer_text(examples, rows, 2)) == (
+        6,
+        "a",
+    )  # the nearest
     assert answer_text(examples, rows, 3) == "a b"
     touching = [question("a?b", [("a", 0)]), question("a?b", [("b", 2)])]
     beside = encode(touching, "answer", ())
@@ -226,7 +237,7 @@ def test_answers():
     assert spans[:4].tolist() == [[-1, -1]] * 4 == [spans[-1].tolist()] + [[-1, -1]] * 3
     assert spans[4:6].tolist() == [[0, 1], [2, 3]] and spans.shape == (13, 2)
     bare = encode([question("a b")], "answer", (), with_labels=False)
-    assert bare.start is None and bare.spans_of(0)[4].tolist() == [0, 1]
+    assert not bare.targets and bare.spans_of(0)[4].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +260,7 @@ def test_windows_cover_the_context(n, stride):
         if where in inside:
             assert answer_text(examples, rows, i) == letters[where]
         else:
-            assert examples.start[i] == examples.end[i] == 0
+            assert examples.column_arrays["start"][i] == examples.column_arrays["end"][i] == 0
     assert covered == set(range(n)) and any(has_answer)
     if len(examples) > 1:
         assert n > room and (len(examples) - 2) * step + room < n  # and no more than it takes
@@ -258,7 +269,7 @@ def test_windows_cover_the_context(n, stride):
 def test_answer_across_the_end_of_a_window_is_none_there():
     rows = [question("a " * 26 + "b c " + "d " * 20, [("b c", 52)])]
     examples = encode(rows, "answer", ())
-    assert examples.start[0] == 0 and examples.start[1] > 0
+    assert examples.column_arrays["start"][0] == 0 and examples.column_arrays["start"][1] > 0
     assert answer_text(examples, rows, 1) == "b c"
 
 

@@ -14,15 +14,13 @@ from bigjax.data.tokenizer import Bytes
 from bigjax.data.wordpiece import SPECIALS, WordPiece
 from bigjax.errors import UserError
 from bigjax.projects.seqgan import headline_rows as R
-from bigjax.projects.seqgan.headline_data import (
-    ClickRates,
-    HeadlineData,
+from bigjax.projects.seqgan.headline_data import HeadlineBatches, load_headlines
+from bigjax.projects.seqgan.headline_examples import (
     HeadlineOptions,
-    History,
     encode_articles,
     encode_headlines,
-    load_headlines,
 )
+from bigjax.projects.seqgan.headline_rows import ClickRates, History
 from tests.unit.test_data_examples import write
 
 PAD, UNK, CLS, SEP, MASK = range(5)
@@ -306,7 +304,7 @@ def test_examples_by_hand():
     assert [text(one) for one in examples.tokens] == ["a ##b [SEP] [PAD]", "e [SEP] [PAD] [PAD]"]
     assert examples.n_tokens.tolist() == [3, 2] and examples.clicks.tolist() == [1, 0]
     assert examples.click_weight.tolist() == [1, 0] and text(examples.hot[0]) == "y [PAD] [PAD]"
-    assert examples.cut == []
+    assert examples.truncated == []
 
 
 def test_what_is_too_long_is_refused_or_cut():
@@ -324,7 +322,10 @@ def test_what_is_too_long_is_refused_or_cut():
     assert source(examples) == "a b c d e f [SEP] g h [SEP] i [SEP]"
     assert source(examples, 1) == "a b [SEP] g h [SEP] b c d [SEP] i [SEP]"  # there is room
     assert text(examples.tokens[0]) == "a b c [SEP]" and examples.n_tokens.tolist() == [4, 4]
-    assert [cut.split(" are")[0] for cut in examples.cut] == ["1 of 2 articles", "1 of 2 headlines"]
+    assert [cut.split(" are")[0] for cut in examples.truncated] == [
+        "1 of 2 articles",
+        "1 of 2 headlines",
+    ]
 
 
 def test_batch_by_hand():
@@ -333,7 +334,7 @@ def test_batch_by_hand():
         ["z"],
         train=[row("d", time=1)],
     )
-    data = HeadlineData(examples, PAD, 12, 2, shuffle=False, name="valid")
+    data = HeadlineBatches(examples, PAD, 12, 2, shuffle=False, name="valid")
     assert data.n_batches == 2 == data.epoch_steps and data.examples_at(1) == ["valid:2"]
     batch = data.batch_at(0)
     assert batch["source"][0].tolist() == [ID["x"], SEP, ID["d"], SEP] + [PAD] * 8
@@ -363,19 +364,19 @@ def test_batch_by_hand():
 
 def test_training_is_endless_and_a_function_of_seed_and_step():
     examples = encode([row(f"{x}", "a") for x in LETTERS[:10]])
-    data = HeadlineData(examples, PAD, 12, 4, seed=3)
+    data = HeadlineBatches(examples, PAD, 12, 4, seed=3)
     assert data.epoch_steps == 2.5 and data.n_batches == 2
     seen = [data.batch_at(i)["example"] for i in range(5)]
     assert np.bincount(np.concatenate(seen)).tolist() == [2] * 10
-    again = HeadlineData(examples, PAD, 12, 4, seed=3)
+    again = HeadlineBatches(examples, PAD, 12, 4, seed=3)
     np.testing.assert_array_equal(again.batch_at(4)["tokens"], data.batch_at(4)["tokens"])
-    other = [HeadlineData(examples, PAD, 12, 4, seed=4).batch_at(i)["example"] for i in range(5)]
+    other = [HeadlineBatches(examples, PAD, 12, 4, seed=4).batch_at(i)["example"] for i in range(5)]
     assert np.concatenate(seen).tolist() != np.concatenate(other).tolist()
-    for n, message in ((11, "10 examples, and a batch takes 11"), (0, "batch size is 0")):
+    for n, message in ((11, "10 examples, and a batch has 11"), (0, "batch size is 0")):
         with pytest.raises(UserError, match=message):
-            HeadlineData(examples, PAD, 12, n)
+            HeadlineBatches(examples, PAD, 12, n)
     with pytest.raises(UserError, match="the train data has no examples"):
-        HeadlineData(encode([]), PAD, 12, 4)
+        HeadlineBatches(encode([]), PAD, 12, 4)
 
 
 def test_inference_reads_what_training_does():
@@ -387,10 +388,10 @@ def test_inference_reads_what_training_does():
         ["y"],
     )
     examples = encode(rows, ["y"], truncate=True, train=[row("d", time=1)])
-    batch = HeadlineData(examples, PAD, 12, 2, shuffle=False).batch_at(0)
+    batch = HeadlineBatches(examples, PAD, 12, 2, shuffle=False).batch_at(0)
     for key in given:
         np.testing.assert_array_equal(given[key], batch[key], err_msg=key)
-    assert cut == examples.cut[:1] and "1 of 2 articles are cut" in cut[0]
+    assert cut == examples.truncated[:1] and "1 of 2 articles are truncated" in cut[0]
     assert {*batch} - {*given} == {
         "tokens",
         "weights",
@@ -432,7 +433,7 @@ def test_load(tmp_path):
     for changes in ({"n_history": 1}, {"hot_per_example": 2}, {"article_len": 13}):
         other = load_headlines(data, dataclasses.replace(options, **changes), said.append)
         assert other.fingerprint != found.fingerprint
-    with pytest.raises(UserError, match="the test data is empty.*data.test_fraction"):
+    with pytest.raises(UserError, match="the test split is empty.*data.test_fraction"):
         found.split("test", 4)
 
 
@@ -444,13 +445,13 @@ def test_boundaries_come_from_training_alone(tmp_path):
     assert found.click_rates.boundaries.tolist() == other.click_rates.boundaries.tolist()
     assert found.split("test", 1).batch_at(0)["clicks"] == 2
     assert other.split("test", 1).batch_at(0)["clicks"] == 1
-    with pytest.raises(UserError, match="no split 'train'; read were test"):
+    with pytest.raises(UserError, match="'train' was not loaded; available: test"):
         found.rows("train")
 
 
 def test_a_loader_refuses_what_it_cannot_do(tmp_path):
     data = titles(tmp_path)
-    with pytest.raises(UserError, match="no split 'dev'; headlines have train, valid, test"):
+    with pytest.raises(UserError, match="no split 'dev'; allowed: train, valid, test"):
         load_headlines(data, OPTIONS, splits=["dev"])
     with pytest.raises(UserError, match='kind="wordpiece", not "bytes"'):
         load_headlines(data, OPTIONS, tokenizer=Bytes())
@@ -479,8 +480,8 @@ def test_chinese_titles(tmp_path):
     found = load_headlines(data, options, lambda line: None)
     with pytest.raises(UserError, match="no training row has any. Set data.columns.clicks"):
         load_headlines(data, dataclasses.replace(options, click_buckets=2), lambda line: None)
-    batch = HeadlineData(
-        found._examples["train"], found.tokenizer.pad_id, 32, 4, shuffle=False
+    batch = HeadlineBatches(
+        found.examples["train"], found.tokenizer.pad_id, 32, 4, shuffle=False
     ).batch_at(0)
     decoded = [found.tokenizer.decode(ids).replace(" ", "") for ids in batch["tokens"]]
     assert decoded == [title.lower().replace(" ", "") for title in titles]

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 
 from bigjax.data import examples as E
-from bigjax.data import labelled
-from bigjax.data.labelled import LabelledData, label_names, load_labelled, plan_rows
+from bigjax.data import row_plan
+from bigjax.data.labelled import load_labelled
+from bigjax.data.labelled_batches import LabelledBatches
+from bigjax.data.row_plan import plan_rows
+from bigjax.data.rows import label_counts
 from bigjax.data.tokenizer import Bytes
 from bigjax.errors import UserError
+from tests.helpers import kind
 from tests.unit.test_data_examples import (
     CLS,
     ID,
@@ -37,12 +41,12 @@ def of_lengths(lengths, labels=True):
         offsets,
         (lengths // 2).astype(np.int32),
         np.arange(n, dtype=np.int32),
-        label=np.arange(n, dtype=np.int32) % 7 if labels else None,
+        example_arrays={"label": np.arange(n, dtype=np.int32) % 7} if labels else {},
     )
 
 
 def data_of(lengths, **kwargs):
-    return LabelledData(
+    return LabelledBatches(
         of_lengths(lengths), **{"pad_id": 0, "seq_len": 64, "batch_size": 8, "seed": 3, **kwargs}
     )
 
@@ -118,7 +122,7 @@ def test_plan_by_hand():
 
 
 def test_plan_with_few_open_rows(monkeypatch):
-    monkeypatch.setattr(labelled, "_OPEN_ROWS", 2)
+    monkeypatch.setattr(row_plan, "_OPEN_ROWS", 2)
     order, offsets = plan_rows(np.array([6, 7, 8, 2, 3, 4]), np.arange(6), 10, 4)
     assert sorted(order.tolist()) == list(range(6))
     rows = [order[a:b].tolist() for a, b in zip(offsets, offsets[1:])]
@@ -134,7 +138,7 @@ def test_batch_by_hand():
         ],
         seq_len=16,
     )
-    data = LabelledData(examples, PAD, 16, 2, shuffle=False)
+    data = LabelledBatches(examples, PAD, 16, 2, shuffle=False)
     batch = data.batch_at(0)
     assert data.n_batches == 1 and data.max_examples == 4 and data.n_rows == 2
     a, b, c, d = (ID[x] for x in "abcd")
@@ -149,7 +153,7 @@ def test_batch_by_hand():
     dtypes = {key: value.dtype for key, value in batch.items()}
     assert dtypes.pop("weights") == np.float32 and set(dtypes.values()) == {np.dtype(np.int32)}
     assert data.padding == pytest.approx(1 - 19 / 32)
-    loose = LabelledData(examples, PAD, 16, 2, packing=False, shuffle=False)
+    loose = LabelledBatches(examples, PAD, 16, 2, packing=False, shuffle=False)
     assert loose.n_batches == 2 and loose.max_examples == 1
     assert loose.batch_at(1)["example"].tolist() == [[2], [-1]]
     assert not loose.batch_at(1)["segment_ids"][1].any()
@@ -157,18 +161,18 @@ def test_batch_by_hand():
 
 def test_labels_of_each_kind_move_with_their_example():
     tags = encode([{"tokens": ["ab", "c"], "tags": ["O", "X"]}] * 3, "tag", ("O", "X"))
-    batch = LabelledData(tags, PAD, 16, 1, shuffle=False).batch_at(0)
+    batch = LabelledBatches(tags, PAD, 16, 1, shuffle=False).batch_at(0)
     assert batch["token_labels"][0].tolist() == [-1, 0, -1, 1, -1] * 3 + [-1]
     numbers = encode([{"text": "a", "label": "2.5"}], "regress", ())
-    batch = LabelledData(numbers, PAD, 16, 1, shuffle=False).batch_at(0)
+    batch = LabelledBatches(numbers, PAD, 16, 1, shuffle=False).batch_at(0)
     assert batch["label"].dtype == np.float32 and batch["label"].tolist() == [[2.5, 0, 0, 0, 0]]
     answers = encode([question("a b", [("b", 2)]), question("a b c", [("b c", 2)])], "answer", ())
-    batch = LabelledData(answers, PAD, 16, 1, shuffle=False).batch_at(0)
+    batch = LabelledBatches(answers, PAD, 16, 1, shuffle=False).batch_at(0)
     assert batch["first"].tolist() == [[0, 7]]
     assert (batch["start"].tolist(), batch["end"].tolist()) == ([[5, 12]], [[5, 13]])
     assert "label" not in batch and "token_labels" not in batch
     bare = encode([{"text": "a"}], with_labels=False)
-    assert "label" not in LabelledData(bare, PAD, 16, 1, shuffle=False).batch_at(0)
+    assert "label" not in LabelledBatches(bare, PAD, 16, 1, shuffle=False).batch_at(0)
 
 
 def examples_in(batch):
@@ -282,19 +286,22 @@ def test_rows_and_steps_out_of_range():
 def test_too_little_data():
     with pytest.raises(
         UserError,
-        match=r"the train data makes 2 rows of 64 tokens \(packed: 5 "
-        r"examples\), and a batch takes 8. Lower train.batch_size",
+        match=r"the train data has 2 rows of 64 tokens \(packed: 5 "
+        r"examples\), and a batch has 8. Lower train.batch_size",
     ):
         data_of([20] * 5)
-    with pytest.raises(UserError, match="makes 5 rows of 64 tokens, and a batch takes 8"):
+    with pytest.raises(UserError, match="has 5 rows of 64 tokens, and a batch has 8"):
         data_of([20] * 5, packing=False)
     assert data_of([20] * 5, shuffle=False).n_batches == 1
-    with pytest.raises(UserError, match="the train data has no examples"):
+    with pytest.raises(UserError, match="the train data has no rows of 64 tokens"):
         data_of([], shuffle=False)
     with pytest.raises(UserError, match="batch size is 0"):
         data_of([20], batch_size=0)
     with pytest.raises(UserError, match="an example of 65 tokens; data.seq_len is 64"):
         data_of([65])
+
+
+SENTIMENT = kind("classify", ["bad", "good"])
 
 
 def sentiment(tmp_path, **changes):
@@ -310,9 +317,9 @@ def sentiment(tmp_path, **changes):
 
 def test_load_labelled(tmp_path):
     data, lines = sentiment(tmp_path), []
-    labels = label_names(data, "classify")
-    found = load_labelled(data, "classify", labels, log=lines.append)
-    assert labels == found.labels == ["bad", "good"]
+    labels = list(label_counts(data, kind("classify")))
+    found = load_labelled(data, kind("classify", labels), log=lines.append)
+    assert labels == list(found.kind.labels) == ["bad", "good"]
     assert found.tokenizer.kind == "wordpiece" and found.tokenizer.vocab_size == 60
     train, valid = found.split("train", 4, seed=1), found.split("valid", 4)
     assert train.shuffle and not valid.shuffle
@@ -329,17 +336,19 @@ def test_load_labelled(tmp_path):
     assert labels[batch["label"][0, 0]] == row["label"] and "film" in row["text"]
     assert found.summary() in lines and "train" in found.summary() and "bad" in found.summary()
     assert sum("training a WordPiece vocabulary" in line for line in lines) == 1
-    again = load_labelled(data, "classify", labels, log=lines.append)
+    again = load_labelled(data, kind("classify", labels), log=lines.append)
     assert again.fingerprint == found.fingerprint
     assert sum("training a WordPiece vocabulary" in line for line in lines) == 1
-    with pytest.raises(UserError, match="no split 'dev'.*train, valid, test"):
+    with pytest.raises(UserError, match="'dev' was not loaded; available: train, valid, test"):
         found.split("dev", 4)
 
 
 def test_fingerprint_sees_content_tokenizer_labels_and_settings(tmp_path):
     def fingerprint(labels=("bad", "good"), tokenizer=TOKENIZER, **changes):
         data = sentiment(tmp_path, **changes)
-        return load_labelled(data, "classify", labels, tokenizer=tokenizer, log=str).fingerprint
+        return load_labelled(
+            data, kind("classify", labels), tokenizer=tokenizer, log=str
+        ).fingerprint
 
     first = fingerprint()
     assert fingerprint() == first == fingerprint(packing=False)
@@ -358,8 +367,7 @@ def test_only_the_splits_that_are_named(tmp_path):
     def load(tokenizer=TOKENIZER, names=("test",), **changes):
         return load_labelled(
             sentiment(tmp_path, **changes),
-            "classify",
-            ["bad", "good"],
+            SENTIMENT,
             tokenizer=tokenizer,
             log=str,
             names=names,
@@ -368,7 +376,7 @@ def test_only_the_splits_that_are_named(tmp_path):
     every, alone = load(names=("train", "valid", "test"), test=mine), load(test=mine)
     assert alone.rows("test") == every.rows("test") and len(alone.rows("test")) == 2
     assert load(names=("valid", "train")).rows("valid") == load(names=["valid"]).rows("valid")
-    with pytest.raises(UserError, match="the train data was not read, only test"):
+    with pytest.raises(UserError, match="'train' was not loaded; available: test"):
         alone.split("train", 4)
     with pytest.raises(UserError, match="no split 'dev'.*train, valid, test"):
         load(names=("dev",))
@@ -380,37 +388,38 @@ def test_only_the_splits_that_are_named(tmp_path):
     assert fingerprint != load(names=("test", "valid"), test=mine).fingerprint
     write(tmp_path / "train.tsv", "")
     data = section(train=str(tmp_path / "train.tsv"), test=mine)
-    again = load_labelled(
-        data, "classify", ["bad", "good"], tokenizer=TOKENIZER, log=str, names=("test",)
-    )
+    again = load_labelled(data, SENTIMENT, tokenizer=TOKENIZER, log=str, names=("test",))
     assert again.fingerprint == fingerprint
 
 
 def test_load_labelled_errors(tmp_path):
     data = sentiment(tmp_path, valid=table(tmp_path / "v.tsv", ["fine\tgood", "so so\tmiddling"]))
     with pytest.raises(UserError, match=r"v\.tsv:3: the label 'middling' .*'bad', 'good'"):
-        load_labelled(data, "classify", ["bad", "good"], tokenizer=TOKENIZER, log=str)
+        load_labelled(data, SENTIMENT, tokenizer=TOKENIZER, log=str)
     with pytest.raises(UserError, match=r"train\.tsv:\d+: the label 'good' is not a number"):
-        load_labelled(data, "regress", [], tokenizer=TOKENIZER, log=str)
+        load_labelled(data, kind("regress", []), tokenizer=TOKENIZER, log=str)
     data = sentiment(tmp_path, seq_len=8)
     with pytest.raises(UserError, match=r"train\.tsv:\d+: the text is .*data.truncate=True"):
-        load_labelled(data, "classify", ["bad", "good"], tokenizer=TOKENIZER, log=str)
+        load_labelled(data, SENTIMENT, tokenizer=TOKENIZER, log=str)
     data.truncate, lines = True, []
-    cut = load_labelled(data, "classify", ["bad", "good"], tokenizer=TOKENIZER, log=lines.append)
+    cut = load_labelled(data, SENTIMENT, tokenizer=TOKENIZER, log=lines.append)
     assert cut.split("train", 4).examples.lengths.max() == 8
     n = len(cut.rows("train"))
-    assert f"data: train: {n} of {n} texts are cut to 8 tokens (data.truncate)" in lines
-    assert sum("are cut to" in line for line in lines) == 3
+    assert (
+        f"data: train: {n} of {n} texts are truncated to 8 tokens (data.truncate, data.seq_len)"
+        in lines
+    )
+    assert sum("are truncated to" in line for line in lines) == 3
     data.seq_len = 32
-    load_labelled(data, "classify", ["bad", "good"], tokenizer=TOKENIZER, log=lines.append)
-    assert sum("are cut to" in line for line in lines) == 3
+    load_labelled(data, SENTIMENT, tokenizer=TOKENIZER, log=lines.append)
+    assert sum("are truncated to" in line for line in lines) == 3
     data = section(train=table(tmp_path / "few.tsv", ["a\t0", "b\t1"]))
-    few = load_labelled(data, "classify", ["0", "1"], tokenizer=TOKENIZER, log=str)
-    with pytest.raises(UserError, match="the valid data is empty.*Raise data.valid_fraction"):
+    few = load_labelled(data, kind("classify", ["0", "1"]), tokenizer=TOKENIZER, log=str)
+    with pytest.raises(UserError, match="the valid split is empty.*Raise data.valid_fraction"):
         few.split("valid", 1)
     data.test_fraction = 1.0
-    none = load_labelled(data, "classify", ["0", "1"], tokenizer=TOKENIZER, log=str)
-    with pytest.raises(UserError, match="the train data is empty.*Lower data.valid_fraction"):
+    none = load_labelled(data, kind("classify", ["0", "1"]), tokenizer=TOKENIZER, log=str)
+    with pytest.raises(UserError, match="the train split is empty.*Lower data.valid_fraction"):
         none.split("train", 1)
 
 
@@ -421,16 +430,18 @@ def test_squad_and_conll_files_end_to_end(tmp_path):
     ]
     content = {"data": [{"paragraphs": [{"context": " ".join(LETTERS), "qas": qas}]}]}
     data = section(train=write(tmp_path / "a.json", json.dumps(content)), seq_len=16, doc_stride=4)
-    found = load_labelled(data, "answer", [], tokenizer=TOKENIZER, log=str)
+    found = load_labelled(data, kind("answer", []), tokenizer=TOKENIZER, log=str)
     examples = found.split("train", 4).examples
     answered = {
         found.rows("train")[examples.row[i]]["question"][0]: answer_text(
             examples, found.rows("train"), i
         )
         for i in range(len(examples))
-        if examples.start[i]
+        if examples.column_arrays["start"][i]
     }
     assert answered == {x: x for x in LETTERS}
     data = section(train=write(tmp_path / "a.conll", "a O\nb X\n\nc O\n"))
-    tags = load_labelled(data, "tag", label_names(data, "tag"), tokenizer=TOKENIZER, log=str)
+    tags = load_labelled(
+        data, kind("tag", list(label_counts(data, kind("tag")))), tokenizer=TOKENIZER, log=str
+    )
     assert tags.split("train", 1).batch_at(0)["token_labels"].max() == 1

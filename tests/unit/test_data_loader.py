@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from bigjax.data import TextData, build_tokenizer, iterate, load_text, load_tokenizer
+from bigjax.data import TextBatches, build_tokenizer, iterate, load_text, load_tokenizer
 from bigjax.data import store as S
 from bigjax.data.packing import make_batch
 from bigjax.data.tokenizer import Bytes
@@ -30,7 +30,7 @@ def numbers(tmp_path_factory):
 
 def train(stream_, **kwargs):
     arguments = {"seq_len": 64, "batch_size": 8, "seed": 3, **kwargs}
-    return TextData({"a": stream_}, Bytes(), **arguments)
+    return TextBatches({"a": stream_}, Bytes(), **arguments)
 
 
 def equal(a, b):
@@ -178,7 +178,7 @@ def test_mixture_proportions_and_separate_epochs(tmp_path):
         name: stream(tmp_path, [letter * 62] * n, name=name)  # 64 tokens a document
         for name, letter, n in (("a", "a", 300), ("b", "b", 30), ("c", "c", 90))
     }
-    data = TextData(streams, Bytes(), 64, 10, weights={"a": 1, "b": 2.5, "c": 0.5})
+    data = TextBatches(streams, Bytes(), 64, 10, weights={"a": 1, "b": 2.5, "c": 0.5})
     counts = {"a": 0, "b": 0, "c": 0}
     for step in range(100):
         for row in data.batch_at(step)["inputs"]:
@@ -186,13 +186,13 @@ def test_mixture_proportions_and_separate_epochs(tmp_path):
             counts[chr(np.bincount(letters).argmax())] += 1
     assert abs(counts["a"] - 250) < 5 and abs(counts["b"] - 625) < 5 and abs(counts["c"] - 125) < 5
     assert data.n_examples == 299 + 29 + 89 and data.epoch_steps == data.n_examples / 10
-    other = TextData(streams, Bytes(), 64, 10, weights={"a": 2, "b": 5, "c": 1})
+    other = TextBatches(streams, Bytes(), 64, 10, weights={"a": 2, "b": 5, "c": 1})
     equal(data.batch_at(77), other.batch_at(77))  # weights are relative
     equal(
         data.batch_at(77, slice(3, 7)),
         {key: value[3:7] for key, value in data.batch_at(77).items()},
     )
-    evaluation = TextData(streams, Bytes(), 64, 10, shuffle=False)
+    evaluation = TextBatches(streams, Bytes(), 64, 10, shuffle=False)
     total = sum(evaluation.batch_at(i)["target_bytes"].sum() for i in range(evaluation.n_batches))
     assert total == sum(one.n_bytes for one in streams.values()) == 62 * 420
 
@@ -200,15 +200,15 @@ def test_mixture_proportions_and_separate_epochs(tmp_path):
 def test_errors_say_what_to_change(tmp_path, numbers):
     with pytest.raises(
         UserError,
-        match=r"100 examples of 64 tokens take 6,401 tokens; found: "
-        r"a has [\d,]+\. Lower train.batch_size",
+        match=r"has 34 examples of 64 tokens, and a batch has 100\. "
+        r"Lower train.batch_size",
     ):
         train(numbers, batch_size=100)
     with pytest.raises(UserError, match=r"source 'a' has [\d,]+ tokens, and one example .* 10,001"):
         train(numbers, seq_len=10_000)
     empty = S.build_store(lambda counts: iter(["x"]), "y", Bytes(), 0, 0, str(tmp_path), "y")
     with pytest.raises(UserError, match="the valid split of a is empty.*Raise data.valid_fraction"):
-        train(empty.split("valid"), shuffle=False)
+        train(empty.split("valid"), shuffle=False, name="valid")
     for weight in (0, -1, None, float("nan")):
         with pytest.raises(UserError, match=r"data\.sources\.a\.weight is .*positive"):
             train(numbers, weights={"a": weight})

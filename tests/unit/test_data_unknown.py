@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from bigjax.data import load_labelled, load_text, unknown
-from bigjax.data.labelled import label_names
+from bigjax.data.rows import label_counts
 from bigjax.data.tokenizer import Bytes
 from bigjax.data.wordpiece import SPECIALS, WordPiece
 from bigjax.projects.seqgan import headline_data as headlines
+from bigjax.projects.seqgan import headline_examples
 from tests import helpers
+from tests.helpers import kind
 from tests.unit.test_data_headlines import OPTIONS
 
 ENGLISH = [
@@ -55,7 +57,7 @@ def test_labelled_rows(tmp_path, share):
     texts = [f"{THAI} {i}".split()[0] for i in range(n)] + ["the film"] * (100 - n)
     data = section(tmp_path, train=table(tmp_path, texts), valid_fraction=0.0, test_fraction=0.0)
     lines = []
-    found = load_labelled(data, "classify", ["0", "1"], tokenizer=TOKENIZER, log=lines.append)
+    found = load_labelled(data, kind("classify", ["0", "1"]), tokenizer=TOKENIZER, log=lines.append)
     whole = n + 2 * (100 - n)
     assert f"{n / whole:.2%} unknown" in found.summary().splitlines()[0]
     told = warnings_of(lines)
@@ -76,9 +78,8 @@ def test_every_text_of_a_row_counts(tmp_path):
         path.write_text(json.dumps(row) + "\n")
         data = section(tmp_path, train=str(path), valid_fraction=0.0, test_fraction=0.0)
         data.columns.pair = "pair" if name == "pair" else ""
-        kind = "classify" if name == "pair" else name
-        lines = []
-        load_labelled(data, kind, ["0", "1"], tokenizer=TOKENIZER, log=lines.append)
+        lines, kind_name = [], "classify" if name == "pair" else name
+        load_labelled(data, kind(kind_name, ["0", "1"]), tokenizer=TOKENIZER, log=lines.append)
         assert "1 of the " in warnings_of(lines)[0], name
 
 
@@ -106,14 +107,14 @@ def test_headlines_and_articles(tmp_path):
     rows = [{"headline": "the film", "article": f"{THAI} film"}] * 9
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = headline_section(tmp_path, path)
-    options = headlines.HeadlineOptions(
+    options = headline_examples.HeadlineOptions(
         article_len=OPTIONS.article_len, headline_len=6, n_history=0, click_buckets=0, hot_words=0
     )
     lines = []
     headlines.load_headlines(data, options, lines.append, TOKENIZER)
     assert "25.00% unknown" in lines[0]
     assert "9 of the 36 tokens of the train data" in warnings_of(lines)[0]
-    _, told = headlines.encode_articles(rows, options, TOKENIZER)
+    _, told = headline_examples.encode_articles(rows, options, TOKENIZER)
     assert "9 of the 18 tokens of the articles" in warnings_of(told)[0]
 
 
@@ -144,10 +145,10 @@ def test_special_tokens_do_not_count():
 # --- Missing values that were written as text --------------------------------------------------
 
 
-def missing_lines(data, kind="classify"):
+def missing_lines(data, name="classify"):
     """What is said of missing values; the labels."""
-    lines, labels = [], label_names(data, kind)
-    load_labelled(data, kind, labels, tokenizer=TOKENIZER, log=lines.append)
+    lines, labels = [], list(label_counts(data, kind(name)))
+    load_labelled(data, kind(name, labels), tokenizer=TOKENIZER, log=lines.append)
     return [line for line in lines if "missing" in line], labels
 
 
@@ -177,7 +178,7 @@ def test_labels_that_may_be_missing_are_classes_with_a_warning(tmp_path, name, l
     assert (
         len(lines) == 1 and f": 2 rows with the label {label!r} (the first at {where})" in lines[0]
     )
-    assert "fill them or take the rows out" in lines[0]
+    assert "fill them in or remove the rows" in lines[0]
 
 
 def test_one_line_for_all_that_may_be_missing(tmp_path):
@@ -202,7 +203,7 @@ def test_tags_and_headlines_that_may_be_missing(tmp_path):
     rows = [{"headline": "the film", "article": article} for article in ("nan", "a film", "nan")]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = headline_section(tmp_path, path)
-    options = headlines.HeadlineOptions(
+    options = headline_examples.HeadlineOptions(
         article_len=OPTIONS.article_len, headline_len=6, n_history=0, click_buckets=0, hot_words=0
     )
     lines = []

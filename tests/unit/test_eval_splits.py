@@ -14,6 +14,7 @@ from bigjax.evals import loss as loss_eval
 from bigjax.evals import metrics as metrics_eval
 from bigjax.parallel import mesh as mesh_lib
 from tests import helpers
+from tests.helpers import kind
 from tests.unit.test_data_headlines import OPTIONS, TOKENIZER, titles
 
 BATCH = 4
@@ -41,11 +42,11 @@ def counting_task():
         n = (batch["example"] >= 0).sum().astype(jnp.float32)
         return (n, n), ({"twice": (2 * n, n)}, extras)
 
-    def outputs(params, extras, batch):
+    def outputs(params, extras, frozen, batch):
         label = jax.nn.one_hot(batch["label"], 2)
         return label
 
-    return types.SimpleNamespace(loss=loss, outputs=outputs)
+    return types.SimpleNamespace(loss=loss, outputs=outputs, kind=kind("classify", ("0", "1")))
 
 
 @pytest.fixture
@@ -61,7 +62,10 @@ def corpus(tmp_path):
         cache_dir=str(tmp_path / "cache"),
     )
     return labelled.load_labelled(
-        data, "classify", rows.label_names(data, "classify"), tokenizer=TOKENIZER, log=str
+        data,
+        kind("classify", [*rows.label_counts(data, kind("classify"))]),
+        tokenizer=TOKENIZER,
+        log=str,
     )
 
 

@@ -19,7 +19,7 @@ TOKENIZER = WordPiece([*SPECIALS, *LETTERS, *(f"##{x}" for x in LETTERS)])
 
 
 def batch_of(articles, headlines, size=8):
-    """A batch as HeadlineData gives it, each row with the previous headline 'j'."""
+    """A batch as HeadlineBatches gives it, each row with the previous headline 'j'."""
     rows = []
     for article, headline in zip(articles, headlines):
         a, h = TOKENIZER.encode(article).tolist(), TOKENIZER.encode(headline).tolist()

@@ -8,7 +8,7 @@ import pytest
 
 from bigjax.errors import UserError
 from bigjax.projects.seqgan import hot_words as W
-from bigjax.projects.seqgan.headline_data import ClickRates
+from bigjax.projects.seqgan.headline_rows import ClickRates
 from tests.unit.test_data_examples import write
 from tests.unit.test_data_headlines import ID, LETTERS, OPTIONS, PAD, TOKENIZER, row, text
 

@@ -288,7 +288,7 @@ def stream(tokenizer, tmp_path_factory):
 
 
 def make(stream, tokenizer, shuffle=True, batch_size=16, seed=0, **changes):
-    return pairs.PairData(
+    return pairs.PairBatches(
         {"s": stream},
         tokenizer,
         64,
@@ -480,9 +480,9 @@ def test_too_little_text_is_refused(tokenizer, stream, tmp_path):
     one = build_store(
         lambda counts: iter(["the shape . the array"]), "y", tokenizer, 0.0, 0.0, str(tmp_path)
     ).split("train")
-    with pytest.raises(UserError, match="only one"):
+    with pytest.raises(UserError, match="only one document"):
         make(one, tokenizer, batch_size=1)
-    with pytest.raises(UserError, match="too little text"):
+    with pytest.raises(UserError, match="too little data"):
         make(stream, tokenizer, batch_size=100_000)
 
 

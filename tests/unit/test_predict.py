@@ -8,12 +8,17 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from bigjax.data.labelled import LabelledData, encode_rows
+from bigjax.data import measures
+from bigjax.data.kinds import encode_rows
+from bigjax.data.labelled_batches import LabelledBatches
 from bigjax.data.tables import read_table
 from bigjax.data.wordpiece import train_wordpiece
 from bigjax.errors import UserError
 from bigjax.evals import metrics
 from bigjax.infer import predict
+from bigjax.tasks.answer import Answer, squad_scores
+from bigjax.tasks.classify import Classify, Regress
+from bigjax.tasks.tag import Tag
 from tests.conftest import WORDS
 
 
@@ -25,22 +30,16 @@ def tokenizer():
 DATA = types.SimpleNamespace(seq_len=24, truncate=True, doc_stride=4)
 
 
-def config(**task):
-    return ConfigDict({"task": task})
-
-
 def test_classes_and_numbers():
     rows = [{"text": "a"}, {"text": "b"}]
     examples = types.SimpleNamespace(row=np.array([0, 1]))
     outputs = [np.array([0.0, 2.0, 1.0]), np.array([3.0, 0.0, 0.0])]
-    c = config(name="classify", kind="classify", labels=("x", "y", "z"))
-    found = predict.predictions(c, rows, examples, outputs)
+    found = Classify(("x", "y", "z")).predict(rows, examples, outputs)
     assert [f["prediction"] for f in found] == ["y", "x"]
     e = np.exp([0, 2, 1])
     assert list(found[0]["probabilities"].values()) == pytest.approx((e / e.sum()).tolist())
     assert found[0]["probability"] == pytest.approx(e[1] / e.sum())
-    c = config(name="classify", kind="regress", labels=())
-    assert predict.predictions(c, rows, examples, [np.array([1.5]), np.array([-2.0])]) == [
+    assert Regress().predict(rows, examples, [np.array([1.5]), np.array([-2.0])]) == [
         {"prediction": 1.5},
         {"prediction": -2.0},
     ]
@@ -51,10 +50,10 @@ def test_tags_stand_at_first_pieces_and_cut_words_have_none(tokenizer):
         {"tokens": ["the", "zzz", "shape"], "where": ""},
         {"tokens": ["model"] * 40, "where": ""},
     ]
-    examples = encode_rows(rows, DATA, "tag", ("O", "X"), tokenizer, with_labels=False)
+    examples = encode_rows(rows, DATA, Tag(("O", "X")), tokenizer, with_labels=False)
     outputs = [np.tile([1.0, 0.0], (n, 1)) for n in examples.lengths]
     outputs[0][examples.words_of(0)[2]] = [0.0, 1.0]
-    found = predict.predictions(config(name="tag", labels=("O", "X")), rows, examples, outputs)
+    found = Tag(("O", "X")).predict(rows, examples, outputs)
     assert found[0]["prediction"] == ["O", "O", "X"]
     kept = len(examples.words_of(1))
     assert kept < 40 and found[1]["prediction"] == ["O"] * kept + [None] * (40 - kept)
@@ -71,14 +70,13 @@ def answer_outputs(examples, best):
 def test_answers_are_the_best_span_of_all_windows(tokenizer):
     context = " ".join(WORDS[:20])
     rows = [{"question": "which", "context": context, "where": ""}]
-    examples = encode_rows(rows, DATA, "answer", (), tokenizer, with_labels=False)
+    examples = encode_rows(rows, DATA, Answer(), tokenizer, with_labels=False)
     assert len(examples) > 1
     last = len(examples) - 1
     columns = np.flatnonzero(examples.spans_of(last)[:, 0] >= 0)
     a, b = columns[0], columns[2]
-    task = dict(name="answer", max_answer_tokens=5, allow_no_answer=False)
-    find = lambda best, **t: predict.predictions(
-        config(**{**task, **t}), rows, examples, answer_outputs(examples, best)
+    find = lambda best, **options: Answer(**{"max_answer_tokens": 5, **options}).predict(
+        rows, examples, answer_outputs(examples, best)
     )[0]
     spans = examples.spans_of(last)
     want = context[spans[a, 0] : spans[b, 1]]
@@ -102,11 +100,11 @@ def test_outputs_find_their_examples_in_packed_rows(tokenizer):
     from bigjax.parallel import mesh as mesh_lib
 
     rows = [{"text": " ".join(WORDS[i % 9 : i % 9 + 1 + i % 4]), "where": ""} for i in range(30)]
-    examples = encode_rows(rows, DATA, "classify", (), tokenizer, with_labels=False)
-    data = LabelledData(examples, tokenizer.pad_id, 24, 4, shuffle=False)
+    examples = encode_rows(rows, DATA, Classify(), tokenizer, with_labels=False)
+    data = LabelledBatches(examples, tokenizer.pad_id, 24, 4, shuffle=False)
     mesh = mesh_lib.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
-    columns = lambda p, e, batch: batch["tokens"][..., None]
-    first = lambda p, e, batch: jax.numpy.take_along_axis(
+    columns = lambda p, e, f, batch: batch["tokens"][..., None]
+    first = lambda p, e, f, batch: jax.numpy.take_along_axis(
         batch["tokens"], batch["first"] + 1, axis=1
     )[..., None]
     for function in (columns, first):
@@ -155,9 +153,8 @@ def test_a_row_without_an_answer_has_no_score(tmp_path, tokenizer):
         {"question": "a", "context": "\u200b\u200e", "where": "x:1"},
         {"question": "a", "context": "b", "where": "x:2", "other": float("nan"), "none": None},
     ]
-    options = types.SimpleNamespace(name="answer", allow_no_answer=False, max_answer_tokens=3)
     none = types.SimpleNamespace(row=[], spans_of=None)
-    found = predict.predictions(types.SimpleNamespace(task=options), rows, none, [])
+    found = Answer(max_answer_tokens=3).predict(rows, none, [])
     found[1]["score"] = 1.5
     for ending in predict.FORMATS:
         predict.write(tmp_path / f"o{ending}", rows, found)
@@ -236,7 +233,7 @@ def test_files_that_cannot_be_written(tmp_path, monkeypatch):
     for name, message in (
         ("o.xls", r"\.tsv, \.csv, \.jsonl"),
         ("o.tsv", "is a folder"),
-        ("none/o.csv", "none' is not one"),
+        ("none/o.csv", "none' is not a folder"),
         ("in.tsv", "is the input"),
         ("link.tsv", "is the input"),
         ("hard.tsv", "is the input"),
@@ -260,8 +257,7 @@ def test_files_that_cannot_be_written(tmp_path, monkeypatch):
 def test_classification_metrics_by_hand():
     rows = [{"label": label} for label in "aaabbc"]
     found = [{"prediction": label} for label in "aabbbb"]
-    task = ConfigDict(dict(name="classify", kind="classify", labels=("a", "b", "c")))
-    numbers, text, by_label = metrics.measure(task, rows, found)
+    numbers, text, by_label = Classify(("a", "b", "c")).measure(rows, found)
     f1 = [2 * 1.0 * 2 / 3 / (1 + 2 / 3), 2 * 0.5 * 1 / 1.5, 0.0]
     assert numbers["accuracy"] == pytest.approx(4 / 6)
     assert numbers["f1_macro"] == pytest.approx(np.mean(f1))
@@ -283,48 +279,51 @@ def test_classification_metrics_by_hand():
 def test_tag_metrics_leave_o_out():
     rows = [{"tags": ["O", "X", "X"]}, {"tags": ["O", "O"]}]
     found = [{"prediction": ["O", "X", "O"]}, {"prediction": ["O", "X"]}]
-    task = ConfigDict(dict(name="tag", labels=("O", "X")))
-    numbers, text, by_label = metrics.measure(task, rows, found)
+    numbers, text, by_label = Tag(("O", "X")).measure(rows, found)
     assert numbers["accuracy"] == pytest.approx(3 / 5)
     assert numbers["f1_micro"] == pytest.approx(0.5)  # of X: precision 1/2, recall 1/2
-    assert "(cut)" not in text and "(cut)" not in by_label
+    assert "(truncated)" not in text and "(truncated)" not in by_label
 
 
 def test_a_word_that_was_cut_off_is_missed_and_is_no_other_label(tmp_path):
     rows = [{"tags": ["X", "O", "Y", "X"]}, {"tags": ["O", "X"]}]
     found = [{"prediction": ["X", "O", "Y", None]}, {"prediction": ["O", None]}]
-    task = ConfigDict(dict(name="tag", labels=("Y", "O", "X")))
-    numbers, text, by_label = metrics.measure(task, rows, found)
+    kind = Tag(("Y", "O", "X"))
+    numbers, text, by_label = kind.measure(rows, found)
     assert numbers["accuracy"] == pytest.approx(4 / 6)
     assert by_label["Y"]["precision"] == by_label["X"]["precision"] == 1.0
     assert by_label["X"]["recall"] == pytest.approx(1 / 3)
     assert numbers["precision_macro"] == 1.0 and numbers["recall_macro"] == pytest.approx(2 / 3)
-    assert "(cut)" in text and by_label["(cut)"]["support"] == 0
-    metrics._draw(tmp_path / "c.png", *metrics._label_pairs(task, rows, found), list(task.labels))
+    assert "(truncated)" in text and by_label["(truncated)"]["support"] == 0
+    metrics._draw_confusion(tmp_path / "c.png", *kind.label_pairs(rows, found), list(kind.labels))
     assert (tmp_path / "c.png").stat().st_size > 1000
-    assert metrics._shown(["Y"], ["Y", "(cut)"]) == ["Y", "(cut)"]
-    assert metrics._shown(["Y", "(cut)"], ["(cut)"]) == ["Y", "(cut)"] != metrics._shown(["Y"], [])
+    assert measures.shown_labels(["Y"], ["Y", "(truncated)"]) == ["Y", "(truncated)"]
+    assert (
+        measures.shown_labels(["Y", "(truncated)"], ["(truncated)"])
+        == ["Y", "(truncated)"]
+        != measures.shown_labels(["Y"], [])
+    )
 
 
 @pytest.mark.parametrize(
-    "task, row, prediction",
+    "kind, row, prediction",
     [
-        (dict(name="classify", kind="classify", labels=("a", "b")), {"label": "a"}, "b"),
-        (dict(name="classify", kind="regress", labels=()), {"label": "1"}, 2.0),
-        (dict(name="tag", labels=("a", "b")), {"tags": ["a"]}, ["b"]),
-        (dict(name="answer"), {"answers": []}, ""),
+        (Classify(("a", "b")), {"label": "a"}, "b"),
+        (Regress(), {"label": "1"}, 2.0),
+        (Tag(("a", "b")), {"tags": ["a"]}, ["b"]),
+        (Answer(), {"answers": []}, ""),
     ],
 )
-def test_names_of_metrics_are_known_before(task, row, prediction):
-    numbers, _, _ = metrics.measure(ConfigDict(task), [row] * 2, [{"prediction": prediction}] * 2)
-    assert metrics.metric_names(ConfigDict(task)) == tuple(numbers)
+def test_names_of_metrics_are_known_before(kind, row, prediction):
+    numbers, _, _ = kind.measure([row] * 2, [{"prediction": prediction}] * 2)
+    assert kind.metrics == tuple(numbers)
     data = types.SimpleNamespace(n_examples=1, n_batches=1, padding=0.0)
     corpus = types.SimpleNamespace(split=lambda *_, **__: data, rows=lambda _: [])
     context = types.SimpleNamespace(
-        config=ConfigDict({"task": task, "train": {"batch_size": 1}}),
+        config=ConfigDict({"train": {"batch_size": 1}}),
         corpus=corpus,
         log=str,
-        task=types.SimpleNamespace(outputs=True),
+        task=types.SimpleNamespace(kind=kind),
     )
     evaluate = metrics.build("valid", types.SimpleNamespace(split="valid"), context)
     assert evaluate.metrics == ("loss", *numbers)
@@ -333,16 +332,15 @@ def test_names_of_metrics_are_known_before(task, row, prediction):
 def test_regression_metrics():
     rows = [{"label": str(x)} for x in (1.0, 2.0, 3.0, 10.0)]
     found = [{"prediction": x} for x in (1.0, 2.5, 3.0, 4.0)]
-    task = ConfigDict(dict(name="classify", kind="regress", labels=()))
-    numbers, _, _ = metrics.measure(task, rows, found)
+    numbers, _, _ = Regress().measure(rows, found)
     assert numbers["spearman"] == pytest.approx(1.0) and 0.7 < numbers["pearson"] < 0.95
     assert numbers["mse"] == pytest.approx(36.25 / 4) and numbers["mae"] == pytest.approx(6.5 / 4)
     constant = [{"prediction": 1.0}] * 4
-    assert metrics.measure(task, rows, constant)[0]["pearson"] == 0.0
+    assert Regress().measure(rows, constant)[0]["pearson"] == 0.0
 
 
 def test_answer_scores_as_squad_counts_them():
-    score = lambda golds, said: metrics.answer_scores([[(g, -1) for g in golds]], [said])
+    score = lambda golds, text: squad_scores([golds], [text])
     assert score(["The Eiffel Tower"], "eiffel tower!") == {"exact_match": 1.0, "f1": 1.0}
     assert score(["red car", "blue"], "a blue") == {"exact_match": 1.0, "f1": 1.0}
     assert score(["red car"], "red bike")["f1"] == pytest.approx(0.5)

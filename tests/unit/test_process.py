@@ -388,7 +388,7 @@ def test_keys_that_a_command_uses_in_part_of_a_section_are_taken(command):
         (["generate", "--workdir=/nowhere", "--temperature=nan"], "temperature is nan"),
         (["generate", "--workdir=/nowhere", "--seed=-1"], "--seed is -1"),
         (["generate", "--workdir=/nowhere", f"--seed={2**64}"], "--seed is 184"),
-        (["plan", "--topology=v5e:1x1", "--budget-minutes=3"], "no effect without --search"),
+        (["plan", "--topology=v5e:1x1", "--budget-minutes=3"], "it is of --search"),
         (["config", "--config=configs/gpt/text.py", "--workdir=/x"], "--config or --workdir"),
         (["eval", "--workdir=/a", "--workdir=/b"], "accepts one --workdir=FOLDER; got 2"),
         (["train", "--workdir="], "--workdir is empty"),

@@ -7,9 +7,10 @@ import numpy as np
 
 from bigjax.data import word_vectors
 from bigjax.data.augment import Augment, read_thesaurus
+from bigjax.data.batches import SplitData
 from bigjax.data.wordpiece import WordPiece
 from bigjax.errors import UserError
-from bigjax.projects.seqgan.headline_data import HeadlineData, Headlines
+from bigjax.projects.seqgan.headline_data import HeadlineBatches, Headlines
 from bigjax.projects.seqgan.hot_words import write_hot_words
 from bigjax.projects.seqgan.round_batches import RoundBatches
 
@@ -17,27 +18,24 @@ HOT_WORDS = "hot_words.txt"  # in a run's folder
 NEIGHBOURS, MIN_COSINE = 5, 0.5  # of word vectors that stand in for a thesaurus
 
 
-class Corpus:
-    """data.headlines.Headlines whose training batches come in rounds.
-
-    Attributes and methods are those of Headlines that the trainer and evaluators use.
-    """
+class Corpus(SplitData):
+    """Headlines whose training batches come in rounds."""
 
     def __init__(self, headlines: Headlines, options) -> None:
-        self.tokenizer, self.fingerprint = headlines.tokenizer, headlines.fingerprint
+        super().__init__(headlines.names, headlines.fingerprint, headlines.tokenizer)
         self.hot_words, self.rows = headlines.hot_words, headlines.rows
         self._headlines, self._options = headlines, options
 
-    def split(
-        self, name: str, *, batch_size: int, seed: int | None = None, shuffle: bool | None = None
-    ):
-        """HeadlineData, shuffled as Headlines.split says; with a seed in rounds."""
-        found = self._headlines.split(name, batch_size, seed, shuffle)
-        return (
-            found
-            if seed is None
-            else ChangedInRounds(found, self._options, changes(self._options, self.tokenizer), seed)
-        )
+    def check_split(self, name: str) -> None:
+        self._headlines.check_split(name)
+
+    def batches(self, name: str, **options):
+        """HeadlineBatches; if shuffled in rounds."""
+        batches = self._headlines.batches(name, **options)
+        if not batches.shuffle:
+            return batches
+        change = changes(self._options, self._headlines.tokenizer)
+        return ChangedInRounds(batches, self._options, change, batches.seed)
 
     def texts(self, name: str) -> list[str]:
         """The headlines and articles of a split, each once."""
@@ -45,15 +43,15 @@ class Corpus:
         return list(dict.fromkeys(row[k] for row in rows for k in ("headline", "article")))
 
     def save(self, folder) -> None:
-        """Writes the hot words, which a trained model is told again."""
+        """Writes the hot words, which the trained model needs for predictions."""
         if self.hot_words:
             write_hot_words(folder / HOT_WORDS, self.hot_words)
 
 
 class ChangedInRounds(RoundBatches):
-    """Batches of HeadlineData in rounds, changed by changed(batch, seed, first_row, judged)."""
+    """Batches of HeadlineBatches in rounds, changed by changed(batch, seed, first_row, judged)."""
 
-    def __init__(self, data: HeadlineData, options, changed: Callable, seed: int) -> None:
+    def __init__(self, data: HeadlineBatches, options, changed: Callable, seed: int) -> None:
         super().__init__(data, options.round)
         self._generator_updates, self._changed, self._seed = (
             options.generator_updates,

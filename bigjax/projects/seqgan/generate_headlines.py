@@ -18,7 +18,7 @@ from bigjax.infer import predict
 from bigjax.infer.beam_search import beam_search
 from bigjax.infer.rollout import gather
 from bigjax.infer.sampling import sample
-from bigjax.projects.seqgan import augmented, headline_data
+from bigjax.projects.seqgan import augmented, headline_examples
 from bigjax.projects.seqgan import headline as headline_task
 from bigjax.projects.seqgan.gan import GAN, before_end, discriminate, repeat_rows, sample_texts
 from bigjax.projects.seqgan.generation_options import GenerationOptions
@@ -247,7 +247,7 @@ def _context(f, options: GenerationOptions, rows, tokenizer, loaded, folder) -> 
     headline_task.check_tokenizer(tokenizer, c)
     of_run = folder / augmented.HOT_WORDS
     hot_file = f.hot_words or (of_run if of_run.exists() else "")
-    context, truncated = headline_data.encode_articles(
+    context, truncated = headline_examples.encode_articles(
         rows,
         headline_task.headline_options(config, c, loaded.task.gan.options),
         tokenizer,

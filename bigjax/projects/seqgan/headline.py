@@ -16,7 +16,7 @@ from bigjax.data import word_vectors
 from bigjax.data.store import SPLITS
 from bigjax.data.wordpiece import SPECIALS
 from bigjax.errors import UserError
-from bigjax.projects.seqgan import headline_data
+from bigjax.projects.seqgan import headline_examples
 from bigjax.projects.seqgan import model as seqgan
 from bigjax.projects.seqgan.augmented import Corpus
 from bigjax.projects.seqgan.gan import GAN, half_sum_of_squares
@@ -70,7 +70,7 @@ class Config(TrainingOptions):
 
 
 def build(config, options: Config) -> Task:
-    """The task. Batches: see headline_data.HeadlineData; in training see round_batches.py."""
+    """The task. Batches: see headline_data.HeadlineBatches; in training see round_batches.py."""
     check_training(config)
     family, c = family_for(
         config,
@@ -104,9 +104,9 @@ def build(config, options: Config) -> Task:
     )
 
 
-def headline_options(config, c, options: Config) -> headline_data.HeadlineOptions:
+def headline_options(config, c, options: Config) -> headline_examples.HeadlineOptions:
     """How to read the data, given the sizes of the model and data.seq_len tokens per headline."""
-    return headline_data.HeadlineOptions(
+    return headline_examples.HeadlineOptions(
         c.article_len,
         config.data.seq_len,
         options.n_history,

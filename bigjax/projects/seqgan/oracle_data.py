@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from bigjax.bounds import SEED, at_least
-from bigjax.data.arrays import ArrayData
+from bigjax.data.arrays import ArrayBatches
+from bigjax.data.batches import SplitData
 from bigjax.data.files import LOCAL_CACHE, cache_folder, write_atomically
 from bigjax.errors import UserError
 from bigjax.projects.seqgan import model as family
@@ -43,14 +44,8 @@ class Config:
     PATHS = ("params",)
 
 
-class OracleText:
-    """The oracle, and the sequences that it wrote.
-
-    Attributes: fingerprint, of all sequences; tokenizer, None; oracle, its GAN, and
-    oracle_params.
-    """
-
-    tokenizer = None
+class OracleText(SplitData):
+    """The sequences of an oracle; `oracle`, its GAN, and `oracle_params`."""
 
     def __init__(self, config, options: TrainingOptions, log):
         arrays = oracle_arrays(config)
@@ -64,7 +59,7 @@ class OracleText:
         self.oracle = unconditional(family, c, options, config.data.seq_len)
         self._options = options
         self._splits = self._load(config, arrays, log)
-        self.fingerprint = _hash(self._splits.values())
+        super().__init__(self._splits, _hash(self._splits.values()))
         for split, tokens in self._splits.items():  # a file that was changed by hand
             if tokens.min() < 0 or tokens.max() >= c.vocab_size:
                 raise UserError(
@@ -72,13 +67,12 @@ class OracleText:
                     f"vocabulary of {c.vocab_size}: delete them from data.cache_dir."
                 )
 
-    def split(self, name: str, *, batch_size: int, seed: int | None = None):
-        """ArrayData; with a seed RoundBatches."""
+    def batches(self, name: str, **options):
+        """ArrayBatches; if shuffled in rounds."""
         tokens = self._splits[name]
-        rows = ArrayData(
-            {"tokens": tokens, "weights": np.ones(tokens.shape, np.float32)}, batch_size, seed
-        )
-        return rows if seed is None else RoundBatches(rows, self._options.round)
+        arrays = {"tokens": tokens, "weights": np.ones(tokens.shape, np.float32)}
+        batches = ArrayBatches(arrays, name=name, **options)
+        return RoundBatches(batches, self._options.round) if batches.shuffle else batches
 
     def _load(self, config, arrays, log) -> dict[str, np.ndarray]:
         o, T = config.data, config.data.seq_len

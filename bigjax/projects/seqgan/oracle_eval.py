@@ -44,7 +44,7 @@ def build(name: str, options: Config, context: Context):
     gan, corpus = context.task.gan, context.corpus
     batch_size = context.config.train.batch_size
     rows_per_batch = -(-SAMPLE_ROWS // batch_size) * batch_size  # the rows divide over the devices
-    data = corpus.split(options.split, batch_size=rows_per_batch)
+    data = corpus.split(options.split, batch_size=rows_per_batch, shuffle=False)
     rows = sharding.local_rows(context.mesh, rows_per_batch)
     condition = empty_context(rows_per_batch)
     n = options.batches or -(-TEXTS // rows_per_batch)

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import hashlib
 
 import flax.linen as nn
 import jax
@@ -18,8 +17,8 @@ from bigjax.layers.basic import Dense
 from bigjax.parallel import sharding
 
 
-class Numbers:
-    """config.data: rows of a CSV with a header; the last column is the target."""
+class Numbers(ArrayData):
+    """config.data: rows of a CSV with a header; its last column is the target."""
 
     @dataclasses.dataclass(frozen=True)
     class Config:
@@ -30,23 +29,17 @@ class Numbers:
         DATA_PATHS = ("path",)
         MAY_CHANGE = ("path",)
 
-    tokenizer = None
-
     def __init__(self, path: str, valid_fraction: float):
         try:
             with open(path, newline="") as file:
                 rows = np.array([*csv.reader(file)][1:], np.float32)
         except (OSError, ValueError) as e:
-            raise UserError(f"config.data.path={path!r} is no CSV of numbers: {e}") from e
-        n_train = round(len(rows) * (1 - valid_fraction))
-        self.parts = {"train": rows[:n_train], "valid": rows[n_train:]}
-        self.fingerprint = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
-
-    def split(self, name, batch_size, seed=0, shuffle=None):
-        rows = self.parts[name]
-        arrays = {"x": rows[:, :-1], "y": rows[:, -1], "weights": np.ones(len(rows), np.float32)}
-        shuffle = name == "train" if shuffle is None else shuffle
-        return ArrayData(arrays, batch_size, seed if shuffle else None)
+            raise UserError(f"config.data.path={path!r} is not a CSV of numbers: {e}") from e
+        weights = np.ones(len(rows), np.float32)
+        arrays = {"x": rows[:, :-1], "y": rows[:, -1], "weights": weights}
+        n = round(len(rows) * (1 - valid_fraction))
+        train = {name: x[:n] for name, x in arrays.items()}
+        super().__init__({"train": train, "valid": {name: x[n:] for name, x in arrays.items()}})
 
 
 class Network:

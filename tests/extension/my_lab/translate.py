@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from bigjax.layers.stack import Stack
 from bigjax.models import Decoder, rung
 
 
-class Pairs:
+class Pairs(ArrayData):
     """config.data: a file of lines 'source TAB target', as bytes."""
 
     @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Pairs:
         MAY_CHANGE = ("path",)
 
     def __init__(self, path: str, source_len: int, target_len: int):
-        self.tokenizer = t = Bytes()
+        t = Bytes()
         try:
             with open(path, encoding="utf-8") as file:
                 pairs = [line.rstrip("\n").split("\t") for line in file]
@@ -49,17 +48,10 @@ class Pairs:
                 row[: len(x)] = x[:n]
             return out
 
-        self._arrays = {"source": rows(ids, source_len), "target": rows(targets, target_len)}
-        weights = self._arrays["target"] != t.pad_id
-        self._arrays["weights"] = weights.astype(np.float32)
-        digest = hashlib.sha256(b"".join(x.tobytes() for x in self._arrays.values()))
-        self.fingerprint = digest.hexdigest()[:16]
-
-    def split(self, name, batch_size, seed=0, shuffle=None):
-        every = {"train": slice(0, None), "valid": slice(0, 32), "test": slice(0, 32)}[name]
-        shuffle = name == "train" if shuffle is None else shuffle
-        arrays = {k: x[every] for k, x in self._arrays.items()}
-        return ArrayData(arrays, batch_size, seed if shuffle else None)
+        arrays = {"source": rows(ids, source_len), "target": rows(targets, target_len)}
+        arrays["weights"] = (arrays["target"] != t.pad_id).astype(np.float32)
+        first = {k: x[:32] for k, x in arrays.items()}
+        super().__init__({"train": arrays, "valid": first, "test": first}, t)
 
 
 @dataclasses.dataclass(frozen=True)

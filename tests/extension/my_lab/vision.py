@@ -1,7 +1,6 @@
 """A vision family with batch statistics, and the images that it is trained on."""
 
 import dataclasses
-import hashlib
 
 import flax.linen as nn
 import jax
@@ -14,7 +13,7 @@ from bigjax.data.arrays import ArrayData
 from bigjax.layers import params as params_lib
 
 
-class Squares:
+class Squares(ArrayData):
     """config.data: grey images of `size` x `size` bytes; the label is the bright quarter."""
 
     @dataclasses.dataclass(frozen=True)
@@ -24,10 +23,8 @@ class Squares:
 
         RANGES = dict.fromkeys(("size", "examples"), at_least(1))
 
-    tokenizer = None
-
     def __init__(self, size: int, examples: int):
-        self._parts = {}
+        splits = {}
         for i, name in enumerate(("train", "valid", "test")):
             rng = np.random.default_rng(i)
             label = rng.integers(0, 4, examples)
@@ -36,17 +33,12 @@ class Squares:
                 np.arange(size) // (size // 2) == x[:, None] for x in (label // 2, label % 2)
             )
             pictures += 40 * (rows[:, :, None] & columns[:, None, :])[..., None]
-            self._parts[name] = {
+            splits[name] = {
                 "picture": pictures.astype(np.uint8),
                 "label": label.astype(np.int32),
                 "weights": np.ones(examples, np.float32),
             }
-        digest = hashlib.sha256(b"".join(p["picture"].tobytes() for p in self._parts.values()))
-        self.fingerprint = digest.hexdigest()[:16]
-
-    def split(self, name, batch_size, seed=0, shuffle=None):
-        shuffle = name == "train" if shuffle is None else shuffle
-        return ArrayData(self._parts[name], batch_size, seed if shuffle else None)
+        super().__init__(splits)
 
 
 class Network:
