@@ -59,7 +59,7 @@ def run(f: flags.FlagValues, config) -> None:
     from bigjax.plan import compile as compile_lib
     from bigjax.train.run import resolved
 
-    config, _ = resolved(config)
+    config, _ = resolved(config, read_data=False)
     correct = calibrate.read(f.calibrate, chip) if f.calibrate else None
     if f.search:
         found = [_search(f, config, correct)]

@@ -124,6 +124,21 @@ def resolve(config) -> None:
             config.task.update(module.resolve(config, modules.options(config, "task")))
 
 
+def assume(config, log: Callable[[str], None] = print) -> None:
+    """As `resolve`, for a plan: instead of reading data it uses the assumptions of the task's
+    module, and logs them. They only change sizes, such as the number of outputs."""
+    module = modules.of(config, "task")
+    if hasattr(module, "assume"):
+        values = module.assume(config, modules.options(config, "task"))
+        with config.unlocked():
+            config.task.update(values)
+        for key, value in values.items():
+            log(
+                f"plan: task.{key} is not set, and the data are not read: assuming "
+                f"{len(value)}. Set task.{key} for the exact number."
+            )
+
+
 def data_module(config, function: str, such_as: str) -> Any:
     """The module of config.data, for a task that reads by this function of it.
 

@@ -20,6 +20,7 @@ from bigjax.tasks import (
 )
 
 PACKED_TOKENS = 16  # assumed length of examples that share a row, where the data are not read
+ASSUMED_LABELS = ("LABEL_0", "LABEL_1")  # in a plan, which does not read the data
 
 
 class Encoder(NamedTuple):

@@ -18,7 +18,7 @@ from bigjax.data.rows import label_counts
 from bigjax.data.tokenizer import Tokenizer
 from bigjax.errors import UserError
 from bigjax.tasks import Task
-from bigjax.tasks._encoder import labelled_task
+from bigjax.tasks._encoder import ASSUMED_LABELS, labelled_task
 
 DATA, EVALUATION = "labelled", "metrics"  # of a config that is made for this task
 
@@ -36,6 +36,8 @@ class Config:
 
     def __post_init__(self):
         check_ranges("task", self)
+        if self.kind not in KINDS:
+            raise UserError(f"task.kind is {self.kind!r}; allowed: {', '.join(KINDS)}.")
 
 
 class TextKind(Kind):
@@ -133,10 +135,14 @@ def resolve(config, options: Config) -> dict:
     return {"labels": labels, "label_weights": weights}
 
 
+def assume(config, options: Config) -> dict:
+    """The labels of a plan, which reads no data."""
+    missing = KINDS[options.kind].has_labels and not options.labels
+    return {"labels": ASSUMED_LABELS} if missing else {}
+
+
 def build(config, options: Config) -> Task:
     """Batches: see data.labelled_batches, kinds Classify and Regress."""
-    if options.kind not in KINDS:
-        raise UserError(f"task.kind is {options.kind!r}; allowed: {', '.join(KINDS)}.")
     if not KINDS[options.kind].has_labels:
         return _regression_task(config, options)
     n = _check_labels(options)

@@ -16,7 +16,7 @@ from bigjax.data.rows import label_counts
 from bigjax.data.tokenizer import Tokenizer
 from bigjax.errors import UserError
 from bigjax.tasks import Task
-from bigjax.tasks._encoder import labelled_task
+from bigjax.tasks._encoder import ASSUMED_LABELS, labelled_task
 
 DATA, EVALUATION = "labelled", "metrics"  # of a config that is made for this task
 
@@ -106,6 +106,11 @@ class Tag(Kind):
 def resolve(config, options: Config) -> dict:
     """The labels of the training data."""
     return {"labels": options.labels or tuple(label_counts(config.data, Tag()))}
+
+
+def assume(config, options: Config) -> dict:
+    """The labels of a plan, which reads no data."""
+    return {} if options.labels else {"labels": ASSUMED_LABELS}
 
 
 def build(config, options: Config) -> Task:

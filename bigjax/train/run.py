@@ -126,13 +126,13 @@ def _train(config, workdir: str, progress: metrics.Progress, lease: Lease) -> No
         _loop(run, state, start, is_new)
 
 
-def resolved(config, workdir: str = ""):
-    """The config with what init_from and the data decide written into it, and what init_from names
-    if that was opened for it."""
+def resolved(config, workdir: str = "", read_data: bool = True):
+    """The config with the values that follow from init_from and the data, and the source that
+    init_from names if it was opened for them. read_data=False: as a plan, by assumptions."""
     config = config.copy_and_resolve_references()
     source = init_from.fill(config, workdir)
     modules.fill(config)
-    tasks.resolve(config)
+    (tasks.resolve if read_data else tasks.assume)(config)
     return config.lock(), source
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from bigjax import config, tasks
 from bigjax.errors import UserError
+from bigjax.train.run import resolved
 from bigjax.train.state import make_init
 from bigjax.train.step import make_step
 from tests import helpers
@@ -208,6 +209,29 @@ def test_answers_are_sought_among_the_tokens_of_their_own_example():
 def test_wrong_options_are_refused(name, options, words):
     with pytest.raises(UserError, match=words):
         build(name, **options)
+
+
+@pytest.mark.parametrize(
+    "name, options, n, note",
+    [
+        ("classify", {}, 2, "plan: task.labels is not set, and the data are not read: assuming 2"),
+        ("classify", {"labels": ("a", "b", "c")}, 3, ""),
+        ("classify", {"kind": "regress"}, 1, ""),
+        ("tag", {}, 2, "task.labels is not set"),
+        ("answer", {}, 2, ""),
+    ],
+)
+def test_a_plan_reads_no_data(name, options, n, note, capsys):
+    c = config.new_config()
+    c.model = dict(name="bert", vocab_size=V, max_len=T, d_model=16, n_layers=1, n_heads=2)
+    c.task = dict(name=name, **options)
+    c.data = dict(name="labelled", seq_len=T, train="/not/there.tsv")
+    task = tasks.build(resolved(c, read_data=False)[0])
+    shapes = jax.eval_shape(task.init, jax.random.key(0))["params"]
+    head = {"classify": "classifier", "tag": "tagger", "answer": "span"}[name]
+    assert shapes[head]["bias"].shape == (n,)
+    out = capsys.readouterr().out
+    assert note in out and bool(out) == bool(note)
 
 
 def test_a_decoder_is_no_encoder():
