@@ -1,18 +1,14 @@
 """bigjax.data.labelled: the packing plan, and batches as a function of (seed, step)."""
 
 import json
-import time
 
 import numpy as np
 import pytest
 
 from bigjax.data import examples as E
-from bigjax.data import row_plan
 from bigjax.data.labelled import load_labelled
 from bigjax.data.labelled_batches import LabelledBatches
-from bigjax.data.row_plan import plan_rows
 from bigjax.data.rows import label_counts
-from bigjax.data.tokenizer import Bytes
 from bigjax.errors import UserError
 from tests.helpers import kind
 from tests.unit.test_data_examples import (
@@ -26,7 +22,6 @@ from tests.unit.test_data_examples import (
     encode,
     question,
     section,
-    table,
     write,
 )
 
@@ -58,75 +53,6 @@ def equal(a, b):
     assert a.keys() == b.keys()
     for key in a:
         np.testing.assert_array_equal(a[key], b[key], err_msg=key)
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda rng, n: rng.lognormal(3.3, 0.6, n),
-        lambda rng, n: rng.integers(5, 129, n),
-        lambda rng, n: rng.normal(60, 20, n),
-        lambda rng, n: rng.lognormal(3.7, 0.8, n),
-    ],
-)
-def test_packing_leaves_little_padding(draw):
-    lengths = np.clip(draw(np.random.default_rng(0), 20_000).astype(int), 5, 128)
-    for shuffle in (True, False):
-        assert data_of(lengths, seq_len=128, shuffle=shuffle).padding < 0.1
-    loose = data_of(lengths, seq_len=128, packing=False)
-    assert loose.padding == pytest.approx(1 - lengths.mean() / 128) and loose.padding > 0.2
-
-
-@pytest.mark.parametrize("seq_len", [32, 96, 128])
-@pytest.mark.parametrize("least, most", [(5, 9), (6, 8), (3, 40), (11, 11), (3, 3), (2, 6)])
-def test_packing_of_short_texts(seq_len, least, most):
-    rng = np.random.RandomState(0)
-    lengths = rng.randint(least, min(most, seq_len) + 1, 4000)
-    if (seq_len, least) == (32, 11):  # two fill 22 of 32, whatever the plan is
-        assert data_of(lengths, seq_len=32).padding == pytest.approx(1 - 22 / 32)
-        return
-    for shuffle in (True, False):
-        data = data_of(lengths, seq_len=seq_len, shuffle=shuffle)
-        assert data.padding < 0.1 and data.max_examples <= seq_len // 3
-        assert data.batch_at(0)["first"].shape == (8, data.max_examples)
-
-
-@pytest.mark.parametrize("short, share, long", [(3, 0.5, 128), (4, 0.9, 120), (4, 0.97, 60)])
-def test_packing_of_short_texts_among_long_ones(short, share, long):
-    rng = np.random.RandomState(0)
-    assert data_of(np.where(rng.rand(5000) < share, short, long), seq_len=128).padding < 0.05
-
-
-def test_a_row_has_no_more_places_than_its_lengths_need():
-    assert data_of([100] * 40, seq_len=128).max_examples == 1
-    assert data_of([60, 61] * 40, seq_len=128).max_examples == 2
-    assert data_of([2] * 200, seq_len=8).max_examples == 2
-    assert data_of([30] * 400, packing=False).max_examples == 1
-
-
-def test_planning_is_fast():
-    lengths = np.random.default_rng(0).integers(5, 129, 400_000)
-    begun = time.perf_counter()
-    plan_rows(lengths, np.arange(len(lengths)), 128, 16)
-    assert time.perf_counter() - begun < 10  # 0.6 s on an idle core
-
-
-def test_plan_by_hand():
-    def plan(lengths, most):
-        order, offsets = plan_rows(np.array(lengths), np.arange(len(lengths)), 10, most)
-        return [order[a:b].tolist() for a, b in zip(offsets, offsets[1:])]
-
-    assert plan([6, 7, 3, 4, 10, 2], 3) == [[0, 3], [1, 2], [4], [5]]  # the fullest that has room
-    assert plan([1] * 7, 3) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert plan([5, 5], 1) == [[0], [1]] and plan([], 3) == []
-
-
-def test_plan_with_few_open_rows(monkeypatch):
-    monkeypatch.setattr(row_plan, "_OPEN_ROWS", 2)
-    order, offsets = plan_rows(np.array([6, 7, 8, 2, 3, 4]), np.arange(6), 10, 4)
-    assert sorted(order.tolist()) == list(range(6))
-    rows = [order[a:b].tolist() for a, b in zip(offsets, offsets[1:])]
-    assert rows == [[0, 4], [1, 3], [2], [5]]  # the row of 8 was closed before the 2 came
 
 
 def test_batch_by_hand():
@@ -299,128 +225,6 @@ def test_too_little_data():
         data_of([20], batch_size=0)
     with pytest.raises(UserError, match="an example of 65 tokens; data.seq_len is 64"):
         data_of([65])
-
-
-SENTIMENT = kind("classify", ["bad", "good"])
-
-
-def sentiment(tmp_path, **changes):
-    lines = [f"{word} film number {i}\t{word}" for i in range(60) for word in ("good", "bad")]
-    return section(
-        train=table(tmp_path / "train.tsv", lines),
-        cache_dir=str(tmp_path / "cache"),
-        valid_fraction=0.1,
-        test_fraction=0.1,
-        **changes,
-    )
-
-
-def test_load_labelled(tmp_path):
-    data, lines = sentiment(tmp_path), []
-    labels = list(label_counts(data, kind("classify")))
-    found = load_labelled(data, kind("classify", labels), log=lines.append)
-    assert labels == list(found.kind.labels) == ["bad", "good"]
-    assert found.tokenizer.kind == "wordpiece" and found.tokenizer.vocab_size == 60
-    train, valid = found.split("train", 4, seed=1), found.split("valid", 4)
-    assert train.shuffle and not valid.shuffle
-    assert not found.split("train", 4, shuffle=False).shuffle
-    held = [
-        i
-        for step in range(valid.n_batches)
-        for i in valid.batch_at(step)["example"].ravel()
-        if i >= 0
-    ]
-    assert sorted(held) == list(range(len(found.rows("valid"))))
-    batch = valid.batch_at(0)
-    row = found.rows("valid")[valid.examples.row[batch["example"][0, 0]]]
-    assert labels[batch["label"][0, 0]] == row["label"] and "film" in row["text"]
-    assert found.summary() in lines and "train" in found.summary() and "bad" in found.summary()
-    assert sum("training a WordPiece vocabulary" in line for line in lines) == 1
-    again = load_labelled(data, kind("classify", labels), log=lines.append)
-    assert again.fingerprint == found.fingerprint
-    assert sum("training a WordPiece vocabulary" in line for line in lines) == 1
-    with pytest.raises(UserError, match="'dev' was not loaded; available: train, valid, test"):
-        found.split("dev", 4)
-
-
-def test_fingerprint_sees_content_tokenizer_labels_and_settings(tmp_path):
-    def fingerprint(labels=("bad", "good"), tokenizer=TOKENIZER, **changes):
-        data = sentiment(tmp_path, **changes)
-        return load_labelled(
-            data, kind("classify", labels), tokenizer=tokenizer, log=str
-        ).fingerprint
-
-    first = fingerprint()
-    assert fingerprint() == first == fingerprint(packing=False)
-    others = {
-        fingerprint(("good", "bad")),
-        fingerprint(tokenizer=Bytes()),
-        fingerprint(seq_len=40),
-        fingerprint(test=table(tmp_path / "x.tsv", ["a\tbad"])),
-    }
-    assert len(others) == 4 and first not in others
-
-
-def test_only_the_splits_that_are_named(tmp_path):
-    mine = table(tmp_path / "x.tsv", ["a\tbad", "b\tgood"])
-
-    def load(tokenizer=TOKENIZER, names=("test",), **changes):
-        return load_labelled(
-            sentiment(tmp_path, **changes),
-            SENTIMENT,
-            tokenizer=tokenizer,
-            log=str,
-            names=names,
-        )
-
-    every, alone = load(names=("train", "valid", "test"), test=mine), load(test=mine)
-    assert alone.rows("test") == every.rows("test") and len(alone.rows("test")) == 2
-    assert load(names=("valid", "train")).rows("valid") == load(names=["valid"]).rows("valid")
-    with pytest.raises(UserError, match="'train' was not loaded; available: test"):
-        alone.split("train", 4)
-    with pytest.raises(UserError, match="no split 'dev'.*train, valid, test"):
-        load(names=("dev",))
-    trained = load(tokenizer=None, test=mine)  # on the training rows, which it does not keep
-    assert trained.tokenizer.vocab_size == 60 and "train" not in trained.summary()
-    fingerprint = alone.fingerprint
-    assert load(names=("test", "test"), test=mine).fingerprint == fingerprint
-    assert fingerprint != every.fingerprint
-    assert fingerprint != load(names=("test", "valid"), test=mine).fingerprint
-    write(tmp_path / "train.tsv", "")
-    data = section(train=str(tmp_path / "train.tsv"), test=mine)
-    again = load_labelled(data, SENTIMENT, tokenizer=TOKENIZER, log=str, names=("test",))
-    assert again.fingerprint == fingerprint
-
-
-def test_load_labelled_errors(tmp_path):
-    data = sentiment(tmp_path, valid=table(tmp_path / "v.tsv", ["fine\tgood", "so so\tmiddling"]))
-    with pytest.raises(UserError, match=r"v\.tsv:3: the label 'middling' .*'bad', 'good'"):
-        load_labelled(data, SENTIMENT, tokenizer=TOKENIZER, log=str)
-    with pytest.raises(UserError, match=r"train\.tsv:\d+: the label 'good' is not a number"):
-        load_labelled(data, kind("regress", []), tokenizer=TOKENIZER, log=str)
-    data = sentiment(tmp_path, seq_len=8)
-    with pytest.raises(UserError, match=r"train\.tsv:\d+: the text is .*data.truncate=True"):
-        load_labelled(data, SENTIMENT, tokenizer=TOKENIZER, log=str)
-    data.truncate, lines = True, []
-    cut = load_labelled(data, SENTIMENT, tokenizer=TOKENIZER, log=lines.append)
-    assert cut.split("train", 4).examples.lengths.max() == 8
-    n = len(cut.rows("train"))
-    assert (
-        f"data: train: {n} of {n} texts are truncated to 8 tokens (data.truncate, data.seq_len)"
-        in lines
-    )
-    assert sum("are truncated to" in line for line in lines) == 3
-    data.seq_len = 32
-    load_labelled(data, SENTIMENT, tokenizer=TOKENIZER, log=lines.append)
-    assert sum("are truncated to" in line for line in lines) == 3
-    data = section(train=table(tmp_path / "few.tsv", ["a\t0", "b\t1"]))
-    few = load_labelled(data, kind("classify", ["0", "1"]), tokenizer=TOKENIZER, log=str)
-    with pytest.raises(UserError, match="the valid split is empty.*Raise data.valid_fraction"):
-        few.split("valid", 1)
-    data.test_fraction = 1.0
-    none = load_labelled(data, kind("classify", ["0", "1"]), tokenizer=TOKENIZER, log=str)
-    with pytest.raises(UserError, match="the train split is empty.*Lower data.valid_fraction"):
-        none.split("train", 1)
 
 
 def test_squad_and_conll_files_end_to_end(tmp_path):
