@@ -16,6 +16,7 @@ JAX = ">=0.10,<0.13"
 TPU = [f"jax[tpu]{JAX}"]  # with the libtpu that this jax was released with
 GCS = ["gcsfs>=2024.6,<2027"]
 DEV = ["mypy>=1.15,<3", "pre-commit>=4,<5", "ruff>=0.12,<0.18"]
+DOCS = ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"]
 TEST = [
     "gcp-storage-emulator>=2026.7,<2027",
     "jsonschema>=4.20,<5",
@@ -93,6 +94,7 @@ setup(
         "gcs": GCS,
         "test": TEST,
         "dev": DEV,
+        "docs": DOCS,
         "bench": ["torch>=2.6,<3", "transformers>=4.50,<6"],
     },
 )

@@ -43,7 +43,7 @@ class Run(NamedTuple):
 
 
 def train(config, workdir: str) -> None:
-    """Trains, or resumes training, in a work folder; README.md says what is written there.
+    """Trains, or resumes training, in a work folder; docs/train.md says what is written there.
 
     Raises UserError for bad input, before anything expensive; NonFinite; SaveError; TransientError
     where the same call may succeed later: storage fails, another host is late or lost, or another

@@ -26,10 +26,12 @@ elif [ "$2" = venv ]; then
 fi
 """
 OF_THE_OLDEST = [
-    "3.11 pip install -q -e .[test,dev] constraints.txt",
+    "3.11 pip install -q -e .[test,dev,docs] constraints.txt",
     "3.11 -m ruff check .",
     "3.11 -m ruff format --check .",
     "3.11 -m mypy",
+    "3.11 -m mkdocs build --strict -q",
+    "3.11 -m pytest -m slow tests/e2e/test_notebook.py",
     "3.11 -m pytest",
 ]
 
