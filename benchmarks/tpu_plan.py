@@ -1,10 +1,10 @@
-"""The smallest slice of v5p that holds each size of GPT-3 with its published batch, without a TPU.
+"""The smallest v5p slice that fits each size of GPT-3 with its published batch, without a TPU.
 
     pip install -e '.[plan]'
     python benchmarks/tpu_plan.py
 
-It also plans BERT-large with LAMB at 32,768 rows. A compilation takes one to two minutes; plans are
-cached, so a second run is quick.
+It also plans BERT-large with LAMB at a batch of 32,768. A compilation takes one or two minutes;
+plans are cached, so a second run is fast.
 """
 
 import argparse
@@ -23,7 +23,7 @@ GPT = "configs/gpt/gpt3.py:"
 
 SIZES = ("125m", "350m", "760m", "1.3b", "2.7b", "6.7b", "13b", "175b")
 SLICES = [f"v5p:{shape}" for shape in (*chips.SMALL_CUBES, "4x4x4", "4x4x8", "4x8x8", "8x8x8")]
-ROWS_AT_ONCE = 4  # of 2,048 tokens, on a device
+ROWS_AT_ONCE = 4  # of 2,048 tokens, per device
 
 
 def planned(spec: str, topology: str, batch: int | None, changes: dict):
@@ -41,9 +41,9 @@ def planned(spec: str, topology: str, batch: int | None, changes: dict):
 
 
 def fits() -> None:
-    """Prints the smallest slice that holds each size of GPT-3 with its published batch, and that
-    BERT-large with LAMB at 32,768 rows fits 256 chips of v5e."""
-    print(f"{'config':<36}{'slice':<11}{'HBM GiB':>9}{'of':>7}{'seconds a step':>18}{'MFU':>16}")
+    """Prints the smallest slice that fits each size of GPT-3 with its published batch, and the plan
+    of BERT-large with LAMB at a batch of 32,768 on 256 chips of v5e."""
+    print(f"{'config':<36}{'slice':<11}{'HBM GiB':>9}{'of':>7}{'seconds per step':>18}{'MFU':>16}")
     for size in SIZES:
         for topology in SLICES:
             plan = small(GPT + size, topology)
@@ -57,8 +57,8 @@ def fits() -> None:
 
 
 def small(spec: str, topology: str):
-    """The plan with parameters cut over all chips, full rematerialisation and few rows at once;
-    None if a chip cannot even hold its parameters, their moments and gradients."""
+    """The plan with parameters sharded over all chips, full rematerialisation and small
+    micro-batches; None if a chip cannot even hold its parameters, their moments and gradients."""
     config = config_lib.load_file(spec)
     name, sizes = chips.parse(topology)
     rows = config.train.batch_size // math.prod(sizes)

@@ -1,6 +1,6 @@
-"""Compiles a config for a TPU pod, without one: does it fit, how fast, what is communicated.
+"""Compiles a config for a TPU pod, without one: whether it fits, how fast it is, what is sent.
 
-Needs `pip install -e '.[plan]'`. For GPUs, with `pip install -e '.[cuda]'`, without seconds.
+Needs `pip install -e '.[plan]'`. For GPUs install '.[cuda]'; their plans have no seconds.
 """
 
 from bigjax import config as config_lib
@@ -10,17 +10,17 @@ COMMAND = Command(
     flags=(
         Flag(
             "topology",
-            "such as v5e:16x16 or v5p:8x8x8; GPUs: h100:8, or h100:4x8, four hosts of eight",
+            "pod, such as v5e:16x16 or v5p:8x8x8; GPUs: h100:8, or h100:4x8, four hosts of eight",
             "",
             "CHIP:AxB",
         ),
-        Flag("slices", "how many of them", 1),
-        Flag("mesh", "of config.mesh, such as data=1,fsdp=64,tensor=8", "", "AXIS=N,..."),
-        Flag("search", "tries layouts; given again, it continues", False),
-        Flag("budget-minutes", "of --search", 20.0),
+        Flag("slices", "number of such pods, joined by a network", 1),
+        Flag("mesh", "sets config.mesh, such as data=1,fsdp=64,tensor=8", "", "AXIS=N,..."),
+        Flag("search", "tries layouts; the same command again continues", False),
+        Flag("budget-minutes", "time limit of --search", 20.0),
         Flag(
             "calibrate",
-            'corrects seconds by measured runs: lines of --json with "measured_seconds" added',
+            'measured runs that correct seconds: lines of --json with "measured_seconds" added',
             "",
             "FILE",
         ),

@@ -1,1 +1,1 @@
-"""Ahead-of-time compilation for a TPU pod: memory, FLOPs, communication, predicted time."""
+"""Ahead-of-time compilation for a TPU pod: memory, FLOPs, communication and predicted time."""

@@ -12,10 +12,10 @@ from bigjax.errors import UserError
 
 
 class Correction(NamedTuple):
-    """step = work * predicted work + communication * predicted communication, within a share of
-    spread: what real runs make of predicted work, and how much communication they do not hide.
+    """Corrected seconds: work * predicted work + communication * predicted communication.
 
-    work 1 and communication 0 with a scale: the predicted range, scaled (see `read`).
+    spread: the relative error of that. runs: how many were measured. With a scale, the predicted
+    range is multiplied by it instead (see `read`).
     """
 
     work: float
@@ -35,25 +35,25 @@ class Correction(NamedTuple):
         if self.scale is not None:
             return (
                 f"seconds x {self.scale:.2f}. More runs, of layouts that communicate more and "
-                "less, would tell work and communication apart"
+                "less, would separate work from communication"
             )
         return f"work x {self.work:.2f}, communication x {self.communication:.2f}"
 
 
 def read(path: str, chip: str) -> Correction:
-    """From a file of plans and what was measured, of one chip: a line of JSON a run, as
-    `bigjax plan --json` prints it, with "measured_seconds" added.
+    """The correction for a chip, from a file with one line of JSON per measured run: what
+    `bigjax plan --json` prints, with "measured_seconds" added.
 
-    Where the runs do not tell work and communication apart (fewer than three, or alike), the
-    middle of the predicted range is scaled by the median of what was measured.
-    It is read as any other text file: compressed ones too, and those in UTF-16.
-    Raises UserError for a file that is none, or has no run on this chip.
+    If the runs do not separate work from communication (fewer than three, or similar ones), the
+    predicted range is scaled by the median of measured over predicted seconds. The file may be
+    compressed or in UTF-16, as any other text file.
+    Raises UserError for an invalid file, and for one without a run on this chip.
     """
     rows = [run for run in _lines(path) if run[0] == chip]
     if not rows:
         raise UserError(f"--calibrate={path} has no run on {chip}.")
     _, work, communication, measured = (np.array(x) for x in zip(*rows))
-    # In units of what was measured, so that short and long steps count alike.
+    # Relative to the measurement, so that short and long steps have equal weight.
     matrix = np.stack([work, communication], 1) / measured[:, None]
     if len(rows) < 3 or np.linalg.cond(matrix / np.linalg.norm(matrix, axis=0)) > 10:
         middle = (np.maximum(work, communication) + work + communication) / 2
@@ -65,8 +65,8 @@ def read(path: str, chip: str) -> Correction:
 
 def _lines(path: str) -> list[tuple[str, float, float, float]]:
     """(chip, work, communication, measured) of each run; seconds."""
-    found = []
-    lines = text_files.read_lines(path, "lines of JSON, as --calibrate takes them")
+    runs = []
+    lines = text_files.read_lines(path, "lines of JSON, as --calibrate expects them")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -77,11 +77,11 @@ def _lines(path: str) -> list[tuple[str, float, float, float]]:
                 for name in ("work_seconds", "communication_seconds", "measured_seconds")
             ]
             if not (0 < seconds[0] < math.inf and 0 <= seconds[1] < math.inf > seconds[2] > 0):
-                raise ValueError(f"these cannot be seconds: {seconds}")
-            found.append((str(run["topology"]).split(":")[0], *seconds))
+                raise ValueError(f"these are not valid seconds: {seconds}")
+            runs.append((str(run["topology"]).split(":")[0], *seconds))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as e:
             raise UserError(
                 f"--calibrate={path}, line {number}: {type(e).__name__}: {e}. Each line is what "
                 '`bigjax plan --json` prints last, with "measured_seconds": SECONDS added.'
             ) from e
-    return found
+    return runs

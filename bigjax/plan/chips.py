@@ -1,6 +1,6 @@
-"""Chips: their figures, and pods of them that programs can be compiled for.
+"""Chips, their figures, and the pods that programs can be compiled for.
 
-A TPU pod is described by libtpu, which has the whole compiler: no TPU is needed. GPUs: gpu.py.
+libtpu describes a TPU pod and contains the compiler, so no TPU is needed. For GPUs see gpu.py.
 """
 
 import math
@@ -14,13 +14,13 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """Of one device as jax counts them.
+    """Figures of one device, as jax counts devices.
 
-    clock: GHz, which the compiler's cycles are of. peak: bfloat16 TFLOP/s. hbm: GB/s. link: GB/s
-    one way, of one of its links to neighbours. dcn: GB/s to other slices, a device's share of its
-    host's network. limit: GiB of HBM that the compiler allows. dims: of its torus, 0 without one.
-    largest: chips of one slice. Clocks are derived from the peak and the width of the matrix units;
-    tpu7x's clock and network are inferred. None: of GPUs, of which no time is predicted.
+    clock: GHz of the compiler's cycles. peak: bfloat16 TFLOP/s. hbm: GB/s. link: GB/s one way of
+    one link to a neighbour. dcn: GB/s to other slices, a device's share of its host's network.
+    limit: GiB of HBM that the compiler allows. dims: of its torus, 0 without one. largest: chips in
+    one slice. Clocks are derived from the peak and the width of the matrix units; tpu7x's clock and
+    network are inferred. None for GPUs, whose times are not predicted.
     """
 
     clock: float | None
@@ -52,8 +52,9 @@ ONE_HOST = ("1", "2", "4", "8")  # GPUs
 
 
 def before_jax() -> None:
-    """Lets compilers describe pods on a machine without them. To be called before jax starts."""
-    # Of what does not fit and of its own doings the GPU compiler complains; what fails is raised.
+    """Prepares the environment to compile for devices that are not attached. Call it before jax
+    starts."""
+    # The GPU compiler logs much that is of no interest; failures are raised anyway.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.update(
         JAX_PLATFORMS="cpu",
@@ -62,32 +63,32 @@ def before_jax() -> None:
         TPU_ACCELERATOR_TYPE="v5litepod-1",
         ALLOW_MULTIPLE_LIBTPU_LOAD="1",
     )
-    os.environ.pop("TPU_LIBRARY_PATH", None)  # a compiler of which the version is not known
+    os.environ.pop("TPU_LIBRARY_PATH", None)  # a compiler of unknown version
 
 
 def parse(topology: str) -> tuple[str, tuple[int, ...]]:
-    """'v5e:4x4' as ('v5e', (4, 4)), 'h100:2x8', two hosts of eight, as ('h100', (2, 8)).
+    """('v5e', (4, 4)) from 'v5e:4x4'; ('h100', (2, 8)) from 'h100:2x8', two hosts of eight GPUs.
 
-    UserError, with what is known, for what is no slice.
+    Raises UserError, with the valid ones, for any other text.
     """
     name, _, text = topology.partition(":")
     if name not in CHIPS:
         raise UserError(
-            f"--topology={topology!r}: {name!r} is no chip that is known. Known: "
+            f"--topology={topology!r}: {name!r} is not a known chip. Known: "
             + "; ".join(_known(chip) for chip in CHIPS)
             + "."
         )
     chip = CHIPS[name]
     sizes = tuple(int(n) for n in text.split("x") if n.isdigit())
     if chip.dims == 0:
-        good = text in ONE_HOST or (
+        valid = text in ONE_HOST or (
             len(sizes) == 2
             and sizes[0] > 1
             and sizes[1] == gpu.PER_HOST
             and math.prod(sizes) <= chip.largest
         )
     else:
-        good = (
+        valid = (
             text in FLAT
             if chip.dims == 2
             else text in SMALL_CUBES
@@ -98,13 +99,13 @@ def parse(topology: str) -> tuple[str, tuple[int, ...]]:
                 and math.prod(sizes) <= chip.largest
             )
         )
-    if not good or "x".join(map(str, sizes)) != text:
-        raise UserError(f"--topology={topology!r} is no slice there is. Known: {_known(name)}.")
+    if not valid or "x".join(map(str, sizes)) != text:
+        raise UserError(f"--topology={topology!r} is not a valid slice. Valid: {_known(name)}.")
     return name, sizes
 
 
 def figures(name: str) -> Chip:
-    """Of a chip; the limit of a GPU is the part of its memory that jax takes."""
+    """The figures of a chip; a GPU's limit is the share of its memory that jax allocates."""
     chip = CHIPS[name]
     return chip if chip.timed else chip._replace(limit=chip.limit * gpu.share())
 
@@ -124,17 +125,17 @@ def _known(name: str) -> str:
 
 
 def devices(topology: str, slices: int = 1) -> list:
-    """The devices of slices, which programs can be compiled for.
+    """The devices of a pod, to compile for.
 
-    Raises UserError for a topology that the compiler does not know, and without the compiler that
-    belongs to the installed jax.
+    Raises UserError for a topology that the compiler does not know, and if the compiler that
+    matches the installed jax is missing.
     """
     chip, sizes = parse(topology)
     if not CHIPS[chip].timed:
         if slices > 1:
             raise UserError(
-                f"--slices={slices}: only TPUs come in slices. Several hosts of GPUs "
-                f"are --topology={chip}:{slices}x{gpu.PER_HOST}."
+                f"--slices={slices} is for TPUs. For several hosts of GPUs use "
+                f"--topology={chip}:{slices}x{gpu.PER_HOST}."
             )
         return gpu.devices(sizes)
     compilers.check(compilers.TPU)
@@ -157,5 +158,6 @@ def devices(topology: str, slices: int = 1) -> list:
         )
     except Exception as e:  # jaxlib raises what libtpu says as errors of several kinds
         raise UserError(
-            f"--topology={topology} cannot be had: {str(e).splitlines()[0]} Known: {_known(chip)}."
+            f"--topology={topology} is not available: {str(e).splitlines()[0]} Known: "
+            f"{_known(chip)}."
         ) from e

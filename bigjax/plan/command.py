@@ -1,4 +1,4 @@
-"""`bigjax plan`: what a config would do on a TPU pod or GPUs, compiled here, without them."""
+"""`bigjax plan`: memory, speed and communication of a config on TPUs or GPUs, without them."""
 
 import math
 import re
@@ -11,17 +11,19 @@ from bigjax.plan import gpu
 from bigjax.plan.chips import CHIPS, GIB, parse
 
 TRUST = """\
-How far to trust this. HBM: the compiler's own figure, and what it refuses does not fit. FLOPs and
-bytes sent: counted in the compiled program, loops multiplied out. Seconds: of a known trainer they
-were 10% and 16% below what was published; take them for 20%, and for comparing layouts of one model
-on one chip, not chips with each other. How much of the communication hides behind work is not
-known: hence a range. Kernels are taken to reach half of the peak."""
+How far to trust this. HBM: the compiler's own figure; a step that it refuses does not fit. FLOPs
+and bytes sent: counted in the compiled program, with loops multiplied out. Seconds: 10% and 16%
+below two published results of a known trainer. Treat them as accurate to about 20%, and compare
+layouts of one model on one chip with them, not chips. They are a range because it is not known how
+much of the communication overlaps with computation. Attention kernels are assumed to reach half of
+the peak."""
 TRUST_GPU = """\
-How far to trust this. HBM: the compiler's own figure, with kernels as it takes them by default; on
-a GPU it tries several, which changes it a little. The limit is the part of the memory that jax
-takes ({share:.0%}; XLA_CLIENT_MEM_FRACTION sets it, here as there). FLOPs and bytes sent: counted
-in the compiled program, loops multiplied out; cuDNN's attention with the scores that are masked.
-No seconds and no MFU: the compiler predicts none, and kernels are chosen by measuring."""
+How far to trust this. HBM: the compiler's own figure for its default kernels; on a GPU it tries
+several, which changes the figure a little. The limit is the share of the memory that jax allocates
+({share:.0%}; set by XLA_CLIENT_MEM_FRACTION, for the plan and for the run). FLOPs and bytes sent:
+counted in the compiled program, with loops multiplied out; those of cuDNN's attention include
+masked scores. No seconds and no MFU: the compiler predicts none, and a GPU chooses its kernels by
+measuring."""
 
 
 def define_flags(f: flags.FlagValues) -> None:
@@ -34,11 +36,11 @@ def define_flags(f: flags.FlagValues) -> None:
 
 
 def run(f: flags.FlagValues, config) -> None:
-    """Prints the plan of a config; with --json its last line is an object for machines."""
+    """Prints the plan of a config; with --json the last line is a JSON object."""
     if not f.topology:
-        raise UserError("--topology=CHIP:AxB is missing: the pod, such as v5e:16x16.")
+        raise UserError("--topology=CHIP:AxB is missing: name the pod, such as v5e:16x16.")
     if f["budget-minutes"].present and not f.search:
-        raise UserError("--budget-minutes would change nothing: it is of --search. Leave it out.")
+        raise UserError("--budget-minutes has no effect without --search. Leave it out.")
     if not 0 < f["budget-minutes"].value < math.inf:
         raise UserError(
             f"--budget-minutes is {f['budget-minutes'].value}; it must be positive and finite."
@@ -49,11 +51,11 @@ def run(f: flags.FlagValues, config) -> None:
     for name in ("search", "calibrate") if not CHIPS[chip].timed else ():
         if f[name].value:
             raise UserError(
-                f"--{name} needs predicted seconds, and of {chip} there are none, only "
-                "memory and communication: leave it out, and try layouts by --mesh."
+                f"--{name} needs predicted seconds, and plans for {chip} have none, only memory "
+                "and communication. Leave it out, and try layouts with --mesh."
             )
     if f.search and f.mesh:
-        raise UserError("--search tries every mesh: leave --mesh out, or --search.")
+        raise UserError("--search tries every mesh. Leave out --mesh or --search.")
     _set_mesh(config, f.mesh)
     from bigjax.plan import calibrate
     from bigjax.plan import compile as compile_lib
@@ -62,17 +64,17 @@ def run(f: flags.FlagValues, config) -> None:
     config, _ = resolved(config, read_data=False)
     correct = calibrate.read(f.calibrate, chip) if f.calibrate else None
     if f.search:
-        found = [_search(f, config, correct)]
+        plans = [_search(f, config, correct)]
     else:
-        found = compile_lib.plans(config, f.topology, f.slices)
-    pages = [_Page(plan, config, f.topology, f.slices, correct) for plan in found]
+        plans = compile_lib.plans(config, f.topology, f.slices)
+    pages = [_Page(plan, config, f.topology, f.slices, correct) for plan in plans]
     for page in pages:
         print(page.text())
     print(TRUST if CHIPS[chip].timed else TRUST_GPU.format(share=gpu.share()))
     if correct:
         print(f"Corrected by {correct.runs} measured run(s): {correct}.")
     if f.json:
-        print(json_text.dumps({**pages[-1].numbers(), "fits": all(plan.fits for plan in found)}))
+        print(json_text.dumps({**pages[-1].numbers(), "fits": all(plan.fits for plan in plans)}))
 
 
 def _set_mesh(config, text: str) -> None:
@@ -81,18 +83,17 @@ def _set_mesh(config, text: str) -> None:
             axis, _, size = part.partition("=")
             if axis not in config.mesh or not re.fullmatch(r"-?\d+", size):
                 raise UserError(
-                    f"--mesh={text!r}: {part!r} is not AXIS=NUMBER, with an axis of "
-                    f"{', '.join(config.mesh)}."
+                    f"--mesh={text!r}: {part!r} is not AXIS=NUMBER. Axes: {', '.join(config.mesh)}."
                 )
             config.mesh[axis] = int(size)
 
 
 def _search(f, config, correct):
-    """Prints the ranking; the plan of the best, whose choices config gets."""
+    """Prints the ranking, writes the best layout into config and returns its plan."""
     from bigjax.plan import search
 
     seconds_of = correct or (lambda plan: plan.step_seconds)
-    found = search.search(
+    ranking = search.search(
         config,
         f.topology,
         f.slices,
@@ -100,20 +101,21 @@ def _search(f, config, correct):
         lambda text: print(text, flush=True),
         seconds_of,
     )
-    print(f"\n{'a step':<22}{'HBM':<12}layout")
-    for one in found[:10]:
-        low, high = map(_time, seconds_of(one.plan))
-        print(f"{f'{low} to {high}':<22}{one.plan.peak_bytes / GIB:>5.2f} GiB   {one.candidate}")
-    best = found[0].candidate
+    print(f"\n{'time per step':<22}{'HBM':<12}layout")
+    for result in ranking[:10]:
+        low, high = map(_time, seconds_of(result.plan))
+        gib = result.plan.peak_bytes / GIB
+        print(f"{f'{low} to {high}':<22}{gib:>5.2f} GiB   {result.candidate}")
+    best = ranking[0].candidate
     print("\nIn the config:\n    " + "\n    ".join(best.lines()) + "\n")
     chosen = search.apply(config, best)
     with config.unlocked():
         config.update(chosen)
-    return found[0].plan
+    return ranking[0].plan
 
 
 class _Page:
-    """What is said of a plan."""
+    """A plan as text for people and as numbers for programs."""
 
     def __init__(self, plan, config, topology: str, slices: int, correct) -> None:
         self.plan, self.config, self.topology, self.slices = plan, config, topology, slices
@@ -122,7 +124,7 @@ class _Page:
 
     @property
     def mfu(self) -> tuple[float, float] | None:
-        """Of the FLOPs that the model needs, at the slowest and the fastest; None if unknown."""
+        """(lowest, highest) share of the peak that the model's own FLOPs reach; None if unknown."""
         if not self.seconds or not self.plan.model_flops:
             return None
         share = self.plan.model_flops / (self.plan.devices * self.chip.peak * 1e12)
@@ -168,11 +170,11 @@ class _Page:
         )
         lines = [
             f"{pod}, {plan.devices} devices{phase}",
-            f"  HBM a device   {need} of {plan.limit_bytes / GIB:.2f}: {over or 'fits'}",
+            f"  HBM per device {need} of {plan.limit_bytes / GIB:.2f}: {over or 'fits'}",
             f"    parameters   {plan.parameter_bytes / GIB:.3f} GiB",
             f"    optimizer    {plan.optimizer_bytes / GIB:.3f} GiB"
             + (
-                ", in the host's memory; its way there and back has no seconds here"
+                ", in host memory; the time of its transfers is not included"
                 if plan.host_bytes
                 else ""
             ),
@@ -182,13 +184,13 @@ class _Page:
         if plan.peak_bytes:
             rest = plan.peak_bytes - plan.state_bytes
             lines.append(
-                f"    the rest     {rest / GIB:.3f} GiB: activations, gradients, gathered weights"
+                f"    other        {rest / GIB:.3f} GiB: activations, gradients, gathered weights"
             )
         if not plan.fits:
             return "\n".join([*lines, "  " + self._advice()])
         kernels = f", {plan.kernel_flops / 1e12:,.4g} T in attention kernels"
         lines.append(
-            f"  FLOPs          {plan.flops / 1e12:,.4g} T a device and step"
+            f"  FLOPs          {plan.flops / 1e12:,.4g} T per device and step"
             + (kernels if plan.kernel_flops else "")
         )
         for c in plan.collectives:
@@ -199,7 +201,7 @@ class _Page:
         lines += (
             self._speed()
             if self.seconds
-            else [f"  step           no time is predicted of {parse(self.topology)[0]}"]
+            else [f"  step           no time is predicted for {parse(self.topology)[0]}"]
         )
         lines.append(f"  compiled in    {plan.compile_seconds:.0f} s")
         return "\n".join(lines)
@@ -217,7 +219,7 @@ class _Page:
         return lines
 
     def _advice(self) -> str:
-        """Which knob would help, of a plan that does not fit."""
+        """Which settings to change so that the plan fits."""
         plan, c = self.plan, self.config
         at_rest = plan.state_bytes + plan.parameter_bytes  # + gradients
         if at_rest > 0.8 * plan.limit_bytes:
@@ -227,16 +229,16 @@ class _Page:
                 + (", with frozen parts," if plan.frozen_bytes else "")
                 + f" alone take {at_rest / GIB:.2f} GiB: shard them over more devices by"
                 f" mesh.fsdp (now {c.mesh.fsdp}) or mesh.tensor (now "
-                f"{c.mesh.tensor}); cut over all, {devices} devices would hold them."
+                f"{c.mesh.tensor}). Sharded over all of them, {devices} devices would hold them."
             )
-        knobs = []
+        changes = []
         if c.model.get("remat", "full") != "full":
-            knobs.append(f"model.remat='full' (now {c.model.remat!r})")
-        knobs.append(f"train.accumulate={2 * c.train.accumulate} (now {c.train.accumulate})")
-        knobs.append("a larger mesh.fsdp, mesh.tensor or mesh.sequence")
+            changes.append(f"model.remat='full' (now {c.model.remat!r})")
+        changes.append(f"train.accumulate={2 * c.train.accumulate} (now {c.train.accumulate})")
+        changes.append("a larger mesh.fsdp, mesh.tensor or mesh.sequence")
         return (
-            "Activations take most of it. To make it fit: "
-            + "; or ".join(knobs)
+            "Activations need most of the memory. To make it fit, set "
+            + "; or ".join(changes)
             + ("; or let --search find a layout." if self.chip.timed else ".")
         )
 

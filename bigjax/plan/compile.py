@@ -1,4 +1,4 @@
-"""A config's step compiled for a pod that is not here, and what that tells. Results are cached."""
+"""Compiles a config's step for a pod that is not attached. Plans are cached."""
 
 import contextlib
 import dataclasses
@@ -27,8 +27,8 @@ from bigjax.train import frozen
 from bigjax.train import program as program_lib
 from bigjax.trees import named_leaves
 
-# Keys of a config that no compiled step depends on.
-_NO_MATTER = (
+# Config keys that no compiled step depends on.
+_IGNORED = (
     "checkpoint.",
     "log.",
     "evals.",
@@ -40,23 +40,23 @@ _NO_MATTER = (
     "train.debug_nans",
     "train.compilation_cache",
 )
-_TOO_MUCH = re.compile(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm")
+_USED = re.compile(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm")
 _TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMG])\) exceeds available HBM")
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Of one kind of step on a device of the pod; bytes and seconds.
+    """The plan of one kind of step, for a device of the pod; bytes and seconds.
 
-    phase: of a task whose steps differ (Task.phases), else ''. units: tokens, images or what else
-    `unit` names, that a step trains on. model_flops: that the model needs, of all devices; 0 if its
-    task does not say. frozen_bytes: of the task's frozen parts, which have no gradients and no
-    optimizer state. peak_bytes: of HBM; None where the compiler gave up
-    because it did not fit, and did not say how much it needs; where it named a part, that.
-    host_bytes: that wait in the host's memory (optim.offload) and travel twice a step. flops and
-    what follows: None or empty if it does not fit; seconds None of GPUs too. kernel_seconds: of
-    work_seconds, in attention kernels. step_seconds: if communication hides behind work whole, and
-    if not at all.
+    phase: of a task with several kinds of steps (Task.phases), otherwise ''. model_flops: FLOPs
+    that the model needs, on all devices; 0 if its task does not declare them. frozen_bytes: of the
+    task's frozen parts, which have no gradients and no optimizer state. units: tokens, images or
+    whatever `unit` names, per step. peak_bytes: of HBM; if the step does not fit, what the compiler
+    reports, or None. host_bytes: kept in host memory (optim.offload) and transferred twice per
+    step.
+    flops and the following are None or empty if it does not fit; seconds also for GPUs.
+    kernel_seconds: the part of work_seconds in attention kernels. step_seconds: if communication
+    overlaps with work completely, and if not at all.
     """
 
     phase: str
@@ -93,15 +93,15 @@ class Plan:
 
     @property
     def communication(self) -> float | None:
-        """Seconds of all collectives one after another."""
+        """Seconds of all collectives, one after the other."""
         return None if self.step_seconds is None else sum(c.seconds for c in self.collectives)
 
 
 def plans(config, topology: str, slices: int = 1) -> list[Plan]:
-    """The plan of a config's step; of a task whose steps differ, one of each phase.
+    """The plan of a config's step; one per phase for a task with several kinds of steps.
 
-    Raises UserError for a topology or mesh that cannot be, and without its compiler; RunError where
-    that fails, or jax cannot read what it wrote.
+    Raises UserError for an invalid topology or mesh, and if the compiler is missing; RunError if
+    the compiler fails, or jax cannot read its result.
     """
     name, _ = chips.parse(topology)
     chip = chips.figures(name)
@@ -123,13 +123,13 @@ def plans(config, topology: str, slices: int = 1) -> list[Plan]:
     except (OSError, ValueError, TypeError, KeyError):  # absent or damaged: compile again
         pass
     program = program_lib.make(config, task, mesh)
-    found = [
+    compiled = [
         _plan(config, task, program, mesh, slices, chip, phase, step)
         for phase, step in task.phases(config.train.steps)
     ]
-    with contextlib.suppress(UserError):  # of another user: it is compiled again next time
-        write_atomically(path, json.dumps([dataclasses.asdict(plan) for plan in found]).encode())
-    return found
+    with contextlib.suppress(UserError):  # another user's folder: it is compiled again next time
+        write_atomically(path, json.dumps([dataclasses.asdict(plan) for plan in compiled]).encode())
+    return compiled
 
 
 def _key(config, frozen_parts: list[tuple], mesh: dict[str, int], *pod) -> str:
@@ -138,7 +138,7 @@ def _key(config, frozen_parts: list[tuple], mesh: dict[str, int], *pod) -> str:
     leaves = [
         (key, value)
         for key, value in config_lib.sorted_leaves(config)
-        if not key.startswith(_NO_MATTER)
+        if not key.startswith(_IGNORED)
     ]
     versions = [jax.__version__, jaxlib.__version__, compilers.version(_compiler(chip))]
     flags = [os.environ.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
@@ -162,7 +162,7 @@ def _plan(config, task, program, mesh, slices, chip, phase, step) -> Plan:
         peak_bytes=None,
         compile_seconds=0.0,
     )
-    begun = time.perf_counter()
+    start = time.perf_counter()
     try:
         compiled = lowered.compile()
     except Exception as e:  # jaxlib's errors have no common class
@@ -172,23 +172,23 @@ def _plan(config, task, program, mesh, slices, chip, phase, step) -> Plan:
                 f"{known.devices} devices: {_brief(e)}. Try another --mesh, model.attention or "
                 "model.remat."
             ) from e
-        used, part = _TOO_MUCH.search(str(e)), _TEMPORARIES.search(str(e))
+        used, part = _USED.search(str(e)), _TEMPORARIES.search(str(e))
         peak = used and _size(*used.groups())
         if part:
             peak = _size(*part.groups()) + known.state_bytes
         plan = dataclasses.replace(
-            known, peak_bytes=peak, compile_seconds=time.perf_counter() - begun
+            known, peak_bytes=peak, compile_seconds=time.perf_counter() - start
         )
     else:
         memory = compiled.memory_analysis()
-        on_host = memory.host_argument_size_in_bytes  # the compiler's peak has it in it
+        on_host = memory.host_argument_size_in_bytes  # included in the compiler's peak
         plan = dataclasses.replace(
             known,
             peak_bytes=float(memory.peak_memory_in_bytes - on_host),
             host_bytes=float(on_host),
-            compile_seconds=time.perf_counter() - begun,
+            compile_seconds=time.perf_counter() - start,
         )
-        # A TPU's compiler refuses what does not fit; a GPU's knows no limit.
+        # The TPU compiler refuses a step that does not fit; the GPU compiler has no limit.
         if chip.timed or plan.peak_bytes <= plan.limit_bytes:
             costs = _read(compiled, chip, plan, slices)
             plan = dataclasses.replace(
@@ -204,20 +204,20 @@ def _plan(config, task, program, mesh, slices, chip, phase, step) -> Plan:
 
 
 def _read(compiled, chip, plan: Plan, slices: int) -> predict.Costs:
-    """What a compiled step costs. Raises RunError if its text cannot be read."""
+    """The costs of a compiled step. Raises RunError if its text cannot be read."""
     try:
         costs = predict.costs(compiled.as_text(), chip, plan.mesh, slices)
         counted = plan.devices * (costs.flops + costs.kernel_flops)
-        # Forward passes alone, as where most is frozen, are a third of what a model needs.
+        # Forward passes alone, as when most parameters are frozen, are a third of model_flops.
         if not counted or counted < plan.model_flops / 4:
-            raise ValueError(f"{counted:.3g} FLOPs were counted of {plan.model_flops:.3g}")
+            raise ValueError(f"only {counted:.3g} of {plan.model_flops:.3g} FLOPs were counted")
         return costs
-    except Exception as e:  # of jaxlib, or of ours for a text of another form
+    except Exception as e:  # jaxlib's, or ours for an unknown form of text
         raise RunError(
-            f"This step takes {plan.peak_bytes / chips.GIB:.2f} GiB of HBM a device, but nothing "
-            f"else is known: what {compilers.version(_compiler(chip))} has compiled cannot be read "
-            f"by jaxlib {jaxlib.__version__} and bigjax ({_brief(e)}). Use a jax that bigjax knows "
-            f"(jax{private.VERSIONS['jax']}) and its own compiler: "
+            f"This step needs {plan.peak_bytes / chips.GIB:.2f} GiB of HBM per device, but nothing "
+            f"else is known: the program that {compilers.version(_compiler(chip))} compiled cannot "
+            f"be read by jaxlib {jaxlib.__version__} and bigjax ({_brief(e)}). Use a jax that "
+            f"bigjax supports (jax{private.VERSIONS['jax']}) and the compiler that matches it: "
             f"{how_to_install(_compiler(chip).install)}."
         ) from e
 
@@ -233,19 +233,19 @@ def _brief(error: Exception) -> str:
 
 @functools.cache
 def _sources() -> str:
-    """All of bigjax: what another version of it has planned is planned again."""
+    """The source of bigjax: plans of another version are not reused."""
     folder = pathlib.Path(bigjax.__file__).parent
     return "".join(path.read_text() for path in sorted(folder.rglob("*.py")))
 
 
-def _from_json(found: dict) -> Plan:
-    found["collectives"] = tuple(predict.Collective(*c) for c in found["collectives"])
-    found["step_seconds"] = found["step_seconds"] and tuple(found["step_seconds"])
-    return Plan(**found)
+def _from_json(fields: dict) -> Plan:
+    fields["collectives"] = tuple(predict.Collective(*c) for c in fields["collectives"])
+    fields["step_seconds"] = fields["step_seconds"] and tuple(fields["step_seconds"])
+    return Plan(**fields)
 
 
 def _bytes(tree) -> float:
-    """Of a tree of ShapeDtypeStructs on one device."""
+    """Bytes of a tree of ShapeDtypeStructs with shardings, on one device."""
     return float(
         sum(
             math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize

@@ -1,7 +1,7 @@
-"""Compilers for devices that are not here: whether the installed one is that of the installed jax.
+"""Compilers for devices that are not attached: whether the installed one matches the installed jax.
 
-One of another day may compile for minutes what jaxlib then cannot read. Which one a jax was
-released with stands in its metadata, in the requirements of its extras.
+Another version may compile for minutes and then give a program that jaxlib cannot read. The version
+that a jax was released with is in its metadata, among the requirements of its extras.
 """
 
 from importlib import metadata
@@ -15,14 +15,14 @@ from bigjax.errors import UserError
 
 
 class Compiler(NamedTuple):
-    """module: its own. packages: that bring it. extra: of jax, which names it. install: the extra
-    of bigjax. what: of a compiler it is."""
+    """module: what it is imported as. packages: that contain it. extra: of jax, that requires it.
+    install: the extra of bigjax that installs it. description: for people."""
 
     module: str
     packages: tuple[str, ...]
     extra: str
     install: str
-    what: str
+    description: str
 
 
 TPU = Compiler("libtpu", ("libtpu", "libtpu-nightly"), "tpu", "plan", "the TPU compiler")
@@ -30,51 +30,53 @@ GPU = Compiler("jax_cuda12_plugin", ("jax-cuda12-plugin",), "cuda12", "cuda", "t
 
 
 def check(compiler: Compiler) -> None:
-    """Raises UserError unless the compiler is there and fits the installed jax and jaxlib.
+    """Raises UserError unless the compiler is installed and matches the installed jax and jaxlib.
 
-    Where jax does not name one, as when it was built from its source, any will do.
+    If jax does not name one, as when it was built from source, any version is accepted.
     """
-    brings = extras.how_to_install(compiler.install)
+    how = extras.how_to_install(compiler.install)
     if importlib.util.find_spec(compiler.module) is None:
         raise UserError(
-            f"A plan needs {compiler.module}, which holds {compiler.what}; no such device is "
-            f"needed: {brings}."
+            f"A plan needs {compiler.module}, which contains {compiler.description}, but no such "
+            f"device: {how}."
         )
-    found = _installed(compiler.packages)
-    if len(found) > 1:
+    installed = _installed(compiler.packages)
+    if len(installed) > 1:
         raise UserError(
-            f"{' and '.join(found)} are both installed, and write the same files. Remove them "
-            f"(pip uninstall {' '.join(found)}), then {brings}."
+            f"{' and '.join(installed)} are both installed, and write the same files. Remove them "
+            f"(pip uninstall {' '.join(installed)}), then {how}."
         )
-    found |= _installed(("jaxlib",))
+    installed |= _installed(("jaxlib",))
     jax = _installed(("jax",)).get("jax", "")
     for wanted in extras.requirements("jax", compiler.extra):
         name = canonicalize_name(wanted.name)
         if name != "jaxlib" and name not in compiler.packages:
             continue
-        have = found.get(name)
+        have = installed.get(name)
         if have is None or not wanted.specifier.contains(have, prereleases=True):
-            others = [f"{k} {v}" for k, v in found.items() if k in compiler.packages]
-            have = f"{name} {have}" if have else ", ".join(others) or "one of no known version"
+            others = [f"{k} {v}" for k, v in installed.items() if k in compiler.packages]
+            have = f"{name} {have}" if have else ", ".join(others) or "an unknown version"
             raise UserError(
                 f"jax {jax} was released with {name}{wanted.specifier}, but {have} is installed: "
-                "jax may not be able to read what that compiles. Install the one that belongs to "
-                f"this jax: pip install '{name}{wanted.specifier}', or {brings}."
+                "jax may not be able to read the programs that it compiles. Install the version "
+                f"that matches this jax: pip install '{name}{wanted.specifier}', or {how}."
             )
 
 
 def version(compiler: Compiler) -> str:
-    """What is installed of it, such as 'libtpu 0.0.42.1'."""
-    found = _installed(compiler.packages)
-    return ", ".join(f"{k} {v}" for k, v in found.items()) or f"{compiler.module}, version unknown"
+    """The installed version, such as 'libtpu 0.0.42.1'."""
+    installed = _installed(compiler.packages)
+    return (
+        ", ".join(f"{k} {v}" for k, v in installed.items()) or f"{compiler.module}, version unknown"
+    )
 
 
 def _installed(packages: tuple[str, ...]) -> dict[str, str]:
-    """{name: version} of those that are."""
-    found = {}
+    """{name: version} of the packages that are installed."""
+    versions = {}
     for name in packages:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             pass
-    return found
+    return versions

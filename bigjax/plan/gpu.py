@@ -1,7 +1,7 @@
-"""NVIDIA's H100, described to the GPU compiler: none is needed, nor its driver.
+"""NVIDIA's H100, described to the GPU compiler, so that neither a GPU nor its driver is needed.
 
-Without the device there is nothing to measure: the compiler takes its default kernels where it
-would else try several, and no time can be told.
+Without a device nothing can be measured: the compiler uses its default kernels where it would
+otherwise try several, and times are not predicted.
 """
 
 import os
@@ -10,10 +10,10 @@ from bigjax.errors import UserError
 from bigjax.plan import compilers
 
 PER_HOST = 8  # linked by NVLink; hosts by InfiniBand
-MEMORY = 84_942_979_072  # bytes of the 80 GB that CUDA can give
-SHARE = 0.75  # of it, that jax takes if nobody says otherwise; the rest is CUDA's and NCCL's
+MEMORY = 84_942_979_072  # bytes of the 80 GB that CUDA can allocate
+SHARE = 0.75  # of it, that jax allocates by default; the rest is for CUDA and NCCL
 
-# A GpuTargetConfigProto of XLA. The figures are those that NVIDIA publishes of the H100 SXM5 (132
+# A GpuTargetConfigProto of XLA. The figures are what NVIDIA publishes for the H100 SXM5 (132
 # multiprocessors, 50 MiB of L2, 3.35 TB/s of HBM3, 1.98 GHz, 18 NVLinks) and, in the CUDA
 # programming guide, of compute capability 9.0.
 _TARGET = f"""
@@ -51,7 +51,7 @@ gpu_device_info {{
 
 
 def share() -> float:
-    """Of the memory, what jax takes: as the environment says, which a run on the GPUs reads too."""
+    """The share of the memory that jax allocates, by the environment, as a run on GPUs reads it."""
     name = next(
         (
             n
@@ -62,20 +62,22 @@ def share() -> float:
     )
     text = os.environ[name] if name else str(SHARE)
     try:
-        found = float(text)
+        value = float(text)
     except ValueError:
-        found = 0.0
-    if not 0 < found <= 1:
+        value = 0.0
+    if not 0 < value <= 1:
         raise UserError(
-            f"{name}={text!r} in the environment: the share of the GPU's memory that "
-            "jax takes is a number above 0, up to 1, such as 0.9."
+            f"{name}={text!r} in the environment: the share of the GPU's memory that jax "
+            "allocates must be above 0 and at most 1, such as 0.9."
         )
-    return found
+    return value
 
 
 def devices(sizes: tuple[int, ...]) -> list:
-    """sizes: (GPUs,) of one host, or (hosts, GPUs of each). UserError without the compiler that
-    belongs to the installed jax."""
+    """The devices to compile for. sizes: (GPUs,) of one host, or (hosts, GPUs per host).
+
+    Raises UserError if the compiler that matches the installed jax is missing.
+    """
     compilers.check(compilers.GPU)
     from jax.experimental import topologies
 

@@ -1,9 +1,9 @@
-"""What a compiled step costs on a chip: time by kind of work, and what is communicated.
+"""The costs of a compiled step on a chip: seconds of computation, and communication.
 
-The time of an operation is the largest of its FLOPs at the chip's peak, its bytes at the speed of
-HBM and, of matrix products alone, the compiler's own estimate of cycles: that of elementwise work
-is two to four times too high. Against published speeds of a known trainer the sum was 10% and 16%
-too low; it is good for comparing two programs on one chip, not for comparing kernels or chips.
+The time of an operation is the largest of its FLOPs at the chip's peak, its bytes at the bandwidth
+of HBM and, for matrix products, the compiler's own estimate of cycles (which is two to four times
+too high for elementwise operations). Their sum was 10% and 16% below two published results of a
+known trainer: use it to compare two programs on one chip, not kernels or chips.
 """
 
 import math
@@ -13,8 +13,9 @@ from typing import NamedTuple
 from bigjax.layers.splash import PRODUCTS, SCOPE
 from bigjax.plan import hlo
 from bigjax.plan.chips import Chip
+from bigjax.plan.count import Counter
 
-KERNEL_SHARE = 0.5  # of the peak, that attention kernels are taken to reach
+KERNEL_SHARE = 0.5  # of the peak, that attention kernels are assumed to reach
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha\w+)"')
@@ -22,8 +23,8 @@ CUDNN_SCORES = re.compile(r'"intermediate_tensor_shape":.*?"dimensions": ?\[([^\
 
 
 class Collective(NamedTuple):
-    """axes: of the mesh, as 'fsdp', or 'slices'. bytes: that one device sends a step. seconds: on a
-    ring of one pair of links; over the network where it is between slices; None of GPUs."""
+    """axes: of the mesh, such as 'fsdp', or 'slices'. bytes: that one device sends per step.
+    seconds: on a ring with one pair of links, or over the network between slices; None for GPUs."""
 
     kind: str
     axes: str
@@ -32,7 +33,7 @@ class Collective(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """Of a step on one device; seconds without communication, kernels apart, None of GPUs."""
+    """Of a step on one device. seconds: without communication and kernels; None for GPUs."""
 
     flops: float  # of matrix products
     kernel_flops: float
@@ -50,33 +51,37 @@ class Costs(NamedTuple):
 
     @property
     def step(self) -> tuple[float, float] | None:
-        """Seconds of a step if communication hides behind work whole, and if not at all."""
+        """Seconds per step if communication overlaps with work completely, and if not at all."""
         if self.seconds is None:
             return None
         return max(self.work, self.communication), self.work + self.communication
 
 
 def costs(text: str, chip: Chip, mesh: dict[str, int], slices: int = 1) -> Costs:
-    """text: of the compiled step. mesh: the size of each axis, in order, of which the first is cut
-    over the slices: a step is compiled for one slice, and numbers the devices within it."""
+    """The costs of a compiled step, from its text.
+
+    mesh: the size of each axis, in order; slices divide the first one. A step is compiled for one
+    slice and numbers the devices within it.
+    """
     first, *rest = mesh.items()
     walk = _Walk(hlo.Module(text), chip, {first[0]: first[1] // slices, **dict(rest)}, slices)
     walk.computation(walk.module.entry, 1)
-    found = [
+    collectives = [
         Collective(kind, axes, sent, seconds if chip.timed else None)
         for (kind, axes), (sent, seconds) in sorted(walk.collectives.items())
     ]
     if not chip.timed:
-        return Costs(walk.flops, walk.kernel_flops, None, None, found)
+        return Costs(walk.flops, walk.kernel_flops, None, None, collectives)
     kernel_seconds = walk.kernel_flops / (KERNEL_SHARE * chip.peak * 1e12)
-    return Costs(walk.flops, walk.kernel_flops, walk.seconds, kernel_seconds, found)
+    return Costs(walk.flops, walk.kernel_flops, walk.seconds, kernel_seconds, collectives)
 
 
 class _Walk:
-    """Adds up what a computation costs, loops multiplied out."""
+    """Adds up the costs of a computation, with loops multiplied out."""
 
     def __init__(self, module: hlo.Module, chip: Chip, mesh: dict[str, int], slices: int) -> None:
-        self.module, self.chip, self.mesh, self.slices = module, chip, mesh, slices
+        self.module, self.count = module, Counter(module)
+        self.chip, self.mesh, self.slices = chip, mesh, slices
         self.flops = self.kernel_flops = self.seconds = 0.0
         self.collectives: dict[tuple[str, str], tuple[float, float]] = {}
 
@@ -84,7 +89,7 @@ class _Walk:
         c, channels = self.module.computations[name], set()
         for op in c.ops.values():
             if op.opcode == "while":
-                self.computation(op.attribute("body"), times * self.module.trips(op))
+                self.computation(op.attribute("body"), times * self.count.trips(op))
             elif op.opcode in ("call", "conditional"):
                 for inner in hlo.called(op):
                     self.computation(inner, times)
@@ -100,28 +105,31 @@ class _Walk:
             self._between_slices(op, times)
         if _kind(op) or op.opcode in ("send", "recv", "send-done", "recv-done"):
             return
-        flops, chip = self.module.op_flops(c, op), self.chip
+        flops, chip = self.count.op_flops(c, op), self.chip
         self.flops += times * flops
         if not chip.timed:
             return
         self.seconds += times * max(
             flops / (chip.peak * 1e12),
-            self.module.hbm_bytes(c, op) / (chip.hbm * 1e9),
+            self.count.hbm_bytes(c, op) / (chip.hbm * 1e9),
             op.cycles / (chip.clock * 1e9) if flops else 0.0,
         )
 
     def _collectives(
         self, c: hlo.Computation, op: hlo.Op, times: float, channels: set, fused: bool = False
     ) -> None:
-        """Those of an operation. Of a collective cut over several fusions, so that others run
-        meanwhile, each fusion shows the whole: it counts once by its channel. Outside of fusions
-        a channel stands as often as the compiler has unrolled its loop."""
+        """Adds the collectives of an operation.
+
+        A collective that is split over several fusions, to overlap with others, appears in full in
+        each: it counts once per channel. Outside of fusions a channel appears once for each
+        iteration of an unrolled loop, and all count.
+        """
         kind = _kind(op)
         if not kind:
             for name in hlo.called(op):
                 inner = self.module.computations[name]
-                for one in inner.ops.values():
-                    self._collectives(inner, one, times, channels, True)
+                for inner_op in inner.ops.values():
+                    self._collectives(inner, inner_op, times, channels, True)
             return
         channel = op.attribute("channel_id"), kind, tuple((a.dtype, a.dims) for a in op.arrays)
         if fused and channel[0] and channel in channels:
@@ -131,12 +139,12 @@ class _Walk:
             kind = "reduce-scatter"
         ids = group(op.text)
         n = len(ids)
-        if kind == "collective-permute":  # its result has the source too
+        if kind == "collective-permute":  # its result includes the source
             size, share, links = op.arrays[0].bytes, 1.0, 1
         else:
             into = sum(a.bytes for x in c.inputs(op) for a in x.arrays)
             out = sum(a.bytes for a in op.arrays)
-            if op.opcode != kind and kind != "all-reduce":  # begun: its result has the inputs too
+            if op.opcode != kind and kind != "all-reduce":  # -start: its result includes the inputs
                 out -= into
             size, links = max(into, out), 2  # a ring in both directions
             share = (2 if kind == "all-reduce" else 1) * (n - 1) / max(n, 1)
@@ -148,12 +156,12 @@ class _Walk:
         )
 
     def _sent(self, kind: str, axes: str, sent: float, speed: float) -> None:
-        """Adds what one device sends, at so many GB/s."""
+        """Adds the bytes that one device sends; speed in GB/s."""
         all_sent, seconds = self.collectives.get((kind, axes), (0.0, 0.0))
         self.collectives[kind, axes] = all_sent + sent, seconds + sent / (speed * 1e9)
 
     def _between_slices(self, op: hlo.Op, times: float) -> None:
-        """What a device hands to its host, for the network."""
+        """Adds what a device passes to its host, for the network."""
         kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', op.text)
         if not kind:
             return
@@ -164,16 +172,18 @@ class _Walk:
         self._sent(kind, "slices", sent, self.chip.dcn)
 
     def _axes(self, ids: list[int]) -> str:
-        """The axes of the mesh along which a group of devices lies."""
+        """The mesh axes along which the devices of a group differ."""
         sizes = [*self.mesh.values()]
-        places = [_unravel(i, sizes) for i in ids]
-        return " x ".join(axis for axis, of in zip(self.mesh, zip(*places)) if len(set(of)) > 1)
+        coordinates = [_unravel(i, sizes) for i in ids]
+        return " x ".join(
+            axis for axis, values in zip(self.mesh, zip(*coordinates)) if len(set(values)) > 1
+        )
 
 
 def _kernel_flops(op: hlo.Op) -> float:
-    """Of a Pallas kernel: what it says of itself; of splash attention what its program says; of
-    cuDNN's attention two products of [T, D] and [D, S] forward and five backward, which computes
-    the scores again. Those that causality masks count, though cuDNN leaves most of them out."""
+    """FLOPs of a kernel: what a Pallas kernel states; for splash attention what layers/splash.py
+    writes into the program; for cuDNN's attention two products of [T, D] and [D, S] forward and
+    five backward, which recomputes the scores. Masked scores count, though cuDNN skips most."""
     scores = CUDNN_SCORES.search(op.text)
     if scores:
         sizes = [int(n) for n in re.findall(r"\d+", scores[1])]
@@ -183,8 +193,8 @@ def _kernel_flops(op: hlo.Op) -> float:
     kind = next((x for x in PRODUCTS if op.name.startswith(x)), None)
     if kind and product:
         return 2.0 * PRODUCTS[kind] * int(product[1])
-    said = re.search(r'"flops":"?(\d+)', op.text)
-    return float(said[1]) if said else 0.0
+    stated = re.search(r'"flops":"?(\d+)', op.text)
+    return float(stated[1]) if stated else 0.0
 
 
 def _kind(op: hlo.Op) -> str | None:
@@ -215,12 +225,12 @@ def group(text: str) -> list[int]:
         within = re.findall(r"'(\w+)'(?!:)", named[3])
         names = [*sizes]
         last = [names.index(x) for x in names if x not in within] + [names.index(x) for x in within]
-        places = _transposed([*sizes.values()], last)[: math.prod(sizes[x] for x in within)]
+        positions = _transposed([*sizes.values()], last)[: math.prod(sizes[x] for x in within)]
         order = re.fullmatch(r"\[([\d,]+)\]T\(([\d,]+)\)", named[2] or "")
         if not order:
-            return places
+            return positions
         ids = _transposed(*([int(i) for i in part.split(",")] for part in order.groups()))
-        return [ids[i] for i in places]
+        return [ids[i] for i in positions]
     return [0]
 
 
@@ -234,6 +244,7 @@ def _transposed(shape: list[int], order: list[int]) -> list[int]:
 
 
 def _unravel(i: int, sizes: list[int]) -> list[int]:
+    """The coordinates of number i in an array of these sizes."""
     out = []
     for n in reversed(sizes):
         out.append(i % n)

@@ -1,9 +1,9 @@
-"""`bigjax plan --search`: layouts of a config on a pod, ranked by what their compiled steps cost.
+"""`bigjax plan --search`: layouts of a config on a pod, ranked by the time of their compiled steps.
 
-Arithmetic first: what cannot fit is not compiled. Nor is what rough estimates, held against the
-layouts compiled so far, put behind the best of them, or what needs no less memory than one that did
-not fit. The rest is compiled, the likeliest first, until the time is up. Plans are cached by
-content, so that the same command goes on where it stopped.
+Layouts that cannot fit by arithmetic are not compiled. Nor are those that must be slower than the
+best so far, by rough estimates corrected with the plans compiled so far, and those that need at
+least as much memory as one that did not fit. The rest is compiled, the most promising first, until
+the time is up. Plans are cached by content, so the same command continues where it stopped.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,20 +23,20 @@ from bigjax.parallel.mesh import AXES
 from bigjax.plan import chips
 from bigjax.plan import compile as compile_lib
 
-# Whether matrix products are cut so that gathers and scatters hide behind them; which is better
-# differs. The others that were tried made no difference.
+# Whether matrix products are split so that gathers and scatters overlap with them; which is faster
+# depends on the layout. Other flags that were tried made no difference.
 WINDOWED = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
 FLAGS = ({}, {WINDOWED: "1000000"})
 MICRO_BATCHES = (1, 2, 4, 8, 16)
-SHARE_OF_PEAK = 0.7  # that a step's work reaches
-MARGIN = 0.1  # of the seconds, by which estimates may err unlike any seen so far
-USUAL = 1.4  # of what is certainly kept for the backward pass, is needed
-SPARE = 0.05  # of the HBM stays free: a run holds its next batch too
+SHARE_OF_PEAK = 0.7  # that a step's computation reaches
+MARGIN = 0.1  # by which an estimate may be further off than any so far, relative to the seconds
+USUAL = 1.4  # typical activation memory, relative to the minimum
+SPARE = 0.05  # of the HBM stays free: a run also holds its next batch
 
 
 class Candidate(NamedTuple):
-    """estimate: seconds of a step. needs: bytes of a device, roughly; for comparing layouts of one
-    remat."""
+    """A layout. estimate: seconds per step. needs: approximate bytes per device, to compare layouts
+    with the same remat."""
 
     mesh: dict[str, int]
     remat: str
@@ -46,7 +46,7 @@ class Candidate(NamedTuple):
     needs: float
 
     def lines(self) -> list[str]:
-        """Of a config."""
+        """Lines of a config file that choose this layout."""
         return [
             *(f"c.mesh.{axis} = {n}" for axis, n in self.mesh.items()),
             *([f"c.model.remat = {self.remat!r}"] if self.remat else []),
@@ -63,10 +63,10 @@ class Candidate(NamedTuple):
         )
 
 
-class Found(NamedTuple):
+class Result(NamedTuple):
     candidate: Candidate
     plan: compile_lib.Plan
-    seconds: float  # in the middle of the predicted range
+    seconds: float  # the middle of the predicted range
 
 
 def search(
@@ -76,36 +76,34 @@ def search(
     minutes: float,
     log: Callable[[str], None],
     seconds_of: Callable[[compile_lib.Plan], tuple[float, float]],
-) -> list[Found]:
-    """What was compiled and fits, best first.
+) -> list[Result]:
+    """The layouts that were compiled and fit, best first.
 
-    seconds_of(plan): (low, high) of a step.
-    Raises UserError if nothing fits that was tried, or for a task with several kinds of steps;
-    RunError if the
-    compiler fails, and nothing else was found.
+    seconds_of(plan) -> (low, high) of a step. Raises UserError if no layout that was tried fits, or
+    for a task with several kinds of steps; RunError if the compiler fails and nothing else fits.
     """
-    begun = time.monotonic()
+    start = time.monotonic()
     candidates, ruled_out = _candidates(config, topology, slices)
-    log(f"{len(candidates)} layouts and flags may fit; arithmetic rules out {ruled_out}.")
-    found: list[Found] = []
+    log(f"{len(candidates)} combinations of layout and flags may fit; {ruled_out} cannot.")
+    results: list[Result] = []
     too_large: list[Candidate] = []
     failure: RunError | None = None
     left = list(candidates)
-    while worthy := _worthy(left, found, too_large):
+    while promising := _promising(left, results, too_large):
         tried = len(candidates) - len(left)
-        if tried and time.monotonic() - begun > 60 * minutes:
+        if tried and time.monotonic() - start > 60 * minutes:
             log(
-                f"The {minutes:g} minutes are up; {len(worthy)} that may be faster were not tried. "
-                "The same command goes on."
+                f"The {minutes:g} minutes are up. {len(promising)} that may be faster were not "
+                "tried; the same command continues with them."
             )
-            if not found:
+            if not results:
                 raise failure or UserError(
                     f"None of the {tried} layouts that were tried fits {slices} x "
                     f"{topology}: give --search more --budget-minutes, or use a larger "
                     "slice or a smaller train.batch_size."
                 )
             break
-        candidate = worthy[0]
+        candidate = promising[0]
         left.remove(candidate)
         try:
             (plan,) = compile_lib.plans(apply(config, candidate), topology, slices)
@@ -114,37 +112,38 @@ def search(
             log(f"  {candidate}: {e}")
             continue
         if plan.fits and plan.peak_bytes <= (1 - SPARE) * plan.limit_bytes:
-            found.append(Found(candidate, plan, sum(seconds_of(plan)) / 2))
-            log(f"  {candidate}: {found[-1].seconds:.3g} s, {plan.peak_bytes / chips.GIB:.2f} GiB")
+            results.append(Result(candidate, plan, sum(seconds_of(plan)) / 2))
+            gib = plan.peak_bytes / chips.GIB
+            log(f"  {candidate}: {results[-1].seconds:.3g} s, {gib:.2f} GiB")
         else:
             too_large.append(candidate)
             log(f"  {candidate}: does not fit")
     else:
         log(
-            f"Compiled {len(candidates) - len(left)}; by their estimates the other {len(left)} are "
-            "slower or too large."
+            f"Compiled {len(candidates) - len(left)}; by estimate the other {len(left)} are slower "
+            "or too large."
         )
-    if not found:
+    if not results:
         raise failure or UserError(
             f"No layout of this config fits {slices} x {topology}: use a larger slice, "
             "or a smaller train.batch_size."
         )
-    return sorted(found, key=lambda f: f.seconds)
+    return sorted(results, key=lambda r: r.seconds)
 
 
-def _worthy(
-    candidates: list[Candidate], found: list[Found], too_large: list[Candidate]
+def _promising(
+    candidates: list[Candidate], results: list[Result], too_large: list[Candidate]
 ) -> list[Candidate]:
-    """Those that may fit, and be faster than the best by how far estimates were from plans."""
+    """Candidates that may fit and may be faster than the best, given the error of estimates."""
     candidates = [
         c
         for c in candidates
         if not any(c.remat == x.remat and c.needs >= x.needs for x in too_large)
     ]
-    if not found:
+    if not results:
         return candidates
-    best = min(f.seconds for f in found)
-    error = (1 - MARGIN) * min(f.seconds / f.candidate.estimate for f in found)
+    best = min(r.seconds for r in results)
+    error = (1 - MARGIN) * min(r.seconds / r.candidate.estimate for r in results)
     return [c for c in candidates if c.estimate * error < best]
 
 
@@ -161,28 +160,28 @@ def apply(config, candidate: Candidate):
 
 
 def _candidates(config, topology: str, slices: int) -> tuple[list[Candidate], int]:
-    """(those that may fit, the likeliest first; how many cannot)."""
+    """(layouts that may fit, the most promising first; how many cannot)."""
     chip, sizes = chips.parse(topology)
     n = math.prod(sizes) * slices * (2 if chip == "tpu7x" else 1)
     task = tasks.build(config)
     if len(phases := task.phases(config.train.steps)) > 1:
         raise UserError(
-            f"--search is for one kind of step; this task has {len(phases)}. Give --mesh=... "
-            "instead."
+            f"--search needs a task with one kind of step; this one has {len(phases)}. Use "
+            "--mesh=... instead."
         )
-    count = _Arithmetic(config, task, chips.CHIPS[chip], sizes, n, slices)
+    arithmetic = _Arithmetic(config, task, chips.CHIPS[chip], sizes, n, slices)
     remats = ("none", "dots", "full") if hasattr(task.model_config, "remat") else ("",)
     own = config.train.compiler_options.to_dict()
     room = (1 - SPARE) * chips.CHIPS[chip].limit * chips.GIB
     kept, ruled_out = [], 0
     for mesh in _meshes(n, slices):
-        at_rest = count.at_rest(mesh)
+        at_rest = arithmetic.at_rest(mesh)
         for remat, micro in itertools.product(remats, MICRO_BATCHES):
             rows, rest = divmod(config.train.batch_size, mesh["data"] * mesh["fsdp"] * micro)
-            kept_bytes = count.activations(mesh, remat, micro)
-            # While there are rows to cut, 'data' does what 'sequence' does, and gathers no keys.
-            needless = mesh["sequence"] > 1 and rows % mesh["sequence"] == 0
-            if at_rest is None or rest or needless or at_rest + kept_bytes > room:
+            kept_bytes = arithmetic.activations(mesh, remat, micro)
+            # While there are examples to shard, 'data' is better than 'sequence': no keys travel.
+            pointless = mesh["sequence"] > 1 and rows % mesh["sequence"] == 0
+            if at_rest is None or rest or pointless or at_rest + kept_bytes > room:
                 ruled_out += 1
                 continue
             kept += [
@@ -191,7 +190,7 @@ def _candidates(config, topology: str, slices: int) -> tuple[list[Candidate], in
                     remat,
                     micro,
                     {**own, **flags},
-                    count.seconds(mesh, remat, micro),
+                    arithmetic.seconds(mesh, remat, micro),
                     at_rest + USUAL * kept_bytes,
                 )
                 for flags in FLAGS
@@ -205,8 +204,8 @@ def _candidates(config, topology: str, slices: int) -> tuple[list[Candidate], in
 
 
 def _varied(candidates: list[Candidate], room: float) -> list[Candidate]:
-    """The likeliest first, but of those that differ little not all one after another, and those
-    that need more than there is room later: most of them do not fit."""
+    """The most promising first, but similar ones spread out, and those that probably need more
+    memory than `room` later: most of them do not fit."""
     seen: dict[tuple, int] = {}
     keys = []
     rank = lambda c: c.estimate * (2 if c.needs > room else 1)
@@ -218,7 +217,7 @@ def _varied(candidates: list[Candidate], room: float) -> list[Candidate]:
 
 
 def _meshes(n: int, slices: int) -> Iterator[dict[str, int]]:
-    """Ways to write n as a product of the axes; slices share 'data'."""
+    """Sizes of the mesh axes whose product is n; slices are along 'data'."""
     divisors = [d for d in range(1, n + 1) if n % d == 0]
     for sizes in itertools.product(divisors, repeat=len(AXES) - 1):
         if n % math.prod(sizes) == 0 and (n // math.prod(sizes)) % slices == 0:
@@ -226,7 +225,7 @@ def _meshes(n: int, slices: int) -> Iterator[dict[str, int]]:
 
 
 class _Arithmetic:
-    """What can be said of a layout without compiling it; seconds and bytes of one device."""
+    """Estimates of a layout without compiling it: seconds, and bytes per device."""
 
     def __init__(
         self, config, task, chip: chips.Chip, torus: tuple[int, ...], n: int, slices: int
@@ -240,7 +239,7 @@ class _Arithmetic:
         self.frozen = {
             name: jax.eval_shape(part.init, jax.random.key(0)) for name, part in task.frozen.items()
         }
-        # Of the positions that attention runs over; of other models, examples.
+        # Positions that attention runs over; a model without attention has 1 per example.
         self.lengths = tuple(task.attention_lengths.values())
         self.weights = sum(x.size for x in jax.tree_util.tree_leaves(self.params))
         c = task.model_config
@@ -262,8 +261,8 @@ class _Arithmetic:
         if n > 1 and (not self.lengths or any(T % (128 * n) for T in self.lengths)):
             return None
         try:
-            placed = sharding.of_params(mesh, self.params, self.task.axes["params"])
-            total = 2 * _bytes(self.params, placed)
+            shardings = sharding.of_params(mesh, self.params, self.task.axes["params"])
+            total = 2 * _bytes(self.params, shardings)
             for name, part in self.task.frozen.items():
                 shapes = self.frozen[name]
                 total += _bytes(shapes, sharding.of_params(mesh, shapes, part.axes))
@@ -271,42 +270,42 @@ class _Arithmetic:
             return None
         if not self.config.optim.offload:
             total += _bytes(
-                self.opt_state, sharding.of_opt_state(mesh, self.opt_state, self.params, placed)
+                self.opt_state, sharding.of_opt_state(mesh, self.opt_state, self.params, shardings)
             )
         return total
 
     def activations(self, sizes: dict[str, int], remat: str, micro: int) -> float:
-        """No less than this is kept from the forward to the backward pass."""
+        """The least that is kept from the forward to the backward pass."""
         tokens = self._tokens(sizes) / micro
         kept, weights = self.width, 0.0
         if remat == "dots":
             kept += self.queries + self.keys + self.inner
-        elif remat == "none":  # norms, residuals, both sides of the activation, whole weights
+        elif remat == "none":  # norms, residuals, both sides of the activation, gathered weights
             kept = 6 * self.width + self.queries + self.keys + 2 * self.inner
             weights = 2 * self.weights / sizes["tensor"]
         logits = 4 * min(tokens * self.vocab / sizes["tensor"], LOGITS_AT_ONCE)
         return weights + tokens * 2 * self.layers * kept / sizes["tensor"] + logits
 
     def seconds(self, sizes: dict[str, int], remat: str, micro: int) -> float:
-        """An estimate, in the middle of nothing hidden and all communication hidden."""
+        """An estimate, between no overlap of communication with work and complete overlap."""
         batch_size = self.config.train.batch_size
-        # The count of a task takes all scores of attention; half of them are masked.
+        # A task's FLOPs include all attention scores; half of them are masked.
         scores = sum(T * T for T in self.lengths)
         flops = self.task.flops_per_example - 6 * self.layers * self.queries * scores
-        again = 4 / 3 if remat == "full" else 1.0
-        work = flops * batch_size * again / (self.n * SHARE_OF_PEAK * self.chip.peak * 1e12)
+        recomputed = 4 / 3 if remat == "full" else 1.0
+        work = flops * batch_size * recomputed / (self.n * SHARE_OF_PEAK * self.chip.peak * 1e12)
         share = lambda axis: (sizes[axis] - 1) / sizes[axis]
-        mine = 2 * self.weights / sizes["tensor"]  # bfloat16
+        weights = 2 * self.weights / sizes["tensor"]  # bfloat16
         passes = {"none": 1, "dots": 2, "full": 2}.get(remat, 1)
         tokens = self._tokens(sizes)
-        # A reduce-scatter goes along one ring; over several dimensions it is a whole all-reduce.
+        # A reduce-scatter runs along one ring; over several dimensions it is a full all-reduce.
         back = 1 if any(n % sizes["fsdp"] == 0 for n in self.torus) else 2
-        sent = mine * share("fsdp") * (passes + back) * micro
-        sent += 2 * mine / sizes["fsdp"] * share("data") * micro
-        # Of each block: gathered and scattered at attention and MLP, forward and backward, and
-        # gathered again for the gradients of the weights.
-        again_sent = 2 if remat == "full" else 0
-        sent += (10 + again_sent) * 2 * tokens * self.width * self.layers * share("tensor")
+        sent = weights * share("fsdp") * (passes + back) * micro
+        sent += 2 * weights / sizes["fsdp"] * share("data") * micro
+        # In each block activations are gathered and scattered at attention and MLP, forward and
+        # backward, and gathered again for the gradients of the weights.
+        resent = 2 if remat == "full" else 0
+        sent += (10 + resent) * 2 * tokens * self.width * self.layers * share("tensor")
         sent += (
             (passes + 1)
             * 2
@@ -316,12 +315,12 @@ class _Arithmetic:
             * (sizes["sequence"] - 1)
             / sizes["tensor"]
         )
-        between = 2 * mine / sizes["fsdp"] * (self.slices - 1) / self.slices * micro
+        between = 2 * weights / sizes["fsdp"] * (self.slices - 1) / self.slices * micro
         communication = sent / (2 * self.chip.link * 1e9) + between / (self.chip.dcn * 1e9)
         return (max(work, communication) + work + communication) / 2
 
     def _tokens(self, sizes: dict[str, int]) -> float:
-        """Of a step on one device that holds whole rows' activations."""
+        """Per step, on a device that holds the activations of complete rows."""
         return (
             self.config.train.batch_size
             * (sum(self.lengths) or 1)
@@ -329,11 +328,12 @@ class _Arithmetic:
         )
 
 
-def _bytes(shapes: Any, placed: Any) -> float:
-    leaves, places = (jax.tree_util.tree_leaves(tree) for tree in (shapes, placed))
+def _bytes(shapes: Any, shardings: Any) -> float:
+    """On one device."""
+    leaves, layouts = (jax.tree_util.tree_leaves(tree) for tree in (shapes, shardings))
     return float(
         sum(
-            math.prod(p.shard_shape(x.shape)) * x.dtype.itemsize
-            for x, p in zip(leaves, places, strict=True)
+            math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
+            for x, s in zip(leaves, layouts, strict=True)
         )
     )

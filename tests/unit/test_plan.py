@@ -1,4 +1,4 @@
-"""Plans for pods: what is read out of compiled steps (frozen by tests/golden/make_hlo.py)."""
+"""Plans for pods: what is counted in compiled steps (frozen by tests/golden/make_hlo.py)."""
 
 import functools
 import gzip
@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from bigjax.errors import UserError
-from bigjax.plan import chips, hlo, predict
+from bigjax.plan import chips, count, hlo, predict
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 L, D, T, V, B, CHIPS = 3, 128, 128, 512, 16, 4  # of make_hlo.py
@@ -38,7 +38,7 @@ def costs(form):
 
 @pytest.mark.parametrize("form", ["scanned", "unrolled", "tensor"])
 def test_flops_are_the_analytic_ones(form):
-    """6 a weight and token, 12 L T d for attention scores: within 3%."""
+    """6 per weight and token, 12 L T d for attention scores: within 3%."""
     want = B * T * (6 * (WEIGHTS + V * D) + 12 * L * T * D) / CHIPS
     assert costs(form).flops == pytest.approx(want, rel=0.03)
 
@@ -46,37 +46,37 @@ def test_flops_are_the_analytic_ones(form):
 def test_scanned_and_unrolled_agree():
     a, b = costs("scanned"), costs("unrolled")
     assert a.flops == pytest.approx(b.flops, rel=0.02)
-    assert a.seconds == pytest.approx(b.seconds, rel=0.5)  # the compiler fuses them otherwise
+    assert a.seconds == pytest.approx(b.seconds, rel=0.5)  # the compiler fuses them differently
     of = lambda c: {(x.kind, x.axes): x.bytes for x in c.collectives}
     for kind in ("all-gather", "reduce-scatter"):
         assert of(a)[kind, "fsdp"] == pytest.approx(of(b)[kind, "fsdp"], rel=0.1)
 
 
-def test_what_fsdp_and_tensor_parallelism_send():
+def test_bytes_sent_by_fsdp_and_tensor_parallelism():
     """Of n devices each sends (n - 1) / n of an array that is gathered or scattered."""
     share = (CHIPS - 1) / CHIPS
     sent = {x.kind: x.bytes for x in costs("scanned").collectives}
     assert {x.axes for x in costs("scanned").collectives} == {"fsdp"}
-    # Weights and tables of embeddings in bfloat16, once: without rematerialisation the backward
-    # pass finds them whole. Gradients of weights in bfloat16, of the embedding, which is the last
-    # layer too, in float32.
+    # Weights and embedding tables in bfloat16, once: without rematerialisation the backward pass
+    # reuses them. Gradients of weights in bfloat16; of the embedding, which is also the last
+    # layer, in float32.
     assert sent["all-gather"] == pytest.approx(share * 2 * (WEIGHTS + V * D + T * D), rel=0.05)
     assert sent["reduce-scatter"] == pytest.approx(share * (2 * WEIGHTS + 4 * V * D), rel=0.01)
     tensor = {x.kind: x for x in costs("tensor").collectives}
     assert {x.axes for x in tensor.values()} == {"tensor"}
-    # Of activations [B, T, d] in bfloat16, cut along the tokens between blocks: two a layer are
+    # Activations [B, T, d] in bfloat16, sharded along the tokens between blocks: per layer two are
     # scattered and two gathered, forward and backward, and one at each end.
     unit = share * 2 * B * T * D
     assert tensor["reduce-scatter"].bytes == pytest.approx((4 * L + 2) * unit, rel=0.03)
     assert tensor["all-gather"].bytes == pytest.approx((4 * L + 2) * unit, rel=0.25)
     assert tensor["all-reduce"].bytes < 0.1 * unit
     link = chips.CHIPS["v5e"].link * 1e9
-    for one in tensor.values():
-        assert one.seconds == pytest.approx(one.bytes / (2 * link))
+    for collective in tensor.values():
+        assert collective.seconds == pytest.approx(collective.bytes / (2 * link))
 
 
-def test_flops_of_splash_attention_are_its_own():
-    """It computes scores again: 2 products forward, 3 and 4 backward, of a query and a key each."""
+def test_flops_of_splash_attention():
+    """It recomputes scores: 2 products of queries and keys forward, 3 and 4 backward."""
     assert costs("splash").kernel_flops == pytest.approx(
         9 * 2 * B * T * T * D * L / CHIPS, rel=1e-6
     )
@@ -91,7 +91,7 @@ def test_loops_are_counted():
     loops = [
         op for c in module.computations.values() for op in c.ops.values() if op.opcode == "while"
     ]
-    assert [module.trips(op) for op in loops] == [L, L]
+    assert [count.Counter(module).trips(op) for op in loops] == [L, L]
 
 
 @pytest.mark.parametrize(
@@ -123,11 +123,11 @@ ENTRY %main (a: bf16[4,2048,16,128], b: bf16[4,2048,16,128]) -> bf16[4,16,2048,2
 window={size=4x16 stride=3x15 lhs_dilate=4x16}, dim_labels=0b1f_0o1i->01bf
 }
 """)
-    assert module.flops("main") == 2 * 4 * 16 * 2048 * 2048 * 128
+    assert count.Counter(module).flops("main") == 2 * 4 * 16 * 2048 * 2048 * 128
 
 
-def test_a_collective_on_a_core_of_its_own():
-    """As tpu7x runs it, beside the work."""
+def test_a_collective_on_a_separate_core():
+    """As tpu7x runs it, concurrently with computation."""
     found = predict.costs(
         """HloModule m
 
@@ -149,13 +149,13 @@ calls=%aside
     assert [(x.kind, x.axes, x.bytes) for x in found.collectives] == [("all-reduce", "data", 4096)]
 
 
-def test_the_slower_of_work_and_communication_and_their_sum():
+def test_the_range_is_from_complete_overlap_to_none():
     found = predict.Costs(0, 0, 2.0, 1.0, [predict.Collective("all-reduce", "data", 8, 4.0)])
     assert found.step == (4.0, 7.0)
 
 
-def test_what_is_between_slices_takes_the_network():
-    """Four slices of four: the groups are within one, and a host transfer goes to the others."""
+def test_communication_between_slices_uses_the_network():
+    """Four slices of four: the groups are within one slice, a host transfer is to the others."""
     found = predict.costs(
         """HloModule m
 
@@ -181,13 +181,13 @@ frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
 @pytest.mark.parametrize(
     "topology, message",
     [
-        ("v5e-16", "no chip.*v5e:1x1, 2x2"),
-        ("v9:4x4", "no chip.*tpu7x:"),
-        ("v5e:4x4x4", "no slice.*4x4, 4x8"),
-        ("v5e:3x3", "no slice"),
-        ("v5e:32x32", "no slice"),
-        ("v5p:4x4", "no slice.*multiples of 4"),
-        ("v5p:8x4x4", "no slice"),
+        ("v5e-16", "not a known chip.*v5e:1x1, 2x2"),
+        ("v9:4x4", "not a known chip.*tpu7x:"),
+        ("v5e:4x4x4", "not a valid slice.*4x4, 4x8"),
+        ("v5e:3x3", "not a valid slice"),
+        ("v5e:32x32", "not a valid slice"),
+        ("v5p:4x4", "not a valid slice.*multiples of 4"),
+        ("v5p:8x4x4", "not a valid slice"),
         ("v5p:16x16x28", "6,144 chips"),
     ],
 )
@@ -203,7 +203,7 @@ def test_known_topologies():
 
 
 def plan(tmp_path, *arguments):
-    """In a process of its own: there libtpu starts, or jax without it."""
+    """Runs `bigjax plan` in a new process, which starts libtpu, or jax without it."""
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     done = subprocess.run(
         [
@@ -226,7 +226,7 @@ def plan(tmp_path, *arguments):
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'"
 )
-def test_a_config_is_planned_and_kept(tmp_path):
+def test_a_config_is_planned_and_the_plan_cached(tmp_path):
     code, out, err = plan(tmp_path, "--topology=v5e:2x2", "--mesh=data=1,fsdp=4", "--json")
     assert code == 0 and "fits" in out and "along fsdp" in out, err
     found = json.loads(out.splitlines()[-1])
@@ -244,16 +244,16 @@ def test_a_config_is_planned_and_kept(tmp_path):
     code, _, err = plan(tmp_path, "--topology=v5e:2x2", "--mesh=data=3")
     assert code == 2 and "data=3" in err
     code, _, err = plan(tmp_path, "--topology=v5e:3x3")
-    assert code == 2 and "'v5e:3x3' is no slice" in err
+    assert code == 2 and "'v5e:3x3' is not a valid slice" in err
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
-def test_without_libtpu_it_is_asked_for(tmp_path):
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_a_missing_libtpu_is_named(tmp_path):
     code, _, err = plan(tmp_path, "--topology=v5e:2x2")
     assert code == 2 and "pip install -e '.[plan]'" in err
 
 
-def test_what_is_wrong_with_a_plan(tmp_path):
+def test_invalid_arguments_of_plan(tmp_path):
     for more, message in (
         ([], "--topology=CHIP:AxB is missing"),
         (["--topology=v5e:4x4", "--slices=0"], "--slices is 0"),

@@ -1,4 +1,4 @@
-"""Which compilers a plan refuses before it compiles, and what it says where it cannot read one."""
+"""Compilers that a plan refuses, and messages about programs that cannot be read."""
 
 from importlib import metadata
 import importlib.util
@@ -30,9 +30,9 @@ NAMED = [
 
 @pytest.fixture
 def install(monkeypatch):
-    """install({package: version}, requires) makes these all that is installed."""
+    """install({package: version}, requires) pretends that only these packages are installed."""
 
-    def of(packages, requires=NAMED, module=True):
+    def install_only(packages, requires=NAMED, module=True):
         def version(name):
             if name not in packages:
                 raise metadata.PackageNotFoundError(name)
@@ -46,7 +46,7 @@ def install(monkeypatch):
         monkeypatch.setattr(metadata, "requires", named)
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: module or None)
 
-    return of
+    return install_only
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def install(monkeypatch):
     [
         ({**JAX, "libtpu": "0.0.42.1"}, NAMED),
         ({**JAX, "libtpu": "0.0.42"}, NAMED),
-        ({**JAX, "libtpu": "0.0.52"}, None),  # a jax built from its source
+        ({**JAX, "libtpu": "0.0.52"}, None),  # a jax built from source
         ({**JAX, "libtpu": "0.0.52"}, ["numpy>=2.0"]),
         ({"jaxlib": "0.10.2", "libtpu": "0.0.52"}, NAMED),  # no metadata of jax
         (
@@ -64,7 +64,7 @@ def install(monkeypatch):
         ({**JAX, "libtpu-nightly": "0.1.dev5"}, ['libtpu-nightly==0.1.dev5; extra == "tpu"']),
     ],
 )
-def test_a_compiler_of_the_same_day(install, packages, requires):
+def test_a_matching_compiler_is_accepted(install, packages, requires):
     install(packages, requires)
     compilers.check(TPU)
 
@@ -76,7 +76,7 @@ def test_a_compiler_of_the_same_day(install, packages, requires):
         ({"libtpu": "0.0.41"}, "but libtpu 0.0.41 is installed"),
         ({"libtpu": "0.0.420"}, "but libtpu 0.0.420 is installed"),
         ({"libtpu-nightly": "0.1.dev5"}, "but libtpu-nightly 0.1.dev5 is installed"),
-        ({}, "one of no known version is installed"),  # a folder that someone has copied
+        ({}, "an unknown version is installed"),  # a copied folder
         (
             {"libtpu": "0.0.42.1", "libtpu-nightly": "0.1.dev5"},
             r"libtpu and libtpu-nightly are both installed.*pip uninstall libtpu libtpu-nightly",
@@ -87,14 +87,14 @@ def test_a_compiler_of_the_same_day(install, packages, requires):
         ),
     ],
 )
-def test_one_of_another_day_is_refused(install, packages, message):
+def test_a_compiler_of_another_version_is_refused(install, packages, message):
     install({**JAX, **packages})
     with pytest.raises(UserError, match=message) as e:
         compilers.check(TPU)
     assert "pip install -e '.[plan]'" in str(e.value)
 
 
-def test_it_says_what_to_install(install):
+def test_messages_say_what_to_install(install):
     install({**JAX, "libtpu": "0.0.52"})
     with pytest.raises(UserError, match=r"pip install 'libtpu==0.0.42.\*'"):
         chips.devices("v5e:4x4")
@@ -108,15 +108,15 @@ def test_it_says_what_to_install(install):
         chips.devices("v5e:4x4")
 
 
-def test_its_version_is_part_of_what_is_kept(install):
+def test_the_version_of_the_compiler_is_known(install):
     install({**JAX, "libtpu": "0.0.42.1"})
     assert compilers.version(TPU) == "libtpu 0.0.42.1"
     install(JAX)
     assert compilers.version(TPU) == "libtpu, version unknown"
 
 
-def test_the_extra_brings_what_the_installed_jax_names():
-    """As jax[tpu] does, so pip cannot take another one."""
+def test_the_extra_installs_the_compiler_that_jax_requires():
+    """As jax[tpu] does, so that pip cannot choose another version."""
     (named,) = [r for r in extras.requirements("jax", "tpu") if r.name == "libtpu"]
     assert len(list(named.specifier)) == 1 and "==" in str(named.specifier)
 
@@ -136,19 +136,21 @@ def unreadable():
         (lambda: text("scanned").replace(" convolution(", " multiplied("), "FLOPs were counted"),
     ],
 )
-def test_a_text_that_cannot_be_read(as_text, why):
+def test_a_program_that_cannot_be_read(as_text, why):
     needed = 6 * test_plan.B * test_plan.T * (test_plan.WEIGHTS + test_plan.V * test_plan.D)
-    plan = compile_lib.Plan("", {"data": 1, "fsdp": 4}, needed, 2**34, 0, 0, 2.0**30, 1.0)
+    plan = test_plan_search.made(
+        mesh={"data": 1, "fsdp": 4}, model_flops=needed, peak_bytes=2.0**30, flops=None
+    )
     read = lambda as_text: compile_lib._read(
         SimpleNamespace(as_text=as_text), chips.CHIPS["v5e"], plan, 1
     )
-    with pytest.raises(RunError, match=f"takes 1.00 GiB of HBM.*cannot be read by jaxlib.*{why}"):
+    with pytest.raises(RunError, match=f"needs 1.00 GiB of HBM.*cannot be read by jaxlib.*{why}"):
         read(as_text)
     assert read(lambda: text("scanned")).flops > 0
 
 
 class Compiler:
-    """A traced step, lowered, and what has compiled it: that fails, or nothing does."""
+    """Stands in for a traced, a lowered and a compiled step; compiling may fail."""
 
     def __init__(self, failure=None):
         self.failure = failure
@@ -174,7 +176,7 @@ class Compiler:
         (None, "cannot be read by jaxlib"),
     ],
 )
-def test_a_failure_is_a_sentence_and_is_not_kept(monkeypatch, tmp_path, capsys, failure, message):
+def test_a_failure_is_one_line_and_is_not_cached(monkeypatch, tmp_path, capsys, failure, message):
     monkeypatch.setattr(chips, "devices", lambda topology, slices: jax.devices()[:4])
     monkeypatch.setattr(compile_lib.program_lib, "trace", lambda *_: Compiler(failure))
     monkeypatch.setattr(chips, "before_jax", lambda: None)
@@ -192,15 +194,15 @@ def test_a_failure_is_a_sentence_and_is_not_kept(monkeypatch, tmp_path, capsys, 
     assert err.count("\n") == 1 and not list(tmp_path.rglob("*.json"))
 
 
-def test_a_search_passes_over_what_fails(monkeypatch):
-    """And says why, if nothing else is found."""
-    one = test_plan_search.config()
+def test_a_search_skips_layouts_that_fail_to_compile(monkeypatch):
+    """And reports the failure if no layout compiles."""
+    config = test_plan_search.config()
     failing = lambda config, topology, slices: (_ for _ in ()).throw(RunError("Mosaic failed"))
     monkeypatch.setattr(compile_lib, "plans", failing)
     monkeypatch.setattr(
         search, "_candidates", lambda *a, real=search._candidates: (real(*a)[0][:3], 0)
     )
-    said = []
+    lines = []
     with pytest.raises(RunError, match="Mosaic failed"):
-        search.search(one, "v5e:4x4", 1, 1.0, said.append, lambda plan: plan.step_seconds)
-    assert len([line for line in said if "Mosaic failed" in line]) == 3
+        search.search(config, "v5e:4x4", 1, 1.0, lines.append, lambda plan: plan.step_seconds)
+    assert len([line for line in lines if "Mosaic failed" in line]) == 3

@@ -1,4 +1,4 @@
-"""Every config is planned on every chip: of full width, two layers deep. Half an hour or more."""
+"""Every config is planned on every chip, at full width with two layers. Half an hour or more."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ SLICES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 
 
 def arguments(path) -> list[str]:
-    if path.stem == "finetune":  # of what else was trained, but for its smallest
+    if path.stem == "finetune":  # the others start from a trained run
         return [f"--config={path}:tiny"]
     if path.parent.name == "seqgan":  # small ones may ask for one device
         return [f"--config={path}", "--mesh=data=-1"]

@@ -1,4 +1,4 @@
-"""Plans for GPUs: memory and what is sent, and no seconds."""
+"""Plans for GPUs: memory and communication, without seconds."""
 
 import gzip
 import importlib.util
@@ -33,13 +33,13 @@ def costs(text):
 
 
 def test_flops_are_the_analytic_ones(costs):
-    """6 a weight and token; attention by cuDNN, which computes scores again: 2 products of a query
-    and a key forward, 5 backward."""
+    """6 per weight and token; attention by cuDNN, which recomputes scores: 2 products of queries
+    and keys forward, 5 backward."""
     assert costs.flops == pytest.approx(6 * B * T * (WEIGHTS + V * D) / N, rel=1e-6)
     assert costs.kernel_flops == pytest.approx(7 * 2 * B * T * T * D * L / N, rel=1e-6)
 
 
-def test_attention_is_cudnns(text):
+def test_attention_is_by_cudnn(text):
     kernels = [
         op
         for c in hlo.Module(text).computations.values()
@@ -50,14 +50,14 @@ def test_attention_is_cudnns(text):
     assert "Bias" not in kernels[0].text + kernels[1].text  # rows are not packed: no mask is read
 
 
-def test_what_is_sent_along_two_axes(costs):
-    """All in bfloat16. The table of embeddings is gathered for the first layer and for the last,
-    and so are its gradients. Of two devices each sends half of what is gathered or scattered."""
+def test_bytes_sent_along_two_axes(costs):
+    """All in bfloat16. The embedding table is gathered for the first and for the last layer, and
+    its gradients are scattered twice. Each of two devices sends half of an array."""
     sent = {(x.kind, x.axes): x.bytes for x in costs.collectives}
     whole = 2 * (WEIGHTS + 2 * V * D + T * D)
     assert sent["all-gather", "fsdp"] == pytest.approx(whole / 2, rel=0.002)
     assert sent["reduce-scatter", "fsdp"] == pytest.approx(whole / 2, rel=0.002)
-    # What is left of the gradients is summed over the other pair: sent there, and its sum back.
+    # The scattered gradients are summed over the other pair: sent, and their sum sent back.
     assert sent["all-reduce", "data"] == pytest.approx(whole / 2, rel=0.002)
     # Norms, biases, the loss.
     assert sum(sent.values()) == pytest.approx(3 * whole / 2, rel=0.01)
@@ -105,8 +105,8 @@ custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{
 """
 
 
-def test_what_begins_and_ends_counts_once():
-    """The result of what begins holds its inputs too. The loop runs five times."""
+def test_asynchronous_collectives_count_once():
+    """The result of a -start includes its inputs. The loop runs five times."""
     found = predict.costs(HAND_WRITTEN, H100, {"data": 2, "fsdp": 2})
     sent = {(x.kind, x.axes): x.bytes for x in found.collectives}
     assert sent == {
@@ -129,11 +129,11 @@ def test_topologies():
     ["h100", "h100:", "h100:16", "h100:3", "h100:1x8", "h100:2x4", "h100:1024x8", "h100:2x2x8"],
 )
 def test_unknown_topologies(topology):
-    with pytest.raises(UserError, match="no slice.*h100:1, 2, 4, 8, and HOSTSx8 from 2x8"):
+    with pytest.raises(UserError, match="not a valid slice.*h100:1, 2, 4, 8, and HOSTSx8 from 2x8"):
         chips.parse(topology)
 
 
-def test_the_limit_is_what_jax_takes(monkeypatch):
+def test_the_limit_is_what_jax_allocates(monkeypatch):
     for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
         monkeypatch.delenv(name, raising=False)
     assert chips.figures("h100").limit == pytest.approx(0.75 * 79.11, abs=0.01)
@@ -173,7 +173,7 @@ def made(gib: float):
 
 
 def run(monkeypatch, capsys, plan, *arguments):
-    """What is printed."""
+    """What `bigjax plan` prints for this plan."""
     values = flags.FlagValues()
     command.define_flags(values)
     values(["plan", *arguments])
@@ -184,7 +184,7 @@ def run(monkeypatch, capsys, plan, *arguments):
 
 def test_the_page_and_the_numbers(monkeypatch, capsys):
     out = run(monkeypatch, capsys, made(20.0), "--topology=h100:8", "--json")
-    assert "20.00 GiB of 59.00: fits" in out and "no time is predicted of h100" in out
+    assert "20.00 GiB of 59.00: fits" in out and "no time is predicted for h100" in out
     assert "along fsdp: 3 GB sent\n" in out and "MFU  " not in out
     numbers = json.loads(out.splitlines()[-1])
     assert numbers["fits"] and numbers["flops"] == 2e12 and numbers["collective_bytes"] == 3e9
@@ -192,24 +192,24 @@ def test_the_page_and_the_numbers(monkeypatch, capsys):
         assert numbers[name] is None, name
 
 
-def test_what_does_not_fit(monkeypatch, capsys):
+def test_a_plan_that_does_not_fit(monkeypatch, capsys):
     out = run(monkeypatch, capsys, made(61.0), "--topology=h100:8", "--json")
     assert "DOES NOT FIT, by 2.00 GiB" in out and "--search" not in out
     assert json.loads(out.splitlines()[-1])["fits"] is False
 
 
 @pytest.mark.parametrize("argument", ["--search", "--calibrate=runs.jsonl"])
-def test_what_needs_seconds_is_refused(argument, monkeypatch, capsys):
+def test_flags_that_need_seconds_are_refused(argument, monkeypatch, capsys):
     with pytest.raises(UserError, match=f"{argument.partition('=')[0]} needs predicted seconds"):
         run(monkeypatch, capsys, made(20.0), "--topology=h100:8", argument)
 
 
-def test_slices_are_hosts():
+def test_slices_of_gpus_are_refused():
     with pytest.raises(UserError, match="--slices=2.*--topology=h100:2x8"):
         chips.devices("h100:8", 2)
 
 
-def test_without_the_compiler_it_is_asked_for(monkeypatch):
+def test_a_missing_compiler_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[cuda\]'"):
         chips.devices("h100:8")
@@ -220,7 +220,7 @@ def test_without_the_compiler_it_is_asked_for(monkeypatch):
     reason="needs the GPU compiler: pip install -e '.[cuda]'",
 )
 def test_a_config_is_planned(tmp_path):
-    """Packed rows, cut along the sequence: what cuDNN can least do by itself."""
+    """Packed rows, sharded along the sequence: the hardest case for cuDNN."""
     done = subprocess.run(
         [
             sys.executable,

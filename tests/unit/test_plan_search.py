@@ -1,4 +1,4 @@
-"""Searching layouts, correcting by measurements, and what a plan's page says."""
+"""Searching layouts, correcting seconds by measurements, and the page of a plan."""
 
 import dataclasses
 import gzip
@@ -54,7 +54,7 @@ def made(seconds=1.0, peak=4.0, **more):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """What was compiled, by a compiler for which tensor parallelism is slow and remat dear."""
+    """The configs that were compiled, by a fake compiler with slow tensor parallelism and remat."""
     done = []
 
     def plans(c, topology, slices):
@@ -95,7 +95,7 @@ def test_candidates_are_layouts_that_may_fit():
     assert not any(c.mesh["fsdp"] * c.mesh["tensor"] == 1 for c in kept)
 
 
-def test_sequences_are_cut_where_there_are_no_rows_to_cut():
+def test_sequences_are_sharded_only_if_there_are_too_few_examples():
     kept, _ = search._candidates(config(batch_size=2), "v5e:4x4", 1)
     assert any(c.mesh["sequence"] == 8 for c in kept)
 
@@ -122,23 +122,23 @@ def test_slices_share_the_data_axis():
     assert kept and all(c.mesh["data"] % 2 == 0 for c in kept)
 
 
-def test_what_cannot_fit_is_said_before_anything_is_compiled(compiled):
+def test_a_model_that_cannot_fit_is_refused_before_compiling(compiled):
     with pytest.raises(UserError, match="by arithmetic"):
         searched(config("175b", 512))
     assert not compiled
 
 
-def test_the_ranking_and_what_is_not_compiled(compiled):
-    said = []
-    found = searched(log=said.append)
+def test_the_ranking_is_by_seconds(compiled):
+    lines = []
+    found = searched(log=lines.append)
     seconds = [f.seconds for f in found]
-    assert seconds == sorted(seconds) and "not tried" not in said[-1]
+    assert seconds == sorted(seconds) and "not tried" not in lines[-1]
     assert found[0].candidate.mesh["tensor"] == 1
-    assert len(found) == len(compiled) and str(found[0].candidate) in "\n".join(said)
+    assert len(found) == len(compiled) and str(found[0].candidate) in "\n".join(lines)
 
 
-def test_the_lines_for_the_config_are_the_choice():
-    """Put into a config file they give what was planned; the user's own options stay."""
+def test_the_lines_for_the_config_choose_the_layout():
+    """In a config file they give the planned config; the user's own options stay."""
     c = config()
     with c.unlocked():
         c.train.compiler_options = {"xla_mine": "1"}
@@ -154,17 +154,19 @@ def test_the_lines_for_the_config_are_the_choice():
 @pytest.mark.parametrize(
     "estimates, seconds, ranked",
     [
-        # All twice their estimates: what is within a tenth of the best is tried.
+        # All take twice their estimates: layouts within a tenth of the best are tried.
         (
             [0.5, 1.0, 0.475, 0.6, 0.445, 0.525],
             [1.0, 2.0, 0.95, 1.2, 0.89, 1.05],
             [0.89, 0.95, 1.0],
         ),
-        # The second is behind the first, until the third shows that estimates err by more.
+        # The second is ruled out by the first, until the third shows that estimates err by more.
         ([1.0, 1.2, 1.09, 1.5], [2.0, 1.7, 1.99, 1.0], [1.7, 1.99, 2.0]),
     ],
 )
-def test_what_is_estimated_to_be_slower_is_not_compiled(monkeypatch, estimates, seconds, ranked):
+def test_layouts_that_are_slower_by_estimate_are_not_compiled(
+    monkeypatch, estimates, seconds, ranked
+):
     some = search._candidates(config(), "v5e:4x4", 1)[0][: len(seconds)]
     some = [c._replace(estimate=e) for c, e in zip(some, estimates)]
     monkeypatch.setattr(search, "_candidates", lambda *_: (some, 0))
@@ -175,15 +177,15 @@ def test_what_is_estimated_to_be_slower_is_not_compiled(monkeypatch, estimates, 
             made(next(s for x, s in zip(some, seconds) if search.apply(config(), x) == c))
         ],
     )
-    said = []
-    found = searched(log=said.append, seconds_of=lambda plan: (plan.work_seconds,) * 2)
+    lines = []
+    found = searched(log=lines.append, seconds_of=lambda plan: (plan.work_seconds,) * 2)
     assert [f.seconds for f in found] == ranked
     others = len(some) - len(ranked)
-    assert said[-1] == f"Compiled 3; by their estimates the other {others} are slower or too large."
+    assert lines[-1] == f"Compiled 3; by estimate the other {others} are slower or too large."
 
 
 def planned(monkeypatch, plan):
-    """plan(candidate) of each layout of 6.7B on a small slice; those that were planned."""
+    """(all layouts of 6.7B on a small slice, those planned so far); plan(candidate) -> its plan."""
     every, _ = search._candidates(config("6.7b", 128), "v5e:4x4", 1)
     done = []
 
@@ -195,7 +197,7 @@ def planned(monkeypatch, plan):
     return every, done
 
 
-def test_a_layout_that_hardly_fits_is_tried_if_it_may_be_the_best(monkeypatch):
+def test_a_layout_that_barely_fits_is_tried_if_it_may_be_the_best(monkeypatch):
     every, _ = planned(monkeypatch, lambda c: made(c.estimate))
     room = (1 - search.SPARE) * 15.75 * chips.GIB
     best = min(every, key=lambda c: c.estimate)
@@ -204,7 +206,7 @@ def test_a_layout_that_hardly_fits_is_tried_if_it_may_be_the_best(monkeypatch):
     assert found[0].seconds == best.estimate
 
 
-def test_what_needs_more_than_one_that_did_not_fit_is_not_compiled(monkeypatch):
+def test_layouts_larger_than_one_that_did_not_fit_are_not_compiled(monkeypatch):
     every, done = planned(monkeypatch, lambda c: made(c.estimate, 99.0 if c.needs > limit else 4.0))
     limit = sorted(c.needs for c in every)[len(every) // 2]
     searched(config("6.7b", 128), seconds_of=lambda plan: (plan.work_seconds,) * 2)
@@ -213,7 +215,7 @@ def test_what_needs_more_than_one_that_did_not_fit_is_not_compiled(monkeypatch):
         assert failed == sorted(failed, reverse=True) and len(set(failed)) == len(failed)
 
 
-def test_a_layout_that_leaves_no_room_does_not_fit(monkeypatch):
+def test_a_layout_must_leave_some_memory_free(monkeypatch):
     monkeypatch.setattr(compile_lib, "plans", lambda *_: [made(1.0, peak=0.96 * 15.75)])
     with pytest.raises(UserError, match="No layout of this config fits 1 x v5e:4x4"):
         searched()
@@ -221,14 +223,14 @@ def test_a_layout_that_leaves_no_room_does_not_fit(monkeypatch):
         searched(minutes=0)
 
 
-def test_the_budget_ends_a_search_after_one(compiled):
-    said = []
-    assert len(searched(minutes=0, log=said.append)) == 1
-    assert re.search(r"[1-9]\d* that may be faster were not tried. The same", said[-1])
+def test_a_search_over_its_budget_ends_after_one_layout(compiled):
+    lines = []
+    assert len(searched(minutes=0, log=lines.append)) == 1
+    assert re.search(r"[1-9]\d* that may be faster were not tried; the same", lines[-1])
 
 
 def test_a_search_ranks_by_corrected_seconds(compiled):
-    """If communication were free and work dear, and the other way round."""
+    """Here the slowest step is corrected to be the fastest."""
     found = searched(seconds_of=lambda plan: (1 / plan.work_seconds,) * 2)
     assert found[0].plan.work_seconds == max(f.plan.work_seconds for f in found)
 
@@ -281,9 +283,9 @@ GOOD = {"topology": "v5e:4x4", "work_seconds": 1, "communication_seconds": 1, "m
             '{"topology": "v5e:4x4", "work_seconds": 1, "communication_seconds": 1}',
             "measured_seconds",
         ),
-        (json.dumps({**GOOD, "measured_seconds": 0}), "cannot be seconds"),
-        (json.dumps({**GOOD, "work_seconds": float("nan")}), "cannot be seconds"),
-        (json.dumps({**GOOD, "measured_seconds": float("inf")}), "cannot be seconds"),
+        (json.dumps({**GOOD, "measured_seconds": 0}), "not valid seconds"),
+        (json.dumps({**GOOD, "work_seconds": float("nan")}), "not valid seconds"),
+        (json.dumps({**GOOD, "measured_seconds": float("inf")}), "not valid seconds"),
         (json.dumps({**GOOD, "topology": 5}), "no run on v5e"),
         (b"\xff\xfe", "no run on v5e"),  # UTF-16 of nothing
         (json.dumps({**GOOD, "work_seconds": 10**400}), "line 1: OverflowError"),
@@ -296,7 +298,7 @@ GOOD = {"topology": "v5e:4x4", "work_seconds": 1, "communication_seconds": 1, "m
         (gzip.compress(json.dumps(GOOD).encode(), mtime=0)[:-9], "runs.jsonl"),
     ],
 )
-def test_a_file_of_measurements_that_is_none(tmp_path, text, message):
+def test_an_invalid_file_of_measurements_is_refused(tmp_path, text, message):
     path = tmp_path / "runs.jsonl"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=message):
@@ -338,13 +340,13 @@ def test_frozen_parts_and_the_unit_are_on_the_page():
     plan = made(2.0, frozen_bytes=0.5 * chips.GIB, unit="images", units=64)
     text, numbers = page(plan).text(), page(plan).numbers()
     rest = 4.0 - 0.5 - 3e9 / chips.GIB
-    assert "frozen       0.500 GiB" in text and f"the rest     {rest:.3f} GiB" in text
+    assert "frozen       0.500 GiB" in text and f"other        {rest:.3f} GiB" in text
     assert "images/s       21 to 32" in text
     assert numbers["images_per_sec"] == pytest.approx(64 / 3) and "tokens_per_sec" not in numbers
     assert numbers["frozen_gib"] == 0.5
 
 
-def test_what_would_help_a_plan_that_does_not_fit():
+def test_the_advice_for_a_plan_that_does_not_fit():
     much = page(made(0, 18.0)).text()
     assert "DOES NOT FIT, by 2.25 GiB" in much and "model.remat='full' (now 'dots')" in much
     assert "train.accumulate=2 (now 1)" in much

@@ -1,0 +1,303 @@
+"""FLOPs, bytes of HBM and loop counts of a compiled program.
+
+XLA's own cost analysis counts the body of a loop once; this multiplies by how often it runs.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import re
+
+from bigjax.plan.hlo import Array, Computation, Module, Op, called, constant, parameter_number
+
+
+class Counter:
+    """Counts in a hlo.Module."""
+
+    def __init__(self, module: Module) -> None:
+        self.computations = module.computations
+
+    def trips(self, loop: Op) -> int:
+        """How often a while loop runs; 1 if unknown.
+
+        GPU programs state it; elsewhere the loop counts from one constant to another.
+        """
+        stated = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text)
+        if stated:
+            return int(stated[1])
+        compared = self._compared(self.computations[loop.attribute("condition")])
+        if not compared:
+            return 1
+        index, limit, direction = compared
+        step = self._step(self.computations[loop.attribute("body")], index)
+        start = self._start(loop, index)
+        if not step or start is None:
+            return 1
+        n = (limit - start) / step
+        return max(1, math.floor(n) + 1 if direction == "LE" else math.ceil(n))
+
+    def _compared(self, c: Computation) -> tuple[int, int, str] | None:
+        """(index in the loop's tuple, limit, direction) of the compare that ends a condition."""
+
+        def known(op: Op) -> int | str | None:
+            """A constant as int, an element of the tuple as its index in a str, else None."""
+            while op.opcode in ("copy", "bitcast", "convert"):
+                op = c.inputs(op)[0]
+            if op.opcode == "parameter":
+                return arguments[parameter_number(op)]
+            return op.attribute("index") if op.opcode == "get-tuple-element" else constant(op)
+
+        op, arguments = c.root, [None]  # of the computation
+        while op.opcode == "fusion":
+            arguments = [known(x) for x in c.inputs(op)]
+            c = self.computations[op.attribute("calls")]
+            op = c.root
+        if op.opcode != "compare":
+            return None
+        a, b = map(known, c.inputs(op))
+        direction = op.attribute("direction")
+        if isinstance(a, str) and isinstance(b, int) and direction in ("LT", "LE", "NE"):
+            return int(a), b, direction
+        return None
+
+    def _step(self, body: Computation, index: int) -> int | None:
+        """How much one iteration adds to an element of the loop's tuple."""
+        root = body.root
+        if root.opcode != "tuple":
+            return None
+        total, op, c = 0, body.inputs(root)[index], body
+        for _ in range(64):
+            if op.opcode == "get-tuple-element":
+                source = c.inputs(op)[0]
+                if source.opcode == "parameter":
+                    return total or None
+                return None
+            if op.opcode in ("copy", "bitcast"):
+                op = c.inputs(op)[0]
+            elif op.opcode == "add":
+                inputs = c.inputs(op)
+                added = [constant(x) for x in inputs]
+                known = [x for x in added if x is not None]
+                if len(known) != 1:
+                    return None
+                total += known[0]
+                op = inputs[added.index(None)]
+            elif op.opcode == "fusion":
+                inner = self.computations[op.attribute("calls")]
+                added_in_fusion = self._added(inner)
+                if added_in_fusion is None:
+                    return None
+                parameter, amount = added_in_fusion
+                total += amount
+                op = c.inputs(op)[parameter]
+            else:
+                return None
+        return None
+
+    @staticmethod
+    def _added(c: Computation) -> tuple[int, int] | None:
+        """(parameter's number, constant) of a fused computation that only adds these two."""
+        root = c.root
+        if root.opcode != "add":
+            return None
+        inputs = c.inputs(root)
+        amounts = [constant(x) for x in inputs]
+        numbers = [parameter_number(x) if x.opcode == "parameter" else None for x in inputs]
+        for number, amount in itertools.product(numbers, amounts):
+            if number is not None and amount is not None:
+                return number, amount
+        return None
+
+    def _start(self, loop: Op, index: int) -> int | None:
+        """The initial value of an element of the tuple; 0 if it is not a visible constant."""
+        for c in self.computations.values():
+            if c.ops.get(loop.name) is loop:
+                first = c.inputs(loop)[0]
+                if first.opcode != "tuple":
+                    return 0
+                op = c.inputs(first)[index]
+                while op.opcode in ("copy", "bitcast"):
+                    op = c.inputs(op)[0]
+                return constant(op) or 0
+        return None
+
+    @functools.cache
+    def flops(self, name: str) -> float:
+        """FLOPs of the matrix products in a computation and in those that it calls."""
+        c = self.computations[name]
+        return sum(self.op_flops(c, op) for op in c.ops.values())
+
+    def op_flops(self, c: Computation, op: Op) -> float:
+        """FLOPs of one operation: 2 per multiply-add. A loop's body counts once per iteration."""
+        if op.opcode == "convolution":
+            return _convolution_flops(op, *c.inputs(op))
+        if op.opcode == "dot" or 'custom_call_target="__cublas$' in op.text:
+            return _dot_flops(op, c.inputs(op)[0])
+        if op.opcode == "while":
+            return self.trips(op) * self.flops(op.attribute("body"))
+        return sum(self.flops(name) for name in called(op))
+
+    def hbm_bytes(self, c: Computation, op: Op) -> float:
+        """Bytes that an operation reads from and writes to HBM."""
+        if op.opcode in _FREE:
+            return 0
+        if op.opcode in ("copy-start", "slice-start"):  # (source, target) in either order
+            moved = min(a.bytes for a in op.arrays[:2])
+            return moved * sum(not a.on_chip for a in op.arrays[:2])
+        inner = self.computations.get(op.attribute("calls") or "")
+        if inner is None:
+            if op.opcode == "dynamic-slice":
+                return 2 * _hbm(op.arrays)
+            if op.opcode == "dynamic-update-slice":
+                return 2 * _hbm(c.inputs(op)[1].arrays)
+            return _hbm(op.arrays) + sum(_hbm(x.arrays) for x in c.inputs(op))
+        return self._fused_bytes(c, op, inner)
+
+    def _fused_bytes(self, c: Computation, op: Op, inner: Computation) -> float:
+        """Bytes of a fusion: a slice of an operand counts as the slice, an update in place as the
+        update."""
+        total = 0.0
+        updated: dict[int, float] = {}  # {size of an array that is updated in place: bytes}
+        for i, x in enumerate(c.inputs(op)):
+            if not _hbm(x.arrays):
+                continue
+            read = self._read(inner, i)
+            if read.updates:
+                size = x.arrays[0].size
+                updated[size] = updated.get(size, 0) + 2 * read.updates
+            total += _hbm(x.arrays) if read.all else read.slices
+        for array in op.arrays:
+            if not array.on_chip:
+                total += updated.pop(array.size) if array.size in updated else array.bytes
+        return total
+
+    def _read(self, c: Computation, index: int) -> "_Read":
+        """What a computation reads of its parameter `index`; looks into nested fusions."""
+        name = next(
+            (
+                x.name
+                for x in c.ops.values()
+                if x.opcode == "parameter" and parameter_number(x) == index
+            ),
+            None,
+        )
+        names, read = [name], _Read()
+        while names:
+            name = names.pop()
+            for user in (u for u in c.ops.values() if name in u.operands):
+                if user.opcode in ("dynamic-slice", "slice"):
+                    read.slices += user.arrays[0].bytes
+                elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+                    read.updates += c.inputs(user)[1].arrays[0].bytes
+                elif user.opcode == "bitcast":
+                    names.append(user.name)
+                elif user.opcode == "fusion":
+                    within = self.computations[user.attribute("calls")]
+                    nested = [
+                        self._read(within, i) for i, x in enumerate(user.operands) if x == name
+                    ]
+                    read.slices += sum(x.slices for x in nested)
+                    read.updates += sum(x.updates for x in nested)
+                    read.all |= any(x.all for x in nested)
+                else:
+                    read.all = True
+        return read
+
+
+@dataclasses.dataclass
+class _Read:
+    """How an operand is read: bytes of slices and of updates in place; `all`: completely."""
+
+    slices: float = 0.0
+    updates: float = 0.0
+    all: bool = False
+
+
+# Operations that move no data. A copy-start moves it; its copy-done only waits.
+_FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "call",
+    "conditional",
+    "copy-done",
+    "after-all",
+    "partition-id",
+    "iota",
+    "opt-barrier",
+    "async-done",
+    "async-update",
+    "slice-done",
+    "collective-permute-done",
+    "all-gather-done",
+    "all-reduce-done",
+    "custom-call-done",
+}
+
+
+def _hbm(arrays: tuple[Array, ...]) -> float:
+    return sum(a.bytes for a in arrays if not a.on_chip)
+
+
+def _dot_flops(op: Op, left: Op) -> float:
+    """FLOPs of a matrix product, by XLA or by cuBLAS, which write its dimensions differently."""
+    contracted = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)', op.text)
+    dims = [int(i) for i in re.findall(r"\d+", contracted[1])] if contracted else []
+    return 2.0 * op.arrays[0].size * math.prod(left.arrays[0].dims[i] for i in dims)
+
+
+def _convolution_flops(op: Op, left: Op, right: Op) -> float:
+    """FLOPs of a convolution. Only products of real elements count: a TPU's compiler writes a
+    batched matrix product as a convolution with much padding and dilation."""
+    a, k, o = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.text).groups()
+    size = lambda labels, dims, label: dims[labels.index(label)]
+    window = {
+        name: values.split("x")
+        for name, values in re.findall(
+            r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{(.*?)\}", op.text) or ["", ""])[1]
+        )
+    }
+    pairs = 1
+    spatial = sorted(x for x in o if x.isdigit())
+    for d, label in enumerate(spatial):
+        get = lambda name, default: int(window[name][d]) if name in window else default
+        low = int(window["pad"][d].split("_")[0]) if "pad" in window else 0
+        pairs *= _pairs(
+            size(a, left.arrays[0].dims, label),
+            get("size", 1),
+            size(o, op.arrays[0].dims, label),
+            get("stride", 1),
+            low,
+            get("lhs_dilate", 1),
+            get("rhs_dilate", 1),
+        )
+    return (
+        2.0
+        * pairs
+        * (
+            size(o, op.arrays[0].dims, "b")
+            * size(o, op.arrays[0].dims, "f")
+            * size(k, right.arrays[0].dims, "i")
+        )
+    )
+
+
+@functools.cache
+def _pairs(
+    n: int, kernel: int, out: int, stride: int, low: int, lhs_dilate: int, rhs_dilate: int
+) -> int:
+    """How many pairs (output, kernel element) of one spatial dimension meet an input element."""
+    if stride == lhs_dilate == 1 and low == 0 and out + (kernel - 1) * rhs_dilate <= n:
+        return out * kernel
+    return sum(
+        1
+        for o in range(out)
+        for k in range(kernel)
+        if (at := o * stride + k * rhs_dilate - low) >= 0
+        and at % lhs_dilate == 0
+        and at // lhs_dilate < n
+    )
