@@ -41,9 +41,9 @@ def each_page(test):
 
 
 def blocks(page: pathlib.Path, language: str = "") -> list[str]:
-    text = page.read_text(encoding="utf-8")
-    pattern = rf"^```{language}(?: title=\S+)?\n(.*?)^```$"
-    return re.findall(pattern, text, re.M | re.S)
+    """The code blocks of a page in one language; '' for those without one."""
+    fenced = re.findall(r"^```(\w*)[^\n]*\n(.*?)^```$", TEXTS[page.name], re.M | re.S)
+    return [text for name, text in fenced if name == language]
 
 
 def commands(page: pathlib.Path) -> list[str]:
@@ -56,7 +56,7 @@ def commands(page: pathlib.Path) -> list[str]:
 
 def code(page: pathlib.Path) -> list[str]:
     """What stands in backticks in the text of a page."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    text = re.sub(r"^```.*?^```$", "", TEXTS[page.name], flags=re.M | re.S)
     return re.findall(r"`([^`\n]+)`", text)
 
 
