@@ -1,5 +1,5 @@
-"""Evaluators. config.evals.NAME.kind names the module; its `build(name, options, context)` gives
-one, from its Config."""
+"""Evaluators. config.evals.NAME.kind names a module, whose build(name, options, context) makes an
+Evaluator from its Config."""
 
 from collections.abc import Callable
 import math
@@ -19,14 +19,14 @@ class Context(NamedTuple):
     log: Callable[[str], None]
     folder: Any  # the run's; evaluators write to folder/evals/NAME
     frozen: dict[str, Any]  # of the task
-    report: Callable[[str], None] = lambda text: None  # takes long texts: printed by `eval` alone
-    # Where `eval` collects what could not be written, since its numbers are known all the same.
-    # None: it is an error, as in training.
+    report: Callable[[str], None] = lambda text: None  # for long texts, which only `eval` prints
+    # `eval` collects here which files could not be written, since it prints the metrics anyway.
+    # None, as in training: a file that cannot be written is an error.
     unwritten: list[str] | None = None
 
     def write(self, name: str, write: Callable[[Any], None]) -> str:
-        """Has write(folder) fill WORKDIR/evals/NAME. Returns the line that says where that is, or
-        '' if it could not be written. Raises what `write` does, where nothing collects it."""
+        """Calls write(folder) with WORKDIR/evals/NAME. Returns a line with that path, or '' if it
+        could not be written. Raises what `write` raises, unless `unwritten` collects it."""
         folder = self.folder / "evals" / name
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -41,10 +41,10 @@ class Context(NamedTuple):
 
 
 class Evaluator(Protocol):
-    """Measures a model; it may have `metrics`, the names that it gives, where they are known."""
+    """Evaluates a model. An optional attribute `metrics` has the names of its metrics."""
 
     def __call__(self, params: Any, extras: Any, step: int) -> dict[str, float]:
-        """{metric: value} of the model at `step`; {} for one that only writes or prints."""
+        """{metric: value} of the model at `step`; {} if it only writes or prints."""
 
 
 def build(name: str, context: Context) -> Evaluator:
@@ -54,7 +54,7 @@ def build(name: str, context: Context) -> Evaluator:
 
 
 def derive(metrics: dict[str, float]) -> dict[str, float]:
-    """Adds what follows from a mean negative log-likelihood: perplexity, bits per byte."""
+    """The metrics, with perplexity in place of nll and bits per byte in place of nats per byte."""
     out = dict(metrics)
     if "nll" in out:
         out["perplexity"] = math.exp(min(out.pop("nll"), 700.0))

@@ -1,4 +1,4 @@
-"""The task's loss and metrics over a split: sums over all examples, each taken once."""
+"""The task's loss and metrics over a split, in which each example counts once."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from bigjax.parallel import sharding
 @dataclasses.dataclass(frozen=True)
 class Config:
     split: str = "valid"
-    batches: int = 0  # 0 = the whole split
+    batches: int = 0  # 0 = all of the split
 
     RANGES = {"batches": at_least(0)}
 

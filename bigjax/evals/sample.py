@@ -1,4 +1,4 @@
-"""Shows what the model writes after a prompt. Gives no metric."""
+"""Logs a continuation of a prompt by the model. Has no metrics."""
 
 import dataclasses
 
@@ -20,13 +20,13 @@ class Config:
 
 def build(name: str, options: Config, context: Context):
     tokenizer = context.corpus.tokenizer
-    how = Options(
+    sampling = Options(
         max_new_tokens=options.max_new_tokens, temperature=0.8, top_p=0.95, eos_id=tokenizer.eos_id
     )
     family = modules.of(context.config, "model")
     if not hasattr(family, "decoder"):
         raise UserError(
-            f"evals.{name}.kind='sample' needs a model that writes, such as model.name='gpt'; "
+            f"evals.{name}.kind='sample' needs a model that generates, such as model.name='gpt'; "
             f"model.name is {context.config.model.name!r}."
         )
     decoder, prompts = family.decoder(context.task.model_config), [options.prompt]
@@ -34,7 +34,7 @@ def build(name: str, options: Config, context: Context):
     def evaluate(params, extras, step: int) -> dict[str, float]:
         del extras
         generator = Generator(decoder, params)
-        (new,) = texts(generator, tokenizer, prompts, how, seed=context.config.seed)
+        (new,) = texts(generator, tokenizer, prompts, sampling, seed=context.config.seed)
         text = (options.prompt * decoder.continues + new).replace("\n", "\n    ")
         context.log(f"{name} after step {step}:\n    {text}")
         return {}

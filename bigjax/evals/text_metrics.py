@@ -1,7 +1,7 @@
-"""Metrics of generated texts, each with a reference and the source that it was made from, and
-sentences of a text: the first one is a baseline that is hard to beat.
+"""Metrics of generated texts against a reference and the source text, and the lead-sentence
+baseline.
 
-ROUGE is the rouge-score package's and BLEU sacrebleu's; the rest are ratios of counts.
+ROUGE is by the rouge-score package and BLEU by sacrebleu; the others are ratios of counts.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ METRICS = (
 )
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 _WORD = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+")
-# A full stop after one capital letter or one of these is taken to be part of a name.
+# A full stop after a single capital letter or one of these is part of a name.
 _TITLES = ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "Gen", "Gov", "Sen", "Rep", "No", "vs")
 _SENTENCE_END = re.compile(
     r"[。！？][。！？”’」』）]*"
@@ -34,11 +34,11 @@ _SENTENCE_END = re.compile(
     + "".join(rf"(?<!\b{title})" for title in _TITLES)
     + r"[.!?]+[\"'”’)\]]*(?=\s+[^a-z\s])|\n\s*\n"
 )
-_SELF_BLEU_SAMPLE = 200  # the work grows with its square
+_SELF_BLEU_SAMPLE = 200  # the time is quadratic in it
 
 
 class _Tokenizer:
-    """`words` as rouge-score wants it."""
+    """`words` as a tokenizer for rouge-score."""
 
     def tokenize(self, text: str) -> list[str]:
         return words(text)
@@ -50,27 +50,29 @@ def measure(
     sources: list[str],
     chinese: bool | None = None,
 ) -> dict[str, float]:
-    """METRICS of n candidates, each with its reference and source. Words are those of `words`.
+    """{name: value} of METRICS, of n candidates, each with a reference and a source.
+
+    Texts are split by `words`.
 
     - rouge1, rouge2, rougeL: mean F1, 0 to 1, without stemming
       (https://aclanthology.org/W04-1013).
     - bleu: of the corpus, 0 to 100 (https://aclanthology.org/W18-6319).
-    - self_bleu: mean BLEU, 0 to 100, of each candidate against all others; high where they are
-      alike (https://arxiv.org/abs/1802.01886). Of 200 candidates, always the same, where there
-      are more; those without words are left out.
+    - self_bleu: mean BLEU, 0 to 100, of each candidate against all others; high if they are
+      similar (https://arxiv.org/abs/1802.01886). Of a fixed sample of 200 if there are more;
+      candidates without words are skipped.
     - distinct_1, distinct_2: different n-grams over n-grams of all candidates
       (https://arxiv.org/abs/1510.03055).
-    - copy_rate: fraction of the candidates' words that their source has; novel_2, novel_4:
-      fraction of n-grams that it does not have (https://arxiv.org/abs/1704.04368, figure 6).
+    - copy_rate: fraction of the candidates' words that are in their source; novel_2, novel_4:
+      fraction of n-grams that are not in it (https://arxiv.org/abs/1704.04368, figure 6).
     - length: mean number of words.
 
-    An empty candidate scores 0. A ratio of nothing to nothing is 0.
+    An empty candidate scores 0. A ratio with a zero denominator is 0.
 
     Args:
-      chinese: whether BLEU splits text with sacrebleu's `zh` instead of `13a`; None: if more than
+      chinese: whether BLEU uses sacrebleu's tokenizer `zh` instead of `13a`; None: if more than
         half of the references' words are Chinese characters.
 
-    Raises UserError without candidates, or for lists of unequal lengths.
+    Raises UserError without candidates, or for lists of different lengths.
     """
     _check(candidates, references, sources)
     from rouge_score import rouge_scorer
@@ -96,8 +98,8 @@ def measure(
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words: each Chinese character, and each run of other letters and digits. For
-    English as rouge-score splits it."""
+    """Lower-case words: each Chinese character, and each run of other letters and digits. English
+    is split as by rouge-score."""
     return _WORD.findall(text.lower())
 
 
@@ -109,9 +111,9 @@ def is_chinese(texts: Iterable[str]) -> bool:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of English or Chinese text, each on one line; those without words left out.
+    """The sentences of English or Chinese text, each on one line, without those that have no words.
 
-    A blank line ends one too. Where a full stop may be an abbreviation's, the sentence goes on.
+    A blank line ends a sentence; a full stop that may belong to an abbreviation does not.
     """
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     pieces = [text[a:b] for a, b in zip([0, *ends], [*ends, None])]
@@ -119,22 +121,22 @@ def sentences(text: str) -> list[str]:
 
 
 def lead_sentence(text: str) -> str:
-    """The first sentence, the baseline that is hard to beat in news; "" of an empty text."""
+    """The first sentence, which is a strong baseline for news; "" for an empty text."""
     return next(iter(sentences(text)), "")
 
 
 def _check(candidates, references, sources) -> None:
     if not len(candidates) == len(references) == len(sources):
         raise UserError(
-            f"there are {len(candidates)} candidates, {len(references)} references and "
-            f"{len(sources)} sources. Give each candidate one reference and one source."
+            f"There are {len(candidates)} candidates, {len(references)} references and "
+            f"{len(sources)} sources. Each candidate needs one reference and one source."
         )
     if not candidates:
-        raise UserError("there are no candidates to measure. Give at least one.")
+        raise UserError("There are no candidates to measure. Pass at least one.")
 
 
 def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """Those of a list of words, in their order."""
+    """The n-grams of a list of words, in order."""
     return list(zip(*(tokens[i:] for i in range(n))))
 
 
@@ -147,7 +149,7 @@ def _self_bleu(candidates: list[str], split: str) -> float:
         rng = np.random.default_rng(0)
         sample = rng.choice(len(candidates), _SELF_BLEU_SAMPLE, replace=False)
         candidates = [candidates[i] for i in sample]
-    bleu = BLEU(tokenize=split, force=True, effective_order=True)  # texts of under 4 words
+    bleu = BLEU(tokenize=split, force=True, effective_order=True)  # for texts of under 4 words
     return float(
         np.mean(
             [
@@ -164,7 +166,7 @@ def _distinct(candidates: list[list[str]], n: int) -> float:
 
 
 def _copied(candidates: list[list[str]], sources: list[list[str]], n: int) -> tuple[float, float]:
-    """Fractions of the candidates' n-grams that are, and that are not, in their source."""
+    """(share of the candidates' n-grams that are in their source, share of those that are not)."""
     known = [
         gram in of_source
         for candidate, source in zip(candidates, sources)

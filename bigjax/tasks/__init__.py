@@ -1,4 +1,4 @@
-"""Tasks: from a batch to a loss. A config names the module; `build` makes the three functions."""
+"""Tasks: from a batch to a loss. config.task names a module, whose `build` makes a Task."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -18,7 +18,7 @@ from bigjax.parallel import sharding
 class Frozen(NamedTuple):
     """Parameters that a task uses and does not train, such as a teacher's.
 
-    The trainer loads them once, cuts them over the mesh and passes them to every compiled function.
+    The trainer loads them once, shards them over the mesh and passes them to compiled functions.
 
     init(rng) -> a tree of arrays: their shapes, and their values if source is ''.
     axes: tree of logical axis names, as init's.
@@ -34,43 +34,43 @@ class Frozen(NamedTuple):
 class Task:
     """A model and its objective, as pure functions of trees of arrays.
 
-    init(rng) -> variables: {'params': ..., and what else the model keeps, by collection}. The
-        others are the `extras` below: {} for most models, such as {'batch_stats': ...}.
-    axes: {'params': ..., and each other collection}: trees of logical axis names, as init's.
+    init(rng) -> variables: {'params': ...} and the model's other collections, such as
+        {'batch_stats': ...}. Those are the `extras` below, {} for most models.
+    axes: the same collections with logical axis names in place of arrays.
     loss(params, extras, frozen, batch, rng, train) ->
         ((loss_sum, weight_sum), (metrics, extras)); metrics: {name: (sum, weight)}.
-    load_data(log, tokenizer=None, splits=...) -> what the task reads, of those splits at least (all
-        by default); a batch of it is one of `loss`. Raises UserError if the model has no room for
-        the vocabulary.
+    load_data(log, tokenizer=None, splits=...) -> the task's data, with at least these splits (all
+        by default), whose batches `loss` accepts. Raises UserError if the tokenizer has more tokens
+        than the model.
     batch_shapes(batch_size, step) -> the batch of that step as ShapeDtypeStructs, without reading
         data.
     model, model_config: the Flax module and its Config, for generation.
 
-    The rest has defaults:
+    The other fields have defaults:
     frozen: {name: Frozen}; `loss` and `outputs` get {name: arrays}.
     unit, units_per_example: what throughput is reported in, as UNIT_per_sec: 'tokens', 'images',
         'audio_seconds'; and how many an example has.
     attention_lengths: {config key that sets it: length} of each sequence that the model's attention
         runs over; each has to divide over mesh.sequence.
-    flops_per_example: of a training step, for utilisation; 0 = not known.
-    whole_batch(batch) -> batch: adds what a micro-batch must know of all of them.
+    flops_per_example: of a training step, for utilisation; 0 = unknown.
+    whole_batch(batch) -> batch, with what a micro-batch must know about the complete batch.
     kind: of a labelled task: its rows, predictions and measures, see data.kinds.
     outputs(params, extras, frozen, batch) -> what a labelled task predicts from, see infer.predict.
-    prepare() -> (params, corpus) -> params: what a run from scratch begins with. Called before the
-        data are read, so that it can refuse what it needs.
-    extras_of(params, extras) -> extras, where they follow from the parameters: after these were
-        loaded from another run, or prepared. None: extras are loaded as parameters are.
+    prepare() -> (params, corpus) -> params of a run from scratch. prepare() is called before the
+        data are read, so that it can refuse bad input early.
+    extras_of(params, extras) -> extras, if they follow from the parameters: called after parameters
+        were loaded from another run, or prepared. None: extras are loaded as parameters are.
     value_and_grad(loss, params, extras, frozen, batch, rng) -> ((loss_sum, aux), gradients), as
-        jax.value_and_grad(loss, has_aux=True) gives, which is taken for None. loss(params, extras,
-        frozen, batch, rng) -> (loss_sum, aux); params: those that are trained.
+        jax.value_and_grad(loss, has_aux=True), the default. loss(params, extras, frozen, batch,
+        rng) -> (loss_sum, aux); params: those that are trained.
 
-    A task whose step is not one update of all parameters by one gradient has its own:
+    A task whose step is not one update of all parameters by one gradient defines:
     make_step(config, params) -> (init, step), instead of optim.make and train.step.make_step.
         params: ShapeDtypeStructs. init(params) -> the optimizer's state. step(state, frozen, batch)
         -> (state, metrics), a train.state.State and float32 scalars.
-    phases(steps) -> [(name, first step)]: kinds of steps with batches of unlike shapes.
-    describe(steps) -> what the steps of a run are, for people.
-    rate_key(metric, step) -> the config key of the learning rate behind a metric of that step.
+    phases(steps) -> [(name, first step)]: kinds of steps, whose batches have different shapes.
+    describe(steps) -> text about the steps of a run, for people.
+    rate_key(metric, step) -> the config key of the learning rate that affects a metric of a step.
     """
 
     init: Callable[..., Any]
@@ -110,14 +110,14 @@ def in_tokens(seq_len: int) -> dict[str, Any]:
 
 
 def build(config) -> Task:
-    """The task of a config, whose rows of the table of axes are known from here on."""
+    """The task of a config. Adds the sharding rules of its modules."""
     for section in ("model", "task"):
         sharding.add_rules(getattr(modules.of(config, section), "AXES", {}), f"{section}.name")
     return modules.of(config, "task").build(config, modules.options(config, "task"))
 
 
 def resolve(config) -> None:
-    """Writes into config.task what the data decide, such as the labels there are."""
+    """Writes into config.task what the data decide, such as the labels."""
     module = modules.of(config, "task")
     if hasattr(module, "resolve"):
         with config.unlocked():
@@ -140,9 +140,9 @@ def assume(config, log: Callable[[str], None] = print) -> None:
 
 
 def data_module(config, function: str, such_as: str) -> Any:
-    """The module of config.data, for a task that reads by this function of it.
+    """The module of config.data, for a task that calls this function of it.
 
-    Raises UserError if it has none; such_as: a module that has.
+    Raises UserError if it lacks the function; such_as: a module that has it.
     """
     module = modules.of(config, "data")
     if not hasattr(module, function):
@@ -153,13 +153,14 @@ def data_module(config, function: str, such_as: str) -> Any:
     return module
 
 
-def family_for(config, what: str, suits: Callable[[Any], bool]) -> tuple[Any, Any]:
+def family_for(config, what: str, supports: Callable[[Any], bool]) -> tuple[Any, Any]:
     """The module of config.model and its Config, for a task that needs `what`.
 
-    Raises UserError if the module does not suit, or data.seq_len exceeds the model's positions.
+    supports(module) -> whether it can do this task. Raises UserError if it cannot, or if
+    data.seq_len exceeds the model's positions.
     """
     family = modules.of(config, "model")
-    if not suits(family):
+    if not supports(family):
         raise UserError(
             f"config.task.name={config.task.name!r} needs {what}; model.name is "
             f"{config.model.name!r}."
@@ -173,10 +174,10 @@ def family_for(config, what: str, suits: Callable[[Any], bool]) -> tuple[Any, An
 
 
 def init_and_axes(make: Callable[[Any], Any], c, *examples) -> tuple[Callable, Any]:
-    """Task.init and Task.axes of the Flax module make(c), c a model's Config with `scan`.
+    """(Task.init, Task.axes) of the Flax module make(c); c: a model's Config with `scan`.
 
-    examples: what the module is called with, by default one token.
-    Parameters are drawn in the scanned form, so that `scan` does not change them.
+    examples: the module's arguments, by default one token. Parameters are initialised in the
+    scanned form, so that their values do not depend on `scan`.
     """
     scanned = make(dataclasses.replace(c, scan=True))
     examples = examples or (jnp.zeros((1, 1), jnp.int32),)
@@ -198,9 +199,9 @@ def array_shapes(integers: dict[str, tuple[int, ...]], floats: dict[str, tuple[i
 
 
 def check_vocabulary(n: int, vocab_size: int) -> None:
-    """Refuses a tokenizer of n tokens that the model has no room for."""
+    """Raises UserError if a tokenizer of n tokens has more than the model's vocab_size."""
     if n > vocab_size:
         raise UserError(
-            f"The tokenizer has {n} tokens, the model only model.vocab_size="
-            f"{vocab_size}: set that to {n} or more."
+            f"The tokenizer has {n} tokens, but model.vocab_size is only {vocab_size}: set it to "
+            f"{n} or more."
         )

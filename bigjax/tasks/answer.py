@@ -22,7 +22,7 @@ from bigjax.layers.kernels import MASKED
 from bigjax.tasks import Task
 from bigjax.tasks._encoder import labelled_task
 
-DATA, EVALUATION = "labelled", "metrics"  # of a config that is made for this task
+DATA, EVALUATION = "labelled", "metrics"  # in a config that is generated for this task
 
 
 @dataclasses.dataclass(frozen=True)

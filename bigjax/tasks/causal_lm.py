@@ -16,7 +16,7 @@ from bigjax.tasks import (
     init_and_axes,
 )
 
-DATA, EVALUATION = "text", "loss"  # of a config that is made for this task
+DATA, EVALUATION = "text", "loss"  # in a config that is generated for this task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def build(config, options: Config) -> Task:
         )
 
     def load_data(log=print, tokenizer=None, splits=None):
-        del splits  # a store holds them all
+        del splits  # a store has all of them
         corpus = source.load_text(config.data, log, tokenizer)
         check_vocabulary(corpus.tokenizer.vocab_size, c.vocab_size)
         return corpus

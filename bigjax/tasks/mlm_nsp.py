@@ -12,7 +12,7 @@ from bigjax.layers.output import linear_losses
 from bigjax.tasks import Task, array_shapes, data_module, in_tokens
 from bigjax.tasks._encoder import build_encoder
 
-DATA, EVALUATION = "text", "loss"  # of a config that is made for this task
+DATA, EVALUATION = "text", "loss"  # in a config that is generated for this task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ def build(config, options: Config) -> Task:
     fields = {f.name: getattr(options, f.name) for f in dataclasses.fields(pairs_lib.Options)}
 
     def load_data(log=print, tokenizer=None, splits=None):
-        del splits  # a store holds them all
+        del splits  # a store has all of them
         make = functools.partial(pairs_lib.PairBatches, options=pairs_lib.Options(**fields))
         corpus = source.load_text(config.data, log, tokenizer, make)
         encoder.check_vocabulary(corpus.tokenizer)

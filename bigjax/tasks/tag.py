@@ -18,7 +18,7 @@ from bigjax.errors import UserError
 from bigjax.tasks import Task
 from bigjax.tasks._encoder import ASSUMED_LABELS, labelled_task
 
-DATA, EVALUATION = "labelled", "metrics"  # of a config that is made for this task
+DATA, EVALUATION = "labelled", "metrics"  # in a config that is generated for this task
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The state that a run begins with: of its own checkpoint, resume_from, init_from, or scratch."""
+"""The state that a run starts with: its own checkpoint, resume_from, init_from, or scratch."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from bigjax.train.state import State
 
 
 class First(NamedTuple):
-    """start: its step. is_new: whether this work folder has no checkpoint of it yet."""
+    """start: its step. is_new: whether this work folder has no checkpoint of this run yet."""
 
     state: State
     start: int
@@ -24,10 +24,10 @@ class First(NamedTuple):
 
 
 def find(config, workdir: str, task, log) -> Callable | None:
-    """What prepares the parameters of a run from scratch (Task.prepare); None for other runs.
+    """Task.prepare's function, which prepares the parameters of a run from scratch; else None.
 
-    Called before the data are read. Raises UserError where the work folder holds a run that
-    cannot be resumed with this config, and as Task.prepare does.
+    Called before the data are read. Raises UserError if the work folder has a run that cannot be
+    resumed with this config, and as Task.prepare does.
     """
     if workdir_lib.has_checkpoints(workdir):
         workdir_lib.check_same_run(workdir, config, log)
@@ -36,7 +36,7 @@ def find(config, workdir: str, task, log) -> Callable | None:
 
 
 def make(run, prepare: Callable | None, source: init_from.Source | None) -> First:
-    """The first state of a train.run.Run. source: what init_from names, if that is open."""
+    """The first state of a train.run.Run. source: what init_from names, if it is open."""
     c, log = run.config, run.progress.log
     saved = run.checkpoints.restore_latest(run.program.abstract, log)
     if saved:
@@ -48,20 +48,20 @@ def make(run, prepare: Callable | None, source: init_from.Source | None) -> Firs
         if not saved:
             raise UserError(f"config.resume_from={c.resume_from!r} has no checkpoint.")
         return _resumed(run, *saved, c.resume_from, c.resume_from, is_new=True)
-    return First(_begun(run, prepare, source), 0, True)
+    return First(_initial_state(run, prepare, source), 0, True)
 
 
 def _resumed(run, state: State, meta: dict, place: str, folder: str, is_new: bool) -> First:
     c, log, start = run.config, run.progress.log, meta["step"]
     if meta.get("data") != run.corpus.fingerprint:
         raise UserError(
-            "The text or the tokenizer is not what this run was trained on (files or "
-            "installed packages have changed), so it cannot be resumed exactly. Start "
-            f"another --workdir with --config.init_from={folder}."
+            "The data or the tokenizer is not what this run was trained on (files or installed "
+            "packages have changed), so it cannot be resumed exactly. Train in another --workdir "
+            f"with --config.init_from={folder}."
         )
     frozen.check_same(run.frozen_ids, meta.get("frozen", {}))
     run.early_stop.restore(meta.get("early_stop", {}))
-    log(f"Going on from step {start} of {place}.")
+    log(f"Resuming from step {start} of {place}.")
     # A task with its own step has learning rates of its own.
     if jax.process_index() == 0 and not run.task.make_step and start < c.train.steps:
         if changed := schedules.change(workdir_lib.read_config(folder), c, start):
@@ -69,7 +69,7 @@ def _resumed(run, state: State, meta: dict, place: str, folder: str, is_new: boo
     return First(state, start, is_new)
 
 
-def _begun(run, prepare: Callable | None, source: init_from.Source | None) -> State:
+def _initial_state(run, prepare: Callable | None, source: init_from.Source | None) -> State:
     """The state at step 0."""
     c, task, log = run.config, run.task, run.progress.log
     if c.init_from and not source:
@@ -82,9 +82,10 @@ def _begun(run, prepare: Callable | None, source: init_from.Source | None) -> St
     params, extras = state.params, state.extras
     if source:
         log(f"Starting at step 0 with the parameters of {c.init_from}.")
-        own = {} if task.extras_of else extras  # else they follow from the parameters
-        loaded = init_from.initialise({**params, **own}, source, c.init_reset, log)
-        params, extras = ({k: loaded[k] for k in tree} for tree in (params, own))
+        # With extras_of they follow from the parameters.
+        stored = {} if task.extras_of else extras
+        loaded = init_from.initialise({**params, **stored}, source, c.init_reset, log)
+        params, extras = ({k: loaded[k] for k in tree} for tree in (params, stored))
     else:
         log("Starting from scratch.")
         params = (prepare or task.prepare())(params, run.corpus)
@@ -92,7 +93,7 @@ def _begun(run, prepare: Callable | None, source: init_from.Source | None) -> St
             return state
     if task.extras_of:
         extras = task.extras_of(params, state.extras)
-    # Copies: the first step gives its arguments' memory away, each array's once.
+    # Copies: the first step donates the memory of its arguments, so no array may occur twice.
     copy = lambda tree, like: jax.device_put(jax.tree_util.tree_map(jnp.copy, tree), like)
     shardings = run.program.shardings
     extras = copy(extras, shardings.extras)

@@ -1,4 +1,4 @@
-"""Frozen parts of a task (tasks.Frozen): loaded and cut over the mesh once, never trained."""
+"""Frozen parts of a task (tasks.Frozen): loaded and sharded over the mesh once, never trained."""
 
 from collections.abc import Callable
 import hashlib
@@ -22,18 +22,18 @@ def shapes(task: Task, mesh) -> dict[str, Any]:
 def load(task: Task, mesh, cache_dir: str, log: Callable[[str], None]) -> dict[str, Any]:
     """{name: tree of arrays on the mesh}.
 
-    cache_dir: of config.data. Raises UserError if a source lacks a parameter, or has another shape.
+    cache_dir: of config.data. Raises UserError if a source lacks a parameter or its shape differs.
     """
     parts = {}
     for name, part in task.frozen.items():
-        want = _shapes(part, mesh)
+        target = _shapes(part, mesh)
         if part.source:
             source = init_from.open_source(part.source, cache_dir)
-            parts[name] = init_from.load_all(want, source, f"the frozen part {name!r}")
-            log(f"Frozen: {name}, from {source.where}.")
+            parts[name] = init_from.load_all(target, source, f"the frozen part {name!r}")
+            log(f"Loaded the frozen part {name!r} from {source.where}.")
         else:
-            place = jax.tree_util.tree_map(lambda x: x.sharding, want)
-            parts[name] = jax.jit(part.init, out_shardings=place)(jax.random.key(0))
+            shardings = jax.tree_util.tree_map(lambda x: x.sharding, target)
+            parts[name] = jax.jit(part.init, out_shardings=shardings)(jax.random.key(0))
     return parts
 
 
@@ -43,7 +43,7 @@ def _shapes(part: Frozen, mesh):
 
 
 def fingerprints(parts: dict[str, Any]) -> dict[str, str]:
-    """{name: what changes with any of its values}."""
+    """{name: hash of its values}."""
     return {
         name: hashlib.sha256(repr(sorted(checksums(tree).items())).encode()).hexdigest()[:16]
         for name, tree in parts.items()
@@ -51,12 +51,11 @@ def fingerprints(parts: dict[str, Any]) -> dict[str, str]:
 
 
 def check_same(now: dict[str, str], saved: dict[str, str]) -> None:
-    """Refuses to resume with other frozen parameters than a run was trained with: other
-    fingerprints."""
+    """Raises UserError if a run would resume with frozen parameters of other fingerprints."""
     for name, fingerprint in now.items():
         if saved.get(name) != fingerprint:
             raise UserError(
-                f"The frozen part {name!r} of this task is not what this run was trained with: its "
-                "source has been trained further, or replaced. Restore it, or train in another "
-                "--workdir."
+                f"The frozen part {name!r} of this task is not the one that this run was trained "
+                "with: its source was trained further, or replaced. Restore it, or train in "
+                "another --workdir."
             )

@@ -1,4 +1,4 @@
-"""What happens beside training, each on its own cadence."""
+"""Hooks of the training loop: evaluations, early stopping, checkpoints, signals."""
 
 from collections.abc import Callable
 import math
@@ -11,7 +11,7 @@ from bigjax.train.state import State, split
 
 
 class Evaluate:
-    """Runs an evaluator every `every` steps and at the last one; its numbers go to `write`."""
+    """Runs an evaluator every `every` steps and at the last one; `write` gets its metrics."""
 
     def __init__(
         self,
@@ -38,9 +38,9 @@ class Evaluate:
 
 class EarlyStop:
     """Ends training when a metric has not improved for `patience` evaluations. A value that is not
-    finite is no improvement.
+    finite is not an improvement.
 
-    `state` goes into the checkpoint, so that a resumed run stops where the whole one would.
+    `state` is saved in checkpoints, so that a resumed run stops where an uninterrupted one would.
     """
 
     def __init__(self, config, latest: dict, log: Callable[[str], None]):
@@ -54,11 +54,11 @@ class EarlyStop:
         }
 
     def restore(self, state: dict) -> None:
-        """Goes on from a checkpoint's state, unless another metric is watched now."""
+        """Continues with a checkpoint's state, unless another metric is watched now."""
         if all(state.get(k) == self.state[k] for k in ("metric", "mode")):
             self.state = state
             if state["best"] is not None and not math.isfinite(state["best"]):
-                state.update(best=None, best_step=0)  # of a version that took NaN for the best
+                state.update(best=None, best_step=0)  # an earlier version accepted NaN
 
     @property
     def stopped(self) -> bool:
@@ -87,7 +87,7 @@ class EarlyStop:
 
 
 class StopIfLost:
-    """Raises lease.Lost when another process has taken the work folder over."""
+    """Raises lease.Lost when another process has taken over the work folder."""
 
     def __init__(self, lease):
         self._lease = lease
@@ -115,8 +115,8 @@ class Save:
 class StopOnSignal:
     """Ends training after the current step on SIGTERM or the first Ctrl-C.
 
-    On many hosts, when any of them gets one, after a step that they agree on: `due` has to be
-    asked after every step from `start` on.
+    On several hosts, when one of them receives a signal, all stop after the same step: `due` has to
+    be called after every step from `start` on.
     """
 
     def __init__(self, start: int):

@@ -1,4 +1,4 @@
-"""The loop: state, step function, batches, hooks. It knows no model, no data, no files."""
+"""The training loop: state, step function, batches, hooks. It knows no model, data or files."""
 
 from collections.abc import Callable, Iterator
 import time
@@ -8,13 +8,13 @@ import jax
 
 
 class Hook(Protocol):
-    """Something done beside training, after some steps."""
+    """An action between steps."""
 
     def due(self, step: int) -> bool:
-        """Whether to call the hook after this many steps."""
+        """Whether to call the hook after this step."""
 
     def __call__(self, step: int, state: Any) -> bool | None:
-        """Called with metrics of all steps so far reported. True asks the loop to end."""
+        """Called when the metrics of all steps so far are reported. True ends the loop."""
 
 
 def run(
@@ -27,11 +27,12 @@ def run(
     report: Callable[[int, dict, float], bool],
     hooks: list[Hook],
 ) -> tuple[Any, int]:
-    """Trains from `start` to `steps` updates; returns the state and the updates done.
+    """Trains from `start` to `steps` updates; returns (state, number of updates done).
 
-    step_fn(state, batch) -> (state, metrics). report(step, metrics, waited) gets each step's
-    metrics on the host, one step late so that the device never waits for the host, and the seconds
-    that step waited for data; where it returns True the loop ends without more hooks.
+    step_fn(state, batch) -> (state, metrics). report(step, metrics, waited) is called with each
+    step's metrics on the host, one step late so that the device never waits for the host, and with
+    the seconds that the step waited for data. If it returns True the loop ends without calling more
+    hooks.
     """
     pending = None
 

@@ -1,4 +1,4 @@
-"""Where numbers go: WORKDIR/metrics.jsonl, TensorBoard files, and a line for people."""
+"""Where metrics are written: WORKDIR/metrics.jsonl, TensorBoard files, and a progress line."""
 
 from collections.abc import Callable
 import json
@@ -14,7 +14,7 @@ import psutil
 from bigjax import cloud, json_text
 from bigjax.tasks import Task
 
-# Peak dense bfloat16 FLOP/s of a device, from the vendors' data sheets.
+# Peak dense bfloat16 FLOP/s per device, from the vendors' data sheets.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -30,14 +30,14 @@ PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
 }
 
-UPLOAD_SECONDS = 30  # a bucket takes about one write a second of an object, and each is of all
+UPLOAD_SECONDS = 30  # a bucket accepts about one write per second of an object
 
 
 class Writer:
-    """Appends metrics of a step to the files; knows nothing of what they mean.
+    """Appends the metrics of steps to the files.
 
-    Objects of a bucket cannot be appended to: there the files are written to a local folder, and
-    copied whole at most every UPLOAD_SECONDS and by `flush`.
+    Objects in a bucket cannot be appended to: for a bucket the files are written to a local folder
+    and uploaded completely at most every UPLOAD_SECONDS and by `flush`.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Writer:
         tensorboard: bool,
         check_held: Callable[[], None] = lambda: None,
     ):
-        """check_held: raises if this process may not write there any more."""
+        """check_held: raises if this process may no longer write to the work folder."""
         self._check_held = check_held
         self._workdir = self._folder = epath.Path(workdir)
         self._active = jax.process_index() == 0
@@ -68,8 +68,8 @@ class Writer:
             )
 
     def _forget_after(self, step: int) -> None:
-        """Drops the lines that will be written again: those after the step that training goes on
-        from; all when it begins, since step 0 is evaluated again."""
+        """Drops the lines that will be written again: those after `step`, from which training
+        resumes; all for step 0, which is evaluated again."""
         old = self._workdir / "metrics.jsonl"
         if not old.exists():
             return
@@ -79,7 +79,7 @@ class Writer:
                 if 0 < step >= json.loads(line)["step"]:
                     kept.append(line + b"\n")
             except (ValueError, LookupError, TypeError):
-                pass  # a line cut short when the process was killed
+                pass  # a line truncated when the process was killed
         cloud.write_atomically(self._path, b"".join(kept))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -90,7 +90,7 @@ class Writer:
             self._check_held()
         with self._path.open("a") as f:
             f.write(line + "\n")
-        if self._board:  # one event for all: add_scalar one by one takes ten times as long
+        if self._board:  # one event for all: add_scalar for each takes ten times as long
             from tensorboardX.proto.summary_pb2 import Summary
 
             self._board.file_writer.add_summary(
@@ -101,7 +101,7 @@ class Writer:
             self.flush()
 
     def flush(self) -> None:
-        """Makes all that was written so far survive this process."""
+        """Makes everything written so far durable."""
         if self._board:
             self._board.flush()
         if not self._active or not self._remote:
@@ -126,7 +126,7 @@ class Writer:
 
 
 def is_loss(name: str) -> bool:
-    """Whether a training metric is a loss; several networks have one each."""
+    """Whether a training metric is a loss; each of several networks has one."""
     return name.split("/")[-1] == "loss"
 
 
@@ -141,11 +141,11 @@ class Speed:
         self._step, self._time, self.waited = None, 0.0, 0.0
 
     def restart(self, step: int) -> None:
-        """Counts from here. Not called before the first step, which compiles."""
+        """Measures from this step on. Called after the first step, which compiles."""
         self._step, self._time, self.waited = step, time.perf_counter(), 0.0
 
     def pause(self, seconds: float) -> None:
-        """Leaves time out that was not training."""
+        """Excludes time that was not training."""
         self._time += seconds
 
     def read(self, step: int) -> dict[str, float]:
@@ -166,7 +166,7 @@ class Speed:
 
 
 class Progress:
-    """A line for people: live at the foot of a terminal, plain lines elsewhere."""
+    """Progress for people: a live line at the bottom of a terminal, plain lines elsewhere."""
 
     def __init__(self, steps: int):
         self._steps, self._start, self._live, self._task = steps, None, None, None
@@ -181,7 +181,8 @@ class Progress:
             )
 
     def log(self, text: str) -> None:
-        """A line of its own. Only one process speaks (asked late: asking starts jax)."""
+        """Prints a separate line, in one process only."""
+        # Asked as late as this because process_index starts jax.
         if jax.process_index():
             return
         if self._live and self._task is not None:

@@ -16,10 +16,10 @@ from bigjax.train.step import make_step, packed
 
 
 class Program(NamedTuple):
-    """init() -> State at step 0. step: a compiled-when-called (state, frozen, batch) -> (state,
-    metrics), which gives its state's memory away; metrics as `step.packed` makes them.
+    """init() -> State at step 0. step(state, frozen, batch) -> (state, metrics), compiled by the
+    first call; it donates the memory of its state; metrics are packed by `step.packed`.
 
-    abstract, shardings: the State as ShapeDtypeStructs, and where it lies.
+    abstract, shardings: the State as ShapeDtypeStructs, and its shardings.
     """
 
     init: Callable
@@ -29,17 +29,16 @@ class Program(NamedTuple):
 
 
 def use_compilation_cache(folder: str, mesh) -> None:
-    """Keeps what is compiled in a folder, local or gs://, for the next start; '' does nothing.
+    """Caches compiled programs in a folder, local or gs://, for the next start; '' does nothing.
 
-    Raises UserError for several devices of a CPU: their collectives, when loaded, can wait for each
-    other for ever.
+    Raises UserError for several devices of a CPU: collectives of a cached program can deadlock.
     """
     if not folder:
         return
     if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
         raise UserError(
-            f"train.compilation_cache={folder!r}: what is compiled for {mesh.size} devices of a "
-            "CPU cannot be loaded again safely. Set it to '', or use one device "
+            f"train.compilation_cache={folder!r}: a program compiled for {mesh.size} devices of a "
+            "CPU cannot be loaded safely from a cache. Set it to '', or use one device "
             "(--config.mesh.data=1)."
         )
     folder = paths.expand(folder, "train.compilation_cache")
@@ -52,8 +51,8 @@ def use_compilation_cache(folder: str, mesh) -> None:
 def make(config, task, mesh) -> Program:
     """The program of a config on a mesh.
 
-    Raises UserError for a layout that does not divide, RunError for a step that changes the shape
-    or type of its state.
+    Raises UserError for sizes that do not divide over the mesh, RunError for a step that changes
+    the shape or type of its state.
     """
     _check_attention(config, task, mesh)
     params = jax.eval_shape(task.init, jax.random.key(0))["params"]
@@ -66,9 +65,9 @@ def make(config, task, mesh) -> Program:
     shapes = jax.eval_shape(init)
     shardings, offload = state_lib.shardings(mesh, task, shapes), None
     if config.optim.offload:
-        there = sharding.on_host(shapes.opt_state, shardings.opt_state)
-        offload = shardings.opt_state, there
-        shardings = shardings._replace(opt_state=there)
+        on_host = sharding.on_host(shapes.opt_state, shardings.opt_state)
+        offload = shardings.opt_state, on_host
+        shardings = shardings._replace(opt_state=on_host)
     if step is None:
         step = make_step(
             task,
@@ -91,13 +90,13 @@ def make(config, task, mesh) -> Program:
 
 
 def trace(task, program: Program, mesh, batch_size: int, step: int) -> jax.stages.Traced:
-    """A step, which its number tells the phase of, traced for a mesh; jax keeps it for the run.
+    """A step traced for a mesh; jax reuses the trace in the run. `step` decides the phase.
 
-    Raises RunError where the step would change the shape or type of its state.
+    Raises RunError if the step would change the shape or type of its state.
     """
-    place = sharding.of_batch(mesh)
+    batch_sharding = sharding.of_batch(mesh)
     batch = jax.tree_util.tree_map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding),
         task.batch_shapes(batch_size, step),
     )
     with jax.set_mesh(mesh):
@@ -121,12 +120,12 @@ def _check_attention(config, task, mesh) -> None:
     platform = mesh.devices.flat[0].platform
     if config.model.get("attention") == "cudnn" and platform not in ("gpu", "cuda"):
         raise UserError(
-            f"model.attention='cudnn' is for GPUs, and these devices are {platform}: use 'auto'."
+            f"model.attention='cudnn' is for GPUs, but these devices are {platform}: use 'auto'."
         )
 
 
 def _compiler_options(section, mesh) -> dict[str, str]:
-    """Raises UserError for one that the compiler of the mesh's devices does not know."""
+    """Raises UserError for an option that the compiler of the mesh's devices rejects."""
     options = {name: str(value) for name, value in section.items()}
     try:
         if options:
@@ -135,6 +134,6 @@ def _compiler_options(section, mesh) -> dict[str, str]:
                 out_shardings=sharding.replicated(mesh),
                 compiler_options=options,
             ).lower().compile()
-    except Exception as e:  # jaxlib's errors have no common class
+    except Exception as e:  # jaxlib's errors have no common base class
         raise UserError(f"train.compiler_options={options}: {str(e).splitlines()[0]}") from e
     return options

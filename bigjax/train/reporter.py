@@ -1,4 +1,4 @@
-"""What a run writes while it trains: numbers of steps and evaluations, and checkpoints."""
+"""What a run writes while it trains: metrics of steps and evaluations, and checkpoints."""
 
 import re
 import time
@@ -12,19 +12,20 @@ from bigjax.train import metrics
 from bigjax.train.state import State
 from bigjax.train.step import unpack
 
-# Else the run stops. Of a step of several networks they are by network, as generator/loss.
+# The run stops if one of these is not finite. With several networks each has its own, such as
+# generator/loss.
 FINITE = ("loss", "grad_norm", "param_norm", "update_norm")
 
 
 class Reporter:
     """Writes metrics and checkpoints of a run.
 
-    bad_step, bad_metrics: of the step that was not finite, None and [] while there is none.
-    saved_step: the newest in this work folder, or None.
+    bad_step, bad_metrics: the step with metrics that are not finite, and their names; None and []
+    without one. saved_step: the newest checkpoint in this work folder, or None.
     """
 
     def __init__(self, run, start: int, saved_step: int | None):
-        """run: a train.run.Run, which begins after step `start`."""
+        """run: a train.run.Run that starts after step `start`."""
         self._run, self._first_step, self.saved_step = run, start + 1, saved_step
         c = run.config
         self.bad_step: int | None = None
@@ -36,7 +37,7 @@ class Reporter:
         self._writer.close()
 
     def report(self, step: int, metrics: dict, waited: float) -> bool:
-        """Writes a step's numbers when they are due; True if the loss is not finite."""
+        """Writes a step's metrics when they are due; True if one of FINITE is not finite."""
         run, c = self._run, self._run.config
         self.speed.waited += waited
         values = unpack(metrics)
@@ -49,21 +50,21 @@ class Reporter:
         due = step in (1, c.train.steps) or step % c.log.every == 0
         if due or step == self._first_step:
             values = {**derive(values), **self.speed.read(step)}
-            if not run.task.make_step:  # whose steps may be unlike each other
+            if not run.task.make_step:  # whose steps may be of different kinds
                 values["epoch"] = step / run.batches.epoch_steps
             run.progress.update(step, values, run.task.unit)
-        if due:  # and no other step: a resumed run writes the lines of an uninterrupted one
+        if due:  # only then: a resumed run writes the same lines as an uninterrupted one
             self._writer.write(step, values)
         return False
 
     def write_evaluation(self, step: int, name: str, values: dict) -> None:
-        """Writes the metrics of an evaluation. Raises UserError if one that is watched lacks."""
+        """Writes the metrics of an evaluation. Raises UserError if a watched one is missing."""
         run = self._run
         for key in ("train.early_stop.metric", "checkpoint.best"):
             metric = config_lib.get(run.config, key)
             if metric.startswith(f"eval/{name}/") and metric not in values:
                 raise UserError(
-                    f"config.{key}={metric!r}: this evaluation gives only "
+                    f"config.{key}={metric!r}: this evaluation reports only "
                     f"{', '.join(values) or 'no metrics'}."
                 )
         if not values:
@@ -76,12 +77,12 @@ class Reporter:
             k.removeprefix("eval/"): v
             for k, v in values.items()
             if not re.search("/(precision|recall)_", k)
-        }  # the file and the report have them
+        }  # those of each label are in the files only
         run.progress.log(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in short.items()))
 
     def save(self, step: int, state: State) -> None:
         run, start = self._run, time.perf_counter()
-        self._writer.flush()  # a run that is killed resumes after this, and writes no line twice
+        self._writer.flush()  # a killed run resumes after this step, and writes no line twice
         meta = {
             "data": run.corpus.fingerprint,
             "early_stop": dict(run.early_stop.state),

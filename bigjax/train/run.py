@@ -23,7 +23,7 @@ from bigjax.trees import count
 
 
 class Run(NamedTuple):
-    """What the stages of a run have made, for those that follow."""
+    """What the stages of a run have created, for the stages that follow."""
 
     config: Any
     folder: epath.Path
@@ -37,13 +37,13 @@ class Run(NamedTuple):
     evaluators: dict[str, evals.Evaluator]
     checkpoints: Checkpoints
     early_stop: hooks_lib.EarlyStop
-    latest: dict[int, dict[str, float]]  # {step: its evaluation metrics}, of the last one
+    latest: dict[int, dict[str, float]]  # {last evaluated step: its evaluation metrics}
     progress: metrics.Progress
     lease: Lease
 
 
 def train(config, workdir: str) -> None:
-    """Trains, or resumes training, in a work folder; docs/train.md says what is written there.
+    """Trains, or resumes training, in a work folder; docs/train.md lists the files that it writes.
 
     Raises UserError for bad input, before anything expensive; NonFinite; SaveError; TransientError
     where the same call may succeed later: storage fails, another host is late or lost, or another
@@ -57,8 +57,8 @@ def train(config, workdir: str) -> None:
             lease.check()  # else it failed because the folder was moved or deleted
             raise
         raise RunError(
-            f"There is no room to write to ({e}). Training stopped; the checkpoints "
-            f"that {workdir} has are intact. Make room and run the same command."
+            f"The disk is full ({e}). Training stopped; the checkpoints in {workdir} are intact. "
+            "Free some space and run the same command."
         ) from e
     finally:
         progress.close()
@@ -66,7 +66,7 @@ def train(config, workdir: str) -> None:
 
 
 def _train(config, workdir: str, progress: metrics.Progress, lease: Lease) -> None:
-    """The stages, in the order in which bad input is cheapest to find."""
+    """The stages of a run, ordered so that bad input is found before it costs much."""
     log = progress.log
     config_lib.check_values(config)
     cloud.check_writable(workdir)
@@ -127,8 +127,8 @@ def _train(config, workdir: str, progress: metrics.Progress, lease: Lease) -> No
 
 
 def resolved(config, workdir: str = "", read_data: bool = True):
-    """The config with the values that follow from init_from and the data, and the source that
-    init_from names if it was opened for them. read_data=False: as a plan, by assumptions."""
+    """(config, source): the config with every value that init_from and the data decide, and what
+    init_from names if it was opened to read them. read_data=False: by assumptions, for a plan."""
     config = config.copy_and_resolve_references()
     source = init_from.fill(config, workdir)
     modules.fill(config)
@@ -137,7 +137,7 @@ def resolved(config, workdir: str = "", read_data: bool = True):
 
 
 def _agree_on_checkpoints(workdir: str) -> None:
-    """What follows depends on whether there are any."""
+    """Checks that all hosts see the same checkpoints, on which the following stages depend."""
     steps = sorted(workdir_lib.saved_steps(workdir))
     hosts.check_equal({"the list of checkpoints": steps}, LATE, TransientError)
 
@@ -152,14 +152,14 @@ def _load_data(task: tasks.Task, log) -> data.Data:
 
 
 def _check_metrics(config, evaluators: dict[str, evals.Evaluator]) -> None:
-    """Refuses a metric to watch that its evaluation is known not to give."""
+    """Raises UserError for a watched metric that its evaluation is known not to report."""
     for key in ("train.early_stop.metric", "checkpoint.best"):
         _, _, rest = config_lib.get(config, key).partition("eval/")
         name, _, metric = rest.partition("/")
         known = getattr(evaluators.get(name), "metrics", None)
         if known is not None and metric not in known:
             raise UserError(
-                f"config.{key}='eval/{rest}': evaluation {name!r} gives "
+                f"config.{key}='eval/{rest}': evaluation {name!r} reports "
                 f"{', '.join(known) or 'no metrics'}."
             )
 
@@ -167,15 +167,15 @@ def _check_metrics(config, evaluators: dict[str, evals.Evaluator]) -> None:
 def _is_done(run: Run, start: int) -> bool:
     if run.early_stop.stopped:
         run.progress.log(
-            f"This run is done: early stopping ended it at step {start}. To go on, raise "
+            f"This run is done: early stopping ended it at step {start}. To continue, raise "
             "train.early_stop.patience or choose another metric."
         )
         return True
     if start < run.config.train.steps:
         return False
     run.progress.log(
-        f"This run is done: it has train.steps={run.config.train.steps}. Raise that to go on, or "
-        "use another --workdir."
+        f"This run is done: it has train.steps={run.config.train.steps}. Raise that to continue, "
+        "or use another --workdir."
     )
     return True
 
@@ -186,7 +186,7 @@ def _describe(run: Run, start: int) -> None:
     kind = run.mesh.devices.flat[0].device_kind
     rows = tasks.amount(task, c.train.batch_size)
     if task.make_step:
-        work = f"{task.describe(c.train.steps)} from {start + 1} on, updates of {rows}"
+        work = f"{task.describe(c.train.steps)} from {start + 1}, updates of {rows}"
     else:
         epoch = f"{run.batches.epoch_steps:.0f} steps"
         work = f"{c.train.steps - start} steps of {rows}, an epoch is {epoch}"
@@ -199,7 +199,7 @@ def _describe(run: Run, start: int) -> None:
 
 
 def _write_inputs(run: Run, is_new: bool) -> None:
-    """The config, and for a new run what else the model needs to be used."""
+    """Writes the config, and for a new run the files that using the model needs."""
     workdir_lib.write_config(run.folder, run.config)
     if is_new and jax.process_index() == 0:
         if run.corpus.tokenizer:
@@ -235,7 +235,7 @@ def _loop(run: Run, state: State, start: int, is_new: bool) -> None:
     rows = sharding.local_rows(run.mesh, config.train.batch_size)
 
     def batch_at(step: int, _=None) -> dict:
-        """On the devices; the loader's thread does this while a step runs."""
+        """The batch of a step, on the devices; called in the loader's thread while a step runs."""
         batch = run.batches.batch_at(step, rows)
         return sharding.put_batch(run.mesh, batch, rows, config.train.batch_size)
 
@@ -271,9 +271,9 @@ def _loop(run: Run, state: State, start: int, is_new: bool) -> None:
 def _conclude(run: Run, done: int, signal: str | None) -> None:
     config, log = run.config, run.progress.log
     if signal:
-        log(f"Stopped by {signal} at step {done}, and saved. The same command goes on from there.")
+        log(f"Stopped by {signal} at step {done}, and saved. The same command resumes from there.")
     best = config.checkpoint.best and load.best_step(str(run.folder))
-    if best:  # not if the run was stopped before the first evaluation of a saved step
+    if best:  # none if the run stopped before the first evaluation of a saved step
         log(f"The best saved step by {config.checkpoint.best} is {best} (--step=best).")
     log(
         f"Wrote {run.folder}: checkpoints/{done}, metrics.jsonl, config.json"

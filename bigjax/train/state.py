@@ -1,4 +1,4 @@
-"""What training changes, and how it is laid out over a mesh."""
+"""The state of training, and its shardings over a mesh."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,11 +14,11 @@ from bigjax.trees import named_leaves
 class State(NamedTuple):
     """step: int32, updates done. ema: moving averages of {'params': ...} and extras, or None.
 
-    params, opt_state, extras and ema are float32 whatever the compute type: a small update of a
-    bfloat16 number is rounded away.
-    extras: what a model keeps beside its parameters, by collection ({'batch_stats': ...}).
-    halted: bool, True once a step was not finite: nothing changes any more but the step, so that
-    the loop, which hears of it one step late, finds the state of that step.
+    params, opt_state, extras and ema are float32 whatever the compute type: small updates of
+    bfloat16 numbers would be rounded away.
+    extras: other variables of the model, by collection ({'batch_stats': ...}).
+    halted: bool, True after a step that was not finite: only `step` changes from then on, so that
+    the loop, which learns of it one step late, still has the state before that step.
     """
 
     step: jax.Array
@@ -30,7 +30,7 @@ class State(NamedTuple):
 
 
 def make_init(task, init_optimizer: Callable, seed: int, ema: bool):
-    """() -> State at step 0, pure: jit it with out_shardings."""
+    """init() -> State at step 0, a pure function: jit it with out_shardings."""
 
     def init() -> State:
         variables = cast(task.init(jax.random.key(seed)), jnp.float32)
@@ -48,7 +48,7 @@ def make_init(task, init_optimizer: Callable, seed: int, ema: bool):
 
 
 def split(variables: dict) -> tuple[Any, dict]:
-    """(parameters, the other collections) of what Task.init gives."""
+    """(parameters, other collections) of the variables of Task.init."""
     return variables["params"], {k: x for k, x in variables.items() if k != "params"}
 
 
@@ -64,7 +64,7 @@ def cast(tree, dtype):
 
 
 def check_kept(before: State, after: State) -> None:
-    """Raises RunError if a step changes the shape or type of a leaf: it could not be resumed."""
+    """Raises RunError if a step changes the shape or type of a leaf: a run could not resume."""
     old, new = (
         {name: f"{x.dtype}{list(x.shape)}" for name, x in named_leaves(state).items()}
         for state in (before, after)
@@ -73,8 +73,8 @@ def check_kept(before: State, after: State) -> None:
         if old.get(name) != new.get(name):
             raise RunError(
                 f"The training step changes {name} of its state from {old.get(name, 'absent')} to "
-                f"{new.get(name, 'absent')}, so a checkpoint of it could not be resumed. Let the "
-                "task, its model and its optimizer return every array in the type it had."
+                f"{new.get(name, 'absent')}, so a checkpoint of it could not be resumed. The task, "
+                "its model and its optimizer must return every array with its shape and type."
             )
 
 
@@ -93,7 +93,7 @@ def shardings(mesh, task, shapes: State) -> State:
 
 
 def abstract(shapes, shardings_):
-    """ShapeDtypeStructs with shardings: what a checkpoint is restored as."""
+    """ShapeDtypeStructs with shardings, as targets to restore a checkpoint to."""
     return jax.tree_util.tree_map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings_
     )

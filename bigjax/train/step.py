@@ -23,17 +23,16 @@ def make_step(
 ) -> Callable:
     """step(state, frozen, batch) -> (state, metrics); metrics: float32 scalars by name.
 
-    offload: where the optimizer's state lies during its update, and otherwise (shardings).
+    offload: (shardings of the optimizer's state during its update, shardings between updates).
     trained: which parameters are differentiated, a tree of bools or one for all.
 
-    Sums and weights are added over micro-batches, in float32, and divided once, so that
-    accumulation equals the large batch. A loss or gradient that is not finite leaves the
-    parameters as they are, so that the loop can stop with the last good ones. When it is traced it
-    raises what `check_kept` does.
+    Sums and weights are added over micro-batches in float32 and divided once, so that accumulation
+    equals the large batch. If the loss or a norm is not finite, the state keeps the parameters of
+    the last finite step and is halted. Tracing it raises RunError as `check_kept` does.
     """
 
     def grad(params, extras, frozen, batch, rng):
-        """((loss_sum, (weight, metrics, extras)), gradients); None for what is not trained."""
+        """((loss_sum, (weight, metrics, extras)), gradients); None for parameters not trained."""
         parts, fixed = partition(params, trained)
 
         def loss(parts, extras, frozen, batch, rng):
@@ -53,7 +52,7 @@ def make_step(
                 state.params, state.extras, frozen, batch, rng
             )
             return *_float32((g, (total, weight, metrics))), extras
-        # Row r goes to micro-batch r % accumulate: each stays spread over all devices.
+        # Example r goes to micro-batch r % accumulate, so that each is sharded over all devices.
         micro = jax.tree_util.tree_map(
             lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1),
             task.whole_batch(batch),
@@ -79,14 +78,17 @@ def make_step(
         return g, parts, extras
 
     def fetched_update(state: State, g, good):
-        """tx.update of a state that waits with the host, in a branch: it is entered when its
-        condition is known, so the state comes after the gradients. A compiler that is only told
-        the order (by a barrier) fetches it early, when memory is scarcest."""
+        """tx.update of a state that is kept in host memory.
+
+        It is in a branch, which starts when its condition is known, so that the state is fetched
+        after the gradients are computed. With a barrier instead, the compiler fetches it early,
+        when memory is scarcest.
+        """
         assert offload
         on_device, on_host = offload
 
-        def update(waiting):
-            before = jax.device_put(waiting, on_device)
+        def update(stored):
+            before = jax.device_put(stored, on_device)
             updates, after = tx.update(g, before, state.params)
             finite = jnp.isfinite(optax.tree.norm(updates))
             after = jax.tree_util.tree_map(lambda a, b: jnp.where(finite, a, b), after, before)
@@ -95,7 +97,7 @@ def make_step(
         return jax.lax.cond(
             good,
             update,
-            lambda waiting: (jax.tree_util.tree_map(jnp.zeros_like, g), waiting),
+            lambda stored: (jax.tree_util.tree_map(jnp.zeros_like, g), stored),
             state.opt_state,
         )
 
@@ -105,7 +107,7 @@ def make_step(
         g = jax.tree_util.tree_map(lambda x: x / weight, g)
         grad_norm = optax.tree.norm(g)
         _, fixed = partition(state.params, trained)
-        g = merge(g, jax.tree_util.tree_map(jnp.zeros_like, fixed))  # the optimizer drops these
+        g = merge(g, jax.tree_util.tree_map(jnp.zeros_like, fixed))  # the optimizer ignores these
         if offload:
             updates, opt_state = fetched_update(
                 state, g, jnp.isfinite(total) & jnp.isfinite(grad_norm) & ~state.halted
@@ -131,7 +133,7 @@ def make_step(
         new = State(state.step + 1, params, opt_state, extras, average, jnp.bool_(False))
         check_kept(state, new)
         old = state._replace(step=new.step, halted=jnp.bool_(True))
-        if offload:  # it is right already, and nothing is computed where it lies
+        if offload:  # fetched_update has kept it; nothing can be computed in host memory
             old = old._replace(opt_state=opt_state)
         new = jax.tree_util.tree_map(lambda a, b: a if a is b else jnp.where(ok, a, b), new, old)
         return new, {
@@ -147,18 +149,18 @@ def make_step(
 
 
 def packed(step: Callable) -> Callable:
-    """The same step with its metrics as one array under one key: one transfer a step, not ten."""
+    """The same step with all metrics in one array: one transfer per step, not ten."""
 
-    def one(state, frozen, batch):
+    def packed_step(state, frozen, batch):
         state, metrics = step(state, frozen, batch)
         names = sorted(metrics)
         return state, {" ".join(names): jnp.stack([metrics[k] for k in names])}
 
-    return one
+    return packed_step
 
 
 def unpack(metrics: dict) -> dict[str, float]:
-    """Metrics by name, from arrays on the host as `packed` gives them."""
+    """{name: value} of the metrics of a `packed` step, on the host."""
     return {
         name: float(value)
         for names, values in metrics.items()

@@ -123,7 +123,7 @@ def test_a_resumed_pre_training_gives_the_same_numbers(
     )
     assert code == 0, err
     code, out, err = bigjax(capsys, "train", *base)
-    assert code == 0 and "Going on from step 10" in out, err
+    assert code == 0 and "Resuming from step 10" in out, err
     assert helpers.saved_checksums(f"{tmp_path}/run", 30) == helpers.saved_checksums(pretrained, 30)
 
 
@@ -512,7 +512,7 @@ def test_a_run_goes_on_without_the_folder_it_came_from(flags, pretrained, tmp_pa
     code, out, err = bigjax(
         capsys, *arguments, "--config.train.steps=12", "--config.optim.layer_decay=0.9"
     )
-    assert code == 0 and "Going on from step 10" in out, err
+    assert code == 0 and "Resuming from step 10" in out, err
     code, _, err = bigjax(capsys, *arguments[:-1], f"--workdir={tmp_path}/new")
     assert code == 2 and "config.init_from" in err and not (tmp_path / "new").exists()
 

@@ -146,5 +146,5 @@ def test_compiled_steps_are_kept(flags, tmp_path):
 
 def test_no_cache_for_programs_of_several_cpu_devices(tmp_path):
     several = jax.make_mesh((8,), ("data",), devices=jax.local_devices())
-    with pytest.raises(UserError, match="8 devices of a CPU cannot be loaded again safely"):
+    with pytest.raises(UserError, match="8 devices of a CPU cannot be loaded safely"):
         program.use_compilation_cache(str(tmp_path / "compiled"), several)

@@ -100,4 +100,4 @@ def test_a_full_disk_stops_cleanly_and_the_older_checkpoint_is_whole(tiny_flags,
     assert "could not be written" in limited.stderr and "intact: [10]" in limited.stderr
     assert "Traceback" not in limited.stderr
     code, out, err = bigjax(capsys, "train", *tiny_flags, workdir, "--config.train.steps=12")
-    assert code == 0 and "Going on from step 10" in out, err
+    assert code == 0 and "Resuming from step 10" in out, err

@@ -96,7 +96,7 @@ def test_killed_on_a_bucket_resumed_through_faults_and_evaluated(
         use(monkeypatch, proxy.url, tmp_path / "another machine")
         code, out, err = helpers.run("train", *arguments, timeout=400)
         assert code == 0, err
-        assert "Going on from step" in out and "copying the token store gs://" in out
+        assert "Resuming from step" in out and "copying the token store gs://" in out
         assert {*proxy.faults} == {"refuse", "cut", "lose", "stall"}
     assert_equal_to(whole, emulator, "one")
     with bucket.Proxy(emulator) as proxy:
@@ -216,6 +216,6 @@ def test_commands_on_a_bucket(flags, emulator, tmp_path, monkeypatch):
         )
         code, out, err = helpers.run("train", *arguments)
         assert code == 0 and f"Checkpoint {STEPS} is damaged" in out, err
-        assert "Going on from step 15" in out
+        assert "Resuming from step 15" in out
     assert bucket.get(emulator, "runs/commands/report.png")
     assert bucket.get(emulator, f"runs/commands/damaged/{STEPS}/commit_success.txt") is not None

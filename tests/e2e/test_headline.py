@@ -139,7 +139,7 @@ def test_a_resumed_run_gives_the_same_numbers(flags, trained, tmp_path, capsys, 
     ]
     assert bigjax(capsys, *base, *stop)[0] == 0
     code, out, err = bigjax(capsys, *base)
-    assert code == 0 and "Going on from step 2" in out, err  # the next phases are the other two
+    assert code == 0 and "Resuming from step 2" in out, err  # the next phases are the other two
     assert helpers.saved_checksums(workdir, 4) == helpers.saved_checksums(trained, 4)
 
 

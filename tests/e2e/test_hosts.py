@@ -133,7 +133,7 @@ def test_resumed_and_stopped_on_two_and_resumed_on_one(flags, whole, tmp_path):
         start(2, *command, script=STOPPED_IN_A_SAVE)
     )
     assert (code, other_code) == (0, 0), err + other_err
-    assert "Going on from step 10" in out
+    assert "Resuming from step 10" in out
     step = int(
         re.search(r"Stopped by SIGTERM on one of the hosts at step (\d+), and saved", out)[1]
     )
@@ -141,7 +141,7 @@ def test_resumed_and_stopped_on_two_and_resumed_on_one(flags, whole, tmp_path):
     assert "step" not in other_out  # one speaks for all
     assert "bigjax:" not in err + other_err and "terminate" not in err + other_err
     code, out, err = helpers.run(*command, "--config.mesh.fsdp=1", devices=DEVICES)
-    assert code == 0 and f"Going on from step {step}" in out, err
+    assert code == 0 and f"Resuming from step {step}" in out, err
     assert_same_numbers(workdir, whole)
 
 
@@ -176,7 +176,7 @@ def test_killed_on_two_and_resumed_on_four(flags, whole, tmp_path):
     four = ends(start(4, *command))
     assert [code for code, _, _ in four] == [0] * 4, four
     assert f"Checkpoint {newest} is damaged" in four[0][1]
-    assert f"Going on from step {newest - 5} of this work folder" in four[0][1]
+    assert f"Resuming from step {newest - 5} of this work folder" in four[0][1]
     assert (workdir / "damaged" / str(newest)).exists()
     assert_same_numbers(workdir, whole)
 

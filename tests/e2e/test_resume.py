@@ -83,7 +83,7 @@ def test_kill_and_run_again(flags, whole, tmp_path, moment):
     code, out, err = train(*flags, f"--workdir={workdir}")
     assert code == 0, err
     if moment != "before the first checkpoint":
-        assert re.search(r"Going on from step [123]0 of this work folder", out)
+        assert re.search(r"Resuming from step [123]0 of this work folder", out)
     assert_equal_runs(workdir, whole)
 
 
@@ -100,7 +100,7 @@ def test_a_signal_saves_and_says_how_to_go_on(flags, whole, tmp_path, how):
     )
     assert code == 0 and (workdir / "checkpoints" / str(step)).exists()
     code, out, err = train(*flags, f"--workdir={workdir}")
-    assert code == 0 and f"Going on from step {step}" in out, err
+    assert code == 0 and f"Resuming from step {step}" in out, err
     assert_equal_runs(workdir, whole)
 
 
@@ -162,7 +162,7 @@ def test_resume_from_and_init_from(flags, kept, whole, tmp_path):
         "--config.train.steps=45",
         devices=1,
     )
-    assert code == 0 and f"Going on from step {STEPS} of {whole}" in out, err
+    assert code == 0 and f"Resuming from step {STEPS} of {whole}" in out, err
     assert {m["step"] for m in helpers.read_metrics(branch)} == {45}
     code, out, err = helpers.run("generate", f"--workdir={branch}", "--max_tokens=4")
     assert code == 0, err  # the branch has all it needs, the tokenizer too

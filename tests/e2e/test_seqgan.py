@@ -74,11 +74,11 @@ def test_a_run_stopped_in_each_phase_resumes_exactly(flags, compiled, whole, tmp
     for step, how in zip((1, 3, 5), signals):  # the first round of each phase
         out = stop_after(step, workdir, flags, how)
         if saved:
-            assert f"Going on from step {saved} of this work folder" in out
+            assert f"Resuming from step {saved} of this work folder" in out
         saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
         assert step <= saved < STEPS
     code, out, err = helpers.run("train", *flags, f"--workdir={workdir}", devices=1)
-    assert code == 0 and f"Going on from step {saved}" in out, err
+    assert code == 0 and f"Resuming from step {saved}" in out, err
     assert helpers.read_metrics(workdir) == rounds(helpers.read_metrics(whole[0]))
     want = helpers.saved_checksums(whole[0], STEPS)
     assert helpers.saved_checksums(workdir, STEPS) == want

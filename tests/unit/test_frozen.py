@@ -147,7 +147,7 @@ def test_resumed_with_the_same_and_refused_with_another(
     before = (run / "metrics.jsonl").read_bytes()
     assert main.main(["train", *moved, "--config.train.steps=5"]) == 2
     err = capsys.readouterr().err
-    assert "The frozen part 'teacher' of this task is not what this run was trained with" in err
+    assert "The frozen part 'teacher' of this task is not the one that this run" in err
     assert (run / "metrics.jsonl").read_bytes() == before
 
 

@@ -501,7 +501,7 @@ def test_the_real_bigjax_on_a_worker(tmp_path):
     wait(lambda: worker("state") != "running\n")
     assert worker("state") == "stopped\n", (run / "log.txt").read_text()
     train()
-    wait(lambda: "Going on from step" in (run / "log.txt").read_text())
+    wait(lambda: "Resuming from step" in (run / "log.txt").read_text())
     assert "Stopped by SIGTERM" in (run / "log-before.txt").read_text()
     wait(lambda: worker("state") != "running\n")
     assert worker("state") == "finished\n"
