@@ -1,4 +1,4 @@
-"""The task: what is minimised, what is reported."""
+"""Task causal_lm: its loss and its metrics."""
 
 import jax
 import jax.numpy as jnp
@@ -37,12 +37,12 @@ def loss(task, params, train):
     return task.loss(params, {}, None, BATCH, jax.random.key(1), train)
 
 
-def test_smoothing_and_z_loss_are_trained_on_and_not_reported(params):
+def test_smoothing_and_z_loss_are_in_the_training_loss_only(params):
     plain, both = build(), build(label_smoothing=0.2, z_loss=0.1)
     (want, weight), (metrics, _) = loss(plain, params, False)
     (evaluated, _), (same, _) = loss(both, params, False)
     assert evaluated == want and same["nll"] == metrics["nll"] and weight == 11
-    # Trained on: the loss with both terms, from the logits that dropout with this key gives
+    # In training the loss has both terms, with logits under dropout with this key
     (trained, _), (metrics, _) = loss(both, params, True)
     logits, _ = both.model.apply({"params": params}, BATCH["inputs"], rng=jax.random.key(1))
     want = (
@@ -58,7 +58,7 @@ def test_smoothing_and_z_loss_are_trained_on_and_not_reported(params):
     assert abs(trained - metrics["nll"][0]) > 0.1
 
 
-def test_dropout_is_for_training(params):
+def test_dropout_is_only_in_training(params):
     task = build()
     assert loss(task, params, True)[0][0] != loss(task, params, False)[0][0]
 

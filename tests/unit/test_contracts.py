@@ -1,6 +1,6 @@
-"""What bigjax takes for granted of the insides of other packages.
+"""Assumptions of bigjax about the internals of other packages.
 
-A failure here, after one of them was renewed, says what has changed and what relies on it.
+A failure, after one of them was updated, says what has changed and which code relies on it.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ PACKAGES = ("jax", "gcsfs")
 
 
 def keeps(package: str, what: str, where: str, does: bool) -> None:
-    """One point of a contract: the package does what `where` relies on."""
+    """Asserts one assumption: the package does what `where` relies on."""
     assert does, f"{package} {private.installed(package)} has changed: not {what}. See {where}."
 
 
@@ -40,12 +40,12 @@ def uses(package: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_what_is_used_is_there(package):
+def test_the_names_that_are_used_exist(package):
     private.check(package, uses(package))
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_what_is_missing_is_told_in_a_sentence(package):
+def test_a_missing_name_is_reported_with_the_version_to_install(package):
     version, range_ = private.installed(package), private.VERSIONS[package]
     for name, use in uses(package).items():
         for gone in (name.replace(":", ":gone."), name.replace(":", "_gone:"), name + "_gone"):
@@ -58,7 +58,7 @@ def test_what_is_missing_is_told_in_a_sentence(package):
     assert private.installed("no-such-package") == "of unknown version"
 
 
-def test_the_versions_that_messages_name_are_those_of_setup():
+def test_messages_name_the_versions_of_setup():
     setup = (ROOT / "setup.py").read_text()
     assert f'JAX = "{private.VERSIONS["jax"]}"' in setup
     assert f'"gcsfs{private.VERSIONS["gcsfs"]}"' in setup
@@ -66,7 +66,7 @@ def test_the_versions_that_messages_name_are_those_of_setup():
 
 # --- jax ----------------------------------------------------------------------------------------
 
-# One of two processes. It says what it found, and is lost or aborted.
+# One of two processes. It prints its results; one exits early, the other is aborted.
 PROCESS = """
 import ctypes, json, os, sys, threading, time
 import jax
@@ -180,7 +180,7 @@ def test_the_platform_of_a_mesh(monkeypatch):
 
 
 def test_the_kernels_of_splash_attention():
-    """Kept out of private/: jax.experimental, and layers/splash.py alone uses it."""
+    """Not in private/: they are in jax.experimental, and only layers/splash.py uses them."""
     x = jax.ShapeDtypeStruct((1, 128, 2, 128), jnp.bfloat16)
     given = (Causal(), None, None, 0.1)
     loss = lambda q, k, v: splash.splash(q, k, v, *given).astype(jnp.float32).sum()
@@ -222,7 +222,7 @@ def test_the_errors_of_gcsfs(status, content, kind):
 
 @pytest.fixture
 def emulated(monkeypatch):
-    """gs:// is not Google's, so that no credentials are looked for; nobody answers."""
+    """gs:// is an address where nothing answers, so that no credentials are looked for."""
     for key, value in bucket.environment("http://127.0.0.1:1").items():
         monkeypatch.setenv(key, value)
 
@@ -258,8 +258,8 @@ def test_the_file_system_of_gcsfs(emulated):
             fsspec.register_implementation(name, kind, clobber=True)
 
 
-def test_its_requests_go_through_one_method(emulated, monkeypatch):
-    """The errors of all are told there."""
+def test_gcsfs_sends_all_requests_by_one_method(emulated, monkeypatch):
+    """Errors of all requests can be translated there."""
     from gcsfs.core import GCSFileSystem  # what gcsfs adds to it needs Google's own servers
 
     class Broken(Exception):

@@ -1,4 +1,4 @@
-"""The evaluation 'loss': sums over all examples of a split."""
+"""The evaluation 'loss': means over all examples of a split."""
 
 import types
 
@@ -12,7 +12,7 @@ from bigjax.evals import derive
 from bigjax.evals import loss as loss_eval
 from bigjax.parallel import mesh as mesh_lib
 
-# Three batches; the last is filled up with rows of weight 0.
+# Three batches; the last is padded with rows of weight 0.
 VALUES = np.array([[1, 2, 3, 4], [5, 6, 7, 8], [9, 99, 99, 99]], np.float32)
 WEIGHTS = np.array([[1, 1, 2, 0], [1, 1, 1, 1], [3, 0, 0, 0]], np.float32)
 
@@ -47,7 +47,7 @@ def test_each_example_counts_once_and_by_its_weight(batches, n):
     assert got == {"loss": pytest.approx(want), "bytes": pytest.approx(want / 2)}
 
 
-def test_what_follows_from_a_mean_log_likelihood():
+def test_perplexity_and_bits_per_byte_follow_from_the_mean_log_likelihood():
     got = derive({"nll": 1.5, "nats_per_byte": 1.25, "loss": 3.0})
     assert got == {
         "loss": 3.0,

@@ -1,4 +1,4 @@
-"""Counts of floating-point operations, against the sizes of the kernels that multiply."""
+"""FLOPs that models declare, against the sizes of their kernels."""
 
 import math
 
@@ -12,7 +12,7 @@ from bigjax.trees import named_leaves
 
 
 def kernels(model, of=""):
-    """The elements of all kernels whose path begins with `of`."""
+    """The number of elements of all kernels whose path starts with `of`."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), int))
     leaves = named_leaves(unbox(shapes["params"]))
     return sum(
@@ -21,15 +21,15 @@ def kernels(model, of=""):
 
 
 @pytest.mark.parametrize("preset", ["llama2-7b", "llama2-70b", "palm-8b", "gpt2-124m"])
-def test_of_a_decoder(preset):
+def test_flops_of_a_decoder(preset):
     c = gpt.Config(**gpt.PRESETS[preset])
     weights = kernels(gpt.Model(c)) + c.vocab_size * c.d_model * c.tie_embeddings
-    attention = 12 * c.n_layers * c.n_heads * c.head_dim * 1000  # scores and what they weigh
+    attention = 12 * c.n_layers * c.n_heads * c.head_dim * 1000  # scores and weighted values
     assert gpt.flops_per_token(c, 1000) == 6 * weights + attention
 
 
 @pytest.mark.parametrize("preset", ["tiny", "base"])
-def test_of_an_encoder_and_its_vocabulary(preset):
+def test_flops_of_an_encoder_and_of_its_vocabulary_projection(preset):
     c = bert.Config(**bert.PRESETS[preset])
     model = bert.Model(c, ("mlm",))
     attention = 12 * c.n_layers * c.d_model * 100

@@ -1,4 +1,4 @@
-"""Frozen parts of a task: what it uses and does not train, loaded from another run."""
+"""Frozen parts of a task: parameters that it uses without training them, from another run."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from tests import helpers
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
-# Next-token prediction that also says what a frozen teacher of the same sizes loses.
+# Next-token prediction that also reports the loss of a frozen teacher of the same sizes.
 TASK = """
 import dataclasses
 
@@ -40,8 +40,8 @@ def build(config, options):
 
     def loss(params, extras, frozen, batch, rng, train):
         pair, (metrics, extras) = student.loss(params, extras, {}, batch, rng, train)
-        theirs, _ = student.loss(frozen["teacher"], {}, {}, batch, rng, False)
-        return pair, ({**metrics, "teacher": theirs}, extras)
+        teacher, _ = student.loss(frozen["teacher"], {}, {}, batch, rng, False)
+        return pair, ({**metrics, "teacher": teacher}, extras)
 
     parts = {"teacher": Frozen(init, student.axes["params"], options.teacher)}
     return dataclasses.replace(student, loss=loss, frozen=parts)
@@ -98,21 +98,22 @@ def student(distil, tmp_path_factory):
 
 
 def evaluated(folder) -> dict:
-    found = {}
+    """The evaluation metrics of step 2."""
+    metrics = {}
     for line in helpers.read_metrics(folder):
         if line["step"] == 2:
-            found.update({k: v for k, v in line.items() if k.startswith("eval/")})
-    return found
+            metrics.update({k: v for k, v in line.items() if k.startswith("eval/")})
+    return metrics
 
 
-def test_it_is_loaded_and_passed_to_the_loss_of_training_and_of_evaluation(
-    teacher, student, capsys
-):
-    own, found = evaluated(teacher), evaluated(student)
+def test_a_frozen_part_is_passed_to_the_loss_in_training_and_evaluation(teacher, student, capsys):
+    own, metrics = evaluated(teacher), evaluated(student)
     for split in ("valid", "zest"):
-        # As its own run has evaluated it; the student is another model.
-        assert found[f"eval/{split}/teacher"] == pytest.approx(own[f"eval/{split}/loss"], rel=1e-6)
-        assert found[f"eval/{split}/loss"] != found[f"eval/{split}/teacher"]
+        # The same as in its own run; the student is another model.
+        assert metrics[f"eval/{split}/teacher"] == pytest.approx(
+            own[f"eval/{split}/loss"], rel=1e-6
+        )
+        assert metrics[f"eval/{split}/loss"] != metrics[f"eval/{split}/teacher"]
     steps = [m["teacher"] for m in helpers.read_metrics(student) if "teacher" in m]
     assert len(steps) == 2 and np.isfinite(steps).all()
     code = main.main(["eval", f"--workdir={student}", "--json"])
@@ -123,13 +124,13 @@ def test_it_is_loaded_and_passed_to_the_loss_of_training_and_of_evaluation(
     )
 
 
-def test_it_is_no_part_of_the_state(student):
+def test_a_frozen_part_is_not_in_the_state(student):
     saved = helpers.saved_checksums(student, 2)
     assert saved and not any("teacher" in name for name in saved)
     assert json.loads((student / "config.json").read_text())["task"]["name"].endswith("distil")
 
 
-def test_resumed_with_the_same_and_refused_with_another(
+def test_a_run_resumes_only_with_the_same_frozen_parameters(
     small, distil, teacher, student, tmp_path, capsys
 ):
     run, other = tmp_path / "run", tmp_path / "other"
@@ -137,11 +138,11 @@ def test_resumed_with_the_same_and_refused_with_another(
     shutil.copytree(teacher, other)
     more = ["--config.train.steps=3"]
     assert main.main(["train", *distil, *more, f"--workdir={run}"]) == 0
-    # Elsewhere, and the same: it may be named by another path.
+    # A copy at another path has the same parameters.
     moved = [*distil, f"--config.task.teacher={other}", f"--workdir={run}"]
     assert main.main(["train", *moved, "--config.train.steps=4"]) == 0
     capsys.readouterr()
-    # Trained further, the teacher is another.
+    # A teacher that was trained further has other parameters.
     further = ["train", *small, "--config.seed=5", "--config.train.steps=3"]
     assert main.main([*further, f"--workdir={other}"]) == 0
     before = (run / "metrics.jsonl").read_bytes()
@@ -151,7 +152,7 @@ def test_resumed_with_the_same_and_refused_with_another(
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_source_that_does_not_fit_or_is_not_there(distil, tmp_path, capsys):
+def test_a_source_that_does_not_fit_or_does_not_exist(distil, tmp_path, capsys):
     for change, words in (
         (f"--config.task.teacher={tmp_path}/none", "none' is neither a run's work folder nor"),
         ("--config.model.d_model=32", "does not match the frozen part 'teacher': "),
@@ -175,27 +176,27 @@ def task_of(source: str) -> tasks.Task:
     return helpers.task(init, loss, {"kernel": (None,)}, batch_shapes=batch, frozen={"base": part})
 
 
-def test_it_is_planned_by_its_shapes_and_cut_over_the_mesh(mesh_of_one):
-    """Nothing is read: its source is not even there."""
+def test_a_frozen_part_is_planned_by_its_shapes_and_sharded(mesh_of_one):
+    """Nothing is read: its source does not exist."""
     task, c = task_of("/nowhere"), helpers.load_config("tests/tiny.py")
     mesh = jax.sharding.AbstractMesh(
         (1, 2, 1, 2),
         ("data", "fsdp", "sequence", "tensor"),
         axis_types=(jax.sharding.AxisType.Auto,) * 4,
     )
-    found = frozen.shapes(task, mesh)["base"]
-    assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(found))
-    assert found["w"].sharding.spec == jax.P("tensor", "fsdp")
+    shapes = frozen.shapes(task, mesh)["base"]
+    assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(shapes))
+    assert shapes["w"].sharding.spec == jax.P("tensor", "fsdp")
     program = program_lib.make(c, task, mesh_of_one)
     traced = program_lib.trace(task, program, mesh_of_one, c.train.batch_size, 0)
     arguments = [x.shape for x in jax.tree.leaves(traced.in_avals)]
-    assert (8, 4) in arguments  # an argument, and no constant of the program
+    assert (8, 4) in arguments  # an argument, not a constant of the program
     assert not any(np.shape(x) == (8, 4) for x in traced.jaxpr.consts)
     with pytest.raises(UserError, match="/nowhere"):
         frozen.load(task, mesh_of_one, "", print)
 
 
-def test_without_a_source_it_is_what_init_gives(mesh_of_one):
+def test_without_a_source_a_frozen_part_is_initialised(mesh_of_one):
     parts = frozen.load(task_of(""), mesh_of_one, "", print)
     assert parts["base"]["w"].shape == (8, 4) and not np.any(parts["base"]["w"])
 
@@ -207,7 +208,7 @@ def mesh_of_one():
         yield mesh
 
 
-def test_a_fingerprint_is_of_every_value():
+def test_a_fingerprint_depends_on_every_value():
     base = {"w": jnp.ones((4, 4)), "b": jnp.zeros(4)}
     whole = frozen.fingerprints({"a": base, "b": base})
     assert whole["a"] == whole["b"]

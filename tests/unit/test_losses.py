@@ -53,7 +53,7 @@ def test_large_logits_stay_finite():
 
 
 def linear_inputs(B, T, D=5, V=11):
-    """x, kernel, bias, targets, weights; of the weights some are 0, a whole row, or negative."""
+    """x, kernel, bias, targets, weights; some weights are negative, some 0, in one row all."""
     rng = np.random.default_rng(B * T)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
     weights = draw(B, T) * rng.integers(0, 2, (B, T))
@@ -85,7 +85,7 @@ def assert_both_same(found):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
-# Few rows take many columns at a time, many rows one; lengths that are prime.
+# Small batches with many columns at a time, large ones with one; prime lengths.
 @pytest.mark.parametrize("B, T", [(1, 13), (3, 7), (2, 131), (3, 60), (130, 4)])
 def test_linear_cross_entropy_and_its_gradients(B, T):
     inputs = linear_inputs(B, T)
@@ -96,21 +96,21 @@ def test_linear_cross_entropy_and_its_gradients(B, T):
     )
 
 
-def test_linear_cross_entropy_of_weights_that_are_all_zero():
+def test_linear_cross_entropy_with_zero_weights():
     x, kernel, bias, targets, weights = linear_inputs(3, 4)
     ((value, weight), gradients), _ = both_ways(x, kernel, bias, targets, weights * 0)
     assert value == 0 and weight == 0
     assert all((g == 0).all() for g in gradients)
 
 
-def test_linear_cross_entropy_of_large_logits_stays_finite():
+def test_linear_cross_entropy_of_large_logits_is_finite():
     x, kernel, bias, targets, weights = linear_inputs(3, 4)
     found = both_ways(x, kernel * 1e4, bias, targets, weights)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree_util.tree_leaves(found[0]))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
 
 
-def test_linear_cross_entropy_of_a_batch_over_devices():
+def test_linear_cross_entropy_of_a_sharded_batch():
     inputs = linear_inputs(8, 6)
     mesh = mesh_lib.make_mesh(dict(data=8, fsdp=1, tensor=1))
     x, targets, weights = jax.device_put((inputs[0], *inputs[3:]), sharding.of_batch(mesh))
@@ -119,7 +119,7 @@ def test_linear_cross_entropy_of_a_batch_over_devices():
     assert_both_same((got[0], both_ways(*inputs)[1]))
 
 
-def test_linear_cross_entropy_in_half_precision():
+def test_linear_cross_entropy_in_bfloat16():
     inputs = linear_inputs(4, 6)
     want = both_ways(*inputs)[1]
     (value, _), gradients = both_ways(*(x.astype(jnp.bfloat16) for x in inputs[:3]), *inputs[3:])[0]
@@ -164,7 +164,7 @@ def test_linear_losses_with_smoothing_and_z_loss_over_a_mesh(sizes, biased, monk
 
 
 def test_a_bias_stays_in_float32():
-    """In bfloat16 two tokens of about one frequency would be one: their biases are large."""
+    """In bfloat16 two tokens of similar frequency could not be distinguished by their biases."""
     x, kernel, bias, targets, weights = linear_inputs(4, 6)
     x, kernel = (y.astype(jnp.bfloat16) for y in (x, kernel * 1e-3))
     bias = jnp.float32(-10) + 1e-2 * bias
@@ -227,7 +227,7 @@ def token_case(kind, dtype=np.float32, biased=True):
 
 
 def values_and_gradients(way, kind, linear, rest):
-    """Per-token values, and the gradients of their sum with unlike weights."""
+    """Per-token values, and the gradients of their sum with random weights."""
     pull = np.random.default_rng(2).normal(size=(2, 8, 6)).astype(np.float32)
 
     def total(linear):
@@ -276,7 +276,7 @@ def test_per_token_values_and_gradients_in_bfloat16(kind):
         )
 
 
-def test_a_divergence_is_of_the_student_and_zero_between_equals():
+def test_divergence_has_no_teacher_gradient_and_is_zero_between_equals():
     student, (teacher,) = token_case("KL")
     np.testing.assert_allclose(losses.linear_divergence(student, student), 0, atol=1e-6)
     d = jax.grad(lambda t: losses.linear_divergence(student, t).sum())(teacher)

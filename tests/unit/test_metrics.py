@@ -1,4 +1,4 @@
-"""Speed, utilisation, and the line on a terminal."""
+"""Speed, utilisation, metrics.jsonl, and the progress line."""
 
 import io
 import time
@@ -12,7 +12,7 @@ from bigjax.train import metrics
 from tests import helpers
 
 
-def test_lines_are_json_where_numbers_are_not_finite(tmp_path):
+def test_values_that_are_not_finite_are_null(tmp_path):
     writer = metrics.Writer(tmp_path, 0, tensorboard=False)
     writer.write(1, {"loss": float("nan"), "a": float("-inf"), "b": np.float32(1.5).item()})
     writer.close()
@@ -68,7 +68,7 @@ class FakeDevice:
     device_kind = "TPU v5 lite"
 
 
-def test_speed_leaves_out_what_was_not_training(monkeypatch):
+def test_speed_excludes_pauses(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [FakeDevice()] * 8)
     clock = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
@@ -82,10 +82,10 @@ def test_speed_leaves_out_what_was_not_training(monkeypatch):
     assert got["examples_per_sec"] == pytest.approx(8)
     assert got["tokens_per_sec"] == pytest.approx(80)
     assert got["data_wait_fraction"] == pytest.approx(0.25)
-    assert got["mfu"] == pytest.approx(8 / 8)  # one example a second is one chip's peak
+    assert got["mfu"] == pytest.approx(8 / 8)  # one example per second is one chip's peak
 
 
-def test_no_utilisation_where_the_peak_is_not_known():
+def test_no_utilisation_if_the_peak_is_unknown():
     speed = metrics.Speed(a_task("tokens", 10, 1e12), 16)
     speed.read(1)
     assert "mfu" not in speed.read(2)
@@ -106,7 +106,7 @@ def test_a_live_line_on_a_terminal(monkeypatch):
     assert "step 3/10" in text and "loss 2.5000" in text and "1,234 tokens/s" in text
 
 
-def test_lines_that_cannot_be_read_are_dropped_when_a_run_goes_on(tmp_path):
+def test_unreadable_lines_are_dropped_when_a_run_resumes(tmp_path):
     kept = b'{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n'
     odd = b'{"step": 2, "l\n[1]\nnull\n{"step": "x"}\n{"\xff": 1}\n'
     (tmp_path / "metrics.jsonl").write_bytes(kept + odd + b'{"step": 3, "loss": 1.0}\n')

@@ -1,4 +1,4 @@
-"""What a training step reports of itself."""
+"""The metrics that a training step reports."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from tests import helpers
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_norms_rate_and_means_by_hand(accumulate):
-    """Least squares, of which the mean is over weights; clipped to norm 0.5; rates 0.1, 0.2."""
+    """Weighted least squares, clipped to norm 0.5, with learning rates 0.1 and 0.2."""
 
     def loss(params, extras, frozen, batch, rng, train):
         error = batch["x"] @ params["w"] - batch["y"]

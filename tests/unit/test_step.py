@@ -1,4 +1,4 @@
-"""The step's guard, the loop, early stopping, reports of a loss that is not finite."""
+"""The training step, its guard against values that are not finite, the loop, early stopping."""
 
 import json
 from types import SimpleNamespace
@@ -54,7 +54,7 @@ def test_uneven_weights_add_up_over_micro_batches():
 
 
 def test_gradients_are_divided_by_the_weight_and_nothing_else():
-    """To the last bit: of numbers whose products, sums and quotients float32 holds exactly."""
+    """Exactly, with numbers whose products, sums and quotients are exact in float32."""
     rows = dict(x=np.eye(3), y=[0.0, -1.0, 3.0], weight=[1.0, 1.0, 2.0])
     rows = {k: np.asarray(v, np.float32) for k, v in rows.items()}
     # 2 * (1 - y) * weight / 4, and the loss of (1 + 4 + 2 * 4) / 4.
@@ -96,7 +96,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_but_the_step():
     np.testing.assert_array_equal(new.params["w"], state.params["w"])
 
 
-def test_after_a_step_that_is_not_finite_nothing_changes_until_the_loop_has_seen_it():
+def test_after_a_step_that_is_not_finite_later_steps_change_nothing():
     state, step = steps()
     bad = batch()
     bad["y"][:], bad["weight"][:] = np.nan, 1
@@ -106,7 +106,7 @@ def test_after_a_step_that_is_not_finite_nothing_changes_until_the_loop_has_seen
     np.testing.assert_array_equal(new.params["w"], state.params["w"])
 
 
-def test_an_update_that_overflows_is_not_made():
+def test_an_update_that_overflows_is_not_applied():
     task, tx = toy_task(), optax.sgd(1e38)
     state = make_init(task, tx.init, 0, False)()
     new, metrics = make_step(task, tx, lambda s: 1e38, seed=0)(state, None, batch())
@@ -183,15 +183,13 @@ def test_early_stopping(mode, values, stops_at):
 @pytest.mark.parametrize(
     "min_delta, values, stops_at",
     [
-        (0.0, [2.0, 2.0, 2.0], 2),  # a plateau is no improvement
+        (0.0, [2.0, 2.0, 2.0], 2),  # a plateau is not an improvement
         (0.0, [2.0, 2.0, 1.5, 1.5, 1.5], 4),
         (0.5, [2.0, 1.5, 1.5], 2),  # nor is exactly min_delta
         (0.5, [2.0, 1.25, 0.75, 0.5, 0.5], None),
     ],
 )
-def test_early_stopping_counts_what_is_no_better_by_more_than_min_delta(
-    mode, min_delta, values, stops_at
-):
+def test_an_improvement_exceeds_min_delta(mode, min_delta, values, stops_at):
     sign = 1 if mode == "min" else -1
     c = SimpleNamespace(metric="eval/valid/x", patience=2, min_delta=min_delta, mode=mode)
     latest = {}

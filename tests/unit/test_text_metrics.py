@@ -1,4 +1,4 @@
-"""Metrics of generated texts: known values, Chinese, and what is empty; hot words in them."""
+"""Metrics of generated texts: known values, Chinese, empty texts; hot words in them."""
 
 import math
 
@@ -20,7 +20,7 @@ def measure(candidates, references=None, articles=None, **options):
     return tm.measure(candidates, references or blank, articles or blank, **options)
 
 
-def test_rouge_is_that_of_the_package():
+def test_rouge_equals_that_of_the_package():
     from rouge_score import rouge_scorer
 
     reference, candidate = "The cat's hat: 20 dogs sat there", "dogs sat; the cat's 20 hats"
@@ -38,7 +38,7 @@ def test_rouge_of_chinese_counts_characters():
     assert found["length"] == 4
 
 
-def test_bleu_is_that_of_the_package_in_both_languages():
+def test_bleu_equals_that_of_the_package_in_both_languages():
     import sacrebleu
 
     for tokenize, said, gold in (
@@ -51,7 +51,7 @@ def test_bleu_is_that_of_the_package_in_both_languages():
     assert measure([said], [gold], chinese=False)["bleu"] != pytest.approx(expected)
 
 
-def test_self_bleu_is_high_where_candidates_are_alike():
+def test_self_bleu_is_high_for_similar_candidates():
     same, other = "a quick brown fox jumps", "stocks fall as banks fail again"
     assert measure([same] * 3)["self_bleu"] == pytest.approx(100)
     assert measure([same, other])["self_bleu"] == 0
@@ -74,7 +74,7 @@ def test_distinct_counts_over_all_candidates():
     assert found["distinct_2"] == pytest.approx(3 / 4)
 
 
-def test_coverage_is_of_hot_words_the_article_has():
+def test_coverage_is_of_hot_words_in_the_article():
     candidates = [
         "Smith in PARIS",
         "Trump in London",
@@ -99,14 +99,14 @@ def test_copied_and_novel_ngrams():
     assert (copied["copy_rate"], copied["novel_2"], copied["novel_4"]) == (1, 0, 0)
 
 
-def test_empty_candidates_score_nothing():
+def test_empty_candidates_score_zero():
     found = measure([""], ["gold"], [ARTICLE])
     assert list(found) == list(tm.METRICS)
     assert all(value == 0 and math.isfinite(value) for value in found.values())
     assert hot.coverage([""], [ARTICLE], ["Paris"]) == 0
 
 
-def test_what_is_refused():
+def test_invalid_arguments_are_refused():
     with pytest.raises(UserError, match="no candidates"):
         measure([])
     with pytest.raises(UserError, match="1 candidates, 2 references and 1 sources"):
@@ -117,7 +117,7 @@ def test_chinese_is_detected():
     assert tm.is_chinese(["苹果公司发布iPhone"]) and not tm.is_chinese(["the word 北 means north"])
 
 
-def test_sentences_end_where_they_should():
+def test_sentences():
     assert tm.sentences(ARTICLE) == [
         "Mr. Smith of the U.S. Senate flew to Paris on Monday.",
         "He met the new president!",
