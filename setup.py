@@ -10,10 +10,10 @@ from setuptools.command.build_py import build_py
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "bigjax/__init__.py").read_text())[1]
 
-# jax 0.11 and newer need Python 3.12; on 3.11 pip takes the newest 0.10. flax, optax and
-# orbax-checkpoint name the jax that they need, so pip takes those of the same days.
+# jax 0.11 and newer need Python 3.12; on 3.11 pip selects the newest 0.10. flax, optax and
+# orbax-checkpoint require a version of jax, so pip selects matching releases of them.
 JAX = ">=0.10,<0.13"
-TPU = [f"jax[tpu]{JAX}"]  # with the libtpu that this jax was released with
+TPU = [f"jax[tpu]{JAX}"]  # with the libtpu for which this jax was released
 GCS = ["gcsfs>=2024.6,<2027"]
 DEV = ["mypy>=1.15,<3", "pre-commit>=4,<5", "ruff>=0.12,<0.18"]
 DOCS = ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2"]
@@ -65,7 +65,7 @@ setup(
         "etils[epath,epy]>=1.10,<2",
         "flax>=0.12,<0.13",
         "grain>=0.2.12,<0.3",
-        "importlib_resources>=6,<8",  # tensorflow-datasets needs it and does not say so
+        "importlib_resources>=6,<8",  # an undeclared requirement of tensorflow-datasets
         f"jax{JAX}",
         "matplotlib>=3.9,<4",
         "ml-collections>=1.0,<2",
@@ -90,7 +90,7 @@ setup(
     extras_require={
         "tpu": TPU,
         "cuda": [f"jax[cuda12]{JAX}"],
-        "plan": TPU,  # libtpu holds the whole compiler
+        "plan": TPU,  # libtpu contains the compiler
         "gcs": GCS,
         "test": TEST,
         "dev": DEV,

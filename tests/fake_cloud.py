@@ -1,8 +1,8 @@
-"""A Google Cloud that is none, for the tests of tpu_scripts/: programs on the PATH that record.
+"""A fake Google Cloud for the tests of tpu_scripts/: programs on the PATH that record their calls.
 
-The fake gcloud keeps a home folder for each of two workers of each slice, and runs there, with
-bash, what it is told to run by ssh. So what the scripts do on a worker happens; only uv and bigjax
-are fakes there too. Deleting the pod removes the homes and what runs in them.
+The fake gcloud has a home folder for each of two workers of each slice, in which it runs the
+commands given to ssh with bash. So the scripts really run on a worker; only uv and bigjax are fakes
+there too. Deleting the pod removes the home folders and kills their processes.
 """
 
 import ast
@@ -19,7 +19,7 @@ TRAIN = ["train", "--config=configs/my config.py:tiny", "--workdir=gs://bucket/r
 TPU = "compute tpus tpu-vm"
 QUEUED = "compute tpus queued-resources"
 
-# Describe is called most, so only what it needs is imported at the top.
+# `describe` is called most often, so only what it needs is imported at the top.
 GCLOUD = r"""
 import os, sys
 root, argv = os.environ["FAKE"], sys.argv[1:]
@@ -74,7 +74,7 @@ elif verb == "ssh":
                for home in homes(argv[4], flags["worker"])]
     sys.exit(max([w.wait() for w in workers]))
 """
-# Prints a script that installs uv, as the real one from the network does.
+# Prints a script that installs uv, like the real one from the network.
 CURL = r"""#!/usr/bin/env bash
 echo "mkdir -p \$UV_INSTALL_DIR && cp $FAKE/bin/uv \$UV_INSTALL_DIR/uv"
 """
@@ -86,7 +86,7 @@ case $1 in
   pip) cp "$FAKE/bin/bigjax" "${last%\[*}/.venv/bin/bigjax" ;;
 esac
 """
-# Runs until the file `end`, or `end-NODE-WORKER`, says how it ends, or until SIGTERM.
+# Runs until the file `end` or `end-NODE-WORKER` gives its exit code, or until SIGTERM.
 BIGJAX = r"""#!/usr/bin/env bash
 worker=$(basename "$(dirname "$HOME")")-$(basename "$HOME")
 printf '%s\n' "$@" > "$FAKE/bigjax-$worker.txt"
@@ -99,7 +99,7 @@ for ((i = 0; i < 1200; i++)); do
   /bin/sleep 0.05
 done
 """
-# Refused as often as the file `refusals` says, since another process trains in the work folder.
+# Refused as many times as in the file `refusals`: another process trains in the work folder.
 REFUSED = r"""#!/usr/bin/env bash
 echo >> "$FAKE/starts-$(basename "$HOME")"
 if (($(wc -l < "$FAKE/starts-$(basename "$HOME")") <= $(cat "$FAKE/refusals"))); then
@@ -107,9 +107,9 @@ if (($(wc -l < "$FAKE/starts-$(basename "$HOME")") <= $(cat "$FAKE/refusals")));
   exit 75
 fi
 """
-# Of watch.sh: not a minute.
+# For watch.sh: sleeps for a moment instead of a minute.
 SLEEP = '#!/usr/bin/env bash\necho "$1" >> "$FAKE/sleeps.txt"; exec /bin/sleep 0.02\n'
-# The real one, but where there is a file `soon`, after a second.
+# The real timeout, but after a second if the file `soon` exists.
 TIMEOUT = (
     r"""#!/usr/bin/env bash
 echo "$*" >> "$FAKE/timeouts.txt"
@@ -120,7 +120,7 @@ exec """
 
 
 def make_repository(folder: pathlib.Path) -> pathlib.Path:
-    """A git repository of the scripts and a config, with one commit; what setup.sh copies."""
+    """A git repository with the scripts and a config in one commit, which setup.sh copies."""
     shutil.copytree(
         REPO / "tpu_scripts", folder / "tpu_scripts", ignore=shutil.ignore_patterns("settings.sh")
     )
@@ -147,7 +147,7 @@ def make_repository(folder: pathlib.Path) -> pathlib.Path:
 
 
 class Cloud:
-    """What one test sees of it. `repository` is shared by tests, `folder` is the test's own."""
+    """One test's cloud. `repository` is shared by tests, `folder` belongs to the test."""
 
     def __init__(self, repository: pathlib.Path, folder: pathlib.Path):
         self.repository, self.folder = repository, folder
@@ -174,7 +174,7 @@ class Cloud:
         path.chmod(0o755)
 
     def settings(self, **changes: str) -> None:
-        """Writes settings.sh: the example's with these, which are bash, in their place."""
+        """Writes settings.sh: the example's settings with these changes, written in bash."""
         values = dict(
             NAME="pod",
             PROJECT="my-project",
@@ -192,17 +192,17 @@ class Cloud:
         (self.folder / "settings.sh").write_text(text + "\n")
 
     def states(self, *states: str, kind: str = "queued-resources") -> None:
-        """What describe says, one after another, the last for ever. !TEXT: it fails with TEXT."""
+        """Successive answers of describe; the last is repeated. !TEXT: it fails with TEXT."""
         (self.folder / f"states-{kind}").write_text("\n".join(states))
 
     def on(self, verb: str, script: str) -> None:
-        """What gcloud's verb does first, in bash; if that fails, gcloud has failed."""
+        """A bash script that gcloud's verb runs first; if it fails, gcloud fails."""
         (self.folder / f"on-{verb}").write_text(script)
 
     def run(
         self, script: str, *arguments: str, stdin: str = "", path: str | None = None
     ) -> subprocess.CompletedProcess:
-        """Runs a script of tpu_scripts/ to its end."""
+        """Runs a script of tpu_scripts/ until it ends."""
         path = f"{self.folder / 'bin'}:{os.environ['PATH']}" if path is None else path
         return subprocess.run(
             [
@@ -224,7 +224,7 @@ class Cloud:
         )
 
     def calls(self) -> list[str]:
-        """The gcloud commands since the last time, as one line each; places and hashes by name."""
+        """The gcloud commands since the last call, one line each; zone and commit replaced."""
         file = self.folder / "calls.txt"
         lines = file.read_text().splitlines() if file.exists() else []
         file.unlink(missing_ok=True)
@@ -244,14 +244,14 @@ class Cloud:
         )
 
     def trained(self) -> dict[str, list[str]]:
-        """By worker, the arguments that bigjax was last called with."""
+        """{worker: the arguments of its last call of bigjax}."""
         return {
             p.stem.removeprefix("bigjax-"): p.read_text().splitlines()
             for p in sorted(self.folder.glob("bigjax-*.txt"))
         }
 
     def end(self) -> None:
-        """Kills what still runs, and forgets what the scripts remember."""
+        """Kills processes that still run, and deletes the scripts' state."""
         for file in self.repository.glob("build/lost-*"):
             file.unlink()
         for pid in self.folder.glob("homes/*/*/bigjax-run/pid"):
@@ -267,6 +267,6 @@ def ok(result):
 
 
 def refused(result, code=2):
-    """The one complaint of a script that has done nothing."""
+    """The error output of a script that ended with this code."""
     assert result.returncode == code, (result.stdout, result.stderr)
     return result.stderr

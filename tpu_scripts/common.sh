@@ -1,10 +1,10 @@
-# shellcheck shell=bash disable=SC2034  # what it sets, others use
-# Shared by the scripts of this folder, which source it: arguments, settings, and gcloud.
+# shellcheck shell=bash disable=SC2034  # its variables are used by the scripts that source it
+# Functions that the scripts of this folder share: arguments, settings, and gcloud.
 #
-# A script calls `begin "NAMES OF ITS FLAGS" "$@"` first. That reads the settings, checks all of
-# them before anything is asked of gcloud, and leaves in OPTION what was given as --NAME=VALUE
-# (--NAME as "true"), in REST what came after "--", in WHERE the flags --project and --zone, and in
-# LOST the name of a file that is there while the pod is not, because watch.sh has deleted it.
+# A script first calls `begin "NAMES OF ITS FLAGS" "$@"`. That reads the settings, checks all of
+# them before gcloud is called, and sets OPTION to the flags --NAME=VALUE (--NAME is "true"), REST
+# to the arguments after "--", WHERE to the flags --project and --zone, and LOST to the name of a
+# file that exists after watch.sh has deleted the pod and before it has created it again.
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "${0##*/}: bash 4.4 or newer is needed, not $BASH_VERSION (macOS: brew install bash)." >&2
@@ -17,7 +17,7 @@ SETTINGS=$TPU_SCRIPTS/settings.sh
 DRY_RUN=false
 declare -A OPTION=()
 REST=()
-exec 3>&1  # where show prints, also inside $(...)
+exec 3>&1  # show prints to it, also inside $(...)
 
 bad() {  # bad input
   echo "${0##*/}: $*" >&2
@@ -38,15 +38,15 @@ begin() {  # ALLOWED ARGUMENTS...
       --help) usage; exit 0 ;;
       --dry-run) DRY_RUN=true ;;
       --settings=?*) SETTINGS=${1#*=} ;;
-      --) if [[ $allowed != *" -- "* ]]; then bad "nothing may follow --. See --help."; fi
+      --) if [[ $allowed != *" -- "* ]]; then bad "no arguments are accepted after --. See --help."; fi
           shift
           REST=("$@")
           break ;;
-      --*=*) [[ $allowed == *" ${name#--}= "* ]] || bad "there is no $name=. See --help."
+      --*=*) [[ $allowed == *" ${name#--}= "* ]] || bad "unknown flag $name=. See --help."
              [[ -n ${1#*=} ]] || bad "$name= has no value."
              OPTION[${name#--}]=${1#*=} ;;
       *) if [[ $1 != --?* || $allowed != *" ${1#--} "* ]]; then
-           bad "what is '$1'? See --help."
+           bad "unknown argument '$1'. See --help."
          fi
          OPTION[${1#--}]=true ;;
     esac
@@ -65,14 +65,14 @@ usage() {  # the comment at the top of the script
 # --- Settings -------------------------------------------------------------------------------------
 
 read_settings() {
-  if [[ -n ${BIGJAX_POD_SETTINGS:-} ]]; then  # of the watch.sh that calls this script
+  if [[ -n ${BIGJAX_POD_SETTINGS:-} ]]; then  # set by the watch.sh that calls this script
     eval "$BIGJAX_POD_SETTINGS"
     return
   fi
   [[ -f $SETTINGS ]] || bad "there is no settings file $SETTINGS. Copy" \
-    "$TPU_SCRIPTS/settings.example.sh to it and fill it in, or give --settings=FILE."
+    "$TPU_SCRIPTS/settings.example.sh to it and fill it in, or set --settings=FILE."
   local before after new
-  # Empty, so that nothing comes in from the environment.
+  # Cleared, so that the environment does not set them.
   NAME='' PROJECT='' ZONE='' ACCELERATOR_TYPE='' RUNTIME_VERSION='' SLICES='' CAPACITY='' QUEUED=''
   CREATE_FLAGS=() SSH_FLAGS=() COMMIT='' CONFIG='' WORKDIR='' INTERVAL='' MAX_RESTARTS=''
   TOPOLOGY='' IMAGE='' SERVICE_ACCOUNT='' QUEUE=''
@@ -82,11 +82,11 @@ read_settings() {
   after=$(compgen -v | sort)
   new=$(comm -13 <(echo "$before") <(echo "$after") | grep '^[A-Z]' |
     grep -v '^BASH_\|^PIPESTATUS' | tr '\n' ' ') || true
-  [[ -z $new ]] || bad "$SETTINGS sets ${new% }, which no script reads. The settings are those of" \
-    "settings.example.sh; write variables of your own in lower case."
+  [[ -z $new ]] || bad "$SETTINGS sets ${new% }, which is not a setting. settings.example.sh has" \
+    "all settings; write variables of your own in lower case."
 }
 
-settings_as_read() {  # -> assignments of all of them, for eval
+settings_as_read() {  # -> assignments of all settings, for eval
   local name names
   mapfile -t names < <(sed -n 's/^\([A-Z_]*\)=.*/\1/p' "$TPU_SCRIPTS/settings.example.sh")
   # Without "declare", which would make them local to the function that evaluates this.
@@ -96,24 +96,24 @@ settings_as_read() {  # -> assignments of all of them, for eval
 check_settings() {
   local name form='v2|v3|v4|v5p|v5litepod|v6e|tpu7x'
   for name in NAME PROJECT ZONE RUNTIME_VERSION COMMIT CONFIG WORKDIR; do
-    [[ -n ${!name} ]] || bad "$name is empty in $SETTINGS."
+    [[ -n ${!name} ]] || bad "$name is empty in $SETTINGS. Set it."
   done
   [[ $NAME =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || bad "NAME is '$NAME'; it must be at most 40" \
-    "lower-case letters, digits and '-', begin with a letter and not end with '-'."
+    "lower-case letters, digits and '-', start with a letter and not end with '-'."
   for name in SLICES INTERVAL; do
     [[ ${!name} =~ ^[1-9][0-9]{0,5}$ ]] || bad "$name is '${!name}'; it must be a whole number," \
       "at least 1."
   done
   [[ $MAX_RESTARTS =~ ^[0-9]{1,6}$ ]] || bad "MAX_RESTARTS is '$MAX_RESTARTS'; it must be a whole" \
-    "number, 0 for never."
+    "number; 0 for no restarts."
   [[ $CAPACITY =~ ^(spot|reserved|on-demand)$ ]] || bad "CAPACITY is '$CAPACITY'; it must be one" \
     "of spot, reserved, on-demand. Spot and reserved exclude each other."
   [[ $QUEUED =~ ^(true|false)$ ]] || bad "QUEUED is '$QUEUED'; it must be true or false."
   [[ $QUEUED == true || $SLICES == 1 ]] || bad "SLICES is $SLICES and QUEUED is false; several" \
-    "slices can only be had by a queued resource: set QUEUED=true."
+    "slices need a queued resource: set QUEUED=true."
   [[ $ACCELERATOR_TYPE =~ ^($form)-([1-9][0-9]{0,4})$ ]] || bad "ACCELERATOR_TYPE is" \
     "'$ACCELERATOR_TYPE'; it must be GENERATION-NUMBER with a generation of ${form//|/, }, such" \
-    "as v5litepod-256. gcloud compute tpus accelerator-types list tells what a zone has."
+    "as v5litepod-256. List those of a zone: gcloud compute tpus accelerator-types list."
   count_hosts "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}"
   [[ $WORKDIR == gs://?*/?* || $((HOSTS * SLICES)) == 1 ]] || bad "WORKDIR is '$WORKDIR', but" \
     "this run has $((HOSTS * SLICES)) hosts, which share no disk: it must be gs://BUCKET/FOLDER."
@@ -124,11 +124,11 @@ count_hosts() {  # GENERATION NUMBER; sets GENERATION, CHIPS (of a slice) and HO
   GENERATION=$1 CHIPS=$2
   case $1 in
     v5litepod | v6e) ;;  # are counted in chips
-    *) ((CHIPS % 2 == 0)) || bad "ACCELERATOR_TYPE is '$1-$2'; the number counts cores of $1, of" \
-         "which a chip has two, so it must be even."
+    *) ((CHIPS % 2 == 0)) || bad "ACCELERATOR_TYPE is '$1-$2'; for $1 the number counts cores, two" \
+         "per chip, so it must be even."
        CHIPS=$((CHIPS / 2)) ;;
   esac
-  HOSTS=1  # up to 8 chips of v5litepod and v6e are in one VM; larger slices have 4 a VM
+  HOSTS=1  # up to 8 chips of v5litepod and v6e are in one VM; larger slices have 4 per VM
   if ((CHIPS > 8)) || [[ $1 != v5litepod && $1 != v6e && $CHIPS -gt 4 ]]; then
     ((CHIPS % 4 == 0)) || bad "ACCELERATOR_TYPE is '$1-$2', which has $CHIPS chips; a slice of" \
       "several VMs has 4 in each, so the number of chips must be a multiple of 4."
@@ -142,7 +142,7 @@ need_cloud_storage() {  # WHY
 
 # --- Commands -------------------------------------------------------------------------------------
 
-quoted() {  # ARGUMENTS... as bash reads them
+quoted() {  # ARGUMENTS... quoted for bash
   local word words=()
   for word in "$@"; do
     [[ $word =~ ^[-A-Za-z0-9_./:=,@%+^]+$ ]] || word=${word@Q}
@@ -153,23 +153,23 @@ quoted() {  # ARGUMENTS... as bash reads them
 
 show() { quoted "$@" >&3; }
 
-call() {  # a command that does something: a dry run shows it instead
+call() {  # runs a command that has effects; a dry run shows it instead
   if $DRY_RUN; then show "$@"; else "$@"; fi
 }
 
-# Of ssh and scp. A VM that vanishes closes no connection: after a minute of silence they do. And
-# nothing must ask in the middle of the night: here for a passphrase, by --quiet for a first key.
+# Options of ssh and scp. A VM that disappears closes no connection, so they end after a minute
+# without a response. Nothing may prompt: BatchMode for a passphrase, --quiet for the first key.
 SSH_OPTIONS=(ServerAliveInterval=15 ServerAliveCountMax=4 BatchMode=yes)
-LIMIT=30m  # of a command; what takes the longest is installing, and creating a large pod
+LIMIT=30m  # per command; installing and creating a large pod take the longest
 
-limited() {  # a command that ends within LIMIT, also where the network or a worker hangs
+limited() {  # runs a command that ends within LIMIT, also if the network or a worker hangs
   if $DRY_RUN; then show "$@"; return; fi
   local code=0
-  # Ctrl-C does not reach what timeout runs: so it is waited for, and Ctrl-C ends the waiting.
+  # Ctrl-C does not reach the command under timeout, so it runs in the background: Ctrl-C ends wait.
   timeout --kill-after=10 "$LIMIT" "$@" < /dev/null &
   wait "$!" || code=$?
   if ((code == 124 || code == 137)); then
-    echo "${0##*/}: there was no answer in $LIMIT: $(quoted "$@")" >&2
+    echo "${0##*/}: no answer within $LIMIT: $(quoted "$@")" >&2
   fi
   return "$code"
 }
@@ -181,12 +181,12 @@ need_gcloud() {
     "PATH (macOS: brew install coreutils)."
 }
 
-exact_commit() {  # REVISION -> the commit's hash; it must have the config
+exact_commit() {  # REVISION -> the commit's hash; it must contain the config
   local commit
-  commit=$(git -C "$ROOT" rev-parse --verify --quiet "$1^{commit}") || bad "'$1' is no commit of" \
-    "the git repository $ROOT. Set COMMIT in $SETTINGS."
+  commit=$(git -C "$ROOT" rev-parse --verify --quiet "$1^{commit}") || bad "'$1' is not a commit" \
+    "of the git repository $ROOT. Set COMMIT in $SETTINGS."
   git -C "$ROOT" cat-file -e "$commit:${CONFIG%%:*}" 2> /dev/null || bad "CONFIG is '$CONFIG'," \
-    "but commit $commit has no such file. Commit it first; the pod gets what is committed."
+    "but commit $commit has no such file. Commit it first; only committed files reach the pod."
   echo "$commit"
 }
 
@@ -201,7 +201,7 @@ on_worker() {  # NODE WORKER COMMAND; WORKER may be "all"
     "${SSH_OPTIONS[@]/#/--ssh-flag=-o}" --quiet --worker="$2" --command="$3"
 }
 
-on_slices() {  # FUNCTION ARGUMENTS...: calls FUNCTION NODE ARGUMENTS... for all slices at once
+on_slices() {  # FUNCTION ARGUMENTS...: calls FUNCTION NODE ARGUMENTS... for all slices in parallel
   local node job jobs=() failed=0
   for node in $(nodes); do
     if $DRY_RUN; then "$1" "$node" "${@:2}"; continue; fi
@@ -238,7 +238,7 @@ delete_pod() {
   fi
 }
 
-pod_state() {  # -> READY, a state of gcloud's that is not, NOT_FOUND, or UNKNOWN
+pod_state() {  # -> READY, another state of gcloud, NOT_FOUND, or UNKNOWN
   local state node all=READY
   if $QUEUED; then
     state=$(describe queued-resources "$NAME" state.state)
@@ -246,19 +246,20 @@ pod_state() {  # -> READY, a state of gcloud's that is not, NOT_FOUND, or UNKNOW
   fi
   for node in $(nodes); do
     state=$(describe tpu-vm "$node" state)
-    if $QUEUED && [[ $state == NOT_FOUND ]]; then state=UNKNOWN; fi  # its queued resource is there
+    # Its queued resource exists.
+    if $QUEUED && [[ $state == NOT_FOUND ]]; then state=UNKNOWN; fi
     if is_dead "$state"; then all=$state; break; fi
     if [[ $state != READY ]]; then all=$state; fi
   done
   echo "$all"
 }
 
-is_dead() {  # STATE: one from which no TPU VM and no queued resource comes back
+is_dead() {  # STATE: one from which no TPU VM or queued resource recovers
   [[ $1 =~ ^(PREEMPTED|TERMINATED|SUSPENDED|FAILED)$ ]]
 }
 
-describe() {  # KIND NAME FIELD -> the state, NOT_FOUND, or UNKNOWN if gcloud could not tell
-  local errors said
+describe() {  # KIND NAME FIELD -> the state, NOT_FOUND, or UNKNOWN if gcloud fails
+  local errors output
   local command=(gcloud compute tpus "$1" describe "$2" "${WHERE[@]}" "--format=value($3)")
   if $DRY_RUN; then
     show "${command[@]}"
@@ -266,8 +267,8 @@ describe() {  # KIND NAME FIELD -> the state, NOT_FOUND, or UNKNOWN if gcloud co
     return
   fi
   errors=$(mktemp)
-  if said=$(LIMIT=2m limited "${command[@]}" 2> "$errors"); then
-    echo "${said:-UNKNOWN}"
+  if output=$(LIMIT=2m limited "${command[@]}" 2> "$errors"); then
+    echo "${output:-UNKNOWN}"
   elif grep -q NOT_FOUND "$errors"; then
     echo NOT_FOUND
   else

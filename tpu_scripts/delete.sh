@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Deletes the pod, with everything on its disks. What is in WORKDIR (gs://) stays.
+# Deletes the pod with everything on its disks. WORKDIR (gs://) is kept.
 #
 #   delete.sh [--yes] [--settings=FILE] [--dry-run]
 #
-#   --yes   does not ask; else the pod's name must be typed
+#   --yes   does not ask for confirmation; otherwise the pod's name must be typed
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
@@ -11,9 +11,9 @@ begin "yes" "$@"
 need_gcloud
 if [[ -z ${OPTION[yes]:-} ]] && ! $DRY_RUN; then
   echo "This deletes $NAME ($SLICES x $ACCELERATOR_TYPE) in $ZONE of $PROJECT, and ends what" \
-    "runs there. To go on, type its name:"
+    "runs there. To continue, type its name:"
   read -r answer || true
-  [[ ${answer:-} == "$NAME" ]] || fail "that is not $NAME. Nothing was deleted."
+  [[ ${answer:-} == "$NAME" ]] || fail "'${answer:-}' is not $NAME. Nothing was deleted."
 fi
-call rm -f "$LOST"  # watch.sh is not to create it again
-delete_pod || fail "gcloud has not deleted $NAME; what it said is above. It may still cost."
+call rm -f "$LOST"  # so that watch.sh does not create it again
+delete_pod || fail "gcloud has not deleted $NAME; its output is above. The pod may still be billed."

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What a container of jobset.sh runs: bigjax train ARGUMENT...
+# The command of a container of jobset.sh: bigjax train ARGUMENT...
 #
-# A run that gets SIGTERM saves and exits with 0. To Kubernetes that would be a run that is done,
-# when it only has to leave its machine; so here it exits with 75, and JobSet starts it again. A run
-# that is refused because another process trains in the work folder is tried again here, every
-# minute: each start by JobSet would be one of MAX_RESTARTS.
+# A run that gets SIGTERM saves and exits with 0. Kubernetes would regard it as finished, although
+# it only has to leave its machine; so this script exits with 75, and JobSet starts the run again. A
+# run that is refused because another process trains in the work folder is tried again every minute
+# by this script, since each start by JobSet would be one of MAX_RESTARTS.
 set -euo pipefail
 stopped=false child=""
 trap 'stopped=true; kill -TERM "$child" 2> /dev/null || true' TERM
@@ -22,13 +22,13 @@ is_held() {
 while true; do
   bigjax train "$@" 2> >(tee "$errors" >&2) &
   child=$!
-  if $stopped; then kill -TERM "$child" 2> /dev/null || true; fi  # it came before there was one
+  if $stopped; then kill -TERM "$child" 2> /dev/null || true; fi  # it came before the child existed
   code=0
   wait "$child" || code=$?
   if $stopped; then  # the signal ended only that wait
     code=0
     wait "$child" || code=$?
-    # 0: it has saved; 143: it was still loading; else bash has not heard how it ended.
+    # 0: it has saved; 143: it was still loading; other codes: bash did not get the exit code.
     if ((code != 1 && code != 2)); then code=75; fi
   fi
   if $stopped || ((code != 75)) || ! is_held; then exit "$code"; fi

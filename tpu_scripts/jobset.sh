@@ -3,16 +3,16 @@
 #
 #   jobset.sh [--settings=FILE] [-- ARGUMENT...] | kubectl apply -f -
 #
-#   ARGUMENT   more of `bigjax train`
+#   ARGUMENT   additional arguments of `bigjax train`
 #
-# One Job a slice, one Pod a host. JobSet gives the Pods names that they find each other by, and GKE
-# tells each its place. When a Pod fails or is preempted all are started again, at most MAX_RESTARTS
-# times, from the newest checkpoint in WORKDIR. Bad input (exit code 2) is not tried again.
+# One Job per slice, one Pod per host. JobSet gives the Pods names by which they find each other,
+# and GKE gives each its index. When a Pod fails or is preempted, all are started again from the
+# latest checkpoint in WORKDIR, at most MAX_RESTARTS times. Bad input (exit code 2) is not retried.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
 begin "--" "$@"
-need_cloud_storage "what is on a Pod's disk is lost with the Pod"
+need_cloud_storage "a Pod's disk is lost with the Pod"
 
 declare -A accelerators=([v4]=tpu-v4-podslice [v5litepod]=tpu-v5-lite-podslice
   [v5p]=tpu-v5p-slice [v6e]=tpu-v6e-slice [tpu7x]=tpu7x)
@@ -23,9 +23,9 @@ accelerator=${accelerators[$GENERATION]:-}
   "must be the sides of a slice, such as 16x16 or 4x4x8."
 ((${TOPOLOGY//x/ * } == CHIPS)) || bad "TOPOLOGY is $TOPOLOGY, which is" \
   "$((${TOPOLOGY//x/ * })) chips; a slice of ACCELERATOR_TYPE=$ACCELERATOR_TYPE has $CHIPS."
-[[ -n $IMAGE ]] || bad "IMAGE is empty in $SETTINGS; docs/pods.md says how to make one."
-[[ -n $SERVICE_ACCOUNT ]] || bad "SERVICE_ACCOUNT is empty in $SETTINGS; \"default\" is every" \
-  "cluster's."
+[[ -n $IMAGE ]] || bad "IMAGE is empty in $SETTINGS; docs/pods.md explains how to build one."
+[[ -n $SERVICE_ACCOUNT ]] || bad "SERVICE_ACCOUNT is empty in $SETTINGS; every cluster has" \
+  "\"default\"."
 # GKE's machines whose names end with -4t have four chips, and those with -1t one.
 chips_a_host=4
 if ((CHIPS == 1)); then chips_a_host=1; fi
@@ -42,7 +42,7 @@ text() {  # TEXT as a YAML string
 }
 
 arguments=""
-# The machines of several node pools come one after another, so hosts wait longer for each other.
+# The machines of several node pools start one after another, so hosts wait longer for each other.
 for argument in "--config=$CONFIG" "--workdir=$WORKDIR" "--config.hosts.start_timeout=1800" \
   "${REST[@]}"; do
   arguments+="${arguments:+, }$(text "$argument")"
@@ -60,12 +60,12 @@ kind: JobSet
 metadata:
   name: $NAME$queue
   annotations:
-    # Each slice's Job has a node pool, that is a slice, to itself.
+    # Each slice's Job has exclusive use of a node pool, that is a slice.
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
   network:
     enableDNSHostnames: true
-    publishNotReadyAddresses: true  # hosts look for each other before all are there
+    publishNotReadyAddresses: true  # hosts look for each other before all are ready
   failurePolicy:
     maxRestarts: $MAX_RESTARTS
     rules:
@@ -80,7 +80,7 @@ spec:
         completionMode: Indexed
         completions: $hosts
         parallelism: $hosts
-        backoffLimit: 0  # one host alone cannot be started again: JobSet restarts all
+        backoffLimit: 0  # a single host cannot be started again: JobSet restarts all
         podFailurePolicy:
           rules:
           - action: FailJob
@@ -92,7 +92,7 @@ spec:
           spec:
             restartPolicy: Never
             serviceAccountName: $(text "$SERVICE_ACCOUNT")
-            terminationGracePeriodSeconds: 300  # to save; a preemption leaves less
+            terminationGracePeriodSeconds: 300  # to save; a preemption gives less
             nodeSelector:
               cloud.google.com/gke-tpu-accelerator: $accelerator
               cloud.google.com/gke-tpu-topology: $(text "$TOPOLOGY")$spot
@@ -102,7 +102,7 @@ spec:
               command: [bash, tpu_scripts/in_pod.sh]
               args: [$arguments]
               ports:
-              - containerPort: 8471  # between the chips' hosts of a slice
+              - containerPort: 8471  # between the hosts of a slice
               - containerPort: 8080  # between slices
               - containerPort: 8482  # jax.distributed's coordinator
               resources:

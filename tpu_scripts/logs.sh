@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows what a worker prints, the last 200 lines and then what comes. Ctrl-C ends only the showing.
+# Shows the output of a worker: the last 200 lines, then new ones. Ctrl-C does not end the run.
 #
 #   logs.sh [--worker=0] [--slice=0] [--settings=FILE] [--dry-run]
 set -euo pipefail
@@ -12,7 +12,7 @@ if [[ ! $worker =~ ^(0|[1-9][0-9]{0,4})$ ]] || ((worker >= HOSTS)); then
   bad "--worker is '$worker'; a slice of $ACCELERATOR_TYPE has workers 0 to $((HOSTS - 1))."
 fi
 if [[ ! $slice =~ ^(0|[1-9][0-9]{0,4})$ ]] || ((slice >= SLICES)); then
-  bad "--slice is '$slice'; there are slices 0 to $((SLICES - 1))."
+  bad "--slice is '$slice'; the pod has slices 0 to $((SLICES - 1))."
 fi
 mapfile -t names < <(nodes)
 limited() { call "$@"; }  # it may take days

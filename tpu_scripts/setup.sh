@@ -3,9 +3,9 @@
 #
 #   setup.sh [--settings=FILE] [--dry-run]
 #
-# Copies what is committed (no network access to the repository is needed) and makes a virtual
+# Copies the committed files (no network access to the repository is needed) and makes a virtual
 # environment with the exact versions of constraints.txt. It may be called again: workers that have
-# the commit do nothing. A run that is going on keeps the commit it was started with.
+# the commit do nothing. A run in progress keeps the commit it was started with.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
@@ -13,7 +13,7 @@ begin "" "$@"
 need_gcloud
 commit=$(exact_commit "$COMMIT")
 if [[ -n $(git -C "$ROOT" status --porcelain --untracked-files=no) ]]; then
-  echo "${0##*/}: some files are changed and not committed; the pod gets $commit without that." >&2
+  echo "${0##*/}: there are uncommitted changes; the pod gets $commit without them." >&2
 fi
 
 folder=bigjax-${commit:0:12}

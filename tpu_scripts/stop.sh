@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Stops the run on all workers: it saves a checkpoint and ends. run.sh goes on with it later.
+# Stops the run on all workers: it saves a checkpoint and ends. run.sh resumes it later.
 #
 #   stop.sh [--settings=FILE] [--dry-run]
 #
-# The pod stays, and costs. A watch.sh that is going on ends too.
+# The pod remains, and is billed. A watch.sh that is running ends too.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"

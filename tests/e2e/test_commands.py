@@ -26,7 +26,7 @@ def trained(tiny_flags, tmp_path_factory):
     return workdir, out
 
 
-def test_train_learns_and_says_what_it_does(trained):
+def test_train_learns_and_reports(trained):
     workdir, out = trained
     numbers = helpers.read_metrics(workdir, times=True)
     assert [m["step"] for m in numbers if "loss" in m] == [1, *range(5, 41, 5)]
@@ -52,7 +52,7 @@ def test_train_learns_and_says_what_it_does(trained):
     assert b"eval/valid/loss" in events.read_bytes() and b"grad_norm" in events.read_bytes()
 
 
-def test_eval_gives_the_number_of_training_at_every_saved_step(capsys, trained):
+def test_eval_equals_the_evaluation_during_training_at_every_saved_step(capsys, trained):
     workdir, _ = trained
     trained_with = {m["step"]: m for m in helpers.read_metrics(workdir) if "eval/valid/loss" in m}
     steps = sorted(
@@ -177,7 +177,7 @@ def test_a_best_checkpoint_is_kept(trained):
     assert steps == {best, 40}
 
 
-def test_a_saved_run_gets_the_devices_that_its_mesh_asks_for(trained):
+def test_a_saved_run_gets_the_devices_of_its_mesh(trained):
     """In a process of its own: Orbax, which opens the checkpoint, must not start jax first."""
     code, out, err = helpers.run(
         "generate",
@@ -240,7 +240,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_named_and_nothing_is_written(capsys, tiny_flags, tmp_path, monkeypatch, case):
+def test_bad_input_is_reported_and_nothing_is_written(
+    capsys, tiny_flags, tmp_path, monkeypatch, case
+):
     monkeypatch.chdir(tmp_path)
     arguments, words = BAD[case]
     if arguments[0] == "TINY":

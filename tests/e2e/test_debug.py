@@ -57,7 +57,7 @@ def test_a_run_that_ends_early_keeps_its_profile(flags, tmp_path, capsys):
     assert found == ["train", "compile", "data", "save", "eval valid", "step_num"]
 
 
-def test_a_profile_is_of_its_steps_alone(tmp_path):
+def test_a_profile_contains_only_its_steps(tmp_path):
     lines, done = [], []
     profile = debug.Profile("2:3", epath.Path(tmp_path), 0, lines.append)
     save = profile.named("save", lambda step: done.append(step))
@@ -75,12 +75,12 @@ def test_a_profile_is_of_its_steps_alone(tmp_path):
 
 
 @pytest.mark.parametrize("span", ["3", "3:2", "0:2", "2:5", "a:b"])
-def test_spans_that_cannot_be(flags, capsys, span):
+def test_invalid_profile_spans(flags, capsys, span):
     assert main([*flags, f"--config.train.profile={span}"]) == 2
     assert "must be FIRST:LAST, two steps from 1 to train.steps=4" in capsys.readouterr().err
 
 
-def test_a_run_names_the_operation_that_made_the_nan(flags, capsys):
+def test_a_run_names_the_operation_that_produced_the_nan(flags, capsys):
     assert (
         main(
             [
@@ -118,7 +118,7 @@ def test_the_first_nan_forward_backward_in_jit_and_in_scan():
     assert debug.first_nan(scanned, jnp.array(1.0)) == ""
 
 
-def test_a_round_of_many_updates_is_not_run_again(capsys, tmp_path):
+def test_a_step_with_many_updates_is_not_repeated(capsys, tmp_path):
     assert (
         main(
             [
@@ -134,7 +134,7 @@ def test_a_round_of_many_updates_is_not_run_again(capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_steps_are_kept(flags, tmp_path):
+def test_compiled_steps_are_cached(flags, tmp_path):
     """In a process of its own: once jax has a cache it keeps it."""
     cache = tmp_path / "compiled"
     code, _, err = helpers.run(

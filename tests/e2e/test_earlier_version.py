@@ -34,7 +34,7 @@ TRAIN = [
     ],
     ids=lambda arguments: " ".join(a for a in arguments if a not in TRAIN),
 )
-def test_a_run_of_0_1_is_refused(arguments, tmp_path, monkeypatch, capsys):
+def test_a_run_of_version_0_1_is_refused(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with tarfile.open(GOLDEN) as f:
         f.extractall(tmp_path, filter="data")

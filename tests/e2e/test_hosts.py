@@ -167,9 +167,9 @@ def test_killed_on_two_and_resumed_on_four(flags, whole, tmp_path):
     two = start(2, *command)
     wait_for(lambda: (workdir / "checkpoints" / "10").exists(), two)
     two[1].kill()
-    begun = time.monotonic()
+    started = time.monotonic()
     (code, out, err), _ = ends(two)
-    assert code == 75 and time.monotonic() - begun < HEARTBEAT_TIMEOUT + 20, err
+    assert code == 75 and time.monotonic() - started < HEARTBEAT_TIMEOUT + 20, err
     assert LOST in err
     newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     (workdir / "checkpoints" / str(newest) / "meta" / "metadata").write_text("damaged")
@@ -226,7 +226,7 @@ except UserError as e:
 """
 
 
-def test_other_versions_and_configs_are_named_on_every_process(tmp_path):
+def test_different_versions_and_configs_are_reported_on_every_process(tmp_path):
     two = start(2, script=JOIN, each=(("1.0", "0", str(tmp_path)), ("1.1", "3", str(tmp_path))))
     for code, out, err in ends(two, timeout=60):
         assert code == 2 and "joined" not in out
@@ -256,18 +256,18 @@ ABORT = JOIN.replace(
 )
 
 
-def test_a_process_that_dies_of_a_defect_ends_the_others_which_may_be_started_again(tmp_path):
+def test_a_process_that_aborts_ends_the_others_with_exit_code_75(tmp_path):
     two = start(2, script=ABORT, each=(("1", "0", str(tmp_path)),) * 2)
     assert [p.stdout.readline() for p in two] == ["joined\n"] * 2
-    begun = time.monotonic()
+    started = time.monotonic()
     (code, _, err), (its_code, _, its_err) = ends(two)
     assert its_code == 1 and LOST not in its_err, its_err
     assert "process 1 of 0 to 1] aborted, for the reason above: a defect" in its_err
     assert code == 75 and LOST in err and "training resumes from the latest checkpoint" in err
-    assert time.monotonic() - begun < HEARTBEAT_TIMEOUT + 20
+    assert time.monotonic() - started < HEARTBEAT_TIMEOUT + 20
 
 
-def test_a_coordinator_that_is_not_there(flags, tmp_path):
+def test_an_unreachable_coordinator(flags, tmp_path):
     command = ["train", *flags, f"--workdir={tmp_path}", "--config.hosts.start_timeout=1"]
     ((code, out, err),) = ends(start(2, *command, absent=(0,)))
     assert code == 75, err

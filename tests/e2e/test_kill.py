@@ -24,7 +24,9 @@ def saved(workdir) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
-def test_killed_twenty_times(corpus_file, cache_dir, tmp_path, param_dtype):
+def test_a_run_killed_twenty_times_gives_the_same_result(
+    corpus_file, cache_dir, tmp_path, param_dtype
+):
     flags = [
         "train",
         f"--config={helpers.TINY}",
@@ -45,9 +47,9 @@ def test_killed_twenty_times(corpus_file, cache_dir, tmp_path, param_dtype):
         "--config.train.early_stop.metric=eval/valid/loss",
         "--config.train.early_stop.patience=10",
     ]
-    begun = time.monotonic()
+    started = time.monotonic()
     code, out, err = helpers.run(*flags, f"--workdir={tmp_path}/whole", devices=1, timeout=900)
-    life = time.monotonic() - begun
+    life = time.monotonic() - started
     assert code == 0 and "Stopping early at step" in out, err
     whole = saved(tmp_path / "whole")
     best = load.best_step(f"{tmp_path}/whole")

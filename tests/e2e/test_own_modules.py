@@ -160,7 +160,7 @@ def write(folder):
     return folder
 
 
-def test_trained_evaluated_elsewhere_and_resumed(tmp_path, monkeypatch, capsys):
+def test_a_users_modules_train_evaluate_and_resume(tmp_path, monkeypatch, capsys):
     lab, run = write(tmp_path / "lab"), tmp_path / "run"
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(lab)

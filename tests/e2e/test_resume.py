@@ -92,7 +92,7 @@ def test_kill_and_run_again(flags, whole, tmp_path, moment):
     [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
     ids=lambda s: s.name,
 )
-def test_a_signal_saves_and_says_how_to_go_on(flags, whole, tmp_path, how):
+def test_a_signal_saves_and_prints_how_to_resume(flags, whole, tmp_path, how):
     workdir = tmp_path / "run"
     code, out = stop_at(lambda w: lines(w) > 4, workdir, flags, how)
     step = int(
@@ -105,7 +105,7 @@ def test_a_signal_saves_and_says_how_to_go_on(flags, whole, tmp_path, how):
 
 
 @pytest.mark.slow
-def test_two_starts_at_once(flags, kept, tmp_path):
+def test_two_concurrent_starts(flags, kept, tmp_path):
     """One trains and the other is refused; so is one beside a run that was killed and resumed."""
     workdir = tmp_path / "run"
     more = [*flags, kept, "--config.train.steps=100000"]
@@ -115,10 +115,10 @@ def test_two_starts_at_once(flags, kept, tmp_path):
         while lines(workdir) < before + 5:
             assert first.poll() is None, first.stderr.read()
             time.sleep(0.05)
-        begun = time.monotonic()
+        started = time.monotonic()
         code, out, err = train(*more, f"--workdir={workdir}", devices=1)
         assert code == 75 and f"is held by process {first.pid} on " in err, err
-        assert time.monotonic() - begun < 60 and not out
+        assert time.monotonic() - started < 60 and not out
         first.send_signal(how)
         assert first.wait(120) == (0 if how == signal.SIGTERM else -how)
     assert not list(workdir.glob(".lease*"))
@@ -126,7 +126,7 @@ def test_two_starts_at_once(flags, kept, tmp_path):
     assert steps == sorted(steps) and len(set(steps)) > 5
 
 
-def test_a_finished_run_stays_as_it_is(flags, whole):
+def test_a_finished_run_is_unchanged_by_another_start(flags, whole):
     before = (whole / "metrics.jsonl").read_bytes()
     code, out, _ = train(*flags, f"--workdir={whole}")
     assert code == 0 and "This run is done" in out

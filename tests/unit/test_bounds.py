@@ -69,7 +69,7 @@ def test_every_number_of_a_config_has_a_range():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, -2, 2**32, 10**30])
-def test_numbers_that_no_run_can_use(value):
+def test_invalid_numbers_are_refused(value):
     for key in numeric_keys():
         small = isinstance(config.get(whole_config(), key), int) or abs(value) < 2**32
         if value > 0 and not math.isinf(value) and not small:
@@ -95,12 +95,12 @@ def test_numbers_that_no_run_can_use(value):
         ("optim.b2", 1 - 1e-11, r"1.0 in float32.* in \[0, 1\)"),
     ],
 )
-def test_what_is_said_of_them(key, value, words):
+def test_messages_for_invalid_numbers(key, value, words):
     with pytest.raises(UserError, match=f"config.{key} is .*{words}"):
         config.check_values(with_value(key, value))
 
 
-def test_the_ends_of_ranges_are_taken():
+def test_the_ends_of_ranges_are_accepted():
     for key, value in (
         ("optim.b1", 0.0),
         ("optim.layer_decay", 1.0),
@@ -132,7 +132,7 @@ def ranges_of(cls) -> dict:
     return getattr(cls, "RANGES", {})
 
 
-def test_every_module_is_looked_at():
+def test_all_modules_are_checked():
     for room, names in MODULES.items():
         with pytest.raises(UserError) as e:
             modules.find(room, "?", "x")
@@ -155,7 +155,7 @@ def test_every_number_of_a_module_has_a_range():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1, 2**31, True, None, "1"])
-def test_fields_that_no_module_can_have(value):
+def test_invalid_fields_of_modules_are_refused(value):
     for cls, where in classes():
         types = typing.get_type_hints(cls)
         for name, allowed in ranges_of(cls).items():
@@ -263,7 +263,7 @@ def test_labels_and_weights_of_a_task_on_the_command_line():
         (3, "must be a tuple"),
     ],
 )
-def test_labels_of_a_config_file_that_are_no_texts(labels, words):
+def test_labels_that_are_not_strings_are_refused(labels, words):
     c = config.new_config()
     with c.unlocked():
         c.task = dict(name="classify", labels=labels)
@@ -301,7 +301,7 @@ def test_temperatures_can_be_overridden():
 # --- A saved config ---------------------------------------------------------------------------
 
 
-def test_a_saved_config_of_another_kind():
+def test_an_invalid_saved_config_is_refused():
     good = json.loads(config.to_json(whole_config()))
     assert config.from_json(json.dumps(good), "x").train.steps == 1000
 
@@ -332,7 +332,7 @@ def test_a_saved_config_of_another_kind():
             config.from_json(text, "x")
 
 
-def test_an_int_is_a_float_where_one_is_wanted():
+def test_an_int_is_accepted_for_a_float():
     stored = json.loads(config.to_json(whole_config()))
     stored["optim"]["weight_decay"] = 0
     stored["evals"]["valid"].update(kind="seqgan.oracle_eval", temperatures=[1])

@@ -53,7 +53,7 @@ def test_round_trip(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, got, state(5))
 
 
-def test_the_last_n_and_the_best_are_kept(tmp_path):
+def test_the_latest_and_the_best_checkpoints_are_kept(tmp_path):
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0}
     metrics = {s: {"eval/valid/loss": v} for s, v in losses.items()}
     checkpoints = saved(tmp_path / "min", range(1, 6), metrics, keep=2, best="eval/valid/loss")
@@ -85,7 +85,7 @@ def cut(path, place: float):
     path.write_bytes(path.read_bytes()[: int(place * path.stat().st_size)])
 
 
-def test_a_changed_meta_is_damage(tmp_path):
+def test_a_changed_meta_is_detected_as_damage(tmp_path):
     saved(tmp_path, [3, 5], keep=2).close()
     meta = tmp_path / "checkpoints" / "5" / "meta" / "metadata"
     meta.write_text(meta.read_text().replace('"note": 5', '"note": 6'))
@@ -94,17 +94,17 @@ def test_a_changed_meta_is_damage(tmp_path):
 
 @pytest.mark.parametrize("item", ["params", "opt_state"])
 @pytest.mark.parametrize("damage, place", [(flip, 0.1), (flip, 0.5), (flip, 0.9), (cut, 0.5)])
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_used(
+def test_a_damaged_checkpoint_is_moved_aside_and_the_previous_one_used(
     tmp_path, item, damage, place
 ):
     saved(tmp_path, [3, 5], keep=2).close()
     damage([p for p in array_files(tmp_path, 5) if item in p.parts][-1], place)
-    said = []
+    messages = []
     checkpoints = Checkpoints(tmp_path, keep=2)
-    got, meta = checkpoints.restore_latest(ABSTRACT, said.append)
+    got, meta = checkpoints.restore_latest(ABSTRACT, messages.append)
     assert meta["step"] == 3
     jax.tree.map(np.testing.assert_array_equal, got, state(3))
-    assert "Checkpoint 5 is damaged" in said[0] and (tmp_path / "damaged" / "5").exists()
+    assert "Checkpoint 5 is damaged" in messages[0] and (tmp_path / "damaged" / "5").exists()
     checkpoints.save(5, state(5), {}, {})  # and training can save that step again
     checkpoints.wait()
     assert checkpoints.steps() == [3, 5]
@@ -134,25 +134,25 @@ def test_a_state_with_other_arrays_is_not_called_damaged(tmp_path, saved_shape):
         ({"ema": ABSTRACT.params}, "it has no ema"),
     ],
 )
-def test_a_state_of_fewer_or_more_parts_is_not_called_damaged(tmp_path, wanted, words):
+def test_a_state_with_fewer_or_more_items_is_not_called_damaged(tmp_path, wanted, words):
     saved(tmp_path, [3, 5], keep=2)
     with pytest.raises(UserError, match=f"5.* another model.*: {words}.*init_from={tmp_path}, "):
         Checkpoints(tmp_path).restore_latest(ABSTRACT._replace(**wanted), print)
     assert Checkpoints(tmp_path).steps() == [3, 5]
 
 
-def test_an_array_that_is_gone_is_damage(tmp_path):
+def test_a_missing_array_is_damage(tmp_path):
     saved(tmp_path, [3, 5], keep=2)
     metadata = tmp_path / "checkpoints" / "5" / "opt_state" / "_METADATA"
     tree = json.loads(metadata.read_text())
     tree["tree_metadata"] = {k: v for k, v in tree["tree_metadata"].items() if "mu" not in k}
     metadata.write_text(json.dumps(tree))
-    said = []
-    _, meta = Checkpoints(tmp_path).restore_latest(ABSTRACT, said.append)
-    assert meta["step"] == 3 and "Checkpoint 5 is damaged" in said[0]
+    messages = []
+    _, meta = Checkpoints(tmp_path).restore_latest(ABSTRACT, messages.append)
+    assert meta["step"] == 3 and "Checkpoint 5 is damaged" in messages[0]
 
 
-def test_if_all_are_damaged_nothing_is_touched(tmp_path):
+def test_if_all_checkpoints_are_damaged_nothing_is_moved(tmp_path):
     saved(tmp_path, [3, 5], keep=2).close()
     for step in (3, 5):
         cut([p for p in array_files(tmp_path, step) if "params" in p.parts][-1], 0.5)
@@ -173,7 +173,9 @@ def test_if_all_are_damaged_nothing_is_touched(tmp_path):
     ],
     ids=lambda x: repr(x)[:20],
 )
-def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, error, kind):
+def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(
+    tmp_path, monkeypatch, error, kind
+):
     checkpoints = saved(tmp_path, [3, 5], keep=2)
 
     def fail(*args, **kwargs):
@@ -189,12 +191,12 @@ def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, error, ki
 
 def on_two_hosts(monkeypatch, act):
     """What act(0) and act(1) return or raise, run as two processes that gather with each other."""
-    me, both, said = threading.local(), threading.Barrier(2, timeout=60), {}
+    me, both, messages = threading.local(), threading.Barrier(2, timeout=60), {}
 
     def gather(value):
-        said[me.index] = value
+        messages[me.index] = value
         both.wait()
-        values = [said[0], said[1]]
+        values = [messages[0], messages[1]]
         both.wait()
         return values
 
@@ -225,7 +227,7 @@ def on_two_hosts(monkeypatch, act):
     ],
     ids=repr,
 )
-def test_what_two_hosts_find_in_a_checkpoint(tmp_path, monkeypatch, errors, kind):
+def test_two_hosts_raise_the_same_error_for_a_checkpoint(tmp_path, monkeypatch, errors, kind):
     """Both the same; that a file is missing proves nothing where the other one has it."""
     saved(tmp_path, [3, 5], keep=2).close()
     checkpoints = [Checkpoints(tmp_path, read_only=True) for _ in errors]
@@ -243,7 +245,7 @@ def test_what_two_hosts_find_in_a_checkpoint(tmp_path, monkeypatch, errors, kind
 
 
 @pytest.mark.parametrize("steps", [[3], [3, 5]], ids=["other steps", "another step 5"])
-def test_hosts_that_do_not_see_the_same_checkpoints_begin_none(tmp_path, monkeypatch, steps):
+def test_hosts_that_see_different_checkpoints_restore_none(tmp_path, monkeypatch, steps):
     saved(tmp_path / "0", [3, 5], keep=2).close()
     checkpoints = [
         Checkpoints(tmp_path / "0"),
@@ -258,7 +260,7 @@ def test_hosts_that_do_not_see_the_same_checkpoints_begin_none(tmp_path, monkeyp
     assert not list(tmp_path.glob("*/damaged"))
 
 
-def test_hosts_of_which_one_does_not_see_the_checkpoints_do_not_begin_anew(tmp_path, monkeypatch):
+def test_hosts_do_not_start_from_scratch_if_one_does_not_see_the_checkpoints(tmp_path, monkeypatch):
     saved(tmp_path / "0", [3]).close()
     monkeypatch.setattr(hosts, "start", lambda config, workdir: None)
     monkeypatch.setattr(run, "resolved", lambda config, workdir: pytest.fail("it went on"))
@@ -268,7 +270,7 @@ def test_hosts_of_which_one_does_not_see_the_checkpoints_do_not_begin_anew(tmp_p
         assert type(error) is TransientError and "is [] and not [3]" in str(error), errors
 
 
-def test_checksums_see_every_element_and_no_sharding():
+def test_checksums_depend_on_every_element_and_not_on_the_sharding():
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     x = jnp.linspace(-1, 1, 64).reshape(8, 8)
     cut_up = jax.device_put(x, jax.NamedSharding(mesh, jax.P("x")))
@@ -280,7 +282,7 @@ def test_checksums_see_every_element_and_no_sharding():
         assert checksums({"x": y}) != checksums({"x": y.T})
 
 
-def test_a_save_that_fails_leaves_the_older_ones(tmp_path, monkeypatch):
+def test_a_failed_save_keeps_older_checkpoints(tmp_path, monkeypatch):
     checkpoints = saved(tmp_path, [3], keep=2)
 
     def full(*args, **kwargs):
@@ -318,7 +320,7 @@ def test_metadata_that_cannot_be_read(tmp_path, monkeypatch):
         checkpoints.arrays(3)
 
 
-def test_a_step_that_is_not_there(tmp_path):
+def test_a_missing_step(tmp_path):
     with pytest.raises(UserError, match="no checkpoint of step 4 in .*Available: .3."):
         saved(tmp_path, [3]).resolve_step(4)
     with pytest.raises(UserError, match="Train first"):

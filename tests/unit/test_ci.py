@@ -69,7 +69,7 @@ def ci(tmp_path):
     return of
 
 
-def test_the_oldest_by_the_constraints_and_the_newest_without(ci):
+def test_the_oldest_python_uses_the_constraints_and_the_newest_does_not(ci):
     done, did = ci("3.12", "3.11", "3.13", broken=["3.14"])
     assert done.returncode == 0, done.stderr
     assert did == [
@@ -86,7 +86,7 @@ def test_one_python_is_enough(ci):
 
 
 @pytest.mark.parametrize("fail", ["3.11", "3.13"])
-def test_it_fails_where_either_fails_and_runs_both(ci, fail):
+def test_it_runs_both_parts_and_fails_if_either_fails(ci, fail):
     done, did = ci("3.11", "3.13", fail=fail)
     assert done.returncode == 1
     assert {"3.11 -m pytest", "3.13 -m pytest -m newest"} <= set(did)
@@ -95,7 +95,7 @@ def test_it_fails_where_either_fails_and_runs_both(ci, fail):
 
 def test_without_python(ci):
     done, did = ci()
-    assert done.returncode == 1 and "no Python 3.11 or newer" in done.stderr and not did
+    assert done.returncode == 1 and "No Python 3.11 or newer" in done.stderr and not did
 
 
 def test_the_python_of_this_test():
@@ -112,7 +112,7 @@ def test_the_python_of_this_test():
     assert version in [line.split()[0] for line in done.stdout.splitlines()], done.stderr
 
 
-def test_scripts_have_no_slips():
+def test_scripts_pass_shellcheck():
     done = subprocess.run(
         ["shellcheck", ROOT / ".ci" / "run", ROOT / ".ci" / "pythons"],
         capture_output=True,
@@ -121,7 +121,7 @@ def test_scripts_have_no_slips():
     assert done.returncode == 0, done.stdout
 
 
-def test_the_tests_for_the_newest_releases_are_there():
+def test_the_tests_for_the_newest_releases_exist():
     """A test that was renamed is not silently left out."""
     for one in newest.NEWEST:
         file, _, name = one.partition("::")

@@ -63,7 +63,7 @@ def answers(proxy, monkeypatch, status, to=b""):
     )
 
 
-def test_other_paths_need_nothing(monkeypatch):
+def test_other_paths_are_not_checked(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     cloud.check(["runs/x", "", "s3://bucket/x", "https://example.com"])
     assert cloud.check_writable("runs/x")
@@ -93,7 +93,7 @@ def test_buckets_that_cannot_be_used(proxy, monkeypatch):
         epath.Path("gs://bucket/x").is_dir()
 
 
-def test_storage_that_does_not_answer_is_not_told_as_bad_input(
+def test_storage_that_does_not_answer_is_not_reported_as_bad_input(
     proxy, monkeypatch, impatient, tmp_path
 ):
     answers(proxy, monkeypatch, "503 Service Unavailable")
@@ -130,7 +130,7 @@ def test_storage_that_does_not_answer_is_not_told_as_bad_input(
     ],
     ids=["503", "401", "time-out", "403", "ours", "429", "requests", "aiohttp", "cut", "auth"],
 )
-def test_a_failure_of_storage_is_told_without_a_traceback(monkeypatch, capsys, error, code):
+def test_a_storage_failure_is_reported_without_a_traceback(monkeypatch, capsys, error, code):
     def fail(argv):
         raise error()
 
@@ -139,7 +139,7 @@ def test_a_failure_of_storage_is_told_without_a_traceback(monkeypatch, capsys, e
     assert "Service Unavailable" in capsys.readouterr().err
 
 
-def test_what_would_fail_again_is_not_told_as_what_passes():
+def test_a_permanent_failure_is_not_reported_as_transient():
     for error in (
         aiohttp.InvalidURL("localhost:1"),
         requests.exceptions.MissingSchema("localhost"),
@@ -148,7 +148,7 @@ def test_what_would_fail_again_is_not_told_as_what_passes():
         assert cloud.failure(error) is None
 
 
-def test_a_connection_that_breaks_is_no_error_about_a_file(proxy, monkeypatch):
+def test_a_broken_connection_is_not_an_error_about_a_file(proxy, monkeypatch):
     import gcsfs
 
     async def broken(*args, **options):
@@ -160,7 +160,7 @@ def test_a_connection_that_breaks_is_no_error_about_a_file(proxy, monkeypatch):
     assert cloud.failure(BrokenPipeError()) is None  # `bigjax config | head`
 
 
-def test_what_tensorstore_says():
+def test_errors_of_tensorstore():
     from_it = ValueError('UNAVAILABLE: Error reading "gs://bucket/x"')
     outer = Exception("Encountered error while reading")
     outer.__cause__ = from_it
@@ -171,7 +171,7 @@ def test_what_tensorstore_says():
     assert cloud.failure(from_it, "runs/x") is None
 
 
-def test_hosts_that_ask_at_once_do_not_disturb_each_other(proxy, emulator, monkeypatch):
+def test_hosts_that_check_concurrently_do_not_interfere(proxy, emulator, monkeypatch):
     """Another one writes, reads and deletes between this one's write and its reading."""
     ask, fs, others = cloud.check_writable.__wrapped__, cloud._file_system(), []
     write = fs.pipe_file
@@ -187,14 +187,14 @@ def test_hosts_that_ask_at_once_do_not_disturb_each_other(proxy, emulator, monke
     assert bucket.get(emulator, others[0].removeprefix("bucket/")) is None  # nothing is left
 
 
-def test_what_is_asked_about_writing_survives_lost_answers(proxy):
+def test_checking_write_access_survives_lost_responses(proxy):
     for n in range(1, 7):
         proxy.fault_next("lose", after=n)
         assert cloud.check_writable.__wrapped__("gs://bucket/runs/x")
     assert proxy.faults == ["lose"] * 5  # of the five requests
 
 
-def test_a_file_whose_writing_is_interrupted_stays_as_it_was(proxy, emulator):
+def test_an_interrupted_write_leaves_the_file_unchanged(proxy, emulator):
     bucket.put(emulator, "kept", b"old")
     path = epath.Path("gs://bucket/kept")
     for mode in ("wb", "w"):
@@ -222,8 +222,8 @@ def test_whether_versions_are_numbered(proxy, monkeypatch):
 
 
 @pytest.mark.parametrize("fault", ["refuse", "cut", "lose", "stall"])
-def test_a_file_is_written_and_read_in_spite_of_a_fault(proxy, emulator, fault):
-    content, begun = np.random.default_rng(0).bytes(70_000), time.monotonic()
+def test_a_file_is_written_and_read_despite_a_fault(proxy, emulator, fault):
+    content, started = np.random.default_rng(0).bytes(70_000), time.monotonic()
     path = epath.Path(f"gs://bucket/files/{fault}")
     proxy.fault_next(fault)
     path.write_bytes(content)
@@ -231,10 +231,10 @@ def test_a_file_is_written_and_read_in_spite_of_a_fault(proxy, emulator, fault):
     proxy.fault_next(fault)
     assert path.read_bytes() == content
     assert proxy.faults == [fault, fault]
-    assert time.monotonic() - begun < bucket.STALL_SECONDS  # we gave up, not the server
+    assert time.monotonic() - started < bucket.STALL_SECONDS  # we gave up, not the server
 
 
-def test_a_folder_is_moved_though_the_answer_to_a_deletion_is_lost(proxy, impatient):
+def test_a_folder_is_moved_although_the_response_to_a_deletion_is_lost(proxy, impatient):
     for after in range(8, 18):  # its copies and deletions are among these requests
         folder = epath.Path(f"gs://bucket/move/{after}")
         (folder / "a").write_text("one")
@@ -247,7 +247,7 @@ def test_a_folder_is_moved_though_the_answer_to_a_deletion_is_lost(proxy, impati
         assert not folder.exists()
 
 
-def test_a_file_is_sent_in_one_request_and_seen_at_once(proxy, emulator):
+def test_a_file_is_sent_in_one_request_and_listed_immediately(proxy, emulator):
     """One request can be repeated. A listing that was kept would not have what others wrote."""
     folder = epath.Path("gs://bucket/listed")
     (folder / "ours").write_text("text")
@@ -275,7 +275,7 @@ def test_metrics_are_on_the_bucket_before_the_process_ends(proxy, emulator):
     assert b"loss" in board.read_bytes()
 
 
-def test_checkpoints_that_cannot_be_read_now_are_left_as_they_are(
+def test_checkpoints_that_cannot_be_read_now_are_left_unchanged(
     proxy, emulator, monkeypatch, impatient
 ):
     checkpoints = test_checkpoint.saved("gs://bucket/runs/y", [3, 5], keep=2)

@@ -63,7 +63,7 @@ def asked(monkeypatch):
     return of
 
 
-def test_what_jax_is_started_with(asked):
+def test_arguments_for_jax_distributed(asked):
     assert asked({}) is None
     assert asked(address()) == {
         "coordinator_address": "10.0.0.1:1234",
@@ -74,12 +74,12 @@ def test_what_jax_is_started_with(asked):
     assert asked({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None  # one pod by itself
 
 
-def test_clusters_that_jax_recognises(asked):
+def test_clusters_that_jax_detects(asked):
     assert asked({**SLURM, "SLURM_NTASKS": "1"}) is None
     assert asked({**SLURM, "SLURM_NTASKS": "2"}) == {"num_processes": 2}
 
 
-def test_pods_of_tpus(asked):
+def test_tpu_pods(asked):
     assert asked(GKE) is None  # no TPU here
     assert asked({**GKE, "TPU_WORKER_HOSTNAMES": "localhost"}, tpu=True) is None
     assert asked(GKE, tpu=True) == {"num_processes": 3}
@@ -110,7 +110,7 @@ def test_a_cluster_that_does_not_answer_may_answer_later(asked, monkeypatch):
         (ValueError("an unknown name"), UserError),
     ],
 )
-def test_a_start_that_fails(monkeypatch, error, kind):
+def test_a_failed_start(monkeypatch, error, kind):
     def fail(*args, **options):
         raise error
 
@@ -130,7 +130,7 @@ def test_a_start_that_fails(monkeypatch, error, kind):
         (address("10.0.0.1"), ["JAX_COORDINATOR_ADDRESS", "'10.0.0.1'", "host:port"]),
     ],
 )
-def test_an_environment_that_cannot_work_is_refused(asked, environment, words):
+def test_an_invalid_environment_is_refused(asked, environment, words):
     with pytest.raises(UserError) as e:
         asked(environment)
     assert all(word in str(e.value) for word in words), e.value
@@ -165,7 +165,7 @@ def test_errors_that_come_from_a_lost_process(monkeypatch):
 @pytest.mark.parametrize(
     "text, code", [("UNKNOWN: Gloo: Connection closed by peer", 75), ("INTERNAL: a bug", 1)]
 )
-def test_a_process_that_another_one_has_left_may_be_started_again(monkeypatch, capfd, text, code):
+def test_losing_another_process_exits_with_75(monkeypatch, capfd, text, code):
     """Gloo may say it before jax misses the heartbeats."""
     ended = []
     monkeypatch.setattr("os._exit", ended.append)
@@ -179,7 +179,7 @@ def test_a_process_that_another_one_has_left_may_be_started_again(monkeypatch, c
     assert ended == [code] and hosts.LOST in capfd.readouterr().err
 
 
-def test_virtual_devices_are_shared_out(monkeypatch):
+def test_virtual_devices_are_divided_between_processes(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(6))
     sizes = lambda data, fsdp: dict(data=data, fsdp=fsdp, tensor=1)
     assert mesh.cpu_devices(sizes(-1, 1), 24, processes=2) == 6

@@ -22,7 +22,7 @@ from bigjax.train import load as load_lib
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State
-from tests.e2e.test_exchange import assert_same_files
+from tests.e2e.test_import_export import assert_same_files
 from tests.unit.test_interop import assert_same, stored, write_folder
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -52,7 +52,7 @@ def size(name, folder):
     return find(name, folder).Config().size
 
 
-def test_of_a_room_of_a_project_and_of_a_users_own(tmp_path):
+def test_modules_of_a_package_of_a_project_and_of_a_user(tmp_path):
     assert find("gpt", "") is gpt
     assert find("seqgan.model", "") is seqgan
     assert size("my_lab.mixer", write(tmp_path, 3)) == 3
@@ -84,7 +84,7 @@ def test_packages_of_one_name_one_after_the_other(tmp_path, kind):
         assert importlib.import_module(f"{package}.late").LATE == i
 
 
-def test_a_users_file_hides_no_package_of_others(tmp_path):
+def test_a_users_file_does_not_hide_an_installed_package(tmp_path):
     write(tmp_path)
     (tmp_path / "colorsys.py").write_text("raise ValueError('hidden')\n")
     sys.modules.pop("colorsys", None)
@@ -110,7 +110,7 @@ def test_a_users_file_hides_no_package_of_others(tmp_path):
         (".mixer", None, [".mixer"]),
     ],
 )
-def test_what_cannot_be_imported(tmp_path, name, text, words):
+def test_modules_that_cannot_be_imported(tmp_path, name, text, words):
     folder = write(tmp_path, text=text)
     for _ in range(2):  # nothing half imported is left
         with pytest.raises(UserError) as e:
@@ -120,7 +120,7 @@ def test_what_cannot_be_imported(tmp_path, name, text, words):
 
 
 @pytest.mark.parametrize("room, has", [("models", "Config"), ("data", "Config")])
-def test_what_a_room_needs(tmp_path, room, has):
+def test_modules_must_define_the_name_that_their_package_needs(tmp_path, room, has):
     folder = write(tmp_path, text="build = 1\n")
     with pytest.raises(UserError, match=f"does not define .{has}., .* bigjax.{room}"):
         find("my_lab.mixer", folder, room)
@@ -131,13 +131,13 @@ def test_what_a_room_needs(tmp_path, room, has):
             find("my_lab.none", folder, room)
 
 
-def test_a_folder_that_is_none(tmp_path):
+def test_a_python_path_that_is_not_a_folder(tmp_path):
     with pytest.raises(UserError, match="config.python_path=.*none' is not a folder"):
         find("my_lab.mixer", str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("room", ["models", "tasks", "data", "evals"])
-def test_a_name_without_a_dot_is_of_bigjax_alone(tmp_path, room):
+def test_a_name_without_a_dot_is_a_module_of_bigjax(tmp_path, room):
     (tmp_path / "mixer.py").write_text("build = Config = 1\n")
     with pytest.raises(UserError, match=f"'mixer' is not a module of bigjax.{room}.*my_lab.mixer"):
         modules.find(room, "mixer", "x", str(tmp_path))
@@ -245,7 +245,7 @@ def test_wrong_sections(data, words):
         filled(data=data)
 
 
-def test_what_is_declared_has_the_section_before_it():
+def test_declared_patterns_start_with_their_section():
     c = filled(
         task=dict(name="seqgan.headline"),
         model=dict(name="seqgan.headline_model"),
@@ -336,7 +336,7 @@ def test_commands_of_data_without_sources_or_tokenizer(command, config, words, t
     assert words in capsys.readouterr().err
 
 
-def test_a_tokenizer_that_labelled_data_name_is_shown(capsys):
+def test_the_tokenizer_of_labelled_data_is_shown(capsys):
     flags = ["--config=tests/tiny_bert.py:labelled", "--config.data.tokenizer.kind=bytes"]
     assert main.main(["tokenizer", *flags]) == 0
     assert "bytes tokenizer of 259 tokens" in capsys.readouterr().out

@@ -81,7 +81,7 @@ def test_a_run_in_a_folder_of_any_name_is_saved_and_read_again(tmp_path, name):
 @pytest.mark.parametrize(
     "name, words", [("a\\b", "\\\\"), ("gs:", "'gs:'"), ("a\udcffb", "UTF-8"), ("a\0b", "NUL")]
 )
-def test_a_folder_that_the_libraries_would_miss_is_refused_at_the_start(tmp_path, name, words):
+def test_a_folder_that_the_libraries_would_misread_is_refused(tmp_path, name, words):
     for folder in (tmp_path / name, tmp_path / name / "run"):
         with pytest.raises(UserError) as e:
             Arguments([f"--workdir={folder}"])
@@ -149,7 +149,7 @@ def test_a_cache_belongs_to_whoever_runs_a_command(monkeypatch, tmp_path):
         ("", ["--workdir is empty"]),
     ],
 )
-def test_paths_that_cannot_be(path, words):
+def test_invalid_paths_are_refused(path, words):
     with pytest.raises(UserError) as e:
         Arguments([f"--workdir={path}"])
     assert all(w in str(e.value) for w in words), e.value
@@ -186,7 +186,7 @@ def test_data_may_lie_on_s3():
         Arguments([finetune, "--config.data.train=az://b/x"]).config()
 
 
-def test_what_needs_no_home_folder_stays_as_it_is():
+def test_paths_without_a_home_folder_are_unchanged():
     for path in ("./~x", "a~", "x/~y", "gs://b/~", "/a b/", "tfds:glue/sst2", "$HOME/x", ""):
         assert paths.expand(path, "x") == path
 
@@ -202,7 +202,7 @@ def test_no_home_folder_at_all(monkeypatch):
 
 
 @pytest.mark.parametrize("home", ["", "here"])
-def test_a_home_folder_that_is_none(monkeypatch, home):
+def test_an_invalid_home_folder(monkeypatch, home):
     monkeypatch.setenv("HOME", home)
     with pytest.raises(UserError, match=f"--workdir is '~/x'.*HOME is '{home}'.*set HOME"):
         Arguments(["--workdir=~/x"])
@@ -281,7 +281,7 @@ HOSTILE = ["..", ".", "", "../x", "/etc/x", "a/b", "a\\b", "a\0b", "x" * 300, "a
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
-def test_a_name_that_is_not_that_of_a_file_in_the_folder(name, tmp_path):
+def test_invalid_file_names_are_refused(name, tmp_path):
     with pytest.raises(UserError, match="valid file name"):
         paths.check_file_name(name, "here")
     stored = json.loads(config.to_json(helpers.filled(config.new_config())))
@@ -300,7 +300,7 @@ def test_a_name_that_is_not_that_of_a_file_in_the_folder(name, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["files", "headers", "texts"])
-def test_an_import_of_a_stranger_writes_and_reads_nothing_outside(tmp_path, where):
+def test_an_untrusted_import_cannot_write_or_read_outside_its_folder(tmp_path, where):
     layout = dict(texts={}, headers={}, entries={}, copies={}, buffers=[], unknown=[])
     stored = dict(family="bert", architecture="BertModel", config={}, dtype="float32", dtypes={})
     stored |= dict(metadata={}, files=[], kept=[], layout=layout)
@@ -316,13 +316,13 @@ def test_an_import_of_a_stranger_writes_and_reads_nothing_outside(tmp_path, wher
 
 
 @pytest.mark.parametrize("text", ["[]", "{", "null", '{"files": []}', '{"layout": 3}'])
-def test_what_an_import_remembers_is_damaged(tmp_path, text):
+def test_damaged_import_data_is_refused(tmp_path, text):
     (tmp_path / origin.ORIGIN).write_text(text)
     with pytest.raises(UserError, match="is not as the import wrote it"):
         origin.load(tmp_path)
 
 
-def test_the_test_of_siblings_can_fail(tmp_path):
+def test_the_test_of_sibling_imports_can_fail(tmp_path):
     """Outside of load_file the file beside a config is not found."""
     spec = importlib.util.spec_from_file_location("x", write_config(pathlib.Path(tmp_path), "1"))
     with pytest.raises(ModuleNotFoundError):

@@ -36,7 +36,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_parameters_are_cut_as_megatron_and_fsdp_do(case):
+def test_parameters_are_sharded_like_megatron_and_fsdp(case):
     """The outputs of the first of two kernels and the inputs of the second; and all by fsdp."""
     model, want = CASES[case]
     boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), int))["params"]

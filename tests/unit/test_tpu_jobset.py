@@ -28,7 +28,7 @@ def parts(found):
     return job, pod, pod["containers"][0]
 
 
-def test_one_job_a_slice_and_one_pod_a_host(cloud):
+def test_one_job_per_slice_and_one_pod_per_host(cloud):
     cloud.settings(SLICES="3", QUEUE="multislice-queue", SERVICE_ACCOUNT="trainer")
     found = manifest(cloud, "--", *ODD, "--config.e=a\nb\t\\c")
     job, pod, container = parts(found)
@@ -106,7 +106,7 @@ def test_refused(cloud, settings, complaint):
 
 
 def test_the_schema_refuses(cloud):
-    """It is of our own making, so that it can say no is checked."""
+    """The schema is part of this repository, so it is checked that it can fail."""
     for change in (
         lambda f, j, p, c: f.update(apiVersion="jobset.x-k8s.io/v1alpha1"),
         lambda f, j, p, c: f["spec"].update(maxRestarts=1),
@@ -123,7 +123,7 @@ def test_the_schema_refuses(cloud):
 
 
 @pytest.mark.parametrize("end, code", [("0", 0), ("2", 2), (None, 75)])
-def test_a_container_that_was_stopped_has_not_succeeded(cloud, end, code):
+def test_a_stopped_container_does_not_count_as_finished(cloud, end, code):
     if end:
         (cloud.folder / "end").write_text(end)
     process = subprocess.Popen(
@@ -145,7 +145,7 @@ def test_a_container_that_was_stopped_has_not_succeeded(cloud, end, code):
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_a_container_tries_again_where_another_process_trains(cloud, stopped):
+def test_a_container_retries_while_another_process_trains(cloud, stopped):
     (cloud.folder / "refusals").write_text("99" if stopped else "3")
     program = cloud.folder / "bin" / "bigjax"
     program.write_text(fake_cloud.REFUSED + program.read_text())
@@ -172,7 +172,7 @@ def test_a_container_tries_again_where_another_process_trains(cloud, stopped):
         assert out == "training\n" and "60" in (cloud.folder / "sleeps.txt").read_text().split()
 
 
-def test_a_container_that_is_stopped_before_training_starts_stops_it_then(cloud):
+def test_a_container_stopped_before_training_starts_stops_it(cloud):
     program = cloud.folder / "bin" / "mktemp"  # what the script calls first
     program.write_text('#!/bin/bash\nkill -TERM "$PPID"\nexec /usr/bin/env -i /bin/mktemp "$@"\n')
     program.chmod(0o755)

@@ -1,11 +1,7 @@
-"""The scripts of tpu_scripts/ against a fake gcloud: what they call, and what happens there."""
+"""The scripts of tpu_scripts/ against a fake gcloud: which commands they run, and what these do."""
 
-import os
-import re
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 
 import pytest
@@ -25,7 +21,7 @@ def until(condition):
         if condition():
             return
         time.sleep(0.05)
-    raise AssertionError("this has not happened in 30 seconds")
+    raise AssertionError("the condition was not met within 30 seconds")
 
 
 # --- create ---------------------------------------------------------------------------------------
@@ -75,20 +71,20 @@ def test_create(cloud, settings, expected):
 
 
 @pytest.mark.parametrize("script, verb", [("create.sh", "create"), ("delete.sh", "delete")])
-def test_a_creation_or_deletion_that_hangs_is_ended(cloud, script, verb):
+def test_a_creation_or_deletion_that_hangs_is_aborted(cloud, script, verb):
     (cloud.folder / "soon").touch()
     cloud.on(verb, "exec /bin/sleep 60")
-    said = refused(cloud.run(script, *["--yes"][: verb == "delete"]), 1)
-    assert "no answer in 30m: gcloud" in said and f"has not {verb}d pod" in said
+    output = refused(cloud.run(script, *["--yes"][: verb == "delete"]), 1)
+    assert "no answer within 30m: gcloud" in output and f"has not {verb}d pod" in output
 
 
-def test_create_ends_when_its_request_is_gone(cloud):
+def test_create_ends_when_its_request_was_deleted(cloud):
     cloud.states("PROVISIONING", "!NOT_FOUND", "PROVISIONING", "!NOT_FOUND", "!NOT_FOUND", "ACTIVE")
     assert "somebody has deleted" in refused(cloud.run("create.sh"), 1)
     assert len(cloud.calls()) == 6
 
 
-def test_create_ends_when_there_is_no_room(cloud):
+def test_create_ends_when_there_is_no_capacity(cloud):
     cloud.states("PROVISIONING", "FAILED")
     assert "FAILED" in refused(cloud.run("create.sh"), 1)
 
@@ -113,10 +109,15 @@ def test_a_run_is_set_up_started_once_and_stopped(cloud):
         "bigjax-COMMIT/tpu_scripts/on_worker.sh setup"
         for i in range(2)
     ]
-    said = (cloud.folder / "uv.txt").read_text()
-    assert said.count("uv venv ") == said.count("[tpu,gcs]") == said.count("constraints.txt") == 4
+    output = (cloud.folder / "uv.txt").read_text()
+    assert (
+        output.count("uv venv ")
+        == output.count("[tpu,gcs]")
+        == output.count("constraints.txt")
+        == 4
+    )
     ok(cloud.run("setup.sh"))
-    assert (cloud.folder / "uv.txt").read_text() == said, "installed again"
+    assert (cloud.folder / "uv.txt").read_text() == output, "installed again"
     cloud.calls()
 
     out = ok(cloud.run("run.sh", "--", *ODD))
@@ -129,23 +130,23 @@ def test_a_run_is_set_up_started_once_and_stopped(cloud):
         ["pod-0-0", "pod-0-1", "pod-1-0", "pod-1-1"], TRAIN + ODD
     )
     again = cloud.run("run.sh")
-    assert again.returncode == 1 and again.stdout.count("a run is going on here") == 4
+    assert again.returncode == 1 and again.stdout.count("a run is in progress") == 4
     assert cloud.trained()["pod-0-0"] == TRAIN + ODD
 
     log = cloud.folder / "homes/pod-1/0/bigjax-run/log.txt"
     until(lambda: "training" in log.read_text())
     assert ok(cloud.run("stop.sh")).count("stopped.") == 4
     assert "Stopped by SIGTERM" in log.read_text()
-    assert ok(cloud.run("stop.sh")).count("no run is going on.") == 4
+    assert ok(cloud.run("stop.sh")).count("no run is in progress.") == 4
     ok(cloud.run("run.sh"))
     until(lambda: cloud.trained()["pod-0-0"] == TRAIN)
 
 
-def test_a_run_needs_a_setup_of_its_commit(cloud):
+def test_a_run_requires_setup_of_its_commit(cloud):
     for _ in range(2):  # before a setup, and after that of another commit
         out = cloud.run("run.sh")
         assert out.returncode == 1 and "stop.sh stops it on the others" in out.stderr
-        assert out.stdout.count(f"{cloud.commit[:12]} is not installed here. setup.sh does") == 2
+        assert out.stdout.count(f"{cloud.commit[:12]} is not installed. Run setup.sh") == 2
         for worker in "01":
             home = cloud.folder / f"homes/pod/{worker}"
             shutil.copytree(
@@ -196,12 +197,12 @@ def test_fetch(cloud):
     assert cloud.calls() == [f"{small} REPO/runs/pod"]
     listing = "storage ls gs://bucket/runs/pod/checkpoints/*/commit_success.txt"
     (cloud.folder / "listing").write_text(
-        "".join(  # those that are whole
+        "".join(  # complete checkpoints
             f"gs://bucket/runs/pod/checkpoints/{s}/commit_success.txt\n"
             for s in ("900", "1000", "x")
         )
     )
-    for asked, step in (("newest", "checkpoints/1000"), ("900", "checkpoints/900")):
+    for asked, step in (("latest", "checkpoints/1000"), ("900", "checkpoints/900")):
         ok(cloud.run("fetch.sh", "--to=here", f"--checkpoint={asked}"))
         assert cloud.calls() == [
             f"{small} here",
@@ -209,15 +210,15 @@ def test_fetch(cloud):
             f"storage rsync --recursive gs://bucket/runs/pod/{step} here/{step}",
         ]
         assert (cloud.folder / "here" / step).is_dir()
-    said = refused(cloud.run("fetch.sh", "--checkpoint=1100"), 1)
-    assert "no whole checkpoint of step 1100. Those that are whole: 900 1000." in said
+    output = refused(cloud.run("fetch.sh", "--checkpoint=1100"), 1)
+    assert "no complete checkpoint of step 1100. Complete checkpoints: 900 1000." in output
     cloud.on("ls", "echo 'ERROR: One or more URLs matched no objects.' >&2; exit 1")
     cloud.calls()
-    assert "no whole checkpoint" in refused(cloud.run("fetch.sh", "--checkpoint=newest"), 1)
+    assert "no complete checkpoint" in refused(cloud.run("fetch.sh", "--checkpoint=latest"), 1)
     assert cloud.calls() == [f"{small} REPO/runs/pod", listing]
     cloud.on("ls", "echo 'HTTPError 403: no storage.objects.list access' >&2; exit 1")
-    said = refused(cloud.run("fetch.sh", "--checkpoint=newest"), 1)
-    assert "HTTPError 403" in said and "no whole checkpoint" not in said
+    output = refused(cloud.run("fetch.sh", "--checkpoint=latest"), 1)
+    assert "HTTPError 403" in output and "no complete checkpoint" not in output
 
 
 def test_delete_asks(cloud):
@@ -235,7 +236,7 @@ def test_delete_asks(cloud):
 
 
 @pytest.mark.parametrize("slices", ["1", "2"])
-def test_a_dry_run_shows_what_is_called_and_calls_nothing(cloud, slices):
+def test_a_dry_run_shows_the_commands_and_runs_none(cloud, slices):
     cloud.settings(SLICES=slices, CREATE_FLAGS="('--description=two words')")
     (cloud.folder / "listing").write_text("gs://bucket/runs/pod/checkpoints/7/commit_success.txt")
     commands = [
@@ -253,163 +254,3 @@ def test_a_dry_run_shows_what_is_called_and_calls_nothing(cloud, slices):
         ok(cloud.run(*command))
         assert sorted(shown) == sorted(cloud.argv()) and shown, command
         cloud.calls()
-
-
-# --- Refused --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "settings, complaint",
-    [
-        (dict(CAPACITY="spot,reserved"), "Spot and reserved exclude each other"),
-        (dict(SLICES="0"), "SLICES is '0'"),
-        (dict(SLICES="2", QUEUED="false"), "several slices can only be had by a queued resource"),
-        (dict(QUEUED="yes"), "QUEUED is 'yes'"),
-        (dict(ACCELERATOR_TYPE="v5e-16"), "ACCELERATOR_TYPE is 'v5e-16'"),
-        (dict(ACCELERATOR_TYPE="v4-9"), "must be even"),
-        (dict(ACCELERATOR_TYPE="v6e-18"), "multiple of 4"),
-        (dict(ACCELERATOR_TYPE="tpu7x-128"), "jobset.sh"),
-        (dict(PROJECT=""), "PROJECT is empty"),
-        (dict(ZONE=""), "ZONE is empty"),
-        (dict(NAME=""), "NAME is empty"),
-        (dict(NAME="My_run"), "NAME is 'My_run'"),
-        (dict(WORKDIR="runs/pod"), "4 hosts, which share no disk"),
-        (dict(WORKDIR="gs://bucket"), "gs://BUCKET/FOLDER"),
-        (dict(INTERVAL="0.5"), "INTERVAL is '0.5'"),
-        (dict(MAX_RESTARTS=""), "MAX_RESTARTS is ''"),
-        (dict(SLICE="2"), "sets SLICE, which no script reads"),
-    ],
-)
-def test_bad_settings_are_refused_before_anything_is_called(cloud, settings, complaint):
-    cloud.settings(**settings)
-    assert complaint in refused(cloud.run("create.sh"))
-    assert not cloud.argv()
-
-
-def test_bad_arguments_are_refused(cloud):
-    for script, argument in [
-        ("create.sh", "--spot"),
-        ("create.sh", "now"),
-        ("stop.sh", "--"),
-        ("run.sh", "--follow=yes"),
-        ("logs.sh", "--worker"),
-        ("fetch.sh", "--to="),
-        ("fetch.sh", "--checkpoint=last"),
-    ]:
-        assert refused(cloud.run(script, argument)).startswith(script), argument
-    assert "settings.example.sh" in refused(cloud.run("stop.sh", "--settings=none.sh"))
-    cloud.settings(COMMIT="no-such-commit")
-    assert "'no-such-commit' is no commit" in refused(cloud.run("setup.sh"))
-    cloud.settings(CONFIG="configs/other.py")
-    assert "has no such file" in refused(cloud.run("setup.sh"))
-    cloud.settings(ACCELERATOR_TYPE="v5litepod-8", WORKDIR="runs/pod")  # one host may
-    assert "on the pod's disk" in refused(cloud.run("fetch.sh"))
-    assert not cloud.argv()
-
-
-def test_without_gcloud(cloud):
-    for name in ("git", "bash", "sed", "sort", "comm", "grep", "tr", "dirname", "env"):
-        (cloud.folder / "bin" / name).symlink_to(
-            subprocess.run(["which", name], capture_output=True, text=True).stdout.strip()
-        )
-    (cloud.folder / "bin" / "gcloud").unlink()
-    path = str(cloud.folder / "bin")
-    assert "gcloud is not installed" in refused(cloud.run("stop.sh", path=path), 1)
-    assert "gcloud" in ok(cloud.run("stop.sh", "--dry-run", path=path))
-
-
-# --- The scripts themselves -----------------------------------------------------------------------
-
-
-def test_help(cloud):
-    for script in SCRIPTS:
-        text = script.read_text()
-        if 'common.sh"' not in text:  # not for people
-            continue
-        said = ok(cloud.run(script.name, "--help"))
-        assert f"  {script.name} " in said and "#" not in said
-        known = re.search(r'^begin "(.*?)"', text, re.M)[1].split()
-        assert all(f"--{k}" in said for k in known if k != "--"), script
-    assert not cloud.argv()
-
-
-def test_shellcheck():
-    here = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # not every shell activates
-    found = shutil.which("shellcheck", path=here)
-    subprocess.run([found, "-x", *map(str, SCRIPTS)], check=True, timeout=120)
-
-
-def test_the_guide_s_commands_are_understood(cloud):
-    cloud.settings(SLICES="2")
-    text = (fake_cloud.REPO / "docs" / "pods.md").read_text().replace("\\\n", "")
-    commands = re.findall(r"^tpu_scripts/(\S+\.sh)([^|\n]*)", text, re.M)
-    assert {script for script, _ in commands} == {
-        p.name for p in SCRIPTS if 'common.sh"' in p.read_text()
-    }
-    for script, arguments in commands:
-        ok(cloud.run(script, "--dry-run", *shlex.split(arguments, comments=True)))
-    assert not cloud.argv()
-
-
-def test_the_image_holds_what_it_needs_and_nothing_else():
-    """Later lines of .dockerignore win; ** is any number of folders, * a part of one name."""
-    lines = (fake_cloud.REPO / ".dockerignore").read_text().split()
-
-    def held(path):
-        ignored = False
-        for line in lines:
-            pattern = (
-                re.escape(line.lstrip("!")).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
-            )
-            if re.match(f"{pattern}(/|$)", path):
-                ignored = not line.startswith("!")
-        return not ignored
-
-    for path in (
-        "setup.py",
-        "constraints.txt",
-        "README.md",
-        "bigjax/main.py",
-        "bigjax/data/a.txt",
-        "configs/gpt/gpt3.py",
-        "tpu_scripts/in_pod.sh",
-    ):
-        assert held(path), path
-    for path in (
-        ".git/config",
-        ".venv/bin/python",
-        "build/bigjax-1.tar.gz",
-        "notes.txt",
-        "tests/a",
-        "runs/a/checkpoints/1/d",
-        "tpu_scripts/settings.sh",
-        "tpu_scripts/settings-b.sh",
-        "bigjax/data/__pycache__/a.pyc",
-        "bigjax.egg-info/PKG-INFO",
-    ):
-        assert not held(path), path
-
-
-def test_the_guide_gives_the_roles_without_which_a_run_refuses_to_start():
-    roles = set(
-        re.findall(r"roles/storage\.\w+", (fake_cloud.REPO / "bigjax" / "cloud.py").read_text())
-    )
-    text = (fake_cloud.REPO / "docs" / "pods.md").read_text()
-    commands, troubles = text.split("## 2. Plan")[0], text.split("## When it does not work")[1]
-    assert len(roles) == 2
-    for where in (commands, troubles):
-        assert set(re.findall(r"roles/storage\.\w+", where)) == roles
-    assert {r for r in roles if f"--role={r}" in commands.replace("\\\n", "")} == roles
-
-
-def test_every_setting_is_explained_and_known():
-    example, common = (
-        (fake_cloud.REPO / "tpu_scripts" / n).read_text()
-        for n in ("settings.example.sh", "common.sh")
-    )
-    explained = set(re.findall(r"^([A-Z_]+)=[^#\n]*#", example, re.M))
-    start = common.index("read_settings()")
-    known = set(
-        re.findall(r"([A-Z_]+)=(?:''|\(\))", common[start : common.index("compgen", start)])
-    )
-    assert explained == known

@@ -90,28 +90,28 @@ def with_value(c, key, value):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_what_is_fixed_and_what_is_free(name, tmp_path):
-    c, told = helpers.load_config(CONFIGS[name]), []
+def test_fixed_keys_and_keys_that_may_change(name, tmp_path):
+    c, messages = helpers.load_config(CONFIGS[name]), []
     workdir.write_config(epath.Path(tmp_path), c)
-    workdir.check_same_run(str(tmp_path), c, told.append)
-    assert not told
+    workdir.check_same_run(str(tmp_path), c, messages.append)
+    assert not messages
     for key, value in FIXED[name].items():
         old = config_lib.get(c, key)
         with pytest.raises(UserError, match=f"with another config.*: {key} was .*, now ") as e:
-            workdir.check_same_run(str(tmp_path), with_value(c, key, value), told.append)
-        assert repr(value) in str(e.value) and not told, old
+            workdir.check_same_run(str(tmp_path), with_value(c, key, value), messages.append)
+        assert repr(value) in str(e.value) and not messages, old
     for key, value in FREE[name].items():
-        workdir.check_same_run(str(tmp_path), with_value(c, key, value), told.append)
-        assert len(told) == 1 and f"last started: {key} from " in told.pop()
+        workdir.check_same_run(str(tmp_path), with_value(c, key, value), messages.append)
+        assert len(messages) == 1 and f"last started: {key} from " in messages.pop()
 
 
-def test_an_evaluation_may_be_another(tmp_path):
-    c, told = helpers.load_config("tests/tiny.py"), []
+def test_evaluations_may_change(tmp_path):
+    c, messages = helpers.load_config("tests/tiny.py"), []
     workdir.write_config(epath.Path(tmp_path), c)
     with c.unlocked():
         c.evals = dict(other=dict(kind="sample", every=3))
-    workdir.check_same_run(str(tmp_path), helpers.filled(c), told.append)
-    assert told and all("evals." in line for line in told)
+    workdir.check_same_run(str(tmp_path), helpers.filled(c), messages.append)
+    assert messages and all("evals." in line for line in messages)
 
 
 MODEL = """
@@ -148,20 +148,20 @@ def own(tmp_path, monkeypatch):
 
 
 def test_a_users_model(own, tmp_path):
-    c, told = own("a"), []
+    c, messages = own("a"), []
     workdir.write_config(epath.Path(tmp_path), c)
-    workdir.check_same_run(str(tmp_path), with_value(c, "model.speed", 2), told.append)
-    assert len(told) == 1
+    workdir.check_same_run(str(tmp_path), with_value(c, "model.speed", 2), messages.append)
+    assert len(messages) == 1
     with pytest.raises(UserError, match="model.size was 1, now 2"):
-        workdir.check_same_run(str(tmp_path), with_value(c, "model.size", 2), told.append)
+        workdir.check_same_run(str(tmp_path), with_value(c, "model.size", 2), messages.append)
     # Moved to another folder, with a field more since the run was started, and one less.
     more = own("b", "depth: int = 4")
     assert modules.options(more, "model").depth == 4
-    told.clear()
-    workdir.check_same_run(str(tmp_path), more, told.append)
-    assert len(told) == 1 and "python_path" in told[0]
+    messages.clear()
+    workdir.check_same_run(str(tmp_path), more, messages.append)
+    assert len(messages) == 1 and "python_path" in messages[0]
     with pytest.raises(UserError, match="model.depth was 4, now 5"):
-        workdir.check_same_run(str(tmp_path), with_value(more, "model.depth", 5), told.append)
+        workdir.check_same_run(str(tmp_path), with_value(more, "model.depth", 5), messages.append)
     workdir.write_config(epath.Path(tmp_path), more)
     with pytest.raises(UserError, match="model.depth was 4, now None"):
-        workdir.check_same_run(str(tmp_path), own("c"), told.append)
+        workdir.check_same_run(str(tmp_path), own("c"), messages.append)

@@ -62,7 +62,7 @@ def arguments(corpus_file, cache_dir, tmp_path):
 
 
 @pytest.mark.parametrize("how, moment", [(signal.SIGINT, 0.0), (signal.SIGTERM, 0.5)])
-def test_while_it_imports(arguments, tmp_path, how, moment):
+def test_a_signal_during_imports(arguments, tmp_path, how, moment):
     code, out, err = interrupted(arguments, [moment], how)
     assert code == 128 + how and LINE.fullmatch(err), err
     assert not (tmp_path / "run").exists()
@@ -70,7 +70,7 @@ def test_while_it_imports(arguments, tmp_path, how, moment):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
-def test_at_random_moments_of_start_up_and_compilation(arguments, seed):
+def test_a_signal_at_random_moments_of_start_up_and_compilation(arguments, seed):
     rng = random.Random(seed)
     how = rng.choice([signal.SIGINT, signal.SIGTERM])
     check_end(*interrupted(arguments, [0.9 * seed + 0.9 * rng.random()], how))
@@ -79,7 +79,7 @@ def test_at_random_moments_of_start_up_and_compilation(arguments, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("gap", [0.0, 0.05, 0.5])
 @pytest.mark.parametrize("wait", [0.0, 0.3])
-def test_twice_while_it_saves_and_the_same_command_resumes(arguments, tmp_path, wait, gap):
+def test_two_signals_during_a_save_and_the_same_command_resumes(arguments, tmp_path, wait, gap):
     folder = tmp_path / "run" / "checkpoints"
     code, out, err = interrupted(arguments, [wait, gap], until=(folder / "2").exists)
     check_end(code, out, err)
@@ -93,7 +93,7 @@ def test_twice_while_it_saves_and_the_same_command_resumes(arguments, tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["eval", "generate", "config"])
-def test_other_commands(arguments, tmp_path, command):
+def test_a_signal_during_other_commands(arguments, tmp_path, command):
     if command != "config":
         short = [a for a in arguments if "train.steps" not in a]
         assert helpers.run(*short, "--config.train.steps=2", devices=1)[0] == 0

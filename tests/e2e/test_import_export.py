@@ -121,7 +121,7 @@ def assert_same_files(a, b):
     assert not [n for n in names if not filecmp.cmp(a / n, b / n, shallow=False)]
 
 
-def test_a_folder_goes_in_works_and_comes_out_the_same(
+def test_an_imported_folder_works_and_is_exported_unchanged(
     capsys, imported, gpt2, tmp_path, corpus_file, cache_dir
 ):
     code, out, err = bigjax(
@@ -148,7 +148,7 @@ def test_a_folder_goes_in_works_and_comes_out_the_same(
     assert_same_files(gpt2, tmp_path / "out")
 
 
-def test_what_import_says_and_writes(capsys, gpt2, tmp_path):
+def test_output_and_files_of_an_import(capsys, gpt2, tmp_path):
     code, out, err = bigjax(capsys, "import", f"--from={gpt2}", f"--workdir={tmp_path}/run")
     assert code == 0, err
     n = sum(x.size for x in gpt2_tensors().values())
@@ -180,7 +180,7 @@ def test_an_imported_model_computes_what_the_original_does(tmp_path, case):
 
 
 @pytest.mark.parametrize("dtype, inside", [("bfloat16", "bfloat16"), ("float16", "float32")])
-def test_half_precision_comes_back(tmp_path, dtype, inside):
+def test_half_precision_survives_import_and_export(tmp_path, dtype, inside):
     folder = write_folder(
         tmp_path / "in", {**CONFIG, "dtype": dtype}, gpt2_tensors(interop.files.DTYPES[dtype])
     )
@@ -195,7 +195,7 @@ def test_half_precision_comes_back(tmp_path, dtype, inside):
     assert json.loads((tmp_path / "wide" / "config.json").read_text())["dtype"] == "float32"
 
 
-def test_shards_go_in_and_out(imported, tmp_path):
+def test_shards_are_imported_and_exported(imported, tmp_path):
     quiet = lambda text: None
     export_model.export_run(imported, tmp_path / "shards", log=quiet, max_shard_bytes=6000)
     assert (tmp_path / "shards" / "model.safetensors.index.json").exists()
@@ -233,7 +233,7 @@ def test_a_truncated_file_is_refused_and_nothing_is_written(capsys, gpt2, tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
-def test_a_failure_in_the_middle_leaves_nothing(gpt2, tmp_path, monkeypatch):
+def test_a_failed_import_leaves_no_files(gpt2, tmp_path, monkeypatch):
     monkeypatch.setattr(import_model, "_save", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         import_model.import_run(gpt2, tmp_path / "run", lambda text: None)
@@ -269,13 +269,13 @@ def change_config(workdir, **keys):
     path.write_text(config_lib.to_json(config))
 
 
-def test_a_model_that_transformers_has_not(capsys, copied, tmp_path):
+def test_a_model_without_a_transformers_class(capsys, copied, tmp_path):
     change_config(copied, **{"model.parallel_block": True})
     code, _, err = bigjax(capsys, "export", f"--workdir={copied}", f"--to={tmp_path}/out")
     assert code == 2 and "model.parallel_block=True" in err
 
 
-def test_a_model_trained_here(capsys, copied, tmp_path):
+def test_export_of_a_model_trained_by_bigjax(capsys, copied, tmp_path):
     """The same as after training: nothing is remembered of an original."""
     (copied / ORIGIN).unlink()
     code, _, err = bigjax(capsys, "export", f"--workdir={copied}", f"--to={tmp_path}/out")
@@ -330,7 +330,7 @@ def test_the_moving_average_of_an_unrolled_model(copied, tmp_path):
         "BertForQuestionAnswering",
     ],
 )
-def test_bert_comes_back(tmp_path, case):
+def test_bert_survives_import_and_export(tmp_path, case):
     config, theirs, _ = stored(case)
     folder, lines = write_folder(tmp_path / "in", config, theirs), []
     import_model.import_run(folder, tmp_path / "run", lines.append)
@@ -342,7 +342,7 @@ def test_bert_comes_back(tmp_path, case):
     assert ("kept for export: pooler/kernel" in text) == (case == "BertModel")
 
 
-def test_names_of_a_stranger_lead_nowhere(capsys, copied, tmp_path):
+def test_untrusted_names_cannot_leave_the_folder(capsys, copied, tmp_path):
     """The layout of an import names the files that an export writes, and those that it copies."""
     path = copied / "huggingface.json"
     stored = json.loads(path.read_text())
@@ -354,7 +354,7 @@ def test_names_of_a_stranger_lead_nowhere(capsys, copied, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
 
 
-def test_what_an_import_is_told_is_used_or_refused(capsys, gpt2, tmp_path):
+def test_overrides_of_an_import_are_used_or_refused(capsys, gpt2, tmp_path):
     workdir = f"--workdir={tmp_path}/run"
     for flag in (
         "--config.data.tokenizer.lowercase=False",  # a BPE knows no such thing
@@ -370,7 +370,7 @@ def test_what_an_import_is_told_is_used_or_refused(capsys, gpt2, tmp_path):
     assert workdir_lib.read_config(f"{tmp_path}/run").data.seq_len == 16
 
 
-def test_a_cased_vocabulary_without_settings_is_read_as_it_is_told(tmp_path):
+def test_a_cased_vocabulary_without_settings_uses_the_overrides(tmp_path):
     vocabulary = "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Paris", "a"]).encode()
     found = types.SimpleNamespace(
         tokenizer_files={"vocab.txt": vocabulary},
@@ -380,10 +380,12 @@ def test_a_cased_vocabulary_without_settings_is_read_as_it_is_told(tmp_path):
         model={"vocab_size": 7},
     )
     for flags, ids in (([], [1, 6]), (["--config.data.tokenizer.lowercase=False"], [5, 6])):
-        c, said = helpers.filled(config_lib.new_config()), []
+        c, messages = helpers.filled(config_lib.new_config()), []
         config_lib.override(c, flags)
         folder = tmp_path / f"run{len(flags)}" / "tokenizer"
-        import_model._import_tokenizer(found, c, folder, str(folder.parent), said.append)
+        import_model._import_tokenizer(found, c, folder, str(folder.parent), messages.append)
         assert data.load_tokenizer(folder).encode("Paris a").tolist() == ids
         assert c.data.tokenizer.lowercase is (not flags)
-        assert bool(said) is (not flags) and all("a folder has pieces with" in s for s in said)
+        assert bool(messages) is (not flags) and all(
+            "a folder has pieces with" in s for s in messages
+        )

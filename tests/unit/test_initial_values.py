@@ -41,7 +41,7 @@ def test_standard_deviations_of_kernels_and_embeddings(name):
 
 
 @pytest.mark.parametrize("name", [*MODELS, "gru"])
-def test_every_kernel_and_table_is_read_through_params_weight(monkeypatch, name):
+def test_every_weight_is_read_through_params_weight(monkeypatch, name):
     """So that another form of the weights (LoRA, quantised) has one place."""
     model, inputs = MODELS.get(name), jnp.zeros((1, 1), int)
     if name == "gru":

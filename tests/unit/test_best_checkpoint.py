@@ -50,7 +50,7 @@ VALUES = {
 
 
 @pytest.mark.parametrize("case", VALUES)
-def test_the_best_step_is_kept_and_named(tmp_path, case):
+def test_the_best_step_is_kept_and_reported(tmp_path, case):
     mode, values, best = VALUES[case]
     kept = run(tmp_path, values, mode=mode, each_alone=case in ("min", "ties", "NaN before it"))
     assert kept == ([best, 5, 6] if best else [5, 6])
@@ -62,13 +62,13 @@ def test_the_best_step_is_kept_and_named(tmp_path, case):
             _ = given.step
 
 
-def test_a_better_one_takes_its_place_after_a_restart(tmp_path):
+def test_a_better_step_replaces_it_after_a_restart(tmp_path):
     assert run(tmp_path, {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0}) == [2, 3, 4]
     assert run(tmp_path, {5: 0.5, 6: 6.0, 7: 7.0, 8: 8.0}) == [5, 7, 8]
     assert named(tmp_path) == 5
 
 
-def test_the_best_step_after_a_checkpoint_was_set_aside(tmp_path):
+def test_the_best_step_after_a_checkpoint_was_moved_aside(tmp_path):
     run(tmp_path, {2: 1.0, 3: 2.0, 4: 0.5}, keep=3)
     cut(tmp_path / "checkpoints" / "4" / "meta" / "metadata", 0.9)
     assert named(tmp_path) == 2  # 4 cannot be used
@@ -81,7 +81,7 @@ def test_the_best_step_after_a_checkpoint_was_set_aside(tmp_path):
     assert named(tmp_path) == 5 and run(tmp_path, {7: 9.0, 8: 9.0}) == [5, 7, 8]
 
 
-def test_best_turned_on_for_a_run_that_was_saved_without_metrics(tmp_path, monkeypatch):
+def test_best_enabled_for_a_run_saved_without_metrics(tmp_path, monkeypatch):
     """By metrics.jsonl, which runs of every version have."""
     monkeypatch.setattr(meta, "saved_metrics", lambda metrics: {})
     saved(tmp_path, [10, 20, 30, 40], keep=9).close()
@@ -100,7 +100,7 @@ def test_best_turned_on_for_a_run_that_was_saved_without_metrics(tmp_path, monke
     assert run(tmp_path, {70: 0.5, 80: 3.0, 90: 3.0}) == [70, 80, 90]
 
 
-def test_metrics_are_saved_for_a_best_that_is_turned_on_later(tmp_path):
+def test_metrics_are_saved_so_that_best_can_be_enabled_later(tmp_path):
     metrics = {s: {LOSS: v} for s, v in {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0}.items()}
     saved(tmp_path, [1, 2, 3, 4], metrics, keep=9).close()
     assert run(tmp_path, {5: 5.0, 6: 6.0}) == [2, 5, 6] and named(tmp_path) == 2
@@ -139,7 +139,7 @@ def forged(folder, change) -> None:
 
 
 @pytest.mark.parametrize("field", ALLOWED)
-def test_meta_with_a_field_of_another_type_is_damaged(two_steps, tmp_path, field):
+def test_meta_with_a_field_of_a_wrong_type_is_damaged(two_steps, tmp_path, field):
     shutil.copytree(two_steps, tmp_path / "run")
     forged(tmp_path / "run", lambda m: m)
     checkpoints = Checkpoints(tmp_path / "run", read_only=True)
@@ -156,7 +156,7 @@ def test_meta_with_a_field_of_another_type_is_damaged(two_steps, tmp_path, field
 
 
 @pytest.mark.parametrize("value", [[], [1.0], {}, True, "one", 10**400, None])
-def test_meta_with_an_entry_of_another_type_is_damaged(two_steps, tmp_path, value):
+def test_meta_with_an_entry_of_a_wrong_type_is_damaged(two_steps, tmp_path, value):
     shutil.copytree(two_steps, tmp_path / "run")
     for field, name in (
         ("metrics", LOSS),
@@ -169,14 +169,14 @@ def test_meta_with_an_entry_of_another_type_is_damaged(two_steps, tmp_path, valu
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "[" * 100_000, '{"crc32": 1}', "\ufeff{}", ""])
-def test_meta_that_is_no_table_is_damaged(two_steps, tmp_path, text):
+def test_meta_that_is_not_an_object_is_damaged(two_steps, tmp_path, text):
     shutil.copytree(two_steps, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "2" / "meta" / "metadata").write_text(text)
     assert named(tmp_path / "run") == 1
-    said = []
+    messages = []
     checkpoints = Checkpoints(tmp_path / "run", read_only=True)
-    assert checkpoints.restore_latest(ABSTRACT, said.append)[1]["step"] == 1
-    assert "Checkpoint 2 is damaged" in said[0]
+    assert checkpoints.restore_latest(ABSTRACT, messages.append)[1]["step"] == 1
+    assert "Checkpoint 2 is damaged" in messages[0]
 
 
 def test_a_run_resumes_from_meta_without_the_state_of_early_stopping():
@@ -187,7 +187,7 @@ def test_a_run_resumes_from_meta_without_the_state_of_early_stopping():
     assert hook.state == before
 
 
-def test_what_cannot_be_read_is_not_deleted(tmp_path, monkeypatch):
+def test_checkpoints_that_cannot_be_read_are_not_deleted(tmp_path, monkeypatch):
     """A disk that fails now is no reason to take the best step for one without a metric."""
     run(tmp_path, {1: 3.0, 2: 1.0, 3: 2.0})
 
@@ -195,35 +195,35 @@ def test_what_cannot_be_read_is_not_deleted(tmp_path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(meta, "read", fail)
-    said = []
-    checkpoints = Checkpoints(tmp_path, keep=2, best=LOSS, log=said.append)
+    messages = []
+    checkpoints = Checkpoints(tmp_path, keep=2, best=LOSS, log=messages.append)
     checkpoints.save(4, state(4), {}, {LOSS: 9.0})
     checkpoints.wait()
-    assert "Input/output error" in said[0] and checkpoints.steps() == [2, 3, 4]
+    assert "Input/output error" in messages[0] and checkpoints.steps() == [2, 3, 4]
     monkeypatch.undo()
     assert run(tmp_path, {5: 9.0}) == [2, 4, 5]
 
 
-def test_a_deletion_that_fails_ends_no_run_and_is_tried_again(tmp_path, monkeypatch):
+def test_a_failed_deletion_does_not_end_the_run_and_is_retried(tmp_path, monkeypatch):
     def fail(path, mark, suffix):
         raise PermissionError(13, "Permission denied", str(path))
 
-    said = []
-    checkpoints = Checkpoints(tmp_path, keep=1, log=said.append)
+    messages = []
+    checkpoints = Checkpoints(tmp_path, keep=1, log=messages.append)
     with monkeypatch.context() as patch:
         patch.setattr(cloud, "delete_folder", fail)
         for step in (1, 2, 3):
             checkpoints.save(step, state(step), {}, {})
         checkpoints.wait()
-    assert len(said) == 2 and "could not be deleted" in said[0]
-    assert "Permission denied" in said[1] and "Saved and intact: [1, 2, 3]" in said[1]
+    assert len(messages) == 2 and "could not be deleted" in messages[0]
+    assert "Permission denied" in messages[1] and "Saved and intact: [1, 2, 3]" in messages[1]
     assert checkpoints.restore_latest(ABSTRACT, print)[1]["step"] == 3
     checkpoints.save(4, state(4), {}, {})
     checkpoints.wait()
-    assert checkpoints.steps() == [4] and len(said) == 2
+    assert checkpoints.steps() == [4] and len(messages) == 2
 
 
-def test_a_deletion_that_fails_since_the_folder_is_lost_ends_the_run(tmp_path, monkeypatch):
+def test_a_deletion_that_fails_because_the_folder_is_lost_ends_the_run(tmp_path, monkeypatch):
     lost = []
 
     def fail(path, mark, suffix):
@@ -244,10 +244,10 @@ def test_a_deletion_that_fails_since_the_folder_is_lost_ends_the_run(tmp_path, m
 
 def test_closing_waits_for_a_deletion(tmp_path, monkeypatch):
     """When it returns another process may take the folder."""
-    begun, go_on, real = threading.Event(), threading.Event(), cloud.delete_folder
+    started, go_on, real = threading.Event(), threading.Event(), cloud.delete_folder
 
     def delete(path, mark, suffix):
-        begun.set()
+        started.set()
         go_on.wait(20)
         real(path, mark, suffix)
 
@@ -255,13 +255,13 @@ def test_closing_waits_for_a_deletion(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, keep=1)
     for step in (1, 2):
         checkpoints.save(step, state(step), {}, {})
-    assert begun.wait(20)
+    assert started.wait(20)
     threading.Timer(0.2, go_on.set).start()
     checkpoints.close()
     assert checkpoints.steps() == [2]
 
 
-def test_a_deletion_that_was_killed_leaves_no_half_of_a_step(tmp_path, monkeypatch):
+def test_a_killed_deletion_leaves_no_partial_step(tmp_path, monkeypatch):
     def killed(path, mark, suffix):
         real = type(path).rmtree
         monkeypatch.setattr(type(path), "rmtree", lambda *a, **k: None)
@@ -283,29 +283,29 @@ def test_a_deletion_that_was_killed_leaves_no_half_of_a_step(tmp_path, monkeypat
 
 @pytest.mark.parametrize("mode", ["min", "max"])
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
-def test_early_stopping_takes_no_value_that_is_not_finite(mode, bad):
+def test_early_stopping_ignores_non_finite_values(mode, bad):
     c = config.new_config().train.early_stop
     c.metric, c.mode, c.patience = LOSS, mode, 2
     sign = 1 if mode == "min" else -1
 
     def watch(values, state=None):
-        said, latest = [], {}
-        hook = hooks.EarlyStop(c, latest, said.append)
+        messages, latest = [], {}
+        hook = hooks.EarlyStop(c, latest, messages.append)
         if state:
             hook.restore(json.loads(json.dumps(state)))
         for step, value in enumerate(values, start=1):
             latest.clear()
             latest[step] = {LOSS: sign * value if math.isfinite(value) else value}
             if hook(step, None):
-                return step, hook.state, said
-        return None, hook.state, said
+                return step, hook.state, messages
+        return None, hook.state, messages
 
     # The first is no best that nothing improves on, nor is a later one.
     assert watch([bad, 3.0, 2.0, 1.0])[:2] == (None, {**c_state(c), "best": sign, "best_step": 4})
-    stopped, last, said = watch([3.0, 2.0, bad, bad])
-    assert stopped == 4 and last["best"] == 2 * sign and "(step 2) in 2 evaluations" in said[0]
-    stopped, last, said = watch([bad, bad])
-    assert stopped == 2 and last["best"] is None and "has never been finite" in said[0]
+    stopped, last, messages = watch([3.0, 2.0, bad, bad])
+    assert stopped == 4 and last["best"] == 2 * sign and "(step 2) in 2 evaluations" in messages[0]
+    stopped, last, messages = watch([bad, bad])
+    assert stopped == 2 and last["best"] is None and "has never been finite" in messages[0]
     # Of a version that took NaN for the best.
     assert watch([2.0], {**c_state(c), "best": bad, "best_step": 3, "bad": 1})[1]["best_step"] == 1
 

@@ -12,7 +12,7 @@ from tests.helpers import bigjax
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
-def test_a_loss_that_is_not_finite_stops_and_explains(capsys, tiny_flags, tmp_path):
+def test_a_non_finite_loss_stops_the_run_with_an_explanation(capsys, tiny_flags, tmp_path):
     code, _, err = bigjax(
         capsys,
         "train",
@@ -57,9 +57,7 @@ def test_early_stopping_survives_a_restart(tiny_flags, tmp_path, capsys):
     assert code == 0 and "Stopping early at step 40" in out
 
 
-def test_a_stop_before_the_first_evaluation_is_a_clean_one(
-    tiny_flags, tmp_path, capsys, monkeypatch
-):
+def test_a_stop_before_the_first_evaluation_is_clean(tiny_flags, tmp_path, capsys, monkeypatch):
     from bigjax.train import hooks
 
     monkeypatch.setattr(hooks.StopOnSignal, "due", lambda self, step: step == 3)
@@ -76,7 +74,7 @@ def test_a_stop_before_the_first_evaluation_is_a_clean_one(
     assert code == 2 and "no saved step" in err
 
 
-def test_a_full_disk_stops_cleanly_and_the_older_checkpoint_is_whole(tiny_flags, tmp_path, capsys):
+def test_a_full_disk_stops_cleanly_and_keeps_the_older_checkpoint(tiny_flags, tmp_path, capsys):
     workdir = f"--workdir={tmp_path}/run"
     assert bigjax(capsys, "train", *tiny_flags, workdir, "--config.train.steps=10")[0] == 0
     # No file may grow beyond 20 kB: a checkpoint does not fit, a line of metrics does.

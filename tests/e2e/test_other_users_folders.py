@@ -58,7 +58,7 @@ def home(place, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_reads_works(run, place, home, capsys):
+def test_commands_that_only_read_work(run, place, home, capsys):
     with helpers.read_only(run, place / "cache"):
         code, out, err = bigjax(capsys, "eval", f"--workdir={run}", "--json")
         assert code == 0 and not err, err
@@ -74,7 +74,7 @@ def test_what_reads_works(run, place, home, capsys):
 
 
 @pytest.mark.slow
-def test_what_writes_is_refused_in_one_sentence(run, flags, place, home, capsys):
+def test_commands_that_write_are_refused_in_one_sentence(run, flags, place, home, capsys):
     before = sorted(run.rglob("*"))
     data = flags[:3]  # the keys that `bigjax tokenizer` uses
     (place / "bare").mkdir(exist_ok=True)
@@ -123,7 +123,7 @@ def test_a_folder_that_cannot_be_entered(run, place, capsys):
         run.chmod(mode)
 
 
-def test_a_store_that_is_built_is_read_from_a_folder_of_another_user(place):
+def test_a_token_store_is_read_from_another_users_folder(place):
     build = lambda: store.build_store(
         lambda counts: iter(["one text", "two"]), "c", Bytes(), 0.0, 0.0, str(place / "stores")
     )

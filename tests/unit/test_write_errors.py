@@ -30,7 +30,7 @@ from tests import helpers
     ],
     ids=repr,
 )
-def test_a_command_without_permission_says_one_sentence(monkeypatch, capsys, error, known):
+def test_a_command_without_permission_prints_one_sentence(monkeypatch, capsys, error, known):
     def command(arguments):
         raise error
 
@@ -45,7 +45,7 @@ def test_a_command_without_permission_says_one_sentence(monkeypatch, capsys, err
     assert ("/x/y" in err) == bool(error.filename)
 
 
-def test_evaluation_collects_what_it_could_not_write(tmp_path):
+def test_evaluation_reports_files_that_it_could_not_write(tmp_path):
     def context(unwritten):
         return Context(*[None] * 4, print, epath.Path(tmp_path), {}, unwritten=unwritten)
 
@@ -91,7 +91,7 @@ def test_a_report_of_another_users_run_prints_its_numbers(capsys):
                 assert capsys.readouterr().out == f"{place}, step 7: loss 2\n"
 
 
-def test_what_is_in_a_folder_of_another_user_is_not_said_to_be_missing():
+def test_files_in_another_users_folder_are_not_reported_as_missing():
     """epath.Path.exists says so of what this user may not look at."""
     with helpers.open_folder() as place:
         run = place / "run"
@@ -116,8 +116,8 @@ def test_what_is_in_a_folder_of_another_user_is_not_said_to_be_missing():
                 for look in closed:
                     with pytest.raises((UserError, PermissionError)) as e:
                         look()
-                    said = errors.file_failure(e.value) or e.value  # as main says it
-                    assert f"; {hidden} belongs to {owner}. Check" in str(said), said
+                    messages = errors.file_failure(e.value) or e.value  # as main says it
+                    assert f"; {hidden} belongs to {owner}. Check" in str(messages), messages
             hidden.chmod(mode)
         with pytest.raises(UserError, match="it has no config.json"):
             workdir.existing(str(place / "none"))
@@ -130,14 +130,14 @@ def test_what_is_in_a_folder_of_another_user_is_not_said_to_be_missing():
         (OSError(28, "No space left on device"), "Make room there, or give another folder"),
     ],
 )
-def test_an_export_that_cannot_be_written_says_what_helps(tmp_path, error, words):
+def test_an_export_that_cannot_be_written_names_a_remedy(tmp_path, error, words):
     with pytest.raises(UserError, match=f"exported cannot be written: {error.strerror}.*{words}"):
         with files.new_folder(tmp_path / "exported"):
             raise error
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_said_in_the_words_of_the_system():
+def test_a_full_disk_is_reported_in_the_words_of_the_system():
     """TensorStore tells it in a text of a thousand characters, of which the first say nothing."""
     text = f"RESOURCE_EXHAUSTED: Error writing {'x' * 300}: No space left on device [OS error 28]"
     assert checkpoint._short(ValueError(text)) == "No space left on device"
