@@ -26,11 +26,12 @@ COMMAND = Command(
 
 
 def run(arguments: Arguments) -> None:
-    from bigjax.projects.seqgan import writer
+    from bigjax.projects.seqgan import generate_headlines
     from bigjax.train import load as load_lib
     from bigjax.train import workdir as workdir_lib
 
     config = arguments.config_of_run()
-    options, rows = writer.check(arguments.flags, config)
+    options, rows = generate_headlines.check(arguments.flags, config)
     loaded = load_lib.load(arguments.workdir, config, arguments.step, None)
-    writer.command(arguments.flags, options, rows, loaded, workdir_lib.existing(arguments.workdir))
+    folder = workdir_lib.existing(arguments.workdir)
+    generate_headlines.command(arguments.flags, options, rows, loaded, folder)
