@@ -1,4 +1,4 @@
-"""A bucket for tests: gcp-storage-emulator on loopback, and a proxy before it that has faults."""
+"""A bucket for tests: gcp-storage-emulator on loopback, behind a proxy that injects faults."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -15,28 +15,28 @@ from etils.epath import backend
 from bigjax import cloud
 
 BUCKET = "bucket"
-STALL_SECONDS = 30  # of a server that says nothing; a client is expected to give up before
+STALL_SECONDS = 30  # how long a stalled server is silent; a client should give up earlier
 
 
 def environment(url: str) -> dict[str, str]:
-    """The variables of a process that finds gs:// at url."""
+    """Environment variables that redirect gs:// to url."""
     return {
         "STORAGE_EMULATOR_HOST": url,
         "TENSORSTORE_GCS_HTTP_URL": url,
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "x",
-        # The emulator speaks no gRPC, by which gcsfs would ask what kind of bucket this is.
+        # The emulator has no gRPC, by which gcsfs would request the kind of the bucket.
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
     }
 
 
 def use(monkeypatch, url: str) -> None:
-    """gs:// of this process is at url from here on, also for epath, which keeps a file system."""
+    """Redirects gs:// of this process to url, also for epath, which caches a file system."""
     for key, value in environment(url).items():
         monkeypatch.setenv(key, value)
     cloud._file_system.cache_clear()
     cloud.check_writable.cache_clear()
     backend._FileSystemSpecBackend._get_filesystem.cache_clear()
-    cloud.check([f"gs://{BUCKET}/a"])  # its file system comes first
+    cloud.check([f"gs://{BUCKET}/a"])  # creates the file system
 
 
 @contextlib.contextmanager
@@ -56,19 +56,19 @@ def emulator() -> Iterator[str]:
 
 
 class Proxy:
-    """Passes requests to the emulator at `url`, and adds what it lacks and Google's has: numbers of
-    an object's versions, and conditions on them.
+    """Forwards requests to the emulator at `url`, and adds version numbers of objects and
+    conditions on them, which Google's storage has and the emulator lacks.
 
-    The n-th request goes as fault(n) says: 'refuse' answers 503, 'cut' resets the connection before
-    the request is done, 'lose' after it, 'stall' says nothing for STALL_SECONDS or until the client
-    gives up; None is no fault. The emulator answers one request a connection.
+    fault(n) determines the n-th request: 'refuse' answers 503; 'cut' resets the connection before
+    the request is executed, 'lose' after it; 'stall' sends nothing for STALL_SECONDS or until the
+    client gives up; None is no fault. The emulator answers one request per connection.
     """
 
     def __init__(self, url: str, fault: Callable[[int], str | None] = lambda n: None):
         host, port = url.removeprefix("http://").split(":")
         self._to, self._fault = (host, int(port)), fault
         self.requests, self._one_at_a_time = 0, threading.Lock()
-        self.faults: list[str] = []  # as they happened
+        self.faults: list[str] = []  # in the order in which they were injected
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -80,7 +80,7 @@ class Proxy:
         self._socket.close()
 
     def fault_next(self, kind: str, after: int = 1) -> None:
-        """The `after`th request from here on has this fault, the others none."""
+        """Gives only the `after`-th of the next requests this fault."""
         which = self.requests + after
         self._fault = lambda n: kind if n == which else None
 
@@ -118,7 +118,7 @@ class Proxy:
         method, target = request.split(b" ", 2)[:2]
         address = urllib.parse.urlsplit(target.decode())
         query = urllib.parse.parse_qs(address.query)
-        if "/moveTo/" in address.path:  # gcsfs then copies
+        if "/moveTo/" in address.path:  # gcsfs copies instead
             return _answer("400 Bad Request")
         bucket, _, name = address.path.partition("/o/")
         name = urllib.parse.unquote(name) or query.get("name", [""])[0]
@@ -135,7 +135,7 @@ class Proxy:
         return answer
 
     def _generation(self, bucket: str, name: str) -> int:
-        """The number of an object's version; 0 if there is none."""
+        """The version number of an object; 0 if it does not exist."""
         path = f"/storage/v1/b/{bucket}/o/{urllib.parse.quote(name, safe='')}"
         head, _, body = self._pass_on(f"GET {path} HTTP/1.0\r\n\r\n".encode()).partition(
             b"\r\n\r\n"
@@ -153,7 +153,7 @@ def _answer(status: str) -> bytes:
 
 
 def _read_request(client: socket.socket) -> bytes:
-    """One request, with its body of Content-Length or in chunks."""
+    """One request, with a body by Content-Length or in chunks."""
     data = b""
     while b"\r\n\r\n" not in data:
         block = client.recv(1 << 16)
@@ -177,13 +177,13 @@ def _reset(client: socket.socket) -> None:
 
 
 def faults(refuse: int, cut: int, lose: int, stall: int) -> Callable[[int], str | None]:
-    """Every refuse-th request is refused, and so on; the same each time."""
+    """A deterministic fault(n): every `refuse`-th request is refused, and so on."""
     every = {"refuse": refuse, "cut": cut, "lose": lose, "stall": stall}
     return lambda n: next((kind for kind, k in every.items() if n % k == 0), None)
 
 
 def put(url: str, name: str, content: bytes) -> None:
-    """Writes an object past all that is tested."""
+    """Writes an object without using the code under test."""
     query = urllib.parse.urlencode({"uploadType": "media", "name": name})
     address = f"{url}/upload/storage/v1/b/{BUCKET}/o?{query}"
     urllib.request.urlopen(urllib.request.Request(address, content, method="POST")).read()
@@ -195,7 +195,7 @@ def delete(url: str, name: str) -> None:
 
 
 def get(url: str, name: str) -> bytes | None:
-    """An object; None if there is none."""
+    """The content of an object; None if it does not exist."""
     try:
         return urllib.request.urlopen(f"{url}/{BUCKET}/{urllib.parse.quote(name)}").read()
     except urllib.error.HTTPError:

@@ -6,14 +6,14 @@ import os
 from packaging.version import Version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compilation dominates, and takes six times as long with optimization, a quarter longer if it is
-# cut into parts for several cores, as pytest uses all. No persistent cache but for `one_device`:
-# programs with collectives that were loaded from it can wait for each other for ever on a CPU.
+# Compilation dominates; it takes six times as long with optimization, and a quarter longer if it is
+# split over several cores, as pytest uses all. No persistent cache except in `one_device`: programs
+# with collectives that were loaded from a cache can deadlock on a CPU.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
     "--xla_cpu_parallel_codegen_split_count=1"
 )
-# jaxlib has these emitters alone from 0.11.1 on, and an unknown XLA flag aborts the process.
+# From 0.11.1 on jaxlib has only these emitters, and an unknown XLA flag aborts the process.
 if Version(metadata.version("jaxlib")) < Version("0.11.1"):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
@@ -25,10 +25,10 @@ import pytest  # noqa: E402
 
 from tests import newest  # noqa: E402
 
-# Tracing makes many objects that live: looking through them all takes a twentieth of the time.
+# Tracing makes many long-lived objects: collecting garbage would take a twentieth of the time.
 gc.set_threshold(100_000, 50, 100)
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background: so would children
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job; children inherit this
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -45,7 +45,7 @@ WORDS = (
 
 
 def write_text(path, n_documents: int, seed: int = 0) -> None:
-    """Documents of words with some order in them, separated by blank lines."""
+    """Documents of words in a learnable order, separated by blank lines."""
     rng = random.Random(seed)
     with open(path, "w", encoding="utf-8") as f:
         for _ in range(n_documents):
@@ -69,7 +69,7 @@ def cache_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_flags(corpus_file, cache_dir):
-    """Of a run of tests/tiny.py on the session's text."""
+    """Flags for a run of tests/tiny.py on the session's text."""
     return [
         f"--config={os.path.join(os.path.dirname(__file__), 'tiny.py')}",
         f"--config.data.sources.text.path={corpus_file}",
@@ -84,9 +84,9 @@ def compiled_programs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_device(compiled_programs):
-    """Runs in this process have a mesh of one device, and keep what they compile for each other.
+    """Makes runs in this process use a mesh of one device and a common compilation cache.
 
-    For what does not depend on a mesh: of eight, a step takes most of its time in waiting.
+    For tests that do not depend on the mesh: with eight devices a step mostly waits.
     """
     import jax
     from jax.experimental.compilation_cache import compilation_cache
@@ -97,7 +97,7 @@ def one_device(compiled_programs):
     }
     before = {name: getattr(jax.config, name) for name in cached}
     devices = jax.devices()[:1]
-    # A run sets the mesh of its process: other tests go on with theirs.
+    # A run sets the mesh of its process; other tests get the previous one back.
     with pytest.MonkeyPatch.context() as m, jax.set_mesh(jax.make_mesh((1,), "x", devices=devices)):
         m.setattr(jax, "devices", lambda *_: devices)
         for name, value in cached.items():
@@ -105,13 +105,13 @@ def one_device(compiled_programs):
         yield
     for name, value in before.items():
         jax.config.update(name, value)
-    compilation_cache.reset_cache()  # else the folder stays in use
+    compilation_cache.reset_cache()  # otherwise the folder stays in use
 
 
 @pytest.fixture
 def fewer_docstrings(monkeypatch):
-    """Of every eighth file: reading all takes longer than training. test_default_run, which is
-    slow, does."""
+    """Reads only every eighth file: reading all takes longer than training. The slow
+    test_default_run reads all."""
     from bigjax.data import docstrings
 
     files = docstrings.python_files()[::8]
@@ -139,7 +139,7 @@ def scripts_repository(tmp_path_factory):
 
 @pytest.fixture
 def cloud(scripts_repository, tmp_path):
-    """For the tests of tpu_scripts/: settings, and a gcloud that calls nobody."""
+    """For the tests of tpu_scripts/: settings and a fake gcloud."""
     from tests import fake_cloud
 
     c = fake_cloud.Cloud(scripts_repository, tmp_path)

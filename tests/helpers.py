@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Helpers that several tests share."""
 
 from collections.abc import Sequence
 import contextlib
@@ -19,7 +19,7 @@ from bigjax.tasks import answer, classify, tag
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = str(ROOT / "tests" / "tiny.py")
-# What differs between two equal runs
+# Metrics that differ between two equal runs
 TIMES = {"data_wait_fraction", "host_memory_gib", "mfu"}
 
 
@@ -29,14 +29,14 @@ def timed(metric: str) -> bool:
 
 
 def task(init, loss, axes, **more) -> tasks.Task:
-    """A task of these functions; axes: of the parameters. It reads no data."""
+    """A task with these functions, which reads no data. axes: of its parameters."""
     nothing = lambda *arguments: None
     given = dict(load_data=nothing, batch_shapes=nothing)
     return tasks.Task(init=init, axes={"params": axes}, loss=loss, **{**given, **more})
 
 
 def filled(c):
-    """The config, into which every field of its modules was written."""
+    """The config, with all fields of its modules filled in."""
     modules.fill(c)
     return c
 
@@ -55,7 +55,8 @@ def load_config(spec: str):
 
 
 def read_metrics(workdir, times: bool = False) -> list[dict]:
-    """The lines of metrics.jsonl; without the numbers that depend on the clock."""
+    """The lines of metrics.jsonl; without `times` those metrics that depend on the clock are
+    removed."""
     lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if times or not timed(k)} for line in lines]
 
@@ -68,8 +69,8 @@ def saved_checksums(workdir, step: int) -> dict:
 
 @contextlib.contextmanager
 def another_user():
-    """The block runs as a user who owns nothing, where the tests run as root, whom no permission
-    binds; elsewhere as who is running them."""
+    """Runs the block as a user who owns no files if the tests run as root, who ignores permissions;
+    else as the current user."""
     if os.getuid():
         yield
         return
@@ -88,7 +89,7 @@ def another_user():
 
 @contextlib.contextmanager
 def open_folder():
-    """A folder that other users can enter: those of pytest they cannot."""
+    """A temporary folder that other users can enter, unlike those of pytest."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="bigjax-test-"))
     folder.chmod(0o755)
     try:
@@ -102,7 +103,7 @@ def open_folder():
 
 @contextlib.contextmanager
 def read_only(*folders):
-    """The folders, and all in them, cannot be written by the user of `another_user`."""
+    """Makes the folders and everything in them read-only, and runs the block as `another_user`."""
     paths = [p for f in folders for p in (pathlib.Path(f), *pathlib.Path(f).rglob("*"))]
     modes = [p.stat().st_mode for p in paths]
     for path, mode in zip(paths, modes):
@@ -124,7 +125,7 @@ def bigjax(capsys, *arguments) -> tuple[int, str, str]:
 
 
 def command(*arguments: str, devices: int | None = 2) -> subprocess.Popen:
-    """Starts `bigjax ...` in a process of its own, with this many devices; None: it decides."""
+    """Starts `bigjax ...` in a new process with this many devices; None: bigjax decides."""
     flag = "--xla_force_host_platform_device_count="
     flags = os.environ["XLA_FLAGS"].replace(f"{flag}8", f"{flag}{devices}" if devices else "")
     return subprocess.Popen(
@@ -137,14 +138,14 @@ def command(*arguments: str, devices: int | None = 2) -> subprocess.Popen:
 
 
 def run(*arguments: str, devices: int | None = 2, timeout: float = 240) -> tuple[int, str, str]:
-    """Runs `bigjax ...` to its end: exit code, standard output, standard error."""
+    """Runs `bigjax ...` in a new process: exit code, standard output, standard error."""
     process = command(*arguments, devices=devices)
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
 
 
 def equations(jaxpr):
-    """Those of a jaxpr and of all within it."""
+    """The equations of a jaxpr and of all jaxprs within it."""
     for e in jaxpr.eqns:
         yield e
         for inner in jax.extend.core.jaxprs_in_params(e.params):

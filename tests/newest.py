@@ -1,7 +1,7 @@
 """Which tests .ci/run repeats on the newest Python and releases: marked `newest` by conftest.py.
 
-Two minutes that touch all that an upgrade breaks: insides of packages, compiled programs of each
-family and their numbers, meshes, hosts, checkpoints, files of others, compiled text.
+Two minutes of tests for everything that an upgrade may break: private APIs of packages, compiled
+programs of each family and their numbers, meshes, hosts, checkpoints, foreign files, HLO text.
 """
 
 NEWEST = """
@@ -33,10 +33,10 @@ e2e/test_resume.py::test_kill_and_run_again
 
 
 def is_newest(nodeid: str) -> bool:
-    """Whether one of these names it: 'tests/unit/test_x.py::test_y[case]'."""
+    """Whether an entry of NEWEST selects a test id: 'tests/unit/test_x.py::test_y[case]'."""
     name = nodeid.removeprefix("tests/")
     return any(
-        name.startswith(one)
-        and ("[" in one or name[len(one) :].startswith(("::", "[")) or name == one)
-        for one in NEWEST
+        name.startswith(entry)
+        and ("[" in entry or name[len(entry) :].startswith(("::", "[")) or name == entry)
+        for entry in NEWEST
     )

@@ -1,4 +1,4 @@
-"""The commands, as a user types them, and what they say to bad input."""
+"""The commands as a user types them, and their messages for bad input."""
 
 import json
 import re

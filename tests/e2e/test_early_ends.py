@@ -1,4 +1,4 @@
-"""How a run ends before its last step: a loss that is not finite, early stopping, a full disk."""
+"""Runs that end before their last step: a non-finite loss, early stopping, a full disk."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def test_early_stopping_survives_a_restart(tiny_flags, tmp_path, capsys):
     assert bigjax(capsys, *arguments, "--config.train.steps=10")[0] == 0
     arguments.append("--config.train.steps=200")
     code, out, err = bigjax(capsys, *arguments)
-    # The best was at 10, before the restart; none is better at 20 and 30.
+    # The best value was at step 10, before the restart; those at 20 and 30 are not better.
     assert code == 0 and "Stopping early at step 30" in out, err
     code, out, _ = bigjax(capsys, *arguments)
     assert code == 0 and "early stopping ended it at step 30" in out
@@ -77,7 +77,7 @@ def test_a_stop_before_the_first_evaluation_is_clean(tiny_flags, tmp_path, capsy
 def test_a_full_disk_stops_cleanly_and_keeps_the_older_checkpoint(tiny_flags, tmp_path, capsys):
     workdir = f"--workdir={tmp_path}/run"
     assert bigjax(capsys, "train", *tiny_flags, workdir, "--config.train.steps=10")[0] == 0
-    # No file may grow beyond 20 kB: a checkpoint does not fit, a line of metrics does.
+    # Files are limited to 20 kB: too little for a checkpoint, enough for a line of metrics.
     limited = subprocess.run(
         [
             "bash",

@@ -32,7 +32,7 @@ def flags(emulator, corpus_file):
 
 @pytest.fixture(scope="module")
 def whole(flags, corpus_file, cache_dir, tmp_path_factory):
-    """The same run in a local folder, which nobody stopped."""
+    """The same run in a local folder, uninterrupted."""
     workdir = tmp_path_factory.mktemp("local") / "run"
     code, _, err = helpers.run(
         "train",

@@ -1,4 +1,4 @@
-"""A run on many hosts: several local processes with virtual devices, over loopback."""
+"""Runs on many hosts: several local processes with virtual devices, connected by loopback."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from tests import helpers
 
 STEPS = 20
 HEARTBEAT_TIMEOUT = 6  # seconds
-DEVICES = 4  # of all processes together
+DEVICES = 4  # in total
 LOST = "another process of this run has died or cannot be reached"
 
 
@@ -34,7 +34,7 @@ def flags(tiny_flags):
 
 @pytest.fixture(scope="module")
 def whole(flags, tmp_path_factory):
-    """The work folder of a run of one process that nobody stopped."""
+    """The work folder of an uninterrupted run with one process."""
     workdir = tmp_path_factory.mktemp("hosts") / "whole"
     code, out, err = helpers.run("train", *flags, f"--workdir={workdir}", devices=DEVICES)
     assert code == 0, err
@@ -47,9 +47,9 @@ def free_port() -> int:
 
 
 def start(n: int, *arguments: str, script="", each=((),) * 4, absent=()) -> list:
-    """`bigjax ...`, or a script, as n processes of one run.
+    """Starts `bigjax ...`, or a script, as n processes of one run.
 
-    each: more arguments of each process; absent: those that are not started.
+    each: additional arguments per process; absent: indices of processes not to start.
     """
     program = ["-c", script] if script else ["-m", "bigjax.main"]
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={DEVICES // n}")
@@ -75,7 +75,7 @@ def start(n: int, *arguments: str, script="", each=((),) * 4, absent=()) -> list
 
 
 def ends(processes: list, timeout: float = 240) -> list[tuple[int, str, str]]:
-    """(exit code, standard output, standard error) of each; none is left behind."""
+    """(exit code, standard output, standard error) of each process; kills all that remain."""
     try:
         found = [(p, *p.communicate(timeout=timeout)) for p in processes]
     finally:
@@ -98,7 +98,7 @@ def lines(workdir) -> int:
 
 
 def assert_same_numbers(workdir, whole):
-    """Sums over processes are added up in another order, so the last bits differ."""
+    """Compares approximately: sums over processes have another order, so the last bits differ."""
     got, want = helpers.read_metrics(workdir), helpers.read_metrics(whole)
     assert [m["step"] for m in got] == [m["step"] for m in want]
     for a, b in zip(got, want):

@@ -1,4 +1,4 @@
-"""Killed 20 times over its life, at moments that nobody chose, a run ends as one that never was."""
+"""A run that is killed 20 times at random moments ends like an uninterrupted one."""
 
 import random
 import re
@@ -37,7 +37,7 @@ def test_a_run_killed_twenty_times_gives_the_same_result(
         f"--config.model.param_dtype={param_dtype}",
         "--config.train.ema=0.5",
         "--config.train.steps=1000",
-        # The loss rises again, so that the best step is far behind the newest ones.
+        # The loss rises again, so that the best step is long before the latest ones.
         "--config.optim.learning_rate=0.3",
         "--config.optim.warmup_steps=40",
         "--config.checkpoint.every=5",
@@ -59,7 +59,7 @@ def test_a_run_killed_twenty_times_gives_the_same_result(
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}, a life of {life:.1f} s")
     rng, kills, runs = random.Random(seed), 0, 0
-    while kills < KILLS:  # a run that comes to its end is followed by another
+    while kills < KILLS:  # a run that finishes is followed by another
         workdir, lives = tmp_path / f"killed-{runs}", 0
         runs += 1
         while True:

@@ -1,13 +1,13 @@
-"""Folders of another user: what can be done is done, and the rest is refused in one sentence."""
+"""Folders of another user: commands that only read work, others are refused in one sentence."""
 
-import encodings.utf_8_sig  # noqa: F401, what is imported late, too
+import encodings.utf_8_sig  # noqa: F401, imported late, see below
 import json
 import os
 import pathlib
 import shutil
 import tempfile
 
-# What is imported late may be in a folder that no other user can enter.
+# Modules imported late may be in a folder that the other user cannot enter.
 import matplotlib.backends.backend_agg
 import matplotlib.pyplot  # noqa: F401
 import pytest
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 @pytest.fixture(scope="module")
 def place():
-    """A folder that other users can enter: those of pytest they cannot."""
+    """A temporary folder that other users can enter, unlike those of pytest."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="bigjax-test-"))
     folder.chmod(0o755)
     (folder / "mine").mkdir()
@@ -53,7 +53,7 @@ def run(flags, place):
 
 @pytest.fixture
 def home(place, monkeypatch):
-    """A home folder that does not exist, nor can be made."""
+    """A home folder that does not exist and cannot be created."""
     monkeypatch.setenv("HOME", str(place / "nobody"))
 
 

@@ -1,4 +1,4 @@
-"""Killed at any moment, a run goes on to the same numbers, bit by bit."""
+"""A run that is killed at any moment resumes and gives bit-identical results."""
 
 import pathlib
 import re
@@ -26,13 +26,13 @@ def flags(tiny_flags):
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """On one device each start may use what an earlier one has compiled: tests take less."""
+    """A compilation cache for runs on one device, which makes the tests faster."""
     return f"--config.train.compilation_cache={tmp_path_factory.mktemp('compiled')}"
 
 
 @pytest.fixture(scope="module")
 def whole(flags, tmp_path_factory):
-    """The work folder of a run that nobody stopped."""
+    """The work folder of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     code, out, err = train(*flags, f"--workdir={workdir}")
     assert code == 0, err
@@ -52,7 +52,7 @@ MOMENTS = {
 
 
 def stop_at(moment, workdir, flags, how, devices=2) -> tuple[int, str]:
-    """Starts a run, stops it by a signal when moment(workdir) is true: exit code, output."""
+    """Starts a run and sends it a signal when moment(workdir) is true: exit code, output."""
     process = helpers.command("train", *flags, f"--workdir={workdir}", devices=devices)
     while not moment(workdir):
         assert process.poll() is None, f"it ended before the moment came: {process.stderr.read()}"
@@ -106,7 +106,7 @@ def test_a_signal_saves_and_prints_how_to_resume(flags, whole, tmp_path, how):
 
 @pytest.mark.slow
 def test_two_concurrent_starts(flags, kept, tmp_path):
-    """One trains and the other is refused; so is one beside a run that was killed and resumed."""
+    """The second start is refused, also beside a run that was killed and resumed."""
     workdir = tmp_path / "run"
     more = [*flags, kept, "--config.train.steps=100000"]
     for how in (signal.SIGKILL, signal.SIGTERM):
@@ -181,6 +181,6 @@ def test_resume_from_and_init_from(flags, kept, whole, tmp_path):
         for m in helpers.read_metrics(workdir)
         if "eval/valid/loss" in m
     }
-    # The run evaluates its moving average, and gives it.
+    # The run evaluates its moving average, which init_from loads.
     assert losses(fresh)[0] == pytest.approx(losses(whole)[STEPS], rel=1e-5)
     assert not pathlib.Path(branch / "damaged").exists()

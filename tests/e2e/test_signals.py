@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at any moment of a real command: one line, and an exit code."""
+"""Ctrl-C and SIGTERM at any moment of a real command give one line and an exit code."""
 
 import json
 import pathlib
@@ -15,11 +15,11 @@ LINE = re.compile(r"bigjax: interrupted by (Ctrl-C|SIGTERM)\. .*is intact\.\n")
 
 
 def interrupted(arguments, moments, how=signal.SIGINT, until=None) -> tuple[int, str, str]:
-    """Sends a signal at each of the moments (seconds from the one before); until(): what to wait
-    for before the first."""
+    """Sends a signal at each of the moments (seconds after the previous one), the first after
+    until() is true."""
     process = helpers.command(*arguments, devices=1)
     end = time.monotonic() + 200
-    while not listens(process.pid) and process.poll() is None:  # Python itself has to start
+    while not handles_sigterm(process.pid) and process.poll() is None:  # Python is starting
         time.sleep(0.01)
     while until and not until() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
@@ -30,8 +30,8 @@ def interrupted(arguments, moments, how=signal.SIGINT, until=None) -> tuple[int,
     return process.returncode, out, err
 
 
-def listens(pid: int) -> bool:
-    """Whether a process takes care of SIGTERM by now."""
+def handles_sigterm(pid: int) -> bool:
+    """Whether a process has a handler for SIGTERM."""
     try:
         status = pathlib.Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -56,7 +56,7 @@ def arguments(corpus_file, cache_dir, tmp_path):
         f"--config.data.cache_dir={cache_dir}",
         f"--workdir={tmp_path}/run",
         "--config.train.steps=100000",
-        "--config.checkpoint.every=1",  # it saves all the time
+        "--config.checkpoint.every=1",  # it is almost always saving
         "--config.log.every=1000",
     ]
 

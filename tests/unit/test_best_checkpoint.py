@@ -1,4 +1,4 @@
-"""The best saved step: kept and named by what is on disk, whatever a process remembers."""
+"""The best saved step: kept and reported by the files on disk, not by a process's memory."""
 
 import json
 import math
@@ -18,7 +18,7 @@ NAN, INF = math.nan, math.inf
 
 
 def run(folder, values: dict, keep=2, mode="min", each_alone=False) -> list[int]:
-    """Saves steps with these metrics (None: not evaluated); the steps that are kept."""
+    """Saves steps with these metrics (None: not evaluated); returns the steps that are kept."""
     for steps in [[s] for s in values] if each_alone else [list(values)]:
         metrics = {s: {LOSS: values[s]} for s in steps if values[s] is not None}
         checkpoints = saved(folder, steps, metrics, keep=keep, best=LOSS, best_mode=mode)
@@ -28,7 +28,7 @@ def run(folder, values: dict, keep=2, mode="min", each_alone=False) -> list[int]
 
 
 def named(folder, mode="min") -> int | None:
-    """What --step=best and the end of `bigjax train` name."""
+    """The best step by --step=best and by the end of `bigjax train`."""
     c = config.new_config()
     c.checkpoint.best, c.checkpoint.best_mode = LOSS, mode
     (folder / "config.json").write_text(config.to_json(c))
@@ -76,13 +76,13 @@ def test_the_best_step_after_a_checkpoint_was_moved_aside(tmp_path):
     assert checkpoints.restore_latest(ABSTRACT, print)[1]["step"] == 3
     checkpoints.close()
     assert run(tmp_path, {4: 5.0, 5: 5.0, 6: 5.0}, each_alone=True) == [2, 5, 6]
-    # And if the best one itself is set aside, the best of the rest.
+    # If the best one itself is moved aside, the best of the remaining ones.
     cut(tmp_path / "checkpoints" / "2" / "meta" / "metadata", 0.9)
     assert named(tmp_path) == 5 and run(tmp_path, {7: 9.0, 8: 9.0}) == [5, 7, 8]
 
 
 def test_best_enabled_for_a_run_saved_without_metrics(tmp_path, monkeypatch):
-    """By metrics.jsonl, which runs of every version have."""
+    """It is read from metrics.jsonl, which runs of all versions have."""
     monkeypatch.setattr(meta, "saved_metrics", lambda metrics: {})
     saved(tmp_path, [10, 20, 30, 40], keep=9).close()
     for step in (10, 20, 30, 40):  # as they were before `meta` held metrics
@@ -127,7 +127,7 @@ def two_steps(tmp_path_factory):
 
 
 def forged(folder, change) -> None:
-    """Has change(meta) change that of step 1, the best one, and gives it a right checksum."""
+    """Replaces meta of step 1, the best one, by change(meta) with a valid checksum."""
     path = folder / "checkpoints" / "1" / "meta" / "metadata"
     content = json.loads(path.read_text())
     content = {**content, "data": "", "early_stop": EARLY_STOP}
@@ -188,7 +188,7 @@ def test_a_run_resumes_from_meta_without_the_state_of_early_stopping():
 
 
 def test_checkpoints_that_cannot_be_read_are_not_deleted(tmp_path, monkeypatch):
-    """A disk that fails now is no reason to take the best step for one without a metric."""
+    """A momentary disk failure must not make the best step look like one without a metric."""
     run(tmp_path, {1: 3.0, 2: 1.0, 3: 2.0})
 
     def fail(workdir, step):
@@ -243,7 +243,7 @@ def test_a_deletion_that_fails_because_the_folder_is_lost_ends_the_run(tmp_path,
 
 
 def test_closing_waits_for_a_deletion(tmp_path, monkeypatch):
-    """When it returns another process may take the folder."""
+    """After close() another process may take the folder."""
     started, go_on, real = threading.Event(), threading.Event(), cloud.delete_folder
 
     def delete(path, mark, suffix):
@@ -300,13 +300,13 @@ def test_early_stopping_ignores_non_finite_values(mode, bad):
                 return step, hook.state, messages
         return None, hook.state, messages
 
-    # The first is no best that nothing improves on, nor is a later one.
+    # Neither a first nor a later non-finite value becomes the best.
     assert watch([bad, 3.0, 2.0, 1.0])[:2] == (None, {**c_state(c), "best": sign, "best_step": 4})
     stopped, last, messages = watch([3.0, 2.0, bad, bad])
     assert stopped == 4 and last["best"] == 2 * sign and "(step 2) in 2 evaluations" in messages[0]
     stopped, last, messages = watch([bad, bad])
     assert stopped == 2 and last["best"] is None and "has never been finite" in messages[0]
-    # Of a version that took NaN for the best.
+    # Saved by a version that accepted NaN as the best value.
     assert watch([2.0], {**c_state(c), "best": bad, "best_step": 3, "bad": 1})[1]["best_step"] == 1
 
 

@@ -1,4 +1,4 @@
-"""Which values keys take: every number of every config, and texts of the command line."""
+"""Allowed values of config keys: every number of every config, and values on the command line."""
 
 import dataclasses
 import json
@@ -113,7 +113,7 @@ def test_the_ends_of_ranges_are_accepted():
 
 
 def classes():
-    """(Config, its section) of every module, and of the sections within them."""
+    """(Config, section) of all modules and of their nested sections."""
     named = [(room, name) for room, names in MODULES.items() for name in names]
     sections = {"models": "model", "tasks": "task", "evals": "evals.valid"}
 
@@ -286,7 +286,7 @@ def shown(value) -> str:
     ],
 )
 def test_every_key_can_be_overridden(file):
-    """Given as it is printed it stays the same, also where it is empty or a list."""
+    """An override with the printed value keeps it the same, also if it is empty or a list."""
     c = resolved(file=file)
     leaves = dict(config.sorted_leaves(c))
     again = resolved(*(f"--config.{k}={shown(v)}" for k, v in leaves.items()), file=file)

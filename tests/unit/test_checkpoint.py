@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, and what happens to damaged ones."""
+"""Checkpoints: which are kept, how damage is detected, and read errors."""
 
 import concurrent.futures
 import json
@@ -190,7 +190,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(
 
 
 def on_two_hosts(monkeypatch, act):
-    """What act(0) and act(1) return or raise, run as two processes that gather with each other."""
+    """[what act(0) returns or raises, the same for act(1)], as two processes of one run."""
     me, both, messages = threading.local(), threading.Barrier(2, timeout=60), {}
 
     def gather(value):
@@ -228,7 +228,7 @@ def on_two_hosts(monkeypatch, act):
     ids=repr,
 )
 def test_two_hosts_raise_the_same_error_for_a_checkpoint(tmp_path, monkeypatch, errors, kind):
-    """Both the same; that a file is missing proves nothing where the other one has it."""
+    """A missing file is not damage if the other host has it."""
     saved(tmp_path, [3, 5], keep=2).close()
     checkpoints = [Checkpoints(tmp_path, read_only=True) for _ in errors]
     for one, error in zip(checkpoints, errors):

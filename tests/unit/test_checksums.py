@@ -1,4 +1,4 @@
-"""A checksum of a checkpoint's array changes with any bit of it."""
+"""The checksum of an array changes with every bit of it."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""gs:// paths: what is refused, and what survives a server that fails now and then."""
+"""gs:// paths: which are refused, and operations that survive transient failures."""
 
 import gc
 import importlib.util
@@ -33,7 +33,7 @@ def emulator():
 
 @pytest.fixture
 def proxy(emulator, monkeypatch):
-    """faults(n) of the test's own choice; gs:// is behind it."""
+    """A proxy to which the test can give faults; gs:// is redirected to it."""
     with bucket.Proxy(emulator) as proxy:
         monkeypatch.setenv("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "1")
         bucket.use(monkeypatch, proxy.url)
@@ -42,7 +42,7 @@ def proxy(emulator, monkeypatch):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """gcsfs asks six times, but waits for nothing in between."""
+    """Makes gcsfs's six attempts follow each other without waiting."""
     import gcsfs.retry
 
     async def sleep(seconds):
@@ -52,7 +52,7 @@ def impatient(monkeypatch):
 
 
 def answers(proxy, monkeypatch, status, to=b""):
-    """From here on requests whose first line has `to` are answered by this status."""
+    """Makes the proxy answer all requests whose first line contains `to` with this status."""
     whole = type(proxy)._answer_to.__get__(proxy)
     monkeypatch.setattr(
         proxy,
@@ -89,7 +89,7 @@ def test_buckets_that_cannot_be_used(proxy, monkeypatch):
     answers(proxy, monkeypatch, "403 Forbidden")
     with pytest.raises(UserError, match="gs://bucket: Forbidden.*permission"):
         cloud.check(["gs://bucket/runs/x"])
-    with pytest.raises(OSError, match="Forbidden"):  # it is not said to be no folder
+    with pytest.raises(OSError, match="Forbidden"):  # not False
         epath.Path("gs://bucket/x").is_dir()
 
 
@@ -172,7 +172,7 @@ def test_errors_of_tensorstore():
 
 
 def test_hosts_that_check_concurrently_do_not_interfere(proxy, emulator, monkeypatch):
-    """Another one writes, reads and deletes between this one's write and its reading."""
+    """Another host writes, reads and deletes between this host's write and read."""
     ask, fs, others = cloud.check_writable.__wrapped__, cloud._file_system(), []
     write = fs.pipe_file
 
@@ -231,7 +231,7 @@ def test_a_file_is_written_and_read_despite_a_fault(proxy, emulator, fault):
     proxy.fault_next(fault)
     assert path.read_bytes() == content
     assert proxy.faults == [fault, fault]
-    assert time.monotonic() - started < bucket.STALL_SECONDS  # we gave up, not the server
+    assert time.monotonic() - started < bucket.STALL_SECONDS  # the client gave up, not the server
 
 
 def test_a_folder_is_moved_although_the_response_to_a_deletion_is_lost(proxy, impatient):
@@ -248,7 +248,7 @@ def test_a_folder_is_moved_although_the_response_to_a_deletion_is_lost(proxy, im
 
 
 def test_a_file_is_sent_in_one_request_and_listed_immediately(proxy, emulator):
-    """One request can be repeated. A listing that was kept would not have what others wrote."""
+    """One request can be retried. A cached listing would lack files written by others."""
     folder = epath.Path("gs://bucket/listed")
     (folder / "ours").write_text("text")
     assert proxy.requests == 2  # and the one of `check`
@@ -332,8 +332,8 @@ def test_a_token_store_is_built_by_one_machine_and_copied_by_others(
 
 
 def publish_while_others_do(built, proxy, emulator, monkeypatch):
-    """What is there already is not written again, and what another one writes meanwhile is not
-    missed, as a bucket takes one write a second of an object, and refuses others."""
+    """Existing objects are not written again. An object that another host writes meanwhile is used:
+    a bucket accepts one write per second and object, and refuses others."""
 
     def object_name(request):
         return next(

@@ -1,4 +1,4 @@
-"""Whether this is one of many hosts: asked of the environment, before anything is started."""
+"""Detection of runs on many hosts from the environment, and errors of lost processes."""
 
 import threading
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ def address(address="10.0.0.1:1234", n="2", i="1"):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """asked(environment, tpu=False) -> what jax would be started with, None for one host."""
+    """asked(environment, tpu=False) -> arguments for jax.distributed, None for one host."""
 
     def of(environment, tpu=False):
         found = []
@@ -80,7 +80,7 @@ def test_clusters_that_jax_detects(asked):
 
 
 def test_tpu_pods(asked):
-    assert asked(GKE) is None  # no TPU here
+    assert asked(GKE) is None  # without a TPU
     assert asked({**GKE, "TPU_WORKER_HOSTNAMES": "localhost"}, tpu=True) is None
     assert asked(GKE, tpu=True) == {"num_processes": 3}
     with pytest.raises(UserError, match="number of hosts could not be determined"):
@@ -166,7 +166,7 @@ def test_errors_that_come_from_a_lost_process(monkeypatch):
     "text, code", [("UNKNOWN: Gloo: Connection closed by peer", 75), ("INTERNAL: a bug", 1)]
 )
 def test_losing_another_process_exits_with_75(monkeypatch, capfd, text, code):
-    """Gloo may say it before jax misses the heartbeats."""
+    """Gloo may raise an error before jax misses heartbeats."""
     ended = []
     monkeypatch.setattr("os._exit", ended.append)
     monkeypatch.setattr("time.sleep", lambda seconds: None)

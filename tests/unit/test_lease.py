@@ -1,4 +1,4 @@
-"""One holder of a work folder, here and on gs://: who is refused, who takes over, who has lost."""
+"""Leases of local and gs:// work folders: who is refused, who takes over, who has lost."""
 
 import concurrent.futures
 import fcntl
@@ -31,7 +31,7 @@ def emulator():
 
 @pytest.fixture(params=["local", "gs"])
 def place(request, tmp_path, monkeypatch):
-    """A work folder that is not there yet, local and in a bucket."""
+    """A work folder that does not exist yet, local and in a bucket."""
     if request.param == "local":
         yield str(tmp_path / "runs" / "mine")
         return
@@ -61,7 +61,7 @@ def elsewhere(monkeypatch, place) -> Lease:
 
 
 def die(lease: Lease) -> None:
-    """What is left when its process is killed: the kernel has closed its lock."""
+    """Simulates that its process is killed: the kernel has closed its lock."""
     lease._stop.set()
     process.before_exit.remove(lease._release_store)
     lease._store._lock.close()
@@ -76,7 +76,7 @@ def never_waits(monkeypatch) -> None:
 
 
 def files(folder) -> list[str]:
-    """All but leases, below a folder."""
+    """All files below a folder except leases."""
     paths = [p for p in epath.Path(folder).iterdir() if ".lease" not in p.name]
     return sorted(
         x for p in paths for x in (files(p) if p.is_dir() else [f"{p} {p.stat().length}"])
@@ -109,7 +109,7 @@ def test_a_second_start_is_refused_until_the_first_has_ended(place):
 
 
 def test_a_killed_process_is_replaced_immediately(place, monkeypatch):
-    """Whatever its number is: in containers all have the same."""
+    """Process ids do not matter: in containers all are the same."""
     never_waits(monkeypatch)
     for _ in range(3):
         die(acquired(place))
@@ -142,7 +142,7 @@ def test_a_process_elsewhere_renews_its_lease_or_the_lease_expires(
     mine.check()
     with pytest.raises(Lost, match=f"it is held by process {os.getpid()} on .* suspended"):
         other.check()
-    other.release()  # which is not its to give
+    other.release()  # has no effect: it lost the lease
     mine.check()
     mine.release()
 
@@ -278,7 +278,7 @@ def test_train_is_refused_before_anything_is_read_or_written(tmp_path, capsys):
     assert f"is held by process {os.getpid()} on " in err and err.count("\n") == 1
     held.check()
     held.release()
-    # Its text does not exist. What was made for the run is gone.
+    # The config's text does not exist. The folder created for the run is removed.
     assert main.main(["train", f"--config={helpers.TINY}", f"--workdir={tmp_path}/run"]) == 2
     assert not (tmp_path / "run").exists()
 
@@ -305,7 +305,7 @@ def test_a_lease_is_released_when_another_host_ends_the_process(tmp_path, monkey
 
 
 def test_lost_responses(emulator, monkeypatch, quick):
-    """The request is sent again, and finds that it was done, by this process."""
+    """A retried request finds that the first one had succeeded."""
     with bucket.Proxy(emulator) as proxy:
         bucket.use(monkeypatch, proxy.url)
         lease = Lease("gs://bucket/lost-answers")

@@ -93,7 +93,7 @@ def test_a_folder_that_may_no_longer_be_read():
 
 
 def test_a_file_error_after_the_folder_was_moved_raises_lost(tmp_path, monkeypatch):
-    """What does not ask for the lease first, such as an evaluation that writes its files."""
+    """For code that does not check the lease first, such as an evaluation that writes files."""
 
     def stages(config, workdir, progress, lease):
         lease.acquire()
@@ -108,14 +108,14 @@ def test_a_file_error_after_the_folder_was_moved_raises_lost(tmp_path, monkeypat
 
 @pytest.mark.parametrize("number, known", [(-1, False), (0, True), (7, True), (2**32, False)])
 def test_a_lease_with_an_invalid_process_number_is_unknown(number, known):
-    """Whoever is refused reads it."""
+    """The number is in the message of a refusal."""
     record = lease_store.Record(token="0" * 16, process=number)
     content = json.dumps(dataclasses.asdict(record)).encode()
     assert (lease_store._parse(content).token == record.token) == known
 
 
 def make_non_lease(path, kind: str) -> None:
-    """What has the name of a lease and is none."""
+    """Creates a path that has the name of a lease, but is not one."""
     if kind == "file":
         path.write_bytes(b"")
     elif kind == "folder":
@@ -176,7 +176,7 @@ def test_a_child_does_not_keep_its_parents_lock(tmp_path):
         os._exit(0)
     try:
         time.sleep(0.1)
-        os.kill(child, signal.SIGTERM)  # which is not for its parent
+        os.kill(child, signal.SIGTERM)  # must not reach its parent
         time.sleep(0.3)
         lease.check()
         assert os.waitpid(child, 0)[1] == signal.SIGTERM
@@ -221,7 +221,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
 # SIGTERM while the main thread waits in C, before training listens to it. As bigjax/main.py does.
 def test_a_stale_listing_does_not_lose_the_lease(tmp_path, monkeypatch):
-    """NFS may list what was there a while ago."""
+    """NFS may return an old listing."""
     lease = acquired(str(tmp_path / "run"))
     for late, holds in (([], True), ([1], True), ([1, 2], False)):
         monkeypatch.setattr(lease._store, "_numbers", lambda late=late: late)

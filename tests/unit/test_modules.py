@@ -1,4 +1,4 @@
-"""Modules that a config names: of bigjax, of a project, of a user's own."""
+"""Modules that a config names: bigjax's, a project's or a user's."""
 
 import dataclasses
 import importlib
@@ -18,7 +18,7 @@ from bigjax.projects.seqgan import model as seqgan
 
 @pytest.fixture(autouse=True)
 def imports(monkeypatch):
-    """What a test imports is forgotten after it."""
+    """Removes the modules that a test has imported."""
     before = {*sys.modules}
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield
@@ -57,7 +57,7 @@ def test_modules_of_a_package_of_a_project_and_of_a_user(tmp_path):
     assert find("seqgan.model", "") is seqgan
     assert size("my_lab.mixer", write(tmp_path, 3)) == 3
     assert find("my_lab.mixer", str(tmp_path)) is find("my_lab.mixer", str(tmp_path))
-    # A project is found whatever else is called so.
+    # A project takes precedence over other packages of that name.
     assert find("seqgan.model", write(tmp_path, package="seqgan", name="model")) is seqgan
 
 

@@ -1,4 +1,4 @@
-"""Every path that a person gives, and names out of files that become paths."""
+"""Paths that a user gives, and names in files that become paths."""
 
 import fnmatch
 import importlib.util
@@ -130,7 +130,7 @@ def _matches(key):
 
 
 def test_a_cache_belongs_to_whoever_runs_a_command(monkeypatch, tmp_path):
-    """So it stays as it was written in a run's config.json."""
+    """So config.json keeps the path as it was written."""
     c, _ = Arguments([CONFIG]).config()
     assert c.data.cache_dir == "~/.cache/bigjax"
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -243,7 +243,7 @@ def test_a_config_imports_the_files_beside_it(tmp_path, monkeypatch):
 
 
 def test_a_library_that_a_config_imports_first_stays_imported(tmp_path):
-    """Also where it lies below the config's folder, as a virtual environment at home does."""
+    """Also below the config's folder, such as a virtual environment in the home folder."""
     name = "bigjax_test_library"
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / f"{name}.py").write_text("")
@@ -275,7 +275,7 @@ def test_a_config_that_ends_python(tmp_path):
         config.load_file(str(tmp_path / "c.py"))
 
 
-# --- Names out of files -----------------------------------------------------------------------
+# --- Names in files ---------------------------------------------------------------------------
 
 HOSTILE = ["..", ".", "", "../x", "/etc/x", "a/b", "a\\b", "a\0b", "x" * 300, "a\nb", "\ud800"]
 
@@ -323,7 +323,7 @@ def test_damaged_import_data_is_refused(tmp_path, text):
 
 
 def test_the_test_of_sibling_imports_can_fail(tmp_path):
-    """Outside of load_file the file beside a config is not found."""
+    """Without load_file the file beside a config cannot be imported."""
     spec = importlib.util.spec_from_file_location("x", write_config(pathlib.Path(tmp_path), "1"))
     with pytest.raises(ModuleNotFoundError):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))

@@ -1,4 +1,4 @@
-"""Which dimension of which parameter is cut over which axis of the mesh."""
+"""Which dimensions of parameters are sharded over which axes of the mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_parameters_are_sharded_like_megatron_and_fsdp(case):
-    """The outputs of the first of two kernels and the inputs of the second; and all by fsdp."""
+    """Tensor: outputs of the first of two kernels and inputs of the second. fsdp: all kernels."""
     model, want = CASES[case]
     boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), int))["params"]
     mesh = mesh_lib.make_mesh(dict(data=2, fsdp=2, sequence=1, tensor=2))

@@ -1,4 +1,4 @@
-"""What a run that is resumed may have changed, by what its modules declare."""
+"""Which config keys a resumed run may change, by the declarations of its modules."""
 
 import sys
 
@@ -18,7 +18,7 @@ CONFIGS = {
     "oracle": "configs/seqgan/oracle.py",
     "headlines": "configs/seqgan/headlines.py",
 }
-# What a resumed run keeps and what it may change, by config: {key: another value}.
+# Keys that a resumed run must keep (FIXED) and may change (FREE): {config: {key: another value}}.
 FIXED = {
     "text": {
         "seed": 7,

@@ -1,4 +1,4 @@
-"""What is said where a file or folder cannot be written."""
+"""Messages for files and folders that cannot be read or written."""
 
 import errno
 import json
@@ -92,7 +92,7 @@ def test_a_report_of_another_users_run_prints_its_numbers(capsys):
 
 
 def test_files_in_another_users_folder_are_not_reported_as_missing():
-    """epath.Path.exists says so of what this user may not look at."""
+    """epath.Path.exists returns False without permission to look."""
     with helpers.open_folder() as place:
         run = place / "run"
         (run / "checkpoints" / "5").mkdir(parents=True)
@@ -138,7 +138,7 @@ def test_an_export_that_cannot_be_written_names_a_remedy(tmp_path, error, words)
 
 
 def test_a_full_disk_is_reported_in_the_words_of_the_system():
-    """TensorStore tells it in a text of a thousand characters, of which the first say nothing."""
+    """TensorStore's message has a thousand characters and does not start with the reason."""
     text = f"RESOURCE_EXHAUSTED: Error writing {'x' * 300}: No space left on device [OS error 28]"
     assert checkpoint._short(ValueError(text)) == "No space left on device"
     assert checkpoint._short(ValueError("odd")) == "ValueError: odd"
