@@ -127,7 +127,7 @@ def test_files_in_another_users_folder_are_not_reported_as_missing():
     "error, words",
     [
         (PermissionError(13, "Permission denied"), "Give another folder, or ask its owner"),
-        (OSError(28, "No space left on device"), "Make room there, or give another folder"),
+        (OSError(28, "No space left on device"), "Free some space there, or give another folder"),
     ],
 )
 def test_an_export_that_cannot_be_written_names_a_remedy(tmp_path, error, words):
