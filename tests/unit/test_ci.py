@@ -30,7 +30,7 @@ OF_THE_OLDEST = [
     "3.11 -m ruff check .",
     "3.11 -m ruff format --check .",
     "3.11 -m mypy",
-    "3.11 -m mkdocs build --strict -q",
+    "3.11 -m mkdocs build --strict",
     "3.11 -m pytest -m slow tests/e2e/test_notebook.py",
     "3.11 -m pytest",
 ]
