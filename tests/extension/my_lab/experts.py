@@ -122,7 +122,8 @@ class Language:
             x, kernel, sums = model.apply({"params": params}, *given)
             out = linear_losses(x, kernel, None, batch["targets"], batch["weights"])
             weight = batch["weights"].sum()
-            total = out["nll"] + options.balance * sums["balance"] * weight
+            # Only "total" has a gradient.
+            total = out["total"] + options.balance * sums["balance"] * weight
             return (total, weight), (
                 {"nll": (out["nll"], weight), "balance": (sums["balance"], jnp.float32(1))},
                 extras,
