@@ -155,7 +155,7 @@ def test_tokenizer(capsys, tiny_flags, tmp_path):
 
 
 def test_listing_configs(capsys):
-    assert "A small GPT on the docstrings" in bigjax(capsys, "configs")[1]
+    assert "A small GPT on docstrings" in bigjax(capsys, "configs")[1]
     out = bigjax(capsys, "config", "--config.seed=3")[1]
     assert "seed = 3   # overridden, was 0" in out
     for command in ("help", "--version"):
@@ -211,7 +211,10 @@ BAD = {
         ["zzz", "embed/embedding"],
     ),
     "a sequence beyond the model": (["TINY", "--config.data.seq_len=128"], ["128", "max_len=64"]),
-    "a small vocabulary": (["TINY", "--config.model.vocab_size=100"], ["259", "vocab_size=100"]),
+    "a small vocabulary": (
+        ["TINY", "--config.model.vocab_size=100"],
+        ["259", "model.vocab_size is only 100"],
+    ),
     "a source that is not there": (
         ["TINY", "--config.data.sources.text.path=/nowhere/x.txt"],
         ["/nowhere/x.txt"],
