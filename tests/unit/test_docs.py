@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
+import json
 import pathlib
 import re
 import shlex
@@ -133,6 +134,26 @@ def test_files_in_the_text_exist(page):
 def test_python_in_the_pages_is_python(page):
     for block in blocks(page, "python"):
         ast.parse(block)
+
+
+def imported(text: str):
+    """(module, name) of each `from bigjax... import name` in Python code."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bigjax"):
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def test_what_pages_and_the_notebook_import_exists():
+    cells = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text(encoding="utf-8"))[
+        "cells"
+    ]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    code += [block for page in PAGES for block in blocks(page, "python")]
+    names = {pair for text in code for pair in imported(text)}
+    assert len(names) > 15
+    for module, name in names:
+        if not hasattr(importlib.import_module(module), name):
+            importlib.import_module(f"{module}.{name}")
 
 
 def test_every_name_of_the_table_of_places_exists():
