@@ -117,11 +117,7 @@ def make_step(
         params = merge(partition(optax.apply_updates(state.params, updates), trained)[0], fixed)
         average = state.ema
         if ema:
-            average = jax.tree_util.tree_map(
-                lambda a, p: a + ((1 - ema) * (p - a)).astype(a.dtype),
-                average,
-                {"params": params, **extras},
-            )
+            average = moved_average(average, {"params": params, **extras}, ema)
         param_norm, update_norm = optax.tree.norm(params), optax.tree.norm(updates)
         ok = (
             jnp.isfinite(total)
@@ -146,6 +142,16 @@ def make_step(
         }
 
     return step
+
+
+def moved_average(average, variables, decay: float):
+    """The exponential moving average after one more value; integers and booleans are copied."""
+
+    def leaf(a, x):
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        return a + ((1 - decay) * (x - a)).astype(a.dtype) if floating else x
+
+    return jax.tree_util.tree_map(leaf, average, variables)
 
 
 def packed(step: Callable) -> Callable:

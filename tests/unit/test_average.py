@@ -76,6 +76,22 @@ def test_init_from_a_run(run, mesh, tmp_path):
     assert values({"x": params["position"]["embedding"]}) == {0}
 
 
+def test_counters_and_flags_are_copied_into_the_average():
+    def loss(params, extras, parts, batch, rng, train):
+        state = {"batches": extras["state"]["batches"] + 1, "seen": extras["state"]["seen"] | True}
+        return ((params["kernel"] ** 2).sum(), jnp.float32(1)), ({}, {"state": state})
+
+    state = {"batches": jnp.int32(0), "seen": jnp.bool_(False)}
+    init = lambda rng: {"params": {"kernel": jnp.ones(2)}, "state": state}
+    task, tx = helpers.task(init, loss, {"kernel": (None,)}), optax.sgd(0.25)
+    state = make_init(task, tx.init, 0, True)()
+    step = jax.jit(make_step(task, tx, lambda step: 0.25, seed=0, ema=0.5))
+    for _ in range(3):
+        state, _ = step(state, {}, {})
+    assert int(state.ema["state"]["batches"]) == 3 and bool(state.ema["state"]["seen"])
+    assert float(state.ema["params"]["kernel"][0]) not in (1, float(state.params["kernel"][0]))
+
+
 def test_extras_are_averaged_too(mesh, tmp_path):
     """Such as a running mean of batches, which evaluation uses with the averaged parameters."""
 
