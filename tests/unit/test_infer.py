@@ -1,6 +1,7 @@
 """Sampling and decoding."""
 
 import itertools
+import re
 import types
 
 import jax
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigjax.arguments import Arguments
+from bigjax.cli import generate as cli
 from bigjax.data.tokenizer import Bytes
 from bigjax.errors import UserError
 from bigjax.infer import generate, texts
@@ -15,7 +18,7 @@ from bigjax.infer.beam_search import beam_search
 from bigjax.infer.generate import Generator, Options
 from bigjax.infer.sampling import sample
 from bigjax.layers import params as params_lib
-from bigjax.models import gpt
+from bigjax.models import Decoder, gpt
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
 
@@ -295,6 +298,26 @@ def test_a_beam_of_all_texts_finds_the_best_ones():
         best = np.argsort(-total)
         np.testing.assert_allclose(scores[row], total[best], atol=1e-5)
         assert tokens[row, 0].tolist() == every[best[0]].tolist()
+
+
+def table_decoder(max_len=32) -> Decoder:
+    """Its parameters are logits [V, V] of the token after each token."""
+    return Decoder(
+        lambda ids: (np.array([[len(row)] for row in ids]), np.array([row[-1] for row in ids])),
+        lambda params, context, slots: context,
+        lambda params, state, tokens: (params[tokens], state),
+        max_len,
+    )
+
+
+def test_the_command_prints_the_texts_of_a_beam_with_their_scores(capsys):
+    f = Arguments(["--prompt=a", "--prompt=b", "--max_tokens=3", "--beam=2"], cli.COMMAND).flags
+    logits = jax.random.normal(jax.random.key(0), (259, 259))
+    cli._write(f, Bytes(), table_decoder(), logits)
+    lines = capsys.readouterr().out
+    for i in (1, 2):
+        scores = [float(x) for x in re.findall(rf"--- {i} of 2, (-[\d.]+) per token", lines)]
+        assert len(scores) == 2 and scores[0] >= scores[1]
 
 
 def test_the_seed_determines_the_tokens(generator):
