@@ -59,15 +59,8 @@ def run(arguments: Arguments) -> None:
         name="input",
     )
     loaded = load_lib.load(arguments.workdir, config, arguments.step, config.train.batch_size)
-    outputs, _ = predict_lib.outputs_of(
-        loaded.task,
-        loaded.mesh,
-        loaded.params,
-        loaded.extras,
-        loaded.frozen,
-        split,
-        labelled=False,
-    )
+    outputs_of = predict_lib.make_outputs(loaded.task, loaded.mesh, labelled=False)
+    outputs, _ = outputs_of(loaded.params, loaded.extras, loaded.frozen, split)
     predictions = kind.predict(rows, examples, outputs)
     predict_lib.write(f.output, rows, predictions)
     if n := json_text.count_non_finite(predictions):

@@ -35,11 +35,10 @@ def build(name: str, options: Config, context: Context):
         f"{name}: {data.n_examples:,} examples in {data.n_batches} batches, "
         f"{data.padding:.1%} of the tokens are padding"
     )
+    outputs_of = predict.make_outputs(task, context.mesh, labelled=True)
 
     def evaluate(params, extras, step: int) -> dict[str, float]:
-        outputs, sums = predict.outputs_of(
-            task, context.mesh, params, extras, context.frozen, data, True
-        )
+        outputs, sums = outputs_of(params, extras, context.frozen, data)
         predictions = kind.predict(rows, data.examples, outputs)
         numbers, report, by_label = kind.measure(rows, predictions)
         numbers = {**{k: s / max(w, 1e-9) for k, (s, w) in sums.items()}, **numbers}

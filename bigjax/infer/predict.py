@@ -1,6 +1,6 @@
 """Predictions of labelled tasks: a model's outputs for each example, and files of predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import os
 from typing import Any
 
@@ -16,15 +16,14 @@ from bigjax.parallel import sharding
 FORMATS = (".tsv", ".csv", ".jsonl")
 
 
-def outputs_of(
-    task, mesh, params, extras, frozen, data, labelled: bool
-) -> tuple[list[np.ndarray], dict[str, tuple[float, float]]]:
-    """The model's output for each example of data (LabelledBatches, not shuffled), and loss sums.
+def make_outputs(task, mesh, labelled: bool) -> Callable:
+    """outputs(params, extras, frozen, data) -> (outputs of each example, loss sums).
 
-    An array per example: [n_outputs], or [tokens, n_outputs] for a head with outputs per token.
-    The sums are {'loss': (sum, weight)} if the examples are labelled, else {}.
+    Make it once for each model: calls with data of the same batch shapes share a compiled program.
+    data: LabelledBatches, not shuffled. The outputs are an array per example: [n_outputs], or
+    [tokens, n_outputs] for a head with outputs per token. The sums are {'loss': (sum, weight)} if
+    the examples are labelled, else {}.
     """
-    rows = sharding.local_rows(mesh, data.batch_size)
 
     def outputs_and_loss(params, extras, frozen, batch):
         loss = {}
@@ -33,22 +32,29 @@ def outputs_of(
         return task.outputs(params, extras, frozen, batch), loss
 
     run = jax.jit(outputs_and_loss, out_shardings=sharding.replicated(mesh))
-    outputs: list[Any] = [None] * data.n_examples
-    total: dict = {}
-    for i in range(data.n_batches):
-        batch = data.batch_at(i)
-        local = {k: v[rows] for k, v in batch.items()}
-        sharded = sharding.put_batch(mesh, local, rows, data.batch_size)
-        out, loss = jax.device_get(run(params, extras, frozen, sharded))
-        for k, pair in loss.items():
-            s, w = total.get(k, (0.0, 0.0))
-            total[k] = s + float(pair[0]), w + float(pair[1])
-        per_token = out.shape[1] == data.seq_len  # else per example
-        for b, k in np.argwhere(batch["example"] >= 0):
-            example, first = batch["example"][b, k], batch["first"][b, k]
-            n = int(data.examples.lengths[example])
-            outputs[example] = out[b, first : first + n] if per_token else out[b, k]
-    return outputs, total
+
+    def of_data(
+        params, extras, frozen, data
+    ) -> tuple[list[np.ndarray], dict[str, tuple[float, float]]]:
+        rows = sharding.local_rows(mesh, data.batch_size)
+        outputs: list[Any] = [None] * data.n_examples
+        total: dict = {}
+        for i in range(data.n_batches):
+            batch = data.batch_at(i)
+            local = {k: v[rows] for k, v in batch.items()}
+            sharded = sharding.put_batch(mesh, local, rows, data.batch_size)
+            out, loss = jax.device_get(run(params, extras, frozen, sharded))
+            for k, pair in loss.items():
+                s, w = total.get(k, (0.0, 0.0))
+                total[k] = s + float(pair[0]), w + float(pair[1])
+            per_token = out.shape[1] == data.seq_len  # else per example
+            for b, k in np.argwhere(batch["example"] >= 0):
+                example, first = batch["example"][b, k], batch["first"][b, k]
+                n = int(data.examples.lengths[example])
+                outputs[example] = out[b, first : first + n] if per_token else out[b, k]
+        return outputs, total
+
+    return of_data
 
 
 def check_output(path: str, input_path: str = "") -> None:

@@ -76,7 +76,7 @@ def test_predictions_on_a_mesh(make, one_device):
         mesh = mesh_lib.make_mesh(sizes(*mesh_sizes), jax.devices()[:n])
         with jax.set_mesh(mesh):
             params = jax.tree.map(np.asarray, one_device[":labelled"][2].params)
-            outputs.append(predict.outputs_of(task, mesh, params, {}, {}, data, labelled=True))
+            outputs.append(predict.make_outputs(task, mesh, True)(params, {}, {}, data))
     (one, loss), (many, same) = outputs
     np.testing.assert_allclose(np.stack(many), np.stack(one), atol=1e-5)
     np.testing.assert_allclose(same["loss"], loss["loss"], rtol=1e-5)

@@ -4,10 +4,13 @@ import json
 import os
 import types
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
+from bigjax import evals
 from bigjax.data import measures
 from bigjax.data.kinds import encode_rows
 from bigjax.data.labelled_batches import LabelledBatches
@@ -16,6 +19,7 @@ from bigjax.data.wordpiece import train_wordpiece
 from bigjax.errors import UserError
 from bigjax.evals import metrics
 from bigjax.infer import predict
+from bigjax.parallel import mesh as mesh_lib
 from bigjax.tasks.answer import Answer, squad_scores
 from bigjax.tasks.classify import Classify, Regress
 from bigjax.tasks.tag import Tag
@@ -95,28 +99,50 @@ def test_answers_are_the_best_span_of_all_windows(tokenizer):
 
 def test_outputs_find_their_examples_in_packed_rows(tokenizer):
     """A model whose output is its input: each example gets its own tokens back."""
-    import jax
-
-    from bigjax.parallel import mesh as mesh_lib
-
     rows = [{"text": " ".join(WORDS[i % 9 : i % 9 + 1 + i % 4]), "where": ""} for i in range(30)]
     examples = encode_rows(rows, DATA, Classify(), tokenizer, with_labels=False)
     data = LabelledBatches(examples, tokenizer.pad_id, 24, 4, shuffle=False)
     mesh = mesh_lib.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     columns = lambda p, e, f, batch: batch["tokens"][..., None]
-    first = lambda p, e, f, batch: jax.numpy.take_along_axis(
-        batch["tokens"], batch["first"] + 1, axis=1
-    )[..., None]
+    first = lambda p, e, f, batch: jnp.take_along_axis(batch["tokens"], batch["first"] + 1, axis=1)[
+        ..., None
+    ]
     for function in (columns, first):
         task = types.SimpleNamespace(outputs=function)
         with jax.set_mesh(mesh):
-            found, sums = predict.outputs_of(task, mesh, {}, {}, {}, data, labelled=False)
+            found, sums = predict.make_outputs(task, mesh, False)({}, {}, {}, data)
         assert sums == {} and len(found) == 30
         for i, got in enumerate(found):
             own = examples.tokens[examples.offsets[i] : examples.offsets[i + 1]]
             np.testing.assert_array_equal(
                 got[:, 0] if function is columns else got, own if function is columns else own[1:2]
             )
+
+
+def test_evaluations_of_a_run_compile_once(tokenizer, tmp_path):
+    kind = Classify(("a", "b"))
+    rows = [{"text": w, "label": "ab"[i % 2], "where": ""} for i, w in enumerate(WORDS[:10])]
+    examples = encode_rows(rows, DATA, kind, tokenizer, with_labels=True)
+    data = LabelledBatches(examples, tokenizer.pad_id, 24, 4, shuffle=False)
+    traced = []
+
+    def outputs(params, extras, frozen, batch):
+        traced.append(batch)
+        return params * jnp.ones((*batch["example"].shape, 2))
+
+    task = types.SimpleNamespace(
+        kind=kind,
+        outputs=outputs,
+        loss=lambda params, *args: ((params, jnp.float32(1)), ({}, {})),
+    )
+    corpus = types.SimpleNamespace(split=lambda *a, **k: data, rows=lambda split: rows)
+    c = types.SimpleNamespace(train=types.SimpleNamespace(batch_size=4))
+    mesh = mesh_lib.make_mesh(dict(data=1), jax.devices()[:1])
+    context = evals.Context(c, task, corpus, mesh, print, tmp_path, {}, unwritten=[])
+    with jax.set_mesh(mesh):
+        evaluate = metrics.build("valid", metrics.Config(), context)
+        losses = [evaluate(jnp.float32(x), {}, x)["loss"] for x in (1, 2)]
+    assert losses == [1, 2] and len(traced) == 1
 
 
 def read(path):
@@ -324,6 +350,7 @@ def test_names_of_metrics_are_known_before(kind, row, prediction):
         corpus=corpus,
         log=str,
         task=types.SimpleNamespace(kind=kind),
+        mesh=mesh_lib.make_mesh(dict(data=1), jax.devices()[:1]),
     )
     evaluate = metrics.build("valid", types.SimpleNamespace(split="valid"), context)
     assert evaluate.metrics == ("loss", *numbers)
