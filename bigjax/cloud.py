@@ -100,16 +100,6 @@ def check_writable(folder: str) -> bool:
     return "x-goog-generation" in headers
 
 
-def write_atomically(path: epath.Path, content: bytes) -> None:
-    """Writes a local or gs:// file so that readers never see an incomplete one."""
-    if "://" in str(path):  # an object appears when it is complete
-        path.write_bytes(content)
-        return
-    new = path.with_name(path.name + ".tmp")
-    new.write_bytes(content)
-    new.replace(path)
-
-
 def move_folder(path: epath.Path, target: epath.Path) -> None:
     """Moves a local or gs:// folder to a path that does not exist, without reading its files."""
     if "://" in str(path):  # epath's rename needs target's parent, which buckets do not have

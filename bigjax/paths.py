@@ -5,6 +5,8 @@ import fnmatch
 import glob
 import os
 import re
+import secrets
+from typing import Any
 
 from bigjax.errors import UserError, file_failure
 
@@ -12,6 +14,22 @@ SCHEMES = ("gs",)  # where bigjax reads and writes
 DATA_SCHEMES = ("gs", "s3")  # from which it reads data as well, with the package s3fs
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LONGEST_NAME = 200  # characters; file systems allow 255 bytes, and some names get a suffix
+
+
+def write_atomically(path: Any, content: bytes) -> None:
+    """Writes a file so that readers see the previous file or the complete new one.
+
+    path: of epath, local or gs://, or of pathlib. Raises OSError.
+    """
+    if "://" in str(path):  # an object appears when it is complete
+        path.write_bytes(content)
+        return
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def expand(path: str, what: str, schemes: tuple[str, ...] = SCHEMES) -> str:

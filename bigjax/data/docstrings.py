@@ -18,7 +18,7 @@ import tempfile
 from typing import NamedTuple
 
 from bigjax.data import _docstring_worker
-from bigjax.data.files import LOCAL_CACHE, cache_folder, write_atomically
+from bigjax.data.files import LOCAL_CACHE, cache_folder, write_cached
 from bigjax.data.tokenizer_base import hash_of
 from bigjax.errors import UserError
 
@@ -103,7 +103,7 @@ def records(cache_dir: str = LOCAL_CACHE, processes: int | None = None) -> list[
             f"{', '.join(PACKAGES)} (was Python installed without its .py files?). "
             'Set data.sources to text of your own: kind "text" and a path.'
         )
-    write_atomically(path, json.dumps(kept).encode())
+    write_cached(path, json.dumps(kept).encode())
     return kept
 
 

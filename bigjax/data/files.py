@@ -3,7 +3,6 @@
 import hashlib
 import os
 from pathlib import Path
-import secrets
 from typing import Any
 
 from bigjax import paths
@@ -43,23 +42,18 @@ def cache_folder(cache_dir: str, *parts: str) -> Path:
     return folder
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Other processes see the old file or the whole new one, never a part.
+def write_cached(path: Path, content: bytes) -> None:
+    """paths.write_atomically for a file in the cache folder.
 
     Raises UserError if the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "wb") as f:
-            f.write(content)
-        os.replace(temporary, path)
+        paths.write_atomically(path, content)
     except OSError as e:
         raise UserError(
             f"cannot write {path}: {e.strerror or e}. Make room there, or set data.cache_dir "
             "to a folder on another disk."
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def fingerprint_files(paths: list[Any]) -> str:

@@ -13,7 +13,7 @@ import random
 from typing import Any
 import zlib
 
-from bigjax.data.files import write_atomically
+from bigjax.data.files import write_cached
 from bigjax.errors import UserError
 
 _SUMS = "sums.json"
@@ -41,7 +41,7 @@ def fetch(folder: Path, cache_dir: str, log: Callable[[str], None]) -> bool:
                 "checksum. Delete that folder; it is built again from its source at "
                 "the next start."
             )
-        write_atomically(folder / name, content)
+        write_cached(folder / name, content)
     return True
 
 

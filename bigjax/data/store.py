@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from bigjax.data import shared, unknown
-from bigjax.data.files import cache_folder, write_atomically
+from bigjax.data.files import cache_folder, write_cached
 from bigjax.data.progress import Progress
 from bigjax.data.tokenizer import Tokenizer
 from bigjax.errors import UserError
@@ -215,7 +215,7 @@ def _build(
         "shards": shards,
         "stats": {**totals, "bad_utf8": counts.get("bad_utf8", 0)},
     }
-    write_atomically(folder / "store.json", json.dumps(meta).encode())
+    write_cached(folder / "store.json", json.dumps(meta).encode())
 
 
 def _shards_of(documents: Iterator[str]) -> Iterator[list[str]]:
@@ -250,9 +250,9 @@ def _write_shard(
             "unknown": unknown.count(tokenizer, tokens)[0],
             "sha256": hashlib.sha256(tokens.tobytes() + starts.tobytes()).hexdigest(),
         }
-        write_atomically(folder / f"{index:05d}-{split}.tokens", tokens.tobytes())
-        write_atomically(folder / f"{index:05d}-{split}.starts", starts.tobytes())
-    write_atomically(folder / f"{index:05d}.json", json.dumps(shard).encode())
+        write_cached(folder / f"{index:05d}-{split}.tokens", tokens.tobytes())
+        write_cached(folder / f"{index:05d}-{split}.starts", starts.tobytes())
+    write_cached(folder / f"{index:05d}.json", json.dumps(shard).encode())
     return shard
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from bigjax.bounds import at_least
 from bigjax.data.bpe import ByteLevelBpe, byte_characters, read_bpe_folder
-from bigjax.data.files import cache_folder, write_atomically
+from bigjax.data.files import cache_folder, write_cached
 from bigjax.data.tokenizer_base import META_FILE, Tokenizer, hash_of, read_bytes
 from bigjax.data.wordpiece import WordPiece, read_wordpiece, train_wordpiece
 from bigjax.errors import UserError
@@ -248,7 +248,7 @@ def build(
             f"{spec.vocab_size:,} (kept in {path})"
         )
         tokenizer = train_sentencepiece(sample(), spec.vocab_size)
-        write_atomically(path, tokenizer._files()["tokenizer.model"])
+        write_cached(path, tokenizer._files()["tokenizer.model"])
     return SentencePiece(path.read_bytes(), str(path))
 
 
@@ -281,7 +281,7 @@ def _build_wordpiece(
             f"{spec.vocab_size:,} (kept in {path})"
         )
         tokenizer = train_wordpiece(sample(), spec.vocab_size, lowercase)
-        write_atomically(path, tokenizer._files()["vocab.txt"])
+        write_cached(path, tokenizer._files()["vocab.txt"])
     return read_wordpiece(path, lowercase)
 
 

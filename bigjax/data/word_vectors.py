@@ -132,21 +132,6 @@ def write(path: str | os.PathLike, vectors: WordVectors, header: bool = True) ->
         ) from None
 
 
-def table_for(
-    words: Sequence[str], vectors: WordVectors, seed: int, std: float
-) -> tuple[np.ndarray, int]:
-    """float32 [len(words), d], an embedding table for a tokenizer's words, and the count found.
-
-    Of a word without a vector the row is drawn from N(0, std^2), and does not depend on which
-    others were found.
-    """
-    rng = np.random.default_rng(seed)
-    table = rng.normal(0, std, (len(words), vectors.table.shape[1])).astype(np.float32)
-    found = [i for i, word in enumerate(words) if word in vectors.row]
-    table[found] = vectors.table[[vectors.row[words[i]] for i in found]]
-    return table, len(found)
-
-
 def neighbours(vectors: WordVectors, word: str, k: int) -> list[tuple[str, float]]:
     """The k nearest other words and their cosines, nearest first; none of an unknown word."""
     if word not in vectors.row:

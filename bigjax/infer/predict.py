@@ -8,7 +8,7 @@ from etils import epath
 import jax
 import numpy as np
 
-from bigjax import cloud, json_text
+from bigjax import json_text, paths
 from bigjax.data.tables import free_name
 from bigjax.errors import UserError
 from bigjax.parallel import sharding
@@ -139,7 +139,7 @@ def _replace(path: epath.Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # In JSON this escapes a lone surrogate, the one character that UTF-8 cannot encode.
-        cloud.write_atomically(path, text.encode("utf-8", "backslashreplace"))
+        paths.write_atomically(path, text.encode("utf-8", "backslashreplace"))
     except OSError as e:
         raise UserError(
             f"The predictions file {str(path)!r} cannot be written: "

@@ -14,6 +14,7 @@ from bigjax.interop.mapping import (
     needs_division,
     norm,
     number,
+    output_head,
     plain,
     refuse,
 )
@@ -71,15 +72,6 @@ def _body(m: dict) -> list:
     return out + norm("final_norm", "transformer.ln_f", d)
 
 
-def _heads(m: dict, n_labels: int) -> dict:
-    del n_labels
-    return {
-        "head": []
-        if m["tie_embeddings"]
-        else dense("head", "lm_head", m["d_model"], m["vocab_size"], bias=False)
-    }
-
-
 def _check(config: dict) -> None:
     refuse(
         config,
@@ -130,7 +122,7 @@ FAMILY = Family(
         "GPT2Model": Architecture((), _TASK, bare=True),
     },
     body=_body,
-    heads=_heads,
+    heads=output_head,
     tied=_tied,
     redundant=r"transformer\.h\.\d+\.attn\.(bias|masked_bias)$",
     head_names=r"lm_head\.",

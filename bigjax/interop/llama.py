@@ -12,6 +12,7 @@ from bigjax.interop.mapping import (
     flag,
     norm,
     number,
+    output_head,
     plain,
     refuse,
 )
@@ -77,15 +78,6 @@ def _body(m: dict) -> list:
     return out + norm("final_norm", "model.norm", d, bias=False)
 
 
-def _heads(m: dict, n_labels: int) -> dict:
-    del n_labels
-    return {
-        "head": []
-        if m["tie_embeddings"]
-        else dense("head", "lm_head", m["d_model"], m["vocab_size"], bias=False)
-    }
-
-
 def _check(config: dict) -> None:
     refuse(
         config,
@@ -135,7 +127,7 @@ FAMILY = Family(
     prefix="model.",
     architectures={"LlamaForCausalLM": Architecture(("head",), {"name": "causal_lm"})},
     body=_body,
-    heads=_heads,
+    heads=output_head,
     tied=_tied,
     redundant=r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq$",
     head_names=r"lm_head\.",

@@ -26,15 +26,6 @@ masked scores. No seconds and no MFU: the compiler predicts none, and a GPU choo
 measuring."""
 
 
-def define_flags(f: flags.FlagValues) -> None:
-    for name in ("topology", "mesh", "calibrate"):
-        flags.DEFINE_string(name, "", "", flag_values=f)
-    flags.DEFINE_integer("slices", 1, "", flag_values=f)
-    flags.DEFINE_float("budget-minutes", 20.0, "", flag_values=f)
-    for name in ("json", "search"):
-        flags.DEFINE_bool(name, False, "", flag_values=f)
-
-
 def run(f: flags.FlagValues, config) -> None:
     """Prints the plan of a config; with --json the last line is a JSON object."""
     if not f.topology:

@@ -18,7 +18,7 @@ import numpy as np
 import bigjax
 from bigjax import config as config_lib
 from bigjax import private, tasks
-from bigjax.data.files import cache_dir, cache_folder, write_atomically
+from bigjax.data.files import cache_dir, cache_folder, write_cached
 from bigjax.errors import RunError, UserError
 from bigjax.extras import how_to_install
 from bigjax.parallel import mesh as mesh_lib
@@ -128,7 +128,7 @@ def plans(config, topology: str, slices: int = 1) -> list[Plan]:
         for phase, step in task.phases(config.train.steps)
     ]
     with contextlib.suppress(UserError):  # another user's folder: it is compiled again next time
-        write_atomically(path, json.dumps([dataclasses.asdict(plan) for plan in compiled]).encode())
+        write_cached(path, json.dumps([dataclasses.asdict(plan) for plan in compiled]).encode())
     return compiled
 
 
@@ -154,9 +154,9 @@ def _plan(config, task, program, mesh, slices, chip, phase, step) -> Plan:
         mesh=dict(mesh.shape),
         model_flops=task.flops_per_example * batch_size,
         limit_bytes=chip.limit * chips.GIB,
-        parameter_bytes=_bytes(program.abstract.params),
-        optimizer_bytes=_bytes(program.abstract.opt_state),
-        frozen_bytes=_bytes(frozen.shapes(task, mesh)),
+        parameter_bytes=device_bytes(program.abstract.params),
+        optimizer_bytes=device_bytes(program.abstract.opt_state),
+        frozen_bytes=device_bytes(frozen.shapes(task, mesh)),
         unit=task.unit,
         units=task.units_per_example * batch_size,
         peak_bytes=None,
@@ -244,7 +244,7 @@ def _from_json(fields: dict) -> Plan:
     return Plan(**fields)
 
 
-def _bytes(tree) -> float:
+def device_bytes(tree) -> float:
     """Bytes of a tree of ShapeDtypeStructs with shardings, on one device."""
     return float(
         sum(

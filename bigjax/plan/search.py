@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import itertools
 import math
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, AxisType
@@ -22,6 +22,8 @@ from bigjax.parallel import sharding
 from bigjax.parallel.mesh import AXES
 from bigjax.plan import chips
 from bigjax.plan import compile as compile_lib
+from bigjax.plan.compile import device_bytes
+from bigjax.train.state import abstract
 
 # Whether matrix products are split so that gathers and scatters overlap with them; which is faster
 # depends on the layout. Other flags that were tried made no difference.
@@ -262,16 +264,15 @@ class _Arithmetic:
             return None
         try:
             shardings = sharding.of_params(mesh, self.params, self.task.axes["params"])
-            total = 2 * _bytes(self.params, shardings)
+            total = 2 * device_bytes(abstract(self.params, shardings))
             for name, part in self.task.frozen.items():
                 shapes = self.frozen[name]
-                total += _bytes(shapes, sharding.of_params(mesh, shapes, part.axes))
+                total += device_bytes(abstract(shapes, sharding.of_params(mesh, shapes, part.axes)))
         except UserError:
             return None
         if not self.config.optim.offload:
-            total += _bytes(
-                self.opt_state, sharding.of_opt_state(mesh, self.opt_state, self.params, shardings)
-            )
+            layout = sharding.of_opt_state(mesh, self.opt_state, self.params, shardings)
+            total += device_bytes(abstract(self.opt_state, layout))
         return total
 
     def activations(self, sizes: dict[str, int], remat: str, micro: int) -> float:
@@ -326,14 +327,3 @@ class _Arithmetic:
             * (sum(self.lengths) or 1)
             / (sizes["data"] * sizes["fsdp"] * sizes["sequence"])
         )
-
-
-def _bytes(shapes: Any, shardings: Any) -> float:
-    """On one device."""
-    leaves, layouts = (jax.tree_util.tree_leaves(tree) for tree in (shapes, shardings))
-    return float(
-        sum(
-            math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
-            for x, s in zip(leaves, layouts, strict=True)
-        )
-    )

@@ -10,7 +10,7 @@ from etils import epath
 import jax
 
 import bigjax
-from bigjax import cloud
+from bigjax import paths
 
 _ROOT = pathlib.Path(bigjax.__file__).parent
 _LIBRARIES = {"jax", "flax", "optax", "functools.py", "contextlib.py"}  # path components
@@ -86,7 +86,7 @@ class Profile:
         jax.profiler.stop_trace()
         if folder != self._target:
             for path in [p for p in pathlib.Path(folder).rglob("*") if p.is_file()]:
-                cloud.write_atomically(
+                paths.write_atomically(
                     self._target / path.relative_to(folder).as_posix(), path.read_bytes()
                 )
             folder.rmtree()

@@ -14,7 +14,7 @@ import numpy as np
 
 from bigjax import interop, paths
 from bigjax.data import tokenizer as tokenizers
-from bigjax.data.files import cache_dir, cache_folder, write_atomically
+from bigjax.data.files import cache_dir, cache_folder, write_cached
 from bigjax.errors import UserError
 from bigjax.optim import matches
 from bigjax.parallel import sharding
@@ -57,7 +57,7 @@ def open_source(where: str, cache_dir: str) -> Source:
     folder = cache_folder(cache_dir, "tokenizers", f"huggingface-{name}")
     for file, content in files.items():
         if not (folder / file).exists() or (folder / file).read_bytes() != content:
-            write_atomically(folder / file, content)
+            write_cached(folder / file, content)
     return Source(
         where,
         {n: imported.shapes[n] for n in imported.names},

@@ -11,7 +11,7 @@ from etils import epath
 import jax
 import psutil
 
-from bigjax import cloud, json_text
+from bigjax import json_text, paths
 from bigjax.tasks import Task
 
 # Peak dense bfloat16 FLOP/s per device, from the vendors' data sheets.
@@ -80,7 +80,7 @@ class Writer:
                     kept.append(line + b"\n")
             except (ValueError, LookupError, TypeError):
                 pass  # a line truncated when the process was killed
-        cloud.write_atomically(self._path, b"".join(kept))
+        paths.write_atomically(self._path, b"".join(kept))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         if not self._active:
@@ -110,7 +110,7 @@ class Writer:
         for path in [p for p in pathlib.Path(self._folder).rglob("*") if p.is_file()]:
             name, content = str(path.relative_to(self._folder)), path.read_bytes()
             if self._sizes.get(name) != len(content):  # they only grow
-                cloud.write_atomically(self._workdir / name, content)
+                paths.write_atomically(self._workdir / name, content)
                 self._sizes[name] = len(content)
         self._uploaded = time.monotonic()
 

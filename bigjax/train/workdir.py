@@ -6,8 +6,8 @@ import re
 from etils import epath
 import jax
 
-from bigjax import cloud, modules, paths
 from bigjax import config as config_lib
+from bigjax import modules, paths
 from bigjax.errors import UserError, cannot_write
 from bigjax.interop.origin import ORIGIN
 
@@ -98,7 +98,7 @@ def _with_defaults(old, config):
 def write_config(folder: epath.Path, config) -> None:
     """Writes config.json atomically."""
     if jax.process_index() == 0:
-        cloud.write_atomically(folder / "config.json", (config_lib.to_json(config) + "\n").encode())
+        paths.write_atomically(folder / "config.json", (config_lib.to_json(config) + "\n").encode())
 
 
 def existing(workdir: str) -> epath.Path:

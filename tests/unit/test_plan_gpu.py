@@ -8,9 +8,10 @@ import pathlib
 import subprocess
 import sys
 
-from absl import flags
 import pytest
 
+from bigjax.arguments import Arguments
+from bigjax.cli import plan as plan_cli
 from bigjax.errors import UserError
 from bigjax.plan import chips, command, hlo, predict
 from bigjax.plan import compile as compile_lib
@@ -174,9 +175,7 @@ def made(gib: float):
 
 def run(monkeypatch, capsys, plan, *arguments):
     """What `bigjax plan` prints for this plan."""
-    values = flags.FlagValues()
-    command.define_flags(values)
-    values(["plan", *arguments])
+    values = Arguments(["--config=configs/gpt/gpt3.py", *arguments], plan_cli.COMMAND).flags
     monkeypatch.setattr(compile_lib, "plans", lambda *_: [plan])
     command.run(values, helpers.load_config("configs/gpt/gpt3.py:1.3b"))
     return capsys.readouterr().out

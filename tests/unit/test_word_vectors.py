@@ -73,17 +73,6 @@ def test_what_could_not_be_read_is_not_written(tmp_path, number):
     assert not (tmp_path / "v.txt").exists()
 
 
-def test_table_for_a_vocabulary():
-    words = [f"w{i}" for i in range(500)] + ["queen", "mat"]
-    table, count = wv.table_for(words, VECTORS, seed=1, std=0.02)
-    assert count == 2 and table.shape == (502, 3) and table.dtype == np.float32
-    assert (table[500:] == VECTORS.table[[1, 3]]).all()
-    assert abs(table[:500].std() - 0.02) < 0.002
-    fewer, none = wv.table_for(words[:500] + ["x", "y"], VECTORS, seed=1, std=0.02)
-    assert none == 0 and (fewer[:500] == table[:500]).all()
-    assert (wv.table_for(words, VECTORS, seed=2, std=0.02)[0][:500] != table[:500]).any()
-
-
 def test_neighbours_by_cosine():
     found = wv.neighbours(VECTORS, "king", 2)
     assert [word for word, _ in found] == ["queen", "北京"]

@@ -14,7 +14,7 @@ import warnings
 import numpy as np
 
 from bigjax.data import docstrings
-from bigjax.data.files import cache_folder, write_atomically
+from bigjax.data.files import cache_folder, write_cached
 from bigjax.data.store import SPLITS, check_fractions, split_of
 from bigjax.data.tables import read_table
 from bigjax.data.tokenizer_base import hash_of
@@ -322,7 +322,7 @@ def _cached_uses(
     except (OSError, ValueError, TypeError):  # absent or damaged: counting again costs seconds
         pass
     uses = count_uses(((module, path) for _, module, path in docstrings.python_files()), names)
-    write_atomically(path, json.dumps(uses).encode())
+    write_cached(path, json.dumps(uses).encode())
     return uses
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from bigjax.bounds import SEED, at_least
 from bigjax.data.arrays import ArrayBatches
 from bigjax.data.batches import SplitData
-from bigjax.data.files import LOCAL_CACHE, cache_folder, write_atomically
+from bigjax.data.files import LOCAL_CACHE, cache_folder, write_cached
 from bigjax.errors import UserError
 from bigjax.projects.seqgan import model as family
 from bigjax.projects.seqgan.gan import empty_context, sample_texts, unconditional
@@ -94,7 +94,7 @@ class OracleText(SplitData):
             found[split] = np.concatenate([np.asarray(draw(key)) for key in keys])[: o.sequences]
         content = io.BytesIO()
         np.savez_compressed(content, **found)
-        write_atomically(path, content.getvalue())
+        write_cached(path, content.getvalue())
         return found
 
 
