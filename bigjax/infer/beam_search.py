@@ -17,9 +17,10 @@ def beam_search(
     first_B: jax.Array,
     *,
     width: int,
-    n: int,
-    end_id: int,
-    pad_id: int,
+    size: int,
+    n: int | jax.Array,
+    end_id: int | jax.Array,
+    pad_id: int | jax.Array,
     slots: int,
     length_penalty: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
@@ -27,16 +28,16 @@ def beam_search(
 
     A text's score is the sum of its tokens' log-probabilities, including the end token, divided by
     length ** length_penalty; a sum alone favours short texts (https://arxiv.org/abs/1609.08144,
-    section 7). context, first_B: from decoder.context. n: the maximum number of tokens; with end_id
-    -1 all texts have n. pad_id: fills a row after its end token.
+    section 7). context, first_B: from decoder.context. n: the maximum number of tokens, at most
+    `size`; with end_id -1 all texts have n. pad_id: fills a row after its last token.
 
-    Returns tokens int32 [B, width, n], best first, and scores float32 [B, width].
+    Returns tokens int32 [B, width, size], best first, and scores float32 [B, width].
     """
     B, W = len(first_B), width
     repeat = functools.partial(jax.tree_util.tree_map, lambda x: jnp.repeat(x, W, axis=0))
     state = repeat(decoder.begin(params, context, slots))
 
-    def step(carry, t):
+    def step(t, carry):
         tokens, state, total, length, texts = carry
         logits, state = decoder.step(params, state, tokens.ravel())
         V = logits.shape[-1]
@@ -52,7 +53,7 @@ def beam_search(
         rows = (jnp.arange(B)[:, None] * W + parent).ravel()
         state = jax.tree_util.tree_map(lambda x: x[rows], state)
         total = jnp.take_along_axis(totals.reshape(B, W * V), best, axis=1)
-        return (tokens, state, total, select(length), select(texts).at[:, :, t].set(tokens)), None
+        return tokens, state, total, select(length), select(texts).at[:, :, t].set(tokens)
 
     # All beams of a row are equal at first: only the first one counts.
     total = jnp.where(jnp.arange(W) == 0, 0.0, NEVER) + jnp.zeros((B, 1))
@@ -61,7 +62,11 @@ def beam_search(
         state,
         total,
         jnp.zeros((B, W), jnp.int32),
-        jnp.full((B, W, n), pad_id, jnp.int32),
+        jnp.full((B, W, size), pad_id, jnp.int32),
     )
-    (_, _, total, length, texts), _ = jax.lax.scan(step, carry, jnp.arange(n))
+    _, _, total, length, texts = jax.lax.fori_loop(0, n, step, carry)
     return texts, total / length.astype(jnp.float32) ** length_penalty
+
+
+# One compiled program for any n up to `size`, end_id and pad_id.
+search = jax.jit(beam_search, static_argnames=("decoder", "width", "size", "slots"))

@@ -1,7 +1,7 @@
 """Decoding with any family's Decoder: tokens in chunks, one compiled call per chunk.
 
-Prompts and rows are padded to a few sizes (models.rung); sampling options and the number of tokens
-are arrays. Other values of these therefore need no compilation.
+Prompts are padded to a few lengths (models.rung) and numbers of rows (padded_rows); sampling
+options and the number of tokens are arrays. Other values of these therefore need no compilation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,6 +40,9 @@ class Options:
         ):
             if not ok:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be {allowed}.")
+        for field in dataclasses.fields(self):  # an int for a float would need a compilation
+            value = type(field.default)(getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
 
 
 class Rows(NamedTuple):
@@ -101,14 +104,15 @@ class Generator:
         """The new tokens in chunks of at most at_once. `send` a bool [B] to end the rows where it
         is False. Raises UserError as `__call__`."""
         self.check(prompts, options.max_new_tokens)
-        rows = self.begin(prompts, options.max_new_tokens, seed)
+        rows, B = self.begin(prompts, options.max_new_tokens, seed), len(prompts)
         left = options.max_new_tokens
         while left > 0:
             n = min(left, at_once, CHUNK)
             rows, chunk = self.advance(rows, options, n)
             left -= n
-            keep = yield chunk
-            running = np.asarray(rows.running) & (True if keep is None else keep)
+            keep = yield Chunk(*(x[:B] for x in chunk))
+            running = np.array(rows.running)
+            running[:B] &= True if keep is None else keep
             if not running.any():
                 return
             rows = rows._replace(running=jnp.asarray(running))
@@ -133,12 +137,15 @@ class Generator:
         return min(rung(self.taken(prompts) + max_new_tokens), self.decoder.max_len)
 
     def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed: int) -> Rows:
-        """Rows that have read their prompts, except for the last token."""
+        """Rows that have read their prompts, except for the last token, and those of padding, which
+        have ended."""
+        n_prompts, prompts = len(prompts), padded_rows(prompts)
         context, first = self.decoder.context(prompts)
         state = _begin(self.decoder, self.slots(prompts, max_new_tokens), self.params, context)
         B = len(prompts)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(B))
-        return Rows(state, jnp.asarray(first), keys, jnp.zeros(B, jnp.int32), jnp.ones(B, bool))
+        running = jnp.arange(B) < n_prompts
+        return Rows(state, jnp.asarray(first), keys, jnp.zeros(B, jnp.int32), running)
 
     def advance(self, rows: Rows, options: Options, n: int) -> tuple[Rows, Chunk]:
         """n more tokens, at most CHUNK, of each running row."""
@@ -146,6 +153,12 @@ class Generator:
         sampling = (temperature, options.top_k, options.top_p, options.eos_id)
         rows, out = _advance(self.decoder, self.params, rows, sampling, n)
         return rows, Chunk(*(np.asarray(x)[:, :n] for x in out))
+
+
+def padded_rows(prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """The prompts, and copies of the first up to a power of 2."""
+    n = len(prompts)
+    return [*prompts, *[prompts[0]] * ((1 << (n - 1).bit_length()) - n)]
 
 
 def _is_scanned(tree) -> bool:

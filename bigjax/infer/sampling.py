@@ -19,20 +19,19 @@ def sample(logits_BV: jax.Array, keys_B: jax.Array, temperature=1.0, top_k=0, to
     """
     if isinstance(temperature, (int, float)):
         temperature = positive(temperature)
-    return _sample(logits_BV, keys_B, temperature, top_k, top_p)
+    temperature, top_p = jnp.asarray(temperature, jnp.float32), jnp.asarray(top_p, jnp.float32)
+    return _sample(logits_BV, keys_B, temperature, jnp.asarray(top_k, jnp.int32), top_p)
 
 
 def positive(temperature: float) -> float:
     """The temperature, raised if it is so small that devices would round it to 0."""
-    return max(temperature, TINY) if temperature > 0 else 0.0
+    return float(max(temperature, TINY)) if temperature > 0 else 0.0
 
 
 @jax.jit
 def _sample(logits_BV, keys_B, temperature, top_k, top_p):
     B, V = logits_BV.shape
-    number = lambda x, dtype: jnp.broadcast_to(jnp.asarray(x, dtype), (B,))
-    temperature, top_p = number(temperature, jnp.float32), number(top_p, jnp.float32)
-    top_k = number(top_k, jnp.int32)
+    temperature, top_k, top_p = (jnp.broadcast_to(x, (B,)) for x in (temperature, top_k, top_p))
     logits = logits_BV.astype(jnp.float32)
     logits = jnp.where(jnp.isnan(logits), -jnp.inf, logits)
     most_likely = logits.argmax(-1).astype(jnp.int32)

@@ -1,13 +1,13 @@
 """Texts from tokens as they are generated: in pieces, up to stop texts."""
 
 from collections.abc import Iterator, Sequence
-import functools
 
 import jax
 import numpy as np
 
-from bigjax.infer.beam_search import beam_search
-from bigjax.infer.generate import Generator, Options
+from bigjax.infer import beam_search
+from bigjax.infer.generate import Generator, Options, padded_rows
+from bigjax.models import rung
 
 
 def prompt_ids(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
@@ -65,23 +65,26 @@ def search(
     decoder = generator.decoder
     ids = prompt_ids(tokenizer, prompts)
     generator.check(ids, options.max_new_tokens)
-    context, first = decoder.context(ids)
-    run = jax.jit(
-        functools.partial(
-            beam_search,
+    n = options.max_new_tokens
+    context, first = decoder.context(padded_rows(ids))
+    tokens, scores = jax.device_get(
+        beam_search.search(
             decoder,
+            generator.params,
+            context,
+            first,
             width=width,
-            n=options.max_new_tokens,
+            size=rung(n),
+            n=n,
             end_id=options.eos_id,
             pad_id=tokenizer.pad_id,
-            slots=generator.slots(ids, options.max_new_tokens),
+            slots=generator.slots(ids, n),
         )
     )
-    tokens, scores = jax.device_get(run(generator.params, context, first))
     results = []
     for i, row in enumerate(ids):
         candidates = []
-        for j, new in enumerate(tokens[i].tolist()):
+        for j, new in enumerate(tokens[i, :, :n].tolist()):
             out = _Row(tokenizer, row if decoder.continues else [], ())
             end = new.index(options.eos_id) if options.eos_id in new else len(new)
             candidates.append((out.push(new[:end]) + out.rest(), float(scores[i, j])))

@@ -13,8 +13,7 @@ from bigjax.arguments import Arguments
 from bigjax.cli import generate as cli
 from bigjax.data.tokenizer import Bytes
 from bigjax.errors import UserError
-from bigjax.infer import generate, texts
-from bigjax.infer.beam_search import beam_search
+from bigjax.infer import beam_search, generate, texts
 from bigjax.infer.generate import Generator, Options
 from bigjax.infer.sampling import sample
 from bigjax.layers import params as params_lib
@@ -118,6 +117,16 @@ def test_each_row_has_its_own_settings():
     assert int(together[2]) in np.argsort(-np.asarray(logits[2]))[:5]
 
 
+def table_decoder(max_len=32) -> Decoder:
+    """Its parameters are logits [V, V] of the token after each token."""
+    return Decoder(
+        lambda ids: (np.array([[len(row)] for row in ids]), np.array([row[-1] for row in ids])),
+        lambda params, context, slots: context,
+        lambda params, state, tokens: (params[tokens], state),
+        max_len,
+    )
+
+
 CONFIG = gpt.Config(vocab_size=31, max_len=48, d_model=16, n_layers=2, n_heads=2, scan=False)
 
 
@@ -180,11 +189,38 @@ def test_other_settings_and_numbers_of_tokens_need_no_compilation(generator):
     before = generate._begin._cache_size(), generate._advance._cache_size()
     call([3, 4, 5], max_new_tokens=11, temperature=0.3, top_k=7, top_p=0.2, eos_id=4)
     call([3], max_new_tokens=1, temperature=0.0)
-    call([1] * 5, max_new_tokens=8, top_k=500)
+    call([1] * 5, max_new_tokens=8, top_k=500, temperature=1, top_p=1)
+    call([1] * 5, max_new_tokens=np.int64(8), top_k=np.int64(5), top_p=np.float64(0.5))
     assert (generate._begin._cache_size(), generate._advance._cache_size()) == before
     # A longer prompt exceeds the rung.
     call([1] * 20, max_new_tokens=20)
     assert generate._advance._cache_size() > before[1]
+
+
+def test_the_number_of_prompts_is_padded():
+    decoder, logits = table_decoder(), jax.random.normal(jax.random.key(0), (31, 31))
+    generator = Generator(decoder, logits)
+    call = lambda n: generator([[3 + i] for i in range(n)], Options(max_new_tokens=4))
+    four = call(4)
+    before = generate._begin._cache_size(), generate._advance._cache_size()
+    three = call(3)
+    assert len(four) == 4 and three == four[:3]
+    assert (generate._begin._cache_size(), generate._advance._cache_size()) == before
+
+
+def test_another_length_of_a_beam_search_needs_no_compilation():
+    generator = Generator(table_decoder(), 0.1 * jax.random.normal(jax.random.key(0), (259, 259)))
+    call = lambda n, eos_id=-1: texts.search(
+        generator, Bytes(), ["a", "b", "c"], Options(n, eos_id=eos_id), 2
+    )
+    texts_of_9 = call(9)
+    before = beam_search.search._cache_size()
+    assert call(9) == texts_of_9
+    assert [len(row) for row in call(5)] == [2, 2, 2]
+    call(np.int64(3), eos_id=np.int64(7))
+    assert beam_search.search._cache_size() == before
+    call(17)  # above the rung
+    assert beam_search.search._cache_size() == before + 1
 
 
 def test_many_tokens_are_generated_in_chunks(generator):
@@ -287,8 +323,8 @@ def test_a_beam_of_all_texts_finds_the_best_ones():
     params = jax.tree.map(lambda x: 8 * x, jax.jit(init)(jax.random.key(2)))
     decoder, prompts = gpt.decoder(c), [[1, 2], [3]]
     context, first = decoder.context(prompts)
-    given = dict(width=64, n=3, end_id=-1, pad_id=0, slots=8)
-    tokens, scores = beam_search(decoder, params, context, first, **given)
+    given = dict(width=64, size=3, n=3, end_id=-1, pad_id=0, slots=8)
+    tokens, scores = beam_search.beam_search(decoder, params, context, first, **given)
     every = np.array(list(itertools.product(range(4), repeat=3)))
     for row, prompt in enumerate(prompts):
         inputs = np.concatenate([np.repeat([prompt], 64, 0), every], axis=1)
@@ -298,16 +334,6 @@ def test_a_beam_of_all_texts_finds_the_best_ones():
         best = np.argsort(-total)
         np.testing.assert_allclose(scores[row], total[best], atol=1e-5)
         assert tokens[row, 0].tolist() == every[best[0]].tolist()
-
-
-def table_decoder(max_len=32) -> Decoder:
-    """Its parameters are logits [V, V] of the token after each token."""
-    return Decoder(
-        lambda ids: (np.array([[len(row)] for row in ids]), np.array([row[-1] for row in ids])),
-        lambda params, context, slots: context,
-        lambda params, state, tokens: (params[tokens], state),
-        max_len,
-    )
 
 
 def test_the_command_prints_the_texts_of_a_beam_with_their_scores(capsys):

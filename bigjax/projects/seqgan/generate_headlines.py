@@ -53,6 +53,7 @@ def search(gan: GAN, params, context, width: int) -> tuple[jax.Array, jax.Array]
         context,
         jnp.full(rows, gan.start_id, jnp.int32),
         width=width,
+        size=gan.length,
         n=gan.length,
         end_id=gan.end_id,
         pad_id=gan.pad_id,
