@@ -130,7 +130,7 @@ class Generator:
 
     def taken(self, prompts: Sequence[Sequence[int]]) -> int:
         """The number of tokens of a row that the prompts take up."""
-        return max(map(len, prompts)) if self.decoder.continues else 1
+        return max(map(len, prompts)) if self.decoder.continues else 0
 
     def slots(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
         """The number of tokens per row for which the program is compiled."""
