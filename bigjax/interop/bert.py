@@ -1,5 +1,9 @@
 """BERT: tensors of transformers' BertModel and its heads, and those of bigjax.models.bert."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from bigjax.interop import labels
 from bigjax.interop.mapping import (
     Architecture,
     Family,
@@ -95,6 +99,15 @@ def _notes(config: dict) -> list[str]:
     return [f"classifier_dropout={own} is not supported: the head's dropout is model.dropout"]
 
 
+def _export_notes(architecture: str, task: Mapping[str, Any]) -> list[str]:
+    if architecture != "BertForPreTraining" or task.get("pairs") != "sop":
+        return []
+    return [
+        "the pair classifier predicts the order of the two texts (pairs='sop'), not whether the "
+        "second follows the first, as transformers documents it"
+    ]
+
+
 _TASK = {"name": "mlm_nsp"}
 FAMILY = Family(
     name="bert",
@@ -103,14 +116,21 @@ FAMILY = Family(
     fields=_FIELDS,
     prefix="bert.",
     architectures={
-        "BertForPreTraining": Architecture(("pooler", "mlm", "nsp"), {**_TASK, "pairs": "nsp"}),
-        "BertForMaskedLM": Architecture(("mlm",), {**_TASK, "pairs": "none"}),
+        "BertForPreTraining": Architecture(
+            ("pooler", "mlm", "nsp"), {**_TASK, "pairs": "nsp"}, marker="nsp"
+        ),
+        "BertForMaskedLM": Architecture(("mlm",), {**_TASK, "pairs": "none"}, marker="mlm"),
         "BertModel": Architecture(("pooler",), {**_TASK, "pairs": "none"}, bare=True),
         "BertForSequenceClassification": Architecture(
-            ("pooler", "classifier"), {"name": "classify"}
+            ("pooler", "classifier"),
+            {"name": "classify"},
+            marker="classifier",
+            labels=labels.named_with_kind("classifier/bias"),
         ),
-        "BertForTokenClassification": Architecture(("tagger",), {"name": "tag"}),
-        "BertForQuestionAnswering": Architecture(("span",), {"name": "answer"}),
+        "BertForTokenClassification": Architecture(
+            ("tagger",), {"name": "tag"}, marker="tagger", labels=labels.named("tagger/bias")
+        ),
+        "BertForQuestionAnswering": Architecture(("span",), {"name": "answer"}, marker="span"),
     },
     body=_body,
     heads=_heads,
@@ -124,5 +144,7 @@ FAMILY = Family(
     notes=_notes,
     new_config=lambda m: {"tie_word_embeddings": True},
     extra=("pooler", "mlm", "nsp"),
+    special_tokens=("pad",),
+    export_notes=_export_notes,
     renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
 )

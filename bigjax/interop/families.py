@@ -1,6 +1,6 @@
-"""Which family, class, labels and parameters a model of transformers has."""
+"""Which family, class and parameters a model of transformers has."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import json
 import os
 import pathlib
@@ -39,46 +39,6 @@ def family_and_class(config: dict) -> tuple[Family, str]:
     return FAMILIES[kind], names[0]
 
 
-def labels_of(config: dict) -> tuple[str, ...]:
-    """The names of a classifier's outputs, in order, from its config.json."""
-    names = config.get("id2label")
-    if names is None:
-        n = config.get("num_labels", config.get("_num_labels", 2))
-        if type(n) is not int or n < 1:
-            raise UserError(f"config.json: num_labels is {n!r}; it must be a positive integer.")
-        return tuple(f"LABEL_{i}" for i in range(n))
-    try:
-        names = {int(i): str(label) for i, label in names.items()}
-        return tuple(names[i] for i in range(len(names)))
-    except (AttributeError, ValueError, KeyError):
-        raise UserError(
-            f"config.json: id2label is {names!r}; it must map the integers "
-            "from 0, without gaps, to names."
-        ) from None
-
-
-def kind_of(config: dict) -> str:
-    """'classify' or 'regress': the kind of a sequence classifier, from its config.json."""
-    problem = config.get("problem_type")
-    if problem == "multi_label_classification":
-        raise UserError(
-            "config.json: problem_type is 'multi_label_classification', which is not supported: "
-            "the task classify predicts one label or one number per example."
-        )
-    one_output = problem is None and len(labels_of(config)) == 1
-    return "regress" if one_output or problem == "regression" else "classify"
-
-
-def task_of(family: Family, architecture: str, config: dict) -> dict[str, Any]:
-    """config.task from a config.json."""
-    task = dict(family.architectures[architecture].task)
-    if task["name"] == "classify":
-        task.update(kind=kind_of(config), labels=labels_of(config))
-    elif task["name"] == "tag":
-        task.update(labels=labels_of(config))
-    return task
-
-
 def family_of(model: Mapping[str, Any]) -> str:
     """The family of a config.model (its name and all fields).
 
@@ -101,30 +61,19 @@ def family_of(model: Mapping[str, Any]) -> str:
     )
 
 
-def architecture_of(family: str, names) -> str:
+def architecture_of(family: str, names: Iterable[str]) -> str:
     """The class of transformers that has these parameters, decided by their heads."""
-    heads = {name.split("/")[0] for name in names}
-    by_head = {
-        "classifier": "BertForSequenceClassification",
-        "span": "BertForQuestionAnswering",
-        "tagger": "BertForTokenClassification",
-        "nsp": "BertForPreTraining",
-        "mlm": "BertForMaskedLM",
-    }
-    if family == "bert":
-        return next((a for head, a in by_head.items() if head in heads), "BertModel")
-    return {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[family]
+    return FAMILIES[family].architecture_of(names)
 
 
 def requires(
     family: str,
     architecture: str,
     model: Mapping[str, Any],
-    n_labels: int,
     layout: Layout | None = None,
 ) -> list[str]:
     """The parameters, by our names, that an architecture or a layout contains."""
-    entries = entries_of(FAMILIES[family], architecture, model, n_labels, layout)
+    entries = entries_of(FAMILIES[family], architecture, model, 2, layout)  # any number of labels
     return [name for e in entries for name, _ in e.parts]
 
 

@@ -1,6 +1,6 @@
 """Rows of a family's table: fields of config.json and tensors, each used in both directions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import math
 import re
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bigjax.errors import UserError
+from bigjax.interop.labels import Labels, unnamed
 
 # --- Fields of config.json -------------------------------------------------------------------
 
@@ -172,12 +173,32 @@ def output_head(m: dict, n_labels: int) -> dict[str, list[Entry]]:
 
 
 class Architecture(NamedTuple):
-    """A class of transformers. heads: their names in Family.heads. task: config.task. bare: the
-    class has only the body, and its tensors have no prefix."""
+    """A class of transformers.
+
+    heads: their names in Family.heads. task: config.task. bare: the class has only the body, and
+    its tensors have no prefix. marker: the head by which an export chooses this class; '': chosen
+    if no other class of the family is. labels: of a classifier.
+    """
 
     heads: tuple[str, ...]
     task: dict[str, Any]
     bare: bool = False
+    marker: str = ""
+    labels: Labels | None = None
+
+    def task_fields(self, config: dict) -> dict[str, Any]:
+        """config.task from config.json."""
+        return {**self.task, **(self.labels.read(config) if self.labels else {})}
+
+    def labelled(self, task: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+        """config.task of these parameters: with a name for each output of a classifier.
+
+        params: {our name: array}. Unchanged for a class without labels.
+        """
+        if not self.labels or self.labels.parameter not in params:
+            return dict(task)
+        n, names = params[self.labels.parameter].shape[-1], tuple(task.get("labels", ()))
+        return {**task, "labels": names if len(names) == n else unnamed(n)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +216,8 @@ class Family:
         compute. new_config: keys of a new config.json that fields do not write.
     limits: model dict -> {key: allowed values}, in addition to fixed. extra: heads that a folder
         may have in addition to those of its architecture.
+    special_tokens: those whose ids are in config.json, as KIND_token_id. export_notes: class,
+        config.task -> messages about an export.
     """
 
     name: str
@@ -214,6 +237,8 @@ class Family:
     renamed: tuple[tuple[str, str], ...] = ()
     limits: Callable[[dict], dict[str, tuple]] = lambda model: {}
     extra: tuple[str, ...] = ()
+    special_tokens: tuple[str, ...] = ("bos", "eos", "pad")
+    export_notes: Callable[[str, Mapping[str, Any]], list[str]] = lambda architecture, task: []
 
     def misfits(self, model: dict) -> list[str]:
         """Why a model of ours is not one of this family: 'model.KEY=VALUE (must be ...)'."""
@@ -239,6 +264,12 @@ class Family:
             if config is None or field.get(config) != model[field.ours]:
                 field.put(out, model[field.ours])
         return out
+
+    def architecture_of(self, names: Iterable[str]) -> str:
+        """The class that has these parameters (by our names), decided by their heads."""
+        heads = {name.split("/")[0] for name in names}
+        default = next(name for name, a in self.architectures.items() if not a.marker)
+        return next((n for n, a in self.architectures.items() if a.marker in heads), default)
 
     def canonical(self, name: str) -> str:
         """A tensor's name with the body's prefix and today's spelling."""

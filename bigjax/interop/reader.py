@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from bigjax.errors import UserError
-from bigjax.interop import files, tokenizers
-from bigjax.interop.families import family_and_class, labels_of, task_of
+from bigjax.interop import files, labels, tokenizers
+from bigjax.interop.families import family_and_class
 from bigjax.interop.mapping import Entry, Family
 from bigjax.interop.origin import Layout
 
@@ -83,7 +83,7 @@ def read(folder: str | os.PathLike) -> Imported:
     family, architecture = family_and_class(config)
     model = family.model_fields(config)
     tensors = files.Tensors(folder)
-    n_labels = len(labels_of(config))
+    n_labels = len(labels.names_of(config))
     own = family.entries(architecture, model, n_labels)
     entries = {e.name: e for e in own + family.others(architecture, model, n_labels)}
     layout = _layout(family, tensors, entries, family.tied(model), _texts(folder, tensors))
@@ -103,7 +103,7 @@ def read(folder: str | os.PathLike) -> Imported:
         architecture,
         config,
         model,
-        task_of(family, architecture, config),
+        family.architectures[architecture].task_fields(config),
         tokenizers.kind(contents),
         contents,
         tokenizers.derived(contents),

@@ -10,7 +10,7 @@ import numpy as np
 
 from bigjax.errors import UserError
 from bigjax.interop import files, origin
-from bigjax.interop.families import FAMILIES, entries_of, kind_of, labels_of
+from bigjax.interop.families import FAMILIES, entries_of
 from bigjax.interop.files import MAX_SHARD_BYTES, new_folder
 from bigjax.interop.mapping import Entry, Family
 from bigjax.interop.origin import Layout
@@ -30,8 +30,7 @@ def write(
     architecture: str,
     model: Mapping[str, Any],
     params: Mapping[str, np.ndarray],
-    labels: tuple[str, ...] = (),
-    kind: str = "",
+    task: Mapping[str, Any] | None = None,
     dtype: str = "float32",
     dtypes: Mapping[str, str] | None = None,
     extra_files: Mapping[str, bytes] | None = None,
@@ -45,8 +44,7 @@ def write(
     """Writes a folder that transformers opens, atomically; returns the names of its files.
 
     params: by our unrolled names; those of the architecture are written. May be a lazy mapping.
-    labels: names of a classifier's outputs. kind: 'classify' or 'regress', for a sequence
-        classifier.
+    task: config.task, whose labels a classifier has.
     dtype: of the tensors; dtypes: {our name: dtype} of exceptions.
     extra_files: {name: content}, written as they are.
     config: an original config.json, whose keys are kept where the model did not change (also its
@@ -60,14 +58,15 @@ def write(
     """
     table, dtypes = FAMILIES[family], dtypes or {}
     check_dtype(dtype)
-    entries = entries_of(table, architecture, model, len(labels) or 2, layout)
+    task = table.architectures[architecture].labelled(task or {}, params)
+    entries = entries_of(table, architecture, model, len(task.get("labels", ())) or 2, layout)
     missing = [name for e in entries for name, _ in e.parts if name not in params]
     if missing:
         raise UserError(
             f"{architecture} needs {len(missing)} parameter(s) that this model does "
             f"not have: {', '.join(missing[:5])}."
         )
-    out = _config(table, architecture, model, labels, kind, dtype, config, extra_config or {})
+    out = _config(table, architecture, model, task, dtype, config, extra_config or {})
     with new_folder(folder) as temporary:
         if layout and max_shard_bytes is None:
             names = origin.replay(temporary, layout, entries, params, raw)
@@ -120,8 +119,7 @@ def _config(
     family: Family,
     architecture: str,
     model: Mapping[str, Any],
-    labels: tuple[str, ...],
-    kind: str,
+    task: Mapping[str, Any],
     dtype: str,
     original: dict | None,
     extra: Mapping[str, Any],
@@ -130,12 +128,7 @@ def _config(
     out = {**family.put_fields(dict(model), original), **({} if original else extra)}
     if out.get("architectures") != [architecture]:
         out["architectures"] = [architecture]
-    if labels and labels != labels_of(out):
-        out.update(
-            id2label={str(i): label for i, label in enumerate(labels)},
-            label2id={label: i for i, label in enumerate(labels)},
-        )
-        out.pop("num_labels", None)
-    if kind and kind != kind_of(out):
-        out["problem_type"] = "regression" if kind == "regress" else "single_label_classification"
+    labels = family.architectures[architecture].labels
+    if labels and task.get("labels"):
+        labels.put(out, task)
     return with_dtype(out, dtype) if original is None else out

@@ -48,8 +48,7 @@ def export_run(
     loaded = load_lib.load(workdir, config, step, batch_size=None)
     layout = origin.layout if origin and loaded.step == 0 else None
     params = _Params(loaded.params, interop.kept_parameters(workdir, loaded.step) if origin else {})
-    labels, kind = _labels(config, params)
-    architecture = _architecture(origin, layout, family, model, params, len(labels) or 2)
+    architecture = _architecture(origin, layout, family, model, params)
     same_types = _same_types(origin, dtype)
     if max_shard_bytes is None and not same_types:
         max_shard_bytes = interop.MAX_SHARD_BYTES
@@ -60,8 +59,7 @@ def export_run(
         architecture=architecture,
         model=model,
         params=params,
-        labels=labels,
-        kind=kind,
+        task=config.task.to_dict(),
         extra_files=files,
         extra_config=extra,
         max_shard_bytes=max_shard_bytes,
@@ -73,12 +71,9 @@ def export_run(
         f"Wrote {to}: step {loaded.step} of {workdir} as {architecture}, "
         f"{'moving average, ' if config.train.ema else ''}{', '.join(written)}"
     )
-    if architecture == "BertForPreTraining" and config.task.get("pairs") == "sop":
-        log(
-            "  note: the pair classifier predicts the order of the two texts (pairs='sop'), not "
-            "whether the second follows the first, as transformers documents it"
-        )
-    required = set(interop.requires(family, architecture, model, len(labels) or 2, layout))
+    for note in interop.FAMILIES[family].export_notes(architecture, config.task):
+        log(f"  note: {note}")
+    required = set(interop.requires(family, architecture, model, layout))
     log_names(
         log,
         f"parameters not in {architecture}, or initialised by the import; not exported",
@@ -87,14 +82,12 @@ def export_run(
     _list_originals(log, origin, layout, exact=max_shard_bytes is None)
 
 
-def _architecture(
-    origin: Origin | None, layout, family: str, model: dict, params, n_labels: int
-) -> str:
+def _architecture(origin: Origin | None, layout, family: str, model: dict, params) -> str:
     """The transformers class: the original's if the run has all of its parameters."""
     if (
         layout
         or origin
-        and set(interop.requires(family, origin.architecture, model, n_labels)) <= set(params)
+        and set(interop.requires(family, origin.architecture, model)) <= set(params)
     ):
         return origin.architecture
     return interop.architecture_of(family, params.own)
@@ -162,17 +155,6 @@ def _types(param_dtype: str, origin: Origin | None, dtype: str, same: bool) -> d
     }
 
 
-def _labels(config, params: _Params) -> tuple[tuple[str, ...], str]:
-    """Label names of a classifier or tagger, and a classifier's kind ('classify' or 'regress')."""
-    head = next((h for h in ("classifier", "tagger") if f"{h}/bias" in params), None)
-    if head is None:
-        return (), ""
-    n, labels = len(params[f"{head}/bias"]), tuple(config.task.get("labels", ()))
-    if len(labels) != n:
-        labels = tuple(f"LABEL_{i}" for i in range(n))
-    return labels, config.task.get("kind", "") if head == "classifier" else ""
-
-
 def _tokenizer(
     workdir: str, origin: Origin | None, family: str, model: dict, log
 ) -> tuple[dict[str, bytes], dict[str, int]]:
@@ -191,5 +173,5 @@ def _tokenizer(
             f"  note: transformers has no tokenizer of kind {meta['kind']!r}; none is written. "
             "Its token ids are the UTF-8 bytes, and bos 256, eos 257, pad 258"
         )
-    roles = ("pad",) if family == "bert" else ("bos", "eos", "pad")
+    roles = interop.FAMILIES[family].special_tokens
     return files, {f"{role}_token_id": ids[role] for role in roles}
