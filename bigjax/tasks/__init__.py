@@ -54,6 +54,8 @@ class Task:
         runs over; each has to divide over mesh.sequence.
     flops_per_example: of a training step, for utilisation; 0 = unknown.
     whole_batch(batch) -> batch, with what a micro-batch must know about the complete batch.
+    label_head: the module of parameters, by its path, whose outputs stand for config.task.labels:
+        parameters of a source with other labels are refused.
     kind: of a labelled task: its rows, predictions and measures, see data.kinds.
     outputs(params, extras, frozen, batch) -> what a labelled task predicts from, see infer.predict.
     prepare() -> (params, corpus) -> params of a run from scratch. prepare() is called before the
@@ -86,6 +88,7 @@ class Task:
     attention_lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     flops_per_example: float = 0.0
     whole_batch: Callable[[dict], dict] = lambda batch: batch
+    label_head: str = ""
     kind: Kind | None = None
     outputs: Callable[..., Any] | None = None
     prepare: Callable[[], Callable[[Any, Any], Any]] = lambda: lambda params, corpus: params

@@ -114,6 +114,7 @@ def labelled_task(config, kind: Kind, head: str, loss: Callable, n_outputs: int 
         model_config=encoder.config,
         flops_per_example=encoder.flops_per_row,
         outputs=outputs,
+        label_head=head,
         kind=kind,
         **in_tokens(config.data.seq_len),
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from bigjax.data.files import cache_dir
 from bigjax.errors import UserError
 from bigjax.optim import schedules
-from bigjax.train import frozen, init_from
+from bigjax.train import frozen, init_from, source_checks
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State
@@ -75,9 +75,11 @@ def _initial_state(run, prepare: Callable | None, source: init_from.Source | Non
     if c.init_from and not source:
         source = init_from.open_source(c.init_from, cache_dir(c))
     if source:
-        init_from.check_tokenizer(source, c.init_reset, run.corpus.tokenizer, log)
+        source_checks.check_tokenizer(
+            source, task.axes["params"], c.init_reset, run.corpus.tokenizer, log
+        )
         labels, params = c.task.get("labels", ()), run.program.abstract.params
-        init_from.check_labels(source, params, c.init_reset, labels, log)
+        source_checks.check_labels(source, params, task.label_head, c.init_reset, labels, log)
     state = jax.jit(run.program.init, out_shardings=run.program.shardings)()
     params, extras = state.params, state.extras
     if source:

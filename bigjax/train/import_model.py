@@ -195,7 +195,7 @@ def _brief(names: list[str]) -> list[str]:
     if len(names) <= 16:
         return names
     short = lambda n: (
-        "/".join(n.split("/")[: 2 if n.startswith("stack/") else 1])
+        (re.match(r"(.+?/)?layer_\d+(?=/)", n) or re.match("[^/]+", n))[0]
         if "/" in n
         else re.sub(r"\.\d+(?=\.)", ".*", re.sub(r"^\d+\.", "*.", n))
     )

@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+import fnmatch
 import hashlib
 import re
-import types
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax import interop, paths
-from bigjax.data import tokenizer as tokenizers
+from bigjax import interop, modules, paths
 from bigjax.data.files import cache_dir, cache_folder, write_cached
 from bigjax.errors import UserError
 from bigjax.optim import matches
@@ -21,8 +20,6 @@ from bigjax.parallel import sharding
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints, Damaged
 from bigjax.trees import layer_names, layer_places, named_leaves, path_name
-
-_NOT_COPIED = ("dtype", "param_dtype", "scan", "remat", "attention")  # model keys not copied
 
 
 class Source(NamedTuple):
@@ -96,12 +93,11 @@ def _open_run(where: str) -> Source:
 
         return get
 
-    model = {k: v for k, v in config.model.items() if k not in _NOT_COPIED}
     return Source(
         f"{where}, step {step}",
         shapes,
         load,
-        model,
+        config.model.to_dict(),
         _tokenizer_kind(config),
         str(workdir / "tokenizer"),
         tuple(config.task.get("labels", ())),
@@ -112,8 +108,9 @@ def fill(config, workdir: str = "") -> Source | None:
     """Fills the model and the tokenizer of a config with those of init_from, if it requests that by
     model.preset or data.tokenizer.kind 'init_from'.
 
-    Keys that are set in config.model override the source's. A run that resumes in workdir takes
-    them from its saved config, so the source may no longer exist. Returns the source if it was
+    Keys that are set in config.model override the source's. Those that a resumed run may change,
+    such as the dropout, are not copied. A run that resumes in workdir takes the model from its
+    saved config, so the source may no longer exist. Returns the source if it was
     opened. Raises UserError if init_from is neither a run's work folder nor a Hugging Face folder.
     """
     c = config
@@ -155,7 +152,13 @@ def fill(config, workdir: str = "") -> Source | None:
                     "init_from to another model."
                 )
             own = {k: v for k, v in c.model.items() if k != "preset"}
-            c.model = {"preset": "", **source.model, **own}
+            of_a_run = modules.declared(c, "MAY_CHANGE")
+            copied = {
+                k: v
+                for k, v in source.model.items()
+                if not any(fnmatch.fnmatchcase(f"model.{k}", pattern) for pattern in of_a_run)
+            }
+            c.model = {"preset": "", **copied, **own}
         if "data.tokenizer.kind" in wanted:
             if not source.tokenizer_kind:
                 raise UserError(
@@ -263,26 +266,6 @@ def initialise(fresh, source: Source, reset: str, log: Callable[[str], None]):
     return _assemble(fresh, plan, source.load(_abstract(fresh)))
 
 
-def check_labels(source: Source, shapes, reset: str, labels, log: Callable[[str], None]) -> None:
-    """Raises UserError for a classifier or tagger whose outputs stand for other labels."""
-    for name in ("classifier/kernel", "tagger/kernel"):
-        loaded = name in source.shapes and name in named_leaves(shapes)
-        if not loaded or tuple(labels) == source.labels or (reset and re.search(reset, name)):
-            continue
-        if all(re.fullmatch(r"LABEL_\d+", label) for label in source.labels):
-            log(
-                f"note: the outputs of {name} have no label names in {source.where}; they are "
-                f"used in order as {', '.join(labels)}"
-            )
-            continue
-        head = name.split("/")[0]
-        raise UserError(
-            f"config.init_from={source.where!r} has a {head} for the labels "
-            f"{list(source.labels)}; this run has {list(labels)}. Set init_reset='^{head}' to "
-            "initialise it from scratch, or task.labels to the source's labels."
-        )
-
-
 def _abstract(tree):
     return jax.tree_util.tree_map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
@@ -341,13 +324,16 @@ def _table(source: Source, named: dict, loaded: set, new: list) -> str:
         ("new", new),
         ("unused", [n for n in source.shapes if n not in loaded]),
     ):
-        modules, layers = defaultdict(list), set()
+        by_module, layers = defaultdict(list), defaultdict(set)
         for n in names:
-            layer = re.match(r"stack/layer_(\d+)/", n)
-            modules["stack" if layer else n.split("/")[0]].append(n)
-            layers |= {int(layer[1])} if layer else set()
-        for module, members in sorted(modules.items()):
-            label = f"stack, layers {_ranges(sorted(layers))}" if module == "stack" else module
+            layer = re.match(r"(.+?)/layer_(\d+)/", n)
+            module = layer[1] if layer else n.split("/")[0]
+            by_module[module].append(n)
+            if layer:
+                layers[module].add(int(layer[2]))
+        for module, members in sorted(by_module.items()):
+            numbers = _ranges(sorted(layers[module]))
+            label = f"{module}, layers {numbers}" if numbers else module
             rows.append((status, label, len(members), sum(sizes[n] for n in members)))
     lines = [f"{'':8}{'from ' + source.where:<44}{'arrays':>7}{'parameters':>15}"]
     lines += [f"{status:<8}{label:<44}{n:>7}{size:>15,}" for status, label, n, size in rows]
@@ -363,29 +349,3 @@ def _ranges(numbers: list[int]) -> str:
         else:
             parts.append([n])
     return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
-
-
-def check_tokenizer(source: Source, reset: str, tokenizer, log: Callable[[str], None]) -> None:
-    """Raises UserError unless the source's token embedding was trained with this tokenizer."""
-    name = "embed/embedding"
-    if tokenizer is None or name not in source.shapes or (reset and re.search(reset, name)):
-        return
-    if not source.tokenizer_kind:
-        log(
-            f"note: {source.where} has no tokenizer that bigjax supports, so its vocabulary is not "
-            "compared with this run's"
-        )
-        return
-    spec = types.SimpleNamespace(
-        kind=source.tokenizer_kind,
-        path=source.tokenizer_path,
-        lowercase=getattr(tokenizer, "lowercase", True),  # if the folder does not specify it
-    )
-    theirs = tokenizers.named(spec, lambda text: None)
-    if theirs.fingerprint != tokenizer.fingerprint:
-        raise UserError(
-            f"The parameters of config.init_from={source.where!r} were trained with another "
-            f"vocabulary ({theirs.kind}, {theirs.vocab_size:,} tokens) than this run's "
-            f"({tokenizer.kind}, {tokenizer.vocab_size:,}). Set data.tokenizer.kind='init_from' to "
-            "use it, or init_reset='^(embed|mlm|head)' to initialise these parameters from scratch."
-        )

@@ -8,7 +8,7 @@ import pytest
 from bigjax import config as config_lib
 from bigjax import modules
 from bigjax.errors import UserError
-from bigjax.train import workdir
+from bigjax.train import init_from, workdir
 from tests import helpers
 
 CONFIGS = {
@@ -165,3 +165,15 @@ def test_a_users_model(own, tmp_path):
     workdir.write_config(epath.Path(tmp_path), more)
     with pytest.raises(UserError, match="model.depth was 4, now None"):
         workdir.check_same_run(str(tmp_path), own("c"), messages.append)
+
+
+def test_init_from_does_not_copy_what_a_resumed_run_may_change(own, monkeypatch):
+    c = own("one")
+    name = c.model.name
+    source = init_from.Source("", {}, None, dict(name=name, size=3, speed=9), "", "", ())
+    monkeypatch.setattr(init_from, "open_source", lambda where, cache_dir: source)
+    with c.unlocked():
+        c.model, c.init_from = dict(name=name, preset="init_from"), "somewhere"
+    init_from.fill(c)
+    model = modules.options(c, "model")
+    assert (model.size, model.speed) == (3, 1)

@@ -1,0 +1,71 @@
+"""Checks that the parameters of another model mean the same in this run: labels and tokens."""
+
+from collections.abc import Callable
+import re
+import types
+
+import jax
+
+from bigjax.data import tokenizer as tokenizers
+from bigjax.errors import UserError
+from bigjax.train.init_from import Source
+from bigjax.trees import named_leaves, path_name
+
+
+def check_labels(
+    source: Source, shapes, head: str, reset: str, labels, log: Callable[[str], None]
+) -> None:
+    """Raises UserError if the outputs of the source's head stand for other labels.
+
+    shapes: of this run's parameters. head: Task.label_head.
+    """
+    name = f"{head}/kernel"
+    loaded = name in source.shapes and name in named_leaves(shapes)
+    if not loaded or tuple(labels) == source.labels or (reset and re.search(reset, name)):
+        return
+    if all(re.fullmatch(r"LABEL_\d+", label) for label in source.labels):
+        log(
+            f"note: the outputs of {name} have no label names in {source.where}; they are "
+            f"used in order as {', '.join(labels)}"
+        )
+        return
+    raise UserError(
+        f"config.init_from={source.where!r} has a {head} for the labels "
+        f"{list(source.labels)}; this run has {list(labels)}. Set init_reset='^{head}' to "
+        "initialise it from scratch, or task.labels to the source's labels."
+    )
+
+
+def check_tokenizer(
+    source: Source, axes, reset: str, tokenizer, log: Callable[[str], None]
+) -> None:
+    """Raises UserError unless the source's parameters with a value per token were trained with this
+    tokenizer.
+
+    axes: the logical axes of this run's parameters; 'vocab' is that of tokens.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(axes, is_leaf=lambda x: isinstance(x, tuple))
+    of_tokens = [path_name(path) for path, names in leaves if "vocab" in names]
+    loaded = [n for n in of_tokens if n in source.shapes and not (reset and re.search(reset, n))]
+    if tokenizer is None or not loaded:
+        return
+    if not source.tokenizer_kind:
+        log(
+            f"note: {source.where} has no tokenizer that bigjax supports, so its vocabulary is not "
+            "compared with this run's"
+        )
+        return
+    spec = types.SimpleNamespace(
+        kind=source.tokenizer_kind,
+        path=source.tokenizer_path,
+        lowercase=getattr(tokenizer, "lowercase", True),  # if the folder does not specify it
+    )
+    theirs = tokenizers.named(spec, lambda text: None)
+    if theirs.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"The parameters of config.init_from={source.where!r} were trained with another "
+            f"vocabulary ({theirs.kind}, {theirs.vocab_size:,} tokens) than this run's "
+            f"({tokenizer.kind}, {tokenizer.vocab_size:,}). Set data.tokenizer.kind='init_from' to "
+            f"use it, or init_reset='^({'|'.join(of_tokens)})' to initialise these parameters from "
+            "scratch."
+        )
