@@ -1,7 +1,7 @@
 """Easy data augmentation: texts with a few words changed (https://arxiv.org/abs/1901.11196).
 
 A text is a list of words or of token ids. Each operation is a pure function of a text and a
-numpy Generator, gives a new list, and never an empty one for a text that is not.
+numpy Generator, returns a new list, and never an empty one for a text that is not empty.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,7 +15,7 @@ from bigjax.data.word_vectors import numbered_lines
 from bigjax.errors import UserError
 
 T = TypeVar("T")
-# What may stand for an item: a thesaurus, or for example the neighbours of word vectors.
+# Replacements of an item: from a thesaurus, or such as the neighbours of word vectors.
 Synonyms = Mapping[T, Sequence[T]] | Callable[[T], Sequence[T]]
 _RATES = ("replace", "insert", "swap", "delete")
 
@@ -25,12 +25,12 @@ class Augment:
     """Called as (items, rng) -> a text changed by one of the four operations, drawn at random.
 
     Args:
-      synonyms: what may stand for an item; None only where replace and insert are 0.
+      synonyms: the replacements of an item; None only if replace and insert are 0.
       stop: items that are not replaced, and of which no synonym is inserted.
       replace, insert, swap: how many of n items: rate * n rounded down, at least 1.
       delete: the probability of each item. An operation of rate 0 is never drawn.
 
-    The paper takes .05 for all rates with up to about 2,000 training texts, and .1 with more.
+    The paper uses .05 for all rates with up to about 2,000 training texts, and .1 with more.
     Raises UserError for a rate outside [0, 1), for rates that are all 0, and without synonyms.
     """
 
@@ -47,7 +47,7 @@ class Augment:
             if not 0 <= rate < 1:
                 raise UserError(
                     f"augmentation's rate {name} is {rate}; it has to be at least 0 "
-                    "and below 1. The paper takes 0.05 to 0.1."
+                    "and below 1. The paper uses 0.05 to 0.1."
                 )
         if not any(rates.values()):
             raise UserError(
@@ -78,7 +78,7 @@ def replace_synonyms(
     synonyms: Synonyms,
     stop: Collection[T] = frozenset(),
 ) -> list[T]:
-    """Puts a random synonym in the place of n items, or of all that have one if those are fewer."""
+    """Replaces n items by a random synonym, or all items with synonyms if there are fewer."""
     found, left = list(items), n
     for i in rng.permutation(len(items)):
         if left and (others := _synonyms(items[i], synonyms, stop)):
@@ -94,7 +94,7 @@ def insert_synonyms(
     synonyms: Synonyms,
     stop: Collection[T] = frozenset(),
 ) -> list[T]:
-    """n times puts a synonym of a random item in a random place."""
+    """Inserts a synonym of a random item at a random position, n times."""
     choices = [others for item in items if (others := _synonyms(item, synonyms, stop))]
     found = list(items)
     for _ in range(n if choices else 0):
@@ -103,7 +103,7 @@ def insert_synonyms(
 
 
 def swap_items(items: Sequence[T], rng: np.random.Generator, n: int) -> list[T]:
-    """n times swaps two random places."""
+    """Swaps two random items, n times."""
     found = list(items)
     for _ in range(n if len(found) > 1 else 0):
         i, j = rng.choice(len(found), 2, replace=False)
@@ -120,14 +120,14 @@ def delete_items(items: Sequence[T], rng: np.random.Generator, rate: float) -> l
 
 
 def read_thesaurus(path: str | os.PathLike) -> dict[str, list[str]]:
-    """word -> its synonyms, from a file with a group of synonyms a line.
+    """word -> its synonyms, from a file with one group of synonyms per line.
 
-    Between them are tabs, or in a line without tabs commas. A word in several groups has the
-    synonyms of all. Blank lines are passed over. Raises UserError, with file and line, for a
+    They are separated by tabs, or in a line without tabs by commas. A word in several groups has
+    the synonyms of all. Blank lines are skipped. Raises UserError, with file and line, for a
     group of fewer than two words, an empty word, and a file that cannot be read or has no group.
     """
     thesaurus: dict[str, dict[str, None]] = {}  # dicts for sets that keep their order
-    for where, line in numbered_lines(path, "a thesaurus: a group of synonyms a line"):
+    for where, line in numbered_lines(path, "a thesaurus: one group of synonyms per line"):
         if not line.strip(" \t"):
             continue
         group = [word.strip(" ") for word in line.split("\t" if "\t" in line else ",")]
@@ -152,5 +152,5 @@ def _synonyms(item: T, synonyms: Synonyms, stop: Collection[T]) -> list[T]:
 
 
 def _pick(choices: Sequence[T], rng: np.random.Generator) -> T:
-    # Not rng.choice, which would make NumPy's strings and numbers of them.
+    # Not rng.choice, which would return NumPy's strings and numbers.
     return choices[rng.integers(len(choices))]

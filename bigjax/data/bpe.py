@@ -26,7 +26,7 @@ class ByteLevelBpe(Tokenizer):
         from tokenizers import Tokenizer as RustTokenizer
         from tokenizers import models, pre_tokenizers
 
-        # As other readers of these files want them, and so that equal ones have one fingerprint.
+        # In the form that other readers expect, so that equal tokenizers have equal fingerprints.
         vocab, merges = self._vocab, self._merges = _plain(vocab), _plain(merges)
         table, pairs = _read_bpe(vocab, merges, name)
         self.bos_id = _first_of(table, ("<|endoftext|>", "<s>"), name)
@@ -64,7 +64,7 @@ class ByteLevelBpe(Tokenizer):
 
 @functools.cache
 def byte_characters() -> dict[int, str]:
-    """Byte -> the printable character GPT-2's files write it as."""
+    """Byte -> the printable character for it in GPT-2's files."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {byte: chr(byte) for byte in printable} | {

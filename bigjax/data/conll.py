@@ -1,4 +1,4 @@
-"""CoNLL's columns: a token and what is said of it on each line, a blank line between sentences."""
+"""CoNLL's columns: a token and its annotations on each line, a blank line between sentences."""
 
 from collections.abc import Iterator, Sequence
 import re
@@ -9,7 +9,7 @@ from bigjax.errors import UserError
 
 NAMES = {"tokens": 0, "tags": -1}  # the columns that have a name; others are numbers from 0
 _COMMENT = re.compile(r"# (newdoc|newpar)\b|# [\w.:-]+ = ")  # CoNLL-U's
-# Ids in CoNLL-U of lines that are no words: a token of several words, a word that is not there.
+# Ids in CoNLL-U of lines that are not words: tokens of several words, and elided words.
 _NO_WORD = re.compile(r"[0-9]+-[0-9]+|[0-9]+\.[0-9]+")
 _CONLL_U = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 
@@ -52,13 +52,13 @@ def _sentences(lines: Sequence[str]) -> Iterator[_Sentence]:
                 yield sentence
             sentence = []
         elif sentence or not _is_comment(line, has_tabs):
-            # Not line.split(), which would cut a token at U+00A0.
+            # Not line.split(), which would split a token at U+00A0.
             fields = line.split("\t") if "\t" in line else re.split(" +", line.lstrip(" "))
             sentence.append((number, fields))
 
 
 def _is_comment(line: str, has_tabs: bool) -> bool:
-    """Of CoNLL-U; a token may be "#" too, and then has a tab where the other lines have them."""
+    """Whether a line is a comment of CoNLL-U. A token may also be "#"; its line has tabs."""
     if not line.startswith("#"):
         return False
     return "\t" not in line if has_tabs else bool(_COMMENT.match(line))
@@ -94,7 +94,7 @@ def _refuse_ids(path: str, line: tuple[int, list[str]], columns: Sequence[str]) 
     raise UserError(
         f"{path}:{number}: the first of {len(fields)} columns ({' '.join(fields)[:60]!r}) numbers "
         'the words. Set data.columns.tokens to the number of the column with the words ("1" is the '
-        "second), or take the numbers out of the file."
+        "second), or remove the numbers from the file."
     )
 
 

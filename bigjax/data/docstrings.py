@@ -1,7 +1,7 @@
-"""Real text that every install carries: the docstrings of its Python packages.
+"""Real text that is part of every installation: the docstrings of its Python packages.
 
 About 22,000 documents and 12 MB with the usual dependencies. The text depends on what is installed,
-so it has a `fingerprint`, of its content; do not compare losses between two of them.
+so it has a `fingerprint` of its content; compare losses only where it is equal.
 """
 
 import functools
@@ -41,7 +41,7 @@ _CLUTTER = frozenset(
         "third_party",
     }
 )
-_MIN_CHARS = 20  # 'Inherited.' and the like teach nothing
+_MIN_CHARS = 20  # 'Inherited.' and similar ones teach nothing
 _FORMAT = 3  # raise it when the same files would give other records
 
 
@@ -79,10 +79,10 @@ def files_key() -> str:
 
 
 def records(cache_dir: str = LOCAL_CACHE, processes: int | None = None) -> list[Record]:
-    """Every docstring, exact repeats left out, in an order that only the files decide.
+    """Every docstring, without exact repeats, in an order that depends only on the files.
 
     The first call takes about 6 s on two cores; the result is kept in
-    `cache_dir/docstrings-KEY.json`, KEY that of `files_key`, which is looked at in each call.
+    `cache_dir/docstrings-KEY.json`, where KEY is `files_key`, computed in each call.
     `processes` defaults to the number of cores, at most 8. Raises UserError if `cache_dir` is not a
     writable local folder.
     """
@@ -110,7 +110,7 @@ def records(cache_dir: str = LOCAL_CACHE, processes: int | None = None) -> list[
 def _stamp(path: str) -> str:
     try:
         stat = os.stat(path)
-    except OSError:  # gone meanwhile, or a link that leads nowhere
+    except OSError:  # deleted meanwhile, or a broken link
         return "none"
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
@@ -181,14 +181,14 @@ def _parse(jobs: list[list[str]], processes: int) -> list[Record]:
     else:
         parts = [_docstring_worker.read_files(jobs)]
     found = [Record(*fields) for part in parts for fields in part]
-    rank = {}  # children took turns through the list: put their records in its order again
+    rank = {}  # restore the order of the list, which was dealt out to the children
     for library, _, _ in jobs:
         rank.setdefault(library, len(rank))
     return sorted(found, key=lambda record: (rank[record.library], record.name, record.doc))
 
 
 def _shares(jobs: list[list[str]], processes: int) -> list[list[list[str]]]:
-    """Deals the files out, largest first, each to the child with the least to do."""
+    """Distributes the files, largest first, each to the child with the least work."""
     shares: list[list[list[str]]] = [[] for _ in range(processes)]
     loads = [0] * processes
     for size, job in sorted(((os.path.getsize(job[2]), job) for job in jobs), reverse=True):
@@ -211,14 +211,14 @@ def _start_and_collect(shares: list[list[list[str]]]) -> list[list[list[str]]]:
             running.append((share, child, stdout))
         return [_collect(*one) for one in running]
     finally:
-        for _, child, _ in running:  # on Ctrl-C leave no child behind
+        for _, child, _ in running:  # also on Ctrl-C
             if child.poll() is None:
                 child.kill()
             child.wait()
 
 
 def _collect(share: list, child: subprocess.Popen, stdout) -> list[list[str]]:
-    if child.wait():  # a child could not start or was killed: slower, but it works here
+    if child.wait():  # a child could not start or was killed: read in this process, more slowly
         return _docstring_worker.read_files(share)
     stdout.seek(0)
     return json.load(stdout)

@@ -1,4 +1,4 @@
-"""Small file helpers of this room: the cache folder, atomic writes, content fingerprints."""
+"""Small file helpers for data: the cache folder, atomic writes, content fingerprints."""
 
 import hashlib
 import os
@@ -14,15 +14,15 @@ LOCAL_CACHE = "~/.cache/bigjax"  # of a data.cache_dir that is not local
 
 
 def cache_dir(config) -> str:
-    """The data.cache_dir of a config; the default where its data have none."""
+    """The data.cache_dir of a config; the default if its data have none."""
     return config.data.get("cache_dir", LOCAL_CACHE)
 
 
 def cache_folder(cache_dir: str, *parts: str) -> Path:
     """`cache_dir/parts...` as a local folder that exists. Raises UserError if it cannot.
 
-    What is cached is mapped into memory, or quickly made again, so for a cache_dir on gs:// it is
-    kept in LOCAL_CACHE; token stores are shared over gs:// besides, see shared.py.
+    Cached files are mapped into memory, or quickly recomputed, so for a cache_dir on gs:// they
+    are kept in LOCAL_CACHE; token stores are also shared over gs://, see shared.py.
     """
     if "://" in cache_dir:
         cache_dir = LOCAL_CACHE
@@ -51,7 +51,7 @@ def write_cached(path: Path, content: bytes) -> None:
         paths.write_atomically(path, content)
     except OSError as e:
         raise UserError(
-            f"cannot write {path}: {e.strerror or e}. Make room there, or set data.cache_dir "
+            f"cannot write {path}: {e.strerror or e}. Free some space there, or set data.cache_dir "
             "to a folder on another disk."
         ) from None
 
@@ -59,9 +59,9 @@ def write_cached(path: Path, content: bytes) -> None:
 def fingerprint_files(paths: list[Any]) -> str:
     """16 hex digits of the files' contents, in order; `paths` are epath or pathlib paths.
 
-    Up to 256 MiB in all the bytes themselves are hashed, so that copies on two machines agree.
-    Above that it is sizes, modification times, and the first, middle and last 64 KiB of each:
-    a change that keeps all of these is not seen.
+    Up to a total of 256 MiB all bytes are hashed, so that copies on two machines agree. Above that
+    sizes, modification times, and the first, middle and last 64 KiB of each file are hashed: a
+    change that keeps all of these is not noticed.
     """
     stats = [path.stat() for path in paths]
     sizes = [_size(stat) for stat in stats]

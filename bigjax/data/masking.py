@@ -1,7 +1,7 @@
-"""Which tokens masked language modelling hides, and what it puts there (BERT, SpanBERT).
+"""Masks of masked language modelling (BERT, SpanBERT).
 
-Everything here is NumPy on whole batches, and random numbers are a function of their place, so a
-batch depends on nothing that came before it.
+Everything is NumPy on complete batches, and random numbers are a function of a key and a row, so a
+batch does not depend on earlier ones.
 """
 
 from typing import NamedTuple
@@ -58,20 +58,20 @@ def mask(
 
     tokens int32 [b, T]; allowed bool [b, T]: may be hidden (no special token, no padding);
     starts_word bool [b, T]; lengths int [b]: tokens with the special ones, which `rate` counts
-    (as BERT does); key, rows: the place that random numbers belong to.
+    (as BERT does); key, rows: what random numbers are a function of.
 
     Of the hidden tokens 80% become mask_id, 10% a random id, 10% stay. Units, in random order until
-    there are enough tokens; none goes on behind a token that is not allowed, such as [SEP]:
+    there are enough tokens; no unit extends beyond a token that is not allowed, such as [SEP]:
 
     - 'token' (https://arxiv.org/abs/1810.04805).
-    - 'word': all tokens of a word. One that is larger than what is left to be hidden is passed
-      over; where all are, one is taken so often that the share is right, and always if it is the
+    - 'word': all tokens of a word. One that exceeds the remaining budget is skipped. If all
+      do, one is used with the probability that makes the share right, and always if it is the
       first.
-    - 'span' (https://arxiv.org/abs/1907.10529): runs of words, changed all in the same way. Lengths
-      are geometric with p = 0.2 and at most 10, drawn again above, as published: 3.8 words on
-      average. As in the code of the paper, the last run is cut, also within a word, to what is left
-      to be hidden. Other than there, runs do not overlap: the words are cut into runs first, as a
-      process that began long before the row, so that its first words are as likely as others.
+    - 'span' (https://arxiv.org/abs/1907.10529): runs of words, replaced in the
+      same way. Lengths are geometric with p = 0.2, redrawn if above 10, as published: 3.8 words on
+      average. As in the code of the paper, the last run is truncated to the remaining budget, also
+      within a word. Unlike there, runs do not overlap: the words are divided into runs first, by a
+      stationary process, so that the first words of a row are as likely as others.
     """
     b, T = tokens.shape
     draw = lambda i: uniform((*key, i), rows, T)
@@ -83,7 +83,7 @@ def mask(
     budget = np.clip(np.rint(rate * lengths).astype(int), 1, max_predictions)
     budget = np.minimum(budget, allowed.sum(1))
     unit_of = np.cumsum(starts, axis=1)  # from 1 on
-    choose = _choose_runs if unit == "span" else _choose_whole
+    choose = _choose_runs if unit == "span" else _choose_complete
     chosen = choose(unit_of, allowed, draw(1), budget, max_predictions, draw(4)[:, 0])
 
     how = draw(2)
@@ -102,8 +102,8 @@ def mask(
     )
 
 
-def _choose_whole(unit_of, allowed, order, budget, most, u) -> np.ndarray:
-    """bool [b, T]: the tokens of whole units in random order, see `mask`.
+def _choose_complete(unit_of, allowed, order, budget, most, u) -> np.ndarray:
+    """bool [b, T]: the tokens of complete units in random order, see `mask`.
 
     unit_of int [b, T], from 1 on; order [b, T] and u [b]: random numbers; budget int [b], at most
     `most`.
@@ -122,18 +122,18 @@ def _choose_whole(unit_of, allowed, order, budget, most, u) -> np.ndarray:
         left = left - size * fits
         if not ((left > 0) & (size > 0)).any():
             break
-    if left.any():  # what is not taken is larger than that
+    if left.any():  # the remaining units exceed the budget
         free = np.take_along_axis((sizes > 0) & ~taken, rank, axis=1)
         unit = rank[row, free.argmax(1)]
         size, n = sizes[row, unit], budget - left
         more = (left > 0) & free.any(1) & ((n == 0) | (u * size < left) & (n + size <= most))
         taken[row, unit] |= more
     chosen = np.take_along_axis(taken, unit_of, axis=1) & allowed
-    return chosen & (np.cumsum(chosen, axis=1) <= most)  # of a single unit that is larger
+    return chosen & (np.cumsum(chosen, axis=1) <= most)  # a single unit may be larger
 
 
 def _choose_runs(unit_of, allowed, order, budget, most, u) -> np.ndarray:
-    """As `_choose_whole`; of the last unit as many tokens as are left, at a random place in it."""
+    """As `_choose_complete`; of the last unit as many tokens as the budget allows, at random."""
     del most
     sizes = _sizes(unit_of, allowed)[:, 1:]
     rank = np.argsort(np.where(sizes > 0, order, 2.0), axis=1)
@@ -149,10 +149,10 @@ def _choose_runs(unit_of, allowed, order, budget, most, u) -> np.ndarray:
 
 
 def _sizes(unit_of, allowed) -> np.ndarray:
-    """int [b, T + 1]: how many tokens each unit has; none is 0."""
+    """int [b, T + 1]: the number of tokens of each unit."""
     b, width = unit_of.shape[0], unit_of.shape[1] + 1
-    places = unit_of + np.arange(b)[:, None] * width
-    return np.bincount(places[allowed], minlength=b * width).reshape(b, width)
+    cells = unit_of + np.arange(b)[:, None] * width
+    return np.bincount(cells[allowed], minlength=b * width).reshape(b, width)
 
 
 def _first_columns(starts: np.ndarray) -> np.ndarray:
@@ -166,7 +166,7 @@ def _span_starts(words: np.ndarray, u: np.ndarray) -> np.ndarray:
     b, T = words.shape
     cdf, first_cdf = _span_lengths()
     lengths = 1 + np.searchsorted(cdf, u, "right")
-    # The rest of a run that began before, so that every word is as likely to begin one.
+    # The rest of a run that begins before the row, so that every word is as likely to begin one.
     lengths[:, 0] = 1 + np.searchsorted(first_cdf, u[:, 0], "right")
     begins = np.zeros((b, T + 1), bool)
     begins[:, 0] = True

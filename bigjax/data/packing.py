@@ -13,11 +13,11 @@ def make_batch(
     """Next-token inputs and targets of b rows of L = seq_len positions.
 
     Args:
-      tokens: int32 [b, L + 1], padded behind `lengths`.
+      tokens: int32 [b, L + 1], padded after `lengths`.
       is_first: bool [b, L + 1], true at the first token of a document.
       lengths: int [b], how many of a row's tokens are real; 0 to L + 1.
       token_bytes: int32 [vocab_size], UTF-8 bytes of each id.
-      packing: whether documents in a row are told apart.
+      packing: whether documents in a row are separated.
 
     Returns:
       inputs, targets int32 [b, L]; weights float32 [b, L]: 0 where the target is padding or,
@@ -40,7 +40,7 @@ def make_batch(
     if packing:
         real = column < lengths[:, None]
         first = is_first[:, :-1].copy()
-        first[:, 0] = True  # what the row's first tokens belong to began before it, and is cut
+        first[:, 0] = True  # the document of the row's first tokens may begin before the row
         begins = np.maximum.accumulate(np.where(first, column, 0), axis=1)
         batch["segment_ids"] = np.cumsum(first, axis=1, dtype=np.int32) * real
         batch["positions"] = (column - begins) * real

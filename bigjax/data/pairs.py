@@ -1,10 +1,10 @@
 """Examples for masked language modelling: pieces of documents in pairs, with masks.
 
-Document d of a stream gives ceil(n / room) windows of `room` tokens that cover it evenly; shorter
-ones give one. A window is cut in two near a sentence's end. For next-sentence prediction half of
-the windows get the second part of another document's window instead of their own. Each row draws
-such another window, and the part that is taken is cut to the shorter of the two: so lengths say
-nothing about which one it is.
+A document of n tokens gives ceil(n / room) windows of `room` tokens that cover it evenly; shorter
+ones give one. A window is divided in two near the end of a sentence. For next-sentence prediction
+half of the windows get the second part of another document's window instead of their own. Each row
+draws such another window, and the second part is truncated to the shorter of the two, so that
+lengths do not reveal which one it is.
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ from bigjax.errors import UserError
 
 PAIRS = ("nsp", "sop", "none")
 _SENTENCE_ENDS = {b".", b"!", b"?", b";", b"\xe3\x80\x82", b"\xef\xbc\x81", b"\xef\xbc\x9f"}
-_PAIR, _MASK = 0, 1  # what random numbers are for
-_CANDIDATES = 8  # windows that the second part of another document is chosen from
+_PAIR, _MASK = 0, 1  # purposes of random numbers
+_CANDIDATES = 8  # windows from which the second part of another document is chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ class PairBatches(ExampleBatches):
         """The one or two parts of a row, and its label; u: its random numbers."""
         windows, o = self._windows[source], self._options
         limit = self._room
-        if u[0] < o.short_fraction:  # some as short as what fine-tuning will see
+        if u[0] < o.short_fraction:  # some as short as texts in fine-tuning
             limit = 2 + int(u[0] / o.short_fraction * (limit - 1))
         own = windows.tokens(example, limit)
         if o.pairs == "none":
@@ -127,11 +127,11 @@ class PairBatches(ExampleBatches):
             return [b, a] if changed else [a, b], int(changed)
         other = windows.tokens(windows.another(example, u[3:]), limit)
         other = self._cut(other, 0.2 + 0.6 * u[1])[1]
-        n = min(len(b), len(other), limit - len(a))  # whichever is taken, so that n does not tell
+        n = min(len(b), len(other), limit - len(a))  # in both cases, not to reveal the label
         return [a, (other if changed else b)[:n]], int(changed)
 
     def _cut(self, tokens: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """In two: at the sentence's end that is nearest to a fraction, if one is near."""
+        """Two parts, divided at the end of a sentence nearest to a fraction, if one is near."""
         n = len(tokens)
         at = min(max(round(fraction * n), 1), n - 1)
         ends = np.flatnonzero(self._ends_sentence[tokens[:-1]]) + 1
@@ -179,8 +179,8 @@ def _check_sources(windows: Mapping[str, "_Windows"], options: Options, shuffle:
 
 
 def most_common_token(stream: Stream, tokenizer: Tokenizer, n: int = 1 << 21) -> tuple[str, float]:
-    """The most common token of a stream's first n, and its share of them: the accuracy of a model
-    that knows nothing else."""
+    """The most common of a stream's first n tokens, and its share: the accuracy of always guessing
+    it."""
     counts = np.bincount(stream.window(0, min(n, stream.n_tokens)), minlength=tokenizer.vocab_size)
     counts[[tokenizer.bos_id, tokenizer.eos_id]] = 0
     best = int(counts.argmax())
@@ -208,8 +208,8 @@ class _Windows:
         return self._stream.window(int(self._begin[d]) + place, min(size, limit))
 
     def another(self, example: int, u: np.ndarray) -> int:
-        """An example of another document: of those that the numbers u [n] in [0, 1) choose, the one
-        whose window is most nearly as long, so that lengths do not tell."""
+        """An example of another document: among those that the numbers u [n] in [0, 1) select, the
+        one with the most similar length, so that lengths do not reveal the label."""
         d = int(np.searchsorted(self._first, example, "right")) - 1
         low, high = int(self._first[d]), int(self._first[d + 1])
         others = (u * (self.n - (high - low))).astype(int)

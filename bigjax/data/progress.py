@@ -1,4 +1,4 @@
-"""Progress of work whose end is not known: a live line on a terminal, few plain lines elsewhere."""
+"""Progress of work of unknown length: a live line on a terminal, a few plain lines elsewhere."""
 
 from collections.abc import Callable
 import sys
@@ -10,8 +10,8 @@ _LOG_EVERY_SECONDS = 30.0
 class Progress:
     """A context manager; `add(n_bytes)` after each piece of work.
 
-    On a terminal a spinner with the megabytes done and their speed, gone when the work is. Into
-    a file or a pipe one line every 30 s, so nothing at all for short work.
+    On a terminal it shows a spinner with the megabytes done and their speed until the work is done.
+    Into a file or a pipe it writes one line every 30 s, so none for short work.
     """
 
     def __init__(self, title: str, log: Callable[[str], None] = print) -> None:
@@ -20,7 +20,7 @@ class Progress:
         self._bar = self._task = None
 
     def __enter__(self) -> "Progress":
-        self._begun = self._logged = time.monotonic()
+        self._start = self._logged = time.monotonic()
         if sys.stdout.isatty():
             from rich import progress
 
@@ -45,7 +45,7 @@ class Progress:
         now = time.monotonic()
         if now - self._logged >= _LOG_EVERY_SECONDS:
             self._logged = now
-            rate = self._done / 1e6 / (now - self._begun)
+            rate = self._done / 1e6 / (now - self._start)
             self._log(f"{self._title}: {self._done / 1e6:,.0f} MB of text, {rate:.1f} MB/s")
 
     def __exit__(self, *exc: object) -> None:

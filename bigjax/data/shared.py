@@ -1,9 +1,9 @@
 """Token stores on gs://, for many machines: built once, copied to the local disk of each.
 
-A store lies in `data.cache_dir/stores/KEY`, with the files it has locally and `sums.json`, the
-CRC-32 of each. That is written last: a store without it does not exist. The key is a hash of what
-the store is made from, so machines that build it at once would write the same: each writes what no
-other one has.
+A store is in `data.cache_dir/stores/KEY`, with the same files as locally and `sums.json`, the
+CRC-32 of each, which is written last: a store without it is incomplete. The key is a hash of what
+the store is made from, so machines that build it at the same time write the same files; each writes
+those that are still missing.
 """
 
 from collections.abc import Callable
@@ -17,21 +17,21 @@ from bigjax.data.files import write_cached
 from bigjax.errors import UserError
 
 _SUMS = "sums.json"
-_LAST = "store.json"  # whose presence makes the local store one
+_LAST_FILE = "store.json"  # written last: a local store without it is incomplete
 
 
 def fetch(folder: Path, cache_dir: str, log: Callable[[str], None]) -> bool:
-    """Copies the store that is in cache_dir to `folder`; False if none is there.
+    """Copies the store in cache_dir to `folder`; returns False if there is none.
 
-    Files that are in `folder` already, of a copy that was killed, are not read again. Raises
-    UserError if a file is not what was written.
+    Files that an interrupted copy left in `folder` are kept. Raises UserError if a file does not
+    have its checksum.
     """
     place = _place(folder, cache_dir)
     if place is None or not _try(cache_dir, (place / _SUMS).exists):
         return False
     log(f"data: copying the token store {place} to {folder}")
     sums = json.loads(_try(cache_dir, (place / _SUMS).read_bytes))
-    for name, crc in sorted(sums.items(), key=lambda item: item[0] == _LAST):
+    for name, crc in sorted(sums.items(), key=lambda item: item[0] == _LAST_FILE):
         if (folder / name).exists() and zlib.crc32((folder / name).read_bytes()) == crc:
             continue
         content = _try(cache_dir, (place / name).read_bytes)
@@ -46,7 +46,7 @@ def fetch(folder: Path, cache_dir: str, log: Callable[[str], None]) -> bool:
 
 
 def publish(folder: Path, cache_dir: str, log: Callable[[str], None]) -> None:
-    """Copies the finished store in `folder` to cache_dir, unless it is there or cache_dir is
+    """Copies the finished store in `folder` to cache_dir, unless it exists or cache_dir is
     local."""
     place = _place(folder, cache_dir)
     if place is None or _try(cache_dir, (place / _SUMS).exists):
@@ -54,7 +54,7 @@ def publish(folder: Path, cache_dir: str, log: Callable[[str], None]) -> None:
     log(f"data: copying the token store {folder} to {place}")
     contents = [path for path in folder.iterdir() if path.name != "lock" and path.suffix != ".tmp"]
     sums = {}
-    # An object takes about one write a second, so the hosts of a run begin at unlike ones.
+    # An object can be written about once per second, so hosts write in different orders.
     for path in random.sample(contents, len(contents)):
         content = path.read_bytes()
         sums[path.name] = zlib.crc32(content)
@@ -63,18 +63,18 @@ def publish(folder: Path, cache_dir: str, log: Callable[[str], None]) -> None:
 
 
 def _write_new(cache_dir: str, target: Any, content: bytes) -> None:
-    """Writes what is the same whoever writes it, unless it is there, also by another meanwhile."""
+    """Writes a file unless it exists. Another machine may write the same content meanwhile."""
     if _try(cache_dir, target.exists):
         return
     try:
         _try(cache_dir, lambda: target.write_bytes(content))
-    except Exception:  # of many kinds; refused, since too many write it
+    except Exception:  # of many types: storage refuses a write, as others write the same object
         if not _try(cache_dir, target.exists):
             raise
 
 
 def _place(folder: Path, cache_dir: str) -> Any:
-    """Where in cache_dir this store is shared; None for a local cache_dir."""
+    """The folder of this store in cache_dir; None for a local cache_dir."""
     if "://" not in cache_dir:
         return None
     from etils import epath
@@ -87,7 +87,7 @@ def _try(cache_dir: str, act: Callable[[], Any]) -> Any:
         return act()
     except OSError as e:
         if type(e) not in (OSError, FileNotFoundError, PermissionError):
-            raise  # a time-out or the like, which is not about this folder
+            raise  # such as a time-out, which is not about this folder
         raise UserError(
             f"data.cache_dir={cache_dir!r} cannot be used: {e}. Check your permission "
             "to read and write there, or set it to a local folder."

@@ -7,7 +7,7 @@ import numpy as np
 
 from bigjax.errors import UserError
 
-_POWER = 0.75  # of a word's count, for how often it is a negative
+_POWER = 0.75  # exponent of a word's count in its probability as a negative
 _TABLE_SIZE = 1 << 20  # as word2vec's, smaller: a draw is one look-up
 _PASS, _BATCH = 0, 1  # what random numbers are for
 
@@ -15,13 +15,13 @@ _PASS, _BATCH = 0, 1  # what random numbers are for
 class SkipGramData:
     """The pairs of lists of words, as endless batches.
 
-    A pass over the text drops frequent words, each place of a word of frequency f kept with
-    probability sqrt(t / f); then a centre is a random place, and its context at most `window`
-    places away in what is left of its text. A distance r has probability proportional to
-    window + 1 - r: as with a window that is drawn for each centre, as in word2vec.
+    A pass over the text drops frequent words: a word of frequency f is kept with probability
+    sqrt(t / f). Then a centre is a random position, and its context is at most `window` positions
+    away in the remaining text. A distance r has probability proportional to window + 1 - r, as if
+    a window were drawn for each centre, as in word2vec.
 
     Attributes: `words`, the vocabulary, most frequent first; `counts` int64 [V]; `pass_steps`,
-    the batches of a pass: about as many pairs as word2vec takes from the text in one.
+    the batches per pass: about as many pairs as in a pass of word2vec.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class SkipGramData:
         negatives: int = 5,
         subsample: float = 1e-3,
     ) -> None:
-        """min_count: words less frequent are left out; subsample: t. UserError for numbers out of
+        """min_count: rarer words are left out; subsample: t. Raises UserError for numbers out of
         range and for texts without a pair."""
         _check(batch_size=batch_size, min_count=min_count, window=window, negatives=negatives)
         if not 0 < subsample <= 1:
@@ -75,13 +75,13 @@ class SkipGramData:
         ids, text = self._pass(step // self.pass_steps)
         rng = np.random.default_rng([self.seed % 2**64, _BATCH, step])
         pairs = np.empty((2, 0), np.int32)
-        while pairs.shape[1] < self.batch_size:  # of the places drawn some have no context there
+        while pairs.shape[1] < self.batch_size:  # some positions have no context
             at = rng.integers(len(ids), size=self.batch_size)
             far = self._distances(rng)
-            there = at + np.where(rng.random(self.batch_size) < 0.5, far, -far)
-            ok = (there >= 0) & (there < len(ids))
-            ok &= text[at] == text[np.where(ok, there, 0)]
-            pairs = np.concatenate([pairs, [ids[at[ok]], ids[there[ok]]]], axis=1)
+            context_at = at + np.where(rng.random(self.batch_size) < 0.5, far, -far)
+            ok = (context_at >= 0) & (context_at < len(ids))
+            ok &= text[at] == text[np.where(ok, context_at, 0)]
+            pairs = np.concatenate([pairs, [ids[at[ok]], ids[context_at[ok]]]], axis=1)
         centre, context = pairs[:, : self.batch_size]
         drawn = rng.integers(_TABLE_SIZE, size=(self.batch_size, self.negatives))
         return {"centre": centre, "context": context, "negatives": self._negative[drawn]}

@@ -20,7 +20,7 @@ from bigjax.errors import RunError, UserError
 
 KINDS = ("docstrings", "text", "jsonl", "tfds")
 DOCUMENT_CHARS = 2000  # paragraphs of one large text file are grouped to at least this
-_MAX_CHARS = 100_000  # a text without blank lines is cut at the end of a line after this many
+_MAX_CHARS = 100_000  # a text without blank lines is split at the end of a line after this many
 _FORMAT = 2  # raise it when the same files would give other documents
 _READ_BYTES = 4 << 20
 _TFDS_BATCH = 256
@@ -30,10 +30,10 @@ _TFDS_BATCH = 256
 class Source:
     """One entry of `data.sources`; see `documents` for what the fields mean for each kind."""
 
-    kind: str  # docstrings (what every install carries), text, jsonl, tfds
+    kind: str  # docstrings (part of every installation), text, jsonl, tfds
     path: str = ""  # text, jsonl: a file or glob; tfds: its data folder
     name: str = ""  # tfds: of the set
-    field: str = "text"  # jsonl, tfds: what holds the text
+    field: str = "text"  # jsonl, tfds: the field with the text
     split: str = "train"  # tfds
     weight: float = 1.0  # its share of the examples
 
@@ -62,7 +62,7 @@ def check_weight(name: str, weight: Any) -> None:
     if not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
         raise UserError(
             f"data.sources.{name}.weight is {weight!r}; it has to be a positive "
-            "number. To leave a source out, take it out of data.sources."
+            "number. To leave out a source, remove it from data.sources."
         )
 
 
@@ -73,24 +73,23 @@ def documents(
     counts: dict[str, int] | None = None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Iterator[str]:
-    """The documents of `source`, none of them empty; twice the same if the content is.
+    """The documents of `source`, none of them empty; a function of the content.
 
     Files may be compressed, and of UTF-16 or UTF-32: see `text_files.py`.
 
-    - text: `path` is a file or a glob (a folder that is called as it is written, brackets and all,
-      comes first). Where it matches several files, each is a document, in
-      the order of their names. A single file is cut at blank lines: paragraphs are joined until
-      they hold at least 2,000 characters (and cut at the end of a line after 100,000). Each line
-      ends in LF, whatever it does in the file.
-    - jsonl: each line is an object with the text under `field`; blank lines are passed over.
+    - text: `path` is a file or a glob (a folder with exactly this name, brackets included, comes
+      first). If it matches several files, each is a document, in the order of their names. A
+      single file is split at blank lines: paragraphs are joined until they have at least 2,000
+      characters (and split at the end of a line after 100,000). Line ends become LF.
+    - jsonl: each line is an object with the text under `field`; blank lines are skipped.
     - tfds: the `field` of each example of `split` (slices such as 'train[:10%]' too) of the set
       `name`, prepared as array_record under `path`; or `path` is the set's own folder.
-    - docstrings: see `docstrings.py`; takes nothing.
+    - docstrings: see `docstrings.py`; it has no options.
 
-    Bytes that are not UTF-8 become U+FFFD and are added to counts['bad_utf8'], and `log` is told
-    the first of them and which files have some; or, with on_bad_utf8='refuse', they raise UserError
-    with file and byte offset. UserError also for more than 1% of them in a file or in the source,
-    and for a source that is missing, unreadable, damaged, no text or without text.
+    Bytes that are not UTF-8 become U+FFFD and are added to counts['bad_utf8']; `log` gets the first
+    of them and the names of their files. With on_bad_utf8='refuse' they raise UserError with file
+    and byte offset. Raises UserError also if more than 1% of a file or of the source are such
+    bytes, and for a source that is missing, unreadable, damaged, not text or without text.
     """
     if on_bad_utf8 not in ("replace", "refuse"):
         raise UserError(f'data.on_bad_utf8 is {on_bad_utf8!r}; it has to be "replace" or "refuse".')
@@ -109,7 +108,7 @@ def documents(
 def fingerprint(source: Source, cache_dir: str = "~/.cache/bigjax") -> str:
     """16 hex digits that change when the documents would; reads at most 256 MiB.
 
-    See `files.fingerprint_files` for what it sees of larger sources. Raises UserError for a
+    See `files.fingerprint_files` about larger sources. Raises UserError for a
     source that is missing or unreadable.
     """
     kind = _kind(source)
@@ -153,7 +152,7 @@ def _checked(stream: Iterator[str], source: Source, bad: Replacing) -> Iterator[
     if not found:
         raise UserError(
             f"{_describe(source)} holds no text: every document of it is empty. Point "
-            "path (and field or split) at text, or take the source out."
+            "path (and field or split) to text, or remove the source."
         )
 
 
@@ -186,13 +185,13 @@ def _grouped(lines: Iterator[str]) -> Iterator[str]:
 
 
 def _lines(path: Any, bad: Replacing) -> Iterator[str]:
-    """Lines that end in LF, decoded some at a time: no byte sequence crosses a line's end."""
+    """Lines that end in LF, decoded in groups: no byte sequence crosses the end of a line."""
     offset = 0
     with open_utf8(path) as f:
         while block := f.read(_READ_BYTES):
             block += f.readline()
             text = bad.decode(block, path, offset).replace("\r\n", "\n").replace("\r", "\n")
-            # Not splitlines, which cuts at form feeds and other characters too.
+            # Not splitlines, which also splits at form feeds and other characters.
             yield from io.StringIO(text if offset else text.removeprefix("\ufeff"), "\n")
             offset += len(block)
     bad.finish(path)
@@ -248,7 +247,7 @@ def _files(source: Source) -> list[Any]:
         )
     if "://" in pattern:
         paths = _remote_files(pattern)
-    elif os.path.exists(pattern):  # a name may hold brackets of its own
+    elif os.path.exists(pattern):  # a name may have brackets
         paths = [epath.Path(pattern)]
     else:
         parts = pattern.split("/")
@@ -267,8 +266,8 @@ def _files(source: Source) -> list[Any]:
 
 
 def _plain_parts(parts: list[str], is_dir: Callable[[str], bool]) -> int:
-    """How many parts of a glob, from the first, name folders as they are: a folder may have
-    brackets and the like in its name. The last part is not one of them."""
+    """How many leading parts of a glob are names of existing folders, which may have brackets in
+    their names. The last part does not count."""
     for n, part in enumerate(parts[:-1]):
         if glob.has_magic(part) and not is_dir("/".join(parts[: n + 1])):
             return n
@@ -283,9 +282,9 @@ def _remote_files(pattern: str) -> list[Any]:
     try:
         plain = _plain_parts(parts, lambda folder: epath.Path(folder).is_dir())
         return list(epath.Path("/".join(parts[:plain])).glob("/".join(parts[plain:])))
-    except RunError:  # storage does not answer
+    except RunError:  # storage does not respond
         raise
-    except Exception as e:  # each storage has errors of its own
+    except Exception as e:  # each storage library has its own errors
         reason = "unknown kind of address" if isinstance(e, KeyError) else e
         raise UserError(
             f"data.sources: cannot look up {pattern!r}: {reason}. Addresses begin with gs:// or "
@@ -299,7 +298,7 @@ def _tfds(source: Source, bad: Replacing) -> Iterator[str]:
     _tfds_split_names(builder, source)
     try:
         rows = builder.as_data_source(split=source.split)
-    except Exception as e:  # a wrong file format, a split of another kind, missing shards
+    except Exception as e:  # a wrong file format, a wrong split, missing shards
         raise UserError(
             f"{_describe(source)}: cannot read split {source.split!r}: {e}. The set has to be "
             'prepared with file_format="array_record".'
@@ -344,7 +343,7 @@ def _tfds_builder(source: Source) -> Any:
         if source.name:
             return tfds.builder(source.name, data_dir=path or None)
         return tfds.builder_from_directory(path)
-    except Exception as e:  # of many kinds; the first line says what, the rest lists all sets
+    except Exception as e:  # of many types; the first line has the reason, the rest lists all sets
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise UserError(
             f"{_describe(source)}: {reason} Set name to NAME:VERSION and path to the data_dir it "

@@ -3,15 +3,14 @@
 A folder `cache_dir/stores/KEY` holds one source:
 
     00000-train.tokens   uint16 or uint32 ids of the shard's documents: bos, tokens, eos, bos, ...
-    00000-train.starts   uint64: where in it each document begins
-    00000.json           the shard's numbers; written last: a shard without it does not exist
+    00000-train.starts   uint64: the index at which each document begins
+    00000.json           the shard's numbers; written last: a shard without it is incomplete
     ...
     store.json           the list of shards and totals; written last of all
 
 A shard is the next DOCUMENTS_PER_SHARD documents of the source, of all splits, or fewer if they
-are long. Every file is written
-under another name and renamed, and the same source gives the same bytes, so a killed build goes
-on at the shard it was in, and two builds of one store can only write the same thing twice.
+are long. Every file is written under another name and renamed, and the same source gives the same
+bytes, so an interrupted build resumes at its shard, and two builds of one store write the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,13 +30,13 @@ from bigjax.errors import UserError
 
 SPLITS = ("train", "valid", "test")
 DOCUMENTS_PER_SHARD = 32768
-_CHARS_PER_SHARD = 1 << 26  # bounds the memory a build takes
-_BATCH_CHARS = 4_000_000  # text handed to the tokenizer at once: keeps its threads busy
+_CHARS_PER_SHARD = 1 << 26  # bounds the memory of a build
+_BATCH_CHARS = 4_000_000  # text per call of the tokenizer: keeps its threads busy
 _FORMAT = 3
 
 
 def split_of(document: str, valid_fraction: float, test_fraction: float) -> str:
-    """'train', 'valid' or 'test' by a hash of the text: equal documents fall together."""
+    """'train', 'valid' or 'test' by a hash of the text: equal documents are in one split."""
     digest = hashlib.blake2b(document.encode(), digest_size=8).digest()
     u = int.from_bytes(digest, "little") / 2**64
     if u < valid_fraction:
@@ -46,7 +45,7 @@ def split_of(document: str, valid_fraction: float, test_fraction: float) -> str:
 
 
 def check_fractions(valid_fraction: float, test_fraction: float) -> None:
-    """Raises UserError unless both are at least 0 and together at most 1 (all is held out)."""
+    """Raises UserError unless both are at least 0 and together at most 1."""
     if not (valid_fraction >= 0 and test_fraction >= 0 and valid_fraction + test_fraction <= 1):
         raise UserError(
             f"data.valid_fraction={valid_fraction} and data.test_fraction={test_fraction}: each "
@@ -55,9 +54,9 @@ def check_fractions(valid_fraction: float, test_fraction: float) -> None:
 
 
 class Stream:
-    """One split of a store: its documents' tokens in one line, with random access.
+    """One split of a store: the concatenated tokens of its documents, with random access.
 
-    `n_tokens` counts bos and eos, `n_unknown` the tokens that stand for text which the vocabulary
+    `n_tokens` counts bos and eos, `n_unknown` the tokens of text that the vocabulary
     lacks, `n_bytes` the UTF-8 bytes of the documents.
     """
 
@@ -73,7 +72,7 @@ class Stream:
             if shard["splits"][split]["tokens"]
         ]
         self._offsets = np.cumsum([0] + [sizes["tokens"] for _, sizes in used])
-        # Plain arrays over the maps: slicing np.memmap itself costs several times more.
+        # Plain arrays over the maps: slicing np.memmap itself is several times slower.
         self._tokens = [
             np.asarray(_map(folder / f"{i:05d}-{split}.tokens", dtype)) for i, _ in used
         ]
@@ -93,8 +92,8 @@ class Stream:
         return self.windows(np.array([start]), length)[0][0]
 
     def windows(self, starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids int32 [n, length] from each of `starts` [n], and bool [n, length]: a document's
-        first token. IndexError for a window that leaves the stream."""
+        """Ids int32 [n, length] from each of `starts` [n], and bool [n, length]: whether
+        it is the first token of a document. IndexError for a window that leaves the stream."""
         starts = np.asarray(starts, np.int64)
         if len(starts) and not (0 <= starts.min() and starts.max() + length <= self.n_tokens):
             raise IndexError(
@@ -121,8 +120,8 @@ class Stream:
 
 
 class Store:
-    """A finished store; `stats` has documents, bytes, tokens, unknown tokens and bad_utf8 of all
-    its source, `hashes` those of its ids and where documents begin, by shard and split."""
+    """A finished store; `stats` has documents, bytes, tokens, unknown tokens and bad_utf8 of the
+    source, `hashes` those of its ids and of where documents begin, by shard and split."""
 
     def __init__(self, folder: Path) -> None:
         meta = _read_json(folder / "store.json")
@@ -137,7 +136,7 @@ class Store:
         """The stream of 'train', 'valid' or 'test'; UserError for another name."""
         if name not in SPLITS:
             raise UserError(f"there is no split {name!r}; a store has {', '.join(SPLITS)}.")
-        if name not in self._splits:  # on request: a process may map only so many files
+        if name not in self._splits:  # lazily: a process may map only so many files
             self._splits[name] = Stream(self.folder, self._shards, name, self._dtype)
         return self._splits[name]
 
@@ -152,11 +151,11 @@ def build_store(
     name: str = "text",
     log: Callable[[str], None] = print,
 ) -> Store:
-    """Opens the store of this content and tokenizer, and builds what is missing of it first.
+    """Opens the store of this content and tokenizer, after building its missing parts.
 
     Args:
       documents: given a dict for its counts, an iterator over the source's documents; called
-        only if something is missing. It must give the same documents whenever `content` is.
+        only if something is missing. It must give the same documents for the same `content`.
       content: the source's fingerprint.
       name: the source's name, for messages.
     """
@@ -174,9 +173,9 @@ def build_store(
     if not (folder / "store.json").exists():
         with _only_builder(folder, log) as alone:
             if alone:
-                for leftover in folder.glob("*.tmp"):  # of a build that was killed
+                for leftover in folder.glob("*.tmp"):  # of an interrupted build
                     leftover.unlink(missing_ok=True)
-            # Another process may have just made it, or another machine.
+            # Another process or machine may have built it meanwhile.
             if not (folder / "store.json").exists() and not shared.fetch(folder, cache_dir, log):
                 _build(documents, tokenizer, valid_fraction, test_fraction, folder, key, name, log)
     store = Store(folder)
@@ -270,7 +269,7 @@ def _batches(texts: list[str]) -> Iterator[list[str]]:
 
 
 def _finished_shard(folder: Path, index: int, dtype: str) -> dict | None:
-    """The numbers of a shard that an earlier build finished; None if it has to be written."""
+    """The numbers of a shard that is already complete; None if it has to be written."""
     path = folder / f"{index:05d}.json"
     try:
         shard = json.loads(path.read_bytes())
@@ -319,10 +318,10 @@ def _map(path: Path, dtype: str) -> np.ndarray:
 
 @contextlib.contextmanager
 def _only_builder(folder: Path, log: Callable[[str], None]) -> Iterator[bool]:
-    """Waits while another process of this machine builds the same store; true if none does now.
+    """Waits while another process of this machine builds the same store; true if none does then.
 
-    The lock goes with its process, so a killed build leaves nothing behind. Where a file system
-    has no locks both build: that is safe, and only takes longer.
+    The lock ends with its process, so an interrupted build does not block others. Without locks in
+    the file system both build, which is safe but slower.
     """
     try:
         import fcntl  # noqa: F401
@@ -332,7 +331,7 @@ def _only_builder(folder: Path, log: Callable[[str], None]) -> Iterator[bool]:
     with contextlib.ExitStack() as stack:
         try:
             f = stack.enter_context(open(folder / "lock", "a"))
-        except OSError:  # read-only: nor can this one build it, which then says so
+        except OSError:  # read-only: building fails later with its own message
             f = None
         yield f is not None and _lock(f, folder, log)
 

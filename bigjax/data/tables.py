@@ -26,35 +26,35 @@ def read_table(
 ) -> list[dict[str, Any]]:
     """The rows of a file (local or gs://) as dicts: the `columns`, "where" for messages, "row".
 
-    row["row"] is the whole record as the file has it, nothing left out, renamed or checked: a
-    dict of its columns, in order (numbers from "0" without a header; the second x is "x_2").
+    row["row"] is the complete record as in the file, without renames or checks: a dict of its
+    columns, in order (numbers from "0" without a header; the second x is "x_2").
 
-    By its extension, before which there may be one of a compression (train.tsv.gz; see
-    `text_files.py` for how files are decompressed and decoded):
+    The extension decides, without that of a compression (train.tsv.gz; see `text_files.py` for how
+    files are decompressed and decoded):
     - .tsv, .txt: tabs between columns, no quoting; .csv: commas, with quoting. The first line
       has the names, unless `columns` are numbers: "0" is the first column of a file without.
-      Everything is text. Blank lines at the end are passed over.
-    - .jsonl: an object a line; blank lines are passed over.
+      Everything is text. Blank lines at the end are skipped.
+    - .jsonl: one object per line; blank lines are skipped.
     - .parquet: times are text ("2024-05-01 12:00:00"); rows count from 1. Missing values are null
       or NaN.
     - .json: SQuAD 1.1 or 2.0; rows have question, context, answers, id and is_impossible, the
-      record id, title, question, context and what else the question has.
-    - .conll, .conllu: a token and, in the last column, its tag on each line, with tabs or spaces
-      between (U+00A0 and its like belong to a token), a blank line between sentences, -DOCSTART-
-      and CoNLL-U's comments passed over; rows have tokens and tags, the record the columns between
+      record id, title, question, context and the other fields of the question.
+    - .conll, .conllu: a token and, in the last column, its tag on each line, separated by tabs or
+      spaces (U+00A0 belongs to a token), a blank line between sentences; -DOCSTART- and CoNLL-U's
+      comments are skipped; rows have tokens and tags, the record the columns between
       them as "1", "2", ... too. `columns` may be numbers, from "0", instead: then the record's are
       too. They have to be where the first column numbers the words, as CoNLL-U's does: FORM is
-      "1", UPOS "3"; its lines of several words (1-2) and of none (1.1) are passed over.
+      "1", UPOS "3"; its lines of several words (1-2) and of elided words (1.1) are skipped.
 
     Args:
-      kinds: what a column holds, "text" where it does not say: "label" may be a number or
+      kinds: the type of each column's values, "text" by default: "label" may be a number or
         truth value too, and becomes text, a whole number without decimals ("1" of 1.0, as Parquet
         has it of a column where some were missing); "words" is a list of texts (or labels);
         "answers" is a list of texts, or of SQuAD's {"text", "answer_start"} (or its two lists), or
         one text, empty for no answer, and becomes a list of (text, start), start -1 if not given;
         "optional" is text or a number, and becomes text, or None where it is empty or null;
         "names" is a list of texts, or one text with commas or semicolons between, or nothing.
-      optional: more columns, "optional" where `kinds` does not say, which records may lack.
+      optional: more columns, of type "optional" by default, which records may lack.
 
     Raises UserError, with file and line, for a file that is missing, of another kind, not UTF-8
     or without rows, for missing columns and values, ragged rows, bad JSON, empty text, and numbers
@@ -112,9 +112,9 @@ def free_name(name: str, taken: Collection[str]) -> str:
 
 
 def _lines(path: str) -> list[str]:
-    """Without their ends and the blank ones after the last."""
+    """The lines without their ends and without blank ones at the end."""
     lines = read_lines(path, "a table in UTF-8")
-    while lines and not lines[-1].strip(" "):  # one of tabs is a row of empty fields
+    while lines and not lines[-1].strip(" "):  # a line of tabs is a row of empty fields
         lines.pop()
     return lines
 
@@ -192,8 +192,8 @@ def _separator_hint(header: list[str], path: str) -> str:
 def _csv_records(path: str) -> Iterator[tuple[int, list[str]]]:
     """(number of its first line, fields); a quoted field may hold line ends."""
     text = re.sub(r"[\r\n][ \r\n]*\Z", "", read_text(path, "a table in UTF-8"))
-    text = re.sub(r"\r\r+\n", "\r\n", text)  # of a program that ended its lines twice
-    limit = csv.field_size_limit(1 << 30)  # the module's own 128 kB refuses long contexts
+    text = re.sub(r"\r\r+\n", "\r\n", text)  # written by a program with doubled line ends
+    limit = csv.field_size_limit(1 << 30)  # the default of 128 kB is too small for long contexts
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         records, number = [], 1
@@ -214,7 +214,7 @@ def _csv_records(path: str) -> Iterator[tuple[int, list[str]]]:
 
 def _jsonl(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_lines(path), 1):
-        # A byte order mark also where files were put behind one another.
+        # There may be byte order marks within concatenated files.
         if not line.strip(" "):
             continue
         row, where = _json(line.removeprefix("\ufeff"), path, number), f"{path}:{number}"

@@ -18,20 +18,20 @@ from bigjax.data.sources import Source
 from bigjax.data.store import SPLITS, Store, Stream, build_store, check_fractions, split_of
 from bigjax.errors import UserError
 
-_SCAN_CHARS = 64_000_000  # how far into a source the tokenizer's training text is looked for
-_TRAIN_CHARS = 4_000_000  # how much of that it is trained on: more changes little, and takes longer
+_SCAN_CHARS = 64_000_000  # how much of a source the tokenizer's training text is taken from
+_TRAIN_CHARS = 4_000_000  # how much of that it is trained on: more changes little, and is slower
 _CHUNK_CHARS = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The section `data` where its name is 'text': documents, as one stream of tokens a source."""
+    """The section `data` if its name is 'text': documents, as one stream of tokens per source."""
 
     sources: dict[str, Source] = dataclasses.field(
         default_factory=lambda: {"docstrings": Source("docstrings")}
     )
     tokenizer: tokenizers.TokenizerConfig = tokenizers.TokenizerConfig()
-    seq_len: int = 256  # tokens of an example
+    seq_len: int = 256  # tokens per example
     packing: bool = True  # attention stays within a document
     valid_fraction: float = 0.01  # of the documents, chosen by a hash of their content
     test_fraction: float = 0.01
@@ -39,7 +39,7 @@ class Config:
     cache_dir: str = LOCAL_CACHE  # token stores and trained tokenizers
 
     RANGES = {"seq_len": at_least(1), "valid_fraction": SHARE, "test_fraction": SHARE}
-    # What the text is has a fingerprint, so where it lies may change.
+    # The text has a fingerprint, so its place may change.
     MAY_CHANGE = ("cache_dir", "sources.*.path", "tokenizer.path")
     PATHS = ("tokenizer.path",)
     DATA_PATHS = ("sources.*.path",)
@@ -110,7 +110,7 @@ def load_text(
 
     Raises UserError for anything wrong with the config, the sources, or the cache folder.
     """
-    begun = time.monotonic()
+    start = time.monotonic()
     entries, content = _entries(data)
     tokenizer = tokenizer or build_tokenizer(data, log)
     stores: dict[str, Store] = {}
@@ -153,7 +153,7 @@ def load_text(
         f"data: {n_bad / max(n_bytes, 1):.3%} of the bytes replaced; "
         f"tokenizer {tokenizer.kind} of {tokenizer.vocab_size:,} ids; fingerprint "
         f"{corpus.fingerprint}; cached in {data.cache_dir}; "
-        f"{time.monotonic() - begun:.1f} s"
+        f"{time.monotonic() - start:.1f} s"
     )
     return corpus
 
@@ -170,7 +170,7 @@ def build_tokenizer(data: Any, log: Callable[[str], None] = print) -> tokenizers
 
 
 def _entries(data: Any) -> tuple[dict[str, Source], dict[str, str]]:
-    """The sources by name, and what changes with the content of each."""
+    """The sources by name, and a fingerprint of the content of each."""
     # Sorted: a config that went through JSON gives the same mixture.
     entries = {name: sources.from_config(name, data.sources[name]) for name in sorted(data.sources)}
     if not entries:

@@ -1,9 +1,8 @@
-"""How every text file that a person gives is read, local or on gs://, in blocks of bounded size.
+"""Reading of text files, local or on gs://, in blocks of bounded size.
 
-Its first bytes decide, not its name: gzip, bzip2, xz, Zstandard and LZ4 are decompressed, UTF-16
+The first bytes decide, not the name: gzip, bzip2, xz, Zstandard and LZ4 are decompressed, UTF-16
 and UTF-32 with a byte order mark become UTF-8. UTF-16 and UTF-32 without one, archives, Parquet,
-pictures and other binary files are refused. Lines end in LF or CRLF, and in CR, too, where the
-first ones do.
+images and other binary files are refused. Lines end in LF or CRLF, or in CR if the first ones do.
 """
 
 import bz2
@@ -22,9 +21,9 @@ from bigjax.errors import RunError, UserError
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".zstd", ".lz4")
 _BUFFER = 1 << 20
-_HEAD = 1 << 16  # bytes in which zeros and line ends are looked for
+_HEAD = 1 << 16  # bytes in which to look for zeros and line ends
 
-_BOMS = (  # UTF-32's first: the one of UTF-16 is its beginning
+_BOMS = (  # UTF-32's first: the mark of UTF-16 is a prefix of it
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -70,11 +69,11 @@ def open_bytes(
     """The content of the file, decompressed.
 
     Args:
-      what: what it has to be, for messages.
-      at_once: whether the file is read in one go, which is faster where all of it is wanted.
+      what: the expected content, for messages.
+      at_once: whether to read the file in one go, which is faster if all of it is needed.
 
     Raises UserError, also while it is read, for a file that cannot be read, and for a compressed
-    one that is cut short or damaged.
+    one that is truncated or damaged.
     """
     with contextlib.ExitStack() as stack:
         source = _try(lambda: _path(path), path, what)
@@ -101,7 +100,7 @@ def open_utf8(
     """The text of the file as UTF-8, with lines that end in LF or CRLF, to be decoded by the
     caller. A byte order mark of UTF-8 is left at its beginning, so that offsets are the file's.
 
-    Raises UserError as `open_bytes` does, and for a file that is no text.
+    Raises UserError as `open_bytes` does, and for a file that is not text.
     """
     with open_bytes(path, what, at_once=at_once) as f:
         head = f.peek(_HEAD)[:_HEAD]
@@ -127,7 +126,7 @@ def read_bytes(path: str | os.PathLike, what: str = "a file") -> bytes:
 def read_text(path: str | os.PathLike, what: str = "a text file") -> str:
     """The whole text, line ends as they are, without a byte order mark.
 
-    Raises UserError as `open_utf8` does, and, with file and line, for what is not UTF-8 or is NUL.
+    Raises UserError as `open_utf8` does, and, with file and line, for invalid UTF-8 and NUL.
     """
     with open_utf8(path, what, at_once=True) as f:
         raw = f.read()
@@ -135,7 +134,7 @@ def read_text(path: str | os.PathLike, what: str = "a text file") -> str:
 
 
 def read_lines(path: str | os.PathLike, what: str = "a text file") -> list[str]:
-    """The lines of `read_text` without their ends; U+2028, form feeds and the like end none."""
+    """The lines of `read_text` without their ends; U+2028 or a form feed does not end a line."""
     lines = [line.rstrip("\r") for line in read_text(path, what).split("\n")]
     if not lines[-1]:
         lines.pop()
@@ -146,7 +145,7 @@ def read_lines(path: str | os.PathLike, what: str = "a text file") -> list[str]:
 
 
 class _Reads(io.RawIOBase):
-    """A stream of what read(n) gives: about n bytes, b'' at the end."""
+    """A stream of the bytes of read(n), which returns about n, b'' at the end."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read, self._rest = read, b""
@@ -174,9 +173,9 @@ def _path(path: str | os.PathLike) -> Any:
 def _try(read: Callable[[], Any], path: Any, what: str) -> Any:
     try:
         return read()
-    except (RunError, UserError):  # storage does not answer
+    except (RunError, UserError):  # storage does not respond
         raise
-    except Exception as e:  # each storage has errors of its own
+    except Exception as e:  # each storage library has its own errors
         reason = getattr(e, "strerror", None) or e
         looked = "" if "://" in str(path) else f" (looked from {os.getcwd()!r})"
         raise UserError(
@@ -202,8 +201,8 @@ def _undamaged(read: Callable[[], bytes], path: Any, kind: str) -> bytes:
         return read()
     except (RunError, UserError):
         raise
-    except Exception as e:  # each library has errors of its own
-        if "requires too much memory" in str(e):  # of Zstandard's library
+    except Exception as e:  # each library has its own errors
+        if "requires too much memory" in str(e):  # the Zstandard library's
             raise UserError(
                 f"{path} was compressed with zstd --long and a window of more than 128 MiB, which "
                 "cannot be read here. Compress it again without --long: zstd -dc --long=31 OLD | "
@@ -225,7 +224,7 @@ def _transcoded(text: io.TextIOWrapper, n: int, path: Any, encoding: str) -> byt
 
 
 def _without_cr(f: BinaryIO, n: int) -> bytes:
-    """About n bytes in which LF stands for each CR that is not a part of CRLF."""
+    """About n bytes in which each CR that is not part of CRLF is replaced by LF."""
     block = f.read(n)
     while block.endswith(b"\r") and (more := f.read(1)):
         block += more

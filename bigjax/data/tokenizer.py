@@ -1,8 +1,8 @@
-"""Tokenizers: SentencePiece, WordPiece, GPT-2's byte-level BPE, and bytes, behind one small class.
+"""Tokenizers: SentencePiece, WordPiece, GPT-2's byte-level BPE, and bytes, with one interface.
 
-All but WordPiece turn any text into ids and back without loss, and know how many UTF-8 bytes each
-id stands for, so that bits per byte can be computed exactly. Special ids (bos, eos, pad) never
-come out of `encode_batch`, whatever the text contains: '<|endoftext|>' in a document is text.
+All but WordPiece turn any text into ids and back without loss, and know the number of UTF-8 bytes
+of each id, so that bits per byte can be computed exactly. `encode_batch` never returns special ids
+(bos, eos, pad), whatever the text contains: '<|endoftext|>' in a document is text.
 """
 
 import collections
@@ -47,11 +47,11 @@ _PROBE = "  Ünï\u0301 ﬁ\n\n\tx \u2028 中 \U0001f600\x00 "
 class TokenizerConfig:
     """The section `data.tokenizer`."""
 
-    # sentencepiece, wordpiece, bpe (GPT-2's byte level), bytes, or init_from: the one found there
+    # sentencepiece, wordpiece, bpe (GPT-2's byte level), bytes, or init_from: the source's
     kind: str = "sentencepiece"
     path: str = ""  # its file or folder; '' trains one (sentencepiece, wordpiece)
-    vocab_size: int = 4096  # of one that is trained
-    lowercase: bool = True  # wordpiece: text is lower-cased, accents taken off
+    vocab_size: int = 4096  # if it is trained
+    lowercase: bool = True  # wordpiece: text is lower-cased, accents are removed
 
     RANGES = {"vocab_size": at_least(1)}
 
@@ -122,7 +122,7 @@ class SentencePiece(Tokenizer):
         return [self._encode_odd(text) if i in odd else next(ids) for i, text in enumerate(texts)]
 
     def _encode_odd(self, text: str) -> list[int]:
-        """A real U+2581 would come back as a space: it is written as its three bytes."""
+        """Decoding would turn a real U+2581 into a space: it is encoded as its three bytes."""
         first, *rest = self._sp.encode(text.split(_SPACE), num_threads=1)
         for part in rest:
             first = first + self._space_ids + part
@@ -188,9 +188,9 @@ def _train(texts: list[str], vocab_size: int, coverage: float) -> bytes:
 
 
 def _common_text(texts: list[str], n_letters: int) -> list[str]:
-    """`texts` cut at all but the `n_letters` most common characters, which bytes will cover.
+    """`texts` split at all but the `n_letters` most common characters; bytes will cover the others.
 
-    For Chinese and a small vocabulary: the trainer itself refuses to leave out 2% or more.
+    For Chinese and a small vocabulary: the trainer refuses to leave out 2% or more itself.
     """
     counts = collections.Counter()
     for text in texts:
@@ -213,8 +213,8 @@ def build(
 
     Args:
       spec: kind, path, vocab_size and (for wordpiece) lowercase, as in the config.
-      sample: gives the documents to train on; called only when there is nothing to load.
-      content: a fingerprint of what `sample` gives, for the name in the cache.
+      sample: returns the documents to train on; called only if there is nothing to load.
+      content: a fingerprint of these documents, for the name in the cache.
     """
     kind = spec.kind
     if kind == "bytes":
@@ -231,7 +231,7 @@ def build(
     if spec.path:
         from etils import epath
 
-        saved = epath.Path(spec.path) / "tokenizer.model"  # what Tokenizer.save wrote
+        saved = epath.Path(spec.path) / "tokenizer.model"  # written by Tokenizer.save
         path = saved if saved.exists() else spec.path
         tokenizer = SentencePiece(read_bytes(path, "a SentencePiece .model file"), str(path))
         if not tokenizer.lossless:
@@ -286,9 +286,9 @@ def _build_wordpiece(
 
 
 def read_meta(folder: Any) -> dict[str, Any]:
-    """What `Tokenizer.save` says of a tokenizer: kind and ids. UserError if it is not that."""
+    """The metadata of `Tokenizer.save`: kind and ids. Raises UserError for anything else."""
     content = read_bytes(folder / META_FILE, "a tokenizer saved by bigjax")
-    wrong = f"{folder / META_FILE} is not what bigjax saved"
+    wrong = f"{folder / META_FILE} was not saved by bigjax"
     try:
         meta = json.loads(content)
         found = {key: meta[key] for key in ("kind", "bos_id", "eos_id", "pad_id")}
@@ -301,7 +301,7 @@ def read_meta(folder: Any) -> dict[str, Any]:
 
 
 def load(folder: str | os.PathLike) -> Tokenizer:
-    """What `Tokenizer.save` wrote. Raises UserError if the folder holds none."""
+    """The tokenizer that `Tokenizer.save` wrote. Raises UserError if the folder has none."""
     from etils import epath
 
     source = epath.Path(folder)

@@ -1,4 +1,4 @@
-"""What all tokenizers share, and the helpers their files need."""
+"""The base class of tokenizers, and helpers for their files."""
 
 from collections.abc import Iterable, Sequence
 import functools
@@ -15,15 +15,15 @@ META_FILE = "bigjax_tokenizer.json"
 
 
 class Tokenizer:
-    """What all kinds share; `pieces[i]` holds the UTF-8 bytes of id i, b'' if special."""
+    """Base class; `pieces[i]` has the UTF-8 bytes of id i, b'' if special."""
 
     kind: str
     pieces: list[bytes]
     bos_id: int
     eos_id: int
     pad_id: int
-    unk_id: int | None = None  # what stands for text that the vocabulary lacks; None: nothing
-    name: str = "the tokenizer"  # where it is from, for messages
+    unk_id: int | None = None  # of text that the vocabulary lacks; None: there is no such text
+    name: str = "the tokenizer"  # its origin, for messages
     fingerprint: str  # 16 hex digits: equal means the same ids for every text
     lossless = True
 
@@ -38,7 +38,7 @@ class Tokenizer:
         return np.array([len(piece) for piece in self.pieces], np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """One int32 array of ids a text, without bos and eos; runs on all cores.
+        """One int32 array of ids per text, without bos and eos; runs on all cores.
 
         Raises UserError for text that has no UTF-8 form (lone surrogates).
         """
@@ -51,14 +51,14 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special ids and ids outside the vocabulary are skipped.
 
-        Ids that cut a character in the middle give U+FFFD in its place.
+        A character with missing ids becomes U+FFFD.
         """
         n = self.vocab_size
         joined = b"".join(self.pieces[i] for i in map(int, ids) if 0 <= i < n)
         return joined.decode("utf-8", "replace")
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes what `load` needs to `folder`, which is made if absent (may be on gs://)."""
+        """Writes the files for `load` to `folder`, which is created if absent (may be on gs://)."""
         from etils import epath
 
         target = epath.Path(folder)
@@ -86,7 +86,7 @@ def check_utf8(texts: Sequence[str]) -> list[str]:
     """`texts` as a list. Raises UserError for text that has no UTF-8 form (lone surrogates)."""
     texts = list(texts)
     try:
-        for text in texts:  # the libraries' own errors for this name nothing
+        for text in texts:  # the libraries' own errors for this do not say where
             if not text.isascii():
                 text.encode()
     except UnicodeEncodeError as e:

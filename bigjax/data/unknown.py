@@ -1,4 +1,4 @@
-"""How much of a text a tokenizer does not know, and why: what becomes [UNK] teaches nothing."""
+"""The share of a text that a tokenizer does not know, and why: [UNK] teaches nothing."""
 
 from collections.abc import Iterable
 import itertools
@@ -10,12 +10,12 @@ import numpy as np
 from bigjax.data.tokenizer_base import Tokenizer
 from bigjax.data.wordpiece import MAX_WORD_CHARS
 
-MANY = 0.03  # of the tokens: above it people are warned
-_TEXTS = 200  # looked at for examples of unknown words
+MANY = 0.03  # of the tokens: above it a warning is logged
+_TEXTS = 200  # searched for examples of unknown words
 
 
 def count(tokenizer: Tokenizer, ids: np.ndarray) -> tuple[int, int]:
-    """(unknown tokens, tokens) of ids, bos, eos and padding left out."""
+    """(unknown tokens, tokens) of ids, without bos, eos and padding."""
     special = np.isin(ids, [tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id])
     unknown = 0 if tokenizer.unk_id is None else int((ids == tokenizer.unk_id).sum())
     return unknown, int(ids.size - special.sum())
@@ -29,9 +29,9 @@ def share(tokenizer: Tokenizer, n_unknown: int, n_tokens: int) -> str:
 def warning(
     tokenizer: Tokenizer, n_unknown: int, n_tokens: int, what: str, texts: Iterable[str]
 ) -> list[str]:
-    """A line for people, where more than MANY of the tokens are unknown, else none.
+    """A warning if more than MANY of the tokens are unknown, else no line.
 
-    what: whose tokens. texts: some of them, for examples; read only where there is a warning.
+    what: the text, for the message. texts: searched for examples if there is a warning.
     """
     if n_unknown <= MANY * n_tokens:
         return []

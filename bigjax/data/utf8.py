@@ -1,4 +1,4 @@
-"""Bytes to text: what is not UTF-8 is refused, or replaced and counted; its encoding is guessed."""
+"""Bytes to text: invalid UTF-8 is refused, or replaced and counted; its encoding is guessed."""
 
 from collections.abc import Callable
 import functools
@@ -7,12 +7,12 @@ from typing import Any
 
 from bigjax.errors import UserError
 
-MAX_REPLACED = 0.01  # of a file's or source's bytes: above it is of another encoding, or no text
-_FEW = 10  # a short file, or a source of one, may have that many all the same
+MAX_REPLACED = 0.01  # of the bytes of a file or source: more means another encoding, or not text
+_FEW = 10  # allowed in any case, for short files
 _NAMED = 3  # files of a source that a message names
-_EARLY = 16 << 20  # bytes from which on a file is refused before its end
-_SAMPLE = 1 << 16  # bytes that an encoding is guessed from
-_AROUND = 20  # bytes that are shown on each side
+_EARLY = 16 << 20  # bytes after which a file is refused before its end
+_SAMPLE = 1 << 16  # bytes from which an encoding is guessed
+_AROUND = 20  # bytes shown on each side
 _SINGLE_BYTE = "a single-byte encoding such as Windows-1251 (Cyrillic)"
 
 
@@ -35,12 +35,12 @@ def decode(raw: bytes, path: Any, remedy: str, line: int = 1) -> str:
 
 
 class Replacing:
-    """Decodes parts of files one after the other; U+FFFD is put for what is not UTF-8.
+    """Decodes parts of files in sequence; bytes that are not UTF-8 become U+FFFD.
 
     `refuse` raises UserError for the first such byte instead. Else they are added to
-    counts['bad_utf8']; `log` is told the first of them, and by `close` which other files have some.
-    UserError is raised for more than MAX_REPLACED of them in a file (by `finish`), or in all files
-    of the source (by `close`): in between, too, where it is long. ISO-2022 is always refused.
+    counts['bad_utf8']; `log` gets the first of them, and from `close` the names of other files
+    with some. UserError is raised for more than MAX_REPLACED of them in a file (by `finish`), or in
+    all files of the source (by `close`), earlier if it is long. ISO-2022 is always refused.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Replacing:
         log: Callable[[str], None] = lambda line: None,
         source: str = "the source",
     ) -> None:
-        """source: what all the files together are called in messages."""
+        """source: the name of all files together in messages."""
         self.refuse, self.counts, self._log, self._source = refuse, counts, log, source
         self._all_bytes, self._all_bad, self._n_files, self._n_bad_files = 0, 0, 0, 0
         self._named: list[str] = []  # the first files with some
@@ -74,7 +74,7 @@ class Replacing:
         return text
 
     def clean(self, text: str, where: Any) -> str:
-        """A JSON escape can make a lone surrogate, which has no UTF-8 form."""
+        """Refuses or replaces a lone surrogate from a JSON escape, which has no UTF-8 form."""
         try:
             text.encode()
             return text
@@ -88,8 +88,7 @@ class Replacing:
         return "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in text)
 
     def finish(self, where: Any) -> None:
-        """After the last part of a file, or of what else is one: raises UserError if too much of it
-        was replaced."""
+        """Call after the last part of a file: raises UserError if too much of it was replaced."""
         self._check(where)
         self._n_files += 1
         self._all_bytes += self._n_bytes
@@ -102,7 +101,7 @@ class Replacing:
         self._begin()
 
     def close(self) -> None:
-        """After the last file: raises UserError if too much of all of them was replaced."""
+        """Call after the last file: raises UserError if too much of all files was replaced."""
         self._check_source()
         if self._n_bad_files > 1:
             self._log(
@@ -157,7 +156,7 @@ class Replacing:
                 f"{self._names()}. "
                 f"{self._guess and f'The first looks like {self._guess}. '}At most "
                 f"{MAX_REPLACED:.0%} are replaced. Convert the files to UTF-8, for example with "
-                "iconv, or take them out."
+                "iconv, or remove them."
             )
 
     def _names(self) -> str:
@@ -207,7 +206,7 @@ def _shown(raw: bytes, at: int) -> str:
 
 
 def binary_kind(head: bytes) -> str:
-    """What the beginning of a file is by its zero bytes: '' for text."""
+    """The encoding that the zero bytes at the beginning of a file show: '' for text."""
     n_zeros = head.count(0)
     if not n_zeros:
         return ""

@@ -1,4 +1,4 @@
-"""The values of labelled rows: from what a file holds to text, lists and answers."""
+"""The values of labelled rows: from a file's values to text, lists and answers."""
 
 from collections.abc import Iterable, Mapping
 import json
@@ -13,7 +13,7 @@ _MISSING = frozenset(
     "NaN nan NAN -NaN -nan NA N/A n/a #N/A #NA <NA> NaT null Null NULL None \\N "
     "1.#IND -1.#IND 1.#QNAN -1.#QNAN".split()
 )
-_SPACE = " \t\r\n\f\v"  # str.strip() would take off U+00A0 and its like, which texts hold
+_SPACE = " \t\r\n\f\v"  # str.strip() would remove U+00A0 and similar ones, which texts may have
 
 
 def convert(value: Any, kind: str, column: str, where: str) -> Any:
@@ -117,7 +117,7 @@ def _utf8(text: str, column: str, where: str) -> str:
 
 
 def describe(value: Any) -> str:
-    """What a value is, in a few words for a message."""
+    """A value in a few words, for a message."""
     if isinstance(value, (bool, int, float)):
         return f"the number {value}" if not isinstance(value, bool) else f"{value}"
     return {

@@ -1,6 +1,6 @@
-"""Word vectors in text files, as word2vec and GloVe write them, and what is done with them.
+"""Word vectors in text files, as word2vec and GloVe write them, and their uses.
 
-Both have a line a word: the word and its d numbers, with a space between. word2vec's begins with
+Both have one line per word: the word and its d numbers, separated by spaces. word2vec's begins with
 a line "n d" (https://arxiv.org/abs/1301.3781); GloVe's does not
 (https://aclanthology.org/D14-1162).
 """
@@ -24,7 +24,7 @@ from bigjax.errors import UserError
 class WordVectors:
     """`words`, n different ones, and `table` float32 [n, d], their vectors.
 
-    Attributes besides: `row`, the row of each word; `unit` float32 [n, d], the vectors at length
+    Attributes: `row`, the row of each word; `unit` float32 [n, d], the vectors at length
     1 (zeros stay zeros).
     """
 
@@ -47,7 +47,7 @@ def numbered_lines(path: str | os.PathLike, what: str) -> Iterator[tuple[str, st
     Raises UserError, saying that it has to be `what`, if it cannot be read or is not UTF-8.
     """
     with open_utf8(path, what) as f:
-        for i, raw in enumerate(f, 1):  # of bytes: U+2028 and the like end no line
+        for i, raw in enumerate(f, 1):  # of bytes: U+2028 does not end a line
             line = decode(raw, path, f"It has to be {what}, in UTF-8.", i)
             yield f"{path}:{i}", line.removeprefix("\ufeff" if i == 1 else "").rstrip("\r\n")
 
@@ -57,10 +57,10 @@ def read(path: str | os.PathLike) -> WordVectors:
 
     A word may have spaces in it (some of GloVe's do), where what follows them is no number.
     Raises UserError, with file and line, for a line with more or fewer numbers than the first,
-    for what is no finite number, for a repeated word, and for a header that counts otherwise.
+    for a number that is not finite, for a repeated word, and for a header with another count.
     """
     header, d = None, 0
-    words: dict[str, str] = {}  # and where it stood
+    words: dict[str, str] = {}  # and its line
     rows = []
     for where, line in numbered_lines(path, "a file of word vectors in text"):
         fields = line.rstrip(" ").split(" ")
@@ -91,7 +91,7 @@ def read(path: str | os.PathLike) -> WordVectors:
 
 def write(path: str | os.PathLike, vectors: WordVectors, header: bool = True) -> None:
     """Writes a file, local or gs://, that `read` gives back exactly; without `header` it is
-    GloVe's kind. Raises UserError for a word that is empty, has white space or is there twice, for
+    GloVe's kind. Raises UserError for a word that is empty, has white space or is repeated, for
     a number that is not finite in float32, and for a path that cannot be written."""
     from etils import epath
 

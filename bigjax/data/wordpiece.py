@@ -1,4 +1,4 @@
-"""WordPiece as in BERT (Devlin et al. 2018): words, cut into pieces where they are rare."""
+"""WordPiece as in BERT (Devlin et al. 2018): words, split into pieces if they are rare."""
 
 import collections
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from bigjax.json_text import added_tokens, check_pieces, shown
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD_CHARS = 100  # a longer word becomes [UNK], as in BERT
 _CONTINUES = "##"
-_BATCH = 1024  # texts with offsets at once: the library's own objects for them are large
+_BATCH = 1024  # texts with offsets per call: the library's own objects for them are large
 
 
 class WordPiece(Tokenizer):
@@ -68,10 +68,10 @@ class WordPiece(Tokenizer):
         self.fingerprint = hash_of("wordpiece", "\n".join(self._vocab), json.dumps(self._settings))
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each text its ids int32 [n], and int32 [n, 2]: the characters each id stands for.
+        """For each text its ids int32 [n], and the characters [start, end) of each, int32 [n, 2].
 
-        They count in the text as it was given: text[start:end] has its case and accents (but a
-        combining accent at the end of a piece belongs to none). Raises as `encode_batch`.
+        They index the original text: text[start:end] has its case and accents (but a combining
+        accent at the end of a piece belongs to no id). Raises as `encode_batch`.
         """
         texts = check_utf8(texts)
         found = []
@@ -88,7 +88,7 @@ class WordPiece(Tokenizer):
         return found
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Words with a space between, '##' pieces glued to what is before them.
+        """Words separated by spaces, with '##' pieces appended to the piece before them.
 
         Special ids ([UNK] too) and ids outside the vocabulary are skipped.
         """
@@ -119,9 +119,9 @@ class WordPiece(Tokenizer):
 def read_wordpiece(path: Any, lowercase: bool = True) -> WordPiece:
     """The tokenizer of `path`, which may be on gs://.
 
-    - a file: vocab.txt of a BERT, a piece a line, cased or not as `lowercase` says;
-    - a folder with vocab.txt and, if it is there, tokenizer_config.json, whose do_lower_case,
-      strip_accents and tokenize_chinese_chars go before `lowercase` (`Tokenizer.save` writes one);
+    - a file: vocab.txt of a BERT, one piece per line, cased or not as `lowercase` says;
+    - a folder with vocab.txt and optionally tokenizer_config.json, whose do_lower_case,
+      strip_accents and tokenize_chinese_chars override `lowercase` (`Tokenizer.save` writes one);
     - a folder with only tokenizer.json of Hugging Face, of WordPiece and BERT's normaliser.
 
     Raises UserError for anything else, for text that is not UTF-8, and as WordPiece does.
@@ -154,7 +154,7 @@ def train_wordpiece(documents: Iterable[str], vocab_size: int, lowercase: bool =
     """Trains a vocabulary of `vocab_size` pieces; the same documents give the same one.
 
     Ids: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4, then letters and pieces. Rare characters
-    are left out ([UNK]) where letters would take over half of it and pieces need the room.
+    are left out ([UNK]) if letters would fill more than half of it and pieces need the space.
     Raises UserError if the text is too small for `vocab_size`.
     """
     texts = check_utf8(list(documents))
@@ -268,7 +268,7 @@ def _rust_tokenizer(table: dict[str, int], settings: dict[str, bool]) -> Any:
         strip_accents=settings["strip_accents"],
         lowercase=settings["do_lower_case"],
     )
-    # It cuts at brackets, so that '[SEP]' in a text is three pieces and never the special one.
+    # It splits at brackets, so that '[SEP]' in a text is three pieces and never the special one.
     rust.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return rust
 
@@ -323,7 +323,7 @@ def _from_tokenizer_json(path: Any) -> WordPiece:
 
 
 def _flag(settings: dict, key: str, default: bool | None, path: Any) -> bool | None:
-    """A setting that is true, false, or null, which is as if it were absent."""
+    """A setting that is true, false, or null, which means absent."""
     value = settings.get(key)
     if value is not None and not isinstance(value, bool):
         raise UserError(

@@ -17,12 +17,12 @@ DATA, EVALUATION = "text", "loss"  # in a config that is generated for this task
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    pairs: str = "nsp"  # nsp (next sentence), sop (sentence order), none (one text a row)
-    mask_rate: float = 0.15  # of the tokens, the special ones counted
+    pairs: str = "nsp"  # nsp (next sentence), sop (sentence order), none (one text per row)
+    mask_rate: float = 0.15  # of the tokens, special ones included
     mask_unit: str = "token"  # token, word, span
-    max_predictions: int = 20  # masked tokens a row, gathered before the vocabulary projection
+    max_predictions: int = 20  # masked tokens per row, gathered before the vocabulary projection
     dynamic: bool = True  # new masks in each epoch
-    short_fraction: float = 0.1  # of the rows, cut to a random length
+    short_fraction: float = 0.1  # of the rows, truncated to a random length
 
     RANGES = {
         "mask_rate": Range(0, 1, open_low=True, open_high=True),
@@ -39,7 +39,7 @@ def build(config, options: Config) -> Task:
     """Batches: see data.pairs.PairBatches.
 
     The loss is the mean over masked tokens plus the mean over pairs. Its sum is kept in units of
-    masked tokens; `next_scale` [B], masked tokens a pair, makes it exact over micro-batches.
+    masked tokens; `next_scale` [B], masked tokens per pair, makes it exact over micro-batches.
     """
     heads = ("mlm",) if options.pairs == "none" else ("mlm", "nsp")
     encoder = build_encoder(config, heads)

@@ -1,28 +1,18 @@
-"""bigjax.data.labelled: the packing plan, and batches as a function of (seed, step)."""
-
-import json
+"""bigjax.data.labelled_batches: batches as a function of (seed, step)."""
 
 import numpy as np
 import pytest
 
 from bigjax.data import examples as E
-from bigjax.data.labelled import load_labelled
 from bigjax.data.labelled_batches import LabelledBatches
-from bigjax.data.rows import label_counts
 from bigjax.errors import UserError
-from tests.helpers import kind
 from tests.unit.test_data_examples import (
     CLS,
     ID,
-    LETTERS,
     PAD,
     SEP,
-    TOKENIZER,
-    answer_text,
     encode,
     question,
-    section,
-    write,
 )
 
 
@@ -225,27 +215,3 @@ def test_too_little_data():
         data_of([20], batch_size=0)
     with pytest.raises(UserError, match="an example of 65 tokens; data.seq_len is 64"):
         data_of([65])
-
-
-def test_squad_and_conll_files_end_to_end(tmp_path):
-    qas = [
-        {"id": str(i), "question": f"{x}?", "answers": [{"text": x, "answer_start": 2 * i}]}
-        for i, x in enumerate(LETTERS)
-    ]
-    content = {"data": [{"paragraphs": [{"context": " ".join(LETTERS), "qas": qas}]}]}
-    data = section(train=write(tmp_path / "a.json", json.dumps(content)), seq_len=16, doc_stride=4)
-    found = load_labelled(data, kind("answer", []), tokenizer=TOKENIZER, log=str)
-    examples = found.split("train", 4).examples
-    answered = {
-        found.rows("train")[examples.row[i]]["question"][0]: answer_text(
-            examples, found.rows("train"), i
-        )
-        for i in range(len(examples))
-        if examples.column_arrays["start"][i]
-    }
-    assert answered == {x: x for x in LETTERS}
-    data = section(train=write(tmp_path / "a.conll", "a O\nb X\n\nc O\n"))
-    tags = load_labelled(
-        data, kind("tag", list(label_counts(data, kind("tag")))), tokenizer=TOKENIZER, log=str
-    )
-    assert tags.split("train", 1).batch_at(0)["token_labels"].max() == 1

@@ -289,9 +289,3 @@ def test_missing_file_and_remote(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(epath.Path("gs://b")), "read_bytes", lambda self: b"a\t1\n")
     assert checked("gs://b/c.tsv", ["0"]) == [{"0": "a", "where": "gs://b/c.tsv:1"}]
-
-
-def test_another_separator_is_named(tmp_path):
-    path = write(tmp_path / "a.csv", "text;label\nx;1\n")
-    with pytest.raises(UserError, match="no columns are called 'text'.*seems to have ';'"):
-        read_table(path, ["text", "label"])

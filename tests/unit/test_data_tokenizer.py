@@ -276,5 +276,5 @@ def test_what_a_run_saved_of_its_tokenizer_is_checked(tmp_path, key, value):
     meta = {"kind": '"bytes"', "bos_id": "256", "eos_id": "257", "pad_id": "258", key: value}
     text = ", ".join(f'"{name}": {item}' for name, item in meta.items())
     (tmp_path / "bigjax_tokenizer.json").write_text(f"{{{text}}}")
-    with pytest.raises(UserError, match=r"bigjax_tokenizer\.json is not what bigjax saved \("):
+    with pytest.raises(UserError, match=r"bigjax_tokenizer\.json was not saved by bigjax \("):
         T.load(tmp_path)

@@ -132,7 +132,7 @@ def test_pairs_that_are_held_out_are_not_trained_on(tmp_path):
     parts = R.read_parts(data, log=said.append)
     found = {name: [row["headline"] for row in rows] for name, rows in parts.items()}
     assert found == {"train": ["h1", "h4"], "valid": ["h2"], "test": ["h3", "h9"]}
-    assert len(said) == 2 and "train: 2 of 4 rows are held out" in said[1]
+    assert len(said) == 2 and "train: 2 of 4 rows are also in another split" in said[1]
     with pytest.raises(UserError, match='data.train is empty.*"docstrings:headline"'):
         R.read_parts(section(valid=train))
 

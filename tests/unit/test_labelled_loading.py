@@ -1,5 +1,7 @@
 """bigjax.data.labelled.load_labelled: splits, fingerprints and errors."""
 
+import json
+
 import pytest
 
 from bigjax.data.labelled import load_labelled
@@ -8,7 +10,9 @@ from bigjax.data.tokenizer import Bytes
 from bigjax.errors import UserError
 from tests.helpers import kind
 from tests.unit.test_data_examples import (
+    LETTERS,
     TOKENIZER,
+    answer_text,
     section,
     table,
     write,
@@ -134,3 +138,27 @@ def test_load_labelled_errors(tmp_path):
     none = load_labelled(data, kind("classify", ["0", "1"]), tokenizer=TOKENIZER, log=str)
     with pytest.raises(UserError, match="the train split is empty.*Lower data.valid_fraction"):
         none.split("train", 1)
+
+
+def test_squad_and_conll_files_end_to_end(tmp_path):
+    qas = [
+        {"id": str(i), "question": f"{x}?", "answers": [{"text": x, "answer_start": 2 * i}]}
+        for i, x in enumerate(LETTERS)
+    ]
+    content = {"data": [{"paragraphs": [{"context": " ".join(LETTERS), "qas": qas}]}]}
+    data = section(train=write(tmp_path / "a.json", json.dumps(content)), seq_len=16, doc_stride=4)
+    found = load_labelled(data, kind("answer", []), tokenizer=TOKENIZER, log=str)
+    examples = found.split("train", 4).examples
+    answered = {
+        found.rows("train")[examples.row[i]]["question"][0]: answer_text(
+            examples, found.rows("train"), i
+        )
+        for i in range(len(examples))
+        if examples.column_arrays["start"][i]
+    }
+    assert answered == {x: x for x in LETTERS}
+    data = section(train=write(tmp_path / "a.conll", "a O\nb X\n\nc O\n"))
+    tags = load_labelled(
+        data, kind("tag", list(label_counts(data, kind("tag")))), tokenizer=TOKENIZER, log=str
+    )
+    assert tags.split("train", 1).batch_at(0)["token_labels"].max() == 1

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bigjax.data import masking, pairs
+from bigjax.data import masking
 
 T, MASK_ID, VOCAB = 64, 4, 1000
 ROWS = np.arange(200)
@@ -249,11 +249,3 @@ def test_numbers_depend_on_key_row_and_column_only():
     assert abs(many.mean() - 0.5) < 0.01 and abs(many.std() - 12**-0.5) < 0.01
     assert abs(np.corrcoef(many[:, 0], many[:, 1])[0, 1]) < 0.1
     assert abs(np.corrcoef(many[:-1, 0], many[1:, 0])[0, 1]) < 0.1
-
-
-def test_the_commonest_token(stream, tokenizer):
-    tokens = stream.window(0, stream.n_tokens)
-    tokens = tokens[(tokens != tokenizer.bos_id) & (tokens != tokenizer.eos_id)]
-    piece, share = pairs.most_common_token(stream, tokenizer)
-    assert share == pytest.approx(np.bincount(tokens).max() / len(tokens))
-    assert tokenizer.encode(piece)[0] == np.bincount(tokens).argmax()

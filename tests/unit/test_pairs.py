@@ -245,3 +245,11 @@ def test_a_tokenizer_without_a_mask_is_refused(stream):
 
     with pytest.raises(UserError, match="wordpiece"):
         make(stream, Bytes())
+
+
+def test_the_most_common_token(stream, tokenizer):
+    tokens = stream.window(0, stream.n_tokens)
+    tokens = tokens[(tokens != tokenizer.bos_id) & (tokens != tokenizer.eos_id)]
+    piece, share = pairs.most_common_token(stream, tokenizer)
+    assert share == pytest.approx(np.bincount(tokens).max() / len(tokens))
+    assert tokenizer.encode(piece)[0] == np.bincount(tokens).argmax()

@@ -160,3 +160,9 @@ def test_line_ends_that_were_written_twice(tmp_path, name, mark):
 def test_blank_lines_between_json_lines_are_passed_over(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "x"}\n\n \n{"text": "y"}\n\n')
     assert [row["where"] for row in read_table(path, ["text"])] == [f"{path}:1", f"{path}:4"]
+
+
+def test_another_separator_is_named(tmp_path):
+    path = write(tmp_path / "a.csv", "text;label\nx;1\n")
+    with pytest.raises(UserError, match="no columns are called 'text'.*seems to have ';'"):
+        read_table(path, ["text", "label"])

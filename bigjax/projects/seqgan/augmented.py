@@ -15,7 +15,7 @@ from bigjax.projects.seqgan.hot_words import write_hot_words
 from bigjax.projects.seqgan.round_batches import RoundBatches
 
 HOT_WORDS = "hot_words.txt"  # in a run's folder
-NEIGHBOURS, MIN_COSINE = 5, 0.5  # of word vectors that stand in for a thesaurus
+NEIGHBOURS, MIN_COSINE = 5, 0.5  # of word vectors, used without a thesaurus
 
 
 class Corpus(SplitData):
@@ -72,9 +72,9 @@ class ChangedInRounds(RoundBatches):
 def changes(options, tokenizer: WordPiece) -> Callable[..., dict]:
     """(batch, seed, first_row, judged) -> batch with easy data augmentation as options say.
 
-    Changed are whole words of articles; of headlines only where they are judged (a discriminator
-    shall not know them by heart), not where the generator learns to write them. A function of
-    seed and of the row's number in the whole batch, from first_row on.
+    Changes complete words of articles. Headlines are changed only for the discriminator (so that it
+    does not memorise them), not where the generator learns to write them. A function of seed and of
+    the row's number in the global batch, from first_row on.
     """
     of_articles, of_headlines = (
         _augment(rate, options, tokenizer) for rate in (options.augment, options.augment_headlines)
@@ -95,7 +95,7 @@ def changes(options, tokenizer: WordPiece) -> Callable[..., dict]:
 
 
 def _augment(rate: float, options, tokenizer: WordPiece) -> Augment | None:
-    """Of words as tuples of ids; with synonyms only where options name a source of them."""
+    """For words as tuples of ids; with synonyms only if options name a source of them."""
     if not rate:
         return None
     synonyms = _synonyms(options, tokenizer)
@@ -104,10 +104,10 @@ def _augment(rate: float, options, tokenizer: WordPiece) -> Augment | None:
 
 
 class Synonyms:
-    """synonyms(word) -> what may stand for it, words as tuples of ids.
+    """synonyms(word) -> its synonyms; words are tuples of ids.
 
-    Words are those of a file, as the tokenizer writes them: case does not matter where that has
-    none, and one may be several of the tokenizer's words, as most of Chinese are.
+    The words are those of a file, as encoded by the tokenizer: case matters only if it does there,
+    and one may be several words of the tokenizer, as in Chinese.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Synonyms:
         return self._found(ids) if ids in self._words else []
 
     def joined(self, words: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-        """The words, with those joined, the longest first, that are one of the file's."""
+        """The words, with those joined that together are a word of the file, the longest first."""
         found, i = [], 0
         while i < len(words):
             n = next(
@@ -152,13 +152,13 @@ class Synonyms:
         return found
 
     def _ids(self, words: Sequence[str]) -> list[tuple[int, ...]]:
-        """() for a word that the tokenizer does not know whole."""
+        """() for a word that has an unknown token."""
         found = self._tokenizer.encode_batch(list(words))
         return [() if self._tokenizer.unk_id in x else tuple(x.tolist()) for x in found]
 
 
 def _synonyms(options, tokenizer: WordPiece) -> Synonyms | None:
-    """From a thesaurus, else the nearest of the word vectors; None without either."""
+    """From a thesaurus, else the nearest word vectors; None without either."""
     if options.thesaurus:
         thesaurus = read_thesaurus(options.thesaurus)
         return Synonyms([*thesaurus], thesaurus.__getitem__, tokenizer, options.thesaurus)

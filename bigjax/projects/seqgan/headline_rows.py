@@ -21,7 +21,7 @@ from bigjax.data.tokenizer_base import hash_of
 from bigjax.errors import UserError
 
 DOCSTRINGS = "docstrings:headline"
-_MIN_BODY_CHARS = 40  # what is shorter says too little to be summed up
+_MIN_BODY_CHARS = 40  # a shorter body is too little for a headline
 _LOOK_BACK = 64  # how many of a tag's latest headlines are candidates for the history
 _USES_FORMAT = 1  # raise it when the same packages would give other counts
 
@@ -29,22 +29,22 @@ _USES_FORMAT = 1  # raise it when the same packages would give other counts
 def read_headlines(
     spec: str, data: Any, *, with_headlines: bool = True, with_clicks: bool = True
 ) -> list[dict[str, Any]]:
-    """The rows of one of `data.train`, `data.valid`, `data.test`, or of articles to write for.
+    """The rows of one of `data.train`, `data.valid`, `data.test`, or of articles without headlines.
 
     A row has, whatever `data.columns` calls them in the file: headline and article, texts ("" for
     an article where data.columns.article is "": a model of titles alone); clicks and impressions,
     floats, or None where they are not known; published, a float that grows with time, or None;
     tags, a list of texts; "where", for messages; "row", the whole record (`read_table`).
 
-    published may be numbers (seconds, a year, a week) or ISO 8601 dates, all of one sort; a date
+    published may be numbers (seconds, a year, a week) or ISO 8601 dates, but not both; a date
     without a zone is UTC.
 
-    "docstrings:headline", which every install carries: the article is a docstring without its
+    "docstrings:headline", part of every installation: the article is a docstring without its
     first line, the headline that line, the tag its library. clicks are how often its name (the
     last part of the dotted one) is read, as a variable or an attribute, in the files that import
     its package or belong to it; impressions are the number of those files. So clicks over
-    impressions is how often a file that could use the thing does. Where the same short name is
-    something else in such a file, it counts too. The first call takes about 20 s, and the counts
+    impressions is the mean number of uses in a file that could use it. Another object with the same
+    short name counts too. The first call takes about 20 s, and the counts
     are kept in data.cache_dir; without `with_clicks` nothing is counted.
 
     Args:
@@ -93,13 +93,13 @@ def read_parts(
     """The rows of 'train', 'valid' and 'test', as `read_headlines` gives them, and each its "time".
 
     An empty `data.valid` is the `data.valid_fraction` of the training rows, chosen by a hash of
-    the article (of the headline, where there are no articles), so that rows of one article fall
-    together; `data.test` likewise. Where they have data of their own, training rows with a
-    headline and article that are there too are left out, and so are valid ones that are in test;
-    `log` is told how many. (A pre-trained model has read docstrings by another split.)
+    the article (of the headline, where there are no articles), so that rows of one article are
+    in one split; `data.test` likewise. If they have data of their own, training rows with a
+    headline and article that are also in these are left out, and so are valid ones that are in
+    test; `log` gets their number. (A pre-trained model has read docstrings by another split.)
 
-    "time" orders rows: published, or the number of the row where nothing was published; then what
-    has a file of its own comes after all training rows.
+    "time" orders rows: published, or the number of the row if it is not known; then rows of
+    another file come after all training rows.
     """
     check_fractions(data.valid_fraction, data.test_fraction)
     if not data.train:
@@ -122,7 +122,7 @@ def read_parts(
         if len(kept) < len(parts[part]):
             log(
                 f"data: {part}: {len(parts[part]) - len(kept):,} of {len(parts[part]):,} rows are "
-                "held out in another split too, and are left out here"
+                "also in another split that is held out, and are left out"
             )
         parts[part] = kept
         seen |= {_pair(row) for row in kept}
@@ -133,7 +133,7 @@ class History:
     """The training headlines by time, to find those that came before another."""
 
     def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """`rows` of the training split alone: no other headline is ever given."""
+        """rows: of the training split alone; only their headlines are returned."""
         rows = sorted(rows, key=lambda row: row["time"])
         self._times = [row["time"] for row in rows]
         self._headlines = [row["headline"] for row in rows]
@@ -145,8 +145,8 @@ class History:
     def before(self, row: Mapping[str, Any], n: int) -> list[str]:
         """Up to `n` different headlines strictly before row["time"], the best first.
 
-        Those that share the most of its tags (looked for in the last 64 of each), the latest
-        first; of a row without tags the latest. Never the row's own headline.
+        Those that share most of its tags (among the last 64 of each), the latest first; for a row
+        without tags the latest ones. Never the row's own headline.
         """
         end = bisect.bisect_left(self._times, row["time"])
         shared: collections.Counter = collections.Counter()
@@ -332,7 +332,7 @@ def count_uses(
     """{name: (uses, files)} of dotted names, in the files that import its package or are in it.
 
     Args:
-      files: (module, path) each; those that are not Python of this version are passed over.
+      files: (module, path) each; files that this Python cannot parse are skipped.
       names: such as "numpy.linalg.norm": uses are those of `norm`, files those with `numpy`.
     """
     short = {name: (name.partition(".")[0], name.rpartition(".")[2]) for name in names}

@@ -1,7 +1,7 @@
-"""Hot words: what recent headlines and articles say more often than the others do.
+"""Hot words: words that are more frequent in recent headlines and articles than in others.
 
 A word is what WordPiece's basic tokenization yields (Devlin et al. 2018): lower case and without
-accents if the tokenizer is, cut at spaces and punctuation. Chinese has no spaces: there a word is
+accents if the tokenizer is, split at spaces and punctuation. Chinese has no spaces: a word is
 each pair of neighbouring characters, the length of most Chinese words.
 """
 
@@ -20,11 +20,11 @@ from bigjax.data.text_files import read_lines
 from bigjax.data.wordpiece import WordPiece
 from bigjax.errors import UserError
 
-_PRIOR = 1000.0  # alpha_0: how many words of the whole text are mixed into each side
+_PRIOR = 1000.0  # alpha_0: words of the complete text that are mixed into each side
 _MIN_ROWS = 3  # a word of fewer recent rows says more about them than about the time
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"  # as BERT has them
 _PARTS = re.compile(f"[{_HAN}]+|[^{_HAN}]+")
-# A word and its weight with another mark than a tab between.
+# A word and its weight, separated by something other than a tab.
 _WEIGHTED = re.compile(r".+?(\s*[,;|:=]\s*|\s+)[+-]?\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?")
 _STOP_WORDS = frozenset(
     "a about above after again against all also although always am among an and another any are "
@@ -55,23 +55,23 @@ def words_of(texts: Collection[str], lowercase: bool = True) -> list[list[str]]:
     normalizer, word = _normalizer(lowercase), _word_pattern()
     found = (word.findall(normalizer.normalize_str(text)) for text in texts)
     return [
-        words if text.isascii() else [part for one in words for part in _cut_han(one)]
+        words if text.isascii() else [part for word_ in words for part in _split_han(word_)]
         for text, words in zip(texts, found)
     ]
 
 
 def log_odds(recent: Mapping[str, float], rest: Mapping[str, float]) -> dict[str, float]:
-    """The z-score of each word of `recent`: how much more often it is there than in `rest`.
+    """The z-score of each word of `recent`: how much more frequent it is than in `rest`.
 
     Log-odds ratio with an informative Dirichlet prior, equations 16, 20 and 22 of Monroe, Colaresi
     and Quinn 2008, "Fightin' Words" (https://doi.org/10.1093/pan/mpn018). The prior is both
-    sides' words together, as if each side had 1,000 words of that more: it keeps rare words,
-    whose ratios mean little, near 0.
+    sides' words together, as if each side had 1,000 more words of it: it keeps rare words, whose
+    ratios mean little, near 0.
 
     Args:
-      recent, rest: how often each word is there; fractions if rows are weighted.
+      recent, rest: the count of each word; fractions if rows are weighted.
     """
-    if len({*recent, *rest}) == 1:  # nothing to compare it with
+    if len({*recent, *rest}) == 1:  # nothing to compare with
         return dict.fromkeys(recent, 0.0)
     n_recent, n_rest = sum(recent.values()), sum(rest.values())
     scores = {}
@@ -95,7 +95,7 @@ def find_hot_words(
     Args:
       texts: n of them.
       recent: bool [n], the texts whose words are looked for.
-      weights: float [n], what each text counts, about 1 on average (its clicks).
+      weights: float [n], the weight of each text, about 1 on average (its clicks).
     """
     counts: tuple = collections.Counter(), collections.Counter()
     n_rows: collections.Counter = collections.Counter()
@@ -155,11 +155,11 @@ def hot_words_of(
 
 
 def read_hot_words(path: Any) -> dict[str, float]:
-    """{word: weight} of a file with a word a line, then perhaps a tab and its weight (else 1).
+    """{word: weight} of a file with one word per line, and optionally a tab and its weight.
 
-    The order is that of the weights, and of the file where they are equal. Blank lines are passed
-    over. A word may have spaces in it; one that ends in a number behind a space, comma or the like
-    ("windows 11") needs a weight, so that the number cannot be taken for it. Raises UserError, with
+    Ordered by weight, and as in the file if weights are equal. Blank lines are skipped. A word may
+    have spaces; one that ends in a number after a space or comma ("windows 11") needs a weight, so
+    that the number cannot be mistaken for it. Raises UserError, with
     file and line, for one without, a weight that is not a positive number, more columns, a repeated
     word, text that is not UTF-8 or a file without words.
     """
@@ -214,9 +214,9 @@ def hot_ids(
     """Ids int32 [n, size] of hot words for each article, and the mask float32 [n, size].
 
     The article's own hot words come first, then the others; both hottest first, as `hot` has
-    them. A word has the ids of all its pieces, which `size` may cut; words with [UNK] are left
-    out. A hot word of another form than `words_of` gives (several words, three Chinese
-    characters) is looked for in the article letter by letter.
+    them. A word has the ids of all its pieces, which may be truncated to `size`; words with [UNK]
+    are left out. A hot word that `words_of` cannot return (several words, three Chinese characters)
+    is searched as a substring of the article.
     """
     ids = np.full((len(articles), size), tokenizer.pad_id, np.int32)
     mask = np.zeros((len(articles), size), np.float32)
@@ -258,7 +258,7 @@ def _may_be_hot(word: str) -> bool:
     return len(word) > 1 and word not in _STOP_WORDS and not word.isdecimal()
 
 
-def _cut_han(word: str) -> list[str]:
+def _split_han(word: str) -> list[str]:
     if word.isascii():
         return [word]
     parts = []
@@ -283,7 +283,7 @@ def _normalizer(lowercase: bool) -> Any:
 def _word_pattern() -> re.Pattern:
     """Runs of what is neither space nor BERT's punctuation: its categories, and ASCII's symbols.
 
-    The library's own pre-tokenizer does the same; five times slower, as it makes spans for each.
+    The library's own pre-tokenizer does the same, five times slower, as it also returns spans.
     """
     marks = [
         char

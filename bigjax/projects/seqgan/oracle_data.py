@@ -1,4 +1,4 @@
-"""An oracle LSTM, and the sequences that it writes: made once, and kept in data.cache_dir."""
+"""An oracle LSTM, and sequences sampled from it once, kept in data.cache_dir."""
 
 import dataclasses
 import hashlib
@@ -27,13 +27,13 @@ AT_ONCE = 1000  # sequences
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The section `data` where its name is 'seqgan.oracle_data'."""
+    """The section `data` if its name is 'seqgan.oracle_data'."""
 
     params: str = ""  # an .npz file with param_0 to param_14; '' = drawn from N(0, 1)
-    seed: int = 0  # of what is drawn, and of the sequences; the run's seed is another
-    d_model: int = 32  # of one that is drawn
+    seed: int = 0  # of drawn parameters and of the sequences; not the seed of the run
+    d_model: int = 32  # of a drawn oracle
     sequences: int = 10_000  # in each of train, valid and test
-    seq_len: int = 20  # tokens of a sequence
+    seq_len: int = 20  # tokens per sequence
     cache_dir: str = LOCAL_CACHE
 
     RANGES = {
@@ -79,7 +79,7 @@ class OracleText(SplitData):
         name = _hash([*map(np.asarray, arrays), np.array([o.sequences, T, o.seed])])[:16]
         path = cache_folder(config.data.cache_dir) / f"oracle-{name}.npz"
         if path.exists():
-            return _read(path, f"The oracle's sequences (delete {path} to have them written anew)")
+            return _read(path, f"The oracle's sequences (delete {path} to write them again)")
         log(
             f"data: the oracle writes {o.sequences:,} sequences of {T} tokens for each of "
             f"{', '.join(SPLITS)}, once; kept in {path}"
