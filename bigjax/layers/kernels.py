@@ -4,6 +4,7 @@ None, and a scale; all return [B, T, H, D] with the same numbers. Scores and sof
 `attend` selects a kernel.
 """
 
+from collections.abc import Mapping
 import functools
 import math
 
@@ -71,6 +72,26 @@ def attend(
             return cudnn(q, k, v, *visible, bias, scale)
     seen = dense(mask, q.shape[1], k.shape[1], start, q_segments, k_segments)
     return einsum(q, k, v, seen, bias, scale, dropout if dropping else 0.0, rng)
+
+
+def check(kernel: str, lengths: Mapping[str, int], mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError if a kernel that a config names cannot run on a mesh.
+
+    lengths: {config key: length} of the sequences that attention runs over.
+    """
+    unit = 128 * mesh.shape["sequence"]
+    for key, length in lengths.items():
+        if kernel == "splash" and length % unit:
+            raise UserError(
+                f"model.attention='splash' processes 128 tokens at a time on each of "
+                f"mesh.sequence={mesh.shape['sequence']} device(s), and {key} is {length}: use a "
+                f"multiple of {unit}, or model.attention='auto'."
+            )
+    on = mesh.devices.flat[0].platform
+    if kernel == "cudnn" and on not in ("gpu", "cuda"):
+        raise UserError(
+            f"model.attention='cudnn' is for GPUs, but these devices are {on}: use 'auto'."
+        )
 
 
 def cudnn(

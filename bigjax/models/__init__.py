@@ -1,12 +1,13 @@
 """Model families, one file each: `Config`, `Model`, `PRESETS`. A config names the module."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from bigjax.errors import UserError
+from bigjax.layers import kernels
 from bigjax.layers.kernels import KERNELS
 from bigjax.layers.stack import REMAT
 
@@ -52,6 +53,30 @@ def check_fields(c, choices: dict[str, Collection[str]]) -> None:
             raise UserError(
                 f"model.{field} is {getattr(c, field)!r}; allowed: {', '.join(allowed)}."
             )
+
+
+def check_attention(c, lengths: Mapping[str, int], mesh: jax.sharding.Mesh) -> None:
+    """The `check_mesh` of a family whose field `attention` names its kernel.
+
+    lengths: Task.attention_lengths. Raises UserError if the kernel cannot run on the mesh.
+    """
+    kernels.check(c.attention, lengths, mesh)
+
+
+class PlanSizes(NamedTuple):
+    """The sizes from which `bigjax plan --search` estimates layouts, without compiling them.
+
+    A family with the fields `remat` and `n_layers` of a `Stack` defines `plan_sizes(config)`.
+    width: of the activations between layers. inner: of the hidden layers of an MLP, with its gate.
+    queries: of all heads; keys: of all keys and values.
+    """
+
+    layers: int = 1
+    width: int = 0
+    inner: int = 0
+    queries: int = 0
+    keys: int = 0
+    vocab: int = 0
 
 
 def rung(n: int) -> int:

@@ -13,7 +13,7 @@ from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Embed, Norm, dropout
 from bigjax.layers.mask import Full
 from bigjax.layers.params import param
 from bigjax.layers.stack import Stack
-from bigjax.models import OF_A_RUN, check_fields
+from bigjax.models import OF_A_RUN, PlanSizes, check_attention, check_fields
 from bigjax.parallel.sharding import constrain
 
 HEADS = ("mlm", "nsp", "classifier", "tagger", "span")
@@ -189,6 +189,13 @@ class Model(nn.Module):
 def _rows(x_BTD: jax.Array, columns_BN: jax.Array) -> jax.Array:
     """[B, N, D]: x at these columns."""
     return jnp.take_along_axis(x_BTD, columns_BN[..., None], axis=1)
+
+
+check_mesh = check_attention
+
+
+def plan_sizes(c: Config) -> PlanSizes:
+    return PlanSizes(c.n_layers, c.d_model, c.d_ff, c.d_model, 2 * c.d_model, c.vocab_size)
 
 
 def flops_per_token(c: Config, seq_len: int) -> float:

@@ -13,7 +13,14 @@ from bigjax.layers.attention import Attention, Cache, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Embed, Norm, Output, dropout
 from bigjax.layers.mask import Causal
 from bigjax.layers.stack import Stack
-from bigjax.models import OF_A_RUN, Decoder, check_fields, prefix_context
+from bigjax.models import (
+    OF_A_RUN,
+    Decoder,
+    PlanSizes,
+    check_attention,
+    check_fields,
+    prefix_context,
+)
 from bigjax.parallel.sharding import constrain
 
 
@@ -210,6 +217,15 @@ def flops_per_token(c: Config, seq_len: int) -> float:
     mlp = c.d_model * c.d_ff * (3 if c.activation == "swiglu" else 2)
     weights = c.n_layers * (attention + mlp) + c.vocab_size * c.d_model
     return 6.0 * weights + 12.0 * c.n_layers * heads * seq_len
+
+
+check_mesh = check_attention
+
+
+def plan_sizes(c: Config) -> PlanSizes:
+    inner = c.d_ff * (2 if c.activation == "swiglu" else 1)
+    heads, keys = c.n_heads * c.head_dim, 2 * c.n_kv_heads * c.head_dim
+    return PlanSizes(c.n_layers, c.d_model, inner, heads, keys, c.vocab_size)
 
 
 def _gpt(n_layers, d_model, n_heads, max_len=2048, **more):

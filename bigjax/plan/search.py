@@ -15,9 +15,10 @@ from typing import NamedTuple
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from bigjax import optim, tasks
+from bigjax import models, modules, optim, tasks
 from bigjax.errors import RunError, UserError
 from bigjax.layers.output import LOGITS_AT_ONCE
+from bigjax.layers.stack import REMAT
 from bigjax.parallel import sharding
 from bigjax.parallel.mesh import AXES
 from bigjax.plan import chips
@@ -86,6 +87,11 @@ def search(
     """
     start = time.monotonic()
     candidates, ruled_out = _candidates(config, topology, slices)
+    if not candidates[0].remat:
+        log(
+            f"model.name={config.model.name!r} does not define plan_sizes: the search varies no "
+            "model.remat, and knows the memory of activations only after compiling."
+        )
     log(f"{len(candidates)} combinations of layout and flags may fit; {ruled_out} cannot.")
     results: list[Result] = []
     too_large: list[Candidate] = []
@@ -172,7 +178,7 @@ def _candidates(config, topology: str, slices: int) -> tuple[list[Candidate], in
             "--mesh=... instead."
         )
     arithmetic = _Arithmetic(config, task, chips.CHIPS[chip], sizes, n, slices)
-    remats = ("none", "dots", "full") if hasattr(task.model_config, "remat") else ("",)
+    remats = tuple(REMAT) if arithmetic.varies_remat else ("",)
     own = config.train.compiler_options.to_dict()
     room = (1 - SPARE) * chips.CHIPS[chip].limit * chips.GIB
     kept, ruled_out = [], 0
@@ -244,14 +250,14 @@ class _Arithmetic:
         # Positions that attention runs over; a model without attention has 1 per example.
         self.lengths = tuple(task.attention_lengths.values())
         self.weights = sum(x.size for x in jax.tree_util.tree_leaves(self.params))
-        c = task.model_config
-        self.layers, self.width = getattr(c, "n_layers", 1), getattr(c, "d_model", 0)
-        self.inner = getattr(c, "d_ff", 0) * (2 if getattr(c, "activation", "") == "swiglu" else 1)
-        heads, kv = getattr(c, "n_heads", 0), getattr(c, "n_kv_heads", 0)
-        head_dim = getattr(c, "head_dim", 0) or self.width // max(heads, 1)
-        self.keys = 2 * (kv or heads) * head_dim
-        self.queries = heads * head_dim
-        self.vocab = getattr(c, "vocab_size", 0)
+        family = modules.of(config, "model")
+        self.varies_remat = hasattr(family, "plan_sizes")
+        # Without plan_sizes the activations count as nothing.
+        self.model = (
+            family.plan_sizes(modules.options(config, "model"))
+            if self.varies_remat
+            else models.PlanSizes()
+        )
 
     def at_rest(self, sizes: dict[str, int]) -> float | None:
         """Parameters and their gradients, frozen parts, and the optimizer's state unless it is kept
@@ -277,22 +283,22 @@ class _Arithmetic:
 
     def activations(self, sizes: dict[str, int], remat: str, micro: int) -> float:
         """The least that is kept from the forward to the backward pass."""
-        tokens = self._tokens(sizes) / micro
-        kept, weights = self.width, 0.0
+        m, tokens = self.model, self._tokens(sizes) / micro
+        kept, weights = m.width, 0.0
         if remat == "dots":
-            kept += self.queries + self.keys + self.inner
+            kept += m.queries + m.keys + m.inner
         elif remat == "none":  # norms, residuals, both sides of the activation, gathered weights
-            kept = 6 * self.width + self.queries + self.keys + 2 * self.inner
+            kept = 6 * m.width + m.queries + m.keys + 2 * m.inner
             weights = 2 * self.weights / sizes["tensor"]
-        logits = 4 * min(tokens * self.vocab / sizes["tensor"], LOGITS_AT_ONCE)
-        return weights + tokens * 2 * self.layers * kept / sizes["tensor"] + logits
+        logits = 4 * min(tokens * m.vocab / sizes["tensor"], LOGITS_AT_ONCE)
+        return weights + tokens * 2 * m.layers * kept / sizes["tensor"] + logits
 
     def seconds(self, sizes: dict[str, int], remat: str, micro: int) -> float:
         """An estimate, between no overlap of communication with work and complete overlap."""
-        batch_size = self.config.train.batch_size
+        m, batch_size = self.model, self.config.train.batch_size
         # A task's FLOPs include all attention scores; half of them are masked.
         scores = sum(T * T for T in self.lengths)
-        flops = self.task.flops_per_example - 6 * self.layers * self.queries * scores
+        flops = self.task.flops_per_example - 6 * m.layers * m.queries * scores
         recomputed = 4 / 3 if remat == "full" else 1.0
         work = flops * batch_size * recomputed / (self.n * SHARE_OF_PEAK * self.chip.peak * 1e12)
         share = lambda axis: (sizes[axis] - 1) / sizes[axis]
@@ -306,13 +312,13 @@ class _Arithmetic:
         # In each block activations are gathered and scattered at attention and MLP, forward and
         # backward, and gathered again for the gradients of the weights.
         resent = 2 if remat == "full" else 0
-        sent += (10 + resent) * 2 * tokens * self.width * self.layers * share("tensor")
+        sent += (10 + resent) * 2 * tokens * m.width * m.layers * share("tensor")
         sent += (
             (passes + 1)
             * 2
             * tokens
-            * self.keys
-            * self.layers
+            * m.keys
+            * m.layers
             * (sizes["sequence"] - 1)
             / sizes["tensor"]
         )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from etils import epath
 import jax
 
-from bigjax import optim, paths
+from bigjax import modules, optim, paths
 from bigjax.errors import UserError
 from bigjax.parallel import sharding
 from bigjax.train import frozen
@@ -54,7 +54,7 @@ def make(config, task, mesh) -> Program:
     Raises UserError for sizes that do not divide over the mesh, RunError for a step that changes
     the shape or type of its state.
     """
-    _check_attention(config, task, mesh)
+    _check_mesh(config, task, mesh)
     params = jax.eval_shape(task.init, jax.random.key(0))["params"]
     if task.make_step:
         init_optimizer, step = task.make_step(config, params)
@@ -103,7 +103,7 @@ def trace(task, program: Program, mesh, batch_size: int, step: int) -> jax.stage
         return program.step.trace(program.abstract, frozen.shapes(task, mesh), batch)
 
 
-def _check_attention(config, task, mesh) -> None:
+def _check_mesh(config, task, mesh) -> None:
     sequence = mesh.shape["sequence"]
     for key, length in task.attention_lengths.items():
         if length % sequence:
@@ -111,17 +111,9 @@ def _check_attention(config, task, mesh) -> None:
                 f"{key}={length} does not divide over mesh.sequence={sequence}: "
                 f"{length} = {length // sequence} x {sequence} + {length % sequence}."
             )
-        if config.model.get("attention") == "splash" and length % (128 * sequence):
-            raise UserError(
-                f"model.attention='splash' processes 128 tokens at a time on each of "
-                f"mesh.sequence={sequence} device(s), and {key} is {length}: use a multiple of "
-                f"{128 * sequence}, or model.attention='auto'."
-            )
-    platform = mesh.devices.flat[0].platform
-    if config.model.get("attention") == "cudnn" and platform not in ("gpu", "cuda"):
-        raise UserError(
-            f"model.attention='cudnn' is for GPUs, but these devices are {platform}: use 'auto'."
-        )
+    family = modules.of(config, "model")
+    if hasattr(family, "check_mesh"):
+        family.check_mesh(modules.options(config, "model"), task.attention_lengths, mesh)
 
 
 def _compiler_options(section, mesh) -> dict[str, str]:

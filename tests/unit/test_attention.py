@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigjax import tasks
 from bigjax.errors import UserError
 from bigjax.layers import kernels
 from bigjax.layers.attention import Attention, Memory, Span
@@ -25,6 +26,8 @@ from bigjax.layers.mask import (
     table,
 )
 from bigjax.parallel import mesh as mesh_lib
+from bigjax.train import program
+from tests import helpers
 
 CAUSAL, FULL = Causal(), Full()
 WINDOW = Causal() & Window(70)
@@ -222,3 +225,19 @@ def test_a_window_skips_blocks():
     ranges = kernels._blocks(Causal() & Window(100), 1024, 1024)
     assert sum(k.stop - k.start for _, k in ranges) < 8 * 256 and len(ranges) == 8
     assert pairs(Causal() & Window(100), 1024, range(1024), (128, 128)) == 15 * 128**2
+
+
+@pytest.mark.parametrize(
+    "kernel, words",
+    [
+        ("splash", "128 tokens at a time.*data.seq_len is 130.*multiple of 128"),
+        ("cudnn", "is for GPUs, but these devices are cpu"),
+    ],
+)
+def test_a_kernel_that_cannot_run_is_refused_before_training(kernel, words):
+    c = helpers.filled(helpers.load_config("tests/tiny.py"))
+    with c.unlocked():
+        c.model.attention, c.model.max_len, c.data.seq_len = kernel, 130, 130
+    mesh = mesh_lib.make_mesh(dict(data=1), jax.devices()[:1])
+    with pytest.raises(UserError, match=words):
+        program.make(c, tasks.build(c), mesh)

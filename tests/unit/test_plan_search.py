@@ -10,6 +10,7 @@ import pytest
 from bigjax import config as config_lib
 from bigjax import tasks
 from bigjax.errors import UserError
+from bigjax.models import gpt
 from bigjax.plan import calibrate, chips, command, predict, search
 from bigjax.plan import compile as compile_lib
 from tests import helpers
@@ -352,3 +353,11 @@ def test_the_advice_for_a_plan_that_does_not_fit():
     assert "train.accumulate=2 (now 1)" in much
     weights = page(made(0, 40.0, parameter_bytes=8.0 * chips.GIB)).text()
     assert "mesh.fsdp (now -1)" in weights and "23 devices would hold them" in weights
+
+
+def test_a_family_without_plan_sizes_is_searched_without_remat(compiled, monkeypatch):
+    monkeypatch.delattr(gpt, "plan_sizes")
+    lines = []
+    results = searched(log=lines.append)
+    assert "'gpt' does not define plan_sizes" in lines[0] and "model.remat" in lines[0]
+    assert results and {r.candidate.remat for r in results} == {""}

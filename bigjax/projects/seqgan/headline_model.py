@@ -29,6 +29,9 @@ from bigjax.projects.seqgan import model as seqgan
 NEVER = -1e9
 
 
+check_mesh = seqgan.check_mesh
+
+
 @dataclasses.dataclass(frozen=True)
 class Config(seqgan.Config):
     vocab_size: int = 4096

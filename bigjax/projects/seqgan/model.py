@@ -14,7 +14,15 @@ from bigjax.errors import UserError
 from bigjax.layers.basic import Dense, Embed, Output, add_bias, dropout
 from bigjax.layers.params import param, weight
 from bigjax.layers.recurrent import CELLS, Recurrent, empty_state
-from bigjax.models import OF_A_RUN, Decoder, bert, check_fields, gpt, prefix_context
+from bigjax.models import (
+    OF_A_RUN,
+    Decoder,
+    bert,
+    check_attention,
+    check_fields,
+    gpt,
+    prefix_context,
+)
 
 # The paper's filters for sequences of 20 tokens.
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 20)
@@ -70,6 +78,9 @@ class Config:
                 f"model.max_len={self.max_len} tokens: remove the wider ones and their "
                 "model.filters."
             )
+
+
+check_mesh = check_attention
 
 
 class Generator(nn.Module):
