@@ -99,7 +99,7 @@ def ours(name: str, devices: int) -> None:
     init = lambda: state.cast(task.init(jax.random.key(0))["params"], dtype)
     place = sharding.of_params(mesh, jax.eval_shape(init), task.axes["params"])
     params = jax.jit(init, out_shardings=place)()
-    generator = Generator(modules.of(c, "model"), task.model_config, params)
+    generator = Generator(modules.of(c, "model").decoder(task.model_config), {"params": params})
     options = Options(max_new_tokens=NEW, temperature=0)
 
     def repeat(task_line: str) -> None:
@@ -108,7 +108,7 @@ def ours(name: str, devices: int) -> None:
 
     sides.serve(
         {
-            "parameters": count(generator.params),
+            "parameters": count(generator.variables),
             "what": f"bigjax, jax {jax.__version__}, {mesh.size} device(s), {dtype}",
         },
         repeat,

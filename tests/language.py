@@ -41,11 +41,12 @@ def make_gan(V=3, end_id=-1, **options) -> GAN:
     def prefer(context):
         return 1e3 * jax.nn.one_hot(context["topic"], V)
 
-    def begin(params, context, slots):
+    def begin(variables, context, slots):
         return {"position": jnp.zeros(len(context["topic"]), jnp.int32), "topic": prefer(context)}
 
-    def step(params, state, tokens):
-        logits = params["table"][state["position"], tokens] + forbidden + state["topic"]
+    def step(variables, state, tokens):
+        table = variables["params"]["table"]
+        logits = table[state["position"], tokens] + forbidden + state["topic"]
         return logits, {**state, "position": state["position"] + 1}
 
     def logits(params, context, inputs, rng):

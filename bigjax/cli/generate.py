@@ -56,14 +56,14 @@ def run(arguments: Arguments) -> None:
         )
     tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
     loaded = load_lib.load(arguments.workdir, config, arguments.step, batch_size=None)
-    _write(f, tokenizer, family.decoder(loaded.task.model_config), loaded.params)
+    _write(f, tokenizer, family.decoder(loaded.task.model_config), loaded.variables)
 
 
-def _write(f, tokenizer, decoder, params) -> None:
+def _write(f, tokenizer, decoder, variables) -> None:
     from bigjax.infer import texts
     from bigjax.infer.generate import Generator, Options
 
-    generator = Generator(decoder, params)
+    generator = Generator(decoder, variables)
     prompts = [p for p in (f.prompt or [""]) for _ in range(f.number)]
     room = max(decoder.max_len - generator.taken(texts.prompt_ids(tokenizer, prompts)), 1)
     length = f.max_tokens if f["max_tokens"].present else min(f.max_tokens, room)

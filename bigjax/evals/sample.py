@@ -32,8 +32,7 @@ def build(name: str, options: Config, context: Context):
     decoder, prompts = family.decoder(context.task.model_config), [options.prompt]
 
     def evaluate(params, extras, step: int) -> dict[str, float]:
-        del extras
-        generator = Generator(decoder, params)
+        generator = Generator(decoder, {"params": params, **extras})
         (new,) = texts(generator, tokenizer, prompts, sampling, seed=context.config.seed)
         text = (options.prompt * decoder.continues + new).replace("\n", "\n    ")
         context.log(f"{name} after step {step}:\n    {text}")

@@ -12,7 +12,7 @@ NEVER = -1e9  # the score of impossible tokens; finite, since 0 * infinity is Na
 
 def beam_search(
     decoder: Decoder,
-    params,
+    variables,
     context,
     first_B: jax.Array,
     *,
@@ -35,11 +35,11 @@ def beam_search(
     """
     B, W = len(first_B), width
     repeat = functools.partial(jax.tree_util.tree_map, lambda x: jnp.repeat(x, W, axis=0))
-    state = repeat(decoder.begin(params, context, slots))
+    state = repeat(decoder.begin(variables, context, slots))
 
     def step(t, carry):
         tokens, state, total, length, texts = carry
-        logits, state = decoder.step(params, state, tokens.ravel())
+        logits, state = decoder.step(variables, state, tokens.ravel())
         V = logits.shape[-1]
         log_p = jax.nn.log_softmax(logits).reshape(B, W, V)
         ended = ((tokens == end_id) | (tokens == pad_id)) & (t > 0) & (end_id >= 0)

@@ -73,13 +73,14 @@ class Chunk(NamedTuple):
 
 
 class Generator:
-    """Decodes with one model and one set of parameters."""
+    """Decodes with one model."""
 
-    def __init__(self, decoder: Decoder, params: Any):
-        """params: of scan=True or scan=False."""
+    def __init__(self, decoder: Decoder, variables: Any):
+        """variables: {'params': ...} and other collections, of scan=True or scan=False."""
         self.decoder = decoder
         # One array per layer: a scan would copy them for every token.
-        self.params = jax.jit(params_lib.unrolled)(params) if _is_scanned(params) else params
+        scanned = _is_scanned(variables)
+        self.variables = jax.jit(params_lib.unrolled)(variables) if scanned else variables
 
     def __call__(
         self, prompts: Sequence[Sequence[int]], options: Options, seed: int = 0
@@ -141,7 +142,7 @@ class Generator:
         have ended."""
         n_prompts, prompts = len(prompts), padded_rows(prompts)
         context, first = self.decoder.context(prompts)
-        state = _begin(self.decoder, self.slots(prompts, max_new_tokens), self.params, context)
+        state = _begin(self.decoder, self.slots(prompts, max_new_tokens), self.variables, context)
         B = len(prompts)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(B))
         running = jnp.arange(B) < n_prompts
@@ -151,7 +152,7 @@ class Generator:
         """n more tokens, at most CHUNK, of each running row."""
         temperature = positive(options.temperature)
         sampling = (temperature, options.top_k, options.top_p, options.eos_id)
-        rows, out = _advance(self.decoder, self.params, rows, sampling, n)
+        rows, out = _advance(self.decoder, self.variables, rows, sampling, n)
         return rows, Chunk(*(np.asarray(x)[:, :n] for x in out))
 
 
@@ -166,12 +167,12 @@ def _is_scanned(tree) -> bool:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _begin(decoder: Decoder, slots: int, params, context):
-    return decoder.begin(params, context, slots)
+def _begin(decoder: Decoder, slots: int, variables, context):
+    return decoder.begin(variables, context, slots)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _advance(decoder: Decoder, params, rows: Rows, sampling, n):
+def _advance(decoder: Decoder, variables, rows: Rows, sampling, n):
     """(rows, (tokens, log_p, real) [B, CHUNK])."""
     temperature, top_k, top_p, eos_id = sampling
     B = len(rows.token)
@@ -183,7 +184,7 @@ def _advance(decoder: Decoder, params, rows: Rows, sampling, n):
 
     def step(carry):
         i, rows, (tokens, log_p, real) = carry
-        logits, state = decoder.step(params, rows.state, rows.token)
+        logits, state = decoder.step(variables, rows.state, rows.token)
         keys = jax.vmap(jax.random.fold_in)(rows.keys, rows.drawn)
         new = sample(logits, keys, temperature, top_k, top_p)
         logits = logits.astype(jnp.float32)

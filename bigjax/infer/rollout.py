@@ -16,14 +16,14 @@ from bigjax.models import Decoder
 from bigjax.parallel.sharding import constrain
 
 
-def gather(params: Any) -> Any:
-    """Parameters gathered before a loop over tokens: shards would be gathered for every token."""
-    return jax.tree_util.tree_map(lambda x: constrain(x, *[None] * x.ndim), params)
+def gather(variables: Any) -> Any:
+    """Variables gathered before a loop over tokens: shards would be gathered for every token."""
+    return jax.tree_util.tree_map(lambda x: constrain(x, *[None] * x.ndim), variables)
 
 
 def scan_tokens(
     decoder: Decoder,
-    params: Any,
+    variables: Any,
     state: Any,
     tokens_B: jax.Array,
     choose: Callable[[jax.Array, jax.Array, Any], jax.Array],
@@ -34,11 +34,11 @@ def scan_tokens(
     state: the Decoder's, before it reads tokens_B. inputs: a tree of arrays [n, ...], of which
     choose(logits_BV, last_tokens_B, input) -> tokens_B reads one entry per token.
     """
-    params = gather(params)
+    variables = gather(variables)
 
     def advance(carry, entry):
         last, state = carry
-        logits, state = decoder.step(params, state, last)
+        logits, state = decoder.step(variables, state, last)
         new = choose(logits, last, entry)
         return (new, state), new
 
@@ -47,7 +47,7 @@ def scan_tokens(
 
 def sample_continuation(
     decoder: Decoder,
-    params: Any,
+    variables: Any,
     state: Any,
     tokens_B: jax.Array,
     rng: jax.Array,
@@ -70,4 +70,4 @@ def sample_continuation(
         return jnp.where((last == end_id) | (last == pad_id), pad_id, new)
 
     keys = jax.random.split(rng, n)
-    return scan_tokens(decoder, params, state, tokens_B, choose_or_pad, keys)
+    return scan_tokens(decoder, variables, state, tokens_B, choose_or_pad, keys)

@@ -70,7 +70,7 @@ def search(
     tokens, scores = jax.device_get(
         beam_search.search(
             decoder,
-            generator.params,
+            generator.variables,
             context,
             first,
             width=width,

@@ -17,13 +17,14 @@ class Decoder(NamedTuple):
 
     The first axis of every leaf is the row, so that rows can be combined, repeated and reordered;
     each row has its own length. A family defines `decoder(config) -> Decoder`, equal for equal
-    configs.
+    configs. variables: {'params': ...} and the model's other collections.
 
     context(ids) -> (context, first): NumPy arrays from rows of token ids: the input of `begin`, and
         the token [B] that the first step reads.
-    begin(params, context, slots) -> state, before any step; slots: the number of tokens that a row
-        can hold, including those of the context.
-    step(params, state, tokens_B) -> (logits float32 [B, V], state) after one more token per row.
+    begin(variables, context, slots) -> state, before any step; slots: the number of tokens that a
+        row can hold, including those of the context.
+    step(variables, state, tokens_B) -> (logits float32 [B, V], state), after one more token per
+        row.
     max_len: the largest number of tokens of a row. continues: whether the output continues the
         given ids (True), which then take up slots, all but the last, or answers them (False).
     """

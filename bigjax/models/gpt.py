@@ -186,20 +186,20 @@ def empty_cache(c: Config, batch: int, slots: int) -> list[Cache]:
 
 @functools.cache
 def decoder(c: Config) -> Decoder:
-    """Continues a prompt, with a key-value cache; parameters in the form of scan=False."""
+    """Continues a prompt, with a key-value cache; variables in the form of scan=False."""
     c = dataclasses.replace(c, scan=False, remat="none")
     model = Model(c)
 
-    def begin(params, context, slots):
+    def begin(variables, context, slots):
         tokens, lengths = context["tokens"][:, :slots], context["lengths"]
         cache = empty_cache(c, len(tokens), slots)
         if tokens.shape[1]:
-            _, cache = model.apply({"params": params}, tokens, cache=cache, project=False)
+            _, cache = model.apply(variables, tokens, cache=cache, project=False)
         # Keys written after a row's end are overwritten before any query sees them.
         return [layer._replace(next=lengths) for layer in cache]
 
-    def step(params, state, tokens_B):
-        logits, state = model.apply({"params": params}, tokens_B[:, None], cache=state)
+    def step(variables, state, tokens_B):
+        logits, state = model.apply(variables, tokens_B[:, None], cache=state)
         return logits[:, 0], state
 
     return Decoder(prefix_context, begin, step, c.max_len)

@@ -192,6 +192,15 @@ def init_and_axes(make: Callable[[Any], Any], c, *examples) -> tuple[Callable, A
     return init, params_lib.logical_axes(jax.eval_shape(make(c).init, jax.random.key(0), *examples))
 
 
+def apply(model, params, extras, train: bool, *inputs, **options) -> tuple[Any, Any]:
+    """(outputs of the Flax module, extras): training updates the extras if the model has any."""
+    variables = {"params": params, **extras}
+    if not (train and extras):
+        return model.apply(variables, *inputs, **options), extras
+    outputs, new = model.apply(variables, *inputs, **options, mutable=[*extras])
+    return outputs, {**extras, **new}
+
+
 def array_shapes(integers: dict[str, tuple[int, ...]], floats: dict[str, tuple[int, ...]]) -> dict:
     """ShapeDtypeStructs by name, int32 and float32: for Task.batch_shapes."""
     return {

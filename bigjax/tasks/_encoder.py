@@ -12,6 +12,7 @@ from bigjax.data.labelled_batches import TOKEN_ARRAYS
 from bigjax.data.store import SPLITS
 from bigjax.tasks import (
     Task,
+    apply,
     check_vocabulary,
     data_module,
     family_for,
@@ -67,20 +68,28 @@ def labelled_task(config, kind: Kind, head: str, loss: Callable, n_outputs: int 
     encoder = build_encoder(config, (head,), n_outputs)
     source = data_module(config, "load_labelled", "labelled")
 
-    def outputs(params, extras, frozen, batch, rng=None):
-        del extras, frozen
-        return encoder.model.apply(
-            {"params": params},
+    def logits_of(params, extras, batch, rng, train):
+        outputs, extras = apply(
+            encoder.model,
+            params,
+            extras,
+            train,
             batch["tokens"],
             batch["types"],
             batch["segment_ids"],
             batch["positions"],
             first_BK=batch["first"],
-            rng=rng,
-        )[head]
+            rng=rng if train else None,
+        )
+        return outputs[head], extras
+
+    def outputs(params, extras, frozen, batch):
+        del frozen
+        return logits_of(params, extras, batch, None, False)[0]
 
     def loss_of_batch(params, extras, frozen, batch, rng, train):
-        logits = outputs(params, extras, frozen, batch, rng if train else None)
+        del frozen
+        logits, extras = logits_of(params, extras, batch, rng, train)
         pair, metrics = loss(logits, batch, train)
         return pair, (metrics, extras)
 

@@ -8,6 +8,7 @@ from bigjax.bounds import FRACTION, at_least, check_ranges
 from bigjax.layers.output import linear_losses
 from bigjax.tasks import (
     Task,
+    apply,
     array_shapes,
     check_vocabulary,
     data_module,
@@ -44,8 +45,11 @@ def build(config, options: Config) -> Task:
 
     def loss(params, extras, frozen, batch, rng, train):
         del frozen
-        (x, kernel), _ = model.apply(
-            {"params": params},
+        ((x, kernel), _), extras = apply(
+            model,
+            params,
+            extras,
+            train,
             batch["inputs"],
             batch.get("positions"),
             batch.get("segment_ids"),

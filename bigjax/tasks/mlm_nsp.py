@@ -9,7 +9,7 @@ from bigjax import losses
 from bigjax.bounds import SHARE, Range, at_least, check_ranges
 from bigjax.data import pairs as pairs_lib
 from bigjax.layers.output import linear_losses
-from bigjax.tasks import Task, array_shapes, data_module, in_tokens
+from bigjax.tasks import Task, apply, array_shapes, data_module, in_tokens
 from bigjax.tasks._encoder import build_encoder
 
 DATA, EVALUATION = "text", "loss"  # in a config that is generated for this task
@@ -49,8 +49,11 @@ def build(config, options: Config) -> Task:
         del frozen
         if "next_label" in batch and "next_scale" not in batch:
             batch = whole_batch(batch)
-        out = encoder.model.apply(
-            {"params": params},
+        out, extras = apply(
+            encoder.model,
+            params,
+            extras,
+            train,
             batch["tokens"],
             batch["types"],
             batch["segment_ids"],

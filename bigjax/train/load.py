@@ -31,6 +31,11 @@ class Loaded(NamedTuple):
     frozen: dict[str, Any]
     step: int
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """{'params': ...} and the other collections."""
+        return {"params": self.params, **self.extras}
+
 
 def best_step(workdir: str) -> int | None:
     """The saved step with the best value of checkpoint.best, the earliest of equal ones.

@@ -1,11 +1,18 @@
 """Task causal_lm: its loss and its metrics."""
 
+import dataclasses
+import functools
+import types
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax import config, losses, tasks
+from bigjax import config, evals, losses, tasks
+from bigjax.data.tokenizer import Bytes
+from bigjax.models import Decoder
 from tests import helpers
 
 
@@ -66,3 +73,64 @@ def test_dropout_is_only_in_training(params):
 def test_bits_per_byte_are_over_the_bytes_of_the_targets(params):
     _, (metrics, _) = loss(build(), params, False)
     assert metrics["nats_per_byte"] == (metrics["nll"][0], 11.0)
+
+
+class Centred:
+    """A family whose model keeps a running mean, which evaluation and generation subtract."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        vocab_size: int = 264
+        max_len: int = 64
+        scan: bool = False
+
+    class Model(nn.Module):
+        config: "Centred.Config"
+
+        @nn.compact
+        def __call__(self, tokens, positions=None, segment_ids=None, rng=None, project=True):
+            x = nn.Embed(self.config.vocab_size, 4)(tokens)
+            mean = self.variable("statistics", "mean", jnp.zeros, (4,))
+            if self.is_mutable_collection("statistics") and not self.is_initializing():
+                mean.value = 0.5 * mean.value + 0.5 * x.mean((0, 1))
+            kernel = self.param("kernel", nn.initializers.normal(1.0), (4, self.config.vocab_size))
+            x = x - mean.value
+            return (x @ kernel if project else (x, kernel)), None
+
+    @staticmethod
+    @functools.cache
+    def decoder(c):
+        def step(variables, state, tokens):
+            return Centred.Model(c).apply(variables, tokens[:, None])[0][:, 0], state
+
+        context = lambda ids: (np.zeros(len(ids)), np.array([row[-1] for row in ids]))
+        return Decoder(context, lambda variables, context, slots: context, step, c.max_len)
+
+    flops_per_token = staticmethod(lambda c, seq_len: 0.0)
+
+
+def test_a_decoder_with_statistics_trains_and_generates():
+    c = config.new_config()
+    c.model = dict(name=f"{__name__}.Centred")
+    c.data = dict(name="text", seq_len=8)
+    c.evals = dict(shown=dict(kind="sample", prompt="a", max_new_tokens=4))
+    c = helpers.filled(c)
+    task = tasks.build(c)
+    variables = task.init(jax.random.key(0))
+    params, extras = variables["params"], {"statistics": variables["statistics"]}
+    loss = jax.jit(task.loss, static_argnums=5)
+    _, (_, new) = loss(params, extras, {}, BATCH, jax.random.key(1), True)
+    x = params["Embed_0"]["embedding"][BATCH["inputs"]]
+    np.testing.assert_allclose(new["statistics"]["mean"], x.mean((0, 1)) / 2, rtol=1e-6)
+    pair, (_, same) = loss(params, new, {}, BATCH, jax.random.key(1), False)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, same, new))
+    assert pair[0] != loss(params, extras, {}, BATCH, jax.random.key(1), False)[0][0]
+
+    # The mean decides which token is the most likely one, so that sampling depends on it.
+    kernel = jnp.zeros((4, 264)).at[:, ord("y")].set(-1000.0)
+    lines = []
+    corpus = types.SimpleNamespace(tokenizer=Bytes())
+    context = evals.Context(c, task, corpus, None, lines.append, None, {})
+    extras = {"statistics": {"mean": jnp.full(4, 100.0)}}
+    evals.build("shown", context)({**params, "kernel": kernel}, extras, 1)
+    assert lines[0].endswith("ayyyy"), lines

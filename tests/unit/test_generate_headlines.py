@@ -82,7 +82,7 @@ def test_the_decoder_writes_headlines_for_token_ids(small):
     assert first.tolist() == [CLS] * 4
     texts, _ = generate_headlines.search(gan, params, ids, 1)
     options = Options(max_new_tokens=3, temperature=0.0, eos_id=SEP)
-    got = Generator(gan.decoder, params)(articles[:3], options)
+    got = Generator(gan.decoder, {"params": params})(articles[:3], options)
     assert got == [before_end(row, SEP) for row in texts[:3, 0].tolist()]
     ones = {**context, **{k: 0 * context[k] for k in ("source_types", "clicks", "hot_mask")}}
     assert texts.tolist() == generate_headlines.search(gan, params, ones, 1)[0].tolist()

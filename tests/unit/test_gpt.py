@@ -165,18 +165,18 @@ def test_segments_isolate_packed_documents(model):
 def test_cached_logits_equal_uncached_ones(model):
     """For rows of different lengths: keys written after the end of a row are overwritten."""
     c, params = model
-    params = unrolled(params)
+    variables = {"params": unrolled(params)}
     tokens = jax.random.randint(jax.random.key(2), (2, 12), 0, c.vocab_size)
-    want, _ = gpt.Model(c).apply({"params": params}, tokens)
+    want, _ = gpt.Model(c).apply(variables, tokens)
     decoder = gpt.decoder(c)
     ids = [tokens[0, :8].tolist(), tokens[1, :3].tolist()]
     context, first = decoder.context(ids)
     np.testing.assert_array_equal(first, [tokens[0, 7], tokens[1, 2]])
-    state = jax.jit(decoder.begin, static_argnums=2)(params, context, 15)
+    state = jax.jit(decoder.begin, static_argnums=2)(variables, context, 15)
     step = jax.jit(decoder.step)
     for t in range(4):
         at = jnp.array([7 + t, 2 + t])
-        logits, state = step(params, state, tokens[jnp.arange(2), at])
+        logits, state = step(variables, state, tokens[jnp.arange(2), at])
         np.testing.assert_allclose(logits, want[jnp.arange(2), at], atol=2e-5)
     assert gpt.decoder(dataclasses.replace(c)) is decoder
 

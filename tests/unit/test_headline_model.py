@@ -106,9 +106,9 @@ def test_decoder_steps_equal_the_full_pass(c):
     gan, params = networks(c)
     g, given = params["generator"], given_rows(c)
     want = gan.logits(g, given, TOKENS, None)
-    state, got = gan.decoder.begin(g, given, T), []
+    state, got = gan.decoder.begin({"params": g}, given, T), []
     for t in range(T):
-        logits, state = gan.decoder.step(g, state, TOKENS[:, t])
+        logits, state = gan.decoder.step({"params": g}, state, TOKENS[:, t])
         got.append(logits)
     assert np.isfinite(want).all()
     np.testing.assert_allclose(np.stack(got, 1)[..., 5:], want[..., 5:], atol=1e-5)

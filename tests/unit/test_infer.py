@@ -118,11 +118,11 @@ def test_each_row_has_its_own_settings():
 
 
 def table_decoder(max_len=32) -> Decoder:
-    """Its parameters are logits [V, V] of the token after each token."""
+    """Its only variable is an array of the logits [V, V] of the token after each token."""
     return Decoder(
         lambda ids: (np.array([[len(row)] for row in ids]), np.array([row[-1] for row in ids])),
-        lambda params, context, slots: context,
-        lambda params, state, tokens: (params[tokens], state),
+        lambda logits, context, slots: context,
+        lambda logits, state, tokens: (logits[tokens], state),
         max_len,
     )
 
@@ -137,14 +137,14 @@ def generator():
         lambda k: params_lib.unbox(gpt.Model(c).init(k, jnp.zeros((1, 1), int))["params"])
     )
     params = jax.tree.map(lambda x: 5 * x, init(jax.random.key(0)))
-    return Generator(gpt.decoder(c), params)
+    return Generator(gpt.decoder(c), {"params": params})
 
 
 def test_greedy_decoding_is_the_uncached_argmax_for_prompts_of_several_lengths(generator):
     prompts = [[3], [5, 9, 2, 7], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]]
     got = generator(prompts, Options(max_new_tokens=6, temperature=0))
     model = gpt.Model(CONFIG)
-    logits = jax.jit(lambda t: model.apply({"params": generator.params}, t)[0])
+    logits = jax.jit(lambda t: model.apply(generator.variables, t)[0])
     for prompt, new in zip(prompts, got):
         tokens = list(prompt)
         for token in new:
@@ -176,7 +176,7 @@ def test_log_probabilities_are_those_of_the_model_before_temperature_and_top_k(g
     (chunk,) = generator.stream([[3, 4], [5]], options, seed=1)
     model = gpt.Model(CONFIG)
     for prompt, new, log_p in zip([[3, 4], [5]], chunk.tokens, chunk.log_p):
-        logits, _ = model.apply({"params": generator.params}, np.array([[*prompt, *new[:-1]]]))
+        logits, _ = model.apply(generator.variables, np.array([[*prompt, *new[:-1]]]))
         want = jax.nn.log_softmax(logits[0, len(prompt) - 1 :])[np.arange(5), new]
         np.testing.assert_allclose(log_p, want, atol=1e-4)
 
@@ -324,7 +324,7 @@ def test_a_beam_of_all_texts_finds_the_best_ones():
     decoder, prompts = gpt.decoder(c), [[1, 2], [3]]
     context, first = decoder.context(prompts)
     given = dict(width=64, size=3, n=3, end_id=-1, pad_id=0, slots=8)
-    tokens, scores = beam_search.beam_search(decoder, params, context, first, **given)
+    tokens, scores = beam_search.beam_search(decoder, {"params": params}, context, first, **given)
     every = np.array(list(itertools.product(range(4), repeat=3)))
     for row, prompt in enumerate(prompts):
         inputs = np.concatenate([np.repeat([prompt], 64, 0), every], axis=1)

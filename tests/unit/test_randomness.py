@@ -121,5 +121,5 @@ def test_each_decoded_token_has_its_own_key(draws):
     c = gpt.Config(vocab_size=37, max_len=32, d_model=8, n_layers=1, n_heads=2)
     shapes = jax.eval_shape(gpt.Model(c).init, jax.random.key(0), jnp.zeros((1, 1), int))
     params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), params_lib.unbox(shapes["params"]))
-    Generator(gpt.decoder(c), params)([[3], [4]], Options(max_new_tokens=5))
+    Generator(gpt.decoder(c), {"params": params})([[3], [4]], Options(max_new_tokens=5))
     draws.check_distinct(2 * 5)

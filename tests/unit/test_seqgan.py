@@ -59,21 +59,21 @@ def test_decoder_steps_equal_the_full_sequence(kind, n_layers):
     c, model, variables = generator(kind, n_layers)
     want = jax.jit(model.apply)(variables, TOKENS)
     assert want.shape == (3, 5, 11) and want.dtype == jnp.float32
-    decoder, params = seqgan.generator_decoder(c), variables["params"]
+    decoder = seqgan.generator_decoder(c)
     step = jax.jit(decoder.step)
-    state = decoder.begin(params, empty_context(3), 5)
+    state = decoder.begin(variables, empty_context(3), 5)
     for t in range(5):
-        logits, state = step(params, state, TOKENS[:, t])
+        logits, state = step(variables, state, TOKENS[:, t])
         np.testing.assert_allclose(logits, want[:, t], atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["gru", "gpt"])
 def test_decoder_continues_prefixes_of_different_lengths(kind):
     c, model, variables = generator(kind, 2 if kind == "gpt" else 1)
-    decoder, params = seqgan.generator_decoder(c), variables["params"]
+    decoder = seqgan.generator_decoder(c)
     prefixes = [TOKENS[row, : row + 2].tolist() for row in range(3)]
     context, first = decoder.context(prefixes)
-    logits, _ = decoder.step(params, decoder.begin(params, context, 5), first)
+    logits, _ = decoder.step(variables, decoder.begin(variables, context, 5), first)
     want = model.apply(variables, TOKENS)
     for row in range(3):
         np.testing.assert_allclose(logits[row], want[row, row + 1], atol=2e-5)
@@ -178,9 +178,10 @@ def test_rollouts_continue_each_prefix_of_their_row(kind):
     p = task.gan._replace(decoder=decoder)
     g, d = params["generator"], params["discriminator"]
     starts = jnp.arange(8, dtype=jnp.int32)
-    state = decoder.begin(g, empty_context(8), 4)
-    _, state = decoder.step(g, state, jnp.zeros(8, jnp.int32))
-    rest = sample_continuation(decoder, g, state, starts, jax.random.key(0), 3)
+    variables = {"params": g}
+    state = decoder.begin(variables, empty_context(8), 4)
+    _, state = decoder.step(variables, state, jnp.zeros(8, jnp.int32))
+    rest = sample_continuation(decoder, variables, state, starts, jax.random.key(0), 3)
     tokens = jnp.concatenate([starts[:, None], rest], axis=1)
     assert len(np.unique(rest, axis=0)) > 3
     rewards = jax.jit(

@@ -21,7 +21,7 @@ class GAN(NamedTuple):
     length: T.
     start_id: the token that the generator reads first.
     end_id: the last token of a text; -1: all texts have T tokens. pad_id: follows the end.
-    decoder: the generator's, for its parameters.
+    decoder: the generator's, for {'params': its parameters}.
     context(batch) -> the context of a batch, also the decoder's.
     logits(params, context, inputs_BT, rng) -> the generator's logits_BTV.
     loss(params, context, inputs_BT, targets_BT, weights_BT, rng) -> (loss_sum, weight_sum), its
@@ -121,12 +121,13 @@ def sample_texts(
 
     params: the generator's. choose: as of rollout.sample_continuation.
     """
-    state = repeat_rows(gan.decoder.begin(params, context, gan.length), number)
+    variables = {"params": params}
+    state = repeat_rows(gan.decoder.begin(variables, context, gan.length), number)
     rows = len(jax.tree_util.tree_leaves(state)[0])
     start = jnp.full(rows, gan.start_id, jnp.int32)
     return sample_continuation(
         gan.decoder,
-        params,
+        variables,
         state,
         start,
         rng,

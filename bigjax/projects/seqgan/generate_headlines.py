@@ -49,7 +49,7 @@ def search(gan: GAN, params, context, width: int) -> tuple[jax.Array, jax.Array]
     rows = len(jax.tree_util.tree_leaves(context)[0])
     return beam_search(
         gan.decoder,
-        gather(params),
+        {"params": gather(params)},
         context,
         jnp.full(rows, gan.start_id, jnp.int32),
         width=width,

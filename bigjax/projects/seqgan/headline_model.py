@@ -245,7 +245,7 @@ def context_row(c: Config) -> dict[str, np.ndarray]:
 
 @functools.cache
 def generator_decoder(c: Config) -> Decoder:
-    """The generator's Decoder, for its parameters: writes headlines for the token
+    """The generator's Decoder, for its variables: writes headlines for the token
     ids of articles, each with its final [SEP]."""
     model = Generator(c)
 
@@ -264,12 +264,12 @@ def generator_decoder(c: Config) -> Decoder:
             rows["source_mask"][i, : len(article)] = 1
         return rows, np.full(len(ids), start, np.int32)
 
-    def begin(params, context, slots):
+    def begin(variables, context, slots):
         del slots  # the state does not grow
-        return model.apply({"params": params}, context, method="encode")
+        return model.apply(variables, context, method="encode")
 
-    def step(params, state, tokens_B):
-        return model.apply({"params": params}, tokens_B, state, method="step")
+    def step(variables, state, tokens_B):
+        return model.apply(variables, tokens_B, state, method="step")
 
     return Decoder(context, begin, step, c.max_len, continues=False)
 

@@ -157,22 +157,23 @@ def _gpt_config(c: Config) -> gpt.Config:
 
 @functools.cache
 def generator_decoder(c: Config) -> Decoder:
-    """The generator's Decoder, for its parameters: continues token ids that start with token 0."""
+    """The generator's Decoder, for its variables: continues token ids that start with token 0."""
     if c.generator == "gpt":
         of_gpt = gpt.decoder(_gpt_config(c))
+        of_part = lambda variables: {"params": variables["params"]["gpt"]}
         return of_gpt._replace(
-            begin=lambda params, *args: of_gpt.begin(params["gpt"], *args),
-            step=lambda params, *args: of_gpt.step(params["gpt"], *args),
+            begin=lambda variables, *args: of_gpt.begin(of_part(variables), *args),
+            step=lambda variables, *args: of_gpt.step(of_part(variables), *args),
         )
     model = Generator(c)
 
-    def begin(params, context, slots):
+    def begin(variables, context, slots):
         del slots  # the state does not grow
         tokens, lengths = context["tokens"], context["lengths"]
-        return model.apply({"params": params}, tokens, lengths, method="read")
+        return model.apply(variables, tokens, lengths, method="read")
 
-    def step(params, state, tokens_B):
-        return model.apply({"params": params}, tokens_B, state, method="step")
+    def step(variables, state, tokens_B):
+        return model.apply(variables, tokens_B, state, method="step")
 
     return Decoder(prefix_context, begin, step, c.max_len)
 

@@ -170,10 +170,11 @@ def _scheduled_inputs(gan, params, batch, progress, rng) -> jax.Array:
         token, sampled, key = entry
         return jnp.where(sampled, categorical(logits, key), token)
 
-    state = gan.decoder.begin(params, gan.context(batch), gan.length)
+    variables = {"params": params}
+    state = gan.decoder.begin(variables, gan.context(batch), gan.length)
     start = jnp.full(len(tokens), gan.start_id, jnp.int32)
     keys = jax.random.split(jax.random.fold_in(rng, 2), tokens.shape[1])
-    new = scan_tokens(gan.decoder, params, state, start, choose, (tokens.T, sampled.T, keys))
+    new = scan_tokens(gan.decoder, variables, state, start, choose, (tokens.T, sampled.T, keys))
     return shift_right(gan, new)
 
 
@@ -257,17 +258,18 @@ def _rewards(gan, policy, discriminator, context, tokens, rng) -> jax.Array:
     of_text = reward(context, tokens)
     if not o.rollouts:
         return jnp.broadcast_to(of_text[:, None], (B, T))
-    state, policy = gan.decoder.begin(policy, context, T), gather(policy)
+    state = gan.decoder.begin({"params": policy}, context, T)
+    variables = {"params": gather(policy)}
     inputs, context, rewards = shift_right(gan, tokens), repeat_rows(context, o.rollouts), []
     for t in range(T - 1):  # each samples only the remaining tokens: half the work of all T
-        _, state = gan.decoder.step(policy, state, inputs[:, t])
+        _, state = gan.decoder.step(variables, state, inputs[:, t])
         prefix = tokens[:, : t + 1]
         if rewards:  # in turn: rollouts that run concurrently compete for cache and memory
             prefix, rewards[-1] = jax.lax.optimization_barrier((prefix, rewards[-1]))
         prefix = repeat_rows(prefix, o.rollouts)
         rest = sample_continuation(
             gan.decoder,
-            policy,
+            variables,
             repeat_rows(state, o.rollouts),
             prefix[:, -1],
             jax.random.fold_in(rng, t),

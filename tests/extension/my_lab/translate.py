@@ -144,19 +144,19 @@ def decoder(c: Config) -> Decoder:
             row[: len(x)] = x[: len(row)]
         return {"source": source}, np.full(len(ids), c.start_id, np.int32)
 
-    def begin(params, context, slots):
+    def begin(variables, context, slots):
         source = context["source"]
-        memory, real = model.apply({"params": params}, source, method="encode")
+        memory, real = model.apply(variables, source, method="encode")
         empty = Cache.empty(len(source), slots, c.n_heads, c.d_model // c.n_heads, "float32")
         cache = [(empty, memory)] * c.n_layers
         # A discarded token, which computes the keys of the memory once for all steps.
         start = jnp.full((len(source), 1), c.start_id, jnp.int32)
-        _, cache = model.apply({"params": params}, start, memory, real, cache, method="decode")
+        _, cache = model.apply(variables, start, memory, real, cache, method="decode")
         return [(own._replace(next=0 * own.next), read) for own, read in cache]
 
-    def step(params, state, tokens_B):
+    def step(variables, state, tokens_B):
         logits, state = model.apply(
-            {"params": params}, tokens_B[:, None], None, None, state, method="decode"
+            variables, tokens_B[:, None], None, None, state, method="decode"
         )
         return logits[:, 0], state
 
