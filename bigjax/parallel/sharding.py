@@ -5,6 +5,7 @@ Layers name the axes of every parameter ('embed', 'heads', ...) and of their act
 """
 
 from collections.abc import Mapping
+import difflib
 import math
 
 import jax
@@ -64,11 +65,12 @@ def spec(
 ) -> PartitionSpec:
     """The PartitionSpec of an array with these logical axis names.
 
-    Raises UserError, with the arithmetic, if a dimension does not divide over its mesh axis.
+    Raises UserError for a name without a rule and, with the arithmetic, for a dimension that does
+    not divide over its mesh axis.
     """
     out = []
     for size, name in zip(shape, names, strict=True):
-        axes = mesh_axes(RULES[name] if name else None)
+        axes = mesh_axes(_rule(name, what) if name else None)
         ways = size_of(mesh, axes)
         if size % ways and name not in MAY_REPLICATE:
             axis = axes[0]
@@ -81,6 +83,19 @@ def spec(
             axes = axes[:-1]
         out.append((axes if len(axes) > 1 else axes[0]) if size_of(mesh, axes) > 1 else None)
     return _trimmed(out)
+
+
+def _rule(name: str, what: str) -> str | tuple[str, ...] | None:
+    if name in RULES:
+        return RULES[name]
+    near = difflib.get_close_matches(name, RULES, 1)
+    raise UserError(
+        f"{what} has the logical axis {name!r}, which has no sharding rule."
+        + (f" Did you mean {near[0]!r}?" if near else "")
+        + " To add a rule, define AXES in the module that config.model.name or config.task.name "
+        f"names: AXES = {{{name!r}: 'tensor'}}, or None to replicate it. Existing axes: "
+        f"{', '.join(RULES)}."
+    )
 
 
 def mesh_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from bigjax.errors import UserError
 from bigjax.layers.params import logical_axes, unbox
 from bigjax.models import bert, gpt
 from bigjax.parallel import mesh as mesh_lib
@@ -45,3 +46,11 @@ def test_parameters_are_sharded_like_megatron_and_fsdp(case):
     for path, spec in (want | TABLES).items():
         path = path if path.split("/")[0] in boxed else f"stack/layers/{path}"
         assert tuple(places[path].spec) == spec, path
+
+
+def test_an_axis_without_a_rule_is_refused_with_the_nearest_one():
+    mesh = mesh_lib.make_mesh(dict(data=1), jax.devices()[:1])
+    with pytest.raises(UserError) as e:
+        sharding.spec(mesh, (4, 2), ("embed", "heds"), "parameter head/kernel")
+    for words in ("parameter head/kernel", "axis 'heds'", "'heads'?", "AXES = {'heds': "):
+        assert words in str(e.value)
