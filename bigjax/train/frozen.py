@@ -51,11 +51,11 @@ def fingerprints(parts: dict[str, Any]) -> dict[str, str]:
 
 
 def check_same(now: dict[str, str], saved: dict[str, str]) -> None:
-    """Raises UserError if a run would resume with frozen parameters of other fingerprints."""
+    """Raises UserError if a run was saved with frozen parameters of other fingerprints."""
     for name, fingerprint in now.items():
         if saved.get(name) != fingerprint:
             raise UserError(
                 f"The frozen part {name!r} of this task is not the one that this run was trained "
-                "with: its source was trained further, or replaced. Restore it, or train in "
-                "another --workdir."
+                "with: its source was trained further, or replaced. Restore it, or train "
+                "again in another --workdir."
             )

@@ -57,7 +57,8 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
     """The model of a saved step (None: the latest) on the mesh of config.
 
     batch_size: the size of batches that will be sharded over the mesh; None if there are none.
-    Raises UserError if the step does not exist or is damaged.
+    Raises UserError if the step does not exist or is damaged, or, with a batch_size, if it was
+    trained with other frozen parts.
     """
     hosts.start(config, workdir)
     folder = workdir_lib.existing(workdir)
@@ -78,12 +79,14 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
     else:
         wanted = {"params": params, **({"extras": extras} if extras else {})}
     try:
-        items, _ = checkpoints.restore(step, wanted)
+        items, saved = checkpoints.restore(step, wanted)
     except Damaged as e:
         raise UserError(
             f"Checkpoint {step} of {workdir} is damaged ({e}). Choose another --step; available: "
             f"{checkpoints.steps()}."
         ) from e
+    if batch_size:  # evaluation and prediction use the frozen parts
+        frozen.check_same(frozen.fingerprints(parts), saved.get("frozen", {}))
     if config.train.ema:
         params, extras = split(items["ema"])
     else:

@@ -150,6 +150,8 @@ def test_a_run_resumes_only_with_the_same_frozen_parameters(
     err = capsys.readouterr().err
     assert "The frozen part 'teacher' of this task is not the one that this run" in err
     assert (run / "metrics.jsonl").read_bytes() == before
+    assert main.main(["eval", f"--workdir={run}"]) == 2
+    assert "The frozen part 'teacher' of this task is not the one" in capsys.readouterr().err
 
 
 def test_a_source_that_does_not_fit_or_does_not_exist(distil, tmp_path, capsys):
