@@ -97,9 +97,9 @@ def _tokenizing_mb_per_cpu_second(tokenizer: tokenizers.Tokenizer, texts: list[s
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     rates = []
     for _ in range(3):
-        begun = time.process_time()
+        start = time.process_time()
         tokenizer.encode_batch(texts)
-        rates.append(megabytes / (time.process_time() - begun))
+        rates.append(megabytes / (time.process_time() - start))
     return statistics.median(rates)
 
 
@@ -108,10 +108,10 @@ def _batch_tokens_per_second(corpus, packing: bool) -> float:
     data = corpus.split("train", BATCH_SIZE, seed=0)
     rates = []
     for repeat in range(REPEATS):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         for step in range(repeat * 100, repeat * 100 + 100):
             data.batch_at(step)
-        rates.append(100 * BATCH_SIZE * SEQ_LEN / (time.perf_counter() - begun))
+        rates.append(100 * BATCH_SIZE * SEQ_LEN / (time.perf_counter() - start))
     return statistics.median(rates)
 
 

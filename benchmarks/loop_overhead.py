@@ -7,7 +7,7 @@ made from a tokenized text and put on the devices, hooks, metrics read and writt
 TensorBoard and progress lines, at their default cadence). "theirs" is the same compiled step called
 over and over on one batch that is on the devices already, its metrics never read. Both alternate
 within one run of train(), in segments of a few steps, so on the same mesh, threads and moment: an
-extra hook, due after each segment, notes the time, runs the bare segment, and lets the loop go on.
+extra hook, due after each segment, notes the time, runs the bare segment, and returns to the loop.
 
 The shapes are those of the default run (configs/gpt/docstrings.py), with bytes for tokens;
 `--layers=2 --batch=8` makes steps of a third of the time, on which the loop weighs more.
@@ -81,20 +81,20 @@ class Gate:
 
     def __init__(self, segment: int, step_fn, state, batch) -> None:
         self._segment, self._step_fn, self._state, self._batch = segment, step_fn, state, batch
-        self.loop, self.bare, self._begun = [], [], time.perf_counter()
+        self.loop, self.bare, self._start = [], [], time.perf_counter()
 
     def due(self, step: int) -> bool:
         return step % self._segment == 0
 
     def __call__(self, step: int, state) -> None:
         jax.block_until_ready(state)
-        self.loop.append(time.perf_counter() - self._begun)
-        begun = time.perf_counter()
+        self.loop.append(time.perf_counter() - self._start)
+        start = time.perf_counter()
         for _ in range(self._segment):
             self._state, metrics = self._step_fn(self._state, self._batch)
         jax.block_until_ready((self._state, metrics))
-        self._begun = time.perf_counter()
-        self.bare.append(self._begun - begun)
+        self._start = time.perf_counter()
+        self.bare.append(self._start - start)
 
 
 def _train(folder: Path, args: argparse.Namespace) -> Gate:

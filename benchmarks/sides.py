@@ -59,9 +59,9 @@ def serve(about: dict, repeat: Callable[[str], dict | None]) -> None:
     os.dup2(2, 1)  # what libraries print must not be read as an answer
     print(json.dumps(about), file=answers)
     for line in sys.stdin:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         more = repeat(line.strip())
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         print(json.dumps({"seconds": seconds, **(more or {})}), file=answers)
 
 

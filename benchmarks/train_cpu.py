@@ -13,7 +13,7 @@ allocator. Theirs is eager PyTorch as one would write it: scaled_dot_product_att
 is_causal, torch.optim.AdamW, clip_grad_norm_, PyTorch's own number of threads. bigjax tells the
 allocator to keep freed memory (bigjax/cpu.py), PyTorch does not; --theirs-keeps-memory gives it the
 same setting. With --packed our side gets segment ids (several documents in an example) and theirs
-goes on without. Needs `pip install -e '.[bench]'`.
+runs without. Needs `pip install -e '.[bench]'`.
 """
 
 import argparse

@@ -35,7 +35,7 @@ def layer_names(name: str, x) -> list[str]:
     return ["/".join([*parts[:at], f"layer_{kind + i * kinds}", *rest]) for i in range(x.shape[0])]
 
 
-def layer_places(named: dict) -> dict[str, tuple[str, int | None]]:
+def layer_locations(named: dict) -> dict[str, tuple[str, int | None]]:
     """{path of a layer: (path of its leaf, index of the layer in it, None for a complete leaf)}.
 
     named: {path: leaf}; the layers are those of `layer_names`.

@@ -17,6 +17,7 @@ os.environ["XLA_FLAGS"] = (
 if Version(metadata.version("jaxlib")) < Version("0.11.1"):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
+import contextlib  # noqa: E402
 import gc  # noqa: E402
 import random  # noqa: E402
 import signal  # noqa: E402
@@ -54,6 +55,18 @@ def write_text(path, n_documents: int, seed: int = 0) -> None:
             f.write(" ".join(words) + ".\n\n")
 
 
+def write_table(path, n, seed=0, labels=("left", "right")):
+    """A table of texts from the first or the second half of WORDS, labelled by that half."""
+    rng, half = random.Random(seed), len(WORDS) // 2
+    with open(path, "w", encoding="utf-8") as f:
+        f.write("id\ttext\tlabel\n")
+        for i in range(n):
+            k = rng.randrange(2)
+            text = " ".join(rng.choices(WORDS[k * half : (k + 1) * half], k=rng.randrange(3, 12)))
+            f.write(f"{i}\t{text}\t{labels[k]}\n")
+    return str(path)
+
+
 @pytest.fixture(scope="session")
 def corpus_file(tmp_path_factory):
     """A text file of 60 documents, about 120 kB."""
@@ -82,12 +95,9 @@ def compiled_programs(tmp_path_factory):
     return str(tmp_path_factory.mktemp("compiled"))
 
 
-@pytest.fixture(scope="module")
-def one_device(compiled_programs):
-    """Makes runs in this process use a mesh of one device and a common compilation cache.
-
-    For tests that do not depend on the mesh: with eight devices a step mostly waits.
-    """
+@contextlib.contextmanager
+def on_one_device(compiled_programs):
+    """Runs in this process use a mesh of one device and this folder of compiled programs."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -102,10 +112,19 @@ def one_device(compiled_programs):
         m.setattr(jax, "devices", lambda *_: devices)
         for name, value in cached.items():
             jax.config.update(name, value)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()  # otherwise the folder stays in use
+
+
+@pytest.fixture(scope="module")
+def one_device(compiled_programs):
+    """For tests that do not depend on the mesh: with eight devices a step mostly waits."""
+    with on_one_device(compiled_programs):
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # otherwise the folder stays in use
 
 
 @pytest.fixture

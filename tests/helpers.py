@@ -19,6 +19,7 @@ from bigjax.tasks import answer, classify, tag
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = str(ROOT / "tests" / "tiny.py")
+TINY_BERT = str(ROOT / "tests" / "tiny_bert.py")
 # Metrics that differ between two equal runs
 TIMES = {"data_wait_fraction", "host_memory_gib", "mfu"}
 

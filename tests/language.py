@@ -25,7 +25,7 @@ END, PAD = 2, 3  # in the language with an end; its words are 0 and 1
 LANGUAGES = {"fixed length": (3, -1), "with an end": (4, END)}  # V, end_id
 
 
-def place(tokens, V):
+def text_index(tokens, V):
     """The index of each text: int [B]."""
     return (tokens * V ** jnp.arange(T)).sum(1)
 
@@ -53,7 +53,7 @@ def make_gan(V=3, end_id=-1, **options) -> GAN:
         return params["table"][jnp.arange(T), inputs] + forbidden + prefer(context)[:, None]
 
     def discriminator(params, context, tokens, mask, rng):
-        odds = params["worth"][place(jnp.where(mask, tokens, 0), V)]
+        odds = params["worth"][text_index(jnp.where(mask, tokens, 0), V)]
         return jnp.stack([jnp.zeros_like(odds), odds], 1), None
 
     return GAN(

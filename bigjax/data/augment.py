@@ -79,12 +79,12 @@ def replace_synonyms(
     stop: Collection[T] = frozenset(),
 ) -> list[T]:
     """Replaces n items by a random synonym, or all items with synonyms if there are fewer."""
-    found, left = list(items), n
+    replaced, left = list(items), n
     for i in rng.permutation(len(items)):
         if left and (others := _synonyms(items[i], synonyms, stop)):
-            found[i] = _pick(others, rng)
+            replaced[i] = _pick(others, rng)
             left -= 1
-    return found
+    return replaced
 
 
 def insert_synonyms(
@@ -96,19 +96,19 @@ def insert_synonyms(
 ) -> list[T]:
     """Inserts a synonym of a random item at a random position, n times."""
     choices = [others for item in items if (others := _synonyms(item, synonyms, stop))]
-    found = list(items)
+    extended = list(items)
     for _ in range(n if choices else 0):
-        found.insert(rng.integers(len(found) + 1), _pick(_pick(choices, rng), rng))
-    return found
+        extended.insert(rng.integers(len(extended) + 1), _pick(_pick(choices, rng), rng))
+    return extended
 
 
 def swap_items(items: Sequence[T], rng: np.random.Generator, n: int) -> list[T]:
     """Swaps two random items, n times."""
-    found = list(items)
-    for _ in range(n if len(found) > 1 else 0):
-        i, j = rng.choice(len(found), 2, replace=False)
-        found[i], found[j] = found[j], found[i]
-    return found
+    swapped = list(items)
+    for _ in range(n if len(swapped) > 1 else 0):
+        i, j = rng.choice(len(swapped), 2, replace=False)
+        swapped[i], swapped[j] = swapped[j], swapped[i]
+    return swapped
 
 
 def delete_items(items: Sequence[T], rng: np.random.Generator, rate: float) -> list[T]:

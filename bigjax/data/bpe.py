@@ -133,5 +133,5 @@ def _first_of(table: dict[str, int], names: tuple[str, ...], name: str) -> int:
             return table[piece]
     raise UserError(
         f"{name}: the vocabulary has none of {', '.join(names)}, so documents could "
-        "not be told apart. Add one to the vocabulary file with the next free id."
+        "not be distinguished. Add one to the vocabulary file with the next free id."
     )

@@ -90,10 +90,10 @@ def records(cache_dir: str = LOCAL_CACHE, processes: int | None = None) -> list[
     cached = _read_cache(path)
     if cached is not None:
         return cached
-    found = _topics() + _parse(python_files(), processes or min(8, os.cpu_count() or 1))
+    parsed = _topics() + _parse(python_files(), processes or min(8, os.cpu_count() or 1))
     seen: set[str] = set()
     kept = []
-    for record in found:
+    for record in parsed:
         if len(record.doc) >= _MIN_CHARS and record.doc not in seen and _is_utf8(record.doc):
             seen.add(record.doc)
             kept.append(record)
@@ -147,7 +147,7 @@ def python_files() -> list[list[str]]:
 
 
 def _modules(root: Path, prefix: str) -> list[tuple[str, Path]]:
-    found = []
+    modules = []
     for folder, children, files in os.walk(root):
         children[:] = [name for name in children if _wanted(name)]
         parts = [part for part in (prefix, *Path(folder).relative_to(root).parts) if part]
@@ -155,8 +155,8 @@ def _modules(root: Path, prefix: str) -> list[tuple[str, Path]]:
             name, extension = os.path.splitext(file)
             if extension == ".py" and _wanted(name) and not name.startswith("_sysconfigdata"):
                 module = ".".join(parts if name == "__init__" else [*parts, name])
-                found.append((module, Path(folder, file)))
-    return sorted(found)
+                modules.append((module, Path(folder, file)))
+    return sorted(modules)
 
 
 def _wanted(name: str) -> bool:
@@ -180,11 +180,11 @@ def _parse(jobs: list[list[str]], processes: int) -> list[Record]:
         parts = _start_and_collect(_shares(jobs, processes))
     else:
         parts = [_docstring_worker.read_files(jobs)]
-    found = [Record(*fields) for part in parts for fields in part]
+    parsed = [Record(*fields) for part in parts for fields in part]
     rank = {}  # restore the order of the list, which was dealt out to the children
     for library, _, _ in jobs:
         rank.setdefault(library, len(rank))
-    return sorted(found, key=lambda record: (rank[record.library], record.name, record.doc))
+    return sorted(parsed, key=lambda record: (rank[record.library], record.name, record.doc))
 
 
 def _shares(jobs: list[list[str]], processes: int) -> list[list[list[str]]]:
@@ -209,7 +209,7 @@ def _start_and_collect(shares: list[list[list[str]]]) -> list[list[list[str]]]:
             stdin.seek(0)
             child = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL)
             running.append((share, child, stdout))
-        return [_collect(*one) for one in running]
+        return [_collect(*child) for child in running]
     finally:
         for _, child, _ in running:  # also on Ctrl-C
             if child.poll() is None:

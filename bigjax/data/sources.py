@@ -143,13 +143,13 @@ def _kind(source: Source) -> str:
 
 
 def _checked(stream: Iterator[str], source: Source, bad: Replacing) -> Iterator[str]:
-    found = False
+    has_text = False
     for document in stream:
         if document:
-            found = True
+            has_text = True
             yield document
     bad.close()
-    if not found:
+    if not has_text:
         raise UserError(
             f"{_describe(source)} holds no text: every document of it is empty. Point "
             "path (and field or split) to text, or remove the source."
@@ -313,9 +313,9 @@ def _tfds(source: Source, bad: Replacing) -> Iterator[str]:
 def _tfds_text(row: Any, source: Source, where: str, bad: Replacing) -> str:
     for part in source.field.split("/"):  # 'dialogue/answer': a feature inside a feature
         if not isinstance(row, dict) or part not in row:
-            found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            available = ", ".join(row) if isinstance(row, dict) else type(row).__name__
             raise UserError(
-                f"{where}: no field {source.field!r}; found {found}. Set the "
+                f"{where}: no field {source.field!r}; found {available}. Set the "
                 "source's field to the one that holds the text."
             )
         row = row[part]

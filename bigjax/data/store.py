@@ -290,9 +290,9 @@ def _check_files(folder: Path, shards: list[dict], dtype: str) -> None:
     for index, shard in enumerate(shards):
         for name, size in _file_sizes(shard, index, dtype):
             path = folder / name
-            found = path.stat().st_size if path.exists() else None
-            if found != size:
-                has = "is missing" if found is None else f"has {found:,} bytes"
+            actual = path.stat().st_size if path.exists() else None
+            if actual != size:
+                has = "is missing" if actual is None else f"has {actual:,} bytes"
                 raise _damaged(folder, f"{name} {has}, and should have {size:,}")
 
 

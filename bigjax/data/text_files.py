@@ -154,8 +154,8 @@ class _Reads(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        found = self._rest or self._read(len(buffer))
-        part, self._rest = found[: len(buffer)], found[len(buffer) :]
+        block = self._rest or self._read(len(buffer))
+        part, self._rest = block[: len(buffer)], block[len(buffer) :]
         buffer[: len(part)] = part
         return len(part)
 
@@ -236,13 +236,13 @@ def _match(table: tuple, head: bytes) -> str:
 
 
 def _refuse_binary(head: bytes, path: Any, what: str) -> None:
-    found = _match(_BINARY, head) or utf8.binary_kind(head)
-    if found:
+    kind = _match(_BINARY, head) or utf8.binary_kind(head)
+    if kind:
         raise UserError(
-            f"{path} is {found}, and it has to be {what}. "
+            f"{path} is {kind}, and it has to be {what}. "
             + (
                 "Convert it to UTF-8, for example with iconv."
-                if "UTF" in found
+                if "UTF" in kind
                 else "Give a file of text in UTF-8."
             )
         )

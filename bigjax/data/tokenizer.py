@@ -291,13 +291,13 @@ def read_meta(folder: Any) -> dict[str, Any]:
     wrong = f"{folder / META_FILE} was not saved by bigjax"
     try:
         meta = json.loads(content)
-        found = {key: meta[key] for key in ("kind", "bos_id", "eos_id", "pad_id")}
+        kind_and_ids = {key: meta[key] for key in ("kind", "bos_id", "eos_id", "pad_id")}
     except (ValueError, TypeError, KeyError, RecursionError) as e:
         raise UserError(f"{wrong} ({e!r}). Restore it from the run.") from None
-    for key, value in found.items():
+    for key, value in kind_and_ids.items():
         if not (isinstance(value, str) if key == "kind" else is_id(value)):
             raise UserError(f"{wrong} ({key} is {shown(value)}). Restore it from the run.")
-    return found
+    return kind_and_ids
 
 
 def load(folder: str | os.PathLike) -> Tokenizer:

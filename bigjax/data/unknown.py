@@ -48,14 +48,14 @@ def _unknown_words(tokenizer: Any, texts: Iterable[str]) -> list[str]:
     """At most three."""
     if not hasattr(tokenizer, "encode_with_offsets"):
         return []
-    found: dict[str, None] = {}
+    unknown: dict[str, None] = {}
     for text in itertools.islice(texts, _TEXTS):
         ids, spans = tokenizer.encode_with_offsets([text])[0]
         for start, end in spans[ids == tokenizer.unk_id].tolist():
-            found[text[start:end]] = None
-            if len(found) == 3:
-                return list(found)
-    return list(found)
+            unknown[text[start:end]] = None
+            if len(unknown) == 3:
+                return list(unknown)
+    return list(unknown)
 
 
 def _reason(tokenizer: Any, words: list[str]) -> str:

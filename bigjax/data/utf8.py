@@ -174,9 +174,9 @@ def _share(n_bad: int, n_bytes: int) -> str:
 
 def _refuse_iso_2022(raw: bytes, path: Any, line: int | None) -> None:
     """line: the number of the first line of `raw`; None where it is of no file."""
-    found = _iso_2022(raw) if b"\x1b" in raw else None
-    if found:
-        start, name = found
+    escape = _iso_2022(raw) if b"\x1b" in raw else None
+    if escape:
+        start, name = escape
         where = str(path) if line is None else f"{path}:{line + raw.count(10, 0, start)}"
         raise UserError(
             f"{where}: found an escape sequence of {name}, at {_shown(raw, start)}. Text has to be "
@@ -234,8 +234,8 @@ def _iso_2022(raw: bytes) -> tuple[int, str] | None:
     ASCII; None of other text."""
     if not raw.isascii():
         return None
-    found = ((re.search(pattern, raw), name) for pattern, name in _ISO_2022)
-    return min(((match.start(), name) for match, name in found if match), default=None)
+    matches = ((re.search(pattern, raw), name) for pattern, name in _ISO_2022)
+    return min(((match.start(), name) for match, name in matches if match), default=None)
 
 
 def guess_encoding(raw: bytes) -> str:
@@ -278,13 +278,13 @@ def _asian() -> list[tuple[str, str, frozenset[str], float]]:
     """(encoding, name, its common characters, their share in texts of it)."""
 
     def rows(encoding: str, *ranges: tuple[int, int]) -> frozenset[str]:
-        found = (
+        characters = (
             bytes([a, b]).decode(encoding, "ignore")
             for low, high in ranges
             for a in range(low, high + 1)
             for b in range(0x40, 0xFF)
         )
-        return frozenset(char for char in found if len(char) == 1)
+        return frozenset(char for char in characters if len(char) == 1)
 
     kana = frozenset(map(chr, range(0x3040, 0x3100)))
     hangul = frozenset(map(chr, range(0xAC00, 0xD7A4)))

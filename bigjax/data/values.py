@@ -146,7 +146,7 @@ def _answers(value: Any, where: str) -> list[tuple[str, int]]:
             f"{where}: the answers are {describe(value)}; they have to be a list of "
             'texts or of {"text": ..., "answer_start": ...}, empty for no answer.'
         )
-    found = []
+    answers = []
     for answer in value:
         text, start = answer, -1
         if isinstance(answer, dict):
@@ -156,5 +156,5 @@ def _answers(value: Any, where: str) -> list[tuple[str, int]]:
                 f"{where}: answer_start is {describe(start)}; it has to be a number of "
                 "characters from the start of the context."
             )
-        found.append((convert(text, "text", "answers", where), start))
-    return found
+        answers.append((convert(text, "text", "answers", where), start))
+    return answers

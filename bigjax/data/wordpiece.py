@@ -74,18 +74,18 @@ class WordPiece(Tokenizer):
         accent at the end of a piece belongs to no id). Raises as `encode_batch`.
         """
         texts = check_utf8(texts)
-        found = []
+        encoded = []
         for i in range(0, len(texts), _BATCH):
             for encoding in self._rust.encode_batch(
                 texts[i : i + _BATCH], add_special_tokens=False
             ):
-                found.append(
+                encoded.append(
                     (
                         np.array(encoding.ids, np.int32),
                         np.array(encoding.offsets, np.int32).reshape(-1, 2),
                     )
                 )
-        return found
+        return encoded
 
     def decode(self, ids: Iterable[int]) -> str:
         """Words separated by spaces, with '##' pieces appended to the piece before them.
@@ -291,7 +291,7 @@ def _from_tokenizer_json(path: Any) -> WordPiece:
     content = _json_object(path)
     part = functools.partial(_part, content, path)
     model, normalizer = part("model"), part("normalizer")
-    for found, what in (
+    for value, expected in (
         (model.get("type", "WordPiece"), "WordPiece"),
         (normalizer.get("type"), "BertNormalizer"),
         (part("pre_tokenizer").get("type"), "BertPreTokenizer"),
@@ -299,9 +299,9 @@ def _from_tokenizer_json(path: Any) -> WordPiece:
         (model.get("max_input_chars_per_word", 100), MAX_WORD_CHARS),
         (normalizer.get("clean_text", True), True),
     ):
-        if found != what:
+        if value != expected:
             raise UserError(
-                f"{path}: not a BERT tokenizer: found {shown(found)} where {what!r} is "
+                f"{path}: not a BERT tokenizer: found {shown(value)} where {expected!r} is "
                 'expected. data.tokenizer.kind="wordpiece" reads BERT\'s only.'
             )
     table = model.get("vocab")

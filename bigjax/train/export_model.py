@@ -14,7 +14,7 @@ from bigjax.interop.origin import Origin
 from bigjax.train import load as load_lib
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.import_model import TOKENIZER_FILES, log_names
-from bigjax.trees import layer_places, named_leaves
+from bigjax.trees import layer_locations, named_leaves
 
 
 def export_run(
@@ -115,7 +115,7 @@ class _Params(Mapping):
 
     def __init__(self, tree, kept: dict[str, np.ndarray]):
         self._leaves, self._kept = named_leaves(tree), kept
-        self._place = layer_places(self._leaves)
+        self._place = layer_locations(self._leaves)
         self.own = list(self._place)
 
     def __getitem__(self, name: str) -> np.ndarray:

@@ -19,7 +19,7 @@ from bigjax.optim import matches
 from bigjax.parallel import sharding
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints, Damaged
-from bigjax.trees import layer_names, layer_places, named_leaves, path_name
+from bigjax.trees import layer_locations, layer_names, named_leaves, path_name
 
 
 class Source(NamedTuple):
@@ -80,7 +80,7 @@ def _open_run(where: str) -> Source:
     items = ["ema"] if "ema" in saved else [i for i in ("params", "extras") if i in saved]
     kept = interop.kept_parameters(str(workdir), step)
     arrays = {_own_name(n): x for item in items for n, x in saved[item].items()} | kept
-    places = layer_places(arrays)
+    places = layer_locations(arrays)
     shapes = {n: tuple(arrays[leaf].shape[i is not None :]) for n, (leaf, i) in places.items()}
 
     def load(abstract):

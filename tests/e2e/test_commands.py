@@ -163,12 +163,12 @@ def test_listing_configs(capsys):
 
 
 def test_a_best_checkpoint_is_kept(trained):
-    found = {
+    scores = {
         m["step"]: m["eval/valid/loss"]
         for m in helpers.read_metrics(trained[0])
         if "eval/valid/loss" in m
     }
-    best = min((s for s in found if s), key=found.get)
+    best = min((s for s in scores if s), key=scores.get)
     steps = {
         int(p.name)
         for p in helpers.pathlib.Path(trained[0], "checkpoints").iterdir()

@@ -31,7 +31,7 @@ def flags(emulator, corpus_file):
 
 
 @pytest.fixture(scope="module")
-def whole(flags, corpus_file, cache_dir, tmp_path_factory):
+def uninterrupted(flags, corpus_file, cache_dir, tmp_path_factory):
     """The same run in a local folder, uninterrupted."""
     workdir = tmp_path_factory.mktemp("local") / "run"
     code, _, err = helpers.run(
@@ -75,18 +75,18 @@ def kill_after_a_checkpoint(url, arguments, name) -> None:
     assert [m for m in map(json.loads, lines) if m["step"] == 5], "lost with the process"
 
 
-def assert_equal_to(whole, url, name):
+def assert_equal_to(uninterrupted, url, name):
     lines = bucket.get(url, f"runs/{name}/metrics.jsonl").decode().splitlines()
     assert [
         {k: v for k, v in json.loads(line).items() if not helpers.timed(k)} for line in lines
-    ] == helpers.read_metrics(whole)
+    ] == helpers.read_metrics(uninterrupted)
     meta = json.loads(bucket.get(url, f"runs/{name}/checkpoints/{STEPS}/meta/metadata"))
-    assert meta["checksums"] == helpers.saved_checksums(whole, STEPS)
+    assert meta["checksums"] == helpers.saved_checksums(uninterrupted, STEPS)
 
 
 @pytest.mark.slow
 def test_killed_on_a_bucket_resumed_through_faults_and_evaluated(
-    flags, whole, emulator, tmp_path, monkeypatch
+    flags, uninterrupted, emulator, tmp_path, monkeypatch
 ):
     arguments = remote(flags, "one")
     with bucket.Proxy(emulator) as proxy:
@@ -98,14 +98,14 @@ def test_killed_on_a_bucket_resumed_through_faults_and_evaluated(
         assert code == 0, err
         assert "Resuming from step" in out and "copying the token store gs://" in out
         assert {*proxy.faults} == {"refuse", "cut", "lose", "stall"}
-    assert_equal_to(whole, emulator, "one")
+    assert_equal_to(uninterrupted, emulator, "one")
     with bucket.Proxy(emulator) as proxy:
         use(monkeypatch, proxy.url, tmp_path / "another machine")
         code, out, err = helpers.run("eval", "--workdir=gs://bucket/runs/one", "--json")
     assert code == 0, err
-    found, last = json.loads(out.splitlines()[-1]), helpers.read_metrics(whole)[-2]
+    metrics, last = json.loads(out.splitlines()[-1]), helpers.read_metrics(uninterrupted)[-2]
     assert last["step"] == STEPS and "eval/valid/loss" in last
-    assert {k: found[k] for k in last} == pytest.approx(last, rel=1e-6)
+    assert {k: metrics[k] for k in last} == pytest.approx(last, rel=1e-6)
 
 
 # Two hosts save and restore; then one of them cannot read step 5 now, does not see a file of it,
@@ -164,7 +164,7 @@ def test_two_hosts_on_a_bucket(emulator, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("numbered", [True, False], ids=["as Google's", "plain emulator"])
-def test_many_faults(flags, whole, emulator, tmp_path, monkeypatch, numbered):
+def test_many_faults(flags, uninterrupted, emulator, tmp_path, monkeypatch, numbered):
     """One request in five. A plain emulator has no conditions on versions, so that Orbax's format
     of one file cannot be used."""
     name = f"numbered-{numbered}"
@@ -177,7 +177,7 @@ def test_many_faults(flags, whole, emulator, tmp_path, monkeypatch, numbered):
         assert code == 0, err
     saved = bucket.get(emulator, f"runs/{name}/checkpoints/{STEPS}/params/manifest.ocdbt")
     assert (saved is not None) == numbered
-    assert_equal_to(whole, emulator, name)
+    assert_equal_to(uninterrupted, emulator, name)
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def flags(tiny_flags):
 
 
 @pytest.fixture(scope="module")
-def whole(flags, tmp_path_factory):
+def uninterrupted(flags, tmp_path_factory):
     """The work folder of an uninterrupted run with one process."""
     workdir = tmp_path_factory.mktemp("hosts") / "whole"
     code, out, err = helpers.run("train", *flags, f"--workdir={workdir}", devices=DEVICES)
@@ -77,11 +77,11 @@ def start(n: int, *arguments: str, script="", each=((),) * 4, absent=()) -> list
 def ends(processes: list, timeout: float = 240) -> list[tuple[int, str, str]]:
     """(exit code, standard output, standard error) of each process; kills all that remain."""
     try:
-        found = [(p, *p.communicate(timeout=timeout)) for p in processes]
+        endings = [(p, *p.communicate(timeout=timeout)) for p in processes]
     finally:
         for p in processes:
             p.kill()
-    return [(p.returncode, out, err) for p, out, err in found]
+    return [(p.returncode, out, err) for p, out, err in endings]
 
 
 def wait_for(moment, processes, timeout: float = 240) -> None:
@@ -97,9 +97,9 @@ def lines(workdir) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def assert_same_numbers(workdir, whole):
+def assert_same_numbers(workdir, uninterrupted):
     """Compares approximately: sums over processes have another order, so the last bits differ."""
-    got, want = helpers.read_metrics(workdir), helpers.read_metrics(whole)
+    got, want = helpers.read_metrics(workdir), helpers.read_metrics(uninterrupted)
     assert [m["step"] for m in got] == [m["step"] for m in want]
     for a, b in zip(got, want):
         assert a == pytest.approx(b, rel=1e-4), a["step"]
@@ -116,16 +116,16 @@ def save(self, step, **options):
     if step == 15:
         if os.environ["JAX_PROCESS_ID"] == "1":
             os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(3)  # all are told within a second
+        time.sleep(3)  # all processes are notified within a second
     return saved
 CheckpointManager.save = save
 sys.exit(main.main(sys.argv[1:]))
 """
 
 
-def test_resumed_and_stopped_on_two_and_resumed_on_one(flags, whole, tmp_path):
+def test_resumed_and_stopped_on_two_and_resumed_on_one(flags, uninterrupted, tmp_path):
     workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
+    shutil.copytree(uninterrupted, workdir)
     for step in (15, 20):
         shutil.rmtree(workdir / "checkpoints" / str(step))
     command = ["train", *flags, f"--workdir={workdir}"]
@@ -142,13 +142,13 @@ def test_resumed_and_stopped_on_two_and_resumed_on_one(flags, whole, tmp_path):
     assert "bigjax:" not in err + other_err and "terminate" not in err + other_err
     code, out, err = helpers.run(*command, "--config.mesh.fsdp=1", devices=DEVICES)
     assert code == 0 and f"Resuming from step {step}" in out, err
-    assert_same_numbers(workdir, whole)
+    assert_same_numbers(workdir, uninterrupted)
 
 
 @pytest.mark.slow
-def test_two_hosts_are_refused_where_another_run_trains(flags, whole, tmp_path):
+def test_two_hosts_are_refused_where_another_run_trains(flags, uninterrupted, tmp_path):
     workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
+    shutil.copytree(uninterrupted, workdir)
     held = Lease(str(workdir))
     held.acquire()
     command = ["train", *flags, f"--workdir={workdir}", f"--config.train.steps={STEPS + 5}"]
@@ -161,7 +161,7 @@ def test_two_hosts_are_refused_where_another_run_trains(flags, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_on_two_and_resumed_on_four(flags, whole, tmp_path):
+def test_killed_on_two_and_resumed_on_four(flags, uninterrupted, tmp_path):
     workdir = tmp_path / "run"
     command = ["train", *flags, f"--workdir={workdir}"]
     two = start(2, *command)
@@ -178,7 +178,7 @@ def test_killed_on_two_and_resumed_on_four(flags, whole, tmp_path):
     assert f"Checkpoint {newest} is damaged" in four[0][1]
     assert f"Resuming from step {newest - 5} of this work folder" in four[0][1]
     assert (workdir / "damaged" / str(newest)).exists()
-    assert_same_numbers(workdir, whole)
+    assert_same_numbers(workdir, uninterrupted)
 
 
 @pytest.mark.slow

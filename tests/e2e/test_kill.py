@@ -51,9 +51,9 @@ def test_a_run_killed_twenty_times_gives_the_same_result(
     code, out, err = helpers.run(*flags, f"--workdir={tmp_path}/whole", devices=1, timeout=900)
     life = time.monotonic() - started
     assert code == 0 and "Stopping early at step" in out, err
-    whole = saved(tmp_path / "whole")
+    uninterrupted = saved(tmp_path / "whole")
     best = load.best_step(f"{tmp_path}/whole")
-    assert len(whole) == KEEP + 1 and best == min(whole)
+    assert len(uninterrupted) == KEEP + 1 and best == min(uninterrupted)
     assert f"The best saved step by eval/valid/loss is {best} " in out
 
     seed = random.SystemRandom().randrange(2**32)
@@ -78,7 +78,7 @@ def test_a_run_killed_twenty_times_gives_the_same_result(
         assert process.returncode == 0, (lives, err)
         assert "may have ended" not in out and not list(workdir.glob(".lease*"))
         assert helpers.read_metrics(workdir) == helpers.read_metrics(tmp_path / "whole")
-        assert saved(workdir) == whole
+        assert saved(workdir) == uninterrupted
         assert load.best_step(str(workdir)) == best
         assert re.search(rf"best saved step by eval/valid/loss is {best} |run is done", out), out
         print(f"run {runs}: {lives} starts")

@@ -170,10 +170,10 @@ def test_a_users_modules_train_evaluate_and_resume(tmp_path, monkeypatch, capsys
     assert code == 0, err
     assert "16 examples" in out and "tokens" not in out
     lines = helpers.read_metrics(run)
-    found = {k: v for line in lines for k, v in line.items() if line["step"] == 40}
+    metrics = {k: v for line in lines for k, v in line.items() if line["step"] == 40}
     first = next(m["loss"] for m in lines if "loss" in m)
-    assert found["eval/valid/loss"] < 0.05 * first
-    assert 2 < found["eval/slope/slope"] < 4 and 0.5 < found["eval/slope/mean"] < 1.5
+    assert metrics["eval/valid/loss"] < 0.05 * first
+    assert 2 < metrics["eval/slope/slope"] < 4 and 0.5 < metrics["eval/slope/mean"] < 1.5
 
     config = json.loads((run / "config.json").read_text())
     assert config["python_path"] == str(lab)
@@ -185,7 +185,7 @@ def test_a_users_modules_train_evaluate_and_resume(tmp_path, monkeypatch, capsys
     code, out, err = helpers.run("eval", f"--workdir={run}", "--json", devices=1)
     assert code == 0, err
     again = json.loads(out.splitlines()[-1])
-    want = {k: v for k, v in found.items() if k.startswith("eval/")}
+    want = {k: v for k, v in metrics.items() if k.startswith("eval/")}
     assert {k: again[k] for k in want} == pytest.approx(want, rel=1e-5)
 
     # What the modules do not declare as free is kept by a run that is resumed.

@@ -31,7 +31,7 @@ def kept(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(flags, tmp_path_factory):
+def uninterrupted(flags, tmp_path_factory):
     """The work folder of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     code, out, err = train(*flags, f"--workdir={workdir}")
@@ -75,7 +75,7 @@ def assert_equal_runs(a, b):
         for moment in MOMENTS
     ],
 )
-def test_kill_and_run_again(flags, whole, tmp_path, moment):
+def test_kill_and_run_again(flags, uninterrupted, tmp_path, moment):
     workdir = tmp_path / "run"
     code, _ = stop_at(MOMENTS[moment], workdir, flags, signal.SIGKILL)
     assert code == -signal.SIGKILL
@@ -84,7 +84,7 @@ def test_kill_and_run_again(flags, whole, tmp_path, moment):
     assert code == 0, err
     if moment != "before the first checkpoint":
         assert re.search(r"Resuming from step [123]0 of this work folder", out)
-    assert_equal_runs(workdir, whole)
+    assert_equal_runs(workdir, uninterrupted)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_kill_and_run_again(flags, whole, tmp_path, moment):
     [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
     ids=lambda s: s.name,
 )
-def test_a_signal_saves_and_prints_how_to_resume(flags, whole, tmp_path, how):
+def test_a_signal_saves_and_prints_how_to_resume(flags, uninterrupted, tmp_path, how):
     workdir = tmp_path / "run"
     code, out = stop_at(lambda w: lines(w) > 4, workdir, flags, how)
     step = int(
@@ -101,7 +101,7 @@ def test_a_signal_saves_and_prints_how_to_resume(flags, whole, tmp_path, how):
     assert code == 0 and (workdir / "checkpoints" / str(step)).exists()
     code, out, err = train(*flags, f"--workdir={workdir}")
     assert code == 0 and f"Resuming from step {step}" in out, err
-    assert_equal_runs(workdir, whole)
+    assert_equal_runs(workdir, uninterrupted)
 
 
 @pytest.mark.slow
@@ -126,17 +126,17 @@ def test_two_concurrent_starts(flags, kept, tmp_path):
     assert steps == sorted(steps) and len(set(steps)) > 5
 
 
-def test_a_finished_run_is_unchanged_by_another_start(flags, whole):
-    before = (whole / "metrics.jsonl").read_bytes()
-    code, out, _ = train(*flags, f"--workdir={whole}")
+def test_a_finished_run_is_unchanged_by_another_start(flags, uninterrupted):
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    code, out, _ = train(*flags, f"--workdir={uninterrupted}")
     assert code == 0 and "This run is done" in out
-    assert (whole / "metrics.jsonl").read_bytes() == before
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.slow  # multidevice/test_elastic.py restores on other meshes
 @pytest.mark.parametrize("devices, mesh", [(8, ("data=2", "fsdp=2", "tensor=2")), (1, ())])
 def test_another_mesh_or_device_count_continues_the_same_batches(
-    flags, whole, tmp_path, devices, mesh
+    flags, uninterrupted, tmp_path, devices, mesh
 ):
     workdir = tmp_path / "run"
     moment = lambda w: (w / "checkpoints" / "20").exists()
@@ -145,24 +145,24 @@ def test_another_mesh_or_device_count_continues_the_same_batches(
     code, out, err = train(*flags, *more, f"--workdir={workdir}", devices=devices)
     assert code == 0, err
     assert f"on {devices} cpu device" in out
-    got, want = helpers.read_metrics(workdir), helpers.read_metrics(whole)
+    got, want = helpers.read_metrics(workdir), helpers.read_metrics(uninterrupted)
     assert [m["step"] for m in got] == [m["step"] for m in want]
     for a, b in zip(got, want):
         for key in a:
             assert a[key] == pytest.approx(b[key], rel=2e-3), (a["step"], key)
 
 
-def test_resume_from_and_init_from(flags, kept, whole, tmp_path):
+def test_resume_from_and_init_from(flags, kept, uninterrupted, tmp_path):
     branch = tmp_path / "branch"
     code, out, err = train(
         *flags,
         kept,
         f"--workdir={branch}",
-        f"--config.resume_from={whole}",
+        f"--config.resume_from={uninterrupted}",
         "--config.train.steps=45",
         devices=1,
     )
-    assert code == 0 and f"Resuming from step {STEPS} of {whole}" in out, err
+    assert code == 0 and f"Resuming from step {STEPS} of {uninterrupted}" in out, err
     assert {m["step"] for m in helpers.read_metrics(branch)} == {45}
     code, out, err = helpers.run("generate", f"--workdir={branch}", "--max_tokens=4")
     assert code == 0, err  # the branch has all it needs, the tokenizer too
@@ -171,7 +171,7 @@ def test_resume_from_and_init_from(flags, kept, whole, tmp_path):
         *flags,
         kept,
         f"--workdir={fresh}",
-        f"--config.init_from={whole}",
+        f"--config.init_from={uninterrupted}",
         "--config.train.steps=5",
         devices=1,
     )
@@ -182,5 +182,5 @@ def test_resume_from_and_init_from(flags, kept, whole, tmp_path):
         if "eval/valid/loss" in m
     }
     # The run evaluates its moving average, which init_from loads.
-    assert losses(fresh)[0] == pytest.approx(losses(whole)[STEPS], rel=1e-5)
+    assert losses(fresh)[0] == pytest.approx(losses(uninterrupted)[STEPS], rel=1e-5)
     assert not pathlib.Path(branch / "damaged").exists()

@@ -33,7 +33,7 @@ def compiled(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(run_flags, compiled, tmp_path_factory):
+def uninterrupted(run_flags, compiled, tmp_path_factory):
     """The work folder and the output of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     code, out, err = helpers.run(
@@ -69,7 +69,9 @@ def stop_after(step, workdir, flags, how) -> str:
     ],
     ids=lambda signals: "-".join(s.name for s in signals),
 )
-def test_a_run_stopped_in_each_phase_resumes_exactly(flags, compiled, whole, tmp_path, signals):
+def test_a_run_stopped_in_each_phase_resumes_exactly(
+    flags, compiled, uninterrupted, tmp_path, signals
+):
     workdir, saved, flags = tmp_path / "run", 0, [*flags, compiled]
     for step, how in zip((1, 3, 5), signals):  # the first round of each phase
         out = stop_after(step, workdir, flags, how)
@@ -79,14 +81,14 @@ def test_a_run_stopped_in_each_phase_resumes_exactly(flags, compiled, whole, tmp
         assert step <= saved < STEPS
     code, out, err = helpers.run("train", *flags, f"--workdir={workdir}", devices=1)
     assert code == 0 and f"Resuming from step {saved}" in out, err
-    assert helpers.read_metrics(workdir) == rounds(helpers.read_metrics(whole[0]))
-    want = helpers.saved_checksums(whole[0], STEPS)
+    assert helpers.read_metrics(workdir) == rounds(helpers.read_metrics(uninterrupted[0]))
+    want = helpers.saved_checksums(uninterrupted[0], STEPS)
     assert helpers.saved_checksums(workdir, STEPS) == want
     assert {"params", "opt_state", "extras"} == set(want)
 
 
-def test_the_output_of_a_run(whole):
-    workdir, out = whole
+def test_the_output_of_a_run(uninterrupted):
+    workdir, out = uninterrupted
     assert "2 mle, 2 discriminator, 4 adversarial" in out and "updates of 16 x 4 tokens" in out
     lines = helpers.read_metrics(workdir)
     losses = {m["step"]: {k for k in m if k.endswith("/loss")} for m in rounds(lines)}
@@ -100,8 +102,8 @@ def test_the_output_of_a_run(whole):
     assert nll[2] < nll[0] - 0.05 and nll[4] == nll[2] and len({nll[4], nll[6], nll[8]}) == 3
 
 
-def test_eval_equals_the_metrics_of_the_run(whole, capsys):
-    workdir, _ = whole
+def test_eval_equals_the_metrics_of_the_run(uninterrupted, capsys):
+    workdir, _ = uninterrupted
     assert main(["eval", f"--workdir={workdir}"]) == 0
     out = capsys.readouterr().out
     last = [m for m in helpers.read_metrics(workdir) if "eval/oracle/nll_test" in m][-1]
@@ -121,13 +123,13 @@ def test_eval_equals_the_metrics_of_the_run(whole, capsys):
         ("discriminator_updates", 5),
     ],
 )
-def test_a_resumed_run_keeps_its_phases(whole, run_flags, capsys, key, value):
+def test_a_resumed_run_keeps_its_phases(uninterrupted, run_flags, capsys, key, value):
     code = main(
         [
             "train",
             f"--config={TINY}",
             *run_flags,
-            f"--workdir={whole[0]}",
+            f"--workdir={uninterrupted[0]}",
             f"--config.task.{key}={value}",
             "--config.train.steps=9",
         ]

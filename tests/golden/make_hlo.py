@@ -51,8 +51,8 @@ def small(form: str):
 
 
 def _scope(metadata: re.Match) -> str:
-    found = re.search(SCOPE + r"\d+", metadata[0])
-    return f", metadata={{{found[0]}}}" if found else ""
+    match = re.search(SCOPE + r"\d+", metadata[0])
+    return f", metadata={{{match[0]}}}" if match else ""
 
 
 def main() -> None:

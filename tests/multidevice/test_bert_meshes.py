@@ -8,7 +8,8 @@ from bigjax import tasks
 from bigjax.infer import predict
 from bigjax.parallel import mesh as mesh_lib
 from tests import helpers
-from tests.e2e.test_bert import TINY_BERT, write_table
+from tests.conftest import write_table
+from tests.helpers import TINY_BERT
 from tests.multidevice.test_meshes import assert_same, sizes, train
 
 
@@ -17,7 +18,7 @@ def make(corpus_file, cache_dir, tmp_path_factory):
     """variant -> (config, its data)."""
     table = write_table(tmp_path_factory.mktemp("table") / "train.tsv", 200)
 
-    def of(variant):
+    def load(variant):
         c = helpers.load_config(TINY_BERT + variant)
         with c.unlocked():
             c.data.cache_dir = cache_dir
@@ -25,21 +26,23 @@ def make(corpus_file, cache_dir, tmp_path_factory):
                 c.data.train = table
             else:
                 c.data.sources.text.path = corpus_file
-            # Dropout of every kind where micro-batches are not compared with the whole
+            # Dropout of every kind where micro-batches are not compared with the full batch
             c.model.dropout = c.model.attention_dropout = 0.1 if variant else 0.0
         tasks.resolve(c)
         return c, tasks.build(c).load_data(lambda text: None)
 
-    return of
+    return load
 
 
 @pytest.fixture(scope="module")
 def one_device(make):
-    return {variant: train(*_swap(make(variant), (1, 1, 1))) for variant in ("", ":labelled")}
+    return {variant: train(*_arguments(make(variant), (1, 1, 1))) for variant in ("", ":labelled")}
 
 
-def _swap(made, mesh_sizes):
-    return made[0], mesh_sizes, made[1]
+def _arguments(config_and_data, mesh_sizes):
+    """For `train`."""
+    c, data = config_and_data
+    return c, mesh_sizes, data
 
 
 @pytest.mark.parametrize(
@@ -53,9 +56,9 @@ def _swap(made, mesh_sizes):
     ids=str,
 )
 def test_loss_and_parameters_after_ten_steps(make, one_device, mesh_sizes, variant):
-    got = train(*_swap(make(variant), mesh_sizes))
-    assert_same(got, one_device[variant])
-    kernel = got[2].params["stack"]["layers"]["attention"]["query"]["kernel"]
+    trained = train(*_arguments(make(variant), mesh_sizes))
+    assert_same(trained, one_device[variant])
+    kernel = trained[2].params["stack"]["layers"]["attention"]["query"]["kernel"]
     assert kernel.sharding.spec[-1] == "tensor" or kernel.sharding.spec[2] == "tensor"
     assert kernel.addressable_shards[0].data.size < kernel.size
 
@@ -77,7 +80,7 @@ def test_predictions_on_a_mesh(make, one_device):
         with jax.set_mesh(mesh):
             params = jax.tree.map(np.asarray, one_device[":labelled"][2].params)
             outputs.append(predict.make_outputs(task, mesh, True)(params, {}, {}, data))
-    (one, loss), (many, same) = outputs
-    np.testing.assert_allclose(np.stack(many), np.stack(one), atol=1e-5)
-    np.testing.assert_allclose(same["loss"], loss["loss"], rtol=1e-5)
-    assert loss["loss"][1] == data.n_examples
+    (expected, expected_sums), (predictions, sums) = outputs
+    np.testing.assert_allclose(np.stack(predictions), np.stack(expected), atol=1e-5)
+    np.testing.assert_allclose(sums["loss"], expected_sums["loss"], rtol=1e-5)
+    assert expected_sums["loss"][1] == data.n_examples

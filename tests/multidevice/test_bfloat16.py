@@ -12,30 +12,31 @@ from bigjax.train import program as program_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.step import unpack
 from tests import helpers
-from tests.e2e import test_bert, test_headline
-from tests.helpers import TINY
+from tests.conftest import write_table
+from tests.e2e import test_headline
+from tests.helpers import TINY, TINY_BERT
 from tests.multidevice import test_seqgan_meshes
 
 STEPS, SAVED_AT = 4, 2
 FAMILIES = ("gpt", "bert", "labelled", "seqgan", "headline", "headline rounds")
-# How far a metric may lie from float32's, relative to it. The language models differ by 3e-4. The
-# generators draw some other tokens, as one probability in 256 is rounded.
-BARS = {"seqgan": 0.05, "headline rounds": 0.05}
+# The allowed relative difference of a metric from float32, 1e-3 by default. The language models
+# differ by 3e-4. The generators draw some different tokens, as bfloat16 has 8 bits of precision.
+TOLERANCES = {"seqgan": 0.05, "headline rounds": 0.05}
 
 
 @pytest.fixture(scope="module")
 def make(corpus_file, cache_dir, tmp_path_factory):
-    """(family, the type it computes in) -> (config, batches)."""
+    """(family, dtype of its computation) -> (config, batches)."""
     folder = tmp_path_factory.mktemp("tables")
-    labelled = test_bert.write_table(folder / "train.tsv", 100)
+    labelled = write_table(folder / "train.tsv", 100)
     headlines = test_headline.write_table(folder / "train.jsonl")
     loaded = {}
 
-    def of(family, dtype):
+    def load(family, dtype):
         file, values = {
             "gpt": (TINY, {}),
-            "bert": (test_bert.TINY_BERT, {}),
-            "labelled": (test_bert.TINY_BERT + ":labelled", {"data.train": labelled}),
+            "bert": (TINY_BERT, {}),
+            "labelled": (TINY_BERT + ":labelled", {"data.train": labelled}),
             "seqgan": (test_seqgan_meshes.TINY, {}),
             "headline": (test_headline.TINY, {"data.train": headlines, "task.mle_rounds": STEPS}),
             "headline rounds": (test_headline.TINY, {"data.train": headlines}),
@@ -46,7 +47,7 @@ def make(corpus_file, cache_dir, tmp_path_factory):
                 c.data.sources.text.path = corpus_file
             c.data.cache_dir = cache_dir
             c.update_from_flattened_dict(values)
-            if family in BARS:  # adversarial rounds from the start
+            if family in TOLERANCES:  # adversarial rounds from the start
                 c.task.update(mle_rounds=0, discriminator_rounds=0, teacher_forcing=0.1)
                 c.task.rollouts = 2
             elif family != "headline":
@@ -58,13 +59,16 @@ def make(corpus_file, cache_dir, tmp_path_factory):
             loaded[family] = tasks.build(c).load_data(lambda text: None)
         return c, loaded[family].split("train", batch_size=c.train.batch_size, seed=c.seed)
 
-    return of
+    return load
 
 
-def train(made, sizes, folder=None):
-    """The metrics of each step on a mesh (data, fsdp, tensor). folder: the state is saved after
-    SAVED_AT steps; going on from there has to give the same bits."""
-    c, batches = made
+def train(config_and_batches, sizes, folder=None):
+    """The metrics of each step on a mesh (data, fsdp, tensor).
+
+    folder: the state is saved there after SAVED_AT steps, and training that resumes from it has to
+    give the same bits.
+    """
+    c, batches = config_and_batches
     mesh = mesh_lib.make_mesh(
         dict(zip(("data", "fsdp", "tensor"), sizes)), jax.devices()[: np.prod(sizes)]
     )
@@ -73,28 +77,28 @@ def train(made, sizes, folder=None):
         rows = c.train.batch_size
 
         def run(state, steps):
-            found = []
+            history = []
             for i in steps:
                 batch = sharding.put_batch(mesh, batches.batch_at(i), slice(0, rows), rows)
                 state, metrics = program.step(state, None, batch)
-                found.append(unpack(jax.device_get(metrics)))
-            return state, found
+                history.append(unpack(jax.device_get(metrics)))
+            return state, history
 
         state = jax.jit(program.init, out_shardings=program.shardings)()
         assert not any(x.dtype == "bfloat16" for x in jax.tree.leaves(state))
-        state, found = run(state, range(SAVED_AT))
+        state, first_metrics = run(state, range(SAVED_AT))
         if folder:
             checkpoints = Checkpoints(folder)
             checkpoints.save(SAVED_AT, state, {}, {})
             checkpoints.wait()
-        end, more = run(state, range(SAVED_AT, STEPS))
+        last_state, last_metrics = run(state, range(SAVED_AT, STEPS))
         if folder:
             state, _ = checkpoints.restore_latest(program.abstract, print)
             checkpoints.close()
-            again, same = run(state, range(SAVED_AT, STEPS))
-            assert same == more
-            jax.tree.map(np.testing.assert_array_equal, again, end)
-    return found + more
+            resumed_state, resumed_metrics = run(state, range(SAVED_AT, STEPS))
+            assert resumed_metrics == last_metrics
+            jax.tree.map(np.testing.assert_array_equal, resumed_state, last_state)
+    return first_metrics + last_metrics
 
 
 @pytest.fixture(scope="module")
@@ -102,15 +106,16 @@ def single(make):
     """family -> metrics of float32 on one device."""
     results = {}
 
-    def of(family):
+    def trained(family):
         if family not in results:
             results[family] = train(make(family, "float32"), (1, 1, 1))
         return results[family]
 
-    return of
+    return trained
 
 
-QUICK = {  # one each: on 1, 2 and 8 devices, along every axis
+# Tested by default: one mesh per family, on 1, 2 or 8 devices; together they use every axis.
+QUICK = {
     "gpt": (2, 2, 2),
     "bert": (1, 2, 1),
     "labelled": (1, 1, 1),
@@ -130,25 +135,25 @@ ALL = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (8, 1, 1), (1, 8, 1), (2, 2, 
     ],
     ids=str,
 )
-def test_losses_are_those_of_float32_and_a_run_resumes(make, single, family, sizes, tmp_path):
-    found = train(make(family, "bfloat16"), sizes, tmp_path)
-    differ = False
-    for got, want in zip(found, single(family), strict=True):
-        assert got.keys() == want.keys()
-        for name in want:
+def test_losses_equal_those_of_float32_and_a_run_resumes(make, single, family, sizes, tmp_path):
+    history = train(make(family, "bfloat16"), sizes, tmp_path)
+    rel, differ = TOLERANCES.get(family, 1e-3), False
+    for metrics, expected in zip(history, single(family), strict=True):
+        assert metrics.keys() == expected.keys()
+        for name, value in expected.items():
             if name.endswith("loss"):
-                assert got[name] == pytest.approx(want[name], rel=BARS.get(family, 1e-3)), name
-                differ |= got[name] != want[name]
+                assert metrics[name] == pytest.approx(value, rel=rel), name
+                differ |= metrics[name] != value
     assert differ  # it was bfloat16
 
 
 @pytest.mark.slow
-def test_micro_batches_and_a_state_that_waits_in_the_hosts_memory(make):
-    found = []
+def test_micro_batches_with_an_optimizer_state_in_host_memory(make):
+    losses = []
     for accumulate in (1, 2):
         c, batches = make("gpt", "bfloat16")
         with c.unlocked():
             c.model.dropout = 0.0
             c.train.accumulate, c.optim.offload = accumulate, accumulate > 1
-        found.append([m["loss"] for m in train((c, batches), (2, 2, 2))])
-    np.testing.assert_allclose(*found, rtol=2e-4)
+        losses.append([m["loss"] for m in train((c, batches), (2, 2, 2))])
+    np.testing.assert_allclose(*losses, rtol=2e-4)

@@ -1,4 +1,4 @@
-"""What was saved on one mesh goes on on any other."""
+"""A checkpoint that was saved on one mesh is restored on another."""
 
 import jax
 import numpy as np
@@ -16,11 +16,10 @@ from tests import helpers
 SAVED_ON = dict(fsdp=4, tensor=2)
 
 
-def on(c, mesh_sizes, corpus, state_of, steps):
-    """(losses of `steps`, parameters before them, state after them) on a mesh of these sizes, by
-    axis; axes that are not named have 1.
+def train(c, mesh_sizes, corpus, initial_state, steps):
+    """(losses of `steps`, parameters before them, state after them) on a mesh.
 
-    state_of(program): the state to begin with.
+    mesh_sizes: {axis: size}; other axes have size 1. initial_state(program): the first state.
     """
     mesh = mesh_lib.make_mesh(
         {axis: mesh_sizes.get(axis, 1) for axis in mesh_lib.AXES},
@@ -28,8 +27,8 @@ def on(c, mesh_sizes, corpus, state_of, steps):
     )
     with jax.set_mesh(mesh):
         program = program_lib.make(c, tasks.build(c), mesh)
-        state = state_of(program)
-        before = named_leaves(jax.device_get(state.params))  # a step gives its state away
+        state = initial_state(program)
+        before = named_leaves(jax.device_get(state.params))  # a step donates its state
         batches = corpus.split("train", batch_size=c.train.batch_size, seed=c.seed)
         losses = []
         for i in steps:
@@ -52,11 +51,11 @@ def saved(tmp_path_factory, corpus_file, cache_dir):
     corpus = data.load_text(c.data, log=lambda text: None)
     folder = tmp_path_factory.mktemp("elastic")
 
-    def first(program):
+    def new_state(program):
         return jax.jit(program.init, out_shardings=program.shardings)()
 
-    _, _, state = on(c, SAVED_ON, corpus, first, range(3))
-    for axis in SAVED_ON:  # else nothing that this file says of it is tested
+    _, _, state = train(c, SAVED_ON, corpus, new_state, range(3))
+    for axis in SAVED_ON:  # otherwise no other sharding is restored
         assert any(
             axis in str(x.sharding.spec) and not x.is_fully_replicated
             for x in jax.tree.leaves(state.params)
@@ -64,11 +63,11 @@ def saved(tmp_path_factory, corpus_file, cache_dir):
     checkpoints = Checkpoints(folder)
     checkpoints.save(3, state, {}, {})
     checkpoints.wait()
-    losses, before, _ = on(c, SAVED_ON, corpus, lambda program: state, range(3, 6))
+    losses, before, _ = train(c, SAVED_ON, corpus, lambda program: state, range(3, 6))
     return c, corpus, folder, before, losses
 
 
-ONTO = [
+RESTORED_ON = [
     dict(data=2, tensor=2),
     dict(data=1),
     *(
@@ -78,23 +77,18 @@ ONTO = [
 ]
 
 
-@pytest.mark.parametrize("mesh_sizes", ONTO, ids=str)
+@pytest.mark.parametrize("mesh_sizes", RESTORED_ON, ids=str)
 def test_restored_on_another_mesh(saved, mesh_sizes):
-    c, corpus, folder, want, losses = saved
+    c, corpus, folder, saved_params, expected = saved
 
     def restored(program):
         state, meta = Checkpoints(folder, read_only=True).restore_latest(program.abstract, print)
         assert meta["step"] == 3
-        places = [
-            (x.sharding, s)
-            for x, s in zip(
-                jax.tree.leaves(state.params), jax.tree.leaves(program.shardings.params)
-            )
-        ]
-        assert all(a == b for a, b in places)
+        shardings = jax.tree.map(lambda x: x.sharding, state.params)
+        assert shardings == program.shardings.params
         return state
 
-    got, params, _ = on(c, mesh_sizes, corpus, restored, range(3, 6))
-    for name, x in want.items():
-        np.testing.assert_array_equal(params[name], x, err_msg=name)  # to the bit
-    np.testing.assert_allclose(got, losses, rtol=2e-5)
+    losses, params, _ = train(c, mesh_sizes, corpus, restored, range(3, 6))
+    for name, x in saved_params.items():
+        np.testing.assert_array_equal(params[name], x, err_msg=name)
+    np.testing.assert_allclose(losses, expected, rtol=2e-5)

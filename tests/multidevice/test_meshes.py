@@ -15,7 +15,7 @@ from bigjax.trees import named_leaves
 from tests import helpers
 
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 4, 1), (1, 2, 2, 2), (1, 2, 4), (2, 2, 2)]
-ALIKE = [(2, 4, 1), (1, 2, 4)]  # each two axes of (2, 2, 2)
+SLOW = [(2, 4, 1), (1, 2, 4)]  # each has two of the three axes of (2, 2, 2)
 
 
 def sizes(data_, fsdp, tensor, sequence=1):
@@ -60,7 +60,7 @@ def corpus(corpus_file, cache_dir, request):
 def one_device(corpus, corpus_file):
     results = {}
 
-    def of(name):
+    def trained(name):
         if name not in results:
             c = helpers.load_config("tests/tiny.py")
             with c.unlocked():
@@ -68,24 +68,25 @@ def one_device(corpus, corpus_file):
             results[name] = train(c, (1, 1, 1), corpus)
         return results[name]
 
-    return of
+    return trained
 
 
-def assert_same(got, want):
-    np.testing.assert_allclose(got[0], want[0], rtol=2e-5)
-    for name, x in want[1].items():
-        np.testing.assert_allclose(got[1][name], x, atol=2e-4, err_msg=name)
+def assert_same(trained, expected):
+    np.testing.assert_allclose(trained[0], expected[0], rtol=2e-5)
+    for name, x in expected[1].items():
+        np.testing.assert_allclose(trained[1][name], x, atol=2e-4, err_msg=name)
 
 
 @pytest.mark.parametrize(
     "mesh_sizes",
-    [pytest.param(m, marks=pytest.mark.slow if m in ALIKE else ()) for m in MESHES[1:]],
+    [pytest.param(m, marks=pytest.mark.slow if m in SLOW else ()) for m in MESHES[1:]],
     ids=str,
 )
 def test_loss_and_parameters_after_ten_steps(tiny, corpus, one_device, mesh_sizes):
-    got = train(tiny, mesh_sizes, corpus)
-    assert_same(got, one_device("adamw"))
-    assert got[0][-1] < got[0][0] - 0.5  # and something was learned
+    trained = train(tiny, mesh_sizes, corpus)
+    assert_same(trained, one_device("adamw"))
+    losses = trained[0]
+    assert losses[-1] < losses[0] - 0.5
 
 
 @pytest.mark.parametrize(
@@ -94,14 +95,14 @@ def test_loss_and_parameters_after_ten_steps(tiny, corpus, one_device, mesh_size
 def test_optimizers_on_a_mesh(tiny, corpus, one_device, name):
     with tiny.unlocked():
         set_optimizer(tiny, name)
-    got = train(tiny, (2, 2, 2), corpus)
-    assert_same(got, one_device(name))
+    trained = train(tiny, (2, 2, 2), corpus)
+    assert_same(trained, one_device(name))
     if name == "adafactor":  # moments of matrices are really factored
-        rows = {k: x.shape for k, x in named_leaves(got[2].opt_state).items() if "v_row/embed" in k}
-        assert rows.popitem()[1] == (128,)
+        moments = named_leaves(trained[2].opt_state)
+        assert {x.shape for k, x in moments.items() if "v_row/embed" in k} == {(128,)}
 
 
-def test_parameters_and_moments_are_cut_as_the_table_says(tiny, corpus):
+def test_parameters_and_moments_are_sharded_by_the_table(tiny, corpus):
     _, _, state = train(tiny, (2, 2, 2), corpus, steps=2)
     query = state.params["stack"]["layers"]["attention"]["query"]["kernel"]
     assert query.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
@@ -114,19 +115,21 @@ def test_parameters_and_moments_are_cut_as_the_table_says(tiny, corpus):
     assert len(moments) == 2 and all(m.sharding == query.sharding for m in moments)
 
 
-def test_factored_moments_keep_the_cut_of_the_dimensions_they_kept():
+def test_factored_moments_keep_the_sharding_of_their_dimensions():
     mesh = mesh_lib.make_mesh(sizes(2, 2, 2))
     shape = jax.ShapeDtypeStruct((4, 8, 6), "float32")
-    place = jax.sharding.NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor"))
+    param_sharding = jax.sharding.NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor"))
     state = {
         "v_row": {"w": jax.ShapeDtypeStruct((4, 8), "float32")},
         "v_col": {"w": jax.ShapeDtypeStruct((4, 6), "float32")},
         "count": jax.ShapeDtypeStruct((), "int32"),
     }
-    got = sharding.of_opt_state(mesh, state, {"w": shape}, {"w": place})
-    assert got["v_row"]["w"].spec == PartitionSpec(None, "fsdp")
-    assert got["v_col"]["w"].spec == PartitionSpec(None, "tensor")
-    assert got["count"].spec == PartitionSpec()
+    specs = jax.tree.map(
+        lambda s: s.spec, sharding.of_opt_state(mesh, state, {"w": shape}, {"w": param_sharding})
+    )
+    assert specs["v_row"]["w"] == PartitionSpec(None, "fsdp")
+    assert specs["v_col"]["w"] == PartitionSpec(None, "tensor")
+    assert specs["count"] == PartitionSpec()
 
 
 def test_parameters_are_cast_before_they_are_gathered_and_their_gradients_scattered():
@@ -135,47 +138,47 @@ def test_parameters_are_cast_before_they_are_gathered_and_their_gradients_scatte
         step = jax.make_jaxpr(
             jax.grad(lambda w: sharding.gathered(w, names, "bfloat16").sum().astype("float32"))
         )(np.zeros((8, 4), np.float32))
-    found = [
+    constraints = [
         (str(e.outvars[0].aval.dtype), e.params["sharding"].spec)
         for e in helpers.equations(step.jaxpr)
         if e.primitive.name == "sharding_constraint"
     ]
-    cut, whole = PartitionSpec("fsdp", "tensor"), PartitionSpec(None, "tensor")
-    assert found == [("bfloat16", cut), ("bfloat16", whole), ("bfloat16", cut)]
+    sharded, gathered = PartitionSpec("fsdp", "tensor"), PartitionSpec(None, "tensor")
+    assert constraints == [("bfloat16", sharded), ("bfloat16", gathered), ("bfloat16", sharded)]
 
 
 def test_accumulation_equals_the_large_batch(tiny, corpus):
     with tiny.unlocked():
         tiny.model.dropout = 0.0
         tiny.train.ema = 0.9
-    want = train(tiny, (2, 2, 2), corpus)
+    expected = train(tiny, (2, 2, 2), corpus)
     with tiny.unlocked():
         tiny.train.accumulate = 2
-    got = train(tiny, (2, 2, 2), corpus)
-    assert_same(got, want)
+    assert_same(train(tiny, (2, 2, 2), corpus), expected)
 
 
-def test_an_optimizer_state_that_waits_in_the_hosts_memory(tiny, corpus, one_device):
+def test_an_optimizer_state_in_host_memory(tiny, corpus, one_device):
     with tiny.unlocked():
         tiny.optim.offload = True
-    got = train(tiny, (1, 4, 2), corpus)
-    assert_same(got, one_device("adamw"))
+    trained = train(tiny, (1, 4, 2), corpus)
+    assert_same(trained, one_device("adamw"))
     kinds = lambda tree: {x.sharding.memory_kind for x in jax.tree_util.tree_leaves(tree) if x.ndim}
-    assert kinds(got[2].opt_state) == {"pinned_host"} and kinds(got[2].params) == {"device"}
+    state = trained[2]
+    assert kinds(state.opt_state) == {"pinned_host"} and kinds(state.params) == {"device"}
 
 
 def test_an_axis_may_share_a_dimension_of_the_torus(monkeypatch):
-    """Of 8x8x8 chips 4 x 8 x 2 x 8: jax refuses that unless told that dimensions may split."""
-    real, asked = mesh_lib.mesh_utils.create_device_mesh, []
+    """Such as a mesh of 4 x 8 x 2 x 8 on 8x8x8 chips: jax needs allow_split_physical_axes."""
+    real, calls = mesh_lib.mesh_utils.create_device_mesh, []
 
     def create(shape, devices, allow_split_physical_axes=False):
-        asked.append(allow_split_physical_axes)
+        calls.append(allow_split_physical_axes)
         if not allow_split_physical_axes:
             raise NotImplementedError
         return real(shape, devices)
 
     monkeypatch.setattr(mesh_lib.mesh_utils, "create_device_mesh", create)
-    assert mesh_lib.make_mesh(sizes(2, 2, 2)).shape["fsdp"] == 2 and asked == [False, True]
+    assert mesh_lib.make_mesh(sizes(2, 2, 2)).shape["fsdp"] == 2 and calls == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +200,7 @@ def test_an_axis_may_share_a_dimension_of_the_torus(monkeypatch):
         ),
     ],
 )
-def test_a_layout_that_does_not_fit_is_refused_with_the_arithmetic(call, words):
+def test_a_layout_that_does_not_divide_is_refused_with_the_arithmetic(call, words):
     with pytest.raises(UserError) as e:
         call()
     assert all(w in str(e.value) for w in words), e.value
@@ -213,15 +216,15 @@ def test_cpu_devices_follow_the_cores_and_the_batch(monkeypatch):
 
 
 @pytest.mark.parametrize("mesh_sizes", [(4, 2, 1), (1, 2, 4), (1, 1, 8)], ids=str)
-def test_each_device_takes_its_own_rows(monkeypatch, mesh_sizes):
-    """In whatever order the devices lie in the mesh, as on a pod."""
+def test_each_device_gets_its_own_rows(monkeypatch, mesh_sizes):
+    """In any order of devices in the mesh, as on a pod."""
     shape = [sizes(*mesh_sizes)[axis] for axis in mesh_lib.AXES]
     devices = np.array(jax.devices())[[0, 5, 2, 7, 4, 1, 6, 3]].reshape(shape)
     mesh = jax.sharding.Mesh(devices, mesh_lib.AXES)
     batch = np.arange(16 * 3).reshape(16, 3).astype(np.int32)
     rows = sharding.local_rows(mesh, 16)
     assert rows == slice(0, 16)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)  # takes the way of many hosts
-    got = sharding.put_batch(mesh, {"x": batch[rows]}, rows, 16)["x"]
-    assert got.sharding == sharding.of_batch(mesh)
-    np.testing.assert_array_equal(got, batch)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)  # uses the code for many hosts
+    x = sharding.put_batch(mesh, {"x": batch[rows]}, rows, 16)["x"]
+    assert x.sharding == sharding.of_batch(mesh)
+    np.testing.assert_array_equal(x, batch)

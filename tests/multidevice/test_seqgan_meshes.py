@@ -19,7 +19,7 @@ TINY = str(pathlib.Path(__file__).parents[1] / "tiny_seqgan.py")
 
 @pytest.fixture(scope="module")
 def tiny(cache_dir):
-    """One round of each phase, more of it than in the file."""
+    """A config with one round of each phase, and with more options than the file sets."""
     c = helpers.load_config(TINY)
     with c.unlocked():
         c.data.cache_dir = cache_dir
@@ -48,12 +48,12 @@ def train(c, data, fsdp, tensor):
     with jax.set_mesh(mesh):
         program = program_lib.make(c, task, mesh)
         state = jax.jit(program.init, out_shardings=program.shardings)()
-        found = []
+        history = []
         for i in range(3):
             batch = sharding.put_batch(mesh, rows.batch_at(i), slice(0, 16), 16)
             state, metrics = program.step(state, None, batch)
-            found.append(unpack(jax.device_get(metrics)))
-    return found, named_leaves(jax.device_get((state.params, state.extras))), state
+            history.append(unpack(jax.device_get(metrics)))
+    return history, named_leaves(jax.device_get((state.params, state.extras))), state
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,12 @@ def one_device(tiny):
     "sizes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str
 )
 def test_metrics_and_parameters_after_a_round_of_each_phase(tiny, one_device, sizes):
-    found, params, state = train(tiny, *sizes)
-    for got, want in zip(found, one_device[0]):
-        assert got.keys() == want.keys()
-        for name in want:
-            np.testing.assert_allclose(got[name], want[name], rtol=2e-4, err_msg=name)
-    assert ["generator/loss" in m for m in found] == [True, False, True]
+    history, params, state = train(tiny, *sizes)
+    for metrics, expected in zip(history, one_device[0]):
+        assert metrics.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(metrics[name], value, rtol=2e-4, err_msg=name)
+    assert ["generator/loss" in m for m in history] == [True, False, True]
     for name, x in one_device[1].items():
         np.testing.assert_allclose(params[name], x, atol=2e-4, err_msg=name)
     kernel = state.params["generator"]["head"]["kernel"]

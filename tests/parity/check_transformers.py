@@ -4,10 +4,10 @@
 
 Tiny random models of every supported architecture, saved by transformers with a tokenizer, are
 imported into a work folder and exported again. For each it checks that
-    all      bigjax's outputs are those of transformers
+    outputs  bigjax's outputs equal those of transformers
     back     the export has the same files, byte for byte (config.json too)
-    new      without the memory of where it came from, the export opens in transformers, with the
-             same outputs and the same token ids
+    new      without the record of its origin, the export opens in transformers, with the same
+             outputs and the same token ids
     shards   an export in shards has the files that transformers writes
 Last run with torch 2.13.0, transformers 5.23.0, safetensors 0.8.0: outputs differ by 2e-6 at most,
 bfloat16 and float16 weights computed in float32 on both sides; all files are equal.
@@ -92,7 +92,7 @@ CASES = {
 
 
 def write_tokenizer(kind: str, folder: pathlib.Path) -> None:
-    """A tokenizer made here, opened and saved by transformers."""
+    """Trains a tokenizer, which transformers opens and saves."""
     if kind == "bert":
         tokenizer = train_wordpiece(TEXTS, BERT["vocab_size"])
     elif kind == "llama":
@@ -116,7 +116,7 @@ def write_tokenizer(kind: str, folder: pathlib.Path) -> None:
 
 
 def theirs(folder: pathlib.Path, name: str) -> list[np.ndarray]:
-    """What the model in a folder gives for fixed tokens, in float32."""
+    """The outputs of the model in a folder for fixed tokens, in float32."""
     model, info = getattr(transformers, name).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
@@ -142,22 +142,22 @@ def inputs() -> tuple[np.ndarray, np.ndarray]:
 
 
 def ours(folder: pathlib.Path) -> list[np.ndarray]:
-    """The same of bigjax's model, or [] of a class whose output it does not have."""
-    found = interop.read(folder)
+    """The same outputs of bigjax's model, or [] for a class whose output it does not have."""
+    imported = interop.read(folder)
     tree: dict = {}
-    for name in found.names:
-        *rooms, last = name.split("/")
+    for name in imported.names:
+        *parents, last = name.split("/")
         node = tree
-        for room in rooms:
-            node = node.setdefault(room, {})
-        node[last] = found.load(name).astype(np.float32)
-    fields = {k: v for k, v in found.model.items() if k != "name"}
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = imported.load(name).astype(np.float32)
+    fields = {k: v for k, v in imported.model.items() if k != "name"}
     tokens, types = inputs()
-    if found.family != "bert":
+    if imported.family != "bert":
         model = gpt.Model(gpt.Config(**fields, scan=False))
         return (
             [model.apply({"params": tree}, tokens)[0]]
-            if "Head" in found.architecture or found.family == "llama"
+            if "Head" in imported.architecture or imported.family == "llama"
             else []
         )
     heads = {
@@ -168,8 +168,8 @@ def ours(folder: pathlib.Path) -> list[np.ndarray]:
         "BertForTokenClassification": ("tagger",),
         "BertForQuestionAnswering": ("span",),
     }
-    n = len(found.task.get("labels", (0, 1)))
-    out = bert.Model(bert.Config(**fields, scan=False), heads[found.architecture], n).apply(
+    n = len(imported.task.get("labels", (0, 1)))
+    out = bert.Model(bert.Config(**fields, scan=False), heads[imported.architecture], n).apply(
         {"params": tree}, tokens, types
     )
     if "span" in out:
@@ -200,9 +200,9 @@ def check(case: str, root: pathlib.Path) -> None:
     source, quiet = root / "source", lambda text: None
     model.save_pretrained(source)
     write_tokenizer(model.config.model_type, source)
-    want, have = theirs(source, name), ours(source)
-    error = f"{difference(have, want):.1e}" if have else "-"
-    assert not have or float(error) <= BAR, error
+    expected, outputs = theirs(source, name), ours(source)
+    error = f"{difference(outputs, expected):.1e}" if outputs else "-"
+    assert not outputs or float(error) <= BAR, error
 
     import_model.import_run(source, root / "run", quiet)
     export_model.export_run(root / "run", root / "back", log=quiet)
@@ -217,13 +217,14 @@ def check(case: str, root: pathlib.Path) -> None:
     export_model.export_run(root / "run", root / "new", log=quiet, dtype=dtype)
     saved = json.loads((root / "new" / "config.json").read_text())["architectures"][0]
     if saved == name:
-        assert difference(theirs(root / "new", name), want) == 0
-    mine = data.load_tokenizer(root / "run" / "tokenizer")
+        assert difference(theirs(root / "new", name), expected) == 0
+    our_tokenizer = data.load_tokenizer(root / "run" / "tokenizer")
     for folder in (root / "new", root / "back"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         for text in PROBE:
             assert (
-                tokenizer(text, add_special_tokens=False)["input_ids"] == mine.encode(text).tolist()
+                tokenizer(text, add_special_tokens=False)["input_ids"]
+                == our_tokenizer.encode(text).tolist()
             ), (folder, text)
     print(f"{case:<16} {name:<30} {dtype:<9} {error:<8} as new: {saved}")
 

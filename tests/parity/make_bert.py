@@ -29,7 +29,7 @@ import transformers
 
 HERE = pathlib.Path(__file__).parent
 VOCAB, T, N_LABELS = 61, 20, 3
-# Of each row: its length, where its second text starts, how many of its tokens are masked.
+# For each row: its length, the start of its second text, the number of masked tokens.
 ROWS = [(20, 8, 3), (13, 11, 2), (17, 3, 5), (9, 9, 1)]  # the last one has no second text
 CONFIG = dict(
     vocab_size=VOCAB,
@@ -57,11 +57,11 @@ def make_batch(rng):
 
 
 def draw(model, rng):
-    """Fills a model with weights under which a mistake shows.
+    """Fills a model with weights that expose mistakes.
 
     Norm scales and biases are random, not 1 and 0. Dense layers are wide enough for attention to
-    be far from uniform. Embeddings are small, so that the epsilon of the first norm counts; in the
-    mlm head numbers are small enough for that, and large enough to tell one GELU from another.
+    be far from uniform. Embeddings are small, so that the epsilon of the first norm matters; in the
+    mlm head values are small enough for that, and large enough to distinguish variants of GELU.
     """
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -103,7 +103,7 @@ def freeze(name, model, config, batch, labels, outputs, loss):
 def new(cls, seed, **changes):
     """(model, its config, a batch, the generator that drew them)."""
     rng, config = np.random.default_rng(seed), CONFIG | changes
-    # No padding token: transformers keeps its embedding from learning, even where it is no padding.
+    # No padding token: transformers does not train its embedding, even where it is not padding.
     model = cls(
         transformers.BertConfig(
             **config, hidden_act="gelu", pad_token_id=None, attn_implementation="eager"
@@ -133,7 +133,7 @@ def make_pretraining():
 
 
 def make_classifier():
-    # An epsilon that counts in every norm, also where the variance is near 1.
+    # An epsilon that matters in every norm, also where the variance is near 1.
     model, config, batch, _ = new(
         transformers.BertForSequenceClassification, 2, num_labels=N_LABELS, layer_norm_eps=1e-3
     )
@@ -154,8 +154,8 @@ def make_tagger():
 
 
 def make_span():
-    """The loss is that of each row without its padding: in a padded batch transformers lets a
-    span start in the padding, with logits that mean nothing."""
+    """The loss is computed for each row without its padding: in a padded batch transformers lets a
+    span start in the padding, whose logits are arbitrary."""
     model, config, batch, _ = new(transformers.BertForQuestionAnswering, 4)
     starts, ends = np.array([9, 2, 16, 0], np.int32), np.array([12, 2, 16, 8], np.int32)
     out = call(model, batch)
@@ -182,7 +182,7 @@ def make_span():
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # the order of sums, so that the files come out the same
+    torch.set_num_threads(1)  # fixes the order of sums, so that the files are reproducible
     make_pretraining()
     make_classifier()
     make_tagger()

@@ -29,7 +29,7 @@ VOCAB = 61
 # middle of a document, as a row of a token stream does, and ends with two tokens of padding.
 ROWS = [[(7, 0), (5, 0), (8, 0)], [(12, 9), (6, 0)], [(20, 0)]]
 T, MAX_LEN = 20, 32
-# One longer row: attention kernels cut sequences into blocks, and a block may end in a document.
+# One longer row: attention kernels split sequences into blocks, and a block may end in a document.
 LONG_ROWS, LONG_T = [[(150, 0), (101, 0)]], 256
 
 
@@ -53,22 +53,22 @@ def make_batch(rng, rows, T):
 
 
 def visible(segments):
-    """Which key s each query t may see, bool [B, T, T], one rule at a time."""
+    """Whether query t may attend to key s, bool [B, T, T]."""
     B, T = segments.shape
     see = np.zeros((B, T, T), bool)
     for b in range(B):
         for t in range(T):
             for s in range(t + 1):
                 see[b, t, s] = segments[b, s] == segments[b, t] and segments[b, t] > 0
-            see[b, t, t] = True  # padding sees itself: a softmax needs something
+            see[b, t, t] = True  # padding attends to itself, as a softmax needs a key
     return see
 
 
 def draw(model, rng):
-    """Fills a model with weights under which a mistake shows.
+    """Fills a model with weights that expose mistakes.
 
     Norm scales and biases are random, not 1 and 0. Dense layers are wide enough for attention to
-    be far from uniform; embeddings are small, so that the epsilon of the first norm counts.
+    be far from uniform; embeddings are small, so that the epsilon of the first norm matters.
     """
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -104,8 +104,8 @@ class Palm(torch.nn.Module):
     """Parallel blocks as in PaLM (https://arxiv.org/abs/2204.02311, section 2).
 
     y = x + MLP(LayerNorm(x)) + Attention(LayerNorm(x)); one key and value head; SwiGLU
-    swish(x W) * (x V); rotary positions; no biases; input and output embeddings shared. Left out:
-    the paper's factor 1 / sqrt(d) on the logits. Weights are [out, in], as in torch's Linear.
+    swish(x W) * (x V); rotary positions; no biases; input and output embeddings shared. The
+    paper's factor 1 / sqrt(d) on the logits is omitted. Weights are [out, in], as in Linear.
     """
 
     def __init__(self, d, heads, head_dim, d_ff, layers, eps, theta):
@@ -128,17 +128,17 @@ class Palm(torch.nn.Module):
         return x / torch.sqrt((x * x).mean(-1, keepdim=True) + self.eps) * scale
 
     def rotate(self, x, positions):
-        """x [T, head_dim]: the pair (j, j + head_dim / 2) is a complex number, turned by
+        """x [T, head_dim]: the pair (j, j + head_dim / 2) is a complex number, rotated by
         position * theta ** (-2 j / head_dim)."""
         half = self.head_dim // 2
         j = torch.arange(half, dtype=torch.float32)
         angle = positions[:, None].float() * torch.pow(
             torch.tensor(self.theta), -2 * j / self.head_dim
         )
-        turned = torch.complex(x[:, :half].contiguous(), x[:, half:].contiguous()) * torch.polar(
+        rotated = torch.complex(x[:, :half].contiguous(), x[:, half:].contiguous()) * torch.polar(
             torch.ones_like(angle), angle
         )
-        return torch.cat([turned.real, turned.imag], -1)
+        return torch.cat([rotated.real, rotated.imag], -1)
 
     def row(self, tokens, positions, see):
         x = self.embed[tokens]
@@ -162,8 +162,8 @@ class Palm(torch.nn.Module):
         return torch.stack([self.row(*r) for r in zip(inputs, positions, see)])
 
 
-def check_documents_apart(forward, rows, batch, logits):
-    """The packed logits of each document are those it has alone, with no mask given."""
+def check_separate_documents(forward, rows, batch, logits):
+    """Checks that each packed document has the logits that it has alone, without a mask."""
     for b, row in enumerate(rows):
         for number in range(1, len(row) + 1):
             at = batch["segments"][b] == number
@@ -191,7 +191,7 @@ def freeze(name, config, model, forward, seed, rows=ROWS, length=T):
     loss = (nll * weights).sum() / weights.sum()
     loss.backward()
     with torch.no_grad():
-        check_documents_apart(forward, rows, batch, logits)
+        check_separate_documents(forward, rows, batch, logits)
     arrays = dict(
         batch,
         config=np.array(json.dumps(config)),
@@ -259,9 +259,9 @@ def make_palm():
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # the order of sums, so that the files come out the same
+    torch.set_num_threads(1)  # fixes the order of sums, so that the files are reproducible
     make_gpt2()
-    # Llama 1 and 2: theta 1e4, output layer of its own; epsilon 1e-6 in the first.
+    # Llama 1 and 2: theta 1e4, a separate output layer; epsilon 1e-6 in Llama 1.
     make_llama(
         "llama",
         2,
@@ -274,7 +274,7 @@ if __name__ == "__main__":
         rms_norm_eps=1e-6,
         tie_word_embeddings=False,
     )
-    # Llama 3.2: theta 5e5, epsilon 1e-5, tied; heads wider than d_model together, as in some.
+    # Llama 3.2: theta 5e5, epsilon 1e-5, tied; n_heads * head_dim > d_model, as in some models.
     make_llama(
         "llama3",
         3,

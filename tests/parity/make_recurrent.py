@@ -7,7 +7,7 @@ writes recurrent.npz beside itself. Made with torch 2.13.0 (CPU).
 For every case CELL-LAYERS-DIRECTIONS-full and ...-packed (rows shorter than T, given to torch as
 packed sequences, with noise in the padding), in float32, B rows, width D in and H out:
     x [B, T, D], lengths int [B]
-    state      [S, L, B, H]: to begin with. S: h (LSTM: h, c). L: layers, and in each directions
+    state      initial, [S, L, B, H]. S: h (LSTM: h, c). L: layers, and in each layer directions
     y          [B, T, H * directions], new_state [S, L, B, H]
     y_weights, state_weights   loss = sum(y_weights * y) + sum(state_weights * new_state)
     params, grads   all weights, converted to the layout of bigjax.layers.recurrent, and the
@@ -26,7 +26,7 @@ HERE = pathlib.Path(__file__).parent
 B, T, D, H = 4, 6, 5, 3
 LENGTHS = [4, 6, 1, 3]
 MODULES = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
-# Where our gates stand in torch's order: its LSTM has input, forget, candidate, output.
+# The index in torch of each of our gates: its LSTM has input, forget, candidate, output.
 ORDER = {"lstm": (0, 1, 3, 2), "gru": (0, 1, 2), "rnn": (0,)}
 
 
@@ -36,7 +36,7 @@ def gates(cell, x):
 
 
 def converted(cell, layers, directions, get, of_gradients):
-    """{our name: array} from get(torch's name). Gradients: a sum's are those of each part."""
+    """{our name: array} from get(torch's name). The gradient of a sum is that of each part."""
     out = {}
     for i in range(layers):
         for ours, suffix in (("forward", ""), ("backward", "_reverse"))[:directions]:
@@ -97,7 +97,7 @@ def freeze(cell, layers, directions, packed, rng):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # the order of sums, so that the file comes out the same
+    torch.set_num_threads(1)  # fixes the order of sums, so that the file is reproducible
     rng, arrays = np.random.default_rng(5), {}
     for cell, layers, directions, packed in itertools.product(
         MODULES, (1, 2), (1, 2), (False, True)

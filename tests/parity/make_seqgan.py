@@ -8,8 +8,8 @@ words, the rectifier, the maximum over time, a highway layer and a linear one; a
 LSTM. The weights are large enough for every gate to be far from linear.
 
 Arrays NETWORK/NAME:
-    params/PATH, grads/PATH   in bigjax's layout and by its names, and the gradients of the loss
-    tokens, targets int       targets are [B] of the discriminator, [B, T] of the generator
+    params/PATH, grads/PATH   in bigjax's layout with its names, and the gradients of the loss
+    tokens, targets int       targets are [B] for the discriminator, [B, T] for the generator
     weights, logits, loss     the loss is sum(weights * cross-entropy)
 """
 
@@ -105,7 +105,7 @@ def freeze(network, targets_shape, classes, rng):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # the order of sums, so that the file comes out the same
+    torch.set_num_threads(1)  # fixes the order of sums, so that the file is reproducible
     rng, arrays = np.random.default_rng(7), {}
     for name, network, shape, classes in (
         ("discriminator", Discriminator(), (B,), 2),

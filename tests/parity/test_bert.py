@@ -1,9 +1,9 @@
 """bigjax.models.bert against Hugging Face's BERT with its heads, and against published sizes.
 
 make_bert.py froze the reference: weights, padded batch, logits, loss and gradients, in float32.
-Errors are measured as in test_gpt.py. Logits of padding are not compared: ours attends to padding,
-theirs to the text, and nobody reads them. Largest seen: 8e-7 in logits,
-3e-6 in gradients.
+Errors are measured as in test_gpt.py. Logits of padding are not compared: in ours, padding attends
+to padding, in theirs to the text; they are not used. Largest seen: 8e-7 in logits, 3e-6 in
+gradients.
 """
 
 import functools
@@ -59,7 +59,7 @@ EMBEDDINGS = {"word": "embed", "position": "position", "token_type": "token_type
 
 
 def layer(get, d, heads):
-    """One block, from get(their name) of its arrays."""
+    """The arrays of one block. get(their name) returns an array."""
     out = {}
     for name in ("query", "key", "value"):
         out[f"attention/{name}/kernel"] = get(f"attention.self.{name}.weight").T.reshape(
@@ -82,7 +82,7 @@ def layer(get, d, heads):
 
 
 def converted(case, config, arrays):
-    """{our path, unrolled: array} of weights or gradients alike."""
+    """{our path, unrolled: array} of weights or of gradients."""
     out = {
         f"{b}/embedding": arrays[f"bert.embeddings.{a}_embeddings.weight"]
         for a, b in EMBEDDINGS.items()
@@ -149,7 +149,7 @@ def reference(case: str) -> Reference:
         if "/" not in k and k not in ("config", "loss", "logits", "mlm", "nsp")
     }
     if case == "pretraining":
-        batch |= picks(batch["mlm_labels"])
+        batch |= masked_columns(batch["mlm_labels"])
     return Reference(
         fields,
         config["num_labels"],
@@ -162,8 +162,8 @@ def reference(case: str) -> Reference:
     )
 
 
-def picks(labels_BT) -> dict:
-    """The columns that have labels, [B, M]; rows with fewer are filled up with weight 0."""
+def masked_columns(labels_BT) -> dict:
+    """The columns that have labels, [B, M]; rows with fewer are padded with weight 0."""
     columns = [np.flatnonzero(row >= 0) for row in labels_BT]
     M = max(map(len, columns))
     masked_positions = np.array([np.pad(c, (0, M - len(c))) for c in columns], np.int32)
@@ -179,7 +179,7 @@ def picks(labels_BT) -> dict:
 
 
 def mean_loss(logits, labels, weights=None):
-    """weights: 0 where labels are -100, unless given."""
+    """weights: by default 0 where labels are -100, else 1."""
     weights = (labels >= 0).astype(jnp.float32) if weights is None else weights
     total, weight = cross_entropy(logits, jnp.maximum(labels, 0), weights)
     return total / weight
@@ -257,9 +257,12 @@ def output_errors(ref, out, gathered=False) -> dict:
 
 
 def gradient_errors(ref, ours: dict) -> dict:
-    """A softmax does not see what all its scores share. So the gradients of a key's bias, of a
-    span's, and of the last bias before that are exactly 0, and what is there is rounding. How large
-    that may be, others tell."""
+    """The error of each gradient.
+
+    A softmax is invariant to a constant added to all its scores. So the gradients of a key's bias,
+    of a span's, and of the last bias before that are exactly 0 except for rounding; their errors
+    are relative to gradients of other parameters.
+    """
     others = {"key/bias": "query/bias"}
     if "span" in ref.logits:
         last = f"layer_{ref.fields['n_layers'] - 1}/norm_2"
@@ -302,20 +305,20 @@ def test_logits_loss_and_gradients(case, gathered, attention, scan):
 
 
 @pytest.mark.parametrize("attention", ["einsum", "blocked"])
-def test_packed_examples_are_as_alone(attention):
-    """Two examples in one row, then padding: the logits are those of each in a row of its own."""
+def test_packed_examples_give_the_logits_of_separate_rows(attention):
+    """Two examples in one row, then padding: the logits equal those of separate rows."""
     ref = reference("pretraining")
     model = new_model("pretraining", attention=attention)
     params = {"params": tree(ref.params, scan=True)}
     rows = [(b, int(ref.real[b].sum())) for b in (1, 3)]
     start = rows[0][1]  # of the second example
-    cut = lambda name, b, n: ref.batch[name][b : b + 1, :n]
+    part = lambda name, b, n: ref.batch[name][b : b + 1, :n]
     join = lambda name: np.pad(
-        np.concatenate([cut(name, b, n) for b, n in rows], 1), ((0, 0), (0, 3)), constant_values=1
+        np.concatenate([part(name, b, n) for b, n in rows], 1), ((0, 0), (0, 3)), constant_values=1
     )
     segments = np.repeat([1, 2, 0], [rows[0][1], rows[1][1], 3])[None]
     positions = np.concatenate([np.arange(n) for _, n in rows] + [[0, 1, 2]])[None]
-    masked_positions = [[1, 5, start - 1], [0, 2, 8]]  # in each example
+    masked_positions = [[1, 5, start - 1], [0, 2, 8]]  # of each example
 
     packed = jax.jit(model.apply)(
         params,
@@ -330,16 +333,16 @@ def test_packed_examples_are_as_alone(attention):
     )
     assert packed["mlm"].shape[1] == 6 and packed["nsp"].shape[1] == 2
     for i, (b, n) in enumerate(rows):
-        alone = jax.jit(model.apply)(params, cut("tokens", b, n), cut("types", b, n))
+        separate = jax.jit(model.apply)(params, part("tokens", b, n), part("types", b, n))
         mlm, nsp = packed["mlm"][0, 3 * i : 3 * i + 3], packed["nsp"][0, i]
-        assert error(mlm, alone["mlm"][0, np.array(masked_positions[i])]) < OUTPUT_BAR
-        assert error(nsp, alone["nsp"][0, 0]) < OUTPUT_BAR
+        assert error(mlm, separate["mlm"][0, np.array(masked_positions[i])]) < OUTPUT_BAR
+        assert error(nsp, separate["nsp"][0, 0]) < OUTPUT_BAR
         assert error(mlm, ref.logits["mlm"][b, masked_positions[i]]) < OUTPUT_BAR
         assert error(nsp, ref.logits["nsp"][b]) < OUTPUT_BAR
 
 
 def one_weight(ref):
-    """A hundredth of one weight."""
+    """One weight is changed by 1%."""
     name = "stack/layer_1/norm_1/scale"
     changed = ref.params[name].copy()
     changed[3] *= 1.01

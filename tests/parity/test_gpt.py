@@ -26,8 +26,8 @@ CASES = ("gpt2", "llama", "llama3", "palm")
 
 
 # --- From the reference's names to ours ------------------------------------------------------
-# Each function takes the reference's config and its arrays, weights or gradients alike (the way
-# from one layout to the other is linear), and gives (our model config, {our path: array}).
+# Each function converts the reference's config and arrays to (our model config, {our path: array}).
+# The conversion is linear, so that it applies to weights and to gradients.
 
 
 def gpt2(config, arrays):
@@ -160,7 +160,7 @@ class Reference(NamedTuple):
     batch: dict
     logits: np.ndarray  # [B, T, V]
     loss: float
-    real: np.ndarray  # bool [B, T]: not padding, whose logits mean nothing
+    real: np.ndarray  # bool [B, T]: False for padding, whose logits are arbitrary
 
 
 @functools.cache
@@ -197,8 +197,8 @@ def reference(case: str) -> Reference:
 def compiled(case: str, **more):
     """(task, run): run(params, batch) -> logits, loss, gradients, through the causal_lm task.
 
-    params and gradients: {path of the unrolled form: array}. Stacking for the scanned form is
-    inside, so that gradients of single layers come out and no small operation compiles alone.
+    params and gradients: {path in the unrolled model: array}. `run` stacks them for a scanned
+    model, so that it returns gradients per layer.
     """
     ref = reference(case)
     c = config_lib.new_config()
@@ -207,7 +207,7 @@ def compiled(case: str, **more):
     task = tasks.build(helpers.filled(c))
 
     def loss(params, batch):
-        # train=True: what the trainer differentiates; without dropout it is the same.
+        # train=True as in the trainer; without dropout it makes no difference.
         (total, weight), _ = task.loss(tree(params, task), {}, None, batch, jax.random.key(0), True)
         return total / weight
 
@@ -227,10 +227,10 @@ def tree(flat: dict, task) -> dict:
     """Our parameter tree from {'stack/layer_0/...': array}, stacked if the model is scanned."""
     out = {}
     for path, x in flat.items():
-        *rooms, name = path.split("/")
+        *parents, name = path.split("/")
         node = out
-        for room in rooms:
-            node = node.setdefault(room, {})
+        for parent in parents:
+            node = node.setdefault(parent, {})
         node[name] = x
     if task.model_config.scan:
         out["stack"] = params_lib.stack_layers(out["stack"])
@@ -250,8 +250,8 @@ def gradient_errors(ours: dict, theirs: dict) -> dict:
     for name, g in theirs.items():
         scale = None
         if name.endswith("key/bias"):
-            # A softmax does not see what all its scores share: this gradient is exactly 0, and
-            # what is there is rounding. Its query's tells how large rounding may be.
+            # A softmax is invariant to a constant added to all its scores, so this gradient is
+            # exactly 0 except for rounding. The gradient of the query's bias gives the scale.
             scale = theirs[name.replace("key/bias", "query/bias")]
         errors[name] = error(ours[name], g, scale)
     return errors

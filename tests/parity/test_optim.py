@@ -1,8 +1,8 @@
 """Optimizers and schedules against their papers' formulas, written out in NumPy in float64.
 
-The tree is tiny but has all that `optim.make` treats apart: a scanned stack under `layers`,
-tensors that decay and ones that do not, one that is zero at first. The error is
-max |ours - theirs| / max |theirs| a tensor, after each of 24 steps; the bar is 2e-5.
+The tree is tiny but has everything that `optim.make` treats differently: a scanned stack under
+`layers`, tensors that decay and ones that do not, one that is zero at first. The error is
+max |ours - theirs| / max |theirs| per tensor, after each of 24 steps; the bar is 2e-5.
 """
 
 import jax
@@ -22,7 +22,7 @@ SHAPES = {
     "head/bias": (4,),
     **{f"stack/layer_{i}/{name}": s for i in range(LAYERS) for name, s in LAYER.items()},
 }
-# As matrices they have at least 128 rows and columns: Adafactor then factors the second moment.
+# Matrices with at least 128 rows and columns, whose second moment Adafactor factors.
 WIDE_LAYER = {
     "mlp/kernel": (128, 140),
     "query/kernel": (128, 3, 44),
@@ -67,17 +67,17 @@ def decays(name):
 
 
 def draw(shapes, seed=0):
-    """Start and gradients of each step: {name: array}, [{name: array}, ...]."""
+    """Initial parameters {name: array} and the gradients of each step [{name: array}, ...]."""
     rng = np.random.default_rng(seed)
     new = lambda scale: {
         n: scale * rng.normal(size=s).astype(np.float32) for n, s in shapes.items()
     }
     start = new(np.float32(1))
-    for i in range(LAYERS):  # of unlike size: mixing layers would show
+    for i in range(LAYERS):  # of different sizes, to detect mixed-up layers
         for name in shapes:
             if name.startswith(f"stack/layer_{i}/"):
                 start[name] *= 10.0 ** (i - 1)
-    start["head/bias"][:] = 0  # as biases start: no trust ratio, the least size of Adafactor
+    start["head/bias"][:] = 0  # like biases: LAMB's ratio is 1, Adafactor's scale the minimum
     return start, [new(np.float32(10.0 ** rng.uniform(-1, 1))) for _ in range(STEPS)]
 
 
@@ -103,15 +103,15 @@ class Adam:
 
 
 class AdamW(Adam):
-    """https://arxiv.org/abs/1711.05101, algorithm 2; the decay is times the learning rate."""
+    """https://arxiv.org/abs/1711.05101, algorithm 2; the learning rate multiplies the decay."""
 
     def step(self, p, g, rate, decay):
         return p - rate * (self(g) + decay * p)
 
 
 class Lamb(Adam):
-    """https://arxiv.org/abs/1904.00962, algorithm 2, phi(z) = z; ratio 1 where a norm is 0, and as
-    in its authors' code for what does not decay."""
+    """https://arxiv.org/abs/1904.00962, algorithm 2, phi(z) = z. The ratio is 1 where a norm is 0
+    and, as in its authors' code, for parameters that do not decay."""
 
     def step(self, p, g, rate, decay):
         u = self(g) + decay * p
@@ -192,10 +192,10 @@ def tree(flat, scan):
         }
     out = {}
     for path, x in flat.items():
-        *rooms, name = path.split("/")
+        *parents, name = path.split("/")
         node = out
-        for room in rooms:
-            node = node.setdefault(room, {})
+        for parent in parents:
+            node = node.setdefault(parent, {})
         node[name] = x
     return out
 
@@ -227,12 +227,13 @@ def ours(o, start, gradients, scan):
     return out
 
 
-def worst(have, want):
-    """The largest error over steps and tensors, and where it is."""
-    assert len(have) == len(want) and all(a.keys() == b.keys() for a, b in zip(have, want))
+def largest_error(history, wanted):
+    """The largest error over steps and tensors, with its step and name."""
+    assert len(history) == len(wanted)
+    assert all(a.keys() == b.keys() for a, b in zip(history, wanted))
     return max(
         (np.abs(a[n] - b[n]).max() / np.abs(b[n]).max(), t, n)
-        for t, (a, b) in enumerate(zip(have, want))
+        for t, (a, b) in enumerate(zip(history, wanted))
         for n in b
     )
 
@@ -254,7 +255,7 @@ def worst(have, want):
 def test_follows_the_paper(rule, values, shapes, scan):
     o = optim(**values)
     start, gradients = draw(shapes)
-    error = worst(ours(o, start, gradients, scan), expected(rule, o, start, gradients))
+    error = largest_error(ours(o, start, gradients, scan), expected(rule, o, start, gradients))
     assert error[0] < BAR, error
 
 
@@ -267,8 +268,8 @@ def test_follows_the_paper(rule, values, shapes, scan):
     ],
     ids=["gpt2", "grouped-query", "bert"],
 )
-def test_the_state_of_adafactor_has_the_sides_of_each_matrix(model, task):
-    """Of every kernel and embedding of at least 128 x 128 its rows and its columns, no more."""
+def test_the_state_of_adafactor_has_rows_and_columns_of_each_matrix(model, task):
+    """Only a row and a column of moments for every kernel and embedding of at least 128 x 128."""
     c = config_lib.new_config()
     with c.unlocked():
         c.model, c.task.name = model, task
@@ -278,25 +279,25 @@ def test_the_state_of_adafactor_has_the_sides_of_each_matrix(model, task):
     wanted = 0
     for name, x in named_leaves(params).items():
         layers, shape = (x.shape[0], x.shape[1:]) if "/layers/" in name else (1, x.shape)
-        split = len(shape) - 1 if name.endswith("out/kernel") else 1  # heads belong together
+        split = len(shape) - 1 if name.endswith("out/kernel") else 1  # heads are one side
         rows, columns = np.prod(shape[:split], dtype=int), np.prod(shape[split:], dtype=int)
         factored = len(shape) > 1 and "bias" not in name and min(rows, columns) >= 128
         wanted += layers * (rows + columns if factored else rows * columns)
     moments = {n: x for n, x in named_leaves(state).items() if not n.endswith("count")}
-    held = [x.size for x in moments.values() if x.shape[-1] != 1]  # one zero: nothing is held
+    held = [x.size for x in moments.values() if x.shape[-1] != 1]  # a single zero is a placeholder
     assert sum(held) == wanted < 0.005 * count(params)
 
 
 @pytest.mark.parametrize("name", ["lamb", "adafactor"])
-def test_a_scanned_layer_is_optimized_as_if_alone(name):
-    """Each layer of the stack ends where an optimizer that has only this layer brings it."""
+def test_a_scanned_layer_is_optimized_like_a_separate_one(name):
+    """An optimizer that has only this layer gives the same parameters."""
     o = optim(name=name)
     start, gradients = draw(WIDE)
     stacked = ours(o, start, gradients, scan=True)
     for i in range(LAYERS):
         only = lambda tensors: {n: x for n, x in tensors.items() if f"layer_{i}/" in n}
         alone = ours(o, only(start), [only(g) for g in gradients], scan=False)
-        error = worst([only(p) for p in stacked], alone)
+        error = largest_error([only(p) for p in stacked], alone)
         assert error[0] < 2e-6, error
 
 
@@ -305,16 +306,16 @@ def test_a_scanned_layer_is_optimized_as_if_alone(name):
     "rule, name", [(AdamW, "adamw"), (Lamb, "lamb"), (Momentum, "sgd"), (Adafactor, "adafactor")]
 )
 def test_frozen_parameters_stay_and_do_not_count(rule, name, scan):
-    """The others go as if the frozen ones were not there, in the clipping norm as well."""
+    """The others are updated as if the frozen ones did not exist, also in the clipping norm."""
     o = optim(name=name, clip_norm=2.0, freeze="embed|norm")
     start, gradients = draw(SHAPES)
-    have = ours(o, start, gradients, scan)
+    history = ours(o, start, gradients, scan)
     frozen = [n for n in SHAPES if "embed/" in n or "norm" in n]
     for n in frozen:
-        np.testing.assert_array_equal(have[-1][n], start[n])
+        np.testing.assert_array_equal(history[-1][n], start[n])
     rest = lambda tensors: {n: x for n, x in tensors.items() if n not in frozen}
-    error = worst(
-        [rest(p) for p in have], expected(rule, o, rest(start), [rest(g) for g in gradients])
+    error = largest_error(
+        [rest(p) for p in history], expected(rule, o, rest(start), [rest(g) for g in gradients])
     )
     assert error[0] < BAR, error
 
@@ -362,17 +363,17 @@ def test_schedule(values, rates):
     o = config_lib.new_config().optim
     o.update(dict(learning_rate=2.0, **values))
     schedule = jax.jit(make_schedule(o, 101))
-    have = {step: float(schedule(step)) for step in rates}
-    assert have == pytest.approx(rates, rel=2e-6, abs=1e-7)
+    got = {step: float(schedule(step)) for step in rates}
+    assert got == pytest.approx(rates, rel=2e-6, abs=1e-7)
 
 
-def test_a_learning_rate_that_another_config_changes_is_told():
+def test_a_changed_learning_rate_is_reported():
     old = config_lib.new_config()
     old.update(dict(optim=dict(learning_rate=0.1, schedule="linear"), train=dict(steps=41)))
     new = old.copy_and_resolve_references()
     assert schedules.change(old, new, 40) == ""
     new.train.steps = 81
-    said = schedules.change(old, new, 40)
-    assert "continues at 0.05 after step 40" in said and "it would be 0." in said
+    message = schedules.change(old, new, 40)
+    assert "continues at 0.05 after step 40" in message and "it would be 0." in message
     old.optim.schedule = new.optim.schedule = "constant"
     assert schedules.change(old, new, 40) == ""

@@ -40,12 +40,12 @@ def our_state(cell: str, theirs):
 
 
 def their_state(cell: str, ours):
-    """The other way round."""
+    """The inverse of our_state."""
     return np.stack([np.stack(part) for part in zip(*ours)] if cell == "lstm" else [np.stack(ours)])
 
 
 def our_tree(flat, shapes):
-    """A vector of the file as a tree: leaves stand in the order of their sorted names."""
+    """A vector of the file as a tree; it holds the leaves in the order of their names."""
     leaves, structure = jax.tree_util.tree_flatten(shapes)
     *pieces, rest = np.split(flat, np.cumsum([s.size for s in leaves]))
     assert not rest.size
@@ -56,7 +56,7 @@ def our_tree(flat, shapes):
 
 @functools.cache
 def compiled(cell: str, layers: int, directions: int, scan: bool, masked: bool):
-    """(run, shapes of the parameters). run(ref): what ref has of y, new_state and gradients."""
+    """(run, shapes of the parameters). run(ref) -> y, new_state and gradients, by name."""
     ref = reference(f"{cell}-{layers}-{directions}-full")
     model = Recurrent(cell, ref["y"].shape[-1] // directions, layers, directions == 2, scan)
     shapes = jax.eval_shape(lambda: unbox(model.init(jax.random.key(0), ref["x"])["params"]))
@@ -94,7 +94,7 @@ def error(ours, theirs) -> float:
 
 
 def errors(ours: dict, ref: dict, shapes) -> dict:
-    """Of every output, and of the gradient of every parameter."""
+    """The errors of every output, and of the gradient of every parameter."""
     grads = named_leaves(our_tree(ref["grads"], shapes))
     return {
         **{name: error(x, ref[name]) for name, x in ours.items() if name != "grads"},
@@ -102,7 +102,7 @@ def errors(ours: dict, ref: dict, shapes) -> dict:
     }
 
 
-# Unrolled, only the loop over time is another: the case that asks most of it will do.
+# Unrolled, only the loop over time differs: the most general case is enough.
 @pytest.mark.parametrize(
     "layers, directions, length, loop",
     [
@@ -114,12 +114,12 @@ def errors(ours: dict, ref: dict, shapes) -> dict:
 def test_outputs_states_and_gradients(cell, layers, directions, length, loop):
     ref = reference(f"{cell}-{layers}-{directions}-{length}")
     run, shapes = compiled(cell, layers, directions, loop == "scanned", length == "packed")
-    found = errors(run(ref), ref, shapes)
-    assert max(found.values()) < BAR, found
+    relative = errors(run(ref), ref, shapes)
+    assert max(relative.values()) < BAR, relative
 
 
 def one_weight(ref):
-    """A hundredth of one weight."""
+    """One weight is changed by 1%."""
     params = ref["params"].copy()
     params[-1] *= 1.01
     return {**ref, "params": params}
@@ -138,5 +138,5 @@ def swapped_layers_of_state(ref):
 def test_the_bar_notices(cell, mistake):
     ref = reference(f"{cell}-2-2-packed")
     run, shapes = compiled(cell, 2, 2, True, True)  # already compiled above
-    found = errors(run(mistake(ref)), ref, shapes)
-    assert max(found["y"], found["new_state"]) > 3 * BAR
+    relative = errors(run(mistake(ref)), ref, shapes)
+    assert max(relative["y"], relative["new_state"]) > 3 * BAR

@@ -27,7 +27,7 @@ def stored() -> dict:
 
 
 def reference(network: str) -> dict:
-    """The arrays of a network; params and grads as trees."""
+    """The stored arrays of a network; params and grads are trees."""
     flat = {k.removeprefix(network + "/"): x for k, x in stored().items() if k.startswith(network)}
     out = {k: x for k, x in flat.items() if k.split("/")[0] not in ("params", "grads")}
     for k in flat.keys() - out.keys():
@@ -61,7 +61,7 @@ def generator_loss(params, ref):
 
 
 def errors(network: str, ref: dict) -> dict:
-    """Of the logits, the loss, and the gradient of every parameter."""
+    """The errors of the logits, the loss, and the gradient of every parameter."""
     loss = dict(discriminator=discriminator_loss, generator=generator_loss)[network]
     (value, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(ref["params"], ref)
     ours = {"loss": value, "logits": logits, **named_leaves(grads)}
@@ -72,8 +72,8 @@ def errors(network: str, ref: dict) -> dict:
 
 @pytest.mark.parametrize("network", ["discriminator", "generator"])
 def test_logits_loss_and_gradients(network):
-    found = errors(network, reference(network))
-    assert max(found.values()) < BAR, found
+    relative = errors(network, reference(network))
+    assert max(relative.values()) < BAR, relative
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_logits_loss_and_gradients(network):
 def test_the_bar_notices_one_weight(network, name):
     ref = reference(network)
     ref["params"][name] = jax.tree_util.tree_map(lambda x: x * 1.01, ref["params"][name])
-    found = errors(network, ref)
-    assert max(found["logits"], found["loss"]) > 3 * BAR
+    relative = errors(network, ref)
+    assert max(relative["logits"], relative["loss"]) > 3 * BAR
 
 
 # --- The oracle -------------------------------------------------------------------------------
@@ -95,15 +95,15 @@ def sigmoid(x):
 
 
 def oracle_nll(arrays, tokens) -> np.ndarray:
-    """Of each token [B, T], by the equations of an LSTM in float64, one gate after the other."""
+    """The NLL of each token [B, T], by the equations of an LSTM in float64, gate by gate."""
     embedding, Wi, Ui, bi, Wf, Uf, bf, Wo, Uo, bo, Wc, Uc, bc, Wy, by = (
         x.astype(np.float64) for x in arrays
     )
     B, T = tokens.shape
     h = c = np.zeros((B, embedding.shape[1]))
-    read, out = np.zeros(B, int), []
+    inputs, out = np.zeros(B, int), []
     for t in range(T):
-        x = embedding[read]
+        x = embedding[inputs]
         i = sigmoid(x @ Wi + h @ Ui + bi)
         f = sigmoid(x @ Wf + h @ Uf + bf)
         o = sigmoid(x @ Wo + h @ Uo + bo)
@@ -111,11 +111,11 @@ def oracle_nll(arrays, tokens) -> np.ndarray:
         h = o * np.tanh(c)
         y = h @ Wy + by
         out.append(np.log(np.exp(y).sum(1)) - y[np.arange(B), tokens[:, t]])
-        read = tokens[:, t]
+        inputs = tokens[:, t]
     return np.stack(out, 1)
 
 
-def test_the_oracle_is_the_papers_lstm():
+def test_the_oracle_equals_the_lstm_of_the_paper():
     rng, V, D = np.random.default_rng(3), 13, 8
     shapes = [(V, D), *[(D, D), (D, D), (D,)] * 4, (D, V), (V,)]
     arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
@@ -125,10 +125,9 @@ def test_the_oracle_is_the_papers_lstm():
     logits = seqgan.Generator(c).apply({"params": params}, inputs)
     log_p = jax.nn.log_softmax(logits)
     ours = -np.take_along_axis(np.asarray(log_p), tokens[..., None], -1)[..., 0]
-    want = oracle_nll(arrays, tokens)
-    np.testing.assert_allclose(ours, want, rtol=1e-5, atol=1e-5)
-    for i in range(15):  # every array counts
+    np.testing.assert_allclose(ours, oracle_nll(arrays, tokens), rtol=1e-5, atol=1e-5)
+    for i in range(15):  # every array has an effect
         other = [x * 1.05 if k == i else x for k, x in enumerate(arrays)]
         c, params = seqgan.oracle(other)
-        moved = seqgan.Generator(c).apply({"params": params}, inputs)
-        assert np.abs(moved - logits).max() > 1e-4
+        changed = seqgan.Generator(c).apply({"params": params}, inputs)
+        assert np.abs(changed - logits).max() > 1e-4

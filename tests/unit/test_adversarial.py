@@ -21,9 +21,9 @@ from tests.language import (
     make_gan,
     make_task,
     nll,
-    place,
     reward_of,
     run_phase,
+    text_index,
     texts,
 )
 
@@ -48,7 +48,7 @@ def test_sampled_texts_follow_their_probabilities(language):
             jax.random.key(0),
             choose=functools.partial(categorical, temperature=temperature),
         )
-        counts = np.bincount(place(samples, V), minlength=V**T)[place(every, V)]
+        counts = np.bincount(text_index(samples, V), minlength=V**T)[text_index(every, V)]
         assert counts.sum() == n  # nothing else, such as words after the end
         assert (np.abs(counts - n * want) < 5 * np.sqrt(n * want) + 1).all()
 

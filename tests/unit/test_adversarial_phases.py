@@ -13,7 +13,7 @@ from bigjax.projects.seqgan import train_step
 from bigjax.projects.seqgan.gan import shift_right
 from bigjax.projects.seqgan.round_batches import RoundBatches
 from bigjax.projects.seqgan.training_options import PHASES, TrainingOptions
-from tests.language import T, make_gan, make_task, nll, place, run_phase, texts
+from tests.language import T, make_gan, make_task, nll, run_phase, text_index, texts
 
 
 def test_maximum_likelihood_learns_and_sets_rollout_and_reference():
@@ -79,7 +79,7 @@ def test_the_discriminator_sees_each_real_text_once_and_as_many_generated_ones(n
     )
     worth = before.params["discriminator"]["worth"]
     moved = (after.params["discriminator"]["worth"] - worth) * 8 / rate
-    real = np.bincount(place(batch["tokens"].reshape(-1, T), 3), minlength=27)
+    real = np.bincount(text_index(batch["tokens"].reshape(-1, T), 3), minlength=27)
     right = jax.nn.sigmoid(worth)
     np.testing.assert_allclose(moved[:-1], (real * (1 - right))[:-1], atol=0.02)
     np.testing.assert_allclose(moved[-1], -24 * right[-1], rtol=0.02)
@@ -276,9 +276,9 @@ def test_a_round_is_a_function_of_seed_and_step():
 @pytest.mark.parametrize("seed", [0, None])
 def test_rows_of_hosts_are_parts_of_the_batch(seed):
     data = round_data(seed)
-    whole, *halves = (data.batch_at(2, rows) for rows in (None, slice(0, 2), slice(2, 4)))
+    batch, *halves = (data.batch_at(2, rows) for rows in (None, slice(0, 2), slice(2, 4)))
     joined = jax.tree_util.tree_map(lambda a, b: np.concatenate([a, b]), *halves)
-    jax.tree_util.tree_map(np.testing.assert_array_equal, whole, joined)
+    jax.tree_util.tree_map(np.testing.assert_array_equal, batch, joined)
 
 
 def test_every_epoch_has_every_row():

@@ -21,8 +21,8 @@ def rngs(n=200):
 def test_replaces_n_words_that_are_not_stop_words():
     seen = collections.Counter()
     for rng in rngs():
-        found = augment.replace_synonyms(TEXT, rng, 2, THESAURUS, STOP)
-        changed = [(a, b) for a, b in zip(TEXT, found, strict=True) if a != b]
+        words = augment.replace_synonyms(TEXT, rng, 2, THESAURUS, STOP)
+        changed = [(a, b) for a, b in zip(TEXT, words, strict=True) if a != b]
         assert len(changed) == 2 and all(b in THESAURUS[a] for a, b in changed)
         seen.update(changed)
     assert set(seen) == {("quick", "fast"), ("quick", "rapid"), ("big", "large"), ("ran", "fled")}
@@ -31,14 +31,14 @@ def test_replaces_n_words_that_are_not_stop_words():
 
 
 def test_inserts_n_synonyms_in_any_place():
-    places, inserted = set(), set()
+    positions, inserted = set(), set()
     for rng in rngs():
-        found = augment.insert_synonyms(TEXT, rng, 1, THESAURUS, STOP)
-        place = next((i for i, word in enumerate(TEXT) if found[i] != word), len(TEXT))
-        assert found[:place] + found[place + 1 :] == TEXT
-        places.add(place)
-        inserted.add(found[place])
-    assert places == set(range(len(TEXT) + 1))
+        words = augment.insert_synonyms(TEXT, rng, 1, THESAURUS, STOP)
+        position = next((i for i, word in enumerate(TEXT) if words[i] != word), len(TEXT))
+        assert words[:position] + words[position + 1 :] == TEXT
+        positions.add(position)
+        inserted.add(words[position])
+    assert positions == set(range(len(TEXT) + 1))
     assert inserted == {"fast", "rapid", "large", "fled"}
     assert len(augment.insert_synonyms(TEXT, rng, 3, THESAURUS)) == len(TEXT) + 3
 
@@ -46,45 +46,45 @@ def test_inserts_n_synonyms_in_any_place():
 def test_swaps_two_places():
     items = list(range(10))
     for rng in rngs(50):
-        found = augment.swap_items(items, rng, 1)
-        assert sorted(found) == items and sum(a != b for a, b in zip(items, found)) == 2
+        swapped = augment.swap_items(items, rng, 1)
+        assert sorted(swapped) == items and sum(a != b for a, b in zip(items, swapped)) == 2
 
 
 def test_deletes_at_the_rate_and_never_all():
     items = list(range(1000))
-    found = augment.delete_items(items, np.random.default_rng(0), 0.1)
-    assert 850 < len(found) < 950 and found == sorted(found)
+    kept = augment.delete_items(items, np.random.default_rng(0), 0.1)
+    assert 850 < len(kept) < 950 and kept == sorted(kept)
     left = [augment.delete_items([1, 2, 3], rng, 0.99) for rng in rngs()]
     counts = collections.Counter(item for one in left for item in one)
     assert all(left) and min(counts[item] for item in (1, 2, 3)) > 40
 
 
 def test_synonyms_may_be_a_function_and_items_ids():
-    found = augment.replace_synonyms([1, 2, 3], rngs(1)[0], 3, lambda i: [10 * i] * (i > 1), {3})
-    assert found == [1, 20, 3] and all(type(item) is int for item in found)
+    ids = augment.replace_synonyms([1, 2, 3], rngs(1)[0], 3, lambda i: [10 * i] * (i > 1), {3})
+    assert ids == [1, 20, 3] and all(type(item) is int for item in ids)
 
 
 def test_one_operation_at_its_rate():
     text = [f"w{i}" for i in range(40)]
-    one = augment.Augment(
+    augmentation = augment.Augment(
         lambda word: [word.upper()], replace=0.1, insert=0.05, swap=0.01, delete=0.2
     )
     lengths = collections.Counter()
     for rng in rngs():
-        found = one(text, rng)
-        upper = [word for word in found if word[0] == "W"]
-        if len(found) == 40 and upper:
+        augmented = augmentation(text, rng)
+        upper = [word for word in augmented if word[0] == "W"]
+        if len(augmented) == 40 and upper:
             lengths["replace"] += 1
             assert len(upper) == 4
-        elif len(found) == 42:
+        elif len(augmented) == 42:
             lengths["insert"] += 1
             assert len(upper) == 2
-        elif len(found) == 40 and found != text:
+        elif len(augmented) == 40 and augmented != text:
             lengths["swap"] += 1
-            assert sum(a != b for a, b in zip(text, found)) == 2
+            assert sum(a != b for a, b in zip(text, augmented)) == 2
         else:
             lengths["delete"] += 1
-            assert not upper and len(found) < 40
+            assert not upper and len(augmented) < 40
     assert set(lengths) == {"replace", "insert", "swap", "delete"}
     assert min(lengths.values()) > 30
 

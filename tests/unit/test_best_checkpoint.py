@@ -145,12 +145,12 @@ def test_meta_with_a_field_of_a_wrong_type_is_damaged(two_steps, tmp_path, field
     checkpoints = Checkpoints(tmp_path / "run", read_only=True)
     assert named(tmp_path / "run") == 1 and checkpoints.meta(1)["step"] == 1
     for value in WRONG:
-        whole = any(value is not True and value == x for x in ALLOWED[field])
+        valid = any(value is not True and value == x for x in ALLOWED[field])
         forged(tmp_path / "run", lambda m, v=value: {**m, field: v})
-        assert (meta.read(tmp_path / "run", 1) is not None) == whole, value
+        assert (meta.read(tmp_path / "run", 1) is not None) == valid, value
         best = named(tmp_path / "run")
-        assert best == (1 if whole and field != "metrics" else 2)
-        if not whole:
+        assert best == (1 if valid and field != "metrics" else 2)
+        if not valid:
             with pytest.raises(Damaged):
                 checkpoints.meta(1)
 

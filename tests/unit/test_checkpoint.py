@@ -75,14 +75,14 @@ def array_files(folder, step):
     )
 
 
-def flip(path, place: float):
+def flip(path, position: float):
     data = bytearray(path.read_bytes())
-    data[int(place * (len(data) - 1))] ^= 1
+    data[int(position * (len(data) - 1))] ^= 1
     path.write_bytes(data)
 
 
-def cut(path, place: float):
-    path.write_bytes(path.read_bytes()[: int(place * path.stat().st_size)])
+def cut(path, position: float):
+    path.write_bytes(path.read_bytes()[: int(position * path.stat().st_size)])
 
 
 def test_a_changed_meta_is_detected_as_damage(tmp_path):
@@ -93,12 +93,12 @@ def test_a_changed_meta_is_detected_as_damage(tmp_path):
 
 
 @pytest.mark.parametrize("item", ["params", "opt_state"])
-@pytest.mark.parametrize("damage, place", [(flip, 0.1), (flip, 0.5), (flip, 0.9), (cut, 0.5)])
+@pytest.mark.parametrize("damage, position", [(flip, 0.1), (flip, 0.5), (flip, 0.9), (cut, 0.5)])
 def test_a_damaged_checkpoint_is_moved_aside_and_the_previous_one_used(
-    tmp_path, item, damage, place
+    tmp_path, item, damage, position
 ):
     saved(tmp_path, [3, 5], keep=2).close()
-    damage([p for p in array_files(tmp_path, 5) if item in p.parts][-1], place)
+    damage([p for p in array_files(tmp_path, 5) if item in p.parts][-1], position)
     messages = []
     checkpoints = Checkpoints(tmp_path, keep=2)
     got, meta = checkpoints.restore_latest(ABSTRACT, messages.append)
@@ -200,7 +200,7 @@ def on_two_hosts(monkeypatch, act):
         both.wait()
         return values
 
-    def one(i):
+    def call_on_host(i):
         me.index = i
         try:
             return act(i)
@@ -210,7 +210,7 @@ def on_two_hosts(monkeypatch, act):
     with monkeypatch.context() as patch, concurrent.futures.ThreadPoolExecutor(2) as pool:
         for name, value in ("gather", gather), ("count", lambda: 2), ("index", lambda: me.index):
             patch.setattr(hosts, name, value)
-        return list(pool.map(one, range(2)))
+        return list(pool.map(call_on_host, range(2)))
 
 
 @pytest.mark.parametrize(
@@ -231,17 +231,17 @@ def test_two_hosts_raise_the_same_error_for_a_checkpoint(tmp_path, monkeypatch, 
     """A missing file is not damage if the other host has it."""
     saved(tmp_path, [3, 5], keep=2).close()
     checkpoints = [Checkpoints(tmp_path, read_only=True) for _ in errors]
-    for one, error in zip(checkpoints, errors):
+    for checkpoint, error in zip(checkpoints, errors):
         if error:
 
             def fail(*args, error=error, **kwargs):
                 raise error
 
-            monkeypatch.setattr(one._reader, "restore", fail)
-    found = on_two_hosts(
+            monkeypatch.setattr(checkpoint._reader, "restore", fail)
+    errors_of_hosts = on_two_hosts(
         monkeypatch, lambda i: checkpoints[i].restore(5, {"params": ABSTRACT.params})
     )
-    assert [type(x) for x in found] == [kind, kind]
+    assert [type(x) for x in errors_of_hosts] == [kind, kind]
 
 
 @pytest.mark.parametrize("steps", [[3], [3, 5]], ids=["other steps", "another step 5"])

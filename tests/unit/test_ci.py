@@ -123,10 +123,10 @@ def test_scripts_pass_shellcheck():
 
 def test_the_tests_for_the_newest_releases_exist():
     """A test that was renamed is not silently left out."""
-    for one in newest.NEWEST:
-        file, _, name = one.partition("::")
+    for entry in newest.NEWEST:
+        file, _, name = entry.partition("::")
         text = (ROOT / "tests" / file).read_text()
-        assert f"def {name.partition('[')[0]}(" in text or not name, one
+        assert f"def {name.partition('[')[0]}(" in text or not name, entry
     assert newest.is_newest("tests/unit/test_hosts.py::test_x[1]")
     assert newest.is_newest(
         "tests/parity/test_recurrent.py::test_outputs_states_and_gradients[lstm-1]"

@@ -53,12 +53,12 @@ def impatient(monkeypatch):
 
 def answers(proxy, monkeypatch, status, to=b""):
     """Makes the proxy answer all requests whose first line contains `to` with this status."""
-    whole = type(proxy)._answer_to.__get__(proxy)
+    full_answer = type(proxy)._answer_to.__get__(proxy)
     monkeypatch.setattr(
         proxy,
         "_answer_to",
         lambda request: (
-            bucket._answer(status) if to in request.split(b"\r\n")[0] else whole(request)
+            bucket._answer(status) if to in request.split(b"\r\n")[0] else full_answer(request)
         ),
     )
 
@@ -296,8 +296,8 @@ def test_checkpoints_that_cannot_be_read_now_are_left_unchanged(
     answers(proxy, monkeypatch, "none", to=b"no request")
     bucket.put(emulator, "runs/y/checkpoints/9/params/d/half", b"of it")  # it was killed
     assert workdir.saved_steps("gs://bucket/runs/y") == {3, 5}
-    found = Checkpoints("gs://bucket/runs/y").restore_latest(test_checkpoint.ABSTRACT, print)
-    assert found[1]["step"] == 5
+    restored = Checkpoints("gs://bucket/runs/y").restore_latest(test_checkpoint.ABSTRACT, print)
+    assert restored[1]["step"] == 5
 
 
 def test_a_token_store_is_built_by_one_machine_and_copied_by_others(
@@ -349,14 +349,14 @@ def publish_while_others_do(built, proxy, emulator, monkeypatch):
     store_json = bucket.get(emulator, f"{folder}/store.json")
     for name in ("sums.json", "store.json"):
         bucket.delete(emulator, f"{folder}/{name}")
-    whole = proxy._answer_to
+    answer_to = proxy._answer_to
 
     def answer(request):
         if not request.startswith(b"POST"):
-            return whole(request)
+            return answer_to(request)
         written.append(object_name(request))
         if written[-1] != "store.json":
-            return whole(request)
+            return answer_to(request)
         bucket.put(emulator, f"{folder}/store.json", store_json)
         return bucket._answer("412 Precondition Failed")
 

@@ -74,11 +74,11 @@ from jax.experimental import multihost_utils
 from bigjax.private import jax as private
 
 def raises(function, *arguments):
-    begun = time.monotonic()
+    start = time.monotonic()
     try:
         function(*arguments)
     except Exception:
-        return time.monotonic() - begun < 5
+        return time.monotonic() - start < 5
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def aborted(number):

@@ -30,8 +30,8 @@ def test_conll_u_by_the_numbers_of_its_columns(tmp_path, name, end):
     }
     assert second == {"1": ["#"], "3": ["SYM"], "where": f"{path}:11"}
     assert [row["1"] for row in checked(path, ["1"])] == [first["1"], ["#"]]
-    whole = read_table(path, ["1", "3"])[0]["row"]
-    assert list(whole) == [*"0123456789"] and whole["4"] == ["PRP", "VBP", "RB", "VB"]
+    row = read_table(path, ["1", "3"])[0]["row"]
+    assert list(row) == [*"0123456789"] and row["4"] == ["PRP", "VBP", "RB", "VB"]
     message = (
         r"a\.conllu?:3: the file is CoNLL-U, whose ten columns are ID, FORM, LEMMA, UPOS, .*"
         'data.columns.tokens="1"'

@@ -214,39 +214,39 @@ def titles(tmp_path, n=60, **changes):
 
 
 def test_load(tmp_path):
-    said = []
+    lines = []
     data = titles(tmp_path, cache_dir=str(tmp_path / "cache"))
     options = dataclasses.replace(OPTIONS, hot_words=5)
-    found = load_headlines(data, options, said.append)
-    assert found.tokenizer.vocab_size == 60 and len(found.rows("valid")) > 2
-    train, valid = found.split("train", 4), found.split("valid", 4)
+    loaded = load_headlines(data, options, lines.append)
+    assert loaded.tokenizer.vocab_size == 60 and len(loaded.rows("valid")) > 2
+    train, valid = loaded.split("train", 4), loaded.split("valid", 4)
     assert train.shuffle and not valid.shuffle
-    assert train.n_examples + valid.n_examples == 60 and "60 ids" in said[-1]
+    assert train.n_examples + valid.n_examples == 60 and "60 ids" in lines[-1]
     batch = valid.batch_at(0)
-    assert found.tokenizer.decode(batch["tokens"][0]) == found.rows("valid")[0]["headline"]
-    own = {row["headline"] for row in found.rows("train")}
-    assert found.history.before(row(time=math.inf), 99) and own >= set(
-        found.history.before(row(time=math.inf), 99)
+    assert loaded.tokenizer.decode(batch["tokens"][0]) == loaded.rows("valid")[0]["headline"]
+    own = {row["headline"] for row in loaded.rows("train")}
+    assert loaded.history.before(row(time=math.inf), 99) and own >= set(
+        loaded.history.before(row(time=math.inf), 99)
     )
-    again = load_headlines(data, options, said.append, found.tokenizer)
-    assert again.fingerprint == found.fingerprint
+    again = load_headlines(data, options, lines.append, loaded.tokenizer)
+    assert again.fingerprint == loaded.fingerprint
     for changes in ({"n_history": 1}, {"hot_per_example": 2}, {"article_len": 13}):
-        other = load_headlines(data, dataclasses.replace(options, **changes), said.append)
-        assert other.fingerprint != found.fingerprint
+        other = load_headlines(data, dataclasses.replace(options, **changes), lines.append)
+        assert other.fingerprint != loaded.fingerprint
     with pytest.raises(UserError, match="the test split is empty.*data.test_fraction"):
-        found.split("test", 4)
+        loaded.split("test", 4)
 
 
 def test_boundaries_come_from_training_alone(tmp_path):
     data = titles(tmp_path, test=file(tmp_path / "t.jsonl", line(1, clicks=90)))
-    found = load_headlines(data, OPTIONS, lambda line: None, TOKENIZER, ["test"])
+    loaded = load_headlines(data, OPTIONS, lambda line: None, TOKENIZER, ["test"])
     data.test = file(tmp_path / "t2.jsonl", line(1, clicks=1))
     other = load_headlines(data, OPTIONS, lambda line: None, TOKENIZER, ["test"])
-    assert found.click_rates.boundaries.tolist() == other.click_rates.boundaries.tolist()
-    assert found.split("test", 1).batch_at(0)["clicks"] == 2
+    assert loaded.click_rates.boundaries.tolist() == other.click_rates.boundaries.tolist()
+    assert loaded.split("test", 1).batch_at(0)["clicks"] == 2
     assert other.split("test", 1).batch_at(0)["clicks"] == 1
     with pytest.raises(UserError, match="'train' was not loaded; available: test"):
-        found.rows("train")
+        loaded.rows("train")
 
 
 def test_a_loader_refuses_what_it_cannot_do(tmp_path):
@@ -277,12 +277,12 @@ def test_chinese_titles(tmp_path):
     data = section(columns, train=path, cache_dir=str(tmp_path / "cache"))
     data.tokenizer.vocab_size = 73
     options = dataclasses.replace(OPTIONS, article_len=32, headline_len=24, click_buckets=0)
-    found = load_headlines(data, options, lambda line: None)
+    loaded = load_headlines(data, options, lambda line: None)
     with pytest.raises(UserError, match="no training row has any. Set data.columns.clicks"):
         load_headlines(data, dataclasses.replace(options, click_buckets=2), lambda line: None)
     batch = HeadlineBatches(
-        found.examples["train"], found.tokenizer.pad_id, 32, 4, shuffle=False
+        loaded.examples["train"], loaded.tokenizer.pad_id, 32, 4, shuffle=False
     ).batch_at(0)
-    decoded = [found.tokenizer.decode(ids).replace(" ", "") for ids in batch["tokens"]]
+    decoded = [loaded.tokenizer.decode(ids).replace(" ", "") for ids in batch["tokens"]]
     assert decoded == [title.lower().replace(" ", "") for title in titles]
     assert batch["source_mask"].sum(1).tolist() == [1, 1 + 17, 1 + 17, 1 + 14 + 17]

@@ -93,14 +93,14 @@ def test_labels_of_each_kind_move_with_their_example():
 
 def examples_in(batch):
     """(index, its tokens, types, positions, label) of each example, checked against the rest."""
-    found = []
+    examples = []
     for row in range(len(batch["tokens"])):
         for slot in np.flatnonzero(batch["weights"][row]):
             mine = batch["segment_ids"][row] == slot + 1
             columns = np.flatnonzero(mine)
             assert columns[0] == batch["first"][row, slot]
             assert (batch["positions"][row, mine] == np.arange(mine.sum())).all()
-            found.append(
+            examples.append(
                 (
                     batch["example"][row, slot],
                     batch["tokens"][row, mine].tolist(),
@@ -109,13 +109,13 @@ def examples_in(batch):
                 )
             )
         assert batch["segment_ids"][row].max() == batch["weights"][row].sum()
-    return found
+    return examples
 
 
-def check_all_once(data, found):
+def check_all_once(data, batched):
     examples = data.examples
-    assert sorted(i for i, *_ in found) == list(range(len(examples)))
-    for i, tokens, types, label in found:
+    assert sorted(i for i, *_ in batched) == list(range(len(examples)))
+    for i, tokens, types, label in batched:
         first, last = examples.offsets[i : i + 2]
         assert tokens == examples.tokens[first:last].tolist() and label == i % 7
         assert types == [int(j >= examples.second[i]) for j in range(last - first)]
@@ -147,9 +147,9 @@ def test_training_has_each_example_once_an_epoch(packing):
     epochs = []
     for epoch in range(2):
         steps = range(epoch * data.n_rows, (epoch + 1) * data.n_rows)
-        found = [one for step in steps for one in examples_in(data.batch_at(step))]
-        check_all_once(data, found)
-        epochs.append([i for i, *_ in found])
+        examples = [one for step in steps for one in examples_in(data.batch_at(step))]
+        check_all_once(data, examples)
+        epochs.append([i for i, *_ in examples])
     assert epochs[0] != epochs[1]
     assert data_of(LENGTHS, packing=packing).epoch_steps == data.n_rows / 8
 
@@ -173,7 +173,7 @@ def test_examples_at_names_what_the_batch_holds():
 
 def test_rows_are_slices_of_the_global_batch():
     for data in (data_of(LENGTHS), data_of(LENGTHS[:40], shuffle=False, batch_size=30)):
-        whole = data.batch_at(0)
+        batch = data.batch_at(0)
         b = data.batch_size
         for rows in (
             slice(0, 4),
@@ -184,7 +184,7 @@ def test_rows_are_slices_of_the_global_batch():
             slice(b - 1, b),
             slice(None),
         ):
-            equal(data.batch_at(0, rows), {key: value[rows] for key, value in whole.items()})
+            equal(data.batch_at(0, rows), {key: value[rows] for key, value in batch.items()})
 
 
 def test_rows_and_steps_out_of_range():

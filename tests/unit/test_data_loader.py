@@ -77,9 +77,9 @@ def test_far_steps_cost_what_near_ones_do(numbers):
     data = train(numbers)
 
     def seconds(step):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         data.batch_at(step)
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
     near = min(seconds(step) for step in range(20))
     far = min(seconds(10**12 + step) for step in range(20))
@@ -110,7 +110,7 @@ def test_each_epoch_has_every_example_once_in_another_order(tmp_path):
 
 def test_rows_are_slices_of_the_global_batch(numbers):
     for data in (train(numbers), train(numbers, shuffle=False, batch_size=50)):
-        whole = data.batch_at(0)
+        batch = data.batch_at(0)
         for rows in (
             slice(0, 4),
             slice(4, 8),
@@ -119,7 +119,7 @@ def test_rows_are_slices_of_the_global_batch(numbers):
             slice(5, None),
             slice(None),
         ):
-            equal(data.batch_at(0, rows), {key: value[rows] for key, value in whole.items()})
+            equal(data.batch_at(0, rows), {key: value[rows] for key, value in batch.items()})
 
 
 @pytest.mark.parametrize("rows", [slice(0, 9), slice(4, 4), slice(-1, 8), slice(0, 8, 2)])
@@ -142,8 +142,8 @@ def test_evaluation_covers_every_token_once(numbers, seq_len, batch_size):
     batches = [data.batch_at(step) for step in range(data.n_batches)]
     assert all(batch["inputs"].shape == (batch_size, seq_len) for batch in batches)
     targets = np.concatenate([batch["targets"][batch["weights"] > 0] for batch in batches])
-    whole = numbers.window(0, numbers.n_tokens)
-    np.testing.assert_array_equal(targets, whole[1:])
+    tokens = numbers.window(0, numbers.n_tokens)
+    np.testing.assert_array_equal(targets, tokens[1:])
     assert sum(batch["target_bytes"].sum() for batch in batches) == numbers.n_bytes
     assert data.epoch_steps == data.n_batches == -(-data.n_examples // batch_size)
 
@@ -224,9 +224,9 @@ def data_threads():
 
 def test_iterate_gives_the_batches_in_order_with_rows(numbers):
     data = train(numbers)
-    found = list(iterate(data.batch_at, 5, 9, slice(2, 4)))
-    assert len(found) == 4
-    for step, batch in zip(range(5, 9), found):
+    batches = list(iterate(data.batch_at, 5, 9, slice(2, 4)))
+    assert len(batches) == 4
+    for step, batch in zip(range(5, 9), batches):
         equal(batch, data.batch_at(step, slice(2, 4)))
     assert list(iterate(data.batch_at, 5, 5)) == [] and not data_threads()
 
@@ -323,15 +323,15 @@ def test_load_text(tmp_path):
 
 
 def test_fingerprint_changes_with_text_tokenizer_and_split(tmp_path):
-    found = {
+    fingerprints = {
         load_text(config(tmp_path), str).fingerprint,
         load_text(config(tmp_path, valid_fraction=0.06), str).fingerprint,
         load_text(config(tmp_path, tokenizer={"kind": "bytes"}), str).fingerprint,
     }
     with open(tmp_path / "text.txt", "a") as f:
         f.write("more")
-    found.add(load_text(config(tmp_path), str).fingerprint)
-    assert len(found) == 4
+    fingerprints.add(load_text(config(tmp_path), str).fingerprint)
+    assert len(fingerprints) == 4
 
 
 def test_load_text_reports_bad_utf8_and_refuses_a_bad_config(tmp_path):

@@ -50,20 +50,20 @@ def test_recursive_glob_and_name_with_brackets(tmp_path):
 def test_single_file_is_grouped_at_blank_lines(tmp_path):
     paragraphs = [f"{i} " + "word " * 130 for i in range(10)]  # 650 characters each
     path = write(tmp_path / "one.txt", "\n\n".join(paragraphs) + "\n")
-    found = text_of(Source("text", path))
-    assert found == [
+    documents = text_of(Source("text", path))
+    assert documents == [
         "\n\n".join(paragraphs[:4]),
         "\n\n".join(paragraphs[4:8]),
         "\n\n".join(paragraphs[8:]),
     ]
-    assert all(len(document) >= sources.DOCUMENT_CHARS for document in found[:-1])
+    assert all(len(document) >= sources.DOCUMENT_CHARS for document in documents[:-1])
 
 
 def test_single_file_without_blank_lines_is_cut_at_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "_MAX_CHARS", 50)
     lines = [f"line {i:03d}" for i in range(20)]
-    found = text_of(Source("text", write(tmp_path / "one.txt", "\n".join(lines))))
-    assert len(found) == 4 and "\n".join(found) == "\n".join(lines)
+    documents = text_of(Source("text", write(tmp_path / "one.txt", "\n".join(lines))))
+    assert len(documents) == 4 and "\n".join(documents) == "\n".join(lines)
 
 
 def test_bad_utf8_is_replaced_and_counted(tmp_path, monkeypatch):
@@ -159,12 +159,12 @@ def test_fingerprint_of_large_files_samples(tmp_path, monkeypatch):
 
 
 def test_fingerprint_of_small_files_sees_every_byte_and_no_time(tmp_path):
-    found = set()
+    fingerprints = set()
     for content in (b"x" * 900_000, b"x" * 900_000, b"x" * 200_000 + b"y" + b"x" * 699_999):
         path = write(tmp_path / "a.txt", content)
-        os.utime(path, (len(found), 1))
-        found.add(sources.fingerprint(Source("text", path)))
-    assert len(found) == 2
+        os.utime(path, (len(fingerprints), 1))
+        fingerprints.add(sources.fingerprint(Source("text", path)))
+    assert len(fingerprints) == 2
 
 
 def test_remote_paths_that_cannot_be_reached_say_why(monkeypatch):
@@ -219,11 +219,11 @@ def tfds_folder(tmp_path_factory):
 
 def test_tfds_array_record(tfds_folder):
     source = Source("tfds", str(tfds_folder), "my_set:1.0.0")
-    found = text_of(source)
-    assert sorted(found) == sorted(f"documént {i}" for i in range(300))
-    assert found == text_of(source)
+    documents = text_of(source)
+    assert sorted(documents) == sorted(f"documént {i}" for i in range(300))
+    assert documents == text_of(source)
     direct = Source("tfds", str(tfds_folder / "my_set" / "1.0.0"), split="train[10%:20%]+test")
-    assert text_of(direct)[:30] == found[30:60] and len(text_of(direct)) == 33
+    assert text_of(direct)[:30] == documents[30:60] and len(text_of(direct)) == 33
     assert sources.fingerprint(source) != sources.fingerprint(direct)
     assert sources.fingerprint(source) == sources.fingerprint(source)
 
@@ -289,16 +289,16 @@ EXPECTED = [
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_docstring_records(small_library, processes):
-    found = docstrings.records(str(small_library / "cache"), processes)
-    assert [tuple(record) for record in found] == EXPECTED
-    assert found[0].text == "one\n\nModule text that is long enough."
+    records = docstrings.records(str(small_library / "cache"), processes)
+    assert [tuple(record) for record in records] == EXPECTED
+    assert records[0].text == "one\n\nModule text that is long enough."
 
 
 def test_docstring_cache_is_used_and_mended(small_library, monkeypatch):
     cache = small_library / "cache"
-    found = docstrings.records(str(cache))
+    records = docstrings.records(str(cache))
     monkeypatch.setattr(docstrings, "_parse", lambda *args: pytest.fail("read again"))
-    assert docstrings.records(str(cache)) == found
+    assert docstrings.records(str(cache)) == records
     monkeypatch.undo()
     (path,) = cache.glob("docstrings-*.json")
     path.write_text('[["half')

@@ -48,11 +48,11 @@ def documents_of(store, split):
     stream = store.split(split)
     tokens = stream.window(0, stream.n_tokens)
     cuts = np.flatnonzero(tokens == 256)
-    found = []
+    documents = []
     for document in np.split(tokens, cuts[1:]):
         assert document[0] == 256 and document[-1] == 257
-        found.append(bytes(document[1:-1].tolist()).decode())
-    return found
+        documents.append(bytes(document[1:-1].tolist()).decode())
+    return documents
 
 
 class Others(Bytes):
@@ -70,9 +70,9 @@ def small_shards(monkeypatch):
 
 def test_splits_are_disjoint_complete_and_counted(tmp_path):
     store = build(tmp_path)
-    found = {split: documents_of(store, split) for split in S.SPLITS}
-    assert sorted(sum(found.values(), [])) == sorted(TEXTS)
-    for split, documents in found.items():
+    by_split = {split: documents_of(store, split) for split in S.SPLITS}
+    assert sorted(sum(by_split.values(), [])) == sorted(TEXTS)
+    for split, documents in by_split.items():
         stream = store.split(split)
         assert documents == [text for text in TEXTS if S.split_of(text, 0.1, 0.1) == split]
         assert stream.n_documents == len(documents) > 20
@@ -246,9 +246,9 @@ def test_two_builds_at_once(tmp_path):
     child = start_builder(tmp_path, 0.05)
     assert child.stdout.readline() == "shard\n"
     lines = []
-    begun = time.monotonic()
+    start = time.monotonic()
     store = build(tmp_path, log=lines.append)  # waits for the child
-    assert time.monotonic() - begun > 0.1 and "waiting" in lines[0]
+    assert time.monotonic() - start > 0.1 and "waiting" in lines[0]
     assert child.communicate()[0].endswith("done\n") and child.returncode == 0
     assert contents(store.folder) == contents(build(tmp_path / "fresh").folder)
 

@@ -64,9 +64,9 @@ def test_json_lines(tmp_path):
         {"t": "z", "y": True, "w": ["c"]},
     ]
     path = write(tmp_path / "a.jsonl", "\ufeff" + "\n".join(map(json.dumps, rows)) + "\n")
-    found = checked(path, ["t", "y", "w"], {"y": "label", "w": "words"})
-    assert [row["y"] for row in found] == ["3", "-2.5", "true"]
-    assert found[0] == {"t": "één", "y": "3", "w": ["a", "1"], "where": f"{path}:1"}
+    rows = checked(path, ["t", "y", "w"], {"y": "label", "w": "words"})
+    assert [row["y"] for row in rows] == ["3", "-2.5", "true"]
+    assert rows[0] == {"t": "één", "y": "3", "w": ["a", "1"], "where": f"{path}:1"}
 
 
 def test_answers_in_each_form(tmp_path):
@@ -80,8 +80,8 @@ def test_answers_in_each_form(tmp_path):
         [{"text": "a", "answer_start": 4}, {"text": "b"}],
     ]
     path = write(tmp_path / "a.jsonl", "\n".join(json.dumps({"x": form}) for form in forms))
-    found = [row["x"] for row in checked(path, ["x"], {"x": "answers"})]
-    assert found == [
+    answers = [row["x"] for row in checked(path, ["x"], {"x": "answers"})]
+    assert answers == [
         [("a", -1), ("b", -1)],
         [("a", 3), ("b", 5)],
         [],
@@ -106,11 +106,11 @@ def test_parquet(tmp_path):
     )
     path = str(tmp_path / "a.parquet")
     parquet.write_table(table, path)
-    found = read_table(path, ["text"], {}, ["n", "k", "when", "none"])
-    assert [row["text"] for row in found] == ["a", "é"] and found[1]["where"] == f"{path}:2"
-    assert [row["n"] for row in found] == ["1.5", None]
-    assert [row["k"] for row in found] == ["3", None] and found[0]["none"] is None
-    assert found[1]["when"] == "1970-01-02 00:00:00.000000" == found[1]["row"]["when"]
+    rows = read_table(path, ["text"], {}, ["n", "k", "when", "none"])
+    assert [row["text"] for row in rows] == ["a", "é"] and rows[1]["where"] == f"{path}:2"
+    assert [row["n"] for row in rows] == ["1.5", None]
+    assert [row["k"] for row in rows] == ["3", None] and rows[0]["none"] is None
+    assert rows[1]["when"] == "1970-01-02 00:00:00.000000" == rows[1]["row"]["when"]
     with pytest.raises(UserError, match=r"a\.parquet:1: no column 'x'; found 'text', 'n'"):
         read_table(path, ["x"])
     with pytest.raises(UserError, match=r"b\.parquet: not Parquet .*Restore the file"):
@@ -125,9 +125,9 @@ def test_optional_columns(tmp_path):
         {"t": "d", "n": " 0.5 "},
     ]
     path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, lines)))
-    found = checked(path, ["t"], {"w": "names"}, ["n", "w"])
-    assert [row["n"] for row in found] == ["3", None, None, "0.5"]
-    assert [row["w"] for row in found] == [["x", "1"], ["y", "z"], [], []]
+    rows = checked(path, ["t"], {"w": "names"}, ["n", "w"])
+    assert [row["n"] for row in rows] == ["3", None, None, "0.5"]
+    assert [row["w"] for row in rows] == [["x", "1"], ["y", "z"], [], []]
     bare = write(tmp_path / "a.tsv", "a\t1\nb\t\n")
     assert [row["1"] for row in checked(bare, ["0"], {}, ["1", "2"])] == ["1", None]
     with pytest.raises(UserError, match=r"a\.jsonl:1: column 'w' holds a list, not text"):

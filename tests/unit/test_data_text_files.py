@@ -209,8 +209,8 @@ def test_tables_of_every_kind_are_decompressed(tmp_path, pack):
     assert conll["tags"] == ["A", "B"]
     sink = pa.BufferOutputStream()
     parquet.write_table(pa.table({"text": ["x y"]}), sink)
-    (found,) = rows("a.parquet.gz", sink.getvalue().to_pybytes(), ["text"])
-    assert found["text"] == "x y"
+    (row,) = rows("a.parquet.gz", sink.getvalue().to_pybytes(), ["text"])
+    assert row["text"] == "x y"
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r\r\n"])
@@ -223,8 +223,8 @@ def test_vocabularies_vectors_and_word_lists(tmp_path, end, bom, pack):
     assert read_vectors(file("v.txt", "2 2", "a\u00a0b 1 2", "c 3 4")).words == ["a\u00a0b", "c"]
     assert read_hot_words(file("h.txt", "b\t2", "a")) == {"b": 2.0, "a": 1.0}
     assert read_thesaurus(file("t.txt", "a\tb"))["a"] == ["b"]
-    found = read_wordpiece(file("vocab.txt", *SPECIALS, "x", "##y"))
-    assert found.pieces[-2:] == [b"x", b"y"]
+    tokenizer = read_wordpiece(file("vocab.txt", *SPECIALS, "x", "##y"))
+    assert tokenizer.pieces[-2:] == [b"x", b"y"]
 
 
 def test_reading_goes_block_by_block(tmp_path):

@@ -236,8 +236,8 @@ def test_settings_of_wordpiece_with_a_byte_order_mark(tmp_path):
     vocab = "\r\n".join([*SPECIALS, "A", "a", ""])
     (tmp_path / "vocab.txt").write_bytes(b"\xef\xbb\xbf" + vocab.encode())
     (tmp_path / "tokenizer_config.json").write_bytes(b'\xef\xbb\xbf{"do_lower_case": false}\r\n')
-    found = read_wordpiece(tmp_path)
-    assert not found.lowercase and found.encode("A a").tolist() == [5, 6]
+    tokenizer = read_wordpiece(tmp_path)
+    assert not tokenizer.lowercase and tokenizer.encode("A a").tolist() == [5, 6]
 
 
 # --- Damaged JSON ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What share of a text a tokenizer does not know is told, and much of it is warned of."""
+"""The share of a text that a tokenizer does not know is printed, with a warning if it is large."""
 
 import json
 import re
@@ -57,14 +57,16 @@ def test_labelled_rows(tmp_path, share):
     texts = [f"{THAI} {i}".split()[0] for i in range(n)] + ["the film"] * (100 - n)
     data = section(tmp_path, train=table(tmp_path, texts), valid_fraction=0.0, test_fraction=0.0)
     lines = []
-    found = load_labelled(data, kind("classify", ["0", "1"]), tokenizer=TOKENIZER, log=lines.append)
-    whole = n + 2 * (100 - n)
-    assert f"{n / whole:.2%} unknown" in found.summary().splitlines()[0]
-    told = warnings_of(lines)
-    assert len(told) == (share > 0.03)
-    if told:
-        assert f"{n:,} of the {whole:,} tokens of the train data ({data.train})" in told[0]
-        assert "english.txt" in told[0] and THAI in told[0] and "thai" in told[0]
+    loaded = load_labelled(
+        data, kind("classify", ["0", "1"]), tokenizer=TOKENIZER, log=lines.append
+    )
+    n_tokens = n + 2 * (100 - n)
+    assert f"{n / n_tokens:.2%} unknown" in loaded.summary().splitlines()[0]
+    warnings = warnings_of(lines)
+    assert len(warnings) == (share > 0.03)
+    if warnings:
+        assert f"{n:,} of the {n_tokens:,} tokens of the train data ({data.train})" in warnings[0]
+        assert "english.txt" in warnings[0] and THAI in warnings[0] and "thai" in warnings[0]
 
 
 def test_every_text_of_a_row_counts(tmp_path):
@@ -83,19 +85,20 @@ def test_every_text_of_a_row_counts(tmp_path):
         assert "1 of the " in warnings_of(lines)[0], name
 
 
-def test_sources_tell_it_again_from_the_cache(tmp_path):
+def test_cached_sources_repeat_their_warnings(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(f"the film {THAI}\n\n".encode() * 200 + b"caf\xe9\n")
     mine = {"kind": "text", "path": str(path)}
     data = section(tmp_path, "text", sources={"mine": mine}, valid_fraction=0.0, test_fraction=0.0)
-    told = []
+    source_warnings = []
     for _ in range(2):
         lines = []
         corpus = load_text(data, lines.append, TOKENIZER)
         assert "MB; 33.17% unknown" in lines[0].splitlines()[0]
         assert "1 byte sequences were not UTF-8" in lines[0] and "% of its bytes" in lines[0]
-        told.append([line for line in warnings_of(lines) if "source 'mine'" in line])
-    assert told[0] == told[1] and len(told[0]) == 1 and THAI in told[0][0]
+        source_warnings.append([line for line in warnings_of(lines) if "source 'mine'" in line])
+    assert source_warnings[0] == source_warnings[1] and len(source_warnings[0]) == 1
+    assert THAI in source_warnings[0][0]
     assert corpus.stores["mine"].stats["unknown"] == 200
     lines = []
     load_text(data, lines.append, Bytes())
@@ -114,8 +117,8 @@ def test_headlines_and_articles(tmp_path):
     headlines.load_headlines(data, options, lines.append, TOKENIZER)
     assert "25.00% unknown" in lines[0]
     assert "9 of the 36 tokens of the train data" in warnings_of(lines)[0]
-    _, told = headline_examples.encode_articles(rows, options, TOKENIZER)
-    assert "9 of the 18 tokens of the articles" in warnings_of(told)[0]
+    _, messages = headline_examples.encode_articles(rows, options, TOKENIZER)
+    assert "9 of the 18 tokens of the articles" in warnings_of(messages)[0]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,7 @@ def test_special_tokens_do_not_count():
 
 
 def missing_lines(data, name="classify"):
-    """What is said of missing values; the labels."""
+    """The warnings about missing values; the labels."""
     lines, labels = [], list(label_counts(data, kind(name)))
     load_labelled(data, kind(name, labels), tokenizer=TOKENIZER, log=lines.append)
     return [line for line in lines if "missing" in line], labels
@@ -172,9 +175,9 @@ def test_labels_that_may_be_missing_are_classes_with_a_warning(tmp_path, name, l
         lines = [mark.join(row.values()) for row in ({"text": "text", "label": "label"}, *rows)]
         (tmp_path / name).write_text("\n".join(lines) + "\n")
     data = section(tmp_path, train=str(tmp_path / name), valid_fraction=0.0, test_fraction=0.0)
-    lines, found = missing_lines(data)
+    lines, labels = missing_lines(data)
     where = f"{tmp_path / name}:{2 if name in ('a.jsonl', 'a.parquet') else 3}"
-    assert found == sorted({"good", "bad", label})
+    assert labels == sorted({"good", "bad", label})
     assert (
         len(lines) == 1 and f": 2 rows with the label {label!r} (the first at {where})" in lines[0]
     )

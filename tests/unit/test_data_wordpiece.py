@@ -158,12 +158,12 @@ def test_attributes():
 def test_offsets_count_in_the_original_text():
     tokenizer = WordPiece(VOCAB)
     texts = ["\0 CaFÉS\U0001f600  中Unaff", "", "cafe\u0301s", "A! " * 1500]
-    found = tokenizer.encode_with_offsets(texts)
-    for text, (ids, spans) in zip(texts, found):
+    encoded = tokenizer.encode_with_offsets(texts)
+    for text, (ids, spans) in zip(texts, encoded):
         assert ids.dtype == spans.dtype == np.int32 and spans.shape == (len(ids), 2)
         np.testing.assert_array_equal(ids, tokenizer.encode(text))
-    assert [texts[0][a:b] for a, b in found[0][1]] == ["CaFÉS\U0001f600", "中", "Un", "aff"]
-    assert [texts[2][a:b] for a, b in found[2][1]] == ["cafe", "s"]
+    assert [texts[0][a:b] for a, b in encoded[0][1]] == ["CaFÉS\U0001f600", "中", "Un", "aff"]
+    assert [texts[2][a:b] for a, b in encoded[2][1]] == ["cafe", "s"]
     many = tokenizer.encode_with_offsets(["a", "中 a"] * 1500)
     assert len(many) == 3000 and many[2999][1].tolist() == [[0, 1], [2, 3]]
     with pytest.raises(UserError, match="lone surrogate"):
@@ -248,7 +248,7 @@ def test_training_gives_the_same_in_another_process():
         "from tests.unit.test_data_wordpiece import *\n"
         "print(train_wordpiece(TEXTS, 180).fingerprint)"
     )
-    found = {
+    fingerprints = {
         subprocess.run(
             [sys.executable, "-c", script],
             cwd=ROOT,
@@ -259,7 +259,7 @@ def test_training_gives_the_same_in_another_process():
         ).stdout
         for _ in range(2)
     }
-    assert found == {train_wordpiece(TEXTS, 180).fingerprint + "\n"}
+    assert fingerprints == {train_wordpiece(TEXTS, 180).fingerprint + "\n"}
 
 
 def test_more_letters_than_room():

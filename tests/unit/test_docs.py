@@ -50,9 +50,13 @@ def blocks(page: pathlib.Path, language: str = "") -> list[str]:
 def commands(page: pathlib.Path) -> list[str]:
     """The command lines of bigjax in the code of a page."""
     lines = "\n".join(blocks(page)).replace("\\\n", " ").splitlines()
-    found = [m[1] for line in lines if (m := re.match(r"(?:JAX_\w+=\S+ )*\s*bigjax (.+)", line))]
-    found = [re.sub(r"\$\(.*?\)(?=  |$)|\$v", "", line).replace("$seed", "0") for line in found]
-    return [line.replace("gs://", "/a-bucket/") for line in found]  # nothing is looked up there
+    arguments = [
+        m[1] for line in lines if (m := re.match(r"(?:JAX_\w+=\S+ )*\s*bigjax (.+)", line))
+    ]
+    arguments = [
+        re.sub(r"\$\(.*?\)(?=  |$)|\$v", "", line).replace("$seed", "0") for line in arguments
+    ]
+    return [line.replace("gs://", "/a-bucket/") for line in arguments]  # nothing is looked up there
 
 
 def code(page: pathlib.Path) -> list[str]:
@@ -67,14 +71,14 @@ def fields(section: str) -> dict[str, type]:
     folder, files = modules.SECTIONS.get(section, "evals"), []
     files += (ROOT / "bigjax" / folder).glob("*.py")
     files += (ROOT / "bigjax" / "projects").glob("*/*.py")
-    found = {"name": str, "preset": str, "kind": str, "every": int}
+    types = {"name": str, "preset": str, "kind": str, "every": int}
     for path in files:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         if "class Config" in path.read_text(encoding="utf-8"):
             module = importlib.import_module(name.removesuffix(".__init__"))
             if dataclasses.is_dataclass(getattr(module, "Config", None)):
-                found |= {f.name: f.type for f in dataclasses.fields(module.Config)}
-    return found
+                types |= {f.name: f.type for f in dataclasses.fields(module.Config)}
+    return types
 
 
 def has_key(key: str) -> bool:

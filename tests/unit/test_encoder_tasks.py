@@ -150,12 +150,12 @@ def test_regression_is_squared_error():
     task = build("classify", kind="regress")
     p = params(task)
     batch = rows() | dict(label=np.random.default_rng(2).normal(size=(B, K)).astype(np.float32))
-    said = np.asarray(task.outputs(p, {}, {}, batch))
-    assert said.shape == (B, K, 1)
+    predictions = np.asarray(task.outputs(p, {}, {}, batch))
+    assert predictions.shape == (B, K, 1)
     (total, weight), _ = task.loss(p, {}, None, batch, None, False)
     np.testing.assert_allclose(
         (total, weight),
-        (((said[..., 0] - batch["label"]) ** 2 * batch["weights"]).sum(), 7),
+        (((predictions[..., 0] - batch["label"]) ** 2 * batch["weights"]).sum(), 7),
         rtol=1e-5,
     )
 

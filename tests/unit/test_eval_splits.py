@@ -91,18 +91,18 @@ def test_loss_of_a_split_that_batches_do_not_divide(corpus, tmp_path, one_device
 
     task.loss = loss
     options = loss_eval.Config(split=split)
-    found = loss_eval.build("x", options, context(corpus, task, tmp_path, one_device))({}, {}, 1)
+    metrics = loss_eval.build("x", options, context(corpus, task, tmp_path, one_device))({}, {}, 1)
     jax.effects_barrier()
     assert sorted(i for i in seen if i >= 0) == list(range(len(corpus.rows(split))))
-    assert found == {"loss": 1.0, "twice": 2.0}
+    assert metrics == {"loss": 1.0, "twice": 2.0}
 
 
 def test_headlines_of_the_training_split_once(tmp_path):
     from bigjax.projects.seqgan.augmented import Corpus
     from bigjax.projects.seqgan.headline_data import load_headlines
 
-    found = load_headlines(titles(tmp_path, n=30, truncate=True), OPTIONS, str, TOKENIZER)
-    data = Corpus(found, None).split("train", batch_size=BATCH, shuffle=False)
+    loaded = load_headlines(titles(tmp_path, n=30, truncate=True), OPTIONS, str, TOKENIZER)
+    data = Corpus(loaded, None).split("train", batch_size=BATCH, shuffle=False)
     seen = [i for step in range(data.n_batches) for i in data.batch_at(step)["example"]]
-    assert [i for i in seen if i >= 0] == list(range(len(found.rows("train"))))
+    assert [i for i in seen if i >= 0] == list(range(len(loaded.rows("train"))))
     assert len(seen) % BATCH == 0

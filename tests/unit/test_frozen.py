@@ -212,12 +212,12 @@ def mesh_of_one():
 
 def test_a_fingerprint_depends_on_every_value():
     base = {"w": jnp.ones((4, 4)), "b": jnp.zeros(4)}
-    whole = frozen.fingerprints({"a": base, "b": base})
-    assert whole["a"] == whole["b"]
+    fingerprints = frozen.fingerprints({"a": base, "b": base})
+    assert fingerprints["a"] == fingerprints["b"]
     for name in named_leaves(base):
         changed = {k: x.at[(0,) * x.ndim].add(1e-6) if k == name else x for k, x in base.items()}
-        assert frozen.fingerprints({"a": changed})["a"] != whole["a"]
+        assert frozen.fingerprints({"a": changed})["a"] != fingerprints["a"]
     ids = frozen.fingerprints({"a": base})
-    frozen.check_same(ids, {"a": whole["a"], "more": "x"})
+    frozen.check_same(ids, {"a": fingerprints["a"], "more": "x"})
     with pytest.raises(UserError, match="frozen part 'a'"):
         frozen.check_same(ids, {})

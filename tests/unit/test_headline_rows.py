@@ -41,16 +41,16 @@ def test_rows_have_one_name_whatever_the_columns_are_called(tmp_path):
     ]
     bare = write(tmp_path / "a.tsv", "T\t5\n")
     columns = {**dict.fromkeys(NAMES, ""), "headline": "0", "tags": "1"}
-    (found,) = R.read_headlines(bare, section(columns))
-    assert (found["headline"], found["article"], found["tags"]) == ("T", "", ["5"])
-    assert found["clicks"] is found["impressions"] is found["published"] is None
+    (row,) = R.read_headlines(bare, section(columns))
+    assert (row["headline"], row["article"], row["tags"]) == ("T", "", ["5"])
+    assert row["clicks"] is row["impressions"] is row["published"] is None
 
 
 def test_dates_and_numbers_order_rows(tmp_path):
     times = ["2024-05-01", "2024-05-01 00:00:01", "2024-05-01T02:00:00+01:00"]
     path = file(tmp_path / "a.jsonl", *[line(published=time) for time in times])
-    found = [row["published"] for row in R.read_headlines(path, section())]
-    assert np.diff(found).tolist() == [1, 3599]
+    published = [row["published"] for row in R.read_headlines(path, section())]
+    assert np.diff(published).tolist() == [1, 3599]
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_missing_columns(tmp_path, name):
 
 def test_articles_alone(tmp_path):
     path = file(tmp_path / "a.jsonl", {"article": "b c"})
-    (found,) = R.read_headlines(path, section(), with_headlines=False)
-    assert (found["article"], found["headline"], found["published"]) == ("b c", "", None)
+    (row,) = R.read_headlines(path, section(), with_headlines=False)
+    assert (row["article"], row["headline"], row["published"]) == ("b c", "", None)
     with pytest.raises(UserError, match="data.columns.article is empty"):
         R.read_headlines(path, section({"article": ""}), with_headlines=False)
     with pytest.raises(UserError, match="data.columns.headline is empty"):
@@ -128,11 +128,11 @@ def test_pairs_that_are_held_out_are_not_trained_on(tmp_path):
         valid=file(tmp_path / "b.jsonl", line(2), line(3)),
         test=file(tmp_path / "c.jsonl", line(3), line(9)),
     )
-    said = []
-    parts = R.read_parts(data, log=said.append)
-    found = {name: [row["headline"] for row in rows] for name, rows in parts.items()}
-    assert found == {"train": ["h1", "h4"], "valid": ["h2"], "test": ["h3", "h9"]}
-    assert len(said) == 2 and "train: 2 of 4 rows are also in another split" in said[1]
+    lines = []
+    parts = R.read_parts(data, log=lines.append)
+    headlines = {name: [row["headline"] for row in rows] for name, rows in parts.items()}
+    assert headlines == {"train": ["h1", "h4"], "valid": ["h2"], "test": ["h3", "h9"]}
+    assert len(lines) == 2 and "train: 2 of 4 rows are also in another split" in lines[1]
     with pytest.raises(UserError, match='data.train is empty.*"docstrings:headline"'):
         R.read_parts(section(valid=train))
 
@@ -177,11 +177,11 @@ def test_docstrings_as_headlines(tmp_path, monkeypatch):
     monkeypatch.setattr(docstrings, "records", lambda cache_dir: records)
     monkeypatch.setattr(docstrings, "python_files", lambda: [["pkg", "a", path]])
     data = section(cache_dir=str(tmp_path / "cache"))
-    (found,) = R.read_headlines("docstrings:headline", data)
-    assert found["headline"] == "Does it." and found["article"] == body
-    assert (found["clicks"], found["impressions"], found["tags"]) == (2.0, 1.0, ["pkg"])
+    (row,) = R.read_headlines("docstrings:headline", data)
+    assert row["headline"] == "Does it." and row["article"] == body
+    assert (row["clicks"], row["impressions"], row["tags"]) == (2.0, 1.0, ["pkg"])
     monkeypatch.setattr(R, "count_uses", None)  # the second time they come from the cache
-    assert R.read_headlines("docstrings:headline", data) == [found]
+    assert R.read_headlines("docstrings:headline", data) == [row]
     with pytest.raises(UserError, match='no headline set .*the docstrings give "docstrings:h'):
         R.read_headlines("docstrings:title", data)
 

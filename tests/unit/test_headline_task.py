@@ -104,12 +104,12 @@ def test_augmentation_stays_within_its_length(tmp_path):
 def test_augmentation_is_a_function_of_seed_and_row():
     change = augmented.changes(options(), TOKENIZER)
     batch = batch_of(["a b c d e"] * 8, ["a b c d"] * 8)
-    whole = change(batch, [0, 1], 0, judged=True)
+    both_rows = change(batch, [0, 1], 0, judged=True)
     half = change({k: x[4:] for k, x in batch.items()}, [0, 1], 4, judged=True)
     other = change(batch, [0, 2], 0, judged=True)
-    assert all((whole[k][4:] == half[k]).all() for k in batch)
-    assert (whole["source"] != other["source"]).any()
-    assert len({tuple(x) for x in whole["source"].tolist()}) > 3
+    assert all((both_rows[k][4:] == half[k]).all() for k in batch)
+    assert (both_rows["source"] != other["source"]).any()
+    assert len({tuple(x) for x in both_rows["source"].tolist()}) > 3
 
 
 def test_headlines_of_the_generator_are_not_augmented():

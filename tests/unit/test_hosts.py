@@ -34,7 +34,7 @@ def asked(monkeypatch):
     """asked(environment, tpu=False) -> arguments for jax.distributed, None for one host."""
 
     def of(environment, tpu=False):
-        found = []
+        calls = []
         for name in cluster.VARIABLES:
             monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
@@ -51,14 +51,14 @@ def asked(monkeypatch):
             pass
 
         def connect(given, options):
-            found.append(given)
+            calls.append(given)
             raise Stop
 
         monkeypatch.setattr(hosts, "_connect", connect)
         try:
             hosts.start(config.new_config(), "w")
         except Stop:
-            return found[0]
+            return calls[0]
 
     return of
 

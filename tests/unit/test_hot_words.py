@@ -27,8 +27,8 @@ def test_log_odds_by_hand():
     prior = 1000 * 40 / 200
     a, b = 30 + prior, 10 + prior
     z = (math.log(a / (1100 - a)) - math.log(b / (1100 - b))) / math.sqrt(1 / a + 1 / b)
-    found = W.log_odds(recent, rest)
-    assert found["a"] == pytest.approx(z) and found["b"] < 0 < z
+    scores = W.log_odds(recent, rest)
+    assert scores["a"] == pytest.approx(z) and scores["b"] < 0 < z
     assert W.log_odds({"a": 1}, {"b": 1})["a"] < W.log_odds({"a": 9}, {"b": 9})["a"]
 
 
@@ -64,20 +64,20 @@ def test_hot_words_are_clicked():
     dated = [{**one, "published": one["time"]} for one in rows]
     for one in dated[-5:]:
         one["headline"] = "late cat" if one["clicks"] > 1 else "late dog"
-    found = hot_of(dated)
-    assert found.keys() >= {"late", "dog"} and "dull" not in found
+    hot = hot_of(dated)
+    assert hot.keys() >= {"late", "dog"} and "dull" not in hot
     likes_dogs = hot_of(
         [{**one, "clicks": 9.0 if "dog" in one["headline"] else 0.1} for one in dated]
     )
-    assert likes_dogs["dog"] > found["dog"]
+    assert likes_dogs["dog"] > hot["dog"]
 
 
 def test_hot_word_file(tmp_path):
     path = write(tmp_path / "hot.txt", "\ufeffwarm\nhot dog\t7.5\r\n\n体验\t2\ncool\n")
-    found = W.read_hot_words(path)
-    assert list(found.items()) == [("hot dog", 7.5), ("体验", 2.0), ("warm", 1.0), ("cool", 1.0)]
-    W.write_hot_words(tmp_path / "again.txt", found)
-    assert list(W.read_hot_words(tmp_path / "again.txt").items()) == list(found.items())
+    hot = W.read_hot_words(path)
+    assert list(hot.items()) == [("hot dog", 7.5), ("体验", 2.0), ("warm", 1.0), ("cool", 1.0)]
+    W.write_hot_words(tmp_path / "again.txt", hot)
+    assert list(W.read_hot_words(tmp_path / "again.txt").items()) == list(hot.items())
     assert [*hot_of([row()], 2, hot_words_file=path)] == ["hot dog", "体验"]
 
 
@@ -110,9 +110,9 @@ def test_bad_hot_word_files(tmp_path, content, message):
 
 def test_numbers_that_belong_to_a_word(tmp_path):
     lines = "windows 11\t1\n3:1\t2\ncovid-19\n2024\nmp3\na, b\ng 7 summit\n4th of July\n"
-    found = W.read_hot_words(write(tmp_path / "hot.txt", lines))
-    assert found.pop("3:1") == 2 and set(found.values()) == {1.0}
-    assert [*found] == [
+    hot = W.read_hot_words(write(tmp_path / "hot.txt", lines))
+    assert hot.pop("3:1") == 2 and set(hot.values()) == {1.0}
+    assert [*hot] == [
         "windows 11",
         "covid-19",
         "2024",

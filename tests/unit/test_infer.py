@@ -226,10 +226,10 @@ def test_another_length_of_a_beam_search_needs_no_compilation():
 def test_many_tokens_are_generated_in_chunks(generator):
     prompts = [[3], [5, 9, 2, 7]]
     options = Options(max_new_tokens=40, temperature=0)
-    whole = generator(prompts, options)
+    generated = generator(prompts, options)
     chunks = list(generator.stream(prompts, options, at_once=7))
     assert [c.tokens.shape[1] for c in chunks] == [7, 7, 7, 7, 7, 5]
-    assert np.concatenate([c.tokens for c in chunks], axis=1).tolist() == whole
+    assert np.concatenate([c.tokens for c in chunks], axis=1).tolist() == generated
 
 
 def test_a_row_that_the_caller_ends_generates_no_more(generator):

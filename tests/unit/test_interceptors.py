@@ -83,8 +83,8 @@ def test_factors_are_added_to_selected_layers(name, scan, remat):
         shapes = jax.eval_shape(init)
         mesh = mesh_lib.make_mesh(dict(data=2, fsdp=2, tensor=2))
         with jax.set_mesh(mesh):
-            place = sharding.of_params(mesh, shapes, axes)
-            params = jax.jit(init, out_shardings=place)()
+            shardings = sharding.of_params(mesh, shapes, axes)
+            params = jax.jit(init, out_shardings=shardings)()
             on_eight, g = jax.jit(jax.value_and_grad(loss))(params, TOKENS)
     factors = {k: x for k, x in named_leaves(g).items() if k.split("/")[-1] in ("a", "b")}
     layers = 1 if scan else 2

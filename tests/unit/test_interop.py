@@ -72,23 +72,23 @@ def write_folder(folder, config: dict, tensors: dict, name: str = "model.safeten
     return folder
 
 
-def write_again(found: interop.Imported, folder, **more):
+def write_again(imported: interop.Imported, folder, **more):
     arguments = dict(
-        family=found.family,
-        architecture=found.architecture,
-        model=found.model,
-        params={n: found.load(n) for n in found.names},
-        task=found.task,
-        dtype=found.dtype,
-        dtypes=found.dtypes,
-        config=found.config,
+        family=imported.family,
+        architecture=imported.architecture,
+        model=imported.model,
+        params={n: imported.load(n) for n in imported.names},
+        task=imported.task,
+        dtype=imported.dtype,
+        dtypes=imported.dtypes,
+        config=imported.config,
     )
     interop.write(folder, **{**arguments, **more})
     return folder
 
 
-def loaded(found: interop.Imported) -> dict:
-    return {name: found.load(name) for name in found.names}
+def loaded(imported: interop.Imported) -> dict:
+    return {name: imported.load(name) for name in imported.names}
 
 
 def assert_same(a: dict, b: dict) -> None:
@@ -101,26 +101,30 @@ def assert_same(a: dict, b: dict) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_an_import_and_export_keeps_tensors_and_config(tmp_path, case):
     config, theirs, ours = stored(case)
-    found = interop.read(write_folder(tmp_path / "in", config, theirs))
-    assert found.architecture == case.split(",")[0] and not found.missing and not found.unknown
-    assert_same(loaded(found), ours)
-    assert found.shapes == {name: x.shape for name, x in ours.items()}
-    write_again(found, tmp_path / "out")
+    imported = interop.read(write_folder(tmp_path / "in", config, theirs))
+    assert (
+        imported.architecture == case.split(",")[0]
+        and not imported.missing
+        and not imported.unknown
+    )
+    assert_same(loaded(imported), ours)
+    assert imported.shapes == {name: x.shape for name, x in ours.items()}
+    write_again(imported, tmp_path / "out")
     assert_same(load_file(tmp_path / "out" / "model.safetensors"), theirs)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
         tmp_path / "in" / "model.safetensors"
     ).read_bytes()
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == config
     # A new config, written without the original, has the same content.
-    again = interop.read(write_again(found, tmp_path / "new", config=None))
-    assert again.model == found.model and again.task == found.task
+    again = interop.read(write_again(imported, tmp_path / "new", config=None))
+    assert again.model == imported.model and again.task == imported.task
     assert_same(loaded(again), ours)
 
 
 def test_model_and_task_follow_from_config_json(tmp_path):
     read = lambda case: interop.read(write_folder(tmp_path / case, *stored(case)[:2]))
-    found = read("BertForSequenceClassification")
-    assert found.model == dict(
+    imported = read("BertForSequenceClassification")
+    assert imported.model == dict(
         name="bert",
         vocab_size=61,
         max_len=32,
@@ -134,7 +138,7 @@ def test_model_and_task_follow_from_config_json(tmp_path):
         dropout=0.1,
         attention_dropout=0.2,
     )
-    assert found.task == dict(name="classify", kind="classify", labels=("good", "bad", "ugly"))
+    assert imported.task == dict(name="classify", kind="classify", labels=("good", "bad", "ugly"))
     assert read("BertForTokenClassification").task == dict(
         name="tag", labels=("good", "bad", "ugly")
     )
@@ -152,19 +156,19 @@ def test_a_classifier_with_one_output_is_a_regression(tmp_path):
     config, theirs, _ = stored("BertForSequenceClassification")
     theirs |= {f"classifier.{k}": theirs[f"classifier.{k}"][:1] for k in ("weight", "bias")}
     config["id2label"] = {"0": "LABEL_0"}
-    found = interop.read(write_folder(tmp_path / "in", config, theirs))
-    assert found.task == dict(name="classify", kind="regress", labels=("LABEL_0",))
-    again = interop.read(write_again(found, tmp_path / "out", config=None))
-    assert again.task == found.task
+    imported = interop.read(write_folder(tmp_path / "in", config, theirs))
+    assert imported.task == dict(name="classify", kind="regress", labels=("LABEL_0",))
+    again = interop.read(write_again(imported, tmp_path / "out", config=None))
+    assert again.task == imported.task
 
 
 def test_rope_parameters_of_transformers_5(tmp_path):
     config, theirs, _ = stored("LlamaForCausalLM")
     del config["rope_theta"], config["rope_scaling"]
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e5}
-    found = interop.read(write_folder(tmp_path / "in", config, theirs))
-    assert found.model["rope_theta"] == 5e5
-    write_again(found, tmp_path / "out", model={**found.model, "rope_theta": 7e5})
+    imported = interop.read(write_folder(tmp_path / "in", config, theirs))
+    assert imported.model["rope_theta"] == 5e5
+    write_again(imported, tmp_path / "out", model={**imported.model, "rope_theta": 7e5})
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {
         **config,
         "rope_parameters": {"rope_type": "default", "rope_theta": 7e5},
@@ -183,13 +187,13 @@ def test_an_untied_or_tied_output_layer(tmp_path, case):
     np.testing.assert_array_equal(untied.load("head/kernel"), own.T)
     tied = {**config, "tie_word_embeddings": True}
     rest = {k: x for k, x in theirs.items() if k != "lm_head.weight"}
-    found = interop.read(
+    imported = interop.read(
         write_folder(tmp_path / "copy", tied, {**rest, "lm_head.weight": theirs[embed]})
     )
-    assert "head/kernel" not in found.names and not found.unknown and not found.missing
+    assert "head/kernel" not in imported.names and not imported.unknown and not imported.missing
     only = {k: x for k, x in rest.items() if k != embed} | {"lm_head.weight": theirs[embed]}
-    found = interop.read(write_folder(tmp_path / "only", tied, only))
-    np.testing.assert_array_equal(found.load("embed/embedding"), theirs[embed])
+    imported = interop.read(write_folder(tmp_path / "only", tied, only))
+    np.testing.assert_array_equal(imported.load("embed/embedding"), theirs[embed])
     with pytest.raises(UserError, match="lm_head.weight differs from .*tie_word_embeddings"):
         interop.read(write_folder(tmp_path / "bad", tied, {**rest, "lm_head.weight": own}))
 
@@ -208,18 +212,18 @@ def test_old_names_and_buffers(tmp_path):
         "cls.predictions.decoder.weight": theirs["bert.embeddings.word_embeddings.weight"],
         "cls.predictions.decoder.bias": theirs["cls.predictions.bias"],
     }
-    found = interop.read(write_folder(tmp_path / "bert", config, old))
-    assert not found.unknown
-    assert_same(loaded(found), ours)
+    imported = interop.read(write_folder(tmp_path / "bert", config, old))
+    assert not imported.unknown
+    assert_same(loaded(imported), ours)
     config, theirs, ours = stored("GPT2LMHeadModel")
     old = {k.removeprefix("transformer."): x for k, x in theirs.items()}
     old |= {
         "h.0.attn.bias": np.ones((1, 1, 32, 32), np.uint8),
         "h.0.attn.masked_bias": np.float32(-1e4)[None],
     }
-    found = interop.read(write_folder(tmp_path / "gpt2", config, old))
-    assert not found.unknown
-    assert_same(loaded(found), ours)
+    imported = interop.read(write_folder(tmp_path / "gpt2", config, old))
+    assert not imported.unknown
+    assert_same(loaded(imported), ours)
     config, theirs, _ = stored("LlamaForCausalLM")
     theirs["model.layers.1.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
     assert not interop.read(write_folder(tmp_path / "llama", config, theirs)).unknown
@@ -230,20 +234,22 @@ def test_unknown_and_missing_tensors_and_other_heads(tmp_path):
     config["architectures"] = ["BertForMaskedLM"]
     del theirs["bert.encoder.layer.1.output.dense.bias"]
     theirs["adapter.weight"] = np.ones(3, np.float32)
-    found = interop.read(write_folder(tmp_path / "in", config, theirs))
-    assert found.missing == ["stack/layer_1/mlp/down/bias"] and found.unknown == ["adapter.weight"]
-    assert {"pooler/kernel", "nsp/bias"} <= set(found.names)
+    imported = interop.read(write_folder(tmp_path / "in", config, theirs))
+    assert imported.missing == ["stack/layer_1/mlp/down/bias"] and imported.unknown == [
+        "adapter.weight"
+    ]
+    assert {"pooler/kernel", "nsp/bias"} <= set(imported.names)
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
 def test_half_precision(tmp_path, dtype):
     config, theirs, ours = stored("GPT2LMHeadModel")
     half = {k: x.astype(dtype) for k, x in theirs.items()}
-    found = interop.read(write_folder(tmp_path / "in", config, half))
-    assert found.dtype == np.dtype(dtype).name and not found.dtypes
-    assert_same(loaded(found), {k: x.astype(dtype) for k, x in ours.items()})
-    wide = {k: x.astype(np.float32) for k, x in loaded(found).items()}
-    write_again(found, tmp_path / "out", params=wide)
+    imported = interop.read(write_folder(tmp_path / "in", config, half))
+    assert imported.dtype == np.dtype(dtype).name and not imported.dtypes
+    assert_same(loaded(imported), {k: x.astype(dtype) for k, x in ours.items()})
+    wide = {k: x.astype(np.float32) for k, x in loaded(imported).items()}
+    write_again(imported, tmp_path / "out", params=wide)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
         tmp_path / "in" / "model.safetensors"
     ).read_bytes()
@@ -252,16 +258,16 @@ def test_half_precision(tmp_path, dtype):
 def test_mixed_types(tmp_path):
     config, theirs, _ = stored("LlamaForCausalLM")
     mixed = {k: x if "norm" in k else x.astype(ml_dtypes.bfloat16) for k, x in theirs.items()}
-    found = interop.read(write_folder(tmp_path / "in", config, mixed))
-    assert found.dtype == "float32" and found.dtypes["final_norm/scale"] == "float32"
-    assert found.dtypes["stack/layer_0/mlp/up/kernel"] == "bfloat16"
-    assert_same(load_file(write_again(found, tmp_path / "out") / "model.safetensors"), mixed)
+    imported = interop.read(write_folder(tmp_path / "in", config, mixed))
+    assert imported.dtype == "float32" and imported.dtypes["final_norm/scale"] == "float32"
+    assert imported.dtypes["stack/layer_0/mlp/up/kernel"] == "bfloat16"
+    assert_same(load_file(write_again(imported, tmp_path / "out") / "model.safetensors"), mixed)
 
 
 def test_shards(tmp_path):
     config, theirs, ours = stored("LlamaForCausalLM")
-    found = interop.read(write_folder(tmp_path / "in", config, theirs))
-    write_again(found, tmp_path / "out", max_shard_bytes=20_000)
+    imported = interop.read(write_folder(tmp_path / "in", config, theirs))
+    write_again(imported, tmp_path / "out", max_shard_bytes=20_000)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert index["metadata"] == {
         "total_parameters": sum(x.size for x in theirs.values()),
@@ -277,9 +283,9 @@ def test_shards(tmp_path):
 
 def test_a_changed_model_changes_only_its_keys(tmp_path):
     config, theirs, _ = stored("GPT2LMHeadModel")
-    found = interop.read(write_folder(tmp_path / "in", {**config, "embd_pdrop": 0.3}, theirs))
-    assert "embd_pdrop" in found.notes[1]
-    write_again(found, tmp_path / "out", model={**found.model, "dropout": 0.2})
+    imported = interop.read(write_folder(tmp_path / "in", {**config, "embd_pdrop": 0.3}, theirs))
+    assert "embd_pdrop" in imported.notes[1]
+    write_again(imported, tmp_path / "out", model={**imported.model, "dropout": 0.2})
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {
         **config,
         "resid_pdrop": 0.2,

@@ -89,11 +89,11 @@ def sharded_llama(folder):
         folder / "model-b.safetensors",
         metadata={"format": "pt", "part": "second"},
     )
-    places = {
+    file_of = {
         **dict.fromkeys(second, "model-b.safetensors"),
         **dict.fromkeys(first, "model-a.safetensors"),
     }
-    (folder / INDEX).write_text(json.dumps({"weight_map": places, "metadata": {"by": "hand"}}))
+    (folder / INDEX).write_text(json.dumps({"weight_map": file_of, "metadata": {"by": "hand"}}))
     return folder
 
 
@@ -204,8 +204,8 @@ def test_text_files_with_a_byte_order_mark_and_crlf(tmp_path):
         windows_text(folder / name)
     assert interop.is_huggingface(folder)
     import_(folder, tmp_path / "run")
-    found = load_tokenizer(tmp_path / "run" / "tokenizer")
-    assert found.encode("w0 w3").tolist() == [5, 8] and not found.lowercase
+    tokenizer = load_tokenizer(tmp_path / "run" / "tokenizer")
+    assert tokenizer.encode("w0 w3").tolist() == [5, 8] and not tokenizer.lowercase
     export(tmp_path / "run", tmp_path / "out")
     assert_same_files(folder, tmp_path / "out")
 
@@ -248,8 +248,8 @@ def test_another_dtype_or_other_shards_drop_only_copies_and_buffers(bert, tmp_pa
         {k: x.astype(ml_dtypes.bfloat16) for k, x in theirs.items()},
     )
     export(bert / "run", tmp_path / "shards", max_shard_bytes=20_000)
-    found = interop.read(tmp_path / "shards")
-    assert len(found.layout.headers) > 1 and KEPT <= set(found.names) and not found.missing
+    imported = interop.read(tmp_path / "shards")
+    assert len(imported.layout.headers) > 1 and KEPT <= set(imported.names) and not imported.missing
     import_(other_types(tmp_path / "in"), tmp_path / "run")
     export(tmp_path / "run", tmp_path / "wide", dtype="float32")
     written = load_file(tmp_path / "wide" / WEIGHTS)
@@ -286,9 +286,9 @@ def test_a_run_can_start_from_the_import_or_from_its_folder_alike(bert, tmp_path
     sources = [init_from.open_source(str(f), str(tmp_path)) for f in (folder, workdir)]
     assert sources[0].shapes == sources[1].shapes and KEPT <= set(sources[1].shapes)
     mesh = mesh_lib.make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
-    place = sharding.replicated(mesh)
+    on_each_device = sharding.replicated(mesh)
     shape = sources[0].shapes["pooler/kernel"]
-    fresh = {"pooler": {"kernel": jax.device_put(jnp.zeros(shape), place)}}
+    fresh = {"pooler": {"kernel": jax.device_put(jnp.zeros(shape), on_each_device)}}
     with jax.set_mesh(mesh):
         got = [init_from.initialise(fresh, s, "", lambda text: None) for s in sources]
     np.testing.assert_array_equal(*[np.asarray(g["pooler"]["kernel"]) for g in got])

@@ -12,8 +12,8 @@ from tests.unit.test_interop import loaded, stored, write_again, write_folder
 
 
 def test_an_index_that_does_not_match_the_files(tmp_path):
-    found = interop.read(write_folder(tmp_path / "in", *stored("LlamaForCausalLM")[:2]))
-    folder = write_again(found, tmp_path / "out", max_shard_bytes=20_000)
+    imported = interop.read(write_folder(tmp_path / "in", *stored("LlamaForCausalLM")[:2]))
+    folder = write_again(imported, tmp_path / "out", max_shard_bytes=20_000)
     path = folder / "model.safetensors.index.json"
     text = path.read_text()
     path.write_text(text.replace('.norm.weight": "model-00006', '.norm.weight": "model-00001'))
@@ -175,19 +175,19 @@ def test_the_same_tensor_under_two_names(tmp_path):
 
 
 def test_write_refuses_mismatches_and_leaves_no_files(tmp_path):
-    found = interop.read(write_folder(tmp_path / "in", *stored("BertModel")[:2]))
-    params = loaded(found)
+    imported = interop.read(write_folder(tmp_path / "in", *stored("BertModel")[:2]))
+    params = loaded(imported)
     with pytest.raises(UserError, match="BertForMaskedLM needs .*mlm/bias"):
-        write_again(found, tmp_path / "out", architecture="BertForMaskedLM")
+        write_again(imported, tmp_path / "out", architecture="BertForMaskedLM")
     with pytest.raises(UserError, match=r"pooler/bias has shape \(3,\).* \(24,\)"):
-        write_again(found, tmp_path / "out", params={**params, "pooler/bias": np.ones(3)})
+        write_again(imported, tmp_path / "out", params={**params, "pooler/bias": np.ones(3)})
     with pytest.raises(UserError, match="float64"):
-        write_again(found, tmp_path / "out", dtype="float64")
+        write_again(imported, tmp_path / "out", dtype="float64")
     with pytest.raises(UserError, match="not an empty folder"):
-        write_again(found, tmp_path / "in")
+        write_again(imported, tmp_path / "in")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
     (tmp_path / "out").mkdir()
-    write_again(found, tmp_path / "out")
+    write_again(imported, tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -195,24 +195,24 @@ def test_write_refuses_mismatches_and_leaves_no_files(tmp_path):
 
 
 def test_numbers_too_large_for_float16(tmp_path):
-    found = interop.read(write_folder(tmp_path / "in", *stored("GPT2LMHeadModel")[:2]))
-    params = loaded(found)
+    imported = interop.read(write_folder(tmp_path / "in", *stored("GPT2LMHeadModel")[:2]))
+    params = loaded(imported)
     params["final_norm/scale"] = params["final_norm/scale"] * 1e6
     with pytest.raises(UserError, match="transformer.ln_f.weight.*float16"):
-        write_again(found, tmp_path / "out", params=params, dtype="float16")
+        write_again(imported, tmp_path / "out", params=params, dtype="float16")
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
 def test_the_largest_float32_is_too_large_for_bfloat16(tmp_path):
-    found = interop.read(write_folder(tmp_path / "in", *stored("GPT2LMHeadModel")[:2]))
-    params = loaded(found)
+    imported = interop.read(write_folder(tmp_path / "in", *stored("GPT2LMHeadModel")[:2]))
+    params = loaded(imported)
     largest = np.full_like(params["final_norm/scale"], np.finfo(np.float32).max)
     params["final_norm/scale"] = largest
     with pytest.raises(UserError, match="ln_f.weight.* 3.40282e.38, beyond the 3.38953e.38 of bf"):
-        write_again(found, tmp_path / "out", params=params, dtype="bfloat16")
+        write_again(imported, tmp_path / "out", params=params, dtype="bfloat16")
     params["final_norm/scale"] = largest.astype(np.float64) * 10
     with pytest.raises(UserError, match="ln_f.weight.*of float32"):
-        write_again(found, tmp_path / "out", params=params, dtype="float32")
+        write_again(imported, tmp_path / "out", params=params, dtype="float32")
 
 
 def test_shard_sizes_are_positive(tmp_path):

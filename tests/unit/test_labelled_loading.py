@@ -35,29 +35,29 @@ def sentiment(tmp_path, **changes):
 def test_load_labelled(tmp_path):
     data, lines = sentiment(tmp_path), []
     labels = list(label_counts(data, kind("classify")))
-    found = load_labelled(data, kind("classify", labels), log=lines.append)
-    assert labels == list(found.kind.labels) == ["bad", "good"]
-    assert found.tokenizer.kind == "wordpiece" and found.tokenizer.vocab_size == 60
-    train, valid = found.split("train", 4, seed=1), found.split("valid", 4)
+    loaded = load_labelled(data, kind("classify", labels), log=lines.append)
+    assert labels == list(loaded.kind.labels) == ["bad", "good"]
+    assert loaded.tokenizer.kind == "wordpiece" and loaded.tokenizer.vocab_size == 60
+    train, valid = loaded.split("train", 4, seed=1), loaded.split("valid", 4)
     assert train.shuffle and not valid.shuffle
-    assert not found.split("train", 4, shuffle=False).shuffle
+    assert not loaded.split("train", 4, shuffle=False).shuffle
     held = [
         i
         for step in range(valid.n_batches)
         for i in valid.batch_at(step)["example"].ravel()
         if i >= 0
     ]
-    assert sorted(held) == list(range(len(found.rows("valid"))))
+    assert sorted(held) == list(range(len(loaded.rows("valid"))))
     batch = valid.batch_at(0)
-    row = found.rows("valid")[valid.examples.row[batch["example"][0, 0]]]
+    row = loaded.rows("valid")[valid.examples.row[batch["example"][0, 0]]]
     assert labels[batch["label"][0, 0]] == row["label"] and "film" in row["text"]
-    assert found.summary() in lines and "train" in found.summary() and "bad" in found.summary()
+    assert loaded.summary() in lines and "train" in loaded.summary() and "bad" in loaded.summary()
     assert sum("training a WordPiece vocabulary" in line for line in lines) == 1
     again = load_labelled(data, kind("classify", labels), log=lines.append)
-    assert again.fingerprint == found.fingerprint
+    assert again.fingerprint == loaded.fingerprint
     assert sum("training a WordPiece vocabulary" in line for line in lines) == 1
     with pytest.raises(UserError, match="'dev' was not loaded; available: train, valid, test"):
-        found.split("dev", 4)
+        loaded.split("dev", 4)
 
 
 def test_fingerprint_sees_content_tokenizer_labels_and_settings(tmp_path):

@@ -30,7 +30,7 @@ def emulator():
 
 
 @pytest.fixture(params=["local", "gs"])
-def place(request, tmp_path, monkeypatch):
+def workdir(request, tmp_path, monkeypatch):
     """A work folder that does not exist yet, local and in a bucket."""
     if request.param == "local":
         yield str(tmp_path / "runs" / "mine")
@@ -47,17 +47,17 @@ def quick(monkeypatch):
     monkeypatch.setattr(lease_lib, "RENEW", 0.1)
 
 
-def acquired(place) -> Lease:
-    lease = Lease(place)
+def acquired(workdir) -> Lease:
+    lease = Lease(workdir)
     lease.acquire()
     return lease
 
 
-def elsewhere(monkeypatch, place) -> Lease:
+def elsewhere(monkeypatch, workdir) -> Lease:
     """A lease that a process on another machine has acquired."""
     with monkeypatch.context() as patch:
         patch.setattr(lease_store, "_boot", lambda: "another kernel")
-        return acquired(place)
+        return acquired(workdir)
 
 
 def die(lease: Lease) -> None:
@@ -83,46 +83,46 @@ def files(folder) -> list[str]:
     )
 
 
-def leases(place) -> list[str]:
-    if place.startswith("gs://"):
-        return [".lease"] if cloud.read_version(f"{place}/.lease") else []
-    folder = pathlib.Path(place)
+def leases(workdir) -> list[str]:
+    if workdir.startswith("gs://"):
+        return [".lease"] if cloud.read_version(f"{workdir}/.lease") else []
+    folder = pathlib.Path(workdir)
     return [p.name for p in folder.glob(".lease*")] if folder.exists() else []
 
 
-def test_a_second_start_is_refused_until_the_first_has_ended(place):
-    first = acquired(place)
+def test_a_second_start_is_refused_until_the_first_has_ended(workdir):
+    first = acquired(workdir)
     for _ in range(2):
         with pytest.raises(Held) as e:
-            acquired(place)
+            acquired(workdir)
         assert e.value.exit_code == 75 and lease_lib.HELD_BY in str(e.value)
-        for text in (place, f"process {os.getpid()} on {os.uname().nodename}", "60 seconds"):
+        for text in (workdir, f"process {os.getpid()} on {os.uname().nodename}", "60 seconds"):
             assert text in str(e.value)
         assert str(e.value).count("started on 20") == 1
     first.check()
     first.release()
     first.release()
-    assert not leases(place)
-    second = acquired(place)  # the same process may train there again
+    assert not leases(workdir)
+    second = acquired(workdir)  # the same process may train there again
     second.check()
     second.release()
 
 
-def test_a_killed_process_is_replaced_immediately(place, monkeypatch):
+def test_a_killed_process_is_replaced_immediately(workdir, monkeypatch):
     """Process ids do not matter: in containers all are the same."""
     never_waits(monkeypatch)
     for _ in range(3):
-        die(acquired(place))
-    last = acquired(place)
+        die(acquired(workdir))
+    last = acquired(workdir)
     last.check()
-    assert len(leases(place)) == 1
+    assert len(leases(workdir)) == 1
     last.release()
-    assert not leases(place)
+    assert not leases(workdir)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["another machine", "no locks"])
 def test_a_process_elsewhere_renews_its_lease_or_the_lease_expires(
-    place, monkeypatch, quick, known
+    workdir, monkeypatch, quick, known
 ):
     if not known:
 
@@ -130,15 +130,15 @@ def test_a_process_elsewhere_renews_its_lease_or_the_lease_expires(
             raise OSError(38, "Function not implemented")
 
         monkeypatch.setattr(fcntl, "flock", none)
-        other = acquired(place)
+        other = acquired(workdir)
     else:
-        other = elsewhere(monkeypatch, place)
+        other = elsewhere(monkeypatch, workdir)
     started = time.monotonic()
     with pytest.raises(Held, match="its lease expires 1 seconds after"):
-        acquired(place)
+        acquired(workdir)
     assert time.monotonic() - started < 3
     die(other)
-    mine = acquired(place)
+    mine = acquired(workdir)
     mine.check()
     with pytest.raises(Lost, match=f"it is held by process {os.getpid()} on .* suspended"):
         other.check()
@@ -155,12 +155,12 @@ def test_a_lease_that_expired_long_ago_is_taken_immediately(tmp_path, monkeypatc
     acquired(str(tmp_path)).release()
 
 
-def test_exactly_one_process_wins_the_race_for_a_lease(place, monkeypatch, quick):
+def test_exactly_one_process_wins_the_race_for_a_lease(workdir, monkeypatch, quick):
     """At the start, and after a lease has expired."""
-    for before in (None, elsewhere(monkeypatch, place)):
+    for before in (None, elsewhere(monkeypatch, workdir)):
         if before:
             die(before)
-        racers = [Lease(place) for _ in range(4)]
+        racers = [Lease(workdir) for _ in range(4)]
         seen, all_ready = racers[0]._store.read(), threading.Barrier(4)
 
         def race(lease):
@@ -172,7 +172,7 @@ def test_exactly_one_process_wins_the_race_for_a_lease(place, monkeypatch, quick
         assert sum(r._store.holds() for r in racers) == 1
         for racer in racers:
             racer._store.release()
-        assert not leases(place)
+        assert not leases(workdir)
 
 
 def test_a_process_that_hung_before_it_took_a_lease_gives_way(tmp_path, monkeypatch):
@@ -188,18 +188,18 @@ def test_a_process_that_hung_before_it_took_a_lease_gives_way(tmp_path, monkeypa
 
 
 def test_a_suspended_process_that_lost_its_lease_writes_and_deletes_nothing(
-    place, monkeypatch, quick
+    workdir, monkeypatch, quick
 ):
-    first = elsewhere(monkeypatch, place)
-    if place.startswith("gs://"):
-        cloud.check_writable(place)
-    checkpoints = saved(place, [1, 2], keep=2, check_held=first.check)
-    writer = metrics.Writer(place, 0, False, first.check)
+    first = elsewhere(monkeypatch, workdir)
+    if workdir.startswith("gs://"):
+        cloud.check_writable(workdir)
+    checkpoints = saved(workdir, [1, 2], keep=2, check_held=first.check)
+    writer = metrics.Writer(workdir, 0, False, first.check)
     writer.write(2, {"loss": 1.0})
     writer.flush()
     die(first)  # as if the whole machine was paused
-    second = acquired(place)
-    before = files(place)
+    second = acquired(workdir)
+    before = files(workdir)
     with pytest.raises(Lost):
         checkpoints.save(3, state(3), {}, {})
     with pytest.raises(Lost):
@@ -208,16 +208,16 @@ def test_a_suspended_process_that_lost_its_lease_writes_and_deletes_nothing(
         writer.write(3, {"loss": 1.0})
         writer.flush()
     checkpoints.close()
-    assert files(place) == before and len(before) > 10
+    assert files(workdir) == before and len(before) > 10
     second.check()
     second.release()
 
 
-def test_the_renewing_thread_notices_a_lost_lease(place, monkeypatch, quick):
-    first = elsewhere(monkeypatch, place)
-    found = first._store.read()
-    taker = Lease(place)
-    assert taker._store.take(found, "now", 60)
+def test_the_renewing_thread_notices_a_lost_lease(workdir, monkeypatch, quick):
+    first = elsewhere(monkeypatch, workdir)
+    record = first._store.read()
+    taker = Lease(workdir)
+    assert taker._store.take(record, "now", 60)
     end = time.monotonic() + 10
     while not first.is_lost:
         assert time.monotonic() < end
@@ -229,10 +229,10 @@ def test_the_renewing_thread_notices_a_lost_lease(place, monkeypatch, quick):
     taker._store.release()
 
 
-def test_a_lease_deleted_by_somebody(place):
-    lease = acquired(place)
-    for name in leases(place):
-        (epath.Path(place) / name).unlink()
+def test_a_lease_deleted_by_somebody(workdir):
+    lease = acquired(workdir)
+    for name in leases(workdir):
+        (epath.Path(workdir) / name).unlink()
     with pytest.raises(Lost, match="its lease was deleted"):
         lease.check()
     lease.release()
@@ -252,15 +252,15 @@ def test_a_lease_deleted_by_somebody(place):
     ],
     ids=range(8),
 )
-def test_an_unreadable_lease_is_valid_until_it_expires(place, monkeypatch, content):
+def test_an_unreadable_lease_is_valid_until_it_expires(workdir, monkeypatch, content):
     """Until it expires."""
     monkeypatch.setattr(lease_store, "_DEFAULT_SECONDS", 1)
     monkeypatch.setattr(lease_store.Record, "__init__", _short_record)
-    epath.Path(place).mkdir(parents=True, exist_ok=True)
-    name = ".lease" if place.startswith("gs://") else ".lease-7"
-    (epath.Path(place) / name).write_bytes(content)
+    epath.Path(workdir).mkdir(parents=True, exist_ok=True)
+    name = ".lease" if workdir.startswith("gs://") else ".lease-7"
+    (epath.Path(workdir) / name).write_bytes(content)
     started = time.monotonic()
-    lease = acquired(place)
+    lease = acquired(workdir)
     assert time.monotonic() - started > 0.4
     lease.check()
     lease.release()

@@ -80,12 +80,12 @@ def test_a_folder_that_is_moved_or_deleted_during_a_run(tmp_path, how):
 
 
 def test_a_folder_that_may_no_longer_be_read():
-    with helpers.open_folder() as place:  # in which another user may work
-        (place / "mine").mkdir(mode=0o777)
-        (place / "mine").chmod(0o777)
+    with helpers.open_folder() as folder:  # in which another user may work
+        (folder / "mine").mkdir(mode=0o777)
+        (folder / "mine").chmod(0o777)
         with helpers.another_user():
-            lease = acquired(str(place / "mine" / "run"))
-            (place / "mine" / "run").chmod(0)
+            lease = acquired(str(folder / "mine" / "run"))
+            (folder / "mine" / "run").chmod(0)
             with pytest.raises(Lost, match="it cannot be read .Permission denied"):
                 lease.check()
             assert not lease._store.renew()

@@ -80,8 +80,8 @@ def both_ways(x, kernel, bias, targets, weights):
     ]
 
 
-def assert_both_same(found):
-    for a, b in zip(*map(jax.tree_util.tree_leaves, found)):
+def assert_both_same(both):
+    for a, b in zip(*map(jax.tree_util.tree_leaves, both)):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
@@ -105,9 +105,9 @@ def test_linear_cross_entropy_with_zero_weights():
 
 def test_linear_cross_entropy_of_large_logits_is_finite():
     x, kernel, bias, targets, weights = linear_inputs(3, 4)
-    found = both_ways(x, kernel * 1e4, bias, targets, weights)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree_util.tree_leaves(found[0]))
-    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
+    both = both_ways(x, kernel * 1e4, bias, targets, weights)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree_util.tree_leaves(both[0]))
+    np.testing.assert_allclose(both[0][0], both[1][0], rtol=1e-5)
 
 
 def test_linear_cross_entropy_of_a_sharded_batch():

@@ -132,8 +132,8 @@ def test_lengths_of_spans_are_those_of_spanbert():
     begins = masking._span_starts(words, masking.uniform((0, 0), np.arange(2000), 400))
     lengths = np.concatenate([np.diff(np.flatnonzero(row)) for row in begins])
     p = 0.2 * 0.8 ** np.arange(10)
-    found = np.bincount(lengths, minlength=11)[1:] / len(lengths)
-    np.testing.assert_allclose(found, p / p.sum(), atol=0.005)
+    shares = np.bincount(lengths, minlength=11)[1:] / len(lengths)
+    np.testing.assert_allclose(shares, p / p.sum(), atol=0.005)
     assert lengths.max() == 10 and abs(lengths.mean() - 3.8) < 0.05
     # The first words of a row begin one as often as others do; so does the word behind them.
     assert abs(begins[:, 1:4].mean() - begins[:, 200:].mean()) < 0.03
@@ -229,22 +229,22 @@ def test_places_of_words_and_spans_are_about_equally_likely():
 
 
 def test_random_ids_are_of_the_whole_vocabulary():
-    found = np.concatenate(
+    ids = np.concatenate(
         [
             masked.tokens[(masked.tokens != MASK_ID) & (masked.tokens != tokens)]
             for tokens, masked in (hide("token", seed, rate=0.9, limit=50) for seed in range(5))
         ]
     )
-    share = np.histogram(found, 10, (0, VOCAB))[0] / len(found)
+    share = np.histogram(ids, 10, (0, VOCAB))[0] / len(ids)
     np.testing.assert_allclose(share, 0.1, atol=0.02)
-    assert found.min() < 0.01 * VOCAB and found.max() >= 0.99 * VOCAB
+    assert ids.min() < 0.01 * VOCAB and ids.max() >= 0.99 * VOCAB
 
 
 def test_numbers_depend_on_key_row_and_column_only():
-    whole = masking.uniform((1, 2), np.arange(10), 50)
-    np.testing.assert_array_equal(whole[3:7], masking.uniform((1, 2), np.arange(3, 7), 50))
-    np.testing.assert_array_equal(whole[:, :20], masking.uniform((1, 2), np.arange(10), 20))
-    assert np.abs(whole - masking.uniform((1, 3), np.arange(10), 50)).mean() > 0.2
+    numbers = masking.uniform((1, 2), np.arange(10), 50)
+    np.testing.assert_array_equal(numbers[3:7], masking.uniform((1, 2), np.arange(3, 7), 50))
+    np.testing.assert_array_equal(numbers[:, :20], masking.uniform((1, 2), np.arange(10), 20))
+    assert np.abs(numbers - masking.uniform((1, 3), np.arange(10), 50)).mean() > 0.2
     many = masking.uniform((0,), np.arange(1000), 100)
     assert abs(many.mean() - 0.5) < 0.01 and abs(many.std() - 12**-0.5) < 0.01
     assert abs(np.corrcoef(many[:, 0], many[:, 1])[0, 1]) < 0.1

@@ -51,8 +51,8 @@ def test_throughput_is_in_the_unit_of_the_task(
     speed.read(1)
     clock[0] += 2.0
     values = speed.read(2)
-    found = {k: v for k, v in values.items() if k.endswith("_per_sec")}
-    assert found == {"steps_per_sec": 0.5, "examples_per_sec": 8.0, **rates}
+    throughput = {k: v for k, v in values.items() if k.endswith("_per_sec")}
+    assert throughput == {"steps_per_sec": 0.5, "examples_per_sec": 8.0, **rates}
     metrics.Progress(2).update(2, values, unit)
     assert line in capsys.readouterr().out
     assert tasks.amount(task, 16) == amount

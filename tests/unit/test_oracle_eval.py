@@ -47,13 +47,13 @@ def test_both_likelihoods_at_each_temperature(cache_dir, one_device):
     metrics = evaluate(params, {}, 1)
     assert set(metrics) == set(evaluate.metrics)
     test = corpus.split("test", batch_size=200).batch_at(0)["tokens"]
-    place = {tuple(x): i for i, x in enumerate(EVERY.tolist())}
+    index = {tuple(x): i for i, x in enumerate(EVERY.tolist())}
     oracle = log_p(corpus.oracle, corpus.oracle_params).mean(1)
     wanted = {}
     for end, temperature in (("", 1.0), ("_0.5", 0.5)):
         own = log_p(task.gan, params["generator"], temperature)
         wanted[f"nll_oracle{end}"] = -(np.exp(own.sum(1)) * oracle).sum()
-        wanted[f"nll_test{end}"] = -np.mean([own[place[tuple(x)]] for x in test.tolist()])
+        wanted[f"nll_test{end}"] = -np.mean([own[index[tuple(x)]] for x in test.tolist()])
     for k, value in wanted.items():  # an estimate from 10,000 texts, or exact
         assert metrics[k] == pytest.approx(value, abs=0.05 if "oracle" in k else 1e-4), k
     values = sorted(wanted.values())

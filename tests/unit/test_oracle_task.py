@@ -86,8 +86,8 @@ def bad_files(folder, arrays) -> dict:
     path("text.npz").write_text("these are no arrays")
     path("empty.npz").write_bytes(b"")
     np.save(path("one.npy"), arrays[0])
-    whole = pathlib.Path(saved(path("whole.npz"), arrays)).read_bytes()
-    path("cut.npz").write_bytes(whole[: len(whole) // 2])
+    content = pathlib.Path(saved(path("whole.npz"), arrays)).read_bytes()
+    path("cut.npz").write_bytes(content[: len(content) // 2])
     changed = lambda i, x: [x if k == i else a for k, a in enumerate(arrays)]
     return {
         "missing": (path("nothing.npz"), ["nothing.npz", "cannot be read"]),

@@ -159,12 +159,12 @@ def test_each_step_draws_other_masks(stream, tokenizer):
 
 
 def masks_of_examples(data, steps):
-    found = {}
+    masks = {}
     for step in steps:
         batch = data.batch_at(step)
         for row, name in enumerate(data.examples_at(step)):
-            found.setdefault(name, []).append(tuple(batch["masked_positions"][row]))
-    return found
+            masks.setdefault(name, []).append(tuple(batch["masked_positions"][row]))
+    return masks
 
 
 def test_static_masks_are_those_of_the_first_epoch(stream, tokenizer):

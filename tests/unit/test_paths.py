@@ -53,8 +53,8 @@ def save(folder, step: int) -> None:
 
 
 def restored(folder) -> float:
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    want = {"params": jax.ShapeDtypeStruct((4,), jnp.float32, sharding=place)}
+    on_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    want = {"params": jax.ShapeDtypeStruct((4,), jnp.float32, sharding=on_device)}
     checkpoints = Checkpoints(folder, read_only=True)
     items, _ = checkpoints.restore(
         checkpoints.resolve_step(None), {"params": {"w": want["params"]}}
@@ -230,7 +230,7 @@ def write_config(folder, rate: str) -> str:
 
 
 def test_a_config_imports_the_files_beside_it(tmp_path, monkeypatch):
-    before, found = [*sys.path], {*sys.modules}
+    before, modules = [*sys.path], {*sys.modules}
     one, two = (write_config(tmp_path / name, rate) for name, rate in (("a", "0.25"), ("b", "0.5")))
     for file, rate in ((one, 0.25), (two, 0.5), (one, 0.25)):
         assert config.load_file(file).optim.learning_rate == rate
@@ -239,7 +239,7 @@ def test_a_config_imports_the_files_beside_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "a")
     assert config.load_file("mine.py").optim.learning_rate == 0.25
     assert sys.path == before and not {"base", "bigjax_config_file"} & {*sys.modules}
-    assert found <= {*sys.modules}
+    assert modules <= {*sys.modules}
 
 
 def test_a_library_that_a_config_imports_first_stays_imported(tmp_path):

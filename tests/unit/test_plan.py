@@ -128,7 +128,7 @@ window={size=4x16 stride=3x15 lhs_dilate=4x16}, dim_labels=0b1f_0o1i->01bf
 
 def test_a_collective_on_a_separate_core():
     """As tpu7x runs it, concurrently with computation."""
-    found = predict.costs(
+    costs = predict.costs(
         """HloModule m
 
 %aside (p: f32[1024]) -> f32[1024] {
@@ -146,17 +146,17 @@ calls=%aside
         chips.CHIPS["tpu7x"],
         {"data": 2},
     )
-    assert [(x.kind, x.axes, x.bytes) for x in found.collectives] == [("all-reduce", "data", 4096)]
+    assert [(x.kind, x.axes, x.bytes) for x in costs.collectives] == [("all-reduce", "data", 4096)]
 
 
 def test_the_range_is_from_complete_overlap_to_none():
-    found = predict.Costs(0, 0, 2.0, 1.0, [predict.Collective("all-reduce", "data", 8, 4.0)])
-    assert found.step == (4.0, 7.0)
+    costs = predict.Costs(0, 0, 2.0, 1.0, [predict.Collective("all-reduce", "data", 8, 4.0)])
+    assert costs.step == (4.0, 7.0)
 
 
 def test_communication_between_slices_uses_the_network():
     """Four slices of four: the groups are within one slice, a host transfer is to the others."""
-    found = predict.costs(
+    costs = predict.costs(
         """HloModule m
 
 ENTRY %main (a: f32[1024]) -> f32[1024] {
@@ -171,11 +171,11 @@ frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
         {"data": 4, "fsdp": 2, "tensor": 2},
         4,
     )
-    near, far = sorted(found.collectives, key=lambda c: c.seconds)
+    near, far = sorted(costs.collectives, key=lambda c: c.seconds)
     assert (near.axes, near.bytes, far.axes, far.bytes) == ("tensor", 4096, "slices", 1.5 * 4096)
     assert near.kind == far.kind == "all-reduce"
     assert near.seconds == pytest.approx(4096 / 90e9) and far.seconds == 1.5 * 4096 / 3.125e9
-    assert found.seconds == 0
+    assert costs.seconds == 0
 
 
 @pytest.mark.parametrize(
@@ -229,9 +229,9 @@ def plan(tmp_path, *arguments):
 def test_a_config_is_planned_and_the_plan_cached(tmp_path):
     code, out, err = plan(tmp_path, "--topology=v5e:2x2", "--mesh=data=1,fsdp=4", "--json")
     assert code == 0 and "fits" in out and "along fsdp" in out, err
-    found = json.loads(out.splitlines()[-1])
-    assert found["fits"] and 0 < found["hbm_gib"] < 1 < found["hbm_limit_gib"]
-    assert found["step_seconds"][0] <= found["step_seconds"][1] and 0 < found["mfu"][0] < 1
+    result = json.loads(out.splitlines()[-1])
+    assert result["fits"] and 0 < result["hbm_gib"] < 1 < result["hbm_limit_gib"]
+    assert result["step_seconds"][0] <= result["step_seconds"][1] and 0 < result["mfu"][0] < 1
     (kept,) = tmp_path.glob("plans/*.json")
     assert (
         json.loads(
@@ -239,7 +239,7 @@ def test_a_config_is_planned_and_the_plan_cached(tmp_path):
                 -1
             ]
         )
-        == found
+        == result
     )
     code, _, err = plan(tmp_path, "--topology=v5e:2x2", "--mesh=data=3")
     assert code == 2 and "data=3" in err

@@ -33,7 +33,7 @@ def arguments(path) -> list[str]:
 def test_a_config_on_a_chip(path, topology, tmp_path):
     code, out, err = plan(tmp_path, *arguments(path), f"--topology={topology}", "--json")
     assert code == 0 and not err, err
-    found = json.loads(out.splitlines()[-1])
-    assert found["fits"] and found["flops"] > 0, found
-    low, high = found["step_seconds"]
-    assert 0 < low <= high and 0 < found["hbm_gib"] < found["hbm_limit_gib"]
+    result = json.loads(out.splitlines()[-1])
+    assert result["fits"] and result["flops"] > 0, result
+    low, high = result["step_seconds"]
+    assert 0 < low <= high and 0 < result["hbm_gib"] < result["hbm_limit_gib"]

@@ -55,13 +55,13 @@ def test_bytes_sent_along_two_axes(costs):
     """All in bfloat16. The embedding table is gathered for the first and for the last layer, and
     its gradients are scattered twice. Each of two devices sends half of an array."""
     sent = {(x.kind, x.axes): x.bytes for x in costs.collectives}
-    whole = 2 * (WEIGHTS + 2 * V * D + T * D)
-    assert sent["all-gather", "fsdp"] == pytest.approx(whole / 2, rel=0.002)
-    assert sent["reduce-scatter", "fsdp"] == pytest.approx(whole / 2, rel=0.002)
+    n_bytes = 2 * (WEIGHTS + 2 * V * D + T * D)
+    assert sent["all-gather", "fsdp"] == pytest.approx(n_bytes / 2, rel=0.002)
+    assert sent["reduce-scatter", "fsdp"] == pytest.approx(n_bytes / 2, rel=0.002)
     # The scattered gradients are summed over the other pair: sent, and their sum sent back.
-    assert sent["all-reduce", "data"] == pytest.approx(whole / 2, rel=0.002)
+    assert sent["all-reduce", "data"] == pytest.approx(n_bytes / 2, rel=0.002)
     # Norms, biases, the loss.
-    assert sum(sent.values()) == pytest.approx(3 * whole / 2, rel=0.01)
+    assert sum(sent.values()) == pytest.approx(3 * n_bytes / 2, rel=0.01)
 
 
 def test_no_seconds(costs):
@@ -108,15 +108,15 @@ custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{
 
 def test_asynchronous_collectives_count_once():
     """The result of a -start includes its inputs. The loop runs five times."""
-    found = predict.costs(HAND_WRITTEN, H100, {"data": 2, "fsdp": 2})
-    sent = {(x.kind, x.axes): x.bytes for x in found.collectives}
+    costs = predict.costs(HAND_WRITTEN, H100, {"data": 2, "fsdp": 2})
+    sent = {(x.kind, x.axes): x.bytes for x in costs.collectives}
     assert sent == {
         ("reduce-scatter", "data x fsdp"): 5 * 3 / 4 * 4 * 64,
         ("all-gather", "data x fsdp"): 5 * 3 / 4 * 4 * 64,
         ("all-reduce", "data x fsdp"): 5 * 2 * 3 / 4 * 4 * 64,
         ("all-gather", "data"): 1 / 2 * 2 * 12 * (8 * 32 + 32 * 16),
     }
-    assert found.flops == 2 * 3 * 8 * 16 * 32  # by cuBLAS
+    assert costs.flops == 2 * 3 * 8 * 16 * 32  # by cuBLAS
 
 
 def test_topologies():
@@ -241,8 +241,8 @@ def test_a_config_is_planned(tmp_path):
         env={k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")},
     )
     assert done.returncode == 0 and not done.stderr, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["fits"] and 0 < found["hbm_gib"] < 1 and found["kernel_flops"] > 0
-    assert found["step_seconds"] is None
-    axes = " ".join(c["axes"] for c in found["collectives"])
+    plan = json.loads(done.stdout.splitlines()[-1])
+    assert plan["fits"] and 0 < plan["hbm_gib"] < 1 and plan["kernel_flops"] > 0
+    assert plan["step_seconds"] is None
+    axes = " ".join(c["axes"] for c in plan["collectives"])
     assert "fsdp" in axes and "sequence" in axes and "tensor" in axes

@@ -131,11 +131,11 @@ def test_a_model_that_cannot_fit_is_refused_before_compiling(compiled):
 
 def test_the_ranking_is_by_seconds(compiled):
     lines = []
-    found = searched(log=lines.append)
-    seconds = [f.seconds for f in found]
+    result = searched(log=lines.append)
+    seconds = [f.seconds for f in result]
     assert seconds == sorted(seconds) and "not tried" not in lines[-1]
-    assert found[0].candidate.mesh["tensor"] == 1
-    assert len(found) == len(compiled) and str(found[0].candidate) in "\n".join(lines)
+    assert result[0].candidate.mesh["tensor"] == 1
+    assert len(result) == len(compiled) and str(result[0].candidate) in "\n".join(lines)
 
 
 def test_the_lines_for_the_config_choose_the_layout():
@@ -179,8 +179,8 @@ def test_layouts_that_are_slower_by_estimate_are_not_compiled(
         ],
     )
     lines = []
-    found = searched(log=lines.append, seconds_of=lambda plan: (plan.work_seconds,) * 2)
-    assert [f.seconds for f in found] == ranked
+    result = searched(log=lines.append, seconds_of=lambda plan: (plan.work_seconds,) * 2)
+    assert [f.seconds for f in result] == ranked
     others = len(some) - len(ranked)
     assert lines[-1] == f"Compiled 3; by estimate the other {others} are slower or too large."
 
@@ -203,8 +203,8 @@ def test_a_layout_that_barely_fits_is_tried_if_it_may_be_the_best(monkeypatch):
     room = (1 - search.SPARE) * 15.75 * chips.GIB
     best = min(every, key=lambda c: c.estimate)
     assert best.needs > room > every[0].needs  # others come first
-    found = searched(config("6.7b", 128), seconds_of=lambda plan: (plan.work_seconds,) * 2)
-    assert found[0].seconds == best.estimate
+    result = searched(config("6.7b", 128), seconds_of=lambda plan: (plan.work_seconds,) * 2)
+    assert result[0].seconds == best.estimate
 
 
 def test_layouts_larger_than_one_that_did_not_fit_are_not_compiled(monkeypatch):
@@ -232,8 +232,8 @@ def test_a_search_over_its_budget_ends_after_one_layout(compiled):
 
 def test_a_search_ranks_by_corrected_seconds(compiled):
     """Here the slowest step is corrected to be the fastest."""
-    found = searched(seconds_of=lambda plan: (1 / plan.work_seconds,) * 2)
-    assert found[0].plan.work_seconds == max(f.plan.work_seconds for f in found)
+    result = searched(seconds_of=lambda plan: (1 / plan.work_seconds,) * 2)
+    assert result[0].plan.work_seconds == max(f.plan.work_seconds for f in result)
 
 
 def measured(tmp_path, *runs):
@@ -248,9 +248,10 @@ def test_measured_runs_correct_a_prediction(tmp_path):
     """Real work takes 1.2 of what is predicted, and a third of the communication is not hidden."""
     runs = [("v5e:4x4", 1.0, 0.3), ("v5e:4x4", 2.0, 2.4), ("v5e:8x8", 0.5, 0.9), ("v4:2x2x1", 1, 0)]
     path = measured(tmp_path, *((t, w, c, 1.2 * w + c / 3) for t, w, c in runs))
-    found = calibrate.read(path, "v5e")
-    assert (found.work, found.communication) == pytest.approx((1.2, 1 / 3)) and found.runs == 3
-    low, high = found(made(2.0))
+    calibration = calibrate.read(path, "v5e")
+    assert (calibration.work, calibration.communication) == pytest.approx((1.2, 1 / 3))
+    assert calibration.runs == 3
+    low, high = calibration(made(2.0))
     assert (low + high) / 2 == pytest.approx(1.2 * 2 + 1 / 3) and low < high
 
 
@@ -258,9 +259,10 @@ def test_measured_runs_correct_a_prediction(tmp_path):
 def test_runs_that_are_alike_scale_the_range(tmp_path, runs):
     """They cannot tell work from communication: neither may become free."""
     path = measured(tmp_path, *[("v5e:4x4", 1.0, 0.5, 1.5 + 0.01 * i) for i in range(runs)])
-    found = calibrate.read(path, "v5e")
+    calibration = calibrate.read(path, "v5e")
     scale = (1.5 + 0.005 * (runs - 1)) / 1.25  # the median over the middle of 1.0 to 1.5
-    assert found(made(2.0)) == pytest.approx((2 * scale, 3 * scale)) and "More runs" in str(found)
+    assert calibration(made(2.0)) == pytest.approx((2 * scale, 3 * scale))
+    assert "More runs" in str(calibration)
 
 
 def test_measurements_that_contradict_each_other_leave_seconds_positive(tmp_path):

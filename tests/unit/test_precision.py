@@ -59,7 +59,7 @@ def test_activations(name, dtype, bar):
 
 def gradients(module, x, weights):
     """(in bfloat16, in float32) gradients of a weighted sum of the outputs, by path."""
-    found = []
+    grads = []
     for dtype in ("bfloat16", "float32"):
         m = module.clone(dtype=dtype)
         variables = params_lib.unbox(m.init(jax.random.key(0), x))
@@ -70,8 +70,8 @@ def gradients(module, x, weights):
 
         g = jax.jit(jax.grad(total))(variables, x)
         assert {a.dtype for a in jax.tree.leaves(g)} == {jnp.dtype("float32")}
-        found.append(jax.tree.leaves(g))
-    return zip(*found)
+        grads.append(jax.tree.leaves(g))
+    return zip(*grads)
 
 
 ROWS = 20_000
@@ -141,7 +141,7 @@ def optimizer(name, params):
 
 @pytest.mark.parametrize("name", ["adamw", "lamb", "adafactor", "sgd"])
 def test_parameters_moments_and_averages_are_float32_for_any_dtype(name):
-    found = []
+    states = []
     for dtype in ("float32", "bfloat16"):
         t = task(dtype)
         state = make_init(t, (tx := optimizer(name, t.init(None)["params"])).init, 0, True)()
@@ -152,24 +152,24 @@ def test_parameters_moments_and_averages_are_float32_for_any_dtype(name):
             state, _ = step(state, None, {"y": jnp.full((2, 4), 3.0 if i < 20 else 2.0)})
         assert jax.tree.map(lambda x: x.dtype, state) == types
         assert float(state.ema["params"]["kernel"][0]) > 1.001  # bfloat16 would have stayed at 1
-        found.append(named_leaves((state.params, state.opt_state, state.ema)))
-    for key, x in found[0].items():
-        np.testing.assert_allclose(found[1][key], x, rtol=0.01, err_msg=key)
+        states.append(named_leaves((state.params, state.opt_state, state.ema)))
+    for key, x in states[0].items():
+        np.testing.assert_allclose(states[1][key], x, rtol=0.01, err_msg=key)
 
 
 def test_micro_batches_are_summed_in_float32():
     y = np.random.default_rng(0).normal(2, 1, (128, 4)).astype(jnp.bfloat16)
-    t, found = task("bfloat16"), []
+    t, results = task("bfloat16"), []
     for accumulate in (1, 64):
         state = make_init(t, (tx := optimizer("sgd", t.init(None)["params"])).init, 0, False)()
         step = make_step(t, tx, lambda s: 1e-2, seed=0, accumulate=accumulate)
         state, metrics = jax.jit(step)(state, None, {"y": y})
         assert {x.dtype for x in metrics.values()} == {jnp.dtype("float32")}
-        found.append((state.params["kernel"], metrics["error"], metrics["grad_norm"]))
+        results.append((state.params["kernel"], metrics["error"], metrics["grad_norm"]))
     exact = np.mean((1 - y.astype(np.float64)) ** 2) * 4
-    np.testing.assert_allclose(found[1][1], exact, rtol=1e-3)  # in bfloat16 1% off
-    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-5)
-    np.testing.assert_allclose(found[1][2], found[0][2], rtol=1e-3)
+    np.testing.assert_allclose(results[1][1], exact, rtol=1e-3)  # in bfloat16 1% off
+    np.testing.assert_allclose(results[1][0], results[0][0], rtol=1e-5)
+    np.testing.assert_allclose(results[1][2], results[0][2], rtol=1e-3)
 
 
 def test_a_step_that_changes_a_dtype_or_a_shape_is_refused():

@@ -38,11 +38,11 @@ def test_classes_and_numbers():
     rows = [{"text": "a"}, {"text": "b"}]
     examples = types.SimpleNamespace(row=np.array([0, 1]))
     outputs = [np.array([0.0, 2.0, 1.0]), np.array([3.0, 0.0, 0.0])]
-    found = Classify(("x", "y", "z")).predict(rows, examples, outputs)
-    assert [f["prediction"] for f in found] == ["y", "x"]
+    predictions = Classify(("x", "y", "z")).predict(rows, examples, outputs)
+    assert [f["prediction"] for f in predictions] == ["y", "x"]
     e = np.exp([0, 2, 1])
-    assert list(found[0]["probabilities"].values()) == pytest.approx((e / e.sum()).tolist())
-    assert found[0]["probability"] == pytest.approx(e[1] / e.sum())
+    assert list(predictions[0]["probabilities"].values()) == pytest.approx((e / e.sum()).tolist())
+    assert predictions[0]["probability"] == pytest.approx(e[1] / e.sum())
     assert Regress().predict(rows, examples, [np.array([1.5]), np.array([-2.0])]) == [
         {"prediction": 1.5},
         {"prediction": -2.0},
@@ -57,10 +57,10 @@ def test_tags_stand_at_first_pieces_and_cut_words_have_none(tokenizer):
     examples = encode_rows(rows, DATA, Tag(("O", "X")), tokenizer, with_labels=False)
     outputs = [np.tile([1.0, 0.0], (n, 1)) for n in examples.lengths]
     outputs[0][examples.words_of(0)[2]] = [0.0, 1.0]
-    found = Tag(("O", "X")).predict(rows, examples, outputs)
-    assert found[0]["prediction"] == ["O", "O", "X"]
+    predictions = Tag(("O", "X")).predict(rows, examples, outputs)
+    assert predictions[0]["prediction"] == ["O", "O", "X"]
     kept = len(examples.words_of(1))
-    assert kept < 40 and found[1]["prediction"] == ["O"] * kept + [None] * (40 - kept)
+    assert kept < 40 and predictions[1]["prediction"] == ["O"] * kept + [None] * (40 - kept)
 
 
 def answer_outputs(examples, best):
@@ -84,8 +84,8 @@ def test_answers_are_the_best_span_of_all_windows(tokenizer):
     )[0]
     spans = examples.spans_of(last)
     want = context[spans[a, 0] : spans[b, 1]]
-    found = find({(last, a, 0): 4.0, (last, b, 1): 4.0, (0, columns[0], 0): 3.0})
-    assert found == {"prediction": want, "score": 8.0}
+    predictions = find({(last, a, 0): 4.0, (last, b, 1): 4.0, (0, columns[0], 0): 3.0})
+    assert predictions == {"prediction": want, "score": 8.0}
     # The end before the start, a span that is too long, the question: none of them is an answer
     assert find({(last, b, 0): 4.0, (last, a, 1): 4.0})["score"] == 4.0
     assert find({(last, a, 0): 4.0, (last, b, 1): 4.0}, max_answer_tokens=2)["score"] == 4.0
@@ -110,9 +110,9 @@ def test_outputs_find_their_examples_in_packed_rows(tokenizer):
     for function in (columns, first):
         task = types.SimpleNamespace(outputs=function)
         with jax.set_mesh(mesh):
-            found, sums = predict.make_outputs(task, mesh, False)({}, {}, {}, data)
-        assert sums == {} and len(found) == 30
-        for i, got in enumerate(found):
+            predictions, sums = predict.make_outputs(task, mesh, False)({}, {}, {}, data)
+        assert sums == {} and len(predictions) == 30
+        for i, got in enumerate(predictions):
             own = examples.tokens[examples.offsets[i] : examples.offsets[i + 1]]
             np.testing.assert_array_equal(
                 got[:, 0] if function is columns else got, own if function is columns else own[1:2]
@@ -155,9 +155,9 @@ def read(path):
 
 def test_files(tmp_path):
     rows = [{"text": 'a\t"b"\r, c\nd', "where": "x:1"}, {"text": "c", "where": "x:2"}]
-    found = [{"prediction": ["O", None]}, {"prediction": "y", "probabilities": {"y": 1.0}}]
+    predictions = [{"prediction": ["O", None]}, {"prediction": "y", "probabilities": {"y": 1.0}}]
     for ending in ("csv", "jsonl"):
-        predict.write(tmp_path / f"o.{ending}", rows, found)
+        predict.write(tmp_path / f"o.{ending}", rows, predictions)
     assert read(tmp_path / "o.jsonl") == [
         {"text": 'a\t"b"\r, c\nd', "prediction": ["O", None]},
         {"text": "c", "prediction": "y", "probabilities": {"y": 1.0}},
@@ -180,10 +180,10 @@ def test_a_row_without_an_answer_has_no_score(tmp_path, tokenizer):
         {"question": "a", "context": "b", "where": "x:2", "other": float("nan"), "none": None},
     ]
     none = types.SimpleNamespace(row=[], spans_of=None)
-    found = Answer(max_answer_tokens=3).predict(rows, none, [])
-    found[1]["score"] = 1.5
+    predictions = Answer(max_answer_tokens=3).predict(rows, none, [])
+    predictions[1]["score"] = 1.5
     for ending in predict.FORMATS:
-        predict.write(tmp_path / f"o{ending}", rows, found)
+        predict.write(tmp_path / f"o{ending}", rows, predictions)
     lines = (tmp_path / "o.jsonl").read_text().splitlines()
     first, second = (json.loads(line, parse_constant=refuse) for line in lines)
     assert first["score"] is None and first["prediction"] == ""
@@ -194,32 +194,34 @@ def test_a_row_without_an_answer_has_no_score(tmp_path, tokenizer):
 
 
 def test_tabs_have_no_quoting(tmp_path):
-    path, found = tmp_path / "o.tsv", [{"prediction": 'say "y"'}]
-    predict.write(path, [{"text": 'a "b", \u2028c'}], found)
+    path, predictions = tmp_path / "o.tsv", [{"prediction": 'say "y"'}]
+    predict.write(path, [{"text": 'a "b", \u2028c'}], predictions)
     assert path.read_bytes().decode() == 'text\tprediction\na "b", \u2028c\tsay "y"\n'
     assert read(path) == [{"text": 'a "b", \u2028c', "prediction": 'say "y"'}]
     path.unlink()
     for end in "\t\n\r":
         with pytest.raises(UserError, match=r"o\.tsv: column 'text' of row 2 .*\.csv or \.jsonl"):
-            predict.write(path, [{"text": "a"}, {"text": f"a{end}b"}], found * 2)
+            predict.write(path, [{"text": "a"}, {"text": f"a{end}b"}], predictions * 2)
         with pytest.raises(UserError, match=r"'prediction' of row 1 "):
             predict.write(path, [{"text": "a"}], [{"prediction": f"a{end}b"}])
     with pytest.raises(UserError, match="of the header"):
-        predict.write(path, [{"row": {"a\tb": "a"}}], found)
+        predict.write(path, [{"row": {"a\tb": "a"}}], predictions)
     assert not list(tmp_path.iterdir())
 
 
 def test_all_columns_are_carried_through(tmp_path):
-    whole = {"id": 7, "sentence": "a", "x": 0.123456789012, "prediction": [None], "z": "\ud800"}
+    row = {"id": 7, "sentence": "a", "x": 0.123456789012, "prediction": [None], "z": "\ud800"}
     rows = [
-        {"text": "a", "where": "f:1", "row": whole},
+        {"text": "a", "where": "f:1", "row": row},
         {"text": "b", "where": "f:2", "row": {"sentence": "b", "prediction_2": True}},
     ]
-    found = [{"prediction": 0.123456789012, "probability": 0.5, "probabilities": {"y": 1.0}}] * 2
+    predictions = [
+        {"prediction": 0.123456789012, "probability": 0.5, "probabilities": {"y": 1.0}}
+    ] * 2
     for ending in ("tsv", "csv", "jsonl"):
-        predict.write(tmp_path / f"o.{ending}", rows, found)
+        predict.write(tmp_path / f"o.{ending}", rows, predictions)
     assert read(tmp_path / "o.jsonl")[0] == {
-        **whole,
+        **row,
         "prediction_3": 0.123456789012,
         "probability": 0.5,
         "probabilities": {"y": 1.0},
@@ -282,8 +284,8 @@ def test_files_that_cannot_be_written(tmp_path, monkeypatch):
 
 def test_classification_metrics_by_hand():
     rows = [{"label": label} for label in "aaabbc"]
-    found = [{"prediction": label} for label in "aabbbb"]
-    numbers, text, by_label = Classify(("a", "b", "c")).measure(rows, found)
+    predictions = [{"prediction": label} for label in "aabbbb"]
+    numbers, text, by_label = Classify(("a", "b", "c")).measure(rows, predictions)
     f1 = [2 * 1.0 * 2 / 3 / (1 + 2 / 3), 2 * 0.5 * 1 / 1.5, 0.0]
     assert numbers["accuracy"] == pytest.approx(4 / 6)
     assert numbers["f1_macro"] == pytest.approx(np.mean(f1))
@@ -304,8 +306,8 @@ def test_classification_metrics_by_hand():
 
 def test_tag_metrics_leave_o_out():
     rows = [{"tags": ["O", "X", "X"]}, {"tags": ["O", "O"]}]
-    found = [{"prediction": ["O", "X", "O"]}, {"prediction": ["O", "X"]}]
-    numbers, text, by_label = Tag(("O", "X")).measure(rows, found)
+    predictions = [{"prediction": ["O", "X", "O"]}, {"prediction": ["O", "X"]}]
+    numbers, text, by_label = Tag(("O", "X")).measure(rows, predictions)
     assert numbers["accuracy"] == pytest.approx(3 / 5)
     assert numbers["f1_micro"] == pytest.approx(0.5)  # of X: precision 1/2, recall 1/2
     assert "(truncated)" not in text and "(truncated)" not in by_label
@@ -313,15 +315,17 @@ def test_tag_metrics_leave_o_out():
 
 def test_a_word_that_was_cut_off_is_missed_and_is_no_other_label(tmp_path):
     rows = [{"tags": ["X", "O", "Y", "X"]}, {"tags": ["O", "X"]}]
-    found = [{"prediction": ["X", "O", "Y", None]}, {"prediction": ["O", None]}]
+    predictions = [{"prediction": ["X", "O", "Y", None]}, {"prediction": ["O", None]}]
     kind = Tag(("Y", "O", "X"))
-    numbers, text, by_label = kind.measure(rows, found)
+    numbers, text, by_label = kind.measure(rows, predictions)
     assert numbers["accuracy"] == pytest.approx(4 / 6)
     assert by_label["Y"]["precision"] == by_label["X"]["precision"] == 1.0
     assert by_label["X"]["recall"] == pytest.approx(1 / 3)
     assert numbers["precision_macro"] == 1.0 and numbers["recall_macro"] == pytest.approx(2 / 3)
     assert "(truncated)" in text and by_label["(truncated)"]["support"] == 0
-    metrics._draw_confusion(tmp_path / "c.png", *kind.label_pairs(rows, found), list(kind.labels))
+    metrics._draw_confusion(
+        tmp_path / "c.png", *kind.label_pairs(rows, predictions), list(kind.labels)
+    )
     assert (tmp_path / "c.png").stat().st_size > 1000
     assert measures.shown_labels(["Y"], ["Y", "(truncated)"]) == ["Y", "(truncated)"]
     assert (
@@ -358,8 +362,8 @@ def test_names_of_metrics_are_known_before(kind, row, prediction):
 
 def test_regression_metrics():
     rows = [{"label": str(x)} for x in (1.0, 2.0, 3.0, 10.0)]
-    found = [{"prediction": x} for x in (1.0, 2.5, 3.0, 4.0)]
-    numbers, _, _ = Regress().measure(rows, found)
+    predictions = [{"prediction": x} for x in (1.0, 2.5, 3.0, 4.0)]
+    numbers, _, _ = Regress().measure(rows, predictions)
     assert numbers["spearman"] == pytest.approx(1.0) and 0.7 < numbers["pearson"] < 0.95
     assert numbers["mse"] == pytest.approx(36.25 / 4) and numbers["mae"] == pytest.approx(6.5 / 4)
     constant = [{"prediction": 1.0}] * 4

@@ -56,9 +56,9 @@ def test_a_row_has_no_more_places_than_its_lengths_need():
 
 def test_planning_is_fast():
     lengths = np.random.default_rng(0).integers(5, 129, 400_000)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     plan_rows(lengths, np.arange(len(lengths)), 128, 16)
-    assert time.perf_counter() - begun < 10  # 0.6 s on an idle core
+    assert time.perf_counter() - start < 10  # 0.6 s on an idle core
 
 
 def test_plan_by_hand():

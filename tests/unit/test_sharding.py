@@ -42,10 +42,10 @@ def test_parameters_are_sharded_like_megatron_and_fsdp(case):
     model, want = CASES[case]
     boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), int))["params"]
     mesh = mesh_lib.make_mesh(dict(data=2, fsdp=2, sequence=1, tensor=2))
-    places = named_leaves(sharding.of_params(mesh, unbox(boxed), logical_axes(boxed)))
+    shardings = named_leaves(sharding.of_params(mesh, unbox(boxed), logical_axes(boxed)))
     for path, spec in (want | TABLES).items():
         path = path if path.split("/")[0] in boxed else f"stack/layers/{path}"
-        assert tuple(places[path].spec) == spec, path
+        assert tuple(shardings[path].spec) == spec, path
 
 
 def test_an_axis_without_a_rule_is_refused_with_the_nearest_one():

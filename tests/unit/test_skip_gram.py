@@ -123,13 +123,13 @@ def test_a_step_is_adagrad_on_the_loss_of_the_paper():
     others = np.array([[o, *n] for o, n in zip(context, negatives)])
     value, grads = jax.value_and_grad(loss, (0, 1))(v, u)
     wanted = expected(v, grads[0]), expected(u, grads[1])
-    state, found = skip_gram._train(
+    state, step_loss = skip_gram._train(
         [(v, jnp.zeros(12)), (u, jnp.zeros(12))],
         np.float32([0.1]),
         np.array([centre]),
         others[None],
     )
-    assert float(found) == pytest.approx(float(value) / 2, rel=1e-5)
+    assert float(step_loss) == pytest.approx(float(value) / 2, rel=1e-5)
     for (table, _), want in zip(state, wanted):
         np.testing.assert_allclose(table, want, atol=1e-5)
 
@@ -169,34 +169,34 @@ def read_texts(tmp_path, valid_fraction=0.0, **content):
             cache_dir=str(tmp_path / "cache"),
         )
     )
-    told = []
-    _, texts = embeddings._texts(ml_collections.ConfigDict({"data": section}), told.append)
-    return texts, told
+    lines = []
+    _, texts = embeddings._texts(ml_collections.ConfigDict({"data": section}), lines.append)
+    return texts, lines
 
 
 def test_embeddings_say_what_was_replaced_and_what_is_unknown(tmp_path):
     plain, odd = b"the a b\n" * 99, b"the \xff\n" + b"the Zyx4 a b c\n" * 30
-    texts, told = read_texts(tmp_path, one=plain, two=odd)
-    assert len(texts) == 2 and len(told) == 4, told
-    assert told[0] == (
+    texts, lines = read_texts(tmp_path, one=plain, two=odd)
+    assert len(texts) == 2 and len(lines) == 4, lines
+    assert lines[0] == (
         "data: one train 1 documents 297 tokens; 0.000% of the bytes replaced; 0.00% unknown"
     )
-    assert "two:1 has bytes that are not UTF-8" in told[1]
+    assert "two:1 has bytes that are not UTF-8" in lines[1]
     # WordPiece drops U+FFFD: 30 times five tokens, one of them [UNK], and the first.
-    assert told[2] == (
+    assert lines[2] == (
         "data: two train 1 documents 151 tokens; 0.219% of the bytes replaced; 19.87% unknown"
     )
-    assert "30 of the 151 tokens of source 'two' (19.9%) are unknown" in told[3]
+    assert "30 of the 151 tokens of source 'two' (19.9%) are unknown" in lines[3]
 
 
 def test_embeddings_leave_out_the_text_that_is_held_out(tmp_path):
     parts = [f"{letter} the\n" * 500 for letter in "abcdefghijklmnop"]
     content = {"one": "\n".join(parts).encode()}
     every, _ = read_texts(tmp_path, **content)
-    texts, told = read_texts(tmp_path, valid_fraction=0.5, **content)
+    texts, lines = read_texts(tmp_path, valid_fraction=0.5, **content)
     assert len(every) == len(parts) and 0 < len(texts) < len(every)
     assert texts == [text for text in every if split_of(text, 0.5, 0.0) == "train"]
-    assert f"one train {len(texts)} documents" in told[0]
+    assert f"one train {len(texts)} documents" in lines[0]
 
 
 def test_embeddings_refuse_text_of_another_encoding(tmp_path):

@@ -12,7 +12,7 @@ from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
 from bigjax.layers.basic import Dense
 from bigjax.layers.stack import Stack
-from bigjax.trees import layer_places, named_leaves
+from bigjax.trees import layer_locations, named_leaves
 
 D = 6
 
@@ -103,9 +103,9 @@ def test_paths_of_alternating_layers():
     scanned = variables()
     unrolled = named_leaves(params_lib.unrolled(scanned))
     leaves = named_leaves(scanned)
-    places = layer_places(leaves)
-    assert places.keys() == unrolled.keys()
-    for name, (leaf, i) in places.items():
+    locations = layer_locations(leaves)
+    assert locations.keys() == unrolled.keys()
+    for name, (leaf, i) in locations.items():
         np.testing.assert_array_equal(unrolled[name], leaves[leaf][i])
     stacked = params_lib.stack_layers(params_lib.unrolled(scanned)["params"]["stack"], kinds=2)
     jax.tree.map(np.testing.assert_array_equal, stacked, scanned["params"]["stack"])

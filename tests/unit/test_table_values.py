@@ -77,15 +77,15 @@ def test_missing_values_in_lists_and_in_text_formats(tmp_path):
 
 def test_classes_that_are_called_nan_or_na_are_kept(tmp_path):
     path = write(tmp_path / "a.csv", "text,label\na,NaN\nb,NA\nc,None\nd,null\n")
-    found = [row["label"] for row in read_table(path, ["text", "label"], {"label": "label"})]
-    assert found == ["NaN", "NA", "None", "null"]
+    labels = [row["label"] for row in read_table(path, ["text", "label"], {"label": "label"})]
+    assert labels == ["NaN", "NA", "None", "null"]
 
 
 def test_whole_numbers_are_labels_without_decimals(tmp_path):
     """Parquet has a column of integers as doubles where some of them were missing once."""
     path = parquet_file(tmp_path / "a.parquet", label=[0.0, 1.0, -2.0, 0.5])
-    found = [row["label"] for row in read_table(path, ["label"], {"label": "label"})]
-    assert found == ["0", "1", "-2", "0.5"]
+    labels = [row["label"] for row in read_table(path, ["label"], {"label": "label"})]
+    assert labels == ["0", "1", "-2", "0.5"]
     path = write(tmp_path / "a.jsonl", '{"label": 1' + "0" * 400 + "}\n")  # of no float
     assert read_table(path, ["label"], {"label": "label"})[0]["label"] == "1" + "0" * 400
 

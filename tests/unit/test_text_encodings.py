@@ -37,12 +37,12 @@ def test_other_encodings_are_refused_by_name(tmp_path, encoding):
         read_table(table, ["text"])
 
 
-def test_a_few_bad_bytes_are_replaced_told_and_counted(tmp_path):
+def test_a_few_bad_bytes_are_replaced_reported_and_counted(tmp_path):
     raw = TEXT.encode().replace("Zeile 200: sch\u00f6n".encode(), b"Zeile 200: sch\xf6n")
-    path, counts, said = write(tmp_path / "a.txt", raw), {}, []
-    found = "".join(documents(path, counts=counts, log=said.append))
-    assert "Zeile 200: sch\ufffdn" in found and counts == {"bad_utf8": 1}
-    (line,) = said
+    path, counts, lines = write(tmp_path / "a.txt", raw), {}, []
+    text = "".join(documents(path, counts=counts, log=lines.append))
+    assert "Zeile 200: sch\ufffdn" in text and counts == {"bad_utf8": 1}
+    (line,) = lines
     assert "a.txt:201 has bytes that are not UTF-8" in line and "(0xF6)" in line
     assert "looks like" not in line  # most of the file is UTF-8
 
@@ -87,13 +87,13 @@ def test_short_files_of_a_source_have_a_share_together(tmp_path, kind):
     )
     with pytest.raises(UserError, match=message):
         documents(path, kind)
-    # Among enough other text they are replaced, and told in two lines.
+    # Among enough other text they are replaced, and reported in two lines.
     write(tmp_path / "z.txt", '{"text": "plain"}\n' * 2000)
-    counts, told = {}, []
-    assert len(documents(path, kind, counts=counts, log=told.append)) >= 51
-    assert counts == {"bad_utf8": 150} and len(told) == 2
-    assert "00.txt:1 has bytes" in told[0]
-    assert "50 of the 51 files of the" in told[1] and "02.txt and 47 more" in told[1]
+    counts, lines = {}, []
+    assert len(documents(path, kind, counts=counts, log=lines.append)) >= 51
+    assert counts == {"bad_utf8": 150} and len(lines) == 2
+    assert "00.txt:1 has bytes" in lines[0]
+    assert "50 of the 51 files of the" in lines[1] and "02.txt and 47 more" in lines[1]
 
 
 def test_a_long_source_of_short_files_is_refused_before_its_end(tmp_path, monkeypatch):
@@ -121,7 +121,7 @@ def test_iso_2022_is_refused_by_name(tmp_path, encoding):
             UserError, match=rf"a\.txt:2: found an escape sequence of {name}.*iconv"
         ):
             documents(write(tmp_path / "a.txt", b"text\n" + raw), on_bad_utf8=on_bad_utf8)
-    rest = b"more text\n" * 100_000  # its kind is not told by its beginning
+    rest = b"more text\n" * 100_000  # the start does not show its kind
     with pytest.raises(UserError, match=rf"a\.txt:100001: .*{name}"):
         documents(write(tmp_path / "a.txt", rest + raw + rest))
     for file, read in (

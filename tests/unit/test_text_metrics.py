@@ -24,31 +24,31 @@ def test_rouge_equals_that_of_the_package():
     from rouge_score import rouge_scorer
 
     reference, candidate = "The cat's hat: 20 dogs sat there", "dogs sat; the cat's 20 hats"
-    scores = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"]).score(reference, candidate)
-    found = measure([candidate, ""], [reference, "x"])
-    for name, score in scores.items():
+    expected = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"]).score(reference, candidate)
+    scores = measure([candidate, ""], [reference, "x"])
+    for name, score in expected.items():
         assert 0 < score.fmeasure < 1
-        assert found[name] == pytest.approx(score.fmeasure / 2)  # the empty one scores 0
+        assert scores[name] == pytest.approx(score.fmeasure / 2)  # the empty one scores 0
 
 
 def test_rouge_of_chinese_counts_characters():
-    found = measure(["北京下雨"], ["北京今天下雪"])
-    assert found["rouge1"] == pytest.approx(2 * 3 / (4 + 6))
-    assert found["rouge2"] == pytest.approx(2 * 1 / (3 + 5))
-    assert found["length"] == 4
+    scores = measure(["北京下雨"], ["北京今天下雪"])
+    assert scores["rouge1"] == pytest.approx(2 * 3 / (4 + 6))
+    assert scores["rouge2"] == pytest.approx(2 * 1 / (3 + 5))
+    assert scores["length"] == 4
 
 
 def test_bleu_equals_that_of_the_package_in_both_languages():
     import sacrebleu
 
-    for tokenize, said, gold in (
+    for tokenize, candidate, gold in (
         ("13a", "the cat sat on a mat today", "the cat sat on the mat"),
         ("zh", "北京今天下大雪了", "北京今天下雪"),
     ):
-        expected = sacrebleu.corpus_bleu([said], [[gold]], tokenize=tokenize).score
+        expected = sacrebleu.corpus_bleu([candidate], [[gold]], tokenize=tokenize).score
         assert 10 < expected < 90
-        assert measure([said], [gold])["bleu"] == pytest.approx(expected)
-    assert measure([said], [gold], chinese=False)["bleu"] != pytest.approx(expected)
+        assert measure([candidate], [gold])["bleu"] == pytest.approx(expected)
+    assert measure([candidate], [gold], chinese=False)["bleu"] != pytest.approx(expected)
 
 
 def test_self_bleu_is_high_for_similar_candidates():
@@ -69,9 +69,9 @@ def test_self_bleu_of_many_is_of_a_fixed_sample(monkeypatch):
 
 
 def test_distinct_counts_over_all_candidates():
-    found = measure(["a b a b", "a c"])
-    assert found["distinct_1"] == pytest.approx(3 / 6)
-    assert found["distinct_2"] == pytest.approx(3 / 4)
+    scores = measure(["a b a b", "a c"])
+    assert scores["distinct_1"] == pytest.approx(3 / 6)
+    assert scores["distinct_2"] == pytest.approx(3 / 4)
 
 
 def test_coverage_is_of_hot_words_in_the_article():
@@ -91,18 +91,18 @@ def test_coverage_is_of_hot_words_in_the_article():
 
 
 def test_copied_and_novel_ngrams():
-    found = measure(["Smith flew to Paris on Tuesday"], articles=[ARTICLE])
-    assert found["copy_rate"] == pytest.approx(5 / 6)
-    assert found["novel_2"] == pytest.approx(2 / 5)
-    assert found["novel_4"] == pytest.approx(2 / 3)
+    scores = measure(["Smith flew to Paris on Tuesday"], articles=[ARTICLE])
+    assert scores["copy_rate"] == pytest.approx(5 / 6)
+    assert scores["novel_2"] == pytest.approx(2 / 5)
+    assert scores["novel_4"] == pytest.approx(2 / 3)
     copied = measure([tm.lead_sentence(NEWS)], articles=[NEWS])
     assert (copied["copy_rate"], copied["novel_2"], copied["novel_4"]) == (1, 0, 0)
 
 
 def test_empty_candidates_score_zero():
-    found = measure([""], ["gold"], [ARTICLE])
-    assert list(found) == list(tm.METRICS)
-    assert all(value == 0 and math.isfinite(value) for value in found.values())
+    scores = measure([""], ["gold"], [ARTICLE])
+    assert list(scores) == list(tm.METRICS)
+    assert all(value == 0 and math.isfinite(value) for value in scores.values())
     assert hot.coverage([""], [ARTICLE], ["Paris"]) == 0
 
 

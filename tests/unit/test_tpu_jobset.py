@@ -16,31 +16,31 @@ SCHEMA = json.loads((fake_cloud.REPO / "tests" / "jobset_schema.json").read_text
 
 
 def manifest(cloud, *arguments):
-    found = yaml.safe_load(ok(cloud.run("jobset.sh", *arguments)))
-    jsonschema.validate(found, SCHEMA)
-    return found
+    jobset = yaml.safe_load(ok(cloud.run("jobset.sh", *arguments)))
+    jsonschema.validate(jobset, SCHEMA)
+    return jobset
 
 
-def parts(found):
+def parts(jobset):
     """The Job's spec, its Pods' spec, and their container."""
-    job = found["spec"]["replicatedJobs"][0]["template"]["spec"]
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     pod = job["template"]["spec"]
     return job, pod, pod["containers"][0]
 
 
 def test_one_job_per_slice_and_one_pod_per_host(cloud):
     cloud.settings(SLICES="3", QUEUE="multislice-queue", SERVICE_ACCOUNT="trainer")
-    found = manifest(cloud, "--", *ODD, "--config.e=a\nb\t\\c")
-    job, pod, container = parts(found)
-    assert found["metadata"] == {
+    jobset = manifest(cloud, "--", *ODD, "--config.e=a\nb\t\\c")
+    job, pod, container = parts(jobset)
+    assert jobset["metadata"] == {
         "name": "pod",
         "labels": {"kueue.x-k8s.io/queue-name": "multislice-queue"},
         "annotations": {
             "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
         },
     }
-    assert found["spec"]["failurePolicy"]["maxRestarts"] == 5
-    assert found["spec"]["replicatedJobs"][0]["replicas"] == 3
+    assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 5
+    assert jobset["spec"]["replicatedJobs"][0]["replicas"] == 3
     assert job["completionMode"] == "Indexed" and job["backoffLimit"] == 0
     assert job["completions"] == job["parallelism"] == 4
     assert pod["nodeSelector"] == {
@@ -116,10 +116,10 @@ def test_the_schema_refuses(cloud):
         lambda f, j, p, c: p["nodeSelector"].update(spot=True),
         lambda f, j, p, c: c["args"].append(1),
     ):
-        found = manifest(cloud)
-        change(found, *parts(found))
+        jobset = manifest(cloud)
+        change(jobset, *parts(jobset))
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(found, SCHEMA)
+            jsonschema.validate(jobset, SCHEMA)
 
 
 @pytest.mark.parametrize("end, code", [("0", 0), ("2", 2), (None, 75)])

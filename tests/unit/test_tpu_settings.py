@@ -88,8 +88,8 @@ def test_help(cloud):
 
 def test_shellcheck():
     here = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # not every shell activates
-    found = shutil.which("shellcheck", path=here)
-    subprocess.run([found, "-x", *map(str, SCRIPTS)], check=True, timeout=120)
+    shellcheck = shutil.which("shellcheck", path=here)
+    subprocess.run([shellcheck, "-x", *map(str, SCRIPTS)], check=True, timeout=120)
 
 
 def test_the_commands_in_the_guide_are_valid(cloud):

@@ -61,8 +61,8 @@ def test_a_preempted_run_is_restarted_until_it_is_finished(cloud):
 def test_one_of_several_slices_is_preempted(cloud):
     """While the queued resource is still active, and another slice is not ready, but not dead."""
     cloud.settings(SLICES="2")
-    # Two slices: one not told of; both well; the second preempted; one new; both well; the first
-    # preempted, which is enough to know; one new; both well.
+    # Two slices: one not found; both well; the second preempted; one new; both well; the first
+    # preempted, so that the second is not read; one new; both well.
     cloud.states(
         "READY",
         "!NOT_FOUND",

@@ -17,17 +17,17 @@ def test_what_is_written_is_read_back(tmp_path, header):
     path = tmp_path / "v.txt"
     wv.write(path, VECTORS, header)
     assert path.read_text("utf-8").startswith("5 3\nking 1 " if header else "king 1 ")
-    found = wv.read(path)
-    assert found.words == VECTORS.words and found.table.dtype == np.float32
-    assert (found.table == VECTORS.table).all()
+    vectors = wv.read(path)
+    assert vectors.words == VECTORS.words and vectors.table.dtype == np.float32
+    assert (vectors.table == VECTORS.table).all()
 
 
 def test_words_with_spaces_and_trailing_spaces(tmp_path):
     path = tmp_path / "v.txt"
     path.write_bytes("a 1 2 \n. . 3 4\nat x@y.z -5 6e-1\r\n\u2028 7 8\n".encode())
-    found = wv.read(path)
-    assert found.words == ["a", ". .", "at x@y.z", "\u2028"]
-    assert found.table[2].tolist() == [-5, np.float32(0.6)]
+    vectors = wv.read(path)
+    assert vectors.words == ["a", ". .", "at x@y.z", "\u2028"]
+    assert vectors.table[2].tolist() == [-5, np.float32(0.6)]
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,10 @@ def test_what_could_not_be_read_is_not_written(tmp_path, number):
 
 
 def test_neighbours_by_cosine():
-    found = wv.neighbours(VECTORS, "king", 2)
-    assert [word for word, _ in found] == ["queen", "北京"]
+    neighbours = wv.neighbours(VECTORS, "king", 2)
+    assert [word for word, _ in neighbours] == ["queen", "北京"]
     a, b = VECTORS.table[:2]
-    assert found[0][1] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-6)
+    assert neighbours[0][1] == pytest.approx(
+        a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-6
+    )
     assert len(wv.neighbours(VECTORS, "zero", 9)) == 4 and wv.neighbours(VECTORS, "?", 2) == []

@@ -82,19 +82,19 @@ def test_a_picture_that_cannot_be_written_names_the_flag(tmp_path):
 
 
 def test_a_report_of_another_users_run_prints_its_numbers(capsys):
-    with helpers.open_folder() as place:
-        (place / "metrics.jsonl").write_text(json.dumps({"step": 7, "loss": 2.0}) + "\n")
-        with helpers.read_only(place):
-            for out in (None, str(place / "new" / "x.png")):
+    with helpers.open_folder() as folder:
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 7, "loss": 2.0}) + "\n")
+        with helpers.read_only(folder):
+            for out in (None, str(folder / "new" / "x.png")):
                 with pytest.raises(UserError, match=r"png cannot be written: Perm.* belongs to "):
-                    report.draw([str(place)], out)
-                assert capsys.readouterr().out == f"{place}, step 7: loss 2\n"
+                    report.draw([str(folder)], out)
+                assert capsys.readouterr().out == f"{folder}, step 7: loss 2\n"
 
 
 def test_files_in_another_users_folder_are_not_reported_as_missing():
     """epath.Path.exists returns False without permission to look."""
-    with helpers.open_folder() as place:
-        run = place / "run"
+    with helpers.open_folder() as folder:
+        run = folder / "run"
         (run / "checkpoints" / "5").mkdir(parents=True)
         (run / "config.json").write_text(config.to_json(config.new_config()))
         (run / "metrics.jsonl").write_text('{"step": 1}\n')
@@ -105,7 +105,7 @@ def test_files_in_another_users_folder_are_not_reported_as_missing():
             lambda: workdir.check_same_run(str(run), config.new_config(), print),
             lambda: report.read(str(run)),
             lambda: oracle.read_run(str(run)),
-            lambda: init_from.open_source(str(run), str(place)),
+            lambda: init_from.open_source(str(run), str(folder)),
             lambda: origin.load(run),
         )
         for hidden, closed in ((run, looks), (run / "checkpoints", looks[2:3])):
@@ -120,7 +120,7 @@ def test_files_in_another_users_folder_are_not_reported_as_missing():
                     assert f"; {hidden} belongs to {owner}. Check" in str(messages), messages
             hidden.chmod(mode)
         with pytest.raises(UserError, match="it has no config.json"):
-            workdir.existing(str(place / "none"))
+            workdir.existing(str(folder / "none"))
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ class Synonyms:
 
     def joined(self, words: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
         """The words, with those joined that together are a word of the file, the longest first."""
-        found, i = [], 0
+        joined_words, i = [], 0
         while i < len(words):
             n = next(
                 (
@@ -147,14 +147,14 @@ class Synonyms:
                 ),
                 1,
             )
-            found.append(sum(words[i : i + n], ()))
+            joined_words.append(sum(words[i : i + n], ()))
             i += n
-        return found
+        return joined_words
 
     def _ids(self, words: Sequence[str]) -> list[tuple[int, ...]]:
         """() for a word that has an unknown token."""
-        found = self._tokenizer.encode_batch(list(words))
-        return [() if self._tokenizer.unk_id in x else tuple(x.tolist()) for x in found]
+        encoded = self._tokenizer.encode_batch(list(words))
+        return [() if self._tokenizer.unk_id in x else tuple(x.tolist()) for x in encoded]
 
 
 def _synonyms(options, tokenizer: WordPiece) -> Synonyms | None:

@@ -157,11 +157,11 @@ class History:
         ranked: Iterable[int] = sorted(shared, key=lambda i: (-shared[i], -i))
         if not row["tags"]:
             ranked = range(end - 1, -1, -1)
-        found: dict[str, None] = {}
+        headlines: dict[str, None] = {}
         for i in itertools.islice(ranked, _LOOK_BACK * (1 + len(row["tags"]))):
-            if len(found) < n and self._headlines[i] != row["headline"]:
-                found[self._headlines[i]] = None
-        return list(found)
+            if len(headlines) < n and self._headlines[i] != row["headline"]:
+                headlines[self._headlines[i]] = None
+        return list(headlines)
 
 
 class ClickRates:
@@ -188,8 +188,8 @@ class ClickRates:
         self.known = bool(known)
         rates = [self._rate(row) for row in known]
         cuts = np.arange(1, n_buckets) / max(n_buckets, 1)
-        found = np.unique(np.quantile(rates, cuts)) if known else np.zeros(0)
-        self.boundaries = found[found > min(rates, default=0)]
+        quantiles = np.unique(np.quantile(rates, cuts)) if known else np.zeros(0)
+        self.boundaries = quantiles[quantiles > min(rates, default=0)]
         n = len(self.boundaries)
         self._buckets = 1 + np.rint(np.arange(n + 1) * (n_buckets - 1) / max(n, 1)).astype(np.int32)
 
@@ -229,22 +229,22 @@ def _timed(rows: list[dict[str, Any]], unknown: float | None = None) -> list[dic
 def _check_columns(names: dict[str, str], table: Sequence[dict], path: str) -> None:
     for name, column in names.items():
         if not any(column in row["row"] for row in table):
-            found = ", ".join(map(repr, table[0]["row"]))
+            available = ", ".join(map(repr, table[0]["row"]))
             raise UserError(
-                f"{path}: no column {column!r} for {name}; found {found}. Set "
+                f"{path}: no column {column!r} for {name}; found {available}. Set "
                 f"data.columns.{name} to one of them, or data.columns.{name}='' if "
                 "there is none."
             )
 
 
-def _row(found: dict[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    where = whole["where"]
-    row = {"headline": found.get("headline") or "", "article": found.get("article", "")}
+def _row(columns: dict[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    where = raw["where"]
+    row = {"headline": columns.get("headline") or "", "article": columns.get("article", "")}
     for name in ("clicks", "impressions"):
-        row[name] = _count(found.get(name), name, where)
-    row["published"] = _time(found.get("published"), where)
-    row["tags"] = found.get("tags", [])
-    return row | {"where": where, "row": whole["row"]}
+        row[name] = _count(columns.get(name), name, where)
+    row["published"] = _time(columns.get("published"), where)
+    row["tags"] = columns.get("tags", [])
+    return row | {"where": where, "row": raw["row"]}
 
 
 def _count(text: str | None, name: str, where: str) -> float | None:
@@ -274,14 +274,14 @@ def _time(text: str | None, where: str) -> float | None:
     except ValueError:
         pass
     try:
-        found = datetime.datetime.fromisoformat(text)
+        moment = datetime.datetime.fromisoformat(text)
     except ValueError:
         raise UserError(
             f"{where}: published is {text!r}; it has to be a number or an ISO 8601 "
             'date, such as "2024-05-01" or "2024-05-01 12:30". Correct it, or set '
             "data.columns.published='' to go by the order of the file."
         ) from None
-    return (found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp()
+    return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
 
 
 def _docstring_rows(spec: str, data: Any, with_clicks: bool) -> list[dict[str, Any]]:
@@ -342,12 +342,12 @@ def count_uses(
     uses: dict[str, collections.Counter] = {package: collections.Counter() for package in wanted}
     n_files: collections.Counter = collections.Counter()
     for module, path in files:
-        found, packages = _reads(path)
+        reads, packages = _reads(path)
         packages.add(module.partition(".")[0])
         for package in packages & wanted.keys():
             n_files[package] += 1
-            for name in found.keys() & wanted[package]:
-                uses[package][name] += found[name]
+            for name in reads.keys() & wanted[package]:
+                uses[package][name] += reads[name]
     return {
         name: (uses[package][last], n_files[package]) for name, (package, last) in short.items()
     }

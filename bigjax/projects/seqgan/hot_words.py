@@ -52,11 +52,11 @@ _STOP_WORDS = frozenset(
 def words_of(texts: Collection[str], lowercase: bool = True) -> list[list[str]]:
     """The words of each text, in order and with repeats; no punctuation. `lowercase` also takes
     accents off, as WordPiece does."""
-    normalizer, word = _normalizer(lowercase), _word_pattern()
-    found = (word.findall(normalizer.normalize_str(text)) for text in texts)
+    normalizer, pattern = _normalizer(lowercase), _word_pattern()
+    words_of_texts = (pattern.findall(normalizer.normalize_str(text)) for text in texts)
     return [
-        words if text.isascii() else [part for word_ in words for part in _split_han(word_)]
-        for text, words in zip(texts, found)
+        words if text.isascii() else [part for word in words for part in _split_han(word)]
+        for text, words in zip(texts, words_of_texts)
     ]
 
 
@@ -108,12 +108,12 @@ def find_hot_words(
         if is_recent:
             n_rows.update(set(words))
     scores = log_odds(*counts)
-    found = [
+    candidates = [
         word
         for word, score in scores.items()
         if score > 0 and n_rows[word] >= _MIN_ROWS and _may_be_hot(word)
     ]
-    return {word: scores[word] for word in sorted(found, key=lambda w: (-scores[w], w))[:size]}
+    return {word: scores[word] for word in sorted(candidates, key=lambda w: (-scores[w], w))[:size]}
 
 
 def hot_words_of(
@@ -132,8 +132,8 @@ def hot_words_of(
     if not options.hot_words or not rows:
         return {}
     if options.hot_words_file:
-        found = read_hot_words(options.hot_words_file)
-        return {word: found[word] for word in list(found)[: options.hot_words]}
+        hot = read_hot_words(options.hot_words_file)
+        return {word: hot[word] for word in list(hot)[: options.hot_words]}
     moments = np.array([row["time"] for row in rows], np.float64)
     if rates.any() and all(row["published"] is None for row in rows):
         moments = rates
@@ -221,11 +221,11 @@ def hot_ids(
     ids = np.full((len(articles), size), tokenizer.pad_id, np.int32)
     mask = np.zeros((len(articles), size), np.float32)
     pieces = {
-        word: found.tolist()
-        for word, found in zip(hot, tokenizer.encode_batch(list(hot)))
-        if len(found) and tokenizer.unk_id not in found
+        word: ids_of_word.tolist()
+        for word, ids_of_word in zip(hot, tokenizer.encode_batch(list(hot)))
+        if len(ids_of_word) and tokenizer.unk_id not in ids_of_word
     }
-    for i, first in enumerate(_found_in(articles, list(pieces), tokenizer.lowercase)):
+    for i, first in enumerate(_hot_words_in(articles, list(pieces), tokenizer.lowercase)):
         row: list[int] = []
         for word in [*first, *(word for word in pieces if word not in first)]:
             if len(row) >= size:
@@ -236,22 +236,22 @@ def hot_ids(
     return ids, mask
 
 
-def _found_in(articles: Sequence[str], hot: list[str], lowercase: bool) -> list[list[str]]:
+def _hot_words_in(articles: Sequence[str], hot: list[str], lowercase: bool) -> list[list[str]]:
     """The hot words of each article, in the order of `hot`."""
     if not hot:
         return [[] for _ in articles]
     forms = [_normalizer(lowercase).normalize_str(word).strip() for word in hot]
     is_word = [words == [form] for words, form in zip(words_of(hot, lowercase), forms)]
-    found: dict[str, list[str]] = dict.fromkeys(articles, [])  # an article may have many rows
-    for article, words in zip(found, words_of(found, lowercase)):
+    hot_of: dict[str, list[str]] = dict.fromkeys(articles, [])  # an article may have many rows
+    for article, words in zip(hot_of, words_of(hot_of, lowercase)):
         present = set(words)
         whole = article if all(is_word) else _normalizer(lowercase).normalize_str(article)
-        found[article] = [
+        hot_of[article] = [
             word
             for word, form, single in zip(hot, forms, is_word)
             if (form in present if single else form in whole)
         ]
-    return [found[article] for article in articles]
+    return [hot_of[article] for article in articles]
 
 
 def _may_be_hot(word: str) -> bool:

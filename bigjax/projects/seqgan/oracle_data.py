@@ -86,16 +86,17 @@ class OracleText(SplitData):
         )
         context = empty_context(AT_ONCE)
         draw = jax.jit(lambda key: sample_texts(self.oracle, self.oracle_params, context, key))
-        found = {}
+        sequences = {}
         for i, split in enumerate(SPLITS):
             keys = jax.random.split(
                 jax.random.fold_in(jax.random.key(o.seed), i + 1), -(-o.sequences // AT_ONCE)
             )
-            found[split] = np.concatenate([np.asarray(draw(key)) for key in keys])[: o.sequences]
+            drawn = np.concatenate([np.asarray(draw(key)) for key in keys])
+            sequences[split] = drawn[: o.sequences]
         content = io.BytesIO()
-        np.savez_compressed(content, **found)
+        np.savez_compressed(content, **sequences)
         write_cached(path, content.getvalue())
-        return found
+        return sequences
 
 
 def oracle_arrays(config) -> list[np.ndarray]:
