@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, NamedTuple
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 
-from bigjax import modules
+from bigjax import config as config_lib
+from bigjax import modules, paths
 from bigjax.data.batches import Data
 from bigjax.data.kinds import Kind
 from bigjax.errors import UserError
@@ -20,7 +22,8 @@ class Frozen(NamedTuple):
 
     The trainer loads them once, shards them over the mesh and passes them to compiled functions.
 
-    init(rng) -> a tree of arrays: their shapes, and their values if source is ''.
+    init(rng) -> a tree of arrays: their shapes, and their values if source is ''. Either
+        parameters, or variables as of Task.init: {'params': ..., and other collections}.
     axes: tree of logical axis names, as init's.
     source: a run's work folder or a Hugging Face folder, as config.init_from.
     """
@@ -117,6 +120,21 @@ def build(config) -> Task:
     for section in ("model", "task"):
         sharding.add_rules(getattr(modules.of(config, section), "AXES", {}), f"{section}.name")
     return modules.of(config, "task").build(config, modules.options(config, "task"))
+
+
+def frozen_run(folder: str) -> tuple[Task, Frozen]:
+    """The task of another run, such as a teacher, and all its variables as a frozen part.
+
+    Adds the sharding rules of its modules. Raises UserError if folder is not a run's work folder.
+    """
+    path = epath.Path(folder) / "config.json"
+    if not folder or not paths.exists(path):
+        raise UserError(
+            f"The frozen part's source {folder!r} is not the work folder of a run: it has no "
+            "config.json. Train that run first, or name another folder."
+        )
+    task = build(config_lib.from_json(path.read_bytes(), str(path)))
+    return task, Frozen(task.init, task.axes, folder)
 
 
 def resolve(config) -> None:

@@ -10,7 +10,7 @@ from bigjax.errors import UserError
 from bigjax.parallel import sharding
 from bigjax.tasks import Frozen, Task
 from bigjax.train import init_from
-from bigjax.train.state import abstract
+from bigjax.train.state import abstract, split
 from bigjax.train.stored import checksums
 
 
@@ -29,12 +29,20 @@ def load(task: Task, mesh, cache_dir: str, log: Callable[[str], None]) -> dict[s
         target = _shapes(part, mesh)
         if part.source:
             source = init_from.open_source(part.source, cache_dir)
-            parts[name] = init_from.load_all(target, source, f"the frozen part {name!r}")
+            parts[name] = _load(target, source, f"the frozen part {name!r}")
             log(f"Loaded the frozen part {name!r} from {source.where}.")
         else:
             shardings = jax.tree_util.tree_map(lambda x: x.sharding, target)
             parts[name] = jax.jit(part.init, out_shardings=shardings)(jax.random.key(0))
     return parts
+
+
+def _load(target, source: init_from.Source, what: str):
+    if not (isinstance(target, dict) and "params" in target):
+        return init_from.load_all(target, source, what)
+    params, extras = split(target)
+    loaded = init_from.load_all({**params, **extras}, source, what)
+    return {"params": {k: loaded[k] for k in params}, **{k: loaded[k] for k in extras}}
 
 
 def _shapes(part: Frozen, mesh):

@@ -12,8 +12,12 @@ import pytest
 from bigjax import main, tasks
 from bigjax.errors import UserError
 from bigjax.parallel import mesh as mesh_lib
+from bigjax.parallel import sharding
 from bigjax.train import frozen
 from bigjax.train import program as program_lib
+from bigjax.train import workdir as workdir_lib
+from bigjax.train.checkpoint import Checkpoints
+from bigjax.train.state import State
 from bigjax.trees import named_leaves
 from tests import helpers
 
@@ -201,6 +205,42 @@ def test_a_frozen_part_is_planned_by_its_shapes_and_sharded(mesh_of_one):
 def test_without_a_source_a_frozen_part_is_initialised(mesh_of_one):
     parts = frozen.load(task_of(""), mesh_of_one, "", print)
     assert parts["base"]["w"].shape == (8, 4) and not np.any(parts["base"]["w"])
+
+
+class WithStatistics:
+    """config.task: one parameter, with an axis of its own, and one statistic."""
+
+    AXES = {"of_a_teacher": "tensor"}
+
+    @staticmethod
+    def build(config, options):
+        variables = {"params": {"kernel": jnp.zeros(4)}, "statistics": {"mean": jnp.zeros(2)}}
+        task = helpers.task(lambda rng: variables, None, {"kernel": ("of_a_teacher",)})
+        task.axes["statistics"] = {"mean": (None,)}
+        return task
+
+
+def test_a_frozen_run_has_its_sharding_rules_and_all_collections(
+    mesh_of_one, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sharding, "RULES", dict(sharding.RULES))
+    c = helpers.load_config("tests/tiny.py")
+    with c.unlocked():
+        c.task = dict(name=f"{__name__}.WithStatistics")
+    workdir_lib.write_config(tmp_path, c)
+    params, extras = {"kernel": jnp.arange(4.0)}, {"statistics": {"mean": jnp.ones(2)}}
+    state = State(jnp.int32(1), params, (), extras, None, jnp.bool_(False))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, {"data": "", "early_stop": {}}, {})
+    checkpoints.wait()
+    checkpoints.close()
+    _, part = tasks.frozen_run(str(tmp_path))
+    assert sharding.RULES["of_a_teacher"] == "tensor"
+    student = helpers.task(None, None, {}, frozen={"teacher": part})
+    loaded = frozen.load(student, mesh_of_one, "", print)["teacher"]
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, loaded, {"params": params, **extras}))
+    with pytest.raises(UserError, match="not the work folder of a run"):
+        tasks.frozen_run(str(tmp_path / "none"))
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from bigjax import tasks
 from bigjax.bounds import POSITIVE
 from bigjax.layers.output import linear_divergence
 from bigjax.tasks import causal_lm
-from bigjax.train import workdir
 
 
 class FromTeacher:
@@ -26,17 +25,17 @@ class FromTeacher:
     @staticmethod
     def build(config, options):
         student = causal_lm.build(config, causal_lm.Config())
-        teacher = causal_lm.build(workdir.read_config(options.teacher), causal_lm.Config())
+        teacher, part = tasks.frozen_run(options.teacher)
 
-        def output_layer(task, params, batch, rng):
+        def output_layer(task, variables, batch, rng):
             """(x, kernel, bias) of the logits, which are never in memory all together."""
             inputs = batch["inputs"], batch.get("positions"), batch.get("segment_ids")
-            (x, kernel), _ = task.model.apply({"params": params}, *inputs, rng=rng, project=False)
+            (x, kernel), _ = task.model.apply(variables, *inputs, rng=rng, project=False)
             return x, kernel, None
 
         def loss(params, extras, frozen, batch, rng, train):
             divergence = linear_divergence(
-                output_layer(student, params, batch, rng if train else None),
+                output_layer(student, {"params": params}, batch, rng if train else None),
                 output_layer(teacher, frozen["teacher"], batch, None),
                 options.temperature,
             )
@@ -44,7 +43,4 @@ class FromTeacher:
             _, (metrics, _) = student.loss(params, extras, {}, batch, rng, False)
             return ((divergence * weights).sum(), weights.sum()), (metrics, extras)
 
-        part = tasks.Frozen(
-            lambda rng: teacher.init(rng)["params"], teacher.axes["params"], options.teacher
-        )
         return dataclasses.replace(student, loss=loss, frozen={"teacher": part})
