@@ -30,7 +30,7 @@ def check_labels(
         )
         return
     raise UserError(
-        f"config.init_from={source.where!r} has a {head} for the labels "
+        f"config.init_from={source.where!r} has a head {head!r} for the labels "
         f"{list(source.labels)}; this run has {list(labels)}. Set init_reset='^{head}' to "
         "initialise it from scratch, or task.labels to the source's labels."
     )

@@ -1,0 +1,43 @@
+"""Which parameters of a source are compared by tokenizer and by labels."""
+
+import jax
+import numpy as np
+import pytest
+
+from bigjax.data.tokenizer import Bytes
+from bigjax.errors import UserError
+from bigjax.train import source_checks
+from bigjax.train.init_from import Source
+
+AXES = {"embed": {"embedding": ("vocab", "embed")}, "norm": {"scale": ("embed",)}}
+AXES |= {"out": {"kernel": ("embed", "vocab")}}
+SHAPES = {"embed/embedding": (4, 2), "norm/scale": (2,), "out/kernel": (2, 4)}
+
+
+def source(path="", labels=()):
+    return Source("there", SHAPES, None, {}, "wordpiece", str(path), labels)
+
+
+@pytest.mark.parametrize(
+    "reset, refused", [("", True), ("^embed", True), ("^norm", True), ("^(embed|out)", False)]
+)
+def test_every_parameter_with_an_axis_of_tokens_needs_the_same_tokenizer(reset, refused, tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    check = lambda: source_checks.check_tokenizer(source(tmp_path), AXES, reset, Bytes(), print)
+    if not refused:
+        return check()
+    with pytest.raises(UserError, match=r"init_reset='\^\(embed/embedding\|out/kernel\)'"):
+        check()
+
+
+def test_only_the_label_head_of_the_task_needs_the_same_labels():
+    shapes = {"out": {"kernel": jax.ShapeDtypeStruct((2, 4), np.float32)}}
+    check = lambda head: source_checks.check_labels(
+        source(labels=("a", "b")), shapes, head, "", ("b", "a"), print
+    )
+    check("")
+    check("elsewhere")
+    with pytest.raises(
+        UserError, match=r"has a head 'out' for the labels \['a', 'b'\].*\['b', 'a'\]"
+    ):
+        check("out")
