@@ -29,6 +29,7 @@ def test_pre_training_learns_and_reports_both_objectives(pretrained):
     assert last["mlm_loss"] < lines[0].get("mlm_loss", lines[1].get("mlm_loss")) - 0.5
 
 
+@pytest.mark.slow
 def test_a_resumed_pre_training_gives_the_same_numbers(
     corpus_file, cache_dir, tmp_path, capsys, pretrained
 ):

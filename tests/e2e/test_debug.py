@@ -37,6 +37,7 @@ def traced_names(workdir) -> list[str]:
     return [w for w in wanted if b"\x12" + bytes([len(w)]) + w.encode() in content]
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_early_keeps_its_profile(flags, tmp_path, capsys):
     assert (
         main(

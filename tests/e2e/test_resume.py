@@ -87,9 +87,10 @@ def test_kill_and_run_again(flags, uninterrupted, tmp_path, moment):
     assert_equal_runs(workdir, uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
-    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+    [signal.SIGTERM, signal.SIGINT],
     ids=lambda s: s.name,
 )
 def test_a_signal_saves_and_prints_how_to_resume(flags, uninterrupted, tmp_path, how):

@@ -60,12 +60,13 @@ def stop_after(step, workdir, flags, how) -> str:
     return out
 
 
-# Each signal once in each phase; the second order takes another minute.
+# Each signal once in each phase. test_a_resumed_run_keeps_its_phases is quicker.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "signals",
     [
         (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL),
-        pytest.param((signal.SIGTERM, signal.SIGKILL, signal.SIGTERM), marks=pytest.mark.slow),
+        (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM),
     ],
     ids=lambda signals: "-".join(s.name for s in signals),
 )

@@ -57,10 +57,8 @@ def flags(tmp_path_factory, corpus_file, cache_dir, tiny_flags):
     return {name: [f"--config={HERE}/{name}.py", *given[name]] for name in NAMES}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["vision", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n != "vision")],
-)
+@pytest.mark.slow  # tests/e2e/test_own_modules.py is quicker
+@pytest.mark.parametrize("name", NAMES)
 def test_trained_killed_resumed_and_evaluated(name, flags, tmp_path, monkeypatch):
     """From any folder, with the same numbers on 1 and on 8 devices."""
     monkeypatch.chdir(tmp_path)

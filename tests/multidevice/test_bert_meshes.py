@@ -49,7 +49,7 @@ def _arguments(config_and_data, mesh_sizes):
     "mesh_sizes, variant",
     [
         ((2, 2, 2), ""),
-        ((2, 1, 4), ":labelled"),
+        pytest.param((2, 1, 4), ":labelled", marks=pytest.mark.slow),
         pytest.param((2, 1, 4), "", marks=pytest.mark.slow),
         pytest.param((2, 2, 2), ":labelled", marks=pytest.mark.slow),
     ],
@@ -63,6 +63,7 @@ def test_loss_and_parameters_after_ten_steps(make, one_device, mesh_sizes, varia
     assert kernel.addressable_shards[0].data.size < kernel.size
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_large_batch(make, one_device):
     c, corpus = make("")
     with c.unlocked():

@@ -278,8 +278,16 @@ def gradient_errors(ref, ours: dict) -> dict:
 # --- Tests -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
-@pytest.mark.parametrize("attention", ["einsum", "blocked"])
+@pytest.mark.parametrize(
+    "attention, scan",
+    [
+        ("einsum", True),
+        ("blocked", False),
+        pytest.param("einsum", False, marks=pytest.mark.slow),
+        pytest.param("blocked", True, marks=pytest.mark.slow),
+    ],
+    ids=["einsum-scanned", "blocked-unrolled", "einsum-unrolled", "blocked-scanned"],
+)
 @pytest.mark.parametrize(
     "case, gathered",
     [*((case, False) for case in HEADS), ("pretraining", True)],

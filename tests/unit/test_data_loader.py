@@ -257,7 +257,7 @@ def test_iterate_hands_on_errors_and_ends_its_thread():
     assert not data_threads()
 
 
-@pytest.mark.parametrize("begin", [True, False])
+@pytest.mark.parametrize("begin", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_dropped_iterator_ends_its_thread(begin):
     batches = iterate(lambda step, rows: step)
     if begin:

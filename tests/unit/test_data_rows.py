@@ -120,6 +120,7 @@ def test_docstrings_of_libraries(cache_dir):
         R.read_rows("docstrings:library", data, kind("tag"))
 
 
+@pytest.mark.slow
 def test_docstring_titles(cache_dir):
     data = section(
         train="docstrings:title", cache_dir=cache_dir, valid_fraction=0.1, test_fraction=0.1

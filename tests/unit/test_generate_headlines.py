@@ -58,6 +58,7 @@ def all_texts(gan, params, context):
     return results
 
 
+@pytest.mark.slow
 def test_a_wide_beam_equals_brute_force(small):
     gan, params, context = small
     texts, scores = generate_headlines.search(gan, params, context, 5**3)

@@ -67,7 +67,10 @@ def output(out):
     return out["tagger"] if isinstance(out, dict) else out[0]
 
 
-@pytest.mark.parametrize("scan, remat", [(True, "none"), (True, "full"), (False, "dots")])
+@pytest.mark.parametrize(
+    "scan, remat",
+    [pytest.param(True, "none", marks=pytest.mark.slow), (True, "full"), (False, "dots")],
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_factors_are_added_to_selected_layers(name, scan, remat):
     make, c = MODELS[name]

@@ -95,8 +95,8 @@ def update(tree, steps=3, **options):
     "options",
     [
         dict(freeze="embed|layer_0/"),
-        dict(freeze="stack"),
-        dict(layer_decay=0.5),
+        pytest.param(dict(freeze="stack"), marks=pytest.mark.slow),
+        pytest.param(dict(layer_decay=0.5), marks=pytest.mark.slow),
         dict(layer_decay=0.7, freeze="layer_1/mlp"),
         dict(name="lamb", freeze="layer_[02]/"),
     ],

@@ -86,7 +86,7 @@ def assert_both_same(both):
 
 
 # Small batches with many columns at a time, large ones with one; prime lengths.
-@pytest.mark.parametrize("B, T", [(1, 13), (3, 7), (2, 131), (3, 60), (130, 4)])
+@pytest.mark.parametrize("B, T", [(3, 7), (2, 131), (130, 4)])
 def test_linear_cross_entropy_and_its_gradients(B, T):
     inputs = linear_inputs(B, T)
     assert_both_same(both_ways(*inputs))

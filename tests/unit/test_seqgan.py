@@ -67,6 +67,7 @@ def test_decoder_steps_equal_the_full_sequence(kind, n_layers):
         np.testing.assert_allclose(logits, want[:, t], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gru", "gpt"])
 def test_decoder_continues_prefixes_of_different_lengths(kind):
     c, model, variables = generator(kind, 2 if kind == "gpt" else 1)
@@ -166,7 +167,7 @@ def gan_of(**changes):
     return c, task, jax.jit(task.init)(jax.random.key(0))["params"]
 
 
-@pytest.mark.parametrize("kind", ["lstm", "rnn", "gpt"])
+@pytest.mark.parametrize("kind", ["lstm", pytest.param("rnn", marks=pytest.mark.slow), "gpt"])
 def test_rollouts_continue_each_prefix_of_their_row(kind):
     _, task, params = gan_of(generator=kind, init_std=1.0)
 
@@ -194,10 +195,9 @@ def test_rollouts_continue_each_prefix_of_their_row(kind):
 @pytest.mark.parametrize(
     "changes",
     [
-        dict(generator="gru"),
-        dict(generator="gpt", n_layers=2),
-        dict(discriminator="lstm"),
-        dict(discriminator="bert"),
+        dict(generator="gru", discriminator="bert"),
+        pytest.param(dict(generator="gpt", n_layers=2), marks=pytest.mark.slow),
+        pytest.param(dict(discriminator="lstm"), marks=pytest.mark.slow),
         dict(dtype="bfloat16"),
     ],
     ids=str,
@@ -229,6 +229,7 @@ def test_rounds_of_every_phase_are_traced_when_a_program_is_made(monkeypatch):
     assert traced == ["mle", "discriminator", "adversarial"]
 
 
+@pytest.mark.slow
 def test_frozen_parameters_of_the_generator_stay_in_every_phase():
     c, task, params = gan_of()
     with c.unlocked():

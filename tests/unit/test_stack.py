@@ -70,7 +70,7 @@ def variables(**options):
 @pytest.mark.parametrize(
     "blocks, n", [((Narrow, Wide), 4), ((Narrow,), 3), ((Wide, Narrow, Wide), 6)]
 )
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.slow), "full"])
 def test_scanned_and_unrolled_give_the_same(blocks, n, remat):
     scanned = variables(blocks=blocks, n=n)
 
