@@ -320,7 +320,7 @@ def test_a_task_refuses_data_of_another_kind(task, data, words):
         (
             "tokenizer",
             "configs/seqgan/oracle.py:tiny",
-            "data.name='seqgan.oracle_data' have no tok",
+            "data.name='seqgan.oracle_data' has no tokenizer",
         ),
         ("tokenizer", "tests/tiny_bert.py:labelled", "is trained when the data are read"),
         (
