@@ -374,6 +374,6 @@ def test_a_changed_learning_rate_is_reported():
     assert schedules.change(old, new, 40) == ""
     new.train.steps = 81
     message = schedules.change(old, new, 40)
-    assert "continues at 0.05 after step 40" in message and "it would be 0." in message
+    assert "after step 40 is 0.05" in message and "it would be 0." in message
     old.optim.schedule = new.optim.schedule = "constant"
     assert schedules.change(old, new, 40) == ""
