@@ -4,7 +4,7 @@ All processes run the same command. They find each other by JAX_COORDINATOR_ADDR
 JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by jax's own detection on TPU pods, Slurm, Open MPI and
 Kubernetes. On one host all functions of this module do nothing.
 
-Behaviour of jax 0.10.2 that explains much of this module: a client that cannot connect, or is told
+Behaviour of jax 0.10.2 that explains much of this module: a client that cannot connect, or learns
 that another one is dead, prints a stack trace and calls abort(), and the callback that could
 replace this cannot be written in Python (std::bad_cast). A process that exits with an error waits
 in jax's exit handler for all others, which wait for it. On CPUs the neighbours of a process that

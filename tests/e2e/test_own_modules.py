@@ -201,7 +201,7 @@ def test_a_users_modules_train_evaluate_and_resume(tmp_path, monkeypatch, capsys
     out = capsys.readouterr().out
     assert "data.file from" in out and helpers.read_metrics(run)[-1]["step"] == 60
 
-    # The folder has moved: it is said what to do, and that helps.
+    # The folder has moved: the message says what to do, and that works.
     monkeypatch.chdir(tmp_path)
     lab.rename(tmp_path / "moved")
     code, _, err = helpers.run("eval", f"--workdir={run}", devices=1)

@@ -244,11 +244,11 @@ def test_a_deletion_that_fails_because_the_folder_is_lost_ends_the_run(tmp_path,
 
 def test_closing_waits_for_a_deletion(tmp_path, monkeypatch):
     """After close() another process may take the folder."""
-    started, go_on, real = threading.Event(), threading.Event(), cloud.delete_folder
+    started, released, real = threading.Event(), threading.Event(), cloud.delete_folder
 
     def delete(path, mark, suffix):
         started.set()
-        go_on.wait(20)
+        released.wait(20)
         real(path, mark, suffix)
 
     monkeypatch.setattr(cloud, "delete_folder", delete)
@@ -256,7 +256,7 @@ def test_closing_waits_for_a_deletion(tmp_path, monkeypatch):
     for step in (1, 2):
         checkpoints.save(step, state(step), {}, {})
     assert started.wait(20)
-    threading.Timer(0.2, go_on.set).start()
+    threading.Timer(0.2, released.set).start()
     checkpoints.close()
     assert checkpoints.steps() == [2]
 

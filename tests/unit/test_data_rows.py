@@ -230,12 +230,12 @@ def test_tfds(tfds_set):
     assert len(R.read_rows(tfds_set + "[train[10:30]]", data, kind("classify"), "valid")) == 20
     for row in R.read_rows(tfds_set, data, kind("tag")):
         assert row["tokens"] == ["a", "b"] and row["tags"] in (["O", "B"], ["B", "B"])
-    found = R.read_rows(tfds_set, data, kind("answer"), "valid")
-    assert sorted(len(row["answers"]) for row in found) == [0, 0, 0, 1, 1]
-    assert [("cé", 6)] in [row["answers"] for row in found]
+    rows = R.read_rows(tfds_set, data, kind("answer"), "valid")
+    assert sorted(len(row["answers"]) for row in rows) == [0, 0, 0, 1, 1]
+    assert [("cé", 6)] in [row["answers"] for row in rows]
     data.columns.label = "score"
-    found = R.read_rows(tfds_set, data, kind("regress"), "valid")
-    assert sorted(float(row["label"]) for row in found) == [0, 0.5, 1, 1.5, 2]
+    rows = R.read_rows(tfds_set, data, kind("regress"), "valid")
+    assert sorted(float(row["label"]) for row in rows) == [0, 0.5, 1, 1.5, 2]
     assert R.read_parts(data, kind("regress"))["test"][0]["label"] != "-1"
 
 

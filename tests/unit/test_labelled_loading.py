@@ -147,11 +147,11 @@ def test_squad_and_conll_files_end_to_end(tmp_path):
     ]
     content = {"data": [{"paragraphs": [{"context": " ".join(LETTERS), "qas": qas}]}]}
     data = section(train=write(tmp_path / "a.json", json.dumps(content)), seq_len=16, doc_stride=4)
-    found = load_labelled(data, kind("answer", []), tokenizer=TOKENIZER, log=str)
-    examples = found.split("train", 4).examples
+    labelled = load_labelled(data, kind("answer", []), tokenizer=TOKENIZER, log=str)
+    examples = labelled.split("train", 4).examples
     answered = {
-        found.rows("train")[examples.row[i]]["question"][0]: answer_text(
-            examples, found.rows("train"), i
+        labelled.rows("train")[examples.row[i]]["question"][0]: answer_text(
+            examples, labelled.rows("train"), i
         )
         for i in range(len(examples))
         if examples.column_arrays["start"][i]

@@ -97,18 +97,13 @@ class Generator(nn.Module):
         self.embed = Embed(c.vocab_size, c.d_model, **types)
         if c.encoder == "bert":
             self.bert = bert.Model(
-                bert.Config(
-                    vocab_size=c.vocab_size,
+                seqgan.encoder_config(
+                    c,
                     max_len=c.article_len,
                     d_model=c.d_model,
                     n_layers=c.encoder_layers,
                     n_heads=c.n_heads,
                     dropout=c.dropout,
-                    attention_dropout=0.0,
-                    scan=False,
-                    attention=c.attention,
-                    remat=c.remat,
-                    dtype=c.dtype,
                 ),
                 ("tagger",),
                 c.d_model,

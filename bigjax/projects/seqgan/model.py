@@ -178,6 +178,19 @@ def generator_decoder(c: Config) -> Decoder:
     return Decoder(prefix_context, begin, step, c.max_len)
 
 
+def encoder_config(c, **sizes) -> bert.Config:
+    """The Config of a BERT within a network of c, with its vocabulary, types and attention."""
+    return bert.Config(
+        vocab_size=c.vocab_size,
+        attention_dropout=0.0,
+        scan=False,
+        attention=c.attention,
+        remat=c.remat,
+        dtype=c.dtype,
+        **sizes,
+    )
+
+
 class Discriminator(nn.Module):
     """Tells real sequences from generated ones: logits float32 [B, 2] of generated and of real."""
 
@@ -191,19 +204,14 @@ class Discriminator(nn.Module):
         c, d = self.config, self.config.discriminator_d_model
         types = dict(dtype=c.dtype)
         if c.discriminator == "bert":
-            b = bert.Config(
-                vocab_size=c.vocab_size,
+            b = encoder_config(
+                c,
                 max_len=c.max_len,
                 n_types=1,
                 d_model=d,
                 n_layers=c.discriminator_layers,
                 n_heads=c.discriminator_heads,
                 dropout=c.discriminator_dropout,
-                attention_dropout=0.0,
-                scan=False,
-                attention=c.attention,
-                remat=c.remat,
-                **types,
             )
             return bert.Model(b, ("classifier",), 2, name="bert")(
                 tokens_BT, None, mask_BT.astype(jnp.int32), rng=rng
