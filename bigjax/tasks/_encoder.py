@@ -41,6 +41,12 @@ class Encoder(NamedTuple):
     def check_vocabulary(self, tokenizer) -> None:
         check_vocabulary(tokenizer.vocab_size, self.config.vocab_size)
 
+    def task(self, **fields) -> Task:
+        """A Task of this model with its other fields."""
+        return Task(
+            init=self.init, axes=self.axes, model=self.model, model_config=self.config, **fields
+        )
+
 
 def build_encoder(config, heads: tuple[str, ...], n_labels: int = 2) -> Encoder:
     """The encoder of config.model with these heads; n_labels: outputs of classifier and tagger.
@@ -113,14 +119,10 @@ def labelled_task(config, kind: Kind, head: str, loss: Callable, n_outputs: int 
             for name, dtype in arrays.items()
         }
 
-    return Task(
-        init=encoder.init,
-        axes=encoder.axes,
+    return encoder.task(
         loss=loss_of_batch,
         load_data=load_data,
         batch_shapes=batch_shapes,
-        model=encoder.model,
-        model_config=encoder.config,
         flops_per_example=encoder.flops_per_row,
         outputs=outputs,
         label_head=head,

@@ -112,14 +112,10 @@ def build(config, options: Config) -> Task:
         return corpus
 
     flops = encoder.flops_per_row + options.max_predictions * encoder.flops_per_masked
-    return Task(
-        init=encoder.init,
-        axes=encoder.axes,
+    return encoder.task(
         loss=loss,
         load_data=load_data,
         batch_shapes=batch_shapes,
-        model=encoder.model,
-        model_config=encoder.config,
         flops_per_example=flops,
         whole_batch=whole_batch,
         **in_tokens(config.data.seq_len),
