@@ -57,7 +57,8 @@ _BROKEN = re.compile(
 _LINGER = 20.0  # s that process 0, which stores the messages, waits for others to read the last one
 _gather_calls = itertools.count()  # equal on all processes
 _service_threads: set[int] = set()  # ids of the threads in which jax is notified of lost processes
-_starting, _joined, _failing = threading.Event(), threading.Event(), threading.Event()
+_starting, _joined = threading.Event(), threading.Event()
+_failing: list[int] = []  # the exit code, as soon as this process or another one has failed
 
 
 def count() -> int:
@@ -277,7 +278,7 @@ def fail(text: str, code: int, unexpected: BaseException | None = None) -> None:
         time.sleep(3)  # the watching thread ends this process if another one reports a failure
         text += f"\nIf this is a broken connection: {LOST}"
         code = TransientError.exit_code if is_lost(unexpected) else code
-    _failing.set()
+    _failing.append(code)
     _print(text)
     if _joined.is_set():
         for i in range(count()):
@@ -298,8 +299,9 @@ def _watch() -> None:
         )
     except Exception:  # process 0 is lost, and jax aborts
         return
-    if _failing.is_set() or by is None:
+    if _failing or by is None:
         return  # this process reports its own error, or is finished
+    _failing.append(code)
     _print(f"ended, because process {by} failed: {text}")
     process.run_before_exit()
     _acknowledge()
@@ -332,6 +334,8 @@ def _end(watcher: threading.Thread) -> None:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _ABORTED(number: int) -> None:
+    if _failing:  # process 0, which has reported the failure too, was the first to end
+        os._exit(_failing[0])
     # In another thread it is a failed check or corrupt memory, which a restart may not fix.
     if lost := threading.get_native_id() in _service_threads:
         _print(f"ended by jax for the reason above: {LOST}")

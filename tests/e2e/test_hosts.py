@@ -247,6 +247,28 @@ def test_a_work_folder_that_is_not_shared_is_refused_on_every_process(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["other"]  # nothing is left behind
 
 
+# Process 1 still lives for some seconds when process 0 has ended, as on a loaded machine.
+SLOW_TO_END = """
+import os, time
+from bigjax.parallel import hosts
+acknowledge = hosts._acknowledge
+def slowly():
+    acknowledge()
+    time.sleep(3 * hosts.index())
+hosts._acknowledge = slowly
+"""
+
+
+def test_the_exit_code_of_a_failure_is_kept_where_process_0_ends_first(tmp_path):
+    two = start(
+        2,
+        script=SLOW_TO_END + JOIN,
+        each=(("1.0", "0", str(tmp_path)), ("1.1", "0", str(tmp_path))),
+    )
+    for code, out, err in ends(two, timeout=60):
+        assert code == 2 and "ended by jax" not in err
+
+
 # Joins, and then process 1 aborts, as where a check of XLA's fails or memory is broken.
 ABORT = JOIN.replace(
     "print(hosts.gather",
