@@ -119,6 +119,14 @@ def test_discriminator_reads_all_unmasked_tokens_only(kind):
     assert np.abs(score(TOKENS, jax.random.key(0)) - want).max() > 1e-4  # dropout
 
 
+def test_the_bert_of_a_discriminator_drops_no_attention():
+    c = seqgan.Config(discriminator="bert", discriminator_dropout=0.0, **SIZES)
+    model, mask = seqgan.Discriminator(c), jnp.ones_like(TOKENS, bool)
+    variables = model.init(jax.random.key(0), TOKENS, mask)
+    scores = [model.apply(variables, TOKENS, mask, rng) for rng in (None, jax.random.key(0))]
+    np.testing.assert_array_equal(*scores)
+
+
 def test_the_penalty_is_half_the_sum_of_squares_of_the_last_layer():
     c = seqgan.Config(**SIZES)
     gan = unconditional(seqgan, c, TrainingOptions(), 5)
