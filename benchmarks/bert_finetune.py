@@ -29,6 +29,7 @@ from sklearn.pipeline import make_pipeline  # noqa: E402
 
 from bigjax.arguments import Arguments  # noqa: E402
 from bigjax.data.rows import read_parts  # noqa: E402
+from bigjax.tasks.classify import Classify  # noqa: E402
 from bigjax.train import init_from  # noqa: E402
 from bigjax.train import run as run_lib  # noqa: E402
 
@@ -93,7 +94,7 @@ def accuracy(config, seed: int, source: str) -> float:
 
 def bag_of_words(config) -> float:
     """Test accuracy of logistic regression on counts."""
-    rows = read_parts(config.data, "classify")
+    rows = read_parts(config.data, Classify())
     text = lambda part: [row["text"] + " " + row.get("pair", "") for row in rows[part]]
     labels = lambda part: [row["label"] for row in rows[part]]
     model = make_pipeline(CountVectorizer(ngram_range=(1, 2)), LogisticRegression(max_iter=2000))

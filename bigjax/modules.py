@@ -5,7 +5,8 @@ Each may define `Config`, a dataclass whose fields are the other keys of its sec
   PRESETS (in the module): {name: values}, for a section with the key `preset`;
   RANGES: {field: bounds.Range};
   MAY_CHANGE: patterns of keys that a resumed run may change; all others are fixed;
-  PATHS: patterns of keys that are files or folders; DATA_PATHS: of those that are only read.
+  PATHS: patterns of keys that are files or folders; DATA_PATHS: of those that are only read;
+  for_task(task): the class to use instead, if its fields depend on the task's module.
 """
 
 import dataclasses
@@ -53,7 +54,9 @@ def sections(config) -> list[str]:
 def options(config, section: str):
     """The Config of a section: the preset that it names, if any, overridden by its own keys."""
     module, values = of(config, section), config_lib.get(config, section)
-    return config_lib.build(_class(module), values, section, preset=_preset(module, values))
+    return config_lib.build(
+        _class(config, section), values, section, preset=_preset(module, values)
+    )
 
 
 def fields(config, section: str) -> dict:
@@ -90,7 +93,7 @@ def types(config) -> dict[str, Any]:
             else:
                 yield f"{prefix}.{name}", kind
 
-    return {key: kind for s in sections(config) for key, kind in walk(_class(of(config, s)), s)}
+    return {key: kind for s in sections(config) for key, kind in walk(_class(config, s), s)}
 
 
 def declared(config, name: str) -> list[str]:
@@ -98,7 +101,7 @@ def declared(config, name: str) -> list[str]:
     return [
         f"{section}.{pattern}"
         for section in sections(config)
-        for pattern in getattr(_class(of(config, section)), name, ())
+        for pattern in getattr(_class(config, section), name, ())
     ]
 
 
@@ -110,8 +113,9 @@ def path_schemes(config) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _class(module: ModuleType):
-    return getattr(module, "Config", NoFields)
+def _class(config, section: str) -> type:
+    cls = getattr(of(config, section), "Config", NoFields)
+    return cls.for_task(of(config, "task")) if hasattr(cls, "for_task") else cls
 
 
 def _preset(module: ModuleType, values) -> dict:

@@ -42,9 +42,10 @@ def filled(c):
     return c
 
 
-def data_section(name: str, **values):
-    """A filled config.data of this kind."""
+def data_section(name: str, task: str = "causal_lm", **values):
+    """A filled config.data of this name, for this task."""
     c = config_lib.new_config()
+    c.task = dict(name=task)
     c.data = dict(name=name, **values)
     return filled(c).data
 

@@ -9,7 +9,7 @@ from bigjax.errors import UserError
 
 COMMAND = Command(
     flags=(
-        Flag("input", ".tsv, .csv, .jsonl (.conll to tag, .json of SQuAD to answer)", value="FILE"),
+        Flag("input", ".tsv, .csv, .jsonl, .parquet, .conll or SQuAD's .json", value="FILE"),
         Flag("output", ".tsv, .csv or .jsonl: the rows with their predictions", value="FILE"),
         STEP,
     ),
@@ -40,7 +40,7 @@ def run(arguments: Arguments) -> None:
     if kind is None:
         raise UserError(
             f"{arguments.workdir!r} was trained with task.name={config.task.name!r}; "
-            "predict needs a labelled task, such as classify, tag or answer."
+            "predict needs a task on labelled data, such as task.name='classify'."
         )
     rows = data.read_rows(f.input, config.data, kind, with_labels=False)
     tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")

@@ -5,8 +5,10 @@ predicts and measures; see tasks/tag.py for an example.
 """
 
 import abc
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -19,23 +21,37 @@ from bigjax.errors import UserError
 _MIN_SEQ_LEN = 8
 
 
+class Column(NamedTuple):
+    """A column of the files of a kind.
+
+    type: of its values, see data.values. name: in a file, the default of data.columns.KEY; None is
+      the key itself. optional: data.columns.KEY='' means that the file does not have it.
+    warn_missing: whether values such as 'NaN' are reported, which mostly mean "missing".
+    """
+
+    type: str
+    name: str | None = None
+    optional: bool = False
+    warn_missing: bool = True
+
+
 class Kind(abc.ABC):
-    """One kind of labelled data.
+    """One kind of labelled data. The module of a task names its kind as KIND.
 
     name: for messages and the fingerprint. labels: the names of the classes, () if it has none.
-    inputs, targets: {column: the type of its values, see data.values}. The names of the columns
-      in a file are data.columns.NAME, by default NAME.
-    optional: inputs that a file need not have (data.columns.NAME='').
+    inputs, targets: {key: Column}. Rows have these keys; data.columns has them too, for the names
+      of the columns in files.
     has_labels: whether labels are names, which are counted in the training data.
+    outputs_per_token: whether the model's head has outputs for each token, not each example.
     example_arrays, token_arrays: {name: dtype}, as in Examples.
     metrics: the names of the numbers that `measure` gives.
     """
 
     name: ClassVar[str]
-    inputs: ClassVar[Mapping[str, str]]
-    targets: ClassVar[Mapping[str, str]]
-    optional: ClassVar[tuple[str, ...]] = ()
+    inputs: ClassVar[Mapping[str, Column]]
+    targets: ClassVar[Mapping[str, Column]]
     has_labels: ClassVar[bool] = False
+    outputs_per_token: ClassVar[bool] = False
     example_arrays: ClassVar[Mapping[str, Any]] = {}
     token_arrays: ClassVar[Mapping[str, Any]] = {}
     metrics: ClassVar[tuple[str, ...]] = ()
@@ -68,14 +84,27 @@ class Kind(abc.ABC):
         targets.
         """
 
+    def collect(
+        self, output: np.ndarray, batch: Mapping[str, np.ndarray], lengths: np.ndarray
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """(index, its outputs) of each example in a batch of LabelledBatches.
+
+        output: what the model's head gives for the batch: [B, K, n_outputs], or [B, T, n_outputs]
+        if outputs_per_token. lengths: tokens of each example of the split.
+        """
+        for b, k in np.argwhere(batch["example"] >= 0):
+            example, first = int(batch["example"][b, k]), batch["first"][b, k]
+            columns = slice(first, first + int(lengths[example]))
+            yield example, output[b, columns] if self.outputs_per_token else output[b, k]
+
     @abc.abstractmethod
     def predict(
         self, rows: Sequence[dict[str, Any]], examples: Examples, outputs: Sequence[np.ndarray]
     ) -> list[dict[str, Any]]:
         """One dict per row, with `prediction` and what else belongs to it.
 
-        outputs: what the model's head gives for each example: [n_outputs], or [tokens, n_outputs]
-        for a head with outputs per token.
+        outputs: of each example, as `collect` gives them: [n_outputs], or [tokens, n_outputs] if
+        outputs_per_token.
         """
 
     @abc.abstractmethod
@@ -93,6 +122,17 @@ class Kind(abc.ABC):
     def summary(self, examples: Examples) -> str:
         """About the labels of a split's examples (at least one), for people; starts with '; '."""
         return ""
+
+
+@functools.cache
+def columns_of(kind: type[Kind]) -> type:
+    """A dataclass with the keys of data.columns for this kind, and their defaults."""
+    columns = {**kind.inputs, **kind.targets}
+    fields = [
+        (key, str, dataclasses.field(default=key if column.name is None else column.name))
+        for key, column in columns.items()
+    ]
+    return dataclasses.make_dataclass("Columns", fields, frozen=True)
 
 
 def encode_rows(

@@ -10,7 +10,7 @@ from bigjax.data import tokenizer as tokenizers
 from bigjax.data import unknown
 from bigjax.data.examples import Examples
 from bigjax.data.files import LOCAL_CACHE
-from bigjax.data.kinds import Kind, encode_rows
+from bigjax.data.kinds import Kind, columns_of, encode_rows
 from bigjax.data.labelled_batches import LabelledBatches
 from bigjax.data.row_data import (
     RowData,
@@ -26,17 +26,8 @@ _FORMAT = 1  # raise it when the same rows would give other examples
 
 
 @dataclasses.dataclass(frozen=True)
-class Columns:
-    """The names of columns in a file; numbers, from 0, if it has no header."""
-
-    text: str = "text"
-    pair: str = ""  # the second text; '' = none
-    label: str = "label"
-    question: str = "question"  # of task 'answer', like the next two
-    context: str = "context"
-    answers: str = "answers"
-    tokens: str = "tokens"  # of task 'tag', like the next
-    tags: str = "tags"
+class NoColumns:
+    """data.columns for a task without a kind of labelled data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +37,7 @@ class Config:
     train: str = ""  # FILE, tfds:NAME, docstrings:library, docstrings:title
     valid: str = ""  # '' = a fraction of train, by a hash of the text
     test: str = ""
-    columns: Columns = Columns()
+    columns: NoColumns = NoColumns()  # KEY: its name in a file; keys: those of the task's kind
     tokenizer: tokenizers.TokenizerConfig = tokenizers.TokenizerConfig()
     seq_len: int = 256  # tokens per row
     packing: bool = True  # short examples share rows
@@ -65,6 +56,15 @@ class Config:
     MAY_CHANGE = ("cache_dir", "train", "valid", "test", "tokenizer.path")
     PATHS = ("tokenizer.path",)
     DATA_PATHS = ("train", "valid", "test")
+
+    @classmethod
+    def for_task(cls, task: Any) -> type:
+        """This class with the columns of the task's kind; task: the module of config.task."""
+        if not hasattr(task, "KIND"):
+            return cls
+        columns = columns_of(task.KIND)
+        fields = [("columns", columns, dataclasses.field(default=columns()))]
+        return dataclasses.make_dataclass("Config", fields, bases=(cls,), frozen=True)
 
 
 class Labelled(RowData):
@@ -152,8 +152,7 @@ def load_labelled(
     labelled = Labelled(tokenizer, kind, rows, examples, data.seq_len, data.packing)
     log(labelled.summary())
     truncated = lambda part: [part.truncated] if part.truncated else []
-    columns = [name for name, type_ in kind.targets.items() if type_ != "answers"]
-    columns += [name for name, type_ in kind.inputs.items() if type_ == "text"]
+    columns = [k for k, column in {**kind.targets, **kind.inputs}.items() if column.warn_missing]
     log_warnings(data, labelled, columns, truncated, texts_of, log)
     log(f"data: {finish_line(labelled, time.monotonic() - start)}")
     return labelled

@@ -49,7 +49,7 @@ def read_rows(
     columns = _columns(data, kind, with_labels)
     if spec.startswith("docstrings:"):
         return _docstring_rows(spec, data, kind, part, with_labels)
-    types = {**kind.inputs, **kind.targets}
+    types = {key: column.type for key, column in {**kind.inputs, **kind.targets}.items()}
     if spec.startswith("tfds:"):
         rows = _tfds_rows(spec, columns, types, part)
     else:
@@ -107,7 +107,7 @@ def _specs(data: Any, kind: Kind, names: Sequence[str]) -> dict[str, str]:
             specs["valid"] = data.train
         if not (data.test or set(names) <= set(specs)) and _TFDS_SPLIT["test"] in splits:
             rows = read_rows(data.train, data, kind, "test")
-            if not all(row.get("label") in ("-1", "-1.0") for row in rows):
+            if not all(row[name] in ("-1", "-1.0") for row in rows for name in kind.targets):
                 specs["test"] = data.train
     return specs
 
@@ -127,17 +127,20 @@ def label_counts(data: Any, kind: Kind) -> dict[str, int]:
 
 
 def _columns(data: Any, kind: Kind, with_labels: bool) -> dict[str, str]:
-    """{name: its column in the file} of the kind's inputs and targets."""
-    names = [*kind.inputs, *(kind.targets if with_labels else ())]
-    columns = {name: data.columns.get(name, name) for name in names}
-    columns = {name: c for name, c in columns.items() if c or name not in kind.optional}
-    for name, column in columns.items():
-        if not column:
+    """{key: its column in the file} of the kind's inputs and targets."""
+    columns = {**kind.inputs, **(kind.targets if with_labels else {})}
+    for key, column in columns.items():
+        if key not in data.columns:
             raise UserError(
-                f"data.columns.{name} is empty; {kind.name} needs it. Set it to the name "
+                f"data.columns has no {key!r}, which {kind.name} needs. The module of task.name "
+                f"must name its kind of data: KIND = {type(kind).__name__}."
+            )
+        if not (data.columns[key] or column.optional):
+            raise UserError(
+                f"data.columns.{key} is empty; {kind.name} needs it. Set it to the name "
                 "(or, without a header, the number from 0) of that column."
             )
-    return columns
+    return {key: data.columns[key] for key in columns if data.columns[key]}
 
 
 def _docstring_rows(
@@ -162,7 +165,7 @@ def _docstring_rows(
     return (
         rows
         if with_labels
-        else [{name: row[name] for name in row if name != "label"} for row in rows]
+        else [{name: row[name] for name in row if name not in kind.targets} for row in rows]
     )
 
 

@@ -26,8 +26,8 @@ def build(name: str, options: Config, context: Context):
     config, task, kind = context.config, context.task, context.task.kind
     if kind is None:
         raise UserError(
-            f"evals.{name}.kind='metrics' is for labelled tasks, such as classify, tag and "
-            f"answer; task.name is {config.task.name!r}: use kind 'loss'."
+            f"evals.{name}.kind='metrics' is for tasks on labelled data, such as "
+            f"task.name='classify'; task.name is {config.task.name!r}: use kind 'loss'."
         )
     data = context.corpus.split(options.split, batch_size=config.train.batch_size, shuffle=False)
     rows = context.corpus.rows(options.split)

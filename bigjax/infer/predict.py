@@ -20,8 +20,8 @@ def make_outputs(task, mesh, labelled: bool) -> Callable:
     """outputs(params, extras, frozen, data) -> (outputs of each example, loss sums).
 
     Make it once for each model: calls with data of the same batch shapes share a compiled program.
-    data: LabelledBatches, not shuffled. The outputs are an array per example: [n_outputs], or
-    [tokens, n_outputs] for a head with outputs per token. The sums are {'loss': (sum, weight)} if
+    data: LabelledBatches, not shuffled. The outputs are those of Kind.collect, an array per
+    example. The sums are {'loss': (sum, weight)} if
     the examples are labelled, else {}.
     """
 
@@ -39,6 +39,7 @@ def make_outputs(task, mesh, labelled: bool) -> Callable:
         rows = sharding.local_rows(mesh, data.batch_size)
         outputs: list[Any] = [None] * data.n_examples
         total: dict = {}
+        lengths = data.examples.lengths
         for i in range(data.n_batches):
             batch = data.batch_at(i)
             local = {k: v[rows] for k, v in batch.items()}
@@ -47,11 +48,8 @@ def make_outputs(task, mesh, labelled: bool) -> Callable:
             for k, pair in loss.items():
                 s, w = total.get(k, (0.0, 0.0))
                 total[k] = s + float(pair[0]), w + float(pair[1])
-            per_token = out.shape[1] == data.seq_len  # else per example
-            for b, k in np.argwhere(batch["example"] >= 0):
-                example, first = batch["example"][b, k], batch["first"][b, k]
-                n = int(data.examples.lengths[example])
-                outputs[example] = out[b, first : first + n] if per_token else out[b, k]
+            for example, output in task.kind.collect(out, batch, lengths):
+                outputs[example] = output
         return outputs, total
 
     return of_data
@@ -101,8 +99,8 @@ def write(path, rows: Sequence[dict], predictions: Sequence[dict]) -> None:
     A row's columns are those of row["row"], as in its file (without it, the row's own except
     "where"), followed by those of its prediction. If a row already has a column of that name, it is
     called prediction_2 and so on. Lists are JSON in .tsv and .csv; .tsv has no quoting, as
-    `read_table` reads it. Probabilities of all labels are only in .jsonl. Of several hosts the
-    first one writes.
+    `read_table` reads it. Values that are dicts, such as the probabilities of all labels, are only
+    in .jsonl. Of several hosts the first one writes.
 
     Raises UserError for a text with a tab or line end in .tsv, and if it cannot be written.
     """
@@ -125,7 +123,9 @@ def write(path, rows: Sequence[dict], predictions: Sequence[dict]) -> None:
             for record, p in pairs
         )
     else:
-        new.pop("probabilities", None)
+        new = {
+            k: v for k, v in new.items() if not any(isinstance(p.get(k), dict) for p in predictions)
+        }
         table = [[*columns, *new.values()]] + [
             [*(_cell(record.get(k, "")) for k in columns), *(_rounded(p.get(k, "")) for k in new)]
             for record, p in pairs

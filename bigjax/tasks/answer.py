@@ -14,7 +14,7 @@ from bigjax import losses
 from bigjax.bounds import at_least, check_ranges
 from bigjax.data import measures
 from bigjax.data.examples import Examples, check_lengths, joined, offsets_of
-from bigjax.data.kinds import Kind
+from bigjax.data.kinds import Column, Kind
 from bigjax.data.measures import Measures
 from bigjax.data.tokenizer import Tokenizer
 from bigjax.errors import UserError
@@ -63,7 +63,9 @@ class Answer(Kind):
     """
 
     name, metrics = "answer", ("exact_match", "f1")
-    inputs, targets = {"question": "text", "context": "text"}, {"answers": "answers"}
+    inputs = {"question": Column("text"), "context": Column("text")}
+    targets = {"answers": Column("answers", warn_missing=False)}
+    outputs_per_token = True
     example_arrays = {"start": np.int32, "end": np.int32}
 
     def __init__(self, max_answer_tokens: int = 30, allow_no_answer: bool = False) -> None:
@@ -104,6 +106,9 @@ class Answer(Kind):
     def measure(self, rows, predictions) -> Measures:
         answers = [[text for text, _ in row["answers"]] for row in rows]
         return measures.listed(squad_scores(answers, [p["prediction"] for p in predictions]))
+
+
+KIND = Answer
 
 
 def build(config, options: Config) -> Task:

@@ -12,7 +12,7 @@ from bigjax import losses
 from bigjax.bounds import FRACTION, at_least, check_ranges
 from bigjax.data import measures
 from bigjax.data.examples import Examples, check_lengths, joined, label_indices, offsets_of
-from bigjax.data.kinds import Kind
+from bigjax.data.kinds import Column, Kind
 from bigjax.data.measures import Measures
 from bigjax.data.rows import label_counts
 from bigjax.data.tokenizer import Tokenizer
@@ -43,7 +43,8 @@ class Config:
 class TextKind(Kind):
     """`[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]`, with a label."""
 
-    inputs, targets, optional = {"text": "text", "pair": "text"}, {"label": "label"}, ("pair",)
+    inputs = {"text": Column("text"), "pair": Column("text", name="", optional=True)}
+    targets = {"label": Column("label")}
 
     def encode(self, rows, data, tokenizer, with_labels) -> Examples:
         """A text that is too long is truncated, if data.truncate, at the end of its longer part."""
@@ -117,7 +118,7 @@ class Regress(TextKind):
         return measures.regression(true, [p["prediction"] for p in predictions])
 
 
-KINDS = {"classify": Classify, "regress": Regress}
+KIND, KINDS = TextKind, {"classify": Classify, "regress": Regress}
 
 
 def resolve(config, options: Config) -> dict:

@@ -10,7 +10,7 @@ import numpy as np
 from bigjax import losses
 from bigjax.data import measures
 from bigjax.data.examples import Examples, check_lengths, joined, label_indices, offsets_of
-from bigjax.data.kinds import Kind
+from bigjax.data.kinds import Column, Kind
 from bigjax.data.measures import Measures
 from bigjax.data.rows import label_counts
 from bigjax.data.tokenizer import Tokenizer
@@ -44,7 +44,9 @@ class Tag(Kind):
     https://arxiv.org/abs/1810.04805, section 5.3."""
 
     name, has_labels, metrics = "tag", True, measures.CLASSIFICATION
-    inputs, targets = {"tokens": "words"}, {"tags": "words"}
+    inputs = {"tokens": Column("words", warn_missing=False)}
+    targets = {"tags": Column("words")}
+    outputs_per_token = True
     token_arrays = {"token_labels": np.int32}
 
     def __init__(self, labels: Sequence[str] = ()) -> None:
@@ -101,6 +103,9 @@ class Tag(Kind):
         """Averages leave out the label O, words that are no entity: they would hide the rest."""
         averaged = [label for label in self.labels if label != "O"]
         return measures.classification(*self.label_pairs(rows, predictions), self.labels, averaged)
+
+
+KIND = Tag
 
 
 def resolve(config, options: Config) -> dict:

@@ -53,7 +53,7 @@ def test_shapes_of_labelled_batches(task, kind, rows, cache_dir, tmp_path):
     with c.unlocked():
         c.data.cache_dir, c.task = cache_dir, dict(name=task, **kind)
         c.data.train = c.data.valid = c.data.test = str(path)
-        c.data.columns.tokens, c.data.columns.tags = "text", "label"
+        c.data.columns = dict(tokens="text", tags="label") if task == "tag" else {}
         c.data.tokenizer.vocab_size, c.data.packing = 25, False
         c.train.batch_size = 4
     check(helpers.filled(c), 1)

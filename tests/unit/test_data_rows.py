@@ -1,15 +1,18 @@
 """bigjax.data.rows: labelled rows of files, TFDS and docstrings, and how they are split."""
 
+import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
 
-from bigjax.data import docstrings
+from bigjax.data import docstrings, kinds, labelled
 from bigjax.data import rows as R
 from bigjax.data.rows import label_counts
 from bigjax.data.store import split_of
 from bigjax.errors import UserError
+from tests import helpers
 from tests.helpers import kind
 from tests.unit.test_data_examples import section, table, write
 
@@ -36,6 +39,23 @@ def test_rows_have_one_name_whatever_the_columns_are_called(tmp_path):
     data.columns.text = ""
     with pytest.raises(UserError, match="data.columns.text is empty; classify needs it"):
         R.read_rows(bare, data, kind("classify"))
+
+
+def test_a_config_has_the_columns_of_its_kind_alone():
+    """Also a user's kind: the task's module names it."""
+
+    class Rank(kinds.Kind):
+        name = "rank"
+        inputs = {"query": kinds.Column("text"), "note": kinds.Column("text", "", optional=True)}
+        targets = {"score": kinds.Column("label", name="relevance")}
+
+    task = types.SimpleNamespace(KIND=Rank)
+    columns = labelled.Config.for_task(task)(columns=kinds.columns_of(Rank)(note="why")).columns
+    assert dataclasses.asdict(columns) == {"query": "query", "note": "why", "score": "relevance"}
+    assert sorted(helpers.data_section("labelled", "tag").columns) == ["tags", "tokens"]
+    assert not helpers.data_section("labelled").columns  # causal_lm has no kind
+    with pytest.raises(UserError, match="'data.columns.text'. Allowed: tags, tokens"):
+        helpers.data_section("labelled", "tag", columns={"text": "x"})
 
 
 def test_tags_have_to_be_as_many_as_tokens(tmp_path):

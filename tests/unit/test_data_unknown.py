@@ -29,9 +29,9 @@ def warnings_of(lines):
     return [line for line in lines if line.startswith("data: warning: ")]
 
 
-def section(tmp_path, name="labelled", **changes):
+def section(tmp_path, name="labelled", task="classify", **changes):
     values = {"seq_len": 32, "cache_dir": str(tmp_path / "cache"), **changes}
-    return helpers.data_section(name, **values)
+    return helpers.data_section(name, task, **values)
 
 
 def headline_section(tmp_path, path):
@@ -78,9 +78,11 @@ def test_every_text_of_a_row_counts(tmp_path):
     for name, row in rows.items():
         path = tmp_path / f"{name}.jsonl"
         path.write_text(json.dumps(row) + "\n")
-        data = section(tmp_path, train=str(path), valid_fraction=0.0, test_fraction=0.0)
-        data.columns.pair = "pair" if name == "pair" else ""
         lines, kind_name = [], "classify" if name == "pair" else name
+        fractions = dict(valid_fraction=0.0, test_fraction=0.0)
+        data = section(tmp_path, task=kind_name, train=str(path), **fractions)
+        if name == "pair":
+            data.columns.pair = "pair"
         load_labelled(data, kind(kind_name, ["0", "1"]), tokenizer=TOKENIZER, log=lines.append)
         assert "1 of the " in warnings_of(lines)[0], name
 
@@ -198,7 +200,7 @@ def test_one_line_for_all_that_may_be_missing(tmp_path):
 def test_tags_and_headlines_that_may_be_missing(tmp_path):
     path = tmp_path / "a.conll"
     path.write_text("NA B\nthe null\nfilm null\n\nthe null\nNone B\n")
-    data = section(tmp_path, train=str(path), valid_fraction=0.0, test_fraction=0.0)
+    data = section(tmp_path, task="tag", train=str(path), valid_fraction=0.0, test_fraction=0.0)
     ((line,), labels) = missing_lines(data, "tag")
     assert "warning: 2 rows with the tag 'null' (the first at" in line and "NA" not in line
     assert labels == ["B", "null"]

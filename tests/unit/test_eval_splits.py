@@ -55,6 +55,7 @@ def corpus(tmp_path):
     path.write_text("text\tlabel\n" + "".join(f"text {i}\t{i % 2}\n" for i in range(21)))
     data = helpers.data_section(
         "labelled",
+        "classify",
         train=str(path),
         valid=str(path),
         seq_len=16,

@@ -108,7 +108,8 @@ def test_outputs_find_their_examples_in_packed_rows(tokenizer):
         ..., None
     ]
     for function in (columns, first):
-        task = types.SimpleNamespace(outputs=function)
+        kind = Tag() if function is columns else Classify()
+        task = types.SimpleNamespace(outputs=function, kind=kind)
         with jax.set_mesh(mesh):
             predictions, sums = predict.make_outputs(task, mesh, False)({}, {}, {}, data)
         assert sums == {} and len(predictions) == 30
