@@ -9,6 +9,7 @@ COMMAND = Command(flags=(STEP, JSON), keys=(*ROWS, "data", "seed", "evals"), unu
 def run(arguments: Arguments) -> None:
     from bigjax import data, evals
     from bigjax.train import load as load_lib
+    from bigjax.train import stages
     from bigjax.train import workdir as workdir_lib
 
     config = arguments.config_of_run()
@@ -17,7 +18,7 @@ def run(arguments: Arguments) -> None:
     folder = run_folder / "tokenizer"
     tokenizer = data.load_tokenizer(folder) if folder.exists() else None  # not all data are text
     splits = {e.split for e in config.evals.values() if "split" in e}
-    corpus = loaded.task.load_data(print, tokenizer, splits)
+    corpus = stages.load_data(loaded.task, print, tokenizer, splits)
     context = evals.Context(
         config,
         loaded.task,
@@ -30,8 +31,8 @@ def run(arguments: Arguments) -> None:
         unwritten=[],
     )
     numbers = {}
-    for name in config.evals:
-        metrics = evals.build(name, context)(loaded.params, loaded.extras, loaded.step)
+    for name, evaluator in stages.build_evaluators(context).items():
+        metrics = evaluator(loaded.params, loaded.extras, loaded.step)
         numbers.update({f"eval/{name}/{k}": v for k, v in metrics.items()})
     for key, value in numbers.items():
         print(f"{key:<32} {value:.6f}")

@@ -3,7 +3,6 @@
 Needs `pip install -e '.[plan]'`. For GPUs install '.[cuda]'; their plans have no seconds.
 """
 
-from bigjax import config as config_lib
 from bigjax.arguments import JSON, Arguments, Command, Flag
 
 COMMAND = Command(
@@ -39,6 +38,8 @@ def run(arguments: Arguments) -> None:
     from bigjax.plan import chips, command
 
     chips.before_jax()
+    from bigjax.train import stages
+
     config, _ = arguments.config()
-    config_lib.check_values(config)
+    stages.check(config)
     command.run(arguments.flags, config)

@@ -36,10 +36,17 @@ def start(mesh_config, batch_size: int | None, accumulate: int = 1) -> Mesh:
     """
     check_settings()
     _use_cpu_devices(cpu_devices(mesh_config, (batch_size or 1) // accumulate, hosts.count()))
-    mesh = make_mesh(mesh_config)
+    mesh = checked(mesh_config, batch_size, accumulate)
+    jax.set_mesh(mesh)
+    return mesh
+
+
+def checked(mesh_config, batch_size: int | None, accumulate: int = 1, devices=None) -> Mesh:
+    """`make_mesh`, for batches of this size (None: no batches). Raises UserError as `make_mesh` and
+    `check_batch` do."""
+    mesh = make_mesh(mesh_config, devices)
     if batch_size:
         check_batch(mesh, batch_size, accumulate)
-    jax.set_mesh(mesh)
     return mesh
 
 

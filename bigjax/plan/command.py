@@ -50,9 +50,9 @@ def run(f: flags.FlagValues, config) -> None:
     _set_mesh(config, f.mesh)
     from bigjax.plan import calibrate
     from bigjax.plan import compile as compile_lib
-    from bigjax.train.run import resolved
+    from bigjax.train import stages
 
-    config, _ = resolved(config, read_data=False)
+    config, _ = stages.resolve(config, read_data=False)
     correct = calibrate.read(f.calibrate, chip) if f.calibrate else None
     if f.search:
         plans = [_search(f, config, correct)]

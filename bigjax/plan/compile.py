@@ -106,8 +106,8 @@ def plans(config, topology: str, slices: int = 1) -> list[Plan]:
     name, _ = chips.parse(topology)
     chip = chips.figures(name)
     mesh_lib.check_settings()
-    mesh = mesh_lib.make_mesh(config.mesh, chips.devices(topology, slices))
-    mesh_lib.check_batch(mesh, config.train.batch_size, config.train.accumulate)
+    devices = chips.devices(topology, slices)
+    mesh = mesh_lib.checked(config.mesh, config.train.batch_size, config.train.accumulate, devices)
     task = tasks.build(config)
     # Frozen parts have the shapes of another run's config, which may have changed since.
     parts = [
@@ -124,7 +124,7 @@ def plans(config, topology: str, slices: int = 1) -> list[Plan]:
         pass
     program = program_lib.make(config, task, mesh)
     compiled = [
-        _plan(config, task, program, mesh, slices, chip, phase, step)
+        _plan(program, config.train.batch_size, slices, chip, phase, step)
         for phase, step in task.phases(config.train.steps)
     ]
     with contextlib.suppress(UserError):  # another user's folder: it is compiled again next time
@@ -146,9 +146,9 @@ def _key(config, frozen_parts: list[tuple], mesh: dict[str, int], *pod) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def _plan(config, task, program, mesh, slices, chip, phase, step) -> Plan:
-    batch_size = config.train.batch_size
-    lowered = program_lib.trace(task, program, mesh, batch_size, step).lower()
+def _plan(program, batch_size, slices, chip, phase, step) -> Plan:
+    task, mesh = program.task, program.mesh
+    lowered = program_lib.trace(program, batch_size, step).lower()
     known = Plan(
         phase=phase,
         mesh=dict(mesh.shape),

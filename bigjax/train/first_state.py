@@ -59,11 +59,11 @@ def _resumed(run, state: State, meta: dict, place: str, folder: str, is_new: boo
             "packages have changed), so it cannot be resumed exactly. Train in another --workdir "
             f"with --config.init_from={folder}."
         )
-    frozen.check_same(run.frozen_ids, meta.get("frozen", {}))
+    frozen.check_same(run.frozen.fingerprints, meta.get("frozen", {}))
     run.early_stop.restore(meta.get("early_stop", {}))
     log(f"Resuming from step {start} of {place}.")
     # A task with its own step has learning rates of its own.
-    if jax.process_index() == 0 and not run.task.make_step and start < c.train.steps:
+    if jax.process_index() == 0 and not run.program.task.make_step and start < c.train.steps:
         if changed := schedules.change(workdir_lib.read_config(folder), c, start):
             log(changed)
     return First(state, start, is_new)
@@ -71,7 +71,7 @@ def _resumed(run, state: State, meta: dict, place: str, folder: str, is_new: boo
 
 def _initial_state(run, prepare: Callable | None, source: init_from.Source | None) -> State:
     """The state at step 0."""
-    c, task, log = run.config, run.task, run.progress.log
+    c, task, log = run.config, run.program.task, run.progress.log
     if c.init_from and not source:
         source = init_from.open_source(c.init_from, cache_dir(c))
     if source:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 import hashlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -14,13 +14,20 @@ from bigjax.train.state import abstract, split
 from bigjax.train.stored import checksums
 
 
+class Parts(NamedTuple):
+    """arrays: {name: tree of arrays on the mesh}. fingerprints: {name: hash of its values}."""
+
+    arrays: dict[str, Any]
+    fingerprints: dict[str, str]
+
+
 def shapes(task: Task, mesh) -> dict[str, Any]:
     """{name: tree of ShapeDtypeStructs with shardings}, without reading anything."""
     return {name: _shapes(part, mesh) for name, part in task.frozen.items()}
 
 
-def load(task: Task, mesh, cache_dir: str, log: Callable[[str], None]) -> dict[str, Any]:
-    """{name: tree of arrays on the mesh}.
+def load(task: Task, mesh, cache_dir: str, log: Callable[[str], None]) -> Parts:
+    """The frozen parts of a task.
 
     cache_dir: of config.data. Raises UserError if a source lacks a parameter or its shape differs.
     """
@@ -34,7 +41,7 @@ def load(task: Task, mesh, cache_dir: str, log: Callable[[str], None]) -> dict[s
         else:
             shardings = jax.tree_util.tree_map(lambda x: x.sharding, target)
             parts[name] = jax.jit(part.init, out_shardings=shardings)(jax.random.key(0))
-    return parts
+    return Parts(parts, fingerprints(parts))
 
 
 def _load(target, source: init_from.Source, what: str):

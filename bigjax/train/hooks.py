@@ -40,11 +40,13 @@ class EarlyStop:
     """Ends training when a metric has not improved for `patience` evaluations. A value that is not
     finite is not an improvement.
 
+    latest: {last evaluated step: its evaluation metrics}, which the reporter writes.
     `state` is saved in checkpoints, so that a resumed run stops where an uninterrupted one would.
     """
 
-    def __init__(self, config, latest: dict, log: Callable[[str], None]):
-        self._config, self._latest, self._log = config, latest, log
+    def __init__(self, config, log: Callable[[str], None]):
+        self._config, self._log = config, log
+        self.latest: dict[int, dict[str, float]] = {}
         self.state = {
             "metric": config.metric,
             "mode": config.mode,
@@ -65,10 +67,10 @@ class EarlyStop:
         return bool(self._config.metric) and self.state["bad"] >= self._config.patience
 
     def due(self, step: int) -> bool:
-        return self._config.metric in self._latest.get(step, {})
+        return self._config.metric in self.latest.get(step, {})
 
     def __call__(self, step: int, state: State) -> bool:
-        value, s, c = self._latest[step][self._config.metric], self.state, self._config
+        value, s, c = self.latest[step][self._config.metric], self.state, self._config
         sign = 1 if c.mode == "min" else -1
         if math.isfinite(value) and (
             s["best"] is None or sign * value < sign * s["best"] - c.min_delta

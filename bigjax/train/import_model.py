@@ -204,7 +204,7 @@ def _brief(names: list[str]) -> list[str]:
 
 def _save(folder, params, config) -> None:
     state = State(jnp.int32(0), params, (), {}, None, jnp.bool_(False))
-    early_stop = hooks.EarlyStop(config.train.early_stop, {}, lambda text: None).state
+    early_stop = hooks.EarlyStop(config.train.early_stop, lambda text: None).state
     checkpoints = Checkpoints(folder)
     try:
         checkpoints.save(0, state, {"data": "", "early_stop": early_stop, "imported": True}, {})

@@ -67,6 +67,14 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
     step = checkpoints.resolve_step(step)
     task = tasks.build(config)
     parts = frozen.load(task, mesh, cache_dir(config), lambda text: None)
+    params, extras, saved = _restore(config, task, mesh, checkpoints, step)
+    if batch_size:  # evaluation and prediction use the frozen parts
+        frozen.check_same(parts.fingerprints, saved.get("frozen", {}))
+    return Loaded(config, task, mesh, params, extras, parts.arrays, step)
+
+
+def _restore(config, task, mesh, checkpoints: Checkpoints, step: int) -> tuple[Any, Any, dict]:
+    """(params, extras, meta) of a saved step: the moving averages if the run keeps them."""
     variables = jax.eval_shape(task.init, jax.random.key(0))
     variables = {
         **cast(variables, "float32"),
@@ -82,13 +90,9 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
         items, saved = checkpoints.restore(step, wanted)
     except Damaged as e:
         raise UserError(
-            f"Checkpoint {step} of {workdir} is damaged ({e}). Choose another --step; available: "
-            f"{checkpoints.steps()}."
+            f"Checkpoint {step} of {checkpoints.folder.parent} is damaged ({e}). Choose another "
+            f"--step; available: {checkpoints.steps()}."
         ) from e
-    if batch_size:  # evaluation and prediction use the frozen parts
-        frozen.check_same(frozen.fingerprints(parts), saved.get("frozen", {}))
     if config.train.ema:
-        params, extras = split(items["ema"])
-    else:
-        params, extras = items["params"], items.get("extras", {})
-    return Loaded(config, task, mesh, params, extras, parts, step)
+        return *split(items["ema"]), saved
+    return items["params"], items.get("extras", {}), saved

@@ -23,7 +23,7 @@ def explain(run, step: int, metrics: list[str], state: State, batch: Mapping) ->
     run: a train.run.Run. metrics: names of the non-finite ones. state: before the step. batch: of
     the step.
     """
-    task, config = run.task, run.config
+    task, config = run.program.task, run.config
     rng = jax.random.fold_in(jax.random.key(config.seed), step - 1)
 
     def norms(params, extras, frozen, batch):
@@ -41,7 +41,8 @@ def explain(run, step: int, metrics: list[str], state: State, batch: Mapping) ->
 
     run.checkpoints.wait()  # so that a save in progress is listed below
     run.lease.check()
-    layer_norms = jax.device_get(jax.jit(norms)(state.params, state.extras, run.frozen, batch))
+    parts = run.frozen.arrays
+    layer_norms = jax.device_get(jax.jit(norms)(state.params, state.extras, parts, batch))
     layer_norms = jax.tree_util.tree_map(lambda x: np.asarray(x).tolist(), layer_norms)
     path = run.folder / f"nonfinite-{step}.json"
     examples = run.batches.examples_at(step - 1)
@@ -63,7 +64,7 @@ def _first_nan(run, step: int, state: State, batch) -> str:
     if not run.config.train.debug_nans:
         return ""
     before = state._replace(step=jnp.int32(step - 1), halted=jnp.bool_(False))
-    operation = debug.first_nan(run.program.step.__wrapped__, before, run.frozen, batch)
+    operation = debug.first_nan(run.program.step.__wrapped__, before, run.frozen.arrays, batch)
     return (
         f" The first NaN: {operation}."
         if operation

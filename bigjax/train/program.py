@@ -9,6 +9,7 @@ import jax
 from bigjax import modules, optim, paths
 from bigjax.errors import UserError
 from bigjax.parallel import sharding
+from bigjax.tasks import Task
 from bigjax.train import frozen
 from bigjax.train import state as state_lib
 from bigjax.train.state import State
@@ -16,12 +17,15 @@ from bigjax.train.step import make_step, packed
 
 
 class Program(NamedTuple):
-    """init() -> State at step 0. step(state, frozen, batch) -> (state, metrics), compiled by the
-    first call; it donates the memory of its state; metrics are packed by `step.packed`.
+    """A task on a mesh.
 
+    init() -> State at step 0. step(state, frozen, batch) -> (state, metrics), compiled by the
+    first call; it donates the memory of its state; metrics are packed by `step.packed`.
     abstract, shardings: the State as ShapeDtypeStructs, and its shardings.
     """
 
+    task: Task
+    mesh: jax.sharding.Mesh
     init: Callable
     step: Callable
     abstract: State
@@ -83,17 +87,19 @@ def make(config, task, mesh) -> Program:
     step = jax.jit(
         packed(step), donate_argnums=0, out_shardings=(shardings, None), compiler_options=options
     )
-    program = Program(init, step, state_lib.abstract(shapes, shardings), shardings)
+    abstract = state_lib.abstract(shapes, shardings)
+    program = Program(task, mesh, init, step, abstract, shardings)
     for _, number in task.phases(config.train.steps):
-        trace(task, program, mesh, config.train.batch_size, number)
+        trace(program, config.train.batch_size, number)
     return program
 
 
-def trace(task, program: Program, mesh, batch_size: int, step: int) -> jax.stages.Traced:
-    """A step traced for a mesh; jax reuses the trace in the run. `step` decides the phase.
+def trace(program: Program, batch_size: int, step: int) -> jax.stages.Traced:
+    """A step traced for its mesh; jax reuses the trace in the run. `step` decides the phase.
 
     Raises RunError if the step would change the shape or type of its state.
     """
+    task, mesh = program.task, program.mesh
     batch_sharding = sharding.of_batch(mesh)
     batch = jax.tree_util.tree_map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding),

@@ -27,11 +27,11 @@ class Reporter:
     def __init__(self, run, start: int, saved_step: int | None):
         """run: a train.run.Run that starts after step `start`."""
         self._run, self._first_step, self.saved_step = run, start + 1, saved_step
-        c = run.config
+        c, task = run.config, run.program.task
         self.bad_step: int | None = None
         self.bad_metrics: list[str] = []
         self._writer = metrics.Writer(run.folder, start, c.log.tensorboard, run.lease.check)
-        self.speed = metrics.Speed(run.task, 0 if run.task.make_step else c.train.batch_size)
+        self.speed = metrics.Speed(task, 0 if task.make_step else c.train.batch_size)
 
     def close(self) -> None:
         self._writer.close()
@@ -50,9 +50,9 @@ class Reporter:
         due = step in (1, c.train.steps) or step % c.log.every == 0
         if due or step == self._first_step:
             values = {**derive(values), **self.speed.read(step)}
-            if not run.task.make_step:  # whose steps may be of different kinds
+            if not run.program.task.make_step:  # whose steps may be of different kinds
                 values["epoch"] = step / run.batches.epoch_steps
-            run.progress.update(step, values, run.task.unit)
+            run.progress.update(step, values, run.program.task.unit)
         if due:  # only then: a resumed run writes the same lines as an uninterrupted one
             self._writer.write(step, values)
         return False
@@ -69,9 +69,10 @@ class Reporter:
                 )
         if not values:
             return
-        if step not in run.latest:
-            run.latest.clear()
-        run.latest.setdefault(step, {}).update(values)
+        latest = run.early_stop.latest
+        if step not in latest:
+            latest.clear()
+        latest.setdefault(step, {}).update(values)
         self._writer.write(step, values)
         short = {
             k.removeprefix("eval/"): v
@@ -86,8 +87,8 @@ class Reporter:
         meta = {
             "data": run.corpus.fingerprint,
             "early_stop": dict(run.early_stop.state),
-            "frozen": run.frozen_ids,
+            "frozen": run.frozen.fingerprints,
         }
-        run.checkpoints.save(step, state, meta, run.latest.get(step, {}))
+        run.checkpoints.save(step, state, meta, run.early_stop.latest.get(step, {}))
         self.saved_step = step
         self.speed.pause(time.perf_counter() - start)

@@ -5,41 +5,35 @@ from typing import Any, NamedTuple
 from etils import epath
 import jax
 
-from bigjax import cloud, data, evals, modules, tasks
 from bigjax import config as config_lib
+from bigjax import data, evals, tasks
 from bigjax.data.files import cache_dir
 from bigjax.errors import NO_SPACE, RunError, TransientError, UserError
 from bigjax.parallel import hosts, sharding
 from bigjax.parallel import mesh as mesh_lib
-from bigjax.train import debug, first_state, frozen, init_from, load, loop, metrics, nonfinite
+from bigjax.train import debug, first_state, frozen, load, loop, metrics, nonfinite, stages
 from bigjax.train import hooks as hooks_lib
 from bigjax.train import program as program_lib
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import LATE, Checkpoints
 from bigjax.train.lease import Lease
 from bigjax.train.reporter import Reporter
-from bigjax.train.state import State
 from bigjax.trees import count
 
 
 class Run(NamedTuple):
-    """What the stages of a run have created, for the stages that follow."""
+    """What the first stages of a run have created, for the first state and the loop."""
 
     config: Any
-    folder: epath.Path
-    mesh: Any
-    task: tasks.Task
     program: program_lib.Program
-    frozen: dict[str, Any]
-    frozen_ids: dict[str, str]  # their fingerprints
     corpus: data.Data
     batches: data.Batches  # of training
-    evaluators: dict[str, evals.Evaluator]
+    frozen: frozen.Parts
+    folder: epath.Path
+    lease: Lease
     checkpoints: Checkpoints
     early_stop: hooks_lib.EarlyStop
-    latest: dict[int, dict[str, float]]  # {last evaluated step: its evaluation metrics}
     progress: metrics.Progress
-    lease: Lease
 
 
 def train(config, workdir: str) -> None:
@@ -68,8 +62,7 @@ def train(config, workdir: str) -> None:
 def _train(config, workdir: str, progress: metrics.Progress, lease: Lease) -> None:
     """The stages of a run, ordered so that bad input is found before it costs much."""
     log = progress.log
-    config_lib.check_values(config)
-    cloud.check_writable(workdir)
+    stages.check(config, workdir)
 
     hosts.start(config, workdir)  # before anything that starts jax, as reading a checkpoint does
     lease.acquire()
@@ -77,17 +70,17 @@ def _train(config, workdir: str, progress: metrics.Progress, lease: Lease) -> No
     program_lib.use_compilation_cache(config.train.compilation_cache, mesh)
     _agree_on_checkpoints(workdir)
 
-    config, source = resolved(config, workdir)
+    config, source = stages.resolve(config, workdir)
     task = tasks.build(config)
     program = program_lib.make(config, task, mesh)
-    origin = first_state.find(config, workdir, task, log)
+    prepare = first_state.find(config, workdir, task, log)
 
-    corpus = _load_data(task, log)
+    corpus = stages.load_data(task, log)
     batches = corpus.split("train", batch_size=config.train.batch_size, seed=config.seed)
     folder = epath.Path(workdir)
     parts = frozen.load(task, mesh, cache_dir(config), log)
-    context = evals.Context(config, task, corpus, mesh, log, folder, parts)
-    evaluators = {name: evals.build(name, context) for name in config.evals}
+    context = evals.Context(config, task, corpus, mesh, log, folder, parts.arrays)
+    evaluators = stages.build_evaluators(context)
     _check_metrics(config, evaluators)
 
     workdir_lib.make_workdir(workdir)
@@ -100,55 +93,20 @@ def _train(config, workdir: str, progress: metrics.Progress, lease: Lease) -> No
         check_held=lease.check,
         log=log,
     )
-    latest: dict = {}
-    early_stop = hooks_lib.EarlyStop(config.train.early_stop, latest, log)
-    run = Run(
-        config,
-        folder,
-        mesh,
-        task,
-        program,
-        parts,
-        frozen.fingerprints(parts),
-        corpus,
-        batches,
-        evaluators,
-        checkpoints,
-        early_stop,
-        latest,
-        progress,
-        lease,
-    )
-    state, start, is_new = first_state.make(run, origin, source)
-    if not _is_done(run, start):
-        _describe(run, start)
-        _write_inputs(run, is_new)
-        _loop(run, state, start, is_new)
-
-
-def resolved(config, workdir: str = "", read_data: bool = True):
-    """(config, source): the config with every value that init_from and the data decide, and what
-    init_from names if it was opened to read them. read_data=False: by assumptions, for a plan."""
-    config = config.copy_and_resolve_references()
-    source = init_from.fill(config, workdir)
-    modules.fill(config)
-    (tasks.resolve if read_data else tasks.assume)(config)
-    return config.lock(), source
+    early_stop = hooks_lib.EarlyStop(config.train.early_stop, log)
+    outputs = folder, lease, checkpoints, early_stop, progress
+    run = Run(config, program, corpus, batches, parts, *outputs)
+    first = first_state.make(run, prepare, source)
+    if not _is_done(run, first.start):
+        _describe(run, first.start)
+        _write_inputs(run, first.is_new)
+        _loop(run, evaluators, first)
 
 
 def _agree_on_checkpoints(workdir: str) -> None:
     """Checks that all hosts see the same checkpoints, on which the following stages depend."""
     steps = sorted(workdir_lib.saved_steps(workdir))
     hosts.check_equal({"the list of checkpoints": steps}, LATE, TransientError)
-
-
-def _load_data(task: tasks.Task, log) -> data.Data:
-    corpus = task.load_data(log)
-    hosts.check_equal(
-        {"the data's fingerprint": corpus.fingerprint},
-        "Give all hosts the same files, and the same installed packages.",
-    )
-    return corpus
 
 
 def _check_metrics(config, evaluators: dict[str, evals.Evaluator]) -> None:
@@ -181,9 +139,9 @@ def _is_done(run: Run, start: int) -> bool:
 
 
 def _describe(run: Run, start: int) -> None:
-    c, task = run.config, run.task
-    mesh = " x ".join(f"{a}={n}" for a, n in run.mesh.shape.items() if n > 1) or "one device"
-    kind = run.mesh.devices.flat[0].device_kind
+    c, task, mesh = run.config, run.program.task, run.program.mesh
+    axes = " x ".join(f"{a}={n}" for a, n in mesh.shape.items() if n > 1) or "one device"
+    kind = mesh.devices.flat[0].device_kind
     rows = tasks.amount(task, c.train.batch_size)
     if task.make_step:
         work = f"{task.describe(c.train.steps)} from {start + 1}, updates of {rows}"
@@ -193,8 +151,8 @@ def _describe(run: Run, start: int) -> None:
     if hasattr(run.batches, "padding"):
         work += f", {run.batches.padding:.1%} of the tokens are padding"
     run.progress.log(
-        f"{count(run.program.abstract.params):,} parameters on {run.mesh.size} {kind} "
-        f"device(s), {mesh}; {work}. Compiling..."
+        f"{count(run.program.abstract.params):,} parameters on {mesh.size} {kind} "
+        f"device(s), {axes}; {work}. Compiling..."
     )
 
 
@@ -208,8 +166,9 @@ def _write_inputs(run: Run, is_new: bool) -> None:
             run.corpus.save(run.folder)
 
 
-def _loop(run: Run, state: State, start: int, is_new: bool) -> None:
-    config, log = run.config, run.progress.log
+def _loop(run: Run, evaluators: dict[str, evals.Evaluator], first: first_state.First) -> None:
+    state, start, is_new = first
+    config, mesh, log = run.config, run.program.mesh, run.progress.log
     run.lease.check()
     reporter = Reporter(run, start, None if is_new else start)
     stop = hooks_lib.StopOnSignal(start)
@@ -217,7 +176,7 @@ def _loop(run: Run, state: State, start: int, is_new: bool) -> None:
     evaluations = [
         hooks_lib.Evaluate(
             name,
-            profile.named(f"eval {name}", run.evaluators[name]),
+            profile.named(f"eval {name}", evaluators[name]),
             entry.every,
             config.train.steps,
             reporter.write_evaluation,
@@ -232,12 +191,12 @@ def _loop(run: Run, state: State, start: int, is_new: bool) -> None:
         hooks_lib.Save(profile.named("save", reporter.save), config.checkpoint.every),
         stop,
     ]
-    rows = sharding.local_rows(run.mesh, config.train.batch_size)
+    rows = sharding.local_rows(mesh, config.train.batch_size)
 
     def batch_at(step: int, _=None) -> dict:
         """The batch of a step, on the devices; called in the loader's thread while a step runs."""
         batch = run.batches.batch_at(step, rows)
-        return sharding.put_batch(run.mesh, batch, rows, config.train.batch_size)
+        return sharding.put_batch(mesh, batch, rows, config.train.batch_size)
 
     batches = data.iterate(batch_at, start, config.train.steps)
     try:
@@ -246,7 +205,7 @@ def _loop(run: Run, state: State, start: int, is_new: bool) -> None:
                 hook(0, state)
         state, done = loop.run(
             state,
-            profile.step(lambda s, b: run.program.step(s, run.frozen, b)),
+            profile.step(lambda s, b: run.program.step(s, run.frozen.arrays, b)),
             profile.batches(batches),
             start=start,
             steps=config.train.steps,

@@ -16,10 +16,9 @@ from bigjax import tasks
 from bigjax.arguments import Arguments
 from bigjax.data.tokenizer import Bytes
 from bigjax.parallel import mesh as mesh_lib
-from bigjax.train import frozen
+from bigjax.train import frozen, stages
 from bigjax.train import load as load_lib
 from bigjax.train import program as program_lib
-from bigjax.train import run as run_lib
 from bigjax.train import workdir as workdir_lib
 from tests import helpers
 
@@ -102,7 +101,7 @@ def test_planned_by_shapes(name, flags):
     config, _ = Arguments(flags[name]).config()
     with config.unlocked():
         config.mesh.update(data=2, fsdp=2, tensor=2)
-    config, _ = run_lib.resolved(config)
+    config, _ = stages.resolve(config)
     task = tasks.build(config)
     mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:8])
     program = program_lib.make(config, task, mesh)

@@ -63,7 +63,7 @@ def main() -> None:
         mesh = mesh_lib.make_mesh(c.mesh, chips.devices("h100:4" if form == "h100" else "v5e:2x2"))
         task = tasks.build(c)
         program = program_lib.make(c, task, mesh)
-        traced = program_lib.trace(task, program, mesh, c.train.batch_size, 0)
+        traced = program_lib.trace(program, c.train.batch_size, 0)
         text = traced.lower().compile().as_text()
         # Where in the source an operation comes from: half of the text, with this machine's paths.
         text = re.sub(r", metadata=\{[^}]*\}", _scope, text)

@@ -181,7 +181,7 @@ def test_meta_that_is_not_an_object_is_damaged(two_steps, tmp_path, text):
 
 def test_a_run_resumes_from_meta_without_the_state_of_early_stopping():
     c = config.new_config().train.early_stop
-    hook = hooks.EarlyStop(c, {}, print)
+    hook = hooks.EarlyStop(c, print)
     before = dict(hook.state)
     hook.restore({})
     assert hook.state == before
@@ -289,13 +289,13 @@ def test_early_stopping_ignores_non_finite_values(mode, bad):
     sign = 1 if mode == "min" else -1
 
     def watch(values, state=None):
-        messages, latest = [], {}
-        hook = hooks.EarlyStop(c, latest, messages.append)
+        messages = []
+        hook = hooks.EarlyStop(c, messages.append)
         if state:
             hook.restore(json.loads(json.dumps(state)))
         for step, value in enumerate(values, start=1):
-            latest.clear()
-            latest[step] = {LOSS: sign * value if math.isfinite(value) else value}
+            hook.latest.clear()
+            hook.latest[step] = {LOSS: sign * value if math.isfinite(value) else value}
             if hook(step, None):
                 return step, hook.state, messages
         return None, hook.state, messages

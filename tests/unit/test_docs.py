@@ -21,7 +21,7 @@ from bigjax.layers import mask as mask_lib
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.plan import command
 from bigjax.train import program as program_lib
-from bigjax.train import run as run_lib
+from bigjax.train import stages
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -233,7 +233,7 @@ def test_the_code_written_in_add_your_own_works(tmp_path):
     config, _ = Arguments([*argv, f"--config.python_path={tmp_path}"]).config()
     with config.unlocked():
         config.mesh.data = 1
-    config, _ = run_lib.resolved(config)
+    config, _ = stages.resolve(config)
     mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
     made = program_lib.make(config, tasks.build(config), mesh)
     assert made.abstract.params["embed"]["embedding"].shape == (264, 64)

@@ -6,7 +6,7 @@ import pytest
 
 from bigjax import config, tasks
 from bigjax.errors import UserError
-from bigjax.train.run import resolved
+from bigjax.train.stages import resolve
 from bigjax.train.state import make_init
 from bigjax.train.step import make_step
 from tests import helpers
@@ -226,7 +226,7 @@ def test_a_plan_reads_no_data(name, options, n, note, capsys):
     c.model = dict(name="bert", vocab_size=V, max_len=T, d_model=16, n_layers=1, n_heads=2)
     c.task = dict(name=name, **options)
     c.data = dict(name="labelled", seq_len=T, train="/not/there.tsv")
-    task = tasks.build(resolved(c, read_data=False)[0])
+    task = tasks.build(resolve(c, read_data=False)[0])
     shapes = jax.eval_shape(task.init, jax.random.key(0))["params"]
     head = {"classify": "classifier", "tag": "tagger", "answer": "span"}[name]
     assert shapes[head]["bias"].shape == (n,)

@@ -194,7 +194,7 @@ def test_a_frozen_part_is_planned_by_its_shapes_and_sharded(mesh_of_one):
     assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(shapes))
     assert shapes["w"].sharding.spec == jax.P("tensor", "fsdp")
     program = program_lib.make(c, task, mesh_of_one)
-    traced = program_lib.trace(task, program, mesh_of_one, c.train.batch_size, 0)
+    traced = program_lib.trace(program, c.train.batch_size, 0)
     arguments = [x.shape for x in jax.tree.leaves(traced.in_avals)]
     assert (8, 4) in arguments  # an argument, not a constant of the program
     assert not any(np.shape(x) == (8, 4) for x in traced.jaxpr.consts)
@@ -203,7 +203,7 @@ def test_a_frozen_part_is_planned_by_its_shapes_and_sharded(mesh_of_one):
 
 
 def test_without_a_source_a_frozen_part_is_initialised(mesh_of_one):
-    parts = frozen.load(task_of(""), mesh_of_one, "", print)
+    parts = frozen.load(task_of(""), mesh_of_one, "", print).arrays
     assert parts["base"]["w"].shape == (8, 4) and not np.any(parts["base"]["w"])
 
 
@@ -237,7 +237,7 @@ def test_a_frozen_run_has_its_sharding_rules_and_all_collections(
     _, part = tasks.frozen_run(str(tmp_path))
     assert sharding.RULES["of_a_teacher"] == "tensor"
     student = helpers.task(None, None, {}, frozen={"teacher": part})
-    loaded = frozen.load(student, mesh_of_one, "", print)["teacher"]
+    loaded = frozen.load(student, mesh_of_one, "", print).arrays["teacher"]
     assert jax.tree.all(jax.tree.map(jnp.array_equal, loaded, {"params": params, **extras}))
     with pytest.raises(UserError, match="not the work folder of a run"):
         tasks.frozen_run(str(tmp_path / "none"))

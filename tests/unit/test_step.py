@@ -164,12 +164,11 @@ def test_early_stopping(mode, values, stops_at):
         metric, patience, min_delta = "eval/valid/x", 2, 0.1
 
     Config.mode = mode
-    latest = {}
-    hook = hooks.EarlyStop(Config, latest, lambda text: None)
+    hook = hooks.EarlyStop(Config, lambda text: None)
     ended = None
     for step, value in enumerate(values):
-        latest.clear()
-        latest[step] = {"eval/valid/x": value}
+        hook.latest.clear()
+        hook.latest[step] = {"eval/valid/x": value}
         assert hook.due(step) and not hook.due(step + 1)
         json.dumps(hook.state)
         if hook(step, None):
@@ -192,10 +191,9 @@ def test_early_stopping(mode, values, stops_at):
 def test_an_improvement_exceeds_min_delta(mode, min_delta, values, stops_at):
     sign = 1 if mode == "min" else -1
     c = SimpleNamespace(metric="eval/valid/x", patience=2, min_delta=min_delta, mode=mode)
-    latest = {}
-    hook = hooks.EarlyStop(c, latest, lambda text: None)
+    hook = hooks.EarlyStop(c, lambda text: None)
     for step, value in enumerate(values):
-        latest[step] = {"eval/valid/x": sign * value}
+        hook.latest[step] = {"eval/valid/x": sign * value}
         if hook(step, None):
             break
     assert (step if hook.stopped else None) == stops_at
