@@ -57,8 +57,7 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
     """The model of a saved step (None: the latest) on the mesh of config.
 
     batch_size: the size of batches that will be sharded over the mesh; None if there are none.
-    Raises UserError if the step does not exist or is damaged, or, with a batch_size, if it was
-    trained with other frozen parts.
+    Raises UserError if the step does not exist, is damaged, or was trained with other frozen parts.
     """
     hosts.start(config, workdir)
     folder = workdir_lib.existing(workdir)
@@ -68,8 +67,7 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
     task = tasks.build(config)
     parts = frozen.load(task, mesh, cache_dir(config), lambda text: None)
     params, extras, saved = _restore(config, task, mesh, checkpoints, step)
-    if batch_size:  # evaluation and prediction use the frozen parts
-        frozen.check_same(parts.fingerprints, saved.get("frozen", {}))
+    frozen.check_same(parts.fingerprints, saved.get("frozen", {}))
     return Loaded(config, task, mesh, params, extras, parts.arrays, step)
 
 

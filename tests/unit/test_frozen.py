@@ -154,8 +154,12 @@ def test_a_run_resumes_only_with_the_same_frozen_parameters(
     err = capsys.readouterr().err
     assert "The frozen part 'teacher' of this task is not the one that this run" in err
     assert (run / "metrics.jsonl").read_bytes() == before
-    assert main.main(["eval", f"--workdir={run}"]) == 2
-    assert "The frozen part 'teacher' of this task is not the one" in capsys.readouterr().err
+    export = ["export", f"--to={tmp_path}/exported"]
+    for command in (["eval"], ["generate"], export):
+        assert main.main([*command, f"--workdir={run}"]) == 2
+        assert "The frozen part 'teacher' of this task is not the one" in capsys.readouterr().err
+    assert not (tmp_path / "exported").exists()
+    assert main.main([*export, f"--workdir={student}"]) == 0
 
 
 def test_a_source_that_does_not_fit_or_does_not_exist(distil, tmp_path, capsys):
