@@ -26,7 +26,7 @@ from bigjax.config.files import (
     set_python_path,
     variants,
 )
-from bigjax.config.keys import OPEN_SECTIONS, laptop_size, new_config
+from bigjax.config.keys import OPEN_SECTIONS, STEP_KEYS, laptop_size, new_config
 from bigjax.config.override import expand_paths, override
 from bigjax.config.text import describe, from_json, to_json
 
@@ -34,6 +34,7 @@ __all__ = [
     "DEFAULT_CONFIG",
     "OPEN_SECTIONS",
     "ROOT",
+    "STEP_KEYS",
     "build",
     "check_keys",
     "check_numbers",

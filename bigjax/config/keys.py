@@ -104,6 +104,9 @@ def laptop_size(c: ConfigDict, tokenizer: dict, **model) -> None:
     c.evals = dict(valid=dict(kind="loss", every=10, batches=4))
 
 
+# Keys that a task with its own training step may not support, see tasks.Task.step_keys.
+STEP_KEYS = ("optim.*", "train.accumulate", "train.ema", "train.debug_nans")
+
 # Ranges of the keys of new_config(); modules declare those of their fields.
 RANGES = {
     "seed": SEED,

@@ -19,7 +19,8 @@ from bigjax.errors import UserError
 class Batches(Protocol):
     """One split as batches that are a function of (seed, step): no iterator, no state to save.
 
-    epoch_steps: batches per epoch, a float where an epoch ends within a batch.
+    epoch_steps: batches per epoch, a float where an epoch ends within a batch; 0 if steps use
+        different numbers of examples, so that neither epochs nor examples per second are reported.
     """
 
     epoch_steps: float

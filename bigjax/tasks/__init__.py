@@ -74,7 +74,9 @@ class Task:
         params: ShapeDtypeStructs. init(params) -> the optimizer's state. step(state, frozen, batch)
         -> (state, metrics), a train.state.State and float32 scalars.
     phases(steps) -> [(name, first step)]: kinds of steps, whose batches have different shapes.
-    describe(steps) -> text about the steps of a run, for people.
+    describe(steps, start) -> text about the steps after `start` of a run of `steps`, for people.
+    step_keys: patterns of the keys among config.STEP_KEYS that make_step uses, such as 'optim.*';
+        the others must have their defaults. Never optim.offload.
     rate_key(metric, step) -> the config key of the learning rate that affects a metric of a step.
     """
 
@@ -99,7 +101,8 @@ class Task:
     value_and_grad: Callable[..., Any] | None = None
     make_step: Callable[[Any, Any], tuple[Callable, Callable]] | None = None
     phases: Callable[[int], list[tuple[str, int]]] = lambda steps: [("", 0)]
-    describe: Callable[[int], str] = lambda steps: f"{steps} steps"
+    step_keys: tuple[str, ...] = ()
+    describe: Callable[[int, int], str] = lambda steps, start: f"{steps - start} steps"
     rate_key: Callable[[str, int], str] = lambda metric, step: "optim.learning_rate"
 
 

@@ -62,8 +62,7 @@ def _resumed(run, state: State, meta: dict, place: str, folder: str, is_new: boo
     frozen.check_same(run.frozen.fingerprints, meta.get("frozen", {}))
     run.early_stop.restore(meta.get("early_stop", {}))
     log(f"Resuming from step {start} of {place}.")
-    # A task with its own step has learning rates of its own.
-    if jax.process_index() == 0 and not run.program.task.make_step and start < c.train.steps:
+    if jax.process_index() == 0 and run.program.schedule and start < c.train.steps:
         if changed := schedules.change(workdir_lib.read_config(folder), c, start):
             log(changed)
     return First(state, start, is_new)

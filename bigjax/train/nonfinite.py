@@ -27,13 +27,9 @@ def explain(run, step: int, metrics: list[str], state: State, batch: Mapping) ->
     rng = jax.random.fold_in(jax.random.key(config.seed), step - 1)
 
     def norms(params, extras, frozen, batch):
-        def loss(p):
-            (total, weight), _ = task.loss(p, extras, frozen, batch, rng, True)
-            return total / weight
-
         trees = {"params": params}
-        if not task.make_step:  # such a step may compute several gradients
-            trees["gradients"] = jax.grad(loss)(params)
+        if gradients := run.program.gradients:
+            trees["gradients"] = gradients(params, extras, frozen, batch, rng)
         return {
             kind: {k: _layer_norms(k, x) for k, x in named_leaves(tree).items()}
             for kind, tree in trees.items()

@@ -1,11 +1,14 @@
 """What a run compiles: its state's shapes and layout, and its step."""
 
 from collections.abc import Callable
+import fnmatch
+import functools
 from typing import NamedTuple
 
 from etils import epath
 import jax
 
+from bigjax import config as config_lib
 from bigjax import modules, optim, paths
 from bigjax.errors import UserError
 from bigjax.parallel import sharding
@@ -13,7 +16,9 @@ from bigjax.tasks import Task
 from bigjax.train import frozen
 from bigjax.train import state as state_lib
 from bigjax.train.state import State
-from bigjax.train.step import make_step, packed
+from bigjax.train.step import make_step, mean_gradients, packed
+
+OFFLOAD = "optim.offload"  # a task's own step does not move its state between memories
 
 
 class Program(NamedTuple):
@@ -22,6 +27,8 @@ class Program(NamedTuple):
     init() -> State at step 0. step(state, frozen, batch) -> (state, metrics), compiled by the
     first call; it donates the memory of its state; metrics are packed by `step.packed`.
     abstract, shardings: the State as ShapeDtypeStructs, and its shardings.
+    schedule(step) -> the learning rate, and gradients as of `step.mean_gradients`; both are None
+    for a task with its own step, which may have several of each.
     """
 
     task: Task
@@ -30,6 +37,8 @@ class Program(NamedTuple):
     step: Callable
     abstract: State
     shardings: State
+    schedule: Callable | None
+    gradients: Callable | None
 
 
 def use_compilation_cache(folder: str, mesh) -> None:
@@ -55,16 +64,26 @@ def use_compilation_cache(folder: str, mesh) -> None:
 def make(config, task, mesh) -> Program:
     """The program of a config on a mesh.
 
-    Raises UserError for sizes that do not divide over the mesh, RunError for a step that changes
-    the shape or type of its state.
+    Raises UserError for sizes that do not divide over the mesh, and for keys that the task's own
+    step does not use; RunError for a step that changes the shape or type of its state.
     """
     _check_mesh(config, task, mesh)
     params = jax.eval_shape(task.init, jax.random.key(0))["params"]
     if task.make_step:
-        init_optimizer, step = task.make_step(config, params)
+        _check_step_keys(config, task)
+        init_optimizer, own_step = task.make_step(config, params)
+        make, schedule, gradients = lambda offload: own_step, None, None
     else:
         tx = optim.make(config.optim, config.train.steps, params)
-        init_optimizer, step = tx.init, None
+        schedule = optim.make_schedule(config.optim, config.train.steps)
+        init_optimizer, gradients = tx.init, mean_gradients(task)
+        make = functools.partial(
+            *(make_step, task, tx, schedule),
+            seed=config.seed,
+            accumulate=config.train.accumulate,
+            ema=config.train.ema,
+            trained=optim.trained(config.optim, params),
+        )
     init = state_lib.make_init(task, init_optimizer, config.seed, config.train.ema > 0)
     shapes = jax.eval_shape(init)
     shardings, offload = state_lib.shardings(mesh, task, shapes), None
@@ -72,23 +91,14 @@ def make(config, task, mesh) -> Program:
         on_host = sharding.on_host(shapes.opt_state, shardings.opt_state)
         offload = shardings.opt_state, on_host
         shardings = shardings._replace(opt_state=on_host)
-    if step is None:
-        step = make_step(
-            task,
-            tx,
-            optim.make_schedule(config.optim, config.train.steps),
-            seed=config.seed,
-            accumulate=config.train.accumulate,
-            ema=config.train.ema,
-            offload=offload,
-            trained=optim.trained(config.optim, params),
-        )
-    options = _compiler_options(config.train.compiler_options, mesh)
     step = jax.jit(
-        packed(step), donate_argnums=0, out_shardings=(shardings, None), compiler_options=options
+        packed(make(offload=offload)),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+        compiler_options=_compiler_options(config.train.compiler_options, mesh),
     )
     abstract = state_lib.abstract(shapes, shardings)
-    program = Program(task, mesh, init, step, abstract, shardings)
+    program = Program(task, mesh, init, step, abstract, shardings, schedule, gradients)
     for _, number in task.phases(config.train.steps):
         trace(program, config.train.batch_size, number)
     return program
@@ -120,6 +130,21 @@ def _check_mesh(config, task, mesh) -> None:
     family = modules.of(config, "model")
     if hasattr(family, "check_mesh"):
         family.check_mesh(modules.options(config, "model"), task.attention_lengths, mesh)
+
+
+def _check_step_keys(config, task) -> None:
+    """Raises UserError for a key that the task's own step does not use."""
+    default, uses = config_lib.new_config(), task.step_keys
+    matches = lambda key, patterns: any(fnmatch.fnmatchcase(key, p) for p in patterns)
+    for key, value in config_lib.sorted_leaves(config):
+        if not matches(key, config_lib.STEP_KEYS) or matches(key, uses) and key != OFFLOAD:
+            continue
+        if value != (required := config_lib.get(default, key)):
+            raise UserError(
+                f"config.{key}={value!r}: the training step of task.name={config.task.name!r} does "
+                f"not support this key, which must be {required!r}, its default. Supported: "
+                f"{', '.join(uses) or 'none of ' + ', '.join(config_lib.STEP_KEYS)}. Set no other."
+            )
 
 
 def _compiler_options(section, mesh) -> dict[str, str]:

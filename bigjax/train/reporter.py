@@ -31,7 +31,7 @@ class Reporter:
         self.bad_step: int | None = None
         self.bad_metrics: list[str] = []
         self._writer = metrics.Writer(run.folder, start, c.log.tensorboard, run.lease.check)
-        self.speed = metrics.Speed(task, 0 if task.make_step else c.train.batch_size)
+        self.speed = metrics.Speed(task, c.train.batch_size if run.batches.epoch_steps else 0)
 
     def close(self) -> None:
         self._writer.close()
@@ -50,7 +50,7 @@ class Reporter:
         due = step in (1, c.train.steps) or step % c.log.every == 0
         if due or step == self._first_step:
             values = {**derive(values), **self.speed.read(step)}
-            if not run.program.task.make_step:  # whose steps may be of different kinds
+            if run.batches.epoch_steps:
                 values["epoch"] = step / run.batches.epoch_steps
             run.progress.update(step, values, run.program.task.unit)
         if due:  # only then: a resumed run writes the same lines as an uninterrupted one

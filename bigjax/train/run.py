@@ -143,11 +143,9 @@ def _describe(run: Run, start: int) -> None:
     axes = " x ".join(f"{a}={n}" for a, n in mesh.shape.items() if n > 1) or "one device"
     kind = mesh.devices.flat[0].device_kind
     rows = tasks.amount(task, c.train.batch_size)
-    if task.make_step:
-        work = f"{task.describe(c.train.steps)} from {start + 1}, updates of {rows}"
-    else:
-        epoch = f"{run.batches.epoch_steps:.0f} steps"
-        work = f"{c.train.steps - start} steps of {rows}, an epoch is {epoch}"
+    work = f"{task.describe(c.train.steps, start)} of {rows}"
+    if run.batches.epoch_steps:
+        work += f", an epoch is {run.batches.epoch_steps:.0f} steps"
     if hasattr(run.batches, "padding"):
         work += f", {run.batches.padding:.1%} of the tokens are padding"
     run.progress.log(

@@ -144,6 +144,16 @@ def make_step(
     return step
 
 
+def mean_gradients(task) -> Callable:
+    """gradients(params, extras, frozen, batch, rng) of the mean loss, of all parameters."""
+
+    def mean_loss(params, extras, frozen, batch, rng):
+        (total, weight), _ = task.loss(params, extras, frozen, batch, rng, True)
+        return total / weight
+
+    return jax.grad(mean_loss)
+
+
 def moved_average(average, variables, decay: float):
     """The exponential moving average after one more value; integers and booleans are copied."""
 

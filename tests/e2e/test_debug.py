@@ -119,21 +119,6 @@ def test_the_first_nan_forward_backward_in_jit_and_in_scan():
     assert debug.first_nan(scanned, jnp.array(1.0)) == ""
 
 
-def test_a_step_with_many_updates_is_not_repeated(capsys, tmp_path):
-    assert (
-        main(
-            [
-                "train",
-                "--config=configs/seqgan/oracle.py:tiny",
-                f"--workdir={tmp_path}/run",
-                "--config.train.debug_nans=True",
-            ]
-        )
-        == 2
-    )
-    assert "a round of many updates" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_compiled_steps_are_cached(flags, tmp_path):
     """In a process of its own: once jax has a cache it keeps it."""

@@ -10,8 +10,10 @@ import pytest
 
 from bigjax import tasks
 from bigjax.errors import UserError
+from bigjax.parallel import mesh as mesh_lib
 from bigjax.projects.seqgan import model as seqgan
 from bigjax.projects.seqgan import oracle_data
+from bigjax.train import program as program_lib
 from tests import helpers
 from tests.unit.test_seqgan import tiny
 
@@ -182,14 +184,22 @@ def test_another_model_is_refused(tmp_path):
         load(tmp_path, model=dict(name="gpt"))
 
 
+def test_an_odd_batch_is_refused():
+    with pytest.raises(UserError, match="must be even"):
+        tasks.build(tiny(train={"batch_size": 15}))
+
+
 @pytest.mark.parametrize(
-    "key, value, message",
+    "key, value",
     [
-        ("batch_size", 15, "must be even"),
-        ("accumulate", 2, "train.accumulate=1"),
-        ("ema", 0.9, "train.ema=0"),
+        ("train.accumulate", 2),
+        ("train.ema", 0.9),
+        ("train.debug_nans", True),
+        ("optim.offload", True),
     ],
 )
-def test_settings_that_adversarial_training_does_not_support(key, value, message):
-    with pytest.raises(UserError, match=message):
-        tasks.build(tiny(train={key: value}))
+def test_keys_that_its_step_does_not_support_are_refused(key, value):
+    section, _, name = key.partition(".")
+    c, mesh = tiny(**{section: {name: value}}), mesh_lib.make_mesh({}, jax.devices()[:1])
+    with pytest.raises(UserError, match=f"{key}={value}: .* not support this key"):
+        program_lib.make(c, tasks.build(c), mesh)

@@ -20,7 +20,7 @@ from bigjax.projects.seqgan import headline_examples
 from bigjax.projects.seqgan import model as seqgan
 from bigjax.projects.seqgan.augmented import Corpus
 from bigjax.projects.seqgan.gan import GAN, half_sum_of_squares
-from bigjax.projects.seqgan.task import adversarial_task, check_training
+from bigjax.projects.seqgan.task import adversarial_task, check_batch_size
 from bigjax.projects.seqgan.training_options import TrainingOptions
 from bigjax.tasks import Task, check_vocabulary, data_module, family_for
 
@@ -71,7 +71,7 @@ class Config(TrainingOptions):
 
 def build(config, options: Config) -> Task:
     """The task. Batches: see headline_data.HeadlineBatches; in training see round_batches.py."""
-    check_training(config)
+    check_batch_size(config)
     family, c = family_for(
         config,
         "an encoder with a generator (model.name='seqgan.headline_model')",

@@ -9,7 +9,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from bigjax.projects.seqgan.gan import unconditional
-from bigjax.projects.seqgan.task import adversarial_task, check_training
+from bigjax.projects.seqgan.task import adversarial_task, check_batch_size
 from bigjax.projects.seqgan.training_options import TrainingOptions
 from bigjax.tasks import Task, data_module, family_for
 
@@ -21,7 +21,7 @@ class Config(TrainingOptions):
 
 def build(config, options: Config) -> Task:
     """The task. Batches: tokens int, weights [B, T]; in training see round_batches.py."""
-    check_training(config)
+    check_batch_size(config)
     family, c = family_for(
         config,
         "a generator and a discriminator (model.name='seqgan.model')",

@@ -12,6 +12,8 @@ class RoundBatches:
     Attributes: n_examples and n_batches, as of data.
     """
 
+    epoch_steps = 0.0  # rounds use different numbers of batches
+
     def __init__(self, data, rounds: Callable[[int], tuple[str, int, int]]) -> None:
         self._data, self._rounds = data, rounds
         self.n_examples, self.n_batches = data.n_examples, data.n_batches

@@ -5,7 +5,6 @@ import dataclasses
 
 import jax
 
-from bigjax.config import get
 from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
 from bigjax.projects.seqgan import train_step
@@ -18,24 +17,13 @@ class AdversarialTask(Task):
     gan: GAN
 
 
-def check_training(config) -> None:
-    """Raises UserError for settings that adversarial training does not support."""
+def check_batch_size(config) -> None:
+    """Raises UserError for a batch that cannot be halved."""
     if config.train.batch_size % 2:
         raise UserError(
             f"train.batch_size={config.train.batch_size} must be even: half of the texts in an "
             "update of the discriminator are real."
         )
-    for key, required, why in (
-        ("train.accumulate", 1, "an update uses a complete batch"),
-        ("train.ema", 0, "the networks are not averaged"),
-        ("optim.offload", False, "the networks are small"),
-        ("train.debug_nans", False, "a round of many updates would take hours op by op"),
-    ):
-        if get(config, key) != required:
-            raise UserError(
-                f"{key}={get(config, key)}: adversarial training supports only {key}={required} "
-                f"({why})."
-            )
 
 
 def adversarial_task(
@@ -99,6 +87,9 @@ def adversarial_task(
         phase, _, _ = gan.options.round(step)
         return "optim.learning_rate" if phase == "mle" else "task.adversarial_learning_rate"
 
+    def describe(steps, start):
+        return f"{steps} rounds ({gan.options.describe(steps)}) from {start + 1}, updates"
+
     task = AdversarialTask(
         init=init,
         axes={"params": axes, **extras_of(axes)},
@@ -110,7 +101,8 @@ def adversarial_task(
         extras_of=extras_of,
         make_step=lambda config, params: train_step.make_step(task, config, params),
         phases=lambda steps: [(phase, first) for phase, first, _ in gan.options.phases(steps)],
-        describe=lambda steps: f"{steps} rounds ({gan.options.describe(steps)})",
+        step_keys=("optim.*",),
+        describe=describe,
         rate_key=rate_key,
         gan=gan,
         **in_tokens(gan.length),
