@@ -26,12 +26,23 @@ from bigjax.config.files import (
     set_python_path,
     variants,
 )
-from bigjax.config.keys import OPEN_SECTIONS, STEP_KEYS, laptop_size, new_config
+from bigjax.config.keys import (
+    FIXED,
+    FIXED_ZERO,
+    NOT_COMPILED,
+    OPEN_SECTIONS,
+    STEP_KEYS,
+    laptop_size,
+    new_config,
+)
 from bigjax.config.override import expand_paths, override
 from bigjax.config.text import describe, from_json, to_json
 
 __all__ = [
     "DEFAULT_CONFIG",
+    "FIXED",
+    "FIXED_ZERO",
+    "NOT_COMPILED",
     "OPEN_SECTIONS",
     "ROOT",
     "STEP_KEYS",

@@ -104,6 +104,17 @@ def laptop_size(c: ConfigDict, tokenizer: dict, **model) -> None:
     c.evals = dict(valid=dict(kind="loss", every=10, batches=4))
 
 
+# A resumed run must keep these keys, and keys of modules that do not declare them in MAY_CHANGE.
+FIXED = ("seed", "optim.name", "optim.freeze", "train.batch_size")
+# These may change, but not between zero and non-zero: the state would have other arrays.
+FIXED_ZERO = ("optim.b1", "train.ema")
+
+# Keys and sections that no compiled step depends on.
+NOT_COMPILED = (
+    *("checkpoint.", "evals.", "hosts.", "log.", "data.cache_dir", "init_from", "resume_from"),
+    *("train.compilation_cache", "train.debug_nans", "train.profile"),
+)
+
 # Keys that a task with its own training step may not support, see tasks.Task.step_keys.
 STEP_KEYS = ("optim.*", "train.accumulate", "train.ema", "train.debug_nans")
 

@@ -21,6 +21,7 @@ class Batches(Protocol):
 
     epoch_steps: batches per epoch, a float where an epoch ends within a batch; 0 if steps use
         different numbers of examples, so that neither epochs nor examples per second are reported.
+    note: optional; a fact about them that the first lines of a run report.
     """
 
     epoch_steps: float

@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 from bigjax.bounds import SHARE, at_least
+from bigjax.data import text, unknown
 from bigjax.data import tokenizer as tokenizers
-from bigjax.data import unknown
 from bigjax.data.examples import Examples
 from bigjax.data.files import LOCAL_CACHE
 from bigjax.data.kinds import Kind, columns_of, encode_rows
@@ -21,6 +21,8 @@ from bigjax.data.row_data import (
 )
 from bigjax.data.rows import read_parts
 from bigjax.data.store import SPLITS
+
+for_model = text.for_model
 
 _FORMAT = 1  # raise it when the same rows would give other examples
 

@@ -75,6 +75,7 @@ class LabelledBatches(ExampleBatches):
         )
         self.n_examples = n
         self.padding = 1.0 - float(lengths.sum()) / (n_rows * self.seq_len)
+        self.note = f"{self.padding:.1%} of the tokens are padding"
 
     def examples_in(self, index: int) -> np.ndarray:
         return self._plan[self._row_offsets[index] : self._row_offsets[index + 1]]

@@ -45,6 +45,11 @@ class Config:
     DATA_PATHS = ("sources.*.path",)
 
 
+def for_model(model: dict[str, Any]) -> dict[str, Any]:
+    """Fields of config.data that `bigjax import` writes for a model of these fields."""
+    return {"seq_len": min(model["max_len"], 512)}
+
+
 class Corpus(SplitData):
     """Tokenized text: `stores` by source name, `weights`, and as all SplitData.
 

@@ -56,6 +56,14 @@ class TokenizerConfig:
     RANGES = {"vocab_size": at_least(1)}
 
 
+KIND = "data.tokenizer.kind"
+
+
+def section(config) -> Any:
+    """The section `data.tokenizer` of a config; {} for data without a tokenizer."""
+    return config.data.get("tokenizer", {})
+
+
 class Bytes(Tokenizer):
     """Ids 0 to 255 are bytes, then bos 256, eos 257 and pad 258."""
 

@@ -27,19 +27,6 @@ from bigjax.train import frozen
 from bigjax.train import program as program_lib
 from bigjax.trees import named_leaves
 
-# Config keys that no compiled step depends on.
-_IGNORED = (
-    "checkpoint.",
-    "log.",
-    "evals.",
-    "hosts.",
-    "data.cache_dir",
-    "init_from",
-    "resume_from",
-    "train.profile",
-    "train.debug_nans",
-    "train.compilation_cache",
-)
 _USED = re.compile(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm")
 _TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMG])\) exceeds available HBM")
 
@@ -138,7 +125,7 @@ def _key(config, frozen_parts: list[tuple], mesh: dict[str, int], *pod) -> str:
     leaves = [
         (key, value)
         for key, value in config_lib.sorted_leaves(config)
-        if not key.startswith(_IGNORED)
+        if not key.startswith(config_lib.NOT_COMPILED)
     ]
     versions = [jax.__version__, jaxlib.__version__, compilers.version(_compiler(chip))]
     flags = [os.environ.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]

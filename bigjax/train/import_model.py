@@ -28,7 +28,7 @@ from bigjax.train.state import State, cast
 from bigjax.trees import count, layer_names, named_leaves, path_name
 
 TOKENIZER_FILES = "huggingface"  # subfolder of `tokenizer` with the original files
-SEQ_LEN, BATCH_SIZE = 512, 8  # of an imported run's config, as the source has neither
+BATCH_SIZE = 8  # of an imported run's config, as the source has none
 
 
 def import_run(
@@ -76,8 +76,8 @@ def _config(imported: interop.Imported, overrides: Sequence[str]):
         c.model = {"preset": "", **imported.model, **types}
         c.task = imported.task
         c.data = dict(name=modules.of(c, "task").DATA)
-        if "max_len" in imported.model:  # of a model of text
-            c.data.seq_len = min(imported.model["max_len"], SEQ_LEN)
+        for_model = getattr(modules.of(c, "data"), "for_model", lambda model: {})
+        c.data.update(for_model(imported.model))
         c.train.batch_size = BATCH_SIZE
         kind = modules.of(c, "task").EVALUATION
         c.evals = dict(valid=dict(kind=kind, every=c.train.steps))

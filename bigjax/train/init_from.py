@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax import interop, modules, paths
+from bigjax.data import tokenizer as tokenizers
 from bigjax.data.files import cache_dir, cache_folder, write_cached
 from bigjax.errors import UserError
 from bigjax.optim import matches
@@ -98,7 +99,7 @@ def _open_run(where: str) -> Source:
         shapes,
         load,
         config.model.to_dict(),
-        _tokenizer_kind(config),
+        tokenizers.section(config).get("kind", ""),
         str(workdir / "tokenizer"),
         tuple(config.task.get("labels", ())),
     )
@@ -118,7 +119,7 @@ def fill(config, workdir: str = "") -> Source | None:
         key
         for key, value in (
             ("model.preset", c.model.get("preset", "")),
-            ("data.tokenizer.kind", _tokenizer_kind(c)),
+            (tokenizers.KIND, tokenizers.section(c).get("kind", "")),
         )
         if value == "init_from"
     ]
@@ -138,9 +139,9 @@ def fill(config, workdir: str = "") -> Source | None:
                     **saved.model.to_dict(),
                     **{k: v for k, v in c.model.items() if k != "preset"},
                 }
-            if "data.tokenizer.kind" in wanted:
-                c.data.tokenizer.update(saved.data.tokenizer)
-                c.data.tokenizer.path = str(workdir_lib.existing(workdir) / "tokenizer")
+            if tokenizers.KIND in wanted:
+                path = str(workdir_lib.existing(workdir) / "tokenizer")
+                tokenizers.section(c).update({**tokenizers.section(saved), "path": path})
         return None
     source = open_source(c.init_from, cache_dir(c))
     with c.unlocked():
@@ -159,20 +160,14 @@ def fill(config, workdir: str = "") -> Source | None:
                 if not any(fnmatch.fnmatchcase(f"model.{k}", pattern) for pattern in of_a_run)
             }
             c.model = {"preset": "", **copied, **own}
-        if "data.tokenizer.kind" in wanted:
+        if tokenizers.KIND in wanted:
             if not source.tokenizer_kind:
                 raise UserError(
                     f"config.init_from={c.init_from!r} has no tokenizer that bigjax supports. Set "
-                    "data.tokenizer.kind and .path."
+                    f"{tokenizers.KIND} and .path."
                 )
-            c.data.tokenizer.kind = source.tokenizer_kind
-            c.data.tokenizer.path = source.tokenizer_path
+            tokenizers.section(c).update(kind=source.tokenizer_kind, path=source.tokenizer_path)
     return source
-
-
-def _tokenizer_kind(config) -> str:
-    """config.data.tokenizer.kind; '' for data without a tokenizer."""
-    return config.data.get("tokenizer", {}).get("kind", "")
 
 
 def _own_name(name: str) -> str:

@@ -146,8 +146,8 @@ def _describe(run: Run, start: int) -> None:
     work = f"{task.describe(c.train.steps, start)} of {rows}"
     if run.batches.epoch_steps:
         work += f", an epoch is {run.batches.epoch_steps:.0f} steps"
-    if hasattr(run.batches, "padding"):
-        work += f", {run.batches.padding:.1%} of the tokens are padding"
+    if note := getattr(run.batches, "note", ""):
+        work += f", {note}"
     run.progress.log(
         f"{count(run.program.abstract.params):,} parameters on {mesh.size} {kind} "
         f"device(s), {axes}; {work}. Compiling..."

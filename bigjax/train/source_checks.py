@@ -65,7 +65,7 @@ def check_tokenizer(
         raise UserError(
             f"The parameters of config.init_from={source.where!r} were trained with another "
             f"vocabulary ({theirs.kind}, {theirs.vocab_size:,} tokens) than this run's "
-            f"({tokenizer.kind}, {tokenizer.vocab_size:,}). Set data.tokenizer.kind='init_from' to "
+            f"({tokenizer.kind}, {tokenizer.vocab_size:,}). Set {tokenizers.KIND}='init_from' to "
             f"use it, or init_reset='^({'|'.join(of_tokens)})' to initialise these parameters from "
             "scratch."
         )

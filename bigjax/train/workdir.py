@@ -1,7 +1,6 @@
 """The work folder: its config, and whether a run with another config may resume in it."""
 
 import fnmatch
-import re
 
 from etils import epath
 import jax
@@ -10,11 +9,6 @@ from bigjax import config as config_lib
 from bigjax import modules, paths
 from bigjax.errors import UserError, cannot_write
 from bigjax.interop.origin import ORIGIN
-
-# A resumed run must keep these keys, and keys of modules that do not declare them in MAY_CHANGE.
-FIXED = re.compile(r"^(seed|optim\.(name|freeze)|train\.batch_size)$")
-# These may change, but not between zero and non-zero: the state would have other arrays.
-FIXED_ZERO = ("train.ema", "optim.b1")
 
 
 def saved_steps(workdir: str) -> set[int]:
@@ -62,8 +56,8 @@ def check_same_run(workdir: str, config, log) -> None:
     wrong = [
         k
         for k in changed
-        if FIXED.match(k)
-        or k in FIXED_ZERO
+        if k in config_lib.FIXED
+        or k in config_lib.FIXED_ZERO
         and bool(old.get(k)) != bool(new.get(k))
         or k.startswith(of_modules)
         and not any(fnmatch.fnmatchcase(k, p) for p in free)
