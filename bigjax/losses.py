@@ -3,7 +3,7 @@ add up; those of a large output layer are computed a part of the tokens at a tim
 
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,9 +75,29 @@ def _at(x: jax.Array, targets: jax.Array) -> jax.Array:
 
 # --- Over a large vocabulary, without holding all logits -------------------------------------
 
-# An output layer and its input: x [B, T, D], kernel [D, V], bias [V] or None. Its logits are
-# x @ kernel + bias, in float32.
-Linear = tuple[jax.Array, jax.Array, jax.Array | None]
+
+class Linear(NamedTuple):
+    """An output layer and its input: x [..., D], kernel [D, V], bias [V] or None.
+
+    Its logits are x @ kernel + bias in float32; a loss may compute them a part at a time.
+    """
+
+    x: jax.Array
+    kernel: jax.Array
+    bias: jax.Array | None = None
+
+    def product(self) -> jax.Array:
+        """All logits, float32 [..., V]."""
+        return _logits(*self)
+
+    def plus(self, x: jax.Array, kernel: jax.Array) -> "Linear":
+        """With x @ kernel added to the logits: x [..., R], kernel [R, V], such as LoRA's factors.
+
+        They are concatenated with this layer's, so that the sum needs no product of its own.
+        """
+        x = jnp.concatenate([self.x, x.astype(self.x.dtype)], axis=-1)
+        kernel = jnp.concatenate([self.kernel, kernel.astype(self.kernel.dtype)])
+        return Linear(x, kernel, self.bias)
 
 
 def linear_log_probs(
@@ -91,7 +111,7 @@ def linear_log_probs(
 
     See `map_logits` for the memory that it needs.
     """
-    return map_logits(log_probs, (x, kernel, bias), targets, rows=rows)
+    return map_logits(log_probs, Linear(x, kernel, bias), targets, rows=rows)
 
 
 def linear_log_probs_and_entropy(
@@ -102,7 +122,7 @@ def linear_log_probs_and_entropy(
     rows: int = ROWS,
 ) -> tuple[jax.Array, jax.Array]:
     """`linear_log_probs`, and the entropy [B, T] of each token's distribution in nats."""
-    return map_logits(log_probs_and_entropy, (x, kernel, bias), targets, rows=rows)
+    return map_logits(log_probs_and_entropy, Linear(x, kernel, bias), targets, rows=rows)
 
 
 def linear_divergence(
@@ -141,7 +161,7 @@ def map_logits(
     of [N]. Gradients are for `linear` only; those of kernel and bias are summed in float32.
     The logits of about `rows` tokens are held at a time; the backward pass recomputes them.
     """
-    return _map_logits(measure, rows, linear, per_token, shared)
+    return _map_logits(measure, rows, tuple(linear), per_token, shared)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -247,22 +267,20 @@ def linear_cross_entropy(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """cross_entropy(x @ kernel + bias, targets, weights) without holding all the logits."""
-    sums = linear_losses(*bias_as_row(x, kernel, bias), targets, weights)
+    sums = linear_losses(*bias_as_row(Linear(x, kernel, bias)), targets, weights)
     return sums["total"], weights.sum()
 
 
-def bias_as_row(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """(x', kernel', None) with x' @ kernel' = x @ kernel + bias: ones beside x, the bias
-    below kernel. Unchanged if x has another type than the bias, which would be rounded to it.
+def bias_as_row(linear: Linear) -> Linear:
+    """The same logits without a bias: ones beside x, the bias below kernel. Unchanged if x has
+    another type than the bias, which would be rounded to it.
 
     For a wide layer on a CPU: adding the bias afterwards costs another pass over all outputs.
     """
-    if x.dtype != bias.dtype:
-        return x, kernel, bias
-    ones = jnp.ones((*x.shape[:-1], 1), x.dtype)
-    return jnp.concatenate([x, ones], axis=-1), jnp.concatenate([kernel, bias[None]]), None
+    x, kernel, bias = linear
+    if bias is None or x.dtype != bias.dtype:
+        return linear
+    return Linear(x, kernel).plus(jnp.ones((*x.shape[:-1], 1), x.dtype), bias[None])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))

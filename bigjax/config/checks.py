@@ -155,7 +155,7 @@ def build(cls, section: Mapping, where: str, *, preset: dict | None = None):
 
     section's values override preset's, which override cls's defaults. The keys that select a module
     and when it runs (name, preset, kind and every of an evaluation) are not fields unless cls has
-    them. A field may be a dataclass or dict[str, dataclass], a section of its own.
+    them. A field may be a dataclass or a dict[str, X], a section of its own.
     Raises UserError for an unknown key (naming the nearest), for a missing one without a default,
     for a wrong type, and for numbers outside of cls.RANGES.
     """
@@ -181,8 +181,8 @@ def build(cls, section: Mapping, where: str, *, preset: dict | None = None):
 
 def _field(value, want, where: str, default=None):
     """The value of a field of this type: a bool, int, float or string, a tuple of one of them, a
-    dataclass, or dict[str, dataclass]. default: of the field; its values are those of the keys that
-    a section does not set."""
+    dataclass, or a dict[str, X] of these. default: of the field; its values are those of the keys
+    that a section does not set."""
     origin, arguments = typing.get_origin(want), typing.get_args(want)
     if dataclasses.is_dataclass(want) or origin is dict:
         if not isinstance(value, (Mapping, ConfigDict)):

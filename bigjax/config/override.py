@@ -37,8 +37,11 @@ def override(
             path, value = path[:2], text
             last = key.split(".", 2)[2]
         else:
-            path, default = path[:-1], _value(complete, key)
-            value = parse(text, types.get(key) or type(default), argument)
+            path, kind = path[:-1], _entry_type(types, key)
+            if kind is None:
+                default = _value(complete, key)
+                kind = types.get(key) or type(default)
+            value = parse(text, kind, argument)
         with config.unlocked():
             node = config
             for i, part in enumerate(path, start=1):
@@ -47,9 +50,18 @@ def override(
                     entries = typing.get_origin(types.get(prefix)) is dict
                     node[part] = get(complete, prefix) if entries else ConfigDict()
                 node = node[part]
-            with node.ignore_type():
+            with node.ignore_type(), node.unlocked():
                 node[last] = value
     return keys
+
+
+def _entry_type(types: dict[str, type], key: str) -> type | None:
+    """The type of a key in a dict of numbers or strings, which may be a new one; else None."""
+    kind = types.get(key.rpartition(".")[0])
+    if typing.get_origin(kind) is not dict:
+        return None
+    entry = typing.get_args(kind)[1]
+    return entry if entry in (bool, int, float, str) else None
 
 
 def _value(config: ConfigDict, key: str):

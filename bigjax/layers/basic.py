@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.layers.params import param, weight
+from bigjax.losses import Linear
 from bigjax.parallel.sharding import constrain, gathered
 
 
@@ -54,8 +55,9 @@ class Dense(nn.Module):
     kernel: [*in, *features]; in_axes and out_axes name the dimensions. out_dtype: of the result,
     by default dtype; 'float32' avoids rounding the accumulated sums, for logits.
 
-    All products of activations and weights are made here: an interceptor (`nn.intercept_methods`)
-    of `__call__` may add parameters to the layer and terms to its output (adapters).
+    Activations meet weights here: an interceptor (`nn.intercept_methods`) of `__call__` may add
+    parameters to the layer and terms to its output (adapters). Subclasses differ in the product
+    only: that of an `Output` is left to the loss.
     """
 
     features: tuple[int, ...]
@@ -68,44 +70,35 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        x, kernel, bias = self._factors(x)
+        y = jnp.matmul(x, kernel, preferred_element_type=self.out_dtype or self.dtype)
+        if bias is not None:
+            y = add_bias(y, bias)
+        return y.reshape(*y.shape[:-1], *self.features)
+
+    def _factors(self, x: jax.Array) -> Linear:
+        """x, kernel and bias in two dimensions (one plain matrix product on every backend): called
+        in a compact method, which may declare parameters."""
         n = len(self.in_axes)
         lead, inputs = x.shape[:-n], x.shape[-n:]
         axes, shape = self.in_axes + self.out_axes, (*inputs, *self.features)
         init = nn.initializers.normal(self.init_std)
         kernel = weight(self, "kernel", init, shape, axes, self.dtype)
-        # Two-dimensional, which is one plain matrix product on every backend.
         kernel = kernel.reshape(math.prod(inputs), -1)
-        x = x.reshape(*lead, -1).astype(self.dtype)
-        y = jnp.matmul(x, kernel, preferred_element_type=self.out_dtype or self.dtype)
-        if self.use_bias:
-            bias = param(self, "bias", nn.initializers.zeros, self.features, self.out_axes)
-            y = add_bias(y, bias.reshape(-1))
-        return y.reshape(*lead, *self.features)
-
-
-class Output(nn.Module):
-    """The layer from features to logits over a vocabulary; the bias is added in float32."""
-
-    vocab_size: int
-    use_bias: bool = False
-    init_std: float = 0.02
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array, project: bool = True):
-        """Logits float32 [B, T, V]; project=False: (x, kernel [D, V], bias [V] or None), where the
-        logits are x @ kernel + bias, for layers.output.linear_losses."""
-        axes, shape = ("embed", "vocab"), (x_BTD.shape[-1], self.vocab_size)
-        init = nn.initializers.normal(self.init_std)
-        kernel = weight(self, "kernel", init, shape, axes, self.dtype)
         bias = None
         if self.use_bias:
-            bias = param(self, "bias", nn.initializers.zeros, (self.vocab_size,), ("vocab",))
-        x_BTD = x_BTD.astype(self.dtype)
-        if not project:
-            return x_BTD, kernel, bias
-        logits = jnp.matmul(x_BTD, kernel, preferred_element_type=jnp.float32)
-        return logits if bias is None else logits + bias
+            bias = param(self, "bias", nn.initializers.zeros, self.features, self.out_axes)
+            bias = bias.reshape(-1)
+        return Linear(x.reshape(*lead, -1).astype(self.dtype), kernel, bias)
+
+
+class Output(Dense):
+    """The layer from features to logits over a vocabulary, as a Linear, which is not multiplied:
+    a loss computes its logits a part at a time (layers/output.py), a decoder all of them."""
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> Linear:  # type: ignore[override]
+        return self._factors(x_BTD)
 
 
 class Norm(nn.Module):
@@ -133,7 +126,7 @@ class Norm(nn.Module):
 
 
 class Embed(nn.Module):
-    """A table [n, d]; __call__ looks rows up, attend returns the products with all rows."""
+    """A table [n, d]; __call__ looks rows up, `output` is the output layer tied to it."""
 
     n: int
     d: int
@@ -165,11 +158,9 @@ class Embed(nn.Module):
         look_up.defvjp(lambda table, ids: (look_up(table, ids), ids), backward)
         return look_up(self.embedding, ids)
 
-    def attend(self, x: jax.Array) -> jax.Array:
-        """[..., d] -> [..., n], accumulated in float32."""
-        return jnp.einsum(
-            "...d,nd->...n", x.astype(self.dtype), self.table(), preferred_element_type=jnp.float32
-        )
+    def output(self, x: jax.Array, bias: jax.Array | None = None) -> Linear:
+        """The output layer [d, n] with this table as its weights, for x [..., d]."""
+        return Linear(x.astype(self.dtype), self.table().T, bias)
 
 
 class MLP(nn.Module):

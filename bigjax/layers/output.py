@@ -53,14 +53,16 @@ def linear_losses(
 
 def linear_log_probs(x_BTD, kernel_DV, bias_V, targets_BT) -> jax.Array:
     """losses.linear_log_probs [B, T] of the global batch."""
-    return _map_logits(losses.log_probs, (x_BTD, kernel_DV, bias_V), targets_BT)
+    linear = losses.Linear(x_BTD, kernel_DV, bias_V)
+    return _map_logits(losses.log_probs, linear, targets_BT)
 
 
 def linear_log_probs_and_entropy(
     x_BTD, kernel_DV, bias_V, targets_BT
 ) -> tuple[jax.Array, jax.Array]:
     """losses.linear_log_probs_and_entropy, each [B, T], of the global batch."""
-    return _map_logits(losses.log_probs_and_entropy, (x_BTD, kernel_DV, bias_V), targets_BT)
+    linear = losses.Linear(x_BTD, kernel_DV, bias_V)
+    return _map_logits(losses.log_probs_and_entropy, linear, targets_BT)
 
 
 def linear_divergence(
@@ -76,7 +78,7 @@ def linear_divergence(
 
 def _map_logits(measure: Callable, linear: losses.Linear, per_token, shared=None) -> Any:
     """losses.map_logits of the global batch."""
-    layout = _layout(*linear[:2])
+    layout = _layout(linear.x, linear.kernel)
     if not layout.axes:
         return losses.map_logits(measure, linear, per_token, shared, layout.rows)
     inputs = (layout.spec, P(), P()), layout.spec, P()
@@ -100,7 +102,7 @@ def _map_logits(measure: Callable, linear: losses.Linear, per_token, shared=None
             None,
         ),
     )
-    return run(linear, per_token, shared)
+    return run(tuple(linear), per_token, shared)
 
 
 class _Layout(NamedTuple):

@@ -1,15 +1,42 @@
 """Model families, one file each: `Config`, `Model`, `PRESETS`. A config names the module."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bigjax.errors import UserError
 from bigjax.layers import kernels
 from bigjax.layers.kernels import KERNELS
 from bigjax.layers.stack import REMAT
+from bigjax.losses import Linear
+from bigjax.parallel.sharding import constrain
+
+
+class ModelOutput(NamedTuple):
+    """What a `Model` of tokens returns. The tasks read these fields by name.
+
+    linear: the output layer over the vocabulary and its inputs, for the losses of layers/output.py,
+        which never hold all logits; None for a model without one.
+    sums: {name: number} of the layers of a Stack, such as a router's loss. A task adds those that
+        its sum_weights name.
+    heads: {name: float32 logits} of other heads.
+    cache: of a decoder.
+    """
+
+    linear: Linear | None = None
+    sums: Mapping[str, jax.Array] = {}
+    heads: Mapping[str, jax.Array] = {}
+    cache: Any = None
+
+    @property
+    def logits(self) -> jax.Array:
+        """All logits over the vocabulary, float32 [B, T, V]."""
+        assert self.linear is not None
+        return constrain(self.linear.product(), "batch", "length", "act_vocab")
 
 
 class Decoder(NamedTuple):
@@ -95,3 +122,28 @@ def prefix_context(ids: Sequence[Sequence[int]]) -> tuple[dict[str, np.ndarray],
     for row, prompt in zip(tokens, ids):
         row[: len(prompt) - 1] = prompt[:-1]
     return {"tokens": tokens, "lengths": lengths}, np.array([row[-1] for row in ids], np.int32)
+
+
+@functools.cache
+def uncached_decoder(model: Any, max_len: int) -> Decoder:
+    """Continues a prompt with any causal Model of tokens, by computing all tokens for each new one.
+
+    model: a Flax module that returns a ModelOutput, with its layers unrolled (scan=False). The
+    state is the tokens [B, slots] of each row, and how many there are.
+    """
+
+    def begin(variables, context, slots):
+        del variables
+        tokens = context["tokens"][:, :slots]
+        room = slots - tokens.shape[1]
+        return jnp.pad(tokens, ((0, 0), (0, room))), jnp.asarray(context["lengths"])
+
+    def step(variables, state, tokens_B):
+        tokens, lengths = state
+        rows = jnp.arange(len(tokens))
+        tokens = tokens.at[rows, lengths].set(tokens_B)
+        linear = model.apply(variables, tokens).linear
+        last = linear._replace(x=linear.x[rows, lengths])
+        return last.product(), (tokens, lengths + 1)
+
+    return Decoder(prefix_context, begin, step, max_len)

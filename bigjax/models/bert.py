@@ -13,7 +13,8 @@ from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Embed, Norm, dropout
 from bigjax.layers.mask import Full
 from bigjax.layers.params import param
 from bigjax.layers.stack import Stack
-from bigjax.models import OF_A_RUN, PlanSizes, check_attention, check_fields
+from bigjax.losses import Linear
+from bigjax.models import OF_A_RUN, ModelOutput, PlanSizes, check_attention, check_fields
 from bigjax.parallel.sharding import constrain
 
 HEADS = ("mlm", "nsp", "classifier", "tagger", "span")
@@ -90,23 +91,19 @@ class Block(nn.Module):
 
 
 class MlmHead(nn.Module):
-    """Dense, activation, norm, then products with all rows of the token embedding."""
+    """Dense, activation, norm, then an output layer tied to the token embedding."""
 
     config: Config
 
     @nn.compact
-    def __call__(self, x_BMD: jax.Array, embed: Embed, project: bool):
-        """Logits [B, M, V]; project=False: (x, kernel, bias), where they are x @ kernel + bias."""
+    def __call__(self, x_BMD: jax.Array, embed: Embed) -> Linear:
         c = self.config
         types = dict(dtype=c.dtype)
         # Its outputs are not sharded: only the kernels of the stack are large enough.
         h = Dense((c.d_model,), ("embed",), ("norm",), **types, name="dense")(x_BMD)
         h = Norm(eps=c.norm_eps, **types, name="norm")(ACTIVATIONS[c.activation](h))
         bias = param(self, "bias", nn.initializers.zeros, (c.vocab_size,), ("vocab",))
-        if not project:
-            return h, embed.table().T, bias
-        logits = embed.attend(h) + bias
-        return constrain(logits, "batch", "length", "act_vocab")
+        return embed.output(h, bias)
 
 
 class Model(nn.Module):
@@ -130,11 +127,9 @@ class Model(nn.Module):
         masked_positions_BM: jax.Array | None = None,
         first_BK: jax.Array | None = None,
         rng: jax.Array | None = None,
-        project: bool = True,
-    ) -> dict:
-        """Float32 logits by head: mlm [B, M, V], nsp [B, K, 2], classifier [B, K, n_labels],
-        tagger [B, T, n_labels], span [B, T, 2] (start, end). project=False: instead of mlm's
-        logits x [B, M, D], kernel [D, V] and bias [V], for layers.output.linear_losses.
+    ) -> ModelOutput:
+        """With logits [B, M, V] of mlm, sums, and heads: nsp [B, K, 2], classifier [B, K,
+        n_labels], tagger [B, T, n_labels], span [B, T, 2] (start, end).
 
         types: 0 in the first text, 1 in the second. segments: tokens attend within their segment
         (0 = padding). positions: of each token in its segment (default 0..T-1). masked_positions:
@@ -157,17 +152,17 @@ class Model(nn.Module):
         x = Norm(eps=c.norm_eps, **types, name="embed_norm")(x)
         key = lambda i: None if rng is None else jax.random.fold_in(rng, c.n_layers + i)
         x = constrain(dropout(x, c.dropout, key(0)), "batch", "residual_length", "act_embed")
-        x, _, _ = Stack((Block,), c, c.n_layers, c.scan, c.remat, name="stack")(
+        x, _, sums = Stack((Block,), c, c.n_layers, c.scan, c.remat, name="stack")(
             x, Span(positions_BT, segments_BT), None, rng
         )
 
         dense = lambda n, name: Dense(
             (n,), ("embed",), (None,), **types, out_dtype="float32", name=name
         )
-        out = {}
+        linear, out = None, {}
         if "mlm" in self.heads:
             masked = x if masked_positions_BM is None else _rows(x, masked_positions_BM)
-            out["mlm"] = MlmHead(c, name="mlm")(masked, embed, project)
+            linear = MlmHead(c, name="mlm")(masked, embed)
         if set(POOLED) & set(self.heads):
             first = x[:, :1] if first_BK is None else _rows(x, first_BK)
             pooled = jnp.tanh(
@@ -183,7 +178,7 @@ class Model(nn.Module):
             out["tagger"] = dense(self.n_labels, "tagger")(dropout(x, c.dropout, key(1)))
         if "span" in self.heads:
             out["span"] = dense(2, "span")(x)
-        return out
+        return ModelOutput(linear, sums, out)
 
 
 def _rows(x_BTD: jax.Array, columns_BN: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from bigjax.layers.stack import Stack
 from bigjax.models import (
     OF_A_RUN,
     Decoder,
+    ModelOutput,
     PlanSizes,
     check_attention,
     check_fields,
@@ -130,7 +131,7 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """Tokens to logits."""
+    """Tokens to the logits of the next token."""
 
     config: Config
 
@@ -142,10 +143,8 @@ class Model(nn.Module):
         segments_BT: jax.Array | None = None,
         cache: list[Cache] | None = None,
         rng: jax.Array | None = None,
-        project: bool = True,
-    ):
-        """Logits float32 [B, T, V], and the cache. project=False: instead of the logits their
-        factors [B, T, D] and [D, V], for layers.output.linear_losses.
+    ) -> ModelOutput:
+        """With logits [B, T, V], sums and cache.
 
         positions: of each token in its document (default 0..T-1, after the tokens in the cache).
         segments: tokens attend within their segment. rng: for dropout; None turns it off. cache:
@@ -165,18 +164,17 @@ class Model(nn.Module):
         if rng is not None:
             x = dropout(x, c.dropout, jax.random.fold_in(rng, c.n_layers))
         x = constrain(x, "batch", "residual_length", "act_embed")
-        x, cache, _ = Stack((Block,), c, c.n_layers, c.scan, c.remat, name="stack")(
+        x, cache, sums = Stack((Block,), c, c.n_layers, c.scan, c.remat, name="stack")(
             x, Span(positions_BT, segments_BT), cache, rng
         )
         x = Norm(c.norm, c.bias, c.norm_eps, **types, name="final_norm")(x)
         x = constrain(x, "batch", "length", "act_embed")
         if c.tie_embeddings:
-            out = embed.attend(x) if project else (x, embed.table().T)
+            linear = embed.output(x)
         else:
-            out = Output(c.vocab_size, **types, name="head")(x, project)
-        if not project:
-            return out[:2], cache
-        return constrain(out, "batch", "length", "act_vocab"), cache
+            head = Output((c.vocab_size,), ("embed",), ("vocab",), False, **types, name="head")
+            linear = head(x)
+        return ModelOutput(linear, sums, cache=cache)
 
 
 def empty_cache(c: Config, batch: int, slots: int) -> list[Cache]:
@@ -194,13 +192,13 @@ def decoder(c: Config) -> Decoder:
         tokens, lengths = context["tokens"][:, :slots], context["lengths"]
         cache = empty_cache(c, len(tokens), slots)
         if tokens.shape[1]:
-            _, cache = model.apply(variables, tokens, cache=cache, project=False)
+            cache = model.apply(variables, tokens, cache=cache).cache
         # Keys written after a row's end are overwritten before any query sees them.
         return [layer._replace(next=lengths) for layer in cache]
 
     def step(variables, state, tokens_B):
-        logits, state = model.apply(variables, tokens_B[:, None], cache=state)
-        return logits[:, 0], state
+        out = model.apply(variables, tokens_B[:, None], cache=state)
+        return out.logits[:, 0], out.cache
 
     return Decoder(prefix_context, begin, step, c.max_len)
 

@@ -222,6 +222,32 @@ def apply(model, params, extras, train: bool, *inputs, **options) -> tuple[Any, 
     return outputs, {**extras, **new}
 
 
+def check_sums(config, weights: Mapping[str, float], model, init) -> None:
+    """Raises UserError if task.sum_weights names a sum that the model of tokens does not return."""
+    if not weights:
+        return
+    shapes = jax.eval_shape(lambda: model.apply(init(jax.random.key(0)), jnp.zeros((1, 1), int)))
+    for name in weights:
+        if name not in shapes.sums:
+            raise UserError(
+                f"task.sum_weights.{name} is set, but the layers of model.name="
+                f"{config.model.name!r} return "
+                + (
+                    f"other sums. {config_lib.nearest(name, shapes.sums)}"
+                    if shapes.sums
+                    else "no sums: remove it."
+                )
+            )
+
+
+def weighted_sums(
+    weights: Mapping[str, float], sums: Mapping[str, jax.Array]
+) -> tuple[jax.Array | float, dict[str, tuple[jax.Array, jax.Array]]]:
+    """(the sums that `weights` name, multiplied by them and added up; these sums as metrics)."""
+    total = sum(weight * sums[name] for name, weight in weights.items())
+    return total, {name: (sums[name], jnp.float32(1)) for name in weights}
+
+
 def array_shapes(integers: dict[str, tuple[int, ...]], floats: dict[str, tuple[int, ...]]) -> dict:
     """ShapeDtypeStructs by name, int32 and float32: for Task.batch_shapes."""
     return {

@@ -87,7 +87,7 @@ def labelled_task(config, kind: Kind, head: str, loss: Callable, n_outputs: int 
             first_BK=batch["first"],
             rng=rng if train else None,
         )
-        return outputs[head], extras
+        return outputs.heads[head], extras
 
     def outputs(params, extras, frozen, batch):
         del frozen

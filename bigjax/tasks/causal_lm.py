@@ -10,11 +10,13 @@ from bigjax.tasks import (
     Task,
     apply,
     array_shapes,
+    check_sums,
     check_vocabulary,
     data_module,
     family_for,
     in_tokens,
     init_and_axes,
+    weighted_sums,
 )
 
 DATA, EVALUATION = "text", "loss"  # in a config that is generated for this task
@@ -24,6 +26,8 @@ DATA, EVALUATION = "text", "loss"  # in a config that is generated for this task
 class Config:
     label_smoothing: float = 0.0
     z_loss: float = 0.0  # weight of the squared log-partition, such as 1e-4
+    # NAME: weight in the training loss of a sum of the model's layers, such as a router's loss
+    sum_weights: dict[str, float] = dataclasses.field(default_factory=dict)
 
     RANGES = {"label_smoothing": FRACTION, "z_loss": at_least(0)}
     MAY_CHANGE = ("*",)
@@ -42,10 +46,11 @@ def build(config, options: Config) -> Task:
     seq_len = config.data.seq_len
     model = family.Model(c)
     init, axes = init_and_axes(family.Model, c)
+    check_sums(config, options.sum_weights, model, init)
 
     def loss(params, extras, frozen, batch, rng, train):
         del frozen
-        ((x, kernel), _), extras = apply(
+        out, extras = apply(
             model,
             params,
             extras,
@@ -54,17 +59,20 @@ def build(config, options: Config) -> Task:
             batch.get("positions"),
             batch.get("segment_ids"),
             rng=rng if train else None,
-            project=False,
         )
         smoothing, z = (options.label_smoothing, options.z_loss) if train else (0.0, 0.0)
-        sums = linear_losses(x, kernel, None, batch["targets"], batch["weights"], smoothing, z)
-        weight = batch["weights"].sum()
+        sums = linear_losses(*out.linear, batch["targets"], batch["weights"], smoothing, z)
+        total, weight = sums["total"], batch["weights"].sum()
+        of_layers, layer_metrics = weighted_sums(options.sum_weights, out.sums)
+        if train and options.sum_weights:
+            total = total + of_layers * weight
         metrics = {
+            **layer_metrics,
             "nll": (sums["nll"], weight),
             "accuracy": (sums["hits"], weight),
             "nats_per_byte": (sums["nll"], batch["target_bytes"].sum().astype(jnp.float32)),
         }
-        return (sums["total"], weight), (metrics, extras)
+        return (total, weight), (metrics, extras)
 
     def batch_shapes(batch_size, step):
         del step

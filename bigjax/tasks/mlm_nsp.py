@@ -9,7 +9,15 @@ from bigjax import losses
 from bigjax.bounds import SHARE, Range, at_least, check_ranges
 from bigjax.data import pairs as pairs_lib
 from bigjax.layers.output import linear_losses
-from bigjax.tasks import Task, apply, array_shapes, data_module, in_tokens
+from bigjax.tasks import (
+    Task,
+    apply,
+    array_shapes,
+    check_sums,
+    data_module,
+    in_tokens,
+    weighted_sums,
+)
 from bigjax.tasks._encoder import build_encoder
 
 DATA, EVALUATION = "text", "loss"  # in a config that is generated for this task
@@ -23,13 +31,15 @@ class Config:
     max_predictions: int = 20  # masked tokens per row, gathered before the vocabulary projection
     dynamic: bool = True  # new masks in each epoch
     short_fraction: float = 0.1  # of the rows, truncated to a random length
+    # NAME: weight in the training loss of a sum of the model's layers, such as a router's loss
+    sum_weights: dict[str, float] = dataclasses.field(default_factory=dict)
 
     RANGES = {
         "mask_rate": Range(0, 1, open_low=True, open_high=True),
         "max_predictions": at_least(1),
         "short_fraction": SHARE,
     }
-    MAY_CHANGE = ("mask_*", "max_predictions", "dynamic", "short_fraction")
+    MAY_CHANGE = ("mask_*", "max_predictions", "dynamic", "short_fraction", "sum_weights.*")
 
     def __post_init__(self):
         check_ranges("task", self)
@@ -43,6 +53,7 @@ def build(config, options: Config) -> Task:
     """
     heads = ("mlm",) if options.pairs == "none" else ("mlm", "nsp")
     encoder = build_encoder(config, heads)
+    check_sums(config, options.sum_weights, encoder.model, encoder.init)
     source = data_module(config, "load_text", "text")
 
     def loss(params, extras, frozen, batch, rng, train):
@@ -59,18 +70,21 @@ def build(config, options: Config) -> Task:
             batch["segment_ids"],
             masked_positions_BM=batch["masked_positions"],
             rng=rng if train else None,
-            project=False,
         )
-        sums = linear_losses(*out["mlm"], batch["targets"], batch["weights"])
+        sums = linear_losses(*out.linear, batch["targets"], batch["weights"])
         total, weight = sums["total"], batch["weights"].sum()
         metrics = {"mlm_loss": (sums["nll"], weight), "mlm_accuracy": (sums["hits"], weight)}
         if "nsp" in heads:
             pairs = batch["next_label"], batch["next_weight"]
             scaled = batch["next_label"], batch["next_weight"] * batch["next_scale"][:, None]
-            total = total + losses.cross_entropy(out["nsp"], *scaled)[0]
-            metrics["nsp_loss"] = losses.cross_entropy(out["nsp"], *pairs)
-            metrics["nsp_accuracy"] = losses.accuracy(out["nsp"], *pairs)
-        return (total, weight), (metrics, extras)
+            nsp = out.heads["nsp"]
+            total = total + losses.cross_entropy(nsp, *scaled)[0]
+            metrics["nsp_loss"] = losses.cross_entropy(nsp, *pairs)
+            metrics["nsp_accuracy"] = losses.accuracy(nsp, *pairs)
+        of_layers, layer_metrics = weighted_sums(options.sum_weights, out.sums)
+        if train and options.sum_weights:
+            total = total + of_layers * weight
+        return (total, weight), ({**layer_metrics, **metrics}, extras)
 
     def whole_batch(batch):
         if "next_label" not in batch:

@@ -172,9 +172,10 @@ def test_an_imported_model_computes_what_the_original_does(tmp_path, case):
     import_model.import_run(folder, tmp_path / "run", lambda text: None)
     loaded = load_lib.load(tmp_path / "run", workdir_lib.read_config(tmp_path / "run"), None, None)
     batch = reference.batch
-    logits, _ = loaded.task.model.apply(
+    out = loaded.task.model.apply(
         {"params": loaded.params}, batch["inputs"], batch["positions"], batch["segment_ids"]
     )
+    logits = out.logits
     errors = test_gpt.error(np.asarray(logits)[reference.real], reference.logits[reference.real])
     assert errors < test_gpt.OUTPUT_BAR
 

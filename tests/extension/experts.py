@@ -6,7 +6,7 @@ from bigjax import config
 def get_config(variant=""):
     c = config.new_config()
     c.model = dict(name="my_lab.experts")
-    c.task = dict(name="my_lab.experts.Language")
+    c.task = dict(name="causal_lm", sum_weights=dict(balance=0.01))
     c.data = dict(
         name="text",
         sources=dict(text=dict(kind="text", path="set me")),

@@ -156,7 +156,7 @@ def ours(folder: pathlib.Path) -> list[np.ndarray]:
     if imported.family != "bert":
         model = gpt.Model(gpt.Config(**fields, scan=False))
         return (
-            [model.apply({"params": tree}, tokens)[0]]
+            [model.apply({"params": tree}, tokens).logits]
             if "Head" in imported.architecture or imported.family == "llama"
             else []
         )
@@ -172,9 +172,10 @@ def ours(folder: pathlib.Path) -> list[np.ndarray]:
     out = bert.Model(bert.Config(**fields, scan=False), heads[imported.architecture], n).apply(
         {"params": tree}, tokens, types
     )
-    if "span" in out:
-        return [out["span"][..., 0], out["span"][..., 1]]
-    return [y[:, 0] if head in ("nsp", "classifier") else y for head, y in out.items()]
+    if "span" in out.heads:
+        return [out.heads["span"][..., 0], out.heads["span"][..., 1]]
+    logits = [] if out.linear is None else [out.logits]
+    return logits + [y[:, 0] if h in ("nsp", "classifier") else y for h, y in out.heads.items()]
 
 
 def difference(a: list, b: list) -> float:

@@ -20,7 +20,7 @@ import pytest
 from bigjax.layers import params as params_lib
 from bigjax.layers.output import linear_losses
 from bigjax.losses import cross_entropy
-from bigjax.models import bert
+from bigjax.models import ModelOutput, bert
 from bigjax.trees import count, named_leaves
 from tests.parity.test_gpt import GRADIENT_BAR, OUTPUT_BAR, error
 
@@ -185,11 +185,17 @@ def mean_loss(logits, labels, weights=None):
     return total / weight
 
 
-def loss_of(case, out, batch, gathered):
+def logits_of(out: ModelOutput) -> dict:
+    """{head: logits}, those of the [CLS] token without an axis of its own."""
+    heads = {name: x[:, 0] if name in bert.POOLED else x for name, x in out.heads.items()}
+    return heads if out.linear is None else {"mlm": out.logits, **heads}
+
+
+def loss_of(case, linear, out, batch, gathered):
     if case == "pretraining":
         if gathered:
             weights = batch["masked_weights"]
-            mlm = linear_losses(*out["mlm"], batch["masked_labels"], weights)["total"]
+            mlm = linear_losses(*linear, batch["masked_labels"], weights)["total"]
             mlm = mlm / weights.sum()
         else:
             mlm = mean_loss(out["mlm"], batch["mlm_labels"])
@@ -228,14 +234,9 @@ def compiled(case: str, gathered: bool = False, **more):
             batch["types"],
             batch["segments"],
             masked_positions_BM=batch["masked_positions"] if gathered else None,
-            project=not gathered,
         )
-        out = {name: x[:, 0] if name in bert.POOLED else x for name, x in out.items()}
-        value = loss_of(case, out, batch, gathered)
-        if gathered:
-            x, kernel, bias = out["mlm"]
-            out["mlm"] = x @ kernel + bias
-        return value, out
+        logits = logits_of(out)
+        return loss_of(case, out.linear, logits, batch, gathered), logits
 
     def run(params, batch):
         (value, out), grads = jax.value_and_grad(loss, has_aux=True)(params, batch)
@@ -328,7 +329,8 @@ def test_packed_examples_give_the_logits_of_separate_rows(attention):
     positions = np.concatenate([np.arange(n) for _, n in rows] + [[0, 1, 2]])[None]
     masked_positions = [[1, 5, start - 1], [0, 2, 8]]  # of each example
 
-    packed = jax.jit(model.apply)(
+    run = jax.jit(lambda *args, **columns: logits_of(model.apply(*args, **columns)))
+    packed = run(
         params,
         join("tokens"),
         join("types"),
@@ -341,7 +343,7 @@ def test_packed_examples_give_the_logits_of_separate_rows(attention):
     )
     assert packed["mlm"].shape[1] == 6 and packed["nsp"].shape[1] == 2
     for i, (b, n) in enumerate(rows):
-        separate = jax.jit(model.apply)(params, part("tokens", b, n), part("types", b, n))
+        separate = run(params, part("tokens", b, n), part("types", b, n))
         mlm, nsp = packed["mlm"][0, 3 * i : 3 * i + 3], packed["nsp"][0, i]
         assert error(mlm, separate["mlm"][0, np.array(masked_positions[i])]) < OUTPUT_BAR
         assert error(nsp, separate["nsp"][0, 0]) < OUTPUT_BAR

@@ -212,13 +212,13 @@ def compiled(case: str, **more):
         return total / weight
 
     def run(params, batch):
-        logits, _ = task.model.apply(
+        out = task.model.apply(
             {"params": tree(params, task)},
             batch["inputs"],
             batch["positions"],
             batch["segment_ids"],
         )
-        return logits, *jax.value_and_grad(loss)(params, batch)
+        return out.logits, *jax.value_and_grad(loss)(params, batch)
 
     return task, jax.jit(run)
 
@@ -303,8 +303,9 @@ def test_bfloat16_computation(case):
     ref = reference(case)
     task, _ = compiled(case, dtype="bfloat16")
     inputs = [ref.batch[k] for k in ("inputs", "positions", "segment_ids")]
-    forward = jax.jit(lambda params: task.model.apply({"params": tree(params, task)}, *inputs))
-    logits, _ = forward(ref.params)
+    model = task.model
+    forward = jax.jit(lambda params: model.apply({"params": tree(params, task)}, *inputs).logits)
+    logits = forward(ref.params)
     assert logits.dtype == np.float32
     assert 1e-4 < error(np.asarray(logits)[ref.real], ref.logits[ref.real]) < 0.08
 

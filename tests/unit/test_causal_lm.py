@@ -12,7 +12,10 @@ import pytest
 
 from bigjax import config, evals, losses, tasks
 from bigjax.data.tokenizer import Bytes
-from bigjax.models import Decoder
+from bigjax.errors import UserError
+from bigjax.layers.basic import Dense
+from bigjax.losses import Linear
+from bigjax.models import Decoder, ModelOutput, gpt
 from tests import helpers
 
 
@@ -51,7 +54,7 @@ def test_smoothing_and_z_loss_are_in_the_training_loss_only(params):
     assert evaluated == want and same["nll"] == metrics["nll"] and weight == 11
     # In training the loss has both terms, with logits under dropout with this key
     (trained, _), (metrics, _) = loss(both, params, True)
-    logits, _ = both.model.apply({"params": params}, BATCH["inputs"], rng=jax.random.key(1))
+    logits = both.model.apply({"params": params}, BATCH["inputs"], rng=jax.random.key(1)).logits
     want = (
         losses.cross_entropy(logits, BATCH["targets"], BATCH["weights"], label_smoothing=0.2)[0]
         + 0.1 * losses.z_loss(logits, BATCH["weights"])[0]
@@ -88,20 +91,19 @@ class Centred:
         config: "Centred.Config"
 
         @nn.compact
-        def __call__(self, tokens, positions=None, segment_ids=None, rng=None, project=True):
+        def __call__(self, tokens, positions=None, segment_ids=None, rng=None):
             x = nn.Embed(self.config.vocab_size, 4)(tokens)
             mean = self.variable("statistics", "mean", jnp.zeros, (4,))
             if self.is_mutable_collection("statistics") and not self.is_initializing():
                 mean.value = 0.5 * mean.value + 0.5 * x.mean((0, 1))
             kernel = self.param("kernel", nn.initializers.normal(1.0), (4, self.config.vocab_size))
-            x = x - mean.value
-            return (x @ kernel if project else (x, kernel)), None
+            return ModelOutput(Linear(x - mean.value, kernel))
 
     @staticmethod
     @functools.cache
     def decoder(c):
         def step(variables, state, tokens):
-            return Centred.Model(c).apply(variables, tokens[:, None])[0][:, 0], state
+            return Centred.Model(c).apply(variables, tokens[:, None]).logits[:, 0], state
 
         context = lambda ids: (np.zeros(len(ids)), np.array([row[-1] for row in ids]))
         return Decoder(context, lambda variables, context, slots: context, step, c.max_len)
@@ -134,3 +136,41 @@ def test_a_decoder_with_statistics_trains_and_generates():
     extras = {"statistics": {"mean": jnp.full(4, 100.0)}}
     evals.build("shown", context)({**params, "kernel": kernel}, extras, 1)
     assert lines[0].endswith("ayyyy"), lines
+
+
+class Penalised(nn.Module):
+    """A layer with the sums 'size', which has a gradient, and 'count'."""
+
+    config: gpt.Config
+
+    @nn.compact
+    def __call__(self, x, i, span, cache, rng):
+        y = Dense((8,), ("embed",), ("norm",), name="a")(x)
+        return x + y, (cache, {"size": jnp.square(y).mean(), "count": jnp.float32(1)})
+
+
+def test_sums_of_layers_are_weighted_in_the_training_loss(monkeypatch):
+    monkeypatch.setattr(gpt, "Block", Penalised)
+    plain, task = build(), build(sum_weights=dict(size=0.5, count=0.0))
+    params = jax.jit(task.init)(jax.random.key(0))["params"]
+    evaluate = lambda p, task, train: jax.jit(lambda p: loss(task, p, train))(p)
+    (want, weight), (metrics, _) = evaluate(params, plain, True)
+    (total, _), (more, _) = evaluate(params, task, True)
+    size, one = more["size"]
+    np.testing.assert_allclose(total, want + 0.5 * size * weight, rtol=1e-6)
+    assert size > 0 and one == 1 and more["count"] == (1, 1) and more["nll"] == metrics["nll"]
+    assert "size" not in metrics
+    evaluated = evaluate(params, task, False)
+    assert evaluated[0][0] == evaluated[1][0]["nll"][0] and evaluated[1][0]["size"][0] > 0
+    g = [
+        jax.jit(jax.grad(lambda p: loss(t, p, True)[0][0]))(params)["stack"]["layers"]["a"]
+        for t in (plain, task)
+    ]
+    assert jnp.abs(g[0]["bias"] - g[1]["bias"]).max() > 0
+    with pytest.raises(UserError, match="sum_weights.sise.*other sums. Did you mean 'size'"):
+        build(sum_weights=dict(sise=1.0))
+
+
+def test_sums_that_no_layer_returns_are_refused():
+    with pytest.raises(UserError, match="sum_weights.size.*'gpt' return no sums"):
+        build(sum_weights=dict(size=1.0))

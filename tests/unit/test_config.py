@@ -87,6 +87,16 @@ def test_overridden_keys_are_marked():
     assert sum("overridden" in line for line in lines) == 1
 
 
+def test_entries_of_a_dict_of_numbers_are_set_by_name():
+    c, overridden = resolved("--config.task.sum_weights.balance=0.5")
+    assert c.task.sum_weights.to_dict() == {"balance": 0.5}
+    assert overridden == {"task.sum_weights.balance": None}
+    with pytest.raises(UserError, match="sum_weights.balance=much.*a number"):
+        resolved("--config.task.sum_weights.balance=much")
+    with pytest.raises(UserError, match="sum_weights is a section.*sum_weights.NAME=VALUE"):
+        resolved("--config.task.sum_weights=3")
+
+
 def test_only_a_saved_step_can_be_the_best():
     c, _ = resolved("--config.checkpoint.best=eval/valid/loss", "--config.checkpoint.every=30")
     with pytest.raises(UserError, match="evals.valid.every=100 must be a multiple.*every=30"):

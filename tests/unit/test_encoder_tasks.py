@@ -72,7 +72,7 @@ def test_pre_training_is_the_mean_over_masks_plus_the_mean_over_pairs():
         batch["segment_ids"],
         masked_positions_BM=batch["masked_positions"],
     )
-    mlm, nsp = log_softmax(out["mlm"]), log_softmax(out["nsp"])
+    mlm, nsp = log_softmax(out.logits), log_softmax(out.heads["nsp"])
     mlm = -np.take_along_axis(mlm, batch["targets"][..., None], -1)[..., 0] * batch["weights"]
     nsp = -np.take_along_axis(nsp, batch["next_label"][..., None], -1)[..., 0]
     want = mlm.sum() / batch["weights"].sum() + nsp[:3].mean()

@@ -108,7 +108,7 @@ def test_scanned_unrolled_and_rematerialised_forms_are_equal(model):
     tokens = jax.random.randint(jax.random.key(2), (2, 12), 0, c.vocab_size)
 
     def loss(params, c):
-        logits, _ = gpt.Model(c).apply({"params": params}, tokens, rng=jax.random.key(3))
+        logits = gpt.Model(c).apply({"params": params}, tokens, rng=jax.random.key(3)).logits
         return jax.nn.log_softmax(logits)[..., 0].mean()
 
     run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
@@ -128,7 +128,7 @@ def input_gradient(c, params, position, segments=None):
 
     def logit(embedding):
         p = {**params, "embed": {"embedding": embedding}}
-        logits, _ = gpt.Model(dataclasses.replace(c, tie_embeddings=False)).apply(
+        out = gpt.Model(dataclasses.replace(c, tie_embeddings=False)).apply(
             {
                 "params": p
                 | (
@@ -144,7 +144,7 @@ def input_gradient(c, params, position, segments=None):
             tokens,
             segments_BT=segments,
         )
-        return (logits[0, position] * jnp.arange(c.vocab_size)).sum()
+        return (out.logits[0, position] * jnp.arange(c.vocab_size)).sum()
 
     return jnp.abs(jax.jit(jax.grad(logit))(params["embed"]["embedding"])).sum(-1)[:10]
 
@@ -167,7 +167,7 @@ def test_cached_logits_equal_uncached_ones(model):
     c, params = model
     variables = {"params": unrolled(params)}
     tokens = jax.random.randint(jax.random.key(2), (2, 12), 0, c.vocab_size)
-    want, _ = gpt.Model(c).apply(variables, tokens)
+    want = gpt.Model(c).apply(variables, tokens).logits
     decoder = gpt.decoder(c)
     ids = [tokens[0, :8].tolist(), tokens[1, :3].tolist()]
     context, first = decoder.context(ids)

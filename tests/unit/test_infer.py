@@ -1,5 +1,6 @@
 """Sampling and decoding."""
 
+import dataclasses
 import itertools
 import re
 import types
@@ -17,7 +18,7 @@ from bigjax.infer import beam_search, generate, texts
 from bigjax.infer.generate import Generator, Options
 from bigjax.infer.sampling import sample
 from bigjax.layers import params as params_lib
-from bigjax.models import Decoder, gpt
+from bigjax.models import Decoder, gpt, uncached_decoder
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
 
@@ -144,7 +145,7 @@ def test_greedy_decoding_is_the_uncached_argmax_for_prompts_of_several_lengths(g
     prompts = [[3], [5, 9, 2, 7], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]]
     got = generator(prompts, Options(max_new_tokens=6, temperature=0))
     model = gpt.Model(CONFIG)
-    logits = jax.jit(lambda t: model.apply(generator.variables, t)[0])
+    logits = jax.jit(lambda t: model.apply(generator.variables, t).logits)
     for prompt, new in zip(prompts, got):
         tokens = list(prompt)
         for token in new:
@@ -176,7 +177,7 @@ def test_log_probabilities_are_those_of_the_model_before_temperature_and_top_k(g
     (chunk,) = generator.stream([[3, 4], [5]], options, seed=1)
     model = gpt.Model(CONFIG)
     for prompt, new, log_p in zip([[3, 4], [5]], chunk.tokens, chunk.log_p):
-        logits, _ = model.apply(generator.variables, np.array([[*prompt, *new[:-1]]]))
+        logits = model.apply(generator.variables, np.array([[*prompt, *new[:-1]]])).logits
         want = jax.nn.log_softmax(logits[0, len(prompt) - 1 :])[np.arange(5), new]
         np.testing.assert_allclose(log_p, want, atol=1e-4)
 
@@ -328,7 +329,7 @@ def test_a_beam_of_all_texts_finds_the_best_ones():
     every = np.array(list(itertools.product(range(4), repeat=3)))
     for row, prompt in enumerate(prompts):
         inputs = np.concatenate([np.repeat([prompt], 64, 0), every], axis=1)
-        logits, _ = gpt.Model(c).apply({"params": params}, inputs[:, :-1])
+        logits = gpt.Model(c).apply({"params": params}, inputs[:, :-1]).logits
         log_p = jax.nn.log_softmax(logits)[:, len(prompt) - 1 :]
         total = np.take_along_axis(np.asarray(log_p), every[..., None], -1)[..., 0].mean(1)
         best = np.argsort(-total)
@@ -364,3 +365,10 @@ def test_invalid_requests_are_refused(generator, call, words):
     with pytest.raises(UserError) as e:
         call(generator)
     assert all(w in str(e.value) for w in words)
+
+
+def test_a_decoder_without_a_cache_continues_as_one_with_a_cache(generator):
+    model = gpt.Model(dataclasses.replace(CONFIG, scan=False))
+    uncached = Generator(uncached_decoder(model, CONFIG.max_len), generator.variables)
+    prompts, options = [[3], [5, 9, 2, 7]], Options(max_new_tokens=5, temperature=0)
+    assert uncached(prompts, options) == generator(prompts, options)

@@ -63,10 +63,6 @@ def merged(tree: dict) -> dict:
     return {k: merged(v) for k, v in tree.items()}
 
 
-def output(out):
-    return out["tagger"] if isinstance(out, dict) else out[0]
-
-
 @pytest.mark.parametrize(
     "scan, remat",
     [pytest.param(True, "none", marks=pytest.mark.slow), (True, "full"), (False, "dots")],
@@ -77,7 +73,9 @@ def test_factors_are_added_to_selected_layers(name, scan, remat):
     model = make(dataclasses.replace(c, scan=scan, remat=remat))
 
     def loss(params, tokens):
-        return jnp.square(output(model.apply({"params": params}, tokens))).mean()
+        out = model.apply({"params": params}, tokens)
+        logits = out.heads["tagger"] if out.heads else out.logits
+        return jnp.square(logits).mean()
 
     with nn.intercept_methods(lora):
         boxed = jax.eval_shape(model.init, jax.random.key(0), TOKENS)

@@ -97,11 +97,12 @@ def test_gradients_that_sum_many_rows_or_time_steps(module, x, shape):
 def test_logits_are_not_rounded():
     """Of logits that differ by 1 in 1000, half would be equal in bfloat16."""
     types = dict(dtype="bfloat16", out_dtype="float32")
-    dense = Dense((50,), ("embed",), ("vocab",), **types)
+    layer = (50,), ("embed",), ("vocab",)
+    dense, output = Dense(*layer, **types), Output(*layer, dtype="bfloat16")
     x = jnp.ones((1, 256), jnp.bfloat16)
     params = {"params": {"kernel": jnp.full((256, 50), 1 / 32), "bias": jnp.arange(50) / 1000}}
     y = dense.apply(params, x)
-    np.testing.assert_array_equal(y, Output(50, True, dtype="bfloat16").apply(params, x))
+    np.testing.assert_array_equal(y, output.apply(params, x).product())
     np.testing.assert_allclose(y[0], 8 + np.arange(50) / 1000, rtol=1e-6)
     targets = jnp.arange(50)
     total, _ = losses.linear_cross_entropy(

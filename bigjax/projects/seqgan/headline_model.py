@@ -159,9 +159,8 @@ class Generator(nn.Module):
         """The encoder's output, [B, S, D]."""
         c = self.config
         if c.encoder == "bert":  # the tagging head gives one vector per token
-            return self.bert(source_BS, types_BS, mask_BS.astype(jnp.int32), rng=rng)[
-                "tagger"
-            ].astype(c.dtype)
+            out = self.bert(source_BS, types_BS, mask_BS.astype(jnp.int32), rng=rng)
+            return out.heads["tagger"].astype(c.dtype)
         keys = (None, None) if rng is None else jax.random.split(rng)
         x = self.embed(source_BS) + self.source_type(types_BS)
         return dropout(self.encoder(dropout(x, c.dropout, keys[0]), mask_BS)[0], c.dropout, keys[1])
@@ -205,7 +204,7 @@ class Generator(nn.Module):
         attended = jnp.einsum("BTS,BSD->BTD", share.astype(memory.dtype), memory)
         y = jnp.tanh(self.mix(jnp.concatenate([attended, h_BTD], axis=-1)))
         y = dropout(y, self.config.dropout, rng)
-        logits = self.embed.attend(y) + self.bias
+        logits = self.embed.output(y, self.bias).product()
         rows = jnp.arange(len(y))[:, None]
         if self.config.hot_per_example:
             bias_B1T = self.gate(y).swapaxes(1, 2)

@@ -96,13 +96,13 @@ class Generator(nn.Module):
             return
         self.embed = Embed(c.vocab_size, c.d_model, init_std=c.init_std, **types)
         self.recurrent = Recurrent(c.generator, c.d_model, c.n_layers, init_std=c.init_std, **types)
-        self.head = Output(c.vocab_size, True, c.init_std, **types)
+        self.head = Output((c.vocab_size,), ("embed",), ("vocab",), init_std=c.init_std, **types)
 
     def __call__(self, inputs_BT: jax.Array, rng: jax.Array | None = None) -> jax.Array:
         """Logits float32 [B, T, V] of the token after each input. rng: of the dropout."""
         if self.config.generator == "gpt":
-            return self.gpt(inputs_BT, rng=rng)[0]
-        return self.head(self._features(inputs_BT, rng))
+            return self.gpt(inputs_BT, rng=rng).logits
+        return self.head(self._features(inputs_BT, rng)).product()
 
     def _features(self, inputs_BT, rng) -> jax.Array:
         """The inputs of the last layer, [B, T, D]."""
@@ -120,10 +120,9 @@ class Generator(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """losses.cross_entropy of the targets; recurrent cells never hold all logits."""
         if self.config.generator == "gpt":
-            return losses.cross_entropy(self.gpt(inputs_BT, rng=rng)[0], targets_BT, weights_BT)
-        x_BTD = self._features(inputs_BT, rng)
-        parts = self.head(x_BTD, project=False)
-        return losses.linear_cross_entropy(*parts, targets_BT, weights_BT)
+            return losses.cross_entropy(self.gpt(inputs_BT, rng=rng).logits, targets_BT, weights_BT)
+        linear = self.head(self._features(inputs_BT, rng))
+        return losses.linear_cross_entropy(*linear, targets_BT, weights_BT)
 
     def read(self, tokens_BP: jax.Array, lengths_B: jax.Array) -> tuple:
         """The state of a recurrent generator after the first lengths_B tokens of each row."""
@@ -135,9 +134,7 @@ class Generator(nn.Module):
     def step(self, tokens_B: jax.Array, state: tuple) -> tuple[jax.Array, tuple]:
         """(logits float32 [B, V], state) of a recurrent generator after one more token."""
         x, state = self.recurrent.step(self.embed(tokens_B), state)
-        x, kernel, bias = losses.bias_as_row(*self.head(x, project=False))
-        logits = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
-        return logits if bias is None else logits + bias, state
+        return losses.bias_as_row(self.head(x)).product(), state
 
 
 def _gpt_config(c: Config) -> gpt.Config:
@@ -215,7 +212,7 @@ class Discriminator(nn.Module):
             )
             return bert.Model(b, ("classifier",), 2, name="bert")(
                 tokens_BT, None, mask_BT.astype(jnp.int32), rng=rng
-            )["classifier"][:, 0]
+            ).heads["classifier"][:, 0]
         # A small initial embedding: 0.1 of the usual size gave the best held-out accuracy.
         x = Embed(c.vocab_size, d, init_std=c.init_std, **types, name="embed")(tokens_BT)
         x = jnp.where(mask_BT[..., None], x, 0)

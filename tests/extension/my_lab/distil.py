@@ -28,10 +28,9 @@ class FromTeacher:
         teacher, part = tasks.frozen_run(options.teacher)
 
         def output_layer(task, variables, batch, rng):
-            """(x, kernel, bias) of the logits, which are never in memory all together."""
+            """The logits unmultiplied, which are never in memory all together."""
             inputs = batch["inputs"], batch.get("positions"), batch.get("segment_ids")
-            (x, kernel), _ = task.model.apply(variables, *inputs, rng=rng, project=False)
-            return x, kernel, None
+            return task.model.apply(variables, *inputs, rng=rng).linear
 
         def loss(params, extras, frozen, batch, rng, train):
             divergence = linear_divergence(

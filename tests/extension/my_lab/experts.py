@@ -6,14 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigjax import modules, tasks
 from bigjax.bounds import at_least
 from bigjax.layers import params as params_lib
 from bigjax.layers.attention import Attention, Span
 from bigjax.layers.basic import MLP, Dense, Embed, Norm
 from bigjax.layers.mask import Causal
-from bigjax.layers.output import linear_losses
 from bigjax.layers.stack import Stack
+from bigjax.models import Decoder, ModelOutput, uncached_decoder
 from bigjax.parallel.sharding import constrain
 
 # Rows of this family in the table of logical axes (parallel/sharding.py).
@@ -87,8 +86,7 @@ class Model(nn.Module):
     config: Config
 
     @nn.compact
-    def __call__(self, tokens_BT, positions_BT=None, segments_BT=None):
-        """The factors of the logits, [B, T, D] and [D, V], and the sums of the layers."""
+    def __call__(self, tokens_BT, positions_BT=None, segments_BT=None, rng=None):
         c = self.config
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
@@ -97,50 +95,12 @@ class Model(nn.Module):
         x = embed(tokens_BT) + position(positions_BT)
         stack = Stack((Plain, Routed), c, c.n_layers, c.scan, c.remat, name="stack")
         x, _, sums = stack(x, Span(positions_BT, segments_BT))
-        return Norm(name="final_norm")(x), embed.table().T, sums
+        return ModelOutput(embed.output(Norm(name="final_norm")(x)), sums)
 
 
-class Language:
-    """config.task: the next token, and the balance of the router."""
+def flops_per_token(c: Config, seq_len: int) -> float:
+    return 0.0  # unknown: no mfu is reported
 
-    @dataclasses.dataclass(frozen=True)
-    class Config:
-        balance: float = 0.01  # weight of the router's loss
 
-        RANGES = {"balance": at_least(0)}
-        MAY_CHANGE = ("balance",)
-
-    @staticmethod
-    def build(config, options):
-        family, c = modules.of(config, "model"), modules.options(config, "model")
-        source, T = modules.of(config, "data"), config.data.seq_len
-        model = family.Model(c)
-        init, axes = tasks.init_and_axes(family.Model, c)
-
-        def loss(params, extras, frozen, batch, rng, train):
-            given = batch["inputs"], batch["positions"], batch["segment_ids"]
-            x, kernel, sums = model.apply({"params": params}, *given)
-            out = linear_losses(x, kernel, None, batch["targets"], batch["weights"])
-            weight = batch["weights"].sum()
-            # Only "total" has a gradient.
-            total = out["total"] + options.balance * sums["balance"] * weight
-            return (total, weight), (
-                {"nll": (out["nll"], weight), "balance": (sums["balance"], jnp.float32(1))},
-                extras,
-            )
-
-        names = ("inputs", "targets", "segment_ids", "positions")
-        return tasks.Task(
-            init=init,
-            axes=axes,
-            loss=loss,
-            load_data=lambda log, tokenizer=None, splits=None: source.load_text(
-                config.data, log, tokenizer
-            ),
-            batch_shapes=lambda n, step: tasks.array_shapes(
-                {**dict.fromkeys(names, (n, T)), "target_bytes": (n,)}, {"weights": (n, T)}
-            ),
-            model=model,
-            model_config=c,
-            **tasks.in_tokens(T),
-        )
+def decoder(c: Config) -> Decoder:
+    return uncached_decoder(Model(dataclasses.replace(c, scan=False, remat="none")), c.max_len)
