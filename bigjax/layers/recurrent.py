@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bigjax.config import nearest
 from bigjax.errors import UserError
-from bigjax.layers.basic import add_bias
+from bigjax.layers.basic import Dense, add_bias
 from bigjax.layers.params import weight
 from bigjax.parallel.sharding import constrain
 
@@ -16,9 +16,8 @@ CELLS = ("lstm", "gru", "rnn")
 
 
 class Weights(NamedTuple):
-    """The weights of one layer in one direction, float32, with G gates of width H."""
+    """The weights of the loop over time of one layer, float32, with G gates of width H."""
 
-    input_kernel: jax.Array  # [D, G*H]
     recurrent_kernel: jax.Array  # [H, G*H]
     bias: jax.Array  # [G*H]
     candidate_bias: jax.Array | None  # [H], GRU only
@@ -104,10 +103,17 @@ class Layer(nn.Module):
     reverse: bool
     scan: bool
     init_std: float
+    dtype: str
+
+    def setup(self):
+        gates = N_GATES[self.cell] * self.d_model
+        options = dict(use_bias=False, init_std=self.init_std, dtype=self.dtype)
+        self.input = Dense((gates,), ("embed",), (None,), **options)
+        nn.share_scope(self, self.input)  # its kernel is beside the others
 
     @nn.compact
-    def weights(self, d_input: int) -> Weights:
-        """The parameters.
+    def weights(self) -> Weights:
+        """The parameters, except the kernel of the input.
 
         The rows are sharded along "embed", as in any kernel. The gates are not sharded: with tensor
         parallelism, h would have to be gathered from all devices after every token.
@@ -120,7 +126,6 @@ class Layer(nn.Module):
             return weight(self, name, init, shape, axes, jnp.float32, gather="all")
 
         return Weights(
-            get("input_kernel", normal, (d_input, GH), ("embed", None)),
             get("recurrent_kernel", normal, (H, GH), ("embed", None)),
             get("bias", zeros, (GH,), (None,)),
             get("candidate_bias", zeros, (H,), (None,)) if self.cell == "gru" else None,
@@ -128,10 +133,10 @@ class Layer(nn.Module):
 
     def __call__(self, x_TBD: jax.Array, mask_TB1: jax.Array | None, state) -> tuple:
         """(y_TBH, state), time first for the loop over it."""
-        w = self.weights(x_TBD.shape[-1])
         # One large product for all times; the loop has only the product with h.
-        x_TBG = add_bias(_dot(x_TBD, w.input_kernel), w.bias)
-        x_TBG = constrain(x_TBG, "length", "batch", None)
+        x_TBG = self.input(x_TBD)
+        w = self.weights()
+        x_TBG = constrain(add_bias(x_TBG, w.bias), "length", "batch", None)
 
         def advance(old, now):
             x_BG, mask_B1 = now
@@ -147,9 +152,9 @@ class Layer(nn.Module):
 
     def step(self, x_BD: jax.Array, state) -> tuple:
         """(y_BH, state) after one token."""
-        w = self.weights(x_BD.shape[-1])
-        x_BG = add_bias(_dot(x_BD, w.input_kernel), w.bias)
-        return CELL_FUNCTIONS[self.cell](x_BG, state, w)
+        x_BG = self.input(x_BD)
+        w = self.weights()
+        return CELL_FUNCTIONS[self.cell](add_bias(x_BG, w.bias), state, w)
 
 
 def _unrolled(f, carry, xs, reverse: bool) -> tuple:
@@ -164,7 +169,7 @@ def _unrolled(f, carry, xs, reverse: bool) -> tuple:
 class Recurrent(nn.Module):
     """n_layers of LSTM, GRU or tanh RNN; layer i reads the output of layer i - 1.
 
-    Parameters, under forward_0, forward_1, ... (and backward_0, ...): input_kernel [D, G*H],
+    Parameters, under forward_0, forward_1, ... (and backward_0, ...): kernel [D, G*H],
     recurrent_kernel [H, G*H], bias [G*H]; GRU also candidate_bias [H]. G gates in the order of
     the cell's function. Kernels are initialised with normal(init_std), all biases with zeros (also
     that of the LSTM's forget gate). Raises UserError for an unknown cell, a size below 1, and a
@@ -185,7 +190,7 @@ class Recurrent(nn.Module):
             if getattr(self, name) < 1:
                 raise UserError(f"Recurrent: {name} is {getattr(self, name)}; it must be positive.")
         layers = lambda reverse: [
-            Layer(self.cell, self.d_model, reverse, self.scan, self.init_std)
+            Layer(self.cell, self.d_model, reverse, self.scan, self.init_std, self.dtype)
             for _ in range(self.n_layers)
         ]
         self.forward = layers(reverse=False)

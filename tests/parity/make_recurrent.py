@@ -46,7 +46,7 @@ def converted(cell, layers, directions, get, of_gradients):
                 out[f"{ours}_{i}/candidate_bias"] = recurrent_bias[2 * H :].copy()
                 recurrent_bias[2 * H :] = 0  # not in the sum
             out[f"{ours}_{i}/bias"] = bias if of_gradients else bias + recurrent_bias
-            out[f"{ours}_{i}/input_kernel"] = part("weight_ih").T
+            out[f"{ours}_{i}/kernel"] = part("weight_ih").T
             out[f"{ours}_{i}/recurrent_kernel"] = part("weight_hh").T
     return np.concatenate([out[name].ravel() for name in sorted(out)])
 

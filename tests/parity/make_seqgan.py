@@ -47,7 +47,7 @@ class Discriminator(nn.Module):
         out = {"embed/embedding": get(self.embed.weight)}
         for width, conv in zip(WIDTHS, self.convolutions):
             kernel = get(conv.weight)  # [filters, D, width]
-            out[f"kernel_{width}"] = kernel.transpose(2, 1, 0).reshape(-1, len(kernel))
+            out[f"conv_{width}/kernel"] = kernel.transpose(2, 1, 0).reshape(-1, len(kernel))
             out[f"bias_{width}"] = get(conv.bias)
         for name in ("gate", "highway", "head"):
             layer = getattr(self, name)
@@ -72,7 +72,7 @@ class Generator(nn.Module):
         layer = "recurrent/forward_0"
         return {
             "embed/embedding": get(self.embed.weight),
-            f"{layer}/input_kernel": gates(get(self.lstm.weight_ih_l0)),
+            f"{layer}/kernel": gates(get(self.lstm.weight_ih_l0)),
             f"{layer}/recurrent_kernel": gates(get(self.lstm.weight_hh_l0)),
             f"{layer}/bias": gates(get(self.lstm.bias_ih_l0)),  # the other one is 0
             "head/kernel": get(self.head.weight).T,

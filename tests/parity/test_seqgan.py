@@ -78,7 +78,7 @@ def test_logits_loss_and_gradients(network):
 
 @pytest.mark.parametrize(
     "network, name",
-    [("discriminator", "kernel_4"), ("discriminator", "bias_2"), ("generator", "embed")],
+    [("discriminator", "conv_4"), ("discriminator", "bias_2"), ("generator", "embed")],
 )
 def test_the_bar_notices_one_weight(network, name):
     ref = reference(network)

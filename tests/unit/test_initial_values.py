@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigjax.layers import conv, recurrent
 from bigjax.layers import params as params_lib
-from bigjax.layers import recurrent
 from bigjax.layers.params import unbox
 from bigjax.models import bert, gpt
 from bigjax.train.state import make_init
@@ -40,12 +40,16 @@ def test_standard_deviations_of_kernels_and_embeddings(name):
     assert sum(path.endswith(("out/kernel", "down/kernel")) for path in params) == 2
 
 
-@pytest.mark.parametrize("name", [*MODELS, "gru"])
+OTHERS = {
+    "gru": (recurrent.Recurrent("gru", 4, bidirectional=True), jnp.zeros((1, 2, 3))),
+    "conv": (conv.Conv(4, 2), jnp.zeros((1, 2, 3))),
+}
+
+
+@pytest.mark.parametrize("name", [*MODELS, *OTHERS])
 def test_every_weight_is_read_through_params_weight(monkeypatch, name):
     """So that another form of the weights (LoRA, quantised) has one place."""
-    model, inputs = MODELS.get(name), jnp.zeros((1, 1), int)
-    if name == "gru":
-        model, inputs = recurrent.Recurrent("gru", 4, bidirectional=True), jnp.zeros((1, 2, 3))
+    model, inputs = OTHERS.get(name) or (MODELS[name], jnp.zeros((1, 1), int))
     declare, read = params_lib.param, set()  # other modules have imported `param` by its name
 
     def recorded(module, leaf, *rest):

@@ -2,6 +2,7 @@
 unchanged models."""
 
 import dataclasses
+import functools
 import re
 
 import flax.linen as nn
@@ -11,18 +12,21 @@ import numpy as np
 import pytest
 
 from bigjax.layers import params as params_lib
-from bigjax.layers.basic import Dense
+from bigjax.layers.basic import Dense, Output
+from bigjax.layers.conv import Conv
+from bigjax.layers.output import linear_losses
+from bigjax.layers.recurrent import Recurrent
 from bigjax.models import bert, gpt
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
 from bigjax.trees import named_leaves, path_name
 
 RANK = 2
-CHOSEN = "attention/(query|value|out)$|mlp/down$"
+CHOSEN = "attention/(query|value|out)$|mlp/down$|^head$"
 SIZES = dict(vocab_size=64, max_len=16, d_model=16, n_layers=2, n_heads=4)
 TOKENS = np.random.default_rng(0).integers(0, 64, (8, 16))
 MODELS = {
-    "gpt": (lambda c: gpt.Model(c), gpt.Config(**SIZES)),
+    "gpt": (lambda c: gpt.Model(c), gpt.Config(**SIZES, tie_embeddings=False)),
     "bert": (
         lambda c: bert.Model(c, ("tagger",), 3),
         bert.Config(**SIZES, dropout=0.0, attention_dropout=0.0),
@@ -30,11 +34,11 @@ MODELS = {
 }
 
 
-def lora(call, arguments, keywords, context):
+def lora(call, arguments, keywords, context, chosen=CHOSEN):
     """Adds (x a) b to the output of selected Dense layers."""
     y, dense = call(*arguments, **keywords), context.module
-    chosen = isinstance(dense, Dense) and context.method_name == "__call__"
-    if not chosen or not re.search(CHOSEN, "/".join(dense.path)):
+    is_dense = isinstance(dense, Dense) and context.method_name == "__call__"
+    if not is_dense or not re.search(chosen, "/".join(dense.path)):
         return y
     (x,) = arguments
     n = len(dense.in_axes)
@@ -42,8 +46,10 @@ def lora(call, arguments, keywords, context):
     normal = nn.initializers.normal(0.3)
     a = params_lib.param(dense, "a", normal, (*inputs, RANK), (*dense.in_axes, None))
     b = params_lib.param(dense, "b", normal, (RANK, *dense.features), (None, *dense.out_axes))
-    more = x.reshape(*lead, -1) @ a.reshape(-1, RANK) @ b.reshape(RANK, -1)
-    return y + more.reshape(y.shape)
+    low_rank, b = x.reshape(*lead, -1) @ a.reshape(-1, RANK), b.reshape(RANK, -1)
+    if isinstance(dense, Output):  # not multiplied yet
+        return y.plus(low_rank, b)
+    return y + (low_rank @ b).reshape(y.shape)
 
 
 def merged(tree: dict) -> dict:
@@ -74,8 +80,10 @@ def test_factors_are_added_to_selected_layers(name, scan, remat):
 
     def loss(params, tokens):
         out = model.apply({"params": params}, tokens)
-        logits = out.heads["tagger"] if out.heads else out.logits
-        return jnp.square(logits).mean()
+        if out.heads:
+            return jnp.square(out.heads["tagger"]).mean()
+        in_parts = linear_losses(*out.linear, tokens, jnp.ones(tokens.shape))["total"]
+        return in_parts / tokens.size
 
     with nn.intercept_methods(lora):
         boxed = jax.eval_shape(model.init, jax.random.key(0), TOKENS)
@@ -89,7 +97,7 @@ def test_factors_are_added_to_selected_layers(name, scan, remat):
             on_eight, g = jax.jit(jax.value_and_grad(loss))(params, TOKENS)
     factors = {k: x for k, x in named_leaves(g).items() if k.split("/")[-1] in ("a", "b")}
     layers = 1 if scan else 2
-    assert len(factors) == 2 * 4 * layers
+    assert len(factors) == 2 * 4 * layers + 2 * (name == "gpt")  # its head
     assert all(float(jnp.abs(x).max()) > 0 for x in factors.values())
     params = jax.device_get(params)
     plain = jax.jit(loss)(merged(params), TOKENS)
@@ -98,3 +106,27 @@ def test_factors_are_added_to_selected_layers(name, scan, remat):
         lambda path, x: np.zeros_like(x) if path_name(path).endswith("/b") else x, params
     )
     assert abs(float(loss(merged(without), TOKENS)) - float(plain)) > 1e-3 * float(plain)
+
+
+@pytest.mark.parametrize(
+    "layer, n",
+    [(Recurrent("lstm", 4), 1), (Recurrent("gru", 4, 2, bidirectional=True), 4), (Conv(5, 3), 1)],
+)
+def test_factors_are_added_to_inputs_of_recurrent_layers_and_to_convolutions(layer, n):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 3)), jnp.float32)
+
+    def run(params):
+        return jax.tree.leaves(layer.apply({"params": params}, x))[0]
+
+    with nn.intercept_methods(functools.partial(lora, chosen="")):
+        params = jax.jit(lambda: params_lib.unbox(layer.init(jax.random.key(0), x))["params"])()
+        y = jax.jit(run)(params)
+    assert sum(path.endswith("a") for path in named_leaves(params)) == n
+    np.testing.assert_allclose(y, jax.jit(lambda p: run(p))(merged(params)), atol=1e-6)
+    assert jnp.abs(y - jax.jit(lambda p: run(p))(without_factors(params))).max() > 1e-3
+
+
+def without_factors(tree):
+    if not isinstance(tree, dict):
+        return tree
+    return {k: without_factors(v) for k, v in tree.items() if k not in ("a", "b")}

@@ -115,7 +115,7 @@ def test_the_parameters(cell, bidirectional):
     for direction in ("forward", "backward")[: 1 + bidirectional]:
         for i, d_input in enumerate((D, width)):
             want |= {
-                f"{direction}_{i}/input_kernel": (d_input, gates * H),
+                f"{direction}_{i}/kernel": (d_input, gates * H),
                 f"{direction}_{i}/recurrent_kernel": (H, gates * H),
                 f"{direction}_{i}/bias": (gates * H,),
             }

@@ -6,13 +6,13 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bigjax import losses
 from bigjax.bounds import FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.errors import UserError
 from bigjax.layers.basic import Dense, Embed, Output, add_bias, dropout
-from bigjax.layers.params import param, weight
+from bigjax.layers.conv import Conv
+from bigjax.layers.params import param
 from bigjax.layers.recurrent import CELLS, Recurrent, empty_state
 from bigjax.models import (
     OF_A_RUN,
@@ -246,7 +246,7 @@ def oracle(arrays: list[jax.Array]) -> tuple[Config, dict]:
     return c, {
         "embed": {"embedding": embedding},
         "recurrent": {
-            "forward_0": {"input_kernel": join(0), "recurrent_kernel": join(1), "bias": join(2)}
+            "forward_0": {"kernel": join(0), "recurrent_kernel": join(1), "bias": join(2)}
         },
         "head": {"kernel": arrays[13], "bias": arrays[14]},
     }
@@ -260,28 +260,17 @@ def last_layer(params: dict) -> dict:
 def _text_cnn(module: nn.Module, x_BTD: jax.Array) -> jax.Array:
     """Filters of several widths, the maximum of each over the text, and a highway layer
     (https://arxiv.org/abs/1408.5882, https://arxiv.org/abs/1505.00387): [B, sum of filters]."""
-    c, (B, T, D) = module.config, x_BTD.shape
+    c, T = module.config, x_BTD.shape[1]
+    types = dict(init_std=c.init_std, dtype=c.dtype)
     if T < max(c.filter_widths):
         raise UserError(f"A filter of {max(c.filter_widths)} tokens does not fit sequences of {T}.")
     features = []
     for width, n in zip(c.filter_widths, c.filters):
-        kernel = weight(
-            module,
-            f"kernel_{width}",
-            nn.initializers.normal(c.init_std),
-            (width * D, n),
-            ("embed", None),
-            c.dtype,
-        )
+        conv = Conv(n, width, use_bias=False, **types, name=f"conv_{width}")
         bias = param(module, f"bias_{width}", nn.initializers.constant(0.1), (n,), (None,))
-        # All windows as rows of one matrix: twice as fast as a convolution on a CPU.
-        columns = np.arange(T - width + 1)[:, None] + np.arange(width)
-        y = x_BTD[:, columns].reshape(B * (T - width + 1), width * D) @ kernel
         # The bias and the ReLU are monotonic, so they may come after the maximum.
-        largest = y.reshape(B, T - width + 1, n).max(axis=1)
-        features.append(jax.nn.relu(add_bias(largest, bias)))
+        features.append(jax.nn.relu(add_bias(conv(x_BTD).max(axis=1), bias)))
     y = jnp.concatenate(features, axis=-1)
-    types = dict(init_std=c.init_std, dtype=c.dtype)
     size = (y.shape[-1],)
     gate = jax.nn.sigmoid(Dense(size, ("embed",), (None,), **types, name="gate")(y) - 2.0)
     highway = jax.nn.relu(Dense(size, ("embed",), (None,), **types, name="highway")(y))

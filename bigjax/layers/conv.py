@@ -1,0 +1,37 @@
+"""Convolutions over the tokens of a text."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from bigjax.layers.basic import Dense
+
+
+class Conv(nn.Module):
+    """`features` filters over windows of `width` tokens, without padding.
+
+    Its parameters are those of a Dense over windows as of `windows`: kernel [width * D, features],
+    bias [features]. This is twice as fast as a convolution on a CPU, and an interceptor of Dense
+    sees it.
+    """
+
+    features: int
+    width: int
+    use_bias: bool = True
+    init_std: float = 0.02
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """[B, T - width + 1, features]."""
+        options = dict(use_bias=self.use_bias, init_std=self.init_std, dtype=self.dtype)
+        filters = Dense((self.features,), ("embed",), (None,), **options, name="filters")
+        nn.share_scope(self, filters)
+        return filters(windows(x_BTD, self.width))
+
+
+def windows(x_BTD: jax.Array, width: int) -> jax.Array:
+    """[B, T - width + 1, width * D]: each `width` consecutive tokens, as one vector."""
+    B, T, D = x_BTD.shape
+    columns = np.arange(T - width + 1)[:, None] + np.arange(width)
+    return x_BTD[:, columns].reshape(B, T - width + 1, width * D)
