@@ -16,8 +16,8 @@ import time
 
 import ml_collections
 
-from bigjax.data import docstrings, load_text
-from bigjax.data import tokenizer as tokenizers
+from bigjax.data import docstrings, load_text, tokenizers
+from bigjax.data.tokenizers.bytes import Bytes
 
 SEQ_LEN, BATCH_SIZE = 256, 32
 HEADROOM = 50
@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bpe = args.bpe or _train_bpe(texts[::4], folder)
         spec = ml_collections.ConfigDict({"kind": "bpe", "path": bpe})
-        kinds = [corpus.tokenizer, tokenizers.build(spec, folder, None, ""), tokenizers.Bytes()]
+        kinds = [corpus.tokenizer, tokenizers.build(spec, folder, None, ""), Bytes()]
     for one in kinds:
         rate = _tokenizing_mb_per_cpu_second(one, texts[::2])
         print(f"{one.kind:13s} of {one.vocab_size:6,} ids: {rate:8.2f} MB/s a core")

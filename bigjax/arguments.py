@@ -232,7 +232,15 @@ class Arguments:
         before = dict(config_lib.sorted_leaves(complete))
         before.update({key: config_lib.get(base, key) for key in names})
         rest = [a for a in self.overrides if not selects.match(a)]
-        keys = [*names, *config_lib.override(config, rest, complete, modules.types(config))]
+        kinds = "|".join(
+            re.escape(f"{section}.kind") for section in modules.inner_sections(complete)
+        )
+        inner = [a for a in rest if re.match(rf"{_KEY}({kinds})=", a)]
+        keys = [*names, *config_lib.override(config, inner, complete, modules.types(complete))]
+        config_lib.set_python_path(config, folder or pathlib.Path.cwd())
+        complete = modules.filled(config)
+        rest = [a for a in rest if a not in inner]
+        keys += config_lib.override(config, rest, complete, modules.types(complete))
         modules.fill(config, *["model"] * (config.model.get("preset") == "init_from"))
         config_lib.expand_paths(config, modules.path_schemes(config))
         cloud.check(_texts(value for _, value in config_lib.sorted_leaves(config)))

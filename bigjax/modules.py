@@ -7,8 +7,11 @@ Each may define `Config`, a dataclass whose fields are the other keys of its sec
   MAY_CHANGE: patterns of keys that a resumed run may change; all others are fixed;
   PATHS: patterns of keys that are files or folders; DATA_PATHS: of those that are only read;
   for_task(task): the class to use instead, if its fields depend on the task's module.
+A field may be a dataclass with MODULES, the name of a package, and a field `kind`: a section that
+names a module of that package, whose Config has the other keys of the section.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import difflib
 import functools
@@ -28,7 +31,14 @@ from bigjax import paths
 from bigjax.errors import UserError
 
 # The name that every module of a package must define.
-_HAS = {"models": "Config", "tasks": "build", "evals": "build", "data": "Config"}
+_HAS = {
+    "models": "Config",
+    "tasks": "build",
+    "evals": "build",
+    "data": "Config",
+    "data.sources": "documents",
+    "data.tokenizers": "build",
+}
 SECTIONS = {"model": "models", "task": "tasks", "data": "data"}
 
 
@@ -38,25 +48,62 @@ class NoFields:
 
 
 def of(config, section: str) -> ModuleType:
-    """The module that a section of a config names: 'model', 'task', 'data' or 'evals.NAME'."""
+    """The module that a section of a config names: 'model', 'task', 'data', 'evals.NAME', or one
+    within these."""
     if section in SECTIONS:
         room, key = SECTIONS[section], f"{section}.name"
         return find(room, config[section].name, key, config.python_path)
-    entry = config.evals[section.partition(".")[2]]
-    return find("evals", entry.kind, f"{section}.kind", config.python_path)
+    inner = inner_sections(config).get(section) if section.partition(".")[0] in SECTIONS else None
+    room, kind = inner.MODULES if inner else "evals", config_lib.get(config, section).kind
+    return find(room, kind, f"{section}.kind", config.python_path)
 
 
 def sections(config) -> list[str]:
-    """The sections that name a module."""
+    """The sections that name a module; outer ones first."""
+    return [*_outer_sections(config), *inner_sections(config)]
+
+
+def _outer_sections(config) -> list[str]:
     return [*SECTIONS, *(f"evals.{name}" for name in config.evals)]
+
+
+def inner_sections(config) -> dict[str, type]:
+    """{section: its dataclass} of the sections within SECTIONS that name a module, as far as the
+    config has them."""
+    inner = {}
+    for outer in SECTIONS:
+        values = config[outer]
+        for name, want in typing.get_type_hints(_class(config, outer)).items():
+            of_entries = typing.get_origin(want) is dict
+            cls = typing.get_args(want)[1] if of_entries else want
+            if not hasattr(cls, "MODULES") or name not in values:
+                continue
+            keys = [f"{name}.{entry}" for entry in values[name]] if of_entries else [name]
+            inner |= {f"{outer}.{key}": cls for key in keys}
+    return inner
 
 
 def options(config, section: str):
     """The Config of a section: the preset that it names, if any, overridden by its own keys."""
-    module, values = of(config, section), config_lib.get(config, section)
-    return config_lib.build(
-        _class(config, section), values, section, preset=_preset(module, values)
-    )
+    values = config_lib.get(config, section)
+    if section in (inner := inner_sections(config)):
+        return entry(inner[section], values, section, config.python_path)[1]
+    preset = _preset(of(config, section), values)
+    return config_lib.build(_class(config, section), values, section, preset=preset)
+
+
+def entry(cls: type, values: Mapping, where: str, folder: str = "") -> tuple[ModuleType, Any]:
+    """(the module that `kind` of a section names, its Config from the section's other keys).
+
+    cls: the section's dataclass, with MODULES. where: its key in the config. folder: as in `find`.
+    """
+    own = [f.name for f in dataclasses.fields(cls)]
+    if not isinstance(values.get("kind"), str):
+        raise UserError(
+            f"config.{where}.kind is missing: it names a module of bigjax.{cls.MODULES}."
+        )
+    module = find(cls.MODULES, values["kind"], f"{where}.kind", folder)
+    return module, config_lib.build(getattr(module, "Config", NoFields), values, where, own=own)
 
 
 def fields(config, section: str) -> dict:
@@ -71,9 +118,11 @@ def fields(config, section: str) -> dict:
 def fill(config, *skip: str) -> None:
     """Writes the fields of all modules into their sections, except the sections in `skip`."""
     with config.unlocked():
-        for section in sections(config):
+        for section in _outer_sections(config):
             if section not in skip:
                 config_lib.get(config, section).update(fields(config, section))
+        for section in inner_sections(config):
+            config_lib.get(config, section).update(dataclasses.asdict(options(config, section)))
 
 
 def filled(config):
@@ -170,7 +219,7 @@ def _of_room(room: str) -> list[str]:
     defines = re.compile(rf"^(def|class) {_HAS[room]}\b", re.M)
     return sorted(
         path.stem
-        for path in (pathlib.Path(__file__).parent / room).glob("*.py")
+        for path in (pathlib.Path(__file__).parent / room.replace(".", "/")).glob("*.py")
         if not path.stem.startswith("_") and defines.search(path.read_text(encoding="utf-8"))
     )
 

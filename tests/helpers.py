@@ -14,6 +14,7 @@ import jax.extend
 
 from bigjax import config as config_lib
 from bigjax import main, modules, tasks
+from bigjax.data import sources
 from bigjax.data.kinds import Kind
 from bigjax.tasks import answer, classify, tag
 
@@ -48,6 +49,11 @@ def data_section(name: str, task: str = "causal_lm", **values):
     c.task = dict(name=task)
     c.data = dict(name=name, **values)
     return filled(c).data
+
+
+def text_source(kind: str, path: str = "", **fields) -> sources.Source:
+    """An entry of data.sources."""
+    return sources.from_config("mine", dict(kind=kind, path=path, **fields))
 
 
 def load_config(spec: str):

@@ -24,7 +24,7 @@ def run(arguments: Arguments) -> None:
     config, _ = arguments.config()
     config_lib.check_values(config)
     from bigjax import data
-    from bigjax.data import tokenizer as tokenizers
+    from bigjax.data import tokenizers
     from bigjax.train import init_from
 
     init_from.fill(config)
@@ -33,14 +33,8 @@ def run(arguments: Arguments) -> None:
         raise UserError(f"data.name={config.data.name!r} has no tokenizer.")
     if "sources" in config.data:
         built = data.build_tokenizer(config.data)
-    elif section.path or section.kind == "bytes":
-        built = tokenizers.named(section)
     else:
-        raise UserError(
-            f"With data.name={config.data.name!r} a tokenizer is trained when the data are read "
-            "and saved in the run's folder. To train one before, use a config with "
-            "data.name='text'; to use an existing one, set data.tokenizer.path."
-        )
+        built = tokenizers.named(section)
     print(f"{config.data.tokenizer.kind} tokenizer of {built.vocab_size:,} tokens")
     for text in ("Hello world", "def attention(query, key, value):"):
         ids = built.encode_batch([text])[0].tolist()

@@ -1,6 +1,6 @@
 """Checks of configs, and dataclasses from their sections."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import difflib
 import re
@@ -13,6 +13,7 @@ from bigjax.bounds import check_number, check_ranges
 from bigjax.config.keys import OPEN_SECTIONS, new_config, range_of
 from bigjax.errors import UserError
 
+_SELECTING = ("name", "preset", "kind", "every")
 _TYPES = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
 
 
@@ -150,12 +151,20 @@ def get(config: ConfigDict, key: str):
     return config
 
 
-def build(cls, section: Mapping, where: str, *, preset: dict | None = None):
+def build(
+    cls,
+    section: Mapping,
+    where: str,
+    *,
+    preset: dict | None = None,
+    own: Sequence[str] = (),
+):
     """A dataclass from a config section, checked key by key.
 
     section's values override preset's, which override cls's defaults. The keys that select a module
-    and when it runs (name, preset, kind and every of an evaluation) are not fields unless cls has
-    them. A field may be a dataclass or a dict[str, X], a section of its own.
+    and when it runs (name, preset, kind and every of an evaluation), and those in `own`, are not
+    fields unless cls has them. A field may be a dataclass or a dict[str, X], a section of its own;
+    the other keys of a dataclass with MODULES belong to the module that it names.
     Raises UserError for an unknown key (naming the nearest), for a missing one without a default,
     for a wrong type, and for numbers outside of cls.RANGES.
     """
@@ -163,10 +172,10 @@ def build(cls, section: Mapping, where: str, *, preset: dict | None = None):
     fields = {f.name: f for f in dataclasses.fields(cls)}
     values = dict(preset or {})
     for key, value in section.items():
-        if key not in fields and key in ("name", "preset", "kind", "every"):
+        if key not in fields and (key in (*_SELECTING, *own) or hasattr(cls, "MODULES")):
             continue
         if key not in fields:
-            raise UserError(f"Unknown config key '{where}.{key}'. {nearest(key, fields)}")
+            raise UserError(f"Unknown config key '{where}.{key}'. {nearest(key, [*fields, *own])}")
         values[key] = _field(value, types[key], f"{where}.{key}", fields[key].default)
         check_number(f"{where}.{key}", values[key], None)
     for key, f in fields.items():

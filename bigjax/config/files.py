@@ -13,7 +13,7 @@ import traceback
 from ml_collections import ConfigDict
 
 from bigjax import paths
-from bigjax.config.checks import check_keys
+from bigjax.config.checks import check_keys, sorted_leaves
 from bigjax.errors import UserError
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
@@ -101,7 +101,7 @@ def set_python_path(config: ConfigDict, folder: pathlib.Path) -> None:
     """Sets config.python_path to this folder if it is '' and the config names a user's own modules.
     The path is made absolute, since a run may be opened from another folder."""
     names = [config[section].name for section in ("model", "task", "data")]
-    names += [entry.kind for entry in config.evals.values()]
+    names += [value for key, value in sorted_leaves(config) if key.endswith(".kind")]
     own = any("." in name and name.partition(".")[0] not in projects() for name in names)
     if config.python_path or own:
         with config.unlocked():

@@ -7,8 +7,8 @@ from bigjax.data.labelled_batches import LabelledBatches
 from bigjax.data.loader import TextBatches, iterate
 from bigjax.data.rows import label_counts, read_rows
 from bigjax.data.text import Corpus, build_tokenizer, load_text
-from bigjax.data.tokenizer import load as load_tokenizer
-from bigjax.data.wordpiece import WordPiece
+from bigjax.data.tokenizers import load as load_tokenizer
+from bigjax.data.tokenizers.wordpiece import WordPiece
 
 __all__ = [
     "Batches",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bigjax.data.batches import ExampleBatches, Rows, SplitData
-from bigjax.data.tokenizer_base import Tokenizer
+from bigjax.data.tokenizers.base import Tokenizer
 from bigjax.errors import UserError
 
 

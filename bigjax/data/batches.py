@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bigjax.data.order import Order, SequentialOrder, batch_indices
-from bigjax.data.tokenizer_base import Tokenizer
+from bigjax.data.tokenizers.base import Tokenizer
 from bigjax.errors import UserError
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from bigjax.data import _docstring_worker
 from bigjax.data.files import LOCAL_CACHE, cache_folder, write_cached
-from bigjax.data.tokenizer_base import hash_of
+from bigjax.data.tokenizers.base import hash_of
 from bigjax.errors import UserError
 
 PACKAGES = ("jax", "numpy", "scipy", "flax", "optax", "orbax", "grain", "etils")

@@ -1,5 +1,6 @@
 """Small file helpers for data: the cache folder, atomic writes, content fingerprints."""
 
+from collections.abc import Iterable
 import hashlib
 import os
 from pathlib import Path
@@ -56,22 +57,25 @@ def write_cached(path: Path, content: bytes) -> None:
         ) from None
 
 
-def fingerprint_files(paths: list[Any]) -> str:
-    """16 hex digits of the files' contents, in order; `paths` are epath or pathlib paths.
+def fingerprint_files(paths: Iterable[Any]) -> str:
+    """16 hex digits of the files' contents, in order; `paths` are strings or paths.
 
     Up to a total of 256 MiB all bytes are hashed, so that copies on two machines agree. Above that
     sizes, modification times, and the first, middle and last 64 KiB of each file are hashed: a
     change that keeps all of these is not noticed.
     """
-    stats = [path.stat() for path in paths]
+    from etils import epath
+
+    files = [epath.Path(path) for path in paths]
+    stats = [file.stat() for file in files]
     sizes = [_size(stat) for stat in stats]
     whole = sum(sizes) <= _HASH_WHOLE_BYTES
     digest = hashlib.sha256()
-    for path, stat, size in zip(paths, stats, sizes):
+    for file, stat, size in zip(files, stats, sizes):
         digest.update(f"{size}\n".encode())
         if not whole:
             digest.update(f"{_modified(stat)}\n".encode())
-        with path.open("rb") as f:
+        with file.open("rb") as f:
             if whole:
                 digest.update(f.read())
                 continue

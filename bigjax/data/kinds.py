@@ -15,7 +15,7 @@ import numpy as np
 from bigjax.data import unknown
 from bigjax.data.examples import Examples
 from bigjax.data.measures import Measures
-from bigjax.data.tokenizer import Tokenizer
+from bigjax.data.tokenizers.base import Tokenizer
 from bigjax.errors import UserError
 
 _MIN_SEQ_LEN = 8

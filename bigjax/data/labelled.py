@@ -6,8 +6,7 @@ import time
 from typing import Any
 
 from bigjax.bounds import SHARE, at_least
-from bigjax.data import text, unknown
-from bigjax.data import tokenizer as tokenizers
+from bigjax.data import text, tokenizers, unknown
 from bigjax.data.examples import Examples
 from bigjax.data.files import LOCAL_CACHE
 from bigjax.data.kinds import Kind, columns_of, encode_rows
@@ -40,7 +39,7 @@ class Config:
     valid: str = ""  # '' = a fraction of train, by a hash of the text
     test: str = ""
     columns: NoColumns = NoColumns()  # KEY: its name in a file; keys: those of the task's kind
-    tokenizer: tokenizers.TokenizerConfig = tokenizers.TokenizerConfig()
+    tokenizer: tokenizers.Section = tokenizers.Section()
     seq_len: int = 256  # tokens per row
     packing: bool = True  # short examples share rows
     truncate: bool = False  # truncate texts that are longer than seq_len, else refuse them
@@ -55,8 +54,7 @@ class Config:
         "valid_fraction": SHARE,
         "test_fraction": SHARE,
     }
-    MAY_CHANGE = ("cache_dir", "train", "valid", "test", "tokenizer.path")
-    PATHS = ("tokenizer.path",)
+    MAY_CHANGE = ("cache_dir", "train", "valid", "test")
     DATA_PATHS = ("train", "valid", "test")
 
     @classmethod

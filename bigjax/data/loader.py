@@ -13,7 +13,7 @@ from bigjax.data.batches import ExampleBatches, Rows, empty_split
 from bigjax.data.packing import make_batch
 from bigjax.data.sources import check_weight
 from bigjax.data.store import Stream
-from bigjax.data.tokenizer import Tokenizer
+from bigjax.data.tokenizers.base import Tokenizer
 from bigjax.errors import UserError
 
 

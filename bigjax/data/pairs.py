@@ -16,7 +16,7 @@ from bigjax.data import masking
 from bigjax.data.batches import ExampleBatches, Rows
 from bigjax.data.masking import uniform
 from bigjax.data.store import Stream
-from bigjax.data.tokenizer import Tokenizer
+from bigjax.data.tokenizers.base import Tokenizer
 from bigjax.errors import UserError
 
 PAIRS = ("nsp", "sop", "none")

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.data import tokenizer as tokenizers
-from bigjax.data import unknown
+from bigjax.data import tokenizers, unknown
 from bigjax.data.batches import SplitData, empty_split
 from bigjax.data.store import SPLITS
 from bigjax.data.values import missing_warning

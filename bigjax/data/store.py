@@ -25,7 +25,7 @@ import numpy as np
 from bigjax.data import shared, unknown
 from bigjax.data.files import cache_folder, write_cached
 from bigjax.data.progress import Progress
-from bigjax.data.tokenizer import Tokenizer
+from bigjax.data.tokenizers.base import Tokenizer
 from bigjax.errors import UserError
 
 SPLITS = ("train", "valid", "test")

@@ -9,12 +9,11 @@ import time
 from typing import Any
 
 from bigjax.bounds import SHARE, at_least
-from bigjax.data import sources, unknown
-from bigjax.data import tokenizer as tokenizers
+from bigjax.data import sources, tokenizers, unknown
 from bigjax.data.batches import SplitData
 from bigjax.data.files import LOCAL_CACHE
 from bigjax.data.loader import TextBatches
-from bigjax.data.sources import Source
+from bigjax.data.sources import Section, Source
 from bigjax.data.store import SPLITS, Store, Stream, build_store, check_fractions, split_of
 from bigjax.errors import UserError
 
@@ -27,10 +26,10 @@ _CHUNK_CHARS = 20_000
 class Config:
     """The section `data` if its name is 'text': documents, as one stream of tokens per source."""
 
-    sources: dict[str, Source] = dataclasses.field(
-        default_factory=lambda: {"docstrings": Source("docstrings")}
+    sources: dict[str, Section] = dataclasses.field(
+        default_factory=lambda: {"docstrings": Section("docstrings")}
     )
-    tokenizer: tokenizers.TokenizerConfig = tokenizers.TokenizerConfig()
+    tokenizer: tokenizers.Section = tokenizers.Section()
     seq_len: int = 256  # tokens per example
     packing: bool = True  # attention stays within a document
     valid_fraction: float = 0.01  # of the documents, chosen by a hash of their content
@@ -39,10 +38,7 @@ class Config:
     cache_dir: str = LOCAL_CACHE  # token stores and trained tokenizers
 
     RANGES = {"seq_len": at_least(1), "valid_fraction": SHARE, "test_fraction": SHARE}
-    # The text has a fingerprint, so its place may change.
-    MAY_CHANGE = ("cache_dir", "sources.*.path", "tokenizer.path")
-    PATHS = ("tokenizer.path",)
-    DATA_PATHS = ("sources.*.path",)
+    MAY_CHANGE = ("cache_dir",)
 
 
 def for_model(model: dict[str, Any]) -> dict[str, Any]:

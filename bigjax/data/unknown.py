@@ -7,8 +7,8 @@ import unicodedata
 
 import numpy as np
 
-from bigjax.data.tokenizer_base import Tokenizer
-from bigjax.data.wordpiece import MAX_WORD_CHARS
+from bigjax.data.tokenizers.base import Tokenizer
+from bigjax.data.tokenizers.wordpiece import MAX_WORD_CHARS
 
 MANY = 0.03  # of the tokens: above it a warning is logged
 _TEXTS = 200  # searched for examples of unknown words

@@ -15,8 +15,8 @@ import os
 import numpy as np
 
 from bigjax.data.text_files import open_utf8
+from bigjax.data.tokenizers.wordpiece import WordPiece
 from bigjax.data.utf8 import decode
-from bigjax.data.wordpiece import WordPiece
 from bigjax.errors import UserError
 
 

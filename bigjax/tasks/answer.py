@@ -16,7 +16,7 @@ from bigjax.data import measures
 from bigjax.data.examples import Examples, check_lengths, joined, offsets_of
 from bigjax.data.kinds import Column, Kind
 from bigjax.data.measures import Measures
-from bigjax.data.tokenizer import Tokenizer
+from bigjax.data.tokenizers.base import Tokenizer
 from bigjax.errors import UserError
 from bigjax.layers.kernels import MASKED
 from bigjax.tasks import Task

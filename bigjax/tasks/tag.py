@@ -13,7 +13,7 @@ from bigjax.data.examples import Examples, check_lengths, joined, label_indices,
 from bigjax.data.kinds import Column, Kind
 from bigjax.data.measures import Measures
 from bigjax.data.rows import label_counts
-from bigjax.data.tokenizer import Tokenizer
+from bigjax.data.tokenizers.base import Tokenizer
 from bigjax.errors import UserError
 from bigjax.tasks import Task
 from bigjax.tasks._encoder import ASSUMED_LABELS, labelled_task

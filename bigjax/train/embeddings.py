@@ -40,10 +40,10 @@ def write(config, path: str | None, passes: int, log: Callable[[str], None]) -> 
     if epath.Path(path).expanduser().is_dir():
         raise UserError(f"--out={path} is a folder. Choose a file.")
     kind = config.data.get("tokenizer", {}).get("kind", "")
-    if kind != "wordpiece":
+    if kind != data.WordPiece.kind:
         raise UserError(
             f"data.tokenizer.kind is {kind!r}, but word vectors are trained for WordPiece pieces. "
-            "Set it to 'wordpiece'."
+            f"Set it to {data.WordPiece.kind!r}."
         )
     tokenizer, texts = _texts(config, log)
     pairs = SkipGramData(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bigjax import interop, modules
-from bigjax.data import tokenizer as tokenizers
+from bigjax.data import tokenizers
 from bigjax.interop import origin as origin_lib
 from bigjax.interop import tokenizers as hf_tokenizers
 from bigjax.interop.origin import Origin

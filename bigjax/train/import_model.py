@@ -16,7 +16,7 @@ import numpy as np
 
 from bigjax import config as config_lib
 from bigjax import interop, modules, tasks
-from bigjax.data import tokenizer as tokenizers
+from bigjax.data import tokenizers
 from bigjax.errors import RunError, UserError
 from bigjax.interop import origin as origin_lib
 from bigjax.interop.origin import ORIGIN

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax import interop, modules, paths
-from bigjax.data import tokenizer as tokenizers
+from bigjax.data import tokenizers
 from bigjax.data.files import cache_dir, cache_folder, write_cached
 from bigjax.errors import UserError
 from bigjax.optim import matches

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 import re
-import types
 
 import jax
 
-from bigjax.data import tokenizer as tokenizers
+from bigjax.data import tokenizers
 from bigjax.errors import UserError
 from bigjax.train.init_from import Source
 from bigjax.trees import named_leaves, path_name
@@ -55,11 +54,9 @@ def check_tokenizer(
             "compared with this run's"
         )
         return
-    spec = types.SimpleNamespace(
-        kind=source.tokenizer_kind,
-        path=source.tokenizer_path,
-        lowercase=getattr(tokenizer, "lowercase", True),  # if the folder does not specify it
-    )
+    spec = {"kind": source.tokenizer_kind, "path": source.tokenizer_path}
+    if hasattr(tokenizer, "lowercase"):  # if the folder does not specify it
+        spec["lowercase"] = tokenizer.lowercase
     theirs = tokenizers.named(spec, lambda text: None)
     if theirs.fingerprint != tokenizer.fingerprint:
         raise UserError(

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from bigjax import config as config_lib
 from bigjax import data, interop, main
-from bigjax.data.bpe import byte_characters
+from bigjax.data.tokenizers.bpe import byte_characters
 from bigjax.interop.origin import ORIGIN
 from bigjax.layers.params import unstack_layers
 from bigjax.train import export_model, import_model

@@ -14,7 +14,7 @@ import pytest
 
 from bigjax import main
 from bigjax.data import store
-from bigjax.data.tokenizer import Bytes
+from bigjax.data.tokenizers.bytes import Bytes
 from tests import helpers
 from tests.conftest import write_text
 from tests.helpers import bigjax

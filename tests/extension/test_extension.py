@@ -14,7 +14,7 @@ import pytest
 from bigjax import config as config_lib
 from bigjax import tasks
 from bigjax.arguments import Arguments
-from bigjax.data.tokenizer import Bytes
+from bigjax.data.tokenizers.bytes import Bytes
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.train import frozen, stages
 from bigjax.train import load as load_lib
@@ -23,7 +23,7 @@ from bigjax.train import workdir as workdir_lib
 from tests import helpers
 
 HERE = pathlib.Path(__file__).parent
-NAMES = ("vision", "translate", "distil", "experts", "table")
+NAMES = ("vision", "translate", "distil", "experts", "table", "poems")
 UNITS = {"vision": "images", "table": "examples"}  # the others have tokens
 
 
@@ -37,6 +37,8 @@ def flags(tmp_path_factory, corpus_file, cache_dir, tiny_flags):
     x = np.random.default_rng(0).uniform(-1, 1, (200, 2))
     rows = np.column_stack([x, np.sin(2 * x[:, 0]) + x[:, 1]])
     (folder / "table.csv").write_text("a,b,y\n" + "\n".join(",".join(map(str, r)) for r in rows))
+    lines = [" ".join(rng.choices(words[:40], k=8)) for _ in range(400)]
+    (folder / "poems.csv").write_text("line,year\n" + "".join(f"{x},1900\n" for x in lines))
     teacher = folder / "teacher"
     code, _, err = helpers.run(
         "train", *tiny_flags, f"--workdir={teacher}", "--config.train.steps=10"
@@ -52,6 +54,10 @@ def flags(tmp_path_factory, corpus_file, cache_dir, tiny_flags):
         "distil": [*text, f"--config.task.teacher={teacher}"],
         "experts": text,
         "table": [f"--config.data.path={folder}/table.csv"],
+        "poems": [
+            f"--config.data.sources.poems.path={folder}/poems.csv",
+            f"--config.data.cache_dir={cache_dir}",
+        ],
     }
     return {name: [f"--config={HERE}/{name}.py", *given[name]] for name in NAMES}
 

@@ -26,9 +26,9 @@ import torch
 import transformers
 
 from bigjax import data, interop
-from bigjax.data import tokenizer as tokenizer_lib
-from bigjax.data.bpe import byte_characters
-from bigjax.data.wordpiece import train_wordpiece
+from bigjax.data.tokenizers.bpe import ByteLevelBpe, byte_characters
+from bigjax.data.tokenizers.sentencepiece import train_sentencepiece
+from bigjax.data.tokenizers.wordpiece import train_wordpiece
 from bigjax.interop.origin import ORIGIN
 from bigjax.models import bert, gpt
 from bigjax.train import export_model, import_model
@@ -96,10 +96,10 @@ def write_tokenizer(kind: str, folder: pathlib.Path) -> None:
     if kind == "bert":
         tokenizer = train_wordpiece(TEXTS, BERT["vocab_size"])
     elif kind == "llama":
-        tokenizer = tokenizer_lib.train_sentencepiece(TEXTS, 320)
+        tokenizer = train_sentencepiece(TEXTS, 320)
     else:
         vocab = [*byte_characters().values(), "th", "Ġt", "<|endoftext|>"]
-        tokenizer = tokenizer_lib.ByteLevelBpe(
+        tokenizer = ByteLevelBpe(
             json.dumps({piece: i for i, piece in enumerate(vocab)}).encode(),
             "#version: 0.2\nt h\nĠ t\n".encode(),
         )

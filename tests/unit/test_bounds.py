@@ -23,6 +23,8 @@ MODULES = {
         *("seqgan.oracle", "seqgan.headline"),
     ),
     "data": ("text", "labelled", "seqgan.headline_data", "seqgan.oracle_data"),
+    "data.sources": ("docstrings", "jsonl", "text", "tfds"),
+    "data.tokenizers": ("bpe", "bytes", "init_from", "sentencepiece", "wordpiece"),
     "evals": ("loss", "metrics", "sample", "seqgan.headlines_eval", "seqgan.oracle_eval"),
 }
 # Keys of which -1 is a value.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bigjax import config, evals, losses, tasks
-from bigjax.data.tokenizer import Bytes
+from bigjax.data.tokenizers.bytes import Bytes
 from bigjax.errors import UserError
 from bigjax.layers.basic import Dense
 from bigjax.losses import Linear

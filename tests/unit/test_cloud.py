@@ -17,7 +17,7 @@ import requests
 
 from bigjax import cli, cloud, main
 from bigjax.data import shared, sources, store, tables
-from bigjax.data.tokenizer import Bytes
+from bigjax.data.tokenizers.bytes import Bytes
 from bigjax.errors import TransientError, UserError
 from bigjax.train import metrics, workdir
 from bigjax.train.checkpoint import Checkpoints

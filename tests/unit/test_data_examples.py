@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from bigjax.data.kinds import encode_rows
-from bigjax.data.tokenizer import Bytes
-from bigjax.data.wordpiece import SPECIALS, WordPiece
+from bigjax.data.tokenizers.bytes import Bytes
+from bigjax.data.tokenizers.wordpiece import SPECIALS, WordPiece
 from bigjax.errors import UserError
 from tests.helpers import kind
 

@@ -8,8 +8,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from bigjax.data.tokenizer import Bytes
-from bigjax.data.wordpiece import SPECIALS, WordPiece
+from bigjax.data.tokenizers.bytes import Bytes
+from bigjax.data.tokenizers.wordpiece import SPECIALS, WordPiece
 from bigjax.errors import UserError
 from bigjax.projects.seqgan.headline_data import HeadlineBatches, load_headlines
 from bigjax.projects.seqgan.headline_examples import (

@@ -11,7 +11,7 @@ import pytest
 from bigjax.data import TextBatches, build_tokenizer, iterate, load_text, load_tokenizer
 from bigjax.data import store as S
 from bigjax.data.packing import make_batch
-from bigjax.data.tokenizer import Bytes
+from bigjax.data.tokenizers.bytes import Bytes
 from bigjax.errors import UserError
 
 BOS, EOS, PAD = 256, 257, 258

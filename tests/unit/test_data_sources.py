@@ -10,8 +10,9 @@ import pytest
 
 import bigjax
 from bigjax.data import docstrings, sources
-from bigjax.data.sources import Source, from_config
+from bigjax.data.sources import from_config, text
 from bigjax.errors import UserError
+from tests.helpers import text_source
 
 ROOT = str(pathlib.Path(bigjax.__file__).parents[1])
 
@@ -30,63 +31,68 @@ def test_glob_gives_one_document_a_file_in_order_of_names(tmp_path):
     write(tmp_path / "a.txt", "\ufefffirst")
     write(tmp_path / "c.txt", " \n")
     (tmp_path / "d.txt").mkdir()
-    assert text_of(Source("text", str(tmp_path / "*.txt"))) == ["first", "second\n\nparagraph\n"]
+    assert text_of(text_source("text", str(tmp_path / "*.txt"))) == [
+        "first",
+        "second\n\nparagraph\n",
+    ]
 
 
 def test_recursive_glob_and_name_with_brackets(tmp_path):
     (tmp_path / "deep").mkdir()
     write(tmp_path / "deep" / "x.md", "deep")
     write(tmp_path / "y[1].md", "bracket")
-    assert text_of(Source("text", str(tmp_path / "**/*.md"))) == ["deep", "bracket"]
-    assert text_of(Source("text", str(tmp_path / "y[1].md"))) == ["bracket"]
+    assert text_of(text_source("text", str(tmp_path / "**/*.md"))) == ["deep", "bracket"]
+    assert text_of(text_source("text", str(tmp_path / "y[1].md"))) == ["bracket"]
     for folder in ("[D]", "a*", "D"):
         (tmp_path / folder / "sub").mkdir(parents=True)
         write(tmp_path / folder / "sub" / "x.txt", folder)
-    assert text_of(Source("text", str(tmp_path / "[D]/*/*.txt"))) == ["[D]"]
-    assert text_of(Source("text", str(tmp_path / "a*/**/x.txt"))) == ["a*"]
-    assert text_of(Source("text", str(tmp_path / "[DE]/sub/x.txt"))) == ["D"]
+    assert text_of(text_source("text", str(tmp_path / "[D]/*/*.txt"))) == ["[D]"]
+    assert text_of(text_source("text", str(tmp_path / "a*/**/x.txt"))) == ["a*"]
+    assert text_of(text_source("text", str(tmp_path / "[DE]/sub/x.txt"))) == ["D"]
 
 
 def test_single_file_is_grouped_at_blank_lines(tmp_path):
     paragraphs = [f"{i} " + "word " * 130 for i in range(10)]  # 650 characters each
     path = write(tmp_path / "one.txt", "\n\n".join(paragraphs) + "\n")
-    documents = text_of(Source("text", path))
+    documents = text_of(text_source("text", path))
     assert documents == [
         "\n\n".join(paragraphs[:4]),
         "\n\n".join(paragraphs[4:8]),
         "\n\n".join(paragraphs[8:]),
     ]
-    assert all(len(document) >= sources.DOCUMENT_CHARS for document in documents[:-1])
+    assert all(len(document) >= text.DOCUMENT_CHARS for document in documents[:-1])
 
 
 def test_single_file_without_blank_lines_is_cut_at_a_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_MAX_CHARS", 50)
+    monkeypatch.setattr(text, "_MAX_CHARS", 50)
     lines = [f"line {i:03d}" for i in range(20)]
-    documents = text_of(Source("text", write(tmp_path / "one.txt", "\n".join(lines))))
+    documents = text_of(text_source("text", write(tmp_path / "one.txt", "\n".join(lines))))
     assert len(documents) == 4 and "\n".join(documents) == "\n".join(lines)
 
 
 def test_bad_utf8_is_replaced_and_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_READ_BYTES", 4)
+    monkeypatch.setattr(text, "_READ_BYTES", 4)
     path = write(tmp_path / "x.txt", b"caf\xe9\nok \xff\xfe \xef\xbf\xbd\n")
     counts = {}
-    assert text_of(Source("text", path), counts=counts) == ["caf\ufffd\nok \ufffd\ufffd \ufffd"]
+    assert text_of(text_source("text", path), counts=counts) == [
+        "caf\ufffd\nok \ufffd\ufffd \ufffd"
+    ]
     assert counts == {"bad_utf8": 3}  # the last U+FFFD was in the file
 
 
 def test_bad_utf8_is_refused_with_its_offset(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_READ_BYTES", 4)
+    monkeypatch.setattr(text, "_READ_BYTES", 4)
     path = write(tmp_path / "x.txt", b"fine\nfine\nb\xe9d\n")
     with pytest.raises(UserError, match=r"x\.txt: byte 11 \(0xE9\) is not UTF-8.*replace"):
-        text_of(Source("text", path), on_bad_utf8="refuse")
+        text_of(text_source("text", path), on_bad_utf8="refuse")
     with pytest.raises(UserError, match="data.on_bad_utf8 is .ignore."):
-        text_of(Source("text", path), on_bad_utf8="ignore")
+        text_of(text_source("text", path), on_bad_utf8="ignore")
 
 
 def test_jsonl(tmp_path):
     rows = [{"body": "één"}, {"body": ""}, {"body": "two", "x": 1}]
     path = write(tmp_path / "a.jsonl", "\n\n".join(json.dumps(row) for row in rows) + "\n")
-    assert text_of(Source("jsonl", path, field="body")) == ["één", "two"]
+    assert text_of(text_source("jsonl", path, field="body")) == ["één", "two"]
 
 
 @pytest.mark.parametrize(
@@ -101,46 +107,46 @@ def test_jsonl(tmp_path):
 def test_jsonl_errors_name_file_and_line(tmp_path, line, message):
     path = write(tmp_path / "a.jsonl", '{"text": "fine"}\n' + line + "\n")
     with pytest.raises(UserError, match=message):
-        text_of(Source("jsonl", path))
+        text_of(text_source("jsonl", path))
 
 
 def test_jsonl_lone_surrogate(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "a\\ud800b"}\n')
     counts = {}
-    assert text_of(Source("jsonl", path), counts=counts) == ["a\ufffdb"]
+    assert text_of(text_source("jsonl", path), counts=counts) == ["a\ufffdb"]
     assert counts == {"bad_utf8": 1}
     with pytest.raises(UserError, match=r"a\.jsonl:1: character 1 .* lone surrogate"):
-        text_of(Source("jsonl", path), on_bad_utf8="refuse")
+        text_of(text_source("jsonl", path), on_bad_utf8="refuse")
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl"])
 def test_missing_empty_and_unreadable(tmp_path, kind):
     with pytest.raises(UserError, match=r"nothing\.txt.* is no file.*Set it to a file"):
-        text_of(Source(kind, str(tmp_path / "nothing.txt")))
+        text_of(text_source(kind, str(tmp_path / "nothing.txt")))
     with pytest.raises(UserError, match=r"is no file"):
-        text_of(Source(kind, str(tmp_path / "*.nothing")))
+        text_of(text_source(kind, str(tmp_path / "*.nothing")))
     with pytest.raises(UserError, match="is a folder"):
-        text_of(Source(kind, str(tmp_path)))
+        text_of(text_source(kind, str(tmp_path)))
     with pytest.raises(UserError, match="empty path"):
-        text_of(Source(kind))
+        text_of(text_source(kind))
     path = write(tmp_path / "empty", "\n\n")
     with pytest.raises(UserError, match="empty.* holds no text"):
-        text_of(Source(kind, path))
+        text_of(text_source(kind, path))
     os.chmod(path, 0)
     if not os.access(path, os.R_OK):  # root reads everything
         with pytest.raises(UserError, match="cannot read .*empty: Permission denied"):
-            text_of(Source(kind, path))
+            text_of(text_source(kind, path))
 
 
 def test_fingerprint_sees_content_and_not_the_place(tmp_path):
     (tmp_path / "elsewhere").mkdir()
-    a = Source("text", write(tmp_path / "a.txt", "same"))
-    b = Source("text", write(tmp_path / "elsewhere" / "b.txt", "same"))
-    c = Source("text", write(tmp_path / "c.txt", "SAME"))
+    a = text_source("text", write(tmp_path / "a.txt", "same"))
+    b = text_source("text", write(tmp_path / "elsewhere" / "b.txt", "same"))
+    c = text_source("text", write(tmp_path / "c.txt", "SAME"))
     assert sources.fingerprint(a) == sources.fingerprint(b) != sources.fingerprint(c)
-    assert sources.fingerprint(Source("jsonl", a.path)) != sources.fingerprint(a)
+    assert sources.fingerprint(text_source("jsonl", a.options.path)) != sources.fingerprint(a)
     with pytest.raises(UserError, match="is no file"):
-        sources.fingerprint(Source("text", str(tmp_path / "none")))
+        sources.fingerprint(text_source("text", str(tmp_path / "none")))
 
 
 def test_fingerprint_of_large_files_samples(tmp_path, monkeypatch):
@@ -149,13 +155,13 @@ def test_fingerprint_of_large_files_samples(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_HASH_WHOLE_BYTES", 10)
     path = write(tmp_path / "a.txt", "x" * 1000)
     os.utime(path, (1, 1))
-    before = sources.fingerprint(Source("text", path))
-    assert sources.fingerprint(Source("text", path)) == before
+    before = sources.fingerprint(text_source("text", path))
+    assert sources.fingerprint(text_source("text", path)) == before
     os.utime(path, (2, 2))
-    assert sources.fingerprint(Source("text", path)) != before
+    assert sources.fingerprint(text_source("text", path)) != before
     write(tmp_path / "a.txt", "x" * 999 + "y")
     os.utime(path, (1, 1))
-    assert sources.fingerprint(Source("text", path)) != before
+    assert sources.fingerprint(text_source("text", path)) != before
 
 
 def test_fingerprint_of_small_files_sees_every_byte_and_no_time(tmp_path):
@@ -163,7 +169,7 @@ def test_fingerprint_of_small_files_sees_every_byte_and_no_time(tmp_path):
     for content in (b"x" * 900_000, b"x" * 900_000, b"x" * 200_000 + b"y" + b"x" * 699_999):
         path = write(tmp_path / "a.txt", content)
         os.utime(path, (len(fingerprints), 1))
-        fingerprints.add(sources.fingerprint(Source("text", path)))
+        fingerprints.add(sources.fingerprint(text_source("text", path)))
     assert len(fingerprints) == 2
 
 
@@ -175,16 +181,16 @@ def test_remote_paths_that_cannot_be_reached_say_why(monkeypatch):
 
     monkeypatch.setattr(type(epath.Path("gs://bucket")), "glob", glob_without_gcsfs)
     with pytest.raises(UserError, match=r"gs://bucket/\*\.txt.*install gcsfs.*permission"):
-        text_of(Source("text", "gs://bucket/*.txt"))
+        text_of(text_source("text", "gs://bucket/*.txt"))
     with pytest.raises(UserError, match="nope://.*gs://"):
-        text_of(Source("text", "nope://bucket/a.txt"))
+        text_of(text_source("text", "nope://bucket/a.txt"))
 
 
 def test_from_config():
-    assert from_config("a", {"kind": "text", "path": "p"}) == Source("text", "p", weight=1.0)
-    with pytest.raises(UserError, match="unknown key 'pth'. Did you mean 'path'"):
+    assert from_config("a", {"kind": "text", "path": "p"}) == text_source("text", "p", weight=1.0)
+    with pytest.raises(UserError, match="'data.sources.a.pth'. Did you mean 'path'"):
         from_config("a", {"kind": "text", "pth": "p"})
-    with pytest.raises(UserError, match="one of docstrings, text, jsonl, tfds"):
+    with pytest.raises(UserError, match="Allowed: docstrings, jsonl, text, tfds"):
         from_config("a", {"kind": "csv"})
     for weight in (0, -1.0, float("nan"), float("inf"), "x"):
         with pytest.raises(UserError, match=r"data\.sources\.a\.weight is .* positive"):
@@ -218,11 +224,11 @@ def tfds_folder(tmp_path_factory):
 
 
 def test_tfds_array_record(tfds_folder):
-    source = Source("tfds", str(tfds_folder), "my_set:1.0.0")
+    source = text_source("tfds", str(tfds_folder), name="my_set:1.0.0")
     documents = text_of(source)
     assert sorted(documents) == sorted(f"documént {i}" for i in range(300))
     assert documents == text_of(source)
-    direct = Source("tfds", str(tfds_folder / "my_set" / "1.0.0"), split="train[10%:20%]+test")
+    direct = text_source("tfds", str(tfds_folder / "my_set" / "1.0.0"), split="train[10%:20%]+test")
     assert text_of(direct)[:30] == documents[30:60] and len(text_of(direct)) == 33
     assert sources.fingerprint(source) != sources.fingerprint(direct)
     assert sources.fingerprint(source) == sources.fingerprint(source)
@@ -241,7 +247,7 @@ def test_tfds_array_record(tfds_folder):
 def test_tfds_errors(tfds_folder, change, message):
     fields = {"kind": "tfds", "path": str(tfds_folder), "name": "my_set:1.0.0", **change}
     with pytest.raises(UserError, match="(?s)" + message):
-        text_of(Source(**fields))
+        text_of(text_source(**fields))
 
 
 MODULE = '''"""Module text that is long enough."""
@@ -318,7 +324,7 @@ def test_docstring_fingerprint_is_of_content(small_library, monkeypatch):
     write(module, '"""The second module\n\n    of IT."""\n')  # of the same size
     assert docstrings.fingerprint(cache) != before
     assert docstrings.records(cache)[-1].doc == "The second module\n\nof IT."
-    assert sources.fingerprint(Source("docstrings"), cache) == (
+    assert sources.fingerprint(text_source("docstrings"), cache) == (
         f"docstrings-{docstrings.fingerprint(cache)}"
     )
 

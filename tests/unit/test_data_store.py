@@ -15,7 +15,7 @@ import pytest
 import bigjax
 from bigjax.data import store as S
 from bigjax.data.text import Corpus
-from bigjax.data.tokenizer import Bytes
+from bigjax.data.tokenizers.bytes import Bytes
 from bigjax.errors import UserError
 
 ROOT = str(pathlib.Path(bigjax.__file__).parents[1])
@@ -187,7 +187,7 @@ BUILDER = """
 import json, sys, time
 from bigjax.data import store as S
 from bigjax.data.text import Corpus
-from bigjax.data.tokenizer import Bytes
+from bigjax.data.tokenizers.bytes import Bytes
 S.DOCUMENTS_PER_SHARD = 64
 texts = json.load(open(sys.argv[2]))
 class Slow(Bytes):

@@ -13,13 +13,14 @@ import pytest
 
 from bigjax.data import sources, text_files
 from bigjax.data.augment import read_thesaurus
-from bigjax.data.sources import Source
+from bigjax.data.sources import text as text_module
 from bigjax.data.tables import read_table
 from bigjax.data.text_files import extension, open_utf8, read_lines, read_text
+from bigjax.data.tokenizers.wordpiece import SPECIALS, read_wordpiece
 from bigjax.data.word_vectors import read as read_vectors
-from bigjax.data.wordpiece import SPECIALS, read_wordpiece
 from bigjax.errors import UserError
 from bigjax.projects.seqgan.hot_words import read_hot_words
+from tests.helpers import text_source
 
 TEXT = "\n".join(f"Zeile {i}: schön, 中文 и кириллица, \U0001f600" for i in range(300)) + "\n"
 
@@ -51,7 +52,7 @@ def write(path, content):
 
 
 def documents(path, kind="text", **kwargs):
-    return list(sources.documents(Source(kind, path), **kwargs))
+    return list(sources.documents(text_source(kind, path), **kwargs))
 
 
 @pytest.mark.parametrize("kind", COMPRESS)
@@ -86,13 +87,13 @@ def test_a_name_may_say_compressed_where_the_file_is_not(tmp_path):
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_byte_order_marks_and_line_ends(tmp_path, monkeypatch, encoding, bom, end, pack):
-    monkeypatch.setattr(sources, "_READ_BYTES", 1000)
+    monkeypatch.setattr(text_module, "_READ_BYTES", 1000)
     monkeypatch.setattr(text_files, "_BUFFER", 777)
     path = write(tmp_path / "a.txt", pack(bom + TEXT.replace("\n", end).encode(encoding)))
     plain = write(tmp_path / "plain.txt", TEXT)
     assert documents(path) == documents(plain)
     assert read_lines(path) == TEXT.splitlines()
-    several = list(sources.documents(Source("text", str(tmp_path / "*.txt"))))
+    several = list(sources.documents(text_source("text", str(tmp_path / "*.txt"))))
     assert several == [TEXT, TEXT]
 
 

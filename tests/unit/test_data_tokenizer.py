@@ -1,4 +1,4 @@
-"""bigjax.data.tokenizer: lossless round trips, exact byte counts, errors."""
+"""bigjax.data.tokenizers: lossless round trips, exact byte counts, errors."""
 
 import json
 import os
@@ -8,8 +8,10 @@ import ml_collections
 import numpy as np
 import pytest
 
-from bigjax.data import tokenizer as T
-from bigjax.data.wordpiece import SPECIALS, read_wordpiece
+from bigjax.data import tokenizers as T
+from bigjax.data.tokenizers.bpe import byte_characters, read_bpe_folder
+from bigjax.data.tokenizers.sentencepiece import train_sentencepiece
+from bigjax.data.tokenizers.wordpiece import SPECIALS, read_wordpiece
 from bigjax.errors import UserError
 
 WEIRD = [
@@ -42,7 +44,7 @@ def write_bpe(folder, names=("vocab.json", "merges.txt"), drop=None):
     """A byte-level BPE with four merges."""
     merges = ["h e", "l l", "he ll", "Ġ w"]
     pieces = [
-        *T.byte_characters().values(),
+        *byte_characters().values(),
         *(merge.replace(" ", "") for merge in merges),
         "<|endoftext|>",
     ]
@@ -104,7 +106,7 @@ def test_save_and_load(tokenizer, tmp_path):
 
 
 def test_sentencepiece_training_is_deterministic_cached_and_compresses(tmp_path, capfd):
-    first, second = (T.train_sentencepiece(TEXTS, 400) for _ in range(2))
+    first, second = (train_sentencepiece(TEXTS, 400) for _ in range(2))
     assert first.fingerprint == second.fingerprint and first.vocab_size == 400
     assert sum(map(len, first.encode_batch(TEXTS))) < 0.4 * sum(map(len, TEXTS))
     cached = build("sentencepiece", cache=tmp_path)
@@ -115,7 +117,7 @@ def test_sentencepiece_training_is_deterministic_cached_and_compresses(tmp_path,
 
 def test_sentencepiece_with_more_letters_than_pieces():
     han = ["".join(map(chr, range(0x4E00, 0x5E00))) + "\u4e00\u4e01" * 99]
-    tokenizer = T.train_sentencepiece(han, 400)
+    tokenizer = train_sentencepiece(han, 400)
     assert tokenizer.decode(tokenizer.encode(han[0])) == han[0]
     assert len(tokenizer.encode("\u4e00\u4e01")) < 6  # common letters got pieces of their own
 
@@ -134,7 +136,7 @@ def test_sentencepiece_with_more_letters_than_pieces():
 )
 def test_vocabulary_that_cannot_be_trained(texts, size, message):
     with pytest.raises(UserError, match=message + ".*(?s:.)*bytes"):
-        T.train_sentencepiece(texts, size)
+        train_sentencepiece(texts, size)
 
 
 def test_model_of_others_keeps_its_own_rules(tmp_path):
@@ -171,7 +173,7 @@ def test_bpe_merges_and_both_file_names(tmp_path):
 
 
 def test_errors_name_what_to_do(tmp_path):
-    with pytest.raises(UserError, match='"sentencepiece", "bpe" or "bytes"'):
+    with pytest.raises(UserError, match="'unigram' is not a module of bigjax.data.tokenizers"):
         build("unigram")
     with pytest.raises(UserError, match="data.tokenizer.path is empty"):
         build("bpe")
@@ -214,7 +216,7 @@ def test_gpt2_files():
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
 def test_bpe_files_may_end_lines_in_crlf_and_begin_with_a_mark(tmp_path, end, bom):
     """Equal ids and fingerprints, and what is saved or exported is read by others."""
-    table = [*T.byte_characters().values(), "th", "the", "\u0120the", "<|endoftext|>"]
+    table = [*byte_characters().values(), "th", "the", "\u0120the", "<|endoftext|>"]
     vocab = json.dumps({piece: i for i, piece in enumerate(table)}, ensure_ascii=False, indent=1)
     merges = ["#version: 0.2", "t h", "th e", "\u0120 the"]
     plain, other = tmp_path / "plain", tmp_path / "other"
@@ -222,7 +224,7 @@ def test_bpe_files_may_end_lines_in_crlf_and_begin_with_a_mark(tmp_path, end, bo
         folder.mkdir()
         (folder / "vocab.json").write_bytes(mark + vocab.replace("\n", line_end).encode())
         (folder / "merges.txt").write_bytes(mark + line_end.join([*merges, ""]).encode())
-    one, two = (T.read_bpe_folder(folder) for folder in (plain, other))
+    one, two = (read_bpe_folder(folder) for folder in (plain, other))
     text = "the other\r\nth \u00e9\n"
     assert two.encode(text).tolist() == one.encode(text).tolist() and two.decode([258]) == " the"
     assert two.fingerprint == one.fingerprint

@@ -8,8 +8,8 @@ import pytest
 
 from bigjax.data import load_labelled, load_text, unknown
 from bigjax.data.rows import label_counts
-from bigjax.data.tokenizer import Bytes
-from bigjax.data.wordpiece import SPECIALS, WordPiece
+from bigjax.data.tokenizers.bytes import Bytes
+from bigjax.data.tokenizers.wordpiece import SPECIALS, WordPiece
 from bigjax.projects.seqgan import headline_data as headlines
 from bigjax.projects.seqgan import headline_examples
 from tests import helpers

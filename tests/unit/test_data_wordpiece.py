@@ -1,4 +1,4 @@
-"""bigjax.data.wordpiece: BERT's pieces and offsets, files of others, training."""
+"""bigjax.data.tokenizers.wordpiece: BERT's pieces and offsets, files of others, training."""
 
 import json
 import pathlib
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import bigjax
-from bigjax.data import tokenizer as T
-from bigjax.data.wordpiece import SPECIALS, WordPiece, read_wordpiece, train_wordpiece
+from bigjax.data import tokenizers as T
+from bigjax.data.tokenizers.wordpiece import SPECIALS, WordPiece, read_wordpiece, train_wordpiece
 from bigjax.errors import UserError
 
 ROOT = str(pathlib.Path(bigjax.__file__).parents[1])

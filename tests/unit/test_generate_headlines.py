@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax.data.wordpiece import SPECIALS, WordPiece
+from bigjax.data.tokenizers.wordpiece import SPECIALS, WordPiece
 from bigjax.errors import UserError
 from bigjax.infer.generate import Generator, Options
 from bigjax.layers import params as params_lib

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bigjax.data import word_vectors
-from bigjax.data.wordpiece import SPECIALS, WordPiece
+from bigjax.data.tokenizers.wordpiece import SPECIALS, WordPiece
 from bigjax.errors import UserError
 from bigjax.projects.seqgan import augmented
 from bigjax.projects.seqgan import headline as task

@@ -12,7 +12,7 @@ import pytest
 
 from bigjax.arguments import Arguments
 from bigjax.cli import generate as cli
-from bigjax.data.tokenizer import Bytes
+from bigjax.data.tokenizers.bytes import Bytes
 from bigjax.errors import UserError
 from bigjax.infer import beam_search, generate, texts
 from bigjax.infer.generate import Generator, Options

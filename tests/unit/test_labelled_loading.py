@@ -6,7 +6,7 @@ import pytest
 
 from bigjax.data.labelled import load_labelled
 from bigjax.data.rows import label_counts
-from bigjax.data.tokenizer import Bytes
+from bigjax.data.tokenizers.bytes import Bytes
 from bigjax.errors import UserError
 from tests.helpers import kind
 from tests.unit.test_data_examples import (

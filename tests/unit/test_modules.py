@@ -11,6 +11,7 @@ from bigjax import config as config_lib
 from bigjax import main, modules, tasks
 from bigjax.arguments import Arguments
 from bigjax.bounds import at_least
+from bigjax.data import load_tokenizer
 from bigjax.errors import UserError
 from bigjax.models import gpt
 from bigjax.projects.seqgan import model as seqgan
@@ -245,6 +246,45 @@ def test_wrong_sections(data, words):
         filled(data=data)
 
 
+def test_a_users_source_and_tokenizer(tmp_path):
+    """Their keys are those of their Config; a run's folder restores the tokenizer by its kind."""
+    path, cache = tmp_path / "poems.csv", f"--config.data.cache_dir={tmp_path}/cache"
+    path.write_text("line,year\n" + "".join(f"the line {i} of it,1900\n" for i in range(99)))
+    flags = ["--config=tests/extension/poems.py", f"--config.data.sources.poems.path={path}", cache]
+    c, _ = Arguments([*flags, "--config.data.tokenizer.size=12"]).config()
+    assert c.data.sources.poems.to_dict() == dict(
+        kind="my_lab.poems.Column", path=str(path), column="line", weight=1.0
+    )
+    assert {"data.sources.poems.path", "data.cache_dir"} <= {*modules.declared(c, "MAY_CHANGE")}
+    assert modules.declared(c, "DATA_PATHS") == ["data.sources.poems.path"]
+    lines: list[str] = []
+    corpus = tasks.build(c).load_data(lines.append)
+    tokenizer = corpus.tokenizer
+    assert tokenizer.kind == "my_lab.poems.Letters" and tokenizer.vocab_size == 12 + 3
+    batch = corpus.split("train", batch_size=2, seed=0).batch_at(0)
+    assert "the line" in tokenizer.decode(batch["inputs"][0])
+    assert any("training an alphabet" in line for line in lines)
+    assert tasks.build(c).load_data(lines.append).fingerprint == corpus.fingerprint
+    assert sum("training an alphabet" in line for line in lines) == 1
+    tokenizer.save(tmp_path / "tokenizer")
+    again = load_tokenizer(tmp_path / "tokenizer")
+    assert (again.kind, again.fingerprint) == (tokenizer.kind, tokenizer.fingerprint)
+    for flag, words in {
+        "data.tokenizer.vocab_size=9": "'data.tokenizer.vocab_size'",
+        "data.tokenizer.size=0": "data.tokenizer.size is 0",
+        "data.sources.poems.kind=csv": "not a module of bigjax.data.sources",
+        "data.tokenizer.kind=my_lab.poems": "does not define 'build'",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            Arguments([*flags, f"--config.{flag}"]).config()
+    # Kinds first: the keys are those of the new module.
+    flags = ["--config=configs/gpt/text.py", "--config.data.tokenizer.kind=my_lab.poems.Letters"]
+    flags += ["--config.data.tokenizer.size=7", "--config.python_path=tests/extension"]
+    c, before = Arguments(flags).config()
+    assert c.data.tokenizer.to_dict() == dict(kind="my_lab.poems.Letters", size=7)
+    assert before["data.tokenizer.kind"] == "bytes" and before["data.tokenizer.size"] is None
+
+
 def test_declared_patterns_start_with_their_section():
     c = filled(
         task=dict(name="seqgan.headline"),
@@ -260,12 +300,15 @@ def test_every_pattern_that_is_declared_matches_a_key():
     from tests.unit.test_bounds import MODULES
 
     sections = {"models": "model", "tasks": "task", "data": "data"}
+    sections |= dict.fromkeys(("data.sources", "data.tokenizers"), "data")
     for room, names in MODULES.items():
         for name in names:
             module = modules.find(room, name, "x")
             if room not in sections:
                 continue
-            fields = dict(config_lib.sorted_leaves(_section(module)))
+            section = _section(module)
+            fields = dict(config_lib.sorted_leaves(section))
+            fields |= {f"{k}.x": 0 for k, v in section.items() if isinstance(v, type(section))}
             for declared in ("MAY_CHANGE", "PATHS", "DATA_PATHS"):
                 for pattern in getattr(module.Config, declared, ()):
                     assert _matches(fields, pattern), (name, declared, pattern)
@@ -322,7 +365,7 @@ def test_a_task_refuses_data_of_another_kind(task, data, words):
             "configs/seqgan/oracle.py:tiny",
             "data.name='seqgan.oracle_data' has no tokenizer",
         ),
-        ("tokenizer", "tests/tiny_bert.py:labelled", "is trained when the data are read"),
+        ("tokenizer", "tests/tiny_bert.py:labelled", "is trained when a run reads its data"),
         (
             "embeddings",
             "configs/seqgan/oracle.py:tiny",

@@ -7,7 +7,7 @@ import pytest
 
 from bigjax.data import masking, pairs
 from bigjax.data.store import build_store
-from bigjax.data.wordpiece import train_wordpiece
+from bigjax.data.tokenizers.wordpiece import train_wordpiece
 from bigjax.errors import UserError
 from tests.conftest import WORDS
 
@@ -241,7 +241,7 @@ def test_too_little_text_is_refused(tokenizer, stream, tmp_path):
 
 
 def test_a_tokenizer_without_a_mask_is_refused(stream):
-    from bigjax.data.tokenizer import Bytes
+    from bigjax.data.tokenizers.bytes import Bytes
 
     with pytest.raises(UserError, match="wordpiece"):
         make(stream, Bytes())

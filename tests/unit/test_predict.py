@@ -15,7 +15,7 @@ from bigjax.data import measures
 from bigjax.data.kinds import encode_rows
 from bigjax.data.labelled_batches import LabelledBatches
 from bigjax.data.tables import read_table
-from bigjax.data.wordpiece import train_wordpiece
+from bigjax.data.tokenizers.wordpiece import train_wordpiece
 from bigjax.errors import UserError
 from bigjax.evals import metrics
 from bigjax.infer import predict

@@ -10,8 +10,8 @@ import pytest
 
 from bigjax.data.skip_gram import SkipGramData, vocabulary
 from bigjax.data.store import split_of
+from bigjax.data.tokenizers.wordpiece import SPECIALS
 from bigjax.data.word_vectors import WordVectors, neighbours
-from bigjax.data.wordpiece import SPECIALS
 from bigjax.errors import UserError
 from bigjax.train import embeddings, skip_gram
 
@@ -162,7 +162,7 @@ def read_texts(tmp_path, valid_fraction=0.0, **content):
         dict(
             train="",
             sources={n: {"kind": "text", "path": f"{tmp_path}/{n}"} for n in content},
-            tokenizer=dict(kind="wordpiece", path=str(vocab), lowercase=True, vocab_size=0),
+            tokenizer=dict(kind="wordpiece", path=str(vocab), lowercase=True),
             valid_fraction=valid_fraction,
             test_fraction=0.0,
             on_bad_utf8="replace",

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from bigjax.data.tokenizer import Bytes
+from bigjax.data.tokenizers.bytes import Bytes
 from bigjax.errors import UserError
 from bigjax.train import source_checks
 from bigjax.train.init_from import Source

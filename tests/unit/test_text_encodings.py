@@ -3,12 +3,13 @@
 import pytest
 
 from bigjax.data import sources, utf8
-from bigjax.data.sources import Source
+from bigjax.data.sources import text as text_module
 from bigjax.data.tables import read_table
+from bigjax.data.tokenizers.wordpiece import read_wordpiece
 from bigjax.data.word_vectors import read as read_vectors
-from bigjax.data.wordpiece import read_wordpiece
 from bigjax.errors import UserError
 from bigjax.projects.seqgan.hot_words import read_hot_words
+from tests.helpers import text_source
 from tests.unit.test_data_text_files import TEXT, documents, write
 
 ENCODED = {
@@ -55,7 +56,7 @@ def test_a_short_file_may_have_a_few_and_a_long_one_a_share(tmp_path, monkeypatc
     assert documents(write(tmp_path / "a.txt", bad * 11 + b"plain ascii\n" * 100))
     # A long file is refused before its end is read.
     monkeypatch.setattr(utf8, "_EARLY", 1000)
-    monkeypatch.setattr(sources, "_READ_BYTES", 500)
+    monkeypatch.setattr(text_module, "_READ_BYTES", 500)
     many = write(tmp_path / "a.jsonl", b'{"text": "caf\xe9"}\n' * 1000)
     with pytest.raises(UserError, match=r"[\d]+ byte sequences in 1,\d\d\d bytes"):
         documents(many, "jsonl")
@@ -65,7 +66,7 @@ def test_each_file_of_a_source_has_a_share_of_its_own(tmp_path):
     write(tmp_path / "a.txt", "plain\n" * 10_000)
     write(tmp_path / "b.txt", b"caf\xe9 au lait\n" * 100)
     with pytest.raises(UserError, match=r"b\.txt: 100 byte sequences"):
-        list(sources.documents(Source("text", str(tmp_path / "*.txt"))))
+        list(sources.documents(text_source("text", str(tmp_path / "*.txt"))))
 
 
 def test_a_file_that_is_refused_is_told_its_own_first_byte(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 from bigjax.data import word_vectors
 from bigjax.data.augment import Augment, read_thesaurus
 from bigjax.data.batches import SplitData
-from bigjax.data.wordpiece import WordPiece
+from bigjax.data.tokenizers.wordpiece import WordPiece
 from bigjax.errors import UserError
 from bigjax.projects.seqgan.headline_data import HeadlineBatches, Headlines
 from bigjax.projects.seqgan.hot_words import write_hot_words

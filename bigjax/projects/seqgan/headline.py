@@ -14,7 +14,7 @@ import numpy as np
 from bigjax.bounds import FRACTION, at_least
 from bigjax.data import word_vectors
 from bigjax.data.store import SPLITS
-from bigjax.data.wordpiece import SPECIALS
+from bigjax.data.tokenizers.wordpiece import SPECIALS
 from bigjax.errors import UserError
 from bigjax.projects.seqgan import headline_examples
 from bigjax.projects.seqgan import model as seqgan

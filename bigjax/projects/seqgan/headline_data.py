@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from bigjax.bounds import SHARE, at_least
-from bigjax.data import tokenizer as tokenizers
-from bigjax.data import unknown
+from bigjax.data import tokenizers, unknown
 from bigjax.data.batches import ExampleBatches, Rows
 from bigjax.data.files import LOCAL_CACHE
 from bigjax.data.row_data import (
@@ -26,7 +25,7 @@ from bigjax.data.row_data import (
     log_warnings,
 )
 from bigjax.data.store import SPLITS
-from bigjax.data.wordpiece import WordPiece
+from bigjax.data.tokenizers.wordpiece import WordPiece
 from bigjax.errors import UserError
 from bigjax.projects.seqgan.headline_examples import (
     HeadlineExamples,
@@ -61,7 +60,7 @@ class Config:
     valid: str = ""  # '' = a fraction of train, by a hash of the article
     test: str = ""
     columns: Columns = Columns()
-    tokenizer: tokenizers.TokenizerConfig = tokenizers.TokenizerConfig(kind="wordpiece")
+    tokenizer: tokenizers.Section = tokenizers.Section("wordpiece")
     seq_len: int = 20  # tokens of a headline
     truncate: bool = False  # truncate longer texts, else refuse them
     valid_fraction: float = 0.01  # of the rows of train, without data of its own
@@ -69,8 +68,7 @@ class Config:
     cache_dir: str = LOCAL_CACHE
 
     RANGES = {"seq_len": at_least(1), "valid_fraction": SHARE, "test_fraction": SHARE}
-    MAY_CHANGE = ("cache_dir", "train", "valid", "test", "tokenizer.path")
-    PATHS = ("tokenizer.path",)
+    MAY_CHANGE = ("cache_dir", "train", "valid", "test")
     DATA_PATHS = ("train", "valid", "test")
 
 

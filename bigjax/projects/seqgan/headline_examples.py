@@ -9,7 +9,7 @@ import numpy as np
 
 from bigjax.data import unknown
 from bigjax.data.examples import check_lengths
-from bigjax.data.wordpiece import WordPiece
+from bigjax.data.tokenizers.wordpiece import WordPiece
 from bigjax.errors import UserError
 from bigjax.projects.seqgan.headline_rows import ClickRates, History
 from bigjax.projects.seqgan.hot_words import hot_ids

@@ -17,7 +17,7 @@ from bigjax.data import docstrings
 from bigjax.data.files import cache_folder, write_cached
 from bigjax.data.store import SPLITS, check_fractions, split_of
 from bigjax.data.tables import read_table
-from bigjax.data.tokenizer_base import hash_of
+from bigjax.data.tokenizers.base import hash_of
 from bigjax.errors import UserError
 
 DOCSTRINGS = "docstrings:headline"

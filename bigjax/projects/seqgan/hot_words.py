@@ -17,7 +17,7 @@ import unicodedata
 import numpy as np
 
 from bigjax.data.text_files import read_lines
-from bigjax.data.wordpiece import WordPiece
+from bigjax.data.tokenizers.wordpiece import WordPiece
 from bigjax.errors import UserError
 
 _PRIOR = 1000.0  # alpha_0: words of the complete text that are mixed into each side

@@ -10,7 +10,7 @@ import numpy as np
 from bigjax import losses, modules, tasks
 from bigjax.bounds import at_least
 from bigjax.data.arrays import ArrayData
-from bigjax.data.tokenizer import Bytes
+from bigjax.data.tokenizers.bytes import Bytes
 from bigjax.errors import UserError
 from bigjax.layers.attention import Attention, Cache, Span
 from bigjax.layers.basic import MLP, Embed, Norm

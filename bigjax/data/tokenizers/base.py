@@ -1,23 +1,29 @@
 """The base class of tokenizers, and helpers for their files."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
 import hashlib
 import json
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from bigjax.data.files import cache_folder, write_cached
 from bigjax.errors import UserError
 
 META_FILE = "bigjax_tokenizer.json"
 
 
 class Tokenizer:
-    """Base class; `pieces[i]` has the UTF-8 bytes of id i, b'' if special."""
+    """Base class; `pieces[i]` has the UTF-8 bytes of id i, b'' if special.
 
-    kind: str
+    A subclass sets the attributes without a value below, and defines `encode_texts` and, if it has
+    files, `files`. Ids of text never include special ones (bos, eos, pad), whatever the text
+    contains: '<|endoftext|>' in a document is text.
+    """
+
+    kind: str  # the module that defines it; `tokenizers.build` and `load` set it
     pieces: list[bytes]
     bos_id: int
     eos_id: int
@@ -42,7 +48,7 @@ class Tokenizer:
 
         Raises UserError for text that has no UTF-8 form (lone surrogates).
         """
-        return [np.asarray(ids, np.int32) for ids in self._encode_batch(check_utf8(texts))]
+        return [np.asarray(ids, np.int32) for ids in self.encode_texts(check_utf8(texts))]
 
     def encode(self, text: str) -> np.ndarray:
         """The ids of one text, int32 [n]."""
@@ -63,7 +69,7 @@ class Tokenizer:
 
         target = epath.Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        for name, content in self._files().items():
+        for name, content in self.files().items():
             (target / name).write_bytes(content)
         meta = {
             "kind": self.kind,
@@ -75,11 +81,41 @@ class Tokenizer:
         }
         (target / META_FILE).write_text(json.dumps(meta, indent=1) + "\n")
 
-    def _encode_batch(self, texts: list[str]) -> list[Sequence[int]]:
+    def encode_texts(self, texts: list[str]) -> list[Sequence[int]]:
+        """The ids of each text, all of which have a UTF-8 form."""
         raise NotImplementedError
 
-    def _files(self) -> dict[str, bytes]:
+    def files(self) -> dict[str, bytes]:
+        """{name: content} of the files from which its module's `load` restores it."""
         return {}
+
+
+class Training(NamedTuple):
+    """What a tokenizer can be trained on.
+
+    texts() -> the documents. content: their fingerprint. cache_dir: data.cache_dir. log(line).
+    """
+
+    texts: Callable[[], Iterator[str]]
+    content: str
+    cache_dir: str
+    log: Callable[[str], None]
+
+    def cached(
+        self, settings: str, suffix: str, what: str, train: Callable[[Iterator[str]], bytes]
+    ) -> Any:
+        """The path of a file with train(texts), which is called once for these texts and settings.
+
+        settings: everything else that the content follows from. suffix: of the file's name. what:
+        the tokenizer in a few words, for the log.
+        """
+        name = hash_of(f"{settings} {self.content}") + suffix
+        path = cache_folder(self.cache_dir, "tokenizers") / name
+        if not path.exists():
+            texts = self.texts()
+            self.log(f"data: first use of this text: training {what} (kept in {path})")
+            write_cached(path, train(texts))
+        return path
 
 
 def check_utf8(texts: Sequence[str]) -> list[str]:

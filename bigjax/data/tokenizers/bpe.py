@@ -7,7 +7,8 @@ import re
 from typing import Any
 
 from bigjax.data.text_files import read_text
-from bigjax.data.tokenizer_base import Tokenizer, hash_of
+from bigjax.data.tokenizers import Config
+from bigjax.data.tokenizers.base import Tokenizer, Training, hash_of
 from bigjax.errors import UserError
 from bigjax.json_text import check_pieces
 
@@ -55,10 +56,10 @@ class ByteLevelBpe(Tokenizer):
         self._bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         self.fingerprint = hash_of("bpe", vocab, merges)
 
-    def _encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_texts(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._bpe.encode_batch_fast(texts)]
 
-    def _files(self) -> dict[str, bytes]:
+    def files(self) -> dict[str, bytes]:
         return {"vocab.json": self._vocab, "merges.txt": self._merges}
 
 
@@ -70,6 +71,17 @@ def byte_characters() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {
         byte: chr(256 + i) for i, byte in enumerate(others)
     }
+
+
+def build(options: Config, training: Training) -> ByteLevelBpe:
+    """The tokenizer of options.path; it cannot be trained."""
+    del training
+    return read_bpe_folder(options.path)
+
+
+def load(folder: Any) -> ByteLevelBpe:
+    """The tokenizer of a folder that Tokenizer.save wrote."""
+    return read_bpe_folder(folder)
 
 
 def read_bpe_folder(folder: Any) -> ByteLevelBpe:

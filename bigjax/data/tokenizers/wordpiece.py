@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from bigjax.data.text_files import read_lines, read_text
-from bigjax.data.tokenizer_base import Tokenizer, check_utf8, hash_of
+from bigjax.data.tokenizers import Config
+from bigjax.data.tokenizers.base import Tokenizer, Training, check_utf8, hash_of
 from bigjax.errors import UserError
 from bigjax.json_text import added_tokens, check_pieces, shown
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD_CHARS = 100  # a longer word becomes [UNK], as in BERT
 _CONTINUES = "##"
+_TRAIN_FORMAT = 1  # raise it when the same text would train another vocabulary
 _BATCH = 1024  # texts with offsets per call: the library's own objects for them are large
 
 
@@ -103,17 +105,43 @@ class WordPiece(Tokenizer):
                 words.append(piece)
         return " ".join(words)
 
-    def _encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_texts(self, texts: list[str]) -> list[list[int]]:
         return [
             encoding.ids
             for encoding in self._rust.encode_batch_fast(texts, add_special_tokens=False)
         ]
 
-    def _files(self) -> dict[str, bytes]:
+    def files(self) -> dict[str, bytes]:
         return {
             "vocab.txt": "".join(f"{piece}\n" for piece in self._vocab).encode(),
             "tokenizer_config.json": json.dumps(self._settings, indent=1).encode(),
         }
+
+
+def build(options: Config, training: Training) -> WordPiece:
+    """The vocabulary of options.path, or one that is trained."""
+    if not options.path:
+        path = training.cached(
+            f"wordpiece {_TRAIN_FORMAT} {options.vocab_size} {options.lowercase}",
+            ".vocab.txt",
+            f"a WordPiece vocabulary of {options.vocab_size:,}",
+            lambda texts: train_wordpiece(texts, options.vocab_size, options.lowercase).files()[
+                "vocab.txt"
+            ],
+        )
+        return read_wordpiece(path, options.lowercase)
+    tokenizer = read_wordpiece(options.path, options.lowercase)
+    if tokenizer.lowercase and any(piece != piece.lower() for piece in tokenizer.pieces):
+        training.log(
+            f"note: {options.path} has pieces with capitals that lower-cased text never reaches; "
+            "is it a cased vocabulary? Then set data.tokenizer.lowercase=False"
+        )
+    return tokenizer
+
+
+def load(folder: Any) -> WordPiece:
+    """The tokenizer of a folder that Tokenizer.save wrote."""
+    return read_wordpiece(folder)
 
 
 def read_wordpiece(path: Any, lowercase: bool = True) -> WordPiece:
