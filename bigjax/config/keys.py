@@ -42,7 +42,9 @@ def new_config() -> ConfigDict:
     c.optim.eps = 1e-8
     c.optim.weight_decay = 0.0  # decoupled
     c.optim.decay_params = r"(kernel|embedding)$"  # regex over parameter paths: with weight decay
-    c.optim.freeze = ""  # regex over parameter paths: not trained
+    # Freezing some layers of a scanned stack fixes their values, but saves no memory or compute;
+    # with model.scan=False it saves both.
+    c.optim.freeze = ""  # regex over parameter paths: neither trained nor differentiated
     c.optim.layer_decay = 1.0  # factor of the learning rate per layer, from the top down
     c.optim.clip_norm = 1.0  # of the global gradient; 0 = off
     c.optim.offload = False  # keeps its state in host memory between updates

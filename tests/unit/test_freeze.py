@@ -15,15 +15,16 @@ from tests import helpers
 
 B, T = 2, 8
 FREEZE = {"none": "", "stack": "stack", "all but the last": "embed|position|stack"}
+BELOW, FIRST = "embed|position", "embed|position|layer_0/"
 
 
 @functools.cache
-def program(freeze: str, differentiate_all: bool = False, accumulate: int = 1):
+def program(freeze: str, differentiate_all=False, accumulate: int = 1, scan: bool = True):
     """(state, step, batch) of a small model."""
     c = helpers.load_config("tests/tiny.py")
     with c.unlocked():
         c.model = dict(name="gpt", d_model=8, n_layers=2, n_heads=2, max_len=T, vocab_size=20)
-        c.model.update(dropout=0.0, tie_embeddings=False)
+        c.model.update(dropout=0.0, tie_embeddings=False, scan=scan)
         c.data.seq_len, c.optim.freeze = T, freeze
     task = tasks.build(helpers.filled(c))
     params = jax.eval_shape(task.init, jax.random.key(0))["params"]
@@ -37,21 +38,28 @@ def program(freeze: str, differentiate_all: bool = False, accumulate: int = 1):
     return jax.jit(make_init(task, tx.init, 0, False))(), step, batch
 
 
-def products(name: str, **options) -> int:
-    """The number of matrix products of a step."""
-    state, step, batch = program(FREEZE[name], **options)
+def products(freeze: str, **options) -> int:
+    """The number of matrix products of a step; those in a loop count once."""
+    state, step, batch = program(freeze, **options)
     jaxpr = jax.make_jaxpr(step)(state, {}, batch).jaxpr
     return sum(e.primitive.name == "dot_general" for e in helpers.equations(jaxpr))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_step_has_no_gradients_of_frozen_parameters(accumulate):
-    none, stack, below = (products(name, accumulate=accumulate) for name in FREEZE)
+    none, stack, below = (products(x, accumulate=accumulate) for x in FREEZE.values())
     # Each kernel of a layer (query, key, value, out, up, down) has a product for its gradient.
     assert none - stack == 6
     # Nothing below is trained, so that no gradient passes through the layers. Each layer has eight
     # products in the forward pass, and as many for the gradients of their inputs.
     assert stack - below == 8 + 2
+
+
+def test_freezing_some_layers_saves_their_gradients_only_without_scan():
+    """The layers of a scanned stack share one array, whose gradient one loop computes."""
+    assert products(BELOW) == products(FIRST)
+    saved = products(BELOW, scan=False) - products(FIRST, scan=False)
+    assert saved == 6 + 8 + 2  # gradients of the kernels of one layer, and of their inputs
 
 
 @pytest.mark.parametrize("name", ["stack", "all but the last"])

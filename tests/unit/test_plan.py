@@ -13,6 +13,7 @@ import pytest
 
 from bigjax.errors import UserError
 from bigjax.plan import chips, count, hlo, predict
+from tests import helpers
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 L, D, T, V, B, CHIPS = 3, 128, 128, 512, 16, 4  # of make_hlo.py
@@ -245,6 +246,29 @@ def test_a_config_is_planned_and_the_plan_cached(tmp_path):
     assert code == 2 and "data=3" in err
     code, _, err = plan(tmp_path, "--topology=v5e:3x3")
     assert code == 2 and "'v5e:3x3' is not a valid slice" in err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'"
+)
+def test_frozen_parameters_have_no_gradients_in_a_plan(tmp_path):
+    """Neither their FLOPs, a third of those of a kernel, nor their memory."""
+    given = ["--topology=v5e:2x2", "--mesh=data=1,fsdp=4", "--json"]
+    outputs = [
+        plan(tmp_path, *given, *more) for more in ([], ["--config.optim.freeze=stack/.*/kernel"])
+    ]
+    none, frozen = (json.loads(out.splitlines()[-1]) for _, out, _ in outputs)
+    c = helpers.load_config("configs/gpt/gpt3.py:tiny")
+    m, n_tokens = c.model, c.train.batch_size * c.data.seq_len
+    kernels = m.n_layers * (4 * m.d_model**2 + 2 * m.d_model * m.d_ff)
+    assert none["flops"] - frozen["flops"] == pytest.approx(2 * kernels * n_tokens / 4, rel=0.02)
+    assert none["parameters_gib"] == frozen["parameters_gib"]
+    gib = kernels / 4 / 2**30  # of parameters on a device
+    assert none["optimizer_gib"] - frozen["optimizer_gib"] == pytest.approx(8 * gib, rel=0.02)
+    at_rest = [p["parameters_gib"] + p["optimizer_gib"] for p in (none, frozen)]
+    gradients = none["hbm_gib"] - at_rest[0] - (frozen["hbm_gib"] - at_rest[1])
+    assert gradients > 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
