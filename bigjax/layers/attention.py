@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bigjax.errors import UserError
 from bigjax.layers.basic import Dense
 from bigjax.layers.kernels import attend
-from bigjax.layers.mask import Causal, Mask
+from bigjax.layers.mask import Causal, Mask, is_causal
 from bigjax.parallel.sharding import constrain
 
 
@@ -102,8 +103,9 @@ class Attention(nn.Module):
         """(y [B, T, D], the new cache or Memory).
 
         cache: the keys and values of x are written into its next slots, and the queries read the
-        cache (the mask must be causal). memory: for cross-attention, what the queries read instead
-        of x: either [B, S, D'], whose keys and values are returned as a Memory, or a Memory.
+        cache. Raises UserError if the mask is not causal: queries would see unwritten slots.
+        memory: for cross-attention, what the queries read instead of x: either [B, S, D'], whose
+        keys and values are returned as a Memory, or a Memory.
         memory_segments: int [B, S]; tokens of x read those of their segment; None: all tokens.
         bias: added to the scores, [B or 1, H or 1, T, S]. rng: for dropout, or None.
         """
@@ -130,6 +132,11 @@ class Attention(nn.Module):
             q_segments = None if k_segments is None else _query_segments(x_BTD, span)
             new = memory
         elif cache is not None:
+            if not is_causal(self.mask, cache.key.shape[1]):
+                raise UserError(
+                    f"Attention with the mask {self.mask} cannot use a cache: its queries see "
+                    "later keys, whose slots may not be written yet. Use mask & Causal()."
+                )
             start, new = cache.next, cache.write(k, v)
             k, v, q_segments, k_segments = new.key, new.value, None, None
         o = attend(

@@ -40,35 +40,34 @@ def attend(
     dropout: float = 0.0,
     rng=None,
 ) -> jax.Array:
-    """Softmax attention: by the backend's kernel for complete sequences without dropout, else by
-    `einsum`.
+    """Softmax attention: by a kernel for complete sequences, by `einsum` with a cache.
 
     start: the index of the first query among the keys, an int or int [B]. scale: of the scores, by
-    default 1 / sqrt(D). dropout: of the attention weights; off without an rng. kernel: 'auto', or a
-    name of KERNELS. Raises UserError for a bias with kernel='splash'.
+    default 1 / sqrt(D). dropout: of the attention weights; off without an rng. kernel: 'auto', the
+    backend's if it supports these arguments, else `einsum`; or a name of KERNELS. Raises UserError
+    if 'splash' or 'cudnn' is named and does not support the arguments.
     """
     whole = isinstance(start, int) and start == 0
     dropping = rng is not None and dropout > 0
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if kernel == "splash" and bias is not None:
-        raise UserError(
-            "model.attention='splash' does not support a bias of the scores, which this model "
-            "has. Set it to 'auto', or one of "
-            + ", ".join(k for k in KERNELS if k != "splash")
-            + "."
-        )
+    named = kernel in ("splash", "cudnn")
     if kernel == "auto":
         kernel = BY_PLATFORM.get(platform(), "einsum")
     visible = (mask, q_segments, k_segments)
-    if whole and not dropping:
-        if kernel == "blocked":
+    if whole:
+        lacks = _unsupported(kernel, q, k, bias, dropping)
+        if lacks and named and q.shape[1] > 1:  # parameters are initialised with a single token
+            raise UserError(
+                f"model.attention={kernel!r} does not support {lacks}. Change that, or set "
+                "model.attention to 'auto', 'blocked' or 'einsum'."
+            )
+        if not lacks and kernel == "blocked":
             return blocked(q, k, v, *visible, bias, scale)
-        if kernel == "splash" and bias is None:
+        if not lacks and kernel == "splash":
             from bigjax.layers import splash  # slow to import
 
-            if splash.supports(q.shape[1], k.shape[1]):
-                return splash.splash(q, k, v, *visible, scale, platform() != "tpu")
-        if kernel == "cudnn" and _cudnn_supports(q):
+            return splash.splash(q, k, v, *visible, scale, platform() != "tpu")
+        if not lacks and kernel == "cudnn":
             return cudnn(q, k, v, *visible, bias, scale)
     seen = dense(mask, q.shape[1], k.shape[1], start, q_segments, k_segments)
     return einsum(q, k, v, seen, bias, scale, dropout if dropping else 0.0, rng)
@@ -173,12 +172,36 @@ def _cudnn(q, k, v, mask_BTS, bias, scale: float, causal: bool) -> jax.Array:
     )
 
 
-def _cudnn_supports(q_BTHD) -> bool:
-    """Whether heads are at most 128 wide, which all GPUs with cuDNN's attention support, and each
-    device has an even number of queries, which cuDNN requires for an array mask."""
+def _unsupported(kernel: str, q_BTHD, k_BSKD, bias, dropping: bool) -> str:
+    """What a kernel lacks for these arguments, '' if nothing."""
+    if dropping and kernel != "einsum":
+        return "dropout of the attention weights (model.attention_dropout)"
+    if kernel == "cudnn":
+        return _cudnn_lacks(q_BTHD)
+    if kernel != "splash":
+        return ""
+    if bias is not None:
+        return "a bias of the scores, which this model has"
+    from bigjax.layers import splash  # slow to import
+
+    T, S = q_BTHD.shape[1], k_BSKD.shape[1]
+    if splash.supports(T, S):
+        return ""
+    return f"{T} queries and {S} keys: both must be a multiple of 128 on each device"
+
+
+def _cudnn_lacks(q_BTHD) -> str:
+    """As `_unsupported`. All GPUs with cuDNN's attention support heads of at most 128; for an array
+    mask it requires an even number of queries on each device."""
     T, D = q_BTHD.shape[1], q_BTHD.shape[3]
     ways = jax.sharding.get_abstract_mesh().shape.get("sequence", 1)
-    return q_BTHD.dtype != jnp.float32 and D % 8 == 0 and D <= 128 and T % (2 * ways) == 0
+    if q_BTHD.dtype == jnp.float32:
+        return "float32: it needs model.dtype='bfloat16'"
+    if D % 8 or D > 128:
+        return f"heads of {D}: their width must be a multiple of 8 and at most 128"
+    if T % (2 * ways):
+        return f"{T} queries on {ways} device(s): each must have an even number"
+    return ""
 
 
 def einsum(

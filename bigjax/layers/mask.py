@@ -6,6 +6,7 @@ of mask, write a class with `sees`.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -157,6 +158,23 @@ def table(mask: Mask, queries: range, keys: range) -> np.ndarray:
     """`sees` for these positions, bool [queries, keys], as a NumPy array."""
     seen = mask.sees(np.array(queries)[:, None], np.array(keys)[None])
     return np.broadcast_to(seen, (len(queries), len(keys)))
+
+
+def is_causal(mask: Mask, S: int) -> bool:
+    """Whether no query of S positions sees a later key, so that a cache may have unwritten slots
+    after it."""
+    if isinstance(mask, Both):
+        return is_causal(mask.a, S) or is_causal(mask.b, S)
+    if isinstance(mask, Either):
+        return is_causal(mask.a, S) and is_causal(mask.b, S)
+    if isinstance(mask, Window):
+        return mask.after <= 0
+    return mask == Causal() or _sees_no_later_key(mask, S)
+
+
+@functools.cache
+def _sees_no_later_key(mask: Mask, S: int) -> bool:
+    return not any(table(mask, range(q, q + 1), range(q + 1, S)).any() for q in range(S - 1))
 
 
 def key_range(mask: Mask, queries: range, S: int) -> slice:

@@ -62,13 +62,19 @@ class Stack(nn.Module):
     def __call__(self, x: jax.Array, shared: Any, cache: list | None = None, rng=None):
         """shared: passed to every layer; cache: a list of n (only with scan=False), or None.
 
-        Returns (x, cache, sums over all layers). UserError if n is not a multiple of the kinds.
+        Returns (x, cache, sums over all layers). Raises UserError if n is not a multiple of the
+        kinds, and for a cache that does not have n entries, or with scan=True.
         """
         kinds = len(self.blocks)
         if self.n % kinds:
             raise UserError(
                 f"A stack of {self.n} layers cannot alternate {kinds} kinds of layers: set "
                 f"model.n_layers to a multiple of {kinds}."
+            )
+        if cache is not None and (self.scan or len(cache) != self.n):
+            raise UserError(
+                f"A stack of {self.n} layers with scan={self.scan} got a cache of {len(cache)}: "
+                "decode with scan=False, and one cache for each layer."
             )
         blocks = self.blocks
         if self.remat != "none":

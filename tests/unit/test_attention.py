@@ -11,7 +11,7 @@ import pytest
 from bigjax import tasks
 from bigjax.errors import UserError
 from bigjax.layers import kernels
-from bigjax.layers.attention import Attention, Memory, Span
+from bigjax.layers.attention import Attention, Cache, Memory, Span
 from bigjax.layers.mask import (
     Blocks,
     Causal,
@@ -89,7 +89,7 @@ def test_cudnn_gets_the_right_shard_on_each_device(
 
     of_jax = jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
-    monkeypatch.setattr(kernels, "_cudnn_supports", lambda q: True)  # these are float32
+    monkeypatch.setattr(kernels, "_cudnn_lacks", lambda q: "")  # these are float32
     with jax.set_mesh(mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, mesh)))):
         _compare("cudnn", 64, 64, n_kv_heads, packed, mask, bias)
     sharded, causal = mesh[2] > 1, mask == CAUSAL
@@ -97,10 +97,29 @@ def test_cudnn_gets_the_right_shard_on_each_device(
     assert set(given) == {("cudnn", array_mask, causal and not sharded)}
 
 
-def test_splash_refuses_a_bias():
-    q = jnp.ones((1, 128, 2, 8))
-    with pytest.raises(UserError, match="'splash' does not support a bias.*'auto'.*einsum"):
-        kernels.attend(q, q, q, mask=CAUSAL, bias=jnp.zeros((1, 1, 128, 128)), kernel="splash")
+@pytest.mark.parametrize(
+    "kernel, T, dtype, options, words",
+    [
+        ("splash", 128, "float32", dict(bias=jnp.zeros((1, 1, 128, 128))), "a bias of the scores"),
+        ("splash", 100, "float32", {}, "100 queries and 100 keys.*multiple of 128"),
+        ("splash", 128, "float32", dict(rng=0, dropout=0.1), "dropout.*attention_dropout"),
+        ("cudnn", 128, "float32", {}, "float32.*model.dtype='bfloat16'"),
+        ("cudnn", 127, "bfloat16", {}, "127 queries.*even number"),
+        ("cudnn", 128, "bfloat16", dict(rng=0, dropout=0.1), "dropout"),
+    ],
+)
+def test_a_named_kernel_that_does_not_support_the_arguments_is_refused(
+    kernel, T, dtype, options, words
+):
+    q = jnp.ones((1, T, 2, 8), dtype)
+    with pytest.raises(UserError, match=f"{kernel!r} does not support {words}.*'auto'.*'einsum'"):
+        kernels.attend(q, q, q, mask=CAUSAL, kernel=kernel, **options)
+
+
+def test_a_named_kernel_leaves_caches_and_single_tokens_to_einsum():
+    q = jnp.ones((1, 2, 2, 8))
+    kernels.attend(q, q, q, mask=CAUSAL, start=jnp.zeros(1, int), kernel="splash")
+    kernels.attend(q[:, :1], q[:, :1], q[:, :1], mask=CAUSAL, kernel="cudnn")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +134,31 @@ def test_splash_refuses_a_bias():
     ],
 )
 def test_what_cudnn_supports(T, D, dtype, supports):
-    assert kernels._cudnn_supports(jax.ShapeDtypeStruct((2, T, 4, D), dtype)) == supports
+    assert (not kernels._cudnn_lacks(jax.ShapeDtypeStruct((2, T, 4, D), dtype))) == supports
+
+
+@pytest.mark.parametrize(
+    "mask, causal",
+    [
+        (CAUSAL, True),
+        (FULL, False),
+        (PREFIX, False),
+        (Window(3) & CAUSAL, True),
+        (Window(3), True),
+        (Window(3, 1), False),
+        (Row(4) & CAUSAL | Window(2), True),
+    ],
+    ids=str,
+)
+def test_a_cache_needs_a_causal_mask(mask, causal):
+    attention = Attention(2, 2, 4, mask)
+    x, cache = jnp.ones((1, 2, 8)), Cache.empty(1, 6, 2, 4, "float32")
+    run = lambda: attention.init(jax.random.key(0), x, Span(jnp.arange(2)[None]), cache)
+    if causal:
+        jax.eval_shape(run)
+    else:
+        with pytest.raises(UserError, match="cannot use a cache.*mask & Causal"):
+            jax.eval_shape(run)
 
 
 def _compare(kernel, T, S, n_kv_heads, packed, mask, bias):

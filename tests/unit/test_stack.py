@@ -122,3 +122,10 @@ def test_stacked_variables_have_the_layer_axis_first():
 def test_a_number_of_layers_that_is_not_a_multiple_is_refused():
     with pytest.raises(UserError, match="5 layers .* 2 kinds.*multiple of 2"):
         variables(n=5)
+
+
+@pytest.mark.parametrize("scan, n, words", [(True, 4, "scan=True"), (False, 3, "cache of 3")])
+def test_a_cache_that_would_be_dropped_is_refused(scan, n, words):
+    stack = Stack((Narrow, Wide), Config(), 4, scan)
+    with pytest.raises(UserError, match=words):
+        jax.eval_shape(lambda: stack.init(jax.random.key(0), X, 2.0, [None] * n))
