@@ -4,7 +4,6 @@ Layers name the axes of every parameter ('embed', 'heads', ...) and of their act
 ('batch', 'act_heads', ...). RULES maps each to mesh axes. To change a layout, change the table.
 """
 
-from collections.abc import Mapping
 import difflib
 import math
 
@@ -42,22 +41,31 @@ MAY_REPLICATE = ("kv_heads", "act_kv_heads", "batch", "length", "residual_length
 GATHERED = ("fsdp",)  # mesh axes that parameters are sharded over at rest, but not while in use
 
 
-def add_rules(rules: Mapping[str, str | tuple[str, ...] | None], key: str) -> None:
-    """Adds the rules of a model family or task (its AXES). key: the config key that names it.
+class Axis(str):
+    """A logical axis of a user's module with its own rule: Axis('expert', 'fsdp').
 
-    Raises UserError for an unknown mesh axis, and for a logical axis that has another rule.
+    It is used in place of the name of an axis of RULES, and belongs to the arrays that name it: two
+    modules may use one name with different rules. rule: as a value of RULES. Raises UserError
+    for an unknown mesh axis, and for the name of an axis of RULES.
     """
-    for name, target in rules.items():
-        wrong = set(mesh_axes(target)) - set(AXES)
-        if wrong or RULES.setdefault(name, target) != target:
+
+    rule: str | tuple[str, ...] | None
+
+    def __new__(cls, name: str, rule: str | tuple[str, ...] | None = None) -> "Axis":
+        unknown = set(mesh_axes(rule)) - set(AXES)
+        if unknown:
             raise UserError(
-                f"The module that config.{key} names maps the axis {name!r} to {target!r}, "
-                + (
-                    f"which is not a mesh axis. Use one of {', '.join(AXES)}, or None."
-                    if wrong
-                    else f"but it is already mapped to {RULES[name]!r}. Give it another name."
-                )
+                f"The axis {name!r} is mapped to {rule!r}, which is not a mesh axis. Use "
+                f"one of {', '.join(AXES)}, a tuple of them, or None."
             )
+        if name in RULES:
+            raise UserError(
+                f"The axis {name!r} is one of bigjax, mapped to {RULES[name]!r}. Use its name, "
+                "or give yours another one."
+            )
+        axis = super().__new__(cls, name)
+        axis.rule = rule
+        return axis
 
 
 def spec(
@@ -86,14 +94,16 @@ def spec(
 
 
 def _rule(name: str, what: str) -> str | tuple[str, ...] | None:
+    if isinstance(name, Axis):
+        return name.rule
     if name in RULES:
         return RULES[name]
     near = difflib.get_close_matches(name, RULES, 1)
     raise UserError(
         f"{what} has the logical axis {name!r}, which has no sharding rule."
         + (f" Did you mean {near[0]!r}?" if near else "")
-        + " To add a rule, define AXES in the module that config.model.name or config.task.name "
-        f"names: AXES = {{{name!r}: 'tensor'}}, or None to replicate it. Existing axes: "
+        + f" An axis of your own brings its rule: sharding.Axis({name!r}, 'tensor'), or None to "
+        "replicate it. Existing axes: "
         f"{', '.join(RULES)}."
     )
 

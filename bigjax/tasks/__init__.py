@@ -14,7 +14,6 @@ from bigjax.data.batches import Data
 from bigjax.data.kinds import Kind
 from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
-from bigjax.parallel import sharding
 
 
 class Frozen(NamedTuple):
@@ -119,16 +118,14 @@ def in_tokens(seq_len: int) -> dict[str, Any]:
 
 
 def build(config) -> Task:
-    """The task of a config. Adds the sharding rules of its modules."""
-    for section in ("model", "task"):
-        sharding.add_rules(getattr(modules.of(config, section), "AXES", {}), f"{section}.name")
+    """The task of a config."""
     return modules.of(config, "task").build(config, modules.options(config, "task"))
 
 
 def frozen_run(folder: str) -> tuple[Task, Frozen]:
     """The task of another run, such as a teacher, and all its variables as a frozen part.
 
-    Adds the sharding rules of its modules. Raises UserError if folder is not a run's work folder.
+    Raises UserError if folder is not a run's work folder.
     """
     path = epath.Path(folder) / "config.json"
     if not folder or not paths.exists(path):

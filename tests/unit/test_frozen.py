@@ -12,7 +12,7 @@ import pytest
 from bigjax import main, tasks
 from bigjax.errors import UserError
 from bigjax.parallel import mesh as mesh_lib
-from bigjax.parallel import sharding
+from bigjax.parallel.sharding import Axis
 from bigjax.train import frozen
 from bigjax.train import program as program_lib
 from bigjax.train import workdir as workdir_lib
@@ -214,20 +214,17 @@ def test_without_a_source_a_frozen_part_is_initialised(mesh_of_one):
 class WithStatistics:
     """config.task: one parameter, with an axis of its own, and one statistic."""
 
-    AXES = {"of_a_teacher": "tensor"}
-
     @staticmethod
     def build(config, options):
         variables = {"params": {"kernel": jnp.zeros(4)}, "statistics": {"mean": jnp.zeros(2)}}
-        task = helpers.task(lambda rng: variables, None, {"kernel": ("of_a_teacher",)})
+        task = helpers.task(
+            lambda rng: variables, None, {"kernel": (Axis("of_a_teacher", "tensor"),)}
+        )
         task.axes["statistics"] = {"mean": (None,)}
         return task
 
 
-def test_a_frozen_run_has_its_sharding_rules_and_all_collections(
-    mesh_of_one, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(sharding, "RULES", dict(sharding.RULES))
+def test_a_frozen_run_has_its_sharding_rules_and_all_collections(mesh_of_one, tmp_path):
     c = helpers.load_config("tests/tiny.py")
     with c.unlocked():
         c.task = dict(name=f"{__name__}.WithStatistics")
@@ -239,7 +236,7 @@ def test_a_frozen_run_has_its_sharding_rules_and_all_collections(
     checkpoints.wait()
     checkpoints.close()
     _, part = tasks.frozen_run(str(tmp_path))
-    assert sharding.RULES["of_a_teacher"] == "tensor"
+    assert part.axes["params"]["kernel"][0].rule == "tensor"
     student = helpers.task(None, None, {}, frozen={"teacher": part})
     loaded = frozen.load(student, mesh_of_one, "", print).arrays["teacher"]
     assert jax.tree.all(jax.tree.map(jnp.array_equal, loaded, {"params": params, **extras}))

@@ -1,11 +1,16 @@
 """Which dimensions of parameters are sharded over which axes of the mesh."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from bigjax.errors import UserError
-from bigjax.layers.params import logical_axes, unbox
+from bigjax.layers.params import logical_axes, unbox, weight
+from bigjax.layers.stack import Stack
 from bigjax.models import bert, gpt
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
@@ -52,5 +57,52 @@ def test_an_axis_without_a_rule_is_refused_with_the_nearest_one():
     mesh = mesh_lib.make_mesh(dict(data=1), jax.devices()[:1])
     with pytest.raises(UserError) as e:
         sharding.spec(mesh, (4, 2), ("embed", "heds"), "parameter head/kernel")
-    for words in ("parameter head/kernel", "axis 'heds'", "'heads'?", "AXES = {'heds': "):
+    for words in ("parameter head/kernel", "axis 'heds'", "'heads'?", "sharding.Axis('heds', "):
         assert words in str(e.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    axis: sharding.Axis
+    scan: bool = True
+
+
+class Experts(nn.Module):
+    """A layer of experts whose weights have an axis of its own."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, x_BD, i, shared, cache, rng):
+        shape, axes = (4, 8, 8), (self.config.axis, "embed", None)
+        w = weight(self, "kernel", nn.initializers.normal(1.0), shape, axes, "float32")
+        y = jnp.einsum("bd,edf->ebf", x_BD, w)
+        y = sharding.constrain(y, self.config.axis, "batch", None)
+        return jnp.tanh(y.sum(0)), (cache, {})
+
+
+def test_two_modules_of_a_process_map_one_name_to_different_mesh_axes():
+    x = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
+    mesh = mesh_lib.make_mesh(dict(data=2, fsdp=1, sequence=2, tensor=2))
+    rules, outputs = ("tensor", "sequence", None), []
+    models = [Stack((Experts,), Config(sharding.Axis("expert", rule)), 2) for rule in rules]
+    with jax.set_mesh(mesh):
+        for model, rule in zip(models, rules):
+            boxed = jax.eval_shape(model.init, jax.random.key(0), x, None)
+            shardings = sharding.of_params(mesh, unbox(boxed), logical_axes(boxed))
+            (spec,) = [tuple(s.spec) for s in named_leaves(shardings).values()]
+            assert spec == ((None, rule) if rule else ())
+            init = jax.jit(lambda: unbox(model.init(jax.random.key(0), x, None)))
+            compiled = jax.jit(lambda v: model.apply(v, x, None)[0])
+            outputs.append(compiled(jax.device_put(init(), shardings)))
+    for y in outputs[1:]:
+        np.testing.assert_allclose(y, outputs[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, rule, words",
+    [("expert", "experts", "'experts', which is not a mesh axis.*fsdp"), ("embed", None, "'fsdp'")],
+)
+def test_an_axis_with_an_unknown_mesh_axis_or_a_name_of_the_table_is_refused(name, rule, words):
+    with pytest.raises(UserError, match=words):
+        sharding.Axis(name, rule)

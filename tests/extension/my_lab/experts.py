@@ -13,10 +13,9 @@ from bigjax.layers.basic import MLP, Dense, Embed, Norm
 from bigjax.layers.mask import Causal
 from bigjax.layers.stack import Stack
 from bigjax.models import Decoder, ModelOutput, uncached_decoder
-from bigjax.parallel.sharding import constrain
+from bigjax.parallel.sharding import Axis, constrain
 
-# Rows of this family in the table of logical axes (parallel/sharding.py).
-AXES = {"expert": "fsdp"}
+EXPERT = Axis("expert", "fsdp")  # an axis of this family, over the devices of mesh.fsdp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +49,8 @@ class Experts(nn.Module):
         weight = lambda name, shape, axes: params_lib.weight(
             self, name, normal, shape, axes, "float32"
         )
-        up = weight("up", (E, D, 2 * D), ("expert", None, "mlp"))
-        down = weight("down", (E, 2 * D, D), ("expert", "mlp", None))
+        up = weight("up", (E, D, 2 * D), (EXPERT, None, "mlp"))
+        down = weight("down", (E, 2 * D, D), (EXPERT, "mlp", None))
         h = jax.nn.relu(jnp.einsum("btd,edf->btef", x_BTD, up))
         y = jnp.einsum("btef,efd,bte->btd", h, down, best * p)
         balance = E * (p.mean((0, 1)) * best.mean((0, 1))).sum()
