@@ -203,7 +203,7 @@ def find(room: str, name: str, key: str, folder: str = "") -> ModuleType:
                 f"{_HAS[room]!r}, which it must, as the modules of bigjax.{room} do."
             )
         return module
-    have = _of_room(room)
+    have = names(room)
     if name not in have:
         raise UserError(
             f"config.{key}={name!r} is not a module of bigjax.{room}. "
@@ -214,8 +214,8 @@ def find(room: str, name: str, key: str, folder: str = "") -> ModuleType:
 
 
 @functools.cache
-def _of_room(room: str) -> list[str]:
-    """The modules of a package that a config may name, without its helper modules."""
+def names(room: str) -> list[str]:
+    """The modules of a package of bigjax that a config may name, without its helper modules."""
     defines = re.compile(rf"^(def|class) {_HAS[room]}\b", re.M)
     return sorted(
         path.stem

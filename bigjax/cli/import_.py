@@ -9,7 +9,10 @@ from bigjax.errors import UserError
 
 COMMAND = Command(
     flags=(Flag("from", "with config.json and safetensors files", value="FOLDER"),),
-    keys=("seed", "data", "evals", "mesh", "hosts", "train.batch_size"),
+    keys=(
+        *("seed", "data", "evals", "mesh", "hosts", "train.batch_size"),
+        *("model.name", "python_path"),  # of a family of your own
+    ),
 )
 
 

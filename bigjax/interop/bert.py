@@ -111,8 +111,6 @@ def _export_notes(architecture: str, task: Mapping[str, Any]) -> list[str]:
 _TASK = {"name": "mlm_nsp"}
 FAMILY = Family(
     name="bert",
-    model="bert",
-    fixed={},
     fields=_FIELDS,
     prefix="bert.",
     architectures={

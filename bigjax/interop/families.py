@@ -6,12 +6,29 @@ import os
 import pathlib
 from typing import Any
 
+from bigjax import modules
 from bigjax.errors import UserError
-from bigjax.interop import bert, files, gpt2, llama
+from bigjax.interop import files
 from bigjax.interop.mapping import Entry, Family
 from bigjax.interop.origin import Layout
 
-FAMILIES = {f.FAMILY.name: f.FAMILY for f in (bert, gpt2, llama)}
+
+def of_model(name: str, python_path: str = "") -> dict[str, Family]:
+    """{model_type: Family} that a module of config.model declares as HUGGING_FACE."""
+    module = modules.find("models", name, "model.name", python_path)
+    return {f.name: f for f in getattr(module, "HUGGING_FACE", ())}
+
+
+def supported(model: str = "", python_path: str = "") -> dict[str, tuple[str, Family]]:
+    """{model_type: (config.model.name, Family)} of bigjax's models, and of `model` if it is a
+    project's or a user's."""
+    names = [*modules.names("models"), *([model] if "." in model else [])]
+    return {t: (name, f) for name in names for t, f in of_model(name, python_path).items()}
+
+
+def family_named(family: str, model: Mapping[str, Any]) -> Family:
+    """The family of this name that the module of a config.model declares."""
+    return of_model(model["name"])[family]
 
 
 def is_huggingface(folder: str | os.PathLike) -> bool:
@@ -24,19 +41,30 @@ def is_huggingface(folder: str | os.PathLike) -> bool:
     return isinstance(config, dict) and isinstance(config.get("model_type"), str)
 
 
-def family_and_class(config: dict) -> tuple[Family, str]:
-    """(family, class of transformers) of a config.json. UserError if it is not supported."""
+def family_and_class(
+    config: dict, model: str = "", python_path: str = ""
+) -> tuple[str, Family, str]:
+    """(config.model.name, family, class of transformers) of a config.json.
+
+    model, python_path: of the config, for a family of one's own. Raises UserError if it is not
+    supported.
+    """
     kind, names = config.get("model_type"), config.get("architectures") or []
-    supported = "; ".join(f"{f.name}: {', '.join(f.architectures)}" for f in FAMILIES.values())
-    if kind not in FAMILIES:
-        raise UserError(f"config.json: model_type is {kind!r}; supported are {supported}.")
-    if len(names) != 1 or names[0] not in FAMILIES[kind].architectures:
+    known = supported(model, python_path)
+    text = "; ".join(f"{t}: {', '.join(f.architectures)}" for t, (_, f) in known.items())
+    if kind not in known:
+        raise UserError(
+            f"config.json: model_type is {kind!r}; supported are {text}. Name a model of your own "
+            "that declares it (HUGGING_FACE) by --config.model.name."
+        )
+    ours, family = known[kind]
+    if len(names) != 1 or names[0] not in family.architectures:
         classes = ", ".join(map(str, names)) or "empty"
         raise UserError(
-            f"config.json: architectures is {classes}; supported are {supported}. It "
+            f"config.json: architectures is {classes}; supported are {text}. It "
             "says which heads the model has: set it to the class that saved the tensors."
         )
-    return FAMILIES[kind], names[0]
+    return ours, family, names[0]
 
 
 def family_of(model: Mapping[str, Any]) -> str:
@@ -44,15 +72,15 @@ def family_of(model: Mapping[str, Any]) -> str:
 
     Raises UserError, naming the keys, for a model for which transformers has no class.
     """
-    mine = [f for f in FAMILIES.values() if f.model == model["name"]]
-    misfits = {f.name: f.misfits(model) for f in mine}
+    misfits = {name: f.misfits(model) for name, f in of_model(model["name"]).items()}
     for name, wrong in misfits.items():
         if not wrong:
             return name
-    if not mine:
+    if not misfits:
+        names = sorted({name for name, _ in supported().values()})
         raise UserError(
-            f"model.name={model['name']!r} has no counterpart in transformers; "
-            f"supported: {', '.join(sorted({f.model for f in FAMILIES.values()}))}."
+            f"model.name={model['name']!r} has no counterpart in transformers; supported: "
+            f"{', '.join(names)}. The module of a family of your own declares it by HUGGING_FACE."
         )
     raise UserError(
         "transformers has no class for this model: "
@@ -61,9 +89,9 @@ def family_of(model: Mapping[str, Any]) -> str:
     )
 
 
-def architecture_of(family: str, names: Iterable[str]) -> str:
+def architecture_of(family: str, model: Mapping[str, Any], names: Iterable[str]) -> str:
     """The class of transformers that has these parameters, decided by their heads."""
-    return FAMILIES[family].architecture_of(names)
+    return family_named(family, model).architecture_of(names)
 
 
 def requires(
@@ -73,7 +101,8 @@ def requires(
     layout: Layout | None = None,
 ) -> list[str]:
     """The parameters, by our names, that an architecture or a layout contains."""
-    entries = entries_of(FAMILIES[family], architecture, model, 2, layout)  # any number of labels
+    n_labels = 2  # any number gives the same names
+    entries = entries_of(family_named(family, model), architecture, model, n_labels, layout)
     return [name for e in entries for name, _ in e.parts]
 
 

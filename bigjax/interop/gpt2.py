@@ -113,7 +113,6 @@ def _limits(m: dict) -> dict[str, tuple]:
 _TASK = {"name": "causal_lm"}
 FAMILY = Family(
     name="gpt2",
-    model="gpt",
     fixed={"position": "learned", "norm": "layernorm", "bias": True, "parallel_block": False},
     fields=_FIELDS,
     prefix="transformer.",

@@ -115,7 +115,6 @@ def _tied(m: dict) -> dict[str, str]:
 
 FAMILY = Family(
     name="llama",
-    model="gpt",
     fixed={
         "position": "rotary",
         "norm": "rmsnorm",

@@ -88,19 +88,19 @@ def choice(ours: str, theirs: str, default: str, names: dict[str, str]) -> Field
 class Entry(NamedTuple):
     """A tensor of transformers and the parameters it holds, concatenated along its last axis.
 
-    name, shape: of the tensor. parts: ((our name, our shape), ...). transposed: the tensor is
-    [out, in], as in torch's Linear; our kernels are always [in..., out...], where in and out may
-    be split into heads.
+    name, shape: of the tensor. parts: ((our name, our shape), ...). axes: of the tensor, in our
+    order, () if it is the same: (1, 0) for [out, in], as in torch's Linear; our kernels are always
+    [in..., out...], where in and out may be split into heads.
     """
 
     name: str
     shape: tuple[int, ...]
     parts: tuple[tuple[str, tuple[int, ...]], ...]
-    transposed: bool = False
+    axes: tuple[int, ...] = ()
 
     def to_ours(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """{our name: array} from the tensor."""
-        x = x.T if self.transposed else x
+        x = x.transpose(self.axes) if self.axes else x
         pieces = np.split(x, len(self.parts), axis=-1)
         return {ours: piece.reshape(shape) for piece, (ours, shape) in zip(pieces, self.parts)}
 
@@ -116,11 +116,11 @@ class Entry(NamedTuple):
 
     def to_theirs(self, params) -> np.ndarray:
         """The tensor from {our name: array}."""
-        matrix = self.shape[::-1] if self.transposed else self.shape
-        part = (*matrix[:-1], matrix[-1] // len(self.parts))
-        x = [np.asarray(params[ours]).reshape(part) for ours, _ in self.parts]
+        ours = tuple(self.shape[axis] for axis in self.axes) or self.shape
+        part = (*ours[:-1], ours[-1] // len(self.parts))
+        x = [np.asarray(params[name]).reshape(part) for name, _ in self.parts]
         x = x[0] if len(x) == 1 else np.concatenate(x, axis=-1)
-        return x.T if self.transposed else x
+        return x.transpose(np.argsort(self.axes)) if self.axes else x
 
 
 def plain(ours: str, theirs: str, *shape: int) -> list[Entry]:
@@ -146,7 +146,7 @@ def fused(
             f"{theirs}.weight",
             shape[::-1] if transposed else shape,
             tuple((f"{o}/kernel", ins + outs) for o in ours),
-            transposed,
+            (1, 0) if transposed else (),
         )
     ]
     if bias:
@@ -159,6 +159,25 @@ def norm(ours: str, theirs: str, d: int, bias: bool = True) -> list[Entry]:
     return plain(f"{ours}/scale", f"{theirs}.weight", d) + (
         plain(f"{ours}/bias", f"{theirs}.bias", d) if bias else []
     )
+
+
+def convolution(
+    ours: str, theirs: str, window: tuple[int, ...], ins: int, outs: int, bias: bool = True
+) -> list[Entry]:
+    """A convolution: theirs [out, in, window...], ours [window..., in, out]."""
+    axes = (*range(2, 2 + len(window)), 1, 0)
+    part = (f"{ours}/kernel", (*window, ins, outs))
+    kernel = Entry(f"{theirs}.weight", (outs, ins, *window), (part,), axes)
+    return [kernel, *(plain(f"{ours}/bias", f"{theirs}.bias", outs) if bias else [])]
+
+
+def batch_norm(ours: str, theirs: str, d: int) -> list[Entry]:
+    """A scale, a bias and the running statistics."""
+    return [
+        *norm(ours, theirs, d),
+        *plain(f"batch_stats/{ours}/mean", f"{theirs}.running_mean", d),
+        *plain(f"batch_stats/{ours}/var", f"{theirs}.running_var", d),
+    ]
 
 
 def output_head(m: dict, n_labels: int) -> dict[str, list[Entry]]:
@@ -201,11 +220,11 @@ class Architecture(NamedTuple):
         return {**task, "labels": names if len(names) == n else unnamed(n)}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """One model_type of transformers.
+    """One model_type of transformers. The module of config.model names its own as HUGGING_FACE.
 
-    model: our config.model.name. fixed: values of our Config that all models of the family have;
+    fixed: values of our Config that all models of the family have;
         an export requires them. fields: the other settings.
     prefix: of the names of the body's tensors in classes with a head. body, heads: model dict,
         n_labels -> entries (heads: by name, in order). tied: model dict -> {tensor: the tensor
@@ -221,19 +240,18 @@ class Family:
     """
 
     name: str
-    model: str
-    fixed: dict[str, Any]
     fields: tuple[Field, ...]
-    prefix: str
     architectures: dict[str, Architecture]
     body: Callable[[dict], list[Entry]]
-    heads: Callable[[dict, int], dict[str, list[Entry]]]
-    tied: Callable[[dict], dict[str, str]]
-    redundant: str
-    head_names: str
-    check: Callable[[dict], None]
-    notes: Callable[[dict], list[str]]
-    new_config: Callable[[dict], dict]
+    heads: Callable[[dict, int], dict[str, list[Entry]]] = lambda model, n_labels: {}
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prefix: str = ""
+    tied: Callable[[dict], dict[str, str]] = lambda model: {}
+    redundant: str = "(?!)"  # nothing
+    head_names: str = "(?!)"
+    check: Callable[[dict], None] = lambda config: None
+    notes: Callable[[dict], list[str]] = lambda config: []
+    new_config: Callable[[dict], dict] = lambda model: {}
     renamed: tuple[tuple[str, str], ...] = ()
     limits: Callable[[dict], dict[str, tuple]] = lambda model: {}
     extra: tuple[str, ...] = ()
@@ -250,11 +268,11 @@ class Family:
         ]
 
     def model_fields(self, config: dict) -> dict[str, Any]:
-        """config.model from config.json. Raises UserError, naming the key, for an unsupported
-        model."""
+        """Fields of config.model from config.json. Raises UserError, naming the key, for an
+        unsupported model."""
         refuse(config, {"quantization_config": (None,)})
         self.check(config)
-        return {"name": self.model, **self.fixed, **{f.ours: f.get(config) for f in self.fields}}
+        return {**self.fixed, **{f.ours: f.get(config) for f in self.fields}}
 
     def put_fields(self, model: dict, config: dict | None) -> dict:
         """config.json from config.model: the original with the changed keys, or a new one."""

@@ -19,7 +19,7 @@ from bigjax.interop.origin import Layout
 class Imported:
     """A model in a Hugging Face folder; `load` reads its tensors one at a time.
 
-    family: 'bert', 'gpt2' or 'llama'; architecture: the class of transformers.
+    family: the model_type, such as 'gpt2'; architecture: the class of transformers.
     config: the content of config.json. model, task: for config.model and config.task.
     tokenizer_kind: 'wordpiece', 'bpe', 'sentencepiece', or '' if the folder has no tokenizer that
         bigjax reads. tokenizer_files: {name: content}. derived_files: {name: content} of files
@@ -71,8 +71,10 @@ class Imported:
         return self.layout.unknown
 
 
-def read(folder: str | os.PathLike) -> Imported:
+def read(folder: str | os.PathLike, model_name: str = "", python_path: str = "") -> Imported:
     """Opens a folder and checks every shape. Reads no tensors, except copies that must be equal.
+
+    model_name, python_path: of the config, for a family of one's own.
 
     Raises UserError for a model that is not supported, naming the setting; for files that are
     missing, truncated or not safetensors; and for tensors whose shape or dtype does not match
@@ -80,8 +82,8 @@ def read(folder: str | os.PathLike) -> Imported:
     """
     folder = files.local(folder)
     config = files.read_config(folder)
-    family, architecture = family_and_class(config)
-    model = family.model_fields(config)
+    ours, family, architecture = family_and_class(config, model_name, python_path)
+    model = {"name": ours, **family.model_fields(config)}
     tensors = files.Tensors(folder)
     n_labels = len(labels.names_of(config))
     own = family.entries(architecture, model, n_labels)

@@ -10,7 +10,7 @@ import numpy as np
 
 from bigjax.errors import UserError
 from bigjax.interop import files, origin
-from bigjax.interop.families import FAMILIES, entries_of
+from bigjax.interop.families import entries_of, family_named
 from bigjax.interop.files import MAX_SHARD_BYTES, new_folder
 from bigjax.interop.mapping import Entry, Family
 from bigjax.interop.origin import Layout
@@ -56,7 +56,7 @@ def write(
     Raises UserError if a parameter is missing or its shape is not that of model, if a number is
     too large for float16, or if the folder is not empty.
     """
-    table, dtypes = FAMILIES[family], dtypes or {}
+    table, dtypes = family_named(family, model), dtypes or {}
     check_dtype(dtype)
     task = table.architectures[architecture].labelled(task or {}, params)
     entries = entries_of(table, architecture, model, len(task.get("labels", ())) or 2, layout)

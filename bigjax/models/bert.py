@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from bigjax.bounds import FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.errors import UserError
+from bigjax.interop import bert as hugging_face
 from bigjax.layers.attention import Attention, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Embed, Norm, dropout
 from bigjax.layers.mask import Full
@@ -17,6 +18,7 @@ from bigjax.losses import Linear
 from bigjax.models import OF_A_RUN, ModelOutput, PlanSizes, check_attention, check_fields
 from bigjax.parallel.sharding import constrain
 
+HUGGING_FACE = (hugging_face.FAMILY,)
 HEADS = ("mlm", "nsp", "classifier", "tagger", "span")
 POOLED = ("nsp", "classifier")  # heads on the first token, through the pooler
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from bigjax.bounds import FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.errors import UserError
+from bigjax.interop import gpt2, llama
 from bigjax.layers.attention import Attention, Cache, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Embed, Norm, Output, dropout
 from bigjax.layers.mask import Causal
@@ -23,6 +24,8 @@ from bigjax.models import (
     prefix_context,
 )
 from bigjax.parallel.sharding import constrain
+
+HUGGING_FACE = (gpt2.FAMILY, llama.FAMILY)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 
 from bigjax import interop, modules
 from bigjax.data import tokenizers
+from bigjax.errors import UserError
 from bigjax.interop import origin as origin_lib
 from bigjax.interop import tokenizers as hf_tokenizers
 from bigjax.interop.origin import Origin
@@ -40,15 +41,19 @@ def export_run(
     origin = origin_lib.load(workdir)
     if origin and origin.family != family:
         origin = None
+    param_dtype = config.model.get("param_dtype", "float32")
     with config.unlocked():  # on any devices
         config.mesh.update(data=-1, fsdp=1, sequence=1, tensor=1)
-        param_dtype = config.model.param_dtype
-        if origin is None:
+        if origin is None and "param_dtype" in config.model:
             config.model.param_dtype = "float32"  # as trained; rounded only to `dtype`
     loaded = load_lib.load(workdir, config, step, batch_size=None)
     layout = origin.layout if origin and loaded.step == 0 else None
-    params = _Params(loaded.params, interop.kept_parameters(workdir, loaded.step) if origin else {})
+    kept = interop.kept_parameters(workdir, loaded.step) if origin else {}
+    params = _Params({**loaded.params, **loaded.extras}, kept)
     architecture = _architecture(origin, layout, family, model, params)
+    required = set(interop.requires(family, architecture, model, layout))
+    if not loaded.task.extras_of:  # else an import computes them again
+        _check_extras(loaded.extras, required, architecture)
     same_types = _same_types(origin, dtype)
     if max_shard_bytes is None and not same_types:
         max_shard_bytes = interop.MAX_SHARD_BYTES
@@ -71,15 +76,24 @@ def export_run(
         f"Wrote {to}: step {loaded.step} of {workdir} as {architecture}, "
         f"{'moving average, ' if config.train.ema else ''}{', '.join(written)}"
     )
-    for note in interop.FAMILIES[family].export_notes(architecture, config.task):
+    for note in interop.family_named(family, model).export_notes(architecture, config.task):
         log(f"  note: {note}")
-    required = set(interop.requires(family, architecture, model, layout))
     log_names(
         log,
         f"parameters not in {architecture}, or initialised by the import; not exported",
         [n for n in params if n not in required],
     )
     _list_originals(log, origin, layout, exact=max_shard_bytes is None)
+
+
+def _check_extras(extras, required: set[str], architecture: str) -> None:
+    """Raises UserError for values beside the parameters that the export would lose."""
+    if lost := [name for name in _Params(extras, {}) if name not in required]:
+        raise UserError(
+            f"{architecture} has no tensors for {len(lost)} arrays that this model keeps beside "
+            f"its parameters: {', '.join(lost[:5])}. Without them it would compute something else. "
+            "Declare them in the family's table (HUGGING_FACE of its module)."
+        )
 
 
 def _architecture(origin: Origin | None, layout, family: str, model: dict, params) -> str:
@@ -90,7 +104,7 @@ def _architecture(origin: Origin | None, layout, family: str, model: dict, param
         and set(interop.requires(family, origin.architecture, model)) <= set(params)
     ):
         return origin.architecture
-    return interop.architecture_of(family, params.own)
+    return interop.architecture_of(family, model, params.own)
 
 
 def _list_originals(log, origin: Origin | None, layout, exact: bool) -> None:
@@ -173,5 +187,5 @@ def _tokenizer(
             f"  note: transformers has no tokenizer of kind {meta['kind']!r}; none is written. "
             "Its token ids are the UTF-8 bytes, and bos 256, eos 257, pad 258"
         )
-    roles = interop.FAMILIES[family].special_tokens
+    roles = interop.family_named(family, model).special_tokens
     return files, {f"{role}_token_id": ids[role] for role in roles}

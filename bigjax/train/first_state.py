@@ -72,7 +72,7 @@ def _initial_state(run, prepare: Callable | None, source: init_from.Source | Non
     """The state at step 0."""
     c, task, log = run.config, run.program.task, run.progress.log
     if c.init_from and not source:
-        source = init_from.open_source(c.init_from, cache_dir(c))
+        source = init_from.open_source(c.init_from, cache_dir(c), c.model.name, c.python_path)
     if source:
         source_checks.check_tokenizer(
             source, task.axes["params"], c.init_reset, run.corpus.tokenizer, log

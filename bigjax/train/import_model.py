@@ -6,8 +6,8 @@ back, byte for byte.
 """
 
 from collections.abc import Callable, Sequence
+import pathlib
 import re
-from typing import Any
 
 from etils import epath
 import jax
@@ -24,7 +24,7 @@ from bigjax.parallel import mesh as mesh_lib
 from bigjax.train import hooks
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints, SaveError
-from bigjax.train.state import State, cast
+from bigjax.train.state import State, cast, split
 from bigjax.trees import count, layer_names, named_leaves, path_name
 
 TOKENIZER_FILES = "huggingface"  # subfolder of `tokenizer` with the original files
@@ -44,8 +44,17 @@ def import_run(
     empty.
     """
     mesh_lib.check_settings()
-    imported = interop.read(source)
-    config, overridden = _config(imported, overrides)
+    c = config_lib.new_config()
+    names = ("--config.model.name=", "--config.python_path=")
+    config_lib.override(c, [o for o in overrides if o.startswith(names)])
+    config_lib.set_python_path(c, pathlib.Path.cwd())
+    imported = interop.read(source, c.model.name, c.python_path)
+    if any(o.startswith(names[0]) for o in overrides) and c.model.name != imported.model["name"]:
+        raise UserError(
+            f"--config.model.name={c.model.name} would have no effect: {source} is a model of "
+            f"{imported.model['name']!r}. Remove it."
+        )
+    config, overridden = _config(c, imported, [o for o in overrides if not o.startswith(names)])
     with interop.new_folder(workdir) as folder:
         _import_tokenizer(imported, config, folder / "tokenizer", workdir, log)
         for key, value in overridden.items():
@@ -57,29 +66,34 @@ def import_run(
                     "determine it. Remove it."
                 )
         task = tasks.build(config)
-        params, kept = _params(imported, task, config, log)
+        variables, kept = _variables(imported, task, config, log)
         origin_lib.save(folder, imported, kept)
         workdir_lib.write_config(epath.Path(folder), config)
-        _save(folder, params, config)
+        _save(folder, variables, config)
     log(
-        f"Wrote {workdir}: {count(params):,} parameters as step 0, config.json, tokenizer/, "
-        f"{ORIGIN}"
+        f"Wrote {workdir}: {count(variables['params']):,} parameters as step 0, config.json, "
+        f"tokenizer/, {ORIGIN}"
     )
 
 
-def _config(imported: interop.Imported, overrides: Sequence[str]):
-    """(config, {overridden key: value}): a config of the imported model and task, with defaults for
-    all other keys."""
-    c = config_lib.new_config()
-    types = {"param_dtype": "bfloat16"} if imported.dtype == "bfloat16" else {}
+def _config(c, imported: interop.Imported, overrides: Sequence[str]):
+    """(config, {overridden key: value}): c with the imported model and task."""
     with c.unlocked():
-        c.model = {"preset": "", **imported.model, **types}
+        c.model = {"preset": "", **imported.model}
+        if imported.dtype == "bfloat16" and "param_dtype" in modules.fields(c, "model"):
+            c.model.param_dtype = "bfloat16"
         c.task = imported.task
-        c.data = dict(name=modules.of(c, "task").DATA)
+        task = modules.of(c, "task")
+        if not hasattr(task, "DATA"):
+            raise UserError(
+                f"The module of task.name={c.task.name!r} does not define DATA, the name of the "
+                "data that an imported model is trained on."
+            )
+        c.data = dict(name=task.DATA)
         for_model = getattr(modules.of(c, "data"), "for_model", lambda model: {})
         c.data.update(for_model(imported.model))
         c.train.batch_size = BATCH_SIZE
-        kind = modules.of(c, "task").EVALUATION
+        kind = getattr(task, "EVALUATION", "loss")
         c.evals = dict(valid=dict(kind=kind, every=c.train.steps))
     keys = config_lib.override(c, list(overrides), modules.filled(c), modules.types(c))
     modules.fill(c)
@@ -91,7 +105,8 @@ def _config(imported: interop.Imported, overrides: Sequence[str]):
 def _import_tokenizer(imported: interop.Imported, config, folder, workdir: str, log) -> None:
     """Writes the original tokenizer files and bigjax's own, and sets config.data.tokenizer."""
     originals = folder / TOKENIZER_FILES
-    originals.mkdir(parents=True)
+    if imported.tokenizer_files:
+        originals.mkdir(parents=True)
     for name, content in imported.tokenizer_files.items():
         (originals / name).write_bytes(content)
     for name, content in imported.derived_files.items():
@@ -119,17 +134,29 @@ def _import_tokenizer(imported: interop.Imported, config, folder, workdir: str, 
     tokenizer.save(folder)
 
 
-def _params(imported: interop.Imported, task, config, log) -> tuple[Any, list[str]]:
-    """The task's parameters as host arrays, and the names of imported ones that it does not use."""
+def _variables(imported: interop.Imported, task, config, log) -> tuple[dict, list[str]]:
+    """The task's variables as host arrays, and the names of imported ones that it does not use.
+
+    Raises UserError for a folder that lacks values of other collections than parameters.
+    """
 
     def init(rng):
-        return cast(task.init(rng)["params"], config.model.param_dtype)
+        params, extras = split(task.init(rng))
+        stored = {} if task.extras_of else extras  # with extras_of they follow from the parameters
+        return {**cast(params, config.model.get("param_dtype", "float32")), **stored}
 
     shapes = jax.eval_shape(init, jax.random.key(0))
     wanted = {n: k for k, x in named_leaves(shapes).items() for n in layer_names(k, x)}
     loaded = [n for n in imported.names if n in wanted]
     new = [n for n in wanted if n not in imported.shapes]
     kept = [n for n in imported.names if n not in wanted]
+    collections = {*jax.eval_shape(task.init, jax.random.key(0))} - {"params"}
+    if absent := [n for n in new if n.split("/")[0] in collections]:
+        raise UserError(
+            f"{imported.folder} lacks {len(absent)} arrays that the model keeps beside its "
+            f"parameters: {', '.join(absent[:5])}. They cannot be drawn at random. Save the folder "
+            "with them, or declare them in the family's table (HUGGING_FACE of its module)."
+        )
     _describe(imported, config, loaded, new, kept, log)
     fresh, drawn = {}, {wanted[n] for n in new}
     if new:
@@ -152,7 +179,12 @@ def _params(imported: interop.Imported, task, config, log) -> tuple[Any, list[st
                 layer[...] = imported.load(n)
         return out
 
-    return jax.tree_util.tree_map_with_path(host_array, shapes), kept
+    arrays = jax.tree_util.tree_map_with_path(host_array, shapes)
+    params = {k: x for k, x in arrays.items() if k not in collections}
+    extras = {k: x for k, x in arrays.items() if k in collections}
+    if task.extras_of:
+        extras = task.extras_of(params, split(jax.jit(task.init)(jax.random.key(0)))[1])
+    return {"params": params, **extras}, kept
 
 
 def _describe(imported, config, loaded, new, kept, log) -> None:
@@ -202,8 +234,9 @@ def _brief(names: list[str]) -> list[str]:
     return list(dict.fromkeys(map(short, names)))
 
 
-def _save(folder, params, config) -> None:
-    state = State(jnp.int32(0), params, (), {}, None, jnp.bool_(False))
+def _save(folder, variables, config) -> None:
+    params, extras = split(variables)
+    state = State(jnp.int32(0), params, (), extras, None, jnp.bool_(False))
     early_stop = hooks.EarlyStop(config.train.early_stop, lambda text: None).state
     checkpoints = Checkpoints(folder)
     try:

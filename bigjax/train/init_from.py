@@ -42,14 +42,15 @@ class Source(NamedTuple):
     labels: tuple[str, ...]
 
 
-def open_source(where: str, cache_dir: str) -> Source:
+def open_source(where: str, cache_dir: str, model_name: str = "", python_path: str = "") -> Source:
     """Opens a run (its latest step, the moving average if it keeps one) or a Hugging Face folder.
 
-    cache_dir: the folder's tokenizer is copied there. Raises UserError if `where` is neither.
+    cache_dir: the folder's tokenizer is copied there. model_name, python_path: of the config, for a
+    folder of a family of one's own. Raises UserError if `where` is neither.
     """
     if not interop.is_huggingface(where):
         return _open_run(where)
-    imported = interop.read(where)
+    imported = interop.read(where, model_name, python_path)
     files = {**imported.derived_files, **imported.tokenizer_files}
     name = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16]
     folder = cache_folder(cache_dir, "tokenizers", f"huggingface-{name}")
@@ -143,7 +144,7 @@ def fill(config, workdir: str = "") -> Source | None:
                 path = str(workdir_lib.existing(workdir) / "tokenizer")
                 tokenizers.section(c).update({**tokenizers.section(saved), "path": path})
         return None
-    source = open_source(c.init_from, cache_dir(c))
+    source = open_source(c.init_from, cache_dir(c), c.model.name, c.python_path)
     with c.unlocked():
         if "model.preset" in wanted:
             if source.model["name"] != c.model.name:

@@ -171,7 +171,7 @@ def test_init_from_does_not_copy_what_a_resumed_run_may_change(own, monkeypatch)
     c = own("one")
     name = c.model.name
     source = init_from.Source("", {}, None, dict(name=name, size=3, speed=9), "", "", ())
-    monkeypatch.setattr(init_from, "open_source", lambda where, cache_dir: source)
+    monkeypatch.setattr(init_from, "open_source", lambda *arguments: source)
     with c.unlocked():
         c.model, c.init_from = dict(name=name, preset="init_from"), "somewhere"
     init_from.fill(c)

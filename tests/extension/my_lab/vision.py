@@ -10,6 +10,7 @@ import numpy as np
 from bigjax import losses, modules, tasks
 from bigjax.bounds import FRACTION, at_least
 from bigjax.data.arrays import ArrayData
+from bigjax.interop import mapping
 from bigjax.layers import params as params_lib
 
 
@@ -22,6 +23,11 @@ class Squares(ArrayData):
         examples: int = 256  # per split
 
         RANGES = dict.fromkeys(("size", "examples"), at_least(1))
+
+    @staticmethod
+    def for_model(model):
+        """Fields of config.data for an imported model."""
+        return {"size": model["size"]}
 
     def __init__(self, size: int, examples: int):
         splits = {}
@@ -41,16 +47,47 @@ class Squares(ArrayData):
         super().__init__(splits)
 
 
+def tensors(m):
+    """The tensors of a Hugging Face folder; the first name of each row is ours."""
+    rows, d = [], m["d_model"]
+    for i in range(2):
+        ins = d if i else 1
+        rows += mapping.convolution(f"conv_{i}", f"conv{i}", (3, 3), ins, d, bias=False)
+        rows += mapping.batch_norm(f"norm_{i}", f"bn{i}", d)
+    return rows + mapping.dense("head", "fc", d * m["size"] ** 2 // 16, m["n_labels"])
+
+
+TABLE = mapping.Family(
+    name="my_resnet",  # model_type in config.json
+    fields=(
+        mapping.number("d_model", "width", 8),
+        mapping.number("size", "image_size", 8),
+        mapping.number("n_labels", "num_classes", 4),
+    ),
+    architectures={
+        "MyResNet": mapping.Architecture((), {"name": "my_lab.vision.Classify"}),
+    },
+    body=tensors,
+    redundant=r"bn\d\.num_batches_tracked$",
+)
+
+
 class Network:
     """config.model: convolutions with batch normalisation (https://arxiv.org/abs/1502.03167)."""
 
+    HUGGING_FACE = (TABLE,)
+
     @dataclasses.dataclass(frozen=True)
     class Config:
+        size: int = 8  # of the images
         n_labels: int = 4
         d_model: int = 8
         momentum: float = 0.9  # of the running statistics
 
-        RANGES = {**dict.fromkeys(("n_labels", "d_model"), at_least(1)), "momentum": FRACTION}
+        RANGES = {
+            **dict.fromkeys(("size", "n_labels", "d_model"), at_least(1)),
+            "momentum": FRACTION,
+        }
 
     class Model(nn.Module):
         config: "Network.Config"
@@ -68,6 +105,8 @@ class Network:
 
 class Classify:
     """config.task: the label of an image."""
+
+    DATA = "my_lab.vision.Squares"  # of an imported model
 
     @staticmethod
     def build(config, options):
