@@ -186,9 +186,8 @@ def mean_loss(logits, labels, weights=None):
 
 
 def logits_of(out: ModelOutput) -> dict:
-    """{head: logits}, those of the [CLS] token without an axis of its own."""
-    heads = {name: x[:, 0] if name in bert.POOLED else x for name, x in out.heads.items()}
-    return heads if out.linear is None else {"mlm": out.logits, **heads}
+    """{head: logits}."""
+    return out.heads if out.linear is None else {"mlm": out.logits, **out.heads}
 
 
 def loss_of(case, linear, out, batch, gathered):
@@ -236,6 +235,7 @@ def compiled(case: str, gathered: bool = False, **more):
             masked_positions_BM=batch["masked_positions"] if gathered else None,
         )
         logits = logits_of(out)
+        logits = {name: x[:, 0] if name in bert.POOLED else x for name, x in logits.items()}
         return loss_of(case, out.linear, logits, batch, gathered), logits
 
     def run(params, batch):

@@ -130,7 +130,7 @@ class Model(nn.Module):
         positions = jnp.broadcast_to(first + jnp.arange(target_BT.shape[1]), target_BT.shape)
         x = self.embed(target_BT) + self.position(positions)
         x, cache, _ = self.decoder(x, (Span(positions), memory, real), cache)
-        return self.embed.attend(self.norm(x)), cache
+        return self.embed.output(self.norm(x)).product(), cache
 
 
 @functools.cache
