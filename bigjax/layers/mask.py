@@ -183,6 +183,19 @@ def key_range(mask: Mask, queries: range, S: int) -> slice:
     return slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, 1)
 
 
+@functools.cache
+def mean_keys(mask: Mask, T: int) -> float:
+    """The mean number of T keys that a query of the T positions sees: the FLOPs of attention that
+    a model needs are proportional to it."""
+    if mask == Full():
+        return T
+    if mask == Causal():
+        return (T + 1) / 2
+    rows = 128  # a table of T x T may not fit in memory
+    parts = (range(i, min(i + rows, T)) for i in range(0, T, rows))
+    return sum(int(table(mask, queries, range(T)).sum()) for queries in parts) / T
+
+
 def pairs(mask: Mask, S: int, queries: range, block: tuple[int, int]) -> int:
     """The number of pairs of one of these queries and one of S keys in the blocks of this size
     (queries, keys) in which any query sees a key."""

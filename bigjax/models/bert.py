@@ -11,7 +11,7 @@ from bigjax.errors import UserError
 from bigjax.interop import bert as hugging_face
 from bigjax.layers.attention import Attention, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Embed, Norm, dropout
-from bigjax.layers.mask import Full
+from bigjax.layers.mask import Full, mean_keys
 from bigjax.layers.params import param
 from bigjax.layers.stack import Stack
 from bigjax.losses import Linear
@@ -19,6 +19,7 @@ from bigjax.models import OF_A_RUN, ModelOutput, PlanSizes, check_attention, che
 from bigjax.parallel.sharding import constrain
 
 HUGGING_FACE = (hugging_face.FAMILY,)
+MASK = Full()
 HEADS = ("mlm", "nsp", "classifier", "tagger", "span")
 POOLED = ("nsp", "classifier")  # heads on the first token, through the pooler
 
@@ -79,7 +80,7 @@ class Block(nn.Module):
             c.n_heads,
             c.n_heads,
             c.d_model // c.n_heads,
-            Full(),
+            MASK,
             kernel=c.attention,
             dropout=c.attention_dropout,
             **types,
@@ -198,11 +199,11 @@ def plan_sizes(c: Config) -> PlanSizes:
 def flops_per_token(c: Config, seq_len: int) -> float:
     """Floating-point operations of training the encoder on one token, forward and backward.
 
-    6 per weight of a matrix product, plus 12 * layers * width * length for attention scores. Heads
+    6 per weight of a matrix product, plus 12 * layers * width for each key that a token sees. Heads
     are not counted; see `head_flops` for the large one.
     """
     weights = c.n_layers * (4 * c.d_model**2 + 2 * c.d_model * c.d_ff)
-    return 6.0 * weights + 12.0 * c.n_layers * c.d_model * seq_len
+    return 6.0 * weights + 12.0 * c.n_layers * c.d_model * mean_keys(MASK, seq_len)
 
 
 def head_flops(c: Config) -> float:

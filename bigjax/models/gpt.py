@@ -12,7 +12,7 @@ from bigjax.errors import UserError
 from bigjax.interop import gpt2, llama
 from bigjax.layers.attention import Attention, Cache, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Embed, Norm, Output, dropout
-from bigjax.layers.mask import Causal
+from bigjax.layers.mask import Causal, mean_keys
 from bigjax.layers.stack import Stack
 from bigjax.models import (
     OF_A_RUN,
@@ -26,6 +26,7 @@ from bigjax.models import (
 from bigjax.parallel.sharding import constrain
 
 HUGGING_FACE = (gpt2.FAMILY, llama.FAMILY)
+MASK = Causal()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ class Block(nn.Module):
             c.n_heads,
             c.n_kv_heads,
             c.head_dim,
-            Causal(),
+            MASK,
             rope_theta=c.rope_theta if c.position == "rotary" else 0.0,
             kernel=c.attention,
             out_std=out_std,
@@ -209,15 +210,14 @@ def decoder(c: Config) -> Decoder:
 def flops_per_token(c: Config, seq_len: int) -> float:
     """Floating-point operations of training on one token, forward and backward.
 
-    6 per weight of a matrix product, plus 12 * layers * width * length for attention scores. A
-    causal mask needs half of these; they are all counted, as in the usual definition (PaLM,
-    https://arxiv.org/abs/2204.02311, appendix B).
+    6 per weight of a matrix product, plus 12 * layers * width for each key that a token sees. PaLM
+    (https://arxiv.org/abs/2204.02311, appendix B) counts all seq_len keys, about twice as many.
     """
     heads = c.n_heads * c.head_dim
     attention = c.d_model * c.head_dim * 2 * (c.n_heads + c.n_kv_heads)
     mlp = c.d_model * c.d_ff * (3 if c.activation == "swiglu" else 2)
     weights = c.n_layers * (attention + mlp) + c.vocab_size * c.d_model
-    return 6.0 * weights + 12.0 * c.n_layers * heads * seq_len
+    return 6.0 * weights + 12.0 * c.n_layers * heads * mean_keys(MASK, seq_len)
 
 
 check_mesh = check_attention

@@ -296,11 +296,13 @@ class _Arithmetic:
     def seconds(self, sizes: dict[str, int], remat: str, micro: int) -> float:
         """An estimate, between no overlap of communication with work and complete overlap."""
         m, batch_size = self.model, self.config.train.batch_size
-        # A task's FLOPs include all attention scores; half of them are masked.
-        scores = sum(T * T for T in self.lengths)
-        flops = self.task.flops_per_example - 6 * m.layers * m.queries * scores
         recomputed = 4 / 3 if remat == "full" else 1.0
-        work = flops * batch_size * recomputed / (self.n * SHARE_OF_PEAK * self.chip.peak * 1e12)
+        work = (
+            self.task.flops_per_example
+            * batch_size
+            * recomputed
+            / (self.n * SHARE_OF_PEAK * self.chip.peak * 1e12)
+        )
         share = lambda axis: (sizes[axis] - 1) / sizes[axis]
         weights = 2 * self.weights / sizes["tensor"]  # bfloat16
         passes = {"none": 1, "dots": 2, "full": 2}.get(remat, 1)

@@ -2,9 +2,9 @@
 
 Text of your own is required. Measured on the full size: nothing. Predicted by `bigjax plan` for the
 smallest slice of v5p that fits, with the published batch in micro-batches of four rows and full
-rematerialisation: :125m on one chip, 3.1 GiB, 2.4 seconds per step, MFU 46.5%; :1.3b on one chip,
-28.3 GiB, 35.9 seconds, MFU 57.7%; :13b on v5p:2x2x1, 70.6 GiB, 150 to 170 seconds, MFU 55% to 63%;
-:175b on v5p:4x4x4, 83.0 of 95.7 GiB, 167 to 213 seconds, MFU 54% to 69%. `:tiny`, 20 steps on the
+rematerialisation: :125m on one chip, 3.1 GiB, 2.4 seconds per step, MFU 41.1%; :1.3b on one chip,
+28.3 GiB, 35.9 seconds, MFU 53.9%; :13b on v5p:2x2x1, 70.6 GiB, 150 to 170 seconds, MFU 53% to 61%;
+:175b on v5p:4x4x4, 83.0 of 95.7 GiB, 167 to 213 seconds, MFU 53% to 68%. `:tiny`, 20 steps on the
 docstrings of installed packages: 6.94 bits per byte on validation from 7.99, 41 seconds of CPU
 time.
 """

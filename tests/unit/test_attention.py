@@ -22,6 +22,7 @@ from bigjax.layers.mask import (
     Window,
     dense,
     key_range,
+    mean_keys,
     pairs,
     table,
 )
@@ -284,3 +285,9 @@ def test_a_kernel_that_cannot_run_is_refused_before_training(kernel, words):
     mesh = mesh_lib.make_mesh(dict(data=1), jax.devices()[:1])
     with pytest.raises(UserError, match=words):
         program.make(c, tasks.build(c), mesh)
+
+
+@pytest.mark.parametrize("mask", [CAUSAL, FULL, WINDOW, PREFIX, ROWS, BLOCKS], ids=str)
+def test_mean_keys_are_those_of_the_dense_mask(mask):
+    want = table(mask, range(256), range(256)).sum() / 256
+    assert mean_keys(mask, 256) == want == pairs(mask, 256, range(256), (1, 1)) / 256
