@@ -3,7 +3,7 @@
 from bigjax.arguments import Arguments, Command, Flag
 
 COMMAND = Command(
-    flags=(Flag("out", "a .png; default: report.png in the first work folder", value="FILE"),),
+    flags=(Flag("out", ".png, .pdf, .svg; default: report.png in the first folder", value="FILE"),),
     workdirs=2,
 )
 

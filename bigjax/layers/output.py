@@ -45,9 +45,11 @@ def linear_losses(
     def run(*arrays):
         return mapped(False, *arrays)
 
-    run.defvjp(
-        functools.partial(mapped, True), lambda d, g: (*losses.scaled(d, g["total"]), None, None)
-    )
+    def backward(gradients, g):
+        by = losses.total_cotangent(g, label_smoothing, z)
+        return *losses.scaled(gradients, by), None, None
+
+    run.defvjp(functools.partial(mapped, True), backward)
     return run(*arrays)
 
 

@@ -23,6 +23,9 @@ PANELS = (
 )
 
 
+FORMATS = (".png", ".pdf", ".svg")  # of pictures
+
+
 def read(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
     """{metric: (steps, values)} of a run's metrics.jsonl.
 
@@ -75,10 +78,11 @@ def pyplot():
 def draw(workdirs: list[str], out: str | None) -> str:
     """Writes the picture and returns a table of last values and the picture's path.
 
-    Raises UserError if no work folder is given or one has no metrics; and, after printing the
-    table, if the picture cannot be written.
+    Raises UserError if no work folder is given, one has no metrics, or `out` has another suffix
+    than FORMATS; and, after printing the table, if the picture cannot be written.
     """
     plt = pyplot()
+    check_suffix(out)
 
     if not workdirs:
         raise UserError("Name the runs: --workdir=A --workdir=B ...")
@@ -131,14 +135,21 @@ def printing_on_failure(numbers: str):
         raise
 
 
+def check_suffix(out: str | None) -> None:
+    """Raises UserError for a file whose suffix names no format of pictures."""
+    if out and epath.Path(out).suffix not in FORMATS:
+        raise UserError(f"--out={out} must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
+
+
 def save(figure, path: str, **options) -> None:
-    """Writes and closes a matplotlib figure. Raises UserError if it cannot be written."""
+    """Writes and closes a matplotlib figure, in the format of the path's suffix. Raises UserError
+    if it cannot be written."""
     from matplotlib import pyplot as plt
 
     try:
         epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
         with epath.Path(path).open("wb") as f:
-            figure.savefig(f, **options)
+            figure.savefig(f, format=epath.Path(path).suffix[1:], **options)
     except OSError as e:
         raise cannot_write(f"The picture {path}", e, "Name another file by --out=FILE.png") from e
     finally:

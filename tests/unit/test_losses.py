@@ -163,6 +163,21 @@ def test_linear_losses_with_smoothing_and_z_loss_over_a_mesh(sizes, biased, monk
     assert_both_same((got, want))
 
 
+@pytest.mark.parametrize("sizes", [None, (1, 8, 1, 1)])
+def test_nll_has_the_gradient_of_total_or_none_that_passes_unnoticed(sizes):
+    x, kernel, bias, targets, weights = linear_inputs(8, 6, D=6, V=12)
+    mesh = sizes and mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
+
+    def gradient(key, *options):
+        loss = lambda k: output.linear_losses(x, k, bias, targets, weights, *options)[key]
+        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+            return jax.jit(jax.grad(loss))(kernel)
+
+    np.testing.assert_array_equal(gradient("nll"), gradient("total"))
+    assert np.isnan(gradient("nll", 0.1)).all() and np.isnan(gradient("nll", 0.0, 1e-2)).all()
+    assert np.isfinite(gradient("total", 0.1, 1e-2)).all()
+
+
 def test_a_bias_stays_in_float32():
     """In bfloat16 two tokens of similar frequency could not be distinguished by their biases."""
     x, kernel, bias, targets, weights = linear_inputs(4, 6)
@@ -209,7 +224,8 @@ def dense(kind, *args):
 
 def in_parts(kind, *args):
     if kind.endswith("KL"):
-        return [output.linear_divergence(*args, 1.7, "r" in kind)]
+        student, teacher = (losses.Linear(*arrays) for arrays in args)
+        return [output.linear_divergence(student, teacher, 1.7, "r" in kind)]
     if kind == "log_probs":
         return [output.linear_log_probs(*args)]
     return [*output.linear_log_probs_and_entropy(*args)]

@@ -34,6 +34,17 @@ def test_each_panel_has_its_own_metrics(tmp_path):
     assert (tmp_path / "report.png").exists()
 
 
+@pytest.mark.parametrize(
+    "suffix, begins", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")]
+)
+def test_a_picture_has_the_format_of_its_suffix(tmp_path, suffix, begins):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
+    report.draw([str(tmp_path)], str(tmp_path / f"out.{suffix}"))
+    assert (tmp_path / f"out.{suffix}").read_bytes().startswith(begins)
+    with pytest.raises(UserError, match="out.jpeg must end in .png, .pdf or .svg"):
+        report.draw([str(tmp_path)], str(tmp_path / "out.jpeg"))
+
+
 @pytest.mark.parametrize("unit", ["tokens", "images", "examples"])
 def test_throughput_is_in_the_unit_of_the_task(unit):
     names = ["loss", "steps_per_sec", "examples_per_sec"]

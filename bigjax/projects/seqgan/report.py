@@ -17,7 +17,7 @@ from etils import epath
 import numpy as np
 
 from bigjax.errors import UserError
-from bigjax.report import printing_on_failure, pyplot, read, save
+from bigjax.report import check_suffix, printing_on_failure, pyplot, read, save
 
 HOW_TO_READ = (
     "vs control: NLL_test minus that of the control with the same seed (the best of several) at "
@@ -78,8 +78,7 @@ def draw(workdirs: list[str], out: str | None) -> str:
     _check_same_oracle(runs)
     groups = _groups(runs)
     path = out or str(epath.Path(workdirs[0]) / "seqgan-report.png")
-    if epath.Path(path).suffix not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--out={path} must end in .png, .pdf or .svg.")
+    check_suffix(out)
     table = f"{_table(groups, runs)}\n\n{HOW_TO_READ}"
     with printing_on_failure(table):
         _picture(groups, runs, path)
@@ -319,4 +318,4 @@ def _picture(groups: dict[str, list[Run]], runs: list[Run], path: str) -> None:
     for axis in (*over_rounds, plane):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    save(figure, path, dpi=110, format=epath.Path(path).suffix[1:])
+    save(figure, path, dpi=110)

@@ -4,7 +4,11 @@ from bigjax.arguments import Arguments, Command, Flag
 
 COMMAND = Command(
     flags=(
-        Flag("out", "a .png; default: seqgan-report.png in the first work folder", value="FILE"),
+        Flag(
+            "out",
+            ".png, .pdf, .svg; default: seqgan-report.png in the first folder",
+            value="FILE",
+        ),
     ),
     workdirs=2,
 )
