@@ -38,8 +38,8 @@ def read(path: str, lines: Sequence[str], columns: Sequence[str]) -> Iterator[di
     for sentence in sentences:
         row = {column: _column(path, sentence, column) for column in columns}
         by_number = any(column.isdecimal() for column in columns)
-        whole = _whole([fields for _, fields in sentence], by_number)
-        yield row | {"where": f"{path}:{sentence[0][0]}", "row": whole}
+        record = _record([fields for _, fields in sentence], by_number)
+        yield row | {"where": f"{path}:{sentence[0][0]}", "row": record}
 
 
 def _sentences(lines: Sequence[str]) -> Iterator[_Sentence]:
@@ -118,9 +118,9 @@ def _column(path: str, sentence: _Sentence, column: str) -> list[str]:
     return [fields[place] for _, fields in sentence]
 
 
-def _whole(lines: list[list[str]], by_number: bool) -> dict[str, list[str]]:
-    """Its columns by name, or all by number; of lines of different width only the first and the
-    last, or, by number, those that all have."""
+def _record(lines: list[list[str]], by_number: bool) -> dict[str, list[str]]:
+    """A sentence's columns by name, or all by number. If its lines differ in width: only the first
+    and the last column, or, by number, those that all lines have."""
     width, widest = min(map(len, lines)), max(map(len, lines))
     if by_number:
         names = list(map(str, range(width)))

@@ -274,10 +274,10 @@ def _finished_shard(folder: Path, index: int, dtype: str) -> dict | None:
     try:
         shard = json.loads(path.read_bytes())
         sizes = dict(_file_sizes(shard, index, dtype))
-        whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
+        is_complete = all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return shard if whole else None
+    return shard if is_complete else None
 
 
 def _file_sizes(shard: dict, index: int, dtype: str) -> Iterator[tuple[str, int]]:

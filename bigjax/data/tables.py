@@ -277,24 +277,24 @@ def _squad(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
                 where = f"{place}.qas[{k}]"
                 if not isinstance(question, dict):
                     raise UserError(f"{where}: found {describe(question)}, not a question.")
-                given = {
+                fields = {
                     "context": paragraph.get("context"),
                     "id": str(question.get("id", where)),
                     "question": question.get("question"),
                 }
                 if "answers" in columns:
-                    given["is_impossible"] = question.get("is_impossible", False)
-                    given["answers"] = (
-                        [] if given["is_impossible"] else _list(question, "answers", where)
+                    fields["is_impossible"] = question.get("is_impossible", False)
+                    fields["answers"] = (
+                        [] if fields["is_impossible"] else _list(question, "answers", where)
                     )
-                whole = {
-                    "id": given["id"],
+                record = {
+                    "id": fields["id"],
                     "title": article.get("title", ""),
-                    "question": given["question"],
-                    "context": given["context"],
+                    "question": fields["question"],
+                    "context": fields["context"],
                     **question,
                 }
-                yield {**given, "where": where, "row": whole}
+                yield {**fields, "where": where, "row": record}
 
 
 def _list(value: Any, key: str, where: str) -> list:

@@ -39,8 +39,8 @@ class Replacing:
 
     `refuse` raises UserError for the first such byte instead. Else they are added to
     counts['bad_utf8']; `log` gets the first of them, and from `close` the names of other files
-    with some. UserError is raised for more than MAX_REPLACED of them in a file (by `finish`), or in
-    all files of the source (by `close`), earlier if it is long. ISO-2022 is always refused.
+    with such bytes. UserError is raised for more than MAX_REPLACED of them in a file (by `finish`),
+    or in all files of the source (by `close`), earlier if it is long. ISO-2022 is always refused.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Replacing:
         """source: the name of all files together in messages."""
         self.refuse, self.counts, self._log, self._source = refuse, counts, log, source
         self._all_bytes, self._all_bad, self._n_files, self._n_bad_files = 0, 0, 0, 0
-        self._named: list[str] = []  # the first files with some
+        self._named: list[str] = []  # the first files with such bytes
         self._first = self._guess = ""  # of all files
         self._begin()
 

@@ -34,7 +34,7 @@ def read_headlines(
     A row has, whatever `data.columns` calls them in the file: headline and article, texts ("" for
     an article where data.columns.article is "": a model of titles alone); clicks and impressions,
     floats, or None where they are not known; published, a float that grows with time, or None;
-    tags, a list of texts; "where", for messages; "row", the whole record (`read_table`).
+    tags, a list of texts; "where", for messages; "row", the complete record (`read_table`).
 
     published may be numbers (seconds, a year, a week) or ISO 8601 dates, but not both; a date
     without a zone is UTC.
@@ -254,7 +254,7 @@ def _count(text: str | None, name: str, where: str) -> float | None:
         number = float(text)
     except ValueError:
         number = math.nan
-    # Rates of these are finite in float32. False for nan too.
+    # So that rates are finite in float32; false for NaN too.
     if not (number == 0 or 1e-9 <= number <= 1e15):
         raise UserError(
             f"{where}: {name} is {text[:60]!r}; it has to be a number of at least 0 (at most 1e15, "
