@@ -80,7 +80,7 @@ def linear_divergence(
 
 def _map_logits(measure: Callable, linear: losses.Linear, per_token, shared=None) -> Any:
     """losses.map_logits of the global batch."""
-    layout = _layout(linear.x, linear.kernel)
+    layout = _layout(*linear[:2])
     if not layout.axes:
         return losses.map_logits(measure, linear, per_token, shared, layout.rows)
     inputs = (layout.spec, P(), P()), layout.spec, P()
