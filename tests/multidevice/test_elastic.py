@@ -69,10 +69,9 @@ def saved(tmp_path_factory, corpus_file, cache_dir):
 
 RESTORED_ON = [
     dict(data=2, tensor=2),
-    dict(data=1),
     *(
         pytest.param(sizes, marks=pytest.mark.slow)
-        for sizes in (dict(data=2, fsdp=2, tensor=2), dict(data=2))
+        for sizes in (dict(data=1), dict(data=2), dict(data=2, fsdp=2, tensor=2))
     ),
 ]
 

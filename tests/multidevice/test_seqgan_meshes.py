@@ -1,4 +1,4 @@
-"""A round of each phase on a mesh gives the numbers of one device."""
+"""Rounds on a mesh give the numbers of one device."""
 
 import pathlib
 
@@ -17,15 +17,24 @@ from tests import helpers
 TINY = str(pathlib.Path(__file__).parents[1] / "tiny_seqgan.py")
 
 
+# Rounds of maximum likelihood, of the discriminator, and adversarial ones
+PHASES = [(0, 0, 2), pytest.param((1, 1, 1), marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=PHASES, ids=str)
+def phases(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def tiny(cache_dir):
-    """A config with one round of each phase, and with more options than the file sets."""
+def tiny(cache_dir, phases):
+    """A config with these rounds, and with more options than the file sets."""
     c = helpers.load_config(TINY)
     with c.unlocked():
         c.data.cache_dir = cache_dir
         c.task.update(
-            mle_rounds=1,
-            discriminator_rounds=1,
+            mle_rounds=phases[0],
+            discriminator_rounds=phases[1],
             rollouts=2,
             baseline="batch",
             discriminator_learning_rate=1e-2,
@@ -38,8 +47,8 @@ def tiny(cache_dir):
     return c
 
 
-def train(c, data, fsdp, tensor):
-    """(metrics of each round, parameters by name, state) after three rounds on a mesh."""
+def train(c, rounds, data, fsdp, tensor):
+    """(metrics of each round, parameters by name, state) after these rounds on a mesh."""
     mesh = mesh_lib.make_mesh(
         dict(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor]
     )
@@ -49,7 +58,7 @@ def train(c, data, fsdp, tensor):
         program = program_lib.make(c, task, mesh)
         state = jax.jit(program.init, out_shardings=program.shardings)()
         history = []
-        for i in range(3):
+        for i in range(rounds):
             batch = sharding.put_batch(mesh, rows.batch_at(i), slice(0, 16), 16)
             state, metrics = program.step(state, None, batch)
             history.append(unpack(jax.device_get(metrics)))
@@ -57,20 +66,23 @@ def train(c, data, fsdp, tensor):
 
 
 @pytest.fixture(scope="module")
-def one_device(tiny):
-    return train(tiny, 1, 1, 1)
+def one_device(tiny, phases):
+    return train(tiny, sum(phases), 1, 1, 1)
 
 
 @pytest.mark.parametrize(
     "sizes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str
 )
-def test_metrics_and_parameters_after_a_round_of_each_phase(tiny, one_device, sizes):
-    history, params, state = train(tiny, *sizes)
+def test_metrics_and_parameters_after_a_few_rounds(tiny, phases, one_device, sizes):
+    history, params, state = train(tiny, sum(phases), *sizes)
     for metrics, expected in zip(history, one_device[0]):
         assert metrics.keys() == expected.keys()
         for name, value in expected.items():
             np.testing.assert_allclose(metrics[name], value, rtol=2e-4, err_msg=name)
-    assert ["generator/loss" in m for m in history] == [True, False, True]
+    mle, discriminator, adversarial = phases
+    assert ["generator/loss" in m for m in history] == (
+        [True] * mle + [False] * discriminator + [True] * adversarial
+    )
     for name, x in one_device[1].items():
         np.testing.assert_allclose(params[name], x, atol=2e-4, err_msg=name)
     kernel = state.params["generator"]["head"]["kernel"]
