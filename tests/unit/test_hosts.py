@@ -171,7 +171,8 @@ def test_losing_another_process_exits_with_75(monkeypatch, capfd, text, code):
     monkeypatch.setattr("os._exit", ended.append)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setattr(hosts, "count", lambda: 2)
-    for event in ("_starting", "_joined", "_failing"):
+    monkeypatch.setattr(hosts, "_failing", [])
+    for event in ("_starting", "_joined"):
         monkeypatch.setattr(hosts, event, threading.Event())
     hosts._starting.set(), hosts._joined.set()
     monkeypatch.setattr(hosts, "_acknowledge", lambda: None)
