@@ -19,6 +19,9 @@ from bigjax.projects.seqgan.gan import before_end, token_mask
 from bigjax.projects.seqgan.generation_options import GenerationOptions
 from tests.unit.test_headline_model import CLS, PAD, SEP, TOKENS, C, S, given_rows, networks
 
+search = jax.jit(generate_headlines.search, static_argnums=(0, 3))
+draw = jax.jit(generate_headlines.draw, static_argnums=(0, 4))
+
 
 @pytest.fixture(scope="module")
 def small():
@@ -61,7 +64,7 @@ def all_texts(gan, params, context):
 @pytest.mark.slow
 def test_a_wide_beam_equals_brute_force(small):
     gan, params, context = small
-    texts, scores = generate_headlines.search(gan, params, context, 5**3)
+    texts, scores = search(gan, params, context, 5**3)
     for row, want in enumerate(all_texts(gan, params, context)):
         n = len(want)
         assert [tuple(t) for t in texts[row, :n].tolist()] == [t for _, t in want]
@@ -71,8 +74,8 @@ def test_a_wide_beam_equals_brute_force(small):
 
 def test_a_beam_of_one_takes_the_likeliest_token(small):
     gan, params, context = small
-    texts, _ = generate_headlines.search(gan, params, context, 1)
-    greedy = generate_headlines.draw(gan, params, context, jax.random.key(0), 1, 0.0, 1.0)
+    texts, _ = search(gan, params, context, 1)
+    greedy = draw(gan, params, context, jax.random.key(0), 1, 0.0, 1.0)
     assert texts.tolist() == greedy.tolist()
 
 
@@ -81,26 +84,25 @@ def test_the_decoder_writes_headlines_for_token_ids(small):
     articles = [row[:n].tolist() for row, n in zip(context["source"], (S, 5, 1, 0))]
     ids, first = gan.decoder.context(articles)
     assert first.tolist() == [CLS] * 4
-    texts, _ = generate_headlines.search(gan, params, ids, 1)
+    texts, _ = search(gan, params, ids, 1)
     options = Options(max_new_tokens=3, temperature=0.0, eos_id=SEP)
     got = Generator(gan.decoder, {"params": params})(articles[:3], options)
     assert got == [before_end(row, SEP) for row in texts[:3, 0].tolist()]
     ones = {**context, **{k: 0 * context[k] for k in ("source_types", "clicks", "hot_mask")}}
-    assert texts.tolist() == generate_headlines.search(gan, params, ones, 1)[0].tolist()
+    assert texts.tolist() == search(gan, params, ones, 1)[0].tolist()
     with pytest.raises(UserError, match=f"{S + 1} tokens; model.article_len={S}"):
         gan.decoder.context([[5] * (S + 1)])
 
 
 def test_samples_follow_the_temperature(small):
     gan, params, context = small
-    draw = lambda t, p=1.0: np.array(
-        generate_headlines.draw(gan, params, context, jax.random.key(0), 64, t, p)
-    )
+    drawn = lambda t, p=1.0: np.array(draw(gan, params, context, jax.random.key(0), 64, t, p))
     different = lambda texts: len({tuple(t) for t in texts[0].tolist()})
-    assert different(draw(0.3)) < different(draw(3.0))
-    assert different(draw(3.0, 0.3)) < different(draw(3.0))
-    ended = np.cumsum(draw(1.0) == SEP, axis=2) - (draw(1.0) == SEP) > 0
-    assert ended.any() and (draw(1.0)[ended] == PAD).all()
+    assert different(drawn(0.3)) < different(drawn(3.0))
+    assert different(drawn(3.0, 0.3)) < different(drawn(3.0))
+    texts = drawn(1.0)
+    ended = np.cumsum(texts == SEP, axis=2) - (texts == SEP) > 0
+    assert ended.any() and (texts[ended] == PAD).all()
 
 
 def test_headlines_are_different_and_ranked():

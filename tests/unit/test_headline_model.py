@@ -105,10 +105,11 @@ def of_one(given, row):
 def test_decoder_steps_equal_the_full_pass(c):
     gan, params = networks(c)
     g, given = params["generator"], given_rows(c)
-    want = gan.logits(g, given, TOKENS, None)
-    state, got = gan.decoder.begin({"params": g}, given, T), []
+    want = jax.jit(gan.logits)(g, given, TOKENS, None)
+    state = jax.jit(gan.decoder.begin, static_argnums=2)({"params": g}, given, T)
+    step, got = jax.jit(gan.decoder.step), []
     for t in range(T):
-        logits, state = gan.decoder.step({"params": g}, state, TOKENS[:, t])
+        logits, state = step({"params": g}, state, TOKENS[:, t])
         got.append(logits)
     assert np.isfinite(want).all()
     np.testing.assert_allclose(np.stack(got, 1)[..., 5:], want[..., 5:], atol=1e-5)
@@ -260,13 +261,17 @@ def test_quantiles_of_clicks_and_their_loss():
 def test_clicks_are_part_of_the_reward():
     gan, params = networks(C)
     given = {k: jnp.array(x) for k, x in given_rows(C).items()}
-    last = lambda p: np.array(
-        train_step._rewards(
-            p, params["generator"], params["discriminator"], given, TOKENS, jax.random.key(0)
+    g, d = params["generator"], params["discriminator"]
+
+    @jax.jit
+    def more_and_clicks():
+        plain, clicked = (
+            train_step._rewards(p, g, d, given, TOKENS, jax.random.key(0))[:, -1]
+            for p in (gan, gan._replace(click_reward=0.5))
         )
-    )[:, -1]
-    _, clicks = discriminate(gan, params["discriminator"], given, TOKENS)
-    more = last(gan._replace(click_reward=0.5)) - last(gan)
+        return clicked - plain, discriminate(gan, d, given, TOKENS)[1]
+
+    more, clicks = more_and_clicks()
     np.testing.assert_allclose(more, 0.5 * jax.nn.sigmoid(clicks), rtol=1e-4)
 
 

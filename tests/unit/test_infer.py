@@ -175,9 +175,9 @@ def test_rows_do_not_depend_on_the_other_rows_of_a_batch(generator):
 def test_log_probabilities_are_those_of_the_model_before_temperature_and_top_k(generator):
     options = Options(max_new_tokens=5, temperature=0.7, top_k=10)
     (chunk,) = generator.stream([[3, 4], [5]], options, seed=1)
-    model = gpt.Model(CONFIG)
+    forward = jax.jit(gpt.Model(CONFIG).apply)
     for prompt, new, log_p in zip([[3, 4], [5]], chunk.tokens, chunk.log_p):
-        logits = model.apply(generator.variables, np.array([[*prompt, *new[:-1]]])).logits
+        logits = forward(generator.variables, np.array([[*prompt, *new[:-1]]])).logits
         want = jax.nn.log_softmax(logits[0, len(prompt) - 1 :])[np.arange(5), new]
         np.testing.assert_allclose(log_p, want, atol=1e-4)
 
@@ -325,11 +325,12 @@ def test_a_beam_of_all_texts_finds_the_best_ones():
     decoder, prompts = gpt.decoder(c), [[1, 2], [3]]
     context, first = decoder.context(prompts)
     given = dict(width=64, size=3, n=3, end_id=-1, pad_id=0, slots=8)
-    tokens, scores = beam_search.beam_search(decoder, {"params": params}, context, first, **given)
+    tokens, scores = beam_search.search(decoder, {"params": params}, context, first, **given)
+    forward = jax.jit(gpt.Model(c).apply)
     every = np.array(list(itertools.product(range(4), repeat=3)))
     for row, prompt in enumerate(prompts):
         inputs = np.concatenate([np.repeat([prompt], 64, 0), every], axis=1)
-        logits = gpt.Model(c).apply({"params": params}, inputs[:, :-1]).logits
+        logits = forward({"params": params}, inputs[:, :-1]).logits
         log_p = jax.nn.log_softmax(logits)[:, len(prompt) - 1 :]
         total = np.take_along_axis(np.asarray(log_p), every[..., None], -1)[..., 0].mean(1)
         best = np.argsort(-total)

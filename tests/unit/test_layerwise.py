@@ -83,12 +83,17 @@ def update(tree, steps=3, **options):
     c = config.new_config()
     c.optim.update({**dict(learning_rate=0.1, weight_decay=0.1, clip_norm=0.5), **options})
     tx = optim.make(c.optim, 10, tree)
-    state = tx.init(tree)
-    gradients = jax.tree.map(lambda x: jnp.sin(9 * x), tree)
-    for _ in range(steps):
-        updates, state = tx.update(gradients, state, tree)
-        tree = optax.apply_updates(tree, updates)
-    return tree
+
+    @jax.jit
+    def updated(tree):
+        state = tx.init(tree)
+        gradients = jax.tree.map(lambda x: jnp.sin(9 * x), tree)
+        for _ in range(steps):
+            updates, state = tx.update(gradients, state, tree)
+            tree = optax.apply_updates(tree, updates)
+        return tree
+
+    return updated(tree)
 
 
 @pytest.mark.parametrize(

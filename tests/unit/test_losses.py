@@ -130,9 +130,11 @@ def test_linear_cross_entropy_in_bfloat16():
 
 
 def sums_and_gradients(way, x, kernel, bias):
-    return jax.value_and_grad(lambda *a: ((s := way(*a))["total"] * 3, s), (0, 1, 2), has_aux=True)(
-        x, kernel, bias
-    )
+    def loss(*arguments):
+        sums = way(*arguments)
+        return sums["total"] * 3, sums
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(x, kernel, bias)
 
 
 def smoothed(x, kernel, bias, targets, weights):

@@ -188,9 +188,14 @@ def test_rollouts_continue_each_prefix_of_their_row(kind):
     g, d = params["generator"], params["discriminator"]
     starts = jnp.arange(8, dtype=jnp.int32)
     variables = {"params": g}
-    state = decoder.begin(variables, empty_context(8), 4)
-    _, state = decoder.step(variables, state, jnp.zeros(8, jnp.int32))
-    rest = sample_continuation(decoder, variables, state, starts, jax.random.key(0), 3)
+
+    @jax.jit
+    def continued():
+        state = decoder.begin(variables, empty_context(8), 4)
+        _, state = decoder.step(variables, state, jnp.zeros(8, jnp.int32))
+        return sample_continuation(decoder, variables, state, starts, jax.random.key(0), 3)
+
+    rest = continued()
     tokens = jnp.concatenate([starts[:, None], rest], axis=1)
     assert len(np.unique(rest, axis=0)) > 3
     rewards = jax.jit(
