@@ -12,7 +12,11 @@ from typing import Any
 from bigjax.errors import UserError
 
 # Versions known to work; setup.py has the same.
-VERSIONS = {"jax": ">=0.10,<0.13", "gcsfs": ">=2024.6,<2027"}
+VERSIONS = {
+    "jax": ">=0.10,<0.13",
+    "gcsfs": ">=2024.6,<2027",
+    "orbax-checkpoint": ">=0.12,<0.13",
+}
 
 
 def find(package: str, name: str, use: str) -> Any:

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from bigjax import cloud, paths, process
 from bigjax.errors import RunError, TransientError, UserError
 from bigjax.parallel import hosts
+from bigjax.private import orbax
 from bigjax.train import meta as meta_lib
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.state import State
@@ -34,6 +35,8 @@ from bigjax.train.stored import (
     damage_shown_by,
 )
 from bigjax.trees import named_leaves
+
+orbax.split_large_arrays(2**20)
 
 ARRAY_ITEMS = ("params", "opt_state", "extras", "ema")
 # A folder with this suffix is being deleted; the next start removes what is left of it.

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable
 import fnmatch
+import functools
 import hashlib
 import re
 from typing import Any, NamedTuple
@@ -283,19 +284,25 @@ def _assemble(fresh, plan: dict, get: Callable[[str], Any]):
                 x.shape, x.sharding, lambda at: np.asarray(source[at], x.dtype)
             )
 
-        dtype = x.dtype
-
-        def make(x, parts):  # copies, so that parameters and their average share no buffers
-            if names == [name]:
-                return jnp.array(parts[0], dtype, copy=True)
-            return jnp.stack(
-                [x[i] if part is None else part.astype(dtype) for i, part in enumerate(parts)]
-            )
-
         drawn = x if any(p is None for p in parts) else None  # x may be a ShapeDtypeStruct
-        return jax.jit(make, out_shardings=x.sharding)(drawn, parts)
+        return _joined(x.dtype, x.sharding, names != [name])(drawn, parts)
 
     return jax.tree_util.tree_map_with_path(leaf, fresh)
+
+
+@functools.lru_cache
+def _joined(dtype, sharding, stacked: bool) -> Callable:
+    """Compiled once for all arrays of a shape: f(drawn, parts) copies, so that parameters and their
+    average share no buffers; a part that is None is taken from `drawn`."""
+
+    def joined(drawn, parts):
+        if not stacked:
+            return jnp.array(parts[0], dtype, copy=True)
+        return jnp.stack(
+            [drawn[i] if part is None else part.astype(dtype) for i, part in enumerate(parts)]
+        )
+
+    return jax.jit(joined, out_shardings=sharding)
 
 
 class _Layers:

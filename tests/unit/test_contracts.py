@@ -27,7 +27,7 @@ from bigjax.train import checkpoint
 from tests import bucket
 
 ROOT = pathlib.Path(__file__).parents[2]
-PACKAGES = ("jax", "gcsfs")
+PACKAGES = ("jax", "gcsfs", "orbax-checkpoint")
 
 
 def keeps(package: str, what: str, where: str, does: bool) -> None:
@@ -36,7 +36,7 @@ def keeps(package: str, what: str, where: str, does: bool) -> None:
 
 
 def uses(package: str) -> dict[str, str]:
-    return importlib.import_module(f"bigjax.private.{package}").USES
+    return importlib.import_module(f"bigjax.private.{package.partition('-')[0]}").USES
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -61,7 +61,8 @@ def test_a_missing_name_is_reported_with_the_version_to_install(package):
 def test_messages_name_the_versions_of_setup():
     setup = (ROOT / "setup.py").read_text()
     assert f'JAX = "{private.VERSIONS["jax"]}"' in setup
-    assert f'"gcsfs{private.VERSIONS["gcsfs"]}"' in setup
+    for package in ("gcsfs", "orbax-checkpoint"):
+        assert f'"{package}{private.VERSIONS[package]}"' in setup
 
 
 # --- jax ----------------------------------------------------------------------------------------
@@ -319,3 +320,28 @@ def test_the_manager_of_orbax(tmp_path, monkeypatch):
         ".orbax-checkpoint-tmp" in " ".join(names),
     )
     assert np.array_equal(one.steps(), [3])
+
+
+def test_only_large_arrays_are_saved_in_parts(tmp_path, monkeypatch):
+    sliced, slice_in_dim = [], jax.lax.slice_in_dim
+
+    def recorded(x, *args, **options):
+        sliced.append(x.size)
+        return slice_in_dim(x, *args, **options)
+
+    monkeypatch.setattr(jax.lax, "slice_in_dim", recorded)
+    small, large = jnp.ones((8, 16)), jnp.ones((8, 2**18))
+    devices = jax.make_mesh((8,), "x")
+    with jax.set_mesh(devices):
+        everywhere = jax.NamedSharding(devices, jax.P())
+        params = jax.device_put({"small": small, "large": large}, everywhere)
+        one = checkpoint.Checkpoints(tmp_path)
+        one.save(3, checkpoint.State(jnp.int32(0), params, {}, {}, None, jnp.bool_(False)), {}, {})
+        one.wait()
+        one.close()
+    keeps(
+        "orbax-checkpoint",
+        "only arrays with at least the given bytes per part are saved in parts",
+        "bigjax/private/orbax.py",
+        sliced == [large.size] * 8,
+    )
