@@ -44,7 +44,8 @@ def params():
 
 
 def loss(task, params, train):
-    return task.loss(params, {}, None, BATCH, jax.random.key(1), train)
+    key = jax.random.key(1)
+    return jax.jit(lambda params: task.loss(params, {}, None, BATCH, key, train))(params)
 
 
 def test_smoothing_and_z_loss_are_in_the_training_loss_only(params):
@@ -54,7 +55,8 @@ def test_smoothing_and_z_loss_are_in_the_training_loss_only(params):
     assert evaluated == want and same["nll"] == metrics["nll"] and weight == 11
     # In training the loss has both terms, with logits under dropout with this key
     (trained, _), (metrics, _) = loss(both, params, True)
-    logits = both.model.apply({"params": params}, BATCH["inputs"], rng=jax.random.key(1)).logits
+    forward = jax.jit(both.model.apply)
+    logits = forward({"params": params}, BATCH["inputs"], rng=jax.random.key(1)).logits
     want = (
         losses.cross_entropy(logits, BATCH["targets"], BATCH["weights"], label_smoothing=0.2)[0]
         + 0.1 * losses.z_loss(logits, BATCH["weights"])[0]

@@ -38,6 +38,14 @@ def params(task, seed=0):
     )
 
 
+def loss(task, p, batch, rng=None, train=False):
+    return jax.jit(lambda p: task.loss(p, {}, None, batch, rng, train))(p)
+
+
+def outputs(task, p, batch):
+    return jax.jit(lambda p: task.outputs(p, {}, {}, batch))(p)
+
+
 def rows(seed=0):
     """Two examples a row of 7 and 6 tokens; the last row has only one."""
     rng = np.random.default_rng(seed)
@@ -64,8 +72,8 @@ def log_softmax(x):
 def test_pre_training_is_the_mean_over_masks_plus_the_mean_over_pairs():
     task = build("mlm_nsp", max_predictions=3)
     batch, p = pre_training_batch(), params(task)
-    (total, weight), (metrics, _) = task.loss(p, {}, None, batch, None, False)
-    out = task.model.apply(
+    (total, weight), (metrics, _) = loss(task, p, batch)
+    out = jax.jit(task.model.apply)(
         {"params": p},
         batch["tokens"],
         batch["types"],
@@ -124,12 +132,12 @@ def test_classification_weighs_labels_and_not_its_accuracy():
     weighted = build("classify", **labels, label_weights=(1.0, 5.0, 0.5))
     p = params(task)
     batch = rows() | dict(label=np.array([[0, 1], [2, 2], [1, 0], [1, 0]]))
-    logits = task.outputs(p, {}, {}, batch)
+    logits = outputs(task, p, batch)
     nll = -np.take_along_axis(log_softmax(logits), batch["label"][..., None], -1)[..., 0]
-    (total, weight), (metrics, _) = task.loss(p, {}, None, batch, None, False)
+    (total, weight), (metrics, _) = loss(task, p, batch)
     np.testing.assert_allclose((total, weight), ((nll * batch["weights"]).sum(), 7), rtol=1e-5)
     w = np.array([1, 5, 0.5])[batch["label"]] * batch["weights"]
-    (total, weight), (same, _) = weighted.loss(p, {}, None, batch, None, False)
+    (total, weight), (same, _) = loss(weighted, p, batch)
     np.testing.assert_allclose((total, weight), ((nll * w).sum(), w.sum()), rtol=1e-5)
     assert same["accuracy"] == metrics["accuracy"]
 
@@ -138,21 +146,21 @@ def test_labels_are_smoothed_in_training_alone():
     labels = dict(labels=("a", "b", "c"))
     plain, smooth = build("classify", **labels), build("classify", **labels, label_smoothing=0.3)
     p, batch = params(plain), rows() | dict(label=np.array([[0, 1], [2, 2], [1, 0], [1, 0]]))
-    loss = lambda task, train: task.loss(p, {}, None, batch, jax.random.key(0), train)[0][0]
-    assert loss(smooth, False) == loss(plain, False)
-    log_p = log_softmax(plain.outputs(p, {}, {}, batch))
+    total = lambda task, train: loss(task, p, batch, jax.random.key(0), train)[0][0]
+    assert total(smooth, False) == total(plain, False)
+    log_p = log_softmax(outputs(plain, p, batch))
     q = 0.7 * np.eye(3)[batch["label"]] + 0.1
     want = -((q * log_p).sum(-1) * batch["weights"]).sum()
-    np.testing.assert_allclose(loss(smooth, True), want, rtol=1e-5)
+    np.testing.assert_allclose(total(smooth, True), want, rtol=1e-5)
 
 
 def test_regression_is_squared_error():
     task = build("classify", kind="regress")
     p = params(task)
     batch = rows() | dict(label=np.random.default_rng(2).normal(size=(B, K)).astype(np.float32))
-    predictions = np.asarray(task.outputs(p, {}, {}, batch))
+    predictions = np.asarray(outputs(task, p, batch))
     assert predictions.shape == (B, K, 1)
-    (total, weight), _ = task.loss(p, {}, None, batch, None, False)
+    (total, weight), _ = loss(task, p, batch)
     np.testing.assert_allclose(
         (total, weight),
         (((predictions[..., 0] - batch["label"]) ** 2 * batch["weights"]).sum(), 7),
@@ -164,10 +172,10 @@ def test_tagging_counts_words_with_a_label():
     task = build("tag", labels=("O", "X"))
     p, rng = params(task), np.random.default_rng(3)
     batch = rows() | dict(token_labels=rng.integers(-1, 2, (B, T)))
-    logits = log_softmax(task.outputs(p, {}, {}, batch))
+    logits = log_softmax(outputs(task, p, batch))
     real = batch["token_labels"] >= 0
     want = -logits[real, batch["token_labels"][real]].sum()
-    (total, weight), _ = task.loss(p, {}, None, batch, None, False)
+    (total, weight), _ = loss(task, p, batch)
     np.testing.assert_allclose((total, weight), (want, real.sum()), rtol=1e-5)
 
 
@@ -178,7 +186,7 @@ def test_answers_are_sought_among_the_tokens_of_their_own_example():
         start=np.array([[2, 8], [0, 7], [5, 9], [1, 0]]),
         end=np.array([[3, 12], [0, 7], [6, 9], [6, 0]]),
     )
-    logits, want, right = np.asarray(task.outputs(p, {}, {}, batch), np.float64), 0.0, 0
+    logits, want, right = np.asarray(outputs(task, p, batch), np.float64), 0.0, 0
     for b in range(B):
         for k, own in enumerate((slice(0, 7), slice(7, 13))):
             if batch["weights"][b, k]:
@@ -188,7 +196,7 @@ def test_answers_are_sought_among_the_tokens_of_their_own_example():
                     want -= log_softmax(part)[target] / 2
                     hits.append(part.argmax() == target)
                 right += all(hits)
-    (total, weight), (metrics, _) = task.loss(p, {}, None, batch, None, False)
+    (total, weight), (metrics, _) = loss(task, p, batch)
     np.testing.assert_allclose((total, weight), (want, 7), rtol=1e-5)
     assert metrics["accuracy"] == (right, 7)
 

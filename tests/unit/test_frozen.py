@@ -140,17 +140,15 @@ def test_a_run_resumes_only_with_the_same_frozen_parameters(
     run, other = tmp_path / "run", tmp_path / "other"
     shutil.copytree(student, run)
     shutil.copytree(teacher, other)
-    more = ["--config.train.steps=3"]
-    assert main.main(["train", *distil, *more, f"--workdir={run}"]) == 0
     # A copy at another path has the same parameters.
     moved = [*distil, f"--config.task.teacher={other}", f"--workdir={run}"]
-    assert main.main(["train", *moved, "--config.train.steps=4"]) == 0
+    assert main.main(["train", *moved, "--config.train.steps=3"]) == 0
     capsys.readouterr()
     # A teacher that was trained further has other parameters.
     further = ["train", *small, "--config.seed=5", "--config.train.steps=3"]
     assert main.main([*further, f"--workdir={other}"]) == 0
     before = (run / "metrics.jsonl").read_bytes()
-    assert main.main(["train", *moved, "--config.train.steps=5"]) == 2
+    assert main.main(["train", *moved, "--config.train.steps=4"]) == 2
     err = capsys.readouterr().err
     assert "The frozen part 'teacher' of this task is not the one that this run" in err
     assert (run / "metrics.jsonl").read_bytes() == before

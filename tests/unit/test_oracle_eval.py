@@ -20,7 +20,8 @@ EVERY = np.array(list(itertools.product(range(V), repeat=T)))
 
 def log_p(gan, params, temperature=1.0):
     """The log-probability of each token of each sequence: [V^T, T]."""
-    logits = gan.logits(params, {}, shift_right(gan, EVERY), None) / temperature
+    logits = jax.jit(lambda p: gan.logits(p, {}, shift_right(gan, EVERY), None))(params)
+    logits /= temperature
     return np.take_along_axis(np.array(jax.nn.log_softmax(logits)), EVERY[..., None], -1)[..., 0]
 
 
@@ -43,7 +44,7 @@ def test_both_likelihoods_at_each_temperature(cache_dir, one_device):
     evaluate = oracle_eval.build(
         "x", options, types.SimpleNamespace(config=c, task=task, corpus=corpus, mesh=one_device)
     )
-    params = task.init(jax.random.key(3))["params"]
+    params = jax.jit(task.init)(jax.random.key(3))["params"]
     metrics = evaluate(params, {}, 1)
     assert set(metrics) == set(evaluate.metrics)
     test = corpus.split("test", batch_size=200).batch_at(0)["tokens"]
