@@ -29,7 +29,8 @@ def beam_search(
     A text's score is the sum of its tokens' log-probabilities, including the end token, divided by
     length ** length_penalty; a sum alone favours short texts (https://arxiv.org/abs/1609.08144,
     section 7). context, first_B: from decoder.context. n: the maximum number of tokens, at most
-    `size`; with end_id -1 all texts have n. pad_id: fills a row after its last token.
+    `size`; with end_id -1 all texts have n. pad_id: fills a row after its end
+    token; before that it is a token like others.
 
     Returns tokens int32 [B, width, size], best first, and scores float32 [B, width].
     """
@@ -38,11 +39,10 @@ def beam_search(
     state = repeat(decoder.begin(variables, context, slots))
 
     def step(t, carry):
-        tokens, state, total, length, texts = carry
+        tokens, ended, state, total, length, texts = carry
         logits, state = decoder.step(variables, state, tokens.ravel())
         V = logits.shape[-1]
         log_p = jax.nn.log_softmax(logits).reshape(B, W, V)
-        ended = ((tokens == end_id) | (tokens == pad_id)) & (t > 0) & (end_id >= 0)
         only_padding = jnp.where(jnp.arange(V) == pad_id, 0.0, NEVER)
         log_p = jnp.where(ended[..., None], only_padding, log_p)
         totals, length = total[..., None] + log_p, length + ~ended
@@ -53,18 +53,20 @@ def beam_search(
         rows = (jnp.arange(B)[:, None] * W + parent).ravel()
         state = jax.tree_util.tree_map(lambda x: x[rows], state)
         total = jnp.take_along_axis(totals.reshape(B, W * V), best, axis=1)
-        return tokens, state, total, select(length), select(texts).at[:, :, t].set(tokens)
+        ended = select(ended) | (tokens == end_id)
+        return tokens, ended, state, total, select(length), select(texts).at[:, :, t].set(tokens)
 
     # All beams of a row are equal at first: only the first one counts.
     total = jnp.where(jnp.arange(W) == 0, 0.0, NEVER) + jnp.zeros((B, 1))
     carry = (
         jnp.broadcast_to(first_B[:, None], (B, W)),
+        jnp.zeros((B, W), bool),
         state,
         total,
         jnp.zeros((B, W), jnp.int32),
         jnp.full((B, W, size), pad_id, jnp.int32),
     )
-    _, _, total, length, texts = jax.lax.fori_loop(0, n, step, carry)
+    *_, total, length, texts = jax.lax.fori_loop(0, n, step, carry)
     return texts, total / length.astype(jnp.float32) ** length_penalty
 
 

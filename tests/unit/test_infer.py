@@ -338,6 +338,22 @@ def test_a_beam_of_all_texts_finds_the_best_ones():
         assert tokens[row, 0].tolist() == every[best[0]].tolist()
 
 
+def test_a_beam_of_a_text_with_a_padding_token_does_not_end_there():
+    """Only the end token ends a text: 2 -> pad (1) -> 3 -> end (0) is the most likely one."""
+    logits = jnp.full((4, 4), -20.0)
+    logits = logits.at[jnp.array([2, 2, 1, 1, 3]), jnp.array([1, 3, 3, 2, 0])].set(
+        [0, -1, 0, -1, 0]
+    )
+    given = dict(width=3, size=6, n=6, end_id=0, pad_id=1, slots=8)
+    first = jnp.array([2])
+    tokens, scores = beam_search.beam_search(
+        table_decoder(), logits, first[:, None], first, **given
+    )
+    assert tokens[0, 0].tolist() == [1, 3, 0, 1, 1, 1]
+    log_p = jax.nn.log_softmax(logits)
+    assert float(scores[0, 0]) == pytest.approx(float(log_p[2, 1] + log_p[1, 3] + log_p[3, 0]) / 3)
+
+
 def test_the_command_prints_the_texts_of_a_beam_with_their_scores(capsys):
     f = Arguments(["--prompt=a", "--prompt=b", "--max_tokens=3", "--beam=2"], cli.COMMAND).flags
     logits = jax.random.normal(jax.random.key(0), (259, 259))
