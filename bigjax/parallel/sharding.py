@@ -73,10 +73,11 @@ def spec(
 ) -> PartitionSpec:
     """The PartitionSpec of an array with these logical axis names.
 
-    Raises UserError for a name without a rule and, with the arithmetic, for a dimension that does
-    not divide over its mesh axis.
+    Raises UserError for a name without a rule, for two names that are sharded over one mesh axis,
+    and, with the arithmetic, for a dimension that does not divide over its mesh axis.
     """
-    out = []
+    out: list = []
+    used: dict[str, str | None] = {}  # {mesh axis: name}
     for size, name in zip(shape, names, strict=True):
         axes = mesh_axes(_rule(name, what) if name else None)
         ways = size_of(mesh, axes)
@@ -89,6 +90,14 @@ def spec(
             )
         while size % size_of(mesh, axes):
             axes = axes[:-1]
+        for axis in (a for a in axes if mesh.shape[a] > 1):
+            if axis in used:
+                raise UserError(
+                    f"{what} has the axes {used[axis]!r} and {name!r}, both sharded over mesh axis "
+                    f"{axis}={mesh.shape[axis]}, but an array can be sharded over a mesh axis only "
+                    f"once. Name one of them None, or set mesh.{axis}=1."
+                )
+            used[axis] = name
         out.append((axes if len(axes) > 1 else axes[0]) if size_of(mesh, axes) > 1 else None)
     return _trimmed(out)
 

@@ -61,6 +61,16 @@ def test_an_axis_without_a_rule_is_refused_with_the_nearest_one():
         assert words in str(e.value)
 
 
+def test_an_array_with_two_axes_over_one_mesh_axis_is_refused():
+    names = (sharding.Axis("expert", "fsdp"), "embed", "mlp")
+    with pytest.raises(UserError) as e:
+        sharding.spec(mesh_lib.make_mesh(dict(data=4, fsdp=2)), (4, 8, 8), names, "parameter up")
+    for words in ("parameter up", "'expert' and 'embed'", "mesh axis fsdp=2", "None"):
+        assert words in str(e.value)
+    one = mesh_lib.make_mesh(dict(data=8))
+    assert tuple(sharding.spec(one, (4, 8, 8), names, "parameter up")) == ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     axis: sharding.Axis
