@@ -92,28 +92,30 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
 
     Trust ratios, factored moments and root mean squares are defined per parameter tensor. A scanned
     stack has one tensor for all layers (under a key `layers`, on a leading axis), which would
-    otherwise share them.
+    otherwise share them. Stacks of the same number of layers are updated together.
     """
 
-    def split(tree):
-        leaves = named_leaves(tree)
-        pick = lambda scanned: {
-            name: x for name, x in leaves.items() if ("layers" in name.split("/")) == scanned
-        }
-        return pick(True), pick(False)
+    def by_depth(tree) -> dict[str, dict]:
+        """{number of layers: {path: leaf}}, with 'rest' for leaves outside of stacks."""
+        groups: dict[str, dict] = {"rest": {}}
+        for name, x in named_leaves(tree).items():
+            group = f"scanned_{x.shape[0]}" if "layers" in name.split("/") else "rest"
+            groups.setdefault(group, {})[name] = x
+        return groups
 
     def init(params):
-        scanned, rest = split(params)
-        return {"scanned": jax.vmap(tx.init)(scanned) if scanned else {}, "rest": tx.init(rest)}
+        groups = by_depth(params)
+        return {
+            group: (tx.init if group == "rest" else jax.vmap(tx.init))(leaves)
+            for group, leaves in groups.items()
+        }
 
     def update(updates, state, params=None):
-        (u_scanned, u_rest), (p_scanned, p_rest) = split(updates), split(params)
-        new_scanned, new_state = {}, {}
-        if u_scanned:
-            new_scanned, new_state = jax.vmap(tx.update)(u_scanned, state["scanned"], p_scanned)
-        new_rest, rest_state = tx.update(u_rest, state["rest"], p_rest)
-        both = {**new_scanned, **new_rest}
-        out = jax.tree_util.tree_map_with_path(lambda p, _: both[path_name(p)], updates)
-        return out, {"scanned": new_state, "rest": rest_state}
+        p, new, new_state = by_depth(params), {}, {}
+        for group, u in by_depth(updates).items():
+            apply = tx.update if group == "rest" else jax.vmap(tx.update)
+            out, new_state[group] = apply(u, state[group], p[group])
+            new |= out
+        return jax.tree_util.tree_map_with_path(lambda p, _: new[path_name(p)], updates), new_state
 
     return optax.GradientTransformation(init, update)

@@ -149,3 +149,22 @@ def test_invalid_patterns_are_refused():
         update(scanned, freeze="layer_7/")
     with pytest.raises(UserError, match="only some layers"):
         update(scanned, decay_params="layer_1/mlp")
+
+
+@pytest.mark.parametrize("name", ["lamb", "adafactor"])
+def test_stacks_of_different_depths_are_optimized_like_separate_layers(name):
+    c = config.new_config().optim
+    c.name = name
+    depths = {"encoder": 2, "decoder": 3}
+    layer = np.random.default_rng(0).standard_normal((3, 4, 5)).astype(np.float32)
+    scanned = {side: {"layers": {"kernel": layer[:n]}} for side, n in depths.items()}
+    alone = {f"{side}_{i}": {"kernel": layer[i]} for side, n in depths.items() for i in range(n)}
+
+    def update(params):
+        tx = optim.make(c, 10, params)
+        return tx.update(params, tx.init(params), params)[0]
+
+    ours, expected = update(scanned), update(alone)
+    for side, n in depths.items():
+        kernels = [expected[f"{side}_{i}"]["kernel"] for i in range(n)]
+        np.testing.assert_allclose(ours[side]["layers"]["kernel"], kernels, rtol=1e-5)
