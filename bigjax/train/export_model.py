@@ -31,7 +31,7 @@ def export_run(
     Exports the moving average if the run keeps one. Step 0 of an import gives the original files,
     unless dtype or max_shard_bytes (default: interop.MAX_SHARD_BYTES) asks for others. dtype: of
     the tensors; '': as imported, else model.param_dtype. Raises UserError, and leaves no folder,
-    for a model for which transformers has no class, and if `to` is not empty.
+    for a model for which transformers has no class or no tensors, and if `to` is not empty.
     """
     config = workdir_lib.read_config(workdir)
     model = {"name": config.model.name, **dataclasses.asdict(modules.options(config, "model"))}
@@ -54,6 +54,8 @@ def export_run(
     required = set(interop.requires(family, architecture, model, layout))
     if not loaded.task.extras_of:  # else an import computes them again
         _check_extras(loaded.extras, required, architecture)
+    if not layout:  # else some parameters were initialised by the import
+        _check_added(loaded.params, required, architecture)
     same_types = _same_types(origin, dtype)
     if max_shard_bytes is None and not same_types:
         max_shard_bytes = interop.MAX_SHARD_BYTES
@@ -93,6 +95,23 @@ def _check_extras(extras, required: set[str], architecture: str) -> None:
             f"{architecture} has no tensors for {len(lost)} arrays that this model keeps beside "
             f"its parameters: {', '.join(lost[:5])}. Without them it would compute something else. "
             "Declare them in the family's table (HUGGING_FACE of its module)."
+        )
+
+
+def _check_added(params, required: set[str], architecture: str) -> None:
+    """Raises UserError for parameters that the export would lose beside others of their network.
+
+    Complete networks of other names, such as the heads of another task, may be left out.
+    """
+    network = lambda name: name.split("/")[0]
+    exported = {network(name) for name in required}
+    lost = [n for n in _Params(params, {}) if n not in required and network(n) in exported]
+    if lost:
+        raise UserError(
+            f"{architecture} has no tensors for {len(lost)} parameters within the network that it "
+            f"exports: {', '.join(lost[:5])}. Without them it would compute something else. Merge "
+            "them into the others (the factors of LoRA into their kernels), or declare them in the "
+            "family's table (HUGGING_FACE of its module)."
         )
 
 

@@ -85,6 +85,23 @@ def test_statistics_that_a_table_lacks_are_refused(network, tmp_path, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
+def test_an_export_that_would_lose_some_parameters_of_a_network_is_refused(
+    network, tmp_path, monkeypatch
+):
+    """Such as those that an interceptor has added to its layers."""
+    write(tmp_path / "in", network)
+    import_model.import_run(str(tmp_path / "in"), str(tmp_path / "run"), str, FLAGS)
+    (tmp_path / "run" / "huggingface.json").unlink()  # as a run that was trained here
+    table = network.HUGGING_FACE[0]
+    without = dataclasses.replace(
+        table, body=lambda m: [e for e in table.body(m) if e.name != "bn1.bias"]
+    )
+    monkeypatch.setattr(network, "HUGGING_FACE", (without,))
+    with pytest.raises(UserError, match="no tensors for 1 parameters .*norm_1/bias.*LoRA"):
+        export_model.export_run(str(tmp_path / "run"), str(tmp_path / "out"), log=str)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_family_that_is_not_named_is_refused(network, tmp_path):
     write(tmp_path / "in", network)
     with pytest.raises(UserError, match="'my_resnet'; supported are bert: .*--config.model.name"):
