@@ -72,12 +72,12 @@ def make(config, task, mesh) -> Program:
     if task.make_step:
         _check_step_keys(config, task)
         init_optimizer, own_step = task.make_step(config, params)
-        make, schedule, gradients = lambda offload: own_step, None, None
+        build_step, schedule, gradients = lambda offload: own_step, None, None
     else:
         tx = optim.make(config.optim, config.train.steps, params)
         schedule = optim.make_schedule(config.optim, config.train.steps)
         init_optimizer, gradients = tx.init, mean_gradients(task)
-        make = functools.partial(
+        build_step = functools.partial(
             *(make_step, task, tx, schedule),
             seed=config.seed,
             accumulate=config.train.accumulate,
@@ -92,7 +92,7 @@ def make(config, task, mesh) -> Program:
         offload = shardings.opt_state, on_host
         shardings = shardings._replace(opt_state=on_host)
     step = jax.jit(
-        packed(make(offload=offload)),
+        packed(build_step(offload=offload)),
         donate_argnums=0,
         out_shardings=(shardings, None),
         compiler_options=_compiler_options(config.train.compiler_options, mesh),
@@ -142,8 +142,9 @@ def _check_step_keys(config, task) -> None:
         if value != (required := config_lib.get(default, key)):
             raise UserError(
                 f"config.{key}={value!r}: the training step of task.name={config.task.name!r} does "
-                f"not support this key, which must be {required!r}, its default. Supported: "
-                f"{', '.join(uses) or 'none of ' + ', '.join(config_lib.STEP_KEYS)}. Set no other."
+                f"not use this key, so it must be {required!r}, its default. It uses "
+                f"{', '.join(uses) or 'none of ' + ', '.join(config_lib.STEP_KEYS)}: the task's "
+                "`step_keys`."
             )
 
 

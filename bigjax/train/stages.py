@@ -1,4 +1,4 @@
-"""The stages of a command on a model, in the order in which it runs them.
+"""The stages of a command on a model. Training runs them in this order.
 
 | stage | function | commands |
 | --- | --- | --- |
@@ -8,7 +8,7 @@
 | resolve the config | `resolve` | train, plan (before the mesh, since it tries several) |
 | task | `tasks.build` | all |
 | program | `program.make` | train, plan |
-| data | `load_data` | train, eval |
+| data | `load_data` | train, eval (after the saved state) |
 | frozen parts | `frozen.load`; their shapes `frozen.shapes` | all; plan their shapes |
 | evaluators | `build_evaluators` | train, eval |
 | first state | `first_state.make`; of a saved step `load.load` | train; all others but plan |

@@ -198,8 +198,8 @@ def test_an_odd_batch_is_refused():
         ("optim.offload", True),
     ],
 )
-def test_keys_that_its_step_does_not_support_are_refused(key, value):
+def test_keys_that_its_step_does_not_use_are_refused(key, value):
     section, _, name = key.partition(".")
     c, mesh = tiny(**{section: {name: value}}), mesh_lib.make_mesh({}, jax.devices()[:1])
-    with pytest.raises(UserError, match=f"{key}={value}: .* not support this key"):
+    with pytest.raises(UserError, match=f"{key}={value}: .* not use this key, so it must be"):
         program_lib.make(c, tasks.build(c), mesh)
