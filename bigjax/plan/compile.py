@@ -195,7 +195,6 @@ def _read(compiled, chip, plan: Plan, slices: int) -> predict.Costs:
     try:
         costs = predict.costs(compiled.as_text(), chip, plan.mesh, slices)
         counted = plan.devices * (costs.flops + costs.kernel_flops)
-        # Forward passes alone, as when most parameters are frozen, are a third of model_flops.
         if not counted or counted < plan.model_flops / 4:
             raise ValueError(f"only {counted:.3g} of {plan.model_flops:.3g} FLOPs were counted")
         return costs

@@ -1,6 +1,7 @@
 """What a run compiles: its state's shapes and layout, and its step."""
 
 from collections.abc import Callable
+import dataclasses
 import fnmatch
 import functools
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from bigjax import modules, optim, paths
 from bigjax.errors import UserError
 from bigjax.parallel import sharding
 from bigjax.tasks import Task
-from bigjax.train import frozen
+from bigjax.train import frozen, needed
 from bigjax.train import state as state_lib
 from bigjax.train.state import State
 from bigjax.train.step import make_step, mean_gradients, packed
@@ -22,7 +23,7 @@ OFFLOAD = "optim.offload"  # a task's own step does not move its state between m
 
 
 class Program(NamedTuple):
-    """A task on a mesh.
+    """A task on a mesh; its flops_per_example are without those that optim.freeze saves.
 
     init() -> State at step 0. step(state, frozen, batch) -> (state, metrics), compiled by the
     first call; it donates the memory of its state; metrics are packed by `step.packed`.
@@ -77,12 +78,16 @@ def make(config, task, mesh) -> Program:
         tx = optim.make(config.optim, config.train.steps, params)
         schedule = optim.make_schedule(config.optim, config.train.steps)
         init_optimizer, gradients = tx.init, mean_gradients(task)
+        trained = optim.trained(config.optim, params)
+        if config.optim.freeze and task.flops_per_example:
+            share = needed.share(config, mesh, params, trained)
+            task = dataclasses.replace(task, flops_per_example=share * task.flops_per_example)
         build_step = functools.partial(
             *(make_step, task, tx, schedule),
             seed=config.seed,
             accumulate=config.train.accumulate,
             ema=config.train.ema,
-            trained=optim.trained(config.optim, params),
+            trained=trained,
         )
     init = state_lib.make_init(task, init_optimizer, config.seed, config.train.ema > 0)
     shapes = jax.eval_shape(init)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from bigjax import optim, tasks
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.train import program as program_lib
 from bigjax.train.state import make_init
 from bigjax.train.step import make_step
 from bigjax.trees import count, merge, named_leaves, partition
@@ -60,6 +62,30 @@ def test_freezing_some_layers_saves_their_gradients_only_without_scan():
     assert products(BELOW) == products(FIRST)
     saved = products(BELOW, scan=False) - products(FIRST, scan=False)
     assert saved == 6 + 8 + 2  # gradients of the kernels of one layer, and of their inputs
+
+
+@pytest.mark.parametrize(
+    "name, remat, devices",
+    [("stack", "none", 1), ("stack", "full", 2), ("all but the last", "full", 1)],
+)
+def test_mfu_counts_only_the_flops_that_frozen_parameters_leave(name, remat, devices):
+    """Of each kernel a third is its gradient; a third is that of its inputs, if any is trained."""
+    c = helpers.load_config("tests/tiny.py")
+    with c.unlocked():
+        c.model = dict(name="gpt", d_model=8, n_layers=2, n_heads=2, max_len=T, vocab_size=20)
+        c.model.update(dropout=0.0, tie_embeddings=False, remat=remat)
+        c.data.seq_len, c.train.batch_size = T, 8
+    mesh = mesh_lib.make_mesh(dict(data=devices), jax.devices()[:devices])
+    flops = []
+    for freeze in ("", FREEZE[name]):
+        with c.unlocked():
+            c.optim.freeze = freeze
+        filled = helpers.filled(c)
+        flops.append(program_lib.make(filled, tasks.build(filled), mesh).task.flops_per_example)
+    kernels, head, scores = 2 * 12 * 8 * 8, 8 * 20, 2 * 2 * 8 * T  # of a token; all scores
+    forward = kernels + head + scores
+    saved = kernels if name == "stack" else 2 * (kernels + scores)
+    assert flops[1] / flops[0] == pytest.approx((3 * forward - saved) / (3 * forward), abs=0.03)
 
 
 @pytest.mark.parametrize("name", ["stack", "all but the last"])

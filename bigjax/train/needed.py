@@ -1,0 +1,66 @@
+"""The FLOPs that a training step still needs if some parameters are frozen."""
+
+import math
+
+import jax
+import jax.extend
+from jax.interpreters import partial_eval
+
+from bigjax import tasks
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.tasks import Task
+from bigjax.trees import merge, partition
+
+
+def share(config, mesh, params, trained) -> float:
+    """FLOPs of matrix products and convolutions of the loss and its gradients for the `trained`
+    parameters, over those with all parameters trained.
+
+    params: ShapeDtypeStructs; trained: a tree of bools. What model.remat recomputes does not count.
+    """
+    config = config.copy_and_resolve_references()
+    if "remat" in config.model:
+        with config.unlocked():
+            config.model.remat = "none"
+    task = tasks.build(config)
+    everything = jax.tree_util.tree_map(lambda _: True, trained)
+    with jax.set_mesh(mesh_lib.make_mesh({}, mesh.devices.flat[:1])):  # without sharding
+        some, all_ = (_flops(task, config, params, x) for x in (trained, everything))
+    return some / all_ if all_ else 1.0
+
+
+def _flops(task: Task, config, params, trained) -> float:
+    parts, fixed = partition(params, trained)
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    extras = {name: x for name, x in variables.items() if name != "params"}
+    frozen = {name: jax.eval_shape(f.init, jax.random.key(0)) for name, f in task.frozen.items()}
+    batch = task.batch_shapes(config.train.batch_size, 0)
+
+    def gradients(parts, fixed, extras, frozen, batch, rng):
+        def loss(parts):
+            return task.loss(merge(parts, fixed), extras, frozen, batch, rng, True)[0][0]
+
+        return jax.value_and_grad(loss)(parts)
+
+    key = jax.eval_shape(jax.random.key, 0)
+    jaxpr = jax.make_jaxpr(gradients)(parts, fixed, extras, frozen, batch, key).jaxpr
+    used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _count(used)
+
+
+def _count(jaxpr) -> float:
+    total = 0.0
+    for e in jaxpr.eqns:
+        if e.primitive.name == "dot_general":
+            (contracted, _), _ = e.params["dimension_numbers"]
+            sizes = [e.invars[0].aval.shape[i] for i in contracted]
+            total += 2.0 * math.prod(e.outvars[0].aval.shape) * math.prod(sizes)
+        elif e.primitive.name == "conv_general_dilated":
+            filters = e.invars[1].aval.shape
+            outputs = filters[e.params["dimension_numbers"].rhs_spec[0]]
+            total += 2.0 * math.prod(e.outvars[0].aval.shape) * math.prod(filters) / outputs
+        else:
+            inner = jax.extend.core.jaxprs_in_params(e.params)
+            times = e.params["length"] if e.primitive.name == "scan" else 1
+            total += times * sum(_count(x) for x in inner)
+    return total
