@@ -67,6 +67,17 @@ class Axis(str):
         axis.rule = rule
         return axis
 
+    # With the rule: otherwise jax.jit and functools.cache, given a module as a static argument,
+    # would reuse the trace of a module that maps the same name to another mesh axis.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Axis) and (str(self), self.rule) == (str(other), other.rule)
+
+    def __ne__(self, other: object) -> bool:  # str defines one
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((str(self), self.rule))
+
 
 def spec(
     mesh: Mesh, shape: tuple[int, ...], names: tuple[str | None, ...], what: str

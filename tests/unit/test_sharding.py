@@ -1,6 +1,7 @@
 """Which dimensions of parameters are sharded over which axes of the mesh."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -96,6 +97,13 @@ def test_two_modules_of_a_process_map_one_name_to_different_mesh_axes():
     mesh = mesh_lib.make_mesh(dict(data=2, fsdp=1, sequence=2, tensor=2))
     rules, outputs = ("tensor", "sequence", None), []
     models = [Stack((Experts,), Config(sharding.Axis("expert", rule)), 2) for rule in rules]
+    traced = []
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def compiled(model, variables, x):
+        traced.append(model.config.axis.rule)
+        return model.apply(variables, x, None)[0]
+
     with jax.set_mesh(mesh):
         for model, rule in zip(models, rules):
             boxed = jax.eval_shape(model.init, jax.random.key(0), x, None)
@@ -103,8 +111,9 @@ def test_two_modules_of_a_process_map_one_name_to_different_mesh_axes():
             (spec,) = [tuple(s.spec) for s in named_leaves(shardings).values()]
             assert spec == ((None, rule) if rule else ())
             init = jax.jit(lambda: unbox(model.init(jax.random.key(0), x, None)))
-            compiled = jax.jit(lambda v: model.apply(v, x, None)[0])
-            outputs.append(compiled(jax.device_put(init(), shardings)))
+            variables = jax.device_put(init(), shardings)
+            outputs.append(compiled(model, variables, x))
+    assert traced == list(rules)  # not the program of the first module again
     for y in outputs[1:]:
         np.testing.assert_allclose(y, outputs[0], rtol=1e-5, atol=1e-6)
 
