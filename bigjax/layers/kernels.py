@@ -44,40 +44,48 @@ def attend(
 
     start: the index of the first query among the keys, an int or int [B]. scale: of the scores, by
     default 1 / sqrt(D). dropout: of the attention weights; off without an rng. kernel: 'auto', the
-    backend's if it supports these arguments, else `einsum`; or a name of KERNELS. Raises UserError
-    if 'splash' or 'cudnn' is named and does not support the arguments.
+    backend's, or a name of KERNELS; `einsum` is used for lengths, dtypes and widths of heads that
+    the kernel does not support, as when generating from a short prompt: training refuses them at
+    its start, see `check`. Raises UserError if a kernel is named and the model has a bias that it
+    never supports, or dropout, which only training has.
     """
     whole = isinstance(start, int) and start == 0
     dropping = rng is not None and dropout > 0
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    named = kernel in ("splash", "cudnn")
+    if kernel != "auto" and whole:
+        _refuse(kernel, _never_supported(kernel, bias is not None, dropping))
     if kernel == "auto":
         kernel = BY_PLATFORM.get(platform(), "einsum")
     visible = (mask, q_segments, k_segments)
     if whole:
-        lacks = _unsupported(kernel, q, k, bias, dropping)
-        if lacks and named and q.shape[1] > 1:  # parameters are initialised with a single token
-            raise UserError(
-                f"model.attention={kernel!r} does not support {lacks}. Change that, or set "
-                "model.attention to 'auto', 'blocked' or 'einsum'."
-            )
-        if not lacks and kernel == "blocked":
+        supported = _supports(kernel, q, k, bias, dropping)
+        if supported and kernel == "blocked":
             return blocked(q, k, v, *visible, bias, scale)
-        if not lacks and kernel == "splash":
+        if supported and kernel == "splash":
             from bigjax.layers import splash  # slow to import
 
             return splash.splash(q, k, v, *visible, scale, platform() != "tpu")
-        if not lacks and kernel == "cudnn":
+        if supported and kernel == "cudnn":
             return cudnn(q, k, v, *visible, bias, scale)
     seen = dense(mask, q.shape[1], k.shape[1], start, q_segments, k_segments)
     return einsum(q, k, v, seen, bias, scale, dropout if dropping else 0.0, rng)
 
 
-def check(kernel: str, lengths: Mapping[str, int], mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError if a kernel that a config names cannot run on a mesh.
+def check(
+    kernel: str,
+    lengths: Mapping[str, int],
+    mesh: jax.sharding.Mesh,
+    dtype: str = "bfloat16",
+    head_dim: int = 8,
+    dropout: float = 0.0,
+) -> None:
+    """Raises UserError if a kernel that a config names cannot train a model on a mesh.
 
-    lengths: {config key: length} of the sequences that attention runs over.
+    lengths: {config key: length} of the sequences that attention runs over. dropout: of the
+    attention weights.
     """
+    if kernel == "auto":
+        return
     unit = 128 * mesh.shape["sequence"]
     for key, length in lengths.items():
         if kernel == "splash" and length % unit:
@@ -91,6 +99,12 @@ def check(kernel: str, lengths: Mapping[str, int], mesh: jax.sharding.Mesh) -> N
         raise UserError(
             f"model.attention='cudnn' is for GPUs, but these devices are {on}: use 'auto'."
         )
+    _refuse(kernel, _never_supported(kernel, False, dropout > 0))
+    for key, length in lengths.items():
+        if kernel == "cudnn":
+            q = jax.ShapeDtypeStruct((1, length, 1, head_dim), dtype)
+            lacks = _cudnn_lacks(q, mesh.shape["sequence"])
+            _refuse(kernel, lacks and f"{lacks} ({key}={length})")
 
 
 def cudnn(
@@ -172,29 +186,41 @@ def _cudnn(q, k, v, mask_BTS, bias, scale: float, causal: bool) -> jax.Array:
     )
 
 
-def _unsupported(kernel: str, q_BTHD, k_BSKD, bias, dropping: bool) -> str:
-    """What a kernel lacks for these arguments, '' if nothing."""
+def _refuse(kernel: str, lacks: str) -> None:
+    if lacks:
+        allowed = ("auto", "einsum") if kernel == "blocked" else ("auto", "blocked", "einsum")
+        raise UserError(
+            f"model.attention={kernel!r} does not support {lacks}. Change that, or set "
+            f"model.attention to {' or '.join(map(repr, allowed))}."
+        )
+
+
+def _never_supported(kernel: str, has_bias: bool, dropping: bool) -> str:
+    """What a kernel does not support for any length or dtype, '' if nothing."""
     if dropping and kernel != "einsum":
         return "dropout of the attention weights (model.attention_dropout)"
+    return "a bias of the scores, which this model has" if has_bias and kernel == "splash" else ""
+
+
+def _supports(kernel: str, q_BTHD, k_BSKD, bias, dropping: bool) -> bool:
+    if _never_supported(kernel, bias is not None, dropping):
+        return False
     if kernel == "cudnn":
-        return _cudnn_lacks(q_BTHD)
+        return not _cudnn_lacks(q_BTHD, jax.sharding.get_abstract_mesh().shape.get("sequence", 1))
     if kernel != "splash":
-        return ""
-    if bias is not None:
-        return "a bias of the scores, which this model has"
+        return True
     from bigjax.layers import splash  # slow to import
 
-    T, S = q_BTHD.shape[1], k_BSKD.shape[1]
-    if splash.supports(T, S):
-        return ""
-    return f"{T} queries and {S} keys: both must be a multiple of 128 on each device"
+    return splash.supports(q_BTHD.shape[1], k_BSKD.shape[1])
 
 
-def _cudnn_lacks(q_BTHD) -> str:
-    """As `_unsupported`. All GPUs with cuDNN's attention support heads of at most 128; for an array
-    mask it requires an even number of queries on each device."""
+def _cudnn_lacks(q_BTHD, ways: int = 1) -> str:
+    """What cuDNN does not support, '' if nothing. ways: devices over which queries are sharded.
+
+    All GPUs with cuDNN's attention support heads of at most 128; for an array mask it requires an
+    even number of queries on each device.
+    """
     T, D = q_BTHD.shape[1], q_BTHD.shape[3]
-    ways = jax.sharding.get_abstract_mesh().shape.get("sequence", 1)
     if q_BTHD.dtype == jnp.float32:
         return "float32: it needs model.dtype='bfloat16'"
     if D % 8 or D > 128:

@@ -7,11 +7,22 @@ of mask, write a class with `sees`.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+class Intervals(NamedTuple):
+    """Disjoint ranges of keys, begin <= key < end: int [T, n] for T queries; empty if begin >= end.
+    They give the sizes of large masks without a table of all pairs."""
+
+    begin: np.ndarray
+    end: np.ndarray
+
+    def sizes(self) -> np.ndarray:
+        return np.maximum(self.end - self.begin, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +33,12 @@ class Mask:
         """Whether the query at position q sees the key at position k: a bool array from int arrays
         that broadcast, of NumPy or jax."""
         raise NotImplementedError
+
+    def intervals(self, q: np.ndarray, S: int) -> "Intervals | None":
+        """Of S keys, those that each of the positions q [T] sees, or None to count them with
+        `sees`, which for long sequences takes minutes."""
+        del q, S
+        return None
 
     def __and__(self, other: "Mask") -> "Mask":
         return Both(self, other)
@@ -37,6 +54,9 @@ class Full(Mask):
     def sees(self, q, k):
         return (q == q) & (k == k)
 
+    def intervals(self, q, S):
+        return _one_interval(q, 0, S, S)
+
 
 @dataclasses.dataclass(frozen=True)
 class Causal(Mask):
@@ -44,6 +64,9 @@ class Causal(Mask):
 
     def sees(self, q, k):
         return k <= q
+
+    def intervals(self, q, S):
+        return _one_interval(q, 0, q + 1, S)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +82,9 @@ class Window(Mask):
     def sees(self, q, k):
         return (q - k <= self.before) & (k - q <= self.after)
 
+    def intervals(self, q, S):
+        return _one_interval(q, q - self.before, q + self.after + 1, S)
+
 
 @dataclasses.dataclass(frozen=True)
 class Prefix(Mask):
@@ -69,6 +95,9 @@ class Prefix(Mask):
 
     def sees(self, q, k):
         return (k < self.length) & (q == q)
+
+    def intervals(self, q, S):
+        return _one_interval(q, 0, self.length, S)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +116,14 @@ class Blocks(Mask):
         xp = np if isinstance(q, np.ndarray) and isinstance(k, np.ndarray) else jnp
         return xp.asarray(table)[q // self.size, k // self.size]
 
+    def intervals(self, q, S):
+        rows, row_of_q = np.unique(q // self.size, return_inverse=True)
+        keys = [np.unique(np.array(self.keys[i], np.int64)) for i in rows]
+        begin = np.full((len(rows), max(map(len, keys), default=0)), S)
+        for row, of_row in zip(begin, keys):
+            row[: len(of_row)] = of_row * self.size
+        return Intervals(begin[row_of_q], np.minimum(begin[row_of_q] + self.size, S))
+
 
 @dataclasses.dataclass(frozen=True)
 class Row(Mask):
@@ -99,6 +136,11 @@ class Row(Mask):
     def sees(self, q, k):
         row = lambda position: (position - self.begin) // self.width
         return (k < self.begin) | (row(q) == row(k))
+
+    def intervals(self, q, S):
+        first = q - (q - self.begin) % self.width
+        row = _one_interval(q, first, first + self.width, S)
+        return _union(_one_interval(q, 0, self.begin, S), row)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +165,10 @@ class Both(Mask):
     def sees(self, q, k):
         return self.a.sees(q, k) & self.b.sees(q, k)
 
+    def intervals(self, q, S):
+        a, b = self.a.intervals(q, S), self.b.intervals(q, S)
+        return None if a is None or b is None else _intersection(a, b)
+
 
 @dataclasses.dataclass(frozen=True)
 class Either(Mask):
@@ -133,6 +179,31 @@ class Either(Mask):
 
     def sees(self, q, k):
         return self.a.sees(q, k) | self.b.sees(q, k)
+
+    def intervals(self, q, S):
+        a, b = self.a.intervals(q, S), self.b.intervals(q, S)
+        return None if a is None or b is None else _union(a, b)
+
+
+def _one_interval(q: np.ndarray, begin, end, S: int) -> Intervals:
+    """The keys begin <= key < end of S, for each of q [T]."""
+    return Intervals(*(np.broadcast_to(np.clip(at, 0, S), q.shape)[:, None] for at in (begin, end)))
+
+
+def _intersection(a: Intervals, b: Intervals) -> Intervals:
+    begin = np.maximum(a.begin[:, :, None], b.begin[:, None])
+    end = np.minimum(a.end[:, :, None], b.end[:, None])
+    return Intervals(begin.reshape(len(begin), -1), end.reshape(len(end), -1))
+
+
+def _union(a: Intervals, b: Intervals) -> Intervals:
+    begin = np.concatenate([a.begin, b.begin], axis=1)
+    end = np.concatenate([a.end, b.end], axis=1)
+    order = np.argsort(begin, axis=1, kind="stable")
+    begin, end = (np.take_along_axis(x, order, axis=1) for x in (begin, end))
+    before = np.maximum.accumulate(np.maximum(begin, end), axis=1)[:, :-1]
+    begin = np.concatenate([begin[:, :1], np.maximum(begin[:, 1:], before)], axis=1)
+    return Intervals(begin, end)
 
 
 def dense(
@@ -156,8 +227,13 @@ def dense(
 
 def table(mask: Mask, queries: range, keys: range) -> np.ndarray:
     """`sees` for these positions, bool [queries, keys], as a NumPy array."""
-    seen = mask.sees(np.array(queries)[:, None], np.array(keys)[None])
+    seen = mask.sees(_array(queries)[:, None], _array(keys)[None])
     return np.broadcast_to(seen, (len(queries), len(keys)))
+
+
+def _array(positions: range) -> np.ndarray:
+    """As np.array(positions), which takes milliseconds where they are many."""
+    return np.arange(positions.start, positions.stop, positions.step)
 
 
 def is_causal(mask: Mask, S: int) -> bool:
@@ -174,11 +250,27 @@ def is_causal(mask: Mask, S: int) -> bool:
 
 @functools.cache
 def _sees_no_later_key(mask: Mask, S: int) -> bool:
-    return not any(table(mask, range(q, q + 1), range(q + 1, S)).any() for q in range(S - 1))
+    for queries in _chunks(S):
+        q = _array(queries)
+        seen = mask.intervals(q, S)
+        if seen is not None:
+            later = (seen.sizes() > 0) & (seen.end > q[:, None] + 1)
+        else:  # column j: the key after query j
+            keys = range(queries.start + 1, S)
+            later = np.triu(table(mask, queries, keys))
+        if later.any():
+            return False
+    return True
 
 
 def key_range(mask: Mask, queries: range, S: int) -> slice:
     """The range from the first to the last of S keys that any of these queries sees."""
+    intervals = mask.intervals(_array(queries), S)
+    if intervals is not None:
+        some = intervals.sizes() > 0
+        if not some.any():
+            return slice(0, 1)
+        return slice(int(intervals.begin[some].min()), int(intervals.end[some].max()))
     seen = np.flatnonzero(table(mask, queries, range(S)).any(0))
     return slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, 1)
 
@@ -191,9 +283,17 @@ def mean_keys(mask: Mask, T: int) -> float:
         return T
     if mask == Causal():
         return (T + 1) / 2
-    rows = 128  # a table of T x T may not fit in memory
-    parts = (range(i, min(i + rows, T)) for i in range(0, T, rows))
-    return sum(int(table(mask, queries, range(T)).sum()) for queries in parts) / T
+    n = 0
+    for queries in _chunks(T):
+        seen = mask.intervals(_array(queries), T)
+        sizes = table(mask, queries, range(T)) if seen is None else seen.sizes()
+        n += int(sizes.sum())
+    return n / T
+
+
+def _chunks(T: int) -> list[range]:
+    """The T queries, 128 at a time: a table of T x T may not fit in memory."""
+    return [range(i, min(i + 128, T)) for i in range(0, T, 128)]
 
 
 def pairs(mask: Mask, S: int, queries: range, block: tuple[int, int]) -> int:

@@ -35,7 +35,11 @@ class ModelOutput(NamedTuple):
     @property
     def logits(self) -> jax.Array:
         """All logits over the vocabulary, float32 [B, T, V]."""
-        assert self.linear is not None
+        if self.linear is None:
+            raise UserError(
+                "This model has no output layer over the vocabulary, so that it has no logits. Its "
+                f"`heads` has the logits of its other heads: {', '.join(self.heads) or 'none'}."
+            )
         return constrain(self.linear.product(), "batch", "length", "act_vocab")
 
 
@@ -86,9 +90,12 @@ def check_fields(c, choices: dict[str, Collection[str]]) -> None:
 def check_attention(c, lengths: Mapping[str, int], mesh: jax.sharding.Mesh) -> None:
     """The `check_mesh` of a family whose field `attention` names its kernel.
 
-    lengths: Task.attention_lengths. Raises UserError if the kernel cannot run on the mesh.
+    lengths: Task.attention_lengths. It also reads c.dtype and, if c has them, c.head_dim and
+    c.attention_dropout. Raises UserError if the kernel cannot train the model on the mesh.
     """
-    kernels.check(c.attention, lengths, mesh)
+    optional = {"head_dim": "head_dim", "attention_dropout": "dropout"}
+    given = {key: getattr(c, name) for name, key in optional.items() if hasattr(c, name)}
+    kernels.check(c.attention, lengths, mesh, c.dtype, **given)
 
 
 class PlanSizes(NamedTuple):

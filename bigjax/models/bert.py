@@ -63,6 +63,10 @@ class Config:
                 f"{self.n_heads} heads."
             )
 
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
 
 class Block(nn.Module):
     """Attention, residual, norm; MLP, residual, norm (post-norm)."""
@@ -79,7 +83,7 @@ class Block(nn.Module):
         a, _ = Attention(
             c.n_heads,
             c.n_heads,
-            c.d_model // c.n_heads,
+            c.head_dim,
             MASK,
             kernel=c.attention,
             dropout=c.attention_dropout,

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from bigjax.layers.mask import (
     pairs,
     table,
 )
+from bigjax.models import gpt, uncached_decoder
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.train import program
 from tests import helpers
@@ -90,7 +92,7 @@ def test_cudnn_gets_the_right_shard_on_each_device(
 
     of_jax = jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
-    monkeypatch.setattr(kernels, "_cudnn_lacks", lambda q: "")  # these are float32
+    monkeypatch.setattr(kernels, "_cudnn_lacks", lambda q, ways: "")  # these are float32
     with jax.set_mesh(mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, mesh)))):
         _compare("cudnn", 64, 64, n_kv_heads, packed, mask, bias)
     sharded, causal = mesh[2] > 1, mask == CAUSAL
@@ -99,28 +101,60 @@ def test_cudnn_gets_the_right_shard_on_each_device(
 
 
 @pytest.mark.parametrize(
-    "kernel, T, dtype, options, words",
+    "kernel, options, words",
     [
-        ("splash", 128, "float32", dict(bias=jnp.zeros((1, 1, 128, 128))), "a bias of the scores"),
-        ("splash", 100, "float32", {}, "100 queries and 100 keys.*multiple of 128"),
-        ("splash", 128, "float32", dict(rng=0, dropout=0.1), "dropout.*attention_dropout"),
-        ("cudnn", 128, "float32", {}, "float32.*model.dtype='bfloat16'"),
-        ("cudnn", 127, "bfloat16", {}, "127 queries.*even number"),
-        ("cudnn", 128, "bfloat16", dict(rng=0, dropout=0.1), "dropout"),
+        ("splash", dict(bias=jnp.zeros((1, 1, 128, 128))), "a bias of the scores"),
+        ("splash", dict(rng=0, dropout=0.1), "dropout.*attention_dropout"),
+        ("cudnn", dict(rng=0, dropout=0.1), "dropout"),
+        ("blocked", dict(rng=0, dropout=0.1), "dropout"),
     ],
 )
-def test_a_named_kernel_that_does_not_support_the_arguments_is_refused(
-    kernel, T, dtype, options, words
-):
-    q = jnp.ones((1, T, 2, 8), dtype)
+def test_a_named_kernel_refuses_a_bias_and_dropout_that_it_never_supports(kernel, options, words):
+    q = jnp.ones((1, 128, 2, 8))
     with pytest.raises(UserError, match=f"{kernel!r} does not support {words}.*'auto'.*'einsum'"):
         kernels.attend(q, q, q, mask=CAUSAL, kernel=kernel, **options)
 
 
-def test_a_named_kernel_leaves_caches_and_single_tokens_to_einsum():
-    q = jnp.ones((1, 2, 2, 8))
-    kernels.attend(q, q, q, mask=CAUSAL, start=jnp.zeros(1, int), kernel="splash")
-    kernels.attend(q[:, :1], q[:, :1], q[:, :1], mask=CAUSAL, kernel="cudnn")
+@pytest.mark.parametrize(
+    "kernel, T, options, words",
+    [
+        ("splash", 100, {}, "128 tokens at a time.*data.seq_len is 100"),
+        ("splash", 128, dict(dropout=0.1), "dropout.*attention_dropout"),
+        ("blocked", 128, dict(dropout=0.1), "dropout.*'auto' or 'einsum'"),
+        ("cudnn", 128, dict(dropout=0.1), "dropout"),
+        ("cudnn", 128, dict(dtype="float32"), "float32.*model.dtype='bfloat16'"),
+        ("cudnn", 128, dict(head_dim=60), "heads of 60"),
+        ("cudnn", 126, {}, "126 queries on 4 .*even number.*data.seq_len=126"),
+    ],
+)
+def test_a_named_kernel_that_cannot_train_the_model_is_refused_at_the_start(
+    kernel, T, options, words
+):
+    mesh = mock.MagicMock(shape={"sequence": 4 if kernel == "cudnn" else 1})
+    mesh.devices.flat[0].platform = "gpu"
+    with pytest.raises(UserError, match=f"{kernel!r} (does not support )?.*{words}"):
+        kernels.check(kernel, {"data.seq_len": T}, mesh, **options)
+    kernels.check(kernel, {"data.seq_len": 128}, mesh)
+    kernels.check("auto", {"data.seq_len": T}, mesh, **options)
+
+
+@pytest.mark.parametrize("kernel, T", [("splash", 16), ("splash", 1), ("cudnn", 7), ("cudnn", 1)])
+def test_a_named_kernel_leaves_caches_and_other_lengths_to_einsum(kernel, T):
+    """As those of a short prompt."""
+    q = jnp.ones((1, T, 2, 8))
+    kernels.attend(q, q, q, mask=CAUSAL, kernel=kernel)
+    kernels.attend(q, q, q, mask=CAUSAL, start=jnp.zeros(1, int), kernel=kernel)
+
+
+def test_text_is_generated_with_the_kernel_of_training():
+    """A prompt is shorter than the rows that splash attention was trained with."""
+    c = gpt.Config(256, 128, 8, 1, 1, attention="splash", scan=False)
+    model = gpt.Model(c)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 1), int))
+    decoder = uncached_decoder(model, c.max_len)
+    context, first = decoder.context([[1, 2, 3]])
+    logits, _ = decoder.step(variables, decoder.begin(variables, context, 16), first)
+    assert logits.shape == (1, 256)
 
 
 @pytest.mark.parametrize(
