@@ -238,6 +238,8 @@ class Arguments:
         inner = [a for a in rest if re.match(rf"{_KEY}({kinds})=", a)]
         keys = [*names, *config_lib.override(config, inner, complete, modules.types(complete))]
         config_lib.set_python_path(config, folder or pathlib.Path.cwd())
+        for section in {key.rpartition(".")[0] for key in keys if key not in names}:
+            modules.change_kind(config, section, config_lib.get(config, section).kind)
         complete = modules.filled(config)
         rest = [a for a in rest if a not in inner]
         keys += config_lib.override(config, rest, complete, modules.types(complete))

@@ -106,6 +106,19 @@ def entry(cls: type, values: Mapping, where: str, folder: str = "") -> tuple[Mod
     return module, config_lib.build(getattr(module, "Config", NoFields), values, where, own=own)
 
 
+def change_kind(config, section: str, kind: str) -> None:
+    """Sets `kind` of a section within another one, and removes the keys that the new kind lacks."""
+    cls, values = inner_sections(config)[section], config_lib.get(config, section)
+    module = find(cls.MODULES, kind, f"{section}.kind", config.python_path)
+    known = {
+        f.name for c in (cls, getattr(module, "Config", NoFields)) for f in dataclasses.fields(c)
+    }
+    with config.unlocked():
+        for key in [key for key in values if key not in known]:
+            del values[key]
+        values.kind = kind
+
+
 def fields(config, section: str) -> dict:
     """{key: value} of all keys of a section."""
     values = config_lib.get(config, section)

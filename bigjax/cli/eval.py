@@ -16,7 +16,9 @@ def run(arguments: Arguments) -> None:
     loaded = load_lib.load(arguments.workdir, config, arguments.step, config.train.batch_size)
     run_folder = workdir_lib.existing(arguments.workdir)
     folder = run_folder / "tokenizer"
-    tokenizer = data.load_tokenizer(folder) if folder.exists() else None  # not all data are text
+    tokenizer = None
+    if folder.exists():  # not all data are text
+        tokenizer = data.load_tokenizer(folder, config.python_path)
     splits = {e.split for e in config.evals.values() if "split" in e}
     corpus = stages.load_data(loaded.task, print, tokenizer, splits)
     context = evals.Context(

@@ -54,7 +54,8 @@ def run(arguments: Arguments) -> None:
             f"Only decoders generate text, such as model.name='gpt'; {arguments.workdir} has "
             f"model.name={config.model.name!r}."
         )
-    tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
+    folder = workdir_lib.existing(arguments.workdir) / "tokenizer"
+    tokenizer = data.load_tokenizer(folder, config.python_path)
     loaded = load_lib.load(arguments.workdir, config, arguments.step, batch_size=None)
     _write(f, tokenizer, family.decoder(loaded.task.model_config), loaded.variables)
 

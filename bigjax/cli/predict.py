@@ -43,7 +43,8 @@ def run(arguments: Arguments) -> None:
             "predict needs a task on labelled data, such as task.name='classify'."
         )
     rows = data.read_rows(f.input, config.data, kind, with_labels=False)
-    tokenizer = data.load_tokenizer(workdir_lib.existing(arguments.workdir) / "tokenizer")
+    folder = workdir_lib.existing(arguments.workdir) / "tokenizer"
+    tokenizer = data.load_tokenizer(folder, config.python_path)
     examples = data.encode_rows(rows, config.data, kind, tokenizer, with_labels=False)
     if examples.truncated:
         print(f"data: input: {examples.truncated}")

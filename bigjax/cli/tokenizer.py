@@ -32,9 +32,9 @@ def run(arguments: Arguments) -> None:
     if section is None:
         raise UserError(f"data.name={config.data.name!r} has no tokenizer.")
     if "sources" in config.data:
-        built = data.build_tokenizer(config.data)
+        built = data.build_tokenizer(config.data, python_path=config.python_path)
     else:
-        built = tokenizers.named(section)
+        built = tokenizers.named(section, python_path=config.python_path)
     print(f"{config.data.tokenizer.kind} tokenizer of {built.vocab_size:,} tokens")
     for text in ("Hello world", "def attention(query, key, value):"):
         ids = built.encode_batch([text])[0].tolist()

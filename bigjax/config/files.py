@@ -102,10 +102,17 @@ def set_python_path(config: ConfigDict, folder: pathlib.Path) -> None:
     The path is made absolute, since a run may be opened from another folder."""
     names = [config[section].name for section in ("model", "task", "data")]
     names += [value for key, value in sorted_leaves(config) if key.endswith(".kind")]
-    own = any("." in name and name.partition(".")[0] not in projects() for name in names)
-    if config.python_path or own:
+    if config.python_path or any(map(_is_own_module, names)):
         with config.unlocked():
             config.python_path = str(pathlib.Path(config.python_path or folder).resolve())
+
+
+def _is_own_module(name: object) -> bool:
+    """Whether a value of a config can be the name of a user's module, such as 'my_lab.mixer'."""
+    if not isinstance(name, str):  # modules.filled refuses it
+        return False
+    top, *rest = name.split(".")
+    return bool(rest) and all(map(str.isidentifier, (top, *rest))) and top not in projects()
 
 
 def _split(spec: str) -> tuple[str, str]:

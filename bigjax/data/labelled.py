@@ -122,6 +122,7 @@ def load_labelled(
     tokenizer: tokenizers.Tokenizer | None = None,
     log: Callable[[str], None] = print,
     names: Sequence[str] = SPLITS,
+    python_path: str = "",
 ) -> Labelled:
     """Reads and encodes the splits `names` of `data.train`, `data.valid` and `data.test`.
 
@@ -133,6 +134,7 @@ def load_labelled(
       log: gets a few lines for people.
       names: the splits to load. Others are read only as far as these need them: a split without
         data of its own is a fraction of the training rows, and so is the tokenizer's text.
+      python_path: of the config, for a tokenizer of one's own.
 
     Raises UserError for anything wrong with the config, the rows (see `Kind.encode`), or the
     tokenizer.
@@ -143,7 +145,7 @@ def load_labelled(
     rows = read_parts(data, kind, needed)
     texts_of = lambda part: (text for row in part for text in kind.texts(row))
     if tokenizer is None:
-        tokenizer = build_tokenizer(data, texts_of(rows["train"]), "labelled", log)
+        tokenizer = build_tokenizer(data, texts_of(rows["train"]), "labelled", log, python_path)
     rows = {name: rows[name] for name in names}
     examples = {
         name: encode_rows(part, data, kind, tokenizer, with_labels=True)

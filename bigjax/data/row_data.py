@@ -60,16 +60,15 @@ def check_names(names: Collection[str]) -> list[str]:
 
 
 def build_tokenizer(
-    data: Any, texts: Iterable[str], what: str, log: Callable[[str], None]
+    data: Any, texts: Iterable[str], what: str, log: Callable[[str], None], python_path: str = ""
 ) -> tokenizers.Tokenizer:
     """The tokenizer of the config section `data`: loaded, or trained on evenly spaced `texts` and
-    cached. what: the texts, in a word."""
+    cached. what: the texts, in a word. python_path: of the config, for a tokenizer of one's own."""
     unique = list(dict.fromkeys(texts))
     sample = unique[:: max(1, round(sum(map(len, unique)) / _TRAIN_CHARS))]
     content = hashlib.sha256("\0".join(sample).encode()).hexdigest()[:16]
-    return tokenizers.build(
-        data.tokenizer, data.cache_dir, lambda: iter(sample), f"{what} {content}", log
-    )
+    name, texts_again = f"{what} {content}", lambda: iter(sample)
+    return tokenizers.build(data.tokenizer, data.cache_dir, texts_again, name, log, python_path)
 
 
 def log_warnings(

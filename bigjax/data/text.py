@@ -43,7 +43,7 @@ class Config:
 
 def for_model(model: dict[str, Any]) -> dict[str, Any]:
     """Fields of config.data that `bigjax import` writes for a model of these fields."""
-    return {"seq_len": min(model["max_len"], 512)}
+    return {"seq_len": min(model["max_len"], 512)} if "max_len" in model else {}
 
 
 class Corpus(SplitData):
@@ -100,6 +100,7 @@ def load_text(
     log: Callable[[str], None] = print,
     tokenizer: tokenizers.Tokenizer | None = None,
     make_batches: Callable[..., Any] | None = None,
+    python_path: str = "",
 ) -> Corpus:
     """Reads, splits and tokenizes `data.sources` once; later calls open the cached result.
 
@@ -108,12 +109,13 @@ def load_text(
       log: gets a few lines for people.
       tokenizer: used instead of the config's (a trained model has its own).
       make_batches: makes a split's batches from its streams, as TextBatches, the default, does.
+      python_path: of the config, for sources and tokenizers of one's own.
 
     Raises UserError for anything wrong with the config, the sources, or the cache folder.
     """
     start = time.monotonic()
-    entries, content = _entries(data)
-    tokenizer = tokenizer or build_tokenizer(data, log)
+    entries, content = _entries(data, python_path)
+    tokenizer = tokenizer or build_tokenizer(data, log, python_path)
     stores: dict[str, Store] = {}
     notes: list[str] = []
     for name, entry in entries.items():
@@ -159,21 +161,28 @@ def load_text(
     return corpus
 
 
-def build_tokenizer(data: Any, log: Callable[[str], None] = print) -> tokenizers.Tokenizer:
-    """The tokenizer of the config section `data`: loaded, or trained on its sources and cached."""
-    entries, content = _entries(data)
+def build_tokenizer(
+    data: Any, log: Callable[[str], None] = print, python_path: str = ""
+) -> tokenizers.Tokenizer:
+    """The tokenizer of the config section `data`: loaded, or trained on its sources and cached.
+
+    python_path: as of `load_text`.
+    """
+    entries, content = _entries(data, python_path)
     trained_on = _hash(
         [list(content.values()), data.valid_fraction, data.test_fraction, _SCAN_CHARS, _TRAIN_CHARS]
     )
-    return tokenizers.build(
-        data.tokenizer, data.cache_dir, lambda: _sample(data, entries), trained_on, log
-    )
+    sample = lambda: _sample(data, entries)
+    return tokenizers.build(data.tokenizer, data.cache_dir, sample, trained_on, log, python_path)
 
 
-def _entries(data: Any) -> tuple[dict[str, Source], dict[str, str]]:
+def _entries(data: Any, python_path: str) -> tuple[dict[str, Source], dict[str, str]]:
     """The sources by name, and a fingerprint of the content of each."""
     # Sorted: a config that went through JSON gives the same mixture.
-    entries = {name: sources.from_config(name, data.sources[name]) for name in sorted(data.sources)}
+    entries = {
+        name: sources.from_config(name, data.sources[name], python_path)
+        for name in sorted(data.sources)
+    }
     if not entries:
         raise UserError(
             "data.sources is empty. Name at least one source, for example "

@@ -100,7 +100,14 @@ def labelled_task(config, kind: Kind, head: str, loss: Callable, n_outputs: int 
         return pair, (metrics, extras)
 
     def load_data(log=print, tokenizer=None, splits=SPLITS):
-        corpus = source.load_labelled(config.data, kind, tokenizer=tokenizer, log=log, names=splits)
+        corpus = source.load_labelled(
+            config.data,
+            kind,
+            tokenizer=tokenizer,
+            log=log,
+            names=splits,
+            python_path=config.python_path,
+        )
         encoder.check_vocabulary(corpus.tokenizer)
         return corpus
 

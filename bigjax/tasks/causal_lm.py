@@ -84,7 +84,7 @@ def build(config, options: Config) -> Task:
 
     def load_data(log=print, tokenizer=None, splits=None):
         del splits  # a store has all of them
-        corpus = source.load_text(config.data, log, tokenizer)
+        corpus = source.load_text(config.data, log, tokenizer, python_path=config.python_path)
         check_vocabulary(corpus.tokenizer.vocab_size, c.vocab_size)
         return corpus
 

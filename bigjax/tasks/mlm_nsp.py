@@ -115,7 +115,7 @@ def build(config, options: Config) -> Task:
     def load_data(log=print, tokenizer=None, splits=None):
         del splits  # a store has all of them
         make = functools.partial(pairs_lib.PairBatches, options=pairs_lib.Options(**fields))
-        corpus = source.load_text(config.data, log, tokenizer, make)
+        corpus = source.load_text(config.data, log, tokenizer, make, config.python_path)
         encoder.check_vocabulary(corpus.tokenizer)
         for name, store in corpus.stores.items():
             piece, share = pairs_lib.most_common_token(store.split("train"), corpus.tokenizer)

@@ -71,18 +71,20 @@ def _texts(config, log) -> tuple[data.WordPiece, list[str]]:
                 "data.name='text'."
             )
         return corpus.tokenizer, corpus.texts("train")
-    tokenizer = data.build_tokenizer(c, log)
+    tokenizer = data.build_tokenizer(c, log, config.python_path)
     texts = []
     for name in sorted(c.sources):
-        texts += _source_texts(c, name, tokenizer, log)
+        source = sources.from_config(name, c.sources[name], config.python_path)
+        texts += _source_texts(c, name, source, tokenizer, log)
     return tokenizer, texts
 
 
-def _source_texts(c, name: str, tokenizer: data.WordPiece, log) -> list[str]:
+def _source_texts(
+    c, name: str, source: sources.Source, tokenizer: data.WordPiece, log
+) -> list[str]:
     """The training texts of a source; logs the same statistics as training does."""
     counts: dict[str, int] = {}
     n_bytes, texts = 0, []
-    source = sources.from_config(name, c.sources[name])
     for text in sources.documents(source, c.on_bad_utf8, c.cache_dir, counts, log):
         n_bytes += len(text.encode())
         if split_of(text, c.valid_fraction, c.test_fraction) == "train":

@@ -75,7 +75,7 @@ def _initial_state(run, prepare: Callable | None, source: init_from.Source | Non
         source = init_from.open_source(c.init_from, cache_dir(c), c.model.name, c.python_path)
     if source:
         source_checks.check_tokenizer(
-            source, task.axes["params"], c.init_reset, run.corpus.tokenizer, log
+            source, task.axes["params"], c.init_reset, run.corpus.tokenizer, log, c.python_path
         )
         labels, params = c.task.get("labels", ()), run.program.abstract.params
         source_checks.check_labels(source, params, task.label_head, c.init_reset, labels, log)

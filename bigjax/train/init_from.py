@@ -142,8 +142,10 @@ def fill(config, workdir: str = "") -> Source | None:
                     **{k: v for k, v in c.model.items() if k != "preset"},
                 }
             if tokenizers.KIND in wanted:
+                own = tokenizers.section(saved)
+                modules.change_kind(c, tokenizers.KEY, own.kind)
                 path = str(workdir_lib.existing(workdir) / "tokenizer")
-                tokenizers.section(c).update({**tokenizers.section(saved), "path": path})
+                tokenizers.section(c).update({**own, "path": path})
         return None
     source = open_source(c.init_from, cache_dir(c), c.model.name, c.python_path)
     with c.unlocked():
@@ -168,7 +170,15 @@ def fill(config, workdir: str = "") -> Source | None:
                     f"config.init_from={c.init_from!r} has no tokenizer that bigjax supports. Set "
                     f"{tokenizers.KIND} and .path."
                 )
-            tokenizers.section(c).update(kind=source.tokenizer_kind, path=source.tokenizer_path)
+            modules.change_kind(c, tokenizers.KEY, source.tokenizer_kind)
+            if "path" not in modules.fields(c, tokenizers.KEY):
+                raise UserError(
+                    f"The tokenizer of config.init_from={c.init_from!r} is a "
+                    f"{source.tokenizer_kind!r}, whose Config has no key 'path', so that "
+                    f"{tokenizers.KIND}='init_from' cannot use it. Add that key to its module, or "
+                    f"set {tokenizers.KIND}={source.tokenizer_kind!r} with its options."
+                )
+            tokenizers.section(c).path = source.tokenizer_path
     return source
 
 

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 import re
 
+from etils import epath
 import jax
 
+from bigjax import paths
 from bigjax.data import tokenizers
 from bigjax.errors import UserError
 from bigjax.train.init_from import Source
@@ -36,12 +38,18 @@ def check_labels(
 
 
 def check_tokenizer(
-    source: Source, axes, reset: str, tokenizer, log: Callable[[str], None]
+    source: Source,
+    axes,
+    reset: str,
+    tokenizer,
+    log: Callable[[str], None],
+    python_path: str = "",
 ) -> None:
     """Raises UserError unless the source's parameters with a value per token were trained with this
     tokenizer.
 
-    axes: the logical axes of this run's parameters; 'vocab' is that of tokens.
+    axes: the logical axes of this run's parameters; 'vocab' is that of tokens. python_path: of the
+    config, for a tokenizer of one's own.
     """
     leaves = jax.tree_util.tree_leaves_with_path(axes, is_leaf=lambda x: isinstance(x, tuple))
     of_tokens = [path_name(path) for path, names in leaves if "vocab" in names]
@@ -54,10 +62,7 @@ def check_tokenizer(
             "compared with this run's"
         )
         return
-    spec = {"kind": source.tokenizer_kind, "path": source.tokenizer_path}
-    if hasattr(tokenizer, "lowercase"):  # if the folder does not specify it
-        spec["lowercase"] = tokenizer.lowercase
-    theirs = tokenizers.named(spec, lambda text: None)
+    theirs = _tokenizer_of(source, tokenizer, python_path)
     if theirs.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"The parameters of config.init_from={source.where!r} were trained with another "
@@ -66,3 +71,13 @@ def check_tokenizer(
             f"use it, or init_reset='^({'|'.join(of_tokens)})' to initialise these parameters from "
             "scratch."
         )
+
+
+def _tokenizer_of(source: Source, like, python_path: str):
+    """The source's tokenizer. like: this run's, for an option that the files may not specify."""
+    if paths.exists(epath.Path(source.tokenizer_path) / tokenizers.META_FILE):  # saved by a run
+        return tokenizers.load(source.tokenizer_path, python_path)
+    spec = {"kind": source.tokenizer_kind, "path": source.tokenizer_path}
+    if hasattr(like, "lowercase"):
+        spec["lowercase"] = like.lowercase
+    return tokenizers.named(spec, lambda text: None)

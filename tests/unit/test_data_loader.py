@@ -11,6 +11,7 @@ import pytest
 from bigjax.data import TextBatches, build_tokenizer, iterate, load_text, load_tokenizer
 from bigjax.data import store as S
 from bigjax.data.packing import make_batch
+from bigjax.data.text import for_model
 from bigjax.data.tokenizers.bytes import Bytes
 from bigjax.errors import UserError
 
@@ -302,6 +303,11 @@ def config(tmp_path, **kwargs):
             **kwargs,
         }
     )
+
+
+def test_the_row_length_of_an_imported_model():
+    assert for_model({"max_len": 1024}) == {"seq_len": 512}
+    assert for_model({"name": "my_lab.mixer"}) == {}  # it has no limit
 
 
 def test_load_text(tmp_path):

@@ -11,7 +11,6 @@ from bigjax import config as config_lib
 from bigjax import main, modules, tasks
 from bigjax.arguments import Arguments
 from bigjax.bounds import at_least
-from bigjax.data import load_tokenizer
 from bigjax.errors import UserError
 from bigjax.models import gpt
 from bigjax.projects.seqgan import model as seqgan
@@ -167,6 +166,10 @@ def test_python_path_is_the_config_files_folder_if_it_names_a_users_module(tmp_p
         "  c.evals = dict(x=dict(kind='my_lab.eval', every=1))\n",
     ):
         assert config_lib.load_file(config_file(tmp_path, "gpt", more)).python_path == str(tmp_path)
+    more = (
+        "  c.data = dict(name='text', tokenizer=dict(kind=3), sources=dict(a=dict(kind='v1.2')))\n"
+    )
+    assert config_lib.load_file(config_file(tmp_path, "gpt", more)).python_path == ""
     # Absolute, and that of the command line wins.
     monkeypatch.chdir(tmp_path)
     config_file(tmp_path, "gpt")
@@ -235,6 +238,8 @@ def test_a_section_within_a_section_keeps_the_modules_own_defaults():
         (dict(name="text", tokenizer=dict(kin="x")), "'data.tokenizer.kin'. Did you mean 'kind'"),
         (dict(name="text", sources=dict(a=3)), "config.data.sources.a is a section"),
         (dict(name="text", sources=dict(a=dict())), "config.data.sources.a.kind is missing"),
+        (dict(name="text", sources=dict(a=dict(kind=3))), "data.sources.a.kind must be a string"),
+        (dict(name="text", tokenizer=dict(kind=3)), "config.data.tokenizer.kind must be a str"),
         (dict(name="text", sources=dict(a=dict(kind="text", weight="x"))), "weight must be a num"),
         (dict(name="labelled", sources={}), "Unknown config key 'data.sources'"),
         (dict(name="labelled", columns=dict(headline="x")), "'data.columns.headline'"),
@@ -244,45 +249,6 @@ def test_a_section_within_a_section_keeps_the_modules_own_defaults():
 def test_wrong_sections(data, words):
     with pytest.raises(UserError, match=words):
         filled(data=data)
-
-
-def test_a_users_source_and_tokenizer(tmp_path):
-    """Their keys are those of their Config; a run's folder restores the tokenizer by its kind."""
-    path, cache = tmp_path / "poems.csv", f"--config.data.cache_dir={tmp_path}/cache"
-    path.write_text("line,year\n" + "".join(f"the line {i} of it,1900\n" for i in range(99)))
-    flags = ["--config=tests/extension/poems.py", f"--config.data.sources.poems.path={path}", cache]
-    c, _ = Arguments([*flags, "--config.data.tokenizer.size=12"]).config()
-    assert c.data.sources.poems.to_dict() == dict(
-        kind="my_lab.poems.Column", path=str(path), column="line", weight=1.0
-    )
-    assert {"data.sources.poems.path", "data.cache_dir"} <= {*modules.declared(c, "MAY_CHANGE")}
-    assert modules.declared(c, "DATA_PATHS") == ["data.sources.poems.path"]
-    lines: list[str] = []
-    corpus = tasks.build(c).load_data(lines.append)
-    tokenizer = corpus.tokenizer
-    assert tokenizer.kind == "my_lab.poems.Letters" and tokenizer.vocab_size == 12 + 3
-    batch = corpus.split("train", batch_size=2, seed=0).batch_at(0)
-    assert "the line" in tokenizer.decode(batch["inputs"][0])
-    assert any("training an alphabet" in line for line in lines)
-    assert tasks.build(c).load_data(lines.append).fingerprint == corpus.fingerprint
-    assert sum("training an alphabet" in line for line in lines) == 1
-    tokenizer.save(tmp_path / "tokenizer")
-    again = load_tokenizer(tmp_path / "tokenizer")
-    assert (again.kind, again.fingerprint) == (tokenizer.kind, tokenizer.fingerprint)
-    for flag, words in {
-        "data.tokenizer.vocab_size=9": "'data.tokenizer.vocab_size'",
-        "data.tokenizer.size=0": "data.tokenizer.size is 0",
-        "data.sources.poems.kind=csv": "not a module of bigjax.data.sources",
-        "data.tokenizer.kind=my_lab.poems": "does not define 'build'",
-    }.items():
-        with pytest.raises(UserError, match=words):
-            Arguments([*flags, f"--config.{flag}"]).config()
-    # Kinds first: the keys are those of the new module.
-    flags = ["--config=configs/gpt/text.py", "--config.data.tokenizer.kind=my_lab.poems.Letters"]
-    flags += ["--config.data.tokenizer.size=7", "--config.python_path=tests/extension"]
-    c, before = Arguments(flags).config()
-    assert c.data.tokenizer.to_dict() == dict(kind="my_lab.poems.Letters", size=7)
-    assert before["data.tokenizer.kind"] == "bytes" and before["data.tokenizer.size"] is None
 
 
 def test_declared_patterns_start_with_their_section():

@@ -63,10 +63,13 @@ class Source(NamedTuple):
     weight: float
 
 
-def from_config(name: str, entry: Mapping[str, Any]) -> Source:
-    """The source `data.sources[name]`; UserError for unknown keys, a bad kind or weight."""
+def from_config(name: str, entry: Mapping[str, Any], python_path: str = "") -> Source:
+    """The source `data.sources[name]`; UserError for unknown keys, a bad kind or weight.
+
+    python_path: of the config, for a source of one's own.
+    """
     where = f"data.sources.{name}"
-    module, options = modules.entry(Section, entry, where)
+    module, options = modules.entry(Section, entry, where, python_path)
     weight = entry.get("weight", 1.0)
     check_weight(name, weight)
     return Source(entry["kind"], module, options, weight)

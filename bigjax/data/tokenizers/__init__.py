@@ -23,6 +23,7 @@ from bigjax.errors import UserError
 from bigjax.json_text import is_id, shown
 
 __all__ = [
+    "KEY",
     "KIND",
     "META_FILE",
     "Config",
@@ -36,7 +37,8 @@ __all__ = [
     "section",
 ]
 
-KIND = "data.tokenizer.kind"
+KEY = "data.tokenizer"
+KIND = f"{KEY}.kind"
 
 
 def section(config) -> Any:
@@ -72,21 +74,28 @@ def build(
     texts: Callable[[], Iterator[str]],
     content: str,
     log: Callable[[str], None] = print,
+    python_path: str = "",
 ) -> Tokenizer:
     """The tokenizer of `data.tokenizer`: loaded, or trained once and cached.
 
     Args:
       spec: the section data.tokenizer.
       cache_dir, texts, content: as in Training.
+      python_path: of the config, for a tokenizer of one's own.
     """
-    module, options = modules.entry(Section, spec, "data.tokenizer")
+    module, options = modules.entry(Section, spec, KEY, python_path)
     tokenizer = module.build(options, Training(texts, content, cache_dir, log))
     tokenizer.kind = spec["kind"]
     return tokenizer
 
 
-def named(spec: Mapping[str, Any], log: Callable[[str], None] = print) -> Tokenizer:
-    """The tokenizer of a section that needs no training. Raises UserError for another one."""
+def named(
+    spec: Mapping[str, Any], log: Callable[[str], None] = print, python_path: str = ""
+) -> Tokenizer:
+    """The tokenizer of a section that needs no training. Raises UserError for another one.
+
+    python_path: as of `build`.
+    """
 
     def texts():
         raise UserError(
@@ -95,16 +104,19 @@ def named(spec: Mapping[str, Any], log: Callable[[str], None] = print) -> Tokeni
             "to use an existing one, set data.tokenizer.path."
         )
 
-    return build(spec, "", texts, "", log)
+    return build(spec, "", texts, "", log, python_path)
 
 
-def load(folder: str | os.PathLike) -> Tokenizer:
-    """The tokenizer that `Tokenizer.save` wrote. Raises UserError if the folder has none."""
+def load(folder: str | os.PathLike, python_path: str = "") -> Tokenizer:
+    """The tokenizer that `Tokenizer.save` wrote. Raises UserError if the folder has none.
+
+    python_path: as of `build`.
+    """
     from etils import epath
 
     source = epath.Path(folder)
     kind = read_meta(source)["kind"]
-    tokenizer = modules.find(Section.MODULES, kind, KIND).load(source)
+    tokenizer = modules.find(Section.MODULES, kind, KIND, python_path).load(source)
     tokenizer.kind = kind
     return tokenizer
 

@@ -218,7 +218,7 @@ def command(
 
     loaded: train.load.Loaded; folder: the run's.
     """
-    tokenizer = data.load_tokenizer(folder / "tokenizer")
+    tokenizer = data.load_tokenizer(folder / "tokenizer", loaded.config.python_path)
     context = _context(f, options, rows, tokenizer, loaded, folder)
     generate = HeadlineGenerator(loaded.task.gan, loaded.params, tokenizer, options)
     headlines = generate(context)

@@ -7,6 +7,7 @@ import dataclasses
 from bigjax.bounds import at_least
 from bigjax.data.files import fingerprint_files
 from bigjax.data.tokenizers.base import Tokenizer, hash_of
+from bigjax.errors import UserError
 
 
 class Column:
@@ -23,8 +24,14 @@ class Column:
     def documents(options, reading):
         """The documents, in a fixed order."""
         with open(options.path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                yield row[options.column]
+            rows = csv.DictReader(file)
+            if options.column not in (rows.fieldnames or ()):
+                raise UserError(
+                    f"{reading.where} has no column {options.column!r}; it has: "
+                    f"{', '.join(rows.fieldnames or ())}. Set the source's key `column`."
+                )
+            for row in rows:
+                yield row[options.column] or ""  # of a row that is too short
 
     @staticmethod
     def fingerprint(options, reading):
