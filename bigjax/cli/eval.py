@@ -8,6 +8,7 @@ COMMAND = Command(flags=(STEP, JSON), keys=(*ROWS, "data", "seed", "evals"), unu
 
 def run(arguments: Arguments) -> None:
     from bigjax import data, evals
+    from bigjax.data import tokenizers
     from bigjax.train import load as load_lib
     from bigjax.train import stages
     from bigjax.train import workdir as workdir_lib
@@ -17,7 +18,7 @@ def run(arguments: Arguments) -> None:
     run_folder = workdir_lib.existing(arguments.workdir)
     folder = run_folder / "tokenizer"
     tokenizer = None
-    if folder.exists():  # not all data are text
+    if tokenizers.section(config) and folder.exists():  # not all data are text
         tokenizer = data.load_tokenizer(folder, config.python_path)
     splits = {e.split for e in config.evals.values() if "split" in e}
     corpus = stages.load_data(loaded.task, print, tokenizer, splits)

@@ -8,8 +8,6 @@ used in both directions. The module of a model names its tables as HUGGING_FACE.
 """
 
 from bigjax.interop.families import (
-    architecture_of,
-    family_named,
     family_of,
     is_huggingface,
     requires,
@@ -23,9 +21,7 @@ __all__ = [
     "MAX_SHARD_BYTES",
     "Imported",
     "Layout",
-    "architecture_of",
     "check_dtype",
-    "family_named",
     "family_of",
     "is_huggingface",
     "kept_parameters",

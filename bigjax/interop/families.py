@@ -1,6 +1,6 @@
 """Which family, class and parameters a model of transformers has."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 import json
 import os
 import pathlib
@@ -24,11 +24,6 @@ def supported(model: str = "", python_path: str = "") -> dict[str, tuple[str, Fa
     project's or a user's."""
     names = [*modules.names("models"), *([model] if "." in model else [])]
     return {t: (name, f) for name in names for t, f in of_model(name, python_path).items()}
-
-
-def family_named(family: str, model: Mapping[str, Any]) -> Family:
-    """The family of this name that the module of a config.model declares."""
-    return of_model(model["name"])[family]
 
 
 def is_huggingface(folder: str | os.PathLike) -> bool:
@@ -55,7 +50,8 @@ def family_and_class(
     if kind not in known:
         raise UserError(
             f"config.json: model_type is {kind!r}; supported are {text}. Name a model of your own "
-            "that declares it (HUGGING_FACE) by --config.model.name."
+            "that declares it (HUGGING_FACE) by --config.model.name, and that of a task's frozen "
+            "part by the field `model` of tasks.Frozen."
         )
     ours, family = known[kind]
     if len(names) != 1 or names[0] not in family.architectures:
@@ -67,15 +63,17 @@ def family_and_class(
     return ours, family, names[0]
 
 
-def family_of(model: Mapping[str, Any]) -> str:
+def family_of(model: Mapping[str, Any], python_path: str = "") -> Family:
     """The family of a config.model (its name and all fields).
 
-    Raises UserError, naming the keys, for a model for which transformers has no class.
+    python_path: of the config, for a family of one's own. Raises UserError, naming the keys, for a
+    model for which transformers has no class.
     """
-    misfits = {name: f.misfits(model) for name, f in of_model(model["name"]).items()}
+    families = of_model(model["name"], python_path)
+    misfits = {name: f.misfits(model) for name, f in families.items()}
     for name, wrong in misfits.items():
         if not wrong:
-            return name
+            return families[name]
     if not misfits:
         names = sorted({name for name, _ in supported().values()})
         raise UserError(
@@ -89,20 +87,15 @@ def family_of(model: Mapping[str, Any]) -> str:
     )
 
 
-def architecture_of(family: str, model: Mapping[str, Any], names: Iterable[str]) -> str:
-    """The class of transformers that has these parameters, decided by their heads."""
-    return family_named(family, model).architecture_of(names)
-
-
 def requires(
-    family: str,
+    family: Family,
     architecture: str,
     model: Mapping[str, Any],
     layout: Layout | None = None,
 ) -> list[str]:
     """The parameters, by our names, that an architecture or a layout contains."""
     n_labels = 2  # any number gives the same names
-    entries = entries_of(family_named(family, model), architecture, model, n_labels, layout)
+    entries = entries_of(family, architecture, model, n_labels, layout)
     return [name for e in entries for name, _ in e.parts]
 
 

@@ -162,11 +162,19 @@ def norm(ours: str, theirs: str, d: int, bias: bool = True) -> list[Entry]:
 
 
 def convolution(
-    ours: str, theirs: str, window: tuple[int, ...], ins: int, outs: int, bias: bool = True
+    ours: str,
+    theirs: str,
+    window: tuple[int, ...],
+    ins: int,
+    outs: int,
+    bias: bool = True,
+    flat: bool = False,
 ) -> list[Entry]:
-    """A convolution: theirs [out, in, window...], ours [window..., in, out]."""
+    """A convolution: theirs [out, in, window...], ours [window..., in, out], as of flax.linen.Conv;
+    flat: [window * in, out], as of bigjax.layers.conv.Conv."""
     axes = (*range(2, 2 + len(window)), 1, 0)
-    part = (f"{ours}/kernel", (*window, ins, outs))
+    shape = (math.prod(window) * ins, outs) if flat else (*window, ins, outs)
+    part = (f"{ours}/kernel", shape)
     kernel = Entry(f"{theirs}.weight", (outs, ins, *window), (part,), axes)
     return [kernel, *(plain(f"{ours}/bias", f"{theirs}.bias", outs) if bias else [])]
 

@@ -91,7 +91,7 @@ def save(folder: pathlib.Path, imported: Any, kept: list[str]) -> None:
     if tensors:
         files.save(folder / KEPT, tensors, {})
     out = {
-        "family": imported.family,
+        "family": imported.family.name,
         "architecture": imported.architecture,
         "config": imported.config,
         "dtype": imported.dtype,

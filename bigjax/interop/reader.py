@@ -19,7 +19,7 @@ from bigjax.interop.origin import Layout
 class Imported:
     """A model in a Hugging Face folder; `load` reads its tensors one at a time.
 
-    family: the model_type, such as 'gpt2'; architecture: the class of transformers.
+    family: its table; its name is the model_type. architecture: the class of transformers.
     config: the content of config.json. model, task: for config.model and config.task.
     tokenizer_kind: 'wordpiece', 'bpe', 'sentencepiece', or '' if the folder has no tokenizer that
         bigjax reads. tokenizer_files: {name: content}. derived_files: {name: content} of files
@@ -33,7 +33,7 @@ class Imported:
     """
 
     folder: pathlib.Path
-    family: str
+    family: Family
     architecture: str
     config: dict
     model: dict[str, Any]
@@ -101,7 +101,7 @@ def read(folder: str | os.PathLike, model_name: str = "", python_path: str = "")
     contents = tokenizers.read(folder)
     return Imported(
         folder,
-        family.name,
+        family,
         architecture,
         config,
         model,

@@ -67,11 +67,12 @@ def derived(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def written(
-    kind: str, own: dict[str, bytes], ids: dict[str, int], max_len: int
+    kind: str, own: dict[str, bytes], ids: dict[str, int], max_len: int | None
 ) -> dict[str, bytes]:
     """The files of our tokenizer for transformers; {} for bytes, which it does not have.
 
-    own: the files that the tokenizer saves. ids: of 'bos', 'eos' and 'pad'.
+    own: the files that the tokenizer saves. ids: of 'bos', 'eos' and 'pad'. max_len: of the
+    model; None without one.
     """
     names = {
         "wordpiece": ("vocab.txt",),
@@ -80,7 +81,7 @@ def written(
     }
     if kind not in names:
         return {}
-    config = {"model_max_length": max_len}
+    config: dict = {"model_max_length": max_len} if max_len else {}
     if kind == "wordpiece":
         config |= {
             "tokenizer_class": "BertTokenizer",

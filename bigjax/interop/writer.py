@@ -10,7 +10,7 @@ import numpy as np
 
 from bigjax.errors import UserError
 from bigjax.interop import files, origin
-from bigjax.interop.families import entries_of, family_named
+from bigjax.interop.families import entries_of
 from bigjax.interop.files import MAX_SHARD_BYTES, new_folder
 from bigjax.interop.mapping import Entry, Family
 from bigjax.interop.origin import Layout
@@ -26,7 +26,7 @@ def check_dtype(dtype: str) -> str:
 def write(
     folder: str | os.PathLike,
     *,
-    family: str,
+    family: Family,
     architecture: str,
     model: Mapping[str, Any],
     params: Mapping[str, np.ndarray],
@@ -56,22 +56,22 @@ def write(
     Raises UserError if a parameter is missing or its shape is not that of model, if a number is
     too large for float16, or if the folder is not empty.
     """
-    table, dtypes = family_named(family, model), dtypes or {}
+    dtypes = dtypes or {}
     check_dtype(dtype)
-    task = table.architectures[architecture].labelled(task or {}, params)
-    entries = entries_of(table, architecture, model, len(task.get("labels", ())) or 2, layout)
+    task = family.architectures[architecture].labelled(task or {}, params)
+    entries = entries_of(family, architecture, model, len(task.get("labels", ())) or 2, layout)
     missing = [name for e in entries for name, _ in e.parts if name not in params]
     if missing:
         raise UserError(
             f"{architecture} needs {len(missing)} parameter(s) that this model does "
             f"not have: {', '.join(missing[:5])}."
         )
-    out = _config(table, architecture, model, task, dtype, config, extra_config or {})
+    out = _config(family, architecture, model, task, dtype, config, extra_config or {})
     with new_folder(folder) as temporary:
         if layout and max_shard_bytes is None:
             names = origin.replay(temporary, layout, entries, params, raw)
         else:
-            planned = [_planned(table, architecture, e, params, dtypes, dtype) for e in entries]
+            planned = [_planned(family, architecture, e, params, dtypes, dtype) for e in entries]
             if layout:
                 planned += origin.as_they_are(layout, layout.unknown, raw)
             names = files.write_tensors(

@@ -25,11 +25,13 @@ class Frozen(NamedTuple):
         parameters, or variables as of Task.init: {'params': ..., and other collections}.
     axes: tree of logical axis names, as init's.
     source: a run's work folder or a Hugging Face folder, as config.init_from.
+    model: for a Hugging Face folder of a family of your own, its module, as config.model.name.
     """
 
     init: Callable[[jax.Array], Any]
     axes: Any
     source: str = ""
+    model: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,9 +189,10 @@ def family_for(config, what: str, supports: Callable[[Any], bool]) -> tuple[Any,
             f"{config.model.name!r}."
         )
     c = modules.options(config, "model")
-    if config.data.seq_len > c.max_len:
+    max_len = getattr(c, "max_len", None)  # a model of your own may have no limit
+    if max_len is not None and config.data.seq_len > max_len:
         raise UserError(
-            f"data.seq_len={config.data.seq_len} is longer than model.max_len={c.max_len}."
+            f"data.seq_len={config.data.seq_len} is longer than model.max_len={max_len}."
         )
     return family, c
 

@@ -11,6 +11,7 @@ from bigjax.data import tokenizers
 from bigjax.errors import UserError
 from bigjax.interop import origin as origin_lib
 from bigjax.interop import tokenizers as hf_tokenizers
+from bigjax.interop.mapping import Family
 from bigjax.interop.origin import Origin
 from bigjax.train import load as load_lib
 from bigjax.train import workdir as workdir_lib
@@ -35,11 +36,11 @@ def export_run(
     """
     config = workdir_lib.read_config(workdir)
     model = {"name": config.model.name, **dataclasses.asdict(modules.options(config, "model"))}
-    family = interop.family_of(model)
+    family = interop.family_of(model, config.python_path)
     if dtype:
         interop.check_dtype(dtype)
     origin = origin_lib.load(workdir)
-    if origin and origin.family != family:
+    if origin and origin.family != family.name:
         origin = None
     param_dtype = config.model.get("param_dtype", "float32")
     with config.unlocked():  # on any devices
@@ -78,7 +79,7 @@ def export_run(
         f"Wrote {to}: step {loaded.step} of {workdir} as {architecture}, "
         f"{'moving average, ' if config.train.ema else ''}{', '.join(written)}"
     )
-    for note in interop.family_named(family, model).export_notes(architecture, config.task):
+    for note in family.export_notes(architecture, config.task):
         log(f"  note: {note}")
     log_names(
         log,
@@ -115,7 +116,7 @@ def _check_added(params, required: set[str], architecture: str) -> None:
         )
 
 
-def _architecture(origin: Origin | None, layout, family: str, model: dict, params) -> str:
+def _architecture(origin: Origin | None, layout, family: Family, model: dict, params) -> str:
     """The transformers class: the original's if the run has all of its parameters."""
     if (
         layout
@@ -123,7 +124,7 @@ def _architecture(origin: Origin | None, layout, family: str, model: dict, param
         and set(interop.requires(family, origin.architecture, model)) <= set(params)
     ):
         return origin.architecture
-    return interop.architecture_of(family, model, params.own)
+    return family.architecture_of(params.own)
 
 
 def _list_originals(log, origin: Origin | None, layout, exact: bool) -> None:
@@ -189,7 +190,7 @@ def _types(param_dtype: str, origin: Origin | None, dtype: str, same: bool) -> d
 
 
 def _tokenizer(
-    workdir: str, origin: Origin | None, family: str, model: dict, log
+    workdir: str, origin: Origin | None, family: Family, model: dict, log
 ) -> tuple[dict[str, bytes], dict[str, int]]:
     """({name: content} of tokenizer files, {name: token id} for a new config.json)."""
     folder = workdir_lib.existing(workdir) / "tokenizer"
@@ -200,11 +201,12 @@ def _tokenizer(
         return {}, {}
     meta = tokenizers.read_meta(folder)
     ids = {role: meta[f"{role}_id"] for role in ("bos", "eos", "pad")}
-    files = hf_tokenizers.written(meta["kind"], hf_tokenizers.read(folder), ids, model["max_len"])
+    files = hf_tokenizers.written(
+        meta["kind"], hf_tokenizers.read(folder), ids, model.get("max_len")
+    )
     if not files:
         log(
             f"  note: transformers has no tokenizer of kind {meta['kind']!r}; none is written. "
             "Its token ids are the UTF-8 bytes, and bos 256, eos 257, pad 258"
         )
-    roles = interop.family_named(family, model).special_tokens
-    return files, {f"{role}_token_id": ids[role] for role in roles}
+    return files, {f"{role}_token_id": ids[role] for role in family.special_tokens}

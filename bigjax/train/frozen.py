@@ -26,17 +26,23 @@ def shapes(task: Task, mesh) -> dict[str, Any]:
     return {name: _shapes(part, mesh) for name, part in task.frozen.items()}
 
 
-def load(task: Task, mesh, cache_dir: str, log: Callable[[str], None]) -> Parts:
+def load(
+    task: Task, mesh, cache_dir: str, log: Callable[[str], None], python_path: str = ""
+) -> Parts:
     """The frozen parts of a task.
 
-    cache_dir: of config.data. Raises UserError if a source lacks a parameter or its shape differs.
+    cache_dir: of config.data. python_path: of the config, for a part's own family. Raises UserError
+    if a source lacks a parameter or its shape differs.
     """
     parts = {}
     for name, part in task.frozen.items():
         target = _shapes(part, mesh)
         if part.source:
-            source = init_from.open_source(part.source, cache_dir)
-            parts[name] = _load(target, source, f"the frozen part {name!r}")
+            what = f"the frozen part {name!r}"
+            source = init_from.open_source(
+                part.source, cache_dir, part.model, python_path, f"The source of {what}, "
+            )
+            parts[name] = _load(target, source, what)
             log(f"Loaded the frozen part {name!r} from {source.where}.")
         else:
             shardings = jax.tree_util.tree_map(lambda x: x.sharding, target)

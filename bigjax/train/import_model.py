@@ -103,12 +103,15 @@ def _config(c, imported: interop.Imported, overrides: Sequence[str]):
 
 
 def _import_tokenizer(imported: interop.Imported, config, folder, workdir: str, log) -> None:
-    """Writes the original tokenizer files and bigjax's own, and sets config.data.tokenizer."""
+    """Writes the original tokenizer files and bigjax's own, and sets config.data.tokenizer if the
+    data have one."""
     originals = folder / TOKENIZER_FILES
     if imported.tokenizer_files:
         originals.mkdir(parents=True)
     for name, content in imported.tokenizer_files.items():
         (originals / name).write_bytes(content)
+    if not tokenizers.section(config):  # such as images: the files are only kept for an export
+        return
     for name, content in imported.derived_files.items():
         (folder / name).write_bytes(content)
     if not imported.tokenizer_kind:
@@ -117,18 +120,19 @@ def _import_tokenizer(imported: interop.Imported, config, folder, workdir: str, 
             "train or evaluate, set data.tokenizer.kind and .path."
         )
         return
+    modules.change_kind(config, tokenizers.KEY, imported.tokenizer_kind)
     spec = config.data.tokenizer
     with config.unlocked():
-        spec.kind = imported.tokenizer_kind
         spec.path = str(folder if imported.derived_files else originals)
         log_with_source = lambda text: log(text.replace(spec.path, str(imported.folder)))
         tokenizer = tokenizers.named(spec, log_with_source)
         spec.path = str(epath.Path(workdir).expanduser().resolve() / "tokenizer")
         spec.lowercase = getattr(tokenizer, "lowercase", True)  # only some kinds have it
-    if tokenizer.vocab_size > imported.model["vocab_size"]:
+    n_tokens = imported.model.get("vocab_size")
+    if n_tokens is not None and tokenizer.vocab_size > n_tokens:
         raise UserError(
             f"The tokenizer of {imported.folder} has {tokenizer.vocab_size} tokens, but its model "
-            f"only {imported.model['vocab_size']}: they do not belong together. Restore the "
+            f"only {n_tokens}: they do not belong together. Restore the "
             "folder's files."
         )
     tokenizer.save(folder)

@@ -43,14 +43,21 @@ class Source(NamedTuple):
     labels: tuple[str, ...]
 
 
-def open_source(where: str, cache_dir: str, model_name: str = "", python_path: str = "") -> Source:
+def open_source(
+    where: str,
+    cache_dir: str,
+    model_name: str = "",
+    python_path: str = "",
+    what: str = "config.init_from=",
+) -> Source:
     """Opens a run (its latest step, the moving average if it keeps one) or a Hugging Face folder.
 
     cache_dir: the folder's tokenizer is copied there. model_name, python_path: of the config, for a
-    folder of a family of one's own. Raises UserError if `where` is neither.
+    folder of a family of one's own. what: stands before the folder in messages. Raises UserError if
+    `where` is neither.
     """
     if not interop.is_huggingface(where):
-        return _open_run(where)
+        return _open_run(where, what)
     imported = interop.read(where, model_name, python_path)
     files = {**imported.derived_files, **imported.tokenizer_files}
     name = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16]
@@ -69,11 +76,11 @@ def open_source(where: str, cache_dir: str, model_name: str = "", python_path: s
     )
 
 
-def _open_run(where: str) -> Source:
+def _open_run(where: str, what: str) -> Source:
     if not paths.exists(epath.Path(where) / "config.json"):
         raise UserError(
-            f"config.init_from={where!r} is neither a run's work folder nor a Hugging Face folder: "
-            "it has no config.json. Train that run first, or set init_from to another folder."
+            f"{what}{where!r} is neither a run's work folder nor a Hugging Face folder: "
+            "it has no config.json. Train that run first, or name another folder."
         )
     config = workdir_lib.read_config(where)
     workdir = workdir_lib.existing(where)

@@ -65,7 +65,7 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
     checkpoints = Checkpoints(folder, read_only=True)
     step = checkpoints.resolve_step(step)
     task = tasks.build(config)
-    parts = frozen.load(task, mesh, cache_dir(config), lambda text: None)
+    parts = frozen.load(task, mesh, cache_dir(config), lambda text: None, config.python_path)
     params, extras, saved = _restore(config, task, mesh, checkpoints, step)
     frozen.check_same(parts.fingerprints, saved.get("frozen", {}))
     return Loaded(config, task, mesh, params, extras, parts.arrays, step)

@@ -153,11 +153,11 @@ def ours(folder: pathlib.Path) -> list[np.ndarray]:
         node[last] = imported.load(name).astype(np.float32)
     fields = {k: v for k, v in imported.model.items() if k != "name"}
     tokens, types = inputs()
-    if imported.family != "bert":
+    if imported.family.name != "bert":
         model = gpt.Model(gpt.Config(**fields, scan=False))
         return (
             [model.apply({"params": tree}, tokens).logits]
-            if "Head" in imported.architecture or imported.family == "llama"
+            if "Head" in imported.architecture or imported.family.name == "llama"
             else []
         )
     heads = {

@@ -309,8 +309,8 @@ LLAMA = {**GPT, "position": "rotary", "norm": "rmsnorm", "bias": False, "activat
 
 
 def test_the_family_follows_from_the_model():
-    assert interop.family_of(GPT) == "gpt2" and interop.family_of(LLAMA) == "llama"
-    assert interop.family_of({"name": "bert"}) == "bert"
+    assert interop.family_of(GPT).name == "gpt2" and interop.family_of(LLAMA).name == "llama"
+    assert interop.family_of({"name": "bert"}).name == "bert"
     for change, words in (
         ({"norm": "layernorm"}, "model.norm='layernorm'"),
         ({"parallel_block": True}, "model.parallel_block=True"),
@@ -330,9 +330,8 @@ def test_the_family_follows_from_the_model():
 
 
 def test_the_class_follows_from_the_heads():
-    of = lambda *names: interop.architecture_of(
-        "bert", {"name": "bert"}, ["embed/embedding", *names]
-    )
+    bert = interop.family_of({"name": "bert"})
+    of = lambda *names: bert.architecture_of(["embed/embedding", *names])
     assert of("mlm/bias", "nsp/bias") == "BertForPreTraining"
     assert of("mlm/bias") == "BertForMaskedLM"
     assert of("classifier/bias", "pooler/bias") == "BertForSequenceClassification"

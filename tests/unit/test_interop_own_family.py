@@ -5,14 +5,19 @@ import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax import interop, modules
+from bigjax import interop, modules, tasks
 from bigjax.errors import UserError
-from bigjax.train import export_model, import_model, init_from
+from bigjax.interop import mapping
+from bigjax.layers.conv import Conv
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.train import export_model, frozen, import_model, init_from
 from bigjax.train import load as load_lib
 from bigjax.train import workdir as workdir_lib
+from tests import helpers
 
 FOLDER = str(pathlib.Path(__file__).parents[1] / "extension")
 NAME = "my_lab.vision.Network"
@@ -37,8 +42,8 @@ def write(folder, network):
         for entry in network.HUGGING_FACE[0].entries("MyResNet", model, 2)
         for name, shape in entry.parts
     }
-    arguments = dict(family="my_resnet", architecture="MyResNet", model=model, params=params)
-    interop.write(folder, **arguments)
+    family = network.HUGGING_FACE[0]
+    interop.write(folder, family=family, architecture="MyResNet", model=model, params=params)
     return params
 
 
@@ -100,6 +105,71 @@ def test_an_export_that_would_lose_some_parameters_of_a_network_is_refused(
     with pytest.raises(UserError, match="no tensors for 1 parameters .*norm_1/bias.*LoRA"):
         export_model.export_run(str(tmp_path / "run"), str(tmp_path / "out"), log=str)
     assert not (tmp_path / "out").exists()
+
+
+def import_other_package(folder):
+    """Replaces the user's package by another of its name, such as that of a teacher."""
+    (folder / "my_lab").mkdir(parents=True)
+    (folder / "my_lab" / "__init__.py").touch()
+    (folder / "my_lab" / "other.py").write_text("build = 1\n")
+    modules.find("tasks", "my_lab.other", "task.name", str(folder))
+
+
+def test_an_export_after_another_package_of_its_name(network, tmp_path):
+    write(tmp_path / "in", network)
+    import_model.import_run(str(tmp_path / "in"), str(tmp_path / "run"), str, FLAGS)
+    import_other_package(tmp_path / "other")
+    export_model.export_run(str(tmp_path / "run"), str(tmp_path / "out"), log=str)
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_an_import_of_a_model_without_text(network, tmp_path):
+    """Files of a tokenizer are only kept for an export."""
+    write(tmp_path / "in", network)
+    for files in ((), ("vocab.txt",)):
+        for name in files:
+            (tmp_path / "in" / name).write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+        lines: list[str] = []
+        run, out = tmp_path / f"run{len(files)}", tmp_path / f"out{len(files)}"
+        import_model.import_run(str(tmp_path / "in"), str(run), lines.append, FLAGS)
+        assert not any("data.tokenizer" in line for line in lines)
+        assert "tokenizer" not in workdir_lib.read_config(str(run)).data
+        export_model.export_run(str(run), str(out), log=str)
+        assert (out / "vocab.txt").exists() == bool(files)
+
+
+def test_a_frozen_part_of_a_users_family(network, tmp_path):
+    given = write(tmp_path / "in", network)
+    init = lambda rng: {"kernel": jnp.zeros(given["head/kernel"].shape)}
+    part = tasks.Frozen(
+        lambda rng: {"head": init(rng)}, {"head": {"kernel": (None, None)}}, str(tmp_path / "in")
+    )
+    import_other_package(tmp_path / "other")
+    mesh = mesh_lib.make_mesh(dict(data=1), jax.devices()[:1])
+    load = lambda part: frozen.load(
+        helpers.task(None, None, {}, frozen={"teacher": part}), mesh, str(tmp_path), str, FOLDER
+    )
+    with jax.set_mesh(mesh):
+        kernel = load(part._replace(model=NAME)).arrays["teacher"]["head"]["kernel"]
+    np.testing.assert_array_equal(kernel, given["head/kernel"])
+    with pytest.raises(UserError, match="'my_resnet'; supported are .*tasks.Frozen"):
+        load(part)
+    with pytest.raises(UserError, match="The source of the frozen part 'teacher', '/none' is nei"):
+        load(part._replace(source="/none"))
+
+
+def test_a_convolution_over_windows_of_tokens():
+    """The kernel of layers.conv.Conv, by torch's definition of Conv1d."""
+    kernel, bias = mapping.convolution("filters", "conv", (3,), 2, 5, flat=True)
+    rng = np.random.default_rng(0)
+    theirs, x = rng.normal(size=(5, 2, 3)), rng.normal(size=(4, 7, 2)).astype(np.float32)
+    ours = kernel.to_ours(theirs)
+    np.testing.assert_array_equal(kernel.gather(ours), theirs)
+    conv = Conv(features=5, width=3)
+    params = {"kernel": ours["filters/kernel"].astype(np.float32), "bias": np.zeros(5, np.float32)}
+    expected = sum(x[:, i : i + 5] @ theirs[:, :, i].T for i in range(3))
+    np.testing.assert_allclose(conv.apply({"params": params}, x), expected, atol=1e-5)
+    assert (kernel.shape, bias.parts) == ((5, 2, 3), (("filters/bias", (5,)),))
 
 
 def test_a_family_that_is_not_named_is_refused(network, tmp_path):
