@@ -85,9 +85,14 @@ def check_seed(seed: int) -> None:
 
 
 def check_ranges(where: str, instance: Any) -> None:
-    """Raises UserError for numbers of a Config dataclass outside its RANGES, {field: Range}.
+    """Raises UserError for numbers of a Config dataclass outside its RANGES, {field: Range}, and
+    for a range of a field that it does not have.
 
     where: the config section, such as 'model' or 'evals.valid'.
     """
     for name, allowed in type(instance).RANGES.items():
+        if not hasattr(instance, name):
+            raise UserError(
+                f"The RANGES of config.{where} name {name!r}, which is not a field of its Config."
+            )
         check_number(f"{where}.{name}", getattr(instance, name), allowed)

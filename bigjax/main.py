@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import sys
+import sysconfig
+import traceback
 import types
 
 from bigjax import process
@@ -38,6 +40,7 @@ def main(argv: list[str]) -> int:
         from bigjax import cloud
 
         error = _setting_failure(e) or _backend_failure(e) or cloud.failure(e) or file_failure(e)
+        error = error or _own_code_failure(e)
         if error is None:
             _tell_hosts(f"{type(e).__name__}: {e}", 1, e)
             raise
@@ -106,6 +109,30 @@ def _backend_failure(error: Exception) -> UserError | None:
         "JAX_PLATFORMS=cpu to run on the CPU; if another process uses the TPU or GPU, end that "
         "process first."
     )
+
+
+def _own_code_failure(error: Exception) -> UserError | None:
+    """The error for an exception that passed through a file of the user's; None for any other.
+
+    It shows the frames of these files only. None also if the environment asks jax for all frames.
+    """
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_own(f.filename)]
+    if not frames or os.environ.get("JAX_TRACEBACK_FILTERING", "").lower() == "off":
+        return None
+    report = traceback.TracebackException.from_exception(error)
+    report.__notes__ = None  # jax's, about frames that it removed
+    return UserError(
+        f"Your own code raised {type(error).__name__}:\n"
+        f"{''.join(traceback.format_list(frames))}{''.join(report.format_exception_only())}"
+        "JAX_TRACEBACK_FILTERING=off shows the frames of bigjax and jax too."
+    )
+
+
+def _is_own(file: str) -> bool:
+    """Whether a file of Python code belongs to the user: not to Python, a package or bigjax."""
+    folders = [os.path.dirname(os.path.abspath(__file__)), *sysconfig.get_paths().values()]
+    installed = any(os.path.abspath(file).startswith(os.path.join(f, "")) for f in folders)
+    return not installed and os.path.isfile(file)
 
 
 def cli() -> None:

@@ -19,6 +19,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import pathlib
+import pkgutil
 import re
 import sys
 import traceback
@@ -103,7 +104,7 @@ def entry(cls: type, values: Mapping, where: str, folder: str = "") -> tuple[Mod
             f"config.{where}.kind is missing: it names a module of bigjax.{cls.MODULES}."
         )
     module = find(cls.MODULES, values["kind"], f"{where}.kind", folder)
-    return module, config_lib.build(getattr(module, "Config", NoFields), values, where, own=own)
+    return module, config_lib.build(_config_class(module), values, where, own=own)
 
 
 def change_kind(config, section: str, kind: str) -> None:
@@ -176,8 +177,19 @@ def path_schemes(config) -> dict[str, tuple[str, ...]]:
 
 
 def _class(config, section: str) -> type:
-    cls = getattr(of(config, section), "Config", NoFields)
+    cls = _config_class(of(config, section))
     return cls.for_task(of(config, "task")) if hasattr(cls, "for_task") else cls
+
+
+def _config_class(module: ModuleType) -> type:
+    cls = getattr(module, "Config", NoFields)
+    if not (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+        raise UserError(
+            f"{module.__name__}.Config is not a frozen dataclass. Put "
+            "@dataclasses.dataclass(frozen=True) before it, and give each field a type and a "
+            "default."
+        )
+    return cls
 
 
 def _preset(module: ModuleType, values) -> dict:
@@ -257,6 +269,8 @@ def _import(name: str, key: str, folder: str) -> ModuleType:
     except ModuleNotFoundError as e:
         if e.name != name and not name.startswith(f"{e.name}."):
             raise _failure(name, key, e) from e
+        if parent := sys.modules.get(e.name.rpartition(".")[0]):
+            raise UserError(_not_in(parent, name, key, e.name.rpartition(".")[2])) from e
         where = f"config.python_path={folder!r}" if folder else "the installed packages"
         raise UserError(
             f"config.{key}={name!r}: there is no module {e.name!r} in {where}. Set "
@@ -298,6 +312,19 @@ def _import_from(folder: str, top: str) -> None:
         raise
 
 
+def _not_in(parent: ModuleType, name: str, key: str, last: str) -> str:
+    """The message for a module that lacks what a config names, or a package without that module."""
+    if hasattr(parent, "__path__"):
+        kind, have = "module", [m.name for m in pkgutil.iter_modules(parent.__path__)]
+        where = f"the package {parent.__name__!r} in {', '.join(parent.__path__)}"
+    else:
+        classes = [k for k, v in vars(parent).items() if isinstance(v, type)]
+        kind, have = "class", [k for k in classes if vars(parent)[k].__module__ == parent.__name__]
+        where = str(parent.__file__)
+    hint = f" {config_lib.nearest(last, have)}" if have else ""
+    return f"config.{key}={name!r}: there is no {kind} {last!r} in {where}.{hint}"
+
+
 def _files(spec) -> list[str]:
     """The file of a module, or the folders of a package."""
     return [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.origin else ())]
@@ -306,10 +333,10 @@ def _files(spec) -> list[str]:
 def _failure(name: str, key: str, error: Exception) -> UserError:
     """The error for a user's module that raises an exception during import."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{last.filename}, line {last.lineno}"
+    text, place = str(error), f"{last.filename}, line {last.lineno}"
     if isinstance(error, SyntaxError):
-        place = f"{error.filename}, line {error.lineno}"
+        text, place = error.msg, f"{error.filename}, line {error.lineno}"
     return UserError(
-        f"config.{key}={name!r} cannot be imported: {type(error).__name__}: {error} ({place}). "
+        f"config.{key}={name!r} cannot be imported: {type(error).__name__}: {text} ({place}). "
         "Correct that line, or install what it needs."
     )

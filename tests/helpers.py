@@ -32,7 +32,7 @@ def timed(metric: str) -> bool:
 
 def task(init, loss, axes, **more) -> tasks.Task:
     """A task with these functions, which reads no data. axes: of its parameters."""
-    nothing = lambda *arguments: None
+    nothing = lambda *arguments, **named: None
     given = dict(load_data=nothing, batch_shapes=nothing)
     return tasks.Task(init=init, axes={"params": axes}, loss=loss, **{**given, **more})
 

@@ -78,10 +78,11 @@ def _write(f, tokenizer, decoder, variables) -> None:
         return
     more = dict(seed=f.seed, stop=f.stop)
     if len(prompts) == 1:  # print pieces as they are generated
-        print(shown[0], end="", flush=True)
+        text = shown[0]  # printed with the first piece, since the request may be refused
         for _, piece in texts.stream(generator, tokenizer, prompts, options, **more):
-            print(piece, end="", flush=True)
-        print()
+            print(text + piece, end="", flush=True)
+            text = ""
+        print(text)
         return
     for i, text in enumerate(texts.texts(generator, tokenizer, prompts, options, **more)):
         print(f"--- {i + 1} of {len(prompts)}\n{shown[i]}{text}")

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bigjax.errors import UserError
 from bigjax.layers.params import param, weight
 from bigjax.losses import Linear
 from bigjax.parallel.sharding import constrain, gathered
@@ -79,6 +80,12 @@ class Dense(nn.Module):
     def _factors(self, x: jax.Array) -> Linear:
         """x, kernel and bias in two dimensions (one plain matrix product on every backend): called
         in a compact method, which may declare parameters."""
+        for name in ("features", "in_axes", "out_axes"):
+            if not isinstance(getattr(self, name), (tuple, list)):
+                raise UserError(
+                    f"Dense.{name} is {getattr(self, name)!r}; it must be a tuple with one entry "
+                    "per dimension, as in Dense((64,), ('embed',), ('mlp',))."
+                )
         n = len(self.in_axes)
         lead, inputs = x.shape[:-n], x.shape[-n:]
         axes, shape = self.in_axes + self.out_axes, (*inputs, *self.features)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigjax.parallel.sharding import constrain, gathered
+from bigjax.parallel.sharding import check_names, constrain, gathered
 from bigjax.trees import TURN
 
 
@@ -14,8 +14,10 @@ def param(
     """Declares a float32 parameter with logical axis names (parallel/sharding.py maps them).
 
     A layer casts it to the compute dtype where it is used, so that its gradient, a sum over many
-    rows or time steps, is accumulated in float32.
+    rows or time steps, is accumulated in float32. Raises UserError if there is not one axis name
+    per dimension.
     """
+    check_names(shape, axes, _described(module, name))
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 
 
@@ -40,7 +42,11 @@ def weight(
         return w.astype(dtype)
     if gather == "all":
         return constrain(w, *[None] * w.ndim).astype(dtype)
-    return gathered(w, axes, dtype)
+    return gathered(w, axes, dtype, _described(module, name))
+
+
+def _described(module: nn.Module, name: str) -> str:
+    return f"parameter {'/'.join((*module.path, name))}"
 
 
 def unbox(variables):

@@ -13,12 +13,12 @@ from bigjax.trees import layer_names, named_leaves, path_name
 _BELOW = re.compile(r"^(embed|position|token_type)")  # parameters below the first layer
 
 
-def matches(pattern: str, params, key: str):
+def matches(pattern: str, params, key: str, required: bool = True):
     """A tree of bools: whether the regex matches (re.search) the path of a leaf.
 
     A leaf of a scanned stack, 'stack/layers/mlp/up/kernel', is also matched layer by layer, as
     'stack/layer_3/mlp/up/kernel'; if its layers differ, its value is bool [layers].
-    Raises UserError if the regex is invalid or matches nothing.
+    Raises UserError if the regex is invalid or, if `required`, matches nothing.
     """
     try:
         regex = re.compile(pattern)
@@ -33,11 +33,11 @@ def matches(pattern: str, params, key: str):
         return bool(by_layer[0]) if by_layer.all() or not by_layer.any() else by_layer
 
     matched = jax.tree_util.tree_map_with_path(leaf_matches, params)
-    if not any(np.any(x) for x in jax.tree_util.tree_leaves(matched)):
+    if required and not any(np.any(x) for x in jax.tree_util.tree_leaves(matched)):
         paths = list(named_leaves(params))
         raise UserError(
             f"{key}={pattern!r} matches no parameter. The parameters are: "
-            f"{', '.join(paths[:8])}{', ...' if len(paths) > 8 else ''}"
+            f"{', '.join(paths[:8])}{', ...' if len(paths) > 8 else ''}. Set {key} to match some."
         )
     return matched
 

@@ -23,7 +23,8 @@ def make(optim, steps: int, params) -> optax.GradientTransformation:
     if optim.name not in NAMES:
         raise UserError(f"optim.name is {optim.name!r}; allowed: {', '.join(NAMES)}.")
     schedule = make_schedule(optim, steps)
-    decay = matches(optim.decay_params, params, "optim.decay_params")
+    used = optim.weight_decay or optim.name == "lamb"  # which scales the updates of these only
+    decay = matches(optim.decay_params, params, "optim.decay_params", required=bool(used))
     if not all(isinstance(d, bool) for d in jax.tree_util.tree_leaves(decay)):
         raise UserError(
             f"optim.decay_params={optim.decay_params!r} matches only some layers of a scanned "

@@ -79,6 +79,15 @@ class Axis(str):
         return hash((str(self), self.rule))
 
 
+def check_names(shape: tuple[int, ...], names: tuple[str | None, ...], what: str) -> None:
+    """Raises UserError if an array does not have one axis name per dimension."""
+    if len(names) != len(shape):
+        raise UserError(
+            f"{what} has {len(shape)} dimensions, {tuple(shape)}, but {len(names)} axis names, "
+            f"{tuple(names)}. Give one for each dimension: a name or None."
+        )
+
+
 def spec(
     mesh: Mesh, shape: tuple[int, ...], names: tuple[str | None, ...], what: str
 ) -> PartitionSpec:
@@ -87,6 +96,7 @@ def spec(
     Raises UserError for a name without a rule, for two names that are sharded over one mesh axis,
     and, with the arithmetic, for a dimension that does not divide over its mesh axis.
     """
+    check_names(shape, names, what)
     out: list = []
     used: dict[str, str | None] = {}  # {mesh axis: name}
     for size, name in zip(shape, names, strict=True):
@@ -153,7 +163,9 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(mesh, x.shape, names, "an activation"))
 
 
-def gathered(w: jax.Array, names: tuple[str | None, ...], dtype) -> jax.Array:
+def gathered(
+    w: jax.Array, names: tuple[str | None, ...], dtype, what: str = "a parameter"
+) -> jax.Array:
     """A parameter as a layer uses it: in the compute dtype, and gathered over GATHERED.
 
     It is cast before it is gathered, which halves the bytes sent in bfloat16. Its gradient is
@@ -163,7 +175,7 @@ def gathered(w: jax.Array, names: tuple[str | None, ...], dtype) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return w.astype(dtype)
-    at_rest = spec(mesh, w.shape, names, "a parameter")
+    at_rest = spec(mesh, w.shape, names, what)
     in_use = _trimmed([None if set(mesh_axes(axis)) & set(GATHERED) else axis for axis in at_rest])
     shard = jax.lax.with_sharding_constraint
 

@@ -37,8 +37,8 @@ def check(compiler: Compiler) -> None:
     how = extras.how_to_install(compiler.install)
     if importlib.util.find_spec(compiler.module) is None:
         raise UserError(
-            f"A plan needs {compiler.module}, which contains {compiler.description}, but no such "
-            f"device: {how}."
+            f"A plan needs {compiler.module}, which is not installed. It contains "
+            f"{compiler.description}; no such device is needed: {how}."
         )
     installed = _installed(compiler.packages)
     if len(installed) > 1:

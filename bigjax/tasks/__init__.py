@@ -14,6 +14,11 @@ from bigjax.data.batches import Data
 from bigjax.data.kinds import Kind
 from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
+from bigjax.losses import Linear
+from bigjax.tasks import _checks
+from bigjax.tasks._checks import check_call as check_call
+from bigjax.tasks._checks import check_data as check_data
+from bigjax.tasks._checks import check_variables as check_variables
 
 
 class Frozen(NamedTuple):
@@ -120,8 +125,9 @@ def in_tokens(seq_len: int) -> dict[str, Any]:
 
 
 def build(config) -> Task:
-    """The task of a config."""
-    return modules.of(config, "task").build(config, modules.options(config, "task"))
+    """The task of a config. Raises UserError, also when its loss is traced, for a module that does
+    not do what a Task requires."""
+    return _checks.build(modules.of(config, "task"), config, modules.options(config, "task"))
 
 
 def frozen_run(folder: str) -> tuple[Task, Frozen]:
@@ -179,8 +185,8 @@ def data_module(config, function: str, such_as: str) -> Any:
 def family_for(config, what: str, supports: Callable[[Any], bool]) -> tuple[Any, Any]:
     """The module of config.model and its Config, for a task that needs `what`.
 
-    supports(module) -> whether it can do this task. Raises UserError if it cannot, or if
-    data.seq_len exceeds the model's positions.
+    supports(module) -> whether it can do this task. Raises UserError if it cannot, if its Config
+    lacks vocab_size, and if data.seq_len exceeds the model's positions.
     """
     family = modules.of(config, "model")
     if not supports(family):
@@ -189,6 +195,11 @@ def family_for(config, what: str, supports: Callable[[Any], bool]) -> tuple[Any,
             f"{config.model.name!r}."
         )
     c = modules.options(config, "model")
+    if not hasattr(c, "vocab_size"):
+        raise UserError(
+            f"The Config of config.model.name={config.model.name!r} has no field 'vocab_size', "
+            f"which config.task.name={config.task.name!r} needs. Add it."
+        )
     max_len = getattr(c, "max_len", None)  # a model of your own may have no limit
     if max_len is not None and config.data.seq_len > max_len:
         raise UserError(
@@ -198,17 +209,18 @@ def family_for(config, what: str, supports: Callable[[Any], bool]) -> tuple[Any,
 
 
 def init_and_axes(make: Callable[[Any], Any], c, *examples) -> tuple[Callable, Any]:
-    """(Task.init, Task.axes) of the Flax module make(c); c: a model's Config with `scan`.
+    """(Task.init, Task.axes) of the Flax module make(c); c: a model's Config.
 
-    examples: the module's arguments, by default one token. Parameters are initialised in the
-    scanned form, so that their values do not depend on `scan`.
+    examples: the module's arguments, by default one token. If c has a field `scan`, parameters are
+    initialised in the scanned form, so that their values do not depend on it.
     """
-    scanned = make(dataclasses.replace(c, scan=True))
+    has_scan = hasattr(c, "scan")
+    scanned = make(dataclasses.replace(c, scan=True)) if has_scan else make(c)
     examples = examples or (jnp.zeros((1, 1), jnp.int32),)
 
     def init(rng):
         variables = params_lib.unbox(scanned.init(rng, *examples))
-        return variables if c.scan else params_lib.unrolled(variables)
+        return params_lib.unrolled(variables) if has_scan and not c.scan else variables
 
     return init, params_lib.logical_axes(jax.eval_shape(make(c).init, jax.random.key(0), *examples))
 
@@ -220,6 +232,26 @@ def apply(model, params, extras, train: bool, *inputs, **options) -> tuple[Any, 
         return model.apply(variables, *inputs, **options), extras
     outputs, new = model.apply(variables, *inputs, **options, mutable=[*extras])
     return outputs, {**extras, **new}
+
+
+def flops_per_token(family, c, seq_len: int) -> float:
+    """Of training on one token; 0 = unknown, if the family does not define flops_per_token."""
+    return family.flops_per_token(c, seq_len) if hasattr(family, "flops_per_token") else 0.0
+
+
+def output_layer(outputs: Any, config) -> Linear | tuple:
+    """ModelOutput.linear. Raises UserError if a model does not return it."""
+    linear = getattr(outputs, "linear", None)
+    if not isinstance(linear, tuple):
+        found = f"{type(outputs).__name__} without `linear`"
+        if not hasattr(outputs, "linear"):
+            found = _checks.described(outputs)
+        raise UserError(
+            f"The Model of config.model.name={config.model.name!r} returned {found}. "
+            f"config.task.name={config.task.name!r} needs a bigjax.models.ModelOutput with its "
+            "output layer, such as ModelOutput(embed.output(x)) with the layer Embed."
+        )
+    return linear
 
 
 def check_sums(config, weights: Mapping[str, float], model, init) -> None:

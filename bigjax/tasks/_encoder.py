@@ -16,6 +16,7 @@ from bigjax.tasks import (
     check_vocabulary,
     data_module,
     family_for,
+    flops_per_token,
     in_tokens,
     init_and_axes,
 )
@@ -62,7 +63,7 @@ def build_encoder(config, heads: tuple[str, ...], n_labels: int = 2) -> Encoder:
     init, axes = init_and_axes(make, c)
     seq_len = config.data.seq_len
     return Encoder(
-        make(c), c, init, axes, seq_len * family.flops_per_token(c, seq_len), family.head_flops(c)
+        make(c), c, init, axes, seq_len * flops_per_token(family, c, seq_len), family.head_flops(c)
     )
 
 

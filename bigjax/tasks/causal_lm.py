@@ -10,12 +10,15 @@ from bigjax.tasks import (
     Task,
     apply,
     array_shapes,
+    check_call,
     check_sums,
     check_vocabulary,
     data_module,
     family_for,
+    flops_per_token,
     in_tokens,
     init_and_axes,
+    output_layer,
     weighted_sums,
 )
 
@@ -40,11 +43,18 @@ def build(config, options: Config) -> Task:
     """Batches: inputs, targets int [B, T]; weights [B, T]; with packing segment_ids, positions
     int [B, T]; target_bytes int [B]."""
     family, c = family_for(
-        config, "a decoder, such as model.name='gpt'", lambda family: hasattr(family, "decoder")
+        config,
+        "a family that defines Model and decoder, such as model.name='gpt'",
+        lambda family: hasattr(family, "Model") and hasattr(family, "decoder"),
     )
     source = data_module(config, "load_text", "text")
     seq_len = config.data.seq_len
     model = family.Model(c)
+    check_call(
+        model.__call__,
+        "tokens, positions, segments, rng=rng",
+        f"config.model.name={config.model.name!r}: Model.__call__",
+    )
     init, axes = init_and_axes(family.Model, c)
     check_sums(config, options.sum_weights, model, init)
 
@@ -61,7 +71,8 @@ def build(config, options: Config) -> Task:
             rng=rng if train else None,
         )
         smoothing, z = (options.label_smoothing, options.z_loss) if train else (0.0, 0.0)
-        sums = linear_losses(*out.linear, batch["targets"], batch["weights"], smoothing, z)
+        linear = output_layer(out, config)
+        sums = linear_losses(*linear, batch["targets"], batch["weights"], smoothing, z)
         total, weight = sums["total"], batch["weights"].sum()
         of_layers, layer_metrics = weighted_sums(options.sum_weights, out.sums)
         if train and options.sum_weights:
@@ -96,6 +107,6 @@ def build(config, options: Config) -> Task:
         batch_shapes=batch_shapes,
         model=model,
         model_config=c,
-        flops_per_example=seq_len * family.flops_per_token(c, seq_len),
+        flops_per_example=seq_len * flops_per_token(family, c, seq_len),
         **in_tokens(seq_len),
     )

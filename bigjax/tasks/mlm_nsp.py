@@ -16,6 +16,7 @@ from bigjax.tasks import (
     check_sums,
     data_module,
     in_tokens,
+    output_layer,
     weighted_sums,
 )
 from bigjax.tasks._encoder import build_encoder
@@ -71,7 +72,7 @@ def build(config, options: Config) -> Task:
             masked_positions_BM=batch["masked_positions"],
             rng=rng if train else None,
         )
-        sums = linear_losses(*out.linear, batch["targets"], batch["weights"])
+        sums = linear_losses(*output_layer(out, config), batch["targets"], batch["weights"])
         total, weight = sums["total"], batch["weights"].sum()
         metrics = {"mlm_loss": (sums["nll"], weight), "mlm_accuracy": (sums["hits"], weight)}
         if "nsp" in heads:

@@ -47,8 +47,8 @@ def explain(run, step: int, metrics: list[str], state: State, batch: Mapping) ->
         path.write_text(json_text.dumps(content, indent=1, spell=True))
     saved = run.checkpoints.steps()
     raise NonFinite(
-        f"{', '.join(metrics)} of step {step} (batch {step - 1}, examples "
-        f"{_brief(examples)}) is not finite. Norms per layer are in {path}. "
+        f"Not finite: {', '.join(metrics)} of step {step} (batch {step - 1}, examples "
+        f"{_brief(examples)}). Norms per layer are in {path}. "
         f"{f'The checkpoints {saved} are intact.' if saved else 'No checkpoint was saved yet.'}"
         f"{_first_nan(run, step, state, batch)} Lower {task.rate_key(metrics[0], step - 1)}, clip "
         "gradients (optim.clip_norm), or check those examples."

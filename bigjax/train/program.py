@@ -13,7 +13,7 @@ from bigjax import config as config_lib
 from bigjax import modules, optim, paths
 from bigjax.errors import UserError
 from bigjax.parallel import sharding
-from bigjax.tasks import Task
+from bigjax.tasks import Task, check_variables
 from bigjax.train import frozen, needed
 from bigjax.train import state as state_lib
 from bigjax.train.state import State
@@ -65,11 +65,14 @@ def use_compilation_cache(folder: str, mesh) -> None:
 def make(config, task, mesh) -> Program:
     """The program of a config on a mesh.
 
-    Raises UserError for sizes that do not divide over the mesh, and for keys that the task's own
-    step does not use; RunError for a step that changes the shape or type of its state.
+    Raises UserError for sizes that do not divide over the mesh, for Task.axes with another tree
+    than Task.init, and for keys that the task's own step does not use; RunError for a step that
+    changes the shape or type of its state.
     """
     _check_mesh(config, task, mesh)
-    params = jax.eval_shape(task.init, jax.random.key(0))["params"]
+    variables = jax.eval_shape(task.init, jax.random.key(0))
+    check_variables(task, variables)
+    params = variables["params"]
     if task.make_step:
         _check_step_keys(config, task)
         init_optimizer, own_step = task.make_step(config, params)

@@ -47,9 +47,11 @@ def load_data(
     tokenizer=None,
     splits: Collection[str] | None = None,
 ) -> data.Data:
-    """The data of Task.load_data. Raises UserError if those of other hosts differ."""
+    """The data of Task.load_data. Raises UserError if those of other hosts differ, or if it returns
+    something else."""
     given = {} if splits is None else {"splits": splits}
     corpus = task.load_data(log, tokenizer, **given)
+    tasks.check_data(corpus)
     hosts.check_equal(
         {"the data's fingerprint": corpus.fingerprint},
         "Give all hosts the same files, and the same installed packages.",

@@ -63,14 +63,28 @@ def check_same_run(workdir: str, config, log) -> None:
         and not any(fnmatch.fnmatchcase(k, p) for p in free)
     ]
     if wrong:
-        text = "; ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in wrong)
+        value = lambda values, k: repr(values[k]) if k in values else "absent"
+        text = "; ".join(
+            f"{k} was {value(old, k)}, now {value(new, k)}" for k in _without_keys_of_modules(wrong)
+        )
         raise UserError(
             f"{workdir} holds a run with another config, which cannot resume with this one: "
             f"{text}. Use another --workdir (with --config.init_from={workdir} to start from its "
-            "parameters), or set the key back."
+            "parameters), or the config of that run."
         )
     for k in changed:
         log(f"Changed since this run was last started: {k} from {old.get(k)!r} to {new.get(k)!r}.")
+
+
+def _without_keys_of_modules(keys: list[str]) -> list[str]:
+    """The keys without those of a section whose `name` or `kind`, its module, is among them."""
+    names = [k for k in keys if k in {f"{section}.name" for section in modules.SECTIONS}]
+    names += [k for k in keys if k.endswith(".kind") and k.split(".")[0] in modules.SECTIONS]
+    return [
+        k
+        for k in keys
+        if not any(k != name and k.startswith(name[: -len("name")]) for name in names)
+    ]
 
 
 def _with_defaults(old, config):

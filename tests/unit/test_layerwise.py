@@ -147,6 +147,9 @@ def test_invalid_patterns_are_refused():
         update(scanned, freeze=".")
     with pytest.raises(UserError, match="matches no parameter"):
         update(scanned, freeze="layer_7/")
+    with pytest.raises(UserError, match="matches no parameter"):
+        update(scanned, decay_params="w$")
+    update(scanned, steps=1, decay_params="w$", weight_decay=0.0)  # decays nothing anyway
     with pytest.raises(UserError, match="only some layers"):
         update(scanned, decay_params="layer_1/mlp")
 

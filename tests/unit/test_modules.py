@@ -23,7 +23,7 @@ def imports(monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield
     for name in {*sys.modules} - before:
-        if name.partition(".")[0] in ("my_lab", "alone", "test"):
+        if name.startswith("my_lab") or name.partition(".")[0] in ("alone", "test"):
             del sys.modules[name]
 
 
@@ -95,11 +95,12 @@ def test_a_users_file_does_not_hide_an_installed_package(tmp_path):
 @pytest.mark.parametrize(
     "name, text, words",
     [
-        ("my_lab.mixr", None, ["no module 'my_lab.mixr' in config.python_path=", "that holds it"]),
+        ("my_lab.mixr", None, ["no module 'mixr' in the package 'my_lab' in", "mean 'mixer'?"]),
         ("their_lab.mixer", None, ["there is no module 'their_lab' in config.python_path="]),
+        ("my_lab.mixer.Confg", None, ["no class 'Confg' in", "mixer.py. Did you mean 'Config'?"]),
         ("my_lab.mixer", "import nothing_of_this_name\n", ["nothing_of_this_name", "line 1"]),
         ("my_lab.mixer", "\nraise ValueError('odd')\n", ["ValueError: odd", "mixer.py, line 2"]),
-        ("my_lab.mixer", "x = (\n", ["SyntaxError", "mixer.py, line 1"]),
+        ("my_lab.mixer", "x = (\n", ["SyntaxError: '(' was never closed (", "mixer.py, line 1"]),
         ("my_lab.mixer", "x = 1\n", ["mixer.py does not define 'Config'", "bigjax.models"]),
         (
             "my_lab.mixer",
@@ -289,6 +290,24 @@ def _matches(fields, pattern) -> bool:
     import fnmatch
 
     return any(fnmatch.fnmatchcase(key, pattern) for key in fields)
+
+
+def test_a_config_is_a_frozen_dataclass_with_ranges_of_its_fields(tmp_path):
+    def build(text):
+        folder = tmp_path / str(len(text))
+        name = f"my_lab_{len(text)}"
+        write(folder, package=name, text=f"import dataclasses\n{text}")
+        config = config_lib.new_config()
+        with config.unlocked():
+            config.python_path, config.model = str(folder), dict(name=f"{name}.mixer")
+        return modules.options(config, "model")
+
+    body = "class Config:\n  size: int = 1\n"
+    for decorator in ("", "@dataclasses.dataclass\n"):
+        with pytest.raises(UserError, match="Config is not a frozen dataclass"):
+            build(decorator + body)
+    with pytest.raises(UserError, match="RANGES of config.model name 'siz', which is not a field"):
+        build(f"@dataclasses.dataclass(frozen=True)\n{body}  RANGES = {{'siz': None}}\n")
 
 
 def test_a_modules_range_is_checked_once_for_all_commands(tmp_path):

@@ -163,8 +163,23 @@ def test_a_users_model(own, tmp_path):
     with pytest.raises(UserError, match="model.depth was 4, now 5"):
         workdir.check_same_run(str(tmp_path), with_value(more, "model.depth", 5), messages.append)
     workdir.write_config(epath.Path(tmp_path), more)
-    with pytest.raises(UserError, match="model.depth was 4, now None"):
+    with pytest.raises(UserError, match="model.depth was 4, now absent"):
         workdir.check_same_run(str(tmp_path), own("c"), messages.append)
+
+
+def test_keys_of_another_module_are_not_listed(own, tmp_path):
+    workdir.write_config(epath.Path(tmp_path), own("a"))
+    gpt = helpers.load_config("tests/tiny.py")
+    with pytest.raises(UserError) as e:
+        workdir.check_same_run(str(tmp_path), gpt, print)
+    changed = str(e.value).partition("with this one: ")[2].partition(". Use another")[0]
+    changed = changed.split("; ")
+    assert [x for x in changed if x.startswith("model.")] == [
+        "model.name was 'my_changing_lab.model', now 'gpt'"
+    ]
+    assert [x for x in changed if x.startswith("data.sources.text.")] == [
+        "data.sources.text.kind was absent, now 'text'"
+    ]
 
 
 def test_init_from_does_not_copy_what_a_resumed_run_may_change(own, monkeypatch):
