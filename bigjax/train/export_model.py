@@ -207,6 +207,7 @@ def _tokenizer(
     if not files:
         log(
             f"  note: transformers has no tokenizer of kind {meta['kind']!r}; none is written. "
-            "Its token ids are the UTF-8 bytes, and bos 256, eos 257, pad 258"
+            + "Its token ids are the UTF-8 bytes, and " * (meta["kind"] == "bytes")
+            + ", ".join(f"{role} {i}" for role, i in ids.items())
         )
     return files, {f"{role}_token_id": ids[role] for role in family.special_tokens}

@@ -119,6 +119,9 @@ def test_an_export_after_another_package_of_its_name(network, tmp_path):
     write(tmp_path / "in", network)
     import_model.import_run(str(tmp_path / "in"), str(tmp_path / "run"), str, FLAGS)
     import_other_package(tmp_path / "other")
+    model = {"name": NAME, **dataclasses.asdict(network.Config(d_model=4))}
+    assert interop.family_of(model, FOLDER).name == "my_resnet"
+    import_other_package(tmp_path / "again")
     export_model.export_run(str(tmp_path / "run"), str(tmp_path / "out"), log=str)
     assert (tmp_path / "out" / "model.safetensors").exists()
 

@@ -8,6 +8,7 @@ from bigjax import modules, tasks
 from bigjax.arguments import Arguments
 from bigjax.data import load_tokenizer
 from bigjax.errors import UserError
+from tests import helpers
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +94,15 @@ def test_a_users_source_and_tokenizer_after_another_package_of_their_name(tmp_pa
     task.load_data(str).tokenizer.save(tmp_path / "tokenizer")
     other()
     assert load_tokenizer(tmp_path / "tokenizer", c.python_path).vocab_size == 3 + 3
+
+
+def test_a_users_model_without_a_limit_of_its_length(tmp_path):
+    c = helpers.load_config("tests/tiny.py").unlock()
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "endless.py").write_text(
+        "import dataclasses\n@dataclasses.dataclass(frozen=True)\n"
+        "class Config:\n    vocab_size: int = 9\n"
+    )
+    c.model, c.python_path = dict(name="my_lab.endless"), str(tmp_path)
+    family, options = tasks.family_for(c, "any", lambda family: True)
+    assert family.Config() == options
