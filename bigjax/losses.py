@@ -99,6 +99,21 @@ class Linear(NamedTuple):
         kernel = jnp.concatenate([self.kernel, kernel.astype(self.kernel.dtype)])
         return Linear(x, kernel, self.bias)
 
+    def __add__(self, other):  # that of a tuple would extend it, and `*` repeat it
+        raise TypeError(
+            "A Linear is an output layer that is not multiplied yet, and has no arithmetic: use "
+            ".plus(x, kernel) to add a product to its logits, or .product() for the logits."
+        )
+
+    def __radd__(self, other):
+        return self + other
+
+    def __mul__(self, other):
+        return self + other
+
+    def __rmul__(self, other):
+        return self + other
+
 
 def linear_log_probs(
     x: jax.Array,

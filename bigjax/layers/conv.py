@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from bigjax.errors import UserError
 from bigjax.layers.basic import Dense
 
 
@@ -31,7 +32,13 @@ class Conv(nn.Module):
 
 
 def windows(x_BTD: jax.Array, width: int) -> jax.Array:
-    """[B, T - width + 1, width * D]: each `width` consecutive tokens, as one vector."""
+    """[B, T - width + 1, width * D]: each `width` consecutive tokens, as one vector.
+    Raises UserError for fewer tokens than width."""
     B, T, D = x_BTD.shape
+    if T < width:
+        raise UserError(
+            f"A convolution over {width} tokens at a time got a text of only {T}: pad it to at "
+            f"least {width}, or use a smaller width."
+        )
     columns = np.arange(T - width + 1)[:, None] + np.arange(width)
     return x_BTD[:, columns].reshape(B, T - width + 1, width * D)

@@ -118,6 +118,9 @@ def amount(task: Task, n_examples: int) -> str:
     return f"{n_examples} {size}{task.unit.replace('_', ' ')}"
 
 
+STEP_METRICS = ("loss", "learning_rate", "grad_norm", "param_norm", "update_norm")
+
+
 def in_tokens(seq_len: int) -> dict[str, Any]:
     """Fields of a Task whose examples are rows of data.seq_len tokens."""
     lengths = {"data.seq_len": seq_len}
@@ -182,23 +185,26 @@ def data_module(config, function: str, such_as: str) -> Any:
     return module
 
 
-def family_for(config, what: str, supports: Callable[[Any], bool]) -> tuple[Any, Any]:
+def family_for(
+    config,
+    what: str,
+    supports: Callable[[Any], bool] = lambda family: True,
+    needs: tuple[str, ...] = (),
+) -> tuple[Any, Any]:
     """The module of config.model and its Config, for a task that needs `what`.
 
-    supports(module) -> whether it can do this task. Raises UserError if it cannot, if its Config
-    lacks vocab_size, and if data.seq_len exceeds the model's positions.
+    supports(module) -> whether it can do this task. needs: names that the module must define.
+    Raises UserError if it cannot, with all that is missing, vocab_size of its Config included, and
+    if data.seq_len exceeds the model's positions.
     """
-    family = modules.of(config, "model")
-    if not supports(family):
+    family, c = modules.of(config, "model"), modules.options(config, "model")
+    missing = [name for name in needs if not hasattr(family, name)]
+    missing += [] if hasattr(c, "vocab_size") else ["Config.vocab_size"]
+    lacks = f", which does not define {', '.join(missing)}" if missing else ""
+    if missing or not supports(family):
         raise UserError(
             f"config.task.name={config.task.name!r} needs {what}; model.name is "
-            f"{config.model.name!r}."
-        )
-    c = modules.options(config, "model")
-    if not hasattr(c, "vocab_size"):
-        raise UserError(
-            f"The Config of config.model.name={config.model.name!r} has no field 'vocab_size', "
-            f"which config.task.name={config.task.name!r} needs. Add it."
+            f"{config.model.name!r}{lacks}."
         )
     max_len = getattr(c, "max_len", None)  # a model of your own may have no limit
     if max_len is not None and config.data.seq_len > max_len:
@@ -254,10 +260,19 @@ def output_layer(outputs: Any, config) -> Linear | tuple:
     return linear
 
 
-def check_sums(config, weights: Mapping[str, float], model, init) -> None:
-    """Raises UserError if task.sum_weights names a sum that the model of tokens does not return."""
+def check_sums(
+    config, weights: Mapping[str, float], model, init, metrics: tuple[str, ...] = ()
+) -> None:
+    """Raises UserError if task.sum_weights names a sum that the model of tokens does not return,
+    or one of the metrics of the task or of the training step."""
     if not weights:
         return
+    for name in weights:
+        if name in (*metrics, *STEP_METRICS):
+            raise UserError(
+                f"task.sum_weights.{name}: this is the name of a metric of training with "
+                f"config.task.name={config.task.name!r}. Give the sum of the layers another name."
+            )
     shapes = jax.eval_shape(lambda: model.apply(init(jax.random.key(0)), jnp.zeros((1, 1), int)))
     for name in weights:
         if name not in shapes.sums:

@@ -1,6 +1,6 @@
 """What the tasks on an encoder share: the model with its heads, and its parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 from typing import Any, NamedTuple
 
@@ -13,12 +13,14 @@ from bigjax.data.store import SPLITS
 from bigjax.tasks import (
     Task,
     apply,
+    check_sums,
     check_vocabulary,
     data_module,
     family_for,
     flops_per_token,
     in_tokens,
     init_and_axes,
+    weighted_sums,
 )
 
 PACKED_TOKENS = 16  # assumed length of examples that share a row, where the data are not read
@@ -57,26 +59,37 @@ def build_encoder(config, heads: tuple[str, ...], n_labels: int = 2) -> Encoder:
     family, c = family_for(
         config,
         "an encoder, such as model.name='bert'",
-        lambda family: set(heads) <= set(getattr(family, "HEADS", ())),
+        lambda family: set(heads) <= set(family.HEADS),
+        needs=("Model", "HEADS"),
     )
     make = functools.partial(family.Model, heads=heads, n_labels=n_labels)
     init, axes = init_and_axes(make, c)
     seq_len = config.data.seq_len
-    return Encoder(
-        make(c), c, init, axes, seq_len * flops_per_token(family, c, seq_len), family.head_flops(c)
-    )
+    per_row = seq_len * flops_per_token(family, c, seq_len)
+    per_masked = family.head_flops(c) if hasattr(family, "head_flops") else 0.0
+    return Encoder(make(c), c, init, axes, per_row, per_masked)
 
 
-def labelled_task(config, kind: Kind, head: str, loss: Callable, n_outputs: int = 2) -> Task:
+def labelled_task(
+    config,
+    kind: Kind,
+    head: str,
+    loss: Callable,
+    n_outputs: int = 2,
+    *,
+    sum_weights: Mapping[str, float],
+) -> Task:
     """A task with labelled examples of this kind, see data.labelled_batches.
 
-    loss(logits, batch, train) -> ((sum, weight), metrics). logits: those of `head`, of n_outputs.
+    loss(logits, batch, train) -> ((sum, weight), metrics), of which it may have an `accuracy`.
+    logits: those of `head`, of n_outputs. sum_weights: of the config.
     """
     encoder = build_encoder(config, (head,), n_outputs)
+    check_sums(config, sum_weights, encoder.model, encoder.init, ("accuracy",))
     source = data_module(config, "load_labelled", "labelled")
 
-    def logits_of(params, extras, batch, rng, train):
-        outputs, extras = apply(
+    def forward(params, extras, batch, rng, train):
+        return apply(
             encoder.model,
             params,
             extras,
@@ -88,17 +101,19 @@ def labelled_task(config, kind: Kind, head: str, loss: Callable, n_outputs: int 
             first_BK=batch["first"],
             rng=rng if train else None,
         )
-        return outputs.heads[head], extras
 
     def outputs(params, extras, frozen, batch):
         del frozen
-        return logits_of(params, extras, batch, None, False)[0]
+        return forward(params, extras, batch, None, False)[0].heads[head]
 
     def loss_of_batch(params, extras, frozen, batch, rng, train):
         del frozen
-        logits, extras = logits_of(params, extras, batch, rng, train)
-        pair, metrics = loss(logits, batch, train)
-        return pair, (metrics, extras)
+        out, extras = forward(params, extras, batch, rng, train)
+        (total, weight), metrics = loss(out.heads[head], batch, train)
+        of_layers, layer_metrics = weighted_sums(sum_weights, out.sums)
+        if train and sum_weights:
+            total = total + of_layers * weight
+        return (total, weight), ({**layer_metrics, **metrics}, extras)
 
     def load_data(log=print, tokenizer=None, splits=SPLITS):
         corpus = source.load_labelled(

@@ -29,6 +29,8 @@ DATA, EVALUATION = "labelled", "metrics"  # in a config that is generated for th
 class Config:
     max_answer_tokens: int = 30  # tokens of the longest answer that is given
     allow_no_answer: bool = False  # predict '' for a question without an answer (SQuAD 2)
+    # NAME: weight in the training loss of a sum of the model's layers, such as a router's loss
+    sum_weights: dict[str, float] = dataclasses.field(default_factory=dict)
 
     MAY_CHANGE = ("*",)
     RANGES = {"max_answer_tokens": at_least(1)}
@@ -128,7 +130,7 @@ def build(config, options: Config) -> Task:
         }
 
     kind = Answer(options.max_answer_tokens, options.allow_no_answer)
-    return labelled_task(config, kind, "span", loss)
+    return labelled_task(config, kind, "span", loss, sum_weights=options.sum_weights)
 
 
 def squad_scores(answers: list[list[str]], predicted: list[str]) -> dict[str, float]:

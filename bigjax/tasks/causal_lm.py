@@ -45,7 +45,7 @@ def build(config, options: Config) -> Task:
     family, c = family_for(
         config,
         "a family that defines Model and decoder, such as model.name='gpt'",
-        lambda family: hasattr(family, "Model") and hasattr(family, "decoder"),
+        needs=("Model", "decoder"),
     )
     source = data_module(config, "load_text", "text")
     seq_len = config.data.seq_len
@@ -56,7 +56,8 @@ def build(config, options: Config) -> Task:
         f"config.model.name={config.model.name!r}: Model.__call__",
     )
     init, axes = init_and_axes(family.Model, c)
-    check_sums(config, options.sum_weights, model, init)
+    metrics = "nll", "accuracy", "nats_per_byte"
+    check_sums(config, options.sum_weights, model, init, metrics)
 
     def loss(params, extras, frozen, batch, rng, train):
         del frozen

@@ -30,8 +30,10 @@ class Config:
     balanced: bool = False  # all examples of a label weigh the same, however many there are
     label_weights: tuple[float, ...] = ()  # in the order of labels; () = 1, or by `balanced`
     label_smoothing: float = 0.0
+    # NAME: weight in the training loss of a sum of the model's layers, such as a router's loss
+    sum_weights: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    MAY_CHANGE = ("balanced", "label_*")
+    MAY_CHANGE = ("balanced", "label_*", "sum_weights.*")
     RANGES = {"label_weights": at_least(0), "label_smoothing": FRACTION}
 
     def __post_init__(self):
@@ -156,7 +158,8 @@ def build(config, options: Config) -> Task:
         smoothing = options.label_smoothing if train else 0.0
         return losses.cross_entropy(logits, labels, weights, label_smoothing=smoothing), metrics
 
-    return labelled_task(config, Classify(options.labels), "classifier", loss, n)
+    kind, sum_weights = Classify(options.labels), options.sum_weights
+    return labelled_task(config, kind, "classifier", loss, n, sum_weights=sum_weights)
 
 
 def _regression_task(config, options: Config) -> Task:
@@ -171,7 +174,8 @@ def _regression_task(config, options: Config) -> Task:
         error = jnp.square(logits[..., 0] - batch["label"]) * batch["weights"]
         return (error.sum(), batch["weights"].sum()), {}
 
-    return labelled_task(config, Regress(), "classifier", loss, 1)
+    weights = options.sum_weights
+    return labelled_task(config, Regress(), "classifier", loss, 1, sum_weights=weights)
 
 
 def _check_labels(options: Config) -> int:

@@ -54,7 +54,8 @@ def build(config, options: Config) -> Task:
     """
     heads = ("mlm",) if options.pairs == "none" else ("mlm", "nsp")
     encoder = build_encoder(config, heads)
-    check_sums(config, options.sum_weights, encoder.model, encoder.init)
+    names = tuple(f"{head}_{metric}" for head in heads for metric in ("loss", "accuracy"))
+    check_sums(config, options.sum_weights, encoder.model, encoder.init, names)
     source = data_module(config, "load_text", "text")
 
     def loss(params, extras, frozen, batch, rng, train):

@@ -24,7 +24,10 @@ DATA, EVALUATION = "labelled", "metrics"  # in a config that is generated for th
 @dataclasses.dataclass(frozen=True)
 class Config:
     labels: tuple[str, ...] = ()  # () = those of the training data
+    # NAME: weight in the training loss of a sum of the model's layers, such as a router's loss
+    sum_weights: dict[str, float] = dataclasses.field(default_factory=dict)
 
+    MAY_CHANGE = ("sum_weights.*",)
     RANGES = {}
 
 
@@ -131,7 +134,8 @@ def build(config, options: Config) -> Task:
             "accuracy": losses.accuracy(logits, labels, weights)
         }
 
-    return labelled_task(config, Tag(options.labels), "tagger", loss, len(options.labels))
+    kind, n = Tag(options.labels), len(options.labels)
+    return labelled_task(config, kind, "tagger", loss, n, sum_weights=options.sum_weights)
 
 
 def _encode_words(rows: Sequence[dict], data: Any, tokenizer: Tokenizer) -> TagExamples:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from bigjax import config, evals, losses, tasks
@@ -16,6 +17,8 @@ from bigjax.errors import UserError
 from bigjax.layers.basic import Dense
 from bigjax.losses import Linear
 from bigjax.models import Decoder, ModelOutput, gpt
+from bigjax.train.state import make_init
+from bigjax.train.step import make_step
 from tests import helpers
 
 
@@ -110,8 +113,6 @@ class Centred:
         context = lambda ids: (np.zeros(len(ids)), np.array([row[-1] for row in ids]))
         return Decoder(context, lambda variables, context, slots: context, step, c.max_len)
 
-    flops_per_token = staticmethod(lambda c, seq_len: 0.0)
-
 
 def test_a_decoder_with_statistics_trains_and_generates():
     c = config.new_config()
@@ -176,3 +177,49 @@ def test_sums_of_layers_are_weighted_in_the_training_loss(monkeypatch):
 def test_sums_that_no_layer_returns_are_refused():
     with pytest.raises(UserError, match="sum_weights.size.*'gpt' return no sums"):
         build(sum_weights=dict(size=1.0))
+
+
+@pytest.mark.parametrize("name", ["nll", "accuracy", "nats_per_byte", "loss", "grad_norm"])
+def test_a_sum_with_the_name_of_a_metric_is_refused(name):
+    with pytest.raises(UserError, match=f"sum_weights.{name}.*name of a metric.*another name"):
+        build(sum_weights={name: 1.0})
+
+
+def test_sums_of_layers_are_weighted_as_the_tokens_of_their_micro_batch(monkeypatch):
+    monkeypatch.setattr(gpt, "Block", Penalised)
+    task = build(sum_weights=dict(size=0.5))
+    loss = lambda params, extras, frozen, batch, rng, train: task.loss(
+        params,
+        extras,
+        frozen,
+        batch,
+        None,
+        train,  # without dropout
+    )
+    without_dropout = dataclasses.replace(task, loss=loss)
+    tx = optax.sgd(0.1)
+    state = make_init(without_dropout, tx.init, 0, False)()
+    step = make_step(without_dropout, tx, lambda s: 0.1, seed=0, accumulate=2)
+    _, metrics = jax.jit(step)(state, None, BATCH)
+    of_row = jax.jit(lambda row: loss(state.params, {}, {}, row, None, True))
+    rows = [of_row({k: v[i : i + 1] for k, v in BATCH.items()}) for i in (0, 1)]
+    total = sum(total for (total, _), _ in rows)
+    np.testing.assert_allclose(metrics["loss"], total / 11, rtol=1e-6)
+    size = [m["size"][0] for _, (m, _) in rows]
+    np.testing.assert_allclose(metrics["size"], sum(size) / 2, rtol=1e-6)
+    nll = sum(m["nll"][0] for _, (m, _) in rows)
+    np.testing.assert_allclose(total, nll + 0.5 * (8 * size[0] + 3 * size[1]), rtol=1e-6)
+
+
+class Incomplete:
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        RANGES = {}
+
+
+def test_all_that_a_family_lacks_is_named():
+    c = config.new_config()
+    c.model, c.data = dict(name=f"{__name__}.Incomplete"), dict(name="text", seq_len=8)
+    c = helpers.filled(c)
+    with pytest.raises(UserError, match="does not define Model, decoder, Config.vocab_size"):
+        tasks.build(c)

@@ -1,11 +1,14 @@
 """Tasks on an encoder: losses by hand from the model's logits."""
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bigjax import config, tasks
 from bigjax.errors import UserError
+from bigjax.models import ModelOutput, bert
 from bigjax.train.stages import resolve
 from bigjax.train.state import make_init
 from bigjax.train.step import make_step
@@ -242,11 +245,53 @@ def test_a_plan_reads_no_data(name, options, n, note, capsys):
     assert note in out and bool(out) == bool(note)
 
 
+class Penalised(bert.Block):
+    """A layer with the sum 'size', of its output."""
+
+    @nn.compact
+    def __call__(self, *args):
+        x, (cache, sums) = super().__call__(*args)
+        return x, (cache, {**sums, "size": jnp.square(x).mean()})
+
+
+@pytest.mark.parametrize(
+    "name, options, batch",
+    [
+        ("mlm_nsp", dict(max_predictions=3), lambda: pre_training_batch()),
+        ("classify", dict(labels=("a", "b")), lambda: {"label": np.ones((B, K), int), **rows()}),
+        ("classify", dict(kind="regress"), lambda: {"label": np.ones((B, K)), **rows()}),
+        ("tag", dict(labels=("a", "b")), lambda: {"token_labels": np.ones((B, T), int), **rows()}),
+        ("answer", {}, lambda: dict.fromkeys(("start", "end"), np.ones((B, K), int)) | rows()),
+    ],
+)
+def test_sums_of_layers_are_weighted_in_the_training_loss(monkeypatch, name, options, batch):
+    monkeypatch.setattr(bert, "Block", Penalised)
+    plain, task = build(name, **options), build(name, **options, sum_weights=dict(size=0.5))
+    p, batch = params(plain), batch()
+    for train in (True, False):
+        (want, weight), (metrics, _) = loss(plain, p, batch, train=train)
+        (total, same), (more, _) = loss(task, p, batch, train=train)
+        size, one = more["size"]
+        assert size > 0 and one == 1 and "size" not in metrics and same == weight
+        np.testing.assert_allclose(total, want + 0.5 * size * weight * train, rtol=1e-5)
+    taken = "mlm_loss" if name == "mlm_nsp" else "accuracy"
+    with pytest.raises(UserError, match=f"sum_weights.{taken}.*name of a metric"):
+        build(name, **options, sum_weights={taken: 1.0})
+    with pytest.raises(UserError, match="sum_weights.sise.*other sums. Did you mean 'size'"):
+        build(name, **options, sum_weights=dict(sise=1.0))
+
+
+def test_logits_of_a_model_without_a_vocabulary_are_refused():
+    output = ModelOutput(heads={"nsp": jnp.zeros((1, 2)), "span": jnp.zeros((1, 2))})
+    with pytest.raises(UserError, match="no output layer over the vocabulary.*`heads`.*nsp, span"):
+        print(output.logits)
+
+
 def test_a_decoder_is_no_encoder():
     c = config.new_config()
     c.task, c.data = dict(name="classify", labels=("a", "b")), dict(name="labelled")
     helpers.filled(c)
-    with pytest.raises(UserError, match="needs an encoder"):
+    with pytest.raises(UserError, match="needs an encoder.*does not define HEADS"):
         tasks.build(c)
     c.model = dict(name="bert", max_len=8, d_model=8, n_layers=1, n_heads=1)
     with pytest.raises(UserError, match="longer than model.max_len"):

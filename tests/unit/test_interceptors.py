@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
 from bigjax.layers.basic import Dense, Output
 from bigjax.layers.conv import Conv
@@ -107,6 +108,19 @@ def test_factors_are_added_to_selected_layers(name, scan, remat):
         lambda path, x: np.zeros_like(x) if path_name(path).endswith("/b") else x, params
     )
     assert abs(float(plain_loss(without)) - float(plain)) > 1e-3 * float(plain)
+
+
+@pytest.mark.parametrize("change", [lambda y: y * 2, lambda y: 2 * y, lambda y: y + 1])
+def test_arithmetic_with_an_output_layer_is_refused(change):
+    """It would be that of a tuple."""
+    double = lambda call, arguments, keywords, context: change(call(*arguments, **keywords))
+    with nn.intercept_methods(double), pytest.raises(TypeError, match=r"\.plus.*\.product\(\)"):
+        Output((4,), ("embed",), ("vocab",)).init(jax.random.key(0), jnp.ones((1, 2)))
+
+
+def test_a_text_shorter_than_a_convolution_is_refused():
+    with pytest.raises(UserError, match="over 3 tokens.*text of only 2: pad it to at least 3"):
+        Conv(5, 3).init(jax.random.key(0), jnp.ones((1, 2, 4)))
 
 
 @pytest.mark.parametrize(

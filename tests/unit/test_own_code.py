@@ -182,7 +182,7 @@ def test_a_model_returns_its_output_layer(monkeypatch, returns, found):
 
 def test_what_a_family_lacks_is_named(monkeypatch):
     family = Family()
-    with pytest.raises(UserError, match="has no field 'vocab_size'"):
+    with pytest.raises(UserError, match="does not define Config.vocab_size"):
         causal(monkeypatch, family, SimpleNamespace(max_len=8))
     family.Model.__call__ = lambda self, tokens: None
     with pytest.raises(UserError, match=r"Model.__call__ has the parameters \(tokens\)"):

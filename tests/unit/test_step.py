@@ -1,5 +1,6 @@
 """The training step, its guard against values that are not finite, the loop, early stopping."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -9,7 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from bigjax.train import hooks, loop
+from bigjax import config as config_lib
+from bigjax import tasks
+from bigjax.errors import UserError
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.train import hooks, loop, program
 from bigjax.train.state import make_init
 from bigjax.train.step import make_step
 from tests import helpers
@@ -76,6 +81,25 @@ def test_a_batch_without_weight_changes_nothing():
     new, metrics = step(state, None, rows)
     np.testing.assert_array_equal(new.params["w"], state.params["w"])
     assert float(metrics["loss"]) == 0 and not bool(new.halted)
+
+
+@pytest.mark.parametrize("key, value", [("optim.learning_rate", 0.5), ("train.ema", 0.9)])
+def test_an_own_step_without_step_keys_refuses_their_values(key, value):
+    def make_step(config, params):
+        step = lambda state, frozen, batch: (state, {"loss": jnp.float32(0)})
+        return lambda params: (), step
+
+    c = helpers.filled(helpers.load_config("tests/tiny.py"))
+    default = config_lib.new_config()
+    c.optim, c.train.accumulate, c.train.ema = default.optim, 1, 0.0
+    mesh = mesh_lib.make_mesh(dict(data=1), jax.devices()[:1])
+    task = dataclasses.replace(tasks.build(c), make_step=make_step, step_keys=())
+    program.make(c, task, mesh)
+    with c.unlocked():
+        section, name = key.split(".")
+        c[section][name] = value
+    with pytest.raises(UserError, match=f"{key}={value}.*its default.*none of optim"):
+        program.make(c, task, mesh)
 
 
 def test_moving_average():
