@@ -1,5 +1,6 @@
 """Ranges of allowed numbers, and checks against them."""
 
+from collections.abc import Mapping
 import math
 import struct
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ class Range(NamedTuple):
         return above and (value < self.high if self.open_high else value <= self.high)
 
     def __str__(self) -> str:
+        if self == FINITE:
+            return "finite"
         if self.high == math.inf:
             return "positive" if self.open_low else f"at least {_text(self.low)}"
         begin, end = "[("[self.open_low], "])"[self.open_high]
@@ -34,6 +37,7 @@ def _text(x: float) -> str:
     return f"{x:g}" if abs(x) < 1e6 else str(x)
 
 
+FINITE = Range()
 POSITIVE = Range(0, open_low=True)
 FRACTION = Range(0, 1, open_high=True)
 SHARE = Range(0, 1)
@@ -85,8 +89,8 @@ def check_seed(seed: int) -> None:
 
 
 def check_ranges(where: str, instance: Any) -> None:
-    """Raises UserError for numbers of a Config dataclass outside its RANGES, {field: Range}, and
-    for a range of a field that it does not have.
+    """Raises UserError for numbers of a Config dataclass outside its RANGES, {field: Range}, or of
+    a field that is a mapping to numbers, and for a range of a field that it does not have.
 
     where: the config section, such as 'model' or 'evals.valid'.
     """
@@ -95,4 +99,7 @@ def check_ranges(where: str, instance: Any) -> None:
             raise UserError(
                 f"The RANGES of config.{where} name {name!r}, which is not a field of its Config."
             )
-        check_number(f"{where}.{name}", getattr(instance, name), allowed)
+        value = getattr(instance, name)
+        entries = value if isinstance(value, Mapping) else {"": value}
+        for key, number in entries.items():
+            check_number(f"{where}.{name}" + f".{key}" * bool(key), number, allowed)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax import losses
-from bigjax.bounds import at_least, check_ranges
+from bigjax.bounds import FINITE, at_least, check_ranges
 from bigjax.data import measures
 from bigjax.data.examples import Examples, check_lengths, joined, offsets_of
 from bigjax.data.kinds import Column, Kind
@@ -33,7 +33,7 @@ class Config:
     sum_weights: dict[str, float] = dataclasses.field(default_factory=dict)
 
     MAY_CHANGE = ("*",)
-    RANGES = {"max_answer_tokens": at_least(1)}
+    RANGES = {"max_answer_tokens": at_least(1), "sum_weights": FINITE}
 
     def __post_init__(self):
         check_ranges("task", self)

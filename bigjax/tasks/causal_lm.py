@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from bigjax.bounds import FRACTION, at_least, check_ranges
+from bigjax.bounds import FINITE, FRACTION, at_least, check_ranges
 from bigjax.layers.output import linear_losses
 from bigjax.tasks import (
     Task,
@@ -32,7 +32,7 @@ class Config:
     # NAME: weight in the training loss of a sum of the model's layers, such as a router's loss
     sum_weights: dict[str, float] = dataclasses.field(default_factory=dict)
 
-    RANGES = {"label_smoothing": FRACTION, "z_loss": at_least(0)}
+    RANGES = {"label_smoothing": FRACTION, "z_loss": at_least(0), "sum_weights": FINITE}
     MAY_CHANGE = ("*",)
 
     def __post_init__(self):

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import special
 
 from bigjax import losses
-from bigjax.bounds import FRACTION, at_least, check_ranges
+from bigjax.bounds import FINITE, FRACTION, at_least, check_ranges
 from bigjax.data import measures
 from bigjax.data.examples import Examples, check_lengths, joined, label_indices, offsets_of
 from bigjax.data.kinds import Column, Kind
@@ -34,7 +34,7 @@ class Config:
     sum_weights: dict[str, float] = dataclasses.field(default_factory=dict)
 
     MAY_CHANGE = ("balanced", "label_*", "sum_weights.*")
-    RANGES = {"label_weights": at_least(0), "label_smoothing": FRACTION}
+    RANGES = {"label_weights": at_least(0), "label_smoothing": FRACTION, "sum_weights": FINITE}
 
     def __post_init__(self):
         check_ranges("task", self)

@@ -6,7 +6,7 @@ import functools
 import jax.numpy as jnp
 
 from bigjax import losses
-from bigjax.bounds import SHARE, Range, at_least, check_ranges
+from bigjax.bounds import FINITE, SHARE, Range, at_least, check_ranges
 from bigjax.data import pairs as pairs_lib
 from bigjax.layers.output import linear_losses
 from bigjax.tasks import (
@@ -39,6 +39,7 @@ class Config:
         "mask_rate": Range(0, 1, open_low=True, open_high=True),
         "max_predictions": at_least(1),
         "short_fraction": SHARE,
+        "sum_weights": FINITE,
     }
     MAY_CHANGE = ("mask_*", "max_predictions", "dynamic", "short_fraction", "sum_weights.*")
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax import losses
+from bigjax.bounds import FINITE, check_ranges
 from bigjax.data import measures
 from bigjax.data.examples import Examples, check_lengths, joined, label_indices, offsets_of
 from bigjax.data.kinds import Column, Kind
@@ -28,7 +29,10 @@ class Config:
     sum_weights: dict[str, float] = dataclasses.field(default_factory=dict)
 
     MAY_CHANGE = ("sum_weights.*",)
-    RANGES = {}
+    RANGES = {"sum_weights": FINITE}
+
+    def __post_init__(self):
+        check_ranges("task", self)
 
 
 @dataclasses.dataclass
