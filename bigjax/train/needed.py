@@ -31,9 +31,10 @@ def share(config, mesh, params, trained) -> float:
 
 def _flops(task: Task, config, params, trained) -> float:
     parts, fixed = partition(params, trained)
-    variables = jax.eval_shape(task.init, jax.random.key(0))
+    key = jax.eval_shape(jax.random.key, 0)  # no array: the devices of a plan compute nothing
+    variables = jax.eval_shape(task.init, key)
     extras = {name: x for name, x in variables.items() if name != "params"}
-    frozen = {name: jax.eval_shape(f.init, jax.random.key(0)) for name, f in task.frozen.items()}
+    frozen = {name: jax.eval_shape(f.init, key) for name, f in task.frozen.items()}
     batch = task.batch_shapes(config.train.batch_size, 0)
 
     def gradients(parts, fixed, extras, frozen, batch, rng):
@@ -42,7 +43,6 @@ def _flops(task: Task, config, params, trained) -> float:
 
         return jax.value_and_grad(loss)(parts)
 
-    key = jax.eval_shape(jax.random.key, 0)
     jaxpr = jax.make_jaxpr(gradients)(parts, fixed, extras, frozen, batch, key).jaxpr
     used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return _count(used)

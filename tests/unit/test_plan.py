@@ -268,7 +268,7 @@ def test_frozen_parameters_have_no_gradients_in_a_plan(tmp_path):
     assert none["optimizer_gib"] - frozen["optimizer_gib"] == pytest.approx(8 * gib, rel=0.02)
     at_rest = [p["parameters_gib"] + p["optimizer_gib"] for p in (none, frozen)]
     gradients = none["hbm_gib"] - at_rest[0] - (frozen["hbm_gib"] - at_rest[1])
-    assert gradients > 0
+    assert gradients >= 4 * gib  # in float32, and activations that only they need
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
