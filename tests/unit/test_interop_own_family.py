@@ -61,7 +61,10 @@ def test_statistics_travel_with_an_import_an_export_and_init_from(network, tmp_p
     kernel = given["conv_1/kernel"]
     np.testing.assert_array_equal(loaded.params["conv_1"]["kernel"], kernel)
     files = interop.read(tmp_path / "in", NAME, FOLDER)
-    np.testing.assert_array_equal(files.raw("conv1.weight").view(np.float32)[0], kernel[0, 0, 0, 0])
+    theirs = lambda name: files.raw(name).view(np.float32)
+    torch_kernel = kernel.transpose(3, 2, 0, 1)  # [out, in, height, width]
+    np.testing.assert_array_equal(theirs("conv1.weight"), torch_kernel.ravel())
+    np.testing.assert_array_equal(theirs("bn1.running_var"), given["batch_stats/norm_1/var"])
     export_model.export_run(str(tmp_path / "run"), str(tmp_path / "out"), log=lines.append)
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "in" / file).read_bytes()

@@ -96,6 +96,14 @@ def test_linear_cross_entropy_and_its_gradients(B, T):
     )
 
 
+def test_terms_that_are_added_to_an_output_layer_keep_its_bias():
+    sizes = {"x": (2, 3, 4), "kernel": (4, 5), "bias": (5,), "a": (2, 3, 2), "b": (2, 5)}
+    rng = np.random.default_rng(0)
+    x, kernel, bias, a, b = (rng.normal(size=s).astype(np.float32) for s in sizes.values())
+    got = losses.Linear(x, kernel, bias).plus(a, b).product()
+    np.testing.assert_allclose(got, x @ kernel + a @ b + bias, rtol=1e-5, atol=1e-6)
+
+
 def test_linear_cross_entropy_with_zero_weights():
     x, kernel, bias, targets, weights = linear_inputs(3, 4)
     ((value, weight), gradients), _ = both_ways(x, kernel, bias, targets, weights * 0)

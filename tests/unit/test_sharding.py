@@ -62,6 +62,14 @@ def test_an_axis_without_a_rule_is_refused_with_the_nearest_one():
         assert words in str(e.value)
 
 
+def test_an_axis_may_be_sharded_over_several_mesh_axes():
+    mesh = mesh_lib.make_mesh(dict(data=2, fsdp=2, tensor=2))
+    axis = sharding.Axis("expert", ("fsdp", "tensor"))
+    assert tuple(sharding.spec(mesh, (8, 3), (axis, None), "parameter up")) == (("fsdp", "tensor"),)
+    with pytest.raises(UserError, match="which is not a mesh axis"):
+        sharding.Axis("expert", ("fsdp", "experts"))
+
+
 def test_an_array_with_two_axes_over_one_mesh_axis_is_refused():
     names = (sharding.Axis("expert", "fsdp"), "embed", "mlp")
     with pytest.raises(UserError) as e:
