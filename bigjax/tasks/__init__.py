@@ -16,6 +16,7 @@ from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
 from bigjax.losses import Linear
 from bigjax.tasks import _checks
+from bigjax.tasks._checks import STEP_METRICS as STEP_METRICS
 from bigjax.tasks._checks import check_call as check_call
 from bigjax.tasks._checks import check_data as check_data
 from bigjax.tasks._checks import check_variables as check_variables
@@ -116,9 +117,6 @@ def amount(task: Task, n_examples: int) -> str:
     """n examples in the task's unit, for people: '32 x 128 tokens', '32 images'."""
     size = "" if task.units_per_example == 1 else f"x {task.units_per_example:g} "
     return f"{n_examples} {size}{task.unit.replace('_', ' ')}"
-
-
-STEP_METRICS = ("loss", "learning_rate", "grad_norm", "param_norm", "update_norm")
 
 
 def in_tokens(seq_len: int) -> dict[str, Any]:

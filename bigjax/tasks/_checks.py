@@ -12,7 +12,7 @@ from bigjax.errors import UserError
 from bigjax.trees import path_name
 
 # A step reports these itself; a task's metrics have other names.
-RESERVED = ("loss", "learning_rate", "grad_norm", "param_norm", "update_norm")
+STEP_METRICS = ("loss", "learning_rate", "grad_norm", "param_norm", "update_norm")
 _LOSS = (
     "((loss_sum, weight_sum), (metrics, extras)): two scalar arrays, a dict {name: (sum, weight)} "
     "of scalar arrays, and the collections beside the parameters"
@@ -65,10 +65,10 @@ def _checked_loss(loss: Callable, what: str) -> Callable:
         if not _is_loss(result):
             raise UserError(f"{what} returned {described(result)}; it must return {_LOSS}.")
         for name in result[1][0]:
-            if name in RESERVED or any(c.isspace() for c in name):
+            if name in STEP_METRICS or any(c.isspace() for c in name):
                 raise UserError(
-                    f"{what} returns a metric named {name!r}. Give it another name: without white "
-                    f"space, and none of {', '.join(RESERVED)}, which every step reports itself."
+                    f"{what} returns a metric named {name!r}. Give it a name without white space, "
+                    f"and none of {', '.join(STEP_METRICS)}, which every step reports itself."
                 )
         return result
 

@@ -23,7 +23,7 @@ from bigjax.train import workdir as workdir_lib
 from tests import helpers
 
 HERE = pathlib.Path(__file__).parent
-NAMES = ("vision", "translate", "distil", "experts", "table", "poems")
+NAMES = ("vision", "translate", "distil", "experts", "conv", "lora", "table", "poems")
 UNITS = {"vision": "images", "table": "examples"}  # the others have tokens
 
 
@@ -53,6 +53,8 @@ def flags(tmp_path_factory, corpus_file, cache_dir, tiny_flags):
         "translate": [f"--config.data.path={folder}/pairs.txt"],
         "distil": [*text, f"--config.task.teacher={teacher}"],
         "experts": text,
+        "conv": text,
+        "lora": [*text, "--config.optim.freeze="],  # all parameters, from scratch
         "table": [f"--config.data.path={folder}/table.csv"],
         "poems": [
             f"--config.data.sources.poems.path={folder}/poems.csv",

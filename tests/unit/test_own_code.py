@@ -81,7 +81,7 @@ def test_reserved_names_are_those_that_a_step_reports():
     c = helpers.load_config("tests/tiny.py")
     compiled = program.make(c, task, mesh.make_mesh({"data": 1}, jax.devices()[:1]))
     (names,) = jax.eval_shape(compiled.step, compiled.abstract, {}, {"x": jnp.ones(8)})[1]
-    assert {*names.split()} == {*_checks.RESERVED}
+    assert {*names.split()} == {*_checks.STEP_METRICS}
 
 
 @pytest.mark.parametrize(

@@ -97,9 +97,5 @@ class Model(nn.Module):
         return ModelOutput(embed.output(Norm(name="final_norm")(x)), sums)
 
 
-def flops_per_token(c: Config, seq_len: int) -> float:
-    return 0.0  # unknown: no mfu is reported
-
-
 def decoder(c: Config) -> Decoder:
     return uncached_decoder(Model(dataclasses.replace(c, scan=False, remat="none")), c.max_len)
