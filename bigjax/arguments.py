@@ -97,6 +97,18 @@ class Command(NamedTuple):
         return "\n".join(lines)
 
 
+def _flag_error(text: str) -> str:
+    """A message of absl as a sentence."""
+    for pattern, plain in (
+        (r"Did you mean: (.*?) ?\?", r"Did you mean --\1?"),
+        (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not an integer"),
+        (r"could not convert string to float: (.*)", r"\1 is not a number"),
+    ):
+        text = re.sub(pattern, plain, text)
+    text = text.rstrip(".")
+    return text if text.endswith("?") else f"{text}."
+
+
 class Arguments:
     """The parsed flags of a command line."""
 
@@ -117,7 +129,7 @@ class Arguments:
         try:
             extra = self.flags(["bigjax", *rest])[1:]
         except flags.Error as e:
-            raise UserError(f"{str(e).rstrip('.')}. {self._accepted()}") from e
+            raise UserError(f"{_flag_error(str(e))} {self._accepted()}") from e
         if extra:
             raise UserError(
                 f"{extra[0]!r} is not a flag: write arguments as --NAME=VALUE. {self._accepted()}"

@@ -1,12 +1,14 @@
 """Evaluators. config.evals.NAME.kind names a module, whose build(name, options, context) makes an
 Evaluator from its Config."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import functools
 import math
 from typing import Any, NamedTuple, Protocol
 
 from bigjax import modules
 from bigjax.errors import UserError
+from bigjax.tasks import check_call, described
 
 
 class Context(NamedTuple):
@@ -48,9 +50,34 @@ class Evaluator(Protocol):
 
 
 def build(name: str, context: Context) -> Evaluator:
-    """The evaluator of config.evals.NAME."""
+    """The evaluator of config.evals.NAME. Raises UserError, also when it is called, for a module
+    that does not do what an Evaluator requires."""
     config, section = context.config, f"evals.{name}"
-    return modules.of(config, section).build(name, modules.options(config, section), context)
+    module, what = modules.of(config, section), f"config.{section}.kind={config.evals[name].kind!r}"
+    check_call(module.build, "name, options, context", f"{what}: build")
+    evaluator = module.build(name, modules.options(config, section), context)
+    if not callable(evaluator):
+        raise UserError(
+            f"{what}: build returned {described(evaluator)}; it must return a function "
+            "(params, extras, step) -> {metric: number}."
+        )
+    check_call(evaluator, "params, extras, step", f"{what}: its evaluator")
+
+    @functools.wraps(evaluator)
+    def checked(params, extras, step):
+        metrics = evaluator(params, extras, step)
+        if not isinstance(metrics, Mapping) or not all(map(_is_number, metrics.values())):
+            raise UserError(
+                f"{what}: its evaluator returned {described(metrics)}; it must return "
+                "{metric: number}."
+            )
+        return {k: v.item() if hasattr(v, "item") else v for k, v in metrics.items()}
+
+    return checked
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float) or getattr(x, "shape", None) == ()
 
 
 def derive(metrics: dict[str, float]) -> dict[str, float]:

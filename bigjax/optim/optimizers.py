@@ -8,7 +8,7 @@ from bigjax.errors import UserError
 from bigjax.optim.adafactor import scale_by_factored_rms
 from bigjax.optim.layerwise import decay_factors, matches, scale
 from bigjax.optim.schedules import make_schedule
-from bigjax.trees import named_leaves, path_name
+from bigjax.trees import count, named_leaves, path_name
 
 NAMES = ("adamw", "lamb", "adafactor", "sgd")
 
@@ -71,6 +71,15 @@ def trained(optim, params):
         return jax.tree_util.tree_map(lambda _: True, params)
     frozen = matches(optim.freeze, params, "optim.freeze")
     return jax.tree_util.tree_map(lambda f: not np.all(f), frozen)
+
+
+def count_trained(optim, params) -> int:
+    """The number of parameters that are updated, of arrays or shapes."""
+    if not optim.freeze:
+        return count(params)
+    frozen = matches(optim.freeze, params, "optim.freeze")
+    trained = jax.tree_util.tree_map(lambda x, f: (1 - np.mean(f)) * x.size, params, frozen)
+    return round(sum(jax.tree_util.tree_leaves(trained)))
 
 
 def _freeze(tx: optax.GradientTransformation, pattern: str, params) -> optax.GradientTransformation:

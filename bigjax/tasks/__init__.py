@@ -20,6 +20,7 @@ from bigjax.tasks._checks import STEP_METRICS as STEP_METRICS
 from bigjax.tasks._checks import check_call as check_call
 from bigjax.tasks._checks import check_data as check_data
 from bigjax.tasks._checks import check_variables as check_variables
+from bigjax.tasks._checks import described as described
 
 
 class Frozen(NamedTuple):

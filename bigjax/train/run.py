@@ -6,7 +6,7 @@ from etils import epath
 import jax
 
 from bigjax import config as config_lib
-from bigjax import data, evals, tasks
+from bigjax import data, evals, optim, tasks
 from bigjax.data.files import cache_dir
 from bigjax.errors import NO_SPACE, RunError, TransientError, UserError
 from bigjax.parallel import hosts, sharding
@@ -148,8 +148,10 @@ def _describe(run: Run, start: int) -> None:
         work += f", an epoch is {run.batches.epoch_steps:.0f} steps"
     if note := getattr(run.batches, "note", ""):
         work += f", {note}"
+    params = run.program.abstract.params
+    trained = f", {optim.count_trained(c.optim, params):,} of them trained," * bool(c.optim.freeze)
     run.progress.log(
-        f"{count(run.program.abstract.params):,} parameters on {mesh.size} {kind} "
+        f"{count(params):,} parameters{trained} on {mesh.size} {kind} "
         f"device(s), {axes}; {work}. Compiling..."
     )
 

@@ -107,6 +107,8 @@ def test_used_keys_of_a_partly_used_section_are_accepted(command):
         (["eval", "--workdir=/a", "--workdir=/b"], "accepts one --workdir=FOLDER; got 2"),
         (["train", "--workdir="], "--workdir is empty"),
         (["report", "--workdir=/nowhere", "--out="], "--out is empty"),
+        (["generate", "--promt=a"], "'promt'. Did you mean --prompt? Flags"),
+        (["generate", "--max_tokens=a"], "--max_tokens=a: 'a' is not an integer. Flags"),
     ],
 )
 def test_conflicting_or_invalid_flags_are_refused(arguments, words, capsys):

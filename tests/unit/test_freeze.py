@@ -117,6 +117,18 @@ def test_frozen_parameters_do_not_change_and_have_no_moments():
     assert moments and not any("stack" in k for k in moments)
 
 
+@pytest.mark.parametrize("scan", [True, False])
+def test_trained_parameters_are_counted_by_layer(scan):
+    params = program("", scan=scan)[0].params
+    sizes = {name: x.size for name, x in named_leaves(params).items()}
+    layers = sum(n for name, n in sizes.items() if name.startswith("stack"))
+    c = helpers.load_config("tests/tiny.py").optim
+    for freeze, n in (("", 0), ("stack", layers), ("layer_1/", layers / 2)):
+        with c.unlocked():
+            c.freeze = freeze
+        assert optim.count_trained(c, params) == sum(sizes.values()) - n
+
+
 def test_partition_and_merge():
     tree = {"a": {"b": np.ones(2), "c": np.zeros(3)}, "d": [np.ones(4), np.zeros(5)]}
     mask = {"a": {"b": True, "c": False}, "d": [False, True]}

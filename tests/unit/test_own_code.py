@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax import main, tasks
+from bigjax import evals, main, tasks
 from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
 from bigjax.layers.basic import Dense, Embed
@@ -123,6 +123,28 @@ def test_variables_and_their_axes_belong_together(variables, axes, words):
 def test_data_of_another_type_are_refused():
     with pytest.raises(UserError, match="load_data returned None, which has no 'split'"):
         stages.load_data(with_loss(None), print)
+
+
+def test_an_evaluator_of_another_form_is_refused(monkeypatch):
+    def evaluator(build):
+        monkeypatch.setattr(evals.modules, "of", lambda *section: SimpleNamespace(build=build))
+        monkeypatch.setattr(evals.modules, "options", lambda *section: None)
+        config = SimpleNamespace(evals={"own": SimpleNamespace(kind="my_lab.own")})
+        return evals.build("own", SimpleNamespace(config=config))
+
+    with pytest.raises(UserError, match=r"build has the parameters \(name\)"):
+        evaluator(lambda name: None)
+    with pytest.raises(UserError, match="kind='my_lab.own': build returned None"):
+        evaluator(lambda name, options, context: None)
+    with pytest.raises(UserError, match=r"its evaluator has the parameters \(params\)"):
+        evaluator(lambda name, options, context: lambda params: {})
+    for result, found in ((None, "None"), ({"mae": np.zeros(2)}, "{'mae': float64.2.}")):
+        evaluate = evaluator(lambda name, options, context: lambda params, extras, step: result)
+        with pytest.raises(UserError, match=f"its evaluator returned {found}"):
+            evaluate({}, {}, 0)
+    result = {"mae": jnp.ones(())}
+    metrics = evaluate({}, {}, 0)
+    assert metrics == {"mae": 1.0} and isinstance(metrics["mae"], float)
 
 
 class Family:
