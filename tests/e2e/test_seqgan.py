@@ -153,7 +153,7 @@ def test_a_run_that_diverges_names_the_network(flags, tmp_path, capsys, network,
     more = [f"--config.{m}" for m in (*more, "checkpoint.keep=9")]
     code = main(["train", *flags, *more, f"--workdir={workdir}"])
     err = capsys.readouterr().err
-    assert code == 1 and re.search(rf"{network}/\w+.* of step (\d+).* is not finite", err), err
+    assert code == 1 and re.search(rf"Not finite: {network}/\w+.* of step (\d+) ", err), err
     key = "optim" if network == "generator" else "task.discriminator"
     assert f"Lower {key}" in err and "learning_rate, clip" in err
     other = {"generator", "discriminator"} - {network}

@@ -17,7 +17,7 @@ import pytest
 from bigjax import config
 from bigjax.errors import RunError, TransientError, UserError
 from bigjax.parallel import hosts
-from bigjax.train import run
+from bigjax.train import run, stages
 from bigjax.train.checkpoint import Checkpoints, Damaged, Missing, SaveError, checksums
 from bigjax.train.state import State
 from tests import helpers
@@ -263,7 +263,7 @@ def test_hosts_that_see_different_checkpoints_restore_none(tmp_path, monkeypatch
 def test_hosts_do_not_start_from_scratch_if_one_does_not_see_the_checkpoints(tmp_path, monkeypatch):
     saved(tmp_path / "0", [3]).close()
     monkeypatch.setattr(hosts, "start", lambda config, workdir: None)
-    monkeypatch.setattr(run, "resolved", lambda config, workdir: pytest.fail("it went on"))
+    monkeypatch.setattr(stages, "resolve", lambda config, workdir: pytest.fail("it went on"))
     c = config.load_file(helpers.TINY)
     errors = on_two_hosts(monkeypatch, lambda i: run.train(c, str(tmp_path / str(i))))
     for error in errors:
