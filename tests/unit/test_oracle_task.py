@@ -179,9 +179,12 @@ def test_a_reward_that_is_always_zero_is_refused():
     tasks.build(tiny(task={**changes, "likelihood": 0.1}))
 
 
-def test_another_model_is_refused(tmp_path):
+def test_another_model_is_refused():
+    c = tiny()
+    with c.unlocked():
+        c.model = dict(name="gpt")
     with pytest.raises(UserError, match="generator and a discriminator .*'gpt'"):
-        load(tmp_path, model=dict(name="gpt"))
+        tasks.build(helpers.filled(c))
 
 
 def test_an_odd_batch_is_refused():
