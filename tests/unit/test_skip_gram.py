@@ -170,7 +170,8 @@ def read_texts(tmp_path, valid_fraction=0.0, **content):
         )
     )
     lines = []
-    _, texts = embeddings._texts(ml_collections.ConfigDict({"data": section}), lines.append)
+    c = ml_collections.ConfigDict({"data": section, "python_path": ""})
+    _, texts = embeddings._texts(c, lines.append)
     return texts, lines
 
 
