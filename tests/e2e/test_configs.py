@@ -5,9 +5,9 @@ import pytest
 from bigjax import config, main
 from tests import helpers
 
-# A language model and SeqGAN. What the others differ in is tested by itself, and golden resolved
-# configs (test_golden_configs) see a default that changes.
-QUICK = ("gpt/docstrings", "seqgan/oracle")
+# What the others differ in is tested by itself, and golden resolved configs (test_golden_configs)
+# see a default that changes.
+QUICK = ("gpt/docstrings",)
 
 
 @pytest.mark.usefixtures("one_device", "fewer_docstrings")

@@ -47,7 +47,7 @@ def products(freeze: str, **options) -> int:
     return sum(e.primitive.name == "dot_general" for e in helpers.equations(jaxpr))
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_step_has_no_gradients_of_frozen_parameters(accumulate):
     none, stack, below = (products(x, accumulate=accumulate) for x in FREEZE.values())
     # Each kernel of a layer (query, key, value, out, up, down) has a product for its gradient.
@@ -88,7 +88,9 @@ def test_mfu_counts_only_the_flops_that_frozen_parameters_leave(name, remat, dev
     assert flops[1] / flops[0] == pytest.approx((3 * forward - saved) / (3 * forward), abs=0.03)
 
 
-@pytest.mark.parametrize("name", ["stack", "all but the last"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("stack", marks=pytest.mark.slow), "all but the last"]
+)
 def test_the_others_train_as_if_all_were_differentiated(name):
     runs = []
     for differentiate_all in (False, True):
