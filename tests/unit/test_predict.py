@@ -348,7 +348,7 @@ def test_a_word_that_was_cut_off_is_missed_and_is_no_other_label(tmp_path):
 def test_names_of_metrics_are_known_before(kind, row, prediction):
     numbers, _, _ = kind.measure([row] * 2, [{"prediction": prediction}] * 2)
     assert kind.metrics == tuple(numbers)
-    data = types.SimpleNamespace(n_examples=1, n_batches=1, padding=0.0)
+    data = types.SimpleNamespace(n_examples=1, n_batches=1, note="")
     corpus = types.SimpleNamespace(split=lambda *_, **__: data, rows=lambda _: [])
     context = types.SimpleNamespace(
         config=ConfigDict({"train": {"batch_size": 1}}),
