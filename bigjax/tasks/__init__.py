@@ -129,7 +129,17 @@ def in_tokens(seq_len: int) -> dict[str, Any]:
 def build(config) -> Task:
     """The task of a config. Raises UserError, also when its loss is traced, for a module that does
     not do what a Task requires."""
-    return _checks.build(modules.of(config, "task"), config, modules.options(config, "task"))
+    return _built(modules.of(config, "task"), config, modules.options(config, "task"))
+
+
+def _built(module: Any, config, options: Any) -> Task:
+    what = f"config.task.name={config.task.name!r}: "
+    check_call(module.build, "config, options", f"{what}build")
+    task = module.build(config, options)
+    if not isinstance(task, Task):
+        raise UserError(f"{what}build returned {described(task)}; it must return a tasks.Task.")
+    _checks.check_calls(task, what)
+    return dataclasses.replace(task, loss=_checks.checked_loss(task.loss, f"{what}loss"))
 
 
 def frozen_run(folder: str) -> tuple[Task, Frozen]:
@@ -248,11 +258,11 @@ def output_layer(outputs: Any, config) -> Linear | tuple:
     """ModelOutput.linear. Raises UserError if a model does not return it."""
     linear = getattr(outputs, "linear", None)
     if not isinstance(linear, tuple):
-        found = f"{type(outputs).__name__} without `linear`"
+        returned = f"{type(outputs).__name__} without `linear`"
         if not hasattr(outputs, "linear"):
-            found = _checks.described(outputs)
+            returned = described(outputs)
         raise UserError(
-            f"The Model of config.model.name={config.model.name!r} returned {found}. "
+            f"The Model of config.model.name={config.model.name!r} returned {returned}. "
             f"config.task.name={config.task.name!r} needs a bigjax.models.ModelOutput with its "
             "output layer, such as ModelOutput(embed.output(x)) with the layer Embed."
         )
@@ -286,12 +296,18 @@ def check_sums(
             )
 
 
-def weighted_sums(
-    weights: Mapping[str, float], sums: Mapping[str, jax.Array]
-) -> tuple[jax.Array | float, dict[str, tuple[jax.Array, jax.Array]]]:
-    """(the sums that `weights` name, multiplied by them and added up; these sums as metrics)."""
-    total = sum(weight * sums[name] for name, weight in weights.items())
-    return total, {name: (sums[name], jnp.float32(1)) for name in weights}
+def add_sums(
+    loss: tuple[jax.Array, jax.Array],
+    weights: Mapping[str, float],
+    sums: Mapping[str, jax.Array],
+    train: bool,
+) -> tuple[tuple[jax.Array, jax.Array], dict[str, tuple[jax.Array, jax.Array]]]:
+    """((loss_sum, weight_sum), metrics): the sums of layers that `weights` name are metrics, and in
+    training the loss contains each of them times its weight."""
+    total, weight = loss
+    if train and weights:
+        total = total + sum(w * sums[name] for name, w in weights.items()) * weight
+    return (total, weight), {name: (sums[name], jnp.float32(1)) for name in weights}
 
 
 def array_shapes(integers: dict[str, tuple[int, ...]], floats: dict[str, tuple[int, ...]]) -> dict:

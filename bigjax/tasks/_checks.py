@@ -1,7 +1,6 @@
 """Checks that the modules of a config's task and model do what bigjax expects of them."""
 
 from collections.abc import Callable, Mapping
-import dataclasses
 import functools
 import inspect
 from typing import Any
@@ -44,21 +43,15 @@ def check_call(function: Callable, arguments: str, what: str) -> None:
         ) from e
 
 
-def build(module: Any, config, options) -> Any:
-    """The Task that a module makes, with a loss whose result is checked when it is traced."""
-    from bigjax.tasks import Task
-
-    what = f"config.task.name={config.task.name!r}: "
-    check_call(module.build, "config, options", f"{what}build")
-    task = module.build(config, options)
-    if not isinstance(task, Task):
-        raise UserError(f"{what}build returned {described(task)}; it must return a tasks.Task.")
+def check_calls(task: Any, what: str) -> None:
+    """Raises UserError if a function of a Task has other parameters. what: names it in messages."""
     for name, arguments in _CALLS.items():
         check_call(getattr(task, name), arguments, f"{what}{name}")
-    return dataclasses.replace(task, loss=_checked_loss(task.loss, f"{what}loss"))
 
 
-def _checked_loss(loss: Callable, what: str) -> Callable:
+def checked_loss(loss: Callable, what: str) -> Callable:
+    """Task.loss, with its result checked whenever it is traced."""
+
     @functools.wraps(loss)
     def checked(params, extras, frozen, batch, rng, train):
         result = loss(params, extras, frozen, batch, rng, train)
@@ -106,10 +99,10 @@ def check_variables(task: Any, shapes: Any) -> None:
     shapes: ShapeDtypeStructs of what init returns.
     """
     if not isinstance(shapes, Mapping) or "params" not in shapes:
-        found = sorted(shapes) if isinstance(shapes, Mapping) else type(shapes).__name__
+        returned = sorted(shapes) if isinstance(shapes, Mapping) else type(shapes).__name__
         raise UserError(
-            f"Task.init returned {found}; it must return the variables, {{'params': ...}} and the "
-            "model's other collections."
+            f"Task.init returned {returned}; it must return the variables, {{'params': ...}} and "
+            "the model's other collections."
         )
     is_leaf = lambda x: isinstance(x, tuple)
     arrays, axes = (

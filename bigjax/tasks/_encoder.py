@@ -12,6 +12,7 @@ from bigjax.data.labelled_batches import TOKEN_ARRAYS
 from bigjax.data.store import SPLITS
 from bigjax.tasks import (
     Task,
+    add_sums,
     apply,
     check_sums,
     check_vocabulary,
@@ -20,7 +21,6 @@ from bigjax.tasks import (
     flops_per_token,
     in_tokens,
     init_and_axes,
-    weighted_sums,
 )
 
 PACKED_TOKENS = 16  # assumed length of examples that share a row, where the data are not read
@@ -109,11 +109,9 @@ def labelled_task(
     def loss_of_batch(params, extras, frozen, batch, rng, train):
         del frozen
         out, extras = forward(params, extras, batch, rng, train)
-        (total, weight), metrics = loss(out.heads[head], batch, train)
-        of_layers, layer_metrics = weighted_sums(sum_weights, out.sums)
-        if train and sum_weights:
-            total = total + of_layers * weight
-        return (total, weight), ({**layer_metrics, **metrics}, extras)
+        total, metrics = loss(out.heads[head], batch, train)
+        total, layer_metrics = add_sums(total, sum_weights, out.sums, train)
+        return total, ({**layer_metrics, **metrics}, extras)
 
     def load_data(log=print, tokenizer=None, splits=SPLITS):
         corpus = source.load_labelled(

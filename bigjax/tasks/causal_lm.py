@@ -8,6 +8,7 @@ from bigjax.bounds import FINITE, FRACTION, at_least, check_ranges
 from bigjax.layers.output import linear_losses
 from bigjax.tasks import (
     Task,
+    add_sums,
     apply,
     array_shapes,
     check_call,
@@ -19,7 +20,6 @@ from bigjax.tasks import (
     in_tokens,
     init_and_axes,
     output_layer,
-    weighted_sums,
 )
 
 DATA, EVALUATION = "text", "loss"  # in a config that is generated for this task
@@ -74,17 +74,17 @@ def build(config, options: Config) -> Task:
         smoothing, z = (options.label_smoothing, options.z_loss) if train else (0.0, 0.0)
         linear = output_layer(out, config)
         sums = linear_losses(*linear, batch["targets"], batch["weights"], smoothing, z)
-        total, weight = sums["total"], batch["weights"].sum()
-        of_layers, layer_metrics = weighted_sums(options.sum_weights, out.sums)
-        if train and options.sum_weights:
-            total = total + of_layers * weight
+        weight = batch["weights"].sum()
+        total, layer_metrics = add_sums(
+            (sums["total"], weight), options.sum_weights, out.sums, train
+        )
         metrics = {
             **layer_metrics,
             "nll": (sums["nll"], weight),
             "accuracy": (sums["hits"], weight),
             "nats_per_byte": (sums["nll"], batch["target_bytes"].sum().astype(jnp.float32)),
         }
-        return (total, weight), (metrics, extras)
+        return total, (metrics, extras)
 
     def batch_shapes(batch_size, step):
         del step

@@ -11,13 +11,13 @@ from bigjax.data import pairs as pairs_lib
 from bigjax.layers.output import linear_losses
 from bigjax.tasks import (
     Task,
+    add_sums,
     apply,
     array_shapes,
     check_sums,
     data_module,
     in_tokens,
     output_layer,
-    weighted_sums,
 )
 from bigjax.tasks._encoder import build_encoder
 
@@ -84,10 +84,8 @@ def build(config, options: Config) -> Task:
             total = total + losses.cross_entropy(nsp, *scaled)[0]
             metrics["nsp_loss"] = losses.cross_entropy(nsp, *pairs)
             metrics["nsp_accuracy"] = losses.accuracy(nsp, *pairs)
-        of_layers, layer_metrics = weighted_sums(options.sum_weights, out.sums)
-        if train and options.sum_weights:
-            total = total + of_layers * weight
-        return (total, weight), ({**layer_metrics, **metrics}, extras)
+        total, layer_metrics = add_sums((total, weight), options.sum_weights, out.sums, train)
+        return total, ({**layer_metrics, **metrics}, extras)
 
     def whole_batch(batch):
         if "next_label" not in batch:

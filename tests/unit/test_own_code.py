@@ -27,7 +27,7 @@ ARGUMENTS = ({}, {}, {}, {}, None, True)
 def built(build):
     """The Task that a module with this `build` makes."""
     config = SimpleNamespace(task=SimpleNamespace(name="my_lab.own"))
-    return _checks.build(SimpleNamespace(build=build), config, None)
+    return tasks._built(SimpleNamespace(build=build), config, None)
 
 
 def with_loss(result):

@@ -70,7 +70,7 @@ def from_config(name: str, entry: Mapping[str, Any], python_path: str = "") -> S
     """
     where = f"data.sources.{name}"
     module, options = modules.entry(Section, entry, where, python_path)
-    weight = entry.get("weight", 1.0)
+    weight = entry.get("weight", Section.weight)
     check_weight(name, weight)
     return Source(entry["kind"], module, options, weight)
 

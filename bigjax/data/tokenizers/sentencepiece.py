@@ -49,7 +49,7 @@ class SentencePiece(Tokenizer):
         if self.eos_id < 0:
             raise UserError(
                 f"{name} has neither a bos nor an eos piece, so documents could not be "
-                "told apart. Use a model trained with eos_id >= 0."
+                "distinguished. Use a model trained with eos_id >= 0."
             )
         self.fingerprint = hash_of("sentencepiece", model)
         byte_ids = [sp.piece_to_id(f"<0x{b:02X}>") for b in _SPACE.encode()]
