@@ -227,6 +227,7 @@ def check_shared(workdir: str) -> None:
     seen = gather(path.exists())
     if index() == 0:
         path.unlink()
+    gather("removed")  # a process that refuses the folder ends process 0
     if not all(seen):
         raise UserError(
             f"--workdir={workdir} is not the same folder on all hosts: process "
