@@ -10,7 +10,7 @@ import math
 import re
 from typing import NamedTuple
 
-from bigjax.layers.splash import PRODUCTS, SCOPE
+from bigjax.layers.kernels.splash import PRODUCTS, SCOPE
 from bigjax.plan import hlo
 from bigjax.plan.chips import Chip
 from bigjax.plan.count import Counter
@@ -181,9 +181,10 @@ class _Walk:
 
 
 def _kernel_flops(op: hlo.Op) -> float:
-    """FLOPs of a kernel: what a Pallas kernel states; for splash attention what layers/splash.py
-    writes into the program; for cuDNN's attention two products of [T, D] and [D, S] forward and
-    five backward, which recomputes the scores. Masked scores count, though cuDNN skips most."""
+    """FLOPs of a kernel: what a Pallas kernel states; for splash attention what
+    layers/kernels/splash.py writes into the program; for cuDNN's attention two products of [T, D]
+    and [D, S] forward and five backward, which recomputes the scores. Masked scores count, though
+    cuDNN skips most."""
     scores = CUDNN_SCORES.search(op.text)
     if scores:
         sizes = [int(n) for n in re.findall(r"\d+", scores[1])]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import numbers
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -250,8 +251,19 @@ def apply(model, params, extras, train: bool, *inputs, **options) -> tuple[Any, 
 
 
 def flops_per_token(family, c, seq_len: int) -> float:
-    """Of training on one token; 0 = unknown, if the family does not define flops_per_token."""
-    return family.flops_per_token(c, seq_len) if hasattr(family, "flops_per_token") else 0.0
+    """Of training on one token; 0 = unknown, if the family does not define flops_per_token.
+
+    Raises UserError if that returns anything but a number.
+    """
+    if not hasattr(family, "flops_per_token"):
+        return 0.0
+    flops = family.flops_per_token(c, seq_len)
+    if not isinstance(flops, numbers.Real):
+        raise UserError(
+            f"{family.__name__}.flops_per_token returned {described(flops)}; it must return a "
+            "number, the FLOPs of training on one token."
+        )
+    return float(flops)
 
 
 def output_layer(outputs: Any, config) -> Linear | tuple:

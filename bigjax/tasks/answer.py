@@ -18,7 +18,7 @@ from bigjax.data.kinds import Column, Kind
 from bigjax.data.measures import Measures
 from bigjax.data.tokenizers.base import Tokenizer
 from bigjax.errors import UserError
-from bigjax.layers.kernels import MASKED
+from bigjax.layers.kernels.common import MASKED
 from bigjax.tasks import Task
 from bigjax.tasks._encoder import labelled_task
 

@@ -19,7 +19,7 @@ chips.before_jax()
 
 from bigjax import config as config_lib  # noqa: E402
 from bigjax import modules, tasks  # noqa: E402
-from bigjax.layers.splash import SCOPE  # noqa: E402
+from bigjax.layers.kernels.splash import SCOPE  # noqa: E402
 from bigjax.parallel import mesh as mesh_lib  # noqa: E402
 from bigjax.train import program as program_lib  # noqa: E402
 

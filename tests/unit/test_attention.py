@@ -13,6 +13,7 @@ from bigjax import tasks
 from bigjax.errors import UserError
 from bigjax.layers import kernels
 from bigjax.layers.attention import Attention, Cache, Memory, Span
+from bigjax.layers.kernels import blocked, cudnn
 from bigjax.layers.mask import (
     Blocks,
     Causal,
@@ -92,7 +93,7 @@ def test_cudnn_gets_the_right_shard_on_each_device(
 
     of_jax = jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
-    monkeypatch.setattr(kernels, "_cudnn_lacks", lambda q, ways: "")  # these are float32
+    monkeypatch.setattr(cudnn, "unsupported", lambda q, k, ways: "")  # these are float32
     with jax.set_mesh(mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, mesh)))):
         _compare("cudnn", 64, 64, n_kv_heads, packed, mask, bias)
     sharded, causal = mesh[2] > 1, mask == CAUSAL
@@ -118,7 +119,7 @@ def test_a_named_kernel_refuses_a_bias_and_dropout_that_it_never_supports(kernel
 @pytest.mark.parametrize(
     "kernel, T, options, words",
     [
-        ("splash", 100, {}, "128 tokens at a time.*data.seq_len is 100"),
+        ("splash", 100, {}, "100 queries.*128 at a time.*multiple of 128.*data.seq_len=100"),
         ("splash", 128, dict(dropout=0.1), "dropout.*attention_dropout"),
         ("blocked", 128, dict(dropout=0.1), "dropout.*'auto' or 'einsum'"),
         ("cudnn", 128, dict(dropout=0.1), "dropout"),
@@ -169,7 +170,8 @@ def test_text_is_generated_with_the_kernel_of_training():
     ],
 )
 def test_what_cudnn_supports(T, D, dtype, supports):
-    assert (not kernels._cudnn_lacks(jax.ShapeDtypeStruct((2, T, 4, D), dtype))) == supports
+    x = jax.ShapeDtypeStruct((2, T, 4, D), dtype)
+    assert (not cudnn.unsupported(x, x, 1)) == supports
 
 
 @pytest.mark.parametrize(
@@ -300,7 +302,7 @@ def test_kinds_of_masks_by_hand(name):
 
 def test_a_window_skips_blocks():
     """So its cost depends on what it sees, on a CPU and in a plan for a TPU."""
-    ranges = kernels._blocks(Causal() & Window(100), 1024, 1024)
+    ranges = blocked._blocks(Causal() & Window(100), 1024, 1024)
     assert sum(k.stop - k.start for _, k in ranges) < 8 * 256 and len(ranges) == 8
     assert pairs(Causal() & Window(100), 1024, range(1024), (128, 128)) == 15 * 128**2
 
@@ -308,8 +310,8 @@ def test_a_window_skips_blocks():
 @pytest.mark.parametrize(
     "kernel, words",
     [
-        ("splash", "128 tokens at a time.*data.seq_len is 130.*multiple of 128"),
-        ("cudnn", "is for GPUs, but these devices are cpu"),
+        ("splash", "130 queries.*128 at a time.*multiple of 128.*data.seq_len=130"),
+        ("cudnn", "is for devices of the kind gpu, and these are cpu"),
     ],
 )
 def test_a_kernel_that_cannot_run_is_refused_before_training(kernel, words):

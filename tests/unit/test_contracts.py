@@ -20,7 +20,7 @@ import pytest
 
 from bigjax import cloud, private
 from bigjax.errors import TransientError, UserError
-from bigjax.layers import splash
+from bigjax.layers.kernels import splash
 from bigjax.layers.mask import Causal
 from bigjax.parallel import mesh
 from bigjax.train import checkpoint
@@ -181,10 +181,10 @@ def test_the_platform_of_a_mesh(monkeypatch):
 
 
 def test_the_kernels_of_splash_attention():
-    """Not in private/: they are in jax.experimental, and only layers/splash.py uses them."""
+    """Not in private/: they are in jax.experimental, and only kernels/splash.py uses them."""
     x = jax.ShapeDtypeStruct((1, 128, 2, 128), jnp.bfloat16)
-    given = (Causal(), None, None, 0.1)
-    loss = lambda q, k, v: splash.splash(q, k, v, *given).astype(jnp.float32).sum()
+    given = (Causal(), None, None, None, 0.1)
+    loss = lambda q, k, v: splash.attention(q, k, v, *given).astype(jnp.float32).sum()
     text = str(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(x, x, x))
     for name in splash.PRODUCTS:
         keeps("jax", f"a kernel is called {name}", "splash.PRODUCTS", name in text)

@@ -1,11 +1,14 @@
 """FLOPs that models declare, against the sizes of their kernels."""
 
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from bigjax import tasks
+from bigjax.errors import UserError
 from bigjax.layers.params import unbox
 from bigjax.models import bert, gpt
 from bigjax.trees import named_leaves
@@ -36,3 +39,10 @@ def test_flops_of_an_encoder_and_of_its_vocabulary_projection(preset):
     attention = 12 * c.n_layers * c.d_model * 100
     assert bert.flops_per_token(c, 100) == 6 * kernels(model, "stack") + attention
     assert bert.head_flops(c) == 6 * (kernels(model, "mlm") + c.vocab_size * c.d_model)
+
+
+def test_flops_that_are_no_number_are_refused():
+    family = SimpleNamespace(__name__="my_lab.mixer", flops_per_token=lambda c, seq_len: None)
+    with pytest.raises(UserError, match="my_lab.mixer.flops_per_token returned None.*a number"):
+        tasks.flops_per_token(family, None, 8)
+    assert tasks.flops_per_token(SimpleNamespace(), None, 8) == 0.0

@@ -48,7 +48,7 @@ class Config:
     filters: tuple[int, ...] = FILTERS  # the number of filters of each width
     dtype: str = "float32"  # compute dtype: float32, bfloat16
     param_dtype: str = "float32"  # of imported, loaded and exported weights; training uses float32
-    attention: str = "auto"  # gpt and bert, see layers/kernels.py
+    attention: str = "auto"  # gpt and bert, see layers/kernels/
     remat: str = "none"  # gpt and bert
 
     MAY_CHANGE = OF_A_RUN

@@ -7,8 +7,12 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from bigjax.layers.kernels import KERNEL_RESIDUALS, over_devices
+from bigjax.layers.kernels.common import RESIDUALS, over_devices
 from bigjax.layers.mask import Causal, Full, Mask, pairs, table
+from bigjax.parallel.mesh import platform
+
+BIAS = False
+PLATFORMS = ()
 
 # The number of products of the size of queries x keys in each kernel; and the prefix of a named
 # scope that holds the multiplications of one such product. XLA does not know a kernel's FLOPs:
@@ -17,27 +21,18 @@ PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 SCOPE = "attention_product_"
 
 
-def splash(
-    q_BTHD,
-    k_BSKD,
-    v_BSKD,
-    mask: Mask,
-    q_segments_BT,
-    k_segments_BS,
-    scale: float,
-    interpret: bool = False,
-):
-    """Attention without scores in memory, for complete sequences of the lengths that it supports.
-
-    Each device has its rows and heads. Where the sequence is sharded, it has its queries and
-    gathers all keys. interpret: run on any backend, slowly.
-    """
+def attention(
+    q_BTHD, k_BSKD, v_BSKD, mask: Mask, q_segments_BT, k_segments_BS, bias: None, scale: float
+) -> jax.Array:
+    """Attention without scores in memory. Each device has its rows and heads. Where the sequence is
+    sharded, it has its queries and gathers all keys. Other backends interpret it, slowly."""
+    del bias
     B, T, H, D = q_BTHD.shape
     S = k_BSKD.shape[1]
     mesh = jax.sharding.get_abstract_mesh()
     (batch, length, heads), (rows, parts, shards), k, v = over_devices(q_BTHD, k_BSKD, v_BSKD)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTHD * scale, k, v))
-    kernel = _kernel(H, T, S, mask, shards, parts, interpret)
+    kernel = _kernel(H, T, S, mask, shards, parts, platform() != "tpu")
     if q_segments_BT is None:
         call = lambda kernel, q, k, v: jax.vmap(kernel)(q, k, v)
         segments = ()
@@ -65,11 +60,14 @@ def splash(
         return jnp.swapaxes(call(kernel, q, k, v, *segments), 1, 2)
 
 
-def supports(T: int, S: int) -> bool:
-    """Whether each device has a multiple of 128 queries and of 128 keys, the width of a TPU's
-    registers."""
-    ways = jax.sharding.get_abstract_mesh().shape.get("sequence", 1)
-    return T % (128 * ways) == 0 and S % 128 == 0
+def unsupported(q_BTHD, k_BSKD, ways: int) -> str:
+    T, S = q_BTHD.shape[1], k_BSKD.shape[1]
+    if T % (128 * ways):  # the width of a TPU's registers
+        return (
+            f"{T} queries on {ways} device(s): each processes 128 at a time, so it needs a "
+            f"multiple of {128 * ways}"
+        )
+    return f"{S} keys: it needs a multiple of 128" if S % 128 else ""
 
 
 class _Mask(masks.Mask):
@@ -131,6 +129,6 @@ def _kernel(
         block_sizes=blocks,
         head_shards=head_shards,
         q_seq_shards=length_shards,
-        residual_checkpoint_name=KERNEL_RESIDUALS,
+        residual_checkpoint_name=RESIDUALS,
         interpret=interpret,
     )

@@ -1,0 +1,123 @@
+"""Attention kernels, one file each; `attend` selects one.
+
+All take q [B, T, H, D], k and v [B, S, K, D] with H a multiple of K, a mask (layers/mask.py),
+segments [B, T], [B, S] or None, a bias of the scores [B or 1, H or 1, T, S] or None, and a scale;
+all return [B, T, H, D] with the same numbers. Scores and softmax are in float32.
+
+`einsum` supports everything. The others are for complete sequences without dropout, and define
+  attention(q, k, v, mask, q_segments, k_segments, bias, scale);
+  unsupported(q, k, ways) -> what of these shapes and dtypes it does not support, '' if nothing;
+    ways: the number of devices over which the queries of a row are sharded;
+  BIAS: whether it supports a bias; PLATFORMS: jax's names of the only ones that it runs on, or ().
+"""
+
+from collections.abc import Mapping
+import importlib
+from types import ModuleType
+
+import jax
+
+from bigjax.errors import UserError
+from bigjax.layers.kernels import einsum
+from bigjax.layers.mask import Mask, dense
+from bigjax.parallel.mesh import platform
+
+KERNELS = ("einsum", "blocked", "splash", "cudnn")
+BY_PLATFORM = {"cpu": "blocked", "tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
+
+
+def attend(
+    q,
+    k,
+    v,
+    *,
+    mask: Mask,
+    start=0,
+    q_segments=None,
+    k_segments=None,
+    bias=None,
+    scale: float | None = None,
+    kernel: str = "auto",
+    dropout: float = 0.0,
+    rng=None,
+) -> jax.Array:
+    """Softmax attention: by a kernel for complete sequences, by `einsum` with a cache.
+
+    start: the index of the first query among the keys, an int or int [B]. scale: of the scores, by
+    default 1 / sqrt(D). dropout: of the attention weights; off without an rng. kernel: 'auto', the
+    backend's, or a name of KERNELS; `einsum` is used for lengths, dtypes and widths of heads that
+    the kernel does not support, as when generating from a short prompt: training refuses them at
+    its start, see `check`. Raises UserError if a kernel is named and the model has a bias that it
+    never supports, or dropout, which only training has.
+    """
+    whole = isinstance(start, int) and start == 0
+    dropping = rng is not None and dropout > 0
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if kernel == "auto":
+        kernel = BY_PLATFORM.get(platform(), "einsum")
+    elif whole:
+        _refuse(kernel, _never_supported(kernel, bias is not None, dropping))
+    if whole and kernel != "einsum" and not _never_supported(kernel, bias is not None, dropping):
+        module = _module(kernel)
+        if not module.unsupported(q, k, _length_shards(jax.sharding.get_abstract_mesh())):
+            return module.attention(q, k, v, mask, q_segments, k_segments, bias, scale)
+    seen = dense(mask, q.shape[1], k.shape[1], start, q_segments, k_segments)
+    return einsum.attention(q, k, v, seen, bias, scale, dropout if dropping else 0.0, rng)
+
+
+def check(
+    kernel: str,
+    lengths: Mapping[str, int],
+    mesh: jax.sharding.Mesh,
+    dtype: str = "bfloat16",
+    head_dim: int = 8,
+    dropout: float = 0.0,
+) -> None:
+    """Raises UserError if a kernel that a config names cannot train a model on a mesh.
+
+    lengths: {config key: length} of the sequences that attention runs over. dropout: of the
+    attention weights.
+    """
+    if kernel in ("auto", "einsum"):
+        return
+    module = _module(kernel)
+    on = mesh.devices.flat[0].platform
+    if module.PLATFORMS and on not in module.PLATFORMS:
+        raise UserError(
+            f"model.attention={kernel!r} is for devices of the kind {module.PLATFORMS[0]}, and "
+            f"these are {on}: use 'auto'."
+        )
+    _refuse(kernel, _never_supported(kernel, False, dropout > 0))
+    for key, length in lengths.items():
+        x = jax.ShapeDtypeStruct((1, length, 1, head_dim), dtype)
+        reason = module.unsupported(x, x, _length_shards(mesh))
+        _refuse(kernel, reason and f"{reason} ({key}={length})")
+
+
+def _module(kernel: str) -> ModuleType:
+    return importlib.import_module(f"bigjax.layers.kernels.{kernel}")  # splash is slow to import
+
+
+def _length_shards(mesh) -> int:
+    """The number of devices over which the queries of a row are sharded."""
+    return mesh.shape.get("sequence", 1)
+
+
+def _never_supported(kernel: str, has_bias: bool, dropping: bool) -> str:
+    """What a kernel does not support for any length or dtype, '' if nothing."""
+    if kernel == "einsum":
+        return ""
+    if dropping:
+        return "dropout of the attention weights (model.attention_dropout)"
+    missing = has_bias and not _module(kernel).BIAS
+    return "a bias of the scores, which this model has" if missing else ""
+
+
+def _refuse(kernel: str, reason: str) -> None:
+    """Raises UserError if there is a reason."""
+    if reason:
+        allowed = ("auto", "einsum") if kernel == "blocked" else ("auto", "blocked", "einsum")
+        raise UserError(
+            f"model.attention={kernel!r} does not support {reason}. Change that, or set "
+            f"model.attention to {' or '.join(map(repr, allowed))}."
+        )

@@ -1,0 +1,30 @@
+"""What kernels share."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from bigjax.parallel import sharding
+
+MASKED = -1e30  # not infinity: a row without keys yields a mean, not NaN
+RESIDUALS = "attention_residuals"  # the name of the arrays that a kernel's backward pass needs
+
+
+def over_devices(q_BTHD, k_BSKD, v_BSKD):
+    """The shards of a kernel under shard_map: (mesh axes of rows, queries and heads), [number of
+    shards along each], keys and values, whose heads are repeated so that they shard likewise."""
+    mesh = jax.sharding.get_abstract_mesh()
+    part = (
+        PartitionSpec()
+        if mesh.empty
+        else sharding.spec(
+            mesh, q_BTHD.shape, ("batch", "length", "act_heads", None), "the queries"
+        )
+    )
+    axes = (*part, None, None, None)[:3]
+    ways = [sharding.size_of(mesh, sharding.mesh_axes(axis)) for axis in axes]
+    K = math.lcm(k_BSKD.shape[2], ways[2])
+    k, v = (jnp.repeat(x, K // x.shape[2], axis=2) for x in (k_BSKD, v_BSKD))
+    return axes, ways, k, v
