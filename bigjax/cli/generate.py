@@ -1,5 +1,7 @@
 """Generates text with a trained model."""
 
+import dataclasses
+
 from bigjax.arguments import MODEL, SETTLED, STEP, Arguments, Command, Flag
 from bigjax.errors import UserError
 
@@ -57,7 +59,22 @@ def run(arguments: Arguments) -> None:
     folder = workdir_lib.existing(arguments.workdir) / "tokenizer"
     tokenizer = data.load_tokenizer(folder, config.python_path)
     loaded = load_lib.load(arguments.workdir, config, arguments.step, batch_size=None)
-    _write(f, tokenizer, family.decoder(loaded.task.model_config), loaded.variables)
+    chosen = any(a.startswith("--config.model.dtype") for a in arguments.overrides)
+    _write(f, tokenizer, *_decoder(family, loaded, chosen))
+
+
+def _decoder(family, loaded, chosen: bool):
+    """The decoder and its variables; on a CPU in float32 unless the dtype was chosen. A CPU
+    multiplies only float32, and would convert weights of bfloat16 for every few tokens."""
+    import jax
+
+    from bigjax.train import state
+
+    c, variables = loaded.task.model_config, loaded.variables
+    if loaded.mesh.devices.flat[0].platform == "cpu" and hasattr(c, "dtype") and not chosen:
+        c = dataclasses.replace(c, dtype="float32")
+        variables = jax.jit(state.cast, static_argnums=1)(variables, "float32")
+    return family.decoder(c), variables
 
 
 def _write(f, tokenizer, decoder, variables) -> None:

@@ -60,7 +60,8 @@ def sample_continuation(
     """n sampled tokens that continue each row, int32 [B, n].
 
     state: the Decoder's, before it reads tokens_B, the last tokens. end_id: the token that ends a
-    row, after which pad_id follows; a pad_id ends it too; -1: no row ends. choose(logits_BV, rng) -> tokens_B.
+    row, after which pad_id follows; a pad_id ends it too; -1: no row ends.
+    choose(logits_BV, rng) -> tokens_B.
     """
 
     def choose_or_pad(logits, last, key):

@@ -115,8 +115,10 @@ class PlanSizes(NamedTuple):
 
 
 def rung(n: int) -> int:
-    """n rounded up to a length for which programs are compiled: 0, then powers of 2 from 16."""
-    return 0 if n == 0 else max(16, 1 << (n - 1).bit_length())
+    """n rounded up to a length for which programs are compiled: 0, multiples of 16 up to 128, then
+    four lengths per doubling. Each decoded token costs as much as the length, not as n."""
+    step = max(16, (1 << (n - 1).bit_length()) // 8) if n else 1
+    return -(-n // step) * step
 
 
 def prefix_context(ids: Sequence[Sequence[int]]) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -18,7 +18,7 @@ from bigjax.infer import beam_search, generate, texts
 from bigjax.infer.generate import Generator, Options
 from bigjax.infer.sampling import sample
 from bigjax.layers import params as params_lib
-from bigjax.models import Decoder, gpt, uncached_decoder
+from bigjax.models import Decoder, gpt, rung, uncached_decoder
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
 
@@ -389,3 +389,23 @@ def test_a_decoder_without_a_cache_continues_as_one_with_a_cache(generator):
     uncached = Generator(uncached_decoder(model, CONFIG.max_len), generator.variables)
     prompts, options = [[3], [5, 9, 2, 7]], Options(max_new_tokens=5, temperature=0)
     assert uncached(prompts, options) == generator(prompts, options)
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_cpu_generates_in_float32_unless_the_dtype_was_chosen(chosen):
+    """It would convert weights of bfloat16 in every call."""
+    loaded = types.SimpleNamespace(
+        task=types.SimpleNamespace(model_config=gpt.Config(64, 16, 8, 1, 1, dtype="bfloat16")),
+        variables={"params": {"scale": jnp.ones(3, jnp.bfloat16)}},
+        mesh=jax.make_mesh((1,), "x", devices=jax.devices()[:1]),
+    )
+    config_of = types.SimpleNamespace(decoder=lambda config: config)
+    config, variables = cli._decoder(config_of, loaded, chosen)
+    dtype = "bfloat16" if chosen else "float32"
+    assert config.dtype == variables["params"]["scale"].dtype == dtype
+
+
+def test_rungs_are_at_most_a_fifth_longer_than_needed_and_few():
+    rungs = {rung(n) for n in range(2049)}
+    assert rung(0) == 0 and len(rungs) == 1 + 8 + 4 * 4
+    assert all(n <= rung(n) < max(n + 16, 1.25 * n) for n in range(1, 2049))
