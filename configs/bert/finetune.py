@@ -1,7 +1,9 @@
 """Fine-tune an encoder on labelled text: two minutes on two CPU cores.
 
-By default it classifies which library a docstring is from; the metric is eval/test/accuracy. Set
-init_from to a run or to a Hugging Face folder, and data.train to a file of your own:
+By default it classifies which of nine libraries a docstring is from: eval/test/accuracy is 0.81
+from a run of docstrings.py and 0.73 from scratch (logistic regression on words and pairs of words
+has 0.86; benchmarks/bert_finetune.py compares the three). Set init_from to a run or to a Hugging
+Face folder, and data.train to a file of your own:
 
     bigjax train --config=configs/bert/finetune.py --workdir=runs/mine \\
         --config.init_from=runs/bert-docstrings --config.data.train=reviews.tsv \\
