@@ -59,18 +59,18 @@ def run(arguments: Arguments) -> None:
     folder = workdir_lib.existing(arguments.workdir) / "tokenizer"
     tokenizer = data.load_tokenizer(folder, config.python_path)
     loaded = load_lib.load(arguments.workdir, config, arguments.step, batch_size=None)
-    chosen = any(a.startswith("--config.model.dtype") for a in arguments.overrides)
-    _write(f, tokenizer, *_decoder(family, loaded, chosen))
+    _write(f, tokenizer, *_decoder(family, loaded, arguments.overrides))
 
 
-def _decoder(family, loaded, chosen: bool):
-    """The decoder and its variables; on a CPU in float32 unless the dtype was chosen. A CPU
+def _decoder(family, loaded, overrides: list[str]):
+    """The decoder and its variables; on a CPU in float32 unless the dtype is overridden. A CPU
     multiplies only float32, and would convert weights of bfloat16 for every few tokens."""
     import jax
 
     from bigjax.train import state
 
     c, variables = loaded.task.model_config, loaded.variables
+    chosen = any(a.startswith("--config.model.dtype=") for a in overrides)
     if loaded.mesh.devices.flat[0].platform == "cpu" and hasattr(c, "dtype") and not chosen:
         c = dataclasses.replace(c, dtype="float32")
         variables = jax.jit(state.cast, static_argnums=1)(variables, "float32")

@@ -236,10 +236,25 @@ def test_different_versions_and_configs_are_reported_on_every_process(tmp_path):
         ) in err
 
 
+# Process 0 takes long to remove a file, as on slow storage.
+SLOW_TO_REMOVE = """
+import time
+from etils import epath
+cls = type(epath.Path("a"))
+unlink = cls.unlink
+def slowly(self, *options, **more):
+    time.sleep(1)
+    unlink(self, *options, **more)
+cls.unlink = slowly
+"""
+
+
 def test_a_work_folder_that_is_not_shared_is_refused_on_every_process(tmp_path):
     (tmp_path / "other").mkdir()
     two = start(
-        2, script=JOIN, each=(("1", "0", str(tmp_path)), ("1", "0", str(tmp_path / "other")))
+        2,
+        script=SLOW_TO_REMOVE + JOIN,
+        each=(("1", "0", str(tmp_path)), ("1", "0", str(tmp_path / "other"))),
     )
     for code, out, err in ends(two, timeout=60):
         assert code == 2 and "joined" not in out

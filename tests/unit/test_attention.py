@@ -13,7 +13,7 @@ from bigjax import tasks
 from bigjax.errors import UserError
 from bigjax.layers import kernels
 from bigjax.layers.attention import Attention, Cache, Memory, Span
-from bigjax.layers.kernels import blocked, cudnn
+from bigjax.layers.kernels import blocked, cudnn, splash
 from bigjax.layers.mask import (
     Blocks,
     Causal,
@@ -120,6 +120,7 @@ def test_a_named_kernel_refuses_a_bias_and_dropout_that_it_never_supports(kernel
     "kernel, T, options, words",
     [
         ("splash", 100, {}, "100 queries.*128 at a time.*multiple of 128.*data.seq_len=100"),
+        ("splash", 256, {}, "256 queries on 4 .*multiple of 512.*data.seq_len=256"),
         ("splash", 128, dict(dropout=0.1), "dropout.*attention_dropout"),
         ("blocked", 128, dict(dropout=0.1), "dropout.*'auto' or 'einsum'"),
         ("cudnn", 128, dict(dropout=0.1), "dropout"),
@@ -131,11 +132,11 @@ def test_a_named_kernel_refuses_a_bias_and_dropout_that_it_never_supports(kernel
 def test_a_named_kernel_that_cannot_train_the_model_is_refused_at_the_start(
     kernel, T, options, words
 ):
-    mesh = mock.MagicMock(shape={"sequence": 4 if kernel == "cudnn" else 1})
+    mesh = mock.MagicMock(shape={"sequence": 4 if T in (126, 256) else 1})
     mesh.devices.flat[0].platform = "gpu"
     with pytest.raises(UserError, match=f"{kernel!r} (does not support )?.*{words}"):
         kernels.check(kernel, {"data.seq_len": T}, mesh, **options)
-    kernels.check(kernel, {"data.seq_len": 128}, mesh)
+    kernels.check(kernel, {"data.seq_len": 512}, mesh)
     kernels.check("auto", {"data.seq_len": T}, mesh, **options)
 
 
@@ -145,6 +146,11 @@ def test_a_named_kernel_leaves_caches_and_other_lengths_to_einsum(kernel, T):
     q = jnp.ones((1, T, 2, 8))
     kernels.attend(q, q, q, mask=CAUSAL, kernel=kernel)
     kernels.attend(q, q, q, mask=CAUSAL, start=jnp.zeros(1, int), kernel=kernel)
+
+
+def test_splash_attention_needs_a_multiple_of_128_keys():
+    q, k = (jax.ShapeDtypeStruct((1, T, 2, 8), "bfloat16") for T in (128, 100))
+    assert "100 keys" in splash.unsupported(q, k, 1) and not splash.unsupported(q, q, 1)
 
 
 def test_text_is_generated_with_the_kernel_of_training():

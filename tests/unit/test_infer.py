@@ -391,8 +391,8 @@ def test_a_decoder_without_a_cache_continues_as_one_with_a_cache(generator):
     assert uncached(prompts, options) == generator(prompts, options)
 
 
-@pytest.mark.parametrize("chosen", [False, True])
-def test_a_cpu_generates_in_float32_unless_the_dtype_was_chosen(chosen):
+@pytest.mark.parametrize("overrides", [[], ["--config.model.dtype=bfloat16"]])
+def test_a_cpu_generates_in_float32_unless_the_dtype_is_overridden(overrides):
     """It would convert weights of bfloat16 in every call."""
     loaded = types.SimpleNamespace(
         task=types.SimpleNamespace(model_config=gpt.Config(64, 16, 8, 1, 1, dtype="bfloat16")),
@@ -400,8 +400,8 @@ def test_a_cpu_generates_in_float32_unless_the_dtype_was_chosen(chosen):
         mesh=jax.make_mesh((1,), "x", devices=jax.devices()[:1]),
     )
     config_of = types.SimpleNamespace(decoder=lambda config: config)
-    config, variables = cli._decoder(config_of, loaded, chosen)
-    dtype = "bfloat16" if chosen else "float32"
+    config, variables = cli._decoder(config_of, loaded, overrides)
+    dtype = "bfloat16" if overrides else "float32"
     assert config.dtype == variables["params"]["scale"].dtype == dtype
 
 
