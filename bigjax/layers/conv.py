@@ -28,7 +28,10 @@ class Conv(nn.Module):
         options = dict(use_bias=self.use_bias, init_std=self.init_std, dtype=self.dtype)
         filters = Dense((self.features,), ("embed",), (None,), **options, name="filters")
         nn.share_scope(self, filters)
-        return filters(windows(x_BTD, self.width))
+        x = windows(x_BTD, self.width)
+        # As one matrix: with two dimensions of rows a CPU transposes the gradient of the kernel.
+        y = filters(x.reshape(-1, x.shape[-1]))
+        return y.reshape(*x.shape[:-1], self.features)
 
 
 def windows(x_BTD: jax.Array, width: int) -> jax.Array:
