@@ -165,19 +165,20 @@ def test_text_is_generated_with_the_kernel_of_training():
 
 
 @pytest.mark.parametrize(
-    "T, D, dtype, supports",
+    "T, S, D, dtype, supports",
     [
-        (64, 128, "bfloat16", True),
-        (64, 64, "float16", True),
-        (64, 64, "float32", False),
-        (64, 256, "bfloat16", False),
-        (64, 60, "bfloat16", False),
-        (63, 64, "bfloat16", False),
+        (64, 64, 128, "bfloat16", True),
+        (64, 34, 64, "float16", True),
+        (64, 64, 64, "float32", False),
+        (64, 64, 256, "bfloat16", False),
+        (64, 64, 60, "bfloat16", False),
+        (63, 64, 64, "bfloat16", False),
+        (64, 33, 64, "bfloat16", False),
     ],
 )
-def test_what_cudnn_supports(T, D, dtype, supports):
-    x = jax.ShapeDtypeStruct((2, T, 4, D), dtype)
-    assert (not cudnn.unsupported(x, x, 1)) == supports
+def test_what_cudnn_supports(T, S, D, dtype, supports):
+    q, k = (jax.ShapeDtypeStruct((2, n, 4, D), dtype) for n in (T, S))
+    assert (not cudnn.unsupported(q, k, 1)) == supports
 
 
 @pytest.mark.parametrize(

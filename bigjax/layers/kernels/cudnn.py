@@ -71,13 +71,13 @@ def _cudnn(q, k, v, mask_BTS, bias, scale: float, causal: bool) -> jax.Array:
 
 def unsupported(q_BTHD, k_BSKD, ways: int) -> str:
     """All GPUs with cuDNN's attention support heads of at most 128; for an array mask it requires
-    an even number of queries on each device."""
-    del k_BSKD
+    even numbers of keys and of queries on each device."""
     T, D = q_BTHD.shape[1], q_BTHD.shape[3]
+    S = k_BSKD.shape[1]
     if q_BTHD.dtype == jnp.float32:
         return "float32: it needs model.dtype='bfloat16'"
     if D % 8 or D > 128:
         return f"heads of {D}: their width must be a multiple of 8 and at most 128"
     if T % (2 * ways):
         return f"{T} queries on {ways} device(s): each must have an even number"
-    return ""
+    return f"{S} keys: their number must be even" if S % 2 else ""
