@@ -90,6 +90,7 @@ setup(
     extras_require={
         "tpu": TPU,
         "cuda": [f"jax[cuda12]{JAX}"],
+        "cuda13": [f"jax[cuda13]{JAX}"],
         "plan": TPU,  # libtpu contains the compiler
         "gcs": GCS,
         "test": TEST,

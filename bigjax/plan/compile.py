@@ -209,7 +209,7 @@ def _read(compiled, chip, plan: Plan, slices: int) -> predict.Costs:
 
 
 def _compiler(chip: chips.Chip) -> compilers.Compiler:
-    return compilers.TPU if chip.timed else compilers.GPU
+    return compilers.TPU if chip.timed else compilers.gpu()
 
 
 def _brief(error: Exception) -> str:

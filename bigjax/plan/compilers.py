@@ -26,7 +26,15 @@ class Compiler(NamedTuple):
 
 
 TPU = Compiler("libtpu", ("libtpu", "libtpu-nightly"), "tpu", "plan", "the TPU compiler")
-GPU = Compiler("jax_cuda12_plugin", ("jax-cuda12-plugin",), "cuda12", "cuda", "the GPU compiler")
+CUDA12, CUDA13 = (
+    Compiler(f"jax_{cuda}_plugin", (f"jax-{cuda}-plugin",), cuda, extra, "the GPU compiler")
+    for cuda, extra in (("cuda12", "cuda"), ("cuda13", "cuda13"))
+)
+
+
+def gpu() -> Compiler:
+    """That of CUDA 13 if it is installed, as jax chooses, else that of CUDA 12."""
+    return CUDA13 if importlib.util.find_spec(CUDA13.module) else CUDA12
 
 
 def check(compiler: Compiler) -> None:

@@ -78,7 +78,7 @@ def devices(sizes: tuple[int, ...]) -> list:
 
     Raises UserError if the compiler that matches the installed jax is missing.
     """
-    compilers.check(compilers.GPU)
+    compilers.check(compilers.gpu())
     from jax.experimental import topologies
 
     shape = "x".join(map(str, (1, 1, *sizes)[-3:]))  # partitions, their hosts, their GPUs

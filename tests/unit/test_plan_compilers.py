@@ -12,7 +12,7 @@ from bigjax import extras, main
 from bigjax.errors import RunError, UserError
 from bigjax.plan import chips, compilers, search
 from bigjax.plan import compile as compile_lib
-from bigjax.plan.compilers import GPU, TPU
+from bigjax.plan.compilers import CUDA12, CUDA13, TPU
 from tests.unit import test_plan, test_plan_search
 from tests.unit.test_plan import text
 
@@ -25,6 +25,7 @@ NAMED = [
     'requests; extra == "tpu"',
     'jaxlib<=0.10.2,>=0.10.2; extra == "cuda12"',
     'jax-cuda12-plugin[with-cuda]<=0.10.2,>=0.10.2; extra == "cuda12"',
+    'jax-cuda13-plugin[with-cuda]<=0.10.2,>=0.10.2; extra == "cuda13"',
 ]
 
 
@@ -44,7 +45,9 @@ def install(monkeypatch):
 
         monkeypatch.setattr(metadata, "version", version)
         monkeypatch.setattr(metadata, "requires", named)
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: module or None)
+        cuda13 = "jax-cuda13-plugin" in packages
+        found = lambda name: (module and (cuda13 or name != CUDA13.module)) or None
+        monkeypatch.setattr(importlib.util, "find_spec", found)
 
     return install_only
 
@@ -102,7 +105,11 @@ def test_messages_say_what_to_install(install):
     with pytest.raises(UserError, match="jax-cuda12-plugin 0.9.2 is installed"):
         chips.devices("h100:8")
     install({**JAX, "jax-cuda12-plugin": "0.10.2"})
-    compilers.check(GPU)
+    assert compilers.gpu() == CUDA12
+    compilers.check(CUDA12)
+    install({**JAX, "jax-cuda12-plugin": "0.10.2", "jax-cuda13-plugin": "0.9.2"})
+    with pytest.raises(UserError, match=r"jax-cuda13-plugin 0.9.2 is .*-e '.\[cuda13\]'"):
+        chips.devices("h100:8")
     install(JAX, module=False)
     with pytest.raises(UserError, match=r"needs libtpu.*pip install -e '\.\[plan\]'"):
         chips.devices("v5e:4x4")

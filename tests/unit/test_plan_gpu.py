@@ -13,7 +13,7 @@ import pytest
 from bigjax.arguments import Arguments
 from bigjax.cli import plan as plan_cli
 from bigjax.errors import UserError
-from bigjax.plan import chips, command, hlo, predict
+from bigjax.plan import chips, command, compilers, hlo, predict
 from bigjax.plan import compile as compile_lib
 from tests import helpers
 
@@ -215,7 +215,7 @@ def test_a_missing_compiler_is_named(monkeypatch):
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda12_plugin") is None,
+    importlib.util.find_spec(compilers.gpu().module) is None,
     reason="needs the GPU compiler: pip install -e '.[cuda]'",
 )
 def test_a_config_is_planned(tmp_path):
