@@ -1,4 +1,5 @@
-"""Eight virtual CPU devices for all tests, and quick compilation, set before jax is imported."""
+"""Eight virtual CPU devices for all tests, and quick compilation, set before jax is imported;
+`pytest -m gpu` uses the machine's GPU instead."""
 
 from importlib import metadata
 import os
@@ -26,11 +27,25 @@ import pytest  # noqa: E402
 
 from tests import newest  # noqa: E402
 
+# On a GPU: the same kernels in each start, and sums in the same order (docs/pods.md).
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
 # Tracing makes many long-lived objects: collecting garbage would take a twentieth of the time.
 gc.set_threshold(100_000, 50, 100)
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a background job; children inherit this
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config):
+    """For `pytest -m gpu`: jax chooses its devices, and starts only when tests are collected."""
+    if config.option.markexpr == "gpu":
+        os.environ["JAX_PLATFORMS"] = ""
+        os.environ["XLA_FLAGS"] = DETERMINISTIC
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # tests start runs of their own
+        import jax
+
+        jax.config.update("jax_platforms", None)
 
 
 def pytest_collection_modifyitems(items):
