@@ -68,7 +68,8 @@ def serve(about: dict, repeat: Callable[[str], dict | None]) -> None:
 def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
     """Our side of a training benchmark: the steps of config c, on one batch on its devices.
 
-    To be called before jax is imported. what: reported in addition to versions and devices.
+    To be called before jax is imported. what: reported in addition to versions and devices. A task
+    is the number of steps, 1 by default; answers have the device's peak_bytes, None on a CPU.
     """
     from bigjax import cpu
 
@@ -85,16 +86,20 @@ def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
     modules.fill(c)
     n = c.train.batch_size
     mesh = mesh_lib.start(c.mesh, n)
+    device = mesh.devices.flat[0]
     program = program_lib.make(c, tasks.build(c), mesh)
     state = jax.jit(program.init, out_shardings=program.shardings)()
     parameters = count(state.params)
     batch = sharding.put_batch(mesh, make_batch(), slice(0, n), n)
 
-    def repeat(_: str) -> dict:
+    def repeat(task: str) -> dict:
         nonlocal state
-        state, metrics = program.step(state, None, batch)
+        for _ in range(int(task or 1)):
+            state, metrics = program.step(state, None, batch)
         jax.block_until_ready((state, metrics))
-        return {"loss": unpack(jax.device_get(metrics))["loss"]}
+        memory = device.memory_stats() or {}
+        loss = unpack(jax.device_get(metrics))["loss"]
+        return {"loss": loss, "peak_bytes": memory.get("peak_bytes_in_use")}
 
     first = repeat("")["loss"]  # compiles
     repeat("")
@@ -103,7 +108,8 @@ def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
         {
             "parameters": parameters,
             "loss": first,
-            "what": f"bigjax, jax {jax.__version__}, {mesh.size} device(s), attention "
+            "device": device.device_kind,
+            "what": f"bigjax, jax {jax.__version__}, {mesh.size} x {device.device_kind}, attention "
             f"{c.model.attention}, {layers} layers{what}",
         },
         repeat,

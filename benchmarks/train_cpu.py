@@ -145,43 +145,10 @@ def theirs(args: argparse.Namespace) -> None:
         cpu.keep_freed_memory()
     import torch
     from torch import nn
-    from torch.nn import functional as F
-
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm_1, self.norm_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-            self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-            self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
-
-        def forward(self, x):
-            B, T, D = x.shape
-            q, k, v = (
-                y.view(B, T, HEADS, D // HEADS).transpose(1, 2)
-                for y in self.qkv(self.norm_1(x)).split(D, dim=2)
-            )
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + self.out(y.transpose(1, 2).reshape(B, T, D))
-            return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))
-
-    class GPT(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed = nn.Embedding(VOCABULARY, WIDTH)
-            self.position = nn.Embedding(CONTEXT, WIDTH)
-            self.blocks = nn.Sequential(*[Block() for _ in range(LAYERS)])
-            self.norm = nn.LayerNorm(WIDTH)
-            for module in self.modules():
-                if isinstance(module, (nn.Linear, nn.Embedding)):
-                    nn.init.normal_(module.weight, std=0.02)
-
-        def forward(self, tokens, targets):
-            x = self.embed(tokens) + self.position.weight
-            logits = F.linear(self.norm(self.blocks(x)), self.embed.weight)
-            return F.cross_entropy(logits.view(-1, VOCABULARY), targets.view(-1))
+    import torch_gpt
 
     torch.manual_seed(0)
-    model = GPT()
+    model = torch_gpt.GPT(LAYERS, HEADS, WIDTH, CONTEXT, VOCABULARY)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(B1, B2), weight_decay=WEIGHT_DECAY
     )
@@ -189,7 +156,7 @@ def theirs(args: argparse.Namespace) -> None:
 
     def repeat(_: str) -> dict:
         optimizer.zero_grad(set_to_none=True)
-        loss = model(inputs, targets)
+        loss = torch_gpt.loss(model(inputs), targets)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
