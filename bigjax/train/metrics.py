@@ -14,7 +14,8 @@ import psutil
 from bigjax import json_text, paths
 from bigjax.tasks import Task
 
-# Peak dense bfloat16 FLOP/s per device, from the vendors' data sheets.
+# Peak dense bfloat16 FLOP/s per device, from the vendors' data sheets. A chip is one device, except
+# that each of a TPU7x's two cores is one: half of the chip's 2,307 TFLOP/s.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -23,7 +24,7 @@ PEAK_FLOPS = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
-    "TPU7x": 2307e12,
+    "TPU7x": 1153.5e12,
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
     "NVIDIA H100 80GB HBM3": 989e12,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bigjax import tasks
+from bigjax.plan import chips
 from bigjax.train import metrics
 from tests import helpers
 
@@ -83,6 +84,16 @@ def test_speed_excludes_pauses(monkeypatch):
     assert got["tokens_per_sec"] == pytest.approx(80)
     assert got["data_wait_fraction"] == pytest.approx(0.25)
     assert got["mfu"] == pytest.approx(8 / 8)  # one example per second is one chip's peak
+
+
+@pytest.mark.parametrize(
+    "kind, chip",
+    [("TPU v4", "v4"), ("TPU v5 lite", "v5e"), ("TPU v5e", "v5e"), ("TPU v5", "v5p")]
+    + [("TPU v5p", "v5p"), ("TPU v6 lite", "v6e"), ("TPU v6e", "v6e"), ("TPU7x", "tpu7x")],
+)
+def test_runs_and_plans_have_the_same_peak_of_a_device(kind, chip):
+    """On a TPU7x a device is half of a chip."""
+    assert metrics.PEAK_FLOPS[kind] == chips.CHIPS[chip].peak * 1e12
 
 
 def test_no_utilisation_if_the_peak_is_unknown():
