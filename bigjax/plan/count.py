@@ -1,15 +1,14 @@
-"""FLOPs, bytes of HBM and loop counts of a compiled program.
+"""FLOPs and loop counts of a compiled program.
 
 XLA's own cost analysis counts the body of a loop once; this multiplies by how often it runs.
 """
 
-import dataclasses
 import functools
 import itertools
 import math
 import re
 
-from bigjax.plan.hlo import Array, Computation, Module, Op, called, constant, parameter_number
+from bigjax.plan.hlo import Computation, Module, Op, called, constant, parameter_number
 
 
 class Counter:
@@ -137,110 +136,6 @@ class Counter:
         if op.opcode == "while":
             return self.trips(op) * self.flops(op.attribute("body"))
         return sum(self.flops(name) for name in called(op))
-
-    def hbm_bytes(self, c: Computation, op: Op) -> float:
-        """Bytes that an operation reads from and writes to HBM."""
-        if op.opcode in _FREE:
-            return 0
-        if op.opcode in ("copy-start", "slice-start"):  # (source, target) in either order
-            moved = min(a.bytes for a in op.arrays[:2])
-            return moved * sum(not a.on_chip for a in op.arrays[:2])
-        inner = self.computations.get(op.attribute("calls") or "")
-        if inner is None:
-            if op.opcode == "dynamic-slice":
-                return 2 * _hbm(op.arrays)
-            if op.opcode == "dynamic-update-slice":
-                return 2 * _hbm(c.inputs(op)[1].arrays)
-            return _hbm(op.arrays) + sum(_hbm(x.arrays) for x in c.inputs(op))
-        return self._fused_bytes(c, op, inner)
-
-    def _fused_bytes(self, c: Computation, op: Op, inner: Computation) -> float:
-        """Bytes of a fusion: a slice of an operand counts as the slice, an update in place as the
-        update."""
-        total = 0.0
-        updated: dict[int, float] = {}  # {size of an array that is updated in place: bytes}
-        for i, x in enumerate(c.inputs(op)):
-            if not _hbm(x.arrays):
-                continue
-            read = self._read(inner, i)
-            if read.updates:
-                size = x.arrays[0].size
-                updated[size] = updated.get(size, 0) + 2 * read.updates
-            total += _hbm(x.arrays) if read.all else read.slices
-        for array in op.arrays:
-            if not array.on_chip:
-                total += updated.pop(array.size) if array.size in updated else array.bytes
-        return total
-
-    def _read(self, c: Computation, index: int) -> "_Read":
-        """What a computation reads of its parameter `index`; looks into nested fusions."""
-        name = next(
-            (
-                x.name
-                for x in c.ops.values()
-                if x.opcode == "parameter" and parameter_number(x) == index
-            ),
-            None,
-        )
-        names, read = [name], _Read()
-        while names:
-            name = names.pop()
-            for user in (u for u in c.ops.values() if name in u.operands):
-                if user.opcode in ("dynamic-slice", "slice"):
-                    read.slices += user.arrays[0].bytes
-                elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
-                    read.updates += c.inputs(user)[1].arrays[0].bytes
-                elif user.opcode == "bitcast":
-                    names.append(user.name)
-                elif user.opcode == "fusion":
-                    within = self.computations[user.attribute("calls")]
-                    nested = [
-                        self._read(within, i) for i, x in enumerate(user.operands) if x == name
-                    ]
-                    read.slices += sum(x.slices for x in nested)
-                    read.updates += sum(x.updates for x in nested)
-                    read.all |= any(x.all for x in nested)
-                else:
-                    read.all = True
-        return read
-
-
-@dataclasses.dataclass
-class _Read:
-    """How an operand is read: bytes of slices and of updates in place; `all`: completely."""
-
-    slices: float = 0.0
-    updates: float = 0.0
-    all: bool = False
-
-
-# Operations that move no data. A copy-start moves it; its copy-done only waits.
-_FREE = {
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "while",
-    "call",
-    "conditional",
-    "copy-done",
-    "after-all",
-    "partition-id",
-    "iota",
-    "opt-barrier",
-    "async-done",
-    "async-update",
-    "slice-done",
-    "collective-permute-done",
-    "all-gather-done",
-    "all-reduce-done",
-    "custom-call-done",
-}
-
-
-def _hbm(arrays: tuple[Array, ...]) -> float:
-    return sum(a.bytes for a in arrays if not a.on_chip)
 
 
 def _dot_flops(op: Op, left: Op) -> float:

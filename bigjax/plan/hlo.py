@@ -5,27 +5,6 @@ import dataclasses
 import math
 import re
 
-DTYPE_BYTES = {
-    "pred": 1,
-    "s4": 0.5,
-    "u4": 0.5,
-    "s8": 1,
-    "u8": 1,
-    "s16": 2,
-    "u16": 2,
-    "bf16": 2,
-    "f16": 2,
-    "s32": 4,
-    "u32": 4,
-    "f32": 4,
-    "s64": 8,
-    "u64": 8,
-    "f64": 8,
-    "c64": 8,
-    "f8e4m3fn": 1,
-    "f8e5m2": 1,
-    "f8e4m3": 1,
-}
 ON_CHIP = re.compile(r"S\([1-9]\d*\)")  # in a layout: memory other than HBM
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -33,6 +12,17 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _END = re.compile(r'^\}(, execution_thread="\w+")?$')
 _NAME = re.compile(r"^  (ROOT )?%([\w.\-]+) = ")
 _OPERAND = re.compile(r"%([\w.\-]+)")
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+ASIDE = ("async-start", "call-start")  # these run a computation beside others
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+    "collective-broadcast",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +37,9 @@ class Array:
 
     @property
     def bytes(self) -> float:
-        return self.size * DTYPE_BYTES.get(self.dtype, 0)
+        """0 for tokens, which hold nothing."""
+        bits = re.search(r"\d+", self.dtype)  # the first number: of f8e4m3fn 8
+        return self.size * (int(bits[0]) / 8 if bits else float(self.dtype == "pred"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +55,18 @@ class Op:
         """The word or computation that follows NAME=, without its %."""
         match = re.search(rf"[ ,(]{name}=%?([\w.\-]+)", self.text)
         return match and match[1]
+
+    @property
+    def target(self) -> str:
+        """Of a custom call: the name of what it calls."""
+        match = _TARGET.search(self.text)
+        return match[1] if match else ""
+
+    @property
+    def collective(self) -> str | None:
+        """Which of COLLECTIVES it is or starts; None for another operation."""
+        name = self.opcode.removesuffix("-start")
+        return name if name in COLLECTIVES else None
 
     @property
     def cycles(self) -> int:
@@ -107,7 +111,7 @@ class Module:
 
 def called(op: Op) -> list[str]:
     """The computations that an operation runs once."""
-    if op.opcode in ("fusion", "call", "async-start"):
+    if op.opcode in ("fusion", "call", *ASIDE):
         name = op.attribute("calls") or op.attribute("to_apply")
         return [name] if name else []
     if op.opcode == "conditional":

@@ -14,10 +14,9 @@ from bigjax.layers.kernels.splash import PRODUCTS, SCOPE
 from bigjax.plan import hlo
 from bigjax.plan.chips import Chip
 from bigjax.plan.count import Counter
+from bigjax.plan.traffic import Traffic
 
 KERNEL_SHARE = 0.5  # of the peak, that attention kernels are assumed to reach
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-
 KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha\w+)"')
 CUDNN_SCORES = re.compile(r'"intermediate_tensor_shape":.*?"dimensions": ?\[([^\]]*)\]')
 
@@ -40,6 +39,7 @@ class Costs(NamedTuple):
     seconds: float | None
     kernel_seconds: float | None
     collectives: list[Collective]
+    hbm_bytes: float = 0.0  # read and written, without kernels
 
     @property
     def communication(self) -> float | None:
@@ -71,18 +71,20 @@ def costs(text: str, chip: Chip, mesh: dict[str, int], slices: int = 1) -> Costs
         for (kind, axes), (sent, seconds) in sorted(walk.collectives.items())
     ]
     if not chip.timed:
-        return Costs(walk.flops, walk.kernel_flops, None, None, collectives)
+        return Costs(walk.flops, walk.kernel_flops, None, None, collectives, walk.hbm_bytes)
     kernel_seconds = walk.kernel_flops / (KERNEL_SHARE * chip.peak * 1e12)
-    return Costs(walk.flops, walk.kernel_flops, walk.seconds, kernel_seconds, collectives)
+    return Costs(
+        walk.flops, walk.kernel_flops, walk.seconds, kernel_seconds, collectives, walk.hbm_bytes
+    )
 
 
 class _Walk:
     """Adds up the costs of a computation, with loops multiplied out."""
 
     def __init__(self, module: hlo.Module, chip: Chip, mesh: dict[str, int], slices: int) -> None:
-        self.module, self.count = module, Counter(module)
+        self.module, self.count, self.traffic = module, Counter(module), Traffic(module)
         self.chip, self.mesh, self.slices = chip, mesh, slices
-        self.flops = self.kernel_flops = self.seconds = 0.0
+        self.flops = self.kernel_flops = self.hbm_bytes = self.seconds = 0.0
         self.collectives: dict[tuple[str, str], tuple[float, float]] = {}
 
     def computation(self, name: str, times: float) -> None:
@@ -103,15 +105,16 @@ class _Walk:
             return
         if op.opcode == "send":
             self._between_slices(op, times)
-        if _kind(op) or op.opcode in ("send", "recv", "send-done", "recv-done"):
+        if op.collective or op.opcode in ("send", "recv", "send-done", "recv-done"):
             return
-        flops, chip = self.count.op_flops(c, op), self.chip
+        flops, hbm, chip = self.count.op_flops(c, op), self.traffic.bytes(c, op), self.chip
         self.flops += times * flops
+        self.hbm_bytes += times * hbm
         if not chip.timed:
             return
         self.seconds += times * max(
             flops / (chip.peak * 1e12),
-            self.count.hbm_bytes(c, op) / (chip.hbm * 1e9),
+            hbm / (chip.hbm * 1e9),
             op.cycles / (chip.clock * 1e9) if flops else 0.0,
         )
 
@@ -124,12 +127,12 @@ class _Walk:
         each: it counts once per channel. Outside of fusions a channel appears once for each
         iteration of an unrolled loop, and all count.
         """
-        kind = _kind(op)
+        kind = op.collective
         if not kind:
             for name in hlo.called(op):
                 inner = self.module.computations[name]
                 for inner_op in inner.ops.values():
-                    self._collectives(inner, inner_op, times, channels, True)
+                    self._collectives(inner, inner_op, times, channels, op.opcode == "fusion")
             return
         channel = op.attribute("channel_id"), kind, tuple((a.dtype, a.dims) for a in op.arrays)
         if fused and channel[0] and channel in channels:
@@ -196,11 +199,6 @@ def _kernel_flops(op: hlo.Op) -> float:
         return 2.0 * PRODUCTS[kind] * int(product[1])
     stated = re.search(r'"flops":"?(\d+)', op.text)
     return float(stated[1]) if stated else 0.0
-
-
-def _kind(op: hlo.Op) -> str | None:
-    name = op.opcode.removesuffix("-start")
-    return name if name in KINDS else None
 
 
 def group(text: str) -> list[int]:

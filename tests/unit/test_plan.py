@@ -87,6 +87,24 @@ def test_flops_of_splash_attention():
     assert costs("scanned").kernel_flops == 0
 
 
+@pytest.mark.parametrize(
+    "form, n_bytes",
+    [("scanned", 4_841_206), ("unrolled", 4_183_082), ("tensor", 5_117_894), ("splash", 4_841_198)],
+)
+def test_bytes_of_hbm(form, n_bytes):
+    """As they are since each kind of operation was checked: a change needs a reason."""
+    assert costs(form).hbm_bytes == pytest.approx(n_bytes, abs=1)
+
+
+@pytest.mark.parametrize(
+    "dtype, n_bytes",
+    [("pred", 1), ("s4", 0.5), ("u2", 0.25), ("bf16", 2), ("f8e4m3b11fnuz", 1), ("f8e8m0fnu", 1)]
+    + [("f4e2m1fn", 0.5), ("s64", 8), ("c128", 16), ("token", 0), ("opaque", 0)],
+)
+def test_bytes_of_a_type(dtype, n_bytes):
+    assert hlo.Array(dtype, (8,), False).bytes == 8 * n_bytes
+
+
 def test_loops_are_counted():
     module = hlo.Module(text("scanned"))
     loops = [
@@ -127,27 +145,32 @@ window={size=4x16 stride=3x15 lhs_dilate=4x16}, dim_labels=0b1f_0o1i->01bf
     assert count.Counter(module).flops("main") == 2 * 4 * 16 * 2048 * 2048 * 128
 
 
-def test_a_collective_on_a_separate_core():
+@pytest.mark.parametrize(
+    "start, end, calls",
+    [("async-start", "async-done", "calls"), ("call-start", "call-done", "to_apply")],
+)
+def test_a_collective_on_a_separate_core(start, end, calls):
     """As tpu7x runs it, concurrently with computation."""
     costs = predict.costs(
-        """HloModule m
+        f"""HloModule m
 
-%aside (p: f32[1024]) -> f32[1024] {
-  %p = f32[1024]{0} parameter(0)
-  ROOT %r = f32[1024]{0} all-reduce(%p), channel_id=1, replica_groups=[1,2]<=[2], to_apply=%add
-}, execution_thread="sparsecore"
+%aside (p: f32[1024]) -> f32[1024] {{
+  %p = f32[1024]{{0}} parameter(0)
+  ROOT %r = f32[1024]{{0}} all-reduce(%p), channel_id=1, replica_groups=[1,2]<=[2], to_apply=%add
+}}, execution_thread="sparsecore"
 
-ENTRY %main (a: f32[1024]) -> f32[1024] {
-  %a = f32[1024]{0} parameter(0)
-  %s = ((f32[1024]{0}), f32[1024]{0}, s32[]) async-start(%a), async_execution_thread="sparsecore", \
-calls=%aside
-  ROOT %d = f32[1024]{0} async-done(%s)
-}
+ENTRY %main (a: f32[1024]) -> f32[1024] {{
+  %a = f32[1024]{{0}} parameter(0)
+  %s = ((f32[1024]{{0}}), f32[1024]{{0}}, s32[]) {start}(%a), \
+async_execution_thread="sparsecore", {calls}=%aside
+  ROOT %d = f32[1024]{{0}} {end}(%s)
+}}
 """,
         chips.CHIPS["tpu7x"],
         {"data": 2},
     )
     assert [(x.kind, x.axes, x.bytes) for x in costs.collectives] == [("all-reduce", "data", 4096)]
+    assert costs.seconds == costs.hbm_bytes == 0
 
 
 def test_the_range_is_from_complete_overlap_to_none():

@@ -64,6 +64,11 @@ def test_bytes_sent_along_two_axes(costs):
     assert sum(sent.values()) == pytest.approx(3 * n_bytes / 2, rel=0.01)
 
 
+def test_bytes_of_hbm(costs):
+    """As they are since each kind of operation was checked: a change needs a reason."""
+    assert costs.hbm_bytes == pytest.approx(293_413_090, abs=1)
+
+
 def test_no_seconds(costs):
     assert costs.seconds is costs.work is costs.communication is costs.step is None
     assert all(x.seconds is None for x in costs.collectives)
