@@ -1,7 +1,7 @@
 """The smallest v5p slice that fits each size of GPT-3 with its published batch, without a TPU.
 
     pip install -e '.[plan]'
-    python benchmarks/tpu_plan.py
+    python benchmarks/gpt3_slices.py
 
 It also plans BERT-large with LAMB at a batch of 32,768. A compilation takes one or two minutes;
 plans are cached, so a second run is fast.
