@@ -35,9 +35,10 @@ COMMAND = Command(
 
 
 def run(arguments: Arguments) -> None:
-    from bigjax.plan import chips, command
+    from bigjax.plan import chips
 
     chips.before_jax()
+    from bigjax.plan import command
     from bigjax.train import stages
 
     config, _ = arguments.config()

@@ -7,8 +7,9 @@ from absl import flags
 
 from bigjax import json_text
 from bigjax.errors import UserError
-from bigjax.plan import gpu
+from bigjax.plan import gpu, schedule
 from bigjax.plan.chips import CHIPS, GIB, parse
+from bigjax.plan.schedule import duration
 
 TRUST = """\
 How far to trust this. HBM: the compiler's own figure; a step that it refuses does not fit. FLOPs
@@ -94,7 +95,7 @@ def _search(f, config, correct):
     )
     print(f"\n{'time per step':<22}{'HBM':<12}layout")
     for result in ranking[:10]:
-        low, high = map(_time, seconds_of(result.plan))
+        low, high = map(duration, seconds_of(result.plan))
         gib = result.plan.peak_bytes / GIB
         print(f"{f'{low} to {high}':<22}{gib:>5.2f} GiB   {result.candidate}")
     best = ranking[0].candidate
@@ -145,13 +146,19 @@ class _Page:
             "mfu": self.mfu,
             f"{plan.unit}_per_sec": self.seconds and plan.units / self.seconds[1],
             "compile_seconds": plan.compile_seconds,
+            "hbm_bytes": plan.hbm_bytes,
+            "schedule": schedule.numbers(plan.schedule) or None,
         }
+
+    @property
+    def title(self) -> str:
+        phase = f", phase {self.plan.phase}" if self.plan.phase else ""
+        pod = f"{self.slices} x {self.topology}" if self.slices > 1 else self.topology
+        return f"{pod}, {self.plan.devices} devices{phase}"
 
     def text(self) -> str:
         plan = self.plan
         need = "more than that" if plan.peak_bytes is None else f"{plan.peak_bytes / GIB:.2f} GiB"
-        phase = f", phase {plan.phase}" if plan.phase else ""
-        pod = f"{self.slices} x {self.topology}" if self.slices > 1 else self.topology
         over = (
             ""
             if plan.fits
@@ -160,7 +167,7 @@ class _Page:
             else f"DOES NOT FIT, by {(plan.peak_bytes - plan.limit_bytes) / GIB:.2f} GiB"
         )
         lines = [
-            f"{pod}, {plan.devices} devices{phase}",
+            self.title,
             f"  HBM per device {need} of {plan.limit_bytes / GIB:.2f}: {over or 'fits'}",
             f"    parameters   {plan.parameter_bytes / GIB:.3f} GiB",
             f"    optimizer    {plan.optimizer_bytes / GIB:.3f} GiB"
@@ -185,7 +192,7 @@ class _Page:
             + (kernels if plan.kernel_flops else "")
         )
         for c in plan.collectives:
-            took = "" if c.seconds is None else f", {_time(c.seconds)}"
+            took = "" if c.seconds is None else f", {duration(c.seconds)}"
             lines.append(
                 f"  {c.kind:<18} along {c.axes or 'one device'}: {c.bytes / 1e9:,.4g} GB sent{took}"
             )
@@ -194,14 +201,16 @@ class _Page:
             if self.seconds
             else [f"  step           no time is predicted for {parse(self.topology)[0]}"]
         )
+        if plan.schedule:
+            lines += ["  " + line for line in schedule.lines(plan.schedule)]
         lines.append(f"  compiled in    {plan.compile_seconds:.0f} s")
         return "\n".join(lines)
 
     def _speed(self) -> list[str]:
         plan, (low, high) = self.plan, self.seconds
         lines = [
-            f"  step           {_time(low)} to {_time(high)} (work "
-            f"{_time(plan.work_seconds)}, communication {_time(plan.communication)})",
+            f"  step           {duration(low)} to {duration(high)} (work "
+            f"{duration(plan.work_seconds)}, communication {duration(plan.communication)})",
             f"  {plan.unit.replace('_', ' ') + '/s':<13}  "
             f"{plan.units / high:,.0f} to {plan.units / low:,.0f}",
         ]
@@ -232,10 +241,6 @@ class _Page:
             + "; or ".join(changes)
             + ("; or let --search find a layout." if self.chip.timed else ".")
         )
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.3f} s" if seconds >= 0.1 else f"{seconds * 1e3:.3g} ms"
 
 
 def _gib(n: float | None) -> float | None:

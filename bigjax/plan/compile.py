@@ -23,6 +23,7 @@ from bigjax.errors import RunError, UserError
 from bigjax.extras import how_to_install
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.plan import chips, compilers, predict
+from bigjax.plan.schedule import Entry
 from bigjax.train import frozen
 from bigjax.train import program as program_lib
 from bigjax.trees import named_leaves
@@ -43,7 +44,8 @@ class Plan:
     step.
     flops and the following are None or empty if it does not fit; seconds also for GPUs.
     kernel_seconds: the part of work_seconds in attention kernels. step_seconds: if communication
-    overlaps with work completely, and if not at all.
+    overlaps with work completely, and if not at all. hbm_bytes: read and written, without kernels.
+    schedule: where the seconds of work and communication go, the largest first.
     """
 
     phase: str
@@ -64,6 +66,8 @@ class Plan:
     kernel_seconds: float | None = None
     collectives: tuple[predict.Collective, ...] = ()
     step_seconds: tuple[float, float] | None = None
+    hbm_bytes: float | None = None
+    schedule: tuple[Entry, ...] = ()
 
     @property
     def devices(self) -> int:
@@ -186,6 +190,8 @@ def _plan(program, batch_size, slices, chip, phase, step) -> Plan:
                 kernel_seconds=costs.kernel_seconds,
                 collectives=tuple(costs.collectives),
                 step_seconds=costs.step,
+                hbm_bytes=costs.hbm_bytes,
+                schedule=costs.schedule,
             )
     return plan
 
@@ -226,6 +232,7 @@ def _sources() -> str:
 
 def _from_json(fields: dict) -> Plan:
     fields["collectives"] = tuple(predict.Collective(*c) for c in fields["collectives"])
+    fields["schedule"] = tuple(Entry(*e) for e in fields["schedule"])
     fields["step_seconds"] = fields["step_seconds"] and tuple(fields["step_seconds"])
     return Plan(**fields)
 

@@ -14,6 +14,7 @@ from bigjax.layers.kernels.splash import PRODUCTS, SCOPE
 from bigjax.plan import hlo
 from bigjax.plan.chips import Chip
 from bigjax.plan.count import Counter
+from bigjax.plan.schedule import Entry, Schedule
 from bigjax.plan.traffic import Traffic
 
 KERNEL_SHARE = 0.5  # of the peak, that attention kernels are assumed to reach
@@ -40,6 +41,7 @@ class Costs(NamedTuple):
     kernel_seconds: float | None
     collectives: list[Collective]
     hbm_bytes: float = 0.0  # read and written, without kernels
+    schedule: tuple[Entry, ...] = ()  # where the seconds go, those of communication too
 
     @property
     def communication(self) -> float | None:
@@ -72,9 +74,14 @@ def costs(text: str, chip: Chip, mesh: dict[str, int], slices: int = 1) -> Costs
     ]
     if not chip.timed:
         return Costs(walk.flops, walk.kernel_flops, None, None, collectives, walk.hbm_bytes)
-    kernel_seconds = walk.kernel_flops / (KERNEL_SHARE * chip.peak * 1e12)
     return Costs(
-        walk.flops, walk.kernel_flops, walk.seconds, kernel_seconds, collectives, walk.hbm_bytes
+        walk.flops,
+        walk.kernel_flops,
+        walk.seconds,
+        _kernel_seconds(walk.kernel_flops, chip),
+        collectives,
+        walk.hbm_bytes,
+        walk.schedule.entries(),
     )
 
 
@@ -83,6 +90,7 @@ class _Walk:
 
     def __init__(self, module: hlo.Module, chip: Chip, mesh: dict[str, int], slices: int) -> None:
         self.module, self.count, self.traffic = module, Counter(module), Traffic(module)
+        self.schedule = Schedule(module)
         self.chip, self.mesh, self.slices = chip, mesh, slices
         self.flops = self.kernel_flops = self.hbm_bytes = self.seconds = 0.0
         self.collectives: dict[tuple[str, str], tuple[float, float]] = {}
@@ -101,10 +109,13 @@ class _Walk:
     def _op(self, c: hlo.Computation, op: hlo.Op, times: float, channels: set) -> None:
         self._collectives(c, op, times, channels)
         if op.opcode == "custom-call" and KERNEL.search(op.text):
-            self.kernel_flops += times * _kernel_flops(op)
+            flops = times * _kernel_flops(op)
+            self.kernel_flops += flops
+            if self.chip.timed:
+                self.schedule.add(c, op, "kernel", _kernel_seconds(flops, self.chip), "FLOPs")
             return
         if op.opcode == "send":
-            self._between_slices(op, times)
+            self._between_slices(c, op, times)
         if op.collective or op.opcode in ("send", "recv", "send-done", "recv-done"):
             return
         flops, hbm, chip = self.count.op_flops(c, op), self.traffic.bytes(c, op), self.chip
@@ -112,16 +123,27 @@ class _Walk:
         self.hbm_bytes += times * hbm
         if not chip.timed:
             return
-        self.seconds += times * max(
-            flops / (chip.peak * 1e12),
-            hbm / (chip.hbm * 1e9),
-            op.cycles / (chip.clock * 1e9) if flops else 0.0,
-        )
+        bounds = {
+            "FLOPs": flops / (chip.peak * 1e12),
+            "HBM": hbm / (chip.hbm * 1e9),
+            "cycles": op.cycles / (chip.clock * 1e9) if flops else 0.0,
+        }
+        bound = max(bounds, key=lambda name: bounds[name])
+        self.seconds += times * bounds[bound]
+        copy = self.schedule.is_copy(op)
+        kind = "matrix product" if flops else "copy" if copy else "elementwise"
+        self.schedule.add(c, op, kind, times * bounds[bound], bound)
 
     def _collectives(
-        self, c: hlo.Computation, op: hlo.Op, times: float, channels: set, fused: bool = False
+        self,
+        c: hlo.Computation,
+        op: hlo.Op,
+        times: float,
+        channels: set,
+        caller: tuple[hlo.Computation, hlo.Op] | None = None,
     ) -> None:
-        """Adds the collectives of an operation.
+        """Adds the collectives of an operation. caller: what runs its computation, if that is not
+        the one that is walked.
 
         A collective that is split over several fusions, to overlap with others, appears in full in
         each: it counts once per channel. Outside of fusions a channel appears once for each
@@ -132,9 +154,10 @@ class _Walk:
             for name in hlo.called(op):
                 inner = self.module.computations[name]
                 for inner_op in inner.ops.values():
-                    self._collectives(inner, inner_op, times, channels, op.opcode == "fusion")
+                    self._collectives(inner, inner_op, times, channels, (c, op))
             return
         channel = op.attribute("channel_id"), kind, tuple((a.dtype, a.dims) for a in op.arrays)
+        fused = caller is not None and caller[1].opcode == "fusion"
         if fused and channel[0] and channel in channels:
             return
         channels.add(channel)
@@ -151,19 +174,18 @@ class _Walk:
                 out -= into
             size, links = max(into, out), 2  # a ring in both directions
             share = (2 if kind == "all-reduce" else 1) * (n - 1) / max(n, 1)
-        self._sent(
-            kind,
-            self._axes(ids),
-            times * size * share,
-            links * self.chip.link if self.chip.timed else math.inf,
-        )
+        speed = links * self.chip.link if self.chip.timed else math.inf
+        seconds = self._sent(kind, self._axes(ids), times * size * share, speed)
+        self.schedule.add(c, op, "collective", seconds, "links", caller)
 
-    def _sent(self, kind: str, axes: str, sent: float, speed: float) -> None:
-        """Adds the bytes that one device sends; speed in GB/s."""
+    def _sent(self, kind: str, axes: str, sent: float, speed: float) -> float:
+        """Adds the bytes that one device sends; speed in GB/s. Returns the seconds."""
         all_sent, seconds = self.collectives.get((kind, axes), (0.0, 0.0))
-        self.collectives[kind, axes] = all_sent + sent, seconds + sent / (speed * 1e9)
+        more = sent / (speed * 1e9)
+        self.collectives[kind, axes] = all_sent + sent, seconds + more
+        return more
 
-    def _between_slices(self, op: hlo.Op, times: float) -> None:
+    def _between_slices(self, c: hlo.Computation, op: hlo.Op, times: float) -> None:
         """Adds what a device passes to its host, for the network."""
         kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', op.text)
         if not kind:
@@ -172,7 +194,8 @@ class _Walk:
         if kind == "one-to-one":
             kind, n = "collective-permute", 2
         sent = times * op.arrays[0].bytes * (2 * (n - 1) / n if kind == "all-reduce" else n - 1)
-        self._sent(kind, "slices", sent, self.chip.dcn)
+        seconds = self._sent(kind, "slices", sent, self.chip.dcn)
+        self.schedule.add(c, op, "collective", seconds, "network")
 
     def _axes(self, ids: list[int]) -> str:
         """The mesh axes along which the devices of a group differ."""
@@ -183,11 +206,14 @@ class _Walk:
         )
 
 
+def _kernel_seconds(flops: float, chip: Chip) -> float:
+    return flops / (KERNEL_SHARE * chip.peak * 1e12)
+
+
 def _kernel_flops(op: hlo.Op) -> float:
-    """FLOPs of a kernel: what a Pallas kernel states; for splash attention what
-    layers/kernels/splash.py writes into the program; for cuDNN's attention two products of [T, D]
-    and [D, S] forward and five backward, which recomputes the scores. Masked scores count, though
-    cuDNN skips most."""
+    """FLOPs of a kernel: what a Pallas kernel states; for splash attention what layers/splash.py
+    writes into the program; for cuDNN's attention two products of [T, D] and [D, S] forward and
+    five backward, which recomputes the scores. Masked scores count, though cuDNN skips most."""
     scores = CUDNN_SCORES.search(op.text)
     if scores:
         sizes = [int(n) for n in re.findall(r"\d+", scores[1])]

@@ -196,7 +196,7 @@ def _elements(c: Computation, op: Op) -> list[tuple[Op, int]]:
 
 def _part(whole: Array, part: Array) -> float:
     """Bytes of a part of an array. The compiler may write the part with another type."""
-    return whole.bytes * min(part.size / max(whole.size, 1), 1.0)
+    return min(part.size, whole.size) * (whole.bytes / max(whole.size, 1))
 
 
 def _bytes(arrays: Iterable[Array]) -> float:
