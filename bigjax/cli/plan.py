@@ -23,6 +23,7 @@ COMMAND = Command(
             "",
             "FILE",
         ),
+        Flag("html", "also writes the plan as one page with pictures", "", "FILE"),
         JSON,
     ),
     config=True,

@@ -4,10 +4,12 @@ import math
 import re
 
 from absl import flags
+from etils import epath
 
-from bigjax import json_text
-from bigjax.errors import UserError
-from bigjax.plan import gpu, schedule
+from bigjax import json_text, paths, report
+from bigjax.config import DEFAULT_CONFIG
+from bigjax.errors import UserError, cannot_write
+from bigjax.plan import gpu, html, schedule
 from bigjax.plan.chips import CHIPS, GIB, parse
 from bigjax.plan.schedule import duration
 
@@ -28,7 +30,8 @@ measuring."""
 
 
 def run(f: flags.FlagValues, config) -> None:
-    """Prints the plan of a config; with --json the last line is a JSON object."""
+    """Prints the plan of a config and writes it to --html=FILE. With --json the last line is a JSON
+    object."""
     if not f.topology:
         raise UserError("--topology=CHIP:AxB is missing: name the pod, such as v5e:16x16.")
     if f["budget-minutes"].present and not f.search:
@@ -48,6 +51,8 @@ def run(f: flags.FlagValues, config) -> None:
             )
     if f.search and f.mesh:
         raise UserError("--search tries every mesh. Leave out --mesh or --search.")
+    if f.html and not f.html.endswith((".html", ".htm")):
+        raise UserError(f"--html={f.html} must end in .html: it is the page that is written.")
     _set_mesh(config, f.mesh)
     from bigjax.plan import calibrate
     from bigjax.plan import compile as compile_lib
@@ -62,11 +67,27 @@ def run(f: flags.FlagValues, config) -> None:
     pages = [_Page(plan, config, f.topology, f.slices, correct) for plan in plans]
     for page in pages:
         print(page.text())
-    print(TRUST if CHIPS[chip].timed else TRUST_GPU.format(share=gpu.share()))
+    trust = TRUST if CHIPS[chip].timed else TRUST_GPU.format(share=gpu.share())
     if correct:
-        print(f"Corrected by {correct.runs} measured run(s): {correct}.")
-    if f.json:
-        print(json_text.dumps({**pages[-1].numbers(), "fits": all(plan.fits for plan in plans)}))
+        trust += f"\nCorrected by {correct.runs} measured run(s): {correct}."
+    print(trust)
+    numbers = {**pages[-1].numbers(), "fits": all(plan.fits for plan in plans)}
+    last = [json_text.dumps(numbers)] if f.json else []
+    if f.html:
+        with report.printing_on_failure("".join(last)):
+            _write_page(f.html, f"Plan of {f.config or DEFAULT_CONFIG}", pages, trust)
+        print(f"Wrote {f.html}")
+    print(*last, sep="", end="\n" * len(last))
+
+
+def _write_page(path: str, title: str, pages: "list[_Page]", trust: str) -> None:
+    sections = [html.Section(page.title, page.plan, page.text()) for page in pages]
+    try:
+        epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        content = html.page(title, sections, trust).encode(errors="backslashreplace")
+        paths.write_atomically(epath.Path(path), content)
+    except OSError as e:
+        raise cannot_write(f"The page {path}", e, "Name another file by --html=FILE") from e
 
 
 def _set_mesh(config, text: str) -> None:
