@@ -150,15 +150,7 @@ def _config(args: argparse.Namespace):
     )
     c.task = dict(name="mlm_nsp", max_predictions=MASKED)
     c.data = dict(name="text", seq_len=LENGTH)
-    c.optim.update(
-        name="adamw",
-        learning_rate=LEARNING_RATE,
-        schedule="constant",
-        b1=B1,
-        b2=B2,
-        weight_decay=WEIGHT_DECAY,
-        clip_norm=CLIP_NORM,
-    )
+    sides.use_adamw(c, LEARNING_RATE, B1, B2, WEIGHT_DECAY, CLIP_NORM)
     c.train.batch_size = BATCH
     if args.devices:
         c.mesh.data = args.devices

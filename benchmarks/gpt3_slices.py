@@ -19,22 +19,16 @@ from bigjax import modules  # noqa: E402
 from bigjax.plan import compile as compile_lib  # noqa: E402
 
 GPT = "configs/gpt/gpt3.py:"
-
-
 SIZES = ("125m", "350m", "760m", "1.3b", "2.7b", "6.7b", "13b", "175b")
 SLICES = [f"v5p:{shape}" for shape in (*chips.SMALL_CUBES, "4x4x4", "4x4x8", "4x8x8", "8x8x8")]
 ROWS_AT_ONCE = 4  # of 2,048 tokens, per device
 
 
-def planned(spec: str, topology: str, batch: int | None, changes: dict):
+def planned(spec: str, topology: str, changes: dict):
     """The plan of a config file with changes."""
     config = config_lib.load_file(spec)
     with config.unlocked():
-        if batch:
-            config.train.batch_size = batch
-        for key, value in changes.items():
-            section, _, name = key.rpartition(".")
-            config_lib.get(config, section)[name] = value
+        config.update_from_flattened_dict(changes)
     modules.fill(config)
     (plan,) = compile_lib.plans(config, topology)
     return plan
@@ -52,7 +46,7 @@ def fits() -> None:
     report(
         "configs/bert/large_lamb.py:phase2",
         "v5e:16x16",
-        planned("configs/bert/large_lamb.py:phase2", "v5e:16x16", None, {}),
+        planned("configs/bert/large_lamb.py:phase2", "v5e:16x16", {}),
     )
 
 
@@ -68,7 +62,6 @@ def small(spec: str, topology: str):
     plan = planned(
         spec,
         topology,
-        None,
         {
             "mesh.data": 1,
             "mesh.fsdp": -1,

@@ -116,6 +116,43 @@ def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
     )
 
 
+def use_adamw(
+    c, learning_rate: float, b1: float, b2: float, weight_decay: float, clip_norm: float
+) -> None:
+    """Sets AdamW at a constant learning rate in config c, as torch.optim.AdamW has it."""
+    c.optim.update(
+        name="adamw",
+        learning_rate=learning_rate,
+        schedule="constant",
+        b1=b1,
+        b2=b2,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+    )
+
+
+def random_tokens(batch: int, context: int, vocabulary: int) -> tuple:
+    """Random tokens and what follows each, int [batch, context]: the speed does not depend on
+    them."""
+    import numpy as np
+
+    tokens = np.random.default_rng(0).integers(0, vocabulary, (batch, context + 1))
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def text_batch(inputs, targets) -> dict:
+    """A batch of tokens [B, T] as from bigjax.data, without packing."""
+    import numpy as np
+
+    B, T = inputs.shape
+    return {
+        "inputs": inputs.astype(np.int32),
+        "targets": targets.astype(np.int32),
+        "weights": np.ones((B, T), np.float32),
+        "target_bytes": np.full(B, T, np.int32),
+    }
+
+
 def take_turns(sides: Sequence[Side], rounds: int, task: str = "") -> dict[str, list[float]]:
     """Seconds of every round by side; the order alternates, so that drift cancels."""
     seconds: dict[str, list[float]] = {side.name: [] for side in sides}

@@ -72,7 +72,7 @@ class Layout:
 @dataclasses.dataclass(frozen=True)
 class Model:
     """spec: our config; changes: of its keys. theirs: the same model and pod as MaxText's settings.
-    rows: of a batch. layouts: of both sides. found: what `bigjax plan --search` had ranked first
+    rows: of a batch. layouts: of both sides. searched: what `bigjax plan --search` had ranked first
     when its time was up (1.3b: 16 minutes; the larger ones: 45 minutes of an earlier version)."""
 
     spec: str
@@ -81,7 +81,7 @@ class Model:
     rows: int
     theirs: tuple[str, ...]
     layouts: tuple[Layout, ...]
-    found: Layout
+    searched: Layout
 
     @property
     def devices(self) -> int:
@@ -158,9 +158,7 @@ def our_config(model: Model, layout: Layout, options: dict[str, str]):
         "train.compiler_options": options,
     }
     with config.unlocked():
-        for key, value in changes.items():
-            section, _, name = key.rpartition(".")
-            config_lib.get(config, section)[name] = value
+        config.update_from_flattened_dict(changes)
     modules.fill(config)
     return config
 
@@ -240,12 +238,12 @@ class Comparison:
 
     def rows(self) -> list[Row]:
         rows = [row for layout in self.model.layouts for row in self._equal(layout)]
-        found = self.model.found
+        searched = self.model.searched
         own = Row(
-            f"own defaults (MaxText's; bigjax: {found}"
-            + (", no windowed einsum)" if found.options else ")"),
+            f"own defaults (MaxText's; bigjax: {searched}"
+            + (", no windowed einsum)" if searched.options else ")"),
             self.theirs(None, {}, None),
-            self.ours(found, found.options),
+            self.ours(searched, searched.options),
         )
         return [*rows, own]
 
@@ -339,9 +337,9 @@ def main() -> None:
             about = f"{name}, {model.rows} rows of {TOKENS}, {model.topology}"
             print(f"Compiling {about}", flush=True)
             comparison = Comparison(model, missing)
-            found = comparison.rows()
-            print(f"\n{table(f'{about}: MaxText, bigjax', found)}\n", flush=True)
-            rows += [(name, row) for row in found]
+            compared = comparison.rows()
+            print(f"\n{table(f'{about}: MaxText, bigjax', compared)}\n", flush=True)
+            rows += [(name, row) for row in compared]
     except (RunError, UserError) as e:
         print(e, file=sys.stderr)
         sys.exit(e.exit_code)

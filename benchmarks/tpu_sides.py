@@ -97,7 +97,7 @@ def ours(config, topology: str, log=print) -> Step:
             report["peak_bytes"] = float(compiled.memory_analysis().peak_memory_in_bytes)
             (folder / "program.txt").write_text(compiled.as_text(), encoding="utf-8")
         except Exception as e:  # jaxlib's errors have no common class
-            if "RESOURCE_EXHAUSTED" not in str(e):
+            if not compilers.is_out_of_memory(e):
                 raise
         (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
 
@@ -168,11 +168,11 @@ def _cached(side: str, key: tuple, compile_step, log) -> Step:
 
 
 def _read(packed: Path, report: Path) -> Step:
-    found = json.loads(report.read_text(encoding="utf-8"))
-    fits = found["peak_bytes"] is not None
+    saved = json.loads(report.read_text(encoding="utf-8"))
+    fits = saved["peak_bytes"] is not None
     return Step(
         text=gzip.decompress(packed.read_bytes()).decode() if fits else None,
-        peak_bytes=found["peak_bytes"],
-        parameters=found["parameters"],
-        mesh=found["mesh"],
+        peak_bytes=saved["peak_bytes"],
+        parameters=saved["parameters"],
+        mesh=saved["mesh"],
     )

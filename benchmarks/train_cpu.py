@@ -75,15 +75,6 @@ def _check(abouts: list[dict]) -> None:
             raise SystemExit(f"The first loss is not near {math.log(VOCABULARY):.2f}: {about}")
 
 
-def _tokens():
-    """Random tokens and what follows each, int [BATCH, CONTEXT]: the speed does not depend on
-    them."""
-    import numpy as np
-
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, CONTEXT + 1))
-    return tokens[:, :-1], tokens[:, 1:]
-
-
 def ours(args: argparse.Namespace) -> None:
     sides.serve_training(
         _config(args), lambda: _batch(args.packed), ", packed" if args.packed else ""
@@ -106,15 +97,7 @@ def _config(args: argparse.Namespace):
         scan=not args.unrolled,
     )
     c.data = dict(name="text", seq_len=CONTEXT)
-    c.optim.update(
-        name="adamw",
-        learning_rate=LEARNING_RATE,
-        schedule="constant",
-        b1=B1,
-        b2=B2,
-        weight_decay=WEIGHT_DECAY,
-        clip_norm=CLIP_NORM,
-    )
+    sides.use_adamw(c, LEARNING_RATE, B1, B2, WEIGHT_DECAY, CLIP_NORM)
     c.train.batch_size = BATCH
     if args.devices:
         c.mesh.data = args.devices
@@ -125,13 +108,7 @@ def _batch(packed: bool) -> dict:
     """A batch as from bigjax.data; packed: documents of a hundred tokens."""
     import numpy as np
 
-    inputs, targets = _tokens()
-    batch = {
-        "inputs": inputs.astype(np.int32),
-        "targets": targets.astype(np.int32),
-        "weights": np.ones((BATCH, CONTEXT), np.float32),
-        "target_bytes": np.full(BATCH, CONTEXT, np.int32),
-    }
+    batch = sides.text_batch(*sides.random_tokens(BATCH, CONTEXT, VOCABULARY))
     if packed:
         place = np.broadcast_to(np.arange(CONTEXT, dtype=np.int32), (BATCH, CONTEXT))
         batch |= {"segment_ids": place // 100 + 1, "positions": place % 100}
@@ -152,7 +129,8 @@ def theirs(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(B1, B2), weight_decay=WEIGHT_DECAY
     )
-    inputs, targets = (torch.from_numpy(x.copy()) for x in _tokens())
+    tokens = sides.random_tokens(BATCH, CONTEXT, VOCABULARY)
+    inputs, targets = (torch.from_numpy(x.copy()) for x in tokens)
 
     def repeat(_: str) -> dict:
         optimizer.zero_grad(set_to_none=True)

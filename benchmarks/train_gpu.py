@@ -119,14 +119,8 @@ def _sizes(args: argparse.Namespace) -> Sizes:
     return TINY if args.tiny else GPT2
 
 
-def _tokens(sizes: Sizes):
-    """Random tokens and what follows each, int [batch, context]: the speed does not depend on
-    them."""
-    import numpy as np
-
-    shape = sizes.batch, sizes.context + 1
-    tokens = np.random.default_rng(0).integers(0, sizes.vocabulary, shape)
-    return tokens[:, :-1], tokens[:, 1:]
+def _tokens(sizes: Sizes) -> tuple:
+    return sides.random_tokens(sizes.batch, sizes.context, sizes.vocabulary)
 
 
 # --- bigjax ------------------------------------------------------------------------------------
@@ -148,16 +142,8 @@ def _config(args: argparse.Namespace):
         scan=not args.unrolled,
     )
     c.data = dict(name="text", seq_len=sizes.context, packing=False)
-    c.optim.update(
-        name="adamw",
-        learning_rate=LEARNING_RATE,
-        schedule="constant",
-        b1=B1,
-        b2=B2,
-        eps=EPS,
-        weight_decay=WEIGHT_DECAY,
-        clip_norm=CLIP_NORM,
-    )
+    sides.use_adamw(c, LEARNING_RATE, B1, B2, WEIGHT_DECAY, CLIP_NORM)
+    c.optim.eps = EPS
     c.train.batch_size, c.train.accumulate = sizes.batch, args.accumulate
     c.mesh.data = 1
     return c
@@ -168,20 +154,7 @@ def ours(args: argparse.Namespace) -> None:
     import jax
 
     _check_device(jax.default_backend(), args)
-    sides.serve_training(_config(args), lambda: _batch(_sizes(args)), "")
-
-
-def _batch(sizes: Sizes) -> dict:
-    """A batch as from bigjax.data."""
-    import numpy as np
-
-    inputs, targets = _tokens(sizes)
-    return {
-        "inputs": inputs.astype(np.int32),
-        "targets": targets.astype(np.int32),
-        "weights": np.ones(inputs.shape, np.float32),
-        "target_bytes": np.full(sizes.batch, sizes.context, np.int32),
-    }
+    sides.serve_training(_config(args), lambda: sides.text_batch(*_tokens(_sizes(args))), "")
 
 
 def plan(args: argparse.Namespace) -> None:

@@ -157,7 +157,7 @@ def _plan(program, batch_size, slices, chip, phase, step) -> Plan:
     try:
         compiled = lowered.compile()
     except Exception as e:  # jaxlib's errors have no common class
-        if "RESOURCE_EXHAUSTED" not in str(e):
+        if not compilers.is_out_of_memory(e):
             raise RunError(
                 f"{compilers.version(_compiler(chip))} could not compile this step for "
                 f"{known.devices} devices: {_brief(e)}. Try another --mesh, model.attention or "

@@ -37,6 +37,11 @@ def gpu() -> Compiler:
     return CUDA13 if importlib.util.find_spec(CUDA13.module) else CUDA12
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a compiler refused a program because it does not fit into a device's memory."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 def check(compiler: Compiler) -> None:
     """Raises UserError unless the compiler is installed and matches the installed jax and jaxlib.
 

@@ -46,8 +46,8 @@ def install(monkeypatch):
         monkeypatch.setattr(metadata, "version", version)
         monkeypatch.setattr(metadata, "requires", named)
         cuda13 = "jax-cuda13-plugin" in packages
-        found = lambda name: (module and (cuda13 or name != CUDA13.module)) or None
-        monkeypatch.setattr(importlib.util, "find_spec", found)
+        find = lambda name: (module and (cuda13 or name != CUDA13.module)) or None
+        monkeypatch.setattr(importlib.util, "find_spec", find)
 
     return install_only
 

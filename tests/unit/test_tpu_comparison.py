@@ -226,15 +226,15 @@ def run(plan, monkeypatch, capsys, *flags):
 
 def test_the_line_of_json_is_of_best_flags_and_more_is_better(comparison, monkeypatch, capsys):
     lines = run(comparison.plan, monkeypatch, capsys, "--models=1.3b", "--json")
-    found = json.loads(lines[-1])
-    assert {*found} == {"name", "ours", "theirs", "ratio", "unit"}
-    assert found["name"] == "tpu_plan" and "1.3b" in found["unit"]
+    result = json.loads(lines[-1])
+    assert {*result} == {"name", "ours", "theirs", "ratio", "unit"}
+    assert result["name"] == "tpu_plan" and "1.3b" in result["unit"]
     # Each side without windowed einsum: 0.4 seconds of ours, 0.3 of theirs.
-    assert found["ours"] == pytest.approx(2.5) and found["theirs"] == pytest.approx(1 / 0.3)
-    assert found["ratio"] == pytest.approx(0.75)
+    assert result["ours"] == pytest.approx(2.5) and result["theirs"] == pytest.approx(1 / 0.3)
+    assert result["ratio"] == pytest.approx(0.75)
     comparison.seconds["ours"] = (0.2, 0.25)  # now with it
-    found = json.loads(run(comparison.plan, monkeypatch, capsys, "--models=1.3b", "--json")[-1])
-    assert found["ratio"] == pytest.approx(1.5)
+    result = json.loads(run(comparison.plan, monkeypatch, capsys, "--models=1.3b", "--json")[-1])
+    assert result["ratio"] == pytest.approx(1.5)
 
 
 def test_the_table_has_a_row_of_each_kind(comparison, monkeypatch, capsys):
@@ -264,9 +264,9 @@ def test_without_maxtext_the_reason_is_printed(comparison, monkeypatch, capsys):
     monkeypatch.setattr(plan.tpu_sides, "missing", lambda: "no Python 3.12")
     lines = run(plan, monkeypatch, capsys, "--models=1.3b", "--json")
     assert lines[0] == "MaxText is skipped: no Python 3.12."
-    found = json.loads(lines[-1])
-    assert found["theirs"] is None and found["ratio"] is None
-    assert found["skipped"] == "no Python 3.12" and found["ours"] == pytest.approx(2.5)
+    result = json.loads(lines[-1])
+    assert result["theirs"] is None and result["ratio"] is None
+    assert result["skipped"] == "no Python 3.12" and result["ours"] == pytest.approx(2.5)
 
 
 def test_models_that_differ_are_refused(load):

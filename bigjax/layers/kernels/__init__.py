@@ -53,13 +53,16 @@ def attend(
     whole = isinstance(start, int) and start == 0
     dropping = rng is not None and dropout > 0
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if kernel == "auto":
+    named = kernel != "auto"
+    if not named:
         kernel = BY_PLATFORM.get(platform(), "einsum")
-    elif whole:
-        _refuse(kernel, _never_supported(kernel, bias is not None, dropping))
-    if whole and kernel != "einsum" and not _never_supported(kernel, bias is not None, dropping):
+    if whole and kernel != "einsum":
         module = _module(kernel)
-        if not module.unsupported(q, k, _length_shards(jax.sharding.get_abstract_mesh())):
+        never = _never_supported(module, bias is not None, dropping)
+        if named:
+            _refuse(kernel, never)
+        mesh = jax.sharding.get_abstract_mesh()
+        if not never and not module.unsupported(q, k, _length_shards(mesh)):
             return module.attention(q, k, v, mask, q_segments, k_segments, bias, scale)
     seen = dense(mask, q.shape[1], k.shape[1], start, q_segments, k_segments)
     return einsum.attention(q, k, v, seen, bias, scale, dropout if dropping else 0.0, rng)
@@ -87,7 +90,7 @@ def check(
             f"model.attention={kernel!r} is for devices of the kind {module.PLATFORMS[0]}, and "
             f"these are {on}: use 'auto'."
         )
-    _refuse(kernel, _never_supported(kernel, False, dropout > 0))
+    _refuse(kernel, _never_supported(module, False, dropout > 0))
     for key, length in lengths.items():
         x = jax.ShapeDtypeStruct((1, length, 1, head_dim), dtype)
         reason = module.unsupported(x, x, _length_shards(mesh))
@@ -103,14 +106,11 @@ def _length_shards(mesh) -> int:
     return mesh.shape.get("sequence", 1)
 
 
-def _never_supported(kernel: str, has_bias: bool, dropping: bool) -> str:
-    """What a kernel does not support for any length or dtype, '' if nothing."""
-    if kernel == "einsum":
-        return ""
+def _never_supported(module: ModuleType, has_bias: bool, dropping: bool) -> str:
+    """What a kernel other than einsum does not support for any length or dtype, '' if nothing."""
     if dropping:
         return "dropout of the attention weights (model.attention_dropout)"
-    missing = has_bias and not _module(kernel).BIAS
-    return "a bias of the scores, which this model has" if missing else ""
+    return "a bias of the scores, which this model has" if has_bias and not module.BIAS else ""
 
 
 def _refuse(kernel: str, reason: str) -> None:
