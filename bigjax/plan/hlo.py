@@ -141,18 +141,20 @@ def _op(line: str) -> Op | None:
         return None
     rest = line[head.end() :]
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    opening = rest.index("(", end)
+    closing = _closing(rest, opening)
+    inside = rest[opening + 1 : closing]
+    opcode, result = rest[end:opening].strip(), re.sub(r"/\*.*?\*/", "", rest[:end])
+    if opcode == "fusion-start":  # ((operands), results, context): a fusion whose end is waited for
+        opcode, result = "fusion", result[_closing(result, 1) + 1 : result.rindex(",")]
     arrays = tuple(
         Array(
             d,
             tuple(map(int, dims.split(","))) if dims else (),
             bool(layout and ON_CHIP.search(layout)),
         )
-        for d, dims, layout in _ARRAY.findall(re.sub(r"/\*.*?\*/", "", rest[:end]))
+        for d, dims, layout in _ARRAY.findall(result)
     )
-    opening = rest.index("(", end)
-    closing = _closing(rest, opening)
-    inside = rest[opening + 1 : closing]
-    opcode = rest[end:opening].strip()
     operands = (
         (inside,)
         if opcode in ("parameter", "constant")

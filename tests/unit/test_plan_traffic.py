@@ -152,6 +152,40 @@ NESTED_SLICE = """%inner (q: f32[8,256], j: s32[]) -> f32[1,256] {
 """
 
 
+@pytest.mark.parametrize(
+    "results, root, rows",
+    [
+        # It reads and writes the slice; and, in the second case, reads and writes all 8 rows too.
+        ("f32[2,256]{1,0}", "ROOT %s = f32[2,256]{1,0} dynamic-slice(%p, %q, %q)", 2 + 2),
+        (
+            "(f32[2,256]{1,0}, f32[8,256]{1,0})",
+            "%s = f32[2,256]{1,0} dynamic-slice(%p, %q, %q)\n"
+            "  %n = f32[8,256]{1,0} negate(%p)\n"
+            "  ROOT %t = (f32[2,256]{1,0}, f32[8,256]{1,0}) tuple(%s, %n)",
+            8 + 2 + 8,
+        ),
+    ],
+)
+def test_a_fusion_that_runs_beside_others(results, root, rows):
+    """As in programs for GPUs: its -start has its operands and a context in its result."""
+    program = "\n".join(
+        [
+            "%fused (p: f32[8,256], q: s32[]) -> f32[2,256] {",
+            "  %p = f32[8,256]{1,0} parameter(0)",
+            "  %q = s32[] parameter(1)",
+            f"  {root}",
+            "}",
+            "",
+            entry(
+                f"%op = ((f32[8,256]{{1,0}}, s32[]), {results}, u32[]) fusion-start(%a, %i), "
+                "kind=kLoop, calls=%fused",
+                f"%done = {results} fusion-done(%op)",
+            ),
+        ]
+    )
+    assert moved(program) == rows * ROW and moved(program, "done") == 0
+
+
 def test_a_slice_in_a_nested_fusion():
     """One row of eight is read, one is written."""
     line = "%op = f32[1,256]{1,0:T(8,128)} fusion(%a, %i), kind=kLoop, calls=%fused"
