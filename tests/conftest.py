@@ -110,6 +110,17 @@ def compiled_programs(tmp_path_factory):
     return str(tmp_path_factory.mktemp("compiled"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_mesh_of_other_tests():
+    """A run makes its mesh that of the process. The tests of each file start without one, in any
+    order of the files."""
+    import jax
+    import numpy as np
+
+    with jax.set_mesh(jax.sharding.Mesh(np.empty((), dtype=object), ())):
+        yield
+
+
 @contextlib.contextmanager
 def on_one_device(compiled_programs):
     """Runs in this process use a mesh of one device and this folder of compiled programs."""
@@ -122,7 +133,6 @@ def on_one_device(compiled_programs):
     }
     before = {name: getattr(jax.config, name) for name in cached}
     devices = jax.devices()[:1]
-    # A run sets the mesh of its process; other tests get the previous one back.
     with pytest.MonkeyPatch.context() as m, jax.set_mesh(jax.make_mesh((1,), "x", devices=devices)):
         m.setattr(jax, "devices", lambda *_: devices)
         for name, value in cached.items():

@@ -61,9 +61,7 @@ def plan_for_cpu(flags: list[str], monkeypatch, capsys) -> dict:
     """The same for a device of this process, in place of an H100."""
     monkeypatch.setattr(chips, "devices", lambda topology, slices: jax.devices("cpu")[:1])
     monkeypatch.setattr(chips, "before_jax", lambda: None)
-    # Runs of other tests in this process leave the mesh of their devices.
-    with jax.set_mesh(jax.make_mesh((1,), "x", devices=jax.devices("cpu")[:1])):
-        assert main.main(["plan", *flags, "--topology=h100:1", "--json"]) == 0
+    assert main.main(["plan", *flags, "--topology=h100:1", "--json"]) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
