@@ -100,11 +100,37 @@ class _Walk:
         for op in c.ops.values():
             if op.opcode == "while":
                 self.computation(op.attribute("body"), times * self.count.trips(op))
-            elif op.opcode in ("call", "conditional"):
+            elif op.opcode == "call":
                 for inner in hlo.called(op):
                     self.computation(inner, times)
+            elif op.opcode == "conditional":
+                self._add_largest(hlo.called(op), times)
             else:
                 self._op(c, op, times, channels)
+
+    def _add_largest(self, branches: list[str], times: float) -> None:
+        """Adds the branch of a conditional that takes the most time: only one of them runs."""
+        walks = []
+        for name in branches:
+            walks.append(_Walk(self.module, self.chip, self.mesh, self.slices))
+            walks[-1].computation(name, times)
+        if not walks:
+            return
+        largest = max(walks, key=lambda walk: walk.amounts)
+        for name in ("flops", "kernel_flops", "hbm_bytes", "seconds"):
+            setattr(self, name, getattr(self, name) + getattr(largest, name))
+        for key, (sent, seconds) in largest.collectives.items():
+            before = self.collectives.get(key, (0.0, 0.0))
+            self.collectives[key] = before[0] + sent, before[1] + seconds
+        self.schedule.update(largest.schedule)
+
+    @property
+    def amounts(self) -> tuple[float, ...]:
+        """To compare branches by: seconds, which are 0 for GPUs, FLOPs, and bytes."""
+        communication = sum(seconds for _, seconds in self.collectives.values())
+        flops = self.flops + self.kernel_flops
+        kernels = _kernel_seconds(self.kernel_flops, self.chip) if self.chip.timed else 0.0
+        return self.seconds + kernels + communication, flops, self.hbm_bytes
 
     def _op(self, c: hlo.Computation, op: hlo.Op, times: float, channels: set) -> None:
         self._collectives(c, op, times, channels)

@@ -69,6 +69,13 @@ class Schedule:
             bounds = self._seconds.setdefault((*self._place(c, op), kind), {})
             bounds[bound] = bounds.get(bound, 0.0) + seconds
 
+    def update(self, other: "Schedule") -> None:
+        """Adds the seconds of another schedule of the same module."""
+        for key, more in other._seconds.items():
+            bounds = self._seconds.setdefault(key, {})
+            for bound, seconds in more.items():
+                bounds[bound] = bounds.get(bound, 0.0) + seconds
+
     def entries(self) -> tuple[Entry, ...]:
         """Those that take the most time first."""
         entries = [

@@ -2,8 +2,9 @@
 
 What only gives data another name moves nothing: bitcasts, elements of tuples, buffers that are
 allocated or joined, the ends of asynchronous operations. Collectives do not count either: their
-bytes are communication. A fusion reads the slices that it takes of an operand, and writes the
-updates that it makes in place. Indices of slices are not counted: they are in scalar memory.
+bytes are communication. A fusion reads the slices that it takes of an operand, also after it has
+given the operand another form or computed something of each element; and it writes the updates that
+it makes in place. Indices of slices are not counted: they are in scalar memory.
 """
 
 from collections.abc import Iterable
@@ -22,7 +23,19 @@ _TARGETS_THAT_MOVE_NOTHING = {"AllocateBuffer", "ConcatBitcast"}
 # The ends of a collective that is split over several fusions.
 _TARGETS_OF_COLLECTIVES = {"AsyncCollectiveStart", "AsyncCollectiveDone"}
 _FORMS = {"slice", "dynamic-slice", "reshape", "transpose", "copy", "convert"}
+_SLICES = {"slice", "dynamic-slice", "gather"}
 _SAME_DATA = {"bitcast", "opt-barrier", "add-dependency", "domain"}
+# Of these an element of the result needs at most one element of each operand.
+_POINTWISE = {
+    *(_FORMS - {"slice", "dynamic-slice"}),
+    *("add", "subtract", "multiply", "divide", "remainder", "maximum", "minimum", "power"),
+    *("negate", "abs", "sign", "floor", "ceil", "round-nearest-even", "round-nearest-afz"),
+    *("exponential", "exponential-minus-one", "log", "log-plus-one", "logistic", "tanh", "erf"),
+    *("sqrt", "rsqrt", "cbrt", "sine", "cosine", "tan", "atan2", "is-finite", "reduce-precision"),
+    *("compare", "select", "clamp", "and", "or", "xor", "not", "popcnt", "count-leading-zeros"),
+    *("shift-left", "shift-right-arithmetic", "shift-right-logical", "bitcast-convert"),
+    *("broadcast", "pad", "reverse", "concatenate", "dynamic-update-slice"),
+}
 
 
 class _Source(NamedTuple):
@@ -131,20 +144,47 @@ class Traffic:
     def _read(self, c: Computation, parameter: int) -> float:
         """Bytes of a parameter that a fusion reads: all, or slices of it."""
         of, work, total, whole = self._parameters(c.name), self._work(c.name), 0.0, 0.0
+        needed = self._needed(c.name)
         for op in c.ops.values():
             if op.opcode == "parameter" and parameter_number(op) == parameter:
                 whole = _bytes(op.arrays)
             inputs = c.inputs(op) if op.name in work else []
             for j in (j for j, x in enumerate(inputs) if of.get(x.name) == parameter):
-                total += self._read_by(op, inputs, j, op.arrays)
+                read = self._read_by(op, inputs, j, op.arrays)
+                if op.opcode in _POINTWISE or op.opcode in _SLICES and j == 0:
+                    read = min(read, _share(inputs[j].arrays[0], needed[op.name]))
+                total += read
         return min(total, whole)
+
+    @functools.cache
+    def _needed(self, name: str) -> dict[str, float]:
+        """{operation of a fusion: elements of its result that the fusion needs}: fewer than all, if
+        only slices of them are used."""
+        c = self.computations[name]
+        needed = {op.name: float(op.root) * _size(op.arrays) for op in c.ops.values()}
+        for op in reversed(c.ops.values()):  # those that use a result follow it
+            inputs = c.inputs(op)
+            for j, x in enumerate(inputs):
+                more = self._taken(op, inputs, j, needed[op.name])
+                needed[x.name] = min(needed[x.name] + more, _size(x.arrays))
+        return needed
+
+    def _taken(self, op: Op, inputs: list[Op], j: int, needed: float) -> float:
+        """Elements of its input j that an operation needs for so many elements of its result."""
+        if op.opcode in _POINTWISE | _SAME_DATA or (op.opcode in _SLICES and j == 0):
+            return needed
+        size = _size(inputs[j].arrays)
+        if op.opcode == "fusion" and (n_bytes := _bytes(inputs[j].arrays)):
+            # One that only gives it another name reads nothing of it.
+            return self._read(self.computations[called(op)[0]], j) / n_bytes * size or size
+        return size
 
     def _read_by(self, op: Op, inputs: list[Op], j: int, results: Iterable[Array]) -> float:
         """Bytes that an operation reads of its input j."""
         opcode = op.opcode.removesuffix("-start")
         if opcode in _SAME_DATA | {"tuple", "get-tuple-element"}:
             return 0.0
-        if opcode in ("slice", "dynamic-slice", "gather") and j == 0:
+        if opcode in _SLICES and j == 0:
             return sum(_part(inputs[0].arrays[0], a) for a in results)
         if opcode == "dynamic-slice" or (opcode == "dynamic-update-slice" and j != 1):
             return 0.0
@@ -197,6 +237,15 @@ def _elements(c: Computation, op: Op) -> list[tuple[Op, int]]:
 def _part(whole: Array, part: Array) -> float:
     """Bytes of a part of an array. The compiler may write the part with another type."""
     return min(part.size, whole.size) * (whole.bytes / max(whole.size, 1))
+
+
+def _share(whole: Array, elements: float) -> float:
+    """Bytes of so many elements of an array."""
+    return min(elements / max(whole.size, 1), 1.0) * whole.bytes
+
+
+def _size(arrays: Iterable[Array]) -> float:
+    return float(sum(a.size for a in arrays))
 
 
 def _bytes(arrays: Iterable[Array]) -> float:
