@@ -155,8 +155,11 @@ def unraisable_hook(unraisable) -> None:
     would only print it."""
     if isinstance(unraisable.exc_value, Interrupted):
         end(unraisable.exc_value.number)
-    # After one of Orbax's writes fails, the others raise this; the failure itself is reported.
-    if str(unraisable.exc_value) != "Event loop is closed":
+    # After one of Orbax's writes or reads fails, the others raise these; the failure itself is
+    # reported. Reads are given up later, when garbage is collected.
+    write = str(unraisable.exc_value) == "Event loop is closed"
+    read = isinstance(getattr(unraisable.exc_value, "__cause__", None), GeneratorExit)
+    if not (write or read):
         sys.__unraisablehook__(unraisable)
 
 

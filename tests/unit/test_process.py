@@ -216,15 +216,16 @@ def test_a_signal_to_a_forked_child_does_not_reach_its_parent():
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
-def test_only_orbaxs_errors_after_a_failed_save_are_suppressed(monkeypatch):
+def test_only_orbaxs_errors_after_a_failed_save_or_read_are_suppressed(monkeypatch):
     messages = []
     monkeypatch.setattr(sys, "__unraisablehook__", messages.append)
-    closed, other = (
-        SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "other")
-    )
-    for unraisable in (closed, other):
+    given_up, caused = RuntimeError("while reading"), RuntimeError("other")
+    given_up.__cause__, caused.__cause__ = GeneratorExit(), ValueError()
+    errors = RuntimeError("Event loop is closed"), given_up, caused, RuntimeError("other"), None
+    closed, given_up, *others = (SimpleNamespace(exc_value=e) for e in errors)
+    for unraisable in (closed, given_up, *others):
         process.unraisable_hook(unraisable)
-    assert messages == [other]
+    assert messages == others
 
 
 def test_a_signal_while_an_error_is_printed_gives_no_traceback():
