@@ -1,7 +1,7 @@
 """How fast BERT pre-trains on this machine's CPU: bigjax against transformers on PyTorch.
 
     python benchmarks/bert_cpu.py [--json] [--rounds 7] [--devices N] [--unrolled | --scan]
-        [--attention auto|einsum|blocked] [--theirs-keeps-memory]
+        [--attention auto|einsum|blocked]
 
 The shapes of BERT-small: 4 layers, 8 heads, width 512, 30,522 tokens; sequences of 128, batch 32,
 float32, no dropout; AdamW, gradients clipped to norm 1. The loss is that of masked tokens, 20 in
@@ -15,8 +15,7 @@ which is its only way. `ours` is what `bigjax train` runs: the task mlm_nsp, whi
 logits of masked positions only. `ours_all` is the same with the logits of every position. `ratio`
 is that of `ours`, `ratio_all_positions` that of `ours_all`.
 
-All get a mask of padding (there is none). bigjax tells the allocator to keep freed memory
-(bigjax/cpu.py), PyTorch does not; --theirs-keeps-memory gives it the same setting. Needs
+All get a mask of padding (there is none), and the allocator's settings of bigjax/cpu.py. Needs
 `pip install -e '.[bench]'`.
 """
 
@@ -51,15 +50,10 @@ def main() -> None:
         action="store_false",
         help="config.model.scan=True on ours (the default)",
     )
-    parser.add_argument(
-        "--theirs-keeps-memory",
-        action="store_true",
-        help="gives PyTorch the allocator setting of bigjax",
-    )
     parser.add_argument("--side", choices=("ours", "ours_all", "theirs"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        return theirs(args) if args.side == "theirs" else ours(args)
+        return theirs() if args.side == "theirs" else ours(args)
     print(sides.load())
     with (
         sides.Side("theirs") as their_side,
@@ -187,11 +181,10 @@ def _spread(columns, values, rest):
     return out
 
 
-def theirs(args: argparse.Namespace) -> None:
-    if args.theirs_keeps_memory:
-        from bigjax import cpu  # imports no jax
+def theirs() -> None:
+    from bigjax import cpu  # imports no jax
 
-        cpu.keep_freed_memory()
+    cpu.keep_freed_memory()  # as our side
     import torch
     import transformers
 
@@ -231,14 +224,13 @@ def theirs(args: argparse.Namespace) -> None:
 
     first = repeat("")["loss"]
     repeat("")
-    kept = "keeping freed memory" if args.theirs_keeps_memory else "the default allocator"
     sides.serve(
         {
             "parameters": sum(p.numel() for p in model.parameters()),
             "loss": first,
             "what": f"transformers {transformers.__version__}, torch {torch.__version__}, "
             f"{model.config._attn_implementation} attention, "
-            f"{torch.get_num_threads()} threads, {kept}",
+            f"{torch.get_num_threads()} threads",
         },
         repeat,
     )

@@ -20,7 +20,8 @@ import tempfile
 
 from bigjax import cpu
 
-cpu.keep_freed_memory()  # as bigjax/main.py does, before jax is imported
+cpu.restart_with_huge_pages()  # as bigjax/main.py does, before jax is imported
+cpu.keep_freed_memory()
 
 from absl import logging  # noqa: E402
 from sklearn.feature_extraction.text import CountVectorizer  # noqa: E402

@@ -109,6 +109,9 @@ def ours(devices: int) -> None:
 
 
 def theirs() -> None:
+    from bigjax import cpu  # imports no jax
+
+    cpu.keep_freed_memory()  # as our side
     import torch
     import transformers
 

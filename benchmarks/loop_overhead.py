@@ -31,7 +31,8 @@ from unittest import mock
 
 from bigjax import cpu
 
-cpu.keep_freed_memory()  # as bigjax/main.py does, before jax is imported
+cpu.restart_with_huge_pages()  # as bigjax/main.py does, before jax is imported
+cpu.keep_freed_memory()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

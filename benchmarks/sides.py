@@ -2,7 +2,8 @@
 
 Two libraries in one process would share thread pools and an allocator. Here each side is the same
 script started again with `--side=NAME`; it waits on its stdin, repeats its work once for each line,
-and answers with the seconds that took. Only one side runs at a time.
+and answers with the seconds that took. Only one side runs at a time. All sides start with the same
+settings of the allocator (bigjax/cpu.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ import statistics
 import subprocess
 import sys
 import time
+
+from bigjax import cpu  # imports no jax
 
 
 class Side:
@@ -25,6 +28,7 @@ class Side:
         self.name = name
         self._process = subprocess.Popen(
             [sys.executable, *sys.argv, f"--side={name}"],
+            env=os.environ | cpu.environment(),  # as `bigjax` starts itself
             text=True,
             bufsize=1,
             stdin=subprocess.PIPE,
@@ -71,8 +75,6 @@ def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
     To be called before jax is imported. what: reported in addition to versions and devices. A task
     is the number of steps, 1 by default; answers have the device's peak_bytes, None on a CPU.
     """
-    from bigjax import cpu
-
     cpu.keep_freed_memory()  # as bigjax/main.py does
     import jax
 

@@ -1,7 +1,7 @@
 """How fast a GPT trains on this machine's CPU: bigjax against PyTorch.
 
     python benchmarks/train_cpu.py [--json] [--rounds 7] [--devices N] [--packed]
-        [--attention auto|einsum|blocked] [--unrolled] [--theirs-keeps-memory]
+        [--attention auto|einsum|blocked] [--unrolled]
 
 6 layers, 6 heads, width 384, context 256, batch 32, 65 tokens, float32: learned positions,
 LayerNorm, tanh GELU, biases, tied embeddings, no dropout; AdamW, gradients clipped to norm 1. Both
@@ -10,10 +10,9 @@ training steps (forward, backward, clipping, update) on a batch that is already 
 
 Ours is what `bigjax train` runs: its task, optimizer, step and mesh, and its setting of the
 allocator. Theirs is eager PyTorch as one would write it: scaled_dot_product_attention with
-is_causal, torch.optim.AdamW, clip_grad_norm_, PyTorch's own number of threads. bigjax tells the
-allocator to keep freed memory (bigjax/cpu.py), PyTorch does not; --theirs-keeps-memory gives it the
-same setting. With --packed our side gets segment ids (several documents in an example) and theirs
-runs without. Needs `pip install -e '.[bench]'`.
+is_causal, torch.optim.AdamW, clip_grad_norm_, PyTorch's own number of threads. Both have the
+allocator's settings of bigjax/cpu.py. With --packed our side gets segment ids (several documents in
+an example) and theirs runs without. Needs `pip install -e '.[bench]'`.
 """
 
 import argparse
@@ -39,15 +38,10 @@ def main() -> None:
     parser.add_argument("--packed", action="store_true", help="segment ids on our side")
     parser.add_argument("--attention", default="auto", help="config.model.attention of ours")
     parser.add_argument("--unrolled", action="store_true", help="config.model.scan=False on ours")
-    parser.add_argument(
-        "--theirs-keeps-memory",
-        action="store_true",
-        help="gives PyTorch the allocator setting of bigjax",
-    )
     parser.add_argument("--side", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        return {"ours": ours, "theirs": theirs}[args.side](args)
+        return theirs() if args.side == "theirs" else ours(args)
     print(sides.load())
     with sides.Side("theirs") as their_side, sides.Side("ours") as our_side:
         both = [their_side, our_side]
@@ -115,11 +109,10 @@ def _batch(packed: bool) -> dict:
     return batch
 
 
-def theirs(args: argparse.Namespace) -> None:
-    if args.theirs_keeps_memory:
-        from bigjax import cpu  # imports no jax
+def theirs() -> None:
+    from bigjax import cpu  # imports no jax
 
-        cpu.keep_freed_memory()
+    cpu.keep_freed_memory()  # as our side
     import torch
     from torch import nn
     import torch_gpt
@@ -142,12 +135,11 @@ def theirs(args: argparse.Namespace) -> None:
 
     first = repeat("")["loss"]
     repeat("")
-    kept = "keeping freed memory" if args.theirs_keeps_memory else "the default allocator"
     sides.serve(
         {
             "parameters": sum(p.numel() for p in model.parameters()),
             "loss": first,
-            "what": f"torch {torch.__version__}, {torch.get_num_threads()} threads, {kept}",
+            "what": f"torch {torch.__version__}, {torch.get_num_threads()} threads",
         },
         repeat,
     )

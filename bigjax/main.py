@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import os
+import pathlib
 import re
 import signal
 import sys
@@ -9,7 +10,7 @@ import sysconfig
 import traceback
 import types
 
-from bigjax import process
+from bigjax import cpu, process
 from bigjax.errors import RunError, UserError, file_failure
 
 
@@ -20,8 +21,6 @@ def main(argv: list[str]) -> int:
     130 and 143: ended by Ctrl-C and SIGTERM; 1: anything else.
     """
     try:
-        from bigjax import cpu
-
         cpu.keep_freed_memory()  # before jax is imported and threads start
         process.watch_signals()
         from bigjax import cli
@@ -136,6 +135,8 @@ def _is_own(file: str) -> bool:
 
 
 def cli() -> None:
+    if pathlib.Path(sys.argv[0]).stem in ("bigjax", "main"):  # else a program of the user's
+        cpu.restart_with_huge_pages()
     process.open_streams()
     process.handle_signals()
     try:
