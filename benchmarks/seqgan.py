@@ -171,7 +171,7 @@ def _repeat(c, mesh, task):
 
     n, T, options = c.train.batch_size, c.data.seq_len, task.gan.options
     program = program_lib.make(c, task, mesh)
-    state = jax.jit(program.init, out_shardings=program.shardings)()
+    state = program.init()
     rows = -(-SAMPLE_ROWS // n) * n
     draw = jax.jit(
         lambda params, key: sharding.constrain(

@@ -90,7 +90,7 @@ def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
     mesh = mesh_lib.start(c.mesh, n)
     device = mesh.devices.flat[0]
     program = program_lib.make(c, tasks.build(c), mesh)
-    state = jax.jit(program.init, out_shardings=program.shardings)()
+    state = program.init()
     parameters = count(state.params)
     batch = sharding.put_batch(mesh, make_batch(), slice(0, n), n)
 

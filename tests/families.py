@@ -110,7 +110,7 @@ def train(config_and_batches, mesh: jax.sharding.Mesh, folder=None) -> list[dict
                 history.append(unpack(jax.device_get(metrics)))
             return state, history
 
-        state = jax.jit(program.init, out_shardings=program.shardings)()
+        state = program.init()
         assert not any(x.dtype == "bfloat16" for x in jax.tree.leaves(state))
         state, first_metrics = run(state, range(SAVED_AT))
         if folder:

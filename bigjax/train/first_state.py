@@ -79,7 +79,7 @@ def _initial_state(run, prepare: Callable | None, source: init_from.Source | Non
         )
         labels, params = c.task.get("labels", ()), run.program.abstract.params
         source_checks.check_labels(source, params, task.label_head, c.init_reset, labels, log)
-    state = jax.jit(run.program.init, out_shardings=run.program.shardings)()
+    state = run.program.init()
     params, extras = state.params, state.extras
     if source:
         log(f"Starting at step 0 with the parameters of {c.init_from}.")

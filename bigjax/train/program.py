@@ -16,6 +16,7 @@ from bigjax.parallel import sharding
 from bigjax.tasks import Task, check_variables
 from bigjax.train import frozen, needed
 from bigjax.train import state as state_lib
+from bigjax.train.ahead import Ahead
 from bigjax.train.state import State
 from bigjax.train.step import make_step, mean_gradients, packed
 
@@ -25,8 +26,9 @@ OFFLOAD = "optim.offload"  # a task's own step does not move its state between m
 class Program(NamedTuple):
     """A task on a mesh; its flops_per_example are without those that optim.freeze saves.
 
-    init() -> State at step 0. step(state, frozen, batch) -> (state, metrics), compiled by the
-    first call; it donates the memory of its state; metrics are packed by `step.packed`.
+    init() -> State at step 0. step(state, frozen, batch) -> (state, metrics), compiled by
+    `compile_ahead` or by the first call; it donates the memory of its state; metrics are packed by
+    `step.packed`.
     abstract, shardings: the State as ShapeDtypeStructs, and its shardings.
     schedule(step) -> the learning rate, and gradients as of `step.mean_gradients`; both are None
     for a task with its own step, which may have several of each.
@@ -35,7 +37,7 @@ class Program(NamedTuple):
     task: Task
     mesh: jax.sharding.Mesh
     init: Callable
-    step: Callable
+    step: Ahead
     abstract: State
     shardings: State
     schedule: Callable | None
@@ -106,7 +108,8 @@ def make(config, task, mesh) -> Program:
         compiler_options=_compiler_options(config.train.compiler_options, mesh),
     )
     abstract = state_lib.abstract(shapes, shardings)
-    program = Program(task, mesh, init, step, abstract, shardings, schedule, gradients)
+    init = jax.jit(init, out_shardings=shardings)
+    program = Program(task, mesh, init, Ahead(step), abstract, shardings, schedule, gradients)
     for _, number in task.phases(config.train.steps):
         trace(program, config.train.batch_size, number)
     return program
@@ -125,6 +128,11 @@ def trace(program: Program, batch_size: int, step: int) -> jax.stages.Traced:
     )
     with jax.set_mesh(mesh):
         return program.step.trace(program.abstract, frozen.shapes(task, mesh), batch)
+
+
+def compile_ahead(program: Program, batch_size: int, step: int) -> None:
+    """Starts to compile a step in a thread. `step` decides the phase."""
+    program.step.start(trace(program, batch_size, step), program.mesh)
 
 
 def _check_mesh(config, task, mesh) -> None:

@@ -74,6 +74,9 @@ def _train(config, workdir: str, progress: metrics.Progress, lease: Lease) -> No
     task = tasks.build(config)
     program = program_lib.make(config, task, mesh)
     prepare = first_state.find(config, workdir, task, log)
+    last = max(workdir_lib.saved_steps(workdir), default=0)
+    if last < config.train.steps:
+        program_lib.compile_ahead(program, config.train.batch_size, last)
 
     corpus = stages.load_data(task, log)
     batches = corpus.split("train", batch_size=config.train.batch_size, seed=config.seed)

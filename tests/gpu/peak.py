@@ -33,7 +33,7 @@ def main(argv: list[str]) -> dict:
     rows = config.train.batch_size
     with jax.set_mesh(mesh):
         program = program_lib.make(config, tasks.build(config), mesh)
-        state = jax.jit(program.init, out_shardings=program.shardings)()
+        state = program.init()
         shapes = program.task.batch_shapes(rows, 0)
         batch = jax.tree.map(lambda x: jnp.full(x.shape, x.dtype == "float32", x.dtype), shapes)
         batch = sharding.put_batch(mesh, jax.device_get(batch), slice(0, rows), rows)

@@ -35,7 +35,7 @@ def train(c, mesh_sizes, corpus, steps=10):
     with jax.set_mesh(mesh):
         task = tasks.build(c)
         program = program_lib.make(c, task, mesh)
-        state = jax.jit(program.init, out_shardings=program.shardings)()
+        state = program.init()
         batches = corpus.split("train", batch_size=c.train.batch_size, seed=c.seed)
         losses = []
         for i in range(steps):

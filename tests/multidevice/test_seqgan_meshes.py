@@ -56,7 +56,7 @@ def train(c, rounds, data, fsdp, tensor):
     rows = task.load_data(log=lambda text: None).split("train", batch_size=16, seed=c.seed)
     with jax.set_mesh(mesh):
         program = program_lib.make(c, task, mesh)
-        state = jax.jit(program.init, out_shardings=program.shardings)()
+        state = program.init()
         history = []
         for i in range(rounds):
             batch = sharding.put_batch(mesh, rows.batch_at(i), slice(0, 16), 16)
