@@ -65,7 +65,7 @@ def main() -> None:
         for side in running:
             print(f"{side.name:8s} {side.about['what']}")
         sides.take_turns(running, 1)  # allocators need a few steps to warm up
-        seconds = sides.take_turns(running, args.rounds)
+        seconds = sides.take_turns(running, args.rounds, warm=True)
     _report(seconds, args.json)
 
 

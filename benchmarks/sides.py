@@ -155,11 +155,19 @@ def text_batch(inputs, targets) -> dict:
     }
 
 
-def take_turns(sides: Sequence[Side], rounds: int, task: str = "") -> dict[str, list[float]]:
-    """Seconds of every round by side; the order alternates, so that drift cancels."""
+def take_turns(
+    sides: Sequence[Side], rounds: int, task: str = "", warm: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of every round by side; the order alternates, so that drift cancels.
+
+    warm: each turn begins with a repetition that is not timed. A virtual machine may have taken
+    back the memory that a side freed before it waited, which no steadily running program sees.
+    """
     seconds: dict[str, list[float]] = {side.name: [] for side in sides}
     for i in range(rounds):
         for side in sides[::-1] if i % 2 else sides:
+            if warm:
+                side(task)
             seconds[side.name].append(side(task)["seconds"])
     return seconds
 

@@ -49,7 +49,7 @@ def main() -> None:
         for side in both:
             print(f"{side.name:6s} {side.about['what']}")
         sides.take_turns(both, 1)  # allocators need a few steps to warm up
-        seconds = sides.take_turns(both, args.rounds)
+        seconds = sides.take_turns(both, args.rounds, warm=True)
     result = {"name": "train_cpu", "unit": "tokens/s"}
     for name in ("ours", "theirs"):
         result[name], text = sides.speeds(BATCH * CONTEXT, seconds[name])
