@@ -8,7 +8,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-ROWS = 128  # tokens at a time, whose logits stay in a CPU's cache
+from bigjax.linear import Linear
+
+
+class Parts(NamedTuple):
+    """How many tokens a loss over a large vocabulary processes at a time.
+
+    logits: whose float32 logits are held. gradients: whose gradients of the logits are held, in the
+    dtype of x, to add one product to the kernel's gradient; at least as many.
+    """
+
+    logits: int = 128  # they stay in a CPU's cache
+    gradients: int = 128
+
+
+PARTS = Parts()
 
 
 def cross_entropy(
@@ -76,57 +90,18 @@ def _at(x: jax.Array, targets: jax.Array) -> jax.Array:
 # --- Over a large vocabulary, without holding all logits -------------------------------------
 
 
-class Linear(NamedTuple):
-    """An output layer and its input: x [..., D], kernel [D, V], bias [V] or None.
-
-    Its logits are x @ kernel + bias in float32; a loss may compute them a part at a time.
-    """
-
-    x: jax.Array
-    kernel: jax.Array
-    bias: jax.Array | None = None
-
-    def product(self) -> jax.Array:
-        """All logits, float32 [..., V]."""
-        return _logits(*self)
-
-    def plus(self, x: jax.Array, kernel: jax.Array) -> "Linear":
-        """With x @ kernel added to the logits: x [..., R], kernel [R, V], such as LoRA's factors.
-
-        They are concatenated with this layer's, so that the sum needs no product of its own.
-        """
-        x = jnp.concatenate([self.x, x.astype(self.x.dtype)], axis=-1)
-        kernel = jnp.concatenate([self.kernel, kernel.astype(self.kernel.dtype)])
-        return Linear(x, kernel, self.bias)
-
-    def __add__(self, other):  # that of a tuple would extend it, and `*` repeat it
-        raise TypeError(
-            "A Linear is an output layer that is not multiplied yet, and has no arithmetic: use "
-            ".plus(x, kernel) to add a product to its logits, or .product() for the logits."
-        )
-
-    def __radd__(self, other):
-        return self + other
-
-    def __mul__(self, other):
-        return self + other
-
-    def __rmul__(self, other):
-        return self + other
-
-
 def linear_log_probs(
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
     targets: jax.Array,
-    rows: int = ROWS,
+    parts: Parts = PARTS,
 ) -> jax.Array:
     """Log-probabilities [B, T] of targets [B, T] in nats, with gradients for x, kernel and bias.
 
     See `map_logits` for the memory that it needs.
     """
-    return map_logits(log_probs, Linear(x, kernel, bias), targets, rows=rows)
+    return map_logits(log_probs, Linear(x, kernel, bias), targets, parts=parts)
 
 
 def linear_log_probs_and_entropy(
@@ -134,10 +109,10 @@ def linear_log_probs_and_entropy(
     kernel: jax.Array,
     bias: jax.Array | None,
     targets: jax.Array,
-    rows: int = ROWS,
+    parts: Parts = PARTS,
 ) -> tuple[jax.Array, jax.Array]:
     """`linear_log_probs`, and the entropy [B, T] of each token's distribution in nats."""
-    return map_logits(log_probs_and_entropy, Linear(x, kernel, bias), targets, rows=rows)
+    return map_logits(log_probs_and_entropy, Linear(x, kernel, bias), targets, parts=parts)
 
 
 def linear_divergence(
@@ -145,14 +120,14 @@ def linear_divergence(
     teacher: Linear,
     temperature: float = 1.0,
     reverse: bool = False,
-    rows: int = ROWS,
+    parts: Parts = PARTS,
 ) -> jax.Array:
     """`divergence` [B, T] of two output layers over the same vocabulary, whose D may differ.
 
     Only the student has gradients. See `map_logits` for the memory that it needs.
     """
     measure = divergence_from(temperature, reverse)
-    return map_logits(measure, student, teacher[0], teacher[1:], rows)
+    return map_logits(measure, student, teacher[0], teacher[1:], parts)
 
 
 @functools.cache  # equal arguments give the same function, which jax compiles once
@@ -161,38 +136,38 @@ def divergence_from(temperature: float, reverse: bool) -> Callable:
     and bias."""
 
     def measure(logits, x, layer):
-        return divergence(logits, _logits(x, *layer), temperature, reverse)
+        return divergence(logits, Linear(x, *layer).product(), temperature, reverse)
 
     return measure
 
 
 def map_logits(
-    measure: Callable, linear: Linear, per_token: Any, shared: Any = None, rows: int = ROWS
+    measure: Callable, linear: Linear, per_token: Any, shared: Any = None, parts: Parts = PARTS
 ) -> Any:
     """measure(logits, per_token[, shared]) of all tokens: a tree of arrays [B, T].
 
     measure: a pure function of the logits [N, V] of N tokens, of their entries of `per_token` (a
     tree of [B, T, ...], passed as [N, ...]) and of `shared` (any tree; left out if None), to a tree
     of [N]. Gradients are for `linear` only; those of kernel and bias are summed in float32.
-    The logits of about `rows` tokens are held at a time; the backward pass recomputes them.
+    `parts` of the logits are held at a time; the backward pass recomputes them.
     """
-    return _map_logits(measure, rows, tuple(linear), per_token, shared)
+    return _map_logits(measure, parts, tuple(linear), per_token, shared)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _map_logits(measure, rows, linear, per_token, shared):
+def _map_logits(measure, parts, linear, per_token, shared):
     x, *layer = linear
 
     def part(_, item):
         x, per_token = item
-        return None, _measured(measure, shared, per_token)(_logits(x, *layer))
+        return None, _measured(measure, shared, per_token)(Linear(x, *layer).product())
 
-    split, join = _parts(x.shape[:2], rows)
+    split, join = _split_and_join(x.shape[:2], parts.logits)
     _, out = jax.lax.scan(part, None, jax.tree_util.tree_map(split, (x, per_token)))
     return jax.tree_util.tree_map(join, out)
 
 
-def map_logits_gradients(measure, rows, linear, per_token, shared, g) -> tuple:
+def map_logits_gradients(measure, parts, linear, per_token, shared, g) -> tuple:
     """Gradients for x, kernel and bias of `map_logits`, whose result has the gradients g.
 
     Those of kernel and bias are float32, so that they can be summed over devices before they are
@@ -200,44 +175,63 @@ def map_logits_gradients(measure, rows, linear, per_token, shared, g) -> tuple:
     """
     x, kernel, bias = linear
 
-    def part(sums, item):
+    def part(d_bias, item):
         x, per_token, g = item
-        _, backward = jax.vjp(_measured(measure, shared, per_token), _logits(x, kernel, bias))
+        logits = Linear(x, kernel, bias).product()
+        _, backward = jax.vjp(_measured(measure, shared, per_token), logits)
         (d,) = backward(g)
-        d_bias = None if bias is None else d.sum(0)
-        d = d.astype(x.dtype)
-        d_kernel = jnp.matmul(x.T, d, preferred_element_type=jnp.float32)
-        return jax.tree_util.tree_map(jnp.add, sums, (d_kernel, d_bias)), d @ kernel.T
+        return (None if bias is None else d_bias + d.sum(0)), d
 
-    split, join = _parts(x.shape[:2], rows)
-    zeros = jnp.zeros(kernel.shape), None if bias is None else jnp.zeros(bias.shape)
-    sums, d_x = jax.lax.scan(part, zeros, jax.tree_util.tree_map(split, (x, per_token, g)))
-    return join(d_x), *sums
+    zeros = None if bias is None else jnp.zeros(bias.shape)
+    d_bias, d_x, d_kernel = _with_gradients(part, zeros, (x, per_token, g), kernel, parts)
+    return d_x, d_kernel, d_bias
+
+
+def _with_gradients(part: Callable, sums: Any, arrays: tuple, kernel, parts: Parts) -> tuple:
+    """(sums, gradient of x, gradient of kernel) of part(sums, item) -> (sums, gradients of logits),
+    over the parts of arrays, whose first is x."""
+    split, join = _split_and_join(arrays[0].shape[:2], parts.logits)
+    items = jax.tree_util.tree_map(split, arrays)
+    n, rows, D = items[0].shape
+    together = next(k for k in range(max(1, min(n, parts.gradients // rows)), 0, -1) if n % k == 0)
+
+    def gradients(sums, item):
+        sums, d = part(sums, item)
+        # Two products read it: without the barrier a TPU computes it in both, from the logits.
+        d = jax.lax.optimization_barrier(d.astype(item[0].dtype))
+        return sums, (d, d @ kernel.T)
+
+    def add(carry, items):
+        sums, d_kernel = carry
+        sums, (d, d_x) = jax.lax.scan(gradients, sums, items)
+        x_ND, d_NV = items[0].reshape(-1, D), d.reshape(-1, d.shape[-1])
+        d_kernel += jnp.matmul(x_ND.T, d_NV, preferred_element_type=jnp.float32)
+        return (sums, d_kernel), d_x
+
+    grouped = lambda x: x.reshape(n // together, together, *x.shape[1:])
+    carry = sums, jnp.zeros(kernel.shape)
+    (sums, d_kernel), d_x = jax.lax.scan(add, carry, jax.tree_util.tree_map(grouped, items))
+    return sums, join(d_x.reshape(n, rows, D)), d_kernel
 
 
 def _measured(measure, shared, per_token) -> Callable:
     return lambda logits: measure(logits, per_token, *(() if shared is None else (shared,)))
 
 
-def _logits(x, kernel, bias):
-    logits = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
-    return logits if bias is None else logits + bias
-
-
-def _map_logits_forward(measure, rows, linear, per_token, shared):
+def _map_logits_forward(measure, parts, linear, per_token, shared):
     inputs = linear, per_token, shared
-    return _map_logits(measure, rows, *inputs), inputs
+    return _map_logits(measure, parts, *inputs), inputs
 
 
-def _map_logits_backward(measure, rows, inputs, g):
-    d_x, *d = map_logits_gradients(measure, rows, *inputs, g)
+def _map_logits_backward(measure, parts, inputs, g):
+    d_x, *d = map_logits_gradients(measure, parts, *inputs, g)
     return (d_x, *like(d, inputs[0][1:])), None, None
 
 
 _map_logits.defvjp(_map_logits_forward, _map_logits_backward)
 
 
-def _parts(shape: tuple[int, int], rows: int) -> tuple[Callable, Callable]:
+def _split_and_join(shape: tuple[int, int], rows: int) -> tuple[Callable, Callable]:
     """(split, join): [B, T, ...] to [parts, about `rows`, ...] and back.
 
     A part has some columns of all rows of the batch, so that rows stay on their devices.
@@ -262,7 +256,7 @@ def linear_losses(
     bias: jax.Array | None,
     targets: jax.Array,
     weights: jax.Array,
-    rows: int = ROWS,
+    parts: Parts = PARTS,
     label_smoothing: float = 0.0,
     z: float = 0.0,
 ) -> dict[str, jax.Array]:
@@ -272,11 +266,11 @@ def linear_losses(
     'nll': as cross_entropy; 'hits': as accuracy, except that of equal largest logits each counts;
     'total': 'nll' with label_smoothing, plus z times z_loss.
     'total' has a gradient, and 'nll' where it is the same; with label_smoothing or z the gradient
-    of 'nll' is NaN. The gradient is computed together with the loss, for about `rows` tokens at a
+    of 'nll' is NaN. The gradient is computed together with the loss, for `parts` of the tokens at a
     time, so that the logits are computed once. On a CPU they stay in the cache, which takes two
     thirds of the time; on a TPU the memory of all logits is saved.
     """
-    return _linear(x, kernel, bias, targets, weights, rows, label_smoothing, z)
+    return _linear(x, kernel, bias, targets, weights, parts, label_smoothing, z)
 
 
 def linear_cross_entropy(
@@ -300,13 +294,13 @@ def bias_as_row(linear: Linear) -> Linear:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _linear(x, kernel, bias, targets, weights, rows, label_smoothing, z):
-    return linear_parts(x, kernel, bias, targets, weights, rows, label_smoothing, z, False)[0]
+def _linear(x, kernel, bias, targets, weights, parts, label_smoothing, z):
+    return linear_parts(x, kernel, bias, targets, weights, parts, label_smoothing, z, False)[0]
 
 
-def _linear_forward(x, kernel, bias, targets, weights, rows, label_smoothing, z):
+def _linear_forward(x, kernel, bias, targets, weights, parts, label_smoothing, z):
     sums, (d_x, *d) = linear_parts(
-        x, kernel, bias, targets, weights, rows, label_smoothing, z, True
+        x, kernel, bias, targets, weights, parts, label_smoothing, z, True
     )
     return sums, (d_x, *like(d, (kernel, bias)))
 
@@ -316,7 +310,7 @@ def like(gradients, arrays) -> tuple:
     return tuple(g if g is None else g.astype(x.dtype) for g, x in zip(gradients, arrays))
 
 
-def _linear_backward(rows, label_smoothing, z, gradients, g):
+def _linear_backward(parts, label_smoothing, z, gradients, g):
     return *scaled(gradients, total_cotangent(g, label_smoothing, z)), None, None
 
 
@@ -339,7 +333,15 @@ _linear.defvjp(_linear_forward, _linear_backward)
 
 
 def linear_parts(
-    x, kernel, bias, targets, weights, rows: int, label_smoothing: float, z: float, gradients: bool
+    x,
+    kernel,
+    bias,
+    targets,
+    weights,
+    parts: Parts,
+    label_smoothing: float,
+    z: float,
+    gradients: bool,
 ) -> tuple[dict, tuple | None]:
     """(linear_losses, gradients of 'total' for x, kernel and bias, or None).
 
@@ -350,7 +352,7 @@ def linear_parts(
 
     def part(sums, item):
         x, targets, weights = item
-        logits = _logits(x, kernel, bias)
+        logits = Linear(x, kernel, bias).product()
         largest = logits.max(-1, keepdims=True)
         e = jnp.exp(logits - largest)
         sum_e = e.sum(-1, keepdims=True)
@@ -375,17 +377,13 @@ def linear_parts(
         d = w * d
         if bias is not None:
             part_sums["d_bias"] = d.sum(0)
-        d = d.astype(x.dtype)
-        part_sums["d_kernel"] = jnp.matmul(x.T, d, preferred_element_type=jnp.float32)
-        return jax.tree_util.tree_map(jnp.add, sums, part_sums), d @ kernel.T
+        return jax.tree_util.tree_map(jnp.add, sums, part_sums), d
 
-    split, join = _parts(targets.shape, rows)
-    sums = {k: jnp.float32(0) for k in ("nll", "hits", "total")}
-    if gradients:
-        sums["d_kernel"] = jnp.zeros(kernel.shape)
-        if bias is not None:
-            sums["d_bias"] = jnp.zeros(bias.shape)
-    sums, d_x = jax.lax.scan(part, sums, tuple(map(split, (x, targets, weights))))
+    sums, arrays = dict.fromkeys(("nll", "hits", "total"), jnp.float32(0)), (x, targets, weights)
     if not gradients:
-        return sums, None
-    return sums, (join(d_x), sums.pop("d_kernel"), sums.pop("d_bias", None))
+        split, _ = _split_and_join(targets.shape, parts.logits)
+        return jax.lax.scan(part, sums, tuple(map(split, arrays)))[0], None
+    if bias is not None:
+        sums["d_bias"] = jnp.zeros(bias.shape)
+    sums, d_x, d_kernel = _with_gradients(part, sums, arrays, kernel, parts)
+    return sums, (d_x, d_kernel, sums.pop("d_bias", None))

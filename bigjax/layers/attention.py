@@ -60,8 +60,11 @@ def rotary(x_BTHD: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Arra
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions_BT[..., None, None].astype(jnp.float32) * frequency
     sin, cos = jnp.sin(angle), jnp.cos(angle)
-    a, b = jnp.split(x_BTHD.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_BTHD.dtype)
+    # Products at full width: a TPU pads arrays of half a head.
+    a, b = jnp.split(x_BTHD, 2, axis=-1)
+    turned = jnp.concatenate([b, a], -1).astype(jnp.float32)
+    cos, sin = jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)
+    return (x_BTHD.astype(jnp.float32) * cos + turned * sin).astype(x_BTHD.dtype)
 
 
 class Memory(NamedTuple):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from bigjax.errors import UserError
 from bigjax.layers.params import param, weight
-from bigjax.losses import Linear
+from bigjax.linear import Linear
 from bigjax.parallel.sharding import constrain, gathered
 
 
@@ -72,14 +72,15 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x, kernel, bias = self._factors(x)
-        y = jnp.matmul(x, kernel, preferred_element_type=self.out_dtype or self.dtype)
-        if bias is not None:
-            y = add_bias(y, bias)
-        return y.reshape(*y.shape[:-1], *self.features)
+        n = len(self.in_axes)
+        contracted = tuple(range(x.ndim - n, x.ndim)), tuple(range(n))
+        y = jax.lax.dot_general(
+            x, kernel, (contracted, ((), ())), preferred_element_type=self.out_dtype or self.dtype
+        )
+        return y if bias is None else add_bias(y, bias)
 
     def _factors(self, x: jax.Array) -> Linear:
-        """x, kernel and bias in two dimensions (one plain matrix product on every backend): called
-        in a compact method, which may declare parameters."""
+        """x, kernel and bias: called in a compact method, which may declare parameters."""
         for name in ("features", "in_axes", "out_axes"):
             if not isinstance(getattr(self, name), (tuple, list)):
                 raise UserError(
@@ -87,16 +88,14 @@ class Dense(nn.Module):
                     "per dimension, as in Dense((64,), ('embed',), ('mlp',))."
                 )
         n = len(self.in_axes)
-        lead, inputs = x.shape[:-n], x.shape[-n:]
+        inputs = x.shape[-n:]
         axes, shape = self.in_axes + self.out_axes, (*inputs, *self.features)
         init = nn.initializers.normal(self.init_std)
         kernel = weight(self, "kernel", init, shape, axes, self.dtype)
-        kernel = kernel.reshape(math.prod(inputs), -1)
         bias = None
         if self.use_bias:
             bias = param(self, "bias", nn.initializers.zeros, self.features, self.out_axes)
-            bias = bias.reshape(-1)
-        return Linear(x.reshape(*lead, -1).astype(self.dtype), kernel, bias)
+        return Linear(x.astype(self.dtype), kernel, bias)
 
 
 class Output(Dense):

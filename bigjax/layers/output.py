@@ -12,11 +12,13 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from bigjax import losses
+from bigjax.linear import Linear
 from bigjax.parallel import sharding
 from bigjax.parallel.mesh import platform
 
-LOGITS_AT_ONCE = 2**27  # per device: half a GiB in float32
-CPU_ROWS = losses.ROWS
+LOGITS_AT_ONCE = 2**25  # per device: 128 MiB in float32
+GRADIENTS_AT_ONCE = 2**28  # per device: half a GiB in bfloat16
+CPU_PARTS = losses.PARTS
 
 
 def linear_losses(
@@ -24,7 +26,7 @@ def linear_losses(
 ) -> dict[str, jax.Array]:
     """losses.linear_losses of the global batch."""
     layout = _layout(x_BTD, kernel_DV)
-    options = layout.rows, label_smoothing, z
+    options = layout.parts, label_smoothing, z
     arrays = x_BTD, kernel_DV, bias_V, targets_BT, weights_BT
     if not layout.axes:
         return losses.linear_losses(*arrays, *options)
@@ -55,7 +57,7 @@ def linear_losses(
 
 def linear_log_probs(x_BTD, kernel_DV, bias_V, targets_BT) -> jax.Array:
     """losses.linear_log_probs [B, T] of the global batch."""
-    linear = losses.Linear(x_BTD, kernel_DV, bias_V)
+    linear = Linear(x_BTD, kernel_DV, bias_V)
     return _map_logits(losses.log_probs, linear, targets_BT)
 
 
@@ -63,13 +65,13 @@ def linear_log_probs_and_entropy(
     x_BTD, kernel_DV, bias_V, targets_BT
 ) -> tuple[jax.Array, jax.Array]:
     """losses.linear_log_probs_and_entropy, each [B, T], of the global batch."""
-    linear = losses.Linear(x_BTD, kernel_DV, bias_V)
+    linear = Linear(x_BTD, kernel_DV, bias_V)
     return _map_logits(losses.log_probs_and_entropy, linear, targets_BT)
 
 
 def linear_divergence(
-    student: losses.Linear,
-    teacher: losses.Linear,
+    student: Linear,
+    teacher: Linear,
     temperature: float = 1.0,
     reverse: bool = False,
 ) -> jax.Array:
@@ -78,18 +80,18 @@ def linear_divergence(
     return _map_logits(measure, student, teacher[0], teacher[1:])
 
 
-def _map_logits(measure: Callable, linear: losses.Linear, per_token, shared=None) -> Any:
+def _map_logits(measure: Callable, linear: Linear, per_token, shared=None) -> Any:
     """losses.map_logits of the global batch."""
     layout = _layout(*linear[:2])
     if not layout.axes:
-        return losses.map_logits(measure, linear, per_token, shared, layout.rows)
+        return losses.map_logits(measure, linear, per_token, shared, layout.parts)
     inputs = (layout.spec, P(), P()), layout.spec, P()
 
     def forward(linear, per_token, shared):
-        return losses.map_logits(measure, linear, per_token, shared, layout.rows)
+        return losses.map_logits(measure, linear, per_token, shared, layout.parts)
 
     def backward(linear, per_token, shared, g):
-        d = losses.map_logits_gradients(measure, layout.rows, linear, per_token, shared, g)
+        d = losses.map_logits_gradients(measure, layout.parts, linear, per_token, shared, g)
         return layout.summed(d, linear[1:])
 
     @jax.custom_vjp
@@ -108,13 +110,13 @@ def _map_logits(measure: Callable, linear: losses.Linear, per_token, shared=None
 
 
 class _Layout(NamedTuple):
-    """spec: of the tokens. axes: the mesh axes that they are sharded over. rows: how many tokens a
-    device computes logits of at a time. scattered: whether kernel's gradient is sharded over fsdp.
+    """spec: of the tokens. axes: the mesh axes that they are sharded over. parts: how many tokens a
+    device processes at a time. scattered: whether kernel's gradient is sharded over fsdp.
     """
 
     spec: P
     axes: tuple[str, ...]
-    rows: int
+    parts: losses.Parts
     scattered: bool
 
     @property
@@ -156,6 +158,9 @@ def _layout(x_BTD, kernel_DV) -> _Layout:
     )
     axes = tuple(a for part in spec for a in sharding.mesh_axes(part))
     columns = kernel_DV.shape[-1] // mesh.shape.get("tensor", 1)
-    rows = CPU_ROWS if platform() == "cpu" else max(CPU_ROWS, LOGITS_AT_ONCE // columns)
+    rows = lambda at_once: max(1, at_once // columns)
+    parts = losses.Parts(rows(LOGITS_AT_ONCE), rows(GRADIENTS_AT_ONCE))
+    if platform() == "cpu":
+        parts = CPU_PARTS
     scattered = "fsdp" in axes and kernel_DV.shape[0] % mesh.shape["fsdp"] == 0
-    return _Layout(spec, axes, rows, scattered)
+    return _Layout(spec, axes, parts, scattered)

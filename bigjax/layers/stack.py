@@ -8,18 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.errors import UserError
-from bigjax.layers.kernels.common import RESIDUALS
-
-# What the forward pass keeps for the backward pass; the rest is recomputed. 'none': everything is
-# kept, gathered weights too. 'dots': products with weights, and outputs of attention kernels.
-REMAT = {
-    "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(RESIDUALS),
-    ),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+from bigjax.layers.remat import REMAT
 
 
 class Period(nn.Module):

@@ -11,8 +11,8 @@ import numpy as np
 from bigjax.errors import UserError
 from bigjax.layers import kernels
 from bigjax.layers.kernels import KERNELS
-from bigjax.layers.stack import REMAT
-from bigjax.losses import Linear
+from bigjax.layers.remat import REMAT
+from bigjax.linear import Linear
 from bigjax.parallel.sharding import constrain
 
 

@@ -13,8 +13,9 @@ from bigjax.layers.attention import Attention, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Embed, Norm, dropout
 from bigjax.layers.mask import Full, mean_keys
 from bigjax.layers.params import param
+from bigjax.layers.remat import kept
 from bigjax.layers.stack import Stack
-from bigjax.losses import Linear
+from bigjax.linear import Linear
 from bigjax.models import OF_A_RUN, ModelOutput, PlanSizes, check_attention, check_fields
 from bigjax.parallel.sharding import constrain
 
@@ -91,9 +92,9 @@ class Block(nn.Module):
             name="attention",
         )(x_BTD, span, rng=keys[0])
         norm = lambda name: Norm(eps=c.norm_eps, **types, name=name)
-        x_BTD = norm("norm_1")(x_BTD + dropout(a, c.dropout, keys[1]))
+        x_BTD = norm("norm_1")(kept(x_BTD + dropout(a, c.dropout, keys[1])))
         m = MLP(c.d_ff, c.activation, **types, name="mlp")(x_BTD)
-        x_BTD = norm("norm_2")(x_BTD + dropout(m, c.dropout, keys[2]))
+        x_BTD = norm("norm_2")(kept(x_BTD + dropout(m, c.dropout, keys[2])))
         return constrain(x_BTD, "batch", "residual_length", "act_embed"), (cache, {})
 
 

@@ -13,6 +13,7 @@ from bigjax.interop import gpt2, llama
 from bigjax.layers.attention import Attention, Cache, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Embed, Norm, Output, dropout
 from bigjax.layers.mask import Causal, mean_keys
+from bigjax.layers.remat import kept
 from bigjax.layers.stack import Stack
 from bigjax.models import (
     OF_A_RUN,
@@ -129,7 +130,7 @@ class Block(nn.Module):
         if c.parallel_block:
             x_BTD = x_BTD + a + dropout(mlp(h), c.dropout, keys[1])
         else:
-            x_BTD = x_BTD + a
+            x_BTD = kept(x_BTD + a)
             x_BTD = x_BTD + dropout(mlp(norm("norm_2")(x_BTD)), c.dropout, keys[1])
         return constrain(x_BTD, "batch", "residual_length", "act_embed"), (cache, {})
 

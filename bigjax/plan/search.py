@@ -17,8 +17,8 @@ from jax.sharding import AbstractMesh, AxisType
 
 from bigjax import models, modules, optim, tasks
 from bigjax.errors import RunError, UserError
-from bigjax.layers.output import LOGITS_AT_ONCE
-from bigjax.layers.stack import REMAT
+from bigjax.layers.output import GRADIENTS_AT_ONCE, LOGITS_AT_ONCE
+from bigjax.layers.remat import REMAT
 from bigjax.parallel import sharding
 from bigjax.parallel.mesh import AXES
 from bigjax.plan import chips
@@ -290,7 +290,8 @@ class _Arithmetic:
         elif remat == "none":  # norms, residuals, both sides of the activation, gathered weights
             kept = 6 * m.width + m.queries + m.keys + 2 * m.inner
             weights = 2 * self.weights / sizes["tensor"]
-        logits = 4 * min(tokens * m.vocab / sizes["tensor"], LOGITS_AT_ONCE)
+        logits = tokens * m.vocab / sizes["tensor"]
+        logits = 4 * min(logits, LOGITS_AT_ONCE) + 2 * min(logits, GRADIENTS_AT_ONCE)
         return weights + tokens * 2 * m.layers * kept / sizes["tensor"] + logits
 
     def seconds(self, sizes: dict[str, int], remat: str, micro: int) -> float:

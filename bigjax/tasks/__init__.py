@@ -15,7 +15,7 @@ from bigjax.data.batches import Data
 from bigjax.data.kinds import Kind
 from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
-from bigjax.losses import Linear
+from bigjax.linear import Linear
 from bigjax.tasks import _checks
 from bigjax.tasks._checks import STEP_METRICS as STEP_METRICS
 from bigjax.tasks._checks import check_call as check_call

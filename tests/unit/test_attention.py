@@ -5,6 +5,7 @@ import functools
 from unittest import mock
 
 import jax
+import jax.ad_checkpoint
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,6 +29,8 @@ from bigjax.layers.mask import (
     pairs,
     table,
 )
+from bigjax.layers.params import unbox
+from bigjax.layers.remat import REMAT
 from bigjax.models import gpt, uncached_decoder
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.train import program
@@ -334,3 +337,17 @@ def test_a_kernel_that_cannot_run_is_refused_before_training(kernel, words):
 def test_mean_keys_are_those_of_the_dense_mask(mask):
     want = table(mask, range(256), range(256)).sum() / 256
     assert mean_keys(mask, 256) == want == pairs(mask, 256, range(256), (1, 1)) / 256
+
+
+def test_dots_remat_keeps_what_splash_attention_reads(capsys):
+    """Not the products before biases, rotary positions and the change of axes, which the backward
+    pass would have to repeat."""
+    module = Attention(4, 2, 32, kernel="splash", rope_theta=1e4)
+    x, span = jnp.ones((2, 128, 64)), Span(jnp.zeros((2, 128), int))
+    variables = unbox(jax.eval_shape(lambda: module.init(jax.random.key(0), x, span)))
+    run = lambda variables, x: module.apply(variables, x, span)[0]
+    jax.ad_checkpoint.print_saved_residuals(jax.checkpoint(run, policy=REMAT["dots"]), variables, x)
+    kept = [line for line in capsys.readouterr().out.splitlines() if line.startswith("f32[2,")]
+    shapes = [line.split()[0] for line in kept if "named" in line]
+    assert sorted(shapes) == ["f32[2,2,128,32]", "f32[2,2,128,32]", "f32[2,4,128,32]"]
+    assert not any("dot_general" in line for line in kept)

@@ -15,7 +15,7 @@ from bigjax import config, evals, losses, tasks
 from bigjax.data.tokenizers.bytes import Bytes
 from bigjax.errors import UserError
 from bigjax.layers.basic import Dense
-from bigjax.losses import Linear
+from bigjax.linear import Linear
 from bigjax.models import Decoder, ModelOutput, gpt
 from bigjax.train.state import make_init
 from bigjax.train.step import make_step

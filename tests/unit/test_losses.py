@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss
 
 from bigjax import losses
 from bigjax.layers import output
+from bigjax.linear import Linear
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
 from tests import helpers
@@ -100,7 +101,7 @@ def test_terms_that_are_added_to_an_output_layer_keep_its_bias():
     sizes = {"x": (2, 3, 4), "kernel": (4, 5), "bias": (5,), "a": (2, 3, 2), "b": (2, 5)}
     rng = np.random.default_rng(0)
     x, kernel, bias, a, b = (rng.normal(size=s).astype(np.float32) for s in sizes.values())
-    got = losses.Linear(x, kernel, bias).plus(a, b).product()
+    got = Linear(x, kernel, bias).plus(a, b).product()
     np.testing.assert_allclose(got, x @ kernel + a @ b + bias, rtol=1e-5, atol=1e-6)
 
 
@@ -159,7 +160,7 @@ def smoothed(x, kernel, bias, targets, weights):
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("sizes", [None, (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)])
 def test_linear_losses_with_smoothing_and_z_loss_over_a_mesh(sizes, biased, monkeypatch):
-    monkeypatch.setattr(output, "CPU_ROWS", 2)  # several parts on each device
+    monkeypatch.setattr(output, "CPU_PARTS", losses.Parts(2, 16))  # several on each device
     x, kernel, bias, targets, weights = linear_inputs(8, 6, D=6, V=12)
     arrays = x, kernel, bias if biased else None
     want = sums_and_gradients(lambda *a: smoothed(*a, targets, weights), *arrays)
@@ -195,7 +196,7 @@ def test_a_bias_stays_in_float32():
     bias = jnp.float32(-10) + 1e-2 * bias
     want, got = (
         sums_and_gradients(lambda *a: way(*a, targets, jnp.abs(weights)), x, kernel, bias)
-        for way in (smoothed, lambda *a: losses.linear_losses(*a, 128, 0.1, 1e-2))
+        for way in (smoothed, lambda *a: losses.linear_losses(*a, losses.PARTS, 0.1, 1e-2))
     )
     assert got[0][1]["hits"] == want[0][1]["hits"] < jnp.abs(weights).sum()
     np.testing.assert_allclose(got[0][1]["nll"], want[0][1]["nll"], rtol=1e-5)
@@ -208,7 +209,7 @@ def test_linear_losses_never_hold_all_logits():
     def largest(rows):
         jaxpr = jax.make_jaxpr(
             lambda *a: sums_and_gradients(
-                lambda *a: losses.linear_losses(*a, targets, weights, rows), *a
+                lambda *a: losses.linear_losses(*a, targets, weights, losses.Parts(rows, rows)), *a
             )
         )(x, kernel, bias)
         return max(v.aval.size for e in helpers.equations(jaxpr.jaxpr) for v in e.outvars)
@@ -234,7 +235,7 @@ def dense(kind, *args):
 
 def in_parts(kind, *args):
     if kind.endswith("KL"):
-        student, teacher = (losses.Linear(*arrays) for arrays in args)
+        student, teacher = (Linear(*arrays) for arrays in args)
         return [output.linear_divergence(student, teacher, 1.7, "r" in kind)]
     if kind == "log_probs":
         return [output.linear_log_probs(*args)]
@@ -276,7 +277,7 @@ def values_and_gradients(way, kind, linear, rest):
     ],
 )
 def test_per_token_values_and_gradients_equal_the_dense_ones(kind, sizes, biased, monkeypatch):
-    monkeypatch.setattr(output, "CPU_ROWS", 2)  # several parts on each device
+    monkeypatch.setattr(output, "CPU_PARTS", losses.Parts(2, 16))  # several on each device
     case = token_case(kind, biased=biased)
     want = values_and_gradients(dense, kind, *case)
     mesh = sizes and mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
@@ -319,7 +320,7 @@ def test_no_buffer_of_a_compiled_program_has_all_logits(kind, monkeypatch):
     B, T, V = 8, 6, 12
 
     def largest(rows):
-        monkeypatch.setattr(output, "CPU_ROWS", rows)
+        monkeypatch.setattr(output, "CPU_PARTS", losses.Parts(rows, rows))
         case = token_case(kind)
         with jax.set_mesh(mesh_lib.make_mesh(dict(data=1), jax.devices()[:1])):
             text = (

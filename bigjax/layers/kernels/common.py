@@ -9,7 +9,6 @@ from jax.sharding import PartitionSpec
 from bigjax.parallel import sharding
 
 MASKED = -1e30  # not infinity: a row without keys yields a mean, not NaN
-RESIDUALS = "attention_residuals"  # the name of the arrays that a kernel's backward pass needs
 
 
 def over_devices(q_BTHD, k_BSKD, v_BSKD):

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from bigjax.layers.kernels.common import RESIDUALS, over_devices
+from bigjax.layers.kernels.common import over_devices
 from bigjax.layers.mask import Causal, Full, Mask, pairs, table
+from bigjax.layers.remat import KEPT, kept
 from bigjax.parallel.mesh import platform
 
 BIAS = False
@@ -31,7 +32,7 @@ def attention(
     S = k_BSKD.shape[1]
     mesh = jax.sharding.get_abstract_mesh()
     (batch, length, heads), (rows, parts, shards), k, v = over_devices(q_BTHD, k_BSKD, v_BSKD)
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BTHD * scale, k, v))
+    q, k, v = (kept(jnp.swapaxes(x, 1, 2)) for x in (q_BTHD * scale, k, v))
     kernel = _kernel(H, T, S, mask, shards, parts, platform() != "tpu")
     if q_segments_BT is None:
         call = lambda kernel, q, k, v: jax.vmap(kernel)(q, k, v)
@@ -129,6 +130,6 @@ def _kernel(
         block_sizes=blocks,
         head_shards=head_shards,
         q_seq_shards=length_shards,
-        residual_checkpoint_name=RESIDUALS,
+        residual_checkpoint_name=KEPT,
         interpret=interpret,
     )
