@@ -18,7 +18,8 @@ class State(NamedTuple):
     bfloat16 numbers would be rounded away.
     extras: other variables of the model, by collection ({'batch_stats': ...}).
     halted: bool, True after a step that was not finite: only `step` changes from then on, so that
-    the loop, which learns of it one step late, still has the state before that step.
+    the loop, which learns of it one step late, still has the state before that step; if only the
+    update was not finite, the state with the finite part of it.
     """
 
     step: jax.Array

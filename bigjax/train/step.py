@@ -27,8 +27,11 @@ def make_step(
     trained: which parameters are differentiated, a tree of bools or one for all.
 
     Sums and weights are added over micro-batches in float32 and divided once, so that accumulation
-    equals the large batch. If the loss or a norm is not finite, the state keeps the parameters of
-    the last finite step and is halted. Tracing it raises RunError as `check_kept` does.
+    equals the large batch. If the loss or the gradient is not finite, or the gradient times the
+    learning rate, the state keeps the parameters of the last finite step and is halted. If only the
+    optimizer's update is not, it is halted after the finite part of the update: its norm is known
+    only after the pass over the optimizer's state that applies it. Tracing it raises RunError as
+    `check_kept` does.
     """
 
     def grad(params, extras, frozen, batch, rng):
@@ -90,8 +93,6 @@ def make_step(
         def update(stored):
             before = jax.device_put(stored, on_device)
             updates, after = tx.update(g, before, state.params)
-            finite = jnp.isfinite(optax.tree.norm(updates))
-            after = jax.tree_util.tree_map(lambda a, b: jnp.where(finite, a, b), after, before)
             return updates, jax.device_put(after, on_host)
 
         return jax.lax.cond(
@@ -106,38 +107,38 @@ def make_step(
         weight = jnp.maximum(weight, 1e-9)
         g = jax.tree_util.tree_map(lambda x: x / weight, g)
         grad_norm = optax.tree.norm(g)
+        rate = jnp.float32(schedule(state.step))
+        # The last part: no norm of an update may overflow that is as long as the gradient, or 1.
+        ok = (
+            jnp.isfinite(total)
+            & jnp.isfinite(grad_norm)
+            & jnp.isfinite(jnp.square(rate * (1 + grad_norm)))
+            & ~state.halted
+        )
         _, fixed = partition(state.params, trained)
         g = merge(g, jax.tree_util.tree_map(jnp.zeros_like, fixed))  # the optimizer ignores these
         if offload:
-            updates, opt_state = fetched_update(
-                state, g, jnp.isfinite(total) & jnp.isfinite(grad_norm) & ~state.halted
-            )
+            updates, opt_state = fetched_update(state, g, ok)
         else:
             updates, opt_state = tx.update(g, state.opt_state, state.params)
         params = merge(partition(optax.apply_updates(state.params, updates), trained)[0], fixed)
         average = state.ema
         if ema:
             average = moved_average(average, {"params": params, **extras}, ema)
-        param_norm, update_norm = optax.tree.norm(params), optax.tree.norm(updates)
-        ok = (
-            jnp.isfinite(total)
-            & jnp.isfinite(grad_norm)
-            & jnp.isfinite(param_norm)
-            & jnp.isfinite(update_norm)
-            & ~state.halted
-        )
-        new = State(state.step + 1, params, opt_state, extras, average, jnp.bool_(False))
+        update_norm = optax.tree.norm(updates)
+        halted = ~jnp.isfinite(update_norm)
+        new = State(state.step + 1, params, opt_state, extras, average, halted)
         check_kept(state, new)
         old = state._replace(step=new.step, halted=jnp.bool_(True))
         if offload:  # fetched_update has kept it; nothing can be computed in host memory
             old = old._replace(opt_state=opt_state)
-        new = jax.tree_util.tree_map(lambda a, b: a if a is b else jnp.where(ok, a, b), new, old)
+        new = jax.tree_util.tree_map(lambda a, b: a if a is b else _finite(ok, a, b), new, old)
         return new, {
             "loss": total / weight,
             **{k: s / jnp.maximum(w, 1e-9) for k, (s, w) in metrics.items()},
-            "learning_rate": jnp.float32(schedule(state.step)),
+            "learning_rate": rate,
             "grad_norm": grad_norm,
-            "param_norm": param_norm,
+            "param_norm": optax.tree.norm(new.params),
             "update_norm": update_norm,
         }
 
@@ -182,6 +183,13 @@ def unpack(metrics: dict) -> dict[str, float]:
         for names, values in metrics.items()
         for name, value in zip(names.split(" "), values, strict=True)
     }
+
+
+def _finite(ok, new, old):
+    """new where ok, and where its numbers are finite; old elsewhere."""
+    if jnp.issubdtype(new.dtype, jnp.floating):
+        ok &= jnp.isfinite(new)
+    return jnp.where(ok, new, old)
 
 
 def _float32(sums):

@@ -138,6 +138,18 @@ def test_an_update_that_overflows_is_not_applied():
     np.testing.assert_array_equal(new.params["w"], state.params["w"])
 
 
+def test_a_defect_of_an_optimizer_halts_the_state_and_leaves_it_finite():
+    task = toy_task()
+    broken = lambda g, *_: ({"w": g["w"].at[1].set(jnp.nan)}, ())
+    tx = optax.GradientTransformation(lambda params: (), broken)
+    state = make_init(task, tx.init, 0, False)()
+    new, metrics = make_step(task, tx, lambda s: 1.0, seed=0)(state, None, batch())
+    assert new.halted and not np.isfinite(metrics["update_norm"])
+    assert np.isfinite(metrics["grad_norm"]) and np.isfinite(new.params["w"]).all()
+    after, _ = make_step(task, tx, lambda s: 1.0, seed=0)(new, None, batch())
+    np.testing.assert_array_equal(after.params["w"], new.params["w"])
+
+
 def test_metrics_come_once_each_in_order_and_before_hooks():
     seen = []
 
