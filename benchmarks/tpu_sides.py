@@ -87,7 +87,7 @@ def ours(config, topology: str, log=print) -> Step:
     lowered = program_lib.trace(program, config.train.batch_size, step).lower()
     # The names of operations are part of the text, for the scopes that the walker reads.
     source = LOCATION.sub("", lowered.as_text(debug_info=True))
-    options = config.train.compiler_options.to_dict()
+    options = program_lib.compiler_options(config.train.compiler_options, mesh)
     known = {"parameters": count(program.abstract.params), "mesh": dict(mesh.shape)}
 
     def compile_step(folder: Path) -> None:

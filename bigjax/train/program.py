@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import fnmatch
 import functools
+import os
 from typing import NamedTuple
 
 from etils import epath
@@ -20,6 +21,11 @@ from bigjax.train.ahead import Ahead
 from bigjax.train.state import State
 from bigjax.train.step import make_step, mean_gradients, packed
 
+# Options of the compiler by kind of device (v5e, v5p): the KiB of memory on the chip that one
+# operation may use. By default it is 16 MiB there, and 32 MiB on later chips: the tiles of matrix
+# products are small, and their sums written more often (docs/benchmarks.md).
+SCOPED_VMEM = "xla_tpu_scoped_vmem_limit_kib"
+OPTIONS = dict.fromkeys(("TPU v5 lite", "TPU v5"), {SCOPED_VMEM: "32768"})
 OFFLOAD = "optim.offload"  # a task's own step does not move its state between memories
 
 
@@ -105,7 +111,7 @@ def make(config, task, mesh) -> Program:
         packed(build_step(offload=offload)),
         donate_argnums=0,
         out_shardings=(shardings, None),
-        compiler_options=_compiler_options(config.train.compiler_options, mesh),
+        compiler_options=compiler_options(config.train.compiler_options, mesh),
     )
     abstract = state_lib.abstract(shapes, shardings)
     init = jax.jit(init, out_shardings=shardings)
@@ -164,16 +170,23 @@ def _check_step_keys(config, task) -> None:
             )
 
 
-def _compiler_options(section, mesh) -> dict[str, str]:
-    """Raises UserError for an option that the compiler of the mesh's devices rejects."""
-    options = {name: str(value) for name, value in section.items()}
+def compiler_options(section, mesh) -> dict[str, str]:
+    """Options of the compiler for a step: those of the config, before OPTIONS and the environment.
+
+    section: config.train.compiler_options. Raises UserError for an option that the compiler of the
+    mesh's devices rejects.
+    """
+    own = {name: str(value) for name, value in section.items()}
+    flags = " ".join(os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"))
+    usual = OPTIONS.get(mesh.devices.flat[0].device_kind, {})
+    options = {**{k: v for k, v in usual.items() if k not in flags}, **own}
     try:
-        if options:
+        if own:
             jax.jit(
                 lambda: jax.numpy.zeros(()),
                 out_shardings=sharding.replicated(mesh),
                 compiler_options=options,
             ).lower().compile()
     except Exception as e:  # jaxlib's errors have no common base class
-        raise UserError(f"train.compiler_options={options}: {str(e).splitlines()[0]}") from e
+        raise UserError(f"train.compiler_options={own}: {str(e).splitlines()[0]}") from e
     return options

@@ -233,3 +233,16 @@ def test_an_improvement_exceeds_min_delta(mode, min_delta, values, stops_at):
         if hook(step, None):
             break
     assert (step if hook.stopped else None) == stops_at
+
+
+def test_the_usual_options_of_a_kind_of_device_give_way_to_the_users(monkeypatch):
+    """Those of the config, and of the environment."""
+    kind = jax.devices()[0].device_kind
+    monkeypatch.setitem(program.OPTIONS, kind, {"xla_cpu_enable_fast_math": "false"})
+    mesh = mesh_lib.make_mesh({}, jax.devices()[:1])
+    assert program.compiler_options({}, mesh) == {"xla_cpu_enable_fast_math": "false"}
+    own = {"xla_cpu_enable_fast_math": True, "xla_cpu_enable_fast_min_max": False}
+    options = program.compiler_options(own, mesh)
+    assert options == {k: str(v) for k, v in own.items()}
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_cpu_enable_fast_math=true")
+    assert program.compiler_options({}, mesh) == {}
