@@ -13,6 +13,7 @@ class Ahead:
 
     def __init__(self, function: Callable) -> None:
         self._function, self.trace = function, function.trace
+        self.__wrapped__ = function.__wrapped__  # not jitted
         self._thread: threading.Thread | None = None
 
     def __call__(self, *arguments: Any) -> Any:
