@@ -16,7 +16,7 @@ import optax
 from bigjax import losses
 from bigjax.models import Decoder
 from bigjax.projects.seqgan import train_step
-from bigjax.projects.seqgan.gan import GAN, shift_right, token_mask
+from bigjax.projects.seqgan.gan import GAN, discriminate, shift_right, token_mask
 from bigjax.projects.seqgan.training_options import TrainingOptions
 from bigjax.train.state import make_init
 
@@ -52,7 +52,8 @@ def make_gan(V=3, end_id=-1, **options) -> GAN:
     def logits(params, context, inputs, rng):
         return params["table"][jnp.arange(T), inputs] + forbidden + prefer(context)[:, None]
 
-    def discriminator(params, context, tokens, mask, rng):
+    def discriminator(params, context, tokens, mask, rng, shared):
+        del shared
         odds = params["worth"][text_index(jnp.where(mask, tokens, 0), V)]
         return jnp.stack([jnp.zeros_like(odds), odds], 1), None
 
@@ -146,7 +147,7 @@ def log_probability(p, params, every, start=0):
 
 
 def reward_of(p, discriminator, every):
-    logits, _ = p.discriminator(discriminator, {}, every, token_mask(p, every), None)
+    logits, _ = discriminate(p, discriminator, {}, every)
     odds = logits[:, 1] - logits[:, 0]
     return odds if p.options.reward == "log_odds" else jax.nn.sigmoid(odds)
 

@@ -77,8 +77,8 @@ def networks(c):
     """The GAN with compiled functions, and parameters without zeros."""
     options = task.Config(rollouts=2, discriminator_l2=0.1)
     gan = task.conditional(H, c, options, T)
-    names = ("logits", "loss", "discriminator")
-    gan = gan._replace(**{name: jax.jit(getattr(gan, name)) for name in names})
+    static = {"logits": (), "loss": (), "discriminator": (5,)}  # `shared` is a shape
+    gan = gan._replace(**{k: jax.jit(getattr(gan, k), static_argnums=v) for k, v in static.items()})
     step = jax.jit(gan.decoder.step)
     gan = gan._replace(decoder=gan.decoder._replace(step=step))
     given = given_rows(c)

@@ -93,16 +93,16 @@ def test_no_two_draws_of_a_round_share_a_key(draws, phase):
     batches, options, n = ROUNDS[phase]
     plain = make_gan(**UPDATES, **options)
 
-    def drawing(f):  # as networks with dropout do
+    def drawing(f, place):  # as networks with dropout do; place: of the key in the arguments
         def g(*arguments):
-            rng = arguments[-1]
+            rng = arguments[place]
             keys = [] if rng is None else [rng, *jax.random.split(rng)]
             nothing = sum(0 * jax.random.uniform(key) for key in keys)
             return jax.tree.map(lambda x: x + nothing, f(*arguments))
 
         return g
 
-    gan = plain._replace(discriminator=drawing(plain.discriminator), loss=drawing(plain.loss))
+    gan = plain._replace(discriminator=drawing(plain.discriminator, 4), loss=drawing(plain.loss, 5))
     run_once(gan, make_task(gan), phase, texts(8, batches))
     draws.check_distinct(n)
 

@@ -159,6 +159,24 @@ def test_refused_configs(change, words):
     assert all(w in str(e.value) for w in words), e.value
 
 
+@pytest.mark.parametrize("kind", ["cnn", "lstm", "bert"])
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_rows_with_the_same_first_tokens_get_the_same_logits(kind, n):
+    model = seqgan.Discriminator(seqgan.Config(discriminator=kind, **SIZES))
+    first = jnp.repeat(TOKENS[:, :n], 4, axis=0)
+    own = np.random.default_rng(1).integers(0, 11, (12, 5 - n))
+    tokens = jnp.concatenate([first, own], axis=1)
+    mask = jnp.repeat(jnp.arange(5) < jnp.array([5, 3, 1])[:, None], 4, axis=0)
+    variables = model.init(jax.random.key(0), tokens, mask)
+    score = lambda tokens, *shared: model.apply(variables, tokens, mask, None, *shared)
+    want = score(tokens)
+    np.testing.assert_allclose(score(tokens, (n, 4)), want, atol=1e-6)
+    # The CNN reads the first tokens of the first of four rows only.
+    other = tokens.at[1::4, 0].set((tokens[1::4, 0] + 1) % 11)
+    read_once = kind == "cnn"
+    assert (np.abs(score(other, (n, 4)) - score(other)).max() > 1e-4) == read_once
+
+
 def test_sequences_shorter_than_a_filter_are_refused():
     model = seqgan.Discriminator(seqgan.Config(**SIZES))
     with pytest.raises(UserError, match="3 tokens .* sequences of 2"):

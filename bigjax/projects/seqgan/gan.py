@@ -26,8 +26,9 @@ class GAN(NamedTuple):
     logits(params, context, inputs_BT, rng) -> the generator's logits_BTV.
     loss(params, context, inputs_BT, targets_BT, weights_BT, rng) -> (loss_sum, weight_sum), its
         cross-entropy.
-    discriminator(params, context, tokens_BT, mask_BT, rng) -> (logits_B2 of generated and of real,
-        the logit_B of the quantile of clicks, None if it predicts none).
+    discriminator(params, context, tokens_BT, mask_BT, rng, shared) -> (logits_B2 of generated and
+        of real, the logit_B of the quantile of clicks, None if it predicts none). shared: (n,
+        rows), the first n < T tokens are the same in each `rows` neighbouring rows.
     penalty(params of the discriminator) -> the scalar that task.discriminator_l2 multiplies.
     clicks(context) -> (quantile_B of the clicks, known_B).
     click_reward: weight of the predicted quantile in the reward.
@@ -65,8 +66,8 @@ def unconditional(family, c, options: TrainingOptions, length: int) -> GAN:
         loss=lambda params, context, inputs, targets, weights, rng: generator.apply(
             {"params": params}, inputs, targets, weights, rng, method="loss"
         ),
-        discriminator=lambda params, context, tokens, mask, rng: (
-            discriminator.apply({"params": params}, tokens, mask, rng),
+        discriminator=lambda params, context, tokens, mask, rng, shared: (
+            discriminator.apply({"params": params}, tokens, mask, rng, shared),
             None,
         ),
         penalty=lambda params: half_sum_of_squares(family.last_layer(params)),
@@ -84,10 +85,15 @@ def half_sum_of_squares(params) -> jax.Array:
 
 
 def discriminate(
-    gan: GAN, params, context, tokens_BT: jax.Array, rng: jax.Array | None = None
+    gan: GAN,
+    params,
+    context,
+    tokens_BT: jax.Array,
+    rng: jax.Array | None = None,
+    shared: tuple[int, int] = (0, 1),
 ) -> tuple[jax.Array, jax.Array | None]:
     """GAN.discriminator with the mask of the texts. params: the discriminator's."""
-    return gan.discriminator(params, context, tokens_BT, token_mask(gan, tokens_BT), rng)
+    return gan.discriminator(params, context, tokens_BT, token_mask(gan, tokens_BT), rng, shared)
 
 
 def shift_right(gan: GAN, tokens_BT: jax.Array) -> jax.Array:

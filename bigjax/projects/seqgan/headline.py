@@ -141,8 +141,8 @@ def conditional(family, c, options: Config, length: int) -> GAN:
         loss=lambda params, context, inputs, targets, weights, rng: generator.apply(
             {"params": params}, inputs, targets, weights, context, rng, method="loss"
         ),
-        discriminator=lambda params, context, tokens, mask, rng: discriminator.apply(
-            {"params": params}, tokens, mask, context, rng
+        discriminator=lambda params, context, tokens, mask, rng, shared: discriminator.apply(
+            {"params": params}, tokens, mask, context, rng, shared
         ),
         penalty=lambda params: half_sum_of_squares(
             [params["head"], seqgan.last_layer(params["text"])]

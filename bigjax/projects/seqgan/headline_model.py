@@ -280,14 +280,19 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_BT: jax.Array, mask_BT: jax.Array, context: dict, rng: jax.Array | None = None
+        self,
+        tokens_BT: jax.Array,
+        mask_BT: jax.Array,
+        context: dict,
+        rng: jax.Array | None = None,
+        shared: tuple[int, int] = (0, 1),
     ) -> tuple[jax.Array, jax.Array | None]:
         """Logits float32 [B, 2] of generated and of real, and the logit [B] of the quantile of
-        clicks (None without click_buckets)."""
+        clicks (None without click_buckets). shared: as of SeqGAN's discriminator."""
         c, d = self.config, self.config.discriminator_d_model
         types = dict(dtype=c.dtype)
         keys = (None, None) if rng is None else jax.random.split(rng)
-        logits = seqgan.Discriminator(c, name="text")(tokens_BT, mask_BT, keys[0])
+        logits = seqgan.Discriminator(c, name="text")(tokens_BT, mask_BT, keys[0], shared)
         embed = Embed(c.vocab_size, d, init_std=c.init_std, **types, name="embed")
         # Means of small embeddings are very small: without the norms their product would vanish.
         headline = Norm(**types, name="headline_norm")(_mean(embed(tokens_BT), mask_BT))

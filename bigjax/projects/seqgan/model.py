@@ -195,9 +195,15 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_BT: jax.Array, mask_BT: jax.Array, rng: jax.Array | None = None
+        self,
+        tokens_BT: jax.Array,
+        mask_BT: jax.Array,
+        rng: jax.Array | None = None,
+        shared: tuple[int, int] = (0, 1),
     ) -> jax.Array:
-        """mask: False where a sequence has ended. rng: of the dropout."""
+        """mask: False where a sequence has ended. rng: of the dropout. shared: (n, rows), the first
+        n of the T tokens, n < T, are the same in each `rows` neighbouring rows; the CNN reads them
+        once."""
         c, d = self.config, self.config.discriminator_d_model
         types = dict(dtype=c.dtype)
         if c.discriminator == "bert":
@@ -228,7 +234,7 @@ class Discriminator(nn.Module):
             )(x, mask_BT)
             y = jnp.where(mask_BT[..., None], y, -jnp.inf).max(axis=1)
         else:
-            y = _text_cnn(self, x)
+            y = _text_cnn(self, x, shared)
         y = dropout(y, c.discriminator_dropout, rng)
         types["out_dtype"] = "float32"
         return Dense((2,), (None,), (None,), init_std=c.init_std, **types, name="head")(y)
@@ -257,7 +263,7 @@ def last_layer(params: dict) -> dict:
     return params["bert"]["classifier"] if "bert" in params else params["head"]
 
 
-def _text_cnn(module: nn.Module, x_BTD: jax.Array) -> jax.Array:
+def _text_cnn(module: nn.Module, x_BTD: jax.Array, shared: tuple[int, int]) -> jax.Array:
     """Filters of several widths, the maximum of each over the text, and a highway layer
     (https://arxiv.org/abs/1408.5882, https://arxiv.org/abs/1505.00387): [B, sum of filters]."""
     c, T = module.config, x_BTD.shape[1]
@@ -269,12 +275,23 @@ def _text_cnn(module: nn.Module, x_BTD: jax.Array) -> jax.Array:
         conv = Conv(n, width, use_bias=False, **types, name=f"conv_{width}")
         bias = param(module, f"bias_{width}", nn.initializers.constant(0.1), (n,), (None,))
         # The bias and the ReLU are monotonic, so they may come after the maximum.
-        features.append(jax.nn.relu(add_bias(conv(x_BTD).max(axis=1), bias)))
+        features.append(jax.nn.relu(add_bias(_maximum(conv, x_BTD, *shared), bias)))
     y = jnp.concatenate(features, axis=-1)
     size = (y.shape[-1],)
     gate = jax.nn.sigmoid(Dense(size, ("embed",), (None,), **types, name="gate")(y) - 2.0)
     highway = jax.nn.relu(Dense(size, ("embed",), (None,), **types, name="highway")(y))
     return gate * highway + (1 - gate) * y
+
+
+def _maximum(conv: Conv, x_BTD: jax.Array, n: int, rows: int) -> jax.Array:
+    """The maximum of each filter over the text, [B, F]. Windows within the n tokens that `rows`
+    neighbouring rows share are computed once."""
+    own = n - conv.width + 1  # the first window with a token of its own
+    if own <= 0 or rows == 1:
+        return conv(x_BTD).max(axis=1)
+    first = x_BTD.reshape(-1, rows, *x_BTD.shape[1:])[:, 0, :n]
+    common = jnp.repeat(conv(first).max(axis=1), rows, axis=0)
+    return jnp.maximum(common, conv(x_BTD[:, own:]).max(axis=1))
 
 
 # The defaults are the generator and the text CNN of the paper's code for sequences of 20.

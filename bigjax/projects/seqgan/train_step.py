@@ -249,8 +249,8 @@ def _rewards(gan, policy, discriminator, context, tokens, rng) -> jax.Array:
     if o.constant:
         return jnp.full((B, T), 0.5)
 
-    def reward(context, texts):
-        logits, clicks = discriminate(gan, discriminator, context, texts)
+    def reward(context, texts, shared=(0, 1)):
+        logits, clicks = discriminate(gan, discriminator, context, texts, shared=shared)
         odds = logits[:, 1] - logits[:, 0]
         value = odds if o.reward == "log_odds" else jax.nn.sigmoid(odds)
         return value + gan.click_reward * jax.nn.sigmoid(clicks) if gan.click_reward else value
@@ -278,7 +278,8 @@ def _rewards(gan, policy, discriminator, context, tokens, rng) -> jax.Array:
             pad_id=gan.pad_id,
         )
         texts = jnp.concatenate([prefix, rest], axis=1)
-        rewards.append(reward(context, texts).reshape(B, o.rollouts).mean(1))
+        shared = t + 1, o.rollouts
+        rewards.append(reward(context, texts, shared).reshape(B, o.rollouts).mean(1))
     return jnp.stack([*rewards, of_text], axis=1)
 
 
