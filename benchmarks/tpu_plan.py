@@ -9,10 +9,11 @@ its own train_compile.py in an environment of its own (Python 3.12, from PyPI; s
 maxtext_environment.py). The walker of `bigjax plan` reads both programs. A compilation takes
 minutes and is cached.
 
-Rows: each layout and rematerialisation on both sides, with windowed einsum (the compiler's default)
-and without, then with the better of the two for each side; MaxText's embedding as a product with
-one-hot rows (`use_iota_embed`), which costs FLOPs that a lookup does not; and the defaults of each
-side: MaxText's own layout, rematerialisation and flags, and what `bigjax plan --search` finds.
+Rows: each layout and rematerialisation on both sides, with the compiler's defaults, without
+windowed einsum, and with more memory on the chip for each operation, then with the best of these
+for each side; MaxText's embedding as a product with one-hot rows (`use_iota_embed`), which costs
+FLOPs that a lookup does not; and the defaults of each side: MaxText's own layout,
+rematerialisation and flags, and what `bigjax plan --search` finds.
 
 Seconds are predictions for a device: of work without attention kernels and communication, of
 kernels (at an assumed half of the peak), of communication (one after the other), and of the step,
@@ -40,9 +41,16 @@ from bigjax import modules  # noqa: E402
 from bigjax.errors import RunError, UserError  # noqa: E402
 from bigjax.plan import compilers  # noqa: E402
 from bigjax.plan.search import WINDOWED  # noqa: E402
+from bigjax.train.program import SCOPED_VMEM  # noqa: E402
 
 TOKENS = 2048  # of a row
 OFF = {WINDOWED: "1000000"}
+FLAGS = {
+    "the compiler's defaults": {},
+    "no windowed einsum": OFF,
+    "no windowed einsum, 32 MiB of VMEM": {**OFF, SCOPED_VMEM: "32768"},
+}
+USUAL = {SCOPED_VMEM: "16384"}  # what MaxText gets by default; bigjax sets 32 MiB
 REMAT = {"full": "full", "dots": "minimal_with_context"}  # ours: MaxText's that keeps the same
 THEIRS = (
     "run_name=tpu_plan",
@@ -53,7 +61,6 @@ THEIRS = (
     "override_model_config=true",
     "opt_type=adamw",
     "attention=flash",
-    f"max_target_length={TOKENS}",
 )
 
 
@@ -73,7 +80,8 @@ class Layout:
 class Model:
     """spec: our config; changes: of its keys. theirs: the same model and pod as MaxText's settings.
     rows: of a batch. layouts: of both sides. searched: what `bigjax plan --search` had ranked first
-    when its time was up (1.3b: 16 minutes; the larger ones: 45 minutes of an earlier version)."""
+    when its time was up (1.3b: 16 minutes; the larger ones: 45 minutes of an earlier version).
+    brief: compiled only with the last of FLAGS, which was the best of the other models."""
 
     spec: str
     changes: dict
@@ -82,6 +90,8 @@ class Model:
     theirs: tuple[str, ...]
     layouts: tuple[Layout, ...]
     searched: Layout
+    tokens: int = TOKENS
+    brief: bool = False
 
     @property
     def devices(self) -> int:
@@ -126,6 +136,17 @@ MODELS = {
         ),
         Layout({"data": 8, "fsdp": 16, "tensor": 2}, "dots"),
     ),
+    "7b-4096": Model(
+        "configs/gpt/llama2.py:7b",
+        {},
+        "v5p:4x4x4",
+        256,
+        ("compile_topology=v5p-128", "model_name=llama2-7b"),
+        (Layout({"fsdp": 64}, "dots"),),
+        Layout({"fsdp": 64}, "dots"),
+        tokens=4096,
+        brief=True,
+    ),
     "175b": Model(
         "configs/gpt/gpt3.py:175b",
         {},
@@ -141,6 +162,7 @@ MODELS = {
             Layout({"data": 2, "fsdp": 64, "tensor": 4}, "dots"),
         ),
         Layout({"data": 2, "fsdp": 64, "tensor": 4}, "dots", OFF),
+        brief=True,
     ),
 }
 
@@ -168,7 +190,12 @@ def their_settings(
 ) -> list[str]:
     """KEY=VALUE of MaxText. layout: None for its default layout and rematerialisation. iota: None
     for its default."""
-    settings = [*THEIRS, *model.theirs, f"per_device_batch_size={model.rows / model.devices:g}"]
+    settings = [
+        *THEIRS,
+        f"max_target_length={model.tokens}",
+        *model.theirs,
+        f"per_device_batch_size={model.rows / model.devices:g}",
+    ]
     if layout:
         sizes = {"data": 1, "fsdp": 1, "tensor": 1, **layout.mesh}
         settings += [f"ici_{axis}_parallelism={n}" for axis, n in sizes.items()]
@@ -248,11 +275,19 @@ class Comparison:
         return [*rows, own]
 
     def _equal(self, layout: Layout) -> list[Row]:
-        """A layout on both sides, with and without windowed einsum, and with the better one of each
-        side; and MaxText's other form of embedding."""
+        """A layout on both sides, with each of FLAGS, and with the best of each side; and MaxText's
+        other form of embedding."""
+        if self.model.brief:
+            name, flags = [*FLAGS.items()][-1]
+            sides = self.theirs(layout, flags, False), self.ours(layout, flags)
+            return [Row(f"{layout}, {name}", *sides, headline=True)]
         rows = [
-            Row(f"{layout}, {name}", self.theirs(layout, flags, False), self.ours(layout, flags))
-            for name, flags in (("windowed einsum", {}), ("no windowed einsum", OFF))
+            Row(
+                f"{layout}, {name}",
+                self.theirs(layout, flags, False),
+                self.ours(layout, USUAL | flags),
+            )
+            for name, flags in FLAGS.items()
         ]
         best = [
             min((r for r in side if r), key=lambda r: r.middle, default=None)
@@ -334,7 +369,7 @@ def main() -> None:
         )
         for name in names:
             model = MODELS[name]
-            about = f"{name}, {model.rows} rows of {TOKENS}, {model.topology}"
+            about = f"{name}, {model.rows} rows of {model.tokens}, {model.topology}"
             print(f"Compiling {about}", flush=True)
             comparison = Comparison(model, missing)
             compared = comparison.rows()

@@ -204,12 +204,12 @@ def comparison(load, monkeypatch):
     seconds = {"ours": (0.5, 0.4), "theirs": (0.9, 0.3)}
 
     def ours(self, layout, options):
-        return reading(plan, seconds["ours"][bool(options)])
+        return reading(plan, seconds["ours"][WINDOWED in options])
 
     def theirs(self, layout, options, iota):
         if self.missing:
             return None
-        return reading(plan, 2.0 if iota else seconds["theirs"][bool(options)])
+        return reading(plan, 2.0 if iota else seconds["theirs"][WINDOWED in options])
 
     monkeypatch.setattr(plan.Comparison, "ours", ours)
     monkeypatch.setattr(plan.Comparison, "theirs", theirs)
@@ -245,7 +245,7 @@ def test_the_table_has_a_row_of_each_kind(comparison, monkeypatch, capsys):
         assert sum(model in row for row in rows) == 1
     for kind in ("full remat", "dots remat", "best flags", "use_iota_embed", "own defaults"):
         assert any(kind in row for row in rows), kind
-    windowed = next(row for row in rows if "full remat, windowed" in row)
+    windowed = next(row for row in rows if "full remat, the compiler's defaults" in row)
     assert "| 0.9000, 0.5000 | 1.800 |" in windowed
     assert "9.50, 9.50" in windowed
 
@@ -253,10 +253,10 @@ def test_the_table_has_a_row_of_each_kind(comparison, monkeypatch, capsys):
 def test_the_page_has_the_rows_of_the_script(comparison, monkeypatch, capsys):
     first = lambda lines: [line.split(" | ")[0] for line in lines if line.startswith("| ")]
     page = (BENCHMARKS.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8").splitlines()
-    printed = run(comparison.plan, monkeypatch, capsys, "--models=1.3b,7b")
-    assert len(first(printed)) > 20
-    start = page.index("## MaxText")
-    assert first(page[start:]) == first(printed)
+    printed = run(comparison.plan, monkeypatch, capsys, "--models=1.3b,7b,7b-4096,175b")
+    assert len(first(printed)) > 30
+    start, end = page.index("## MaxText"), page.index("| change | expected | measured |")
+    assert first(page[start:end]) == first(printed)
 
 
 def test_without_maxtext_the_reason_is_printed(comparison, monkeypatch, capsys):
@@ -282,7 +282,7 @@ def test_an_unknown_model_is_refused(load, monkeypatch, capsys):
     plan = load("tpu_plan")
     with pytest.raises(SystemExit):
         run(plan, monkeypatch, capsys, "--models=1.3b,9b")
-    assert "9b is not one of 1.3b, 7b, 175b" in capsys.readouterr().err
+    assert "9b is not one of 1.3b, 7b, 7b-4096, 175b" in capsys.readouterr().err
 
 
 FAKE = """
