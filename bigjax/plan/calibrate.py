@@ -9,6 +9,7 @@ from scipy.optimize import nnls
 
 from bigjax.data import text_files
 from bigjax.errors import UserError
+from bigjax.plan import predict
 
 
 class Correction(NamedTuple):
@@ -56,8 +57,8 @@ def read(path: str, chip: str) -> Correction:
     # Relative to the measurement, so that short and long steps have equal weight.
     matrix = np.stack([work, communication], 1) / measured[:, None]
     if len(rows) < 3 or np.linalg.cond(matrix / np.linalg.norm(matrix, axis=0)) > 10:
-        middle = (np.maximum(work, communication) + work + communication) / 2
-        return Correction(1, 0, 0, len(rows), float(np.median(measured / middle)))
+        expected = [predict.expected(predict.step_range(w, c)) for _, w, c, _ in rows]
+        return Correction(1, 0, 0, len(rows), float(np.median(measured / expected)))
     factors, _ = nnls(matrix, np.ones(len(rows)))
     spread = min(max(np.abs(matrix @ factors - 1).max(), 0.05), 0.5)
     return Correction(*map(float, factors), float(spread), len(rows))

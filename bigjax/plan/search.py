@@ -21,7 +21,7 @@ from bigjax.layers.output import GRADIENTS_AT_ONCE, LOGITS_AT_ONCE
 from bigjax.layers.remat import REMAT
 from bigjax.parallel import sharding
 from bigjax.parallel.mesh import AXES
-from bigjax.plan import chips
+from bigjax.plan import chips, predict
 from bigjax.plan import compile as compile_lib
 from bigjax.plan.compile import device_bytes
 from bigjax.train.state import abstract
@@ -69,7 +69,7 @@ class Candidate(NamedTuple):
 class Result(NamedTuple):
     candidate: Candidate
     plan: compile_lib.Plan
-    seconds: float  # the middle of the predicted range
+    seconds: float  # the expected ones
 
 
 def search(
@@ -120,7 +120,7 @@ def search(
             log(f"  {candidate}: {e}")
             continue
         if plan.fits and plan.peak_bytes <= (1 - SPARE) * plan.limit_bytes:
-            results.append(Result(candidate, plan, sum(seconds_of(plan)) / 2))
+            results.append(Result(candidate, plan, predict.expected(seconds_of(plan))))
             gib = plan.peak_bytes / chips.GIB
             log(f"  {candidate}: {results[-1].seconds:.3g} s, {gib:.2f} GiB")
         else:

@@ -333,10 +333,12 @@ def page(plan, c=None):
 
 def test_the_page_of_a_plan():
     text, numbers = page(made(2.0)).text(), page(made(2.0)).numbers()
-    assert "4.00 GiB of 15.75: fits" in text and "2.000 s to 3.000 s (work 2.000 s" in text
+    assert "4.00 GiB of 15.75: fits" in text
+    assert "2.500 s, between 2.000 s and 3.000 s (work 2.000 s" in text
     assert numbers["fits"] and numbers["step_seconds"] == (2.0, 3.0)
+    assert numbers["expected_seconds"] == 2.5
     assert numbers["mfu"] == pytest.approx([1e15 / 16 / 197e12 / s for s in (3.0, 2.0)])
-    assert numbers["tokens_per_sec"] == pytest.approx(64 * 2048 / 3.0)
+    assert numbers["tokens_per_sec"] == pytest.approx(64 * 2048 / 2.5)
 
 
 def test_frozen_parts_and_the_unit_are_on_the_page():
@@ -344,8 +346,8 @@ def test_frozen_parts_and_the_unit_are_on_the_page():
     text, numbers = page(plan).text(), page(plan).numbers()
     rest = 4.0 - 0.5 - 3e9 / chips.GIB
     assert "frozen       0.500 GiB" in text and f"other        {rest:.3f} GiB" in text
-    assert "images/s       21 to 32" in text
-    assert numbers["images_per_sec"] == pytest.approx(64 / 3) and "tokens_per_sec" not in numbers
+    assert "images/s       26, between 21 and 32" in text
+    assert numbers["images_per_sec"] == pytest.approx(64 / 2.5) and "tokens_per_sec" not in numbers
     assert numbers["frozen_gib"] == 0.5
 
 
