@@ -188,8 +188,12 @@ RUNS = (
     ),
     Run(
         *("Llama 3.1 70B", LLAMA3_70B, "tpu7x:4x4x4", {"fsdp": 128}, 2, 8192, "full", 12.20),
-        RECIPES + "ironwood/README.md",  # its flags of the compiler are not set here
+        RECIPES + "ironwood/README.md",
         kept=(*QKV, "stack/attention"),
+        options={
+            "xla_tpu_bf16_emission_mode": "NATIVE_EMISSION",
+            "xla_tpu_scoped_vmem_limit_kib": "61440",
+        },
     ),
 )
 

@@ -35,8 +35,8 @@ def test_the_errors_are_small_enough_to_plan_by(published):
     results = published.predictions()
     assert len(results) >= 6 and len({p.run.chip for p in results}) >= 4
     assert published.median_error(results) <= 0.1
-    # tpu7x's clock is inferred, and the published run there sets flags that ours does not.
-    assert all(abs(p.error) <= 0.25 for p in results if p.run.chip != "tpu7x")
+    # Where the published flags of the compiler are not set, the program is another one.
+    assert all(abs(p.error) <= 0.25 for p in results if p.run.name != "Llama 2 70B")
 
 
 def test_what_is_kept_belongs_to_the_runs(published):
