@@ -60,7 +60,9 @@ def rotary(x_BTHD: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Arra
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions_BT[..., None, None].astype(jnp.float32) * frequency
     sin, cos = jnp.sin(angle), jnp.cos(angle)
-    # Products at full width: a TPU pads arrays of half a head.
+    # Products at full width: a TPU pads arrays of half a head. The barrier is for the gradient: a
+    # TPU would turn a part of it again for each tile of the product that follows.
+    x_BTHD = jax.lax.optimization_barrier(x_BTHD)
     a, b = jnp.split(x_BTHD, 2, axis=-1)
     turned = jnp.concatenate([b, a], -1).astype(jnp.float32)
     cos, sin = jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)
