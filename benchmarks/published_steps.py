@@ -27,6 +27,9 @@ import tpu_sides  # noqa: E402
 from bigjax import config as config_lib  # noqa: E402
 from bigjax import modules  # noqa: E402
 from bigjax.errors import RunError, UserError  # noqa: E402
+from bigjax.train.program import SCOPED_VMEM  # noqa: E402
+
+OF_COMPILER = dict.fromkeys(("v5e", "v5p"), {SCOPED_VMEM: "16384"})
 
 
 def config_of(run: Run):
@@ -38,7 +41,8 @@ def config_of(run: Run):
         "data.tokenizer.vocab_size": run.model["vocab_size"],
         "train.batch_size": run.rows * run.devices,
         "train.accumulate": 1,
-        "train.compiler_options": run.options,
+        # bigjax sets 32 MiB for some chips, where the compiler's default, which ran, was 16.
+        "train.compiler_options": {**OF_COMPILER.get(run.chip, {}), **run.options},
     }
     with config.unlocked():
         config.model = {

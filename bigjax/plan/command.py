@@ -16,7 +16,7 @@ from bigjax.plan.schedule import duration
 TRUST = """\
 How far to trust this. HBM: the compiler's own figure; a step that it refuses does not fit. FLOPs
 and bytes sent: counted in the compiled program, with loops multiplied out. Seconds: the expected
-ones were compared with 8 published runs on v4, v5e, v6e and tpu7x: median error 8.5%, worst +64.4%
+ones were compared with 8 published runs on v4, v5e, v6e and tpu7x: median error 8.6%, worst +60.9%
 (on v6e), 3 in the range. Compare layouts of one model on one chip with them, not chips. The range
 is from communication that overlaps with computation completely to none; half of what could overlap
 is expected to. Attention kernels are assumed to reach half of the peak."""
