@@ -6,7 +6,7 @@ import json
 import pytest
 
 from bigjax import config
-from bigjax.plan import chips
+from bigjax.plan import chips, compilers
 from tests.unit.test_plan import plan
 
 SLICES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1", "h100:4")
@@ -24,7 +24,7 @@ VARIANTS = {
     "oracle_paper": ("",),
     "text": ("",),
 }
-# What is said of what cannot be planned, with the keys to change.
+# Of each config that cannot be planned a part of the message, with the key to change.
 REFUSED = {
     "bert/finetune.py": "config.init_from='runs/bert-docstrings' is neither",
     "bert/finetune.py:pairs": "config.init_from='runs/bert-docstrings' is neither",
@@ -34,23 +34,23 @@ REFUSED = {
 }
 FILES = {path.parent.name + "/" + path.name: path for path in config.config_files()}
 SPECS = [f"{name}:{v}".rstrip(":") for name, path in FILES.items() for v in VARIANTS[path.stem]]
-needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[plan]'"
-)
 
 
 def skip_without_compiler(topology):
-    names = ("jax_cuda12_plugin", "jax_cuda13_plugin") if "h100" in topology else ("libtpu",)
-    if not any(importlib.util.find_spec(name) for name in names):
-        pytest.skip("needs the compiler of this chip: see the extras plan, cuda and cuda13")
+    compiler = compilers.TPU if chips.figures(chips.parse(topology)[0]).timed else compilers.gpu()
+    if importlib.util.find_spec(compiler.module) is None:
+        pytest.skip(f"the compiler of this chip, {compiler.module}, is not installed: docs/plan.md")
+
+
+def config_flag(spec: str) -> str:
+    name, colon, variant = spec.partition(":")
+    return f"--config={FILES[name]}{colon}{variant}"
 
 
 def arguments(spec: str) -> list[str]:
-    name, _, variant = spec.partition(":")
-    given = [f"--config={FILES[name]}" + (f":{variant}" if variant else "")]
-    if name.startswith("seqgan/"):  # small ones may ask for one device
-        return [*given, "--mesh=data=-1"]
-    return given if variant == "tiny" else [*given, *SMALL]
+    if spec.startswith("seqgan/"):  # small ones may ask for one device
+        return [config_flag(spec), "--mesh=data=-1"]
+    return [config_flag(spec), *(() if spec.endswith(":tiny") else SMALL)]
 
 
 @pytest.mark.slow
@@ -71,12 +71,10 @@ def test_a_config_on_a_chip(spec, topology, tmp_path):
 
 
 @pytest.mark.slow
-@needs_compiler
 @pytest.mark.parametrize("spec", REFUSED)
 def test_what_cannot_be_planned_is_said_in_one_sentence(spec, tmp_path):
-    name, _, variant = spec.partition(":")
-    given = f"--config={FILES[name]}" + (f":{variant}" if variant else "")
-    code, out, err = plan(tmp_path, given, "--topology=v5e:2x2", "--json")
+    skip_without_compiler("v5e:2x2")
+    code, out, err = plan(tmp_path, config_flag(spec), "--topology=v5e:2x2", "--json")
     assert code == 2 and not out, out
     assert REFUSED[spec] in err and err.count("\n") == 1, err
 
