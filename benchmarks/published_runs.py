@@ -117,6 +117,7 @@ LLAMA3_70B = _llama(80, 8192, 28672, 64, 128256)
 GPT3_175B = dict(vocab_size=50304, n_layers=96, d_model=12288, n_heads=96)
 QKV = tuple(f"stack/attention/{name}" for name in ("query", "key", "value"))
 QKV_OUT = (*QKV, "stack/attention/out")
+VMEM = {"xla_tpu_scoped_vmem_limit_kib": "98304"}
 NOT_WINDOWED = {WINDOWED: "1000000"}
 
 RUNS = (
@@ -165,22 +166,25 @@ RUNS = (
         *("Llama 3.1 8B", LLAMA3_8B, "v6e:2x4", {"fsdp": 8}, 3, 8192, "full", 3.443),
         RECIPES + "trillium/Llama3.1-8B-MaxText/v6e-8/README.md",
         kept=QKV_OUT,
-        options=NOT_WINDOWED,
+        options={**NOT_WINDOWED, **VMEM},
     ),
     Run(
         *("Llama 3.1 8B", LLAMA3_8B, "v6e:8x8", {"fsdp": 64}, 5, 8192, "full", 5.652),
         RECIPES + "trillium/Llama3.1-8B-MaxText/v6e-64/README.md",
         kept=QKV_OUT,
+        options=VMEM,
     ),
     Run(
         *("Llama 3.1 8B", LLAMA3_8B, "v6e:16x16", {"fsdp": 256}, 4, 8192, "full", 4.546),
         RECIPES + "trillium/Llama3.1-8B-MaxText/v6e-256/README.md",
         kept=QKV_OUT,
+        options=VMEM,
     ),
     Run(
         *("Llama 2 70B", LLAMA2_70B, "v6e:16x16", {"fsdp": 256}, 3, 4096, "full", 9.052),
         RECIPES + "trillium/Llama2-70B-MaxText/README.md",
         kept=QKV,
+        options=VMEM,
     ),
     Run(
         *("GPT-3 175B", GPT3_175B, "v6e:16x16", {"fsdp": 256}, 3, 2048, "full", 17.182),
