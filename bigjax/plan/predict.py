@@ -18,14 +18,14 @@ from bigjax.plan.traffic import Traffic
 
 # Compared with published step times: see docs/plan.md and benchmarks/published_runs.py.
 KERNEL_SHARE = 0.5  # of the peak, that attention kernels are assumed to reach
-OVERLAP = 0.5  # of the communication that could overlap with work, the share that does
+OVERLAP = 0.75  # of the communication that could overlap with work, the share that does
 KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha\w+)"')
 CUDNN_SCORES = re.compile(r'"intermediate_tensor_shape":.*?"dimensions": ?\[([^\]]*)\]')
 
 
 class Collective(NamedTuple):
     """axes: of the mesh, such as 'fsdp', or 'slices'. bytes: that one device sends per step.
-    seconds: on a ring with one pair of links, or over the network between slices; None for GPUs."""
+    seconds: over the `links` it uses, or over the network between slices; None for GPUs."""
 
     kind: str
     axes: str
@@ -196,15 +196,15 @@ class _Walk:
         ids = group(op.text)
         n = len(ids)
         if kind == "collective-permute":  # its result includes the source
-            size, share, links = op.arrays[0].bytes, 1.0, 1
+            size, share, used = op.arrays[0].bytes, 1.0, 1
         else:
             into = sum(a.bytes for x in c.inputs(op) for a in x.arrays)
             out = sum(a.bytes for a in op.arrays)
             if op.opcode != kind and kind != "all-reduce":  # -start: its result includes the inputs
                 out -= into
-            size, links = max(into, out), 2  # a ring in both directions
+            size, used = max(into, out), links((caller[1] if fused else op).text)
             share = (2 if kind == "all-reduce" else 1) * (n - 1) / max(n, 1)
-        speed = links * self.chip.link if self.chip.timed else math.inf
+        speed = used * self.chip.link if self.chip.timed else math.inf
         seconds = self._sent(kind, self._axes(ids), times * size * share, speed)
         self.schedule.add(c, op, "collective", seconds, "links", caller)
 
@@ -266,6 +266,18 @@ def _kernel_flops(op: hlo.Op) -> float:
         return 2.0 * PRODUCTS[kind] * int(product[1])
     stated = re.search(r'"flops":"?(\d+)', op.text)
     return float(stated[1]) if stated else 0.0
+
+
+def links(text: str) -> int:
+    """Links that a device sends over at once in a collective: two for each dimension of the torus
+    in the algorithm that the TPU compiler writes beside it; two, a ring, if it writes none."""
+    gather = re.search(r'"emitter":"(\d)DAllGather', text)
+    if gather:
+        return 2 * int(gather[1])
+    strategy = re.search(r"\\n(\w+)\{colors:(\d+)", text)
+    if strategy:  # a ring per color, in one direction or in both
+        return int(strategy[2]) * (1 if strategy[1].startswith("UniDirection") else 2)
+    return 2
 
 
 def group(text: str) -> list[int]:

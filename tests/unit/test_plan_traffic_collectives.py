@@ -215,3 +215,34 @@ f32[256,8]) {
     assert moved(text + entry(*lines)) == (8 + 8) * ROW
     unstated = [re.sub(r"output_to_operand_aliasing=\{.*?\}\)\}, ", "", line) for line in lines]
     assert unstated != [*lines] and moved(text + entry(*unstated)) == (8 + 8) * ROW
+
+
+@pytest.mark.parametrize(
+    "algorithm, links",
+    [
+        ('{"emitter":"1DAllGatherNonMajorDim"}', 2),
+        ('{"emitter":"3DAllGatherOnMajorDim"}', 6),
+        (r'{"strategy":"StrategyND","debug":"\nStrategyND{colors:2 phases:2 cores:{16 16}"}', 4),
+        (r'{"strategy":"StrategyRing","debug":"\nStrategyRing{colors:1 phases:1 cores:{16}"}', 2),
+        (r'{"debug":"\nUniDirectionNDRingStrategy{colors:6 phases:3 cores:{4 4 4}"}', 6),
+        (r'{"debug":"\nUniDirection1DRingStrategy{colors:2 phases:1 cores:{4}"}', 2),
+        ('{"emitter":"NetRouterEmitter"}', 2),
+    ],
+)
+def test_a_collective_uses_the_links_of_its_algorithm(algorithm, links):
+    """A sum of 8 rows over four devices sends 1.5 times its bytes, over this many links at once;
+    within a fusion the algorithm stands beside the fusion."""
+    chip = chips.CHIPS["v5p"]
+    config = f', backend_config={{"collective_algorithm_config":{algorithm}}}'
+    groups = "channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add"
+    alone = entry(f"%op = f32[8,256]{{1,0}} all-reduce(%a), {groups}{config}")
+    inside = f"""%sum (p: f32[8,256]) -> f32[8,256] {{
+  %p = f32[8,256]{{1,0}} parameter(0)
+  ROOT %s = f32[8,256]{{1,0}} all-reduce(%p), {groups}
+}}
+
+"""
+    fused = inside + entry(f"%op = f32[8,256]{{1,0}} fusion(%a), kind=kCustom, calls=%sum{config}")
+    for text in alone, fused:
+        costs = predict.costs(text, chip, {"data": 4})
+        assert costs.communication == pytest.approx(1.5 * 8 * ROW / (links * chip.link * 1e9))
