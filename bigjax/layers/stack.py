@@ -9,6 +9,11 @@ import jax.numpy as jnp
 
 from bigjax.errors import UserError
 from bigjax.layers.remat import REMAT
+from bigjax.parallel.mesh import platform
+
+# A CPU copies what a scan keeps for the backward pass in and out of stacked arrays, a seventh of a
+# step. Compiling takes about a second more for each layer.
+UNROLLED_ON_CPU = 12
 
 
 class Period(nn.Module):
@@ -38,7 +43,7 @@ class Stack(nn.Module):
     scan=True: variables are under `layers`, each with a leading axis of n; with several kinds under
     `layers/block_0_of_2` and so on, with an axis of n / kinds. scan=False: under layer_0, layer_1,
     ... (`params.stack_layers` converts). Both give the same numbers, dropout included: layer i
-    folds its index i into rng.
+    folds its index i into rng. On a CPU the scan of a few layers is compiled without a loop.
     """
 
     blocks: tuple[type[nn.Module], ...]
@@ -75,6 +80,7 @@ class Stack(nn.Module):
                 variable_axes={True: 0},
                 split_rngs={"params": True},
                 length=self.n // kinds,
+                unroll=self.n // kinds if _unrolled(self.n, self.remat) else 1,
                 in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
                 metadata_params={nn.meta.PARTITION_NAME: "layers"},
             )
@@ -89,6 +95,14 @@ class Stack(nn.Module):
             out.append(c)
             total = add_sums(total, sums)
         return x, out if cache else None, total
+
+
+def _unrolled(n: int, remat: str) -> bool:
+    """Whether the scan of n layers is compiled as n copies of the layer, not as a loop.
+
+    Not with remat: without the loop the compiler would keep what is to be recomputed.
+    """
+    return n <= UNROLLED_ON_CPU and remat == "none" and platform() == "cpu"
 
 
 def add_sums(a: Mapping, b: Mapping) -> dict:

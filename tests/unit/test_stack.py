@@ -129,3 +129,18 @@ def test_a_cache_that_would_be_dropped_is_refused(scan, n, words):
     stack = Stack((Narrow, Wide), Config(), 4, scan)
     with pytest.raises(UserError, match=words):
         jax.eval_shape(lambda: stack.init(jax.random.key(0), X, 2.0, [None] * n))
+
+
+@pytest.mark.parametrize(
+    "blocks, n, remat, loop",
+    [
+        ((Narrow,), 3, "none", False),
+        ((Narrow, Wide), 4, "none", False),
+        ((Narrow,), 3, "full", True),
+        ((Narrow,), 13, "none", True),
+    ],
+)
+def test_a_cpu_has_a_loop_only_over_many_layers_or_to_save_memory(blocks, n, remat, loop):
+    model, tree = Model(Config(remat=remat), blocks, n), variables(blocks=blocks, n=n)
+    gradient = jax.grad(lambda x: model.apply(tree, x)[0].sum())
+    assert ("while" in jax.jit(gradient).lower(X).as_text()) == loop
