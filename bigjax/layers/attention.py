@@ -11,6 +11,7 @@ from bigjax.errors import UserError
 from bigjax.layers.basic import Dense
 from bigjax.layers.kernels import attend
 from bigjax.layers.mask import Causal, Mask, is_causal
+from bigjax.layers.remat import kept
 from bigjax.parallel.sharding import constrain
 
 
@@ -145,9 +146,9 @@ class Attention(nn.Module):
             start, new = cache.next, cache.write(k, v)
             k, v, q_segments, k_segments = new.key, new.value, None, None
         o = attend(
-            q,
-            k,
-            v,
+            kept(q, "query"),
+            kept(k, "key"),
+            kept(v, "value"),
             mask=self.mask,
             start=start,
             q_segments=q_segments,

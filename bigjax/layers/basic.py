@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from bigjax.errors import UserError
 from bigjax.layers.params import param, weight
+from bigjax.layers.remat import kept
 from bigjax.linear import Linear
 from bigjax.parallel.sharding import constrain, gathered
 
@@ -184,8 +185,11 @@ class MLP(nn.Module):
         wide = dict(features=(self.d_ff,), in_axes=("embed",), out_axes=("mlp",), **types)
         act = ACTIVATIONS[self.activation]
         x_BTD = constrain(x_BTD, "batch", "length", "act_embed")
-        h = Dense(**wide, name="up")(x_BTD)
-        h = act(Dense(**wide, name="gate")(x_BTD)) * h if self.activation == "swiglu" else act(h)
+        h = kept(Dense(**wide, name="up")(x_BTD), "mlp")
+        if self.activation == "swiglu":
+            h = act(kept(Dense(**wide, name="gate")(x_BTD), "mlp")) * h
+        else:
+            h = act(h)
         h = constrain(h, "batch", "length", "act_mlp")
         y = Dense(
             (x_BTD.shape[-1],), ("mlp",), ("embed",), init_std=self.out_std, **types, name="down"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.errors import UserError
-from bigjax.layers.remat import REMAT
+from bigjax.layers.remat import policy
 from bigjax.parallel.mesh import platform
 
 # A CPU copies what a scan keeps for the backward pass in and out of stacked arrays, a seventh of a
@@ -72,8 +72,8 @@ class Stack(nn.Module):
             )
         blocks = self.blocks
         if self.remat != "none":
-            policy = REMAT[self.remat]
-            blocks = tuple(nn.remat(b, policy=policy, prevent_cse=not self.scan) for b in blocks)
+            keep = policy(self.remat)
+            blocks = tuple(nn.remat(b, policy=keep, prevent_cse=not self.scan) for b in blocks)
         if self.scan:
             layers = nn.scan(
                 blocks[0] if kinds == 1 else Period,

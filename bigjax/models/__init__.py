@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.errors import UserError
-from bigjax.layers import kernels
+from bigjax.layers import kernels, remat
 from bigjax.layers.kernels import KERNELS
-from bigjax.layers.remat import REMAT
 from bigjax.linear import Linear
 from bigjax.parallel.sharding import constrain
 
@@ -70,7 +69,6 @@ class Decoder(NamedTuple):
 # Fields of a Config that do not change the parameters: a resumed run may change them.
 OF_A_RUN = ("remat", "*dropout", "dtype", "param_dtype", "attention")
 _CHOICES = {
-    "remat": REMAT,
     "attention": ("auto", *KERNELS),
     "dtype": ("float32", "bfloat16"),
     "param_dtype": ("float32", "bfloat16"),
@@ -80,6 +78,7 @@ _CHOICES = {
 def check_fields(c, choices: dict[str, Collection[str]]) -> None:
     """Raises UserError for a field whose value is not allowed. choices: {field: allowed values}, in
     addition to those of the fields that every family has."""
+    remat.policy(c.remat)
     for field, allowed in {**_CHOICES, **choices}.items():
         if getattr(c, field) not in allowed:
             raise UserError(

@@ -42,7 +42,7 @@ class Config:
     param_dtype: str = "float32"  # of imported, loaded and exported weights; training uses float32
     attention: str = "auto"  # auto (by backend), or a name of layers/kernels.KERNELS
     scan: bool = True  # layers scanned, or unrolled
-    remat: str = "none"  # none, dots, full: what the backward pass recomputes
+    remat: str = "none"  # what the backward pass recomputes: none, dots, ...; layers/remat.py
 
     MAY_CHANGE = OF_A_RUN
     RANGES = {
@@ -81,6 +81,7 @@ class Block(nn.Module):
         keys = [None] * 3
         if rng is not None:
             keys = jax.random.split(jax.random.fold_in(rng, i), 3)
+        x_BTD = kept(x_BTD, "input")
         a, _ = Attention(
             c.n_heads,
             c.n_heads,
@@ -92,9 +93,9 @@ class Block(nn.Module):
             name="attention",
         )(x_BTD, span, rng=keys[0])
         norm = lambda name: Norm(eps=c.norm_eps, **types, name=name)
-        x_BTD = norm("norm_1")(kept(x_BTD + dropout(a, c.dropout, keys[1])))
+        x_BTD = norm("norm_1")(kept(x_BTD + dropout(a, c.dropout, keys[1]), "residual"))
         m = MLP(c.d_ff, c.activation, **types, name="mlp")(x_BTD)
-        x_BTD = norm("norm_2")(kept(x_BTD + dropout(m, c.dropout, keys[2])))
+        x_BTD = norm("norm_2")(kept(x_BTD + dropout(m, c.dropout, keys[2]), "residual"))
         return constrain(x_BTD, "batch", "residual_length", "act_embed"), (cache, {})
 
 

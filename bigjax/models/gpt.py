@@ -53,7 +53,7 @@ class Config:
     param_dtype: str = "float32"  # of imported, loaded and exported weights; training uses float32
     attention: str = "auto"  # auto (by backend), or a name of layers/kernels.KERNELS
     scan: bool = True  # layers scanned, or unrolled
-    remat: str = "none"  # none, dots, full: what the backward pass recomputes
+    remat: str = "none"  # what the backward pass recomputes: none, dots, ...; layers/remat.py
 
     MAY_CHANGE = OF_A_RUN
     RANGES = {
@@ -124,13 +124,14 @@ class Block(nn.Module):
         if rng is not None and c.dropout:
             keys = jax.random.split(jax.random.fold_in(rng, i))
 
+        x_BTD = kept(x_BTD, "input")
         h = norm("norm_1")(x_BTD)
         a, cache = attention(h, span, cache)
         a = dropout(a, c.dropout, keys[0])
         if c.parallel_block:
             x_BTD = x_BTD + a + dropout(mlp(h), c.dropout, keys[1])
         else:
-            x_BTD = kept(x_BTD + a)
+            x_BTD = kept(x_BTD + a, "residual")
             x_BTD = x_BTD + dropout(mlp(norm("norm_2")(x_BTD)), c.dropout, keys[1])
         return constrain(x_BTD, "batch", "residual_length", "act_embed"), (cache, {})
 

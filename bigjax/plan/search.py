@@ -285,7 +285,9 @@ class _Arithmetic:
         """The least that is kept from the forward to the backward pass."""
         m, tokens = self.model, self._tokens(sizes) / micro
         kept, weights = m.width, 0.0
-        if remat == "dots":
+        if remat == "attention":
+            kept += m.queries + m.keys
+        elif remat == "dots":
             kept += m.queries + m.keys + m.inner
         elif remat == "none":  # norms, residuals, both sides of the activation, gathered weights
             kept = 6 * m.width + m.queries + m.keys + 2 * m.inner
@@ -297,7 +299,7 @@ class _Arithmetic:
     def seconds(self, sizes: dict[str, int], remat: str, micro: int) -> float:
         """An estimate, between no overlap of communication with work and complete overlap."""
         m, batch_size = self.model, self.config.train.batch_size
-        recomputed = 4 / 3 if remat == "full" else 1.0
+        recomputed = {"full": 4 / 3, "attention": 1.2}.get(remat, 1.0)
         work = (
             self.task.flops_per_example
             * batch_size
@@ -306,15 +308,15 @@ class _Arithmetic:
         )
         share = lambda axis: (sizes[axis] - 1) / sizes[axis]
         weights = 2 * self.weights / sizes["tensor"]  # bfloat16
-        passes = {"none": 1, "dots": 2, "full": 2}.get(remat, 1)
+        passes = 1 if remat in ("none", "") else 2
         tokens = self._tokens(sizes)
-        # A reduce-scatter runs along one ring; over several dimensions it is a full all-reduce.
+        # Over several dimensions of the torus gradients are summed whole, not scattered.
         back = 1 if any(n % sizes["fsdp"] == 0 for n in self.torus) else 2
         sent = weights * share("fsdp") * (passes + back) * micro
         sent += 2 * weights / sizes["fsdp"] * share("data") * micro
         # In each block activations are gathered and scattered at attention and MLP, forward and
         # backward, and gathered again for the gradients of the weights.
-        resent = 2 if remat == "full" else 0
+        resent = {"full": 2, "attention": 1}.get(remat, 0)
         sent += (10 + resent) * 2 * tokens * m.width * m.layers * share("tensor")
         sent += (
             (passes + 1)

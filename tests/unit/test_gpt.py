@@ -113,7 +113,7 @@ def test_scanned_unrolled_and_rematerialised_forms_are_equal(model):
 
     run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     want, want_grad = run(unrolled(params), c)
-    for remat in ("none", "dots", "full") if c.bias else ("full",):
+    for remat in ("none", "dots", "query,mlp:host") if c.bias else ("full", "attention"):
         got, grad = run(params, dataclasses.replace(c, scan=True, remat=remat))
         np.testing.assert_allclose(got, want, rtol=1e-6)
         for a, b in zip(jax.tree.leaves(unrolled(grad)), jax.tree.leaves(want_grad)):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from bigjax.layers.kernels.common import MASKED
 from bigjax.layers.mask import Mask, dense, key_range
+from bigjax.layers.remat import kept
 
 BIAS = True
 PLATFORMS = ()
@@ -29,7 +30,7 @@ def attention(
         (q_segments_BT, k_segments_BS),
         mask,
     )
-    return heads_first(o)
+    return kept(heads_first(o), "context")
 
 
 def unsupported(q_BTHD, k_BSKD, ways: int) -> str:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.layers.kernels.common import MASKED
+from bigjax.layers.remat import kept
 
 
 def attention(
@@ -22,4 +23,4 @@ def attention(
     p = jax.nn.softmax(scores, axis=-1).astype(v_BSKD.dtype)
     if dropout:
         p = jnp.where(jax.random.bernoulli(rng, 1 - dropout, p.shape), p / (1 - dropout), 0)
-    return jnp.einsum("bkgts,bskd->btkgd", p, v_BSKD).reshape(B, T, H, D)
+    return kept(jnp.einsum("bkgts,bskd->btkgd", p, v_BSKD).reshape(B, T, H, D), "context")

@@ -9,7 +9,7 @@ import numpy as np
 
 from bigjax.layers.kernels.common import over_devices
 from bigjax.layers.mask import Causal, Full, Mask, pairs, table
-from bigjax.layers.remat import KEPT, kept
+from bigjax.layers.remat import kept
 from bigjax.parallel.mesh import platform
 
 BIAS = False
@@ -32,7 +32,8 @@ def attention(
     S = k_BSKD.shape[1]
     mesh = jax.sharding.get_abstract_mesh()
     (batch, length, heads), (rows, parts, shards), k, v = over_devices(q_BTHD, k_BSKD, v_BSKD)
-    q, k, v = (kept(jnp.swapaxes(x, 1, 2)) for x in (q_BTHD * scale, k, v))
+    arrays = {"query": q_BTHD * scale, "key": k, "value": v}
+    q, k, v = (kept(jnp.swapaxes(x, 1, 2), name) for name, x in arrays.items())
     kernel = _kernel(H, T, S, mask, shards, parts, platform() != "tpu")
     if q_segments_BT is None:
         call = lambda kernel, q, k, v: jax.vmap(kernel)(q, k, v)
@@ -130,6 +131,6 @@ def _kernel(
         block_sizes=blocks,
         head_shards=head_shards,
         q_seq_shards=length_shards,
-        residual_checkpoint_name=KEPT,
+        residual_checkpoint_name="context",
         interpret=interpret,
     )

@@ -1,0 +1,77 @@
+"""What model.remat keeps of a layer for the backward pass."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bigjax.errors import UserError
+from bigjax.layers.attention import Span
+from bigjax.layers.params import unbox
+from bigjax.layers.remat import NAMES, policy
+from bigjax.models import gpt
+
+B, T, D, H, F = 2, 8, 16, 2, 48  # F: of the MLP, which has a gate
+SHAPES = {  # in NumPy's order of axes, as einsum attention reads them
+    "input": f"[{B},{T},{D}]",
+    "query": f"[{B},{T},{H},{D // H}]",
+    "context": f"[{B},{T},{H},{D // H}]",
+    "residual": f"[{B},{T},{D}]",
+    "mlp": f"[{B},{T},{F}]",
+}
+
+
+@pytest.fixture(scope="module")
+def block():
+    """(a layer as a function of its variables and input, both)."""
+    config = gpt.Config(
+        *(64, T, D, 1, H), d_ff=F, activation="swiglu", position="rotary", attention="einsum"
+    )
+    layer, x = gpt.Block(config), jnp.ones((B, T, D))
+    span = Span(jnp.broadcast_to(jnp.arange(T), (B, T)))
+    arguments = x, jnp.int32(0), span, None, None
+    variables = unbox(jax.eval_shape(layer.init, jax.random.key(0), *arguments))
+    return lambda variables, x: layer.apply(variables, x, *arguments[1:])[0], variables, x
+
+
+def saved(block, remat: str, capsys) -> list[str]:
+    """Names and shapes of the named arrays of a layer that are kept; in the host's memory, where
+    they have no names, 'host' and shapes."""
+    layer, *arguments = block
+    jax.ad_checkpoint.print_saved_residuals(jax.checkpoint(layer, policy=policy(remat)), *arguments)
+    lines = capsys.readouterr().out.splitlines()
+    found = (re.match(r"f32(?:<(host)>)?(\[[\d,]+\])(?: named '(\w+)')?", line) for line in lines)
+    return sorted(f"{m[1] or m[3]} {m[2]}" for m in found if m and (m[1] or m[3]))
+
+
+@pytest.mark.parametrize(
+    "remat, names",
+    [
+        ("full", ()),
+        ("query", ("query",)),
+        ("context,residual", ("context", "residual")),
+        ("mlp", ("mlp", "mlp")),
+        ("attention", ("query", "key", "value", "context", "residual")),
+    ],
+)
+def test_named_arrays_are_kept(block, capsys, remat, names):
+    shapes = {**SHAPES, "key": SHAPES["query"], "value": SHAPES["query"]}
+    assert saved(block, remat, capsys) == sorted(f"{name} {shapes[name]}" for name in names)
+
+
+def test_arrays_are_kept_in_the_memory_of_the_host(block, capsys):
+    on_host = [f"host {SHAPES[name]}" for name in ("input", "mlp", "mlp")]
+    want = [*on_host, f"query {SHAPES['query']}"]
+    assert saved(block, "input:host,query,mlp:host", capsys) == sorted(want)
+
+
+@pytest.mark.parametrize(
+    "remat", ["", "all", "query,", "query, key", "query,query", "mlp,mlp:host", "dots,query"]
+)
+def test_another_remat_is_refused(remat):
+    with pytest.raises(UserError) as e:
+        gpt.Config(*(64, T, D, 1, H), remat=remat)
+    assert f"model.remat is {remat!r}" in str(e.value)
+    for name in ("none", "dots", "attention", "full", *NAMES):
+        assert name in str(e.value)
