@@ -59,6 +59,7 @@ CASES = [
     ("splash", 256, 256, 1, True, CAUSAL, None, (2, 1, 2, 2)),
     ("splash", 256, 256, 2, False, CAUSAL, None, (1, 2, 1, 4)),
     ("splash", 256, 256, 2, False, PREFIX, None, (1, 1, 2, 4)),
+    ("splash", 640, 640, 2, True, CAUSAL, None, None),  # five blocks, of 128
 ]
 
 
@@ -149,6 +150,53 @@ def test_a_named_kernel_leaves_caches_and_other_lengths_to_einsum(kernel, T):
     q = jnp.ones((1, T, 2, 8))
     kernels.attend(q, q, q, mask=CAUSAL, kernel=kernel)
     kernels.attend(q, q, q, mask=CAUSAL, start=jnp.zeros(1, int), kernel=kernel)
+
+
+def test_splash_attention_with_large_blocks(monkeypatch):
+    """As for bfloat16: of a block's keys, half are processed at once."""
+    monkeypatch.setattr(splash, "fits_large", lambda D, dtype: True)
+    monkeypatch.setattr(splash, "SMALL", 128)
+    monkeypatch.setattr(splash, "LARGE", 256)
+    _compare("splash", 512, 512, 2, True, CAUSAL, None)
+
+
+def test_splash_attention_with_two_backward_kernels(monkeypatch):
+    monkeypatch.setattr(splash, "COPIES", 1)
+    _compare("splash", 640, 640, 2, True, CAUSAL, None)
+
+
+@pytest.mark.parametrize(
+    "mask, T, S, shards, D, dtype, block, fused",
+    [
+        (CAUSAL, 1024, 1024, 1, 128, "bfloat16", (1024, 1024), True),
+        (CAUSAL, 2048, 2048, 1, 128, "bfloat16", (1024, 1024), True),
+        (CAUSAL, 2048, 2048, 1, 256, "bfloat16", (512, 512), True),
+        (CAUSAL, 2048, 2048, 1, 64, "float32", (512, 512), True),
+        (CAUSAL, 8192, 8192, 1, 64, "bfloat16", (1024, 1024), True),
+        (CAUSAL, 8192, 8192, 16, 64, "bfloat16", (512, 512), False),
+        (CAUSAL, 9216, 9216, 1, 64, "bfloat16", (1024, 1024), False),
+        (CAUSAL & Window(256), 2048, 2048, 1, 64, "bfloat16", (512, 512), True),
+        (CAUSAL, 1536, 1536, 1, 64, "bfloat16", (512, 512), True),
+        (CAUSAL, 768, 768, 2, 64, "bfloat16", (384, 384), True),
+        (FULL, 1024, 2048, 1, 64, "bfloat16", (1024, 1024), True),
+        (FULL, 256, 1024, 1, 64, "bfloat16", (256, 1024), True),
+    ],
+    ids=str,
+)
+def test_the_blocks_of_splash_attention(mask, T, S, shards, D, dtype, block, fused, monkeypatch):
+    made = mock.Mock(side_effect=InterruptedError)
+    monkeypatch.setattr(splash.library, "make_splash_mha", made)
+    monkeypatch.setattr(splash, "over_devices", lambda q, k, v: ((None,) * 3, (1, shards, 1), k, v))
+    q, k = (jnp.zeros((1, n, 1, D), dtype) for n in (T, S))
+    with pytest.raises(InterruptedError):
+        splash.attention(q, k, k, mask, None, None, None, 1.0)
+    sizes = made.call_args.kwargs["block_sizes"]
+    q, kv = block
+    keys = min(kv, 512)
+    assert (sizes.block_q, sizes.block_kv, sizes.block_kv_compute) == (q, kv, keys)
+    assert (sizes.block_q_dkv, sizes.block_kv_dkv, sizes.block_kv_dkv_compute) == (q, kv, keys)
+    assert sizes.use_fused_bwd_kernel == fused
+    assert (sizes.block_q_dq, sizes.block_kv_dq) == ((None, None) if fused else (q, kv))
 
 
 def test_splash_attention_needs_a_multiple_of_128_keys():

@@ -182,10 +182,16 @@ def test_the_platform_of_a_mesh(monkeypatch):
 
 def test_the_kernels_of_splash_attention():
     """Not in private/: they are in jax.experimental, and only kernels/splash.py uses them."""
-    x = jax.ShapeDtypeStruct((1, 128, 2, 128), jnp.bfloat16)
     given = (Causal(), None, None, None, 0.1)
     loss = lambda q, k, v: splash.attention(q, k, v, *given).astype(jnp.float32).sum()
-    text = str(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(x, x, x))
+
+    def kernels(T: int) -> str:
+        x = jax.ShapeDtypeStruct((1, T, 2, 128), jnp.bfloat16)
+        return str(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(x, x, x))
+
+    one, text = kernels(128), kernels(128 * 11)  # with one backward kernel and with two
+    assert "splash_mha_dq" not in one
+    keeps("jax", "one kernel has all gradients", "splash.PRODUCTS", "splash_mha_dkv" in one)
     for name in splash.PRODUCTS:
         keeps("jax", f"a kernel is called {name}", "splash.PRODUCTS", name in text)
 

@@ -17,9 +17,20 @@ PLATFORMS = ()
 
 # The number of products of the size of queries x keys in each kernel; and the prefix of a named
 # scope that holds the multiplications of one such product. XLA does not know a kernel's FLOPs:
-# plan/predict.py reads them from these.
-PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+# plan/predict.py reads them from these. The backward pass is one kernel called dkv with 5 products,
+# or dkv with 4 and dq with 3; these are counted as 5 and 2, which also add up to 7.
+PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 2, "splash_mha_dkv": 5}
 SCOPE = "attention_product_"
+
+# From schedules of these kernels for each TPU (benchmarks/attention_blocks.py, docs/benchmarks.md).
+# A block of 1024 queries and keys, of which 512 keys are processed at once, takes less time than
+# the blocks of 512 that a causal mask needs of it. With heads of 256 or in float32 it takes more
+# than the 16 MiB of memory on the chip that v4 gives a kernel.
+LARGE, SMALL = 1024, 512
+# One backward kernel takes less time than two, but writes gradients of the queries for each block
+# of keys, and they are summed afterwards. Where that is more memory than this many times the
+# queries, two kernels are used.
+COPIES = 8
 
 
 def attention(
@@ -34,7 +45,8 @@ def attention(
     (batch, length, heads), (rows, parts, shards), k, v = over_devices(q_BTHD, k_BSKD, v_BSKD)
     arrays = {"query": q_BTHD * scale, "key": k, "value": v}
     q, k, v = (kept(jnp.swapaxes(x, 1, 2), name) for name, x in arrays.items())
-    kernel = _kernel(H, T, S, mask, shards, parts, platform() != "tpu")
+    block = blocks(mask, T, S, parts, fits_large(D, q.dtype))
+    kernel = _kernel(H, T, S, mask, shards, parts, block, platform() != "tpu")
     if q_segments_BT is None:
         call = lambda kernel, q, k, v: jax.vmap(kernel)(q, k, v)
         segments = ()
@@ -57,7 +69,7 @@ def attention(
                 *(P(batch, length), P(batch))[: len(segments)],
             ),
         )
-    product = _pairs(mask, T, S, parts) * B // rows * H // shards * D
+    product = _pairs(mask, T, S, parts, block) * B // rows * H // shards * D
     with jax.named_scope(f"{SCOPE}{product}"):
         return jnp.swapaxes(call(kernel, q, k, v, *segments), 1, 2)
 
@@ -103,32 +115,66 @@ def mask_of(mask: Mask, T: int, S: int, shards: int) -> masks.Mask:
     return _Mask(mask, (T, S))
 
 
-def _blocks(T: int, S: int, shards: int) -> tuple[int, int]:
-    """The sizes of a block of queries and of a block of keys. In schedules for v5e a block of 512
-    takes a fifth of the time of four of 128."""
-    size = lambda n: next(b for b in (512, 384, 256, 128) if n % b == 0)
+def fits_large(D: int, dtype) -> bool:
+    """Whether large blocks of heads of D fit in the memory of every chip."""
+    return D <= 128 and jnp.dtype(dtype).itemsize <= 2
+
+
+def blocks(mask: Mask, T: int, S: int, shards: int, large: bool) -> tuple[int, int]:
+    """The sizes of a block of queries and of a block of keys, for T queries in `shards` shards and
+    S keys. large: whether a large block fits."""
+    # Other masks are in memory, block by block, and may need few of the scores in a large block.
+    large = large and not isinstance(mask_of(mask, T, S, shards), _Mask)
+    sizes = (LARGE, SMALL, 384, 256, 128)[0 if large else 1 :]
+    size = lambda n: next(b for b in sizes if n % b == 0)
     queries = size(T // shards)
     return queries, queries if S == T else size(S)
 
 
-def _pairs(mask: Mask, T: int, S: int, shards: int) -> int:
+def at_once(kv: int) -> int:
+    """How many keys of a block of kv are processed at once."""
+    return min(kv, SMALL)
+
+
+def is_fused(S: int, kv: int) -> bool:
+    """Whether the backward pass of S keys in blocks of kv is one kernel."""
+    return S // kv <= COPIES
+
+
+def _pairs(mask: Mask, T: int, S: int, shards: int, block: tuple[int, int]) -> int:
     """Pairs of a query and a key, in complete blocks, that a device computes per head; where the
     sequence is sharded, on the device with the most pairs, for which the others wait."""
-    n, block = T // shards, _blocks(T, S, shards)
+    n = T // shards
     return max(pairs(mask, S, range(i, i + n), block) for i in range(0, T, n))
 
 
 def _kernel(
-    H: int, T: int, S: int, mask: Mask, head_shards: int, length_shards: int, interpret: bool
+    H: int,
+    T: int,
+    S: int,
+    mask: Mask,
+    head_shards: int,
+    length_shards: int,
+    block: tuple[int, int],
+    interpret: bool,
 ):
     """The library's kernel for H heads, T queries and S keys over all devices."""
-    q, kv = _blocks(T, S, length_shards)
-    blocks = library.BlockSizes(
-        block_q=q, block_kv=kv, block_q_dkv=q, block_kv_dkv=kv, block_q_dq=q, block_kv_dq=kv
+    q, kv = block
+    keys, fused = at_once(kv), is_fused(S, kv)
+    sizes = library.BlockSizes(
+        block_q=q,
+        block_kv=kv,
+        block_kv_compute=keys,
+        block_q_dkv=q,
+        block_kv_dkv=kv,
+        block_kv_dkv_compute=keys,
+        block_q_dq=None if fused else q,
+        block_kv_dq=None if fused else kv,
+        use_fused_bwd_kernel=fused,
     )
     return library.make_splash_mha(
         masks.MultiHeadMask([mask_of(mask, T, S, length_shards)] * H),
-        block_sizes=blocks,
+        block_sizes=sizes,
         head_shards=head_shards,
         q_seq_shards=length_shards,
         residual_checkpoint_name="context",
