@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from bigjax.errors import UserError
 from bigjax.layers.params import param, weight
+from bigjax.layers.product import product
 from bigjax.layers.remat import kept
 from bigjax.linear import Linear
 from bigjax.parallel.sharding import constrain, gathered
@@ -73,11 +74,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x, kernel, bias = self._factors(x)
-        n = len(self.in_axes)
-        contracted = tuple(range(x.ndim - n, x.ndim)), tuple(range(n))
-        y = jax.lax.dot_general(
-            x, kernel, (contracted, ((), ())), preferred_element_type=self.out_dtype or self.dtype
-        )
+        y = product(x, kernel, len(self.in_axes), self.out_dtype or self.dtype)
         return y if bias is None else add_bias(y, bias)
 
     def _factors(self, x: jax.Array) -> Linear:

@@ -40,9 +40,9 @@ def unsupported(q_BTHD, k_BSKD, ways: int) -> str:
 
 @functools.cache
 def _blocks(mask: Mask, T: int, S: int) -> list[tuple[slice, slice]]:
-    """[(queries, range of keys that they see)]: at least 128 queries per block, at most 8 blocks;
+    """[(queries, range of keys that they see)]: at least 64 queries per block, at most 8 blocks;
     one block where more would save nothing."""
-    n = max(n for n in range(1, 9) if T % n == 0 and (n == 1 or T // n >= 128))
+    n = max(n for n in range(1, 9) if T % n == 0 and (n == 1 or T // n >= 64))
     starts = range(0, T, T // n)
     blocks = [(slice(i, i + T // n), key_range(mask, range(i, i + T // n), S)) for i in starts]
     if all(keys == slice(0, S) for _, keys in blocks):
@@ -92,25 +92,48 @@ def _forward(q, k, v, bias, segments, mask):
 def _backward(mask, saved, do):
     q, k, v, bias, o, kept = saved
     S = k.shape[2]
+    blocks = _blocks(mask, q.shape[2], S)
+    # The exponentials times `inverse` are the weights: the narrower array is multiplied.
+    inverse = jnp.concatenate([inverse for _, inverse in kept], axis=2)
+    do = (do * inverse).astype(do.dtype)
     sums = (do.astype(jnp.float32) * o).sum(-1, keepdims=True)
-    dq, d_bias, dk, dv = [], [], 0, 0
-    for (rows, keys), (e, inverse) in zip(_blocks(mask, q.shape[2], S), kept):
-        p = e * inverse
+    dq, dk, dv, d_bias = [], [], [], []
+    for (rows, keys), (e, _) in zip(blocks, kept):
         do_rows = do[:, :, rows]
-        dp = _dot(do_rows, v[:, :, keys], 3, 3)
-        ds = p * (dp - sums[:, :, rows])
+        ds = e * (_dot(do_rows, v[:, :, keys], 3, 3) - sums[:, :, rows])
         if bias is not None:
             axes = tuple(i for i in (0, 1) if bias.shape[i] == 1)
             others = [(0, 0)] * 3 + [(keys.start, S - keys.stop)]
             d_bias.append(jnp.pad(ds.sum(axes, keepdims=True), others))
         ds = ds.astype(q.dtype)
         dq.append(_dot(ds, k[:, :, keys], 3, 2).astype(q.dtype))
-        others = ((0, 0), (0, 0), (keys.start, S - keys.stop), (0, 0))
-        dv += jnp.pad(_dot(p.astype(do.dtype), do_rows, 2, 2), others)
-        dk += jnp.pad(_dot(ds, q[:, :, rows], 2, 2), others)
+        dk.append(_dot(ds, q[:, :, rows], 2, 2))
+        dv.append(_dot(e, do_rows, 2, 2))
+    ranges = [keys for _, keys in blocks]
     d_bias = None if bias is None else jnp.concatenate(d_bias, axis=2).astype(bias.dtype)
-    dq = jnp.concatenate(dq, axis=2)
-    return dq, dk.astype(k.dtype), dv.astype(v.dtype), d_bias, (None, None)
+    dk, dv = (_sum_ranges(d, ranges, S) for d in (dk, dv))
+    return (
+        jnp.concatenate(dq, axis=2),
+        dk.astype(k.dtype),
+        dv.astype(v.dtype),
+        d_bias,
+        (None, None),
+    )
+
+
+def _sum_ranges(parts: list[jax.Array], ranges: list[slice], S: int) -> jax.Array:
+    """[B, H, S, D]: the sum of parts [B, H, n, D] of overlapping ranges of keys."""
+    edges = sorted({0, S, *(e for r in ranges for e in (r.start, r.stop))})
+    out = []
+    for start, stop in zip(edges, edges[1:]):
+        seen = [
+            part[:, :, start - r.start : stop - r.start]
+            for part, r in zip(parts, ranges)
+            if r.start <= start and stop <= r.stop
+        ]
+        B, H, _, D = parts[0].shape
+        out.append(sum(seen) if seen else jnp.zeros((B, H, stop - start, D), parts[0].dtype))
+    return jnp.concatenate(out, axis=2)
 
 
 _blocked.defvjp(_forward, _backward)

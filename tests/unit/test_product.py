@@ -1,0 +1,40 @@
+"""Products of activations and weights, and their gradients on a CPU."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigjax.layers.product import product
+
+
+@pytest.mark.parametrize(
+    "rows, inputs, outputs",
+    [((2, 5), (4,), (3, 6)), ((2, 5), (3, 6), (4,)), ((7,), (6,), (6,)), ((), (4,), (3,))],
+    ids=["wider", "narrower", "equal", "no rows"],
+)
+@pytest.mark.parametrize("dtype, out_dtype", [("float32", "float32"), ("bfloat16", "float32")])
+def test_products_and_gradients_are_those_of_tensordot(rows, inputs, outputs, dtype, out_dtype):
+    rng, n = np.random.default_rng(0), len(inputs)
+    x, kernel = (
+        jnp.asarray(rng.normal(size=s), dtype) for s in ((*rows, *inputs), (*inputs, *outputs))
+    )
+    cotangent = jnp.asarray(rng.normal(size=(*rows, *outputs)), out_dtype)
+
+    def both(function):
+        y, backward = jax.vjp(function, x, kernel)
+        return y, *backward(cotangent)
+
+    got = both(lambda x, kernel: product(x, kernel, n, out_dtype))
+    want = both(lambda x, w: jnp.tensordot(x, w, n, preferred_element_type=out_dtype))
+    tolerance = 1e-6 if dtype == "float32" else 2**-6
+    for a, b in zip(got, want, strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        np.testing.assert_allclose(*(np.float32(y) for y in (a, b)), tolerance, tolerance)
+
+
+def test_a_product_that_is_not_used_has_no_gradient():
+    x, kernel = jnp.ones((2, 3)), jnp.ones((3, 4))
+    loss = lambda x, w: (product(x, w, 1, "float32"), x.sum())[1]
+    d_x, d_kernel = jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
+    assert (d_x == 1).all() and (d_kernel == 0).all()
