@@ -212,9 +212,10 @@ def their_settings(
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What the walker reads in a step: seconds, and GiB of HBM."""
+    """What the walker reads in a step: seconds, and GiB of HBM. at_peak: of the FLOPs of `work`."""
 
     work: float
+    at_peak: float
     kernels: float
     communication: float
     step: tuple[float, float]
@@ -302,9 +303,10 @@ class Comparison:
 
 
 def reading(step: tpu_sides.Step, topology: str) -> Reading:
-    costs = step.costs(topology)
+    costs, chip = step.costs(topology), chips.CHIPS[chips.parse(topology)[0]]
     return Reading(
         costs.seconds,
+        costs.flops / (chip.peak * 1e12),
         costs.kernel_seconds,
         costs.communication,
         costs.step,
@@ -315,8 +317,9 @@ def reading(step: tpu_sides.Step, topology: str) -> Reading:
 def table(name: str, rows: list[Row]) -> str:
     """Markdown, each cell with MaxText's value and then ours."""
     lines = [
-        f"| {name} | work, s | ratio | kernels, s | communication, s | step, s | HBM, GiB |",
-        "| --- |" + " --- |" * 6,
+        f"| {name} | work, s | ratio | FLOPs at peak, s | kernels, s | communication, s "
+        "| step, s | HBM, GiB |",
+        "| --- |" + " --- |" * 7,
     ]
     for row in rows:
         sides = row.theirs, row.ours
@@ -325,6 +328,7 @@ def table(name: str, rows: list[Row]) -> str:
             row.name,
             cell(lambda r: f"{r.work:.4f}"),
             f"{row.ratio:.3f}" if row.ratio else "-",
+            cell(lambda r: f"{r.at_peak:.4f}"),
             cell(lambda r: f"{r.kernels:.4f}"),
             cell(lambda r: f"{r.communication:.3f}"),
             cell(lambda r: f"{r.step[0]:.3f} to {r.step[1]:.3f}"),

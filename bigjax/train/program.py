@@ -21,11 +21,17 @@ from bigjax.train.ahead import Ahead
 from bigjax.train.state import State
 from bigjax.train.step import make_step, mean_gradients, packed
 
-# Options of the compiler by kind of device (v5e, v5p): the KiB of memory on the chip that one
-# operation may use. By default it is 16 MiB there, and 32 MiB on later chips: the tiles of matrix
-# products are small, and their sums written more often (docs/benchmarks.md).
+# Options of the compiler by kind of device: v5e, v5p, v6e, and a core of tpu7x. The KiB of memory
+# on the chip that one operation may use; by default 16 MiB on v5e and v5p, 32 MiB on the others.
+# With less the tiles of matrix products are smaller, and their sums written more often
+# (docs/benchmarks.md).
 SCOPED_VMEM = "xla_tpu_scoped_vmem_limit_kib"
-OPTIONS = dict.fromkeys(("TPU v5 lite", "TPU v5"), {SCOPED_VMEM: "32768"})
+OPTIONS = {
+    "TPU v5 lite": {SCOPED_VMEM: "32768"},
+    "TPU v5": {SCOPED_VMEM: "32768"},
+    "TPU v6 lite": {SCOPED_VMEM: "98304"},
+    "TPU7x": {SCOPED_VMEM: "61440"},
+}
 OFFLOAD = "optim.offload"  # a task's own step does not move its state between memories
 
 

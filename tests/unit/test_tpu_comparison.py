@@ -193,7 +193,9 @@ def test_defaults_of_maxtext_are_left_to_it(load):
 
 
 def reading(plan, work, communication=0.1):
-    return plan.Reading(work, 0.1, communication, (work + 0.1, work + 0.1 + communication), 9.5)
+    return plan.Reading(
+        work, work / 2, 0.1, communication, (work + 0.1, work + 0.1 + communication), 9.5
+    )
 
 
 @pytest.fixture
@@ -246,7 +248,7 @@ def test_the_table_has_a_row_of_each_kind(comparison, monkeypatch, capsys):
     for kind in ("full remat", "dots remat", "best flags", "use_iota_embed", "own defaults"):
         assert any(kind in row for row in rows), kind
     windowed = next(row for row in rows if "full remat, the compiler's defaults" in row)
-    assert "| 0.9000, 0.5000 | 1.800 |" in windowed
+    assert "| 0.9000, 0.5000 | 1.800 | 0.4500, 0.2500 |" in windowed
     assert "9.50, 9.50" in windowed
 
 
