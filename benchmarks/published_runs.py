@@ -235,7 +235,8 @@ def predictions(readings: list[dict | None] | None = None) -> list[Prediction]:
 
 
 def _prediction(run: Run, reading: dict) -> Prediction:
-    kernels = predict.kernel_seconds(reading["kernel_flops"], chips.CHIPS[run.chip])
+    width = run.model.get("head_dim", run.model["d_model"] // run.model["n_heads"])
+    kernels = predict.kernel_seconds(reading["kernel_flops"], chips.CHIPS[run.chip], width)
     work = reading["seconds"] - reading["kept_seconds"]
     work += kernels * (1 - reading["kept_kernels"])
     return Prediction(run, work, reading["communication"])

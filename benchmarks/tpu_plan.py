@@ -16,8 +16,8 @@ FLOPs that a lookup does not; and the defaults of each side: MaxText's own layou
 rematerialisation and flags, and what `bigjax plan --search` finds.
 
 Seconds are predictions for a device: of work without attention kernels and communication, of
-kernels (at an assumed half of the peak), of communication (one after the other), and of the step,
-from complete overlap of communication to none. The ratio is of the first: MaxText's seconds over
+kernels (by their schedules), of communication (one after the other), and of the step, from complete
+overlap of communication to none. The ratio is of the first: MaxText's seconds over
 ours, so that more than 1 means that bigjax is faster. How far to trust them: `bigjax plan` says.
 The line of JSON is for the row of equal layouts and best flags with the lowest ratio.
 """

@@ -17,7 +17,8 @@ from bigjax.plan.schedule import Entry, Schedule
 from bigjax.plan.traffic import Traffic
 
 # Compared with published step times: see docs/plan.md and benchmarks/published_runs.py.
-KERNEL_SHARE = 0.5  # of the peak, that attention kernels are assumed to reach
+WIDTH = 128  # of the heads for which Chip.attention holds; others take as long, up to this share:
+AT_MOST = 0.85
 OVERLAP = 0.75  # of the communication that could overlap with work, the share that does
 KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha\w+)"')
 CUDNN_SCORES = re.compile(r'"intermediate_tensor_shape":.*?"dimensions": ?\[([^\]]*)\]')
@@ -82,7 +83,7 @@ def costs(text: str, chip: Chip, mesh: dict[str, int], slices: int = 1) -> Costs
         walk.flops,
         walk.kernel_flops,
         walk.seconds,
-        kernel_seconds(walk.kernel_flops, chip),
+        walk.kernel_seconds,
         collectives,
         walk.hbm_bytes,
         walk.schedule.entries(),
@@ -96,7 +97,8 @@ class _Walk:
         self.module, self.count, self.traffic = module, Counter(module), Traffic(module)
         self.schedule = Schedule(module)
         self.chip, self.mesh, self.slices = chip, mesh, slices
-        self.flops = self.kernel_flops = self.hbm_bytes = self.seconds = 0.0
+        self.flops = self.kernel_flops = self.hbm_bytes = 0.0
+        self.seconds = self.kernel_seconds = 0.0
         self.collectives: dict[tuple[str, str], tuple[float, float]] = {}
 
     def computation(self, name: str, times: float) -> None:
@@ -121,7 +123,7 @@ class _Walk:
         if not walks:
             return
         largest = max(walks, key=lambda walk: walk.amounts)
-        for name in ("flops", "kernel_flops", "hbm_bytes", "seconds"):
+        for name in ("flops", "kernel_flops", "hbm_bytes", "seconds", "kernel_seconds"):
             setattr(self, name, getattr(self, name) + getattr(largest, name))
         for key, (sent, seconds) in largest.collectives.items():
             before = self.collectives.get(key, (0.0, 0.0))
@@ -133,16 +135,17 @@ class _Walk:
         """To compare branches by: seconds, which are 0 for GPUs, FLOPs, and bytes."""
         communication = sum(seconds for _, seconds in self.collectives.values())
         flops = self.flops + self.kernel_flops
-        kernels = kernel_seconds(self.kernel_flops, self.chip) if self.chip.timed else 0.0
-        return self.seconds + kernels + communication, flops, self.hbm_bytes
+        return self.seconds + self.kernel_seconds + communication, flops, self.hbm_bytes
 
     def _op(self, c: hlo.Computation, op: hlo.Op, times: float, channels: set) -> None:
         self._collectives(c, op, times, channels)
         if op.opcode == "custom-call" and KERNEL.search(op.text):
-            flops = times * _kernel_flops(op)
-            self.kernel_flops += flops
+            flops, width = _kernel(op)
+            self.kernel_flops += times * flops
             if self.chip.timed:
-                self.schedule.add(c, op, "kernel", kernel_seconds(flops, self.chip), "FLOPs")
+                seconds = kernel_seconds(times * flops, self.chip, width)
+                self.kernel_seconds += seconds
+                self.schedule.add(c, op, "kernel", seconds, "schedule")
             return
         if op.opcode == "send":
             self._between_slices(c, op, times)
@@ -247,25 +250,29 @@ def expected(step: tuple[float, float]) -> float:
     return high - OVERLAP * (high - low)
 
 
-def kernel_seconds(flops: float, chip: Chip) -> float:
-    return flops / (KERNEL_SHARE * chip.peak * 1e12)
+def kernel_seconds(flops: float, chip: Chip, width: int = WIDTH) -> float:
+    """Of attention kernels for heads of this width."""
+    return flops / (min(chip.attention * width / WIDTH, AT_MOST) * chip.peak * 1e12)
 
 
-def _kernel_flops(op: hlo.Op) -> float:
-    """FLOPs of a kernel: what a Pallas kernel states; for splash attention what layers/splash.py
-    writes into the program; for cuDNN's attention two products of [T, D] and [D, S] forward and
-    five backward, which recomputes the scores. Masked scores count, though cuDNN skips most."""
+def _kernel(op: hlo.Op) -> tuple[float, int]:
+    """(FLOPs of a kernel, the width of its heads): what a Pallas kernel states, of unknown width;
+    for splash attention what layers/kernels/splash.py writes into the program; for cuDNN's
+    attention two products of [T, D] and [D, S] forward and five backward, which recomputes the
+    scores. Masked scores count, though cuDNN skips most."""
     scores = CUDNN_SCORES.search(op.text)
     if scores:
         sizes = [int(n) for n in re.findall(r"\d+", scores[1])]
         products = 5 if "Backward" in KERNEL.search(op.text)[1] else 2
-        return 2.0 * products * math.prod(sizes) * op.arrays[0].dims[-1]
+        width = op.arrays[0].dims[-1]
+        return 2.0 * products * math.prod(sizes) * width, width
     product = re.search(SCOPE + r"(\d+)", op.text)
     kind = next((x for x in PRODUCTS if op.name.startswith(x)), None)
     if kind and product:
-        return 2.0 * PRODUCTS[kind] * int(product[1])
+        result = max(op.arrays, key=lambda a: len(a.dims))  # the others are of one block
+        return 2.0 * PRODUCTS[kind] * int(product[1]), result.dims[-1]
     stated = re.search(r'"flops":"?(\d+)', op.text)
-    return float(stated[1]) if stated else 0.0
+    return float(stated[1]) if stated else 0.0, WIDTH
 
 
 def links(text: str) -> int:

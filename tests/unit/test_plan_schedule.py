@@ -107,7 +107,7 @@ def test_the_schedule_of_a_program():
     want = {
         ("stack/mlp/up", "forward", "matrix product"): (90000 / 1.5e9, "cycles"),
         ("stack/mlp/down", "forward", "collective"): (3 / 4 * 2 * 1024**2 / 90e9, "links"),
-        ("stack/attention", "forward", "kernel"): (1.97e9 / (197e12 / 2), "FLOPs"),
+        ("stack/attention", "forward", "kernel"): (1.97e9 / (0.8 * 197e12), "schedule"),
         # Without a name: it prepares what the next operation reads.
         ("stack/norm_1", "backward", "copy"): (4 * 1024**2 / 819e9, "HBM"),
         ("stack/norm_1", "backward", "collective"): (3 / 4 * 4 * 1024**2 / 90e9, "links"),
@@ -117,9 +117,8 @@ def test_the_schedule_of_a_program():
     assert {k: v[1] for k, v in seconds.items()} == {k: v[1] for k, v in want.items()}
     for key, (value, _) in want.items():
         assert seconds[key][0] == pytest.approx(value, rel=1e-12), key
-    assert [e.seconds for e in costs.schedule] == sorted(
-        (v for v, _ in want.values()), reverse=True
-    )
+    in_order = sorted((v for v, _ in want.values()), reverse=True)
+    assert [e.seconds for e in costs.schedule] == pytest.approx(in_order, rel=1e-12)
     total = costs.work + costs.communication
     assert sum(e.seconds for e in costs.schedule) == pytest.approx(total, rel=1e-12)
     kinds = schedule.by_kind(costs.schedule)
@@ -182,7 +181,7 @@ def entry(layer, kind, seconds, part="forward", bound="HBM"):
 
 ENTRIES = (
     entry("stack/mlp/up", "matrix product", 0.5, "backward", "cycles"),
-    entry("stack/attention", "kernel", 0.25, bound="FLOPs"),
+    entry("stack/attention", "kernel", 0.25, bound="schedule"),
     *(entry(f"layer<{i}>&", "copy", 0.25 / 16) for i in range(16)),
 )
 
@@ -200,7 +199,7 @@ def test_the_largest_are_printed(monkeypatch, capsys):
     out = planned(monkeypatch, capsys, made(1.0, schedule=ENTRIES), "--topology=v5e:4x4", "--json")
     assert "by kind        matrix product 50.0%, kernel 25.0%, copy 25.0%\n" in out
     assert re.search(r"stack/mlp/up, backward +matrix product +0.500 s +50.0%  cycles\n", out)
-    assert re.search(r"stack/attention, forward +kernel +0.250 s +25.0%  FLOPs\n", out)
+    assert re.search(r"stack/attention, forward +kernel +0.250 s +25.0%  schedule\n", out)
     assert re.search(r"largest +kind +seconds +share  bound\n", out)
     assert "layer<7>&" in out and "layer<8>&" not in out  # 2 + 8
     numbers = json.loads(out.splitlines()[-1])
@@ -222,3 +221,24 @@ def test_a_cached_plan_has_its_schedule():
     plan = made(1.0, schedule=ENTRIES, hbm_bytes=5.0)
     kept = json.loads(json.dumps(compile_lib.dataclasses.asdict(plan)))
     assert compile_lib._from_json(kept) == plan
+
+
+@pytest.mark.parametrize(
+    "chip, share", [("v5e", {64: 0.4, 128: 0.8, 256: 0.85}), ("v6e", {256: 0.62})]
+)
+def test_narrow_heads_take_as_long_as_wide_ones_up_to_a_share_of_the_peak(chip, share):
+    """The result has the width of the heads; what else a kernel returns belongs to one block."""
+    for width, of_peak in share.items():
+        text = f"""HloModule m
+
+ENTRY %main (q: bf16[4,512,{width}]) -> (f32[512,128], bf16[4,512,{width}]) {{
+  %q = bf16[4,512,{width}]{{2,1,0}} parameter(0)
+  ROOT %splash_mha_fwd.1 = (f32[512,128]{{1,0}}, bf16[4,512,{width}]{{2,1,0}}) custom-call(%q), \
+custom_call_target="tpu_custom_call", metadata={{op_name="attention/attention_product_1000/x"}}
+}}
+"""
+        costs = predict.costs(text, chips.CHIPS[chip], {"data": 1})
+        assert costs.kernel_flops == 2 * 2 * 1000
+        assert costs.kernel_seconds == pytest.approx(
+            4000 / (of_peak * chips.CHIPS[chip].peak * 1e12)
+        )
