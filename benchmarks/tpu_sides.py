@@ -57,7 +57,7 @@ class Step:
     def costs(self, topology: str) -> predict.Costs:
         """What the walker of `bigjax plan` reads in the program; of both sides in the same way."""
         sizes = {axis: n for axis, n in self.mesh.items() if n > 1} or {"data": 1}
-        return predict.costs(scoped(self.text), chips.figures(chips.parse(topology)[0]), sizes)
+        return predict.costs(scoped(self.text), chips.figures(topology), sizes)
 
 
 def scoped(text: str) -> str:

@@ -17,7 +17,7 @@ NAMES = {
     "query": "queries as the attention kernel reads them",
     "key": "keys, likewise",
     "value": "values, likewise",
-    "context": "the result of the attention kernel, with its sums of exponentials",
+    "context": "the result of attention; on a TPU with the kernel's sums of exponentials",
     "residual": "the input and what attention adds to it, from which the MLP's norm is computed",
     "mlp": "the products before the MLP's activation",
 }

@@ -25,12 +25,17 @@ class Correction(NamedTuple):
     runs: int
     scale: float | None = None
 
-    def __call__(self, plan) -> tuple[float, float]:
+    def expected(self, plan) -> float:
+        """Seconds of a step."""
+        if self.scale is not None:
+            return self.scale * predict.expected(plan.step_seconds)
+        return self.work * plan.work_seconds + self.communication * plan.communication
+
+    def range(self, plan) -> tuple[float, float]:
         """(low, high) seconds of a step."""
         if self.scale is not None:
             return tuple(self.scale * x for x in plan.step_seconds)
-        middle = self.work * plan.work_seconds + self.communication * plan.communication
-        return middle * (1 - self.spread), middle * (1 + self.spread)
+        return tuple(self.expected(plan) * (1 + sign * self.spread) for sign in (-1, 1))
 
     def __str__(self) -> str:
         if self.scale is not None:
@@ -39,6 +44,9 @@ class Correction(NamedTuple):
                 "less, would separate work from communication"
             )
         return f"work x {self.work:.2f}, communication x {self.communication:.2f}"
+
+
+NONE = Correction(1, 1, 0, 0, scale=1.0)  # seconds as they are predicted
 
 
 def read(path: str, chip: str) -> Correction:

@@ -34,6 +34,7 @@ class Chip(NamedTuple):
     limit: float
     dims: int
     largest: int
+    wraps: bool = True  # rows of a slice are closed to rings, as in a cube or a whole pod
 
     @property
     def timed(self) -> bool:
@@ -107,10 +108,18 @@ def parse(topology: str) -> tuple[str, tuple[int, ...]]:
     return name, sizes
 
 
-def figures(name: str) -> Chip:
-    """The figures of a chip; a GPU's limit is the share of its memory that jax allocates."""
+def figures(topology: str) -> Chip:
+    """The figures of a chip in a slice; a GPU's limit is the share of its memory that jax
+    allocates."""
+    name, sizes = parse(topology)
     chip = CHIPS[name]
-    return chip if chip.timed else chip._replace(limit=chip.limit * gpu.share())
+    if not chip.timed:
+        return chip._replace(limit=chip.limit * gpu.share())
+    return chip._replace(wraps=_wraps(sizes))
+
+
+def _wraps(sizes: tuple[int, ...]) -> bool:
+    return sizes == (16, 16) or (len(sizes) == 3 and min(sizes) >= 4)
 
 
 def _known(name: str) -> str:
@@ -149,10 +158,8 @@ def devices(topology: str, slices: int = 1) -> list:
         more["chip_config_name"] = "megacore"  # one device a chip
     if math.prod(sizes) == 1:
         more["chips_per_host_bounds"] = [1, 1, 1]
-    if sizes == (16, 16):
-        more["wrap"] = (True, True, False)
-    elif len(sizes) == 3 and min(sizes) >= 4:
-        more["wrap"] = (True, True, True)
+    if _wraps(sizes):
+        more["wrap"] = (True, True, len(sizes) == 3)
     if slices > 1:
         more["num_slices"] = slices
     try:

@@ -9,7 +9,8 @@ from etils import epath
 from bigjax import json_text, paths, report
 from bigjax.config import DEFAULT_CONFIG
 from bigjax.errors import UserError, cannot_write
-from bigjax.plan import gpu, html, predict, schedule
+from bigjax.layers.remat import HOST
+from bigjax.plan import gpu, html, schedule
 from bigjax.plan.chips import CHIPS, GIB, parse
 from bigjax.plan.schedule import duration
 
@@ -27,6 +28,8 @@ several, which changes the figure a little. The limit is the share of the memory
 counted in the compiled program, with loops multiplied out; those of cuDNN's attention include
 masked scores. No seconds and no MFU: the compiler predicts none, and a GPU chooses its kernels by
 measuring."""
+
+_NOT_TIMED = "; the time of transfers to the host is not included"
 
 
 def run(f: flags.FlagValues, config) -> None:
@@ -59,7 +62,7 @@ def run(f: flags.FlagValues, config) -> None:
     from bigjax.train import stages
 
     config, _ = stages.resolve(config, read_data=False)
-    correct = calibrate.read(f.calibrate, chip) if f.calibrate else None
+    correct = calibrate.read(f.calibrate, chip) if f.calibrate else calibrate.NONE
     if f.search:
         plans = [_search(f, config, correct)]
     else:
@@ -68,7 +71,7 @@ def run(f: flags.FlagValues, config) -> None:
     for page in pages:
         print(page.text())
     trust = TRUST if CHIPS[chip].timed else TRUST_GPU.format(share=gpu.share())
-    if correct:
+    if f.calibrate:
         trust += f"\nCorrected by {correct.runs} measured run(s): {correct}."
     print(trust)
     numbers = {**pages[-1].numbers(), "fits": all(plan.fits for plan in plans)}
@@ -105,18 +108,17 @@ def _search(f, config, correct):
     """Prints the ranking, writes the best layout into config and returns its plan."""
     from bigjax.plan import search
 
-    seconds_of = correct or (lambda plan: plan.step_seconds)
     ranking = search.search(
         config,
         f.topology,
         f.slices,
         f["budget-minutes"].value,
         lambda text: print(text, flush=True),
-        seconds_of,
+        correct.expected,
     )
     print(f"\n{'time per step':<22}{'HBM':<12}layout")
     for result in ranking[:10]:
-        low, high = map(duration, seconds_of(result.plan))
+        low, high = map(duration, correct.range(result.plan))
         gib = result.plan.peak_bytes / GIB
         print(f"{f'{low} to {high}':<22}{gib:>5.2f} GiB   {result.candidate}")
     best = ranking[0].candidate
@@ -133,12 +135,14 @@ class _Page:
     def __init__(self, plan, config, topology: str, slices: int, correct) -> None:
         self.plan, self.config, self.topology, self.slices = plan, config, topology, slices
         self.chip = CHIPS[parse(topology)[0]]
-        self.seconds = plan.step_seconds if not (correct and plan.fits) else correct(plan)
+        predicted = plan.step_seconds is not None
+        self.seconds = correct.range(plan) if predicted else None
+        self.expected = correct.expected(plan) if predicted else None  # seconds per step
 
     @property
-    def expected(self) -> float | None:
-        """Seconds per step."""
-        return self.seconds and predict.expected(self.seconds)
+    def _moves_activations(self) -> bool:
+        """Whether activations wait in the memory of the host."""
+        return HOST in self.config.model.get("remat", "")
 
     @property
     def mfu(self) -> tuple[float, float] | None:
@@ -201,11 +205,7 @@ class _Page:
             f"  HBM per device {need} of {plan.limit_bytes / GIB:.2f}: {over or 'fits'}",
             f"    parameters   {plan.parameter_bytes / GIB:.3f} GiB",
             f"    optimizer    {plan.optimizer_bytes / GIB:.3f} GiB"
-            + (
-                ", in host memory; the time of its transfers is not included"
-                if plan.host_bytes
-                else ""
-            ),
+            + (f", in host memory{_NOT_TIMED}" if plan.host_bytes else ""),
         ]
         if plan.frozen_bytes:
             lines.append(f"    frozen       {plan.frozen_bytes / GIB:.3f} GiB")
@@ -213,6 +213,7 @@ class _Page:
             rest = plan.peak_bytes - plan.state_bytes
             lines.append(
                 f"    other        {rest / GIB:.3f} GiB: activations, gradients, gathered weights"
+                + (_NOT_TIMED if self._moves_activations else "")
             )
         if not plan.fits:
             return "\n".join([*lines, "  " + self._advice()])
@@ -266,7 +267,7 @@ class _Page:
                 f"{c.mesh.tensor}). Sharded over all of them, {devices} devices would hold them."
             )
         changes = []
-        if c.model.get("remat", "full") != "full":
+        if c.model.get("remat", "full") != "full" and not self._moves_activations:
             changes.append(f"model.remat='full' (now {c.model.remat!r})")
         changes.append(f"train.accumulate={2 * c.train.accumulate} (now {c.train.accumulate})")
         changes.append("a larger mesh.fsdp, mesh.tensor or mesh.sequence")

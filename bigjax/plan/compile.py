@@ -99,8 +99,7 @@ def plans(config, topology: str, slices: int = 1) -> list[Plan]:
     Raises UserError for an invalid topology or mesh, and if the compiler is missing; RunError if
     the compiler fails, or jax cannot read its result.
     """
-    name, _ = chips.parse(topology)
-    chip = chips.figures(name)
+    chip = chips.figures(topology)
     mesh_lib.check_settings()
     devices = chips.devices(topology, slices)
     mesh = mesh_lib.checked(config.mesh, config.train.batch_size, config.train.accumulate, devices)

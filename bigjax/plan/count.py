@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 
-from bigjax.plan.hlo import Computation, Module, Op, called, constant, parameter_number
+from bigjax.plan.hlo import Computation, Module, Op, called, constant, parameter_number, remembered
 
 
 class Counter:
@@ -34,7 +34,7 @@ class Counter:
         if not step or start is None:
             return 1
         n = (limit - start) / step
-        return max(1, math.floor(n) + 1 if direction == "LE" else math.ceil(n))
+        return max(1, math.floor(n) + 1 if direction in ("LE", "GE") else math.ceil(n))
 
     def _compared(self, c: Computation) -> tuple[int, int, str] | None:
         """(index in the loop's tuple, limit, direction) of the compare that ends a condition."""
@@ -56,7 +56,7 @@ class Counter:
             return None
         a, b = map(known, c.inputs(op))
         direction = op.attribute("direction")
-        if isinstance(a, str) and isinstance(b, int) and direction in ("LT", "LE", "NE"):
+        if isinstance(a, str) and isinstance(b, int) and direction != "EQ":
             return int(a), b, direction
         return None
 
@@ -121,7 +121,7 @@ class Counter:
                 return constant(op) or 0
         return None
 
-    @functools.cache
+    @remembered
     def flops(self, name: str) -> float:
         """FLOPs of the matrix products in a computation and in those that it calls."""
         c = self.computations[name]

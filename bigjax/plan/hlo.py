@@ -1,7 +1,9 @@
 """Parses the text of compiled HLO, as `jax.stages.Compiled.as_text()` gives it, into computations
 of operations."""
 
+from collections.abc import Callable
 import dataclasses
+import functools
 import math
 import re
 
@@ -107,6 +109,20 @@ class Module:
                 lines.append(line)
         if not self.entry:
             raise ValueError("This text is not an HLO module: it has no ENTRY computation.")
+
+
+def remembered(method: Callable) -> Callable:
+    """A method that computes its result once per name; it is forgotten with the instance, and the
+    program that it holds."""
+
+    @functools.wraps(method)
+    def look_up(self, name: str):
+        results = self.__dict__.setdefault(f"_results_of_{method.__name__}", {})
+        if name not in results:
+            results[name] = method(self, name)
+        return results[name]
+
+    return look_up
 
 
 def called(op: Op) -> list[str]:

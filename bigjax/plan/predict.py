@@ -206,6 +206,8 @@ class _Walk:
             if op.opcode != kind and kind != "all-reduce":  # -start: its result includes the inputs
                 out -= into
             size, used = max(into, out), links((caller[1] if fused else op).text)
+            if not self.chip.wraps:  # a chip in the corner of a slice has one link per dimension
+                used = min(used, 2)
             share = (2 if kind == "all-reduce" else 1) * (n - 1) / max(n, 1)
         speed = used * self.chip.link if self.chip.timed else math.inf
         seconds = self._sent(kind, self._axes(ids), times * size * share, speed)

@@ -6,12 +6,11 @@ that it prepares or uses.
 """
 
 from collections.abc import Iterable, Sequence
-import functools
 import re
 from typing import NamedTuple
 
 from bigjax.layers.kernels.splash import SCOPE
-from bigjax.plan.hlo import ASIDE, Computation, Module, Op, called
+from bigjax.plan.hlo import ASIDE, Computation, Module, Op, called, remembered
 
 KINDS = ("matrix product", "kernel", "elementwise", "copy", "collective")
 PARTS = ("forward", "backward", "recomputed", "update")
@@ -90,7 +89,7 @@ class Schedule:
             return self._only_copies(called(op)[0])
         return op.opcode.removesuffix("-start") in _COPIES
 
-    @functools.cache
+    @remembered
     def _only_copies(self, name: str) -> bool:
         ops = self._computations[name].ops.values()
         return all(self.is_copy(op) for op in ops)
@@ -107,7 +106,7 @@ class Schedule:
                     near += (x for x in neighbours.get(name, ()) if x in c.ops and x not in near)
         return "compiler", "update"
 
-    @functools.cache
+    @remembered
     def _users(self, name: str) -> dict[str, list[str]]:
         users: dict[str, list[str]] = {}
         for op in self._computations[name].ops.values():
@@ -121,7 +120,7 @@ class Schedule:
         product, last = parts[0] if parts else (None, None)
         return product or _own_path(op) or last
 
-    @functools.cache
+    @remembered
     def _paths(self, name: str) -> tuple[str | None, str | None]:
         """The paths of a matrix product in a fusion, and of the last operation that has one."""
         product = last = None

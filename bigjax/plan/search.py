@@ -21,7 +21,7 @@ from bigjax.layers.output import GRADIENTS_AT_ONCE, LOGITS_AT_ONCE
 from bigjax.layers.remat import REMAT
 from bigjax.parallel import sharding
 from bigjax.parallel.mesh import AXES
-from bigjax.plan import chips, predict
+from bigjax.plan import chips
 from bigjax.plan import compile as compile_lib
 from bigjax.plan.compile import device_bytes
 from bigjax.train.state import abstract
@@ -78,12 +78,12 @@ def search(
     slices: int,
     minutes: float,
     log: Callable[[str], None],
-    seconds_of: Callable[[compile_lib.Plan], tuple[float, float]],
+    seconds_of: Callable[[compile_lib.Plan], float],
 ) -> list[Result]:
     """The layouts that were compiled and fit, best first.
 
-    seconds_of(plan) -> (low, high) of a step. Raises UserError if no layout that was tried fits, or
-    for a task with several kinds of steps; RunError if the compiler fails and nothing else fits.
+    seconds_of(plan) -> expected ones of a step. Raises UserError if no layout that was tried fits,
+    or for a task with several kinds of steps; RunError if the compiler fails and nothing else fits.
     """
     start = time.monotonic()
     candidates, ruled_out = _candidates(config, topology, slices)
@@ -120,7 +120,7 @@ def search(
             log(f"  {candidate}: {e}")
             continue
         if plan.fits and plan.peak_bytes <= (1 - SPARE) * plan.limit_bytes:
-            results.append(Result(candidate, plan, predict.expected(seconds_of(plan))))
+            results.append(Result(candidate, plan, seconds_of(plan)))
             gib = plan.peak_bytes / chips.GIB
             log(f"  {candidate}: {results[-1].seconds:.3g} s, {gib:.2f} GiB")
         else:

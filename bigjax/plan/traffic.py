@@ -8,10 +8,18 @@ it makes in place. Indices of slices are not counted: they are in scalar memory.
 """
 
 from collections.abc import Iterable
-import functools
 from typing import NamedTuple
 
-from bigjax.plan.hlo import ASIDE, Array, Computation, Module, Op, called, parameter_number
+from bigjax.plan.hlo import (
+    ASIDE,
+    Array,
+    Computation,
+    Module,
+    Op,
+    called,
+    parameter_number,
+    remembered,
+)
 
 # Loops, calls and branches move what the operations within them do.
 _MOVES_NOTHING = {
@@ -120,7 +128,7 @@ class Traffic:
             return _updated(self._source(c, inputs[source.parameter]), source.written)
         return None
 
-    @functools.cache
+    @remembered
     def _work(self, name: str) -> set[str]:
         """The operations of a fusion that its results are made of; not those that only a collective
         reads."""
@@ -134,7 +142,7 @@ class Traffic:
                 left += c.inputs(op)
         return names
 
-    @functools.cache
+    @remembered
     def _parameters(self, name: str) -> dict[str, int]:
         """{operation of a fusion: the parameter whose data it is}."""
         c = self.computations[name]
@@ -156,7 +164,7 @@ class Traffic:
                 total += read
         return min(total, whole)
 
-    @functools.cache
+    @remembered
     def _needed(self, name: str) -> dict[str, float]:
         """{operation of a fusion: elements of its result that the fusion needs}: fewer than all, if
         only slices of them are used."""

@@ -37,7 +37,7 @@ SPECS = [f"{name}:{v}".rstrip(":") for name, path in FILES.items() for v in VARI
 
 
 def skip_without_compiler(topology):
-    compiler = compilers.TPU if chips.figures(chips.parse(topology)[0]).timed else compilers.gpu()
+    compiler = compilers.TPU if chips.figures(topology).timed else compilers.gpu()
     if importlib.util.find_spec(compiler.module) is None:
         pytest.skip(f"the compiler of this chip, {compiler.module}, is not installed: docs/plan.md")
 

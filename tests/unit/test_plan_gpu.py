@@ -142,14 +142,14 @@ def test_unknown_topologies(topology):
 def test_the_limit_is_what_jax_allocates(monkeypatch):
     for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
         monkeypatch.delenv(name, raising=False)
-    assert chips.figures("h100").limit == pytest.approx(0.75 * 79.11, abs=0.01)
+    assert chips.figures("h100:8").limit == pytest.approx(0.75 * 79.11, abs=0.01)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", ".9")
-    assert chips.figures("h100").limit == pytest.approx(0.9 * 79.11, abs=0.01)
-    assert chips.figures("v5e").limit == 15.75
+    assert chips.figures("h100:8").limit == pytest.approx(0.9 * 79.11, abs=0.01)
+    assert chips.figures("v5e:4x4").limit == 15.75
     for text in ("90", "much", "0"):
         monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", text)
         with pytest.raises(UserError, match=f"XLA_CLIENT_MEM_FRACTION='{text}'.*such as 0.9"):
-            chips.figures("h100")
+            chips.figures("h100:8")
 
 
 def made(gib: float):

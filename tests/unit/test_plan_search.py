@@ -73,7 +73,7 @@ def compiled(monkeypatch):
     return done
 
 
-def searched(c=None, minutes=60, log=print, seconds_of=lambda plan: plan.step_seconds):
+def searched(c=None, minutes=60, log=print, seconds_of=calibrate.NONE.expected):
     return search.search(c or config(), "v5e:4x4", 1, minutes, log, seconds_of)
 
 
@@ -179,7 +179,7 @@ def test_layouts_that_are_slower_by_estimate_are_not_compiled(
         ],
     )
     lines = []
-    result = searched(log=lines.append, seconds_of=lambda plan: (plan.work_seconds,) * 2)
+    result = searched(log=lines.append, seconds_of=lambda plan: plan.work_seconds)
     assert [f.seconds for f in result] == ranked
     others = len(some) - len(ranked)
     assert lines[-1] == f"Compiled 3; by estimate the other {others} are slower or too large."
@@ -203,14 +203,14 @@ def test_a_layout_that_barely_fits_is_tried_if_it_may_be_the_best(monkeypatch):
     room = (1 - search.SPARE) * 15.75 * chips.GIB
     best = min(every, key=lambda c: c.estimate)
     assert best.needs > room > every[0].needs  # others come first
-    result = searched(config("6.7b", 128), seconds_of=lambda plan: (plan.work_seconds,) * 2)
+    result = searched(config("6.7b", 128), seconds_of=lambda plan: plan.work_seconds)
     assert result[0].seconds == best.estimate
 
 
 def test_layouts_larger_than_one_that_did_not_fit_are_not_compiled(monkeypatch):
     every, done = planned(monkeypatch, lambda c: made(c.estimate, 99.0 if c.needs > limit else 4.0))
     limit = sorted(c.needs for c in every)[len(every) // 2]
-    searched(config("6.7b", 128), seconds_of=lambda plan: (plan.work_seconds,) * 2)
+    searched(config("6.7b", 128), seconds_of=lambda plan: plan.work_seconds)
     for remat in ("dots", "full"):
         failed = [c.needs for c in done if c.remat == remat and c.needs > limit]
         assert failed == sorted(failed, reverse=True) and len(set(failed)) == len(failed)
@@ -232,7 +232,7 @@ def test_a_search_over_its_budget_ends_after_one_layout(compiled):
 
 def test_a_search_ranks_by_corrected_seconds(compiled):
     """Here the slowest step is corrected to be the fastest."""
-    result = searched(seconds_of=lambda plan: (1 / plan.work_seconds,) * 2)
+    result = searched(seconds_of=lambda plan: 1 / plan.work_seconds)
     assert result[0].plan.work_seconds == max(f.plan.work_seconds for f in result)
 
 
@@ -251,8 +251,9 @@ def test_measured_runs_correct_a_prediction(tmp_path):
     calibration = calibrate.read(path, "v5e")
     assert (calibration.work, calibration.communication) == pytest.approx((1.2, 1 / 3))
     assert calibration.runs == 3
-    low, high = calibration(made(2.0))
+    low, high = calibration.range(made(2.0))
     assert (low + high) / 2 == pytest.approx(1.2 * 2 + 1 / 3) and low < high
+    assert calibration.expected(made(2.0)) == pytest.approx(1.2 * 2 + 1 / 3)
 
 
 @pytest.mark.parametrize("runs", [1, 20])
@@ -261,14 +262,15 @@ def test_runs_that_are_alike_scale_the_range(tmp_path, runs):
     path = measured(tmp_path, *[("v5e:4x4", 1.0, 0.5, 1.5 + 0.01 * i) for i in range(runs)])
     calibration = calibrate.read(path, "v5e")
     scale = (1.5 + 0.005 * (runs - 1)) / 1.125  # the median over what is expected of 1.0 to 1.5
-    assert calibration(made(2.0)) == pytest.approx((2 * scale, 3 * scale))
+    assert calibration.range(made(2.0)) == pytest.approx((2 * scale, 3 * scale))
+    assert calibration.expected(made(2.0)) == pytest.approx(scale * 2.25)
     assert "More runs" in str(calibration)
 
 
 def test_measurements_that_contradict_each_other_leave_seconds_positive(tmp_path):
     runs = [(1, 0.1, 10.0), (1, 0.9, 1.0), (2, 0.1, 1.0)]
     path = measured(tmp_path, *(("v5e:4x4", *run) for run in runs))
-    low, high = calibrate.read(path, "v5e")(made(1.0))
+    low, high = calibrate.read(path, "v5e").range(made(1.0))
     assert 0 < low < high
 
 
@@ -328,7 +330,7 @@ def test_measurements_are_read_as_other_text_files(tmp_path, encode):
 
 
 def page(plan, c=None):
-    return command._Page(plan, c or config(), "v5e:4x4", 1, None)
+    return command._Page(plan, c or config(), "v5e:4x4", 1, calibrate.NONE)
 
 
 def test_the_page_of_a_plan():

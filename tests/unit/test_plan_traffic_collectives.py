@@ -246,3 +246,11 @@ def test_a_collective_uses_the_links_of_its_algorithm(algorithm, links):
     for text in alone, fused:
         costs = predict.costs(text, chip, {"data": 4})
         assert costs.communication == pytest.approx(1.5 * 8 * ROW / (links * chip.link * 1e9))
+        # A chip in the corner of a slice that is not closed has one link per dimension.
+        costs = predict.costs(text, chip._replace(wraps=False), {"data": 4})
+        assert costs.communication == pytest.approx(1.5 * 8 * ROW / (2 * chip.link * 1e9))
+
+
+def test_slices_that_are_closed_to_rings():
+    slices = ("v5e:16x16", "v5e:8x16", "v5e:4x4", "v5p:4x4x4", "v5p:2x4x4")
+    assert [x for x in slices if chips.figures(x).wraps] == ["v5e:16x16", "v5p:4x4x4"]

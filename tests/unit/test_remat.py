@@ -36,13 +36,14 @@ def block():
 
 
 def saved(block, remat: str, capsys) -> list[str]:
-    """Names and shapes of the named arrays of a layer that are kept; in the host's memory, where
-    they have no names, 'host' and shapes."""
+    """Names and shapes of the named arrays of a layer that are kept, and of its argument x; in the
+    host's memory, where they have no names, 'host' and shapes."""
     layer, *arguments = block
     jax.ad_checkpoint.print_saved_residuals(jax.checkpoint(layer, policy=policy(remat)), *arguments)
     lines = capsys.readouterr().out.splitlines()
-    found = (re.match(r"f32(?:<(host)>)?(\[[\d,]+\])(?: named '(\w+)')?", line) for line in lines)
-    return sorted(f"{m[1] or m[3]} {m[2]}" for m in found if m and (m[1] or m[3]))
+    pattern = r"f32(?:<(host)>)?(\[[\d,]+\])(?: named '(\w+)'| from the argument (x)$)?"
+    found = (re.match(pattern, line) for line in lines)
+    return sorted(f"{name} {m[2]}" for m in found if m and (name := m[1] or m[3] or m[4]))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,8 @@ def saved(block, remat: str, capsys) -> list[str]:
 )
 def test_named_arrays_are_kept(block, capsys, remat, names):
     shapes = {**SHAPES, "key": SHAPES["query"], "value": SHAPES["query"]}
-    assert saved(block, remat, capsys) == sorted(f"{name} {shapes[name]}" for name in names)
+    want = [f"x {SHAPES['input']}", *(f"{name} {shapes[name]}" for name in names)]
+    assert saved(block, remat, capsys) == sorted(want)
 
 
 def test_arrays_are_kept_in_the_memory_of_the_host(block, capsys):

@@ -1,0 +1,68 @@
+"""How often loops of a compiled program run, and what is kept of a program that was read."""
+
+import gc
+import weakref
+
+import pytest
+
+from bigjax.plan import chips, count, hlo, predict
+
+LOOP = """HloModule m
+
+%body (p: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {{
+  %p = (s32[], f32[8,8]{{1,0}}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[8,8]{{1,0}} get-tuple-element(%p), index=1
+  %step = s32[] constant({step})
+  %next = s32[] add(%i, %step)
+  %y = f32[8,8]{{1,0}} dot(%x, %x), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+  ROOT %r = (s32[], f32[8,8]{{1,0}}) tuple(%next, %y)
+}}
+
+%condition (q: (s32[], f32[8,8])) -> pred[] {{
+  %q = (s32[], f32[8,8]{{1,0}}) parameter(0)
+  %j = s32[] get-tuple-element(%q), index=0
+  %end = s32[] constant({end})
+  ROOT %more = pred[] compare(%j, %end), direction={direction}
+}}
+
+ENTRY %main (a: f32[8,8]) -> f32[8,8] {{
+  %a = f32[8,8]{{1,0}} parameter(0)
+  %start = s32[] constant({start})
+  %t = (s32[], f32[8,8]{{1,0}}) tuple(%start, %a)
+  %loop = (s32[], f32[8,8]{{1,0}}) while(%t), condition=%condition, body=%body
+  ROOT %b = f32[8,8]{{1,0}} get-tuple-element(%loop), index=1
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    "start, step, direction, end, trips",
+    [
+        (0, 1, "LT", 10, 10),
+        (0, 3, "LT", 10, 4),
+        (1, 2, "LE", 9, 5),
+        (0, 2, "NE", 8, 4),
+        (10, -1, "GT", 0, 10),
+        (10, -3, "GT", 0, 4),
+        (9, -1, "GE", 0, 10),
+    ],
+)
+def test_a_loop_that_counts_to_a_constant(start, step, direction, end, trips):
+    text = LOOP.format(start=start, step=step, direction=direction, end=end)
+    module = hlo.Module(text)
+    assert count.Counter(module).trips(module.computations["main"].ops["loop"]) == trips
+    costs = predict.costs(text, chips.CHIPS["v5e"], {"data": 1})
+    assert costs.flops == trips * 2 * 8**3
+
+
+def test_a_program_that_was_read_is_forgotten(monkeypatch):
+    """A search reads dozens, of some MB each."""
+    modules = []
+    make = hlo.Module
+    monkeypatch.setattr(hlo, "Module", lambda text: modules.append(make(text)) or modules[-1])
+    text = LOOP.format(start=0, step=1, direction="LT", end=10)
+    predict.costs(text, chips.CHIPS["v5e"], {"data": 1})
+    module = weakref.ref(modules.pop())
+    gc.collect()
+    assert module() is None
