@@ -249,9 +249,10 @@ def named(blocks: Blocks) -> str:
     return "x".join(map(str, blocks))
 
 
-def chosen(D: int, T: int) -> dict[str, Blocks]:
+def chosen(chip: str, D: int, T: int) -> dict[str, Blocks]:
     """The kernels and blocks that layers/kernels/splash.py chooses."""
-    q, kv = splash.blocks(Causal(), T, T, 1, splash.fits_large(D, jnp.bfloat16))
+    large = splash.fits_large(D, jnp.bfloat16, device(chip).device_kind)
+    q, kv = splash.blocks(Causal(), T, T, 1, large)
     kernels = ("fwd", "fused") if splash.is_fused(T, kv) else ("fwd", "dq", "dkv")
     return dict.fromkeys(kernels, Blocks(q, kv, splash.at_once(kv)))
 
@@ -273,7 +274,7 @@ def compare(chip: str, D: int, T: int, candidates: list[Blocks]) -> tuple[float,
             )
     choices = {
         f"two backward kernels, {named(first)}": dict.fromkeys(("fwd", "dq", "dkv"), first),
-        "bigjax": chosen(D, T),
+        "bigjax": chosen(chip, D, T),
         "best": {
             kernel: min(table[kernel], key=lambda blocks: table[kernel][blocks].seconds)
             for kernel in ("fwd", "fused")

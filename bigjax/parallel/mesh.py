@@ -160,6 +160,12 @@ def platform() -> str:
     return "cpu" if kind == "cpu" else "tpu" if kind.startswith("TPU") else "gpu"
 
 
+def device_kind() -> str:
+    """The kind of device of the program being traced, such as 'TPU v6 lite'; see `platform`."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.device_kind if device else jax.devices()[0].device_kind
+
+
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
     """Raises UserError if a micro-batch does not divide over the mesh's batch axes."""
     shards = _product(mesh.shape[a] for a in BATCH_AXES)

@@ -154,7 +154,7 @@ def test_a_named_kernel_leaves_caches_and_other_lengths_to_einsum(kernel, T):
 
 def test_splash_attention_with_large_blocks(monkeypatch):
     """As for bfloat16: of a block's keys, half are processed at once."""
-    monkeypatch.setattr(splash, "fits_large", lambda D, dtype: True)
+    monkeypatch.setattr(splash, "fits_large", lambda D, dtype, kind: True)
     monkeypatch.setattr(splash, "SMALL", 128)
     monkeypatch.setattr(splash, "LARGE", 256)
     _compare("splash", 512, 512, 2, True, CAUSAL, None)
@@ -197,6 +197,26 @@ def test_the_blocks_of_splash_attention(mask, T, S, shards, D, dtype, block, fus
     assert (sizes.block_q_dkv, sizes.block_kv_dkv, sizes.block_kv_dkv_compute) == (q, kv, keys)
     assert sizes.use_fused_bwd_kernel == fused
     assert (sizes.block_q_dq, sizes.block_kv_dq) == ((None, None) if fused else (q, kv))
+
+
+@pytest.mark.parametrize(
+    "kind, D, large",
+    [
+        ("TPU v4", 128, True),
+        ("TPU v4", 256, False),
+        ("TPU v6 lite", 256, True),
+        ("TPU7x", 256, True),
+        ("TPU7x", 512, False),
+    ],
+)
+def test_which_heads_have_large_blocks(kind, D, large, monkeypatch):
+    made = mock.Mock(side_effect=InterruptedError)
+    monkeypatch.setattr(splash.library, "make_splash_mha", made)
+    monkeypatch.setattr(splash, "device_kind", lambda: kind)
+    q = jnp.zeros((1, 1024, 1, D), "bfloat16")
+    with pytest.raises(InterruptedError):
+        splash.attention(q, q, q, CAUSAL, None, None, None, 1.0)
+    assert made.call_args.kwargs["block_sizes"].block_q == (1024 if large else 512)
 
 
 def test_splash_attention_needs_a_multiple_of_128_keys():

@@ -10,7 +10,7 @@ import numpy as np
 from bigjax.layers.kernels.common import over_devices
 from bigjax.layers.mask import Causal, Full, Mask, pairs, table
 from bigjax.layers.remat import kept
-from bigjax.parallel.mesh import platform
+from bigjax.parallel.mesh import device_kind, platform
 
 BIAS = False
 PLATFORMS = ()
@@ -24,9 +24,12 @@ SCOPE = "attention_product_"
 
 # From schedules of these kernels for each TPU (benchmarks/attention_blocks.py, docs/benchmarks.md).
 # A block of 1024 queries and keys, of which 512 keys are processed at once, takes less time than
-# the blocks of 512 that a causal mask needs of it. With heads of 256 or in float32 it takes more
-# than the 16 MiB of memory on the chip that v4 gives a kernel.
+# the blocks of 512 that a causal mask needs of it.
 LARGE, SMALL = 1024, 512
+# The widest heads, in bfloat16, that have large blocks, by kind of device (v6e and tpu7x). Those of
+# 256 need more than the 16 MiB of memory on the chip that v4 gives a kernel, and gain least on v5e.
+WIDEST = {"TPU v6 lite": 256, "TPU7x": 256}
+OTHERS_WIDEST = 128
 # One backward kernel takes less time than two, but writes gradients of the queries for each block
 # of keys, and they are summed afterwards. Where that is more memory than this many times the
 # queries, two kernels are used.
@@ -45,7 +48,7 @@ def attention(
     (batch, length, heads), (rows, parts, shards), k, v = over_devices(q_BTHD, k_BSKD, v_BSKD)
     arrays = {"query": q_BTHD * scale, "key": k, "value": v}
     q, k, v = (kept(jnp.swapaxes(x, 1, 2), name) for name, x in arrays.items())
-    block = blocks(mask, T, S, parts, fits_large(D, q.dtype))
+    block = blocks(mask, T, S, parts, fits_large(D, q.dtype, device_kind()))
     kernel = _kernel(H, T, S, mask, shards, parts, block, platform() != "tpu")
     if q_segments_BT is None:
         call = lambda kernel, q, k, v: jax.vmap(kernel)(q, k, v)
@@ -115,9 +118,9 @@ def mask_of(mask: Mask, T: int, S: int, shards: int) -> masks.Mask:
     return _Mask(mask, (T, S))
 
 
-def fits_large(D: int, dtype) -> bool:
-    """Whether large blocks of heads of D fit in the memory of every chip."""
-    return D <= 128 and jnp.dtype(dtype).itemsize <= 2
+def fits_large(D: int, dtype, kind: str) -> bool:
+    """Whether heads of D have large blocks on a kind of device."""
+    return D <= WIDEST.get(kind, OTHERS_WIDEST) and jnp.dtype(dtype).itemsize <= 2
 
 
 def blocks(mask: Mask, T: int, S: int, shards: int, large: bool) -> tuple[int, int]:
