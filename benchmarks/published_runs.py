@@ -284,6 +284,27 @@ def summary(results: list[Prediction]) -> str:
     )
 
 
+def left_out(results: list[Prediction]) -> str:
+    """How much depends on the share of communication that is expected to overlap: the errors of
+    each run with the share, in steps of 0.05, for the smallest median error of the others."""
+
+    def error(p: Prediction, share: float) -> float:
+        low, high = p.range
+        return abs((high - share * (high - low)) / p.run.seconds - 1)
+
+    shares, errors = [], []
+    for p in results:
+        others = [q for q in results if q is not p]
+        median = lambda share: statistics.median(error(q, share) for q in others)
+        shares.append(min((i / 20 for i in range(21)), key=median))
+        errors.append(error(p, shares[-1]))
+    return (
+        "With the share of overlap that gives the smallest median error of all other runs, "
+        f"{min(shares):.2f} to {max(shares):.2f}, the median error of the runs left out is "
+        f"{statistics.median(errors):.1%}, the largest {max(errors):.1%}."
+    )
+
+
 def result(results: list[Prediction]) -> dict:
     """The line of JSON. ours: predicted over published seconds, the median."""
     ours = statistics.median(p.expected / p.run.seconds for p in results)

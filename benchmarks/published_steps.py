@@ -98,6 +98,7 @@ def main() -> None:
         sys.exit(e.exit_code)
     results = published_runs.predictions(readings)
     print(f"\n{published_runs.table(results)}\n\n{published_runs.summary(results)}.")
+    print(published_runs.left_out(results))
     if args.json:
         print(json.dumps(published_runs.result(results)))
 

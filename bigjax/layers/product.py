@@ -24,7 +24,7 @@ def _product(x, kernel, n, dtype):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _product_on_cpu(x, kernel, n, dtype):
     """`_product` with a gradient that XLA computes on a CPU without transposing x or its own
-    argument: it would where the rows have several dimensions."""
+    argument: it would where the rows have several dimensions. Without forward mode (jax.jvp)."""
     return _product(x, kernel, n, dtype)
 
 

@@ -17,10 +17,10 @@ from bigjax.plan.schedule import duration
 TRUST = """\
 How far to trust this. HBM: the compiler's own figure; a step that it refuses does not fit. FLOPs
 and bytes sent: counted in the compiled program, with loops multiplied out. Seconds: the expected
-ones were compared with 8 published runs on v4, v5e, v6e and tpu7x: median error 8.6%, worst +18.2%
-(on tpu7x), 3 in the range. Compare layouts of one model on one chip with them, not chips. The range
-is from communication that overlaps with computation completely to none; three quarters of what
-could overlap are expected to. Attention kernels take the time of their schedules."""
+ones were compared with 8 published runs on v4, v5e, v6e and tpu7x: median error 9.4%, worst -17.6%
+(on v4), 3 in the range. Compare layouts of one model on one chip with them, not chips. The range is
+from communication that overlaps with computation completely to none; three quarters of what could
+overlap are expected to. Attention kernels take the time of their schedules."""
 TRUST_GPU = """\
 How far to trust this. HBM: the compiler's own figure for its default kernels; on a GPU it tries
 several, which changes the figure a little. The limit is the share of the memory that jax allocates

@@ -29,6 +29,7 @@ def test_the_errors_that_a_plan_states_are_those_of_its_constants(published):
 def test_the_page_has_the_table(published):
     page = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")
     assert published.table(published.predictions()) in page
+    assert words(published.left_out(published.predictions())) in words(page)
 
 
 def test_the_errors_are_small_enough_to_plan_by(published):
