@@ -35,6 +35,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from jax.sharding import SingleDeviceSharding  # noqa: E402
 
+from bigjax.data.files import LOCAL_CACHE, cache_folder, write_cached  # noqa: E402
 from bigjax.layers import mask as mask_lib  # noqa: E402
 from bigjax.layers.kernels import splash  # noqa: E402
 from bigjax.layers.mask import Causal  # noqa: E402
@@ -44,7 +45,6 @@ PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4, "fused": 5}  # of queries x keys
 CORES = {"v4": 2, "v5p": 2}  # of a device: they share the rows of a kernel
 # Gradients of queries, keys and values that a kernel computes.
 WANTED = {"dq": slice(0, 1), "dkv": slice(1, 3), "fused": slice(0, 3)}
-CACHE = pathlib.Path.home() / ".cache/bigjax/attention_blocks"
 ROWS, HEADS, LENGTH = 2, 8, 8192  # of the compiled kernel: so large that its arrays are in HBM
 
 
@@ -86,25 +86,13 @@ def device(chip: str):
 
 def compile_kernel(chip: str, kernel: str, D: int, blocks: Blocks) -> None:
     """Compiles one kernel as bigjax calls it, over rows with jax.vmap."""
-    backward_blocks = dict(
-        block_q_dkv=blocks.q, block_kv_dkv=blocks.kv, block_kv_dkv_compute=blocks.compute
-    )
-    if kernel == "fused":
-        backward_blocks["use_fused_bwd_kernel"] = True
-    else:
-        backward_blocks |= dict(block_q_dq=blocks.q, block_kv_dq=blocks.kv)
-    splash = library.make_splash_mha(
+    attend = library.make_splash_mha(
         masks.MultiHeadMask([masks.CausalMask((LENGTH, LENGTH))] * HEADS),
-        block_sizes=library.BlockSizes(
-            block_q=blocks.q,
-            block_kv=blocks.kv,
-            block_kv_compute=blocks.compute,
-            **backward_blocks,
-        ),
+        block_sizes=splash.block_sizes(*blocks, kernel == "fused"),
         head_shards=1,
         q_seq_shards=1,
     )
-    rows = jax.vmap(lambda q, k, v, ids: splash(q, k, v, library.SegmentIds(ids, ids)))
+    rows = jax.vmap(lambda q, k, v, ids: attend(q, k, v, library.SegmentIds(ids, ids)))
     forward = lambda q, k, v, ids: jax.vjp(lambda *qkv: rows(*qkv, ids), q, k, v)
     place = SingleDeviceSharding(device(chip))
     placed = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
@@ -157,7 +145,8 @@ def read_bundles(text: str) -> Bundles:
 def measure(chip: str, kernel: str, D: int, blocks: Blocks) -> Bundles | str:
     """Its bundles, or why the compiler refuses it. Kept on disk."""
     name = f"{chip}-{kernel}-{D}-{'-'.join(map(str, blocks))}.json"
-    kept = CACHE / importlib.metadata.version("libtpu") / name
+    version = importlib.metadata.version("libtpu")
+    kept = cache_folder(LOCAL_CACHE, "attention_blocks", version) / name
     if not kept.exists():
         folder = dump_folder()
         for old in folder.glob("*"):
@@ -169,8 +158,7 @@ def measure(chip: str, kernel: str, D: int, blocks: Blocks) -> Bundles | str:
             result = read_bundles(dump.read_text())
         except jax.errors.JaxRuntimeError as e:
             result = str(e).splitlines()[0]
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(result))
+        write_cached(kept, json.dumps(result).encode())
     result = json.loads(kept.read_text())
     return result if isinstance(result, str) else Bundles(*result)
 
@@ -233,7 +221,7 @@ def cost(chip: str, kernel: str, D: int, blocks: Blocks, bundles: Bundles, T: in
 
 def costs(chip: str, kernel: str, D: int, T: int, candidates: list[Blocks]) -> dict:
     """The Cost of each of the blocks that fit T tokens and the memory on the chip."""
-    found = {}
+    by_blocks = {}
     for blocks in candidates:
         if T % blocks.q or T % blocks.kv:
             continue
@@ -241,8 +229,8 @@ def costs(chip: str, kernel: str, D: int, T: int, candidates: list[Blocks]) -> d
         if isinstance(bundles, str):
             print(f"  {kernel} {named(blocks)}: the compiler refuses it: {bundles}")
         else:
-            found[blocks] = cost(chip, kernel, D, blocks, bundles, T)
-    return found
+            by_blocks[blocks] = cost(chip, kernel, D, blocks, bundles, T)
+    return by_blocks
 
 
 def named(blocks: Blocks) -> str:
@@ -266,8 +254,8 @@ def compare(chip: str, D: int, T: int, candidates: list[Blocks]) -> tuple[float,
         for kernel in PRODUCTS
     }
     print(f"{chip}, heads of {D}, {T} tokens: us per head and row, share of the peak, MB of HBM")
-    for kernel, found in table.items():
-        for blocks, x in found.items():
+    for kernel, by_blocks in table.items():
+        for blocks, x in by_blocks.items():
             print(
                 f"  {kernel:6}{named(blocks):16}{x.seconds * 1e6:9.2f}"
                 f"{x.share:8.1%}{x.hbm / 1e6:9.2f}"

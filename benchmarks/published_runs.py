@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from bigjax.plan import chips, predict
 from bigjax.plan.search import WINDOWED
+from bigjax.train.program import SCOPED_VMEM
 
 READINGS = Path(__file__).with_name("published_steps.json")
 MAXTEXT = "https://github.com/AI-Hypercomputer/maxtext/blob/"
@@ -117,7 +118,7 @@ LLAMA3_70B = _llama(80, 8192, 28672, 64, 128256)
 GPT3_175B = dict(vocab_size=50304, n_layers=96, d_model=12288, n_heads=96)
 QKV = tuple(f"stack/attention/{name}" for name in ("query", "key", "value"))
 QKV_OUT = (*QKV, "stack/attention/out")
-VMEM = {"xla_tpu_scoped_vmem_limit_kib": "98304"}
+VMEM = {SCOPED_VMEM: "98304"}
 NOT_WINDOWED = {WINDOWED: "1000000"}
 
 RUNS = (
@@ -196,7 +197,7 @@ RUNS = (
         kept=(*QKV, "stack/attention"),
         options={
             "xla_tpu_bf16_emission_mode": "NATIVE_EMISSION",
-            "xla_tpu_scoped_vmem_limit_kib": "61440",
+            SCOPED_VMEM: "61440",
         },
     ),
 )
@@ -245,9 +246,10 @@ def _prediction(run: Run, reading: dict) -> Prediction:
 def table(results: list[Prediction]) -> str:
     """Markdown, with the address of each publication."""
     lines = [
-        "| run | chips | rows x tokens per device | published, s | range, s | expected, s | error |"
+        "| run | chips | rows x tokens per device | published, s | range, s | expected, s "
+        "| error |",
+        "| --- |" + " --- |" * 6,
     ]
-    lines.append("| --- |" * 1 + " --- |" * 6)
     for p in results:
         low, high = p.range
         mesh = " x ".join(f"{axis} {n}" for axis, n in p.run.mesh.items())
@@ -289,8 +291,7 @@ def left_out(results: list[Prediction]) -> str:
     each run with the share, in steps of 0.05, for the smallest median error of the others."""
 
     def error(p: Prediction, share: float) -> float:
-        low, high = p.range
-        return abs((high - share * (high - low)) / p.run.seconds - 1)
+        return abs(predict.expected(p.range, share) / p.run.seconds - 1)
 
     shares, errors = [], []
     for p in results:

@@ -303,7 +303,7 @@ class Comparison:
 
 
 def reading(step: tpu_sides.Step, topology: str) -> Reading:
-    costs, chip = step.costs(topology), chips.CHIPS[chips.parse(topology)[0]]
+    costs, chip = step.costs(topology), chips.figures(topology)
     return Reading(
         costs.seconds,
         costs.flops / (chip.peak * 1e12),

@@ -44,8 +44,7 @@ class Plan:
     step.
     flops and the following are None or empty if it does not fit; seconds also for GPUs.
     kernel_seconds: the part of work_seconds in attention kernels. step_seconds: if communication
-    overlaps with work completely, and if not at all; expected_seconds: in between. hbm_bytes: read
-    and written, without kernels.
+    overlaps with work completely, and if not at all. hbm_bytes: read and written, without kernels.
     schedule: where the seconds of work and communication go, the largest first.
     """
 
@@ -82,10 +81,6 @@ class Plan:
     @property
     def fits(self) -> bool:
         return self.flops is not None
-
-    @property
-    def expected_seconds(self) -> float | None:
-        return None if self.step_seconds is None else predict.expected(self.step_seconds)
 
     @property
     def communication(self) -> float | None:

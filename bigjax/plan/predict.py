@@ -58,11 +58,6 @@ class Costs(NamedTuple):
         """Seconds per step if communication overlaps with work completely, and if not at all."""
         return None if self.seconds is None else step_range(self.work, self.communication)
 
-    @property
-    def expected(self) -> float | None:
-        """Seconds per step if OVERLAP of what could overlap does."""
-        return None if self.seconds is None else expected(self.step)
-
 
 def costs(text: str, chip: Chip, mesh: dict[str, int], slices: int = 1) -> Costs:
     """The costs of a compiled step, from its text.
@@ -246,10 +241,11 @@ def step_range(work: float, communication: float) -> tuple[float, float]:
     return max(work, communication), work + communication
 
 
-def expected(step: tuple[float, float]) -> float:
-    """Seconds per step, from those with complete overlap and those without."""
+def expected(step: tuple[float, float], overlap: float = OVERLAP) -> float:
+    """Seconds per step, from those with complete overlap and those without. overlap: the share of
+    the communication that could overlap with work that does."""
     low, high = step
-    return high - OVERLAP * (high - low)
+    return high - overlap * (high - low)
 
 
 def kernel_seconds(flops: float, chip: Chip, width: int = WIDTH) -> float:

@@ -42,8 +42,8 @@ def saved(block, remat: str, capsys) -> list[str]:
     jax.ad_checkpoint.print_saved_residuals(jax.checkpoint(layer, policy=policy(remat)), *arguments)
     lines = capsys.readouterr().out.splitlines()
     pattern = r"f32(?:<(host)>)?(\[[\d,]+\])(?: named '(\w+)'| from the argument (x)$)?"
-    found = (re.match(pattern, line) for line in lines)
-    return sorted(f"{name} {m[2]}" for m in found if m and (name := m[1] or m[3] or m[4]))
+    matches = (re.match(pattern, line) for line in lines)
+    return sorted(f"{name} {m[2]}" for m in matches if m and (name := m[1] or m[3] or m[4]))
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def _blocked(q_BHTD, k_BHSD, v_BHSD, bias, segments, mask):
 
 
 def _forward(q, k, v, bias, segments, mask):
-    out, kept = [], []
+    out, exponentials = [], []
     for rows, keys in _blocks(mask, q.shape[2], k.shape[2]):
         part = lambda x, at: None if x is None else x[:, at]
         seen = dense(
@@ -84,21 +84,21 @@ def _forward(q, k, v, bias, segments, mask):
         inverse = 1 / e.sum(-1, keepdims=True)
         e = e.astype(v.dtype)
         out.append((_dot(e, v[:, :, keys], 3, 2) * inverse).astype(v.dtype))
-        kept.append((e, inverse))
+        exponentials.append((e, inverse))
     o = jnp.concatenate(out, axis=2)
-    return o, (q, k, v, bias, o, kept)
+    return o, (q, k, v, bias, o, exponentials)
 
 
 def _backward(mask, saved, do):
-    q, k, v, bias, o, kept = saved
+    q, k, v, bias, o, exponentials = saved
     S = k.shape[2]
     blocks = _blocks(mask, q.shape[2], S)
     # The exponentials times `inverse` are the weights: the narrower array is multiplied.
-    inverse = jnp.concatenate([inverse for _, inverse in kept], axis=2)
+    inverse = jnp.concatenate([inverse for _, inverse in exponentials], axis=2)
     do = (do * inverse).astype(do.dtype)
     sums = (do.astype(jnp.float32) * o).sum(-1, keepdims=True)
     dq, dk, dv, d_bias = [], [], [], []
-    for (rows, keys), (e, _) in zip(blocks, kept):
+    for (rows, keys), (e, _) in zip(blocks, exponentials):
         do_rows = do[:, :, rows]
         ds = e * (_dot(do_rows, v[:, :, keys], 3, 3) - sums[:, :, rows])
         if bias is not None:
@@ -124,6 +124,7 @@ def _backward(mask, saved, do):
 def _sum_ranges(parts: list[jax.Array], ranges: list[slice], S: int) -> jax.Array:
     """[B, H, S, D]: the sum of parts [B, H, n, D] of overlapping ranges of keys."""
     edges = sorted({0, S, *(e for r in ranges for e in (r.start, r.stop))})
+    (B, H, _, D), dtype = parts[0].shape, parts[0].dtype
     out = []
     for start, stop in zip(edges, edges[1:]):
         seen = [
@@ -131,8 +132,7 @@ def _sum_ranges(parts: list[jax.Array], ranges: list[slice], S: int) -> jax.Arra
             for part, r in zip(parts, ranges)
             if r.start <= start and stop <= r.stop
         ]
-        B, H, _, D = parts[0].shape
-        out.append(sum(seen) if seen else jnp.zeros((B, H, stop - start, D), parts[0].dtype))
+        out.append(sum(seen) if seen else jnp.zeros((B, H, stop - start, D), dtype))
     return jnp.concatenate(out, axis=2)
 
 

@@ -151,6 +151,22 @@ def _pairs(mask: Mask, T: int, S: int, shards: int, block: tuple[int, int]) -> i
     return max(pairs(mask, S, range(i, i + n), block) for i in range(0, T, n))
 
 
+def block_sizes(q: int, kv: int, keys: int, fused: bool) -> library.BlockSizes:
+    """Blocks of q queries and kv keys in all kernels, of which so many keys are processed at once.
+    fused: one backward kernel, not two."""
+    return library.BlockSizes(
+        block_q=q,
+        block_kv=kv,
+        block_kv_compute=keys,
+        block_q_dkv=q,
+        block_kv_dkv=kv,
+        block_kv_dkv_compute=keys,
+        block_q_dq=None if fused else q,
+        block_kv_dq=None if fused else kv,
+        use_fused_bwd_kernel=fused,
+    )
+
+
 def _kernel(
     H: int,
     T: int,
@@ -163,21 +179,9 @@ def _kernel(
 ):
     """The library's kernel for H heads, T queries and S keys over all devices."""
     q, kv = block
-    keys, fused = at_once(kv), is_fused(S, kv)
-    sizes = library.BlockSizes(
-        block_q=q,
-        block_kv=kv,
-        block_kv_compute=keys,
-        block_q_dkv=q,
-        block_kv_dkv=kv,
-        block_kv_dkv_compute=keys,
-        block_q_dq=None if fused else q,
-        block_kv_dq=None if fused else kv,
-        use_fused_bwd_kernel=fused,
-    )
     return library.make_splash_mha(
         masks.MultiHeadMask([mask_of(mask, T, S, length_shards)] * H),
-        block_sizes=sizes,
+        block_sizes=block_sizes(q, kv, at_once(kv), is_fused(S, kv)),
         head_shards=head_shards,
         q_seq_shards=length_shards,
         residual_checkpoint_name="context",
