@@ -23,14 +23,8 @@ from bigjax.layers.mask import (
     Prefix,
     Row,
     Window,
-    dense,
-    key_range,
-    mean_keys,
     pairs,
-    table,
 )
-from bigjax.layers.params import unbox
-from bigjax.layers.remat import REMAT
 from bigjax.models import gpt, uncached_decoder
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.train import program
@@ -326,58 +320,6 @@ def test_keys_of_a_memory_are_computed_once():
     np.testing.assert_allclose(y, with_bias, atol=1e-6)
 
 
-# --- Masks -------------------------------------------------------------------------------------
-
-
-def test_the_mask_by_hand():
-    segments = jnp.array([[1, 1, 2, 2]])
-    seen = dense(CAUSAL, 4, 4, 0, segments, segments)
-    np.testing.assert_array_equal(seen[0], [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]])
-    # Two queries at slots 2 and 3 of four; in a second row at 0 and 1.
-    np.testing.assert_array_equal(dense(CAUSAL, 2, 4, 2)[0], [[1, 1, 1, 0], [1, 1, 1, 1]])
-    np.testing.assert_array_equal(
-        dense(CAUSAL, 2, 4, jnp.array([2, 0])),
-        [[[1, 1, 1, 0], [1, 1, 1, 1]], [[1, 0, 0, 0], [1, 1, 0, 0]]],
-    )
-    assert dense(FULL, 4, 4) is None
-
-
-BY_HAND = {
-    "window": (Window(1, 1), ["110000", "111000", "011100", "001110", "000111", "000011"]),
-    "causal window": (
-        Causal() & Window(2),
-        ["100000", "110000", "111000", "011100", "001110", "000111"],
-    ),
-    "prefix": (Causal() | Prefix(2), ["110000", "110000", "111000", "111100", "111110", "111111"]),
-    "blocks": (
-        Blocks(2, ((0,), (0, 1), (2,))),
-        ["110000", "110000", "111100", "111100", "000011", "000011"],
-    ),
-    "rows of two after two": (
-        Row(2, 2),
-        ["110000", "110000", "111100", "111100", "110011", "110011"],
-    ),
-    "columns of two after two": (
-        Column(2, 2),
-        ["110000", "110000", "111010", "110101", "111010", "110101"],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BY_HAND)
-def test_kinds_of_masks_by_hand(name):
-    mask, rows = BY_HAND[name]
-    want = np.array([[c == "1" for c in row] for row in rows])
-    np.testing.assert_array_equal(table(mask, range(6), range(6)), want)
-    np.testing.assert_array_equal(np.broadcast_to(dense(mask, 6, 6), (1, 6, 6))[0], want)
-    assert hash(mask) == hash(BY_HAND[name][0]) and mask != FULL
-    for query in range(6):
-        keys = np.flatnonzero(want[query])
-        assert key_range(mask, range(query, query + 1), 6) == slice(keys[0], keys[-1] + 1)
-    blocks = want.reshape(3, 2, 2, 3).any((1, 3)).sum()
-    assert pairs(mask, 6, range(6), (2, 3)) == 6 * blocks
-
-
 def test_a_window_skips_blocks():
     """So its cost depends on what it sees, on a CPU and in a plan for a TPU."""
     ranges = blocked._blocks(Causal() & Window(100), 1024, 1024)
@@ -399,23 +341,3 @@ def test_a_kernel_that_cannot_run_is_refused_before_training(kernel, words):
     mesh = mesh_lib.make_mesh(dict(data=1), jax.devices()[:1])
     with pytest.raises(UserError, match=words):
         program.make(c, tasks.build(c), mesh)
-
-
-@pytest.mark.parametrize("mask", [CAUSAL, FULL, WINDOW, PREFIX, ROWS, BLOCKS], ids=str)
-def test_mean_keys_are_those_of_the_dense_mask(mask):
-    want = table(mask, range(256), range(256)).sum() / 256
-    assert mean_keys(mask, 256) == want == pairs(mask, 256, range(256), (1, 1)) / 256
-
-
-def test_dots_remat_keeps_what_splash_attention_reads(capsys):
-    """Not the products before biases, rotary positions and the change of axes, which the backward
-    pass would have to repeat."""
-    module = Attention(4, 2, 32, kernel="splash", rope_theta=1e4)
-    x, span = jnp.ones((2, 128, 64)), Span(jnp.zeros((2, 128), int))
-    variables = unbox(jax.eval_shape(lambda: module.init(jax.random.key(0), x, span)))
-    run = lambda variables, x: module.apply(variables, x, span)[0]
-    jax.ad_checkpoint.print_saved_residuals(jax.checkpoint(run, policy=REMAT["dots"]), variables, x)
-    kept = [line for line in capsys.readouterr().out.splitlines() if line.startswith("f32[2,")]
-    shapes = [line.split()[0] for line in kept if "named" in line]
-    assert sorted(shapes) == ["f32[2,2,128,32]", "f32[2,2,128,32]", "f32[2,4,128,32]"]
-    assert not any("dot_general" in line for line in kept)

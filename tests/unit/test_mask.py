@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,16 +12,21 @@ from bigjax.layers.mask import (
     Blocks,
     Causal,
     Column,
+    Full,
     Mask,
     Prefix,
     Row,
     Window,
     _sees_no_later_key,
+    dense,
     is_causal,
     key_range,
     mean_keys,
+    pairs,
     table,
 )
+
+CAUSAL, FULL = Causal(), Full()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,3 +92,69 @@ def test_the_sizes_of_a_long_mask_need_no_table(monkeypatch):
 def test_a_mask_of_a_user_is_causal_if_no_query_sees_a_later_key():
     assert is_causal(Strided(3), 300) and is_causal(Strided(3), 2)
     assert not is_causal(Strided(3) | Window(0, 1), 300)
+
+
+def test_the_mask_by_hand():
+    segments = jnp.array([[1, 1, 2, 2]])
+    seen = dense(CAUSAL, 4, 4, 0, segments, segments)
+    np.testing.assert_array_equal(seen[0], [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]])
+    # Two queries at slots 2 and 3 of four; in a second row at 0 and 1.
+    np.testing.assert_array_equal(dense(CAUSAL, 2, 4, 2)[0], [[1, 1, 1, 0], [1, 1, 1, 1]])
+    np.testing.assert_array_equal(
+        dense(CAUSAL, 2, 4, jnp.array([2, 0])),
+        [[[1, 1, 1, 0], [1, 1, 1, 1]], [[1, 0, 0, 0], [1, 1, 0, 0]]],
+    )
+    assert dense(FULL, 4, 4) is None
+
+
+BY_HAND = {
+    "window": (Window(1, 1), ["110000", "111000", "011100", "001110", "000111", "000011"]),
+    "causal window": (
+        Causal() & Window(2),
+        ["100000", "110000", "111000", "011100", "001110", "000111"],
+    ),
+    "prefix": (Causal() | Prefix(2), ["110000", "110000", "111000", "111100", "111110", "111111"]),
+    "blocks": (
+        Blocks(2, ((0,), (0, 1), (2,))),
+        ["110000", "110000", "111100", "111100", "000011", "000011"],
+    ),
+    "rows of two after two": (
+        Row(2, 2),
+        ["110000", "110000", "111100", "111100", "110011", "110011"],
+    ),
+    "columns of two after two": (
+        Column(2, 2),
+        ["110000", "110000", "111010", "110101", "111010", "110101"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_kinds_of_masks_by_hand(name):
+    mask, rows = BY_HAND[name]
+    want = np.array([[c == "1" for c in row] for row in rows])
+    np.testing.assert_array_equal(table(mask, range(6), range(6)), want)
+    np.testing.assert_array_equal(np.broadcast_to(dense(mask, 6, 6), (1, 6, 6))[0], want)
+    assert hash(mask) == hash(BY_HAND[name][0]) and mask != FULL
+    for query in range(6):
+        keys = np.flatnonzero(want[query])
+        assert key_range(mask, range(query, query + 1), 6) == slice(keys[0], keys[-1] + 1)
+    blocks = want.reshape(3, 2, 2, 3).any((1, 3)).sum()
+    assert pairs(mask, 6, range(6), (2, 3)) == 6 * blocks
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        CAUSAL,
+        FULL,
+        CAUSAL & Window(70),
+        CAUSAL | Prefix(90),
+        CAUSAL & (Row(16, 32) | Column(16, 32)),
+        Blocks(64, ((0,), (0, 1), (0, 3), (1, 2, 3))),
+    ],
+    ids=str,
+)
+def test_mean_keys_are_those_of_the_dense_mask(mask):
+    want = table(mask, range(256), range(256)).sum() / 256
+    assert mean_keys(mask, 256) == want == pairs(mask, 256, range(256), (1, 1)) / 256

@@ -6,6 +6,7 @@ import weakref
 import pytest
 
 from bigjax.plan import chips, count, hlo, predict
+from tests.unit.test_plan_traffic import ROW, UPDATE, entry
 
 LOOP = """HloModule m
 
@@ -66,3 +67,48 @@ def test_a_program_that_was_read_is_forgotten(monkeypatch):
     module = weakref.ref(modules.pop())
     gc.collect()
     assert module() is None
+
+
+def test_loops_multiply_what_their_body_moves():
+    """Six times an update of one row: 6 x (1 + 1) rows. The branch of a call counts once: 16."""
+    text = (
+        UPDATE.replace("f32[2,256]", "f32[1,256]")
+        + """%body (s: (s32[], f32[8,256], f32[1,256])) -> (s32[], f32[8,256], f32[1,256]) {
+  %s = (s32[], f32[8,256]{1,0}, f32[1,256]{1,0}) parameter(0)
+  %n = s32[] get-tuple-element(%s), index=0
+  %x = f32[8,256]{1,0} get-tuple-element(%s), index=1
+  %y = f32[1,256]{1,0} get-tuple-element(%s), index=2
+  %one = s32[] constant(1)
+  %next = s32[]{:S(6)} add(%n, %one)
+  %z = f32[8,256]{1,0} fusion(%x, %y, %next), kind=kLoop, calls=%fused
+  ROOT %r = (s32[], f32[8,256]{1,0}, f32[1,256]{1,0}) tuple(%next, %z, %y)
+}
+
+%condition (t: (s32[], f32[8,256], f32[1,256])) -> pred[] {
+  %t = (s32[], f32[8,256]{1,0}, f32[1,256]{1,0}) parameter(0)
+  %m = s32[] get-tuple-element(%t), index=0
+  %six = s32[] constant(6)
+  ROOT %less = pred[] compare(%m, %six), direction=LT
+}
+
+%copied (k: f32[8,256]) -> f32[8,256] {
+  %k = f32[8,256]{1,0} parameter(0)
+  ROOT %l = f32[8,256]{0,1} copy(%k)
+}
+
+"""
+    )
+    lines = (
+        "%zero = s32[] constant(0)",
+        "%row = f32[1,256]{1,0} constant({...})",
+        "%start = (s32[], f32[8,256]{1,0}, f32[1,256]{1,0}) tuple(%zero, %a, %row)",
+        "%loop = (s32[], f32[8,256]{1,0}, f32[1,256]{1,0}) while(%start), condition=%condition, "
+        "body=%body",
+        "%called = f32[8,256]{0,1} call(%b), to_apply=%copied",
+    )
+    text = "HloModule m\n\n" + text + entry(*lines)
+    v5e = chips.CHIPS["v5e"]
+    costs = predict.costs(text, v5e, {"data": 1})
+    # The sum %next reads two scalars: %n and %one, 4 bytes each.
+    n_bytes = 6 * (2 * ROW + 4 + 4) + 16 * ROW
+    assert costs.seconds == pytest.approx(n_bytes / (v5e.hbm * 1e9), rel=1e-12)

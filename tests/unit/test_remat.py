@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from bigjax.errors import UserError
-from bigjax.layers.attention import Span
+from bigjax.layers.attention import Attention, Span
 from bigjax.layers.params import unbox
-from bigjax.layers.remat import NAMES, policy
+from bigjax.layers.remat import NAMES, REMAT, policy
 from bigjax.models import gpt
 
 B, T, D, H, F = 2, 8, 16, 2, 48  # F: of the MLP, which has a gate
@@ -77,3 +77,17 @@ def test_another_remat_is_refused(remat):
     assert f"model.remat is {remat!r}" in str(e.value)
     for name in ("none", "dots", "attention", "full", *NAMES):
         assert name in str(e.value)
+
+
+def test_dots_remat_keeps_what_splash_attention_reads(capsys):
+    """Not the products before biases, rotary positions and the change of axes, which the backward
+    pass would have to repeat."""
+    module = Attention(4, 2, 32, kernel="splash", rope_theta=1e4)
+    x, span = jnp.ones((2, 128, 64)), Span(jnp.zeros((2, 128), int))
+    variables = unbox(jax.eval_shape(lambda: module.init(jax.random.key(0), x, span)))
+    run = lambda variables, x: module.apply(variables, x, span)[0]
+    jax.ad_checkpoint.print_saved_residuals(jax.checkpoint(run, policy=REMAT["dots"]), variables, x)
+    kept = [line for line in capsys.readouterr().out.splitlines() if line.startswith("f32[2,")]
+    shapes = [line.split()[0] for line in kept if "named" in line]
+    assert sorted(shapes) == ["f32[2,2,128,32]", "f32[2,2,128,32]", "f32[2,4,128,32]"]
+    assert not any("dot_general" in line for line in kept)
