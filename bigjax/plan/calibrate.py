@@ -37,6 +37,12 @@ class Correction(NamedTuple):
             return tuple(self.scale * x for x in plan.step_seconds)
         return tuple(self.expected(plan) * (1 + sign * self.spread) for sign in (-1, 1))
 
+    def range_in_words(self, low: str, high: str) -> str:
+        """The range, with what its ends mean."""
+        if self.scale is not None:
+            return f"{low} if all communication overlaps, {high} if none"
+        return f"{low} to {high} by the errors of the measured runs"
+
     def __str__(self) -> str:
         if self.scale is not None:
             return (

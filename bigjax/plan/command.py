@@ -134,7 +134,7 @@ class _Page:
 
     def __init__(self, plan, config, topology: str, slices: int, correct) -> None:
         self.plan, self.config, self.topology, self.slices = plan, config, topology, slices
-        self.chip = CHIPS[parse(topology)[0]]
+        self.chip, self.correct = CHIPS[parse(topology)[0]], correct
         predicted = plan.step_seconds is not None
         self.seconds = correct.range(plan) if predicted else None
         self.expected = correct.expected(plan) if predicted else None  # seconds per step
@@ -182,6 +182,7 @@ class _Page:
             "compile_seconds": plan.compile_seconds,
             "hbm_bytes": plan.hbm_bytes,
             "schedule": schedule.numbers(plan.schedule) or None,
+            "unknown_loops": plan.unknown_loops,
         }
 
     @property
@@ -217,6 +218,11 @@ class _Page:
             )
         if not plan.fits:
             return "\n".join([*lines, "  " + self._advice()])
+        if plan.unknown_loops:
+            lines.append(
+                f"  loops          {plan.unknown_loops} of unknown length (a while loop of the "
+                "model?) counted once: the step takes longer than this"
+            )
         kernels = f", {plan.kernel_flops / 1e12:,.4g} T in attention kernels"
         lines.append(
             f"  FLOPs          {plan.flops / 1e12:,.4g} T per device and step"
@@ -238,18 +244,19 @@ class _Page:
         return "\n".join(lines)
 
     def _speed(self) -> list[str]:
+        """The expected speed, and in brackets that at both ends of the range."""
         plan, (low, high), expected = self.plan, self.seconds, self.expected
-        unit, speeds = plan.unit.replace("_", " ") + "/s", (plan.units / high, plan.units / low)
+        ends = self.correct.range_in_words(duration(low), duration(high))
         lines = [
-            f"  step           {duration(expected)}, between {duration(low)} and {duration(high)} "
-            f"(work {duration(plan.work_seconds)}, communication {duration(plan.communication)})",
-            f"  {unit:<13}  {plan.units / expected:,.0f}, between {speeds[0]:,.0f} and "
-            f"{speeds[1]:,.0f}",
+            f"  step           {duration(expected)} ({ends})",
+            f"                 work {duration(plan.work_seconds)}, communication "
+            f"{duration(plan.communication)}",
+            f"  {plan.unit.replace('_', ' ') + '/s':<13}  {plan.units / expected:,.0f} "
+            f"({plan.units / low:,.0f}, {plan.units / high:,.0f})",
         ]
         if self.mfu:
             lines.append(
-                f"  MFU            {self._mfu(expected):.1%}, between {self.mfu[0]:.1%} and "
-                f"{self.mfu[1]:.1%}"
+                f"  MFU            {self._mfu(expected):.1%} ({self.mfu[1]:.1%}, {self.mfu[0]:.1%})"
             )
         return lines
 

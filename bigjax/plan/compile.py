@@ -45,7 +45,8 @@ class Plan:
     flops and the following are None or empty if it does not fit; seconds also for GPUs.
     kernel_seconds: the part of work_seconds in attention kernels. step_seconds: if communication
     overlaps with work completely, and if not at all. hbm_bytes: read and written, without kernels.
-    schedule: where the seconds of work and communication go, the largest first.
+    schedule: where the seconds of work and communication go, the largest first. unknown_loops: run
+    an unknown number of times, and count once in all figures.
     """
 
     phase: str
@@ -68,6 +69,7 @@ class Plan:
     step_seconds: tuple[float, float] | None = None
     hbm_bytes: float | None = None
     schedule: tuple[Entry, ...] = ()
+    unknown_loops: int = 0
 
     @property
     def devices(self) -> int:
@@ -191,6 +193,7 @@ def _plan(program, batch_size, slices, chip, phase, step) -> Plan:
                 step_seconds=costs.step,
                 hbm_bytes=costs.hbm_bytes,
                 schedule=costs.schedule,
+                unknown_loops=costs.unknown_loops,
             )
     return plan
 

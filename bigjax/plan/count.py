@@ -17,8 +17,8 @@ class Counter:
     def __init__(self, module: Module) -> None:
         self.computations = module.computations
 
-    def trips(self, loop: Op) -> int:
-        """How often a while loop runs; 1 if unknown.
+    def trips(self, loop: Op) -> int | None:
+        """How often a while loop runs; None if the program does not say.
 
         GPU programs state it; elsewhere the loop counts from one constant to another.
         """
@@ -27,12 +27,12 @@ class Counter:
             return int(stated[1])
         compared = self._compared(self.computations[loop.attribute("condition")])
         if not compared:
-            return 1
+            return None
         index, limit, direction = compared
         step = self._step(self.computations[loop.attribute("body")], index)
         start = self._start(loop, index)
         if not step or start is None:
-            return 1
+            return None
         n = (limit - start) / step
         return max(1, math.floor(n) + 1 if direction in ("LE", "GE") else math.ceil(n))
 
@@ -128,13 +128,14 @@ class Counter:
         return sum(self.op_flops(c, op) for op in c.ops.values())
 
     def op_flops(self, c: Computation, op: Op) -> float:
-        """FLOPs of one operation: 2 per multiply-add. A loop's body counts once per iteration."""
+        """FLOPs of one operation: 2 per multiply-add. A loop's body counts once per iteration,
+        that of an unknown number once."""
         if op.opcode == "convolution":
             return _convolution_flops(op, *c.inputs(op))
         if op.opcode == "dot" or 'custom_call_target="__cublas$' in op.text:
             return _dot_flops(op, c.inputs(op)[0])
         if op.opcode == "while":
-            return self.trips(op) * self.flops(op.attribute("body"))
+            return (self.trips(op) or 1) * self.flops(op.attribute("body"))
         return sum(self.flops(name) for name in called(op))
 
 

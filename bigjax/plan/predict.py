@@ -44,6 +44,7 @@ class Costs(NamedTuple):
     collectives: list[Collective]
     hbm_bytes: float = 0.0  # read and written, without kernels
     schedule: tuple[Entry, ...] = ()  # where the seconds go, those of communication too
+    unknown_loops: int = 0  # that run an unknown number of times, and count once
 
     @property
     def communication(self) -> float | None:
@@ -73,15 +74,19 @@ def costs(text: str, chip: Chip, mesh: dict[str, int], slices: int = 1) -> Costs
         for (kind, axes), (sent, seconds) in sorted(walk.collectives.items())
     ]
     if not chip.timed:
-        return Costs(walk.flops, walk.kernel_flops, None, None, collectives, walk.hbm_bytes)
+        seconds, kernel_seconds, schedule = None, None, ()
+    else:
+        seconds, kernel_seconds = walk.seconds, walk.kernel_seconds
+        schedule = walk.schedule.entries()
     return Costs(
         walk.flops,
         walk.kernel_flops,
-        walk.seconds,
-        walk.kernel_seconds,
+        seconds,
+        kernel_seconds,
         collectives,
         walk.hbm_bytes,
-        walk.schedule.entries(),
+        schedule,
+        len(walk.unknown_loops),
     )
 
 
@@ -95,12 +100,16 @@ class _Walk:
         self.flops = self.kernel_flops = self.hbm_bytes = 0.0
         self.seconds = self.kernel_seconds = 0.0
         self.collectives: dict[tuple[str, str], tuple[float, float]] = {}
+        self.unknown_loops: set[str] = set()
 
     def computation(self, name: str, times: float) -> None:
         c, channels = self.module.computations[name], set()
         for op in c.ops.values():
             if op.opcode == "while":
-                self.computation(op.attribute("body"), times * self.count.trips(op))
+                trips = self.count.trips(op)
+                if trips is None:
+                    self.unknown_loops.add(op.name)
+                self.computation(op.attribute("body"), times * (trips or 1))
             elif op.opcode == "call":
                 for inner in hlo.called(op):
                     self.computation(inner, times)
@@ -124,6 +133,7 @@ class _Walk:
             before = self.collectives.get(key, (0.0, 0.0))
             self.collectives[key] = before[0] + sent, before[1] + seconds
         self.schedule.update(largest.schedule)
+        self.unknown_loops |= largest.unknown_loops
 
     @property
     def amounts(self) -> tuple[float, ...]:

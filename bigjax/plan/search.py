@@ -21,7 +21,7 @@ from bigjax.layers.output import GRADIENTS_AT_ONCE, LOGITS_AT_ONCE
 from bigjax.layers.remat import REMAT
 from bigjax.parallel import sharding
 from bigjax.parallel.mesh import AXES
-from bigjax.plan import chips
+from bigjax.plan import chips, predict
 from bigjax.plan import compile as compile_lib
 from bigjax.plan.compile import device_bytes
 from bigjax.train.state import abstract
@@ -177,7 +177,7 @@ def _candidates(config, topology: str, slices: int) -> tuple[list[Candidate], in
             f"--search needs a task with one kind of step; this one has {len(phases)}. Use "
             "--mesh=... instead."
         )
-    arithmetic = _Arithmetic(config, task, chips.CHIPS[chip], sizes, n, slices)
+    arithmetic = _Arithmetic(config, task, chips.figures(topology), sizes, n, slices)
     remats = tuple(REMAT) if arithmetic.varies_remat else ("",)
     own = config.train.compiler_options.to_dict()
     room = (1 - SPARE) * chips.CHIPS[chip].limit * chips.GIB
@@ -297,8 +297,8 @@ class _Arithmetic:
         return weights + tokens * 2 * m.layers * kept / sizes["tensor"] + logits
 
     def seconds(self, sizes: dict[str, int], remat: str, micro: int) -> float:
-        """An estimate, between no overlap of communication with work and complete overlap."""
-        m, batch_size = self.model, self.config.train.batch_size
+        """An estimate of the expected seconds."""
+        m, batch_size, tokens = self.model, self.config.train.batch_size, self._tokens(sizes)
         recomputed = {"full": 4 / 3, "attention": 1.2}.get(remat, 1.0)
         work = (
             self.task.flops_per_example
@@ -306,30 +306,35 @@ class _Arithmetic:
             * recomputed
             / (self.n * SHARE_OF_PEAK * self.chip.peak * 1e12)
         )
+        sizes = {**sizes, "data": sizes["data"] // self.slices}  # within a slice
         share = lambda axis: (sizes[axis] - 1) / sizes[axis]
         weights = 2 * self.weights / sizes["tensor"]  # bfloat16
         passes = 1 if remat in ("none", "") else 2
-        tokens = self._tokens(sizes)
         # Over several dimensions of the torus gradients are summed whole, not scattered.
         back = 1 if any(n % sizes["fsdp"] == 0 for n in self.torus) else 2
         sent = weights * share("fsdp") * (passes + back) * micro
-        sent += 2 * weights / sizes["fsdp"] * share("data") * micro
+        whole = 2 * weights / sizes["fsdp"] * share("data") * micro
+        communication = sent / self._speed(sizes["fsdp"]) + whole / self._speed(sizes["data"])
         # In each block activations are gathered and scattered at attention and MLP, forward and
         # backward, and gathered again for the gradients of the weights.
         resent = {"full": 2, "attention": 1}.get(remat, 0)
-        sent += (10 + resent) * 2 * tokens * m.width * m.layers * share("tensor")
-        sent += (
-            (passes + 1)
-            * 2
-            * tokens
-            * m.keys
-            * m.layers
-            * (sizes["sequence"] - 1)
-            / sizes["tensor"]
-        )
+        sent = (10 + resent) * 2 * tokens * m.width * m.layers * share("tensor")
+        communication += sent / self._speed(sizes["tensor"])
+        keys = 2 * tokens * m.keys * m.layers * (sizes["sequence"] - 1) / sizes["tensor"]
+        communication += (passes + 1) * keys / self._speed(sizes["sequence"])
         between = 2 * weights / sizes["fsdp"] * (self.slices - 1) / self.slices * micro
-        communication = sent / (2 * self.chip.link * 1e9) + between / (self.chip.dcn * 1e9)
-        return (max(work, communication) + work + communication) / 2
+        communication += between / (self.chip.dcn * 1e9)
+        return predict.expected(predict.step_range(work, communication))
+
+    def _speed(self, n: int) -> float:
+        """Bytes per second that a device sends along an axis of n devices: over two links of each
+        dimension of the torus that the axis needs; of one that is not closed to rings, two."""
+        covered, dims = 1, 0
+        for size in sorted(self.torus, reverse=True):
+            if covered >= n:
+                break
+            covered, dims = covered * size, dims + 1
+        return 2 * (max(dims, 1) if self.chip.wraps else 1) * self.chip.link * 1e9
 
     def _tokens(self, sizes: dict[str, int]) -> float:
         """Per step, on a device that holds the activations of complete rows."""

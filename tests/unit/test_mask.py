@@ -1,4 +1,4 @@
-"""Sizes of masks, against their table of all pairs."""
+"""What masks see, and their sizes against the table of all pairs."""
 
 import dataclasses
 import itertools

@@ -62,6 +62,7 @@ def test_a_config_on_a_chip(spec, topology, tmp_path):
     assert code == 0 and not err, err
     result = json.loads(out.splitlines()[-1])
     assert result["fits"] and result["flops"] > 0, result
+    assert result["unknown_loops"] == 0
     assert 0 < result["hbm_gib"] < result["hbm_limit_gib"]
     if not chips.CHIPS[topology.partition(":")[0]].timed:
         assert result["step_seconds"] is None and "no time is predicted" in out

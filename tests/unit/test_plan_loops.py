@@ -57,6 +57,18 @@ def test_a_loop_that_counts_to_a_constant(start, step, direction, end, trips):
     assert costs.flops == trips * 2 * 8**3
 
 
+def test_a_loop_of_unknown_length_counts_once_and_is_reported():
+    """It ends when the array says so: %end is not a constant."""
+    text = LOOP.format(start=0, step=1, direction="LT", end=10)
+    text = text.replace("%end = s32[] constant(10)", "%end = s32[] get-tuple-element(%q), index=0")
+    module = hlo.Module(text)
+    assert count.Counter(module).trips(module.computations["main"].ops["loop"]) is None
+    costs = predict.costs(text, chips.CHIPS["v5e"], {"data": 1})
+    assert costs.flops == 2 * 8**3 and costs.unknown_loops == 1
+    known = LOOP.format(start=0, step=1, direction="LT", end=10)
+    assert predict.costs(known, chips.CHIPS["v5e"], {"data": 1}).unknown_loops == 0
+
+
 def test_a_program_that_was_read_is_forgotten(monkeypatch):
     """A search reads dozens, of some MB each."""
     modules = []

@@ -118,6 +118,25 @@ def test_frozen_parts_take_memory_once_and_sharded():
         assert (both - own) == pytest.approx(own / 4, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    "topology, n, links",
+    [
+        ("v5e:16x16", 1, 2),
+        ("v5e:16x16", 16, 2),
+        ("v5e:16x16", 32, 4),
+        ("v5e:16x16", 256, 4),
+        ("v5e:4x4", 16, 2),  # not closed to rings
+        ("v5p:4x4x8", 8, 2),
+        ("v5p:4x4x8", 16, 4),
+        ("v5p:4x4x8", 128, 6),
+    ],
+)
+def test_an_axis_uses_the_links_of_the_dimensions_it_needs(topology, n, links):
+    chip, (_, torus) = chips.figures(topology), chips.parse(topology)
+    arithmetic = search._Arithmetic(config("125m"), tasks.build(config("125m")), chip, torus, n, 1)
+    assert arithmetic._speed(n) == links * chip.link * 1e9
+
+
 def test_slices_share_the_data_axis():
     kept, _ = search._candidates(config(batch_size=128), "v5e:4x4", 2)
     assert kept and all(c.mesh["data"] % 2 == 0 for c in kept)
@@ -336,7 +355,7 @@ def page(plan, c=None):
 def test_the_page_of_a_plan():
     text, numbers = page(made(2.0)).text(), page(made(2.0)).numbers()
     assert "4.00 GiB of 15.75: fits" in text
-    assert "2.250 s, between 2.000 s and 3.000 s (work 2.000 s" in text
+    assert "2.250 s (2.000 s if all communication overlaps, 3.000 s if none)" in text
     assert numbers["fits"] and numbers["step_seconds"] == (2.0, 3.0)
     assert numbers["expected_seconds"] == 2.25
     assert numbers["mfu"] == pytest.approx([1e15 / 16 / 197e12 / s for s in (3.0, 2.0)])
@@ -348,9 +367,16 @@ def test_frozen_parts_and_the_unit_are_on_the_page():
     text, numbers = page(plan).text(), page(plan).numbers()
     rest = 4.0 - 0.5 - 3e9 / chips.GIB
     assert "frozen       0.500 GiB" in text and f"other        {rest:.3f} GiB" in text
-    assert "images/s       28, between 21 and 32" in text
+    assert "images/s       28 (32, 21)" in text
     assert numbers["images_per_sec"] == pytest.approx(64 / 2.25) and "tokens_per_sec" not in numbers
     assert numbers["frozen_gib"] == 0.5
+
+
+def test_loops_of_unknown_length_are_on_the_page():
+    plan = made(2.0, unknown_loops=2)
+    assert "loops          2 of unknown length" in page(plan).text()
+    assert page(plan).numbers()["unknown_loops"] == 2
+    assert "loops" not in page(made(2.0)).text()
 
 
 def test_the_advice_for_a_plan_that_does_not_fit():
