@@ -38,3 +38,24 @@ def test_a_product_that_is_not_used_has_no_gradient():
     loss = lambda x, w: (product(x, w, 1, "float32"), x.sum())[1]
     d_x, d_kernel = jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
     assert (d_x == 1).all() and (d_kernel == 0).all()
+
+
+@pytest.mark.parametrize("inputs, outputs", [((4,), (3, 6)), ((3, 6), (4,))])
+def test_derivatives_of_every_order_and_batches_are_those_of_tensordot(inputs, outputs):
+    """Forward, forward over reverse (a Hessian's product), and mapped over kernels."""
+    rng, n = np.random.default_rng(0), len(inputs)
+    x, d_x = (jnp.asarray(rng.normal(size=(2, 5, *inputs)), "float32") for _ in range(2))
+    w, d_w = (jnp.asarray(rng.normal(size=(*inputs, *outputs)), "float32") for _ in range(2))
+
+    def all_of(function):
+        loss = lambda x, w: jnp.sin(function(x, w)).sum()
+        return (
+            jax.jvp(function, (x, w), (d_x, d_w)),
+            jax.jvp(jax.grad(loss, (0, 1)), (x, w), (d_x, d_w)),
+            jax.vmap(jax.grad(loss, 1), (None, 0))(x, jnp.stack([w, d_w])),
+        )
+
+    got = jax.tree.leaves(all_of(lambda x, w: product(x, w, n, "float32")))
+    want = jax.tree.leaves(all_of(lambda x, w: jnp.tensordot(x, w, n)))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, 1e-5, 1e-5)
