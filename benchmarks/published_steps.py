@@ -27,9 +27,6 @@ import tpu_sides  # noqa: E402
 from bigjax import config as config_lib  # noqa: E402
 from bigjax import modules  # noqa: E402
 from bigjax.errors import RunError, UserError  # noqa: E402
-from bigjax.train.program import SCOPED_VMEM  # noqa: E402
-
-OF_COMPILER = dict.fromkeys(("v5e", "v5p"), {SCOPED_VMEM: "16384"})
 
 
 def config_of(run: Run):
@@ -41,8 +38,7 @@ def config_of(run: Run):
         "data.tokenizer.vocab_size": run.model["vocab_size"],
         "train.batch_size": run.rows * run.devices,
         "train.accumulate": 1,
-        # bigjax sets 32 MiB for some chips, where the compiler's default, which ran, was 16.
-        "train.compiler_options": {**OF_COMPILER.get(run.chip, {}), **run.options},
+        "train.compiler_options": run.compiler_options,
     }
     with config.unlocked():
         config.model = {
@@ -67,6 +63,7 @@ def read(run: Run) -> dict | None:
     return {
         "run": run.name,
         "topology": run.topology,
+        "fingerprint": run.fingerprint,
         "hbm_gib": step.peak_bytes / chips.GIB,
         "flops": costs.flops,
         "kernel_flops": costs.kernel_flops,

@@ -17,15 +17,17 @@ rematerialisation and flags, and what `bigjax plan --search` finds.
 
 Seconds are predictions for a device: of work without attention kernels and communication, of
 kernels (by their schedules), of communication (one after the other), and of the step, from complete
-overlap of communication to none. The ratio is of the first: MaxText's seconds over
-ours, so that more than 1 means that bigjax is faster. How far to trust them: `bigjax plan` says.
-The line of JSON is for the row of equal layouts and best flags with the lowest ratio.
+overlap of communication to none. The ratio is of the first: MaxText's seconds over ours, so that
+more than 1 means that bigjax is faster. How far to trust them: `bigjax plan` says. What is read is
+kept in tpu_plan.json, for the tables in docs/benchmarks.md. The line of JSON is for the row of
+equal layouts and best flags with the lowest ratio.
 """
 
 import argparse
 import dataclasses
 import json
 import math
+from pathlib import Path
 import sys
 
 from bigjax.plan import chips
@@ -34,180 +36,20 @@ chips.before_jax()
 
 import jax  # noqa: E402
 from maxtext_environment import MAXTEXT  # noqa: E402
+from tpu_models import MODELS, OFF, Layout, Model, our_config, their_settings  # noqa: E402
 import tpu_sides  # noqa: E402
 
-from bigjax import config as config_lib  # noqa: E402
-from bigjax import modules  # noqa: E402
 from bigjax.errors import RunError, UserError  # noqa: E402
 from bigjax.plan import compilers  # noqa: E402
-from bigjax.plan.search import WINDOWED  # noqa: E402
 from bigjax.train.program import SCOPED_VMEM  # noqa: E402
 
-TOKENS = 2048  # of a row
-OFF = {WINDOWED: "1000000"}
+KEPT = Path(__file__).with_name("tpu_plan.json")
 FLAGS = {
     "the compiler's defaults": {},
     "no windowed einsum": OFF,
     "no windowed einsum, 32 MiB of VMEM": {**OFF, SCOPED_VMEM: "32768"},
 }
 USUAL = {SCOPED_VMEM: "16384"}  # what MaxText gets by default; bigjax sets 32 MiB
-REMAT = {"full": "full", "dots": "minimal_with_context"}  # ours: MaxText's that keeps the same
-THEIRS = (
-    "run_name=tpu_plan",
-    "base_output_directory=unused",
-    "dataset_type=synthetic",
-    "enable_checkpointing=false",
-    "compile_topology_num_slices=1",
-    "override_model_config=true",
-    "opt_type=adamw",
-    "attention=flash",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """mesh: sizes of axes. remat: as in ours. options: of the compiler."""
-
-    mesh: dict[str, int]
-    remat: str
-    options: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return " x ".join(f"{axis} {n}" for axis, n in self.mesh.items()) + f", {self.remat} remat"
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """spec: our config; changes: of its keys. theirs: the same model and pod as MaxText's settings.
-    rows: of a batch. layouts: of both sides. searched: what `bigjax plan --search` had ranked first
-    when its time was up (1.3b: 16 minutes; the larger ones: 45 minutes of an earlier version).
-    brief: compiled only with the last of FLAGS, which was the best of the other models."""
-
-    spec: str
-    changes: dict
-    topology: str
-    rows: int
-    theirs: tuple[str, ...]
-    layouts: tuple[Layout, ...]
-    searched: Layout
-    tokens: int = TOKENS
-    brief: bool = False
-
-    @property
-    def devices(self) -> int:
-        return math.prod(chips.parse(self.topology)[1])
-
-
-MODELS = {
-    "1.3b": Model(
-        "configs/gpt/gpt3.py:1.3b",
-        {"model.vocab_size": 51200},
-        "v5e:4x4",
-        64,
-        (
-            "compile_topology=v5e-16",
-            "decoder_block=gpt3",
-            "base_emb_dim=2048",
-            "base_num_query_heads=16",
-            "base_num_kv_heads=16",
-            "base_mlp_dim=8192",
-            "base_num_decoder_layers=24",
-            "head_dim=128",
-            "vocab_size=51200",
-            f"trainable_position_size={TOKENS}",
-            "mlp_activations=['gelu']",
-            "enable_dropout=false",
-            "logits_via_embedding=true",
-            "normalize_embedding_logits=false",
-            "fused_qkv=true",
-        ),
-        (Layout({"fsdp": 16}, "full"), Layout({"fsdp": 16}, "dots")),
-        Layout({"data": 2, "fsdp": 8}, "dots"),
-    ),
-    "7b": Model(
-        "configs/gpt/llama2.py:7b",
-        {"data.seq_len": TOKENS},
-        "v5e:16x16",
-        256,
-        ("compile_topology=v5e-256", "model_name=llama2-7b"),
-        (
-            Layout({"fsdp": 256}, "full"),
-            Layout({"data": 8, "fsdp": 16, "tensor": 2}, "dots"),
-        ),
-        Layout({"data": 8, "fsdp": 16, "tensor": 2}, "dots"),
-    ),
-    "7b-4096": Model(
-        "configs/gpt/llama2.py:7b",
-        {},
-        "v5p:4x4x4",
-        256,
-        ("compile_topology=v5p-128", "model_name=llama2-7b"),
-        (Layout({"fsdp": 64}, "dots"),),
-        Layout({"fsdp": 64}, "dots"),
-        tokens=4096,
-        brief=True,
-    ),
-    "175b": Model(
-        "configs/gpt/gpt3.py:175b",
-        {},
-        "v5p:8x8x8",
-        512,
-        (
-            "compile_topology=v5p-1024",
-            "model_name=gpt3-175b",
-            f"trainable_position_size={TOKENS}",
-        ),
-        (
-            Layout({"fsdp": 64, "tensor": 8}, "full"),
-            Layout({"data": 2, "fsdp": 64, "tensor": 4}, "dots"),
-        ),
-        Layout({"data": 2, "fsdp": 64, "tensor": 4}, "dots", OFF),
-        brief=True,
-    ),
-}
-
-
-def our_config(model: Model, layout: Layout, options: dict[str, str]):
-    """The config with a layout, and with flags of the compiler."""
-    config = config_lib.load_file(model.spec)
-    changes = {
-        **model.changes,
-        **{f"mesh.{axis}": layout.mesh.get(axis, 1) for axis in config.mesh},
-        "model.remat": layout.remat,
-        "data.packing": True,  # MaxText's batches have segments and positions
-        "train.batch_size": model.rows,
-        "train.accumulate": 1,
-        "train.compiler_options": options,
-    }
-    with config.unlocked():
-        config.update_from_flattened_dict(changes)
-    modules.fill(config)
-    return config
-
-
-def their_settings(
-    model: Model, layout: Layout | None, options: dict[str, str], iota: bool | None = None
-) -> list[str]:
-    """KEY=VALUE of MaxText. layout: None for its default layout and rematerialisation. iota: None
-    for its default."""
-    settings = [
-        *THEIRS,
-        f"max_target_length={model.tokens}",
-        *model.theirs,
-        f"per_device_batch_size={model.rows / model.devices:g}",
-    ]
-    if layout:
-        sizes = {"data": 1, "fsdp": 1, "tensor": 1, **layout.mesh}
-        settings += [f"ici_{axis}_parallelism={n}" for axis, n in sizes.items()]
-        settings += [f"remat_policy={REMAT[layout.remat]}"]
-        if len(layout.mesh) > 1:
-            settings += ["allow_split_physical_axes=true"]
-    if iota is not None:
-        settings += [f"use_iota_embed={str(iota).lower()}"]
-    if options:
-        flags = " ".join(f"--{name}={value}" for name, value in options.items())
-        settings += [f"compile_xla_flags={flags}"]
-    return settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,11 +156,26 @@ def reading(step: tpu_sides.Step, topology: str) -> Reading:
     )
 
 
-def table(name: str, rows: list[Row]) -> str:
+def keep(name: str, rows: list[Row]) -> None:
+    """Writes the rows of a model into KEPT."""
+    kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
+    kept[name] = [dataclasses.asdict(row) for row in rows]
+    text = json.dumps({name: kept[name] for name in MODELS if name in kept}, indent=1)
+    KEPT.write_text(text + "\n", encoding="utf-8")
+
+
+def kept(name: str) -> list[Row]:
+    """The rows of a model in KEPT."""
+    rows = json.loads(KEPT.read_text(encoding="utf-8"))[name]
+    side = lambda fields: fields and Reading(**fields | {"step": tuple(fields["step"])})
+    return [Row(r["name"], side(r["theirs"]), side(r["ours"]), r["headline"]) for r in rows]
+
+
+def table(model: Model, rows: list[Row]) -> str:
     """Markdown, each cell with MaxText's value and then ours."""
     lines = [
-        f"| {name} | work, s | ratio | FLOPs at peak, s | kernels, s | communication, s "
-        "| step, s | HBM, GiB |",
+        f"| {model}: MaxText, bigjax | work, s | ratio | FLOPs at peak, s | kernels, s "
+        "| communication, s | step, s | HBM, GiB |",
         "| --- |" + " --- |" * 7,
     ]
     for row in rows:
@@ -373,11 +230,11 @@ def main() -> None:
         )
         for name in names:
             model = MODELS[name]
-            about = f"{name}, {model.rows} rows of {model.tokens}, {model.topology}"
-            print(f"Compiling {about}", flush=True)
-            comparison = Comparison(model, missing)
-            compared = comparison.rows()
-            print(f"\n{table(f'{about}: MaxText, bigjax', compared)}\n", flush=True)
+            print(f"Compiling {model}", flush=True)
+            compared = Comparison(model, missing).rows()
+            if not missing:
+                keep(name, compared)
+            print(f"\n{table(model, compared)}\n", flush=True)
             rows += [(name, row) for row in compared]
     except (RunError, UserError) as e:
         print(e, file=sys.stderr)

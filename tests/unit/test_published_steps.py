@@ -47,6 +47,7 @@ def test_what_is_kept_belongs_to_the_runs(published):
     assert len(readings) == len(results)
     for p, reading in zip(results, readings):
         assert (reading["run"], reading["topology"]) == (p.run.name, p.run.topology)
+        assert reading["fingerprint"] == p.run.fingerprint, f"Read {p.run.name} again."
         assert 0 < reading["hbm_gib"] <= chips.CHIPS[p.run.chip].limit
         flops = 6 * published.weights(p.run.model) * p.run.rows * p.run.tokens
         assert 1 <= reading["flops"] / flops < 1.4, p.run

@@ -199,7 +199,7 @@ def reading(plan, work, communication=0.1):
 
 
 @pytest.fixture
-def comparison(load, monkeypatch):
+def comparison(load, monkeypatch, tmp_path):
     """tpu_plan with steps that are not compiled: seconds[side] gives the work of a step with
     windowed einsum and without; the seconds of use_iota_embed are 2."""
     plan = load("tpu_plan")
@@ -213,6 +213,7 @@ def comparison(load, monkeypatch):
             return None
         return reading(plan, 2.0 if iota else seconds["theirs"][WINDOWED in options])
 
+    monkeypatch.setattr(plan, "KEPT", tmp_path / "tpu_plan.json")
     monkeypatch.setattr(plan.Comparison, "ours", ours)
     monkeypatch.setattr(plan.Comparison, "theirs", theirs)
     monkeypatch.setattr(plan.tpu_sides, "missing", lambda: "")
@@ -259,6 +260,21 @@ def test_the_page_has_the_rows_of_the_script(comparison, monkeypatch, capsys):
     assert len(first(printed)) > 30
     start, end = page.index("## MaxText"), page.index("| change | expected | measured |")
     assert first(page[start:end]) == first(printed)
+
+
+def test_the_page_has_the_tables_of_what_was_read(load):
+    plan = load("tpu_plan")
+    page = (BENCHMARKS.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    for name, model in plan.MODELS.items():
+        assert plan.table(model, plan.kept(name)) in page
+
+
+def test_what_is_read_is_kept_for_each_model(comparison, monkeypatch, capsys):
+    plan = comparison.plan
+    printed = "\n".join(run(plan, monkeypatch, capsys, "--models=7b"))
+    run(plan, monkeypatch, capsys, "--models=1.3b")
+    assert plan.table(plan.MODELS["7b"], plan.kept("7b")) in printed
+    assert [*json.loads(plan.KEPT.read_text())] == ["1.3b", "7b"]
 
 
 def test_without_maxtext_the_reason_is_printed(comparison, monkeypatch, capsys):
