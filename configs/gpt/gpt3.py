@@ -1,12 +1,11 @@
 """GPT-3 in eight sizes (:125m ... :175b) with the published recipe, for a pod.
 
-Text of your own is required. Measured on the full size: nothing. Predicted by `bigjax plan` for the
+Text of your own is required. Measured on the full size: nothing. Expected by `bigjax plan` for the
 smallest slice of v5p that fits, with the published batch in micro-batches of four rows and full
-rematerialisation: :125m on one chip, 3.1 GiB, 2.4 seconds per step, MFU 41.1%; :1.3b on one chip,
-28.3 GiB, 35.9 seconds, MFU 53.9%; :13b on v5p:2x2x1, 70.6 GiB, 150 to 170 seconds, MFU 53% to 61%;
-:175b on v5p:4x4x4, 83.0 of 95.7 GiB, 167 to 213 seconds, MFU 53% to 68%. `:tiny`, 20 steps on the
-docstrings of installed packages: 6.94 bits per byte on validation from 7.99, 41 seconds of CPU
-time.
+rematerialisation: :125m on one chip, 3.1 GiB, 2.5 seconds per step, MFU 38.7%; :1.3b on one chip,
+28.2 GiB, 29.7 seconds, MFU 65.2%; :13b on v5p:2x2x1, 70.4 GiB, 130 seconds, MFU 70.1%; :175b on
+v5p:4x4x4, 80.3 of 95.7 GiB, 151 seconds, MFU 75.3%. `:tiny`, 20 steps on the docstrings of
+installed packages: 6.94 bits per byte on validation from 7.99, 41 seconds of CPU time.
 """
 
 # https://arxiv.org/abs/2005.14165, table 2.1 and appendix B. Every layer has dense attention; the
