@@ -239,8 +239,8 @@ def named(blocks: Blocks) -> str:
 
 def chosen(chip: str, D: int, T: int) -> dict[str, Blocks]:
     """The kernels and blocks that layers/kernels/splash.py chooses."""
-    large = splash.fits_large(D, jnp.bfloat16, device(chip).device_kind)
-    q, kv = splash.blocks(Causal(), T, T, 1, large)
+    limit = splash.largest(D, jnp.bfloat16, device(chip).device_kind)
+    q, kv = splash.blocks(Causal(), T, T, 1, limit)
     kernels = ("fwd", "fused") if splash.is_fused(T, kv) else ("fwd", "dq", "dkv")
     return dict.fromkeys(kernels, Blocks(q, kv, splash.at_once(kv)))
 

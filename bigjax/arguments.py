@@ -103,6 +103,7 @@ def _flag_error(text: str) -> str:
         (r"Did you mean: (.*?) ?\?", r"Did you mean --\1?"),
         (r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not an integer"),
         (r"could not convert string to float: (.*)", r"\1 is not a number"),
+        (r"\('Non-boolean argument to boolean flag', (.*)\)", r"\1 is neither true nor false"),
     ):
         text = re.sub(pattern, plain, text)
     text = text.rstrip(".")
@@ -167,6 +168,11 @@ class Arguments:
         for argument in self.overrides:
             key = argument.removeprefix(_KEY).partition("=")[0]
             if not self.uses(key):
+                section = key.partition(".")[0]
+                if section not in (known := config_lib.new_config()):
+                    raise UserError(
+                        f"Unknown config key {key!r}. {config_lib.nearest(section, known)}"
+                    )
                 raise UserError(
                     f"{argument}: this command does not use config.{key}, so it would have no "
                     f"effect. Remove it. {self._accepted()}"

@@ -211,6 +211,14 @@ def _preset(module: ModuleType, values) -> dict:
     return presets[name]
 
 
+def own_sources(folder: str) -> str:
+    """The text of the imported modules that lie in a folder, config.python_path."""
+    root = pathlib.Path(folder).resolve()
+    files = {getattr(module, "__file__", None) for module in [*sys.modules.values()]}
+    own = sorted(p for f in files if f and root in (p := pathlib.Path(f).resolve()).parents)
+    return "".join(path.read_text(errors="replace") for path in own if path.suffix == ".py")
+
+
 def find(room: str, name: str, key: str, folder: str = "") -> ModuleType:
     """The module bigjax.ROOM.NAME; for a name with a dot bigjax.projects.NAME or a user's module.
 

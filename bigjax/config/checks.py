@@ -133,14 +133,19 @@ def check_values(config: ConfigDict) -> None:
             raise UserError(f"config.{key} is {get(config, key)!r}; allowed: min, max.")
 
 
-def sorted_leaves(config: ConfigDict, prefix: str = "") -> list[tuple[str, object]]:
-    """(dotted key, value) of every leaf, in the order of the file."""
-    out = []
+def sorted_leaves(
+    config: ConfigDict, prefix: str = "", empty: bool = False
+) -> list[tuple[str, object]]:
+    """(dotted key, value) of every leaf, in the order of the file. empty: sections without keys
+    are leaves with the value {}."""
+    out: list[tuple[str, object]] = []
     for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            out += sorted_leaves(value, f"{prefix}{key}.")
-        else:
+        if not isinstance(value, ConfigDict):
             out.append((prefix + key, value))
+        elif empty and not value:
+            out.append((prefix + key, {}))
+        else:
+            out += sorted_leaves(value, f"{prefix}{key}.", empty)
     return out
 
 

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import functools
 import importlib.util
+import os
 import pathlib
 import sys
 import traceback
@@ -28,7 +29,14 @@ def find_config(path: str) -> pathlib.Path:
     path = paths.expand(path, "--config")
     for root in _roots():
         if _is_file(root / path):
+            if not path.endswith(".py"):
+                raise UserError(
+                    f"The config file {path!r} is not a Python file: its name has to end in .py. "
+                    "The config of a run is given by --workdir."
+                )
             return root / path
+    if any(os.path.isdir(root / path) for root in _roots()):  # False for an impossible name
+        raise UserError(f"--config={path!r} is a folder. Name a file in it, such as config.py.")
     have = [str(p.relative_to(ROOT)) for p in config_files()]
     near = difflib.get_close_matches(path, have, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]}?" if near else ""

@@ -13,7 +13,7 @@ from bigjax.errors import UserError
 def describe(config: ConfigDict, overridden: dict[str, object], color: bool = False) -> str:
     """The config as text, one key per line; overridden: {key: its value in the file}."""
     lines = []
-    for key, value in sorted_leaves(config):
+    for key, value in sorted_leaves(config, empty=True):
         line = f"{key} = {value!r}"
         if key in overridden:
             line += f"   # overridden, was {overridden[key]!r}"

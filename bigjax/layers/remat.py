@@ -43,6 +43,11 @@ def kept(x: jax.Array, name: str) -> jax.Array:
     return checkpoint_name(x, name)
 
 
+def named(remat: str) -> list[str]:
+    """The names of NAMES in a value of model.remat; none in one of REMAT."""
+    return [] if remat in REMAT else [x.removesuffix(HOST) for x in remat.split(",")]
+
+
 def policy(remat: str) -> Callable:
     """The policy of jax.checkpoint for a value of model.remat. Raises UserError for another."""
     if remat in REMAT:

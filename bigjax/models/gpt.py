@@ -13,7 +13,7 @@ from bigjax.interop import gpt2, llama
 from bigjax.layers.attention import Attention, Cache, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Embed, Norm, Output, dropout
 from bigjax.layers.mask import Causal, mean_keys
-from bigjax.layers.remat import kept
+from bigjax.layers.remat import kept, named
 from bigjax.layers.stack import Stack
 from bigjax.models import (
     OF_A_RUN,
@@ -86,6 +86,11 @@ class Config:
         if self.position == "rotary" and self.head_dim % 2:
             raise UserError(
                 f"model.head_dim is {self.head_dim}; rotary positions need an even number."
+            )
+        if self.parallel_block and "residual" in named(self.remat):
+            raise UserError(
+                f"model.remat is {self.remat!r}, but with model.parallel_block=True a layer has no "
+                "'residual': its MLP reads the layer's input, not a sum. Leave that name out."
             )
         check_fields(
             self,

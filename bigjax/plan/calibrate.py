@@ -1,7 +1,6 @@
 """Predicted step times corrected by measured ones."""
 
 import json
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +9,13 @@ from scipy.optimize import nnls
 from bigjax.data import text_files
 from bigjax.errors import UserError
 from bigjax.plan import predict
+
+_SECONDS = ("work_seconds", "communication_seconds", "measured_seconds")
+_POSITIVE = ("work_seconds", "measured_seconds")
+_MOST = 1e9  # seconds of a step, more than thirty years
+_EACH_LINE = (
+    'Each line is what `bigjax plan --json` prints last, with "measured_seconds": SECONDS added.'
+)
 
 
 class Correction(NamedTuple):
@@ -66,7 +72,10 @@ def read(path: str, chip: str) -> Correction:
     """
     rows = [run for run in _lines(path) if run[0] == chip]
     if not rows:
-        raise UserError(f"--calibrate={path} has no run on {chip}.")
+        raise UserError(
+            f"--calibrate={path} has no run on {chip}: a correction is for one kind of chip. Leave "
+            "it out, or add a run on that chip."
+        )
     _, work, communication, measured = (np.array(x) for x in zip(*rows))
     # Relative to the measurement, so that short and long steps have equal weight.
     matrix = np.stack([work, communication], 1) / measured[:, None]
@@ -85,18 +94,34 @@ def _lines(path: str) -> list[tuple[str, float, float, float]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            run = json.loads(line)
-            seconds = [
-                float(run[name])
-                for name in ("work_seconds", "communication_seconds", "measured_seconds")
-            ]
-            if not (0 < seconds[0] < math.inf and 0 <= seconds[1] < math.inf > seconds[2] > 0):
-                raise ValueError(f"these are not valid seconds: {seconds}")
-            runs.append((str(run["topology"]).split(":")[0], *seconds))
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as e:
-            raise UserError(
-                f"--calibrate={path}, line {number}: {type(e).__name__}: {e}. Each line is what "
-                '`bigjax plan --json` prints last, with "measured_seconds": SECONDS added.'
-            ) from e
+        run = _json(line)
+        if wrong := _wrong(run):
+            raise UserError(f"--calibrate={path}, line {number} {wrong}. {_EACH_LINE}")
+        runs.append((run["topology"].split(":")[0], *(float(run[name]) for name in _SECONDS)))
+    if not runs:
+        raise UserError(f"--calibrate={path} has no lines. {_EACH_LINE}")
     return runs
+
+
+def _json(line: str):
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _wrong(run) -> str:
+    """What is wrong with a line; '' if nothing is."""
+    if not isinstance(run, dict):
+        return "is not a JSON object"
+    if missing := [name for name in ("topology", *_SECONDS) if name not in run]:
+        return f"has no {', '.join(missing)}"
+    if not isinstance(run["topology"], str):
+        return f"has the topology {run['topology']!r}, which is not text"
+    for name in _SECONDS:
+        value = run[name]
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not 0 <= value <= _MOST or not value and name in _POSITIVE:
+            what = "positive" if name in _POSITIVE else "at least 0"
+            return f"has {name}={str(value)[:20]}, which has to be a number of seconds, {what}"
+    return ""

@@ -73,14 +73,13 @@ def before_jax() -> None:
 def parse(topology: str) -> tuple[str, tuple[int, ...]]:
     """('v5e', (4, 4)) from 'v5e:4x4'; ('h100', (2, 8)) from 'h100:2x8', two hosts of eight GPUs.
 
-    Raises UserError, with the valid ones, for any other text.
+    Raises UserError for any other text: with the chips, or with the slices of the chip.
     """
     name, _, text = topology.partition(":")
     if name not in CHIPS:
         raise UserError(
-            f"--topology={topology!r}: {name!r} is not a known chip. Known: "
-            + "; ".join(_known(chip) for chip in CHIPS)
-            + "."
+            f"--topology={topology!r}: {name!r} is not a known chip. Known: {', '.join(CHIPS)}. "
+            "With a chip alone, such as --topology=v5e:, its slices are listed."
         )
     chip = CHIPS[name]
     sizes = tuple(int(n) for n in text.split("x") if n.isdigit())

@@ -1,6 +1,7 @@
 """`bigjax plan`: memory, speed and communication of a config on TPUs or GPUs, without them."""
 
 import math
+import os
 import re
 
 from absl import flags
@@ -56,6 +57,8 @@ def run(f: flags.FlagValues, config) -> None:
         raise UserError("--search tries every mesh. Leave out --mesh or --search.")
     if f.html and not f.html.endswith((".html", ".htm")):
         raise UserError(f"--html={f.html} must end in .html: it is the page that is written.")
+    if f.html:
+        _check_page(f.html)
     _set_mesh(config, f.mesh)
     from bigjax.plan import calibrate
     from bigjax.plan import compile as compile_lib
@@ -66,6 +69,7 @@ def run(f: flags.FlagValues, config) -> None:
     if f.search:
         plans = [_search(f, config, correct)]
     else:
+        print(f"Planning for {f.topology}. Compiling takes a minute or more.", flush=True)
         plans = compile_lib.plans(config, f.topology, f.slices)
     pages = [_Page(plan, config, f.topology, f.slices, correct) for plan in plans]
     for page in pages:
@@ -81,6 +85,19 @@ def run(f: flags.FlagValues, config) -> None:
             _write_page(f.html, f"Plan of {f.config or DEFAULT_CONFIG}", pages, trust)
         print(f"Wrote {f.html}")
     print(*last, sep="", end="\n" * len(last))
+
+
+def _check_page(path: str) -> None:
+    """Raises UserError if a page cannot be written, before anything is compiled."""
+    file = epath.Path(path)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            raise IsADirectoryError(f"{path} is a folder")
+        if "://" not in path and not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise PermissionError("no permission to write there")
+    except OSError as e:
+        raise cannot_write(f"The page {path}", e, "Name another file by --html=FILE") from e
 
 
 def _write_page(path: str, title: str, pages: "list[_Page]", trust: str) -> None:
@@ -167,7 +184,7 @@ class _Page:
             "parameters_gib": _gib(plan.parameter_bytes),
             "optimizer_gib": _gib(plan.optimizer_bytes),
             "frozen_gib": _gib(plan.frozen_bytes),
-            "host_gib": _gib(plan.host_bytes),
+            "host_gib": _gib(plan.host_bytes + plan.host_activation_bytes),
             "flops": plan.flops,
             "kernel_flops": plan.kernel_flops,
             "collective_bytes": sum(c.bytes for c in plan.collectives),
@@ -216,6 +233,9 @@ class _Page:
                 f"    other        {rest / GIB:.3f} GiB: activations, gradients, gathered weights"
                 + (_NOT_TIMED if self._moves_activations else "")
             )
+        if plan.host_activation_bytes:
+            gib = plan.host_activation_bytes / GIB
+            lines.append(f"    on the host  {gib:.3f} GiB of activations, for each device")
         if not plan.fits:
             return "\n".join([*lines, "  " + self._advice()])
         if plan.unknown_loops:

@@ -17,7 +17,7 @@ import numpy as np
 
 import bigjax
 from bigjax import config as config_lib
-from bigjax import private, tasks
+from bigjax import modules, private, tasks
 from bigjax.data.files import cache_dir, cache_folder, write_cached
 from bigjax.errors import RunError, UserError
 from bigjax.extras import how_to_install
@@ -28,6 +28,7 @@ from bigjax.train import frozen
 from bigjax.train import program as program_lib
 from bigjax.trees import named_leaves
 
+_JAX_SETTINGS = ("jax_default_matmul_precision", "jax_enable_x64", "jax_default_prng_impl")
 _USED = re.compile(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm")
 _TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMG])\) exceeds available HBM")
 
@@ -41,7 +42,7 @@ class Plan:
     task's frozen parts, which have no gradients and no optimizer state. units: tokens, images or
     whatever `unit` names, per step. peak_bytes: of HBM; if the step does not fit, what the compiler
     reports, or None. host_bytes: kept in host memory (optim.offload) and transferred twice per
-    step.
+    step; host_activation_bytes: there until the backward pass (model.remat).
     flops and the following are None or empty if it does not fit; seconds also for GPUs.
     kernel_seconds: the part of work_seconds in attention kernels. step_seconds: if communication
     overlaps with work completely, and if not at all. hbm_bytes: read and written, without kernels.
@@ -61,6 +62,7 @@ class Plan:
     peak_bytes: float | None
     compile_seconds: float
     host_bytes: float = 0.0
+    host_activation_bytes: float = 0.0
     flops: float | None = None
     kernel_flops: float | None = None
     work_seconds: float | None = None
@@ -134,7 +136,10 @@ def _key(config, frozen_parts: list[tuple], mesh: dict[str, int], *pod) -> str:
     ]
     versions = [jax.__version__, jaxlib.__version__, compilers.version(_compiler(chip))]
     flags = [os.environ.get(name, "") for name in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
+    flags += [str(getattr(jax.config, name)) for name in _JAX_SETTINGS]
     text = repr((leaves, frozen_parts, mesh, pod, versions, flags)) + _sources()
+    if config.python_path:
+        text += modules.own_sources(config.python_path)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -178,6 +183,7 @@ def _plan(program, batch_size, slices, chip, phase, step) -> Plan:
             known,
             peak_bytes=float(memory.peak_memory_in_bytes - on_host),
             host_bytes=float(on_host),
+            host_activation_bytes=float(memory.host_temp_size_in_bytes),
             compile_seconds=time.perf_counter() - start,
         )
         # The TPU compiler refuses a step that does not fit; the GPU compiler has no limit.

@@ -6,6 +6,7 @@ that a jax was released with is in its metadata, among the requirements of its e
 
 from importlib import metadata
 import importlib.util
+import re
 from typing import NamedTuple
 
 from packaging.utils import canonicalize_name
@@ -38,8 +39,10 @@ def gpu() -> Compiler:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a compiler refused a program because it does not fit into a device's memory."""
-    return "RESOURCE_EXHAUSTED" in str(error)
+    """Whether a compiler refused a program because it does not fit into a device's memory. The
+    small memories on the chip, in which a kernel may not fit, do not count."""
+    space = re.search(r"memory space (\w+)", str(error))
+    return "RESOURCE_EXHAUSTED" in str(error) and (not space or space[1] == "hbm")
 
 
 def check(compiler: Compiler) -> None:

@@ -92,7 +92,10 @@ def search(
             f"model.name={config.model.name!r} does not define plan_sizes: the search varies no "
             "model.remat, and knows the memory of activations only after compiling."
         )
-    log(f"{len(candidates)} combinations of layout and flags may fit; {ruled_out} cannot.")
+    log(
+        f"{len(candidates)} combinations of layout and flags may fit; {ruled_out} cannot. "
+        "Compiling one takes a minute or more."
+    )
     results: list[Result] = []
     too_large: list[Candidate] = []
     failure: RunError | None = None

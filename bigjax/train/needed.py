@@ -7,6 +7,7 @@ import jax.extend
 from jax.interpreters import partial_eval
 
 from bigjax import tasks
+from bigjax.layers.kernels import KERNELS
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.tasks import Task
 from bigjax.trees import merge, partition
@@ -17,11 +18,15 @@ def share(config, mesh, params, trained) -> float:
     parameters, over those with all parameters trained.
 
     params: ShapeDtypeStructs; trained: a tree of bools. What model.remat recomputes does not count.
+    It does not depend on the attention kernel.
     """
     config = config.copy_and_resolve_references()
-    if "remat" in config.model:
-        with config.unlocked():
+    with config.unlocked():
+        if "remat" in config.model:
             config.model.remat = "none"
+        if config.model.get("attention") in ("auto", *KERNELS):  # others hide their FLOPs
+            weights_dropped = config.model.get("attention_dropout", 0.0)
+            config.model.attention = "einsum" if weights_dropped else "blocked"
     task = tasks.build(config)
     everything = jax.tree_util.tree_map(lambda _: True, trained)
     with jax.set_mesh(mesh_lib.make_mesh({}, mesh.devices.flat[:1])):  # without sharding

@@ -148,7 +148,7 @@ def test_a_named_kernel_leaves_caches_and_other_lengths_to_einsum(kernel, T):
 
 def test_splash_attention_with_large_blocks(monkeypatch):
     """As for bfloat16: of a block's keys, half are processed at once."""
-    monkeypatch.setattr(splash, "fits_large", lambda D, dtype, kind: True)
+    monkeypatch.setattr(splash, "largest", lambda D, dtype, kind: splash.LARGE)
     monkeypatch.setattr(splash, "SMALL", 128)
     monkeypatch.setattr(splash, "LARGE", 256)
     _compare("splash", 512, 512, 2, True, CAUSAL, None)
@@ -172,6 +172,8 @@ def test_splash_attention_with_two_backward_kernels(monkeypatch):
         (CAUSAL & Window(256), 2048, 2048, 1, 64, "bfloat16", (512, 512), True),
         (CAUSAL, 1536, 1536, 1, 64, "bfloat16", (512, 512), True),
         (CAUSAL, 768, 768, 2, 64, "bfloat16", (384, 384), True),
+        (CAUSAL, 1024, 1024, 1, 512, "float32", (256, 256), True),
+        (CAUSAL, 1024, 1024, 1, 512, "bfloat16", (512, 512), True),
         (FULL, 1024, 2048, 1, 64, "bfloat16", (1024, 1024), True),
         (FULL, 256, 1024, 1, 64, "bfloat16", (256, 1024), True),
     ],

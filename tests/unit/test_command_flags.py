@@ -59,6 +59,9 @@ def test_commands_refuse_flags_that_they_do_not_use(command, capsys):
         assert "does not use" in err and err.count("\n") == 1, err
     assert main.main([command, "--nonsense=1"]) == 2
     assert "nonsense" in capsys.readouterr().err
+    if takes and "config" in takes:
+        assert main.main([command, "--config.modle.remat=full"]) == 2
+        assert "Unknown config key 'modle.remat'. Did you mean 'model'?" in capsys.readouterr().err
 
     for key in SETTLED.get(command, ()):
         assert main.main([command, f"--config.{key}"]) == 2

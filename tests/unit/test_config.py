@@ -201,3 +201,15 @@ def test_configs_and_the_config_module_import_no_jax():
         "assert 'jax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_folder_or_another_kind_of_file_is_no_config(tmp_path):
+    (tmp_path / "runs.jsonl").write_text("{}")
+    with pytest.raises(UserError, match="runs.jsonl' is not a Python file.*end in .py"):
+        config.load_file(str(tmp_path / "runs.jsonl"))
+    with pytest.raises(UserError, match="is a folder. Name a file in it"):
+        config.load_file(str(tmp_path))
+
+
+def test_a_section_without_keys_is_printed():
+    assert "train.compiler_options = {}" in config.describe(config.new_config(), {}).splitlines()

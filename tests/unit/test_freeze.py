@@ -9,6 +9,7 @@ import pytest
 
 from bigjax import optim, tasks
 from bigjax.parallel import mesh as mesh_lib
+from bigjax.train import needed
 from bigjax.train import program as program_lib
 from bigjax.train.state import make_init
 from bigjax.train.step import make_step
@@ -86,6 +87,25 @@ def test_mfu_counts_only_the_flops_that_frozen_parameters_leave(name, remat, dev
     forward = kernels + head + scores
     saved = kernels if name == "stack" else 2 * (kernels + scores)
     assert flops[1] / flops[0] == pytest.approx((3 * forward - saved) / (3 * forward), abs=0.03)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_the_flops_that_are_needed_do_not_depend_on_the_attention_kernel(dropout):
+    """A Pallas kernel's own FLOPs are not in the program, in which its body appears once."""
+    shares = []
+    for kernel in ("auto", "splash", "einsum"):
+        c = helpers.load_config("tests/tiny.py")
+        with c.unlocked():
+            c.model = dict(name="bert", d_model=16, n_layers=2, n_heads=2, attention=kernel)
+            c.model.update(max_len=128, vocab_size=20, attention_dropout=dropout, preset="")
+            c.task = dict(name="mlm_nsp")
+            c.data.seq_len = 128
+        c = helpers.filled(c)
+        params = jax.eval_shape(tasks.build(c).init, jax.random.key(0))["params"]
+        trained = jax.tree.map(lambda x: x.ndim < 2, params)
+        mesh = mesh_lib.make_mesh({}, jax.devices()[:1])
+        shares.append(needed.share(c, mesh, params, trained))
+    assert shares[0] == shares[1] == shares[2] and 0.5 < shares[0] < 0.9
 
 
 @pytest.mark.parametrize(

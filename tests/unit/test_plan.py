@@ -205,8 +205,9 @@ frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
 @pytest.mark.parametrize(
     "topology, message",
     [
-        ("v5e-16", "not a known chip.*v5e:1x1, 2x2"),
-        ("v9:4x4", "not a known chip.*tpu7x:"),
+        ("v5e-16", "not a known chip. Known: v4, v5e.*--topology=v5e:,"),
+        ("v9:4x4", "not a known chip.*tpu7x, h100"),
+        ("v5e:", "not a valid slice. Valid: v5e:1x1, 2x2"),
         ("v5e:4x4x4", "not a valid slice.*4x4, 4x8"),
         ("v5e:3x3", "not a valid slice"),
         ("v5e:32x32", "not a valid slice"),

@@ -1,18 +1,23 @@
 """Compilers that a plan refuses, and messages about programs that cannot be read."""
 
+import importlib
 from importlib import metadata
 import importlib.util
 import re
+import sys
 from types import SimpleNamespace
 
 import jax
 import pytest
 
-from bigjax import extras, main
+from bigjax import extras, main, tasks
 from bigjax.errors import RunError, UserError
-from bigjax.plan import chips, compilers, search
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.plan import chips, compilers, predict, search
 from bigjax.plan import compile as compile_lib
 from bigjax.plan.compilers import CUDA12, CUDA13, TPU
+from bigjax.train import program
+from tests import helpers
 from tests.unit import test_plan, test_plan_search
 from tests.unit.test_plan import text
 
@@ -171,7 +176,9 @@ class Compiler:
         return self
 
     def memory_analysis(self):
-        return SimpleNamespace(host_argument_size_in_bytes=0, peak_memory_in_bytes=2**30)
+        return SimpleNamespace(
+            host_argument_size_in_bytes=3, host_temp_size_in_bytes=5, peak_memory_in_bytes=2**30
+        )
 
     as_text = staticmethod(unreadable)
 
@@ -180,6 +187,10 @@ class Compiler:
     "failure, message",
     [
         ("INTERNAL: Mosaic failed to compile", "could not compile this step for .*Mosaic failed"),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 20.14M of 16.00M",
+            "could not compile this step for .*memory space vmem",  # not of HBM
+        ),
         (None, "cannot be read by jaxlib"),
     ],
 )
@@ -213,3 +224,32 @@ def test_a_search_skips_layouts_that_fail_to_compile(monkeypatch):
     with pytest.raises(RunError, match="Mosaic failed"):
         search.search(config, "v5e:4x4", 1, 1.0, lines.append, lambda plan: plan.step_seconds)
     assert len([line for line in lines if "Mosaic failed" in line]) == 3
+
+
+def test_memory_of_the_host_is_that_of_the_state_and_that_of_activations(monkeypatch):
+    monkeypatch.setattr(compile_lib.program_lib, "trace", lambda *_: Compiler())
+    monkeypatch.setattr(compile_lib, "_read", lambda *_: predict.Costs(1.0, 0.0, 1.0, 0.0, []))
+    c = helpers.filled(helpers.load_config("tests/tiny.py"))
+    task, mesh = tasks.build(c), mesh_lib.make_mesh({}, jax.devices()[:1])
+    step = compile_lib._plan(program.make(c, task, mesh), 8, 1, chips.CHIPS["v5e"], "", 0)
+    assert (step.host_bytes, step.host_activation_bytes, step.peak_bytes) == (3, 5, 2**30 - 3)
+
+
+def test_a_plan_is_not_reused_after_a_change_of_ones_own_module_or_of_jax(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    c = helpers.filled(helpers.load_config("tests/tiny.py"))
+    with c.unlocked():
+        c.python_path = str(tmp_path)
+    key = lambda: compile_lib._key(c, [], {"data": 1}, "v5e:2x2", 1, chips.CHIPS["v5e"])
+    (tmp_path / "my_layers_of_a_test.py").write_text("WIDTH = 2\n")
+    (tmp_path / "not_imported.py").write_text("WIDTH = 2\n")
+    importlib.import_module("my_layers_of_a_test")
+    keys = [key(), key()]
+    (tmp_path / "not_imported.py").write_text("WIDTH = 8\n")
+    keys.append(key())
+    (tmp_path / "my_layers_of_a_test.py").write_text("WIDTH = 8\n")
+    keys.append(key())
+    with jax.default_matmul_precision("highest"):
+        keys.append(key())
+    sys.modules.pop("my_layers_of_a_test")
+    assert keys[0] == keys[1] == keys[2] and len({*keys}) == 3

@@ -3,11 +3,12 @@
 import html.parser
 import json
 import re
+from unittest import mock
 
 import pytest
 
 from bigjax.errors import UserError
-from bigjax.plan import chips
+from bigjax.plan import chips, command
 from bigjax.plan import html as html_lib
 from tests.unit.test_plan_schedule import ENTRIES, entry, planned
 from tests.unit.test_plan_search import made
@@ -61,7 +62,7 @@ def test_the_page_needs_no_other_file(written):
     assert not re.search(r"https?:|src=|href=|@import|url\(|<script|<link", text)
     assert {"svg", "rect", "pre", "title"} <= {tag for tag, _ in page.elements}
     for line in out.splitlines():  # everything that is printed, and the trust
-        assert line.startswith("Wrote ") or line in page.text, line
+        assert line.startswith(("Wrote ", "Planning for ")) or line in page.text, line
     assert "layer<7>&" in page.text and "layer<7>" not in text  # escaped
 
 
@@ -135,6 +136,14 @@ def test_a_page_that_cannot_be_written(monkeypatch, capsys, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="plan.html cannot be written.*--html=FILE"):
         planned(monkeypatch, capsys, plan, TOPOLOGY, f"--html={tmp_path}/file/plan.html", "--json")
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["fits"]  # nothing is lost
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(UserError, match="folder.html is a folder"):
+        planned(monkeypatch, capsys, plan, TOPOLOGY, f"--html={tmp_path}/folder.html")
+    assert not capsys.readouterr().out
     with pytest.raises(UserError, match="--html"):
         planned(monkeypatch, capsys, plan, TOPOLOGY, "--html=")
+    full = mock.Mock(side_effect=OSError(28, "No space left on device"))
+    monkeypatch.setattr(command.paths, "write_atomically", full)
+    with pytest.raises(UserError, match="plan.html cannot be written.*No space left"):
+        planned(monkeypatch, capsys, plan, TOPOLOGY, f"--html={tmp_path}/plan.html", "--json")
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["fits"]  # nothing is lost

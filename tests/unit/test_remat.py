@@ -8,6 +8,8 @@ import pytest
 
 from bigjax.errors import UserError
 from bigjax.layers.attention import Attention, Span
+from bigjax.layers.kernels import blocked, cudnn, einsum
+from bigjax.layers.mask import Causal
 from bigjax.layers.params import unbox
 from bigjax.layers.remat import NAMES, REMAT, policy
 from bigjax.models import gpt
@@ -77,6 +79,30 @@ def test_another_remat_is_refused(remat):
     assert f"model.remat is {remat!r}" in str(e.value)
     for name in ("none", "dots", "attention", "full", *NAMES):
         assert name in str(e.value)
+
+
+def test_a_parallel_block_has_no_sum_to_keep():
+    make = lambda remat: gpt.Config(64, T, D, 1, H, parallel_block=True, remat=remat)
+    with pytest.raises(
+        UserError, match="'input,residual:host'.*parallel_block=True.*no 'residual'"
+    ):
+        make("input,residual:host")
+    assert make("input,mlp").remat == "input,mlp" and make("attention").remat == "attention"
+
+
+@pytest.mark.parametrize("kernel", ["einsum", "blocked", "cudnn"])
+def test_every_kernel_names_its_result(kernel, monkeypatch):
+    """cuDNN's runs on GPUs only; what jax calls it by is replaced."""
+    plain = jax.nn.dot_product_attention
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda *a, implementation=None, **k: plain(*a, **k)
+    )
+    module = {"einsum": einsum, "blocked": blocked, "cudnn": cudnn}[kernel]
+    q, mask = jnp.ones((B, T, H, D)), Causal()
+    rest = (None,) if kernel == "einsum" else (mask, None, None, None, 1.0)
+    call = lambda q: module.attention(q, q, q, *rest)
+    names = [e.params["name"] for e in jax.make_jaxpr(call)(q).eqns if e.primitive.name == "name"]
+    assert names == ["context"]
 
 
 def test_dots_remat_keeps_what_splash_attention_reads(capsys):

@@ -6,6 +6,7 @@ from jax.sharding import PartitionSpec
 
 from bigjax.layers.kernels.common import over_devices
 from bigjax.layers.mask import Causal, Full, Mask, dense
+from bigjax.layers.remat import kept
 
 BIAS = True
 PLATFORMS = ("gpu", "cuda")
@@ -57,7 +58,7 @@ def attention(
 
 
 def _cudnn(q, k, v, mask_BTS, bias, scale: float, causal: bool) -> jax.Array:
-    return jax.nn.dot_product_attention(
+    context = jax.nn.dot_product_attention(
         q,
         k,
         v,
@@ -67,6 +68,7 @@ def _cudnn(q, k, v, mask_BTS, bias, scale: float, causal: bool) -> jax.Array:
         is_causal=causal,
         implementation="cudnn",
     )
+    return kept(context, "context")
 
 
 def unsupported(q_BTHD, k_BSKD, ways: int) -> str:

@@ -30,6 +30,7 @@ LARGE, SMALL = 1024, 512
 # 256 need more than the 16 MiB of memory on the chip that v4 gives a kernel, and gain least on v5e.
 WIDEST = {"TPU v6 lite": 256, "TPU7x": 256}
 OTHERS_WIDEST = 128
+WIDEST_SMALL = 1024  # bytes of a row of a head, up to which its blocks are not smaller than SMALL
 # One backward kernel takes less time than two, but writes gradients of the queries for each block
 # of keys, and they are summed afterwards. Where that is more memory than this many times the
 # queries, two kernels are used.
@@ -48,7 +49,7 @@ def attention(
     (batch, length, heads), (rows, parts, shards), k, v = over_devices(q_BTHD, k_BSKD, v_BSKD)
     arrays = {"query": q_BTHD * scale, "key": k, "value": v}
     q, k, v = (kept(jnp.swapaxes(x, 1, 2), name) for name, x in arrays.items())
-    block = blocks(mask, T, S, parts, fits_large(D, q.dtype, device_kind()))
+    block = blocks(mask, T, S, parts, largest(D, q.dtype, device_kind()))
     kernel = _kernel(H, T, S, mask, shards, parts, block, platform() != "tpu")
     if q_segments_BT is None:
         call = lambda kernel, q, k, v: jax.vmap(kernel)(q, k, v)
@@ -118,18 +119,21 @@ def mask_of(mask: Mask, T: int, S: int, shards: int) -> masks.Mask:
     return _Mask(mask, (T, S))
 
 
-def fits_large(D: int, dtype, kind: str) -> bool:
-    """Whether heads of D have large blocks on a kind of device."""
-    return D <= WIDEST.get(kind, OTHERS_WIDEST) and jnp.dtype(dtype).itemsize <= 2
+def largest(D: int, dtype, kind: str) -> int:
+    """The largest block of heads of D on a kind of device."""
+    bytes_of_row = D * jnp.dtype(dtype).itemsize
+    if D <= WIDEST.get(kind, OTHERS_WIDEST) and jnp.dtype(dtype).itemsize <= 2:
+        return LARGE
+    return SMALL if bytes_of_row <= WIDEST_SMALL else SMALL // 2
 
 
-def blocks(mask: Mask, T: int, S: int, shards: int, large: bool) -> tuple[int, int]:
+def blocks(mask: Mask, T: int, S: int, shards: int, limit: int = LARGE) -> tuple[int, int]:
     """The sizes of a block of queries and of a block of keys, for T queries in `shards` shards and
-    S keys. large: whether a large block fits."""
+    S keys. limit: the largest block that fits."""
     # Other masks are in memory, block by block, and may need few of the scores in a large block.
-    large = large and not isinstance(mask_of(mask, T, S, shards), _Mask)
-    sizes = (LARGE, SMALL, 384, 256, 128)[0 if large else 1 :]
-    size = lambda n: next(b for b in sizes if n % b == 0)
+    if isinstance(mask_of(mask, T, S, shards), _Mask):
+        limit = min(limit, SMALL)
+    size = lambda n: next(b for b in (LARGE, SMALL, 384, 256, 128) if b <= limit and n % b == 0)
     queries = size(T // shards)
     return queries, queries if S == T else size(S)
 
