@@ -26,7 +26,7 @@ import tpu_sides  # noqa: E402
 from bigjax.errors import RunError, UserError  # noqa: E402
 from bigjax.train.program import SCOPED_VMEM  # noqa: E402
 
-REMATS = ("dots", "attention", "query,key,value", "full", "input:host")
+REMATS = ("none", "dots", "attention", "query,key,value", "full", "input:host")
 LIMITS = {  # MiB; the last is bigjax's
     "1.3b, v6e:4x4": (32, 64, 96),
     "1.3b, tpu7x:2x2x2": (32, 48, 60),
@@ -64,6 +64,9 @@ def main() -> None:
         for remat in REMATS:
             config, topology = rematerialised(remat)
             step = tpu_sides.ours(config, topology, log=_quiet)
+            if step.text is None:
+                print(f"| `{remat}` | does not fit | | |", flush=True)
+                continue
             costs, work[remat] = step.costs(topology), step.costs(topology).seconds
             gib = step.peak_bytes / chips.GIB
             cells = f"`{remat}`", f"{work[remat]:.3f}", f"{costs.kernel_seconds:.3f}", f"{gib:.2f}"
