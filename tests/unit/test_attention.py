@@ -99,6 +99,18 @@ def test_cudnn_gets_the_right_shard_on_each_device(
     assert set(given) == {("cudnn", array_mask, causal and not sharded)}
 
 
+@pytest.mark.parametrize("S, native", [(64, True), (128, False)])
+def test_cudnn_has_a_causal_mask_only_for_as_many_keys_as_queries(S, native, monkeypatch):
+    """For others it may count queries from the end; then the mask is an array."""
+    attend = mock.Mock(side_effect=InterruptedError)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
+    q, k = (jnp.ones((1, n, 2, 8)) for n in (64, S))
+    with pytest.raises(InterruptedError):
+        cudnn.attention(q, k, k, CAUSAL, None, None, None, 1.0)
+    given = attend.call_args.kwargs
+    assert (given["is_causal"], given["mask"] is None) == (native, native)
+
+
 @pytest.mark.parametrize(
     "kernel, options, words",
     [
@@ -215,6 +227,22 @@ def test_which_heads_have_large_blocks(kind, D, large, monkeypatch):
     assert made.call_args.kwargs["block_sizes"].block_q == (1024 if large else 512)
 
 
+def test_the_scope_of_splash_attention_is_what_one_device_computes(monkeypatch):
+    """One of two rows, one of four heads: three of four pairs of blocks."""
+    names = []
+    of_jax = jax.named_scope
+    monkeypatch.setattr(jax, "named_scope", lambda name: names.append(name) or of_jax(name))
+    q = jnp.ones((2, 256, 4, 8))
+    attend = lambda q: splash.attention(q, q, q, CAUSAL, None, None, None, 1.0)
+    monkeypatch.setattr(splash, "blocks", lambda *_: (128, 128))
+    for sizes, rows, heads in ((None, 2, 4), ((2, 1, 1, 4), 1, 1)):
+        mesh = sizes and mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
+        names.clear()
+        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+            jax.eval_shape(attend, q)
+        assert f"{splash.SCOPE}{3 * 128 * 128 * rows * heads * 8}" in names
+
+
 def test_splash_attention_needs_a_multiple_of_128_keys():
     q, k = (jax.ShapeDtypeStruct((1, T, 2, 8), "bfloat16") for T in (128, 100))
     assert "100 keys" in splash.unsupported(q, k, 1) and not splash.unsupported(q, q, 1)
@@ -327,6 +355,8 @@ def test_a_window_skips_blocks():
     ranges = blocked._blocks(Causal() & Window(100), 1024, 1024)
     assert sum(k.stop - k.start for _, k in ranges) < 8 * 256 and len(ranges) == 8
     assert pairs(Causal() & Window(100), 1024, range(1024), (128, 128)) == 15 * 128**2
+    # Where blocks would save nothing there is one.
+    assert blocked._blocks(FULL, 1024, 512) == [(slice(0, 1024), slice(0, 512))]
 
 
 @pytest.mark.parametrize(

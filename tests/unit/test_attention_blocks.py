@@ -59,3 +59,16 @@ def test_cycles_of_a_kernel(script):
     assert few.cycles == pytest.approx(10 * 1022 + 4 * 30 + 16 * 100, rel=1e-3)
     assert few.seconds == few.hbm / 819e9  # longer than the cycles
     assert few.share == pytest.approx(10 * 1022 / (few.seconds * 1.5e9), rel=1e-3)
+
+
+def test_the_fused_kernel_leaves_gradients_of_queries_to_sum(script):
+    """One of each of four blocks of keys is read, and their sum is written; both cores of a v4
+    have half of the bandwidth."""
+    blocks, bundles = script.Blocks(512, 512, 512), script.Bundles(2000, 10, 20, 100)
+    summed = (4 + 1) * 2 * 2048 * 128
+    for chip, bandwidth in (("v5e", 819e9), ("v4", 1228e9 / 2)):
+        cost = script.cost(chip, "fused", 128, blocks, bundles, 2048)
+        kernel = script.hbm_bytes("fused", 2048, 128, blocks, 10)
+        assert cost.hbm == kernel + summed
+        seconds = max(cost.cycles / (chips.CHIPS[chip].clock * 1e9), kernel / bandwidth)
+        assert cost.seconds == pytest.approx(seconds + summed / bandwidth)

@@ -162,3 +162,10 @@ def test_partition_and_merge():
         assert jax.tree.structure(merged) == jax.tree.structure(tree)
         assert all(x is y for x, y in zip(jax.tree.leaves(merged), jax.tree.leaves(tree)))
     assert count(partition(tree, True)[1]) == count(partition(tree, False)[0]) == 0
+
+
+def test_flops_of_a_convolution():
+    """2 for each output and each element of its filter: 3 x 3 x 4 channels."""
+    run = lambda x, filters: jax.lax.conv(x, filters, (1, 1), "SAME")
+    jaxpr = jax.make_jaxpr(run)(jnp.ones((2, 4, 8, 8)), jnp.ones((5, 4, 3, 3))).jaxpr
+    assert needed._count(jaxpr) == 2 * (2 * 5 * 8 * 8) * (3 * 3 * 4)

@@ -368,3 +368,11 @@ def test_the_tokenizer_of_labelled_data_is_shown(capsys):
     flags = ["--config=tests/tiny_bert.py:labelled", "--config.data.tokenizer.kind=bytes"]
     assert main.main(["tokenizer", *flags]) == 0
     assert "bytes tokenizer of 259 tokens" in capsys.readouterr().out
+
+
+def test_the_sources_of_ones_own_are_the_imported_modules_of_packages_too(tmp_path):
+    folder = write(tmp_path / "here", 3)
+    write(tmp_path / "here", 5, name="not_imported")
+    find("my_lab.mixer", folder)
+    assert modules.own_sources(folder) == MODEL.format(size=3)
+    assert modules.own_sources(str(tmp_path / "elsewhere")) == ""

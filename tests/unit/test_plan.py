@@ -202,6 +202,29 @@ frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
     assert costs.seconds == 0
 
 
+def test_a_permutation_uses_one_link_or_goes_to_one_slice():
+    """However many slices there are, each sends its array to one other."""
+    costs = predict.costs(
+        """HloModule m
+
+ENTRY %main (a: f32[1024]) -> f32[1024] {
+  %a = f32[1024]{0} parameter(0)
+  %p = f32[1024]{0} collective-permute(%a), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  %t = token[] after-all()
+  ROOT %s = (f32[1024]{0}, u32[], token[]) send(%p, %t), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_transfer_type="ONE_TO_ONE"}
+}
+""",
+        chips.CHIPS["v5e"],
+        {"data": 4, "fsdp": 2, "tensor": 2},
+        4,
+    )
+    near, far = sorted(costs.collectives, key=lambda c: c.seconds)
+    assert near.kind == far.kind == "collective-permute"
+    assert (near.axes, near.bytes, far.axes, far.bytes) == ("tensor", 4096, "slices", 4096)
+    assert near.seconds == pytest.approx(4096 / 45e9) and far.seconds == 4096 / 3.125e9
+
+
 @pytest.mark.parametrize(
     "topology, message",
     [
@@ -213,6 +236,9 @@ frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
         ("v5e:32x32", "not a valid slice"),
         ("v5p:4x4", "not a valid slice.*multiples of 4"),
         ("v5p:8x4x4", "not a valid slice"),
+        ("v5p:0x4x4", "not a valid slice"),
+        ("v5p:04x4x4", "not a valid slice"),
+        ("v5p:4x4x4xa", "not a valid slice"),
         ("v5p:16x16x28", "6,144 chips"),
     ],
 )

@@ -226,6 +226,40 @@ def test_a_search_skips_layouts_that_fail_to_compile(monkeypatch):
     assert len([line for line in lines if "Mosaic failed" in line]) == 3
 
 
+def test_a_search_expects_gradients_to_be_summed_between_slices():
+    """Of two slices each device sends its part of the gradients, in bfloat16, over the network; a
+    quarter of that time is not hidden by work."""
+    c, chip = test_plan_search.config(batch_size=4096), chips.figures("v5e:4x4")
+    arithmetic = search._Arithmetic(c, tasks.build(c), chip, (4, 4), 32, 2)
+    mesh = {"data": 2, "fsdp": 16, "sequence": 1, "tensor": 1}
+    fast = arithmetic.seconds(mesh, "full", 2)
+    arithmetic.chip = chip._replace(dcn=chip.dcn / 2)
+    sent = 2 * (2 * arithmetic.weights / 16)  # for each of two micro-batches
+    assert arithmetic.seconds(mesh, "full", 2) - fast == pytest.approx(
+        (1 - predict.OVERLAP) * sent / (chip.dcn * 1e9)
+    )
+
+
+def test_a_step_that_the_compiler_refuses_does_not_fit(monkeypatch):
+    """Temporaries are without parameters and the optimizer's state."""
+    failing = Compiler()
+    monkeypatch.setattr(compile_lib.program_lib, "trace", lambda *_: failing)
+    c = helpers.filled(helpers.load_config("tests/tiny.py"))
+    task, mesh = tasks.build(c), mesh_lib.make_mesh({}, jax.devices()[:1])
+    made = program.make(c, task, mesh)
+    for failure, gib, with_state in (
+        ("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.", 20.5, False),
+        ("Used 512.00M of 15.75G hbm.", 0.5, False),
+        ("The size of HLO temporaries (3.00G) exceeds available HBM", 3.0, True),
+        ("Out of memory", None, False),
+    ):
+        failing.failure = f"RESOURCE_EXHAUSTED: {failure}"
+        plan = compile_lib._plan(made, 8, 1, chips.CHIPS["v5e"], "", 0)
+        more = plan.parameter_bytes + plan.optimizer_bytes if with_state else 0
+        assert not plan.fits and plan.parameter_bytes > 0
+        assert plan.peak_bytes == (gib and gib * chips.GIB + more)
+
+
 def test_memory_of_the_host_is_that_of_the_state_and_that_of_activations(monkeypatch):
     monkeypatch.setattr(compile_lib.program_lib, "trace", lambda *_: Compiler())
     monkeypatch.setattr(compile_lib, "_read", lambda *_: predict.Costs(1.0, 0.0, 1.0, 0.0, []))

@@ -57,6 +57,16 @@ def test_a_loop_that_counts_to_a_constant(start, step, direction, end, trips):
     assert costs.flops == trips * 2 * 8**3
 
 
+def test_a_loop_starts_from_a_constant_that_is_copied():
+    text = LOOP.format(start=4, step=1, direction="LT", end=10)
+    copied = text.replace("tuple(%start,", "tuple(%first,").replace(
+        "  %t = ", "  %first = s32[] copy(%start)\n  %t = "
+    )
+    assert copied != text
+    for each in (text, copied):
+        assert predict.costs(each, chips.CHIPS["v5e"], {"data": 1}).flops == 6 * 2 * 8**3
+
+
 def test_a_loop_of_unknown_length_counts_once_and_is_reported():
     """It ends when the array says so: %end is not a constant."""
     text = LOOP.format(start=0, step=1, direction="LT", end=10)

@@ -171,6 +171,24 @@ ENTRY %main (a: f32[8,8]) -> f32[8,8] {{
     assert [e.kind for e in predict.costs(text, V5E, {"data": 1}).schedule] == [kind]
 
 
+def test_what_nothing_uses_belongs_to_what_it_uses():
+    """If it has no name, as the copies that the compiler adds at the end."""
+    text = f"""HloModule m
+
+ENTRY %main (a: f32[8,8]) -> f32[8,8] {{
+  %a = f32[8,8]{{1,0}} parameter(0), {ARGUMENT}
+  %b = f32[8,8]{{1,0}} add(%a, %a), {named(BACK + "/mlp/add")}
+  %c = f32[8,8]{{1,0}} copy(%b)
+  ROOT %d = f32[8,8]{{0,1}} copy(%c)
+}}
+"""
+    entries = predict.costs(text, V5E, {"data": 1}).schedule
+    assert {e[:3] for e in entries} == {
+        ("stack/mlp", "backward", "copy"),
+        ("stack/mlp", "backward", "elementwise"),
+    }
+
+
 def test_a_gpu_has_no_schedule():
     assert predict.costs(PROGRAM, chips.CHIPS["h100"], {"fsdp": 4}).schedule == ()
 
@@ -215,6 +233,13 @@ def test_the_largest_are_printed(monkeypatch, capsys):
     assert schedule.numbers(longer)[0]["share"] == 0.5
     out = planned(monkeypatch, capsys, made(0, 18.0), "--topology=v5e:4x4", "--json")
     assert json.loads(out.splitlines()[-1])["schedule"] is None and "largest" not in out
+
+
+def test_a_task_fits_if_each_of_its_phases_does(monkeypatch, capsys):
+    large, small = made(0, 18.0, phase="generator"), made(1.0, phase="discriminator")
+    for plans, fits in (([large, small], False), ([small, large], False), ([small, small], True)):
+        out = planned(monkeypatch, capsys, plans, "--topology=v5e:4x4", "--json")
+        assert json.loads(out.splitlines()[-1])["fits"] is fits
 
 
 def test_a_cached_plan_has_its_schedule():

@@ -116,6 +116,8 @@ def test_frozen_parts_take_memory_once_and_sharded():
         both = bytes_at_rest(dataclasses.replace(task, frozen={"teacher": part}), **sizes)
         # A parameter has its gradient and two moments in float32, a frozen one only itself.
         assert (both - own) == pytest.approx(own / 4, rel=1e-3)
+    c.optim.offload = True  # both moments are in host memory
+    assert bytes_at_rest(task, data=4, fsdp=4) == pytest.approx(own / 2, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -273,6 +275,8 @@ def test_measured_runs_correct_a_prediction(tmp_path):
     low, high = calibration.range(made(2.0))
     assert (low + high) / 2 == pytest.approx(1.2 * 2 + 1 / 3) and low < high
     assert calibration.expected(made(2.0)) == pytest.approx(1.2 * 2 + 1 / 3)
+    two = measured(tmp_path, *((t, w, c, 1.2 * w + c / 3) for t, w, c in runs[:2]))
+    assert calibrate.read(two, "v5e").scale  # two factors fit any two runs
 
 
 @pytest.mark.parametrize("runs", [1, 20])

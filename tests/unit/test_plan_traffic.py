@@ -380,5 +380,9 @@ def test_a_scatter_in_place():
         "to_apply=%combine",
     )
     assert moved(COMBINE + entry(*lines)) == (3 + 3 + 3) * ROW
+    # Into two arrays at once: these, the indices, and the updates of each.
+    two = lines[2].replace("f32[8,256]{1,0} scatter", "(f32[8,256]{1,0}, f32[8,256]{1,0}) scatter")
+    two = two.replace("(%a, %rows, %u)", "(%a, %b, %rows, %u, %u)")
+    assert moved(COMBINE + entry(*lines[:2], two)) == 2 * (3 + 3 + 3) * ROW
     replaced = COMBINE.replace("\n  ROOT %z = f32[] add(%x, %y)", "").replace("%y =", "ROOT %y =")
     assert moved(replaced + entry(*lines)) == (3 + 3) * ROW

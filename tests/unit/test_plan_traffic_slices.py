@@ -115,10 +115,18 @@ BRANCHES = """%small (k: f32[8,256]) -> f32[8,256] {
 
 
 @pytest.mark.parametrize("chip", ["v5e", "h100"])
-@pytest.mark.parametrize("names", ["%small, %large", "%large, %small"])
-def test_of_a_conditional_the_largest_branch_counts(names, chip):
+@pytest.mark.parametrize(
+    "branches",
+    [
+        "branch_computations={%small, %large}",
+        "branch_computations={%large, %small}",
+        "true_computation=%small, false_computation=%large",
+        "true_computation=%large, false_computation=%small",
+    ],
+)
+def test_of_a_conditional_the_largest_branch_counts(branches, chip):
     """Each of the two arms copies; the large one twice, with a product and a collective."""
-    line = "%op = f32[8,256]{1,0} conditional(%i, %a, %b), branch_computations={" + names + "}"
+    line = f"%op = f32[8,256]{{1,0}} conditional(%i, %a, %b), {branches}"
     mesh = {"data": 2}
     both = predict.costs("HloModule m\n\n" + BRANCHES + entry(line), chips.CHIPS[chip], mesh)
     call = "%op = f32[8,256]{1,0} call(%a), to_apply=%large"

@@ -1,5 +1,7 @@
 """Products of activations and weights, and their gradients on a CPU."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +40,16 @@ def test_a_product_that_is_not_used_has_no_gradient():
     loss = lambda x, w: (product(x, w, 1, "float32"), x.sum())[1]
     d_x, d_kernel = jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
     assert (d_x == 1).all() and (d_kernel == 0).all()
+
+
+@pytest.mark.parametrize("inputs, outputs", [(4, 32), (32, 4)])
+def test_in_the_gradient_of_a_kernel_the_narrower_side_is_the_left_one(inputs, outputs):
+    """As XLA compiles it: [4, rows] times [rows, 32]."""
+    x, kernel = jnp.ones((8, 5, inputs)), jnp.ones((inputs, outputs))
+    loss = lambda x, kernel: jnp.sin(product(x, kernel, 1, "float32")).sum()
+    text = jax.jit(jax.grad(loss, 1)).lower(x, kernel).compile().as_text()
+    over_rows = r" f32\[(\d+),(\d+)\]\S* dot\(.*lhs_contracting_dims=.0., rhs_contracting_dims=.0."
+    assert re.findall(over_rows, text) == [("4", "32")]
 
 
 @pytest.mark.parametrize("inputs, outputs", [((4,), (3, 6)), ((3, 6), (4,))])

@@ -63,3 +63,10 @@ def test_seconds_follow_from_a_published_speed(published):
     assert seconds == pytest.approx(6 * weights * 2048 / 1e14)
     more = published._seconds(model, 2, 2048, 100, 1) - 2 * seconds
     assert more == pytest.approx(2 * 12 * 96 * 12288 * 2048**2 / 1e14)
+
+
+def test_the_line_of_json_is_of_expected_over_published_seconds(published):
+    slow = [p._replace(work=2 * p.run.seconds, communication=0.0) for p in published.predictions()]
+    result = published.result(slow)
+    assert result["ours"] == result["ratio"] == pytest.approx(2.0) and result["theirs"] == 1
+    assert result["median_error"] == result["worst_error"] == pytest.approx(1.0)

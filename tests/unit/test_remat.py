@@ -13,6 +13,7 @@ from bigjax.layers.mask import Causal
 from bigjax.layers.params import unbox
 from bigjax.layers.remat import NAMES, REMAT, policy
 from bigjax.models import gpt
+from tests import helpers
 
 B, T, D, H, F = 2, 8, 16, 2, 48  # F: of the MLP, which has a gate
 SHAPES = {  # in NumPy's order of axes, as einsum attention reads them
@@ -62,6 +63,23 @@ def test_named_arrays_are_kept(block, capsys, remat, names):
     shapes = {**SHAPES, "key": SHAPES["query"], "value": SHAPES["query"]}
     want = [f"x {SHAPES['input']}", *(f"{name} {shapes[name]}" for name in names)]
     assert saved(block, remat, capsys) == sorted(want)
+
+
+def test_without_remat_nothing_is_computed_again(block):
+    """All products of the forward pass, and both exponentials: of scores and of the activation."""
+    layer, *arguments = block
+
+    def count(run):
+        loss = lambda *arguments: run(*arguments).sum()
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), arguments)
+        names = [
+            e.primitive.name
+            for e in helpers.equations(jax.make_jaxpr(jax.grad(loss))(*zeros).jaxpr)
+        ]
+        return [names.count(name) for name in ("dot_general", "exp", "logistic", "rsqrt")]
+
+    of = lambda remat: count(jax.checkpoint(layer, policy=policy(remat)))
+    assert of("none") == count(layer) and all(a > b for a, b in zip(of("full"), of("none")))
 
 
 def test_arrays_are_kept_in_the_memory_of_the_host(block, capsys):

@@ -13,6 +13,7 @@ import pytest
 
 from bigjax.plan import chips, compilers
 from bigjax.plan.search import WINDOWED
+from bigjax.train.program import SCOPED_VMEM
 from tests.unit.test_plan import text
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -163,6 +164,11 @@ def test_kernels_without_a_scope_count_as_ours_do(load):
     assert step(one_row).costs("v5e:2x2").kernel_flops == pytest.approx(want.kernel_flops / 4)
 
 
+def test_a_step_on_one_device_is_read(load):
+    step = load("tpu_sides").Step(text("scanned"), 1.0, 1, {"data": 1, "fsdp": 1})
+    assert step.costs("v5e:1x1").flops > 0
+
+
 def test_both_sides_get_the_same_layout_batch_and_flags(load):
     plan = load("tpu_plan")
     model = plan.MODELS["7b"]
@@ -201,11 +207,12 @@ def reading(plan, work, communication=0.1):
 @pytest.fixture
 def comparison(load, monkeypatch, tmp_path):
     """tpu_plan with steps that are not compiled: seconds[side] gives the work of a step with
-    windowed einsum and without; the seconds of use_iota_embed are 2."""
-    plan = load("tpu_plan")
+    windowed einsum and without; the seconds of use_iota_embed are 2. given: the options of ours."""
+    plan, given = load("tpu_plan"), []
     seconds = {"ours": (0.5, 0.4), "theirs": (0.9, 0.3)}
 
     def ours(self, layout, options):
+        given.append(options)
         return reading(plan, seconds["ours"][WINDOWED in options])
 
     def theirs(self, layout, options, iota):
@@ -218,7 +225,7 @@ def comparison(load, monkeypatch, tmp_path):
     monkeypatch.setattr(plan.Comparison, "theirs", theirs)
     monkeypatch.setattr(plan.tpu_sides, "missing", lambda: "")
     monkeypatch.setattr(compilers, "check", lambda compiler: None)
-    return SimpleNamespace(plan=plan, seconds=seconds)
+    return SimpleNamespace(plan=plan, seconds=seconds, given=given)
 
 
 def run(plan, monkeypatch, capsys, *flags):
@@ -238,6 +245,13 @@ def test_the_line_of_json_is_of_best_flags_and_more_is_better(comparison, monkey
     comparison.seconds["ours"] = (0.2, 0.25)  # now with it
     result = json.loads(run(comparison.plan, monkeypatch, capsys, "--models=1.3b", "--json")[-1])
     assert result["ratio"] == pytest.approx(1.5)
+
+
+def test_ours_has_the_memory_on_the_chip_that_maxtext_has(comparison):
+    """By default it would have 32 MiB, and MaxText the compiler's 16."""
+    comparison.plan.Comparison(comparison.plan.MODELS["1.3b"], "").rows()
+    memory = [options.get(SCOPED_VMEM) for options in comparison.given[:3]]
+    assert memory == ["16384", "16384", "32768"]
 
 
 def test_the_table_has_a_row_of_each_kind(comparison, monkeypatch, capsys):
