@@ -272,7 +272,7 @@ def compare(chip: str, D: int, T: int, candidates: list[Blocks]) -> tuple[float,
     us = {}
     for name, choice in choices.items():
         parts = [table[kernel].get(blocks) for kernel, blocks in choice.items()]
-        if None in parts:
+        if None in parts or not parts:
             print(f"  {name}: not among the blocks that were compiled")
             continue
         us[name] = sum(x.seconds for x in parts) * 1e6

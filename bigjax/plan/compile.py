@@ -158,6 +158,7 @@ def _plan(program, batch_size, slices, chip, phase, step) -> Plan:
         units=task.units_per_example * batch_size,
         peak_bytes=None,
         compile_seconds=0.0,
+        host_bytes=device_bytes(_on_host(program.abstract.opt_state)),
     )
     start = time.perf_counter()
     try:
@@ -253,6 +254,12 @@ def device_bytes(tree) -> float:
             for x in jax.tree_util.tree_leaves(tree)
         )
     )
+
+
+def _on_host(tree) -> list:
+    """The leaves of a tree of ShapeDtypeStructs that are kept in host memory."""
+    leaves = jax.tree_util.tree_leaves(tree)
+    return [x for x in leaves if x.sharding.memory_kind == "pinned_host"]
 
 
 def _size(number: str, unit: str) -> float:

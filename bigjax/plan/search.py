@@ -25,6 +25,7 @@ from bigjax.plan import chips, predict
 from bigjax.plan import compile as compile_lib
 from bigjax.plan.compile import device_bytes
 from bigjax.train.state import abstract
+from bigjax.trees import partition
 
 # Whether matrix products are split so that gathers and scatters overlap with them; which is faster
 # depends on the layout. Other flags that were tried made no difference.
@@ -273,7 +274,9 @@ class _Arithmetic:
             return None
         try:
             shardings = sharding.of_params(mesh, self.params, self.task.axes["params"])
-            total = 2 * device_bytes(abstract(self.params, shardings))
+            params = abstract(self.params, shardings)
+            with_gradient, _ = partition(params, optim.trained(self.config.optim, params))
+            total = device_bytes(params) + device_bytes(with_gradient)
             for name, part in self.task.frozen.items():
                 shapes = self.frozen[name]
                 total += device_bytes(abstract(shapes, sharding.of_params(mesh, shapes, part.axes)))

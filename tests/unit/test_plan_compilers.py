@@ -256,8 +256,17 @@ def test_a_step_that_the_compiler_refuses_does_not_fit(monkeypatch):
         failing.failure = f"RESOURCE_EXHAUSTED: {failure}"
         plan = compile_lib._plan(made, 8, 1, chips.CHIPS["v5e"], "", 0)
         more = plan.parameter_bytes + plan.optimizer_bytes if with_state else 0
-        assert not plan.fits and plan.parameter_bytes > 0
+        assert not plan.fits and plan.parameter_bytes > 0 and not plan.host_bytes
         assert plan.peak_bytes == (gib and gib * chips.GIB + more)
+    failing.failure = (
+        "RESOURCE_EXHAUSTED: The size of HLO temporaries (3.00G) exceeds available HBM"
+    )
+    with c.unlocked():
+        c.optim.offload = True
+    plan = compile_lib._plan(program.make(c, task, mesh), 8, 1, chips.CHIPS["v5e"], "", 0)
+    assert 0.9 < plan.host_bytes / plan.optimizer_bytes <= 1  # a counter stays on the device
+    rest = plan.parameter_bytes + plan.optimizer_bytes - plan.host_bytes
+    assert plan.peak_bytes == 3 * chips.GIB + rest
 
 
 def test_memory_of_the_host_is_that_of_the_state_and_that_of_activations(monkeypatch):

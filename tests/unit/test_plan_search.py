@@ -118,6 +118,8 @@ def test_frozen_parts_take_memory_once_and_sharded():
         assert (both - own) == pytest.approx(own / 4, rel=1e-3)
     c.optim.offload = True  # both moments are in host memory
     assert bytes_at_rest(task, data=4, fsdp=4) == pytest.approx(own / 2, rel=1e-3)
+    c.optim.freeze = "stack|embed|position"  # without gradients either
+    assert bytes_at_rest(task, data=4, fsdp=4) == pytest.approx(own / 4, rel=1e-2)
 
 
 @pytest.mark.parametrize(
