@@ -74,6 +74,7 @@ setup(
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
         "packaging>=23,<27",
+        "pillow>=11,<14",
         "psutil>=5.9,<8",
         "pyarrow>=15,<27",
         "rich>=13.7,<16",

@@ -41,6 +41,29 @@ def cross_entropy(
     return (loss * weights).sum(), weights.sum()
 
 
+def soft_cross_entropy(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Weighted cross-entropy in nats with the probabilities `targets` [..., V] of all classes.
+
+    logits [..., V], weights [...].
+    """
+    loss = -(targets * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(-1)
+    return (loss * weights).sum(), weights.sum()
+
+
+def sigmoid_cross_entropy(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Weighted binary cross-entropy in nats, summed over classes that do not exclude each other.
+
+    logits [..., V]; targets [..., V], the probability of each class; weights [...].
+    """
+    logits = logits.astype(jnp.float32)
+    loss = jax.nn.softplus(logits) - targets * logits
+    return (loss.sum(-1) * weights).sum(), weights.sum()
+
+
 def z_loss(logits: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Square of the log-partition: keeps logits near 0 (PaLM, https://arxiv.org/abs/2204.02311)."""
     log_z = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)
@@ -53,6 +76,15 @@ def accuracy(
     """(Weight of the targets that have the largest logit, total weight)."""
     hit = (logits.argmax(-1) == targets).astype(jnp.float32)
     return (hit * weights).sum(), weights.sum()
+
+
+def top_k(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, k: int
+) -> tuple[jax.Array, jax.Array]:
+    """(Weight of the targets that are among the k largest logits, total weight). Of equal logits
+    those of the targets are the smallest."""
+    larger = (logits >= _at(logits, targets)[..., None]).sum(-1) - 1  # without itself
+    return ((larger < k) * weights).sum(), weights.sum()
 
 
 def log_probs(logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -248,12 +248,17 @@ def find(room: str, name: str, key: str, folder: str = "") -> ModuleType:
 
 @functools.cache
 def names(room: str) -> list[str]:
-    """The modules of a package of bigjax that a config may name, without its helper modules."""
+    """The modules and packages in a package of bigjax that a config may name, without its helper
+    modules and without rooms of their own."""
     defines = re.compile(rf"^(def|class) {_HAS[room]}\b", re.M)
+    folder = pathlib.Path(__file__).parent / room.replace(".", "/")
+    files = {path.stem: path for path in folder.glob("*.py")}
+    files |= {path.parent.name: path for path in folder.glob("*/__init__.py")}
     return sorted(
-        path.stem
-        for path in (pathlib.Path(__file__).parent / room.replace(".", "/")).glob("*.py")
-        if not path.stem.startswith("_") and defines.search(path.read_text(encoding="utf-8"))
+        name
+        for name, path in files.items()
+        if not name.startswith("_") and f"{room}.{name}" not in _HAS
+        if defines.search(path.read_text(encoding="utf-8"))
     )
 
 

@@ -32,7 +32,8 @@ GENERATORS = {
     "headline": test_headline.TINY,
     "headline rounds": test_headline.TINY,
 }
-FILES = {**LANGUAGE, **HEADS, **GENERATORS}
+IMAGES = {f"{name}": f"configs/{name}/digits.py:tiny" for name in ("vit", "resnet")}
+FILES = {**LANGUAGE, **HEADS, **GENERATORS, **IMAGES}
 ADVERSARIAL = ("seqgan", "headline rounds")  # they draw tokens, which rounding may change
 
 
@@ -48,7 +49,7 @@ class Families:
         with c.unlocked():
             if family in LANGUAGE:
                 c.data.sources.text.path = self._corpus_file
-            elif family != "seqgan":  # which draws its own data
+            elif family not in ("seqgan", *IMAGES):  # which need no file
                 c.data.train = str(self._table(family))
             c.data.cache_dir = self._cache_dir
             if family == "regress":
@@ -58,6 +59,9 @@ class Families:
                 c.task.rollouts = 2
             elif family == "headline":
                 c.task.mle_rounds = STEPS
+            elif family in IMAGES:
+                c.train.batch_size, c.task.mixup = 16, 0.2
+                c.data.augment.trivial = True
             else:
                 c.model.n_layers = 1
                 c.train.ema = 0.9

@@ -90,6 +90,7 @@ class Attention(nn.Module):
     rope_theta: float = 0.0  # 0 = no rotary positions
     scale: float | None = None  # of the scores; None = 1 / sqrt(head_dim)
     kernel: str = "auto"
+    init_std: float = 0.02  # of queries, keys and values
     out_std: float = 0.02
     dropout: float = 0.0  # of the attention weights
     dtype: str = "float32"
@@ -116,10 +117,11 @@ class Attention(nn.Module):
         bias: added to the scores, [B or 1, H or 1, T, S]. rng: for dropout, or None.
         """
         types = dict(use_bias=self.use_bias, dtype=self.dtype)
+        wide = dict(init_std=self.init_std, **types)
         x_BTD = constrain(x_BTD, "batch", "length", "act_embed")
 
         def heads(name, n, axis, y):
-            y = Dense((n, self.head_dim), ("embed",), (axis, "head_dim"), **types, name=name)(y)
+            y = Dense((n, self.head_dim), ("embed",), (axis, "head_dim"), **wide, name=name)(y)
             return constrain(y, "batch", "length", f"act_{axis}", None)
 
         q = heads("query", self.n_heads, "heads", x_BTD)

@@ -177,6 +177,7 @@ class MLP(nn.Module):
     d_ff: int
     activation: str = "gelu"
     use_bias: bool = True
+    init_std: float = 0.02
     out_std: float = 0.02
     dtype: str = "float32"
 
@@ -184,6 +185,7 @@ class MLP(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         types = dict(use_bias=self.use_bias, dtype=self.dtype)
         wide = dict(features=(self.d_ff,), in_axes=("embed",), out_axes=("mlp",), **types)
+        wide |= dict(init_std=self.init_std)
         act = ACTIVATIONS[self.activation]
         x_BTD = constrain(x_BTD, "batch", "length", "act_embed")
         h = kept(Dense(**wide, name="up")(x_BTD), "mlp")

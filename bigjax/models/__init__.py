@@ -42,6 +42,19 @@ class ModelOutput(NamedTuple):
         return constrain(self.linear.product(), "batch", "length", "act_vocab")
 
 
+class ImageOutput(NamedTuple):
+    """What a `Model` of images returns.
+
+    logits: float32 [B, n_labels], None without a head. features: float32 [B, D], what the head
+    reads. grid: [B, h * w, D] or [B, h, w, D], features of each place. sums: as of ModelOutput.
+    """
+
+    logits: jax.Array | None
+    features: jax.Array
+    grid: jax.Array | None = None
+    sums: Mapping[str, jax.Array] = {}
+
+
 class Decoder(NamedTuple):
     """How a family generates text, one token per row at a time: pure functions of pytrees.
 
@@ -77,10 +90,10 @@ _CHOICES = {
 
 def check_fields(c, choices: dict[str, Collection[str]]) -> None:
     """Raises UserError for a field whose value is not allowed. choices: {field: allowed values}, in
-    addition to those of the fields that every family has."""
+    addition to those of the fields that most families have."""
     remat.policy(c.remat)
     for field, allowed in {**_CHOICES, **choices}.items():
-        if getattr(c, field) not in allowed:
+        if hasattr(c, field) and getattr(c, field) not in allowed:
             raise UserError(
                 f"model.{field} is {getattr(c, field)!r}; allowed: {', '.join(allowed)}."
             )

@@ -25,6 +25,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "head_dim": None,
     "mlp": "tensor",
     "norm": None,
+    "filters": "fsdp",  # of a convolution
     # activations
     "batch": BATCH_AXES,
     "length": "sequence",
@@ -36,8 +37,9 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "act_vocab": "tensor",
 }
 # Sharded over fewer mesh axes if not divisible: multi-query attention has one key head for all
-# devices, an unbatched sample one row, and generation one token.
-MAY_REPLICATE = ("kv_heads", "act_kv_heads", "batch", "length", "residual_length")
+# devices, a convolution may have few filters, an unbatched sample has one row, and generation one
+# token.
+MAY_REPLICATE = ("kv_heads", "filters", "act_kv_heads", "batch", "length", "residual_length")
 GATHERED = ("fsdp",)  # mesh axes that parameters are sharded over at rest, but not while in use
 
 

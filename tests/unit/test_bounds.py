@@ -17,12 +17,12 @@ from bigjax.infer import generate
 from bigjax.projects.seqgan import generation_options
 
 MODULES = {
-    "models": ("gpt", "bert", "seqgan.model", "seqgan.headline_model"),
+    "models": ("gpt", "bert", "resnet", "vit", "seqgan.model", "seqgan.headline_model"),
     "tasks": (
-        *("causal_lm", "mlm_nsp", "classify", "tag", "answer"),
+        *("causal_lm", "mlm_nsp", "classify", "tag", "answer", "image_classify"),
         *("seqgan.oracle", "seqgan.headline"),
     ),
-    "data": ("text", "labelled", "seqgan.headline_data", "seqgan.oracle_data"),
+    "data": ("text", "labelled", "images", "seqgan.headline_data", "seqgan.oracle_data"),
     "data.sources": ("docstrings", "jsonl", "text", "tfds"),
     "data.tokenizers": ("bpe", "bytes", "init_from", "sentencepiece", "wordpiece"),
     "evals": ("loss", "metrics", "sample", "seqgan.headlines_eval", "seqgan.oracle_eval"),

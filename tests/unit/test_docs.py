@@ -70,6 +70,7 @@ def fields(section: str) -> dict[str, type]:
     """{name: type} of the fields that any module of a section has."""
     folder, files = modules.SECTIONS.get(section, "evals"), []
     files += (ROOT / "bigjax" / folder).glob("*.py")
+    files += (ROOT / "bigjax" / folder).glob("*/__init__.py")
     files += (ROOT / "bigjax" / "projects").glob("*/*.py")
     types = {"name": str, "preset": str, "kind": str, "every": int}
     for path in files:

@@ -1,0 +1,124 @@
+"""Labelled images: from the config section `data` to batches of uint8 arrays."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+
+from bigjax.bounds import SHARE, Range, at_least, check_ranges
+from bigjax.data.batches import SplitData, empty_split
+from bigjax.data.files import LOCAL_CACHE
+from bigjax.data.images import splits as splits_lib
+from bigjax.data.images.augment import Augment
+from bigjax.data.images.batches import ImageBatches
+from bigjax.data.images.splits import Part
+from bigjax.data.store import SPLITS
+from bigjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """The names of columns in tables, features in TFDS and records, and keys in JSON."""
+
+    image: str = "image"
+    label: str = "label"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The section `data` if its name is 'images'."""
+
+    train: str = ""  # a folder, digits, tfds:NAME, a table, *.tar, *.array_record, an IDX file
+    valid: str = ""  # '' = the set's own, else a fraction of train, by a hash of the bytes
+    test: str = ""
+    columns: Columns = Columns()
+    size: int = 224  # height and width of an image
+    channels: int = 3  # 3, or 1 for grey
+    crop: float = 1.0  # evaluation: the share of the sides of the largest square in the middle
+    keep_ratio: bool = True  # evaluation: a square in the middle, else the image made square
+    augment: Augment = Augment()  # of training images
+    valid_fraction: float = 0.1  # of the images of train, without data of its own
+    test_fraction: float = 0.1
+    max_bad: float = 0.0  # the share of images that may be unreadable; they have no weight
+    max_pixels: int = 89_478_485  # of an image, before it is decoded
+    threads: int = 0  # that decode; 0 = as many as this process has processors
+    cache_dir: str = LOCAL_CACHE  # indices and hashes of files
+
+    RANGES = {
+        **dict.fromkeys(("size", "max_pixels"), at_least(1)),
+        "channels": Range(1, 3),
+        "crop": Range(0, 1, open_low=True),
+        **dict.fromkeys(("valid_fraction", "test_fraction", "max_bad"), SHARE),
+        "threads": at_least(0),
+    }
+    MAY_CHANGE = ("cache_dir", "threads", "train", "valid", "test", "max_bad")
+    DATA_PATHS = ("train", "valid", "test")
+
+    def __post_init__(self):
+        check_ranges("data", self)
+        if self.channels == 2:
+            raise UserError("data.channels is 2; it has to be 3, or 1 for grey images.")
+
+
+class ImageData(SplitData):
+    """Images read by `load_images`: `labels`, the names of the classes, and as all SplitData."""
+
+    def __init__(self, parts: dict[str, Part], data: Any, labels: Sequence[str]) -> None:
+        fingerprints = [part.fingerprint for part in parts.values()]
+        super().__init__(parts, splits_lib.digest([fingerprints, list(labels), data.size]))
+        self.parts, self.labels, self._data = parts, tuple(labels), data
+
+    def batches(self, name: str, **options: Any) -> ImageBatches:
+        if not len(self.parts[name]):
+            raise empty_split(name, "image", own=f", set data.{name} to data of its own")
+        return ImageBatches(self.parts[name], self._data, name=name, **options)
+
+    def summary(self) -> str:
+        """Images and labels of each split, one line each."""
+        lines = []
+        for name, part in self.parts.items():
+            line = f"data: {name:5s} {len(part):9,} images"
+            if part.labels is not None and part.labels.ndim == 1 and len(part):
+                counts = np.bincount(part.labels, minlength=len(self.labels))
+                line += f"; {len(self.labels)} classes of {counts.min():,} to {counts.max():,}"
+            lines.append(line)
+        return "\n".join(lines)
+
+
+def classes(data: Any, several: bool = False) -> tuple[str, ...]:
+    """The names of the classes of the training images. Raises UserError."""
+    return splits_lib.parts(data, ("train",), several, lambda line: None)["train"].classes
+
+
+def load_images(
+    data: Any,
+    labels: Sequence[str] = (),
+    *,
+    several: bool = False,
+    log: Callable[[str], None] = print,
+    names: Sequence[str] = SPLITS,
+) -> ImageData:
+    """Opens the splits `names` of `data.train`, `data.valid` and `data.test`.
+
+    Args:
+      data: the config section `data`.
+      labels: the names of the classes, in order; () = those of the training data.
+      several: whether an image may have several labels.
+      log: gets a few lines for people.
+      names: the splits to load.
+
+    Raises UserError for anything wrong with the config or the files that can be seen without
+    decoding all images.
+    """
+    start = time.monotonic()
+    parts = splits_lib.parts(data, names, several, log)
+    if not labels:
+        labels = next(iter(parts.values())).classes
+    parts = {name: part.relabelled(labels) for name, part in parts.items()}
+    loaded = ImageData(parts, data, labels)
+    log(loaded.summary())
+    seconds = time.monotonic() - start
+    log(f"data: fingerprint {loaded.fingerprint}; {seconds:.1f} s")
+    return loaded

@@ -1,0 +1,174 @@
+"""Image files as a person sees them, with Pillow."""
+
+from collections.abc import Callable
+import functools
+import io
+import math
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+from bigjax.errors import UserError
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+_WHITE = (255, 255, 255, 255)  # behind transparent pixels, as on a page
+_TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
+_ORIENTATION = 0x0112
+_LEAST = 1e-3  # of a pixel: less is an error of rounding
+_LARGEST_REDUCTION = 8  # of a JPEG, while it is decoded
+
+
+class BadImage(UserError):
+    """A file that is no image, or one that is damaged or too large."""
+
+
+class View(NamedTuple):
+    """box: the part of the upright image to show. size: (height, width) to resize it to."""
+
+    box: Box
+    size: tuple[int, int]
+
+
+def decode(
+    content: bytes,
+    where: str,
+    view: Callable[[int, int], View],
+    channels: int = 3,
+    max_pixels: int = 89_478_485,
+) -> Image.Image:
+    """The part of an image that `view` chooses, resized.
+
+    Grey, palette, transparent (on white), 16-bit and CMYK images become RGB, or grey for one
+    channel; EXIF's orientation and colour profiles are applied.
+
+    Args:
+      content: a PNG, JPEG, WebP or another format that Pillow reads.
+      where: names the image in messages.
+      view: (width, height) of the upright image -> View.
+      channels: 3 or 1.
+      max_pixels: refused above that, before anything is decoded: a small file can hold a huge image
+        (a decompression bomb).
+
+    Raises BadImage.
+    """
+    if not content:
+        raise BadImage(f"{where}: the file is empty.")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise BadImage(
+                    f"{where}: the image has {width:,} x {height:,} pixels, more than "
+                    f"data.max_pixels={max_pixels:,}."
+                )
+            turned = image.getexif().get(_ORIENTATION) in _TURNED
+            upright = (height, width) if turned else (width, height)
+            chosen = view(*upright)
+            _reduce(image, chosen, turned)
+            image.load()
+            return show(ImageOps.exif_transpose(image), lambda *_: chosen, channels, upright)
+    except BadImage:
+        raise
+    except Image.DecompressionBombError as e:
+        raise BadImage(f"{where}: {e} Such images are refused: see data.max_pixels.") from None
+    except Exception as e:  # Pillow's readers raise errors of many kinds
+        reason = str(e).replace("<_io.BytesIO object", "<the file").splitlines()[:1] or [""]
+        raise BadImage(
+            f"{where}: not an image that Pillow can read, or a damaged one: "
+            f"{reason[0] or type(e).__name__}"
+        ) from None
+
+
+def show(
+    image: Image.Image,
+    view: Callable[[int, int], View],
+    channels: int = 3,
+    size: tuple[int, int] | None = None,
+) -> Image.Image:
+    """A view of an upright image, in RGB, or grey for one channel. size: (width, height) of which
+    the view is, by default the image's."""
+    width, height = size or image.size
+    box, shown = view(width, height)
+    x, y = image.width / width, image.height / height
+    left, top, right, bottom = box
+    return resize(coloured(image, channels), (left * x, top * y, right * x, bottom * y), shown)
+
+
+def resize(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
+    """A part of an RGB or grey image, resized to (height, width) with antialiasing."""
+    height, width = size
+    if box == (0, 0, image.width, image.height) and image.size == (width, height):
+        return image
+    # Cut out first: pixels beside the box are not part of the result.
+    left, top = math.floor(box[0] + _LEAST), math.floor(box[1] + _LEAST)
+    right, bottom = math.ceil(box[2] - _LEAST), math.ceil(box[3] - _LEAST)
+    image = image.crop((left, top, right, bottom))
+    box = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+    box = (max(0, box[0]), max(0, box[1]), min(image.width, box[2]), min(image.height, box[3]))
+    return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """uint8 [height, width, channels]."""
+    array = np.array(image, np.uint8)  # a copy, which may be written
+    return array[..., None] if array.ndim == 2 else array
+
+
+def coloured(image: Image.Image, channels: int) -> Image.Image:
+    """The image in RGB, or in grey for one channel, with 8 bits."""
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bits(image)
+    image = _on_white(image)
+    profile = image.info.get("icc_profile")
+    if profile and (transform := _to_srgb(profile, image.mode)):
+        image = ImageCms.applyTransform(image, transform)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _reduce(image: Image.Image, view: View, turned: bool) -> None:
+    """Lets a JPEG decode at 1/2, 1/4 or 1/8, if what is shown keeps twice the size to which it is
+    resized."""
+    left, top, right, bottom = view.box
+    spare = min((bottom - top) / view.size[0], (right - left) / view.size[1]) / 2
+    factor = 1
+    while factor < _LARGEST_REDUCTION and 2 * factor <= spare:
+        factor *= 2
+    if factor > 1:  # other formats ignore it
+        image.draft(None, (image.width // factor, image.height // factor))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """An image of integers of 16 or 32 bits, or of floats: those of 16 bits are divided by 257,
+    others are stretched over what they hold."""
+    values = np.asarray(image).astype(np.float32)
+    low, high = (0.0, 65535.0) if image.mode.startswith("I") else (values.min(), values.max())
+    if values.max(initial=0) > high or values.min(initial=0) < low:
+        low, high = float(values.min()), float(values.max())
+    scaled = (values - low) * (255 / max(high - low, 1e-12))
+    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """The image without transparency and palette."""
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        profile = image.info.get("icc_profile")
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, _WHITE)
+        image = Image.alpha_composite(white, image).convert("RGB")
+        image.info["icc_profile"] = profile
+        return image
+    return image.convert("RGB") if image.mode in ("P", "1", "HSV", "LAB", "YCbCr") else image
+
+
+@functools.lru_cache(maxsize=64)
+def _to_srgb(profile: bytes, mode: str):
+    """What turns the colours of a profile into those of sRGB; None if it is sRGB already, damaged,
+    or of another kind of image."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(source):
+            return None
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,64 @@
+"""Where images come from: `data.train`, `data.valid` and `data.test`.
+
+Each module makes a Source of one form of data; `opened` chooses it by the text of the config.
+"""
+
+from collections.abc import Callable
+import os
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from bigjax.data.images.sources import digits, folder, idx, records, table, tar, tfds
+from bigjax.errors import UserError
+
+_FORMS = (digits, tfds, records, tar, idx, table, folder)
+EXAMPLES = (
+    'a folder with one folder of images per class, "digits", "tfds:NAME", a table of files '
+    '("labels.csv"), "shards/*.tar", "*.array_record" or an IDX file'
+)
+
+
+class Source(Protocol):
+    """Labelled images with random access.
+
+    classes: the names of the labels. labels: int32 [n], an index into classes for each image, or
+    bool [n, n_classes] if an image may have several; None without labels. fingerprint: changes
+    with the content.
+    """
+
+    classes: tuple[str, ...]
+    labels: np.ndarray | None
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def read(self, i: int) -> bytes | np.ndarray:
+        """Image i: the content of an image file, or uint8 [H, W] or [H, W, channels]. May be called
+        from several threads."""
+
+    def name(self, i: int) -> str:
+        """Image i for messages: its file."""
+
+
+class Reading(NamedTuple):
+    """part: 'train', 'valid' or 'test'. key: the config key that names the source, for messages.
+    columns, cache_dir: of the section data. several: whether an image may have several labels."""
+
+    part: str
+    key: str
+    columns: Any
+    several: bool
+    cache_dir: str
+    log: Callable[[str], None]
+
+
+def opened(spec: str, reading: Reading) -> Source:
+    """The source that a text of the config names. Raises UserError."""
+    for module in _FORMS:
+        if module.matches(spec):
+            source = module.opened(os.path.expanduser(spec), reading)
+            if not len(source):
+                raise UserError(f"{reading.key}={spec!r} has no images. Give {EXAMPLES}.")
+            return source
+    raise UserError(f"{reading.key}={spec!r}: no such file or folder. Give {EXAMPLES}.")

@@ -1,0 +1,74 @@
+"""A folder with one folder of images per class, whose name is the label.
+
+Folders `train`, `valid` (or `val`, `validation`) and `test` in it are the splits, if there are any.
+"""
+
+import os
+
+from etils import epath
+import numpy as np
+
+from bigjax.data.images.sources.files import Files
+from bigjax.errors import UserError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
+
+
+def matches(spec: str) -> bool:
+    return epath.Path(os.path.expanduser(spec)).is_dir()
+
+
+def split_folder(path: str, part: str) -> str | None:
+    """The folder of a split within a folder; None if it has none, or no folder `train`."""
+    root = epath.Path(path)
+    names = SPLITS[part] if (root / "train").is_dir() else ()
+    return next((str(root / name) for name in names if (root / name).is_dir()), None)
+
+
+def opened(spec: str, reading) -> Files:
+    spec = split_folder(spec, reading.part) or spec
+    classes = sorted(p.name for p in epath.Path(spec).iterdir() if _visible(p) and p.is_dir())
+    if not classes:
+        raise UserError(
+            f"{reading.key}: the folder {spec} has no folders. Images of a class have to lie in a "
+            "folder with its name, such as photos/cat/1.jpg; for others give a table of files."
+        )
+    paths, sizes, labels, others = [], [], [], []
+    for label, name in enumerate(classes):
+        files = _files(os.path.join(spec, name) if "://" not in spec else f"{spec}/{name}")
+        images = [(p, n) for p, n in files if p.lower().endswith(EXTENSIONS)]
+        others += [p for p, _ in files if not p.lower().endswith(EXTENSIONS)]
+        if not images:
+            raise UserError(
+                f"{reading.key}: the folder {spec}/{name} has no images ({', '.join(EXTENSIONS)}). "
+                "Each folder is a class: remove it, or put images into it."
+            )
+        paths += [p for p, _ in images]
+        sizes += [n for _, n in images]
+        labels += [label] * len(images)
+    if others:
+        reading.log(
+            f"data: {len(others):,} files in {spec} are no images by their names, such as "
+            f"{others[0]}: left out"
+        )
+    return Files("folder", paths, sizes, np.array(labels, np.int32), classes)
+
+
+def _visible(path) -> bool:
+    return not path.name.startswith(".")
+
+
+def _files(folder: str) -> list[tuple[str, int]]:
+    """(path, size) of all files in a folder and those below it, sorted."""
+    if "://" in folder:
+        found = [p for p in epath.Path(folder).glob("**/*") if _visible(p) and not p.is_dir()]
+        return sorted((str(p), p.stat().length) for p in found)
+    found = []
+    for at, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith("."):
+                path = os.path.join(at, name)
+                found.append((path, os.path.getsize(path)))
+    return sorted(found)

@@ -1,0 +1,47 @@
+"""A table of image files: data.columns.image has paths, beside the table or absolute, and
+data.columns.label the label; if task.several is set several, separated by `|`, which alone means
+none."""
+
+import os
+
+from etils import epath
+
+from bigjax.data.images.sources.files import Files
+from bigjax.data.images.sources.labels import numbered, several
+from bigjax.data.tables import read_table
+from bigjax.data.text_files import extension
+from bigjax.errors import UserError
+
+SEPARATOR = "|"
+
+
+def matches(spec: str) -> bool:
+    return extension(spec) in (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+def opened(spec: str, reading) -> Files:
+    image, label = reading.columns.image, reading.columns.label
+    rows = read_table(spec, [image, label], {image: "text", label: "label"})
+    folder = spec.rpartition("/")[0]
+    paths, sizes, missing = [], [], []
+    for row in rows:
+        name = row[image]
+        path = name if "://" in name or os.path.isabs(name) or not folder else f"{folder}/{name}"
+        try:
+            sizes.append(int(epath.Path(path).stat().length))
+        except OSError:
+            missing.append(f"{row['where']}: {path}")
+        paths.append(path)
+    if missing:
+        raise UserError(
+            f"{reading.key}: {len(missing):,} of {len(rows):,} images of {spec} do not exist, such "
+            f"as {missing[0]}. Paths are relative to the table's folder."
+        )
+    texts = [row[label] for row in rows]
+    if reading.several:
+        labels, classes = several(
+            [[t.strip() for t in x.split(SEPARATOR) if t.strip()] for x in texts]
+        )
+    else:
+        labels, classes = numbered(texts)
+    return Files("table", paths, sizes, labels, classes)

@@ -1,0 +1,100 @@
+"""Tar shards in the form of WebDataset: members of one name are an image and its label.
+
+`a/1.jpg` belongs with `a/1.cls` (a number or a name) or `a/1.json` (its key data.columns.label).
+Each shard is indexed once, so that any image can be read alone; the index is cached.
+"""
+
+import hashlib
+import json
+import re
+import tarfile
+
+from etils import epath
+
+from bigjax.data.files import cache_folder, write_cached
+from bigjax.data.images.sources.folder import EXTENSIONS
+from bigjax.data.images.sources.labels import numbered
+from bigjax.data.sources.paths import matching_files
+from bigjax.errors import UserError
+
+_FORMAT = 1  # raise it when the same shard would give another index
+
+
+def matches(spec: str) -> bool:
+    return spec.endswith(".tar")
+
+
+class Tar:
+    def __init__(self, shards: list[dict], label: str, key: str) -> None:
+        rows = [(s["path"], *row) for s in shards for row in s["rows"]]
+        self._rows = [(path, name, start, size) for path, name, start, size, _ in rows]
+        texts = [text for *_, text in rows]
+        missing = [f"{path}:{name}" for path, name, *_, text in rows if text is None]
+        if missing and len(missing) < len(rows):
+            raise UserError(
+                f"{key}: {len(missing):,} of {len(rows):,} images have no .cls and no .json with "
+                f"the key {label!r} beside them, such as {missing[0]}."
+            )
+        self.labels, self.classes = (None, ()) if missing else numbered(texts)
+        digest = hashlib.sha256(repr([s["fingerprint"] for s in shards]).encode())
+        self.fingerprint = f"tar-{digest.hexdigest()[:16]}"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, i: int) -> bytes:
+        path, _, start, size = self._rows[i]
+        with epath.Path(path).open("rb") as f:
+            f.seek(start)
+            return f.read(size)
+
+    def name(self, i: int) -> str:
+        path, name, *_ = self._rows[i]
+        return f"{path}:{name}"
+
+
+def opened(spec: str, reading) -> Tar:
+    label = reading.columns.label
+    shards = [_index(path, label, reading) for path in matching_files(spec, "tar")]
+    return Tar(shards, label, reading.key)
+
+
+def _index(path, label: str, reading) -> dict:
+    """{"path", "fingerprint", "rows": [[name, first byte, size, label or None]]} of a shard."""
+    stat = path.stat()
+    about = [_FORMAT, str(path), int(stat.length), str(stat.mtime), label]
+    fingerprint = hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+    cached = cache_folder(reading.cache_dir, "images") / f"tar-{fingerprint}.json"
+    try:
+        return json.loads(cached.read_bytes())
+    except (OSError, ValueError):  # absent or damaged: index again
+        pass
+    reading.log(f"data: indexing {path}")
+    try:
+        with path.open("rb") as f, tarfile.open(fileobj=f, mode="r:") as tar:
+            rows = _rows(tar, label)
+    except (tarfile.TarError, OSError, EOFError) as e:
+        raise UserError(
+            f"{reading.key}: cannot read {path}: {e}. It has to be a complete tar archive that is "
+            "not compressed."
+        ) from None
+    index = {"path": str(path), "fingerprint": fingerprint, "rows": rows}
+    write_cached(cached, json.dumps(index).encode())
+    return index
+
+
+def _rows(tar: tarfile.TarFile, label: str) -> list[list]:
+    images, labels = {}, {}
+    for member in tar:
+        if not member.isfile():
+            continue
+        stem, _, extension = re.match(r"(.*?/?[^/.]*)(\.)?([^/]*)$", member.name).groups()
+        if f".{extension.lower()}".endswith(EXTENSIONS):
+            images[stem] = [member.name, member.offset_data, member.size]
+        elif extension == "cls":
+            labels[stem] = tar.extractfile(member).read().decode().strip()
+        elif extension == "json":
+            value = json.loads(tar.extractfile(member).read()).get(label)
+            if value is not None:
+                labels.setdefault(stem, str(value))
+    return [[*row, labels.get(stem)] for stem, row in images.items()]

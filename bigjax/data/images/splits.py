@@ -1,0 +1,161 @@
+"""The training, validation and test images of a config."""
+
+from collections.abc import Callable, Sequence
+import concurrent.futures
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from bigjax.data.files import cache_folder, write_cached
+from bigjax.data.images import sources
+from bigjax.data.images.sources import Reading, Source, folder, tfds
+from bigjax.data.row_data import check_names
+from bigjax.data.store import SPLITS, check_fractions
+from bigjax.errors import UserError
+
+_FRACTION_OF = 2.0**64
+_MANY = 20_000  # images, from which on reading them is reported
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The images `index` of a source. labels: int32 [n], or bool [n, n_classes], of these images;
+    None without labels."""
+
+    source: Source
+    index: np.ndarray
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def fingerprint(self) -> str:
+        labels = b"" if self.labels is None else np.ascontiguousarray(self.labels).tobytes()
+        return digest([self.source.fingerprint, _hash(self.index.tobytes()), _hash(labels)])
+
+    def subset(self, index: np.ndarray) -> "Part":
+        labels = None if self.labels is None else self.labels[index]
+        return dataclasses.replace(self, index=self.index[index], labels=labels)
+
+    def relabelled(self, classes: Sequence[str]) -> "Part":
+        """The same images with labels that are indices into `classes`. Raises UserError for an
+        image with a label that is not one of them."""
+        classes = tuple(classes)
+        if self.labels is None or self.classes == classes:
+            return dataclasses.replace(self, classes=classes)
+        number = {name: i for i, name in enumerate(classes)}
+        several = self.labels.ndim == 2
+        used = (
+            self.labels.any(0) if several else np.bincount(self.labels, minlength=len(self.classes))
+        )
+        others = [name for name, n in zip(self.classes, used) if n and name not in number]
+        if others:
+            raise UserError(
+                f"{self.source.name(0)} and others have the classes {', '.join(others[:5])}"
+                f"{' and more' * (len(others) > 5)}, which the training data do not have: "
+                f"{', '.join(classes[:10])}{', ...' * (len(classes) > 10)}. Training, validation "
+                "and test data need the same names."
+            )
+        to = np.array([number.get(name, -1) for name in self.classes], np.int32)
+        if several:
+            labels = np.zeros((len(self), len(classes)), bool)
+            labels[:, to[to >= 0]] = self.labels[:, to >= 0]
+        else:
+            labels = to[self.labels]
+        return dataclasses.replace(self, labels=labels, classes=classes)
+
+
+def digest(content: Any) -> str:
+    """16 hex digits of what JSON can write."""
+    return _hash(json.dumps(content).encode())
+
+
+def parts(
+    data: Any, names: Sequence[str], several: bool, log: Callable[[str], None]
+) -> dict[str, Part]:
+    """The parts `names` of the config section `data`.
+
+    Validation and test images are those of data.valid and data.test, or the set's own, or a
+    fraction of the training images, by a hash of their bytes. Raises UserError.
+    """
+    names = check_names(names)
+    check_fractions(data.valid_fraction, data.test_fraction)
+    own = {part: getattr(data, part) for part in ("valid", "test") if getattr(data, part)}
+    if data.train:
+        own = {part: data.train for part in ("valid", "test") if _has(data.train, part)} | own
+
+    def opened(name: str) -> Source:
+        key = f"data.{name}" if getattr(data, name) else "data.train"
+        reading = Reading(name, key, data.columns, several, data.cache_dir, log)
+        return sources.opened(own.get(name, data.train), reading)
+
+    found = {name: _whole(opened(name)) for name in names if name in own}
+    if rest := [name for name in names if name not in own]:
+        if not data.train:
+            raise UserError(f"data.train is empty. Set it to {sources.EXAMPLES}.")
+        train = _whole(opened("train"))
+        fractions = [
+            0.0 if part in own else getattr(data, f"{part}_fraction") for part in ("valid", "test")
+        ]
+        which = _which(train.source, fractions, data, log)
+        for name in rest:
+            found[name] = train.subset(np.flatnonzero(which == SPLITS.index(name)))
+    return {name: found[name] for name in names}
+
+
+def _has(spec: str, part: str) -> bool:
+    """Whether a source has images of its own for a part, beside those to train on."""
+    if tfds.matches(spec):
+        return not spec.endswith("]") and tfds.SPLIT[part] in tfds.splits(spec, "data.train")
+    path = os.path.expanduser(spec)
+    return folder.matches(spec) and folder.split_folder(path, part) is not None
+
+
+def _whole(source: Source) -> Part:
+    return Part(source, np.arange(len(source)), source.labels, source.classes)
+
+
+def _which(source: Source, fractions: Sequence[float], data: Any, log) -> np.ndarray:
+    """int [n], for each image the index in SPLITS: equal files are in one split."""
+    if not any(fractions):
+        return np.full(len(source), SPLITS.index("train"))
+    u = _hashes(source, data, log) / _FRACTION_OF
+    valid, test = fractions
+    names = np.where(u < valid, "valid", np.where(u < valid + test, "test", "train"))
+    return np.array([SPLITS.index(name) for name in names])
+
+
+def _hashes(source: Source, data: Any, log) -> np.ndarray:
+    """uint64 [n], of the bytes of each image; cached."""
+    cached = cache_folder(data.cache_dir, "images") / f"hashes-{source.fingerprint}.npy"
+    try:
+        hashes = np.load(cached)
+        if hashes.shape == (len(source),):
+            return hashes
+    except (OSError, ValueError, EOFError):  # absent or damaged
+        pass
+    if len(source) > _MANY:
+        log(f"data: reading {len(source):,} images to divide them by their content")
+
+    def one(i: int) -> int:
+        content = source.read(i)
+        raw = content if isinstance(content, bytes) else np.ascontiguousarray(content).tobytes()
+        return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
+
+    with concurrent.futures.ThreadPoolExecutor(data.threads or os.cpu_count()) as pool:
+        hashes = np.fromiter(pool.map(one, range(len(source))), np.uint64, len(source))
+    buffer = io.BytesIO()
+    np.save(buffer, hashes)
+    write_cached(cached, buffer.getvalue())
+    return hashes
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

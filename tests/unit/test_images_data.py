@@ -1,0 +1,291 @@
+"""Images from every kind of source: splits, batches as functions of (seed, step), bad files."""
+
+import gzip
+import io
+import json
+import tarfile
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from bigjax import config, modules
+from bigjax.data import images
+from bigjax.data.images import sources
+from bigjax.errors import UserError
+
+SIZE = 16
+
+
+def section(tmp_path, **fields):
+    """The section data, built."""
+    c = config.new_config()
+    fields = {"size": SIZE, "cache_dir": str(tmp_path / "cache"), "threads": 2} | fields
+    augment = fields.pop("augment", {"crop": "center", "flip": False})
+    c.data = dict(name="images", **fields)
+    c.data.augment = augment
+    modules.fill(c)
+    return modules.options(c, "data")
+
+
+def load(tmp_path, names=("train", "valid", "test"), lines=None, several=False, **fields):
+    log = [].append if lines is None else lines.append
+    return images.load_images(section(tmp_path, **fields), several=several, log=log, names=names)
+
+
+def content(i, kind="PNG"):
+    file = io.BytesIO()
+    rng = np.random.default_rng(i)
+    Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(file, kind)
+    return file.getvalue()
+
+
+def make_folder(folder, classes=("cat", "dog"), n=6, first=0):
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            (folder / name / f"{i}.png").write_bytes(content(first + label * 100 + i))
+    return folder
+
+
+def every(batches):
+    """All real rows of an evaluation."""
+    parts = [batches.batch_at(i) for i in range(batches.n_batches)]
+    joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    return {k: x[joined["example"] >= 0] for k, x in joined.items()}
+
+
+def shown(i):
+    """Image i as evaluation shows it."""
+    image = Image.open(io.BytesIO(content(i)))
+    return np.array(image.crop((2, 0, 22, 20)).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+
+# --- Sources ---------------------------------------------------------------------------------
+
+
+def test_a_folder_with_splits(tmp_path):
+    root = tmp_path / "photos"
+    for first, name in ((0, "train"), (1000, "val"), (2000, "test")):
+        make_folder(root / name, first=first)
+    (root / "train" / "cat" / "notes.txt").write_text("x")
+    (root / "train" / "cat" / ".hidden.png").write_text("x")
+    lines = []
+    data = load(tmp_path, train=str(root), lines=lines)
+    assert data.labels == ("cat", "dog") and any(
+        "1 files" in line and "notes.txt" in line for line in lines
+    )
+    for first, name in ((0, "train"), (1000, "valid"), (2000, "test")):
+        rows = every(data.split(name, 4, shuffle=False))
+        assert rows["label"].tolist() == [0] * 6 + [1] * 6 and (rows["weights"] == 1).all()
+        np.testing.assert_array_equal(rows["image"][0], shown(first))
+        np.testing.assert_array_equal(rows["image"][7], shown(first + 101))
+
+
+def test_other_splits_have_the_labels_of_training(tmp_path):
+    make_folder(tmp_path / "a", ("ant", "bee", "cow"))
+    make_folder(tmp_path / "b", ("bee", "cow"))
+    data = load(tmp_path, ("train", "valid"), train=str(tmp_path / "a"), valid=str(tmp_path / "b"))
+    assert every(data.split("valid", 5))["label"].tolist() == [1] * 6 + [2] * 6
+    make_folder(tmp_path / "c", ("bee", "elk"))
+    with pytest.raises(
+        UserError, match="the class.* elk, which the training data do not have: ant"
+    ):
+        load(tmp_path, ("train", "valid"), train=str(tmp_path / "a"), valid=str(tmp_path / "c"))
+
+
+def idx(array):
+    header = bytes((0, 0, 8, array.ndim)) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return header + array.tobytes()
+
+
+def make_idx(folder, n=9):
+    folder.mkdir()
+    pixels = np.arange(n * SIZE * SIZE).reshape(n, SIZE, SIZE).astype(np.uint8)
+    labels = (np.arange(n) % 3).astype(np.uint8)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels)))
+    (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
+    return str(folder / "train-images-idx3-ubyte.gz"), pixels, labels
+
+
+def test_idx_files(tmp_path):
+    path, pixels, labels = make_idx(tmp_path / "mnist")
+    data = load(tmp_path, ("train",), train=path, channels=1, valid_fraction=0.0, test_fraction=0.0)
+    rows = every(data.split("train", 4, shuffle=False))
+    np.testing.assert_array_equal(rows["image"][..., 0], pixels)
+    np.testing.assert_array_equal(rows["label"], labels)
+    (tmp_path / "mnist" / "train-labels-idx1-ubyte.gz").write_bytes(idx(labels[:5]))
+    with pytest.raises(UserError, match="has 9 images, but .* has 5 labels"):
+        load(tmp_path, ("train",), train=path, channels=1)
+    (tmp_path / "mnist" / "train-labels-idx1-ubyte.gz").write_bytes(idx(labels)[:-1])
+    with pytest.raises(UserError, match="is not an IDX file .* or is cut off"):
+        load(tmp_path, ("train",), train=path, channels=1)
+
+
+def make_tar(path, labels, kind):
+    with tarfile.open(path, "w") as tar:
+        for i, label in enumerate(labels):
+            members = [(f"a/{i}.png", content(i))]
+            if kind == "cls":
+                members.append((f"a/{i}.cls", label.encode()))
+            if kind == "json":
+                members.append((f"a/{i}.json", json.dumps({"label": label}).encode()))
+            for name, data in members:
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["cls", "json"])
+def test_tar_shards_are_indexed_once(tmp_path, kind):
+    make_tar(tmp_path / "x-0.tar", ["b", "a"], kind)
+    make_tar(tmp_path / "x-1.tar", ["b"], kind)
+    for expected in (2, 0):
+        lines = []
+        fractions = dict(valid_fraction=0.0, test_fraction=0.0)
+        data = load(tmp_path, ("train",), lines, train=str(tmp_path / "x-*.tar"), **fractions)
+        assert sum("indexing" in line for line in lines) == expected
+        rows = every(data.split("train", 2, shuffle=False))
+        assert data.labels == ("a", "b") and rows["label"].tolist() == [1, 0, 1]
+        np.testing.assert_array_equal(rows["image"][1], shown(1))
+
+
+def test_a_tar_with_some_labels_missing(tmp_path):
+    make_tar(tmp_path / "x-0.tar", ["b", "a"], "cls")
+    make_tar(tmp_path / "x-1.tar", ["b"], "none")
+    with pytest.raises(UserError, match="1 of 3 images have no .cls .*x-1.tar:a/0.png"):
+        load(tmp_path, ("train",), train=str(tmp_path / "x-*.tar"))
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "x-0.tar").read_bytes()[:700])
+    with pytest.raises(UserError, match="cannot read .*cut.tar"):
+        load(tmp_path, ("train",), train=str(tmp_path / "cut.tar"))
+
+
+def test_a_table_of_files(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(content(i))
+    table = tmp_path / "labels.csv"
+    table.write_text("file,kind\n0.png,x\n1.png,y\n2.png,x\n3.png,y\n")
+    columns = {"image": "file", "label": "kind"}
+    fractions = dict(valid_fraction=0.0, test_fraction=0.0)
+    data = load(tmp_path, ("train",), train=str(table), columns=columns, **fractions)
+    rows = every(data.split("train", 3, shuffle=False))
+    assert data.labels == ("x", "y") and rows["label"].tolist() == [0, 1, 0, 1]
+    np.testing.assert_array_equal(rows["image"][2], shown(2))
+    table.write_text("file,kind\n0.png,x|y\n1.png,y\n2.png,|\n")
+    data = load(tmp_path, ("train",), several=True, train=str(table), columns=columns, **fractions)
+    rows = every(data.split("train", 3, shuffle=False))
+    assert rows["label"].dtype == np.float32 and rows["label"].tolist() == [[1, 1], [0, 1], [0, 0]]
+    table.write_text("file,kind\nno.png,x\n0.png,y\n")
+    with pytest.raises(
+        UserError, match="1 of 2 images .* do not exist, such as .*labels.csv:2: .*no"
+    ):
+        load(tmp_path, ("train",), train=str(table), columns=columns)
+
+
+def test_records_of_examples(tmp_path):
+    record = pytest.importorskip("array_record.python.array_record_module")
+    from tensorflow_datasets.proto import tf_example_generated_pb2 as pb
+    from tensorflow_datasets.proto import tf_feature_generated_pb2 as values
+
+    path = str(tmp_path / "x.array_record")
+    writer = record.ArrayRecordWriter(path, "group_size:1")
+    for i, label in enumerate((2, 0, 1)):
+        features = {
+            "image": values.Feature(bytes_list=values.BytesList(value=[content(i)])),
+            "label": values.Feature(int64_list=values.Int64List(value=[label])),
+        }
+        writer.write(pb.Example(features=values.Features(feature=features)).SerializeToString())
+    writer.close()
+    fractions = dict(valid_fraction=0.0, test_fraction=0.0)
+    data = load(tmp_path, ("train",), train=path, **fractions)
+    rows = every(data.split("train", 2, shuffle=False))
+    assert data.labels == ("0", "1", "2") and rows["label"].tolist() == [2, 0, 1]
+    np.testing.assert_array_equal(rows["image"][2], shown(2))
+    with pytest.raises(UserError, match="no feature 'photo'; it has image, label"):
+        load(tmp_path, ("train",), train=path, columns={"image": "photo", "label": "label"})
+
+
+# --- Splits and batches ----------------------------------------------------------------------
+
+
+def test_equal_files_are_in_one_split_and_hashes_are_kept(tmp_path, monkeypatch):
+    root = make_folder(tmp_path / "photos", n=40)
+    (root / "dog" / "copy.png").write_bytes((root / "cat" / "3.png").read_bytes())
+    options = dict(train=str(root), valid_fraction=0.3, test_fraction=0.2)
+    data = load(tmp_path, **options)
+    sizes = {name: len(part) for name, part in data.parts.items()}
+    assert sum(sizes.values()) == 81 and all(8 <= n <= 60 for n in sizes.values())
+    seen = {
+        part.source.name(i): name for name, part in data.parts.items() for i in part.index.tolist()
+    }
+    assert len(seen) == 81
+    assert seen[str(root / "dog" / "copy.png")] == seen[str(root / "cat" / "3.png")]
+    monkeypatch.setattr(sources.files.Files, "read", None)  # hashes are read from the cache
+    again = load(tmp_path, **options)
+    assert again.fingerprint == data.fingerprint
+    other = load(tmp_path, **options | {"test_fraction": 0.1})
+    assert other.fingerprint != data.fingerprint
+
+
+def test_training_batches_are_functions_of_seed_and_step(tmp_path):
+    augment = dict(crop="inception", flip=True, trivial=True, noise=0.1, erasing=0.5)
+    data = load(tmp_path, ("train",), train="digits", channels=1, augment=augment)
+    batches = data.split("train", 8, seed=3)
+    n = int(batches.epoch_steps)
+    same, again = batches.batch_at(5), data.split("train", 8, seed=3).batch_at(5)
+    for name, x in same.items():
+        np.testing.assert_array_equal(x, again[name])
+        part = batches.batch_at(5, slice(2, 6))[name]  # of one of two hosts
+        np.testing.assert_array_equal(part, x[2:6])
+    other = data.split("train", 8, seed=4).batch_at(5)
+    assert not np.array_equal(other["example"], same["example"])
+    # An image is changed in another way in the next epoch.
+    at = {int(e): (s, i) for s in range(n) for i, e in enumerate(batches.batch_at(s)["example"])}
+    later = batches.batch_at(n + 2)
+    s, i = at[int(later["example"][3])]
+    assert not np.array_equal(batches.batch_at(s)["image"][i], later["image"][3])
+
+
+def test_an_image_that_cannot_be_read_has_no_weight_or_is_refused(tmp_path):
+    root = make_folder(tmp_path / "photos", n=5)
+    (root / "cat" / "2.png").write_bytes(b"")
+    (root / "dog" / "1.png").write_bytes(content(1)[:80])
+    options = dict(train=str(root), valid_fraction=0.0, test_fraction=0.0)
+    data = load(tmp_path, ("train",), **options)
+    with pytest.raises(
+        UserError, match="cat/2.png: the file is empty. 1 of 10 images .*max_bad=0 "
+    ):
+        data.split("train", 5, shuffle=False).batch_at(0)
+    data = load(tmp_path, ("train",), **options, max_bad=0.2)
+    batches = data.split("train", 5, shuffle=False)
+    for _ in range(2):  # counted once
+        weights = every(batches)["weights"]
+        assert weights.tolist() == [1, 1, 0, 1, 1, 1, 0, 1, 1, 1]
+    data = load(tmp_path, ("train",), **options, max_bad=0.1)
+    with pytest.raises(UserError, match="2 of 10 images .*allows 1. Remove"):
+        every(data.split("train", 10, shuffle=False))
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (dict(train=""), "data.train is empty. Set it to a folder"),
+        (dict(train="no/such"), "data.train='no/such': no such file or folder. Give a folder"),
+        (dict(train="{tmp}/empty"), "has no folders. Images of a class have to lie"),
+        (dict(train="{tmp}/hollow"), "hollow/cat has no images"),
+        (dict(train="digits", channels=2), "data.channels is 2; it has to be 3, or 1"),
+        (
+            dict(train="digits", augment=dict(crop="middle")),
+            "data.augment.crop is 'middle'; allowed",
+        ),
+        (dict(train="digits", augment=dict(area=(0.5, 0.1))), "area is .*smallest and the largest"),
+        (dict(train="digits", valid_fraction=0.8, test_fraction=0.4), "their sum at most 1"),
+    ],
+)
+def test_bad_settings(tmp_path, fields, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "hollow" / "cat").mkdir(parents=True)
+    fields = {k: v.format(tmp=tmp_path) if isinstance(v, str) else v for k, v in fields.items()}
+    with pytest.raises(UserError, match=words):
+        load(tmp_path, **fields)
