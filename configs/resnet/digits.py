@@ -30,7 +30,7 @@ def get_config(variant: str = ""):
         valid=dict(kind="loss", every=500), test=dict(kind="loss", split="test", every=1000)
     )
     if config.variants(variant, tiny=True):
-        c.model.width = 8
-        c.optim.warmup_steps, c.train.steps, c.train.batch_size, c.log.every = 5, 40, 32, 10
-        c.evals = dict(valid=dict(kind="loss", every=20))
+        c.model.width = 16
+        c.optim.warmup_steps, c.train.steps, c.train.batch_size, c.log.every = 5, 120, 32, 20
+        c.evals = dict(valid=dict(kind="loss", every=60))
     return c
