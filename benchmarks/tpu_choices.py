@@ -67,7 +67,8 @@ def main() -> None:
             if step.text is None:
                 print(f"| `{remat}` | does not fit | | |", flush=True)
                 continue
-            costs, work[remat] = step.costs(topology), step.costs(topology).seconds
+            costs = step.costs(topology)
+            work[remat] = costs.seconds
             gib = step.peak_bytes / chips.GIB
             cells = f"`{remat}`", f"{work[remat]:.3f}", f"{costs.kernel_seconds:.3f}", f"{gib:.2f}"
             print(f"| {' | '.join(cells)} |", flush=True)

@@ -268,10 +268,6 @@ def plan_sizes(c: Config) -> PlanSizes:
     return PlanSizes(c.n_layers, c.d_model, c.d_ff, c.d_model, 2 * c.d_model)
 
 
-def attention_length(c: Config) -> int:
-    return c.n_tokens
-
-
 def flops_per_image(c: Config) -> float:
     """Of training on one image, forward and backward: 6 per weight and token, and 12 * layers *
     width for each pair of tokens. Pooling and the head are not counted."""

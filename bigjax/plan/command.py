@@ -103,7 +103,6 @@ def _check_page(path: str) -> None:
 def _write_page(path: str, title: str, pages: "list[_Page]", trust: str) -> None:
     sections = [html.Section(page.title, page.plan, page.text()) for page in pages]
     try:
-        epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
         content = html.page(title, sections, trust).encode(errors="backslashreplace")
         paths.write_atomically(epath.Path(path), content)
     except OSError as e:

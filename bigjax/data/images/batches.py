@@ -14,8 +14,6 @@ from bigjax.data.images.decode import BadImage, View, decode, show, to_array
 from bigjax.data.images.splits import Part
 from bigjax.errors import UserError
 
-_NAMED = 5  # unreadable images that are named one by one
-
 
 class ImageBatches(ExampleBatches):
     """The images of a split as batches; in training with the random changes of data.augment, which
@@ -99,7 +97,7 @@ def image_of(content: bytes | np.ndarray, where: str, data: Any, view) -> Image.
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
         raise BadImage(f"{where} is {array.dtype} {list(array.shape)}, not uint8 [H, W, 1 or 3].")
     image = Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array)
-    return show(image, view, data.channels)
+    return show(image, view(*image.size), image.size, data.channels)
 
 
 class _Bad:

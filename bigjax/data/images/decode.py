@@ -67,7 +67,7 @@ def decode(
             chosen = view(*upright)
             _reduce(image, chosen, turned)
             image.load()
-            return show(ImageOps.exif_transpose(image), lambda *_: chosen, channels, upright)
+            return show(ImageOps.exif_transpose(image), chosen, upright, channels)
     except BadImage:
         raise
     except Image.DecompressionBombError as e:
@@ -80,19 +80,13 @@ def decode(
         ) from None
 
 
-def show(
-    image: Image.Image,
-    view: Callable[[int, int], View],
-    channels: int = 3,
-    size: tuple[int, int] | None = None,
-) -> Image.Image:
+def show(image: Image.Image, view: View, size: tuple[int, int], channels: int) -> Image.Image:
     """A view of an upright image, in RGB, or grey for one channel. size: (width, height) of which
-    the view is, by default the image's."""
-    width, height = size or image.size
-    box, shown = view(width, height)
-    x, y = image.width / width, image.height / height
-    left, top, right, bottom = box
-    return resize(coloured(image, channels), (left * x, top * y, right * x, bottom * y), shown)
+    the view is; a JPEG may have been decoded smaller."""
+    x, y = image.width / size[0], image.height / size[1]
+    left, top, right, bottom = view.box
+    box = left * x, top * y, right * x, bottom * y
+    return resize(coloured(image, channels), box, view.size)
 
 
 def resize(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
