@@ -37,8 +37,17 @@ _FORMAT = 3
 
 def split_of(document: str, valid_fraction: float, test_fraction: float) -> str:
     """'train', 'valid' or 'test' by a hash of the text: equal documents are in one split."""
-    digest = hashlib.blake2b(document.encode(), digest_size=8).digest()
-    u = int.from_bytes(digest, "little") / 2**64
+    return split_at(place_of(document.encode()), valid_fraction, test_fraction)
+
+
+def place_of(content: bytes) -> float:
+    """A number from 0 to 1 by a hash of the content."""
+    digest = hashlib.blake2b(content, digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64
+
+
+def split_at(u: float, valid_fraction: float, test_fraction: float) -> str:
+    """'train', 'valid' or 'test', of what has the place u (`place_of`)."""
     if u < valid_fraction:
         return "valid"
     return "test" if u < valid_fraction + test_fraction else "train"

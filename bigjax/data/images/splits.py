@@ -15,10 +15,9 @@ from bigjax.data.files import cache_folder, write_cached
 from bigjax.data.images import sources
 from bigjax.data.images.sources import Reading, Source, folder, tfds
 from bigjax.data.row_data import check_names
-from bigjax.data.store import SPLITS, check_fractions
+from bigjax.data.store import SPLITS, check_fractions, place_of, split_at
 from bigjax.errors import UserError
 
-_FRACTION_OF = 2.0**64
 _MANY = 20_000  # images, from which on reading them is reported
 
 
@@ -126,35 +125,33 @@ def _which(source: Source, fractions: Sequence[float], data: Any, log) -> np.nda
     """int [n], for each image the index in SPLITS: equal files are in one split."""
     if not any(fractions):
         return np.full(len(source), SPLITS.index("train"))
-    u = _hashes(source, data, log) / _FRACTION_OF
-    valid, test = fractions
-    names = np.where(u < valid, "valid", np.where(u < valid + test, "test", "train"))
+    names = [split_at(u, *fractions) for u in _places(source, data, log).tolist()]
     return np.array([SPLITS.index(name) for name in names])
 
 
-def _hashes(source: Source, data: Any, log) -> np.ndarray:
-    """uint64 [n], of the bytes of each image; cached."""
-    cached = cache_folder(data.cache_dir, "images") / f"hashes-{source.fingerprint}.npy"
+def _places(source: Source, data: Any, log) -> np.ndarray:
+    """float64 [n], `store.place_of` the bytes of each image; cached."""
+    cached = cache_folder(data.cache_dir, "images") / f"places-{source.fingerprint}.npy"
     try:
-        hashes = np.load(cached)
-        if hashes.shape == (len(source),):
-            return hashes
+        places = np.load(cached)
+        if places.shape == (len(source),):
+            return places
     except (OSError, ValueError, EOFError):  # absent or damaged
         pass
     if len(source) > _MANY:
         log(f"data: reading {len(source):,} images to divide them by their content")
 
-    def one(i: int) -> int:
+    def of_image(i: int) -> float:
         content = source.read(i)
         raw = content if isinstance(content, bytes) else np.ascontiguousarray(content).tobytes()
-        return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
+        return place_of(raw)
 
     with concurrent.futures.ThreadPoolExecutor(data.threads or os.cpu_count()) as pool:
-        hashes = np.fromiter(pool.map(one, range(len(source))), np.uint64, len(source))
+        places = np.fromiter(pool.map(of_image, range(len(source))), np.float64, len(source))
     buffer = io.BytesIO()
-    np.save(buffer, hashes)
+    np.save(buffer, places)
     write_cached(cached, buffer.getvalue())
-    return hashes
+    return places
 
 
 def _hash(content: bytes) -> str:
