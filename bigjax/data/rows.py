@@ -2,26 +2,20 @@
 
 import collections
 from collections.abc import Iterator, Sequence
-import contextlib
 import hashlib
-import importlib
-import os
-import pkgutil
 import re
 from typing import Any
 
 import numpy as np
 
-from bigjax.data import docstrings
+from bigjax.data import docstrings, tfds_sets
 from bigjax.data.kinds import Kind
 from bigjax.data.store import SPLITS, check_fractions, split_of
 from bigjax.data.tables import read_table
 from bigjax.data.values import convert
 from bigjax.errors import UserError
 
-_TFDS_SPLIT = {"train": "train", "valid": "validation", "test": "test"}
 _TFDS_BATCH = 1024
-_NO_SETS = ("core", "dataset_collections", "datasets", "proto", "scripts", "testing")
 _MIN_BODY_CHARS = 40  # a shorter body says too little about its library
 _EXAMPLES = (
     'a file such as "train.tsv", "tfds:glue/sst2", "docstrings:library" or "docstrings:title"'
@@ -102,10 +96,10 @@ def _specs(data: Any, kind: Kind, names: Sequence[str]) -> dict[str, str]:
     if set(names) <= set(specs):
         return specs
     if data.train.startswith("tfds:") and not data.train.endswith("]"):
-        splits = _builder(data.train).info.splits
-        if not data.valid and _TFDS_SPLIT["valid"] in splits:
+        splits = tfds_sets.builder(data.train).info.splits
+        if not data.valid and tfds_sets.SPLIT["valid"] in splits:
             specs["valid"] = data.train
-        if not (data.test or set(names) <= set(specs)) and _TFDS_SPLIT["test"] in splits:
+        if not (data.test or set(names) <= set(specs)) and tfds_sets.SPLIT["test"] in splits:
             rows = read_rows(data.train, data, kind, "test")
             if not all(row[name] in ("-1", "-1.0") for row in rows for name in kind.targets):
                 specs["test"] = data.train
@@ -216,15 +210,15 @@ def _another(bodies: list[str], body: str, start: int) -> str | None:
 def _tfds_rows(
     spec: str, names: dict[str, str], types: dict[str, str], part: str
 ) -> list[dict[str, Any]]:
-    builder = _builder(spec)
-    name, split = _parse_tfds(spec)
-    split = split or _TFDS_SPLIT[part]
+    builder = tfds_sets.builder(spec)
+    name, split = tfds_sets.parse(spec)
+    split = split or tfds_sets.SPLIT[part]
     try:
         builder.info.splits[split]
         source = builder.as_data_source(split=split)
     except Exception as e:  # no such split, a wrong file format, missing shards
         raise UserError(
-            f"tfds:{name}: cannot read split {split!r}: {_reason(e)} The set has "
+            f"tfds:{name}: cannot read split {split!r}: {tfds_sets.reason(e)} The set has "
             f"{', '.join(builder.info.splits) or 'no prepared split'}; name another as "
             f'"tfds:{name}[SPLIT]". It has to be prepared with file_format="array_record".'
         ) from None
@@ -280,64 +274,3 @@ def _plain(value: Any, names: list[str] | None) -> Any:
     if names is not None and isinstance(value, int):
         return names[value] if 0 <= value < len(names) else str(value)
     return value
-
-
-def _parse_tfds(spec: str) -> tuple[str, str]:
-    """('glue/sst2', '') of 'tfds:glue/sst2', ('x', 'train[:5]') of 'tfds:x[train[:5]]'."""
-    name, bracket, split = spec.removeprefix("tfds:").partition("[")
-    return name, split.removesuffix("]") if bracket else ""
-
-
-def _builder(spec: str) -> Any:
-    name, _ = _parse_tfds(spec)
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError:
-        raise UserError(
-            f"{spec} needs the package tensorflow-datasets (TensorFlow itself is not "
-            "needed): pip install tensorflow-datasets array_record"
-        ) from None
-    try:
-        if name.startswith(("/", "~", ".")) or "://" in name:
-            return tfds.builder_from_directory(os.path.expanduser(name))
-        builder = _registered(tfds, name)
-    except Exception as e:  # of many types; the first line has the reason, the rest lists all sets
-        raise UserError(
-            f"tfds:{name}: {_reason(e)} Name a set that is prepared in TFDS_DATA_DIR (such as "
-            '"tfds:glue/sst2"), or the set\'s own folder (the one with dataset_info.json).'
-        ) from None
-    if not builder.info.splits:
-        _prepare(builder, name)
-    return builder
-
-
-def _registered(tfds: Any, name: str) -> Any:
-    """The set's builder. TFDS itself stops looking for sets at the first of its packages that
-    cannot be imported, and some need TensorFlow or other packages that are not installed."""
-    try:
-        return tfds.builder(name)
-    except tfds.core.registered.DatasetNotFoundError:
-        for package in pkgutil.iter_modules(tfds.__path__):
-            if package.ispkg and package.name not in _NO_SETS:
-                with contextlib.suppress(Exception):
-                    importlib.import_module(f"tensorflow_datasets.{package.name}")
-        return tfds.builder(name)
-
-
-def _prepare(builder: Any, name: str) -> None:
-    """Downloads a set that is not in TFDS_DATA_DIR, and writes it there."""
-    try:
-        builder.download_and_prepare(file_format="array_record")
-    except Exception as e:  # no network, a missing file, no space, a missing package
-        raise UserError(
-            f"tfds:{name} is not prepared in {builder.data_dir}, and could not be downloaded: "
-            f"{_reason(e)} Run bigjax once on a machine with a network, or prepare it with "
-            'TFDS and file_format="array_record"; copy what that wrote, and name the folder with '
-            'its dataset_info.json as "tfds:FOLDER", or set TFDS_DATA_DIR to the one above all '
-            "sets."
-        ) from None
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].removesuffix(".") + "."

@@ -206,6 +206,48 @@ def test_records_of_examples(tmp_path):
         load(tmp_path, ("train",), train=path, columns={"image": "photo", "label": "label"})
 
 
+@pytest.mark.parametrize("encoded", [False, True])
+def test_a_set_of_tfds(tmp_path, encoded):
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            shape = SIZE, SIZE, 3
+            tensor = tfds.features.Tensor(shape=shape, dtype=np.uint8)
+            features = {
+                "image": tfds.features.Image(shape=shape) if encoded else tensor,
+                "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+            }
+            features = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(6), "validation": self._generate_examples(2)}
+
+        def _generate_examples(self, n):
+            for i in range(n):
+                image = np.full((SIZE, SIZE, 3), i, np.uint8)
+                file = io.BytesIO()
+                Image.fromarray(image).save(file, "PNG")
+                file.seek(0)
+                yield i, {"image": file if encoded else image, "label": i % 2}
+
+    Pictures(data_dir=tmp_path / "sets", file_format="array_record").download_and_prepare()
+    folder = tmp_path / "sets" / "pictures" / "1.0.0"
+    data = load(tmp_path, train=f"tfds:{folder}", test_fraction=0.0, names=("train", "valid"))
+    assert data.labels == ("cat", "dog") and len(data.parts["valid"]) == 2  # the set's own
+    rows = every(data.split("train", 4, shuffle=False))
+    assert sorted(rows["image"][:, 0, 0, 0].tolist()) == [*range(6)]
+    np.testing.assert_array_equal(rows["label"], rows["image"][:, 0, 0, 0] % 2)
+    with pytest.raises(UserError, match="cannot read split 'other' of train, validation"):
+        load(tmp_path, ("train",), train=f"tfds:{folder}[other]")
+    with pytest.raises(UserError, match="no feature 'photo'; it has .*image"):
+        columns = {"image": "photo", "label": "label"}
+        load(tmp_path, ("train",), train=f"tfds:{folder}", columns=columns)
+
+
 # --- Splits and batches ----------------------------------------------------------------------
 
 

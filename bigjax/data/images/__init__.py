@@ -43,7 +43,7 @@ class Config:
     test_fraction: float = 0.1
     max_bad: float = 0.0  # the share of images that may be unreadable; they have no weight
     max_pixels: int = 89_478_485  # of an image, before it is decoded
-    threads: int = 0  # that decode; 0 = as many as this process has processors
+    threads: int = 0  # that decode; 0 = as many as the machine has processors
     cache_dir: str = LOCAL_CACHE  # indices and hashes of files
 
     RANGES = {

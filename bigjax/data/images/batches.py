@@ -40,7 +40,7 @@ class ImageBatches(ExampleBatches):
         )
         self._part, self._data, self._bad = part, data, _Bad(part, data.max_bad, name)
         self._changes = (shuffle if augment is None else augment) and data.augment or None
-        threads = data.threads or len(os.sched_getaffinity(0))
+        threads = data.threads or os.cpu_count()
         self._pool = concurrent.futures.ThreadPoolExecutor(threads, "bigjax-images")
 
     def assemble(self, rows: Rows) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bigjax.data import tfds_sets
 from bigjax.data.files import cache_folder, write_cached
 from bigjax.data.images import sources
 from bigjax.data.images.sources import Reading, Source, folder, tfds
@@ -112,7 +113,9 @@ def parts(
 def _has(spec: str, part: str) -> bool:
     """Whether a source has images of its own for a part, beside those to train on."""
     if tfds.matches(spec):
-        return not spec.endswith("]") and tfds.SPLIT[part] in tfds.splits(spec, "data.train")
+        return (
+            not spec.endswith("]") and tfds_sets.SPLIT[part] in tfds_sets.builder(spec).info.splits
+        )
     path = os.path.expanduser(spec)
     return folder.matches(spec) and folder.split_folder(path, part) is not None
 

@@ -2,15 +2,13 @@
 folder of a set. Columns: data.columns.image and data.columns.label."""
 
 import hashlib
-import re
 
 import numpy as np
 
+from bigjax.data import tfds_sets
 from bigjax.data.files import fingerprint_files
 from bigjax.errors import UserError
 
-SPLIT = {"train": "train", "valid": "validation", "test": "test"}
-_SPEC = re.compile(r"tfds:(?P<name>.+?)(\[(?P<split>.*)\])?$")
 _LABELS_AT_ONCE = 4096
 
 
@@ -21,9 +19,9 @@ def matches(spec: str) -> bool:
 class Tfds:
     """classes: the set's own, or '0', '1', ... for integers."""
 
-    def __init__(self, rows, label_rows, feature, label, where: str, fingerprint: str) -> None:
-        self._rows, self._image, self._where = rows, feature, where
-        self.labels, self.classes = _labels(label_rows, *label)
+    def __init__(self, rows, image: str, label, where: str, fingerprint: str) -> None:
+        self._rows, self._image, self._where = rows, image, where
+        self.labels, self.classes = _labels(rows, *label)
         self.fingerprint = fingerprint
 
     def __len__(self) -> int:
@@ -37,16 +35,11 @@ class Tfds:
         return f"{self._where}:{i}"
 
 
-def splits(spec: str, key: str) -> list[str]:
-    """The splits that a set has."""
-    return [*_builder(spec, key).info.splits]
-
-
 def opened(spec: str, reading) -> Tfds:
     import tensorflow_datasets as tfds
 
-    builder = _builder(spec, reading.key)
-    split = _SPEC.match(spec)["split"] or SPLIT[reading.part]
+    builder = tfds_sets.builder(spec)
+    split = tfds_sets.parse(spec)[1] or tfds_sets.SPLIT[reading.part]
     image, label = reading.columns.image, reading.columns.label
     features = builder.info.features
     missing = [name for name in (image, label) if name not in features]
@@ -57,23 +50,21 @@ def opened(spec: str, reading) -> Tfds:
         )
     encoded = isinstance(features[image], tfds.features.Image)
     skip = {image: tfds.decode.SkipDecoding()} if encoded else {}
-    only = tfds.decode.PartialDecoding({label: features[label]})
     try:
         rows = builder.as_data_source(split=split, decoders=skip or None)
-        label_rows = builder.as_data_source(split=split, decoders=only)
         paths = [
             str(p) for name in builder.info.splits for p in builder.info.splits[name].filepaths
         ]
     except Exception as e:  # a wrong file format, a wrong split, missing shards
         raise UserError(
             f"{reading.key}={spec!r}: cannot read split {split!r} of "
-            f"{', '.join(builder.info.splits)}: {e}. The set has to be prepared with "
-            "file_format='array_record'."
+            f"{', '.join(builder.info.splits)}: {tfds_sets.reason(e)} The set has to be prepared "
+            "with file_format='array_record'."
         ) from None
     where = f"{builder.info.full_name}[{split}]"
     digest = hashlib.sha256(f"{where} {image} {label} {fingerprint_files(paths)}".encode())
     names = getattr(features[label], "names", None)
-    return Tfds(rows, label_rows, image, (label, names), where, f"tfds-{digest.hexdigest()[:16]}")
+    return Tfds(rows, image, (label, names), where, f"tfds-{digest.hexdigest()[:16]}")
 
 
 def _labels(rows, name: str, names) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -83,19 +74,3 @@ def _labels(rows, name: str, names) -> tuple[np.ndarray, tuple[str, ...]]:
         values += [int(row[name]) for row in rows.__getitems__([*indices])]
     labels = np.array(values, np.int32)
     return labels, tuple(names or map(str, range(int(labels.max(initial=-1)) + 1)))
-
-
-def _builder(spec: str, key: str):
-    import tensorflow_datasets as tfds
-
-    name = _SPEC.match(spec)["name"]
-    try:
-        if "/" in name and not re.fullmatch(r"\w+/[\w.:]+", name):
-            return tfds.builder_from_directory(name)
-        return tfds.builder(name)
-    except Exception as e:  # of many types; the first line has the reason
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise UserError(
-            f"{key}={spec!r}: {reason} Name a set that is prepared, or its folder (the one with "
-            "dataset_info.json)."
-        ) from None
