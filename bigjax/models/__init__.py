@@ -99,6 +99,14 @@ def check_fields(c, choices: dict[str, Collection[str]]) -> None:
             )
 
 
+def check_heads(c) -> None:
+    """Raises UserError unless c.d_model divides into c.n_heads heads."""
+    if c.d_model % c.n_heads:
+        raise UserError(
+            f"model.d_model={c.d_model} does not divide into model.n_heads={c.n_heads} heads."
+        )
+
+
 def check_attention(c, lengths: Mapping[str, int], mesh: jax.sharding.Mesh) -> None:
     """The `check_mesh` of a family whose field `attention` names its kernel.
 

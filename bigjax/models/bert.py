@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.bounds import FRACTION, POSITIVE, at_least, check_ranges
-from bigjax.errors import UserError
 from bigjax.interop import bert as hugging_face
 from bigjax.layers.attention import Attention, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Embed, Norm, dropout
@@ -16,7 +15,14 @@ from bigjax.layers.params import param
 from bigjax.layers.remat import kept
 from bigjax.layers.stack import Stack
 from bigjax.linear import Linear
-from bigjax.models import OF_A_RUN, ModelOutput, PlanSizes, check_attention, check_fields
+from bigjax.models import (
+    OF_A_RUN,
+    ModelOutput,
+    PlanSizes,
+    check_attention,
+    check_fields,
+    check_heads,
+)
 from bigjax.parallel.sharding import constrain
 
 HUGGING_FACE = (hugging_face.FAMILY,)
@@ -58,11 +64,7 @@ class Config:
         if not self.d_ff:
             object.__setattr__(self, "d_ff", 4 * self.d_model)
         check_fields(self, {"activation": [a for a in ACTIVATIONS if a != "swiglu"]})
-        if self.d_model % self.n_heads:
-            raise UserError(
-                f"model.d_model={self.d_model} does not divide into model.n_heads="
-                f"{self.n_heads} heads."
-            )
+        check_heads(self)
 
     @property
     def head_dim(self) -> int:

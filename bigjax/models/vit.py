@@ -15,7 +15,14 @@ from bigjax.layers.mask import Full, mean_keys
 from bigjax.layers.params import param
 from bigjax.layers.remat import kept
 from bigjax.layers.stack import Stack
-from bigjax.models import OF_A_RUN, ImageOutput, PlanSizes, check_attention, check_fields
+from bigjax.models import (
+    OF_A_RUN,
+    ImageOutput,
+    PlanSizes,
+    check_attention,
+    check_fields,
+    check_heads,
+)
 from bigjax.models.images import PIXELS, normalised
 from bigjax.parallel.sharding import constrain
 
@@ -82,11 +89,7 @@ class Config:
                 f"{self.patch}. Set image_size and data.size to "
                 f"{' or '.join(str(n * self.patch) for n in near)}."
             )
-        if self.d_model % self.n_heads:
-            raise UserError(
-                f"model.d_model={self.d_model} does not divide into model.n_heads="
-                f"{self.n_heads} heads."
-            )
+        check_heads(self)
         if self.position == "sincos2d" and self.d_model % 4:
             raise UserError(
                 f"model.d_model={self.d_model}: position='sincos2d' needs a multiple of 4."

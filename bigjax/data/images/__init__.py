@@ -89,7 +89,7 @@ class ImageData(SplitData):
 
 def classes(data: Any, several: bool = False) -> tuple[str, ...]:
     """The names of the classes of the training images. Raises UserError."""
-    return splits_lib.parts(data, ("train",), several, lambda line: None)["train"].classes
+    return splits_lib.opened(data, "train", data.train, several, lambda line: None).classes
 
 
 def load_images(

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from bigjax.data.images.transforms import affine, filling
+
 _GREY = 128  # what comes in when an image is moved
 
 
@@ -18,17 +20,12 @@ def _enhance(kind) -> Callable[[Image.Image, float], Image.Image]:
 def _affine(matrix: Callable[[float, Image.Image], tuple]):
     """matrix(amount, image) -> (a, b, c, d, e, f) of Image.transform."""
 
-    def move(image: Image.Image, amount: float) -> Image.Image:
-        fill = _GREY if image.mode == "L" else (_GREY,) * 3
-        kind, how = Image.Transform.AFFINE, Image.Resampling.BILINEAR
-        return image.transform(image.size, kind, matrix(amount, image), how, fillcolor=fill)
-
-    return move
+    return lambda image, amount: affine(image, matrix(amount, image), _GREY)
 
 
 def _rotate(image: Image.Image, degrees: float) -> Image.Image:
-    fill = _GREY if image.mode == "L" else (_GREY,) * 3
-    return image.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=fill)
+    how = Image.Resampling.BILINEAR
+    return image.rotate(degrees, how, fillcolor=filling(image, _GREY))
 
 
 def _solarize_add(image: Image.Image, amount: float) -> Image.Image:

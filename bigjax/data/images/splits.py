@@ -91,16 +91,11 @@ def parts(
     if data.train:
         own = {part: data.train for part in ("valid", "test") if _has(data.train, part)} | own
 
-    def opened(name: str) -> Source:
-        key = f"data.{name}" if getattr(data, name) else "data.train"
-        reading = Reading(name, key, data.columns, several, data.cache_dir, log)
-        return sources.opened(own.get(name, data.train), reading)
-
-    found = {name: _whole(opened(name)) for name in names if name in own}
+    found = {
+        name: _whole(opened(data, name, own[name], several, log)) for name in names if name in own
+    }
     if rest := [name for name in names if name not in own]:
-        if not data.train:
-            raise UserError(f"data.train is empty. Set it to {sources.EXAMPLES}.")
-        train = _whole(opened("train"))
+        train = _whole(opened(data, "train", data.train, several, log))
         fractions = [
             0.0 if part in own else getattr(data, f"{part}_fraction") for part in ("valid", "test")
         ]
@@ -108,6 +103,14 @@ def parts(
         for name in rest:
             found[name] = train.subset(np.flatnonzero(which == SPLITS.index(name)))
     return {name: found[name] for name in names}
+
+
+def opened(data: Any, name: str, spec: str, several: bool, log: Callable[[str], None]) -> Source:
+    """The source `spec` of the part `name`, undivided. Raises UserError."""
+    if not spec:
+        raise UserError(f"data.train is empty. Set it to {sources.EXAMPLES}.")
+    key = f"data.{name}" if getattr(data, name) else "data.train"
+    return sources.opened(spec, Reading(name, key, data.columns, several, data.cache_dir, log))
 
 
 def _has(spec: str, part: str) -> bool:

@@ -130,12 +130,21 @@ def _turn_hue(image: Image.Image, amount: int) -> Image.Image:
     return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
 
 
-def _moved(image: Image.Image, matrix: tuple, fill: int = 0) -> Image.Image:
+def _moved(image: Image.Image, matrix: tuple) -> Image.Image:
     """An affine change: matrix (a, b, c, d, e, f) takes the pixel (x, y) of the result from
     (ax + by + c, dx + ey + f)."""
     a, b, c, d, e, f = matrix
     # Pillow's coordinates are those of the corners of pixels, ours those of their centres.
     corners = (a, b, c + (1 - a - b) / 2, d, e, f + (1 - d - e) / 2)
-    fills = fill if image.mode == "L" else (fill,) * 3
-    how = Image.Resampling.BILINEAR
-    return image.transform(image.size, Image.Transform.AFFINE, corners, how, fillcolor=fills)
+    return affine(image, corners, 0)
+
+
+def affine(image: Image.Image, matrix: tuple, value: int) -> Image.Image:
+    """An affine change by a matrix of Pillow; value: of what comes in."""
+    kind, how = Image.Transform.AFFINE, Image.Resampling.BILINEAR
+    return image.transform(image.size, kind, matrix, how, fillcolor=filling(image, value))
+
+
+def filling(image: Image.Image, value: int) -> int | tuple[int, ...]:
+    """A grey colour in the mode of the image."""
+    return value if image.mode == "L" else (value,) * 3
