@@ -1,0 +1,99 @@
+"""Random changes of images: functions of an image and a generator, which keep its size and mode."""
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from bigjax.data.images import randaugment, transforms
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+
+
+def image(mode="RGB"):
+    return Image.fromarray(PIXELS).convert(mode)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+CHANGES = {
+    "rand_augment": lambda x, r: randaugment.rand_augment(x, r, 2, 10),
+    "trivial_augment": randaugment.trivial_augment,
+    "jitter": lambda x, r: transforms.jitter(x, r, 0.4, 0.4, 0.4, 0.1),
+    "rotate_and_scale": lambda x, r: transforms.rotate_and_scale(x, r, 15, (0.9, 1.1)),
+    "shifted": lambda x, r: transforms.shifted(x, r, 3),
+    "flip": transforms.flip,
+}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_changes_are_functions_of_the_generator(name, mode):
+    x, seen = image(mode), set()
+    for seed in range(20):
+        y, again = (CHANGES[name](x, rng(seed)) for _ in range(2))
+        assert (y.size, y.mode) == (x.size, mode) and y.tobytes() == again.tobytes()
+        seen.add(y.tobytes())
+    assert len(seen) > 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("name", randaugment.OPERATIONS)
+def test_operations_keep_size_and_mode(name, mode):
+    x = image(mode)
+    y = randaugment.OPERATIONS[name](x, 4 if name in ("posterize", "solarize_add") else 0.5)
+    assert (y.size, y.mode) == (x.size, mode)
+    unchanged = name == "identity" or name == "color" and mode == "L"
+    changed = y.tobytes() != x.tobytes()
+    assert changed != unchanged or name in ("autocontrast", "equalize")
+
+
+def test_moves_by_hand():
+    x = image()
+    np.testing.assert_array_equal(transforms._moved(x, (1, 0, 0, 0, 1, 0)), PIXELS)
+    left = np.array(transforms._moved(x, (1, 0, 3, 0, 1, 0)))
+    np.testing.assert_array_equal(left[:, :-3], PIXELS[:, 3:])
+    assert (left[:, -3:] == 0).all()
+    square = Image.fromarray(PIXELS[:, :40])
+    turned = transforms._moved(square, (0, -1, 39, 1, 0, 0))  # from (39 - y, x)
+    np.testing.assert_array_equal(turned, np.rot90(PIXELS[:, :40]))
+    still = transforms.rotate_and_scale(x, rng(), 0, (1, 1))
+    np.testing.assert_array_equal(still, PIXELS)
+
+
+def test_a_larger_scale_shows_less():
+    """A white square of 20 pixels in the middle of a black image becomes one of 40."""
+    pixels = np.zeros((80, 80), np.uint8)
+    pixels[30:50, 30:50] = 255
+    got = np.array(transforms.rotate_and_scale(Image.fromarray(pixels), rng(), 0, (2, 2)))
+    assert got[22:58, 22:58].all() and not got[:18].any() and not got[:, 62:].any()
+
+
+@pytest.mark.parametrize("size", [(400, 300), (300, 400), (10, 500)])
+def test_crops_lie_in_the_image(size):
+    width, height = size
+    areas = []
+    for seed in range(50):
+        r = rng(seed)
+        view = transforms.inception_crop(width, height, (8, 8), r, area=(0.2, 0.5))
+        left, top, right, bottom = view.box
+        assert 0 <= left < right <= width and 0 <= top < bottom <= height and view.size == (8, 8)
+        areas.append((right - left) * (bottom - top) / (width * height))
+        cut = transforms.random_crop(width, height, (8, 8), r, (10, 10)).box
+        assert cut[2] - cut[0] == pytest.approx(0.8 * width) and cut[3] <= height + 1e-6
+    if size != (10, 500):  # where no such part has a ratio of 3:4 to 4:3, the middle is shown
+        assert 0.18 < min(areas) < 0.3 < max(areas) < 0.52
+    assert transforms.central_crop(400, 300, (8, 8)).box == (50, 0, 350, 300)
+    assert transforms.central_crop(400, 300, (8, 8), 0.5).box == (125, 75, 275, 225)
+
+
+def test_noise_and_erasing():
+    grey = np.full((50, 50, 3), 128, np.uint8)
+    assert 9 < transforms.noise(grey, rng(), 0.04).astype(float).std() < 11.5
+    assert transforms.erase(grey.copy(), rng(), 0.0).tobytes() == grey.tobytes()
+    for seed in range(10):
+        erased = (transforms.erase(grey.copy(), rng(seed), 1.0) != 128).any(-1)
+        rows, columns = erased.any(1), erased.any(0)
+        share = erased.sum() / erased.size
+        assert 0.01 < share < 0.36 and erased.sum() > 0.9 * rows.sum() * columns.sum()
