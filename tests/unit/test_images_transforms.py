@@ -62,6 +62,19 @@ def test_moves_by_hand():
     np.testing.assert_array_equal(still, PIXELS)
 
 
+@pytest.mark.parametrize("size", [(41, 41), (61, 31)])
+def test_an_image_turns_about_its_middle(size):
+    width, height = size
+    pixels = np.zeros((height, width), np.uint8)
+    pixels[height // 2 - 4 : height // 2 + 5, width // 2 - 4 : width // 2 + 5] = 255
+    for seed in range(10):
+        got = transforms.rotate_and_scale(Image.fromarray(pixels), rng(seed), 180, (1, 1))
+        weights = np.asarray(got, float)
+        y, x = np.indices(weights.shape)
+        middle = [(a * weights).sum() / weights.sum() for a in (x, y)]
+        np.testing.assert_allclose(middle, [width // 2, height // 2], atol=0.1)
+
+
 def test_a_larger_scale_shows_less():
     """A white square of 20 pixels in the middle of a black image becomes one of 40."""
     pixels = np.zeros((80, 80), np.uint8)
