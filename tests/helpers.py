@@ -15,7 +15,7 @@ import jax.extend
 from bigjax import config as config_lib
 from bigjax import main, modules, tasks
 from bigjax.data import sources
-from bigjax.data.kinds import Kind
+from bigjax.data.kinds import TextKind
 from bigjax.tasks import answer, classify, tag
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -160,7 +160,7 @@ def equations(jaxpr):
             yield from equations(inner)
 
 
-def kind(name: str, labels: Sequence[str] = ()) -> Kind:
+def kind(name: str, labels: Sequence[str] = ()) -> TextKind:
     """The kind of labelled data of this name."""
     if name == "answer":
         return answer.Answer()

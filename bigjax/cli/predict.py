@@ -30,39 +30,28 @@ def run(arguments: Arguments) -> None:
     if not f.input or not f.output:
         raise UserError("predict needs --input=FILE and --output=FILE.")
     from bigjax import data, tasks
+    from bigjax.data import tokenizers
     from bigjax.infer import predict as predict_lib
     from bigjax.train import load as load_lib
     from bigjax.train import workdir as workdir_lib
 
     predict_lib.check_output(f.output, f.input)
     config = arguments.config_of_run()
-    kind = tasks.build(config).kind
-    if kind is None:
+    task = tasks.build(config)
+    if task.kind is None or task.load_input is None:
         raise UserError(
             f"{arguments.workdir!r} was trained with task.name={config.task.name!r}; "
             "predict needs a task on labelled data, such as task.name='classify'."
         )
-    rows = data.read_rows(f.input, config.data, kind, with_labels=False)
-    folder = workdir_lib.existing(arguments.workdir) / "tokenizer"
-    tokenizer = data.load_tokenizer(folder, config.python_path)
-    examples = data.encode_rows(rows, config.data, kind, tokenizer, with_labels=False)
-    if examples.truncated:
-        print(f"data: input: {examples.truncated}")
-    for line in data.unknown_warning(examples, rows, kind, tokenizer, f.input):
-        print(line)
-    split = data.LabelledBatches(
-        examples,
-        tokenizer.pad_id,
-        config.data.seq_len,
-        config.train.batch_size,
-        packing=config.data.packing,
-        shuffle=False,
-        name="input",
-    )
+    tokenizer = None
+    if tokenizers.section(config):  # not all data are text
+        folder = workdir_lib.existing(arguments.workdir) / "tokenizer"
+        tokenizer = data.load_tokenizer(folder, config.python_path)
+    rows, batches = task.load_input(f.input, print, tokenizer)
     loaded = load_lib.load(arguments.workdir, config, arguments.step, config.train.batch_size)
     outputs_of = predict_lib.make_outputs(loaded.task, loaded.mesh, labelled=False)
-    outputs, _ = outputs_of(loaded.params, loaded.extras, loaded.frozen, split)
-    predictions = kind.predict(rows, examples, outputs)
+    outputs, _ = outputs_of(loaded.params, loaded.extras, loaded.frozen, batches)
+    predictions = task.kind.predict(rows, batches.examples, outputs)
     predict_lib.write(f.output, rows, predictions)
     if n := json_text.count_non_finite(predictions):
         print(

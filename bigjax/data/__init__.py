@@ -1,7 +1,7 @@
 """Text data: sources, tokenizers, the token store, and batches as a function of (seed, step)."""
 
 from bigjax.data.batches import Batches, Data, ExampleBatches, SplitData
-from bigjax.data.kinds import Kind, encode_rows, unknown_warning
+from bigjax.data.kinds import Input, Kind, TextKind, encode_rows
 from bigjax.data.labelled import Labelled, load_labelled
 from bigjax.data.labelled_batches import LabelledBatches
 from bigjax.data.loader import TextBatches, iterate
@@ -15,11 +15,13 @@ __all__ = [
     "Corpus",
     "Data",
     "ExampleBatches",
+    "Input",
     "Kind",
     "Labelled",
     "LabelledBatches",
     "SplitData",
     "TextBatches",
+    "TextKind",
     "WordPiece",
     "build_tokenizer",
     "encode_rows",
@@ -29,5 +31,4 @@ __all__ = [
     "load_text",
     "load_tokenizer",
     "read_rows",
-    "unknown_warning",
 ]

@@ -1,7 +1,7 @@
 """Kinds of labelled data: what a task with labels needs besides its model and loss.
 
-A kind is one object that a task's module defines and passes to everything that reads, encodes,
-predicts and measures; see tasks/tag.py for an example.
+A kind is one object that a task's module defines and passes to everything that predicts and
+measures, and for texts to everything that reads and encodes; see tasks/tag.py for an example.
 """
 
 import abc
@@ -35,27 +35,82 @@ class Column(NamedTuple):
     warn_missing: bool = True
 
 
+class Input(NamedTuple):
+    """What `bigjax predict` reads. rows: what is written beside their predictions, see
+    infer.predict.write. batches: of these rows, not shuffled, with `examples` as in Kind."""
+
+    rows: Sequence[dict[str, Any]]
+    batches: Any
+
+
 class Kind(abc.ABC):
-    """One kind of labelled data. The module of a task names its kind as KIND.
+    """What a labelled task predicts and measures: of texts see TextKind, of images
+    data.images.kinds.
+
+    Rows are dicts; a row becomes one or several examples of the batches, whose attribute `examples`
+    has what a kind needs of them.
 
     name: for messages and the fingerprint. labels: the names of the classes, () if it has none.
+    metrics: the names of the numbers that `measure` gives.
+    collected: the arrays of a batch that `collect` reads.
+    """
+
+    name: ClassVar[str]
+    metrics: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    collected: ClassVar[tuple[str, ...]] = ("example", "weights")
+
+    def collect(
+        self, output: np.ndarray, batch: Mapping[str, np.ndarray], examples: Any
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """(index, its outputs) of each example in a batch that has a weight.
+
+        output: [B, ...], what Task.outputs gives for the batch. batch: its arrays `collected`.
+        """
+        del examples
+        for b in np.flatnonzero((batch["example"] >= 0) & (batch["weights"] > 0)):
+            yield int(batch["example"][b]), output[b]
+
+    @abc.abstractmethod
+    def predict(
+        self, rows: Sequence[dict[str, Any]], examples: Any, outputs: Sequence[np.ndarray | None]
+    ) -> list[dict[str, Any]]:
+        """One dict per row, with `prediction` and what else belongs to it.
+
+        outputs: of each example, as `collect` gives them, and None if it did not.
+        """
+
+    @abc.abstractmethod
+    def measure(
+        self, rows: Sequence[dict[str, Any]], predictions: Sequence[dict[str, Any]]
+    ) -> Measures:
+        """Compares the targets in rows with the predictions of `predict`."""
+
+    def label_pairs(
+        self, rows: Sequence[dict[str, Any]], predictions: Sequence[dict[str, Any]]
+    ) -> tuple[list[str], list[str]] | None:
+        """(true, predicted) labels for a confusion matrix; None if the kind has none."""
+        return None
+
+
+class TextKind(Kind):
+    """A kind of labelled texts: rows of files become tokens. The module of a task names its kind as
+    KIND.
+
     inputs, targets: {key: Column}. Rows have these keys; data.columns has them too, for the names
       of the columns in files.
     has_labels: whether labels are names, which are counted in the training data.
     outputs_per_token: whether the model's head has outputs for each token, not each example.
     example_arrays, token_arrays: {name: dtype}, as in Examples.
-    metrics: the names of the numbers that `measure` gives.
     """
 
-    name: ClassVar[str]
     inputs: ClassVar[Mapping[str, Column]]
     targets: ClassVar[Mapping[str, Column]]
     has_labels: ClassVar[bool] = False
     outputs_per_token: ClassVar[bool] = False
     example_arrays: ClassVar[Mapping[str, Any]] = {}
     token_arrays: ClassVar[Mapping[str, Any]] = {}
-    metrics: ClassVar[tuple[str, ...]] = ()
-    labels: tuple[str, ...] = ()
+    collected = ("example", "first")
 
     def check_row(self, row: dict[str, Any]) -> None:
         """Raises UserError, with row["where"], for a row whose columns do not fit together."""
@@ -84,40 +139,17 @@ class Kind(abc.ABC):
         targets.
         """
 
-    def collect(
-        self, output: np.ndarray, batch: Mapping[str, np.ndarray], lengths: np.ndarray
-    ) -> Iterator[tuple[int, np.ndarray]]:
+    def collect(self, output, batch, examples):
         """(index, its outputs) of each example in a batch of LabelledBatches.
 
         output: what the model's head gives for the batch: [B, K, n_outputs], or [B, T, n_outputs]
-        if outputs_per_token. lengths: tokens of each example of the split.
+        if outputs_per_token; an example's are [n_outputs], or [tokens, n_outputs].
         """
+        lengths = examples.lengths
         for b, k in np.argwhere(batch["example"] >= 0):
             example, first = int(batch["example"][b, k]), batch["first"][b, k]
             columns = slice(first, first + int(lengths[example]))
             yield example, output[b, columns] if self.outputs_per_token else output[b, k]
-
-    @abc.abstractmethod
-    def predict(
-        self, rows: Sequence[dict[str, Any]], examples: Examples, outputs: Sequence[np.ndarray]
-    ) -> list[dict[str, Any]]:
-        """One dict per row, with `prediction` and what else belongs to it.
-
-        outputs: of each example, as `collect` gives them: [n_outputs], or [tokens, n_outputs] if
-        outputs_per_token.
-        """
-
-    @abc.abstractmethod
-    def measure(
-        self, rows: Sequence[dict[str, Any]], predictions: Sequence[dict[str, Any]]
-    ) -> Measures:
-        """Compares the targets in rows with the predictions of `predict`."""
-
-    def label_pairs(
-        self, rows: Sequence[dict[str, Any]], predictions: Sequence[dict[str, Any]]
-    ) -> tuple[list[str], list[str]] | None:
-        """(true, predicted) labels for a confusion matrix; None if the kind has none."""
-        return None
 
     def summary(self, examples: Examples) -> str:
         """About the labels of a split's examples (at least one), for people; starts with '; '."""
@@ -125,7 +157,7 @@ class Kind(abc.ABC):
 
 
 @functools.cache
-def columns_of(kind: type[Kind]) -> type:
+def columns_of(kind: type[TextKind]) -> type:
     """A dataclass with the keys of data.columns for this kind, and their defaults."""
     columns = {**kind.inputs, **kind.targets}
     fields = [
@@ -138,7 +170,7 @@ def columns_of(kind: type[Kind]) -> type:
 def encode_rows(
     rows: Sequence[dict[str, Any]],
     data: Any,
-    kind: Kind,
+    kind: TextKind,
     tokenizer: Tokenizer,
     *,
     with_labels: bool,
@@ -146,7 +178,7 @@ def encode_rows(
     """The examples of `rows`, as `rows.read_rows` gives them.
 
     data: the config section `data`. with_labels: False for rows without targets. Raises UserError
-    as Kind.encode, and for a data.seq_len that is too small.
+    as TextKind.encode, and for a data.seq_len that is too small.
     """
     if data.seq_len < _MIN_SEQ_LEN:
         raise UserError(
@@ -159,7 +191,11 @@ def encode_rows(
 
 
 def unknown_warning(
-    examples: Examples, rows: Sequence[dict[str, Any]], kind: Kind, tokenizer: Tokenizer, what: str
+    examples: Examples,
+    rows: Sequence[dict[str, Any]],
+    kind: TextKind,
+    tokenizer: Tokenizer,
+    what: str,
 ) -> list[str]:
     """A line for people if the tokenizer does not know many of the tokens, else none."""
     texts = (text for row in rows for text in kind.texts(row))

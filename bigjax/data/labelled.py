@@ -9,7 +9,7 @@ from bigjax.bounds import SHARE, at_least
 from bigjax.data import text, tokenizers, unknown
 from bigjax.data.examples import Examples
 from bigjax.data.files import LOCAL_CACHE
-from bigjax.data.kinds import Kind, columns_of, encode_rows
+from bigjax.data.kinds import Input, TextKind, columns_of, encode_rows, unknown_warning
 from bigjax.data.labelled_batches import LabelledBatches
 from bigjax.data.row_data import (
     RowData,
@@ -18,7 +18,7 @@ from bigjax.data.row_data import (
     finish_line,
     log_warnings,
 )
-from bigjax.data.rows import read_parts
+from bigjax.data.rows import read_parts, read_rows
 from bigjax.data.store import SPLITS
 
 for_model = text.for_model
@@ -73,7 +73,7 @@ class Labelled(RowData):
     def __init__(
         self,
         tokenizer: tokenizers.Tokenizer,
-        kind: Kind,
+        kind: TextKind,
         rows: dict[str, list],
         examples: dict[str, Examples],
         seq_len: int,
@@ -117,7 +117,7 @@ class Labelled(RowData):
 
 def load_labelled(
     data: Any,
-    kind: Kind,
+    kind: TextKind,
     *,
     tokenizer: tokenizers.Tokenizer | None = None,
     log: Callable[[str], None] = print,
@@ -136,7 +136,7 @@ def load_labelled(
         data of its own is a fraction of the training rows, and so is the tokenizer's text.
       python_path: of the config, for a tokenizer of one's own.
 
-    Raises UserError for anything wrong with the config, the rows (see `Kind.encode`), or the
+    Raises UserError for anything wrong with the config, the rows (see `TextKind.encode`), or the
     tokenizer.
     """
     start = time.monotonic()
@@ -158,3 +158,31 @@ def load_labelled(
     log_warnings(data, labelled, columns, truncated, texts_of, log)
     log(f"data: {finish_line(labelled, time.monotonic() - start)}")
     return labelled
+
+
+def load_input(
+    spec: str,
+    data: Any,
+    kind: TextKind,
+    tokenizer: tokenizers.Tokenizer,
+    batch_size: int,
+    log: Callable[[str], None] = print,
+) -> Input:
+    """Rows without labels to predict for; spec: as `rows.read_rows`. Raises UserError as
+    `load_labelled`."""
+    rows = read_rows(spec, data, kind, with_labels=False)
+    examples = encode_rows(rows, data, kind, tokenizer, with_labels=False)
+    if examples.truncated:
+        log(f"data: input: {examples.truncated}")
+    for line in unknown_warning(examples, rows, kind, tokenizer, spec):
+        log(line)
+    batches = LabelledBatches(
+        examples,
+        tokenizer.pad_id,
+        data.seq_len,
+        batch_size,
+        packing=data.packing,
+        shuffle=False,
+        name="input",
+    )
+    return Input(rows, batches)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bigjax.data import docstrings, tfds_sets
-from bigjax.data.kinds import Kind
+from bigjax.data.kinds import TextKind
 from bigjax.data.store import SPLITS, check_fractions, split_of
 from bigjax.data.tables import read_table
 from bigjax.data.values import convert
@@ -23,7 +23,7 @@ _EXAMPLES = (
 
 
 def read_rows(
-    spec: str, data: Any, kind: Kind, part: str = "train", with_labels: bool = True
+    spec: str, data: Any, kind: TextKind, part: str = "train", with_labels: bool = True
 ) -> list[dict[str, Any]]:
     """The rows of one of `data.train`, `data.valid`, `data.test`, or of a file to predict for.
 
@@ -61,7 +61,7 @@ def read_rows(
 
 
 def read_parts(
-    data: Any, kind: Kind, names: Sequence[str] = SPLITS
+    data: Any, kind: TextKind, names: Sequence[str] = SPLITS
 ) -> dict[str, list[dict[str, Any]]]:
     """The rows of the splits `names`; [] for one into which nothing falls.
 
@@ -90,7 +90,7 @@ def read_parts(
     return parts
 
 
-def _specs(data: Any, kind: Kind, names: Sequence[str]) -> dict[str, str]:
+def _specs(data: Any, kind: TextKind, names: Sequence[str]) -> dict[str, str]:
     """What 'valid' and 'test' are read from if not from train; complete for `names`."""
     specs = {part: data[part] for part in ("valid", "test") if data[part]}
     if set(names) <= set(specs):
@@ -106,7 +106,7 @@ def _specs(data: Any, kind: Kind, names: Sequence[str]) -> dict[str, str]:
     return specs
 
 
-def label_counts(data: Any, kind: Kind) -> dict[str, int]:
+def label_counts(data: Any, kind: TextKind) -> dict[str, int]:
     """How often the training rows have each label, sorted by label (as numbers if all are).
 
     {} for a kind without labels. Raises UserError as `read_rows` does.
@@ -120,7 +120,7 @@ def label_counts(data: Any, kind: Kind) -> dict[str, int]:
     return {label: counts[label] for label in sorted(counts, key=key)}
 
 
-def _columns(data: Any, kind: Kind, with_labels: bool) -> dict[str, str]:
+def _columns(data: Any, kind: TextKind, with_labels: bool) -> dict[str, str]:
     """{key: its column in the file} of the kind's inputs and targets."""
     columns = {**kind.inputs, **(kind.targets if with_labels else {})}
     for key, column in columns.items():
@@ -138,7 +138,7 @@ def _columns(data: Any, kind: Kind, with_labels: bool) -> dict[str, str]:
 
 
 def _docstring_rows(
-    spec: str, data: Any, kind: Kind, part: str, with_labels: bool
+    spec: str, data: Any, kind: TextKind, part: str, with_labels: bool
 ) -> list[dict[str, Any]]:
     makers = {"docstrings:library": _libraries, "docstrings:title": _titles}
     if spec not in makers:

@@ -31,7 +31,8 @@ def build(name: str, options: Config, context: Context):
         )
     data = context.corpus.split(options.split, batch_size=config.train.batch_size, shuffle=False)
     rows = context.corpus.rows(options.split)
-    context.log(f"{name}: {data.n_examples:,} examples in {data.n_batches} batches, {data.note}")
+    note = f", {data.note}" if getattr(data, "note", "") else ""
+    context.log(f"{name}: {data.n_examples:,} examples in {data.n_batches} batches{note}")
     outputs_of = predict.make_outputs(task, context.mesh, labelled=True)
 
     def evaluate(params, extras, step: int) -> dict[str, float]:

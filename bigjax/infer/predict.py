@@ -20,35 +20,33 @@ def make_outputs(task, mesh, labelled: bool) -> Callable:
     """outputs(params, extras, frozen, data) -> (outputs of each example, loss sums).
 
     Make it once for each model: calls with data of the same batch shapes share a compiled program.
-    data: LabelledBatches, not shuffled. The outputs are those of Kind.collect, an array per
-    example. The sums are {'loss': (sum, weight)} if
-    the examples are labelled, else {}.
+    data: batches of labelled rows or of Task.load_input, not shuffled. The outputs are those of
+    Kind.collect, an array per example, and None for one that it leaves out. The sums are {'loss':
+    (sum, weight)} if the examples are labelled, else {}.
     """
 
     def outputs_and_loss(params, extras, frozen, batch):
         loss = {}
         if labelled:  # the compiler merges the two forward passes
             loss = {"loss": task.loss(params, extras, frozen, batch, None, False)[0]}
-        return task.outputs(params, extras, frozen, batch), loss
+        own = {name: batch[name] for name in task.kind.collected}  # of the batches of all hosts
+        return task.outputs(params, extras, frozen, batch), loss, own
 
     run = jax.jit(outputs_and_loss, out_shardings=sharding.replicated(mesh))
 
     def of_data(
         params, extras, frozen, data
-    ) -> tuple[list[np.ndarray], dict[str, tuple[float, float]]]:
+    ) -> tuple[list[np.ndarray | None], dict[str, tuple[float, float]]]:
         rows = sharding.local_rows(mesh, data.batch_size)
-        outputs: list[Any] = [None] * data.n_examples
+        outputs: list[np.ndarray | None] = [None] * data.n_examples
         total: dict = {}
-        lengths = data.examples.lengths
         for i in range(data.n_batches):
-            batch = data.batch_at(i)
-            local = {k: v[rows] for k, v in batch.items()}
-            sharded = sharding.put_batch(mesh, local, rows, data.batch_size)
-            out, loss = jax.device_get(run(params, extras, frozen, sharded))
+            batch = sharding.put_batch(mesh, data.batch_at(i, rows), rows, data.batch_size)
+            out, loss, own = jax.device_get(run(params, extras, frozen, batch))
             for k, pair in loss.items():
                 s, w = total.get(k, (0.0, 0.0))
                 total[k] = s + float(pair[0]), w + float(pair[1])
-            for example, output in task.kind.collect(out, batch, lengths):
+            for example, output in task.kind.collect(out, own, data.examples):
                 outputs[example] = output
         return outputs, total
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from bigjax import config as config_lib
 from bigjax import modules, paths
 from bigjax.data.batches import Data
-from bigjax.data.kinds import Kind
+from bigjax.data.kinds import Input, Kind
 from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
 from bigjax.linear import Linear
@@ -68,8 +68,12 @@ class Task:
     whole_batch(batch) -> batch, with what a micro-batch must know about the complete batch.
     label_head: the module of parameters, by its path, whose outputs stand for config.task.labels:
         parameters of a source with other labels are refused.
-    kind: of a labelled task: its rows, predictions and measures, see data.kinds.
-    outputs(params, extras, frozen, batch) -> what a labelled task predicts from, see infer.predict.
+    A labelled task defines these three, for evaluation by `metrics` and for `bigjax predict`:
+    kind: its predictions and measures, see data.kinds.
+    outputs(params, extras, frozen, batch) -> what it predicts from, see infer.predict.
+    load_input(spec, log, tokenizer) -> data.Input, rows without labels to predict for. Raises
+        UserError. spec: names them, such as a file.
+
     prepare() -> (params, corpus) -> params of a run from scratch. prepare() is called before the
         data are read, so that it can refuse bad input early.
     extras_of(params, extras) -> extras, if they follow from the parameters: called after parameters
@@ -105,6 +109,7 @@ class Task:
     label_head: str = ""
     kind: Kind | None = None
     outputs: Callable[..., Any] | None = None
+    load_input: Callable[..., Input] | None = None
     prepare: Callable[[], Callable[[Any, Any], Any]] = lambda: lambda params, corpus: params
     extras_of: Callable[[Any, Any], Any] | None = None
     value_and_grad: Callable[..., Any] | None = None

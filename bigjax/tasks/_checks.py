@@ -21,6 +21,8 @@ _CALLS = {
     "loss": "params, extras, frozen, batch, rng, train",
     "load_data": "log, tokenizer, splits=splits",
     "batch_shapes": "batch_size, step",
+    "outputs": "params, extras, frozen, batch",
+    "load_input": "spec, log, tokenizer",
 }
 
 
@@ -46,7 +48,8 @@ def check_call(function: Callable, arguments: str, what: str) -> None:
 def check_calls(task: Any, what: str) -> None:
     """Raises UserError if a function of a Task has other parameters. what: names it in messages."""
     for name, arguments in _CALLS.items():
-        check_call(getattr(task, name), arguments, f"{what}{name}")
+        if (function := getattr(task, name)) is not None:
+            check_call(function, arguments, f"{what}{name}")
 
 
 def checked_loss(loss: Callable, what: str) -> Callable:

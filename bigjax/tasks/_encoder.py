@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from bigjax.data.kinds import Kind
+from bigjax.data.kinds import TextKind
 from bigjax.data.labelled_batches import TOKEN_ARRAYS
 from bigjax.data.store import SPLITS
 from bigjax.tasks import (
@@ -72,7 +72,7 @@ def build_encoder(config, heads: tuple[str, ...], n_labels: int = 2) -> Encoder:
 
 def labelled_task(
     config,
-    kind: Kind,
+    kind: TextKind,
     head: str,
     loss: Callable,
     n_outputs: int = 2,
@@ -125,6 +125,10 @@ def labelled_task(
         encoder.check_vocabulary(corpus.tokenizer)
         return corpus
 
+    def load_input(spec, log, tokenizer):
+        size = config.train.batch_size
+        return source.load_input(spec, config.data, kind, tokenizer, size, log)
+
     def batch_shapes(batch_size, step):
         del step
         row, K = (batch_size, config.data.seq_len), 1
@@ -143,6 +147,7 @@ def labelled_task(
     return encoder.task(
         loss=loss_of_batch,
         load_data=load_data,
+        load_input=load_input,
         batch_shapes=batch_shapes,
         flops_per_example=encoder.flops_per_row,
         outputs=outputs,

@@ -14,7 +14,7 @@ from bigjax import losses
 from bigjax.bounds import FINITE, at_least, check_ranges
 from bigjax.data import measures
 from bigjax.data.examples import Examples, check_lengths, joined, offsets_of
-from bigjax.data.kinds import Column, Kind
+from bigjax.data.kinds import Column, TextKind
 from bigjax.data.measures import Measures
 from bigjax.data.tokenizers.base import Tokenizer
 from bigjax.errors import UserError
@@ -57,7 +57,7 @@ class AnswerExamples(Examples):
         return spans
 
 
-class Answer(Kind):
+class Answer(TextKind):
     """`[CLS] question [SEP] context [SEP]`, with the columns of the answer's first and last token.
 
     A long context is several examples, windows that overlap by data.doc_stride. In one without the

@@ -12,7 +12,7 @@ from bigjax import losses
 from bigjax.bounds import FINITE, FRACTION, at_least, check_ranges
 from bigjax.data import measures
 from bigjax.data.examples import Examples, check_lengths, joined, label_indices, offsets_of
-from bigjax.data.kinds import Column, Kind
+from bigjax.data.kinds import Column, TextKind
 from bigjax.data.measures import Measures
 from bigjax.data.rows import label_counts
 from bigjax.data.tokenizers.base import Tokenizer
@@ -42,7 +42,7 @@ class Config:
             raise UserError(f"task.kind is {self.kind!r}; allowed: {', '.join(KINDS)}.")
 
 
-class TextKind(Kind):
+class TextOrPair(TextKind):
     """`[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]`, with a label."""
 
     inputs = {"text": Column("text"), "pair": Column("text", name="", optional=True)}
@@ -59,7 +59,7 @@ class TextKind(Kind):
         raise NotImplementedError
 
 
-class Classify(TextKind):
+class Classify(TextOrPair):
     """Texts with one of some labels."""
 
     name, has_labels, metrics = "classify", True, measures.CLASSIFICATION
@@ -99,7 +99,7 @@ class Classify(TextKind):
         )
 
 
-class Regress(TextKind):
+class Regress(TextOrPair):
     """Texts with a number."""
 
     name, metrics = "regress", measures.REGRESSION
@@ -120,7 +120,7 @@ class Regress(TextKind):
         return measures.regression(true, [p["prediction"] for p in predictions])
 
 
-KIND, KINDS = TextKind, {"classify": Classify, "regress": Regress}
+KIND, KINDS = TextOrPair, {"classify": Classify, "regress": Regress}
 
 
 def resolve(config, options: Config) -> dict:

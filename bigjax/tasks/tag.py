@@ -11,7 +11,7 @@ from bigjax import losses
 from bigjax.bounds import FINITE, check_ranges
 from bigjax.data import measures
 from bigjax.data.examples import Examples, check_lengths, joined, label_indices, offsets_of
-from bigjax.data.kinds import Column, Kind
+from bigjax.data.kinds import Column, TextKind
 from bigjax.data.measures import Measures
 from bigjax.data.rows import label_counts
 from bigjax.data.tokenizers.base import Tokenizer
@@ -46,7 +46,7 @@ class TagExamples(Examples):
         return self.words[self.word_offsets[i] : self.word_offsets[i + 1]]
 
 
-class Tag(Kind):
+class Tag(TextKind):
     """`[CLS] words [SEP]`, with a label for each word at its first piece, as in
     https://arxiv.org/abs/1810.04805, section 5.3."""
 
