@@ -27,7 +27,8 @@ from bigjax.models.images import PIXELS, normalised
 from bigjax.parallel.sharding import constrain
 
 MASK = Full()
-POOLING = ("class", "mean", "map")
+POOLING = ("class", "mean", "class_mean", "map")
+WITH_CLASS = ("class", "class_mean")  # which have a token for the class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Config:
     n_layers: int = 12
     n_heads: int = 12
     d_ff: int = 0  # 0 = 4 d_model
-    pooling: str = "class"  # class (a token for it), mean, map (attention with one query)
+    pooling: str = "class"  # class (a token for it), mean, class_mean (both, concatenated: DINOv2),
+    # map (attention with one query)
     position: str = "learned"  # learned, sincos2d (fixed)
     registers: int = 0  # tokens without a place in the image (https://arxiv.org/abs/2309.16588)
     layer_scale: float = 0.0  # initial factor of each residual branch (CaiT); 0 = none
@@ -115,7 +117,12 @@ class Config:
 
     @property
     def n_tokens(self) -> int:
-        return self.grid**2 + self.registers + (self.pooling == "class")
+        return self.grid**2 + self.n_extra
+
+    @property
+    def n_extra(self) -> int:
+        """Tokens before those of the patches: for the class, and registers."""
+        return self.registers + (self.pooling in WITH_CLASS)
 
 
 class Block(nn.Module):
@@ -200,15 +207,11 @@ class Model(nn.Module):
         axes = (None, None, None), ("embed",)
         x = Dense((c.d_model,), *axes, init_std=std, **types, name="patch")(x)
         x = x + self._positions().astype(x.dtype)
-        extra = c.registers + (c.pooling == "class")
-        if extra:
-            init = nn.initializers.normal(0.02)
-            tokens = param(self, "tokens", init, (extra, c.d_model), (None, "norm"))
-            tokens = jnp.broadcast_to(tokens.astype(x.dtype), (len(x), *tokens.shape))
-            if c.pooling == "class" and c.position == "learned":  # its position is the first
-                first = param(self, "class_position", init, (c.d_model,), ("norm",))
-                tokens = tokens.at[:, 0].add(first.astype(x.dtype))
-            x = jnp.concatenate([tokens, x], axis=1)
+        if c.n_extra:
+            first = jnp.broadcast_to(
+                self._first_tokens().astype(x.dtype), (len(x), c.n_extra, c.d_model)
+            )
+            x = jnp.concatenate([first, x], axis=1)
         key = None if rng is None else jax.random.fold_in(rng, c.n_layers)
         x = constrain(dropout(x, c.dropout, key), "batch", "residual_length", "act_embed")
         span = Span(jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2]))
@@ -216,12 +219,15 @@ class Model(nn.Module):
             x, span, None, rng
         )
         x = Norm(eps=c.norm_eps, **types, name="norm")(x)
+        grid = x[:, c.n_extra :]
         if c.pooling == "class":
             y = x[:, 0]
+        elif c.pooling == "class_mean":
+            y = jnp.concatenate([x[:, 0], grid.mean(1)], axis=-1)
         elif c.pooling == "map":
             y = AttentionPool(c, name="pool")(x)
         else:
-            y = x[:, extra:].mean(1)
+            y = grid.mean(1)
         if c.pre_logits:
             y = Dense((c.pre_logits,), ("embed",), ("norm",), **types, name="pre_logits")(y)
             y = jnp.tanh(y)
@@ -237,7 +243,20 @@ class Model(nn.Module):
                 name="head",
             )
             logits = head(y)
-        return ImageOutput(logits, y.astype(jnp.float32), x[:, extra:], sums)
+        return ImageOutput(logits, y.astype(jnp.float32), grid, sums)
+
+    def _first_tokens(self) -> jax.Array:
+        """[n_extra, d_model]: that of the class with its position, then the registers."""
+        c, init, tokens = self.config, nn.initializers.normal(0.02), []
+        if c.pooling in WITH_CLASS:
+            token = param(self, "class_token", init, (c.d_model,), ("norm",))
+            if c.position == "learned":
+                token = token + param(self, "class_position", init, (c.d_model,), ("norm",))
+            tokens.append(token[None])
+        if c.registers:
+            shape = c.registers, c.d_model
+            tokens.append(param(self, "registers", init, shape, (None, "norm")))
+        return jnp.concatenate(tokens)
 
     def _positions(self) -> jax.Array:
         """[grid * grid, d_model]."""

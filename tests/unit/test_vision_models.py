@@ -114,6 +114,7 @@ def outputs(c, family=vit, n_labels=3, rng=None, seed=0, images=None):
         dict(pooling="mean", position="sincos2d"),
         dict(pooling="map", registers=2, layer_scale=0.1),
         dict(pooling="class", registers=3, pre_logits=5, activation="swiglu"),
+        dict(pooling="class_mean", registers=2, layer_scale=1.0),
     ],
     ids=str,
 )
@@ -121,9 +122,12 @@ def test_forms_of_vit(options):
     c = vit.Config(**SMALL, **options)
     _, out = outputs(c)
     assert out.logits.shape == (4, 3) and out.logits.dtype == jnp.float32
-    assert out.features.shape == (4, options.get("pre_logits") or 16)
+    width = 32 if c.pooling == "class_mean" else options.get("pre_logits", 16)
+    assert out.features.shape == (4, width)
+    if c.pooling == "class_mean":
+        np.testing.assert_allclose(out.features[:, 16:], out.grid.mean(1), atol=1e-6)
     assert out.grid.shape == (4, 16, 16)
-    assert c.n_tokens == 16 + c.registers + (c.pooling == "class")
+    assert c.n_tokens == 16 + c.registers + c.pooling.startswith("class")
     _, unrolled = outputs(vit.Config(**SMALL, **options, scan=False))
     assert np.isfinite(out.features).all() and unrolled.features.shape == out.features.shape
 
@@ -229,7 +233,7 @@ def test_pixels_are_normalised_on_the_device():
             "image_size=30 is not a multiple .* 16 or 32",
         ),
         (lambda: vit.Config(d_model=10, n_heads=3), "does not divide into model.n_heads=3"),
-        (lambda: vit.Config(pooling="max"), "model.pooling is 'max'; allowed: class, mean, map"),
+        (lambda: vit.Config(pooling="max"), "'max'; allowed: class, mean, class_mean, map"),
         (
             lambda: resnet.Config(width=60, norm="groupnorm"),
             "width=60 is not a multiple .*groups=32",
