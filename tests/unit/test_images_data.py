@@ -28,9 +28,10 @@ def section(tmp_path, **fields):
     return modules.options(c, "data")
 
 
-def load(tmp_path, names=("train", "valid", "test"), lines=None, several=False, **fields):
+def load(tmp_path, names=("train", "valid", "test"), lines=None, kind=None, **fields):
+    """kind: options of load_images about labels."""
     log = [].append if lines is None else lines.append
-    return images.load_images(section(tmp_path, **fields), several=several, log=log, names=names)
+    return images.load_images(section(tmp_path, **fields), log=log, names=names, **kind or {})
 
 
 def content(i, kind="PNG"):
@@ -172,8 +173,9 @@ def test_a_table_of_files(tmp_path):
     rows = every(data.split("train", 3, shuffle=False))
     assert data.labels == ("x", "y") and rows["label"].tolist() == [0, 1, 0, 1]
     np.testing.assert_array_equal(rows["image"][2], shown(2))
+    several = dict(several=True)
     table.write_text("file,kind\n0.png,x|y\n1.png,y\n2.png,|\n")
-    data = load(tmp_path, ("train",), several=True, train=str(table), columns=columns, **fractions)
+    data = load(tmp_path, ("train",), kind=several, train=str(table), columns=columns, **fractions)
     rows = every(data.split("train", 3, shuffle=False))
     assert rows["label"].dtype == np.float32 and rows["label"].tolist() == [[1, 1], [0, 1], [0, 0]]
     table.write_text("file,kind\nno.png,x\n0.png,y\n")
@@ -246,6 +248,35 @@ def test_a_set_of_tfds(tmp_path, encoded):
     with pytest.raises(UserError, match="no feature 'photo'; it has .*image"):
         columns = {"image": "photo", "label": "label"}
         load(tmp_path, ("train",), train=f"tfds:{folder}", columns=columns)
+
+
+@pytest.mark.parametrize("form", ["folder", "table", "idx", "tar", "digits"])
+def test_images_without_labels(tmp_path, form):
+    """Where no labels are needed, none have to be there."""
+    fields = dict(valid_fraction=0.0, test_fraction=0.0, channels=1)
+    if form == "folder":
+        (tmp_path / "photos" / "more").mkdir(parents=True)
+        for name in ("b.png", "a.png", "more/c.png"):
+            (tmp_path / "photos" / name).write_bytes(content(0))
+        fields["train"], n = str(tmp_path / "photos"), 3
+    elif form == "table":
+        (tmp_path / "0.png").write_bytes(content(0))
+        (tmp_path / "images.csv").write_text("image\n0.png\n")
+        fields["train"], n = str(tmp_path / "images.csv"), 1
+    elif form == "idx":
+        fields["train"], _, _ = make_idx(tmp_path / "mnist")
+        (tmp_path / "mnist" / "train-labels-idx1-ubyte.gz").unlink()
+        n = 9
+    elif form == "tar":
+        make_tar(tmp_path / "x.tar", ["b"], "none")
+        make_tar(tmp_path / "y.tar", ["b", "c"], "cls")
+        fields["train"], n = str(tmp_path / "*.tar"), 3
+    else:
+        fields["train"], n = "digits", 1797
+    data = load(tmp_path, ("train",), kind=dict(labelled=False), **fields)
+    batch = data.split("train", 4, shuffle=False).batch_at(0)
+    assert len(data.parts["train"]) == n and {*batch} == {"image", "example", "weights"}
+    assert data.labels == () and "classes" not in data.summary()
 
 
 # --- Splits and batches ----------------------------------------------------------------------

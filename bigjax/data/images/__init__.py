@@ -89,13 +89,14 @@ class ImageData(SplitData):
 
 def classes(data: Any, several: bool = False) -> tuple[str, ...]:
     """The names of the classes of the training images. Raises UserError."""
-    return splits_lib.opened(data, "train", data.train, several, lambda line: None).classes
+    return splits_lib.opened(data, "train", data.train, lambda line: None, several=several).classes
 
 
 def load_images(
     data: Any,
     labels: Sequence[str] = (),
     *,
+    labelled: bool = True,
     several: bool = False,
     log: Callable[[str], None] = print,
     names: Sequence[str] = SPLITS,
@@ -105,6 +106,7 @@ def load_images(
     Args:
       data: the config section `data`.
       labels: the names of the classes, in order; () = those of the training data.
+      labelled: whether labels are needed; without them, batches have no `label`.
       several: whether an image may have several labels.
       log: gets a few lines for people.
       names: the splits to load.
@@ -113,7 +115,7 @@ def load_images(
     decoding all images.
     """
     start = time.monotonic()
-    parts = splits_lib.parts(data, names, several, log)
+    parts = splits_lib.parts(data, names, log, labelled, several)
     if not labels:
         labels = next(iter(parts.values())).classes
     parts = {name: part.relabelled(labels) for name, part in parts.items()}

@@ -78,9 +78,13 @@ def digest(content: Any) -> str:
 
 
 def parts(
-    data: Any, names: Sequence[str], several: bool, log: Callable[[str], None]
+    data: Any,
+    names: Sequence[str],
+    log: Callable[[str], None],
+    labelled: bool = True,
+    several: bool = False,
 ) -> dict[str, Part]:
-    """The parts `names` of the config section `data`.
+    """The parts `names` of the config section `data`; labelled, several: as of a Reading.
 
     Validation and test images are those of data.valid and data.test, or the set's own, or a
     fraction of the training images, by a hash of their bytes. Raises UserError.
@@ -91,11 +95,18 @@ def parts(
     if data.train:
         own = {part: data.train for part in ("valid", "test") if _has(data.train, part)} | own
 
-    found = {
-        name: _whole(opened(data, name, own[name], several, log)) for name in names if name in own
-    }
+    def whole(name: str, spec: str) -> Part:
+        source = opened(data, name, spec, log, labelled, several)
+        return Part(
+            source,
+            np.arange(len(source)),
+            source.labels if labelled else None,
+            source.classes if labelled else (),
+        )
+
+    found = {name: whole(name, own[name]) for name in names if name in own}
     if rest := [name for name in names if name not in own]:
-        train = _whole(opened(data, "train", data.train, several, log))
+        train = whole("train", data.train)
         fractions = [
             0.0 if part in own else getattr(data, f"{part}_fraction") for part in ("valid", "test")
         ]
@@ -105,12 +116,21 @@ def parts(
     return {name: found[name] for name in names}
 
 
-def opened(data: Any, name: str, spec: str, several: bool, log: Callable[[str], None]) -> Source:
+def opened(
+    data: Any,
+    name: str,
+    spec: str,
+    log: Callable[[str], None],
+    labelled: bool = True,
+    several: bool = False,
+) -> Source:
     """The source `spec` of the part `name`, undivided. Raises UserError."""
     if not spec:
         raise UserError(f"data.train is empty. Set it to {sources.EXAMPLES}.")
     key = f"data.{name}" if getattr(data, name) else "data.train"
-    return sources.opened(spec, Reading(name, key, data.columns, several, data.cache_dir, log))
+    return sources.opened(
+        spec, Reading(name, key, data.columns, labelled, several, data.cache_dir, log)
+    )
 
 
 def _has(spec: str, part: str) -> bool:
@@ -121,10 +141,6 @@ def _has(spec: str, part: str) -> bool:
         )
     path = os.path.expanduser(spec)
     return folder.matches(spec) and folder.split_folder(path, part) is not None
-
-
-def _whole(source: Source) -> Part:
-    return Part(source, np.arange(len(source)), source.labels, source.classes)
 
 
 def _which(source: Source, fractions: Sequence[float], data: Any, log) -> np.ndarray:

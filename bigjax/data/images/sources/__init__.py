@@ -43,11 +43,13 @@ class Source(Protocol):
 
 class Reading(NamedTuple):
     """part: 'train', 'valid' or 'test'. key: the config key that names the source, for messages.
-    columns, cache_dir: of the section data. several: whether an image may have several labels."""
+    columns, cache_dir: of the section data. labelled: whether labels are needed, and read; several:
+    whether an image may have several."""
 
     part: str
     key: str
     columns: Any
+    labelled: bool
     several: bool
     cache_dir: str
     log: Callable[[str], None]

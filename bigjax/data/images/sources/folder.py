@@ -1,6 +1,7 @@
 """A folder with one folder of images per class, whose name is the label.
 
 Folders `train`, `valid` (or `val`, `validation`) and `test` in it are the splits, if there are any.
+Where no labels are needed, the images may lie in any folders.
 """
 
 import os
@@ -28,17 +29,20 @@ def split_folder(path: str, part: str) -> str | None:
 
 def opened(spec: str, reading) -> Files:
     spec = split_folder(spec, reading.part) or spec
+    if not reading.labelled:
+        images = _images(spec, reading.log)
+        return Files("images", [p for p, _ in images], [n for _, n in images], None, ())
     classes = sorted(p.name for p in epath.Path(spec).iterdir() if _visible(p) and p.is_dir())
     if not classes:
         raise UserError(
             f"{reading.key}: the folder {spec} has no folders. Images of a class have to lie in a "
             "folder with its name, such as photos/cat/1.jpg; for others give a table of files."
         )
-    paths, sizes, labels, others = [], [], [], []
+    paths, sizes, labels = [], [], []
     for label, name in enumerate(classes):
-        files = _files(os.path.join(spec, name) if "://" not in spec else f"{spec}/{name}")
-        images = [(p, n) for p, n in files if p.lower().endswith(EXTENSIONS)]
-        others += [p for p, _ in files if not p.lower().endswith(EXTENSIONS)]
+        images = _images(
+            os.path.join(spec, name) if "://" not in spec else f"{spec}/{name}", reading.log
+        )
         if not images:
             raise UserError(
                 f"{reading.key}: the folder {spec}/{name} has no images ({', '.join(EXTENSIONS)}). "
@@ -47,12 +51,20 @@ def opened(spec: str, reading) -> Files:
         paths += [p for p, _ in images]
         sizes += [n for _, n in images]
         labels += [label] * len(images)
+    return Files("folder", paths, sizes, np.array(labels, np.int32), classes)
+
+
+def _images(folder: str, log) -> list[tuple[str, int]]:
+    """(path, size) of the images in a folder and those below it, sorted."""
+    files = _files(folder)
+    images = [(p, n) for p, n in files if p.lower().endswith(EXTENSIONS)]
+    others = [p for p, _ in files if not p.lower().endswith(EXTENSIONS)]
     if others:
-        reading.log(
-            f"data: {len(others):,} files in {spec} are no images by their names, such as "
+        log(
+            f"data: {len(others):,} files in {folder} are no images by their names, such as "
             f"{others[0]}: left out"
         )
-    return Files("folder", paths, sizes, np.array(labels, np.int32), classes)
+    return images
 
 
 def _visible(path) -> bool:

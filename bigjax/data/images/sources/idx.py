@@ -23,11 +23,13 @@ def matches(spec: str) -> bool:
 
 
 class Idx:
-    def __init__(self, images: np.ndarray, labels: np.ndarray, path: str) -> None:
-        self._images, self.labels, self._path = images, labels.astype(np.int32), path
-        self.classes = tuple(map(str, range(int(self.labels.max(initial=-1)) + 1)))
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None, path: str) -> None:
+        self._images, self._path, self.labels, self.classes = images, path, None, ()
         digest = hashlib.sha256(images.tobytes())
-        digest.update(labels.tobytes())
+        if labels is not None:
+            self.labels = labels.astype(np.int32)
+            self.classes = tuple(map(str, range(int(self.labels.max(initial=-1)) + 1)))
+            digest.update(labels.tobytes())
         self.fingerprint = f"idx-{digest.hexdigest()[:16]}"
 
     def __len__(self) -> int:
@@ -41,8 +43,11 @@ class Idx:
 
 
 def opened(spec: str, reading) -> Idx:
+    images = _array(spec, 3, reading.key)
+    if not reading.labelled:
+        return Idx(images, None, spec)
     beside = re.sub(r"images([-.])idx3", r"labels\1idx1", spec)
-    images, labels = _array(spec, 3, reading.key), _array(beside, 1, reading.key)
+    labels = _array(beside, 1, reading.key)
     if len(images) != len(labels):
         raise UserError(
             f"{reading.key}: {spec} has {len(images):,} images, but {beside} has {len(labels):,} "

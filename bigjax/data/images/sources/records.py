@@ -35,6 +35,7 @@ def opened(spec: str, reading) -> Records:
 
     paths = [str(path) for path in matching_files(spec, "array_record")]
     image, label = reading.columns.image, reading.columns.label
+    needed = {image, label} if reading.labelled else {image}
     try:
         source = ArrayRecordDataSource(paths)
         texts = []
@@ -42,16 +43,16 @@ def opened(spec: str, reading) -> Records:
             indices = range(start, min(len(source), start + _AT_ONCE))
             for record in source.__getitems__([*indices]):
                 features = _features(record)
-                if missing := {image, label} - {*features}:
+                if missing := needed - {*features}:
                     raise UserError(
                         f"{reading.key}={spec!r}: record {len(texts)} has no feature "
                         f"{min(missing)!r}; it has {', '.join(sorted(features))}. Set "
                         "data.columns.image and data.columns.label to two of them."
                     )
-                texts.append(str(_feature(features, label)))
+                texts += [str(_feature(features, label))] if reading.labelled else []
     except (RuntimeError, ValueError, OSError) as e:
         raise UserError(f"{reading.key}={spec!r}: cannot read the files: {e}") from None
-    labels, classes = numbered(texts)
+    labels, classes = numbered(texts) if reading.labelled else (None, ())
     digest = hashlib.sha256(f"{image} {label} {fingerprint_files(paths)}".encode())
     fingerprint = f"array_record-{digest.hexdigest()[:16]}"
     return Records(source, labels, classes, image, spec, fingerprint)

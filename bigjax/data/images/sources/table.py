@@ -21,7 +21,8 @@ def matches(spec: str) -> bool:
 
 def opened(spec: str, reading) -> Files:
     image, label = reading.columns.image, reading.columns.label
-    rows = read_table(spec, [image, label], {image: "text", label: "label"})
+    columns = {image: "text", **({label: "label"} if reading.labelled else {})}
+    rows = read_table(spec, [*columns], columns)
     folder = spec.rpartition("/")[0]
     paths, sizes, missing = [], [], []
     for row in rows:
@@ -37,6 +38,8 @@ def opened(spec: str, reading) -> Files:
             f"{reading.key}: {len(missing):,} of {len(rows):,} images of {spec} do not exist, such "
             f"as {missing[0]}. Paths are relative to the table's folder."
         )
+    if not reading.labelled:
+        return Files("images", paths, sizes, None, ())
     texts = [row[label] for row in rows]
     if reading.several:
         labels, classes = several(

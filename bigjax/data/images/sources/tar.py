@@ -25,15 +25,15 @@ def matches(spec: str) -> bool:
 
 
 class Tar:
-    def __init__(self, shards: list[dict], label: str, key: str) -> None:
+    def __init__(self, shards: list[dict], label: str, reading) -> None:
         rows = [(s["path"], *row) for s in shards for row in s["rows"]]
         self._rows = [(path, name, start, size) for path, name, start, size, _ in rows]
         texts = [text for *_, text in rows]
         missing = [f"{path}:{name}" for path, name, *_, text in rows if text is None]
-        if missing and len(missing) < len(rows):
+        if reading.labelled and missing and len(missing) < len(rows):
             raise UserError(
-                f"{key}: {len(missing):,} of {len(rows):,} images have no .cls and no .json with "
-                f"the key {label!r} beside them, such as {missing[0]}."
+                f"{reading.key}: {len(missing):,} of {len(rows):,} images have no .cls and no "
+                f".json with the key {label!r} beside them, such as {missing[0]}."
             )
         self.labels, self.classes = (None, ()) if missing else numbered(texts)
         digest = hashlib.sha256(repr([s["fingerprint"] for s in shards]).encode())
@@ -56,7 +56,7 @@ class Tar:
 def opened(spec: str, reading) -> Tar:
     label = reading.columns.label
     shards = [_index(path, label, reading) for path in matching_files(spec, "tar")]
-    return Tar(shards, label, reading.key)
+    return Tar(shards, label, reading)
 
 
 def _index(path, label: str, reading) -> dict:

@@ -21,7 +21,7 @@ class Tfds:
 
     def __init__(self, rows, image: str, label, where: str, fingerprint: str) -> None:
         self._rows, self._image, self._where = rows, image, where
-        self.labels, self.classes = _labels(rows, *label)
+        self.labels, self.classes = _labels(rows, *label) if label else (None, ())
         self.fingerprint = fingerprint
 
     def __len__(self) -> int:
@@ -42,7 +42,8 @@ def opened(spec: str, reading) -> Tfds:
     split = tfds_sets.parse(spec)[1] or tfds_sets.SPLIT[reading.part]
     image, label = reading.columns.image, reading.columns.label
     features = builder.info.features
-    missing = [name for name in (image, label) if name not in features]
+    needed = (image, label) if reading.labelled else (image,)
+    missing = [name for name in needed if name not in features]
     if missing:
         raise UserError(
             f"{reading.key}={spec!r} has no feature {missing[0]!r}; it has {', '.join(features)}. "
@@ -63,8 +64,8 @@ def opened(spec: str, reading) -> Tfds:
         ) from None
     where = f"{builder.info.full_name}[{split}]"
     digest = hashlib.sha256(f"{where} {image} {label} {fingerprint_files(paths)}".encode())
-    names = getattr(features[label], "names", None)
-    return Tfds(rows, image, (label, names), where, f"tfds-{digest.hexdigest()[:16]}")
+    labels = (label, getattr(features[label], "names", None)) if reading.labelled else None
+    return Tfds(rows, image, labels, where, f"tfds-{digest.hexdigest()[:16]}")
 
 
 def _labels(rows, name: str, names) -> tuple[np.ndarray, tuple[str, ...]]:
