@@ -32,7 +32,7 @@ GENERATORS = {
     "headline": test_headline.TINY,
     "headline rounds": test_headline.TINY,
 }
-IMAGES = {name: f"configs/{name}/digits.py:tiny" for name in ("vit", "resnet")}
+IMAGES = {name: f"configs/{name}/digits.py:tiny" for name in ("vit", "resnet", "mae")}
 FILES = {**LANGUAGE, **HEADS, **GENERATORS, **IMAGES}
 ADVERSARIAL = ("seqgan", "headline rounds")  # they draw tokens, which rounding may change
 
@@ -60,8 +60,9 @@ class Families:
             elif family == "headline":
                 c.task.mle_rounds = STEPS
             elif family in IMAGES:
-                c.train.batch_size, c.task.mixup = 16, 0.2
-                c.data.augment.trivial = True
+                c.train.batch_size, c.data.augment.trivial = 16, True
+                if c.task.name == "image_classify":
+                    c.task.mixup = 0.2
             else:
                 c.model.n_layers = 1
                 c.train.ema = 0.9

@@ -197,8 +197,15 @@ class Model(nn.Module):
     n_labels: int = 1000
 
     @nn.compact
-    def __call__(self, images_BHWC: jax.Array, *, rng: jax.Array | None = None) -> ImageOutput:
-        """images: uint8, or floats of 0 to 255, [B, image_size, image_size, channels]. rng: for
+    def __call__(
+        self,
+        images_BHWC: jax.Array,
+        *,
+        keep_BK: jax.Array | None = None,
+        rng: jax.Array | None = None,
+    ) -> ImageOutput:
+        """images: uint8, or floats of 0 to 255, [B, image_size, image_size, channels]. keep: the
+        numbers of the patches that are encoded, as in masked autoencoding; None = all. rng: for
         dropout and stochastic depth; None turns them off. Raises UserError for another size."""
         c = self.config
         types = dict(dtype=c.dtype)
@@ -207,6 +214,8 @@ class Model(nn.Module):
         axes = (None, None, None), ("embed",)
         x = Dense((c.d_model,), *axes, init_std=std, **types, name="patch")(x)
         x = x + self._positions().astype(x.dtype)
+        if keep_BK is not None:
+            x = jnp.take_along_axis(x, keep_BK[..., None], axis=1)
         if c.n_extra:
             first = jnp.broadcast_to(
                 self._first_tokens().astype(x.dtype), (len(x), c.n_extra, c.d_model)
@@ -293,11 +302,16 @@ def plan_sizes(c: Config) -> PlanSizes:
 def flops_per_image(c: Config) -> float:
     """Of training on one image, forward and backward: 6 per weight and token, and 12 * layers *
     width for each pair of tokens. Pooling and the head are not counted."""
+    embed = 4.0 * c.patch**2 * c.channels * c.d_model * c.grid**2  # images have no gradient
+    return flops_of_layers(c, c.n_tokens) + embed
+
+
+def flops_of_layers(c: Config, n_tokens: int) -> float:
+    """Of training the layers on n tokens."""
     gate = 1 if c.activation == "swiglu" else 0
     weights = c.n_layers * (4 * c.d_model**2 + (2 + gate) * c.d_model * c.d_ff)
-    scores = 12.0 * c.n_layers * c.d_model * mean_keys(MASK, c.n_tokens)
-    embed = 4.0 * c.patch**2 * c.channels * c.d_model * c.grid**2  # images have no gradient
-    return c.n_tokens * (6.0 * weights + scores) + embed
+    scores = 12.0 * c.n_layers * c.d_model * mean_keys(MASK, n_tokens)
+    return n_tokens * (6.0 * weights + scores)
 
 
 def _vit(n_layers, d_model, n_heads, d_ff, patch, **more):

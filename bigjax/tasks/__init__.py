@@ -68,6 +68,8 @@ class Task:
     whole_batch(batch) -> batch, with what a micro-batch must know about the complete batch.
     label_head: the module of parameters, by its path, whose outputs stand for config.task.labels:
         parameters of a source with other labels are refused.
+    pictures(params, extras, frozen, batch) -> a NamedTuple of uint8 [B, H, W, channels], what a
+        model makes of each image, in an order to compare them, for the evaluator `pictures`.
     A labelled task defines these three, for evaluation by `metrics` and for `bigjax predict`:
     kind: its predictions and measures, see data.kinds.
     outputs(params, extras, frozen, batch) -> what it predicts from, see infer.predict.
@@ -110,6 +112,7 @@ class Task:
     kind: Kind | None = None
     outputs: Callable[..., Any] | None = None
     load_input: Callable[..., Input] | None = None
+    pictures: Callable[..., Any] | None = None
     prepare: Callable[[], Callable[[Any, Any], Any]] = lambda: lambda params, corpus: params
     extras_of: Callable[[Any, Any], Any] | None = None
     value_and_grad: Callable[..., Any] | None = None

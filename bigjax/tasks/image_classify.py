@@ -11,6 +11,7 @@ from bigjax.bounds import FINITE, FRACTION, at_least, check_ranges
 from bigjax.data.store import SPLITS
 from bigjax.errors import UserError
 from bigjax.tasks import Task, add_sums, apply, data_module, init_and_axes
+from bigjax.tasks._images import example_of, family_of_images, image_shapes, in_images
 
 ASSUMED = 1000  # classes in a plan, which does not read the data
 
@@ -66,8 +67,7 @@ def build(config, options: Config) -> Task:
     if len(set(options.labels)) < n:
         raise UserError("task.labels has a class twice.")
     model = family.Model(c, n_labels=n)
-    example = jnp.zeros((1, c.image_size, c.image_size, c.channels), jnp.uint8)
-    init, axes = init_and_axes(lambda c: family.Model(c, n_labels=n), c, example)
+    init, axes = init_and_axes(lambda c: family.Model(c, n_labels=n), c, example_of(c))
 
     def forward(params, extras, images, rng, train):
         return apply(model, params, extras, train, images, rng=rng if train else None)
@@ -111,13 +111,7 @@ def build(config, options: Config) -> Task:
     def batch_shapes(batch_size, step):
         del step
         label = ((batch_size, n), np.float32) if options.several else ((batch_size,), np.int32)
-        shapes = {
-            "image": ((batch_size, *example.shape[1:]), np.uint8),
-            "label": label,
-            "example": ((batch_size,), np.int32),
-            "weights": ((batch_size,), np.float32),
-        }
-        return {name: jax.ShapeDtypeStruct(*x) for name, x in shapes.items()}
+        return {**image_shapes(c, batch_size), "label": jax.ShapeDtypeStruct(*label)}
 
     return Task(
         init=init,
@@ -128,29 +122,10 @@ def build(config, options: Config) -> Task:
         load_data=load_data,
         batch_shapes=batch_shapes,
         outputs=outputs,
-        unit="images",
+        **in_images(c),
         flops_per_example=family.flops_per_image(c) if hasattr(family, "flops_per_image") else 0.0,
         label_head="head",
     )
-
-
-def family_of_images(config):
-    """(the module of config.model, its Config), for a task on images. Raises UserError if the model
-    is not one of images, or of images of another size than the data."""
-    family, c = modules.of(config, "model"), modules.options(config, "model")
-    if not hasattr(family, "Model") or not hasattr(c, "image_size"):
-        raise UserError(
-            f"config.task.name={config.task.name!r} needs a model of images, such as "
-            f"model.name='vit'; model.name is {config.model.name!r}."
-        )
-    for key, value in (("size", c.image_size), ("channels", c.channels)):
-        if config.data[key] != value:
-            field = "image_size" if key == "size" else key
-            raise UserError(
-                f"data.{key} is {config.data[key]}, but model.{field} is {value}: set both to the "
-                "same number."
-            )
-    return family, c
 
 
 def mix(
