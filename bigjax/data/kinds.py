@@ -92,6 +92,13 @@ class Kind(abc.ABC):
         """(true, predicted) labels for a confusion matrix; None if the kind has none."""
         return None
 
+    def confidences(
+        self, rows: Sequence[dict[str, Any]], predictions: Sequence[dict[str, Any]]
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """(float [n], bool [n]), the probability of each prediction and whether it is right, for a
+        picture of calibration; None if the kind has none."""
+        return None
+
 
 class TextKind(Kind):
     """A kind of labelled texts: rows of files become tokens. The module of a task names its kind as

@@ -1,15 +1,18 @@
-"""Metrics of labelled tasks, with a report, predictions and a confusion matrix in files."""
+"""Metrics of labelled tasks, with a report, predictions and pictures in files."""
 
 import dataclasses
 
 import jax
+import numpy as np
 
 from bigjax import json_text
-from bigjax.data.measures import shown_labels
+from bigjax.data import measures
 from bigjax.errors import UserError
 from bigjax.evals import Context
 from bigjax.infer import predict
 from bigjax.report import pyplot
+
+_NAMED = 100  # labels whose names a picture has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +23,8 @@ class Config:
 def build(name: str, options: Config, context: Context):
     """Measures the complete split by the task's kind.
 
-    Writes the latest predictions.jsonl, report.txt, report.json and for labels confusion.png to
-    WORKDIR/evals/NAME. Its attribute `metrics` has the names of its metrics.
+    Writes the latest predictions.jsonl, report.txt, report.json and for labels confusion.png and
+    reliability.png to WORKDIR/evals/NAME. Its attribute `metrics` has the names of its metrics.
     """
     config, task, kind = context.config, context.task, context.task.kind
     if kind is None:
@@ -50,6 +53,8 @@ def build(name: str, options: Config, context: Context):
             )
             if (pairs := kind.label_pairs(rows, predictions)) is not None:
                 _draw_confusion(folder / "confusion.png", *pairs, list(kind.labels))
+            if (confidences := kind.confidences(rows, predictions)) is not None:
+                _draw_reliability(folder / "reliability.png", *confidences)
 
         if jax.process_index() == 0:
             where = context.write(name, write)
@@ -70,12 +75,34 @@ def _draw_confusion(path, true, predicted, labels) -> None:
     metrics.ConfusionMatrixDisplay.from_predictions(
         true,
         predicted,
-        labels=shown_labels(labels, predicted),
+        labels=measures.shown_labels(labels, predicted),
         ax=axis,
         xticks_rotation="vertical",
         colorbar=False,
         include_values=len(labels) <= 20,
     )
+    if len(labels) > _NAMED:
+        axis.set(xticks=[], yticks=[])
+    with path.open("wb") as f:
+        figure.savefig(f, dpi=110)
+    plt.close(figure)
+
+
+def _draw_reliability(path, confidence, right) -> None:
+    """How often predictions are right, by their probability; the diagonal is perfect calibration.
+    The bars below are how many predictions each bin has."""
+    plt = pyplot()
+    error, counts, _, accuracy = measures.calibration(confidence, right)
+    figure, (axis, below) = plt.subplots(
+        2, 1, figsize=(5, 6), height_ratios=(3, 1), sharex=True, layout="constrained"
+    )
+    width = 1 / measures.BINS
+    middles = width * (np.arange(measures.BINS) + 0.5)
+    axis.bar(middles, accuracy, width, edgecolor="white")
+    axis.plot([0, 1], [0, 1], "k--", linewidth=1)
+    axis.set(ylabel="accuracy", ylim=(0, 1), title=f"expected calibration error {error:.4f}")
+    below.bar(middles, counts, width, edgecolor="white", color="grey")
+    below.set(xlabel="probability of the prediction", ylabel="examples", xlim=(0, 1))
     with path.open("wb") as f:
         figure.savefig(f, dpi=110)
     plt.close(figure)

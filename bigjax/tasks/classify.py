@@ -6,7 +6,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
 
 from bigjax import losses
 from bigjax.bounds import FINITE, FRACTION, at_least, check_ranges
@@ -62,11 +61,12 @@ class TextOrPair(TextKind):
 class Classify(TextOrPair):
     """Texts with one of some labels."""
 
-    name, has_labels, metrics = "classify", True, measures.CLASSIFICATION
+    name, has_labels = "classify", True
     example_arrays = {"label": np.int32}
 
     def __init__(self, labels: Sequence[str] = ()) -> None:
         self.labels = tuple(labels)
+        self.metrics = measures.one_label_metrics(self.labels)
 
     def label_array(self, rows):
         names = [row["label"] for row in rows]
@@ -76,19 +76,17 @@ class Classify(TextOrPair):
         """prediction: a label; probability: its own; probabilities: {label: probability}."""
         predictions: list[dict] = [{} for _ in rows]
         for row, output in zip(examples.row, outputs):
-            p = special.softmax(output.astype(np.float64))
-            predictions[row] = {
-                "prediction": self.labels[int(p.argmax())],
-                "probability": float(p.max()),
-                "probabilities": dict(zip(self.labels, p.tolist())),
-            }
+            predictions[row] = measures.one_label_prediction(output, self.labels)
         return predictions
 
     def label_pairs(self, rows, predictions):
         return [r["label"] for r in rows], [p["prediction"] for p in predictions]
 
     def measure(self, rows, predictions) -> Measures:
-        return measures.classification(*self.label_pairs(rows, predictions), self.labels)
+        return measures.one_label(rows, predictions, self.labels)
+
+    def confidences(self, rows, predictions):
+        return measures.confidences(rows, predictions)
 
     def summary(self, examples):
         counts = np.bincount(examples.example_arrays["label"], minlength=len(self.labels))

@@ -8,6 +8,7 @@ import numpy as np
 
 from bigjax import losses, modules
 from bigjax.bounds import FINITE, FRACTION, at_least, check_ranges
+from bigjax.data.images.kinds import OneLabel, SeveralLabels
 from bigjax.data.store import SPLITS
 from bigjax.errors import UserError
 from bigjax.tasks import Task, add_sums, apply, data_module, init_and_axes
@@ -121,6 +122,7 @@ def build(config, options: Config) -> Task:
         loss=loss,
         load_data=load_data,
         batch_shapes=batch_shapes,
+        kind=(SeveralLabels if options.several else OneLabel)(options.labels),
         outputs=outputs,
         **in_images(c),
         flops_per_example=family.flops_per_image(c) if hasattr(family, "flops_per_image") else 0.0,

@@ -27,7 +27,7 @@ def get_config(variant: str = ""):
     c.train.steps, c.train.batch_size, c.log.every = 1000, 64, 100
     c.checkpoint.every = 500
     c.evals = dict(
-        valid=dict(kind="loss", every=500), test=dict(kind="loss", split="test", every=1000)
+        valid=dict(kind="loss", every=500), test=dict(kind="metrics", split="test", every=1000)
     )
     if config.variants(variant, tiny=True):
         c.model.width = 16

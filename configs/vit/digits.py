@@ -26,7 +26,7 @@ def get_config(variant: str = ""):
     c.train.steps, c.train.batch_size, c.log.every = 2500, 64, 100
     c.checkpoint.every = 500
     c.evals = dict(
-        valid=dict(kind="loss", every=500), test=dict(kind="loss", split="test", every=2500)
+        valid=dict(kind="loss", every=500), test=dict(kind="metrics", split="test", every=2500)
     )
     if config.variants(variant, tiny=True):
         c.optim.warmup_steps, c.train.steps, c.train.batch_size, c.log.every = 5, 120, 32, 20

@@ -172,12 +172,16 @@ def test_a_table_of_files(tmp_path):
     data = load(tmp_path, ("train",), train=str(table), columns=columns, **fractions)
     rows = every(data.split("train", 3, shuffle=False))
     assert data.labels == ("x", "y") and rows["label"].tolist() == [0, 1, 0, 1]
+    assert data.rows("train")[1:3] == [
+        {"file": f"{tmp_path}/{i}.png", "label": label} for i, label in ((1, "y"), (2, "x"))
+    ]
     np.testing.assert_array_equal(rows["image"][2], shown(2))
     several = dict(several=True)
     table.write_text("file,kind\n0.png,x|y\n1.png,y\n2.png,|\n")
     data = load(tmp_path, ("train",), kind=several, train=str(table), columns=columns, **fractions)
     rows = every(data.split("train", 3, shuffle=False))
     assert rows["label"].dtype == np.float32 and rows["label"].tolist() == [[1, 1], [0, 1], [0, 0]]
+    assert [row["label"] for row in data.rows("train")] == [["x", "y"], ["y"], []]
     table.write_text("file,kind\nno.png,x\n0.png,y\n")
     with pytest.raises(
         UserError, match="1 of 2 images .* do not exist, such as .*labels.csv:2: .*no"
@@ -335,6 +339,7 @@ def test_an_image_that_cannot_be_read_has_no_weight_or_is_refused(tmp_path):
     for _ in range(2):  # counted once
         weights = every(batches)["weights"]
         assert weights.tolist() == [1, 1, 0, 1, 1, 1, 0, 1, 1, 1]
+    assert "cat/2.png: the file is empty" in batches.examples.why(2)
     data = load(tmp_path, ("train",), **options, max_bad=0.1)
     with pytest.raises(UserError, match="2 of 10 images .*allows 1. Remove"):
         every(data.split("train", 10, shuffle=False))

@@ -285,7 +285,7 @@ def test_files_that_cannot_be_written(tmp_path, monkeypatch):
 
 def test_classification_metrics_by_hand():
     rows = [{"label": label} for label in "aaabbc"]
-    predictions = [{"prediction": label} for label in "aabbbb"]
+    predictions = [{"prediction": label, "probability": 0.75} for label in "aabbbb"]
     numbers, text, by_label = Classify(("a", "b", "c")).measure(rows, predictions)
     f1 = [2 * 1.0 * 2 / 3 / (1 + 2 / 3), 2 * 0.5 * 1 / 1.5, 0.0]
     assert numbers["accuracy"] == pytest.approx(4 / 6)
@@ -301,8 +301,9 @@ def test_classification_metrics_by_hand():
     assert numbers["matthews"] == pytest.approx(
         (4 * 6 - (3 * 2 + 2 * 4)) / ((36 - 20) * (36 - 14)) ** 0.5
     )
+    assert numbers["ece"] == pytest.approx(0.75 - 4 / 6)
     assert by_label["b"]["precision"] == 0.5 and by_label["b"]["support"] == 2
-    assert "precision" in text
+    assert "precision" in text and "calibration error 0.0833" in text and "top5" not in numbers
 
 
 def test_tag_metrics_leave_o_out():
@@ -346,7 +347,7 @@ def test_a_word_that_was_cut_off_is_missed_and_is_no_other_label(tmp_path):
     ],
 )
 def test_names_of_metrics_are_known_before(kind, row, prediction):
-    numbers, _, _ = kind.measure([row] * 2, [{"prediction": prediction}] * 2)
+    numbers, _, _ = kind.measure([row] * 2, [{"prediction": prediction, "probability": 0.5}] * 2)
     assert kind.metrics == tuple(numbers)
     data = types.SimpleNamespace(n_examples=1, n_batches=1, note="")
     corpus = types.SimpleNamespace(split=lambda *_, **__: data, rows=lambda _: [])

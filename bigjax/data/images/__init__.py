@@ -75,6 +75,12 @@ class ImageData(SplitData):
             raise empty_split(name, "image", own=f", set data.{name} to data of its own")
         return ImageBatches(self.parts[name], self._data, name=name, **options)
 
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """[{"file", "label"}] of the images of a split, in their order; label: a name, or a list of
+        names."""
+        self.check_split(name)
+        return self.parts[name].rows()
+
     def summary(self) -> str:
         """Images and labels of each split, one line each."""
         lines = []

@@ -22,6 +22,7 @@ class ImageBatches(ExampleBatches):
     Batches, with B images: image uint8 [B, size, size, channels]; label int32 [B], or float32
     [B, n_classes] if an image may have several; example int32 [B], its index in the split, -1 for
     padding; weights float32 [B], 1, or 0 for padding and for an image that cannot be read.
+    `examples` knows why.
     """
 
     def __init__(
@@ -38,7 +39,8 @@ class ImageBatches(ExampleBatches):
         super().__init__(
             len(part), batch_size, seed, shuffle, name, fill={"example": -1}, unit="images"
         )
-        self._part, self._data, self._bad = part, data, _Bad(part, data.max_bad, name)
+        self._part, self._data = part, data
+        self.examples = Unreadable(part, data.max_bad, name)
         self._changes = (shuffle if augment is None else augment) and data.augment or None
         threads = data.threads or os.cpu_count()
         self._pool = concurrent.futures.ThreadPoolExecutor(threads, "bigjax-images")
@@ -69,7 +71,7 @@ class ImageBatches(ExampleBatches):
         try:
             image = image_of(content, where, data, self._view(rng))
         except BadImage as e:
-            self._bad.add(i, str(e))
+            self.examples.add(i, str(e))
             return None
         return self._changes(image, rng) if self._changes else to_array(image)
 
@@ -100,13 +102,17 @@ def image_of(content: bytes | np.ndarray, where: str, data: Any, view) -> Image.
     return show(image, view(*image.size), image.size, data.channels)
 
 
-class _Bad:
-    """Counts images of a split that cannot be read, each once; raises UserError for too many."""
+class Unreadable:
+    """The images of a split that cannot be read, each counted once; too many raise UserError."""
 
     def __init__(self, part: Part, most: float, name: str) -> None:
         self._n, self._most, self._name = len(part), most, name
         self._messages: dict[int, str] = {}
         self._lock = threading.Lock()
+
+    def why(self, i: int) -> str:
+        """What is wrong with image i, which has no weight."""
+        return self._messages.get(i, "cannot be read")  # decoded by another host
 
     def add(self, i: int, message: str) -> None:
         with self._lock:

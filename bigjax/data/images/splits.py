@@ -40,6 +40,17 @@ class Part:
         labels = b"" if self.labels is None else np.ascontiguousarray(self.labels).tobytes()
         return digest([self.source.fingerprint, _hash(self.index.tobytes()), _hash(labels)])
 
+    def rows(self) -> list[dict[str, Any]]:
+        """[{"file"}] of the images, with "label", the name of the class, or a list of names if an
+        image may have several."""
+        rows: list[dict[str, Any]] = [{"file": self.source.name(i)} for i in self.index.tolist()]
+        if self.labels is not None:
+            several = self.labels.ndim == 2
+            for row, label in zip(rows, self.labels):
+                names = [self.classes[i] for i in (np.flatnonzero(label) if several else [label])]
+                row["label"] = names if several else names[0]
+        return rows
+
     def subset(self, index: np.ndarray) -> "Part":
         labels = None if self.labels is None else self.labels[index]
         return dataclasses.replace(self, index=self.index[index], labels=labels)
