@@ -32,7 +32,7 @@ GENERATORS = {
     "headline": test_headline.TINY,
     "headline rounds": test_headline.TINY,
 }
-IMAGES = {name: f"configs/{name}/digits.py:tiny" for name in ("vit", "resnet", "mae")}
+IMAGES = {name: f"configs/{name}/digits.py:tiny" for name in ("vit", "resnet", "convnet", "mae")}
 FILES = {**LANGUAGE, **HEADS, **GENERATORS, **IMAGES}
 ADVERSARIAL = ("seqgan", "headline rounds")  # they draw tokens, which rounding may change
 

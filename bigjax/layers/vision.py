@@ -12,13 +12,14 @@ class Conv2D(nn.Module):
     """`features` filters of size x size pixels, with zeros around the image.
 
     kernel: [size, size, C, features]. standardised: each filter has mean 0 and variance 1
-    (https://arxiv.org/abs/1903.10520); eps: added to its variance. The padding is size // 2 on
-    every side, as PyTorch's; XLA's "SAME" pads an even image with stride 2 on one side only.
+    (https://arxiv.org/abs/1903.10520); eps: added to its variance. padding: on every side, by
+    default size // 2; XLA's "SAME" pads an even image with stride 2 on one side only.
     """
 
     features: int
     size: int = 3
     stride: int = 1
+    padding: int | None = None
     use_bias: bool = False
     standardised: bool = False
     eps: float = 1e-8
@@ -36,7 +37,7 @@ class Conv2D(nn.Module):
         if self.size == 1:  # a product of matrices, which a CPU computes several times as fast
             y = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
         else:
-            around = (self.size // 2,) * 2
+            around = (self.size // 2 if self.padding is None else self.padding,) * 2
             y = jax.lax.conv_general_dilated(
                 x,
                 kernel,
