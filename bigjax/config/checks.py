@@ -27,7 +27,7 @@ def check_keys(config: ConfigDict) -> None:
     """Raises UserError for keys and types that differ from new_config(), outside of the sections
     that modules own, and for names of evaluations that are not valid names of folders.
 
-    An int is converted to float in place where a float is expected.
+    An int is converted to float in place where a float is expected, a list to a tuple.
     """
 
     def walk(have, want, prefix):
@@ -67,12 +67,15 @@ def _check_type(node: ConfigDict, key: str, like, name: str) -> None:
     else:
         value = _converted(value, type(like), f"config.{name}")
         if value is not node[key]:
-            with node.unlocked(), node.ignore_type():
+            with node.unlocked():
+                del node[key]  # else a ConfigDict converts a tuple back to the list that was there
                 node[key] = value
 
 
 def _converted(value, want: type, where: str):
     """The value, if it has this type; an int becomes a float where a float is expected."""
+    if want is tuple and isinstance(value, list):  # of JSON
+        return tuple(value)
     if want is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)

@@ -1,6 +1,7 @@
 """Every key of a config, with its default and range. Config files start from `new_config()`."""
 
 import fnmatch
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -33,8 +34,9 @@ def new_config() -> ConfigDict:
     c.optim = ConfigDict()
     c.optim.name = "adamw"  # adamw, lamb, adafactor, sgd
     c.optim.learning_rate = 1e-3  # at the peak of the schedule
-    c.optim.schedule = "cosine"  # cosine, linear, rsqrt, constant
+    c.optim.schedule = "cosine"  # cosine, linear, rsqrt, constant, step
     c.optim.warmup_steps = 0  # linear from 0
+    c.optim.boundaries = ()  # step: after each of these steps the rate is a tenth of that before
     c.optim.cooldown_steps = 0  # linear down to final_fraction at the end (rsqrt, constant)
     c.optim.final_fraction = 0.0  # of the peak, at the end (cosine, linear) or after the cool-down
     c.optim.b1 = 0.9  # Adam's and LAMB's first moment, SGD's momentum
@@ -125,6 +127,7 @@ RANGES = {
     "seed": SEED,
     "optim.learning_rate": POSITIVE,
     "optim.warmup_steps": at_least(0),
+    "optim.boundaries": at_least(1),
     "optim.cooldown_steps": at_least(0),
     "optim.final_fraction": SHARE,
     "optim.b1": FRACTION,
@@ -147,6 +150,10 @@ RANGES = {
     "log.every": at_least(1),
     "evals.*.every": at_least(1),
 }
+
+
+# Of values that do not show their type, as an empty tuple.
+TYPES: dict[str, Any] = {"optim.boundaries": tuple[int, ...]}
 
 
 def range_of(key: str) -> Range | None:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from bigjax import paths
 from bigjax.config.checks import get, nearest
-from bigjax.config.keys import PATHS
+from bigjax.config.keys import PATHS, TYPES
 from bigjax.errors import UserError
 
 _ENTRY = re.compile(r"""\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([^,]*?))\s*(,|$)""", re.S)
@@ -26,7 +26,7 @@ def override(
     complete: the config with every field of its modules, where `config` leaves some at their
     defaults: these may be set too. types: {key: type}, where a value does not show its type.
     """
-    complete, types, keys = config if complete is None else complete, types or {}, []
+    complete, types, keys = config if complete is None else complete, {**TYPES, **(types or {})}, []
     for argument in arguments:
         key, equals, text = argument.removeprefix("--config.").partition("=")
         if not equals:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from bigjax.errors import UserError
 
-SHAPES = ("cosine", "linear", "rsqrt", "constant")
+SHAPES = ("cosine", "linear", "rsqrt", "constant", "step")
 
 
 def make_schedule(optim, steps: int) -> Callable:
@@ -14,8 +14,9 @@ def make_schedule(optim, steps: int) -> Callable:
 
     Linear warm-up over warmup_steps, from peak / warmup_steps to the peak, then by `schedule`:
     cosine or linear down to final_fraction of the peak at the last step; rsqrt: peak *
-    sqrt(w / step), w the warm-up (at least 1; https://arxiv.org/abs/1910.10683); constant. rsqrt
-    and constant may end with a linear cool-down to final_fraction over cooldown_steps.
+    sqrt(w / step), w the warm-up (at least 1; https://arxiv.org/abs/1910.10683); constant; step: a
+    tenth after each of `boundaries`. rsqrt, constant and step may end with a linear cool-down to
+    final_fraction over cooldown_steps.
     """
     peak, warmup, cooldown = optim.learning_rate, optim.warmup_steps, optim.cooldown_steps
     shape, final = optim.schedule, optim.final_fraction
@@ -29,8 +30,9 @@ def make_schedule(optim, steps: int) -> Callable:
     if cooldown and shape in ("cosine", "linear"):
         raise UserError(
             f"optim.schedule={shape!r} already decays to its end: "
-            "optim.cooldown_steps is only for rsqrt and constant. Set it to 0."
+            "optim.cooldown_steps is only for rsqrt, constant and step. Set it to 0."
         )
+    _check_boundaries(optim)
 
     def schedule(step):
         step = jnp.asarray(step, jnp.float32)
@@ -42,6 +44,8 @@ def make_schedule(optim, steps: int) -> Callable:
         else:
             w = max(warmup, 1)
             factor = jnp.sqrt(w / jnp.maximum(step + 1, w)) if shape == "rsqrt" else 1.0
+            for boundary in optim.boundaries:
+                factor = factor * jnp.where(step >= boundary, 0.1, 1.0)
             if cooldown:
                 left = jnp.clip((steps - 1 - step) / cooldown, 0.0, 1.0)
                 factor = factor * (final + (1 - final) * left)
@@ -49,6 +53,28 @@ def make_schedule(optim, steps: int) -> Callable:
         return peak * rise * factor
 
     return schedule
+
+
+def _check_boundaries(optim) -> None:
+    """Those after the last step of a run have no effect, so that it may be cut short."""
+    numbers = optim.boundaries
+    if optim.schedule != "step":
+        if numbers:
+            raise UserError(
+                f"optim.boundaries={numbers!r} is for optim.schedule='step', but that is "
+                f"{optim.schedule!r}. Set one of them."
+            )
+        return
+    if not numbers or not all(isinstance(n, int) for n in numbers):
+        raise UserError(
+            f"optim.schedule='step' needs optim.boundaries, steps such as (300, 600), not "
+            f"{numbers!r}."
+        )
+    if list(numbers) != sorted({*numbers}) or numbers[0] < optim.warmup_steps:
+        raise UserError(
+            f"optim.boundaries={numbers!r} have to increase, from optim.warmup_steps="
+            f"{optim.warmup_steps} on."
+        )
 
 
 def change(old, new, step: int) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from bigjax import config as config_lib
 from bigjax import modules, tasks
+from bigjax.errors import UserError
 from bigjax.optim import make, make_schedule, schedules
 from bigjax.trees import count, named_leaves
 
@@ -356,6 +357,10 @@ def test_frozen_parameters_stay_and_do_not_count(rule, name, scan):
             dict(schedule="rsqrt", warmup_steps=4, cooldown_steps=10),
             {63: 0.5, 90: 4 / 91**0.5, 95: 2 / 96**0.5, 100: 0.0},
         ),
+        (
+            dict(schedule="step", boundaries=(10, 40, 200), warmup_steps=4),
+            {0: 0.5, 3: 2.0, 9: 2.0, 10: 0.2, 39: 0.2, 40: 0.02, 100: 0.02},
+        ),
     ],
     ids=lambda x: "-".join(map(str, x.values())) if "schedule" in x else "",
 )
@@ -365,6 +370,24 @@ def test_schedule(values, rates):
     schedule = jax.jit(make_schedule(o, 101))
     got = {step: float(schedule(step)) for step in rates}
     assert got == pytest.approx(rates, rel=2e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        (dict(schedule="step"), "needs optim.boundaries, steps such as"),
+        (dict(boundaries=(3,)), "is for optim.schedule='step', but that is 'cosine'"),
+        (dict(schedule="step", boundaries=(5, 3)), "have to increase, from optim.warmup_steps=0"),
+        (dict(schedule="step", boundaries=(5, 5)), "have to increase"),
+        (dict(schedule="step", boundaries=(3,), warmup_steps=4), "optim.warmup_steps=4 on"),
+        (dict(schedule="step", boundaries=("3",)), "needs optim.boundaries"),
+    ],
+)
+def test_boundaries_that_do_not_fit(values, words):
+    o = config_lib.new_config().optim
+    o.update(values)
+    with pytest.raises(UserError, match=words):
+        make_schedule(o, 101)
 
 
 def test_a_changed_learning_rate_is_reported():

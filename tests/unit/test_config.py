@@ -104,7 +104,8 @@ def test_only_a_saved_step_can_be_the_best():
 
 
 def test_json_preserves_the_config():
-    c, _ = resolved()
+    c, _ = resolved("--config.optim.boundaries=10,20")
+    assert c.optim.boundaries == (10, 20)
     again = config.from_json(config.to_json(c), "here")
     assert config.sorted_leaves(again) == config.sorted_leaves(c)
 
