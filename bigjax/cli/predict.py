@@ -1,6 +1,7 @@
-"""Writes the predictions of a fine-tuned model for each row of a file.
+"""Writes the predictions of a fine-tuned model for each row of a file, or for images.
 
-The columns of the file have the names of the training data, or those of data.columns.
+The columns of the file have the names of the training data, or those of data.columns. Images are a
+file, a folder, a pattern such as 'photos/*.jpg', a table of files, or what data.train may be.
 """
 
 from bigjax import json_text
@@ -9,8 +10,16 @@ from bigjax.errors import UserError
 
 COMMAND = Command(
     flags=(
-        Flag("input", ".tsv, .csv, .jsonl, .parquet, .conll or SQuAD's .json", value="FILE"),
-        Flag("output", ".tsv, .csv or .jsonl: the rows with their predictions", value="FILE"),
+        Flag(
+            "input",
+            ".tsv, .csv, .jsonl, .parquet, .conll or SQuAD's .json; images, a folder of them",
+            value="FILE",
+        ),
+        Flag(
+            "output",
+            ".tsv, .csv or .jsonl: the rows with their predictions; default: they are printed",
+            value="FILE",
+        ),
         STEP,
     ),
     keys=(
@@ -20,6 +29,10 @@ COMMAND = Command(
         "data.packing",
         "data.truncate",
         "data.doc_stride",
+        "data.crop",
+        "data.keep_ratio",
+        "data.max_pixels",
+        "data.threads",
     ),
     unused=SETTLED,
 )
@@ -27,15 +40,16 @@ COMMAND = Command(
 
 def run(arguments: Arguments) -> None:
     f = arguments.flags
-    if not f.input or not f.output:
-        raise UserError("predict needs --input=FILE and --output=FILE.")
+    if not f.input:
+        raise UserError("predict needs --input=FILE, and --output=FILE to write a file.")
     from bigjax import data, tasks
     from bigjax.data import tokenizers
     from bigjax.infer import predict as predict_lib
     from bigjax.train import load as load_lib
     from bigjax.train import workdir as workdir_lib
 
-    predict_lib.check_output(f.output, f.input)
+    if f.output:
+        predict_lib.check_output(f.output, f.input)
     config = arguments.config_of_run()
     task = tasks.build(config)
     if task.kind is None or task.load_input is None:
@@ -52,10 +66,16 @@ def run(arguments: Arguments) -> None:
     outputs_of = predict_lib.make_outputs(loaded.task, loaded.mesh, labelled=False)
     outputs, _ = outputs_of(loaded.params, loaded.extras, loaded.frozen, batches)
     predictions = task.kind.predict(rows, batches.examples, outputs)
-    predict_lib.write(f.output, rows, predictions)
+    if f.output:
+        predict_lib.write(f.output, rows, predictions)
+    else:
+        print(predict_lib.as_text(rows, predictions))
+    if n := sum("note" in p for p in predictions):
+        print(f"note: {n:,} of {len(rows):,} rows have no prediction; the column note says why.")
     if n := json_text.count_non_finite(predictions):
         print(
             f"note: {n:,} number(s) are not finite; they are null in .jsonl and empty in tables. "
             "Causes: a row whose context has no text (its score), or a model that diverged."
         )
-    print(f"Wrote {f.output}: {len(rows):,} rows, step {loaded.step} of {arguments.workdir}")
+    what = f"Wrote {f.output}: " if f.output else ""
+    print(f"{what}{len(rows):,} rows, step {loaded.step} of {arguments.workdir}")

@@ -14,6 +14,7 @@ from bigjax.errors import UserError
 from bigjax.parallel import sharding
 
 FORMATS = (".tsv", ".csv", ".jsonl")
+_WIDEST = 60  # characters of a cell that people read
 
 
 def make_outputs(task, mesh, labelled: bool) -> Callable:
@@ -103,15 +104,7 @@ def write(path, rows: Sequence[dict], predictions: Sequence[dict]) -> None:
     Raises UserError for a text with a tab or line end in .tsv, and if it cannot be written.
     """
     path = epath.Path(path).expanduser()
-    records = [
-        row.get("row") or {k: v for k, v in row.items() if k not in ("where", "row")}
-        for row in rows
-    ]
-    columns = dict.fromkeys(k for record in records for k in record)
-    new = {}
-    for key in dict.fromkeys(k for p in predictions for k in p):
-        new[key] = free_name(key, {*columns, *new.values()})
-    pairs = list(zip(records, predictions, strict=True))
+    columns, new, pairs = _columns(rows, predictions)
     if path.suffix == ".jsonl":
         text = "".join(
             json_text.dumps(
@@ -121,16 +114,52 @@ def write(path, rows: Sequence[dict], predictions: Sequence[dict]) -> None:
             for record, p in pairs
         )
     else:
-        new = {
-            k: v for k, v in new.items() if not any(isinstance(p.get(k), dict) for p in predictions)
-        }
-        table = [[*columns, *new.values()]] + [
-            [*(_cell(record.get(k, "")) for k in columns), *(_rounded(p.get(k, "")) for k in new)]
-            for record, p in pairs
-        ]
+        table = _table(columns, new, pairs)
         text = _unquoted(path, table) if path.suffix == ".tsv" else _quoted(table)
     if jax.process_index() == 0:
         _replace(path, text)
+
+
+def as_text(rows: Sequence[dict], predictions: Sequence[dict]) -> str:
+    """The table of `write` for people: aligned columns, without the middle of long cells."""
+    half = (_WIDEST - 3) // 2
+    table = [
+        [" ".join(cell.split()) for cell in line] for line in _table(*_columns(rows, predictions))
+    ]
+    table = [
+        [cell if len(cell) <= _WIDEST else f"{cell[:half]}...{cell[-half:]}" for cell in line]
+        for line in table
+    ]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in table
+    )
+
+
+def _columns(
+    rows: Sequence[dict], predictions: Sequence[dict]
+) -> tuple[list[str], dict[str, str], list[tuple[dict, dict]]]:
+    """(columns of the rows, {key of a prediction: its column}, [(record, prediction)])."""
+    records = [
+        row.get("row") or {k: v for k, v in row.items() if k not in ("where", "row")}
+        for row in rows
+    ]
+    columns = list(dict.fromkeys(k for record in records for k in record))
+    new: dict[str, str] = {}
+    for key in dict.fromkeys(k for p in predictions for k in p):
+        new[key] = free_name(key, {*columns, *new.values()})
+    return columns, new, list(zip(records, predictions, strict=True))
+
+
+def _table(
+    columns: Sequence[str], new: dict[str, str], pairs: Sequence[tuple[dict, dict]]
+) -> list[list[str]]:
+    """A header and rows of cells, without the columns whose values are dicts."""
+    new = {k: v for k, v in new.items() if not any(isinstance(p.get(k), dict) for _, p in pairs)}
+    return [[*columns, *new.values()]] + [
+        [*(_cell(record.get(k, "")) for k in columns), *(_rounded(p.get(k, "")) for k in new)]
+        for record, p in pairs
+    ]
 
 
 def _replace(path: epath.Path, text: str) -> None:

@@ -109,6 +109,10 @@ def build(config, options: Config) -> Task:
             raise UserError(f"data.train={data.train!r} has no labels, which this task needs.")
         return loaded
 
+    def load_input(spec, log, tokenizer):
+        del tokenizer
+        return source.load_input(spec, data, options.labels, config.train.batch_size, log)
+
     def batch_shapes(batch_size, step):
         del step
         label = ((batch_size, n), np.float32) if options.several else ((batch_size,), np.int32)
@@ -121,6 +125,7 @@ def build(config, options: Config) -> Task:
         model_config=c,
         loss=loss,
         load_data=load_data,
+        load_input=load_input,
         batch_shapes=batch_shapes,
         kind=(SeveralLabels if options.several else OneLabel)(options.labels),
         outputs=outputs,

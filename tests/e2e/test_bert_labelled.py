@@ -133,7 +133,7 @@ def test_bad_input_of_predict(tuned, pretrained, labelled_table, tmp_path, capsy
             [f"--workdir={pretrained}", f"--input={labelled_table}", f"--output={tmp_path}/o.tsv"],
             ["mlm_nsp", "classify"],
         ),
-        ([f"--workdir={tuned}", f"--input={labelled_table}"], ["--output"]),
+        ([f"--workdir={tuned}", f"--output={tmp_path}/o.tsv"], ["--input"]),
     ):
         code, _, err = bigjax(capsys, "predict", *arguments)
         assert code == 2 and all(w in err for w in words), err

@@ -80,7 +80,7 @@ def test_images_that_cannot_be_read_are_listed_and_not_counted():
     assert "1 of 3 images could not be read and are not counted:\n  1.png: the file" in report
     assert kind.label_pairs(rows, predictions) == (["a", "a"], ["a", "b"])
     assert len(kind.confidences(rows, predictions)[0]) == 2
-    with pytest.raises(UserError, match="None of the 3 images can be read. .*0.png: the file is"):
+    with pytest.raises(UserError, match="None of the 3 image.s. can be read. .*0.png: the file is"):
         kind.predict(rows, NOTHING, [None] * 3)
 
 

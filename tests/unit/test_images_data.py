@@ -13,6 +13,7 @@ from bigjax import config, modules
 from bigjax.data import images
 from bigjax.data.images import sources
 from bigjax.errors import UserError
+from tests import bucket
 
 SIZE = 16
 
@@ -281,6 +282,30 @@ def test_images_without_labels(tmp_path, form):
     batch = data.split("train", 4, shuffle=False).batch_at(0)
     assert len(data.parts["train"]) == n and {*batch} == {"image", "example", "weights"}
     assert data.labels == () and "classes" not in data.summary()
+
+
+def test_images_in_a_bucket(tmp_path, monkeypatch):
+    """Folders below others, patterns with `**`, and labels by folder."""
+    with bucket.emulator() as url:
+        bucket.use(monkeypatch, url)
+        for i, name in enumerate(("cat/1.png", "dog/deep/2.png", "dog/.hidden/3.png", "dog/x.txt")):
+            bucket.put(url, f"photos/{name}", content(i))
+        fractions = dict(valid_fraction=0.0, test_fraction=0.0)
+        data = load(tmp_path, ("train",), train="gs://bucket/photos", **fractions)
+        rows = every(data.split("train", 1, shuffle=False))
+        np.testing.assert_array_equal(rows["image"], [shown(0), shown(1)])
+        assert data.rows("train") == [
+            {"file": "gs://bucket/photos/cat/1.png", "label": "cat"},
+            {"file": "gs://bucket/photos/dog/deep/2.png", "label": "dog"},
+        ]
+        for spec, names in (
+            ("gs://bucket/photos", ["cat/1", "dog/deep/2"]),
+            ("gs://bucket/photos/**/2.png", ["dog/deep/2"]),
+            ("gs://bucket/photos/*/*.png", ["cat/1"]),
+        ):
+            rows, batches = images.load_input(spec, section(tmp_path), ("a", "b"), 2)
+            assert [row["file"] for row in rows] == [f"gs://bucket/photos/{n}.png" for n in names]
+            assert batches.batch_at(0)["weights"].tolist() == [1, len(names) - 1]
 
 
 # --- Splits and batches ----------------------------------------------------------------------

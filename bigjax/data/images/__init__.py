@@ -10,10 +10,13 @@ import numpy as np
 from bigjax.bounds import SHARE, Range, at_least, check_ranges
 from bigjax.data.batches import SplitData, empty_split
 from bigjax.data.files import LOCAL_CACHE
+from bigjax.data.images import sources
 from bigjax.data.images import splits as splits_lib
 from bigjax.data.images.augment import Augment
 from bigjax.data.images.batches import ImageBatches
+from bigjax.data.images.sources import Reading
 from bigjax.data.images.splits import Part
+from bigjax.data.kinds import Input
 from bigjax.data.store import SPLITS
 from bigjax.errors import UserError
 
@@ -130,3 +133,20 @@ def load_images(
     seconds = time.monotonic() - start
     log(f"data: fingerprint {loaded.fingerprint}; {seconds:.1f} s")
     return loaded
+
+
+def load_input(
+    spec: str, data: Any, labels: Sequence[str], batch_size: int, log: Callable[[str], None] = print
+) -> Input:
+    """Images without labels to predict for, see sources.opened_input; rows have `file`, and `row`
+    if they are of a table. Any number of them may be unreadable: they have no weight. Raises
+    UserError."""
+    columns, cache_dir = data.columns, data.cache_dir
+    reading = Reading("train", "--input", columns, False, False, cache_dir, log)
+    source = sources.opened_input(spec, reading)
+    part = Part(source, np.arange(len(source)), None, tuple(labels))
+    rows = part.rows()
+    if records := getattr(source, "records", None):
+        rows = [{**row, "row": record} for row, record in zip(rows, records, strict=True)]
+    data = dataclasses.replace(data, max_bad=1.0)
+    return Input(rows, ImageBatches(part, data, batch_size, shuffle=False, name="input"))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import functools
 import io
 import math
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ _WHITE = (255, 255, 255, 255)  # behind transparent pixels, as on a page
 _TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
 _ORIENTATION = 0x0112
 _LEAST = 1e-3  # of a pixel: less is an error of rounding
+_NO_NAME = re.compile("image file <_io.BytesIO object at .*?>")  # in errors of Pillow
 _LARGEST_REDUCTION = 8  # of a JPEG, while it is decoded
 
 
@@ -73,7 +75,7 @@ def decode(
     except Image.DecompressionBombError as e:
         raise BadImage(f"{where}: {e} Such images are refused: see data.max_pixels.") from None
     except Exception as e:  # Pillow's readers raise errors of many kinds
-        reason = str(e).replace("<_io.BytesIO object", "<the file").splitlines()[:1] or [""]
+        reason = _NO_NAME.sub("it", str(e)).splitlines()[:1] or [""]
         raise BadImage(
             f"{where}: not an image that Pillow can read, or a damaged one: "
             f"{reason[0] or type(e).__name__}"

@@ -29,7 +29,7 @@ class ImageKind(Kind):
         """Raises UserError if no image can be read."""
         if rows and all(output is None for output in outputs):
             raise UserError(
-                f"None of the {len(rows):,} images can be read. The first one: {examples.why(0)}"
+                f"None of the {len(rows):,} image(s) can be read. The first one: {examples.why(0)}"
             )
         return [
             self._unread(row, examples.why(i)) if output is None else self._predicted(output)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from bigjax.data.images.sources import digits, folder, idx, records, table, tar, tfds
+from bigjax.data.images.sources import digits, folder, idx, pattern, records, table, tar, tfds
 from bigjax.errors import UserError
 
 _FORMS = (digits, tfds, records, tar, idx, table, folder)
@@ -64,3 +64,11 @@ def opened(spec: str, reading: Reading) -> Source:
                 raise UserError(f"{reading.key}={spec!r} has no images. Give {EXAMPLES}.")
             return source
     raise UserError(f"{reading.key}={spec!r}: no such file or folder. Give {EXAMPLES}.")
+
+
+def opened_input(spec: str, reading: Reading) -> Source:
+    """The images to predict for: a file, a folder, a pattern such as 'photos/**/*.jpg', or another
+    form of `opened`. Raises UserError."""
+    forms = [module for module in _FORMS if module is not folder]
+    module = next((module for module in forms if module.matches(spec)), pattern)
+    return module.opened(os.path.expanduser(spec), reading)

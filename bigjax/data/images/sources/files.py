@@ -8,7 +8,8 @@ import numpy as np
 
 
 class Files:
-    """paths: of the images. sizes: in bytes; fingerprints are of names, sizes and labels."""
+    """paths: of the images. sizes: in bytes; fingerprints are of names, sizes and labels. records:
+    the complete rows of their table, if there is one."""
 
     def __init__(
         self,
@@ -18,7 +19,9 @@ class Files:
         labels: np.ndarray | None,
         classes: Sequence[str],
         names: Sequence[str] | None = None,
+        records: Sequence[dict] | None = None,
     ) -> None:
+        self.records = records
         self._paths, self.labels, self.classes = list(paths), labels, tuple(classes)
         self._names = self._paths if names is None else list(names)
         digest = hashlib.sha256(repr((self._names, list(sizes), self.classes)).encode())

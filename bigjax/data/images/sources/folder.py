@@ -10,6 +10,7 @@ from etils import epath
 import numpy as np
 
 from bigjax.data.images.sources.files import Files
+from bigjax.data.sources.paths import files_below
 from bigjax.errors import UserError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -30,7 +31,7 @@ def split_folder(path: str, part: str) -> str | None:
 def opened(spec: str, reading) -> Files:
     spec = split_folder(spec, reading.part) or spec
     if not reading.labelled:
-        images = _images(spec, reading.log)
+        images = images_in(spec, reading.log)
         return Files("images", [p for p, _ in images], [n for _, n in images], None, ())
     classes = sorted(p.name for p in epath.Path(spec).iterdir() if _visible(p) and p.is_dir())
     if not classes:
@@ -40,7 +41,7 @@ def opened(spec: str, reading) -> Files:
         )
     paths, sizes, labels = [], [], []
     for label, name in enumerate(classes):
-        images = _images(
+        images = images_in(
             os.path.join(spec, name) if "://" not in spec else f"{spec}/{name}", reading.log
         )
         if not images:
@@ -54,7 +55,7 @@ def opened(spec: str, reading) -> Files:
     return Files("folder", paths, sizes, np.array(labels, np.int32), classes)
 
 
-def _images(folder: str, log) -> list[tuple[str, int]]:
+def images_in(folder: str, log) -> list[tuple[str, int]]:
     """(path, size) of the images in a folder and those below it, sorted."""
     files = _files(folder)
     images = [(p, n) for p, n in files if p.lower().endswith(EXTENSIONS)]
@@ -74,8 +75,7 @@ def _visible(path) -> bool:
 def _files(folder: str) -> list[tuple[str, int]]:
     """(path, size) of all files in a folder and those below it, sorted."""
     if "://" in folder:
-        found = [p for p in epath.Path(folder).glob("**/*") if _visible(p) and not p.is_dir()]
-        return sorted((str(p), p.stat().length) for p in found)
+        return files_below(folder)
     found = []
     for at, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]

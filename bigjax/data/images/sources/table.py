@@ -39,7 +39,7 @@ def opened(spec: str, reading) -> Files:
             f"as {missing[0]}. Paths are relative to the table's folder."
         )
     if not reading.labelled:
-        return Files("images", paths, sizes, None, ())
+        return Files("images", paths, sizes, None, (), records=[row["row"] for row in rows])
     texts = [row[label] for row in rows]
     if reading.several:
         labels, classes = several(
