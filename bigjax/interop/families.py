@@ -110,5 +110,5 @@ def entries_of(
     own = family.entries(architecture, dict(model), n_labels)
     if layout is None:
         return own
-    held = set(layout.entries.values())
+    held = set(layout.entries.values()) | {family.canonical(n) for n in layout.buffers}
     return [e for e in own + family.others(architecture, dict(model), n_labels) if e.name in held]

@@ -69,6 +69,24 @@ def _put_names_and_kind(config: dict, task: Mapping[str, Any]) -> None:
         config["problem_type"] = problem
 
 
+def _several(config: dict) -> bool:
+    """Whether a classifier of images has a probability for each label, from its config.json."""
+    problem = config.get("problem_type")
+    if problem == "regression":
+        raise UserError(
+            "config.json: problem_type is 'regression', which is not supported: the task "
+            "image_classify predicts one label or several."
+        )
+    return problem == "multi_label_classification"
+
+
+def _put_names_and_several(config: dict, task: Mapping[str, Any]) -> None:
+    _put_names(config, task)
+    if "several" in task and bool(task["several"]) != _several(config):
+        kind = "multi" if task["several"] else "single"
+        config["problem_type"] = f"{kind}_label_classification"
+
+
 def named(parameter: str) -> Labels:
     """Labels alone: of a class whose config.task has `labels`."""
     return Labels(parameter, lambda config: {"labels": names_of(config)}, _put_names)
@@ -78,3 +96,9 @@ def named_with_kind(parameter: str) -> Labels:
     """Labels or one number: of a class whose config.task has `kind` and `labels`."""
     read = lambda config: {"kind": _kind_of(config), "labels": names_of(config)}
     return Labels(parameter, read, _put_names_and_kind)
+
+
+def one_or_several(parameter: str) -> Labels:
+    """One label or several: of a class whose config.task has `several` and `labels`."""
+    read = lambda config: {"several": _several(config), "labels": names_of(config)}
+    return Labels(parameter, read, _put_names_and_several)

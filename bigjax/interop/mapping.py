@@ -61,8 +61,9 @@ def flag(ours: str, theirs: str, default: bool) -> Field:
     return Field(ours, get, lambda config, value: config.update({theirs: value}))
 
 
-def choice(ours: str, theirs: str, default: str, names: dict[str, str]) -> Field:
-    """One of several names, {theirs: ours}; of names with the same meaning the first is written."""
+def choice(ours: str, theirs: str, default: str, names: Mapping[str, Any]) -> Field:
+    """One of several names, {theirs: our value}; of those with the same meaning the first is
+    written."""
 
     def get(config):
         value = config.get(theirs, default)
@@ -86,22 +87,40 @@ def choice(ours: str, theirs: str, default: str, names: dict[str, str]) -> Field
 
 
 class Entry(NamedTuple):
-    """A tensor of transformers and the parameters it holds, concatenated along its last axis.
+    """A tensor of transformers and the parameters it holds, concatenated along an axis.
 
     name, shape: of the tensor. parts: ((our name, our shape), ...). axes: of the tensor, in our
     order, () if it is the same: (1, 0) for [out, in], as in torch's Linear; our kernels are always
-    [in..., out...], where in and out may be split into heads.
+    [in..., out...], where in and out may be split into heads. along: the axis, in our order, along
+    which parts are concatenated. code: of the dtype of a tensor without parts, see `unused`.
     """
 
     name: str
     shape: tuple[int, ...]
     parts: tuple[tuple[str, tuple[int, ...]], ...]
     axes: tuple[int, ...] = ()
+    along: int = -1
+    code: str = ""
+
+    def _part_shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each part in the tensor, in our order of axes."""
+        ours = [self.shape[axis] for axis in self.axes] or [*self.shape]
+        rest = math.prod(self.shape) // ours[self.along] if ours else 1
+        shapes = []
+        for _, shape in self.parts:
+            if ours:
+                ours[self.along] = math.prod(shape) // rest
+            shapes.append(tuple(ours))
+        return shapes
 
     def to_ours(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """{our name: array} from the tensor."""
         x = x.transpose(self.axes) if self.axes else x
-        pieces = np.split(x, len(self.parts), axis=-1)
+        if len(self.parts) == 1:
+            ((ours, shape),) = self.parts
+            return {ours: x.reshape(shape)}
+        ends = np.cumsum([shape[self.along] for shape in self._part_shapes()])
+        pieces = np.split(x, ends[:-1], axis=self.along)
         return {ours: piece.reshape(shape) for piece, (ours, shape) in zip(pieces, self.parts)}
 
     def gather(self, params) -> np.ndarray:
@@ -116,16 +135,28 @@ class Entry(NamedTuple):
 
     def to_theirs(self, params) -> np.ndarray:
         """The tensor from {our name: array}."""
-        ours = tuple(self.shape[axis] for axis in self.axes) or self.shape
-        part = (*ours[:-1], ours[-1] // len(self.parts))
-        x = [np.asarray(params[name]).reshape(part) for name, _ in self.parts]
-        x = x[0] if len(x) == 1 else np.concatenate(x, axis=-1)
+        pairs = zip(self.parts, self._part_shapes())
+        x = [np.asarray(params[name]).reshape(shape) for (name, _), shape in pairs]
+        x = x[0] if len(x) == 1 else np.concatenate(x, axis=self.along)
         return x.transpose(np.argsort(self.axes)) if self.axes else x
 
 
 def plain(ours: str, theirs: str, *shape: int) -> list[Entry]:
     """A tensor that is the same array in both."""
     return [Entry(theirs, shape, ((ours, shape),))]
+
+
+def unused(theirs: str, code: str, *shape: int) -> list[Entry]:
+    """A tensor that no parameter of ours corresponds to: kept by an export of the unchanged import,
+    zeros in others. code: of its dtype, as in safetensors; 'F32': that of the export."""
+    return [Entry(theirs, shape, (), code=code)]
+
+
+def reshaped(
+    ours: str, theirs: str, shape: tuple[int, ...], their_shape: tuple[int, ...]
+) -> list[Entry]:
+    """A tensor of the same numbers in the same order."""
+    return [Entry(theirs, their_shape, ((ours, shape),))]
 
 
 def dense(
@@ -180,11 +211,12 @@ def convolution(
 
 
 def batch_norm(ours: str, theirs: str, d: int) -> list[Entry]:
-    """A scale, a bias and the running statistics."""
+    """A scale, a bias, the running statistics and torch's number of steps."""
     return [
         *norm(ours, theirs, d),
         *plain(f"batch_stats/{ours}/mean", f"{theirs}.running_mean", d),
         *plain(f"batch_stats/{ours}/var", f"{theirs}.running_var", d),
+        *unused(f"{theirs}.num_batches_tracked", "I64"),
     ]
 
 
@@ -245,6 +277,10 @@ class Family:
         may have in addition to those of its architecture.
     special_tokens: those whose ids are in config.json, as KIND_token_id. export_notes: class,
         config.task -> messages about an export.
+    alternatives: model dict -> tensors of other versions that hold parameters of the body in
+        another form.
+    pixels: (mean, standard deviation) by which the family's models normalise images if their
+        folder does not say it; () for a family of text.
     """
 
     name: str
@@ -265,6 +301,8 @@ class Family:
     extra: tuple[str, ...] = ()
     special_tokens: tuple[str, ...] = ("bos", "eos", "pad")
     export_notes: Callable[[str, Mapping[str, Any]], list[str]] = lambda architecture, task: []
+    alternatives: Callable[[dict], list[Entry]] = lambda model: []
+    pixels: tuple[tuple[float, ...], ...] = ()
 
     def misfits(self, model: dict) -> list[str]:
         """Why a model of ours is not one of this family: 'model.KEY=VALUE (must be ...)'."""
@@ -316,9 +354,10 @@ class Family:
         ]
 
     def others(self, architecture: str, model: dict, n_labels: int) -> list[Entry]:
-        """The tensors of further heads that a folder of this architecture may have."""
+        """Further tensors that a folder of this architecture may have: of other heads, and those of
+        other versions."""
         heads = self.heads(model, n_labels)
-        return [
+        return self.alternatives(model) + [
             e
             for name in self.extra
             if name not in self.architectures[architecture].heads

@@ -4,12 +4,12 @@ import dataclasses
 import os
 import pathlib
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bigjax.errors import UserError
-from bigjax.interop import files, labels, tokenizers
+from bigjax.interop import files, images, labels, tokenizers
 from bigjax.interop.families import family_and_class
 from bigjax.interop.mapping import Entry, Family
 from bigjax.interop.origin import Layout
@@ -20,7 +20,7 @@ class Imported:
     """A model in a Hugging Face folder; `load` reads its tensors one at a time.
 
     family: its table; its name is the model_type. architecture: the class of transformers.
-    config: the content of config.json. model, task: for config.model and config.task.
+    config: the content of config.json. model, task, data: for those sections of the config.
     tokenizer_kind: 'wordpiece', 'bpe', 'sentencepiece', or '' if the folder has no tokenizer that
         bigjax reads. tokenizer_files: {name: content}. derived_files: {name: content} of files
         that bigjax needs and that follow from tokenizer_files.
@@ -38,6 +38,7 @@ class Imported:
     config: dict
     model: dict[str, Any]
     task: dict[str, Any]
+    data: dict[str, Any]
     tokenizer_kind: str
     tokenizer_files: dict[str, bytes]
     derived_files: dict[str, bytes]
@@ -83,7 +84,11 @@ def read(folder: str | os.PathLike, model_name: str = "", python_path: str = "")
     folder = files.local(folder)
     config = files.read_config(folder)
     ours, family, architecture = family_and_class(config, model_name, python_path)
-    model = {"name": ours, **family.model_fields(config)}
+    contents = tokenizers.read(folder)
+    seen = _images(family, contents) if family.pixels else _NO_IMAGES
+    model = {"name": ours, **seen.model, **family.model_fields(config)}
+    if family.pixels:
+        _check_channels(model, images.FILE in contents)
     tensors = files.Tensors(folder)
     n_labels = len(labels.names_of(config))
     own = family.entries(architecture, model, n_labels)
@@ -97,8 +102,8 @@ def read(folder: str | os.PathLike, model_name: str = "", python_path: str = "")
         if e.name in tensor_of
         for name, _ in e.parts
     }
+    _check_forms(entries, tensor_of)
     kinds = set(dtypes.values())
-    contents = tokenizers.read(folder)
     return Imported(
         folder,
         family,
@@ -106,6 +111,7 @@ def read(folder: str | os.PathLike, model_name: str = "", python_path: str = "")
         config,
         model,
         family.architectures[architecture].task_fields(config),
+        seen.data,
         tokenizers.kind(contents),
         contents,
         tokenizers.derived(contents),
@@ -113,9 +119,9 @@ def read(folder: str | os.PathLike, model_name: str = "", python_path: str = "")
         dtypes if len(kinds) > 1 else {},
         list(dtypes),
         {n: s for e in entries.values() if e.name in tensor_of for n, s in e.parts},
-        [n for e in own if e.name not in tensor_of for n, _ in e.parts],
+        [n for e in own for n, _ in e.parts if n not in dtypes],
         sorted({p.name for p in folder.iterdir()} - {*layout.texts, *layout.headers, *contents}),
-        family.notes(config),
+        [*family.notes(config), *seen.notes_for(model)],
         tensors.metadata,
         layout,
         tensors,
@@ -126,6 +132,50 @@ def read(folder: str | os.PathLike, model_name: str = "", python_path: str = "")
             for n, _ in e.parts
         },
     )
+
+
+class _Images(NamedTuple):
+    """What preprocessor_config.json says: fields of config.model and config.data."""
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    notes: list[str]
+
+    def notes_for(self, model: dict[str, Any]) -> list[str]:
+        size, own = self.model.get("image_size"), model.get("image_size")
+        if size == own:
+            return self.notes
+        text = f"{images.FILE}: images of {size} pixels are shown to a model of {own}"
+        how = "train with init_from, model.image_size and data.size to change its positions"
+        return [*self.notes, f"{text}; {how}"] if size else self.notes
+
+
+_NO_IMAGES = _Images({}, {}, [])
+
+
+def _images(family: Family, contents: dict[str, bytes]) -> _Images:
+    mean, std = family.pixels
+    if images.FILE not in contents:
+        note = f"no {images.FILE}: model.mean and model.std are those usual for {family.name}"
+        return _Images({"mean": mean, "std": std}, {}, [note])
+    found = images.read(contents[images.FILE])
+    model: dict[str, Any] = {"mean": found.mean or mean, "std": found.std or std}
+    if found.view is None:
+        return _Images(model, {}, found.notes)
+    data = {"crop": found.view.crop, "keep_ratio": found.view.keep_ratio}
+    return _Images({**model, "image_size": found.view.size}, data, found.notes)
+
+
+def _check_channels(model: dict[str, Any], given: bool) -> None:
+    """One mean for each channel, or one for all. given: by the folder."""
+    if len(model["mean"]) in (1, model["channels"]):
+        return
+    if given:
+        raise UserError(
+            f"{images.FILE}: image_mean has {len(model['mean'])} numbers, but num_channels in "
+            f"config.json is {model['channels']}. They are from different models."
+        )
+    model.update(mean=(0.5,), std=(0.5,))
 
 
 def _texts(folder: pathlib.Path, tensors: files.Tensors) -> dict[str, str]:
@@ -148,6 +198,8 @@ def _layout(
             copies[canonical] = name
         elif canonical not in entries:
             (buffers if re.match(family.redundant, canonical) else unknown).append(name)
+        elif not entries[canonical].parts:
+            buffers.append(name)
         elif canonical in tensor_of:
             raise UserError(
                 f"{tensor_of[canonical]} and {name} are the same tensor under an old and a "
@@ -191,6 +243,19 @@ def _same_bytes(tensors: files.Tensors, name: str, original: str) -> bool:
             "config.json if the family has it, or save the model again."
         )
     return False
+
+
+def _check_forms(entries: dict[str, Entry], tensor_of: dict[str, str]) -> None:
+    """Raises UserError for a parameter in tensors of two versions."""
+    seen: dict[str, str] = {}
+    for entry, name in tensor_of.items():
+        for ours, _ in entries[entry].parts:
+            if ours in seen:
+                raise UserError(
+                    f"{seen[ours]} and {name} hold the same weights in an old and a new form. "
+                    "Remove one of them."
+                )
+            seen[ours] = name
 
 
 def _check_shapes(

@@ -4,10 +4,10 @@ import json
 import pathlib
 
 from bigjax.errors import UserError
+from bigjax.interop import images
 from bigjax.json_text import added_tokens, check_pieces, shown
 
-# An import keeps these unchanged for a later export. generation_config.json does not belong to the
-# tokenizer, but is not changed either.
+# An import keeps these unchanged for a later export. The last two do not belong to the tokenizer.
 FILES = (
     "vocab.txt",
     "tokenizer.json",
@@ -19,6 +19,7 @@ FILES = (
     "added_tokens.json",
     "chat_template.jinja",
     "generation_config.json",
+    images.FILE,
 )
 _BPE_SPECIALS = ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>")
 

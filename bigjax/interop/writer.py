@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -71,7 +72,12 @@ def write(
         if layout and max_shard_bytes is None:
             names = origin.replay(temporary, layout, entries, params, raw)
         else:
-            planned = [_planned(family, architecture, e, params, dtypes, dtype) for e in entries]
+            planned = [
+                _planned(family, architecture, e, params, dtypes, dtype)
+                if e.parts
+                else _unused(family, architecture, e, dtype, layout, raw)
+                for e in entries
+            ]
             if layout:
                 planned += origin.as_they_are(layout, layout.unknown, raw)
             names = files.write_tensors(
@@ -99,6 +105,28 @@ def _planned(
         entry.shape,
         dtypes.get(entry.parts[0][0], dtype),
         lambda: entry.gather(params),
+    )
+
+
+def _unused(
+    table: Family,
+    architecture: str,
+    entry: Entry,
+    dtype: str,
+    layout: Layout | None,
+    raw: Callable[[str], np.ndarray] | None,
+) -> files.Planned:
+    """A tensor that no parameter corresponds to: that of the original files, else zeros."""
+    name = table.written_name(architecture, entry.name)
+    for original in layout.buffers if layout and raw else ():
+        if table.canonical(original) == entry.name:
+            (kept,) = origin.as_they_are(layout, [original], raw)
+            return kept._replace(name=name)
+    if entry.code == "F32":
+        return files.planned(name, entry.shape, dtype, lambda: np.zeros(entry.shape, np.float32))
+    n_bytes = math.prod(entry.shape) * 8
+    return files.Planned(
+        name, entry.shape, entry.code, n_bytes, lambda: np.zeros(n_bytes, np.uint8)
     )
 
 

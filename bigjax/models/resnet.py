@@ -11,11 +11,13 @@ import jax.numpy as jnp
 
 from bigjax.bounds import FINITE, POSITIVE, SHARE, at_least, check_ranges
 from bigjax.errors import UserError
+from bigjax.interop import resnet as hugging_face
 from bigjax.layers.basic import Dense
 from bigjax.layers.vision import BatchNorm, Conv2D, GroupNorm, max_pool
 from bigjax.models import ImageOutput, check_fields
 from bigjax.models.images import IMAGENET, PIXELS, normalised
 
+HUGGING_FACE = (hugging_face.FAMILY, hugging_face.BIT)
 WIDER = 4  # outputs of a bottleneck unit, relative to its inner width
 
 

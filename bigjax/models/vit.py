@@ -9,6 +9,7 @@ import numpy as np
 
 from bigjax.bounds import FINITE, FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.errors import UserError
+from bigjax.interop import vit as hugging_face
 from bigjax.layers.attention import Attention, Span
 from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Norm, dropout
 from bigjax.layers.mask import Full, mean_keys
@@ -26,6 +27,7 @@ from bigjax.models import (
 from bigjax.models.images import PIXELS, normalised
 from bigjax.parallel.sharding import constrain
 
+HUGGING_FACE = (hugging_face.FAMILY, hugging_face.DINOV2, hugging_face.REGISTERS)
 MASK = Full()
 POOLING = ("class", "mean", "class_mean", "map")
 WITH_CLASS = ("class", "class_mean")  # which have a token for the class

@@ -14,6 +14,7 @@ from bigjax.errors import UserError
 from bigjax.tasks import Task, add_sums, apply, data_module, init_and_axes
 from bigjax.tasks._images import example_of, family_of_images, image_shapes, in_images
 
+DATA = "images"  # of an imported model
 ASSUMED = 1000  # classes in a plan, which does not read the data
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from bigjax import interop, modules
 from bigjax.data import tokenizers
 from bigjax.errors import UserError
+from bigjax.interop import images
 from bigjax.interop import origin as origin_lib
 from bigjax.interop import tokenizers as hf_tokenizers
 from bigjax.interop.mapping import Family
@@ -60,7 +61,10 @@ def export_run(
     same_types = _same_types(origin, dtype)
     if max_shard_bytes is None and not same_types:
         max_shard_bytes = interop.MAX_SHARD_BYTES
-    files, extra = _tokenizer(workdir, origin, family, model, log)
+    if family.pixels:
+        files, extra = _processor(workdir, origin, layout, model, config, log), {}
+    else:
+        files, extra = _tokenizer(workdir, origin, family, model, log)
     written = interop.write(
         to,
         family=family,
@@ -117,14 +121,18 @@ def _check_added(params, required: set[str], architecture: str) -> None:
 
 
 def _architecture(origin: Origin | None, layout, family: Family, model: dict, params) -> str:
-    """The transformers class: the original's if the run has all of its parameters."""
-    if (
-        layout
-        or origin
-        and set(interop.requires(family, origin.architecture, model)) <= set(params)
-    ):
+    """The transformers class: the original's if the run has all of its parameters, and not those of
+    a class that adds a head to it."""
+    if layout:
         return origin.architecture
-    return family.architecture_of(params.own)
+    own = family.architecture_of(params.own)
+    if not origin:
+        return own
+    names = lambda architecture: set(interop.requires(family, architecture, model))
+    original = names(origin.architecture)
+    if original <= set(params) and not original < names(own) <= set(params):
+        return origin.architecture
+    return own
 
 
 def _list_originals(log, origin: Origin | None, layout, exact: bool) -> None:
@@ -187,6 +195,20 @@ def _types(param_dtype: str, origin: Origin | None, dtype: str, same: bool) -> d
         "config": interop.with_dtype(origin.config, dtype),
         "metadata": origin.metadata,
     }
+
+
+def _processor(
+    workdir: str, origin: Origin | None, layout, model: dict, config, log
+) -> dict[str, bytes]:
+    """{name: content} of the files beside a model of images."""
+    folder = workdir_lib.existing(workdir) / "tokenizer" / TOKENIZER_FILES
+    originals = {n: (folder / n).read_bytes() for n in origin.files} if origin else {}
+    if layout:
+        return originals
+    content, notes = images.written(model, config.data, originals.get(images.FILE))
+    for note in notes:
+        log(f"  note: {note}")
+    return {**originals, images.FILE: content}
 
 
 def _tokenizer(

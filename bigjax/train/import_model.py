@@ -91,7 +91,7 @@ def _config(c, imported: interop.Imported, overrides: Sequence[str]):
             )
         c.data = dict(name=task.DATA)
         for_model = getattr(modules.of(c, "data"), "for_model", lambda model: {})
-        c.data.update(for_model(imported.model))
+        c.data.update({**for_model(imported.model), **imported.data})
         c.train.batch_size = BATCH_SIZE
         kind = getattr(task, "EVALUATION", "loss")
         c.evals = dict(valid=dict(kind=kind, every=c.train.steps))

@@ -65,6 +65,12 @@ class Config:
             raise UserError("data.channels is 2; it has to be 3, or 1 for grey images.")
 
 
+def for_model(model: dict[str, Any]) -> dict[str, Any]:
+    """Fields of config.data that `bigjax import` writes for a model of these fields."""
+    fields = {"size": "image_size", "channels": "channels"}
+    return {ours: model[name] for ours, name in fields.items() if name in model}
+
+
 class ImageData(SplitData):
     """Images read by `load_images`: `labels`, the names of the classes, and as all SplitData."""
 
