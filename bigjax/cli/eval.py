@@ -20,7 +20,7 @@ def run(arguments: Arguments) -> None:
     tokenizer = None
     if tokenizers.section(config) and folder.exists():  # not all data are text
         tokenizer = data.load_tokenizer(folder, config.python_path)
-    splits = {e.split for e in config.evals.values() if "split" in e}
+    splits = {e[k] for e in config.evals.values() for k in e if k.endswith("split")}
     corpus = stages.load_data(loaded.task, print, tokenizer, splits)
     context = evals.Context(
         config,

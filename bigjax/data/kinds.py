@@ -68,7 +68,7 @@ class Kind(abc.ABC):
         output: [B, ...], what Task.outputs gives for the batch. batch: its arrays `collected`.
         """
         del examples
-        for b in np.flatnonzero((batch["example"] >= 0) & (batch["weights"] > 0)):
+        for b in np.flatnonzero(batch["weights"] > 0):
             yield int(batch["example"][b]), output[b]
 
     @abc.abstractmethod

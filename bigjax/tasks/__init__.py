@@ -70,6 +70,7 @@ class Task:
         parameters of a source with other labels are refused.
     pictures(params, extras, frozen, batch) -> a NamedTuple of uint8 [B, H, W, channels], what a
         model makes of each image, in an order to compare them, for the evaluator `pictures`.
+    features(params, extras, frozen, batch) -> float32 [B, D] of each image, for `fewshot`.
     A labelled task defines these three, for evaluation by `metrics` and for `bigjax predict`:
     kind: its predictions and measures, see data.kinds.
     outputs(params, extras, frozen, batch) -> what it predicts from, see infer.predict.
@@ -113,6 +114,7 @@ class Task:
     outputs: Callable[..., Any] | None = None
     load_input: Callable[..., Input] | None = None
     pictures: Callable[..., Any] | None = None
+    features: Callable[..., Any] | None = None
     prepare: Callable[[], Callable[[Any, Any], Any]] = lambda: lambda params, corpus: params
     extras_of: Callable[[Any, Any], Any] | None = None
     value_and_grad: Callable[..., Any] | None = None

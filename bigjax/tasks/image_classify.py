@@ -78,6 +78,10 @@ def build(config, options: Config) -> Task:
         del frozen
         return forward(params, extras, batch["image"], None, False)[0].logits
 
+    def features(params, extras, frozen, batch):
+        del frozen
+        return forward(params, extras, batch["image"], None, False)[0].features
+
     def loss(params, extras, frozen, batch, rng, train):
         del frozen
         images, weights = batch["image"], batch["weights"]
@@ -130,6 +134,7 @@ def build(config, options: Config) -> Task:
         batch_shapes=batch_shapes,
         kind=(SeveralLabels if options.several else OneLabel)(options.labels),
         outputs=outputs,
+        features=features,
         **in_images(c),
         flops_per_example=family.flops_per_image(c) if hasattr(family, "flops_per_image") else 0.0,
         label_head="head",

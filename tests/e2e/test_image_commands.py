@@ -25,7 +25,10 @@ def get_config(variant=""):
     c.data = dict(name="images", train="FOLDER", size=8, channels=1, max_bad=0.1, threads=2)
     c.data.augment = dict(crop="center", flip=False)
     c.optim.learning_rate, c.train.steps, c.train.batch_size = 3e-3, 40, 16
-    c.evals = dict(test=dict(kind="metrics", split="test", every=40))
+    c.evals = dict(
+        test=dict(kind="metrics", split="test", every=40),
+        few=dict(kind="fewshot", shots=(1, 10), seeds=2, every=40),
+    )
     return c
 """
 CLASSES = ("nought", "one", "two")
@@ -61,8 +64,12 @@ def run(photos, cache_dir, tmp_path_factory):
     return folder / "run"
 
 
+def last_numbers(run) -> dict:
+    return {k: v for line in helpers.read_metrics(run) for k, v in line.items()}
+
+
 def test_training_writes_the_report_of_the_test_images(run, photos):
-    numbers = helpers.read_metrics(run)[-1]
+    numbers = last_numbers(run)
     folder = run / "evals" / "test"
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert [*rows[0]] == ["file", "label", "prediction", "probability", "probabilities"]
@@ -78,10 +85,18 @@ def test_training_writes_the_report_of_the_test_images(run, photos):
         assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_few_images_are_enough_for_a_trained_model(run):
+    first, *_, last = [m for m in helpers.read_metrics(run) if "eval/few/shot_10" in m]
+    assert first["step"] == 0 and last["step"] == 40
+    assert min(last["eval/few/shot_1"], last["eval/few/shot_10"]) > 0.7
+    assert 0 < last["eval/few/shot_10_std"] < 0.2
+
+
 def test_eval_gives_the_same_numbers(run, capsys):
     code, out, err = bigjax(capsys, "eval", f"--workdir={run}", "--json")
     assert code == 0 and "precision    recall  f1-score" in out, err
-    expected = helpers.read_metrics(run)[-1]
+    assert re.search(r"few, step 40:\nshots  accuracy     std +l2\n +1 +[.\d]+", out), out
+    expected = last_numbers(run)
     for name, value in json.loads(out.splitlines()[-1]).items():
         assert expected[name] == pytest.approx(value, rel=1e-5), name
 
@@ -139,6 +154,9 @@ def test_a_folder_and_a_table_of_images(run, photos, tmp_path, capsys):
     code, out, err = bigjax(capsys, "predict", f"--workdir={run}", f"--input={tmp_path / 'some'}")
     assert code == 0 and "1 files in" in out and "c.txt: left out" in out, err
     assert "2 rows" in out and "deep/b.PNG" in out
+    only = tmp_path / "some" / "c.txt"  # named alone, it is an image whatever its name
+    code, out, err = bigjax(capsys, "predict", f"--workdir={run}", f"--input={only}")
+    assert code == 0 and "1 rows" in out, err
     (tmp_path / "t.csv").write_text("id,picture\n7,some/a.png\n8,some/c.txt\n")
     output = tmp_path / "o.csv"
     flags = [f"--input={tmp_path / 't.csv'}", "--config.data.columns.image=picture"]

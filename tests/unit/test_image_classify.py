@@ -57,6 +57,19 @@ def test_the_loss_and_metrics_by_hand():
     assert float(metrics["top5"][0]) == (rank[real] < 5).sum() and metrics["top5"][1] == 6
 
 
+def test_features_are_what_the_head_reads():
+    _, task = built()
+    data = batch()
+    variables = unbox(task.init(jax.random.key(0)))
+    params = variables.pop("params")
+    head = params["head"]
+    head["kernel"] = jax.random.normal(jax.random.key(1), head["kernel"].shape)
+    features = task.features(params, variables, {}, data)
+    assert features.shape == (B, 8) and features.dtype == jnp.float32
+    want = task.outputs(params, variables, {}, data)
+    np.testing.assert_allclose(features @ head["kernel"] + head["bias"], want, rtol=1e-5, atol=1e-5)
+
+
 def test_several_labels_have_probabilities_of_their_own():
     _, task = built(task=dict(several=True))
     data = batch(several=True)

@@ -84,6 +84,17 @@ class ImageData(SplitData):
             raise empty_split(name, "image", own=f", set data.{name} to data of its own")
         return ImageBatches(self.parts[name], self._data, name=name, **options)
 
+    def labels_of(self, name: str) -> np.ndarray:
+        """The labels of a split as in Part, without reading its images."""
+        self.check_split(name)
+        return self.parts[name].labels
+
+    def batches_of(self, name: str, index: np.ndarray, batch_size: int) -> ImageBatches:
+        """Each of some images of a split once, as evaluation shows them, in this order."""
+        self.check_split(name)
+        part = self.parts[name].subset(index)
+        return ImageBatches(part, self._data, batch_size, shuffle=False, name=name)
+
     def rows(self, name: str) -> list[dict[str, Any]]:
         """[{"file", "label"}] of the images of a split, in their order; label: a name, or a list of
         names."""
