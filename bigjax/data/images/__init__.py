@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import io
+import math
 import time
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from bigjax.bounds import SHARE, Range, at_least, check_ranges
+from bigjax.bounds import SEED, SHARE, Range, at_least, check_ranges
 from bigjax.data.batches import SplitData, empty_split
 from bigjax.data.files import LOCAL_CACHE
 from bigjax.data.images import sources
@@ -19,6 +22,8 @@ from bigjax.data.images.splits import Part
 from bigjax.data.kinds import Input
 from bigjax.data.store import SPLITS
 from bigjax.errors import UserError
+
+_SURVEYED = 100  # images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +42,9 @@ class Config:
     valid: str = ""  # '' = the set's own, else a fraction of train, by a hash of the bytes
     test: str = ""
     columns: Columns = Columns()
+    classes: tuple[str, ...] = ()  # only images of these; () = of all
+    shots: int = 0  # training images of each class, drawn by shots_seed; 0 = all
+    shots_seed: int = 0
     size: int = 224  # height and width of an image
     channels: int = 3  # 3, or 1 for grey
     crop: float = 1.0  # evaluation: the share of the sides of the largest square in the middle
@@ -51,6 +59,8 @@ class Config:
 
     RANGES = {
         **dict.fromkeys(("size", "max_pixels"), at_least(1)),
+        "shots": at_least(0),
+        "shots_seed": SEED,
         "channels": Range(1, 3),
         "crop": Range(0, 1, open_low=True),
         **dict.fromkeys(("valid_fraction", "test_fraction", "max_bad"), SHARE),
@@ -115,7 +125,29 @@ class ImageData(SplitData):
 
 def classes(data: Any, several: bool = False) -> tuple[str, ...]:
     """The names of the classes of the training images. Raises UserError."""
-    return splits_lib.opened(data, "train", data.train, lambda line: None, several=several).classes
+    source = splits_lib.opened(data, "train", data.train, lambda line: None, several=several)
+    return splits_lib.chosen(source.classes, data.classes)
+
+
+def survey(data: Any, several: bool = False) -> tuple[int, float]:
+    """(the number of training images, the median of their areas in pixels, of up to 100).
+
+    data: the config section `data`. Raises UserError as load_images, and if none can be read.
+    """
+    part = splits_lib.parts(data, ("train",), lambda line: None, several=several)["train"]
+    areas = []
+    for i in part.index[:: max(1, len(part) // _SURVEYED)].tolist():
+        content = part.source.read(i)
+        try:
+            size = Image.open(io.BytesIO(content)).size if isinstance(content, bytes) else None
+        except (OSError, ValueError, Image.DecompressionBombError):  # training counts such files
+            continue
+        areas.append(math.prod(size or np.shape(content)[:2]))
+    if not areas:
+        raise UserError(
+            f"data.train={data.train!r}: none of the images that were tried can be read."
+        )
+    return len(part), float(np.median(areas))
 
 
 def load_images(

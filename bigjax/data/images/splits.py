@@ -55,6 +55,29 @@ class Part:
         labels = None if self.labels is None else self.labels[index]
         return dataclasses.replace(self, index=self.index[index], labels=labels)
 
+    def of_classes(self, classes: Sequence[str]) -> "Part":
+        """Its images of these classes, which are all that it then has; all for ()."""
+        if not classes:
+            return self
+        kept = chosen(self.classes, classes)
+        wanted = np.isin(self.labels, [self.classes.index(name) for name in kept])
+        return self.subset(np.flatnonzero(wanted)).relabelled(kept)
+
+    def few(self, n: int, seed: int) -> "Part":
+        """n images of each class, drawn by the seed, in their order; all for n = 0. Raises
+        UserError for a class that has fewer."""
+        if not n:
+            return self
+        rng, index = np.random.default_rng(seed), []
+        for label, name in enumerate(self.classes):
+            its = np.flatnonzero(self.labels == label)
+            if len(its) < n:
+                raise UserError(
+                    f"data.shots is {n}, but the class {name!r} has {len(its)} training images."
+                )
+            index.append(rng.permutation(its)[:n])
+        return self.subset(np.sort(np.concatenate(index)))
+
     def relabelled(self, classes: Sequence[str]) -> "Part":
         """The same images with labels that are indices into `classes`. Raises UserError for an
         image with a label that is not one of them."""
@@ -83,6 +106,16 @@ class Part:
         return dataclasses.replace(self, labels=labels, classes=classes)
 
 
+def chosen(classes: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Those of `classes` that data.classes names, in their own order; all for ()."""
+    if unknown := [name for name in names if name not in classes]:
+        raise UserError(
+            f"data.classes names {', '.join(unknown[:5])}, which the images do not have: their "
+            f"classes are {', '.join(classes[:10])}{', ...' * (len(classes) > 10)}."
+        )
+    return tuple(name for name in classes if not names or name in names)
+
+
 def digest(content: Any) -> str:
     """16 hex digits of what JSON can write."""
     return _hash(json.dumps(content).encode())
@@ -101,6 +134,11 @@ def parts(
     fraction of the training images, by a hash of their bytes. Raises UserError.
     """
     names = check_names(names)
+    if (data.classes or data.shots) and (several or not labelled):
+        raise UserError(
+            "data.classes and data.shots are for images with one label each, of a task that needs "
+            "labels: remove them."
+        )
     check_fractions(data.valid_fraction, data.test_fraction)
     own = {part: getattr(data, part) for part in ("valid", "test") if getattr(data, part)}
     if data.train:
@@ -117,14 +155,35 @@ def parts(
 
     found = {name: whole(name, own[name]) for name in names if name in own}
     if rest := [name for name in names if name not in own]:
-        train = whole("train", data.train)
+        undivided = whole("train", data.train)
         fractions = [
             0.0 if part in own else getattr(data, f"{part}_fraction") for part in ("valid", "test")
         ]
-        which = _which(train.source, fractions, data, log)
+        which = _which(undivided.source, fractions, data, log)
         for name in rest:
-            found[name] = train.subset(np.flatnonzero(which == SPLITS.index(name)))
-    return {name: found[name] for name in names}
+            found[name] = undivided.subset(np.flatnonzero(which == SPLITS.index(name)))
+        if "train" in rest:
+            _check_classes(found["train"], undivided)
+    found = {name: found[name].of_classes(data.classes) for name in names}
+    if "train" in found:
+        found["train"] = found["train"].few(data.shots, data.shots_seed)
+    return found
+
+
+def _check_classes(train: Part, undivided: Part) -> None:
+    """Raises UserError if all images of a class are for validation or testing."""
+    if train.labels is None or train.labels.ndim > 1:
+        return
+    count = lambda part: np.bincount(part.labels, minlength=len(undivided.classes))
+    lost = np.flatnonzero((count(undivided) > 0) & (count(train) == 0))
+    if lost.size:
+        names = [f"{undivided.classes[i]} ({count(undivided)[i]})" for i in lost[:5]]
+        raise UserError(
+            f"No image is left to train on of {', '.join(names)}{' and more' * (lost.size > 5)} "
+            "(in brackets: its images): all are in validation or test data. Add images to these "
+            "classes, set data.valid and data.test to data of their own, or lower "
+            "data.valid_fraction and data.test_fraction."
+        )
 
 
 def opened(
