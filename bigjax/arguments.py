@@ -263,6 +263,8 @@ class Arguments:
         keys += config_lib.override(config, rest, complete, modules.types(complete))
         modules.fill(config, *["model"] * (config.model.get("preset") == "init_from"))
         config_lib.expand_paths(config, modules.path_schemes(config))
+        if folder is not None:
+            config_lib.complete(file, config, frozenset(keys))
         cloud.check(_texts(value for _, value in config_lib.sorted_leaves(config)))
         return config, {k: before.get(k) for k in keys}
 

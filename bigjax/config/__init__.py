@@ -1,6 +1,7 @@
 """Configs: all keys with defaults, loading a file, overrides, checks, and the saved copy.
 
-A config file is Python with `get_config(variant='')`. It starts from `new_config()` and sets keys.
+A config file is Python with `get_config(variant='')`. It starts from `new_config()` and sets keys;
+an optional `complete(config, given)` sets those that follow from others, see files.complete.
 The sections `model`, `task`, `data` and each of `evals` name a module, whose
 `Config` dataclass owns their other keys.
 """
@@ -17,6 +18,7 @@ from bigjax.config.checks import (
 from bigjax.config.files import (
     DEFAULT_CONFIG,
     ROOT,
+    complete,
     config_files,
     find_config,
     first_docstring_line,
@@ -50,6 +52,7 @@ __all__ = [
     "check_keys",
     "check_numbers",
     "check_values",
+    "complete",
     "config_files",
     "describe",
     "expand_paths",

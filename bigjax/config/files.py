@@ -1,7 +1,7 @@
 """Config files: finding and running them, and their variants."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import difflib
 import functools
@@ -10,6 +10,7 @@ import os
 import pathlib
 import sys
 import traceback
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
@@ -64,6 +65,31 @@ def load_file(spec: str) -> ConfigDict:
 
     Raises UserError if the file does not exist or fails, naming the line.
     """
+    with _loaded(spec) as (module, path, variant):
+        if not hasattr(module, "get_config"):
+            raise UserError(f"{path} has no function get_config(variant='').")
+        config = _call(module.get_config, path, variant)
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config returned {type(config).__name__}, not a ConfigDict.")
+    check_keys(config)
+    set_python_path(config, folder_of(spec))
+    return config.lock()
+
+
+def complete(spec: str, config: ConfigDict, given: frozenset[str]) -> None:
+    """Calls `complete(config, given)` of the file, if it defines that: it sets values that follow
+    from others, such as from the data that the command line names. given: the keys that the command
+    line sets, which it leaves. Raises UserError as load_file."""
+    with _loaded(spec) as (module, path, _):
+        if hasattr(module, "complete"):
+            with config.unlocked():
+                _call(module.complete, path, config, given)
+            check_keys(config)
+
+
+@contextlib.contextmanager
+def _loaded(spec: str) -> Iterator[tuple[ModuleType, str, str]]:
+    """(the module of a config file, its path as given, the variant)."""
     path, variant = _split(spec)
     file = find_config(path)
     module_spec = importlib.util.spec_from_file_location(_MODULE, file)
@@ -76,21 +102,18 @@ def load_file(spec: str) -> ConfigDict:
             raise
         except (Exception, SystemExit) as e:
             raise UserError(f"{path} fails to import, {_where(e, file)}: {_text(e)}") from e
-        if not hasattr(module, "get_config"):
-            raise UserError(f"{path} has no function get_config(variant='').")
-        try:
-            config = module.get_config(variant)
-        except UserError:
-            raise
-        except (Exception, SystemExit) as e:
-            raise UserError(
-                f"{path}: get_config({variant!r}) fails, {_where(e, file)}: {_text(e)}"
-            ) from e
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"{path}: get_config returned {type(config).__name__}, not a ConfigDict.")
-    check_keys(config)
-    set_python_path(config, file.parent)
-    return config.lock()
+        yield module, path, variant
+
+
+def _call(function: Callable, path: str, *arguments):
+    """The result of a function of the config file at `path`."""
+    try:
+        return function(*arguments)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as e:
+        name = f"{function.__name__}({', '.join(repr(a) for a in arguments if isinstance(a, str))})"
+        raise UserError(f"{path}: {name} fails, {_where(e, find_config(path))}: {_text(e)}") from e
 
 
 def folder_of(spec: str) -> pathlib.Path:
