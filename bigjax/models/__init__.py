@@ -134,6 +134,18 @@ class PlanSizes(NamedTuple):
     vocab: int = 0
 
 
+class Adapted(NamedTuple):
+    """How a parameter of another shape becomes one of this model: change(host array) has `shape`.
+
+    A family whose parameters depend on sizes that a user may change, such as that of images,
+    defines `adapt(theirs, config, names) -> {name: Adapted}`: theirs is the config.model of the run
+    or folder that config.init_from names, names are those of its parameters that are loaded.
+    """
+
+    shape: tuple[int, ...]
+    change: Callable[[np.ndarray], np.ndarray]
+
+
 def rung(n: int) -> int:
     """n rounded up to a length for which programs are compiled: 0, multiples of 16 up to 128, then
     four lengths per doubling. Each decoded token costs as much as the length, not as n."""

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bigjax.errors import UserError
 
@@ -33,3 +34,32 @@ def normalised(images_BHWC: jax.Array, c: Any) -> jax.Array:
         )
     mean, std = (jnp.asarray(x, jnp.float32) for x in (c.mean, c.std))
     return ((images_BHWC.astype(jnp.float32) / 255 - mean) / std).astype(c.dtype)
+
+
+def resized_grid(values: np.ndarray, before: int, after: int) -> np.ndarray:
+    """Values [before * before, D] of a square grid, row by row, for a grid [after * after, D].
+
+    Bicubic, as torch's interpolate(mode="bicubic", align_corners=False), by which transformers
+    resizes the positions of a ViT and a DINOv2; without antialiasing.
+    """
+    rows = _bicubic(before, after)
+    grid = np.asarray(values, np.float64).reshape(before, before, -1)
+    out = np.einsum("ab,cd,bdD->acD", rows, rows, grid, optimize=True)
+    return out.reshape(after * after, -1).astype(np.float32)
+
+
+def _bicubic(before: int, after: int) -> np.ndarray:
+    """float64 [after, before]: the weights of the numbers of a line in the resized one.
+
+    Cubic convolution with a = -0.75 (Keys, 1981); beyond its ends a line keeps its last number.
+    """
+    place = (np.arange(after) + 0.5) * before / after - 0.5
+    first = np.floor(place).astype(int) - 1
+    weights = np.zeros((after, before))
+    for k in range(4):
+        i = first + k
+        d = np.abs(place - i)
+        near = 1.25 * d**3 - 2.25 * d**2 + 1
+        far = -0.75 * (d**3 - 5 * d**2 + 8 * d - 4)
+        np.add.at(weights, (np.arange(after), i.clip(0, before - 1)), np.where(d <= 1, near, far))
+    return weights

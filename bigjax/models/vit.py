@@ -1,6 +1,8 @@
 """Vision Transformers (https://arxiv.org/abs/2010.11929)."""
 
+from collections.abc import Collection, Mapping
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,13 +20,14 @@ from bigjax.layers.remat import kept
 from bigjax.layers.stack import Stack
 from bigjax.models import (
     OF_A_RUN,
+    Adapted,
     ImageOutput,
     PlanSizes,
     check_attention,
     check_fields,
     check_heads,
 )
-from bigjax.models.images import PIXELS, normalised
+from bigjax.models.images import PIXELS, normalised, resized_grid
 from bigjax.parallel.sharding import constrain
 
 HUGGING_FACE = (hugging_face.FAMILY, hugging_face.DINOV2, hugging_face.REGISTERS)
@@ -295,6 +298,40 @@ def sincos2d(height: int, width: int, d: int, temperature: float = 10_000.0) -> 
 
 
 check_mesh = check_attention
+
+
+# The parameters that a field of Config gives their shape or number, and how to set others.
+_SHAPED = {
+    "patch": "patch/",
+    "channels": "patch/",
+    "d_model": "",
+    "n_layers": "stack/",
+    "n_heads": "stack/",
+    "d_ff": "stack/",
+}
+
+
+def adapt(theirs: Mapping[str, Any], c: Config, names: Collection[str]) -> dict[str, Adapted]:
+    """How parameters of another ViT become those of this one: positions of another image size.
+
+    theirs: its config.model. names: of its parameters, those that are loaded. Raises UserError for
+    another patch size, width or depth.
+    """
+    for field, start in _SHAPED.items():
+        other, own = theirs.get(field), getattr(c, field)
+        if other not in (None, own) and any(n.startswith(start) for n in names):
+            reset = f"or init_reset='^{start}' to initialise these parameters from scratch"
+            raise UserError(
+                f"config.init_from holds a model with model.{field}={other}, but this run has "
+                f"model.{field}={own}. Set model.preset='init_from' to use its sizes"
+                + (f", {reset}." if start else ", and remove your own.")
+            )
+    if theirs.get("position", c.position) != "learned" or "position" not in names:
+        return {}
+    before, after = theirs["image_size"] // theirs["patch"], c.grid
+    if before == after:
+        return {}
+    return {"position": Adapted((after**2, c.d_model), lambda x: resized_grid(x, before, after))}
 
 
 def plan_sizes(c: Config) -> PlanSizes:

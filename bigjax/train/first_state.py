@@ -85,7 +85,8 @@ def _initial_state(run, prepare: Callable | None, source: init_from.Source | Non
         log(f"Starting at step 0 with the parameters of {c.init_from}.")
         # With extras_of they follow from the parameters.
         stored = {} if task.extras_of else extras
-        loaded = init_from.initialise({**params, **stored}, source, c.init_reset, log)
+        adapt = init_from.adapter(c)
+        loaded = init_from.initialise({**params, **stored}, source, c.init_reset, log, adapt)
         params, extras = ({k: loaded[k] for k in tree} for tree in (params, stored))
     else:
         log("Starting from scratch.")

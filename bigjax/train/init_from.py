@@ -1,11 +1,9 @@
 """Starts from the parameters of another model: a run's or a Hugging Face folder's."""
 
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 import fnmatch
 import functools
 import hashlib
-import re
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -17,11 +15,16 @@ from bigjax import interop, modules, paths
 from bigjax.data import tokenizers
 from bigjax.data.files import cache_dir, cache_folder, write_cached
 from bigjax.errors import UserError
+from bigjax.models import Adapted
 from bigjax.optim import matches
 from bigjax.parallel import sharding
+from bigjax.train import init_table
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints, Damaged
 from bigjax.trees import layer_locations, layer_names, named_leaves, path_name
+
+# config.model of a source and names of its parameters -> {name: how it is changed}
+Adapter = Callable[[Mapping[str, Any], Collection[str]], dict[str, Adapted]]
 
 
 class Source(NamedTuple):
@@ -243,29 +246,48 @@ def load_all(abstract, source: Source, what: str):
     return _assemble(abstract, plan, source.load(abstract))
 
 
-def initialise(fresh, source: Source, reset: str, log: Callable[[str], None]):
+def adapter(config) -> Adapter | None:
+    """`adapt` of the family of config.model, for `initialise`; None if it has none."""
+    family, c = modules.of(config, "model"), modules.options(config, "model")
+    if not hasattr(family, "adapt"):
+        return None
+    own = lambda theirs: theirs.get("name") == config.model.name
+    return lambda theirs, names: family.adapt(theirs, c, names) if own(theirs) else {}
+
+
+def initialise(
+    fresh,
+    source: Source,
+    reset: str,
+    log: Callable[[str], None],
+    adapt: Adapter | None = None,
+):
     """fresh (a tree of arrays) with its parameters replaced by those of source that exist there.
 
-    reset: a regex over paths of parameters that stay fresh ('': none). Logs a table of parameters
-    that were loaded, that are new, and of the source that are not used. Raises UserError if a shape
-    differs, and if the source has none of the parameters.
+    reset: a regex over paths of parameters that stay fresh ('': none). adapt: says how parameters
+    of another shape are changed. Logs a table of parameters that were loaded, that are new, and of
+    the source that are not used. Raises UserError if a shape differs, and if the source has none of
+    the parameters.
     """
     named = named_leaves(fresh)
     kept = (
         named_leaves(matches(reset, fresh, "init_reset")) if reset else dict.fromkeys(named, False)
     )
-    plan, wrong = {}, []
+    plan = {}
     for name, x in named.items():
         layers = layer_names(name, x)
         skip = np.broadcast_to(kept[name], len(layers))
         plan[name] = [n if n in source.shapes and not s else None for n, s in zip(layers, skip)]
-        shape = x.shape if layers == [name] else x.shape[1:]
-        wrong += [
-            f"{n} has the shape {source.shapes[n]} there and {tuple(shape)} in this model"
-            for n in plan[name]
-            if n and source.shapes[n] != tuple(shape)
-        ]
     loaded = {n for names in plan.values() for n in names if n}
+    adapted = adapt(source.model, loaded) if adapt else {}
+    shapes = {**source.shapes, **{n: a.shape for n, a in adapted.items()}}
+    own = lambda name, x: tuple(x.shape if layer_names(name, x) == [name] else x.shape[1:])
+    wrong = [
+        f"{n} has the shape {shapes[n]} there and {own(name, x)} in this model"
+        for name, x in named.items()
+        for n in plan[name]
+        if n and shapes[n] != own(name, x)
+    ]
     if wrong or not loaded:
         what = "; ".join(wrong[:5]) + (" ..." if len(wrong) > 5 else "") or (
             "it has no parameter of this model, but " + ", ".join(list(source.shapes)[:5]) + ", ..."
@@ -276,8 +298,15 @@ def initialise(fresh, source: Source, reset: str, log: Callable[[str], None]):
             "parameters to initialise from scratch."
         )
     new = [n for name, x in named.items() for n in layer_names(name, x) if n not in loaded]
-    log(_table(source, named, loaded, new))
-    return _assemble(fresh, plan, source.load(_abstract(fresh)))
+    log(init_table.table(source, named, loaded, new, adapted))
+    get = source.load(_abstract(fresh))
+    changed = lambda n: adapted[n].change(_on_host(get(n))) if n in adapted else get(n)
+    return _assemble(fresh, plan, changed)
+
+
+def _on_host(x) -> np.ndarray:
+    """A host array, or one that is replicated on all devices, as one whose shape differs is."""
+    return np.asarray(x.addressable_data(0) if isinstance(x, jax.Array) else x)
 
 
 def _abstract(tree):
@@ -330,42 +359,3 @@ class _Layers:
 
     def __getitem__(self, at: tuple) -> np.ndarray:
         return np.stack([part[at[1:]] for part in self._parts[at[0]]])
-
-
-def _table(source: Source, named: dict, loaded: set, new: list) -> str:
-    """A table of loaded, new and unused parameters: one line per module, all layers in one."""
-    sizes = {n: int(np.prod(s)) for n, s in source.shapes.items()}
-    for name, x in named.items():
-        names = layer_names(name, x)
-        sizes.update({n: x.size // len(names) for n in names})
-    rows = []
-    for status, names in (
-        ("loaded", loaded),
-        ("new", new),
-        ("unused", [n for n in source.shapes if n not in loaded]),
-    ):
-        by_module, layers = defaultdict(list), defaultdict(set)
-        for n in names:
-            layer = re.match(r"(.+?)/layer_(\d+)/", n)
-            module = layer[1] if layer else n.split("/")[0]
-            by_module[module].append(n)
-            if layer:
-                layers[module].add(int(layer[2]))
-        for module, members in sorted(by_module.items()):
-            numbers = _ranges(sorted(layers[module]))
-            label = f"{module}, layers {numbers}" if numbers else module
-            rows.append((status, label, len(members), sum(sizes[n] for n in members)))
-    lines = [f"{'':8}{'from ' + source.where:<44}{'arrays':>7}{'parameters':>15}"]
-    lines += [f"{status:<8}{label:<44}{n:>7}{size:>15,}" for status, label, n, size in rows]
-    return "\n".join(lines)
-
-
-def _ranges(numbers: list[int]) -> str:
-    """'0-3, 7'."""
-    parts: list[list[int]] = []
-    for n in numbers:
-        if parts and n == parts[-1][-1] + 1:
-            parts[-1].append(n)
-        else:
-            parts.append([n])
-    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)

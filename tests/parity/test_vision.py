@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from bigjax import interop, losses, modules
+from bigjax.models.images import resized_grid
 from bigjax.trees import named_leaves
 
 HERE = pathlib.Path(__file__).parent
@@ -114,3 +115,15 @@ def test_bfloat16(reference):
     out = jax.jit(model.apply)(reference.variables, reference.arrays["images"])
     assert out.logits.dtype == jnp.float32
     assert_close({"logits": out.logits}, {"logits": reference.arrays["logits"]}, 0.03)
+
+
+def test_positions_of_other_grids():
+    """As torch resizes them, up and down."""
+    with np.load(HERE / "positions.npz") as f:
+        sizes = sorted({name.split("/")[0] for name in f})
+        assert {"14_24", "37_16", "4_7", "7_4"} < set(sizes)
+        for size in sizes:
+            before, after = map(int, size.split("_"))
+            got = resized_grid(f[f"{size}/in"].reshape(before**2, 2), before, after)
+            want = f[f"{size}/out"].reshape(after**2, 2)
+            np.testing.assert_allclose(got, want, atol=1e-5, err_msg=size)
