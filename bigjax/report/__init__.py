@@ -135,15 +135,15 @@ def printing_on_failure(numbers: str):
         raise
 
 
-def check_suffix(out: str | None) -> None:
+def check_suffix(out: str | None, flag: str = "--out") -> None:
     """Raises UserError for a file whose suffix names no format of pictures."""
     if out and epath.Path(out).suffix not in FORMATS:
-        raise UserError(f"--out={out} must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
+        raise UserError(f"{flag}={out} must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
 
 
-def save(figure, path: str, **options) -> None:
+def save(figure, path: str, flag: str = "--out", **options) -> None:
     """Writes and closes a matplotlib figure, in the format of the path's suffix. Raises UserError
-    if it cannot be written."""
+    if it cannot be written. flag: that names the path."""
     from matplotlib import pyplot as plt
 
     try:
@@ -151,7 +151,7 @@ def save(figure, path: str, **options) -> None:
         with epath.Path(path).open("wb") as f:
             figure.savefig(f, format=epath.Path(path).suffix[1:], **options)
     except OSError as e:
-        raise cannot_write(f"The picture {path}", e, "Name another file by --out=FILE.png") from e
+        raise cannot_write(f"The picture {path}", e, f"Name another file by {flag}=FILE.png") from e
     finally:
         plt.close(figure)
 

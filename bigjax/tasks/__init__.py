@@ -70,6 +70,8 @@ class Task:
         parameters of a source with other labels are refused.
     pictures(params, extras, frozen, batch) -> a NamedTuple of uint8 [B, H, W, channels], what a
         model makes of each image, in an order to compare them, for the evaluator `pictures`.
+    augment(batch, rng) -> batch, in which the loss of training has changed `image`, and `target`
+        float32 [B, labels] has the share of each label; for `bigjax look`. rng: of the loss.
     features(params, extras, frozen, batch) -> float32 [B, D] of each image, for `fewshot`.
     A labelled task defines these three, for evaluation by `metrics` and for `bigjax predict`:
     kind: its predictions and measures, see data.kinds.
@@ -114,6 +116,7 @@ class Task:
     outputs: Callable[..., Any] | None = None
     load_input: Callable[..., Input] | None = None
     pictures: Callable[..., Any] | None = None
+    augment: Callable[[dict, Any], dict] | None = None
     features: Callable[..., Any] | None = None
     prepare: Callable[[], Callable[[Any, Any], Any]] = lambda: lambda params, corpus: params
     extras_of: Callable[[Any, Any], Any] | None = None

@@ -22,6 +22,7 @@ _CALLS = {
     "load_data": "log, tokenizer, splits=splits",
     "batch_shapes": "batch_size, step",
     "outputs": "params, extras, frozen, batch",
+    "augment": "batch, rng",
     "features": "params, extras, frozen, batch",
     "load_input": "spec, log, tokenizer",
 }

@@ -82,16 +82,26 @@ def build(config, options: Config) -> Task:
         del frozen
         return forward(params, extras, batch["image"], None, False)[0].features
 
+    def with_target(batch):
+        label = batch["label"]
+        return {**batch, "target": label if options.several else jax.nn.one_hot(label, n)}
+
+    def augment(batch, rng):
+        images, targets, weights = (with_target(batch)[k] for k in ("image", "target", "weights"))
+        _, key = jax.random.split(rng)  # the other one is the model's
+        images, targets = mix(images, targets, weights, key, options.mixup, options.cutmix)
+        return {**batch, "image": images, "target": targets}
+
+    mixes = bool(options.mixup or options.cutmix)
+
     def loss(params, extras, frozen, batch, rng, train):
         del frozen
-        images, weights = batch["image"], batch["weights"]
-        targets = batch["label"]
-        if not options.several:
-            targets = jax.nn.one_hot(targets, n)
-        if train and (options.mixup or options.cutmix):
-            rng, key = jax.random.split(rng)
-            images, targets = mix(images, targets, weights, key, options.mixup, options.cutmix)
-        out, extras = forward(params, extras, images, rng, train)
+        if train and mixes:
+            batch, (rng, _) = augment(batch, rng), jax.random.split(rng)
+        else:
+            batch = with_target(batch)
+        targets, weights = batch["target"], batch["weights"]
+        out, extras = forward(params, extras, batch["image"], rng, train)
         if options.several:
             total = losses.sigmoid_cross_entropy(out.logits, targets, weights)
             metrics = {}
@@ -135,6 +145,7 @@ def build(config, options: Config) -> Task:
         kind=(SeveralLabels if options.several else OneLabel)(options.labels),
         outputs=outputs,
         features=features,
+        augment=augment if mixes else None,
         **in_images(c),
         flops_per_example=family.flops_per_image(c) if hasattr(family, "flops_per_image") else 0.0,
         label_head="head",

@@ -49,17 +49,13 @@ def make_step(
 
     def sums(state, frozen, batch):
         """Gradient of the summed loss, and (loss, weight, metrics) sums."""
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        rng = step_key(seed, state.step)
         if accumulate == 1:
             (total, (weight, metrics, extras)), g = grad(
                 state.params, state.extras, frozen, batch, rng
             )
             return *_float32((g, (total, weight, metrics))), extras
-        # Example r goes to micro-batch r % accumulate, so that each is sharded over all devices.
-        micro = jax.tree_util.tree_map(
-            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1),
-            task.whole_batch(batch),
-        )
+        micro = micro_batches(task.whole_batch(batch), accumulate)
 
         def add(carry, item):
             extras, done = carry
@@ -143,6 +139,19 @@ def make_step(
         }
 
     return step
+
+
+def step_key(seed: int, step) -> jax.Array:
+    """The random key of a step; micro-batch i has fold_in(key, i) if there are several."""
+    return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def micro_batches(batch: dict, accumulate: int) -> dict:
+    """The arrays [B, ...] of a batch as [accumulate, B / accumulate, ...]. Example r goes to
+    micro-batch r % accumulate, so that each is sharded over all devices."""
+    return jax.tree_util.tree_map(
+        lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+    )
 
 
 def mean_gradients(task) -> Callable:

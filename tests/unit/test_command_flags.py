@@ -14,6 +14,7 @@ TAKES = {
     "predict": ("workdir", "data"),
     "generate": ("workdir", "mesh"),
     "plan": ("config", "optim"),
+    "look": ("config", "optim"),
     "configs": (),
     "config": ("config", "workdir", "optim"),
     "checkpoint": ("workdir",),
