@@ -45,12 +45,14 @@ def run(arguments: Arguments) -> None:
     from bigjax import data, tasks
     from bigjax.data import tokenizers
     from bigjax.infer import predict as predict_lib
+    from bigjax.parallel import hosts
     from bigjax.train import load as load_lib
     from bigjax.train import workdir as workdir_lib
 
     if f.output:
         predict_lib.check_output(f.output, f.input)
     config = arguments.config_of_run()
+    hosts.start(config, arguments.workdir)  # before the task, which starts jax
     task = tasks.build(config)
     if task.kind is None or task.load_input is None:
         raise UserError(

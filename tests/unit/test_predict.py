@@ -281,7 +281,7 @@ def test_files_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def test_a_table_for_people():
-    rows = [{"text": "a\tb\nc", "where": "x:1"}, {"text": "y" * 70, "where": "x:2"}]
+    rows = [{"text": "a\tb\nc", "where": "x:1"}, {"text": "x" * 35 + "y" * 35, "where": "x:2"}]
     predictions = [
         {"prediction": "p", "probability": 0.12345678, "probabilities": {"p": 1.0}},
         {"prediction": None, "probability": None, "note": "no"},
@@ -290,7 +290,7 @@ def test_a_table_for_people():
     assert [line.split() for line in lines] == [
         ["text", "prediction", "probability", "note"],
         ["a", "b", "c", "p", "0.123457"],
-        ["y" * 28 + "..." + "y" * 28, "no"],
+        ["x" * 28 + "..." + "y" * 28, "no"],
     ]
     assert len({line.find(x) for line, x in zip(lines, ("prediction", "p "))}) == 1
 

@@ -112,7 +112,7 @@ class Unreadable:
 
     def why(self, i: int) -> str:
         """What is wrong with image i, which has no weight."""
-        return self._messages.get(i, "cannot be read")  # decoded by another host
+        return self._messages.get(i, "another host could not read it")
 
     def add(self, i: int, message: str) -> None:
         with self._lock:
