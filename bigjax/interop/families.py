@@ -8,7 +8,7 @@ from typing import Any
 
 from bigjax import modules
 from bigjax.errors import UserError
-from bigjax.interop import files
+from bigjax.interop import files, timm
 from bigjax.interop.mapping import Entry, Family
 from bigjax.interop.origin import Layout
 
@@ -27,13 +27,15 @@ def supported(model: str = "", python_path: str = "") -> dict[str, tuple[str, Fa
 
 
 def is_huggingface(folder: str | os.PathLike) -> bool:
-    """Whether folder has a config.json of transformers; that of a run has no model_type."""
+    """Whether folder has a config.json of transformers, or of timm; that of a run has no
+    model_type."""
     try:
         path = pathlib.Path(folder).expanduser() / files.CONFIG
         config = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return False
-    return isinstance(config, dict) and isinstance(config.get("model_type"), str)
+    known = isinstance(config, dict) and isinstance(config.get("model_type"), str)
+    return known or timm.is_config(config)
 
 
 def family_and_class(

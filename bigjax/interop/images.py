@@ -36,25 +36,26 @@ class Preprocessing(NamedTuple):
     notes: list[str]
 
 
-def read(content: bytes) -> Preprocessing:
-    """The settings in a preprocessor_config.json. Raises UserError for a damaged file."""
+def read(content: bytes, where: str = FILE) -> Preprocessing:
+    """The settings in a preprocessor_config.json. where: names it in messages. Raises UserError for
+    a damaged file."""
     try:
         config = json.loads(content)
     except ValueError as e:
-        raise UserError(f"{FILE} is not JSON ({e}). Copy it again.") from None
+        raise UserError(f"{where} is not JSON ({e}). Copy it again.") from None
     if not isinstance(config, dict):
-        raise UserError(f"{FILE} holds a {type(config).__name__}; it must be a JSON object.")
+        raise UserError(f"{where} holds a {type(config).__name__}; it must be a JSON object.")
     notes = []
     try:
         view = _view(config)
         mean, std = _pixels(config)
     except (TypeError, ValueError, ZeroDivisionError, KeyError) as e:
         raise UserError(
-            f"{FILE} has a size, a crop or a mean that is not a number ({e!r}). Copy it again."
+            f"{where} has a size, a crop or a mean that is not a number ({e!r}). Copy it again."
         ) from None
     if len(mean) != len(std):
         raise UserError(
-            f"{FILE}: image_mean has {len(mean)} numbers and image_std has {len(std)}; both must "
+            f"{where}: image_mean has {len(mean)} numbers and image_std has {len(std)}; both must "
             "have one for each channel."
         )
     if view is None:
@@ -62,7 +63,7 @@ def read(content: bytes) -> Preprocessing:
     resample = config.get("resample", _BILINEAR)
     if config.get("do_resize", True) and resample != _BILINEAR:
         notes.append(f"resample={resample} is another filter than bigjax's, which is bilinear (2)")
-    return Preprocessing(view, mean, std, [f"{FILE}: {note}" for note in notes])
+    return Preprocessing(view, mean, std, [f"{where}: {note}" for note in notes])
 
 
 def _kind(config: dict) -> str:

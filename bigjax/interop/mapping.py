@@ -279,6 +279,7 @@ class Family:
         config.task -> messages about an export.
     alternatives: model dict -> tensors of other versions that hold parameters of the body in
         another form.
+    zeros: model dict -> {our name: shape} of parameters that are 0 in models of the family.
     pixels: (mean, standard deviation) by which the family's models normalise images if their
         folder does not say it; () for a family of text.
     """
@@ -302,6 +303,7 @@ class Family:
     special_tokens: tuple[str, ...] = ("bos", "eos", "pad")
     export_notes: Callable[[str, Mapping[str, Any]], list[str]] = lambda architecture, task: []
     alternatives: Callable[[dict], list[Entry]] = lambda model: []
+    zeros: Callable[[dict], dict[str, tuple[int, ...]]] = lambda model: {}
     pixels: tuple[tuple[float, ...], ...] = ()
 
     def misfits(self, model: dict) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bigjax.errors import UserError
-from bigjax.interop import files, images, labels, tokenizers
+from bigjax.interop import files, images, labels, timm, tokenizers
 from bigjax.interop.families import family_and_class
 from bigjax.interop.mapping import Entry, Family
 from bigjax.interop.origin import Layout
@@ -53,10 +53,13 @@ class Imported:
     layout: Layout
     _tensors: files.Tensors
     _entry: dict[str, tuple[Entry, str]]  # by our name, with the tensor's name in the file
+    _zeros: dict[str, tuple[int, ...]]
     _last: tuple[str, dict] = ("", {})
 
     def load(self, name: str) -> np.ndarray:
         """A parameter in our layout and the dtype of the file. UserError if the file is damaged."""
+        if name in self._zeros:
+            return np.zeros(self._zeros[name], np.float32)
         entry, theirs = self._entry[name]
         if self._last[0] != theirs:  # one tensor of a file may hold several parameters
             self._last = theirs, entry.to_ours(self._tensors.read(theirs))
@@ -82,14 +85,20 @@ def read(folder: str | os.PathLike, model_name: str = "", python_path: str = "")
     config.json.
     """
     folder = files.local(folder)
-    config = files.read_config(folder)
-    ours, family, architecture = family_and_class(config, model_name, python_path)
-    contents = tokenizers.read(folder)
-    seen = _images(family, contents) if family.pixels else _NO_IMAGES
-    model = {"name": ours, **seen.model, **family.model_fields(config)}
+    config, contents = files.read_config(folder), tokenizers.read(folder)
+    if timm.is_config(config):
+        tensors = files.Tensors(folder)
+        ours, family, architecture, config, fields, processor = timm.opened(config, tensors.shapes)
+        processors, where = {images.FILE: processor}, "pretrained_cfg in config.json"
+    else:
+        ours, family, architecture = family_and_class(config, model_name, python_path)
+        fields = family.model_fields(config)
+        processors, where = contents, images.FILE
+        tensors = files.Tensors(folder)
+    seen = _images(family, processors, where) if family.pixels else _NO_IMAGES
+    model = {"name": ours, **seen.model, **fields}
     if family.pixels:
-        _check_channels(model, images.FILE in contents)
-    tensors = files.Tensors(folder)
+        _check_channels(model, images.FILE in processors)
     n_labels = len(labels.names_of(config))
     own = family.entries(architecture, model, n_labels)
     entries = {e.name: e for e in own + family.others(architecture, model, n_labels)}
@@ -103,7 +112,7 @@ def read(folder: str | os.PathLike, model_name: str = "", python_path: str = "")
         for name, _ in e.parts
     }
     _check_forms(entries, tensor_of)
-    kinds = set(dtypes.values())
+    kinds, zeros = set(dtypes.values()), family.zeros(model)
     return Imported(
         folder,
         family,
@@ -117,8 +126,8 @@ def read(folder: str | os.PathLike, model_name: str = "", python_path: str = "")
         tokenizers.derived(contents),
         kinds.pop() if len(kinds) == 1 else "float32",
         dtypes if len(kinds) > 1 else {},
-        list(dtypes),
-        {n: s for e in entries.values() if e.name in tensor_of for n, s in e.parts},
+        [*dtypes, *zeros],
+        {n: s for e in entries.values() if e.name in tensor_of for n, s in e.parts} | zeros,
         [n for e in own for n, _ in e.parts if n not in dtypes],
         sorted({p.name for p in folder.iterdir()} - {*layout.texts, *layout.headers, *contents}),
         [*family.notes(config), *seen.notes_for(model)],
@@ -131,6 +140,7 @@ def read(folder: str | os.PathLike, model_name: str = "", python_path: str = "")
             if e.name in tensor_of
             for n, _ in e.parts
         },
+        zeros,
     )
 
 
@@ -153,12 +163,12 @@ class _Images(NamedTuple):
 _NO_IMAGES = _Images({}, {}, [])
 
 
-def _images(family: Family, contents: dict[str, bytes]) -> _Images:
+def _images(family: Family, contents: dict[str, bytes], where: str) -> _Images:
     mean, std = family.pixels
     if images.FILE not in contents:
         note = f"no {images.FILE}: model.mean and model.std are those usual for {family.name}"
         return _Images({"mean": mean, "std": std}, {}, [note])
-    found = images.read(contents[images.FILE])
+    found = images.read(contents[images.FILE], where)
     model: dict[str, Any] = {"mean": found.mean or mean, "std": found.std or std}
     if found.view is None:
         return _Images(model, {}, found.notes)
