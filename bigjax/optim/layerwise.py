@@ -10,7 +10,12 @@ import optax
 from bigjax.errors import UserError
 from bigjax.trees import layer_names, named_leaves, path_name
 
-_BELOW = re.compile(r"^(embed|position|token_type)")  # parameters below the first layer
+# Parameters below the first layer.
+_BELOW = re.compile(r"^(embed|position|token_type|patch|class_|registers|stem)")
+# Those of layers: of a stack, the units of a ResNet, convolutions, the dense layers above them.
+_LAYER = re.compile(
+    r"(?:^|/)layer_(\d+)/|^stage_(\d+)_unit_(\d+)/|^(?:conv|norm)_(\d+)/|^(hidden)_(\d+)/"
+)
 
 
 def matches(pattern: str, params, key: str, required: bool = True):
@@ -44,22 +49,40 @@ def matches(pattern: str, params, key: str, required: bool = True):
 
 def decay_factors(params, decay: float):
     """A tree of factors: decay ** (number of layers above), 1 for heads (as in ELECTRA's
-    fine-tuning, https://arxiv.org/abs/2003.10555); float32 [layers] for a scanned leaf."""
-    depth = {}
-    for name, x in named_leaves(params).items():
-        for n in layer_names(name, x):
-            layer = re.search(r"/layer_(\d+)/", n)
-            depth[n] = int(layer[1]) + 1 if layer else 0 if _BELOW.match(n) else None
-    top = 1 + max((d for d in depth.values() if d), default=0)
+    fine-tuning, https://arxiv.org/abs/2003.10555); float32 [layers] for a scanned leaf.
+
+    Raises UserError for a model without layers that are recognised by their names.
+    """
+    names = [n for name, x in named_leaves(params).items() for n in layer_names(name, x)]
+    layers = {n: _layer(n) for n in names}
+    order = sorted({at for at in layers.values() if at})
+    if not order:
+        raise UserError(
+            f"optim.layer_decay={decay:g} needs parameters of layers, by names such as "
+            f"layer_0/mlp or conv_1; this model has {', '.join(names[:5])}, ... Set it to 1."
+        )
+    top = 1 + len(order)
+    number = {at: i for i, at in enumerate(order, start=1)}
+
+    def factor(n: str) -> float:
+        layer = layers[n]
+        depth = number[layer] if layer else 0 if _BELOW.match(n) else top
+        return decay ** (top - depth)
 
     def leaf_factors(path, x):
-        factors = [
-            decay ** (top - (top if depth[n] is None else depth[n]))
-            for n in layer_names(path_name(path), x)
-        ]
+        factors = [factor(n) for n in layer_names(path_name(path), x)]
         return factors[0] if len(factors) == 1 else np.array(factors, np.float32)
 
     return jax.tree_util.tree_map_with_path(leaf_factors, params)
+
+
+def _layer(name: str) -> tuple | None:
+    """What orders the layers that parameters belong to; None for others."""
+    found = _LAYER.search(name)
+    if not found:
+        return None
+    numbers = tuple(int(n) for n in found.groups() if n and n != "hidden")
+    return bool(found[5]), *numbers
 
 
 def scale(factors) -> optax.GradientTransformation:

@@ -22,6 +22,8 @@ ASSUMED = 1000  # classes in a plan, which does not read the data
 class Config:
     labels: tuple[str, ...] = ()  # () = those of the training data
     several: bool = False  # whether an image may have several, each with its own probability
+    sigmoid: bool = False  # a probability for each label by itself, though an image has one
+    head_bias: float = 0.0  # of the head's initial bias; with sigmoid and many labels such as -10
     label_smoothing: float = 0.0
     mixup: float = 0.0  # alpha of the Beta distribution of shares; 0 = off
     cutmix: float = 0.0  # the same; with both, each batch has one of them
@@ -31,14 +33,18 @@ class Config:
     MAY_CHANGE = ("label_smoothing", "mixup", "cutmix", "sum_weights.*")
     RANGES = {
         "label_smoothing": FRACTION,
+        "head_bias": FINITE,
         **dict.fromkeys(("mixup", "cutmix"), at_least(0)),
         "sum_weights": FINITE,
     }
 
     def __post_init__(self):
         check_ranges("task", self)
-        if self.several and self.label_smoothing:
-            raise UserError("task.label_smoothing is for one label per image; task.several is set.")
+        if (self.several or self.sigmoid) and self.label_smoothing:
+            raise UserError(
+                "task.label_smoothing is for probabilities that sum to 1; task.several or "
+                "task.sigmoid is set."
+            )
 
 
 def resolve(config, options: Config) -> dict:
@@ -69,7 +75,14 @@ def build(config, options: Config) -> Task:
     if len(set(options.labels)) < n:
         raise UserError("task.labels has a class twice.")
     model = family.Model(c, n_labels=n)
-    init, axes = init_and_axes(lambda c: family.Model(c, n_labels=n), c, example_of(c))
+    drawn, axes = init_and_axes(lambda c: family.Model(c, n_labels=n), c, example_of(c))
+
+    def init(rng):
+        variables = drawn(rng)
+        if options.head_bias:
+            head = variables["params"]["head"]
+            head["bias"] = jnp.full_like(head["bias"], options.head_bias)
+        return variables
 
     def forward(params, extras, images, rng, train):
         return apply(model, params, extras, train, images, rng=rng if train else None)
@@ -102,13 +115,14 @@ def build(config, options: Config) -> Task:
             batch = with_target(batch)
         targets, weights = batch["target"], batch["weights"]
         out, extras = forward(params, extras, batch["image"], rng, train)
-        if options.several:
+        smoothing = options.label_smoothing if train else 0.0
+        if options.several or options.sigmoid:
             total = losses.sigmoid_cross_entropy(out.logits, targets, weights)
-            metrics = {}
         else:
-            smoothing = options.label_smoothing if train else 0.0
             targets = targets * (1 - smoothing) + smoothing / n
             total = losses.soft_cross_entropy(out.logits, targets, weights)
+        metrics = {}
+        if not options.several:
             metrics = {"accuracy": losses.accuracy(out.logits, batch["label"], weights)}
             if n > 5:
                 metrics["top5"] = losses.top_k(out.logits, batch["label"], weights, 5)
@@ -122,6 +136,11 @@ def build(config, options: Config) -> Task:
         )
         if any(part.labels is None for part in loaded.parts.values()):
             raise UserError(f"data.train={data.train!r} has no labels, which this task needs.")
+        if options.several and any(part.labels.ndim == 1 for part in loaded.parts.values()):
+            raise UserError(
+                f"task.several is set, but the images of data.train={data.train!r} have one label "
+                "each. Give a table with several, such as `cat|dog`, or set task.sigmoid instead."
+            )
         return loaded
 
     def load_input(spec, log, tokenizer):

@@ -81,6 +81,19 @@ def test_several_labels_have_probabilities_of_their_own():
     assert task.batch_shapes(B, 0)["label"].shape == (B, N)
 
 
+def test_a_sigmoid_for_images_with_one_label():
+    """The loss of several labels with one of them set; the head begins at the given bias."""
+    _, task = built(task=dict(sigmoid=True, head_bias=-10.0))
+    data = batch()
+    (total, weight), (metrics, _), logits = loss_of(task, data)
+    hot = np.eye(N)[data["label"]]
+    each = -(hot * jax.nn.log_sigmoid(logits) + (1 - hot) * jax.nn.log_sigmoid(-logits)).sum(-1)
+    assert float(total) == pytest.approx(float((each * data["weights"]).sum()), rel=1e-4)
+    assert weight == 6 and {*metrics} == {"accuracy", "top5"}
+    head = unbox(task.init(jax.random.key(0)))["params"]["head"]
+    assert (head["bias"] == -10).all()
+
+
 def test_smoothing_is_for_training_only():
     _, plain = built()
     _, smooth = built(task=dict(label_smoothing=0.3))
@@ -138,13 +151,19 @@ def test_the_labels_are_those_of_the_training_data(tmp_path):
         (dict(labels=("cat", "cat")), "task.labels has a class twice"),
         (dict(data=dict(size=12)), "data.size is 12, but model.image_size is 8"),
         (dict(data=dict(channels=3)), "data.channels is 3, but model.channels is 1"),
-        (dict(task=dict(several=True, label_smoothing=0.1)), "is for one label per image"),
+        (dict(task=dict(several=True, label_smoothing=0.1)), "is for probabilities that sum to 1"),
         (dict(task=dict(mixup=-1.0)), "task.mixup"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, words):
     with pytest.raises(UserError, match=words):
         built(**options)
+
+
+def test_one_label_each_where_several_are_expected(tmp_path):
+    _, task = built(task=dict(several=True), data=dict(cache_dir=str(tmp_path)))
+    with pytest.raises(UserError, match="task.several is set, but .* data.train='digits' have one"):
+        task.load_data(lambda line: None)
 
 
 def test_a_model_of_tokens_is_refused():

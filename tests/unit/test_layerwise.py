@@ -9,7 +9,7 @@ import pytest
 from bigjax import config, optim
 from bigjax.errors import UserError
 from bigjax.layers.params import stack_layers, unbox, unstack_layers
-from bigjax.models import gpt
+from bigjax.models import convnet, gpt, resnet, vit
 from bigjax.optim.layerwise import decay_factors, matches
 from bigjax.trees import layer_names, named_leaves
 
@@ -76,6 +76,40 @@ def test_layer_decay_factors_from_the_heads_to_the_embedding():
     assert unrolled == scanned
     assert unrolled["classifier/kernel"] == 1 and unrolled["embed/embedding"] == 0.5**4
     assert [unrolled[f"stack/layer_{i}/mlp/kernel"] for i in range(3)] == [0.125, 0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    "family, fields, exponents",
+    [
+        (vit, dict(patch=4, n_layers=2, registers=1), dict(patch=3, class_token=3, registers=3)),
+        (vit, dict(patch=4, n_layers=2), {"position": 3, "norm": 0, "head": 0}),
+        (
+            resnet,
+            dict(units=(1, 2), stem="small"),
+            dict(stem=4, stage_1_unit_1=3, stage_2_unit_1=2, stage_2_unit_2=1, head=0),
+        ),
+        (
+            convnet,
+            dict(filters=(4, 0, 4), hidden=(4,), norm="batchnorm"),
+            dict(conv_1=3, norm_1=3, conv_2=2, norm_2=2, hidden_1=1, head=0),
+        ),
+    ],
+)
+def test_layer_decay_of_models_of_images(family, fields, exponents):
+    """The number of layers above each module."""
+    small = dict(d_model=8, n_heads=1) if family is vit else {}
+    small |= dict(width=8) if family is resnet else {}
+    model = family.Model(family.Config(image_size=8, **fields, **small), 3)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    factors = named_leaves(decay_factors(unbox(shapes), 0.5))
+    for module, exponent in exponents.items():
+        own = [f for name, f in factors.items() if name.split("/")[0] == module]
+        assert own and np.all(np.array(own) == 0.5**exponent), module
+
+
+def test_layer_decay_of_a_model_without_layers():
+    with pytest.raises(UserError, match="layer_decay=0.5 needs parameters of layers.*a/kernel"):
+        decay_factors({"a": {"kernel": jnp.zeros(2)}}, 0.5)
 
 
 def update(tree, steps=3, **options):
