@@ -82,9 +82,11 @@ def top_k(
     logits: jax.Array, targets: jax.Array, weights: jax.Array, k: int
 ) -> tuple[jax.Array, jax.Array]:
     """(Weight of the targets that are among the k largest logits, total weight). Of equal logits
-    those of the targets are the smallest."""
-    larger = (logits >= _at(logits, targets)[..., None]).sum(-1) - 1  # without itself
-    return ((larger < k) * weights).sum(), weights.sum()
+    the first one is the largest, as for `accuracy`."""
+    own = _at(logits, targets)[..., None]
+    before = jnp.arange(logits.shape[-1]) < targets[..., None]
+    above = ((logits > own) | ((logits == own) & before)).sum(-1)
+    return ((above < k) * weights).sum(), weights.sum()
 
 
 def log_probs(logits: jax.Array, targets: jax.Array) -> jax.Array:

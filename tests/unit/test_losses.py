@@ -333,3 +333,12 @@ def test_no_buffer_of_a_compiled_program_has_all_logits(kind, monkeypatch):
         return max(int(np.prod([*map(int, s.split(","))])) for s in shapes)
 
     assert largest(B) < B * T * V <= largest(B * T)
+
+
+def test_the_largest_logits_of_which_some_are_equal():
+    """top_k(1) is the accuracy, also where all logits are equal, as of a head that begins at 0."""
+    logits = jnp.array([[0.0, 0, 0, 0], [0.0, 0, 0, 0], [1.0, 3, 2, 3], [1.0, 3, 2, 3]])
+    targets, weights = jnp.array([0, 2, 3, 0]), jnp.array([1.0, 1, 1, 1])
+    hits = [float(losses.top_k(logits, targets, weights, k)[0]) for k in (1, 2, 3, 4)]
+    assert hits == [1, 2, 3, 4]
+    assert float(losses.accuracy(logits, targets, weights)[0]) == hits[0]
