@@ -102,6 +102,12 @@ def build(config, options: Config) -> Task:
         per_image = (errors * masked).sum(-1) / (n_patches - n_visible)
         return ((per_image * weights).sum(), weights.sum()), ({}, extras)
 
+    def features(params, extras, frozen, batch):
+        del frozen
+        encoder = vit.Model(c, n_labels=0)
+        own = {name: x for name, x in params.items() if name != "decoder"}
+        return encoder.apply({"params": own, **extras}, batch["image"]).features
+
     def pictures(params, extras, frozen, batch):
         del frozen
         images = batch["image"]
@@ -128,6 +134,7 @@ def build(config, options: Config) -> Task:
         loss=loss,
         load_data=load_data,
         batch_shapes=lambda batch_size, step: image_shapes(c, batch_size),
+        features=features,
         pictures=pictures,
         unit="images",
         attention_lengths=dict(

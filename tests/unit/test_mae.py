@@ -108,6 +108,9 @@ def test_a_classifier_begins_with_the_encoder(made):
     encoder = {name for name in own if not name.startswith("decoder/")}
     wanted = {*named_leaves(unbox(fresh))} - {"head/kernel", "head/bias"}
     assert wanted == encoder
+    classifier = {**{k: x for k, x in params.items() if k != "decoder"}, "head": fresh["head"]}
+    out = vit.Model(task.model_config, 3).apply({"params": unbox(classifier)}, batch()["image"])
+    np.testing.assert_array_equal(task.features(params, {}, {}, batch()), out.features)
     assert count(params) > count(unbox(fresh))
 
 
