@@ -85,12 +85,17 @@ def inner_sections(config) -> dict[str, type]:
 
 
 def options(config, section: str):
-    """The Config of a section: the preset that it names, if any, overridden by its own keys."""
+    """The Config of a section: the preset that it names, if any, overridden by its own keys.
+
+    With preset='init_from' the other keys are those of the source only after train.init_from.fill.
+    """
     values = config_lib.get(config, section)
     if section in (inner := inner_sections(config)):
         return entry(inner[section], values, section, config.python_path)[1]
     preset = _preset(of(config, section), values)
-    return config_lib.build(_class(config, section), values, section, preset=preset)
+    complete = values.get("preset", "") != "init_from"
+    cls = _class(config, section)
+    return config_lib.build(cls, values, section, preset=preset, complete=complete)
 
 
 def entry(cls: type, values: Mapping, where: str, folder: str = "") -> tuple[ModuleType, Any]:

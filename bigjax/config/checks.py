@@ -166,13 +166,15 @@ def build(
     *,
     preset: dict | None = None,
     own: Sequence[str] = (),
+    complete: bool = True,
 ):
     """A dataclass from a config section, checked key by key.
 
     section's values override preset's, which override cls's defaults. The keys that select a module
     and when it runs (name, preset, kind and every of an evaluation), and those in `own`, are not
     fields unless cls has them. A field may be a dataclass or a dict[str, X], a section of its own;
-    the other keys of a dataclass with MODULES belong to the module that it names.
+    the other keys of a dataclass with MODULES belong to the module that it names. complete=False:
+    other values follow later, so that cls does not check yet whether they go together.
     Raises UserError for an unknown key (naming the nearest), for a missing one without a default,
     for a wrong type, and for numbers outside of cls.RANGES.
     """
@@ -190,7 +192,10 @@ def build(
         required = f.default is f.default_factory is dataclasses.MISSING
         if required and key not in values:
             raise UserError(f"config.{where}.{key} is missing.")
-    instance = cls(**values)
+        complete = complete or required  # no instance without it
+    instance = cls(**values) if complete else cls()
+    for key, value in () if complete else values.items():
+        object.__setattr__(instance, key, value)
     if hasattr(cls, "RANGES"):
         check_ranges(where, instance)
     return instance

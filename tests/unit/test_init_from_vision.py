@@ -5,13 +5,17 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
-from bigjax import interop
+from bigjax import config as config_lib
+from bigjax import interop, modules
 from bigjax.errors import UserError
 from bigjax.layers.params import unbox
 from bigjax.models import vit
 from bigjax.models.images import resized_grid
 from bigjax.parallel import mesh as mesh_lib
-from bigjax.train import import_model, init_from
+from bigjax.train import export_model, import_model, init_from, stages
+from bigjax.train import load as load_lib
+from bigjax.train import run as train_lib
+from bigjax.train import workdir as workdir_lib
 from tests.unit.test_interop_vision import reference, write
 
 
@@ -43,9 +47,7 @@ def fresh(c, mesh):
 
 @pytest.fixture(scope="module")
 def mesh():
-    mesh = mesh_lib.make_mesh(dict(data=1, fsdp=8), jax.devices()[:8])
-    with jax.set_mesh(mesh):
-        yield mesh
+    return mesh_lib.make_mesh(dict(data=1, fsdp=8), jax.devices()[:8])
 
 
 def start(folder, c, mesh, log=lambda line: None, reset="", tmp="/tmp"):
@@ -115,3 +117,43 @@ def test_fixed_positions_and_reset_ones_are_not_resized(folders):
     assert vit.adapt(source.model, config(image_size=42), names) == {}
     fixed = {**source.model, "position": "sincos2d"}
     assert vit.adapt(fixed, config(image_size=42, position="sincos2d"), names) == {}
+
+
+def run_config(name, folder, size, **more):
+    c = config_lib.new_config()
+    c.init_from, c.init_reset = str(folder), "^head/"
+    c.model = dict(name=name, preset="init_from", image_size=size)
+    c.task = dict(name="image_classify")
+    c.data = dict(name="images", train="digits", size=size, channels=3)
+    c.train.steps, c.train.batch_size = 2, 16
+    c.update(more)
+    return c
+
+
+def test_an_image_size_beside_the_sizes_of_a_source(folders):
+    """It need not be a multiple of the default patch, but of the source's."""
+    c = run_config("vit", folders[0], 42)
+    assert modules.filled(c).model.image_size == 42
+    resolved, _ = stages.resolve(c)
+    assert (resolved.model.patch, resolved.model.image_size, resolved.model.n_layers) == (7, 42, 2)
+    with pytest.raises(UserError, match="image_size=40 is not a multiple of model.patch=7"):
+        stages.resolve(run_config("vit", folders[0], 40))
+    c.model.depth = 3
+    with pytest.raises(UserError, match="Unknown config key 'model.depth'"):
+        modules.filled(c)
+
+
+def test_a_trained_resnet_is_exported_with_its_statistics(tmp_path):
+    folder = write(tmp_path / "in", *reference("resnet"))
+    c = run_config("resnet", folder, 16)
+    train_lib.train(c, str(tmp_path / "run"))
+    export_model.export_run(str(tmp_path / "run"), str(tmp_path / "out"), log=lambda line: None)
+    resolved = workdir_lib.read_config(str(tmp_path / "run"))
+    saved = load_lib.load(str(tmp_path / "run"), resolved, None, None)
+    stats = saved.extras["batch_stats"]["stage_2_unit_1"]["norm_3"]
+    before, after = interop.read(folder), interop.read(tmp_path / "out")
+    assert after.model["image_size"] == 16 and len(after.task["labels"]) == 10
+    for key in ("mean", "var"):
+        name = f"batch_stats/stage_2_unit_1/norm_3/{key}"
+        np.testing.assert_array_equal(after.load(name), stats[key])
+        assert np.abs(after.load(name) - before.load(name)).max() > 1e-3
