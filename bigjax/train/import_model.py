@@ -177,8 +177,9 @@ def _variables(imported: interop.Imported, task, config, log) -> tuple[dict, lis
                 if imported.shapes[n] != layer.shape:
                     raise UserError(
                         f"{n} has the shape {imported.shapes[n]} in {imported.folder}, but "
-                        f"{layer.shape} in task {config.task.name!r}. Check the sizes in its "
-                        "config.json."
+                        f"{layer.shape} in task {config.task.name!r}. An import keeps the "
+                        "sizes in its config.json; a run may start from it with others by "
+                        "config.init_from."
                     )
                 layer[...] = imported.load(n)
         return out

@@ -325,3 +325,12 @@ def test_models_that_transformers_has_no_class_for():
     ):
         with pytest.raises(UserError, match=f"no class for this model: .*{message}"):
             family(**options)
+
+
+def test_an_import_of_another_image_size_is_refused(tmp_path):
+    folder = write(tmp_path / "in", *reference("vit"))
+    flags = ["--config.model.image_size=42", "--config.data.size=42"]
+    message = r"position has the shape \(16, 24\) .*\(36, 24\) in task.*config.init_from"
+    with pytest.raises(UserError, match=message):
+        import_model.import_run(folder, str(tmp_path / "run"), lambda line: None, flags)
+    assert not (tmp_path / "run").exists()
