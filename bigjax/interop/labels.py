@@ -19,7 +19,10 @@ class Labels(NamedTuple):
 
 
 def names_of(config: dict) -> tuple[str, ...]:
-    """The names of a classifier's outputs, in order, from its config.json."""
+    """The names of a classifier's outputs, in order, from its config.json.
+
+    Of equal ones, such as the two cranes of ImageNet, the later have their number: 'crane (517)'.
+    """
     names = config.get("id2label")
     if names is None:
         n = config.get("num_labels", config.get("_num_labels", 2))
@@ -28,7 +31,9 @@ def names_of(config: dict) -> tuple[str, ...]:
         return unnamed(n)
     try:
         names = {int(i): str(label) for i, label in names.items()}
-        return tuple(names[i] for i in range(len(names)))
+        ordered = [names[i] for i in range(len(names))]
+        first = {label: i for i, label in reversed([*enumerate(ordered)])}
+        return tuple(x if first[x] == i else f"{x} ({i})" for i, x in enumerate(ordered))
     except (AttributeError, ValueError, KeyError):
         raise UserError(
             f"config.json: id2label is {names!r}; it must map the integers "

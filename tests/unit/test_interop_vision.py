@@ -176,6 +176,16 @@ def test_several_labels_an_image(tmp_path):
         assert problem == f"{kind}_label_classification"
 
 
+def test_labels_that_occur_twice(tmp_path):
+    """As 'crane' in ImageNet: told apart in the run, unchanged in the files."""
+    config, tensors = reference("vit")
+    config["id2label"] = {"0": "crane", "1": "dog", "2": "crane"}
+    write(tmp_path / "in", config, tensors)
+    round_trip(tmp_path)
+    task = workdir_lib.read_config(str(tmp_path / "run")).task
+    assert task.labels == ["crane", "dog", "crane (2)"]
+
+
 PROCESSORS = {
     # (preprocessor_config.json, size, crop, keep_ratio)
     "vit": ({"image_processor_type": "ViTImageProcessorFast"}, 224, 1.0, False),
