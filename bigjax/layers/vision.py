@@ -1,5 +1,8 @@
 """Convolutions over images, and the norms between them."""
 
+import contextlib
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -63,8 +66,8 @@ class BatchNorm(nn.Module):
 
     In training by the statistics of the batch, over all devices, of which the collection
     `batch_stats` keeps a moving average: mean, and the unbiased variance, as PyTorch. Otherwise,
-    where that collection is not mutable, by the average. momentum: of the average; PyTorch's 0.1
-    is 0.9 here.
+    where that collection is not mutable, by the average, and if `fixed`, see `fixed_statistics`.
+    momentum: of the average; PyTorch's 0.1 is 0.9 here.
     """
 
     momentum: float = 0.9
@@ -73,12 +76,13 @@ class BatchNorm(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, fixed: bool = False) -> jax.Array:
         d = (x.shape[-1],)
         mean = self.variable("batch_stats", "mean", jnp.zeros, d)
         var = self.variable("batch_stats", "var", jnp.ones, d)
         y = x.astype(jnp.float32)
-        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+        training = self.is_mutable_collection("batch_stats") and not self.is_initializing()
+        if training and not fixed:
             axes, n = tuple(range(x.ndim - 1)), x.size // d[0]
             m, v = y.mean(axes), y.var(axes)
             keep = self.momentum
@@ -91,6 +95,30 @@ class BatchNorm(nn.Module):
         scale = param(self, "scale", init, d, ("norm",))
         bias = param(self, "bias", nn.initializers.zeros, d, ("norm",))
         return ((y - m) * (jax.lax.rsqrt(v + self.eps) * scale) + bias).astype(self.dtype)
+
+
+def fixed_statistics(trained: Any) -> contextlib.AbstractContextManager:
+    """A context in which a BatchNorm without a trained parameter normalises by its moving average,
+    and keeps it, in training too.
+
+    Otherwise a frozen layer would still change with the data: in its statistics, and by
+    normalising with those of each batch. trained: a tree of bools, or True; a BatchNorm whose path
+    it does not have counts as trained.
+    """
+    if all(jax.tree_util.tree_leaves(trained)):
+        return contextlib.nullcontext()
+
+    def intercept(next_call, args, kwargs, context):
+        module = context.module
+        if not isinstance(module, BatchNorm) or context.method_name != "__call__":
+            return next_call(*args, **kwargs)
+        its = trained
+        for name in module.path:
+            its = its.get(name, True) if isinstance(its, dict) else True
+        fixed = not any(jax.tree_util.tree_leaves(its))
+        return next_call(*args, **{**kwargs, "fixed": fixed})
+
+    return nn.intercept_methods(intercept)
 
 
 class GroupNorm(nn.Module):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bigjax.layers.vision import fixed_statistics
 from bigjax.train.state import State, check_kept
 from bigjax.trees import merge, partition
 
@@ -40,7 +41,9 @@ def make_step(
 
         def loss(parts, extras, frozen, batch, rng):
             params = merge(parts, fixed)
-            (total, weight), (metrics, extras) = task.loss(params, extras, frozen, batch, rng, True)
+            with fixed_statistics(trained):
+                sums, more = task.loss(params, extras, frozen, batch, rng, True)
+            (total, weight), (metrics, extras) = sums, more
             return total, (weight, metrics, extras)
 
         if task.value_and_grad:

@@ -151,6 +151,35 @@ def test_trained_parameters_are_counted_by_layer(scan):
         assert optim.count_trained(c, params) == sum(sizes.values()) - n
 
 
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_batch_normalisation_that_is_frozen_keeps_its_statistics_and_uses_them(remat):
+    c = helpers.load_config("configs/resnet/digits.py:tiny")
+    with c.unlocked():
+        c.model.remat, c.optim.freeze = remat, "^stem|^stage_1"
+        c.task.labels = tuple("0123456789")
+    task = tasks.build(helpers.filled(c))
+    params = jax.eval_shape(task.init, jax.random.key(0))["params"]
+    tx, trained = optim.make(c.optim, 10, params), optim.trained(c.optim, params)
+    step = jax.jit(make_step(task, tx, lambda step: 1e-2, seed=0, trained=trained))
+    state = jax.jit(make_init(task, tx.init, 0, False))()
+    rng = np.random.default_rng(0)
+    batch = {name: jnp.ones(x.shape, x.dtype) for name, x in task.batch_shapes(B, 0).items()}
+    images = rng.integers(0, 128, (B, 8, 8, 1), np.uint8)
+    batch["image"] = images
+    after, metrics = step(state, {}, batch)
+    moved = {
+        name
+        for name, x in named_leaves(after.extras).items()
+        if not np.array_equal(x, named_leaves(state.extras)[name])
+    }
+    assert moved and all("/stage_2" in name for name in moved)
+    # Frozen layers do not see the other images of a batch: with other statistics, other features.
+    other = jax.tree_util.tree_map(lambda x: x + 1, state.extras["batch_stats"]["stem_norm"])
+    extras = {"batch_stats": {**state.extras["batch_stats"], "stem_norm": other}}
+    _, changed = step(state._replace(extras=extras), {}, batch)
+    assert changed["loss"] != metrics["loss"]
+
+
 def test_partition_and_merge():
     tree = {"a": {"b": np.ones(2), "c": np.zeros(3)}, "d": [np.ones(4), np.zeros(5)]}
     mask = {"a": {"b": True, "c": False}, "d": [False, True]}
