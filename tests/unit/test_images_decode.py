@@ -87,8 +87,9 @@ def test_a_colour_profile_is_applied():
     assert (read(encoded(RGB, icc_profile=b"not a profile")) == pixels()).all()
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_an_image(orientation):
+def test_exif_turns_an_image(orientation, kind):
     turns = {
         1: lambda x: x,
         2: lambda x: x[:, ::-1],
@@ -107,9 +108,31 @@ def test_exif_turns_an_image(orientation):
         seen.append((width, height))
         return whole(width, height)
 
-    got = read(encoded(RGB, exif=exif), view=view)
+    got = read(encoded(RGB, kind, exif=exif), view=view)
     np.testing.assert_array_equal(got, turns[orientation](pixels()))
     assert seen == [(WIDTH, HEIGHT) if orientation < 5 else (HEIGHT, WIDTH)]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0not a TIFF", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\0\0"])
+def test_damaged_exif_does_not_damage_an_image(kind, exif):
+    assert (read(encoded(RGB, kind, exif=exif)) == read(encoded(RGB, kind))).all()
+
+
+def test_the_limit_of_pixels_may_be_above_that_of_pillow(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    with pytest.raises(BadImage, match="photo: .*see data.max_pixels"):
+        read(encoded(RGB), max_pixels=30)
+    assert read(encoded(RGB), max_pixels=1000).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_other_formats_are_not_opened():
+    """Pillow runs Ghostscript for EPS, whatever the name of the file."""
+    eps = encoded(RGB, "EPS")
+    Image.open(io.BytesIO(eps))
+    with pytest.raises(BadImage, match="photo: not an image that Pillow can read .*PNG, JPEG, "):
+        read(eps)
 
 
 def test_a_view_is_a_part_resized_with_antialiasing():

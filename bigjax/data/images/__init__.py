@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import io
 import math
 import time
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from bigjax.bounds import SEED, SHARE, Range, at_least, check_ranges
 from bigjax.data.batches import SplitData, empty_split
@@ -17,6 +15,7 @@ from bigjax.data.images import sources
 from bigjax.data.images import splits as splits_lib
 from bigjax.data.images.augment import Augment
 from bigjax.data.images.batches import ImageBatches
+from bigjax.data.images.decode import BadImage, size_of
 from bigjax.data.images.sources import Reading
 from bigjax.data.images.splits import Part
 from bigjax.data.kinds import Input
@@ -137,10 +136,11 @@ def survey(data: Any, several: bool = False) -> tuple[int, float]:
     part = splits_lib.parts(data, ("train",), lambda line: None, several=several)["train"]
     areas = []
     for i in part.index[:: max(1, len(part) // _SURVEYED)].tolist():
-        content = part.source.read(i)
         try:
-            size = Image.open(io.BytesIO(content)).size if isinstance(content, bytes) else None
-        except (OSError, ValueError, Image.DecompressionBombError):  # training counts such files
+            content = part.source.read(i)
+            where = part.source.name(i)
+            size = size_of(content, where) if isinstance(content, bytes) else None
+        except BadImage:  # training counts such files
             continue
         areas.append(math.prod(size or np.shape(content)[:2]))
     if not areas:

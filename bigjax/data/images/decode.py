@@ -8,17 +8,28 @@ import re
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 
 from bigjax.errors import UserError
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 _WHITE = (255, 255, 255, 255)  # behind transparent pixels, as on a page
-_TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
-_ORIENTATION = 0x0112
+_ORIENTATION = 0x0112  # in EXIF
+_TURNS = {  # what makes an image of this orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TURNED = (5, 6, 7, 8)  # which swap width and height
 _LEAST = 1e-3  # of a pixel: less is an error of rounding
 _NO_NAME = re.compile("image file <_io.BytesIO object at .*?>")  # in errors of Pillow
 _LARGEST_REDUCTION = 8  # of a JPEG, while it is decoded
+# Pillow knows many more, whatever the name of the file: for EPS it runs Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 
 
 class BadImage(UserError):
@@ -45,7 +56,7 @@ def decode(
     channel; EXIF's orientation and colour profiles are applied.
 
     Args:
-      content: a PNG, JPEG, WebP or another format that Pillow reads.
+      content: a file in one of FORMATS.
       where: names the image in messages.
       view: (width, height) of the upright image -> View.
       channels: 3 or 1.
@@ -54,32 +65,56 @@ def decode(
 
     Raises BadImage.
     """
-    if not content:
-        raise BadImage(f"{where}: the file is empty.")
+    if Image.MAX_IMAGE_PIXELS and Image.MAX_IMAGE_PIXELS < max_pixels:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit, which has no other place
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with _opened(content, where) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise BadImage(
                     f"{where}: the image has {width:,} x {height:,} pixels, more than "
                     f"data.max_pixels={max_pixels:,}."
                 )
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
+            if image.format not in ("JPEG", "MPO"):  # only these can be decoded smaller
+                image.load()
+            orientation = _orientation(image)
+            turned = orientation in _TURNED
             upright = (height, width) if turned else (width, height)
             chosen = view(*upright)
             _reduce(image, chosen, turned)
             image.load()
-            return show(ImageOps.exif_transpose(image), chosen, upright, channels)
+            if orientation in _TURNS:
+                image = image.transpose(_TURNS[orientation])
+            return show(image, chosen, upright, channels)
     except BadImage:
         raise
+    except Exception as e:  # Pillow's readers raise errors of many kinds
+        raise _bad(where, e) from None
+
+
+def size_of(content: bytes, where: str) -> tuple[int, int]:
+    """(width, height) as they are stored, which EXIF may swap. Raises BadImage."""
+    with _opened(content, where) as image:
+        return image.size
+
+
+def _opened(content: bytes, where: str) -> Image.Image:
+    if not content:
+        raise BadImage(f"{where}: the file is empty.")
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError as e:
         raise BadImage(f"{where}: {e} Such images are refused: see data.max_pixels.") from None
-    except Exception as e:  # Pillow's readers raise errors of many kinds
-        reason = _NO_NAME.sub("it", str(e)).splitlines()[:1] or [""]
-        raise BadImage(
-            f"{where}: not an image that Pillow can read, or a damaged one: "
-            f"{reason[0] or type(e).__name__}"
-        ) from None
+    except Exception as e:
+        raise _bad(where, e) from None
+
+
+def _bad(where: str, e: Exception) -> BadImage:
+    reason = _NO_NAME.sub("it", str(e)).splitlines()[:1] or [""]
+    return BadImage(
+        f"{where}: not an image that Pillow can read ({', '.join(FORMATS)}), or a damaged one: "
+        f"{reason[0] or type(e).__name__}"
+    )
 
 
 def show(image: Image.Image, view: View, size: tuple[int, int], channels: int) -> Image.Image:
@@ -120,6 +155,15 @@ def coloured(image: Image.Image, channels: int) -> Image.Image:
     if profile and (transform := _to_srgb(profile, image.mode)):
         image = ImageCms.applyTransform(image, transform)
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation; 1, as without one, if EXIF is damaged, which people do not see, and for a
+    TIFF, which Pillow turns itself."""
+    try:
+        return 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # of many kinds
+        return 1
 
 
 def _reduce(image: Image.Image, view: View, turned: bool) -> None:
