@@ -12,6 +12,7 @@ import numpy as np
 
 from bigjax import modules
 from bigjax.bounds import at_least
+from bigjax.data.images.splits import by_label
 from bigjax.errors import UserError
 from bigjax.evals import Context
 from bigjax.parallel import sharding
@@ -76,7 +77,7 @@ def _standardised(x, mean, scale) -> np.ndarray:
 
 def draw(labels: np.ndarray, n_classes: int, most: int, rng: np.random.Generator) -> np.ndarray:
     """int [n_classes, most]: the indices of as many images of each class, in random order."""
-    return np.stack([rng.permutation(np.flatnonzero(labels == c))[:most] for c in range(n_classes)])
+    return np.stack([rng.permutation(its)[:most] for its in by_label(labels, n_classes)])
 
 
 def build(name: str, options: Config, context: Context):

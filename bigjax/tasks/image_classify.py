@@ -134,8 +134,6 @@ def build(config, options: Config) -> Task:
         loaded = source.load_images(
             data, options.labels, several=options.several, log=log, names=splits
         )
-        if any(part.labels is None for part in loaded.parts.values()):
-            raise UserError(f"data.train={data.train!r} has no labels, which this task needs.")
         if options.several and any(part.labels.ndim == 1 for part in loaded.parts.values()):
             raise UserError(
                 f"task.several is set, but the images of data.train={data.train!r} have one label "

@@ -122,20 +122,30 @@ def test_idx_files(tmp_path):
     (tmp_path / "mnist" / "train-labels-idx1-ubyte.gz").write_bytes(idx(labels)[:-1])
     with pytest.raises(UserError, match="is not an IDX file .* or is cut off"):
         load(tmp_path, ("train",), train=path, channels=1)
+    damaged = bytearray(gzip.compress(idx(labels)))
+    damaged[12:16] = b"\xff" * 4
+    (tmp_path / "mnist" / "train-labels-idx1-ubyte.gz").write_bytes(damaged)
+    with pytest.raises(UserError, match="cannot read .*train-labels-idx1-ubyte.gz: "):
+        load(tmp_path, ("train",), train=path, channels=1)
 
 
 def make_tar(path, labels, kind):
+    members = []
+    for i, label in enumerate(labels):
+        members += [(f"a/{i}.png", content(i)), (f"a/._{i}.png", b"of macOS")]
+        if kind == "cls":
+            members.append((f"a/{i}.cls", label.encode()))
+        if kind == "json":
+            members.append((f"a/{i}.json", json.dumps({"label": label}).encode()))
+    return write_tar(path, members)
+
+
+def write_tar(path, members):
     with tarfile.open(path, "w") as tar:
-        for i, label in enumerate(labels):
-            members = [(f"a/{i}.png", content(i))]
-            if kind == "cls":
-                members.append((f"a/{i}.cls", label.encode()))
-            if kind == "json":
-                members.append((f"a/{i}.json", json.dumps({"label": label}).encode()))
-            for name, data in members:
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
     return path
 
 
@@ -161,6 +171,23 @@ def test_a_tar_with_some_labels_missing(tmp_path):
     (tmp_path / "cut.tar").write_bytes((tmp_path / "x-0.tar").read_bytes()[:700])
     with pytest.raises(UserError, match="cannot read .*cut.tar"):
         load(tmp_path, ("train",), train=str(tmp_path / "cut.tar"))
+    with pytest.raises(UserError, match="data.train='.*x-1.tar' has no labels, which"):
+        load(tmp_path, ("train",), train=str(tmp_path / "x-1.tar"), shots=1)
+
+
+@pytest.mark.parametrize(
+    "members, words",
+    [
+        ({"1.cls": b"\xff"}, "x.tar: 1.cls is not text in UTF-8"),
+        ({"1.json": b"{"}, "x.tar: 1.json is not a JSON object"),
+        ({"1.json": b"[1]"}, "x.tar: 1.json is not a JSON object"),
+        ({"1.left.png": b"", "1.right.png": b""}, "1.left.png and 1.right.png have one name"),
+    ],
+)
+def test_members_of_a_tar_that_do_not_fit(tmp_path, members, words):
+    path = write_tar(tmp_path / "x.tar", members.items())
+    with pytest.raises(UserError, match=words):
+        load(tmp_path, ("train",), train=str(path))
 
 
 def test_a_table_of_files(tmp_path):
@@ -190,7 +217,8 @@ def test_a_table_of_files(tmp_path):
         load(tmp_path, ("train",), train=str(table), columns=columns)
 
 
-def test_records_of_examples(tmp_path):
+@pytest.mark.parametrize("text", [False, True])
+def test_records_of_examples(tmp_path, text):
     record = pytest.importorskip("array_record.python.array_record_module")
     from tensorflow_datasets.proto import tf_example_generated_pb2 as pb
     from tensorflow_datasets.proto import tf_feature_generated_pb2 as values
@@ -198,16 +226,19 @@ def test_records_of_examples(tmp_path):
     path = str(tmp_path / "x.array_record")
     writer = record.ArrayRecordWriter(path, "group_size:1")
     for i, label in enumerate((2, 0, 1)):
+        number = values.Feature(int64_list=values.Int64List(value=[label]))
+        name = values.Feature(bytes_list=values.BytesList(value=[b"class %d" % label]))
         features = {
             "image": values.Feature(bytes_list=values.BytesList(value=[content(i)])),
-            "label": values.Feature(int64_list=values.Int64List(value=[label])),
+            "label": name if text else number,
         }
         writer.write(pb.Example(features=values.Features(feature=features)).SerializeToString())
     writer.close()
     fractions = dict(valid_fraction=0.0, test_fraction=0.0)
     data = load(tmp_path, ("train",), train=path, **fractions)
     rows = every(data.split("train", 2, shuffle=False))
-    assert data.labels == ("0", "1", "2") and rows["label"].tolist() == [2, 0, 1]
+    assert data.labels == tuple("class " * text + n for n in "012")
+    assert rows["label"].tolist() == [2, 0, 1]
     np.testing.assert_array_equal(rows["image"][2], shown(2))
     with pytest.raises(UserError, match="no feature 'photo'; it has image, label"):
         load(tmp_path, ("train",), train=path, columns={"image": "photo", "label": "label"})
@@ -231,15 +262,17 @@ def test_a_set_of_tfds(tmp_path, encoded):
             return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples(6), "validation": self._generate_examples(2)}
+            made = self._generate_examples
+            return {"train": made(6), "validation": made(2), "test": made(2, secret=True)}
 
-        def _generate_examples(self, n):
+        def _generate_examples(self, n, secret=False):
             for i in range(n):
                 image = np.full((SIZE, SIZE, 3), i, np.uint8)
                 file = io.BytesIO()
                 Image.fromarray(image).save(file, "PNG")
                 file.seek(0)
-                yield i, {"image": file if encoded else image, "label": i % 2}
+                label = -1 if secret else i % 2
+                yield i, {"image": file if encoded else image, "label": label}
 
     Pictures(data_dir=tmp_path / "sets", file_format="array_record").download_and_prepare()
     folder = tmp_path / "sets" / "pictures" / "1.0.0"
@@ -248,7 +281,9 @@ def test_a_set_of_tfds(tmp_path, encoded):
     rows = every(data.split("train", 4, shuffle=False))
     assert sorted(rows["image"][:, 0, 0, 0].tolist()) == [*range(6)]
     np.testing.assert_array_equal(rows["label"], rows["image"][:, 0, 0, 0] % 2)
-    with pytest.raises(UserError, match="cannot read split 'other' of train, validation"):
+    with pytest.raises(UserError, match="data.train=.* 2 of 2 images have a label below 0"):
+        load(tmp_path, train=f"tfds:{folder}", names=("test",))
+    with pytest.raises(UserError, match="cannot read split 'other' of train, validation, test"):
         load(tmp_path, ("train",), train=f"tfds:{folder}[other]")
     with pytest.raises(UserError, match="no feature 'photo'; it has .*image"):
         columns = {"image": "photo", "label": "label"}
@@ -282,6 +317,21 @@ def test_images_without_labels(tmp_path, form):
     batch = data.split("train", 4, shuffle=False).batch_at(0)
     assert len(data.parts["train"]) == n and {*batch} == {"image", "example", "weights"}
     assert data.labels == () and "classes" not in data.summary()
+
+
+@pytest.mark.parametrize(
+    "texts, labels, classes",
+    [
+        (["2", "0"], [2, 0], ("0", "1", "2")),
+        (["20260102", "9"], [1, 0], ("9", "20260102")),  # not one class for each number
+        (["01", "2"], [0, 1], ("01", "2")),  # names keep their zeros
+        (["b", "1"], [1, 0], ("1", "b")),
+        ([], [], ()),
+    ],
+)
+def test_labels_are_numbered(texts, labels, classes):
+    got = sources.labels.numbered(texts)
+    assert got[0].tolist() == labels and got[1] == classes
 
 
 def test_images_in_a_bucket(tmp_path, monkeypatch):
@@ -352,7 +402,8 @@ def test_training_batches_are_functions_of_seed_and_step(tmp_path):
 def test_an_image_that_cannot_be_read_has_no_weight_or_is_refused(tmp_path):
     root = make_folder(tmp_path / "photos", n=5)
     (root / "cat" / "2.png").write_bytes(b"")
-    (root / "dog" / "1.png").write_bytes(content(1)[:80])
+    (root / "dog" / "1.png").unlink()
+    (root / "dog" / "1.png").symlink_to("nothing")
     options = dict(train=str(root), valid_fraction=0.0, test_fraction=0.0)
     data = load(tmp_path, ("train",), **options)
     with pytest.raises(
@@ -368,6 +419,9 @@ def test_an_image_that_cannot_be_read_has_no_weight_or_is_refused(tmp_path):
     data = load(tmp_path, ("train",), **options, max_bad=0.1)
     with pytest.raises(UserError, match="2 of 10 images .*allows 1. Remove"):
         every(data.split("train", 10, shuffle=False))
+    # Where images are divided by their content, such files have a place too.
+    data = load(tmp_path, **options | {"test_fraction": 0.2}, max_bad=0.2)
+    assert sum(len(part) for part in data.parts.values()) == 10
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,9 @@ class ImageBatches(ExampleBatches):
         """Image i of the part; None if it cannot be read."""
         part, data = self._part, self._data
         number = int(part.index[i])
-        content, where = part.source.read(number), part.source.name(number)
         rng = np.random.default_rng([self.seed, epoch, i]) if self._changes else None
         try:
+            content, where = part.source.read(number), part.source.name(number)
             image = image_of(content, where, data, self._view(rng))
         except BadImage as e:
             self.examples.add(i, str(e))

@@ -14,12 +14,14 @@ import numpy as np
 from bigjax.data import tfds_sets
 from bigjax.data.files import cache_folder, write_cached
 from bigjax.data.images import sources
+from bigjax.data.images.decode import BadImage
 from bigjax.data.images.sources import Reading, Source, folder, tfds
 from bigjax.data.row_data import check_names
 from bigjax.data.store import SPLITS, check_fractions, place_of, split_at
 from bigjax.errors import UserError
 
 _MANY = 20_000  # images, from which on reading them is reported
+_AT_ONCE = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +71,7 @@ class Part:
         if not n:
             return self
         rng, index = np.random.default_rng(seed), []
-        for label, name in enumerate(self.classes):
-            its = np.flatnonzero(self.labels == label)
+        for name, its in zip(self.classes, by_label(self.labels, len(self.classes))):
             if len(its) < n:
                 raise UserError(
                     f"data.shots is {n}, but the class {name!r} has {len(its)} training images."
@@ -104,6 +105,12 @@ class Part:
         else:
             labels = to[self.labels]
         return dataclasses.replace(self, labels=labels, classes=classes)
+
+
+def by_label(labels: np.ndarray, n_classes: int) -> list[np.ndarray]:
+    """For each class the indices of its images, ascending. labels: int [n]."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(labels, minlength=n_classes))[:-1])
 
 
 def chosen(classes: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
@@ -198,9 +205,18 @@ def opened(
     if not spec:
         raise UserError(f"data.train is empty. Set it to {sources.EXAMPLES}.")
     key = f"data.{name}" if getattr(data, name) else "data.train"
-    return sources.opened(
+    source = sources.opened(
         spec, Reading(name, key, data.columns, labelled, several, data.cache_dir, log)
     )
+    if labelled and source.labels is None:
+        raise UserError(f"{key}={spec!r} has no labels, which this task needs.")
+    if labelled and (unknown := int((source.labels < 0).sum())):
+        raise UserError(
+            f"{key}={spec!r}: {unknown:,} of {len(source):,} images have a label below 0, which in "
+            "sets such as ImageNet's test images means that it is not public. Give images with "
+            "labels, such as those of another split."
+        )
+    return source
 
 
 def _has(spec: str, part: str) -> bool:
@@ -234,12 +250,18 @@ def _places(source: Source, data: Any, log) -> np.ndarray:
         log(f"data: reading {len(source):,} images to divide them by their content")
 
     def of_image(i: int) -> float:
-        content = source.read(i)
+        try:
+            content = source.read(i)
+        except BadImage:  # training counts such files
+            content = source.name(i).encode()
         raw = content if isinstance(content, bytes) else np.ascontiguousarray(content).tobytes()
         return place_of(raw)
 
+    n, places = len(source), []
     with concurrent.futures.ThreadPoolExecutor(data.threads or os.cpu_count()) as pool:
-        places = np.fromiter(pool.map(of_image, range(len(source))), np.float64, len(source))
+        for start in range(0, n, _AT_ONCE):  # `map` makes an object for each at once
+            places += pool.map(of_image, range(start, min(n, start + _AT_ONCE)))
+    places = np.array(places, np.float64)
     buffer = io.BytesIO()
     np.save(buffer, places)
     write_cached(cached, buffer.getvalue())

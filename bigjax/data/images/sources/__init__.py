@@ -35,7 +35,7 @@ class Source(Protocol):
 
     def read(self, i: int) -> bytes | np.ndarray:
         """Image i: the content of an image file, or uint8 [H, W] or [H, W, channels]. May be called
-        from several threads."""
+        from several threads. Raises BadImage if it cannot be read, whenever that is tried."""
 
     def name(self, i: int) -> str:
         """Image i for messages: its file."""

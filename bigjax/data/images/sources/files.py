@@ -6,6 +6,8 @@ import hashlib
 from etils import epath
 import numpy as np
 
+from bigjax.data.images.decode import BadImage
+
 
 class Files:
     """paths: of the images. sizes: in bytes; fingerprints are of names, sizes and labels. records:
@@ -35,8 +37,11 @@ class Files:
         path = self._paths[i]
         if "://" in path:
             return epath.Path(path).read_bytes()
-        with open(path, "rb") as f:
-            return f.read()
+        try:
+            with open(path, "rb") as f:
+                return f.read()
+        except (FileNotFoundError, PermissionError) as e:  # such as a link to nothing
+            raise BadImage(f"{path}: {e.strerror}.") from None
 
     def name(self, i: int) -> str:
         return self._names[i]

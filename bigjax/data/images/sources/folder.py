@@ -82,5 +82,5 @@ def _files(folder: str) -> list[tuple[str, int]]:
         for name in names:
             if not name.startswith("."):
                 path = os.path.join(at, name)
-                found.append((path, os.path.getsize(path)))
+                found.append((path, os.path.getsize(path) if os.path.exists(path) else 0))
     return sorted(found)

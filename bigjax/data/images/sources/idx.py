@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import math
 import re
+import zlib
 
 from etils import epath
 import numpy as np
@@ -62,7 +63,7 @@ def _array(path: str, dims: int, key: str) -> np.ndarray:
         content = epath.Path(path).read_bytes()
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
-    except (OSError, EOFError) as e:
+    except (OSError, EOFError, zlib.error) as e:
         raise UserError(f"{key}: cannot read {path}: {e}. IDX files lie in pairs.") from None
     start = 4 + 4 * dims
     sizes = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims)]

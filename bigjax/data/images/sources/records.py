@@ -49,7 +49,7 @@ def opened(spec: str, reading) -> Records:
                         f"{min(missing)!r}; it has {', '.join(sorted(features))}. Set "
                         "data.columns.image and data.columns.label to two of them."
                     )
-                texts += [str(_feature(features, label))] if reading.labelled else []
+                texts += [_text(_feature(features, label))] if reading.labelled else []
     except (RuntimeError, ValueError, OSError) as e:
         raise UserError(f"{reading.key}={spec!r}: cannot read the files: {e}") from None
     labels, classes = numbered(texts) if reading.labelled else (None, ())
@@ -69,8 +69,12 @@ def _features(record: bytes) -> dict:
     return dict(example.features.feature)
 
 
-def _feature(features: dict, name: str) -> bytes | int | str:
-    """The first value of a feature; text if it is the label's."""
+def _text(label: bytes | int) -> str:
+    return label.decode() if isinstance(label, bytes) else str(label)
+
+
+def _feature(features: dict, name: str) -> bytes | int:
+    """The first value of a feature."""
     value = features[name]
     if value.int64_list.value:
         return int(value.int64_list.value[0])

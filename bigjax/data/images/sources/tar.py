@@ -4,9 +4,9 @@
 Each shard is indexed once, so that any image can be read alone; the index is cached.
 """
 
+import concurrent.futures
 import hashlib
 import json
-import re
 import tarfile
 
 from etils import epath
@@ -17,7 +17,8 @@ from bigjax.data.images.sources.labels import numbered
 from bigjax.data.sources.paths import matching_files
 from bigjax.errors import UserError
 
-_FORMAT = 1  # raise it when the same shard would give another index
+_FORMAT = 2  # raise it when the same shard would give another index
+_AT_ONCE = 8  # shards that are indexed; on gs:// each waits for many small reads
 
 
 def matches(spec: str) -> bool:
@@ -55,7 +56,9 @@ class Tar:
 
 def opened(spec: str, reading) -> Tar:
     label = reading.columns.label
-    shards = [_index(path, label, reading) for path in matching_files(spec, "tar")]
+    paths = matching_files(spec, "tar")
+    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+        shards = list(pool.map(lambda path: _index(path, label, reading), paths))
     return Tar(shards, label, reading)
 
 
@@ -73,6 +76,8 @@ def _index(path, label: str, reading) -> dict:
     try:
         with path.open("rb") as f, tarfile.open(fileobj=f, mode="r:") as tar:
             rows = _rows(tar, label)
+    except UserError as e:
+        raise UserError(f"{reading.key}: {path}: {e}") from None
     except (tarfile.TarError, OSError, EOFError) as e:
         raise UserError(
             f"{reading.key}: cannot read {path}: {e}. It has to be a complete tar archive that is "
@@ -84,17 +89,29 @@ def _index(path, label: str, reading) -> dict:
 
 
 def _rows(tar: tarfile.TarFile, label: str) -> list[list]:
-    images, labels = {}, {}
+    """Raises UserError for a label that cannot be read, and for two images of one name."""
+    images: dict[str, list] = {}
+    labels: dict[str, str] = {}
     for member in tar:
-        if not member.isfile():
+        folder, _, name = member.name.rpartition("/")
+        if not member.isfile() or name.startswith("."):  # such as those of macOS
             continue
-        stem, _, extension = re.match(r"(.*?/?[^/.]*)(\.)?([^/]*)$", member.name).groups()
+        stem, _, extension = name.partition(".")
+        stem = f"{folder}/{stem}"
         if f".{extension.lower()}".endswith(EXTENSIONS):
+            if stem in images:
+                raise UserError(
+                    f"{images[stem][0]} and {member.name} have one name before the first dot, "
+                    "which joins an image with its label. Give each image a name of its own."
+                )
             images[stem] = [member.name, member.offset_data, member.size]
-        elif extension == "cls":
-            labels[stem] = tar.extractfile(member).read().decode().strip()
-        elif extension == "json":
-            value = json.loads(tar.extractfile(member).read()).get(label)
-            if value is not None:
-                labels.setdefault(stem, str(value))
+        elif extension in ("cls", "json"):
+            try:
+                text = tar.extractfile(member).read().decode()
+                value = text.strip() if extension == "cls" else json.loads(text).get(label)
+            except (ValueError, AttributeError):  # not UTF-8, not JSON, or not an object
+                what = "text in UTF-8" if extension == "cls" else "a JSON object"
+                raise UserError(f"{member.name} is not {what}.") from None
+            if extension == "cls" or (value is not None and stem not in labels):
+                labels[stem] = str(value)
     return [[*row, labels.get(stem)] for stem, row in images.items()]
