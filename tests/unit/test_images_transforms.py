@@ -49,6 +49,68 @@ def test_operations_keep_size_and_mode(name, mode):
     assert changed != unchanged or name in ("autocontrast", "equalize")
 
 
+def test_cutout():
+    white = Image.new("L", (20, 10), 255)
+    areas = []
+    for seed in range(30):
+        grey = np.array(transforms.cutout(white, rng(seed), 0.2, 128)) == 128
+        rows, columns = np.flatnonzero(grey.any(1)), np.flatnonzero(grey.any(0))
+        assert grey[np.ix_(rows, columns)].all() and len(rows) <= 4 and len(columns) <= 8
+        assert len(rows) == np.ptp(rows) + 1 and len(columns) == np.ptp(columns) + 1
+        areas.append(grey.sum())
+    assert max(areas) == 4 * 8 and min(areas) < 4 * 8  # cut off at the border
+    assert np.array(white).all()
+
+
+class Fixed:
+    """A generator that draws one operation, its first sign and one of the strengths."""
+
+    def __init__(self, name, strength=0):
+        self.name, self.strength = name, strength
+
+    def choice(self, values):
+        self.drawn = values
+        return self.name if self.name in values else values[0]
+
+    def integers(self, n):
+        return self.strength
+
+
+def test_the_operations_of_randaugment_and_their_strengths(monkeypatch):
+    """By the code of big_vision: level / 10 of the strongest; factors are 0.1 more."""
+    got, fixed = {}, Fixed("")
+    for name in randaugment.OPERATIONS:
+        monkeypatch.setitem(
+            randaugment.OPERATIONS, name, lambda x, amount, name=name: got.update({name: amount})
+        )
+    for name in {*randaugment.OPERATIONS} - {"identity"}:
+        fixed = Fixed(name)
+        randaugment.rand_augment(image(), fixed, 1, 5)
+    assert len(randaugment._STRONGEST) == 16 and "cutout" in randaugment._STRONGEST
+    assert got == pytest.approx(
+        dict(
+            autocontrast=0, equalize=0, invert=0, rotate=-15, posterize=2, solarize=128,
+            solarize_add=55, color=1, contrast=1, brightness=1, sharpness=1, shear_x=-0.15,
+            shear_y=-0.15, translate_x=-50 / 224, translate_y=-50 / 224,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("k", range(31))
+def test_the_strengths_of_trivial_augment(k, monkeypatch):
+    """By torchvision's: bits 8 - round(k / 5), thresholds from 255 to 0."""
+    got = {}
+    for name in randaugment.OPERATIONS:
+        monkeypatch.setitem(
+            randaugment.OPERATIONS, name, lambda x, amount, name=name: got.update({name: amount})
+        )
+    for name in ("posterize", "solarize", "brightness", "rotate"):
+        randaugment.trivial_augment(image(), Fixed(name, k))
+    assert got["posterize"] == 8 - round(k / 5) and got["solarize"] == pytest.approx(255 - 8.5 * k)
+    assert got["brightness"] == pytest.approx(1 - 0.99 * k / 30)
+    assert got["rotate"] == pytest.approx(-135 * k / 30)
+
+
 def test_moves_by_hand():
     x = image()
     np.testing.assert_array_equal(transforms._moved(x, (1, 0, 0, 0, 1, 0)), PIXELS)

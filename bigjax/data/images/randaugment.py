@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from bigjax.data.images.transforms import affine, filling
+from bigjax.data.images.transforms import affine, cutout, filling
 
 _GREY = 128  # what comes in when an image is moved
 
@@ -56,7 +56,7 @@ OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 
 _FACTORS = ("color", "contrast", "brightness", "sharpness")
 _SIGNED = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
-# RandAugment's, at strength 10, as in big_vision: 224 pixels are moved by up to 100.
+# RandAugment's, at strength 10, as in big_vision for 224 pixels: an image is moved by 100 of them.
 _STRONGEST = {
     "autocontrast": 0.0,
     "equalize": 0.0,
@@ -70,8 +70,9 @@ _STRONGEST = {
     "shear_y": 0.3,
     "translate_x": 100 / 224,
     "translate_y": 100 / 224,
+    "cutout": 40 / 224,
 }
-# TrivialAugment's wide space: from the first amount to the second.
+# TrivialAugment's wide space, for 224 pixels: from the first amount to the second.
 _WIDE = {
     "identity": (0.0, 0.0),
     "autocontrast": (0.0, 0.0),
@@ -92,8 +93,9 @@ def rand_augment(
     image: Image.Image, rng: np.random.Generator, layers: int, strength: float
 ) -> Image.Image:
     """`layers` operations, each drawn from all, of `strength`: 0 to 10, or more
-    (https://arxiv.org/abs/1909.13719). Strengths mean what they mean in big_vision and the paper's
-    own code."""
+    (https://arxiv.org/abs/1909.13719). Operations and strengths are those of big_vision and of the
+    paper's own code, except that shears keep the middle in its place, not a corner, and that
+    distances are shares of the image."""
     for _ in range(layers):
         name = str(rng.choice([*_STRONGEST]))
         amount = _STRONGEST[name] * strength / 10
@@ -103,15 +105,21 @@ def rand_augment(
             amount = max(1, int(amount))
         elif name in _SIGNED:
             amount *= rng.choice((-1.0, 1.0))
-        image = OPERATIONS[name](image, amount)
+        if name == "cutout":
+            image = cutout(image, rng, amount, _GREY)
+        else:
+            image = OPERATIONS[name](image, amount)
     return image
 
 
 def trivial_augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """One operation of a random strength (https://arxiv.org/abs/2103.10158, its wide space)."""
+    """One operation of a random strength (https://arxiv.org/abs/2103.10158, its wide space).
+    Shears, distances and what comes in are as in `rand_augment`."""
     name = str(rng.choice([*_WIDE]))
     first, last = _WIDE[name]
     amount = first + (last - first) * rng.integers(_BINS) / (_BINS - 1)
+    if name == "posterize":
+        amount = round(amount)
     if name in _FACTORS or name in _SIGNED:
         amount *= rng.choice((-1.0, 1.0))
     return OPERATIONS[name](image, amount + (1.0 if name in _FACTORS else 0.0))

@@ -124,6 +124,16 @@ def erase(image: np.ndarray, rng: np.random.Generator, probability: float) -> np
     return image
 
 
+def cutout(image: Image.Image, rng: np.random.Generator, share: float, value: int) -> Image.Image:
+    """A rectangle of one grey around a random place, `share` of the sides in each direction; a part
+    beyond the border is cut off (https://arxiv.org/abs/1708.04552)."""
+    x, y = rng.integers(image.width), rng.integers(image.height)
+    w, h = int(share * image.width), int(share * image.height)
+    image = image.copy()
+    image.paste(filling(image, value), (max(0, x - w), max(0, y - h), x + w, y + h))
+    return image
+
+
 def _turn_hue(image: Image.Image, amount: int) -> Image.Image:
     hue, saturation, value = image.convert("HSV").split()
     turned = (np.asarray(hue, np.int32) + amount).astype(np.uint8)  # modulo 256
