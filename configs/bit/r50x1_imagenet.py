@@ -16,7 +16,7 @@ def get_config(variant: str = ""):
     c.model = dict(name="resnet", preset="bit-r50x1", dtype="bfloat16")
     c.task = dict(name="image_classify")
     c.data = dict(name="images", train="set data.train", size=224, crop=0.875)
-    c.data.augment = dict(crop="inception", flip=True)
+    c.data.augment = dict(crop="inception", area=(0.05, 1.0))
     c.optim.name, c.optim.b1 = "sgd", 0.9
     c.optim.learning_rate, c.optim.warmup_steps = 0.1 * BATCH / 256, 1000
     # 1e-4 in the loss of a run with momentum 0.9 is ten times as much when decoupled from it.

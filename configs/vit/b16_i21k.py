@@ -19,7 +19,7 @@ def get_config(variant: str = ""):
     c.data.valid_fraction = c.data.test_fraction = 0.002
     c.data.max_bad = 1e-4  # a few files of this size of set are always damaged
     c.data.augment = dict(
-        crop="inception", flip=True, randaugment_layers=2, randaugment_strength=10.0
+        crop="inception", area=(0.05, 1.0), randaugment_layers=2, randaugment_strength=10.0
     )
     c.optim.learning_rate, c.optim.warmup_steps = 1e-3, 10_000
     c.optim.weight_decay, c.optim.clip_norm = 0.1, 1.0

@@ -19,7 +19,7 @@ def get_config(variant: str = ""):
     c.task = dict(name="image_classify", mixup=0.2)
     c.data = dict(name="images", train="set data.train", size=224, crop=0.875)
     c.data.augment = dict(
-        crop="inception", flip=True, randaugment_layers=2, randaugment_strength=10.0
+        crop="inception", area=(0.05, 1.0), randaugment_layers=2, randaugment_strength=10.0
     )
     c.optim.learning_rate, c.optim.warmup_steps = 1e-3, 10_000
     c.optim.weight_decay, c.optim.clip_norm = 0.1, 1.0  # 1e-4 as the paper counts it: rate x decay
