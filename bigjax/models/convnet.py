@@ -13,7 +13,7 @@ from bigjax.errors import UserError
 from bigjax.layers.basic import Dense, dropout
 from bigjax.layers.vision import BatchNorm, Conv2D, max_pool
 from bigjax.models import ImageOutput, check_fields
-from bigjax.models.images import IMAGENET, normalised
+from bigjax.models.images import IMAGENET, check_pixels, normalised
 
 POOL = 0  # in Config.filters: the largest of each window
 
@@ -53,6 +53,7 @@ class Config:
 
     def __post_init__(self):
         check_ranges("model", self)
+        check_pixels(self)
         check_fields(self, {"norm": ("none", "batchnorm"), "remat": ("none", "full")})
         n = sum(f != POOL for f in self.filters)
         if not n or self.filters[0] == POOL:

@@ -20,6 +20,17 @@ PIXELS = Pixels((0.5,), (0.5,))  # values of -1 to 1, as ViT, BiT, SigLIP
 IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of its training images
 
 
+def check_pixels(c: Any) -> None:
+    """Raises UserError unless c.mean and c.std have a number for each channel, or one for all."""
+    for field in ("mean", "std"):
+        n = len(getattr(c, field))
+        if n not in (1, c.channels):
+            raise UserError(
+                f"model.{field} has {n} numbers, but model.channels is {c.channels}: give one for "
+                f"each channel, or one for all, such as model.{field}=(0.5,)."
+            )
+
+
 def normalised(images_BHWC: jax.Array, c: Any) -> jax.Array:
     """Images of 0 to 255 as a model reads them: minus c.mean, over c.std, in c.dtype.
 

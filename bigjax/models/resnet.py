@@ -15,7 +15,7 @@ from bigjax.interop import resnet as hugging_face
 from bigjax.layers.basic import Dense
 from bigjax.layers.vision import BatchNorm, Conv2D, GroupNorm, max_pool
 from bigjax.models import ImageOutput, check_fields
-from bigjax.models.images import IMAGENET, PIXELS, normalised
+from bigjax.models.images import IMAGENET, PIXELS, check_pixels, normalised
 
 HUGGING_FACE = (hugging_face.FAMILY, hugging_face.BIT)
 WIDER = 4  # outputs of a bottleneck unit, relative to its inner width
@@ -51,6 +51,7 @@ class Config:
 
     def __post_init__(self):
         check_ranges("model", self)
+        check_pixels(self)
         check_fields(
             self,
             {
@@ -155,12 +156,12 @@ class Model(nn.Module):
             x = nn.relu(_norm(c, "norm")(x))
         features = x.astype(jnp.float32).mean((1, 2))
         logits = None
-        if self.n_labels:
+        if self.n_labels:  # as BiT, and as https://arxiv.org/abs/1706.02677
             logits = Dense(
                 (self.n_labels,),
                 ("embed",),
                 (None,),
-                init_std=0.01,
+                init_std=0.0 if c.preactivation else 0.01,
                 dtype=c.dtype,
                 out_dtype="float32",
                 name="head",

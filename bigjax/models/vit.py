@@ -27,7 +27,7 @@ from bigjax.models import (
     check_fields,
     check_heads,
 )
-from bigjax.models.images import PIXELS, normalised, resized_grid
+from bigjax.models.images import PIXELS, check_pixels, normalised, resized_grid
 from bigjax.parallel.sharding import constrain
 
 HUGGING_FACE = (hugging_face.FAMILY, hugging_face.DINOV2, hugging_face.REGISTERS)
@@ -77,6 +77,7 @@ class Config:
 
     def __post_init__(self):
         check_ranges("model", self)
+        check_pixels(self)
         if not self.d_ff:
             object.__setattr__(self, "d_ff", 4 * self.d_model)
         check_fields(

@@ -177,7 +177,7 @@ def test_a_decoder_of_odd_width_is_refused():
 def test_a_model_that_encodes_all_patches_is_refused():
     c = configured()
     with c.unlocked():
-        c.model = dict(name="resnet", image_size=12, channels=1, stem="small", units=(1,), width=8)
+        c.model = dict(name="resnet", image_size=12, channels=1, mean=(0.5,), std=(0.5,), width=8)
     modules.fill(c)
     with pytest.raises(UserError, match="'mae' needs model.name='vit'"):
         tasks.build(c)

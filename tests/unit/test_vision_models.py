@@ -8,7 +8,7 @@ import pytest
 from bigjax.errors import UserError
 from bigjax.layers import vision
 from bigjax.layers.params import unbox
-from bigjax.models import resnet, vit
+from bigjax.models import convnet, resnet, vit
 from bigjax.models.images import IMAGENET, PIXELS, normalised
 from bigjax.train import needed
 from bigjax.trees import count
@@ -61,6 +61,14 @@ def test_parameters_of_resnet(preset, n, statistics):
     variables, _ = shapes(resnet, resnet.Config(**resnet.PRESETS[preset]))
     assert count(variables["params"]) == n
     assert count(variables.get("batch_stats", {})) == statistics
+
+
+@pytest.mark.parametrize("preset, zero", [("18", False), ("bit-r50x1", True)])
+def test_the_head_of_bit_begins_at_zero(preset, zero):
+    c = resnet.Config(**resnet.PRESETS[preset] | dict(image_size=32, units=(1,), width=32))
+    variables, _ = outputs(c, resnet)
+    kernel = np.asarray(variables["params"]["head"]["kernel"])
+    assert kernel.any() != zero and (zero or 0.005 < kernel.std() < 0.02)
 
 
 @pytest.mark.parametrize("preset", ["34", "50", "bit-r50x1"])
@@ -223,6 +231,20 @@ def test_pixels_are_normalised_on_the_device():
     assert PIXELS == ((0.5,), (0.5,))
     with pytest.raises(UserError, match=r"images are \[7, 8, 3\].*model is for \[8, 8, 3\]"):
         normalised(jnp.asarray(images[:, :7]), c)
+
+
+@pytest.mark.parametrize("family", [vit, resnet, convnet])
+@pytest.mark.parametrize("field", ["mean", "std"])
+def test_pixels_have_a_mean_for_each_channel_or_one_for_all(family, field):
+    """Three of one channel would make three channels."""
+    one = dict(mean=(0.5,), std=(0.5,))
+    for channels, values in ((1, (0.5,)), (3, (0.5,)), (3, (0.1, 0.2, 0.3))):
+        family.Config(channels=channels, **{**one, field: values})
+    for channels, values in ((1, (0.1, 0.2, 0.3)), (3, (0.1, 0.2)), (3, ())):
+        with pytest.raises(
+            UserError, match=f"model.{field} has {len(values)} numbers, but .*{channels}"
+        ):
+            family.Config(channels=channels, **{**one, field: values})
 
 
 @pytest.mark.parametrize(
