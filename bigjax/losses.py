@@ -82,10 +82,10 @@ def top_k(
     logits: jax.Array, targets: jax.Array, weights: jax.Array, k: int
 ) -> tuple[jax.Array, jax.Array]:
     """(Weight of the targets that are among the k largest logits, total weight). Of equal logits
-    the first one is the largest, as for `accuracy`."""
+    the first one is the largest, as for `accuracy`; NaN is larger than any number, and no hit."""
     own = _at(logits, targets)[..., None]
     before = jnp.arange(logits.shape[-1]) < targets[..., None]
-    above = ((logits > own) | ((logits == own) & before)).sum(-1)
+    above = (~(logits <= own) | ((logits == own) & before)).sum(-1)
     return ((above < k) * weights).sum(), weights.sum()
 
 

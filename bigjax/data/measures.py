@@ -109,9 +109,10 @@ def one_label(rows: Sequence[dict], predictions: Sequence[dict], labels: Sequenc
 
 
 def _in_top(probabilities: dict[str, float], label: str) -> bool:
-    """Of equal probabilities that of the label is the smallest."""
-    own = probabilities.get(label)
-    return own is not None and sum(p >= own for p in probabilities.values()) <= _TOP
+    """Of equal probabilities that of the first label is the largest, as for the accuracy."""
+    if np.isnan(probabilities.get(label, np.nan)):
+        return False
+    return label in sorted(probabilities, key=lambda name: -probabilities[name])[:_TOP]
 
 
 def confidences(rows: Sequence[dict], predictions: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from bigjax.infer import predict
 from bigjax.report import pyplot
 
 _NAMED = 100  # labels whose names a picture has
+_DRAWN = 2000  # labels that a confusion matrix may have; it needs memory for their square
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,9 @@ def build(name: str, options: Config, context: Context):
 
 
 def _draw_confusion(path, true, predicted, labels) -> None:
-    """The confusion matrix, counts by true (row) and predicted label."""
+    """The confusion matrix, counts by true (row) and predicted label; none of very many labels."""
+    if len(labels) > _DRAWN:
+        return
     plt = pyplot()
     from sklearn import metrics
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import special
 from sklearn import metrics as sklearn_metrics
 
-from bigjax import evals, tasks
+from bigjax import evals, losses, tasks
 from bigjax.data import measures
 from bigjax.data.images.kinds import OneLabel, SeveralLabels
 from bigjax.errors import UserError
@@ -117,6 +117,24 @@ def test_pictures_of_few_and_of_many_labels(tmp_path, n):
     confidence = np.linspace(0.1, 1, n)
     metrics._draw_reliability(tmp_path / "r.png", confidence, confidence > 0.5)
     assert all((tmp_path / f"{x}.png").read_bytes()[:4] == b"\x89PNG" for x in "cr")
+
+
+def test_no_confusion_matrix_of_very_many_labels(tmp_path):
+    labels = [f"n{i}" for i in range(21_843)]  # 3.8 GB
+    metrics._draw_confusion(tmp_path / "c.png", labels[:9], labels[:9], labels)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("n", [7, 101])
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_top_5_of_equal_logits_are_the_first_ones(n, value):
+    """As in the accuracy, and in losses.top_k, so that it is never below the accuracy."""
+    kind = OneLabel([f"n{i}" for i in range(n)])
+    rows = [{"file": f"{i}", "label": f"n{i}"} for i in range(n)]
+    logits = np.full((n, n), value, np.float32)
+    numbers, *_ = kind.measure(rows, kind.predict(rows, NOTHING, [*logits]))
+    hits = losses.top_k(logits, np.arange(n), np.ones(n), 5)[0]
+    assert round(numbers["top5"] * n) == float(hits) == (0 if np.isnan(value) else 5)
 
 
 def test_metrics_of_a_task_without_labels_are_refused():
