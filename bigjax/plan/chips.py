@@ -20,6 +20,7 @@ class Chip(NamedTuple):
     one link to a neighbour. dcn: GB/s to other slices, a device's share of its host's network.
     attention: the share of the peak that attention kernels reach with causal masks and heads of
     128, by their schedules (benchmarks/attention_blocks.py).
+    scores: cycles of the kernel `whole` for a thousand scores, forward and backward, likewise.
     limit: GiB of HBM that the compiler allows. dims: of its torus, 0 without one. largest: chips in
     one slice. Clocks are derived from the peak and the width of the matrix units; tpu7x's clock and
     network are inferred. None for GPUs, whose times are not predicted.
@@ -34,6 +35,7 @@ class Chip(NamedTuple):
     limit: float
     dims: int
     largest: int
+    scores: tuple[float, float] = (0.0, 0.0)
     wraps: bool = True  # rows of a slice are closed to rings, as in a cube or a whole pod
 
     @property
@@ -43,11 +45,11 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
-    "v4": Chip(1.05, 275, 1228, 45, 6.25, 0.61, 30.75, 3, 4096),
-    "v5e": Chip(1.5, 197, 819, 45, 3.125, 0.8, 15.75, 2, 256),
-    "v5p": Chip(1.75, 459, 2765, 90, 6.25, 0.78, 95.74, 3, 6144),
-    "v6e": Chip(1.75, 918, 1640, 90, 12.5, 0.31, 31.25, 2, 256),
-    "tpu7x": Chip(2.2, 1153.5, 3690, 90, 12.5, 0.31, 94.75, 3, 9216),
+    "v4": Chip(1.05, 275, 1228, 45, 6.25, 0.61, 30.75, 3, 4096, (5.4, 12.2)),
+    "v5e": Chip(1.5, 197, 819, 45, 3.125, 0.8, 15.75, 2, 256, (8.6, 18.9)),
+    "v5p": Chip(1.75, 459, 2765, 90, 6.25, 0.78, 95.74, 3, 6144, (4.4, 9.5)),
+    "v6e": Chip(1.75, 918, 1640, 90, 12.5, 0.31, 31.25, 2, 256, (7.1, 15.2)),
+    "tpu7x": Chip(2.2, 1153.5, 3690, 90, 12.5, 0.31, 94.75, 3, 9216, (6.6, 15.0)),
     "h100": Chip(None, None, None, None, None, None, gpu.MEMORY / GIB, 0, 4096),
 }
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")

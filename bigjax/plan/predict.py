@@ -9,7 +9,8 @@ import math
 import re
 from typing import NamedTuple
 
-from bigjax.layers.kernels.splash import PRODUCTS, SCOPE
+from bigjax.layers.kernels import splash, whole
+from bigjax.layers.kernels.common import SCOPE, SCORES
 from bigjax.plan import hlo
 from bigjax.plan.chips import Chip
 from bigjax.plan.count import Counter
@@ -148,7 +149,9 @@ class _Walk:
             flops, width = _kernel(op)
             self.kernel_flops += times * flops
             if self.chip.timed:
-                seconds = kernel_seconds(times * flops, self.chip, width)
+                seconds = times * (
+                    _whole_seconds(op, self.chip) or kernel_seconds(flops, self.chip, width)
+                )
                 self.kernel_seconds += seconds
                 self.schedule.add(c, op, "kernel", seconds, "schedule")
             return
@@ -263,9 +266,19 @@ def kernel_seconds(flops: float, chip: Chip, width: int = WIDTH) -> float:
     return flops / (min(chip.attention * width / WIDTH, AT_MOST) * chip.peak * 1e12)
 
 
+def _whole_seconds(op: hlo.Op, chip: Chip) -> float:
+    """Of the kernel `whole`, which takes its time for the scores, whatever the width of the heads;
+    0 for other kernels."""
+    scores = re.search(SCORES + r"(\d+)", op.text)
+    kind = next((i for i, x in enumerate(whole.PRODUCTS) if op.name.startswith(x)), None)
+    if kind is None or not scores:
+        return 0.0
+    return int(scores[1]) * chip.scores[kind] / (chip.clock * 1e12)
+
+
 def _kernel(op: hlo.Op) -> tuple[float, int]:
     """(FLOPs of a kernel, the width of its heads): what a Pallas kernel states, of unknown width;
-    for splash attention what layers/kernels/splash.py writes into the program; for cuDNN's
+    for splash and whole what layers/kernels/ writes into the program; for cuDNN's
     attention two products of [T, D] and [D, S] forward and five backward, which recomputes the
     scores. Masked scores count, though cuDNN skips most."""
     scores = CUDNN_SCORES.search(op.text)
@@ -275,10 +288,11 @@ def _kernel(op: hlo.Op) -> tuple[float, int]:
         width = op.arrays[0].dims[-1]
         return 2.0 * products * math.prod(sizes) * width, width
     product = re.search(SCOPE + r"(\d+)", op.text)
-    kind = next((x for x in PRODUCTS if op.name.startswith(x)), None)
+    products = {**splash.PRODUCTS, **whole.PRODUCTS}
+    kind = next((x for x in products if op.name.startswith(x)), None)
     if kind and product:
         result = max(op.arrays, key=lambda a: len(a.dims))  # the others are of one block
-        return 2.0 * PRODUCTS[kind] * int(product[1]), result.dims[-1]
+        return 2.0 * products[kind] * int(product[1]), result.dims[-1]
     stated = re.search(r'"flops":"?(\d+)', op.text)
     return float(stated[1]) if stated else 0.0, WIDTH
 

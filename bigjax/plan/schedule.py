@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import re
 from typing import NamedTuple
 
-from bigjax.layers.kernels.splash import SCOPE
+from bigjax.layers.kernels.common import SCOPE, SCORES
 from bigjax.plan.hlo import ASIDE, Computation, Module, Op, called, remembered
 
 KINDS = ("matrix product", "kernel", "elementwise", "copy", "collective")
@@ -18,7 +18,11 @@ LARGEST = 10
 # Names in a path that jax and XLA add, and those of the layers of a stack, which count together.
 _ADDED = re.compile(
     r"while|body|cond|scan|closed_call|checkpoint|rematted_computation|shard_map|branch_\d+_fun|"
-    r"custom_[jv]vp_call|core_call|pjit|layers?(_\d+)?|splash_mha_\w+|" + SCOPE + r"\d+"
+    r"custom_[jv]vp_call|core_call|pjit|layers?(_\d+)?|splash_mha_\w+|whole_\w+|"
+    + SCOPE
+    + r"\d+|"
+    + SCORES
+    + r"\d+"
 )
 _NEAR = 24  # operations among which one with a name is looked for
 _WITH_PARTS = ("fusion", *ASIDE)

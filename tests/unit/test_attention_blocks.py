@@ -72,3 +72,10 @@ def test_the_fused_kernel_leaves_gradients_of_queries_to_sum(script):
         assert cost.hbm == kernel + summed
         seconds = max(cost.cycles / (chips.CHIPS[chip].clock * 1e9), kernel / bandwidth)
         assert cost.seconds == pytest.approx(seconds + summed / bandwidth)
+
+
+def test_bundles_and_scores_of_short_rows(script):
+    """Of the schedule above, all its bundles; 197 keys are padded to 256, queries to 200."""
+    short_rows = importlib.import_module("short_rows")
+    assert short_rows.count(SCHEDULE) == 22
+    assert short_rows.padded(197) == 200 * 256 and short_rows.padded(257) == 264 * 384

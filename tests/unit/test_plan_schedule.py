@@ -267,3 +267,25 @@ custom_call_target="tpu_custom_call", metadata={{op_name="attention/attention_pr
         assert costs.kernel_seconds == pytest.approx(
             4000 / (of_peak * chips.CHIPS[chip].peak * 1e12)
         )
+
+
+@pytest.mark.parametrize("name, pass_", [("whole_forward", 0), ("whole_backward", 1)])
+def test_attention_over_short_rows_takes_the_time_of_its_scores(name, pass_):
+    """Whatever the width of the heads: 3,000 scores, 1,000 multiplications a product."""
+    text = f"""HloModule m
+
+ENTRY %main (q: bf16[4,197,768]) -> bf16[4,197,768] {{
+  %q = bf16[4,197,768]{{2,1,0}} parameter(0)
+  ROOT %{name}.1 = bf16[4,197,768]{{2,1,0}} custom-call(%q), \
+custom_call_target="tpu_custom_call", \
+metadata={{op_name="attention/attention_product_1000/attention_scores_3000/{name}"}}
+}}
+"""
+    for chip in map(chips.CHIPS.get, ("v5e", "v6e")):
+        costs = predict.costs(text, chip, {"data": 1})
+        assert costs.kernel_flops == 2 * (2, 5)[pass_] * 1000
+        assert costs.kernel_seconds == pytest.approx(3 * chip.scores[pass_] / (chip.clock * 1e9))
+
+
+def test_every_timed_chip_has_cycles_of_scores():
+    assert all(min(chip.scores) > 0 for chip in chips.CHIPS.values() if chip.timed)

@@ -22,8 +22,14 @@ from bigjax.layers.kernels import einsum
 from bigjax.layers.mask import Mask, dense
 from bigjax.parallel.mesh import platform
 
-KERNELS = ("einsum", "blocked", "splash", "cudnn")
-BY_PLATFORM = {"cpu": "blocked", "tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
+KERNELS = ("einsum", "blocked", "splash", "whole", "cudnn")
+# The first one that supports the shapes; `einsum` if none does.
+BY_PLATFORM = {
+    "cpu": ("blocked",),
+    "tpu": ("splash", "whole"),
+    "gpu": ("cudnn",),
+    "cuda": ("cudnn",),
+}
 
 
 def attend(
@@ -54,15 +60,16 @@ def attend(
     dropping = rng is not None and dropout > 0
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     named = kernel != "auto"
-    if not named:
-        kernel = BY_PLATFORM.get(platform(), "einsum")
-    if whole and kernel != "einsum":
-        module = _module(kernel)
+    candidates = (kernel,) if named else BY_PLATFORM.get(platform(), ())
+    ways = _length_shards(jax.sharding.get_abstract_mesh())
+    for name in candidates if whole else ():
+        if name == "einsum":
+            break
+        module = _module(name)
         never = _never_supported(module, bias is not None, dropping)
         if named:
-            _refuse(kernel, never)
-        mesh = jax.sharding.get_abstract_mesh()
-        if not never and not module.unsupported(q, k, _length_shards(mesh)):
+            _refuse(name, never)
+        if not never and not module.unsupported(q, k, ways):
             return module.attention(q, k, v, mask, q_segments, k_segments, bias, scale)
     seen = dense(mask, q.shape[1], k.shape[1], start, q_segments, k_segments)
     return einsum.attention(q, k, v, seen, bias, scale, dropout if dropping else 0.0, rng)

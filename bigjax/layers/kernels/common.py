@@ -8,6 +8,11 @@ from jax.sharding import PartitionSpec
 
 from bigjax.parallel import sharding
 
+# The prefix of a named scope around a kernel's call, which holds the number of multiplications of
+# one product of queries x keys. XLA does not know a kernel's FLOPs: plan/predict.py reads this.
+SCOPE = "attention_product_"
+# Likewise the number of scores of the kernel `whole`, as registers hold them.
+SCORES = "attention_scores_"
 MASKED = -1e30  # not infinity: a row without keys yields a mean, not NaN
 
 

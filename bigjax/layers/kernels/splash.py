@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from bigjax.layers.kernels.common import over_devices
+from bigjax.layers.kernels.common import SCOPE, over_devices
 from bigjax.layers.mask import Causal, Full, Mask, pairs, table
 from bigjax.layers.remat import kept
 from bigjax.parallel.mesh import device_kind, platform
@@ -15,12 +15,10 @@ from bigjax.parallel.mesh import device_kind, platform
 BIAS = False
 PLATFORMS = ()
 
-# The number of products of the size of queries x keys in each kernel; and the prefix of a named
-# scope that holds the multiplications of one such product. XLA does not know a kernel's FLOPs:
-# plan/predict.py reads them from these. The backward pass is one kernel called dkv with 5 products,
-# or dkv with 4 and dq with 3; these are counted as 5 and 2, which also add up to 7.
+# The number of products of queries x keys in each kernel, for plan/predict.py, see SCOPE. The
+# backward pass is one kernel called dkv with 5 products, or dkv with 4 and dq with 3; these are
+# counted as 5 and 2, which also add up to 7.
 PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 2, "splash_mha_dkv": 5}
-SCOPE = "attention_product_"
 
 # From schedules of these kernels for each TPU (benchmarks/attention_blocks.py, docs/benchmarks.md).
 # A block of 1024 queries and keys, of which 512 keys are processed at once, takes less time than
