@@ -29,6 +29,7 @@ def get_config(variant: str = ""):
     )
     choice = config.variants(variant, tiny="tiny", strong="strong")
     if choice == "strong":
+        c.model.drop_path = 0.1
         c.data.augment = dict(crop="inception", flip=True, randaugment_layers=2, erasing=0.25)
         c.data.augment.randaugment_strength = 9.0
         c.task.update(label_smoothing=0.1, mixup=0.8, cutmix=1.0)
