@@ -218,7 +218,7 @@ def test_a_table_of_files(tmp_path):
 
 
 @pytest.mark.parametrize("text", [False, True])
-def test_records_of_examples(tmp_path, text):
+def test_records_of_examples(tmp_path, text, monkeypatch):
     record = pytest.importorskip("array_record.python.array_record_module")
     from tensorflow_datasets.proto import tf_example_generated_pb2 as pb
     from tensorflow_datasets.proto import tf_feature_generated_pb2 as values
@@ -237,6 +237,10 @@ def test_records_of_examples(tmp_path, text):
     fractions = dict(valid_fraction=0.0, test_fraction=0.0)
     data = load(tmp_path, ("train",), train=path, **fractions)
     rows = every(data.split("train", 2, shuffle=False))
+    # Reading the labels is reading all records: it is done once.
+    with monkeypatch.context() as once:
+        once.setattr(sources.records, "numbered", None)
+        data = load(tmp_path, ("train",), train=path, **fractions)
     assert data.labels == tuple("class " * text + n for n in "012")
     assert rows["label"].tolist() == [2, 0, 1]
     np.testing.assert_array_equal(rows["image"][2], shown(2))
@@ -245,7 +249,7 @@ def test_records_of_examples(tmp_path, text):
 
 
 @pytest.mark.parametrize("encoded", [False, True])
-def test_a_set_of_tfds(tmp_path, encoded):
+def test_a_set_of_tfds(tmp_path, encoded, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
 
     class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -277,6 +281,9 @@ def test_a_set_of_tfds(tmp_path, encoded):
     Pictures(data_dir=tmp_path / "sets", file_format="array_record").download_and_prepare()
     folder = tmp_path / "sets" / "pictures" / "1.0.0"
     data = load(tmp_path, train=f"tfds:{folder}", test_fraction=0.0, names=("train", "valid"))
+    with monkeypatch.context() as once:
+        once.setattr(sources.tfds, "_labels", None)
+        data = load(tmp_path, train=f"tfds:{folder}", test_fraction=0.0, names=("train", "valid"))
     assert data.labels == ("cat", "dog") and len(data.parts["valid"]) == 2  # the set's own
     rows = every(data.split("train", 4, shuffle=False))
     assert sorted(rows["image"][:, 0, 0, 0].tolist()) == [*range(6)]

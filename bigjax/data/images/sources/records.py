@@ -4,7 +4,7 @@ data.columns.label (an integer or text)."""
 import hashlib
 
 from bigjax.data.files import fingerprint_files
-from bigjax.data.images.sources.labels import numbered
+from bigjax.data.images.sources.labels import cached, numbered
 from bigjax.data.sources.paths import matching_files
 from bigjax.errors import UserError
 
@@ -36,25 +36,34 @@ def opened(spec: str, reading) -> Records:
     paths = [str(path) for path in matching_files(spec, "array_record")]
     image, label = reading.columns.image, reading.columns.label
     needed = {image, label} if reading.labelled else {image}
-    try:
-        source = ArrayRecordDataSource(paths)
-        texts = []
+    digest = hashlib.sha256(f"{image} {label} {fingerprint_files(paths)}".encode())
+    fingerprint = f"array_record-{digest.hexdigest()[:16]}"
+
+    def checked(record: bytes, i: int) -> dict:
+        features = _features(record)
+        if missing := needed - {*features}:
+            raise UserError(
+                f"{reading.key}={spec!r}: record {i} has no feature {min(missing)!r}; it has "
+                f"{', '.join(sorted(features))}. Set data.columns.image and data.columns.label to "
+                "two of them."
+            )
+        return features
+
+    def read():
+        texts: list[str] = []
         for start in range(0, len(source), _AT_ONCE):
             indices = range(start, min(len(source), start + _AT_ONCE))
             for record in source.__getitems__([*indices]):
-                features = _features(record)
-                if missing := needed - {*features}:
-                    raise UserError(
-                        f"{reading.key}={spec!r}: record {len(texts)} has no feature "
-                        f"{min(missing)!r}; it has {', '.join(sorted(features))}. Set "
-                        "data.columns.image and data.columns.label to two of them."
-                    )
-                texts += [_text(_feature(features, label))] if reading.labelled else []
+                texts.append(_text(_feature(checked(record, len(texts)), label)))
+        return numbered(texts)
+
+    try:
+        source = ArrayRecordDataSource(paths)
+        if len(source):
+            checked(source[0], 0)
+        labels, classes = cached(reading, fingerprint, read) if reading.labelled else (None, ())
     except (RuntimeError, ValueError, OSError) as e:
         raise UserError(f"{reading.key}={spec!r}: cannot read the files: {e}") from None
-    labels, classes = numbered(texts) if reading.labelled else (None, ())
-    digest = hashlib.sha256(f"{image} {label} {fingerprint_files(paths)}".encode())
-    fingerprint = f"array_record-{digest.hexdigest()[:16]}"
     return Records(source, labels, classes, image, spec, fingerprint)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from bigjax.data import tfds_sets
 from bigjax.data.files import fingerprint_files
+from bigjax.data.images.sources.labels import cached
 from bigjax.errors import UserError
 
 _LABELS_AT_ONCE = 4096
@@ -19,9 +20,9 @@ def matches(spec: str) -> bool:
 class Tfds:
     """classes: the set's own, or '0', '1', ... for integers."""
 
-    def __init__(self, rows, image: str, label, where: str, fingerprint: str) -> None:
+    def __init__(self, rows, image: str, labels, where: str, fingerprint: str) -> None:
         self._rows, self._image, self._where = rows, image, where
-        self.labels, self.classes = _labels(rows, *label) if label else (None, ())
+        self.labels, self.classes = labels
         self.fingerprint = fingerprint
 
     def __len__(self) -> int:
@@ -63,9 +64,13 @@ def opened(spec: str, reading) -> Tfds:
             "with file_format='array_record'."
         ) from None
     where = f"{builder.info.full_name}[{split}]"
-    digest = hashlib.sha256(f"{where} {image} {label} {fingerprint_files(paths)}".encode())
-    labels = (label, getattr(features[label], "names", None)) if reading.labelled else None
-    return Tfds(rows, image, labels, where, f"tfds-{digest.hexdigest()[:16]}")
+    names = getattr(features[label], "names", None) if reading.labelled else None
+    digest = hashlib.sha256(f"{where} {image} {label} {fingerprint_files(paths)} {names}".encode())
+    fingerprint = f"tfds-{digest.hexdigest()[:16]}"
+    labels: tuple = None, ()
+    if reading.labelled:
+        labels = cached(reading, fingerprint, lambda: _labels(rows, label, names))
+    return Tfds(rows, image, labels, where, fingerprint)
 
 
 def _labels(rows, name: str, names) -> tuple[np.ndarray, tuple[str, ...]]:
