@@ -96,6 +96,13 @@ def test_the_operations_of_randaugment_and_their_strengths(monkeypatch):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("strength", [0, 0.5, 20, 30])
+def test_weak_and_strong_operations(strength):
+    """The paper's strengths go up to 30."""
+    for name in randaugment._STRONGEST:
+        assert randaugment.rand_augment(image(), Fixed(name), 1, strength).size == image().size
+
+
 @pytest.mark.parametrize("k", range(31))
 def test_the_strengths_of_trivial_augment(k, monkeypatch):
     """By torchvision's: bits 8 - round(k / 5), thresholds from 255 to 0."""

@@ -88,7 +88,10 @@ class SeveralLabels(ImageKind):
 
     def measure(self, rows, predictions) -> Measures:
         counted, made = _counted(rows, predictions)
-        true = np.array([[label in row["label"] for label in self.labels] for row in counted], bool)
+        number = {label: i for i, label in enumerate(self.labels)}
+        true = np.zeros((len(counted), len(self.labels)), bool)
+        for i, row in enumerate(counted):
+            true[i, [number[label] for label in row["label"]]] = True
         p = np.array([[*x["probabilities"].values()] for x in made], np.float64)
         measured = measures.several_labels(true, p, self.labels)
         return measured._replace(report=measured.report + _unread_lines(rows, predictions))

@@ -102,7 +102,7 @@ def rand_augment(
         if name in _FACTORS:
             amount += 0.1
         elif name == "posterize":
-            amount = max(1, int(amount))
+            amount = min(max(1, int(amount)), 8)
         elif name in _SIGNED:
             amount *= rng.choice((-1.0, 1.0))
         if name == "cutout":
