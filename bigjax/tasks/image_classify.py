@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from bigjax import losses, modules
 from bigjax.bounds import FINITE, FRACTION, at_least, check_ranges
@@ -15,6 +16,7 @@ from bigjax.tasks import Task, add_sums, apply, data_module, init_and_axes
 from bigjax.tasks._images import example_of, family_of_images, image_shapes, in_images
 
 DATA = "images"  # of an imported model
+_QUANTILES = 4097  # of a Beta distribution
 ASSUMED = 1000  # classes in a plan, which does not read the data
 
 
@@ -191,16 +193,26 @@ def mix(
     cut = mixed = jnp.zeros(B)
     inside = jnp.zeros((B, H, W))
     if mixup:
-        mixed = 1 - jax.random.beta(share, mixup, mixup, (B,))
+        mixed = symmetric_beta(share, mixup, B)
         mixed = jnp.minimum(mixed, 1 - mixed) * real
     if cutmix:
-        inside = rectangles(jax.random.beta(share, cutmix, cutmix, (B,)), place, H, W)
+        inside = rectangles(symmetric_beta(share, cutmix, B), place, H, W)
         inside = inside * real[:, None, None]
         cut = inside.mean((1, 2))
     part = jnp.where(use_cut, cut, mixed)
     by_pixel = jnp.where(use_cut, inside, mixed[:, None, None])[..., None]
     images = images.astype(jnp.float32) * (1 - by_pixel) + other.astype(jnp.float32) * by_pixel
     return images, targets * (1 - part[:, None]) + its_targets * part[:, None]
+
+
+def symmetric_beta(key: jax.Array, alpha: float, n: int) -> jax.Array:
+    """float32 [n] from Beta(alpha, alpha), by linear interpolation of its quantiles.
+
+    jax.random.beta rejects samples in a loop, whose length a plan cannot know.
+    """
+    at = np.linspace(0, 1, _QUANTILES)
+    quantiles = special.betaincinv(alpha, alpha, at).astype(np.float32)
+    return jnp.interp(jax.random.uniform(key, (n,)), at.astype(np.float32), quantiles)
 
 
 def rectangles(kept: jax.Array, key: jax.Array, H: int, W: int) -> jax.Array:

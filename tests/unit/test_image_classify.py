@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from bigjax import config, losses, modules, tasks
 from bigjax.errors import UserError
@@ -120,6 +121,14 @@ def test_an_image_and_its_target_are_mixed_by_the_same_share(mixup, cutmix):
         assert float(targets[4, 4]) == 1  # the image before it has no weight
         seen.add("cut" if np.isin(np.asarray(mixed), np.asarray(values)).all() else "mix")
     assert seen == {"mix"} - {"" if mixup else "mix"} | {"cut"} - {"" if cutmix else "cut"}
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 4.0])
+def test_shares_are_of_a_beta_distribution(alpha):
+    """By a test of Kolmogorov and Smirnov."""
+    drawn = image_classify.symmetric_beta(jax.random.key(1), alpha, 4000)
+    assert stats.kstest(np.asarray(drawn), stats.beta(alpha, alpha).cdf).pvalue > 0.05
+    assert 0 <= drawn.min() and drawn.max() <= 1
 
 
 def test_a_rectangle_leaves_about_the_share_that_is_kept():
