@@ -17,15 +17,21 @@ from bigjax.infer import generate
 from bigjax.projects.seqgan import generation_options
 
 MODULES = {
-    "models": ("gpt", "bert", "resnet", "vit", "seqgan.model", "seqgan.headline_model"),
+    "models": (
+        *("gpt", "bert", "convnet", "resnet", "vit"),
+        *("seqgan.model", "seqgan.headline_model"),
+    ),
     "tasks": (
-        *("causal_lm", "mlm_nsp", "classify", "tag", "answer", "image_classify"),
+        *("causal_lm", "mlm_nsp", "classify", "tag", "answer", "image_classify", "mae"),
         *("seqgan.oracle", "seqgan.headline"),
     ),
     "data": ("text", "labelled", "images", "seqgan.headline_data", "seqgan.oracle_data"),
     "data.sources": ("docstrings", "jsonl", "text", "tfds"),
     "data.tokenizers": ("bpe", "bytes", "init_from", "sentencepiece", "wordpiece"),
-    "evals": ("loss", "metrics", "sample", "seqgan.headlines_eval", "seqgan.oracle_eval"),
+    "evals": (
+        *("fewshot", "loss", "metrics", "pictures", "sample"),
+        *("seqgan.headlines_eval", "seqgan.oracle_eval"),
+    ),
 }
 # Keys of which -1 is a value.
 NEGATIVE = {"mesh.data", "mesh.fsdp", "mesh.sequence", "mesh.tensor"}
