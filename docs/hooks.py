@@ -17,6 +17,7 @@ ROOMS = {
     "models": "Models",
     "layers": "Layers",
     "tasks": "Tasks",
+    "losses": "Losses",
     "optim": "Optimizers",
     "parallel": "Sharding and hosts",
     "train": "Training",

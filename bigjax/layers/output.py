@@ -13,26 +13,27 @@ from jax.sharding import PartitionSpec as P
 
 from bigjax import losses
 from bigjax.linear import Linear
+from bigjax.losses import vocabulary
 from bigjax.parallel import sharding
 from bigjax.parallel.mesh import platform
 
 LOGITS_AT_ONCE = 2**25  # per device: 128 MiB in float32
 GRADIENTS_AT_ONCE = 2**28  # per device: half a GiB in bfloat16
-CPU_PARTS = losses.PARTS
+CPU_PARTS = vocabulary.PARTS
 
 
 def linear_losses(
     x_BTD, kernel_DV, bias_V, targets_BT, weights_BT, label_smoothing: float = 0.0, z: float = 0.0
 ) -> dict[str, jax.Array]:
-    """losses.linear_losses of the global batch."""
+    """vocabulary.linear_losses of the global batch."""
     layout = _layout(x_BTD, kernel_DV)
     options = layout.parts, label_smoothing, z
     arrays = x_BTD, kernel_DV, bias_V, targets_BT, weights_BT
     if not layout.axes:
-        return losses.linear_losses(*arrays, *options)
+        return vocabulary.linear_losses(*arrays, *options)
 
     def shard(gradients, x, kernel, bias, targets, weights):
-        sums, d = losses.linear_parts(x, kernel, bias, targets, weights, *options, gradients)
+        sums, d = vocabulary.linear_parts(x, kernel, bias, targets, weights, *options, gradients)
         sums = jax.lax.psum(sums, layout.axes)
         return (sums, layout.summed(d, (kernel, bias))) if gradients else sums
 
@@ -48,15 +49,15 @@ def linear_losses(
         return mapped(False, *arrays)
 
     def backward(gradients, g):
-        by = losses.total_cotangent(g, label_smoothing, z)
-        return *losses.scaled(gradients, by), None, None
+        by = vocabulary.total_cotangent(g, label_smoothing, z)
+        return *vocabulary.scaled(gradients, by), None, None
 
     run.defvjp(functools.partial(mapped, True), backward)
     return run(*arrays)
 
 
 def linear_log_probs(x_BTD, kernel_DV, bias_V, targets_BT) -> jax.Array:
-    """losses.linear_log_probs [B, T] of the global batch."""
+    """vocabulary.linear_log_probs [B, T] of the global batch."""
     linear = Linear(x_BTD, kernel_DV, bias_V)
     return _map_logits(losses.log_probs, linear, targets_BT)
 
@@ -64,7 +65,7 @@ def linear_log_probs(x_BTD, kernel_DV, bias_V, targets_BT) -> jax.Array:
 def linear_log_probs_and_entropy(
     x_BTD, kernel_DV, bias_V, targets_BT
 ) -> tuple[jax.Array, jax.Array]:
-    """losses.linear_log_probs_and_entropy, each [B, T], of the global batch."""
+    """vocabulary.linear_log_probs_and_entropy, each [B, T], of the global batch."""
     linear = Linear(x_BTD, kernel_DV, bias_V)
     return _map_logits(losses.log_probs_and_entropy, linear, targets_BT)
 
@@ -75,23 +76,23 @@ def linear_divergence(
     temperature: float = 1.0,
     reverse: bool = False,
 ) -> jax.Array:
-    """losses.linear_divergence [B, T] of the global batch; only the student has gradients."""
-    measure = losses.divergence_from(temperature, reverse)
+    """vocabulary.linear_divergence [B, T] of the global batch; only the student has gradients."""
+    measure = vocabulary.divergence_from(temperature, reverse)
     return _map_logits(measure, student, teacher[0], teacher[1:])
 
 
 def _map_logits(measure: Callable, linear: Linear, per_token, shared=None) -> Any:
-    """losses.map_logits of the global batch."""
+    """vocabulary.map_logits of the global batch."""
     layout = _layout(*linear[:2])
     if not layout.axes:
-        return losses.map_logits(measure, linear, per_token, shared, layout.parts)
+        return vocabulary.map_logits(measure, linear, per_token, shared, layout.parts)
     inputs = (layout.spec, P(), P()), layout.spec, P()
 
     def forward(linear, per_token, shared):
-        return losses.map_logits(measure, linear, per_token, shared, layout.parts)
+        return vocabulary.map_logits(measure, linear, per_token, shared, layout.parts)
 
     def backward(linear, per_token, shared, g):
-        d = losses.map_logits_gradients(measure, layout.parts, linear, per_token, shared, g)
+        d = vocabulary.map_logits_gradients(measure, layout.parts, linear, per_token, shared, g)
         return layout.summed(d, linear[1:])
 
     @jax.custom_vjp
@@ -116,7 +117,7 @@ class _Layout(NamedTuple):
 
     spec: P
     axes: tuple[str, ...]
-    parts: losses.Parts
+    parts: vocabulary.Parts
     scattered: bool
 
     @property
@@ -146,7 +147,7 @@ class _Layout(NamedTuple):
             others = tuple(a for a in self.axes if a != "fsdp")
         d_kernel = jax.lax.psum(d_kernel, others)
         d_bias = jax.lax.psum(d_bias, self.axes)
-        return d_x, *losses.like((d_kernel, d_bias), layer)
+        return d_x, *vocabulary.like((d_kernel, d_bias), layer)
 
 
 def _layout(x_BTD, kernel_DV) -> _Layout:
@@ -159,7 +160,7 @@ def _layout(x_BTD, kernel_DV) -> _Layout:
     axes = tuple(a for part in spec for a in sharding.mesh_axes(part))
     columns = kernel_DV.shape[-1] // mesh.shape.get("tensor", 1)
     rows = lambda at_once: max(1, at_once // columns)
-    parts = losses.Parts(rows(LOGITS_AT_ONCE), rows(GRADIENTS_AT_ONCE))
+    parts = vocabulary.Parts(rows(LOGITS_AT_ONCE), rows(GRADIENTS_AT_ONCE))
     if platform() == "cpu":
         parts = CPU_PARTS
     scattered = "fsdp" in axes and kernel_DV.shape[0] % mesh.shape["fsdp"] == 0

@@ -12,6 +12,7 @@ from sklearn.metrics import log_loss
 from bigjax import losses
 from bigjax.layers import output
 from bigjax.linear import Linear
+from bigjax.losses import vocabulary
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
 from tests import helpers
@@ -65,7 +66,7 @@ def linear_inputs(B, T, D=5, V=11):
 def both_ways(x, kernel, bias, targets, weights):
     """(value, gradients) of linear_cross_entropy and of cross_entropy of the logits, scaled."""
     ways = (
-        losses.linear_cross_entropy,
+        vocabulary.linear_cross_entropy,
         lambda x, kernel, bias, *rest: losses.cross_entropy(x @ kernel + bias, *rest),
     )
 
@@ -91,7 +92,7 @@ def assert_both_same(both):
 def test_linear_cross_entropy_and_its_gradients(B, T):
     inputs = linear_inputs(B, T)
     assert_both_same(both_ways(*inputs))
-    plain = losses.linear_cross_entropy(*inputs)  # not differentiated, not compiled
+    plain = vocabulary.linear_cross_entropy(*inputs)  # not differentiated, not compiled
     np.testing.assert_allclose(
         plain, losses.cross_entropy(inputs[0] @ inputs[1] + inputs[2], *inputs[3:]), rtol=1e-5
     )
@@ -160,7 +161,7 @@ def smoothed(x, kernel, bias, targets, weights):
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("sizes", [None, (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)])
 def test_linear_losses_with_smoothing_and_z_loss_over_a_mesh(sizes, biased, monkeypatch):
-    monkeypatch.setattr(output, "CPU_PARTS", losses.Parts(2, 16))  # several on each device
+    monkeypatch.setattr(output, "CPU_PARTS", vocabulary.Parts(2, 16))  # several on each device
     x, kernel, bias, targets, weights = linear_inputs(8, 6, D=6, V=12)
     arrays = x, kernel, bias if biased else None
     want = sums_and_gradients(lambda *a: smoothed(*a, targets, weights), *arrays)
@@ -196,7 +197,7 @@ def test_a_bias_stays_in_float32():
     bias = jnp.float32(-10) + 1e-2 * bias
     want, got = (
         sums_and_gradients(lambda *a: way(*a, targets, jnp.abs(weights)), x, kernel, bias)
-        for way in (smoothed, lambda *a: losses.linear_losses(*a, losses.PARTS, 0.1, 1e-2))
+        for way in (smoothed, lambda *a: vocabulary.linear_losses(*a, vocabulary.PARTS, 0.1, 1e-2))
     )
     assert got[0][1]["hits"] == want[0][1]["hits"] < jnp.abs(weights).sum()
     np.testing.assert_allclose(got[0][1]["nll"], want[0][1]["nll"], rtol=1e-5)
@@ -209,7 +210,10 @@ def test_linear_losses_never_hold_all_logits():
     def largest(rows):
         jaxpr = jax.make_jaxpr(
             lambda *a: sums_and_gradients(
-                lambda *a: losses.linear_losses(*a, targets, weights, losses.Parts(rows, rows)), *a
+                lambda *a: vocabulary.linear_losses(
+                    *a, targets, weights, vocabulary.Parts(rows, rows)
+                ),
+                *a,
             )
         )(x, kernel, bias)
         return max(v.aval.size for e in helpers.equations(jaxpr.jaxpr) for v in e.outvars)
@@ -277,7 +281,7 @@ def values_and_gradients(way, kind, linear, rest):
     ],
 )
 def test_per_token_values_and_gradients_equal_the_dense_ones(kind, sizes, biased, monkeypatch):
-    monkeypatch.setattr(output, "CPU_PARTS", losses.Parts(2, 16))  # several on each device
+    monkeypatch.setattr(output, "CPU_PARTS", vocabulary.Parts(2, 16))  # several on each device
     case = token_case(kind, biased=biased)
     want = values_and_gradients(dense, kind, *case)
     mesh = sizes and mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
@@ -305,13 +309,13 @@ def test_per_token_values_and_gradients_in_bfloat16(kind):
 
 def test_divergence_has_no_teacher_gradient_and_is_zero_between_equals():
     student, (teacher,) = token_case("KL")
-    np.testing.assert_allclose(losses.linear_divergence(student, student), 0, atol=1e-6)
-    d = jax.grad(lambda t: losses.linear_divergence(student, t).sum())(teacher)
+    np.testing.assert_allclose(vocabulary.linear_divergence(student, student), 0, atol=1e-6)
+    d = jax.grad(lambda t: vocabulary.linear_divergence(student, t).sum())(teacher)
     assert not any(np.any(x) for x in d)
-    kl = losses.linear_divergence(student, teacher)
+    kl = vocabulary.linear_divergence(student, teacher)
     p, q = (np.asarray(jax.nn.softmax(dense_logits(*x))) for x in (teacher, student))
     np.testing.assert_allclose(kl, (p * np.log(p / q)).sum(-1), rtol=1e-4, atol=1e-6)
-    back = losses.linear_divergence(student, teacher, reverse=True)
+    back = vocabulary.linear_divergence(student, teacher, reverse=True)
     np.testing.assert_allclose(back, (q * np.log(q / p)).sum(-1), rtol=1e-4, atol=1e-6)
 
 
@@ -320,7 +324,7 @@ def test_no_buffer_of_a_compiled_program_has_all_logits(kind, monkeypatch):
     B, T, V = 8, 6, 12
 
     def largest(rows):
-        monkeypatch.setattr(output, "CPU_PARTS", losses.Parts(rows, rows))
+        monkeypatch.setattr(output, "CPU_PARTS", vocabulary.Parts(rows, rows))
         case = token_case(kind)
         with jax.set_mesh(mesh_lib.make_mesh(dict(data=1), jax.devices()[:1])):
             text = (

@@ -13,6 +13,7 @@ from bigjax.errors import RunError, UserError
 from bigjax.layers import params as params_lib
 from bigjax.layers.basic import ACTIVATIONS, Dense, Embed, Norm, Output
 from bigjax.layers.recurrent import Recurrent
+from bigjax.losses import vocabulary
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.train import program as program_lib
 from bigjax.train.checkpoint import Checkpoints
@@ -105,7 +106,7 @@ def test_logits_are_not_rounded():
     np.testing.assert_array_equal(y, output.apply(params, x).product())
     np.testing.assert_allclose(y[0], 8 + np.arange(50) / 1000, rtol=1e-6)
     targets = jnp.arange(50)
-    total, _ = losses.linear_cross_entropy(
+    total, _ = vocabulary.linear_cross_entropy(
         jnp.broadcast_to(x, (1, 50, 256)),
         params["params"]["kernel"].astype(x.dtype),
         params["params"]["bias"],

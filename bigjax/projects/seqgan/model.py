@@ -14,6 +14,7 @@ from bigjax.layers.basic import Dense, Embed, Output, add_bias, dropout
 from bigjax.layers.conv import Conv
 from bigjax.layers.params import param
 from bigjax.layers.recurrent import CELLS, Recurrent, empty_state
+from bigjax.losses import vocabulary
 from bigjax.models import (
     OF_A_RUN,
     Decoder,
@@ -122,7 +123,7 @@ class Generator(nn.Module):
         if self.config.generator == "gpt":
             return losses.cross_entropy(self.gpt(inputs_BT, rng=rng).logits, targets_BT, weights_BT)
         linear = self.head(self._features(inputs_BT, rng))
-        return losses.linear_cross_entropy(*linear, targets_BT, weights_BT)
+        return vocabulary.linear_cross_entropy(*linear, targets_BT, weights_BT)
 
     def read(self, tokens_BP: jax.Array, lengths_B: jax.Array) -> tuple:
         """The state of a recurrent generator after the first lengths_B tokens of each row."""
@@ -134,7 +135,7 @@ class Generator(nn.Module):
     def step(self, tokens_B: jax.Array, state: tuple) -> tuple[jax.Array, tuple]:
         """(logits float32 [B, V], state) of a recurrent generator after one more token."""
         x, state = self.recurrent.step(self.embed(tokens_B), state)
-        return losses.bias_as_row(self.head(x)).product(), state
+        return vocabulary.bias_as_row(self.head(x)).product(), state
 
 
 def _gpt_config(c: Config) -> gpt.Config:
