@@ -235,10 +235,11 @@ class Arguments:
         """
         from bigjax import modules
 
-        folder = None
+        folder = complete_file = None
         if base is None:
             file = self.flags.config or config_lib.DEFAULT_CONFIG
-            base, folder = config_lib.load_file(file), config_lib.folder_of(file)
+            base, complete_file = config_lib.load(file)
+            folder = config_lib.folder_of(file)
         config = base.copy_and_resolve_references().lock()
         # Keys that select modules first: the fields of these modules are the other keys.
         selects = re.compile(rf"{_KEY}((model|task|data)\.name|evals\.[^.=]+\.kind|python_path)=")
@@ -263,8 +264,8 @@ class Arguments:
         keys += config_lib.override(config, rest, complete, modules.types(complete))
         modules.fill(config, *["model"] * (config.model.get("preset") == "init_from"))
         config_lib.expand_paths(config, modules.path_schemes(config))
-        if folder is not None:
-            config_lib.complete(file, config, frozenset(keys))
+        if complete_file:
+            complete_file(config, frozenset(keys))
         cloud.check(_texts(value for _, value in config_lib.sorted_leaves(config)))
         return config, {k: before.get(k) for k in keys}
 

@@ -1,7 +1,7 @@
 """Configs: all keys with defaults, loading a file, overrides, checks, and the saved copy.
 
 A config file is Python with `get_config(variant='')`. It starts from `new_config()` and sets keys;
-an optional `complete(config, given)` sets those that follow from others, see files.complete.
+an optional `complete(config, given)` sets those that follow from others, see files.load.
 The sections `model`, `task`, `data` and each of `evals` name a module, whose
 `Config` dataclass owns their other keys.
 """
@@ -18,11 +18,11 @@ from bigjax.config.checks import (
 from bigjax.config.files import (
     DEFAULT_CONFIG,
     ROOT,
-    complete,
     config_files,
     find_config,
     first_docstring_line,
     folder_of,
+    load,
     load_file,
     projects,
     set_python_path,
@@ -52,7 +52,6 @@ __all__ = [
     "check_keys",
     "check_numbers",
     "check_values",
-    "complete",
     "config_files",
     "describe",
     "expand_paths",
@@ -62,6 +61,7 @@ __all__ = [
     "from_json",
     "get",
     "laptop_size",
+    "load",
     "load_file",
     "nearest",
     "new_config",

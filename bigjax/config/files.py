@@ -10,7 +10,7 @@ import os
 import pathlib
 import sys
 import traceback
-from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -65,44 +65,48 @@ def load_file(spec: str) -> ConfigDict:
 
     Raises UserError if the file does not exist or fails, naming the line.
     """
-    with _loaded(spec) as (module, path, variant):
+    return load(spec)[0]
+
+
+def load(spec: str) -> tuple[ConfigDict, Callable[[ConfigDict, frozenset[str]], None]]:
+    """(`load_file`, complete), which runs the file once.
+
+    complete(config, given) calls `complete` of the file, if it defines that, in place: it sets
+    values that follow from others, such as from the data that the command line names. given: the
+    keys that the command line sets, which it leaves. Raises UserError likewise.
+    """
+    path, variant = _split(spec)
+    file = find_config(path)
+    folder, module = file.resolve().parent, _module_of(file)
+    with _siblings(folder, module):
+        try:
+            module.__spec__.loader.exec_module(module)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as e:
+            raise UserError(f"{path} fails to import, {_where(e, file)}: {_text(e)}") from e
         if not hasattr(module, "get_config"):
             raise UserError(f"{path} has no function get_config(variant='').")
         config = _call(module.get_config, path, variant)
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config returned {type(config).__name__}, not a ConfigDict.")
     check_keys(config)
-    set_python_path(config, folder_of(spec))
-    return config.lock()
+    set_python_path(config, file.parent)
 
-
-def complete(spec: str, config: ConfigDict, given: frozenset[str]) -> None:
-    """Calls `complete(config, given)` of the file, if it defines that: it sets values that follow
-    from others, such as from the data that the command line names. given: the keys that the command
-    line sets, which it leaves. Raises UserError as load_file."""
-    with _loaded(spec) as (module, path, _):
+    def complete(config: ConfigDict, given: frozenset[str]) -> None:
         if hasattr(module, "complete"):
-            with config.unlocked():
+            with _siblings(folder, module), config.unlocked():
                 _call(module.complete, path, config, given)
             check_keys(config)
 
+    return config.lock(), complete
 
-@contextlib.contextmanager
-def _loaded(spec: str) -> Iterator[tuple[ModuleType, str, str]]:
-    """(the module of a config file, its path as given, the variant)."""
-    path, variant = _split(spec)
-    file = find_config(path)
-    module_spec = importlib.util.spec_from_file_location(_MODULE, file)
-    assert module_spec and module_spec.loader  # true for every .py file
-    module = importlib.util.module_from_spec(module_spec)
-    with _siblings(file.resolve().parent, module):
-        try:
-            module_spec.loader.exec_module(module)
-        except UserError:
-            raise
-        except (Exception, SystemExit) as e:
-            raise UserError(f"{path} fails to import, {_where(e, file)}: {_text(e)}") from e
-        yield module, path, variant
+
+def _module_of(file: pathlib.Path) -> Any:
+    """The module of a config file, before it runs."""
+    spec = importlib.util.spec_from_file_location(_MODULE, file)
+    assert spec  # true for every .py file
+    return importlib.util.module_from_spec(spec)
 
 
 def _call(function: Callable, path: str, *arguments):

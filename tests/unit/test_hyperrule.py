@@ -83,6 +83,16 @@ def test_a_config_file_completes_its_config(tmp_path):
     assert c.optim.warmup_steps == 7
 
 
+def test_a_config_file_runs_once(tmp_path):
+    """What it does beside returning a config is done once, with `complete` too."""
+    own = config_file(tmp_path, "c.seed = 3")
+    path = tmp_path / "own.py"
+    log = tmp_path / "log"
+    path.write_text(path.read_text() + f"\n\nopen({str(log)!r}, 'a').write('x')\n")
+    c, _ = Arguments([own]).config()
+    assert c.seed == 3 and log.read_text() == "x"
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
