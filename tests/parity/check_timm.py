@@ -10,11 +10,7 @@ Last run with timm 1.0.31, torch 2.11.0, transformers 5.17.0: outputs differ by 
 """
 
 import pathlib
-import sys
-import tempfile
 
-import absl.logging
-import jax
 import numpy as np
 import timm
 import timm.models
@@ -24,7 +20,7 @@ import transformers
 from bigjax import interop
 from bigjax.errors import UserError
 from bigjax.train import export_model, import_model
-from tests.parity.check_transformers import BAR, difference
+from tests.parity.check_transformers import BAR, difference, main
 from tests.parity.check_vision import normalised, ours, pictures, shown
 
 CASES = (
@@ -82,10 +78,4 @@ def check(name: str, root: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
-    absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_default_matmul_precision", "highest")
-    for each in sys.argv[1:] or CASES:
-        with tempfile.TemporaryDirectory() as folder:
-            check(each, pathlib.Path(folder))
+    main(CASES, check)

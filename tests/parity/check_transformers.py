@@ -230,13 +230,18 @@ def check(case: str, root: pathlib.Path) -> None:
     print(f"{case:<16} {name:<30} {dtype:<9} {error:<8} as new: {saved}")
 
 
-if __name__ == "__main__":
+def main(cases, check_case) -> None:
+    """Calls check_case(case, an empty folder) with the command line's cases, all without any."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_default_matmul_precision", "highest")
-    for each in sys.argv[1:] or CASES:
+    for case in sys.argv[1:] or cases:
         with tempfile.TemporaryDirectory() as folder:
-            check(each, pathlib.Path(folder))
+            check_case(case, pathlib.Path(folder))
+
+
+if __name__ == "__main__":
+    main(CASES, check)

@@ -21,11 +21,7 @@ float16 weights computed in float32 on both sides; all files are equal; pictures
 
 import json
 import pathlib
-import sys
-import tempfile
 
-import absl.logging
-import jax
 import numpy as np
 from PIL import Image
 from safetensors.torch import save_file
@@ -37,7 +33,7 @@ from bigjax.data.images.batches import evaluation_view, image_of
 from bigjax.interop.origin import ORIGIN
 from bigjax.train import export_model, import_model
 from bigjax.train import workdir as workdir_lib
-from tests.parity.check_transformers import BAR, difference, same_files
+from tests.parity.check_transformers import BAR, difference, main, same_files
 
 SHARD = 20_000  # bytes
 VIT = dict(
@@ -212,12 +208,4 @@ def check(case: str, root: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_default_matmul_precision", "highest")
-    for each in sys.argv[1:] or CASES:
-        with tempfile.TemporaryDirectory() as folder:
-            check(each, pathlib.Path(folder))
+    main(CASES, check)

@@ -5,7 +5,7 @@ import pytest
 
 from bigjax.data import images
 from bigjax.errors import UserError
-from tests.unit.test_images_data import load, make_folder, section
+from tests.image_files import load, make_folder, section
 
 
 def test_some_classes_and_a_few_images_of_each(tmp_path):

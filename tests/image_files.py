@@ -1,0 +1,56 @@
+"""Files with small images, and the section `data` that reads them."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from bigjax import config, modules
+from bigjax.data import images
+
+SIZE = 16
+
+
+def section(tmp_path, **fields):
+    """The section data, built."""
+    c = config.new_config()
+    fields = {"size": SIZE, "cache_dir": str(tmp_path / "cache"), "threads": 2} | fields
+    augment = fields.pop("augment", {"crop": "center", "flip": False})
+    c.data = dict(name="images", **fields)
+    c.data.augment = augment
+    modules.fill(c)
+    return modules.options(c, "data")
+
+
+def load(tmp_path, names=("train", "valid", "test"), lines=None, kind=None, **fields):
+    """kind: options of load_images about labels."""
+    log = [].append if lines is None else lines.append
+    return images.load_images(section(tmp_path, **fields), log=log, names=names, **kind or {})
+
+
+def content(i, kind="PNG"):
+    file = io.BytesIO()
+    rng = np.random.default_rng(i)
+    Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(file, kind)
+    return file.getvalue()
+
+
+def make_folder(folder, classes=("cat", "dog"), n=6, first=0):
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            (folder / name / f"{i}.png").write_bytes(content(first + label * 100 + i))
+    return folder
+
+
+def every(batches):
+    """All real rows of an evaluation."""
+    parts = [batches.batch_at(i) for i in range(batches.n_batches)]
+    joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    return {k: x[joined["example"] >= 0] for k, x in joined.items()}
+
+
+def shown(i):
+    """Image i as evaluation shows it."""
+    image = Image.open(io.BytesIO(content(i)))
+    return np.array(image.crop((2, 0, 22, 20)).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
