@@ -168,10 +168,8 @@ def _features(task, context: Context) -> Callable[..., _Features]:
     run = jax.jit(features_and_labels, out_shardings=sharding.replicated(context.mesh))
 
     def features(params, extras, batches, index: Any = None) -> _Features:
-        rows, parts = sharding.local_rows(context.mesh, batches.batch_size), []
-        for i in range(batches.n_batches):
-            batch = batches.batch_at(i, rows)
-            batch = sharding.put_batch(context.mesh, batch, rows, batches.batch_size)
+        parts, sizes = [], (batches.batch_size, batches.n_batches)
+        for batch in sharding.device_batches(context.mesh, batches, *sizes):
             x, own = jax.device_get(run(params, extras, context.frozen, batch))
             real = own["weights"] > 0
             parts.append((x[real], own["label"][real], own["example"][real]))

@@ -21,7 +21,6 @@ def build(name: str, options: Config, context: Context):
     batch_size = context.config.train.batch_size
     data = context.corpus.split(options.split, batch_size=batch_size, shuffle=False)
     n = min(options.batches or data.n_batches, data.n_batches)
-    rows = sharding.local_rows(context.mesh, batch_size)
 
     @jax.jit
     def sums(params, extras, frozen, batch):
@@ -33,8 +32,8 @@ def build(name: str, options: Config, context: Context):
     def evaluate(params, extras, step: int) -> dict[str, float]:
         del step
         total = {}
-        for i in range(n):  # the last short batch is padded with rows of weight 0
-            batch = sharding.put_batch(context.mesh, data.batch_at(i, rows), rows, batch_size)
+        # The last short batch is padded with rows of weight 0.
+        for batch in sharding.device_batches(context.mesh, data, batch_size, n):
             for k, pair in jax.device_get(sums(params, extras, context.frozen, batch)).items():
                 s, w = total.get(k, (0.0, 0.0))
                 total[k] = s + float(pair[0]), w + float(pair[1])

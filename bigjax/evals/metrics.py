@@ -10,7 +10,7 @@ from bigjax.data import measures
 from bigjax.errors import UserError
 from bigjax.evals import Context
 from bigjax.infer import predict
-from bigjax.report import pyplot
+from bigjax.report import pyplot, write_figure
 
 _NAMED = 100  # labels whose names a picture has
 _DRAWN = 2000  # labels that a confusion matrix may have; it needs memory for their square
@@ -86,9 +86,7 @@ def _draw_confusion(path, true, predicted, labels) -> None:
     )
     if len(labels) > _NAMED:
         axis.set(xticks=[], yticks=[])
-    with path.open("wb") as f:
-        figure.savefig(f, dpi=110)
-    plt.close(figure)
+    write_figure(figure, path, dpi=110)
 
 
 def _draw_reliability(path, confidence, right) -> None:
@@ -106,6 +104,4 @@ def _draw_reliability(path, confidence, right) -> None:
     axis.set(ylabel="accuracy", ylim=(0, 1), title=f"expected calibration error {error:.4f}")
     below.bar(middles, counts, width, edgecolor="white", color="grey")
     below.set(xlabel="probability of the prediction", ylabel="examples", xlim=(0, 1))
-    with path.open("wb") as f:
-        figure.savefig(f, dpi=110)
-    plt.close(figure)
+    write_figure(figure, path, dpi=110)

@@ -8,7 +8,7 @@ from bigjax.bounds import at_least
 from bigjax.errors import UserError
 from bigjax.evals import Context
 from bigjax.parallel import sharding
-from bigjax.report import pyplot
+from bigjax.report import pyplot, write_figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +30,10 @@ def build(name: str, options: Config, context: Context):
         )
     batch_size = config.train.batch_size
     data = context.corpus.split(options.split, batch_size=batch_size, shuffle=False)
-    rows = sharding.local_rows(context.mesh, batch_size)
     run = jax.jit(task.pictures, out_shardings=sharding.replicated(context.mesh))
 
     def evaluate(params, extras, step: int) -> dict[str, float]:
-        batch = sharding.put_batch(context.mesh, data.batch_at(0, rows), rows, batch_size)
+        (batch,) = sharding.device_batches(context.mesh, data, batch_size, 1)
         pictures = jax.device_get(run(params, extras, context.frozen, batch))
         n = min(options.n, data.n_rows, batch_size)
         if jax.process_index() == 0:
@@ -64,6 +63,4 @@ def draw(path, pictures, n: int, step: int) -> None:
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(name)
     figure.suptitle(f"step {step}")
-    with path.open("wb") as f:
-        figure.savefig(f, dpi=110)
-    plt.close(figure)
+    write_figure(figure, path, dpi=110)

@@ -38,11 +38,9 @@ def make_outputs(task, mesh, labelled: bool) -> Callable:
     def of_data(
         params, extras, frozen, data
     ) -> tuple[list[np.ndarray | None], dict[str, tuple[float, float]]]:
-        rows = sharding.local_rows(mesh, data.batch_size)
         outputs: list[np.ndarray | None] = [None] * data.n_examples
         total: dict = {}
-        for i in range(data.n_batches):
-            batch = sharding.put_batch(mesh, data.batch_at(i, rows), rows, data.batch_size)
+        for batch in sharding.device_batches(mesh, data, data.batch_size, data.n_batches):
             out, loss, own = jax.device_get(run(params, extras, frozen, batch))
             for k, pair in loss.items():
                 s, w = total.get(k, (0.0, 0.0))

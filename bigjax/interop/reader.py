@@ -168,12 +168,13 @@ def _images(family: Family, contents: dict[str, bytes], where: str) -> _Images:
     if images.FILE not in contents:
         note = f"no {images.FILE}: model.mean and model.std are those usual for {family.name}"
         return _Images({"mean": mean, "std": std}, {}, [note])
-    found = images.read(contents[images.FILE], where)
-    model: dict[str, Any] = {"mean": found.mean or mean, "std": found.std or std}
-    if found.view is None:
-        return _Images(model, {}, found.notes)
-    data = {"crop": found.view.crop, "keep_ratio": found.view.keep_ratio}
-    return _Images({**model, "image_size": found.view.size}, data, found.notes)
+    processor = images.read(contents[images.FILE], where)
+    model: dict[str, Any] = {"mean": processor.mean or mean, "std": processor.std or std}
+    view, notes = processor.view, processor.notes
+    if view is None:
+        return _Images(model, {}, notes)
+    data = {"crop": view.crop, "keep_ratio": view.keep_ratio}
+    return _Images({**model, "image_size": view.size}, data, notes)
 
 
 def _check_channels(model: dict[str, Any], given: bool) -> None:

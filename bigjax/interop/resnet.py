@@ -77,13 +77,13 @@ def _architectures(kind: str) -> dict[str, Architecture]:
     }
 
 
-def _out(m: dict) -> int:
-    """The width of the features."""
+def features(m: dict) -> int:
+    """Their number."""
     return _sizes(m["width"], len(m["units"]), m["bottleneck"])[-1]
 
 
 def _heads(m: dict, n_labels: int) -> dict[str, list[Entry]]:
-    return {"head": dense("head", "classifier.1", _out(m), n_labels)}
+    return {"head": dense("head", "classifier.1", features(m), n_labels)}
 
 
 def units(m: dict):
@@ -108,14 +108,35 @@ def bare_convolution(ours: str, theirs: str, size: int, ins: int, outs: int) -> 
     return convolution(ours, theirs, (size, size), ins, outs, bias=False)
 
 
+def convolved(ours: str, norm_name: str, theirs: str, their_norm: str, sizes) -> list[Entry]:
+    """A convolution of these (size, inputs, outputs), and the batch normalisation of its result."""
+    size, ins, outs = sizes
+    return [
+        *bare_convolution(ours, theirs, size, ins, outs),
+        *batch_norm(norm_name, their_norm, outs),
+    ]
+
+
+def bit_body(m: dict, stem: str, unit: str, last_norm: str) -> list[Entry]:
+    """BiT. stem, last_norm: their names. unit: of unit {j} of stage {i}."""
+    entries = bare_convolution("stem", stem, 7, m["channels"], m["width"])
+    for i, j, ins, inner, out, shortcut in units(m):
+        ours, theirs = f"stage_{i + 1}_unit_{j + 1}", unit.format(i=i, j=j)
+        if shortcut:
+            at = f"{theirs}.downsample.conv"
+            entries += bare_convolution(f"{ours}/shortcut", at, 1, ins, out)
+        for k, (size, a, b) in enumerate(convolutions(m, ins, inner, out), 1):
+            entries += norm(f"{ours}/norm_{k}", f"{theirs}.norm{k}", a)
+            entries += bare_convolution(f"{ours}/conv_{k}", f"{theirs}.conv{k}", size, a, b)
+    return entries + norm("norm", last_norm, features(m))
+
+
 # --- ResNet ----------------------------------------------------------------------------------
 
 
-def _convolved(ours: str, norm_name: str, theirs: str, size: int, ins: int, outs: int) -> list:
-    return [
-        *bare_convolution(ours, f"{theirs}.convolution", size, ins, outs),
-        *batch_norm(norm_name, f"{theirs}.normalization", outs),
-    ]
+def _convolved(ours: str, norm_name: str, theirs: str, *sizes: int) -> list[Entry]:
+    names = f"{theirs}.convolution", f"{theirs}.normalization"
+    return convolved(ours, norm_name, *names, sizes)
 
 
 def _resnet_body(m: dict) -> list[Entry]:
@@ -168,20 +189,6 @@ FAMILY = Family(
 # --- BiT -------------------------------------------------------------------------------------
 
 
-def _bit_body(m: dict) -> list[Entry]:
-    at = "bit.embedder.convolution"
-    entries = bare_convolution("stem", at, 7, m["channels"], m["width"])
-    for i, j, ins, inner, out, shortcut in units(m):
-        ours, theirs = f"stage_{i + 1}_unit_{j + 1}", f"bit.encoder.stages.{i}.layers.{j}"
-        if shortcut:
-            at = f"{theirs}.downsample.conv"
-            entries += bare_convolution(f"{ours}/shortcut", at, 1, ins, out)
-        for k, (size, a, b) in enumerate(convolutions(m, ins, inner, out), 1):
-            entries += norm(f"{ours}/norm_{k}", f"{theirs}.norm{k}", a)
-            entries += bare_convolution(f"{ours}/conv_{k}", f"{theirs}.conv{k}", size, a, b)
-    return entries + norm("norm", "bit.norm", _out(m))
-
-
 def _bit_check(config: dict) -> None:
     refuse(
         config,
@@ -224,7 +231,9 @@ BIT = Family(
     ),
     prefix="bit.",
     architectures=_architectures("Bit"),
-    body=_bit_body,
+    body=lambda m: bit_body(
+        m, "bit.embedder.convolution", "bit.encoder.stages.{i}.layers.{j}", "bit.norm"
+    ),
     heads=_heads,
     head_names=r"classifier\.",
     check=_bit_check,

@@ -17,7 +17,6 @@ from bigjax.interop.mapping import (
     Architecture,
     Entry,
     Family,
-    batch_norm,
     convolution,
     dense,
     fused,
@@ -25,7 +24,7 @@ from bigjax.interop.mapping import (
     plain,
     reshaped,
 )
-from bigjax.interop.resnet import bare_convolution, convolutions, units
+from bigjax.interop.resnet import bit_body, convolutions, convolved, features, units
 from bigjax.interop.vit import positions
 
 # depth, width, heads, width of the MLP
@@ -241,43 +240,18 @@ def _vit_body(m: dict, without: bool) -> list[Entry]:
     return out + norm("norm", "norm", d)
 
 
-def _normed(ours: str, norm_name: str, theirs: str, their_norm: str, sizes) -> list[Entry]:
-    size, ins, outs = sizes
-    return [
-        *bare_convolution(ours, theirs, size, ins, outs),
-        *batch_norm(norm_name, their_norm, outs),
-    ]
-
-
 def _resnet_body(m: dict) -> list[Entry]:
-    out = _normed("stem", "stem_norm", "conv1", "bn1", (7, m["channels"], m["width"]))
+    out = convolved("stem", "stem_norm", "conv1", "bn1", (7, m["channels"], m["width"]))
     for i, j, ins, inner, outs, shortcut in units(m):
         ours, theirs = f"stage_{i + 1}_unit_{j + 1}", f"layer{i + 1}.{j}"
         for k, sizes in enumerate(convolutions(m, ins, inner, outs), 1):
             names = f"{ours}/conv_{k}", f"{ours}/norm_{k}", f"{theirs}.conv{k}", f"{theirs}.bn{k}"
-            out += _normed(*names, sizes)
+            out += convolved(*names, sizes)
         if shortcut:
             at = f"{theirs}.downsample"
             names = f"{ours}/shortcut", f"{ours}/shortcut_norm", f"{at}.0", f"{at}.1"
-            out += _normed(*names, (1, ins, outs))
+            out += convolved(*names, (1, ins, outs))
     return out
-
-
-def _bit_body(m: dict) -> list[Entry]:
-    out = bare_convolution("stem", "stem.conv", 7, m["channels"], m["width"])
-    for i, j, ins, inner, outs, shortcut in units(m):
-        ours, theirs = f"stage_{i + 1}_unit_{j + 1}", f"stages.{i}.blocks.{j}"
-        if shortcut:
-            at = f"{theirs}.downsample.conv"
-            out += bare_convolution(f"{ours}/shortcut", at, 1, ins, outs)
-        for k, (size, a, b) in enumerate(convolutions(m, ins, inner, outs), 1):
-            out += norm(f"{ours}/norm_{k}", f"{theirs}.norm{k}", a)
-            out += bare_convolution(f"{ours}/conv_{k}", f"{theirs}.conv{k}", size, a, b)
-    return out + norm("norm", "norm", _out(m))
-
-
-def _out(m: dict) -> int:
-    return (m["width"] << (len(m["units"]) - 1)) * (4 if m["bottleneck"] else 1)
 
 
 def _family(name: str, body, head, zeros=lambda m: {}) -> Family:
@@ -305,9 +279,9 @@ VIT_WITHOUT = _family(
     _linear,
     lambda m: {"class_position": (m["d_model"],)},
 )
-RESNET = _family("resnet", _resnet_body, lambda m, n: dense("head", "fc", _out(m), n))
+RESNET = _family("resnet", _resnet_body, lambda m, n: dense("head", "fc", features(m), n))
 BIT = _family(
     "bit",
-    _bit_body,
-    lambda m, n: convolution("head", "head.fc", (1, 1), _out(m), n, flat=True),
+    lambda m: bit_body(m, "stem.conv", "stages.{i}.blocks.{j}", "norm"),
+    lambda m, n: convolution("head", "head.fc", (1, 1), features(m), n, flat=True),
 )

@@ -13,7 +13,7 @@ from bigjax.errors import UserError
 from bigjax.layers.basic import Dense, dropout
 from bigjax.layers.vision import BatchNorm, Conv2D, max_pool
 from bigjax.models import ImageOutput, check_fields
-from bigjax.models.images import IMAGENET, check_pixels, normalised
+from bigjax.models.images import IMAGENET, check_pixels, head, normalised
 
 POOL = 0  # in Config.filters: the largest of each window
 
@@ -119,18 +119,7 @@ class Model(nn.Module):
             dense = Dense((width,), ("embed",), ("mlp",), **options)
             y = nn.relu(dense(dropout(y, c.dropout, key)))
         features = y.astype(jnp.float32)
-        logits = None
-        if self.n_labels:
-            logits = Dense(
-                (self.n_labels,),
-                ("embed",),
-                (None,),
-                init_std=0.01,
-                dtype=c.dtype,
-                out_dtype="float32",
-                name="head",
-            )(features)
-        return ImageOutput(logits, features, grid)
+        return ImageOutput(head(features, self.n_labels, 0.01, c.dtype), features, grid)
 
 
 def flops_per_image(c: Config) -> float:

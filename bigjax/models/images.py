@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.errors import UserError
+from bigjax.layers.basic import Dense
 
 
 class Pixels(NamedTuple):
@@ -45,6 +46,15 @@ def normalised(images_BHWC: jax.Array, c: Any) -> jax.Array:
         )
     mean, std = (jnp.asarray(x, jnp.float32) for x in (c.mean, c.std))
     return ((images_BHWC.astype(jnp.float32) / 255 - mean) / std).astype(c.dtype)
+
+
+def head(features: jax.Array, n_labels: int, init_std: float, dtype: str) -> jax.Array | None:
+    """float32 logits [B, n_labels] by the layer `head` of the module that calls it, None without
+    labels. features: [B, D]."""
+    if not n_labels:
+        return None
+    options = dict(init_std=init_std, dtype=dtype, out_dtype="float32", name="head")
+    return Dense((n_labels,), ("embed",), (None,), **options)(features)
 
 
 def resized_grid(values: np.ndarray, before: int, after: int) -> np.ndarray:

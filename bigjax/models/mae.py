@@ -33,7 +33,7 @@ class Decoder(nn.Module):
         """
         c = self.config
         types = dict(dtype=c.dtype)
-        B, K, _ = x_BKD.shape
+        K = x_BKD.shape[1]
         std = (2 / (x_BKD.shape[-1] + c.d_model)) ** 0.5
         embed = Dense((c.d_model,), ("embed",), ("norm",), init_std=std, **types, name="embed")
         init = nn.initializers.normal(0.02)

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from bigjax.bounds import FINITE, POSITIVE, SHARE, at_least, check_ranges
 from bigjax.errors import UserError
 from bigjax.interop import resnet as hugging_face
-from bigjax.layers.basic import Dense
 from bigjax.layers.vision import BatchNorm, Conv2D, GroupNorm, max_pool
 from bigjax.models import ImageOutput, check_fields
-from bigjax.models.images import IMAGENET, PIXELS, check_pixels, normalised
+from bigjax.models.images import IMAGENET, PIXELS, check_pixels, head, normalised
 
 HUGGING_FACE = (hugging_face.FAMILY, hugging_face.BIT)
 WIDER = 4  # outputs of a bottleneck unit, relative to its inner width
@@ -155,18 +154,8 @@ class Model(nn.Module):
         if c.preactivation:
             x = nn.relu(_norm(c, "norm")(x))
         features = x.astype(jnp.float32).mean((1, 2))
-        logits = None
-        if self.n_labels:  # as BiT, and as https://arxiv.org/abs/1706.02677
-            logits = Dense(
-                (self.n_labels,),
-                ("embed",),
-                (None,),
-                init_std=0.0 if c.preactivation else 0.01,
-                dtype=c.dtype,
-                out_dtype="float32",
-                name="head",
-            )(features)
-        return ImageOutput(logits, features, x)
+        std = 0.0 if c.preactivation else 0.01  # BiT; https://arxiv.org/abs/1706.02677
+        return ImageOutput(head(features, self.n_labels, std, c.dtype), features, x)
 
 
 def _convolutions(c: Config) -> Iterator[tuple[int, int, int, int]]:

@@ -27,7 +27,7 @@ from bigjax.models import (
     check_fields,
     check_heads,
 )
-from bigjax.models.images import PIXELS, check_pixels, normalised, resized_grid
+from bigjax.models.images import PIXELS, check_pixels, head, normalised, resized_grid
 from bigjax.parallel.sharding import constrain
 
 HUGGING_FACE = (hugging_face.FAMILY, hugging_face.DINOV2, hugging_face.REGISTERS)
@@ -246,18 +246,7 @@ class Model(nn.Module):
         if c.pre_logits:
             y = Dense((c.pre_logits,), ("embed",), ("norm",), **types, name="pre_logits")(y)
             y = jnp.tanh(y)
-        logits = None
-        if self.n_labels:
-            head = Dense(
-                (self.n_labels,),
-                ("embed",),
-                (None,),
-                init_std=0.0,
-                **types,
-                out_dtype="float32",
-                name="head",
-            )
-            logits = head(y)
+        logits = head(y, self.n_labels, 0.0, c.dtype)
         return ImageOutput(logits, y.astype(jnp.float32), grid, sums)
 
     def _first_tokens(self) -> jax.Array:
@@ -342,8 +331,12 @@ def plan_sizes(c: Config) -> PlanSizes:
 def flops_per_image(c: Config) -> float:
     """Of training on one image, forward and backward: 6 per weight and token, and 12 * layers *
     width for each pair of tokens. Pooling and the head are not counted."""
-    embed = 4.0 * c.patch**2 * c.channels * c.d_model * c.grid**2  # images have no gradient
-    return flops_of_layers(c, c.n_tokens) + embed
+    return flops_of_layers(c, c.n_tokens) + flops_of_patches(c)
+
+
+def flops_of_patches(c: Config) -> float:
+    """Of training their embedding; images have no gradient."""
+    return 4.0 * c.patch**2 * c.channels * c.d_model * c.grid**2
 
 
 def flops_of_layers(c: Config, n_tokens: int) -> float:

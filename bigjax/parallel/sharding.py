@@ -4,8 +4,10 @@ Layers name the axes of every parameter ('embed', 'heads', ...) and of their act
 ('batch', 'act_heads', ...). RULES maps each to mesh axes. To change a layout, change the table.
 """
 
+from collections.abc import Iterator
 import difflib
 import math
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -270,6 +272,13 @@ def put_batch(mesh: Mesh, batch: dict, rows: slice, batch_size: int) -> dict:
         return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, device_rows)
 
     return jax.tree_util.tree_map(put, batch)
+
+
+def device_batches(mesh: Mesh, batches: Any, batch_size: int, n: int) -> Iterator[dict]:
+    """The first n of data.Batches as global device arrays; each process reads its own rows."""
+    rows = local_rows(mesh, batch_size)
+    for i in range(n):
+        yield put_batch(mesh, batches.batch_at(i, rows), rows, batch_size)
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> slice:

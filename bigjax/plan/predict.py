@@ -21,6 +21,7 @@ from bigjax.plan.traffic import Traffic
 WIDTH = 128  # of the heads for which Chip.attention holds; others take as long, up to this share:
 AT_MOST = 0.85
 OVERLAP = 0.75  # of the communication that could overlap with work, the share that does
+PRODUCTS = {**splash.PRODUCTS, **whole.PRODUCTS}  # of attention kernels, by their names
 KERNEL = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha\w+)"')
 CUDNN_SCORES = re.compile(r'"intermediate_tensor_shape":.*?"dimensions": ?\[([^\]]*)\]')
 
@@ -288,11 +289,10 @@ def _kernel(op: hlo.Op) -> tuple[float, int]:
         width = op.arrays[0].dims[-1]
         return 2.0 * products * math.prod(sizes) * width, width
     product = re.search(SCOPE + r"(\d+)", op.text)
-    products = {**splash.PRODUCTS, **whole.PRODUCTS}
-    kind = next((x for x in products if op.name.startswith(x)), None)
+    kind = next((x for x in PRODUCTS if op.name.startswith(x)), None)
     if kind and product:
         result = max(op.arrays, key=lambda a: len(a.dims))  # the others are of one block
-        return 2.0 * products[kind] * int(product[1]), result.dims[-1]
+        return 2.0 * PRODUCTS[kind] * int(product[1]), result.dims[-1]
     stated = re.search(r'"flops":"?(\d+)', op.text)
     return float(stated[1]) if stated else 0.0, WIDTH
 

@@ -144,14 +144,20 @@ def check_suffix(out: str | None, flag: str = "--out") -> None:
 def save(figure, path: str, flag: str = "--out", **options) -> None:
     """Writes and closes a matplotlib figure, in the format of the path's suffix. Raises UserError
     if it cannot be written. flag: that names the path."""
+    try:
+        epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_figure(figure, path, **options)
+    except OSError as e:
+        raise cannot_write(f"The picture {path}", e, f"Name another file by {flag}=FILE.png") from e
+
+
+def write_figure(figure, path, **options) -> None:
+    """Writes and closes a matplotlib figure, in the format of the path's suffix."""
     from matplotlib import pyplot as plt
 
     try:
-        epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
         with epath.Path(path).open("wb") as f:
             figure.savefig(f, format=epath.Path(path).suffix[1:], **options)
-    except OSError as e:
-        raise cannot_write(f"The picture {path}", e, f"Name another file by {flag}=FILE.png") from e
     finally:
         plt.close(figure)
 

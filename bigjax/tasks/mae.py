@@ -124,7 +124,6 @@ def build(config, options: Config) -> Task:
         return source.load_images(data, labelled=False, log=log, names=splits)
 
     tokens = n_visible + c.n_extra, n_patches + (c.pooling in vit.WITH_CLASS)
-    embed = 4.0 * c.patch**2 * c.channels * c.d_model * n_patches
     layers = vit.flops_of_layers(c, tokens[0]) + vit.flops_of_layers(decoder, tokens[1])
     return Task(
         init=init,
@@ -140,5 +139,5 @@ def build(config, options: Config) -> Task:
         attention_lengths=dict(
             zip(("visible tokens per image", "tokens per image of the decoder"), tokens)
         ),
-        flops_per_example=layers + embed,
+        flops_per_example=layers + vit.flops_of_patches(c),
     )

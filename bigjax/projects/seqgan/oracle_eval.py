@@ -45,7 +45,6 @@ def build(name: str, options: Config, context: Context):
     batch_size = context.config.train.batch_size
     rows_per_batch = -(-SAMPLE_ROWS // batch_size) * batch_size  # the rows divide over the devices
     data = corpus.split(options.split, batch_size=rows_per_batch, shuffle=False)
-    rows = sharding.local_rows(context.mesh, rows_per_batch)
     condition = empty_context(rows_per_batch)
     n = options.batches or -(-TEXTS // rows_per_batch)
 
@@ -69,10 +68,8 @@ def build(name: str, options: Config, context: Context):
         del extras
         params, out = params["generator"], {}
         key = jax.random.fold_in(jax.random.key(context.config.seed), step)
-        batches = [
-            sharding.put_batch(context.mesh, data.batch_at(i, rows), rows, rows_per_batch)
-            for i in range(data.n_batches)
-        ]
+        sizes = rows_per_batch, data.n_batches
+        batches = list(sharding.device_batches(context.mesh, data, *sizes))
         for t in (1.0, *options.temperatures):
             parts = {
                 "nll_oracle": [oracle_nll(params, jax.random.fold_in(key, i), t) for i in range(n)],
