@@ -50,7 +50,7 @@ def measure(chip: str, T: int, H: int, D: int) -> tuple[int, int]:
         lambda q, k, v, g: whole._attention(D, D**-0.5, False, q, k, v),
         lambda q, k, v, g: whole._attention_backward(D, D**-0.5, False, (q, k, v, ()), g),
     )
-    found = []
+    bundles = []
     with jax.set_mesh(jax.make_mesh((1,), ("x",), devices=[device])):
         for one_pass, name in zip(passes, whole.PRODUCTS):
             for old in folder.glob("*"):
@@ -58,8 +58,8 @@ def measure(chip: str, T: int, H: int, D: int) -> tuple[int, int]:
             lowered = jax.jit(one_pass, keep_unused=True).lower(x, x, x, x)
             lowered.compile(compiler_options=OPTIONS.get(device.device_kind))
             (dump,) = folder.glob(f"*{name}*-final_bundles.txt")
-            found.append(count(dump.read_text()))
-    return found[0], found[1]
+            bundles.append(count(dump.read_text()))
+    return bundles[0], bundles[1]
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def main() -> None:
     args, overrides = parser.parse_known_args()
     logging.set_verbosity(logging.FATAL)
     shots = [int(n) for n in args.shots.split(",")]
-    found: dict = {}
+    accuracies: dict = {}
     with tempfile.TemporaryDirectory() as folder:
         pretrained = f"{folder}/pretrained"
         print(f"pre-trained: {accuracy('', pretrained, overrides):.4f} on 0 to 4", flush=True)
@@ -44,20 +44,20 @@ def main() -> None:
                     if side != "scratch":
                         flags.append(f"--config.init_from={pretrained}")
                     value = accuracy(side, f"{folder}/{side}-{n}-{seed}", flags)
-                    found.setdefault((side, n), []).append(value)
-                values = found[side, n]
+                    accuracies.setdefault((side, n), []).append(value)
+                values = accuracies[side, n]
                 deviation = statistics.stdev(values) if len(values) > 1 else 0.0
                 print(
                     f"{n:3} examples  {SIDES[side]:<14} {statistics.mean(values):.4f} "
                     f"+- {deviation:.4f}  ({', '.join(f'{v:.3f}' for v in values)})",
                     flush=True,
                 )
-    mean = lambda side: statistics.mean(v for n in shots for v in found[side, n])
+    mean = lambda side: statistics.mean(v for n in shots for v in accuracies[side, n])
     ours, theirs = mean("finetune"), mean("scratch")
     if args.json:
         line = {"name": "transfer", "ours": ours, "theirs": theirs, "ratio": ours / theirs}
         line |= {"unit": "test accuracy"}
-        line["runs"] = {f"{side}-{n}": values for (side, n), values in found.items()}
+        line["runs"] = {f"{side}-{n}": values for (side, n), values in accuracies.items()}
         print(json.dumps(line))
 
 

@@ -122,8 +122,8 @@ def confidences(rows: Sequence[dict], predictions: Sequence[dict]) -> tuple[np.n
 
 
 class Calibration(NamedTuple):
-    """How often predictions are right beside how probable they are said to be, in BINS bins of the
-    confidence of equal width, https://arxiv.org/abs/1706.04599.
+    """Accuracy and confidence of predictions in BINS bins of the confidence, of equal width
+    (https://arxiv.org/abs/1706.04599).
 
     error: the expected calibration error, the mean distance of accuracy and confidence over all
     predictions. counts int [BINS]; confidence, accuracy float [BINS], their means, 0 in empty bins.

@@ -78,11 +78,11 @@ def decay_factors(params, decay: float):
 
 def _layer(name: str) -> tuple | None:
     """What orders the layers that parameters belong to; None for others."""
-    found = _LAYER.search(name)
-    if not found:
+    match = _LAYER.search(name)
+    if not match:
         return None
-    numbers = tuple(int(n) for n in found.groups() if n and n != "hidden")
-    return bool(found[5]), *numbers
+    numbers = tuple(int(n) for n in match.groups() if n and n != "hidden")
+    return bool(match[5]), *numbers
 
 
 def scale(factors) -> optax.GradientTransformation:

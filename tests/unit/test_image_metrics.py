@@ -22,11 +22,11 @@ def test_the_calibration_error_by_hand():
     """Bins of a fifteenth, with their upper edge: 0.2 is in the third, 0.21 in the fourth."""
     confidence = np.array([0.2, 0.19, 0.21, 1.0, 0.95, 0.95])
     right = np.array([1, 0, 0, 1, 1, 0], bool)
-    found = measures.calibration(confidence, right)
-    assert found.counts.tolist() == [0, 0, 2, 1, *[0] * 10, 3]
-    assert found.accuracy[[2, 3, 14]].tolist() == pytest.approx([0.5, 0.0, 2 / 3])
+    bins = measures.calibration(confidence, right)
+    assert bins.counts.tolist() == [0, 0, 2, 1, *[0] * 10, 3]
+    assert bins.accuracy[[2, 3, 14]].tolist() == pytest.approx([0.5, 0.0, 2 / 3])
     each = 2 * abs(0.5 - 0.195) + 1 * 0.21 + 3 * abs(2 / 3 - 2.9 / 3)
-    assert found.error == pytest.approx(each / 6)
+    assert bins.error == pytest.approx(each / 6)
     assert measures.calibration(np.full(8, 0.5), np.arange(8) % 2 == 0).error == 0
 
 

@@ -177,7 +177,7 @@ def test_several_labels_an_image(tmp_path):
 
 
 def test_labels_that_occur_twice(tmp_path):
-    """As 'crane' in ImageNet: told apart in the run, unchanged in the files."""
+    """As 'crane' in ImageNet: distinguished in the run, unchanged in the files."""
     config, tensors = reference("vit")
     config["id2label"] = {"0": "crane", "1": "dog", "2": "crane"}
     write(tmp_path / "in", config, tensors)

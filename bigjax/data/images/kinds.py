@@ -1,5 +1,6 @@
 """What tasks with one label for an image, or with several, predict and measure."""
 
+import abc
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,8 +37,9 @@ class ImageKind(Kind):
             for i, (row, output) in enumerate(zip(rows, outputs, strict=True))
         ]
 
+    @abc.abstractmethod
     def _predicted(self, logits: np.ndarray) -> dict[str, Any]:
-        raise NotImplementedError
+        """The prediction of an image from its logits."""
 
     def _unread(self, row: dict, why: str) -> dict[str, Any]:
         note = why.removeprefix(f"{row.get('file', '')}: ")

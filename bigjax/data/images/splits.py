@@ -160,7 +160,7 @@ def parts(
             source.classes if labelled else (),
         )
 
-    found = {name: whole(name, own[name]) for name in names if name in own}
+    by_name = {name: whole(name, own[name]) for name in names if name in own}
     if rest := [name for name in names if name not in own]:
         undivided = whole("train", data.train)
         fractions = [
@@ -168,13 +168,13 @@ def parts(
         ]
         which = _which(undivided.source, fractions, data, log)
         for name in rest:
-            found[name] = undivided.subset(np.flatnonzero(which == SPLITS.index(name)))
+            by_name[name] = undivided.subset(np.flatnonzero(which == SPLITS.index(name)))
         if "train" in rest:
-            _check_classes(found["train"], undivided)
-    found = {name: found[name].of_classes(data.classes) for name in names}
-    if "train" in found:
-        found["train"] = found["train"].few(data.shots, data.shots_seed)
-    return found
+            _check_classes(by_name["train"], undivided)
+    by_name = {name: by_name[name].of_classes(data.classes) for name in names}
+    if "train" in by_name:
+        by_name["train"] = by_name["train"].few(data.shots, data.shots_seed)
+    return by_name
 
 
 def _check_classes(train: Part, undivided: Part) -> None:

@@ -76,11 +76,11 @@ def _files(folder: str) -> list[tuple[str, int]]:
     """(path, size) of all files in a folder and those below it, sorted."""
     if "://" in folder:
         return files_below(folder)
-    found = []
+    files = []
     for at, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if not name.startswith("."):
                 path = os.path.join(at, name)
-                found.append((path, os.path.getsize(path) if os.path.exists(path) else 0))
-    return sorted(found)
+                files.append((path, os.path.getsize(path) if os.path.exists(path) else 0))
+    return sorted(files)
