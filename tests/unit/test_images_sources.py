@@ -53,7 +53,7 @@ def idx(array):
 
 def make_idx(folder, n=9):
     folder.mkdir()
-    pixels = np.arange(n * SIZE * SIZE).reshape(n, SIZE, SIZE).astype(np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (n, SIZE, SIZE), np.uint8)
     labels = (np.arange(n) % 3).astype(np.uint8)
     (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels)))
     (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
@@ -77,6 +77,20 @@ def test_idx_files(tmp_path):
     (tmp_path / "mnist" / "train-labels-idx1-ubyte.gz").write_bytes(damaged)
     with pytest.raises(UserError, match="cannot read .*train-labels-idx1-ubyte.gz: "):
         load(tmp_path, ("train",), train=path, channels=1)
+
+
+def test_a_folder_with_the_files_of_mnist(tmp_path):
+    """It has test images of its own; those for validation are some of the others."""
+    folder = tmp_path / "mnist"
+    _, _, labels = make_idx(folder, 40)
+    (folder / "t10k-images.idx3-ubyte").write_bytes(idx(np.full((5, SIZE, SIZE), 7, np.uint8)))
+    (folder / "t10k-labels.idx1-ubyte").write_bytes(idx(labels[:5]))
+    data = load(tmp_path, train=str(folder), channels=1, valid_fraction=0.2)
+    sizes = {name: len(part) for name, part in data.parts.items()}
+    assert sizes["test"] == 5 and sizes["train"] + sizes["valid"] == 40 and sizes["valid"] > 2
+    test = every(data.split("test", 1, shuffle=False))
+    assert (test["image"] == 7).all() and test["label"].tolist() == [0, 1, 2, 0, 1]
+    assert data.rows("test")[0]["file"] == str(folder / "t10k-images.idx3-ubyte:0")
 
 
 def make_tar(path, labels, kind):

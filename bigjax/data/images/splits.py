@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.data import tfds_sets
 from bigjax.data.files import cache_folder, write_cached
 from bigjax.data.images import sources
 from bigjax.data.images.decode import BadImage
-from bigjax.data.images.sources import Reading, Source, folder, tfds
+from bigjax.data.images.sources import Reading, Source
 from bigjax.data.row_data import check_names
 from bigjax.data.store import SPLITS, check_fractions, place_of, split_at
 from bigjax.errors import UserError
@@ -149,7 +148,8 @@ def parts(
     check_fractions(data.valid_fraction, data.test_fraction)
     own = {part: getattr(data, part) for part in ("valid", "test") if getattr(data, part)}
     if data.train:
-        own = {part: data.train for part in ("valid", "test") if _has(data.train, part)} | own
+        has = [part for part in ("valid", "test") if sources.has(data.train, part)]
+        own = dict.fromkeys(has, data.train) | own
 
     def whole(name: str, spec: str) -> Part:
         source = opened(data, name, spec, log, labelled, several)
@@ -217,16 +217,6 @@ def opened(
             "labels, such as those of another split."
         )
     return source
-
-
-def _has(spec: str, part: str) -> bool:
-    """Whether a source has images of its own for a part, beside those to train on."""
-    if tfds.matches(spec):
-        return (
-            not spec.endswith("]") and tfds_sets.SPLIT[part] in tfds_sets.builder(spec).info.splits
-        )
-    path = os.path.expanduser(spec)
-    return folder.matches(spec) and folder.split_folder(path, part) is not None
 
 
 def _which(source: Source, fractions: Sequence[float], data: Any, log) -> np.ndarray:

@@ -15,7 +15,7 @@ from bigjax.errors import UserError
 _FORMS = (digits, tfds, records, tar, idx, table, folder)
 EXAMPLES = (
     'a folder with one folder of images per class, "digits", "tfds:NAME", a table of files '
-    '("labels.csv"), "shards/*.tar", "*.array_record" or an IDX file'
+    '("labels.csv"), "shards/*.tar", "*.array_record", an IDX file or a folder with those of a set'
 )
 
 
@@ -64,6 +64,12 @@ def opened(spec: str, reading: Reading) -> Source:
                 raise UserError(f"{reading.key}={spec!r} has no images. Give {EXAMPLES}.")
             return source
     raise UserError(f"{reading.key}={spec!r}: no such file or folder. Give {EXAMPLES}.")
+
+
+def has(spec: str, part: str) -> bool:
+    """Whether it has images of its own for a part, beside those to train on."""
+    module = next((module for module in _FORMS if module.matches(spec)), None)
+    return hasattr(module, "has") and module.has(os.path.expanduser(spec), part)
 
 
 def opened_input(spec: str, reading: Reading) -> Source:

@@ -21,7 +21,11 @@ def matches(spec: str) -> bool:
     return epath.Path(os.path.expanduser(spec)).is_dir()
 
 
-def split_folder(path: str, part: str) -> str | None:
+def has(spec: str, part: str) -> bool:
+    return _split_folder(spec, part) is not None
+
+
+def _split_folder(path: str, part: str) -> str | None:
     """The folder of a split within a folder; None if it has none, or no folder `train`."""
     root = epath.Path(path)
     names = SPLITS[part] if (root / "train").is_dir() else ()
@@ -29,7 +33,7 @@ def split_folder(path: str, part: str) -> str | None:
 
 
 def opened(spec: str, reading) -> Files:
-    spec = split_folder(spec, reading.part) or spec
+    spec = _split_folder(spec, reading.part) or spec
     if not reading.labelled:
         images = images_in(spec, reading.log)
         return Files("images", [p for p, _ in images], [n for _, n in images], None, ())

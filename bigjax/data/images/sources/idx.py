@@ -2,11 +2,13 @@
 
 http://yann.lecun.com/exdb/mnist/ describes the format. `data.train` names the file of images; that
 of labels lies beside it, with `labels-idx1` in its name for `images-idx3`. Both may be compressed.
+Or it names a folder with the four files of such a set, of 60,000 images and the t10k to test.
 """
 
 import gzip
 import hashlib
 import math
+import os
 import re
 import zlib
 
@@ -16,11 +18,25 @@ import numpy as np
 from bigjax.errors import UserError
 
 _NAME = re.compile(r"images[-.]idx3[-.]ubyte(\.gz)?$")
+_PREFIXES = {"train": "train", "test": "t10k"}
 _UBYTE = 8  # the code of bytes, the only type of images and labels
 
 
 def matches(spec: str) -> bool:
-    return bool(_NAME.search(spec))
+    return bool(_NAME.search(spec)) or bool(_file_of(spec, "train"))
+
+
+def has(spec: str, part: str) -> bool:
+    return not _NAME.search(spec) and bool(_file_of(spec, part))
+
+
+def _file_of(folder: str, part: str) -> str | None:
+    """The images of a split in a folder, None if it is not there."""
+    root = epath.Path(os.path.expanduser(folder))
+    if part not in _PREFIXES or not root.is_dir():
+        return None
+    names = [f"{_PREFIXES[part]}-images{x}idx3-ubyte{end}" for x in "-." for end in ("", ".gz")]
+    return next((str(root / name) for name in names if (root / name).is_file()), None)
 
 
 class Idx:
@@ -44,6 +60,8 @@ class Idx:
 
 
 def opened(spec: str, reading) -> Idx:
+    if not _NAME.search(spec):
+        spec = _file_of(spec, reading.part) or _file_of(spec, "train") or spec
     images = _array(spec, 3, reading.key)
     if not reading.labelled:
         return Idx(images, None, spec)

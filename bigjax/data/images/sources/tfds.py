@@ -17,6 +17,10 @@ def matches(spec: str) -> bool:
     return spec.startswith("tfds:")
 
 
+def has(spec: str, part: str) -> bool:
+    return not spec.endswith("]") and tfds_sets.SPLIT[part] in tfds_sets.builder(spec).info.splits
+
+
 class Tfds:
     """classes: the set's own, or '0', '1', ... for integers."""
 
