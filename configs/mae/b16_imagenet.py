@@ -1,7 +1,8 @@
 """A masked autoencoder of ViT-B/16 on ImageNet-1k (https://arxiv.org/abs/2111.06377).
 
 800 epochs of 1,281,167 images in batches of 4,096. Published: fine-tuned to an accuracy of 0.836
-after 1,600 epochs. Measured on the full size: nothing.
+after 1,600 epochs. Measured on the full size: nothing. Expected by `bigjax plan` on v5e:4x4: 8.6 of
+15.75 GiB, 0.211 seconds per step, MFU 36%: 15 hours.
 
     bigjax train --config=configs/mae/b16_imagenet.py --config.data.train=tfds:imagenet2012
 """
@@ -18,6 +19,7 @@ def get_config(variant: str = ""):
         preset="b16",
         position="sincos2d",
         dtype="bfloat16",
+        remat="dots",
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
     )
