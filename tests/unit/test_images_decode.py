@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 import pytest
 
 from bigjax.data.images.decode import BadImage, View, decode, to_array
@@ -70,6 +70,29 @@ def test_sixteen_bits():
     floats = Image.fromarray(pixels(1).astype(np.float32) / 255)
     got = read(encoded(floats, "TIFF"), 1)[..., 0].astype(int)
     assert got.min() == 0 and got.max() == 255  # stretched over what it holds
+
+
+def test_pixels_without_data_are_black():
+    """NaN in floats, such as those of maps and of microscopes; infinity is the largest number."""
+    values = pixels(1).astype(np.float32) / 7 + 3
+    values[0, :3], values[1, 0], values[1, 1] = np.nan, np.inf, -np.inf
+    known = np.isfinite(values)
+    low, high = values[known].min(), values[known].max()
+    got = read(encoded(Image.fromarray(values), "TIFF"), 1)[..., 0].astype(int)
+    np.testing.assert_allclose(got[known], (values[known] - low) * 255 / (high - low), atol=0.51)
+    assert got[0, :3].tolist() == [0, 0, 0] and got[1, :2].tolist() == [255, 0]
+    nothing = Image.fromarray(np.full((HEIGHT, WIDTH), np.nan, np.float32))
+    assert not read(encoded(nothing, "TIFF"), 1).any()
+
+
+def test_a_png_may_hold_much_text():
+    """Such as the history of an editor."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text("history", "step " * (1 << 19), zip=True)
+    assert (read(encoded(RGB, pnginfo=text)) == pixels()).all()
+    text.add_text("more", "x" * PngImagePlugin.MAX_TEXT_MEMORY, zip=True)
+    with pytest.raises(BadImage, match="photo: .*Too much memory used in text"):
+        read(encoded(RGB, pnginfo=text))
 
 
 def test_cmyk_is_not_inverted():

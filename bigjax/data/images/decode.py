@@ -8,7 +8,7 @@ import re
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from bigjax.errors import UserError
 
@@ -30,6 +30,9 @@ _NO_NAME = re.compile("image file <_io.BytesIO object at .*?>")  # in errors of 
 _LARGEST_REDUCTION = 8  # of a JPEG, while it is decoded
 # Pillow knows many more, whatever the name of the file: for EPS it runs Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+# Pillow refuses a PNG with a text or colour profile above 1 MiB, such as the history of an editor:
+# here the limit for one text is the one that it has for all texts of an image.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 class BadImage(UserError):
@@ -180,8 +183,12 @@ def _reduce(image: Image.Image, view: View, turned: bool) -> None:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """An image of integers of 16 or 32 bits, or of floats: those of 16 bits are divided by 257,
-    others are stretched over what they hold."""
+    others are stretched over what they hold. NaN, which marks pixels without data, is black."""
     values = np.asarray(image).astype(np.float32)
+    known = values[np.isfinite(values)]
+    if known.size < values.size:
+        low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)
+        values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
     low, high = (0.0, 65535.0) if image.mode.startswith("I") else (values.min(), values.max())
     if values.max(initial=0) > high or values.min(initial=0) < low:
         low, high = float(values.min()), float(values.max())
