@@ -76,8 +76,11 @@ def _standardised(x, mean, scale) -> np.ndarray:
 
 
 def draw(labels: np.ndarray, n_classes: int, most: int, rng: np.random.Generator) -> np.ndarray:
-    """int [n_classes, most]: the indices of as many images of each class, in random order."""
-    return np.stack([rng.permutation(its)[:most] for its in by_label(labels, n_classes)])
+    """int [n, most]: the indices of as many images of each of the n classes that have images, in
+    random order."""
+    return np.stack(
+        [rng.permutation(its)[:most] for its in by_label(labels, n_classes) if len(its)]
+    )
 
 
 def build(name: str, options: Config, context: Context):
@@ -99,7 +102,7 @@ def build(name: str, options: Config, context: Context):
         raise UserError(f"evals.{name}.shots is empty. Give numbers of images, such as (1, 5).")
     shots, n_classes = sorted(set(options.shots)), len(corpus.labels)
     labels = corpus.labels_of(options.train_split)
-    _check_shots(name, options, corpus.labels, labels, shots[-1])
+    _check_shots(name, options, corpus, shots[-1])
     seeds = [np.random.default_rng([config.seed, s]) for s in range(options.seeds)]
     drawn = [draw(labels, n_classes, shots[-1], rng) for rng in seeds]
     used = np.unique(drawn)  # only of these the features are computed
@@ -199,9 +202,14 @@ def _labelled_images(name: str, options: Config, context: Context) -> Any:
     return corpus
 
 
-def _check_shots(name, options: Config, classes, labels: np.ndarray, most: int) -> None:
-    counts = np.bincount(labels, minlength=len(classes))
-    fewest = int(counts.argmin())
+def _check_shots(name, options: Config, corpus: Any, most: int) -> None:
+    """Raises UserError for a class that has images, but fewer than that to learn from. Labels that
+    are numbers from 1 on, or have gaps, have classes without any."""
+    classes, used = corpus.labels, [options.train_split, options.split]
+    used += [] if options.l2 else [options.tune_split]
+    count = lambda split: np.bincount(corpus.labels_of(split), minlength=len(classes))
+    counts, total = count(options.train_split), sum(map(count, used))
+    fewest = min(np.flatnonzero(total).tolist(), key=counts.__getitem__, default=0)
     if counts[fewest] < most:
         raise UserError(
             f"evals.{name}.shots has {most}, but the class {classes[fewest]!r} has only "

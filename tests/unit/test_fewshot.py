@@ -135,6 +135,32 @@ def test_images_of_its_own(tmp_path):
         fewshot.build("few", fewshot.Config(shots=(1,)), given)
 
 
+def test_numbers_without_images_are_no_classes_to_learn(tmp_path):
+    """Labels from 1 on have a class 0, and others may be missing between them."""
+    from PIL import Image
+
+    lines = {"train": ["image,label"], "test": ["image,label"]}
+    for i in range(12):
+        label = (1, 2, 4)[i % 3]
+        pixels = np.full((8, 8), i, np.uint8)
+        pixels[label] += 200
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        lines["train" if i < 9 else "test"].append(f"{i}.png,{label}")
+    for part in lines:
+        (tmp_path / f"{part}.csv").write_text("\n".join(lines[part]))
+    own = {part: str(tmp_path / f"{part}.csv") for part in lines}
+    given = context(tmp_path, valid_fraction=0.0, **own)
+    assert given.corpus.labels == tuple("01234")
+    evaluate = fewshot.build("few", fewshot.Config(shots=(3,), seeds=2, l2=1.0), given)
+    with jax.set_mesh(given.mesh):
+        assert evaluate(np.float32(1), {}, 0)["shot_3"] == 1.0
+    with open(tmp_path / "test.csv", "a") as f:
+        f.write("\n0.png,3")  # an image to classify, but none to learn from
+    given = context(tmp_path, valid_fraction=0.0, **own)
+    with pytest.raises(UserError, match="has 3, but the class '3' has only 0 images in the split"):
+        fewshot.build("few", fewshot.Config(shots=(3,), l2=1.0), given)
+
+
 def test_features_that_are_not_finite_have_no_accuracy(tmp_path, capsys):
     given = context(tmp_path)
     evaluate = fewshot.build("few", fewshot.Config(shots=(1,), seeds=1), given)
