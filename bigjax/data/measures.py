@@ -46,22 +46,26 @@ def classification(
     labels: Sequence[str],
     averaged: Sequence[str] | None = None,
 ) -> Measures:
-    """The numbers of CLASSIFICATION. averaged: the labels that are averaged over."""
+    """The numbers of CLASSIFICATION, averaged over the labels that are true or predicted somewhere:
+    of another one nothing is known. averaged: only over these of them."""
     from sklearn import metrics
 
+    present = {*true, *predicted}
+    averaged = labels if averaged is None else averaged
     numbers = {"accuracy": metrics.accuracy_score(true, predicted)}
     for name in _AVERAGED:
         score, average = name.split("_")
         numbers[name] = getattr(metrics, f"{score}_score")(
             true,
             predicted,
-            labels=list(labels if averaged is None else averaged),
+            labels=[label for label in averaged if label in present] or list(averaged),
             average=average,
             zero_division=0.0,
         )
     numbers["matthews"] = metrics.matthews_corrcoef(true, predicted)
     numbers = {k: float(v) for k, v in numbers.items()}
-    table = dict(labels=shown_labels(labels, predicted), digits=4, zero_division=0.0)
+    shown = [label for label in shown_labels(labels, predicted) if label in present]
+    table = dict(labels=shown, digits=4, zero_division=0.0)
     text = metrics.classification_report(true, predicted, **table)
     return Measures(
         numbers,
@@ -149,7 +153,7 @@ def calibration(confidence: np.ndarray, right: np.ndarray) -> Calibration:
 def several_labels(true: np.ndarray, p: np.ndarray, labels: Sequence[str]) -> Measures:
     """The numbers of SEVERAL_LABELS. true: bool [n, n_labels]; p: their probabilities, of which
     those of at least THRESHOLD are predicted. The mean of the average precision is over the labels
-    that an example has."""
+    that an example has, other averages are over those that are true or predicted somewhere."""
     from sklearn import metrics
 
     p = np.nan_to_num(p)
@@ -160,12 +164,16 @@ def several_labels(true: np.ndarray, p: np.ndarray, labels: Sequence[str]) -> Me
         if true[:, i].any()
     }
     numbers = {"mean_average_precision": float(np.mean([*precisions.values()] or [0.0]))}
+    present = [*np.flatnonzero((true | predicted).any(0))] or [*range(len(labels))]
     for name in _AVERAGED:
         score, average = name.split("_")
         numbers[name] = float(
-            getattr(metrics, f"{score}_score")(true, predicted, average=average, zero_division=0.0)
+            getattr(metrics, f"{score}_score")(
+                true, predicted, labels=present, average=average, zero_division=0.0
+            )
         )
-    table = dict(target_names=list(labels), digits=4, zero_division=0.0)
+    names = [labels[i] for i in present]
+    table = dict(labels=present, target_names=names, digits=4, zero_division=0.0)
     by_label = metrics.classification_report(true, predicted, output_dict=True, **table)
     for label, precision in precisions.items():
         by_label[label]["average_precision"] = precision

@@ -52,6 +52,34 @@ def test_one_label_has_probabilities_and_ranks():
     assert by_label["c"]["support"] == 6 and f"Top-5 accuracy {top5:.4f}" in report
 
 
+def test_averages_are_over_the_labels_that_occur():
+    """Images without some of the classes can be predicted perfectly; scikit-learn's default."""
+    rows = [{"file": f"{i}.png", "label": LABELS[i % 3]} for i in range(12)]
+    logits = 5 * np.eye(7)[np.arange(12) % 3]
+    kind = OneLabel(LABELS)
+    numbers, report, by_label = kind.measure(rows, kind.predict(rows, NOTHING, [*logits]))
+    assert {numbers[f"{x}_macro"] for x in ("f1", "precision", "recall")} == {1.0}
+    assert (
+        "d" not in by_label and by_label["macro avg"]["f1-score"] == 1.0 and "  d  " not in report
+    )
+    logits[0] = 5 * np.eye(7)[4]  # e, which no image has, is predicted
+    predictions = kind.predict(rows, NOTHING, [*logits])
+    numbers, _, by_label = kind.measure(rows, predictions)
+    true, predicted = kind.label_pairs(rows, predictions)
+    for name in ("f1", "precision", "recall"):
+        score = getattr(sklearn_metrics, f"{name}_score")
+        expected = score(true, predicted, average="macro", zero_division=0.0)
+        assert numbers[f"{name}_macro"] == pytest.approx(expected)
+    assert by_label["e"]["support"] == 0 and numbers["recall_macro"] < 0.75
+
+    several = np.zeros((4, 3), bool)
+    several[:, 0], several[:2, 1] = True, True
+    numbers, report, by_label = measures.several_labels(several, several * 0.9, "abc")
+    assert numbers["f1_macro"] == numbers["mean_average_precision"] == 1.0 and "c" not in by_label
+    nothing = measures.several_labels(np.zeros((4, 3), bool), np.zeros((4, 3)), "abc")
+    assert nothing.numbers["f1_macro"] == 0.0
+
+
 def test_of_many_labels_a_prediction_has_the_most_probable():
     labels = tuple(f"n{i}" for i in range(101))
     logits = np.random.default_rng(0).permutation(101).astype(np.float32)
