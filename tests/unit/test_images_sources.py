@@ -127,6 +127,22 @@ def test_tar_shards_are_indexed_once(tmp_path, kind):
         np.testing.assert_array_equal(rows["image"][1], shown(1))
 
 
+def test_names_with_dots_and_capitals_in_a_tar(tmp_path):
+    """0.5.png has the label 0.5.cls; 1.left.png, as in WebDataset, has 1.cls."""
+    images = [f"a/{name}" for name in ("0.5.png", "0.7.PNG", "1.left.png", "v.2/3.png", "0.png")]
+    names = ["a/0.5.cls", "a/0.7.CLS", "a/1.cls", "a/v.2/3.Json", "a/0.cls"]
+    members = [(name, content(i)) for i, name in enumerate(images)]
+    members += [
+        (n, b'{"label": "3"}' if "J" in n else str(i).encode()) for i, n in enumerate(names)
+    ]
+    members += [("a/1.boxes.json", b"[1]"), ("a/1.cls.txt", b"7")]  # of others
+    path = str(write_tar(tmp_path / "x.tar", members))
+    data = load(tmp_path, ("train",), train=path, valid_fraction=0.0, test_fraction=0.0)
+    rows = data.rows("train")
+    assert [row["file"].removeprefix(f"{path}:") for row in rows] == images
+    assert [row["label"] for row in rows] == [*"01234"]
+
+
 def test_a_tar_with_some_labels_missing(tmp_path):
     make_tar(tmp_path / "x-0.tar", ["b", "a"], "cls")
     make_tar(tmp_path / "x-1.tar", ["b"], "none")
@@ -174,6 +190,9 @@ def test_a_table_of_files(tmp_path):
     rows = every(data.split("train", 3, shuffle=False))
     assert rows["label"].dtype == np.float32 and rows["label"].tolist() == [[1, 1], [0, 1], [0, 0]]
     assert [row["label"] for row in data.rows("train")] == [["x", "y"], ["y"], []]
+    table.write_text("file,kind\n0.png,x|y\n1.png,\n2.png,y\n")  # forgotten, or none?
+    with pytest.raises(UserError, match="labels.csv:3: column 'kind' is empty. .* write '.' for"):
+        load(tmp_path, ("train",), kind=several, train=str(table), columns=columns)
     table.write_text("file,kind\nno.png,x\n0.png,y\n")
     with pytest.raises(
         UserError, match="1 of 2 images .* do not exist, such as .*labels.csv:2: .*no"

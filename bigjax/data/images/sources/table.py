@@ -21,13 +21,20 @@ def matches(spec: str) -> bool:
 
 def opened(spec: str, reading) -> Files:
     image, label = reading.columns.image, reading.columns.label
-    columns = {image: "text", **({label: "label"} if reading.labelled else {})}
+    columns = {image: "text"}
+    if reading.labelled:
+        columns[label] = "optional" if reading.several else "label"
     rows = read_table(spec, [*columns], columns)
     folder = spec.rpartition("/")[0]
     paths, sizes, missing = [], [], []
     for row in rows:
         name = row[image]
         path = name if "://" in name or os.path.isabs(name) or not folder else f"{folder}/{name}"
+        if reading.labelled and row[label] is None:
+            raise UserError(
+                f"{row['where']}: column {label!r} is empty. Fill it, write {SEPARATOR!r} for an "
+                "image with none of the labels, or take the row out."
+            )
         try:
             sizes.append(int(epath.Path(path).stat().length))
         except OSError:

@@ -1,9 +1,12 @@
 """Tar shards in the form of WebDataset: members of one name are an image and its label.
 
-`a/1.jpg` belongs with `a/1.cls` (a number or a name) or `a/1.json` (its key data.columns.label).
-Each shard is indexed once, so that any image can be read alone; the index is cached.
+`a/1.jpg` belongs with `a/1.cls` (a number or a name) or `a/1.json` (its key data.columns.label). A
+name ends at its first dot, as in WebDataset (`1.left.jpg` belongs with `1.cls`), unless there is a
+label of that up to the last dot (`0.5.jpg` belongs with `0.5.cls`). Each shard is indexed once, so
+that any image can be read alone; the index is cached.
 """
 
+from collections.abc import Container
 import concurrent.futures
 import hashlib
 import json
@@ -17,7 +20,7 @@ from bigjax.data.images.sources.labels import numbered
 from bigjax.data.sources.paths import matching_files
 from bigjax.errors import UserError
 
-_FORMAT = 2  # raise it when the same shard would give another index
+_FORMAT = 3  # raise it when the same shard would give another index
 _AT_ONCE = 8  # shards that are indexed; on gs:// each waits for many small reads
 
 
@@ -90,28 +93,44 @@ def _index(path, label: str, reading) -> dict:
 
 def _rows(tar: tarfile.TarFile, label: str) -> list[list]:
     """Raises UserError for a label that cannot be read, and for two images of one name."""
-    images: dict[str, list] = {}
-    labels: dict[str, str] = {}
+    images: list[list] = []
+    labels: dict[str, str] = {}  # by their names up to the last dot
     for member in tar:
-        folder, _, name = member.name.rpartition("/")
+        name = member.name.rpartition("/")[2]
         if not member.isfile() or name.startswith("."):  # such as those of macOS
             continue
-        stem, _, extension = name.partition(".")
-        stem = f"{folder}/{stem}"
-        if f".{extension.lower()}".endswith(EXTENSIONS):
-            if stem in images:
-                raise UserError(
-                    f"{images[stem][0]} and {member.name} have one name before the first dot, "
-                    "which joins an image with its label. Give each image a name of its own."
-                )
-            images[stem] = [member.name, member.offset_data, member.size]
+        extension = name.rpartition(".")[2].lower()
+        if f".{extension}".endswith(EXTENSIONS):
+            images.append([member.name, member.offset_data, member.size])
         elif extension in ("cls", "json"):
+            stem = member.name[: -len(extension) - 1]
             try:
                 text = tar.extractfile(member).read().decode()
                 value = text.strip() if extension == "cls" else json.loads(text).get(label)
             except (ValueError, AttributeError):  # not UTF-8, not JSON, or not an object
+                if name.count(".") > 1:  # such as boxes, which are no label
+                    continue
                 what = "text in UTF-8" if extension == "cls" else "a JSON object"
                 raise UserError(f"{member.name} is not {what}.") from None
             if extension == "cls" or (value is not None and stem not in labels):
                 labels[stem] = str(value)
-    return [[*row, labels.get(stem)] for stem, row in images.items()]
+    of_name: dict[str, str] = {}
+    for row in images:
+        stem = _stem(row[0], labels)
+        if stem in of_name:
+            raise UserError(
+                f"{of_name[stem]} and {row[0]} have one name before the first dot, which joins an "
+                "image with its label. Give each image a name of its own."
+            )
+        of_name[stem] = row[0]
+        row.append(labels.get(stem))
+    return images
+
+
+def _stem(name: str, labels: Container[str]) -> str:
+    """What an image has in common with its label."""
+    stem = name.rpartition(".")[0]
+    if stem in labels:
+        return stem
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + last.partition(".")[0]
