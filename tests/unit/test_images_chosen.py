@@ -22,6 +22,7 @@ def test_some_classes_and_a_few_images_of_each(tmp_path):
     few = data.parts["train"]
     assert np.bincount(few.labels).tolist() == [4, 4, 4]
     assert {*few.index.tolist()} < {*whole.parts["train"].index.tolist()}
+    assert few.index.tolist() == sorted(few.index.tolist())
     true = few.source.labels[few.index]
     assert [("3", "7", "9")[i] for i in few.labels] == [str(i) for i in true]
     other = load(tmp_path, **options, shots_seed=1)

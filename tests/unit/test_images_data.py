@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from bigjax.data.images import sources
+from bigjax.data.images.batches import evaluation_view
 from bigjax.errors import UserError
-from tests.image_files import every, load, make_folder
+from tests.image_files import SIZE, content, every, load, make_folder, section
 
 
 def test_equal_files_are_in_one_split_and_hashes_are_kept(tmp_path, monkeypatch):
@@ -44,6 +45,71 @@ def test_training_batches_are_functions_of_seed_and_step(tmp_path):
     later = batches.batch_at(n + 2)
     s, i = at[int(later["example"][3])]
     assert not np.array_equal(batches.batch_at(s)["image"][i], later["image"][3])
+
+
+def test_changes_depend_on_the_seed_the_epoch_and_the_image(tmp_path):
+    """12 equal images are each seen in another way in every epoch, on several hosts as on one."""
+    root = make_folder(tmp_path / "photos")
+    for path in root.glob("*/*.png"):
+        path.write_bytes(content(0))
+    augment = dict(crop="center", flip=False, noise=0.1)
+    options = dict(train=str(root), valid_fraction=0.0, test_fraction=0.0, augment=augment)
+    data = load(tmp_path, ("train",), **options)
+    seen = set()
+    for seed in (3, 4):
+        batches = data.split("train", 5, seed=seed)
+        seen |= {image.tobytes() for i in range(5) for image in batches.batch_at(i)["image"]}
+        # The second epoch begins with the third image of this batch.
+        part = batches.batch_at(2, slice(1, 5))["image"]
+        np.testing.assert_array_equal(part, batches.batch_at(2)["image"][1:])
+    assert len(seen) == 2 * 25
+
+
+@pytest.mark.parametrize(
+    "keep_ratio, crop, box",
+    [
+        (True, 1.0, (10, 0, 30, 20)),
+        (True, 0.5, (15, 5, 25, 15)),
+        (False, 1.0, (0, 0, 40, 20)),
+        (False, 0.5, (10, 5, 30, 15)),
+    ],
+)
+def test_what_evaluation_shows_of_an_image(tmp_path, keep_ratio, crop, box):
+    """Of one of 40 x 20 pixels."""
+    data = section(tmp_path, train="digits", keep_ratio=keep_ratio, crop=crop)
+    assert evaluation_view(40, 20, data) == (box, (SIZE, SIZE))
+
+
+def test_splits_of_other_files_are_not_those_in_the_cache(tmp_path):
+    """Of a folder whose files were replaced by larger ones of the same names."""
+    root = make_folder(tmp_path / "photos", n=20)
+    options = dict(train=str(root), valid_fraction=0.5, test_fraction=0.0)
+    before = load(tmp_path, **options)
+    for path in root.glob("*/*.png"):
+        path.write_bytes(path.read_bytes() + bytes(1))
+    after, again = load(tmp_path, **options), load(tmp_path / "fresh", **options)
+    indices = [data.parts["valid"].index.tolist() for data in (before, after, again)]
+    assert indices[0] != indices[1] == indices[2]
+    assert before.parts["valid"].source.fingerprint != after.parts["valid"].source.fingerprint
+
+
+def test_digits_have_values_of_0_to_255_and_numbers_within_their_split(tmp_path):
+    rows = every(load(tmp_path, ("test",), train="digits", size=8, channels=1).split("test", 64))
+    assert sorted({*rows["image"].ravel().tolist()}) == [round(i * 255 / 16) for i in range(17)]
+    assert rows["example"].tolist() == [*range(len(rows["image"]))]
+
+
+@pytest.mark.parametrize("name, other", [("valid", "test"), ("test", "valid")])
+def test_each_split_has_its_own_fraction(tmp_path, name, other):
+    """A split with data of its own takes nothing from the training images."""
+    root = make_folder(tmp_path / "photos", n=20)
+    fractions = {f"{name}_fraction": 0.5, f"{other}_fraction": 0.0}
+    parts = load(tmp_path, train=str(root), **fractions).parts
+    sizes = {split: len(part) for split, part in parts.items()}
+    assert sizes[other] == 0 and 10 < sizes[name] < 30 and sum(sizes.values()) == 40
+    own = {name: str(make_folder(tmp_path / "own", n=3, first=1000))}
+    parts = load(tmp_path, train=str(root), **own, **fractions).parts
+    assert len(parts["train"]) == 40 and len(parts[name]) == 6
 
 
 def test_an_image_that_cannot_be_read_has_no_weight_or_is_refused(tmp_path):

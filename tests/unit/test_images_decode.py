@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin
 import pytest
 
 from bigjax.data.images.decode import BadImage, View, decode, to_array
@@ -177,6 +177,27 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same():
     want = np.array(Image.open(io.BytesIO(content)).resize((48, 32), Image.Resampling.BILINEAR))
     got = read(content, view=small)
     assert got.shape == (32, 48, 3) and np.abs(got.astype(int) - want).mean() < 2
+
+
+@pytest.mark.parametrize(
+    "box, size, decoded",
+    [
+        ((0, 0, 960, 640), (32, 48), (120, 80)),  # at most an eighth
+        ((0, 0, 960, 640), (160, 240), (480, 320)),
+        ((0, 0, 960, 640), (161, 240), None),  # not quite twice as high
+        ((0, 0, 960, 64), (32, 48), None),  # a broad view needs its rows
+        ((0, 0, 60, 640), (32, 48), None),
+    ],
+)
+def test_a_jpeg_that_is_decoded_small_has_twice_the_size_of_what_is_shown(
+    monkeypatch, box, size, decoded
+):
+    sizes = []
+    original = JpegImagePlugin.JpegImageFile.draft
+    draft = lambda image, mode, size: sizes.append(size) or original(image, mode, size)
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", draft)
+    got = read(encoded(RGB.resize((960, 640)), "JPEG"), view=lambda w, h: View(box, size))
+    assert got.shape[:2] == size and sizes == ([decoded] if decoded else [])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -66,6 +67,11 @@ def test_idx_files(tmp_path):
     rows = every(data.split("train", 4, shuffle=False))
     np.testing.assert_array_equal(rows["image"][..., 0], pixels)
     np.testing.assert_array_equal(rows["label"], labels)
+    wide = np.arange(2 * 4 * 6, dtype=np.uint8).reshape(2, 4, 6)
+    (tmp_path / "wide-images-idx3-ubyte").write_bytes(idx(wide))
+    spec = str(tmp_path / "wide-images-idx3-ubyte")
+    wide_data = load(tmp_path, ("test",), kind=dict(labelled=False), train=spec, test=spec)
+    np.testing.assert_array_equal(wide_data.parts["test"].source.read(1), wide[1])
     (tmp_path / "mnist" / "train-labels-idx1-ubyte.gz").write_bytes(idx(labels[:5]))
     with pytest.raises(UserError, match="has 9 images, but .* has 5 labels"):
         load(tmp_path, ("train",), train=path, channels=1)
@@ -143,6 +149,30 @@ def test_names_with_dots_and_capitals_in_a_tar(tmp_path):
     assert [row["label"] for row in rows] == [*"01234"]
 
 
+def test_the_index_of_a_tar_follows_its_content_and_the_label_key(tmp_path):
+    """A `.cls` file comes before JSON."""
+    labels = [{"label": "b", "kind": "x"}, {"label": "a", "kind": "y"}]
+    members = [(f"{i}.json", json.dumps(label).encode()) for i, label in enumerate(labels)]
+    members += [(f"{i}.png", content(i)) for i in range(2)]
+    path = write_tar(tmp_path / "x.tar", members)
+    options = dict(train=str(path), valid_fraction=0.0, test_fraction=0.0)
+
+    def of(column):
+        columns = {"image": "image", "label": column}
+        data = load(tmp_path, ("train",), columns=columns, **options)
+        rows = every(data.split("train", 2, shuffle=False))
+        return [data.labels[i] for i in rows["label"]], rows["image"]
+
+    assert of("label")[0] == ["b", "a"] and of("kind")[0] == ["x", "y"]
+    write_tar(path, [*members, ("1.cls", b"c"), ("2.png", content(2)), ("2.cls", b"d")])
+    assert of("label")[0] == ["b", "c", "d"]
+    write_tar(path, [("2.png", content(2)), ("1.cls", b"c"), ("2.cls", b"d"), *members])
+    os.utime(path, (0, 0))  # of the same size, written later or earlier
+    names, pictures = of("label")
+    assert names == ["d", "b", "c"]  # in the order of the images
+    np.testing.assert_array_equal(pictures, [shown(2), shown(0), shown(1)])
+
+
 def test_a_tar_with_some_labels_missing(tmp_path):
     make_tar(tmp_path / "x-0.tar", ["b", "a"], "cls")
     make_tar(tmp_path / "x-1.tar", ["b"], "none")
@@ -185,7 +215,7 @@ def test_a_table_of_files(tmp_path):
     ]
     np.testing.assert_array_equal(rows["image"][2], shown(2))
     several = dict(several=True)
-    table.write_text("file,kind\n0.png,x|y\n1.png,y\n2.png,|\n")
+    table.write_text("file,kind\n0.png,y|x\n1.png,y\n2.png,|\n")
     data = load(tmp_path, ("train",), kind=several, train=str(table), columns=columns, **fractions)
     rows = every(data.split("train", 3, shuffle=False))
     assert rows["label"].dtype == np.float32 and rows["label"].tolist() == [[1, 1], [0, 1], [0, 0]]
@@ -214,6 +244,7 @@ def test_records_of_examples(tmp_path, text, monkeypatch):
         features = {
             "image": values.Feature(bytes_list=values.BytesList(value=[content(i)])),
             "label": name if text else number,
+            "place": values.Feature(int64_list=values.Int64List(value=[i])),
         }
         writer.write(pb.Example(features=values.Features(feature=features)).SerializeToString())
     writer.close()
@@ -229,6 +260,9 @@ def test_records_of_examples(tmp_path, text, monkeypatch):
     np.testing.assert_array_equal(rows["image"][2], shown(2))
     with pytest.raises(UserError, match="no feature 'photo'; it has image, label"):
         load(tmp_path, ("train",), train=path, columns={"image": "photo", "label": "label"})
+    columns = {"image": "image", "label": "place"}  # not the labels that are in the cache
+    data = load(tmp_path, ("train",), train=path, columns=columns, **fractions)
+    assert data.parts["train"].labels.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("encoded", [False, True])
@@ -244,6 +278,8 @@ def test_a_set_of_tfds(tmp_path, encoded, monkeypatch):
             features = {
                 "image": tfds.features.Image(shape=shape) if encoded else tensor,
                 "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+                "place": np.int64,
+                "pair": np.int64,
             }
             features = tfds.features.FeaturesDict(features)
             return tfds.core.DatasetInfo(builder=self, features=features)
@@ -259,7 +295,8 @@ def test_a_set_of_tfds(tmp_path, encoded, monkeypatch):
                 Image.fromarray(image).save(file, "PNG")
                 file.seek(0)
                 label = -1 if secret else i % 2
-                yield i, {"image": file if encoded else image, "label": label}
+                image = file if encoded else image
+                yield i, {"image": image, "label": label, "place": i, "pair": i // 2}
 
     Pictures(data_dir=tmp_path / "sets", file_format="array_record").download_and_prepare()
     folder = tmp_path / "sets" / "pictures" / "1.0.0"
@@ -271,6 +308,15 @@ def test_a_set_of_tfds(tmp_path, encoded, monkeypatch):
     rows = every(data.split("train", 4, shuffle=False))
     assert sorted(rows["image"][:, 0, 0, 0].tolist()) == [*range(6)]
     np.testing.assert_array_equal(rows["label"], rows["image"][:, 0, 0, 0] % 2)
+    # The labels in the cache are those of a column and a split.
+    cases = ("[train]", 6, "place", 1), ("[train[2:]]", 4, "place", 1), ("[train]", 6, "pair", 2)
+    for split, n, label, divisor in cases:
+        options = dict(columns={"image": "image", "label": label}, valid_fraction=0.0)
+        spec = f"tfds:{folder}{split}"
+        data = load(tmp_path, ("train",), train=spec, test_fraction=0.0, **options)
+        rows = every(data.split("train", 2, shuffle=False))
+        assert len(rows["label"]) == n
+        np.testing.assert_array_equal(rows["label"], rows["image"][:, 0, 0, 0] // divisor)
     with pytest.raises(UserError, match="data.train=.* 2 of 2 images have a label below 0"):
         load(tmp_path, train=f"tfds:{folder}", names=("test",))
     with pytest.raises(UserError, match="cannot read split 'other' of train, validation, test"):

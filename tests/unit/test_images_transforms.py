@@ -1,10 +1,13 @@
 """Random changes of images: functions of an image and a generator, which keep its size and mode."""
 
+import colorsys
+
 import numpy as np
 from PIL import Image
 import pytest
 
 from bigjax.data.images import randaugment, transforms
+from bigjax.data.images.augment import Augment
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 
@@ -118,6 +121,41 @@ def test_the_strengths_of_trivial_augment(k, monkeypatch):
     assert got["rotate"] == pytest.approx(-135 * k / 30)
 
 
+def test_colours_by_hand():
+    values = np.array([[0, 10, 127, 128, 200, 255]] * 3, np.uint8)
+
+    def changed(name, amount):
+        return np.asarray(randaugment.OPERATIONS[name](Image.fromarray(values), amount))[0].tolist()
+
+    assert changed("solarize_add", 100) == [100, 110, 227, 128, 200, 255]
+    assert changed("solarize", 128) == [0, 10, 127, 127, 55, 0]
+    assert changed("posterize", 4) == [0, 0, 112, 128, 192, 240]
+    assert changed("invert", 0) == [255, 245, 128, 127, 55, 0]
+    assert changed("brightness", 0.5) == [0, 5, 63, 64, 100, 127]
+    assert changed("contrast", 0.0) == [120] * 6  # their mean
+    flat = Image.new("RGB", (8, 8), (90, 40, 10))
+    for amount in (0.5, 1.5):  # a flat image has no edges
+        assert randaugment.OPERATIONS["sharpness"](flat, amount).tobytes() == flat.tobytes()
+    grey = np.asarray(randaugment.OPERATIONS["color"](image(), 0.0))
+    np.testing.assert_array_equal(grey, np.asarray(image("L"))[..., None].repeat(3, -1))
+
+
+def test_operations_that_move_by_hand():
+    """By shares of the width or the height; a sheared or turned image keeps its middle."""
+    left = np.asarray(randaugment.OPERATIONS["translate_x"](image(), 0.25))
+    np.testing.assert_array_equal(left[:, :45], PIXELS[:, 15:])
+    up = np.asarray(randaugment.OPERATIONS["translate_y"](image(), 0.25))
+    np.testing.assert_array_equal(up[:30], PIXELS[10:])
+    assert (left[:, 45:] == 128).all() and (up[30:] == 128).all()
+    pixels = np.full((40, 60), 128, np.uint8)
+    pixels[16:24, 26:34] = 255
+    for name, amount in (("shear_x", 0.5), ("shear_y", 0.5), ("rotate", 45.0)):
+        got = np.asarray(randaugment.OPERATIONS[name](Image.fromarray(pixels), amount), float) - 128
+        middle = [(i * got).sum() / got.sum() for i in np.indices(got.shape)]
+        np.testing.assert_allclose(middle, [19.5, 29.5], atol=0.1, err_msg=name)
+        assert np.abs(got - (pixels - 128.0)).max() > 100
+
+
 def test_moves_by_hand():
     x = image()
     np.testing.assert_array_equal(transforms._moved(x, (1, 0, 0, 0, 1, 0)), PIXELS)
@@ -168,6 +206,93 @@ def test_crops_lie_in_the_image(size):
         assert 0.18 < min(areas) < 0.3 < max(areas) < 0.52
     assert transforms.central_crop(400, 300, (8, 8)).box == (50, 0, 350, 300)
     assert transforms.central_crop(400, 300, (8, 8), 0.5).box == (125, 75, 275, 225)
+
+
+def test_crops_have_the_given_shape_and_reach_every_place():
+    places = set()
+    for seed in range(60):
+        ranges = (0.1, 0.2), (0.25, 0.5)
+        view = transforms.inception_crop(400, 300, (8, 8), rng(seed), *ranges)
+        left, top, right, bottom = view.box
+        assert 0.24 < (right - left) / (bottom - top) < 0.51  # of width to height
+        cut = transforms.random_crop(40, 20, (8, 8), rng(seed), (10, 10)).box
+        places.add((round(cut[0]), round(cut[1])))
+    assert places == {(x, y) for x in (0, 4, 8) for y in (0, 2, 4)}
+
+
+def test_an_image_is_shifted_to_every_place():
+    point = np.zeros((9, 9), np.uint8)
+    point[4, 4] = 255
+    moved = [np.asarray(transforms.shifted(Image.fromarray(point), rng(i), 1)) for i in range(100)]
+    places = {tuple(int(i) for i in np.argwhere(x)[0]) for x in moved}
+    assert places == {(y, x) for y in (3, 4, 5) for x in (3, 4, 5)}
+
+
+def test_half_of_the_images_are_flipped_left_and_right():
+    flipped = [np.asarray(transforms.flip(image(), rng(seed))) for seed in range(100)]
+    n = sum(np.array_equal(x, PIXELS[:, ::-1]) for x in flipped)
+    assert 35 < n < 65 and n + sum(np.array_equal(x, PIXELS) for x in flipped) == 100
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_colour_is_changed_by_its_own_factor(seed):
+    """The factors are drawn in the order of the arguments."""
+    drawn = rng(seed).uniform(-1, 1, 4)
+    jitter = lambda x, **amounts: np.asarray(transforms.jitter(x, rng(seed), **amounts), float)
+    grey = np.array([[50, 100, 150]] * 3, np.uint8)
+    x = Image.fromarray(grey)
+    got = jitter(x, brightness=0.4)
+    np.testing.assert_allclose(got, grey * (1 + 0.4 * drawn[0]), atol=1)
+    got = jitter(x, contrast=0.4)
+    np.testing.assert_allclose(got, 100 + (grey - 100.0) * (1 + 0.4 * drawn[1]), atol=1)
+    red, luma = np.array([200, 0, 0]), 0.299 * 200
+    x_red = Image.new("RGB", (2, 2), tuple(red.tolist()))
+    want = (luma + (red - luma) * (1 + 0.4 * drawn[2])).clip(0, 255)
+    np.testing.assert_allclose(jitter(x_red, saturation=0.4)[0, 0], want, atol=1)
+    hue, saturation, value = colorsys.rgb_to_hsv(*jitter(x_red, hue=0.5)[0, 0])
+    assert saturation > 0.99 and value == 200
+    assert (hue - 0.5 * drawn[3] + 0.5) % 1 == pytest.approx(0.5, abs=0.01)
+    for amounts in (dict(saturation=1.0), dict(hue=0.5)):
+        np.testing.assert_array_equal(jitter(x.convert("RGB"), **amounts)[..., 0], grey)
+
+
+@pytest.mark.parametrize(
+    "fields, change",
+    [
+        (dict(flip=True), transforms.flip),
+        (dict(shift=3), lambda x, r: transforms.shifted(x, r, 3)),
+        (dict(rotation=9.0), lambda x, r: transforms.rotate_and_scale(x, r, 9.0, (1.0, 1.0))),
+        (dict(scale=(0.8, 0.9)), lambda x, r: transforms.rotate_and_scale(x, r, 0.0, (0.8, 0.9))),
+        (
+            dict(randaugment_layers=2, randaugment_strength=7.0),
+            lambda x, r: randaugment.rand_augment(x, r, 2, 7.0),
+        ),
+        (dict(trivial=True), randaugment.trivial_augment),
+        (
+            dict(brightness=0.1, contrast=0.2, saturation=0.3, hue=0.4),
+            lambda x, r: transforms.jitter(x, r, 0.1, 0.2, 0.3, 0.4),
+        ),
+        (dict(noise=0.1), lambda x, r: transforms.noise(np.asarray(x), r, 0.1)),
+        (dict(erasing=0.9), lambda x, r: transforms.erase(np.array(x), r, 0.9)),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_each_setting_makes_its_own_change(fields, change):
+    augment = Augment(**{"flip": False, **fields})
+    for seed in range(4):
+        want = np.asarray(change(image(), rng(seed)))
+        np.testing.assert_array_equal(augment(image(), rng(seed)), want)
+
+
+def test_each_setting_of_a_crop_is_used():
+    view = lambda **fields: Augment(**fields).view(400, 300, 8, rng())
+    area, ratio = (0.1, 0.2), (0.25, 0.5)
+    want = transforms.inception_crop(400, 300, (8, 8), rng(), area, ratio)
+    assert view(area=area, ratio=ratio) == want
+    for resize, resized in ((0, 8), (12, 12)):
+        want = transforms.random_crop(400, 300, (8, 8), rng(), (resized, resized))
+        assert view(crop="random", resize=resize) == want
+    assert view(crop="center").box == (50, 0, 350, 300)
 
 
 def test_noise_and_erasing():

@@ -81,10 +81,9 @@ def decode(
             if image.format not in ("JPEG", "MPO"):  # only these can be decoded smaller
                 image.load()
             orientation = _orientation(image)
-            turned = orientation in _TURNED
-            upright = (height, width) if turned else (width, height)
+            upright = (height, width) if orientation in _TURNED else (width, height)
             chosen = view(*upright)
-            _reduce(image, chosen, turned)
+            _reduce(image, chosen)
             image.load()
             if orientation in _TURNS:
                 image = image.transpose(_TURNS[orientation])
@@ -169,7 +168,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _reduce(image: Image.Image, view: View, turned: bool) -> None:
+def _reduce(image: Image.Image, view: View) -> None:
     """Lets a JPEG decode at 1/2, 1/4 or 1/8, if what is shown keeps twice the size to which it is
     resized."""
     left, top, right, bottom = view.box
