@@ -37,12 +37,13 @@ def batch(several=False):
 
 def loss_of(task, data, train=False):
     """((loss_sum, weight_sum), (metrics, extras), logits) with a head that does not begin at 0."""
-    variables = unbox(task.init(jax.random.key(0)))
+    variables = unbox(jax.jit(task.init)(jax.random.key(0)))
     params = variables.pop("params")
     kernel = params["head"]["kernel"]
     params["head"]["kernel"] = 20.0 * jax.random.normal(jax.random.key(1), kernel.shape)
-    logits = task.outputs(params, variables, {}, data)
-    total, more = task.loss(params, variables, {}, data, jax.random.key(2), train)
+    logits = jax.jit(task.outputs)(params, variables, {}, data)
+    loss = jax.jit(task.loss, static_argnums=5)
+    total, more = loss(params, variables, {}, data, jax.random.key(2), train)
     return total, more, logits
 
 
@@ -121,6 +122,27 @@ def test_an_image_and_its_target_are_mixed_by_the_same_share(mixup, cutmix):
         assert float(targets[4, 4]) == 1  # the image before it has no weight
         seen.add("cut" if np.isin(np.asarray(mixed), np.asarray(values)).all() else "mix")
     assert seen == {"mix"} - {"" if mixup else "mix"} | {"cut"} - {"" if cutmix else "cut"}
+
+
+def test_each_image_has_its_own_share_and_keeps_most_of_itself_in_mixup():
+    targets = jax.nn.one_hot(jnp.arange(64), 64)
+    images, key = jnp.zeros((64, 4, 4, 1)), jax.random.key(0)
+    mix = jax.jit(image_classify.mix, static_argnums=(4, 5))
+    _, mixed = mix(images, targets, jnp.ones(64), key, 1.0, 0.0)
+    own = np.asarray(mixed)[np.arange(64), np.arange(64)]
+    assert own.min() >= 0.5 and own.std() > 0.1 and len(np.unique(own)) == 64
+
+
+def test_targets_of_mixed_images_are_smoothed_too():
+    _, task = built(task=dict(label_smoothing=0.3, mixup=0.4))
+    data, rng = batch(), jax.random.key(2)
+    (total, _), _, _ = loss_of(task, data, train=True)
+    mixed = jax.jit(task.augment)(data, rng)
+    assert np.abs(mixed["target"] - np.eye(N)[data["label"]]).max() > 0.05
+    logits = loss_of(task, mixed)[2]
+    targets = 0.7 * mixed["target"] + 0.3 / N
+    want = -(targets * jax.nn.log_softmax(logits)).sum(-1) * data["weights"]
+    assert float(total) == pytest.approx(float(want.sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 4.0])

@@ -10,11 +10,14 @@ import pytest
 
 from bigjax import config, evals, modules, tasks
 from bigjax.errors import UserError
+from bigjax.evals import pictures as pictures_eval
 from bigjax.layers.params import unbox
-from bigjax.models import vit
+from bigjax.models import mae, vit
+from bigjax.models.images import IMAGENET
 from bigjax.train import needed
 from bigjax.trees import count, named_leaves
 from tests.families import mesh_of
+from tests.image_files import load, make_folder
 
 B = 4
 
@@ -25,7 +28,8 @@ def configured(task=None, model=None):
         name="vit", image_size=12, channels=1, patch=3, d_model=16, n_layers=2, n_heads=2
     )
     c.model.update(attention="einsum", **model or {})
-    c.task = dict(name="mae", decoder_layers=1, decoder_width=8, decoder_heads=2, **task or {})
+    c.task = dict(name="mae", decoder_layers=1, decoder_width=8, decoder_heads=2)
+    c.task.update(task or {})
     c.data = dict(name="images", train="digits", size=12, channels=1, keep_ratio=False)
     c.train.batch_size = B
     modules.fill(c)
@@ -100,6 +104,31 @@ def test_pictures_show_what_was_visible_and_what_was_made(made):
     assert shown["reconstruction"].std() > 30  # with each patch's own mean and deviation
 
 
+def test_pictures_of_the_targets_are_the_images():
+    """With a mean and a deviation for each channel."""
+    c = vit.Config(image_size=12, patch=3, d_model=16, n_heads=2, **IMAGENET._asdict())
+    images = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), np.uint8)
+    np.testing.assert_array_equal(mae.pictures(mae.targets(images, c), c), images)
+
+
+def test_the_sizes_of_the_decoder():
+    task = tasks.build(configured(dict(decoder_layers=3, decoder_width=16, decoder_heads=4)))
+    params = unbox(jax.eval_shape(task.init, jax.random.key(0)))["params"]
+    kernel = params["decoder"]["stack"]["layers"]["attention"]["query"]["kernel"]
+    assert kernel.shape == (3, 16, 4, 4)
+
+
+def test_dropout_is_for_training_only(made):
+    """The mask, which is drawn by the same key, is that of the evaluation."""
+    _, _, params, loss, _ = made
+    data, key = batch(), jax.random.key(5)
+    task = tasks.build(configured(model=dict(dropout=0.5)))
+    run = jax.jit(task.loss, static_argnums=5)
+    training, evaluation = (float(run(params, {}, {}, data, key, x)[0][0]) for x in (True, False))
+    assert evaluation == pytest.approx(float(loss(params, data, key)[0][0]))
+    assert abs(training - evaluation) > 1e-3
+
+
 def test_a_classifier_begins_with_the_encoder(made):
     """init_from loads all but the head, and the decoder is left."""
     c, task, params, _, _ = made
@@ -148,6 +177,21 @@ def test_the_evaluator_writes_a_sheet(made, tmp_path):
     other = dataclasses.replace(task, pictures=None)
     with pytest.raises(UserError, match="evals.sheet.kind='pictures' needs a task that makes"):
         evals.build("sheet", context._replace(task=other))
+
+
+@pytest.mark.parametrize("n, columns", [(2, 2), (8, 3)])
+def test_a_sheet_has_no_more_pictures_than_there_are_images(
+    made, tmp_path, monkeypatch, n, columns
+):
+    c, task, params, _, _ = made
+    options = dict(size=12, channels=1, valid_fraction=0.0, test_fraction=0.0)
+    root = make_folder(tmp_path / "photos", ("cat",), n=3)
+    corpus, drawn = load(tmp_path, ("train",), train=str(root), **options), []
+    monkeypatch.setattr(pictures_eval, "draw", lambda path, made, n, step: drawn.append(n))
+    mesh = mesh_of(jax.devices()[:1])
+    context = evals.Context(c, task, corpus, mesh, print, tmp_path, {})
+    pictures_eval.build("sheet", pictures_eval.Config("train", n), context)(params, {}, 1)
+    assert drawn == [columns]
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from bigjax.errors import UserError
 from bigjax.layers import vision
+from bigjax.layers.attention import Span
 from bigjax.layers.params import unbox
 from bigjax.models import convnet, resnet, vit
 from bigjax.models.images import IMAGENET, PIXELS, normalised
 from bigjax.train import needed
-from bigjax.trees import count
+from bigjax.trees import count, named_leaves
 
 SMALL = dict(image_size=8, channels=3, patch=2, d_model=16, n_layers=2, n_heads=2)
 
@@ -111,15 +113,15 @@ def outputs(c, family=vit, n_labels=3, rng=None, seed=0, images=None):
     if images is None:
         shape = (4, c.image_size, c.image_size, c.channels)
         images = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
-    variables = unbox(model.init(jax.random.key(seed), images[:1]))
-    return variables, model.apply(variables, images, rng=rng)
+    variables = unbox(jax.jit(model.init)(jax.random.key(seed), images[:1]))
+    return variables, jax.jit(model.apply)(variables, images, rng=rng)
 
 
 @pytest.mark.parametrize(
     "options",
     [
         dict(pooling="class"),
-        dict(pooling="mean", position="sincos2d"),
+        dict(pooling="mean", position="sincos2d", registers=2),
         dict(pooling="map", registers=2, layer_scale=0.1),
         dict(pooling="class", registers=3, pre_logits=5, activation="swiglu"),
         dict(pooling="class_mean", registers=2, layer_scale=1.0),
@@ -132,8 +134,8 @@ def test_forms_of_vit(options):
     assert out.logits.shape == (4, 3) and out.logits.dtype == jnp.float32
     width = 32 if c.pooling == "class_mean" else options.get("pre_logits", 16)
     assert out.features.shape == (4, width)
-    if c.pooling == "class_mean":
-        np.testing.assert_allclose(out.features[:, 16:], out.grid.mean(1), atol=1e-6)
+    if c.pooling in ("class_mean", "mean"):  # of the patches alone
+        np.testing.assert_allclose(out.features[:, -16:], out.grid.mean(1), atol=1e-6)
     assert out.grid.shape == (4, 16, 16)
     assert c.n_tokens == 16 + c.registers + c.pooling.startswith("class")
     _, unrolled = outputs(vit.Config(**SMALL, **options, scan=False))
@@ -152,6 +154,116 @@ def test_stochastic_depth_drops_branches_of_whole_images():
     assert 2 <= len(kinds) <= 4 and np.ptp(np.asarray(still.features), axis=0).max() < 1e-5
     same = sum(np.allclose(moved[0], x, atol=1e-4) for x in moved)
     assert 1 <= same < 64
+
+
+@pytest.mark.parametrize("branch", ["attention/out", "mlp/down"])
+def test_a_branch_that_is_not_dropped_is_scaled(branch):
+    """So that its expectation stays; the rate grows linearly from the first layer to the last."""
+    c = vit.Config(**SMALL | dict(n_layers=3), drop_path=0.5)
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (3, 16)), (400, 3, 16))
+    span = Span(jnp.broadcast_to(jnp.arange(3), (400, 3)))
+    block = vit.Block(c)
+    variables = jax.jit(block.init, static_argnums=(4, 5))(
+        jax.random.key(1), x, 0, span, None, None
+    )
+    params = unbox(variables)["params"]
+    module, layer = branch.split("/")  # the other one adds nothing
+    params[module][layer]["kernel"] = jnp.zeros_like(params[module][layer]["kernel"])
+    run = jax.jit(lambda i, rng: block.apply({"params": params}, x, i, span, None, rng)[0] - x)
+    whole = run(0, None)[0]
+    for i, keep in enumerate((1.0, 0.75, 0.5)):
+        added = np.asarray(run(i, jax.random.key(2)))
+        kept = np.abs(added).max((1, 2)) > 0
+        assert kept.mean() == pytest.approx(keep, abs=0.07)
+        np.testing.assert_allclose(added[kept], [whole / keep] * kept.sum(), rtol=1e-3, atol=1e-5)
+
+
+def test_the_branches_of_a_layer_are_dropped_independently():
+    c = vit.Config(**SMALL, drop_path=0.5)
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (3, 16)), (400, 3, 16))
+    span = Span(jnp.broadcast_to(jnp.arange(3), (400, 3)))
+    block = vit.Block(c)
+    run = lambda key: block.init_with_output(key, x, 1, span, None, jax.random.key(2))[0][0]
+    out = jax.jit(run)(jax.random.key(1))
+    kinds, n = np.unique(np.round(np.asarray(out[:, 0]), 3), axis=0, return_counts=True)
+    assert len(kinds) == 4 and n.min() > 60  # neither, one, the other, both
+
+
+def test_attention_pooling_by_hand():
+    """One query over all tokens, then an MLP beside a residual connection."""
+    c = vit.Config(**SMALL, pooling="map")
+    x = np.random.default_rng(1).normal(size=(2, 5, 16)).astype(np.float32)
+    pool = vit.AttentionPool(c)
+    params = unbox(jax.eval_shape(pool.init, jax.random.key(1), x))["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: rng.normal(0, 0.3, p.shape).astype(np.float32), params)
+    a, m = params["attention"], params["mlp"]
+    project = lambda x, p: np.einsum("...d,dhk->...hk", x, p["kernel"]) + p["bias"]
+    q, k, v = project(params["query"][0], a["query"]), project(x, a["key"]), project(x, a["value"])
+    weights = special.softmax(np.einsum("hk,bthk->bth", q, k) / 8**0.5, axis=1)
+    y = np.einsum("bth,bthk->bhk", weights, v)
+    y = np.einsum("bhk,hkd->bd", y, a["out"]["kernel"]) + a["out"]["bias"]
+    z = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + c.norm_eps)
+    z = z * params["norm"]["scale"] + params["norm"]["bias"]
+    z = z @ m["up"]["kernel"] + m["up"]["bias"]
+    z = z * special.ndtr(z)  # the exact form of GELU
+    want = y + z @ m["down"]["kernel"] + m["down"]["bias"]
+    got = jax.jit(pool.apply)({"params": params}, x)
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
+
+
+def test_the_layer_before_the_head_has_a_tanh():
+    variables, out = outputs(vit.Config(**SMALL, pre_logits=5))
+    params = dict(variables["params"])
+    layer = params.pop("pre_logits")
+    images = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    model = vit.Model(vit.Config(**SMALL), 0)
+    features = jax.jit(model.apply)({"params": params}, images).features
+    want = np.tanh(features @ layer["kernel"] + layer["bias"])
+    np.testing.assert_allclose(out.features, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", [resnet, convnet])
+def test_statistics_move_by_the_momentum_of_the_config(family):
+    own = dict(units=(1,), width=4, stem="small")
+    if family is convnet:
+        own = dict(filters=(4,), hidden=(), norm="batchnorm")
+    images = np.random.default_rng(1).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    means = []
+    for momentum in (0.5, 0.9):
+        model = family.Model(family.Config(image_size=8, momentum=momentum, **own), 3)
+        variables = jax.jit(model.init)(jax.random.key(0), images)
+        run = jax.jit(lambda v, model=model: model.apply(v, images, mutable=["batch_stats"])[1])
+        new = run(variables)["batch_stats"]
+        means.append(jax.tree.map(lambda x: x / (1 - momentum), named(new, "mean")))
+    assert means[0] and all(np.abs(x).max() > 0 for x in means[0].values())
+    for name, x in means[0].items():
+        np.testing.assert_allclose(x, means[1][name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def named(tree, last):
+    return {n: x for n, x in named_leaves(unbox(tree)).items() if n.endswith(f"/{last}")}
+
+
+@pytest.mark.parametrize("bottleneck, last", [(True, "norm_3"), (False, "norm_2")])
+def test_the_last_norm_of_a_unit_begins_at_zero(bottleneck, last):
+    """So that it adds nothing at first (https://arxiv.org/abs/1706.02677)."""
+    c = resnet.Config(image_size=8, units=(2, 1), width=4, bottleneck=bottleneck, stem="small")
+    scales = named(outputs(c, resnet)[0]["params"], "scale")
+    zero = {name for name, x in scales.items() if not np.any(x)}
+    assert zero == {name for name in scales if name.split("/")[1] == last} and len(zero) == 3
+    assert all((np.asarray(x) == 1).all() for name, x in scales.items() if name not in zero)
+
+
+def test_statistics_of_a_bfloat16_model_are_those_of_float32():
+    x = np.random.default_rng(0).normal(100, 1, (8, 16, 16, 8)).astype(jnp.bfloat16)
+    for norm in (vision.BatchNorm(dtype="bfloat16"), vision.GroupNorm(4, dtype="bfloat16")):
+        variables = norm.init(jax.random.key(0), x)
+        run = lambda norm, x, v=variables: norm.apply(v, x, mutable=["batch_stats"])[0]
+        got = run(norm, x).astype(np.float32)
+        assert got.std() == pytest.approx(1, abs=0.01)
+        want = run(norm.clone(dtype="float32"), x.astype(np.float32))
+        np.testing.assert_allclose(got, want, atol=0.02)
 
 
 def test_batch_norm_in_training_and_evaluation():
