@@ -4,6 +4,7 @@ import types
 
 import jax
 import numpy as np
+from PIL import Image
 import pytest
 from sklearn.linear_model import Ridge
 
@@ -110,10 +111,8 @@ def test_the_evaluation_is_that_of_the_images_that_were_drawn(tmp_path):
     assert 0.4 < metrics["shot_2"] < metrics["shot_5"] < 0.95
 
 
-def test_images_of_its_own(tmp_path):
-    """A table of other classes; one strength, and no images to choose it on."""
-    from PIL import Image
-
+def tables(tmp_path):
+    """{part: a table of images of two classes}."""
     lines = ["image,label"]
     for i in range(8):
         name, shade = ("dark", 40 + i) if i % 2 else ("light", 190 + i)
@@ -121,7 +120,22 @@ def test_images_of_its_own(tmp_path):
         lines.append(f"{i}.png,{name}")
     for part in ("train", "test"):
         (tmp_path / f"{part}.csv").write_text("\n".join(lines))
-    own = {part: str(tmp_path / f"{part}.csv") for part in ("train", "test")}
+    return {part: str(tmp_path / f"{part}.csv") for part in ("train", "test")}
+
+
+def test_images_of_its_own_bring_their_own_splits(tmp_path):
+    """Those of the run have other classes."""
+    own = tables(tmp_path)
+    given = context(tmp_path, **own, valid=own["test"])
+    options = fewshot.Config(train="digits", shots=(5,), seeds=1)
+    evaluate = fewshot.build("few", options, given)
+    with jax.set_mesh(given.mesh):
+        assert evaluate(np.float32(1), {}, 0)["shot_5"] > 0.5
+
+
+def test_images_of_its_own(tmp_path):
+    """A table of other classes; one strength, and no images to choose it on."""
+    own = tables(tmp_path)
     given = context(tmp_path, valid_fraction=0.0)
     for images_of in (own, {}):
         options = fewshot.Config(shots=(2,), seeds=1, l2=1.0, **images_of)

@@ -7,8 +7,10 @@ from PIL import Image
 import pytest
 
 from bigjax.arguments import Arguments
+from bigjax.data import images
 from bigjax.errors import UserError
 from bigjax.optim import make_schedule
+from tests.image_files import section
 
 HYPERRULE = "--config=configs/bit/hyperrule.py"
 
@@ -39,6 +41,16 @@ def test_few_images(tmp_path, size, shown, resized):
     np.testing.assert_allclose(rates, [3e-5, 3e-3, 3e-3, 3e-4, 3e-5, 3e-6, 3e-6], rtol=1e-5)
 
 
+def test_the_area_is_the_median_of_images_of_all_classes(tmp_path):
+    """The first hundred images are of one class; a few huge ones do not count."""
+    for label, n, side in (("a", 150, 8), ("b", 200, 10), ("c", 20, 90)):
+        (tmp_path / "p" / label).mkdir(parents=True)
+        for i in range(n):
+            Image.new("L", (side, side), i % 256).save(tmp_path / "p" / label / f"{i}.bmp")
+    data = section(tmp_path, train=str(tmp_path / "p"), valid_fraction=0.0, test_fraction=0.0)
+    assert images.survey(data) == (370, 100.0)
+
+
 def test_given_keys_stay(tmp_path):
     given = ["--config.train.steps=20", "--config.data.size=64", "--config.model.image_size=64"]
     cache = f"--config.data.cache_dir={tmp_path / 'cache'}"
@@ -57,11 +69,21 @@ def test_many_images():
     spec = importlib.util.spec_from_file_location("hyperrule", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    few, many, very_many = (module.rule(n, 1000) for n in (19_999, 20_000, 500_000))
+    sizes = 19_999, 20_000, 499_999, 500_000
+    few, many, _, very_many = (module.rule(n, 1000) for n in sizes)
+    schedules = [
+        (x["optim.warmup_steps"], *x["optim.boundaries"], x["train.steps"])
+        for x in (module.rule(n, 1000) for n in sizes)
+    ]
+    assert schedules == [
+        (100, 200, 300, 400, 500),
+        *[(500, 3000, 6000, 9000, 10_000)] * 2,
+        (500, 6000, 12_000, 18_000, 20_000),
+    ]
+    batches = [module.rule(n, 1000)["train.batch_size"] for n in (1, 100, 511, 512, 1025)]
+    assert batches == [1, 64, 256, 512, 512]
     assert [x["task.mixup"] for x in (few, many, very_many)] == [0.0, 0.1, 0.1]
     assert [x["train.steps"] for x in (few, many, very_many)] == [500, 10_000, 20_000]
-    assert many["optim.boundaries"] == (3000, 6000, 9000)
-    assert very_many["optim.warmup_steps"] == 500 and very_many["train.batch_size"] == 512
 
 
 def config_file(folder, complete):

@@ -157,12 +157,17 @@ def test_no_confusion_matrix_of_very_many_labels(tmp_path):
 @pytest.mark.parametrize("value", [0.0, np.nan])
 def test_top_5_of_equal_logits_are_the_first_ones(n, value):
     """As in the accuracy, and in losses.top_k, so that it is never below the accuracy."""
-    kind = OneLabel([f"n{i}" for i in range(n)])
-    rows = [{"file": f"{i}", "label": f"n{i}"} for i in range(n)]
+    labels = [f"n{n - i}" for i in range(n)]  # whatever their names
+    kind = OneLabel(labels)
+    rows = [{"file": f"{i}", "label": label} for i, label in enumerate(labels)]
     logits = np.full((n, n), value, np.float32)
-    numbers, *_ = kind.measure(rows, kind.predict(rows, NOTHING, [*logits]))
+    predictions = kind.predict(rows, NOTHING, [*logits])
+    numbers, *_ = kind.measure(rows, predictions)
     hits = losses.top_k(logits, np.arange(n), np.ones(n), 5)[0]
     assert round(numbers["top5"] * n) == float(hits) == (0 if np.isnan(value) else 5)
+    for few, share in ((slice(5), 1.0), (slice(5, n), 0.0)):
+        numbers, *_ = kind.measure(rows[few], predictions[few])
+        assert numbers["top5"] == (0 if np.isnan(value) else share)
 
 
 def test_metrics_of_a_task_without_labels_are_refused():
