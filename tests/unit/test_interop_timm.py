@@ -111,6 +111,14 @@ def test_tensors_by_timms_names(name, tmp_path):
     assert ours.data == {"crop": 28 / 32, "keep_ratio": True}
 
 
+@pytest.mark.parametrize("share, edge", [(0.9, 31), (0.86, 32), (1.0, 28)])
+def test_timm_resizes_to_whole_pixels(tmp_path, share, edge):
+    """28 / 0.9 is 31.1 and 28 / 0.86 is 32.6: both are rounded down."""
+    config = config_of("vit", pretrained_cfg={**CFG, "crop_pct": share})
+    read = interop.read(write(tmp_path / "timm", config, tensors_of("vit")))
+    assert read.data["crop"] == 28 / edge
+
+
 def test_an_import_is_exported_in_the_format_of_transformers(tmp_path):
     folder = write(tmp_path / "in", config_of("vit"), tensors_of("vit"))
     import_model.import_run(folder, str(tmp_path / "run"), lambda line: None)

@@ -207,6 +207,12 @@ PROCESSORS = {
         0.875,
         True,
     ),
+    "convnext, rounded down": (
+        {"image_processor_type": "ConvNextImageProcessor", "size": 160, "crop_pct": 0.9},
+        160,
+        160 / 177,
+        True,
+    ),
     "convnext, large": (
         {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}},
         384,
@@ -221,6 +227,16 @@ PROCESSORS = {
 def test_processors(name):
     config, *view = PROCESSORS[name]
     assert images.read(json.dumps(config).encode()).view == images.View(*view)
+
+
+@pytest.mark.parametrize("width, inner", [(20, 56), (24, 64), (1536, 4096)])
+def test_the_width_of_a_swiglu_is_a_multiple_of_8(width, inner):
+    """Two thirds of mlp_ratio * hidden_size, rounded up, as in transformers' Dinov2SwiGLUFFN."""
+    field = next(field for field in vit.hugging_face.DINOV2.fields if field.ours == "d_ff")
+    config = dict(hidden_size=width, mlp_ratio=4, use_swiglu_ffn=True)
+    assert field.get(config) == inner
+    field.put(config, inner)
+    assert config["mlp_ratio"] == 4
 
 
 def test_numbers_of_a_processor():
