@@ -35,6 +35,24 @@ def test_a_folder_with_splits(tmp_path):
         np.testing.assert_array_equal(rows["image"][7], shown(first + 101))
 
 
+def test_a_class_of_trains(tmp_path):
+    """`train` is a split where it holds folders, or where there are only splits."""
+    fractions = dict(valid_fraction=0.0, test_fraction=0.0)
+    make_folder(tmp_path / "vehicles", ("bus", "train"), 3)
+    options = dict(train=str(tmp_path / "vehicles"), **fractions)
+    assert load(tmp_path, ("train",), **options).labels == ("bus", "train")
+    assert len(load(tmp_path, ("train",), kind={"labelled": False}, **options).parts["train"]) == 6
+    make_folder(tmp_path / "flat", ("train", "test"), 3)
+    flat = load(
+        tmp_path,
+        ("train", "test"),
+        train=str(tmp_path / "flat"),
+        kind={"labelled": False},
+        **fractions,
+    )
+    assert [len(flat.parts[name]) for name in ("train", "test")] == [3, 3]
+
+
 def test_other_splits_have_the_labels_of_training(tmp_path):
     make_folder(tmp_path / "a", ("ant", "bee", "cow"))
     make_folder(tmp_path / "b", ("bee", "cow"))
@@ -83,6 +101,15 @@ def test_idx_files(tmp_path):
     (tmp_path / "mnist" / "train-labels-idx1-ubyte.gz").write_bytes(damaged)
     with pytest.raises(UserError, match="cannot read .*train-labels-idx1-ubyte.gz: "):
         load(tmp_path, ("train",), train=path, channels=1)
+
+
+def test_a_few_images_of_labels_from_one_on(tmp_path):
+    """Nothing has the number 0, which is no class that lacks images."""
+    path, _, labels = make_idx(tmp_path / "mnist", 40)
+    (tmp_path / "mnist" / "train-labels-idx1-ubyte.gz").write_bytes(idx(labels + 1))
+    data = load(tmp_path, ("train",), train=path, channels=1, shots=2, valid_fraction=0.0)
+    part = data.parts["train"]
+    assert np.bincount(part.labels).tolist() == [0, 2, 2, 2]
 
 
 def test_a_folder_with_the_files_of_mnist(tmp_path):

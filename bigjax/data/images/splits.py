@@ -65,13 +65,13 @@ class Part:
         return self.subset(np.flatnonzero(wanted)).relabelled(kept)
 
     def few(self, n: int, seed: int) -> "Part":
-        """n images of each class, drawn by the seed, in their order; all for n = 0. Raises
-        UserError for a class that has fewer."""
+        """n images of each class, drawn by the seed, in their order; all for n = 0. Numbers that no
+        label has are no classes here. Raises UserError for a class that has fewer."""
         if not n:
             return self
         rng, index = np.random.default_rng(seed), []
         for name, its in zip(self.classes, by_label(self.labels, len(self.classes))):
-            if len(its) < n:
+            if 0 < len(its) < n:
                 raise UserError(
                     f"data.shots is {n}, but the class {name!r} has {len(its)} training images."
                 )

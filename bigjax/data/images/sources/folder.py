@@ -1,7 +1,8 @@
 """A folder with one folder of images per class, whose name is the label.
 
-Folders `train`, `valid` (or `val`, `validation`) and `test` in it are the splits, if there are any.
-Where no labels are needed, the images may lie in any folders.
+Folders `train`, `valid` (or `val`, `validation`) and `test` in it are the splits, if there are any;
+beside other folders, a `train` without folders is a class. Where no labels are needed, the images
+may lie in any folders.
 """
 
 import os
@@ -13,7 +14,8 @@ from bigjax.data.images.sources.files import Files
 from bigjax.data.sources.paths import files_below
 from bigjax.errors import UserError
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".jp2", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+EXTENSIONS += (".ppm", ".pgm")
 SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 
 
@@ -28,8 +30,14 @@ def has(spec: str, part: str) -> bool:
 def _split_folder(path: str, part: str) -> str | None:
     """The folder of a split within a folder; None if it has none, or no folder `train`."""
     root = epath.Path(path)
-    names = SPLITS[part] if (root / "train").is_dir() else ()
+    names = SPLITS[part] if (root / "train").is_dir() and _is_divided(root) else ()
     return next((str(root / name) for name in names if (root / name).is_dir()), None)
+
+
+def _is_divided(root) -> bool:
+    """Whether the folder `train` in it is a split, not a class of images of trains."""
+    splits = {name for names in SPLITS.values() for name in names}
+    return {p.name for p in _folders(root)} <= splits or bool(_folders(root / "train"))
 
 
 def opened(spec: str, reading) -> Files:
@@ -37,7 +45,7 @@ def opened(spec: str, reading) -> Files:
     if not reading.labelled:
         images = images_in(spec, reading.log)
         return Files("images", [p for p, _ in images], [n for _, n in images], None, ())
-    classes = sorted(p.name for p in epath.Path(spec).iterdir() if _visible(p) and p.is_dir())
+    classes = sorted(p.name for p in _folders(epath.Path(spec)))
     if not classes:
         raise UserError(
             f"{reading.key}: the folder {spec} has no folders. Images of a class have to lie in a "
@@ -72,8 +80,8 @@ def images_in(folder: str, log) -> list[tuple[str, int]]:
     return images
 
 
-def _visible(path) -> bool:
-    return not path.name.startswith(".")
+def _folders(root) -> list:
+    return [p for p in root.iterdir() if not p.name.startswith(".") and p.is_dir()]
 
 
 def _files(folder: str) -> list[tuple[str, int]]:
