@@ -57,6 +57,10 @@ def test_the_loss_and_metrics_by_hand():
     rank = (np.asarray(logits) > np.asarray(logits)[np.arange(B), data["label"]][:, None]).sum(-1)
     assert float(metrics["accuracy"][0]) == (rank[real] == 0).sum()
     assert float(metrics["top5"][0]) == (rank[real] < 5).sum() and metrics["top5"][1] == 6
+    order = np.argsort(-np.asarray(logits))
+    for place, hits in ((4, 6), (5, 0)):  # the fifth and the sixth
+        (_, (metrics, _), _) = loss_of(task, {**data, "label": order[:, place]})
+        assert float(metrics["top5"][0]) == hits
 
 
 def test_features_are_what_the_head_reads():
@@ -143,6 +147,9 @@ def test_targets_of_mixed_images_are_smoothed_too():
     targets = 0.7 * mixed["target"] + 0.3 / N
     want = -(targets * jax.nn.log_softmax(logits)).sum(-1) * data["weights"]
     assert float(total) == pytest.approx(float(want.sum()), rel=1e-5)
+    (total, _), _, logits = loss_of(task, data)  # evaluation mixes and smooths nothing
+    log_p = jax.nn.log_softmax(logits)[np.arange(B), data["label"]]
+    assert float(total) == pytest.approx(float(-(log_p * data["weights"]).sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 4.0])
@@ -160,6 +167,11 @@ def test_a_rectangle_leaves_about_the_share_that_is_kept():
     assert (area <= 1 - np.asarray(kept) + 0.03).all() and area[-1] == 0
     for x in np.asarray(inside):  # a rectangle: the product of its projections
         np.testing.assert_array_equal(x, np.outer(x.max(1), x.max(0)))
+    quarter = image_classify.rectangles(jnp.full(64, 0.75), jax.random.key(0), 64, 32)
+    shares = np.asarray(quarter.mean((1, 2)))
+    assert shares.max() == pytest.approx(0.25, abs=0.03) and shares.min() < 0.2  # one is cut off
+    middles = [[np.flatnonzero(x.max(k)).mean() for x in np.asarray(quarter)] for k in (1, 0)]
+    assert abs(np.corrcoef(middles)[0, 1]) < 0.4  # in any place
 
 
 def test_the_labels_are_those_of_the_training_data(tmp_path):
