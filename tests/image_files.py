@@ -1,6 +1,9 @@
 """Files with small images, and the section `data` that reads them."""
 
+import gzip
 import io
+import json
+import tarfile
 
 import numpy as np
 from PIL import Image
@@ -54,3 +57,37 @@ def shown(i):
     """Image i as evaluation shows it."""
     image = Image.open(io.BytesIO(content(i)))
     return np.array(image.crop((2, 0, 22, 20)).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+
+
+def idx(array):
+    header = bytes((0, 0, 8, array.ndim)) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return header + array.tobytes()
+
+
+def make_idx(folder, n=9):
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (n, SIZE, SIZE), np.uint8)
+    labels = (np.arange(n) % 3).astype(np.uint8)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels)))
+    (folder / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
+    return str(folder / "train-images-idx3-ubyte.gz"), pixels, labels
+
+
+def make_tar(path, labels, kind):
+    members = []
+    for i, label in enumerate(labels):
+        members += [(f"a/{i}.png", content(i)), (f"a/._{i}.png", b"of macOS")]
+        if kind == "cls":
+            members.append((f"a/{i}.cls", label.encode()))
+        if kind == "json":
+            members.append((f"a/{i}.json", json.dumps({"label": label}).encode()))
+    return write_tar(path, members)
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
