@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 import contextlib
 import fnmatch
+import itertools
 import json
 import math
 import warnings
@@ -90,6 +91,7 @@ def draw(workdirs: list[str], out: str | None) -> str:
     figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
     for axis, (title, keys, log) in zip(axes.flat, PANELS):
         for i, (workdir, curves) in enumerate(runs.items()):
+            splits = itertools.cycle("os^Dv")  # one marker for each of an evaluation's
             for key in _matching(curves, keys):
                 label = workdir if key == keys[0] else f"{workdir} {key.removeprefix('eval/')}"
                 held_out = key.startswith("eval/")
@@ -100,14 +102,15 @@ def draw(workdirs: list[str], out: str | None) -> str:
                     [v if abs(v) < 1e38 else math.nan for v in values],
                     label=label.encode(errors="backslashreplace").decode(),
                     color=f"C{i}",
-                    marker="o" if held_out else None,
-                    markersize=3,
+                    marker=next(splits) if held_out else None,
+                    markersize=4,
                     linestyle="--" if held_out and len(keys) > 1 else "-",
                 )
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         if log:
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter("{x:g}")  # its own one writes formulas
         if axis.lines:
             axis.legend(fontsize=7)
     path = out or str(epath.Path(workdirs[0]) / "report.png")
