@@ -192,7 +192,7 @@ def _labelled_images(name: str, options: Config, context: Context) -> Any:
         valid = "" if options.train else data.valid
         data = dataclasses.replace(data, train=options.train or data.train, valid=valid, test=test)
         names = {options.train_split, options.split, *([] if options.l2 else [options.tune_split])}
-        log = lambda line: context.log(f"{name}: {line}")
+        log = lambda text: context.log("\n".join(f"{name}: {x}" for x in text.splitlines()))
         corpus = source.load_images(data, log=log, names=names)
     if any(part.labels.ndim == 2 for part in corpus.parts.values()):
         raise UserError(

@@ -123,12 +123,14 @@ def tables(tmp_path):
     return {part: str(tmp_path / f"{part}.csv") for part in ("train", "test")}
 
 
-def test_images_of_its_own_bring_their_own_splits(tmp_path):
+def test_images_of_its_own_bring_their_own_splits(tmp_path, capsys):
     """Those of the run have other classes."""
     own = tables(tmp_path)
     given = context(tmp_path, **own, valid=own["test"])
     options = fewshot.Config(train="digits", shots=(5,), seeds=1)
     evaluate = fewshot.build("few", options, given)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 3 and all(line.startswith("few: data: ") for line in lines)
     with jax.set_mesh(given.mesh):
         assert evaluate(np.float32(1), {}, 0)["shot_5"] > 0.5
 
