@@ -132,9 +132,32 @@ def test_an_image_that_cannot_be_read_has_no_weight_or_is_refused(tmp_path):
     data = load(tmp_path, ("train",), **options, max_bad=0.1)
     with pytest.raises(UserError, match="2 of 10 images .*allows 1. Remove"):
         every(data.split("train", 10, shuffle=False))
+    names = r"cat/2.png, \S+dog/1.png"
+    with pytest.raises(UserError, match=rf"2 of 10 images .*cannot be read \(\S+{names}\); data"):
+        every(data.split("train", 10, shuffle=False))
     # Where images are divided by their content, such files have a place too.
     data = load(tmp_path, **options | {"test_fraction": 0.2}, max_bad=0.2)
     assert sum(len(part) for part in data.parts.values()) == 10
+
+
+def test_images_that_cannot_be_read_are_logged_once(tmp_path):
+    """Not again in other epochs and evaluations, and only the first five files."""
+    root, lines = make_folder(tmp_path / "photos", n=8), []
+    options = dict(train=str(root), valid_fraction=0.0, test_fraction=0.0, max_bad=0.9)
+    (root / "cat" / "2.png").write_bytes(b"x")
+    data = load(tmp_path, ("train",), lines, **options)
+    bad = lambda: [line for line in lines if "It has no weight" in line]
+    batches = data.split("train", 16)
+    for step in range(3):
+        batches.batch_at(step)
+    every(data.split("train", 5, shuffle=False))
+    data.batches_of("train", np.arange(4), 4).batch_at(0)
+    assert len(bad()) == 1 and bad()[0].startswith(f"data: {root}/cat/2.png: not an image that")
+    assert "damaged one: cannot identify it. It has no weight (data.max_bad)." in bad()[0]
+    for i in range(7):
+        (root / "dog" / f"{i}.png").write_bytes(b"")
+    every(data.split("train", 16, shuffle=False))
+    assert len(bad()) == 5 and sum("more images cannot be read" in line for line in lines) == 1
 
 
 @pytest.mark.parametrize(
@@ -144,6 +167,8 @@ def test_an_image_that_cannot_be_read_has_no_weight_or_is_refused(tmp_path):
         (dict(train="no/such"), "data.train='no/such': no such file or folder. Give a folder"),
         (dict(train="{tmp}/empty"), "has no folders. Images of a class have to lie"),
         (dict(train="{tmp}/hollow"), "hollow/cat has no images"),
+        (dict(train="{tmp}/shards"), "it holds 2 .tar files: give '.*/shards/[*].tar'"),
+        (dict(train="{tmp}/set"), "it holds 1 .array_record file: give 'tfds:.*/set'"),
         (dict(train="digits", channels=2), "data.channels is 2; it has to be 3, or 1"),
         (
             dict(train="digits", augment=dict(crop="middle")),
@@ -156,6 +181,10 @@ def test_an_image_that_cannot_be_read_has_no_weight_or_is_refused(tmp_path):
 def test_bad_settings(tmp_path, fields, words):
     (tmp_path / "empty").mkdir()
     (tmp_path / "hollow" / "cat").mkdir(parents=True)
+    for name in ("shards/0.tar", "shards/1.tar", "set/a.array_record-0-of-1"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "set" / "dataset_info.json").write_text("{}")
     fields = {k: v.format(tmp=tmp_path) if isinstance(v, str) else v for k, v in fields.items()}
     with pytest.raises(UserError, match=words):
         load(tmp_path, **fields)

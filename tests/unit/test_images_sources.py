@@ -71,6 +71,22 @@ def test_other_splits_have_the_labels_of_training(tmp_path):
         UserError, match="the class.* elk, which the training data do not have: ant"
     ):
         load(tmp_path, ("train", "valid"), train=str(tmp_path / "a"), valid=str(tmp_path / "c"))
+    words = r"classes elk, which the labels of this run \(task.labels\) do not have: bee, cow"
+    with pytest.raises(UserError, match=words):
+        load(tmp_path, ("train",), train=str(tmp_path / "c"), kind={"labels": ("bee", "cow")})
+
+
+def test_images_beside_class_folders_are_reported(tmp_path):
+    root, lines = make_folder(tmp_path / "mixed"), []
+    for name in ("loose.png", "more.JPG"):
+        (root / name).write_bytes(content(0))
+    fractions = dict(valid_fraction=0.0, test_fraction=0.0)
+    data = load(tmp_path, ("train",), lines, train=str(root), **fractions)
+    want = f"data: 2 images in {root} lie in no class folder, such as {root}/loose.png: left out"
+    assert want in lines and len(data.parts["train"]) == 12
+    lines.clear()
+    data = load(tmp_path, ("train",), lines, train=str(root), kind={"labelled": False}, **fractions)
+    assert not any("class folder" in line for line in lines) and len(data.parts["train"]) == 14
 
 
 def test_idx_files(tmp_path):
@@ -136,6 +152,11 @@ def test_a_table_of_files(tmp_path):
     np.testing.assert_array_equal(rows["image"][2], shown(2))
     several = dict(several=True)
     table.write_text("file,kind\n0.png,y|x\n1.png,y\n2.png,|\n")
+    for kind, n in (({}, 1), (several, 0)):
+        lines = []
+        load(tmp_path, ("train",), lines, kind, train=str(table), columns=columns, **fractions)
+        note = "labels contain '|', such as 'y|x', and each is a class of its own: set task.several"
+        assert sum(note in line for line in lines) == n
     data = load(tmp_path, ("train",), kind=several, train=str(table), columns=columns, **fractions)
     rows = every(data.split("train", 3, shuffle=False))
     assert rows["label"].dtype == np.float32 and rows["label"].tolist() == [[1, 1], [0, 1], [0, 0]]

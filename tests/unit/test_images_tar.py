@@ -76,6 +76,20 @@ def test_a_tar_with_some_labels_missing(tmp_path):
         load(tmp_path, ("train",), train=str(tmp_path / "x-1.tar"), shots=1)
 
 
+def test_a_tar_whose_json_lacks_the_key(tmp_path):
+    members = [("x/0.png", content(0)), ("x/0.json", b'{"class": 1, "w": 2}')]
+    path = str(write_tar(tmp_path / "x.tar", members))
+    words = (
+        r"a .cls, or a .json with the key 'label' \(data.columns.label\); x/0.json has the keys "
+        "class, w."
+    )
+    with pytest.raises(UserError, match=f"has no labels, .*members need {words}"):
+        load(tmp_path, ("train",), train=path)
+    write_tar(tmp_path / "y.tar", [("y/0.png", content(1)), ("y/0.cls", b"1")])
+    with pytest.raises(UserError, match="1 of 2 images .*such as .*x.tar:x/0.png; x/0.json has"):
+        load(tmp_path, ("train",), train=str(tmp_path / "*.tar"))
+
+
 @pytest.mark.parametrize(
     "members, words",
     [

@@ -14,7 +14,7 @@ from bigjax.data.files import LOCAL_CACHE
 from bigjax.data.images import sources
 from bigjax.data.images import splits as splits_lib
 from bigjax.data.images.augment import Augment
-from bigjax.data.images.batches import ImageBatches
+from bigjax.data.images.batches import BadReport, ImageBatches
 from bigjax.data.images.decode import BadImage, size_of
 from bigjax.data.images.sources import Reading
 from bigjax.data.images.splits import Part
@@ -83,15 +83,21 @@ def for_model(model: dict[str, Any]) -> dict[str, Any]:
 class ImageData(SplitData):
     """Images read by `load_images`: `labels`, the names of the classes, and as all SplitData."""
 
-    def __init__(self, parts: dict[str, Part], data: Any, labels: Sequence[str]) -> None:
+    def __init__(
+        self, parts: dict[str, Part], data: Any, labels: Sequence[str], log: Callable[[str], None]
+    ) -> None:
         fingerprints = [part.fingerprint for part in parts.values()]
         super().__init__(parts, splits_lib.digest([fingerprints, list(labels), data.size]))
         self.parts, self.labels, self._data = parts, tuple(labels), data
+        self._report = BadReport(log)
 
     def batches(self, name: str, **options: Any) -> ImageBatches:
         if not len(self.parts[name]):
             raise empty_split(name, "image", own=f", set data.{name} to data of its own")
-        return ImageBatches(self.parts[name], self._data, name=name, **options)
+        return self._batches_of(self.parts[name], name, **options)
+
+    def _batches_of(self, part: Part, name: str, **options: Any) -> ImageBatches:
+        return ImageBatches(part, self._data, name=name, report=self._report, **options)
 
     def labels_of(self, name: str) -> np.ndarray:
         """The labels of a split as in Part, without reading its images."""
@@ -102,7 +108,7 @@ class ImageData(SplitData):
         """Each of some images of a split once, as evaluation shows them, in this order."""
         self.check_split(name)
         part = self.parts[name].subset(index)
-        return ImageBatches(part, self._data, batch_size, shuffle=False, name=name)
+        return self._batches_of(part, name, batch_size=batch_size, shuffle=False)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """[{"file", "label"}] of the images of a split, in their order; label: a name, or a list of
@@ -174,10 +180,10 @@ def load_images(
     """
     start = time.monotonic()
     parts = splits_lib.parts(data, names, log, labelled, several)
-    if not labels:
-        labels = next(iter(parts.values())).classes
-    parts = {name: part.relabelled(labels) for name, part in parts.items()}
-    loaded = ImageData(parts, data, labels)
+    of_run = bool(labels)
+    labels = labels or next(iter(parts.values())).classes
+    parts = {name: part.relabelled(labels, of_run) for name, part in parts.items()}
+    loaded = ImageData(parts, data, labels, log)
     log(loaded.summary())
     seconds = time.monotonic() - start
     log(f"data: fingerprint {loaded.fingerprint}; {seconds:.1f} s")

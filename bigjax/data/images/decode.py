@@ -115,7 +115,7 @@ def _bad(where: str, e: Exception) -> BadImage:
     reason = _NO_NAME.sub("it", str(e)).splitlines()[:1] or [""]
     return BadImage(
         f"{where}: not an image that Pillow can read ({', '.join(FORMATS)}), or a damaged one: "
-        f"{reason[0] or type(e).__name__}"
+        f"{(reason[0] or type(e).__name__).rstrip('.')}."
     )
 
 

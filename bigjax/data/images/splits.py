@@ -78,9 +78,10 @@ class Part:
             index.append(rng.permutation(its)[:n])
         return self.subset(np.sort(np.concatenate(index)))
 
-    def relabelled(self, classes: Sequence[str]) -> "Part":
+    def relabelled(self, classes: Sequence[str], of_run: bool = False) -> "Part":
         """The same images with labels that are indices into `classes`. Raises UserError for an
-        image with a label that is not one of them."""
+        image with a label that is not one of them. of_run: whether they are task.labels, else they
+        are those of the training data."""
         classes = tuple(classes)
         if self.labels is None or self.classes == classes:
             return dataclasses.replace(self, classes=classes)
@@ -91,11 +92,18 @@ class Part:
         )
         others = [name for name, n in zip(self.classes, used) if n and name not in number]
         if others:
+            known, remedy = (
+                ("the labels of this run (task.labels)", "All data of a run need these names.")
+                if of_run
+                else (
+                    "the training data",
+                    "Training, validation and test data need the same names.",
+                )
+            )
             raise UserError(
                 f"{self.source.name(0)} and others have the classes {', '.join(others[:5])}"
-                f"{' and more' * (len(others) > 5)}, which the training data do not have: "
-                f"{', '.join(classes[:10])}{', ...' * (len(classes) > 10)}. Training, validation "
-                "and test data need the same names."
+                f"{' and more' * (len(others) > 5)}, which {known} do not have: "
+                f"{', '.join(classes[:10])}{', ...' * (len(classes) > 10)}. {remedy}"
             )
         to = np.array([number.get(name, -1) for name in self.classes], np.int32)
         if several:

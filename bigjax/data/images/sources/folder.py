@@ -5,6 +5,7 @@ beside other folders, a `train` without folders is a class. Where no labels are 
 may lie in any folders.
 """
 
+import fnmatch
 import os
 
 from etils import epath
@@ -44,18 +45,25 @@ def opened(spec: str, reading) -> Files:
     spec = _split_folder(spec, reading.part) or spec
     if not reading.labelled:
         images = images_in(spec, reading.log)
+        if not images and (shards := _shards(spec)):
+            raise UserError(f"{reading.key}: the folder {spec} has no images; {shards}")
         return Files("images", [p for p, _ in images], [n for _, n in images], None, ())
     classes = sorted(p.name for p in _folders(epath.Path(spec)))
     if not classes:
+        if shards := _shards(spec):
+            raise UserError(f"{reading.key}: the folder {spec} has no folders of images; {shards}")
         raise UserError(
             f"{reading.key}: the folder {spec} has no folders. Images of a class have to lie in a "
             "folder with its name, such as photos/cat/1.jpg; for others give a table of files."
         )
+    if loose := [name for name in _names(spec) if name.lower().endswith(EXTENSIONS)]:
+        reading.log(
+            f"data: {len(loose):,} images in {spec} lie in no class folder, such as "
+            f"{_joined(spec, loose[0])}: left out"
+        )
     paths, sizes, labels = [], [], []
     for label, name in enumerate(classes):
-        images = images_in(
-            os.path.join(spec, name) if "://" not in spec else f"{spec}/{name}", reading.log
-        )
+        images = images_in(_joined(spec, name), reading.log)
         if not images:
             raise UserError(
                 f"{reading.key}: the folder {spec}/{name} has no images ({', '.join(EXTENSIONS)}). "
@@ -82,6 +90,26 @@ def images_in(folder: str, log) -> list[tuple[str, int]]:
 
 def _folders(root) -> list:
     return [p for p in root.iterdir() if not p.name.startswith(".") and p.is_dir()]
+
+
+def _names(folder: str) -> list[str]:
+    """The names of the files in a folder, not of those below it, sorted."""
+    paths = [p for p in epath.Path(folder).iterdir() if not p.name.startswith(".")]
+    return sorted(p.name for p in paths if not p.is_dir())
+
+
+def _joined(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if "://" in folder else os.path.join(folder, name)
+
+
+def _shards(folder: str) -> str:
+    """What to give instead of a folder that holds files with many images each; '' for others."""
+    names = _names(folder)
+    for pattern in ("*.tar", "*.array_record*"):
+        if n := len(fnmatch.filter(names, pattern)):
+            spec = f"tfds:{folder}" if "dataset_info.json" in names else _joined(folder, pattern)
+            return f"it holds {n:,} {pattern.strip('*')} file{'s' * (n > 1)}: give {spec!r}."
+    return ""
 
 
 def _files(folder: str) -> list[tuple[str, int]]:

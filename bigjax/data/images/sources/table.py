@@ -54,4 +54,10 @@ def opened(spec: str, reading) -> Files:
         )
     else:
         labels, classes = numbered(texts)
+        if joined := [name for name in classes if SEPARATOR in name]:
+            reading.log(
+                f"data: {spec}: {len(joined):,} of {len(classes):,} labels contain {SEPARATOR!r}, "
+                f"such as {joined[0]!r}, and each is a class of its own: set task.several=True for "
+                "several labels an image"
+            )
     return Files("table", paths, sizes, labels, classes)

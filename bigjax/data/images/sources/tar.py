@@ -29,15 +29,20 @@ def matches(spec: str) -> bool:
 
 
 class Tar:
-    def __init__(self, shards: list[dict], label: str, reading) -> None:
+    def __init__(self, shards: list[dict], label: str, spec: str, reading) -> None:
         rows = [(s["path"], *row) for s in shards for row in s["rows"]]
         self._rows = [(path, name, start, size) for path, name, start, size, _ in rows]
         texts = [text for *_, text in rows]
         missing = [f"{path}:{name}" for path, name, *_, text in rows if text is None]
-        if reading.labelled and missing and len(missing) < len(rows):
+        if reading.labelled and missing:
+            keys = _keys_beside(*next(row[:2] for row in rows if row[-1] is None))
             raise UserError(
-                f"{reading.key}: {len(missing):,} of {len(rows):,} images have no .cls and no "
-                f".json with the key {label!r} beside them, such as {missing[0]}."
+                f"{reading.key}={spec!r} has no labels, which this task needs: members need a "
+                f".cls, or a .json with the key {label!r} (data.columns.label){keys}."
+                if len(missing) == len(rows)
+                else f"{reading.key}: {len(missing):,} of {len(rows):,} images have no .cls and no "
+                f".json with the key {label!r} (data.columns.label) beside them, such as "
+                f"{missing[0]}{keys}."
             )
         self.labels, self.classes = (None, ()) if missing else numbered(texts)
         digest = hashlib.sha256(repr([s["fingerprint"] for s in shards]).encode())
@@ -62,7 +67,7 @@ def opened(spec: str, reading) -> Tar:
     paths = matching_files(spec, "tar")
     with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
         shards = list(pool.map(lambda path: _index(path, label, reading), paths))
-    return Tar(shards, label, reading)
+    return Tar(shards, label, spec, reading)
 
 
 def _index(path, label: str, reading) -> dict:
@@ -125,6 +130,22 @@ def _rows(tar: tarfile.TarFile, label: str) -> list[list]:
         of_name[stem] = row[0]
         row.append(labels.get(stem))
     return images
+
+
+def _keys_beside(path: str, name: str) -> str:
+    """The keys of the JSON beside an image, for a message; '' if there is none."""
+    stems = {name.rpartition(".")[0], _stem(name, ())}
+    with epath.Path(path).open("rb") as f, tarfile.open(fileobj=f, mode="r:") as tar:
+        for member in tar:
+            stem, _, extension = member.name.rpartition(".")
+            if member.isfile() and extension.lower() == "json" and stem in stems:
+                try:
+                    content = json.loads(tar.extractfile(member).read().decode())
+                except ValueError:
+                    continue
+                if isinstance(content, dict):
+                    return f"; {member.name} has the keys {', '.join(content) or '(none)'}"
+    return ""
 
 
 def _stem(name: str, labels: Container[str]) -> str:
