@@ -29,6 +29,12 @@ def sheets(config, split: str, n: int, log: Callable[[str], None] = print) -> li
     size = config.train.batch_size
     _check_images(config, task, size)
     corpus = stages.load_data(task, log, None, [split])
+    has = getattr(corpus.split(split, batch_size=1), "n_rows", size)
+    if split == "train" and has < size:  # training needs a batch, looking does not
+        log(f"look: {has:,} training images, fewer than train.batch_size={size:,}")
+        n, size = min(n, has), has
+        with config.unlocked():
+            config.train.batch_size, config.train.accumulate = size, 1
     batches = corpus.split(split, batch_size=size, seed=config.seed)
     training = split == "train"
     mixes = training and task.augment is not None

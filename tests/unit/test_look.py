@@ -16,6 +16,7 @@ from bigjax.train import look
 from bigjax.train.state import State
 from bigjax.train.step import make_step
 from tests.helpers import bigjax
+from tests.image_files import make_folder
 
 SIZE = 16
 
@@ -50,6 +51,18 @@ def test_the_images_are_those_of_the_first_steps(tmp_path):
     assert len(test.images) == len(test.labels) == len(loaded.parts["test"]) < 500
     first = loaded.split("test", SIZE).batch_at(0)
     np.testing.assert_array_equal(test.images[:SIZE], first["image"])
+
+
+@pytest.mark.parametrize("task", [{}, dict(mixup=0.5)])
+def test_less_than_a_batch_is_shown(tmp_path, task):
+    """Training refuses it; each image is shown once."""
+    train = str(make_folder(tmp_path / "photos", n=3))
+    c = made(tmp_path, task, 2, train=train, valid_fraction=0.0, test_fraction=0.0)
+    lines = []
+    shown = look.sheets(c, "train", 64, lines.append)
+    assert [len(sheet.images) for sheet in shown] == [6] * (1 + bool(task))
+    assert sorted(shown[0].labels) == ["cat"] * 3 + ["dog"] * 3
+    assert any("6 training images, fewer than train.batch_size=16" in line for line in lines)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
