@@ -74,17 +74,21 @@ def _initial_state(run, prepare: Callable | None, source: init_from.Source | Non
     if c.init_from and not source:
         source = init_from.open_source(c.init_from, cache_dir(c), c.model.name, c.python_path)
     if source:
+        of_run = run.program.abstract
+        stored = {} if task.extras_of else of_run.extras  # else they follow from the parameters
+        init_from.check_family({**of_run.params, **stored}, source, c.init_reset, c.model.name)
         source_checks.check_tokenizer(
             source, task.axes["params"], c.init_reset, run.corpus.tokenizer, log, c.python_path
         )
-        labels, params = c.task.get("labels", ()), run.program.abstract.params
-        source_checks.check_labels(source, params, task.label_head, c.init_reset, labels, log)
+        labels = c.task.get("labels", ())
+        source_checks.check_labels(
+            source, of_run.params, task.label_head, c.init_reset, labels, log
+        )
     state = run.program.init()
     params, extras = state.params, state.extras
     if source:
         log(f"Starting at step 0 with the parameters of {c.init_from}.")
-        # With extras_of they follow from the parameters.
-        stored = {} if task.extras_of else extras
+        stored = {k: extras[k] for k in stored}
         adapt = init_from.adapter(c)
         loaded = init_from.initialise({**params, **stored}, source, c.init_reset, log, adapt)
         params, extras = ({k: loaded[k] for k in tree} for tree in (params, stored))

@@ -83,7 +83,8 @@ def _open_run(where: str, what: str) -> Source:
     if not paths.exists(epath.Path(where) / "config.json"):
         raise UserError(
             f"{what}{where!r} is neither a run's work folder nor a Hugging Face folder: "
-            "it has no config.json. Train that run first, or name another folder."
+            "it has no config.json. Train that run first, download that model of Hugging Face into "
+            "a folder, or name another folder."
         )
     config = workdir_lib.read_config(where)
     workdir = workdir_lib.existing(where)
@@ -161,11 +162,7 @@ def fill(config, workdir: str = "") -> Source | None:
     with c.unlocked():
         if "model.preset" in wanted:
             if source.model["name"] != c.model.name:
-                raise UserError(
-                    f"config.init_from={c.init_from!r} holds a model {source.model['name']!r}, but "
-                    f"config.model.name is {c.model.name!r}. Set model.name to the source's, or "
-                    "init_from to another model."
-                )
+                raise _of_another_family(c.init_from, source, c.model.name)
             own = {k: v for k, v in c.model.items() if k != "preset"}
             of_a_run = modules.declared(c, "MAY_CHANGE")
             copied = {
@@ -190,6 +187,27 @@ def fill(config, workdir: str = "") -> Source | None:
                 )
             tokenizers.section(c).path = source.tokenizer_path
     return source
+
+
+def _of_another_family(where: str, source: Source, name: str) -> UserError:
+    return UserError(
+        f"config.init_from={where!r} holds a model {source.model['name']!r}, but "
+        f"config.model.name is {name!r}. Set model.name to the source's, or init_from to another "
+        "model."
+    )
+
+
+def check_family(tree, source: Source, reset: str, name: str) -> None:
+    """Raises UserError for a source of another family, unless its parameters fit this model.
+
+    tree: this model's arrays, or their shapes. reset: as for `initialise`. name: config.model.name.
+    """
+    if source.model.get("name", name) == name:
+        return
+    named = named_leaves(tree)
+    plan = _plan(tree, source, reset)
+    if _wrong(named, plan, source.shapes) or not any(n for names in plan.values() for n in names):
+        raise _of_another_family(source.where, source, name)
 
 
 def _own_name(name: str) -> str:
@@ -269,25 +287,11 @@ def initialise(
     the source that are not used. Raises UserError if a shape differs, and if the source has none of
     the parameters.
     """
-    named = named_leaves(fresh)
-    kept = (
-        named_leaves(matches(reset, fresh, "init_reset")) if reset else dict.fromkeys(named, False)
-    )
-    plan = {}
-    for name, x in named.items():
-        layers = layer_names(name, x)
-        skip = np.broadcast_to(kept[name], len(layers))
-        plan[name] = [n if n in source.shapes and not s else None for n, s in zip(layers, skip)]
+    named, plan = named_leaves(fresh), _plan(fresh, source, reset)
     loaded = {n for names in plan.values() for n in names if n}
     adapted = adapt(source.model, loaded) if adapt else {}
     shapes = {**source.shapes, **{n: a.shape for n, a in adapted.items()}}
-    own = lambda name, x: tuple(x.shape if layer_names(name, x) == [name] else x.shape[1:])
-    wrong = [
-        f"{n} has the shape {shapes[n]} there and {own(name, x)} in this model"
-        for name, x in named.items()
-        for n in plan[name]
-        if n and shapes[n] != own(name, x)
-    ]
+    wrong = _wrong(named, plan, shapes)
     if wrong or not loaded:
         what = "; ".join(wrong[:5]) + (" ..." if len(wrong) > 5 else "") or (
             "it has no parameter of this model, but " + ", ".join(list(source.shapes)[:5]) + ", ..."
@@ -302,6 +306,31 @@ def initialise(
     get = source.load(_abstract(fresh))
     changed = lambda n: adapted[n].change(_on_host(get(n))) if n in adapted else get(n)
     return _assemble(fresh, plan, changed)
+
+
+def _plan(tree, source: Source, reset: str) -> dict[str, list[str | None]]:
+    """{array of tree: for each layer, or once, its name in source; None where it stays fresh}."""
+    named = named_leaves(tree)
+    kept = (
+        named_leaves(matches(reset, tree, "init_reset")) if reset else dict.fromkeys(named, False)
+    )
+    plan = {}
+    for name, x in named.items():
+        layers = layer_names(name, x)
+        skip = np.broadcast_to(kept[name], len(layers))
+        plan[name] = [n if n in source.shapes and not s else None for n, s in zip(layers, skip)]
+    return plan
+
+
+def _wrong(named: dict, plan: dict, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What is said of each planned parameter whose shape among `shapes` is another."""
+    own = lambda name, x: tuple(x.shape if layer_names(name, x) == [name] else x.shape[1:])
+    return [
+        f"{n} has the shape {shapes[n]} there and {own(name, x)} in this model"
+        for name, x in named.items()
+        for n in plan[name]
+        if n and shapes[n] != own(name, x)
+    ]
 
 
 def _on_host(x) -> np.ndarray:

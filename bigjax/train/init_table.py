@@ -15,18 +15,19 @@ def table(source: Any, named: dict, loaded: set, new: list, adapted: dict) -> st
     source: an init_from.Source. named: this model's arrays by path. loaded, new: names of
     parameters. adapted: {name: models.Adapted} of those that were changed.
     """
-    sizes = {n: int(np.prod(s)) for n, s in source.shapes.items()}
+    theirs = {n: int(np.prod(s)) for n, s in source.shapes.items()}
+    own = {}
     for name, x in named.items():
         names = layer_names(name, x)
-        sizes.update({n: x.size // len(names) for n in names})
+        own.update({n: x.size // len(names) for n in names})
     rows = []
     for n, a in adapted.items():
         before, after = (" x ".join(map(str, shape)) for shape in (source.shapes[n], a.shape))
-        rows.append(("resized", f"{n}, {before} to {after}", 1, sizes[n]))
-    for status, names in (
-        ("loaded", loaded - {*adapted}),
-        ("new", new),
-        ("unused", [n for n in source.shapes if n not in loaded]),
+        rows.append(("resized", f"{n}, {before} to {after}", 1, own[n]))
+    for status, names, sizes in (
+        ("loaded", loaded - {*adapted}, own),
+        ("new", new, own),
+        ("unused", [n for n in source.shapes if n not in loaded], theirs),
     ):
         by_module, layers = defaultdict(list), defaultdict(set)
         for n in names:

@@ -119,6 +119,19 @@ def test_fixed_positions_and_reset_ones_are_not_resized(folders):
     assert vit.adapt(fixed, config(image_size=42, position="sincos2d"), names) == {}
 
 
+def test_the_table_has_the_sizes_of_the_source_where_nothing_is_loaded(folders, mesh, tmp_path):
+    """A head for 3 labels starts one for 5."""
+    source = init_from.open_source(str(folders[1]), str(tmp_path))
+    params = fresh(config(), mesh)
+    params["head"] = {k: np.zeros((*x.shape[:-1], 5), x.dtype) for k, x in params["head"].items()}
+    params["head"] = jax.device_put(params["head"], jax.sharding.NamedSharding(mesh, P()))
+    lines: list[str] = []
+    init_from.initialise(params, source, "^head/", lines.append)
+    rows = [line.split() for line in "\n".join(lines).splitlines()]
+    heads = {row[0]: row[2:] for row in rows if row[1] == "head"}
+    assert heads == {"new": ["2", "125"], "unused": ["2", "75"]}  # 24 x 5 + 5 and 24 x 3 + 3
+
+
 def run_config(name, folder, size, **more):
     c = config_lib.new_config()
     c.init_from, c.init_reset = str(folder), "^head/"
@@ -141,6 +154,28 @@ def test_an_image_size_beside_the_sizes_of_a_source(folders):
     c.model.depth = 3
     with pytest.raises(UserError, match="Unknown config key 'model.depth'"):
         modules.filled(c)
+
+
+@pytest.mark.parametrize("reset", ["", "^head/"])
+def test_a_source_of_another_family_is_named_at_once(folders, tmp_path, reset):
+    """Neither the shapes nor the labels, which differ too, are what the user has to mend."""
+    c = run_config("resnet", folders[1], 16, init_reset=reset)
+    c.model = dict(name="resnet", image_size=16, units=(1, 1), width=8)
+    with pytest.raises(UserError, match="holds a model 'vit', but config.model.name is 'resnet'"):
+        train_lib.train(c, str(tmp_path / "run"))
+
+
+def test_a_source_that_does_not_exist_has_to_be_downloaded(tmp_path):
+    """It may be named as Hugging Face names its models."""
+    with pytest.raises(UserError, match="download that model of Hugging Face into a folder"):
+        init_from.open_source("google/bit-50", str(tmp_path))
+
+
+def test_a_source_of_another_family_may_fit(folders, mesh, tmp_path):
+    source = init_from.open_source(str(folders[1]), str(tmp_path))
+    init_from.check_family(fresh(config(), mesh), source, "", "my_lab.vit")
+    with pytest.raises(UserError, match="holds a model 'vit', but config.model.name is 'my_lab"):
+        init_from.check_family(fresh(config(d_ff=8), mesh), source, "", "my_lab.vit")
 
 
 def test_a_trained_resnet_is_exported_with_its_statistics(tmp_path):
