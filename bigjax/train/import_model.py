@@ -70,9 +70,12 @@ def import_run(
         origin_lib.save(folder, imported, kept)
         workdir_lib.write_config(epath.Path(folder), config)
         _save(folder, variables, config)
+        kept_files = [f"tokenizer/{TOKENIZER_FILES}/{name}" for name in imported.tokenizer_files]
+        if tokenizers.section(config) and (folder / "tokenizer").exists():
+            kept_files = ["tokenizer/"]
     log(
-        f"Wrote {workdir}: {count(variables['params']):,} parameters as step 0, config.json, "
-        f"tokenizer/, {ORIGIN}"
+        f"Wrote {workdir}: {count(variables['params']):,} parameters as step 0, "
+        + ", ".join(["config.json", *kept_files, ORIGIN])
     )
 
 

@@ -66,7 +66,12 @@ def test_an_import_and_export_gives_the_same_files(name, tmp_path):
     config, tensors = reference(name)
     processor = SQUARE if name in ("vit", "dinov2") else CUT
     write(tmp_path / "in", config, tensors, processor)
-    round_trip(tmp_path)
+    lines: list[str] = []
+    round_trip(tmp_path, lines.append)
+    (wrote,) = [x for x in lines if x.startswith(f"Wrote {tmp_path / 'run'}: ")]
+    kept = f"tokenizer/huggingface/{images.FILE}"  # there is no tokenizer
+    assert wrote.endswith(f" parameters as step 0, config.json, {kept}, {ORIGIN}")
+    assert (tmp_path / "run" / kept).exists()
     c = workdir_lib.read_config(str(tmp_path / "run"))
     assert c.task.name == "image_classify" and c.task.labels == ["cat", "dog", "owl"]
     size, crop, keep_ratio = (28, 1.0, False) if processor is SQUARE else (40, 0.8, True)
@@ -141,6 +146,7 @@ def test_a_body_keeps_its_pooler_and_gets_a_head(tmp_path):
     round_trip(tmp_path, lines.append)
     text = "\n".join(lines)
     assert "kept for export: pre_logits/kernel, pre_logits/bias" in text
+    assert f" parameters as step 0, config.json, {ORIGIN}" in text  # it has no other files
     assert "no preprocessor_config.json: model.mean and model.std are those usual for vit" in text
     run = workdir_lib.read_config(str(tmp_path / "run"))
     assert run.model.pre_logits == 0 and run.task.labels == ["LABEL_0", "LABEL_1"]
