@@ -5,6 +5,7 @@ With all random changes of data.augment, and a second sheet after task.mixup and
 
 from bigjax.arguments import Arguments, Command, Flag
 from bigjax.errors import UserError
+from bigjax.plural import plural
 
 COMMAND = Command(
     flags=(
@@ -32,5 +33,6 @@ def run(arguments: Arguments) -> None:
     stages.check(config)
     sheets = look.sheets(config, f.split, f.n)
     report.save(sheet.figure_of(sheets), f.output, "--output")
+    n = len(sheets[0].images)
     mixed = ", and below after task.mixup and task.cutmix" * (len(sheets) > 1)
-    print(f"Wrote {f.output}: {len(sheets[0].images):,} images of the {f.split} split{mixed}")
+    print(f"Wrote {f.output}: {n:,} {plural(n, 'image')} of the {f.split} split{mixed}")

@@ -7,7 +7,9 @@ file, a folder, a pattern such as 'photos/*.jpg', a table of files, or what data
 from bigjax import json_text
 from bigjax.arguments import ROWS, SETTLED, STEP, Arguments, Command, Flag
 from bigjax.errors import UserError
+from bigjax.plural import plural
 
+_SUCH_AS = {True: "image_classify", False: "classify"}  # whether the run is on images
 COMMAND = Command(
     flags=(
         Flag(
@@ -55,9 +57,11 @@ def run(arguments: Arguments) -> None:
     hosts.start(config, arguments.workdir)  # before the task, which starts jax
     task = tasks.build(config)
     if task.kind is None or task.load_input is None:
+        of_images = config.data.name == "images"
         raise UserError(
-            f"{arguments.workdir!r} was trained with task.name={config.task.name!r}; "
-            "predict needs a task on labelled data, such as task.name='classify'."
+            f"{arguments.workdir!r} was trained with task.name={config.task.name!r}; predict needs "
+            f"a task on labelled data, such as task.name={_SUCH_AS[of_images]!r}"
+            + (": train one from this run with init_from." if of_images else ".")
         )
     tokenizer = None
     if tokenizers.section(config):  # not all data are text
@@ -73,11 +77,14 @@ def run(arguments: Arguments) -> None:
     else:
         print(predict_lib.as_text(rows, predictions))
     if n := sum("note" in p for p in predictions):
-        print(f"note: {n:,} of {len(rows):,} rows have no prediction; the column note says why.")
+        what = f"{n:,} of {len(rows):,} {plural(len(rows), 'row')} {'has' if n == 1 else 'have'}"
+        print(f"note: {what} no prediction; the column note says why.")
     if n := json_text.count_non_finite(predictions):
         print(
             f"note: {n:,} number(s) are not finite; they are null in .jsonl and empty in tables. "
             "Causes: a row whose context has no text (its score), or a model that diverged."
         )
     what = f"Wrote {f.output}: " if f.output else ""
-    print(f"{what}{len(rows):,} rows, step {loaded.step} of {arguments.workdir}")
+    print(
+        f"{what}{len(rows):,} {plural(len(rows), 'row')}, step {loaded.step} of {arguments.workdir}"
+    )

@@ -10,6 +10,7 @@ from bigjax.data import measures
 from bigjax.errors import UserError
 from bigjax.evals import Context
 from bigjax.infer import predict
+from bigjax.plural import plural
 from bigjax.report import pyplot, write_figure
 
 _NAMED = 100  # labels whose names a picture has
@@ -36,7 +37,9 @@ def build(name: str, options: Config, context: Context):
     data = context.corpus.split(options.split, batch_size=config.train.batch_size, shuffle=False)
     rows = context.corpus.rows(options.split)
     note = f", {data.note}" if getattr(data, "note", "") else ""
-    context.log(f"{name}: {data.n_examples:,} examples in {data.n_batches} batches{note}")
+    n, batches = data.n_examples, data.n_batches
+    size = f"{n:,} {plural(n, 'example')} in {batches} {plural(batches, 'batch')}"
+    context.log(f"{name}: {size}{note}")
     outputs_of = predict.make_outputs(task, context.mesh, labelled=True)
 
     def evaluate(params, extras, step: int) -> dict[str, float]:

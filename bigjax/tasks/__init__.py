@@ -16,6 +16,7 @@ from bigjax.data.kinds import Input, Kind
 from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
 from bigjax.linear import Linear
+from bigjax.plural import plural
 from bigjax.tasks import _checks
 from bigjax.tasks._checks import STEP_METRICS as STEP_METRICS
 from bigjax.tasks._checks import check_call as check_call
@@ -124,14 +125,18 @@ class Task:
     make_step: Callable[[Any, Any], tuple[Callable, Callable]] | None = None
     phases: Callable[[int], list[tuple[str, int]]] = lambda steps: [("", 0)]
     step_keys: tuple[str, ...] = ()
-    describe: Callable[[int, int], str] = lambda steps, start: f"{steps - start} steps"
+    describe: Callable[[int, int], str] = lambda steps, start: (
+        f"{steps - start} {plural(steps - start, 'step')}"
+    )
     rate_key: Callable[[str, int], str] = lambda metric, step: "optim.learning_rate"
 
 
 def amount(task: Task, n_examples: int) -> str:
-    """n examples in the task's unit, for people: '32 x 128 tokens', '32 images'."""
-    size = "" if task.units_per_example == 1 else f"x {task.units_per_example:g} "
-    return f"{n_examples} {size}{task.unit.replace('_', ' ')}"
+    """n examples in the task's unit, for people: '32 x 128 tokens', '32 images', '1 image'."""
+    unit = task.unit.replace("_", " ")
+    if task.units_per_example == 1:
+        return f"{n_examples} {plural(n_examples, unit.removesuffix('s'))}"
+    return f"{n_examples} x {task.units_per_example:g} {unit}"
 
 
 def in_tokens(seq_len: int) -> dict[str, Any]:

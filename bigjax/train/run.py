@@ -11,6 +11,7 @@ from bigjax.data.files import cache_dir
 from bigjax.errors import NO_SPACE, RunError, TransientError, UserError
 from bigjax.parallel import hosts, sharding
 from bigjax.parallel import mesh as mesh_lib
+from bigjax.plural import plural
 from bigjax.train import debug, first_state, frozen, load, loop, metrics, nonfinite, stages
 from bigjax.train import hooks as hooks_lib
 from bigjax.train import program as program_lib
@@ -147,15 +148,15 @@ def _describe(run: Run, start: int) -> None:
     kind = mesh.devices.flat[0].device_kind
     rows = tasks.amount(task, c.train.batch_size)
     work = f"{task.describe(c.train.steps, start)} of {rows}"
-    if run.batches.epoch_steps:
-        work += f", an epoch is {run.batches.epoch_steps:.0f} steps"
+    if n := run.batches.epoch_steps:
+        work += f", an epoch is {n:.0f} {plural(n, 'step')}"
     if note := getattr(run.batches, "note", ""):
         work += f", {note}"
     params = run.program.abstract.params
     trained = f", {optim.count_trained(c.optim, params):,} of them trained," * bool(c.optim.freeze)
     run.progress.log(
         f"{count(params):,} parameters{trained} on {mesh.size} {kind} "
-        f"device(s), {axes}; {work}. Compiling..."
+        f"{plural(mesh.size, 'device')}, {axes}; {work}. Compiling..."
     )
 
 

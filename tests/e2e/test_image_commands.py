@@ -109,7 +109,7 @@ def test_predictions_of_a_pattern_agree_with_the_evaluation(run, photos, tmp_pat
         file = tmp_path / f"p.{ending}"
         given = f"--input={photos}/test/*/*.png"
         code, out, err = bigjax(capsys, "predict", f"--workdir={run}", given, f"--output={file}")
-        assert code == 0 and "note: 1 of 37 rows have no prediction" in out, err
+        assert code == 0 and "note: 1 of 37 rows has no prediction" in out, err
         text = file.read_text()
         made = [*csv.DictReader(io.StringIO(text))]
         if ending == "jsonl":
@@ -152,7 +152,7 @@ def test_what_input_may_be(run, photos, capsys, given, names):
     code, out, err = bigjax(capsys, "predict", f"--workdir={run}", f"--input={photos / given}")
     header, *rows, last = out.splitlines()
     assert code == 0 and header.split() == ["file", "prediction", "probability"], err
-    assert last.startswith(f"{len(names)} rows, step 40 of")
+    assert last.startswith(f"{len(names)} row{'s' * (len(names) > 1)}, step 40 of")
     assert len(rows) == len(names) and all(r.split()[1] in CLASSES for r in rows)
     for row, name in zip(rows, names):  # long paths lose their middle
         assert row.split()[0].endswith(name[-20:])
@@ -169,7 +169,7 @@ def test_a_folder_and_a_table_of_images(run, photos, tmp_path, capsys):
     assert "2 rows" in out and "deep/b.PNG" in out
     only = tmp_path / "some" / "c.txt"  # named alone, it is an image whatever its name
     code, out, err = bigjax(capsys, "predict", f"--workdir={run}", f"--input={only}")
-    assert code == 0 and "1 rows" in out, err
+    assert code == 0 and "\n1 row, step" in out, err
     (tmp_path / "t.csv").write_text("id,picture\n7,some/a.png\n8,some/c.txt\n")
     output = tmp_path / "o.csv"
     flags = [f"--input={tmp_path / 't.csv'}", "--config.data.columns.image=picture"]

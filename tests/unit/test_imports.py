@@ -18,6 +18,7 @@ ORDER = [
     "process",
     "paths",
     "json_text",
+    "plural",
     "cpu",
     "cloud",
     "config",
@@ -43,7 +44,7 @@ ORDER = [
 ]
 # These import no room but themselves and SHARED.
 LEAVES = {"config", "data", "interop", "linear", "losses", "optim", "report"}
-SHARED = {"errors", "bounds", "trees", "paths", "json_text", "modules", "linear"}
+SHARED = {"errors", "bounds", "trees", "paths", "json_text", "plural", "modules", "linear"}
 FLAX = {"layers", "models", "projects"}
 
 

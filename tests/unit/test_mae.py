@@ -17,6 +17,7 @@ from bigjax.models.images import IMAGENET
 from bigjax.train import needed
 from bigjax.trees import count, named_leaves
 from tests.families import mesh_of
+from tests.helpers import bigjax
 from tests.image_files import load, make_folder
 
 B = 4
@@ -208,6 +209,12 @@ def test_a_sheet_has_no_more_pictures_than_there_are_images(
 def test_what_does_not_fit_is_refused(task, model, words):
     with pytest.raises(UserError, match=words):
         tasks.build(configured(task, model))
+
+
+def test_its_run_does_not_predict(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(config.to_json(configured()))
+    code, _, err = bigjax(capsys, "predict", f"--workdir={tmp_path}", "--input=photos")
+    assert code == 2 and "such as task.name='image_classify': train one from this run" in err, err
 
 
 def test_a_decoder_of_odd_width_is_refused():

@@ -9,6 +9,7 @@ import pytest
 
 from bigjax import tasks
 from bigjax.plan import chips
+from bigjax.plural import plural
 from bigjax.train import metrics
 from tests import helpers
 
@@ -57,6 +58,15 @@ def test_throughput_is_in_the_unit_of_the_task(
     metrics.Progress(2).update(2, values, unit)
     assert line in capsys.readouterr().out
     assert tasks.amount(task, 16) == amount
+
+
+def test_one_is_singular():
+    image, text = a_task("images", 1), a_task("tokens", 10)
+    assert tasks.amount(image, 1) == "1 image" and tasks.amount(image, 0) == "0 images"
+    assert tasks.amount(text, 1) == "1 x 10 tokens"
+    assert image.describe(5, 4) == "1 step" and image.describe(5, 0) == "5 steps"
+    counts = (0.4, 1, 1.4, 2)  # printed without decimals
+    assert [plural(n, "batch") for n in counts] == ["batches", "batch", "batch", "batches"]
 
 
 def test_only_steps_are_counted_where_they_differ():

@@ -18,6 +18,7 @@ from bigjax.infer import predict
 from bigjax.infer.beam_search import beam_search
 from bigjax.infer.rollout import gather
 from bigjax.infer.sampling import sample
+from bigjax.plural import plural
 from bigjax.projects.seqgan import augmented, headline_examples
 from bigjax.projects.seqgan import headline as headline_task
 from bigjax.projects.seqgan.gan import GAN, before_end, discriminate, repeat_rows, sample_texts
@@ -233,7 +234,8 @@ def command(
             for h in best
         ]
         predict.write(f.output, rows, records)
-        print(f"Wrote {f.output}: {len(rows):,} rows, step {loaded.step} of {f.workdir[0]}")
+        n = f"{len(rows):,} {plural(len(rows), 'row')}"
+        print(f"Wrote {f.output}: {n}, step {loaded.step} of {f.workdir[0]}")
         return
     for h in headlines[0]:
         clicks = "" if h.clicks is None else f"  clicks {h.clicks:.2f}"
