@@ -100,8 +100,11 @@ class Part:
                     "Training, validation and test data need the same names.",
                 )
             )
+            numbers = [self.classes.index(name) for name in others]
+            has = self.labels[:, numbers].any(1) if several else np.isin(self.labels, numbers)
+            first = self.source.name(int(self.index[has.argmax()]))
             raise UserError(
-                f"{self.source.name(0)} and others have the classes {', '.join(others[:5])}"
+                f"{first} and others have the classes {', '.join(others[:5])}"
                 f"{' and more' * (len(others) > 5)}, which {known} do not have: "
                 f"{', '.join(classes[:10])}{', ...' * (len(classes) > 10)}. {remedy}"
             )
