@@ -14,6 +14,7 @@ import numpy as np
 from bigjax.data.images.sources.files import Files
 from bigjax.data.sources.paths import files_below
 from bigjax.errors import UserError
+from bigjax.plural import plural
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".jp2", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EXTENSIONS += (".ppm", ".pgm")
@@ -57,9 +58,10 @@ def opened(spec: str, reading) -> Files:
             "folder with its name, such as photos/cat/1.jpg; for others give a table of files."
         )
     if loose := [name for name in _names(spec) if name.lower().endswith(EXTENSIONS)]:
+        n = len(loose)
         reading.log(
-            f"data: {len(loose):,} images in {spec} lie in no class folder, such as "
-            f"{_joined(spec, loose[0])}: left out"
+            f"data: {n:,} {plural(n, 'image')} in {spec} {'lies' if n == 1 else 'lie'} in no class "
+            f"folder, such as {_joined(spec, loose[0])}: left out"
         )
     paths, sizes, labels = [], [], []
     for label, name in enumerate(classes):
@@ -108,7 +110,7 @@ def _shards(folder: str) -> str:
     for pattern in ("*.tar", "*.array_record*"):
         if n := len(fnmatch.filter(names, pattern)):
             spec = f"tfds:{folder}" if "dataset_info.json" in names else _joined(folder, pattern)
-            return f"it holds {n:,} {pattern.strip('*')} file{'s' * (n > 1)}: give {spec!r}."
+            return f"it holds {n:,} {pattern.strip('*')} {plural(n, 'file')}: give {spec!r}."
     return ""
 
 
