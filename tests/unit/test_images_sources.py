@@ -87,6 +87,9 @@ def test_images_beside_class_folders_are_reported(tmp_path):
     lines.clear()
     data = load(tmp_path, ("train",), lines, train=str(root), kind={"labelled": False}, **fractions)
     assert not any("class folder" in line for line in lines) and len(data.parts["train"]) == 14
+    (root / "more.JPG").unlink()
+    load(tmp_path, ("train",), lines, train=str(root), **fractions)
+    assert any(f"1 image in {root} lies in no class folder" in line for line in lines)
 
 
 def test_idx_files(tmp_path):
