@@ -110,7 +110,8 @@ def draw(workdirs: list[str], out: str | None) -> str:
         axis.grid(alpha=0.3)
         if log:
             axis.set_yscale("log")
-            axis.yaxis.set_major_formatter("{x:g}")  # its own one writes formulas
+            axis.yaxis.set_major_formatter(plt.LogFormatter())  # its own one writes formulas
+            axis.yaxis.set_minor_formatter(plt.LogFormatter())  # which is for less than a decade
         if axis.lines:
             axis.legend(fontsize=7)
     path = out or str(epath.Path(workdirs[0]) / "report.png")
