@@ -44,10 +44,11 @@ def _derivative(n, dtype, values, tangents):
 
 def _over_rows(x, kernel, n, dtype):
     """The product, of matrices, [rows, outputs]: XLA computes its gradient for the kernel as
-    x.T @ g, which is faster if the narrower of both is the left one."""
+    x.T @ g, which is faster if the narrower of both is the left one. The gradient is transposed
+    then, which costs more than it saves for few rows."""
     inputs, outputs = math.prod(kernel.shape[:n]), math.prod(kernel.shape[n:])
     x, kernel = x.reshape(-1, inputs), kernel.reshape(inputs, outputs)
-    if inputs <= outputs:
+    if inputs <= outputs or len(x) < outputs:
         return _product(x, kernel, 1, dtype)
     kernel = jax.lax.optimization_barrier(kernel.T)  # XLA would swap x and g instead
     return jax.lax.dot_general(x, kernel, (((1,), (1,)), ((), ())), preferred_element_type=dtype)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.layers.params import param, weight
+from bigjax.layers.product import product
 from bigjax.parallel.sharding import constrain
 
 
@@ -38,7 +39,7 @@ class Conv2D(nn.Module):
             kernel = standardised(kernel, self.eps)
         x, kernel = x_BHWC.astype(self.dtype), kernel.astype(self.dtype)
         if self.size == 1:  # a product of matrices, which a CPU computes several times as fast
-            y = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+            y = product(x[:, :: self.stride, :: self.stride], kernel[0, 0], 1, self.dtype)
         else:
             around = (self.size // 2 if self.padding is None else self.padding,) * 2
             y = jax.lax.conv_general_dilated(

@@ -42,14 +42,21 @@ def test_a_product_that_is_not_used_has_no_gradient():
     assert (d_x == 1).all() and (d_kernel == 0).all()
 
 
-@pytest.mark.parametrize("inputs, outputs", [(4, 32), (32, 4)])
-def test_in_the_gradient_of_a_kernel_the_narrower_side_is_the_left_one(inputs, outputs):
-    """As XLA compiles it: [4, rows] times [rows, 32]."""
-    x, kernel = jnp.ones((8, 5, inputs)), jnp.ones((inputs, outputs))
+@pytest.mark.parametrize(
+    "rows, inputs, outputs, left, right",
+    [(8, 4, 32, "4", "32"), (8, 32, 4, "4", "32"), (1, 64, 16, "64", "16")],
+    ids=["wider", "narrower", "few rows"],
+)
+def test_in_the_gradient_of_a_kernel_the_narrower_side_is_the_left_one(
+    rows, inputs, outputs, left, right
+):
+    """As XLA compiles it: [4, rows] times [rows, 32]. With fewer rows than outputs the gradient is
+    not transposed, which would cost more."""
+    x, kernel = jnp.ones((rows, 5, inputs)), jnp.ones((inputs, outputs))
     loss = lambda x, kernel: jnp.sin(product(x, kernel, 1, "float32")).sum()
     text = jax.jit(jax.grad(loss, 1)).lower(x, kernel).compile().as_text()
     over_rows = r" f32\[(\d+),(\d+)\]\S* dot\(.*lhs_contracting_dims=.0., rhs_contracting_dims=.0."
-    assert re.findall(over_rows, text) == [("4", "32")]
+    assert re.findall(over_rows, text) == [(left, right)]
 
 
 @pytest.mark.parametrize("inputs, outputs", [((4,), (3, 6)), ((3, 6), (4,))])
