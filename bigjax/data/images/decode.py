@@ -156,7 +156,8 @@ def coloured(image: Image.Image, channels: int) -> Image.Image:
     profile = image.info.get("icc_profile")
     if profile and (transform := _to_srgb(profile, image.mode)):
         image = ImageCms.applyTransform(image, transform)
-    return image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # which would copy it
 
 
 def _orientation(image: Image.Image) -> int:
