@@ -14,8 +14,9 @@ SMALL = ("--config.model.n_layers=2", "--config.train.batch_size=16", "--config.
 # Of a config with several sizes, phases or kinds of data: those that differ in the program.
 VARIANTS = {
     **dict.fromkeys(("base", "large", "large_lamb"), ("phase1", "phase2")),
-    **dict.fromkeys(("digits", "digits_transfer", "hyperrule", "imagenet"), ("tiny",)),
-    **dict.fromkeys(("b16_imagenet", "s16_imagenet", "b16_i21k", "r50x1_imagenet"), ("tiny",)),
+    **dict.fromkeys(("digits", "digits_transfer", "fashion_mnist", "hyperrule"), ("tiny",)),
+    **dict.fromkeys(("imagenet", "b16_imagenet", "s16_imagenet", "r50x1_imagenet"), ("tiny",)),
+    "b16_i21k": ("tiny",),
     "docstrings": ("", "tiny"),
     "finetune": ("tiny",),  # the others start from a trained run
     "gpt2": ("124m", "1.5b"),
