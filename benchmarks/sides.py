@@ -74,6 +74,7 @@ def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
 
     To be called before jax is imported. what: reported in addition to versions and devices. A task
     is the number of steps, 1 by default; answers have the device's peak_bytes, None on a CPU.
+    c.init_from: a folder with the initial parameters, '' for random ones.
     """
     cpu.keep_freed_memory()  # as bigjax/main.py does
     import jax
@@ -90,7 +91,7 @@ def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
     mesh = mesh_lib.start(c.mesh, n)
     device = mesh.devices.flat[0]
     program = program_lib.make(c, tasks.build(c), mesh)
-    state = program.init()
+    state = _first_state(c, program)
     parameters = count(state.params)
     batch = sharding.put_batch(mesh, make_batch(), slice(0, n), n)
 
@@ -103,19 +104,40 @@ def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
         loss = unpack(jax.device_get(metrics))["loss"]
         return {"loss": loss, "peak_bytes": memory.get("peak_bytes_in_use")}
 
-    first = repeat("")["loss"]  # compiles
-    repeat("")
-    layers = "scanned" if c.model.scan else "unrolled"
+    losses = [repeat("")["loss"] for _ in range(2)]  # the first compiles
+    layers = ""
+    if "attention" in c.model:
+        how = "scanned" if c.model.scan else "unrolled"
+        layers = f", attention {c.model.attention}, {how} layers"
     serve(
         {
             "parameters": parameters,
-            "loss": first,
+            "loss": losses[0],
+            "losses": losses,
             "device": device.device_kind,
-            "what": f"bigjax, jax {jax.__version__}, {mesh.size} x {device.device_kind}, attention "
-            f"{c.model.attention}, {layers} layers{what}",
+            "what": f"bigjax, jax {jax.__version__}, {mesh.size} x {device.device_kind}{layers}"
+            f"{what}",
         },
         repeat,
     )
+
+
+def _first_state(c, program):
+    """A state at step 0: with random parameters, or those of c.init_from."""
+    import jax
+
+    from bigjax.train import init_from
+
+    state = program.init()
+    if not c.init_from:
+        return state
+    source = init_from.open_source(c.init_from, "", c.model.name)
+    variables = {**state.params, **state.extras}
+    loaded = init_from.initialise(variables, source, c.init_reset, lambda line: None)
+    params, extras = ({k: loaded[k] for k in tree} for tree in (state.params, state.extras))
+    # Copies: a step donates the memory of its arguments, so no array may occur twice.
+    copied = jax.tree_util.tree_map(jax.numpy.copy, state._replace(params=params, extras=extras))
+    return jax.device_put(copied, program.shardings)
 
 
 def use_adamw(
