@@ -36,7 +36,8 @@ def get_config(variant: str = ""):
     if choice == "tiny":
         c.init_from = c.init_reset = ""
         c.model = dict(name="vit", image_size=8, channels=1, patch=2)
-        c.model.update(d_model=64, n_layers=2, n_heads=2)
-        c.optim.warmup_steps, c.train.steps, c.log.every = 5, 60, 20
+        c.model.update(d_model=64, n_layers=2, n_heads=2, position="sincos2d")
+        c.optim.learning_rate = 3e-3
+        c.optim.warmup_steps, c.train.steps, c.log.every = 5, 120, 20
         c.evals = dict(valid=dict(kind="loss", every=60))
     return c

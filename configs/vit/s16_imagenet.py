@@ -31,7 +31,8 @@ def get_config(variant: str = ""):
         c.model = dict(name="vit", preset="s16-plain", pre_logits=64)
         c.model.update(image_size=32, patch=8, d_model=64, n_layers=2, n_heads=2, d_ff=128)
         c.data.train, c.data.size, c.data.augment.area = "digits", 32, (0.6, 1.0)
-        c.data.augment.randaugment_layers = 1
+        c.data.augment.randaugment_layers, c.data.augment.randaugment_strength = 1, 3.0
+        c.optim.learning_rate = 2e-3
         c.optim.warmup_steps, c.train.steps, c.train.batch_size, c.log.every = 5, 120, 32, 20
         c.evals = dict(valid=dict(kind="loss", every=60))
     return c
