@@ -1,7 +1,8 @@
 """A small Vision Transformer on the handwritten digits of scikit-learn, which every install has.
 
-1,446 images of 8x8 pixels to train on. 4,000 steps reach a test accuracy of 0.983 in three minutes on two
-cores. With learned positions fewer of the digits were recognised: 0.960 to 0.966.
+1,446 images of 8x8 pixels to train on. 4,000 steps reach a test accuracy of 0.983 in two and
+a half minutes on two cores (0.972 with another seed; 0.960 to 0.966 with learned positions, 2,500
+steps and a width of 96).
 """
 
 from bigjax import config
