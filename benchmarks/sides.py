@@ -124,9 +124,7 @@ def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
 
 def _first_state(c, program):
     """A state at step 0: with random parameters, or those of c.init_from."""
-    import jax
-
-    from bigjax.train import init_from
+    from bigjax.train import first_state, init_from
 
     state = program.init()
     if not c.init_from:
@@ -135,9 +133,7 @@ def _first_state(c, program):
     variables = {**state.params, **state.extras}
     loaded = init_from.initialise(variables, source, c.init_reset, lambda line: None)
     params, extras = ({k: loaded[k] for k in tree} for tree in (state.params, state.extras))
-    # Copies: a step donates the memory of its arguments, so no array may occur twice.
-    copied = jax.tree_util.tree_map(jax.numpy.copy, state._replace(params=params, extras=extras))
-    return jax.device_put(copied, program.shardings)
+    return first_state.replaced(state, params, extras, program.shardings)
 
 
 def use_adamw(

@@ -9,7 +9,6 @@ from bigjax.arguments import ROWS, SETTLED, STEP, Arguments, Command, Flag
 from bigjax.errors import UserError
 from bigjax.plural import plural
 
-_SUCH_AS = {True: "image_classify", False: "classify"}  # whether the run is on images
 COMMAND = Command(
     flags=(
         Flag(
@@ -57,11 +56,12 @@ def run(arguments: Arguments) -> None:
     hosts.start(config, arguments.workdir)  # before the task, which starts jax
     task = tasks.build(config)
     if task.kind is None or task.load_input is None:
-        of_images = config.data.name == "images"
+        such_as = "'classify'."
+        if config.data.name == "images":
+            such_as = "'image_classify': train one from this run with init_from."
         raise UserError(
             f"{arguments.workdir!r} was trained with task.name={config.task.name!r}; predict needs "
-            f"a task on labelled data, such as task.name={_SUCH_AS[of_images]!r}"
-            + (": train one from this run with init_from." if of_images else ".")
+            f"a task on labelled data, such as task.name={such_as}"
         )
     tokenizer = None
     if tokenizers.section(config):  # not all data are text

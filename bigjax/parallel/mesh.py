@@ -8,6 +8,7 @@ from jax.sharding import AxisType, Mesh
 
 from bigjax.errors import UserError
 from bigjax.parallel import hosts
+from bigjax.plural import plural
 
 AXES = ("data", "fsdp", "sequence", "tensor")  # from the slowest links to the fastest
 BATCH_AXES = ("data", "fsdp")  # the batch is sharded over these
@@ -113,8 +114,7 @@ def make_mesh(mesh_config, devices=None) -> Mesh:
     if free and n % known == 0:
         sizes[free[0]] = n // known
     if _product(sizes.values()) != n:
-        plural = "s" if n > 1 else ""
-        have = f"{n} {devices[0].platform} device{plural}"
+        have = f"{n} {devices[0].platform} {plural(n, 'device')}"
         raise UserError(
             f"mesh {text}: "
             + (

@@ -99,9 +99,13 @@ def _initial_state(run, prepare: Callable | None, source: init_from.Source | Non
             return state
     if task.extras_of:
         extras = task.extras_of(params, state.extras)
+    return replaced(state, params, extras, run.program.shardings)
+
+
+def replaced(state: State, params, extras, shardings: State) -> State:
+    """The state with other parameters and extras, which its moving average starts with too."""
     # Copies: the first step donates the memory of its arguments, so no array may occur twice.
     copy = lambda tree, like: jax.device_put(jax.tree_util.tree_map(jnp.copy, tree), like)
-    shardings = run.program.shardings
     extras = copy(extras, shardings.extras)
     ema = None
     if state.ema is not None:

@@ -323,7 +323,7 @@ def _plan(tree, source: Source, reset: str) -> dict[str, list[str | None]]:
 
 
 def _wrong(named: dict, plan: dict, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What is said of each planned parameter whose shape among `shapes` is another."""
+    """A sentence for each loaded parameter whose shape, of `shapes`, differs from this model's."""
     own = lambda name, x: tuple(x.shape if layer_names(name, x) == [name] else x.shape[1:])
     return [
         f"{n} has the shape {shapes[n]} there and {own(name, x)} in this model"

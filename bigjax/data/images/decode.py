@@ -185,8 +185,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """An image of integers of 16 or 32 bits, or of floats: those of 16 bits are divided by 257,
     others are stretched over what they hold. NaN, which marks pixels without data, is black."""
     values = np.asarray(image).astype(np.float32)
-    known = values[np.isfinite(values)]
-    if known.size < values.size:
+    if not (finite := np.isfinite(values)).all():
+        known = values[finite]
         low, high = (known.min(), known.max()) if known.size else (0.0, 0.0)
         values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
     low, high = (0.0, 65535.0) if image.mode.startswith("I") else (values.min(), values.max())

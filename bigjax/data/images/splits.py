@@ -219,8 +219,6 @@ def opened(
     source = sources.opened(
         spec, Reading(name, key, data.columns, labelled, several, data.cache_dir, log)
     )
-    if labelled and source.labels is None:
-        raise UserError(f"{key}={spec!r} has no labels, which this task needs.")
     if labelled and (unknown := int((source.labels < 0).sum())):
         raise UserError(
             f"{key}={spec!r}: {unknown:,} of {len(source):,} images have a label below 0, which in "

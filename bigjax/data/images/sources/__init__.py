@@ -23,8 +23,8 @@ class Source(Protocol):
     """Labelled images with random access.
 
     classes: the names of the labels. labels: int32 [n], an index into classes for each image, or
-    bool [n, n_classes] if an image may have several; None without labels. fingerprint: changes
-    with the content.
+    bool [n, n_classes] if an image may have several; None where they are not
+    read. fingerprint: changes with the content.
     """
 
     classes: tuple[str, ...]
@@ -57,19 +57,24 @@ class Reading(NamedTuple):
 
 def opened(spec: str, reading: Reading) -> Source:
     """The source that a text of the config names. Raises UserError."""
-    for module in _FORMS:
-        if module.matches(spec):
-            source = module.opened(os.path.expanduser(spec), reading)
-            if not len(source):
-                raise UserError(f"{reading.key}={spec!r} has no images. Give {EXAMPLES}.")
-            return source
-    raise UserError(f"{reading.key}={spec!r}: no such file or folder. Give {EXAMPLES}.")
+    module = _form(spec)
+    if module is None:
+        raise UserError(f"{reading.key}={spec!r}: no such file or folder. Give {EXAMPLES}.")
+    source = module.opened(os.path.expanduser(spec), reading)
+    if not len(source):
+        raise UserError(f"{reading.key}={spec!r} has no images. Give {EXAMPLES}.")
+    return source
 
 
 def has(spec: str, part: str) -> bool:
     """Whether it has images of its own for a part, beside those to train on."""
-    module = next((module for module in _FORMS if module.matches(spec)), None)
+    module = _form(spec)
     return hasattr(module, "has") and module.has(os.path.expanduser(spec), part)
+
+
+def _form(spec: str) -> Any:
+    """The module that reads a text of the config; None for no such file or folder."""
+    return next((module for module in _FORMS if module.matches(spec)), None)
 
 
 def opened_input(spec: str, reading: Reading) -> Source:

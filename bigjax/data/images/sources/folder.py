@@ -39,25 +39,26 @@ def _split_folder(path: str, part: str) -> str | None:
 def _is_divided(root) -> bool:
     """Whether the folder `train` in it is a split, not a class of images of trains."""
     splits = {name for names in SPLITS.values() for name in names}
-    return {p.name for p in _folders(root)} <= splits or bool(_folders(root / "train"))
+    return {p.name for p in _listed(root)[0]} <= splits or bool(_listed(root / "train")[0])
 
 
 def opened(spec: str, reading) -> Files:
     spec = _split_folder(spec, reading.part) or spec
     if not reading.labelled:
         images = images_in(spec, reading.log)
-        if not images and (shards := _shards(spec)):
+        if not images and (shards := _shards(spec, _listed(epath.Path(spec))[1])):
             raise UserError(f"{reading.key}: the folder {spec} has no images; {shards}")
         return Files("images", [p for p, _ in images], [n for _, n in images], None, ())
-    classes = sorted(p.name for p in _folders(epath.Path(spec)))
+    folders, names = _listed(epath.Path(spec))
+    classes = [p.name for p in folders]
     if not classes:
-        if shards := _shards(spec):
+        if shards := _shards(spec, names):
             raise UserError(f"{reading.key}: the folder {spec} has no folders of images; {shards}")
         raise UserError(
             f"{reading.key}: the folder {spec} has no folders. Images of a class have to lie in a "
             "folder with its name, such as photos/cat/1.jpg; for others give a table of files."
         )
-    if loose := [name for name in _names(spec) if name.lower().endswith(EXTENSIONS)]:
+    if loose := [name for name in names if name.lower().endswith(EXTENSIONS)]:
         n = len(loose)
         reading.log(
             f"data: {n:,} {plural(n, 'image')} in {spec} {'lies' if n == 1 else 'lie'} in no class "
@@ -90,23 +91,25 @@ def images_in(folder: str, log) -> list[tuple[str, int]]:
     return images
 
 
-def _folders(root) -> list:
-    return [p for p in root.iterdir() if not p.name.startswith(".") and p.is_dir()]
-
-
-def _names(folder: str) -> list[str]:
-    """The names of the files in a folder, not of those below it, sorted."""
-    paths = [p for p in epath.Path(folder).iterdir() if not p.name.startswith(".")]
-    return sorted(p.name for p in paths if not p.is_dir())
+def _listed(folder) -> tuple[list, list[str]]:
+    """(its folders, the names of its files), sorted; not those below them, and not hidden ones."""
+    folders, names = [], []
+    for p in sorted(folder.iterdir(), key=lambda p: p.name):
+        if p.name.startswith("."):
+            continue
+        if p.is_dir():
+            folders.append(p)
+        else:
+            names.append(p.name)
+    return folders, names
 
 
 def _joined(folder: str, name: str) -> str:
     return f"{folder}/{name}" if "://" in folder else os.path.join(folder, name)
 
 
-def _shards(folder: str) -> str:
-    """What to give instead of a folder that holds files with many images each; '' for others."""
-    names = _names(folder)
+def _shards(folder: str, names: list[str]) -> str:
+    """What to give instead of a folder whose files hold many images each; '' for others."""
     for pattern in ("*.tar", "*.array_record*"):
         if n := len(fnmatch.filter(names, pattern)):
             spec = f"tfds:{folder}" if "dataset_info.json" in names else _joined(folder, pattern)
