@@ -9,7 +9,7 @@ import pytest
 from bigjax import tasks
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
-from bigjax.train import hooks, init_from, load
+from bigjax.train import first_state, hooks, init_from, load
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.state import State, make_init
@@ -140,3 +140,17 @@ def test_extras_are_averaged_too(mesh, tmp_path):
     assert float(loaded.params["kernel"][0]) == pytest.approx(want["kernel"])
     source = init_from.open_source(str(tmp_path), "")
     assert source.shapes == {"kernel": (2,), "counts/seen": ()}
+
+
+def test_replaced_parameters_share_no_memory_with_extras_or_the_average():
+    """A step donates the memory of each array once."""
+    x = jnp.arange(3.0)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    before = State(jnp.int32(0), {"a": x}, (), {"stats": x}, {"params": x}, jnp.array(False))
+    shardings = jax.tree_util.tree_map(lambda _: here, before._replace(ema=here))
+    state = first_state.replaced(before, {"a": 2 * x}, {"stats": before.params["a"]}, shardings)
+    state = state._replace(params={"a": before.params["a"]})  # which the extras followed from
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree_util.tree_leaves(state)]
+    assert len({*pointers}) == len(pointers)
+    np.testing.assert_array_equal(state.ema["params"]["a"], [0, 2, 4])
+    np.testing.assert_array_equal(state.ema["stats"], [0, 1, 2])
