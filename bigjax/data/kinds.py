@@ -100,24 +100,18 @@ class Kind(abc.ABC):
         return None
 
 
-class TextKind(Kind):
-    """A kind of labelled texts: rows of files become tokens. The module of a task names its kind as
-    KIND.
+class RowKind:
+    """What rows of texts have, see data.rows.
 
-    inputs, targets: {key: Column}. Rows have these keys; data.columns has them too, for the names
-      of the columns in files.
+    name: for messages, such as 'classify'. inputs, targets: {key: Column}. Rows have these keys;
+      data.columns has them too, for the names of the columns in files.
     has_labels: whether labels are names, which are counted in the training data.
-    outputs_per_token: whether the model's head has outputs for each token, not each example.
-    example_arrays, token_arrays: {name: dtype}, as in Examples.
     """
 
+    name: ClassVar[str]
     inputs: ClassVar[Mapping[str, Column]]
     targets: ClassVar[Mapping[str, Column]]
     has_labels: ClassVar[bool] = False
-    outputs_per_token: ClassVar[bool] = False
-    example_arrays: ClassVar[Mapping[str, Any]] = {}
-    token_arrays: ClassVar[Mapping[str, Any]] = {}
-    collected = ("example", "first")
 
     def check_row(self, row: dict[str, Any]) -> None:
         """Raises UserError, with row["where"], for a row whose columns do not fit together."""
@@ -134,6 +128,20 @@ class TextKind(Kind):
     def split_text(self, row: dict[str, Any]) -> str:
         """The text by whose hash a row is put into a split: rows with equal ones stay together."""
         return self.texts(row)[0]
+
+
+class TextKind(RowKind, Kind):
+    """A kind of labelled texts: rows of files become tokens. The module of a task names its kind as
+    KIND.
+
+    outputs_per_token: whether the model's head has outputs for each token, not each example.
+    example_arrays, token_arrays: {name: dtype}, as in Examples.
+    """
+
+    outputs_per_token: ClassVar[bool] = False
+    example_arrays: ClassVar[Mapping[str, Any]] = {}
+    token_arrays: ClassVar[Mapping[str, Any]] = {}
+    collected = ("example", "first")
 
     @abc.abstractmethod
     def encode(
@@ -164,7 +172,7 @@ class TextKind(Kind):
 
 
 @functools.cache
-def columns_of(kind: type[TextKind]) -> type:
+def columns_of(kind: type[RowKind]) -> type:
     """A dataclass with the keys of data.columns for this kind, and their defaults."""
     columns = {**kind.inputs, **kind.targets}
     fields = [

@@ -85,41 +85,41 @@ class LabelledBatches(ExampleBatches):
         begins = self._row_offsets[rows.index]
         counts = self._row_offsets[rows.index + 1] - begins
         row = np.repeat(np.arange(n_rows), counts)  # of each example
-        slot = _ranges(counts)
+        slot = ranges(counts)
         which = self._plan[np.repeat(begins, counts) + slot]
         lengths = self._lengths[which]
         before = np.cumsum(lengths) - lengths
         row_starts = np.cumsum(counts) - counts
         column = before - np.repeat(before[row_starts], counts)
-        inside = _ranges(lengths)  # of each token, its position in its example
+        inside = ranges(lengths)  # of each token, its position in its example
         at = np.repeat(row, lengths), np.repeat(column, lengths) + inside
         source = np.repeat(examples.offsets[which], lengths) + inside
         is_second = inside >= np.repeat(examples.second[which], lengths)
         wide, narrow = (n_rows, self.seq_len), (n_rows, self.max_examples)
         batch = {
-            "tokens": _scatter(wide, self._pad_id, at, examples.tokens[source]),
-            "types": _scatter(wide, 0, at, is_second),
-            "segment_ids": _scatter(wide, 0, at, np.repeat(slot + 1, lengths)),
-            "positions": _scatter(wide, 0, at, inside),
-            "first": _scatter(narrow, 0, (row, slot), column),
-            "example": _scatter(narrow, -1, (row, slot), which),
-            "weights": _scatter(narrow, 0, (row, slot), 1, np.float32),
+            "tokens": scatter(wide, self._pad_id, at, examples.tokens[source]),
+            "types": scatter(wide, 0, at, is_second),
+            "segment_ids": scatter(wide, 0, at, np.repeat(slot + 1, lengths)),
+            "positions": scatter(wide, 0, at, inside),
+            "first": scatter(narrow, 0, (row, slot), column),
+            "example": scatter(narrow, -1, (row, slot), which),
+            "weights": scatter(narrow, 0, (row, slot), 1, np.float32),
         }
         for name, x in examples.example_arrays.items():
-            batch[name] = _scatter(narrow, 0, (row, slot), x[which], x.dtype)
+            batch[name] = scatter(narrow, 0, (row, slot), x[which], x.dtype)
         for name, x in examples.token_arrays.items():
-            batch[name] = _scatter(wide, -1, at, x[source], x.dtype)
+            batch[name] = scatter(wide, -1, at, x[source], x.dtype)
         for name, x in examples.column_arrays.items():
-            batch[name] = _scatter(narrow, 0, (row, slot), x[which] + column)
+            batch[name] = scatter(narrow, 0, (row, slot), x[which] + column)
         return batch
 
 
-def _ranges(counts: np.ndarray) -> np.ndarray:
+def ranges(counts: np.ndarray) -> np.ndarray:
     """[0 .. c - 1] for each c of `counts`, concatenated."""
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def _scatter(
+def scatter(
     shape: tuple[int, int], empty: float, at: tuple, values: Any, dtype: Any = np.int32
 ) -> np.ndarray:
     array = np.full(shape, empty, dtype)

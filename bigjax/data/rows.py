@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bigjax.data import docstrings, tfds_sets
-from bigjax.data.kinds import TextKind
+from bigjax.data.kinds import RowKind
 from bigjax.data.store import SPLITS, check_fractions, split_of
 from bigjax.data.tables import read_table
 from bigjax.data.values import convert
@@ -23,7 +23,7 @@ _EXAMPLES = (
 
 
 def read_rows(
-    spec: str, data: Any, kind: TextKind, part: str = "train", with_labels: bool = True
+    spec: str, data: Any, kind: RowKind, part: str = "train", with_labels: bool = True
 ) -> list[dict[str, Any]]:
     """The rows of one of `data.train`, `data.valid`, `data.test`, or of a file to predict for.
 
@@ -35,8 +35,9 @@ def read_rows(
       spec: a file (see `read_table`); "tfds:NAME" with the split of this `part`, or
         "tfds:NAME[SPLIT]" (NAME may be the folder of a set); "docstrings:library", the text of
         each docstring and the library that it is from; "docstrings:title", its first line and its
-        body or the body of another one, labelled "together" or "apart". Docstrings are split as
-        for pre-training on them.
+        body or the body of another one, labelled "together" or "apart"; "docstrings:summary", its
+        body as the source and its first line as the target. Docstrings are split as for
+        pre-training on them.
       part: "train", "valid" or "test".
       with_labels: False leaves out the targets, and does not require them.
     """
@@ -61,7 +62,7 @@ def read_rows(
 
 
 def read_parts(
-    data: Any, kind: TextKind, names: Sequence[str] = SPLITS
+    data: Any, kind: RowKind, names: Sequence[str] = SPLITS
 ) -> dict[str, list[dict[str, Any]]]:
     """The rows of the splits `names`; [] for one into which nothing falls.
 
@@ -90,7 +91,7 @@ def read_parts(
     return parts
 
 
-def _specs(data: Any, kind: TextKind, names: Sequence[str]) -> dict[str, str]:
+def _specs(data: Any, kind: RowKind, names: Sequence[str]) -> dict[str, str]:
     """What 'valid' and 'test' are read from if not from train; complete for `names`."""
     specs = {part: data[part] for part in ("valid", "test") if data[part]}
     if set(names) <= set(specs):
@@ -106,7 +107,7 @@ def _specs(data: Any, kind: TextKind, names: Sequence[str]) -> dict[str, str]:
     return specs
 
 
-def label_counts(data: Any, kind: TextKind) -> dict[str, int]:
+def label_counts(data: Any, kind: RowKind) -> dict[str, int]:
     """How often the training rows have each label, sorted by label (as numbers if all are).
 
     {} for a kind without labels. Raises UserError as `read_rows` does.
@@ -120,7 +121,7 @@ def label_counts(data: Any, kind: TextKind) -> dict[str, int]:
     return {label: counts[label] for label in sorted(counts, key=key)}
 
 
-def _columns(data: Any, kind: TextKind, with_labels: bool) -> dict[str, str]:
+def _columns(data: Any, kind: RowKind, with_labels: bool) -> dict[str, str]:
     """{key: its column in the file} of the kind's inputs and targets."""
     columns = {**kind.inputs, **(kind.targets if with_labels else {})}
     for key, column in columns.items():
@@ -138,17 +139,15 @@ def _columns(data: Any, kind: TextKind, with_labels: bool) -> dict[str, str]:
 
 
 def _docstring_rows(
-    spec: str, data: Any, kind: TextKind, part: str, with_labels: bool
+    spec: str, data: Any, kind: RowKind, part: str, with_labels: bool
 ) -> list[dict[str, Any]]:
-    makers = {"docstrings:library": _libraries, "docstrings:title": _titles}
+    makers = {
+        "docstrings:library": _libraries,
+        "docstrings:title": _titles,
+        "docstrings:summary": _summaries,
+    }
     if spec not in makers:
-        raise UserError(
-            f"there is no labelled set {spec!r}; docstrings give {' and '.join(makers)}."
-        )
-    if not kind.has_labels or "label" not in kind.targets:
-        raise UserError(
-            f"{spec} has classes and cannot be used to {kind.name}. Set data.train to another set."
-        )
+        raise UserError(f"there is no set {spec!r}; docstrings give {', '.join(makers)}.")
     fractions = data.valid_fraction, data.test_fraction
     records = [
         record
@@ -156,11 +155,16 @@ def _docstring_rows(
         if split_of(record.text, *fractions) == part
     ]
     rows = list(makers[spec](records))
-    return (
-        rows
-        if with_labels
-        else [{name: row[name] for name in row if name not in kind.targets} for row in rows]
-    )
+    needed = [key for key, column in {**kind.inputs, **kind.targets}.items() if not column.optional]
+    if rows and set(needed) - set(rows[0]):
+        has = ", ".join(key for key in rows[0] if key != "where")
+        raise UserError(
+            f"{spec} has {has}, and cannot be used to {kind.name}, which needs "
+            f"{', '.join(needed)}. Set data.train to another set."
+        )
+    if with_labels:
+        return rows
+    return [{name: row[name] for name in row if name not in kind.targets} for row in rows]
 
 
 def _libraries(records: list[docstrings.Record]) -> Iterator[dict[str, Any]]:
@@ -196,6 +200,15 @@ def _titles(records: list[docstrings.Record]) -> Iterator[dict[str, Any]]:
             "label": "together" if other is body else "apart",
             "where": f"docstring of {record.name}",
         }
+
+
+def _summaries(records: list[docstrings.Record]) -> Iterator[dict[str, Any]]:
+    """The body of a docstring as the source, and its first line as the target."""
+    for record in records:
+        title, _, body = record.doc.strip().partition("\n")
+        if len(body.strip()) >= _MIN_BODY_CHARS and len(title.split()) > 1:
+            where = f"docstring of {record.name}"
+            yield {"source": body.strip(), "target": title.strip(), "where": where}
 
 
 def _another(bodies: list[str], body: str, start: int) -> str | None:

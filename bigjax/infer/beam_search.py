@@ -1,13 +1,32 @@
 """Beam search with any family's Decoder."""
 
-import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from bigjax.models import Decoder
+from bigjax.models import Decoder, Fixed
 
-NEVER = -1e9  # the score of impossible tokens; finite, since 0 * infinity is NaN
+NEVER = -1e9  # the score of impossible texts; finite, since 0 * infinity is NaN
+
+
+class _Beams(NamedTuple):
+    """W beams of each of B rows. t: the number of their tokens.
+
+    Running: texts [B, W, size], total log-probabilities [B, W], the Decoder's state with W rows for
+    each row, and coverage [B, W, S], the attention that each source token has got (None without a
+    penalty). Ended: texts and scores of the best ones, NEVER where there are fewer than W. open
+    [B]: whether a running beam may still become one of the best.
+    """
+
+    t: jax.Array
+    texts: jax.Array
+    totals: jax.Array
+    state: Any
+    coverage: jax.Array | None
+    ended: jax.Array
+    scores: jax.Array
+    open: jax.Array
 
 
 def beam_search(
@@ -22,53 +41,104 @@ def beam_search(
     end_id: int | jax.Array,
     pad_id: int | jax.Array,
     slots: int,
-    length_penalty: float = 1.0,
+    length_penalty: float | jax.Array = 1.0,
+    coverage_penalty: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Beam search: the `width` most likely texts of each row among those that it explores.
 
+    In each step the 2 * width most likely continuations of a row's beams are found. Those of the
+    first `width` that end are kept if they are among the best that have ended; of the others the
+    best `width` run on, until none of them can become better than the worst of the best: even if it
+    had no further loss up to n tokens. A width of 1 is greedy decoding.
+
     A text's score is the sum of its tokens' log-probabilities, including the end token, divided by
-    length ** length_penalty; a sum alone favours short texts (https://arxiv.org/abs/1609.08144,
-    section 7). context, first_B: from decoder.context. n: the maximum number of tokens, at most
-    `size`; with end_id -1 all texts have n. pad_id: fills a row after its end
-    token; before that it is a token like others.
+    length ** length_penalty (a sum alone favours short texts), plus coverage_penalty times the sum
+    over the source's tokens of log(min(attention to it, 1)) (https://arxiv.org/abs/1609.08144,
+    section 7), for which a decoder needs `attention`. context, first_B: from decoder.context. n:
+    the maximum number of tokens, at most `size`; with end_id -1 all texts have n. pad_id: fills a
+    row after its end token; before that it is a token like others.
 
     Returns tokens int32 [B, width, size], best first, and scores float32 [B, width].
     """
     B, W = len(first_B), width
-    repeat = functools.partial(jax.tree_util.tree_map, lambda x: jnp.repeat(x, W, axis=0))
-    state = repeat(decoder.begin(variables, context, slots))
+    state = decoder.begin(variables, context, slots)
+    state = _per_beam(lambda x: jnp.repeat(x, W, axis=0), state)
+    real, coverage = None, None
+    if coverage_penalty:
+        real = context["segments"] > 0
+        coverage = jnp.zeros((B, W, real.shape[1]))
+    penalty = jnp.asarray(length_penalty, jnp.float32)
+    by_length = lambda total, length: total / jnp.asarray(length, jnp.float32) ** penalty
 
-    def step(t, carry):
-        tokens, ended, state, total, length, texts = carry
-        logits, state = decoder.step(variables, state, tokens.ravel())
-        V = logits.shape[-1]
-        log_p = jax.nn.log_softmax(logits).reshape(B, W, V)
-        only_padding = jnp.where(jnp.arange(V) == pad_id, 0.0, NEVER)
-        log_p = jnp.where(ended[..., None], only_padding, log_p)
-        totals, length = total[..., None] + log_p, length + ~ended
-        scores = totals / length[..., None].astype(jnp.float32) ** length_penalty
-        _, best = jax.lax.top_k(scores.reshape(B, W * V), W)
-        parent, tokens = best // V, (best % V).astype(jnp.int32)
-        select = lambda x: jnp.take_along_axis(x, parent.reshape(B, W, *[1] * (x.ndim - 2)), axis=1)
+    def step(beams: _Beams) -> _Beams:
+        t = beams.t
+        last = jnp.where(t == 0, first_B[:, None], beams.texts[:, :, t - 1]).ravel()
+        covered = beams.coverage
+        if covered is not None:
+            seen = decoder.attention(variables, beams.state, last)
+            covered = covered + seen.reshape(covered.shape)
+        logits, state = decoder.step(variables, beams.state, last)
+        totals, parent, tokens = _best(logits.reshape(B, W, -1), beams.totals)
+        ends = (tokens == end_id) | (t + 1 >= n)
+        texts = _select(beams.texts, parent).at[:, :, t].set(tokens)
+
+        # Those that end
+        of_first = jnp.arange(tokens.shape[1]) < W
+        scores = by_length(totals, t + 1)
+        if covered is not None:
+            total = jnp.log(jnp.clip(covered, 1e-10, 1.0)) * real[:, None]
+            scores = scores + coverage_penalty * _select(total.sum(-1), parent)
+        scores = jnp.where(ends & of_first & beams.open[:, None], scores, NEVER)
+        scores, best = jax.lax.top_k(jnp.concatenate([beams.scores, scores], 1), W)
+        ended = _select(jnp.concatenate([beams.ended, texts], 1), best)
+
+        # Those that run on
+        totals, best = jax.lax.top_k(jnp.where(ends, totals + NEVER, totals), W)
+        texts, parent = _select(texts, best), _select(parent, best)
         rows = (jnp.arange(B)[:, None] * W + parent).ravel()
-        state = jax.tree_util.tree_map(lambda x: x[rows], state)
-        total = jnp.take_along_axis(totals.reshape(B, W * V), best, axis=1)
-        ended = select(ended) | (tokens == end_id)
-        return tokens, ended, state, total, select(length), select(texts).at[:, :, t].set(tokens)
+        state = _per_beam(lambda x: x[rows], state)
+        covered = None if covered is None else _select(covered, parent)
+
+        longest = jnp.where(penalty > 0, n, t + 1)
+        hope = by_length(totals[:, 0], longest) > scores.min(1)
+        if W == 1:
+            hope = scores[:, 0] <= NEVER / 2
+        return _Beams(t + 1, texts, totals, state, covered, ended, scores, beams.open & hope)
 
     # All beams of a row are equal at first: only the first one counts.
-    total = jnp.where(jnp.arange(W) == 0, 0.0, NEVER) + jnp.zeros((B, 1))
-    carry = (
-        jnp.broadcast_to(first_B[:, None], (B, W)),
-        jnp.zeros((B, W), bool),
-        state,
-        total,
-        jnp.zeros((B, W), jnp.int32),
-        jnp.full((B, W, size), pad_id, jnp.int32),
-    )
-    *_, total, length, texts = jax.lax.fori_loop(0, n, step, carry)
-    return texts, total / length.astype(jnp.float32) ** length_penalty
+    empty = jnp.full((B, W, size), pad_id, jnp.int32)
+    totals = jnp.where(jnp.arange(W) == 0, 0.0, NEVER) + jnp.zeros((B, 1))
+    scores = jnp.full((B, W), NEVER)
+    beams = _Beams(jnp.int32(0), empty, totals, state, coverage, empty, scores, jnp.ones(B, bool))
+    beams = jax.lax.while_loop(lambda x: (x.t < n) & x.open.any(), step, beams)
+    return beams.ended, beams.scores
 
 
-# One compiled program for any n up to `size`, end_id and pad_id.
-search = jax.jit(beam_search, static_argnames=("decoder", "width", "size", "slots"))
+def _best(logits_BWV, totals_BW) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The 2 W most likely continuations of each row, fewer if there are not as many: total
+    log-probabilities, beams and tokens, best first."""
+    B, W, V = logits_BWV.shape
+    k = min(2 * W, V)
+    logits, tokens = jax.lax.top_k(logits_BWV.reshape(B * W, V), k)
+    log_z = jax.nn.logsumexp(logits_BWV, axis=-1)
+    totals = totals_BW[..., None] + logits.reshape(B, W, k) - log_z[..., None]
+    totals, best = jax.lax.top_k(totals.reshape(B, W * k), min(2 * W, W * k))
+    return totals, best // k, jnp.take_along_axis(tokens.reshape(B, W * k), best, axis=1)
+
+
+def _select(x, indices_BN) -> jax.Array:
+    """x [B, W, ...] at these indices of each row, [B, N, ...]."""
+    return jnp.take_along_axis(x, indices_BN.reshape(*indices_BN.shape, *[1] * (x.ndim - 2)), 1)
+
+
+def _per_beam(change, state) -> Any:
+    """change(array) of all arrays of a Decoder's state that are not Fixed."""
+    is_fixed = lambda x: isinstance(x, Fixed)
+    of_beam = lambda x: x if is_fixed(x) else change(x)
+    return jax.tree_util.tree_map(of_beam, state, is_leaf=is_fixed)
+
+
+# One compiled program for any n up to `size`, end_id, pad_id and length_penalty.
+search = jax.jit(
+    beam_search, static_argnames=("decoder", "width", "size", "slots", "coverage_penalty")
+)

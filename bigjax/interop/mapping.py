@@ -61,6 +61,19 @@ def flag(ours: str, theirs: str, default: bool) -> Field:
     return Field(ours, get, lambda config, value: config.update({theirs: value}))
 
 
+def token_id(ours: str, theirs: str, other: str, default: int) -> Field:
+    """The id of a token; that of the key `other` where it is absent or null."""
+
+    def get(config):
+        key = theirs if config.get(theirs) is not None else other
+        value = config.get(key, default)
+        if type(value) is not int or value < 0:
+            raise UserError(f"config.json: {key} is {value!r}; it must be the id of a token.")
+        return value
+
+    return Field(ours, get, lambda config, value: config.update({theirs: value}))
+
+
 def choice(ours: str, theirs: str, default: str, names: Mapping[str, Any]) -> Field:
     """One of several names, {theirs: our value}; of those with the same meaning the first is
     written."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from bigjax.errors import UserError
 from bigjax.layers.basic import Dense
-from bigjax.layers.kernels import attend
+from bigjax.layers.kernels import attend, weights
 from bigjax.layers.mask import Causal, Mask, is_causal
 from bigjax.layers.remat import kept
 from bigjax.parallel.sharding import constrain
@@ -72,7 +72,8 @@ def rotary(x_BTHD: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Arra
 
 class Memory(NamedTuple):
     """Keys and values for cross-attention, computed once: [B, S, K, D]; segments: int [B, S] or
-    None, 0 = padding."""
+    None, 0 = padding. Queries may have a multiple of the rows: consecutive ones, such as the beams
+    of a search, read the same row."""
 
     key: jax.Array
     value: jax.Array
@@ -91,6 +92,8 @@ class Attention(nn.Module):
     scale: float | None = None  # of the scores; None = 1 / sqrt(head_dim)
     kernel: str = "auto"
     init_std: float = 0.02  # of queries, keys and values
+    query_std: float | None = None  # of queries; None = init_std
+    key_bias: bool = True  # with use_bias: whether keys have one, which has no effect on softmax
     out_std: float = 0.02
     dropout: float = 0.0  # of the attention weights
     dtype: str = "float32"
@@ -117,17 +120,19 @@ class Attention(nn.Module):
         bias: added to the scores, [B or 1, H or 1, T, S]. rng: for dropout, or None.
         """
         types = dict(use_bias=self.use_bias, dtype=self.dtype)
-        wide = dict(init_std=self.init_std, **types)
         x_BTD = constrain(x_BTD, "batch", "length", "act_embed")
 
-        def heads(name, n, axis, y):
-            y = Dense((n, self.head_dim), ("embed",), (axis, "head_dim"), **wide, name=name)(y)
+        def heads(name, n, axis, y, **own):
+            options = {**types, "init_std": self.init_std, **own}
+            y = Dense((n, self.head_dim), ("embed",), (axis, "head_dim"), **options, name=name)(y)
             return constrain(y, "batch", "length", f"act_{axis}", None)
 
-        q = heads("query", self.n_heads, "heads", x_BTD)
+        query_std = self.init_std if self.query_std is None else self.query_std
+        q = heads("query", self.n_heads, "heads", x_BTD, init_std=query_std)
         if not isinstance(memory, Memory):
             source = x_BTD if memory is None else memory
-            k = heads("key", self.n_kv_heads, "kv_heads", source)
+            key_bias = self.use_bias and self.key_bias
+            k = heads("key", self.n_kv_heads, "kv_heads", source, use_bias=key_bias)
             v = heads("value", self.n_kv_heads, "kv_heads", source)
             if memory is not None:
                 memory = Memory(k, v, memory_segments)
@@ -135,10 +140,14 @@ class Attention(nn.Module):
             q = rotary(q, span.positions, self.rope_theta)
             k = rotary(k, span.positions, self.rope_theta)
         start, q_segments, k_segments, new = 0, span.segments, span.segments, None
+        rows = q.shape
         if memory is not None:
             k, v, k_segments = memory
             q_segments = None if k_segments is None else _query_segments(x_BTD, span)
             new = memory
+            if len(k) < len(q):  # the queries of consecutive rows become those of one
+                q = q.reshape(len(k), -1, *rows[2:])
+                q_segments = None if q_segments is None else q_segments.reshape(len(k), -1)
         elif cache is not None:
             if not is_causal(self.mask, cache.key.shape[1]):
                 raise UserError(
@@ -147,20 +156,26 @@ class Attention(nn.Module):
                 )
             start, new = cache.next, cache.write(k, v)
             k, v, q_segments, k_segments = new.key, new.value, None, None
-        o = attend(
-            kept(q, "query"),
-            kept(k, "key"),
-            kept(v, "value"),
+        options = dict(
             mask=self.mask,
             start=start,
             q_segments=q_segments,
             k_segments=k_segments,
             bias=bias,
             scale=self.scale,
+        )
+        if self.is_mutable_collection("intermediates"):  # for pictures and coverage
+            p = weights(q, k, **options)
+            self.sow("intermediates", "weights", p.reshape(*rows[:3], -1))
+        o = attend(
+            kept(q, "query"),
+            kept(k, "key"),
+            kept(v, "value"),
             kernel=self.kernel,
             dropout=self.dropout,
             rng=rng,
-        )
+            **options,
+        ).reshape(rows)
         y = Dense(
             (x_BTD.shape[-1],),
             ("heads", "head_dim"),

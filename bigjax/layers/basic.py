@@ -39,15 +39,18 @@ def in_float32(f):
     return apply
 
 
+# GPT-2's and BERT's, by sigmoid and erfc: `1 + tanh` and `1 + erf` lose all digits below -5, even
+# in float32. sigmoid(2 x) is (1 + tanh(x)) / 2, in half the time.
+_gelu = in_float32(lambda x: x * jax.nn.sigmoid((8 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x)))
+_silu = in_float32(jax.nn.silu)
+# Those of the gates that multiply a second product: https://arxiv.org/abs/2002.05202
+GATES = {"swiglu": _silu, "geglu": _gelu}
 ACTIVATIONS = {
-    # GPT-2's and BERT's, by sigmoid and erfc: `1 + tanh` and `1 + erf` lose all digits below -5,
-    # even in float32. sigmoid(2 x) is (1 + tanh(x)) / 2, in half the time.
-    "gelu": in_float32(
-        lambda x: x * jax.nn.sigmoid((8 / math.pi) ** 0.5 * (x + 0.044715 * x * x * x))
-    ),
+    "gelu": _gelu,
     "gelu_exact": in_float32(lambda x: 0.5 * x * jax.lax.erfc(-x * 0.5**0.5)),
     "relu": jax.nn.relu,
-    "swiglu": in_float32(jax.nn.silu),  # the gate's; https://arxiv.org/abs/2002.05202
+    "silu": _silu,
+    **GATES,
 }
 
 
@@ -172,28 +175,32 @@ class Embed(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two dense layers; three for SwiGLU, where the activated gate multiplies the first."""
+    """Two dense layers; three with an activation of GATES, where the gate multiplies the first.
+
+    dropout: of the activations between the layers, if it is called with an rng.
+    """
 
     d_ff: int
     activation: str = "gelu"
     use_bias: bool = True
     init_std: float = 0.02
     out_std: float = 0.02
+    dropout: float = 0.0
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, rng: jax.Array | None = None) -> jax.Array:
         types = dict(use_bias=self.use_bias, dtype=self.dtype)
         wide = dict(features=(self.d_ff,), in_axes=("embed",), out_axes=("mlp",), **types)
         wide |= dict(init_std=self.init_std)
         act = ACTIVATIONS[self.activation]
         x_BTD = constrain(x_BTD, "batch", "length", "act_embed")
         h = kept(Dense(**wide, name="up")(x_BTD), "mlp")
-        if self.activation == "swiglu":
+        if self.activation in GATES:
             h = act(kept(Dense(**wide, name="gate")(x_BTD), "mlp")) * h
         else:
             h = act(h)
-        h = constrain(h, "batch", "length", "act_mlp")
+        h = constrain(dropout(h, self.dropout, rng), "batch", "length", "act_mlp")
         y = Dense(
             (x_BTD.shape[-1],), ("mlp",), ("embed",), init_std=self.out_std, **types, name="down"
         )(h)

@@ -55,6 +55,16 @@ class ImageOutput(NamedTuple):
     sums: Mapping[str, jax.Array] = {}
 
 
+class Fixed(NamedTuple):
+    """A part of a Decoder's state that no step changes, such as the keys and values of a source.
+
+    The beams of a row share it: a step may get several rows of tokens, consecutive ones, for each
+    row of `value`.
+    """
+
+    value: Any
+
+
 class Decoder(NamedTuple):
     """How a family generates text, one token per row at a time: pure functions of pytrees.
 
@@ -68,6 +78,8 @@ class Decoder(NamedTuple):
         row can hold, including those of the context.
     step(variables, state, tokens_B) -> (logits float32 [B, V], state), after one more token per
         row.
+    attention(variables, state, tokens_B) -> float32 [B, S], the share of attention that the step
+        which reads these tokens gives to each token of the source; None without a source.
     max_len: the largest number of tokens of a row. continues: whether the output continues the
         given ids (True), which then take up slots, all but the last, or answers them (False).
     """
@@ -77,6 +89,7 @@ class Decoder(NamedTuple):
     step: Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
     max_len: int
     continues: bool = True
+    attention: Callable[[Any, Any, jax.Array], jax.Array] | None = None
 
 
 # Fields of a Config that do not change the parameters: a resumed run may change them.
@@ -163,6 +176,24 @@ def prefix_context(ids: Sequence[Sequence[int]]) -> tuple[dict[str, np.ndarray],
     for row, prompt in zip(tokens, ids):
         row[: len(prompt) - 1] = prompt[:-1]
     return {"tokens": tokens, "lengths": lengths}, np.array([row[-1] for row in ids], np.int32)
+
+
+def source_context(ids: Sequence[Sequence[int]], max_len: int) -> dict[str, np.ndarray]:
+    """The context of a family that reads a source: its ids, padded, int32 [B, S], and segments, 1,
+    or 0 for padding. Raises UserError for a source of more than max_len tokens, or none."""
+    lengths = [len(row) for row in ids]
+    if max(lengths) > max_len or min(lengths) == 0:
+        wrong = max(lengths) if max(lengths) > max_len else 0
+        raise UserError(
+            f"A source has {wrong} tokens, its end token included; allowed: 1 to model.max_len="
+            f"{max_len}. Shorten it, or set model.max_len to a larger number if the model allows."
+        )
+    width = min(rung(max(lengths)), max_len)
+    source = np.zeros((len(ids), width), np.int32)
+    for row, tokens in zip(source, ids):
+        row[: len(tokens)] = tokens
+    real = np.arange(width) < np.array(lengths)[:, None]
+    return {"source": source, "segments": real.astype(np.int32)}
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from bigjax.bounds import FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.interop import bert as hugging_face
 from bigjax.layers.attention import Attention, Span
-from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Embed, Norm, dropout
+from bigjax.layers.basic import ACTIVATIONS, GATES, MLP, Dense, Embed, Norm, dropout
 from bigjax.layers.mask import Full, mean_keys
 from bigjax.layers.params import param
 from bigjax.layers.remat import kept
@@ -40,7 +40,7 @@ class Config:
     n_layers: int = 12
     n_heads: int = 12
     d_ff: int = 0  # 0 = 4 d_model
-    activation: str = "gelu_exact"  # gelu_exact, gelu (tanh form), relu
+    activation: str = "gelu_exact"  # gelu_exact, gelu (tanh form), relu, silu
     norm_eps: float = 1e-12
     dropout: float = 0.1  # of embeddings, residual branches and the inputs of heads
     attention_dropout: float = 0.1
@@ -63,7 +63,7 @@ class Config:
         check_ranges("model", self)
         if not self.d_ff:
             object.__setattr__(self, "d_ff", 4 * self.d_model)
-        check_fields(self, {"activation": [a for a in ACTIVATIONS if a != "swiglu"]})
+        check_fields(self, {"activation": [a for a in ACTIVATIONS if a not in GATES]})
         check_heads(self)
 
     @property

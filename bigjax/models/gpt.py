@@ -11,7 +11,7 @@ from bigjax.bounds import FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.errors import UserError
 from bigjax.interop import gpt2, llama
 from bigjax.layers.attention import Attention, Cache, Span
-from bigjax.layers.basic import ACTIVATIONS, MLP, Embed, Norm, Output, dropout
+from bigjax.layers.basic import ACTIVATIONS, GATES, MLP, Embed, Norm, Output, dropout
 from bigjax.layers.mask import Causal, mean_keys
 from bigjax.layers.remat import kept, named
 from bigjax.layers.stack import Stack
@@ -44,7 +44,7 @@ class Config:
     rope_theta: float = 10000.0
     norm: str = "layernorm"  # layernorm, rmsnorm
     norm_eps: float = 1e-5
-    activation: str = "gelu"  # gelu (tanh form), gelu_exact, relu, swiglu
+    activation: str = "gelu"  # gelu (tanh form), gelu_exact, relu, silu, swiglu, geglu
     bias: bool = True  # in dense layers and LayerNorm
     parallel_block: bool = False  # attention and MLP side by side (PaLM)
     tie_embeddings: bool = True  # output layer = token embedding
@@ -222,7 +222,7 @@ def flops_per_token(c: Config, seq_len: int) -> float:
     """
     heads = c.n_heads * c.head_dim
     attention = c.d_model * c.head_dim * 2 * (c.n_heads + c.n_kv_heads)
-    mlp = c.d_model * c.d_ff * (3 if c.activation == "swiglu" else 2)
+    mlp = c.d_model * c.d_ff * (3 if c.activation in GATES else 2)
     weights = c.n_layers * (attention + mlp) + c.vocab_size * c.d_model
     return 6.0 * weights + 12.0 * c.n_layers * heads * mean_keys(MASK, seq_len)
 
@@ -231,7 +231,7 @@ check_mesh = check_attention
 
 
 def plan_sizes(c: Config) -> PlanSizes:
-    inner = c.d_ff * (2 if c.activation == "swiglu" else 1)
+    inner = c.d_ff * (2 if c.activation in GATES else 1)
     heads, keys = c.n_heads * c.head_dim, 2 * c.n_kv_heads * c.head_dim
     return PlanSizes(c.n_layers, c.d_model, inner, heads, keys, c.vocab_size)
 

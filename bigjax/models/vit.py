@@ -13,7 +13,7 @@ from bigjax.bounds import FINITE, FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.errors import UserError
 from bigjax.interop import vit as hugging_face
 from bigjax.layers.attention import Attention, Span
-from bigjax.layers.basic import ACTIVATIONS, MLP, Dense, Norm, dropout
+from bigjax.layers.basic import ACTIVATIONS, GATES, MLP, Dense, Norm, dropout
 from bigjax.layers.mask import Full, mean_keys
 from bigjax.layers.params import param
 from bigjax.layers.remat import kept
@@ -51,7 +51,7 @@ class Config:
     registers: int = 0  # tokens without a place in the image (https://arxiv.org/abs/2309.16588)
     layer_scale: float = 0.0  # initial factor of each residual branch (CaiT); 0 = none
     pre_logits: int = 0  # width of a dense layer and tanh before the head; 0 = none
-    activation: str = "gelu_exact"  # gelu_exact, gelu (tanh form), relu, swiglu
+    activation: str = "gelu_exact"  # gelu_exact, gelu (tanh), relu, silu, swiglu, geglu
     norm_eps: float = 1e-6
     dropout: float = 0.0  # of embeddings and residual branches
     attention_dropout: float = 0.0
@@ -341,7 +341,7 @@ def flops_of_patches(c: Config) -> float:
 
 def flops_of_layers(c: Config, n_tokens: int) -> float:
     """Of training the layers on n tokens."""
-    gate = 1 if c.activation == "swiglu" else 0
+    gate = 1 if c.activation in GATES else 0
     weights = c.n_layers * (4 * c.d_model**2 + (2 + gate) * c.d_model * c.d_ff)
     scores = 12.0 * c.n_layers * c.d_model * mean_keys(MASK, n_tokens)
     return n_tokens * (6.0 * weights + scores)

@@ -300,10 +300,16 @@ def output_layer(outputs: Any, config) -> Linear | tuple:
 
 
 def check_sums(
-    config, weights: Mapping[str, float], model, init, metrics: tuple[str, ...] = ()
+    config,
+    weights: Mapping[str, float],
+    model,
+    init,
+    metrics: tuple[str, ...] = (),
+    examples: tuple[Any, ...] | None = None,
 ) -> None:
     """Raises UserError if task.sum_weights names a sum that the model of tokens does not return,
-    or one of the metrics of the task or of the training step."""
+    or one of the metrics of the task or of the training step. examples: the model's arguments, by
+    default one token."""
     if not weights:
         return
     for name in weights:
@@ -312,7 +318,8 @@ def check_sums(
                 f"task.sum_weights.{name}: this is the name of a metric of training with "
                 f"config.task.name={config.task.name!r}. Give the sum of the layers another name."
             )
-    shapes = jax.eval_shape(lambda: model.apply(init(jax.random.key(0)), jnp.zeros((1, 1), int)))
+    examples = examples or (jnp.zeros((1, 1), jnp.int32),)
+    shapes = jax.eval_shape(lambda: model.apply(init(jax.random.key(0)), *examples))
     for name in weights:
         if name not in shapes.sums:
             raise UserError(

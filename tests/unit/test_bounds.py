@@ -18,14 +18,22 @@ from bigjax.projects.seqgan import generation_options
 
 MODULES = {
     "models": (
-        *("gpt", "bert", "convnet", "resnet", "vit"),
+        *("gpt", "bert", "convnet", "resnet", "t5", "vit"),
         *("seqgan.model", "seqgan.headline_model"),
     ),
     "tasks": (
         *("causal_lm", "mlm_nsp", "classify", "tag", "answer", "image_classify", "mae"),
+        *("seq2seq", "span_corruption"),
         *("seqgan.oracle", "seqgan.headline"),
     ),
-    "data": ("text", "labelled", "images", "seqgan.headline_data", "seqgan.oracle_data"),
+    "data": (
+        "text",
+        "labelled",
+        "images",
+        "text_to_text",
+        "seqgan.headline_data",
+        "seqgan.oracle_data",
+    ),
     "data.sources": ("docstrings", "jsonl", "text", "tfds"),
     "data.tokenizers": ("bpe", "bytes", "init_from", "sentencepiece", "wordpiece"),
     "evals": (

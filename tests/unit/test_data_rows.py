@@ -134,7 +134,7 @@ def test_docstrings_of_libraries(cache_dir):
     assert (
         "label" not in R.read_rows("docstrings:library", data, kind("classify"), "test", False)[0]
     )
-    with pytest.raises(UserError, match="no labelled set 'docstrings:name'.*docstrings:library"):
+    with pytest.raises(UserError, match="no set 'docstrings:name'.*docstrings:library"):
         R.read_rows("docstrings:name", data, kind("classify"))
     with pytest.raises(UserError, match="cannot be used to tag"):
         R.read_rows("docstrings:library", data, kind("tag"))

@@ -61,10 +61,11 @@ class Config:
     """The keys of all tokenizers of this package, so that one kind can replace another."""
 
     path: str = ""  # its file or folder; '' trains one (sentencepiece, wordpiece)
-    vocab_size: int = 4096  # if it is trained
+    vocab_size: int = 4096  # if it is trained, without sentinels
+    sentinels: int = 0  # sentencepiece: ids of hidden spans, for span_corruption, such as 100
     lowercase: bool = True  # wordpiece: text is lower-cased, accents are removed
 
-    RANGES = {"vocab_size": at_least(1)}
+    RANGES = {"vocab_size": at_least(1), "sentinels": at_least(0)}
     MAY_CHANGE = PATHS = ("path",)
 
 

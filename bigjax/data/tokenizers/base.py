@@ -29,6 +29,7 @@ class Tokenizer:
     eos_id: int
     pad_id: int
     unk_id: int | None = None  # of text that the vocabulary lacks; None: there is no such text
+    sentinel_ids: Sequence[int] = ()  # special ids for hidden spans, the first one first
     name: str = "the tokenizer"  # its origin, for messages
     fingerprint: str  # 16 hex digits: equal means the same ids for every text
     lossless = True

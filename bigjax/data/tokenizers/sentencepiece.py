@@ -14,6 +14,7 @@ from bigjax.errors import UserError
 _SPACE = "\u2581"  # SentencePiece writes a space as this character
 _TRAIN_FORMAT = 1  # raise it when the same text would train another model
 _FILE = "tokenizer.model"
+_SENTINELS = "sentinels.json"  # their number, in a saved tokenizer that has some
 _PROBE = "  Ünï\u0301 ﬁ\n\n\tx \u2028 中 \U0001f600\x00 "
 
 
@@ -22,11 +23,13 @@ class SentencePiece(Tokenizer):
 
     Models that `train_sentencepiece` made are lossless. One from elsewhere may normalise text
     or lack byte fallback: then `lossless` is False, and byte counts are those of its pieces.
+
+    sentinels: number of special ids after those of the model, the first sentinel last, as T5's.
     """
 
     kind = "sentencepiece"
 
-    def __init__(self, model: bytes, name: str = "the model") -> None:
+    def __init__(self, model: bytes, name: str = "the model", sentinels: int = 0) -> None:
         import sentencepiece
 
         try:
@@ -43,6 +46,8 @@ class SentencePiece(Tokenizer):
             b"" if any(test(i) for test in special) else self._piece(i)
             for i in range(sp.get_piece_size())
         ]
+        self.sentinel_ids = range(len(self.pieces) + sentinels - 1, len(self.pieces) - 1, -1)
+        self.pieces += [b""] * sentinels
         self.eos_id = sp.eos_id() if sp.eos_id() >= 0 else sp.bos_id()
         self.bos_id = sp.bos_id() if sp.bos_id() >= 0 else self.eos_id
         self.pad_id = sp.pad_id() if sp.pad_id() >= 0 else self.eos_id
@@ -51,7 +56,8 @@ class SentencePiece(Tokenizer):
                 f"{name} has neither a bos nor an eos piece, so documents could not be "
                 "distinguished. Use a model trained with eos_id >= 0."
             )
-        self.fingerprint = hash_of("sentencepiece", model)
+        parts = (f"{sentinels} sentinels",) if sentinels else ()
+        self.fingerprint = hash_of("sentencepiece", model, *parts)
         byte_ids = [sp.piece_to_id(f"<0x{b:02X}>") for b in _SPACE.encode()]
         self._space_ids = byte_ids if all(sp.is_byte(i) for i in byte_ids) else []
         self.lossless = bool(self._space_ids) and super().decode(self.encode(_PROBE)) == _PROBE
@@ -84,7 +90,8 @@ class SentencePiece(Tokenizer):
         )
 
     def files(self) -> dict[str, bytes]:
-        return {_FILE: self._model}
+        n = len(self.sentinel_ids)
+        return {_FILE: self._model, **({_SENTINELS: f"{n}\n".encode()} if n else {})}
 
 
 def train_sentencepiece(documents: Iterable[str], vocab_size: int) -> SentencePiece:
@@ -158,12 +165,14 @@ def build(options: Config, training: Training) -> SentencePiece:
             f"a SentencePiece vocabulary of {options.vocab_size:,}",
             lambda texts: train_sentencepiece(texts, options.vocab_size)._model,
         )
-        return SentencePiece(path.read_bytes(), str(path))
+        return SentencePiece(path.read_bytes(), str(path), options.sentinels)
     from etils import epath
 
-    saved = epath.Path(options.path) / _FILE  # written by Tokenizer.save
+    saved, sentinels = epath.Path(options.path) / _FILE, options.sentinels
     path = saved if saved.exists() else options.path
-    tokenizer = SentencePiece(read_bytes(path, "a SentencePiece .model file"), str(path))
+    if saved.exists():  # written by Tokenizer.save
+        sentinels = sentinels or _saved_sentinels(epath.Path(options.path))
+    tokenizer = SentencePiece(read_bytes(path, "a SentencePiece .model file"), str(path), sentinels)
     if not tokenizer.lossless:
         training.log(
             f"note: {options.path} does not keep every text (it normalises, or has no byte "
@@ -174,7 +183,18 @@ def build(options: Config, training: Training) -> SentencePiece:
 
 def load(folder: Any) -> SentencePiece:
     """The tokenizer of a folder that Tokenizer.save wrote."""
-    return SentencePiece(read_bytes(folder / _FILE, "a model"), str(folder))
+    content = read_bytes(folder / _FILE, "a model")
+    return SentencePiece(content, str(folder), _saved_sentinels(folder))
+
+
+def _saved_sentinels(folder: Any) -> int:
+    file = folder / _SENTINELS
+    if not file.exists():
+        return 0
+    content = read_bytes(file, "the number of sentinels")
+    if not content.strip().isdigit():
+        raise UserError(f"{file} is not the number of sentinels. Restore it from the run.")
+    return int(content)
 
 
 def _training_error(cause: str, texts: list[str], vocab_size: int) -> UserError:

@@ -75,6 +75,15 @@ def attend(
     return einsum.attention(q, k, v, seen, bias, scale, dropout if dropping else 0.0, rng)
 
 
+def weights(
+    q, k, *, mask: Mask, start=0, q_segments=None, k_segments=None, bias=None, scale=None
+) -> jax.Array:
+    """The attention weights that `attend` applies to the values, float32 [B, T, H, S]."""
+    seen = dense(mask, q.shape[1], k.shape[1], start, q_segments, k_segments)
+    p = einsum.weights(q, k, seen, bias, scale)
+    return p.reshape(p.shape[0], -1, *p.shape[3:]).swapaxes(1, 2)
+
+
 def check(
     kernel: str,
     lengths: Mapping[str, int],
