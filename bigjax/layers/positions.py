@@ -13,10 +13,13 @@ from bigjax.layers.params import param
 
 
 @functools.cache
-def sinusoids(n: int, d: int, halves: bool = False) -> np.ndarray:
+def sinusoids(n: int, d: int, halves: bool = False, inclusive: bool = False) -> np.ndarray:
     """float32 [n, d]: sines and cosines of n positions with d / 2 wavelengths from 2 pi to 10000 *
-    2 pi. They alternate as in the paper, or with `halves` all sines come first."""
-    frequency = 10000.0 ** (-np.arange(0, d, 2) / d)
+    2 pi. They alternate as in the paper, or with `halves` all sines come first. The last wavelength
+    is shorter than 10000 * 2 pi as in the paper, or with `inclusive` equal to it, as in Whisper
+    (https://arxiv.org/abs/2212.04356) and, for each axis of an image, in MoCo v3."""
+    steps = (d // 2 - 1 or 1) if inclusive else d / 2
+    frequency = 10000.0 ** (-np.arange(d // 2) / steps)
     angle = np.arange(n)[:, None] * frequency
     pair = np.sin(angle), np.cos(angle)
     table = np.concatenate(pair, 1) if halves else np.stack(pair, 2).reshape(n, d)

@@ -16,6 +16,7 @@ from bigjax.layers.attention import Attention, Span
 from bigjax.layers.basic import ACTIVATIONS, GATES, MLP, Dense, Norm, dropout
 from bigjax.layers.mask import Full, mean_keys
 from bigjax.layers.params import param
+from bigjax.layers.positions import sinusoids
 from bigjax.layers.remat import kept
 from bigjax.layers.stack import Stack
 from bigjax.models import (
@@ -278,13 +279,12 @@ def patches(images_BHWC: jax.Array, c: Config) -> jax.Array:
     return x.reshape(B, g * g, p, p, c.channels)
 
 
-def sincos2d(height: int, width: int, d: int, temperature: float = 10_000.0) -> np.ndarray:
+def sincos2d(height: int, width: int, d: int) -> np.ndarray:
     """Fixed positions float32 [height * width, d]: sines and cosines of the column, then of the
     row (MoCo v3, https://arxiv.org/abs/2104.02057, as big_vision)."""
-    y, x = np.mgrid[:height, :width]
-    omega = 1.0 / temperature ** (np.arange(d // 4) / (d // 4 - 1 or 1))
-    x, y = np.outer(x.flatten(), omega), np.outer(y.flatten(), omega)
-    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1).astype(np.float32)
+    y, x = np.mgrid[:height, :width].reshape(2, -1)
+    axis = lambda n: sinusoids(n, d // 2, halves=True, inclusive=True)
+    return np.concatenate([axis(width)[x], axis(height)[y]], 1)
 
 
 check_mesh = check_attention
