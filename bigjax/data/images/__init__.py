@@ -14,12 +14,13 @@ from bigjax.data.files import LOCAL_CACHE
 from bigjax.data.images import sources
 from bigjax.data.images import splits as splits_lib
 from bigjax.data.images.augment import Augment
-from bigjax.data.images.batches import BadReport, ImageBatches
+from bigjax.data.images.batches import ImageBatches
 from bigjax.data.images.decode import BadImage, size_of
 from bigjax.data.images.sources import Reading
 from bigjax.data.images.splits import Part
 from bigjax.data.kinds import Input
 from bigjax.data.store import SPLITS
+from bigjax.data.unreadable import Report
 from bigjax.errors import UserError
 
 _SURVEYED = 100  # images
@@ -89,7 +90,7 @@ class ImageData(SplitData):
         fingerprints = [part.fingerprint for part in parts.values()]
         super().__init__(parts, splits_lib.digest([fingerprints, list(labels), data.size]))
         self.parts, self.labels, self._data = parts, tuple(labels), data
-        self._report = BadReport(log)
+        self._report = Report(log)
 
     def batches(self, name: str, **options: Any) -> ImageBatches:
         if not len(self.parts[name]):

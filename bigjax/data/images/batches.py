@@ -1,9 +1,7 @@
 """Batches of decoded images."""
 
-from collections.abc import Callable
 import concurrent.futures
 import os
-import threading
 from typing import Any
 
 import numpy as np
@@ -13,9 +11,7 @@ from bigjax.data.batches import ExampleBatches, Rows
 from bigjax.data.images import transforms
 from bigjax.data.images.decode import BadImage, View, decode, show, to_array
 from bigjax.data.images.splits import Part
-from bigjax.errors import UserError
-
-_NAMED, _REPORTED = 3, 5  # files in an error, and in the log
+from bigjax.data.unreadable import Report, Unreadable
 
 
 class ImageBatches(ExampleBatches):
@@ -37,7 +33,7 @@ class ImageBatches(ExampleBatches):
         shuffle: bool = True,
         name: str = "train",
         augment: bool | None = None,
-        report: "BadReport | None" = None,
+        report: Report | None = None,
     ) -> None:
         """augment: by default as shuffle. report: gets the images that cannot be read. Raises
         UserError as ExampleBatches."""
@@ -45,7 +41,7 @@ class ImageBatches(ExampleBatches):
             len(part), batch_size, seed, shuffle, name, fill={"example": -1}, unit="images"
         )
         self._part, self._data = part, data
-        self.examples = Unreadable(part, data.max_bad, name, report)
+        self.examples = Unreadable(len(part), part.file, data.max_bad, name, report)
         self._changes = (shuffle if augment is None else augment) and data.augment or None
         threads = data.threads or os.cpu_count()
         self._pool = concurrent.futures.ThreadPoolExecutor(threads, "bigjax-images")
@@ -105,56 +101,3 @@ def image_of(content: bytes | np.ndarray, where: str, data: Any, view) -> Image.
         raise BadImage(f"{where} is {array.dtype} {list(array.shape)}, not uint8 [H, W, 1 or 3].")
     image = Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array)
     return show(image, view(*image.size), image.size, data.channels)
-
-
-class Unreadable:
-    """The images of a split that cannot be read, each counted once; too many raise UserError."""
-
-    def __init__(
-        self, part: Part, most: float, name: str, report: "BadReport | None" = None
-    ) -> None:
-        self._part, self._n, self._most, self._name = part, len(part), most, name
-        self._report = report
-        self._messages: dict[int, str] = {}
-        self._lock = threading.Lock()
-
-    def why(self, i: int) -> str:
-        """What is wrong with image i, which has no weight."""
-        return self._messages.get(i, "another host could not read it")
-
-    def add(self, i: int, message: str) -> None:
-        with self._lock:
-            self._messages[i] = message
-            bad = [*self._messages]
-        if len(bad) > self._most * self._n:
-            named = ", ".join(self._file(i) for i in bad[:_NAMED]) + ", ..." * (len(bad) > _NAMED)
-            raise UserError(
-                f"{message} {len(bad):,} of {self._n:,} images of the {self._name} data cannot be "
-                f"read{f' ({named})' * (len(bad) > 1)}; data.max_bad={self._most:g} allows "
-                f"{int(self._most * self._n):,}. Remove them, or raise data.max_bad: such images "
-                "then have no weight."
-            )
-        if self._report:
-            self._report(self._file(i), message)
-
-    def _file(self, i: int) -> str:
-        return self._part.source.name(int(self._part.index[i]))
-
-
-class BadReport:
-    """Logs images that cannot be read and have no weight: each file once, in all epochs and
-    evaluations, and only the first few. May be called from several threads."""
-
-    def __init__(self, log: Callable[[str], None]) -> None:
-        self._log, self._lock = log, threading.Lock()
-        self._files: set[str] = set()
-
-    def __call__(self, file: str, message: str) -> None:
-        with self._lock:
-            if file in self._files or len(self._files) > _REPORTED:
-                return
-            self._files.add(file)
-            if len(self._files) <= _REPORTED:
-                self._log(f"data: {message} It has no weight (data.max_bad).")
-            else:
-                self._log(f"data: more images cannot be read than these {_REPORTED}: not logged")

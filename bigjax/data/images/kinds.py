@@ -20,7 +20,7 @@ class ImageKind(Kind):
     """Rows have `file` and `label`; an image that cannot be read is predicted None, with a `note`
     that says why, and is not counted.
 
-    examples: the data.images.batches.Unreadable of the batches. outputs: logits [n_labels].
+    examples: the data.unreadable.Unreadable of the batches. outputs: logits [n_labels].
     """
 
     def __init__(self, labels: Sequence[str]) -> None:

@@ -41,6 +41,10 @@ class Part:
         labels = b"" if self.labels is None else np.ascontiguousarray(self.labels).tobytes()
         return digest([self.source.fingerprint, _hash(self.index.tobytes()), _hash(labels)])
 
+    def file(self, i: int) -> str:
+        """The file of image i of the part."""
+        return self.source.name(int(self.index[i]))
+
     def rows(self) -> list[dict[str, Any]]:
         """[{"file"}] of the images, with "label", the name of the class, or a list of names if an
         image may have several."""

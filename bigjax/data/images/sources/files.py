@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 import hashlib
 
-from etils import epath
 import numpy as np
 
+from bigjax.data.file_list import read_file
 from bigjax.data.images.decode import BadImage
 
 
@@ -34,14 +34,7 @@ class Files:
         return len(self._paths)
 
     def read(self, i: int) -> bytes:
-        path = self._paths[i]
-        if "://" in path:
-            return epath.Path(path).read_bytes()
-        try:
-            with open(path, "rb") as f:
-                return f.read()
-        except (FileNotFoundError, PermissionError) as e:  # such as a link to nothing
-            raise BadImage(f"{path}: {e.strerror}.") from None
+        return read_file(self._paths[i], BadImage)
 
     def name(self, i: int) -> str:
         return self._names[i]

@@ -11,14 +11,13 @@ import os
 from etils import epath
 import numpy as np
 
+from bigjax.data.file_list import SPLIT_FOLDERS, named_files
 from bigjax.data.images.sources.files import Files
-from bigjax.data.sources.paths import files_below
 from bigjax.errors import UserError
 from bigjax.plural import plural
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".jp2", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 EXTENSIONS += (".ppm", ".pgm")
-SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 
 
 def matches(spec: str) -> bool:
@@ -32,20 +31,20 @@ def has(spec: str, part: str) -> bool:
 def _split_folder(path: str, part: str) -> str | None:
     """The folder of a split within a folder; None if it has none, or no folder `train`."""
     root = epath.Path(path)
-    names = SPLITS[part] if (root / "train").is_dir() and _is_divided(root) else ()
+    names = SPLIT_FOLDERS[part] if (root / "train").is_dir() and _is_divided(root) else ()
     return next((str(root / name) for name in names if (root / name).is_dir()), None)
 
 
 def _is_divided(root) -> bool:
     """Whether the folder `train` in it is a split, not a class of images of trains."""
-    splits = {name for names in SPLITS.values() for name in names}
+    splits = {name for names in SPLIT_FOLDERS.values() for name in names}
     return {p.name for p in _listed(root)[0]} <= splits or bool(_listed(root / "train")[0])
 
 
 def opened(spec: str, reading) -> Files:
     spec = _split_folder(spec, reading.part) or spec
     if not reading.labelled:
-        images = images_in(spec, reading.log)
+        images = named_files(spec, EXTENSIONS, "images", reading.log)
         if not images and (shards := _shards(spec, _listed(epath.Path(spec))[1])):
             raise UserError(f"{reading.key}: the folder {spec} has no images; {shards}")
         return Files("images", [p for p, _ in images], [n for _, n in images], None, ())
@@ -66,7 +65,7 @@ def opened(spec: str, reading) -> Files:
         )
     paths, sizes, labels = [], [], []
     for label, name in enumerate(classes):
-        images = images_in(_joined(spec, name), reading.log)
+        images = named_files(_joined(spec, name), EXTENSIONS, "images", reading.log)
         if not images:
             raise UserError(
                 f"{reading.key}: the folder {spec}/{name} has no images ({', '.join(EXTENSIONS)}). "
@@ -76,19 +75,6 @@ def opened(spec: str, reading) -> Files:
         sizes += [n for _, n in images]
         labels += [label] * len(images)
     return Files("folder", paths, sizes, np.array(labels, np.int32), classes)
-
-
-def images_in(folder: str, log) -> list[tuple[str, int]]:
-    """(path, size) of the images in a folder and those below it, sorted."""
-    files = _files(folder)
-    images = [(p, n) for p, n in files if p.lower().endswith(EXTENSIONS)]
-    others = [p for p, _ in files if not p.lower().endswith(EXTENSIONS)]
-    if others:
-        log(
-            f"data: {len(others):,} files in {folder} are no images by their names, such as "
-            f"{others[0]}: left out"
-        )
-    return images
 
 
 def _listed(folder) -> tuple[list, list[str]]:
@@ -115,17 +101,3 @@ def _shards(folder: str, names: list[str]) -> str:
             spec = f"tfds:{folder}" if "dataset_info.json" in names else _joined(folder, pattern)
             return f"it holds {n:,} {pattern.strip('*')} {plural(n, 'file')}: give {spec!r}."
     return ""
-
-
-def _files(folder: str) -> list[tuple[str, int]]:
-    """(path, size) of all files in a folder and those below it, sorted."""
-    if "://" in folder:
-        return files_below(folder)
-    files = []
-    for at, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith("."):
-                path = os.path.join(at, name)
-                files.append((path, os.path.getsize(path) if os.path.exists(path) else 0))
-    return sorted(files)

@@ -2,10 +2,7 @@
 data.columns.label the label; if task.several is set several, separated by `|`, which alone means
 none."""
 
-import os
-
-from etils import epath
-
+from bigjax.data.file_list import files_of_table
 from bigjax.data.images.sources.files import Files
 from bigjax.data.images.sources.labels import numbered, several
 from bigjax.data.tables import read_table
@@ -25,26 +22,12 @@ def opened(spec: str, reading) -> Files:
     if reading.labelled:
         columns[label] = "optional" if reading.several else "label"
     rows = read_table(spec, [*columns], columns)
-    folder = spec.rpartition("/")[0]
-    paths, sizes, missing = [], [], []
-    for row in rows:
-        name = row[image]
-        path = name if "://" in name or os.path.isabs(name) or not folder else f"{folder}/{name}"
-        if reading.labelled and row[label] is None:
-            raise UserError(
-                f"{row['where']}: column {label!r} is empty. Fill it, write {SEPARATOR!r} for an "
-                "image with none of the labels, or take the row out."
-            )
-        try:
-            sizes.append(int(epath.Path(path).stat().length))
-        except OSError:
-            missing.append(f"{row['where']}: {path}")
-        paths.append(path)
-    if missing:
+    if reading.labelled and (row := next((row for row in rows if row[label] is None), None)):
         raise UserError(
-            f"{reading.key}: {len(missing):,} of {len(rows):,} images of {spec} do not exist, such "
-            f"as {missing[0]}. Paths are relative to the table's folder."
+            f"{row['where']}: column {label!r} is empty. Fill it, write {SEPARATOR!r} for an image "
+            "with none of the labels, or take the row out."
         )
+    paths, sizes = files_of_table(spec, rows, image, reading.key, "images")
     if not reading.labelled:
         return Files("images", paths, sizes, None, (), records=[row["row"] for row in rows])
     texts = [row[label] for row in rows]
