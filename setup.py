@@ -84,6 +84,8 @@ setup(
         "scikit-learn>=1.4,<2",
         "scipy>=1.13,<2",
         "sentencepiece>=0.2,<0.3",
+        "soundfile>=0.13,<0.15",
+        "soxr>=0.5,<2",
         "tensorboardX>=2.6,<3",
         "tensorflow-datasets>=4.9.8,<5",
         "tokenizers>=0.20,<0.24",

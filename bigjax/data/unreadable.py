@@ -1,6 +1,6 @@
 """Files of a split that cannot be read: each is named and counted, and too many end the run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import threading
 
 from bigjax.errors import UserError
@@ -21,11 +21,13 @@ class Unreadable:
         name: str,
         report: "Report | None" = None,
         unit: str = "images",
+        done: str = "read",
     ) -> None:
         """n: examples of the split. file_of(i): the file of example i, for messages. most: the
-        share that may be unreadable, data.max_bad. name: of the split. unit: what examples are."""
+        share that may be unreadable, data.max_bad. name: of the split. unit: what examples are.
+        done: what could not be done with them, for messages."""
         self._n, self._file_of, self._most, self._name = n, file_of, most, name
-        self._report, self._unit = report, unit
+        self._report, self._unit, self._done = report, unit, done
         self._messages: dict[int, str] = {}
         self._lock = threading.Lock()
 
@@ -34,18 +36,26 @@ class Unreadable:
         return self._messages.get(i, "another host could not read it")
 
     def add(self, i: int, message: str) -> None:
+        """message: what is wrong with example i. Raises UserError if too many are unreadable."""
+        self.add_all({i: message})
+
+    def add_all(self, messages: Mapping[int, str]) -> None:
+        """As `add`, of several examples."""
+        if not messages:
+            return
         with self._lock:
-            self._messages[i] = message
+            self._messages |= messages
             bad = [*self._messages]
         if len(bad) > self._most * self._n:
             named = ", ".join(map(self._file_of, bad[:_NAMED])) + ", ..." * (len(bad) > _NAMED)
+            these = f" ({named})" * (len(bad) > 1)
             raise UserError(
-                f"{message} {len(bad):,} of {self._n:,} {self._unit} of the {self._name} data "
-                f"cannot be read{f' ({named})' * (len(bad) > 1)}; data.max_bad={self._most:g} "
+                f"{next(iter(messages.values()))} {len(bad):,} of {self._n:,} {self._unit} of the "
+                f"{self._name} data cannot be {self._done}{these}; data.max_bad={self._most:g} "
                 f"allows {int(self._most * self._n):,}. Remove them, or raise data.max_bad: such "
                 f"{self._unit} then have no weight."
             )
-        if self._report:
+        for i, message in messages.items() if self._report else ():
             self._report(self._file_of(i), message)
 
 

@@ -27,6 +27,7 @@ MODULES = {
         *("seqgan.oracle", "seqgan.headline"),
     ),
     "data": (
+        "audio",
         "text",
         "labelled",
         "images",

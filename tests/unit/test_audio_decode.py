@@ -1,0 +1,167 @@
+"""Recordings of every kind as samples at one rate, and files that are none."""
+
+import re
+
+import numpy as np
+import pytest
+import soundfile
+
+from bigjax.data.audio import decode as module
+from bigjax.data.audio.decode import BadAudio, check, decode, read_recording, resample, to_int16
+from tests.audio_files import RATE, content, samples, write
+
+LONG = 10 * RATE
+
+
+def sine(hz, rate, seconds=1.0):
+    return np.sin(2 * np.pi * hz * np.arange(int(rate * seconds)) / rate)
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "aiff"])
+def test_lossless_files_at_the_same_rate_keep_their_samples(tmp_path, kind):
+    path = write(tmp_path / f"x.{kind}", samples(0))
+    x = decode(path, RATE, LONG)
+    assert x.dtype == np.float32
+    np.testing.assert_array_equal(to_int16(x), samples(0))
+    np.testing.assert_array_equal(read_recording(path, RATE), samples(0))
+
+
+@pytest.mark.parametrize("kind", ["ogg", "mp3"])
+def test_lossy_files(tmp_path, kind):
+    x = 0.5 * sine(440, 16000)
+    got = decode(write(tmp_path / f"x.{kind}", x, 16000), 16000, LONG)
+    assert len(got) == len(x)
+    np.testing.assert_allclose(got[2000:-2000], x[2000:-2000], atol=0.03)
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000, 44099])
+def test_a_resampled_sine_is_the_sine_of_the_other_rate(tmp_path, rate):
+    path = write(tmp_path / "x.wav", 0.5 * sine(1000, rate), rate, "FLOAT")
+    got = decode(path, 16000, 16000)
+    assert got.shape == (16000,)
+    inner = slice(1000, -1000)
+    np.testing.assert_allclose(got[inner], 0.5 * sine(1000, 16000)[inner], atol=2e-6)
+
+
+def test_tones_above_the_new_band_are_removed(tmp_path):
+    path = write(tmp_path / "x.wav", 0.5 * sine(5000, 44100), 44100, "FLOAT")
+    assert np.abs(decode(path, RATE, LONG)[500:-500]).max() < 1e-5
+
+
+def test_channels_are_averaged(tmp_path):
+    eight = np.stack([samples(i) for i in range(8)], 1)
+    got = decode(write(tmp_path / "x.wav", eight), RATE, LONG)
+    np.testing.assert_allclose(got, eight.mean(1) / 32768, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [RATE, 11025])
+def test_a_long_recording_is_read_in_blocks(tmp_path, rate):
+    """Of several blocks, equal to one that is resampled as a whole."""
+    x = 0.3 * np.random.default_rng(0).standard_normal((200_000, 2))
+    path = write(tmp_path / "x.flac", x.clip(-1, 1), rate)
+    stored, _ = soundfile.read(path, dtype="float32")
+    got = read_recording(path, RATE)
+    np.testing.assert_array_equal(got, to_int16(resample(stored.mean(1), rate, RATE)))
+    assert got.dtype == np.int16 and len(got) == round(200_000 * RATE / rate)
+
+
+def test_loud_samples_are_clipped_not_wrapped():
+    got = to_int16(np.array([1.5, -1.5, 1.0, -1.0, 0.5], np.float32))
+    assert got.tolist() == [32767, -32768, 32767, -32768, 16384]
+
+
+def test_the_longest_recording_and_one_sample_more(tmp_path):
+    path = write(tmp_path / "x.wav", samples(0, 4000))
+    assert len(decode(path, RATE, 4000)) == 4000
+    for act in (decode, check):
+        with pytest.raises(BadAudio, match=r"is 0.5 s long \(4,000 samples at 8,000 Hz\); .* 3,99"):
+            act(path, RATE, 3999)
+    # A length that is no whole number of samples at the other rate is rounded.
+    path = write(tmp_path / "y.wav", samples(0, 4001), 11025)
+    assert len(decode(path, RATE, 2903)) == 2903
+
+
+def test_a_long_recording_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    path = write(tmp_path / "x.flac", np.zeros(3 * 3600 * 100, np.int16), 1000)
+    monkeypatch.setattr(soundfile.SoundFile, "read", None)
+    with pytest.raises(BadAudio, match=r"it is 1,080.0 s long .*data.max_seconds=10 allows 80,000"):
+        decode(path, RATE, LONG)
+
+
+def test_a_long_recording_whose_header_does_not_say_so(tmp_path, monkeypatch):
+    path = write(tmp_path / "x.wav", samples(0, 4000), 4000)
+    monkeypatch.setattr(module, "_unknown", lambda f: True)
+    with pytest.raises(
+        BadAudio, match=r"it is more than 0.5 s long .*max_seconds=0.5 allows 4,000"
+    ):
+        decode(path, RATE, 4000)
+    assert len(decode(path, RATE, 8000)) == len(read_recording(path, RATE)) == 8000
+
+
+def header(at, value):
+    """A WAV with other bytes in its header."""
+    raw = bytearray(content(samples(0)))
+    raw[at : at + len(value)] = value
+    return bytes(raw)
+
+
+half = lambda raw: raw[: len(raw) // 2]
+NAN = samples(0) / np.float32(32768)
+NAN[5] = np.nan
+BAD = {
+    "empty.wav": (b"", "the file is empty"),
+    "zero.wav": (content(samples(0, 0)), "it has 0 seconds: no samples follow"),
+    "cut.wav": (half(content(samples(0))), "is cut off: its header says 1,600 bytes .* 778 follow"),
+    "cut.aiff": (half(content(samples(0), kind="AIFF")), "is cut off: its header says 1,608"),
+    "cut.flac": (half(content(samples(0, 9000), kind="FLAC")), "cut off or damaged, at 0.0 s or"),
+    "cut.ogg": (half(content(samples(0, 9000), kind="OGG")), "cut off: its last page is missing"),
+    "cut.mp3": (
+        half(content(samples(0, 30000), kind="MP3")),
+        r"says 30,000 samples, and \d",
+    ),
+    "head.wav": (content(samples(0))[:30], "soundfile can read .WAV, FLAC, OGG and MP3., or a dam"),
+    "nan.wav": (content(NAN, subtype="FLOAT"), "NaN or infinite: 1 sample from 0.0 s on. Write"),
+    "loud.wav": (content(samples(0) * 1.0, subtype="FLOAT"), "a sample is .* numbers from -1 to 1"),
+    "rate.wav": (header(24, b"\xff\xff\xff\x7f"), "says 2,147,483,647 samples a second"),
+    "codec.wav": (header(20, b"\x61\x01"), "It is WAV of format 0x0161. .* ffmpeg -i codec"),
+    "m4a.wav": (b"\0\0\0\x20ftypM4A " + bytes(99), "an MP4 file, .*ffmpeg -i m4a.wav m4a.flac$"),
+    "aac.flac": (b"\xff\xf1\x50\x80" + bytes(99), "AAC; .*Convert it: ffmpeg .* aac.new.flac"),
+    "x.wma": (b"0&\xb2u" + bytes(99), "a Windows Media file"),
+    "page.wav": (
+        b"<!DOCTYPE html>" + bytes(99),
+        "a page of HTML; WAV, FLAC, OGG and MP3 are read.$",
+    ),
+    "lfs.wav": (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS"),
+    "text.wav": (b"hello", "not a recording that soundfile can read"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files(tmp_path, name):
+    raw, words = BAD[name]
+    path = tmp_path / name
+    path.write_bytes(raw)
+    for act in (lambda: decode(str(path), RATE, LONG), lambda: read_recording(str(path), RATE)):
+        with pytest.raises(BadAudio, match=f"{re.escape(str(path))}: .*{words}"):
+            act()
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(BadAudio, match="none.wav: No such file or directory"):
+        decode(str(tmp_path / "none.wav"), RATE, LONG)
+
+
+@pytest.mark.parametrize("size", [b"\xff\xff\xff\xff", bytes(4)])
+def test_a_wav_that_was_written_to_a_pipe(tmp_path, size):
+    """Its header does not say how long it is."""
+    (tmp_path / "x.wav").write_bytes(header(40, size))
+    path = str(tmp_path / "x.wav")
+    if size == bytes(4):
+        with pytest.raises(BadAudio, match="it has 0 seconds"):
+            decode(path, RATE, LONG)
+        return
+    np.testing.assert_array_equal(to_int16(decode(path, RATE, LONG)), samples(0))
+
+
+def test_the_length_by_the_header(tmp_path):
+    assert check(write(tmp_path / "x.wav", samples(0)), RATE, LONG) == 0.1
