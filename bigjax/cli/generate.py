@@ -1,65 +1,139 @@
-"""Generates text with a trained model."""
+"""Generates text with a trained model: for prompts, or for each row of a file."""
 
 import dataclasses
 
 from bigjax.arguments import MODEL, SETTLED, STEP, Arguments, Command, Flag
 from bigjax.errors import UserError
+from bigjax.plural import plural
 
 COMMAND = Command(
     flags=(
-        Flag("prompt", "the text to continue; may be repeated", []),
+        Flag("prompt", "the text to continue, or the source; may be repeated", []),
+        Flag(
+            "input",
+            ".tsv, .csv, .jsonl or .parquet with a prompt or source in each row, instead of "
+            "--prompt",
+            value="FILE",
+        ),
+        Flag(
+            "output",
+            ".tsv, .csv or .jsonl: the rows of --input with their texts; the same command again "
+            "goes on after an end",
+            value="FILE",
+        ),
+        Flag("column", "of --input with the prompts; default: data.columns.source, or text"),
+        Flag("batch", "rows of --input at a time", 32),
         Flag("number", "number of samples per prompt", 1),
-        Flag("max_tokens", "per sample; by default fewer if model.max_len requires it", 128),
-        Flag("temperature", "0 always takes the most likely token", 0.8),
+        Flag(
+            "max_tokens",
+            "per text; by default fewer if model.max_len or data.target_len requires it",
+            128,
+        ),
+        Flag(
+            "temperature",
+            "0 always takes the most likely token; default: 0 for an answer to a source, else 0.8",
+            0.8,
+        ),
         Flag("top_k", "only the k most likely tokens; 0 = all", 0),
         Flag("top_p", "only the most likely tokens that together have this probability", 0.95),
         Flag("stop", "a text that ends a sample; may be repeated", []),
         Flag("seed", "of the samples", 0),
         Flag("beam", "above 0: beam search for this number of texts, instead of samples", 0),
+        Flag("n_best", "how many of them are printed or written; default: all, or 1 of a file", 0),
+        Flag("length_penalty", "of a beam search: above 0 favours longer texts", 1.0),
+        Flag("coverage_penalty", "of a beam search: favours texts that use the whole source", 0.0),
         STEP,
     ),
-    keys=MODEL,
+    keys=(*MODEL, "data.columns", "data.prefix", "data.seq_len", "data.truncate"),
     unused=SETTLED,
 )
+_OF_SAMPLES = ("temperature", "top_k", "top_p", "seed", "number", "stop")
+_OF_BEAMS = ("n_best", "length_penalty", "coverage_penalty")
+_OF_FILES = ("output", "column", "batch")
 
 
 def run(arguments: Arguments) -> None:
-    from bigjax import bounds, data, modules
-    from bigjax.infer.generate import Options
+    from bigjax import data, modules
+    from bigjax.infer import predict as predict_lib
     from bigjax.train import load as load_lib
     from bigjax.train import workdir as workdir_lib
 
     f = arguments.flags
-    if f.number < 1:
-        raise UserError(f"--number is {f.number}; it must be at least 1.")
+    check_flags(f)
+    if f.output:
+        predict_lib.check_output(f.output, f.input)
+    config = arguments.config_of_run()
+    family = modules.of(config, "model")
+    if not hasattr(family, "decoder"):
+        raise UserError(
+            "Only decoders generate text, such as model.name='gpt' or 't5'; "
+            f"{arguments.workdir} has model.name={config.model.name!r}."
+        )
+    folder = workdir_lib.existing(arguments.workdir) / "tokenizer"
+    tokenizer = data.load_tokenizer(folder, config.python_path)
+    # The file is read before the checkpoint, so that it can be refused early.
+    rows = _rows(f, config) if f.input else None
+    loaded = load_lib.load(arguments.workdir, config, arguments.step, batch_size=None)
+    decoder, variables = _decoder(family, loaded, arguments.overrides)
+    if rows is None:
+        _write(f, tokenizer, decoder, variables, config.data)
+        return
+    what = f"step {loaded.step} of {arguments.workdir}"
+    _write_file(f, tokenizer, decoder, variables, rows, config, what)
+
+
+def check_flags(f) -> None:
+    """Raises UserError for invalid flags, and for those without effect."""
+    from bigjax import bounds
+    from bigjax.infer.generate import Options
+
+    for name, least in (("number", 1), ("batch", 1), ("beam", 0), ("n_best", 0)):
+        if f[name].value < least:
+            raise UserError(f"--{name} is {f[name].value}; it must be at least {least}.")
     if "" in f.stop:
         raise UserError("--stop is empty; give the text that ends a sample.")
-    if f.beam < 0:
-        raise UserError(f"--beam is {f.beam}; it must be at least 0 (no search).")
     Options(f.max_tokens, f.temperature, f.top_k, f.top_p)  # raises UserError for invalid values
     bounds.check_seed(f.seed)
+    if f.beam:
+        search_of(f)
     for name in ("top_k", "top_p", "seed"):
         if not f.temperature and f[name].present:
             raise UserError(
                 f"--{name} would change nothing: --temperature=0 takes the most likely "
                 "token. Leave one of the two out."
             )
-    for name in ("temperature", "top_k", "top_p", "seed", "number", "stop"):
-        if f.beam and f[name].present:
-            raise UserError(
-                f"--{name} is only for samples, not for --beam. Leave one of the two out."
-            )
-    config = arguments.config_of_run()
-    family = modules.of(config, "model")
-    if not hasattr(family, "decoder"):
-        raise UserError(
-            f"Only decoders generate text, such as model.name='gpt'; {arguments.workdir} has "
-            f"model.name={config.model.name!r}."
-        )
-    folder = workdir_lib.existing(arguments.workdir) / "tokenizer"
-    tokenizer = data.load_tokenizer(folder, config.python_path)
-    loaded = load_lib.load(arguments.workdir, config, arguments.step, batch_size=None)
-    _write(f, tokenizer, *_decoder(family, loaded, arguments.overrides))
+    for given, names, needs in (
+        (f.beam, _OF_SAMPLES, "is only for samples, not for --beam"),
+        (not f.beam, _OF_BEAMS, "is only for --beam"),
+        (not f.input, _OF_FILES, "is only for --input"),
+        (f.input, ("prompt", "number"), "is not for --input"),
+    ):
+        for name in names:
+            if given and f[name].present:
+                raise UserError(f"--{name} {needs}. Leave one of the two out.")
+    if f.input and not f.output:
+        raise UserError("--input needs --output=FILE, for the rows with their texts.")
+
+
+def search_of(f):
+    """The options of --beam. Raises UserError for invalid ones."""
+    from bigjax.infer.batch import Search
+
+    n_best = f.n_best or (1 if f.input else f.beam)
+    return Search(f.beam, n_best, f.length_penalty, f.coverage_penalty)
+
+
+def _rows(f, config) -> list[dict]:
+    """The rows of --input as read_table gives them, with the prompt as `source`."""
+    from bigjax.data.tables import read_table
+    from bigjax.data.text_to_text import source_text
+
+    columns = config.data.get("columns", {})
+    column = f.column or columns.get("source", "text")
+    prefix = columns.get("prefix", "")
+    rows = read_table(f.input, [column], optional=[prefix] if prefix else ())
+    start = config.data.get("prefix", "")
+    return [{**row, "source": source_text(start, row.get(prefix), row[column])} for row in rows]
 
 
 def _decoder(family, loaded, overrides: list[str]):
@@ -77,18 +151,32 @@ def _decoder(family, loaded, overrides: list[str]):
     return family.decoder(c), variables
 
 
-def _write(f, tokenizer, decoder, variables) -> None:
+def _options(f, tokenizer, decoder, taken: int, data):
+    """taken: tokens of the longest prompt. data: the config section."""
+    from bigjax.infer.generate import Options
+
+    length = f.max_tokens
+    if not f["max_tokens"].present:
+        room = max(decoder.max_len - taken, 1)
+        length = min(length, room, data.get("target_len", room))
+    greedy = not decoder.continues and not f["temperature"].present
+    temperature = 0.0 if greedy else f.temperature
+    return Options(length, temperature, f.top_k, f.top_p, tokenizer.eos_id)
+
+
+def _write(f, tokenizer, decoder, variables, data) -> None:
+    """Prints the texts of each --prompt. data: the config section."""
     from bigjax.infer import texts
-    from bigjax.infer.generate import Generator, Options
+    from bigjax.infer.generate import Generator
 
     generator = Generator(decoder, variables)
-    prompts = [p for p in (f.prompt or [""]) for _ in range(f.number)]
-    room = max(decoder.max_len - generator.taken(texts.prompt_ids(tokenizer, prompts)), 1)
-    length = f.max_tokens if f["max_tokens"].present else min(f.max_tokens, room)
-    options = Options(length, f.temperature, f.top_k, f.top_p, tokenizer.eos_id)
+    prefix = data.get("prefix", "")
+    prompts = [prefix + p for p in (f.prompt or [""]) for _ in range(f.number)]
+    taken = generator.taken(texts.prompt_ids(tokenizer, prompts, decoder))
+    options = _options(f, tokenizer, decoder, taken, data)
     shown = prompts if decoder.continues else [""] * len(prompts)
     if f.beam:
-        results = texts.search(generator, tokenizer, prompts, options, f.beam)
+        results = texts.search(generator, tokenizer, prompts, options, search_of(f))
         for i, candidates in enumerate(results):
             for text, score in candidates:
                 print(f"--- {i + 1} of {len(prompts)}, {score:.3f} per token\n{shown[i]}{text}")
@@ -103,3 +191,47 @@ def _write(f, tokenizer, decoder, variables) -> None:
         return
     for i, text in enumerate(texts.texts(generator, tokenizer, prompts, options, **more)):
         print(f"--- {i + 1} of {len(prompts)}\n{shown[i]}{text}")
+
+
+def _write_file(f, tokenizer, decoder, variables, rows: list[dict], config, what: str) -> None:
+    """Writes --output: the rows of --input with their texts."""
+    from bigjax.infer import batch, files, predict, texts
+    from bigjax.infer.generate import Generator
+
+    generator = Generator(decoder, variables)
+    ids = texts.prompt_ids(tokenizer, [row["source"] for row in rows], decoder)
+    if not decoder.continues:
+        ids = texts.fitting(ids, rows, config.data.seq_len, config.data.get("truncate", False))
+    options = _options(f, tokenizer, decoder, generator.taken(ids), config.data)
+    length = options.max_new_tokens
+    generator.check(ids, length)
+    search = search_of(f) if f.beam else None
+
+    def generate(indices: list[int]) -> list[files.Texts]:
+        chosen = [ids[i] for i in indices]
+        if search:
+            ends = dict(end_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
+            found = batch.search(decoder, generator.variables, chosen, length, search, **ends)
+            return [
+                [(texts.decoded(tokenizer, decoder, prompt, t.ids), t.score) for t in row]
+                for prompt, row in zip(chosen, found)
+            ]
+        more = dict(seed=f.seed + indices[0], stop=f.stop)  # the same in a later call
+        return [
+            [(text, 0.0)] for text in texts.of_ids(generator, tokenizer, chosen, options, **more)
+        ]
+
+    settings = [what, dataclasses.asdict(options), search and dataclasses.asdict(search)]
+    settings += [f.seed, list(f.stop)]
+    found = files.generate_all(ids, generate, f.batch, f.output, settings)
+    predictions = []
+    for candidates in found:
+        best, score = candidates[0]
+        prediction = {"generated": best} | ({"score": score} if search else {})
+        if search and search.n_best > 1:
+            prediction["n_best"] = [text for text, _ in candidates]
+            prediction["n_best_scores"] = [score for _, score in candidates]
+        predictions.append(prediction)
+    predict.write(f.output, rows, predictions)
+    files.forget(f.output)
+    print(f"Wrote {f.output}: {len(rows):,} {plural(len(rows), 'row')}, {what}")

@@ -16,7 +16,7 @@ from bigjax.data.kinds import Column, RowKind
 from bigjax.data.labelled_batches import ranges, scatter
 from bigjax.data.row_data import RowData, build_tokenizer, check_names, finish_line, log_warnings
 from bigjax.data.row_plan import plan_packed, plan_rows, shuffled
-from bigjax.data.rows import read_parts, read_rows
+from bigjax.data.rows import read_parts
 from bigjax.data.store import SPLITS
 from bigjax.errors import UserError
 
@@ -43,7 +43,7 @@ class Columns:
 
     source: str = "source"
     target: str = "target"
-    prefix: str = ""  # a text before the source, such as the name of a task
+    prefix: str = ""  # a text before the source and a space, such as "to German:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,19 +290,12 @@ def encode(rows: Sequence[dict[str, Any]], data: Any, tokenizer: tokenizers.Toke
 
 def source_texts(rows: Sequence[dict[str, Any]], data: Any) -> Iterator[str]:
     """The text of each source with what is before it."""
-    return (data.prefix + (row.get("prefix") or "") + row["source"] for row in rows)
+    return (source_text(data.prefix, row.get("prefix"), row["source"]) for row in rows)
 
 
-def load_inputs(
-    spec: str, data: Any, tokenizer: tokenizers.Tokenizer, log: Callable[[str], None] = print
-) -> tuple[list[dict[str, Any]], list[list[int]]]:
-    """(rows, their sources' token ids) of a file without targets; spec: as rows.read_rows. Raises
-    UserError as load_pairs."""
-    rows = read_rows(spec, data, KIND, with_labels=False)
-    ids, line = _encoded(rows, [*source_texts(rows, data)], data, "source", tokenizer)
-    if line:
-        log(f"data: input: {line}")
-    return rows, [x.tolist() for x in ids]
+def source_text(prefix: str, of_row: str | None, source: str) -> str:
+    """A source after data.prefix and the row's own prefix, which a space follows."""
+    return f"{prefix}{f'{of_row} ' if of_row else ''}{source}"
 
 
 def _encoded(

@@ -1,11 +1,13 @@
 """Metrics of generated texts against a reference and the source text, and the lead-sentence
 baseline.
 
-ROUGE is by the rouge-score package and BLEU by sacrebleu; the others are ratios of counts.
+ROUGE is by the rouge-score package, BLEU and chrF by sacrebleu, error rates by jiwer; the others
+are ratios of counts.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import re
+import unicodedata
 
 import numpy as np
 
@@ -35,6 +37,20 @@ _SENTENCE_END = re.compile(
     + r"[.!?]+[\"'”’)\]]*(?=\s+[^a-z\s])|\n\s*\n"
 )
 _SELF_BLEU_SAMPLE = 200  # the time is quadratic in it
+
+
+# Of candidates and their references, each {name: value}; see `compare`.
+COMPARISONS: dict[str, Callable[[list[str], list[str]], dict[str, float]]] = {
+    "bleu": lambda c, r: {"bleu": _bleu(c, r, _split(r))},
+    "chrf": lambda c, r: {"chrf": _chrf(c, r)},
+    "rouge": lambda c, r: _rouge(c, r),
+    "exact_match": lambda c, r: {
+        "exact_match": float(np.mean([a.strip() == b.strip() for a, b in zip(c, r)]))
+    },
+    "wer": lambda c, r: {"wer": _word_errors(c, r)},
+    "cer": lambda c, r: {"cer": _character_errors(c, r)},
+    "per": lambda c, r: {"per": _word_errors(c, r)},
+}
 
 
 class _Tokenizer:
@@ -75,18 +91,12 @@ def measure(
     Raises UserError without candidates, or for lists of different lengths.
     """
     _check(candidates, references, sources)
-    from rouge_score import rouge_scorer
-    from sacrebleu.metrics import BLEU
-
     candidate_words = [words(text) for text in candidates]
     source_words = [words(text) for text in sources]
-    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_Tokenizer())
-    scores = [scorer.score(*pair) for pair in zip(references, candidates)]
-    split = "zh" if (is_chinese(references) if chinese is None else chinese) else "13a"
-    bleu = BLEU(tokenize=split, force=True)  # force: no warning of text that looks tokenized
+    split = _split(references, chinese)
     return {
-        **{name: float(np.mean([score[name].fmeasure for score in scores])) for name in scores[0]},
-        "bleu": float(bleu.corpus_score(candidates, [references]).score),
+        **_rouge(candidates, references),
+        "bleu": _bleu(candidates, references, split),
         "self_bleu": _self_bleu([c for c, s in zip(candidates, candidate_words) if s], split),
         "distinct_1": _distinct(candidate_words, 1),
         "distinct_2": _distinct(candidate_words, 2),
@@ -95,6 +105,84 @@ def measure(
         "novel_4": _copied(candidate_words, source_words, 4)[1],
         "length": float(np.mean([len(s) for s in candidate_words])),
     }
+
+
+def compare(
+    names: Sequence[str], candidates: Sequence[str], references: Sequence[str]
+) -> dict[str, float]:
+    """{name: value} of some of COMPARISONS, of n candidates and their references.
+
+    - bleu: of the corpus, 0 to 100 (https://aclanthology.org/W18-6319); chrf: chrF2 of the corpus,
+      0 to 100 (https://aclanthology.org/W15-3049).
+    - rouge: mean F1 of rouge1, rouge2 and rougeL, as of `measure`.
+    - exact_match: the share of candidates that equal their reference, but for white space around.
+    - wer, cer: substitutions, insertions and deletions of words, or of characters, over those of
+      all references; above 1 if there are very many insertions. per: the same of phonemes, written
+      with spaces between.
+
+    Raises UserError for an unknown name, without candidates, or for lists of different lengths.
+    """
+    check_names(names)
+    _check(candidates, references, references)
+    candidates, references = list(candidates), list(references)
+    return {k: v for name in names for k, v in COMPARISONS[name](candidates, references).items()}
+
+
+def check_names(names: Sequence[str], key: str = "metrics") -> None:
+    """Raises UserError for a name that is not one of COMPARISONS."""
+    for name in names:
+        if name not in COMPARISONS:
+            raise UserError(f"{key} has {name!r}; allowed: {', '.join(COMPARISONS)}.")
+
+
+def compared(names: Sequence[str]) -> tuple[str, ...]:
+    """The names of the numbers that `compare` gives."""
+    rouge = ("rouge1", "rouge2", "rougeL")
+    return tuple(n for name in names for n in (rouge if name == "rouge" else (name,)))
+
+
+def normalised(text: str) -> str:
+    """Lower case, without punctuation and repeated white space: for error rates of speech."""
+    kept = (" " if unicodedata.category(c)[0] in "PS" else c for c in text.lower().replace("'", ""))
+    return " ".join("".join(kept).split())
+
+
+def _split(references: Sequence[str], chinese: bool | None = None) -> str:
+    """The name of sacrebleu's tokenizer for these texts."""
+    return "zh" if (is_chinese(references) if chinese is None else chinese) else "13a"
+
+
+def _bleu(candidates, references, split: str) -> float:
+    from sacrebleu.metrics import BLEU
+
+    bleu = BLEU(tokenize=split, force=True)  # force: no warning of text that looks tokenized
+    return float(bleu.corpus_score(candidates, [references]).score)
+
+
+def _chrf(candidates, references) -> float:
+    from sacrebleu.metrics import CHRF
+
+    return float(CHRF().corpus_score(candidates, [references]).score)
+
+
+def _rouge(candidates, references) -> dict[str, float]:
+    from rouge_score import rouge_scorer
+
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=_Tokenizer())
+    scores = [scorer.score(*pair) for pair in zip(references, candidates)]
+    return {name: float(np.mean([score[name].fmeasure for score in scores])) for name in scores[0]}
+
+
+def _word_errors(candidates, references) -> float:
+    import jiwer
+
+    return float(jiwer.wer(references, candidates))
+
+
+def _character_errors(candidates, references) -> float:
+    import jiwer
+
+    return float(jiwer.cer(references, candidates))
 
 
 def words(text: str) -> list[str]:

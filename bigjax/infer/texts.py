@@ -1,18 +1,24 @@
 """Texts from tokens as they are generated: in pieces, up to stop texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-import jax
 import numpy as np
 
-from bigjax.infer import beam_search
-from bigjax.infer.generate import Generator, Options, padded_rows
-from bigjax.models import rung
+from bigjax.data.examples import check_lengths
+from bigjax.infer import batch
+from bigjax.infer.batch import Search
+from bigjax.infer.generate import CHUNK, Generator, Options
+from bigjax.models import Decoder
 
 
-def prompt_ids(tokenizer, prompts: Sequence[str]) -> list[list[int]]:
-    """Texts as token ids, each after bos_id."""
-    return [[tokenizer.bos_id, *t.tolist()] for t in tokenizer.encode_batch(list(prompts))]
+def prompt_ids(tokenizer, prompts: Sequence[str], decoder: Decoder) -> list[list[int]]:
+    """Texts as token ids: after bos_id for a decoder that continues them, else a source with its
+    eos_id."""
+    ids = [t.tolist() for t in tokenizer.encode_batch(list(prompts))]
+    if decoder.continues:
+        return [[tokenizer.bos_id, *row] for row in ids]
+    return [[*row, tokenizer.eos_id] for row in ids]
 
 
 def stream(
@@ -31,7 +37,11 @@ def stream(
     may start and end inside a token. A piece never splits a character. options, seed, at_once: see
     Generator.stream.
     """
-    ids = prompt_ids(tokenizer, prompts)
+    ids = prompt_ids(tokenizer, prompts, generator.decoder)
+    yield from _stream(generator, tokenizer, ids, options, seed, stop, at_once)
+
+
+def _stream(generator, tokenizer, ids, options, seed, stop, at_once) -> Iterator[tuple[int, str]]:
     rows = [_Row(tokenizer, row if generator.decoder.continues else [], stop) for row in ids]
     chunks = generator.stream(ids, options, seed, at_once)
     keep = None
@@ -51,45 +61,62 @@ def stream(
 
 def texts(generator: Generator, tokenizer, prompts, options: Options, **more) -> list[str]:
     """The complete text of each prompt; see `stream`."""
-    results = [""] * len(prompts)
-    for i, piece in stream(generator, tokenizer, prompts, options, **more):
+    return of_ids(
+        generator, tokenizer, prompt_ids(tokenizer, prompts, generator.decoder), options, **more
+    )
+
+
+def of_ids(
+    generator: Generator,
+    tokenizer,
+    ids: Sequence[Sequence[int]],
+    options: Options,
+    *,
+    seed: int = 0,
+    stop: Sequence[str] = (),
+) -> list[str]:
+    """As `texts`, of prompts as token ids."""
+    results = [""] * len(ids)
+    for i, piece in _stream(generator, tokenizer, ids, options, seed, stop, CHUNK):
         results[i] += piece
     return results
 
 
+def fitting(
+    ids: list[list[int]],
+    rows: Sequence[Mapping[str, Any]],
+    limit: int,
+    truncate: bool,
+    log: Callable[[str], None] = print,
+) -> list[list[int]]:
+    """Token ids of sources of at most `limit` tokens: longer ones are truncated, but for the last
+    token, if `truncate`. Raises UserError for them otherwise, with the row's file and line."""
+    lengths = np.array([len(row) for row in ids])
+    if line := check_lengths(lengths, rows, limit, truncate, "source"):
+        log(line)
+    return [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in ids]
+
+
 def search(
-    generator: Generator, tokenizer, prompts: Sequence[str], options: Options, width: int
+    generator: Generator, tokenizer, prompts: Sequence[str], options: Options, search: Search
 ) -> list[list[tuple[str, float]]]:
-    """The `width` best texts of each prompt by beam search, best first, with the mean
-    log-probability of their tokens. Only options.max_new_tokens and eos_id are used."""
+    """The best texts of each prompt by beam search, best first, with their scores. Only
+    options.max_new_tokens and eos_id are used."""
     decoder = generator.decoder
-    ids = prompt_ids(tokenizer, prompts)
+    ids = prompt_ids(tokenizer, prompts, decoder)
     generator.check(ids, options.max_new_tokens)
-    n = options.max_new_tokens
-    context, first = decoder.context(padded_rows(ids))
-    tokens, scores = jax.device_get(
-        beam_search.search(
-            decoder,
-            generator.variables,
-            context,
-            first,
-            width=width,
-            size=rung(n),
-            n=n,
-            end_id=options.eos_id,
-            pad_id=tokenizer.pad_id,
-            slots=generator.slots(ids, n),
-        )
-    )
-    results = []
-    for i, row in enumerate(ids):
-        candidates = []
-        for j, new in enumerate(tokens[i, :, :n].tolist()):
-            out = _Row(tokenizer, row if decoder.continues else [], ())
-            end = new.index(options.eos_id) if options.eos_id in new else len(new)
-            candidates.append((out.push(new[:end]) + out.rest(), float(scores[i, j])))
-        results.append(candidates)
-    return results
+    ends = dict(end_id=options.eos_id, pad_id=tokenizer.pad_id)
+    found = batch.search(decoder, generator.variables, ids, options.max_new_tokens, search, **ends)
+    return [
+        [(decoded(tokenizer, decoder, prompt, text.ids), text.score) for text in texts]
+        for prompt, texts in zip(ids, found)
+    ]
+
+
+def decoded(tokenizer, decoder: Decoder, prompt: Sequence[int], ids: list[int]) -> str:
+    """The text of new token ids after those of a prompt."""
+    row = _Row(tokenizer, [*prompt] if decoder.continues else [], ())
+    return row.push(ids) + row.rest()
 
 
 class _Row:

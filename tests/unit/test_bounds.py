@@ -38,7 +38,7 @@ MODULES = {
     "data.sources": ("docstrings", "jsonl", "text", "tfds"),
     "data.tokenizers": ("bpe", "bytes", "init_from", "sentencepiece", "wordpiece"),
     "evals": (
-        *("fewshot", "loss", "metrics", "pictures", "sample"),
+        *("fewshot", "generation", "loss", "metrics", "pictures", "sample"),
         *("seqgan.headlines_eval", "seqgan.oracle_eval"),
     ),
 }

@@ -12,7 +12,7 @@ TAKES = {
     "train": ("config", "workdir", "optim"),
     "eval": ("workdir", "data"),
     "predict": ("workdir", "data"),
-    "generate": ("workdir", "mesh"),
+    "generate": ("workdir", "data"),
     "plan": ("config", "optim"),
     "look": ("config", "optim"),
     "configs": (),
@@ -39,7 +39,7 @@ _OPENED = ("data.tokenizer.kind=bytes", "model.dropout=0.5", "model.attention_dr
 SETTLED = {
     "eval": _OPENED,
     "predict": (*_OPENED, "data.train=/nowhere", "data.sources.text.path=/nowhere"),
-    "generate": _OPENED,
+    "generate": (*_OPENED, "data.train=/nowhere"),
     "headline": (*_OPENED, "data.train=/nowhere", "model.click_dropout=0.5"),
     "tokenizer": ("data.train=/nowhere", "data.seq_len=8", "data.packing=false"),
 }

@@ -15,6 +15,7 @@ from bigjax.cli import generate as cli
 from bigjax.data.tokenizers.bytes import Bytes
 from bigjax.errors import UserError
 from bigjax.infer import beam_search, generate, texts
+from bigjax.infer.batch import Search
 from bigjax.infer.generate import Generator, Options
 from bigjax.infer.sampling import sample
 from bigjax.layers import params as params_lib
@@ -212,7 +213,7 @@ def test_the_number_of_prompts_is_padded():
 def test_another_length_of_a_beam_search_needs_no_compilation():
     generator = Generator(table_decoder(), 0.1 * jax.random.normal(jax.random.key(0), (259, 259)))
     call = lambda n, eos_id=-1: texts.search(
-        generator, Bytes(), ["a", "b", "c"], Options(n, eos_id=eos_id), 2
+        generator, Bytes(), ["a", "b", "c"], Options(n, eos_id=eos_id), Search(2, 2)
     )
     texts_of_9 = call(9)
     before = beam_search.search._cache_size()
@@ -281,7 +282,7 @@ def test_a_beam_of_a_text_with_a_padding_token_does_not_end_there():
 def test_the_command_prints_the_texts_of_a_beam_with_their_scores(capsys):
     f = Arguments(["--prompt=a", "--prompt=b", "--max_tokens=3", "--beam=2"], cli.COMMAND).flags
     logits = jax.random.normal(jax.random.key(0), (259, 259))
-    cli._write(f, Bytes(), table_decoder(), logits)
+    cli._write(f, Bytes(), table_decoder(), logits, {})
     lines = capsys.readouterr().out
     for i in (1, 2):
         scores = [float(x) for x in re.findall(rf"--- {i} of 2, (-[\d.]+) per token", lines)]

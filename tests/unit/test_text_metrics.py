@@ -143,3 +143,31 @@ def test_baselines():
     assert hot.hot_word_headline(ARTICLE, ["nothing"]) == tm.lead_sentence(ARTICLE)
     assert hot.hot_word_headline(NEWS, ["手机", "赏雪"]).startswith("市民")
     assert hot.hot_word_headline("", ["a"]) == ""
+
+
+def test_comparisons_with_references():
+    got = tm.compare(
+        tuple(tm.COMPARISONS), ["the cat sat", "a b", " same "], ["the cat sat down", "a c", "same"]
+    )
+    assert got["exact_match"] == pytest.approx(1 / 3)
+    assert got["wer"] == got["per"] == pytest.approx(2 / 7)  # one deleted, one substituted
+    assert got["cer"] == pytest.approx((5 + 1) / 23)
+    assert got["rougeL"] == pytest.approx((6 / 7 + 0.5 + 1) / 3)
+    assert 0 < got["chrf"] < 100
+    perfect = tm.compare(tuple(tm.COMPARISONS), ["a b c d e"], ["a b c d e"])
+    assert perfect == pytest.approx(
+        dict(bleu=100, chrf=100, rouge1=1, rouge2=1, rougeL=1, exact_match=1, wer=0, cer=0, per=0)
+    )
+    assert tm.compared(("rouge", "cer")) == ("rouge1", "rouge2", "rougeL", "cer")
+    assert tm.compare(["wer"], [""], ["two words"]) == {"wer": 1.0}
+
+
+def test_text_is_normalised_for_error_rates():
+    assert tm.normalised("It's  a “Test”, N=5!") == "its a test n 5"
+    assert tm.normalised("naïve 中文。") == "naïve 中文"
+
+
+@pytest.mark.parametrize("names, message", [(["blue"], "metrics has 'blue'; allowed: bleu, chrf")])
+def test_an_unknown_comparison_is_refused(names, message):
+    with pytest.raises(UserError, match=message):
+        tm.compare(names, ["a"], ["a"])

@@ -1,0 +1,124 @@
+"""Beam search for many inputs, in batches of similar lengths."""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bigjax.bounds import FINITE, at_least, check_ranges
+from bigjax.errors import UserError
+from bigjax.infer import beam_search
+from bigjax.infer.generate import padded_rows
+from bigjax.models import Decoder, rung
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """Options of a beam search, see beam_search.beam_search."""
+
+    width: int = 1  # beams; 1 is greedy decoding
+    n_best: int = 1  # of the `width` texts that it finds
+    length_penalty: float = 1.0  # above 0: longer texts; 0: the sum of the log-probabilities
+    coverage_penalty: float = 0.0  # above 0: texts that attend to all of the source
+
+    RANGES = {
+        "width": at_least(1),
+        "n_best": at_least(1),
+        "length_penalty": FINITE,
+        "coverage_penalty": at_least(0),
+    }
+
+    def __post_init__(self):
+        check_ranges("search", self)
+        if self.n_best > self.width:
+            raise UserError(
+                f"n_best is {self.n_best}, but a search with {self.width} beams finds "
+                f"{self.width} texts. Lower n_best, or raise the number of beams."
+            )
+
+
+class Text(NamedTuple):
+    """ids: of a generated text, without its end token. score: see beam_search.beam_search."""
+
+    ids: list[int]
+    score: float
+
+
+def by_length(inputs: Sequence[Sequence], batch_size: int) -> list[list[int]]:
+    """The indices of the inputs in batches of similar lengths, the longest first, so that one that
+    does not fit in memory fails at once."""
+    order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i]))
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+def slots_for(decoder: Decoder, inputs: Sequence[Sequence], n: int) -> int:
+    """The number of tokens per row for which a program is compiled: n after each of the inputs, if
+    the decoder continues them."""
+    taken = max(map(len, inputs)) if decoder.continues else 0
+    return min(rung(taken + n), decoder.max_len)
+
+
+def search(
+    decoder: Decoder,
+    variables: Any,
+    inputs: Sequence[Sequence],
+    n: int,
+    options: Search,
+    *,
+    end_id: int,
+    pad_id: int,
+    run=beam_search.search,
+) -> list[list[Text]]:
+    """The n_best texts of up to n tokens for each input, best first.
+
+    inputs: what decoder.context accepts. run: beam_search.search, or the same function compiled
+    otherwise. Raises UserError for options that the decoder does not support.
+    """
+    check(decoder, options)
+    context, first = decoder.context(padded_rows(inputs))
+    tokens, scores = jax.device_get(
+        run(
+            decoder,
+            variables,
+            context,
+            first,
+            width=options.width,
+            size=rung(n),
+            n=n,
+            end_id=end_id,
+            pad_id=pad_id,
+            slots=slots_for(decoder, inputs, n),
+            length_penalty=float(options.length_penalty),
+            coverage_penalty=float(options.coverage_penalty),
+        )
+    )
+    found = []
+    for row, score in zip(tokens[: len(inputs), : options.n_best], scores):
+        found.append([Text(_before(t[:n], end_id), float(s)) for t, s in zip(row, score)])
+    return found
+
+
+def search_all(
+    decoder: Decoder, variables: Any, inputs: Sequence[Sequence], batch_size: int, *more, **options
+) -> Iterator[tuple[list[int], list[list[Text]]]]:
+    """(indices, `search` of these inputs) of one batch after the other, the longest first."""
+    for indices in by_length(inputs, batch_size):
+        batch = [inputs[i] for i in indices]
+        yield indices, search(decoder, variables, batch, *more, **options)
+
+
+def check(decoder: Decoder, options: Search) -> None:
+    """Raises UserError for options that the decoder does not support."""
+    if options.coverage_penalty and decoder.attention is None:
+        raise UserError(
+            f"coverage_penalty is {options.coverage_penalty:g}, but this model has no attention to "
+            "a source. Set it to 0."
+        )
+
+
+def _before(tokens: np.ndarray, end_id: int) -> list[int]:
+    """The tokens before the end token."""
+    ids = tokens.tolist()
+    return ids[: ids.index(end_id)] if end_id in ids else ids

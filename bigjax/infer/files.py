@@ -1,0 +1,172 @@
+"""Generation for a whole file: in batches of similar lengths, whose results are kept on disk until
+all are there, so that a command that was ended goes on with the rest."""
+
+from collections.abc import Callable, Sequence
+import hashlib
+import json
+import sys
+import time
+from typing import Any
+
+from etils import epath
+
+from bigjax import json_text, paths
+from bigjax.errors import UserError
+from bigjax.infer.batch import by_length
+from bigjax.plural import plural
+
+KEPT = ".partial"  # the ending of the folder with the results so far
+_SAVE_SECONDS = 10.0
+_LOG_SECONDS = 30.0
+
+Texts = list[tuple[str, float]]  # of one input: the best ones with their scores
+
+
+def generate_all(
+    inputs: Sequence[Sequence],
+    generate: Callable[[list[int]], list[Texts]],
+    batch_size: int,
+    output: str = "",
+    settings: Any = None,
+    log: Callable[[str], None] = print,
+) -> list[Texts]:
+    """generate(indices of inputs) of all inputs, in batches.
+
+    output: the file that they are for; beside it is a folder with the results so far, from which a
+    later call with the same inputs and settings goes on. '' keeps nothing. settings: what the
+    results depend on besides the inputs, as JSON. Call `forget(output)` when they are written.
+    """
+    batches = by_length(inputs, batch_size)
+    kept = _Kept(output, _fingerprint(inputs, batch_size, settings), log) if output else None
+    results: list[Texts] = [[] for _ in inputs]
+    done = kept.results if kept else {}
+    for number, texts in done.items():
+        for i, row in zip(batches[number], texts):
+            results[i] = [tuple(text) for text in row]
+    n_done = sum(len(batches[number]) for number in done)
+    if n_done:
+        log(f"{n_done:,} of {len(inputs):,} are in {kept.folder}: going on with the rest.")
+    with _Bar(len(inputs), n_done, log) as bar:
+        for number, indices in enumerate(batches):
+            if number in done:
+                continue
+            texts = generate(indices)
+            for i, row in zip(indices, texts):
+                results[i] = row
+            if kept:
+                kept.add(number, texts)
+            bar.add(len(indices))
+    if kept:
+        kept.save()
+    return results
+
+
+def forget(output: str) -> None:
+    """Removes the results that generate_all kept for a file."""
+    folder = _folder(output)
+    if paths.exists(folder):
+        folder.rmtree()
+
+
+def _folder(output: str) -> epath.Path:
+    return epath.Path(f"{output}{KEPT}").expanduser()
+
+
+def _fingerprint(inputs, batch_size: int, settings) -> str:
+    digest = hashlib.sha256(json.dumps([batch_size, settings]).encode())
+    for row in inputs:
+        digest.update(json.dumps([*map(float, row)]).encode())
+    return digest.hexdigest()[:16]
+
+
+class _Kept:
+    """Results of batches by number, in files of a folder, each written at once."""
+
+    def __init__(self, output: str, fingerprint: str, log) -> None:
+        self.folder = _folder(output)
+        self.results: dict[int, list[Texts]] = {}
+        self._new: dict[int, list[Texts]] = {}
+        self._fingerprint, self._saved = fingerprint, time.monotonic()
+        others = 0
+        for file in sorted(self.folder.glob("*.json")) if paths.exists(self.folder) else ():
+            try:
+                content = json.loads(file.read_bytes())
+                batches = {int(n): texts for n, texts in content["batches"].items()}
+            except (OSError, ValueError, KeyError, AttributeError) as e:
+                raise UserError(
+                    f"{file} holds results of an earlier call, and cannot be read ({e}). Remove "
+                    f"{self.folder} to start again."
+                ) from None
+            if content.get("fingerprint") == fingerprint:
+                self.results |= batches
+            else:
+                others += 1
+                file.unlink()
+        if others:
+            log(
+                f"note: {self.folder} held results for other inputs or settings; they are not used."
+            )
+
+    def add(self, number: int, texts: list[Texts]) -> None:
+        self._new[number] = texts
+        if time.monotonic() - self._saved >= _SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        if not self._new:
+            return
+        content = {"fingerprint": self._fingerprint, "batches": self._new}
+        file = self.folder / f"{min(self._new):06d}.json"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            paths.write_atomically(file, json_text.dumps(content).encode())
+        except OSError as e:
+            raise UserError(
+                f"{file} cannot be written: {e.strerror or e}. Name an --output in a folder with "
+                "space and with write permission."
+            ) from None
+        self._new, self._saved = {}, time.monotonic()
+
+
+class _Bar:
+    """Inputs done: a bar on a terminal, elsewhere a line every 30 seconds."""
+
+    def __init__(self, n: int, done: int, log) -> None:
+        self._n, self._done, self._first, self._log = n, done, done, log
+        self._bar = self._task = None
+
+    def __enter__(self) -> "_Bar":
+        self._start = self._logged = time.monotonic()
+        if sys.stdout.isatty():
+            from rich import progress
+
+            self._bar = progress.Progress(
+                progress.TextColumn("generating"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TimeElapsedColumn(),
+                progress.TimeRemainingColumn(),
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self._n, completed=self._done)
+        return self
+
+    def add(self, n: int) -> None:
+        self._done += n
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done)
+            return
+        now = time.monotonic()
+        if now - self._logged >= _LOG_SECONDS:
+            self._logged = now
+            rate = (self._done - self._first) / (now - self._start)
+            left = (self._n - self._done) / rate
+            self._log(
+                f"generated {self._done:,} of {self._n:,} {plural(self._n, 'text')}, "
+                f"{rate:.1f}/s, about {left:.0f} s left"
+            )
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

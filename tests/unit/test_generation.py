@@ -1,0 +1,274 @@
+"""Generation for whole files and for evaluation, with a decoder that copies its source."""
+
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+import pytest
+
+from bigjax.arguments import Arguments
+from bigjax.cli import generate as cli
+from bigjax.data.tokenizers.bytes import Bytes
+from bigjax.errors import UserError
+from bigjax.evals import generation
+from bigjax.infer import batch, files, texts
+from bigjax.infer.batch import Search
+from bigjax.infer.generate import Generator, Options
+from bigjax.models import Decoder, Fixed, source_context
+from bigjax.parallel import mesh as mesh_lib
+
+V, END = 259, 257
+
+
+def copying_decoder(max_len=32) -> Decoder:
+    """Its target is the source. It has read source[at] when it writes it; beams share the source.
+    Its only variable is the logit of the next token, all others have 0."""
+
+    def begin(sure, context, slots):
+        return jnp.zeros(len(context["source"]), jnp.int32), Fixed(context["source"])
+
+    def step(sure, state, tokens):
+        at, source = state
+        rows = jnp.arange(len(at)) * len(source.value) // len(at)  # of the beams
+        token = source.value[rows, at]
+        return sure * jax.nn.one_hot(token, V), (at + 1, source)
+
+    def attention(sure, state, tokens):
+        at, source = state
+        return jax.nn.one_hot(at, source.value.shape[1])
+
+    context = lambda ids: (source_context(ids, max_len), np.zeros(len(ids), np.int32))
+    return Decoder(context, begin, step, max_len, continues=False, attention=attention)
+
+
+def ids_of(*sources: str) -> list[list[int]]:
+    return texts.prompt_ids(Bytes(), sources, copying_decoder())
+
+
+SOURCES = ("ab", "a longer one", "c", "the fourth")
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_search_of_sources_of_unequal_length(width):
+    found = batch.search(
+        copying_decoder(), 20.0, ids_of(*SOURCES), 20, Search(width), end_id=END, pad_id=258
+    )
+    assert [Bytes().decode(row[0].ids) for row in found] == [*SOURCES]
+    assert all(len(row) == 1 and -0.01 < row[0].score <= 0 for row in found)
+
+
+def test_a_sampled_and_a_greedy_answer():
+    generator = Generator(copying_decoder(), 20.0)
+    options = Options(20, 0.0, eos_id=END)
+    assert texts.texts(generator, Bytes(), SOURCES, options) == [*SOURCES]
+
+
+def test_batches_are_of_similar_lengths_the_longest_first():
+    inputs = [[0] * n for n in (3, 9, 1, 9, 4)]
+    assert batch.by_length(inputs, 2) == [[1, 3], [4, 0], [2]]
+
+
+def test_a_coverage_penalty_prefers_texts_that_use_the_whole_source():
+    """Two texts are as likely: the end token at once, or after the whole source."""
+    decoder = copying_decoder()
+
+    def step(sure, state, tokens):
+        logits, new = decoder.step(sure, state, tokens)
+        first = (state[0] == 0)[:, None]
+        return jnp.where(first, logits.at[:, END].set(sure), logits), new
+
+    both = decoder._replace(step=step)
+    given = dict(end_id=END, pad_id=258)
+    options = dict(length_penalty=0.0)
+    short = batch.search(both, 30.0, ids_of("abc"), 9, Search(2, 2, **options), **given)[0]
+    assert {len(t.ids) for t in short} == {0, 3}
+    assert short[0].score == pytest.approx(short[1].score, abs=1e-4)
+    best = batch.search(both, 30.0, ids_of("abc"), 9, Search(2, 1, 0.0, 0.2), **given)[0]
+    assert Bytes().decode(best[0].ids) == "abc"
+    plain = decoder._replace(attention=None)
+    with pytest.raises(UserError, match="no attention to a source"):
+        batch.search(plain, 30.0, ids_of("abc"), 9, Search(2, 1, 0.0, 0.2), **given)
+
+
+def test_more_texts_than_beams_are_refused():
+    with pytest.raises(UserError, match="n_best is 3, but a search with 2 beams"):
+        Search(2, 3)
+
+
+# --- Whole files -----------------------------------------------------------------------------
+
+
+def counting(inputs, fail_at=None):
+    """(generate, calls): the text of an input is its length."""
+    calls = []
+
+    def generate(indices):
+        if len(calls) == fail_at:
+            raise KeyboardInterrupt
+        calls.append(indices)
+        return [[(str(len(inputs[i])), float(i))] for i in indices]
+
+    return generate, calls
+
+
+def test_results_are_in_the_order_of_the_inputs(tmp_path):
+    inputs = [[0] * n for n in (3, 9, 1, 7, 4)]
+    generate, calls = counting(inputs)
+    found = files.generate_all(inputs, generate, 2)
+    assert found == [[(str(len(x)), float(i))] for i, x in enumerate(inputs)]
+    assert calls == [[1, 3], [4, 0], [2]]
+
+
+def test_an_ended_call_goes_on_with_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_SAVE_SECONDS", 0.0)
+    inputs, output = [[0] * n for n in (3, 9, 1, 7, 4)], str(tmp_path / "out.jsonl")
+    generate, calls = counting(inputs, fail_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        files.generate_all(inputs, generate, 2, output, ["step 1"])
+    assert len(calls) == 2
+    generate, calls = counting(inputs)
+    lines = []
+    found = files.generate_all(inputs, generate, 2, output, ["step 1"], lines.append)
+    assert calls == [[2]] and [len(x) for x in inputs] == [int(row[0][0]) for row in found]
+    assert "4 of 5" in lines[0]
+    files.forget(output)
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("change", ["settings", "inputs", "batch"])
+def test_results_for_something_else_are_not_used(change, tmp_path):
+    inputs, output = [[0] * n for n in (3, 9, 1)], str(tmp_path / "out.jsonl")
+    files.generate_all(inputs, counting(inputs)[0], 2, output, ["step 1"])
+    if change == "inputs":
+        inputs = [[1] * 3, *inputs[1:]]
+    generate, calls = counting(inputs)
+    lines = []
+    size, step = (3 if change == "batch" else 2), (2 if change == "settings" else 1)
+    files.generate_all(inputs, generate, size, output, [f"step {step}"], lines.append)
+    assert len(calls) == (1 if change == "batch" else 2)
+    assert "other inputs or settings" in lines[0]
+
+
+def test_damaged_results_are_refused(tmp_path):
+    inputs, output = [[0], [1, 2]], str(tmp_path / "out.jsonl")
+    files.generate_all(inputs, counting(inputs)[0], 2, output)
+    (file,) = (tmp_path / "out.jsonl.partial").iterdir()
+    file.write_text("{")
+    with pytest.raises(UserError, match=r"cannot be read .*Remove .*out.jsonl.partial"):
+        files.generate_all(inputs, counting(inputs)[0], 2, output)
+
+
+def flags(*arguments):
+    f = Arguments([*arguments], cli.COMMAND).flags
+    cli.check_flags(f)
+    return f
+
+
+def section(**fields) -> ConfigDict:
+    columns = dict(source="source", target="target", prefix="")
+    return ConfigDict(dict(columns=columns, prefix="", seq_len=20, target_len=16, **fields))
+
+
+@pytest.mark.parametrize("more", [(), ("--beam=3",), ("--beam=3", "--n_best=2")], ids=len)
+def test_the_command_writes_a_file(more, tmp_path, capsys):
+    (tmp_path / "in.tsv").write_text("id\tsource\n" + "".join(f"7\t{s}\n" for s in SOURCES))
+    output = tmp_path / "out.jsonl"
+    f = flags(f"--input={tmp_path / 'in.tsv'}", f"--output={output}", "--batch=2", *more)
+    config = ConfigDict(dict(data=section()))
+    rows = cli._rows(f, config)
+    cli._write_file(f, Bytes(), copying_decoder(), 20.0, rows, config, "step 3 of run")
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(row["id"], row["source"], row["generated"]) for row in written] == [
+        ("7", source, source) for source in SOURCES
+    ]
+    assert ("score" in written[0]) == bool(more)
+    assert len(written[0].get("n_best", ())) == (2 if len(more) == 2 else 0)
+    assert "4 rows, step 3 of run" in capsys.readouterr().out
+    assert {p.name for p in tmp_path.iterdir()} == {"in.tsv", "out.jsonl"}
+
+
+def test_the_prefix_of_the_data_and_of_a_row_is_before_its_source(tmp_path):
+    (tmp_path / "in.csv").write_text("text,task\nabc,de:\nx,\n")
+    f = flags(f"--input={tmp_path / 'in.csv'}", "--output=out.csv", "--column=text")
+    data = section()
+    data.prefix, data.columns.prefix = "T5 ", "task"
+    rows = cli._rows(f, ConfigDict(dict(data=data)))
+    assert [row["source"] for row in rows] == ["T5 de: abc", "T5 x"]
+
+
+def test_a_source_that_is_too_long_is_refused_or_truncated(tmp_path, capsys):
+    (tmp_path / "in.tsv").write_text(f"source\nok\n{'x' * 40}\n")
+    f = flags(f"--input={tmp_path / 'in.tsv'}", f"--output={tmp_path / 'out.csv'}")
+    config = ConfigDict(dict(data=section(truncate=False)))
+    run = lambda: cli._write_file(
+        f, Bytes(), copying_decoder(), 20.0, cli._rows(f, config), config, "step 1"
+    )
+    with pytest.raises(UserError, match=r"in.tsv:3: the source is 41 tokens long.*20 are allowed"):
+        run()
+    config.data.truncate = True
+    run()
+    assert "1 of 2 sources are truncated to 20 tokens" in capsys.readouterr().out
+    assert (tmp_path / "out.csv").read_text().endswith(f"{'x' * 40},{'x' * 16}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--input=a.tsv"], "--input needs --output"),
+        (["--input=a.tsv", "--output=b.tsv", "--prompt=x"], "--prompt is not for --input"),
+        (["--output=b.tsv"], "--output is only for --input"),
+        (["--n_best=2"], "--n_best is only for --beam"),
+        (["--beam=2", "--n_best=3"], "n_best is 3"),
+        (["--beam=2", "--coverage_penalty=-1"], "coverage_penalty is -1"),
+        (["--batch=0", "--input=a.tsv", "--output=b.tsv"], "--batch is 0"),
+    ],
+)
+def test_flags_without_effect_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        flags(*arguments)
+
+
+# --- Evaluation ------------------------------------------------------------------------------
+
+
+def test_evaluation_by_generation(tmp_path, monkeypatch):
+    decoder = copying_decoder()
+    family = types.SimpleNamespace(decoder=lambda c: decoder)
+    monkeypatch.setattr(generation.modules, "of", lambda config, section: family)
+    monkeypatch.setattr(generation.params_lib, "unrolled", lambda x: x["params"])
+    targets = ["ab", "a longer one", "d", "the forth"]
+    rows = [
+        {"source": s, "target": t, "where": f"f:{i}"}
+        for i, (s, t) in enumerate(zip(SOURCES, targets))
+    ]
+    corpus = types.SimpleNamespace(
+        inputs=lambda split: ids_of(*SOURCES), rows=lambda split: rows, tokenizer=Bytes()
+    )
+    mesh = mesh_lib.make_mesh(dict(data=2), jax.devices()[:2])
+    reports = []
+    context = types.SimpleNamespace(
+        config=ConfigDict(dict(train=dict(batch_size=2), data=dict(target_len=16))),
+        corpus=corpus,
+        task=types.SimpleNamespace(model_config=None),
+        mesh=mesh,
+        report=reports.append,
+        write=lambda name, write: write(tmp_path) or "",
+    )
+    metrics = ("exact_match", "cer", "rouge")
+    with jax.set_mesh(mesh):
+        evaluate = generation.build("gen", generation.Config(metrics=metrics, worst=1), context)
+        got = evaluate(jnp.float32(20.0), {}, 7)
+    assert got["exact_match"] == 0.5 and got["cer"] == pytest.approx(2 / 24)
+    assert set(got) == {*evaluate.metrics} == {"exact_match", "cer", "rouge1", "rouge2", "rougeL"}
+    lines = [json.loads(x) for x in (tmp_path / "generations.jsonl").read_text().splitlines()]
+    assert [x["generated"] for x in lines] == [*SOURCES] and lines[2]["cer"] == 1.0
+    worst = (tmp_path / "worst.txt").read_text()
+    assert "f:2: character error rate 1.000" in worst and "f:3" not in worst
+    assert json.loads((tmp_path / "report.json").read_text())["lead_rougeL"] > 0
+    assert "4 texts" in reports[0]
+    with jax.set_mesh(mesh):
+        some = generation.build("gen", generation.Config(examples=2, metrics=("cer",)), context)
+        assert some(jnp.float32(20.0), {}, 7)["cer"] == pytest.approx(1 / 3)  # rows 0 and 2
