@@ -295,6 +295,8 @@ class Family:
     zeros: model dict -> {our name: shape} of parameters that are 0 in models of the family.
     pixels: (mean, standard deviation) by which the family's models normalise images if their
         folder does not say it; () for a family of text.
+    files: model dict, {name: content} of the import's files -> those to write beside the tensors
+        of a model that was trained, in addition or in their place.
     """
 
     name: str
@@ -318,6 +320,9 @@ class Family:
     alternatives: Callable[[dict], list[Entry]] = lambda model: []
     zeros: Callable[[dict], dict[str, tuple[int, ...]]] = lambda model: {}
     pixels: tuple[tuple[float, ...], ...] = ()
+    files: Callable[[Mapping[str, Any], Mapping[str, bytes]], dict[str, bytes]] = (
+        lambda model, originals: {}
+    )
 
     def misfits(self, model: dict) -> list[str]:
         """Why a model of ours is not one of this family: 'model.KEY=VALUE (must be ...)'."""

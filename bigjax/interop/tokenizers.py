@@ -7,7 +7,7 @@ from bigjax.errors import UserError
 from bigjax.interop import images
 from bigjax.json_text import added_tokens, check_pieces, shown
 
-# An import keeps these unchanged for a later export. The last two do not belong to the tokenizer.
+# An import keeps these unchanged for a later export. The last ones do not belong to the tokenizer.
 FILES = (
     "vocab.txt",
     "tokenizer.json",
@@ -17,8 +17,10 @@ FILES = (
     "merges.txt",
     "tokenizer.model",
     "added_tokens.json",
+    "normalizer.json",
     "chat_template.jinja",
     "generation_config.json",
+    "processor_config.json",
     images.FILE,
 )
 _BPE_SPECIALS = ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>")

@@ -14,6 +14,7 @@ class Conv(nn.Module):
     padding: zeros before the first and after the last token, by default none. The parameters are
     those of a Dense over windows as of `windows`: kernel [width * D, features], bias [features].
     This is up to twice as fast as a convolution on a CPU, and an interceptor of Dense sees it.
+    axis: of the kernel's rows; 'filters' where they may not divide over the devices.
     """
 
     features: int
@@ -23,12 +24,13 @@ class Conv(nn.Module):
     dtype: str = "float32"
     stride: int = 1
     padding: int = 0
+    axis: str = "embed"
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, (T + 2 * padding - width) // stride + 1, features]."""
         options = dict(use_bias=self.use_bias, init_std=self.init_std, dtype=self.dtype)
-        filters = Dense((self.features,), ("embed",), (None,), **options, name="filters")
+        filters = Dense((self.features,), (self.axis,), (None,), **options, name="filters")
         nn.share_scope(self, filters)
         x = windows(x_BTD, self.width, self.stride, self.padding)
         # As one matrix: with two dimensions of rows a CPU transposes the gradient of the kernel.

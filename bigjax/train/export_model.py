@@ -65,6 +65,7 @@ def export_run(
         files, extra = _processor(workdir, origin, layout, model, config, log), {}
     else:
         files, extra = _tokenizer(workdir, origin, family, model, log)
+        files = files if layout else {**files, **family.files(model, files)}
     written = interop.write(
         to,
         family=family,

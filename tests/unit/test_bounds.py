@@ -18,7 +18,7 @@ from bigjax.projects.seqgan import generation_options
 
 MODULES = {
     "models": (
-        *("gpt", "bert", "convnet", "resnet", "t5", "vit"),
+        *("gpt", "bert", "convnet", "resnet", "t5", "vit", "whisper"),
         *("seqgan.model", "seqgan.headline_model"),
     ),
     "tasks": (
