@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.data import docstrings, tfds_sets
+from bigjax.data import dates, docstrings, tfds_sets
 from bigjax.data.kinds import RowKind
 from bigjax.data.store import SPLITS, check_fractions, split_of
 from bigjax.data.tables import read_table
@@ -18,7 +18,8 @@ from bigjax.errors import UserError
 _TFDS_BATCH = 1024
 _MIN_BODY_CHARS = 40  # a shorter body says too little about its library
 _EXAMPLES = (
-    'a file such as "train.tsv", "tfds:glue/sst2", "docstrings:library" or "docstrings:title"'
+    'a file such as "train.tsv", "tfds:NAME", or a set that every installation has, such as '
+    '"docstrings:library"'
 )
 
 
@@ -37,13 +38,15 @@ def read_rows(
         each docstring and the library that it is from; "docstrings:title", its first line and its
         body or the body of another one, labelled "together" or "apart"; "docstrings:summary", its
         body as the source and its first line as the target. Docstrings are split as for
-        pre-training on them.
+        pre-training on them; "dates", as people and as computers write them (data/dates.py).
       part: "train", "valid" or "test".
       with_labels: False leaves out the targets, and does not require them.
     """
     columns = _columns(data, kind, with_labels)
     if spec.startswith("docstrings:"):
         return _docstring_rows(spec, data, kind, part, with_labels)
+    if spec == "dates":
+        return _for_kind(spec, [*dates.rows()], kind, with_labels)
     types = {key: column.type for key, column in {**kind.inputs, **kind.targets}.items()}
     if spec.startswith("tfds:"):
         rows = _tfds_rows(spec, columns, types, part)
@@ -154,7 +157,11 @@ def _docstring_rows(
         for record in docstrings.records(data.cache_dir)
         if split_of(record.text, *fractions) == part
     ]
-    rows = list(makers[spec](records))
+    return _for_kind(spec, list(makers[spec](records)), kind, with_labels)
+
+
+def _for_kind(spec: str, rows: list, kind: RowKind, with_labels: bool) -> list[dict[str, Any]]:
+    """Rows of a set of bigjax's own. Raises UserError if they lack what the kind needs."""
     needed = [key for key, column in {**kind.inputs, **kind.targets}.items() if not column.optional]
     if rows and set(needed) - set(rows[0]):
         has = ", ".join(key for key in rows[0] if key != "where")

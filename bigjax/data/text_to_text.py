@@ -50,7 +50,7 @@ class Columns:
 class Config:
     """The section `data` if its name is 'text_to_text'."""
 
-    train: str = ""  # FILE (.tsv, .csv, .jsonl, .parquet), tfds:NAME, docstrings:summary
+    train: str = ""  # FILE, tfds:NAME, docstrings:summary, dates
     valid: str = ""  # '' = a fraction of train, by a hash of the source
     test: str = ""
     columns: Columns = Columns()

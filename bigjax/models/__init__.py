@@ -24,16 +24,21 @@ class ModelOutput(NamedTuple):
         its sum_weights name.
     heads: {name: float32 logits} of other heads.
     cache: of a decoder.
+    log_probs: in place of linear, float32 [B, T, V], of a model whose output is not a layer over
+        the vocabulary, such as one that also copies tokens.
     """
 
     linear: Linear | None = None
     sums: Mapping[str, jax.Array] = {}
     heads: Mapping[str, jax.Array] = {}
     cache: Any = None
+    log_probs: jax.Array | None = None
 
     @property
     def logits(self) -> jax.Array:
         """All logits over the vocabulary, float32 [B, T, V]."""
+        if self.log_probs is not None:
+            return self.log_probs
         if self.linear is None:
             raise UserError(
                 "This model has no output layer over the vocabulary, so that it has no logits. Its "
@@ -104,7 +109,8 @@ _CHOICES = {
 def check_fields(c, choices: dict[str, Collection[str]]) -> None:
     """Raises UserError for a field whose value is not allowed. choices: {field: allowed values}, in
     addition to those of the fields that most families have."""
-    remat.policy(c.remat)
+    if hasattr(c, "remat"):
+        remat.policy(c.remat)
     for field, allowed in {**_CHOICES, **choices}.items():
         if hasattr(c, field) and getattr(c, field) not in allowed:
             raise UserError(

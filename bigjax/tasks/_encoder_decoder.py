@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bigjax import losses
 from bigjax.bounds import FINITE, FRACTION, at_least, check_ranges
 from bigjax.errors import UserError
 from bigjax.layers.output import linear_losses
 from bigjax.layers.sampling import categorical
+from bigjax.parallel.sharding import constrain
 from bigjax.tasks import (
     Task,
     add_sums,
@@ -64,6 +66,11 @@ def encoder_decoder_task(
     )
     source_len, target_len = lengths.values()
     check_lengths(c, lengths)
+    if packing and config.data.packing and not getattr(family, "PACKING", True):
+        raise UserError(
+            f"data.packing=True puts several pairs into a row, which model.name="
+            f"{config.model.name!r} cannot tell apart. Set data.packing=False."
+        )
     model = family.Model(c)
     check_call(
         model.__call__,
@@ -90,6 +97,15 @@ def encoder_decoder_task(
             rng=rng,
         )
 
+    def losses_of(out, targets, weights, smoothing, z):
+        if getattr(out, "log_probs", None) is None:
+            return linear_losses(*output_layer(out, config), targets, weights, smoothing, z)
+        logits = constrain(out.log_probs, "batch", "length", "act_vocab")
+        total, _ = losses.cross_entropy(logits, targets, weights, label_smoothing=smoothing)
+        # They are normalised: their log-partition, and its penalty, is 0.
+        nll, _ = losses.cross_entropy(logits, targets, weights)
+        return {"total": total, "nll": nll, "hits": losses.accuracy(logits, targets, weights)[0]}
+
     def inputs_of(params, extras, batch, rng, train):
         inputs = shifted(batch["targets"], c.start_id, batch.get("positions"))
         rate = options.scheduled_sampling
@@ -107,8 +123,7 @@ def encoder_decoder_task(
         inputs = inputs_of(params, extras, batch, rng, train)
         out, extras = forward(params, extras, batch, inputs, rng if train else None, train)
         smoothing, z = (options.label_smoothing, options.z_loss) if train else (0.0, 0.0)
-        linear = output_layer(out, config)
-        sums = linear_losses(*linear, batch["targets"], batch["weights"], smoothing, z)
+        sums = losses_of(out, batch["targets"], batch["weights"], smoothing, z)
         weight = batch["weights"].sum()
         total, metrics = add_sums((sums["total"], weight), options.sum_weights, out.sums, train)
         return total, (

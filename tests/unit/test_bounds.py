@@ -18,7 +18,7 @@ from bigjax.projects.seqgan import generation_options
 
 MODULES = {
     "models": (
-        *("gpt", "bert", "convnet", "resnet", "t5", "vit", "whisper"),
+        *("gpt", "bert", "convnet", "resnet", "seq2seq", "t5", "vit", "whisper"),
         *("seqgan.model", "seqgan.headline_model"),
     ),
     "tasks": (
@@ -38,7 +38,7 @@ MODULES = {
     "data.sources": ("docstrings", "jsonl", "text", "tfds"),
     "data.tokenizers": ("bpe", "bytes", "init_from", "sentencepiece", "wordpiece"),
     "evals": (
-        *("fewshot", "generation", "loss", "metrics", "pictures", "sample"),
+        *("alignment", "fewshot", "generation", "loss", "metrics", "pictures", "sample"),
         *("seqgan.headlines_eval", "seqgan.oracle_eval"),
     ),
 }
