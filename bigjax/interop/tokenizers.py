@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import re
+from typing import Any
 
 from bigjax.errors import UserError
 from bigjax.interop import images
@@ -32,23 +34,30 @@ def read(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def kind(files: dict[str, bytes]) -> str:
-    """'wordpiece', 'bpe', 'sentencepiece', or '' if bigjax reads none of them."""
+    """'wordpiece', 'bpe', 'whisper', 'sentencepiece', or '' if bigjax reads none of them."""
     if "tokenizer.model" in files:
         return "sentencepiece"
     if "vocab.txt" in files:
         return "wordpiece"
     if "vocab.json" in files and "merges.txt" in files:
-        return "bpe"
+        return _byte_level(files)
     content = _content(files)
     model_type = _part(content, "model").get("type")
     if model_type == "WordPiece":
         return "wordpiece"
-    return "bpe" if model_type == "BPE" and _is_gpt2(content) else ""
+    return _byte_level(files) if model_type == "BPE" and _is_gpt2(content) else ""
+
+
+def _byte_level(files: dict[str, bytes]) -> str:
+    """'whisper' if the files name its start token, else 'bpe'."""
+    start, names = b"<|startoftranscript|>", ("added_tokens.json", "tokenizer.json", "vocab.json")
+    return "whisper" if any(start in files.get(name, b"") for name in names) else "bpe"
 
 
 def derived(files: dict[str, bytes]) -> dict[str, bytes]:
-    """vocab.json and merges.txt from a GPT-2 tokenizer.json, where they are absent."""
-    if kind(files) != "bpe" or "vocab.json" in files and "merges.txt" in files:
+    """vocab.json and merges.txt from a GPT-2 tokenizer.json, where they are absent; of Whisper also
+    what else its tokenizer reads."""
+    if kind(files) not in ("bpe", "whisper") or "vocab.json" in files and "merges.txt" in files:
         return {}
     content = _content(files)
     model, added = content["model"], added_tokens(content, "tokenizer.json")
@@ -63,7 +72,12 @@ def derived(files: dict[str, bytes]) -> dict[str, bytes]:
                 'of strings such as "t h", or of pairs of strings. Restore the file.'
             )
     pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    others = {}
+    if kind(files) == "whisper":
+        others = {name: files[name] for name in ("generation_config.json",) if name in files}
+        others["added_tokens.json"] = json.dumps(added, ensure_ascii=False).encode()
     return {
+        **others,
         "vocab.json": json.dumps(vocab, ensure_ascii=False).encode(),
         "merges.txt": "".join(f"{line}\n" for line in ["#version: 0.2", *pairs]).encode(),
     }
@@ -80,6 +94,7 @@ def written(
     names = {
         "wordpiece": ("vocab.txt",),
         "bpe": ("vocab.json", "merges.txt"),
+        "whisper": ("vocab.json", "merges.txt", "added_tokens.json"),
         "sentencepiece": ("tokenizer.model",),
     }
     if kind not in names:
@@ -90,8 +105,9 @@ def written(
             "tokenizer_class": "BertTokenizer",
             **_object(own, "tokenizer_config.json"),
         }
-    elif kind == "bpe":
-        vocab = check_pieces(_object(own, "vocab.json"), "vocab.json")
+    elif kind in ("bpe", "whisper"):
+        added = _object(own, "added_tokens.json") if kind == "whisper" else {}
+        vocab = check_pieces({**_object(own, "vocab.json"), **added}, "vocab.json")
         text_of = {i: piece for piece, i in vocab.items()}
         if missing := sorted(set(ids.values()) - set(text_of)):
             raise UserError(
@@ -99,11 +115,13 @@ def written(
                 "Restore the tokenizer's files from the run."
             )
         config |= {
-            "tokenizer_class": "GPT2Tokenizer",
+            "tokenizer_class": "WhisperTokenizer" if added else "GPT2Tokenizer",
             "add_prefix_space": False,
             "unk_token": text_of[ids["eos"]],
             **{f"{role}_token": text_of[i] for role, i in ids.items()},
         }
+        if added:
+            config["added_tokens_decoder"] = {str(i): _added(t) for t, i in added.items()}
     else:
         import sentencepiece
 
@@ -116,7 +134,15 @@ def written(
             **{f"{role}_token": model.id_to_piece(i) for role, i in ids.items()},
         }
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    return {**{name: own[name] for name in names[kind]}, "tokenizer_config.json": text.encode()}
+    settings = ("generation_config.json",) if kind == "whisper" else ()
+    kept = {n: own[n] for n in (*names[kind], *settings) if n in own or n in names[kind]}
+    return {**kept, "tokenizer_config.json": text.encode()}
+
+
+def _added(text: str) -> dict[str, Any]:
+    """An added token, in the form of transformers. Timestamps are not special there."""
+    off = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    return {"content": text, **off, "special": not re.fullmatch(r"<\|\d+\.\d\d\|>", text)}
 
 
 def _is_gpt2(content: dict) -> bool:

@@ -50,7 +50,8 @@ def section(config) -> Any:
 class Section:
     """The section `data.tokenizer`. Its other keys belong to the module that `kind` names."""
 
-    # sentencepiece, wordpiece, bpe (GPT-2's byte level), bytes, or init_from: the source's
+    # sentencepiece, wordpiece, bpe (GPT-2's byte level), whisper (of its folders), bytes, or
+    # init_from: the source's
     kind: str = "sentencepiece"
 
     MODULES = "data.tokenizers"

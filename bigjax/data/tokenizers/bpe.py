@@ -1,6 +1,7 @@
 """GPT-2's byte-level BPE, from its two files."""
 
 import codecs
+from collections.abc import Mapping
 import functools
 import json
 import re
@@ -18,23 +19,30 @@ class ByteLevelBpe(Tokenizer):
     without a byte order mark, their lines ending in LF or CRLF (or CRCRLF).
 
     bos, eos and pad are '<|endoftext|>' if the vocabulary has it (GPT-2: 50256), else '<s>',
-    '</s>' and '<pad>' as in RoBERTa.
+    '</s>' and '<pad>' as in RoBERTa. added: {text: id} of special tokens beside the vocabulary.
     """
 
     kind = "bpe"
 
-    def __init__(self, vocab: bytes, merges: bytes, name: str = "the BPE folder") -> None:
+    def __init__(
+        self,
+        vocab: bytes,
+        merges: bytes,
+        name: str = "the BPE folder",
+        added: Mapping[str, int] = {},
+    ) -> None:
         from tokenizers import Tokenizer as RustTokenizer
         from tokenizers import models, pre_tokenizers
 
         # In the form that other readers expect, so that equal tokenizers have equal fingerprints.
         vocab, merges = self._vocab, self._merges = _plain(vocab), _plain(merges)
         table, pairs = _read_bpe(vocab, merges, name)
+        table = check_pieces({**table, **added}, name)
         self.bos_id = _first_of(table, ("<|endoftext|>", "<s>"), name)
         self.eos_id = _first_of(table, ("<|endoftext|>", "</s>"), name)
         self.pad_id = table.get("<pad>", self.eos_id)
         self.pieces = [b""] * (max(table.values()) + 1)
-        special = {"<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>"}
+        special = {"<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>", *added}
         byte_of = {char: byte for byte, char in byte_characters().items()}
         for piece, i in table.items():
             if piece not in special:
@@ -89,11 +97,16 @@ def read_bpe_folder(folder: Any) -> ByteLevelBpe:
 
     Raises UserError if one is missing, unreadable, or not byte-level.
     """
+    return ByteLevelBpe(*read_bpe_files(folder), str(folder))
+
+
+def read_bpe_files(folder: Any) -> tuple[bytes, bytes]:
+    """The content of a folder's vocabulary and merges. Raises UserError if one is missing."""
     from etils import epath
 
     if not str(folder):
         raise UserError(
-            'data.tokenizer.kind is "bpe" but data.tokenizer.path is empty. Set it to '
+            'data.tokenizer.kind is "bpe" or "whisper" but data.tokenizer.path is empty. Set it to '
             "a folder with vocab.json (or encoder.json) and merges.txt (or vocab.bpe)."
         )
     root = epath.Path(folder)
@@ -109,7 +122,7 @@ def read_bpe_folder(folder: Any) -> ByteLevelBpe:
         paths.append(present[0])
     vocab = read_text(paths[0], "a JSON object of piece: id")
     merges = read_text(paths[1], "a text file with a merge on each line")
-    return ByteLevelBpe(vocab.encode(), merges.encode(), str(folder))
+    return vocab.encode(), merges.encode()
 
 
 def _plain(text: bytes) -> bytes:
