@@ -15,7 +15,7 @@ from bigjax.train.step import unpack
 from tests import helpers
 from tests.conftest import WORDS, write_table
 from tests.e2e import test_headline
-from tests.helpers import TINY, TINY_BERT
+from tests.helpers import TINY, TINY_BERT, TINY_T5
 from tests.multidevice import test_seqgan_meshes
 
 STEPS, SAVED_AT = 4, 2
@@ -32,8 +32,9 @@ GENERATORS = {
     "headline": test_headline.TINY,
     "headline rounds": test_headline.TINY,
 }
+PAIRS = {"t5": TINY_T5}
 IMAGES = {name: f"configs/{name}/digits.py:tiny" for name in ("vit", "resnet", "convnet", "mae")}
-FILES = {**LANGUAGE, **HEADS, **GENERATORS, **IMAGES}
+FILES = {**LANGUAGE, **HEADS, **GENERATORS, **PAIRS, **IMAGES}
 ADVERSARIAL = ("seqgan", "headline rounds")  # they draw tokens, which rounding may change
 
 
@@ -77,12 +78,22 @@ class Families:
         if family in ("labelled", "regress"):
             labels = ("left", "right") if family == "labelled" else ("0.5", "2")
             return write_table(self._folder / f"{family}.tsv", 100, labels=labels)
+        if family in PAIRS:
+            return write_pairs(self._folder / f"{family}.tsv")
         path = self._folder / f"{family}.{'conll' if family == 'tag' else 'jsonl'}"
         if family in GENERATORS:
             return test_headline.write_table(path)
         sentences = [[WORDS[(i + 3 * j) % len(WORDS)] for j in range(8)] for i in range(60)]
         path.write_text("".join(_tagged(s) if family == "tag" else _answered(s) for s in sentences))
         return path
+
+
+def write_pairs(path: pathlib.Path, n: int = 100) -> str:
+    """A table of texts, each with its second word as the target."""
+    words = lambda i: [WORDS[(i + 5 * j) % len(WORDS)] for j in range(2 + i % 5)]
+    rows = "".join(f"{' '.join(words(i))}\t{words(i)[1]}\n" for i in range(n))
+    path.write_text("source\ttarget\n" + rows)
+    return str(path)
 
 
 def _tagged(words: list[str]) -> str:

@@ -187,10 +187,14 @@ class SpanBatches(ExampleBatches):
         mask = hidden(key, numbers, self.sizes.window, self._options)
         t = self._tokenizer
         ids = t.sentinel_ids, t.eos_id, t.pad_id
+        # With a kept token before the text, each hidden span of a target follows the sentinel that
+        # stands for it in the source, also one that begins the text.
+        before = lambda x: np.pad(x, ((0, 0), (1, 0)))
+        kept = ~before(mask)
         source = corrupt(tokens, mask, *ids, self.seq_len)
-        targets = corrupt(tokens, ~mask, *ids, self.sizes.target_len)
+        targets = corrupt(before(tokens), kept, *ids, self.sizes.target_len)
         real = lambda x, hide: np.arange(x.shape[1]) < _length(hide)[:, None]
-        segments, of_target = real(source, mask), real(targets, ~mask)
+        segments, of_target = real(source, mask), real(targets, kept)
         return {
             "source": source,
             "source_segment_ids": segments.astype(np.int32),

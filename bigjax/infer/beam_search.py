@@ -58,7 +58,8 @@ def beam_search(
     the maximum number of tokens, at most `size`; with end_id -1 all texts have n. pad_id: fills a
     row after its end token; before that it is a token like others.
 
-    Returns tokens int32 [B, width, size], best first, and scores float32 [B, width].
+    Returns tokens int32 [B, width, size], best first, and scores float32 [B, width]: NEVER, of only
+    pad_id, where there are fewer texts.
     """
     B, W = len(first_B), width
     state = decoder.begin(variables, context, slots)
@@ -88,7 +89,8 @@ def beam_search(
         if covered is not None:
             total = jnp.log(jnp.clip(covered, 1e-10, 1.0)) * real[:, None]
             scores = scores + coverage_penalty * _select(total.sum(-1), parent)
-        scores = jnp.where(ends & of_first & beams.open[:, None], scores, NEVER)
+        possible = totals > NEVER / 2
+        scores = jnp.where(ends & of_first & possible & beams.open[:, None], scores, NEVER)
         scores, best = jax.lax.top_k(jnp.concatenate([beams.scores, scores], 1), W)
         ended = _select(jnp.concatenate([beams.ended, texts], 1), best)
 
@@ -103,6 +105,7 @@ def beam_search(
         hope = by_length(totals[:, 0], longest) > scores.min(1)
         if W == 1:
             hope = scores[:, 0] <= NEVER / 2
+        hope &= totals[:, 0] > NEVER / 2
         return _Beams(t + 1, texts, totals, state, covered, ended, scores, beams.open & hope)
 
     # All beams of a row are equal at first: only the first one counts.

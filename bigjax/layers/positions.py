@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.layers.params import param
+from bigjax.layers.params import weight
 
 
 @functools.cache
@@ -64,7 +64,7 @@ class RelativeBias(nn.Module):
     def __call__(self, queries: jax.Array, S: int) -> jax.Array:
         """float32 [1 or B, H, T, S]: for queries at positions [T] or [B, T], and S keys from 0."""
         init, shape = nn.initializers.normal(self.init_std), (self.n_buckets, self.n_heads)
-        table = param(self, "embedding", init, shape, (None, "heads"))
+        table = weight(self, "embedding", init, shape, (None, "heads"), "float32")
         apart = jnp.arange(S) - queries[..., None]
         apart = jnp.clip(apart, -self.distance, self.distance) + self.distance
         bucket = jnp.asarray(buckets(self.n_buckets, self.distance, self.bidirectional))[apart]

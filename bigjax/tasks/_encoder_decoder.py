@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax import losses
-from bigjax.bounds import FINITE, FRACTION, at_least, check_ranges
+from bigjax.bounds import FINITE, FRACTION, SHARE, at_least, check_ranges
 from bigjax.errors import UserError
 from bigjax.layers.output import linear_losses
 from bigjax.layers.sampling import categorical
@@ -41,7 +41,7 @@ class Config:
     RANGES = {
         "label_smoothing": FRACTION,
         "z_loss": at_least(0),
-        "scheduled_sampling": FRACTION,
+        "scheduled_sampling": SHARE,
         "sum_weights": FINITE,
     }
     MAY_CHANGE = ("*",)
@@ -172,7 +172,10 @@ def check_lengths(c, lengths: Mapping[str, int]) -> None:
     most = getattr(c, "max_len", None)  # a model of your own may have no limit
     for key, length in lengths.items():
         if most is not None and length > most:
-            raise UserError(f"{key}={length} is longer than model.max_len={most}.")
+            raise UserError(
+                f"{key}={length} is longer than model.max_len={most}. Shorten it, or raise "
+                "model.max_len."
+            )
 
 
 def check_start(tokenizer: Any, start_id: int) -> None:

@@ -11,7 +11,7 @@ from bigjax import config, tasks
 from bigjax.layers import kernels
 from bigjax.layers.basic import dropout
 from bigjax.layers.mask import Causal, Full
-from bigjax.models import bert, gpt
+from bigjax.models import bert, gpt, t5
 from bigjax.projects.seqgan import headline_model as headline
 from bigjax.projects.seqgan import model as seqgan
 from tests import helpers
@@ -85,6 +85,13 @@ CASES = {
         (),
         {0.9: 1 + 2 * 2 + 1, 0.7: 2},
     ),
+    "t5": (
+        t5.Model(
+            t5.Config(**SIZES, n_layers=2, dropout=0.1, attention_dropout=0.3, mlp_dropout=0.2)
+        ),
+        (jnp.zeros((B, 4), int),),
+        {0.9: 2 + 2 * 2 + 3 * 2 + 2, 0.7: 2 + 2 * 2, 0.8: 2 + 2},
+    ),
     "seqgan's generator": (
         seqgan.Generator(seqgan.Config(**SIZES, **LSTM, dropout=0.1)),
         (),
@@ -126,6 +133,14 @@ TASKS = {
         targets=(B, 3),
         next_label=ONE,
     ),
+    "seq2seq": dict(
+        source=ROW,
+        source_segment_ids=ROW,
+        source_positions=ROW,
+        targets=ROW,
+        segment_ids=ROW,
+        positions=ROW,
+    ),
     "classify": LABELLED | dict(label=ONE),  # as all with labels
 }
 
@@ -133,11 +148,16 @@ TASKS = {
 @pytest.mark.parametrize("name", TASKS)
 def test_dropout_only_applies_in_training(draws, name):
     c = config.new_config()
-    c.model = dict(name="gpt" if name == "causal_lm" else "bert", **SIZES, n_layers=1, dropout=0.1)
+    model = dict(causal_lm="gpt", seq2seq="t5").get(name, "bert")
+    c.model = dict(name=model, **SIZES, n_layers=1, dropout=0.1)
     c.task = dict(name=name, **(dict(labels=("a", "b")) if name == "classify" else {}))
-    c.data = dict(name="labelled" if name == "classify" else "text", seq_len=T)
+    c.data = dict(
+        name=dict(classify="labelled", seq2seq="text_to_text").get(name, "text"), seq_len=T
+    )
+    if name == "seq2seq":
+        c.data.target_len = T
     task = tasks.build(helpers.filled(c))
-    weights = dict(causal_lm=ROW, mlm_nsp=(B, 3)).get(name, ONE)
+    weights = dict(causal_lm=ROW, seq2seq=ROW, mlm_nsp=(B, 3)).get(name, ONE)
     batch = tasks.array_shapes(TASKS[name], dict(weights=weights, next_weight=ONE))
     params = jax.eval_shape(task.init, jax.random.key(0))["params"]
 

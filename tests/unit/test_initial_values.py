@@ -8,7 +8,7 @@ import pytest
 from bigjax.layers import conv, recurrent
 from bigjax.layers import params as params_lib
 from bigjax.layers.params import unbox
-from bigjax.models import bert, gpt
+from bigjax.models import bert, gpt, t5
 from bigjax.train.state import make_init
 from bigjax.trees import named_leaves
 
@@ -40,16 +40,64 @@ def test_standard_deviations_of_kernels_and_embeddings(name):
     assert sum(path.endswith(("out/kernel", "down/kernel")) for path in params) == 2
 
 
+ENCODER_DECODERS = {
+    "t5": dict(tie_embeddings=False),
+    "t5 1.1": dict(tie_embeddings=False, activation="geglu", scale_logits=False),
+    "2017": dict(position="learned", scale_scores=True, scale_embeddings=True, scale_logits=False),
+}
+
+
+def encoder_decoder(name):
+    sizes = dict(SIZES, n_layers=4, d_ff=100, relative_buckets=32, head_dim=9)
+    return t5.Model(t5.Config(**{**sizes, **ENCODER_DECODERS[name]}))
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_standard_deviations_of_an_encoder_decoder(name):
+    """As in the code of T5's authors: queries are smaller where scores are not scaled."""
+    model, one = encoder_decoder(name), jnp.zeros((1, 1), int)
+    init = lambda key: unbox(model.init(key, one, one)["params"])
+    params = named_leaves(jax.device_get(jax.jit(init)(jax.random.key(0))))
+    query = 64**-0.5 if name == "2017" else (64 * 9) ** -0.5
+    # Tied embeddings are the output layer: times sqrt(d_model) they are of size 1 again.
+    embedding = 1.0 if name == "t5" else 64**-0.5
+    wanted = {
+        "embed/embedding": embedding,
+        "position/embedding": 0.02,
+        "relative/embedding": 64**-0.5,
+        "query/kernel": query,
+        "key/kernel": 64**-0.5,
+        "value/kernel": 64**-0.5,
+        "out/kernel": 36**-0.5,
+        "down/kernel": 100**-0.5,
+        "up/kernel": 64**-0.5,
+        "gate/kernel": 64**-0.5,
+        "head/kernel": 64**-0.5,
+    }
+    used = set()
+    for path, x in params.items():
+        last = "/".join(path.split("/")[-2:])
+        if last not in wanted:
+            assert (x == 1).all(), path
+            continue
+        used.add(last)
+        assert x.std() == pytest.approx(wanted[last], rel=5 / x.size**0.5), path
+        if "/layers/" in path:
+            assert not (x[0] == x[1]).any(), path
+    assert len(used) == {"t5": 9, "t5 1.1": 10, "2017": 8}[name]
+
+
 OTHERS = {
-    "gru": (recurrent.Recurrent("gru", 4, bidirectional=True), jnp.zeros((1, 2, 3))),
-    "conv": (conv.Conv(4, 2), jnp.zeros((1, 2, 3))),
+    "gru": (recurrent.Recurrent("gru", 4, bidirectional=True), (jnp.zeros((1, 2, 3)),)),
+    "conv": (conv.Conv(4, 2), (jnp.zeros((1, 2, 3)),)),
+    "t5": (encoder_decoder("t5 1.1"), (jnp.zeros((1, 1), int),) * 2),
 }
 
 
 @pytest.mark.parametrize("name", [*MODELS, *OTHERS])
 def test_every_weight_is_read_through_params_weight(monkeypatch, name):
     """So that another form of the weights (LoRA, quantised) has one place."""
-    model, inputs = OTHERS.get(name) or (MODELS[name], jnp.zeros((1, 1), int))
+    model, inputs = OTHERS.get(name) or (MODELS[name], (jnp.zeros((1, 1), int),))
     declare, read = params_lib.param, set()  # other modules have imported `param` by its name
 
     def recorded(module, leaf, *rest):
@@ -57,7 +105,7 @@ def test_every_weight_is_read_through_params_weight(monkeypatch, name):
         return declare(module, leaf, *rest)
 
     monkeypatch.setattr(params_lib, "param", recorded)
-    shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), inputs))["params"]
+    shapes = unbox(jax.eval_shape(model.init, jax.random.key(0), *inputs))["params"]
     weights = {path for path in named_leaves(shapes) if path.endswith(("kernel", "embedding"))}
     assert weights and weights <= read
 

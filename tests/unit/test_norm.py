@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bigjax.layers.basic import Norm
-from bigjax.models import bert, gpt
+from bigjax.models import bert, gpt, t5
 from tests import helpers
 
 
@@ -32,14 +32,16 @@ SIZES = dict(vocab_size=11, max_len=4, d_model=8, n_layers=2, n_heads=2, norm_ep
         (gpt.Model(gpt.Config(**SIZES)), 2 + 1),
         (gpt.Model(gpt.Config(**SIZES, norm="rmsnorm")), 2 + 1),
         (bert.Model(bert.Config(**SIZES), ("mlm",)), 1 + 2 + 1),
+        (t5.Model(t5.Config(**SIZES)), 2 + 1 + 3 + 1),
+        (t5.Model(t5.Config(**SIZES, norm="layernorm", post_norm=True)), 2 + 3),
     ],
-    ids=["layernorm", "rmsnorm", "bert"],
+    ids=["layernorm", "rmsnorm", "bert", "t5", "t5, norms last"],
 )
 def test_every_norm_of_a_model_has_the_epsilon_of_the_config(model, n):
     """A scanned layer is traced once."""
-    tokens = jnp.zeros((1, 4), int)
-    variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
-    jaxpr = jax.make_jaxpr(lambda v: model.apply(v, tokens))(variables)
+    tokens = [jnp.zeros((1, 4), int)] * (2 if isinstance(model, t5.Model) else 1)
+    variables = jax.eval_shape(model.init, jax.random.key(0), *tokens)
+    jaxpr = jax.make_jaxpr(lambda v: model.apply(v, *tokens))(variables)
     added = []
     for e in helpers.equations(jaxpr.jaxpr):
         if e.primitive.name == "add" and hasattr(e.invars[1], "val"):

@@ -12,7 +12,7 @@ import pytest
 from bigjax.errors import UserError
 from bigjax.layers.params import logical_axes, unbox, weight
 from bigjax.layers.stack import Stack
-from bigjax.models import bert, gpt
+from bigjax.models import bert, gpt, t5
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
 from bigjax.trees import named_leaves
@@ -31,6 +31,16 @@ LAYER = {
     "norm_1/scale": (),
 }
 TABLES = {"embed/embedding": (X, F), "position/embedding": (_, F)}
+ENCODER_DECODER = {
+    "embed/embedding": (X, F),
+    **{f"encoder/stack/layers/{k}": v for k, v in LAYER.items() if "bias" not in k},
+    **{f"decoder/stack/layers/{k}": v for k, v in LAYER.items() if "bias" not in k},
+    "decoder/stack/layers/cross_attention/key/kernel": (_, F, X),
+    "decoder/stack/layers/cross_attention/out/kernel": (_, X, _, F),
+    "encoder/relative/embedding": (_, X),
+    "decoder/relative/embedding": (_, X),
+    "head/kernel": (F, X),
+}
 CASES = {
     "gpt": (gpt.Model(gpt.Config(**SIZES, tie_embeddings=False)), LAYER | {"head/kernel": (F, X)}),
     # One key head is for all devices.
@@ -39,6 +49,7 @@ CASES = {
         LAYER | {"attention/key/kernel": (_, F), "attention/value/kernel": (_, F)},
     ),
     "bert": (bert.Model(bert.Config(**SIZES), ("mlm",)), LAYER | {"mlm/bias": (X,)}),
+    "t5": (t5.Model(t5.Config(**SIZES, tie_embeddings=False)), ENCODER_DECODER),
 }
 
 
@@ -46,10 +57,11 @@ CASES = {
 def test_parameters_are_sharded_like_megatron_and_fsdp(case):
     """Tensor: outputs of the first of two kernels and inputs of the second. fsdp: all kernels."""
     model, want = CASES[case]
-    boxed = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), int))["params"]
+    tokens = [jnp.zeros((1, 1), int)] * (2 if case == "t5" else 1)
+    boxed = jax.eval_shape(model.init, jax.random.key(0), *tokens)["params"]
     mesh = mesh_lib.make_mesh(dict(data=2, fsdp=2, sequence=1, tensor=2))
     shardings = named_leaves(sharding.of_params(mesh, unbox(boxed), logical_axes(boxed)))
-    for path, spec in (want | TABLES).items():
+    for path, spec in (want if case == "t5" else want | TABLES).items():
         path = path if path.split("/")[0] in boxed else f"stack/layers/{path}"
         assert tuple(shardings[path].spec) == spec, path
 

@@ -1,0 +1,64 @@
+"""An encoder-decoder on a mesh gives the numbers of one device."""
+
+import pytest
+
+from bigjax import tasks
+from tests import helpers
+from tests.families import write_pairs
+from tests.helpers import TINY_T5
+from tests.multidevice.test_meshes import assert_same, train
+
+
+@pytest.fixture(scope="module")
+def make(corpus_file, cache_dir, tmp_path_factory):
+    """variant -> (config, its data)."""
+    table = write_pairs(tmp_path_factory.mktemp("pairs") / "rows.tsv", 300)
+
+    def load(variant):
+        c = helpers.load_config(TINY_T5 + variant)
+        with c.unlocked():
+            c.data.cache_dir = cache_dir
+            if variant:
+                c.data.sources.text.path = corpus_file
+            else:
+                c.data.train = table
+        return c, tasks.build(c).load_data(lambda text: None)
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def one_device(make):
+    results = {}
+
+    def trained(variant):
+        if variant not in results:
+            c, data = make(variant)
+            results[variant] = train(c, (1, 1, 1), data)
+        return results[variant]
+
+    return trained
+
+
+@pytest.mark.parametrize(
+    "mesh_sizes, variant",
+    [
+        ((1, 2, 2, 2), ""),  # fsdp, tensor, sequence
+        pytest.param((2, 2, 2), "", marks=pytest.mark.slow),
+        pytest.param((8, 1, 1), "", marks=pytest.mark.slow),
+        pytest.param((2, 1, 2, 2), "", marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), ":spans", marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_loss_and_parameters_after_ten_steps(make, one_device, mesh_sizes, variant):
+    """With dropout of every kind, and packed pairs."""
+    c, data = make(variant)
+    trained = train(c, mesh_sizes, data)
+    assert_same(trained, one_device(variant))
+    assert trained[0][-1] < trained[0][0] - 0.5
+    if mesh_sizes[2] > 1:
+        sides = trained[2].params["encoder"], trained[2].params["decoder"]
+        for layers in (side["stack"]["layers"]["attention"] for side in sides):
+            assert "tensor" in layers["query"]["kernel"].sharding.spec
+        assert "tensor" in sides[0]["relative"]["embedding"].sharding.spec
