@@ -216,6 +216,10 @@ class PairData(RowData):
         pairs = self.examples[name]
         return [pairs.source_of(i) for i in range(len(pairs))]
 
+    def references(self, name: str) -> list[str]:
+        """The target of each row of a split."""
+        return [row["target"] for row in self.rows(name)]
+
     def summary(self) -> str:
         """Pairs and tokens of each split, one line each."""
         lines = []

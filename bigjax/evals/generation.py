@@ -1,6 +1,7 @@
 """Generates a target for each source and compares it with the true one."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 
@@ -59,13 +60,15 @@ def build(name: str, options: Config, context: Context):
     decoder = family.decoder(context.task.model_config)
     search = batch_lib.Search(options.beam, 1, options.length_penalty, options.coverage_penalty)
     batch_lib.check(decoder, search)
-    most = min(config.data.get("target_len", decoder.max_len), decoder.max_len)
+    most = config.data.get("target_len", config.data.seq_len)
     n = min(options.max_new_tokens or most, decoder.max_len)
     inputs, rows = corpus.inputs(options.split), corpus.rows(options.split)
+    targets = corpus.references(options.split)
     chosen = range(0, len(rows), max(1, len(rows) // (options.examples or len(rows))))
     chosen = [*chosen][: options.examples or None]
-    inputs, rows = [inputs[i] for i in chosen], [rows[i] for i in chosen]
-    references = [row["target"] for row in rows]
+    # Recordings are read when they are needed, and are as long as each other for the model.
+    lengths = [len(inputs[i]) if isinstance(inputs, list) else 0 for i in chosen]
+    batches = batch_lib.by_length(lengths, config.train.batch_size)
     tokenizer = corpus.tokenizer
     on_all = sharding.replicated(context.mesh)
     statics = ("decoder", "width", "size", "slots", "coverage_penalty")
@@ -73,65 +76,84 @@ def build(name: str, options: Config, context: Context):
     unrolled = jax.jit(params_lib.unrolled)
     ends = dict(end_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, run=run)
 
-    def generate(variables) -> tuple[list[str], list[float]]:
-        texts, scores = [""] * len(rows), [0.0] * len(rows)
-        size = config.train.batch_size
-        batches = batch_lib.search_all(decoder, variables, inputs, size, n, search, **ends)
-        for indices, found in batches:
-            for i, (best, *_) in zip(indices, found):
-                texts[i], scores[i] = tokenizer.decode(best.ids), best.score
-        return texts, scores
+    def generate(variables) -> dict[int, batch_lib.Text]:
+        """{example: its text} of those that can be read."""
+        texts = {}
+        for batch in batches:
+            read = {i: inputs[i] for i in (chosen[j] for j in batch)}
+            read = {i: x for i, x in read.items() if len(x)}
+            if read:
+                found = batch_lib.search(decoder, variables, [*read.values()], n, search, **ends)
+                texts |= {i: best for i, (best, *_) in zip(read, found)}
+        return texts
 
     def evaluate(params, extras, step: int) -> dict[str, float]:
-        texts, scores = generate(unrolled({"params": params, **extras}))
+        texts = generate(unrolled({"params": params, **extras}))
+        examples = [
+            Example(rows[i], targets[i], tokenizer.decode(text.ids), text.score)
+            for i, text in sorted(texts.items())
+        ]
         form = text_metrics.normalised if options.normalize else lambda text: text
-        pair = [*map(form, texts)], [*map(form, references)]
+        pair = [form(e.generated) for e in examples], [form(e.target) for e in examples]
         numbers = text_metrics.compare(options.metrics, *pair)
         if jax.process_index() == 0:
-            baseline = _lead(options.metrics, rows, pair[1]) if "rouge" in options.metrics else {}
+            baseline = _lead(rows, pair[1], texts) if "rouge" in options.metrics else {}
             errors = [text_metrics.compare(["cer"], [c], [r])["cer"] for c, r in zip(*pair)]
 
             def write(folder):
-                _write(folder, step, rows, texts, scores, errors)
-                _write_worst(folder, step, rows, texts, errors, options.worst)
-                report = {"step": step, "examples": len(rows), **numbers, **baseline}
+                _write(folder, step, examples, errors)
+                _write_worst(folder, step, examples, errors, options.worst)
+                report = {"step": step, "examples": len(examples), **numbers, **baseline}
                 (folder / "report.json").write_text(json_text.dumps(report, indent=1) + "\n")
 
             where = context.write(name, write)
             line = "".join(f", {k} {v:.4f}" for k, v in (numbers | baseline).items())
-            context.report(f"{name}, step {step}: {len(rows):,} texts{line}{where}")
+            n_bad = len(chosen) - len(examples)
+            line += f"; {n_bad:,} cannot be read" if n_bad else ""
+            context.report(f"{name}, step {step}: {len(examples):,} texts{line}{where}")
         return numbers
 
     evaluate.metrics = text_metrics.compared(options.metrics)
     return evaluate
 
 
-def _lead(metrics, rows, references) -> dict[str, float]:
+class Example(NamedTuple):
+    """row: of the data. generated: the text for it, with its score."""
+
+    row: dict[str, Any]
+    target: str
+    generated: str
+    score: float
+
+
+def _lead(rows, references, indices) -> dict[str, float]:
     """{lead_NAME: value} of the first sentence of each source; {} if the rows have no text."""
-    if not all("source" in row for row in rows):
+    sources = [rows[i].get("source") for i in sorted(indices)]
+    if not all(sources):
         return {}
-    leads = [text_metrics.lead_sentence(row["source"]) for row in rows]
+    leads = [text_metrics.lead_sentence(source) for source in sources]
     return {f"lead_{k}": v for k, v in text_metrics.compare(["rouge"], leads, references).items()}
 
 
-def _write(folder, step, rows, texts, scores, errors) -> None:
+def _write(folder, step: int, examples: list[Example], errors: list[float]) -> None:
     with (folder / "generations.jsonl").open("w") as f:
-        for row, text, score, error in zip(rows, texts, scores, errors):
-            own = {k: v for k, v in row.items() if k not in ("row", "where") and v is not None}
-            line = {**own, "generated": text, "score": score, "cer": error, "step": step}
+        for example, error in zip(examples, errors):
+            row = {k: v for k, v in example.row.items() if k not in ("row", "where")}
+            own = {"generated": example.generated, "score": example.score, "cer": error}
+            line = {**row, **own, "step": step}
             f.write(json_text.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _write_worst(folder, step, rows, texts, errors, n: int) -> None:
-    order = sorted(range(len(rows)), key=lambda i: -errors[i])[:n]
+def _write_worst(folder, step: int, examples: list[Example], errors, n: int) -> None:
+    order = sorted(range(len(examples)), key=lambda i: -errors[i])[:n]
     lines = [f"step {step}: the {len(order)} examples with the most character errors", ""]
     for i in order:
-        row = rows[i]
+        row, target, generated, _ = examples[i]
         lines.append(f"{row['where']}: character error rate {errors[i]:.3f}")
         for key in ("source", "file"):
             if row.get(key):
-                lines.append(f"  {key}:    {_short(row[key])}")
-        lines += [f"  target:    {_short(row['target'])}", f"  generated: {_short(texts[i])}", ""]
+                lines.append(f"  {f'{key}:':10s} {_short(row[key])}")
+        lines += [f"  target:    {_short(target)}", f"  generated: {_short(generated)}", ""]
     (folder / "worst.txt").write_bytes("\n".join(lines).encode())
 
 

@@ -1,6 +1,6 @@
 """Beam search for many inputs, in batches of similar lengths."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -46,10 +46,10 @@ class Text(NamedTuple):
     score: float
 
 
-def by_length(inputs: Sequence[Sequence], batch_size: int) -> list[list[int]]:
-    """The indices of the inputs in batches of similar lengths, the longest first, so that one that
-    does not fit in memory fails at once."""
-    order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i]))
+def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """The indices of inputs of these lengths in batches of similar ones, the longest first, so that
+    one that does not fit in memory fails at once."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
@@ -98,15 +98,6 @@ def search(
     for row, score in zip(tokens[: len(inputs), : options.n_best], scores):
         found.append([Text(_before(t[:n], end_id), float(s)) for t, s in zip(row, score)])
     return found
-
-
-def search_all(
-    decoder: Decoder, variables: Any, inputs: Sequence[Sequence], batch_size: int, *more, **options
-) -> Iterator[tuple[list[int], list[list[Text]]]]:
-    """(indices, `search` of these inputs) of one batch after the other, the longest first."""
-    for indices in by_length(inputs, batch_size):
-        batch = [inputs[i] for i in indices]
-        yield indices, search(decoder, variables, batch, *more, **options)
 
 
 def check(decoder: Decoder, options: Search) -> None:

@@ -36,7 +36,7 @@ def generate_all(
     later call with the same inputs and settings goes on. '' keeps nothing. settings: what the
     results depend on besides the inputs, as JSON. Call `forget(output)` when they are written.
     """
-    batches = by_length(inputs, batch_size)
+    batches = by_length([*map(len, inputs)], batch_size)
     kept = _Kept(output, _fingerprint(inputs, batch_size, settings), log) if output else None
     results: list[Texts] = [[] for _ in inputs]
     done = kept.results if kept else {}

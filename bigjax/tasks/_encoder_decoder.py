@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from bigjax.tasks import (
 )
 
 METRICS = ("nll", "accuracy")
+NEEDS = ("Model", "decoder", "flops_per_pair")  # of a family
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,51 +51,115 @@ class Config:
         check_ranges("task", self)
 
 
-def encoder_decoder_task(
+class Source(NamedTuple):
+    """How a batch gives its sources to the model.
+
+    example: a source of one row, for `init`. keywords: of Model.__call__ for a source, as
+    check_call reads them. read(batch, rng, train) -> (sources, {keyword: array}).
+    shapes(batch_size) -> the arrays that `read` needs, as ShapeDtypeStructs.
+    """
+
+    example: Any
+    keywords: str
+    read: Callable[[dict, Any, bool], tuple[jax.Array, dict]]
+    shapes: Callable[[int], dict]
+
+
+def tokens(source_len: int, packing: bool) -> Source:
+    """Sources of tokens: source and source_segment_ids [B, S], with packing source_positions."""
+
+    def read(batch, rng, train):
+        del rng, train
+        segments, positions = batch["source_segment_ids"], batch.get("source_positions")
+        return batch["source"], dict(source_segments_BS=segments, source_positions_BS=positions)
+
+    def shapes(batch_size):
+        names = ("source", "source_segment_ids", *(("source_positions",) if packing else ()))
+        return array_shapes(dict.fromkeys(names, (batch_size, source_len)), {})
+
+    one = jnp.zeros((1, 1), jnp.int32)
+    return Source(one, ", source_segments_BS=s, source_positions_BS=p", read, shapes)
+
+
+def text_task(
     config, options: Config, lengths: Mapping[str, int], load_data: Callable, packing: bool
 ) -> Task:
     """A Task of tokens, given those of a source.
 
-    lengths: {config key, or what sets it: length} of source and target. load_data(log, tokenizer,
-    names) -> data. Batches: source and source_segment_ids int [B, S]; targets and segment_ids int
-    [B, T]; weights [B, T]; with packing source_positions and positions int.
+    lengths: {config key, or what sets it: length} of source and target. load_data: as of
+    encoder_decoder_task. Batches: source and source_segment_ids int [B, S]; targets and segment_ids
+    int [B, T]; weights [B, T]; with packing source_positions and positions int.
     """
-    family, c = family_for(
-        config,
-        "an encoder-decoder, such as model.name='t5'",
-        needs=("Model", "decoder", "flops_per_pair"),
-    )
-    source_len, target_len = lengths.values()
-    check_lengths(c, lengths)
+    family, c = family_for(config, "an encoder-decoder, such as model.name='t5'", needs=NEEDS)
+    most = getattr(c, "max_len", None)  # a model of your own may have no limit
+    for key, length in lengths.items():
+        if most is not None and length > most:
+            raise UserError(
+                f"{key}={length} is longer than model.max_len={most}. Shorten it, or raise "
+                "model.max_len."
+            )
     if packing and config.data.packing and not getattr(family, "PACKING", True):
         raise UserError(
             f"data.packing=True puts several pairs into a row, which model.name="
             f"{config.model.name!r} cannot tell apart. Set data.packing=False."
         )
-    model = family.Model(c)
+    source_len, target_len = lengths.values()
+    return encoder_decoder_task(
+        config,
+        options,
+        (family, c),
+        tokens(source_len, packing),
+        target_len,
+        load_data,
+        packing=packing,
+        unit="tokens",
+        units_per_example=source_len + target_len,
+        attention_lengths=lengths,
+        flops_per_example=family.flops_per_pair(c, source_len, target_len),
+    )
+
+
+def encoder_decoder_task(
+    config,
+    options: Config,
+    model: tuple[Any, Any],
+    source: Source,
+    target_len: int,
+    load_data: Callable,
+    packing: bool = False,
+    **fields,
+) -> Task:
+    """A Task of tokens, given a source.
+
+    model: (module of the family, its Config). load_data(log, tokenizer, names) -> data. fields: of
+    the Task. Batches: those of the source; targets int [B, T]; weights [B, T]; segment_ids int
+    [B, T] if the source has segments; with packing positions int [B, T].
+    """
+    family, c = model
+    module = family.Model(c)
     check_call(
-        model.__call__,
-        "source, inputs, source_segments_BS=s, source_positions_BS=p, segments_BT=t, "
-        "positions_BT=q, rng=rng",
+        module.__call__,
+        f"source, inputs, segments_BT=t{', positions_BT=q' * packing}, rng=rng{source.keywords}",
         f"config.model.name={config.model.name!r}: Model.__call__",
     )
-    one = jnp.zeros((1, 1), jnp.int32)
-    init, axes = init_and_axes(family.Model, c, one, one)
-    check_sums(config, options.sum_weights, model, init, METRICS, (one, one))
+    examples = source.example, jnp.zeros((1, 1), jnp.int32)
+    init, axes = init_and_axes(family.Model, c, *examples)
+    check_sums(config, options.sum_weights, module, init, METRICS, examples)
 
-    def forward(params, extras, batch, inputs, rng, train):
+    def forward(params, extras, batch, inputs, read, rng, train):
+        sources, keywords = read
+        if packing:
+            keywords = {**keywords, "positions_BT": batch["positions"]}
         return apply(
-            model,
+            module,
             params,
             extras,
             train,
-            batch["source"],
+            sources,
             inputs,
-            source_segments_BS=batch["source_segment_ids"],
-            source_positions_BS=batch.get("source_positions"),
-            segments_BT=batch["segment_ids"],
-            positions_BT=batch.get("positions"),
+            segments_BT=batch.get("segment_ids"),
             rng=rng,
+            **keywords,
         )
 
     def losses_of(out, targets, weights, smoothing, z):
@@ -106,22 +171,24 @@ def encoder_decoder_task(
         nll, _ = losses.cross_entropy(logits, targets, weights)
         return {"total": total, "nll": nll, "hits": losses.accuracy(logits, targets, weights)[0]}
 
-    def inputs_of(params, extras, batch, rng, train):
-        inputs = shifted(batch["targets"], c.start_id, batch.get("positions"))
-        rate = options.scheduled_sampling
-        if not (train and rate):
-            return inputs
-        drawn, chosen = jax.random.split(jax.random.fold_in(rng, 1))
-        out, _ = forward(params, extras, batch, inputs, jax.random.fold_in(rng, 2), False)
+    def sampled(params, extras, batch, inputs, read, rng):
+        """The inputs, a share of which are the model's own predictions."""
+        drawn, chosen, key = jax.random.split(rng, 3)
+        out, _ = forward(params, extras, batch, inputs, read, key, False)
         logits = jax.lax.stop_gradient(out.logits)
         own = categorical(logits.reshape(-1, logits.shape[-1]), drawn).reshape(inputs.shape)
         own = shifted(own, c.start_id, batch.get("positions"))
-        return jnp.where(jax.random.bernoulli(chosen, rate, inputs.shape), own, inputs)
+        share = jax.random.bernoulli(chosen, options.scheduled_sampling, inputs.shape)
+        return jnp.where(share, own, inputs)
 
     def loss(params, extras, frozen, batch, rng, train):
         del frozen
-        inputs = inputs_of(params, extras, batch, rng, train)
-        out, extras = forward(params, extras, batch, inputs, rng if train else None, train)
+        keys = jax.random.split(rng, 3) if train else (None,) * 3
+        read = source.read(batch, keys[0], train)
+        inputs = shifted(batch["targets"], c.start_id, batch.get("positions"))
+        if train and options.scheduled_sampling:
+            inputs = sampled(params, extras, batch, inputs, read, keys[1])
+        out, extras = forward(params, extras, batch, inputs, read, keys[2], train)
         smoothing, z = (options.label_smoothing, options.z_loss) if train else (0.0, 0.0)
         sums = losses_of(out, batch["targets"], batch["weights"], smoothing, z)
         weight = batch["weights"].sum()
@@ -133,11 +200,10 @@ def encoder_decoder_task(
 
     def batch_shapes(batch_size, step):
         del step
-        source, target = (batch_size, source_len), (batch_size, target_len)
-        positions = {"source_positions": source, "positions": target} if packing else {}
-        ids = {"source": source, "source_segment_ids": source}
-        ids |= {"targets": target, "segment_ids": target}
-        return array_shapes(ids | positions, {"weights": target})
+        target, of_source = (batch_size, target_len), source.shapes(batch_size)
+        names = ["targets", *(["positions"] if packing else [])]
+        names += ["segment_ids"] if "source_segment_ids" in of_source else []
+        return of_source | array_shapes(dict.fromkeys(names, target), {"weights": target})
 
     def checked_data(log=print, tokenizer=None, splits=None):
         data = load_data(log, tokenizer, splits)
@@ -151,12 +217,9 @@ def encoder_decoder_task(
         loss=loss,
         load_data=checked_data,
         batch_shapes=batch_shapes,
-        model=model,
+        model=module,
         model_config=c,
-        unit="tokens",
-        units_per_example=source_len + target_len,
-        attention_lengths=lengths,
-        flops_per_example=family.flops_per_pair(c, source_len, target_len),
+        **fields,
     )
 
 
@@ -165,17 +228,6 @@ def shifted(targets_BT, start_id: int, positions_BT=None) -> jax.Array:
     first position of each packed target."""
     inputs = jnp.pad(targets_BT, ((0, 0), (1, 0)), constant_values=start_id)[:, :-1]
     return inputs if positions_BT is None else jnp.where(positions_BT == 0, start_id, inputs)
-
-
-def check_lengths(c, lengths: Mapping[str, int]) -> None:
-    """Raises UserError for a source or target that is longer than the model's positions."""
-    most = getattr(c, "max_len", None)  # a model of your own may have no limit
-    for key, length in lengths.items():
-        if most is not None and length > most:
-            raise UserError(
-                f"{key}={length} is longer than model.max_len={most}. Shorten it, or raise "
-                "model.max_len."
-            )
 
 
 def check_start(tokenizer: Any, start_id: int) -> None:

@@ -3,7 +3,7 @@
 from bigjax.data.store import SPLITS
 from bigjax.tasks import Task, data_module
 from bigjax.tasks._encoder_decoder import Config as Config
-from bigjax.tasks._encoder_decoder import encoder_decoder_task
+from bigjax.tasks._encoder_decoder import text_task
 
 DATA, EVALUATION = "text_to_text", "loss"  # in a config that is generated for this task
 
@@ -28,4 +28,4 @@ def build(config, options: Config) -> Task:
 
     d = config.data
     lengths = {"data.seq_len": d.seq_len, "data.target_len": d.target_len}
-    return encoder_decoder_task(config, options, lengths, load_data, packing=True)
+    return text_task(config, options, lengths, load_data, packing=True)

@@ -7,7 +7,7 @@ from bigjax.bounds import Range, at_least
 from bigjax.data import spans
 from bigjax.errors import UserError
 from bigjax.tasks import Task, _encoder_decoder, data_module
-from bigjax.tasks._encoder_decoder import encoder_decoder_task
+from bigjax.tasks._encoder_decoder import text_task
 
 DATA, EVALUATION = "text", "loss"  # in a config that is generated for this task
 
@@ -56,4 +56,4 @@ def build(config, options: Config) -> Task:
         return corpus
 
     lengths = {"data.seq_len": config.data.seq_len, "target length": sizes.target_len}
-    return encoder_decoder_task(config, options, lengths, load_data, packing=False)
+    return text_task(config, options, lengths, load_data, packing=False)

@@ -12,7 +12,7 @@ ALL = dict(speed=0.2, gain=6.0, shift=0.1, noise=(5.0, 20.0))
 
 
 def test_the_arrays_of_a_batch(tmp_path):
-    data = whole(tmp_path, train=make_table(tmp_path, n=3), options=dict(prefix=(7, 8)))
+    data = whole(tmp_path, train=make_table(tmp_path, n=3), options=dict(prefix=lambda t: (7, 8)))
     batch = data.split("train", 5, shuffle=False).batch_at(0)
     assert {k: (x.shape, x.dtype.name) for k, x in batch.items()} == {
         "audio": ((5, 4000), "int16"),
@@ -123,7 +123,10 @@ def test_equal_texts_are_in_one_split(tmp_path):
     assert load(tmp_path, **options).fingerprint == data.fingerprint
     for other in ({"test_fraction": 0.1}, {"seq_len": 31}, {"max_seconds": 0.4}):
         assert load(tmp_path, **options | other).fingerprint != data.fingerprint
-    assert load(tmp_path, options=dict(prefix=(1,)), **options).fingerprint != data.fingerprint
+    assert (
+        load(tmp_path, options=dict(prefix=lambda t: (1,)), **options).fingerprint
+        != data.fingerprint
+    )
     write(tmp_path / "0.wav", samples(0, 11))
     assert load(tmp_path, **options).fingerprint != data.fingerprint
 
@@ -193,7 +196,7 @@ def test_long_texts(tmp_path):
     (root / "001.txt").write_text("x" * 31)
     data = whole(tmp_path, train=str(root))
     assert np.diff(data.examples["train"].offsets).max() == 32
-    lines, prefix = [], dict(prefix=(1, 2))
+    lines, prefix = [], dict(prefix=lambda t: (1, 2))
     with pytest.raises(UserError, match="001.txt: the text is 34 tokens long and 32 are allowed"):
         whole(tmp_path, train=str(root), options=prefix)
     data = whole(tmp_path, train=str(root), options=prefix, truncate=True, lines=lines)

@@ -23,7 +23,7 @@ MODULES = {
     ),
     "tasks": (
         *("causal_lm", "mlm_nsp", "classify", "tag", "answer", "image_classify", "mae"),
-        *("seq2seq", "span_corruption"),
+        *("seq2seq", "span_corruption", "transcribe"),
         *("seqgan.oracle", "seqgan.headline"),
     ),
     "data": (

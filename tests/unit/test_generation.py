@@ -67,8 +67,7 @@ def test_a_sampled_and_a_greedy_answer():
 
 
 def test_batches_are_of_similar_lengths_the_longest_first():
-    inputs = [[0] * n for n in (3, 9, 1, 9, 4)]
-    assert batch.by_length(inputs, 2) == [[1, 3], [4, 0], [2]]
+    assert batch.by_length([3, 9, 1, 9, 4], 2) == [[1, 3], [4, 0], [2]]
 
 
 def test_a_coverage_penalty_prefers_texts_that_use_the_whole_source():
@@ -245,12 +244,15 @@ def test_evaluation_by_generation(tmp_path, monkeypatch):
         for i, (s, t) in enumerate(zip(SOURCES, targets))
     ]
     corpus = types.SimpleNamespace(
-        inputs=lambda split: ids_of(*SOURCES), rows=lambda split: rows, tokenizer=Bytes()
+        inputs=lambda split: ids_of(*SOURCES),
+        rows=lambda split: rows,
+        references=lambda split: targets,
+        tokenizer=Bytes(),
     )
     mesh = mesh_lib.make_mesh(dict(data=2), jax.devices()[:2])
     reports = []
     context = types.SimpleNamespace(
-        config=ConfigDict(dict(train=dict(batch_size=2), data=dict(target_len=16))),
+        config=ConfigDict(dict(train=dict(batch_size=2), data=dict(target_len=16, seq_len=20))),
         corpus=corpus,
         task=types.SimpleNamespace(model_config=None),
         mesh=mesh,

@@ -111,6 +111,10 @@ class AudioData(RowData):
         self.check_split(name)
         return Inputs(self.examples[name])
 
+    def references(self, name: str) -> list[str]:
+        """The text of each row of a split."""
+        return [row["text"] for row in self.rows(name)]
+
     def summary(self) -> str:
         """Recordings, hours and tokens of each split, one line each."""
         lines = []
@@ -130,7 +134,7 @@ def load_audio(
     data: Any,
     *,
     tokenizer: tokenizers.Tokenizer | None = None,
-    prefix: Sequence[int] = (),
+    prefix: Callable[[tokenizers.Tokenizer], Sequence[int]] = lambda tokenizer: (),
     log: Callable[[str], None] = print,
     names: Sequence[str] = SPLITS,
     python_path: str = "",
@@ -141,7 +145,7 @@ def load_audio(
       data: the config section `data`.
       tokenizer: used instead of the config's (a trained model has its own); that one is trained on
         the training texts, and cached, if its path is empty.
-      prefix: ids before each text, such as those of a language and a task.
+      prefix: of a tokenizer, the ids before each text, such as those of a language and a task.
       log: gets a few lines for people.
       names: the splits to load.
       python_path: of the config, for a tokenizer of one's own.
@@ -151,19 +155,20 @@ def load_audio(
     """
     start = time.monotonic()
     names = check_names(names)
-    _check_seq_len(data.seq_len, prefix)
     needed = [name for name in SPLITS if name in names or name == "train" and tokenizer is None]
     parts = splits.parts(data, needed, log)
     texts_of = lambda rows: (row["text"] for row in rows)
     if tokenizer is None:
         train = texts_of(parts["train"].rows)
         tokenizer = build_tokenizer(data, train, "texts", log, python_path)
+    ids = prefix(tokenizer)
+    _check_seq_len(data.seq_len, ids)
     silent = Report(log, "more recordings are silent", remark="It is used as it is.")
     reports = Report(log, "more recordings cannot be used"), silent
     examples = {
-        name: splits.encode(parts[name], data, tokenizer, prefix, name, reports) for name in names
+        name: splits.encode(parts[name], data, tokenizer, ids, name, reports) for name in names
     }
-    loaded = AudioData(tokenizer, data, examples, prefix)
+    loaded = AudioData(tokenizer, data, examples, ids)
     log(loaded.summary())
     truncated = lambda part: [part.truncated] if part.truncated else []
     log_warnings(data, loaded, ["text"], truncated, texts_of, log)
