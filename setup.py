@@ -76,6 +76,7 @@ setup(
         "orbax-checkpoint>=0.12,<0.13",
         "packaging>=23,<27",
         "pillow>=11,<14",
+        "protobuf>=4,<8",  # for sentencepiece's own description of its files
         "psutil>=5.9,<8",
         "pyarrow>=15,<27",
         "rich>=13.7,<16",

@@ -248,8 +248,8 @@ class Architecture(NamedTuple):
     """A class of transformers.
 
     heads: their names in Family.heads. task: config.task. bare: the class has only the body, and
-    its tensors have no prefix. marker: the head by which an export chooses this class; '': chosen
-    if no other class of the family is. labels: of a classifier.
+    its tensors have no prefix. marker: the head by which an export chooses this class, the first
+    with it; '': chosen if no other class of the family is. labels: of a classifier.
     """
 
     heads: tuple[str, ...]
@@ -277,8 +277,8 @@ class Architecture(NamedTuple):
 class Family:
     """One model_type of transformers. The module of config.model names its own as HUGGING_FACE.
 
-    fixed: values of our Config that all models of the family have;
-        an export requires them. fields: the other settings.
+    fixed: values of our Config that all models of the family have, which an export requires.
+    fields: the other settings.
     prefix: of the names of the body's tensors in classes with a head. body, heads: model dict,
         n_labels -> entries (heads: by name, in order). tied: model dict -> {tensor: the tensor
         that it is a copy of}. redundant: regex of tensors that hold no weights. head_names: regex
@@ -288,11 +288,12 @@ class Family:
         compute. new_config: keys of a new config.json that fields do not write.
     limits: model dict -> {key: allowed values}, in addition to fixed. extra: heads that a folder
         may have in addition to those of its architecture.
-    special_tokens: those whose ids are in config.json, as KIND_token_id. export_notes: class,
-        config.task -> messages about an export.
+    special_tokens: those whose ids are in config.json, as KIND_token_id. appends_eos: a text ends
+        with eos and has no bos. export_notes: class, config.task -> messages about an export.
     alternatives: model dict -> tensors of other versions that hold parameters of the body in
         another form.
     zeros: model dict -> {our name: shape} of parameters that are 0 in models of the family.
+    by_tensors: config.json, names of tensors -> fields of our Config that only both determine.
     pixels: (mean, standard deviation) by which the family's models normalise images if their
         folder does not say it; () for a family of text.
     files: model dict, {name: content} of the import's files -> those to write beside the tensors
@@ -316,9 +317,11 @@ class Family:
     limits: Callable[[dict], dict[str, tuple]] = lambda model: {}
     extra: tuple[str, ...] = ()
     special_tokens: tuple[str, ...] = ("bos", "eos", "pad")
+    appends_eos: bool = False
     export_notes: Callable[[str, Mapping[str, Any]], list[str]] = lambda architecture, task: []
     alternatives: Callable[[dict], list[Entry]] = lambda model: []
     zeros: Callable[[dict], dict[str, tuple[int, ...]]] = lambda model: {}
+    by_tensors: Callable[[dict, Iterable[str]], dict[str, Any]] = lambda config, names: {}
     pixels: tuple[tuple[float, ...], ...] = ()
     files: Callable[[Mapping[str, Any], Mapping[str, bytes]], dict[str, bytes]] = (
         lambda model, originals: {}

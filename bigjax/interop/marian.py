@@ -112,10 +112,12 @@ FAMILY = Family(
         "is_encoder_decoder": True,
         "share_encoder_decoder_embeddings": True,
         "static_position_embeddings": True,
+        "forced_eos_token_id": None,
     },
     limits=lambda m: {
         "activation": tuple(dict.fromkeys(_ACTIVATIONS.values())),
         "head_dim": (m["d_model"] // m["n_heads"],),
     },
     special_tokens=("eos", "pad"),
+    appends_eos=True,
 )

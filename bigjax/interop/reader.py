@@ -95,6 +95,7 @@ def read(folder: str | os.PathLike, model_name: str = "", python_path: str = "")
         fields = family.model_fields(config)
         processors, where = contents, images.FILE
         tensors = files.Tensors(folder)
+        fields |= family.by_tensors(config, tensors.shapes)
     seen = _images(family, processors, where) if family.pixels else _NO_IMAGES
     model = {"name": ours, **seen.model, **fields}
     if family.pixels:

@@ -2,7 +2,14 @@
 
 The first layer of each side holds the relative positions that all its layers use. The decoder is a
 head here, since T5EncoderModel has none.
+
+The output layer of T5 is the embedding, before which features are scaled by 1 / sqrt(d_model); that
+of T5 1.1 is a layer of its own, without a scale. transformers 4 has tie_word_embeddings for both.
+transformers 5 reads it only as the default of scale_decoder_outputs, ties the output layer unless
+the files have another lm_head.weight, and always writes tie_word_embeddings=true.
 """
+
+from collections.abc import Iterable
 
 from bigjax.interop.mapping import (
     Architecture,
@@ -21,21 +28,50 @@ from bigjax.interop.mapping import (
 
 _LAYERS = number("n_layers", "num_layers", 6)
 _TIED = flag("tie_embeddings", "tie_word_embeddings", True)
+_SCALED, _HEAD = "scale_decoder_outputs", "lm_head.weight"
 _RATE = number("dropout", "dropout_rate", 0.1)
 _ACTIVATIONS = {
     "relu": "relu",
     "gated-gelu": "geglu",
+    "gated-gelu_new": "geglu",
     "gated-silu": "swiglu",
     "gelu_new": "gelu",
     "gelu": "gelu_exact",
     "silu": "silu",
 }
+_ACTIVATION = choice("activation", "feed_forward_proj", "relu", _ACTIVATIONS)
 
 
 def _get_decoder_layers(config: dict) -> int:
     if config.get("num_decoder_layers") is None:
         return _LAYERS.get(config)
     return number("", "num_decoder_layers", 6).get(config)
+
+
+def _get_scaled(config: dict) -> bool:
+    return flag("", _SCALED, _TIED.get(config)).get(config)
+
+
+def _put_scaled(config: dict, value: bool) -> None:
+    if _SCALED in config or value != _TIED.get(config):
+        config[_SCALED] = value
+
+
+def _put_tied(config: dict, value: bool) -> None:
+    if _SCALED not in config:  # else of transformers 5, where the tensors determine it
+        config["tie_word_embeddings"] = value
+
+
+def _put_activation(config: dict, value: str) -> None:
+    for derived in ("dense_act_fn", "is_gated_act"):
+        config.pop(derived, None)
+    _ACTIVATION.put(config, value)
+
+
+def _by_tensors(config: dict, names: Iterable[str]) -> dict[str, bool]:
+    """Of a config.json of transformers 5: whether the output layer is another one."""
+    untied = config.get(_SCALED) is False and _HEAD in names
+    return {"tie_embeddings": False} if untied else {}
 
 
 def _same(ours: str, field: Field) -> Field:
@@ -59,9 +95,9 @@ _FIELDS = (
     number("relative_buckets", "relative_attention_num_buckets", 32),
     number("relative_distance", "relative_attention_max_distance", 128),
     number("norm_eps", "layer_norm_epsilon", 1e-6),
-    choice("activation", "feed_forward_proj", "relu", _ACTIVATIONS),
-    _TIED,
-    _same("scale_logits", _TIED),
+    Field("activation", _ACTIVATION.get, _put_activation),
+    Field("tie_embeddings", _TIED.get, _put_tied),
+    Field("scale_logits", _get_scaled, _put_scaled),
     token_id("start_id", "decoder_start_token_id", "pad_token_id", 0),
     _RATE,
     _same("attention_dropout", _RATE),
@@ -120,6 +156,16 @@ def _tied(m: dict) -> dict[str, str]:
     return dict.fromkeys(copies, "shared.weight")
 
 
+def _check(config: dict) -> None:
+    refuse(config, {"is_decoder": (False,), "is_encoder_decoder": (True, False)})
+    if not _TIED.get(config):
+        refuse(config, {_SCALED: (False,)}, "An output layer of its own must not be scaled.")
+    gated, _, name = str(config.get("feed_forward_proj", "relu")).rpartition("-")
+    name = "gelu_new" if gated and name == "gelu" else name
+    why = "It must be as feed_forward_proj says, or be removed."
+    refuse(config, {"is_gated_act": (bool(gated),), "dense_act_fn": (name,)}, why)
+
+
 _TASK = {"name": "seq2seq"}
 FAMILY = Family(
     name="t5",
@@ -135,19 +181,20 @@ FAMILY = Family(
     fields=_FIELDS,
     architectures={
         "T5ForConditionalGeneration": Architecture(("decoder", "head"), _TASK, marker="decoder"),
-        "T5Model": Architecture(("decoder",), _TASK, marker="(never chosen)"),
+        "T5Model": Architecture(("decoder",), _TASK, marker="decoder"),
         "T5EncoderModel": Architecture((), _TASK),
     },
     body=_body,
     heads=_heads,
     tied=_tied,
-    check=lambda config: refuse(
-        config, {"is_decoder": (False,), "is_encoder_decoder": (True, False)}
-    ),
+    redundant=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",
+    check=_check,
     new_config=lambda m: {"is_encoder_decoder": True},
     limits=lambda m: {
         "activation": tuple(_ACTIVATIONS.values()),
-        "scale_logits": (m["tie_embeddings"],),
+        "scale_logits": (True, False) if m["tie_embeddings"] else (False,),
     },
     special_tokens=("eos", "pad"),
+    appends_eos=True,
+    by_tensors=_by_tensors,
 )

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from bigjax.errors import UserError
-from bigjax.interop import images
+from bigjax.interop import images, t5_tokenizer
 from bigjax.json_text import added_tokens, check_pieces, shown
 
 # An import keeps these unchanged for a later export. The last ones do not belong to the tokenizer.
@@ -18,6 +18,10 @@ FILES = (
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+    t5_tokenizer.FILE,
+    "source.spm",  # the next three: of Marian
+    "target.spm",
+    "target_vocab.json",
     "added_tokens.json",
     "normalizer.json",
     "chat_template.jinja",
@@ -25,6 +29,7 @@ FILES = (
     "processor_config.json",
     images.FILE,
 )
+_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _BPE_SPECIALS = ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>")
 
 
@@ -35,7 +40,7 @@ def read(folder: pathlib.Path) -> dict[str, bytes]:
 
 def kind(files: dict[str, bytes]) -> str:
     """'wordpiece', 'bpe', 'whisper', 'sentencepiece', or '' if bigjax reads none of them."""
-    if "tokenizer.model" in files:
+    if "tokenizer.model" in files or t5_tokenizer.FILE in files:
         return "sentencepiece"
     if "vocab.txt" in files:
         return "wordpiece"
@@ -45,6 +50,8 @@ def kind(files: dict[str, bytes]) -> str:
     model_type = _part(content, "model").get("type")
     if model_type == "WordPiece":
         return "wordpiece"
+    if t5_tokenizer.is_t5(content):
+        return "sentencepiece"
     return _byte_level(files) if model_type == "BPE" and _is_gpt2(content) else ""
 
 
@@ -54,9 +61,30 @@ def _byte_level(files: dict[str, bytes]) -> str:
     return "whisper" if any(start in files.get(name, b"") for name in names) else "bpe"
 
 
+def unread(files: dict[str, bytes]) -> str:
+    """Why bigjax reads no tokenizer from files whose kind is '', and what to do."""
+    if "source.spm" in files:
+        reason = (
+            "The tokenizer of Marian has a SentencePiece model for each side and ids of its own "
+            "(source.spm, target.spm, vocab.json), which bigjax does not support; its files are "
+            "kept."
+        )
+    elif "tokenizer.json" in files:
+        reason = (
+            "bigjax does not support this tokenizer.json; the tokenizer's files are kept. If the "
+            "model was published with a SentencePiece model (spiece.model, tokenizer.model), copy "
+            "that into the folder too."
+        )
+    else:
+        reason = "The folder has no tokenizer that bigjax supports; its files, if any, are kept."
+    return f"{reason} To train or evaluate, set data.tokenizer.kind and .path."
+
+
 def derived(files: dict[str, bytes]) -> dict[str, bytes]:
-    """vocab.json and merges.txt from a GPT-2 tokenizer.json, where they are absent; of Whisper also
-    what else its tokenizer reads."""
+    """Files that the folder lacks: vocab.json and merges.txt of a GPT-2 tokenizer.json, of Whisper
+    also what else its tokenizer reads; tokenizer.model and sentinels.json of T5's files."""
+    if kind(files) == "sentencepiece":
+        return t5_tokenizer.derived(files, {name: _object(files, name) for name in _JSON})
     if kind(files) not in ("bpe", "whisper") or "vocab.json" in files and "merges.txt" in files:
         return {}
     content = _content(files)
@@ -84,12 +112,18 @@ def derived(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def written(
-    kind: str, own: dict[str, bytes], ids: dict[str, int], max_len: int | None
+    kind: str,
+    own: dict[str, bytes],
+    ids: dict[str, int],
+    max_len: int | None,
+    n_sentinels: int = 0,
+    ends: bool = False,
 ) -> dict[str, bytes]:
-    """The files of our tokenizer for transformers; {} for bytes, which it does not have.
+    """The files of our tokenizer for transformers; {} for one that it does not have, as of bytes.
 
     own: the files that the tokenizer saves. ids: of 'bos', 'eos' and 'pad'. max_len: of the
-    model; None without one.
+    model; None without one. n_sentinels: of the tokenizer. ends: texts end with eos, without a
+    bos, as those of encoder-decoders.
     """
     names = {
         "wordpiece": ("vocab.txt",),
@@ -119,9 +153,12 @@ def written(
             "add_prefix_space": False,
             "unk_token": text_of[ids["eos"]],
             **{f"{role}_token": text_of[i] for role, i in ids.items()},
+            **({"add_bos_token": False, "add_eos_token": True} if ends else {}),
         }
         if added:
             config["added_tokens_decoder"] = {str(i): _added(t) for t, i in added.items()}
+    elif ends:
+        return t5_tokenizer.written(own["tokenizer.model"], ids, n_sentinels, config)
     else:
         import sentencepiece
 

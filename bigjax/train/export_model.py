@@ -8,6 +8,7 @@ import numpy as np
 
 from bigjax import interop, modules
 from bigjax.data import tokenizers
+from bigjax.data.tokenizers import sentencepiece
 from bigjax.errors import UserError
 from bigjax.interop import images
 from bigjax.interop import origin as origin_lib
@@ -225,11 +226,17 @@ def _tokenizer(
     meta = tokenizers.read_meta(folder)
     ids = {role: meta[f"{role}_id"] for role in ("bos", "eos", "pad")}
     files = hf_tokenizers.written(
-        meta["kind"], hf_tokenizers.read(folder), ids, model.get("max_len")
+        meta["kind"],
+        hf_tokenizers.read(folder),
+        ids,
+        model.get("max_len"),
+        sentencepiece.saved_sentinels(folder),
+        family.appends_eos,
     )
     if not files:
         log(
-            f"  note: transformers has no tokenizer of kind {meta['kind']!r}; none is written. "
+            f"  note: transformers has no tokenizer of kind {meta['kind']!r} with the same ids; "
+            "none is written. "
             + "Its token ids are the UTF-8 bytes, and " * (meta["kind"] == "bytes")
             + ", ".join(f"{role} {i}" for role, i in ids.items())
         )

@@ -118,10 +118,7 @@ def _import_tokenizer(imported: interop.Imported, config, folder, workdir: str, 
     for name, content in imported.derived_files.items():
         (folder / name).write_bytes(content)
     if not imported.tokenizer_kind:
-        log(
-            "The folder has no tokenizer that bigjax supports; its files, if any, are kept. To "
-            "train or evaluate, set data.tokenizer.kind and .path."
-        )
+        log(interop.tokenizers.unread(imported.tokenizer_files))
         return
     modules.change_kind(config, tokenizers.KEY, imported.tokenizer_kind)
     spec = config.data.tokenizer

@@ -171,7 +171,7 @@ def build(options: Config, training: Training) -> SentencePiece:
     saved, sentinels = epath.Path(options.path) / _FILE, options.sentinels
     path = saved if saved.exists() else options.path
     if saved.exists():  # written by Tokenizer.save
-        sentinels = sentinels or _saved_sentinels(epath.Path(options.path))
+        sentinels = sentinels or saved_sentinels(epath.Path(options.path))
     tokenizer = SentencePiece(read_bytes(path, "a SentencePiece .model file"), str(path), sentinels)
     if not tokenizer.lossless:
         training.log(
@@ -184,10 +184,11 @@ def build(options: Config, training: Training) -> SentencePiece:
 def load(folder: Any) -> SentencePiece:
     """The tokenizer of a folder that Tokenizer.save wrote."""
     content = read_bytes(folder / _FILE, "a model")
-    return SentencePiece(content, str(folder), _saved_sentinels(folder))
+    return SentencePiece(content, str(folder), saved_sentinels(folder))
 
 
-def _saved_sentinels(folder: Any) -> int:
+def saved_sentinels(folder: Any) -> int:
+    """The number of sentinels of the tokenizer in a folder that Tokenizer.save wrote."""
     file = folder / _SENTINELS
     if not file.exists():
         return 0
