@@ -108,11 +108,12 @@ def apply(rules: Rules, history: History, logits_BV: jax.Array) -> jax.Array:
 
 class State(NamedTuple):
     """Of a Decoder with rules. inner: of the Decoder without. no_speech: float32 [B], the
-    probability that the audio has no speech."""
+    probability that the audio has no speech. room: int32 [B], the tokens that a text may have."""
 
     inner: Any
     history: History
     no_speech: jax.Array
+    room: jax.Array
 
 
 @functools.cache
@@ -121,7 +122,7 @@ def ruled(decoder: Decoder, rules: Rules) -> Decoder:
 
     An input is audio, or (audio, ids): ids with rules.start_id, and after it, in each row as many,
     the language, the task and <|notimestamps|>; before it perhaps the previous text. Raises
-    UserError for others.
+    UserError for others. A text ends where it and these ids fill the decoder's max_len.
     """
 
     def context(inputs: Sequence[Any]) -> tuple[dict, np.ndarray]:
@@ -133,10 +134,17 @@ def ruled(decoder: Decoder, rules: Rules) -> Decoder:
                 f"Rows have {sorted({*map(len, given)})} ids after the start token {rules.start_id}"
                 "; all rows of a batch must have as many. Decode others in another batch."
             )
+        room = np.array([decoder.max_len - len(ids) for _, ids in rows], np.int32)
+        if room.min() < 1:
+            raise UserError(
+                f"{decoder.max_len - room.min()} ids before a text leave no room for it in "
+                f"model.max_len={decoder.max_len}. Give fewer of the previous text."
+            )
         heads = [(audio, ids[:end]) for (audio, ids), end in zip(rows, ends)]
         inner, first = decoder.context(heads)
-        given = np.array(given, np.int32)
-        return {**inner, "given": given}, given[:, -1] if given.shape[1] else first
+        last = [ids[-1] for _, ids in rows]
+        more = {"given": np.array(given, np.int32), "room": room}
+        return {**inner, **more}, np.array(last, first.dtype)
 
     def begin(variables, context, slots):
         given = context["given"]
@@ -149,7 +157,8 @@ def ruled(decoder: Decoder, rules: Rules) -> Decoder:
         for tokens in given.T[:-1]:
             _, state = decoder.step(variables, state, tokens)
         # The first step reads a token before the text.
-        return State(state, History.empty(B)._replace(n=jnp.full(B, -1)), no_speech)
+        history = History.empty(B)._replace(n=jnp.full(B, -1))
+        return State(state, history, no_speech, context["room"])
 
     def step(variables, state, tokens_B):
         logits, inner = decoder.step(variables, state.inner, tokens_B)
@@ -159,7 +168,10 @@ def ruled(decoder: Decoder, rules: Rules) -> Decoder:
             History.empty(len(tokens_B)),
             state.history.with_token(rules, tokens_B),
         )
-        return apply(rules, history, logits), State(inner, history, state.no_speech)
+        full = (history.n >= state.room)[:, None]  # the model has no position for a next token
+        end = jnp.where(jnp.arange(logits.shape[-1]) == rules.end_id, 0.0, -jnp.inf)
+        logits = jnp.where(full, end, apply(rules, history, logits))
+        return logits, state._replace(inner=inner, history=history)
 
     def attention(variables, state, tokens_B):
         return decoder.attention(variables, state.inner, tokens_B)

@@ -145,7 +145,7 @@ FAMILY = Family(
     fields=_FIELDS,
     prefix="model.",
     architectures={
-        "WhisperForConditionalGeneration": Architecture((), {"name": "speech"}),
+        "WhisperForConditionalGeneration": Architecture((), {"name": "transcribe"}),
     },
     body=_body,
     tied=lambda m: {"proj_out.weight": "model.decoder.embed_tokens.weight"},

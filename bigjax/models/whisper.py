@@ -239,7 +239,7 @@ def decoder(c: Config) -> Decoder:
 
     An input is the audio, int16 or floating, [N] at c.sample_rate, of at most c.max_seconds; or
     (audio, ids): the tokens that the text continues, by default [c.start_id], which need slots of
-    their own.
+    their own. They and the text have at most c.max_len tokens: later logits are NaN.
     """
     c = dataclasses.replace(c, scan=False, remat="none")
     model = Model(c)

@@ -132,7 +132,7 @@ def test_cached_decoding_equals_teacher_forcing(given):
         for audio, n, row, start in zip(ref.arrays["audio"], ref.arrays["lengths"], inputs, starts)
     ]
     context, token = decoder.context(rows)
-    state = jax.jit(decoder.begin, static_argnums=2)(variables, context, 16)
+    state = jax.jit(decoder.begin, static_argnums=2)(variables, context, 9)
     step = jax.jit(decoder.step)
     for i in range(9):
         logits, state = step(variables, state, token)

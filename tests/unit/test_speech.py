@@ -97,6 +97,19 @@ def test_a_decoder_with_rules_reads_the_ids_before_a_text(variables):
     np.testing.assert_allclose(share.sum(1), 1, rtol=1e-5)
 
 
+def test_the_ids_before_a_text_take_none_of_its_slots(variables):
+    ruled = speech.ruled(whisper.decoder(C), RULES)
+    context, first = ruled.context([(AUDIO, GIVEN)])
+    state, step = jax.jit(ruled.begin, static_argnums=2)(variables, context, 3), jax.jit(ruled.step)
+    for token in (*first, 26, 5):
+        logits, state = step(variables, state, jnp.array([token]))
+    mel, inputs = whisper.features(C, AUDIO[None]), jnp.array([[*GIVEN, 26, 5]])
+    expected = jax.jit(lambda v: whisper.Model(C).apply(v, mel, inputs).logits)(variables)[:, -1]
+    history = speech.History.empty(1).with_token(RULES, jnp.array([26]))
+    expected = speech.apply(RULES, history.with_token(RULES, jnp.array([5])), expected)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_the_start_token_alone(variables):
     """Of an English-only model with times: its step is that of no speech and of the first token."""
     inner = whisper.decoder(C)
@@ -138,6 +151,26 @@ def test_sampled_and_searched_texts_keep_the_rules(variables):
     assert max(sum(i >= 26 for i in ids) for ids in texts) > 4
     for ids in texts:
         check_text(ids)
+
+
+def test_a_text_ends_where_the_model_has_no_more_positions(variables):
+    """The ids before it count too; sampling and beams go on for other rows."""
+    c = whisper.Config(**{**vars(C), "max_len": 12})
+    v = jax.tree_util.tree_map(lambda x: x, variables)
+    v["params"]["decoder"]["position"] = {
+        "embedding": variables["params"]["decoder"]["position"]["embedding"][:12]
+    }
+    never = RULES._replace(suppressed=(*RULES.suppressed, 20))  # no text ends by itself
+    ruled = speech.ruled(whisper.decoder(c), never)
+    inputs = [(AUDIO, GIVEN), (AUDIO, [30, 7, 8, *GIVEN])]
+    found = Generator(ruled, v)(inputs, Options(max_new_tokens=12, eos_id=20), 0)
+    assert [len(ids) for ids in found] == [9, 6]
+    options = dict(end_id=20, pad_id=0, run=beam_search.search)
+    found = batch.search(ruled, v, inputs, 12, batch.Search(2, 2), **options)
+    assert [[len(text.ids) for text in row] for row in found] == [[9, 9], [6, 6]]
+    assert all(np.isfinite(text.score) for row in found for text in row)
+    with pytest.raises(UserError, match="12 ids before a text leave no room"):
+        ruled.context([(AUDIO, [*range(9), *GIVEN])])
 
 
 def test_refused_ids():
