@@ -113,6 +113,7 @@ FAMILY = Family(
         "share_encoder_decoder_embeddings": True,
         "static_position_embeddings": True,
         "forced_eos_token_id": None,
+        "pad_token_id": m["start_id"],  # the default is outside of a small vocabulary
     },
     limits=lambda m: {
         "activation": tuple(dict.fromkeys(_ACTIVATIONS.values())),
