@@ -20,7 +20,7 @@ from bigjax.errors import UserError
 from bigjax.layers.basic import Dense, Embed, dropout
 from bigjax.layers.params import param
 from bigjax.layers.recurrent import CELLS, N_GATES, Recurrent
-from bigjax.models import OF_A_RUN, Decoder, Fixed, ModelOutput, check_fields, source_context
+from bigjax.models import Decoder, Fixed, ModelOutput, check_fields, source_context
 
 PACKING = False  # a row is one pair: the state of a recurrent layer would go on into the next one
 NEVER = -1e9  # the score of padding; finite, since 0 * infinity is NaN
@@ -42,7 +42,7 @@ class Config:
     dtype: str = "float32"  # of the computation: float32, bfloat16
     param_dtype: str = "float32"  # of loaded and exported weights; training uses float32
 
-    MAY_CHANGE = OF_A_RUN
+    MAY_CHANGE = ("*dropout", "dtype", "param_dtype")
     RANGES = {
         **dict.fromkeys(("vocab_size", "max_len", "n_layers"), at_least(1)),
         "d_model": at_least(2),

@@ -217,7 +217,7 @@ def test_sections_are_filled_and_keep_what_was_set():
         evals=dict(valid=dict(kind="loss", every=3)),
     )
     assert c.data.tokenizer.to_dict() == dict(
-        kind="bytes", path="", vocab_size=4096, lowercase=True
+        kind="bytes", path="", vocab_size=4096, sentinels=0, lowercase=True
     )
     assert c.data.sources.docstrings.kind == "docstrings" and c.data.seq_len == 256
     assert c.evals.valid.to_dict() == dict(kind="loss", every=3, split="valid", batches=0)
