@@ -47,10 +47,19 @@ class Flag(NamedTuple):
         """(the flag with its placeholder, its help text with the default)."""
         name, default = f"--{self.name}", self.default
         if isinstance(default, bool):
-            return name, self.help
+            on = f"--[no]{self.name}", f"{self.help} (default true)"
+            return on if default else (name, self.help)
         values = {int: "N", float: "X"}.get(type(default), "TEXT")
         shown = "" if default in (None, "", []) else f" (default {default})"
         return f"{name}={self.value or values}", self.help + shown
+
+
+class Positional(NamedTuple):
+    """Arguments of a command that are no flags, any number of them: paths, in which `~` is
+    expanded. name: the placeholder in --help."""
+
+    name: str
+    help: str
 
 
 STEP = Flag("step", "a saved step, or best (by checkpoint.best); default: the latest", value="N")
@@ -63,6 +72,7 @@ class Command(NamedTuple):
     flags: those beside --config, --config.KEY and --workdir. config: whether it accepts
     --config=FILE[:VARIANT]. workdirs: how many --workdir=FOLDER: 0, 1, or 2 for any number. keys:
     the config keys (patterns) and sections that it uses, ("",) for all; unused: exceptions.
+    positional: what arguments that are no flags are; None refuses them.
     """
 
     flags: tuple[Flag, ...] = ()
@@ -70,10 +80,11 @@ class Command(NamedTuple):
     workdirs: int = 1
     keys: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    positional: Positional | None = None
 
     def usage(self) -> str:
         """The help text of all flags."""
-        rows = []
+        rows = [(f"{self.positional.name} ...", self.positional.help)] if self.positional else []
         if self.config:
             rows.append(("--config=FILE[:VARIANT]", f"default {config_lib.DEFAULT_CONFIG}"))
         if self.keys:
@@ -117,6 +128,7 @@ class Arguments:
         """command: by default one that accepts a config, work folders and every key."""
         command = command or Command(config=True, workdirs=2, keys=("",))
         self._keys, self._unused = command.keys, command.unused
+        self._positional = command.positional
         self.overrides = [a for a in argv if a.startswith(_KEY)]
         rest = [a for a in argv if not a.startswith(_KEY)]
         self.flags = flags.FlagValues()
@@ -127,11 +139,13 @@ class Arguments:
         for flag in command.flags:
             flag.define(self.flags)
         self._check_accepted(rest)
+        # Else the first argument that is no flag would end the flags.
+        self.flags.set_gnu_getopt(command.positional is not None)
         try:
             extra = self.flags(["bigjax", *rest])[1:]
         except flags.Error as e:
             raise UserError(f"{_flag_error(str(e))} {self._accepted()}") from e
-        if extra:
+        if extra and not command.positional:
             raise UserError(
                 f"{extra[0]!r} is not a flag: write arguments as --NAME=VALUE. {self._accepted()}"
             )
@@ -143,7 +157,12 @@ class Arguments:
         self._expand(("config", "workdir", *files))
         for folder in self.flags.workdir if command.workdirs else ():
             paths.check_run_folder(folder, "--workdir")
-        cloud.check(_texts(self.flags.flag_values_dict().values()))
+        name = command.positional.name if command.positional else ""
+        if "" in extra:
+            raise UserError(f"A {name} is empty: write its path, or remove it.")
+        # Those that are no flags; only for a command with `positional`.
+        self.positional = [paths.expand(x, name, paths.DATA_SCHEMES) for x in extra]
+        cloud.check([*_texts(self.flags.flag_values_dict().values()), *self.positional])
 
     def _accepted(self) -> str:
         names = [f"--{name}" for name in self.flags]
@@ -152,6 +171,8 @@ class Arguments:
             names[-1] += ", ".join(k for k in self._keys if k)
             if self._unused:
                 names[-1] += f" (except {', '.join(self._unused)})"
+        if self._positional:
+            names.append(f"{self._positional.name} ...")
         if not names:
             return "This command accepts no flags."
         return f"Flags of this command: {', '.join(names)}."

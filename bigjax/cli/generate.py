@@ -74,7 +74,7 @@ def run(arguments: Arguments) -> None:
     # The file is read before the checkpoint, so that it can be refused early.
     rows = _rows(f, config) if f.input else None
     loaded = load_lib.load(arguments.workdir, config, arguments.step, batch_size=None)
-    decoder, variables = _decoder(family, loaded, arguments.overrides)
+    decoder, variables = load_lib.decoder_of(loaded, family, arguments.overrides)
     if rows is None:
         _write(f, tokenizer, decoder, variables, config.data)
         return
@@ -134,21 +134,6 @@ def _rows(f, config) -> list[dict]:
     rows = read_table(f.input, [column], optional=[prefix] if prefix else ())
     start = config.data.get("prefix", "")
     return [{**row, "source": source_text(start, row.get(prefix), row[column])} for row in rows]
-
-
-def _decoder(family, loaded, overrides: list[str]):
-    """The decoder and its variables; on a CPU in float32 unless the dtype is overridden. A CPU
-    multiplies only float32, and would convert weights of bfloat16 for every few tokens."""
-    import jax
-
-    from bigjax.train import state
-
-    c, variables = loaded.task.model_config, loaded.variables
-    chosen = any(a.startswith("--config.model.dtype=") for a in overrides)
-    if loaded.mesh.devices.flat[0].platform == "cpu" and hasattr(c, "dtype") and not chosen:
-        c = dataclasses.replace(c, dtype="float32")
-        variables = jax.jit(state.cast, static_argnums=1)(variables, "float32")
-    return family.decoder(c), variables
 
 
 def _options(f, tokenizer, decoder, taken: int, data):

@@ -63,7 +63,7 @@ def beam_search(
     """
     B, W = len(first_B), width
     state = decoder.begin(variables, context, slots)
-    state = _per_beam(lambda x: jnp.repeat(x, W, axis=0), state)
+    state = per_beam(lambda x: jnp.repeat(x, W, axis=0), state)
     real, coverage = None, None
     if coverage_penalty:
         real = context["segments"] > 0
@@ -98,7 +98,7 @@ def beam_search(
         totals, best = jax.lax.top_k(jnp.where(ends, totals + NEVER, totals), W)
         texts, parent = _select(texts, best), _select(parent, best)
         rows = (jnp.arange(B)[:, None] * W + parent).ravel()
-        state = _per_beam(lambda x: x[rows], state)
+        state = per_beam(lambda x: x[rows], state)
         covered = None if covered is None else _select(covered, parent)
 
         longest = jnp.where(penalty > 0, n, t + 1)
@@ -134,7 +134,7 @@ def _select(x, indices_BN) -> jax.Array:
     return jnp.take_along_axis(x, indices_BN.reshape(*indices_BN.shape, *[1] * (x.ndim - 2)), 1)
 
 
-def _per_beam(change, state) -> Any:
+def per_beam(change, state) -> Any:
     """change(array) of all arrays of a Decoder's state that are not Fixed."""
     is_fixed = lambda x: isinstance(x, Fixed)
     of_beam = lambda x: x if is_fixed(x) else change(x)

@@ -4,7 +4,6 @@ all are there, so that a command that was ended goes on with the rest."""
 from collections.abc import Callable, Sequence
 import hashlib
 import json
-import sys
 import time
 from typing import Any
 
@@ -13,11 +12,10 @@ from etils import epath
 from bigjax import json_text, paths
 from bigjax.errors import UserError
 from bigjax.infer.batch import by_length
-from bigjax.plural import plural
+from bigjax.infer.progress import Bar
 
 KEPT = ".partial"  # the ending of the folder with the results so far
 _SAVE_SECONDS = 10.0
-_LOG_SECONDS = 30.0
 
 Texts = list[tuple[str, float]]  # of one input: the best ones with their scores
 
@@ -46,7 +44,7 @@ def generate_all(
     n_done = sum(len(batches[number]) for number in done)
     if n_done:
         log(f"{n_done:,} of {len(inputs):,} are in {kept.folder}: going on with the rest.")
-    with _Bar(len(inputs), n_done, log) as bar:
+    with Bar(len(inputs), n_done, "generat", "text", log) as bar:
         for number, indices in enumerate(batches):
             if number in done:
                 continue
@@ -126,47 +124,3 @@ class _Kept:
                 "space and with write permission."
             ) from None
         self._new, self._saved = {}, time.monotonic()
-
-
-class _Bar:
-    """Inputs done: a bar on a terminal, elsewhere a line every 30 seconds."""
-
-    def __init__(self, n: int, done: int, log) -> None:
-        self._n, self._done, self._first, self._log = n, done, done, log
-        self._bar = self._task = None
-
-    def __enter__(self) -> "_Bar":
-        self._start = self._logged = time.monotonic()
-        if sys.stdout.isatty():
-            from rich import progress
-
-            self._bar = progress.Progress(
-                progress.TextColumn("generating"),
-                progress.BarColumn(),
-                progress.MofNCompleteColumn(),
-                progress.TimeElapsedColumn(),
-                progress.TimeRemainingColumn(),
-                transient=True,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task("", total=self._n, completed=self._done)
-        return self
-
-    def add(self, n: int) -> None:
-        self._done += n
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done)
-            return
-        now = time.monotonic()
-        if now - self._logged >= _LOG_SECONDS:
-            self._logged = now
-            rate = (self._done - self._first) / (now - self._start)
-            left = (self._n - self._done) / rate
-            self._log(
-                f"generated {self._done:,} of {self._n:,} {plural(self._n, 'text')}, "
-                f"{rate:.1f}/s, about {left:.0f} s left"
-            )
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()

@@ -1,5 +1,7 @@
 """Loads a trained model from a run's work folder."""
 
+from collections.abc import Sequence
+import dataclasses
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -8,6 +10,7 @@ import jax
 from bigjax import tasks
 from bigjax.data.files import cache_dir
 from bigjax.errors import UserError
+from bigjax.models import Decoder
 from bigjax.parallel import hosts, sharding
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.train import frozen, meta
@@ -69,6 +72,18 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
     params, extras, saved = _restore(config, task, mesh, checkpoints, step)
     frozen.check_same(parts.fingerprints, saved.get("frozen", {}))
     return Loaded(config, task, mesh, params, extras, parts.arrays, step)
+
+
+def decoder_of(loaded: Loaded, family: Any, overrides: Sequence[str] = ()) -> tuple[Decoder, Any]:
+    """The decoder of a family, and its variables; on a CPU in float32 unless the dtype is
+    overridden. A CPU multiplies only float32, and would convert weights of bfloat16 for every few
+    tokens. overrides: of the command line."""
+    c, variables = loaded.task.model_config, loaded.variables
+    chosen = any(a.startswith("--config.model.dtype=") for a in overrides)
+    if loaded.mesh.devices.flat[0].platform == "cpu" and hasattr(c, "dtype") and not chosen:
+        c = dataclasses.replace(c, dtype="float32")
+        variables = jax.jit(cast, static_argnums=1)(variables, "float32")
+    return family.decoder(c), variables
 
 
 def _restore(config, task, mesh, checkpoints: Checkpoints, step: int) -> tuple[Any, Any, dict]:

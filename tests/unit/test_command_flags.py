@@ -13,6 +13,7 @@ TAKES = {
     "eval": ("workdir", "data"),
     "predict": ("workdir", "data"),
     "generate": ("workdir", "data"),
+    "transcribe": ("workdir", "data"),
     "plan": ("config", "optim"),
     "look": ("config", "optim"),
     "configs": (),
@@ -40,6 +41,7 @@ SETTLED = {
     "eval": _OPENED,
     "predict": (*_OPENED, "data.train=/nowhere", "data.sources.text.path=/nowhere"),
     "generate": (*_OPENED, "data.train=/nowhere"),
+    "transcribe": (*_OPENED, "data.train=/nowhere"),
     "headline": (*_OPENED, "data.train=/nowhere", "model.click_dropout=0.5"),
     "tokenizer": ("data.train=/nowhere", "data.seq_len=8", "data.packing=false"),
 }
