@@ -9,6 +9,7 @@ from etils import epath
 import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from bigjax.data.tokenizers import load
 from bigjax.data.tokenizers import sentencepiece as own_module
@@ -17,7 +18,6 @@ from bigjax.interop import tokenizers
 from bigjax.train import import_model
 from tests.unit.test_interop import write_folder
 from tests.unit.test_interop_t5 import stored
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 PIECES = 34  # the frozen references have 61 tokens
 T5_IDS = dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
