@@ -44,11 +44,9 @@ class ModelWindows:
                 )
             rules = rules._replace(max_first=round(options.max_initial_timestamp / STEP))
             self.detects = tokenizer.multilingual and not options.language
-            n_start = len(self._start(options.language or next(iter(tokenizer.languages), "")))
             self.max_prompt = c.max_len // 2 - 1 if options.condition_on_previous_text else 0
-            # After a prompt and <|startofprev|> a text has less than half of max_len.
-            before = n_start + (1 + self.max_prompt if self.max_prompt else 0)
-            self._most = min(c.max_len // 2, c.max_len - before + 1)
+            # After a long prompt a text ends earlier, where the model has no more positions.
+            self._most = c.max_len // 2
             self._decoder = speech.ruled(decoder, rules)
             first, step = rules.first_timestamp, round(STEP * c.sample_rate)
             times = (first, step) if options.timestamps else (None, 0)
