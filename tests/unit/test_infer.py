@@ -20,6 +20,7 @@ from bigjax.infer.generate import Generator, Options
 from bigjax.infer.sampling import sample
 from bigjax.layers import params as params_lib
 from bigjax.models import Decoder, gpt, rung, uncached_decoder
+from bigjax.train import load
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
 
@@ -325,7 +326,7 @@ def test_a_cpu_generates_in_float32_unless_the_dtype_is_overridden(overrides):
         mesh=jax.make_mesh((1,), "x", devices=jax.devices()[:1]),
     )
     config_of = types.SimpleNamespace(decoder=lambda config: config)
-    config, variables = cli._decoder(config_of, loaded, overrides)
+    config, variables = load.decoder_of(loaded, config_of, overrides)
     dtype = "bfloat16" if overrides else "float32"
     assert config.dtype == variables["params"]["scale"].dtype == dtype
 
