@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import pathlib
 import sys
 
 import pytest
@@ -362,6 +363,7 @@ def test_commands_of_data_without_sources_or_tokenizer(command, config, words, t
     more = [f"--out={tmp_path}/out"] if command == "embeddings" else []
     assert main.main([command, f"--config={config}", *more]) == 2
     assert words in capsys.readouterr().err
+    assert not pathlib.Path("tokenizers").exists()  # no cache in the current folder
 
 
 def test_the_tokenizer_of_labelled_data_is_shown(capsys):

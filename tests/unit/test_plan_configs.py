@@ -26,7 +26,10 @@ VARIANTS = {
     "llama2": ("7b",),
     "oracle": ("", "paper", "mle", "scheduled"),
     "oracle_paper": ("",),
+    "t5": ("small", "11b"),
     "text": ("",),
+    "transformer": ("big",),
+    "whisper": ("small",),
 }
 # Of each config that cannot be planned a part of the message, with the key to change.
 REFUSED = {

@@ -110,6 +110,8 @@ class Training(NamedTuple):
         settings: everything else that the content follows from. suffix: of the file's name. what:
         the tokenizer in a few words, for the log.
         """
+        if not self.cache_dir:  # of `named`, whose texts() says that nothing can be trained
+            self.texts()
         name = hash_of(f"{settings} {self.content}") + suffix
         path = cache_folder(self.cache_dir, "tokenizers") / name
         if not path.exists():
