@@ -186,7 +186,7 @@ def test_a_folder_and_a_table_of_images(run, photos, tmp_path, capsys):
         ("no/*.png", "no/\\*.png': no file .looked from .*a pattern such as"),
         ("test/one/broken.png", "None of the 1 image.s. can be read. .*broken.png: not an image"),
         ("none.csv", "none.csv"),
-        ("hollow", "names 1 file.s. and folder.s. without an image"),
+        ("hollow", "names 1 file.s. and folder.s. without images"),
     ],
 )
 def test_bad_input(run, photos, capsys, given, words):

@@ -63,7 +63,7 @@ def test_another_kind_replaces_the_keys_of_the_former_one(tmp_path):
     flags = ["--config=tests/extension/poems.py", "--config.data.tokenizer.kind=bytes"]
     flags += ["--config.data.sources.poems.kind=text", "--config.data.sources.poems.path=x"]
     c, before = Arguments(flags).config()
-    assert set(c.data.tokenizer) == {"kind", "path", "vocab_size", "lowercase"}
+    assert set(c.data.tokenizer) == {"kind", "path", "vocab_size", "sentinels", "lowercase"}
     assert c.data.sources.poems.path == "x" and "column" not in c.data.sources.poems
     assert before["data.tokenizer.kind"] == "my_lab.poems.Letters"
     with pytest.raises(UserError, match="Unknown config key 'data.tokenizer.size'"):
