@@ -46,9 +46,10 @@ def measure(chip: str, T: int, H: int, D: int) -> tuple[int, int]:
     device, folder = blocks.device(chip), blocks.dump_folder()
     place = SingleDeviceSharding(device)
     x = jax.ShapeDtypeStruct((BATCH, T, H * D), jnp.bfloat16, sharding=place)
+    options = whole.Options(D, H, D**-0.5, False, False)
     passes = (
-        lambda q, k, v, g: whole._attention(D, D**-0.5, False, q, k, v),
-        lambda q, k, v, g: whole._attention_backward(D, D**-0.5, False, (q, k, v, ()), g),
+        lambda q, k, v, g: whole._attention(options, q, k, v),
+        lambda q, k, v, g: whole._attention_backward(options, (q, k, v, None, None), g),
     )
     bundles = []
     with jax.set_mesh(jax.make_mesh((1,), ("x",), devices=[device])):

@@ -14,7 +14,7 @@ from bigjax import tasks
 from bigjax.errors import UserError
 from bigjax.layers import kernels
 from bigjax.layers.attention import Attention, Cache, Memory, Span
-from bigjax.layers.kernels import blocked, cudnn, splash
+from bigjax.layers.kernels import blocked, cudnn, splash, whole
 from bigjax.layers.mask import (
     Blocks,
     Causal,
@@ -60,6 +60,9 @@ CASES = [
     ("whole", 64, 64, 4, False, ROWS, None, None),
     ("whole", 37, 37, 2, False, FULL, None, (2, 2, 1, 2)),
     ("whole", 37, 37, 1, True, CAUSAL, None, (2, 1, 1, 4)),
+    ("whole", 50, 50, 4, False, FULL, (1, 4), None),
+    ("whole", 40, 64, 2, True, FULL, (1, 1), None),
+    ("whole", 37, 37, 2, True, CAUSAL, (1, 4), (2, 2, 1, 2)),
 ]
 
 
@@ -97,7 +100,7 @@ def test_cudnn_gets_the_right_shard_on_each_device(
 
     of_jax = jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
-    monkeypatch.setattr(cudnn, "unsupported", lambda q, k, ways: "")  # these are float32
+    monkeypatch.setattr(cudnn, "unsupported", lambda *_: "")  # these are float32
     with jax.set_mesh(mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, mesh)))):
         _compare("cudnn", 64, 64, n_kv_heads, packed, mask, bias)
     sharded, causal = mesh[2] > 1, mask == CAUSAL
@@ -170,6 +173,31 @@ def test_splash_attention_with_large_blocks(monkeypatch):
     monkeypatch.setattr(splash, "SMALL", 128)
     monkeypatch.setattr(splash, "LARGE", 256)
     _compare("splash", 512, 512, 2, True, CAUSAL, None)
+
+
+@pytest.mark.parametrize(
+    "T, S, packed, mask",
+    [
+        (200, 200, False, FULL),
+        (200, 200, True, CAUSAL),
+        (150, 256, True, FULL),
+        (256, 140, False, FULL),
+    ],
+    ids=str,
+)
+def test_splash_attention_with_padded_lengths(T, S, packed, mask, monkeypatch):
+    monkeypatch.setattr(splash, "PADDED", 128)
+    _compare("splash", T, S, 2, packed, mask, None)
+
+
+@pytest.mark.parametrize("bias", [None, (1, 4)], ids=str)
+def test_short_rows_whose_heads_do_not_fit_at_once(bias, monkeypatch):
+    """Two of four heads at a time."""
+    monkeypatch.setattr(whole, "LANES", 8)
+    monkeypatch.setattr(whole, "_needed", lambda T, S, heads, *_: heads)
+    monkeypatch.setattr(whole, "OTHERS_MEMORY", 2)
+    monkeypatch.setattr(whole.pltpu, "CompilerParams", lambda **_: None)
+    _compare("whole", 40, 64, 2, True, FULL, bias)
 
 
 def test_splash_attention_with_two_backward_kernels(monkeypatch):

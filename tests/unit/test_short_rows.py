@@ -31,24 +31,35 @@ def test_the_scopes_of_attention_over_short_rows(monkeypatch):
         assert names == [f"{SCOPE}{n * 197 * 197 * 8}", f"{SCORES}{n * 200 * 256}"]
 
 
-@pytest.mark.parametrize("T, kernel", [(256, "splash"), (197, "whole"), (1000, "einsum")])
+@pytest.mark.parametrize(
+    "T, kernel",
+    [(256, "splash"), (197, "whole"), (1000, "whole"), (1500, "splash"), (1020, "einsum")],
+)
 def test_the_kernel_of_a_tpu_follows_from_the_length(monkeypatch, T, kernel):
-    """1,000 tokens of 12 heads of 64 do not fit on the chip."""
+    """Rows of 1,000 tokens fit on the chip, two heads of 64 at a time; those of 1,020 with twelve
+    heads of 60 do not. From 1,024 on, lengths are padded."""
     calls = []
     monkeypatch.setattr(kernels, "platform", lambda: "tpu")
     for module in (splash, whole, einsum):
         name = module.__name__.rpartition(".")[2]
         called = lambda q, *_, name=name: calls.append(name) or q
         monkeypatch.setattr(module, "attention", called)
-    q = jnp.zeros((1, T, 12, 64), jnp.bfloat16)
+    q = jnp.zeros((1, T, 12, 60 if T == 1020 else 64), jnp.bfloat16)
     kernels.attend(q, q, q, mask=FULL)
     assert calls == [kernel]
 
 
 def test_rows_that_attention_over_short_rows_does_not_support():
-    long, short = (jax.ShapeDtypeStruct((1, T, 12, 64), jnp.bfloat16) for T in (1000, 300))
-    assert "rows of 1000 tokens with 12 heads of 64, which need 43 MiB" in whole.unsupported(
+    row = lambda T, D=64: jax.ShapeDtypeStruct((1, T, 12, D), jnp.bfloat16)
+    long, short = row(1000, 60), row(300)
+    assert "rows of 1000 tokens with heads of 60, of which 12 need 42 MiB" in whole.unsupported(
         long, long, 1
+    )
+    assert not whole.unsupported(row(1000), row(1000), 1)
+    bias = jax.ShapeDtypeStruct((1, 12, 1000, 1000), jnp.float32)
+    assert "of which 2 need 56 MiB" in whole.unsupported(row(1000), row(1000), 1, bias)
+    assert "a bias of each row" in whole.unsupported(
+        short, short, 1, jax.ShapeDtypeStruct((2, 12, 300, 300), jnp.float32)
     )
     assert "over 2 devices" in whole.unsupported(short, short, 2)
     assert not whole.unsupported(short, short, 1)

@@ -6,8 +6,8 @@ all return [B, T, H, D] with the same numbers. Scores and softmax are in float32
 
 `einsum` supports everything. The others are for complete sequences without dropout, and define
   attention(q, k, v, mask, q_segments, k_segments, bias, scale);
-  unsupported(q, k, ways) -> what of these shapes and dtypes it does not support, '' if nothing;
-    ways: the number of devices over which the queries of a row are sharded;
+  unsupported(q, k, ways, bias) -> what of these shapes and dtypes it does not support, '' if
+    nothing; ways: the number of devices over which the queries of a row are sharded;
   BIAS: whether it supports a bias; PLATFORMS: jax's names of the only ones that it runs on, or ().
 """
 
@@ -69,7 +69,7 @@ def attend(
         never = _never_supported(module, bias is not None, dropping)
         if named:
             _refuse(name, never)
-        if not never and not module.unsupported(q, k, ways):
+        if not never and not module.unsupported(q, k, ways, bias):
             return module.attention(q, k, v, mask, q_segments, k_segments, bias, scale)
     seen = dense(mask, q.shape[1], k.shape[1], start, q_segments, k_segments)
     return einsum.attention(q, k, v, seen, bias, scale, dropout if dropping else 0.0, rng)

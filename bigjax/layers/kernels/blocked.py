@@ -33,8 +33,8 @@ def attention(
     return kept(heads_first(o), "context")
 
 
-def unsupported(q_BTHD, k_BSKD, ways: int) -> str:
-    del q_BTHD, k_BSKD, ways
+def unsupported(q_BTHD, k_BSKD, ways: int, bias=None) -> str:
+    del q_BTHD, k_BSKD, ways, bias
     return ""
 
 

@@ -71,9 +71,10 @@ def _cudnn(q, k, v, mask_BTS, bias, scale: float, causal: bool) -> jax.Array:
     return kept(context, "context")
 
 
-def unsupported(q_BTHD, k_BSKD, ways: int) -> str:
+def unsupported(q_BTHD, k_BSKD, ways: int, bias=None) -> str:
     """All GPUs with cuDNN's attention support heads of at most 128; for an array mask it requires
     even numbers of keys and of queries on each device."""
+    del bias
     T, D = q_BTHD.shape[1], q_BTHD.shape[3]
     S = k_BSKD.shape[1]
     if q_BTHD.dtype == jnp.float32:

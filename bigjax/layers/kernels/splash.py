@@ -33,6 +33,8 @@ WIDEST_SMALL = 1024  # bytes of a row of a head, up to which its blocks are not 
 # of keys, and they are summed afterwards. Where that is more memory than this many times the
 # queries, two kernels are used.
 COPIES = 8
+WIDTH = 128  # of a TPU's registers: lengths are multiples of it
+PADDED = 1024  # the shortest other lengths, which are padded: of shorter ones it would be too much
 
 
 def attention(
@@ -41,6 +43,34 @@ def attention(
     """Attention without scores in memory. Each device has its rows and heads. Where the sequence is
     sharded, it has its queries and gathers all keys. Other backends interpret it, slowly."""
     del bias
+    T, S = q_BTHD.shape[1], k_BSKD.shape[1]
+    if T % WIDTH or S % WIDTH:
+        segments = _padded_segments(q_segments_BT, k_segments_BS, len(q_BTHD), T, S)
+        q, k, v = (_padded(x) for x in (q_BTHD, k_BSKD, v_BSKD))
+        return _attention(q, k, v, mask, *segments, scale)[:, :T]
+    return _attention(q_BTHD, k_BSKD, v_BSKD, mask, q_segments_BT, k_segments_BS, scale)
+
+
+def _padded(x, value: int = 0) -> jax.Array:
+    """x [B, n, ...] with n padded to a multiple of WIDTH."""
+    widths = [(0, 0), (0, -x.shape[1] % WIDTH), *[(0, 0)] * (x.ndim - 2)]
+    return jnp.pad(x, widths, constant_values=value)
+
+
+def _padded_segments(q_BT, k_BS, B: int, T: int, S: int) -> tuple[jax.Array, jax.Array]:
+    """The segments of padded queries and keys; no other query sees the keys added. An added query
+    sees one key at least, since a softmax over none may be NaN: of as many queries as keys the
+    added key in its own place, else, without a mask, those of the last one's segment."""
+    q_BT = jnp.zeros((B, T), jnp.int32) if q_BT is None else q_BT
+    k_BS = jnp.zeros((B, S), jnp.int32) if k_BS is None else k_BS
+    added = -jnp.ones((B, 1), jnp.int32) if T == S else k_BS[:, -1:]
+    q = jnp.concatenate([q_BT, jnp.broadcast_to(added, (B, -T % WIDTH))], axis=1)
+    return q, _padded(k_BS, -1)
+
+
+def _attention(
+    q_BTHD, k_BSKD, v_BSKD, mask: Mask, q_segments_BT, k_segments_BS, scale: float
+) -> jax.Array:
     B, T, H, D = q_BTHD.shape
     S = k_BSKD.shape[1]
     mesh = jax.sharding.get_abstract_mesh()
@@ -76,14 +106,17 @@ def attention(
         return jnp.swapaxes(call(kernel, q, k, v, *segments), 1, 2)
 
 
-def unsupported(q_BTHD, k_BSKD, ways: int) -> str:
+def unsupported(q_BTHD, k_BSKD, ways: int, bias=None) -> str:
+    del bias
     T, S = q_BTHD.shape[1], k_BSKD.shape[1]
-    if T % (128 * ways):  # the width of a TPU's registers
+    if T % (WIDTH * ways) and (ways > 1 or T < PADDED):
         return (
-            f"{T} queries on {ways} device(s): each processes 128 at a time, so it needs a "
-            f"multiple of {128 * ways}"
+            f"{T} queries on {ways} device(s): each processes {WIDTH} at a time, so it needs a "
+            f"multiple of {WIDTH * ways}" + (f", or at least {PADDED}" if ways == 1 else "")
         )
-    return f"{S} keys: it needs a multiple of 128" if S % 128 else ""
+    if S % WIDTH and (ways > 1 or S < PADDED):
+        return f"{S} keys: it needs a multiple of {WIDTH}, or at least {PADDED}"
+    return ""
 
 
 class _Mask(masks.Mask):
