@@ -1,9 +1,8 @@
 """T5 in five sizes (:small, :base, :large, :3b, :11b) pre-trained as published, for a pod.
 
 Text of your own is required. Measured on the full size: nothing. Expected by `bigjax plan`: :base
-on v5e:2x4, 9.7 of 15.75 GiB, 0.153 seconds per step, MFU 22.5% (before its attention had a kernel);
-:11b on v5p:4x4x4, 49.0 of 95.7 GiB, 2.50 seconds per step, MFU 63.3%, or 57.6% if no communication
-overlaps with computation.
+on v5e:2x4, 6.1 of 15.75 GiB, 0.114 seconds per step, MFU 30.3%; :11b on v5p:4x4x4, 49.0 of 95.7
+GiB, 2.50 seconds per step, MFU 63.3%, or 57.6% if no communication overlaps with computation.
 """
 
 # https://arxiv.org/abs/1910.10683: section 3.1 for the baseline of :base's size (2^19 steps of 128
