@@ -71,8 +71,11 @@ def build(name: str, options: Config, context: Context):
     batches = batch_lib.by_length(lengths, config.train.batch_size)
     tokenizer = corpus.tokenizer
     on_all = sharding.replicated(context.mesh)
-    statics = ("decoder", "width", "size", "slots", "coverage_penalty")
-    run = jax.jit(beam_search.beam_search, static_argnames=statics, out_shardings=(on_all, on_all))
+    run = jax.jit(
+        beam_search.beam_search,
+        static_argnames=beam_search.STATIC,
+        out_shardings=(on_all, on_all),
+    )
     unrolled = jax.jit(params_lib.unrolled)
     ends = dict(end_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, run=run)
 

@@ -10,7 +10,7 @@ import numpy as np
 from bigjax.bounds import FINITE, at_least, check_ranges
 from bigjax.errors import UserError
 from bigjax.infer import beam_search
-from bigjax.infer.generate import padded_rows
+from bigjax.infer.generate import padded_rows, slots_for
 from bigjax.models import Decoder, rung
 
 
@@ -51,13 +51,6 @@ def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     one that does not fit in memory fails at once."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-
-
-def slots_for(decoder: Decoder, inputs: Sequence[Sequence], n: int) -> int:
-    """The number of tokens per row for which a program is compiled: n after each of the inputs, if
-    the decoder continues them."""
-    taken = max(map(len, inputs)) if decoder.continues else 0
-    return min(rung(taken + n), decoder.max_len)
 
 
 def search(

@@ -142,6 +142,5 @@ def per_beam(change, state) -> Any:
 
 
 # One compiled program for any n up to `size`, end_id, pad_id and length_penalty.
-search = jax.jit(
-    beam_search, static_argnames=("decoder", "width", "size", "slots", "coverage_penalty")
-)
+STATIC = ("decoder", "width", "size", "slots", "coverage_penalty")
+search = jax.jit(beam_search, static_argnames=STATIC)

@@ -131,18 +131,16 @@ class Generator:
 
     def taken(self, prompts: Sequence[Sequence[int]]) -> int:
         """The number of tokens of a row that the prompts take up."""
-        return max(map(len, prompts)) if self.decoder.continues else 0
-
-    def slots(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-        """The number of tokens per row for which the program is compiled."""
-        return min(rung(self.taken(prompts) + max_new_tokens), self.decoder.max_len)
+        return taken_by(self.decoder, prompts)
 
     def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed: int) -> Rows:
         """Rows that have read their prompts, except for the last token, and those of padding, which
         have ended."""
         n_prompts, prompts = len(prompts), padded_rows(prompts)
         context, first = self.decoder.context(prompts)
-        state = _begin(self.decoder, self.slots(prompts, max_new_tokens), self.variables, context)
+        state = _begin(
+            self.decoder, slots_for(self.decoder, prompts, max_new_tokens), self.variables, context
+        )
         B = len(prompts)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(B))
         running = jnp.arange(B) < n_prompts
@@ -154,6 +152,16 @@ class Generator:
         sampling = (temperature, options.top_k, options.top_p, options.eos_id)
         rows, out = _advance(self.decoder, self.variables, rows, sampling, n)
         return rows, Chunk(*(np.asarray(x)[:, :n] for x in out))
+
+
+def taken_by(decoder: Decoder, inputs: Sequence[Sequence]) -> int:
+    """The number of tokens of a row that the inputs take up: none, unless they are continued."""
+    return max(map(len, inputs)) if decoder.continues else 0
+
+
+def slots_for(decoder: Decoder, inputs: Sequence[Sequence], n: int) -> int:
+    """The number of tokens per row for which a program is compiled, with n new ones."""
+    return min(rung(taken_by(decoder, inputs) + n), decoder.max_len)
 
 
 def padded_rows(prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:

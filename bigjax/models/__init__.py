@@ -126,6 +126,14 @@ def check_heads(c) -> None:
         )
 
 
+def check_start(c) -> None:
+    """Raises UserError unless c.start_id, the token before a target, is in the vocabulary."""
+    if c.start_id >= c.vocab_size:
+        raise UserError(
+            f"model.start_id is {c.start_id}; it must be less than model.vocab_size={c.vocab_size}."
+        )
+
+
 def check_attention(c, lengths: Mapping[str, int], mesh: jax.sharding.Mesh) -> None:
     """The `check_mesh` of a family whose field `attention` names its kernel.
 
@@ -200,6 +208,31 @@ def source_context(ids: Sequence[Sequence[int]], max_len: int) -> dict[str, np.n
         row[: len(tokens)] = tokens
     real = np.arange(width) < np.array(lengths)[:, None]
     return {"source": source, "segments": real.astype(np.int32)}
+
+
+def cross_decoder(model: Any, c: Any, context: Callable, begin: Callable) -> Decoder:
+    """Of an encoder-decoder on the blocks of layers/encoder_decoder.py, whose state is (caches,
+    Fixed(the Memory of each layer)).
+
+    model: a Flax module with the method step(tokens_B, caches, memories) -> (output layer, caches),
+    and its blocks in decoder/stack. c: its Config. context, begin: as of Decoder.
+    """
+
+    def step(variables, state, tokens_B):
+        own, source = state
+        linear, own = model.apply(variables, tokens_B, own, source.value, method="step")
+        return linear.product()[:, 0], (own, source)
+
+    def attention(variables, state, tokens_B):
+        own, source = state
+        _, kept_arrays = model.apply(
+            variables, tokens_B, own, source.value, method="step", mutable="intermediates"
+        )
+        last = kept_arrays["intermediates"]["decoder"]["stack"][f"layer_{c.n_decoder_layers - 1}"]
+        (p_BTHS,) = last["cross_attention"]["weights"]
+        return p_BTHS[:, 0].mean(1)
+
+    return Decoder(context, begin, step, c.max_len, continues=False, attention=attention)
 
 
 @functools.cache

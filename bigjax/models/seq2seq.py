@@ -20,7 +20,14 @@ from bigjax.errors import UserError
 from bigjax.layers.basic import Dense, Embed, dropout
 from bigjax.layers.params import param
 from bigjax.layers.recurrent import CELLS, N_GATES, Recurrent
-from bigjax.models import Decoder, Fixed, ModelOutput, check_fields, source_context
+from bigjax.models import (
+    Decoder,
+    Fixed,
+    ModelOutput,
+    check_fields,
+    check_start,
+    source_context,
+)
 
 PACKING = False  # a row is one pair: the state of a recurrent layer would go on into the next one
 NEVER = -1e9  # the score of padding; finite, since 0 * infinity is NaN
@@ -60,11 +67,7 @@ class Config:
                 f"model.d_model is {self.d_model}; it must be even, since each direction of the "
                 "encoder has half of it."
             )
-        if self.start_id >= self.vocab_size:
-            raise UserError(
-                f"model.start_id is {self.start_id}; it must be less than model.vocab_size="
-                f"{self.vocab_size}."
-            )
+        check_start(self)
         check_fields(self, {"cell": CELLS, "score": ("additive", "dot")})
 
 

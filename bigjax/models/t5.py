@@ -36,6 +36,8 @@ from bigjax.models import (
     PlanSizes,
     check_attention,
     check_fields,
+    check_start,
+    cross_decoder,
     source_context,
 )
 from bigjax.parallel.sharding import constrain
@@ -116,11 +118,7 @@ class Config:
                 f"model.relative_buckets is {self.relative_buckets}; it must be a multiple of 4, "
                 f"and half of it less than model.relative_distance={self.relative_distance}."
             )
-        if self.start_id >= self.vocab_size:
-            raise UserError(
-                f"model.start_id is {self.start_id}; it must be less than model.vocab_size="
-                f"{self.vocab_size}."
-            )
+        check_start(self)
         check_fields(
             self,
             {
@@ -273,21 +271,7 @@ def decoder(c: Config) -> Decoder:
         arrays = context["source"], context["segments"], caches(batch, 1)
         return caches(batch, slots), Fixed(model.apply(variables, *arrays, method="begin"))
 
-    def step(variables, state, tokens_B):
-        own, source = state
-        linear, own = model.apply(variables, tokens_B, own, source.value, method="step")
-        return linear.product()[:, 0], (own, source)
-
-    def attention(variables, state, tokens_B):
-        own, source = state
-        _, kept_arrays = model.apply(
-            variables, tokens_B, own, source.value, method="step", mutable="intermediates"
-        )
-        last = kept_arrays["intermediates"]["decoder"]["stack"][f"layer_{c.n_decoder_layers - 1}"]
-        (p_BTHS,) = last["cross_attention"]["weights"]
-        return p_BTHS[:, 0].mean(1)
-
-    return Decoder(context, begin, step, c.max_len, continues=False, attention=attention)
+    return cross_decoder(model, c, context, begin)
 
 
 def flops_per_pair(c: Config, source_len: int, target_len: int) -> float:

@@ -43,6 +43,8 @@ from bigjax.models import (
     check_attention,
     check_fields,
     check_heads,
+    check_start,
+    cross_decoder,
     rung,
 )
 from bigjax.parallel.sharding import constrain
@@ -103,11 +105,7 @@ class Config:
                 f"model.max_seconds is {self.max_seconds}, less than 2 * model.hop samples at "
                 f"model.sample_rate={self.sample_rate}; the encoder reads two frames at a time."
             )
-        if self.start_id >= self.vocab_size:
-            raise UserError(
-                f"model.start_id is {self.start_id}; it must be less than model.vocab_size="
-                f"{self.vocab_size}."
-            )
+        check_start(self)
         check_fields(self, {})
 
     @property
@@ -261,21 +259,7 @@ def decoder(c: Config) -> Decoder:
         caches, memories = model.apply(variables, *inputs, method="begin")
         return [x._replace(next=lengths) for x in caches], Fixed(memories)
 
-    def step(variables, state, tokens_B):
-        own, source = state
-        linear, own = model.apply(variables, tokens_B, own, source.value, method="step")
-        return linear.product()[:, 0], (own, source)
-
-    def attention(variables, state, tokens_B):
-        own, source = state
-        _, kept_arrays = model.apply(
-            variables, tokens_B, own, source.value, method="step", mutable="intermediates"
-        )
-        last = kept_arrays["intermediates"]["decoder"]["stack"][f"layer_{c.n_decoder_layers - 1}"]
-        (p_BTHS,) = last["cross_attention"]["weights"]
-        return p_BTHS[:, 0].mean(1)
-
-    return Decoder(context, begin, step, c.max_len, continues=False, attention=attention)
+    return cross_decoder(model, c, context, begin)
 
 
 def _audio_context(c: Config, rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
