@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from bigjax.parallel import sharding
 from bigjax.report import pyplot, write_figure
 
 _COLUMNS = 2  # of pictures
+_CELL = 0.22  # inches of a token
+_PLAIN = dict(parse_math=False, fontsize=7, family="monospace")  # of labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +30,26 @@ class Config:
     RANGES = {"n": at_least(1)}
 
 
+class Spectrogram(NamedTuple):
+    """mel: [n_mels, frames], of this many seconds."""
+
+    mel: np.ndarray
+    seconds: float
+
+
+class Picture(NamedTuple):
+    """attention: float [T, S], at least as large as the source, tokens or a recording, and the
+    tokens of the target."""
+
+    attention: np.ndarray
+    source: list[str] | Spectrogram
+    target: list[str]
+
+
 def build(name: str, options: Config, context: Context):
     """Writes WORKDIR/evals/NAME/step_STEP.png: for each example the attention of each token that
-    the model writes (rows, by greedy decoding) to the tokens of the source (columns). Has no
-    metrics."""
+    the model writes (rows, by greedy decoding) to the tokens of the source (columns), or to the
+    times of a recording, below its spectrogram. Has no metrics."""
     config, corpus = context.config, context.corpus
     family = modules.of(config, "model")
     decoder = None
@@ -49,12 +68,17 @@ def build(name: str, options: Config, context: Context):
 
     def evaluate(params, extras, step: int) -> dict[str, float]:
         variables = jax.jit(params_lib.unrolled)({"params": params, **extras})
-        tokens, shares = jax.device_get(run(variables, *decoder.context(inputs)))
+        of_source, first = decoder.context(inputs)
+        tokens, shares = jax.device_get(run(variables, of_source, first))
         if jax.process_index() == 0:
             t = corpus.tokenizer
+            if hasattr(family, "features"):
+                sources = spectrograms(family, context.task.model_config, of_source, inputs)
+            else:
+                sources = [_labels(t, source) for source in inputs]
             pictures = [
-                (share, _labels(t, source), _labels(t, row, t.eos_id))
-                for share, source, row in zip(shares, inputs, tokens)
+                Picture(share, source, _labels(t, row, t.eos_id))
+                for share, source, row in zip(shares, sources, tokens)
             ]
             draw_all = lambda folder: draw(folder / f"step_{step}.png", pictures, step)
             where = context.write(name, draw_all)
@@ -89,23 +113,55 @@ def _labels(tokenizer, ids, end_id: int = -1) -> list[str]:
     return [tokenizer.decode([i]).replace("\n", "\\n") or "end" for i in ids]
 
 
-def draw(path, pictures: list[tuple[np.ndarray, list[str], list[str]]], step: int) -> None:
-    """pictures: (attention [T, S], at least as large as the labels; source and target labels)."""
+def spectrograms(family, c, of_source, inputs) -> list[Spectrogram]:
+    """Of recordings int16 [n]. of_source: their context, by a decoder of the family."""
+    features = np.asarray(jax.jit(functools.partial(family.features, c))(of_source["audio"]))
+    return [
+        Spectrogram(mel[: max(1, len(audio) // c.hop)].T, len(audio) / c.sample_rate)
+        for mel, audio in zip(features, inputs)
+    ]
+
+
+def draw(path, pictures: list[Picture], step: int) -> None:
     plt = pyplot()
     columns = min(_COLUMNS, len(pictures))
     rows = -(-len(pictures) // columns)
-    width = max(4.0, 0.22 * max(len(source) for _, source, _ in pictures) + 1)
-    height = max(2.5, 0.22 * max(len(target) for *_, target in pictures) + 1)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(columns * width, rows * height), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat[len(pictures) :]:
-        axis.set_axis_off()
-    for axis, (share, source, target) in zip(axes.flat, pictures):
-        axis.imshow(share[: len(target), : len(source)], cmap="gray_r", vmin=0, vmax=1)
-        plain = dict(parse_math=False, fontsize=7, family="monospace")
-        axis.set_xticks(range(len(source)), source, rotation="vertical", **plain)
-        axis.set_yticks(range(len(target)), target, **plain)
-        axis.xaxis.tick_top()
+    sizes = np.array([_inches(picture) for picture in pictures]).max(0)
+    figure = plt.figure(figsize=tuple(sizes * (columns, rows)), layout="constrained")
+    parts = figure.subfigures(rows, columns, squeeze=False)
+    for part, picture in zip(parts.flat, pictures):
+        if isinstance(picture.source, Spectrogram):
+            _draw_recording(part, picture.attention, picture.source, picture.target)
+        else:
+            _draw_tokens(part, picture.attention, picture.source, picture.target)
     figure.suptitle(f"step {step}: attention of what is written (rows) to the source (columns)")
     write_figure(figure, path, dpi=110)
+
+
+def _inches(picture: Picture) -> tuple[float, float]:
+    """Width and height."""
+    height = max(2.5, _CELL * len(picture.target) + 1)
+    if isinstance(picture.source, Spectrogram):
+        return 5.0, height + 1
+    return max(4.0, _CELL * len(picture.source) + 1), height
+
+
+def _draw_tokens(part, share: np.ndarray, source: list[str], target: list[str]) -> None:
+    axis = part.subplots()
+    axis.imshow(share[: len(target), : len(source)], cmap="gray_r", vmin=0, vmax=1)
+    axis.set_xticks(range(len(source)), source, rotation="vertical", **_PLAIN)
+    axis.set_yticks(range(len(target)), target, **_PLAIN)
+    axis.xaxis.tick_top()
+
+
+def _draw_recording(part, share: np.ndarray, source: Spectrogram, target: list[str]) -> None:
+    above, below = part.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+    mel, seconds = source
+    above.imshow(mel, aspect="auto", origin="lower", extent=(0, seconds, 0, len(mel)))
+    above.set_ylabel("mel band")
+    n = -(-mel.shape[1] // 2)  # positions of the encoder: two frames each
+    options = dict(cmap="gray_r", vmin=0, vmax=share[: len(target), :n].max(), aspect="auto")
+    extent = (0, seconds, len(target) - 0.5, -0.5)
+    below.imshow(share[: len(target), :n], extent=extent, **options)
+    below.set_yticks(range(len(target)), target, **_PLAIN)
+    below.set_xlabel("seconds")

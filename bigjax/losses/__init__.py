@@ -3,6 +3,7 @@ and devices add up. Of an output layer over a large vocabulary see vocabulary.py
 
 import jax
 import jax.numpy as jnp
+import optax
 
 
 def cross_entropy(
@@ -56,6 +57,29 @@ def accuracy(
     """(Weight of the targets that have the largest logit, total weight)."""
     hit = (logits.argmax(-1) == targets).astype(jnp.float32)
     return (hit * weights).sum(), weights.sum()
+
+
+def ctc(
+    logits: jax.Array,
+    lengths: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    blank_id: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Connectionist temporal classification (https://doi.org/10.1145/1143844.1143891): (negative
+    log-likelihood in nats of targets emitted in order within a longer row, number of targets).
+
+    logits [B, S, V]; lengths int [B], of the rows; targets int [B, T]; weights [B, T], 1 for the
+    targets, then 0. blank_id, of V, is emitted between targets; a target may be emitted repeatedly.
+    A row that is too short for its targets, which would make the loss infinite, counts for nothing.
+    """
+    n = weights.sum(-1).astype(jnp.int32)
+    repeated = ((targets[:, 1:] == targets[:, :-1]) * weights[:, 1:]).sum(-1)
+    fits = lengths >= n + repeated  # equal neighbours need a blank in between
+    padding = (jnp.arange(logits.shape[1]) >= lengths[:, None]).astype(jnp.float32)
+    logits = logits.astype(jnp.float32)
+    loss = optax.ctc_loss(logits, padding, targets, 1.0 - weights, blank_id=blank_id)
+    return jnp.where(fits & (n > 0), loss, 0.0).sum(), jnp.where(fits, n, 0).sum()
 
 
 def top_k(

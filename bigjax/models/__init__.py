@@ -26,6 +26,8 @@ class ModelOutput(NamedTuple):
     cache: of a decoder.
     log_probs: in place of linear, float32 [B, T, V], of a model whose output is not a layer over
         the vocabulary, such as one that also copies tokens.
+    source: of an encoder-decoder, the output layer with the features of its encoder, for a loss on
+        the tokens at each place of the source, such as CTC; None for a model without such a loss.
     """
 
     linear: Linear | None = None
@@ -33,6 +35,7 @@ class ModelOutput(NamedTuple):
     heads: Mapping[str, jax.Array] = {}
     cache: Any = None
     log_probs: jax.Array | None = None
+    source: Linear | None = None
 
     @property
     def logits(self) -> jax.Array:

@@ -209,7 +209,8 @@ class Model(nn.Module):
         positions = jnp.broadcast_to(jnp.arange(inputs_BT.shape[1]), inputs_BT.shape)
         shared = Shared(Span(positions, segments_BT), None, memory)
         x, _, sums = self.decoder(self.embed(inputs_BT), shared, None, keys[1])
-        return ModelOutput(self.embed.output(x), add_sums(encoder_sums, sums))
+        sums, output = add_sums(encoder_sums, sums), self.embed.output
+        return ModelOutput(output(x), sums, source=output(memory))
 
     def encode(self, mel_BFM, rng=None):
         """(features [B, ceil(F / 2), D] of the audio, sums)."""

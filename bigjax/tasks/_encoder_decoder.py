@@ -26,7 +26,7 @@ from bigjax.tasks import (
     output_layer,
 )
 
-METRICS = ("nll", "accuracy")
+METRICS = ("nll", "accuracy", "ctc")
 NEEDS = ("Model", "decoder", "flops_per_pair")  # of a family
 
 
@@ -56,13 +56,16 @@ class Source(NamedTuple):
 
     example: a source of one row, for `init`. keywords: of Model.__call__ for a source, as
     check_call reads them. read(batch, rng, train) -> (sources, {keyword: array}).
-    shapes(batch_size) -> the arrays that `read` needs, as ShapeDtypeStructs.
+    shapes(batch_size) -> the arrays that `read` needs, as ShapeDtypeStructs. losses(out, batch) ->
+    {metric: (sum, weight)} of the encoder's output, of which the training loss has this share.
     """
 
     example: Any
     keywords: str
     read: Callable[[dict, Any, bool], tuple[jax.Array, dict]]
     shapes: Callable[[int], dict]
+    losses: Callable[[Any, dict], dict] = lambda out, batch: {}
+    share: float = 0.0
 
 
 def tokens(source_len: int, packing: bool) -> Source:
@@ -191,12 +194,13 @@ def encoder_decoder_task(
         out, extras = forward(params, extras, batch, inputs, read, keys[2], train)
         smoothing, z = (options.label_smoothing, options.z_loss) if train else (0.0, 0.0)
         sums = losses_of(out, batch["targets"], batch["weights"], smoothing, z)
-        weight = batch["weights"].sum()
+        weight, of_source = batch["weights"].sum(), source.losses(out, batch)
+        if train:
+            of_loss = sum(total for total, _ in of_source.values())
+            sums["total"] = (1 - source.share) * sums["total"] + source.share * of_loss
         total, metrics = add_sums((sums["total"], weight), options.sum_weights, out.sums, train)
-        return total, (
-            {**metrics, "nll": (sums["nll"], weight), "accuracy": (sums["hits"], weight)},
-            extras,
-        )
+        metrics |= of_source | {"nll": (sums["nll"], weight), "accuracy": (sums["hits"], weight)}
+        return total, (metrics, extras)
 
     def batch_shapes(batch_size, step):
         del step

@@ -6,10 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bigjax import losses
 from bigjax.bounds import SHARE, at_least
 from bigjax.data.store import SPLITS
 from bigjax.errors import UserError
 from bigjax.layers.audio import spec_augment
+from bigjax.parallel.sharding import constrain
 from bigjax.tasks import Task, _encoder_decoder, array_shapes, data_module, family_for
 from bigjax.tasks._encoder_decoder import NEEDS, Source, encoder_decoder_task
 
@@ -24,6 +26,9 @@ class Config(_encoder_decoder.Config):
     time_share: float = 1.0  # and at most this share of a recording's frames
     freq_masks: int = 0
     freq_width: int = 10  # features
+    # Share of CTC on the encoder's output in the training loss (https://arxiv.org/abs/1609.06773):
+    # alignment is learned sooner. It needs the logits of all places, float32 [B, S, vocab_size]
+    ctc_weight: float = 0.0
     language: str = ""  # of the texts, such as "en", for a tokenizer with tokens of languages
     translate: bool = False  # the texts are English, whatever the language
 
@@ -31,7 +36,7 @@ class Config(_encoder_decoder.Config):
         **_encoder_decoder.Config.RANGES,
         **dict.fromkeys(("time_masks", "freq_masks"), at_least(0)),
         **dict.fromkeys(("time_width", "freq_width"), at_least(0)),
-        "time_share": SHARE,
+        **dict.fromkeys(("time_share", "ctc_weight"), SHARE),
     }
 
 
@@ -76,12 +81,25 @@ def build(config, options: Config) -> Task:
             **array_shapes({"audio_len": audio[:1], "example": audio[:1]}, {}),
         }
 
+    def ctc(out, batch):
+        if not options.ctc_weight:
+            return {}
+        if getattr(out, "source", None) is None:
+            raise UserError(
+                f"task.ctc_weight={options.ctc_weight}: the Model of model.name="
+                f"{config.model.name!r} returns no `source`, the output layer at each place of the "
+                "audio. Set it to 0, or return ModelOutput(..., source=...)."
+            )
+        logits = constrain(out.source.product(), "batch", "length", "act_vocab")
+        lengths = -(-jnp.minimum(batch["audio_len"] // c.hop, frames) // 2)
+        return {"ctc": losses.ctc(logits, lengths, batch["targets"], batch["weights"], c.start_id)}
+
     example = jnp.zeros((1, 2, c.n_mels))
     return encoder_decoder_task(
         config,
         options,
         (family, c),
-        Source(example, "", read, shapes),
+        Source(example, "", read, shapes, ctc, options.ctc_weight),
         d.seq_len,
         load_data,
         unit="audio_seconds",

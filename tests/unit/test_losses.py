@@ -1,6 +1,7 @@
 """Losses against scikit-learn and by hand."""
 
 import contextlib
+import itertools
 import re
 
 import jax
@@ -346,3 +347,42 @@ def test_the_largest_logits_of_which_some_are_equal():
     hits = [float(losses.top_k(logits, targets, weights, k)[0]) for k in (1, 2, 3, 4)]
     assert hits == [1, 2, 3, 4]
     assert float(losses.accuracy(logits, targets, weights)[0]) == hits[0]
+
+
+def _path_likelihood(log_p, targets, blank):
+    """The negative log-likelihood, summed over all paths."""
+    S, V = log_p.shape
+    likelihood = 0.0
+    for path in itertools.product(range(V), repeat=S):
+        emitted = [x for x, _ in itertools.groupby(path)]
+        if [x for x in emitted if x != blank] == list(targets):
+            likelihood += np.exp(sum(log_p[s, x] for s, x in enumerate(path)))
+    return -np.log(likelihood)
+
+
+@pytest.mark.parametrize("blank", [0, 3])
+def test_ctc_sums_over_all_paths(blank):
+    logits = np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32)
+    lengths, targets = np.array([5, 3, 4]), [[1, 2, 1], [2], [1, 1]]
+    padded, weights = np.full((3, 3), 2), np.zeros((3, 3), np.float32)
+    for row, ids in enumerate(targets):
+        padded[row, : len(ids)], weights[row, : len(ids)] = ids, 1
+    expected = sum(
+        _path_likelihood(jax.nn.log_softmax(row[:n]), ids, blank)
+        for row, n, ids in zip(logits, lengths, targets)
+    )
+    total, n = jax.jit(losses.ctc, static_argnums=4)(logits, lengths, padded, weights, blank)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert n == 6
+
+
+@pytest.mark.parametrize(("length", "n"), [(4, 0), (5, 3)], ids=["too short", "fits"])
+def test_ctc_leaves_out_rows_that_are_too_short_for_their_targets(length, n):
+    targets, weights = np.array([[1, 1, 1, 0], [2, 0, 0, 0]]), np.array([[1.0, 1, 1, 0], [0] * 4])
+    logits = jnp.zeros((2, 6, 3))
+    inputs = jnp.array([length, 6]), targets, weights, 0
+    (total, count), gradient = jax.value_and_grad(losses.ctc, has_aux=True)(logits, *inputs)
+    assert count == n
+    assert (total > 0) == (n > 0) and total < 100
+    assert np.isfinite(gradient).all() and np.any(gradient[0]) == (n > 0)
+    assert not np.any(gradient[1])  # without targets

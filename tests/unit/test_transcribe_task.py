@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from bigjax import config as config_lib
-from bigjax import tasks
+from bigjax import losses, tasks
 from bigjax.errors import UserError
+from bigjax.evals import alignment
 from bigjax.layers.audio import log_mel
 from bigjax.models import whisper
+from bigjax.parallel import mesh as mesh_lib
 from bigjax.tasks import transcribe
 from tests import helpers
 from tests.audio_files import RATE, make_table
@@ -77,6 +79,59 @@ def test_features_are_masked_in_training_only(built):
         variables["params"]
     )
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+
+
+def test_ctc_has_a_share_of_the_training_loss(built, monkeypatch, tmp_path):
+    _, batch, variables = built
+    task = tasks.build(helpers.filled(config_of(str(make_table(tmp_path, n=6)), ctc_weight=0.3)))
+    params, key = variables["params"], jax.random.key(0)
+    loss = jax.jit(task.loss, static_argnums=5)
+    (total, weight), (metrics, _) = loss(params, {}, {}, batch, key, True)
+    ctc, n = metrics["ctc"]
+    nll = float(metrics["nll"][0])
+    assert float(total) == pytest.approx(0.7 * nll + 0.3 * float(ctc), rel=1e-5)
+    assert n == weight and ctc > n  # longer than a nat for each token of an untrained model
+    (total, _), (metrics, _) = loss(params, {}, {}, batch, None, False)
+    assert float(total) == pytest.approx(float(metrics["nll"][0])) and metrics["ctc"][0] > 0
+
+    mel = log_mel(batch["audio"], sample_rate=RATE, n_fft=64, hop=32, n_mels=8)[:, :124]
+    source = whisper.Model(task.model_config).apply(variables, mel, batch["targets"]).source
+    lengths = -(-(batch["audio_len"] // 32) // 2)
+    want, _ = losses.ctc(source.product(), lengths, batch["targets"], batch["weights"], 256)
+    assert float(metrics["ctc"][0]) == pytest.approx(float(want), rel=1e-5)
+
+    call = whisper.Model.__call__
+    without = lambda *a, **k: call(*a, **k)._replace(source=None)
+    monkeypatch.setattr(whisper.Model, "__call__", without)
+    with pytest.raises(UserError, match="returns no `source`"):
+        task.loss(params, {}, {}, batch, key, True)
+
+
+def test_pictures_of_the_alignment_have_a_spectrogram(built, tmp_path, monkeypatch):
+    task, batch, variables = built
+    c, pictures = task.model_config, []
+    inputs = [batch["audio"][i, :n] for i, n in enumerate((c.n_samples, c.n_samples // 2))]
+    context = types.SimpleNamespace(
+        config=helpers.filled(config_of("unused")),
+        corpus=types.SimpleNamespace(
+            inputs=lambda split: inputs,
+            tokenizer=types.SimpleNamespace(decode=lambda ids: "$_"[ids[0] % 2], eos_id=257),
+        ),
+        task=task,
+        mesh=mesh_lib.make_mesh(dict(data=1), jax.devices()[:1]),
+        log=lambda line: None,
+        write=lambda name, write: write(tmp_path) or "",
+    )
+    draw = alignment.draw
+    monkeypatch.setattr(alignment, "draw", lambda *a: pictures.extend(a[1]) or draw(*a))
+    evaluate = alignment.build("look", alignment.Config(n=2), context)
+    assert evaluate(variables["params"], {}, 3) == {}
+    assert (tmp_path / "step_3.png").stat().st_size > 5000
+    assert [p.source.seconds for p in pictures] == [c.n_samples / RATE, c.n_samples / RATE / 2]
+    mel = log_mel(batch["audio"][:2, : c.n_samples], sample_rate=RATE, n_fft=64, hop=32, n_mels=8)
+    np.testing.assert_allclose(pictures[0].source.mel, mel[0].T, atol=1e-5)
+    assert pictures[1].source.mel.shape == (8, c.n_samples // 64)
+    assert pictures[0].attention.shape[1] == c.n_positions
 
 
 class Tokenizer:
