@@ -145,7 +145,7 @@ def test_phrases(records):
     assert all(len(text.split()) == 1 for text in phrases("", 1))
 
 
-FIELDS = dict(train="morse:docstrings", max_seconds=10.0, valid_fraction=0.2, test_fraction=0.2)
+FIELDS = dict(train="morse:docstrings", max_seconds=12.0, valid_fraction=0.2, test_fraction=0.2)
 
 
 def test_splits_share_no_text(tmp_path, records):

@@ -83,7 +83,12 @@ def dots(text: str) -> np.ndarray:
 def longest(text: str, options: Morse) -> float:
     """The most seconds that `samples` of a text can last."""
     slowest = (1 + options.jitter) / (1 - options.drift) * 1.2 / options.wpm[0]
-    return float(dots(text).sum() * slowest + 2 * _PAUSE[1])
+    return _n_dots(text) * slowest + 2 * _PAUSE[1]
+
+
+def _n_dots(text: str) -> int:
+    """The sum of `dots`: 3 more after each letter but the last of a word, 7 after a word."""
+    return sum(sum(map(sum, map(_letter, word))) + 3 * len(word) + 4 for word in text.split()) - 7
 
 
 def samples(

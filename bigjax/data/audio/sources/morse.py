@@ -4,6 +4,7 @@ In training a phrase is keyed in another way in each epoch; in evaluation always
 """
 
 import hashlib
+import itertools
 import re
 
 import numpy as np
@@ -16,7 +17,7 @@ from bigjax.errors import UserError
 _SPEC = "morse:docstrings"
 _MAX_LETTERS = 12  # of a word; longer ones are mostly identifiers
 _NOT_WORDS = ("nan", "null")  # of which data are warned, as missing values look like them
-_FORMAT = 1  # raise it when the same phrases would give other recordings
+_FORMAT = 2  # raise it when the same phrases would give other recordings
 
 
 def matches(spec: str) -> bool:
@@ -30,8 +31,8 @@ def opened(spec: str, reading) -> "Phrases":
 
 
 class Phrases:
-    """Each text once, of 1 to data.morse.words words of the first paragraphs of docstrings, in
-    lower case, of a-z and 0-9."""
+    """Each text once, of 1 to data.morse.words consecutive words of the first paragraphs of
+    docstrings, in lower case, of a-z and 0-9."""
 
     def __init__(self, reading) -> None:
         self._options, self._rate = reading.morse, reading.sample_rate
@@ -75,21 +76,15 @@ class Phrases:
 
 
 def phrases(cache_dir: str, words: int) -> list[str]:
-    """Texts of 1 to `words` consecutive words of the docstrings' first paragraphs, each once. How
-    many words a text has is drawn from a generator that is seeded by its docstring."""
+    """Each run of 1 to `words` words of the docstrings' first paragraphs, once."""
     texts: dict[str, None] = {}
     for record in docstrings.records(cache_dir):
         paragraph = record.doc.strip().partition("\n\n")[0].lower()
-        rng = np.random.default_rng(int(place_of(record.doc.encode()) * 2**53))
-        found = [
+        kept = [
             word
             for word in re.findall("[a-z0-9]+", paragraph)
             if len(word) <= _MAX_LETTERS and word not in _NOT_WORDS
         ]
-        start = 0
-        for n in rng.integers(1, words + 1, len(found)).tolist():
-            if start >= len(found):
-                break
-            texts[" ".join(found[start : start + n])] = None
-            start += n
+        for i, n in itertools.product(range(len(kept)), range(1, words + 1)):
+            texts[" ".join(kept[i : i + n])] = None
     return [*texts]
