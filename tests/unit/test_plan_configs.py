@@ -24,6 +24,7 @@ VARIANTS = {
     "gpt3": ("125m", "1.3b"),
     "headlines": ("", "titles"),
     "llama2": ("7b",),
+    "morse": ("tiny",),
     "oracle": ("", "paper", "mle", "scheduled"),
     "oracle_paper": ("",),
     "t5": ("small", "11b"),
