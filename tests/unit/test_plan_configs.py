@@ -27,6 +27,7 @@ VARIANTS = {
     "morse": ("tiny",),
     "oracle": ("", "paper", "mle", "scheduled"),
     "oracle_paper": ("",),
+    "pretrain": ("tiny",),
     "t5": ("small", "11b"),
     "text": ("",),
     "transformer": ("big",),
