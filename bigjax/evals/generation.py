@@ -46,7 +46,7 @@ def build(name: str, options: Config, context: Context):
     """The evaluator.
 
     Metrics: those of text_metrics.compare. Writes generations.jsonl, report.json and worst.txt, the
-    examples with the highest character error rate, to WORKDIR/evals/NAME. With rouge the report
+    wrong texts with the highest character error rates, to WORKDIR/evals/NAME. With rouge the report
     also has the metrics of the source's first sentence (lead_rouge1, ...).
     """
     config, corpus = context.config, context.corpus
@@ -148,8 +148,12 @@ def _write(folder, step: int, examples: list[Example], errors: list[float]) -> N
 
 
 def _write_worst(folder, step: int, examples: list[Example], errors, n: int) -> None:
-    order = sorted(range(len(examples)), key=lambda i: -errors[i])[:n]
-    lines = [f"step {step}: the {len(order)} examples with the most character errors", ""]
+    wrong = sum(error > 0 for error in errors)
+    order = sorted(range(len(examples)), key=lambda i: -errors[i])[: min(n, wrong)]
+    lines = [
+        f"step {step}: {wrong:,} of {len(examples):,} texts have character errors; those with most",
+        "",
+    ]
     for i in order:
         row, target, generated, _ = examples[i]
         lines.append(f"{row['where']}: character error rate {errors[i]:.3f}")

@@ -274,3 +274,5 @@ def test_evaluation_by_generation(tmp_path, monkeypatch):
     with jax.set_mesh(mesh):
         some = generation.build("gen", generation.Config(examples=2, metrics=("cer",)), context)
         assert some(jnp.float32(20.0), {}, 7)["cer"] == pytest.approx(1 / 3)  # rows 0 and 2
+    worst = (tmp_path / "worst.txt").read_text()
+    assert "1 of 2 texts" in worst and "f:2:" in worst and "f:0" not in worst  # row 0 is right
