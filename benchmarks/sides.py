@@ -12,6 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 from bigjax import cpu  # imports no jax
@@ -129,9 +130,10 @@ def _first_state(c, program):
     state = program.init()
     if not c.init_from:
         return state
-    source = init_from.open_source(c.init_from, "", c.model.name)
     variables = {**state.params, **state.extras}
-    loaded = init_from.initialise(variables, source, c.init_reset, lambda line: None)
+    with tempfile.TemporaryDirectory() as cache:  # for a tokenizer, which is not needed
+        source = init_from.open_source(c.init_from, cache, c.model.name)
+        loaded = init_from.initialise(variables, source, c.init_reset, lambda line: None)
     params, extras = ({k: loaded[k] for k in tree} for tree in (state.params, state.extras))
     return first_state.replaced(state, params, extras, program.shardings)
 
