@@ -5,18 +5,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bigjax.layers.attention import Cache
 from bigjax.models import Decoder, Fixed
 
 NEVER = -1e9  # the score of impossible texts; finite, since 0 * infinity is NaN
+
+CHUNK = 128  # logits of which the largest is found at once
 
 
 class _Beams(NamedTuple):
     """W beams of each of B rows. t: the number of their tokens.
 
     Running: texts [B, W, size], total log-probabilities [B, W], the Decoder's state with W rows for
-    each row, and coverage [B, W, S], the attention that each source token has got (None without a
-    penalty). Ended: texts and scores of the best ones, NEVER where there are fewer than W. open
-    [B]: whether a running beam may still become one of the best.
+    each row, or beams in a Cache, and coverage [B, W, S], the attention that each source token has
+    got (None without a penalty). Ended: texts and scores of the best ones, NEVER where there are
+    fewer than W. open [B]: whether a running beam may still become one of the best.
     """
 
     t: jax.Array
@@ -63,7 +66,8 @@ def beam_search(
     """
     B, W = len(first_B), width
     state = decoder.begin(variables, context, slots)
-    state = per_beam(lambda x: jnp.repeat(x, W, axis=0), state)
+    if W > 1:
+        state = per_beam(repeated(W), state, lambda cache: cache.of_beams(W))
     real, coverage = None, None
     if coverage_penalty:
         real = context["segments"] > 0
@@ -97,8 +101,9 @@ def beam_search(
         # Those that run on
         totals, best = jax.lax.top_k(jnp.where(ends, totals + NEVER, totals), W)
         texts, parent = _select(texts, best), _select(parent, best)
-        rows = (jnp.arange(B)[:, None] * W + parent).ravel()
-        state = per_beam(lambda x: x[rows], state)
+        if W > 1:
+            rows = (jnp.arange(B)[:, None] * W + parent).ravel()
+            state = per_beam(lambda x: x[rows], state, lambda cache: cache.follow(parent))
         covered = None if covered is None else _select(covered, parent)
 
         longest = jnp.where(penalty > 0, n, t + 1)
@@ -122,11 +127,27 @@ def _best(logits_BWV, totals_BW) -> tuple[jax.Array, jax.Array, jax.Array]:
     log-probabilities, beams and tokens, best first."""
     B, W, V = logits_BWV.shape
     k = min(2 * W, V)
-    logits, tokens = jax.lax.top_k(logits_BWV.reshape(B * W, V), k)
+    logits, tokens = _top_k(logits_BWV.reshape(B * W, V), k)
     log_z = jax.nn.logsumexp(logits_BWV, axis=-1)
     totals = totals_BW[..., None] + logits.reshape(B, W, k) - log_z[..., None]
     totals, best = jax.lax.top_k(totals.reshape(B, W * k), min(2 * W, W * k))
     return totals, best // k, jnp.take_along_axis(tokens.reshape(B, W * k), best, axis=1)
+
+
+def _top_k(x_BV, k: int) -> tuple[jax.Array, jax.Array]:
+    """As jax.lax.top_k, faster: only the k chunks with the largest maxima can have the largest."""
+    B, V = x_BV.shape
+    n = -(-V // CHUNK)
+    if n < 4 * k:
+        return jax.lax.top_k(x_BV, k)
+    chunks = jnp.pad(x_BV, ((0, 0), (0, n * CHUNK - V)), constant_values=-jnp.inf)
+    chunks = chunks.reshape(B, n, CHUNK)
+    _, best = jax.lax.top_k(chunks.max(-1), k)
+    best = jnp.sort(best, axis=-1)  # of equal values the first ones count
+    values = jnp.take_along_axis(chunks, best[..., None], axis=1).reshape(B, k * CHUNK)
+    ids = (best[..., None] * CHUNK + jnp.arange(CHUNK)).reshape(B, k * CHUNK)
+    values, at = jax.lax.top_k(values, k)
+    return values, jnp.take_along_axis(ids, at, axis=1)
 
 
 def _select(x, indices_BN) -> jax.Array:
@@ -134,11 +155,22 @@ def _select(x, indices_BN) -> jax.Array:
     return jnp.take_along_axis(x, indices_BN.reshape(*indices_BN.shape, *[1] * (x.ndim - 2)), 1)
 
 
-def per_beam(change, state) -> Any:
-    """change(array) of all arrays of a Decoder's state that are not Fixed."""
-    is_fixed = lambda x: isinstance(x, Fixed)
-    of_beam = lambda x: x if is_fixed(x) else change(x)
-    return jax.tree_util.tree_map(of_beam, state, is_leaf=is_fixed)
+def per_beam(change, state, of_cache=None) -> Any:
+    """change(array) of all arrays of a Decoder's state that are not Fixed, and of_cache(cache) of
+    each Cache, by default `change` of its arrays."""
+    kinds = (Fixed, Cache) if of_cache else Fixed
+
+    def changed(x):
+        if isinstance(x, Fixed):
+            return x
+        return of_cache(x) if isinstance(x, Cache) else change(x)
+
+    return jax.tree_util.tree_map(changed, state, is_leaf=lambda x: isinstance(x, kinds))
+
+
+def repeated(n: int):
+    """A function that makes n consecutive rows of each row of an array."""
+    return lambda x: jnp.repeat(x, n, axis=0)
 
 
 # One compiled program for any n up to `size`, end_id, pad_id and length_penalty.

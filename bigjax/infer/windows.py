@@ -13,7 +13,7 @@ import numpy as np
 from bigjax.data.tokenizers.whisper import STEP
 from bigjax.errors import UserError
 from bigjax.infer import speech
-from bigjax.infer.beam_search import beam_search, per_beam
+from bigjax.infer.beam_search import beam_search, per_beam, repeated
 from bigjax.infer.generate import CHUNK, Generator, Rows, padded_rows
 from bigjax.infer.generate import Options as Sampling
 from bigjax.infer.transcribe import Decoded, Job, Options, Vocabulary
@@ -186,7 +186,7 @@ def _begin(decoder, variables, context, first_B, key, numbers, running, *, width
     """(Rows, `width` for each of B windows, the probability of no speech [B] or None)."""
     state = decoder.begin(variables, context, slots)
     no_speech = getattr(state, "no_speech", None)
-    state = per_beam(lambda x: jnp.repeat(x, width, axis=0), state)
+    state = per_beam(repeated(width), state)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
     drawn = jnp.zeros(len(numbers), jnp.int32)
     return Rows(state, jnp.repeat(first_B, width), keys, drawn, running), no_speech

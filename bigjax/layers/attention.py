@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from bigjax.errors import UserError
 from bigjax.layers.basic import Dense
 from bigjax.layers.kernels import attend, weights
-from bigjax.layers.mask import Causal, Mask, is_causal
+from bigjax.layers.mask import Causal, Mask, dense, is_causal
 from bigjax.layers.remat import kept
 from bigjax.parallel.sharding import constrain
 
@@ -18,30 +18,81 @@ from bigjax.parallel.sharding import constrain
 class Cache(NamedTuple):
     """Keys and values of one attention layer: S slots per row, the first `next` of them written.
 
-    A token's slot is its index in the row. key, value: [B, S, K, D] (K key heads); next: int [B].
+    A token's slot is its index in the row. key, value: [B, K, S, D] (K key heads), the order of
+    attention's products, which a CPU would otherwise transpose for each token; next: int [B].
+
+    With W beams for each of B rows, see `of_beams`, a slot holds one token of each beam: key and
+    value are [B, K, S * W, D], and next is [B * W]. Beams that follow another one do not copy its
+    keys: beams [B, W, S] are the places in each slot from which a beam reads.
     """
 
     key: jax.Array
     value: jax.Array
     next: jax.Array
+    beams: jax.Array | None = None
 
     @classmethod
     def empty(cls, batch: int, slots: int, n_kv_heads: int, head_dim: int, dtype) -> "Cache":
-        kv = jnp.zeros((batch, slots, n_kv_heads, head_dim), dtype)
+        kv = jnp.zeros((batch, n_kv_heads, slots, head_dim), dtype)
         return cls(kv, kv, jnp.zeros(batch, jnp.int32))
 
+    def of_beams(self, width: int) -> "Cache":
+        """For `width` beams per row, all equal until now."""
+        repeat = lambda x: jnp.repeat(x, width, axis=2)
+        own = jnp.arange(width)[:, None] + jnp.zeros((len(self.key), 1, self.slots), jnp.int32)
+        return Cache(repeat(self.key), repeat(self.value), jnp.repeat(self.next, width), own)
+
+    def follow(self, parent_BW: jax.Array) -> "Cache":
+        """With each beam in place of one that follows parent, a beam of the same row."""
+        return self._replace(beams=jnp.take_along_axis(self.beams, parent_BW[..., None], axis=1))
+
+    @property
+    def slots(self) -> int:
+        return self.key.shape[2] if self.beams is None else self.beams.shape[2]
+
+    @property
+    def width(self) -> int:
+        return 1 if self.beams is None else self.beams.shape[1]
+
     def write(self, key, value) -> "Cache":
-        """The cache with T more tokens in each row: key, value [B, T, K, D]."""
+        """The cache with T more tokens in each row: key, value [B * W, T, K, D]."""
+        W, T = self.width, key.shape[1]
+        first = self.next[::W]
 
         @jax.vmap
-        def put(old, new, at):
-            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, 0)
+        def put(old, new, at):  # new: [W, T, K, D]
+            new = new.astype(old.dtype).transpose(2, 1, 0, 3).reshape(old.shape[0], T * W, -1)
+            return jax.lax.dynamic_update_slice_in_dim(old, new, at * W, 1)
 
+        by_row = lambda x: x.reshape(-1, W, *x.shape[1:])
+        beams = self.beams
+        if beams is not None:
+            slot = jnp.arange(self.slots) - first[:, None, None]
+            beams = jnp.where((slot >= 0) & (slot < T), jnp.arange(W)[:, None], beams)
         return Cache(
-            put(self.key, key, self.next),
-            put(self.value, value, self.next),
-            self.next + key.shape[1],
+            put(self.key, by_row(key), first),
+            put(self.value, by_row(value), first),
+            self.next + T,
+            beams,
         )
+
+    def seen(self, mask: Mask, T: int) -> jax.Array:
+        """Which keys the last T tokens of each row see, bool [B, T, S]. With beams T is 1, and the
+        queries of a row are those of its beams: [B, W, S * W]."""
+        seen = dense(mask, T, self.slots, self.next - T)
+        if self.beams is None:
+            return seen
+        own = self.beams[..., None] == jnp.arange(self.width)
+        return (seen.reshape(self.beams.shape)[..., None] & own).reshape(*own.shape[:2], -1)
+
+    def spread(self, bias_BHTS: jax.Array) -> jax.Array:
+        """A bias of the scores of the slots, for the queries and keys of `seen`."""
+        if self.beams is None:
+            return bias_BHTS
+        if len(bias_BHTS) > 1:  # of each beam
+            beams = bias_BHTS.reshape(-1, self.width, *bias_BHTS.shape[1:])
+            bias_BHTS = beams[:, :, :, 0].swapaxes(1, 2)
+        return jnp.repeat(bias_BHTS, self.width, axis=3)
 
 
 class Span(NamedTuple):
@@ -71,7 +122,7 @@ def rotary(x_BTHD: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Arra
 
 
 class Memory(NamedTuple):
-    """Keys and values for cross-attention, computed once: [B, S, K, D]; segments: int [B, S] or
+    """Keys and values for cross-attention, computed once: [B, K, S, D]; segments: int [B, S] or
     None, 0 = padding. Queries may have a multiple of the rows: consecutive ones, such as the beams
     of a search, read the same row."""
 
@@ -135,30 +186,34 @@ class Attention(nn.Module):
             k = heads("key", self.n_kv_heads, "kv_heads", source, use_bias=key_bias)
             v = heads("value", self.n_kv_heads, "kv_heads", source)
             if memory is not None:
-                memory = Memory(k, v, memory_segments)
+                memory = Memory(k.swapaxes(1, 2), v.swapaxes(1, 2), memory_segments)
         if self.rope_theta and memory is None:
             q = rotary(q, span.positions, self.rope_theta)
             k = rotary(k, span.positions, self.rope_theta)
-        start, q_segments, k_segments, new = 0, span.segments, span.segments, None
+        q_segments, k_segments, seen, new = span.segments, span.segments, None, None
         rows = q.shape
         if memory is not None:
-            k, v, k_segments = memory
+            k, v, k_segments = memory.key, memory.value, memory.segments
             q_segments = None if k_segments is None else _query_segments(x_BTD, span)
             new = memory
-            if len(k) < len(q):  # the queries of consecutive rows become those of one
-                q = q.reshape(len(k), -1, *rows[2:])
-                q_segments = None if q_segments is None else q_segments.reshape(len(k), -1)
         elif cache is not None:
-            if not is_causal(self.mask, cache.key.shape[1]):
+            if not is_causal(self.mask, cache.slots):
                 raise UserError(
                     f"Attention with the mask {self.mask} cannot use a cache: its queries see "
                     "later keys, whose slots may not be written yet. Use mask & Causal()."
                 )
-            start, new = cache.next, cache.write(k, v)
+            new = cache.write(k, v)
             k, v, q_segments, k_segments = new.key, new.value, None, None
+            seen = new.seen(self.mask, q.shape[1])
+            bias = None if bias is None else new.spread(bias)
+        if new is not None:
+            k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+            if len(k) < len(q):  # the queries of consecutive rows become those of one
+                q = q.reshape(len(k), -1, *rows[2:])
+                q_segments = None if q_segments is None else q_segments.reshape(len(k), -1)
         options = dict(
             mask=self.mask,
-            start=start,
+            seen=seen,
             q_segments=q_segments,
             k_segments=k_segments,
             bias=bias,

@@ -151,7 +151,7 @@ class Side(nn.Module):
             x_BTD = x_BTD + jnp.asarray(table, c.dtype)[positions]
         else:
             # Of segments in a row only distances count: the row's own places have the same ones.
-            places, S = (positions, cache[0][0].key.shape[1]) if cache else (jnp.arange(T), T)
+            places, S = (positions, cache[0][0].slots) if cache else (jnp.arange(T), T)
             both = self.block is EncoderBlock
             std, sizes = c.d_model**-0.5, (c.n_heads, c.relative_buckets, c.relative_distance)
             bias = RelativeBias(*sizes, bidirectional=both, init_std=std, name="relative")(

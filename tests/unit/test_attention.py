@@ -164,7 +164,7 @@ def test_a_named_kernel_leaves_caches_and_other_lengths_to_einsum(kernel, T):
     """As those of a short prompt."""
     q = jnp.ones((1, T, 2, 8))
     kernels.attend(q, q, q, mask=CAUSAL, kernel=kernel)
-    kernels.attend(q, q, q, mask=CAUSAL, start=jnp.zeros(1, int), kernel=kernel)
+    kernels.attend(q, q, q, mask=CAUSAL, seen=jnp.ones((1, 1, 1), bool), kernel=kernel)
 
 
 def test_splash_attention_with_large_blocks(monkeypatch):
@@ -373,7 +373,7 @@ def test_keys_of_a_memory_are_computed_once():
     variables = layer.init(jax.random.key(1), x, span, memory=memory)
     call = functools.partial(layer.apply, variables)
     y, kept = call(x, span, memory=memory, memory_segments=segments)
-    assert isinstance(kept, Memory) and kept.key.shape == (2, 5, 2, 8)
+    assert isinstance(kept, Memory) and kept.key.shape == (2, 2, 5, 8)
     again, _ = call(x, span, memory=kept)
     np.testing.assert_array_equal(y, again)
     short, _ = call(x[:1], span, memory=memory[:1, :3])

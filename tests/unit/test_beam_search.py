@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bigjax.infer import beam_search as B
-from bigjax.layers.attention import Attention, Memory, Span
-from bigjax.layers.mask import Full
+from bigjax.layers.attention import Attention, Cache, Memory, Span
+from bigjax.layers.mask import Causal, Full, Window
 from bigjax.models import Decoder, Fixed
 
 END, PAD = 0, 9
@@ -180,6 +180,45 @@ def test_one_program_for_all_lengths_and_penalties():
     assert B.search._cache_size() == before + 1
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int32])  # integers: with many ties
+@pytest.mark.parametrize("n, k", [(128 * 9, 2), (1100, 2), (1030, 3), (128 * 3 + 1, 1), (500, 8)])
+def test_the_largest_values_are_found_in_chunks(n, k, kind):
+    x = np.random.default_rng(n).normal(size=(40, n)).astype(kind)
+    x[0, -1], x[1] = 99, -np.inf if kind == np.float32 else -9
+    for got, want in zip(B._top_k(jnp.asarray(x, jnp.float32), k), jax.lax.top_k(x, k)):
+        np.testing.assert_array_equal(got, want)
+
+
+# --- Caches of beams -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias_rows", [0, 1, 6])
+@pytest.mark.parametrize("mask, kv_heads", [(Causal(), 4), (Window(3), 2)])
+def test_beams_read_the_keys_of_those_that_they_follow(mask, kv_heads, bias_rows):
+    """As if each beam had its own cache, copied from the one that it follows."""
+    W, slots, rng = 3, 7, np.random.default_rng(0)
+    layer = Attention(4, kv_heads, 4, mask, rope_theta=100.0)
+    cache = Cache.empty(2, slots, kv_heads, 4, "float32")
+    prompt = rng.normal(size=(2, 2, 8)), Span(jnp.arange(2)[None])
+    params = layer.init(jax.random.key(0), *prompt, cache)
+    _, cache = layer.apply(params, *prompt, cache)
+    cache = cache._replace(next=jnp.array([2, 1]))  # prompts of these lengths
+    apart = jax.tree_util.tree_map(B.repeated(W), cache)
+    shared = cache.of_beams(W)
+    assert shared.slots == slots and shared.key.shape == (2, kv_heads, slots * W, 4)
+    for _ in range(4):
+        x = rng.normal(size=(6, 1, 8))
+        bias = jnp.asarray(rng.normal(size=(bias_rows, 4, 1, slots))) if bias_rows else None
+        span = Span(apart.next[:, None])
+        want, apart = layer.apply(params, x, span, apart, bias=bias)
+        got, shared = layer.apply(params, x, span, shared, bias=bias)
+        np.testing.assert_allclose(got, want, atol=1e-6)
+        np.testing.assert_array_equal(shared.next, apart.next)
+        parent = rng.integers(0, W, (2, W))
+        rows = (np.arange(2)[:, None] * W + parent).ravel()
+        apart, shared = jax.tree_util.tree_map(lambda x: x[rows], apart), shared.follow(parent)
+
+
 # --- Attention to a shorter memory ------------------------------------------------------------
 
 
@@ -214,5 +253,5 @@ def test_consecutive_rows_read_one_row_of_a_memory(segments):
     kernel = getattr(kernel, "value", kernel)
     values = np.repeat(np.asarray(short.value), 3, 0)
     np.testing.assert_allclose(
-        np.einsum("bths,bshd,hdo->bto", weights, values, kernel), want, atol=1e-5
+        np.einsum("bths,bhsd,hdo->bto", weights, values, kernel), want, atol=1e-5
     )

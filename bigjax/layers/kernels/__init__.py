@@ -38,7 +38,7 @@ def attend(
     v,
     *,
     mask: Mask,
-    start=0,
+    seen=None,
     q_segments=None,
     k_segments=None,
     bias=None,
@@ -49,20 +49,19 @@ def attend(
 ) -> jax.Array:
     """Softmax attention: by a kernel for complete sequences, by `einsum` with a cache.
 
-    start: the index of the first query among the keys, an int or int [B]. scale: of the scores, by
-    default 1 / sqrt(D). dropout: of the attention weights; off without an rng. kernel: 'auto', the
-    backend's, or a name of KERNELS; `einsum` is used for lengths, dtypes and widths of heads that
-    the kernel does not support, as when generating from a short prompt: training refuses them at
-    its start, see `check`. Raises UserError if a kernel is named and the model has a bias that it
-    never supports, or dropout, which only training has.
+    seen: which keys each query sees, bool [B or 1, T, S], in place of mask and segments. scale: of
+    the scores, by default 1 / sqrt(D). dropout: of the attention weights; off without an rng.
+    kernel: 'auto', the backend's, or a name of KERNELS; `einsum` is used for lengths, dtypes and
+    widths of heads that the kernel does not support, as when generating from a short prompt:
+    training refuses them at its start, see `check`. Raises UserError if a kernel is named and the
+    model has a bias that it never supports, or dropout, which only training has.
     """
-    whole = isinstance(start, int) and start == 0
     dropping = rng is not None and dropout > 0
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     named = kernel != "auto"
     candidates = (kernel,) if named else BY_PLATFORM.get(platform(), ())
     ways = _length_shards(jax.sharding.get_abstract_mesh())
-    for name in candidates if whole else ():
+    for name in candidates if seen is None else ():
         if name == "einsum":
             break
         module = _module(name)
@@ -71,15 +70,17 @@ def attend(
             _refuse(name, never)
         if not never and not module.unsupported(q, k, ways, bias):
             return module.attention(q, k, v, mask, q_segments, k_segments, bias, scale)
-    seen = dense(mask, q.shape[1], k.shape[1], start, q_segments, k_segments)
+    if seen is None:
+        seen = dense(mask, q.shape[1], k.shape[1], 0, q_segments, k_segments)
     return einsum.attention(q, k, v, seen, bias, scale, dropout if dropping else 0.0, rng)
 
 
 def weights(
-    q, k, *, mask: Mask, start=0, q_segments=None, k_segments=None, bias=None, scale=None
+    q, k, *, mask: Mask, seen=None, q_segments=None, k_segments=None, bias=None, scale=None
 ) -> jax.Array:
     """The attention weights that `attend` applies to the values, float32 [B, T, H, S]."""
-    seen = dense(mask, q.shape[1], k.shape[1], start, q_segments, k_segments)
+    if seen is None:
+        seen = dense(mask, q.shape[1], k.shape[1], 0, q_segments, k_segments)
     p = einsum.weights(q, k, seen, bias, scale)
     return p.reshape(p.shape[0], -1, *p.shape[3:]).swapaxes(1, 2)
 

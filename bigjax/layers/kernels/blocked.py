@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from bigjax.layers.kernels.common import MASKED
+from bigjax.layers.kernels.common import MASKED, dot, scores
 from bigjax.layers.mask import Mask, dense, key_range
 from bigjax.layers.remat import kept
 
@@ -50,13 +50,6 @@ def _blocks(mask: Mask, T: int, S: int) -> list[tuple[slice, slice]]:
     return blocks
 
 
-def _dot(a, b, a_axis: int, b_axis: int):
-    """Batched over the first two axes, accumulated in float32."""
-    return jax.lax.dot_general(
-        a, b, (((a_axis,), (b_axis,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
-    )
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _blocked(q_BHTD, k_BHSD, v_BHSD, bias, segments, mask):
     return _forward(q_BHTD, k_BHSD, v_BHSD, bias, segments, mask)[0]
@@ -75,15 +68,15 @@ def _forward(q, k, v, bias, segments, mask):
             part(segments[1], keys),
             keys.start,
         )
-        scores = _dot(q[:, :, rows], k[:, :, keys], 3, 3)
+        p = scores(q[:, :, rows], k[:, :, keys])
         if bias is not None:
-            scores += bias[:, :, rows, keys]
+            p += bias[:, :, rows, keys]
         if seen is not None:
-            scores = jnp.where(seen[:, None], scores, MASKED)
-        e = jnp.exp(scores - scores.max(-1, keepdims=True))
+            p = jnp.where(seen[:, None], p, MASKED)
+        e = jnp.exp(p - p.max(-1, keepdims=True))
         inverse = 1 / e.sum(-1, keepdims=True)
         e = e.astype(v.dtype)
-        out.append((_dot(e, v[:, :, keys], 3, 2) * inverse).astype(v.dtype))
+        out.append((dot(e, v[:, :, keys], 3, 2) * inverse).astype(v.dtype))
         exponentials.append((e, inverse))
     o = jnp.concatenate(out, axis=2)
     return o, (q, k, v, bias, o, exponentials)
@@ -100,15 +93,15 @@ def _backward(mask, saved, do):
     dq, dk, dv, d_bias = [], [], [], []
     for (rows, keys), (e, _) in zip(blocks, exponentials):
         do_rows = do[:, :, rows]
-        ds = e * (_dot(do_rows, v[:, :, keys], 3, 3) - sums[:, :, rows])
+        ds = e * (dot(do_rows, v[:, :, keys], 3, 3) - sums[:, :, rows])
         if bias is not None:
             axes = tuple(i for i in (0, 1) if bias.shape[i] == 1)
             others = [(0, 0)] * 3 + [(keys.start, S - keys.stop)]
             d_bias.append(jnp.pad(ds.sum(axes, keepdims=True), others))
         ds = ds.astype(q.dtype)
-        dq.append(_dot(ds, k[:, :, keys], 3, 2).astype(q.dtype))
-        dk.append(_dot(ds, q[:, :, rows], 2, 2))
-        dv.append(_dot(e, do_rows, 2, 2))
+        dq.append(dot(ds, k[:, :, keys], 3, 2).astype(q.dtype))
+        dk.append(dot(ds, q[:, :, rows], 2, 2))
+        dv.append(dot(e, do_rows, 2, 2))
     ranges = [keys for _, keys in blocks]
     d_bias = None if bias is None else jnp.concatenate(d_bias, axis=2).astype(bias.dtype)
     dk, dv = (_sum_ranges(d, ranges, S) for d in (dk, dv))

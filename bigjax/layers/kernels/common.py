@@ -13,6 +13,8 @@ from bigjax.parallel import sharding
 SCOPE = "attention_product_"
 # Likewise the number of scores of the kernel `whole`, as registers hold them.
 SCORES = "attention_scores_"
+# Of so many keys for each query a CPU computes the scores in less time with the keys on the left.
+FEW = 8
 MASKED = -1e30  # not infinity: a row without keys yields a mean, not NaN
 
 
@@ -32,3 +34,17 @@ def over_devices(q_BTHD, k_BSKD, v_BSKD):
     K = math.lcm(k_BSKD.shape[2], ways[2])
     k, v = (jnp.repeat(x, K // x.shape[2], axis=2) for x in (k_BSKD, v_BSKD))
     return axes, ways, k, v
+
+
+def dot(a, b, a_axis: int, b_axis: int, dtype=jnp.float32) -> jax.Array:
+    """The product of [B, H, ., .] and [B, H, ., .] over one axis each, for each B and H."""
+    contracted = ((a_axis,), (b_axis,)), ((0, 1), (0, 1))
+    return jax.lax.dot_general(a, b, contracted, preferred_element_type=dtype)
+
+
+def scores(q_BHTD, k_BHSD) -> jax.Array:
+    """The products of queries and keys, float32 [B, H, T, S]."""
+    if q_BHTD.shape[2] * FEW <= k_BHSD.shape[2]:
+        transposed = dot(k_BHSD, q_BHTD, 3, 3)
+        return jax.lax.optimization_barrier(transposed).swapaxes(2, 3)  # or XLA swaps both
+    return dot(q_BHTD, k_BHSD, 3, 3)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from bigjax.layers.kernels.common import MASKED
+from bigjax.layers.kernels.common import MASKED, dot, scores
 from bigjax.layers.remat import kept
 
 
@@ -14,18 +14,22 @@ def attention(
     p = weights(q_BTHD, k_BSKD, mask_BTS, bias, scale).astype(v_BSKD.dtype)
     if dropout:
         p = jnp.where(jax.random.bernoulli(rng, 1 - dropout, p.shape), p / (1 - dropout), 0)
-    return kept(jnp.einsum("bkgts,bskd->btkgd", p, v_BSKD).reshape(q_BTHD.shape), "context")
+    B, K, G, T, S = p.shape
+    o = dot(p.reshape(B, K, G * T, S), v_BSKD.swapaxes(1, 2), 3, 2, v_BSKD.dtype)
+    o_BTKGD = o.reshape(B, K, G, T, -1).transpose(0, 3, 1, 2, 4)
+    return kept(o_BTKGD.reshape(q_BTHD.shape), "context")
 
 
 def weights(q_BTHD, k_BSKD, mask_BTS, bias=None, scale=None) -> jax.Array:
     """The attention weights, float32 [B, K, H / K, T, S]."""
     B, T, H, D = q_BTHD.shape
-    K = k_BSKD.shape[2]
+    K, S = k_BSKD.shape[2], k_BSKD.shape[1]
     q = q_BTHD.reshape(B, T, K, H // K, D) * (D**-0.5 if scale is None else scale)
-    scores = jnp.einsum("btkgd,bskd->bkgts", q, k_BSKD, preferred_element_type=jnp.float32)
+    q = q.transpose(0, 2, 3, 1, 4).reshape(B, K, -1, D)
+    p = scores(q, k_BSKD.swapaxes(1, 2)).reshape(B, K, H // K, T, S)
     if bias is not None:
         by_group = (K, H // K) if bias.shape[1] > 1 else (1, 1)
-        scores += bias.reshape(bias.shape[0], *by_group, *bias.shape[2:])
+        p += bias.reshape(bias.shape[0], *by_group, *bias.shape[2:])
     if mask_BTS is not None:
-        scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
-    return jax.nn.softmax(scores, axis=-1)
+        p = jnp.where(mask_BTS[:, None, None], p, MASKED)
+    return jax.nn.softmax(p, axis=-1)
