@@ -38,7 +38,7 @@ def restart_with_huge_pages() -> None:
     variables = environment()
     if not (variables and sys.executable):
         return
-    with contextlib.suppress(OSError):  # then this process goes on as it is
+    with contextlib.suppress(OSError):  # then this process continues as it is
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | variables)
 
 

@@ -13,9 +13,10 @@ from bigjax.train import program as program_lib
 from bigjax.train.checkpoint import Checkpoints
 from bigjax.train.step import unpack
 from tests import helpers
+from tests.audio_files import make_table
 from tests.conftest import WORDS, write_table
 from tests.e2e import test_headline
-from tests.helpers import TINY, TINY_BERT, TINY_T5
+from tests.helpers import TINY, TINY_BERT, TINY_SEQ2SEQ
 from tests.multidevice import test_seqgan_meshes
 
 STEPS, SAVED_AT = 4, 2
@@ -32,9 +33,10 @@ GENERATORS = {
     "headline": test_headline.TINY,
     "headline rounds": test_headline.TINY,
 }
-PAIRS = {"t5": TINY_T5}
+PAIRS = {"t5": TINY_SEQ2SEQ, "lstm": TINY_SEQ2SEQ + ":lstm"}
+RECORDINGS = {"whisper": TINY_SEQ2SEQ + ":whisper"}
 IMAGES = {name: f"configs/{name}/digits.py:tiny" for name in ("vit", "resnet", "convnet", "mae")}
-FILES = {**LANGUAGE, **HEADS, **GENERATORS, **PAIRS, **IMAGES}
+FILES = {**LANGUAGE, **HEADS, **GENERATORS, **PAIRS, **RECORDINGS, **IMAGES}
 ADVERSARIAL = ("seqgan", "headline rounds")  # they draw tokens, which rounding may change
 
 
@@ -78,6 +80,8 @@ class Families:
         if family in ("labelled", "regress"):
             labels = ("left", "right") if family == "labelled" else ("0.5", "2")
             return write_table(self._folder / f"{family}.tsv", 100, labels=labels)
+        if family in RECORDINGS:
+            return pathlib.Path(make_table(self._folder, 24))
         if family in PAIRS:
             return write_pairs(self._folder / f"{family}.tsv")
         path = self._folder / f"{family}.{'conll' if family == 'tag' else 'jsonl'}"

@@ -21,7 +21,7 @@ from bigjax.tasks import answer, classify, tag
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = str(ROOT / "tests" / "tiny.py")
 TINY_BERT = str(ROOT / "tests" / "tiny_bert.py")
-TINY_T5 = str(ROOT / "tests" / "tiny_t5.py")
+TINY_SEQ2SEQ = str(ROOT / "tests" / "tiny_seq2seq.py")
 # Metrics that differ between two equal runs
 TIMES = {"data_wait_fraction", "host_memory_gib", "mfu"}
 

@@ -1,4 +1,4 @@
-"""Writes what is said in recordings, of any length, with a trained model of speech.
+"""Transcribes recordings of any length with a trained model of speech.
 
 Recordings are files, folders with those below them, patterns such as 'calls/*.wav', or tables of
 files. Long ones are read in windows (https://arxiv.org/abs/2212.04356, section 4.5).
@@ -16,7 +16,7 @@ COMMAND = Command(
     flags=(
         Flag(
             "output",
-            "for a file per recording and format; the same command again goes on after an end. "
+            "for a file per recording and format; the same command resumes after an interruption. "
             "Default: lines with times are printed",
             value="FOLDER",
         ),

@@ -69,7 +69,7 @@ class Report:
         more: str = "more images cannot be read",
         remark: str = NO_WEIGHT,
     ) -> None:
-        """more: what is said of further files. remark: ends each line."""
+        """more: the words for further files. remark: ends each line."""
         self._log, self._more, self._remark = log, more, remark
         self._files: set[str] = set()
         self._lock = threading.Lock()

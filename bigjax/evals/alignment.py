@@ -62,20 +62,26 @@ def build(name: str, options: Config, context: Context):
         )
     inputs = corpus.inputs(options.split)
     inputs = inputs[:: max(1, len(inputs) // options.n)][: options.n]
+    inputs = [source for source in inputs if len(source)]  # recordings that can be read
+    if not inputs:
+        raise UserError(
+            f"evals.{name}: none of the {options.n} examples of data.{options.split} can be read. "
+            f"Remove them, or raise evals.{name}.n."
+        )
+    of_source, first = decoder.context(inputs)
     n = min(config.data.get("target_len", decoder.max_len), decoder.max_len)
     on_all = sharding.replicated(context.mesh)
     run = jax.jit(functools.partial(write, decoder, n), out_shardings=(on_all, on_all))
+    t = corpus.tokenizer
+    if hasattr(family, "features"):
+        sources = spectrograms(family, context.task.model_config, of_source, inputs)
+    else:
+        sources = [_labels(t, source) for source in inputs]
 
     def evaluate(params, extras, step: int) -> dict[str, float]:
         variables = jax.jit(params_lib.unrolled)({"params": params, **extras})
-        of_source, first = decoder.context(inputs)
         tokens, shares = jax.device_get(run(variables, of_source, first))
         if jax.process_index() == 0:
-            t = corpus.tokenizer
-            if hasattr(family, "features"):
-                sources = spectrograms(family, context.task.model_config, of_source, inputs)
-            else:
-                sources = [_labels(t, source) for source in inputs]
             pictures = [
                 Picture(share, source, _labels(t, row, t.eos_id))
                 for share, source, row in zip(shares, sources, tokens)

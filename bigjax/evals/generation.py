@@ -86,8 +86,8 @@ def build(name: str, options: Config, context: Context):
             read = {i: inputs[i] for i in (chosen[j] for j in batch)}
             read = {i: x for i, x in read.items() if len(x)}
             if read:
-                found = batch_lib.search(decoder, variables, [*read.values()], n, search, **ends)
-                texts |= {i: best for i, (best, *_) in zip(read, found)}
+                results = batch_lib.search(decoder, variables, [*read.values()], n, search, **ends)
+                texts |= {i: best for i, (best, *_) in zip(read, results)}
         return texts
 
     def evaluate(params, extras, step: int) -> dict[str, float]:

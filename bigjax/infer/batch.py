@@ -87,10 +87,10 @@ def search(
             coverage_penalty=float(options.coverage_penalty),
         )
     )
-    found = []
+    results = []
     for row, score in zip(tokens[: len(inputs), : options.n_best], scores):
-        found.append([Text(_before(t[:n], end_id), float(s)) for t, s in zip(row, score)])
-    return found
+        results.append([Text(_before(t[:n], end_id), float(s)) for t, s in zip(row, score)])
+    return results
 
 
 def check(decoder: Decoder, options: Search) -> None:

@@ -1,5 +1,5 @@
 """Generation for a whole file: in batches of similar lengths, whose results are kept on disk until
-all are there, so that a command that was ended goes on with the rest."""
+all are there, so that a command that was interrupted resumes with the rest."""
 
 from collections.abc import Callable, Sequence
 import hashlib
@@ -31,7 +31,7 @@ def generate_all(
     """generate(indices of inputs) of all inputs, in batches.
 
     output: the file that they are for; beside it is a folder with the results so far, from which a
-    later call with the same inputs and settings goes on. '' keeps nothing. settings: what the
+    later call with the same inputs and settings resumes. '' keeps nothing. settings: what the
     results depend on besides the inputs, as JSON. Call `forget(output)` when they are written.
     """
     batches = by_length([*map(len, inputs)], batch_size)

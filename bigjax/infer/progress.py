@@ -50,7 +50,7 @@ class Bar:
         return self
 
     def add(self, n: int, detail: str = "") -> None:
-        """n: inputs that are done now. detail: what else can be said, such as '0.5 hours'."""
+        """n: inputs that are done now. detail: of the progress, such as '0.5 hours'."""
         self._done += n
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, description=detail)

@@ -106,10 +106,11 @@ def search(
     ids = prompt_ids(tokenizer, prompts, decoder)
     generator.check(ids, options.max_new_tokens)
     ends = dict(end_id=options.eos_id, pad_id=tokenizer.pad_id)
-    found = batch.search(decoder, generator.variables, ids, options.max_new_tokens, search, **ends)
+    n = options.max_new_tokens
+    results = batch.search(decoder, generator.variables, ids, n, search, **ends)
     return [
         [(decoded(tokenizer, decoder, prompt, text.ids), text.score) for text in texts]
-        for prompt, texts in zip(ids, found)
+        for prompt, texts in zip(ids, results)
     ]
 
 

@@ -139,14 +139,14 @@ def _pieces(content: dict) -> tuple[list[tuple[str, float]], int]:
             )
     pieces = [(piece, float(score)) for piece, score in vocab if not _NAME.fullmatch(piece)]
     ids = {row[0]: i for i, row in enumerate(vocab)} | added_tokens(content, "tokenizer.json")
-    found = {name: i for name, i in ids.items() if _NAME.fullmatch(name)}
-    names = [f"<extra_id_{i}>" for i in range(len(found) - 1, -1, -1)]
-    if found != {name: len(pieces) + i for i, name in enumerate(names)}:
+    sentinels = {name: i for name, i in ids.items() if _NAME.fullmatch(name)}
+    names = [f"<extra_id_{i}>" for i in range(len(sentinels) - 1, -1, -1)]
+    if sentinels != {name: len(pieces) + i for i, name in enumerate(names)}:
         raise UserError(
             "tokenizer.json: the sentinels <extra_id_...> do not follow the other pieces of the "
             "model's vocab, <extra_id_0> last. Restore the file, or copy spiece.model beside it."
         )
-    return pieces, len(found)
+    return pieces, len(sentinels)
 
 
 def _model(pieces: list[tuple[str, float]], contents: dict[str, dict]) -> bytes:

@@ -77,7 +77,8 @@ class Decoder(NamedTuple):
     """How a family generates text, one token per row at a time: pure functions of pytrees.
 
     The first axis of every leaf is the row, so that rows can be combined, repeated and reordered;
-    each row has its own length. A family defines `decoder(config) -> Decoder`, equal for equal
+    each row has its own length. In a beam search a Cache in the state has the beams of each row
+    instead (layers/attention.py). A family defines `decoder(config) -> Decoder`, equal for equal
     configs. variables: {'params': ...} and the model's other collections.
 
     context(ids) -> (context, first): NumPy arrays from rows of token ids: the input of `begin`, and

@@ -29,7 +29,7 @@ from bigjax.models import (
     source_context,
 )
 
-PACKING = False  # a row is one pair: the state of a recurrent layer would go on into the next one
+PACKING = False  # a row is one pair: a recurrent state would carry over into the next one
 NEVER = -1e9  # the score of padding; finite, since 0 * infinity is NaN
 
 

@@ -8,8 +8,8 @@ import pytest
 from tests import families
 from tests.families import mesh_of, train
 
-TEXTS = ("gpt", "bert", "labelled", "t5", "seqgan", "headline", "headline rounds")
-FAMILIES = (*TEXTS, *families.IMAGES)
+TEXTS = ("gpt", "bert", "labelled", "t5", "lstm", "seqgan", "headline", "headline rounds")
+FAMILIES = (*TEXTS, *families.RECORDINGS, *families.IMAGES)
 # The allowed relative difference of a metric from float32, 1e-3 by default. The language models
 # differ by 3e-4. The generators draw some different tokens, as bfloat16 has 8 bits of precision.
 TOLERANCES = dict.fromkeys(families.ADVERSARIAL, 0.05)

@@ -43,10 +43,10 @@ def table(tmp_path_factory):
 
 @pytest.fixture
 def make(table, corpus_file, cache_dir):
-    """make(variant, section=values) -> a config of tests/tiny_t5.py on the table or the text."""
+    """make(variant, section=values) -> a config of tests/tiny_seq2seq.py on the table or text."""
 
     def config(variant="", **sections):
-        c = helpers.load_config("tests/tiny_t5.py" + variant)
+        c = helpers.load_config("tests/tiny_seq2seq.py" + variant)
         with c.unlocked():
             c.data.cache_dir = cache_dir
             if variant:
@@ -289,7 +289,7 @@ def test_other_models_and_data_are_refused(make):
 
 
 def test_span_corruption_trains(make):
-    """Three steps: shapes as planned, and losses fall. test_t5_meshes trains on pairs."""
+    """Three steps: shapes as planned, and losses fall. test_seq2seq_meshes trains on pairs."""
     c = make(":spans", model=SMALL)
     task = tasks.build(c)
     mesh = mesh_lib.make_mesh({}, jax.devices()[:1])

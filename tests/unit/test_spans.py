@@ -272,7 +272,7 @@ def test_sentinels_are_the_last_ids_and_the_first_is_last(trained, tmp_path):
 
 def test_the_text_of_a_run_is_corrupted(corpus_file, cache_dir):
     """From the config to batches: windows run over documents, and the log has their lengths."""
-    c = helpers.load_config("tests/tiny_t5.py:spans")
+    c = helpers.load_config("tests/tiny_seq2seq.py:spans")
     with c.unlocked():
         c.data.sources.text.path, c.data.cache_dir = corpus_file, cache_dir
     lines: list[str] = []

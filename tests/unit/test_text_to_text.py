@@ -299,7 +299,7 @@ def test_too_few_pairs_for_a_batch_are_refused(both, file):
 
 def test_shapes_are_those_of_the_task(both, file, cache_dir):
     for packing in (True, False):
-        c = helpers.load_config("tests/tiny_t5.py")
+        c = helpers.load_config("tests/tiny_seq2seq.py")
         with c.unlocked():
             c.data.train, c.data.cache_dir, c.data.packing = file, cache_dir, packing
         task = tasks.build(c)

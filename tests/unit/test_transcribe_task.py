@@ -111,6 +111,7 @@ def test_pictures_of_the_alignment_have_a_spectrogram(built, tmp_path, monkeypat
     task, batch, variables = built
     c, pictures = task.model_config, []
     inputs = [batch["audio"][i, :n] for i, n in enumerate((c.n_samples, c.n_samples // 2))]
+    inputs.insert(1, np.zeros(0, np.int16))  # cannot be read
     context = types.SimpleNamespace(
         config=helpers.filled(config_of("unused")),
         corpus=types.SimpleNamespace(
@@ -124,7 +125,7 @@ def test_pictures_of_the_alignment_have_a_spectrogram(built, tmp_path, monkeypat
     )
     draw = alignment.draw
     monkeypatch.setattr(alignment, "draw", lambda *a: pictures.extend(a[1]) or draw(*a))
-    evaluate = alignment.build("look", alignment.Config(n=2), context)
+    evaluate = alignment.build("look", alignment.Config(n=3), context)
     assert evaluate(variables["params"], {}, 3) == {}
     assert (tmp_path / "step_3.png").stat().st_size > 5000
     assert [p.source.seconds for p in pictures] == [c.n_samples / RATE, c.n_samples / RATE / 2]
@@ -132,6 +133,9 @@ def test_pictures_of_the_alignment_have_a_spectrogram(built, tmp_path, monkeypat
     np.testing.assert_allclose(pictures[0].source.mel, mel[0].T, atol=1e-5)
     assert pictures[1].source.mel.shape == (8, c.n_samples // 64)
     assert pictures[0].attention.shape[1] == c.n_positions
+    inputs[:] = [inputs[1]] * 3
+    with pytest.raises(UserError, match="none of the 3 examples of data.valid can be read"):
+        alignment.build("look", alignment.Config(n=3), context)
 
 
 class Tokenizer:

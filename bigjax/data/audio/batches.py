@@ -1,4 +1,4 @@
-"""Batches of recordings and of what is said in them."""
+"""Batches of recordings and their transcripts."""
 
 from collections.abc import Sequence
 import concurrent.futures

@@ -36,7 +36,7 @@ class Part:
 
 @dataclasses.dataclass
 class Recordings:
-    """A split: its part, and what is said as tokens: the prefix, the text and eos.
+    """A split: its part, and the tokens of its texts: the prefix, the text and eos.
 
     tokens: int32 [N]. offsets: int64 [n + 1]: those of recording i are tokens[offsets[i]:offsets[i
     + 1]]. truncated: a line for people about truncated texts, or ''. n_unknown, n_text: tokens of

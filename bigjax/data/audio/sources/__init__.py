@@ -23,8 +23,8 @@ EXAMPLES = (
 class Source(Protocol):
     """Recordings with random access.
 
-    rows: of each recording, `file` (its name), `text` (what is said) and `where` (of the text, for
-    messages). fingerprint: changes with the content.
+    rows: of each recording, `file` (its name), `text` (its transcript) and `where` (of the text,
+    for messages). fingerprint: changes with the content.
     """
 
     rows: Sequence[dict[str, Any]]

@@ -1,4 +1,4 @@
-"""A folder of recordings, in it or in folders below it, with what is said in text files.
+"""A folder of recordings, in it or in folders below it, with transcripts in text files.
 
 The text of a/b.wav is a/b.txt, or else a line "b TEXT" of a file a/*.trans.txt, as LibriSpeech has
 them. If there is a folder `train` in it, folders `train`, `valid` (or `val`, `validation`, `dev`)
@@ -51,7 +51,7 @@ def opened(spec: str, reading) -> Files:
         name = os.path.basename(_stem(without[0]))
         raise UserError(
             f"{reading.key}: {len(without):,} of the {len(paths):,} recordings in {folder} have no "
-            f"text, such as {without[0]}. Write what is said in it to {name}.txt beside it, or "
+            f"text, such as {without[0]}. Write its transcript to {name}.txt beside it, or "
             f"give a table of files and texts."
         )
 
@@ -66,7 +66,7 @@ def opened(spec: str, reading) -> Files:
     if empty := [row for row in rows if not row["text"]]:
         raise UserError(
             f"{empty[0]['where']}: the text is empty; {len(empty):,} of {len(rows):,} are. Write "
-            "what is said in the recording, or take it out of the folder."
+            "the transcript of the recording, or take it out of the folder."
         )
     return Files("folder", paths, [files[path] for path in paths], rows, reading)
 

@@ -1,5 +1,5 @@
 """A table of audio files, a manifest: data.columns.audio has paths, beside the table or absolute,
-and data.columns.text what is said."""
+and data.columns.text its transcript."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""A small encoder-decoder for tests: pairs of texts of a table, or hidden spans of a text file."""
+"""Small encoder-decoders for tests: a T5 on pairs of texts of a table, or :spans on hidden spans of
+a text file; :lstm on such pairs; :whisper on recordings of a table."""
 
 from bigjax import config
 
@@ -27,10 +28,22 @@ def get_config(variant=""):
     c.log.every = 5
     c.log.tensorboard = False
     c.evals = dict(valid=dict(kind="loss", every=15))
-    if config.variants(variant, spans=True):
+    kind = config.variants(variant, spans="spans", lstm="lstm", whisper="whisper")
+    if kind == "spans":
         c.model.start_id, c.task.name = 0, "span_corruption"
         c.data.name, c.data.packing = "text", False
         c.data.sources = dict(text=dict(kind="text", path="set me"))
         c.data.tokenizer = dict(kind="sentencepiece", vocab_size=280, sentinels=16)
         del c.data.train, c.data.target_len
+    if kind == "lstm":
+        c.model = dict(name="seq2seq", vocab_size=264, max_len=64, d_model=32, start_id=256)
+        c.data.packing, c.optim.learning_rate = False, 1e-2
+    if kind == "whisper":
+        rate = dict(sample_rate=8000, max_seconds=0.5)
+        sizes = dict(d_model=32, n_layers=2, n_heads=4, max_len=40)
+        c.model = dict(name="whisper", vocab_size=264, start_id=256, **sizes, **rate)
+        c.model.update(n_fft=64, hop=32, n_mels=8)
+        c.task = dict(name="transcribe", ctc_weight=0.3, time_masks=1, time_width=20)
+        c.data = dict(name="audio", train="set me", tokenizer=dict(kind="bytes"), **rate)
+        c.data.update(seq_len=20, valid_fraction=0.2, test_fraction=0.1)
     return c
