@@ -34,7 +34,7 @@ def new_config() -> ConfigDict:
     c.optim = ConfigDict()
     c.optim.name = "adamw"  # adamw, lamb, adafactor, sgd
     c.optim.learning_rate = 1e-3  # at the peak of the schedule
-    c.optim.schedule = "cosine"  # cosine, linear, rsqrt, constant, step
+    c.optim.schedule = "cosine"  # cosine, linear, rsqrt, flat_rsqrt, constant, step
     c.optim.warmup_steps = 0  # linear from 0
     c.optim.boundaries = ()  # step: after each of these steps the rate is a tenth of that before
     c.optim.cooldown_steps = 0  # linear down to final_fraction at the end (rsqrt, constant)

@@ -40,7 +40,7 @@ class Options:
 class PairBatches(ExampleBatches):
     """One split as batches of masked examples.
 
-    Without options.dynamic an example has the same pair and masks in every epoch.
+    Without options.dynamic, and in evaluation, an example always has the same pair and masks.
 
     Batches: tokens, types, segment_ids (1, and 0 on padding) int32 [B, T]; masked_positions,
     targets int32 and weights float32 [B, M] as in masking.Masked; and unless pairs is 'none'
@@ -158,8 +158,8 @@ class PairBatches(ExampleBatches):
 
     def _random_key(self, purpose: int, rows: Rows) -> tuple[tuple[int, ...], np.ndarray]:
         """The key and row numbers of random numbers: by step and row, or by example if not
-        dynamic."""
-        if self._options.dynamic:
+        dynamic, and in evaluation."""
+        if self._options.dynamic and self.shuffle:
             return (self.seed, purpose, rows.step), rows.first + np.arange(len(rows.index))
         return (self.seed, purpose), (self._offsets[rows.source] + rows.index).astype(np.uint64)
 

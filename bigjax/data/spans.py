@@ -127,8 +127,9 @@ def corrupt(tokens, mask, sentinels, end_id: int, pad_id: int, width: int) -> np
 class SpanBatches(ExampleBatches):
     """One split as batches of corrupted windows of its concatenated documents.
 
-    Window i of a source is stream[i * n : (i + 1) * n]; a last, shorter one is left out. Without
-    options.dynamic a window has the same mask in every epoch.
+    Window i of a source is tokens i * n to (i + 1) * n of its text, without the tokens before and
+    after each document, as those of T5; a last, shorter one is left out. Without
+    options.dynamic, and in evaluation, a window always has the same mask.
 
     Batches: source and source_segment_ids (1, and 0 on padding) int32 [B, S]; targets and
     segment_ids int32 [B, T]; weights float32 [B, T], 1 on the tokens of targets.
@@ -149,21 +150,22 @@ class SpanBatches(ExampleBatches):
         self.seq_len, self.sizes, self._options = seq_len, sizes(seq_len, options), options
         self._tokenizer = tokenizer
         check_sentinels(tokenizer, self.sizes.spans + options.extra)
-        n = {source: s.n_tokens // self.sizes.window for source, s in streams.items()}
+        texts = {source: _Text(stream) for source, stream in streams.items()}
+        n = {source: text.n_tokens // self.sizes.window for source, text in texts.items()}
         if not sum(n.values()):
             raise empty_split(name, f"text of {self.sizes.window} tokens")
         if shuffle:
             for source in (source for source, windows in n.items() if not windows):
                 raise UserError(
-                    f"the {name} split of source {source!r} has {streams[source].n_tokens:,} "
+                    f"the {name} split of source {source!r} has {texts[source].n_tokens:,} "
                     f"tokens, and one example has {self.sizes.window:,} (data.seq_len={seq_len}). "
                     "Lower data.seq_len, give the source more text, or remove it."
                 )
-        streams = {source: s for source, s in streams.items() if n[source]}
-        self._streams = list(streams.values())
-        self._offsets = np.cumsum([0, *(n[source] for source in streams)])
+        n = {source: windows for source, windows in n.items() if windows}
+        self._texts = [texts[source] for source in n]
+        self._offsets = np.cumsum([0, *n.values()])
         super().__init__(
-            {source: n[source] for source in streams},
+            n,
             batch_size,
             seed,
             shuffle,
@@ -179,8 +181,8 @@ class SpanBatches(ExampleBatches):
         for i in np.unique(rows.source):
             at = np.flatnonzero(rows.source == i)
             starts = rows.index[at] * self.sizes.window
-            tokens[at], _ = self._streams[i].windows(starts, self.sizes.window)
-        if self._options.dynamic:  # by step and row, else by example
+            tokens[at] = self._texts[i].windows(starts, self.sizes.window)
+        if self._options.dynamic and self.shuffle:  # by step and row, else by example
             key, numbers = (self.seed, rows.step), rows.first + np.arange(len(tokens))
         else:
             key, numbers = (self.seed,), self._offsets[rows.source] + rows.index
@@ -202,6 +204,27 @@ class SpanBatches(ExampleBatches):
             "segment_ids": of_target.astype(np.int32),
             "weights": of_target.astype(np.float32),
         }
+
+
+class _Text:
+    """The tokens of a stream's text, without bos and eos of its documents, with random access."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        documents = np.arange(stream.n_documents)
+        self._first = stream.bounds()[:-1] - 2 * documents  # of each document, among those of text
+        self.n_tokens = stream.n_tokens - 2 * stream.n_documents
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """int32 [n, length]: the tokens from each of `starts` [n]."""
+        document = lambda at: np.searchsorted(self._first, at, "right") - 1
+        firsts, lasts = document(starts), document(starts + length - 1)
+        out = np.empty((len(starts), length), np.int32)
+        for row, (start, first, last) in enumerate(zip(starts, firsts, lasts)):
+            begin, n = start + 2 * first + 1, length + 2 * (last - first)
+            (tokens,), (is_bos,) = self._stream.windows(np.array([begin]), n)
+            out[row] = tokens[~(is_bos | np.roll(is_bos, -1))]  # eos is before bos
+        return out
 
 
 def _begins(mask: np.ndarray) -> np.ndarray:

@@ -80,6 +80,11 @@ def _is_number(x: Any) -> bool:
     return isinstance(x, int | float) or getattr(x, "shape", None) == ()
 
 
+def evenly_spaced(n: int, most: int) -> list[int]:
+    """The indices of at most `most` of n examples, from the first to the last."""
+    return [i * n // most for i in range(most)] if most < n else [*range(n)]
+
+
 def derive(metrics: dict[str, float]) -> dict[str, float]:
     """The metrics, with perplexity in place of nll and bits per byte in place of nats per byte."""
     out = dict(metrics)

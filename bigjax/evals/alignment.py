@@ -11,7 +11,7 @@ import numpy as np
 from bigjax import modules
 from bigjax.bounds import at_least
 from bigjax.errors import UserError
-from bigjax.evals import Context
+from bigjax.evals import Context, evenly_spaced
 from bigjax.layers import params as params_lib
 from bigjax.models import rung
 from bigjax.parallel import sharding
@@ -61,7 +61,7 @@ def build(name: str, options: Config, context: Context):
             f"model.name='t5'; model.name is {config.model.name!r}."
         )
     inputs = corpus.inputs(options.split)
-    inputs = inputs[:: max(1, len(inputs) // options.n)][: options.n]
+    inputs = [inputs[i] for i in evenly_spaced(len(inputs), options.n)]
     inputs = [source for source in inputs if len(source)]  # recordings that can be read
     if not inputs:
         raise UserError(

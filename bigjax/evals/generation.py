@@ -8,7 +8,7 @@ import jax
 from bigjax import json_text, modules
 from bigjax.bounds import FINITE, at_least
 from bigjax.errors import UserError
-from bigjax.evals import Context, text_metrics
+from bigjax.evals import Context, evenly_spaced, text_metrics
 from bigjax.infer import batch as batch_lib
 from bigjax.infer import beam_search
 from bigjax.layers import params as params_lib
@@ -61,11 +61,13 @@ def build(name: str, options: Config, context: Context):
     search = batch_lib.Search(options.beam, 1, options.length_penalty, options.coverage_penalty)
     batch_lib.check(decoder, search)
     most = config.data.get("target_len", config.data.seq_len)
-    n = min(options.max_new_tokens or most, decoder.max_len)
+    # What is before each text of a corpus, such as the tokens of a language, is given, not written.
+    prefix = getattr(corpus, "prefix", ())
+    n = min(options.max_new_tokens or most - len(prefix), decoder.max_len - len(prefix))
+    started = lambda x: (x, [context.task.model_config.start_id, *prefix]) if prefix else x
     inputs, rows = corpus.inputs(options.split), corpus.rows(options.split)
     targets = corpus.references(options.split)
-    chosen = range(0, len(rows), max(1, len(rows) // (options.examples or len(rows))))
-    chosen = [*chosen][: options.examples or None]
+    chosen = evenly_spaced(len(rows), options.examples or len(rows))
     # Recordings are read when they are needed, and are as long as each other for the model.
     lengths = [len(inputs[i]) if isinstance(inputs, list) else 0 for i in chosen]
     batches = batch_lib.by_length(lengths, config.train.batch_size)
@@ -84,7 +86,7 @@ def build(name: str, options: Config, context: Context):
         texts = {}
         for batch in batches:
             read = {i: inputs[i] for i in (chosen[j] for j in batch)}
-            read = {i: x for i, x in read.items() if len(x)}
+            read = {i: started(x) for i, x in read.items() if len(x)}
             if read:
                 results = batch_lib.search(decoder, variables, [*read.values()], n, search, **ends)
                 texts |= {i: best for i, (best, *_) in zip(read, results)}

@@ -143,7 +143,8 @@ def compared(names: Sequence[str]) -> tuple[str, ...]:
 
 def normalised(text: str) -> str:
     """Lower case, without punctuation and repeated white space: for error rates of speech."""
-    kept = (" " if unicodedata.category(c)[0] in "PS" else c for c in text.lower().replace("'", ""))
+    text = re.sub("['\u2019]", "", text.lower())  # both apostrophes
+    kept = (" " if unicodedata.category(c)[0] in "PS" else c for c in text)
     return " ".join("".join(kept).split())
 
 

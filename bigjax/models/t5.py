@@ -177,7 +177,8 @@ class Model(nn.Module):
 
     def setup(self):
         c = self.config
-        std = c.d_model**-0.5 if c.scale_embeddings or not c.scale_logits else 1.0
+        scaled = c.scale_embeddings or c.tie_embeddings and not c.scale_logits
+        std = c.d_model**-0.5 if scaled else 1.0
         self.embed = Embed(c.vocab_size, c.d_model, init_std=std, dtype=c.dtype)
         self.encoder = Side(c, EncoderBlock, c.n_layers)
         self.decoder = Side(c, DecoderBlock, c.n_decoder_layers)

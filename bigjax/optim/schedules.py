@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from bigjax.errors import UserError
 
-SHAPES = ("cosine", "linear", "rsqrt", "constant", "step")
+SHAPES = ("cosine", "linear", "rsqrt", "flat_rsqrt", "constant", "step")
 
 
 def make_schedule(optim, steps: int) -> Callable:
@@ -14,9 +14,10 @@ def make_schedule(optim, steps: int) -> Callable:
 
     Linear warm-up over warmup_steps, from peak / warmup_steps to the peak, then by `schedule`:
     cosine or linear down to final_fraction of the peak at the last step; rsqrt: peak *
-    sqrt(w / step), w the warm-up (at least 1; https://arxiv.org/abs/1910.10683); constant; step: a
-    tenth after each of `boundaries`. rsqrt, constant and step may end with a linear cool-down to
-    final_fraction over cooldown_steps.
+    sqrt(w / step), w the warm-up (at least 1); flat_rsqrt: the same, but at the peak from the first
+    step on (T5's, https://arxiv.org/abs/1910.10683); constant; step: a tenth after each of
+    `boundaries`. The last four may end with a linear cool-down to final_fraction over
+    cooldown_steps.
     """
     peak, warmup, cooldown = optim.learning_rate, optim.warmup_steps, optim.cooldown_steps
     shape, final = optim.schedule, optim.final_fraction
@@ -30,7 +31,7 @@ def make_schedule(optim, steps: int) -> Callable:
     if cooldown and shape in ("cosine", "linear"):
         raise UserError(
             f"optim.schedule={shape!r} already decays to its end: "
-            "optim.cooldown_steps is only for rsqrt, constant and step. Set it to 0."
+            "optim.cooldown_steps is only for rsqrt, flat_rsqrt, constant and step. Set it to 0."
         )
     _check_boundaries(optim)
 
@@ -43,13 +44,14 @@ def make_schedule(optim, steps: int) -> Callable:
             factor = final + (1 - final) * (1 - part)
         else:
             w = max(warmup, 1)
-            factor = jnp.sqrt(w / jnp.maximum(step + 1, w)) if shape == "rsqrt" else 1.0
+            factor = jnp.sqrt(w / jnp.maximum(step + 1, w)) if shape.endswith("rsqrt") else 1.0
             for boundary in optim.boundaries:
                 factor = factor * jnp.where(step >= boundary, 0.1, 1.0)
             if cooldown:
                 left = jnp.clip((steps - 1 - step) / cooldown, 0.0, 1.0)
                 factor = factor * (final + (1 - final) * left)
-        rise = jnp.minimum((step + 1) / warmup, 1.0) if warmup else 1.0
+        rises = warmup and shape != "flat_rsqrt"
+        rise = jnp.minimum((step + 1) / warmup, 1.0) if rises else 1.0
         return peak * rise * factor
 
     return schedule

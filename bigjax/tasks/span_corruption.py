@@ -55,5 +55,6 @@ def build(config, options: Config) -> Task:
         )
         return corpus
 
-    lengths = {"data.seq_len": config.data.seq_len, "target length": sizes.target_len}
+    of_target = "target length (by task.noise and task.mean_span)"
+    lengths = {"data.seq_len": config.data.seq_len, of_target: sizes.target_len}
     return text_task(config, options, lengths, load_data, packing=False)

@@ -50,6 +50,12 @@ def build(config, options: Config) -> Task:
     d, frames = config.data, frames_of(config.data, c)
 
     def load_data(log, tokenizer, splits):
+        if frames < 2 * c.n_positions:
+            log(
+                f"data: training reads {d.max_seconds:g} seconds (data.max_seconds), and a trained "
+                f"model always {c.max_seconds:g} (model.max_seconds), padded with silence. Unless "
+                "it has learned from such, set both to the same."
+            )
         return source.load_audio(
             d,
             tokenizer=tokenizer,

@@ -353,6 +353,7 @@ def test_frozen_parameters_stay_and_do_not_count(rule, name, scan):
         # peak * sqrt(w / step), steps counted from 1.
         (dict(schedule="rsqrt", warmup_steps=4), {0: 0.5, 3: 2.0, 15: 1.0, 35: 2 / 3, 99: 0.4}),
         (dict(schedule="rsqrt"), {0: 2.0, 3: 1.0, 99: 0.2}),
+        (dict(schedule="flat_rsqrt", warmup_steps=4), {0: 2.0, 3: 2.0, 15: 1.0, 35: 2 / 3}),
         (
             dict(schedule="rsqrt", warmup_steps=4, cooldown_steps=10),
             {63: 0.5, 90: 4 / 91**0.5, 95: 2 / 96**0.5, 100: 0.0},

@@ -275,4 +275,12 @@ def test_evaluation_by_generation(tmp_path, monkeypatch):
         some = generation.build("gen", generation.Config(examples=2, metrics=("cer",)), context)
         assert some(jnp.float32(20.0), {}, 7)["cer"] == pytest.approx(1 / 3)  # rows 0 and 2
     worst = (tmp_path / "worst.txt").read_text()
+    context.task.model_config, given = types.SimpleNamespace(start_id=5), []
+    corpus.prefix = (6, 7)  # is given, and takes up room
+    monkeypatch.setattr(generation.batch_lib, "search", lambda *a, **k: given.append(a) or [])
+    with jax.set_mesh(mesh):
+        generation.build("gen", generation.Config(metrics=("cer",)), context)
+        with pytest.raises(UserError):  # no texts here
+            generation.build("gen", generation.Config(), context)(jnp.float32(20.0), {}, 7)
+    assert given[0][2][0] == (ids_of(SOURCES[1])[0], [5, 6, 7]) and given[0][3] == 14
     assert "1 of 2 texts" in worst and "f:2:" in worst and "f:0" not in worst  # row 0 is right

@@ -59,8 +59,8 @@ def test_standard_deviations_of_an_encoder_decoder(name):
     init = lambda key: unbox(model.init(key, one, one)["params"])
     params = named_leaves(jax.device_get(jax.jit(init)(jax.random.key(0))))
     query = 64**-0.5 if name == "2017" else (64 * 9) ** -0.5
-    # Tied embeddings are the output layer: times sqrt(d_model) they are of size 1 again.
-    embedding = 1.0 if name == "t5" else 64**-0.5
+    # Where embeddings are multiplied by sqrt(d_model), they are of size 1 then.
+    embedding = 64**-0.5 if name == "2017" else 1.0
     wanted = {
         "embed/embedding": embedding,
         "position/embedding": 0.02,

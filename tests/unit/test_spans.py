@@ -16,19 +16,27 @@ from tests.conftest import WORDS
 
 PUBLISHED = Options(0.15, 3.0, "published", True)
 UNIFORM = Options(0.15, 3.0, "uniform", True)
-EOS, PAD, FIRST = 1, 0, 10_100  # FIRST: the first sentinel; the others are below
+BOS, EOS, PAD, FIRST = -1, 1, 0, 10_100  # FIRST: the first sentinel; the others are below
 TOKENIZER = SimpleNamespace(name="x", eos_id=EOS, pad_id=PAD)
 TOKENIZER.sentinel_ids = range(FIRST, FIRST - 100, -1)
 
 
 class Stream:
-    """Tokens 2, 3, ... as a split of a store."""
+    """Documents of 0 to 12 tokens, together 2, 3, ..., as a split of a store."""
 
     def __init__(self, n, first=2):
-        self.n_tokens, self.tokens = n, np.arange(first, first + n, dtype=np.int32)
+        sizes = np.arange(n) * 5 % 13
+        sizes = sizes[: np.searchsorted(np.cumsum(sizes), n) + 1]
+        parts = np.split(np.arange(first, first + n), np.cumsum(sizes)[:-1])
+        self.tokens = np.concatenate([[BOS, *part, EOS] for part in parts])
+        self.n_tokens, self.n_documents = len(self.tokens), len(parts)
+
+    def bounds(self):
+        return np.append(np.flatnonzero(self.tokens == BOS), self.n_tokens)
 
     def windows(self, starts, length):
-        return self.tokens[np.asarray(starts)[:, None] + np.arange(length)], None
+        tokens = self.tokens[np.asarray(starts)[:, None] + np.arange(length)]
+        return tokens, tokens == BOS
 
 
 def batches(n=700, seq_len=20, batch_size=4, seed=0, shuffle=True, options=PUBLISHED, **more):
@@ -191,7 +199,16 @@ def test_windows_of_two_sources_have_masks_of_their_own():
     assert not any(np.array_equal(a, b) for a, b in zip(rows[:half], rows[half:]))
 
 
+def test_masks_of_an_evaluation_do_not_depend_on_its_batches():
+    targets = []
+    for size in (2, 5):
+        data = batches(n=21 * 10, shuffle=False, batch_size=size)
+        targets.append(np.concatenate([data.batch_at(i)["targets"] for i in range(10 // size)]))
+    np.testing.assert_array_equal(*targets)
+
+
 def test_evaluation_has_each_window_once():
+    """Of the text alone, without what is before and after each document."""
     data = batches(n=21 * 10 + 20, shuffle=False)  # the last 20 tokens are no window
     assert data.n_batches == 3 and data.n_rows == 10
     seen = []
@@ -285,5 +302,7 @@ def test_the_text_of_a_run_is_corrupted(corpus_file, cache_dir):
     assert tokenizer.vocab_size == 296 and batch["targets"][:, 0].tolist() == [295] * 8
     text = tokenizer.decode(batch["source"][0]).split()
     assert len(set(text) & set(WORDS)) > 3
-    rows = Rows(0, 0, np.zeros(2, int), np.array([0, 1]))
-    assert (found.assemble(rows)["source"] == tokenizer.bos_id).sum() == 1  # of the first document
+    everything = found.assemble(Rows(0, 0, np.zeros(20, int), np.arange(20)))
+    for name in ("source", "targets"):
+        assert tokenizer.bos_id not in everything[name]
+    assert (everything["targets"] == tokenizer.eos_id).sum() == 20  # the last of each

@@ -53,6 +53,14 @@ def test_shapes_are_those_of_batches(built):
     assert [*task.attention_lengths.values()] == [-(-frames // 2), 20]
 
 
+def test_shorter_recordings_than_a_trained_model_reads_are_reported(tmp_path):
+    c = config_of(str(make_table(tmp_path, n=6)))
+    for seconds, reported in ((0.5, 0), (1.0, 1)):
+        c.model.max_seconds, lines = seconds, []
+        tasks.build(helpers.filled(c.copy_and_resolve_references())).load_data(lines.append)
+        assert sum("training reads 0.5 seconds" in line for line in lines) == reported
+
+
 def test_the_loss_is_that_of_the_text_after_the_start_token(built):
     task, batch, variables = built
     loss = jax.jit(task.loss, static_argnums=5)
