@@ -72,6 +72,11 @@ def build(name: str, options: Config, context: Context):
     lengths = [len(inputs[i]) if isinstance(inputs, list) else 0 for i in chosen]
     batches = batch_lib.by_length(lengths, config.train.batch_size)
     tokenizer = corpus.tokenizer
+    if lost := _lost(tokenizer, [targets[i] for i in chosen]):
+        context.log(
+            f"evals.{name}: the tokenizer cannot write {lost:,} of {len(chosen):,} targets as they "
+            "are, such as their line ends or unknown characters; they always count as wrong."
+        )
     on_all = sharding.replicated(context.mesh)
     run = jax.jit(
         beam_search.beam_search,
@@ -109,6 +114,8 @@ def build(name: str, options: Config, context: Context):
                 _write(folder, step, examples, errors)
                 _write_worst(folder, step, examples, errors, options.worst)
                 report = {"step": step, "examples": len(examples), **numbers, **baseline}
+                if "bleu" in options.metrics:
+                    report["bleu_tokenizer"] = text_metrics.bleu_tokenizer(pair[1])
                 (folder / "report.json").write_text(json_text.dumps(report, indent=1) + "\n")
 
             where = context.write(name, write)
@@ -120,6 +127,14 @@ def build(name: str, options: Config, context: Context):
 
     evaluate.metrics = text_metrics.compared(options.metrics)
     return evaluate
+
+
+def _lost(tokenizer, texts: list[str]) -> int:
+    """The number of texts that a tokenizer does not restore."""
+    if tokenizer.lossless:
+        return 0
+    restored = map(tokenizer.decode, tokenizer.encode_batch(texts))
+    return sum(a.strip() != b.strip() for a, b in zip(texts, restored))
 
 
 class Example(NamedTuple):
@@ -162,7 +177,10 @@ def _write_worst(folder, step: int, examples: list[Example], errors, n: int) -> 
         for key in ("source", "file"):
             if row.get(key):
                 lines.append(f"  {f'{key}:':10s} {_short(row[key])}")
-        lines += [f"  target:    {_short(target)}", f"  generated: {_short(generated)}", ""]
+        shown = [_short(target), _short(generated)]
+        if shown[0] == shown[1]:  # they differ in white space
+            shown = [repr(target[:_SHOWN]), repr(generated[:_SHOWN])]
+        lines += [f"  target:    {shown[0]}", f"  generated: {shown[1]}", ""]
     (folder / "worst.txt").write_bytes("\n".join(lines).encode())
 
 

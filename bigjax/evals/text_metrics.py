@@ -27,6 +27,10 @@ METRICS = (
     "length",
 )
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+_UNSPACED = re.compile(  # Thai, Lao, Burmese, Khmer, kana
+    "[\u0e00-\u0e7f\u0e80-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff]"
+)
+_APOSTROPHES = "['\u2018\u2019\u02bc]"
 _WORD = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+")
 # A full stop after a single capital letter or one of these is part of a name.
 _TITLES = ("Mr", "Mrs", "Ms", "Dr", "St", "Prof", "Gen", "Gov", "Sen", "Rep", "No", "vs")
@@ -41,7 +45,7 @@ _SELF_BLEU_SAMPLE = 200  # the time is quadratic in it
 
 # Of candidates and their references, each {name: value}; see `compare`.
 COMPARISONS: dict[str, Callable[[list[str], list[str]], dict[str, float]]] = {
-    "bleu": lambda c, r: {"bleu": _bleu(c, r, _split(r))},
+    "bleu": lambda c, r: {"bleu": _bleu(c, r, bleu_tokenizer(r))},
     "chrf": lambda c, r: {"chrf": _chrf(c, r)},
     "rouge": lambda c, r: _rouge(c, r),
     "exact_match": lambda c, r: {
@@ -93,7 +97,7 @@ def measure(
     _check(candidates, references, sources)
     candidate_words = [words(text) for text in candidates]
     source_words = [words(text) for text in sources]
-    split = _split(references, chinese)
+    split = bleu_tokenizer(references, chinese)
     return {
         **_rouge(candidates, references),
         "bleu": _bleu(candidates, references, split),
@@ -112,7 +116,8 @@ def compare(
 ) -> dict[str, float]:
     """{name: value} of some of COMPARISONS, of n candidates and their references.
 
-    - bleu: of the corpus, 0 to 100 (https://aclanthology.org/W18-6319); chrf: chrF2 of the corpus,
+    - bleu: of the corpus, 0 to 100 (https://aclanthology.org/W18-6319), of the words of
+      `bleu_tokenizer`; chrf: chrF2 of the corpus,
       0 to 100 (https://aclanthology.org/W15-3049).
     - rouge: mean F1 of rouge1, rouge2 and rougeL, as of `measure`.
     - exact_match: the share of candidates that equal their reference, but for white space around.
@@ -142,14 +147,18 @@ def compared(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation and repeated white space: for error rates of speech."""
-    text = re.sub("['\u2019]", "", text.lower())  # both apostrophes
+    """NFKC, lower case, without punctuation and repeated white space: for errors of speech."""
+    text = re.sub(_APOSTROPHES, "", unicodedata.normalize("NFKC", text).lower())
     kept = (" " if unicodedata.category(c)[0] in "PS" else c for c in text)
     return " ".join("".join(kept).split())
 
 
-def _split(references: Sequence[str], chinese: bool | None = None) -> str:
-    """The name of sacrebleu's tokenizer for these texts."""
+def bleu_tokenizer(references: Sequence[str], chinese: bool | None = None) -> str:
+    """The name of sacrebleu's tokenizer for these texts: zh for Chinese ones, char for those in
+    Japanese, Thai and others whose words have no spaces between, else 13a."""
+    letters = sum(c.isalpha() for text in references for c in text)
+    if 4 * sum(len(_UNSPACED.findall(text)) for text in references) > letters > 0:
+        return "char"
     return "zh" if (is_chinese(references) if chinese is None else chinese) else "13a"
 
 

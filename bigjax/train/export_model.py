@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
@@ -233,6 +234,10 @@ def _tokenizer(
         sentencepiece.saved_sentinels(folder),
         family.appends_eos,
     )
+    settings = getattr(tokenizers.load(folder), "generation_config", None)
+    if files and settings:  # of Whisper's: its languages, tasks and times
+        text = json.dumps(settings(model.get("max_len")), indent=2, sort_keys=True)
+        files["generation_config.json"] = f"{text}\n".encode()
     if not files:
         log(
             f"  note: transformers has no tokenizer of kind {meta['kind']!r} with the same ids; "

@@ -150,6 +150,13 @@ def test_a_search_ends_when_no_beam_can_become_better(steps):
     assert steps(never, width=4) == 2
 
 
+def test_a_penalty_below_zero_does_not_end_a_search_too_early():
+    """The best that a running beam may hope for is to end at once, and not after n tokens."""
+    p = np.array([[1] * 4, [300, 5, 690, 5], [300, 50, 50, 600], [970, 10, 10, 10]])
+    tokens, _ = search(np.log(p), width=2, length_penalty=-1.0)
+    assert [as_text(t) for t in tokens[0]] == [(END,), (2, 3, END)]
+
+
 def test_the_attention_to_a_source_is_rewarded():
     """coverage_penalty times the sum of log(min(attention, 1)) of real tokens of the source."""
     logits = np.random.default_rng(3).normal(size=(3, 3))

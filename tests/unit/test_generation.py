@@ -250,8 +250,9 @@ def test_evaluation_by_generation(tmp_path, monkeypatch):
         tokenizer=Bytes(),
     )
     mesh = mesh_lib.make_mesh(dict(data=2), jax.devices()[:2])
-    reports = []
+    reports, logged = [], []
     context = types.SimpleNamespace(
+        log=logged.append,
         config=ConfigDict(dict(train=dict(batch_size=2), data=dict(target_len=16, seq_len=20))),
         corpus=corpus,
         task=types.SimpleNamespace(model_config=None),
@@ -271,6 +272,45 @@ def test_evaluation_by_generation(tmp_path, monkeypatch):
     assert "f:2: character error rate 1.000" in worst and "f:3" not in worst
     assert json.loads((tmp_path / "report.json").read_text())["lead_rougeL"] > 0
     assert "4 texts" in reports[0]
+
+    def evaluated(sure=20.0, of_corpus=None, **options):
+        changed = types.SimpleNamespace(**{**vars(corpus), **(of_corpus or {})})
+        own = types.SimpleNamespace(**{**vars(context), "corpus": changed})
+        with jax.set_mesh(mesh):
+            evaluate = generation.build("gen", generation.Config(**options), own)
+            found = evaluate(jnp.float32(sure), {}, 7)
+        lines = (tmp_path / "generations.jsonl").read_text().splitlines()
+        return found, [json.loads(line) for line in lines]
+
+    # As long as the options allow, and with their penalties: a score is the sum over two tokens.
+    _, lines = evaluated(2.0, length_penalty=0.0, max_new_tokens=2)
+    assert [x["generated"] for x in lines] == [text[:2] for text in SOURCES]
+    log_p = 2 - np.log(np.exp(2) + V - 1)
+    assert [x["score"] for x in lines] == pytest.approx([2 * log_p] * 4, rel=1e-5)
+    # Errors of single texts are counted as the metrics are.
+    loud = dict(references=lambda split: [f"{text.upper()}!" for text in SOURCES])
+    found, lines = evaluated(of_corpus=loud, metrics=("cer",), normalize=True)
+    assert found["cer"] == 0 and not any(x["cer"] for x in lines)
+
+    # A tokenizer that loses what a target has: it is said, and the difference is shown.
+    def lossy_decode(ids):
+        return " ".join(Bytes().decode(ids).split())
+
+    lossy = types.SimpleNamespace(
+        **{name: getattr(Bytes(), name) for name in ("eos_id", "pad_id", "encode_batch")},
+        lossless=False,
+        decode=lossy_decode,
+    )
+    spaced = dict(tokenizer=lossy, references=lambda split: [*SOURCES[:3], "the  fourth"])
+    found, _ = evaluated(of_corpus=spaced, metrics=("exact_match", "bleu"))
+    assert found["exact_match"] == 0.75 and "cannot write 1 of 4 targets" in logged[-1]
+    assert "'the  fourth'" in (tmp_path / "worst.txt").read_text()
+    assert json.loads((tmp_path / "report.json").read_text())["bleu_tokenizer"] == "13a"
+    # A recording that cannot be read has no samples.
+    short = dict(inputs=lambda split: [*ids_of(*SOURCES)[:3], []])
+    found, lines = evaluated(of_corpus=short, metrics=("exact_match",))
+    assert len(lines) == 3 and found["exact_match"] == pytest.approx(2 / 3)
+    assert "3 texts" in reports[-1] and "; 1 cannot be read" in reports[-1]
     with jax.set_mesh(mesh):
         some = generation.build("gen", generation.Config(examples=2, metrics=("cer",)), context)
         assert some(jnp.float32(20.0), {}, 7)["cer"] == pytest.approx(1 / 3)  # rows 0 and 2

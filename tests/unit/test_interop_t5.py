@@ -139,6 +139,11 @@ def test_the_class_of_an_export_follows_from_its_heads():
         assert T5.architecture_of([*names, "encoder/x"]) == "T5ForConditionalGeneration"
 
 
+def test_a_new_config_of_marian_has_its_padding_in_the_vocabulary():
+    config = MARIAN.put_fields(model_of("transformer-base", **OF_2017, start_id=9), None)
+    assert config["pad_token_id"] == config["decoder_start_token_id"] == 9
+
+
 @pytest.mark.parametrize(
     "changes, expected",
     [
@@ -184,6 +189,9 @@ def test_what_keys_of_t5_mean(changes, expected):
         ("marian", {"decoder_ffn_dim": 4}, "encoder_ffn_dim is 36 and decoder_ffn_dim 4"),
         ("marian", {"activation_function": "tanh"}, "activation_function is 'tanh'"),
         ("marian", {"normalize_before": True}, "normalize_before is True"),
+        ("marian", {"normalize_embedding": True}, "normalize_embedding is True"),
+        ("marian", {"add_final_layer_norm": True}, "add_final_layer_norm is True"),
+        ("marian", {"static_position_embeddings": False}, "static_position_embeddings is False"),
         ("marian", {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder"),
         ("marian", {"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         ("marian", {"decoder_vocab_size": 5}, "decoder_vocab_size is 5"),

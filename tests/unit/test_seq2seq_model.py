@@ -76,6 +76,25 @@ def test_beams_share_a_source():
         assert texts[0].score == pytest.approx(mean, abs=1e-4)
 
 
+def test_labels_are_smoothed_with_copying():
+    """Its output is log-probabilities, which are not those of an output layer."""
+    c = config_lib.new_config()
+    c.model = dict(name="seq2seq", copy=True, dropout=0.0, **SIZES)
+    c.task = dict(name="seq2seq", label_smoothing=0.1)
+    c.data = dict(name="text_to_text", train="dates", seq_len=16, target_len=8, packing=False)
+    task = tasks.build(helpers.filled(c))
+    ids, places = np.array([[3, 4, 5, 1]]), np.arange(4)[None]
+    batch = dict(source=ids, source_segment_ids=ids > 0, source_positions=places)
+    batch |= dict(targets=ids, segment_ids=ids > 0, positions=places)
+    batch["weights"] = np.array([[1.0, 1, 1, 0]], np.float32)
+    variables = variables_of(task.model_config)
+    loss = lambda train: task.loss(variables["params"], {}, {}, batch, jax.random.key(0), train)
+    log_p = task.model.apply(variables, ids, jnp.array([[0, 3, 4, 5]])).logits[0, :3]
+    nll, uniform = -sum(log_p[i, t] for i, t in enumerate((3, 4, 5))), -log_p.mean(-1).sum()
+    assert float(loss(False)[0][0]) == pytest.approx(float(nll), rel=1e-5)
+    assert float(loss(True)[0][0]) == pytest.approx(float(0.9 * nll + 0.1 * uniform), rel=1e-5)
+
+
 def test_packed_rows_are_refused():
     c = config_lib.new_config()
     c.model = dict(name="seq2seq", **SIZES)

@@ -81,6 +81,11 @@ def test_derived_sizes_and_refused_ones():
             t5.Config(**values)
 
 
+def test_a_source_that_is_longer_than_the_model_is_refused():
+    with pytest.raises(UserError, match="17 tokens, its end token included; allowed: 1 to .*16"):
+        t5.decoder(TINY).context([[5], [5] * 17])
+
+
 # --- Positions --------------------------------------------------------------------------------
 
 

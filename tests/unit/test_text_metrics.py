@@ -51,6 +51,13 @@ def test_bleu_equals_that_of_the_package_in_both_languages():
     assert measure([candidate], [gold], chinese=False)["bleu"] != pytest.approx(expected)
 
 
+@pytest.mark.parametrize("text", ["これはペンです", "นี่คือปากกา"])
+def test_text_without_spaces_is_split_into_characters(text):
+    assert tm.bleu_tokenizer([text]) == "char"
+    assert tm.compare(["bleu"], [text[:-1] + "x"], [text])["bleu"] > 50
+    assert tm.bleu_tokenizer(["a text with ペン in it"]) == "13a" != tm.bleu_tokenizer(["北京"])
+
+
 def test_self_bleu_is_high_for_similar_candidates():
     same, other = "a quick brown fox jumps", "stocks fall as banks fail again"
     assert measure([same] * 3)["self_bleu"] == pytest.approx(100)
@@ -163,7 +170,8 @@ def test_comparisons_with_references():
 
 
 def test_text_is_normalised_for_error_rates():
-    for apostrophe in "'’":
+    assert tm.normalised("cafe\u0301") == "café"
+    for apostrophe in "'’ʼ‘":
         assert tm.normalised(f"It{apostrophe}s  a “Test”, N=5!") == "its a test n 5"
     assert tm.normalised("naïve 中文。") == "naïve 中文"
 

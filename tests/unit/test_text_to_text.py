@@ -265,6 +265,15 @@ def test_packing_fills_rows_on_both_sides(both):
     assert batches(data, batch_size=1).n_rows == 3
 
 
+def test_packed_targets_fit_where_lengths_do_not_divide():
+    """A target of 3 of 13 tokens takes up 5 of the 20 of a row: four pairs fit, not five."""
+    rows, of = [("a", "bb")] * 10, section(seq_len=20, target_len=13)
+    data = T.PairData(BYTES, {"train": rows}, {"train": encoded(rows, 20)}, of)
+    train = batches(data, batch_size=1)
+    found = [len(pairs_in(train.batch_at(i))) for i in range(train.n_rows)]
+    assert max(found) == 4 and sum(found) == 10
+
+
 def encoded(rows, seq_len):
     keys = ("source", "target")
     named = [dict(zip(keys, row), where="x") for row in rows]

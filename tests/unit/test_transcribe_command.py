@@ -1,6 +1,7 @@
 """`bigjax transcribe` with tiny random models: batches, files that are bad, restarts, refusals."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from bigjax.data.tokenizers import bytes as bytes_lib
 from bigjax.errors import UserError
 from bigjax.infer import speech
 from bigjax.infer import windows as windows_lib
+from bigjax.infer.generate import Chunk
 from bigjax.infer.transcribe import Job, Options
 from bigjax.layers.params import unbox
 from bigjax.models import whisper
@@ -114,6 +116,36 @@ def test_the_longest_prompt_leaves_room(model):
     assert len(together[0].tokens) <= 40 - (1 + 19 + 3)
     assert [x.tokens for x in together] == [own.decode([x], 0.0)[0].tokens for x in (long, short)]
     assert all(np.isfinite(x.avg_logprob) for x in together)
+
+
+def test_samples_depend_on_the_seed(model):
+    texts = [
+        windows(model, best_of=1, seed=seed).decode(jobs_of(1), 1.0)[0].tokens for seed in (0, 0, 1)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_the_best_sample_is_the_most_likely_per_token(model):
+    """Of a token, -0.5 and the end, -0.5; and of three tokens and the end, -0.45 each."""
+    own = windows(model, best_of=2)
+    end = own.vocabulary.end_id
+    chunk = Chunk(
+        np.array([[5, end, end, end], [6, 7, 8, end]]),
+        np.array([[-0.5, -0.5, 0, 0], [-0.45] * 4], np.float32),
+        np.array([[1, 0, 0, 0], [1, 1, 1, 0]]) > 0,
+    )
+    own._generator = types.SimpleNamespace(
+        variables=own._generator.variables, advance=lambda rows, sampling, n: (rows, chunk)
+    )
+    (best,) = own.decode(jobs_of(1), 0.5)
+    assert best.tokens == [6, 7, 8] and best.avg_logprob == pytest.approx(-0.45)
+
+
+def test_the_first_time_is_at_most_the_limit(model):
+    for seconds in (0.0, 0.04):
+        own = windows(model, beam=1, max_initial_timestamp=seconds)
+        first = [x.tokens[0] - own.vocabulary.first_time for x in own.decode(jobs_of(4), 0.0)]
+        assert 0 <= min(first) <= max(first) <= round(seconds / 0.02)
 
 
 def test_languages_by_the_start_token(model):

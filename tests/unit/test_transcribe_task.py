@@ -89,6 +89,22 @@ def test_features_are_masked_in_training_only(built):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
 
 
+def test_masks_of_time_lie_within_a_recording(built, tmp_path, monkeypatch):
+    """Not in the silence after it, where they would hide nothing."""
+    _, batch, variables = built
+    masks = dict(time_masks=20, time_width=20)
+    task = tasks.build(helpers.filled(config_of(str(make_table(tmp_path, n=6)), **masks)))
+    read, call = [], whisper.Model.__call__
+    monkeypatch.setattr(
+        whisper.Model, "__call__", lambda self, x, *a, **k: read.append(x) or call(self, x, *a, **k)
+    )
+    for train in (False, True):
+        task.loss(variables["params"], {}, {}, batch, jax.random.key(0), train)
+    masked = (read[0] != read[1]).any(-1)
+    n = batch["audio_len"][0] // 32
+    assert masked[:, :n].mean() > 0.8 and not masked[:, n:].any()
+
+
 def test_ctc_has_a_share_of_the_training_loss(built, monkeypatch, tmp_path):
     _, batch, variables = built
     task = tasks.build(helpers.filled(config_of(str(make_table(tmp_path, n=6)), ctc_weight=0.3)))

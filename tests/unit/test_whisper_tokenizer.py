@@ -169,6 +169,24 @@ def test_kinds_and_files_of_hugging_face(tmp_path):
     assert hf.kind(written) == "whisper"
 
 
+@pytest.mark.parametrize("english", [False, True])
+def test_settings_of_generation_by_the_tokens(english, tmp_path):
+    """Without them transformers knows no language, no task and no times of an exported model."""
+    tokenizer = load(tmp_path, english)
+    tokenizer.multilingual = not english  # known by the ids of published vocabularies
+    settings, special = tokenizer.generation_config(448), tokenizer.special
+    assert settings["no_timestamps_token_id"] == special["<|notimestamps|>"]
+    assert settings["suppress_tokens"] == [*tokenizer.suppressed]
+    assert settings["max_length"] == 448 and settings["is_multilingual"] is not english
+    assert ("lang_to_id" in settings) is not english
+    if not english:
+        assert settings["lang_to_id"]["<|de|>"] == tokenizer.languages["de"]
+        assert settings["task_to_id"]["translate"] == special["<|translate|>"]
+    again = load(tmp_path / "again", english, **settings)
+    assert again.suppressed == tokenizer.suppressed and again.multilingual is not english
+    assert again.generation_config(448) == settings
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [

@@ -210,5 +210,5 @@ def _training_error(cause: str, texts: list[str], vocab_size: int) -> UserError:
     return UserError(
         f"cannot train a SentencePiece vocabulary of data.tokenizer.vocab_size={vocab_size} on "
         f"{len(texts):,} documents with {n_chars:,} characters: {reason}. Change vocab_size, give "
-        'more text in data.sources, or set data.tokenizer.kind="bytes".'
+        'more text, or set data.tokenizer.kind="bytes".'
     )

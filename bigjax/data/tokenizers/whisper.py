@@ -110,6 +110,31 @@ class Whisper(ByteLevelBpe):
         """Ids with which no text begins: a space, and the end."""
         return tuple(sorted({int(self.encode(" ")[0]), self.eos_id}))
 
+    def generation_config(self, max_len: int | None) -> dict[str, Any]:
+        """What transformers' generate reads of generation_config.json: that of this tokenizer's
+        folder, or by the tokens. max_len: of the model."""
+        if self._settings:
+            return self._settings
+        ids = self.special
+        of_tasks = {}
+        if self.multilingual:
+            of_tasks = {
+                "lang_to_id": {f"<|{code}|>": i for code, i in self.languages.items()},
+                "task_to_id": {task: ids[f"<|{task}|>"] for task in ("transcribe", "translate")},
+            }
+        return of_tasks | {
+            "begin_suppress_tokens": list(self.suppressed_first),
+            **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), self.eos_id),
+            "decoder_start_token_id": ids["<|startoftranscript|>"],
+            "is_multilingual": self.multilingual,
+            "max_initial_timestamp_index": 50,
+            **({"max_length": max_len} if max_len else {}),
+            "no_timestamps_token_id": ids["<|notimestamps|>"],
+            "prev_sot_token_id": ids["<|startofprev|>"],
+            "return_timestamps": False,
+            "suppress_tokens": list(self.suppressed),
+        }
+
     def files(self) -> dict[str, bytes]:
         special = json.dumps(self.special, ensure_ascii=False, sort_keys=True)
         files = {**super().files(), ADDED: special.encode()}
