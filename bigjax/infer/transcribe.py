@@ -167,15 +167,16 @@ def segments_of(
 ) -> tuple[list[Segment], int]:
     """(segments with text, samples to the next window), of a window of n samples from `start` on.
 
-    A pair of times ends a segment and begins the next one. After the last pair is an unfinished
-    segment, which the next window begins with; unless the text ends in a single time, after which
-    there is no speech, or has no pair: then the next window follows this one.
+    A pair of times ends a segment and begins the next one; without a pair the text is a segment.
+    After the last pair is an unfinished segment, which the next window begins with; unless the text
+    ends in a single time, after which there is no speech, or has no pair: then the next window
+    follows this one.
     """
     tokens, vocabulary = window.tokens, decoder.vocabulary
     first, step = vocabulary.first_time, vocabulary.step
     is_time = [first is not None and i >= first for i in tokens]
-    # Samples from the window's start; a model with shorter windows than Whisper's may exceed them.
-    time = lambda i: min((i - (first or 0)) * step, decoder.n_samples)
+    # Samples from the window's start: after the end of a recording, which is padded, is no speech.
+    time = lambda i: min((i - (first or 0)) * step, n)
     cuts = [i for i in range(1, len(tokens)) if is_time[i - 1] and is_time[i]]
     advance = n
     if cuts:
@@ -187,9 +188,9 @@ def segments_of(
         parts = [tokens[a:b] for a, b in zip([0, *cuts], cuts)]
         spans = [(time(part[0]), time(part[-1]), part) for part in parts]
     else:
-        times = [i for i, yes in zip(tokens, is_time) if yes]
-        end = time(times[-1]) if times and times[-1] != first else n
-        spans = [(0, end, tokens)]
+        begin = time(tokens[0]) if is_time[:1] == [True] else 0
+        end = time(tokens[-1]) if is_time[1:] and is_time[-1] else n
+        spans = [(begin, end, tokens)]
     seconds = lambda samples: round((start + samples) / decoder.sample_rate, 3)
     segments = [
         Segment(

@@ -45,10 +45,11 @@ def spans(tokens, n=WINDOW, vocabulary=TIMES, start=0):
         ([t(0.5), 1, t(4), t(6), 2, t(8), t(8)], [(0.5, 4, " w1"), (6, 8, " w2")], 8),
         # A single time at the end: there is no speech after it
         ([t(0), 1, t(4), t(4.5), 2, t(7)], [(0, 4, " w1"), (4.5, 7, " w2")], 30),
-        # No pair: the text ends at its last time, or with the window
+        # No pair: the text is between the times around it, or the window's
         ([t(0), 1, 2, t(7)], [(0, 7, " w1 w2")], 30),
         ([t(0), 1, 2], [(0, 30, " w1 w2")], 30),
-        ([t(1), 1, 2], [(0, 1, " w1 w2")], 30),
+        ([t(1), 1, 2], [(1, 30, " w1 w2")], 30),
+        ([1, t(1), 2], [(0, 30, " w1 w2")], 30),
         ([1, 2], [(0, 30, " w1 w2")], 30),
         # Segments without text or length are left out
         ([t(0), t(4), t(4), 1, t(4), t(5), 2, t(6), t(6)], [(5, 6, " w2")], 6),
@@ -67,7 +68,9 @@ def test_segments_after_the_first_window_and_without_times():
     tokens = [t(0), 1, t(4), t(4), 2]
     assert spans(tokens, start=1234)[0] == [(12.34, 16.34, " w1")]
     assert spans([t(0), 1], n=700, start=1234) == ([(12.34, 19.34, " w1")], 7)
-    assert spans([t(0), 1, t(9), t(9)], n=700) == ([(0, 9, " w1")], 7)
+    assert spans([t(0), 1, t(9), t(9)], n=700) == ([(0, 7, " w1")], 7)
+    tokens = [t(0), 1, t(5), t(5), 2, t(9), t(12), 3, t(14), t(14)]  # also after its end
+    assert spans(tokens, n=700) == ([(0, 5, " w1"), (5, 7, " w2")], 7)
     assert spans([1, 2], 700, PLAIN) == ([(0, 7, " w1 w2")], 7)
 
 
@@ -153,7 +156,7 @@ def test_recordings_share_batches_each_at_its_own_position():
     recordings = {file: words(*p) for file, p in pieces.items()}
     found, ended, _ = run(recordings, decoder := Script(), batch=3)
     assert found["a"] == expected(LONG) and found["d"] == [(0, 1, " w9")]
-    assert found["b"] == [(0, 3, " w5"), (30, 45, " w6")]  # no pair: from the window
+    assert found["b"] == [(0, 3, " w5"), (43, 45, " w6")]
     assert sorted(ended) == [*"abcd"] and ended[-1] == "a"
     files = [call for call, _ in decoder.calls]
     assert files[:3] == [[*"abc"], [*"abc"], [*"ad"]] and files[3:] == [["a"]] * len(files[3:])
@@ -165,7 +168,7 @@ def test_silence_is_not_decoded():
     pieces = [(0, 95), (4, 2), (0, 200), (3, 1), (0, 70)]
     found, ended, _ = run({"a": words(*pieces), "s": words((0, 100))}, decoder := Script())
     assert len(decoder.jobs) == 2
-    assert found["a"] == [(90, 97, " w4"), (270, 298, " w3")]
+    assert found["a"] == [(95, 97, " w4"), (297, 298, " w3")]
     assert found["s"] == [] and {*ended} == {"a", "s"}
 
 
