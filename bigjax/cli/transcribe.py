@@ -134,15 +134,14 @@ def recordings_of(specs: Sequence[str], config) -> list[str]:
     import os
 
     from bigjax.data import audio
-    from bigjax.data.audio import sources, splits
+    from bigjax.data.audio import sources
 
-    section = config.data if config.data.name == "audio" else audio.Config()
+    columns = config.data.columns if config.data.name == "audio" else audio.Columns()
     files: dict[str, str] = {}
     n_missing = 0
     for spec in specs:
         if "://" in spec or glob.has_magic(spec) or os.path.exists(spec):
-            reading = splits.reading(section, "train", "FILE", _note)
-            paths = sources.opened_input(spec, reading)[1]
+            paths = sources.input_paths(spec, "FILE", columns.audio, _note)
         else:  # of several, so that it is named and the others are transcribed
             paths, n_missing = [spec], n_missing + 1
         for path in paths:

@@ -7,10 +7,15 @@ import pytest
 import soundfile
 
 from bigjax.data.audio import decode as module
-from bigjax.data.audio.decode import BadAudio, check, decode, read_recording, resample, to_int16
+from bigjax.data.audio.decode import BadAudio, check, decode, read_blocks, resample, to_int16
 from tests.audio_files import RATE, content, samples, write
 
 LONG = 10 * RATE
+
+
+def read_all(path, rate):
+    """int16 [N] of all blocks."""
+    return np.concatenate([*read_blocks(path, rate)])
 
 
 def sine(hz, rate, seconds=1.0):
@@ -23,7 +28,7 @@ def test_lossless_files_at_the_same_rate_keep_their_samples(tmp_path, kind):
     x = decode(path, RATE, LONG)
     assert x.dtype == np.float32
     np.testing.assert_array_equal(to_int16(x), samples(0))
-    np.testing.assert_array_equal(read_recording(path, RATE), samples(0))
+    np.testing.assert_array_equal(read_all(path, RATE), samples(0))
 
 
 @pytest.mark.parametrize("kind", ["ogg", "mp3"])
@@ -60,7 +65,7 @@ def test_a_long_recording_is_read_in_blocks(tmp_path, rate):
     x = 0.3 * np.random.default_rng(0).standard_normal((200_000, 2))
     path = write(tmp_path / "x.flac", x.clip(-1, 1), rate)
     stored, _ = soundfile.read(path, dtype="float32")
-    got = read_recording(path, RATE)
+    got = read_all(path, RATE)
     np.testing.assert_array_equal(got, to_int16(resample(stored.mean(1), rate, RATE)))
     assert got.dtype == np.int16 and len(got) == round(200_000 * RATE / rate)
 
@@ -95,7 +100,7 @@ def test_a_long_recording_whose_header_does_not_say_so(tmp_path, monkeypatch):
         BadAudio, match=r"it is more than 0.5 s long .*max_seconds=0.5 allows 4,000"
     ):
         decode(path, RATE, 4000)
-    assert len(decode(path, RATE, 8000)) == len(read_recording(path, RATE)) == 8000
+    assert len(decode(path, RATE, 8000)) == len(read_all(path, RATE)) == 8000
 
 
 def header(at, value):
@@ -141,7 +146,7 @@ def test_bad_files(tmp_path, name):
     raw, words = BAD[name]
     path = tmp_path / name
     path.write_bytes(raw)
-    for act in (lambda: decode(str(path), RATE, LONG), lambda: read_recording(str(path), RATE)):
+    for act in (lambda: decode(str(path), RATE, LONG), lambda: read_all(str(path), RATE)):
         with pytest.raises(BadAudio, match=f"{re.escape(str(path))}: .*{words}"):
             act()
 

@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from bigjax.data import audio
 from bigjax.data.audio import sources
-from bigjax.data.audio.decode import BadAudio
+from bigjax.data.audio.decode import read_blocks
 from bigjax.errors import UserError
 from tests import bucket
 from tests.audio_files import (
@@ -18,7 +17,6 @@ from tests.audio_files import (
     make_folder,
     make_table,
     samples,
-    section,
     whole,
     write,
 )
@@ -121,40 +119,34 @@ def test_lengths_are_read_once(tmp_path, monkeypatch):
         whole(tmp_path, train=str(root))
 
 
+def input_paths(spec):
+    return sources.input_paths(spec, "FILE", "audio", str)
+
+
 def test_recordings_without_texts(tmp_path):
-    """Of any length and rate; a table's rows are complete."""
-    x = samples(0, 40 * 44100)
-    write(tmp_path / "calls" / "long.wav", x, 44100)
+    """Files, folders, patterns and tables of them."""
+    write(tmp_path / "calls" / "long.wav", samples(0))
     write(tmp_path / "calls" / "b" / "short.flac", samples(1))
     (tmp_path / "calls" / "notes.md").write_text("x")
     (tmp_path / "calls" / "list.tsv").write_text("audio\tid\nlong.wav\t7\n")
-    data, long, short = section(tmp_path), "long.wav", "b/short.flac"
+    long, short = "long.wav", "b/short.flac"
     for spec, names in (
         ("calls", [short, long]),
         ("calls/*.wav", [long]),
         ("calls/**/*.flac", [short]),
         ("calls/b/short.flac", [short]),
         ("calls/list.tsv", [long]),
+        ("calls/notes.md", ["notes.md"]),
     ):
-        rows, recordings = audio.load_input(f"{tmp_path}/{spec}", data, log=str)
-        assert [row["file"] for row in rows] == [f"{tmp_path}/calls/{name}" for name in names]
-        assert [len(x) for x in recordings] == [{long: 40 * RATE, short: 800}[n] for n in names]
-    assert rows[0]["row"] == {"audio": "long.wav", "id": "7"}
-    np.testing.assert_array_equal(
-        audio.load_input(f"{tmp_path}/calls/b", data).batches[0], samples(1)
-    )
+        assert input_paths(f"{tmp_path}/{spec}") == [f"{tmp_path}/calls/{name}" for name in names]
 
 
 def test_bad_input(tmp_path):
-    data = section(tmp_path)
     (tmp_path / "notes.md").write_text("x")
-    with pytest.raises(UserError, match=r"--input='.*none.wav': no file .*Give a recording, a "):
-        audio.load_input(f"{tmp_path}/none.wav", data)
+    with pytest.raises(UserError, match=r"FILE='.*none.wav': no file .*Give a recording, a "):
+        input_paths(f"{tmp_path}/none.wav")
     with pytest.raises(UserError, match=r"names 1 file\(s\) and folder\(s\) without recordings"):
-        audio.load_input(str(tmp_path), data, log=str)
-    recordings = audio.load_input(f"{tmp_path}/notes.md", data).batches
-    with pytest.raises(BadAudio, match="notes.md: not a recording"):
-        recordings[0]
+        input_paths(str(tmp_path))
 
 
 def test_recordings_in_a_bucket(tmp_path, monkeypatch):
@@ -171,8 +163,9 @@ def test_recordings_in_a_bucket(tmp_path, monkeypatch):
         data = whole(tmp_path, train="gs://bucket/set/list.tsv")
         assert data.rows("train")[0]["file"] == "gs://bucket/set/a/1.ogg"
         np.testing.assert_array_equal(data.inputs("train")[0], rows["audio"][1, :3000])
-        recordings = audio.load_input("gs://bucket/set/**/0.ogg", section(tmp_path)).batches
-        np.testing.assert_array_equal(recordings[0], rows["audio"][0, :3000])
+        (path,) = input_paths("gs://bucket/set/**/0.ogg")
+        recording = np.concatenate([*read_blocks(path, RATE)])
+        np.testing.assert_array_equal(recording, rows["audio"][0, :3000])
         data = whole(tmp_path, train="gs://bucket/set", max_seconds=0.1)
         with pytest.raises(UserError, match="gs://bucket/set/a/.*ogg: it is 0.4 s long"):
             data.split("train", 2).batch_at(0)

@@ -301,6 +301,16 @@ def test_a_model_without_times(plain_run, tmp_path, capsys):
     assert text == " ".join(found["text"].split()) + "\n"
 
 
+def test_recordings_for_a_model_of_other_data(tmp_path):
+    """A config whose `data` has no columns of audio."""
+    path = write(tmp_path / "a.wav", tone(1), RATE)
+    (tmp_path / "list.tsv").write_text("audio\na.wav\n")
+    c = config_lib.new_config()
+    assert c.data.name != "audio"
+    assert transcribe_cli.recordings_of([path], c) == [path]
+    assert transcribe_cli.recordings_of([f"{tmp_path}/list.tsv"], c) == [path]
+
+
 @pytest.mark.parametrize(
     "argv, words",
     [

@@ -9,14 +9,12 @@ import numpy as np
 
 from bigjax.bounds import SHARE, Range, at_least, check_ranges
 from bigjax.data import tokenizers, unknown
-from bigjax.data.audio import sources, splits
+from bigjax.data.audio import splits
 from bigjax.data.audio.augment import Augment
 from bigjax.data.audio.batches import AudioBatches, Inputs
-from bigjax.data.audio.decode import read_recording
 from bigjax.data.audio.morse import Morse
 from bigjax.data.audio.splits import Recordings
 from bigjax.data.files import LOCAL_CACHE
-from bigjax.data.kinds import Input
 from bigjax.data.row_data import (
     RowData,
     build_tokenizer,
@@ -182,26 +180,3 @@ def _check_seq_len(seq_len: int, prefix: Sequence[int]) -> None:
             f"data.seq_len is {seq_len}: {len(prefix)} tokens before each text, one of a text and "
             f"the end need {len(prefix) + 2}."
         )
-
-
-class InputRecordings(Sequence[np.ndarray]):
-    """Complete recordings without texts, int16 [n] each, mono, at data.sample_rate, of any length,
-    each read when it is asked for. Indexing raises BadAudio for one that cannot be read."""
-
-    def __init__(self, paths: Sequence[str], sample_rate: int) -> None:
-        self.paths, self.sample_rate = list(paths), sample_rate
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i):
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
-        return read_recording(self.paths[i], self.sample_rate)
-
-
-def load_input(spec: str, data: Any, log: Callable[[str], None] = print) -> Input:
-    """Recordings to transcribe, of any length, see sources.opened_input; `batches` are
-    InputRecordings. Raises UserError."""
-    rows, paths = sources.opened_input(spec, splits.reading(data, "train", "--input", log))
-    return Input(rows, InputRecordings(paths, data.sample_rate))

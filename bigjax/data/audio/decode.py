@@ -75,39 +75,21 @@ def decode(path: str, sample_rate: int, max_samples: int) -> np.ndarray:
     return samples[:max_samples]
 
 
-def read_recording(path: str, sample_rate: int) -> np.ndarray:
-    """A recording of any length as int16 [N], mono, at `sample_rate` Hz: it is decoded in blocks,
-    so that beside the result only a few of them are in memory. Raises BadAudio."""
-    with _opened(path) as f:
-        audio = np.empty(0 if _unknown(f) else _resampled_length(f, sample_rate), np.int16)
-        n = 0
-        for part in _int16_blocks(path, f, sample_rate):
-            if n + len(part) > len(audio):
-                audio = np.resize(audio, 2 * n + len(part))
-            audio[n : n + len(part)] = part
-            n += len(part)
-    return audio[:n]
-
-
 def read_blocks(path: str, sample_rate: int) -> Iterator[np.ndarray]:
-    """The samples of `read_recording` in blocks, int16 [n] each; the file is open until the last
-    one. Raises BadAudio, for a file that is cut off or damaged after the blocks before that."""
-    with _opened(path) as f:
-        yield from _int16_blocks(path, f, sample_rate)
-
-
-def _int16_blocks(path: str, f: Any, sample_rate: int) -> Iterator[np.ndarray]:
-    """int16 [n] blocks of an open file, mono, at `sample_rate` Hz. Raises BadAudio."""
+    """A recording of any length in blocks, int16 [n] each, mono, at `sample_rate` Hz; the file is
+    open until the last one. Raises BadAudio, for a file that is cut off or damaged after the blocks
+    before that."""
     import soxr
 
-    stream = soxr.ResampleStream(f.samplerate, sample_rate, 1, dtype="float32")
-    same, n = f.samplerate == sample_rate, 0
-    for block in itertools.chain(_blocks(path, f), [None]):
-        last = block is None
-        x = np.zeros(0, np.float32) if last else block
-        part = to_int16(x if same else stream.resample_chunk(x, last=last))
-        n += len(part)
-        yield part
+    with _opened(path) as f:
+        stream = soxr.ResampleStream(f.samplerate, sample_rate, 1, dtype="float32")
+        same, n = f.samplerate == sample_rate, 0
+        for block in itertools.chain(_blocks(path, f), [None]):
+            last = block is None
+            x = np.zeros(0, np.float32) if last else block
+            part = to_int16(x if same else stream.resample_chunk(x, last=last))
+            n += len(part)
+            yield part
     if not n:
         raise _no_samples(path)
 

@@ -114,15 +114,9 @@ def opened(data: Any, name: str, spec: str, log: Callable[[str], None]) -> Sourc
     """The source `spec` of the part `name`, undivided. Raises UserError."""
     if not spec:
         raise UserError(f"data.train is empty. Set it to {sources.EXAMPLES}.")
-    return sources.opened(
-        spec, reading(data, name, f"data.{name}" if data[name] else "data.train", log)
-    )
-
-
-def reading(data: Any, part: str, key: str, log: Callable[[str], None]) -> Reading:
-    return Reading(
-        part=part,
-        key=key,
+    reading = Reading(
+        part=name,
+        key=f"data.{name}" if data[name] else "data.train",
         columns=data.columns,
         sample_rate=data.sample_rate,
         max_samples=max_samples(data),
@@ -131,6 +125,7 @@ def reading(data: Any, part: str, key: str, log: Callable[[str], None]) -> Readi
         cache_dir=data.cache_dir,
         log=log,
     )
+    return sources.opened(spec, reading)
 
 
 def max_samples(data: Any) -> int:

@@ -80,9 +80,11 @@ def _form(spec: str) -> Any:
     return next((module for module in _FORMS if module.matches(spec)), None)
 
 
-def opened_input(spec: str, reading: Reading) -> tuple[list[dict[str, Any]], list[str]]:
-    """(rows, paths) of recordings without texts: a file, a folder, a pattern such as
-    'calls/**/*.wav', or a table of files. Rows have `file`, and `row` if they are of a table.
+def input_paths(spec: str, key: str, column: str, log: Callable[[str], None]) -> list[str]:
+    """The paths of recordings without texts: a file, a folder, a pattern such as 'calls/**/*.wav',
+    or a table of files, which its `column` names. key: where `spec` was given, for messages.
     Raises UserError."""
-    module = table if table.matches(spec) else pattern
-    return module.paths(os.path.expanduser(spec), reading)
+    spec = os.path.expanduser(spec)
+    if table.matches(spec):
+        return table.paths(spec, key, column)
+    return pattern.paths(spec, key, log)

@@ -1,6 +1,6 @@
 """Recordings without texts: a file, a folder with those below it, or a pattern of such paths."""
 
-from typing import Any
+from collections.abc import Callable
 
 from bigjax.data.audio.sources.files import EXTENSIONS, UNIT
 from bigjax.data.file_list import matching_inputs
@@ -8,7 +8,6 @@ from bigjax.data.file_list import matching_inputs
 _EXAMPLE = "a recording, a folder, a pattern such as 'calls/*.wav'"
 
 
-def paths(spec: str, reading) -> tuple[list[dict[str, Any]], list[str]]:
-    """(rows, paths), as sources.opened_input."""
-    sizes = matching_inputs(spec, reading.key, EXTENSIONS, UNIT, _EXAMPLE, reading.log)
-    return [{"file": path} for path in sizes], [*sizes]
+def paths(spec: str, key: str, log: Callable[[str], None]) -> list[str]:
+    """As sources.input_paths."""
+    return [*matching_inputs(spec, key, EXTENSIONS, UNIT, _EXAMPLE, log)]

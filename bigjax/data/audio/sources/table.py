@@ -1,8 +1,6 @@
 """A table of audio files, a manifest: data.columns.audio has paths, beside the table or absolute,
 and data.columns.text its transcript."""
 
-from typing import Any
-
 from bigjax.data.audio.sources.files import UNIT, Files
 from bigjax.data.file_list import files_of_table
 from bigjax.data.tables import read_table
@@ -24,9 +22,6 @@ def opened(spec: str, reading) -> Files:
     return Files("table", paths, sizes, rows, reading)
 
 
-def paths(spec: str, reading) -> tuple[list[dict[str, Any]], list[str]]:
-    """(rows, paths), as sources.opened_input."""
-    audio = reading.columns.audio
-    table = read_table(spec, [audio])
-    paths, _ = files_of_table(spec, table, audio, reading.key, UNIT)
-    return [{"file": path, "row": row["row"]} for path, row in zip(paths, table)], paths
+def paths(spec: str, key: str, column: str) -> list[str]:
+    """As sources.input_paths."""
+    return files_of_table(spec, read_table(spec, [column]), column, key, UNIT)[0]
