@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from bigjax.data.audio import decode as module
 from bigjax.data.audio.decode import BadAudio, check, decode, read_blocks, resample, to_int16
 from tests.audio_files import RATE, content, samples, write
 
@@ -93,14 +92,78 @@ def test_a_long_recording_is_refused_before_it_is_decoded(tmp_path, monkeypatch)
         decode(path, RATE, LONG)
 
 
-def test_a_long_recording_whose_header_does_not_say_so(tmp_path, monkeypatch):
-    path = write(tmp_path / "x.wav", samples(0, 4000), 4000)
-    monkeypatch.setattr(module, "_unknown", lambda f: True)
-    with pytest.raises(
-        BadAudio, match=r"it is more than 0.5 s long .*max_seconds=0.5 allows 4,000"
-    ):
-        decode(path, RATE, 4000)
-    assert len(decode(path, RATE, 8000)) == len(read_all(path, RATE)) == 8000
+def mp3(n, kbps=1):
+    """An MP3 of n silent frames at 44,100 Hz, of a constant bitrate, without a count of them."""
+    size, raw = 144_000 * (32, 40, 48)[kbps - 1] / 44100, b""
+    for i in range(n):
+        padding = int((i + 1) * size) - int(i * size) - int(size)
+        head = 0xFFFB00C0 | kbps << 12 | padding << 9
+        raw += head.to_bytes(4, "big") + bytes(int(size) + padding - 4)
+    return raw
+
+
+TAG = b"ID3\4\0\0\0\0\1\0" + bytes(128)
+
+
+@pytest.mark.parametrize("kind", ["MP3", "OGG"])
+@pytest.mark.parametrize("rate, channels", [(8000, 1), (16000, 2), (22050, 1), (44100, 2)])
+def test_the_lengths_of_lossy_files(tmp_path, kind, rate, channels):
+    """Also with tags before and after them."""
+    x = np.stack([samples(i, 3 * rate + 77) for i in range(channels)], 1)
+    raw = content(x, rate, kind)
+    tagged = [TAG + raw, raw + b"TAG" + bytes(125)] if kind == "MP3" else []
+    for i, file in enumerate([raw, *tagged]):
+        (tmp_path / f"{i}").write_bytes(file)
+        assert check(f"{tmp_path}/{i}", rate, 9 * rate) == pytest.approx(3 + 77 / rate)
+        assert len(read_all(f"{tmp_path}/{i}", rate)) == 3 * rate + 77
+
+
+@pytest.mark.parametrize("before, after", [(b"", b""), (TAG, b""), (b"", b"TAG" + bytes(125))])
+def test_mp3_of_a_constant_bitrate_without_a_count_of_frames(tmp_path, before, after):
+    """libsndfile's estimate of its length is too large."""
+    (tmp_path / "x.mp3").write_bytes(before + mp3(400) + after)
+    path = str(tmp_path / "x.mp3")
+    assert soundfile.info(path).frames > 400 * 1152
+    assert check(path, 44100, 99 * 44100) == 400 * 1152 / 44100
+    assert len(read_all(path, 44100)) == 400 * 1152
+
+
+LOSSY = {kind: content(samples(0, 3 * RATE), kind=kind) for kind in ("MP3", "OGG")}
+
+
+@pytest.mark.parametrize(
+    "name, raw, words",
+    [
+        ("vbr.mp3", mp3(100, 3) + mp3(300), "would be read: its length is not at its beginning"),
+        ("two.mp3", LOSSY["MP3"] * 2, "3.0 of .* s would be read"),
+        ("tags.mp3", TAG + LOSSY["MP3"] + b"TAG" + bytes(125) + TAG + LOSSY["MP3"], "3.0 of "),
+        ("rates.mp3", LOSSY["MP3"] + mp3(100), "3.0 of .* s would be read"),
+        ("two.ogg", LOSSY["OGG"] * 2, r"several OGG streams, .* the first \(3.0 s\) would be read"),
+    ],
+)
+def test_files_of_which_only_the_beginning_would_be_read(tmp_path, name, raw, words):
+    path = tmp_path / name
+    path.write_bytes(raw)
+    for act in (lambda: decode(str(path), RATE, 99 * RATE), lambda: check(str(path), RATE, LONG)):
+        with pytest.raises(BadAudio, match=f"{words}.*Write it again: ffmpeg -i {name} {name[:3]}"):
+            act()
+
+
+def test_flac_without_a_length(tmp_path):
+    """As an encoder writes it to a pipe."""
+    raw = bytearray(content(samples(0), kind="FLAC"))
+    raw[21] &= 0xF0
+    raw[22:26] = bytes(4)
+    (tmp_path / "x.flac").write_bytes(raw)
+    for act in (check, decode):
+        with pytest.raises(BadAudio, match="no length in its header.*-i x.flac x.new.flac"):
+            act(str(tmp_path / "x.flac"), RATE, float("inf"))
+
+
+def test_samples_without_a_header(tmp_path):
+    (tmp_path / "x.raw").write_bytes(samples(0).tobytes())
+    with pytest.raises(BadAudio, match="without a header.* -f s16le -ar RATE -ac 1 -i x.raw x.fl"):
+        decode(str(tmp_path / "x.raw"), RATE, LONG)
 
 
 def header(at, value):

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 import contextlib
 import io
 import itertools
-import math
 import os
 import re
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
+from bigjax.data.audio.lengths import is_chained, mp3_samples
 from bigjax.errors import UserError
 from bigjax.plural import plural
 
@@ -22,6 +22,7 @@ _LOUDEST = 64.0  # of floats, which are of -1 to 1: above it they are something 
 _BLOCK = 1 << 16  # frames
 _UNKNOWN_SIZE = 0x7FFFFFFF  # from which on the size of a WAV means that it went into a pipe
 _UNKNOWN_FRAMES = 1 << 62
+_MP3_FRAME = 1152  # samples, at most
 _OGG_PAGE, _OGG_LAST = 65_307, 4  # the longest page in bytes; the flag of a stream's last page
 _CODECS = (  # that soundfile does not read: (offset, regular expression, name)
     (4, rb"ftyp", "an MP4 file, as .m4a with AAC or ALAC is"),
@@ -49,9 +50,9 @@ class BadAudio(UserError):
 def check(path: str, sample_rate: int, max_samples: float) -> float:
     """The seconds of a recording by its header, without decoding it. Raises BadAudio as `decode`
     where the header shows it."""
-    with _opened(path) as f:
-        _check_length(path, f, sample_rate, max_samples)
-        return f.frames / f.samplerate
+    with _opened(path) as (f, n):
+        _check_length(path, n, f.samplerate, sample_rate, max_samples)
+        return n / f.samplerate
 
 
 def decode(path: str, sample_rate: int, max_samples: int) -> np.ndarray:
@@ -60,19 +61,14 @@ def decode(path: str, sample_rate: int, max_samples: int) -> np.ndarray:
     path: a file, local or on gs:// or s3://. max_samples: at that rate; a longer one is refused
     before it is decoded. Raises BadAudio.
     """
-    with _opened(path) as f:
-        _check_length(path, f, sample_rate, max_samples)
+    with _opened(path) as (f, n):
         rate = f.samplerate
-        # Some headers do not say how long the recording is.
-        most = int((max_samples + 2) * rate / sample_rate)
-        blocks = [*_blocks(path, f, most)]
-    x = np.concatenate([*blocks, np.zeros(0, np.float32)])
-    samples = resample(x, rate, sample_rate)
+        _check_length(path, n, rate, sample_rate, max_samples)
+        blocks = [*_blocks(path, f, n)]
+    samples = resample(np.concatenate(blocks), rate, sample_rate)
     if not len(samples):
         raise _no_samples(path)
-    if len(samples) > max_samples + 1:  # one may be due to rounding
-        raise _too_long(path, len(samples), sample_rate, max_samples, "more than ")
-    return samples[:max_samples]
+    return samples[:max_samples]  # one more may be due to rounding
 
 
 def read_blocks(path: str, sample_rate: int) -> Iterator[np.ndarray]:
@@ -81,10 +77,10 @@ def read_blocks(path: str, sample_rate: int) -> Iterator[np.ndarray]:
     before that."""
     import soxr
 
-    with _opened(path) as f:
+    with _opened(path) as (f, length):
         stream = soxr.ResampleStream(f.samplerate, sample_rate, 1, dtype="float32")
         same, n = f.samplerate == sample_rate, 0
-        for block in itertools.chain(_blocks(path, f), [None]):
+        for block in itertools.chain(_blocks(path, f, length), [None]):
             last = block is None
             x = np.zeros(0, np.float32) if last else block
             part = to_int16(x if same else stream.resample_chunk(x, last=last))
@@ -109,10 +105,16 @@ def resample(x: np.ndarray, rate: float, sample_rate: float) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[Any]:
-    """A soundfile.SoundFile. Raises BadAudio."""
+def _opened(path: str) -> Iterator[tuple[Any, int]]:
+    """(a soundfile.SoundFile, its length in samples). Raises BadAudio."""
     import soundfile  # it loads a library, which is needed for files only
 
+    name, extension = os.path.splitext(os.path.basename(path))
+    if extension.lower() == ".raw":
+        raise BadAudio(
+            f"{path}: samples without a header, by its name; their rate and type are not known. "
+            f"Convert them: ffmpeg -f s16le -ar RATE -ac 1 -i {name}{extension} {name}.flac"
+        )
     with contextlib.ExitStack() as stack:
         if "://" in path:
             file: Any = io.BytesIO(epath.Path(path).read_bytes())
@@ -136,16 +138,14 @@ def _opened(path: str) -> Iterator[Any]:
         _check_whole(path, f)
         if not f.frames:
             raise _no_samples(path)
-        yield f
+        yield f, _length(path, f, file)
 
 
 def _bad(path: str, head: bytes, e: Exception) -> BadAudio:
     what = lambda table: next(
         (name for at, pattern, name in table if re.match(pattern, head[at:], re.S | re.I)), ""
     )
-    own = os.path.basename(path)
-    name, extension = os.path.splitext(own)
-    remedy = f"ffmpeg -i {own} {name}{'.new' * (extension.lower() == '.flac')}.flac"
+    remedy = _conversion(path)
     if name := what(_CODECS):
         return BadAudio(f"{path}: {name}; {FORMATS} are read. Convert it: {remedy}")
     if name := what(_OTHERS):
@@ -157,6 +157,13 @@ def _bad(path: str, head: bytes, e: Exception) -> BadAudio:
         f"{path}: not a recording that soundfile can read ({FORMATS}), or a damaged one: "
         f"{_reason(e)}.{codec} If it plays elsewhere, convert it: {remedy}"
     )
+
+
+def _conversion(path: str) -> str:
+    """The command that writes a recording again."""
+    own = os.path.basename(path)
+    name, extension = os.path.splitext(own)
+    return f"ffmpeg -i {own} {name}{'.new' * (extension.lower() == '.flac')}.flac"
 
 
 def _check_end(path: str, file: Any) -> None:
@@ -186,42 +193,52 @@ def _check_whole(path: str, f: Any) -> None:
         )
 
 
-def _unknown(f: Any) -> bool:
-    """Whether the header does not say how many samples there are."""
-    return f.frames >= _UNKNOWN_FRAMES
-
-
-def _resampled_length(f: Any, sample_rate: int) -> int:
-    return round(f.frames * sample_rate / f.samplerate)
+def _length(path: str, f: Any, file: Any) -> int:
+    """The samples that can be read, which are all in the file. Raises BadAudio if they are not, or
+    if their number is not known. file: the open file."""
+    what = ""
+    if f.frames >= _UNKNOWN_FRAMES:
+        what = "no length in its header, as of FLAC that was written to a pipe"
+    elif f.format == "OGG" and is_chained(file):
+        what = (
+            "several OGG streams, one after another, of which only the first "
+            f"({f.frames / f.samplerate:,.1f} s) would be read"
+        )
+    elif f.subtype == "MPEG_LAYER_III" and f.format == "MP3":
+        samples = mp3_samples(file, f.frames)
+        if samples <= f.frames + _MP3_FRAME:
+            return min(samples, f.frames)
+        what = (
+            f"{f.frames / f.samplerate:,.1f} of {samples / f.samplerate:,.1f} s would be read: its "
+            "length is not at its beginning, or it is several MP3 files in one"
+        )
+    if what:
+        raise BadAudio(f"{path}: {what}. Write it again: {_conversion(path)}")
+    return f.frames
 
 
 def _no_samples(path: str) -> BadAudio:
     return BadAudio(f"{path}: it has 0 seconds: no samples follow its header.")
 
 
-def _check_length(path: str, f: Any, sample_rate: int, max_samples: float) -> None:
-    n = _resampled_length(f, sample_rate)
-    if n > max_samples and not _unknown(f):
-        raise _too_long(path, n, sample_rate, max_samples)
+def _check_length(path: str, n: int, rate: int, sample_rate: int, max_samples: float) -> None:
+    if (n := round(n * sample_rate / rate)) > max_samples:
+        raise BadAudio(
+            f"{path}: it is {n / sample_rate:,.1f} s long ({n:,} samples at {sample_rate:,} Hz); "
+            f"data.max_seconds={max_samples / sample_rate:g} allows {max_samples:,}. Cut it and "
+            "its text into parts, or raise data.max_seconds."
+        )
 
 
-def _too_long(path: str, n: int, rate: int, most: float, more: str = "") -> BadAudio:
-    return BadAudio(
-        f"{path}: it is {more}{n / rate:,.1f} s long ({n:,} samples at {rate:,} Hz); "
-        f"data.max_seconds={most / rate:g} allows {most:,}. Cut it and its text into parts, or "
-        "raise data.max_seconds."
-    )
-
-
-def _blocks(path: str, f: Any, most: float = math.inf) -> Iterator[np.ndarray]:
-    """float32 [n] blocks of an open file, mono, up to `most` samples. Raises BadAudio."""
+def _blocks(path: str, f: Any, length: int) -> Iterator[np.ndarray]:
+    """float32 [n] blocks of an open file of `length` samples, mono. Raises BadAudio."""
     import soundfile
 
     done = 0
-    while done < most:
+    while True:
         second = done / f.samplerate
         try:
-            block = f.read(int(min(_BLOCK, most - done)), dtype="float32", always_2d=True)
+            block = f.read(_BLOCK, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as e:
             raise BadAudio(
                 f"{path}: the file is cut off or damaged, at {second:,.1f} s or later: "
@@ -232,9 +249,9 @@ def _blocks(path: str, f: Any, most: float = math.inf) -> Iterator[np.ndarray]:
         _check_values(path, block, second)
         done += len(block)
         yield block[:, 0] if block.shape[1] == 1 else block.mean(1)
-    if done < min(f.frames, most) and not _unknown(f):
+    if done < length:
         raise BadAudio(
-            f"{path}: the file is cut off or damaged: its header says {f.frames:,} samples, and "
+            f"{path}: the file is cut off or damaged: its header says {length:,} samples, and "
             f"{done:,} can be decoded. Copy it again."
         )
 
