@@ -1,11 +1,13 @@
 """Recordings of every kind as samples at one rate, and files that are none."""
 
+import errno
 import re
 
 import numpy as np
 import pytest
 import soundfile
 
+from bigjax.data.audio import decode as module
 from bigjax.data.audio.decode import BadAudio, check, decode, read_blocks, resample, to_int16
 from tests.audio_files import RATE, content, samples, write
 
@@ -217,6 +219,23 @@ def test_bad_files(tmp_path, name):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(BadAudio, match="none.wav: No such file or directory"):
         decode(str(tmp_path / "none.wav"), RATE, LONG)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ETIMEDOUT])
+def test_a_failure_of_storage_is_not_one_of_the_file(tmp_path, monkeypatch, number):
+    path = write(tmp_path / "x.wav", samples(0))
+
+    def fail(*_):
+        raise OSError(number, "failure")
+
+    monkeypatch.setattr(module, "open", fail, raising=False)
+    with pytest.raises(OSError, match="failure"):
+        check(path, RATE, LONG)
+    monkeypatch.undo()
+    error = soundfile.LibsndfileError(2)  # "System error", of too many open files
+    monkeypatch.setattr(soundfile, "SoundFile", lambda _: (_ for _ in ()).throw(error))
+    with pytest.raises(OSError, match="x.wav: .*System error"):
+        check(path, RATE, LONG)
 
 
 @pytest.mark.parametrize("size", [b"\xff\xff\xff\xff", bytes(4)])

@@ -22,6 +22,7 @@ _LOUDEST = 64.0  # of floats, which are of -1 to 1: above it they are something 
 _BLOCK = 1 << 16  # frames
 _UNKNOWN_SIZE = 0x7FFFFFFF  # from which on the size of a WAV means that it went into a pipe
 _UNKNOWN_FRAMES = 1 << 62
+_SYSTEM_ERROR = 2  # of libsndfile
 _MP3_FRAME = 1152  # samples, at most
 _OGG_PAGE, _OGG_LAST = 65_307, 4  # the longest page in bytes; the flag of a stream's last page
 _CODECS = (  # that soundfile does not read: (offset, regular expression, name)
@@ -121,12 +122,14 @@ def _opened(path: str) -> Iterator[tuple[Any, int]]:
         else:
             try:
                 file = stack.enter_context(open(path, "rb"))
-            except OSError as e:
+            except (FileNotFoundError, PermissionError, IsADirectoryError) as e:  # not of storage
                 raise BadAudio(f"{path}: {e.strerror}.") from None
         _check_end(path, file)
         try:
             f = stack.enter_context(soundfile.SoundFile(file if "://" in path else path))
         except soundfile.LibsndfileError as e:
+            if e.code == _SYSTEM_ERROR:  # such as too many open files
+                raise OSError(f"{path}: {e}") from e
             file.seek(0)
             raise _bad(path, file.read(64), e) from None
         low, high = _RATES
