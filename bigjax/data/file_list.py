@@ -2,6 +2,7 @@
 local or on gs:// or s3://."""
 
 from collections.abc import Callable, Mapping, Sequence
+import concurrent.futures
 import os
 from typing import Any
 
@@ -12,6 +13,8 @@ from bigjax.errors import UserError
 
 # The names that a folder of a split may have.
 SPLIT_FOLDERS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
+_REQUESTS = 64  # to storage at a time
+_AT_ONCE = 4096
 
 
 def read_file(path: str, error: type[UserError]) -> bytes:
@@ -76,7 +79,9 @@ def matching_inputs(
         chosen = files
     elif len(chosen) < len(files):
         log(f"data: {len(files) - len(chosen):,} files of {spec} are no {unit} by their names")
-    sizes = {str(path): size_of(path) for path in chosen}
+    names = [*map(str, chosen)]
+    # A link to nothing is named where it is read, as in folders.
+    sizes = {name: size or 0 for name, size in zip(names, sizes_of(names))}
     for folder in (path for path in paths if path.is_dir()):
         sizes |= dict(named_files(str(folder), extensions, unit, log))
     if not sizes:
@@ -95,21 +100,22 @@ def files_of_table(
 
     rows: of data.tables.read_table(spec). Raises UserError if some do not exist.
     """
-    folder = spec.rpartition("/")[0]
-    paths, sizes, missing = [], [], []
-    for row in rows:
-        path = beside(folder, row[column])
-        try:
-            sizes.append(size_of(epath.Path(path)))
-        except OSError:
-            missing.append(f"{row['where']}: {path}")
-        paths.append(path)
-    if missing:
+    paths = paths_of_table(spec, rows, column)
+    sizes = sizes_of(paths)
+    if missing := [
+        f"{row['where']}: {path}" for row, path, n in zip(rows, paths, sizes) if n is None
+    ]:
         raise UserError(
             f"{key}: {len(missing):,} of {len(rows):,} {unit} of {spec} do not exist, such as "
             f"{missing[0]}. Paths are relative to the table's folder."
         )
-    return paths, sizes
+    return paths, [n for n in sizes if n is not None]
+
+
+def paths_of_table(spec: str, rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+    """The paths of files_of_table, which may not exist."""
+    folder = spec.rpartition("/")[0]
+    return [beside(folder, row[column]) for row in rows]
 
 
 def beside(folder: str, name: str) -> str:
@@ -119,6 +125,23 @@ def beside(folder: str, name: str) -> str:
     return f"{folder}/{name}"
 
 
-def size_of(path: Any) -> int:
-    """In bytes. Raises OSError."""
-    return int(path.stat().length)
+def sizes_of(paths: Sequence[str]) -> list[int | None]:
+    """In bytes; None for a file that does not exist."""
+
+    def size(i: int) -> int | None:
+        try:
+            return int(epath.Path(paths[i]).stat().length)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    remote = any("://" in path for path in paths)
+    return in_threads(size, len(paths), _REQUESTS if remote else 0)
+
+
+def in_threads(act: Callable[[int], Any], n: int, threads: int) -> list[Any]:
+    """[act(0), ..., act(n - 1)]; threads: 0 = as many as the machine has processors."""
+    results: list[Any] = []
+    with concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        for start in range(0, n, _AT_ONCE):  # `map` makes an object for each at once
+            results += pool.map(act, range(start, min(n, start + _AT_ONCE)))
+    return results

@@ -1,10 +1,13 @@
 """Recordings from folders, tables, buckets; and recordings without texts."""
 
 import json
+import threading
+import types
 
 import numpy as np
 import pytest
 
+from bigjax.data import file_list
 from bigjax.data.audio import sources
 from bigjax.data.audio.decode import read_blocks
 from bigjax.errors import UserError
@@ -117,6 +120,45 @@ def test_lengths_are_read_once(tmp_path, monkeypatch):
     write(root / "001.wav", samples(1, 801))
     with pytest.raises(TypeError):  # another file: read again
         whole(tmp_path, train=str(root))
+
+
+@pytest.mark.parametrize("make", [make_folder, make_table])
+def test_data_that_moved_are_the_same(tmp_path, make):
+    """A run resumes with them; with other files it does not."""
+    make(tmp_path / "a", n=3)
+    kind = "list.tsv" if make is make_table else ""
+    first = whole(tmp_path, train=str(tmp_path / "a" / kind)).fingerprint
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert whole(tmp_path, train=f"{tmp_path}/b/{kind}").fingerprint == first
+    next((tmp_path / "b").rglob("002.*a*")).write_bytes(content(samples(2, 900)))
+    assert whole(tmp_path, train=f"{tmp_path}/b/{kind}").fingerprint != first
+
+
+def test_lengths_of_files_of_equal_names_and_sizes(tmp_path):
+    """They are kept for each folder."""
+    for name, rate in (("a", RATE), ("b", RATE // 2)):
+        write(tmp_path / name / "x.wav", samples(0), rate)
+        (tmp_path / name / "x.txt").write_text("x")
+    a, b = (whole(tmp_path, train=str(tmp_path / name)) for name in "ab")
+    assert a.examples["train"].seconds == [0.1] and b.examples["train"].seconds == [0.2]
+
+
+def test_sizes_in_a_bucket_are_asked_for_together(monkeypatch):
+    together = threading.Barrier(32, timeout=10)
+
+    class Path:
+        def __init__(self, name):
+            self.name = name
+
+        def stat(self):
+            together.wait()
+            if self.name == "gs://b/7":
+                raise FileNotFoundError
+            return types.SimpleNamespace(length=5)
+
+    monkeypatch.setattr(file_list, "epath", types.SimpleNamespace(Path=Path))
+    sizes = file_list.sizes_of([f"gs://b/{i}" for i in range(32)])
+    assert sizes == [5] * 7 + [None] + [5] * 24
 
 
 def input_paths(spec):

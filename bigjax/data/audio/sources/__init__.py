@@ -86,5 +86,5 @@ def input_paths(spec: str, key: str, column: str, log: Callable[[str], None]) ->
     Raises UserError."""
     spec = os.path.expanduser(spec)
     if table.matches(spec):
-        return table.paths(spec, key, column)
+        return table.paths(spec, column)
     return pattern.paths(spec, key, log)

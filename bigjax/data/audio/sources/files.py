@@ -1,7 +1,6 @@
 """Recordings that are files with a text each, local or on gs:// or s3://."""
 
-from collections.abc import Callable, Sequence
-import concurrent.futures
+from collections.abc import Sequence
 import hashlib
 import io
 import os
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bigjax.data.audio.decode import BadAudio, check, decode
+from bigjax.data.file_list import in_threads
 from bigjax.data.files import cache_folder, write_cached
 
 # What soundfile reads, and what somebody may expect it to read: those are named, not left out.
@@ -17,16 +17,17 @@ EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff",
 EXTENSIONS += (".w64", ".rf64", ".sph", ".m4a", ".aac", ".mp4", ".wma", ".amr", ".webm", ".wv")
 UNIT = "recordings"
 _MANY = 20_000  # recordings, from which on reading their headers is reported
-_AT_ONCE = 4096
 
 
 class Files:
-    """paths: of the recordings. sizes: in bytes; the fingerprint is of names and sizes. rows: as of
-    a Source. reading: a Reading."""
+    """paths: of the recordings, in `folder` or elsewhere. sizes: in bytes; the fingerprint is of
+    them and of the names in the folder, which may move. rows: as of a Source. reading: a Reading.
+    """
 
     def __init__(
         self,
         kind: str,
+        folder: str,
         paths: Sequence[str],
         sizes: Sequence[int],
         rows: Sequence[dict[str, Any]],
@@ -34,8 +35,9 @@ class Files:
     ) -> None:
         self.rows, self._paths, self._reading = rows, list(paths), reading
         self._lengths: np.ndarray | None = None
-        digest = hashlib.sha256(repr(([row["file"] for row in rows], list(sizes))).encode())
-        self.fingerprint = f"{kind}-{digest.hexdigest()[:16]}"
+        self._sizes = list(sizes)
+        names = [path.removeprefix(f"{folder.rstrip('/')}/") if folder else path for path in paths]
+        self.fingerprint = f"{kind}-{_digest(names, self._sizes)}"
 
     def read(self, i: int, rng: np.random.Generator | None) -> np.ndarray:
         del rng
@@ -54,7 +56,8 @@ class Files:
 
     def _read_lengths(self) -> np.ndarray:
         n, cache_dir = len(self._paths), self._reading.cache_dir
-        cached = cache_folder(cache_dir, "audio") / f"seconds-{self.fingerprint}.npy"
+        files = [*map(os.path.abspath, self._paths)]
+        cached = cache_folder(cache_dir, "audio") / f"seconds-{_digest(files, self._sizes)}.npy"
         try:
             seconds = np.load(cached)
             if seconds.shape == (n,):
@@ -76,10 +79,5 @@ class Files:
             return np.nan
 
 
-def in_threads(act: Callable[[int], Any], n: int, threads: int) -> list[Any]:
-    """[act(0), ..., act(n - 1)]; threads: 0 = as many as the machine has processors."""
-    results: list[Any] = []
-    with concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        for start in range(0, n, _AT_ONCE):  # `map` makes an object for each at once
-            results += pool.map(act, range(start, min(n, start + _AT_ONCE)))
-    return results
+def _digest(*content: list) -> str:
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]

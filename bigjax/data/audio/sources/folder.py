@@ -11,8 +11,8 @@ from typing import Any
 
 from etils import epath
 
-from bigjax.data.audio.sources.files import EXTENSIONS, Files, in_threads
-from bigjax.data.file_list import SPLIT_FOLDERS, all_files
+from bigjax.data.audio.sources.files import EXTENSIONS, Files
+from bigjax.data.file_list import SPLIT_FOLDERS, all_files, in_threads
 from bigjax.data.text_files import read_lines, read_text
 from bigjax.errors import UserError
 
@@ -68,7 +68,7 @@ def opened(spec: str, reading) -> Files:
             f"{empty[0]['where']}: the text is empty; {len(empty):,} of {len(rows):,} are. Write "
             "the transcript of the recording, or take it out of the folder."
         )
-    return Files("folder", paths, [files[path] for path in paths], rows, reading)
+    return Files("folder", folder, paths, [files[path] for path in paths], rows, reading)
 
 
 def _stem(path: str) -> str:

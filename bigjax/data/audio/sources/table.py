@@ -2,7 +2,7 @@
 and data.columns.text its transcript."""
 
 from bigjax.data.audio.sources.files import UNIT, Files
-from bigjax.data.file_list import files_of_table
+from bigjax.data.file_list import files_of_table, paths_of_table
 from bigjax.data.tables import read_table
 from bigjax.data.text_files import extension
 
@@ -19,9 +19,9 @@ def opened(spec: str, reading) -> Files:
         {"file": path, "text": " ".join(row[text].split()), "where": row["where"]}
         for path, row in zip(paths, table)
     ]
-    return Files("table", paths, sizes, rows, reading)
+    return Files("table", spec.rpartition("/")[0], paths, sizes, rows, reading)
 
 
-def paths(spec: str, key: str, column: str) -> list[str]:
-    """As sources.input_paths."""
-    return files_of_table(spec, read_table(spec, [column]), column, key, UNIT)[0]
+def paths(spec: str, column: str) -> list[str]:
+    """As sources.input_paths; files may be missing."""
+    return paths_of_table(spec, read_table(spec, [column]), column)
