@@ -72,7 +72,9 @@ def run(arguments: Arguments) -> None:
     elif options.language or not tokenizer.multilingual:
         tokenizer.start(options.language, options.task)  # raises UserError
         options = dataclasses.replace(options, language=options.language or "en")
-    files = recordings_of(arguments.positional, config)
+    files, without = recordings_of(arguments.positional, config)
+    for message in without:
+        _note(f"note: not transcribed: {message}")
     output, left = None, files
     if f.output:
         output = transcripts.Folder(f.output, formats, files)
@@ -84,11 +86,11 @@ def run(arguments: Arguments) -> None:
             )
     errors = _transcribe(arguments, config, family, tokenizer, options, left, output)
     kept = output.write_failures(errors) if output else ""
-    if errors:
-        where = f"{kept} says why" if kept else "the notes above say why"
+    if n := len(errors) + len(without):
+        where = f"{kept} says why" if kept and not without else "the notes above say why"
+        total = len(files) + len(without)
         raise RunError(
-            f"{len(errors):,} of {len(files):,} {plural(len(files), 'recording')} could not be "
-            f"transcribed; {where}."
+            f"{n:,} of {total:,} {plural(total, 'recording')} could not be transcribed; {where}."
         )
 
 
@@ -127,31 +129,44 @@ def formats_of(f) -> list[str]:
     return formats
 
 
-def recordings_of(specs: Sequence[str], config) -> list[str]:
-    """The paths that files, folders, patterns and tables name, each once. A file that does not
-    exist is one of them, unless none does. Raises UserError."""
+def recordings_of(specs: Sequence[str], config) -> tuple[list[str], list[str]]:
+    """(the paths that files, folders, patterns and tables name, each once; what is wrong with
+    folders and patterns that name none). Paths may be of missing files. Raises UserError, also if
+    no file is left."""
     import glob
     import os
 
     from bigjax.data import audio
     from bigjax.data.audio import sources
+    from bigjax.data.file_list import NoFiles
 
     columns = config.data.columns if config.data.name == "audio" else audio.Columns()
     files: dict[str, str] = {}
-    n_missing = 0
+    without: list[str] = []
     for spec in specs:
+        paths = [spec]  # a missing one is named when it is read, and the others are transcribed
         if "://" in spec or glob.has_magic(spec) or os.path.exists(spec):
-            paths = sources.input_paths(spec, "FILE", columns.audio, _note)
-        else:  # of several, so that it is named and the others are transcribed
-            paths, n_missing = [spec], n_missing + 1
+            try:
+                paths = sources.input_paths(spec, "FILE", columns.audio, _note)
+            except NoFiles as e:
+                if len(specs) == 1:
+                    raise
+                paths = []
+                without.append(str(e))
         for path in paths:
             files.setdefault(path if "://" in path else os.path.abspath(path), path)
-    if n_missing == len(specs):
+    if not any("://" in path or os.path.exists(path) for path in files):
+        first = next(iter(files.values()), None)
+        if first is None or first in specs:
+            raise UserError(
+                f"{specs[0]!r}: no such file or folder (looked from {os.getcwd()!r}). Give "
+                "recordings, folders, or a pattern such as 'calls/*.wav'."
+            )
         raise UserError(
-            f"{specs[0]!r}: no such file or folder (looked from {os.getcwd()!r}). Give recordings, "
-            "folders, or a pattern such as 'calls/*.wav'."
+            f"None of the {len(files):,} files that {' '.join(specs)} names exists, such as "
+            f"{first}. Paths in a table are relative to its folder."
         )
-    return [*files.values()]
+    return [*files.values()], without
 
 
 def _note(text: str) -> None:

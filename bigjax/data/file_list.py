@@ -17,6 +17,10 @@ _REQUESTS = 64  # to storage at a time
 _AT_ONCE = 4096
 
 
+class NoFiles(UserError):
+    """A path, folder or pattern that names no files."""
+
+
 def read_file(path: str, error: type[UserError]) -> bytes:
     """The content of a file. Raises `error` for a local file that is not there, such as a link to
     nothing."""
@@ -70,7 +74,7 @@ def matching_inputs(
     paths.
 
     key: where `spec` was given. unit: what the files are, such as 'images', and one of them with
-    its article and a pattern in `example`. Raises UserError if there is none.
+    its article and a pattern in `example`. Raises NoFiles if there is none.
     """
     paths = find(spec, key)
     files = [path for path in paths if not path.is_dir()]
@@ -86,7 +90,7 @@ def matching_inputs(
         sizes |= dict(named_files(str(folder), extensions, unit, log))
     if not sizes:
         what = f"names {len(paths):,} file(s) and folder(s) without {unit}" if paths else "no file"
-        raise UserError(
+        raise NoFiles(
             f"{key}={spec!r}: {what} (looked from {os.getcwd()!r}). Give {example}, or a table "
             "of files."
         )

@@ -307,8 +307,32 @@ def test_recordings_for_a_model_of_other_data(tmp_path):
     (tmp_path / "list.tsv").write_text("audio\na.wav\n")
     c = config_lib.new_config()
     assert c.data.name != "audio"
-    assert transcribe_cli.recordings_of([path], c) == [path]
-    assert transcribe_cli.recordings_of([f"{tmp_path}/list.tsv"], c) == [path]
+    assert transcribe_cli.recordings_of([path], c) == ([path], [])
+    assert transcribe_cli.recordings_of([f"{tmp_path}/list.tsv"], c) == ([path], [])
+
+
+def test_missing_files_do_not_end_the_others(run, tmp_path, capsys, monkeypatch):
+    """Of patterns, links and tables; without any other it is refused before the model is read."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.wav", tone(1), RATE)
+    (tmp_path / "link.wav").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "list.tsv").write_text("audio\na.wav\ngone.wav\n")
+    for i, (argv, n, words) in enumerate(
+        (
+            (["a.wav", "no*.wav"], 2, "FILE='no*.wav': no file (looked from"),
+            (["*.wav"], 2, "link.wav: No such file or directory."),
+            (["list.tsv"], 2, "gone.wav: No such file or directory."),
+        )
+    ):
+        code, lines, err = command(capsys, run, *argv, "--language=de", f"--output=o{i}", *FAST)
+        assert code == 1 and f"note: not transcribed: {words}" in err, err
+        assert f"1 of {n} recordings could not be transcribed; " in err
+        assert (tmp_path / f"o{i}" / "a.txt").exists()
+    (tmp_path / "a.wav").unlink()
+    code, _, err = command(capsys, run, "list.tsv")
+    assert code == 2 and "None of the 2 files that list.tsv names exists, such as a.wav" in err
+    code, _, err = command(capsys, run, "no*.wav", "nowhere.wav")
+    assert code == 2 and "'no*.wav': no such file or folder" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

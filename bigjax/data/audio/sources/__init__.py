@@ -82,8 +82,8 @@ def _form(spec: str) -> Any:
 
 def input_paths(spec: str, key: str, column: str, log: Callable[[str], None]) -> list[str]:
     """The paths of recordings without texts: a file, a folder, a pattern such as 'calls/**/*.wav',
-    or a table of files, which its `column` names. key: where `spec` was given, for messages.
-    Raises UserError."""
+    or a table of files, which its `column` names and which may be missing. key: where `spec` was
+    given, for messages. Raises UserError, NoFiles if there is none."""
     spec = os.path.expanduser(spec)
     if table.matches(spec):
         return table.paths(spec, column)
