@@ -103,11 +103,13 @@ class Decoded(NamedTuple):
 
 
 class WindowDecoder(Protocol):
-    """A model. n_samples: of a window. max_prompt: ids of a prompt, at most; 0 = no prompts."""
+    """A model. n_samples: of a window. hop: samples from frame to frame; fewer than that are not
+    decoded. max_prompt: ids of a prompt, at most; 0 = no prompts."""
 
     vocabulary: Vocabulary
     sample_rate: int
     n_samples: int
+    hop: int
     max_prompt: int
     detects: bool
 
@@ -221,13 +223,14 @@ class Recording:
         self.length = 0  # samples, up to the end of the current window
         self._windows = windows
 
-    def next_window(self, n: int) -> np.ndarray | None:
-        """The samples of the next window with a sound; None at the end, and then `done`. Raises
-        what reading raises."""
+    def next_window(self, n: int, hop: int) -> np.ndarray | None:
+        """The samples of the next window with a sound, at least `hop`; None at the end, and then
+        `done`. Raises what reading raises."""
         while len(audio := self._windows.at(self.seek, n)):
             self.length = self.seek + len(audio)
-            if audio.any():
-                self.silent = False
+            sound = audio.any()
+            self.silent &= not sound
+            if sound and len(audio) >= hop:
                 return audio
             self.seek += len(audio)
         self.done = True
@@ -272,14 +275,14 @@ def transcribe(
     while True:
         ready = []
         for recording in active:
-            audio = _read(recording, decoder.n_samples)
+            audio = _read(recording, decoder)
             if audio is None:
                 yield Step(recording, [])
             else:
                 ready.append((recording, audio))
         while len(ready) < batch and (file := next(waiting, None)) is not None:
             recording = Recording(file, Windows(read(file)), options.language)
-            audio = _read(recording, decoder.n_samples)
+            audio = _read(recording, decoder)
             if audio is None:
                 yield Step(recording, [])
             else:
@@ -301,10 +304,10 @@ def _detect(ready: list[tuple[Recording, np.ndarray]], decoder: WindowDecoder) -
             recording.language = code
 
 
-def _read(recording: Recording, n: int) -> np.ndarray | None:
+def _read(recording: Recording, decoder: WindowDecoder) -> np.ndarray | None:
     """The next window; None if there is none, or with recording.error if reading fails."""
     try:
-        return recording.next_window(n)
+        return recording.next_window(decoder.n_samples, decoder.hop)
     except UserError as e:  # names the file
         recording.error = str(e)
     except Exception as e:  # of a library, or storage: one file must not end the others

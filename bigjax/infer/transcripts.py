@@ -56,9 +56,14 @@ def txt(transcript: Transcript) -> str:
     return "".join(f"{_one_line(s.text)}\n" for s in transcript.segments)
 
 
+def _cues(transcript: Transcript) -> list[Segment]:
+    """The segments that last at least a millisecond as they are written: players refuse others."""
+    return [s for s in transcript.segments if round(s.start * 1000) < round(s.end * 1000)]
+
+
 def srt(transcript: Transcript) -> str:
     parts = []
-    for i, s in enumerate(transcript.segments, 1):
+    for i, s in enumerate(_cues(transcript), 1):
         start, end = (stamp(x, ",", hours=True) for x in (s.start, s.end))
         parts.append(f"{i}\n{start} --> {end}\n{_one_line(s.text).replace('-->', '->')}\n")
     return "\n".join(parts)
@@ -67,7 +72,7 @@ def srt(transcript: Transcript) -> str:
 def vtt(transcript: Transcript) -> str:
     """https://www.w3.org/TR/webvtt1/"""
     parts = ["WEBVTT\n"]
-    for s in transcript.segments:
+    for s in _cues(transcript):
         text = _one_line(s.text)
         for sign, escaped in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
             text = text.replace(sign, escaped)

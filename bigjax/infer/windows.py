@@ -32,7 +32,7 @@ class ModelWindows:
         """decoder: of models.whisper. c: the model's Config. most: tokens of a window's text, for
         a tokenizer that is not Whisper's. Raises UserError for options that the model does not
         have."""
-        self.sample_rate, self.n_samples = c.sample_rate, c.n_samples
+        self.sample_rate, self.n_samples, self.hop = c.sample_rate, c.n_samples, c.hop
         self._plain, self._tokenizer, self._options = decoder, tokenizer, options
         self._end = tokenizer.eos_id
         if is_whisper(tokenizer):

@@ -79,6 +79,7 @@ class Script:
     (1 to 40) is where the samples are k. results: what it says instead, by (file, call for it)."""
 
     vocabulary, sample_rate, n_samples, max_prompt = TIMES, RATE, WINDOW, 6
+    hop = 5
     detects = False
 
     def __init__(self, results=None, language=""):
@@ -170,6 +171,17 @@ def test_silence_is_not_decoded():
     assert len(decoder.jobs) == 2
     assert found["a"] == [(95, 97, " w4"), (297, 298, " w3")]
     assert found["s"] == [] and {*ended} == {"a", "s"}
+
+
+def test_a_rest_of_less_than_a_frame_is_not_decoded():
+    """Nor a recording that has no complete one, which is not silent."""
+    recordings = {n: np.full(n, 9, np.int16) for n in (4, 5, WINDOW + 4, WINDOW + 5)}
+    steps = [*transcribe(recordings, lambda n: [recordings[n]], decoder := Script(), Options(), 2)]
+    jobs = sorted((job.key[0], len(job.audio)) for job in decoder.jobs)
+    assert jobs == [(5, 5), (WINDOW + 4, WINDOW), (WINDOW + 5, 5), (WINDOW + 5, WINDOW)]
+    ended = {step.recording.file: step.recording for step in steps if step.recording.done}
+    assert {n: x.length for n, x in ended.items()} == {n: n for n in recordings}
+    assert not any(x.silent for x in ended.values())
 
 
 GOOD, BAD = Decoded([t(0), 1, t(2)], -0.2, 0.1), Decoded([t(0), 2, t(2)], -1.2, 0.1)
@@ -341,6 +353,10 @@ def test_subtitles():
         "01:00.000 --> 01:01.500\nthere.\n\n"
         "59:59.250 --> 02:01:01.042\nBye.\n"
     )
+    short = segment(4.9996, 5.0004, " Short.")  # both ends are 5,000 ms
+    short = TRANSCRIPT._replace(segments=[short, *TRANSCRIPT.segments])
+    assert transcripts.srt(short) == transcripts.srt(TRANSCRIPT)
+    assert transcripts.vtt(short) == transcripts.vtt(TRANSCRIPT)
     empty = TRANSCRIPT._replace(segments=[])
     assert transcripts.srt(empty) == "" and transcripts.vtt(empty) == "WEBVTT\n"
 
