@@ -115,6 +115,7 @@ class Folder:
         except OSError as e:
             raise cannot_write(f"The folder {path!r} of --output", e, _REMEDY) from None
         self._names = self._read_index()
+        self._files = {_key(file) for file in files}
         before = len(self._names)
         used = {name.lower() for name in self._names.values()}
         used |= {name.rpartition(".")[0].lower() for name in self._present}  # also of others
@@ -130,8 +131,8 @@ class Folder:
 
     def has(self, file: str) -> bool:
         """Whether all files of a recording are there."""
-        name = self._names[_key(file)]
-        return all(f"{name}.{form}" in self._present for form in self._formats)
+        name = self._names.get(_key(file))
+        return name is not None and all(f"{name}.{form}" in self._present for form in self._formats)
 
     def write(self, transcript: Transcript) -> None:
         """Writes the files of a recording, each atomically. Raises UserError."""
@@ -140,15 +141,31 @@ class Folder:
             self._write(f"{name}.{form}", FORMATS[form](transcript))
 
     def write_failures(self, errors: dict[str, str]) -> str:
-        """The path of the list of recordings that could not be transcribed; without any, that of
-        an earlier command is removed, and '' returned."""
-        if errors:
-            rows = [f"{file}\t{' '.join(error.split())}\n" for file, error in errors.items()]
-            self._write(FAILURES, "".join(rows))
+        """The path of the list of recordings that could not be transcribed, '' without any. Those
+        of earlier commands stay in it, until a command transcribes them."""
+        rows = self._earlier_failures()
+        rows += [f"{_key(file)}\t{' '.join(error.split())}" for file, error in errors.items()]
+        if rows:
+            self._write(FAILURES, "".join(f"{row}\n" for row in rows))
             return str(self.path / FAILURES)
         if FAILURES in self._present:
             (self.path / FAILURES).unlink(missing_ok=True)
         return ""
+
+    def _earlier_failures(self) -> list[str]:
+        """The rows of recordings that this command does not name and that have no files."""
+        if FAILURES not in self._present:
+            return []
+        try:
+            rows = (self.path / FAILURES).read_text().split("\n")
+        except (OSError, ValueError):  # it is for people: no reason to end a command
+            return []
+        files = [row.partition("\t")[0] for row in rows]
+        return [
+            row
+            for row, file in zip(rows, files)
+            if row and file not in self._files and not self.has(file)
+        ]
 
     def _write(self, name: str, text: str) -> None:
         try:

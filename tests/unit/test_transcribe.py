@@ -410,6 +410,23 @@ def test_names_do_not_collide_whatever_a_later_command_names(tmp_path):
     assert not [p for p in (tmp_path / "out").iterdir() if ".tmp" in p.name]
 
 
+def test_failures_of_earlier_commands_stay_until_they_are_transcribed(tmp_path):
+    folder = lambda *files: transcripts.Folder(str(tmp_path), ["txt"], files)
+    failures = lambda: [*(tmp_path / transcripts.FAILURES).read_text().splitlines()]
+    folder("/x/a.wav", "/x/b.wav").write_failures({"/x/a.wav": "a: cut\noff", "/x/b.wav": "b"})
+    assert failures() == ["/x/a.wav\ta: cut off", "/x/b.wav\tb"]
+    assert folder("/x/c.wav").write_failures({})  # others
+    folder("/x/c.wav").write_failures({"/x/c.wav": "c"})
+    assert failures() == ["/x/a.wav\ta: cut off", "/x/b.wav\tb", "/x/c.wav\tc"]
+    folder("/x/b.wav").write_failures({"/x/b.wav": "other"})
+    assert failures() == ["/x/a.wav\ta: cut off", "/x/c.wav\tc", "/x/b.wav\tother"]
+    folder("/x/a.wav").write(TRANSCRIPT._replace(file="/x/a.wav"))  # and ended before the list
+    folder("/x/c.wav").write_failures({})
+    assert failures() == ["/x/b.wav\tother"]
+    assert folder("/x/b.wav").write_failures({}) == ""
+    assert not (tmp_path / transcripts.FAILURES).exists()
+
+
 def test_a_folder_that_cannot_be_used(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="of --output cannot be written"):
