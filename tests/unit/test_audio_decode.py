@@ -2,6 +2,7 @@
 
 import errno
 import re
+import types
 
 import numpy as np
 import pytest
@@ -118,6 +119,16 @@ def test_the_lengths_of_lossy_files(tmp_path, kind, rate, channels):
         (tmp_path / f"{i}").write_bytes(file)
         assert check(f"{tmp_path}/{i}", rate, 9 * rate) == pytest.approx(3 + 77 / rate)
         assert len(read_all(f"{tmp_path}/{i}", rate)) == 3 * rate + 77
+
+
+@pytest.mark.parametrize("kind", ["mp3", "ogg", "flac"])
+def test_a_recording_in_a_bucket_is_that_of_the_file(tmp_path, monkeypatch, kind):
+    raw = content(samples(0, 30 * RATE), kind=kind.upper())
+    (tmp_path / "x").write_bytes(raw)
+    local = read_all(f"{tmp_path}/x", RATE)
+    remote = types.SimpleNamespace(read_bytes=lambda: raw)
+    monkeypatch.setattr(module, "epath", types.SimpleNamespace(Path=lambda _: remote))
+    np.testing.assert_array_equal(read_all(f"gs://bucket/x.{kind}", RATE), local)
 
 
 @pytest.mark.parametrize("before, after", [(b"", b""), (TAG, b""), (b"", b"TAG" + bytes(125))])

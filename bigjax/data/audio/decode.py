@@ -141,7 +141,10 @@ def _opened(path: str) -> Iterator[tuple[Any, int]]:
         _check_whole(path, f)
         if not f.frames:
             raise _no_samples(path)
-        yield f, _length(path, f, file)
+        at = file.tell()
+        length = _length(path, f, file)
+        file.seek(at)  # soundfile reads on in one that is remote
+        yield f, length
 
 
 def _bad(path: str, head: bytes, e: Exception) -> BadAudio:
