@@ -79,7 +79,8 @@ def run(arguments: Arguments) -> None:
         _write(f, tokenizer, decoder, variables, config.data)
         return
     what = f"step {loaded.step} of {arguments.workdir}"
-    _write_file(f, tokenizer, decoder, variables, rows, config, what)
+    model = [what, loaded.fingerprint, arguments.overrides]
+    _write_file(f, tokenizer, decoder, variables, rows, config, model)
 
 
 def check_flags(f) -> None:
@@ -178,8 +179,11 @@ def _write(f, tokenizer, decoder, variables, data) -> None:
         print(f"--- {i + 1} of {len(prompts)}\n{shown[i]}{text}")
 
 
-def _write_file(f, tokenizer, decoder, variables, rows: list[dict], config, what: str) -> None:
-    """Writes --output: the rows of --input with their texts."""
+def _write_file(f, tokenizer, decoder, variables, rows: list[dict], config, model: list) -> None:
+    """Writes --output: the rows of --input with their texts.
+
+    model: what identifies the model, as JSON; first its name for people.
+    """
     from bigjax.infer import batch, files, predict, texts
     from bigjax.infer.generate import Generator
 
@@ -206,7 +210,7 @@ def _write_file(f, tokenizer, decoder, variables, rows: list[dict], config, what
             [(text, 0.0)] for text in texts.of_ids(generator, tokenizer, chosen, options, **more)
         ]
 
-    settings = [what, dataclasses.asdict(options), search and dataclasses.asdict(search)]
+    settings = [model, dataclasses.asdict(options), search and dataclasses.asdict(search)]
     settings += [f.seed, list(f.stop)]
     found = files.generate_all(ids, generate, f.batch, f.output, settings)
     predictions = []
@@ -219,4 +223,4 @@ def _write_file(f, tokenizer, decoder, variables, rows: list[dict], config, what
         predictions.append(prediction)
     predict.write(f.output, rows, predictions)
     files.forget(f.output)
-    print(f"Wrote {f.output}: {len(rows):,} {plural(len(rows), 'row')}, {what}")
+    print(f"Wrote {f.output}: {len(rows):,} {plural(len(rows), 'row')}, {model[0]}")

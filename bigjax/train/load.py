@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import json
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -9,6 +10,7 @@ import jax
 
 from bigjax import tasks
 from bigjax.data.files import cache_dir
+from bigjax.data.tokenizers.base import hash_of
 from bigjax.errors import UserError
 from bigjax.models import Decoder
 from bigjax.parallel import hosts, sharding
@@ -23,7 +25,8 @@ class Loaded(NamedTuple):
     """A trained model.
 
     params, extras: the moving averages if the run keeps them; params have the dtype
-    config.model.param_dtype. frozen: the frozen parts of its task.
+    config.model.param_dtype. frozen: the frozen parts of its task. fingerprint: 16 hex digits that
+    follow from the checksums in the checkpoint, and hence from the weights.
     """
 
     config: Any
@@ -33,6 +36,7 @@ class Loaded(NamedTuple):
     extras: Any
     frozen: dict[str, Any]
     step: int
+    fingerprint: str
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -71,7 +75,8 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
     parts = frozen.load(task, mesh, cache_dir(config), lambda text: None, config.python_path)
     params, extras, saved = _restore(config, task, mesh, checkpoints, step)
     frozen.check_same(parts.fingerprints, saved.get("frozen", {}))
-    return Loaded(config, task, mesh, params, extras, parts.arrays, step)
+    fingerprint = hash_of(json.dumps(saved["checksums"], sort_keys=True))
+    return Loaded(config, task, mesh, params, extras, parts.arrays, step, fingerprint)
 
 
 def decoder_of(loaded: Loaded, family: Any, overrides: Sequence[str] = ()) -> tuple[Decoder, Any]:

@@ -65,6 +65,20 @@ def test_loading_a_run(run, mesh):
     assert values(loaded.params) == {2} and loaded.step == 3
 
 
+def test_other_weights_of_a_step_have_another_fingerprint(run, mesh, tmp_path):
+    """A run that is trained again has the same folder and steps."""
+    first = load.load(*run, None, None)
+    assert load.load(*run, None, None).fingerprint == first.fingerprint
+    workdir_lib.write_config(tmp_path, run[1])
+    checkpoints = Checkpoints(tmp_path)
+    params = jax.tree.map(lambda x: x + 1, first.params)
+    state = State(jnp.int32(3), params, (), {}, {"params": params}, jnp.bool_(False))
+    checkpoints.save(3, state, {"data": "", "early_stop": {}}, {})
+    checkpoints.close()
+    again = load.load(str(tmp_path), run[1], None, None)
+    assert again.step == first.step and again.fingerprint != first.fingerprint
+
+
 def test_init_from_a_run(run, mesh, tmp_path):
     source = init_from.open_source(run[0], str(tmp_path))
     shapes = jax.eval_shape(tasks.build(run[1]).init, jax.random.key(0))["params"]

@@ -1,6 +1,7 @@
 """Generation for whole files and for evaluation, with a decoder that copies its source."""
 
 import json
+import pathlib
 import types
 
 import jax
@@ -171,6 +172,43 @@ def section(**fields) -> ConfigDict:
     return ConfigDict(dict(columns=columns, prefix="", seq_len=20, target_len=16, **fields))
 
 
+def run_command(monkeypatch, f, config, weights="w", overrides=(), family=None) -> None:
+    """cli.run with a copying decoder in place of the run's model."""
+    decoder = copying_decoder()
+    family = family or types.SimpleNamespace(decoder=lambda c: decoder)
+    loaded = types.SimpleNamespace(step=3, fingerprint=weights)
+    monkeypatch.setattr("bigjax.modules.of", lambda config, section: family)
+    monkeypatch.setattr("bigjax.data.load_tokenizer", lambda folder, python_path: Bytes())
+    monkeypatch.setattr("bigjax.train.workdir.existing", pathlib.Path)
+    monkeypatch.setattr("bigjax.train.load.load", lambda *_, **__: loaded)
+    monkeypatch.setattr("bigjax.train.load.decoder_of", lambda *_: (decoder, 20.0))
+    arguments = types.SimpleNamespace(
+        flags=f, workdir="run", step=None, overrides=[*overrides], config_of_run=lambda: config
+    )
+    cli.run(arguments)
+
+
+@pytest.mark.parametrize(
+    "change, used",
+    [({}, True), ({"weights": "x"}, False), ({"overrides": ["--config.model.dtype=y"]}, False)],
+    ids=str,
+)
+def test_a_restart_uses_results_of_the_same_model_only(change, used, tmp_path, monkeypatch, capsys):
+    (tmp_path / "in.tsv").write_text("source\n" + "".join(f"{s}\n" for s in SOURCES))
+    f = flags(f"--input={tmp_path / 'in.tsv'}", f"--output={tmp_path / 'out.csv'}", "--batch=2")
+    config = ConfigDict(dict(data=section(), model=dict(name="t5"), python_path=""))
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr("bigjax.infer.predict.write", fail)
+        run_command(m, f, config)
+    run_command(monkeypatch, f, config, **change)
+    out = capsys.readouterr().out
+    assert ("4 of 4 are in" in out) == used and ("they are not used" in out) != used
+
+
 @pytest.mark.parametrize("more", [(), ("--beam=3",), ("--beam=3", "--n_best=2")], ids=len)
 def test_the_command_writes_a_file(more, tmp_path, capsys):
     (tmp_path / "in.tsv").write_text("id\tsource\n" + "".join(f"7\t{s}\n" for s in SOURCES))
@@ -178,7 +216,7 @@ def test_the_command_writes_a_file(more, tmp_path, capsys):
     f = flags(f"--input={tmp_path / 'in.tsv'}", f"--output={output}", "--batch=2", *more)
     config = ConfigDict(dict(data=section()))
     rows = cli._rows(f, config)
-    cli._write_file(f, Bytes(), copying_decoder(), 20.0, rows, config, "step 3 of run")
+    cli._write_file(f, Bytes(), copying_decoder(), 20.0, rows, config, ["step 3 of run"])
     written = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(row["id"], row["source"], row["generated"]) for row in written] == [
         ("7", source, source) for source in SOURCES
@@ -203,7 +241,7 @@ def test_a_source_that_is_too_long_is_refused_or_truncated(tmp_path, capsys):
     f = flags(f"--input={tmp_path / 'in.tsv'}", f"--output={tmp_path / 'out.csv'}")
     config = ConfigDict(dict(data=section(truncate=False)))
     run = lambda: cli._write_file(
-        f, Bytes(), copying_decoder(), 20.0, cli._rows(f, config), config, "step 1"
+        f, Bytes(), copying_decoder(), 20.0, cli._rows(f, config), config, ["step 1"]
     )
     with pytest.raises(UserError, match=r"in.tsv:3: the source is 41 tokens long.*20 are allowed"):
         run()
