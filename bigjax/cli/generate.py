@@ -73,6 +73,8 @@ def run(arguments: Arguments) -> None:
     tokenizer = data.load_tokenizer(folder, config.python_path)
     # The file is read before the checkpoint, so that it can be refused early.
     rows = _rows(f, config) if f.input else None
+    if rows:
+        predict_lib.check_rows(f.output, rows)
     loaded = load_lib.load(arguments.workdir, config, arguments.step, batch_size=None)
     decoder, variables = load_lib.decoder_of(loaded, family, arguments.overrides)
     if rows is None:
@@ -214,9 +216,10 @@ def _write_file(f, tokenizer, decoder, variables, rows: list[dict], config, mode
     settings += [f.seed, list(f.stop)]
     found = files.generate_all(ids, generate, f.batch, f.output, settings)
     predictions = []
+    cell = predict.escaped if f.output.endswith(".tsv") else str
     for candidates in found:
         best, score = candidates[0]
-        prediction = {"generated": best} | ({"score": score} if search else {})
+        prediction = {"generated": cell(best)} | ({"score": score} if search else {})
         if search and search.n_best > 1:
             prediction["n_best"] = [text for text, _ in candidates]
             prediction["n_best_scores"] = [score for _, score in candidates]

@@ -90,6 +90,20 @@ def check_output(path: str, input_path: str = "") -> None:
         )
 
 
+def check_rows(path: str, rows: Sequence[dict]) -> None:
+    """Raises UserError if `write` could not write these rows, whatever their predictions: for a
+    text with a tab or line end in .tsv."""
+    if path.endswith(".tsv"):
+        _unquoted(epath.Path(path), _table(*_columns(rows, [{}] * len(rows))))
+
+
+def escaped(text: str) -> str:
+    r"""A text for .tsv: its backslashes, tabs and line ends are \\, \t, \n and \r."""
+    for character, code in (("\\", r"\\"), ("\t", r"\t"), ("\n", r"\n"), ("\r", r"\r")):
+        text = text.replace(character, code)
+    return text
+
+
 def write(path, rows: Sequence[dict], predictions: Sequence[dict]) -> None:
     """Writes rows with their predictions, in the format of the path's ending, atomically.
 

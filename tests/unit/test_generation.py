@@ -12,6 +12,7 @@ import pytest
 
 from bigjax.arguments import Arguments
 from bigjax.cli import generate as cli
+from bigjax.data.tables import read_table
 from bigjax.data.tokenizers.bytes import Bytes
 from bigjax.errors import UserError
 from bigjax.evals import generation
@@ -172,15 +173,15 @@ def section(**fields) -> ConfigDict:
     return ConfigDict(dict(columns=columns, prefix="", seq_len=20, target_len=16, **fields))
 
 
-def run_command(monkeypatch, f, config, weights="w", overrides=(), family=None) -> None:
-    """cli.run with a copying decoder in place of the run's model."""
+def run_command(monkeypatch, f, config, weights="w", overrides=(), family=None, load=None):
+    """cli.run with a copying decoder in place of the run's model. load: called to load it."""
     decoder = copying_decoder()
     family = family or types.SimpleNamespace(decoder=lambda c: decoder)
     loaded = types.SimpleNamespace(step=3, fingerprint=weights)
     monkeypatch.setattr("bigjax.modules.of", lambda config, section: family)
     monkeypatch.setattr("bigjax.data.load_tokenizer", lambda folder, python_path: Bytes())
     monkeypatch.setattr("bigjax.train.workdir.existing", pathlib.Path)
-    monkeypatch.setattr("bigjax.train.load.load", lambda *_, **__: loaded)
+    monkeypatch.setattr("bigjax.train.load.load", load or (lambda *_, **__: loaded))
     monkeypatch.setattr("bigjax.train.load.decoder_of", lambda *_: (decoder, 20.0))
     arguments = types.SimpleNamespace(
         flags=f, workdir="run", step=None, overrides=[*overrides], config_of_run=lambda: config
@@ -225,6 +226,32 @@ def test_the_command_writes_a_file(more, tmp_path, capsys):
     assert len(written[0].get("n_best", ())) == (2 if len(more) == 2 else 0)
     assert "4 rows, step 3 of run" in capsys.readouterr().out
     assert {p.name for p in tmp_path.iterdir()} == {"in.tsv", "out.jsonl"}
+
+
+@pytest.mark.parametrize("ending", ["tsv", "csv", "jsonl"])
+def test_a_tsv_has_the_line_ends_of_generated_texts_as_codes(ending, tmp_path):
+    text = "a\tb\nc\rd\\n"
+    (tmp_path / "in.jsonl").write_text(json.dumps({"id": "7", "text": text}))
+    output = tmp_path / f"out.{ending}"
+    f = flags(f"--input={tmp_path / 'in.jsonl'}", f"--output={output}", "--column=text")
+    config = ConfigDict(dict(data=section()))
+    rows = cli._rows(f, config)
+    for row in rows:  # the text would be refused in a .tsv, but not what is generated for it
+        row["row"] = {"id": "7"}
+    cli._write_file(f, Bytes(), copying_decoder(), 20.0, rows, config, ["step 3"])
+    (row,) = read_table(output, ["generated"])
+    assert row["generated"] == (r"a\tb\nc\rd\\n" if ending == "tsv" else text)
+
+
+def test_an_input_that_a_tsv_cannot_hold_is_refused_before_the_model_is_loaded(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "in.jsonl").write_text('{"source": "a"}\n{"source": "b\\tc"}\n')
+    f = flags(f"--input={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'out.tsv'}")
+    config = ConfigDict(dict(data=section(), model=dict(name="t5"), python_path=""))
+
+    with pytest.raises(UserError, match=r"column 'source' of row 2 has a tab or a line end"):
+        run_command(monkeypatch, f, config, load=pytest.fail)
 
 
 def test_the_prefix_of_the_data_and_of_a_row_is_before_its_source(tmp_path):
