@@ -139,17 +139,46 @@ def _rows(f, config) -> list[dict]:
     return [{**row, "source": source_text(start, row.get(prefix), row[column])} for row in rows]
 
 
-def _options(f, tokenizer, decoder, taken: int, data):
-    """taken: tokens of the longest prompt. data: the config section."""
+def _options(f, tokenizer, decoder, data):
+    """The options of the flags; _within limits the number of tokens. data: the config section."""
     from bigjax.infer.generate import Options
 
     length = f.max_tokens
     if not f["max_tokens"].present:
-        room = max(decoder.max_len - taken, 1)
-        length = min(length, room, data.get("target_len", room))
+        length = min(length, data.get("target_len", length))
     greedy = not decoder.continues and not f["temperature"].present
     temperature = 0.0 if greedy else f.temperature
     return Options(length, temperature, f.top_k, f.top_p, tokenizer.eos_id)
+
+
+def _within(options, decoder, ids):
+    """options with fewer new tokens if the longest of these prompts leaves room for fewer."""
+    from bigjax.infer.generate import taken_by
+
+    room = decoder.max_len - taken_by(decoder, ids)
+    return dataclasses.replace(options, max_new_tokens=min(options.max_new_tokens, room))
+
+
+def _check_room(f, decoder, ids, names: list[str]) -> None:
+    """Raises UserError for a prompt after which there is no room for a token, or for --max_tokens
+    if it is given. names: where each prompt is from."""
+    asked = f.max_tokens if f["max_tokens"].present else 0
+    most_new = decoder.max_len - decoder.continues  # a prompt has a token at least
+    if asked > most_new:
+        raise UserError(
+            f"--max_tokens is {asked:,}; the model can generate at most {most_new:,} tokens "
+            f"(model.max_len={decoder.max_len}). Lower it."
+        )
+    most = decoder.max_len - (asked or 1)
+    over = [i for i, row in enumerate(ids) if len(row) > most and decoder.continues]
+    if over:
+        given = f" and --max_tokens={asked}" if asked else ", so that text can follow"
+        raise UserError(
+            f"{names[over[0]]}: the prompt is {len(ids[over[0]]):,} tokens long, special ones "
+            f"included, and at most {most:,} are allowed with model.max_len={decoder.max_len}"
+            f"{given}; {len(over):,} of {len(ids):,} are too long. Shorten the prompt"
+            f"{', or lower --max_tokens' if asked else ''}."
+        )
 
 
 def _write(f, tokenizer, decoder, variables, data) -> None:
@@ -159,9 +188,11 @@ def _write(f, tokenizer, decoder, variables, data) -> None:
 
     generator = Generator(decoder, variables)
     prefix = data.get("prefix", "")
-    prompts = [prefix + p for p in (f.prompt or [""]) for _ in range(f.number)]
-    taken = generator.taken(texts.prompt_ids(tokenizer, prompts, decoder))
-    options = _options(f, tokenizer, decoder, taken, data)
+    sources = [prefix + p for p in (f.prompt or [""])]
+    ids = texts.prompt_ids(tokenizer, sources, decoder)
+    _check_room(f, decoder, ids, [f"prompt {i + 1}" for i in range(len(ids))])
+    options = _within(_options(f, tokenizer, decoder, data), decoder, ids)
+    prompts = [source for source in sources for _ in range(f.number)]
     shown = prompts if decoder.continues else [""] * len(prompts)
     if f.beam:
         results = texts.search(generator, tokenizer, prompts, options, search_of(f))
@@ -193,14 +224,15 @@ def _write_file(f, tokenizer, decoder, variables, rows: list[dict], config, mode
     ids = texts.prompt_ids(tokenizer, [row["source"] for row in rows], decoder)
     if not decoder.continues:
         ids = texts.fitting(ids, rows, config.data.seq_len, config.data.get("truncate", False))
-    options = _options(f, tokenizer, decoder, generator.taken(ids), config.data)
-    length = options.max_new_tokens
-    generator.check(ids, length)
+    _check_room(f, decoder, ids, [row["where"] for row in rows])
+    options = _options(f, tokenizer, decoder, config.data)
     search = search_of(f) if f.beam else None
 
     def generate(indices: list[int]) -> list[files.Texts]:
         chosen = [ids[i] for i in indices]
+        given = _within(options, decoder, chosen)
         if search:
+            length = given.max_new_tokens
             ends = dict(end_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
             found = batch.search(decoder, generator.variables, chosen, length, search, **ends)
             return [
@@ -208,9 +240,7 @@ def _write_file(f, tokenizer, decoder, variables, rows: list[dict], config, mode
                 for prompt, row in zip(chosen, found)
             ]
         more = dict(seed=f.seed + indices[0], stop=f.stop)  # the same in a later call
-        return [
-            [(text, 0.0)] for text in texts.of_ids(generator, tokenizer, chosen, options, **more)
-        ]
+        return [[(text, 0.0)] for text in texts.of_ids(generator, tokenizer, chosen, given, **more)]
 
     settings = [model, dataclasses.asdict(options), search and dataclasses.asdict(search)]
     settings += [f.seed, list(f.stop)]
