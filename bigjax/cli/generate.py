@@ -47,7 +47,8 @@ COMMAND = Command(
     keys=(*MODEL, "data.columns", "data.prefix", "data.seq_len", "data.truncate"),
     unused=SETTLED,
 )
-_OF_SAMPLES = ("temperature", "top_k", "top_p", "seed", "number", "stop")
+_OF_DRAWS = ("top_k", "top_p", "seed", "number")
+_OF_SAMPLES = (*_OF_DRAWS, "temperature", "stop")
 _OF_BEAMS = ("n_best", "length_penalty", "coverage_penalty")
 _OF_FILES = ("output", "column", "batch")
 
@@ -99,7 +100,7 @@ def check_flags(f) -> None:
     bounds.check_seed(f.seed)
     if f.beam:
         search_of(f)
-    for name in ("top_k", "top_p", "seed"):
+    for name in _OF_DRAWS:
         if not f.temperature and f[name].present:
             raise UserError(
                 f"--{name} would change nothing: --temperature=0 takes the most likely "
@@ -140,13 +141,22 @@ def _rows(f, config) -> list[dict]:
 
 
 def _options(f, tokenizer, decoder, data):
-    """The options of the flags; _within limits the number of tokens. data: the config section."""
+    """The options of the flags; _within limits the number of tokens. data: the config section.
+
+    Raises UserError for flags that have no effect on this decoder.
+    """
     from bigjax.infer.generate import Options
 
     length = f.max_tokens
     if not f["max_tokens"].present:
         length = min(length, data.get("target_len", length))
     greedy = not decoder.continues and not f["temperature"].present
+    for name in _OF_DRAWS:
+        if greedy and f[name].present:
+            raise UserError(
+                f"--{name} would change nothing: this model answers a source with the most likely "
+                f"tokens. To sample, add --temperature={f.temperature}; else leave --{name} out."
+            )
     temperature = 0.0 if greedy else f.temperature
     return Options(length, temperature, f.top_k, f.top_p, tokenizer.eos_id)
 

@@ -180,12 +180,23 @@ def test_a_source_that_is_too_long_is_refused_or_truncated(tmp_path, capsys):
     assert (tmp_path / "out.csv").read_text().endswith(f"{'x' * 40},{'x' * 16}\n")
 
 
+@pytest.mark.parametrize("name", ["seed", "top_k", "top_p", "number"])
+def test_flags_of_samples_need_a_temperature_for_an_answer_to_a_source(name, capsys):
+    given = ["--prompt=ab", f"--{name}=1"]
+    write = lambda *more: cli._write(flags(*given, *more), Bytes(), copying_decoder(), 20.0, {})
+    with pytest.raises(UserError, match=rf"--{name} would change nothing.* add --temperature=0.8"):
+        write()
+    write("--temperature=0.1")
+    assert capsys.readouterr().out == "ab\n"
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["--input=a.tsv"], "--input needs --output"),
         (["--input=a.tsv", "--output=b.tsv", "--prompt=x"], "--prompt is not for --input"),
         (["--output=b.tsv"], "--output is only for --input"),
+        (["--temperature=0", "--number=2"], "--number would change nothing: --temperature=0"),
         (["--n_best=2"], "--n_best is only for --beam"),
         (["--beam=2", "--n_best=3"], "n_best is 3"),
         (["--beam=2", "--coverage_penalty=-1"], "coverage_penalty is -1"),
