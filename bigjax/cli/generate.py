@@ -70,6 +70,11 @@ def run(arguments: Arguments) -> None:
             "Only decoders generate text, such as model.name='gpt' or 't5'; "
             f"{arguments.workdir} has model.name={config.model.name!r}."
         )
+    if hasattr(family, "features"):
+        raise UserError(
+            f"{arguments.workdir} has model.name={config.model.name!r}, which reads recordings and "
+            f"not text. Use bigjax transcribe --workdir={arguments.workdir} FILE."
+        )
     folder = workdir_lib.existing(arguments.workdir) / "tokenizer"
     tokenizer = data.load_tokenizer(folder, config.python_path)
     # The file is read before the checkpoint, so that it can be refused early.

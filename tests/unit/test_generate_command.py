@@ -13,6 +13,7 @@ from bigjax.data.tables import read_table
 from bigjax.data.tokenizers.bytes import Bytes
 from bigjax.errors import UserError
 from bigjax.infer import files, generate
+from bigjax.models import whisper
 from tests.decoders import continuing_decoder, copying_decoder
 
 SOURCES = ("ab", "a longer one", "c", "the fourth")
@@ -178,6 +179,12 @@ def test_a_source_that_is_too_long_is_refused_or_truncated(tmp_path, capsys):
     run()
     assert "1 of 2 sources are truncated to 20 tokens" in capsys.readouterr().out
     assert (tmp_path / "out.csv").read_text().endswith(f"{'x' * 40},{'x' * 16}\n")
+
+
+def test_a_model_of_speech_is_refused_before_it_is_loaded(monkeypatch):
+    config = ConfigDict(dict(model=dict(name="whisper"), python_path=""))
+    with pytest.raises(UserError, match=r"'whisper', which reads rec.* transcribe --workdir=run"):
+        run_command(monkeypatch, flags("--prompt=a"), config, family=whisper, load=pytest.fail)
 
 
 @pytest.mark.parametrize("name", ["seed", "top_k", "top_p", "number"])
