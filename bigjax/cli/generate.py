@@ -213,7 +213,7 @@ def _write(f, tokenizer, decoder, variables, data) -> None:
         results = texts.search(generator, tokenizer, prompts, options, search_of(f))
         for i, candidates in enumerate(results):
             for text, score in candidates:
-                print(f"--- {i + 1} of {len(prompts)}, {score:.3f} per token\n{shown[i]}{text}")
+                print(f"--- {i + 1} of {len(prompts)}, score {score:.3f}\n{shown[i]}{text}")
         return
     more = dict(seed=f.seed, stop=f.stop)
     if len(prompts) == 1:  # print pieces as they are generated

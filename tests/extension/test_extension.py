@@ -151,7 +151,7 @@ def test_an_encoder_decoder_generates(flags, tmp_path):
     code, out, err = helpers.run("generate", *given, "--beam=4", devices=1)
     assert code == 0, err
     for i, prompt in enumerate(total):
-        scores = [float(x) for x in re.findall(rf"--- {i + 1} of 2, (-[\d.]+) per token", out)]
+        scores = [float(x) for x in re.findall(rf"--- {i + 1} of 2, score (-[\d.]+)", out)]
         assert len(scores) == 4 and scores == sorted(scores, reverse=True)
         assert scores[0] >= total[prompt] - 0.001
 

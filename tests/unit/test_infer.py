@@ -286,7 +286,7 @@ def test_the_command_prints_the_texts_of_a_beam_with_their_scores(capsys):
     cli._write(f, Bytes(), table_decoder(), logits, {})
     lines = capsys.readouterr().out
     for i in (1, 2):
-        scores = [float(x) for x in re.findall(rf"--- {i} of 2, (-[\d.]+) per token", lines)]
+        scores = [float(x) for x in re.findall(rf"--- {i} of 2, score (-[\d.]+)\n", lines)]
         assert len(scores) == 2 and scores[0] >= scores[1]
 
 
