@@ -207,7 +207,8 @@ def _write(f, tokenizer, decoder, variables, data) -> None:
     ids = texts.prompt_ids(tokenizer, sources, decoder)
     _check_room(f, decoder, ids, [f"prompt {i + 1}" for i in range(len(ids))])
     options = _within(_options(f, tokenizer, decoder, data), decoder, ids)
-    prompts = [source for source in sources for _ in range(f.number)]
+    samples = [(i, number) for i in range(len(sources)) for number in range(f.number)]
+    prompts = [sources[i] for i, _ in samples]
     shown = prompts if decoder.continues else [""] * len(prompts)
     if f.beam:
         results = texts.search(generator, tokenizer, prompts, options, search_of(f))
@@ -215,7 +216,7 @@ def _write(f, tokenizer, decoder, variables, data) -> None:
             for text, score in candidates:
                 print(f"--- {i + 1} of {len(prompts)}, score {score:.3f}\n{shown[i]}{text}")
         return
-    more = dict(seed=f.seed, stop=f.stop)
+    more = dict(seed=f.seed, stop=f.stop, samples=samples)
     if len(prompts) == 1:  # print pieces as they are generated
         text = shown[0]  # printed with the first piece, since the request may be refused
         for _, piece in texts.stream(generator, tokenizer, prompts, options, **more):
@@ -254,7 +255,7 @@ def _write_file(f, tokenizer, decoder, variables, rows: list[dict], config, mode
                 [(texts.decoded(tokenizer, decoder, prompt, t.ids), t.score) for t in row]
                 for prompt, row in zip(chosen, found)
             ]
-        more = dict(seed=f.seed + indices[0], stop=f.stop)  # the same in a later call
+        more = dict(seed=f.seed, stop=f.stop, samples=[(i, 0) for i in indices])
         return [[(text, 0.0)] for text in texts.of_ids(generator, tokenizer, chosen, given, **more)]
 
     settings = [model, dataclasses.asdict(options), search and dataclasses.asdict(search)]

@@ -101,11 +101,17 @@ class Generator:
         options: Options,
         seed: int = 0,
         at_once: int = CHUNK,
+        samples: Sequence[tuple[int, int]] | None = None,
     ) -> Iterator[Chunk]:
         """The new tokens in chunks of at most at_once. `send` a bool [B] to end the rows where it
-        is False. Raises UserError as `__call__`."""
+        is False. Raises UserError as `__call__`.
+
+        samples: of each prompt, the index of its input and the number of the sample, from which its
+        random key follows; by default (0, 0), (1, 0), ...
+        """
         self.check(prompts, options.max_new_tokens)
-        rows, B = self.begin(prompts, options.max_new_tokens, seed), len(prompts)
+        B = len(prompts)
+        rows = self.begin(prompts, options.max_new_tokens, seed, samples)
         left = options.max_new_tokens
         while left > 0:
             n = min(left, at_once, CHUNK)
@@ -133,16 +139,24 @@ class Generator:
         """The number of tokens of a row that the prompts take up."""
         return taken_by(self.decoder, prompts)
 
-    def begin(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, seed: int) -> Rows:
+    def begin(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        seed: int,
+        samples: Sequence[tuple[int, int]] | None = None,
+    ) -> Rows:
         """Rows that have read their prompts, except for the last token, and those of padding, which
-        have ended."""
+        have ended. samples: see `stream`."""
         n_prompts, prompts = len(prompts), padded_rows(prompts)
         context, first = self.decoder.context(prompts)
         state = _begin(
             self.decoder, slots_for(self.decoder, prompts, max_new_tokens), self.variables, context
         )
         B = len(prompts)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(B))
+        which = np.zeros((B, 2), np.uint32)
+        which[:n_prompts] = samples or [(i, 0) for i in range(n_prompts)]
+        keys = _row_keys(jax.random.key(seed), which)
         running = jnp.arange(B) < n_prompts
         return Rows(state, jnp.asarray(first), keys, jnp.zeros(B, jnp.int32), running)
 
@@ -172,6 +186,12 @@ def padded_rows(prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
 
 def _is_scanned(tree) -> bool:
     return isinstance(tree, dict) and ("layers" in tree or any(map(_is_scanned, tree.values())))
+
+
+@jax.jit
+def _row_keys(key, samples_B2):
+    fold_in = jax.random.fold_in
+    return jax.vmap(lambda pair: fold_in(fold_in(key, pair[0]), pair[1]))(samples_B2)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -30,20 +30,21 @@ def stream(
     seed: int = 0,
     stop: Sequence[str] = (),
     at_once: int = 8,
+    samples: Sequence[tuple[int, int]] | None = None,
 ) -> Iterator[tuple[int, str]]:
     """(row, piece of text) as they are generated.
 
     A row's pieces, joined, are its text after the prompt, up to the first of the stop texts, which
-    may start and end inside a token. A piece never splits a character. options, seed, at_once: see
-    Generator.stream.
+    may start and end inside a token. A piece never splits a character. options, seed, at_once,
+    samples: see Generator.stream.
     """
     ids = prompt_ids(tokenizer, prompts, generator.decoder)
-    yield from _stream(generator, tokenizer, ids, options, seed, stop, at_once)
+    yield from _stream(generator, tokenizer, ids, options, stop, (seed, at_once, samples))
 
 
-def _stream(generator, tokenizer, ids, options, seed, stop, at_once) -> Iterator[tuple[int, str]]:
+def _stream(generator, tokenizer, ids, options, stop, more) -> Iterator[tuple[int, str]]:
     rows = [_Row(tokenizer, row if generator.decoder.continues else [], stop) for row in ids]
-    chunks = generator.stream(ids, options, seed, at_once)
+    chunks = generator.stream(ids, options, *more)
     keep = None
     while True:
         try:
@@ -74,10 +75,11 @@ def of_ids(
     *,
     seed: int = 0,
     stop: Sequence[str] = (),
+    samples: Sequence[tuple[int, int]] | None = None,
 ) -> list[str]:
     """As `texts`, of prompts as token ids."""
     results = [""] * len(ids)
-    for i, piece in _stream(generator, tokenizer, ids, options, seed, stop, CHUNK):
+    for i, piece in _stream(generator, tokenizer, ids, options, stop, (seed, CHUNK, samples)):
         results[i] += piece
     return results
 

@@ -120,13 +120,13 @@ def test_the_prefix_of_the_data_and_of_a_row_is_before_its_source(tmp_path):
     assert [row["source"] for row in rows] == ["T5 de: abc", "T5 x"]
 
 
-def write_continuations(folder, prompts, *arguments, max_len=32) -> list[str]:
+def write_continuations(folder, prompts, *arguments, max_len=32, sure=9.0) -> list[str]:
     """What the command writes for a file of prompts."""
     (folder / "in.csv").write_text("text\n" + "".join(f"{p}\n" for p in prompts))
     f = flags(f"--input={folder / 'in.csv'}", f"--output={folder / 'out.csv'}", *arguments)
     config = ConfigDict(dict(data={}))
     rows = cli._rows(f, config)
-    cli._write_file(f, Bytes(), continuing_decoder(max_len), 9.0, rows, config, ["step 1"])
+    cli._write_file(f, Bytes(), continuing_decoder(max_len), sure, rows, config, ["step 1"])
     return [row["generated"] for row in read_table(folder / "out.csv", ["generated"])]
 
 
@@ -143,6 +143,24 @@ def test_other_lengths_of_batches_need_no_compilation(tmp_path):
     for prompts in (["a" * 18, "b" * 13], ["a" * 9, "b" * 16]):
         write_continuations(tmp_path, prompts, "--batch=1", "--temperature=0.5", max_len=20)
     assert generate._advance._cache_size() == before
+
+
+def test_samples_depend_on_the_seed_and_the_row_and_not_on_the_batch(tmp_path):
+    write = lambda *more: write_continuations(tmp_path, ["ab"] * 5, *more, sure=0.0)
+    texts = write("--seed=0", "--batch=2")
+    assert write("--seed=0", "--batch=1") == write("--seed=0", "--batch=5") == texts
+    others = [text for seed in (1, 2, 4) for text in write(f"--seed={seed}", "--batch=2")]
+    assert len({*texts, *others}) == 20
+
+
+def test_samples_of_a_prompt_do_not_depend_on_their_number(capsys):
+    def printed(number):
+        f = flags("--prompt=a", "--prompt=b", f"--number={number}")
+        cli._write(f, Bytes(), continuing_decoder(), 0.0, {})
+        return capsys.readouterr().out.splitlines()[1::2]
+
+    first, second, third, fourth = printed(2)
+    assert printed(1) == [first, third] and len({first[1:], second[1:], third[1:], fourth[1:]}) == 4
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ class Written:
         self.rows, self.n = rows, at_once
         self.decoder = types.SimpleNamespace(continues=True)
 
-    def stream(self, ids, options, seed, at_once):
+    def stream(self, ids, options, seed, at_once, samples):
         keep = np.ones(len(self.rows), bool)
         for start in range(0, max(map(len, self.rows)), self.n):
             part = [row[start : start + self.n] for row in self.rows]
