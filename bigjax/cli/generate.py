@@ -249,8 +249,9 @@ def _write_file(f, tokenizer, decoder, variables, rows: list[dict], config, mode
         given = _within(options, decoder, chosen)
         if search:
             length = given.max_new_tokens
-            ends = dict(end_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
-            found = batch.search(decoder, generator.variables, chosen, length, search, **ends)
+            more = dict(end_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
+            more["names"] = [rows[i]["where"] for i in indices]
+            found = batch.search(decoder, generator.variables, chosen, length, search, **more)
             return [
                 [(texts.decoded(tokenizer, decoder, prompt, t.ids), t.score) for t in row]
                 for prompt, row in zip(chosen, found)

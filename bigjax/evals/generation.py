@@ -93,7 +93,9 @@ def build(name: str, options: Config, context: Context):
             read = {i: inputs[i] for i in (chosen[j] for j in batch)}
             read = {i: started(x) for i, x in read.items() if len(x)}
             if read:
-                results = batch_lib.search(decoder, variables, [*read.values()], n, search, **ends)
+                where = dict(names=[rows[i]["where"] for i in read])
+                given = decoder, variables, [*read.values()], n, search
+                results = batch_lib.search(*given, **where, **ends)
                 texts |= {i: best for i, (best, *_) in zip(read, results)}
         return texts
 

@@ -62,12 +62,14 @@ def search(
     *,
     end_id: int,
     pad_id: int,
+    names: Sequence[str] = (),
     run=beam_search.search,
 ) -> list[list[Text]]:
-    """The n_best texts of up to n tokens for each input, best first.
+    """The n_best texts of up to n tokens for each input, best first; fewer if fewer were found.
 
-    inputs: what decoder.context accepts. run: beam_search.search, or the same function compiled
-    otherwise. Raises UserError for options that the decoder does not support.
+    inputs: what decoder.context accepts. names: of the inputs, for messages. run:
+    beam_search.search, or the same function compiled otherwise. Raises UserError for options that
+    the decoder does not support, and for an input without any text.
     """
     check(decoder, options)
     context, first = decoder.context(padded_rows(inputs))
@@ -88,8 +90,19 @@ def search(
         )
     )
     results = []
-    for row, score in zip(tokens[: len(inputs), : options.n_best], scores):
-        results.append([Text(_before(t[:n], end_id), float(s)) for t, s in zip(row, score)])
+    for i, (row, score) in enumerate(zip(tokens[: len(inputs), : options.n_best], scores)):
+        results.append(
+            [
+                Text(_before(t[:n], end_id), float(s))
+                for t, s in zip(row, score)
+                if s > beam_search.NEVER
+            ]
+        )
+        if not results[-1]:
+            raise UserError(
+                f"{names[i] if names else f'input {i + 1}'}: no text was found: the model's logits "
+                "are not finite. Use another checkpoint, such as an earlier one."
+            )
     return results
 
 

@@ -109,7 +109,8 @@ def search(
     generator.check(ids, options.max_new_tokens)
     ends = dict(end_id=options.eos_id, pad_id=tokenizer.pad_id)
     n = options.max_new_tokens
-    results = batch.search(decoder, generator.variables, ids, n, search, **ends)
+    names = [f"prompt {i + 1}" for i in range(len(ids))]
+    results = batch.search(decoder, generator.variables, ids, n, search, names=names, **ends)
     return [
         [(decoded(tokenizer, decoder, prompt, text.ids), text.score) for text in texts]
         for prompt, texts in zip(ids, results)

@@ -15,7 +15,7 @@ from bigjax.infer import batch, files, texts
 from bigjax.infer.batch import Search
 from bigjax.infer.generate import Generator, Options
 from bigjax.parallel import mesh as mesh_lib
-from tests.decoders import copying_decoder
+from tests.decoders import V, copying_decoder
 
 END = 257
 
@@ -66,6 +66,30 @@ def test_a_coverage_penalty_prefers_texts_that_use_the_whole_source():
     plain = decoder._replace(attention=None)
     with pytest.raises(UserError, match="no attention to a source"):
         batch.search(plain, 30.0, ids_of("abc"), 9, Search(2, 1, 0.0, 0.2), **given)
+
+
+def test_a_search_without_a_text_is_refused_with_its_input():
+    """Such as of a model that diverged."""
+    nan = float("nan")
+    given = dict(end_id=END, pad_id=258)
+    with pytest.raises(UserError, match="input 1: no text was found: .* logits are not finite"):
+        batch.search(copying_decoder(), nan, ids_of("ab", "c"), 5, Search(2, 2), **given)
+    with pytest.raises(UserError, match="f.tsv:2: no text was found"):
+        batch.search(copying_decoder(), nan, ids_of("ab"), 5, Search(1), names=["f.tsv:2"], **given)
+
+
+def test_texts_that_a_search_did_not_find_are_left_out():
+    decoder = copying_decoder()
+    two = lambda logits: jnp.where(jnp.arange(V) < 2, logits, -jnp.inf)  # tokens
+
+    def step(sure, state, tokens):
+        logits, new = decoder.step(sure, state, tokens)
+        return two(logits), new
+
+    (row,) = batch.search(
+        decoder._replace(step=step), 1.0, ids_of("ab"), 1, Search(3, 3), end_id=END, pad_id=258
+    )
+    assert sorted(text.ids for text in row) == [[0], [1]]
 
 
 def test_more_texts_than_beams_are_refused():
