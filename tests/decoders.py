@@ -11,7 +11,7 @@ from bigjax.models import Decoder, Fixed, source_context
 V = 259  # the vocabulary of data/tokenizers/bytes.py
 
 
-def copying_decoder(max_len=32) -> Decoder:
+def copying_decoder(max_len=32, vocab_size=V) -> Decoder:
     """Its target is the source. It has read source[at] when it writes it; beams share the source.
     Its only variable is the logit of the next token, all others have 0."""
 
@@ -22,7 +22,7 @@ def copying_decoder(max_len=32) -> Decoder:
         at, source = state
         rows = jnp.arange(len(at)) * len(source.value) // len(at)  # of the beams
         token = source.value[rows, at]
-        return sure * jax.nn.one_hot(token, V), (at + 1, source)
+        return sure * jax.nn.one_hot(token, vocab_size), (at + 1, source)
 
     def attention(sure, state, tokens):
         at, source = state

@@ -56,6 +56,7 @@ _OF_FILES = ("output", "column", "batch")
 def run(arguments: Arguments) -> None:
     from bigjax import data, modules
     from bigjax.infer import predict as predict_lib
+    from bigjax.infer import sentinels
     from bigjax.train import load as load_lib
     from bigjax.train import workdir as workdir_lib
 
@@ -83,6 +84,7 @@ def run(arguments: Arguments) -> None:
         predict_lib.check_rows(f.output, rows)
     loaded = load_lib.load(arguments.workdir, config, arguments.step, batch_size=None)
     decoder, variables = load_lib.decoder_of(loaded, family, arguments.overrides)
+    tokenizer = sentinels.named(tokenizer, decoder)
     if rows is None:
         _write(f, tokenizer, decoder, variables, config.data)
         return

@@ -11,6 +11,7 @@ from bigjax.arguments import Arguments
 from bigjax.cli import generate as cli
 from bigjax.data.tables import read_table
 from bigjax.data.tokenizers.bytes import Bytes
+from bigjax.data.tokenizers.sentencepiece import SentencePiece, train_sentencepiece
 from bigjax.errors import UserError
 from bigjax.infer import files, generate
 from bigjax.models import whisper
@@ -30,13 +31,16 @@ def section(**fields) -> ConfigDict:
     return ConfigDict(dict(columns=columns, prefix="", seq_len=20, target_len=16, **fields))
 
 
-def run_command(monkeypatch, f, config, weights="w", overrides=(), family=None, load=None):
+def run_command(
+    monkeypatch, f, config, weights="w", overrides=(), family=None, load=None, tokenizer=None
+):
     """cli.run with a copying decoder in place of the run's model. load: called to load it."""
-    decoder = copying_decoder()
+    tokenizer = tokenizer or Bytes()
+    decoder = copying_decoder(vocab_size=tokenizer.vocab_size)
     family = family or types.SimpleNamespace(decoder=lambda c: decoder)
     loaded = types.SimpleNamespace(step=3, fingerprint=weights)
     monkeypatch.setattr("bigjax.modules.of", lambda config, section: family)
-    monkeypatch.setattr("bigjax.data.load_tokenizer", lambda folder, python_path: Bytes())
+    monkeypatch.setattr("bigjax.data.load_tokenizer", lambda folder, python_path: tokenizer)
     monkeypatch.setattr("bigjax.train.workdir.existing", pathlib.Path)
     monkeypatch.setattr("bigjax.train.load.load", load or (lambda *_, **__: loaded))
     monkeypatch.setattr("bigjax.train.load.decoder_of", lambda *_: (decoder, 20.0))
@@ -197,6 +201,15 @@ def test_a_source_that_is_too_long_is_refused_or_truncated(tmp_path, capsys):
     run()
     assert "1 of 2 sources are truncated to 20 tokens" in capsys.readouterr().out
     assert (tmp_path / "out.csv").read_text().endswith(f"{'x' * 40},{'x' * 16}\n")
+
+
+def test_sentinels_are_read_and_printed(monkeypatch, capsys):
+    tokenizer = train_sentencepiece(["the quick brown fox " * 9], 280)
+    tokenizer = SentencePiece(tokenizer.files()["tokenizer.model"], sentinels=3)
+    config = ConfigDict(dict(data=section(), model=dict(name="t5"), python_path=""))
+    f = flags("--prompt=the <extra_id_0> fox<extra_id_2>")
+    run_command(monkeypatch, f, config, tokenizer=tokenizer)
+    assert capsys.readouterr().out == "the<extra_id_0> fox<extra_id_2>\n"
 
 
 def test_a_model_of_speech_is_refused_before_it_is_loaded(monkeypatch):

@@ -1,12 +1,16 @@
 """Texts from generated tokens, piece by piece, up to a stop text."""
 
+import io
 import types
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from bigjax.data.tokenizers.bytes import Bytes
-from bigjax.infer import generate, texts
+from bigjax.data.tokenizers.sentencepiece import SentencePiece, train_sentencepiece
+from bigjax.errors import UserError
+from bigjax.infer import generate, sentinels, texts
 from bigjax.infer.generate import Options
 
 
@@ -76,6 +80,46 @@ def test_a_stop_text_may_start_and_end_inside_a_token(stop, expected, at_once):
     written = Written([[1, 2, 3, 4, 5]], at_once)
     pieces = [piece for _, piece in texts.stream(written, Pieces(), [""], Options(), stop=stop)]
     assert "".join(pieces) == expected and not any("\ufffd" in piece for piece in pieces)
+
+
+def with_sentinels(kind: str) -> SentencePiece:
+    """A tokenizer of ours, or one that puts a space before every text, as T5's."""
+    text = "the quick brown fox jumps over the lazy dog. " * 9
+    if kind == "own":
+        model = train_sentencepiece([text], 300).files()["tokenizer.model"]
+    else:
+        file = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([text]), model_writer=file, vocab_size=31, minloglevel=5
+        )
+        model = file.getvalue()
+    return SentencePiece(model, sentinels=4)
+
+
+def named(tokenizer, continues=False):
+    return sentinels.named(tokenizer, types.SimpleNamespace(continues=continues))
+
+
+@pytest.mark.parametrize("kind", ["own", "T5"])
+def test_sentinels_in_sources_and_targets(kind):
+    tokenizer = with_sentinels(kind)
+    s, encode = tokenizer.sentinel_ids, lambda text: tokenizer.encode(text).tolist()
+    both = named(tokenizer)
+    source, plain = both.encode_batch(["the <extra_id_0> fox <extra_id_3>", "the fox"])
+    assert source.tolist() == [*encode("the"), s[0], *encode(" fox"), s[3]]
+    assert plain.tolist() == encode("the fox") == encode("the") + encode(" fox")
+    target = [s[0], *encode(" quick brown"), s[1], *encode(" dog"), s[2], tokenizer.eos_id]
+    assert both.decode(target) == "<extra_id_0> quick brown<extra_id_1> dog<extra_id_2>"
+    assert both.decode([*encode("the"), 10**6]) == "the"
+    assert both.decode([]) == "" and both.encode_batch([""])[0].tolist() == []
+    # A training text, and a prompt that is continued, have it as text.
+    assert not {*encode("<extra_id_0>")} & {*s}
+    assert named(tokenizer, continues=True) is tokenizer and named(Bytes()).sentinel_ids == ()
+
+
+def test_a_sentinel_that_the_tokenizer_lacks_is_refused():
+    with pytest.raises(UserError, match="'a <extra_id_4>' has <extra_id_4>; .* to <extra_id_3>"):
+        named(with_sentinels("own")).encode_batch(["b", "a <extra_id_4>"])
 
 
 def test_invalid_utf8_is_returned_at_the_end():
