@@ -102,7 +102,8 @@ class _Kept:
                 file.unlink()
         if others:
             log(
-                f"note: {self.folder} held results for other inputs or settings; they are not used."
+                f"note: {self.folder} held results of another model, or for other inputs or "
+                "settings; they are not used."
             )
 
     def add(self, number: int, texts: list[Texts]) -> None:

@@ -148,7 +148,7 @@ def test_results_for_something_else_are_not_used(change, tmp_path):
     size, step = (3 if change == "batch" else 2), (2 if change == "settings" else 1)
     files.generate_all(inputs, generate, size, output, [f"step {step}"], lines.append)
     assert len(calls) == (1 if change == "batch" else 2)
-    assert "other inputs or settings" in lines[0]
+    assert "another model, or for other inputs or settings" in lines[0]
 
 
 def test_damaged_results_are_refused(tmp_path):
