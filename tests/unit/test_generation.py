@@ -6,6 +6,7 @@ import types
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 import pytest
 
 from bigjax.data.tokenizers.bytes import Bytes

@@ -19,8 +19,10 @@ FORMATS = "WAV, FLAC, OGG and MP3"
 FULL_SCALE = 32768  # int16 of the sample 1.0
 _RATES = 1000, 384_000  # Hz: others are damaged headers
 _LOUDEST = 64.0  # of floats, which are of -1 to 1: above it they are something else
+_CANCELLED = 0.02  # power of the mean, of that of the channels: 1 / channels if they are unrelated
 _BLOCK = 1 << 16  # frames
 _UNKNOWN_SIZE = 0x7FFFFFFF  # from which on the size of a WAV means that it went into a pipe
+_IGNORE = "-ignore_length 1 "  # of ffmpeg, for a WAV
 _UNKNOWN_FRAMES = 1 << 62
 _SYSTEM_ERROR = 2  # of libsndfile
 _MP3_FRAME = 1152  # samples, at most
@@ -165,11 +167,12 @@ def _bad(path: str, head: bytes, e: Exception) -> BadAudio:
     )
 
 
-def _conversion(path: str) -> str:
-    """The command that writes a recording again."""
+def _conversion(path: str, of_input: str = "", of_output: str = "") -> str:
+    """The command that writes a recording again, with options each followed by a space."""
     own = os.path.basename(path)
     name, extension = os.path.splitext(own)
-    return f"ffmpeg -i {own} {name}{'.new' * (extension.lower() == '.flac')}.flac"
+    new = f"{name}{'.new' * (extension.lower() == '.flac')}.flac"
+    return f"ffmpeg {of_input}-i {own} {of_output}{new}"
 
 
 def _check_end(path: str, file: Any) -> None:
@@ -192,10 +195,12 @@ def _check_whole(path: str, f: Any) -> None:
     """Raises BadAudio for a WAV, AIFF or AU file that ends before it should: libsndfile takes what
     there is."""
     cut = re.search(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", f.extra_info, re.M)
-    if cut and int(cut[2]) < int(cut[1]) < _UNKNOWN_SIZE:
+    stated, present = (int(cut[1]), int(cut[2])) if cut else (0, 0)
+    if present < stated < _UNKNOWN_SIZE:
         raise BadAudio(
-            f"{path}: the file is cut off: its header says {int(cut[1]):,} bytes of samples, and "
-            f"{int(cut[2]):,} follow. Copy it again."
+            f"{path}: the file is cut off: its header says {stated:,} bytes of samples, and "
+            f"{present:,} follow. Copy it again, or if it went into a pipe, write it again: "
+            f"{_conversion(path, _IGNORE)}"
         )
 
 
@@ -224,7 +229,11 @@ def _length(path: str, f: Any, file: Any) -> int:
 
 
 def _no_samples(path: str) -> BadAudio:
-    return BadAudio(f"{path}: it has 0 seconds: no samples follow its header.")
+    again = _conversion(path, _IGNORE * path.lower().endswith(".wav"))
+    return BadAudio(
+        f"{path}: it has 0 seconds: no samples follow its header, or it does not say that they do. "
+        f"If it plays elsewhere, write it again: {again}"
+    )
 
 
 def _check_length(path: str, n: int, rate: int, sample_rate: int, max_samples: float) -> None:
@@ -240,7 +249,7 @@ def _blocks(path: str, f: Any, length: int) -> Iterator[np.ndarray]:
     """float32 [n] blocks of an open file of `length` samples, mono. Raises BadAudio."""
     import soundfile
 
-    done = 0
+    done, power = 0, np.zeros(2)  # of the channels, of their mean
     while True:
         second = done / f.samplerate
         try:
@@ -254,7 +263,14 @@ def _blocks(path: str, f: Any, length: int) -> Iterator[np.ndarray]:
             break
         _check_values(path, block, second)
         done += len(block)
-        yield block[:, 0] if block.shape[1] == 1 else block.mean(1)
+        mean = block[:, 0] if block.shape[1] == 1 else block.mean(1)
+        power += np.square(block).mean(1).sum(), np.square(mean).sum()
+        yield mean
+    if power[1] * f.channels < _CANCELLED * power[0]:
+        raise BadAudio(
+            f"{path}: its channels cancel each other, as those in opposite phase: their mean is "
+            "silent. Use one of them: " + _conversion(path, of_output="-af 'pan=mono|c0=c0' ")
+        )
     if done < length:
         raise BadAudio(
             f"{path}: the file is cut off or damaged: its header says {length:,} samples, and "
