@@ -138,7 +138,7 @@ def test_an_encoder_decoder_generates(flags, tmp_path):
     tokenizer = Bytes()
     total = {}
     for prompt, text in zip(("abc", "deaf"), written):
-        source = np.array([[tokenizer.bos_id, *prompt.encode()]])
+        source = np.array([[*prompt.encode(), tokenizer.eos_id]])
         target = [256]
         while len(target) < 7 and target[-1] != tokenizer.eos_id:
             given_so_far = np.array([target])
