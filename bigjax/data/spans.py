@@ -153,7 +153,7 @@ class SpanBatches(ExampleBatches):
         texts = {source: _Text(stream) for source, stream in streams.items()}
         n = {source: text.n_tokens // self.sizes.window for source, text in texts.items()}
         if not sum(n.values()):
-            raise empty_split(name, f"text of {self.sizes.window} tokens")
+            raise empty_split(name, f"window of {self.sizes.window} token")
         if shuffle:
             for source in (source for source, windows in n.items() if not windows):
                 raise UserError(

@@ -52,13 +52,14 @@ def is_t5(content: dict) -> bool:
 
 
 def derived(files: dict[str, bytes], contents: dict[str, dict]) -> dict[str, bytes]:
-    """Our files for those of a folder, but those that it has.
+    """Our files for those of a folder; {} if it has them.
 
     contents: the JSON objects in its files. Raises UserError, naming the file, if they contradict
     each other.
     """
     if OURS in files:
-        out, n = {}, sentinels(contents, default=0)
+        n = sentinels(contents, default=0)
+        out = {OURS: files[OURS]} if n else {}
     elif FILE in files:
         t5 = contents["tokenizer_config.json"].get("tokenizer_class") in _CLASSES
         out, n = {OURS: files[FILE]}, sentinels(contents, default=100 if t5 else 0)

@@ -87,7 +87,7 @@ def as_files(content: dict, **more) -> dict[str, bytes]:
 def opened(files: dict[str, bytes], folder) -> own_module.SentencePiece:
     """The tokenizer that an import makes of files."""
     assert tokenizers.kind(files) == "sentencepiece"
-    for name, content in {**files, **tokenizers.derived(files)}.items():
+    for name, content in (tokenizers.derived(files) or files).items():
         (folder / name).write_bytes(content)
     return own_module.load(epath.Path(folder))
 

@@ -225,7 +225,7 @@ def test_evaluation_has_each_window_once():
 @pytest.mark.parametrize(
     "change, words",
     [
-        (dict(n=20), "train split is empty: no text of 21 tokens"),
+        (dict(n=20), "train split is empty: no window of 21 token fell into it"),
         (dict(n=21 * 3), "too little data for one batch: .* 3 windows of 21 tokens"),
         (
             dict(streams={"a": Stream(700), "b": Stream(20)}, weights={"a": 1.0, "b": 1.0}),
