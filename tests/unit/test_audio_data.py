@@ -131,6 +131,18 @@ def test_equal_texts_are_in_one_split(tmp_path):
     assert load(tmp_path, **options).fingerprint != data.fingerprint
 
 
+def test_a_path_of_its_own_is_a_whole_split_also_if_it_is_that_of_train(tmp_path):
+    root = str(make_folder(tmp_path / "clips", n=10))
+
+    def sizes(**fields):
+        data = load(tmp_path, train=root, **fields)
+        return [len(data.rows(name)) for name in ("train", "valid", "test")]
+
+    assert sizes(valid=root, test=root, valid_fraction=0.5, test_fraction=0.5) == [10, 10, 10]
+    train, valid, test = sizes(valid=root, valid_fraction=0.5, test_fraction=0.3)
+    assert valid == 10 and train + test == 10 and 0 < test < 10
+
+
 def test_bad_recordings_have_no_weight_or_end_the_run(tmp_path):
     root = make_folder(tmp_path / "clips", n=10)
     (root / "002.wav").write_bytes(b"")

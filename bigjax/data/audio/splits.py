@@ -91,7 +91,8 @@ def parts(data: Any, names: Sequence[str], log: Callable[[str], None]) -> dict[s
     split. Raises UserError.
     """
     check_fractions(data.valid_fraction, data.test_fraction)
-    own = {part: data[part] for part in SPLITS[1:] if data[part] not in ("", data.train)}
+    shared = data.train if sources.is_divided(data.train) else ""
+    own = {part: data[part] for part in SPLITS[1:] if data[part] not in ("", shared)}
     if data.train:
         has = [part for part in SPLITS[1:] if sources.has(data.train, part)]
         own = dict.fromkeys(has, data.train) | own

@@ -75,6 +75,12 @@ def has(spec: str, part: str) -> bool:
     return hasattr(module, "has") and module.has(os.path.expanduser(spec), part)
 
 
+def is_divided(spec: str) -> bool:
+    """Whether the parts that name it share its recordings by the fractions; of other data, each
+    part that names them has all."""
+    return hasattr(_form(spec), "DIVIDED")
+
+
 def _form(spec: str) -> Any:
     """The module that reads a text of the config; None for no such file or folder."""
     return next((module for module in _FORMS if module.matches(spec)), None)

@@ -14,6 +14,7 @@ from bigjax.data.audio import morse
 from bigjax.data.store import place_of
 from bigjax.errors import UserError
 
+DIVIDED = True  # data.train and data.valid may both name it, as other data of docstrings
 _SPEC = "morse:docstrings"
 _MAX_LETTERS = 12  # of a word; longer ones are mostly identifiers
 _NOT_WORDS = ("nan", "null")  # of which data are warned, as missing values look like them
