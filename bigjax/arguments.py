@@ -14,6 +14,7 @@ from bigjax import config as config_lib
 from bigjax.errors import UserError
 
 _KEY = "--config."
+_EVALUATOR = re.compile(r"--config\.evals\.([^.=]+)\.kind=(.*)", re.DOTALL)
 # Config keys of the commands that open a run's work folder, and of those that also read data.
 MODEL = ("model", "mesh", "hosts", "train.ema", "python_path")
 ROWS = (*MODEL, "task", "train.batch_size")
@@ -263,15 +264,21 @@ class Arguments:
             folder = config_lib.folder_of(file)
         config = base.copy_and_resolve_references().lock()
         # Keys that select modules first: the fields of these modules are the other keys.
-        selects = re.compile(rf"{_KEY}((model|task|data)\.name|evals\.[^.=]+\.kind|python_path)=")
+        selects = re.compile(rf"{_KEY}((model|task|data)\.name|python_path)=")
         names = config_lib.override(config, [a for a in self.overrides if selects.match(a)])
         config_lib.expand_paths(config)
         config_lib.set_python_path(config, folder or pathlib.Path.cwd())
+        kinds_of = dict(m.groups() for a in self.overrides if (m := _EVALUATOR.fullmatch(a)))
+        modules.set_evaluators(config, kinds_of)
+        self._check_evaluators(config)
         # Overrides apply before the modules' fields are filled in: some follow from others.
         complete = modules.filled(config)
         before = dict(config_lib.sorted_leaves(complete))
         before.update({key: config_lib.get(base, key) for key in names})
-        rest = [a for a in self.overrides if not selects.match(a)]
+        old_kinds = {name: base.evals.get(name, {}).get("kind") for name in kinds_of}
+        before.update({f"evals.{name}.kind": kind for name, kind in old_kinds.items()})
+        names += [f"evals.{name}.kind" for name in kinds_of]
+        rest = [a for a in self.overrides if not (selects.match(a) or _EVALUATOR.fullmatch(a))]
         kinds = "|".join(
             re.escape(f"{section}.kind") for section in modules.inner_sections(complete)
         )
@@ -285,10 +292,27 @@ class Arguments:
         keys += config_lib.override(config, rest, complete, modules.types(complete))
         modules.fill(config, *["model"] * (config.model.get("preset") == "init_from"))
         config_lib.expand_paths(config, modules.path_schemes(config))
+        for name in kinds_of:
+            if name not in base.evals and f"evals.{name}.every" not in keys:
+                config.evals[name].every = config.train.steps  # only at the end
         if complete_file:
             complete_file(config, frozenset(keys))
         cloud.check(_texts(value for _, value in config_lib.sorted_leaves(config)))
         return config, {k: before.get(k) for k in keys}
+
+    def _check_evaluators(self, config) -> None:
+        """Refuses keys of evaluators that the config lacks."""
+        from bigjax import modules
+
+        for argument in self.overrides:
+            section, _, rest = argument.removeprefix(_KEY).partition("=")[0].partition(".")
+            name, dot, _ = rest.partition(".")
+            if section == "evals" and dot and name not in config.evals:
+                raise UserError(
+                    f"{argument}: config.evals has no {name!r}. "
+                    f"{config_lib.nearest(name, config.evals)} To add it, give also --config.evals."
+                    f"{name}.kind=KIND, such as {', '.join(modules.names('evals'))}."
+                )
 
 
 def _texts(values) -> list[str]:

@@ -125,6 +125,22 @@ def change_kind(config, section: str, kind: str) -> None:
         values.kind = kind
 
 
+def set_evaluators(config, kinds: Mapping[str, str]) -> None:
+    """Sets config.evals.NAME.kind for {NAME: kind}; adds the evaluators that the config lacks.
+
+    An evaluator of another kind has the defaults of the new one, except for `every` and `split`,
+    which mean the same for all kinds.
+    """
+    with config.unlocked():
+        for name, kind in kinds.items():
+            paths.check_file_name(name, "a name in config.evals")
+            old = config.evals.get(name, {"every": config.train.steps})
+            if kind != old.get("kind"):
+                module = find("evals", kind, f"evals.{name}.kind", config.python_path)
+                kept = {"every", "split"} & {"every", *typing.get_type_hints(_config_class(module))}
+                config.evals[name] = {"kind": kind, **{k: old[k] for k in kept if k in old}}
+
+
 def fields(config, section: str) -> dict:
     """{key: value} of all keys of a section."""
     values = config_lib.get(config, section)

@@ -28,6 +28,35 @@ def test_overrides_keep_types_and_may_set_fields_that_the_file_does_not():
     assert overridden["model.n_kv_heads"] == 4 and overridden["optim.learning_rate"] == 4e-3
 
 
+def test_an_evaluator_is_added_or_becomes_another_on_the_command_line(tmp_path):
+    add = ("--config.evals.g.split=test", "--config.evals.g.kind=generation")
+    c, overridden = resolved(*add, "--config.train.steps=7")
+    assert {*c.evals} == {"valid", "sample", "g"} and c.evals.valid.kind == "loss"
+    assert (c.evals.g.kind, c.evals.g.split, c.evals.g.beam) == ("generation", "test", 1)
+    assert c.evals.g.every == 7 and overridden["evals.g.kind"] is None
+    assert resolved(*add, "--config.evals.g.every=3")[0].evals.g.every == 3
+    # A run's config has all keys of its evaluators, and one of another kind has other keys.
+    (tmp_path / "config.json").write_text(config.to_json(c))
+    of_run = lambda *keys: Arguments([f"--workdir={tmp_path}", *keys]).config_of_run().evals
+    same = of_run("--config.evals.g.kind=generation", "--config.evals.g.beam=4").g
+    assert (same.split, same.every, same.beam) == ("test", 7, 4)
+    other = of_run("--config.evals.g.kind=loss", "--config.evals.g.batches=2").g
+    assert other.to_dict() == dict(kind="loss", every=7, split="test", batches=2)
+    assert of_run("--config.evals.valid.kind=generation").valid.beam == 1
+    assert "h" in of_run("--config.evals.h.kind=sample")
+    for key, words in (
+        (
+            "g.split=test",
+            r"config.evals has no 'g'. .*valid.* give also --config.evals.g.kind=KIND, ",
+        ),
+        ("vaild.every=2", r"has no 'vaild'. Did you mean 'valid'\?"),
+        ("g.kind=los", "config.evals.g.kind='los' is not a module.*Did you mean 'loss'"),
+        ("a/b.kind=loss", "a name in config.evals"),
+    ):
+        with pytest.raises(UserError, match=words):
+            resolved(f"--config.evals.{key}")
+
+
 def test_keys_of_the_file_override_a_preset(tmp_path):
     c, _ = resolved("--config.model.preset=gpt2-355m")
     assert c.model.n_layers == 4 and c.model.vocab_size == 2048  # written in the file
