@@ -16,10 +16,9 @@ def run(arguments: Arguments) -> None:
     config = arguments.config_of_run()
     loaded = load_lib.load(arguments.workdir, config, arguments.step, config.train.batch_size)
     run_folder = workdir_lib.existing(arguments.workdir)
-    folder = run_folder / "tokenizer"
     tokenizer = None
-    if tokenizers.section(config) and folder.exists():  # not all data are text
-        tokenizer = data.load_tokenizer(folder, config.python_path)
+    if tokenizers.section(config):  # not all data are text
+        tokenizer = data.load_tokenizer(run_folder / "tokenizer", config.python_path)
     splits = {e[k] for e in config.evals.values() for k in e if k.endswith("split")}
     corpus = stages.load_data(loaded.task, print, tokenizer, splits)
     context = evals.Context(

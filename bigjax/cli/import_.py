@@ -1,7 +1,8 @@
 """Creates a work folder from a model of Hugging Face transformers. Needs no accelerator.
 
 The work folder must be new. Evaluate it, generate from it, or start another run from it with
-init_from. The model's folder determines model, task, data.tokenizer.kind and data.tokenizer.path.
+init_from. The model's folder determines model, task and data.tokenizer. Set data.tokenizer.kind and
+data.tokenizer.path for a folder without a tokenizer that bigjax supports.
 """
 
 from bigjax.arguments import Arguments, Command, Flag

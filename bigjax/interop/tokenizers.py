@@ -77,7 +77,11 @@ def unread(files: dict[str, bytes]) -> str:
         )
     else:
         reason = "The folder has no tokenizer that bigjax supports; its files, if any, are kept."
-    return f"{reason} To train or evaluate, set data.tokenizer.kind and .path."
+    return (
+        f"{reason} To evaluate or generate, import again, into a new work folder, with "
+        "--config.data.tokenizer.kind=KIND and --config.data.tokenizer.path=PATH of a tokenizer "
+        "with the model's ids. A run that starts from this one by init_from sets its own."
+    )
 
 
 def derived(files: dict[str, bytes]) -> dict[str, bytes]:

@@ -56,15 +56,8 @@ def import_run(
         )
     config, overridden = _config(c, imported, [o for o in overrides if not o.startswith(names)])
     with interop.new_folder(workdir) as folder:
-        _import_tokenizer(imported, config, folder / "tokenizer", workdir, log)
-        for key, value in overridden.items():
-            if not key.startswith("data.tokenizer."):
-                continue
-            if key != "data.tokenizer.lowercase" or config.data.tokenizer.lowercase != value:
-                raise UserError(
-                    f"--config.{key}={value} would have no effect: the tokenizer files in {source} "
-                    "determine it. Remove it."
-                )
+        of_tokenizer = {k: x for k, x in overridden.items() if k.startswith(f"{tokenizers.KEY}.")}
+        _import_tokenizer(imported, config, folder / "tokenizer", workdir, of_tokenizer, log)
         task = tasks.build(config)
         variables, kept = _variables(imported, task, config, log)
         origin_lib.save(folder, imported, kept)
@@ -98,16 +91,22 @@ def _config(c, imported: interop.Imported, overrides: Sequence[str]):
         c.train.batch_size = BATCH_SIZE
         kind = getattr(task, "EVALUATION", "loss")
         c.evals = dict(valid=dict(kind=kind, every=c.train.steps))
-    keys = config_lib.override(c, list(overrides), modules.filled(c), modules.types(c))
+    kinds = [o for o in overrides if o.startswith(f"--config.{tokenizers.KIND}=")]
+    keys = config_lib.override(c, kinds, modules.filled(c), modules.types(c))
+    rest = [o for o in overrides if o not in kinds]
+    keys += config_lib.override(c, rest, modules.filled(c), modules.types(c))
     modules.fill(c)
     config_lib.expand_paths(c, modules.path_schemes(c))
     config_lib.check_values(c)
     return c, {key: config_lib.get(c, key) for key in keys}
 
 
-def _import_tokenizer(imported: interop.Imported, config, folder, workdir: str, log) -> None:
+def _import_tokenizer(
+    imported: interop.Imported, config, folder, workdir: str, overridden: dict, log
+) -> None:
     """Writes the original tokenizer files and bigjax's own, and sets config.data.tokenizer if the
-    data have one."""
+    data have one. overridden: the keys of data.tokenizer, which only name a tokenizer for a folder
+    without one that bigjax supports."""
     originals = folder / TOKENIZER_FILES
     if imported.tokenizer_files:
         originals.mkdir(parents=True)
@@ -117,24 +116,40 @@ def _import_tokenizer(imported: interop.Imported, config, folder, workdir: str, 
         return
     for name, content in imported.derived_files.items():
         (folder / name).write_bytes(content)
-    if not imported.tokenizer_kind:
+    spec, source = config.data.tokenizer, imported.folder
+    if imported.tokenizer_kind:
+        modules.change_kind(config, tokenizers.KEY, imported.tokenizer_kind)
+        with config.unlocked():
+            spec.path = str(folder if imported.derived_files else originals)
+            tokenizer = tokenizers.named(
+                spec, lambda text: log(text.replace(spec.path, str(source)))
+            )
+            spec.lowercase = getattr(tokenizer, "lowercase", True)  # only some kinds have it
+        whose, model = f"The tokenizer of {source}", "its model"
+        remedy = "Restore the folder's files."
+    elif overridden:
+        tokenizer = tokenizers.named(spec, log, config.python_path)
+        whose = f"The tokenizer of config.{tokenizers.KEY} ({tokenizer.name})"
+        model = f"the model of {source}"
+        remedy = "Give the one that the model was trained with."
+    else:
         log(interop.tokenizers.unread(imported.tokenizer_files))
         return
-    modules.change_kind(config, tokenizers.KEY, imported.tokenizer_kind)
-    spec = config.data.tokenizer
-    with config.unlocked():
-        spec.path = str(folder if imported.derived_files else originals)
-        log_with_source = lambda text: log(text.replace(spec.path, str(imported.folder)))
-        tokenizer = tokenizers.named(spec, log_with_source)
-        spec.path = str(epath.Path(workdir).expanduser().resolve() / "tokenizer")
-        spec.lowercase = getattr(tokenizer, "lowercase", True)  # only some kinds have it
     n_tokens = imported.model.get("vocab_size")
     if n_tokens is not None and tokenizer.vocab_size > n_tokens:
         raise UserError(
-            f"The tokenizer of {imported.folder} has {tokenizer.vocab_size} tokens, but its model "
-            f"only {n_tokens}: they do not belong together. Restore the "
-            "folder's files."
+            f"{whose} has {tokenizer.vocab_size} tokens, but {model} only {n_tokens}: they do not "
+            f"belong together. {remedy}"
         )
+    for key, value in overridden.items() if imported.tokenizer_kind else ():
+        if key != "data.tokenizer.lowercase" or spec.lowercase != value:
+            raise UserError(
+                f"--config.{key}={value} would have no effect: the tokenizer files in {source} "
+                "determine it. Remove it."
+            )
+    with config.unlocked():
+        if "path" in spec:
+            spec.path = str(epath.Path(workdir).expanduser().resolve() / "tokenizer")
     tokenizer.save(folder)
 
 

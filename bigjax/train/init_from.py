@@ -107,13 +107,15 @@ def _open_run(where: str, what: str) -> Source:
 
         return get
 
+    folder = workdir / "tokenizer"  # an imported model may lack it
+    kind = tokenizers.section(config).get("kind", "")
     return Source(
         f"{where}, step {step}",
         shapes,
         load,
         config.model.to_dict(),
-        tokenizers.section(config).get("kind", ""),
-        str(workdir / "tokenizer"),
+        kind if paths.exists(folder / tokenizers.META_FILE) else "",
+        str(folder),
         tuple(config.task.get("labels", ())),
     )
 

@@ -384,7 +384,7 @@ def test_a_cased_vocabulary_without_settings_uses_the_overrides(tmp_path):
         c, messages = helpers.filled(config_lib.new_config()), []
         config_lib.override(c, flags)
         folder = tmp_path / f"run{len(flags)}" / "tokenizer"
-        import_model._import_tokenizer(imported, c, folder, str(folder.parent), messages.append)
+        import_model._import_tokenizer(imported, c, folder, str(folder.parent), {}, messages.append)
         assert data.load_tokenizer(folder).encode("Paris a").tolist() == ids
         assert c.data.tokenizer.lowercase is (not flags)
         assert bool(messages) is (not flags) and all(

@@ -101,8 +101,10 @@ def test_save_and_load(tokenizer, tmp_path):
     assert (again.kind, again.fingerprint) == (tokenizer.kind, tokenizer.fingerprint)
     assert again.pieces == tokenizer.pieces
     np.testing.assert_array_equal(again.encode(TEXTS[0]), tokenizer.encode(TEXTS[0]))
-    with pytest.raises(UserError, match="cannot read .*a tokenizer saved by bigjax"):
+    again_by = r"no tokenizer: .*import it again.*--config.data.tokenizer.kind=KIND and .*path=PATH"
+    with pytest.raises(UserError, match=again_by) as e:
         T.load(tmp_path)
+    assert "Errno" not in str(e.value)
 
 
 def test_sentencepiece_training_is_deterministic_cached_and_compresses(tmp_path, capfd):

@@ -11,11 +11,13 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from bigjax import cli
 from bigjax.data.tokenizers import load
 from bigjax.data.tokenizers import sentencepiece as own_module
 from bigjax.errors import UserError
 from bigjax.interop import tokenizers
-from bigjax.train import import_model
+from bigjax.train import import_model, init_from
+from bigjax.train import workdir as workdir_lib
 from tests.unit.test_interop import write_folder
 from tests.unit.test_interop_t5 import stored
 
@@ -249,6 +251,44 @@ def test_a_folder_of_t5_is_imported_with_its_tokenizer(tmp_path, spiece):
     (folder / "tokenizer_config.json").write_bytes(config(extra_ids=28))
     with pytest.raises(UserError, match="has 62 tokens, but its model only 61"):
         import_model.import_run(folder, tmp_path / "more", lambda text: None)
+
+
+def test_a_folder_without_a_tokenizer_is_imported_with_that_of_the_config(tmp_path, spiece):
+    folder = write_folder(tmp_path / "in", *stored("t5"))
+    (tmp_path / "own.model").write_bytes(spiece)
+    run, lines = tmp_path / "run", []
+    flags = [
+        f"--config.data.tokenizer.path={tmp_path}/own.model",
+        "--config.data.tokenizer.kind=sentencepiece",
+        "--config.data.tokenizer.sentinels=27",
+    ]
+    import_model.import_run(folder, run, lines.append, flags)
+    assert not any("no tokenizer" in line for line in lines), lines
+    (tmp_path / "own.model").unlink()
+    tokenizer, saved = load(run / "tokenizer"), workdir_lib.read_config(str(run)).data.tokenizer
+    assert (tokenizer.vocab_size, tokenizer.sentinel_ids[0]) == (61, 60)
+    assert (saved.kind, saved.path, saved.sentinels) == (
+        "sentencepiece",
+        str(run / "tokenizer"),
+        27,
+    )
+    assert init_from.open_source(str(run), "").tokenizer_kind == "sentencepiece"
+    (tmp_path / "own.model").write_bytes(spiece)
+    flags[-1] = "--config.data.tokenizer.sentinels=28"
+    with pytest.raises(UserError, match=r"own.model\) has 62 tokens, but the model of .* only 61"):
+        import_model.import_run(folder, tmp_path / "more", lines.append, flags)
+    assert not (tmp_path / "more").exists()
+
+
+def test_a_folder_imported_without_a_tokenizer_says_how_to_give_one(tmp_path):
+    folder = write_folder(tmp_path / "in", *stored("t5"))
+    run, lines = tmp_path / "run", []
+    import_model.import_run(folder, run, lines.append)
+    assert any("import again" in line and "tokenizer.kind=KIND" in line for line in lines), lines
+    assert init_from.open_source(str(run), "").tokenizer_kind == ""
+    for command in (["eval"], ["generate", "--prompt=a"]):
+        with pytest.raises(UserError, match="has no tokenizer: .* import it again"):
+            cli.run([*command, f"--workdir={run}"])
 
 
 def test_files_of_marian_are_kept_and_named(tmp_path):

@@ -16,7 +16,7 @@ import json
 import os
 from typing import Any
 
-from bigjax import modules
+from bigjax import modules, paths
 from bigjax.bounds import at_least
 from bigjax.data.tokenizers.base import META_FILE, Tokenizer, Training, read_bytes
 from bigjax.errors import UserError
@@ -125,6 +125,12 @@ def load(folder: str | os.PathLike, python_path: str = "") -> Tokenizer:
 
 def read_meta(folder: Any) -> dict[str, Any]:
     """The metadata of `Tokenizer.save`: kind and ids. Raises UserError for anything else."""
+    if not paths.exists(folder / META_FILE):
+        raise UserError(
+            f"{folder} has no tokenizer: {META_FILE} is missing. If it is of a model that was "
+            "imported without a tokenizer, import it again, into a new work folder, with --config."
+            f"{KIND}=KIND and --config.{KEY}.path=PATH; else restore the folder from the run."
+        )
     content = read_bytes(folder / META_FILE, "a tokenizer saved by bigjax")
     wrong = f"{folder / META_FILE} was not saved by bigjax"
     try:
