@@ -236,10 +236,15 @@ def shifted(targets_BT, start_id: int, positions_BT=None) -> jax.Array:
 
 def check_start(tokenizer: Any, start_id: int) -> None:
     """Raises UserError if the token before a target is one of text."""
-    if start_id < tokenizer.vocab_size and tokenizer.pieces[start_id]:
-        ids = {name: getattr(tokenizer, name) for name in ("pad_id", "bos_id", "eos_id")}
+    is_text = lambda i: i < tokenizer.vocab_size and bool(tokenizer.pieces[i])
+    if is_text(start_id):
+        special: dict[int, str] = {}  # by id, as a tokenizer may use one for several
+        for name in ("pad_id", "bos_id", "eos_id", "unk_id"):
+            i = getattr(tokenizer, name)
+            if i is not None and not is_text(i):
+                special.setdefault(i, name)
         raise UserError(
             f"model.start_id={start_id} is the piece {tokenizer.decode([start_id])!r} of the "
             "tokenizer; the token before a target must not be one of text. Set it to one of "
-            f"{', '.join(f'{name}={i}' for name, i in ids.items())}."
+            f"{', '.join(f'{name}={i}' for i, name in special.items())}."
         )

@@ -1,6 +1,7 @@
 """The tasks on an encoder-decoder: inputs, loss, what they refuse, and training."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -264,6 +265,15 @@ def test_data_that_do_not_fit_the_model_are_refused(make, model, words):
     task = tasks.build(make(model=model))
     with pytest.raises(UserError, match=words):
         task.load_data(lambda text: None)
+
+
+def test_special_ids_that_are_equal_are_offered_once():
+    ids = dict(pad_id=2, bos_id=1, eos_id=2, unk_id=0)
+    t = types.SimpleNamespace(
+        **ids, vocab_size=4, pieces=[b"", b"", b"", b"not"], decode=lambda ids: "not"
+    )
+    with pytest.raises(UserError, match=r"Set it to one of pad_id=2, bos_id=1, unk_id=0\.$"):
+        _encoder_decoder.check_start(t, 3)
 
 
 def test_a_start_that_no_tokenizer_has_is_accepted(make):
