@@ -69,8 +69,8 @@ def run(f: flags.FlagValues, config) -> None:
     if f.search:
         plans = [_search(f, config, correct)]
     else:
-        print(f"Planning for {f.topology}. Compiling takes a minute or more.", flush=True)
-        plans = compile_lib.plans(config, f.topology, f.slices)
+        flush = lambda text: print(text, flush=True)
+        plans = compile_lib.plans(config, f.topology, f.slices, flush)
     pages = [_Page(plan, config, f.topology, f.slices, correct) for plan in plans]
     for page in pages:
         print(page.text())

@@ -1,5 +1,6 @@
 """Compiles a config's step for a pod that is not attached. Plans are cached."""
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
@@ -92,8 +93,12 @@ class Plan:
         return None if self.step_seconds is None else sum(c.seconds for c in self.collectives)
 
 
-def plans(config, topology: str, slices: int = 1) -> list[Plan]:
+def plans(
+    config, topology: str, slices: int = 1, log: Callable[[str], None] = lambda text: None
+) -> list[Plan]:
     """The plan of a config's step; one per phase for a task with several kinds of steps.
+
+    log: gets a line before it compiles, which it does only once for equal plans.
 
     Raises UserError for an invalid topology or mesh, and if the compiler is missing; RunError if
     the compiler fails, or jax cannot read its result.
@@ -116,6 +121,7 @@ def plans(config, topology: str, slices: int = 1) -> list[Plan]:
         return [_from_json(plan) for plan in json.loads(path.read_text())]
     except (OSError, ValueError, TypeError, KeyError):  # absent or damaged: compile again
         pass
+    log(f"Planning for {topology}. Compiling takes a minute or more.")
     program = program_lib.make(config, task, mesh)
     compiled = [
         _plan(program, config.train.batch_size, slices, chip, phase, step)

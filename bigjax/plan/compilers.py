@@ -17,18 +17,18 @@ from bigjax.errors import UserError
 
 class Compiler(NamedTuple):
     """module: what it is imported as. packages: that contain it. extra: of jax, that requires it.
-    install: the extra of bigjax that installs it. description: for people."""
+    install: the extra of bigjax that installs it. device: that it compiles for."""
 
     module: str
     packages: tuple[str, ...]
     extra: str
     install: str
-    description: str
+    device: str
 
 
-TPU = Compiler("libtpu", ("libtpu", "libtpu-nightly"), "tpu", "plan", "the TPU compiler")
+TPU = Compiler("libtpu", ("libtpu", "libtpu-nightly"), "tpu", "plan", "TPU")
 CUDA12, CUDA13 = (
-    Compiler(f"jax_{cuda}_plugin", (f"jax-{cuda}-plugin",), cuda, extra, "the GPU compiler")
+    Compiler(f"jax_{cuda}_plugin", (f"jax-{cuda}-plugin",), cuda, extra, "GPU")
     for cuda, extra in (("cuda12", "cuda"), ("cuda13", "cuda13"))
 )
 
@@ -53,8 +53,8 @@ def check(compiler: Compiler) -> None:
     how = extras.how_to_install(compiler.install)
     if importlib.util.find_spec(compiler.module) is None:
         raise UserError(
-            f"A plan needs {compiler.module}, which is not installed. It contains "
-            f"{compiler.description}; no such device is needed: {how}."
+            f"A plan needs {compiler.module}, which is not installed. It contains the "
+            f"{compiler.device} compiler; no {compiler.device} is needed: {how}."
         )
     installed = _installed(compiler.packages)
     if len(installed) > 1:
