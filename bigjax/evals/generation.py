@@ -13,6 +13,7 @@ from bigjax.infer import batch as batch_lib
 from bigjax.infer import beam_search
 from bigjax.layers import params as params_lib
 from bigjax.parallel import sharding
+from bigjax.plural import plural
 
 _SHOWN = 300  # characters of a text in worst.txt
 
@@ -169,10 +170,11 @@ def _write(folder, step: int, examples: list[Example], errors: list[float]) -> N
 def _write_worst(folder, step: int, examples: list[Example], errors, n: int) -> None:
     wrong = sum(error > 0 for error in errors)
     order = sorted(range(len(examples)), key=lambda i: -errors[i])[: min(n, wrong)]
-    lines = [
-        f"step {step}: {wrong:,} of {len(examples):,} texts have character errors; those with most",
-        "",
-    ]
+    head = "no text has character errors"
+    if wrong:
+        have = f"{plural(len(examples), 'text')} {'has' if wrong == 1 else 'have'}"
+        head = f"{wrong:,} of {len(examples):,} {have} character errors; those with most"
+    lines = [f"step {step}: {head}", ""]
     for i in order:
         row, target, generated, _ = examples[i]
         lines.append(f"{row['where']}: character error rate {errors[i]:.3f}")

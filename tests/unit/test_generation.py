@@ -254,4 +254,6 @@ def test_evaluation_by_generation(tmp_path, monkeypatch):
         with pytest.raises(UserError):  # no texts here
             generation.build("gen", generation.Config(), context)(jnp.float32(20.0), {}, 7)
     assert given[0][2][0] == (ids_of(SOURCES[1])[0], [5, 6, 7]) and given[0][3] == 14
-    assert "1 of 2 texts" in worst and "f:2:" in worst and "f:0" not in worst  # row 0 is right
+    assert "1 of 2 texts has" in worst and "f:2:" in worst and "f:0" not in worst  # row 0 is right
+    generation._write_worst(tmp_path, 8, [generation.Example({}, "a", "a", 0.0)], [0.0], 20)
+    assert (tmp_path / "worst.txt").read_text() == "step 8: no text has character errors\n"
