@@ -21,7 +21,7 @@ COMMAND = Command(
             "goes on after an end",
             value="FILE",
         ),
-        Flag("column", "of --input with the prompts; default: data.columns.source, or text"),
+        Flag("column", "of --input with the prompts; default: data.columns.source, for GPT text"),
         Flag("batch", "rows of --input at a time", 32),
         Flag("number", "number of samples per prompt", 1),
         Flag(
@@ -142,7 +142,7 @@ def _rows(f, config) -> list[dict]:
     columns = config.data.get("columns", {})
     column = f.column or columns.get("source", "text")
     prefix = columns.get("prefix", "")
-    rows = read_table(f.input, [column], optional=[prefix] if prefix else ())
+    rows = read_table(f.input, [column, *([prefix] if prefix else [])], {prefix: "optional"})
     start = config.data.get("prefix", "")
     return [{**row, "source": source_text(start, row.get(prefix), row[column])} for row in rows]
 

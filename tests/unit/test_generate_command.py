@@ -122,6 +122,9 @@ def test_the_prefix_of_the_data_and_of_a_row_is_before_its_source(tmp_path):
     data.prefix, data.columns.prefix = "T5 ", "task"
     rows = cli._rows(f, ConfigDict(dict(data=data)))
     assert [row["source"] for row in rows] == ["T5 de: abc", "T5 x"]
+    (tmp_path / "in.csv").write_text("text\nabc\n")
+    with pytest.raises(UserError, match="no columns are called 'task'"):  # as in training
+        cli._rows(f, ConfigDict(dict(data=data)))
 
 
 def write_continuations(folder, prompts, *arguments, max_len=32, sure=9.0) -> list[str]:
