@@ -253,20 +253,20 @@ def _write_file(f, tokenizer, decoder, variables, rows: list[dict], config, mode
             length = given.max_new_tokens
             more = dict(end_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
             more["names"] = [rows[i]["where"] for i in indices]
-            found = batch.search(decoder, generator.variables, chosen, length, search, **more)
+            results = batch.search(decoder, generator.variables, chosen, length, search, **more)
             return [
                 [(texts.decoded(tokenizer, decoder, prompt, t.ids), t.score) for t in row]
-                for prompt, row in zip(chosen, found)
+                for prompt, row in zip(chosen, results)
             ]
         more = dict(seed=f.seed, stop=f.stop, samples=[(i, 0) for i in indices])
         return [[(text, 0.0)] for text in texts.of_ids(generator, tokenizer, chosen, given, **more)]
 
     settings = [model, dataclasses.asdict(options), search and dataclasses.asdict(search)]
     settings += [f.seed, list(f.stop)]
-    found = files.generate_all(ids, generate, f.batch, f.output, settings)
+    results = files.generate_all(ids, generate, f.batch, f.output, settings)
     predictions = []
     cell = predict.escaped if f.output.endswith(".tsv") else str
-    for candidates in found:
+    for candidates in results:
         best, score = candidates[0]
         prediction = {"generated": cell(best)} | ({"score": score} if search else {})
         if search and search.n_best > 1:
