@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bigjax.errors import UserError
+from bigjax.plural import plural
 
 
 @dataclasses.dataclass
@@ -58,16 +59,17 @@ def check_lengths(
     over = np.flatnonzero(lengths > limit)
     if not len(over):
         return ""
+    some, verb = f"{len(over):,} of {len(rows):,}", "is" if len(over) == 1 else "are"
     if not truncate:
         i = int(over[0])
         raise UserError(
             f"{rows[i].get('where', f'row {i}')}: the {what}{remark} is {lengths[i]:,} tokens long "
-            f"and {limit:,} are allowed, special ones included; {len(over):,} of {len(rows):,} are "
-            f"too long. Set data.truncate=True to truncate them, or raise {key} (the longest has "
+            f"and {limit:,} are allowed, special ones included; {some} {verb} too long. Set "
+            f"data.truncate=True to truncate them, or raise {key} (the longest has "
             f"{lengths.max():,})."
         )
     return (
-        f"{len(over):,} of {len(rows):,} {what}s are truncated to {limit:,} tokens "
+        f"{some} {plural(len(rows), what)} {verb} truncated to {limit:,} tokens "
         f"(data.truncate, {key})"
     )
 

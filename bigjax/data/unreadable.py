@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 import threading
 
 from bigjax.errors import UserError
+from bigjax.plural import plural
 
 _NAMED, _REPORTED = 3, 5  # files in an error, and in the log
 NO_WEIGHT = "It has no weight (data.max_bad)."
@@ -49,8 +50,9 @@ class Unreadable:
         if len(bad) > self._most * self._n:
             named = ", ".join(map(self._file_of, bad[:_NAMED])) + ", ..." * (len(bad) > _NAMED)
             these = f" ({named})" * (len(bad) > 1)
+            unit = plural(self._n, self._unit.removesuffix("s"))
             raise UserError(
-                f"{next(iter(messages.values()))} {len(bad):,} of {self._n:,} {self._unit} of the "
+                f"{next(iter(messages.values()))} {len(bad):,} of {self._n:,} {unit} of the "
                 f"{self._name} data cannot be {self._done}{these}; data.max_bad={self._most:g} "
                 f"allows {int(self._most * self._n):,}. Remove them, or raise data.max_bad: such "
                 f"{self._unit} then have no weight."

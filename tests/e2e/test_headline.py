@@ -179,7 +179,7 @@ def test_headlines_of_an_article(trained, tmp_path, capsys, monkeypatch):
     assert [int(given["hot_mask"].sum()) for given in contexts][2:4] == [4, 1]
     assert [int(given["source_types"].sum()) for given in contexts] == [0, 0, 0, 0, 4]
     article.write_text("shape. the tokens of a model " * 9)
-    assert "1 of 1 articles are truncated to 24 tokens" in bigjax(capsys, *base)[1]
+    assert "1 of 1 article is truncated to 24 tokens" in bigjax(capsys, *base)[1]
     code, _, err = bigjax(capsys, *base, "--config.data.truncate=False")
     assert code == 2 and "Set data.truncate=True" in err
 

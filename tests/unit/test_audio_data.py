@@ -148,6 +148,11 @@ def test_bad_recordings_have_no_weight_or_end_the_run(tmp_path):
     (root / "002.wav").write_bytes(b"")
     raw = (root / "004.wav").read_bytes()
     (root / "004.wav").write_bytes(raw[:-100])
+    alone = tmp_path / "alone"
+    make_folder(alone, n=1)
+    (alone / "000.wav").write_bytes(b"")
+    with pytest.raises(UserError, match="1 of 1 recording of the train data cannot be used; "):
+        load(tmp_path, train=str(alone), valid=str(root), test=str(root))
     options = dict(train=str(root))
     with pytest.raises(UserError, match=r"002.wav: the file is empty. 2 of 10 recordings of the "):
         whole(tmp_path, **options)
@@ -215,7 +220,7 @@ def test_long_texts(tmp_path):
     ids = data.examples["train"].tokens_of(1)
     text, eos = data.tokenizer.encode("x" * 29), data.tokenizer.eos_id
     assert ids.tolist() == [1, 2, *text, eos]
-    assert any("1 of 3 texts are truncated to 32 tokens" in line for line in lines)
+    assert any("1 of 3 texts is truncated to 32 tokens" in line for line in lines)
 
 
 def test_a_tokenizer_of_the_texts_or_one_that_is_given(tmp_path):

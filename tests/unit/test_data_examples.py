@@ -124,13 +124,16 @@ def test_truncated_texts_are_counted():
         "2 of 4 texts are truncated to 16 tokens (data.truncate, data.seq_len)"
     )
     assert truncated([{"tokens": ["a"] * n} for n in (14, 15)], "tag") == (
-        "1 of 2 texts are truncated to 16 tokens (data.truncate, data.seq_len)"
+        "1 of 2 texts is truncated to 16 tokens (data.truncate, data.seq_len)"
     )
     questions = [question("a " * 99, text="q " * n) for n in (5, 6)]
     assert truncated(questions, "answer", doc_stride=2) == (
-        "1 of 2 questions are truncated to 8 tokens (data.truncate, data.seq_len)"
+        "1 of 2 questions is truncated to 8 tokens (data.truncate, data.seq_len)"
     )
     assert truncated([{"text": "a"}]) == ""
+    assert truncated([{"text": "a " * 99}]).startswith("1 of 1 text is truncated to 16 tokens")
+    with pytest.raises(UserError, match="included; 1 of 1 is too long"):
+        encode([{"text": "a " * 99}], seq_len=16)
 
 
 def test_long_text_is_refused_with_its_line():

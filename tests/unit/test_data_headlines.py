@@ -122,7 +122,7 @@ def test_what_is_too_long_is_refused_or_cut():
     assert source(examples) == "a b c d e f [SEP] g h [SEP] i [SEP]"
     assert source(examples, 1) == "a b [SEP] g h [SEP] b c d [SEP] i [SEP]"  # there is room
     assert text(examples.tokens[0]) == "a b c [SEP]" and examples.n_tokens.tolist() == [4, 4]
-    assert [cut.split(" are")[0] for cut in examples.truncated] == [
+    assert [cut.split(" is")[0] for cut in examples.truncated] == [
         "1 of 2 articles",
         "1 of 2 headlines",
     ]
@@ -191,7 +191,7 @@ def test_inference_reads_what_training_does():
     batch = HeadlineBatches(examples, PAD, 12, 2, shuffle=False).batch_at(0)
     for key in given:
         np.testing.assert_array_equal(given[key], batch[key], err_msg=key)
-    assert cut == examples.truncated[:1] and "1 of 2 articles are truncated" in cut[0]
+    assert cut == examples.truncated[:1] and "1 of 2 articles is truncated" in cut[0]
     assert {*batch} - {*given} == {
         "tokens",
         "weights",

@@ -202,7 +202,7 @@ def test_a_source_that_is_too_long_is_refused_or_truncated(tmp_path, capsys):
         run()
     config.data.truncate = True
     run()
-    assert "1 of 2 sources are truncated to 20 tokens" in capsys.readouterr().out
+    assert "1 of 2 sources is truncated to 20 tokens" in capsys.readouterr().out
     assert (tmp_path / "out.csv").read_text().endswith(f"{'x' * 40},{'x' * 16}\n")
 
 
