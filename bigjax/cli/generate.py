@@ -17,8 +17,8 @@ COMMAND = Command(
         ),
         Flag(
             "output",
-            ".tsv, .csv or .jsonl: the rows of --input with their texts; the same command again "
-            "goes on after an end",
+            ".tsv, .csv or .jsonl: the rows of --input with their texts; the same command "
+            "resumes after an interruption",
             value="FILE",
         ),
         Flag("column", "of --input with the prompts; default: data.columns.source, for GPT text"),

@@ -37,7 +37,7 @@ def new_config() -> ConfigDict:
     c.optim.schedule = "cosine"  # cosine, linear, rsqrt, flat_rsqrt, constant, step
     c.optim.warmup_steps = 0  # linear from 0
     c.optim.boundaries = ()  # step: after each of these steps the rate is a tenth of that before
-    c.optim.cooldown_steps = 0  # linear down to final_fraction at the end (rsqrt, constant)
+    c.optim.cooldown_steps = 0  # linear down to final_fraction at the end (not cosine, linear)
     c.optim.final_fraction = 0.0  # of the peak, at the end (cosine, linear) or after the cool-down
     c.optim.b1 = 0.9  # Adam's and LAMB's first moment, SGD's momentum
     c.optim.b2 = 0.999

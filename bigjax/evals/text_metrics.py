@@ -117,8 +117,7 @@ def compare(
     """{name: value} of some of COMPARISONS, of n candidates and their references.
 
     - bleu: of the corpus, 0 to 100 (https://aclanthology.org/W18-6319), of the words of
-      `bleu_tokenizer`; chrf: chrF2 of the corpus,
-      0 to 100 (https://aclanthology.org/W15-3049).
+      `bleu_tokenizer`; chrf: chrF2 of the corpus, 0 to 100 (https://aclanthology.org/W15-3049).
     - rouge: mean F1 of rouge1, rouge2 and rougeL, as of `measure`.
     - exact_match: the share of candidates that equal their reference, but for white space around.
     - wer, cer: substitutions, insertions and deletions of words, or of characters, over those of

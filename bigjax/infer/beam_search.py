@@ -9,7 +9,6 @@ from bigjax.layers.attention import Cache
 from bigjax.models import Decoder, Fixed
 
 NEVER = -1e9  # the score of impossible texts; finite, since 0 * infinity is NaN
-
 CHUNK = 128  # logits of which the largest is found at once
 
 

@@ -129,15 +129,11 @@ class Generator:
         longest = max(len(p) for p in prompts)
         if min(len(p) for p in prompts) == 0:
             raise UserError("A prompt has no tokens: start it with the tokenizer's bos_id.")
-        if self.taken(prompts) + max_new_tokens > self.decoder.max_len:
+        if taken_by(self.decoder, prompts) + max_new_tokens > self.decoder.max_len:
             raise UserError(
                 f"A prompt of {longest} tokens and {max_new_tokens} new ones are "
                 f"more than model.max_len={self.decoder.max_len}."
             )
-
-    def taken(self, prompts: Sequence[Sequence[int]]) -> int:
-        """The number of tokens of a row that the prompts take up."""
-        return taken_by(self.decoder, prompts)
 
     def begin(
         self,

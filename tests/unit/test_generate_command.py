@@ -140,8 +140,8 @@ def write_continuations(folder, prompts, *arguments, max_len=32, sure=9.0) -> li
 @pytest.mark.parametrize("more", [("--temperature=0",), ("--beam=2",)])
 def test_a_long_prompt_does_not_shorten_the_texts_of_other_batches(more, tmp_path):
     prompts = ["a", "b" * 28, "c" * 27, "dd"]
-    found = write_continuations(tmp_path, prompts, "--batch=2", *more)
-    assert found == ["a" * 29, "b" * 3, "c" * 3, "d" * 29]  # 32 tokens with the bos token
+    written = write_continuations(tmp_path, prompts, "--batch=2", *more)
+    assert written == ["a" * 29, "b" * 3, "c" * 3, "d" * 29]  # 32 tokens with the bos token
 
 
 def test_other_lengths_of_batches_need_no_compilation(tmp_path):

@@ -209,9 +209,9 @@ def test_evaluation_by_generation(tmp_path, monkeypatch):
         own = types.SimpleNamespace(**{**vars(context), "corpus": changed})
         with jax.set_mesh(mesh):
             evaluate = generation.build("gen", generation.Config(**options), own)
-            found = evaluate(jnp.float32(sure), {}, 7)
+            numbers = evaluate(jnp.float32(sure), {}, 7)
         lines = (tmp_path / "generations.jsonl").read_text().splitlines()
-        return found, [json.loads(line) for line in lines]
+        return numbers, [json.loads(line) for line in lines]
 
     # As long as the options allow, and with their penalties: a score is the sum over two tokens.
     _, lines = evaluated(2.0, length_penalty=0.0, max_new_tokens=2)
@@ -220,10 +220,10 @@ def test_evaluation_by_generation(tmp_path, monkeypatch):
     assert [x["score"] for x in lines] == pytest.approx([2 * log_p] * 4, rel=1e-5)
     # Errors of single texts are counted as the metrics are.
     loud = dict(references=lambda split: [f"{text.upper()}!" for text in SOURCES])
-    found, lines = evaluated(of_corpus=loud, metrics=("cer",), normalize=True)
-    assert found["cer"] == 0 and not any(x["cer"] for x in lines)
+    numbers, lines = evaluated(of_corpus=loud, metrics=("cer",), normalize=True)
+    assert numbers["cer"] == 0 and not any(x["cer"] for x in lines)
 
-    # A tokenizer that loses what a target has: it is said, and the difference is shown.
+    # A tokenizer that loses a part of a target: a line reports it, and the difference is shown.
     def lossy_decode(ids):
         return " ".join(Bytes().decode(ids).split())
 
@@ -233,14 +233,14 @@ def test_evaluation_by_generation(tmp_path, monkeypatch):
         decode=lossy_decode,
     )
     spaced = dict(tokenizer=lossy, references=lambda split: [*SOURCES[:3], "the  fourth"])
-    found, _ = evaluated(of_corpus=spaced, metrics=("exact_match", "bleu"))
-    assert found["exact_match"] == 0.75 and "cannot write 1 of 4 targets" in logged[-1]
+    numbers, _ = evaluated(of_corpus=spaced, metrics=("exact_match", "bleu"))
+    assert numbers["exact_match"] == 0.75 and "cannot write 1 of 4 targets" in logged[-1]
     assert "'the  fourth'" in (tmp_path / "worst.txt").read_text()
     assert json.loads((tmp_path / "report.json").read_text())["bleu_tokenizer"] == "13a"
     # A recording that cannot be read has no samples.
     short = dict(inputs=lambda split: [*ids_of(*SOURCES)[:3], []])
-    found, lines = evaluated(of_corpus=short, metrics=("exact_match",))
-    assert len(lines) == 3 and found["exact_match"] == pytest.approx(2 / 3)
+    numbers, lines = evaluated(of_corpus=short, metrics=("exact_match",))
+    assert len(lines) == 3 and numbers["exact_match"] == pytest.approx(2 / 3)
     assert "3 texts" in reports[-1] and "; 1 cannot be read" in reports[-1]
     with jax.set_mesh(mesh):
         some = generation.build("gen", generation.Config(examples=2, metrics=("cer",)), context)

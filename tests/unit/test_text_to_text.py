@@ -270,8 +270,8 @@ def test_packed_targets_fit_where_lengths_do_not_divide():
     rows, of = [("a", "bb")] * 10, section(seq_len=20, target_len=13)
     data = T.PairData(BYTES, {"train": rows}, {"train": encoded(rows, 20)}, of)
     train = batches(data, batch_size=1)
-    found = [len(pairs_in(train.batch_at(i))) for i in range(train.n_rows)]
-    assert max(found) == 4 and sum(found) == 10
+    counts = [len(pairs_in(train.batch_at(i))) for i in range(train.n_rows)]
+    assert max(counts) == 4 and sum(counts) == 10
 
 
 def encoded(rows, seq_len):
