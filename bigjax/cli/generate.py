@@ -142,7 +142,8 @@ def _rows(f, config) -> list[dict]:
     columns = config.data.get("columns", {})
     column = f.column or columns.get("source", "text")
     prefix = columns.get("prefix", "")
-    rows = read_table(f.input, [column, *([prefix] if prefix else [])], {prefix: "optional"})
+    used = [column, *([prefix] if prefix else [])]
+    rows = read_table(f.input, used, {prefix: "optional"}, setting="--column")
     start = config.data.get("prefix", "")
     return [{**row, "source": source_text(start, row.get(prefix), row[column])} for row in rows]
 
@@ -176,9 +177,22 @@ def _within(options, decoder, ids):
     return dataclasses.replace(options, max_new_tokens=min(options.max_new_tokens, room))
 
 
+def _ids(f, tokenizer, decoder, prompts, names: list[str], data) -> list[list[int]]:
+    """The token ids of prompts. names: where each is from. data: the config section.
+
+    Raises UserError for a source that is longer than those of training, unless data.truncate, and
+    for a prompt after which there is no room for a token, or for --max_tokens if it is given.
+    """
+    from bigjax.infer import texts
+
+    ids = texts.prompt_ids(tokenizer, prompts, decoder)
+    if not decoder.continues:
+        ids = texts.fitting(ids, names, data.seq_len, data.get("truncate", False))
+    _check_room(f, decoder, ids, names)
+    return ids
+
+
 def _check_room(f, decoder, ids, names: list[str]) -> None:
-    """Raises UserError for a prompt after which there is no room for a token, or for --max_tokens
-    if it is given. names: where each prompt is from."""
     asked = f.max_tokens if f["max_tokens"].present else 0
     most_new = decoder.max_len - decoder.continues  # a prompt has a token at least
     if asked > most_new:
@@ -205,29 +219,29 @@ def _write(f, tokenizer, decoder, variables, data) -> None:
 
     generator = Generator(decoder, variables)
     prefix = data.get("prefix", "")
-    sources = [prefix + p for p in (f.prompt or [""])]
-    ids = texts.prompt_ids(tokenizer, sources, decoder)
-    _check_room(f, decoder, ids, [f"prompt {i + 1}" for i in range(len(ids))])
+    prompts = [prefix + p for p in (f.prompt or [""])]
+    names = [f"prompt {i + 1}" for i in range(len(prompts))]
+    ids = _ids(f, tokenizer, decoder, prompts, names, data)
     options = _within(_options(f, tokenizer, decoder, data), decoder, ids)
-    samples = [(i, number) for i in range(len(sources)) for number in range(f.number)]
-    prompts = [sources[i] for i, _ in samples]
     shown = prompts if decoder.continues else [""] * len(prompts)
     if f.beam:
-        results = texts.search(generator, tokenizer, prompts, options, search_of(f))
+        results = texts.search(generator, tokenizer, ids, options, search_of(f), names)
         for i, candidates in enumerate(results):
             for text, score in candidates:
                 print(f"--- {i + 1} of {len(prompts)}, score {score:.3f}\n{shown[i]}{text}")
         return
+    samples = [(i, number) for i in range(len(prompts)) for number in range(f.number)]
+    ids, shown = ([of[i] for i, _ in samples] for of in (ids, shown))
     more = dict(seed=f.seed, stop=f.stop, samples=samples)
-    if len(prompts) == 1:  # print pieces as they are generated
+    if len(samples) == 1:  # print pieces as they are generated
         text = shown[0]  # printed with the first piece, since the request may be refused
-        for _, piece in texts.stream(generator, tokenizer, prompts, options, **more):
+        for _, piece in texts.stream(generator, tokenizer, ids, options, **more):
             print(text + piece, end="", flush=True)
             text = ""
         print(text)
         return
-    for i, text in enumerate(texts.texts(generator, tokenizer, prompts, options, **more)):
-        print(f"--- {i + 1} of {len(prompts)}\n{shown[i]}{text}")
+    for i, text in enumerate(texts.of_ids(generator, tokenizer, ids, options, **more)):
+        print(f"--- {i + 1} of {len(samples)}\n{shown[i]}{text}")
 
 
 def _write_file(f, tokenizer, decoder, variables, rows: list[dict], config, model: list) -> None:
@@ -235,14 +249,12 @@ def _write_file(f, tokenizer, decoder, variables, rows: list[dict], config, mode
 
     model: what identifies the model, as JSON; first its name for people.
     """
-    from bigjax.infer import batch, files, predict, texts
+    from bigjax.infer import files, predict, texts
     from bigjax.infer.generate import Generator
 
     generator = Generator(decoder, variables)
-    ids = texts.prompt_ids(tokenizer, [row["source"] for row in rows], decoder)
-    if not decoder.continues:
-        ids = texts.fitting(ids, rows, config.data.seq_len, config.data.get("truncate", False))
-    _check_room(f, decoder, ids, [row["where"] for row in rows])
+    names = [row["where"] for row in rows]
+    ids = _ids(f, tokenizer, decoder, [row["source"] for row in rows], names, config.data)
     options = _options(f, tokenizer, decoder, config.data)
     search = search_of(f) if f.beam else None
 
@@ -250,14 +262,8 @@ def _write_file(f, tokenizer, decoder, variables, rows: list[dict], config, mode
         chosen = [ids[i] for i in indices]
         given = _within(options, decoder, chosen)
         if search:
-            length = given.max_new_tokens
-            more = dict(end_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
-            more["names"] = [rows[i]["where"] for i in indices]
-            results = batch.search(decoder, generator.variables, chosen, length, search, **more)
-            return [
-                [(texts.decoded(tokenizer, decoder, prompt, t.ids), t.score) for t in row]
-                for prompt, row in zip(chosen, results)
-            ]
+            where = [names[i] for i in indices]
+            return texts.search(generator, tokenizer, chosen, given, search, where)
         more = dict(seed=f.seed, stop=f.stop, samples=[(i, 0) for i in indices])
         return [[(text, 0.0)] for text in texts.of_ids(generator, tokenizer, chosen, given, **more)]
 

@@ -84,7 +84,16 @@ def run(arguments: Arguments) -> None:
                 f"{n:,} of {len(files):,} recordings have their files in {f.output}: skipped "
                 "(--redo transcribes them again)."
             )
-    errors = _transcribe(arguments, config, family, tokenizer, options, left, output)
+    try:
+        errors = _transcribe(arguments, config, family, tokenizer, options, left, output)
+    except KeyboardInterrupt:
+        if output:
+            n = sum(output.has(file) for file in files)
+            _note(
+                f"{n:,} of {len(files):,} recordings have their files in {f.output}: the same "
+                f"command{' without --redo' * f.redo} transcribes the others."
+            )
+        raise
     kept = output.write_failures(errors) if output else ""
     if n := len(errors) + len(without):
         where = f"{kept} says why" if kept and not without else "the notes above say why"

@@ -44,16 +44,25 @@ def generate_all(
     n_done = sum(len(batches[number]) for number in done)
     if n_done:
         log(f"{n_done:,} of {len(inputs):,} are in {kept.folder}: going on with the rest.")
-    with Bar(len(inputs), n_done, "generat", "text", log) as bar:
-        for number, indices in enumerate(batches):
-            if number in done:
-                continue
-            texts = generate(indices)
-            for i, row in zip(indices, texts):
-                results[i] = row
-            if kept:
-                kept.add(number, texts)
-            bar.add(len(indices))
+    try:
+        with Bar(len(inputs), n_done, "generat", "text", log) as bar:
+            for number, indices in enumerate(batches):
+                if number in done:
+                    continue
+                texts = generate(indices)
+                for i, row in zip(indices, texts):
+                    results[i] = row
+                if kept:
+                    kept.add(number, texts)
+                bar.add(len(indices))
+    except KeyboardInterrupt:
+        if kept:
+            kept.save()
+            log(
+                f"{bar.done:,} of {len(inputs):,} are in {kept.folder}: the same command goes on "
+                "with the rest."
+            )
+        raise
     if kept:
         kept.save()
     return results

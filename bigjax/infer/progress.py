@@ -11,7 +11,7 @@ LOG_SECONDS = 30.0
 
 
 class Bar:
-    """Inputs done: a bar on a terminal, elsewhere a line every 30 seconds."""
+    """Inputs done: a bar on a terminal, elsewhere a line every 30 seconds. done: how many."""
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class Bar:
     ) -> None:
         """verb: what is done with them, without its ending: 'generat' for 'generating' and
         'generated'. stream: of the bar; by default sys.stdout."""
-        self._n, self._done, self._first = n, done, done
+        self._n, self.done, self._first = n, done, done
         self._verb, self._unit, self._log = verb, unit, log
         self._stream = sys.stdout if stream is None else stream
         self._bar = self._task = None
@@ -46,22 +46,22 @@ class Bar:
                 transient=True,
             )
             self._bar.start()
-            self._task = self._bar.add_task("", total=self._n, completed=self._done)
+            self._task = self._bar.add_task("", total=self._n, completed=self.done)
         return self
 
     def add(self, n: int, detail: str = "") -> None:
         """n: inputs that are done now. detail: of the progress, such as '0.5 hours'."""
-        self._done += n
+        self.done += n
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, description=detail)
+            self._bar.update(self._task, completed=self.done, description=detail)
             return
         now = time.monotonic()
         if now - self._logged >= LOG_SECONDS:
             self._logged = now
-            rate = (self._done - self._first) / (now - self._start)
-            left = f", about {(self._n - self._done) / rate:.0f} s left" if rate else ""
+            rate = (self.done - self._first) / (now - self._start)
+            left = f", about {(self._n - self.done) / rate:.0f} s left" if rate else ""
             self._log(
-                f"{self._verb}ed {self._done:,} of {self._n:,} {plural(self._n, self._unit)}"
+                f"{self._verb}ed {self.done:,} of {self._n:,} {plural(self._n, self._unit)}"
                 f"{f', {detail}' if detail else ''}, {rate:.1f}/s{left}"
             )
 

@@ -1,7 +1,6 @@
 """Texts from tokens as they are generated: in pieces, up to stop texts."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -24,7 +23,7 @@ def prompt_ids(tokenizer, prompts: Sequence[str], decoder: Decoder) -> list[list
 def stream(
     generator: Generator,
     tokenizer,
-    prompts: Sequence[str],
+    ids: Sequence[Sequence[int]],
     options: Options,
     *,
     seed: int = 0,
@@ -34,17 +33,12 @@ def stream(
 ) -> Iterator[tuple[int, str]]:
     """(row, piece of text) as they are generated.
 
-    A row's pieces, joined, are its text after the prompt, up to the first of the stop texts, which
-    may start and end inside a token. A piece never splits a character. options, seed, at_once,
-    samples: see Generator.stream.
+    ids: of each prompt, by `prompt_ids`. A row's pieces, joined, are its text after the prompt, up
+    to the first of the stop texts, which may start and end inside a token. A piece never splits a
+    character. options, seed, at_once, samples: see Generator.stream.
     """
-    ids = prompt_ids(tokenizer, prompts, generator.decoder)
-    yield from _stream(generator, tokenizer, ids, options, stop, (seed, at_once, samples))
-
-
-def _stream(generator, tokenizer, ids, options, stop, more) -> Iterator[tuple[int, str]]:
     rows = [_Row(tokenizer, row if generator.decoder.continues else [], stop) for row in ids]
-    chunks = generator.stream(ids, options, *more)
+    chunks = generator.stream(ids, options, seed, at_once, samples)
     keep = None
     while True:
         try:
@@ -77,39 +71,47 @@ def of_ids(
     stop: Sequence[str] = (),
     samples: Sequence[tuple[int, int]] | None = None,
 ) -> list[str]:
-    """As `texts`, of prompts as token ids."""
+    """As `texts`, of prompts as token ids by `prompt_ids`."""
     results = [""] * len(ids)
-    for i, piece in _stream(generator, tokenizer, ids, options, stop, (seed, CHUNK, samples)):
+    more = dict(seed=seed, stop=stop, at_once=CHUNK, samples=samples)
+    for i, piece in stream(generator, tokenizer, ids, options, **more):
         results[i] += piece
     return results
 
 
 def fitting(
     ids: list[list[int]],
-    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
     limit: int,
     truncate: bool,
     log: Callable[[str], None] = print,
 ) -> list[list[int]]:
     """Token ids of sources of at most `limit` tokens: longer ones are truncated, but for the last
-    token, if `truncate`. Raises UserError for them otherwise, with the row's file and line."""
+    token, if `truncate`. Raises UserError for them otherwise. names: where each is from."""
     lengths = np.array([len(row) for row in ids])
+    rows = [{"where": name} for name in names]
     if line := check_lengths(lengths, rows, limit, truncate, "source"):
         log(line)
     return [row if len(row) <= limit else [*row[: limit - 1], row[-1]] for row in ids]
 
 
 def search(
-    generator: Generator, tokenizer, prompts: Sequence[str], options: Options, search: Search
+    generator: Generator,
+    tokenizer,
+    ids: Sequence[Sequence[int]],
+    options: Options,
+    search: Search,
+    names: Sequence[str],
 ) -> list[list[tuple[str, float]]]:
-    """The best texts of each prompt by beam search, best first, with their scores. Only
-    options.max_new_tokens and eos_id are used."""
+    """The best texts of each prompt by beam search, best first, with their scores.
+
+    ids: of each prompt, by `prompt_ids`. Only options.max_new_tokens and eos_id are used. names: of
+    the prompts, for errors.
+    """
     decoder = generator.decoder
-    ids = prompt_ids(tokenizer, prompts, decoder)
     generator.check(ids, options.max_new_tokens)
     ends = dict(end_id=options.eos_id, pad_id=tokenizer.pad_id)
     n = options.max_new_tokens
-    names = [f"prompt {i + 1}" for i in range(len(ids))]
     results = batch.search(decoder, generator.variables, ids, n, search, names=names, **ends)
     return [
         [(decoded(tokenizer, decoder, prompt, text.ids), text.score) for text in texts]

@@ -172,6 +172,7 @@ class Folder:
             paths.write_atomically(self.path / name, text.encode("utf-8", "backslashreplace"))
         except OSError as e:
             raise cannot_write(str(self.path / name), e, _REMEDY) from None
+        self._present.add(name)
 
     def _read_index(self) -> dict[str, str]:
         """{recording: name}."""

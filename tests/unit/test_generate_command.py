@@ -206,6 +206,27 @@ def test_a_source_that_is_too_long_is_refused_or_truncated(tmp_path, capsys):
     assert (tmp_path / "out.csv").read_text().endswith(f"{'x' * 40},{'x' * 16}\n")
 
 
+def test_a_source_of_the_command_line_that_is_too_long_is_refused_or_truncated(capsys):
+    f = flags("--prompt=ok", f"--prompt={'x' * 40}")
+    write = lambda data: cli._write(f, Bytes(), copying_decoder(), 20.0, data)
+    with pytest.raises(
+        UserError, match="prompt 2: the source is 41 tokens long and 20 are allowed"
+    ):
+        write(section(truncate=False))
+    write(section(truncate=True))
+    assert capsys.readouterr().out.endswith(f"--- 2 of 2\n{'x' * 16}\n")
+
+
+@pytest.mark.parametrize("name, content", [("in.tsv", "a\nx\n"), ("in.jsonl", '{"a": "x"}\n')])
+def test_a_column_that_the_input_lacks_is_refused_with_the_flag_that_names_it(
+    name, content, tmp_path
+):
+    (tmp_path / name).write_text(content)
+    f = flags(f"--input={tmp_path / name}", f"--output={tmp_path / 'out.csv'}")
+    with pytest.raises(UserError, match="'source'.* 'a'. Set --column to names that"):
+        cli._rows(f, ConfigDict(dict(data=section())))
+
+
 def test_sentinels_are_read_and_printed(monkeypatch, capsys):
     tokenizer = train_sentencepiece(["the quick brown fox " * 9], 280)
     tokenizer = SentencePiece(tokenizer.files()["tokenizer.model"], sentinels=3)
@@ -224,7 +245,8 @@ def test_a_model_of_speech_is_refused_before_it_is_loaded(monkeypatch):
 @pytest.mark.parametrize("name", ["seed", "top_k", "top_p", "number"])
 def test_flags_of_samples_need_a_temperature_for_an_answer_to_a_source(name, capsys):
     given = ["--prompt=ab", f"--{name}=1"]
-    write = lambda *more: cli._write(flags(*given, *more), Bytes(), copying_decoder(), 20.0, {})
+    data = section()
+    write = lambda *more: cli._write(flags(*given, *more), Bytes(), copying_decoder(), 20.0, data)
     with pytest.raises(UserError, match=rf"--{name} would change nothing.* add --temperature=0.8"):
         write()
     write("--temperature=0.1")

@@ -122,13 +122,16 @@ def test_results_are_in_the_order_of_the_inputs(tmp_path):
     assert calls == [[1, 3], [4, 0], [2]]
 
 
-def test_an_ended_call_goes_on_with_the_rest(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_SAVE_SECONDS", 0.0)
+@pytest.mark.parametrize("seconds", [0.0, 1e9])  # results are kept at once, or at Ctrl-C
+def test_an_ended_call_goes_on_with_the_rest(seconds, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_SAVE_SECONDS", seconds)
     inputs, output = [[0] * n for n in (3, 9, 1, 7, 4)], str(tmp_path / "out.jsonl")
     generate, calls = counting(inputs, fail_at=2)
+    lines = []
     with pytest.raises(KeyboardInterrupt):
-        files.generate_all(inputs, generate, 2, output, ["step 1"])
+        files.generate_all(inputs, generate, 2, output, ["step 1"], lines.append)
     assert len(calls) == 2
+    assert lines == [f"4 of 5 are in {output}.partial: the same command goes on with the rest."]
     generate, calls = counting(inputs)
     lines = []
     found = files.generate_all(inputs, generate, 2, output, ["step 1"], lines.append)

@@ -214,7 +214,12 @@ def test_the_number_of_prompts_is_padded():
 def test_another_length_of_a_beam_search_needs_no_compilation():
     generator = Generator(table_decoder(), 0.1 * jax.random.normal(jax.random.key(0), (259, 259)))
     call = lambda n, eos_id=-1: texts.search(
-        generator, Bytes(), ["a", "b", "c"], Options(n, eos_id=eos_id), Search(2, 2)
+        generator,
+        Bytes(),
+        [[256, 97 + i] for i in range(3)],
+        Options(n, eos_id=eos_id),
+        Search(2, 2),
+        "abc",
     )
     texts_of_9 = call(9)
     before = beam_search.search._cache_size()

@@ -1,6 +1,7 @@
 """`bigjax transcribe` with tiny random models: batches, files that are bad, restarts, refusals."""
 
 import json
+import signal
 import types
 
 import jax
@@ -8,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax import arguments, main, tasks
+from bigjax import arguments, main, process, tasks
 from bigjax import config as config_lib
 from bigjax.cli import transcribe as transcribe_cli
 from bigjax.data.tokenizers import bytes as bytes_lib
 from bigjax.errors import UserError
-from bigjax.infer import speech
+from bigjax.infer import speech, transcripts
 from bigjax.infer import windows as windows_lib
 from bigjax.infer.generate import Chunk
 from bigjax.infer.transcribe import Job, Options
@@ -274,6 +275,24 @@ def test_bad_files_are_skipped_and_a_second_call_does_the_rest(run, tmp_path, ca
     assert code == 0 and (out / "long.srt").stat().st_mtime_ns > before
     again = json.loads((out / "long.json").read_text())["segments"]  # in a batch of another size
     assert [s["tokens"] for s in again] == [s["tokens"] for s in segments]
+
+
+@pytest.mark.parametrize("redo", [[], ["--redo"]])
+def test_an_interruption_says_how_to_go_on(redo, run, tmp_path, capsys, monkeypatch):
+    for name in "ab":
+        write(tmp_path / f"{name}.wav", tone(1), RATE)
+    written = transcripts.Folder.write
+
+    def write_one(folder, transcript):
+        written(folder, transcript)
+        raise process.Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(transcripts.Folder, "write", write_one)
+    argv = (tmp_path / "a.wav", tmp_path / "b.wav", *FAST, f"--output={tmp_path / 'out'}", *redo)
+    code, _, err = command(capsys, run, *argv)
+    assert code == 130 and len([*(tmp_path / "out").glob("*.txt")]) == 1
+    how = f"the same command{' without --redo' if redo else ''} transcribes the others."
+    assert f"1 of 2 recordings have their files in {tmp_path / 'out'}: {how}\n" in err
 
 
 def test_lines_on_the_terminal_and_flags_after_files(run, tmp_path, capsys, monkeypatch):
