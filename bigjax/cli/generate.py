@@ -88,9 +88,10 @@ def run(arguments: Arguments) -> None:
     if rows is None:
         _write(f, tokenizer, decoder, variables, config.data)
         return
-    what = f"step {loaded.step} of {arguments.workdir}"
-    model = [what, loaded.fingerprint, arguments.overrides]
+    model = [loaded.fingerprint, arguments.overrides]
     _write_file(f, tokenizer, decoder, variables, rows, config, model)
+    n, step = len(rows), f"step {loaded.step} of {arguments.workdir}"
+    print(f"Wrote {f.output}: {n:,} {plural(n, 'row')}, {step}")
 
 
 def check_flags(f) -> None:
@@ -138,12 +139,17 @@ def _rows(f, config) -> list[dict]:
     """The rows of --input as read_table gives them, with the prompt as `source`."""
     from bigjax.data.tables import read_table
     from bigjax.data.text_to_text import source_text
+    from bigjax.data.values import ColumnError
 
     columns = config.data.get("columns", {})
     column = f.column or columns.get("source", "text")
     prefix = columns.get("prefix", "")
     used = [column, *([prefix] if prefix else [])]
-    rows = read_table(f.input, used, {prefix: "optional"}, setting="--column")
+    try:
+        rows = read_table(f.input, used, {prefix: "optional"})
+    except ColumnError as e:
+        more = f", for prefixes --config.data.columns.prefix={prefix}" if prefix else ""
+        raise UserError(f"{e} For prompts that is --column={column}{more}.") from None
     start = config.data.get("prefix", "")
     return [{**row, "source": source_text(start, row.get(prefix), row[column])} for row in rows]
 
@@ -180,11 +186,13 @@ def _within(options, decoder, ids):
 def _ids(f, tokenizer, decoder, prompts, names: list[str], data) -> list[list[int]]:
     """The token ids of prompts. names: where each is from. data: the config section.
 
-    Raises UserError for a source that is longer than those of training, unless data.truncate, and
-    for a prompt after which there is no room for a token, or for --max_tokens if it is given.
+    Raises UserError for a sentinel that the tokenizer lacks, a source that is longer than those of
+    training, unless data.truncate, and a prompt after which there is no room for a token, or for
+    --max_tokens if it is given.
     """
-    from bigjax.infer import texts
+    from bigjax.infer import sentinels, texts
 
+    sentinels.check(tokenizer, prompts, names)
     ids = texts.prompt_ids(tokenizer, prompts, decoder)
     if not decoder.continues:
         ids = texts.fitting(ids, names, data.seq_len, data.get("truncate", False))
@@ -247,7 +255,7 @@ def _write(f, tokenizer, decoder, variables, data) -> None:
 def _write_file(f, tokenizer, decoder, variables, rows: list[dict], config, model: list) -> None:
     """Writes --output: the rows of --input with their texts.
 
-    model: what identifies the model, as JSON; first its name for people.
+    model: what identifies the model, as JSON.
     """
     from bigjax.infer import files, predict, texts
     from bigjax.infer.generate import Generator
@@ -281,4 +289,3 @@ def _write_file(f, tokenizer, decoder, variables, rows: list[dict], config, mode
         predictions.append(prediction)
     predict.write(f.output, rows, predictions)
     files.forget(f.output)
-    print(f"Wrote {f.output}: {len(rows):,} {plural(len(rows), 'row')}, {model[0]}")

@@ -88,10 +88,11 @@ def run(arguments: Arguments) -> None:
         errors = _transcribe(arguments, config, family, tokenizer, options, left, output)
     except KeyboardInterrupt:
         if output:
-            n = sum(output.has(file) for file in files)
+            n = len(files) - len(left) + output.n_written
+            resumes = "starts again, since it has --redo" if f.redo else "transcribes the others"
             _note(
-                f"{n:,} of {len(files):,} recordings have their files in {f.output}: the same "
-                f"command{' without --redo' * f.redo} transcribes the others."
+                f"{n:,} of {len(files):,} recordings have {'new' if f.redo else 'their'} files in "
+                f"{f.output}: the same command {resumes}."
             )
         raise
     kept = output.write_failures(errors) if output else ""
@@ -215,7 +216,9 @@ def _transcribe(arguments, config, family, tokenizer, options, files, output) ->
                 errors[file] = recording.error
                 _note(f"note: not transcribed: {recording.error}")
             elif recording.done:
-                if recording.silent:
+                if recording.length < c.hop:
+                    _note(f"note: {file}: it is shorter than a frame; it has no text.")
+                elif recording.silent:
                     _note(f"note: {file}: all of its samples are 0; it has no text.")
                 if output is not None:
                     length = recording.length / c.sample_rate

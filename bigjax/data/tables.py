@@ -10,7 +10,7 @@ from typing import Any
 
 from bigjax.data import conll
 from bigjax.data.text_files import COMPRESSIONS, extension, read_bytes, read_lines, read_text
-from bigjax.data.values import convert, describe
+from bigjax.data.values import ColumnError, convert, describe
 from bigjax.errors import UserError
 
 _SQUAD = ("question", "context", "answers", "id")
@@ -23,7 +23,6 @@ def read_table(
     columns: Sequence[str],
     kinds: Mapping[str, str] | None = None,
     optional: Sequence[str] = (),
-    setting: str = "data.columns",
 ) -> list[dict[str, Any]]:
     """The rows of a file (local or gs://) as dicts: the `columns`, "where" for messages, "row".
 
@@ -56,11 +55,10 @@ def read_table(
         "optional" is text or a number, and becomes text, or None where it is empty or null;
         "names" is a list of texts, or one text with commas or semicolons between, or nothing.
       optional: more columns, of type "optional" by default, which records may lack.
-      setting: what names the columns, for messages.
 
     Raises UserError, with file and line, for a file that is missing, of another kind, not UTF-8
     or without rows, for missing columns and values, ragged rows, bad JSON, empty text, and numbers
-    for text.
+    for text; it is a ColumnError if another column may be meant.
     """
     path = os.path.expanduser(os.fspath(path))
     kind_of_file = extension(path)
@@ -97,7 +95,7 @@ def read_table(
             for column in optional
         }
         | {name: row[name] for name in _OWN_NAMES}
-        for row in readers[kind_of_file](path, list(columns), setting)
+        for row in readers[kind_of_file](path, list(columns))
     ]
     if not rows:
         raise UserError(f"{path} holds no rows. Give a file with at least one.")
@@ -121,23 +119,20 @@ def _lines(path: str) -> list[str]:
     return lines
 
 
-def _separated(path: str, columns: list[str], setting: str) -> Iterator[dict[str, Any]]:
+def _separated(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     if extension(path) == ".csv":
         records = _csv_records(path)
     else:
         records = enumerate((line.split("\t") for line in _lines(path)), 1)
     numbered = [column.isdecimal() for column in columns]
     if any(numbered) and not all(numbered):
-        raise UserError(
+        raise ColumnError(
             f"{path}: columns {', '.join(map(repr, columns))} are partly names and "
             "partly numbers. Use names for a file whose first line has them, and "
             "numbers from 0 for one without."
         )
     header = None if all(numbered) else next(records, (1, []))[1]
-    places = [
-        int(column) if header is None else _place(column, header, path, setting)
-        for column in columns
-    ]
+    places = [int(column) if header is None else _place(column, header, path) for column in columns]
     width = None if header is None else len(header)
     names = _names(header or [])
     for number, fields in records:
@@ -155,9 +150,9 @@ def _separated(path: str, columns: list[str], setting: str) -> Iterator[dict[str
                 )
             )
         if max(places, default=0) >= width:
-            raise UserError(
+            raise ColumnError(
                 f"{path}:{number}: there is no column {max(places)}; the line has "
-                f"{width}, numbered from 0 to {width - 1}. Set {setting} to them."
+                f"{width}, numbered from 0 to {width - 1}. Set data.columns to them."
             )
         yield {column: fields[place] for column, place in zip(columns, places)} | {
             "where": f"{path}:{number}",
@@ -172,12 +167,12 @@ def _names(header: list[str]) -> list[str]:
     return names
 
 
-def _place(column: str, header: list[str], path: str, setting: str) -> int:
+def _place(column: str, header: list[str], path: str) -> int:
     n = header.count(column)
     if n != 1:
-        raise UserError(
+        raise ColumnError(
             f"{path}:1: {'no' if not n else n} columns are called {column!r}; the "
-            f"header has {', '.join(map(repr, header)) or 'none'}. Set {setting} "
+            f"header has {', '.join(map(repr, header)) or 'none'}. Set data.columns "
             'to names that it has, or to numbers ("0", "1") for a file without one.'
             + _separator_hint(header, path)
         )
@@ -217,7 +212,7 @@ def _csv_records(path: str) -> Iterator[tuple[int, list[str]]]:
     return iter(records)
 
 
-def _jsonl(path: str, columns: list[str], setting: str) -> Iterator[dict[str, Any]]:
+def _jsonl(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_lines(path), 1):
         # There may be byte order marks within concatenated files.
         if not line.strip(" "):
@@ -225,12 +220,11 @@ def _jsonl(path: str, columns: list[str], setting: str) -> Iterator[dict[str, An
         row, where = _json(line.removeprefix("\ufeff"), path, number), f"{path}:{number}"
         if not isinstance(row, dict):
             raise UserError(f"{where}: found {describe(row)}; each line has to be a JSON object.")
-        yield _record(row, columns, where, setting)
+        yield _record(row, columns, where)
 
 
-def _record(row: dict, columns: list[str], where: str, setting: str) -> dict[str, Any]:
-    values = {name: _member(row, name, where, setting) for name in columns}
-    return {**values, "where": where, "row": row}
+def _record(row: dict, columns: list[str], where: str) -> dict[str, Any]:
+    return {**{name: _member(row, name, where) for name in columns}, "where": where, "row": row}
 
 
 def _json(text: str, path: str, first_line: int = 1) -> Any:
@@ -247,17 +241,17 @@ def _json(text: str, path: str, first_line: int = 1) -> Any:
         ) from None
 
 
-def _member(row: dict, column: str, where: str, setting: str) -> Any:
+def _member(row: dict, column: str, where: str) -> Any:
     if column not in row:
-        raise UserError(
+        raise ColumnError(
             f"{where}: no column {column!r}; found "
-            f"{', '.join(map(repr, row)) or 'none'}. Set {setting} to names "
+            f"{', '.join(map(repr, row)) or 'none'}. Set data.columns to names "
             "that the file has."
         )
     return row[column]
 
 
-def _parquet(path: str, columns: list[str], setting: str) -> Iterator[dict[str, Any]]:
+def _parquet(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     import pyarrow as pa  # slow to import
     from pyarrow import parquet
 
@@ -269,12 +263,12 @@ def _parquet(path: str, columns: list[str], setting: str) -> Iterator[dict[str, 
         if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type):
             table = table.set_column(i, field.name, table[i].cast(pa.string()))
     for number, row in enumerate(table.to_pylist(), 1):
-        yield _record(row, columns, f"{path}:{number}", setting)
+        yield _record(row, columns, f"{path}:{number}")
 
 
-def _squad(path: str, columns: list[str], setting: str) -> Iterator[dict[str, Any]]:
+def _squad(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     for column in columns:
-        _member(dict.fromkeys(_SQUAD), column, path, setting)
+        _member(dict.fromkeys(_SQUAD), column, path)
     content = _json(read_text(path, "a JSON file in UTF-8"), path)
     for i, article in enumerate(_list(content, "data", path)):
         for j, paragraph in enumerate(_list(article, "paragraphs", f"{path}: data[{i}]")):
@@ -312,5 +306,5 @@ def _list(value: Any, key: str, where: str) -> list:
     return value[key]
 
 
-def _conll(path: str, columns: list[str], setting: str) -> Iterator[dict[str, Any]]:
+def _conll(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     return conll.read(path, _lines(path), columns)

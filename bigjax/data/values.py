@@ -16,6 +16,10 @@ _MISSING = frozenset(
 _SPACE = " \t\r\n\f\v"  # str.strip() would remove U+00A0 and similar ones, which texts may have
 
 
+class ColumnError(UserError):
+    """A column is missing, or holds values of another kind: it may be the wrong one."""
+
+
 def convert(value: Any, kind: str, column: str, where: str) -> Any:
     """`value` as the `kind` that `tables.read_table` describes.
 
@@ -50,7 +54,7 @@ def convert(value: Any, kind: str, column: str, where: str) -> Any:
     if kind in ("label", "word") and isinstance(value, (bool, int, float)):
         return _number(value, column, where)
     if not isinstance(value, str):
-        raise UserError(
+        raise ColumnError(
             f"{where}: column {column!r} holds {describe(value)}, not text. Write it in "
             "quotes, or name another column in data.columns."
         )

@@ -43,7 +43,7 @@ def generate_all(
             results[i] = [tuple(text) for text in row]
     n_done = sum(len(batches[number]) for number in done)
     if n_done:
-        log(f"{n_done:,} of {len(inputs):,} are in {kept.folder}: going on with the rest.")
+        log(f"{n_done:,} of {len(inputs):,} are in {kept.folder}: resuming with the others.")
     try:
         with Bar(len(inputs), n_done, "generat", "text", log) as bar:
             for number, indices in enumerate(batches):
@@ -56,15 +56,12 @@ def generate_all(
                     kept.add(number, texts)
                 bar.add(len(indices))
     except KeyboardInterrupt:
+        if kept and bar.done:
+            log(f"{bar.done:,} of {len(inputs):,} are in {kept.folder}: the same command resumes.")
+        raise
+    finally:  # after an error too
         if kept:
             kept.save()
-            log(
-                f"{bar.done:,} of {len(inputs):,} are in {kept.folder}: the same command goes on "
-                "with the rest."
-            )
-        raise
-    if kept:
-        kept.save()
     return results
 
 
@@ -87,32 +84,29 @@ def _fingerprint(inputs, batch_size: int, settings) -> str:
 
 
 class _Kept:
-    """Results of batches by number, in files of a folder, each written at once."""
+    """Results of batches by number, in files of a folder, each written at once. Those of other
+    settings or inputs stay beside them until the output is written."""
 
     def __init__(self, output: str, fingerprint: str, log) -> None:
         self.folder = _folder(output)
         self.results: dict[int, list[Texts]] = {}
         self._new: dict[int, list[Texts]] = {}
         self._fingerprint, self._saved = fingerprint, time.monotonic()
-        others = 0
-        for file in sorted(self.folder.glob("*.json")) if paths.exists(self.folder) else ():
+        files = [*self.folder.glob("*.json")] if paths.exists(self.folder) else []
+        own = sorted(file for file in files if file.name.startswith(f"{fingerprint}-"))
+        for file in own:
             try:
                 content = json.loads(file.read_bytes())
-                batches = {int(n): texts for n, texts in content["batches"].items()}
-            except (OSError, ValueError, KeyError, AttributeError) as e:
+                self.results |= {int(n): texts for n, texts in content.items()}
+            except (OSError, ValueError, AttributeError) as e:
                 raise UserError(
                     f"{file} holds results of an earlier call, and cannot be read ({e}). Remove "
                     f"{self.folder} to start again."
                 ) from None
-            if content.get("fingerprint") == fingerprint:
-                self.results |= batches
-            else:
-                others += 1
-                file.unlink()
-        if others:
+        if len(own) < len(files):
             log(
-                f"note: {self.folder} held results of another model, or for other inputs or "
-                "settings; they are not used."
+                f"note: {self.folder} also has results of another model, or for other inputs or "
+                "settings; they are not used, and removed once the file is complete."
             )
 
     def add(self, number: int, texts: list[Texts]) -> None:
@@ -123,11 +117,10 @@ class _Kept:
     def save(self) -> None:
         if not self._new:
             return
-        content = {"fingerprint": self._fingerprint, "batches": self._new}
-        file = self.folder / f"{min(self._new):06d}.json"
+        file = self.folder / f"{self._fingerprint}-{min(self._new):06d}.json"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            paths.write_atomically(file, json_text.dumps(content).encode())
+            paths.write_atomically(file, json_text.dumps(self._new).encode())
         except OSError as e:
             raise UserError(
                 f"{file} cannot be written: {e.strerror or e}. Name an --output in a folder with "

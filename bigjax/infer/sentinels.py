@@ -19,27 +19,42 @@ def named(tokenizer: Tokenizer, decoder: Decoder) -> "Tokenizer | Named":
     return Named(tokenizer) if tokenizer.sentinel_ids and not decoder.continues else tokenizer
 
 
+def check(tokenizer: "Tokenizer | Named", texts: Sequence[str], names: Sequence[str]) -> None:
+    """Raises UserError for a sentinel in a text that the tokenizer lacks. names: where each text is
+    from."""
+    if not isinstance(tokenizer, Named):
+        return
+    for text, name in zip(texts, names):
+        for number in map(int, _SENTINEL.findall(text)):
+            if number >= len(tokenizer.sentinel_ids):
+                last = len(tokenizer.sentinel_ids) - 1
+                raise UserError(
+                    f"{name}: the text has <extra_id_{number}>; the tokenizer has the sentinels "
+                    f"<extra_id_0> to <extra_id_{last}>. Use one of these."
+                )
+
+
 class Named:
     """A tokenizer with sentinels, for which `<extra_id_N>` in a text is sentinel N."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self.sentinel_ids = tokenizer, tokenizer.sentinel_ids
         self._numbers = {id_: n for n, id_ in enumerate(tokenizer.sentinel_ids)}
         self.bos_id, self.eos_id = tokenizer.bos_id, tokenizer.eos_id
         self.pad_id = tokenizer.pad_id
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """As Tokenizer.encode_batch. Raises UserError for a sentinel that it lacks."""
+        """As Tokenizer.encode_batch, of texts that pass `check`."""
         split = [_SENTINEL.split(text) for text in texts]  # text, number, text, ..., text
         between = iter(self._tokenizer.encode_batch([x for parts in split for x in parts[::2]]))
         return [
             np.concatenate(
                 [
-                    np.array([self._sentinel(part, text)], np.int32) if i % 2 else next(between)
+                    np.array([self.sentinel_ids[int(part)]], np.int32) if i % 2 else next(between)
                     for i, part in enumerate(parts)
                 ]
             )
-            for text, parts in zip(texts, split)
+            for parts in split
         ]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -52,15 +67,6 @@ class Named:
             else:
                 part.append(id_)
         return text + self._decoded(part, text)
-
-    def _sentinel(self, number: str, text: str) -> int:
-        ids = self._tokenizer.sentinel_ids
-        if int(number) >= len(ids):
-            raise UserError(
-                f"The text {text[:60]!r} has <extra_id_{number}>; the tokenizer has the sentinels "
-                f"<extra_id_0> to <extra_id_{len(ids) - 1}>. Use one of these."
-            )
-        return ids[int(number)]
 
     def _decoded(self, ids: list[int], before: str) -> str:
         text, pieces = self._tokenizer.decode(ids), self._tokenizer.pieces

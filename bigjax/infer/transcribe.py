@@ -192,7 +192,7 @@ def segments_of(
     else:
         begin = time(tokens[0]) if is_time[:1] == [True] else 0
         end = time(tokens[-1]) if is_time[1:] and is_time[-1] else n
-        spans = [(begin, end, tokens)]
+        spans = [(begin, end, tokens) if begin < end else (0, n, tokens)]
     seconds = lambda samples: round((start + samples) / decoder.sample_rate, 3)
     segments = [
         Segment(

@@ -103,12 +103,13 @@ class Folder:
     """The folder of --output: a file per recording and format, with names that do not collide.
 
     Its index has the name of each recording, also of earlier commands: which files are of which
-    recording does not depend on the others that a command names.
+    recording does not depend on the others that a command names. n_written: recordings whose files
+    it has written.
     """
 
     def __init__(self, path: str, formats: Sequence[str], files: Sequence[str]) -> None:
         """Names the files, and writes the index. Raises UserError if that cannot be done."""
-        self.path, self._formats = epath.Path(path), [*formats]
+        self.path, self._formats, self.n_written = epath.Path(path), [*formats], 0
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._present = {p.name for p in self.path.iterdir()}
@@ -139,6 +140,7 @@ class Folder:
         name = self._names[_key(transcript.file)]
         for form in self._formats:
             self._write(f"{name}.{form}", FORMATS[form](transcript))
+        self.n_written += 1
 
     def write_failures(self, errors: dict[str, str]) -> str:
         """The path of the list of recordings that could not be transcribed, '' without any. Those
@@ -172,7 +174,6 @@ class Folder:
             paths.write_atomically(self.path / name, text.encode("utf-8", "backslashreplace"))
         except OSError as e:
             raise cannot_write(str(self.path / name), e, _REMEDY) from None
-        self._present.add(name)
 
     def _read_index(self) -> dict[str, str]:
         """{recording: name}."""

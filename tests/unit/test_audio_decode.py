@@ -218,6 +218,10 @@ BAD = {
     "loud.wav": (content(samples(0) * 1.0, subtype="FLOAT"), "a sample is .* numbers from -1 to 1"),
     "rate.wav": (header(24, b"\xff\xff\xff\x7f"), "says 2,147,483,647 samples a second"),
     "codec.wav": (header(20, b"\x61\x01"), "It is WAV of format 0x0161. .* ffmpeg -i codec"),
+    "my talk (1).m4a": (
+        b"\0\0\0\x20ftypM4A ",
+        r"ffmpeg -i 'my talk \(1\).m4a' 'my talk \(1\).flac'$",
+    ),
     "m4a.wav": (b"\0\0\0\x20ftypM4A " + bytes(99), "an MP4 file, .*ffmpeg -i m4a.wav m4a.flac$"),
     "aac.flac": (b"\xff\xf1\x50\x80" + bytes(99), "AAC; .*Convert it: ffmpeg .* aac.new.flac"),
     "x.wma": (b"0&\xb2u" + bytes(99), "a Windows Media file"),

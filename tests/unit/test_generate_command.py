@@ -32,7 +32,15 @@ def section(**fields) -> ConfigDict:
 
 
 def run_command(
-    monkeypatch, f, config, weights="w", overrides=(), family=None, load=None, tokenizer=None
+    monkeypatch,
+    f,
+    config,
+    weights="w",
+    overrides=(),
+    family=None,
+    load=None,
+    tokenizer=None,
+    workdir="run",
 ):
     """cli.run with a copying decoder in place of the run's model. load: called to load it."""
     tokenizer = tokenizer or Bytes()
@@ -45,14 +53,19 @@ def run_command(
     monkeypatch.setattr("bigjax.train.load.load", load or (lambda *_, **__: loaded))
     monkeypatch.setattr("bigjax.train.load.decoder_of", lambda *_: (decoder, 20.0))
     arguments = types.SimpleNamespace(
-        flags=f, workdir="run", step=None, overrides=[*overrides], config_of_run=lambda: config
+        flags=f, workdir=workdir, step=None, overrides=[*overrides], config_of_run=lambda: config
     )
     cli.run(arguments)
 
 
 @pytest.mark.parametrize(
     "change, used",
-    [({}, True), ({"weights": "x"}, False), ({"overrides": ["--config.model.dtype=y"]}, False)],
+    [
+        ({}, True),
+        ({"workdir": "./run/"}, True),
+        ({"weights": "x"}, False),
+        ({"overrides": ["--config.model.dtype=y"]}, False),
+    ],
     ids=str,
 )
 def test_a_restart_uses_results_of_the_same_model_only(change, used, tmp_path, monkeypatch, capsys):
@@ -69,10 +82,11 @@ def test_a_restart_uses_results_of_the_same_model_only(change, used, tmp_path, m
     run_command(monkeypatch, f, config, **change)
     out = capsys.readouterr().out
     assert ("4 of 4 are in" in out) == used and ("they are not used" in out) != used
+    assert "out.csv: 4 rows, step 3 of " in out and not (tmp_path / "out.csv.partial").exists()
 
 
 @pytest.mark.parametrize("more", [(), ("--beam=3",), ("--beam=3", "--n_best=2")], ids=len)
-def test_the_command_writes_a_file(more, tmp_path, capsys):
+def test_the_command_writes_a_file(more, tmp_path):
     (tmp_path / "in.tsv").write_text("id\tsource\n" + "".join(f"7\t{s}\n" for s in SOURCES))
     output = tmp_path / "out.jsonl"
     f = flags(f"--input={tmp_path / 'in.tsv'}", f"--output={output}", "--batch=2", *more)
@@ -85,7 +99,6 @@ def test_the_command_writes_a_file(more, tmp_path, capsys):
     ]
     assert ("score" in written[0]) == bool(more)
     assert len(written[0].get("n_best", ())) == (2 if len(more) == 2 else 0)
-    assert "4 rows, step 3 of run" in capsys.readouterr().out
     assert {p.name for p in tmp_path.iterdir()} == {"in.tsv", "out.jsonl"}
 
 
@@ -123,7 +136,8 @@ def test_the_prefix_of_the_data_and_of_a_row_is_before_its_source(tmp_path):
     rows = cli._rows(f, ConfigDict(dict(data=data)))
     assert [row["source"] for row in rows] == ["T5 de: abc", "T5 x"]
     (tmp_path / "in.csv").write_text("text\nabc\n")
-    with pytest.raises(UserError, match="no columns are called 'task'"):  # as in training
+    # As in training
+    with pytest.raises(UserError, match="no columns are called 'task'.*--config.*prefix=task.$"):
         cli._rows(f, ConfigDict(dict(data=data)))
 
 
@@ -223,7 +237,7 @@ def test_a_column_that_the_input_lacks_is_refused_with_the_flag_that_names_it(
 ):
     (tmp_path / name).write_text(content)
     f = flags(f"--input={tmp_path / name}", f"--output={tmp_path / 'out.csv'}")
-    with pytest.raises(UserError, match="'source'.* 'a'. Set --column to names that"):
+    with pytest.raises(UserError, match="'source'.* 'a'.* For prompts that is --column=source.$"):
         cli._rows(f, ConfigDict(dict(data=section())))
 
 

@@ -131,7 +131,7 @@ def test_an_ended_call_goes_on_with_the_rest(seconds, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         files.generate_all(inputs, generate, 2, output, ["step 1"], lines.append)
     assert len(calls) == 2
-    assert lines == [f"4 of 5 are in {output}.partial: the same command goes on with the rest."]
+    assert lines == [f"4 of 5 are in {output}.partial: the same command resumes."]
     generate, calls = counting(inputs)
     lines = []
     found = files.generate_all(inputs, generate, 2, output, ["step 1"], lines.append)
@@ -139,6 +139,22 @@ def test_an_ended_call_goes_on_with_the_rest(seconds, tmp_path, monkeypatch):
     assert "4 of 5" in lines[0]
     files.forget(output)
     assert [*tmp_path.iterdir()] == []
+
+
+def test_results_before_an_error_are_kept(tmp_path):
+    inputs, output = [[0] * n for n in (3, 9, 1)], str(tmp_path / "out.jsonl")
+    generate, calls = counting(inputs)
+
+    def fail(indices):
+        if calls:
+            raise UserError("no text was found")
+        return generate(indices)
+
+    with pytest.raises(UserError, match="no text"):
+        files.generate_all(inputs, fail, 2, output)
+    generate, calls = counting(inputs)
+    files.generate_all(inputs, generate, 2, output)
+    assert calls == [[2]]
 
 
 @pytest.mark.parametrize("change", ["settings", "inputs", "batch"])
@@ -153,6 +169,12 @@ def test_results_for_something_else_are_not_used(change, tmp_path):
     files.generate_all(inputs, generate, size, output, [f"step {step}"], lines.append)
     assert len(calls) == (1 if change == "batch" else 2)
     assert "another model, or for other inputs or settings" in lines[0]
+    if change == "settings":  # those of before are still there
+        generate, calls = counting(inputs)
+        files.generate_all(inputs, generate, 2, output, ["step 1"], lines.append)
+        assert not calls
+    files.forget(output)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_damaged_results_are_refused(tmp_path):

@@ -118,8 +118,10 @@ def test_sentinels_in_sources_and_targets(kind):
 
 
 def test_a_sentinel_that_the_tokenizer_lacks_is_refused():
-    with pytest.raises(UserError, match="'a <extra_id_4>' has <extra_id_4>; .* to <extra_id_3>"):
-        named(with_sentinels("own")).encode_batch(["b", "a <extra_id_4>"])
+    check = lambda tokenizer: sentinels.check(tokenizer, ["b", "a <extra_id_4>"], ["x:1", "x:2"])
+    with pytest.raises(UserError, match="x:2: the text has <extra_id_4>; .* to <extra_id_3>"):
+        check(named(with_sentinels("own")))
+    check(named(Bytes()))
 
 
 def test_invalid_utf8_is_returned_at_the_end():

@@ -64,6 +64,7 @@ def test_segments_by_times(tokens, segments, advance):
 def test_segments_after_the_first_window_and_without_times():
     tokens = [t(0), 1, t(4), t(4), 2]
     assert spans(tokens, start=1234)[0] == [(12.34, 16.34, " w1")]
+    assert spans([t(9), 1, t(9.5)], n=700) == ([(0, 7, " w1")], 7)  # both times are after its end
     assert spans([t(0), 1], n=700, start=1234) == ([(12.34, 19.34, " w1")], 7)
     assert spans([t(0), 1, t(9), t(9)], n=700) == ([(0, 7, " w1")], 7)
     tokens = [t(0), 1, t(5), t(5), 2, t(9), t(12), 3, t(14), t(14)]  # also after its end

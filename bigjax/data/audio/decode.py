@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import re
+import shlex
 from typing import Any
 
 from etils import epath
@@ -112,11 +113,10 @@ def _opened(path: str) -> Iterator[tuple[Any, int]]:
     """(a soundfile.SoundFile, its length in samples). Raises BadAudio."""
     import soundfile  # it loads a library, which is needed for files only
 
-    name, extension = os.path.splitext(os.path.basename(path))
-    if extension.lower() == ".raw":
+    if path.lower().endswith(".raw"):
         raise BadAudio(
             f"{path}: samples without a header, by its name; their rate and type are not known. "
-            f"Convert them: ffmpeg -f s16le -ar RATE -ac 1 -i {name}{extension} {name}.flac"
+            f"Convert them: {_conversion(path, '-f s16le -ar RATE -ac 1 ')}"
         )
     with contextlib.ExitStack() as stack:
         if "://" in path:
@@ -172,7 +172,7 @@ def _conversion(path: str, of_input: str = "", of_output: str = "") -> str:
     own = os.path.basename(path)
     name, extension = os.path.splitext(own)
     new = f"{name}{'.new' * (extension.lower() == '.flac')}.flac"
-    return f"ffmpeg {of_input}-i {own} {of_output}{new}"
+    return f"ffmpeg {of_input}-i {shlex.quote(own)} {of_output}{shlex.quote(new)}"
 
 
 def _check_end(path: str, file: Any) -> None:
@@ -197,10 +197,10 @@ def _check_whole(path: str, f: Any) -> None:
     cut = re.search(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", f.extra_info, re.M)
     stated, present = (int(cut[1]), int(cut[2])) if cut else (0, 0)
     if present < stated < _UNKNOWN_SIZE:
+        pipe = f", or if it went into a pipe, write it again: {_conversion(path, _IGNORE)}"
         raise BadAudio(
             f"{path}: the file is cut off: its header says {stated:,} bytes of samples, and "
-            f"{present:,} follow. Copy it again, or if it went into a pipe, write it again: "
-            f"{_conversion(path, _IGNORE)}"
+            f"{present:,} follow. Copy it again{pipe if f.format.startswith('WAV') else '.'}"
         )
 
 
