@@ -68,6 +68,8 @@ def run(arguments: Arguments) -> None:
         folder = workdir_lib.existing(arguments.workdir) / "tokenizer"
         tokenizer = data.load_tokenizer(folder, config.python_path)
     rows, batches = task.load_input(f.input, print, tokenizer)
+    if f.output:
+        predict_lib.check_rows(f.output, rows)
     loaded = load_lib.load(arguments.workdir, config, arguments.step, config.train.batch_size)
     outputs_of = predict_lib.make_outputs(loaded.task, loaded.mesh, labelled=False)
     outputs, _ = outputs_of(loaded.params, loaded.extras, loaded.frozen, batches)

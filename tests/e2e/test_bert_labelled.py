@@ -119,7 +119,7 @@ def test_eval_prints_its_numbers_when_it_cannot_write_files(tuned, capsys):
     assert 0 <= json.loads(line)["eval/valid/accuracy"] <= 1 and "Files:" not in out
 
 
-def test_bad_input_of_predict(tuned, pretrained, labelled_table, tmp_path, capsys):
+def test_bad_input_of_predict(tuned, pretrained, labelled_table, tmp_path, capsys, monkeypatch):
     for arguments, words in (
         (
             [f"--workdir={tuned}", f"--input={labelled_table}", f"--output={tmp_path}/o.xls"],
@@ -137,6 +137,12 @@ def test_bad_input_of_predict(tuned, pretrained, labelled_table, tmp_path, capsy
     ):
         code, _, err = bigjax(capsys, "predict", *arguments)
         assert code == 2 and all(w in err for w in words), err
+    # Before the checkpoint is loaded
+    monkeypatch.setattr("bigjax.train.load.load", pytest.fail)
+    (tmp_path / "tab.jsonl").write_text(json.dumps({"text": "the model", "note": "a\tb"}))
+    arguments = f"--workdir={tuned}", f"--input={tmp_path}/tab.jsonl", f"--output={tmp_path}/o.tsv"
+    code, _, err = bigjax(capsys, "predict", *arguments)
+    assert code == 2 and "column 'note' of row 1 has a tab or a line end" in err
     assert not list(tmp_path.glob("o.*"))
 
 
