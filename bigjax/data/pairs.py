@@ -64,7 +64,8 @@ class PairBatches(ExampleBatches):
         _check(tokenizer, seq_len, options)
         self._room = seq_len - (2 if options.pairs == "none" else 3)
         shortest = 1 if options.pairs == "none" else 2
-        windows = {source: _Windows(s, self._room, shortest) for source, s in streams.items()}
+        lengths = self._room, shortest, len(tokenizer.leading_ids)
+        windows = {source: _Windows(s, *lengths) for source, s in streams.items()}
         _check_sources(windows, options, shuffle)
         sizes = {source: w.n for source, w in windows.items()}
         self._windows = list(windows.values())
@@ -190,12 +191,12 @@ def most_common_token(stream: Stream, tokenizer: Tokenizer, n: int = 1 << 21) ->
 class _Windows:
     """The windows of a stream's documents that have at least `shortest` tokens."""
 
-    def __init__(self, stream: Stream, room: int, shortest: int) -> None:
+    def __init__(self, stream: Stream, room: int, shortest: int, n_leading: int) -> None:
         bounds = stream.bounds()
-        length = np.diff(bounds) - 2  # without bos and eos
+        length = np.diff(bounds) - n_leading - 1  # without leading ids and eos
         keep = length >= shortest
         self._stream, self._room = stream, room
-        self._begin, self._length = bounds[:-1][keep] + 1, length[keep]
+        self._begin, self._length = bounds[:-1][keep] + n_leading, length[keep]
         self._first = np.cumsum([0, *-(-self._length // room)])  # example a document begins with
         self.n, self.n_documents = int(self._first[-1]), len(self._length)
 

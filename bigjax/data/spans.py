@@ -150,7 +150,8 @@ class SpanBatches(ExampleBatches):
         self.seq_len, self.sizes, self._options = seq_len, sizes(seq_len, options), options
         self._tokenizer = tokenizer
         check_sentinels(tokenizer, self.sizes.spans + options.extra)
-        texts = {source: _Text(stream) for source, stream in streams.items()}
+        n_leading = len(tokenizer.leading_ids)
+        texts = {source: _Text(stream, n_leading) for source, stream in streams.items()}
         n = {source: text.n_tokens // self.sizes.window for source, text in texts.items()}
         if not sum(n.values()):
             raise empty_split(name, f"window of {self.sizes.window} token")
@@ -207,13 +208,14 @@ class SpanBatches(ExampleBatches):
 
 
 class _Text:
-    """The tokens of a stream's text, without bos and eos of its documents, with random access."""
+    """The tokens of a stream's text, without leading ids and eos of its documents, with random
+    access."""
 
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        documents = np.arange(stream.n_documents)
-        self._first = stream.bounds()[:-1] - 2 * documents  # of each document, among those of text
-        self.n_tokens = stream.n_tokens - 2 * stream.n_documents
+    def __init__(self, stream: Stream, n_leading: int) -> None:
+        self._stream, self._n_leading, self._n_around = stream, n_leading, n_leading + 1
+        others = self._n_around * np.arange(stream.n_documents)
+        self._first = stream.bounds()[:-1] - others  # of each document, among those of text
+        self.n_tokens = stream.n_tokens - self._n_around * stream.n_documents
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """int32 [n, length]: the tokens from each of `starts` [n]."""
@@ -221,9 +223,13 @@ class _Text:
         firsts, lasts = document(starts), document(starts + length - 1)
         out = np.empty((len(starts), length), np.int32)
         for row, (start, first, last) in enumerate(zip(starts, firsts, lasts)):
-            begin, n = start + 2 * first + 1, length + 2 * (last - first)
-            (tokens,), (is_bos,) = self._stream.windows(np.array([begin]), n)
-            out[row] = tokens[~(is_bos | np.roll(is_bos, -1))]  # eos is before bos
+            begin = start + self._n_around * first + self._n_leading
+            n = length + self._n_around * (last - first)
+            (tokens,), (is_first,) = self._stream.windows(np.array([begin]), n)
+            is_text = np.append(~is_first[1:], True)  # eos is before another document
+            for i in range(self._n_leading):
+                is_text[i:] &= ~is_first[: n - i]
+            out[row] = tokens[is_text]
         return out
 
 

@@ -2,7 +2,8 @@
 
 A folder `cache_dir/stores/KEY` holds one source:
 
-    00000-train.tokens   uint16 or uint32 ids of the shard's documents: bos, tokens, eos, bos, ...
+    00000-train.tokens   uint16 or uint32 ids of the shard's documents: bos, tokens, eos, bos, ...;
+                         without bos if the tokenizer's leading_ids are ()
     00000-train.starts   uint64: the index at which each document begins
     00000.json           the shard's numbers; written last: a shard without it is incomplete
     ...
@@ -246,10 +247,11 @@ def _write_shard(
     shard: dict = {"splits": {}}
     for split in SPLITS:
         mine = [i for i, where in enumerate(splits) if where == split]
-        lengths = np.array([len(encoded[i]) + 2 for i in mine], np.uint64)
+        before, after = np.array(tokenizer.leading_ids, np.int32), np.array([tokenizer.eos_id])
+        n_around = len(before) + len(after)
+        lengths = np.array([len(encoded[i]) + n_around for i in mine], np.uint64)
         starts = np.cumsum(lengths, dtype=np.uint64) - lengths
-        ends = [np.array([tokenizer.bos_id]), np.array([tokenizer.eos_id])]
-        pieces = [part for i in mine for part in (ends[0], encoded[i], ends[1])]
+        pieces = [part for i in mine for part in (before, encoded[i], after)]
         tokens = np.concatenate(pieces).astype(dtype) if pieces else np.zeros(0, dtype)
         shard["splits"][split] = {
             "documents": len(mine),

@@ -77,14 +77,14 @@ class Corpus(SplitData):
 
     def summary(self) -> str:
         """Documents, tokens and bytes of each source and split, one line each."""
-        lines = []
+        lines, n_text = [], functools.partial(_n_text, self.tokenizer)
         for name, store in self.stores.items():
             for split in SPLITS:
                 stream = store.split(split)
                 lines.append(
                     f"data: {name} {split:5s} {stream.n_documents:10,} documents "
                     f"{stream.n_tokens:13,} tokens {stream.n_bytes / 1e6:10.2f} MB"
-                    + unknown.share(self.tokenizer, stream.n_unknown, _n_text(stream))
+                    + unknown.share(self.tokenizer, stream.n_unknown, n_text(stream))
                 )
             if bad := store.stats["bad_utf8"]:
                 lines.append(
@@ -137,7 +137,7 @@ def load_text(
         notes += unknown.warning(
             tokenizer,
             sum(stream.n_unknown for stream in splits),
-            sum(map(_n_text, splits)),
+            sum(_n_text(tokenizer, stream) for stream in splits),
             f"source {name!r}",
             documents({}),
         )
@@ -211,9 +211,9 @@ def _sample(data: Any, entries: dict[str, Source]) -> Iterator[str]:
         yield from chunks[::every]
 
 
-def _n_text(stream: Stream) -> int:
-    """Its tokens without bos and eos."""
-    return stream.n_tokens - 2 * stream.n_documents
+def _n_text(tokenizer: tokenizers.Tokenizer, stream: Stream) -> int:
+    """The stream's tokens without leading ids and eos."""
+    return stream.n_tokens - (len(tokenizer.leading_ids) + 1) * stream.n_documents
 
 
 def _hash(content: Any) -> str:

@@ -41,7 +41,7 @@ class Named:
         self._tokenizer, self.sentinel_ids = tokenizer, tokenizer.sentinel_ids
         self._numbers = {id_: n for n, id_ in enumerate(tokenizer.sentinel_ids)}
         self.bos_id, self.eos_id = tokenizer.bos_id, tokenizer.eos_id
-        self.pad_id = tokenizer.pad_id
+        self.pad_id, self.leading_ids = tokenizer.pad_id, tokenizer.leading_ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """As Tokenizer.encode_batch, of texts that pass `check`."""

@@ -12,11 +12,11 @@ from bigjax.models import Decoder
 
 
 def prompt_ids(tokenizer, prompts: Sequence[str], decoder: Decoder) -> list[list[int]]:
-    """Texts as token ids: after bos_id for a decoder that continues them, else a source with its
-    eos_id."""
+    """Texts as token ids: after the tokenizer's leading_ids for a decoder that continues them, else
+    a source with its eos_id. An empty text without leading_ids is bos_id."""
     ids = [t.tolist() for t in tokenizer.encode_batch(list(prompts))]
     if decoder.continues:
-        return [[tokenizer.bos_id, *row] for row in ids]
+        return [[*tokenizer.leading_ids, *row] or [tokenizer.bos_id] for row in ids]
     return [[*row, tokenizer.eos_id] for row in ids]
 
 

@@ -14,6 +14,7 @@ import pytest
 
 import bigjax
 from bigjax.data import store as S
+from bigjax.data.loader import TextBatches
 from bigjax.data.text import Corpus
 from bigjax.data.tokenizers.bytes import Bytes
 from bigjax.errors import UserError
@@ -63,9 +64,29 @@ class Others(Bytes):
         self.fingerprint = "others"
 
 
+class Without(Bytes):
+    """Texts without bos, as of Qwen."""
+
+    leading_ids = ()
+
+
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr(S, "DOCUMENTS_PER_SHARD", 64)
+
+
+def test_documents_of_a_tokenizer_without_bos(tmp_path):
+    tokenizer, texts = Without(), ["ab", "", "c", "ab"]
+    store = build(tmp_path, texts, tokenizer, 0, 0)
+    stream = store.split("train")
+    tokens, is_first = stream.windows(np.array([0]), stream.n_tokens)
+    assert tokens[0].tolist() == [97, 98, 257, 257, 99, 257, 97, 98, 257]
+    assert np.flatnonzero(is_first).tolist() == [0, 3, 4, 6] and stream.n_tokens == 9
+    corpus = Corpus(tokenizer, {"mine": store}, {"mine": 1.0}, 8, TextBatches)
+    batch = corpus.batches("train", batch_size=1, shuffle=False).batch_at(0)
+    # The first token of another document is no target, and has the position 0.
+    assert batch["weights"][0].tolist() == [1, 1, 0, 0, 1, 0, 1, 1]
+    assert batch["positions"][0].tolist() == [0, 1, 2, 0, 0, 1, 0, 1] and batch["target_bytes"] == 2
 
 
 def test_splits_are_disjoint_complete_and_counted(tmp_path):
@@ -186,6 +207,7 @@ def test_cache_dir_that_cannot_be(tmp_path):
 BUILDER = """
 import json, sys, time
 from bigjax.data import store as S
+from bigjax.data.loader import TextBatches
 from bigjax.data.text import Corpus
 from bigjax.data.tokenizers.bytes import Bytes
 S.DOCUMENTS_PER_SHARD = 64

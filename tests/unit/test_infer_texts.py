@@ -124,6 +124,18 @@ def test_a_sentinel_that_the_tokenizer_lacks_is_refused():
     check(named(Bytes()))
 
 
+def test_prompts_follow_the_leading_ids_of_the_tokenizer():
+    tokenizer, prompts = Bytes(), ["a", ""]
+    ids = lambda continues: texts.prompt_ids(
+        tokenizer, prompts, types.SimpleNamespace(continues=continues)
+    )
+    assert ids(True) == [[256, 97], [256]] and ids(False) == [[97, 257], [257]]
+    tokenizer.leading_ids = (7, 256)
+    assert ids(True) == [[7, 256, 97], [7, 256]]
+    tokenizer.leading_ids = ()  # nothing is put before a text, but there has to be a token
+    assert ids(True) == [[97], [256]] and ids(False) == [[97, 257], [257]]
+
+
 def test_invalid_utf8_is_returned_at_the_end():
     (row,) = texts.texts(Written([[0xC3]], 1), Bytes(), [""], Options())
     assert row == "\ufffd"

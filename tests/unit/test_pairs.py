@@ -203,7 +203,7 @@ def test_evaluation_takes_each_example_once(stream, tokenizer):
 
 
 def test_windows_cover_long_documents_evenly(stream):
-    windows = pairs._Windows(stream, 20, 2)
+    windows = pairs._Windows(stream, 20, 2, 1)
     lengths = np.diff(stream.bounds()) - 2
     assert windows.n == sum(-(-n // 20) for n in lengths)
     d = int(lengths.argmax())

@@ -8,7 +8,7 @@ import pytest
 from bigjax import tasks
 from bigjax.data import spans, tokenizers
 from bigjax.data.batches import Rows
-from bigjax.data.spans import Options, SpanBatches, counts, hidden, sizes
+from bigjax.data.spans import Options, SpanBatches, _Text, counts, hidden, sizes
 from bigjax.data.tokenizers.sentencepiece import SentencePiece, train_sentencepiece
 from bigjax.errors import UserError
 from tests import helpers
@@ -17,26 +17,28 @@ from tests.conftest import WORDS
 PUBLISHED = Options(0.15, 3.0, "published", True)
 UNIFORM = Options(0.15, 3.0, "uniform", True)
 BOS, EOS, PAD, FIRST = -1, 1, 0, 10_100  # FIRST: the first sentinel; the others are below
-TOKENIZER = SimpleNamespace(name="x", eos_id=EOS, pad_id=PAD)
+TOKENIZER = SimpleNamespace(name="x", eos_id=EOS, pad_id=PAD, leading_ids=(BOS,))
 TOKENIZER.sentinel_ids = range(FIRST, FIRST - 100, -1)
 
 
 class Stream:
     """Documents of 0 to 12 tokens, together 2, 3, ..., as a split of a store."""
 
-    def __init__(self, n, first=2):
+    def __init__(self, n, first=2, leading_ids=(BOS,)):
         sizes = np.arange(n) * 5 % 13
         sizes = sizes[: np.searchsorted(np.cumsum(sizes), n) + 1]
         parts = np.split(np.arange(first, first + n), np.cumsum(sizes)[:-1])
-        self.tokens = np.concatenate([[BOS, *part, EOS] for part in parts])
+        documents = [[*leading_ids, *part, EOS] for part in parts]
+        self.tokens = np.concatenate(documents)
+        self._bounds = np.cumsum([0, *map(len, documents)])
         self.n_tokens, self.n_documents = len(self.tokens), len(parts)
 
     def bounds(self):
-        return np.append(np.flatnonzero(self.tokens == BOS), self.n_tokens)
+        return self._bounds
 
     def windows(self, starts, length):
-        tokens = self.tokens[np.asarray(starts)[:, None] + np.arange(length)]
-        return tokens, tokens == BOS
+        at = np.asarray(starts)[:, None] + np.arange(length)
+        return self.tokens[at], np.isin(at, self._bounds[:-1])
 
 
 def batches(n=700, seq_len=20, batch_size=4, seed=0, shuffle=True, options=PUBLISHED, **more):
@@ -250,6 +252,19 @@ def test_evaluation_has_each_window_once():
 def test_too_little_text_and_too_few_sentinels_are_refused(change, words):
     with pytest.raises(UserError, match=words):
         batches(**change)
+
+
+@pytest.mark.parametrize("leading_ids", [(), (BOS,), (BOS, BOS)])
+def test_windows_have_the_tokens_of_text_alone(leading_ids):
+    tokenizer = SimpleNamespace(**{**vars(TOKENIZER), "leading_ids": leading_ids})
+    text = _Text(Stream(300, leading_ids=leading_ids), len(leading_ids))
+    assert text.n_tokens == 300
+    starts = np.arange(0, 280)
+    np.testing.assert_array_equal(text.windows(starts, 21), starts[:, None] + 2 + np.arange(21))
+    streams = {"a": Stream(700, leading_ids=leading_ids)}
+    np.testing.assert_equal(
+        batches(streams=streams, tokenizer=tokenizer).batch_at(3), batches().batch_at(3)
+    )
 
 
 def test_a_source_without_a_window_is_left_out_of_evaluation():

@@ -40,6 +40,12 @@ class Tokenizer:
         return len(self.pieces)
 
     @functools.cached_property
+    def leading_ids(self) -> tuple[int, ...]:
+        """The ids before a document and before a prompt that is continued: bos. A subclass may set
+        others, () for none."""
+        return (self.bos_id,)
+
+    @functools.cached_property
     def token_bytes(self) -> np.ndarray:
         """int32 [vocab_size]: the UTF-8 length of each id, 0 for special ids."""
         return np.array([len(piece) for piece in self.pieces], np.int32)
