@@ -1,5 +1,6 @@
 """Standard JSON, which has no NaN and infinity, and checks of JSON read from tokenizer files."""
 
+from collections.abc import Mapping
 import json
 import math
 from typing import Any
@@ -84,6 +85,15 @@ def added_tokens(content: dict, where: Any) -> dict[str, int]:
                 'such as {"content": "[SEP]", "id": 3}. Restore the tokenizer file.'
             )
     return {token["content"]: token["id"] for token in tokens}
+
+
+def special_ids(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a model's config.json that generation_config.json has too: bos_token_id,
+    eos_token_id (which may be a list) and pad_token_id."""
+    inner = config.get("text_config")
+    both = {**config, **(inner if isinstance(inner, dict) else {})}
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {key: both[key] for key in keys if both.get(key) is not None}
 
 
 def shown(value: Any) -> str:

@@ -36,7 +36,9 @@ MODULES = {
         "seqgan.oracle_data",
     ),
     "data.sources": ("docstrings", "jsonl", "text", "tfds"),
-    "data.tokenizers": ("bpe", "bytes", "init_from", "sentencepiece", "whisper", "wordpiece"),
+    "data.tokenizers": (
+        *("bpe", "bytes", "init_from", "sentencepiece", "tokenizer_json", "whisper", "wordpiece"),
+    ),
     "evals": (
         *("alignment", "fewshot", "generation", "loss", "metrics", "pictures", "sample"),
         *("seqgan.headlines_eval", "seqgan.oracle_eval"),

@@ -6,8 +6,9 @@ Such a module defines
   build(options, training) -> a base.Tokenizer, loaded or trained; training: a base.Training;
   load(folder) -> the tokenizer that base.Tokenizer.save wrote there.
 
-The tokenizers of this package, except WordPiece, turn any text into ids and back without loss, and
-know the number of UTF-8 bytes of each id, so that bits per byte can be computed exactly.
+The tokenizers of this package, except WordPiece and those of published files that normalise text,
+turn any text into ids and back without loss, and know the number of UTF-8 bytes of each id, so that
+bits per byte can be computed exactly.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -50,8 +51,8 @@ def section(config) -> Any:
 class Section:
     """The section `data.tokenizer`. Its other keys belong to the module that `kind` names."""
 
-    # sentencepiece, wordpiece, bpe (GPT-2's byte level), whisper (of its folders), bytes, or
-    # init_from: the source's
+    # sentencepiece, wordpiece, bpe (GPT-2's byte level), tokenizer_json (of most other open
+    # models), whisper (of its folders), bytes, or init_from: the source's
     kind: str = "sentencepiece"
 
     MODULES = "data.tokenizers"

@@ -1,6 +1,6 @@
 """The base class of tokenizers, and helpers for their files."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import functools
 import hashlib
 import json
@@ -30,6 +30,7 @@ class Tokenizer:
     pad_id: int
     unk_id: int | None = None  # of text that the vocabulary lacks; None: there is no such text
     sentinel_ids: Sequence[int] = ()  # special ids for hidden spans, the first one first
+    chat_templates: Mapping[str, str] = {}  # {name: template}, of published chat models
     name: str = "the tokenizer"  # its origin, for messages
     fingerprint: str  # 16 hex digits: equal means the same ids for every text
     lossless = True
@@ -77,6 +78,7 @@ class Tokenizer:
         target = epath.Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         for name, content in self.files().items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
             (target / name).write_bytes(content)
         meta = {
             "kind": self.kind,

@@ -1,0 +1,275 @@
+"""data.tokenizer.kind="tokenizer_json": files in the style of published models."""
+
+import json
+import shutil
+import types
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer, models
+
+from bigjax.data import load_tokenizer, tokenizers
+from bigjax.data.tokenizers import tokenizer_json
+from bigjax.errors import UserError
+from bigjax.infer import texts
+from bigjax.infer.generate import Options
+from tests.published_tokenizers import FAMILIES, LOSSLESS, PROBES, SPECIAL_PROBES, TEMPLATE, write
+from tests.unit.test_data_tokenizer import WEIRD
+from tests.unit.test_infer_texts import Written
+
+# The pieces of leading_ids, bos, eos, pad and unk.
+ROLES = {
+    "llama3": (["<|begin_of_text|>"], "<|begin_of_text|>", "<|eot_id|>", "<|eot_id|>", None),
+    "qwen": ([], "<|im_end|>", "<|im_end|>", "<|endoftext|>", None),
+    "gemma": (["<bos>"], "<bos>", "<eos>", "<pad>", "<unk>"),
+    "llama2": (["<s>"], "<s>", "</s>", "<unk>", "<unk>"),
+    "mistral": (["<s>"], "<s>", "</s>", "</s>", "<unk>"),
+    "neox": ([], "<|endoftext|>", "<|endoftext|>", "<|endoftext|>", None),
+    "smollm": ([], "<|endoftext|>", "<|im_end|>", "<|im_end|>", None),
+    "unigram": (["<s>"], "<s>", "</s>", "<pad>", "<unk>"),
+    "wordlevel": ([], "</s>", "</s>", "</s>", "<unk>"),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tokenizers")
+    return {family: write(family, root / family) for family in FAMILIES}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request, folders):
+    return types.SimpleNamespace(
+        name=request.param,
+        folder=folders[request.param],
+        tokenizer=tokenizer_json.load(folders[request.param]),
+        rust=Tokenizer.from_file(str(folders[request.param] / "tokenizer.json")),
+    )
+
+
+def changed(folder, to, file="tokenizer.json", **changes):
+    """A copy of a folder with other values in one of its files."""
+    shutil.copytree(folder, to)
+    path = to / file
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**content, **changes}))
+    return to
+
+
+def test_special_tokens_and_what_comes_before_a_text(family):
+    t, text_of = family.tokenizer, family.rust.id_to_token
+    roles = [None if i is None else text_of(i) for i in (t.bos_id, t.eos_id, t.pad_id, t.unk_id)]
+    assert ([text_of(i) for i in t.leading_ids], *roles) == ROLES[family.name]
+    for continues, prompt in ((True, [*t.leading_ids, *t.encode("The fox").tolist()]),):
+        decoder = types.SimpleNamespace(continues=continues)
+        assert texts.prompt_ids(t, ["The fox"], decoder) == [prompt]
+        whole = family.rust.encode("The fox").ids
+        assert prompt == whole[: len(prompt)] and set(whole[len(prompt) :]) <= {t.eos_id}
+
+
+def test_ids_are_those_of_the_library_and_special_tokens_are_text(family):
+    t = family.tokenizer
+    special = {*t.special.values()} - {t.unk_id}
+    for text, ids in zip(PROBES, t.encode_batch(PROBES)):
+        assert ids.dtype == np.int32
+        assert ids.tolist() == family.rust.encode(text, add_special_tokens=False).ids
+        np.testing.assert_array_equal(ids, t.encode_with_specials(text))
+    family.rust.add_special_tokens(["<unk>"] * (family.name == "wordlevel"))  # named by a file
+    for text in SPECIAL_PROBES:
+        assert not special & {*t.encode(text).tolist()}, text
+        parsed = t.encode_with_specials(text)
+        assert parsed.dtype == np.int32
+        assert parsed.tolist() == family.rust.encode(text, add_special_tokens=False).ids
+    for text, i in t.special.items():
+        assert t.encode_with_specials(text).tolist() == [i] and t.pieces[i] == b""
+        assert i not in t.encode(f"a{text}b {text}").tolist() or i == t.unk_id
+
+
+def test_texts_are_restored(family):
+    t = family.tokenizer
+    assert t.lossless is (family.name in LOSSLESS)
+    for text in PROBES + SPECIAL_PROBES + WEIRD:
+        ids = t.encode(text)
+        decoded = t.decode([*t.leading_ids, *ids, t.eos_id, 10**6, -1])
+        if t.lossless:
+            assert decoded == text and t.token_bytes[ids].sum() == len(text.encode())
+        elif t.unk_id not in ids:
+            assert decoded == family.rust.decode(ids.tolist())
+        if t.lossless or family.name == "gemma" and "\u2581" not in text:
+            assert decoded == text
+    with pytest.raises(UserError, match=r"\\ud800.*lone surrogate"):
+        t.encode_with_specials("fine \ud800")
+    assert t.encode_batch([]) == [] and t.encode("").tolist() == []
+
+
+def test_added_tokens_without_special_meaning_are_parts_of_texts(folders):
+    qwen, gemma = (tokenizer_json.load(folders[name]) for name in ("qwen", "gemma"))
+    (i,) = qwen.encode("<tool_call>").tolist()
+    assert qwen.pieces[i] == b"<tool_call>" and "<tool_call>" not in qwen.special
+    assert gemma.decode(gemma.encode("a\n\nb")) == "a\n\nb"
+    assert b"\n\n" in [gemma.pieces[i] for i in gemma.encode("a\n\nb")]
+
+
+def test_saved_and_loaded(family, tmp_path):
+    t = tokenizers.named({"kind": "tokenizer_json", "path": str(family.folder)}, lambda text: None)
+    t.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert (again.kind, again.fingerprint) == ("tokenizer_json", t.fingerprint)
+    assert again.pieces == t.pieces and again.leading_ids == t.leading_ids
+    by_file = tokenizer_json.load(family.folder / "tokenizer.json")
+    assert by_file.fingerprint == t.fingerprint
+    other = changed(family.folder, tmp_path / "other", version="1.0 ")
+    content = json.loads((other / "tokenizer.json").read_text()) | {"version": "1.0"}
+    (other / "tokenizer.json").write_text(json.dumps(content))  # the same, written otherwise
+    assert tokenizer_json.load(other).fingerprint != t.fingerprint
+
+
+def test_a_tokenizer_that_loses_text_says_so(folders):
+    lines = []
+    for name in ("qwen", "llama3"):
+        tokenizers.named({"kind": "tokenizer_json", "path": str(folders[name])}, lines.append)
+    assert len(lines) == 1 and "qwen does not keep every text" in lines[0]
+
+
+def test_padding_truncation_and_dropout_of_the_file_are_ignored(folders, tmp_path):
+    rust = Tokenizer.from_file(str(folders["llama3"] / "tokenizer.json"))
+    rust.enable_truncation(3)
+    rust.enable_padding(length=9)
+    rust.model.dropout = 0.9
+    folder = shutil.copytree(folders["llama3"], tmp_path / "new")
+    rust.save(str(folder / "tokenizer.json"))
+    t, plain = tokenizer_json.load(folder), tokenizer_json.load(folders["llama3"])
+    for a, b in zip(t.encode_batch(PROBES), plain.encode_batch(PROBES)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_pieces_of_a_stream_never_split_a_character(folders):
+    for name in ("llama3", "gemma", "llama2"):
+        t, text = tokenizer_json.load(folders[name]), "a 中文 \U0001f600 e\u0301x"
+        ids = t.encode(text).tolist()
+        written = Written([ids], 1)
+        (prompt,) = texts.prompt_ids(t, ["The"], types.SimpleNamespace(continues=True))
+        pieces = [piece for _, piece in texts.stream(written, t, [prompt], Options())]
+        expected = t.decode([*prompt, *ids]).removeprefix("The")
+        assert "".join(pieces) == expected and expected.strip() == text and len(pieces) > 8
+        assert not any("\ufffd" in piece for piece in pieces)
+        assert t.decode(t.encode("\U0001f600")[:-1]).strip("\ufffd") == ""
+
+
+def test_where_special_tokens_are_named(folders, tmp_path):
+    source = folders["llama3"]
+    end = json.loads((source / "tokenizer.json").read_text())["added_tokens"][1]
+    named = lambda to, **files: tokenizer_json.load(rewritten(source, tmp_path / to, files))
+    t = named("map", **{"special_tokens_map.json": {"eos_token": {"content": end["content"]}}})
+    assert t.eos_id == t.bos_id == t.pad_id == end["id"]
+    ids = {"eos_token_id": [end["id"], 3], "pad_token_id": end["id"] + 1}
+    t = named("generation", **{"generation_config.json": ids})
+    assert (t.eos_id, t.bos_id, t.pad_id) == (end["id"], end["id"], end["id"] + 1)
+    config = {"model_type": "x", "text_config": {"eos_token_id": end["id"]}}
+    t = named("config", **{"config.json": config})
+    assert t.eos_id == end["id"]
+    t.kind = "tokenizer_json"
+    t.save(tmp_path / "saved")  # without a config.json
+    assert load_tokenizer(tmp_path / "saved").fingerprint == t.fingerprint
+    # A token of the model's vocabulary becomes special by its name, one of another file is added.
+    more = {str(end["id"] + 3): {"content": "<new>", "special": True}}
+    settings = {"eos_token": "<new>", "mask_token": "the", "added_tokens_decoder": more}
+    t = named("added", **{"tokenizer_config.json": settings})
+    assert t.eos_id == end["id"] + 3 and "<new>" in t.special
+
+
+def rewritten(source, to, files):
+    """tokenizer.json of a folder, and other files."""
+    to.mkdir()
+    shutil.copy(source / "tokenizer.json", to)
+    for name, content in files.items():
+        (to / name).write_text(json.dumps(content))
+    return to
+
+
+BAD = {
+    "no eos": ({}, "no file names the token that ends a text. Add a tokenizer_config.json"),
+    "unknown eos": (
+        {"tokenizer_config.json": {"eos_token": "<end>"}},
+        "eos_token is '<end>', which tokenizer.json lacks",
+    ),
+    "outside": (
+        {"generation_config.json": {"eos_token_id": 9999}},
+        "eos_token_id is 9999, but tokenizer.json has 333 tokens",
+    ),
+    "settings": ({"tokenizer_config.json": []}, r"tokenizer_config.json holds \[\]"),
+    "decoder": (
+        {"tokenizer_config.json": {"added_tokens_decoder": {"x": {"content": "<s>"}}}},
+        "in added_tokens_decoder, which must be like",
+    ),
+    "decoder's id": (
+        {"tokenizer_config.json": {"added_tokens_decoder": {"900": {"content": "<new>"}}}},
+        "'<new>' has the id 900, but the library gives it 333",
+    ),
+    "json": ({"tokenizer.json": "["}, "tokenizer.json is not JSON"),
+    "type": (
+        {"tokenizer.json": {"model": {"type": "Tree"}, "added_tokens": []}},
+        r"the library `tokenizers` does not read tokenizer.json \(.*ModelUntagged",
+    ),
+    "added": (
+        {"tokenizer.json": {"added_tokens": [{"id": "x", "content": "<s>"}]}},
+        "does not read|in added_tokens, which must be a list",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_damaged_files_are_refused(folders, tmp_path, case):
+    files, message = BAD[case]
+    folder = rewritten(folders["llama3"], tmp_path / "x", files)
+    if files.get("tokenizer.json") == "[":
+        (folder / "tokenizer.json").write_text("[")
+    with pytest.raises(UserError, match=message) as e:
+        tokenizer_json.load(folder)
+    assert str(folder) in str(e.value)
+
+
+def test_an_id_that_the_library_would_not_give_is_refused(folders, tmp_path):
+    content = json.loads((folders["llama3"] / "tokenizer.json").read_text())
+    content["added_tokens"][-1]["id"] += 5
+    folder = changed(folders["llama3"], tmp_path / "x", added_tokens=content["added_tokens"])
+    with pytest.raises(UserError, match=r"'<\|eot_id\|>' has the id 337, but .* gives it 332"):
+        tokenizer_json.load(folder)
+
+
+def test_a_missing_file_or_path(tmp_path):
+    spec = {"kind": "tokenizer_json", "path": ""}
+    with pytest.raises(UserError, match="data.tokenizer.path is empty. Set it to a folder"):
+        tokenizers.named(spec)
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        with pytest.raises(UserError, match="tokenizer.json does not exist"):
+            tokenizers.named({**spec, "path": str(path)})
+
+
+def test_a_text_that_the_model_cannot_encode(tmp_path):
+    rust = Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="?"))
+    rust.add_special_tokens([AddedToken("</s>", special=True)])
+    rust.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    with pytest.raises(UserError, match="cannot encode a text .*unk|UNK"):
+        tokenizer_json.load(tmp_path).encode("b")
+
+
+def test_chat_templates(folders, tmp_path):
+    assert tokenizer_json.load(folders["qwen"]).chat_templates == {"default": TEMPLATE}
+    assert tokenizer_json.load(folders["llama3"]).chat_templates == {}
+    several = [{"name": "default", "template": "a"}, {"name": "rag", "template": "b"}]
+    folder = changed(
+        folders["qwen"], tmp_path / "x", "tokenizer_config.json", chat_template=several
+    )
+    assert tokenizer_json.load(folder).chat_templates == {"default": "a", "rag": "b"}
+    (folder / "chat_template.jinja").write_text("c é")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").write_text("d")
+    t = tokenizers.named({"kind": "tokenizer_json", "path": str(folder)}, lambda text: None)
+    assert t.chat_templates == {"default": "c é", "rag": "b", "tools": "d"}
+    t.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").chat_templates == t.chat_templates
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="chat_template.jinja is not UTF-8"):
+        tokenizer_json.load(folder)
