@@ -114,7 +114,7 @@ def load(workdir: str | os.PathLike) -> Origin | None:
         layout = stored.pop("layout", None)
         origin = Origin(folder, **stored, layout=Layout(**layout) if layout else None)
         names = [
-            *origin.files,
+            *(part for name in origin.files for part in name.split("/")),
             *(origin.layout and (*origin.layout.headers, *origin.layout.texts) or ()),
         ]
     except (ValueError, TypeError, AttributeError, RecursionError) as e:

@@ -21,7 +21,7 @@ class Imported:
 
     family: its table; its name is the model_type. architecture: the class of transformers.
     config: the content of config.json. model, task, data: for those sections of the config.
-    tokenizer_kind: 'wordpiece', 'bpe', 'sentencepiece', or '' if the folder has no tokenizer that
+    tokenizer_kind: that of data.tokenizer, such as 'bpe', or '' if the folder has no tokenizer that
         bigjax reads. tokenizer_files: {name: content}. derived_files: {name: content} of files
         that bigjax needs and that follow from tokenizer_files.
     dtype: of all tensors, or 'float32' if they differ; then dtypes has {our name: dtype}.
@@ -124,13 +124,16 @@ def read(folder: str | os.PathLike, model_name: str = "", python_path: str = "")
         seen.data,
         tokenizers.kind(contents),
         contents,
-        tokenizers.derived(contents),
+        tokenizers.derived(contents, config),
         kinds.pop() if len(kinds) == 1 else "float32",
         dtypes if len(kinds) > 1 else {},
         [*dtypes, *zeros],
         {n: s for e in entries.values() if e.name in tensor_of for n, s in e.parts} | zeros,
         [n for e in own for n, _ in e.parts if n not in dtypes],
-        sorted({p.name for p in folder.iterdir()} - {*layout.texts, *layout.headers, *contents}),
+        sorted(
+            {p.name for p in folder.iterdir()}
+            - {*layout.texts, *layout.headers, *(name.split("/")[0] for name in contents)}
+        ),
         [*family.notes(config), *seen.notes_for(model)],
         tensors.metadata,
         layout,

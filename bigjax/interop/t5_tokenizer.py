@@ -91,6 +91,10 @@ def sentinels(contents: dict[str, dict], default: int) -> int:
     return n
 
 
+def is_sentinel(text: str) -> bool:
+    return bool(_NAME.fullmatch(text))
+
+
 def written(
     model: bytes, ids: dict[str, int], n_sentinels: int, config: dict[str, Any]
 ) -> dict[str, bytes]:

@@ -88,6 +88,7 @@ def write(
             )
         _write_config(temporary / files.CONFIG, out, layout)
         for name, content in (extra_files or {}).items():
+            (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_bytes(content)
     return [*names, files.CONFIG, *(extra_files or {})]
 

@@ -108,22 +108,24 @@ def _import_tokenizer(
     data have one. overridden: the keys of data.tokenizer, which only name a tokenizer for a folder
     without one that bigjax supports."""
     originals = folder / TOKENIZER_FILES
-    if imported.tokenizer_files:
-        originals.mkdir(parents=True)
     for name, content in imported.tokenizer_files.items():
+        (originals / name).parent.mkdir(parents=True, exist_ok=True)
         (originals / name).write_bytes(content)
     if not tokenizers.section(config):  # such as images: the files are only kept for an export
         return
     for name, content in imported.derived_files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     spec, source = config.data.tokenizer, imported.folder
     if imported.tokenizer_kind:
         modules.change_kind(config, tokenizers.KEY, imported.tokenizer_kind)
         with config.unlocked():
             spec.path = str(folder if imported.derived_files else originals)
-            tokenizer = tokenizers.named(
-                spec, lambda text: log(text.replace(spec.path, str(source)))
-            )
+            in_source = lambda text: text.replace(spec.path, str(source))
+            try:
+                tokenizer = tokenizers.named(spec, lambda text: log(in_source(text)))
+            except UserError as e:  # `folder` is removed
+                raise UserError(in_source(str(e))) from None
             spec.lowercase = getattr(tokenizer, "lowercase", True)  # only some kinds have it
         whose, model = f"The tokenizer of {source}", "its model"
         remedy = "Restore the folder's files."

@@ -67,6 +67,7 @@ def open_source(
     folder = cache_folder(cache_dir, "tokenizers", f"huggingface-{name}")
     for file, content in files.items():
         if not (folder / file).exists() or (folder / file).read_bytes() != content:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
             write_cached(folder / file, content)
     return Source(
         where,

@@ -173,11 +173,11 @@ def test_the_model_is_built_again_from_tokenizer_json(tmp_path, spiece, new):
         lambda c: c["added_tokens"].append({"id": 5, "content": "x", "special": False}),
     ],
 )
-def test_another_tokenizer_json_is_not_read(spiece, change):
+def test_another_tokenizer_json_is_not_that_of_t5(spiece, change):
     content = as_json(spiece, 10)
     assert tokenizers.kind(as_files(content)) == "sentencepiece"
     change(content)
-    assert tokenizers.kind(as_files(content)) == ""
+    assert tokenizers.kind(as_files(content)) in ("tokenizer_json", "")
     assert tokenizers.derived(as_files(content)) == {}
 
 

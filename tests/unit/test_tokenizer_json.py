@@ -1,5 +1,6 @@
 """data.tokenizer.kind="tokenizer_json": files in the style of published models."""
 
+import filecmp
 import json
 import shutil
 import types
@@ -13,9 +14,15 @@ from bigjax.data.tokenizers import tokenizer_json
 from bigjax.errors import UserError
 from bigjax.infer import texts
 from bigjax.infer.generate import Options
+from bigjax.interop import tokenizers as hf
+from bigjax.interop.origin import ORIGIN
+from bigjax.train import export_model, import_model
+from bigjax.train import load as load_lib
+from bigjax.train import workdir as workdir_lib
 from tests.published_tokenizers import FAMILIES, LOSSLESS, PROBES, SPECIAL_PROBES, TEMPLATE, write
 from tests.unit.test_data_tokenizer import WEIRD
 from tests.unit.test_infer_texts import Written
+from tests.unit.test_interop import stored, write_folder
 
 # The pieces of leading_ids, bos, eos, pad and unk.
 ROLES = {
@@ -273,3 +280,144 @@ def test_chat_templates(folders, tmp_path):
     (folder / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(UserError, match="chat_template.jinja is not UTF-8"):
         tokenizer_json.load(folder)
+
+
+# --- Import and export -------------------------------------------------------------------------
+
+
+def files_of(folder):
+    return hf.read(folder)
+
+
+def test_kinds_of_folders(folders):
+    """Kinds that do exactly what tokenizer.json says come first."""
+    for folder in folders.values():
+        assert hf.kind(files_of(folder)) == "tokenizer_json"
+    qwen = files_of(folders["qwen"])  # published with files of the names of GPT-2's
+    assert hf.kind({**qwen, "vocab.json": b"{}", "merges.txt": b""}) == "tokenizer_json"
+    gpt2 = json.loads(qwen["tokenizer.json"]) | {"normalizer": None}
+    gpt2["pre_tokenizer"] = {
+        **{"type": "ByteLevel", "add_prefix_space": False},
+        **{"trim_offsets": True, "use_regex": True},
+    }
+    as_files = lambda content, **settings: {
+        "tokenizer.json": json.dumps(content).encode(),
+        "tokenizer_config.json": json.dumps(settings).encode(),
+        "vocab.json": b"{}",
+        "merges.txt": b"",
+    }
+    assert hf.kind(as_files(gpt2)) == "tokenizer_json"  # <tool_call> is text
+    gpt2["added_tokens"] = [token for token in gpt2["added_tokens"] if token["special"]]
+    assert hf.kind(as_files(gpt2)) == hf.kind(as_files(gpt2, eos_token="<|endoftext|>")) == "bpe"
+    assert hf.kind(as_files(gpt2, eos_token="<|im_end|>")) == "tokenizer_json"
+    unknown = {**gpt2, "pre_tokenizer": {"type": "New"}}
+    only = {"tokenizer.json": json.dumps(unknown).encode()}
+    assert hf.kind(only) == "" and "does not read this tokenizer.json (" in hf.unread(only)
+    assert hf.kind(as_files(unknown)) == "bpe"
+
+
+def test_kind_of_a_sentencepiece_model_with_more_tokens(folders):
+    from bigjax.data.tokenizers.sentencepiece import train_sentencepiece
+
+    model = train_sentencepiece(["a b c d e f"] * 9, 270)._model
+    n = 270
+    row = lambda i, text, special: dict(
+        AddedToken=0, id=i, content=text, special=special, normalized=False, lstrip=False
+    )
+    content = json.loads(files_of(folders["llama2"])["tokenizer.json"])
+
+    def kind(rows, **settings):
+        vocab = {f"p{i}": i for i in range(n)}
+        model_ = {**content["model"], "vocab": vocab, "merges": [], "unk_token": "p0"}
+        tokens = [
+            {**{k: v for k, v in row_.items() if k != "AddedToken"}, "rstrip": False}
+            | {"single_word": False}
+            for row_ in rows
+        ]
+        return hf.kind(
+            {
+                "tokenizer.model": model,
+                "tokenizer.json": json.dumps(
+                    {**content, "model": model_, "added_tokens": tokens, "post_processor": None}
+                ).encode(),
+                "tokenizer_config.json": json.dumps(settings).encode(),
+            }
+        )
+
+    assert kind([]) == kind([row(n, "<pad>", True)], eos_token="</s>") == "sentencepiece"
+    assert kind([row(n, "<extra_id_0>", False)]) == "sentencepiece"
+    assert kind([row(n, "<|end|>", True)], eos_token="<|end|>") == "tokenizer_json"  # as of Phi-3
+    assert kind([row(n, "<tool>", False)], eos_token="</s>") == "tokenizer_json"
+
+
+def llama(folder, family, tmp_path, vocab_size=448):
+    """A folder of a Llama with a tokenizer, and more rows than tokens."""
+    config, tensors, _ = stored("LlamaForCausalLM")
+    wide = {
+        name: np.resize(x, (vocab_size, x.shape[1]))
+        if name in ("model.embed_tokens.weight", "lm_head.weight")
+        else x
+        for name, x in tensors.items()
+    }
+    source = shutil.copytree(folder, tmp_path / family)
+    ids = {"bos_token_id": None, "eos_token_id": 5}
+    return write_folder(source, {**config, **ids, "vocab_size": vocab_size}, wide)
+
+
+def assert_same_files(a, b):
+    names = sorted(str(p.relative_to(a)) for p in a.rglob("*") if p.is_file())
+    assert names == sorted(str(p.relative_to(b)) for p in b.rglob("*") if p.is_file())
+    assert not [n for n in names if not filecmp.cmp(a / n, b / n, shallow=False)]
+
+
+@pytest.mark.usefixtures("one_device")
+def test_an_imported_folder_is_exported_unchanged(folders, tmp_path):
+    source = llama(folders["qwen"], "qwen", tmp_path)
+    (source / "chat_template.jinja").write_text("c")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tools.jinja").write_text("d")
+    lines = []
+    import_model.import_run(source, tmp_path / "run", lines.append)
+    assert not any("other files" in line for line in lines)
+    config = workdir_lib.read_config(tmp_path / "run")
+    assert config.data.tokenizer.kind == "tokenizer_json"
+    t = load_tokenizer(tmp_path / "run" / "tokenizer")
+    assert t.chat_templates == {"default": "c", "tools": "d"} and t.leading_ids == ()
+    assert t.fingerprint == tokenizer_json.load(source).fingerprint
+    export_model.export_run(tmp_path / "run", tmp_path / "out", log=lines.append)
+    assert_same_files(source, tmp_path / "out")
+
+    # Without the record of its origin, as after training.
+    (tmp_path / "run" / ORIGIN).unlink()
+    export_model.export_run(tmp_path / "run", tmp_path / "new", log=lines.append)
+    new = tokenizer_json.load(tmp_path / "new")
+    assert new.fingerprint == t.fingerprint and new.chat_templates == t.chat_templates
+    settings = json.loads((tmp_path / "new" / "tokenizer_config.json").read_text())
+    assert settings["bos_token"] is None and settings["eos_token"] == "<|im_end|>"
+    name = "tokenizer.json"
+    assert (tmp_path / "new" / name).read_bytes() == (source / name).read_bytes()
+
+
+@pytest.mark.usefixtures("one_device")
+def test_ids_that_only_the_models_config_names(folders, tmp_path):
+    source = llama(folders["llama3"], "llama3", tmp_path)
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        (source / name).unlink()
+    import_model.import_run(source, tmp_path / "run", lambda text: None)
+    t = load_tokenizer(tmp_path / "run" / "tokenizer")
+    assert t.eos_id == 5 and len(t.leading_ids) == 1
+    export_model.export_run(tmp_path / "run", tmp_path / "out", log=lambda text: None)
+    assert_same_files(source, tmp_path / "out")
+    loaded = load_lib.load(tmp_path / "run", workdir_lib.read_config(tmp_path / "run"), None, None)
+    assert loaded.step == 0
+
+
+@pytest.mark.usefixtures("one_device")
+def test_an_import_that_cannot_work_names_the_folder(folders, tmp_path):
+    source = llama(folders["llama3"], "llama3", tmp_path, vocab_size=320)
+    with pytest.raises(UserError, match="has 333 tokens, but its model only 320"):
+        import_model.import_run(source, tmp_path / "run", lambda text: None)
+    (source / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    with pytest.raises(UserError, match="eos_token is '<end>'") as e:
+        import_model.import_run(source, tmp_path / "run", lambda text: None)
+    assert str(source) in str(e.value) and ".tmp" not in str(e.value)
