@@ -176,7 +176,7 @@ def neox():
     t.add_special_tokens([special("<|endoftext|>"), special("<|padding|>")])
     t.add_tokens([AddedToken(" " * n, normalized=True) for n in range(8, 1, -1)])
     end = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
-    return t, {**end, "tokenizer_class": "GPTNeoXTokenizer", "add_prefix_space": False}, {}
+    return t, {**end, "add_prefix_space": False}, {}
 
 
 def smollm():
@@ -218,12 +218,12 @@ FAMILIES = {
 }
 
 
-def write(family: str, folder: pathlib.Path) -> pathlib.Path:
-    """Writes the files of a family's tokenizer to a folder."""
+def write(family: str, folder: pathlib.Path, **settings) -> pathlib.Path:
+    """Writes the files of a family's tokenizer to a folder. settings: of tokenizer_config.json."""
     tokenizer, config, others = FAMILIES[family]()
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **config, **settings}
     for name, content in {"tokenizer_config.json": config, **others}.items():
         (folder / name).write_text(json.dumps(content, indent=2))
     return folder
