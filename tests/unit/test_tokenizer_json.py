@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, models
 
 from bigjax.data import load_tokenizer, tokenizers
 from bigjax.data.tokenizers import tokenizer_json
+from bigjax.data.tokenizers.sentencepiece import train_sentencepiece
 from bigjax.errors import UserError
 from bigjax.infer import texts
 from bigjax.infer.generate import Options
@@ -67,11 +68,11 @@ def test_special_tokens_and_what_comes_before_a_text(family):
     t, text_of = family.tokenizer, family.rust.id_to_token
     roles = [None if i is None else text_of(i) for i in (t.bos_id, t.eos_id, t.pad_id, t.unk_id)]
     assert ([text_of(i) for i in t.leading_ids], *roles) == ROLES[family.name]
-    for continues, prompt in ((True, [*t.leading_ids, *t.encode("The fox").tolist()]),):
-        decoder = types.SimpleNamespace(continues=continues)
-        assert texts.prompt_ids(t, ["The fox"], decoder) == [prompt]
-        whole = family.rust.encode("The fox").ids
-        assert prompt == whole[: len(prompt)] and set(whole[len(prompt) :]) <= {t.eos_id}
+    decoder = types.SimpleNamespace(continues=True)
+    (prompt,) = texts.prompt_ids(t, ["The fox"], decoder)
+    assert prompt == [*t.leading_ids, *t.encode("The fox").tolist()]
+    whole = family.rust.encode("The fox").ids
+    assert prompt == whole[: len(prompt)] and set(whole[len(prompt) :]) <= {t.eos_id}
 
 
 def test_ids_are_those_of_the_library_and_special_tokens_are_text(family):
@@ -109,10 +110,16 @@ def test_texts_are_restored(family):
     assert t.encode_batch([]) == [] and t.encode("").tolist() == []
 
 
-def test_added_tokens_without_special_meaning_are_parts_of_texts(folders):
+def test_added_tokens_without_special_meaning_are_parts_of_texts(folders, tmp_path):
     qwen, gemma = (tokenizer_json.load(folders[name]) for name in ("qwen", "gemma"))
     (i,) = qwen.encode("<tool_call>").tolist()
     assert qwen.pieces[i] == b"<tool_call>" and "<tool_call>" not in qwen.special
+    rust = Tokenizer.from_file(str(folders["qwen"] / "tokenizer.json"))
+    rust.add_tokens([AddedToken("<é>", normalized=False)])  # which the library decodes as a byte
+    folder = shutil.copytree(folders["qwen"], tmp_path / "new")
+    rust.save(str(folder / "tokenizer.json"))
+    new = tokenizer_json.load(folder)
+    assert new.encode("a<é>")[-1] == qwen.vocab_size and new.decode(new.encode("a<é>")) == "a<é>"
     assert gemma.decode(gemma.encode("a\n\nb")) == "a\n\nb"
     assert b"\n\n" in [gemma.pieces[i] for i in gemma.encode("a\n\nb")]
 
@@ -317,37 +324,27 @@ def test_kinds_of_folders(folders):
 
 
 def test_kind_of_a_sentencepiece_model_with_more_tokens(folders):
-    from bigjax.data.tokenizers.sentencepiece import train_sentencepiece
-
-    model = train_sentencepiece(["a b c d e f"] * 9, 270)._model
     n = 270
-    row = lambda i, text, special: dict(
-        AddedToken=0, id=i, content=text, special=special, normalized=False, lstrip=False
-    )
+    model = train_sentencepiece(["a b c d e f"] * 9, n)._model
     content = json.loads(files_of(folders["llama2"])["tokenizer.json"])
+    vocab = {"<unk>": 0} | {f"p{i}": i for i in range(1, n)}
+    content["model"] |= {"vocab": vocab, "merges": []}
+    content["post_processor"] = None
+    first = content["added_tokens"][0]
 
-    def kind(rows, **settings):
-        vocab = {f"p{i}": i for i in range(n)}
-        model_ = {**content["model"], "vocab": vocab, "merges": [], "unk_token": "p0"}
-        tokens = [
-            {**{k: v for k, v in row_.items() if k != "AddedToken"}, "rstrip": False}
-            | {"single_word": False}
-            for row_ in rows
-        ]
+    def kind(*tokens, eos="</s>"):
+        added = [first, *({**first, "id": n, "content": t, "special": x} for t, x in tokens)]
         return hf.kind(
             {
                 "tokenizer.model": model,
-                "tokenizer.json": json.dumps(
-                    {**content, "model": model_, "added_tokens": tokens, "post_processor": None}
-                ).encode(),
-                "tokenizer_config.json": json.dumps(settings).encode(),
+                "tokenizer.json": json.dumps({**content, "added_tokens": added}).encode(),
+                "tokenizer_config.json": json.dumps({"eos_token": eos}).encode(),
             }
         )
 
-    assert kind([]) == kind([row(n, "<pad>", True)], eos_token="</s>") == "sentencepiece"
-    assert kind([row(n, "<extra_id_0>", False)]) == "sentencepiece"
-    assert kind([row(n, "<|end|>", True)], eos_token="<|end|>") == "tokenizer_json"  # as of Phi-3
-    assert kind([row(n, "<tool>", False)], eos_token="</s>") == "tokenizer_json"
+    assert kind() == kind(("<pad>", True)) == kind(("<extra_id_0>", False)) == "sentencepiece"
+    assert kind(("<|end|>", True), eos="<|end|>") == "tokenizer_json"  # as of Phi-3
+    assert kind(("<tool>", False)) == "tokenizer_json"
 
 
 def llama(folder, family, tmp_path, vocab_size=448):
