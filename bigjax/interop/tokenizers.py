@@ -155,14 +155,16 @@ def unread(files: dict[str, bytes]) -> str:
     )
 
 
-def derived(files: dict[str, bytes], config: Mapping[str, Any] = {}) -> dict[str, bytes]:
+def derived(
+    files: dict[str, bytes], config: Mapping[str, Any] = {}, as_kind: str = ""
+) -> dict[str, bytes]:
     """Files that the folder lacks: vocab.json and merges.txt of a GPT-2 tokenizer.json, of Whisper
     also what else its tokenizer reads; tokenizer.model and sentinels.json of T5's files; of another
     tokenizer.json the ids that only config.json names, as generation_config.json.
 
-    config: the content of config.json.
+    config: the content of config.json. as_kind: instead of `kind`.
     """
-    ours = kind(files)
+    ours = as_kind or kind(files)
     if ours == "sentencepiece":
         return t5_tokenizer.derived(files, {name: _object(files, name) for name in _JSON})
     if ours == TOKENIZER_JSON:

@@ -20,6 +20,7 @@ from bigjax.data import tokenizers
 from bigjax.errors import RunError, UserError
 from bigjax.interop import origin as origin_lib
 from bigjax.interop.origin import ORIGIN
+from bigjax.interop.tokenizers import TOKENIZER_JSON
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.train import hooks
 from bigjax.train import workdir as workdir_lib
@@ -106,21 +107,27 @@ def _import_tokenizer(
 ) -> None:
     """Writes the original tokenizer files and bigjax's own, and sets config.data.tokenizer if the
     data have one. overridden: the keys of data.tokenizer, which only name a tokenizer for a folder
-    without one that bigjax supports."""
+    without one that bigjax supports, or 'tokenizer_json' for one with a tokenizer.json too."""
     originals = folder / TOKENIZER_FILES
     for name, content in imported.tokenizer_files.items():
         (originals / name).parent.mkdir(parents=True, exist_ok=True)
         (originals / name).write_bytes(content)
     if not tokenizers.section(config):  # such as images: the files are only kept for an export
         return
-    for name, content in imported.derived_files.items():
+    kind, derived, other = imported.tokenizer_kind, imported.derived_files, TOKENIZER_JSON
+    if kind not in ("", other) and overridden.get(tokenizers.KIND) == other:
+        if "tokenizer.json" in imported.tokenizer_files:
+            overridden = {k: x for k, x in overridden.items() if k != tokenizers.KIND}
+            kind = other
+            derived = interop.tokenizers.derived(imported.tokenizer_files, imported.config, kind)
+    for name, content in derived.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     spec, source = config.data.tokenizer, imported.folder
-    if imported.tokenizer_kind:
-        modules.change_kind(config, tokenizers.KEY, imported.tokenizer_kind)
+    if kind:
+        modules.change_kind(config, tokenizers.KEY, kind)
         with config.unlocked():
-            spec.path = str(folder if imported.derived_files else originals)
+            spec.path = str(folder if derived else originals)
             in_source = lambda text: text.replace(spec.path, str(source))
             try:
                 tokenizer = tokenizers.named(spec, lambda text: log(in_source(text)))
@@ -143,7 +150,7 @@ def _import_tokenizer(
             f"{whose} has {tokenizer.vocab_size} tokens, but {model} only {n_tokens}: they do not "
             f"belong together. {remedy}"
         )
-    for key, value in overridden.items() if imported.tokenizer_kind else ():
+    for key, value in overridden.items() if kind else ():
         if key != "data.tokenizer.lowercase" or spec.lowercase != value:
             raise UserError(
                 f"--config.{key}={value} would have no effect: the tokenizer files in {source} "

@@ -410,6 +410,25 @@ def test_ids_that_only_the_models_config_names(folders, tmp_path):
 
 
 @pytest.mark.usefixtures("one_device")
+def test_an_import_by_tokenizer_json_although_another_kind_does(folders, tmp_path):
+    """As of a Gemma with tokenizer.model, whose chat templates need special tokens in texts."""
+    source = llama(folders["mistral"], "mistral", tmp_path)
+    model = train_sentencepiece(["a b c d e f"] * 9, 270)._model
+    (source / "tokenizer.model").write_bytes(model)
+    for run, kind in (("a", "sentencepiece"), ("b", "tokenizer_json")):
+        flags = [f"--config.data.tokenizer.kind={kind}"] * (kind == "tokenizer_json")
+        import_model.import_run(source, tmp_path / run, lambda text: None, flags)
+        assert workdir_lib.read_config(tmp_path / run).data.tokenizer.kind == kind
+        t = load_tokenizer(tmp_path / run / "tokenizer")
+        assert t.kind == kind and (t.vocab_size == 270) is (run == "a")
+        export_model.export_run(tmp_path / run, tmp_path / f"{run}-out", log=lambda text: None)
+        assert_same_files(source, tmp_path / f"{run}-out")
+    (source / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="kind=tokenizer_json would have no effect"):
+        import_model.import_run(source, tmp_path / "c", lambda text: None, flags)
+
+
+@pytest.mark.usefixtures("one_device")
 def test_an_import_that_cannot_work_names_the_folder(folders, tmp_path):
     source = llama(folders["llama3"], "llama3", tmp_path, vocab_size=320)
     with pytest.raises(UserError, match="has 333 tokens, but its model only 320"):
