@@ -168,10 +168,11 @@ def derived(
     if ours == "sentencepiece":
         return t5_tokenizer.derived(files, {name: _object(files, name) for name in _JSON})
     if ours == TOKENIZER_JSON:
-        ids = special_ids(config)
-        if "generation_config.json" in files or not ids:
+        name, ids = "generation_config.json", special_ids(config)
+        generation = _object(files, name)
+        if "eos_token_id" in generation or not ids:
             return {}
-        return {**_of_tokenizer_json(files), "generation_config.json": json.dumps(ids).encode()}
+        return {**_of_tokenizer_json(files), name: json.dumps({**ids, **generation}).encode()}
     if ours not in ("bpe", "whisper") or "vocab.json" in files and "merges.txt" in files:
         return {}
     content = _content(files)

@@ -398,8 +398,8 @@ def test_an_imported_folder_is_exported_unchanged(folders, tmp_path):
 @pytest.mark.usefixtures("one_device")
 def test_ids_that_only_the_models_config_names(folders, tmp_path):
     source = llama(folders["llama3"], "llama3", tmp_path)
-    for name in ("tokenizer_config.json", "generation_config.json"):
-        (source / name).unlink()
+    (source / "tokenizer_config.json").unlink()
+    (source / "generation_config.json").write_text('{"do_sample": true}')
     import_model.import_run(source, tmp_path / "run", lambda text: None)
     t = load_tokenizer(tmp_path / "run" / "tokenizer")
     assert t.eos_id == 5 and len(t.leading_ids) == 1

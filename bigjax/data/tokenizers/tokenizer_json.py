@@ -21,11 +21,8 @@ from bigjax.errors import UserError
 from bigjax.json_text import added_tokens, is_id, shown, special_ids
 
 FILE = "tokenizer.json"
-SETTINGS, SPECIALS, GENERATION = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-)
+SETTINGS, SPECIALS = "tokenizer_config.json", "special_tokens_map.json"
+GENERATION = "generation_config.json"
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 _ROLES = {  # the names of each in tokenizer_config.json, the first one first
     "bos": ("bos_token", "cls_token"),
@@ -50,9 +47,10 @@ class TokenizerJson(Tokenizer):
     texts, as in the library.
 
     bos, eos and pad are those of tokenizer_config.json, else of special_tokens_map.json, else of
-    generation_config.json. Without them bos and pad are eos. A text follows `leading_ids`, those
-    that the post-processor, and so transformers, puts before it: bos (Llama 3, Gemma), or none
-    (Qwen, Pythia). unk_id: that of the model in tokenizer.json.
+    generation_config.json (where `read_files` puts those of config.json). Without them bos and pad
+    are eos. A text follows `leading_ids`, which the post-processor, and so transformers, puts
+    before it: bos (Llama 3, Gemma), or none (Qwen, Pythia). unk_id: that of the model in
+    tokenizer.json.
 
     Attributes: `special`: {text: id} of the special tokens. `chat_templates`: {name: template},
     'default' the main one, {} without one.
@@ -82,7 +80,7 @@ class TokenizerJson(Tokenizer):
         model = content.get("model") or {}
         unk_id = _unk_id(rust, model)
         self.unk_id = None if unk_id in (self.bos_id, self.eos_id) else unk_id
-        rust.encode_special_tokens = True  # encode them as text, says the library
+        rust.encode_special_tokens = True  # the library's word for: as text
         reads, self._n_leading = _decoding(content.get("decoder"))
         self._joins = reads is not None
         vocab = rust.get_vocab()
@@ -119,9 +117,10 @@ class TokenizerJson(Tokenizer):
         except Exception as e:  # such as a word that a model without an unknown token lacks
             raise UserError(f"{self.name} cannot encode a text ({e}). Use another one.") from None
         encoded = [encoding.ids for encoding in encodings]
-        if not self._spelled:
+        if not (odd := self._spelled.keys()):
             return encoded
-        return [[x for i in ids for x in self._spelled.get(i, (i,))] for ids in encoded]
+        spelled = lambda ids: [x for i in ids for x in self._spelled.get(i, (i,))]
+        return [ids if odd.isdisjoint(ids) else spelled(ids) for ids in encoded]
 
     def decode(self, ids: Iterable[int]) -> str:
         """As Tokenizer.decode, without the space that the tokenizer puts before a text. Decoders
@@ -185,10 +184,12 @@ def read_files(path: Any) -> dict[str, bytes]:
         inner = sorted(p.name for p in (folder / TEMPLATES).iterdir() if p.suffix == ".jinja")
         names += [f"{TEMPLATES}/{name}" for name in inner]
     files |= {name: read_bytes(folder / name, "a file of the tokenizer") for name in names}
-    if GENERATION not in files and (folder / "config.json").exists():
+    if (folder / "config.json").exists():
         config = {"config.json": read_bytes(folder / "config.json", "a model's config")}
-        if ids := special_ids(_object(config, "config.json", str(folder))):
-            files[GENERATION] = json.dumps(ids).encode()
+        generation = _object(files, GENERATION, str(folder))
+        ids = special_ids(_object(config, "config.json", str(folder)))
+        if ids and "eos_token_id" not in generation:
+            files[GENERATION] = json.dumps({**ids, **generation}).encode()
     return files
 
 
