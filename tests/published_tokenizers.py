@@ -205,6 +205,17 @@ def unigram():
     return t, {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}, {}
 
 
+def wordpiece():
+    """As of BERT, but for the normaliser: text keeps its case and accents."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "The", "qu", "##ick", "fox", "naïve", "<"]
+    t = Tokenizer(M.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    t.normalizer, t.pre_tokenizer, t.decoder = N.NFC(), P.BertPreTokenizer(), D.WordPiece()
+    t.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    t.add_special_tokens([special(text) for text in words[:4]])
+    named = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+    return t, {**named, "pad_token": "[PAD]"}, {}
+
+
 def wordlevel():
     words = ["<unk>", "</s>", "the", "The", "quick", "fox", ",", "isn", "<", ">", "s", "/"]
     t = Tokenizer(M.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
@@ -214,7 +225,8 @@ def wordlevel():
 
 
 FAMILIES = {
-    f.__name__: f for f in (llama3, qwen, gemma, llama2, mistral, neox, smollm, unigram, wordlevel)
+    f.__name__: f
+    for f in (llama3, qwen, gemma, llama2, mistral, neox, smollm, unigram, wordpiece, wordlevel)
 }
 
 

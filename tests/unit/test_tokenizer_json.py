@@ -35,6 +35,7 @@ ROLES = {
     "neox": ([], "<|endoftext|>", "<|endoftext|>", "<|endoftext|>", None),
     "smollm": ([], "<|endoftext|>", "<|im_end|>", "<|im_end|>", None),
     "unigram": (["<s>"], "<s>", "</s>", "<pad>", "<unk>"),
+    "wordpiece": (["[CLS]"], "[CLS]", "[SEP]", "[PAD]", "[UNK]"),
     "wordlevel": ([], "</s>", "</s>", "</s>", "<unk>"),
 }
 
