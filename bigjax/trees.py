@@ -23,7 +23,8 @@ def layer_names(name: str, x) -> list[str]:
     """The paths of a leaf's layers: 'stack/layer_0/...', 'stack/layer_1/...' for 'stack/layers/...'
     of a scanned stack, whose first axis is the layers; [name] for any other leaf.
 
-    'stack/layers/block_1_of_2/...' holds every second layer, starting with the second.
+    'stack/layers/block_1_of_2/...' holds every second layer, starting with the second; layers after
+    the last complete period have names as in the unrolled form.
     """
     parts = name.split("/")
     if "layers" not in parts:

@@ -66,10 +66,15 @@ def logical_axes(boxed):
 def stack_layers(params, kinds: int = 1):
     """{..., 'layer_0': p, 'layer_1': p} -> {..., 'layers': stacked p} (scan=False to True).
 
-    kinds: number of kinds of layers that alternate; each kind is stacked separately.
+    kinds: number of kinds of layers that alternate; each kind is stacked separately. Layers after
+    the last complete period are not stacked.
     """
     numbers = sorted(int(k.removeprefix("layer_")) for k in params if k.startswith("layer_"))
-    rest = {k: v for k, v in params.items() if not k.startswith("layer_")}
+    numbers = numbers[: len(numbers) // kinds * kinds]
+    stacked = {f"layer_{i}" for i in numbers}
+    rest = {k: v for k, v in params.items() if k not in stacked}
+    if not numbers:
+        return rest
 
     def stack(of_kind: list[int]):
         layers = [params[f"layer_{i}"] for i in of_kind]
@@ -78,7 +83,7 @@ def stack_layers(params, kinds: int = 1):
     if kinds == 1:
         return {**rest, "layers": stack(numbers)}
     turns = {j: [i for i in numbers if i % kinds == j] for j in range(kinds)}
-    layers = {f"block_{j}_of_{kinds}": stack(turn) for j, turn in turns.items() if turn}
+    layers = {f"block_{j}_of_{kinds}": stack(turn) for j, turn in turns.items()}
     return {**rest, "layers": layers}
 
 

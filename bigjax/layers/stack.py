@@ -36,14 +36,16 @@ class Period(nn.Module):
 class Stack(nn.Module):
     """n layers, called as block(config)(x, i, shared, cache, rng) -> (x, (cache, sums)).
 
-    blocks: the kinds of layers, which alternate: layer i is blocks[i % len(blocks)], and n is a
-    multiple of their number. sums: {name: number} of a layer, such as a router's loss; {} for most.
-    Variables may be in any collection.
+    blocks: the kinds of layers, which alternate: layer i is blocks[i % len(blocks)]. sums:
+    {name: number} of a layer, such as a router's loss; {} for most. Variables may be in any
+    collection.
 
     scan=True: variables are under `layers`, each with a leading axis of n; with several kinds under
-    `layers/block_0_of_2` and so on, with an axis of n / kinds. scan=False: under layer_0, layer_1,
-    ... (`params.stack_layers` converts). Both give the same numbers, dropout included: layer i
-    folds its index i into rng. On a CPU the scan of a few layers is compiled without a loop.
+    `layers/block_0_of_2` and so on, with an axis of n // kinds. The n % kinds layers after the last
+    complete period are not scanned: their variables are under layer_6, layer_7, ... as with
+    scan=False, where those of all layers are (`params.stack_layers` converts). Both give the same
+    numbers, dropout included: layer i folds its index i into rng. On a CPU the scan of a few layers
+    is compiled without a loop.
     """
 
     blocks: tuple[type[nn.Module], ...]
@@ -56,45 +58,46 @@ class Stack(nn.Module):
     def __call__(self, x: jax.Array, shared: Any, cache: list | None = None, rng=None):
         """shared: passed to every layer; cache: a list of n (only with scan=False), or None.
 
-        Returns (x, cache, sums over all layers). Raises UserError if n is not a multiple of the
-        kinds, and for a cache that does not have n entries, or with scan=True.
+        Returns (x, cache, sums over all layers). Raises UserError for a cache that does not have n
+        entries, or with scan=True.
         """
         kinds = len(self.blocks)
-        if self.n % kinds:
-            raise UserError(
-                f"A stack of {self.n} layers cannot alternate {kinds} kinds of layers: set "
-                f"model.n_layers to a multiple of {kinds}."
-            )
+        periods = self.n // kinds if self.scan else 0
         if cache is not None and (self.scan or len(cache) != self.n):
             raise UserError(
                 f"A stack of {self.n} layers with scan={self.scan} got a cache of {len(cache)}: "
                 "decode with scan=False, and one cache for each layer."
             )
-        blocks = self.blocks
-        if self.remat != "none":
-            keep = policy(self.remat)
-            blocks = tuple(nn.remat(b, policy=keep, prevent_cse=not self.scan) for b in blocks)
-        if self.scan:
+        out, total = [], {}
+        if periods:
+            blocks = self._blocks(prevent_cse=False)
             layers = nn.scan(
                 blocks[0] if kinds == 1 else Period,
                 variable_axes={True: 0},
                 split_rngs={"params": True},
-                length=self.n // kinds,
-                unroll=self.n // kinds if _unrolled(self.n, self.remat) else 1,
+                length=periods,
+                unroll=periods if _unrolled(self.n, self.remat) else 1,
                 in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
                 metadata_params={nn.meta.PARTITION_NAME: "layers"},
             )
             options = (self.config,) if kinds == 1 else (blocks, self.config)
-            indices = jnp.arange(self.n // kinds)
+            indices = jnp.arange(periods)
             x, (_, sums) = layers(*options, name="layers")(x, indices, shared, None, rng)
-            return x, None, jax.tree_util.tree_map(lambda s: s.sum(0), sums)
-        out, total = [], {}
-        for i in range(self.n):
+            total = jax.tree_util.tree_map(lambda s: s.sum(0), sums)
+        blocks = self._blocks(prevent_cse=True)
+        for i in range(periods * kinds, self.n):
             layer = blocks[i % kinds](self.config, name=f"layer_{i}")
             x, (c, sums) = layer(x, jnp.int32(i), shared, cache[i] if cache else None, rng)
             out.append(c)
             total = add_sums(total, sums)
         return x, out if cache else None, total
+
+    def _blocks(self, prevent_cse: bool) -> tuple[type[nn.Module], ...]:
+        """The kinds of layers, with remat."""
+        if self.remat == "none":
+            return self.blocks
+        keep = policy(self.remat)
+        return tuple(nn.remat(b, policy=keep, prevent_cse=prevent_cse) for b in self.blocks)
 
 
 def _unrolled(n: int, remat: str) -> bool:

@@ -68,7 +68,13 @@ def variables(**options):
 
 
 @pytest.mark.parametrize(
-    "blocks, n", [((Narrow, Wide), 4), ((Narrow,), 3), ((Wide, Narrow, Wide), 6)]
+    "blocks, n",
+    [
+        ((Narrow, Wide), 4),
+        ((Narrow,), 3),
+        ((Wide, Narrow, Wide), 6),
+        ((Narrow, Wide, Narrow), 5),  # one period, and two layers after it
+    ],
 )
 @pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.slow), "full"])
 def test_scanned_and_unrolled_give_the_same(blocks, n, remat):
@@ -90,7 +96,7 @@ def test_scanned_and_unrolled_give_the_same(blocks, n, remat):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), got, want)
     assert sums["size"] > 0
     if Wide in blocks:
-        assert float(sums["wide"]) == n * blocks.count(Wide) / len(blocks)
+        assert float(sums["wide"]) == [blocks[i % len(blocks)] for i in range(n)].count(Wide)
     counts = named_leaves(got[0][2])
     assert {k: float(v) for k, v in counts.items()} == {
         f"counts/stack/layer_{i}/seen": 2 * i + 2
@@ -119,9 +125,16 @@ def test_stacked_variables_have_the_layer_axis_first():
     assert layers["block_1_of_2"]["down"]["kernel"] == ("layers", "mlp", "embed")
 
 
-def test_a_number_of_layers_that_is_not_a_multiple_is_refused():
-    with pytest.raises(UserError, match="5 layers .* 2 kinds.*multiple of 2"):
-        variables(n=5)
+def test_layers_after_the_last_period_keep_their_unrolled_names():
+    stack = variables(n=5)["params"]["stack"]
+    assert stack.keys() == {"layers", "layer_4"} and stack["layer_4"].keys() == {"a"}
+    assert stack["layers"]["block_1_of_2"]["up"]["kernel"].shape == (2, D, 2 * D)
+    unrolled = params_lib.unrolled(stack)
+    assert unrolled.keys() == {f"layer_{i}" for i in range(5)}
+    again = params_lib.stack_layers(unrolled, kinds=2)
+    jax.tree.map(np.testing.assert_array_equal, again, stack)
+    few = variables(blocks=(Narrow, Wide, Wide), n=2)["params"]["stack"]
+    assert few.keys() == {"layer_0", "layer_1"} == params_lib.stack_layers(few, kinds=3).keys()
 
 
 @pytest.mark.parametrize("scan, n, words", [(True, 4, "scan=True"), (False, 3, "cache of 3")])
