@@ -80,7 +80,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x, kernel, bias = self._factors(x)
+        x, kernel, bias, _ = self._factors(x)
         y = product(x, kernel, len(self.in_axes), self.out_dtype or self.dtype)
         return y if bias is None else add_bias(y, bias)
 
@@ -122,6 +122,7 @@ class Norm(nn.Module):
     use_bias: bool = True  # LayerNorm's; RMSNorm has none
     eps: float = 1e-5
     dtype: str = "float32"
+    offset: bool = False  # it multiplies by 1 + scale, which is 0 at first (Gemma)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -130,7 +131,9 @@ class Norm(nn.Module):
         if self.kind == "layernorm":
             y = y - y.mean(-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-        y = y * param(self, "scale", nn.initializers.ones, (d,), ("norm",))
+        init = nn.initializers.zeros if self.offset else nn.initializers.ones
+        scale = param(self, "scale", init, (d,), ("norm",))
+        y = y * (1 + scale if self.offset else scale)
         if self.kind == "layernorm" and self.use_bias:
             y = y + param(self, "bias", nn.initializers.zeros, (d,), ("norm",))
         return y.astype(self.dtype)

@@ -23,24 +23,31 @@ CPU_PARTS = vocabulary.PARTS
 
 
 def linear_losses(
-    x_BTD, kernel_DV, bias_V, targets_BT, weights_BT, label_smoothing: float = 0.0, z: float = 0.0
+    x_BTD,
+    kernel_DV,
+    bias_V,
+    softcap,
+    targets_BT,
+    weights_BT,
+    label_smoothing: float = 0.0,
+    z: float = 0.0,
 ) -> dict[str, jax.Array]:
     """vocabulary.linear_losses of the global batch."""
     layout = _layout(x_BTD, kernel_DV)
     options = layout.parts, label_smoothing, z
-    arrays = x_BTD, kernel_DV, bias_V, targets_BT, weights_BT
+    arrays = x_BTD, kernel_DV, bias_V, softcap, targets_BT, weights_BT
     if not layout.axes:
         return vocabulary.linear_losses(*arrays, *options)
 
-    def shard(gradients, x, kernel, bias, targets, weights):
-        sums, d = vocabulary.linear_parts(x, kernel, bias, targets, weights, *options, gradients)
+    def shard(gradients, x, *arrays):
+        sums, d = vocabulary.linear_parts(x, *arrays, *options, gradients)
         sums = jax.lax.psum(sums, layout.axes)
-        return (sums, layout.summed(d, (kernel, bias))) if gradients else sums
+        return (sums, layout.summed(d, arrays[:2])) if gradients else sums
 
     def mapped(gradients, *arrays):
         return layout.map(
             functools.partial(shard, gradients),
-            (layout.spec, P(), P(), layout.spec, layout.spec),
+            (layout.spec, P(), P(), P(), layout.spec, layout.spec),
             (P(), layout.gradient_specs) if gradients else P(),
         )(*arrays)
 
@@ -50,23 +57,23 @@ def linear_losses(
 
     def backward(gradients, g):
         by = vocabulary.total_cotangent(g, label_smoothing, z)
-        return *vocabulary.scaled(gradients, by), None, None
+        return *vocabulary.scaled(gradients, by), None, None, None
 
     run.defvjp(functools.partial(mapped, True), backward)
     return run(*arrays)
 
 
-def linear_log_probs(x_BTD, kernel_DV, bias_V, targets_BT) -> jax.Array:
+def linear_log_probs(x_BTD, kernel_DV, bias_V, softcap, targets_BT) -> jax.Array:
     """vocabulary.linear_log_probs [B, T] of the global batch."""
-    linear = Linear(x_BTD, kernel_DV, bias_V)
+    linear = Linear(x_BTD, kernel_DV, bias_V, softcap)
     return _map_logits(losses.log_probs, linear, targets_BT)
 
 
 def linear_log_probs_and_entropy(
-    x_BTD, kernel_DV, bias_V, targets_BT
+    x_BTD, kernel_DV, bias_V, softcap, targets_BT
 ) -> tuple[jax.Array, jax.Array]:
     """vocabulary.linear_log_probs_and_entropy, each [B, T], of the global batch."""
-    linear = Linear(x_BTD, kernel_DV, bias_V)
+    linear = Linear(x_BTD, kernel_DV, bias_V, softcap)
     return _map_logits(losses.log_probs_and_entropy, linear, targets_BT)
 
 
@@ -86,14 +93,14 @@ def _map_logits(measure: Callable, linear: Linear, per_token, shared=None) -> An
     layout = _layout(*linear[:2])
     if not layout.axes:
         return vocabulary.map_logits(measure, linear, per_token, shared, layout.parts)
-    inputs = (layout.spec, P(), P()), layout.spec, P()
+    inputs = (layout.spec, P(), P(), P()), layout.spec, P()
 
     def forward(linear, per_token, shared):
         return vocabulary.map_logits(measure, linear, per_token, shared, layout.parts)
 
     def backward(linear, per_token, shared, g):
         d = vocabulary.map_logits_gradients(measure, layout.parts, linear, per_token, shared, g)
-        return layout.summed(d, linear[1:])
+        return layout.summed(d, linear[1:3])
 
     @jax.custom_vjp
     def run(*arrays):
@@ -102,12 +109,15 @@ def _map_logits(measure: Callable, linear: Linear, per_token, shared=None) -> An
     run.defvjp(
         lambda *arrays: (run(*arrays), arrays),
         lambda arrays, g: (
-            layout.map(backward, (*inputs, layout.spec), layout.gradient_specs)(*arrays, g),
+            (
+                *layout.map(backward, (*inputs, layout.spec), layout.gradient_specs)(*arrays, g),
+                None,
+            ),
             None,
             None,
         ),
     )
-    return run(tuple(linear), per_token, shared)
+    return run(tuple(Linear(*linear)), per_token, shared)
 
 
 class _Layout(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bigjax.linear import Linear
+from bigjax.linear import Linear, cap_slope
 from bigjax.losses import divergence, log_probs, log_probs_and_entropy
 
 
@@ -29,6 +29,7 @@ def linear_log_probs(
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
+    softcap: jax.Array | None,
     targets: jax.Array,
     parts: Parts = PARTS,
 ) -> jax.Array:
@@ -36,18 +37,20 @@ def linear_log_probs(
 
     See `map_logits` for the memory that it needs.
     """
-    return map_logits(log_probs, Linear(x, kernel, bias), targets, parts=parts)
+    return map_logits(log_probs, Linear(x, kernel, bias, softcap), targets, parts=parts)
 
 
 def linear_log_probs_and_entropy(
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
+    softcap: jax.Array | None,
     targets: jax.Array,
     parts: Parts = PARTS,
 ) -> tuple[jax.Array, jax.Array]:
     """`linear_log_probs`, and the entropy [B, T] of each token's distribution in nats."""
-    return map_logits(log_probs_and_entropy, Linear(x, kernel, bias), targets, parts=parts)
+    linear = Linear(x, kernel, bias, softcap)
+    return map_logits(log_probs_and_entropy, linear, targets, parts=parts)
 
 
 def linear_divergence(
@@ -67,8 +70,8 @@ def linear_divergence(
 
 @functools.cache  # equal arguments give the same function, which jax compiles once
 def divergence_from(temperature: float, reverse: bool) -> Callable:
-    """`divergence` as a `measure` of map_logits: per_token is x of the teacher, shared its kernel
-    and bias."""
+    """`divergence` as a `measure` of map_logits: per_token is x of the teacher, shared its kernel,
+    bias and softcap."""
 
     def measure(logits, x, layer):
         return divergence(logits, Linear(x, *layer).product(), temperature, reverse)
@@ -86,7 +89,7 @@ def map_logits(
     of [N]. Gradients are for `linear` only; those of kernel and bias are summed in float32.
     `parts` of the logits are held at a time; the backward pass recomputes them.
     """
-    return _map_logits(measure, parts, tuple(linear), per_token, shared)
+    return _map_logits(measure, parts, tuple(Linear(*linear)), per_token, shared)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -108,13 +111,14 @@ def map_logits_gradients(measure, parts, linear, per_token, shared, g) -> tuple:
     Those of kernel and bias are float32, so that they can be summed over devices before they are
     rounded.
     """
-    x, kernel, bias = linear
+    x, kernel, bias, softcap = linear
 
     def part(d_bias, item):
         x, per_token, g = item
-        logits = Linear(x, kernel, bias).product()
+        logits = Linear(x, kernel, bias, softcap).product()
         _, backward = jax.vjp(_measured(measure, shared, per_token), logits)
         (d,) = backward(g)
+        d = d if softcap is None else d * cap_slope(logits, softcap)
         return (None if bias is None else d_bias + d.sum(0)), d
 
     zeros = None if bias is None else jnp.zeros(bias.shape)
@@ -160,7 +164,7 @@ def _map_logits_forward(measure, parts, linear, per_token, shared):
 
 def _map_logits_backward(measure, parts, inputs, g):
     d_x, *d = map_logits_gradients(measure, parts, *inputs, g)
-    return (d_x, *like(d, inputs[0][1:])), None, None
+    return (d_x, *like(d, inputs[0][1:3]), None), None, None
 
 
 _map_logits.defvjp(_map_logits_forward, _map_logits_backward)
@@ -189,15 +193,17 @@ def linear_losses(
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
+    softcap: jax.Array | None,
     targets: jax.Array,
     weights: jax.Array,
     parts: Parts = PARTS,
     label_smoothing: float = 0.0,
     z: float = 0.0,
 ) -> dict[str, jax.Array]:
-    """Sums over tokens of the losses of logits x @ kernel + bias, which are never all held.
+    """Sums over tokens of the losses of the logits of a Linear, which are never all held.
 
-    x [B, T, D], kernel [D, V], bias [V], targets and weights [B, T]; weights have no gradient.
+    x [B, T, D], kernel [D, V], bias [V] and softcap are those of Linear; targets and weights are
+    [B, T]. softcap and weights have no gradient.
     'nll': as cross_entropy; 'hits': as accuracy, except that of equal largest logits each counts;
     'total': 'nll' with label_smoothing, plus z times z_loss.
     'total' has a gradient, and 'nll' where it is the same; with label_smoothing or z the gradient
@@ -205,14 +211,20 @@ def linear_losses(
     time, so that the logits are computed once. On a CPU they stay in the cache, which takes two
     thirds of the time; on a TPU the memory of all logits is saved.
     """
-    return _linear(x, kernel, bias, targets, weights, parts, label_smoothing, z)
+    return _linear(x, kernel, bias, softcap, targets, weights, parts, label_smoothing, z)
 
 
 def linear_cross_entropy(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array, targets: jax.Array, weights: jax.Array
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    softcap: jax.Array | None,
+    targets: jax.Array,
+    weights: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """cross_entropy(x @ kernel + bias, targets, weights) without holding all the logits."""
-    sums = linear_losses(*bias_as_row(Linear(x, kernel, bias)), targets, weights)
+    """cross_entropy of the logits of a Linear, targets and weights, without holding all logits."""
+    linear = bias_as_row(Linear(x, kernel, bias, softcap))
+    sums = linear_losses(*linear, targets, weights)
     return sums["total"], weights.sum()
 
 
@@ -222,21 +234,20 @@ def bias_as_row(linear: Linear) -> Linear:
 
     For a wide layer on a CPU: adding the bias afterwards costs another pass over all outputs.
     """
-    x, kernel, bias = linear
+    x, _, bias, _ = linear
     if bias is None or x.dtype != bias.dtype:
         return linear
-    return Linear(x, kernel).plus(jnp.ones((*x.shape[:-1], 1), x.dtype), bias[None])
+    ones = jnp.ones((*x.shape[:-1], 1), x.dtype)
+    return linear._replace(bias=None).plus(ones, bias[None])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _linear(x, kernel, bias, targets, weights, parts, label_smoothing, z):
-    return linear_parts(x, kernel, bias, targets, weights, parts, label_smoothing, z, False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
+def _linear(x, kernel, bias, softcap, targets, weights, *options):
+    return linear_parts(x, kernel, bias, softcap, targets, weights, *options, False)[0]
 
 
-def _linear_forward(x, kernel, bias, targets, weights, parts, label_smoothing, z):
-    sums, (d_x, *d) = linear_parts(
-        x, kernel, bias, targets, weights, parts, label_smoothing, z, True
-    )
+def _linear_forward(x, kernel, bias, softcap, targets, weights, *options):
+    sums, (d_x, *d) = linear_parts(x, kernel, bias, softcap, targets, weights, *options, True)
     return sums, (d_x, *like(d, (kernel, bias)))
 
 
@@ -246,7 +257,7 @@ def like(gradients, arrays) -> tuple:
 
 
 def _linear_backward(parts, label_smoothing, z, gradients, g):
-    return *scaled(gradients, total_cotangent(g, label_smoothing, z)), None, None
+    return *scaled(gradients, total_cotangent(g, label_smoothing, z)), None, None, None
 
 
 def total_cotangent(g: dict, label_smoothing: float, z: float) -> jax.Array:
@@ -271,6 +282,7 @@ def linear_parts(
     x,
     kernel,
     bias,
+    softcap,
     targets,
     weights,
     parts: Parts,
@@ -287,7 +299,7 @@ def linear_parts(
 
     def part(sums, item):
         x, targets, weights = item
-        logits = Linear(x, kernel, bias).product()
+        logits = Linear(x, kernel, bias, softcap).product()
         largest = logits.max(-1, keepdims=True)
         e = jnp.exp(logits - largest)
         sum_e = e.sum(-1, keepdims=True)
@@ -309,7 +321,7 @@ def linear_parts(
         d = d - (
             jnp.where(hit, 1 - label_smoothing, 0) + label_smoothing / V if label_smoothing else hit
         )
-        d = w * d
+        d = w * d if softcap is None else w * d * cap_slope(logits, softcap)
         if bias is not None:
             part_sums["d_bias"] = d.sum(0)
         return jax.tree_util.tree_map(jnp.add, sums, part_sums), d

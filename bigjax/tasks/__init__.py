@@ -284,7 +284,7 @@ def flops_per_token(family, c, seq_len: int) -> float:
     return float(flops)
 
 
-def output_layer(outputs: Any, config) -> Linear | tuple:
+def output_layer(outputs: Any, config) -> Linear:
     """ModelOutput.linear. Raises UserError if a model does not return it."""
     linear = getattr(outputs, "linear", None)
     if not isinstance(linear, tuple):
@@ -296,7 +296,7 @@ def output_layer(outputs: Any, config) -> Linear | tuple:
             f"config.task.name={config.task.name!r} needs a bigjax.models.ModelOutput with its "
             "output layer, such as ModelOutput(embed.output(x)) with the layer Embed."
         )
-    return linear
+    return Linear(*linear)
 
 
 def check_sums(

@@ -20,7 +20,7 @@ def test_the_first_nan_of_a_step_on_several_devices():
 
     def loss(kernel):
         sums = output.linear_losses(
-            np.ones((2, 4, 8), np.float32), kernel, np.zeros(16), targets, np.ones((2, 4))
+            np.ones((2, 4, 8), np.float32), kernel, np.zeros(16), None, targets, np.ones((2, 4))
         )
         return jnp.log(-sums["total"])
 

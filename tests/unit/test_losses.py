@@ -67,7 +67,9 @@ def linear_inputs(B, T, D=5, V=11):
 def both_ways(x, kernel, bias, targets, weights):
     """(value, gradients) of linear_cross_entropy and of cross_entropy of the logits, scaled."""
     ways = (
-        vocabulary.linear_cross_entropy,
+        lambda x, kernel, bias, *rest: vocabulary.linear_cross_entropy(
+            x, kernel, bias, None, *rest
+        ),
         lambda x, kernel, bias, *rest: losses.cross_entropy(x @ kernel + bias, *rest),
     )
 
@@ -93,7 +95,9 @@ def assert_both_same(both):
 def test_linear_cross_entropy_and_its_gradients(B, T):
     inputs = linear_inputs(B, T)
     assert_both_same(both_ways(*inputs))
-    plain = vocabulary.linear_cross_entropy(*inputs)  # not differentiated, not compiled
+    plain = vocabulary.linear_cross_entropy(
+        *inputs[:3], None, *inputs[3:]
+    )  # not differentiated, not compiled
     np.testing.assert_allclose(
         plain, losses.cross_entropy(inputs[0] @ inputs[1] + inputs[2], *inputs[3:]), rtol=1e-5
     )
@@ -148,9 +152,10 @@ def sums_and_gradients(way, x, kernel, bias):
     return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(x, kernel, bias)
 
 
-def smoothed(x, kernel, bias, targets, weights):
+def smoothed(x, kernel, bias, softcap, targets, weights):
     """From all the logits."""
     logits = x @ kernel + (0 if bias is None else bias)
+    logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
     return {
         "nll": losses.cross_entropy(logits, targets, weights)[0],
         "hits": losses.accuracy(logits, targets, weights)[0],
@@ -159,18 +164,19 @@ def smoothed(x, kernel, bias, targets, weights):
     }
 
 
-@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("biased, softcap", [(True, None), (False, None), (True, 2.5)])
 @pytest.mark.parametrize("sizes", [None, (1, 8, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2)])
-def test_linear_losses_with_smoothing_and_z_loss_over_a_mesh(sizes, biased, monkeypatch):
+def test_linear_losses_with_smoothing_and_z_loss_over_a_mesh(sizes, biased, softcap, monkeypatch):
     monkeypatch.setattr(output, "CPU_PARTS", vocabulary.Parts(2, 16))  # several on each device
     x, kernel, bias, targets, weights = linear_inputs(8, 6, D=6, V=12)
     arrays = x, kernel, bias if biased else None
-    want = sums_and_gradients(lambda *a: smoothed(*a, targets, weights), *arrays)
+    want = sums_and_gradients(lambda *a: smoothed(*a, softcap, targets, weights), *arrays)
+    softcap = None if softcap is None else jnp.float32(softcap)
     mesh = sizes and mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
         got = jax.jit(
             lambda *a: sums_and_gradients(
-                lambda *a: output.linear_losses(*a, targets, weights, 0.1, 1e-2), *a
+                lambda *a: output.linear_losses(*a, softcap, targets, weights, 0.1, 1e-2), *a
             )
         )(*arrays)
     assert_both_same((got, want))
@@ -182,7 +188,7 @@ def test_nll_has_the_gradient_of_total_or_none_that_passes_unnoticed(sizes):
     mesh = sizes and mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
 
     def gradient(key, *options):
-        loss = lambda k: output.linear_losses(x, k, bias, targets, weights, *options)[key]
+        loss = lambda k: output.linear_losses(x, k, bias, None, targets, weights, *options)[key]
         with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
             return jax.jit(jax.grad(loss))(kernel)
 
@@ -197,7 +203,7 @@ def test_a_bias_stays_in_float32():
     x, kernel = (y.astype(jnp.bfloat16) for y in (x, kernel * 1e-3))
     bias = jnp.float32(-10) + 1e-2 * bias
     want, got = (
-        sums_and_gradients(lambda *a: way(*a, targets, jnp.abs(weights)), x, kernel, bias)
+        sums_and_gradients(lambda *a: way(*a, None, targets, jnp.abs(weights)), x, kernel, bias)
         for way in (smoothed, lambda *a: vocabulary.linear_losses(*a, vocabulary.PARTS, 0.1, 1e-2))
     )
     assert got[0][1]["hits"] == want[0][1]["hits"] < jnp.abs(weights).sum()
@@ -212,7 +218,7 @@ def test_linear_losses_never_hold_all_logits():
         jaxpr = jax.make_jaxpr(
             lambda *a: sums_and_gradients(
                 lambda *a: vocabulary.linear_losses(
-                    *a, targets, weights, vocabulary.Parts(rows, rows)
+                    *a, None, targets, weights, vocabulary.Parts(rows, rows)
                 ),
                 *a,
             )
@@ -222,9 +228,13 @@ def test_linear_losses_never_hold_all_logits():
     assert largest(40) == 40 * 32 and largest(240) == 240 * 32
 
 
-def dense_logits(x, kernel, bias):
+def dense_logits(x, kernel, bias, softcap=None):
     logits = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
-    return logits if bias is None else logits + bias
+    logits = logits if bias is None else logits + bias
+    if softcap is None:
+        return logits
+    softcap = jax.lax.stop_gradient(softcap)
+    return softcap * jnp.tanh(logits / softcap)
 
 
 def dense(kind, *args):
@@ -247,15 +257,15 @@ def in_parts(kind, *args):
     return [*output.linear_log_probs_and_entropy(*args)]
 
 
-def token_case(kind, dtype=np.float32, biased=True):
+def token_case(kind, dtype=np.float32, biased=True, softcap=None):
     """(the layer to differentiate, its other arguments) of 8 x 6 tokens."""
     x, kernel, bias, targets, _ = linear_inputs(8, 6, D=6, V=12)
-    linear = x.astype(dtype), (kernel / 2).astype(dtype), bias if biased else None
+    linear = x.astype(dtype), (kernel / 2).astype(dtype), bias if biased else None, softcap
     if not kind.endswith("KL"):
         return linear, [targets]
     rng = np.random.default_rng(1)
     teacher = [rng.normal(size=shape).astype(np.float32) for shape in ((8, 6, 4), (4, 12), (12,))]
-    return linear, [(*teacher[:2], teacher[2] if biased else None)]
+    return linear, [(*teacher[:2], teacher[2] if biased else None, softcap)]
 
 
 def values_and_gradients(way, kind, linear, rest):
@@ -272,18 +282,20 @@ def values_and_gradients(way, kind, linear, rest):
 
 
 @pytest.mark.parametrize(
-    "kind, sizes, biased",
+    "kind, sizes, biased, softcap",
     [
-        ("log_probs", None, False),
-        ("reverse KL", None, True),
-        ("entropy", (2, 2, 1, 2), True),
-        ("KL", (2, 2, 1, 2), True),
-        ("entropy", (1, 4, 2, 1), False),
+        ("log_probs", None, False, np.float32(2)),
+        ("reverse KL", None, True, None),
+        ("entropy", (2, 2, 1, 2), True, None),
+        ("KL", (2, 2, 1, 2), True, np.float32(2)),
+        ("entropy", (1, 4, 2, 1), False, None),
     ],
 )
-def test_per_token_values_and_gradients_equal_the_dense_ones(kind, sizes, biased, monkeypatch):
+def test_per_token_values_and_gradients_equal_the_dense_ones(
+    kind, sizes, biased, softcap, monkeypatch
+):
     monkeypatch.setattr(output, "CPU_PARTS", vocabulary.Parts(2, 16))  # several on each device
-    case = token_case(kind, biased=biased)
+    case = token_case(kind, biased=biased, softcap=softcap)
     want = values_and_gradients(dense, kind, *case)
     mesh = sizes and mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, sizes)))
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
@@ -301,7 +313,7 @@ def test_per_token_values_and_gradients_in_bfloat16(kind):
     )
     for a, b in zip(got, want):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-    for array, a, b in zip(case[0], d, d_dense):
+    for array, a, b in zip(case[0][:3], d, d_dense):
         assert a.dtype == array.dtype
         np.testing.assert_allclose(
             *(np.float32(y) for y in (a, b)), atol=0.02 * float(np.abs(b).max())

@@ -110,6 +110,7 @@ def test_logits_are_not_rounded():
         jnp.broadcast_to(x, (1, 50, 256)),
         params["params"]["kernel"].astype(x.dtype),
         params["params"]["bias"],
+        None,
         targets[None],
         jnp.ones((1, 50)),
     )
