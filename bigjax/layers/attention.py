@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.errors import UserError
-from bigjax.layers.basic import Dense
+from bigjax.layers.basic import Dense, Norm
 from bigjax.layers.kernels import attend, weights
 from bigjax.layers.mask import Causal, Mask, dense, is_causal
 from bigjax.layers.remat import kept
+from bigjax.layers.rotary import Scaling, rotary
 from bigjax.parallel.sharding import constrain
 
 
@@ -106,21 +107,6 @@ class Span(NamedTuple):
     segments: jax.Array | None = None
 
 
-def rotary(x_BTHD: jax.Array, positions_BT: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding (https://arxiv.org/abs/2104.09864), halves as in Llama."""
-    half = x_BTHD.shape[-1] // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions_BT[..., None, None].astype(jnp.float32) * frequency
-    sin, cos = jnp.sin(angle), jnp.cos(angle)
-    # Products at full width: a TPU pads arrays of half a head. The barrier is for the gradient: a
-    # TPU would turn a part of it again for each tile of the product that follows.
-    x_BTHD = jax.lax.optimization_barrier(x_BTHD)
-    a, b = jnp.split(x_BTHD, 2, axis=-1)
-    turned = jnp.concatenate([b, a], -1).astype(jnp.float32)
-    cos, sin = jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)
-    return (x_BTHD.astype(jnp.float32) * cos + turned * sin).astype(x_BTHD.dtype)
-
-
 class Memory(NamedTuple):
     """Keys and values for cross-attention, computed once: [B, K, S, D]; segments: int [B, S] or
     None, 0 = padding. Queries may have a multiple of the rows: consecutive ones, such as the beams
@@ -140,11 +126,18 @@ class Attention(nn.Module):
     mask: Mask = Causal()
     use_bias: bool = True
     rope_theta: float = 0.0  # 0 = no rotary positions
+    rope_dims: int = 0  # how many dimensions of a head rotate, the first ones; 0 = all
+    rope_scaling: Scaling | None = None  # of rotary positions
     scale: float | None = None  # of the scores; None = 1 / sqrt(head_dim)
+    softcap: float = 0.0  # scores become softcap * tanh(score / softcap); 0 = unchanged
+    qk_norm: str = ""  # RMSNorm of queries and keys: 'head', of each head; 'width', of all together
+    norm_eps: float = 1e-6  # of qk_norm
+    norm_offset: bool = False  # of qk_norm, see Norm.offset
     kernel: str = "auto"
     init_std: float = 0.02  # of queries, keys and values
     query_std: float | None = None  # of queries; None = init_std
     key_bias: bool = True  # with use_bias: whether keys have one, which has no effect on softmax
+    out_bias: bool = True  # with use_bias: whether the output has one
     out_std: float = 0.02
     dropout: float = 0.0  # of the attention weights
     dtype: str = "float32"
@@ -176,6 +169,8 @@ class Attention(nn.Module):
         def heads(name, n, axis, y, **own):
             options = {**types, "init_std": self.init_std, **own}
             y = Dense((n, self.head_dim), ("embed",), (axis, "head_dim"), **options, name=name)(y)
+            if self.qk_norm and name != "value":
+                y = self._norm(y, f"{name}_norm")
             return constrain(y, "batch", "length", f"act_{axis}", None)
 
         query_std = self.init_std if self.query_std is None else self.query_std
@@ -188,8 +183,9 @@ class Attention(nn.Module):
             if memory is not None:
                 memory = Memory(k.swapaxes(1, 2), v.swapaxes(1, 2), memory_segments)
         if self.rope_theta and memory is None:
-            q = rotary(q, span.positions, self.rope_theta)
-            k = rotary(k, span.positions, self.rope_theta)
+            length = q.shape[1] if cache is None else cache.slots
+            rope = self.rope_theta, self.rope_dims, self.rope_scaling, length
+            q, k = (rotary(x, span.positions, *rope) for x in (q, k))
         q_segments, k_segments, seen, new = span.segments, span.segments, None, None
         rows = q.shape
         if memory is not None:
@@ -218,6 +214,7 @@ class Attention(nn.Module):
             k_segments=k_segments,
             bias=bias,
             scale=self.scale,
+            softcap=self.softcap,
         )
         if self.is_mutable_collection("intermediates"):  # for pictures and coverage
             p = weights(q, k, **options)
@@ -236,10 +233,18 @@ class Attention(nn.Module):
             ("heads", "head_dim"),
             ("embed",),
             init_std=self.out_std,
-            **types,
+            **(types | {"use_bias": self.use_bias and self.out_bias}),
             name="out",
         )(o)
         return constrain(y, "batch", "residual_length", "act_embed"), new
+
+    def _norm(self, y_BTHD: jax.Array, name: str) -> jax.Array:
+        """qk_norm of queries or keys: called in a compact method, which may declare parameters."""
+        options = dict(eps=self.norm_eps, dtype=self.dtype, offset=self.norm_offset)
+        norm = Norm("rmsnorm", **options, name=name)
+        if self.qk_norm == "head":
+            return norm(y_BTHD)
+        return norm(y_BTHD.reshape(*y_BTHD.shape[:2], -1)).reshape(y_BTHD.shape)
 
 
 def _query_segments(x_BTD: jax.Array, span: Span) -> jax.Array:

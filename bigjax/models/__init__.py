@@ -141,10 +141,15 @@ def check_start(c) -> None:
 def check_attention(c, lengths: Mapping[str, int], mesh: jax.sharding.Mesh) -> None:
     """The `check_mesh` of a family whose field `attention` names its kernel.
 
-    lengths: Task.attention_lengths. It also reads c.dtype and, if c has them, c.head_dim and
-    c.attention_dropout. Raises UserError if the kernel cannot train the model on the mesh.
+    lengths: Task.attention_lengths. It also reads c.dtype and, if c has them, c.head_dim,
+    c.attention_dropout and c.attention_softcap. Raises UserError if the kernel cannot train the
+    model on the mesh.
     """
-    optional = {"head_dim": "head_dim", "attention_dropout": "dropout"}
+    optional = {
+        "head_dim": "head_dim",
+        "attention_dropout": "dropout",
+        "attention_softcap": "softcap",
+    }
     given = {key: getattr(c, name) for name, key in optional.items() if hasattr(c, name)}
     kernels.check(c.attention, lengths, mesh, c.dtype, **given)
 

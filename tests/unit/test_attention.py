@@ -124,12 +124,14 @@ def test_cudnn_has_a_causal_mask_only_for_as_many_keys_as_queries(S, native, mon
     "kernel, options, words",
     [
         ("splash", dict(bias=jnp.zeros((1, 1, 128, 128))), "a bias of the scores"),
+        ("cudnn", dict(softcap=2.0), "a soft cap of the scores.*attention_softcap"),
+        ("whole", dict(softcap=2.0), "a soft cap of the scores"),
         ("splash", dict(rng=0, dropout=0.1), "dropout.*attention_dropout"),
         ("cudnn", dict(rng=0, dropout=0.1), "dropout"),
         ("blocked", dict(rng=0, dropout=0.1), "dropout"),
     ],
 )
-def test_a_named_kernel_refuses_a_bias_and_dropout_that_it_never_supports(kernel, options, words):
+def test_a_named_kernel_refuses_what_it_never_supports(kernel, options, words):
     q = jnp.ones((1, 128, 2, 8))
     with pytest.raises(UserError, match=f"{kernel!r} does not support {words}.*'auto'.*'einsum'"):
         kernels.attend(q, q, q, mask=CAUSAL, kernel=kernel, **options)
@@ -143,6 +145,7 @@ def test_a_named_kernel_refuses_a_bias_and_dropout_that_it_never_supports(kernel
         ("splash", 128, dict(dropout=0.1), "dropout.*attention_dropout"),
         ("blocked", 128, dict(dropout=0.1), "dropout.*'auto' or 'einsum'"),
         ("cudnn", 128, dict(dropout=0.1), "dropout"),
+        ("cudnn", 128, dict(softcap=50.0), "a soft cap.*attention_softcap"),
         ("cudnn", 128, dict(dtype="float32"), "float32.*model.dtype='bfloat16'"),
         ("cudnn", 128, dict(head_dim=60), "heads of 60"),
         ("cudnn", 126, {}, "126 queries on 4 .*even number.*data.seq_len=126"),
@@ -334,7 +337,7 @@ def test_a_cache_needs_a_causal_mask(mask, causal):
             jax.eval_shape(run)
 
 
-def _compare(kernel, T, S, n_kv_heads, packed, mask, bias):
+def _compare(kernel, T, S, n_kv_heads, packed, mask, bias, softcap=0.0):
     B, H, D = 2, 4, 8
     keys = jax.random.split(jax.random.key(0), 5)
     q = jax.random.normal(keys[0], (B, T, H, D)) * 2
@@ -349,7 +352,7 @@ def _compare(kernel, T, S, n_kv_heads, packed, mask, bias):
 
     def value(kernel, q, k, v, bias):
         given = dict(q_segments=q_segments, k_segments=k_segments, bias=bias, scale=0.3)
-        o = kernels.attend(q, k, v, mask=mask, kernel=kernel, **given)
+        o = kernels.attend(q, k, v, mask=mask, kernel=kernel, softcap=softcap, **given)
         return (o * weight).sum(), o
 
     arguments = (1, 2, 3) if bias is None else (1, 2, 3, 4)
@@ -359,6 +362,29 @@ def _compare(kernel, T, S, n_kv_heads, packed, mask, bias):
     assert not np.array_equal(got, want)  # computed by another kernel
     for a, b in zip((got, *got_grad), (want, *want_grad)):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize(
+    "kernel, T, packed, mask, bias",
+    [
+        ("blocked", 256, True, WINDOW, (1, 4)),
+        ("splash", 256, False, WINDOW, None),
+        ("splash", 128, True, CAUSAL, None),
+    ],
+    ids=str,
+)
+def test_kernels_with_a_soft_cap(kernel, T, packed, mask, bias):
+    _compare(kernel, T, T, 2, packed, mask, bias, softcap=1.5)
+
+
+def test_a_soft_cap_bounds_the_scores_before_the_mask():
+    q = jnp.array([100.0, -100.0, 0.0]).reshape(1, 3, 1, 1)
+    p = kernels.weights(q, jnp.ones((1, 3, 1, 1)) * q[:, :1], mask=CAUSAL, softcap=3.0)[0, :, 0]
+    np.testing.assert_allclose(p, np.tril(np.ones((3, 3))) / np.arange(1, 4)[:, None], atol=1e-6)
+    q = jnp.array([1.0, 2.0]).reshape(1, 2, 1, 1)
+    p = kernels.weights(q, q, mask=FULL, softcap=3.0)[0, :, 0]
+    scores = 3 * np.tanh(np.array([[1, 2], [2, 4]]) / 3)
+    np.testing.assert_allclose(p, jax.nn.softmax(scores), rtol=1e-6)
 
 
 # --- Attention to a memory ---------------------------------------------------------------------

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from bigjax import trees
+from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
+from bigjax.layers.mask import Causal, Window
 from bigjax.models import gpt
 
 # Published numbers of parameters, exact where the weights are public.
@@ -73,6 +75,28 @@ STYLES = {
         head_dim=6,
         parallel_block=True,
     ),
+    "neox": dict(position="rotary", rope_share=0.5, parallel_block=True, parallel_norm=True),
+    "gemma": dict(
+        n_layers=5,  # a period, and two layers after it
+        position="rotary",
+        window=4,
+        global_every=3,
+        local_rope_theta=100.0,
+        rope_scaling="linear",
+        rope_factor=2.0,
+        norm="rmsnorm",
+        norm_place="both",
+        norm_offset=True,
+        qk_norm="head",
+        activation="geglu",
+        bias=False,
+        qkv_bias=True,
+        query_scale=0.4,
+        attention_softcap=2.0,
+        logit_softcap=3.0,
+        embed_scale=True,
+        n_kv_heads=2,
+    ),
 }
 
 
@@ -83,10 +107,9 @@ def model(request):
         vocab_size=31,
         max_len=32,
         d_model=16,
-        n_layers=2,
         n_heads=4,
         scan=False,
-        **STYLES[request.param],
+        **{"n_layers": 2, **STYLES[request.param]},
     )
     scanned = gpt.Model(dataclasses.replace(c, scan=True))
 
@@ -118,7 +141,7 @@ def test_scanned_unrolled_and_rematerialised_forms_are_equal(model):
         np.testing.assert_allclose(got, want, rtol=1e-6)
         for a, b in zip(jax.tree.leaves(unrolled(grad)), jax.tree.leaves(want_grad)):
             np.testing.assert_allclose(a, b, atol=1e-6)
-    stacked = params_lib.stack_layers(unrolled(params)["stack"])
+    stacked = params_lib.stack_layers(unrolled(params)["stack"], len(c.blocks))
     jax.tree.map(np.testing.assert_array_equal, stacked, params["stack"])
 
 
@@ -186,3 +209,77 @@ def test_flops_per_token_are_six_per_weight_plus_attention():
     kernels = n_parameters("gpt2-124m") - 1024 * 768  # nearly all weights except positions
     attention = 12 * 12 * 768 * 1024 / 2
     assert gpt.flops_per_token(c, 1024) == pytest.approx(6 * kernels + attention, rel=2e-3)
+
+
+def test_kinds_of_layers_and_the_keys_that_they_see():
+    kinds = lambda **options: [b.local for b in gpt.Config(**options).blocks]
+    assert kinds() == [False] and kinds(window=4) == [True]
+    assert kinds(window=4, global_every=3) == [True, True, False]
+    c = gpt.Config(window=4, global_every=3, n_layers=8)
+    assert (c.n_local, dataclasses.replace(c, global_every=0).n_local) == (6, 8)
+    assert gpt.Config().n_local == 0 and c.mask(True) == Causal() & Window(3)
+    assert c.mask(True, 4) == c.mask(False) == Causal()  # a window that a row does not exceed
+    seen = 6 * 3.4 + 2 * 5.5  # of 10 tokens: 1, 2, 3, 4, 4, ...; 1, 2, 3, ..., 10
+    plain = gpt.flops_per_token(gpt.Config(n_layers=8), 10)
+    assert gpt.flops_per_token(c, 10) == plain + 12 * 768 * (seen - 8 * 5.5)
+
+
+def test_only_the_window_is_visible():
+    c = gpt.Config(vocab_size=31, max_len=32, d_model=16, n_layers=2, n_heads=4, window=3)
+    c = dataclasses.replace(c, scan=False)
+    params = params_lib.unbox(gpt.Model(c).init(jax.random.key(0), jnp.zeros((1, 1), int)))[
+        "params"
+    ]
+    g = input_gradient(c, params, position=8)
+    assert (g[4:9] > 0).all() and (g[:4] == 0).all()  # two tokens back in each of two layers
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(qkv_bias=True), "qkv_bias is True, which needs model.bias=False"),
+        (dict(parallel_norm=True), "needs model.parallel_block=True"),
+        (dict(parallel_block=True, norm_place="post"), "needs model.norm_place='pre'"),
+        (dict(global_every=2), "global_every is 2, which needs model.window above 0"),
+        (dict(local_rope_theta=1e4, position="rotary"), "needs model.window above 0"),
+        (dict(rope_scaling="linear"), "needs model.position='rotary'"),
+        (dict(rope_share=0.5), "rope_share is 0.5, which needs model.position='rotary'"),
+        (dict(rope_share=0.05, position="rotary"), "are 3 dimensions; .* even number"),
+        (dict(rope_scaling="llama3", position="rotary"), "needs model.rope_original_len"),
+        (
+            dict(
+                rope_scaling="longrope",
+                position="rotary",
+                rope_original_len=8,
+                rope_short=(1.0,) * 32,
+                rope_long=(1.0,) * 31,
+            ),
+            "rope_long has 31 numbers; it needs one for each pair .*: 32",
+        ),
+        (
+            dict(
+                rope_scaling="llama3",
+                position="rotary",
+                rope_original_len=8,
+                rope_low_factor=4.0,
+            ),
+            "rope_low_factor=4.0 must be less than",
+        ),
+        (dict(norm_place="middle"), "norm_place is 'middle'; allowed: pre, post, both"),
+        (dict(qk_norm="all"), "qk_norm is 'all'"),
+        (dict(rope_scaling="yarn", position="rotary"), "rope_scaling is 'yarn'; allowed"),
+        (dict(rope_share=0.0), "in .0, 1."),
+        (dict(window=-1), "at least 0"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_go_together_are_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        gpt.Config(**options)
+
+
+def test_rows_beyond_the_first_training_of_longrope_are_not_decoded():
+    """Their first tokens would need other frequencies than the later ones."""
+    rope = dict(rope_scaling="longrope", rope_short=(1.0,) * 32, rope_long=(2.0,) * 32)
+    c = gpt.Config(position="rotary", rope_original_len=64, **rope)
+    assert (gpt.decoder(c).max_len, c.max_len) == (64, 1024)

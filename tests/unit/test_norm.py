@@ -23,6 +23,15 @@ def test_norms_by_hand_with_a_large_epsilon(kind):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+def test_an_offset_norm_multiplies_by_one_more_than_its_scale():
+    x = jnp.float32([[1, -2, 3]])
+    scale = jnp.float32([0.5, 0, -1])
+    norm = Norm("rmsnorm", offset=True)
+    np.testing.assert_array_equal(norm.init(jax.random.key(0), x)["params"]["scale"].value, 0)
+    want = Norm("rmsnorm").apply({"params": {"scale": 1 + scale}}, x)
+    np.testing.assert_array_equal(norm.apply({"params": {"scale": scale}}, x), want)
+
+
 SIZES = dict(vocab_size=11, max_len=4, d_model=8, n_layers=2, n_heads=2, norm_eps=0.25)
 
 
@@ -31,11 +40,12 @@ SIZES = dict(vocab_size=11, max_len=4, d_model=8, n_layers=2, n_heads=2, norm_ep
     [
         (gpt.Model(gpt.Config(**SIZES)), 2 + 1),
         (gpt.Model(gpt.Config(**SIZES, norm="rmsnorm")), 2 + 1),
+        (gpt.Model(gpt.Config(**SIZES, norm="rmsnorm", norm_place="both", qk_norm="head")), 6 + 1),
         (bert.Model(bert.Config(**SIZES), ("mlm",)), 1 + 2 + 1),
         (t5.Model(t5.Config(**SIZES)), 2 + 1 + 3 + 1),
         (t5.Model(t5.Config(**SIZES, norm="layernorm", post_norm=True)), 2 + 3),
     ],
-    ids=["layernorm", "rmsnorm", "bert", "t5", "t5, norms last"],
+    ids=["layernorm", "rmsnorm", "norms on both sides", "bert", "t5", "t5, norms last"],
 )
 def test_every_norm_of_a_model_has_the_epsilon_of_the_config(model, n):
     """A scanned layer is traced once."""

@@ -8,13 +8,22 @@ import jax.numpy as jnp
 from bigjax.layers.kernels.common import MASKED, dot, scores
 from bigjax.layers.mask import Mask, dense, key_range
 from bigjax.layers.remat import kept
+from bigjax.linear import cap_slope, capped
 
-BIAS = True
+BIAS = SOFTCAP = True
 PLATFORMS = ()
 
 
 def attention(
-    q_BTHD, k_BSKD, v_BSKD, mask: Mask, q_segments_BT, k_segments_BS, bias, scale: float
+    q_BTHD,
+    k_BSKD,
+    v_BSKD,
+    mask: Mask,
+    q_segments_BT,
+    k_segments_BS,
+    bias,
+    scale: float,
+    softcap: float = 0.0,
 ) -> jax.Array:
     """Each block of queries gets the range of keys that it sees, which for a causal mask saves
     nearly half of the work. Its own gradient keeps the exponentials of the scores instead of the
@@ -29,6 +38,7 @@ def attention(
         bias,
         (q_segments_BT, k_segments_BS),
         mask,
+        softcap,
     )
     return kept(heads_first(o), "context")
 
@@ -50,12 +60,12 @@ def _blocks(mask: Mask, T: int, S: int) -> list[tuple[slice, slice]]:
     return blocks
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _blocked(q_BHTD, k_BHSD, v_BHSD, bias, segments, mask):
-    return _forward(q_BHTD, k_BHSD, v_BHSD, bias, segments, mask)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _blocked(q_BHTD, k_BHSD, v_BHSD, bias, segments, mask, softcap):
+    return _forward(q_BHTD, k_BHSD, v_BHSD, bias, segments, mask, softcap)[0]
 
 
-def _forward(q, k, v, bias, segments, mask):
+def _forward(q, k, v, bias, segments, mask, softcap):
     out, exponentials = [], []
     for rows, keys in _blocks(mask, q.shape[2], k.shape[2]):
         part = lambda x, at: None if x is None else x[:, at]
@@ -68,7 +78,10 @@ def _forward(q, k, v, bias, segments, mask):
             part(segments[1], keys),
             keys.start,
         )
-        p = scores(q[:, :, rows], k[:, :, keys])
+        p, slope = scores(q[:, :, rows], k[:, :, keys]), None
+        if softcap:
+            p = capped(p, softcap)
+            slope = cap_slope(p, softcap).astype(v.dtype)
         if bias is not None:
             p += bias[:, :, rows, keys]
         if seen is not None:
@@ -77,28 +90,29 @@ def _forward(q, k, v, bias, segments, mask):
         inverse = 1 / e.sum(-1, keepdims=True)
         e = e.astype(v.dtype)
         out.append((dot(e, v[:, :, keys], 3, 2) * inverse).astype(v.dtype))
-        exponentials.append((e, inverse))
+        exponentials.append((e, inverse, slope))
     o = jnp.concatenate(out, axis=2)
     return o, (q, k, v, bias, o, exponentials)
 
 
-def _backward(mask, saved, do):
+def _backward(mask, softcap, saved, do):
+    del softcap
     q, k, v, bias, o, exponentials = saved
     S = k.shape[2]
     blocks = _blocks(mask, q.shape[2], S)
     # The exponentials times `inverse` are the weights: the narrower array is multiplied.
-    inverse = jnp.concatenate([inverse for _, inverse in exponentials], axis=2)
+    inverse = jnp.concatenate([inverse for _, inverse, _ in exponentials], axis=2)
     do = (do * inverse).astype(do.dtype)
     sums = (do.astype(jnp.float32) * o).sum(-1, keepdims=True)
     dq, dk, dv, d_bias = [], [], [], []
-    for (rows, keys), (e, _) in zip(blocks, exponentials):
+    for (rows, keys), (e, _, slope) in zip(blocks, exponentials):
         do_rows = do[:, :, rows]
         ds = e * (dot(do_rows, v[:, :, keys], 3, 3) - sums[:, :, rows])
         if bias is not None:
             axes = tuple(i for i in (0, 1) if bias.shape[i] == 1)
             others = [(0, 0)] * 3 + [(keys.start, S - keys.stop)]
             d_bias.append(jnp.pad(ds.sum(axes, keepdims=True), others))
-        ds = ds.astype(q.dtype)
+        ds = (ds if slope is None else ds * slope).astype(q.dtype)
         dq.append(dot(ds, k[:, :, keys], 3, 2).astype(q.dtype))
         dk.append(dot(ds, q[:, :, rows], 2, 2))
         dv.append(dot(e, do_rows, 2, 2))

@@ -8,7 +8,7 @@ from bigjax.layers.kernels.common import over_devices
 from bigjax.layers.mask import Causal, Full, Mask, dense
 from bigjax.layers.remat import kept
 
-BIAS = True
+BIAS, SOFTCAP = True, False
 PLATFORMS = ("gpu", "cuda")
 
 

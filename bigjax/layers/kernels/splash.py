@@ -12,7 +12,7 @@ from bigjax.layers.mask import Causal, Full, Mask, pairs, table
 from bigjax.layers.remat import kept
 from bigjax.parallel.mesh import device_kind, platform
 
-BIAS = False
+BIAS, SOFTCAP = False, True
 PLATFORMS = ()
 
 # The number of products of queries x keys in each kernel, for plan/predict.py, see SCOPE. The
@@ -38,7 +38,15 @@ PADDED = 1024  # the shortest other lengths, which are padded: of shorter ones i
 
 
 def attention(
-    q_BTHD, k_BSKD, v_BSKD, mask: Mask, q_segments_BT, k_segments_BS, bias: None, scale: float
+    q_BTHD,
+    k_BSKD,
+    v_BSKD,
+    mask: Mask,
+    q_segments_BT,
+    k_segments_BS,
+    bias: None,
+    scale: float,
+    softcap: float = 0.0,
 ) -> jax.Array:
     """Attention without scores in memory. Each device has its rows and heads. Where the sequence is
     sharded, it has its queries and gathers all keys. Other backends interpret it, slowly."""
@@ -47,8 +55,8 @@ def attention(
     if T % WIDTH or S % WIDTH:
         segments = _padded_segments(q_segments_BT, k_segments_BS, len(q_BTHD), T, S)
         q, k, v = (_padded(x) for x in (q_BTHD, k_BSKD, v_BSKD))
-        return _attention(q, k, v, mask, *segments, scale)[:, :T]
-    return _attention(q_BTHD, k_BSKD, v_BSKD, mask, q_segments_BT, k_segments_BS, scale)
+        return _attention(q, k, v, mask, *segments, scale, softcap)[:, :T]
+    return _attention(q_BTHD, k_BSKD, v_BSKD, mask, q_segments_BT, k_segments_BS, scale, softcap)
 
 
 def _padded(x, value: int = 0) -> jax.Array:
@@ -69,7 +77,7 @@ def _padded_segments(q_BT, k_BS, B: int, T: int, S: int) -> tuple[jax.Array, jax
 
 
 def _attention(
-    q_BTHD, k_BSKD, v_BSKD, mask: Mask, q_segments_BT, k_segments_BS, scale: float
+    q_BTHD, k_BSKD, v_BSKD, mask: Mask, q_segments_BT, k_segments_BS, scale: float, softcap: float
 ) -> jax.Array:
     B, T, H, D = q_BTHD.shape
     S = k_BSKD.shape[1]
@@ -78,7 +86,7 @@ def _attention(
     arrays = {"query": q_BTHD * scale, "key": k, "value": v}
     q, k, v = (kept(jnp.swapaxes(x, 1, 2), name) for name, x in arrays.items())
     block = blocks(mask, T, S, parts, largest(D, q.dtype, device_kind()))
-    kernel = _kernel(H, T, S, mask, shards, parts, block, platform() != "tpu")
+    kernel = _kernel(H, T, S, mask, shards, parts, block, platform() != "tpu", softcap)
     if q_segments_BT is None:
         call = lambda kernel, q, k, v: jax.vmap(kernel)(q, k, v)
         segments = ()
@@ -211,6 +219,7 @@ def _kernel(
     length_shards: int,
     block: tuple[int, int],
     interpret: bool,
+    softcap: float = 0.0,
 ):
     """The library's kernel for H heads, T queries and S keys over all devices."""
     q, kv = block
@@ -220,5 +229,6 @@ def _kernel(
         head_shards=head_shards,
         q_seq_shards=length_shards,
         residual_checkpoint_name="context",
+        attn_logits_soft_cap=softcap or None,
         interpret=interpret,
     )

@@ -16,6 +16,7 @@ from bigjax.layers.remat import kept
 from bigjax.parallel.mesh import device_kind, platform
 
 BIAS = True  # that is the same for all rows: [1, H or 1, T, S]
+SOFTCAP = False
 PLATFORMS = ()
 # As of splash.py: products of queries x keys by the kernel's name. The backward pass computes the
 # scores again.
