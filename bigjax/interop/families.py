@@ -65,16 +65,16 @@ def family_and_class(
     return ours, family, names[0]
 
 
-def family_of(model: Mapping[str, Any], python_path: str = "") -> Family:
+def family_of(model: Mapping[str, Any], python_path: str = "", first: str = "") -> Family:
     """The family of a config.model (its name and all fields).
 
-    python_path: of the config, for a family of one's own. Raises UserError, naming the keys, for a
-    model for which transformers has no class.
+    python_path: of the config, for a family of one's own. first: the family that is preferred.
+    Raises UserError, naming the keys, for a model for which transformers has no class.
     """
     families = of_model(model["name"], python_path)
     misfits = {name: f.misfits(model) for name, f in families.items()}
-    for name, wrong in misfits.items():
-        if not wrong:
+    for name in sorted(misfits, key=lambda name: name != first):
+        if not misfits[name]:
             return families[name]
     if not misfits:
         names = sorted({name for name, _ in supported().values()})
@@ -82,9 +82,11 @@ def family_of(model: Mapping[str, Any], python_path: str = "") -> Family:
             f"model.name={model['name']!r} has no counterpart in transformers; supported: "
             f"{', '.join(names)}. The module of a family of your own declares it by HUGGING_FACE."
         )
+    fewest = min(map(len, misfits.values()))
+    nearest = {name: wrong for name, wrong in misfits.items() if len(wrong) == fewest}
     raise UserError(
         "transformers has no class for this model: "
-        + "; ".join(f"for {name}, {', '.join(wrong)}" for name, wrong in misfits.items())
+        + "; ".join(f"for {name}, {', '.join(wrong)}" for name, wrong in nearest.items())
         + "."
     )
 

@@ -3,6 +3,7 @@
 Its layers are Conv1D, whose weights are [in, out] as ours; query, key and value are one tensor.
 """
 
+from bigjax.interop.decoders import UNUSED
 from bigjax.interop.mapping import (
     Architecture,
     Family,
@@ -113,7 +114,7 @@ def _limits(m: dict) -> dict[str, tuple]:
 _TASK = {"name": "causal_lm"}
 FAMILY = Family(
     name="gpt2",
-    fixed={"position": "learned", "norm": "layernorm", "bias": True, "parallel_block": False},
+    fixed={**UNUSED, "position": "learned", "norm": "layernorm", "bias": True},
     fields=_FIELDS,
     prefix="transformer.",
     architectures={

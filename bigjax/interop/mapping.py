@@ -47,6 +47,12 @@ def number(ours: str, theirs: str, default: int | float, *also: str) -> Field:
     return Field(ours, get, put)
 
 
+def number_or(ours: str, theirs: str, default: Callable[[dict], int]) -> Field:
+    """A number that is default(config) where it is absent or null."""
+    field = number(ours, theirs, 1)
+    return Field(ours, lambda c: default(c) if c.get(theirs) is None else field.get(c), field.put)
+
+
 def flag(ours: str, theirs: str, default: bool) -> Field:
     """A setting that is true or false."""
 
@@ -105,7 +111,8 @@ class Entry(NamedTuple):
     name, shape: of the tensor. parts: ((our name, our shape), ...). axes: of the tensor, in our
     order, () if it is the same: (1, 0) for [out, in], as in torch's Linear; our kernels are always
     [in..., out...], where in and out may be split into heads. along: the axis, in our order, along
-    which parts are concatenated. code: of the dtype of a tensor without parts, see `unused`.
+    which parts are concatenated. code: of the dtype of a tensor without parts, see `unused`. view:
+    the tensor's shape in our order, if parts are concatenated along a part of one of its axes.
     """
 
     name: str
@@ -114,10 +121,11 @@ class Entry(NamedTuple):
     axes: tuple[int, ...] = ()
     along: int = -1
     code: str = ""
+    view: tuple[int, ...] = ()
 
     def _part_shapes(self) -> list[tuple[int, ...]]:
         """The shape of each part in the tensor, in our order of axes."""
-        ours = [self.shape[axis] for axis in self.axes] or [*self.shape]
+        ours = [*self._view()]
         rest = math.prod(self.shape) // ours[self.along] if ours else 1
         shapes = []
         for _, shape in self.parts:
@@ -126,9 +134,16 @@ class Entry(NamedTuple):
             shapes.append(tuple(ours))
         return shapes
 
+    def _view(self) -> tuple[int, ...]:
+        return self.view or self._transposed()
+
+    def _transposed(self) -> tuple[int, ...]:
+        return tuple(self.shape[axis] for axis in self.axes) or self.shape
+
     def to_ours(self, x: np.ndarray) -> dict[str, np.ndarray]:
         """{our name: array} from the tensor."""
         x = x.transpose(self.axes) if self.axes else x
+        x = x.reshape(self._view())
         if len(self.parts) == 1:
             ((ours, shape),) = self.parts
             return {ours: x.reshape(shape)}
@@ -151,6 +166,7 @@ class Entry(NamedTuple):
         pairs = zip(self.parts, self._part_shapes())
         x = [np.asarray(params[name]).reshape(shape) for (name, _), shape in pairs]
         x = x[0] if len(x) == 1 else np.concatenate(x, axis=self.along)
+        x = x.reshape(self._transposed())
         return x.transpose(np.argsort(self.axes)) if self.axes else x
 
 

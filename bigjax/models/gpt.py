@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from bigjax.bounds import FRACTION, POSITIVE, Range, at_least, check_ranges
 from bigjax.errors import UserError
-from bigjax.interop import gpt2, llama
+from bigjax.interop import gemma, gpt2, gpt_neox, llama, mistral, olmo2, phi3, qwen
 from bigjax.layers.attention import Attention, Cache, Span
 from bigjax.layers.basic import ACTIVATIONS, GATES, MLP, Embed, Norm, Output, dropout
 from bigjax.layers.mask import Causal, Mask, Window, mean_keys
@@ -29,7 +29,10 @@ from bigjax.models import (
 )
 from bigjax.parallel.sharding import constrain
 
-HUGGING_FACE = (gpt2.FAMILY, llama.FAMILY)
+HUGGING_FACE = (
+    *(gpt2.FAMILY, llama.FAMILY, mistral.FAMILY, qwen.QWEN2, qwen.QWEN3, gemma.GEMMA2),
+    *(gemma.GEMMA3, phi3.FAMILY, olmo2.FAMILY, gpt_neox.FAMILY),
+)
 MASK = Causal()
 
 

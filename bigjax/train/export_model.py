@@ -39,10 +39,11 @@ def export_run(
     """
     config = workdir_lib.read_config(workdir)
     model = {"name": config.model.name, **dataclasses.asdict(modules.options(config, "model"))}
-    family = interop.family_of(model, config.python_path)
+    origin = origin_lib.load(workdir)
+    first = origin.family if origin else ""
+    family = interop.family_of(model, config.python_path, first)
     if dtype:
         interop.check_dtype(dtype)
-    origin = origin_lib.load(workdir)
     if origin and origin.family != family.name:
         origin = None
     param_dtype = config.model.get("param_dtype", "float32")

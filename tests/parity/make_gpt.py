@@ -175,10 +175,24 @@ def check_separate_documents(forward, rows, batch, logits):
             torch.testing.assert_close(alone, logits[b, at], rtol=1e-4, atol=1e-4)
 
 
-def freeze(name, config, model, forward, seed, rows=ROWS, length=T):
+def freeze(
+    name,
+    config,
+    model,
+    forward,
+    seed,
+    rows=ROWS,
+    length=T,
+    separate=True,
+    rename=lambda key: key,
+    double=False,
+):
+    """separate: whether to check that packed documents are independent. rename: of parameters.
+    double: computed in float64, but for what the model casts to float32."""
     rng = np.random.default_rng(seed)
     draw(model, rng)
     model.eval()  # no dropout
+    model = model.double() if double else model
     batch = make_batch(rng, rows, length)
     see = torch.from_numpy(visible(batch["segments"]))
     logits = forward(
@@ -191,7 +205,8 @@ def freeze(name, config, model, forward, seed, rows=ROWS, length=T):
     loss = (nll * weights).sum() / weights.sum()
     loss.backward()
     with torch.no_grad():
-        check_separate_documents(forward, rows, batch, logits)
+        if separate:
+            check_separate_documents(forward, rows, batch, logits)
     arrays = dict(
         batch,
         config=np.array(json.dumps(config)),
@@ -199,7 +214,9 @@ def freeze(name, config, model, forward, seed, rows=ROWS, length=T):
         loss=loss.detach().numpy(),
     )
     for key, p in model.named_parameters():
+        key = rename(key)
         arrays[f"params/{key}"], arrays[f"grads/{key}"] = p.detach().numpy(), p.grad.numpy()
+    arrays = {k: np.float32(x) if x.dtype == np.float64 else x for k, x in arrays.items()}
     path = HERE / f"{name}.npz"
     np.savez_compressed(path, **arrays)
     print(

@@ -4,6 +4,7 @@ Tensors come from the frozen references of tests/parity, which have the names of
 second, independent mapping to our names.
 """
 
+import dataclasses
 import json
 
 import ml_dtypes
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from bigjax import interop
 from bigjax.errors import UserError
+from bigjax.models import gpt
 from tests.parity import test_bert, test_gpt
 
 BERT = dict(
@@ -293,18 +295,7 @@ def test_a_changed_model_changes_only_its_keys(tmp_path):
     }
 
 
-GPT = dict(
-    name="gpt",
-    position="learned",
-    norm="layernorm",
-    bias=True,
-    parallel_block=False,
-    activation="gelu",
-    d_model=8,
-    n_heads=2,
-    n_kv_heads=2,
-    head_dim=4,
-)
+GPT = dict(name="gpt", **dataclasses.asdict(gpt.Config(d_model=8, n_heads=2)))
 LLAMA = {**GPT, "position": "rotary", "norm": "rmsnorm", "bias": False, "activation": "swiglu"}
 
 

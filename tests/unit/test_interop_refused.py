@@ -48,7 +48,7 @@ def test_a_damaged_file(tmp_path, damage):
 
 
 REFUSED = {
-    "model type": ("GPT2LMHeadModel", {"model_type": "mistral"}, "'mistral'.*BertForMaskedLM"),
+    "model type": ("GPT2LMHeadModel", {"model_type": "bloom"}, "'bloom'.*BertForMaskedLM"),
     "architecture": (
         "GPT2LMHeadModel",
         {"architectures": ["GPT2DoubleHeadsModel"]},
@@ -58,12 +58,12 @@ REFUSED = {
     "rope scaling": (
         "LlamaForCausalLM",
         {"rope_scaling": {"rope_type": "llama3", "factor": 8}},
-        "rope_scaling.*llama3",
+        "rope_scaling lacks low_freq_factor",
     ),
     "old rope scaling": (
         "LlamaForCausalLM",
-        {"rope_scaling": {"type": "linear", "factor": 2}},
-        "rope_scaling.*linear",
+        {"rope_scaling": {"type": "dynamic", "factor": 2}},
+        "rope_scaling.*dynamic.*default, linear",
     ),
     "rope parameters": ("LlamaForCausalLM", {"rope_parameters": {"rope_type": "yarn"}}, "yarn"),
     "attention bias": ("LlamaForCausalLM", {"attention_bias": True}, "attention_bias is True"),
