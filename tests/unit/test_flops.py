@@ -23,7 +23,9 @@ def kernels(model, of=""):
     )
 
 
-@pytest.mark.parametrize("preset", ["llama2-7b", "llama2-70b", "palm-8b", "gpt2-124m"])
+@pytest.mark.parametrize(
+    "preset", ["llama2-7b", "palm-8b", "gpt2-124m", "gemma2-2b", "pythia-160m"]
+)
 def test_flops_of_a_decoder(preset):
     c = gpt.Config(**gpt.PRESETS[preset])
     weights = kernels(gpt.Model(c)) + c.vocab_size * c.d_model * c.tie_embeddings
