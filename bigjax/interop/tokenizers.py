@@ -58,15 +58,24 @@ def _simpler_kind(files: dict[str, bytes]) -> str:
         return "sentencepiece"
     if "vocab.txt" in files:
         return "wordpiece"
-    if "vocab.json" in files and "merges.txt" in files:
-        return _byte_level(files)
     content = _content(files)
+    if "vocab.json" in files and "merges.txt" in files:
+        return "" if _has_own_words(files, content) else _byte_level(files)
     model_type = _part(content, "model").get("type")
     if model_type == "WordPiece":
         return "wordpiece"
     if t5_tokenizer.is_t5(content):
         return "sentencepiece"
     return _byte_level(files) if model_type == "BPE" and _is_gpt2(content) else ""
+
+
+def _has_own_words(files: dict[str, bytes], content: dict) -> bool:
+    """Whether byte-level BPE splits text into other words than that of GPT-2, as in Qwen or Phi-4.
+    content: of tokenizer.json."""
+    if _part(content, "model").get("type") == "BPE":
+        return not _is_gpt2(content)
+    about = _object(files, "tokenizer_config.json")
+    return str(about.get("tokenizer_class", "")).startswith("Qwen2")
 
 
 def _byte_level(files: dict[str, bytes]) -> str:

@@ -29,6 +29,13 @@ def test_kinds_of_tokenizers():
     # That of Llama 3: byte-level too, but its own regex splits text into words.
     other = {**GPT2_JSON, "pre_tokenizer": {"type": "Sequence", "pretokenizers": []}}
     assert tokenizers.kind(as_files(other)) == ""
+    # Those of Qwen and SmolLM have the files of GPT-2 beside it.
+    own = {"vocab.json": b"{}", "merges.txt": b""}
+    assert tokenizers.kind({**own, **as_files(GPT2_JSON)}) == "bpe"
+    assert tokenizers.kind({**own, **as_files(other)}) == ""
+    assert tokenizers.derived({**own, **as_files(other)}) == {}
+    about = {"tokenizer_config.json": b'{"tokenizer_class": "Qwen2Tokenizer"}'}
+    assert tokenizers.kind({**own, **about}) == ""
 
 
 def test_vocabulary_and_merges_are_derived_from_tokenizer_json():
