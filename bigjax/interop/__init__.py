@@ -4,7 +4,8 @@ Folders are those of `save_pretrained`: config.json, safetensors files, and a to
 Parameters have the names and shapes of bigjax's unrolled form, such as
 'stack/layer_0/attention/query/kernel'; names of other arrays begin with their collection, such as
 'batch_stats/norm/mean'. A family's correspondence is a table (bert.py, gpt2.py, llama.py) that is
-used in both directions. The module of a model names its tables as HUGGING_FACE.
+used in both directions; decoders.py has what those of decoders share. The module of a model names
+its tables as HUGGING_FACE.
 """
 
 from bigjax.interop.families import (
