@@ -24,6 +24,7 @@ VARIANTS = {
     "gpt3": ("125m", "1.3b"),
     "headlines": ("", "titles"),
     "llama2": ("7b",),
+    "llama3": ("8b",),
     "morse": ("tiny",),
     "oracle": ("", "paper", "mle", "scheduled"),
     "oracle_paper": ("",),
@@ -39,6 +40,7 @@ REFUSED = {
     "bert/finetune.py:pairs": "config.init_from='runs/bert-docstrings' is neither",
     "gpt/gpt3.py:175b": "tensor=8: the other axes need 8, which does not divide the 4",
     "gpt/llama2.py:70b": "tensor=8: the other axes need 8, which does not divide the 4",
+    "gpt/llama3.py:70b": "tensor=8: the other axes need 8, which does not divide the 4",
     "seqgan/oracle.py": "but the run has 4",
 }
 FILES = {path.parent.name + "/" + path.name: path for path in config.config_files()}
