@@ -206,7 +206,7 @@ def _check_room(f, decoder, ids, names: list[str]) -> None:
     if asked > most_new:
         raise UserError(
             f"--max_tokens is {asked:,}; the model can generate at most {most_new:,} tokens "
-            f"(model.max_len={decoder.max_len}). Lower it."
+            f"({decoder.limit}={decoder.max_len}). Lower it."
         )
     most = decoder.max_len - (asked or 1)
     over = [i for i, row in enumerate(ids) if len(row) > most and decoder.continues]
@@ -214,7 +214,7 @@ def _check_room(f, decoder, ids, names: list[str]) -> None:
         given = f" and --max_tokens={asked}" if asked else ", so that text can follow"
         raise UserError(
             f"{names[over[0]]}: the prompt is {len(ids[over[0]]):,} tokens long, special ones "
-            f"included, and at most {most:,} are allowed with model.max_len={decoder.max_len}"
+            f"included, and at most {most:,} are allowed with {decoder.limit}={decoder.max_len}"
             f"{given}; {len(over):,} of {len(ids):,} are too long. Shorten the prompt"
             f"{', or lower --max_tokens' if asked else ''}."
         )

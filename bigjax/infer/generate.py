@@ -132,7 +132,7 @@ class Generator:
         if taken_by(self.decoder, prompts) + max_new_tokens > self.decoder.max_len:
             raise UserError(
                 f"A prompt of {longest} tokens and {max_new_tokens} new ones are "
-                f"more than model.max_len={self.decoder.max_len}."
+                f"more than {self.decoder.limit}={self.decoder.max_len}."
             )
 
     def begin(

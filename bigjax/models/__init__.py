@@ -89,8 +89,9 @@ class Decoder(NamedTuple):
         row.
     attention(variables, state, tokens_B) -> float32 [B, S], the share of attention that the step
         which reads these tokens gives to each token of the source; None without a source.
-    max_len: the largest number of tokens of a row. continues: whether the output continues the
-        given ids (True), which then take up slots, all but the last, or answers them (False).
+    max_len: the largest number of tokens of a row; limit: the config key that says so.
+    continues: whether the output continues the given ids (True), which then take up slots, all but
+        the last, or answers them (False).
     """
 
     context: Callable[[Sequence[Sequence[int]]], tuple[Any, Any]]
@@ -99,6 +100,7 @@ class Decoder(NamedTuple):
     max_len: int
     continues: bool = True
     attention: Callable[[Any, Any, jax.Array], jax.Array] | None = None
+    limit: str = "model.max_len"
 
 
 # Fields of a Config that do not change the parameters: a resumed run may change them.

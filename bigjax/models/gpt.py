@@ -357,9 +357,12 @@ def decoder(c: Config) -> Decoder:
         out = model.apply(variables, tokens_B[:, None], cache=state)
         return out.logits[:, 0], out.cache
 
-    # With more tokens the first ones would need other frequencies than the later ones.
-    limit = c.rope_original_len if c.rope_scaling == "longrope" else c.max_len
-    return Decoder(prefix_context, begin, step, min(limit, c.max_len))
+    if c.rope_scaling == "longrope" and c.rope_original_len < c.max_len:
+        # With more tokens the first ones would need other frequencies than the later ones.
+        return Decoder(
+            prefix_context, begin, step, c.rope_original_len, limit="model.rope_original_len"
+        )
+    return Decoder(prefix_context, begin, step, c.max_len)
 
 
 def flops_per_token(c: Config, seq_len: int) -> float:

@@ -21,6 +21,7 @@ from bigjax.interop.mapping import Family
 from bigjax.layers import params as params_lib
 from bigjax.layers.output import linear_losses
 from bigjax.models import gpt
+from bigjax.parallel import mesh as mesh_lib
 from bigjax.trees import named_leaves
 from tests.parity.test_gpt import GRADIENT_BAR, HERE, OUTPUT_BAR, error, gradient_errors
 
@@ -127,6 +128,21 @@ def test_unrolled_layers_and_the_plain_kernel(case):
     logits, _, grads = run(ref.params, ref.batch)
     assert error(np.asarray(logits)[ref.real], ref.logits[ref.real]) < OUTPUT_BAR
     assert max(gradient_errors(grads, ref.grads).values()) < GRADIENT_BAR
+
+
+def test_norms_of_queries_and_keys_whose_heads_are_sharded():
+    ref = reference("olmo2")
+    pad = lambda x, axis: np.pad(x, [(0, 3 if i == axis else 0) for i in range(2)])  # 61 tokens
+    params = ref.params | {
+        "embed/embedding": pad(ref.params["embed/embedding"], 0),
+        "head/kernel": pad(ref.params["head/kernel"], 1),
+    }
+    c = dataclasses.replace(ref.model, vocab_size=64)
+    inputs = [np.concatenate([ref.batch[k]] * 2) for k in ("inputs", "positions", "segments")]
+    with jax.set_mesh(mesh_lib.make_mesh(dict(zip(mesh_lib.AXES, (2, 1, 2, 2))))):
+        run = jax.jit(lambda p: gpt.Model(c).apply({"params": tree(p, c)}, *inputs).logits)
+        logits = np.asarray(run(params))[:3, :, :61]
+    assert error(logits[ref.real], ref.logits[ref.real]) < OUTPUT_BAR
 
 
 @pytest.mark.parametrize("case", ["qwen3", "gemma2", "olmo2", "gpt_neox"])

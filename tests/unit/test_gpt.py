@@ -304,4 +304,7 @@ def test_rows_beyond_the_first_training_of_longrope_are_not_decoded():
     """Their first tokens would need other frequencies than the later ones."""
     rope = dict(rope_scaling="longrope", rope_short=(1.0,) * 32, rope_long=(2.0,) * 32)
     c = gpt.Config(position="rotary", rope_original_len=64, **rope)
-    assert (gpt.decoder(c).max_len, c.max_len) == (64, 1024)
+    decoder = gpt.decoder(c)
+    assert (decoder.max_len, decoder.limit) == (64, "model.rope_original_len")
+    short = gpt.decoder(dataclasses.replace(c, max_len=50))
+    assert (short.max_len, short.limit) == (50, "model.max_len")
