@@ -215,22 +215,24 @@ def body(norms: Mapping[str, str] = PRE, fused: bool = False) -> Callable[[dict]
             linear = lambda name, at, ins, outs, bias=False: dense(
                 f"{ours}/{name}", f"{theirs}.{at}_proj", ins, outs, bias=bias
             )
+            # In the order of transformers, by which tensors go into shards.
             if fused:
                 parts = {f"{ours}/attention/{x}": (d, *shape) for x, shape in qkv.items()}
+                out += linear("attention/out", "self_attn.o", heads, d)
                 out += side_by_side(parts, f"{theirs}.self_attn.qkv_proj", d)
                 parts = {f"{ours}/mlp/{x}": (d, m["d_ff"]) for x in ("gate", "up")}
                 out += side_by_side(parts, f"{theirs}.mlp.gate_up_proj", d)
             else:
                 for x, shape in qkv.items():
                     out += linear(f"attention/{x}", f"self_attn.{x[0]}", d, shape, m["qkv_bias"])
+                out += linear("attention/out", "self_attn.o", heads, d)
+                for x in ("query", "key") if m["qk_norm"] else ():
+                    n = width if m["qk_norm"] == "head" else qkv[x][0] * width
+                    name = f"{theirs}.self_attn.{x[0]}_norm"
+                    out += norm(f"{ours}/attention/{x}_norm", name, n, bias=False)
                 out += linear("mlp/gate", "mlp.gate", d, m["d_ff"])
                 out += linear("mlp/up", "mlp.up", d, m["d_ff"])
-            out += linear("attention/out", "self_attn.o", heads, d)
             out += linear("mlp/down", "mlp.down", m["d_ff"], d)
-            for x in ("query", "key") if m["qk_norm"] else ():
-                n = width if m["qk_norm"] == "head" else qkv[x][0] * width
-                name = f"{theirs}.self_attn.{x[0]}_norm"
-                out += norm(f"{ours}/attention/{x}_norm", name, n, bias=False)
             for x, name in norms.items():
                 out += norm(f"{ours}/{x}", f"{theirs}.{name}", d, bias=False)
         return out + norm("final_norm", "model.norm", d, bias=False)

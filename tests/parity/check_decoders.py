@@ -6,9 +6,10 @@ The models of make_decoders.py with random weights, saved by transformers in sha
 in bfloat16, are imported and exported. For each it checks that
     outputs  bigjax's logits equal those of transformers
     back     the export of the import has the same files, byte for byte
+    shards   so has an export into new shards
     new      exports with other weights, with a new config.json and with the original one, open in
              transformers with bigjax's logits
-Last run with torch 2.13.0, transformers 5.24.0: logits differ by 2e-6 at most.
+Last run with torch 2.13.0, transformers 5.24.0: logits differ by 3e-6 at most.
 """
 
 import dataclasses
@@ -69,10 +70,10 @@ def check(case: str, root: pathlib.Path) -> None:
 
     import_model.import_run(source, root / "run", quiet)
     export_model.export_run(root / "run", root / "back", log=quiet)
-    (root / "back" / "generation_config.json").write_bytes(
-        (source / "generation_config.json").read_bytes()
-    )
+    export_model.export_run(root / "run", root / "shards", log=quiet, max_shard_bytes=SHARD)
     same_files(source, root / "back")
+    if "NeoX" not in cls:  # whose tensors transformers 5 sorts by name
+        same_files(source, root / "shards")
 
     rng = np.random.default_rng(4)
     params = {k: np.float32(x) + np.float32(rng.normal(0, 0.1, x.shape)) for k, x in params.items()}
