@@ -12,6 +12,7 @@ from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
 from bigjax.layers.mask import Causal, Window
 from bigjax.models import gpt
+from bigjax.parallel import mesh as mesh_lib
 
 # Published numbers of parameters, exact where the weights are public.
 EXACT = {
@@ -308,3 +309,14 @@ def test_rows_beyond_the_first_training_of_longrope_are_not_decoded():
     assert (decoder.max_len, decoder.limit) == (64, "model.rope_original_len")
     short = gpt.decoder(dataclasses.replace(c, max_len=50))
     assert (short.max_len, short.limit) == (50, "model.max_len")
+
+
+def test_a_kernel_without_soft_caps_is_refused_before_training():
+    c = gpt.Config(attention="whole", attention_softcap=50.0)
+    with pytest.raises(UserError, match="'whole' does not support a soft cap of the scores"):
+        gpt.check_mesh(c, {"data.seq_len": 64}, mesh_lib.make_mesh(dict(data=1), jax.devices()[:1]))
+    gpt.check_mesh(
+        dataclasses.replace(c, attention="splash"),
+        {"data.seq_len": 128},
+        mesh_lib.make_mesh(dict(data=1), jax.devices()[:1]),
+    )
