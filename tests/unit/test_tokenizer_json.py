@@ -321,7 +321,7 @@ def test_kinds_of_folders(folders):
     unknown = {**gpt2, "pre_tokenizer": {"type": "New"}}
     only = {"tokenizer.json": json.dumps(unknown).encode()}
     assert hf.kind(only) == "" and "does not read this tokenizer.json (" in hf.unread(only)
-    assert hf.kind(as_files(unknown)) == "bpe"
+    assert hf.kind(as_files(unknown)) == ""  # GPT-2's words may be other ones
 
 
 def test_kind_of_a_sentencepiece_model_with_more_tokens(folders):
