@@ -52,7 +52,7 @@ def one_device(make):
         pytest.param((2, 2, 2), ":spans", marks=pytest.mark.slow),
         ((2, 2, 2), ":lstm"),
         pytest.param((1, 2, 2, 2), ":lstm", marks=pytest.mark.slow),
-        ((2, 2, 2), ":whisper"),
+        pytest.param((2, 2, 2), ":whisper", marks=pytest.mark.slow),
         pytest.param((1, 2, 2, 2), ":whisper", marks=pytest.mark.slow),
         pytest.param((8, 1, 1), ":whisper", marks=pytest.mark.slow),
     ],
