@@ -311,7 +311,9 @@ def test_an_untrusted_import_cannot_write_or_read_outside_its_folder(tmp_path, w
     else:
         layout[where] = {"../outside.safetensors": ""}
     (tmp_path / origin.ORIGIN).write_text(json.dumps(stored))
-    with pytest.raises(UserError, match=r"huggingface\.json: '\.\./.* is not a valid file name"):
+    with pytest.raises(
+        UserError, match=r"huggingface\.json: '\.\.(/.*)?' is not a valid file name"
+    ):
         origin.load(tmp_path)
 
 
