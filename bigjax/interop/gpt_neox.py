@@ -3,6 +3,8 @@
 Query, key and value are one tensor, in which those of each head are together.
 """
 
+import functools
+
 from bigjax.interop import decoders, rope
 from bigjax.interop.mapping import (
     Architecture,
@@ -14,6 +16,7 @@ from bigjax.interop.mapping import (
     needs_division,
     norm,
     number,
+    output_head,
     plain,
     refuse,
 )
@@ -26,8 +29,8 @@ _ACTIVATIONS = {
     "silu": "silu",
 }
 _PARALLEL = flag("", "use_parallel_residual", True)
-_HEAD = "embed_out.weight"
-_WITHOUT = {"n_kv_heads": "num_attention_heads", "head_dim": ""}
+_HEAD = "embed_out"
+_WITHOUT = ("n_kv_heads", "head_dim")
 _FIELDS = (
     *(
         field
@@ -75,13 +78,6 @@ def _by_head(ours: str, theirs: str, d: int, n: int, width: int) -> list[Entry]:
     ]
 
 
-def _heads(m: dict, n_labels: int) -> dict[str, list[Entry]]:
-    del n_labels
-    if m["tie_embeddings"]:
-        return {"head": []}
-    return {"head": dense("head", "embed_out", m["d_model"], m["vocab_size"], bias=False)}
-
-
 def _limits(m: dict) -> dict[str, tuple]:
     return {
         "activation": tuple(dict.fromkeys(_ACTIVATIONS.values())),
@@ -111,8 +107,8 @@ FAMILY = Family(
     prefix="gpt_neox.",
     architectures={"GPTNeoXForCausalLM": Architecture(("head",), {"name": "causal_lm"})},
     body=_body,
-    heads=_heads,
-    tied=lambda m: {_HEAD: "gpt_neox.embed_in.weight"} if m["tie_embeddings"] else {},
+    heads=functools.partial(output_head, theirs=_HEAD),
+    tied=lambda m: {f"{_HEAD}.weight": "gpt_neox.embed_in.weight"} if m["tie_embeddings"] else {},
     redundant=r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",
     head_names=r"embed_out\.",
     renamed=((r"^lm_head\.", "embed_out."),),

@@ -249,12 +249,12 @@ def batch_norm(ours: str, theirs: str, d: int) -> list[Entry]:
     ]
 
 
-def output_head(m: dict, n_labels: int) -> dict[str, list[Entry]]:
+def output_head(m: dict, n_labels: int, theirs: str = "lm_head") -> dict[str, list[Entry]]:
     """Family.heads of a decoder: the output layer, unless it is the token embedding."""
     del n_labels
     if m["tie_embeddings"]:
         return {"head": []}
-    return {"head": dense("head", "lm_head", m["d_model"], m["vocab_size"], bias=False)}
+    return {"head": dense("head", theirs, m["d_model"], m["vocab_size"], bias=False)}
 
 
 # --- Families --------------------------------------------------------------------------------
