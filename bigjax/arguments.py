@@ -16,7 +16,7 @@ from bigjax.errors import UserError
 _KEY = "--config."
 _EVALUATOR = re.compile(r"--config\.evals\.([^.=]+)\.kind=(.*)", re.DOTALL)
 # Config keys of the commands that open a run's work folder, and of those that also read data.
-MODEL = ("model", "mesh", "hosts", "train.ema", "python_path")
+MODEL = ("model", "mesh", "hosts", "train.ema", "python_path", "peft.base")
 ROWS = (*MODEL, "task", "train.batch_size")
 # Exceptions: the run's own tokenizer is used, and there is no dropout outside training.
 SETTLED = ("data.tokenizer", "model.*dropout")
@@ -264,8 +264,11 @@ class Arguments:
             folder = config_lib.folder_of(file)
         config = base.copy_and_resolve_references().lock()
         # Keys that select modules first: the fields of these modules are the other keys.
-        selects = re.compile(rf"{_KEY}((model|task|data)\.name|python_path)=")
+        selects = re.compile(rf"{_KEY}((model|task|data|peft)\.name|python_path)=")
         names = config_lib.override(config, [a for a in self.overrides if selects.match(a)])
+        if "peft.name" in names and not config.peft.name:  # off
+            with config.unlocked():
+                config.peft = {"name": ""}
         config_lib.expand_paths(config)
         config_lib.set_python_path(config, folder or pathlib.Path.cwd())
         kinds_of = dict(m.groups() for a in self.overrides if (m := _EVALUATOR.fullmatch(a)))

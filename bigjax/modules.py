@@ -39,8 +39,10 @@ _HAS = {
     "data": "Config",
     "data.sources": "documents",
     "data.tokenizers": "build",
+    "peft": "build",
 }
-SECTIONS = {"model": "models", "task": "tasks", "data": "data"}
+SECTIONS = {"model": "models", "task": "tasks", "data": "data", "peft": "peft"}
+OPTIONAL = ("peft",)  # sections whose name may be '', for none: then they have no other key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +50,14 @@ class NoFields:
     """The Config of a module that defines none."""
 
 
+_NONE = ModuleType("none", "Of a section whose name is ''.")
+
+
 def of(config, section: str) -> ModuleType:
-    """The module that a section of a config names: 'model', 'task', 'data', 'evals.NAME', or one
-    within these."""
+    """The module that a section of a config names: 'model', 'task', 'data', 'peft', 'evals.NAME',
+    or one within these."""
+    if section in OPTIONAL and not config[section].name:
+        return _NONE
     if section in SECTIONS:
         room, key = SECTIONS[section], f"{section}.name"
         return find(room, config[section].name, key, config.python_path)
@@ -95,6 +102,12 @@ def options(config, section: str):
     preset = _preset(of(config, section), values)
     complete = values.get("preset", "") != "init_from"
     cls = _class(config, section)
+    if section in OPTIONAL and not values.name and len(values) > 1:
+        raise UserError(
+            f"config.{section} has the keys {', '.join(k for k in values if k != 'name')}, but "
+            f"config.{section}.name is '', which turns it off. Set it to one of "
+            f"{', '.join(names(SECTIONS[section]))}, or leave the keys out."
+        )
     return config_lib.build(cls, values, section, preset=preset, complete=complete)
 
 

@@ -30,7 +30,7 @@ COMMAND = Command(
     workdirs=0,
     keys=(
         *("model", "task", "data", "optim", "train", "mesh", "seed", "init_from"),
-        "python_path",
+        *("peft", "python_path"),
     ),
 )
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from bigjax.bounds import FRACTION, POSITIVE, SEED, SHARE, Range, at_least
 
 # Their keys are declared by modules, see bigjax/modules.py.
-OPEN_SECTIONS = ("model", "task", "data", "evals", "train.compiler_options")
+OPEN_SECTIONS = ("model", "task", "data", "peft", "evals", "train.compiler_options")
 
 # Files and folders: `~` is expanded when the config is resolved. Modules declare those of their
 # sections. (In train.compilation_cache `~` is expanded whenever a command runs.)
@@ -24,11 +24,12 @@ def new_config() -> ConfigDict:
     c.python_path = ""  # folder of your own modules; '' = that of the config file
     c.resume_from = ""  # a run's work folder to continue from, if this one is empty
 
-    # Each names a module and sets fields of its Config: in bigjax/models, tasks or data, or, if the
-    # name has a dot, in a project or your own. `bigjax config` prints all fields.
+    # Each names a module and sets fields of its Config: in bigjax/models, tasks, data or peft, or,
+    # if the name has a dot, in a project or your own. `bigjax config` prints all fields.
     c.model = dict(name="gpt", preset="")  # a published size; 'init_from': the size of init_from
     c.task = dict(name="causal_lm")
     c.data = dict(name="text")
+    c.peft = dict(name="")  # lora, adapter, prefix, prompt, bitfit; '' = all parameters are trained
     c.evals = ConfigDict()  # NAME: dict(kind=MODULE of bigjax/evals, every=STEPS, fields of it)
 
     c.optim = ConfigDict()

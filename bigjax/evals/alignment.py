@@ -54,7 +54,7 @@ def build(name: str, options: Config, context: Context):
     family = modules.of(config, "model")
     decoder = None
     if hasattr(family, "decoder"):
-        decoder = family.decoder(context.task.model_config)
+        decoder = context.task.decoder(family.decoder(context.task.model_config))
     if getattr(decoder, "attention", None) is None or not hasattr(corpus, "inputs"):
         raise UserError(
             f"evals.{name}.kind='alignment' needs a model that attends to a source, such as "
@@ -79,7 +79,8 @@ def build(name: str, options: Config, context: Context):
         sources = [_labels(t, source) for source in inputs]
 
     def evaluate(params, extras, step: int) -> dict[str, float]:
-        variables = jax.jit(params_lib.unrolled)({"params": params, **extras})
+        variables = context.task.variables(params, extras, context.frozen)
+        variables = jax.jit(params_lib.unrolled)(variables)
         tokens, shares = jax.device_get(run(variables, of_source, first))
         if jax.process_index() == 0:
             pictures = [

@@ -58,7 +58,8 @@ def build(name: str, options: Config, context: Context):
             "sources and targets, such as model.name='t5' and data.name='text_to_text'; model.name "
             f"is {config.model.name!r} and data.name {config.data.name!r}."
         )
-    decoder = family.decoder(context.task.model_config)
+    task = context.task
+    decoder = task.decoder(family.decoder(task.model_config))
     search = batch_lib.Search(options.beam, 1, options.length_penalty, options.coverage_penalty)
     batch_lib.check(decoder, search)
     most = config.data.get("target_len", config.data.seq_len)
@@ -101,7 +102,7 @@ def build(name: str, options: Config, context: Context):
         return texts
 
     def evaluate(params, extras, step: int) -> dict[str, float]:
-        texts = generate(unrolled({"params": params, **extras}))
+        texts = generate(unrolled(task.variables(params, extras, context.frozen)))
         examples = [
             Example(rows[i], targets[i], tokenizer.decode(text.ids), text.score)
             for i, text in sorted(texts.items())

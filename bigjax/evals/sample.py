@@ -29,10 +29,11 @@ def build(name: str, options: Config, context: Context):
             f"evals.{name}.kind='sample' needs a model that generates, such as model.name='gpt'; "
             f"model.name is {context.config.model.name!r}."
         )
-    decoder, prompts = family.decoder(context.task.model_config), [options.prompt]
+    task, prompts = context.task, [options.prompt]
+    decoder = task.decoder(family.decoder(task.model_config))
 
     def evaluate(params, extras, step: int) -> dict[str, float]:
-        generator = Generator(decoder, {"params": params, **extras})
+        generator = Generator(decoder, task.variables(params, extras, context.frozen))
         (new,) = texts(generator, tokenizer, prompts, sampling, seed=context.config.seed)
         text = (options.prompt * decoder.continues + new).replace("\n", "\n    ")
         context.log(f"{name} after step {step}:\n    {text}")

@@ -116,7 +116,7 @@ def fixed_statistics(trained: Any) -> contextlib.AbstractContextManager:
         its = trained
         for name in module.path:
             its = its.get(name, True) if isinstance(its, dict) else True
-        fixed = not any(jax.tree_util.tree_leaves(its))
+        fixed = kwargs.get("fixed", False) or not any(jax.tree_util.tree_leaves(its))
         return next_call(*args, **{**kwargs, "fixed": fixed})
 
     return nn.intercept_methods(intercept)

@@ -17,7 +17,7 @@ from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
 from bigjax.linear import Linear
 from bigjax.plural import plural
-from bigjax.tasks import _checks
+from bigjax.tasks import _checks, _peft
 from bigjax.tasks._checks import STEP_METRICS as STEP_METRICS
 from bigjax.tasks._checks import check_call as check_call
 from bigjax.tasks._checks import check_data as check_data
@@ -84,6 +84,13 @@ class Task:
         data are read, so that it can refuse bad input early.
     extras_of(params, extras) -> extras, if they follow from the parameters: called after parameters
         were loaded from another run, or prepared. None: extras are loaded as parameters are.
+    variables(params, extras, frozen) -> the variables of `model` and its decoder, as a tuned model
+        needs them: by default {'params': params, **extras}.
+    decoder(plain) -> the models.Decoder for `variables`, from that of the family; equal for equal
+        arguments.
+    starts_from: the name of a frozen part whose source also holds the first values of parameters
+        that are trained; '' = none.
+    first(params, frozen) -> params of a run from scratch, where some follow from the frozen parts.
     value_and_grad(loss, params, extras, frozen, batch, rng) -> ((loss_sum, aux), gradients), as
         jax.value_and_grad(loss, has_aux=True), the default. loss(params, extras, frozen, batch,
         rng) -> (loss_sum, aux); params: those that are trained.
@@ -121,6 +128,13 @@ class Task:
     features: Callable[..., Any] | None = None
     prepare: Callable[[], Callable[[Any, Any], Any]] = lambda: lambda params, corpus: params
     extras_of: Callable[[Any, Any], Any] | None = None
+    variables: Callable[[Any, Any, Any], Any] = lambda params, extras, frozen: {
+        "params": params,
+        **extras,
+    }
+    decoder: Callable[[Any], Any] = lambda plain: plain
+    starts_from: str = ""
+    first: Callable[[Any, Any], Any] | None = None
     value_and_grad: Callable[..., Any] | None = None
     make_step: Callable[[Any, Any], tuple[Callable, Callable]] | None = None
     phases: Callable[[int], list[tuple[str, int]]] = lambda steps: [("", 0)]
@@ -158,6 +172,8 @@ def _built(module: Any, config, options: Any) -> Task:
     if not isinstance(task, Task):
         raise UserError(f"{what}build returned {described(task)}; it must return a tasks.Task.")
     _checks.check_calls(task, what)
+    if modules.options(config, "peft") != modules.NoFields():
+        task = _peft.wrapped(task, config, Frozen)
     return dataclasses.replace(task, loss=_checks.checked_loss(task.loss, f"{what}loss"))
 
 

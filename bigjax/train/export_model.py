@@ -17,6 +17,7 @@ from bigjax.interop import tokenizers as hf_tokenizers
 from bigjax.interop.mapping import Family
 from bigjax.interop.origin import Origin
 from bigjax.train import load as load_lib
+from bigjax.train import state as state_lib
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.import_model import TOKENIZER_FILES, log_names
 from bigjax.trees import layer_locations, named_leaves
@@ -54,13 +55,14 @@ def export_run(
     loaded = load_lib.load(workdir, config, step, batch_size=None)
     layout = origin.layout if origin and loaded.step == 0 else None
     kept = interop.kept_parameters(workdir, loaded.step) if origin else {}
-    params = _Params({**loaded.params, **loaded.extras}, kept)
+    own, extras = state_lib.split(loaded.variables)
+    params = _Params({**own, **extras}, kept)
     architecture = _architecture(origin, layout, family, model, params)
     required = set(interop.requires(family, architecture, model, layout))
     if not loaded.task.extras_of:  # else an import computes them again
-        _check_extras(loaded.extras, required, architecture)
+        _check_extras(extras, required, architecture)
     if not layout:  # else some parameters were initialised by the import
-        _check_added(loaded.params, required, architecture)
+        _check_added(own, required, architecture)
     same_types = _same_types(origin, dtype)
     if max_shard_bytes is None and not same_types:
         max_shard_bytes = interop.MAX_SHARD_BYTES

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from bigjax.data.files import cache_dir
 from bigjax.errors import UserError
 from bigjax.optim import schedules
+from bigjax.peft import joined
 from bigjax.train import frozen, init_from, source_checks
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints
@@ -84,14 +85,23 @@ def _initial_state(run, prepare: Callable | None, source: init_from.Source | Non
         source_checks.check_labels(
             source, of_run.params, task.label_head, c.init_reset, labels, log
         )
+        if task.starts_from:
+            source_checks.check_adapter(source, run.frozen.fingerprints[task.starts_from])
     state = run.program.init()
     params, extras = state.params, state.extras
+    if task.starts_from:
+        params, extras = _of_base(run, params, extras)
     if source:
         log(f"Starting at step 0 with the parameters of {c.init_from}.")
         stored = {k: extras[k] for k in stored}
         adapt = init_from.adapter(c)
         loaded = init_from.initialise({**params, **stored}, source, c.init_reset, log, adapt)
         params, extras = ({k: loaded[k] for k in tree} for tree in (params, stored))
+    elif task.starts_from:
+        log("Starting at step 0.")
+        if task.first:
+            make = jax.jit(task.first, out_shardings=run.program.shardings.params)
+            params = make(params, run.frozen.arrays)
     else:
         log("Starting from scratch.")
         params = (prepare or task.prepare())(params, run.corpus)
@@ -100,6 +110,27 @@ def _initial_state(run, prepare: Callable | None, source: init_from.Source | Non
     if task.extras_of:
         extras = task.extras_of(params, state.extras)
     return replaced(state, params, extras, run.program.shardings)
+
+
+def _of_base(run, params, extras) -> tuple:
+    """(params, extras) with the values of the frozen part that Task.starts_from names, where it
+    has them: of extras, and of parameters that are trained in full."""
+    c, task, log = run.config, run.program.task, run.progress.log
+    base = task.frozen[task.starts_from]
+    source = init_from.open_source(base.source, cache_dir(c), base.model, c.python_path)
+    axes, tokenizer = joined(base.axes["params"], task.axes["params"]), run.corpus.tokenizer
+    source_checks.check_tokenizer(
+        source, axes, "", tokenizer, log, c.python_path, key="config.peft.base"
+    )
+    labels = tuple(c.task.get("labels", ()))
+    kept = init_from.in_both({**params, **extras}, source)
+    if labels != source.labels:  # the outputs of its head stand for something else
+        kept = [n for n in kept if not n.startswith(f"{task.label_head}/")]
+    if not kept:
+        return params, extras
+    only = source._replace(shapes={n: source.shapes[n] for n in kept})
+    loaded = init_from.initialise({**params, **extras}, only, "", log)
+    return {k: loaded[k] for k in params}, {k: loaded[k] for k in extras}
 
 
 def replaced(state: State, params, extras, shardings: State) -> State:

@@ -18,7 +18,7 @@ from bigjax.errors import UserError
 from bigjax.models import Adapted
 from bigjax.optim import matches
 from bigjax.parallel import sharding
-from bigjax.train import init_table
+from bigjax.train import init_table, meta
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import Checkpoints, Damaged
 from bigjax.trees import layer_locations, layer_names, named_leaves, path_name
@@ -34,7 +34,7 @@ class Source(NamedTuple):
     shape}. load(abstract): returns a function from name to array; arrays have the shardings of
     abstract, the target tree, where their shapes match. model: its config.model. tokenizer_kind,
     tokenizer_path: as in config.data.tokenizer; kind '' without a tokenizer. labels: its task's,
-    () without labels.
+    () without labels. frozen: {name: fingerprint} of a run's frozen parts.
     """
 
     where: str
@@ -44,6 +44,7 @@ class Source(NamedTuple):
     tokenizer_kind: str
     tokenizer_path: str
     labels: tuple[str, ...]
+    frozen: Mapping[str, str] = {}
 
 
 def open_source(
@@ -118,17 +119,18 @@ def _open_run(where: str, what: str) -> Source:
         kind if paths.exists(folder / tokenizers.META_FILE) else "",
         str(folder),
         tuple(config.task.get("labels", ())),
+        (meta.read(workdir, step) or {}).get("frozen", {}),
     )
 
 
 def fill(config, workdir: str = "") -> Source | None:
-    """Fills the model and the tokenizer of a config with those of init_from, if it requests that by
-    model.preset or data.tokenizer.kind 'init_from'.
+    """Fills the model and the tokenizer of a config with those of peft.base or init_from, if it
+    requests that by model.preset or data.tokenizer.kind 'init_from'.
 
     Keys that are set in config.model override the source's. Those that a resumed run may change,
     such as the dropout, are not copied. A run that resumes in workdir takes the model from its
-    saved config, so the source may no longer exist. Returns the source if it was
-    opened. Raises UserError if init_from is neither a run's work folder nor a Hugging Face folder.
+    saved config, so the source may no longer exist. Returns the source if it is init_from's and was
+    opened. Raises UserError if it is neither a run's work folder nor a Hugging Face folder.
     """
     c = config
     wanted = [
@@ -141,7 +143,8 @@ def fill(config, workdir: str = "") -> Source | None:
     ]
     if not wanted:
         return None
-    if not c.init_from:
+    where = c.peft.get("base", "") or c.init_from
+    if not where:
         raise UserError(
             f"config.{wanted[0]}='init_from' needs config.init_from, which is empty. Set "
             "init_from to a run's work folder or a Hugging Face folder, or "
@@ -161,11 +164,12 @@ def fill(config, workdir: str = "") -> Source | None:
                 path = str(workdir_lib.existing(workdir) / "tokenizer")
                 tokenizers.section(c).update({**own, "path": path})
         return None
-    source = open_source(c.init_from, cache_dir(c), c.model.name, c.python_path)
+    key = "config.init_from" if where == c.init_from else "config.peft.base"
+    source = open_source(where, cache_dir(c), c.model.name, c.python_path, f"{key}=")
     with c.unlocked():
         if "model.preset" in wanted:
             if source.model["name"] != c.model.name:
-                raise _of_another_family(c.init_from, source, c.model.name)
+                raise _of_another_family(where, source, c.model.name)
             own = {k: v for k, v in c.model.items() if k != "preset"}
             of_a_run = modules.declared(c, "MAY_CHANGE")
             copied = {
@@ -177,19 +181,19 @@ def fill(config, workdir: str = "") -> Source | None:
         if tokenizers.KIND in wanted:
             if not source.tokenizer_kind:
                 raise UserError(
-                    f"config.init_from={c.init_from!r} has no tokenizer that bigjax supports. Set "
+                    f"{key}={where!r} has no tokenizer that bigjax supports. Set "
                     f"{tokenizers.KIND} and .path."
                 )
             modules.change_kind(c, tokenizers.KEY, source.tokenizer_kind)
             if "path" not in modules.fields(c, tokenizers.KEY):
                 raise UserError(
-                    f"The tokenizer of config.init_from={c.init_from!r} is a "
+                    f"The tokenizer of {key}={where!r} is a "
                     f"{source.tokenizer_kind!r}, whose Config has no key 'path', so that "
                     f"{tokenizers.KIND}='init_from' cannot use it. Add that key to its module, or "
                     f"set {tokenizers.KIND}={source.tokenizer_kind!r} with its options."
                 )
             tokenizers.section(c).path = source.tokenizer_path
-    return source
+    return source if where == c.init_from else None
 
 
 def _of_another_family(where: str, source: Source, name: str) -> UserError:
@@ -323,6 +327,16 @@ def _plan(tree, source: Source, reset: str) -> dict[str, list[str | None]]:
         skip = np.broadcast_to(kept[name], len(layers))
         plan[name] = [n if n in source.shapes and not s else None for n, s in zip(layers, skip)]
     return plan
+
+
+def in_both(tree, source: Source) -> list[str]:
+    """The names of parameters, of one layer each, that the source has in the shape of the tree."""
+    return [
+        n
+        for name, x in named_leaves(tree).items()
+        for n in layer_names(name, x)
+        if source.shapes.get(n) == tuple(x.shape if n == name else x.shape[1:])
+    ]
 
 
 def _wrong(named: dict, plan: dict, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

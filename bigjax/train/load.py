@@ -40,8 +40,8 @@ class Loaded(NamedTuple):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """{'params': ...} and the other collections."""
-        return {"params": self.params, **self.extras}
+        """{'params': ...} and the other collections, as the task's model and decoder need them."""
+        return self.task.variables(self.params, self.extras, self.frozen)
 
 
 def best_step(workdir: str) -> int | None:
@@ -75,7 +75,8 @@ def load(workdir: str, config, step: int | None, batch_size: int | None) -> Load
     parts = frozen.load(task, mesh, cache_dir(config), lambda text: None, config.python_path)
     params, extras, saved = _restore(config, task, mesh, checkpoints, step)
     frozen.check_same(parts.fingerprints, saved.get("frozen", {}))
-    fingerprint = hash_of(json.dumps(saved["checksums"], sort_keys=True))
+    weights = saved["checksums"] | ({"frozen": parts.fingerprints} if parts.arrays else {})
+    fingerprint = hash_of(json.dumps(weights, sort_keys=True))
     return Loaded(config, task, mesh, params, extras, parts.arrays, step, fingerprint)
 
 
@@ -88,7 +89,7 @@ def decoder_of(loaded: Loaded, family: Any, overrides: Sequence[str] = ()) -> tu
     if loaded.mesh.devices.flat[0].platform == "cpu" and hasattr(c, "dtype") and not chosen:
         c = dataclasses.replace(c, dtype="float32")
         variables = jax.jit(cast, static_argnums=1)(variables, "float32")
-    return family.decoder(c), variables
+    return loaded.task.decoder(family.decoder(c)), variables
 
 
 def _restore(config, task, mesh, checkpoints: Checkpoints, step: int) -> tuple[Any, Any, dict]:

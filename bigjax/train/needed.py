@@ -15,7 +15,8 @@ from bigjax.trees import merge, partition
 
 def share(config, mesh, params, trained) -> float:
     """FLOPs of matrix products and convolutions of the loss and its gradients for the `trained`
-    parameters, over those with all parameters trained.
+    parameters, over those with all parameters trained; with config.peft over those of a training of
+    its base.
 
     params: ShapeDtypeStructs; trained: a tree of bools. What model.remat recomputes does not count.
     It does not depend on the attention kernel.
@@ -27,10 +28,16 @@ def share(config, mesh, params, trained) -> float:
         if config.model.get("attention") in ("auto", *KERNELS):  # others hide their FLOPs
             weights_dropped = config.model.get("attention_dropout", 0.0)
             config.model.attention = "einsum" if weights_dropped else "blocked"
-    task = tasks.build(config)
-    everything = jax.tree_util.tree_map(lambda _: True, trained)
+    task = plain = tasks.build(config)
+    if config.peft.name:
+        with config.unlocked():
+            config.peft = {"name": ""}
+        plain = tasks.build(config)
+    of_plain = jax.eval_shape(plain.init, jax.eval_shape(jax.random.key, 0))["params"]
+    everything = jax.tree_util.tree_map(lambda _: True, of_plain)
     with jax.set_mesh(mesh_lib.make_mesh({}, mesh.devices.flat[:1])):  # without sharding
-        some, all_ = (_flops(task, config, params, x) for x in (trained, everything))
+        some = _flops(task, config, params, trained)
+        all_ = _flops(plain, config, of_plain, everything)
     return some / all_ if all_ else 1.0
 
 

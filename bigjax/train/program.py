@@ -36,7 +36,7 @@ OFFLOAD = "optim.offload"  # a task's own step does not move its state between m
 
 
 class Program(NamedTuple):
-    """A task on a mesh; its flops_per_example are without those that optim.freeze saves.
+    """A task on a mesh; its flops_per_example are without those that optim.freeze or peft saves.
 
     init() -> State at step 0. step(state, frozen, batch) -> (state, metrics), compiled by
     `compile_ahead` or by the first call; it donates the memory of its state; metrics are packed by
@@ -96,7 +96,7 @@ def make(config, task, mesh) -> Program:
         schedule = optim.make_schedule(config.optim, config.train.steps)
         init_optimizer, gradients = tx.init, mean_gradients(task)
         trained = optim.trained(config.optim, params)
-        if config.optim.freeze and task.flops_per_example:
+        if (config.optim.freeze or config.peft.name) and task.flops_per_example:
             share = needed.share(config, mesh, params, trained)
             task = dataclasses.replace(task, flops_per_example=share * task.flops_per_example)
         build_step = functools.partial(

@@ -37,6 +37,15 @@ def check_labels(
     )
 
 
+def check_adapter(source: Source, base: str) -> None:
+    """Raises UserError for an adapter that was trained on a base with another fingerprint."""
+    if source.frozen.get("base", base) != base:
+        raise UserError(
+            f"config.init_from={source.where!r} holds an adapter of another base than "
+            "config.peft.base. Set peft.base to the model that it was trained on."
+        )
+
+
 def check_tokenizer(
     source: Source,
     axes,
@@ -44,12 +53,13 @@ def check_tokenizer(
     tokenizer,
     log: Callable[[str], None],
     python_path: str = "",
+    key: str = "config.init_from",
 ) -> None:
     """Raises UserError unless the source's parameters with a value per token were trained with this
     tokenizer.
 
     axes: the logical axes of this run's parameters; 'vocab' is that of tokens. python_path: of the
-    config, for a tokenizer of one's own.
+    config, for a tokenizer of one's own. key: names the source.
     """
     leaves = jax.tree_util.tree_leaves_with_path(axes, is_leaf=lambda x: isinstance(x, tuple))
     of_tokens = [path_name(path) for path, names in leaves if "vocab" in names]
@@ -65,11 +75,12 @@ def check_tokenizer(
     theirs = _tokenizer_of(source, tokenizer, python_path)
     if theirs.fingerprint != tokenizer.fingerprint:
         raise UserError(
-            f"The parameters of config.init_from={source.where!r} were trained with another "
+            f"The parameters of {key}={source.where!r} were trained with another "
             f"vocabulary ({theirs.kind}, {theirs.vocab_size:,} tokens) than this run's "
             f"({tokenizer.kind}, {tokenizer.vocab_size:,}). Set {tokenizers.KIND}='init_from' to "
-            f"use it, or init_reset='^({'|'.join(of_tokens)})' to initialise these parameters from "
-            "scratch."
+            "use it"
+            + f", or init_reset='^({'|'.join(of_tokens)})' to initialise these parameters from "
+            "scratch." * (key == "config.init_from") + "." * (key != "config.init_from")
         )
 
 

@@ -31,6 +31,7 @@ ORDER = [
     "report",
     "parallel",
     "layers",
+    "peft",
     "models",
     "tasks",
     "infer",
@@ -45,7 +46,7 @@ ORDER = [
 # These import no room but themselves and SHARED.
 LEAVES = {"config", "data", "interop", "linear", "losses", "optim", "report"}
 SHARED = {"errors", "bounds", "trees", "paths", "json_text", "plural", "modules", "linear"}
-FLAX = {"layers", "models", "projects"}
+FLAX = {"layers", "models", "peft", "projects"}
 
 
 def room(path: pathlib.Path) -> str:

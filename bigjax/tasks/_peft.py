@@ -1,0 +1,167 @@
+"""A task whose model is frozen, but for the parameters of a method of bigjax.peft."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import re
+from typing import Any
+
+import jax
+
+from bigjax import modules, peft
+from bigjax.errors import UserError
+from bigjax.layers.vision import fixed_statistics
+from bigjax.models import Decoder
+from bigjax.trees import named_leaves
+
+BASE = "base"  # the name of the frozen part
+
+
+def wrapped(task: Any, config, frozen: Callable) -> Any:
+    """The Task with the parameters of config.peft, and the others as the frozen part 'base'.
+
+    frozen: tasks.Frozen. Raises UserError for options that do not suit the task or its model.
+    """
+    name = config.peft.name
+    options = modules.options(config, "peft")
+    method = _method(modules.of(config, "peft"), options, name)
+    if not options.base:
+        raise UserError(
+            "config.peft.base is empty: set it to the model that is tuned, a run's work folder or "
+            "a Hugging Face folder."
+        )
+    if task.make_step or task.extras_of or BASE in task.frozen:
+        raise UserError(
+            f"config.peft.name={name!r} does not support task.name={config.task.name!r}, which "
+            "has its own training step or frozen base. Set peft.name to ''."
+        )
+
+    def all_variables(rng):
+        with peft.intercepted(method):
+            return task.init(rng)
+
+    # Functions of their own: jax would keep the trace of task.init, whatever intercepts it.
+    seen, key = peft.Seen(), jax.eval_shape(jax.random.key, 0)
+    with peft.intercepted(method, seen=seen):
+        shapes = jax.eval_shape(lambda rng: task.init(rng)["params"], key)
+    method.check(seen)
+    plain = jax.eval_shape(lambda rng: task.init(rng)["params"], key)
+    own = _own(method, options, task, shapes, plain)
+    is_own, is_base = own.__contains__, lambda name: name not in own
+
+    def init(rng):
+        variables = all_variables(rng)
+        return {**variables, "params": peft.parts(variables["params"], is_own)}
+
+    axes = peft.joined(peft.axes_of(shapes, seen), task.axes["params"])
+    base = frozen(
+        lambda rng: {"params": peft.parts(task.init(rng)["params"], is_base)},
+        {"params": peft.parts(axes, is_base)},
+        options.base,
+        config.model.name if "." in config.model.name else "",
+    )
+    trained = {n: n in own for n in named_leaves(shapes)}
+
+    def complete(params, frozen):
+        """(parameters of the model and the method, the task's own frozen parts)."""
+        rest = {name: part for name, part in frozen.items() if name != BASE}
+        return peft.joined(frozen[BASE]["params"], params), rest
+
+    def tuned(function):
+        """A function of a Task with parameters, extras and frozen parts, on the tuned model."""
+        if function is None:
+            return None
+
+        @functools.wraps(function)
+        def call(params, extras, frozen, batch):
+            params, rest = complete(params, frozen)
+            with peft.intercepted(method):
+                return function(params, extras, rest, batch)
+
+        return call
+
+    def loss(params, extras, frozen, batch, rng, train):
+        params, rest = complete(params, frozen)
+        with fixed_statistics(peft.nested(trained)):
+            with peft.intercepted(method, rng if train else None):
+                return task.loss(params, extras, rest, batch, rng, train)
+
+    def variables(params, extras, frozen):
+        params, _ = complete(params, frozen)
+        return {"params": method.merge(params) if method.merge else params, **extras}
+
+    def first(params, frozen):
+        """The initial parameters, with those that follow from the base."""
+        all_params, _ = complete(params, frozen)
+        return peft.joined(params, peft.nested(method.first(all_params)))
+
+    return dataclasses.replace(
+        task,
+        init=init,
+        axes={**task.axes, "params": peft.parts(axes, is_own)},
+        frozen={**task.frozen, BASE: base},
+        loss=loss,
+        outputs=tuned(task.outputs),
+        pictures=tuned(task.pictures),
+        features=tuned(task.features),
+        variables=variables,
+        decoder=(lambda plain: plain) if method.merge else _decoders(method),
+        starts_from=BASE,
+        first=first,
+        prepare=lambda: lambda params, corpus: params,
+    )
+
+
+def _method(module: Any, options: Any, name: str) -> peft.Method:
+    method = module.build(options)
+    if not isinstance(method, peft.Method) or not isinstance(options, peft.Options):
+        raise UserError(
+            f"config.peft.name={name!r}: its Config must be a subclass of peft.Options, and its "
+            f"build must return a peft.Method; they are {type(options).__name__} and "
+            f"{type(method).__name__}."
+        )
+    return method
+
+
+def _own(method: peft.Method, options: Any, task: Any, shapes, of_base) -> set[str]:
+    """The paths of the parameters that are trained. Raises UserError for a regex without any."""
+    names, base = named_leaves(shapes), named_leaves(of_base)
+    own = {name for name in names if name not in base or method.trains(name)}
+    if not own:
+        raise UserError(
+            f"{type(options).__module__} would train no parameter of this model. Its parameters "
+            f"are {', '.join([*base][:8])}, ..."
+        )
+    if options.also == "head":
+        heads = (f"{task.label_head}/",) if task.label_head else ()
+        return own | {name for name in base if name.startswith(heads)}
+    try:
+        also = {name for name in base if options.also and re.search(options.also, name)}
+    except re.error as e:
+        raise UserError(f"peft.also={options.also!r} is not a regular expression: {e}.") from e
+    if options.also and not also:
+        raise UserError(
+            f"peft.also={options.also!r} matches no parameter. The parameters are: "
+            f"{', '.join([*base][:8])}, ... Set it to '' to train none of them."
+        )
+    return own | also
+
+
+def _decoders(method: peft.Method) -> Callable[[Decoder], Decoder]:
+    @functools.cache  # equal for equal arguments, as a static argument of compiled functions
+    def tuned(plain: Decoder) -> Decoder:
+        def under(function):
+            if function is None:
+                return None
+
+            def call(*arguments):
+                with peft.intercepted(method):
+                    return function(*arguments)
+
+            return call
+
+        return plain._replace(
+            begin=under(plain.begin), step=under(plain.step), attention=under(plain.attention)
+        )
+
+    return tuned

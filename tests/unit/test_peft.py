@@ -1,0 +1,193 @@
+"""Parameter-efficient tuning: equal to the base at step 0, merged, and refused options."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigjax import modules, peft, tasks
+from bigjax.errors import UserError
+from bigjax.layers import params as layers
+from bigjax.layers.params import unbox
+from bigjax.models import gpt
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.peft import lora
+from bigjax.train import needed
+from bigjax.trees import count, named_leaves
+from tests import helpers
+from tests.helpers import TINY, TINY_BERT, TINY_SEQ2SEQ
+
+LABELS = {"task.labels": ("a", "b")}
+FAMILIES = {
+    "gpt": (TINY, {}),
+    "gpt, unrolled": (TINY, {"model.scan": False}),
+    "gpt, untied, remat": (TINY, {"model.tie_embeddings": False, "model.remat": "dots"}),
+    "bert": (f"{TINY_BERT}:labelled", LABELS),
+    "t5": (TINY_SEQ2SEQ, {}),
+    "whisper": (f"{TINY_SEQ2SEQ}:whisper", {}),
+    "vit": ("configs/vit/digits.py:tiny", {"task.labels": tuple("0123456789")}),
+}
+
+
+def config(family="gpt", **values):
+    """The config of a family with other values, by dotted key with '__' for dots."""
+    file, own = FAMILIES[family]
+    c = helpers.load_config(file)
+    with c.unlocked():
+        for key, value in {**own, **{k.replace("__", "."): v for k, v in values.items()}}.items():
+            section, name = key.split(".")
+            c[section][name] = value
+    return helpers.filled(c)
+
+
+def tuned(c, name="lora", **options):
+    """The task of a config with config.peft."""
+    c = c.copy_and_resolve_references()
+    with c.unlocked():
+        c.peft = dict(name=name, base="a folder", **options)
+    return tasks.build(helpers.filled(c))
+
+
+def variables_of(plain, task, noise=0.0):
+    """(variables of the base, {'base': ...}, the method's parameters on it, with noise)."""
+    v = drawn(jax.eval_shape(plain.init, jax.random.key(0)))
+    frozen = {"base": {"params": v["params"]}}
+    params = jax.jit(task.init)(jax.random.key(1))["params"]
+    own = named_leaves(params)
+    params = peft.joined(params, peft.parts(v["params"], own.__contains__))
+    if task.first:
+        params = task.first(params, frozen)
+    return v, frozen, jax.tree.map(lambda x, y: x + noise * y, params, drawn(params, 1.0))
+
+
+def drawn(shapes, std=0.1):
+    """Random numbers of these shapes: quicker than the compiled init of a model."""
+    rng = np.random.default_rng(0)
+    numbers = lambda x: jnp.asarray(std * rng.normal(size=x.shape), jnp.float32)
+    return jax.tree.map(numbers, shapes)
+
+
+def batch_of(c, task):
+    """A batch of small numbers."""
+    rng = np.random.default_rng(0)
+    return {
+        name: rng.integers(0, 2, x.shape).astype(x.dtype)
+        if x.dtype != np.float32
+        else rng.random(x.shape, np.float32)
+        for name, x in task.batch_shapes(c.train.batch_size, 0).items()
+    }
+
+
+def loss(task, params, extras, frozen, batch, train=False):
+    run = jax.jit(lambda *a: task.loss(*a, jax.random.key(3), train)[0][0])
+    return float(run(params, extras, frozen, batch))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_is_the_base_at_step_0_and_the_merged_model_later(family):
+    c = config(family)
+    chosen = "head|query|out" if family == "gpt, untied, remat" else "attention/(query|value)$"
+    plain, task = tasks.build(c), tuned(c, rank=2, targets=chosen)
+    v, frozen, params = variables_of(plain, task)
+    extras = {k: x for k, x in v.items() if k != "params"}
+    batch = batch_of(c, plain)
+    want = loss(plain, v["params"], extras, {}, batch)
+    assert loss(task, params, extras, frozen, batch) == want
+    _, _, params = variables_of(plain, task, noise=0.1)
+    merged = task.variables(params, extras, frozen)
+    assert jax.tree.structure(merged) == jax.tree.structure(v)
+    got = loss(task, params, extras, frozen, batch)
+    assert abs(got - want) > 1e-4 * abs(want)
+    np.testing.assert_allclose(loss(plain, merged["params"], extras, {}, batch), got, rtol=1e-5)
+
+
+def test_only_the_factors_are_trained_and_their_gradients_flow():
+    c = config()
+    plain, task = tasks.build(c), tuned(c, rank=2, rank_stabilized=True)
+    v, frozen, params = variables_of(plain, task, noise=0.1)
+    assert all("lora" in name for name in named_leaves(params))
+    L, d, r = c.model.n_layers, c.model.d_model, 2
+    assert count(params) == L * 2 * 2 * d * r
+    axes = named_leaves(jax.tree.map(str, task.axes["params"], is_leaf=lambda x: type(x) is tuple))
+    query = "stack/layers/attention/query"
+    assert axes[f"{query}/lora_a/kernel"] == "('layers', 'embed', None)"
+    assert axes[f"{query}/lora_b/kernel"] == "('layers', None, 'heads', 'head_dim')"
+    batch = batch_of(c, plain)
+    f = lambda p: task.loss(p, {}, frozen, batch, jax.random.key(0), True)[0][0]
+    assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(jax.jit(jax.grad(f))(params)))
+    options = modules.options(_config_of(c, rank=2, rank_stabilized=True), "peft")
+    assert options.scale == pytest.approx(16 / 2**0.5)
+    merged = lora.merge(peft.joined(v["params"], params), options)
+    again = lora.unmerge(merged, params, options)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(v["params"]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    mesh = mesh_lib.make_mesh({}, jax.devices()[:1])
+    shapes = jax.eval_shape(task.init, jax.random.key(0))["params"]
+    every = jax.tree.map(lambda _: True, shapes)
+    assert 0.6 < needed.share(_config_of(c, rank=2), mesh, shapes, every) < 0.75
+
+
+def _config_of(c, **options):
+    c = c.copy_and_resolve_references()
+    with c.unlocked():
+        c.peft = dict(name="lora", base="a folder", **options)
+    return helpers.filled(c)
+
+
+def test_dropout_differs_by_layer_and_not_by_scan():
+    c = gpt.Config(vocab_size=8, max_len=4, d_model=8, n_layers=3, n_heads=2)
+    method, keys = lora.build(lora.Config(rank=2, dropout=0.5)), []
+    tokens = jnp.zeros((1, 4), int)
+
+    def outputs(c, variables):
+        model = gpt.Model(c)  # a function of its own: a trace is kept, whatever intercepts it
+        with peft.intercepted(method, jax.random.key(1)):
+            return jax.jit(lambda v: model.apply(v, tokens).logits)(variables)
+
+    with peft.intercepted(method):
+        shapes = jax.eval_shape(lambda key: gpt.Model(c).init(key, tokens), jax.random.key(0))
+    v = drawn(unbox(shapes), 0.5)
+    unrolled = dataclasses.replace(c, scan=False)
+    np.testing.assert_allclose(outputs(c, v), outputs(unrolled, layers.unrolled(v)), atol=1e-5)
+
+    def layer(layer):
+        if layer.path.endswith("query"):
+            keys.append(layer.rng)
+        return layer.run()
+
+    with peft.intercepted(peft.Method(layer=layer), jax.random.key(1)):
+        gpt.Model(unrolled).apply(layers.unrolled(v), tokens)
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 3
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(targets="querry"), "matches no dense layer.*stack/layers/attention/query"),
+        (dict(targets="("), "not a regular expression"),
+        (dict(rank=33), "peft.rank=33 is larger than a dimension of 'stack/layers/attention"),
+        (dict(targets="embed|query"), "matches the embedding 'embed'.*tied"),
+        (dict(also="nothing"), "peft.also='nothing' matches no parameter"),
+        (dict(also="["), "not a regular expression"),
+        (dict(rank=0), "rank"),
+        (dict(base=""), "config.peft.base is empty"),
+        (dict(name=""), "config.peft has the keys base, rank, but.*lora"),
+        (dict(name="lorra"), "not a module of bigjax.peft.*lora"),
+    ],
+)
+def test_options_that_do_not_suit_the_model_are_refused(options, message):
+    c = config()
+    with pytest.raises(UserError, match=re.compile(message, re.S)), c.unlocked():
+        c.peft = {"name": "lora", "base": "a folder", "rank": 2, **options}
+        tasks.build(helpers.filled(c))
+
+
+@pytest.mark.parametrize(
+    "also, trained", [("head", {"classifier"}), ("", set()), ("pooler", {"pooler"})]
+)
+def test_a_head_for_labels_is_trained_in_full_unless_told_otherwise(also, trained):
+    shapes = jax.eval_shape(tuned(config("bert"), rank=2, also=also).init, jax.random.key(0))
+    assert {n.split("/")[0] for n in named_leaves(shapes["params"])} == {"stack", *trained}
