@@ -207,6 +207,11 @@ class Attention(nn.Module):
             if len(k) < len(q):  # the queries of consecutive rows become those of one
                 q = q.reshape(len(k), -1, *rows[2:])
                 q_segments = None if q_segments is None else q_segments.reshape(len(k), -1)
+        added = self.added()
+        if added is not None:
+            if seen is None:
+                seen = dense(self.mask, q.shape[1], k.shape[1], 0, q_segments, k_segments)
+            k, v, seen, bias = _before(*added, k, v, seen, bias)
         options = dict(
             mask=self.mask,
             seen=seen,
@@ -218,6 +223,7 @@ class Attention(nn.Module):
         )
         if self.is_mutable_collection("intermediates"):  # for pictures and coverage
             p = weights(q, k, **options)
+            p = p if added is None else p[..., len(added[0]) :]
             self.sow("intermediates", "weights", p.reshape(*rows[:3], -1))
         o = attend(
             kept(q, "query"),
@@ -245,6 +251,22 @@ class Attention(nn.Module):
         if self.qk_norm == "head":
             return norm(y_BTHD)
         return norm(y_BTHD.reshape(*y_BTHD.shape[:2], -1)).reshape(y_BTHD.shape)
+
+    def added(self) -> tuple[jax.Array, jax.Array] | None:
+        """Keys and values [P, K, D] that every query sees beside those of the tokens. None; an
+        interceptor (`nn.intercept_methods`) may return some, such as trained ones."""
+        return None
+
+
+def _before(key_PKD, value_PKD, k, v, seen, bias):
+    """k and v [B, S, K, D], seen [B or 1, T, S] or None, and a bias of the scores: with P keys and
+    values before the others, which have no bias."""
+    P = len(key_PKD)
+    rows = lambda new, x: jnp.broadcast_to(new.astype(x.dtype), (len(x), *new.shape))
+    k, v = (jnp.concatenate([rows(new, x), x], 1) for new, x in ((key_PKD, k), (value_PKD, v)))
+    if seen is not None:
+        seen = jnp.pad(seen, ((0, 0), (0, 0), (P, 0)), constant_values=True)
+    return k, v, seen, None if bias is None else jnp.pad(bias, ((0, 0),) * 3 + ((P, 0),))
 
 
 def _query_segments(x_BTD: jax.Array, span: Span) -> jax.Array:

@@ -1,7 +1,7 @@
 """Parameter-efficient tuning: a few new parameters beside a frozen model. config.peft names a
 module, whose `build(options)` makes a Method from its Config."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 import contextlib
 import dataclasses
 import math
@@ -12,10 +12,12 @@ import zlib
 import flax.linen as nn
 import jax
 
+from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
-from bigjax.layers.basic import Dense, Embed
+from bigjax.layers.basic import Dense
 from bigjax.trees import named_leaves
 
+_SHOWN = 12  # paths in a message
 # Names a layer of a Stack, which is called with its index.
 _IN_STACK = re.compile(r"layers|layer_\d+|block_\d+_of_\d+")
 
@@ -64,12 +66,17 @@ class Sizes(NamedTuple):
 
 @dataclasses.dataclass
 class Seen:
-    """What an initialisation under `intercepted` has met: dense layers, embeddings and the logical
-    axes of all parameters, by path (see Layer; axes without that of a stack's layers)."""
+    """What an initialisation under `intercepted` has met: modules, the sizes of dense layers and
+    the logical axes of all parameters, by path (see Layer; axes without that of a stack's layers).
+    """
 
+    modules: dict[str, type] = dataclasses.field(default_factory=dict)
     dense: dict[str, Sizes] = dataclasses.field(default_factory=dict)
-    embeddings: list[str] = dataclasses.field(default_factory=list)
     axes: dict[str, tuple] = dataclasses.field(default_factory=dict)
+
+    def of(self, *types: type) -> list[str]:
+        """The paths of the modules of these types."""
+        return [path for path, cls in self.modules.items() if issubclass(cls, types)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,18 +84,22 @@ class Method:
     """A way to tune a model.
 
     layer(Layer) -> the output of a module's call, possibly with parameters of its own.
+    added(Layer) -> keys and values [P, K, D] that all queries of an Attention see; None: none.
     trains(path) -> whether a parameter of the model itself is trained, as in BitFit.
     merge(params) -> the parameters of a plain model that computes the same, in float32; None if
         there is none. params: of the model and the method, as of scan=True or scan=False.
     first(params) -> the method's parameters that follow from the model's, as {path: array}.
     check(seen): raises UserError for options that do not suit the model.
+    packs: whether rows may hold several examples (data.packing).
     """
 
     layer: Callable[[Layer], Any]
+    added: Callable[[Layer], tuple[jax.Array, jax.Array] | None] | None = None
     trains: Callable[[str], bool] = lambda path: False
     merge: Callable[[dict], dict] | None = None
-    first: Callable[[dict], dict] = lambda params: {}
+    first: Callable[[dict], dict] | None = None
     check: Callable[[Seen], None] = lambda seen: None
+    packs: bool = True
 
 
 def intercepted(
@@ -99,6 +110,9 @@ def intercepted(
 
     def intercept(call, arguments, keywords, context):
         module = context.module
+        if context.method_name == "added" and method.added:
+            path = normal_path("/".join(module.path))
+            return method.added(Layer(module, path, call, arguments, keywords, None))
         if context.method_name != "__call__":
             return call(*arguments, **keywords)
         if _IN_STACK.fullmatch(module.name or "") and len(arguments) > 1:
@@ -131,11 +145,34 @@ def intercepted(
 
 
 def _see(seen: Seen, module: nn.Module, path: str, arguments: tuple) -> None:
+    seen.modules[path] = type(module)
     if isinstance(module, Dense):
         inputs = arguments[0].shape[-len(module.in_axes) :]
         seen.dense[path] = Sizes(math.prod(inputs), math.prod(module.features))
-    elif isinstance(module, Embed):
-        seen.embeddings.append(path)
+
+
+def check_regex(pattern: str, key: str = "peft.targets") -> None:
+    """Raises UserError for a regular expression that is invalid."""
+    try:
+        re.compile(pattern)
+    except re.error as e:
+        raise UserError(f"{key}={pattern!r} is not a regular expression: {e}.") from e
+
+
+def check_targets(pattern: str, paths: Collection[str], what: str) -> list[str]:
+    """The paths that peft.targets matches. Raises UserError if there are none."""
+    chosen = [path for path in paths if re.search(pattern, path)]
+    if not chosen:
+        raise UserError(
+            f"peft.targets={pattern!r} matches no {what} of the model. It has: {some(paths)}."
+        )
+    return chosen
+
+
+def some(paths: Collection[str]) -> str:
+    """The first paths, for a message."""
+    names = sorted(paths)
+    return ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN) or "none"
 
 
 def normal_path(path: str) -> str:

@@ -15,14 +15,26 @@ import jax.numpy as jnp
 
 from bigjax.bounds import FRACTION, POSITIVE, at_least, check_ranges
 from bigjax.errors import UserError
-from bigjax.layers.basic import Dense, Output, dropout
+from bigjax.layers.basic import Dense, Embed, Output, dropout
 from bigjax.layers.params import param, weight
 from bigjax.layers.product import product
-from bigjax.peft import Layer, Method, Options, Seen, is_stacked, joined, layers_with, nested, parts
+from bigjax.peft import (
+    Layer,
+    Method,
+    Options,
+    Seen,
+    check_regex,
+    check_targets,
+    is_stacked,
+    joined,
+    layers_with,
+    nested,
+    parts,
+    some,
+)
 from bigjax.trees import named_leaves
 
 A, B, MAGNITUDE = "lora_a/kernel", "lora_b/kernel", "lora_magnitude"
-_SHOWN = 12  # paths in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +50,7 @@ class Config(Options):
 
     def __post_init__(self):
         check_ranges("peft", self)
-        try:
-            re.compile(self.targets)
-        except re.error as e:
-            raise UserError(
-                f"peft.targets={self.targets!r} is not a regular expression: {e}."
-            ) from e
+        check_regex(self.targets)
 
     @property
     def scale(self) -> float:
@@ -54,7 +61,7 @@ def build(options: Config) -> Method:
     return Method(
         layer=lambda layer: _adapted(options, layer),
         merge=lambda params: merge(params, options),
-        first=_magnitudes if options.dora else lambda params: {},
+        first=_magnitudes if options.dora else None,
         check=lambda seen: _check(options, seen),
     )
 
@@ -175,28 +182,17 @@ def _magnitudes(params: dict) -> dict:
 
 
 def _check(c: Config, seen: Seen) -> None:
-    chosen = {path: sizes for path, sizes in seen.dense.items() if re.search(c.targets, path)}
-    embeddings = [path for path in seen.embeddings if re.search(c.targets, path)]
-    if embeddings:
+    if embeddings := [path for path in seen.of(Embed) if re.search(c.targets, path)]:
         raise UserError(
             f"peft.targets={c.targets!r} matches the embedding {embeddings[0]!r}. LoRA adapts "
             "dense layers only; an output layer that is tied to the embedding has no kernel of its "
-            f"own. Choose among {_some(seen.dense)}."
+            f"own. Choose among {some(seen.dense)}."
         )
-    if not chosen:
-        raise UserError(
-            f"peft.targets={c.targets!r} matches no dense layer of the model. Its dense layers "
-            f"are: {_some(seen.dense)}."
-        )
-    for path, (inputs, outputs) in chosen.items():
+    for path in check_targets(c.targets, seen.dense, "dense layer"):
+        inputs, outputs = seen.dense[path]
         if c.rank > min(inputs, outputs):
             raise UserError(
                 f"peft.rank={c.rank} is larger than a dimension of {path!r}, which has {inputs} "
                 f"inputs and {outputs} outputs: such a product has more parameters than the layer. "
                 f"Set it to {min(inputs, outputs)} or less."
             )
-
-
-def _some(paths) -> str:
-    names = sorted(paths)
-    return ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)

@@ -36,6 +36,12 @@ def wrapped(task: Any, config, frozen: Callable) -> Any:
             "has its own training step or frozen base. Set peft.name to ''."
         )
 
+    if not method.packs and config.data.get("packing"):
+        raise UserError(
+            f"config.peft.name={name!r} needs rows of one example: its vectors would carry one "
+            "example of a row into the others. Set data.packing=False."
+        )
+
     def all_variables(rng):
         with peft.intercepted(method):
             return task.init(rng)
@@ -46,7 +52,7 @@ def wrapped(task: Any, config, frozen: Callable) -> Any:
         shapes = jax.eval_shape(lambda rng: task.init(rng)["params"], key)
     method.check(seen)
     plain = jax.eval_shape(lambda rng: task.init(rng)["params"], key)
-    own = _own(method, options, task, shapes, plain)
+    own = _own(method, options, name, task, shapes, plain)
     is_own, is_base = own.__contains__, lambda name: name not in own
 
     def init(rng):
@@ -92,6 +98,7 @@ def wrapped(task: Any, config, frozen: Callable) -> Any:
 
     def first(params, frozen):
         """The initial parameters, with those that follow from the base."""
+        assert method.first
         all_params, _ = complete(params, frozen)
         return peft.joined(params, peft.nested(method.first(all_params)))
 
@@ -107,7 +114,7 @@ def wrapped(task: Any, config, frozen: Callable) -> Any:
         variables=variables,
         decoder=(lambda plain: plain) if method.merge else _decoders(method),
         starts_from=BASE,
-        first=first,
+        first=first if method.first else None,
         prepare=lambda: lambda params, corpus: params,
     )
 
@@ -123,22 +130,20 @@ def _method(module: Any, options: Any, name: str) -> peft.Method:
     return method
 
 
-def _own(method: peft.Method, options: Any, task: Any, shapes, of_base) -> set[str]:
+def _own(method: peft.Method, options: Any, name: str, task: Any, shapes, of_base) -> set[str]:
     """The paths of the parameters that are trained. Raises UserError for a regex without any."""
     names, base = named_leaves(shapes), named_leaves(of_base)
-    own = {name for name in names if name not in base or method.trains(name)}
+    own = {n for n in names if n not in base or method.trains(n)}
     if not own:
         raise UserError(
-            f"{type(options).__module__} would train no parameter of this model. Its parameters "
-            f"are {', '.join([*base][:8])}, ..."
+            f"config.peft.name={name!r} would train no parameter of this model, with its options. "
+            f"The parameters are: {', '.join([*base][:8])}, ..."
         )
     if options.also == "head":
         heads = (f"{task.label_head}/",) if task.label_head else ()
-        return own | {name for name in base if name.startswith(heads)}
-    try:
-        also = {name for name in base if options.also and re.search(options.also, name)}
-    except re.error as e:
-        raise UserError(f"peft.also={options.also!r} is not a regular expression: {e}.") from e
+        return own | {n for n in base if n.startswith(heads)}
+    peft.check_regex(options.also, "peft.also")
+    also = {n for n in base if options.also and re.search(options.also, n)}
     if options.also and not also:
         raise UserError(
             f"peft.also={options.also!r} matches no parameter. The parameters are: "

@@ -26,7 +26,7 @@ FAMILIES = {
     "gpt, unrolled": (TINY, {"model.scan": False}),
     "gpt, untied, remat": (TINY, {"model.tie_embeddings": False, "model.remat": "dots"}),
     "bert": (f"{TINY_BERT}:labelled", LABELS),
-    "t5": (TINY_SEQ2SEQ, {}),
+    "t5": (TINY_SEQ2SEQ, {"model.n_layers": 1}),
     "whisper": (f"{TINY_SEQ2SEQ}:whisper", {}),
     "vit": ("configs/vit/digits.py:tiny", {"task.labels": tuple("0123456789")}),
 }
@@ -45,10 +45,7 @@ def config(family="gpt", **values):
 
 def tuned(c, name="lora", **options):
     """The task of a config with config.peft."""
-    c = c.copy_and_resolve_references()
-    with c.unlocked():
-        c.peft = dict(name=name, base="a folder", **options)
-    return tasks.build(helpers.filled(c))
+    return tasks.build(_config_of(c, name, **options))
 
 
 def variables_of(plain, task, noise=0.0):
@@ -86,7 +83,12 @@ def loss(task, params, extras, frozen, batch, train=False):
     return float(run(params, extras, frozen, batch))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+SLOW = ("whisper", "gpt, unrolled")
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=pytest.mark.slow) if f in SLOW else f for f in FAMILIES]
+)
 def test_lora_is_the_base_at_step_0_and_the_merged_model_later(family):
     c = config(family)
     chosen = "head|query|out" if family == "gpt, untied, remat" else "attention/(query|value)$"
@@ -130,10 +132,10 @@ def test_only_the_factors_are_trained_and_their_gradients_flow():
     assert 0.6 < needed.share(_config_of(c, rank=2), mesh, shapes, every) < 0.75
 
 
-def _config_of(c, **options):
+def _config_of(c, name="lora", **options):
     c = c.copy_and_resolve_references()
     with c.unlocked():
-        c.peft = dict(name="lora", base="a folder", **options)
+        c.peft = dict(name=name, base="a folder", **options)
     return helpers.filled(c)
 
 
@@ -163,6 +165,102 @@ def test_dropout_differs_by_layer_and_not_by_scan():
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 3
 
 
+def gradients(task, params, extras, frozen, batch):
+    f = lambda p: task.loss(p, extras, frozen, batch, jax.random.key(0), True)[0][0]
+    return named_leaves(jax.jit(jax.grad(f))(params))
+
+
+@pytest.mark.parametrize("family", ["gpt", "bert"])
+def test_dora_and_bitfit(family):
+    c = config(family)
+    plain, batch = tasks.build(c), batch_of(c, tasks.build(c))
+    for options in (dict(rank=2, dora=True), dict(name="bitfit")):
+        task = tuned(c, **options)
+        v, frozen, params = variables_of(plain, task)
+        want = loss(plain, v["params"], {}, {}, batch)
+        assert loss(task, params, {}, frozen, batch) == pytest.approx(want, rel=1e-6)
+        _, _, params = variables_of(plain, task, noise=0.05)
+        got = loss(task, params, {}, frozen, batch)
+        merged = task.variables(params, {}, frozen)["params"]
+        assert jax.tree.structure(merged) == jax.tree.structure(v["params"])
+        assert abs(got - want) > 1e-4 * want
+        assert loss(plain, merged, {}, {}, batch) == pytest.approx(got, rel=1e-5)
+        found = gradients(task, params, {}, frozen, batch) if family == "gpt" else {}
+        flat = [n for n, g in found.items() if not jnp.abs(g).max() > 1e-9]
+        assert [n for n in flat if "key/bias" not in n] == []  # which softmax does not see
+        bitfit = options.get("name") == "bitfit"
+        ends = ("bias",) if bitfit else ("lora_a/kernel", "lora_b/kernel", "lora_magnitude")
+        assert all(n.endswith(ends) or "classifier" in n for n in named_leaves(params))
+
+
+ADDED = {
+    "adapter": dict(width=4),
+    "prefix": dict(length=3, init_std=0.5),
+    "prompt": dict(length=3, init_std=0.5),
+}
+
+
+# Each method and each family; the other pairs are slow.
+FIRST = {("gpt", "prefix"), ("bert", "prompt"), ("t5", "prompt"), ("vit", "adapter")}
+
+
+@pytest.mark.parametrize(
+    "family, name",
+    [
+        pytest.param(f, n, marks=() if (f, n) in FIRST else pytest.mark.slow)
+        for f in ("gpt", "bert", "t5", "vit")
+        for n in ADDED
+    ],
+)
+def test_added_layers_keys_and_vectors(family, name):
+    c = config(family)
+    if "packing" in c.data:
+        c.data.packing = False
+    plain, task = tasks.build(c), tuned(c, name, **ADDED[name])
+    v, frozen, params = variables_of(plain, task)
+    extras = {k: x for k, x in v.items() if k != "params"}
+    batch = batch_of(c, plain)
+    want = loss(plain, v["params"], extras, {}, batch)
+    if name == "adapter":
+        assert loss(task, params, extras, frozen, batch) == want
+    _, _, params = variables_of(plain, task, noise=0.1)
+    assert abs(loss(task, params, extras, frozen, batch) - want) > 1e-6 * abs(want)
+    if family == "t5":
+        for key, g in gradients(task, params, extras, frozen, batch).items():
+            assert jnp.abs(g).max() > 0, key
+
+
+@pytest.mark.parametrize("name", ADDED)
+@pytest.mark.parametrize("position", ["learned", "rotary"])
+def test_a_decoder_gives_what_training_sees(name, position):
+    """Also for rows of other lengths, and token by token."""
+    c = config(model__position=position, model__tie_embeddings=False)
+    c.data.packing = False
+    plain, task = tasks.build(c), tuned(c, name, **ADDED[name])
+    _, frozen, params = variables_of(plain, task, noise=0.1)
+    method = task.decoder(gpt.decoder(task.model_config))
+    assert method is task.decoder(gpt.decoder(task.model_config))
+    tokens = jnp.array([[5, 6, 7, 8, 9], [3, 4, 5, 6, 7]])
+    variables = layers.unrolled(task.variables(params, {}, frozen))
+    context, first = method.context([[5, 6, 7], [3, 4]])
+    state = method.begin(variables, context, 16)
+    _, state = method.step(variables, state, first)
+    got, _ = jax.jit(method.step)(variables, state, jnp.array([8, 5]))
+    own = peft_method(c, name)
+    with peft.intercepted(own):
+        model = gpt.Model(dataclasses.replace(task.model_config, scan=False))
+        want = model.apply(variables, tokens).logits
+    np.testing.assert_allclose(got[0], want[0, 3], atol=1e-5)
+    np.testing.assert_allclose(got[1], want[1, 2], atol=1e-5)
+    plain_logits = model.apply(variables, tokens).logits
+    assert np.abs(np.asarray(plain_logits - want)).max() > 1e-3
+
+
+def peft_method(c, name):
+    c = _config_of(c, name, **ADDED[name])
+    return modules.of(c, "peft").build(modules.options(c, "peft"))
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -175,13 +273,16 @@ def test_dropout_differs_by_layer_and_not_by_scan():
         (dict(rank=0), "rank"),
         (dict(base=""), "config.peft.base is empty"),
         (dict(name=""), "config.peft has the keys base, rank, but.*lora"),
+        (dict(name="prompt", rank=None, length=2), "data.packing=False"),
         (dict(name="lorra"), "not a module of bigjax.peft.*lora"),
     ],
 )
 def test_options_that_do_not_suit_the_model_are_refused(options, message):
     c = config()
     with pytest.raises(UserError, match=re.compile(message, re.S)), c.unlocked():
-        c.peft = {"name": "lora", "base": "a folder", "rank": 2, **options}
+        c.data.packing = True
+        values = {"name": "lora", "base": "a folder", "rank": 2, **options}
+        c.peft = {key: x for key, x in values.items() if x is not None}
         tasks.build(helpers.filled(c))
 
 

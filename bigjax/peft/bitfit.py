@@ -1,0 +1,22 @@
+"""BitFit (https://arxiv.org/abs/2106.10199): only the model's biases are trained, its own ones."""
+
+import dataclasses
+import re
+
+from bigjax.peft import Method, Options, check_regex
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Options):
+    targets: str = "(^|/)bias$"  # regex over parameter paths
+
+    def __post_init__(self):
+        check_regex(self.targets)
+
+
+def build(options: Config) -> Method:
+    return Method(
+        layer=lambda layer: layer.run(),
+        trains=lambda path: re.search(options.targets, path) is not None,
+        merge=lambda params: params,
+    )
