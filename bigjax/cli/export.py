@@ -9,8 +9,10 @@ COMMAND = Command(
         Flag(
             "dtype", "float32, bfloat16 or float16; default: that of the import, else of training"
         ),
+        Flag("adapter", "LoRA's factors alone, in the format of peft", default=False),
         STEP,
     ),
+    keys=("peft.base",),
 )
 
 
@@ -24,4 +26,12 @@ def run(arguments: Arguments) -> None:
     jax.config.update("jax_platforms", "cpu")
     from bigjax.train import export_model
 
-    export_model.export_run(workdir, f.to, arguments.step, print, f.dtype or "")
+    base = ""
+    if arguments.overrides:  # of peft.base
+        base = arguments.config_of_run().peft.get("base", "")
+    if f.adapter:
+        if f.dtype:
+            raise UserError("--dtype has no effect with --adapter. Remove it.")
+        export_model.export_adapter(workdir, f.to, arguments.step, print, base)
+        return
+    export_model.export_run(workdir, f.to, arguments.step, print, f.dtype or "", base=base)

@@ -2,7 +2,8 @@
 
 The work folder must be new. Evaluate it, generate from it, or start another run from it with
 init_from. The model's folder determines model, task and data.tokenizer. Set data.tokenizer.kind and
-data.tokenizer.path for a folder without a tokenizer that bigjax supports.
+data.tokenizer.path for a folder without a tokenizer that bigjax supports. The folder may also be a
+LoRA adapter of peft: set peft.base to the model that it was trained on.
 """
 
 from bigjax.arguments import Arguments, Command, Flag
@@ -13,6 +14,7 @@ COMMAND = Command(
     keys=(
         *("seed", "data", "evals", "mesh", "hosts", "train.batch_size"),
         *("model.name", "python_path"),  # of a family of your own
+        "peft.base",
     ),
 )
 
@@ -25,6 +27,10 @@ def run(arguments: Arguments) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    from bigjax.train import import_model
+    from bigjax.interop import adapters
+    from bigjax.train import import_adapter, import_model
 
-    import_model.import_run(source, workdir, print, arguments.overrides)
+    if adapters.is_adapter(source):
+        import_adapter.import_run(source, workdir, print, arguments.overrides)
+    else:
+        import_model.import_run(source, workdir, print, arguments.overrides)

@@ -11,7 +11,7 @@ from bigjax import interop, modules
 from bigjax.data import tokenizers
 from bigjax.data.tokenizers import sentencepiece
 from bigjax.errors import UserError
-from bigjax.interop import images
+from bigjax.interop import adapters, images
 from bigjax.interop import origin as origin_lib
 from bigjax.interop import tokenizers as hf_tokenizers
 from bigjax.interop.mapping import Family
@@ -30,13 +30,15 @@ def export_run(
     log: Callable[[str], None] = print,
     dtype: str = "",
     max_shard_bytes: int | None = None,
+    base: str = "",
 ) -> None:
     """Writes a saved step (None: the latest) as a folder that transformers can load.
 
     Exports the moving average if the run keeps one. Step 0 of an import gives the original files,
     unless dtype or max_shard_bytes (default: interop.MAX_SHARD_BYTES) asks for others. dtype: of
-    the tensors; '': as imported, else model.param_dtype. Raises UserError, and leaves no folder,
-    for a model for which transformers has no class or no tensors, and if `to` is not empty.
+    the tensors; '': as imported, else model.param_dtype. base: replaces config.peft.base. Raises
+    UserError, and leaves no folder, for a model for which transformers has no class or no tensors,
+    and if `to` is not empty.
     """
     config = workdir_lib.read_config(workdir)
     model = {"name": config.model.name, **dataclasses.asdict(modules.options(config, "model"))}
@@ -50,6 +52,8 @@ def export_run(
     param_dtype = config.model.get("param_dtype", "float32")
     with config.unlocked():  # on any devices
         config.mesh.update(data=-1, fsdp=1, sequence=1, tensor=1)
+        if base:
+            config.peft.base = base
         if origin is None and "param_dtype" in config.model:
             config.model.param_dtype = "float32"  # as trained; rounded only to `dtype`
     loaded = load_lib.load(workdir, config, step, batch_size=None)
@@ -97,6 +101,48 @@ def export_run(
         [n for n in params if n not in required],
     )
     _list_originals(log, origin, layout, exact=max_shard_bytes is None)
+
+
+def export_adapter(
+    workdir: str,
+    to: str,
+    step: int | None = None,
+    log: Callable[[str], None] = print,
+    base: str = "",
+) -> None:
+    """Writes the adapter of a saved step (None: the latest) in peft's format, without its base.
+
+    Step 0 of an import gives the original files. Raises UserError, and leaves no folder, for a run
+    without LoRA, for parameters without a place in the format, and if `to` is not empty.
+    """
+    config = workdir_lib.read_config(workdir)
+    if config.peft.name != "lora":
+        raise UserError(
+            f"Only adapters of peft.name='lora' can be written in the format of peft; {workdir} "
+            f"has peft.name={config.peft.name!r}."
+        )
+    model = {"name": config.model.name, **dataclasses.asdict(modules.options(config, "model"))}
+    family = interop.family_of(model, config.python_path)
+    with config.unlocked():  # on any devices
+        config.mesh.update(data=-1, fsdp=1, sequence=1, tensor=1)
+        if base:
+            config.peft.base = base
+    loaded = load_lib.load(workdir, config, step, batch_size=None)
+    path = workdir_lib.existing(workdir) / adapters.ORIGIN
+    origin = json.loads(path.read_text()) if path.exists() and loaded.step == 0 else None
+    merged = _Params(loaded.variables["params"], {})
+    written = adapters.write(
+        to,
+        family=family,
+        architecture=family.architecture_of(merged.own),
+        model=model,
+        task=config.task.name,
+        base=config.peft.base,
+        options=dataclasses.asdict(modules.options(config, "peft")),
+        params=_Params(loaded.params, {}),
+        origin=origin,
+    )
+    log(f"Wrote {to}: the adapter of step {loaded.step} of {workdir}, {', '.join(written)}")
 
 
 def _check_extras(extras, required: set[str], architecture: str) -> None:

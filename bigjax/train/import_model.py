@@ -55,15 +55,15 @@ def import_run(
             f"--config.model.name={c.model.name} would have no effect: {source} is a model of "
             f"{imported.model['name']!r}. Remove it."
         )
-    config, overridden = _config(c, imported, [o for o in overrides if not o.startswith(names)])
+    config, overridden = config_of(c, imported, [o for o in overrides if not o.startswith(names)])
     with interop.new_folder(workdir) as folder:
         of_tokenizer = {k: x for k, x in overridden.items() if k.startswith(f"{tokenizers.KEY}.")}
-        _import_tokenizer(imported, config, folder / "tokenizer", workdir, of_tokenizer, log)
+        import_tokenizer(imported, config, folder / "tokenizer", workdir, of_tokenizer, log)
         task = tasks.build(config)
         variables, kept = _variables(imported, task, config, log)
         origin_lib.save(folder, imported, kept)
         workdir_lib.write_config(epath.Path(folder), config)
-        _save(folder, variables, config)
+        save(folder, variables, config)
         kept_files = [f"tokenizer/{TOKENIZER_FILES}/{name}" for name in imported.tokenizer_files]
         if tokenizers.section(config) and (folder / "tokenizer").exists():
             kept_files = ["tokenizer/"]
@@ -73,7 +73,7 @@ def import_run(
     )
 
 
-def _config(c, imported: interop.Imported, overrides: Sequence[str]):
+def config_of(c, imported: interop.Imported, overrides: Sequence[str]):
     """(config, {overridden key: value}): c with the imported model and task."""
     with c.unlocked():
         c.model = {"preset": "", **imported.model}
@@ -102,7 +102,7 @@ def _config(c, imported: interop.Imported, overrides: Sequence[str]):
     return c, {key: config_lib.get(c, key) for key in keys}
 
 
-def _import_tokenizer(
+def import_tokenizer(
     imported: interop.Imported, config, folder, workdir: str, overridden: dict, log
 ) -> None:
     """Writes the original tokenizer files and bigjax's own, and sets config.data.tokenizer if the
@@ -263,13 +263,14 @@ def _brief(names: list[str]) -> list[str]:
     return list(dict.fromkeys(map(short, names)))
 
 
-def _save(folder, variables, config) -> None:
+def save(folder, variables, config, **meta) -> None:
     params, extras = split(variables)
     state = State(jnp.int32(0), params, (), extras, None, jnp.bool_(False))
     early_stop = hooks.EarlyStop(config.train.early_stop, lambda text: None).state
     checkpoints = Checkpoints(folder)
     try:
-        checkpoints.save(0, state, {"data": "", "early_stop": early_stop, "imported": True}, {})
+        meta = {"data": "", "early_stop": early_stop, "imported": True, **meta}
+        checkpoints.save(0, state, meta, {})
         checkpoints.wait()
     except SaveError as e:
         raise RunError(

@@ -8,6 +8,7 @@ import jax
 from bigjax import config as config_lib
 from bigjax import modules, paths
 from bigjax.errors import UserError, cannot_write
+from bigjax.interop import adapters
 from bigjax.interop.origin import ORIGIN
 
 
@@ -43,7 +44,7 @@ def make_workdir(workdir: str) -> None:
 
 def check_same_run(workdir: str, config, log) -> None:
     """Raises UserError, naming the keys, if the run in workdir cannot resume with config."""
-    if paths.exists(epath.Path(workdir) / ORIGIN):
+    if any(paths.exists(epath.Path(workdir) / name) for name in (ORIGIN, adapters.ORIGIN)):
         raise UserError(
             f"{workdir} holds an imported model, which has no optimizer state to resume from. "
             f"Train in another --workdir with --config.init_from={workdir}."

@@ -100,3 +100,21 @@ def test_an_adapter_is_used_continued_and_exported_merged(run, runs, tmp_path, c
     on = f"--workdir={tmp_path / 'on'}"
     assert run("train", on, *tune, f"--config.init_from={lora}") == 0
     assert loss_at(tmp_path / "on", 0) == pytest.approx(loss)
+
+
+def test_an_adapter_in_the_format_of_peft(run, runs, tmp_path, capsys):
+    folder, _ = runs
+    to, back = tmp_path / "peft", tmp_path / "back"
+    assert run("export", f"--workdir={folder / 'lora'}", f"--to={to}", "--adapter") == 0
+    base = f"--config.peft.base={folder / 'base'}"
+    assert run("import", f"--from={to}", f"--workdir={back}", base) == 0
+    capsys.readouterr()
+    assert run("eval", f"--workdir={back}", "--json") == 0
+    loss = json.loads(capsys.readouterr().out.splitlines()[-1])["eval/valid/loss"]
+    assert loss == pytest.approx(loss_at(folder / "lora", STEPS), rel=1e-5)
+    assert run("train", f"--workdir={back}") == 2
+    assert "holds an imported model" in capsys.readouterr().err
+    assert (
+        run("export", f"--workdir={folder / 'base'}", f"--to={tmp_path / 'no'}", "--adapter") == 2
+    )
+    assert "Only adapters of peft.name='lora'" in capsys.readouterr().err
