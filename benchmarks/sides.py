@@ -73,9 +73,10 @@ def serve(about: dict, repeat: Callable[[str], dict | None]) -> None:
 def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
     """Our side of a training benchmark: the steps of config c, on one batch on its devices.
 
-    To be called before jax is imported. what: reported in addition to versions and devices. A task
-    is the number of steps, 1 by default; answers have the device's peak_bytes, None on a CPU.
-    c.init_from: a folder with the initial parameters, '' for random ones.
+    To be called before jax is imported. what: reported in addition to versions and devices. Frozen
+    parts have random numbers. A task is the number of steps, 1 by default; answers have the
+    device's peak_bytes, None on a CPU. c.init_from: a folder with the initial parameters, '' for
+    random ones.
     """
     cpu.keep_freed_memory()  # as bigjax/main.py does
     import jax
@@ -83,6 +84,7 @@ def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
     from bigjax import modules, tasks
     from bigjax.parallel import mesh as mesh_lib
     from bigjax.parallel import sharding
+    from bigjax.train import frozen as frozen_lib
     from bigjax.train import program as program_lib
     from bigjax.train.step import unpack
     from bigjax.trees import count
@@ -94,12 +96,19 @@ def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
     program = program_lib.make(c, tasks.build(c), mesh)
     state = _first_state(c, program)
     parameters = count(state.params)
+    frozen = {}  # random numbers: the speed does not depend on them
+    for name, shapes in frozen_lib.shapes(program.task, mesh).items():
+        shardings = jax.tree.map(lambda x: x.sharding, shapes)
+        init = jax.jit(program.task.frozen[name].init, out_shardings=shardings)
+        frozen[name] = init(jax.random.key(0))
+    trained = (state.params, state.params, state.opt_state)  # with the gradients
+    trained_bytes = sum(x.nbytes for x in jax.tree.leaves(trained))
     batch = sharding.put_batch(mesh, make_batch(), slice(0, n), n)
 
     def repeat(task: str) -> dict:
         nonlocal state
         for _ in range(int(task or 1)):
-            state, metrics = program.step(state, None, batch)
+            state, metrics = program.step(state, frozen, batch)
         jax.block_until_ready((state, metrics))
         memory = device.memory_stats() or {}
         loss = unpack(jax.device_get(metrics))["loss"]
@@ -116,6 +125,8 @@ def serve_training(c, make_batch: Callable[[], dict], what: str) -> None:
             "loss": losses[0],
             "losses": losses,
             "device": device.device_kind,
+            "trained_bytes": trained_bytes,
+            "saved_bytes": trained_bytes - sum(x.nbytes for x in jax.tree.leaves(state.params)),
             "what": f"bigjax, jax {jax.__version__}, {mesh.size} x {device.device_kind}{layers}"
             f"{what}",
         },

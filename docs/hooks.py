@@ -16,6 +16,7 @@ ROOMS = {
     "data": "Data",
     "models": "Models",
     "layers": "Layers",
+    "peft": "Parameter-efficient tuning",
     "tasks": "Tasks",
     "losses": "Losses",
     "optim": "Optimizers",

@@ -72,7 +72,10 @@ def _resumed(run, state: State, meta: dict, place: str, folder: str, is_new: boo
 def _initial_state(run, prepare: Callable | None, source: init_from.Source | None) -> State:
     """The state at step 0."""
     c, task, log = run.config, run.program.task, run.progress.log
-    if c.init_from and not source:
+    base = task.frozen[task.starts_from].source if task.starts_from else ""
+    if c.init_from == base:  # the frozen part: none of its parameters is this run's
+        source = None
+    elif c.init_from and not source:
         source = init_from.open_source(c.init_from, cache_dir(c), c.model.name, c.python_path)
     if source:
         of_run = run.program.abstract

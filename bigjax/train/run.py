@@ -154,6 +154,8 @@ def _describe(run: Run, start: int) -> None:
         work += f", {note}"
     params = run.program.abstract.params
     trained = f", {optim.count_trained(c.optim, params):,} of them trained," * bool(c.optim.freeze)
+    frozen_too = count(run.frozen.arrays)
+    trained += f", {frozen_too:,} frozen ones beside them," * bool(frozen_too)
     run.progress.log(
         f"{count(params):,} parameters{trained} on {mesh.size} {kind} "
         f"{plural(mesh.size, 'device')}, {axes}; {work}. Compiling..."
