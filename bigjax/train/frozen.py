@@ -59,7 +59,8 @@ def _load(target, source: init_from.Source, what: str):
 
 
 def _shapes(part: Frozen, mesh):
-    shapes = jax.eval_shape(part.init, jax.random.key(0))
+    key = jax.eval_shape(jax.random.key, 0)  # no array: the devices of a plan compute nothing
+    shapes = jax.eval_shape(part.init, key)
     return abstract(shapes, sharding.of_params(mesh, shapes, part.axes))
 
 

@@ -118,3 +118,36 @@ def test_an_adapter_in_the_format_of_peft(run, runs, tmp_path, capsys):
         run("export", f"--workdir={folder / 'base'}", f"--to={tmp_path / 'no'}", "--adapter") == 2
     )
     assert "Only adapters of peft.name='lora'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lora", "bitfit", "prompt"])
+def test_a_classifier_on_a_pretrained_base(
+    name, pretrained, labelled_flags, labelled_table, compiled_programs, tmp_path, capsys
+):
+    """Its sizes and vocabulary are the base's, its head is new, and init_from may be the base."""
+    workdir = tmp_path / "run"
+    few = ("--config.train.steps=4", "--config.data.packing=False", "--config.checkpoint.every=2")
+    flags = [
+        *labelled_flags,
+        *few,
+        f"--config.peft.name={name}",
+        f"--config.peft.base={pretrained}",
+    ]
+    if name != "lora":
+        flags.append("--config.optim.weight_decay=0.0")
+    with on_one_device(compiled_programs):
+        assert main.main(["train", f"--workdir={workdir}", *flags]) == 0
+        saved = helpers.saved_checksums(workdir, 4)["params"]
+        assert all(n.startswith("classifier") or name != "lora" or "lora_" in n for n in saved)
+        assert any(n.startswith("classifier") for n in saved)
+        output = tmp_path / "predictions.jsonl"
+        given = [f"--input={labelled_table}", f"--output={output}"]
+        assert main.main(["predict", f"--workdir={workdir}", *given]) == 0
+        assert len(output.read_text().splitlines()) == 300
+        code = main.main(["export", f"--workdir={workdir}", f"--to={tmp_path / 'merged'}"])
+        assert code == (2 if name == "prompt" else 0)
+        if name == "lora":
+            to = f"--to={tmp_path / 'adapter'}"
+            assert main.main(["export", f"--workdir={workdir}", to, "--adapter"]) == 2
+            assert "no place for 2 parameters of this run: classifier" in capsys.readouterr().err
