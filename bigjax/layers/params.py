@@ -1,9 +1,12 @@
 """Parameters with logical axis names; converting between scanned and unrolled stacks."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bigjax.layers.quantised import Quantised
 from bigjax.parallel.sharding import check_names, constrain, gathered
 from bigjax.trees import TURN
 
@@ -30,13 +33,18 @@ def weight(
     dtype,
     *,
     gather: str = "fsdp",
-) -> jax.Array:
+) -> Any:
     """Declares a weight and returns it as a layer uses it: in the compute dtype, gathered.
 
     Every layer reads its kernels and tables here, so that another form of them (LoRA, quantised)
     is implemented in one place. gather: which shards are gathered: 'fsdp', as a matrix product
-    needs it; 'all', for a loop over time; 'none', for a table whose look-up gathers it.
+    needs it; 'all', for a loop over time; 'none', for a table whose look-up gathers it. A kernel
+    that is stored quantised stays so, for `product`.
     """
+    if module.has_variable("params", name):
+        stored = module.get_variable("params", name)
+        if isinstance(stored, Quantised):
+            return stored
     w = param(module, name, init, shape, axes)
     if gather == "none":
         return w.astype(dtype)

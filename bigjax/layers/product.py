@@ -6,14 +6,18 @@ import math
 import jax
 from jax.custom_derivatives import SymbolicZero
 
+from bigjax.layers import quantised
+from bigjax.layers.quantised import Quantised
 from bigjax.parallel.mesh import platform
 
 
-def product(x: jax.Array, kernel: jax.Array, n: int, dtype: str) -> jax.Array:
+def product(x: jax.Array, kernel: jax.Array | Quantised, n: int, dtype: str) -> jax.Array:
     """The product over the last n dimensions of x and the first n of kernel, in dtype.
 
-    x and kernel have one dtype.
+    x and kernel have one dtype, unless the kernel is quantised.
     """
+    if isinstance(kernel, Quantised):
+        return quantised.product(x, kernel, n, dtype)
     return (_product_on_cpu if platform() == "cpu" else _product)(x, kernel, n, dtype)
 
 

@@ -12,9 +12,12 @@ import zlib
 import flax.linen as nn
 import jax
 
+from bigjax.bounds import check_ranges
 from bigjax.errors import UserError
 from bigjax.layers import params as params_lib
-from bigjax.layers.basic import Dense
+from bigjax.layers import quantised
+from bigjax.layers.basic import Dense, Output
+from bigjax.layers.quantised import Quantised
 from bigjax.trees import named_leaves
 
 _SHOWN = 12  # paths in a message
@@ -29,8 +32,19 @@ class Options:
     base: str = ""  # the frozen model: a run's work folder or a Hugging Face folder
     also: str = "head"  # regex over parameter paths: trained in full; 'head': the task's own head
 
+    quantise: str = ""  # int8, nf4: how the dense layers of the base are stored; '' = float32
+
+    RANGES = {}
     PATHS = ("base",)
     MAY_CHANGE = ("base", "dropout")  # the base's weights are compared, whatever its folder
+
+    def __post_init__(self):
+        check_ranges("peft", self)
+        if self.quantise not in ("", *quantised.KINDS):
+            raise UserError(
+                f"peft.quantise is {self.quantise!r}; allowed: '', {', '.join(quantised.KINDS)}."
+            )
+        check_regex(getattr(self, "targets", ""))
 
 
 class Layer(NamedTuple):
@@ -58,10 +72,11 @@ class Layer(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Numbers of inputs and outputs of a dense layer."""
+    """Numbers of inputs and outputs of a dense layer, and of the axes of its inputs."""
 
     inputs: int
     outputs: int
+    n_axes: int = 1
 
 
 @dataclasses.dataclass
@@ -148,7 +163,7 @@ def _see(seen: Seen, module: nn.Module, path: str, arguments: tuple) -> None:
     seen.modules[path] = type(module)
     if isinstance(module, Dense):
         inputs = arguments[0].shape[-len(module.in_axes) :]
-        seen.dense[path] = Sizes(math.prod(inputs), math.prod(module.features))
+        seen.dense[path] = Sizes(math.prod(inputs), math.prod(module.features), len(inputs))
 
 
 def check_regex(pattern: str, key: str = "peft.targets") -> None:
@@ -197,6 +212,30 @@ def axes_of(params: Any, seen: Seen) -> Any:
         return (*lead, *own) if len(lead) + len(own) == x.ndim else (None,) * x.ndim
 
     return jax.tree_util.tree_map_with_path(names, params)
+
+
+def quantised_base(params: dict, kind: str, seen: Seen) -> dict:
+    """The tree with the kernels of dense layers in 8 or 4 bits; output layers over a vocabulary,
+    whose products are left to the loss, stay as they are."""
+
+    def leaf(path, x):
+        *layer, name = "/".join(k.key for k in path).split("/")
+        at = normal_path("/".join(layer))
+        if name != "kernel" or at not in seen.dense or issubclass(seen.modules[at], Output):
+            return x
+        sizes = seen.dense[at]
+        if kind == "nf4" and sizes.inputs % 2:
+            return x
+        return quantised.quantise(x, kind, sizes.n_axes, is_stacked("/".join(layer)))
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def plain_base(params: dict) -> dict:
+    """The tree with quantised kernels in float32."""
+    is_leaf = lambda x: isinstance(x, Quantised)
+    plain = lambda x: x.dequantised("float32") if is_leaf(x) else x
+    return jax.tree_util.tree_map(plain, params, is_leaf=is_leaf)
 
 
 def parts(tree: dict, keep: Callable[[str], bool], prefix: str = "") -> dict:

@@ -6,11 +6,11 @@ import re
 import flax.linen as nn
 import jax
 
-from bigjax.bounds import FRACTION, at_least, check_ranges
+from bigjax.bounds import FRACTION, at_least
 from bigjax.errors import UserError
 from bigjax.layers.attention import Attention
 from bigjax.layers.basic import ACTIVATIONS, GATES, MLP, Dense, dropout
-from bigjax.peft import Layer, Method, Options, Seen, check_regex, check_targets
+from bigjax.peft import Layer, Method, Options, Seen, check_targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +23,7 @@ class Config(Options):
     RANGES = {"width": at_least(1), "dropout": FRACTION}
 
     def __post_init__(self):
-        check_ranges("peft", self)
-        check_regex(self.targets)
+        super().__post_init__()
         allowed = [name for name in ACTIVATIONS if name not in GATES]
         if self.activation not in allowed:
             raise UserError(

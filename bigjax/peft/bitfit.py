@@ -3,15 +3,12 @@
 import dataclasses
 import re
 
-from bigjax.peft import Method, Options, check_regex
+from bigjax.peft import Method, Options
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(Options):
     targets: str = "(^|/)bias$"  # regex over parameter paths
-
-    def __post_init__(self):
-        check_regex(self.targets)
 
 
 def build(options: Config) -> Method:

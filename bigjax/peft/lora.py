@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigjax.bounds import FRACTION, POSITIVE, at_least, check_ranges
+from bigjax.bounds import FRACTION, POSITIVE, at_least
 from bigjax.errors import UserError
 from bigjax.layers.basic import Dense, Embed, Output, dropout
 from bigjax.layers.params import param, weight
@@ -23,13 +23,13 @@ from bigjax.peft import (
     Method,
     Options,
     Seen,
-    check_regex,
     check_targets,
     is_stacked,
     joined,
     layers_with,
     nested,
     parts,
+    plain_base,
     some,
 )
 from bigjax.trees import named_leaves
@@ -47,10 +47,6 @@ class Config(Options):
     dora: bool = False  # DoRA: the norms of the columns of the sum are trained too
 
     RANGES = {"rank": at_least(1), "alpha": POSITIVE, "dropout": FRACTION}
-
-    def __post_init__(self):
-        check_ranges("peft", self)
-        check_regex(self.targets)
 
     @property
     def scale(self) -> float:
@@ -107,7 +103,8 @@ def _adapted(c: Config, layer: Layer):
     if not c.dora:
         return y + extra
     magnitude = param(dense, MAGNITUDE, nn.initializers.ones, dense.features, dense.out_axes)
-    kernel = jax.lax.stop_gradient(nn.meta.unbox(dense.get_variable("params", "kernel")))
+    kernel = plain_base(nn.meta.unbox(dense.get_variable("params", "kernel")))
+    kernel = jax.lax.stop_gradient(kernel)
     delta = jnp.tensordot(a.astype(jnp.float32), b.astype(jnp.float32), 1) * c.scale
     # A constant for the gradient, as in the paper's section 4.3.
     norms = jax.lax.stop_gradient(column_norms(kernel + delta, n))
@@ -189,7 +186,7 @@ def _check(c: Config, seen: Seen) -> None:
             f"own. Choose among {some(seen.dense)}."
         )
     for path in check_targets(c.targets, seen.dense, "dense layer"):
-        inputs, outputs = seen.dense[path]
+        inputs, outputs, _ = seen.dense[path]
         if c.rank > min(inputs, outputs):
             raise UserError(
                 f"peft.rank={c.rank} is larger than a dimension of {path!r}, which has {inputs} "

@@ -10,10 +10,10 @@ import re
 import flax.linen as nn
 import jax
 
-from bigjax.bounds import POSITIVE, at_least, check_ranges
+from bigjax.bounds import POSITIVE, at_least
 from bigjax.layers.attention import Attention
 from bigjax.layers.params import param
-from bigjax.peft import Layer, Method, Options, Seen, check_regex, check_targets
+from bigjax.peft import Layer, Method, Options, Seen, check_targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +23,6 @@ class Config(Options):
     init_std: float = 0.02
 
     RANGES = {"length": at_least(1), "init_std": POSITIVE}
-
-    def __post_init__(self):
-        check_ranges("peft", self)
-        check_regex(self.targets)
 
 
 def build(options: Config) -> Method:

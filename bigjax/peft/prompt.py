@@ -13,11 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigjax.bounds import POSITIVE, at_least, check_ranges
+from bigjax.bounds import POSITIVE, at_least
 from bigjax.layers.attention import Cache, Span
 from bigjax.layers.params import param
 from bigjax.layers.stack import Stack
-from bigjax.peft import Layer, Method, Options, Seen, check_regex, check_targets
+from bigjax.peft import Layer, Method, Options, Seen, check_targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,6 @@ class Config(Options):
     init_std: float = 0.02
 
     RANGES = {"length": at_least(1), "init_std": POSITIVE}
-
-    def __post_init__(self):
-        check_ranges("peft", self)
-        check_regex(self.targets)
 
 
 def build(options: Config) -> Method:

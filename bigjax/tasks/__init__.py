@@ -35,12 +35,15 @@ class Frozen(NamedTuple):
     axes: tree of logical axis names, as init's.
     source: a run's work folder or a Hugging Face folder, as config.init_from.
     model: for a Hugging Face folder of a family of your own, its module, as config.model.name.
+    as_read: (init, axes, convert) if the source holds the arrays in another form: those of its
+        form, and convert(arrays as read) -> arrays as of `init`.
     """
 
     init: Callable[[jax.Array], Any]
     axes: Any
     source: str = ""
     model: str = ""
+    as_read: tuple[Callable[[jax.Array], Any], Any, Callable[[Any], Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

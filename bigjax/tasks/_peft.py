@@ -10,6 +10,8 @@ import jax
 
 from bigjax import modules, peft
 from bigjax.errors import UserError
+from bigjax.layers import quantised
+from bigjax.layers.quantised import Quantised
 from bigjax.layers.vision import fixed_statistics
 from bigjax.models import Decoder
 from bigjax.trees import named_leaves
@@ -66,6 +68,8 @@ def wrapped(task: Any, config, frozen: Callable) -> Any:
         options.base,
         config.model.name if "." in config.model.name else "",
     )
+    if options.quantise:
+        base = _quantised(base, options.quantise, seen)
     trained = {n: n in own for n in named_leaves(shapes)}
 
     def complete(params, frozen):
@@ -94,12 +98,13 @@ def wrapped(task: Any, config, frozen: Callable) -> Any:
 
     def variables(params, extras, frozen):
         params, _ = complete(params, frozen)
+        params = peft.plain_base(params)
         return {"params": method.merge(params) if method.merge else params, **extras}
 
     def first(params, frozen):
         """The initial parameters, with those that follow from the base."""
         assert method.first
-        all_params, _ = complete(params, frozen)
+        all_params = peft.plain_base(complete(params, frozen)[0])
         return peft.joined(params, peft.nested(method.first(all_params)))
 
     return dataclasses.replace(
@@ -116,6 +121,23 @@ def wrapped(task: Any, config, frozen: Callable) -> Any:
         starts_from=BASE,
         first=first if method.first else None,
         prepare=lambda: lambda params, corpus: params,
+    )
+
+
+def _quantised(base: Any, kind: str, seen: peft.Seen) -> Any:
+    """The frozen part in 8 or 4 bits."""
+    init = base.init
+    convert = lambda tree: {"params": peft.quantised_base(tree["params"], kind, seen)}
+    shapes = jax.eval_shape(lambda rng: convert(init(rng)), jax.eval_shape(jax.random.key, 0))
+    is_leaf = lambda x: isinstance(x, Quantised)
+    axes = jax.tree_util.tree_map(
+        lambda x, names: quantised.axes(names, x) if is_leaf(x) else names,
+        shapes,
+        base.axes,
+        is_leaf=is_leaf,
+    )
+    return base._replace(
+        init=lambda rng: convert(init(rng)), axes=axes, as_read=(init, base.axes, convert)
     )
 
 

@@ -36,16 +36,21 @@ def load(
     """
     parts = {}
     for name, part in task.frozen.items():
-        target = _shapes(part, mesh)
+        target = stored = _shapes(part, mesh)
+        if part.as_read:
+            target = _shapes(part._replace(init=part.as_read[0], axes=part.as_read[1]), mesh)
         if part.source:
             what = f"the frozen part {name!r}"
             source = init_from.open_source(
                 part.source, cache_dir, part.model, python_path, f"The source of {what}, "
             )
             parts[name] = _load(target, source, what)
+            if part.as_read:
+                on = jax.tree_util.tree_map(lambda x: x.sharding, stored)
+                parts[name] = jax.jit(part.as_read[2], out_shardings=on)(parts[name])
             log(f"Loaded the frozen part {name!r} from {source.where}.")
         else:
-            shardings = jax.tree_util.tree_map(lambda x: x.sharding, target)
+            shardings = jax.tree_util.tree_map(lambda x: x.sharding, stored)
             parts[name] = jax.jit(part.init, out_shardings=shardings)(jax.random.key(0))
     return Parts(parts, fingerprints(parts))
 

@@ -11,6 +11,7 @@ import pytest
 from bigjax import modules, peft, tasks
 from bigjax.errors import UserError
 from bigjax.layers import params as layers
+from bigjax.layers import quantised
 from bigjax.layers.params import unbox
 from bigjax.models import gpt
 from bigjax.parallel import mesh as mesh_lib
@@ -230,8 +231,16 @@ def test_added_layers_keys_and_vectors(family, name):
             assert jnp.abs(g).max() > 0, key
 
 
-@pytest.mark.parametrize("name", ADDED)
-@pytest.mark.parametrize("position", ["learned", "rotary"])
+@pytest.mark.parametrize(
+    "position, name",
+    [
+        *(("learned", "adapter"), ("learned", "prefix"), ("rotary", "prompt")),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (("rotary", "adapter"), ("rotary", "prefix"), ("learned", "prompt"))
+        ),
+    ],
+)
 def test_a_decoder_gives_what_training_sees(name, position):
     """Also for rows of other lengths, and token by token."""
     c = config(model__position=position, model__tie_embeddings=False)
@@ -256,6 +265,66 @@ def test_a_decoder_gives_what_training_sees(name, position):
     assert np.abs(np.asarray(plain_logits - want)).max() > 1e-3
 
 
+@pytest.mark.parametrize("kind, bits, error", [("int8", 8, 0.006), ("nf4", 4, 0.15)])
+def test_a_quantised_kernel(kind, bits, error):
+    x = drawn(jax.ShapeDtypeStruct((3, 4, 32, 6, 8), jnp.float32), 1.0)
+    q = quantised.quantise(x, kind, 2, stacked=True)
+    assert q.values.nbytes * 8 == x.size * bits
+    again = q.dequantised("float32")
+    assert jnp.abs(again - x).max() <= error * jnp.abs(x).max()
+    once = quantised.quantise(again, kind, 2, stacked=True).dequantised("float32")
+    np.testing.assert_allclose(once, again, atol=1e-6)
+    one = quantised.quantise(x[1], kind, 2, stacked=False).dequantised("float32")
+    np.testing.assert_array_equal(one, again[1])
+    if kind == "nf4":  # each output has its own scale for each block of 64 inputs
+        blocks = again.reshape(3, 2, 64, 6, 8)
+        shares = np.unique(blocks / jnp.abs(blocks).max(2, keepdims=True))
+        far = np.abs(shares[:, None] - quantised.NF4)
+        assert far.min(1).max() < 1e-6 and far.min(0).max() < 1e-6  # each value, and no other
+    y = jax.random.normal(jax.random.key(0), (5, 4, 32))
+    g = jax.random.normal(jax.random.key(1), (5, 6, 8))
+    one = jax.tree.map(lambda a: a[1], q)
+    out, vjp = jax.vjp(lambda y: quantised.product(y, one, 2, "float32"), y)
+    np.testing.assert_allclose(out, jnp.tensordot(y, again[1], 2), rtol=1e-4, atol=1e-3)
+    want = jnp.tensordot(g, again[1], [[1, 2], [2, 3]])
+    np.testing.assert_allclose(vjp(g)[0], want, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "family, kind",
+    [
+        ("gpt", "nf4"),
+        pytest.param("gpt, unrolled", "int8", marks=pytest.mark.slow),
+        pytest.param("t5", "nf4", marks=pytest.mark.slow),
+    ],
+)
+def test_lora_on_a_quantised_base(family, kind):
+    """It computes what the same adapter does on the base that quantisation left."""
+    c = config(family)
+    task = tuned(c, rank=2, quantise=kind)
+    plain = tuned(c, rank=2)
+    v, frozen, params = variables_of(tasks.build(c), plain, noise=0.1)
+    init, _, convert = task.frozen["base"].as_read
+    base = convert({"params": peft.parts(v["params"], lambda n: n not in named_leaves(params))})
+    shapes = jax.eval_shape(task.frozen["base"].init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, base) == jax.tree.map(lambda x: x.shape, shapes)
+    names = [n for n in named_leaves(base["params"]) if n.endswith("kernel/values")]
+    assert any("query" in n for n in names) and any("mlp" in n for n in names)
+    left = {"base": {"params": peft.plain_base(base["params"])}}
+    batch = batch_of(c, task)
+    want = gradients(plain, params, {}, left, batch)
+    for name, g in gradients(task, params, {}, {"base": base}, batch).items():
+        np.testing.assert_allclose(g, want[name], rtol=1e-3, atol=1e-4 * jnp.abs(g).max())
+    merged = task.variables(params, {}, {"base": base})["params"]
+    for a, b in zip(jax.tree.leaves(merged), jax.tree.leaves(plain.variables(params, {}, left))):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    sharded = named_leaves(
+        jax.tree.map(str, task.frozen["base"].axes, is_leaf=lambda x: type(x) is tuple)
+    )
+    query = next(n for n in sharded if n.endswith("attention/query/kernel/values"))
+    assert "'embed', 'heads', 'head_dim')" in sharded[query]
+
+
 def peft_method(c, name):
     c = _config_of(c, name, **ADDED[name])
     return modules.of(c, "peft").build(modules.options(c, "peft"))
@@ -271,6 +340,7 @@ def peft_method(c, name):
         (dict(also="nothing"), "peft.also='nothing' matches no parameter"),
         (dict(also="["), "not a regular expression"),
         (dict(rank=0), "rank"),
+        (dict(quantise="int4"), "peft.quantise is 'int4'; allowed: '', int8, nf4"),
         (dict(base=""), "config.peft.base is empty"),
         (dict(name=""), "config.peft has the keys base, rank, but.*lora"),
         (dict(name="prompt", rank=None, length=2), "data.packing=False"),
