@@ -175,7 +175,7 @@ def _built(module: Any, config, options: Any) -> Task:
     if not isinstance(task, Task):
         raise UserError(f"{what}build returned {described(task)}; it must return a tasks.Task.")
     _checks.check_calls(task, what)
-    if modules.options(config, "peft") != modules.NoFields():
+    if config.peft.name:
         task = _peft.wrapped(task, config, Frozen)
     return dataclasses.replace(task, loss=_checks.checked_loss(task.loss, f"{what}loss"))
 

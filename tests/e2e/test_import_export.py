@@ -235,7 +235,7 @@ def test_a_truncated_file_is_refused_and_nothing_is_written(capsys, gpt2, tmp_pa
 
 
 def test_a_failed_import_leaves_no_files(gpt2, tmp_path, monkeypatch):
-    monkeypatch.setattr(import_model, "_save", lambda *a: 1 / 0)
+    monkeypatch.setattr(import_model, "save", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         import_model.import_run(gpt2, tmp_path / "run", lambda text: None)
     assert not list(tmp_path.iterdir())
@@ -384,7 +384,7 @@ def test_a_cased_vocabulary_without_settings_uses_the_overrides(tmp_path):
         c, messages = helpers.filled(config_lib.new_config()), []
         config_lib.override(c, flags)
         folder = tmp_path / f"run{len(flags)}" / "tokenizer"
-        import_model._import_tokenizer(imported, c, folder, str(folder.parent), {}, messages.append)
+        import_model.import_tokenizer(imported, c, folder, str(folder.parent), {}, messages.append)
         assert data.load_tokenizer(folder).encode("Paris a").tolist() == ids
         assert c.data.tokenizer.lowercase is (not flags)
         assert bool(messages) is (not flags) and all(

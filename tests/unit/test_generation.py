@@ -1,5 +1,6 @@
 """Generation for whole files and for evaluation, with a decoder that copies its source."""
 
+import dataclasses
 import json
 import types
 
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
+from bigjax import tasks
 from bigjax.data.tokenizers.bytes import Bytes
 from bigjax.errors import UserError
 from bigjax.evals import generation
@@ -211,7 +213,10 @@ def test_evaluation_by_generation(tmp_path, monkeypatch):
         log=logged.append,
         config=ConfigDict(dict(train=dict(batch_size=2), data=dict(target_len=16, seq_len=20))),
         corpus=corpus,
-        task=types.SimpleNamespace(model_config=None),
+        task=tasks.Task(
+            init=None, axes={}, loss=None, load_data=None, batch_shapes=None, model_config=None
+        ),
+        frozen={},
         mesh=mesh,
         report=reports.append,
         write=lambda name, write: write(tmp_path) or "",
@@ -271,7 +276,8 @@ def test_evaluation_by_generation(tmp_path, monkeypatch):
         some = generation.build("gen", generation.Config(examples=2, metrics=("cer",)), context)
         assert some(jnp.float32(20.0), {}, 7)["cer"] == pytest.approx(1 / 3)  # rows 0 and 2
     worst = (tmp_path / "worst.txt").read_text()
-    context.task.model_config, given = types.SimpleNamespace(start_id=5), []
+    started = types.SimpleNamespace(start_id=5)
+    context.task, given = dataclasses.replace(context.task, model_config=started), []
     corpus.prefix = (6, 7)  # is given, and takes up room
     monkeypatch.setattr(generation.batch_lib, "search", lambda *a, **k: given.append(a) or [])
     with jax.set_mesh(mesh):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigjax import tasks
 from bigjax.arguments import Arguments
 from bigjax.cli import generate as cli
 from bigjax.data.tokenizers.bytes import Bytes
@@ -326,7 +327,14 @@ def test_a_decoder_without_a_cache_continues_as_one_with_a_cache(generator):
 def test_a_cpu_generates_in_float32_unless_the_dtype_is_overridden(overrides):
     """It would convert weights of bfloat16 in every call."""
     loaded = types.SimpleNamespace(
-        task=types.SimpleNamespace(model_config=gpt.Config(64, 16, 8, 1, 1, dtype="bfloat16")),
+        task=tasks.Task(
+            init=None,
+            axes={},
+            loss=None,
+            load_data=None,
+            batch_shapes=None,
+            model_config=gpt.Config(64, 16, 8, 1, 1, dtype="bfloat16"),
+        ),
         variables={"params": {"scale": jnp.ones(3, jnp.bfloat16)}},
         mesh=jax.make_mesh((1,), "x", devices=jax.devices()[:1]),
     )

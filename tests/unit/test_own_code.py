@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
@@ -26,7 +27,7 @@ ARGUMENTS = ({}, {}, {}, {}, None, True)
 
 def built(build):
     """The Task that a module with this `build` makes."""
-    config = SimpleNamespace(task=SimpleNamespace(name="my_lab.own"))
+    config = ConfigDict({"task": {"name": "my_lab.own"}, "peft": {"name": ""}})
     return tasks._built(SimpleNamespace(build=build), config, None)
 
 

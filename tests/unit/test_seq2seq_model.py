@@ -1,5 +1,6 @@
 """Recurrent encoder-decoders: copying, what is refused, their data and their pictures."""
 
+import dataclasses
 import datetime
 import types
 
@@ -141,7 +142,10 @@ def test_pictures_of_the_alignment(tmp_path):
             dict(model=dict(name="seq2seq"), data=dict(target_len=5), python_path="")
         ),
         corpus=types.SimpleNamespace(inputs=lambda split: sources, tokenizer=Bytes()),
-        task=types.SimpleNamespace(model_config=c),
+        task=tasks.Task(
+            init=None, axes={}, loss=None, load_data=None, batch_shapes=None, model_config=c
+        ),
+        frozen={},
         mesh=mesh_lib.make_mesh(dict(data=1), jax.devices()[:1]),
         log=logged.append,
         write=lambda name, write: write(tmp_path) or "",
@@ -155,5 +159,5 @@ def test_pictures_of_the_alignment(tmp_path):
     np.testing.assert_allclose(shares.sum(-1), 1, atol=1e-5)
     context.config.model.name = "gpt"
     with pytest.raises(UserError, match="needs a model that attends to a source"):
-        context.task.model_config = gpt.Config()
+        context.task = dataclasses.replace(context.task, model_config=gpt.Config())
         alignment.build("look", alignment.Config(), context)

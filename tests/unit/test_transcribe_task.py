@@ -143,6 +143,7 @@ def test_pictures_of_the_alignment_have_a_spectrogram(built, tmp_path, monkeypat
             tokenizer=types.SimpleNamespace(decode=lambda ids: "$_"[ids[0] % 2], eos_id=257),
         ),
         task=task,
+        frozen={},
         mesh=mesh_lib.make_mesh(dict(data=1), jax.devices()[:1]),
         log=lambda line: None,
         write=lambda name, write: write(tmp_path) or "",
