@@ -32,8 +32,8 @@ def get_config(variant=""):
         name="text",
         sources=dict(text=dict(kind="jsonl", path="set data.sources.text.path")),
         tokenizer=dict(
-            kind="bpe",
-            path="set data.tokenizer.path",  # a folder with vocab.json and merges.txt
+            kind="tokenizer_json",
+            path="set data.tokenizer.path",  # a folder with tokenizer.json, as published
             vocab_size=128256,
         ),
         seq_len=8192,
