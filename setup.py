@@ -67,6 +67,7 @@ setup(
         "grain>=0.2.12,<0.3",
         "importlib_resources>=6,<8",  # an undeclared requirement of tensorflow-datasets
         f"jax{JAX}",
+        "jinja2>=3.1.6,<4",
         "jiwer>=4,<5",
         "matplotlib>=3.9,<4",
         "ml-collections>=1.0,<2",

@@ -31,6 +31,8 @@ class Tokenizer:
     unk_id: int | None = None  # of text that the vocabulary lacks; None: there is no such text
     sentinel_ids: Sequence[int] = ()  # special ids for hidden spans, the first one first
     chat_templates: Mapping[str, str] = {}  # {name: template}, of published chat models
+    special: Mapping[str, int] = {}  # {text: id} of special tokens that a chat template may write
+    role_tokens: Mapping[str, str] = {}  # {"bos_token": its text in `special`, ...}
     name: str = "the tokenizer"  # its origin, for messages
     fingerprint: str  # 16 hex digits: equal means the same ids for every text
     lossless = True
@@ -47,6 +49,11 @@ class Tokenizer:
         return (self.bos_id,)
 
     @functools.cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids that may end a text, eos first. A subclass may set others."""
+        return (self.eos_id,)
+
+    @functools.cached_property
     def token_bytes(self) -> np.ndarray:
         """int32 [vocab_size]: the UTF-8 length of each id, 0 for special ids."""
         return np.array([len(piece) for piece in self.pieces], np.int32)
@@ -61,6 +68,56 @@ class Tokenizer:
     def encode(self, text: str) -> np.ndarray:
         """The ids of one text, int32 [n]."""
         return self.encode_batch([text])[0]
+
+    def encode_parts(
+        self, rows: Sequence[Sequence[str | int]], cuts: Sequence[Sequence[int]]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(ids int32 [n], spans int64 [n, 2]) of each row of texts with special ids between them.
+
+        spans: the first character of a token and the one after its last in the row, in which an id
+        counts as one character. cuts: the characters of each row at which spans must be right; a
+        tokenizer that changes texts knows no others. Raises as `encode_batch`.
+        """
+        texts = [part for row in rows for part in row if isinstance(part, str)]
+        encoded, out = iter(self.encode_batch(texts)), []
+        for row, at_cuts in zip(rows, cuts):
+            ids, spans, at = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int64)], 0
+            for part in row:
+                if isinstance(part, str):
+                    ids.append(next(encoded))
+                    inside = [cut - at for cut in at_cuts if at < cut < at + len(part)]
+                    spans.append(at + self._spans(part, ids[-1], inside))
+                    at += len(part)
+                else:
+                    ids.append(np.array([part], np.int32))
+                    spans.append(np.array([[at, at + 1]]))
+                    at += 1
+            out.append((np.concatenate(ids), np.concatenate(spans)))
+        return out
+
+    def _spans(self, text: str, ids: np.ndarray, cuts: Sequence[int]) -> np.ndarray:
+        """int64 [n, 2]: the characters of each token of a text, exact at the cuts: see
+        `encode_parts`."""
+        content = np.frombuffer(text.encode(), np.uint8)
+        joined = b"".join(self.pieces[i] for i in ids)
+        for before in (b"", b" "):  # a space that the tokenizer puts before a text
+            if joined == before + content.tobytes() and len(content):
+                ends = np.cumsum(self.token_bytes[ids]) - len(before)
+                first = np.clip(np.append(-len(before), ends)[:-1], 0, len(content) - 1)
+                last = np.maximum(ends - 1, first)
+                char = np.cumsum((content & 0xC0) != 0x80) - 1  # of each byte
+                return np.stack([char[first], char[last] + 1], axis=1)
+        # Tokens that the text before a cut shares with the complete text are before the cut. Where
+        # it has others too, one of them crosses the cut.
+        spans = np.tile(np.array([0, len(text)]), (len(ids), 1))
+        for cut in cuts:
+            part = self.encode(text[:cut])
+            n = min(len(part), len(ids))
+            same = int(np.append(part[:n] != ids[:n], True).argmax())
+            spans[:same, 1] = np.minimum(spans[:same, 1], cut)
+            after = same + (same < len(part))
+            spans[after:, 0] = np.maximum(spans[after:, 0], cut)
+        return spans
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special ids and ids outside the vocabulary are skipped.

@@ -4,7 +4,7 @@ Llama 3, Qwen, Gemma, Phi, OLMo, Pythia and most other open models publish one. 
 name the ids of bos, eos and pad.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import copy
 import functools
 import itertools
@@ -52,8 +52,10 @@ class TokenizerJson(Tokenizer):
     before it: bos (Llama 3, Gemma), or none (Qwen, Pythia). unk_id: that of the model in
     tokenizer.json.
 
-    Attributes: `special`: {text: id} of the special tokens. `chat_templates`: {name: template},
-    'default' the main one, {} without one.
+    Attributes: `special`: {text: id} of the special tokens. `role_tokens`: the texts of those of
+    bos, eos and pad that are named. `end_ids`: eos and the others of a list in
+    generation_config.json. `chat_templates`: {name: template}, 'default' the main one, {} without
+    one.
     """
 
     kind = "tokenizer_json"
@@ -71,12 +73,18 @@ class TokenizerJson(Tokenizer):
         _check_ids(rust, added_tokens(content, f"{name}: {FILE}"), f"{name}: {FILE}")
         _add_tokens(rust, settings, name)
         named = [settings, _object(files, SPECIALS, name)]
-        ids = _roles(rust, named, _object(files, GENERATION, name), name)
+        generation = _object(files, GENERATION, name)
+        ids = _roles(rust, named, generation, name)
         _mark_special(rust, named, ids.values())
         self.eos_id = ids["eos"]
         self.bos_id, self.pad_id = (ids.get(role, self.eos_id) for role in ("bos", "pad"))
         added = rust.get_added_tokens_decoder()
         self.special = {token.content: i for i, token in added.items() if token.special}
+        self.role_tokens = {f"{role}_token": rust.id_to_token(i) for role, i in ids.items()}
+        ends = generation.get("eos_token_id")
+        known = [i for i in (ends if isinstance(ends, list) else []) if is_id(i)]
+        known = [i for i in known if rust.id_to_token(i) is not None]
+        self.end_ids = tuple(dict.fromkeys([self.eos_id, *known]))
         model = content.get("model") or {}
         unk_id = _unk_id(rust, model)
         self.unk_id = None if unk_id in (self.bos_id, self.eos_id) else unk_id
@@ -110,6 +118,56 @@ class TokenizerJson(Tokenizer):
         parser = copy.deepcopy(self._rust)
         parser.encode_special_tokens = False
         return parser
+
+    def encode_parts(
+        self, rows: Sequence[Sequence[str | int]], cuts: Sequence[Sequence[int]]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As Tokenizer.encode_parts. Ids are those of `encode_with_specials` for the text that the
+        special tokens are written in, except where another part has the text of one."""
+        del cuts
+        parser, own = self._parts_parser
+        texts, places = [], []
+        for row in rows:
+            check_utf8([part for part in row if isinstance(part, str)])
+            written = [part if isinstance(part, str) else _unique(part) for part in row]
+            sizes = [len(part) if isinstance(part, str) else 1 for part in row]
+            starts = np.cumsum([0, *sizes])
+            place = [
+                start + (np.arange(len(text)) if size == len(text) else np.zeros(len(text)))
+                for start, size, text in zip(starts, sizes, written)
+            ]
+            texts.append("".join(written))
+            places.append(np.concatenate([*place, starts[-1:]]).astype(np.int64))
+        out = []
+        for encoding, place in zip(parser.encode_batch(texts, add_special_tokens=False), places):
+            ids, spans = [], []
+            for i, (start, end) in zip(encoding.ids, encoding.offsets):
+                new = [own[i]] if i in own else self._spelled.get(i, [i])
+                ids += new
+                start = min(start, len(place) - 2)
+                spans += [(place[start], place[max(end - 1, start)] + 1)] * len(new)
+            out.append((np.array(ids, np.int32), np.array(spans, np.int64).reshape(-1, 2)))
+        return out
+
+    @functools.cached_property
+    def _parts_parser(self) -> tuple[Any, dict[int, int]]:
+        """(the tokenizer with one more token for each special one, {its id: that of the special
+        one}). They have the texts of `_unique`, while the texts of special tokens are text."""
+        from tokenizers import AddedToken, processors
+
+        parser = copy.deepcopy(self._rust)
+        parser.encode_special_tokens = True
+        # The post-processor of bytes would take spaces out of the offsets.
+        parser.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+        own = {}
+        for i, token in self._rust.get_added_tokens_decoder().items():
+            if token.special:
+                flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip")}
+                parser.add_tokens(
+                    [AddedToken(_unique(i), normalized=False, special=False, **flags)]
+                )
+                own[parser.token_to_id(_unique(i))] = i
+        return parser, own
 
     def encode_texts(self, texts: list[str]) -> list[list[int]]:
         try:
@@ -191,6 +249,11 @@ def read_files(path: Any) -> dict[str, bytes]:
         if ids and "eos_token_id" not in generation:
             files[GENERATION] = json.dumps({**ids, **generation}).encode()
     return files
+
+
+def _unique(i: int) -> str:
+    """A text for a special token that no other text has: U+FDD0 to U+FDEF are no characters."""
+    return f"\ufdd0{i}\ufdd1"
 
 
 def _object(files: Mapping[str, bytes], file: str, name: str) -> dict:
