@@ -11,6 +11,7 @@ from bigjax.errors import UserError
 from bigjax.evals import Context, evenly_spaced, text_metrics
 from bigjax.infer import batch as batch_lib
 from bigjax.infer import beam_search
+from bigjax.infer.generate import taken_by
 from bigjax.layers import params as params_lib
 from bigjax.parallel import sharding
 from bigjax.plural import plural
@@ -54,9 +55,10 @@ def build(name: str, options: Config, context: Context):
     family = modules.of(config, "model")
     if not hasattr(family, "decoder") or not hasattr(corpus, "inputs"):
         raise UserError(
-            f"evals.{name}.kind='generation' needs a model that answers a source, and data with "
-            "sources and targets, such as model.name='t5' and data.name='text_to_text'; model.name "
-            f"is {config.model.name!r} and data.name {config.data.name!r}."
+            f"evals.{name}.kind='generation' needs a model that generates, and data with sources "
+            "and targets, such as model.name='t5' and data.name='text_to_text', or model.name="
+            f"'gpt' and data.name='conversations'; model.name is {config.model.name!r} and "
+            f"data.name {config.data.name!r}."
         )
     task = context.task
     decoder = task.decoder(family.decoder(task.model_config))
@@ -86,7 +88,8 @@ def build(name: str, options: Config, context: Context):
         out_shardings=(on_all, on_all),
     )
     unrolled = jax.jit(params_lib.unrolled)
-    ends = dict(end_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, run=run)
+    end_id = getattr(corpus, "end_id", tokenizer.eos_id)  # of an answer in a conversation
+    ends = dict(end_id=end_id, pad_id=tokenizer.pad_id, run=run)
 
     def generate(variables) -> dict[int, batch_lib.Text]:
         """{example: its text} of those that can be read."""
@@ -96,7 +99,9 @@ def build(name: str, options: Config, context: Context):
             read = {i: started(x) for i, x in read.items() if len(x)}
             if read:
                 where = dict(names=[rows[i]["where"] for i in read])
-                given = decoder, variables, [*read.values()], n, search
+                # A text that is continued takes up some of the model's length.
+                room = max(1, decoder.max_len - taken_by(decoder, [*read.values()]))
+                given = decoder, variables, [*read.values()], min(n, room), search
                 results = batch_lib.search(*given, **where, **ends)
                 texts |= {i: best for i, (best, *_) in zip(read, results)}
         return texts

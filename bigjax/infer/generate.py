@@ -23,13 +23,15 @@ CHUNK = 32  # the maximum number of tokens per call
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Sampling options, see sampling.sample. eos_id: the token that ends a row (-1: none)."""
+    """Sampling options, see sampling.sample. eos_id: the token that ends a row (-1: none); end_ids:
+    more of them. Another number of these needs a compilation."""
 
     max_new_tokens: int = 64
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     eos_id: int = -1
+    end_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name, ok, allowed in (
@@ -159,7 +161,8 @@ class Generator:
     def advance(self, rows: Rows, options: Options, n: int) -> tuple[Rows, Chunk]:
         """n more tokens, at most CHUNK, of each running row."""
         temperature = positive(options.temperature)
-        sampling = (temperature, options.top_k, options.top_p, options.eos_id)
+        ends = np.array([options.eos_id, *options.end_ids], np.int32)
+        sampling = (temperature, options.top_k, options.top_p, ends)
         rows, out = _advance(self.decoder, self.variables, rows, sampling, n)
         return rows, Chunk(*(np.asarray(x)[:, :n] for x in out))
 
@@ -198,7 +201,7 @@ def _begin(decoder: Decoder, slots: int, variables, context):
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _advance(decoder: Decoder, variables, rows: Rows, sampling, n):
     """(rows, (tokens, log_p, real) [B, CHUNK])."""
-    temperature, top_k, top_p, eos_id = sampling
+    temperature, top_k, top_p, ends = sampling
     B = len(rows.token)
     empty = (
         jnp.zeros((B, CHUNK), jnp.int32),
@@ -213,7 +216,7 @@ def _advance(decoder: Decoder, variables, rows: Rows, sampling, n):
         new = sample(logits, keys, temperature, top_k, top_p)
         logits = logits.astype(jnp.float32)
         chosen = jnp.take_along_axis(logits, new[:, None], axis=-1)[:, 0]
-        running = rows.running & (new != eos_id)
+        running = rows.running & (new[:, None] != ends).all(-1)
         out = (
             tokens.at[:, i].set(new),
             log_p.at[:, i].set(chosen - jax.nn.logsumexp(logits, axis=-1)),

@@ -1,5 +1,6 @@
 """Predict the next token."""
 
+from collections.abc import Callable
 import dataclasses
 
 import jax.numpy as jnp
@@ -42,12 +43,26 @@ class Config:
 def build(config, options: Config) -> Task:
     """Batches: inputs, targets int [B, T]; weights [B, T]; with packing segment_ids, positions
     int [B, T]; target_bytes int [B]."""
+    source = data_module(config, "load_text", "text")
+
+    def load_data(log=print, tokenizer=None, splits=None):
+        del splits  # a store has all of them
+        return source.load_text(config.data, log, tokenizer, python_path=config.python_path)
+
+    return decoder_task(config, options, load_data, counts_bytes=True)
+
+
+def decoder_task(config, options: Config, load_data: Callable, counts_bytes: bool) -> Task:
+    """The task of predicting those next tokens that have a weight.
+
+    load_data: of the Task, but for the check of the vocabulary. counts_bytes: whether batches have
+    target_bytes.
+    """
     family, c = family_for(
         config,
         "a family that defines Model and decoder, such as model.name='gpt'",
         needs=("Model", "decoder"),
     )
-    source = data_module(config, "load_text", "text")
     seq_len = config.data.seq_len
     model = family.Model(c)
     check_call(
@@ -56,8 +71,8 @@ def build(config, options: Config) -> Task:
         f"config.model.name={config.model.name!r}: Model.__call__",
     )
     init, axes = init_and_axes(family.Model, c)
-    metrics = "nll", "accuracy", "nats_per_byte"
-    check_sums(config, options.sum_weights, model, init, metrics)
+    names = ("nll", "accuracy", *(("nats_per_byte",) if counts_bytes else ()))
+    check_sums(config, options.sum_weights, model, init, names)
 
     def loss(params, extras, frozen, batch, rng, train):
         del frozen
@@ -82,21 +97,21 @@ def build(config, options: Config) -> Task:
             **layer_metrics,
             "nll": (sums["nll"], weight),
             "accuracy": (sums["hits"], weight),
-            "nats_per_byte": (sums["nll"], batch["target_bytes"].sum().astype(jnp.float32)),
         }
+        if counts_bytes:
+            n_bytes = batch["target_bytes"].sum().astype(jnp.float32)
+            metrics["nats_per_byte"] = (sums["nll"], n_bytes)
         return total, (metrics, extras)
 
     def batch_shapes(batch_size, step):
         del step
         row = (batch_size, seq_len)
         packed = {"segment_ids": row, "positions": row} if config.data.packing else {}
-        return array_shapes(
-            {"inputs": row, "targets": row, "target_bytes": row[:1], **packed}, {"weights": row}
-        )
+        counted = {"target_bytes": row[:1]} if counts_bytes else {}
+        return array_shapes({"inputs": row, "targets": row, **counted, **packed}, {"weights": row})
 
-    def load_data(log=print, tokenizer=None, splits=None):
-        del splits  # a store has all of them
-        corpus = source.load_text(config.data, log, tokenizer, python_path=config.python_path)
+    def load_checked(log=print, tokenizer=None, splits=None):
+        corpus = load_data(log, tokenizer, splits)
         check_vocabulary(corpus.tokenizer.vocab_size, c.vocab_size)
         return corpus
 
@@ -104,7 +119,7 @@ def build(config, options: Config) -> Task:
         init=init,
         axes=axes,
         loss=loss,
-        load_data=load_data,
+        load_data=load_checked,
         batch_shapes=batch_shapes,
         model=model,
         model_config=c,

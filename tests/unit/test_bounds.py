@@ -23,11 +23,12 @@ MODULES = {
     ),
     "tasks": (
         *("causal_lm", "mlm_nsp", "classify", "tag", "answer", "image_classify", "mae"),
-        *("seq2seq", "span_corruption", "transcribe"),
+        *("seq2seq", "sft", "span_corruption", "transcribe"),
         *("seqgan.oracle", "seqgan.headline"),
     ),
     "data": (
         "audio",
+        "conversations",
         "text",
         "labelled",
         "images",
