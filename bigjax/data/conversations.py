@@ -55,7 +55,7 @@ class Config:
         "valid_fraction": SHARE,
         "test_fraction": SHARE,
     }
-    MAY_CHANGE = ("cache_dir", "train", "mixture", "valid", "test")
+    MAY_CHANGE = ("cache_dir", "train", "mixture.*", "valid", "test")
     PATHS = ("chat_template",)
     DATA_PATHS = ("train", "mixture.*", "valid", "test")
 
@@ -153,7 +153,7 @@ class ChatBatches(ExampleBatches):
         self.n_examples = len(chats)
         self.padding = 1.0 - float(self._lengths.sum()) / (n_rows * seq_len)
         learned = float(chats.learned.sum()) / max(len(chats.learned), 1)
-        self.note = f"{self.padding:.1%} of the tokens are padding; {learned:.1%} of others learned"
+        self.note = f"{self.padding:.1%} of the tokens are padding, {learned:.1%} of others learned"
 
     def examples_at(self, step: int) -> list[str]:
         source, index = self._order(self._indices(step, None))

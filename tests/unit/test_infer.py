@@ -167,6 +167,17 @@ def test_a_row_ends_at_the_end_token_and_the_others_continue(generator):
     assert ended[0] == free[0][: free[0].index(eos)] and ended[1] == free[1]
 
 
+def test_a_row_ends_at_any_of_several_end_tokens(generator):
+    prompts = [[3], [5, 9, 2, 7]]
+    free = generator(prompts, Options(max_new_tokens=8, temperature=0))
+    a = next(t for t in free[0] if t not in free[1])
+    b = next(t for t in free[1] if t not in free[0])
+    before = [row[: row.index(end)] for row, end in zip(free, (a, b))]
+    for first, more in ((a, (b,)), (b, (a, b)), (-1, (a, b))):
+        options = Options(8, temperature=0, eos_id=first, end_ids=more)
+        assert generator(prompts, options) == before
+
+
 def test_rows_do_not_depend_on_the_other_rows_of_a_batch(generator):
     """Whatever their lengths."""
     prompts, options = [[3], [5, 9, 2, 7], [1] * 20], Options(max_new_tokens=7, temperature=0.9)
