@@ -58,8 +58,9 @@ class ChatTemplate:
     def encode(self, rows: Sequence[Mapping[str, Any]], train_on: str = "all") -> list[Encoded]:
         """The tokens of conversations; turns after the last one of an assistant are left out.
 
-        rows: with "messages", which `chats.check` accepts, and optionally "tools" and "where", the
-        place of the row. train_on: "all" answers of assistants are learned, or the "last" one.
+        rows: with "messages", which `conversation_rows.check` accepts, and optionally "tools" and
+        "where", the place of the row. train_on: "all" answers of assistants are learned, or the
+        "last" one.
 
         Raises UserError, with the row's place, for a template that refuses it, that exceeds a limit
         (see TemplateProcess) or rewrites earlier turns, and for a row of which nothing is learned.

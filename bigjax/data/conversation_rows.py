@@ -152,7 +152,11 @@ def _row(record: Mapping[str, Any], data: Any, where: str) -> dict[str, Any]:
         messages = _messages(record[columns.messages], where, columns.messages)
     elif has("conversations"):
         turns = _list(record[columns.conversations], where, columns.conversations)
-        messages = [_of_sharegpt(turn, f"{where}: message {i + 1}") for i, turn in enumerate(turns)]
+        if isinstance(turns[0], Mapping) and turns[0].get("role") is not None:
+            messages = _messages(turns, where, columns.conversations)
+        else:
+            places = (f"{where}: message {i + 1}" for i in range(len(turns)))
+            messages = [*map(_of_sharegpt, turns, places)]
         system = record.get("system")
         if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": system}, *messages]

@@ -370,6 +370,8 @@ def _remark(rows, lengths: np.ndarray, limit: int, template: ChatTemplate) -> st
         if length > limit:
             roles = [message["role"] for message in row["messages"]]
             before = row["messages"][: roles.index("assistant")]
+            if not before:
+                return ""
             n = len(template.prompts([{**row, "messages": before}])[0])
             return f" (its first prompt alone has {n:,} tokens)" if n >= limit else ""
     return ""

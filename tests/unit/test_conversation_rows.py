@@ -44,6 +44,7 @@ PROMPT = {"prompt": ONE[0]["content"], "completion": ONE[1]["content"]}
     [
         {"messages": ONE},
         {"conversations": SHAREGPT},
+        {"conversations": ONE},
         PROMPT,
         {"prompt": ONE[:1], "completion": ONE[1:]},
         {"messages": [turn(m["role"], [{"type": "text", "text": m["content"]}]) for m in ONE]},
