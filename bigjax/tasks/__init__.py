@@ -30,6 +30,8 @@ class Frozen(NamedTuple):
 
     The trainer loads them once, shards them over the mesh and passes them to compiled functions.
 
+    A part 'reference' without a source is the base of config.peft, if that is set, without a copy.
+
     init(rng) -> a tree of arrays: their shapes, and their values if source is ''. Either
         parameters, or variables as of Task.init: {'params': ..., and other collections}.
     axes: tree of logical axis names, as init's.
@@ -69,7 +71,9 @@ class Task:
     attention_lengths: {config key that sets it: length} of each sequence that the model's attention
         runs over; each has to divide over mesh.sequence.
     flops_per_example: of a training step, for utilisation; 0 = unknown.
-    whole_batch(batch) -> batch, with what a micro-batch must know about the complete batch.
+    whole_batch(params, extras, frozen, batch) -> batch, with what a micro-batch must know about the
+        complete batch, as arrays of a value for each example; a complete one is returned as it is.
+        `loss` calls it for a batch that is not complete. No gradient passes through it.
     label_head: the module of parameters, by its path, whose outputs stand for config.task.labels:
         parameters of a source with other labels are refused.
     pictures(params, extras, frozen, batch) -> a NamedTuple of uint8 [B, H, W, channels], what a
@@ -121,7 +125,7 @@ class Task:
     units_per_example: float = 1.0
     attention_lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     flops_per_example: float = 0.0
-    whole_batch: Callable[[dict], dict] = lambda batch: batch
+    whole_batch: Callable[[Any, Any, Any, dict], dict] = lambda p, extras, frozen, batch: batch
     label_head: str = ""
     kind: Kind | None = None
     outputs: Callable[..., Any] | None = None

@@ -17,6 +17,7 @@ from bigjax.models import Decoder
 from bigjax.trees import named_leaves
 
 BASE = "base"  # the name of the frozen part
+REFERENCE = "reference"  # of a task that compares with the model before its training
 
 
 def wrapped(task: Any, config, frozen: Callable) -> Any:
@@ -56,6 +57,14 @@ def wrapped(task: Any, config, frozen: Callable) -> Any:
     plain = jax.eval_shape(lambda rng: task.init(rng)["params"], key)
     own = _own(method, options, name, task, shapes, plain)
     is_own, is_base = own.__contains__, lambda name: name not in own
+    shares = REFERENCE in task.frozen and not task.frozen[REFERENCE].source
+    if shares and (changed := sorted(own & {*named_leaves(plain)})):
+        raise UserError(
+            f"config.peft.name={name!r} trains {changed[0]!r} of the model itself, so the base is "
+            f"not the reference of task.name={config.task.name!r}. Set task.reference to a run, "
+            "or choose a method that only adds parameters, such as peft.name='lora' with "
+            "peft.also=''."
+        )
 
     def init(rng):
         variables = all_variables(rng)
@@ -75,7 +84,10 @@ def wrapped(task: Any, config, frozen: Callable) -> Any:
     def complete(params, frozen):
         """(parameters of the model and the method, the task's own frozen parts)."""
         rest = {name: part for name, part in frozen.items() if name != BASE}
-        return peft.joined(frozen[BASE]["params"], params), rest
+        base = frozen[BASE]["params"]
+        if shares:
+            rest[REFERENCE] = {"params": base}
+        return peft.joined(base, params), rest
 
     def tuned(function):
         """A function of a Task with parameters, extras and frozen parts, on the tuned model."""
@@ -111,11 +123,13 @@ def wrapped(task: Any, config, frozen: Callable) -> Any:
         task,
         init=init,
         axes={**task.axes, "params": peft.parts(axes, is_own)},
-        frozen={**task.frozen, BASE: base},
+        frozen={k: x for k, x in task.frozen.items() if not (shares and k == REFERENCE)}
+        | {BASE: base},
         loss=loss,
         outputs=tuned(task.outputs),
         pictures=tuned(task.pictures),
         features=tuned(task.features),
+        whole_batch=tuned(task.whole_batch),
         variables=variables,
         decoder=(lambda plain: plain) if method.merge else _decoders(method),
         starts_from=BASE,

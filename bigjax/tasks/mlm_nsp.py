@@ -60,9 +60,7 @@ def build(config, options: Config) -> Task:
     source = data_module(config, "load_text", "text")
 
     def loss(params, extras, frozen, batch, rng, train):
-        del frozen
-        if "next_label" in batch and "next_scale" not in batch:
-            batch = whole_batch(batch)
+        batch = whole_batch(params, extras, frozen, batch)
         out, extras = apply(
             encoder.model,
             params,
@@ -87,8 +85,9 @@ def build(config, options: Config) -> Task:
         total, layer_metrics = add_sums((total, weight), options.sum_weights, out.sums, train)
         return total, ({**layer_metrics, **metrics}, extras)
 
-    def whole_batch(batch):
-        if "next_label" not in batch:
+    def whole_batch(params, extras, frozen, batch):
+        del params, extras, frozen
+        if "next_label" not in batch or "next_scale" in batch:
             return batch
         scale = batch["weights"].sum() / jnp.maximum(batch["next_weight"].sum(), 1)
         return {**batch, "next_scale": jnp.broadcast_to(scale, batch["tokens"].shape[:1])}

@@ -66,7 +66,7 @@ def _augmented(config, task, batch: dict, step: int) -> dict[str, np.ndarray]:
     augment = jax.jit(task.augment)
     if accumulate == 1:
         return jax.device_get(augment(batch, key))
-    micro = micro_batches(task.whole_batch(batch), accumulate)
+    micro = micro_batches(batch, accumulate)
     parts = [
         augment(jax.tree_util.tree_map(lambda x, i=i: x[i], micro), jax.random.fold_in(key, i))
         for i in range(accumulate)

@@ -58,7 +58,8 @@ def make_step(
                 state.params, state.extras, frozen, batch, rng
             )
             return *_float32((g, (total, weight, metrics))), extras
-        micro = micro_batches(task.whole_batch(batch), accumulate)
+        whole = task.whole_batch(state.params, state.extras, frozen, batch)
+        micro = micro_batches(jax.lax.stop_gradient(whole), accumulate)
 
         def add(carry, item):
             extras, done = carry
