@@ -94,7 +94,7 @@ def ours(args: argparse.Namespace) -> None:
     c.train.batch_size = BATCH
     what = ", every parameter"
     if args.side == "ours":
-        c.peft = dict(name="lora", base="random numbers", rank=args.rank)
+        c.peft = dict(name="lora", base="random", rank=args.rank)
         what = f", LoRA of rank {args.rank}"
     if args.devices:
         c.mesh.data = args.devices

@@ -41,6 +41,7 @@ def build(name: str, options: Config, context: Context):
     def evaluate(params, extras, step: int) -> dict[str, float]:
         generator = Generator(decoder, task.variables(params, extras, context.frozen))
         (new,) = of_ids(generator, tokenizer, ids, sampling, seed=context.config.seed)
+        new = new.strip() if template else new
         text = (shown + new).replace("\n", "\n    ")
         context.log(f"{name} after step {step}:\n    {text}")
         return {}

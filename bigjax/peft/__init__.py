@@ -20,6 +20,7 @@ from bigjax.layers.basic import Dense, Output
 from bigjax.layers.quantised import Quantised
 from bigjax.trees import named_leaves
 
+RANDOM = "random"  # the base whose parameters are initial values
 _SHOWN = 12  # paths in a message
 # Names a layer of a Stack, which is called with its index.
 _IN_STACK = re.compile(r"layers|layer_\d+|block_\d+_of_\d+")
@@ -29,7 +30,8 @@ _IN_STACK = re.compile(r"layers|layer_\d+|block_\d+_of_\d+")
 class Options:
     """The keys that the Config of every method has."""
 
-    base: str = ""  # the frozen model: a run's work folder or a Hugging Face folder
+    # The frozen model: a run's work folder or a Hugging Face folder; random: untrained, for a trial
+    base: str = ""
     also: str = "head"  # regex over parameter paths: trained in full; 'head': the task's own head
 
     quantise: str = ""  # int8, nf4: how the dense layers of the base are stored; '' = float32

@@ -31,7 +31,7 @@ def wrapped(task: Any, config, frozen: Callable) -> Any:
     if not options.base:
         raise UserError(
             "config.peft.base is empty: set it to the model that is tuned, a run's work folder or "
-            "a Hugging Face folder."
+            f"a Hugging Face folder, or to {peft.RANDOM!r} to try an untrained one."
         )
     if task.make_step or task.extras_of or BASE in task.frozen:
         raise UserError(
@@ -74,7 +74,7 @@ def wrapped(task: Any, config, frozen: Callable) -> Any:
     base = frozen(
         lambda rng: {"params": peft.parts(task.init(rng)["params"], is_base)},
         {"params": peft.parts(axes, is_base)},
-        options.base,
+        options.base if options.base != peft.RANDOM else "",
         config.model.name if "." in config.model.name else "",
     )
     if options.quantise:

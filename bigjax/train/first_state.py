@@ -120,6 +120,8 @@ def _of_base(run, params, extras) -> tuple:
     has them: of extras, and of parameters that are trained in full."""
     c, task, log = run.config, run.program.task, run.progress.log
     base = task.frozen[task.starts_from]
+    if not base.source:
+        return params, extras
     source = init_from.open_source(base.source, cache_dir(c), base.model, c.python_path)
     axes, tokenizer = joined(base.axes["params"], task.axes["params"]), run.corpus.tokenizer
     source_checks.check_tokenizer(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax import interop, modules, paths
+from bigjax import interop, modules, paths, peft
 from bigjax.data import tokenizers
 from bigjax.data.files import cache_dir, cache_folder, write_cached
 from bigjax.errors import UserError
@@ -144,6 +144,11 @@ def fill(config, workdir: str = "") -> Source | None:
     if not wanted:
         return None
     where = c.peft.get("base", "") or c.init_from
+    if where == peft.RANDOM:
+        raise UserError(
+            f"config.{wanted[0]}='init_from' needs a base with a model, and config.peft.base is "
+            f"{where!r}. Set peft.base to a folder, or {wanted[0]} to another value."
+        )
     if not where:
         raise UserError(
             f"config.{wanted[0]}='init_from' needs config.init_from, which is empty. Set "

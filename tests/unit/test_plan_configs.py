@@ -25,6 +25,7 @@ VARIANTS = {
     "headlines": ("", "titles"),
     "llama2": ("7b",),
     "llama3": ("8b",),
+    "lora": ("tiny",),
     "morse": ("tiny",),
     "oracle": ("", "paper", "mle", "scheduled"),
     "oracle_paper": ("",),
