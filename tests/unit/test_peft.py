@@ -84,7 +84,7 @@ def loss(task, params, extras, frozen, batch, train=False):
     return float(run(params, extras, frozen, batch))
 
 
-SLOW = ("whisper", "gpt, unrolled")
+SLOW = ("whisper", "gpt, unrolled", "vit")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def gradients(task, params, extras, frozen, batch):
     return named_leaves(jax.jit(jax.grad(f))(params))
 
 
-@pytest.mark.parametrize("family", ["gpt", "bert"])
+@pytest.mark.parametrize("family", ["gpt", pytest.param("bert", marks=pytest.mark.slow)])
 def test_dora_and_bitfit(family):
     c = config(family)
     plain, batch = tasks.build(c), batch_of(c, tasks.build(c))
@@ -201,8 +201,8 @@ ADDED = {
 }
 
 
-# Each method and each family; the other pairs are slow.
-FIRST = {("gpt", "prefix"), ("bert", "prompt"), ("t5", "prompt"), ("vit", "adapter")}
+# Each method; the other pairs are slow.
+FIRST = {("gpt", "prefix"), ("bert", "prompt"), ("vit", "adapter")}
 
 
 @pytest.mark.parametrize(
@@ -234,10 +234,13 @@ def test_added_layers_keys_and_vectors(family, name):
 @pytest.mark.parametrize(
     "position, name",
     [
-        *(("learned", "adapter"), ("learned", "prefix"), ("rotary", "prompt")),
+        *(("learned", "adapter"), ("rotary", "prompt")),
         *(
             pytest.param(*pair, marks=pytest.mark.slow)
-            for pair in (("rotary", "adapter"), ("rotary", "prefix"), ("learned", "prompt"))
+            for pair in (
+                *(("rotary", "adapter"), ("rotary", "prefix")),
+                *(("learned", "prefix"), ("learned", "prompt")),
+            )
         ),
     ],
 )

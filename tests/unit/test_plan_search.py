@@ -221,6 +221,7 @@ def planned(monkeypatch, plan):
     return every, done
 
 
+@pytest.mark.slow
 def test_a_layout_that_barely_fits_is_tried_if_it_may_be_the_best(monkeypatch):
     every, _ = planned(monkeypatch, lambda c: made(c.estimate))
     room = (1 - search.SPARE) * 15.75 * chips.GIB

@@ -316,7 +316,10 @@ def test_convolutions_are_padded_on_all_sides(size, stride, side):
 
 @pytest.mark.parametrize(
     "options, bottleneck",
-    [(dict(), False), (dict(preactivation=True, norm="groupnorm", groups=4), True)],
+    [
+        pytest.param({}, False, marks=pytest.mark.slow),
+        (dict(preactivation=True, norm="groupnorm", groups=4), True),
+    ],
 )
 def test_remat_of_units_changes_nothing(options, bottleneck):
     images = np.random.default_rng(1).integers(0, 256, (4, 16, 16, 3), np.uint8)
