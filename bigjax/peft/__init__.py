@@ -11,6 +11,7 @@ import zlib
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from bigjax.bounds import check_ranges
 from bigjax.errors import UserError
@@ -20,6 +21,7 @@ from bigjax.layers.basic import Dense, Output
 from bigjax.layers.quantised import Quantised
 from bigjax.trees import named_leaves
 
+BASE_DTYPES = ("float32", "bfloat16", *quantised.KINDS)
 RANDOM = "random"  # the base whose parameters are initial values
 _SHOWN = 12  # paths in a message
 # Names a layer of a Stack, which is called with its index.
@@ -34,7 +36,8 @@ class Options:
     base: str = ""
     also: str = "head"  # regex over parameter paths: trained in full; 'head': the task's own head
 
-    quantise: str = ""  # int8, nf4: how the dense layers of the base are stored; '' = float32
+    # How the base is stored: float32, bfloat16; int8 or nf4: its dense layers, the rest in bfloat16
+    base_dtype: str = "float32"
 
     RANGES = {}
     PATHS = ("base",)
@@ -42,9 +45,9 @@ class Options:
 
     def __post_init__(self):
         check_ranges("peft", self)
-        if self.quantise not in ("", *quantised.KINDS):
+        if self.base_dtype not in BASE_DTYPES:
             raise UserError(
-                f"peft.quantise is {self.quantise!r}; allowed: '', {', '.join(quantised.KINDS)}."
+                f"peft.base_dtype is {self.base_dtype!r}; allowed: {', '.join(BASE_DTYPES)}."
             )
         check_regex(getattr(self, "targets", ""))
 
@@ -216,27 +219,31 @@ def axes_of(params: Any, seen: Seen) -> Any:
     return jax.tree_util.tree_map_with_path(names, params)
 
 
-def quantised_base(params: dict, kind: str, seen: Seen) -> dict:
-    """The tree with the kernels of dense layers in 8 or 4 bits; output layers over a vocabulary,
-    whose products are left to the loss, stay as they are."""
+def stored_base(params: dict, dtype: str, seen: Seen) -> dict:
+    """The tree in bfloat16, with kernels of dense layers in 8 or 4 bits if dtype is int8 or nf4;
+    not those of output layers over a vocabulary, whose products are left to the loss."""
 
     def leaf(path, x):
+        small = quantised_kernel(path, x) if dtype in quantised.KINDS else None
+        return x.astype(jnp.bfloat16) if small is None else small
+
+    def quantised_kernel(path, x) -> Quantised | None:
         *layer, name = "/".join(k.key for k in path).split("/")
         at = normal_path("/".join(layer))
         if name != "kernel" or at not in seen.dense or issubclass(seen.modules[at], Output):
-            return x
+            return None
         sizes = seen.dense[at]
-        if kind == "nf4" and sizes.inputs % 2:
-            return x
-        return quantised.quantise(x, kind, sizes.n_axes, is_stacked("/".join(layer)))
+        if dtype == "nf4" and sizes.inputs % 2:
+            return None
+        return quantised.quantise(x, dtype, sizes.n_axes, is_stacked("/".join(layer)))
 
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def plain_base(params: dict) -> dict:
-    """The tree with quantised kernels in float32."""
+    """The tree in float32, as `merge` and exports need it."""
     is_leaf = lambda x: isinstance(x, Quantised)
-    plain = lambda x: x.dequantised("float32") if is_leaf(x) else x
+    plain = lambda x: x.dequantised("float32") if is_leaf(x) else x.astype(jnp.float32)
     return jax.tree_util.tree_map(plain, params, is_leaf=is_leaf)
 
 

@@ -77,8 +77,8 @@ def wrapped(task: Any, config, frozen: Callable) -> Any:
         options.base if options.base != peft.RANDOM else "",
         config.model.name if "." in config.model.name else "",
     )
-    if options.quantise:
-        base = _quantised(base, options.quantise, seen)
+    if options.base_dtype != "float32":
+        base = _stored(base, options.base_dtype, seen)
     trained = {n: n in own for n in named_leaves(shapes)}
 
     def complete(params, frozen):
@@ -138,10 +138,10 @@ def wrapped(task: Any, config, frozen: Callable) -> Any:
     )
 
 
-def _quantised(base: Any, kind: str, seen: peft.Seen) -> Any:
-    """The frozen part in 8 or 4 bits."""
+def _stored(base: Any, dtype: str, seen: peft.Seen) -> Any:
+    """The frozen part in 16, 8 or 4 bits."""
     init = base.init
-    convert = lambda tree: {"params": peft.quantised_base(tree["params"], kind, seen)}
+    convert = lambda tree: {"params": peft.stored_base(tree["params"], dtype, seen)}
     shapes = jax.eval_shape(lambda rng: convert(init(rng)), jax.eval_shape(jax.random.key, 0))
     is_leaf = lambda x: isinstance(x, Quantised)
     axes = jax.tree_util.tree_map(

@@ -1,8 +1,10 @@
-"""A small chat model that answers 'What does NAME do?', from scratch.
+"""A small chat model that answers 'What does NAME do?': three minutes on two CPU cores.
 
-The questions are names of functions, classes and modules of the installed packages; the answers are
-the first lines of their docstrings. `:tiny`, 20 steps: a validation loss of 6.41 nats per learned
-token from 7.64, in 28 seconds of CPU time.
+It is trained from scratch. The questions are names of functions, classes and modules of the
+installed packages; the answers are the first lines of their docstrings. After 1,000 steps
+eval/valid/loss is 3.09 nats per learned token, from 7.64, and eval/test/rougeL 0.16.
+`:tiny`, 20 steps: a validation loss of 6.41, in 28
+seconds of CPU time.
 """
 
 from bigjax import config

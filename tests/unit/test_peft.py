@@ -299,20 +299,24 @@ def test_a_quantised_kernel(kind, bits, error):
         ("gpt", "nf4"),
         pytest.param("gpt, unrolled", "int8", marks=pytest.mark.slow),
         pytest.param("t5", "nf4", marks=pytest.mark.slow),
+        pytest.param("gpt", "bfloat16", marks=pytest.mark.slow),
     ],
 )
-def test_lora_on_a_quantised_base(family, kind):
-    """It computes what the same adapter does on the base that quantisation left."""
+def test_lora_on_a_base_of_fewer_bits(family, kind):
+    """It computes what the same adapter does on the base that rounding left."""
     c = config(family)
-    task = tuned(c, rank=2, quantise=kind)
+    task = tuned(c, rank=2, base_dtype=kind)
     plain = tuned(c, rank=2)
     v, frozen, params = variables_of(tasks.build(c), plain, noise=0.1)
     init, _, convert = task.frozen["base"].as_read
     base = convert({"params": peft.parts(v["params"], lambda n: n not in named_leaves(params))})
     shapes = jax.eval_shape(task.frozen["base"].init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, base) == jax.tree.map(lambda x: x.shape, shapes)
-    names = [n for n in named_leaves(base["params"]) if n.endswith("kernel/values")]
+    arrays = named_leaves(base["params"])
+    of = lambda kind: [n for n, x in arrays.items() if x.dtype == kind and "kernel" in n]
+    names = of({"nf4": "uint8"}.get(kind, kind))
     assert any("query" in n for n in names) and any("mlp" in n for n in names)
+    assert {str(x.dtype) for n, x in arrays.items() if "kernel" not in n} == {"bfloat16"}
     left = {"base": {"params": peft.plain_base(base["params"])}}
     batch = batch_of(c, task)
     want = gradients(plain, params, {}, left, batch)
@@ -324,7 +328,8 @@ def test_lora_on_a_quantised_base(family, kind):
     sharded = named_leaves(
         jax.tree.map(str, task.frozen["base"].axes, is_leaf=lambda x: type(x) is tuple)
     )
-    query = next(n for n in sharded if n.endswith("attention/query/kernel/values"))
+    end = "attention/query/kernel" + "/values" * (kind != "bfloat16")
+    query = next(n for n in sharded if n.endswith(end))
     assert "'embed', 'heads', 'head_dim')" in sharded[query]
 
 
@@ -343,7 +348,10 @@ def peft_method(c, name):
         (dict(also="nothing"), "peft.also='nothing' matches no parameter"),
         (dict(also="["), "not a regular expression"),
         (dict(rank=0), "rank"),
-        (dict(quantise="int4"), "peft.quantise is 'int4'; allowed: '', int8, nf4"),
+        (
+            dict(base_dtype="int4"),
+            "peft.base_dtype is 'int4'; allowed: float32, bfloat16, int8, nf4",
+        ),
         (dict(base=""), "config.peft.base is empty"),
         (dict(name=""), "config.peft has the keys base, rank, but.*lora"),
         (dict(name="prompt", rank=None, length=2), "data.packing=False"),

@@ -25,7 +25,7 @@ VARIANTS = {
     "headlines": ("", "titles"),
     "llama2": ("7b",),
     "llama3": ("8b",),
-    "lora": ("tiny",),
+    "lora": ("tiny",),  # the others start from a model
     "morse": ("tiny",),
     "oracle": ("", "paper", "mle", "scheduled"),
     "oracle_paper": ("",),
