@@ -1,4 +1,4 @@
-"""Renders chat templates in a process of its own, which is killed when it takes too long.
+"""Renders templates in a process of its own, which is killed when it takes too long.
 
 Run by data/template_process.py: a JSON object on each line of the standard input has a template and
 the contexts to render it with, a JSON object on each line of the standard output their texts or an
@@ -8,6 +8,7 @@ error. Nothing of bigjax is imported, so that the process starts at once.
 import datetime
 import functools
 import json
+import re
 import signal
 import sys
 
@@ -18,13 +19,14 @@ class TemplateError(Exception):
     """Raised by a template's raise_exception."""
 
 
-def environment(strftime_now):
-    """The sandbox in which templates run, with what transformers gives them.
+def environment(strftime_now, form):
+    """The sandbox in which templates run: of the form "chat" with what transformers gives them, of
+    the form "harness" with what lm-evaluation-harness does, where an unknown name is an error.
 
     Values are plain JSON. Attributes and methods of anything else are refused, as are those that
     begin with an underscore. strftime_now(format) -> the date as text.
     """
-    from jinja2 import Undefined
+    from jinja2 import StrictUndefined, Undefined
     from jinja2.runtime import LoopContext, Macro
     from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
     from jinja2.utils import Namespace
@@ -47,14 +49,23 @@ def environment(strftime_now):
             known = isinstance(obj, Macro) or any(obj is x for x in self.globals.values())
             return (known or isinstance(of, callers)) and super().is_safe_callable(obj)
 
-    sandbox = Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", generation]
-    )
+    if form == "chat":
+        loops = "jinja2.ext.loopcontrols"
+        sandbox = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loops, generation])
+    else:
+        sandbox = Sandbox(undefined=StrictUndefined, keep_trailing_newline=True)
     for name in {*sandbox.globals} - {"range", "dict", "namespace"}:
         del sandbox.globals[name]
-    sandbox.globals |= {"raise_exception": _raise, "strftime_now": strftime_now}
-    sandbox.filters["tojson"] = _to_json
+    if form == "chat":
+        sandbox.globals |= {"raise_exception": _raise, "strftime_now": strftime_now}
+        sandbox.filters["tojson"] = _to_json
+    else:
+        sandbox.filters["regex_replace"] = _regex_replace
     return sandbox
+
+
+def _regex_replace(text, pattern, value="", count=0):
+    return re.sub(pattern, value, text, count=count)
 
 
 def _raise(message):
@@ -91,15 +102,15 @@ def _generation():
 
 
 @functools.lru_cache(1)
-def _compiled(template: str, date: str):
+def _compiled(template: str, date: str, form: str):
     fixed = datetime.datetime.fromisoformat(date) if date else None
     now = lambda form: (fixed or datetime.datetime.now()).strftime(form)
-    return environment(now).from_string(template)
+    return environment(now, form).from_string(template)
 
 
-def render(template: str, contexts: list, date: str, limit: int) -> list[str]:
+def render(template: str, contexts: list, date: str, form: str, limit: int) -> list[str]:
     """The text of each context. date: YYYY-MM-DD, '' = today. limit: of the characters of each."""
-    compiled, texts = _compiled(template, date), []
+    compiled, texts = _compiled(template, date, form), []
     for context in contexts:
         pieces, size = [], 0
         for piece in compiled.generate(context):
@@ -113,7 +124,7 @@ def render(template: str, contexts: list, date: str, limit: int) -> list[str]:
 
 def _reply(request: dict, limit: int) -> dict:
     try:
-        return {"texts": render(request["template"], request["contexts"], request["date"], limit)}
+        return {"texts": render(**request, limit=limit)}
     except MemoryError:
         return {"error": "it needs too much memory"}
     except RecursionError:

@@ -92,12 +92,29 @@ class ChatTemplate:
 
     def prompts(self, rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
         """As `prompt`, of the messages of each row."""
+        parts = self.prompt_parts(rows)
+        encoded = self.tokenizer.encode_parts(parts, [()] * len(parts))
+        return [self._led(ids, ids < 0)[0].tolist() for ids, _ in encoded]
+
+    def prompt_parts(self, rows: Sequence[Mapping[str, Any]]) -> list[list[str | int]]:
+        """The texts and the special ids in turn of each of `prompts`."""
         parts = []
         for row in rows:
             (text,) = self._render(row, [(len(row["messages"]), True)])
             parts.append(self._split(text)[0])
-        encoded = self.tokenizer.encode_parts(parts, [()] * len(parts))
-        return [self._led(ids, ids < 0)[0].tolist() for ids, _ in encoded]
+        return parts
+
+    @functools.cached_property
+    def before_answer(self) -> str:
+        """What the template writes between a prompt and the text of the answer, such as a space."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "answer"}]
+        try:
+            prompt, whole = self._render({"messages": turns}, [(1, True), (2, False)])
+        except UserError:  # a template for other conversations
+            return ""
+        between, answer, _ = whole.removeprefix(prompt).partition("answer")
+        plain = whole.startswith(prompt) and answer and not re.search(self._pattern, between)
+        return between if plain else ""
 
     @functools.cached_property
     def turn_end(self) -> int | None:

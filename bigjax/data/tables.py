@@ -131,7 +131,7 @@ def _separated(path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
             "partly numbers. Use names for a file whose first line has them, and "
             "numbers from 0 for one without."
         )
-    header = None if all(numbered) else next(records, (1, []))[1]
+    header = None if columns and all(numbered) else next(records, (1, []))[1]
     places = [int(column) if header is None else _place(column, header, path) for column in columns]
     width = None if header is None else len(header)
     names = _names(header or [])

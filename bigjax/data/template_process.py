@@ -1,4 +1,4 @@
-"""Chat templates, which may come from anyone, rendered with limits on time, memory and size."""
+"""Templates in Jinja, which may come from anyone, rendered with limits on time, memory and size."""
 
 from collections.abc import Mapping, Sequence
 import contextlib
@@ -29,11 +29,20 @@ NONCHARACTERS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 class TemplateProcess:
     """A process that renders one Jinja template in a sandbox; it starts when it is needed.
 
-    date: that strftime_now gives, as YYYY-MM-DD; '' = today. May be used from several threads.
+    date: that strftime_now gives, as YYYY-MM-DD; '' = today. form: "chat", or "harness" for a
+    template of an evaluation's rows, see _template_worker.py. May be used from several threads.
     """
 
-    def __init__(self, template: str, name: str, date: str = "", seconds: float = SECONDS) -> None:
+    def __init__(
+        self,
+        template: str,
+        name: str,
+        date: str = "",
+        seconds: float = SECONDS,
+        form: str = "chat",
+    ) -> None:
         self._template, self._name, self._date, self._seconds = template, name, date, seconds
+        self._form = form
         self._lock = threading.Lock()
         self._child: subprocess.Popen | None = None
 
@@ -43,7 +52,12 @@ class TemplateProcess:
         Raises UserError, with the name of the template, if it is not valid, refuses the values,
         reads what the sandbox forbids, or exceeds a limit: of time for all contexts together.
         """
-        request = {"template": self._template, "contexts": list(contexts), "date": self._date}
+        request = {
+            "template": self._template,
+            "contexts": list(contexts),
+            "date": self._date,
+            "form": self._form,
+        }
         with self._lock:
             reply = self._ask(json.dumps(request).encode() + b"\n")
         if "error" in reply:

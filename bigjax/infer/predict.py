@@ -52,41 +52,43 @@ def make_outputs(task, mesh, labelled: bool) -> Callable:
     return of_data
 
 
-def check_output(path: str, input_path: str = "") -> None:
-    """Raises UserError for a predictions file that cannot be written or is the input.
+def check_output(
+    path: str,
+    input_path: str = "",
+    formats: tuple[str, ...] = FORMATS,
+    what: str = "predictions file",
+) -> None:
+    """Raises UserError for a file that cannot be written or is the input. what: it, for messages.
 
     Its folder has to exist and be writable; paths such as gs:// are checked only by `write`.
     """
-    if not str(path).endswith(FORMATS):
-        raise UserError(
-            f"The predictions file {str(path)!r} must end in one of {', '.join(FORMATS)}."
-        )
+    if not str(path).endswith(formats):
+        raise UserError(f"The {what} {str(path)!r} must end in one of {', '.join(formats)}.")
     if "://" in str(path):
         if str(path) == str(input_path):
-            raise UserError(f"The predictions file {path!r} is the input. Give another name.")
+            raise UserError(f"The {what} {path!r} is the input. Give another name.")
         return
     file = os.path.expanduser(path)
     folder, source = os.path.dirname(file) or ".", os.path.expanduser(input_path)
     if not os.path.isdir(folder):
         raise UserError(
-            f"The predictions file {path!r} cannot be written: {folder!r} is not a folder (the "
+            f"The {what} {path!r} cannot be written: {folder!r} is not a folder (the "
             f"current one is {os.getcwd()!r}). Create it, or name another file."
         )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(
-            f"The predictions file {path!r} cannot be written: there is no permission "
+            f"The {what} {path!r} cannot be written: there is no permission "
             f"to write in {folder!r}. Name a file in another folder."
         )
     if os.path.isdir(file):
-        raise UserError(f"The predictions file {path!r} is a folder. Name a file.")
+        raise UserError(f"The {what} {path!r} is a folder. Name a file.")
     if (
         source
         and os.path.realpath(source) == os.path.realpath(file)
         or (os.path.exists(source) and os.path.exists(file) and os.path.samefile(source, file))
     ):
         raise UserError(
-            f"The predictions file {path!r} is the input. Give another name: the "
-            "input is not overwritten."
+            f"The {what} {path!r} is the input. Give another name: the input is not overwritten."
         )
 
 

@@ -69,6 +69,14 @@ def linear_log_probs(x_BTD, kernel_DV, bias_V, softcap, targets_BT) -> jax.Array
     return _map_logits(losses.log_probs, linear, targets_BT)
 
 
+def linear_log_probs_and_hits(
+    x_BTD, kernel_DV, bias_V, softcap, targets_BT
+) -> tuple[jax.Array, jax.Array]:
+    """losses.log_probs_and_hits, each [B, T], of the global batch; without gradients."""
+    linear = Linear(x_BTD, kernel_DV, bias_V, softcap)
+    return _map_logits(losses.log_probs_and_hits, linear, targets_BT)
+
+
 def linear_log_probs_and_entropy(
     x_BTD, kernel_DV, bias_V, softcap, targets_BT
 ) -> tuple[jax.Array, jax.Array]:

@@ -98,6 +98,12 @@ def log_probs(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return _at(logits, targets) - jax.nn.logsumexp(logits, axis=-1)
 
 
+def log_probs_and_hits(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`log_probs`, and bool [...]: whether the target has the largest of the logits [..., V], the
+    first one of equal ones."""
+    return log_probs(logits, targets), logits.argmax(-1) == targets
+
+
 def log_probs_and_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """`log_probs`, and the entropy [...] of the distribution that logits [..., V] give, in nats."""
     log_p = jax.nn.log_softmax(logits)

@@ -89,6 +89,8 @@ class Decoder(NamedTuple):
         row.
     attention(variables, state, tokens_B) -> float32 [B, S], the share of attention that the step
         which reads these tokens gives to each token of the source; None without a source.
+    score(variables, tokens int [B, T]) -> Linear, the output layer after each token of complete
+        rows, padded at their ends, all at once; None if the family has only steps.
     max_len: the largest number of tokens of a row; limit: the config key that says so.
     continues: whether the output continues the given ids (True), which then take up slots, all but
         the last, or answers them (False).
@@ -101,6 +103,7 @@ class Decoder(NamedTuple):
     continues: bool = True
     attention: Callable[[Any, Any, jax.Array], jax.Array] | None = None
     limit: str = "model.max_len"
+    score: Callable[[Any, jax.Array], Linear] | None = None
 
 
 # Fields of a Config that do not change the parameters: a resumed run may change them.
@@ -268,4 +271,5 @@ def uncached_decoder(model: Any, max_len: int) -> Decoder:
         last = linear._replace(x=linear.x[rows, lengths])
         return last.product(), (tokens, lengths + 1)
 
-    return Decoder(prefix_context, begin, step, max_len)
+    score = lambda variables, tokens: model.apply(variables, tokens).linear
+    return Decoder(prefix_context, begin, step, max_len, score=score)

@@ -357,12 +357,15 @@ def decoder(c: Config) -> Decoder:
         out = model.apply(variables, tokens_B[:, None], cache=state)
         return out.logits[:, 0], out.cache
 
+    def score(variables, tokens):
+        return model.apply(variables, tokens).linear
+
     if c.rope_scaling == "longrope" and c.rope_original_len < c.max_len:
         # With more tokens the first ones would need other frequencies than the later ones.
-        return Decoder(
-            prefix_context, begin, step, c.rope_original_len, limit="model.rope_original_len"
-        )
-    return Decoder(prefix_context, begin, step, c.max_len)
+        limit = "model.rope_original_len"
+        max_len = c.rope_original_len
+        return Decoder(prefix_context, begin, step, max_len, limit=limit, score=score)
+    return Decoder(prefix_context, begin, step, c.max_len, score=score)
 
 
 def flops_per_token(c: Config, seq_len: int) -> float:

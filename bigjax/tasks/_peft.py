@@ -201,8 +201,7 @@ def _decoders(method: peft.Method) -> Callable[[Decoder], Decoder]:
 
             return call
 
-        return plain._replace(
-            begin=under(plain.begin), step=under(plain.step), attention=under(plain.attention)
-        )
+        names = ("begin", "step", "attention", "score")
+        return plain._replace(**{name: under(getattr(plain, name)) for name in names})
 
     return tuned
