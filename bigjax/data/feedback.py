@@ -143,6 +143,11 @@ def parse(line: bytes, where: str) -> Record:
                 "least one other message. A comparison has 'chosen' and 'rejected'."
             )
         conversation_rows.check(messages, where)
+        if messages[-1].get("tool_calls"):
+            raise UserError(
+                f"{where}: the rated answer has 'tool_calls', which no file of a snapshot has room "
+                "for. Rate the answer that follows the tools."
+            )
         chosen, rejected = _alternative(value, answer, where)
     rating, edited = _rating(value, where), value.get("edited")
     if edited is not None and (compared or not edited.strip()):
