@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigjax.linear import Linear
 from bigjax.models import Decoder, Fixed, source_context
 
 V = 259  # the vocabulary of data/tokenizers/bytes.py
@@ -40,5 +41,8 @@ def continuing_decoder(max_len=32) -> Decoder:
     def step(sure, state, tokens):
         return sure * jax.nn.one_hot(tokens, V) + jnp.where(letters, 0, -50), state
 
+    def score(sure, tokens):
+        return Linear(sure * jax.nn.one_hot(tokens, V), jnp.eye(V), jnp.where(letters, 0.0, -50.0))
+
     context = lambda ids: (np.zeros(len(ids), np.int32), np.array([row[-1] for row in ids]))
-    return Decoder(context, lambda sure, context, slots: context, step, max_len)
+    return Decoder(context, lambda sure, context, slots: context, step, max_len, score=score)

@@ -130,6 +130,7 @@ def read(path: str) -> HarnessTask:
             raise UserError(
                 f"{path}: unknown key {key!r}. {config_lib.nearest(str(key), sorted(known))}"
             )
+    _refuse_functions(raw, path)
     keys = _Keys(path, raw)
     output_type = keys.one_of("output_type", OUTPUT_TYPES, "generate_until")
     name = keys.get("task", str)
@@ -151,6 +152,7 @@ def read(path: str) -> HarnessTask:
             raise UserError(f"{path}: the key {key!r} is missing: a column or a template.")
     metadata = keys.get("metadata", dict) or {}
     fewshot_delimiter = keys.get("fewshot_delimiter", str, "\n\n")
+    files, split = _files(keys), _split(keys)
     fewshot_split, sampler = _fewshot(keys)
     generated = output_type == "generate_until"
     for key in () if generated else ("filter_list", "generation_kwargs"):
@@ -176,8 +178,8 @@ def read(path: str) -> HarnessTask:
         version=metadata.get("version", "Yaml"),
         output_type=output_type,
         dataset_path=keys.one_of("dataset_path", tuple(READERS)),
-        files=_files(keys),
-        split=_split(keys),
+        files=files,
+        split=split,
         fewshot_split=fewshot_split,
         doc_to_text=raw.get("doc_to_text", ""),
         doc_to_target=raw["doc_to_target"],
@@ -257,7 +259,6 @@ def _content(path: str) -> dict[str, Any]:
         raise UserError(f"{path}: not JSON ({e}). It has to be {what}.") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds {describe(raw)}; a task file has to be an object of keys.")
-    _refuse_functions(raw, path)
     return raw
 
 
@@ -355,13 +356,13 @@ def _fewshot(keys: _Keys) -> tuple[str | None, str]:
         raise UserError(
             f"{keys.path}: fewshot_config.sampler is {sampler!r}; supported: {', '.join(SAMPLERS)}."
         )
-    split = options.get("split") or keys.get("fewshot_split", str)
+    split = options.get("split")
     if split is not None and split not in (files := _files(keys)):
         raise UserError(
             f"{keys.path}: fewshot_config.split is {split!r}, but data_files has "
             f"{', '.join(map(repr, files))}."
         )
-    for key in ("training_split", "validation_split"):
+    for key in ("fewshot_split", "training_split", "validation_split"):
         split = split or keys.get(key, str)
     return split, sampler
 
