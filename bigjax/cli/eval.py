@@ -1,4 +1,7 @@
-"""Runs all evaluations of a run on a saved step."""
+"""Runs all evaluations of a run's config on a saved step.
+
+`bigjax evaluate` runs tasks of lm-evaluation-harness instead.
+"""
 
 from bigjax import json_text
 from bigjax.arguments import JSON, ROWS, SETTLED, STEP, Arguments, Command

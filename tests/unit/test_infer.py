@@ -332,6 +332,9 @@ def test_a_decoder_without_a_cache_continues_as_one_with_a_cache(generator):
     uncached = Generator(uncached_decoder(model, CONFIG.max_len), generator.variables)
     prompts, options = [[3], [5, 9, 2, 7]], Options(max_new_tokens=5, temperature=0)
     assert uncached(prompts, options) == generator(prompts, options)
+    tokens = np.array([[5, 9, 2, 7]])
+    scores = [g.decoder.score(g.variables, tokens).product() for g in (uncached, generator)]
+    np.testing.assert_allclose(*scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("overrides", [[], ["--config.model.dtype=bfloat16"]])

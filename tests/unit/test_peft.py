@@ -264,6 +264,7 @@ def test_a_decoder_gives_what_training_sees(name, position):
         want = model.apply(variables, tokens).logits
     np.testing.assert_allclose(got[0], want[0, 3], atol=1e-5)
     np.testing.assert_allclose(got[1], want[1, 2], atol=1e-5)
+    np.testing.assert_allclose(method.score(variables, tokens).product(), want, atol=1e-5)
     plain_logits = model.apply(variables, tokens).logits
     assert np.abs(np.asarray(plain_logits - want)).max() > 1e-3
 
