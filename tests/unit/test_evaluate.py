@@ -19,8 +19,9 @@ from bigjax.errors import UserError
 from bigjax.evals.harness import run as harness
 from bigjax.evals.harness import task_file
 from bigjax.infer import likelihood
-from bigjax.infer.generate import Generator
+from bigjax.infer.generate import Generator, Options
 from bigjax.infer.likelihood import Pair, Scorer
+from bigjax.layers import params
 from bigjax.models import gpt
 from bigjax.parallel import mesh as mesh_lib
 from tests import chats, published_tokenizers
@@ -88,19 +89,27 @@ def test_rolling_windows_have_each_token_once(n):
 
 @pytest.fixture(scope="module")
 def model():
-    """(its Config, variables, decoder) of a small GPT of random weights, for 24 tokens."""
-    c = gpt.Config(vocab_size=264, max_len=24, d_model=16, n_layers=2, n_heads=2, dropout=0.1,
-                   position="rotary")  # fmt: skip
+    """(variables, decoder) of a small GPT of random weights, for 24 tokens."""
+    sizes = dict(vocab_size=264, d_model=16, n_layers=2, n_heads=2, position="rotary")
+    c = gpt.Config(max_len=24, **sizes)
     variables = jax.jit(gpt.Model(c).init)(jax.random.key(0), np.zeros((1, 4), np.int32))
-    variables = jax.tree_util.tree_map(lambda x: 3 * x, jax.device_get(variables))
-    variables = jax.tree_util.tree_map(np.asarray, jax.device_get(_unboxed(variables)))
-    return c, variables, gpt.decoder(c)
+    variables = jax.tree_util.tree_map(lambda x: 3 * x, params.unbox(variables))
+    return jax.device_get(params.unrolled(variables)), gpt.decoder(c)
 
 
-def _unboxed(variables):
-    from bigjax.layers import params
+@pytest.fixture(scope="module")
+def log_probs(model):
+    """row -> float32 [n, V]: of each of the n tokens of its continuation."""
+    variables, decoder = model
+    logits_of = jax.jit(lambda tokens: decoder.score(variables, tokens).product()[0])
 
-    return params.unbox(variables)
+    def log_probs(row):
+        inputs = [*row.context, *row.continuation][-25:-1]
+        padded = np.array([inputs + [7] * (24 - len(inputs))], np.int32)
+        end = len(inputs)
+        return jax.nn.log_softmax(np.asarray(logits_of(padded)))[end - len(row.continuation) : end]
+
+    return log_probs
 
 
 def rows_of(n=9):
@@ -110,41 +119,32 @@ def rows_of(n=9):
 
 
 @pytest.mark.parametrize("devices, batch_size", [(1, 4), (8, 3)])
-def test_log_likelihoods_are_those_of_each_row_by_itself(model, devices, batch_size):
+def test_log_likelihoods_are_those_of_each_row_by_itself(model, log_probs, devices, batch_size):
     """Whatever the batch, the padding and the devices; too long rows lose their beginning."""
-    c, variables, decoder = model
     rows, mesh = rows_of(), make_mesh(devices)
     with jax.set_mesh(mesh):
-        scorer = Scorer(Generator(decoder, variables), mesh, batch_size)
-        counts = []
+        scorer = Scorer(Generator(model[1], model[0]), mesh, batch_size)
+        counts: list[int] = []
         found = scorer(rows, ["row"] * len(rows), counts.append)
     assert [scorer.is_truncated(row) for row in rows] == [False] * 4 + [True, True] + [False] * 3
     assert sum(counts) == len(rows)
     for row, one in zip(rows, found):
-        ids = np.array([(row.context + row.continuation)[-25:]], np.int32)
-        logits = gpt.Model(c).apply(variables, ids[:, :-1]).logits[0]
-        n = len(row.continuation)
-        log_p = jax.nn.log_softmax(logits)[-n:]
-        want = log_p[np.arange(n), row.continuation].sum()
+        log_p, ids = np.asarray(log_probs(row)), np.array(row.continuation)
+        want = log_p[np.arange(len(ids)), ids].sum()
         assert one.log_p == pytest.approx(float(want), abs=2e-4)
-        assert one.greedy == bool((log_p.argmax(-1) == np.array(row.continuation)).all())
+        assert one.greedy == bool((log_p.argmax(-1) == ids).all())
 
 
 def test_what_the_model_would_say_is_greedy(model):
-    _, variables, decoder = model
-    generator, mesh = Generator(decoder, variables), make_mesh(1)
-    context = [1, 2, 3]
-    from bigjax.infer.generate import Options
-
+    generator, context = Generator(model[1], model[0]), [1, 2, 3]
     (answer,) = generator([context], Options(4, temperature=0))
     other = [*answer[:3], (answer[3] + 1) % 256]
     rows = [Pair(context, answer), Pair(context, other)]
-    assert [one.greedy for one in Scorer(generator, mesh, 4)(rows, "ab")] == [True, False]
+    assert [x.greedy for x in Scorer(generator, make_mesh(1), 4)(rows, "ab")] == [True, False]
 
 
 def test_what_cannot_be_scored_is_refused(model):
-    _, variables, decoder = model
-    mesh = make_mesh(1)
+    (variables, decoder), mesh = model, make_mesh(1)
     scorer = Scorer(Generator(decoder, variables), mesh, 4)
     with pytest.raises(UserError, match="b.jsonl:2: a continuation has 25 tokens; at most 24"):
         scorer([Pair([1], [1]), Pair([1], [1] * 25)], ["b.jsonl:1", "b.jsonl:2"])
@@ -234,6 +234,8 @@ def test_limit_examples_and_truncation(task):
     assert context.endswith("\n\nxa") and context != "xa"
     assert "of 4 requests are longer than model.max_len=8" in lines[0] and len(lines) == 1
     assert outcome.samples[0]["filtered_resps"][0][0] == pytest.approx(0, abs=1e-5)
+    _, outcome = run(task(), limit=1, few=1)  # examples are of all rows
+    assert len(outcome.samples) == 1
     prepared, _ = run(task({"num_fewshot": 0}), few=1, log=lines.append)
     assert prepared.num_fewshot == 0 and "evaluated without examples" in lines[-1]
 
@@ -271,6 +273,8 @@ def test_generation_stops_and_is_filtered(task):
     answers = {(s["doc_id"], s["filter"]): s["filtered_resps"][0] for s in outcome.samples}
     assert answers[0, "all"] == "aaaaa" and answers[0, "two"] == "aa"
     assert answers[1, "all"] == "" and answers[1, "two"] == "[invalid]"
+    settings = {"until": ["bbb", "!"], "max_gen_toks": 5, "do_sample": False, "temperature": 0.0}
+    assert outcome.samples[0]["arguments"]["gen_args_0"] == {"arg_0": "xa", "arg_1": settings}
     assert outcome.results["exact_match,two"] == pytest.approx(1 / 3)
     assert outcome.results["exact_match,all"] == 0
 

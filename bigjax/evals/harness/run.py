@@ -1,7 +1,6 @@
 """Runs tasks of lm-evaluation-harness with a model, to its results and samples."""
 
 from collections.abc import Callable, Mapping, Sequence
-import dataclasses
 import hashlib
 import json
 from typing import Any, NamedTuple
@@ -217,7 +216,12 @@ def _generate(prepared: Prepared, model: Model, log: Callable[[str], None]) -> O
     keys = [(m, name) for name in task.filters for m in task.metrics]
     items: dict[tuple[str, str], list] = {(m.name, name): [] for m, name in keys}
     samples = []
-    settings = {k: v for k, v in dataclasses.asdict(task.generation).items() if v is not None}
+    settings = {
+        "until": [*task.generation.until],
+        "max_gen_toks": options.max_new_tokens,
+        "do_sample": options.temperature > 0,
+        "temperature": options.temperature,
+    }
     for i, (document, own) in enumerate(zip(prepared.documents, answers)):
         for name, pipeline in task.filters.items():
             answer = scores.filtered(own, pipeline)
