@@ -38,8 +38,18 @@ COMMAND = Command(
     workdirs=0,
     positional=Positional("ACTION", "snapshot, or verify FOLDER"),
 )
-_FILTERS = ("min_rating", "max_rating", "since", "until", "model", "require_consent")
-_FILTERS += ("drop_pattern", "max_per_user", "min_chars", "seed")
+_FILTERS = (
+    "min_rating",
+    "max_rating",
+    "since",
+    "until",
+    "model",
+    "require_consent",
+    "drop_pattern",
+    "max_per_user",
+    "min_chars",
+    "seed",
+)
 
 
 def run(arguments: Arguments) -> None:

@@ -275,11 +275,11 @@ def verify(folder: str) -> dict[str, Any]:
         )
     for name in sorted({*FILES} | {*outputs}):
         file = path.with_name(os.path.basename(name))
-        found = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "missing"
+        digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "missing"
         want = outputs.get(name, ("not in the manifest", 0))[0]
-        if found != want:
+        if digest != want:
             raise UserError(
-                f"{file} is not that of the snapshot: its sha256 is {found}, and {MANIFEST} has "
+                f"{file} is not that of the snapshot: its sha256 is {digest}, and {MANIFEST} has "
                 f"{want}. Restore it, or make the snapshot again."
             )
     return manifest

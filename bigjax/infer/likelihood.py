@@ -79,8 +79,10 @@ def _encoded(tokenizer: Any, rows: Sequence[Parts]) -> list[list[int]]:
     n = len(tokenizer.leading_ids)
     out = []
     for ids, _ in tokenizer.encode_parts(rows, [()] * len(rows)):
-        found = ids.tolist()
-        out.append(found[n:] if n and tuple(found[:n]) == tuple(tokenizer.leading_ids) else found)
+        row_ids = ids.tolist()
+        out.append(
+            row_ids[n:] if n and tuple(row_ids[:n]) == tuple(tokenizer.leading_ids) else row_ids
+        )
     return out
 
 

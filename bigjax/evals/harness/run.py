@@ -23,6 +23,8 @@ from bigjax.infer.likelihood import Likelihood, Pair, Parts, Scorer
 from bigjax.infer.progress import Bar
 from bigjax.plural import plural
 
+_RIGHT = (3, 6, 8)  # columns of the table with numbers
+
 
 class Model(NamedTuple):
     """What answers requests. template: for contexts as chats, with the system prompt; else None."""
@@ -46,7 +48,8 @@ class Prepared(NamedTuple):
 
 
 class Requests(NamedTuple):
-    """contexts: of each document. pairs: of each request, for the harness's records."""
+    """rows: token ids of each request, or of each window of a rolling text. names: of the rows, for
+    messages."""
 
     rows: list[Pair]
     names: list[str]
@@ -120,9 +123,9 @@ def _score(prepared: Prepared, model: Model, log: Callable[[str], None]) -> Outc
             "of their context"
         )
     with Bar(len(requests.rows), 0, "scor", "request", log) as bar:
-        found = model.scorer(requests.rows, requests.names, bar.add)
+        likelihoods = model.scorer(requests.rows, requests.names, bar.add)
     of_document: list[list[Likelihood]] = [[] for _ in prepared.documents]
-    for owner, one in zip(requests.owners, found):
+    for owner, one in zip(requests.owners, likelihoods):
         of_document[owner].append(one)
     items: dict[str, list] = {metric.name: [] for metric in task.metrics}
     samples = []
@@ -180,13 +183,15 @@ def _rolling(prepared: Prepared, model: Model) -> Requests:
     return Requests(rows, [prepared.documents[i].where for i in owners], owners, arguments)
 
 
-def _values(task: HarnessTask, document: Document, found: Sequence[Likelihood]) -> dict[str, Any]:
+def _values(
+    task: HarnessTask, document: Document, likelihoods: Sequence[Likelihood]
+) -> dict[str, Any]:
     """What each metric of the task has of one document."""
     if task.output_type == "multiple_choice":
         gold = document.target if isinstance(document.target, list) else [document.target]
-        log_ps, greedy = zip(*found)
+        log_ps, greedy = zip(*likelihoods)
         return scores.of_choices(log_ps, greedy, document.choices or [], gold)
-    log_p = sum(one.log_p for one in found)
+    log_p = sum(one.log_p for one in likelihoods)
     if _is_rolling(task):
         n_words, n_bytes = scores.n_words(document.answer), len(document.answer.encode())
         return {
@@ -194,7 +199,7 @@ def _values(task: HarnessTask, document: Document, found: Sequence[Likelihood]) 
             "byte_perplexity": (log_p, n_bytes),
             "bits_per_byte": (log_p, n_bytes),
         }
-    return {"perplexity": log_p, "acc": float(found[0].greedy)}
+    return {"perplexity": log_p, "acc": float(likelihoods[0].greedy)}
 
 
 # --- Generation ----------------------------------------------------------------------------------
@@ -271,8 +276,8 @@ def _answers(
             samples = [asked[j] for j in batch]
             rows = [ids[i] for i, _ in samples]
             more = dict(stop=task.generation.until, samples=samples)
-            found = texts.of_ids(model.generator, model.tokenizer, rows, options, **more)
-            for (i, number), text in zip(samples, found):
+            generated = texts.of_ids(model.generator, model.tokenizer, rows, options, **more)
+            for (i, number), text in zip(samples, generated):
                 answers[i][number] = text.removeprefix(before)
             bar.add(len(batch))
     return answers
@@ -358,18 +363,23 @@ def table(prepared: Sequence[Prepared], outcomes: Sequence[Outcome]) -> str:
                 value = outcome.results[f"{metric.name},{name}"]
                 error = outcome.results[f"{metric.name}_stderr,{name}"]
                 arrow = "↑" if metric.higher_is_better else "↓"
-                shown = error if isinstance(error, str) else f"{error:.4f}"
+                shown = error if isinstance(error, str) else _number(error)
                 shot = str(p.num_fewshot)
-                rows.append([*first, name, shot, metric.name, arrow, f"{value:.4f}", "±", shown])
+                rows.append([*first, name, shot, metric.name, arrow, _number(value), "±", shown])
                 first = ["", ""]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    right = {3, 6, 8}
-    line = lambda row: "|".join(
-        ["", *(x.rjust(w) if i in right else x.ljust(w) for i, (x, w) in enumerate(zip(row, widths))), ""]  # noqa: E501
-    )  # fmt: skip
-    rule = "|".join(
-        ["", *("-" * (w - 1) + ":" if i in right else "-" * w for i, w in enumerate(widths)), ""]
-    )
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    rule = ["-" * (w - 1) + ":" if i in _RIGHT else "-" * w for i, w in enumerate(widths)]
+    lines = [_line(row, widths) for row in (head, rule, *rows[1:])]
     n = sum(len(p.documents) for p in prepared)
-    tail = f"{n:,} {plural(n, 'document')}"
-    return "\n".join([line(head), rule, *map(line, rows[1:]), tail])
+    return "\n".join([*lines, f"{n:,} {plural(n, 'document')}"])
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [
+        x.rjust(w) if i in _RIGHT else x.ljust(w) for i, (x, w) in enumerate(zip(cells, widths))
+    ]
+    return "|".join(["", *padded, ""])
+
+
+def _number(x: float) -> str:
+    return f"{x:.4f}" if abs(x) < 1e6 else f"{x:.4g}"

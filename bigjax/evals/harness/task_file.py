@@ -217,12 +217,12 @@ class _Keys:
     def one_of(self, key: str, allowed: Sequence[str], default: str | None = None) -> str:
         value = self.get(key, str, default)
         if value not in allowed:
-            found = "missing" if value is None else repr(value)
+            shown = "missing" if value is None else repr(value)
             more = ""
             if key == "dataset_path":
                 more = ", for the local files that dataset_kwargs.data_files names"
             raise UserError(
-                f"{self.path}: {key} is {found}; supported: {', '.join(allowed)}{more}."
+                f"{self.path}: {key} is {shown}; supported: {', '.join(allowed)}{more}."
             )
         return value
 
