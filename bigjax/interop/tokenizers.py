@@ -45,12 +45,22 @@ def read(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def kind(files: dict[str, bytes]) -> str:
-    """'wordpiece', 'bpe', 'whisper', 'sentencepiece', 'tokenizer_json' if none of these does
-    exactly what tokenizer.json says, or '' if bigjax reads none of the files."""
+    """'wordpiece', 'bpe', 'whisper', 'sentencepiece'; 'tokenizer_json' if none of these does
+    exactly what tokenizer.json says, or a chat template is with it; or '' if bigjax reads none of
+    the files."""
     other = _simpler_kind(files)
-    if other == "whisper" or "tokenizer.json" not in files or _fits(other, files):
+    if other == "whisper" or "tokenizer.json" not in files:
+        return other
+    if _fits(other, files) and not _has_chat_template(files):
         return other
     return other if _refusal(files["tokenizer.json"]) else TOKENIZER_JSON
+
+
+def _has_chat_template(files: dict[str, bytes]) -> bool:
+    """Whether there is one, with whose special tokens no simpler kind deals."""
+    return "chat_template.jinja" in files or bool(
+        _object(files, "tokenizer_config.json").get("chat_template")
+    )
 
 
 def _simpler_kind(files: dict[str, bytes]) -> str:

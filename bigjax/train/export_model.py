@@ -74,6 +74,8 @@ def export_run(
         files, extra = _processor(workdir, origin, layout, model, config, log), {}
     else:
         files, extra = _tokenizer(workdir, origin, family, model, log)
+        if files and (template := config.task.get("chat_template", "")):
+            files["chat_template.jinja"] = _template(template, workdir)
         files = files if layout else {**files, **family.files(model, files)}
     written = interop.write(
         to,
@@ -261,6 +263,13 @@ def _processor(
     for note in notes:
         log(f"  note: {note}")
     return {**originals, images.FILE: content}
+
+
+def _template(text: str, workdir: str) -> bytes:
+    """The chat template of a run for transformers, which puts no bos before its text itself."""
+    folder = workdir_lib.existing(workdir) / "tokenizer"
+    leads = "bos_token" not in text and tokenizers.load(folder).leading_ids
+    return ("{{- bos_token }}" * bool(leads) + text).encode()
 
 
 def _tokenizer(

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from bigjax.data.template_process import TemplateProcess
 from bigjax.data.tokenizers import sentencepiece, tokenizer_json
 from bigjax.data.tokenizers.bytes import Bytes
 from bigjax.errors import UserError
+from bigjax.train import export_model
 from tests import chats, published_tokenizers
 from tests.chats import CONVERSATIONS, ONE, TEMPLATES, turn, without_marks
 
@@ -282,3 +284,18 @@ def test_where_a_template_comes_from(tmp_path, tokenizer):
     ):
         with pytest.raises(UserError, match=message):
             chat_template.read(name, t)
+
+
+# --- Export -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leading, want", [((1,), "{{- bos_token }}x"), ((), "x")])
+def test_an_exported_template_writes_the_bos_that_transformers_would_leave_out(
+    monkeypatch, tmp_path, leading, want
+):
+    tokenizer = types.SimpleNamespace(leading_ids=leading)
+    monkeypatch.setattr(export_model.tokenizers, "load", lambda folder: tokenizer)
+    monkeypatch.setattr(export_model.workdir_lib, "existing", lambda path: tmp_path)
+    assert export_model._template("x", "run") == want.encode()
+    own = "{{ bos_token }}x"
+    assert export_model._template(own, "run") == own.encode()

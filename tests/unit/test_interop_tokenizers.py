@@ -19,12 +19,19 @@ def as_files(content: dict) -> dict[str, bytes]:
     return {"tokenizer.json": json.dumps(content).encode()}
 
 
-def test_kinds_of_tokenizers():
+def test_kinds_of_tokenizers(monkeypatch):
     assert tokenizers.kind({"vocab.txt": b""}) == "wordpiece"
     assert tokenizers.kind(as_files({"model": {"type": "WordPiece"}})) == "wordpiece"
     assert tokenizers.kind({"vocab.json": b"", "merges.txt": b""}) == "bpe"
     assert tokenizers.kind(as_files(GPT2_JSON)) == "bpe"
     assert tokenizers.kind({"tokenizer.model": b"", **as_files(GPT2_JSON)}) == "sentencepiece"
+    with monkeypatch.context() as m:  # as if the library could read it
+        m.setattr(tokenizers, "_refusal", lambda content: "")
+        template = {"chat_template.jinja": b"x"}  # of special tokens that a simpler kind lacks
+        assert tokenizers.kind({**as_files(GPT2_JSON), **template}) == "tokenizer_json"
+        named = {"tokenizer_config.json": b'{"chat_template": "x"}'}
+        assert tokenizers.kind({**as_files(GPT2_JSON), **named}) == "tokenizer_json"
+        assert tokenizers.kind(as_files(GPT2_JSON)) == "bpe"
     assert tokenizers.kind({}) == "" and tokenizers.kind({"tokenizer_config.json": b"{}"}) == ""
     # That of Llama 3: byte-level too, but its own regex splits text into words.
     other = {**GPT2_JSON, "pre_tokenizer": {"type": "Sequence", "pretokenizers": []}}
