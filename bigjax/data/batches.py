@@ -73,8 +73,8 @@ class ExampleBatches:
     - shuffle=False (evaluation): each row once, in order; the last batch is padded with rows of
       `fill`.
 
-    Attributes: name, of the split; batch_size; seed; shuffle; n_rows, per epoch; n_examples, as
-    many unless a row holds several; epoch_steps, batches per epoch (a float when training);
+    Attributes: name, of the split; batch_size; seed; shuffle; fill; n_rows, per epoch; n_examples,
+    as many unless a row holds several; epoch_steps, batches per epoch (a float when training);
     n_batches, the complete batches of an epoch, in evaluation all of them.
     """
 
@@ -100,7 +100,7 @@ class ExampleBatches:
         sizes = {name: sizes} if isinstance(sizes, int) else dict(sizes)
         self.name, self.batch_size, self.seed, self.shuffle = name, int(batch_size), seed, shuffle
         self.n_rows = self.n_examples = sum(sizes.values())
-        self._sources, self._fill = list(sizes), dict(fill or {})
+        self._sources, self.fill = list(sizes), dict(fill or {})
         if self.batch_size < 1:
             raise UserError(f"the batch size is {self.batch_size}; it has to be at least 1.")
         if not self.n_rows:
@@ -138,7 +138,7 @@ class ExampleBatches:
         indices = self._indices(step, rows)
         source, index = self._order(indices)
         arrays = self.assemble(Rows(step, indices.start - step * self.batch_size, source, index))
-        return {k: pad_rows(x, len(indices), self._fill.get(k, 0)) for k, x in arrays.items()}
+        return {k: pad_rows(x, len(indices), self.fill.get(k, 0)) for k, x in arrays.items()}
 
     def examples_at(self, step: int) -> list[str]:
         """Names of the examples in batch `step`, in order, as SOURCE:INDEX (SPLIT:INDEX if there

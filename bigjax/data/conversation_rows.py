@@ -1,7 +1,8 @@
 """Conversations: rows of JSON lines or Parquet in the usual forms, checked, as messages."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -25,7 +26,7 @@ _SHAREGPT = {
     "tool": "tool",
 }
 _KEPT = ("tool_calls", "tool_call_id", "name", "reasoning_content")  # of a message
-_FILES = (".jsonl", ".parquet")
+FILES = (".jsonl", ".parquet")
 QUESTIONS = "docstrings:questions"
 
 
@@ -42,27 +43,40 @@ class Columns:
 
 def read_parts(data: Any, names: Sequence[str] = SPLITS) -> dict[str, list[dict[str, Any]]]:
     """The rows of the splits `names`: "messages", "tools" (None without), "where", and
-    "dataset", the key of data.mixture.
+    "dataset", the key of data.mixture."""
+    return split_parts(data, names, functools.partial(_read, data), "conversations")
+
+
+def split_parts(
+    data: Any,
+    names: Sequence[str],
+    read: Callable[[str, str, str | None], list[dict[str, Any]]],
+    what: str,
+) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the splits `names`.
 
     Rows are of data.train, or of all data.mixture. Without files of their own, 'valid' and 'test'
     are fractions of them by a hash of the first question, so that equal ones are in one split.
+
+    read(path, source, part) -> the rows of a file or of a set of bigjax's own, the latter with
+    "part", their split; part: the split that they are for, None for all. what: names the rows.
     """
     check_fractions(data.valid_fraction, data.test_fraction)
     sources = sources_of(data)
     own = {part: data[part] for part in ("valid", "test") if data[part]}
     if not sources and set(names) - set(own):
         raise UserError(
-            f"data.train is empty. Set it to a {' or '.join(_FILES)} file with conversations, to "
+            f"data.train is empty. Set it to a {' or '.join(FILES)} file with {what}, to "
             f"{QUESTIONS!r}, or data.mixture to several of them."
         )
     parts: dict[str, list] = {part: [] for part in SPLITS}
     for part, path in own.items():
         if part in names:
-            parts[part] = _read(path, data, part, part)
+            parts[part] = read(path, part, part)
     fractions = [0.0 if part in own else data[f"{part}_fraction"] for part in ("valid", "test")]
     if set(names) - set(own):
         for source, path in sources.items():
-            for row in _read(path, data, source, None):
+            for row in read(path, source, None):
                 part = row.pop("part", None) or split_of(first_question(row), *fractions)
                 if part not in own:
                     parts[part].append(row)
@@ -117,26 +131,37 @@ def check(messages: Sequence[Mapping[str, Any]], where: str) -> None:
         )
 
 
-def _read(path: str, data: Any, source: str, part: str | None) -> list[dict[str, Any]]:
+def _read(data: Any, path: str, source: str, part: str | None) -> list[dict[str, Any]]:
     """The rows of a file or of docstrings; part: the split that it is for, None for all."""
     if path == QUESTIONS:
-        rows = [*_questions(data)]
-        rows = [row for row in rows if part is None or row["part"] == part]
-    elif path.startswith("docstrings:"):
-        raise UserError(f"there is no set {path!r}; for conversations there is {QUESTIONS!r}.")
+        rows = [row for row in questions(data) if part is None or row["part"] == part]
     else:
-        if extension(path) not in _FILES:
-            raise UserError(
-                f"{path}: conversations are read from {' or '.join(_FILES)} files, and these with "
-                f"{', '.join(COMPRESSIONS)} after their names."
-            )
-        rows = [_row(row["row"], data, row["where"]) for row in read_table(path, [])]
+        rows = [_row(row["row"], data, row["where"]) for row in records(path, "conversations")]
     for row in rows:
-        if data.system and row["messages"][0]["role"] != "system":
-            row["messages"] = [{"role": "system", "content": data.system}, *row["messages"]]
+        row["messages"] = with_system(row["messages"], data)
         check(row["messages"], row["where"])
         row["dataset"] = source
     return rows
+
+
+def records(path: str, what: str) -> list[dict[str, Any]]:
+    """The rows of a file by `read_table`, with "row" and "where". Raises UserError for a file of
+    another kind; what: the rows, for the message."""
+    if path.startswith("docstrings:"):
+        raise UserError(f"there is no set {path!r}; for {what} there is {QUESTIONS!r}.")
+    if extension(path) not in FILES:
+        raise UserError(
+            f"{path}: {what} are read from {' or '.join(FILES)} files, and these with "
+            f"{', '.join(COMPRESSIONS)} after their names."
+        )
+    return read_table(path, [])
+
+
+def with_system(messages: list[dict[str, Any]], data: Any) -> list[dict[str, Any]]:
+    """The messages after the system prompt of the config section `data`, if they have none."""
+    if not data.system or messages and messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": data.system}, *messages]
 
 
 def first_question(row: Mapping[str, Any]) -> str:
@@ -163,24 +188,34 @@ def _row(record: Mapping[str, Any], data: Any, where: str) -> dict[str, Any]:
     elif has("prompt") and has("completion"):
         messages = []
         for key, role in (("prompt", "user"), ("completion", "assistant")):
-            value = record[columns[key]]
-            one = [{"role": role, "content": value}] if isinstance(value, str) else value
-            messages += _messages(one, where, columns[key])
+            messages += text_or_messages(record[columns[key]], role, where, columns[key])
     else:
         raise UserError(
             f"{where}: found the columns {', '.join(map(repr, record)) or 'none'}. A conversation "
             f"needs {columns.messages!r}, {columns.conversations!r}, or {columns.prompt!r} and "
             f"{columns.completion!r}. Set data.columns to the names that the file has."
         )
-    tools = record.get(columns.tools)
+    tools = tools_of(record, columns.tools, where)
+    return {"messages": messages, "tools": tools, "where": where}
+
+
+def tools_of(record: Mapping[str, Any], column: str, where: str) -> list | None:
+    """The tools of a record, in JSON or as a list; None without."""
+    tools = record.get(column)
     if isinstance(tools, str):
         tools = _parsed(tools) if tools.strip() else None
     if tools is not None and not isinstance(tools, list):
         raise UserError(
-            f"{where}: {columns.tools!r} holds {describe(record[columns.tools])}; it has to be a "
-            "list of tools, each an object."
+            f"{where}: {column!r} holds {describe(record[column])}; it has to be a list of tools, "
+            "each an object."
         )
-    return {"messages": messages, "tools": without_nulls(tools) or None, "where": where}
+    return without_nulls(tools) or None
+
+
+def text_or_messages(value: Any, role: str, where: str, column: str) -> list[dict[str, Any]]:
+    """The messages of a column: a text is one message of this role."""
+    one = [{"role": role, "content": value}] if isinstance(value, str) else value
+    return _messages(one, where, column)
 
 
 def _messages(value: Any, where: str, column: str) -> list[dict[str, Any]]:
@@ -260,7 +295,7 @@ def without_nulls(value: Any) -> Any:
     return [*map(without_nulls, value)] if isinstance(value, list) else value
 
 
-def _questions(data: Any) -> Iterator[dict[str, Any]]:
+def questions(data: Any) -> Iterator[dict[str, Any]]:
     """'What does NAME do?' and the first line of its docstring, split as for pre-training."""
     fractions = data.valid_fraction, data.test_fraction
     for record in docstrings.records(data.cache_dir):

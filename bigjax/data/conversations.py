@@ -11,7 +11,7 @@ from bigjax.bounds import POSITIVE, SHARE, at_least
 from bigjax.data import chat_template, text, tokenizers, unknown
 from bigjax.data.batches import ExampleBatches, Rows
 from bigjax.data.chat_template import TRAIN_ON, ChatTemplate
-from bigjax.data.conversation_rows import Columns, read_parts, sources_of
+from bigjax.data.conversation_rows import Columns, read_parts, sources_of, with_system
 from bigjax.data.examples import check_lengths, joined, offsets_of
 from bigjax.data.files import LOCAL_CACHE
 from bigjax.data.labelled_batches import ranges, scatter
@@ -247,11 +247,6 @@ class ChatData(RowData):
                 line += f"{lengths.max()}" + unknown.share(self.tokenizer, c.n_unknown, c.n_text)
             lines.append(line)
         return "\n".join(lines)
-
-
-def with_system(messages: list[dict[str, Any]], data: Any) -> list[dict[str, Any]]:
-    """The messages after the system prompt of the config section `data`, if it has one."""
-    return [{"role": "system", "content": data.system}, *messages] if data.system else messages
 
 
 def load_conversations(

@@ -1,5 +1,5 @@
-"""Generation for a whole file: in batches of similar lengths, whose results are kept on disk until
-all are there, so that a command that was interrupted resumes with the rest."""
+"""Texts or numbers for a whole file: in batches of similar lengths, whose results are kept on disk
+until all are there, so that a command that was interrupted resumes with the rest."""
 
 from collections.abc import Callable, Sequence
 import hashlib
@@ -27,8 +27,12 @@ def generate_all(
     output: str = "",
     settings: Any = None,
     log: Callable[[str], None] = print,
+    verb: str = "generat",
+    unit: str = "text",
 ) -> list[Texts]:
     """generate(indices of inputs) of all inputs, in batches.
+
+    verb, unit: what is done with what, for the progress, see Bar.
 
     output: the file that they are for; beside it is a folder with the results so far, from which a
     later call with the same inputs and settings resumes. '' keeps nothing. settings: what the
@@ -45,7 +49,7 @@ def generate_all(
     if n_done:
         log(f"{n_done:,} of {len(inputs):,} are in {kept.folder}: resuming with the others.")
     try:
-        with Bar(len(inputs), n_done, "generat", "text", log) as bar:
+        with Bar(len(inputs), n_done, verb, unit, log) as bar:
             for number, indices in enumerate(batches):
                 if number in done:
                     continue
