@@ -14,9 +14,7 @@ from bigjax import config
 
 def get_config(variant=""):
     c = config.new_config()
-    kind = config.variants(
-        variant, **dict.fromkeys(("kto", "orpo", "reward"), variant), tiny="tiny"
-    )
+    kind = config.variants(variant, kto="kto", orpo="orpo", reward="reward", tiny="tiny")
 
     c.init_from = "runs/sft"
     c.model = dict(name="gpt", preset="init_from", scan=False)
@@ -34,20 +32,20 @@ def get_config(variant=""):
     )
 
     c.optim.name = "adamw"
-    c.optim.learning_rate = 5e-4
+    c.optim.learning_rate = 1e-3
     c.optim.schedule = "cosine"
-    c.optim.warmup_steps = 30
+    c.optim.warmup_steps = 20
     c.optim.final_fraction = 0.1
     c.optim.b2 = 0.95
 
-    c.train.steps = 400
+    c.train.steps = 250
     c.train.batch_size = 16
 
-    c.checkpoint.every = 200
+    c.checkpoint.every = 125
     c.log.every = 25
     c.evals = dict(
-        valid=dict(kind="loss", every=200),
-        sample=dict(kind="sample", every=400, prompt="What does json.dumps do?", max_new_tokens=32),
+        valid=dict(kind="loss", every=125),
+        sample=dict(kind="sample", every=250, prompt="What does json.dumps do?", max_new_tokens=32),
     )
 
     if kind == "kto":

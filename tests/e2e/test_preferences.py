@@ -1,4 +1,4 @@
-"""Preferences from the command line: trained with a reference, resumed, scored, and a reward model."""
+"""Preferences from the command line: trained, resumed, scored, and a reward model."""
 
 import json
 

@@ -23,12 +23,13 @@ MODULES = {
     ),
     "tasks": (
         *("causal_lm", "mlm_nsp", "classify", "tag", "answer", "image_classify", "mae"),
-        *("seq2seq", "sft", "span_corruption", "transcribe"),
+        *("preference", "reward", "seq2seq", "sft", "span_corruption", "transcribe"),
         *("seqgan.oracle", "seqgan.headline"),
     ),
     "data": (
         "audio",
         "conversations",
+        "preferences",
         "text",
         "labelled",
         "images",

@@ -12,6 +12,7 @@ TAKES = {
     "train": ("config", "workdir", "optim"),
     "eval": ("workdir", "data"),
     "predict": ("workdir", "data"),
+    "score": ("workdir", "data"),
     "generate": ("workdir", "data"),
     "chat": ("workdir", "mesh"),
     "evaluate": ("workdir", "mesh"),
@@ -43,6 +44,7 @@ _OPENED = ("data.tokenizer.kind=bytes", "model.dropout=0.5", "model.attention_dr
 SETTLED = {
     "eval": _OPENED,
     "predict": (*_OPENED, "data.train=/nowhere", "data.sources.text.path=/nowhere"),
+    "score": (*_OPENED, "data.train=/nowhere"),
     "generate": (*_OPENED, "data.train=/nowhere"),
     "chat": (*_OPENED, "data.train=/nowhere", "data.seq_len=8"),
     "evaluate": (*_OPENED, "data.train=/nowhere", "data.seq_len=8"),
@@ -89,6 +91,7 @@ def test_flags_that_are_used_are_not_refused(capsys):
 USED = {
     "eval": "data.train data.on_bad_utf8 data.seed evals.valid.split seed",
     "predict": "data.columns.text data.seq_len data.packing data.truncate data.doc_stride",
+    "score": "data.columns.chosen data.seq_len data.truncate data.system seed mesh.data",
     "headline": "data.columns.article data.truncate task.hot_words_file",
     "tokenizer": "data.sources.text.path data.tokenizer.kind data.valid_fraction data.cache_dir "
     "data.test_fraction data.on_bad_utf8 init_from",

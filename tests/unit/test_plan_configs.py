@@ -19,6 +19,7 @@ VARIANTS = {
     **dict.fromkeys(("imagenet", "b16_imagenet", "s16_imagenet", "r50x1_imagenet"), ("tiny",)),
     "b16_i21k": ("tiny",),
     "docstrings": ("", "tiny"),
+    "dpo/docstrings.py": ("tiny",),  # the others start from a trained run
     "finetune": ("tiny",),  # the others start from a trained run
     "gpt2": ("124m", "1.5b"),
     "gpt3": ("125m", "1.3b"),
@@ -38,6 +39,7 @@ VARIANTS = {
 # Of each config that cannot be planned a part of the message, with the key to change.
 REFUSED = {
     "bert/finetune.py": "config.init_from='runs/bert-docstrings' is neither",
+    "dpo/docstrings.py": "config.init_from='runs/sft' is neither",
     "bert/finetune.py:pairs": "config.init_from='runs/bert-docstrings' is neither",
     "gpt/gpt3.py:175b": "tensor=8: the other axes need 8, which does not divide the 4",
     "gpt/llama2.py:70b": "tensor=8: the other axes need 8, which does not divide the 4",
@@ -45,7 +47,11 @@ REFUSED = {
     "seqgan/oracle.py": "but the run has 4",
 }
 FILES = {path.parent.name + "/" + path.name: path for path in config.config_files()}
-SPECS = [f"{name}:{v}".rstrip(":") for name, path in FILES.items() for v in VARIANTS[path.stem]]
+SPECS = [
+    f"{name}:{v}".rstrip(":")
+    for name, path in FILES.items()
+    for v in VARIANTS.get(name, VARIANTS[path.stem])
+]
 
 
 def skip_without_compiler(topology):

@@ -13,6 +13,8 @@ from bigjax.data.tokenizers.bytes import Bytes
 from bigjax.errors import UserError
 from bigjax.losses import preference as losses
 from bigjax.losses.preference import Answers
+from bigjax.parallel import mesh as mesh_lib
+from bigjax.parallel import sharding
 from bigjax.tasks import preference
 from bigjax.train.step import micro_batches
 from bigjax.trees import named_leaves
@@ -228,6 +230,27 @@ def test_rows_of_padding_count_for_nothing(folder, loss):
     assert got == pytest.approx(want, rel=1e-6)
     for name, value in metrics.items():
         assert others[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "kto"])
+def test_a_mesh_gives_the_same_numbers(folder, loss):
+    task = tasks.build(config_of(folder, accumulate=2, loss=loss))
+    params, batch = params_of(task), batch_of(task, 8)
+    frozen = {"reference": {"params": jax.tree.map(lambda x: 0.9 * x, params)}}
+    want, metrics, grads = run(task, params, frozen, batch)
+    mesh = mesh_lib.make_mesh(dict(data=2, fsdp=2, tensor=2))
+    put = lambda tree: jax.device_put(
+        tree, sharding.of_params(mesh, jax.eval_shape(lambda: tree), task.axes["params"])
+    )
+    with jax.set_mesh(mesh):
+        parts = {"reference": {"params": put(frozen["reference"]["params"])}}
+        on_mesh = sharding.put_batch(mesh, batch, slice(0, 8), 8)
+        got, others, sharded = run(task, put(params), parts, on_mesh)
+    assert got == pytest.approx(want, rel=1e-5)
+    for name, value in metrics.items():
+        assert others[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+    for name, g in named_leaves(sharded).items():
+        np.testing.assert_allclose(g, named_leaves(grads)[name], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "kto"])
