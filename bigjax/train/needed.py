@@ -30,7 +30,8 @@ def share(config, mesh, params, trained) -> float:
             config.model.attention = "einsum" if weights_dropped else "blocked"
     task = plain = tasks.build(config)
     if config.peft.name:
-        with config.unlocked():
+        with config.unlocked():  # a task may need a model to compare with: its shapes are enough
+            config.init_from = config.init_from or config.peft.base
             config.peft = {"name": ""}
         plain = tasks.build(config)
     of_plain = jax.eval_shape(plain.init, jax.eval_shape(jax.random.key, 0))["params"]
