@@ -19,7 +19,6 @@ VARIANTS = {
     **dict.fromkeys(("imagenet", "b16_imagenet", "s16_imagenet", "r50x1_imagenet"), ("tiny",)),
     "b16_i21k": ("tiny",),
     "docstrings": ("", "tiny"),
-    "dpo/docstrings.py": ("tiny",),  # the others start from a trained run
     "finetune": ("tiny",),  # the others start from a trained run
     "gpt2": ("124m", "1.5b"),
     "gpt3": ("125m", "1.3b"),
@@ -36,6 +35,8 @@ VARIANTS = {
     "transformer": ("big",),
     "whisper": ("small",),
 }
+# Of a config whose name another one has.
+OF_FILE = {"dpo/docstrings.py": ("tiny",)}  # the others start from a trained run
 # Of each config that cannot be planned a part of the message, with the key to change.
 REFUSED = {
     "bert/finetune.py": "config.init_from='runs/bert-docstrings' is neither",
@@ -50,7 +51,7 @@ FILES = {path.parent.name + "/" + path.name: path for path in config.config_file
 SPECS = [
     f"{name}:{v}".rstrip(":")
     for name, path in FILES.items()
-    for v in VARIANTS.get(name, VARIANTS[path.stem])
+    for v in OF_FILE.get(name, VARIANTS[path.stem])
 ]
 
 

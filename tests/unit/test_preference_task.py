@@ -16,6 +16,7 @@ from bigjax.losses.preference import Answers
 from bigjax.parallel import mesh as mesh_lib
 from bigjax.parallel import sharding
 from bigjax.tasks import preference
+from bigjax.train import needed
 from bigjax.train.step import micro_batches
 from bigjax.trees import named_leaves
 from tests import helpers
@@ -282,6 +283,8 @@ def test_the_base_of_lora_is_the_reference_without_a_copy(folder):
     params = jax.jit(task.init)(jax.random.key(1))["params"]
     got, metrics, _ = run(task, params, {"base": {"params": base}}, batch)
     assert abs(got - math.log(2)) < 1e-6
+    mesh, every = mesh_lib.make_mesh({}, jax.devices()[:1]), jax.tree.map(lambda x: True, params)
+    assert 0.5 < needed.share(c, mesh, jax.eval_shape(lambda: params), every) < 1
     params = jax.tree.map(lambda x: x + 0.1, params)
     got, _, _ = run(task, params, {"base": {"params": base}}, batch, train=False)
     merged = task.variables(params, {}, {"base": {"params": base}})["params"]
