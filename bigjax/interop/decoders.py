@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from bigjax.errors import UserError
-from bigjax.interop import rope
+from bigjax.interop import labels, rope
 from bigjax.interop.mapping import (
     Architecture,
     Entry,
@@ -256,6 +256,26 @@ def attention_dropout_note(config: dict) -> list[str]:
     return [f"attention_dropout={rate} {note}"] if rate else []
 
 
+def _heads(m: dict, n_labels: int) -> dict[str, list[Entry]]:
+    """The output layer, and that of a reward."""
+    score = dense("score", "score", m["d_model"], 1, bias=False)
+    return {**output_head(m, n_labels), "score": score}
+
+
+def _read_score(config: dict) -> dict[str, Any]:
+    """No field of config.task. Raises UserError for a classifier."""
+    if len(names := labels.names_of(config)) != 1:
+        raise UserError(
+            f"config.json: its {len(names)} outputs are those of a classifier; of decoders with "
+            "outputs for a text bigjax supports reward models, which have one (num_labels=1)."
+        )
+    return {}
+
+
+_SCORE = labels.named("score/kernel")._replace(read=_read_score)
+REWARD = Architecture(("score",), {"name": "reward"}, marker="score", labels=_SCORE)
+
+
 def family(
     name: str,
     architecture: str,
@@ -265,10 +285,12 @@ def family(
     check: Callable[[dict], None] = lambda config: None,
     norms: Mapping[str, str] = PRE,
     fused: bool = False,
+    scored: str = "",
     **more: Any,
 ) -> Family:
     """A family whose tensors have the names of Llama: RMSNorm, rotary positions, a gated MLP.
 
+    scored: the class with outputs for a text, of reward models; '' = by the architecture's name.
     fixed: in addition to these, and to UNUSED for options that are not fields. check: in addition
     to that of options that no decoder of ours has.
     """
@@ -290,17 +312,21 @@ def family(
     common = {"position": "rotary", "norm": "rmsnorm", "bias": False}
     options: dict[str, Any] = dict(
         prefix="model.",
-        heads=output_head,
+        heads=_heads,
         tied=tied,
         redundant=r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq$",
-        head_names=r"lm_head\.",
+        head_names=r"(lm_head|score)\.",
         notes=attention_dropout_note,
     )
+    architectures = {
+        architecture: Architecture(("head",), {"name": "causal_lm"}),
+        scored or architecture.replace("CausalLM", "SequenceClassification"): REWARD,
+    }
     return Family(
         name=name,
         fields=fields,
         fixed={**unused(fields), **common, **fixed},
-        architectures={architecture: Architecture(("head",), {"name": "causal_lm"})},
+        architectures=architectures,
         body=body(norms, fused),
         check=check_all,
         new_config=new_config,

@@ -177,6 +177,7 @@ _WINDOW, _EVERY = decoders.windows(
 GEMMA3 = decoders.family(
     "gemma3_text",
     "Gemma3ForCausalLM",
+    scored="Gemma3TextForSequenceClassification",
     fields=(
         *_SIZES_3,
         *map(_of_global, rope.fields(1e6)),

