@@ -6,7 +6,7 @@ import json
 import pytest
 
 from bigjax import main
-from bigjax.data import conversation_rows, feedback
+from bigjax.data import conversation_rows, feedback, preference_rows
 from bigjax.data.feedback_snapshot import FILES, MANIFEST, Filters, snapshot, verify, write
 from bigjax.errors import UserError
 from tests.chats import turn
@@ -305,3 +305,18 @@ def test_files_of_other_kinds_are_refused(tmp_path):
     for path in (tmp_path, tmp_path / "a.txt"):
         with pytest.raises(UserError, match="read from .jsonl files"):
             feedback.files_of([str(path)])
+
+
+def test_the_files_of_a_snapshot_are_preferences(tmp_path):
+    source = written(
+        tmp_path / "in.jsonl",
+        record(1, "liked"),
+        record(2, "disliked", rating=-1),
+        comparison(3, "better", "worse"),
+    )
+    files, _ = snapshot([feedback.read(source, False)], Filters())
+    for name, form, n in (("pairs.jsonl", "pairs", 2), ("ratings.jsonl", "ratings", 2)):
+        (tmp_path / name).write_bytes(files[name])
+        section = data_section("preferences", "preference", train=str(tmp_path / name))
+        rows = preference_rows.read_rows(str(tmp_path / name), section, form)
+        assert len(rows) == n and all(row["messages"][-1]["role"] == "user" for row in rows)
