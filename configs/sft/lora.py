@@ -6,11 +6,16 @@ configs/gpt/docstrings.py:
     bigjax train --config=configs/gpt/docstrings.py --workdir=runs/docstrings
     bigjax train --config=configs/sft/lora.py --workdir=runs/lora
 
-Your own conversations, with an open model and its own chat template:
+It takes two minutes on two CPU cores: after 800 steps eval/valid/loss is 3.26 nats per learned
+token, from 4.62. The base is so small that its embedding is trained too. Your own conversations,
+with an open model and its own chat template:
 
     bigjax train --config=configs/sft/lora.py --workdir=runs/lora --config.peft.base=llama3 \\
-        --config.data.train=chats.jsonl --config.data.chat_template="" \\
-        --config.model.dtype=bfloat16 --config.data.seq_len=2048
+        --config.data.train=chats.jsonl --config.data.chat_template="" --config.peft.also="" \\
+        --config.model.dtype=bfloat16 --config.peft.base_dtype=bfloat16 \\
+        --config.data.seq_len=2048 --config.optim.learning_rate=2e-4
+
+`:tiny`, 20 steps over an untrained base: 6.36 nats from 7.64, in 36 seconds of CPU time.
 """
 
 from bigjax import config
@@ -23,9 +28,10 @@ def get_config(variant=""):
     c.peft = dict(
         name="lora",
         base="runs/docstrings",
-        rank=16,
-        alpha=32.0,
+        rank=32,
+        alpha=64.0,
         targets="stack/.*/(query|key|value|out|gate|up|down)$",  # all dense layers
+        also="^embed/",  # trained in full; '' for an open model
     )
 
     c.task = dict(name="sft")
@@ -42,30 +48,30 @@ def get_config(variant=""):
     )
 
     c.optim.name = "adamw"
-    c.optim.learning_rate = 2e-3
+    c.optim.learning_rate = 5e-3
     c.optim.schedule = "cosine"
     c.optim.warmup_steps = 50
     c.optim.final_fraction = 0.1
     c.optim.weight_decay = 0.0
 
-    c.train.steps = 500
+    c.train.steps = 800
     c.train.batch_size = 16
 
-    c.checkpoint.every = 250
+    c.checkpoint.every = 400
     c.log.every = 25
     c.evals = dict(
-        valid=dict(kind="loss", every=250),
+        valid=dict(kind="loss", every=400),
         test=dict(
-            kind="generation", split="test", metrics=("rouge",), max_new_tokens=32, every=500
+            kind="generation", split="test", metrics=("rouge",), max_new_tokens=32, every=800
         ),
-        sample=dict(kind="sample", every=250, prompt="What does json.dumps do?", max_new_tokens=32),
+        sample=dict(kind="sample", every=400, prompt="What does json.dumps do?", max_new_tokens=32),
     )
 
     tiny = config.variants(variant, tiny=True)
     if tiny:  # over an untrained base
         c.model = dict(name="gpt", vocab_size=2048, max_len=128, d_model=64, n_layers=2, n_heads=2)
         c.model.update(position="rotary", norm="rmsnorm", activation="swiglu", bias=False)
-        c.peft.base, c.peft.also = "random", "^embed/"
+        c.peft.update(base="random", rank=16)
         c.data.tokenizer = dict(kind="sentencepiece", vocab_size=2048)
         c.train.steps = 20
         c.optim.learning_rate = 1e-2
