@@ -18,6 +18,7 @@ import functools
 import importlib
 import importlib.machinery
 import importlib.util
+import inspect
 import pathlib
 import pkgutil
 import re
@@ -278,6 +279,21 @@ def find(room: str, name: str, key: str, folder: str = "") -> ModuleType:
             "'my_lab.mixer'."
         )
     return importlib.import_module(f"bigjax.{room}.{name}")
+
+
+def function(path: str, key: str, folder: str = "") -> Any:
+    """The function that 'my_module:name' names. key, folder: as of `find`. Raises UserError for a
+    module that cannot be imported, and if it has no such function."""
+    name, _, last = path.partition(":")
+    module = _import(name, key, folder)
+    found = getattr(module, last, None)
+    if not callable(found):
+        have = [k for k, v in vars(module).items() if inspect.isfunction(v)]
+        raise UserError(
+            f"config.{key}={path!r}: {getattr(module, '__file__', name)} has no function {last!r}. "
+            f"{config_lib.nearest(last, have)}"
+        )
+    return found
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import functools
 import json
 from typing import Any
 
-from bigjax.data import docstrings
+from bigjax.data import docstrings, letters
 from bigjax.data.store import SPLITS, check_fractions, split_of
 from bigjax.data.tables import read_table
 from bigjax.data.text_files import COMPRESSIONS, extension
@@ -95,8 +95,9 @@ def sources_of(data: Any) -> dict[str, str]:
     return dict(data.mixture) if data.mixture else {"train": data.train} if data.train else {}
 
 
-def check(messages: Sequence[Mapping[str, Any]], where: str) -> None:
-    """Raises UserError for messages that are no conversation with an answer.
+def check(messages: Sequence[Mapping[str, Any]], where: str, answered: bool = True) -> None:
+    """Raises UserError for messages that are no conversation with an answer, or if not `answered`
+    for those that do not end where an assistant answers.
 
     A system message may only be the first. Two users' or two assistants' turns do not follow each
     other; a tool's turn follows an assistant's or another tool's. Content is text, and empty only
@@ -124,6 +125,13 @@ def check(messages: Sequence[Mapping[str, Any]], where: str) -> None:
         if not (message["content"].strip() or message.get("tool_calls")):
             raise UserError(f"{at} ({role}) is empty. Give it content, or remove the row.")
         before = role
+    if not answered:
+        if before not in ("user", "tool"):
+            raise UserError(
+                f"{where}: the last message is of the role {before!r}; a prompt has to end with a "
+                "user's or a tool's message, which the model answers. Remove the last message."
+            )
+        return
     if not any(message["role"] == "assistant" for message in messages):
         raise UserError(
             f"{where}: no message is an assistant's, so there is nothing to learn. Add its answer, "
@@ -135,6 +143,9 @@ def _read(data: Any, path: str, source: str, part: str | None) -> list[dict[str,
     """The rows of a file or of docstrings; part: the split that it is for, None for all."""
     if path == QUESTIONS:
         rows = [row for row in questions(data) if part is None or row["part"] == part]
+    elif path == letters.SORT:
+        rows = letters.conversations(data.valid_fraction, data.test_fraction)
+        rows = [row for row in rows if part is None or row["part"] == part]
     else:
         rows = [_row(row["row"], data, row["where"]) for row in records(path, "conversations")]
     for row in rows:
@@ -174,11 +185,11 @@ def _row(record: Mapping[str, Any], data: Any, where: str) -> dict[str, Any]:
     columns = data.columns
     has = lambda key: record.get(columns[key]) is not None
     if has("messages"):
-        messages = _messages(record[columns.messages], where, columns.messages)
+        messages = messages_of(record[columns.messages], where, columns.messages)
     elif has("conversations"):
         turns = _list(record[columns.conversations], where, columns.conversations)
         if isinstance(turns[0], Mapping) and turns[0].get("role") is not None:
-            messages = _messages(turns, where, columns.conversations)
+            messages = messages_of(turns, where, columns.conversations)
         else:
             places = (f"{where}: message {i + 1}" for i in range(len(turns)))
             messages = [*map(_of_sharegpt, turns, places)]
@@ -215,10 +226,11 @@ def tools_of(record: Mapping[str, Any], column: str, where: str) -> list | None:
 def text_or_messages(value: Any, role: str, where: str, column: str) -> list[dict[str, Any]]:
     """The messages of a column: a text is one message of this role."""
     one = [{"role": role, "content": value}] if isinstance(value, str) else value
-    return _messages(one, where, column)
+    return messages_of(one, where, column)
 
 
-def _messages(value: Any, where: str, column: str) -> list[dict[str, Any]]:
+def messages_of(value: Any, where: str, column: str) -> list[dict[str, Any]]:
+    """The messages in a column, in the form of templates. Raises UserError for anything else."""
     messages = []
     for i, message in enumerate(_list(value, where, column)):
         at = f"{where}: message {i + 1}"

@@ -63,10 +63,13 @@ def linear_losses(
     return run(*arrays)
 
 
-def linear_log_probs(x_BTD, kernel_DV, bias_V, softcap, targets_BT) -> jax.Array:
-    """vocabulary.linear_log_probs [B, T] of the global batch."""
+def linear_log_probs(
+    x_BTD, kernel_DV, bias_V, softcap, targets_BT, temperature: float = 1.0
+) -> jax.Array:
+    """vocabulary.linear_log_probs [B, T] of the global batch, of logits / temperature."""
     linear = Linear(x_BTD, kernel_DV, bias_V, softcap)
-    return _map_logits(losses.log_probs, linear, targets_BT)
+    measure = vocabulary.at_temperature(losses.log_probs, temperature)
+    return _map_logits(measure, linear, targets_BT)
 
 
 def linear_log_probs_and_hits(
@@ -78,11 +81,13 @@ def linear_log_probs_and_hits(
 
 
 def linear_log_probs_and_entropy(
-    x_BTD, kernel_DV, bias_V, softcap, targets_BT
+    x_BTD, kernel_DV, bias_V, softcap, targets_BT, temperature: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
-    """vocabulary.linear_log_probs_and_entropy, each [B, T], of the global batch."""
+    """vocabulary.linear_log_probs_and_entropy, each [B, T], of the global batch, of
+    logits / temperature."""
     linear = Linear(x_BTD, kernel_DV, bias_V, softcap)
-    return _map_logits(losses.log_probs_and_entropy, linear, targets_BT)
+    measure = vocabulary.at_temperature(losses.log_probs_and_entropy, temperature)
+    return _map_logits(measure, linear, targets_BT)
 
 
 def linear_divergence(

@@ -68,6 +68,14 @@ def linear_divergence(
     return map_logits(measure, student, teacher[0], teacher[1:], parts)
 
 
+@functools.cache
+def at_temperature(measure: Callable, temperature: float) -> Callable:
+    """A `measure` of map_logits, of the logits divided by a temperature."""
+    if temperature == 1:
+        return measure
+    return lambda logits, per_token: measure(logits / temperature, per_token)
+
+
 @functools.cache  # equal arguments give the same function, which jax compiles once
 def divergence_from(temperature: float, reverse: bool) -> Callable:
     """`divergence` as a `measure` of map_logits: per_token is x of the teacher, shared its kernel,

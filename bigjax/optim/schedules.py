@@ -79,10 +79,12 @@ def _check_boundaries(optim) -> None:
         )
 
 
-def change(old, new, step: int) -> str:
+def change(old, new, step: int, updates: int = 1) -> str:
     """A message if the learning rate of the update after `step` differs between the configs `old`
-    and `new`, for example because train.steps stretches a schedule; '' if it is the same."""
-    before, now = (float(make_schedule(c.optim, c.train.steps)(step)) for c in (old, new))
+    and `new`, for example because train.steps stretches a schedule; '' if it is the same. updates:
+    of a step."""
+    rate = lambda c: float(make_schedule(c.optim, c.train.steps * updates)(step * updates))
+    before, now = rate(old), rate(new)
     if before == now:
         return ""
     return (

@@ -23,6 +23,8 @@ from bigjax.tasks._checks import check_call as check_call
 from bigjax.tasks._checks import check_data as check_data
 from bigjax.tasks._checks import check_variables as check_variables
 from bigjax.tasks._checks import described as described
+from bigjax.tasks._rollouts import Reward as Reward
+from bigjax.tasks._rollouts import Rollouts as Rollouts
 
 
 class Frozen(NamedTuple):
@@ -102,6 +104,10 @@ class Task:
         jax.value_and_grad(loss, has_aux=True), the default. loss(params, extras, frozen, batch,
         rng) -> (loss_sum, aux); params: those that are trained.
 
+    rollouts: Rollouts, if the model writes completions in training; they complete the batches.
+    updates, epochs: optimizer updates of a step, each on another part of its batch, and how often
+        all of them are repeated. The schedule and random keys count updates; steps count batches.
+
     A task whose step is not one update of all parameters by one gradient defines:
     make_step(config, params) -> (init, step), instead of optim.make and train.step.make_step.
         params: ShapeDtypeStructs. init(params) -> the optimizer's state. step(state, frozen, batch)
@@ -143,6 +149,9 @@ class Task:
     starts_from: str = ""
     first: Callable[[Any, Any], Any] | None = None
     value_and_grad: Callable[..., Any] | None = None
+    rollouts: Rollouts | None = None
+    updates: int = 1
+    epochs: int = 1
     make_step: Callable[[Any, Any], tuple[Callable, Callable]] | None = None
     phases: Callable[[int], list[tuple[str, int]]] = lambda steps: [("", 0)]
     step_keys: tuple[str, ...] = ()

@@ -58,7 +58,8 @@ def wrapped(task: Any, config, frozen: Callable) -> Any:
     own = _own(method, options, name, task, shapes, plain)
     is_own, is_base = own.__contains__, lambda name: name not in own
     shares = REFERENCE in task.frozen and not task.frozen[REFERENCE].source
-    if shares and (changed := sorted(own & {*named_leaves(plain)})):
+    compared = jax.eval_shape(task.frozen[REFERENCE].init, key)["params"] if shares else {}
+    if changed := sorted(own & {*named_leaves(compared)}):
         raise UserError(
             f"config.peft.name={name!r} trains {changed[0]!r} of the model itself, so the base is "
             f"not the reference of task.name={config.task.name!r}. Set task.reference to a run, "

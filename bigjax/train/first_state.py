@@ -64,7 +64,8 @@ def _resumed(run, state: State, meta: dict, place: str, folder: str, is_new: boo
     run.early_stop.restore(meta.get("early_stop", {}))
     log(f"Resuming from step {start} of {place}.")
     if jax.process_index() == 0 and run.program.schedule and start < c.train.steps:
-        if changed := schedules.change(workdir_lib.read_config(folder), c, start):
+        n = run.program.task.updates * run.program.task.epochs
+        if changed := schedules.change(workdir_lib.read_config(folder), c, start, n):
             log(changed)
     return First(state, start, is_new)
 

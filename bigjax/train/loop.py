@@ -7,6 +7,10 @@ from typing import Any, Protocol
 import jax
 
 
+class Interrupted(Exception):
+    """A step_fn raises it before it uses the state: the loop ends after the step before."""
+
+
 class Hook(Protocol):
     """An action between steps."""
 
@@ -48,7 +52,10 @@ def run(
         before = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - before
-        state, metrics = step_fn(state, batch)
+        try:
+            state, metrics = step_fn(state, batch)
+        except Interrupted:
+            break
         done += 1
         if flush():
             return state, done

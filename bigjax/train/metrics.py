@@ -31,6 +31,7 @@ PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
 }
 
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"  # in a work folder: a line has its step
 UPLOAD_SECONDS = 30  # a bucket accepts about one write per second of an object
 
 
@@ -59,8 +60,8 @@ class Writer:
         if self._remote:
             self._folder = epath.Path(tempfile.mkdtemp(prefix="bigjax-"))
             self._uploaded, self._sizes = time.monotonic(), {}
-        self._path = self._folder / "metrics.jsonl"
-        self._forget_after(resumed_at)
+        for name in (METRICS, SAMPLES):
+            self._forget_after(resumed_at, name)
         if tensorboard:
             import tensorboardX  # slow to import
 
@@ -68,10 +69,10 @@ class Writer:
                 str(self._folder / "tensorboard"), purge_step=resumed_at + 1
             )
 
-    def _forget_after(self, step: int) -> None:
+    def _forget_after(self, step: int, name: str) -> None:
         """Drops the lines that will be written again: those after `step`, from which training
         resumes; all for step 0, which is evaluated again."""
-        old = self._workdir / "metrics.jsonl"
+        old = self._workdir / name
         if not old.exists():
             return
         kept = []
@@ -81,16 +82,12 @@ class Writer:
                     kept.append(line + b"\n")
             except (ValueError, LookupError, TypeError):
                 pass  # a line truncated when the process was killed
-        paths.write_atomically(self._path, b"".join(kept))
+        paths.write_atomically(self._folder / name, b"".join(kept))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         if not self._active:
             return
-        line = json_text.dumps({"step": step, **metrics})
-        if not self._remote:
-            self._check_held()
-        with self._path.open("a") as f:
-            f.write(line + "\n")
+        self.append(METRICS, [json_text.dumps({"step": step, **metrics})])
         if self._board:  # one event for all: add_scalar for each takes ten times as long
             from tensorboardX.proto.summary_pb2 import Summary
 
@@ -100,6 +97,15 @@ class Writer:
             )
         if self._remote and time.monotonic() - self._uploaded > UPLOAD_SECONDS:
             self.flush()
+
+    def append(self, name: str, lines: list[str]) -> None:
+        """Appends lines to a file of the work folder: METRICS or SAMPLES."""
+        if not self._active:
+            return
+        if not self._remote:
+            self._check_held()
+        with (self._folder / name).open("a") as f:
+            f.write("".join(f"{line}\n" for line in lines))
 
     def flush(self) -> None:
         """Makes everything written so far durable."""

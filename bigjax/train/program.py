@@ -14,6 +14,7 @@ from bigjax import config as config_lib
 from bigjax import modules, optim, paths
 from bigjax.errors import UserError
 from bigjax.parallel import sharding
+from bigjax.parallel.mesh import BATCH_AXES
 from bigjax.tasks import Task, check_variables
 from bigjax.train import frozen, needed
 from bigjax.train import state as state_lib
@@ -84,6 +85,7 @@ def make(config, task, mesh) -> Program:
     changes the shape or type of its state.
     """
     _check_mesh(config, task, mesh)
+    _check_updates(config, task, mesh)
     variables = jax.eval_shape(task.init, jax.random.key(0))
     check_variables(task, variables)
     params = variables["params"]
@@ -92,8 +94,9 @@ def make(config, task, mesh) -> Program:
         init_optimizer, own_step = task.make_step(config, params)
         build_step, schedule, gradients = lambda offload: own_step, None, None
     else:
-        tx = optim.make(config.optim, config.train.steps, params)
-        schedule = optim.make_schedule(config.optim, config.train.steps)
+        n_updates = config.train.steps * task.updates * task.epochs
+        tx = optim.make(config.optim, n_updates, params)
+        schedule = optim.make_schedule(config.optim, n_updates)
         init_optimizer, gradients = tx.init, mean_gradients(task)
         trained = optim.trained(config.optim, params)
         if (config.optim.freeze or config.peft.name) and task.flops_per_example:
@@ -105,6 +108,8 @@ def make(config, task, mesh) -> Program:
             accumulate=config.train.accumulate,
             ema=config.train.ema,
             trained=trained,
+            updates=task.updates,
+            epochs=task.epochs,
         )
     init = state_lib.make_init(task, init_optimizer, config.seed, config.train.ema > 0)
     shapes = jax.eval_shape(init)
@@ -158,6 +163,20 @@ def _check_mesh(config, task, mesh) -> None:
     family = modules.of(config, "model")
     if hasattr(family, "check_mesh"):
         family.check_mesh(modules.options(config, "model"), task.attention_lengths, mesh)
+
+
+def _check_updates(config, task, mesh) -> None:
+    """Raises UserError if the batch does not divide into updates, micro-batches and devices."""
+    size, accumulate = config.train.batch_size, config.train.accumulate
+    shards = sharding.size_of(mesh, BATCH_AXES)
+    parts = task.updates * accumulate * shards
+    if task.updates > 1 and size % parts:
+        raise UserError(
+            f"train.batch_size={size} is not divisible by task.updates={task.updates} x "
+            f"train.accumulate={accumulate} x {shards} device(s) = {parts}: {size} = "
+            f"{size // parts} x {parts} + {size % parts}. Set it to a multiple of {parts}, or lower "
+            "task.updates."
+        )
 
 
 def _check_step_keys(config, task) -> None:

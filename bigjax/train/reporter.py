@@ -81,6 +81,10 @@ class Reporter:
         }  # those of each label are in the files only
         run.progress.log(f"step {step}  " + "  ".join(f"{k} {v:.4f}" for k, v in short.items()))
 
+    def write_samples(self, step: int, lines: list[str]) -> None:
+        """Appends lines about a step to samples.jsonl."""
+        self._writer.append(metrics.SAMPLES, lines)
+
     def save(self, step: int, state: State) -> None:
         run, start = self._run, time.perf_counter()
         self._writer.flush()  # a killed run resumes after this step, and writes no line twice

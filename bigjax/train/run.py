@@ -15,6 +15,7 @@ from bigjax.plural import plural
 from bigjax.train import debug, first_state, frozen, load, loop, metrics, nonfinite, stages
 from bigjax.train import hooks as hooks_lib
 from bigjax.train import program as program_lib
+from bigjax.train import rollouts as rollouts_lib
 from bigjax.train import workdir as workdir_lib
 from bigjax.train.checkpoint import LATE, Checkpoints
 from bigjax.train.lease import Lease
@@ -204,6 +205,14 @@ def _loop(run: Run, evaluators: dict[str, evals.Evaluator], first: first_state.F
         batch = run.batches.batch_at(step, rows)
         return sharding.put_batch(mesh, batch, rows, config.train.batch_size)
 
+    rollouts = None
+    if run.program.task.rollouts and start < config.train.steps:
+        rollouts = rollouts_lib.Rollouts(run, start, reporter.write_samples)
+
+    def step(state, batch):
+        batch = rollouts(state, batch) if rollouts else batch
+        return run.program.step(state, run.frozen.arrays, batch)
+
     batches = data.iterate(batch_at, start, config.train.steps)
     try:
         if start == 0:
@@ -211,7 +220,7 @@ def _loop(run: Run, evaluators: dict[str, evals.Evaluator], first: first_state.F
                 hook(0, state)
         state, done = loop.run(
             state,
-            profile.step(lambda s, b: run.program.step(s, run.frozen.arrays, b)),
+            profile.step(step),
             profile.batches(batches),
             start=start,
             steps=config.train.steps,
@@ -219,11 +228,14 @@ def _loop(run: Run, evaluators: dict[str, evals.Evaluator], first: first_state.F
             hooks=hooks,
         )
         if reporter.bad_step:
-            batch = batch_at(reporter.bad_step - 1)
+            at = reporter.bad_step - 1
+            batch = rollouts.kept[at] if rollouts else batch_at(at)
             nonfinite.explain(run, reporter.bad_step, reporter.bad_metrics, state, batch)
         if reporter.saved_step != done:
             reporter.save(done, state)
         run.checkpoints.wait()
+        if rollouts and rollouts.error:
+            raise rollouts.error
     finally:
         batches.close()
         stop.close()

@@ -21,11 +21,14 @@ def make_step(
     ema: float = 0.0,
     offload: tuple | None = None,
     trained=True,
+    updates: int = 1,
+    epochs: int = 1,
 ) -> Callable:
     """step(state, frozen, batch) -> (state, metrics); metrics: float32 scalars by name.
 
     offload: (shardings of the optimizer's state during its update, shardings between updates).
     trained: which parameters are differentiated, a tree of bools or one for all.
+    updates, epochs: of the Task; with several updates the metrics are their means.
 
     Sums and weights are added over micro-batches in float32 and divided once, so that accumulation
     equals the large batch. If the loss or the gradient is not finite, or the gradient times the
@@ -141,6 +144,30 @@ def make_step(
             "param_norm": optax.tree.norm(new.params),
             "update_norm": update_norm,
         }
+
+    return step if updates * epochs == 1 else several(task, step, updates, epochs)
+
+
+def several(task, update: Callable, updates: int, epochs: int) -> Callable:
+    """A step of `updates` times `epochs` updates, each on a part of the batch.
+
+    Task.whole_batch completes the batch once, with the parameters before the first update. Within
+    `update` state.step counts updates, outside of it steps.
+    """
+    n = updates * epochs
+
+    def step(state: State, frozen, batch) -> tuple[State, dict]:
+        whole = task.whole_batch(state.params, state.extras, frozen, batch)
+        parts = micro_batches(jax.lax.stop_gradient(whole), updates)
+        at = lambda i: jax.tree_util.tree_map(lambda x: x[i % updates], parts)
+
+        def one(state, i):
+            return update(state, frozen, at(i))
+
+        first = state.step
+        state, metrics = jax.lax.scan(one, state._replace(step=first * n), jnp.arange(n))
+        metrics = jax.tree_util.tree_map(lambda x: x.mean(0), metrics)
+        return state._replace(step=first + 1), metrics
 
     return step
 

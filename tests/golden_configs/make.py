@@ -38,13 +38,15 @@ def golden_file(path: pathlib.Path, variant: str) -> pathlib.Path:
 
 
 def resolved(path: pathlib.Path, variant: str) -> dict:
-    """{dotted key: value} of a config as a run uses it, with `~` for the home folder."""
+    """{dotted key: value} of a config as a run uses it, with `~` for the home folder, and `.` for
+    the one with configs/."""
     spec = f"{path}:{variant}" if variant else str(path)
     c, _ = Arguments([f"--config={spec}"]).config()
     config.check_values(c)
-    home = str(pathlib.Path.home())
+    home, root = str(pathlib.Path.home()), str(config.ROOT)
+    short = lambda text: text.replace(root, ".", 1).replace(home, "~", 1)
     leaves = {
-        key: value.replace(home, "~", 1) if isinstance(value, str) else value
+        key: short(value) if isinstance(value, str) else value
         for key, value in config.sorted_leaves(c)
     }
     return json.loads(json.dumps(leaves))  # tuples as lists

@@ -1,0 +1,175 @@
+"""Rewards of completions: functions of the user's own, and models that were trained here."""
+
+from collections.abc import Callable, Mapping, Sequence
+import inspect
+import math
+import numbers
+import traceback
+from typing import Any
+
+import jax
+import numpy as np
+
+from bigjax import modules, paths
+from bigjax.errors import UserError
+from bigjax.json_text import shown
+from bigjax.tasks import Reward
+
+# (prompts, completions, columns: {name: value of each}) -> a number for each completion
+Scorer = Callable[[Sequence[Any], Sequence[str], Mapping[str, Sequence[Any]]], Sequence[float]]
+
+
+class BadReward(UserError):
+    """A reward failed during training; the state before its step is complete."""
+
+
+def build(rewards: Mapping[str, Reward], columns: Sequence[str], config) -> dict[str, Scorer]:
+    """{name: its function} of task.rewards. columns: those of the data beside the prompt.
+
+    Raises UserError for a function that does not exist or needs other columns, and for a run that
+    scores no text.
+    """
+    return {
+        name: (_function if r.kind == "function" else _run)(name, r, columns, config)
+        for name, r in rewards.items()
+    }
+
+
+def score(
+    scorers: Mapping[str, Scorer],
+    prompts: Sequence[Any],
+    completions: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+    step: int,
+) -> np.ndarray:
+    """float32 [n, R] of n completions. step: for messages.
+
+    Raises BadReward, with its traceback for one that raises, and for a reward that is not a finite
+    number, or another number of rewards than of completions.
+    """
+    table = np.zeros((len(completions), len(scorers)), np.float32)
+    for column, (name, scorer) in enumerate(scorers.items()):
+        what = f"The reward {name!r} (config.task.rewards.{name})"
+        try:
+            values = scorer(prompts, completions, columns)
+        except UserError:
+            raise
+        except Exception as e:
+            raise BadReward(
+                f"{what} raised {type(e).__name__} at step {step}: {e}. Correct it and run the "
+                f"same command; the run resumes before this step.\n{_traceback(e)}"
+            ) from e
+        values = _listed(values, what, step, len(completions))
+        for i, value in enumerate(values):
+            table[i, column] = value if _is_reward(value) else math.nan
+            if not math.isfinite(table[i, column]):
+                raise BadReward(
+                    f"{what} gave {shown(value)} at step {step}; it must be a finite number, within "
+                    f"the range of float32. The prompt: {_brief(prompts[i])}. The completion: "
+                    f"{_brief(completions[i])}. Correct it and run the same command; the run "
+                    "resumes before this step."
+                )
+    return table
+
+
+def _is_reward(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and abs(float(value)) < 3.4e38
+
+
+def _listed(values: Any, what: str, step: int, n: int) -> list:
+    try:
+        values = [x.item() if hasattr(x, "item") and np.ndim(x) == 0 else x for x in values]
+    except TypeError:
+        raise BadReward(
+            f"{what} returned {shown(values)} at step {step}; it must return a list of numbers, one "
+            "for each completion."
+        ) from None
+    if len(values) != n:
+        raise BadReward(
+            f"{what} returned {len(values):,} rewards for {n:,} completions at step {step}. It must "
+            "return one for each, in their order."
+        )
+    return values
+
+
+def _traceback(error: Exception) -> str:
+    """From the frame of the user's function on."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [i for i, frame in enumerate(frames) if frame.filename == __file__]
+    return "".join(traceback.format_list(frames[own[-1] + 1 if own else 0 :])).rstrip()
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def _function(name: str, reward: Reward, columns: Sequence[str], config) -> Scorer:
+    key = f"task.rewards.{name}.path"
+    function = modules.function(reward.path, key, config.python_path)
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of a function without a signature, such as a builtin
+        parameters = {}
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    own = ("prompts", "completions")
+    missing = [
+        n
+        for n, p in parameters.items()
+        if p.default is p.empty and p.kind is not p.VAR_KEYWORD and n not in (*own, *columns)
+    ]
+    if missing or parameters and not takes_all and not set(own) <= set(parameters):
+        raise UserError(
+            f"config.{key}={reward.path!r} has the parameters ({', '.join(parameters)}), but it is "
+            "called with prompts, completions, and those columns of the data that it names: "
+            f"{', '.join(columns) or 'there are none'}. Correct its parameters."
+        )
+    wanted = [n for n in columns if takes_all or n in parameters]
+
+    def scorer(prompts, completions, values):
+        return function(
+            prompts=list(prompts),
+            completions=list(completions),
+            **{n: list(values[n]) for n in wanted},
+        )
+
+    return scorer
+
+
+def _run(name: str, reward: Reward, columns: Sequence[str], config) -> Scorer:
+    """A trained model as a reward. Loading one makes its own mesh the current one."""
+    del columns
+    from bigjax.train import workdir as workdir_lib
+
+    mesh = jax.sharding.get_mesh()
+    folder = paths.expand(reward.path, f"config.task.rewards.{name}.path")
+    task = workdir_lib.read_config(folder).task.name
+    try:
+        if task == "reward":
+            from bigjax.infer.scores import RewardModel
+
+            model = RewardModel(folder)
+            return _on(mesh, lambda prompts, completions, values: model(prompts, completions))
+        if task == "classify":
+            from bigjax.train.text_scores import TextScores
+
+            scores = TextScores(folder, reward, f"config.task.rewards.{name}")
+            return _on(mesh, lambda prompts, completions, values: scores(prompts, completions))
+    finally:
+        jax.set_mesh(mesh)
+    raise UserError(
+        f"config.task.rewards.{name}.path={reward.path!r} was trained with task.name={task!r}, "
+        "which scores no texts. Name a run with task.name='reward' or 'classify'."
+    )
+
+
+def _on(mesh, scorer: Scorer) -> Scorer:
+    """The scorer; then the mesh is the current one again."""
+
+    def scored(prompts, completions, columns):
+        try:
+            return scorer(prompts, completions, columns)
+        finally:
+            jax.set_mesh(mesh)
+
+    return scored
