@@ -134,7 +134,8 @@ def projects() -> frozenset[str]:
 
 def set_python_path(config: ConfigDict, folder: pathlib.Path) -> None:
     """Sets config.python_path to this folder if it is '' and the config names a user's own modules,
-    or functions in them (kind='function'). The path is made absolute, since a run may be opened from another folder."""
+    or functions in them (kind='function'). The path is made absolute, since a run may be opened
+    from another folder."""
     names = [config[section].name for section in ("model", "task", "data")]
     names += [value for key, value in sorted_leaves(config) if key.endswith(".kind")]
     if config.python_path or "function" in names or any(map(_is_own_module, names)):

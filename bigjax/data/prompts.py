@@ -243,11 +243,12 @@ def _examples(rows: Sequence[dict], reader: _Reader, prompt_len: int, data: Any)
     over = [i for i, row in enumerate(ids) if len(row) > prompt_len]
     if over:
         row, longest = rows[over[0]], max(map(len, ids))
+        verb = "is" if len(over) == 1 else "are"
         raise UserError(
             f"{row['where']}: the prompt has {len(ids[over[0]]):,} tokens, and {prompt_len:,} are "
             f"allowed: data.seq_len={data.seq_len:,} less the {data.seq_len - prompt_len:,} of a "
             f"completion (task.max_new_tokens). {len(over):,} of {len(rows):,} "
-            f"{plural(len(rows), 'prompt')} {'is' if len(over) == 1 else 'are'} too long. Raise data.seq_len (the longest needs "
+            f"{plural(len(rows), 'prompt')} {verb} too long. Raise data.seq_len (the longest needs "
             f"{longest + data.seq_len - prompt_len:,}), lower task.max_new_tokens, or remove them."
         )
     tokens = joined([np.array(row, np.int32) for row in ids])

@@ -177,7 +177,7 @@ def _frozen(config, options: Config, init, axes) -> dict[str, Frozen]:
     source = options.reference or ("" if config.peft.name else config.init_from)
     if not source and not config.peft.name:
         raise UserError(
-            f"task.beta={options.beta} needs a reference, the policy from which the model shall not "
+            f"task.beta={options.beta} needs a reference, the policy from which the model may not "
             "go far. Set task.reference or init_from to a run or a Hugging Face folder, or "
             "task.beta=0."
         )

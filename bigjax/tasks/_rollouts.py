@@ -47,9 +47,10 @@ class Rollouts(NamedTuple):
     samples.jsonl; 0 = none.
 
     The batch of a step is that of the data, with prompt int32 [B, S], prompt_length and example
-    int32 [B], and: completion int32 [B, G, N], with its end token, then padding; mask float32
-    [B, G, N], 1 on its tokens; ended float32 [B, G], 0 if it has no end token; sampler_log_probs float32 [B, G, N], those of the tokens when they
-    were sampled; rewards float32 [B, G, R]. See `shapes`.
+    int32 [B], and the arrays of `shapes`: completion int32 [B, G, N], with its end token, then
+    padding; mask float32 [B, G, N], 1 on its tokens; ended float32 [B, G], 0 if it has no end
+    token; sampler_log_probs float32 [B, G, N], those of the tokens when they were sampled; rewards
+    float32 [B, G, R].
 
     The data have end_ids, the ids that end a completion, and rows(name) as data.prompts has.
     """

@@ -174,8 +174,8 @@ def _check_updates(config, task, mesh) -> None:
         raise UserError(
             f"train.batch_size={size} is not divisible by task.updates={task.updates} x "
             f"train.accumulate={accumulate} x {shards} device(s) = {parts}: {size} = "
-            f"{size // parts} x {parts} + {size % parts}. Set it to a multiple of {parts}, or lower "
-            "task.updates."
+            f"{size // parts} x {parts} + {size % parts}. Set it to a multiple of {parts}, or "
+            "lower task.updates."
         )
 
 

@@ -64,10 +64,10 @@ def score(
             table[i, column] = value if _is_reward(value) else math.nan
             if not math.isfinite(table[i, column]):
                 raise BadReward(
-                    f"{what} gave {shown(value)} at step {step}; it must be a finite number, within "
-                    f"the range of float32. The prompt: {_brief(prompts[i])}. The completion: "
-                    f"{_brief(completions[i])}. Correct it and run the same command; the run "
-                    "resumes before this step."
+                    f"{what} gave {shown(value)} at step {step}; it must be a finite number, "
+                    f"within the range of float32. The prompt: {_brief(prompts[i])}. The "
+                    f"completion: {_brief(completions[i])}. Correct it and run the same "
+                    "command; the run resumes before this step."
                 )
     return table
 
@@ -81,13 +81,13 @@ def _listed(values: Any, what: str, step: int, n: int) -> list:
         values = [x.item() if hasattr(x, "item") and np.ndim(x) == 0 else x for x in values]
     except TypeError:
         raise BadReward(
-            f"{what} returned {shown(values)} at step {step}; it must return a list of numbers, one "
-            "for each completion."
+            f"{what} returned {shown(values)} at step {step}; it must return a list of "
+            "numbers, one for each completion."
         ) from None
     if len(values) != n:
         raise BadReward(
-            f"{what} returned {len(values):,} rewards for {n:,} completions at step {step}. It must "
-            "return one for each, in their order."
+            f"{what} returned {len(values):,} rewards for {n:,} completions at step {step}. It "
+            "must return one for each, in their order."
         )
     return values
 

@@ -17,6 +17,7 @@ from bigjax.parallel import hosts, sharding
 from bigjax.parallel.mesh import AXES, BATCH_AXES
 from bigjax.train import rewards as rewards_lib
 from bigjax.train.loop import Interrupted
+from bigjax.train.state import split
 
 _KEY = (
     2**32 - 1
@@ -62,7 +63,7 @@ class Rollouts:
         """The complete batch of the next step. Raises loop.Interrupted if a reward fails."""
         step, size = self._step, self._run.config.train.batch_size
         frozen = self._run.frozen.arrays
-        sampled = self._sample(state.params, state.extras, frozen, batch, jnp.uint32(step))
+        sampled = self._sample(state.params, state.extras, frozen, batch, np.uint32(step))
         rows = sharding.local_rows(self._mesh, size)
         completed = self._rewarded(batch, sampled, rows, step + 1)
         scores = sharding.put_batch(self._mesh, {"rewards": completed.rewards}, rows, size)
@@ -146,17 +147,10 @@ def make_sampler(config: Any, task: Any, mesh: Any, corpus: Any) -> Callable[...
     decoder = task.decoder(family.decoder(task.model_config))
     _check_decoder(decoder, config)
     whole = _without_fsdp(mesh)
-    axes = {"own": task.axes, **{f"frozen {k}": part.axes for k, part in task.frozen.items()}}
     r, pad_id, ends = task.rollouts, corpus.tokenizer.pad_id, tuple(corpus.end_ids)
 
     def sample(params, extras, frozen, batch, step):
-        trees = {"own": {"params": params, **extras}}
-        trees |= {f"frozen {k}": part for k, part in frozen.items()}
-        at_use = sharding.of_params(whole, jax.eval_shape(lambda: trees), axes)
-        trees = jax.tree_util.tree_map(jax.lax.with_sharding_constraint, trees, at_use)
-        own = dict(trees.pop("own"))
-        parts = {k.removeprefix("frozen "): part for k, part in trees.items()}
-        variables = unrolled(task.variables(own.pop("params"), own, parts))
+        variables = unrolled(task.variables(params, extras, frozen))
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), _KEY), step)
         sampled = completions(decoder, variables, batch, key, r, ends, pad_id)
         by_prompt = lambda x: x.reshape(-1, r.samples, r.max_new_tokens)
@@ -167,13 +161,17 @@ def make_sampler(config: Any, task: Any, mesh: Any, corpus: Any) -> Callable[...
             "ended": sampled.ended.reshape(-1, r.samples),
         }
 
-    run = jax.jit(sample, out_shardings=sharding.of_batch(mesh))
+    run = jax.jit(sample, out_shardings=sharding.of_batch(whole))
+    if whole is mesh:
+        return run
+    gather = jax.jit(lambda trees: trees, out_shardings=_gathered(task, mesh))
 
-    def on_mesh(*arguments):
+    def on_whole(params, extras, frozen, batch, step):
+        trees = _moved(gather((params, extras, frozen)), whole)
         with jax.set_mesh(whole):
-            return run(*arguments)
+            return _moved(run(*trees, _moved(batch, whole), step), mesh)
 
-    return on_mesh
+    return on_whole
 
 
 def completions(
@@ -236,6 +234,34 @@ def _without_fsdp(mesh):
 
 
 assert AXES[:2] == BATCH_AXES  # `_without_fsdp` joins them
+
+
+def _gathered(task: Any, mesh) -> tuple:
+    """The shardings of (params, extras, frozen) without fsdp."""
+
+    def of(init, axes):
+        shapes = jax.eval_shape(init, jax.eval_shape(jax.random.key, 0))
+        return jax.tree_util.tree_map(without, sharding.of_params(mesh, shapes, axes))
+
+    def without(at_rest):
+        kept = (tuple(a for a in sharding.mesh_axes(p) if a != "fsdp") for p in at_rest.spec)
+        return jax.sharding.NamedSharding(
+            mesh, jax.sharding.PartitionSpec(*(k or None for k in kept))
+        )
+
+    params, extras = split(of(task.init, task.axes))
+    return params, extras, {name: of(part.init, part.axes) for name, part in task.frozen.items()}
+
+
+def _moved(tree: Any, mesh) -> Any:
+    """The same arrays as those of another mesh of the same devices, without copies."""
+
+    def leaf(x):
+        at = jax.sharding.NamedSharding(mesh, x.sharding.spec)
+        shards = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, at, shards)
+
+    return jax.tree_util.tree_map(leaf, tree)
 
 
 def _on_host(x: jax.Array, rows: slice) -> np.ndarray:
