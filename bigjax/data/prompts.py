@@ -305,7 +305,12 @@ def _row(record: Mapping[str, Any], data: Any, where: str) -> dict[str, Any]:
             f"{names.prompt!r} or {names.messages!r}. Set data.columns to the names of the file."
         )
     prompt = record[key]
-    if not isinstance(prompt, str):
+    if not isinstance(prompt, str | list):
+        raise UserError(
+            f"{where}: {key!r} holds {describe(prompt)}; it has to be text, or messages such as "
+            '[{"role": "user", "content": "..."}].'
+        )
+    if isinstance(prompt, list):
         prompt = messages_of(prompt, where, key)
     elif not prompt.strip():
         raise UserError(f"{where}: {key!r} is empty. Give it a text, or remove the row.")

@@ -113,7 +113,8 @@ class Policy(NamedTuple):
 
 def make_policy(config, options: Config, valued: bool = False) -> Policy:
     """The policy of a config. valued: with a value head. Raises UserError for a model that cannot
-    write, and for options that do not suit the config."""
+    write, for other data than prompts, and for options that do not suit the config."""
+    data_module(config, "load_prompts", "prompts")
     family, c = family_for(
         config,
         "a family that defines Model and decoder, such as model.name='gpt'",

@@ -53,9 +53,7 @@ class Rollouts:
         self.error: Exception | None = None
         self.kept: dict[int, dict] = {}
         self._data = run.corpus.rows("train")
-        self._columns = sorted(
-            set.intersection(*(set(row["columns"]) for row in self._data[:1000]))
-        )
+        self._columns = sorted({name for row in self._data for name in row["columns"]})
         self._sample = make_sampler(run.config, task, self._mesh, run.corpus)
         self._scorers = rewards_lib.build(self._options.rewards, self._columns, run.config)
 

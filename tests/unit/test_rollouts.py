@@ -185,10 +185,9 @@ def test_with_lora_on_a_base_that_is_the_reference(prompts):
     c = config(data__train=prompts, task__beta=0.1)
     with c.unlocked():
         c.peft = dict(name="lora", base="a run", rank=2)
-    other = Lab.__new__(Lab)
     base = jax.eval_shape(tasks.build(helpers.filled(c)).frozen["base"].init, jax.random.key(0))
     drawn = noisy(jax.tree_util.tree_map(lambda x: jnp.zeros(x.shape), base))
-    other.__init__(c, frozen={"base": drawn})
+    other = Lab(c, frozen={"base": drawn})
     assert {*other.task.frozen} == {"base"}
     batch = other.batch(other.rollouts())
     whole = jax.jit(other.task.whole_batch)(other.state.params, {}, other.frozen.arrays, batch)
@@ -226,7 +225,7 @@ def test_ppo_learns_values_beside_the_policy(prompts):
     losses = [first["value_loss"]]
     for _ in range(3):
         ppo.state = state
-        state, metrics = ppo.step({k: v for k, v in batch.items()})
+        state, metrics = ppo.step(batch)
         losses.append(metrics["value_loss"])
     ppo.state = before
     assert losses[-1] < 0.7 * losses[0] and int(state.step) == 4

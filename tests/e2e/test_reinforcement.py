@@ -1,0 +1,122 @@
+"""Training on rollouts: it resumes exactly, and a reward that fails loses nothing."""
+
+import json
+import pathlib
+
+import pytest
+
+from bigjax import main
+from tests import helpers
+
+pytestmark = pytest.mark.usefixtures("one_device")
+CONFIG = pathlib.Path(__file__).parent.parent / "tiny_grpo.py"
+
+REWARDS = """
+import pathlib
+
+CALLS = []
+
+
+def fails(prompts, completions):
+    CALLS.append(1)
+    if len(CALLS) % 3 == 0 and pathlib.Path({flag!r}).exists():
+        raise ValueError("no such word")
+    return [float(len(text)) for text in completions]
+
+
+def bad(prompts, completions):
+    return {values}
+"""
+
+
+def train(workdir, *flags) -> int:
+    return main.main(["train", f"--config={CONFIG}", f"--workdir={workdir}", *flags])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A run of 4 steps."""
+    folder = tmp_path_factory.mktemp("done")
+    assert train(folder / "run") == 0
+    return folder / "run"
+
+
+def samples(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "samples.jsonl").read_text().splitlines()]
+
+
+def test_a_resumed_run_is_the_same(done, tmp_path, capsys):
+    assert train(tmp_path / "run", "--config.train.steps=2") == 0
+    assert {row["step"] for row in samples(tmp_path / "run")} == {1, 2}
+    assert train(tmp_path / "run") == 0
+    assert "Resuming from step 2" in capsys.readouterr().out
+    assert helpers.read_metrics(tmp_path / "run") == helpers.read_metrics(done)
+    assert samples(tmp_path / "run") == samples(done)
+    saved = helpers.saved_checksums(tmp_path / "run", 4)
+    assert saved == helpers.saved_checksums(done, 4)
+
+
+def test_samples_have_prompts_completions_and_rewards(done):
+    rows = samples(done)
+    assert [row["step"] for row in rows] == [1] * 4 + [2] * 4 + [4] * 4
+    for row in rows:
+        assert row["prompt"].startswith("Sort: ") and len(row["completions"]) == 4
+        assert {name: len(x) for name, x in row["rewards"].items()} == {"letters": 4, "short": 4}
+        first = row["completions"][0]
+        assert row["rewards"]["short"][0] == pytest.approx(1 - len(first.encode()) / 10)
+    metrics = helpers.read_metrics(done)[-1]
+    total = 2 * metrics["rewards/letters"] + metrics["rewards/short"]
+    assert metrics["reward"] == pytest.approx(total, rel=1e-5)
+
+
+def config_with(folder, name, values="[0.0] * 4"):
+    """The config with one reward, of a module in the folder."""
+    text = REWARDS.format(flag=str(folder / "fail"), values=values)
+    (folder / "my_rewards.py").write_text(text)
+    config = CONFIG.read_text()
+    begin, end = config.index("        rewards=dict("), config.index("        samples=")
+    mine = f'        rewards=dict(mine=dict(kind="function", path="my_rewards:{name}")),\n'
+    (folder / "mine.py").write_text(config[:begin] + mine + config[end:])
+    return f"--config={folder / 'mine.py'}"
+
+
+def run(workdir, config, *flags) -> int:
+    return main.main(["train", config, f"--workdir={workdir}", *flags])
+
+
+def test_a_reward_that_raises_is_shown_and_loses_nothing(tmp_path, capsys):
+    config = config_with(tmp_path, "fails")
+    assert run(tmp_path / "whole", config, "--config.train.steps=3") == 0
+    flags = ["--config.train.steps=3", "--config.checkpoint.every=100"]
+    (tmp_path / "fail").touch()
+    capsys.readouterr()
+    assert run(tmp_path / "run", config, *flags) == 2
+    out = "".join(capsys.readouterr())
+    assert "The reward 'mine' (config.task.rewards.mine) raised ValueError at step 3" in out
+    assert 'raise ValueError("no such word")' in out and "my_rewards.py" in out
+    assert "rewards.py, line" not in out.replace("my_rewards.py", "")
+    (tmp_path / "fail").unlink()
+    assert run(tmp_path / "run", config, *flags) == 0
+    assert "Resuming from step 2" in capsys.readouterr().out
+    one, other = (tmp_path / name for name in ("run", "whole"))
+    assert helpers.saved_checksums(one, 3) == helpers.saved_checksums(other, 3)
+    assert helpers.read_metrics(one) == helpers.read_metrics(other)
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ("[1.0] * 3", "returned 3 rewards for 32 completions at step 1"),
+        ("[0.0] * 31 + [float('nan')]", "gave nan at step 1; it must be a finite number"),
+        ("[0.0] * 31 + ['good']", "gave 'good' at step 1"),
+        ("[1e39] + [0.0] * 31", "gave 1e+39 at step 1"),
+        ("7", "returned 7 at step 1; it must return a list"),
+    ],
+)
+def test_a_bad_reward_is_named_with_its_completion(tmp_path, capsys, values, words):
+    config = config_with(tmp_path, "bad", values)
+    assert run(tmp_path / "run", config) == 2
+    out = "".join(capsys.readouterr())
+    assert words in out and "config.task.rewards.mine" in out and "Traceback" not in out
+    if "gave" in words:
+        assert "The prompt: 'Sort: " in out and "The completion: '" in out
