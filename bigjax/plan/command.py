@@ -259,6 +259,8 @@ class _Page:
         )
         if plan.schedule:
             lines += ["  " + line for line in schedule.lines(plan.schedule)]
+        if plan.without:
+            lines.append(f"  not included   {plan.without}")
         lines.append(f"  compiled in    {plan.compile_seconds:.0f} s")
         return "\n".join(lines)
 

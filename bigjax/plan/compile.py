@@ -29,6 +29,10 @@ from bigjax.train import frozen
 from bigjax.train import program as program_lib
 from bigjax.trees import named_leaves
 
+SAMPLING = (
+    "the completions that are sampled before a step: their time, and their memory, which holds the "
+    "parameters without fsdp and the keys and values of all completions"
+)
 _JAX_SETTINGS = ("jax_default_matmul_precision", "jax_enable_x64", "jax_default_prng_impl")
 _USED = re.compile(r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm")
 _TEMPORARIES = re.compile(r"HLO temporaries \(([\d.]+)([KMG])\) exceeds available HBM")
@@ -48,7 +52,7 @@ class Plan:
     kernel_seconds: the part of work_seconds in attention kernels. step_seconds: if communication
     overlaps with work completely, and if not at all. hbm_bytes: read and written, without kernels.
     schedule: where the seconds of work and communication go, the largest first. unknown_loops: run
-    an unknown number of times, and count once in all figures.
+    an unknown number of times, and count once in all figures. without: what no figure includes.
     """
 
     phase: str
@@ -73,6 +77,7 @@ class Plan:
     hbm_bytes: float | None = None
     schedule: tuple[Entry, ...] = ()
     unknown_loops: int = 0
+    without: str = ""
 
     @property
     def devices(self) -> int:
@@ -165,6 +170,7 @@ def _plan(program, batch_size, slices, chip, phase, step) -> Plan:
         peak_bytes=None,
         compile_seconds=0.0,
         host_bytes=device_bytes(_on_host(program.abstract.opt_state)),
+        without=SAMPLING if task.rollouts else "",
     )
     start = time.perf_counter()
     try:

@@ -318,8 +318,8 @@ def build_task(config, options: Config, p: Policy, loss: Callable, whole_batch: 
         prompts = {"prompt": (batch_size, seq_len - N), "prompt_length": one, "example": one}
         return array_shapes({**prompts, **integers}, floats)
 
-    # A pass forward is a third of training; the sampler's reads each token once.
-    passes = options.epochs + (1 if options.beta else 0) / 3 + 1 / 3
+    # Of the step alone, without the sampler; a pass forward is a third of training.
+    passes = options.epochs + (bool(options.beta) + (options.updates * options.epochs > 1)) / 3
     flops = passes * G * seq_len * flops_per_token(p.family, p.config, seq_len)
     return Task(
         init=p.init,

@@ -13,6 +13,7 @@ import numpy as np
 from bigjax import modules, paths
 from bigjax.errors import UserError
 from bigjax.json_text import shown
+from bigjax.parallel import hosts
 from bigjax.tasks import Reward
 
 # (prompts, completions, columns: {name: value of each}) -> a number for each completion
@@ -48,7 +49,11 @@ def score(
     number, or another number of rewards than of completions.
     """
     table = np.zeros((len(completions), len(scorers)), np.float32)
-    for column, (name, scorer) in enumerate(scorers.items()):
+    columns_of = {name: i for i, name in enumerate(scorers)}
+    # Models first: all processes have to reach them, and a function may fail on one of them.
+    order = sorted(scorers, key=lambda name: not isinstance(scorers[name], Together))
+    for name in order:
+        scorer, column = scorers[name], columns_of[name]
         what = f"The reward {name!r} (config.task.rewards.{name})"
         try:
             values = scorer(prompts, completions, columns)
@@ -149,12 +154,12 @@ def _run(name: str, reward: Reward, columns: Sequence[str], config) -> Scorer:
             from bigjax.infer.scores import RewardModel
 
             model = RewardModel(folder)
-            return _on(mesh, lambda prompts, completions, values: model(prompts, completions))
+            return Together(mesh, model)
         if task == "classify":
             from bigjax.train.text_scores import TextScores
 
             scores = TextScores(folder, reward, f"config.task.rewards.{name}")
-            return _on(mesh, lambda prompts, completions, values: scores(prompts, completions))
+            return Together(mesh, scores)
     finally:
         jax.set_mesh(mesh)
     raise UserError(
@@ -163,13 +168,20 @@ def _run(name: str, reward: Reward, columns: Sequence[str], config) -> Scorer:
     )
 
 
-def _on(mesh, scorer: Scorer) -> Scorer:
-    """The scorer; then the mesh is the current one again."""
+class Together:
+    """A model as a Scorer. All processes score the completions of all of them, as its program runs
+    on all devices; then the mesh of the run is the current one again."""
 
-    def scored(prompts, completions, columns):
+    def __init__(self, mesh, model: Callable) -> None:
+        self._mesh, self._model = mesh, model
+
+    def __call__(self, prompts, completions, columns) -> np.ndarray:
+        del columns
+        parts = hosts.gather([list(prompts), list(completions)])
+        given, written = ([x for part in parts for x in part[i]] for i in (0, 1))
+        first = sum(len(part[1]) for part in parts[: hosts.index()])
         try:
-            return scorer(prompts, completions, columns)
+            scores = self._model(given, written)
         finally:
-            jax.set_mesh(mesh)
-
-    return scored
+            jax.set_mesh(self._mesh)
+        return np.asarray(scores)[first : first + len(completions)]

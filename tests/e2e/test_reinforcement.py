@@ -7,6 +7,7 @@ import pytest
 
 from bigjax import main
 from tests import helpers
+from tests.conftest import write_table
 
 pytestmark = pytest.mark.usefixtures("one_device")
 CONFIG = pathlib.Path(__file__).parent.parent / "tiny_grpo.py"
@@ -120,3 +121,32 @@ def test_a_bad_reward_is_named_with_its_completion(tmp_path, capsys, values, wor
     assert words in out and "config.task.rewards.mine" in out and "Traceback" not in out
     if "gave" in words:
         assert "The prompt: 'Sort: " in out and "The completion: '" in out
+
+
+def test_a_classifier_is_a_reward(tmp_path, capsys):
+    """Its reward of a text is the probability that `bigjax predict` gives."""
+    table = write_table(tmp_path / "rows.tsv", 60)
+    flags = [f"--config={helpers.TINY_BERT}:labelled", f"--config.data.train={table}"]
+    flags += ["--config.train.steps=5", f"--config.data.cache_dir={tmp_path}"]
+    assert main.main(["train", *flags, f"--workdir={tmp_path / 'judge'}"]) == 0
+    config = config_with(tmp_path, "bad")
+    text = (tmp_path / "mine.py").read_text()
+    entry = f'kind="run", path="{tmp_path / "judge"}", label="left"'
+    text = text.replace('kind="function", path="my_rewards:bad"', entry)
+    (tmp_path / "mine.py").write_text(text)
+    assert run(tmp_path / "run", config, "--config.train.steps=1") == 0
+    rows = samples(tmp_path / "run")
+    texts = [text for row in rows for text in row["completions"]]
+    given = [score for row in rows for score in row["rewards"]["mine"]]
+    kept = [(t, s) for t, s in zip(texts, given) if t.strip()]
+    lines = [json.dumps({"text": text}) for text, _ in kept]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines) + "\n")
+    places = [f"--input={tmp_path / 'texts.jsonl'}", f"--output={tmp_path / 'out.jsonl'}"]
+    assert main.main(["predict", f"--workdir={tmp_path / 'judge'}", *places]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    expected = [row["probabilities"]["left"] for row in rows]
+    assert [score for _, score in kept] == pytest.approx(expected, abs=1e-5) and len(kept) > 8
+    capsys.readouterr()
+    (tmp_path / "mine.py").write_text(text.replace('label="left"', 'label="up"'))
+    assert run(tmp_path / "other", config, "--config.train.steps=1") == 2
+    assert "label is 'up'; the labels of" in "".join(capsys.readouterr())

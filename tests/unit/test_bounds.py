@@ -23,13 +23,15 @@ MODULES = {
     ),
     "tasks": (
         *("causal_lm", "mlm_nsp", "classify", "tag", "answer", "image_classify", "mae"),
-        *("preference", "reward", "seq2seq", "sft", "span_corruption", "transcribe"),
+        *("grpo", "ppo", "preference", "reward", "seq2seq", "sft"),
+        *("span_corruption", "transcribe"),
         *("seqgan.oracle", "seqgan.headline"),
     ),
     "data": (
         "audio",
         "conversations",
         "preferences",
+        "prompts",
         "text",
         "labelled",
         "images",

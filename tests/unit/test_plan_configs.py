@@ -30,6 +30,7 @@ VARIANTS = {
     "oracle": ("", "paper", "mle", "scheduled"),
     "oracle_paper": ("",),
     "pretrain": ("tiny",),
+    "sort": ("taught", "tiny"),  # the other starts from a trained run
     "t5": ("small", "11b"),
     "text": ("",),
     "transformer": ("big",),
