@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax import json_text, modules
-from bigjax.errors import RunError, UserError
+from bigjax.errors import UserError
 from bigjax.infer.rollout import Sampled, sample_until
 from bigjax.layers.params import unrolled
 from bigjax.models import Decoder, prefix_context
@@ -87,7 +87,7 @@ class Rollouts:
             self.error, message = e, str(e)
         failed = [i for i, text in enumerate(hosts.gather(message)) if text]
         if failed and not self.error:
-            self.error = RunError(
+            self.error = rewards_lib.BadReward(
                 f"A reward failed on process {failed[0]} at step {step}; its own output says why."
             )
         if self.error:

@@ -1,6 +1,7 @@
 """Runs on many hosts: several local processes with virtual devices, connected by loopback."""
 
 import os
+import pathlib
 import re
 import shutil
 import socket
@@ -202,6 +203,29 @@ def test_other_tasks_and_their_evaluations(cache_dir, tmp_path, config):
     ]
     code, out, err = helpers.run(*command, f"--workdir={tmp_path / 'one'}", devices=DEVICES)
     assert code == 0, err
+    assert_same_numbers(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_rewards_of_two_hosts_and_one_that_fails_on_the_second(tmp_path):
+    """Both end, after the state before the failure was saved; then they resume from it."""
+    fails = "if N == 3 and pathlib.Path(__file__).with_name(PROCESS).exists():"
+    text = pathlib.Path(helpers.TINY.replace("tiny.py", "tiny_grpo.py")).read_text()
+    text = text.replace('"""Higher for fewer bytes."""', f"global N; N += 1\n    {fails} 1 / 0")
+    own = "import os, pathlib\nN, PROCESS = 0, os.environ.get('JAX_PROCESS_ID', '0')"
+    text = text.replace("def short(", f"{own}\ndef short(")
+    (tmp_path / "tiny_grpo.py").write_text(text)
+    command = ["train", f"--config={tmp_path / 'tiny_grpo.py'}", "--config.checkpoint.every=100"]
+    two = [*command, f"--workdir={tmp_path / 'two'}"]
+    (tmp_path / "1").touch()
+    first, second = ends(start(2, *two))
+    assert (first[0], second[0]) == (2, 2)  # the first learns of it from the second
+    assert "raised ZeroDivisionError at step 3" in second[2] and "1 / 0" in second[2]
+    (tmp_path / "1").unlink()
+    (first, second) = ends(start(2, *two))
+    assert (first[0], second[0]) == (0, 0) and "Resuming from step 2" in first[1]
+    one = [*command, f"--workdir={tmp_path / 'one'}"]
+    assert helpers.run(*one, devices=DEVICES)[0] == 0
     assert_same_numbers(tmp_path / "two", tmp_path / "one")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import pytest
 
@@ -55,6 +56,21 @@ def test_a_resumed_run_is_the_same(done, tmp_path, capsys):
     assert samples(tmp_path / "run") == samples(done)
     saved = helpers.saved_checksums(tmp_path / "run", 4)
     assert saved == helpers.saved_checksums(done, 4)
+
+
+def test_ppo_starts_from_a_model_without_values_and_exports_one(done, tmp_path, capsys):
+    config = f"--config={CONFIG}:ppo"
+    flags = [f"--config.init_from={done}", "--config.task.beta=0.1", "--config.train.steps=1"]
+    assert main.main(["train", config, f"--workdir={tmp_path / 'run'}", *flags]) == 0
+    assert re.search(r"new +value +2 ", capsys.readouterr().out)
+    metrics = helpers.read_metrics(tmp_path / "run")[-1]
+    assert metrics["value_loss"] > 0 and {"policy_loss", "kl"} <= {*metrics}
+    generate = [f"--workdir={tmp_path / 'run'}", "--prompt=Hi", "--max_tokens=3"]
+    assert main.main(["generate", *generate]) == 0
+    # A model of that family has no such head: init_from shows it as unused.
+    flags[0] = f"--config.init_from={tmp_path / 'run'}"
+    assert train(tmp_path / "back", *flags[:1], "--config.train.steps=1") == 0
+    assert re.search(r"unused +value +2 ", capsys.readouterr().out)
 
 
 def test_samples_have_prompts_completions_and_rewards(done):
