@@ -98,12 +98,13 @@ def lines(workdir) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def assert_same_numbers(workdir, uninterrupted):
-    """Compares approximately: sums over processes have another order, so the last bits differ."""
+def assert_same_numbers(workdir, uninterrupted, zero=None):
+    """Compares approximately: sums over processes have another order, so the last bits differ.
+    zero: numbers up to this one may be 0."""
     got, want = helpers.read_metrics(workdir), helpers.read_metrics(uninterrupted)
     assert [m["step"] for m in got] == [m["step"] for m in want]
     for a, b in zip(got, want):
-        assert a == pytest.approx(b, rel=1e-4), a["step"]
+        assert a == pytest.approx(b, rel=1e-4, abs=zero), a["step"]
 
 
 # `bigjax`, where process 1 gets SIGTERM within a save, after all that Orbax asks in it.
@@ -226,7 +227,7 @@ def test_rewards_of_two_hosts_and_one_that_fails_on_the_second(tmp_path):
     assert (first[0], second[0]) == (0, 0) and "Resuming from step 2" in first[1]
     one = [*command, f"--workdir={tmp_path / 'one'}"]
     assert helpers.run(*one, devices=DEVICES)[0] == 0
-    assert_same_numbers(tmp_path / "two", tmp_path / "one")
+    assert_same_numbers(tmp_path / "two", tmp_path / "one", zero=1e-6)
 
 
 # --- Starting and ending together, without training -------------------------------------------
