@@ -56,7 +56,7 @@ def get_config(variant=""):
         max_new_tokens=6,
         show_every=10,
     )
-    c.data = dict(name="prompts", seq_len=40, **data)
+    c.data = dict(name="prompts", seq_len=34, **data)
     c.init_from = "runs/sort-taught"
     c.optim.learning_rate = 1e-3
     c.train.steps, c.train.batch_size = 150, 32
