@@ -50,6 +50,8 @@ def samples(workdir) -> list[dict]:
 def test_a_resumed_run_is_the_same(done, tmp_path, capsys):
     assert train(tmp_path / "run", "--config.train.steps=2") == 0
     assert {row["step"] for row in samples(tmp_path / "run")} == {1, 2}
+    with (tmp_path / "run" / "samples.jsonl").open("a") as f:
+        f.write('{"step": 3}\n')  # of a run that was killed before it saved
     assert train(tmp_path / "run") == 0
     assert "Resuming from step 2" in capsys.readouterr().out
     assert helpers.read_metrics(tmp_path / "run") == helpers.read_metrics(done)

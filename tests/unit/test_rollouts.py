@@ -18,6 +18,7 @@ from bigjax.train.step import unpack
 from tests import helpers
 
 TINY = "tests/tiny_grpo.py"
+ENDS = (257, *range(32))  # many, so that completions have all lengths
 PROMPTS = [{"prompt": "Hi" * (i % 5 + 1), "answer": "abc"[: i % 3 + 1]} for i in range(20)]
 
 
@@ -67,6 +68,7 @@ class Lab:
             self.state = self.state._replace(params=on(params, self.state.params))
         self.task = task
         self.corpus = task.load_data(lambda text: None)
+        self.corpus.end_ids = ENDS
         self.frozen = SimpleNamespace(arrays=frozen or {})
         self.progress = SimpleNamespace(log=self.lines.append)
         self.batches = self.corpus.split("train", c.train.batch_size, seed=c.seed)
@@ -119,8 +121,10 @@ def test_a_completion_ends_with_its_end_token(batch):
     tokens, mask, ended = (np.asarray(batch[k]) for k in ("completion", "mask", "ended"))
     for ids, real, end in zip(tokens.reshape(-1, 6), mask.reshape(-1, 6), ended.reshape(-1)):
         n = int(real.sum())
-        assert (real[:n] == 1).all() and (ids[n:] == 258).all() and (ids[: n - 1] != 257).all()
-        assert (ids[n - 1] == 257) == bool(end) and (end or n == 6)
+        assert (real[:n] == 1).all() and (ids[n:] == 258).all()
+        assert not np.isin(ids[: n - 1], ENDS).any()
+        assert (ids[n - 1] in ENDS) == bool(end) and (end or n == 6)
+    assert 0.2 < ended.mean() < 0.8 and len({*mask.sum(-1).reshape(-1).tolist()}) > 3
 
 
 def test_rewards_are_of_the_texts(lab, batch):
@@ -129,7 +133,7 @@ def test_rewards_are_of_the_texts(lab, batch):
     rows = lab.corpus.rows("train")
     for i, example in enumerate(np.asarray(batch["example"])):
         for ids, (letters, short) in zip(tokens[i], rewards[i]):
-            text = lab.corpus.tokenizer.decode(ids).strip()
+            text = lab.corpus.tokenizer.decode(i for i in ids if i not in ENDS).strip()
             assert short == np.float32(1 - len(text.encode()) / 10)
             odd = sum(b % 2 for b in text.encode()) / 6
             more = 0.1 * sum(c in text for c in rows[example]["columns"]["answer"])
@@ -152,7 +156,7 @@ def test_the_loss_is_that_of_all_micro_batches_and_updates_follow_each_other(lab
 
 def test_updates_and_epochs_use_the_probabilities_before_the_first(lab, batch, prompts):
     """One epoch of one update after the other: the second one's ratios are no longer 1."""
-    given = dict(data__train=prompts, task__clip_low=0.0, task__clip_high=0.0)
+    given = dict(data__train=prompts, task__clip_low=1e-3, task__clip_high=1e-3)
     other = Lab(config(task__updates=2, task__epochs=2, **given))
     state, metrics = other.step(batch)
     assert int(state.step) == 1 and 0 < metrics["clipped"] < 1
