@@ -65,7 +65,9 @@ def our_loss(x: dict, case: Case):
 def our_ppo(x: dict) -> dict:
     mask = x["mask"]
     old = x["old_values"] * mask
-    gae = policy.advantage_estimates(x["token_rewards"] * mask, old, mask, GAMMA, DECAY)
+    gae = policy.advantage_estimates(  # whatever is after the end
+        x["token_rewards"], x["old_values"], mask, GAMMA, DECAY
+    )
     mean = lambda v: policy.masked_mean(policy.value_losses(v, old, gae + old, VALUE_CLIP), mask)
     loss, gradient = jax.value_and_grad(mean)(x["values"])
     return {

@@ -140,18 +140,34 @@ def test_rewards_are_of_the_texts(lab, batch):
             assert letters == np.float32(odd + more)
 
 
-def test_the_loss_is_that_of_all_micro_batches_and_updates_follow_each_other(lab, batch, prompts):
-    results = [lab.step(batch)]
-    for accumulate in (2, 4):
-        other = Lab(config(data__train=prompts, train__accumulate=accumulate))
-        results.append(other.step(batch))
-    (first, metrics), *others = results
+@pytest.mark.parametrize("accumulate", [pytest.param(2, marks=pytest.mark.slow), 4])
+def test_the_loss_is_that_of_all_micro_batches(lab, batch, prompts, accumulate):
+    first, metrics = lab.step(batch)
     assert metrics["sampler_gap"] < 1e-5 and metrics["reward_std"] > 0.01
-    for state, m in others:
-        for name in metrics:
-            np.testing.assert_allclose(m[name], metrics[name], rtol=1e-6, atol=1e-6, err_msg=name)
-        for a, b in zip(*map(jax.tree_util.tree_leaves, (state.params, first.params))):
-            np.testing.assert_allclose(a, b, atol=1e-5)
+    state, m = Lab(config(data__train=prompts, train__accumulate=accumulate)).step(batch)
+    for name in metrics:
+        np.testing.assert_allclose(m[name], metrics[name], rtol=1e-6, atol=1e-6, err_msg=name)
+    for a, b in zip(*map(jax.tree_util.tree_leaves, (state.params, first.params))):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_the_tokens_of_a_rollout_are_those_of_its_only_update(lab, batch, prompts):
+    """So dapo and bnpo are equal there, and differ from the others."""
+    sums = {}
+    for loss in ("dapo", "bnpo", "grpo", "dr_grpo"):
+        task = tasks.build(config(data__train=prompts, task__loss=loss))
+        total, weight = task.loss(lab.state.params, {}, {}, batch, None, True)[0]
+        sums[loss] = float(weight)
+    assert sums["dapo"] == pytest.approx(sums["bnpo"], rel=1e-6) == float(batch["mask"].sum())
+    assert sums["grpo"] == 32 and sums["dr_grpo"] == 32 * 6
+
+
+def test_each_step_samples_anew_and_the_same_again(lab, batch):
+    one, again, two = (lab.batch(lab.rollouts(start)) for start in (0, 0, 1))
+    np.testing.assert_array_equal(one["completion"], again["completion"])
+    np.testing.assert_array_equal(one["completion"], batch["completion"])
+    np.testing.assert_array_equal(one["prompt"], two["prompt"])
+    assert (np.asarray(one["completion"]) != np.asarray(two["completion"])).mean() > 0.3
 
 
 def test_updates_and_epochs_use_the_probabilities_before_the_first(lab, batch, prompts):
@@ -169,7 +185,9 @@ def test_updates_and_epochs_use_the_probabilities_before_the_first(lab, batch, p
     assert other.task.whole_batch(other.state.params, {}, {}, whole) is whole
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str
+)
 def test_eight_devices_give_the_numbers_of_one(lab, batch, prompts, sizes):
     other = Lab(config(data__train=prompts), sizes)
     theirs = other.batch(other.rollouts())
@@ -234,3 +252,28 @@ def test_ppo_learns_values_beside_the_policy(prompts):
     ppo.state = before
     assert losses[-1] < 0.7 * losses[0] and int(state.step) == 4
     assert "value" not in ppo.task.variables(before.params, {}, {})["params"]
+
+
+def test_the_divergence_lowers_the_rewards_of_ppo(prompts):
+    values = dict(task__beta=0.5, task__reference="a run", task__gamma=1.0, task__decay=1.0)
+    c = config(f"{TINY}:ppo", data__train=prompts, task__whiten=False, **values)
+    task, rng = tasks.build(c), np.random.default_rng(0)
+    params = noisy(jax.jit(task.init)(jax.random.key(0))["params"])
+    params["value"] = jax.tree_util.tree_map(jnp.zeros_like, params["value"])
+    other = {k: x for k, x in noisy(params).items() if k != "value"}
+    lengths, shape = rng.integers(1, 7, (8, 2)), (8, 2, 6)
+    batch = {
+        "prompt": rng.integers(0, 256, (8, 34)),
+        "prompt_length": rng.integers(1, 35, 8),
+        "completion": rng.integers(0, 256, shape),
+        "mask": (np.arange(6) < lengths[..., None]).astype(np.float32),
+        "ended": np.ones(shape[:2], np.float32),
+        "sampler_log_probs": np.zeros(shape, np.float32),
+        "rewards": rng.normal(size=(8, 2, 2)).astype(np.float32),
+    }
+    frozen = {"reference": {"params": other}}
+    whole = jax.jit(task.whole_batch)(params, {}, frozen, batch)
+    far = ((whole["old_log_probs"] - whole["reference_log_probs"]) * batch["mask"]).sum(-1)
+    expected = batch["rewards"] @ np.array([2.0, 1.0]) - 0.5 * far
+    np.testing.assert_allclose(whole["advantages"][..., 0], expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(far).mean() > 0.1
