@@ -1,7 +1,10 @@
 """A small model that sorts four letters, taught by a rule: reward 1 for a right answer, else 0.
 
-First `:taught`, supervised, for a few steps, until about a tenth of the answers are right; then
-this config from there. `:tiny` starts from scratch.
+First `:taught`, supervised, for 50 steps and 18 seconds of CPU time: 13% of the held-out questions
+are answered right, and 6% where answers are sampled. Then this config from there: the mean reward
+of sampled answers is 0.5 at step 50, 0.93 at step 90 and 0.98 at step 150, in 70 seconds of CPU
+time; all held-out questions are answered right. `:tiny` starts from scratch, 10 steps in 23 seconds
+of CPU time, and finds no right answer to learn from.
 """
 
 from bigjax import config
