@@ -1,5 +1,6 @@
 """Plans for GPUs: memory and communication, without seconds."""
 
+import dataclasses
 import gzip
 import importlib.util
 import json
@@ -176,6 +177,13 @@ def made(gib: float):
             else {}
         ),
     )
+
+
+def test_a_plan_says_what_it_does_not_include(monkeypatch, capsys):
+    plan = dataclasses.replace(made(20.0), without=compile_lib.SAMPLING)
+    text = run(monkeypatch, capsys, plan, "--topology=h100:8")
+    assert "not included   the completions that are sampled before a step" in text
+    assert "not included" not in run(monkeypatch, capsys, made(20.0), "--topology=h100:8")
 
 
 def run(monkeypatch, capsys, plan, *arguments):
