@@ -69,7 +69,10 @@ class Config:
         "overlong_tokens": at_least(0),
         "show_every": at_least(0),
     }
-    MAY_CHANGE = ("rewards.*", "temperature", "clip_*", "sampler_cap", "mask_truncated", "show_*")
+    MAY_CHANGE = (
+        *("rewards.*", "temperature", "clip_*", "sampler_cap", "mask_truncated", "show_*"),
+        "reference",  # another folder with the same parameters: they have a fingerprint
+    )
     PATHS = ("reference",)
 
     def __post_init__(self):

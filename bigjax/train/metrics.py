@@ -132,6 +132,9 @@ class Writer:
                 self._folder.rmtree()
 
 
+REWARD = "reward"  # of tasks with rollouts, whose loss says little
+
+
 def is_loss(name: str) -> bool:
     """Whether a training metric is a loss; each of several networks has one."""
     return name.split("/")[-1] == "loss"
@@ -202,7 +205,8 @@ class Progress:
         if jax.process_index():
             return
         now = time.perf_counter()
-        numbers = "  ".join(f"{k} {v:.4f}" for k, v in metrics.items() if is_loss(k))
+        shown = {k: v for k, v in metrics.items() if is_loss(k) or k == REWARD}
+        numbers = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
         if f"{unit}_per_sec" in metrics:
             numbers += f"  {metrics[f'{unit}_per_sec']:,.0f} {unit.replace('_', ' ')}/s"
         if "mfu" in metrics:
