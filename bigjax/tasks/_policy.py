@@ -32,6 +32,7 @@ from bigjax.tasks import (
     output_layer,
 )
 from bigjax.tasks._peft import REFERENCE
+from bigjax.tasks._reference import reference_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,15 +179,9 @@ def make_policy(config, options: Config, valued: bool = False) -> Policy:
 def _frozen(config, options: Config, init, axes) -> dict[str, Frozen]:
     if not options.beta:
         return {}
-    source = options.reference or ("" if config.peft.name else config.init_from)
-    if not source and not config.peft.name:
-        raise UserError(
-            f"task.beta={options.beta} needs a reference, the policy from which the model may not "
-            "go far. Set task.reference or init_from to a run or a Hugging Face folder, or "
-            "task.beta=0."
-        )
-    own = config.model.name if "." in config.model.name else ""
-    return {REFERENCE: Frozen(init, axes, source, own)}
+    needed = f"task.beta={options.beta}"
+    part = reference_part(config, options.reference, init, axes, needed, "or task.beta=0.")
+    return {REFERENCE: part}
 
 
 def rows_of(batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:

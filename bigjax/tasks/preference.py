@@ -15,7 +15,6 @@ from bigjax.layers.output import linear_log_probs
 from bigjax.losses import preference as losses
 from bigjax.losses.preference import Answers
 from bigjax.tasks import (
-    Frozen,
     Task,
     apply,
     array_shapes,
@@ -28,6 +27,8 @@ from bigjax.tasks import (
     init_and_axes,
     output_layer,
 )
+from bigjax.tasks._peft import REFERENCE
+from bigjax.tasks._reference import reference_part
 
 DATA, EVALUATION = "preferences", "loss"  # in a config that is generated for this task
 STORED = "data"  # the value of task.reference for log-probabilities of the data
@@ -120,11 +121,15 @@ def build(config, options: Config) -> Task:
     init, axes = init_and_axes(family.Model, c)
     frozen = {}
     if options.has_reference and options.reference != STORED:
-        own = config.model.name if "." in config.model.name else ""
-        frozen["reference"] = Frozen(init, axes, _source(config, options), own)
+        what = f"task.loss={options.loss!r}"
+        others = (
+            "or to 'data' if the data have its log-probabilities (`bigjax score`); or choose "
+            "task.loss='orpo' or 'simpo', which need none."
+        )
+        frozen[REFERENCE] = reference_part(config, options.reference, init, axes, what, others)
     scorer = _Scorer(config, model)
     kind = _Ratings if options.form == "ratings" else _Pairs
-    objective = kind(config, options, scorer, "reference" in frozen)
+    objective = kind(config, options, scorer, REFERENCE in frozen)
     source = data_module(config, "load_preferences", "preferences")
 
     def load_data(log=print, tokenizer=None, splits=None):
@@ -157,21 +162,6 @@ def build(config, options: Config) -> Task:
         flops_per_example=T * flops_per_token(family, c, T) * objective.passes,
         **{**in_tokens(T), "units_per_example": rows * T},
     )
-
-
-def _source(config, options: Config) -> str:
-    """The folder of the reference; '' for the base of config.peft."""
-    if options.reference or config.peft.name:
-        return options.reference
-    if not config.init_from:
-        raise UserError(
-            f"task.loss={options.loss!r} needs a reference, the model that the trained one is "
-            "compared with. Set init_from to the model to start from, which is then the reference "
-            "too; or task.reference to a run's or a Hugging Face folder, or to 'data' if the data "
-            "have its log-probabilities (`bigjax score`); or choose task.loss='orpo' or 'simpo', "
-            "which need none."
-        )
-    return config.init_from
 
 
 class _Scorer:
@@ -222,7 +212,7 @@ class _Objective:
     def reference(self, frozen, batch, prefix: str = "") -> jax.Array:
         if not self.has_model:
             return batch[f"{prefix}reference"]
-        return self.scorer.log_probs(frozen["reference"], batch, prefix)
+        return self.scorer.log_probs(frozen[REFERENCE], batch, prefix)
 
 
 class _Pairs(_Objective):

@@ -16,6 +16,7 @@ from bigjax.json_text import shown
 from bigjax.parallel import hosts
 from bigjax.tasks import Reward
 
+_ROWS = 32  # that a reward model scores at once, on each device
 # (prompts, completions, columns: {name: value of each}) -> a number for each completion
 Scorer = Callable[[Sequence[Any], Sequence[str], Mapping[str, Sequence[Any]]], Sequence[float]]
 
@@ -151,10 +152,7 @@ def _run(name: str, reward: Reward, columns: Sequence[str], config) -> Scorer:
     task = workdir_lib.read_config(folder).task.name
     try:
         if task == "reward":
-            from bigjax.infer.scores import RewardModel
-
-            model = RewardModel(folder)
-            return Together(mesh, model)
+            return Together(mesh, _reward_model(folder))
         if task == "classify":
             from bigjax.train.text_scores import TextScores
 
@@ -165,6 +163,21 @@ def _run(name: str, reward: Reward, columns: Sequence[str], config) -> Scorer:
     raise UserError(
         f"config.task.rewards.{name}.path={reward.path!r} was trained with task.name={task!r}, "
         "which scores no texts. Name a run with task.name='reward' or 'classify'."
+    )
+
+
+def _reward_model(folder: str) -> Callable:
+    """A reward model on all devices; a prompt that is a text is a user's message to it."""
+    from bigjax.train import reward_model
+    from bigjax.train import workdir as workdir_lib
+
+    config = workdir_lib.read_config(folder)
+    with config.unlocked():
+        config.mesh.update(dict.fromkeys(config.mesh, 1) | {"data": -1})
+    model = reward_model.open_run(folder, None, _ROWS * jax.device_count(), config=config)
+    as_turn = lambda prompt: [{"role": "user", "content": prompt}]
+    return lambda prompts, completions: model(
+        [as_turn(p) if isinstance(p, str) else p for p in prompts], completions
     )
 
 

@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from bigjax import config as config_lib
 from bigjax import main
+from bigjax.tasks import Reward
 from bigjax.train import reward_model
+from bigjax.train import rewards as rewards_lib
 from tests import helpers
 from tests.chats import turn
 from tests.conftest import on_one_device
@@ -135,6 +138,10 @@ def test_a_reward_model_from_a_chat_model(call, train, files, sft, tmp_path, com
     with on_one_device(compiled_programs):
         model = reward_model.open_run(str(tmp_path / "r"))
         rewards = model([[turn("user", "3?")]] * 2, ["yes 3", "no3"])
+        named = {"judge": Reward("run", str(tmp_path / "r"))}
+        scorer = rewards_lib.build(named, [], config_lib.new_config())
+        again = rewards_lib.score(scorer, ["3?", [turn("user", "3?")]], ["yes 3", "no3"], {}, 1)
     assert rewards[0] > rewards[1]
+    np.testing.assert_allclose(again[:, 0], rewards, atol=1e-6)
     more = f"--input={files['pairs']}", f"--output={tmp_path / 'x.jsonl'}"
     assert call("score", f"--workdir={tmp_path / 'r'}", *more) == 2
