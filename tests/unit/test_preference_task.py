@@ -335,7 +335,13 @@ def test_a_missing_reference_is_refused(folder):
     c.init_from = ""
     with pytest.raises(UserError, match="needs a reference.*init_from.*task.reference.*'orpo'"):
         tasks.build(c)
+    with c.unlocked():  # of an adapter that goes on, the base is not the start
+        c.peft = dict(name="lora", base="a folder")
+        c.init_from = "another adapter"
+    with pytest.raises(UserError, match="init_from='another adapter' starts from an.*Merge the ad"):
+        tasks.build(helpers.filled(c))
     with c.unlocked():
+        c.peft = dict(name="")
         c.data = dict(name="conversations", seq_len=T)
         c.init_from = "a folder"
     with pytest.raises(UserError, match="needs data with load_preferences"):
