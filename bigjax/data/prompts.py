@@ -15,7 +15,7 @@ from bigjax.bounds import SHARE, at_least
 from bigjax.data import chat_template, letters, text, tokenizers, unknown
 from bigjax.data.batches import ExampleBatches, Rows
 from bigjax.data.chat_template import ChatTemplate
-from bigjax.data.conversation_rows import FILES, check, messages_of
+from bigjax.data.conversation_rows import FILES, QUESTIONS, check, messages_of, questions
 from bigjax.data.examples import joined, offsets_of
 from bigjax.data.files import LOCAL_CACHE
 from bigjax.data.row_data import RowData, build_tokenizer, check_names, finish_line, log_warnings
@@ -44,7 +44,7 @@ class Columns:
 class Config:
     """The section `data` if its name is 'prompts'."""
 
-    train: str = ""  # FILE (.jsonl, .parquet), letters:sort
+    train: str = ""  # FILE (.jsonl, .parquet), letters:sort, docstrings:questions
     valid: str = ""  # '' = a fraction of train, by a hash of the prompt
     test: str = ""
     columns: Columns = Columns()
@@ -261,8 +261,8 @@ def _read_parts(data: Any, names: Sequence[str]) -> dict[str, list[dict[str, Any
     own = {part: data[part] for part in ("valid", "test") if data[part]}
     if not data.train and set(names) - set(own):
         raise UserError(
-            f"data.train is empty. Set it to a {' or '.join(FILES)} file with prompts, or to "
-            f"{letters.SORT!r}."
+            f"data.train is empty. Set it to a {' or '.join(FILES)} file with prompts, to "
+            f"{letters.SORT!r}, or to {QUESTIONS!r}."
         )
     parts: dict[str, list] = {part: [] for part in SPLITS}
     for part, path in own.items():
@@ -288,10 +288,20 @@ def _read(path: str, data: Any) -> list[dict[str, Any]]:
             }
             for row in letters.rows(data.valid_fraction, data.test_fraction)
         ]
+    if path == QUESTIONS:
+        return [
+            {
+                **_chat({"prompt": row["messages"][0]["content"], "where": row["where"]}, data),
+                "columns": {"answer": row["messages"][1]["content"]},
+                "part": row["part"],
+            }
+            for row in questions(data)
+        ]
     if extension(path) not in FILES:
         raise UserError(
             f"{path}: prompts are read from {' or '.join(FILES)} files, and these with "
-            f"{', '.join(COMPRESSIONS)} after their names, or from {letters.SORT!r}."
+            f"{', '.join(COMPRESSIONS)} after their names, or from {letters.SORT!r} or "
+            f"{QUESTIONS!r}."
         )
     return [_row(row["row"], data, row["where"]) for row in read_table(path, [])]
 

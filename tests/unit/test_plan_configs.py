@@ -14,7 +14,7 @@ SMALL = ("--config.model.n_layers=2", "--config.train.batch_size=16", "--config.
 # Of a config with several sizes, phases or kinds of data: those that differ in the program.
 VARIANTS = {
     **dict.fromkeys(("base", "large", "large_lamb"), ("phase1", "phase2")),
-    **dict.fromkeys(("dates", "digits", "digits_transfer"), ("tiny",)),
+    **dict.fromkeys(("brief", "dates", "digits", "digits_transfer"), ("tiny",)),
     **dict.fromkeys(("fashion_mnist", "hyperrule"), ("tiny",)),
     **dict.fromkeys(("imagenet", "b16_imagenet", "s16_imagenet", "r50x1_imagenet"), ("tiny",)),
     "b16_i21k": ("tiny",),
