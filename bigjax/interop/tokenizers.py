@@ -284,7 +284,7 @@ def written(
             "unk_token": model.id_to_piece(model.unk_id()),
             **{f"{role}_token": model.id_to_piece(i) for role, i in ids.items()},
         }
-    settings = ("generation_config.json",) if kind == "whisper" else ()
+    settings = ("generation_config.json",) if kind == "whisper" else ("chat_template.jinja",)
     kept = {n: own[n] for n in (*names[kind], *settings) if n in own or n in names[kind]}
     return {**kept, "tokenizer_config.json": _text(config)}
 

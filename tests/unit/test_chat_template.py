@@ -7,8 +7,9 @@ import types
 import numpy as np
 import pytest
 
-from bigjax.data import chat_template
+from bigjax.data import chat_template, tokenizers
 from bigjax.data.chat_template import ChatTemplate
+from bigjax.data.chat_templates import BUILT_IN
 from bigjax.data.template_process import TemplateProcess
 from bigjax.data.tokenizers import sentencepiece, tokenizer_json
 from bigjax.data.tokenizers.bytes import Bytes
@@ -299,3 +300,30 @@ def test_an_exported_template_writes_the_bos_that_transformers_would_leave_out(
     assert export_model._template("x", "run") == want.encode()
     own = "{{ bos_token }}x"
     assert export_model._template(own, "run") == own.encode()
+
+
+def test_a_template_beside_a_sentencepiece_model(tmp_path):
+    """Its control pieces are tokens where the template writes them, and text in messages."""
+    tokenizer = sentencepiece.train_sentencepiece(["Some words of some texts. User: a"] * 50, 280)
+    tokenizer.save(tmp_path / "plain")
+    folder = tmp_path / "chat"
+    folder.mkdir()
+    (folder / "tokenizer.model").write_bytes(tokenizer.files()["tokenizer.model"])
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}" + BUILT_IN["plain"])
+    options = tokenizers.Config(path=str(folder))
+    for own in (sentencepiece.build(options, None), None):
+        if own is None:
+            own = tokenizers.load(tmp_path / "saved")
+        else:
+            own.save(tmp_path / "saved")
+        template = chat_template.read("", own)
+        messages = [turn("user", "Say </s>!"), turn("assistant", "a")]
+        ids, learned = template.encode([{"messages": messages}])[0]
+        plain = chat_template.read("plain", tokenizers.load(tmp_path / "plain"))
+        want = plain.encode([{"messages": messages}])[0]
+        np.testing.assert_array_equal(ids, want.ids)
+        np.testing.assert_array_equal(learned, want.learned)
+        assert ids[0] == own.bos_id and list(ids).count(own.eos_id) == 1
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="chat_template.jinja is not UTF-8"):
+        sentencepiece.build(options, None)

@@ -12,6 +12,7 @@ import numpy as np
 from bigjax.data.files import cache_folder, write_cached
 from bigjax.errors import UserError
 
+TEMPLATE = "chat_template.jinja"  # beside a tokenizer, of a chat model
 META_FILE = "bigjax_tokenizer.json"
 
 

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from bigjax.data.tokenizers import Config
-from bigjax.data.tokenizers.base import Tokenizer, Training, hash_of, read_bytes
+from bigjax.data.tokenizers.base import TEMPLATE, Tokenizer, Training, hash_of, read_bytes
 from bigjax.errors import UserError
 
 _SPACE = "\u2581"  # SentencePiece writes a space as this character
@@ -25,11 +25,18 @@ class SentencePiece(Tokenizer):
     or lack byte fallback: then `lossless` is False, and byte counts are those of its pieces.
 
     sentinels: number of special ids after those of the model, the first sentinel last, as T5's.
+    chat_template: of a chat model, in which the texts of control pieces are these pieces.
     """
 
     kind = "sentencepiece"
 
-    def __init__(self, model: bytes, name: str = "the model", sentinels: int = 0) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        name: str = "the model",
+        sentinels: int = 0,
+        chat_template: str = "",
+    ) -> None:
         import sentencepiece
 
         try:
@@ -46,6 +53,10 @@ class SentencePiece(Tokenizer):
             b"" if any(test(i) for test in special) else self._piece(i)
             for i in range(sp.get_piece_size())
         ]
+        self.special = {sp.id_to_piece(i): i for i in range(len(self.pieces)) if sp.is_control(i)}
+        roles = {"bos": sp.bos_id(), "eos": sp.eos_id(), "pad": sp.pad_id()}
+        self.role_tokens = {f"{k}_token": sp.id_to_piece(i) for k, i in roles.items() if i >= 0}
+        self.chat_templates = {"default": chat_template} if chat_template else {}
         self.sentinel_ids = range(len(self.pieces) + sentinels - 1, len(self.pieces) - 1, -1)
         self.pieces += [b""] * sentinels
         self.eos_id = sp.eos_id() if sp.eos_id() >= 0 else sp.bos_id()
@@ -91,7 +102,12 @@ class SentencePiece(Tokenizer):
 
     def files(self) -> dict[str, bytes]:
         n = len(self.sentinel_ids)
-        return {_FILE: self._model, **({_SENTINELS: f"{n}\n".encode()} if n else {})}
+        files = {_FILE: self._model}
+        if n:
+            files[_SENTINELS] = f"{n}\n".encode()
+        if self.chat_templates:
+            files[TEMPLATE] = self.chat_templates["default"].encode()
+        return files
 
 
 def train_sentencepiece(documents: Iterable[str], vocab_size: int) -> SentencePiece:
@@ -172,7 +188,9 @@ def build(options: Config, training: Training) -> SentencePiece:
     path = saved if saved.exists() else options.path
     if saved.exists():  # written by Tokenizer.save
         sentinels = sentinels or saved_sentinels(epath.Path(options.path))
-    tokenizer = SentencePiece(read_bytes(path, "a SentencePiece .model file"), str(path), sentinels)
+    content = read_bytes(path, "a SentencePiece .model file")
+    template = _chat_template(epath.Path(path).parent)
+    tokenizer = SentencePiece(content, str(path), sentinels, template)
     if not tokenizer.lossless:
         training.log(
             f"note: {options.path} does not keep every text (it normalises, or has no byte "
@@ -184,7 +202,18 @@ def build(options: Config, training: Training) -> SentencePiece:
 def load(folder: Any) -> SentencePiece:
     """The tokenizer of a folder that Tokenizer.save wrote."""
     content = read_bytes(folder / _FILE, "a model")
-    return SentencePiece(content, str(folder), saved_sentinels(folder))
+    return SentencePiece(content, str(folder), saved_sentinels(folder), _chat_template(folder))
+
+
+def _chat_template(folder: Any) -> str:
+    """The chat template beside a model, '' without one."""
+    file = folder / TEMPLATE
+    if not file.exists():
+        return ""
+    try:
+        return read_bytes(file, "a chat template").decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{file} is not UTF-8 ({e}). Save it as UTF-8.") from None
 
 
 def saved_sentinels(folder: Any) -> int:

@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 
 from bigjax.data.tokenizers import Config
-from bigjax.data.tokenizers.base import Tokenizer, Training, check_utf8, hash_of, read_bytes
+from bigjax.data.tokenizers.base import (
+    TEMPLATE,
+    Tokenizer,
+    Training,
+    check_utf8,
+    hash_of,
+    read_bytes,
+)
 from bigjax.data.tokenizers.bpe import byte_characters
 from bigjax.errors import UserError
 from bigjax.json_text import added_tokens, is_id, shown, special_ids
@@ -23,7 +30,7 @@ from bigjax.json_text import added_tokens, is_id, shown, special_ids
 FILE = "tokenizer.json"
 SETTINGS, SPECIALS = "tokenizer_config.json", "special_tokens_map.json"
 GENERATION = "generation_config.json"
-TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+TEMPLATES = "additional_chat_templates"
 _ROLES = {  # the names of each in tokenizer_config.json, the first one first
     "bos": ("bos_token", "cls_token"),
     "eos": ("eos_token", "sep_token"),
