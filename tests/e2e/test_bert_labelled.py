@@ -228,6 +228,7 @@ def test_tagging(labelled_flags, tmp_path, capsys):
     assert len(row["prediction"]) == len(row["tokens"]) == 8
 
 
+@pytest.mark.slow
 def test_answering(labelled_flags, tmp_path, capsys):
     squad = tmp_path / "train.jsonl"
     with open(squad, "w") as f:

@@ -36,6 +36,7 @@ def test_a_non_finite_loss_stops_the_run_with_an_explanation(capsys, tiny_flags,
     assert bigjax(capsys, "eval", f"--workdir={tmp_path}/run", "--json")[0] == 0  # and it is usable
 
 
+@pytest.mark.slow
 def test_early_stopping_survives_a_restart(tiny_flags, tmp_path, capsys):
     # Two evaluations at each of its steps; the watched one is not the last of them.
     arguments = [

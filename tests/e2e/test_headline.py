@@ -152,6 +152,7 @@ def test_eval_prints_the_report(trained, capsys):
         assert got[key] == pytest.approx(last[key], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_headlines_of_an_article(trained, tmp_path, capsys, monkeypatch):
     article, hot = tmp_path / "a.txt", tmp_path / "hot.txt"
     article.write_text("shape. the tokens of a model")

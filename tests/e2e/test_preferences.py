@@ -110,6 +110,7 @@ def test_pairs_resumed_and_from_stored_log_probabilities(call, train, files, sft
     np.testing.assert_allclose(losses(tmp_path / "b"), own, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_ratings_from_stored_log_probabilities(call, train, files, sft, tmp_path, capsys):
     scored = tmp_path / "scored.jsonl"
     flags = f"--workdir={sft}", f"--input={files['ratings']}", f"--output={scored}"

@@ -60,6 +60,7 @@ def test_a_resumed_run_is_the_same(done, tmp_path, capsys):
     assert saved == helpers.saved_checksums(done, 4)
 
 
+@pytest.mark.slow
 def test_ppo_starts_from_a_model_without_values_and_exports_one(done, tmp_path, capsys):
     config = f"--config={CONFIG}:ppo"
     flags = [f"--config.init_from={done}", "--config.task.beta=0.1", "--config.train.steps=1"]
@@ -141,6 +142,7 @@ def test_a_bad_reward_is_named_with_its_completion(tmp_path, capsys, values, wor
         assert "The prompt: 'Sort: " in out and "The completion: '" in out
 
 
+@pytest.mark.slow
 def test_a_classifier_is_a_reward(tmp_path, capsys):
     """Its reward of a text is the probability that `bigjax predict` gives."""
     table = write_table(tmp_path / "rows.tsv", 60)

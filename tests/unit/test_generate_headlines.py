@@ -105,6 +105,7 @@ def test_samples_follow_the_temperature(small):
     assert ended.any() and (texts[ended] == PAD).all()
 
 
+@pytest.mark.slow
 def test_headlines_are_different_and_ranked():
     gan, params = networks(C)
     tokenizer = WordPiece([*SPECIALS, *"abcdefg"])

@@ -178,6 +178,7 @@ def test_a_source_of_another_family_may_fit(folders, mesh, tmp_path):
         init_from.check_family(fresh(config(d_ff=8), mesh), source, "", "my_lab.vit")
 
 
+@pytest.mark.slow
 def test_a_trained_resnet_is_exported_with_its_statistics(tmp_path):
     folder = write(tmp_path / "in", *reference("resnet"))
     c = run_config("resnet", folder, 16)

@@ -223,6 +223,7 @@ def test_with_lora_on_a_base_that_is_the_reference(prompts):
     assert whole["reference_log_probs"].shape == mask.shape
 
 
+@pytest.mark.slow
 def test_ppo_learns_values_beside_the_policy(prompts):
     c = config(f"{TINY}:ppo", data__train=prompts, task__updates=2, task__value_weight=1.0)
     ppo = Lab(c)

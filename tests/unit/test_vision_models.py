@@ -314,10 +314,11 @@ def test_convolutions_are_padded_on_all_sides(size, stride, side):
     np.testing.assert_allclose(conv.apply(variables, x), want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, bottleneck",
     [
-        pytest.param({}, False, marks=pytest.mark.slow),
+        ({}, False),
         (dict(preactivation=True, norm="groupnorm", groups=4), True),
     ],
 )
