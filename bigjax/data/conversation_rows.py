@@ -12,6 +12,7 @@ from bigjax.data.tables import read_table
 from bigjax.data.text_files import COMPRESSIONS, extension
 from bigjax.data.values import describe
 from bigjax.errors import UserError
+from bigjax.json_text import shown
 
 ROLES = ("system", "user", "assistant", "tool")
 _SHAREGPT = {
@@ -25,7 +26,7 @@ _SHAREGPT = {
     "observation": "tool",
     "tool": "tool",
 }
-_KEPT = ("tool_calls", "tool_call_id", "name", "reasoning_content")  # of a message
+_WEIGHTS = ("weight", "train")  # keys of messages by which others leave answers out of the loss
 FILES = (".jsonl", ".parquet")
 QUESTIONS = "docstrings:questions"
 
@@ -165,7 +166,11 @@ def records(path: str, what: str) -> list[dict[str, Any]]:
             f"{path}: {what} are read from {' or '.join(FILES)} files, and these with "
             f"{', '.join(COMPRESSIONS)} after their names."
         )
-    return read_table(path, [])
+    rows = read_table(path, [])
+    if ".parquet" in path:  # which gives each object the keys of all others
+        for one in rows:
+            one["row"] = {key: without_nulls(value) for key, value in one["row"].items()}
+    return rows
 
 
 def with_system(messages: list[dict[str, Any]], data: Any) -> list[dict[str, Any]]:
@@ -193,9 +198,6 @@ def _row(record: Mapping[str, Any], data: Any, where: str) -> dict[str, Any]:
         else:
             places = (f"{where}: message {i + 1}" for i in range(len(turns)))
             messages = [*map(_of_sharegpt, turns, places)]
-        system = record.get("system")
-        if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": system}, *messages]
     elif has("prompt") and has("completion"):
         messages = []
         for key, role in (("prompt", "user"), ("completion", "assistant")):
@@ -206,8 +208,19 @@ def _row(record: Mapping[str, Any], data: Any, where: str) -> dict[str, Any]:
             f"needs {columns.messages!r}, {columns.conversations!r}, or {columns.prompt!r} and "
             f"{columns.completion!r}. Set data.columns to the names that the file has."
         )
+    messages = with_own_system(messages, record)
     tools = tools_of(record, columns.tools, where)
     return {"messages": messages, "tools": tools, "where": where}
+
+
+def with_own_system(
+    messages: list[dict[str, Any]], record: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The messages after the system prompt of the record's column 'system', if they have none."""
+    system = record.get("system")
+    if not isinstance(system, str) or not system.strip() or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": system}, *messages]
 
 
 def tools_of(record: Mapping[str, Any], column: str, where: str) -> list | None:
@@ -220,7 +233,7 @@ def tools_of(record: Mapping[str, Any], column: str, where: str) -> list | None:
             f"{where}: {column!r} holds {describe(record[column])}; it has to be a list of tools, "
             "each an object."
         )
-    return without_nulls(tools) or None
+    return tools or None
 
 
 def text_or_messages(value: Any, role: str, where: str, column: str) -> list[dict[str, Any]]:
@@ -239,14 +252,38 @@ def messages_of(value: Any, where: str, column: str) -> list[dict[str, Any]]:
                 f'{at} is {describe(message)}; it has to be like {{"role": "user", "content": '
                 '"..."}.'
             )
-        kept = {key: message[key] for key in _KEPT if message.get(key) is not None}
+        _check_weight(message, at)
+        kept = {key: x for key, x in message.items() if _is_for_templates(key, x)}
         content = _content(message.get("content"), at, "tool_calls" in kept)
         if "tool_calls" in kept:
             kept["tool_calls"] = [
                 _call(call, at) for call in _list(kept["tool_calls"], at, "tool_calls")
             ]
-        messages.append({"role": message["role"], "content": content, **without_nulls(kept)})
+        messages.append({"role": message["role"], "content": content, **kept})
     return messages
+
+
+def _is_for_templates(key: str, value: Any) -> bool:
+    """Whether a key of a message is passed on, such as tool_calls, name or reasoning_content."""
+    if value is None or key in ("role", "content", *_WEIGHTS):
+        return False
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):  # such as a date of Parquet
+        return False
+    return True
+
+
+def _check_weight(message: Mapping[str, Any], at: str) -> None:
+    """Raises UserError for an answer that its row leaves out of the loss, which is not supported
+    for one by one."""
+    for key in _WEIGHTS:
+        if message.get(key) is not None and not message[key]:
+            raise UserError(
+                f"{at} has {key!r}: {shown(message[key])}, an answer that is not learned. Set "
+                "data.train_on='last' to learn the last answers alone, or use a chat template with "
+                "{% generation %} around those that are learned; then remove the key."
+            )
 
 
 def _content(value: Any, at: str, may_be_empty: bool) -> str:
@@ -281,6 +318,7 @@ def _of_sharegpt(turn: Any, at: str) -> dict[str, Any]:
         raise UserError(
             f'{at} has "from": {turn["from"]!r}; allowed: {", ".join(_SHAREGPT)}. Correct the row.'
         )
+    _check_weight(turn, at)
     return {"role": _SHAREGPT[turn["from"]], "content": _content(turn.get("value"), at, False)}
 
 
@@ -301,7 +339,7 @@ def _parsed(text: str) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """The value without keys that are null: Parquet gives each object the keys of all others."""
+    """The value without keys that are null."""
     if isinstance(value, Mapping):
         return {k: without_nulls(x) for k, x in value.items() if x is not None}
     return [*map(without_nulls, value)] if isinstance(value, list) else value

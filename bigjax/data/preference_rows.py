@@ -8,7 +8,13 @@ import math
 from typing import Any
 
 from bigjax.data import conversation_rows
-from bigjax.data.conversation_rows import QUESTIONS, text_or_messages, tools_of, with_system
+from bigjax.data.conversation_rows import (
+    QUESTIONS,
+    text_or_messages,
+    tools_of,
+    with_own_system,
+    with_system,
+)
 from bigjax.data.store import SPLITS
 from bigjax.data.values import describe
 from bigjax.errors import UserError
@@ -70,7 +76,7 @@ def read_rows(path: str, data: Any, form: str) -> list[dict[str, Any]]:
     for one in conversation_rows.records(path, "preferences"):
         record, where = one["row"], one["where"]
         row = make(record, columns, where)
-        row["messages"] = with_system(row["messages"], data)
+        row["messages"] = with_system(with_own_system(row["messages"], record), data)
         for key in ANSWERS[form]:
             if key in row:
                 _check(row, key, columns[key], where)
@@ -153,9 +159,14 @@ def _split(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """(the turns before, the last answer) of an answer, or of a complete conversation."""
     own = text_or_messages(value, "assistant", where, column)
-    rest = own[1:] if own[0]["role"] == "system" else own
-    without = prompt[1:] if prompt and prompt[0]["role"] == "system" else prompt
-    messages = own if without and rest[: len(without)] == without else [*prompt, *own]
+    system, rest = _without_system(own)
+    given, without = _without_system(prompt)
+    if system and given and system != given:
+        raise UserError(
+            f"{where}: the prompt and {column!r} have different system messages. Correct the row."
+        )
+    is_complete = bool(without) and rest[: len(without)] == without
+    messages = [*(given or system), *rest] if is_complete else [*prompt, *own]
     if messages[-1]["role"] != "assistant":
         raise UserError(
             f"{where}: the last message of {column!r} is of the role {messages[-1]['role']!r}; it "
@@ -167,6 +178,12 @@ def _split(
             "give the complete conversation as messages."
         )
     return messages[:-1], messages[-1]
+
+
+def _without_system(messages: list[dict[str, Any]]) -> tuple[list, list]:
+    """([the system message] or [], the others)."""
+    n = bool(messages) and messages[0]["role"] == "system"
+    return messages[:n], messages[n:]
 
 
 def _check(row: Mapping[str, Any], key: str, column: str, where: str) -> None:

@@ -15,12 +15,21 @@ from bigjax.bounds import SHARE, at_least
 from bigjax.data import chat_template, letters, text, tokenizers, unknown
 from bigjax.data.batches import ExampleBatches, Rows
 from bigjax.data.chat_template import ChatTemplate
-from bigjax.data.conversation_rows import FILES, QUESTIONS, check, messages_of, questions
+from bigjax.data.conversation_rows import (
+    FILES,
+    QUESTIONS,
+    check,
+    messages_of,
+    questions,
+    records,
+    tools_of,
+    with_own_system,
+    with_system,
+)
 from bigjax.data.examples import joined, offsets_of
 from bigjax.data.files import LOCAL_CACHE
 from bigjax.data.row_data import RowData, build_tokenizer, check_names, finish_line, log_warnings
 from bigjax.data.store import SPLITS, check_fractions, split_of
-from bigjax.data.tables import read_table
 from bigjax.data.text_files import COMPRESSIONS, extension
 from bigjax.data.values import describe
 from bigjax.errors import UserError
@@ -37,6 +46,7 @@ class Columns:
 
     prompt: str = "prompt"  # text, or messages
     messages: str = "messages"  # a conversation whose last turn is the user's
+    tools: str = "tools"  # optional: the tools that a template describes
     answer: str = "answer"  # optional: the right answer, for evaluations by generation
 
 
@@ -303,7 +313,7 @@ def _read(path: str, data: Any) -> list[dict[str, Any]]:
             f"{', '.join(COMPRESSIONS)} after their names, or from {letters.SORT!r} or "
             f"{QUESTIONS!r}."
         )
-    return [_row(row["row"], data, row["where"]) for row in read_table(path, [])]
+    return [_row(row["row"], data, row["where"]) for row in records(path, "prompts")]
 
 
 def _row(record: Mapping[str, Any], data: Any, where: str) -> dict[str, Any]:
@@ -325,10 +335,12 @@ def _row(record: Mapping[str, Any], data: Any, where: str) -> dict[str, Any]:
     elif not prompt.strip():
         raise UserError(f"{where}: {key!r} is empty. Give it a text, or remove the row.")
     columns = {k: v for k, v in record.items() if k != key}
-    return {**_chat({"prompt": prompt, "where": where}, data), "columns": columns, "part": ""}
+    tools = None if data.continued else tools_of(record, names.tools, where)
+    row = {"prompt": prompt, "where": where, "tools": tools}
+    return {**_chat(row, data, record), "columns": columns, "part": ""}
 
 
-def _chat(row: dict[str, Any], data: Any) -> dict[str, Any]:
+def _chat(row: dict[str, Any], data: Any, record: Mapping[str, Any] = {}) -> dict[str, Any]:
     """The row with what the model reads: "text", or "messages" for the chat template."""
     prompt, where = row["prompt"], row["where"]
     if data.continued:
@@ -339,8 +351,7 @@ def _chat(row: dict[str, Any], data: Any) -> dict[str, Any]:
             )
         return {**row, "text": prompt}
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if data.system and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": data.system}, *messages]
+    messages = with_system(with_own_system(messages, record), data)
     check(messages, where, answered=False)
     return {**row, "messages": messages}
 

@@ -174,3 +174,32 @@ def test_questions_of_docstrings():
         section(train="x.jsonl", valid=data.train, valid_fraction=0.02), ["valid"]
     )["valid"]
     assert [row["messages"] for row in again] == [row["messages"] for row in rows]
+
+
+def test_what_a_template_may_read_is_kept(tmp_path):
+    """Nulls of JSON too: a default of null is no missing default. Unknown keys, such as those of
+    reasoning, are passed on."""
+    arguments = {"q": "a", "limit": None}
+    call = {"type": "function", "function": {"name": "add", "arguments": json.dumps(arguments)}}
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"default": None}}}
+    answer = {**turn("assistant", "b"), "thinking": "hm", "weight": 1, "tool_calls": [call]}
+    row = {"messages": [turn("user", "a"), answer], "tools": [tool], "system": "Be brief."}
+    (kept,) = read(write(tmp_path / "a.jsonl", [row]))
+    assert kept["messages"][0] == turn("system", "Be brief.") and kept["tools"] == [tool]
+    assert kept["messages"][2]["tool_calls"][0]["function"]["arguments"] == arguments
+    assert kept["messages"][2]["thinking"] == "hm" and "weight" not in kept["messages"][2]
+    own = {**row, "messages": [turn("system", "Own."), *row["messages"]]}
+    (kept,) = read(write(tmp_path / "b.jsonl", [own]))
+    assert kept["messages"][0] == turn("system", "Own.")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [turn("user", "a"), {**turn("assistant", "b"), "weight": 0}]},
+        {"conversations": [SHAREGPT[0], {**SHAREGPT[1], "train": False}]},
+    ],
+)
+def test_an_answer_that_its_row_leaves_out_is_refused(tmp_path, row):
+    with pytest.raises(UserError, match="an answer that is not learned. Set data.train_on='last'"):
+        read(write(tmp_path / "a.jsonl", [row]))

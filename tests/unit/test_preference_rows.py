@@ -125,3 +125,17 @@ def test_preferences_about_docstrings(cache_dir):
     titles = {name: {row["chosen"]["content"] for row in part} for name, part in pairs.items()}
     others = [row["rejected"]["content"] for row in pairs["valid"]]
     assert not {*others} & (titles["train"] - titles["valid"])
+
+
+def test_the_system_prompt_is_that_of_the_prompt_or_of_a_column(tmp_path):
+    system, other = turn("system", "Be brief."), turn("system", "Else.")
+    prompt = [turn("user", "a")]
+    answers = {"chosen": [*prompt, turn("assistant", "b")], "rejected": "c"}
+    with_it = {"prompt": [system, *prompt], **answers}
+    by_column = {"prompt": "a", "chosen": "b", "rejected": "c", "system": "Be brief."}
+    for row in (with_it, by_column):
+        (kept,) = read(write(tmp_path / "a.jsonl", [row]))
+        assert kept["messages"] == [system, *prompt], row
+    wrong = {**with_it, "chosen": [other, *answers["chosen"]]}
+    with pytest.raises(UserError, match="and 'chosen' have different system messages"):
+        read(write(tmp_path / "b.jsonl", [wrong]))

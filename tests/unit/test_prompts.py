@@ -57,6 +57,15 @@ def test_rows_are_texts_or_conversations_with_columns_for_the_rewards(tmp_path):
         data.references("train")
 
 
+def test_tools_and_a_system_prompt_are_given_to_the_template(tmp_path):
+    row = {"prompt": "a", "tools": [{"name": "add"}], "system": "Be brief."}
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}")
+    data = load(write(tmp_path / "a.jsonl", [row]), chat_template=str(template))
+    text = data.tokenizer.decode(data.examples["train"].tokens)
+    assert text == '[{"name": "add"}]Be brief.a'
+
+
 def test_continued_texts_have_no_template(tmp_path):
     file = write(tmp_path / "a.jsonl", [{"prompt": "Once "}, {"prompt": "It was"}])
     data = load(file, chat_template="", continued=True)
