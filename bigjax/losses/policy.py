@@ -19,12 +19,19 @@ def group_advantages(rewards_BG: jax.Array, scale: str = "group") -> jax.Array:
     scale: that of the 'group' (GRPO, https://arxiv.org/abs/2402.03300), of the 'batch', or 'none'
     (Dr. GRPO, https://arxiv.org/abs/2503.20783). Groups of equal rewards have advantages of 0.
     """
+    # The rounded mean of equal rewards may not be exactly their value.
     advantages = rewards_BG - rewards_BG.mean(1, keepdims=True)
+    advantages = jnp.where(equal_groups(rewards_BG)[:, None], 0.0, advantages)
     if scale == "group":
         return advantages / (group_std(rewards_BG)[:, None] + TINY_STD)
     if scale == "batch":
         return advantages / (rewards_BG.std(ddof=min(1, rewards_BG.size - 1)) + TINY_STD)
     return advantages
+
+
+def equal_groups(rewards_BG: jax.Array) -> jax.Array:
+    """Whether all rewards of a group are equal, bool [B]."""
+    return rewards_BG.max(1) == rewards_BG.min(1)
 
 
 def group_std(rewards_BG: jax.Array) -> jax.Array:

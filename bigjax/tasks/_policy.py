@@ -237,9 +237,9 @@ def rollout_metrics(batch: Mapping[str, jax.Array], options: Config) -> dict:
         "truncated": ((1 - batch["ended"]).sum(), completions),
     }
     if G > 1:
-        std = policy.group_std(reward)
-        out["reward_std"] = std.sum(), prompts
-        out["equal_groups"] = (std < 1e-6).astype(jnp.float32).sum(), prompts
+        out["reward_std"] = policy.group_std(reward).sum(), prompts
+        equal = policy.equal_groups(reward)
+        out["equal_groups"] = equal.astype(jnp.float32).sum(), prompts
     for i, name in enumerate(options.rewards):
         out[f"rewards/{name}"] = rewards[..., i].sum(), completions
     return out
