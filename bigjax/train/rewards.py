@@ -58,44 +58,63 @@ def score(
         what = f"The reward {name!r} (config.task.rewards.{name})"
         try:
             values = scorer(prompts, completions, columns)
+            listed = _listed(values)
+            table[:, column] = _numbers(listed, len(completions))
         except UserError:
             raise
-        except Exception as e:
+        except Exception as e:  # of the function, or of what it returned, such as a generator
             raise BadReward(
                 f"{what} raised {type(e).__name__} at step {step}: {e}. Correct it and run the "
                 f"same command; the run resumes before this step.\n{_traceback(e)}"
             ) from e
-        values = _listed(values, what, step, len(completions))
-        for i, value in enumerate(values):
-            table[i, column] = value if _is_reward(value) else math.nan
-            if not math.isfinite(table[i, column]):
-                raise BadReward(
-                    f"{what} gave {shown(value)} at step {step}; it must be a finite number, "
-                    f"within the range of float32. The prompt: {_brief(prompts[i])}. The "
-                    f"completion: {_brief(completions[i])}. Correct it and run the same "
-                    "command; the run resumes before this step."
-                )
+        _check(values, listed, what, step, len(completions))
+        for i in np.flatnonzero(np.isnan(table[:, column])):
+            raise BadReward(
+                f"{what} gave {_shown(listed[i])} at step {step}; it must be a finite number, "
+                f"within the range of float32. The prompt: {_brief(prompts[i])}. The "
+                f"completion: {_brief(completions[i])}. Correct it and run the same "
+                "command; the run resumes before this step."
+            )
     return table
 
 
-def _is_reward(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and abs(float(value)) < 3.4e38
-
-
-def _listed(values: Any, what: str, step: int, n: int) -> list:
+def _listed(values: Any) -> list | None:
+    """The values, with scalars of arrays as numbers; None if they cannot be iterated."""
     try:
-        values = [x.item() if hasattr(x, "item") and np.ndim(x) == 0 else x for x in values]
+        iterator = iter(values)
     except TypeError:
+        return None
+    return [x.item() if hasattr(x, "item") and np.ndim(x) == 0 else x for x in iterator]
+
+
+def _numbers(values: list | None, n: int) -> list[float]:
+    """n numbers, NaN for values that are no rewards."""
+    found = [float(x) if _is_reward(x) else math.nan for x in values or ()]
+    return found if len(found) == n else [0.0] * n
+
+
+def _is_reward(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and abs(value) < 3.4e38
+
+
+def _check(values: Any, listed: list | None, what: str, step: int, n: int) -> None:
+    if listed is None:
         raise BadReward(
-            f"{what} returned {shown(values)} at step {step}; it must return a list of "
+            f"{what} returned {_shown(values)} at step {step}; it must return a list of "
             "numbers, one for each completion."
-        ) from None
-    if len(values) != n:
+        )
+    if len(listed) != n:
         raise BadReward(
-            f"{what} returned {len(values):,} rewards for {n:,} completions at step {step}. It "
+            f"{what} returned {len(listed):,} rewards for {n:,} completions at step {step}. It "
             "must return one for each, in their order."
         )
-    return values
+
+
+def _shown(value: Any) -> str:
+    try:
+        return shown(value)
+    except Exception:  # such as of an int of more digits than Python writes
+        return f"a value of type {type(value).__name__}"
 
 
 def _traceback(error: Exception) -> str:

@@ -26,6 +26,14 @@ def fails(prompts, completions):
     return [float(len(text)) for text in completions]
 
 
+def lazy(prompts, completions):
+    CALLS.append(1)
+    for text in completions:  # raises when it is iterated
+        if len(CALLS) % 3 == 0 and pathlib.Path({flag!r}).exists():
+            raise TypeError("no such word")
+        yield float(len(text))
+
+
 def bad(prompts, completions):
     return {values}
 """
@@ -104,16 +112,17 @@ def run(workdir, config, *flags) -> int:
     return main.main(["train", config, f"--workdir={workdir}", *flags])
 
 
-def test_a_reward_that_raises_is_shown_and_loses_nothing(tmp_path, capsys):
-    config = config_with(tmp_path, "fails")
+@pytest.mark.parametrize("name, error", [("fails", "ValueError"), ("lazy", "TypeError")])
+def test_a_reward_that_raises_is_shown_and_loses_nothing(tmp_path, capsys, name, error):
+    config = config_with(tmp_path, name)
     assert run(tmp_path / "whole", config, "--config.train.steps=3") == 0
     flags = ["--config.train.steps=3", "--config.checkpoint.every=100"]
     (tmp_path / "fail").touch()
     capsys.readouterr()
     assert run(tmp_path / "run", config, *flags) == 2
     out = "".join(capsys.readouterr())
-    assert "The reward 'mine' (config.task.rewards.mine) raised ValueError at step 3" in out
-    assert 'raise ValueError("no such word")' in out and "my_rewards.py" in out
+    assert f"The reward 'mine' (config.task.rewards.mine) raised {error} at step 3" in out
+    assert f'raise {error}("no such word")' in out and "my_rewards.py" in out
     assert "rewards.py, line" not in out.replace("my_rewards.py", "")
     (tmp_path / "fail").unlink()
     assert run(tmp_path / "run", config, *flags) == 0
@@ -131,6 +140,8 @@ def test_a_reward_that_raises_is_shown_and_loses_nothing(tmp_path, capsys):
         ("[0.0] * 31 + ['good']", "gave 'good' at step 1"),
         ("[1e39] + [0.0] * 31", "gave 1e+39 at step 1"),
         ("7", "returned 7 at step 1; it must return a list"),
+        ("[10**400] + [0.0] * 31", "gave 1000000"),
+        ("[10**5000] + [0.0] * 31", "gave a value of type int at step 1"),
     ],
 )
 def test_a_bad_reward_is_named_with_its_completion(tmp_path, capsys, values, words):
