@@ -105,8 +105,10 @@ def wrapped(task: Any, config, frozen: Callable) -> Any:
 
     def loss(params, extras, frozen, batch, rng, train):
         params, rest = complete(params, frozen)
+        # A policy is compared with the one that sampled, which has no dropout.
+        drops = train and not task.rollouts
         with fixed_statistics(peft.nested(trained)):
-            with peft.intercepted(method, rng if train else None):
+            with peft.intercepted(method, rng if drops else None):
                 return task.loss(params, extras, rest, batch, rng, train)
 
     def variables(params, extras, frozen):

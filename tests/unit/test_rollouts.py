@@ -206,7 +206,7 @@ def test_with_lora_on_a_base_that_is_the_reference(prompts):
     """The sampler and the trainer agree, and the divergence is that from the base alone."""
     c = config(data__train=prompts, task__beta=0.1)
     with c.unlocked():
-        c.peft = dict(name="lora", base="a run", rank=2)
+        c.peft = dict(name="lora", base="a run", rank=2, dropout=0.5)
     base = jax.eval_shape(tasks.build(helpers.filled(c)).frozen["base"].init, jax.random.key(0))
     drawn = noisy(jax.tree_util.tree_map(lambda x: jnp.zeros(x.shape), base))
     other = Lab(c, frozen={"base": drawn})
@@ -217,7 +217,8 @@ def test_with_lora_on_a_base_that_is_the_reference(prompts):
     _, metrics = other.step(batch)
     assert metrics["sampler_gap"] < 1e-5 and metrics["kl"] > 0.01
     zero = jax.tree_util.tree_map(jnp.zeros_like, other.state.params)  # LoRA that adds nothing
-    loss = jax.jit(lambda p: other.task.loss(p, {}, other.frozen.arrays, batch, None, True))
+    rng = jax.random.key(3)  # dropout is off: sampler_gap shows it as well
+    loss = jax.jit(lambda p: other.task.loss(p, {}, other.frozen.arrays, batch, rng, True))
     kl, tokens = loss(zero)[1][0]["kl"]
     assert float(tokens) == mask.sum() and abs(float(kl)) < 1e-4
     assert whole["reference_log_probs"].shape == mask.shape
