@@ -2,7 +2,8 @@
 the layers of a stack see them. What the layers give for them is dropped.
 
 A token's position stays what it was: those of the vectors come before 0. Rows of one segment only:
-a vector that several packed examples share would carry one into the other.
+a vector that several packed examples share would carry one into the other. Every token sees the
+vectors: masks that hide some tokens of a row, such as a sliding window, would hide them too.
 """
 
 import dataclasses
@@ -14,7 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.bounds import POSITIVE, at_least
-from bigjax.layers.attention import Cache, Span
+from bigjax.errors import UserError
+from bigjax.layers.attention import Attention, Cache, Span
+from bigjax.layers.mask import Causal, Full
 from bigjax.layers.params import param
 from bigjax.layers.stack import Stack
 from bigjax.peft import Layer, Method, Options, Seen, check_targets
@@ -31,20 +34,26 @@ class Config(Options):
 
 def build(options: Config) -> Method:
     prompts: list = []  # keys and values by layer, of the stack that is running on a cache
+    lengthened: list = []  # the stack that is running on rows with the vectors
 
     def added(layer: Layer):
         layer_names = [n for n in layer.module.path if n.startswith("layer_")]
         return prompts[-1][int(layer_names[-1][6:])] if prompts else None
 
+    def layer(layer: Layer):
+        if lengthened and isinstance(layer.module, Attention):
+            _check_mask(layer)
+        return _prompted(options, prompts, lengthened, layer)
+
     return Method(
-        layer=lambda layer: _prompted(options, prompts, layer),
+        layer=layer,
         added=added,
         check=lambda seen: _check(options, seen),
         packs=False,
     )
 
 
-def _prompted(c: Config, prompts: list, layer: Layer):
+def _prompted(c: Config, prompts: list, lengthened: list, layer: Layer):
     stack = layer.module
     if not isinstance(stack, Stack):
         return layer.run()
@@ -62,8 +71,25 @@ def _prompted(c: Config, prompts: list, layer: Layer):
             prompts.pop()
     P = c.length
     x = jnp.concatenate([jnp.broadcast_to(prompt, (len(x), *prompt.shape)), x], axis=1)
-    y, *more = layer.run(x, _lengthened(shared, P), *rest)
+    lengthened.append(layer.path)
+    try:
+        y, *more = layer.run(x, _lengthened(shared, P), *rest)
+    finally:
+        lengthened.pop()
     return y[:, P:], *more
+
+
+def _check_mask(layer: Layer) -> None:
+    """Raises UserError for a layer whose queries do not see all vectors before them: with a cache
+    they do, so that it would not decode as it was trained."""
+    assert isinstance(layer.module, Attention)
+    if layer.module.mask not in (Causal(), Full()):
+        raise UserError(
+            f"config.peft.name='prompt' does not support the mask {layer.module.mask} of "
+            f"{layer.path!r}: it hides the vectors before a row from its later tokens. Use a model "
+            "without a sliding window or rows (data.seq_len) that with peft.length are not longer "
+            "than it, or peft.name='prefix', whose keys all tokens see."
+        )
 
 
 def _keys(stack: Stack, prompt: jax.Array, shared: Any, cache: list[Cache]) -> list[tuple]:

@@ -269,6 +269,26 @@ def test_a_decoder_gives_what_training_sees(name, position):
     assert np.abs(np.asarray(plain_logits - want)).max() > 1e-3
 
 
+@pytest.mark.parametrize("every", [0, 2])
+def test_prompts_need_rows_that_a_sliding_window_does_not_cut(every):
+    """It would hide the vectors in training, and not with a cache."""
+    c = config(model__window=34, model__global_every=every)
+    c.data.packing = False
+    batch = batch_of(c, tasks.build(c))
+    assert c.data.seq_len == 32
+
+    def trace(name, length):
+        task = tuned(c, name, length=length)
+        parts = task.init(jax.random.key(0))["params"], {}, {"base": plain}
+        jax.eval_shape(lambda *a: task.loss(*a, jax.random.key(3), True), *parts, batch)
+
+    plain = jax.eval_shape(tasks.build(c).init, jax.random.key(0))
+    trace("prompt", 2)
+    with pytest.raises(UserError, match=r"the mask .*Window\(before=33.* hides the vectors"):
+        trace("prompt", 3)
+    trace("prefix", 3)
+
+
 @pytest.mark.parametrize("kind, bits, error", [("int8", 8, 0.006), ("nf4", 4, 0.15)])
 def test_a_quantised_kernel(kind, bits, error):
     x = drawn(jax.ShapeDtypeStruct((3, 4, 32, 6, 8), jnp.float32), 1.0)
