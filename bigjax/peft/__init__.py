@@ -105,7 +105,8 @@ class Method:
 
     layer(Layer) -> the output of a module's call, possibly with parameters of its own.
     added(Layer) -> keys and values [P, K, D] that all queries of an Attention see; None: none.
-    trains(path) -> whether a parameter of the model itself is trained, as in BitFit.
+    trains(path) -> whether a parameter of the model itself is trained, as in BitFit. path: as of
+        Layer, also where the model is not scanned.
     merge(params) -> the parameters of a plain model that computes the same, in float32; None if
         there is none. params: of the model and the method, as of scan=True or scan=False.
     first(params) -> the method's parameters that follow from the model's, as {path: array}.

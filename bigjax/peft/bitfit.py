@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from bigjax.peft import Method, Options
+from bigjax.peft import Method, Options, Seen, check_targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,4 +16,9 @@ def build(options: Config) -> Method:
         layer=lambda layer: layer.run(),
         trains=lambda path: re.search(options.targets, path) is not None,
         merge=lambda params: params,
+        check=lambda seen: _check(options.targets, seen),
     )
+
+
+def _check(targets: str, seen: Seen) -> None:
+    check_targets(targets, seen.axes, "parameter")

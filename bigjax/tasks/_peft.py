@@ -172,21 +172,23 @@ def _method(module: Any, options: Any, name: str) -> peft.Method:
 def _own(method: peft.Method, options: Any, name: str, task: Any, shapes, of_base) -> set[str]:
     """The paths of the parameters that are trained. Raises UserError for a regex without any."""
     names, base = named_leaves(shapes), named_leaves(of_base)
-    own = {n for n in names if n not in base or method.trains(n)}
+    path = {n: peft.normal_path(n) for n in names}  # what a regex sees
+    own = {n for n in names if n not in base or method.trains(path[n])}
+    has = f"The parameters are: {peft.some({path[n] for n in base})}"
     if not own:
         raise UserError(
             f"config.peft.name={name!r} would train no parameter of this model, with its options. "
-            f"The parameters are: {', '.join([*base][:8])}, ..."
+            f"{has}."
         )
     if options.also == "head":
         heads = (f"{task.label_head}/",) if task.label_head else ()
         return own | {n for n in base if n.startswith(heads)}
     peft.check_regex(options.also, "peft.also")
-    also = {n for n in base if options.also and re.search(options.also, n)}
+    also = {n for n in base if options.also and re.search(options.also, path[n])}
     if options.also and not also:
         raise UserError(
-            f"peft.also={options.also!r} matches no parameter. The parameters are: "
-            f"{', '.join([*base][:8])}, ... Set it to '' to train none of them."
+            f"peft.also={options.also!r} matches no parameter. {has}. Set it to '' to train "
+            "none of them."
         )
     return own | also
 

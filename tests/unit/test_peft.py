@@ -368,6 +368,7 @@ def peft_method(c, name):
         (dict(targets="embed|query"), "matches the embedding 'embed'.*tied"),
         (dict(also="nothing"), "peft.also='nothing' matches no parameter"),
         (dict(also="["), "not a regular expression"),
+        (dict(name="bitfit", rank=None, targets="bais$"), "targets='bais.' matches no parameter"),
         (dict(rank=0), "rank"),
         (
             dict(base_dtype="int4"),
@@ -394,3 +395,20 @@ def test_options_that_do_not_suit_the_model_are_refused(options, message):
 def test_a_head_for_labels_is_trained_in_full_unless_told_otherwise(also, trained):
     shapes = jax.eval_shape(tuned(config("bert"), rank=2, also=also).init, jax.random.key(0))
     assert {n.split("/")[0] for n in named_leaves(shapes["params"])} == {"stack", *trained}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(name="bitfit", targets="stack/layers/.*query/bias$"),
+        dict(name="lora", rank=2, also="stack/layers/norm_1"),
+    ],
+)
+def test_a_regex_sees_the_same_paths_whether_the_model_is_scanned_or_not(options):
+    of = lambda family: jax.eval_shape(tuned(config(family), **options).init, jax.random.key(0))
+    scanned, unrolled = (
+        {peft.normal_path(n) for n in named_leaves(of(family)["params"])}
+        for family in ("gpt", "gpt, unrolled")
+    )
+    assert scanned == unrolled
+    assert any("bias" in n for n in scanned)
