@@ -1,6 +1,6 @@
 """Rated conversations: records of JSON lines, checked. docs/feedback.md describes the format."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import datetime
 import hashlib
@@ -19,6 +19,8 @@ FORMAT = 1  # of the records and of the manifest
 _TEXTS = ("id", "comment", "edited", "user", "chosen", "rejected")
 _KEYS = (*_TEXTS, "time", "model", "messages", "rating", "scale", "alternative", "consent")
 _FREE = "metadata"  # a key for anything else
+# Of a message, beside its role and content
+_MESSAGE_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +53,10 @@ class Record:
 
     @property
     def texts(self) -> list[str]:
-        """All texts that a snapshot may have of it."""
+        """All texts that a snapshot may have of it: those of calls of tools too."""
         own = [self.answer, self.edited, self.chosen, self.rejected]
-        return [*(m["content"] for m in self.prompt), *(text for text in own if text)]
+        prompt = [{k: x for k, x in m.items() if k != "role"} for m in self.prompt]
+        return [*_strings(prompt), *(text for text in own if text)]
 
     def order(self, seed: int) -> str:
         """A hash by which records are chosen and ordered, whatever the order of the files."""
@@ -214,7 +217,37 @@ def _messages(value: Any, where: str) -> list[dict[str, Any]]:
                 f"{where}: message {i + 1} is {describe(message)}; it has to be like "
                 '{"role": "user", "content": "..."}.'
             )
+        known = ("role", "content", *_MESSAGE_KEYS)
+        if unknown := {*message} - {*known}:
+            raise UserError(
+                f"{where}: message {i + 1} has the unknown key {min(unknown)!r}; known: "
+                f"{', '.join(known)}. Remove it, or put it under {_FREE!r} of the record."
+            )
     return value
+
+
+def _strings(value: Any, free: bool = False) -> Iterator[str]:
+    """All texts within JSON, also within JSON in a text. free: whether keys are texts too, as those
+    of the arguments of a call are; other keys are of the format."""
+    if isinstance(value, str):
+        yield value
+        if free:
+            try:
+                inner = json.loads(value)
+            except (ValueError, RecursionError):
+                return
+            if isinstance(inner, (dict, list)):
+                yield from _strings(inner, free)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            if free:
+                yield key
+            yield from _strings(inner, free or key == "arguments")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner, free)
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)  # a number, such as a telephone's
 
 
 def _model(value: Any, where: str) -> dict[str, str]:

@@ -164,6 +164,31 @@ def test_filters(tmp_path, filters, removed, left):
     assert {k: n for k, n in manifest["removed"].items() if n} == removed
 
 
+_CALL = {"type": "function", "function": {"name": "mail", "arguments": {}}}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        dict(tool_calls=[{**_CALL, "function": {"name": "mail", "arguments": {"to": "secret"}}}]),
+        dict(tool_calls=[{**_CALL, "function": {"name": "mail", "arguments": {"secret": 1}}}]),
+        dict(tool_calls=[{"name": "m", "arguments": json.dumps({"to": ["\u00fcsecret"]})}]),
+        dict(tool_calls=[{"name": "m", "arguments": '{"to": "\\u0073ecret"}'}]),
+        dict(tool_calls=[{"name": "secret", "arguments": {}}]),
+        dict(reasoning_content="The secret"),
+        dict(name="secret"),
+    ],
+)
+def test_a_pattern_finds_what_is_not_the_content_of_a_message(tmp_path, more):
+    asks = [turn("user", "q"), turn("assistant", "Wait.", **more), turn("user", "And?")]
+    given = [record(1), record(2, messages=[*asks, turn("assistant", "Done.")])]
+    rows, manifest = frozen(tmp_path, *given, drop_pattern="secret")
+    assert manifest["removed"]["drop_pattern"] == 1
+    assert answers(rows["sft.jsonl"], "messages") == ["Paris."]
+    kept, _ = frozen(tmp_path, *given, drop_pattern="user|content|tool_calls")  # of the format
+    assert len(kept["sft.jsonl"]) == 2
+
+
 def test_records_of_each_user_are_limited(tmp_path):
     given = [record(i, f"a{i}", user="one") for i in range(5)]
     given += [record(9, "b", user="two"), record(10, "c"), record(11, "d")]
@@ -195,6 +220,10 @@ def test_records_of_each_user_are_limited(tmp_path):
         (record(1, messages=[turn("user", "a"), turn("user", "b")]), "end with the rated answer"),
         (record(1, messages=[turn("user", 3), turn("assistant", "b")]), "message 1 is an object"),
         (record(1, messages=[turn("user", "q"), turn("assistant", "")]), "is empty"),
+        (
+            record(1, messages=[turn("user", "q", email="x"), turn("assistant", "a")]),
+            "message 1 has the unknown key 'email'; known: role, content, tool_calls",
+        ),
         (
             record(1, messages=[turn("user", "q"), turn("assistant", "a", tool_calls=[{}])]),
             "has 'tool_calls'",
