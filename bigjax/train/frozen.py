@@ -9,7 +9,7 @@ import jax
 from bigjax.errors import UserError
 from bigjax.parallel import sharding
 from bigjax.tasks import Frozen, Task
-from bigjax.train import init_from
+from bigjax.train import init_from, source_checks
 from bigjax.train.state import abstract, split
 from bigjax.train.stored import checksums
 
@@ -27,12 +27,18 @@ def shapes(task: Task, mesh) -> dict[str, Any]:
 
 
 def load(
-    task: Task, mesh, cache_dir: str, log: Callable[[str], None], python_path: str = ""
+    task: Task,
+    mesh,
+    cache_dir: str,
+    log: Callable[[str], None],
+    python_path: str = "",
+    tokenizer=None,
 ) -> Parts:
     """The frozen parts of a task.
 
-    cache_dir: of config.data. python_path: of the config, for a part's own family. Raises UserError
-    if a source lacks a parameter or its shape differs.
+    cache_dir: of config.data. python_path: of the config, for a part's own family. tokenizer: of
+    the run, None: not compared. Raises UserError if a source lacks a parameter or its shape
+    differs, and if a part 'reference', which reads the same tokens, has another tokenizer.
     """
     parts = {}
     for name, part in task.frozen.items():
@@ -44,6 +50,11 @@ def load(
             source = init_from.open_source(
                 part.source, cache_dir, part.model, python_path, f"The source of {what}, "
             )
+            if name == "reference":
+                axes = part.axes.get("params", part.axes)
+                source_checks.check_tokenizer(
+                    source, axes, "", tokenizer, log, python_path, key="the reference"
+                )
             parts[name] = _load(target, source, what)
             if part.as_read:
                 on = jax.tree_util.tree_map(lambda x: x.sharding, stored)

@@ -83,7 +83,7 @@ def _train(config, workdir: str, progress: metrics.Progress, lease: Lease) -> No
     corpus = stages.load_data(task, log)
     batches = corpus.split("train", batch_size=config.train.batch_size, seed=config.seed)
     folder = epath.Path(workdir)
-    parts = frozen.load(task, mesh, cache_dir(config), log, config.python_path)
+    parts = frozen.load(task, mesh, cache_dir(config), log, config.python_path, corpus.tokenizer)
     context = evals.Context(config, task, corpus, mesh, log, folder, parts.arrays)
     evaluators = stages.build_evaluators(context)
     _check_metrics(config, evaluators)

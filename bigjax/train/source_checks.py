@@ -12,6 +12,14 @@ from bigjax.errors import UserError
 from bigjax.train.init_from import Source
 from bigjax.trees import named_leaves, path_name
 
+_REMEDIES = {  # of another tokenizer
+    **dict.fromkeys(
+        ("config.init_from", "config.peft.base"), f"Set {tokenizers.KIND}='init_from' to use it"
+    ),
+    "the reference": "Both read the same tokens: set task.reference to a model with this run's "
+    f"tokenizer, or {tokenizers.KIND} and data.tokenizer.path to the tokenizer of the reference",
+}
+
 
 def check_labels(
     source: Source, shapes, head: str, reset: str, labels, log: Callable[[str], None]
@@ -59,7 +67,7 @@ def check_tokenizer(
     tokenizer.
 
     axes: the logical axes of this run's parameters; 'vocab' is that of tokens. python_path: of the
-    config, for a tokenizer of one's own. key: names the source.
+    config, for a tokenizer of one's own. key: names the source, one of _REMEDIES.
     """
     leaves = jax.tree_util.tree_leaves_with_path(axes, is_leaf=lambda x: isinstance(x, tuple))
     of_tokens = [path_name(path) for path, names in leaves if "vocab" in names]
@@ -77,10 +85,9 @@ def check_tokenizer(
         raise UserError(
             f"The parameters of {key}={source.where!r} were trained with another "
             f"vocabulary ({theirs.kind}, {theirs.vocab_size:,} tokens) than this run's "
-            f"({tokenizer.kind}, {tokenizer.vocab_size:,}). Set {tokenizers.KIND}='init_from' to "
-            "use it"
+            f"({tokenizer.kind}, {tokenizer.vocab_size:,}). {_REMEDIES[key]}"
             + f", or init_reset='^({'|'.join(of_tokens)})' to initialise these parameters from "
-            "scratch." * (key == "config.init_from") + "." * (key != "config.init_from")
+            "scratch" * (key == "config.init_from") + "."
         )
 
 

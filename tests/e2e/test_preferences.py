@@ -110,6 +110,16 @@ def test_pairs_resumed_and_from_stored_log_probabilities(call, train, files, sft
     np.testing.assert_allclose(losses(tmp_path / "b"), own, atol=1e-6)
 
 
+def test_a_reference_with_another_tokenizer_is_refused(train, files, sft, tmp_path, capsys):
+    other = "--config.data.tokenizer.kind=wordpiece", "--config.data.tokenizer.vocab_size=60"
+    flags = *other, f"--config.data.cache_dir={tmp_path}", f"--config.task.reference={sft}"
+    assert train(tmp_path / "run", files["pairs"], *flags) == 2
+    err = capsys.readouterr().err
+    assert "The parameters of the reference=" in err and "another vocabulary (bytes, " in err
+    assert "set task.reference to a model with this run's tokenizer" in err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 @pytest.mark.slow
 def test_ratings_from_stored_log_probabilities(call, train, files, sft, tmp_path, capsys):
     scored = tmp_path / "scored.jsonl"
