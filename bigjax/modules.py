@@ -286,14 +286,14 @@ def function(path: str, key: str, folder: str = "") -> Any:
     module that cannot be imported, and if it has no such function."""
     name, _, last = path.partition(":")
     module = _import(name, key, folder)
-    found = getattr(module, last, None)
-    if not callable(found):
+    function = getattr(module, last, None)
+    if not callable(function):
         have = [k for k, v in vars(module).items() if inspect.isfunction(v)]
         raise UserError(
             f"config.{key}={path!r}: {getattr(module, '__file__', name)} has no function {last!r}. "
             f"{config_lib.nearest(last, have)}"
         )
-    return found
+    return function
 
 
 @functools.cache

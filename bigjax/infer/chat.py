@@ -54,19 +54,19 @@ class Chat:
         options = dataclasses.replace(
             self._options, max_new_tokens=min(self._options.max_new_tokens, room)
         )
-        seed, said = self._seed + self._n_answers, ""
+        seed, answer = self._seed + self._n_answers, ""
         self._n_answers += 1
         tokenizer = self._template.tokenizer
         try:
             for _, piece in texts.stream(self._generator, tokenizer, [ids], options, seed=seed):
-                new = piece if said else piece.lstrip()
-                said += new
+                new = piece if answer else piece.lstrip()
+                answer += new
                 if new:
                     yield new
         finally:
-            if said.strip():
-                answer = {"role": "assistant", "content": said.rstrip()}
-                self.messages = [*self._system, *turns, answer]
+            if answer.strip():
+                message = {"role": "assistant", "content": answer.rstrip()}
+                self.messages = [*self._system, *turns, message]
 
     def _fitting(self, turns: list[dict[str, Any]]) -> tuple[list[int], list[dict[str, Any]]]:
         """(the prompt's token ids, the turns in it): without the oldest ones if they do not fit."""

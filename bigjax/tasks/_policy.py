@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.bounds import POSITIVE, at_least, check_ranges
-from bigjax.data.chat_template import template_text
 from bigjax.data.store import SPLITS
 from bigjax.errors import UserError
 from bigjax.layers.output import linear_log_probs_and_entropy
@@ -88,12 +87,6 @@ class Config:
                 f"task.overlong_tokens={self.overlong_tokens} is more than task.max_new_tokens="
                 f"{self.max_new_tokens}."
             )
-
-
-def resolve(config, options: Config) -> dict:
-    """The template of data.chat_template."""
-    del options
-    return {"chat_template": template_text(config.data.get("chat_template", ""))}
 
 
 class Policy(NamedTuple):

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from bigjax.errors import UserError
 from bigjax.losses import policy
 from bigjax.tasks import Task, _policy
+from bigjax.tasks._chat import resolve as resolve
 
 DATA, EVALUATION = "prompts", "generation"  # in a config that is generated for this task
-resolve = _policy.resolve
 
 
 @dataclasses.dataclass(frozen=True)

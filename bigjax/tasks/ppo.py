@@ -9,9 +9,9 @@ from bigjax.bounds import SHARE, at_least
 from bigjax.losses import policy
 from bigjax.models._valued import NAME
 from bigjax.tasks import Task, _policy
+from bigjax.tasks._chat import resolve as resolve
 
 DATA, EVALUATION = "prompts", "generation"  # in a config that is generated for this task
-resolve = _policy.resolve
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.bounds import POSITIVE, Range, at_least, check_ranges
-from bigjax.data.chat_template import template_text
 from bigjax.data.store import SPLITS
 from bigjax.errors import UserError
 from bigjax.layers.output import linear_log_probs
@@ -27,6 +26,7 @@ from bigjax.tasks import (
     init_and_axes,
     output_layer,
 )
+from bigjax.tasks._chat import resolve as resolve
 from bigjax.tasks._peft import REFERENCE
 from bigjax.tasks._reference import reference_part
 
@@ -93,12 +93,6 @@ class Config:
     @property
     def has_reference(self) -> bool:
         return self.loss in USED_BY["reference"]
-
-
-def resolve(config, options: Config) -> dict:
-    """The template of data.chat_template."""
-    del options
-    return {"chat_template": template_text(config.data.get("chat_template", ""))}
 
 
 def build(config, options: Config) -> Task:

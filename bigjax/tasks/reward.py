@@ -5,7 +5,6 @@ import dataclasses
 import jax.numpy as jnp
 
 from bigjax.bounds import at_least, check_ranges
-from bigjax.data.chat_template import template_text
 from bigjax.data.store import SPLITS
 from bigjax.losses.preference import bradley_terry
 from bigjax.models import _scored
@@ -21,6 +20,7 @@ from bigjax.tasks import (
     in_tokens,
     init_and_axes,
 )
+from bigjax.tasks._chat import resolve as resolve
 
 DATA, EVALUATION = "preferences", "loss"  # in a config that is generated for this task
 
@@ -36,12 +36,6 @@ class Config:
 
     def __post_init__(self):
         check_ranges("task", self)
-
-
-def resolve(config, options: Config) -> dict:
-    """The template of data.chat_template."""
-    del options
-    return {"chat_template": template_text(config.data.get("chat_template", ""))}
 
 
 def build(config, options: Config) -> Task:

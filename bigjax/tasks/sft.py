@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from bigjax.data.chat_template import template_text
 from bigjax.data.store import SPLITS
 from bigjax.tasks import Task, causal_lm, data_module
+from bigjax.tasks._chat import resolve as resolve
 
 DATA, EVALUATION = "conversations", "loss"  # in a config that is generated for this task
 
@@ -13,12 +13,6 @@ DATA, EVALUATION = "conversations", "loss"  # in a config that is generated for 
 class Config(causal_lm.Config):
     # The content of the file data.chat_template; a run fills it in, so that it holds all of itself
     chat_template: str = ""
-
-
-def resolve(config, options: Config) -> dict:
-    """The template of data.chat_template."""
-    del options
-    return {"chat_template": template_text(config.data.get("chat_template", ""))}
 
 
 def build(config, options: Config) -> Task:

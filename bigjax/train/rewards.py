@@ -89,8 +89,8 @@ def _listed(values: Any) -> list | None:
 
 def _numbers(values: list | None, n: int) -> list[float]:
     """n numbers, NaN for values that are no rewards."""
-    found = [float(x) if _is_reward(x) else math.nan for x in values or ()]
-    return found if len(found) == n else [0.0] * n
+    rewards = [float(x) if _is_reward(x) else math.nan for x in values or ()]
+    return rewards if len(rewards) == n else [0.0] * n
 
 
 def _is_reward(value: Any) -> bool:
